@@ -1,0 +1,74 @@
+# Everything runs in .venv, made on first use. `make help` lists the targets.
+
+PYTHON ?= python3
+# On a GPU machine: make PADDLE="paddlepaddle-gpu==3.3.1 --index-url <the index for your CUDA>" ...
+PADDLE ?= paddlepaddle==3.3.1
+EXTRAS ?= plot,test
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUNS ?= runs/quickstart
+STDLIB = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['stdlib'])")
+NATIVE_SOURCES := $(shell find csrc cmake tools -type f) CMakeLists.txt setup.py pyproject.toml
+CPP_FILES = $(shell git ls-files -co --exclude-standard '*.cc' '*.h' '*.cu' '*.cuh')
+
+.DEFAULT_GOAL := help
+.PHONY: help install pretrain test lint format build docs bench gpu-check clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/.installed  ## .venv with Paddle, this package (editable) and what tests need
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.paddle: $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet setuptools $(PADDLE)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.paddle $(NATIVE_SOURCES)
+	$(BIN)/python -m pip install -e ".[$(EXTRAS)]"
+	@touch $@
+
+pretrain: install  ## pre-train a small LLaMA on the Python standard library's source, on CPU
+	$(BIN)/python -m pypkg.preprocess --input_path $(STDLIB) --file_suffix .py \
+	  --exclude site-packages,dist-packages,__pycache__ --append_eos --shuffle_seed 1 \
+	  --train_tokenizer 4096 --tokenizer_name_or_path $(RUNS)/tokenizer \
+	  --output_prefix $(RUNS)/data/stdlib
+	$(BIN)/python -m pypkg.pretrain configs/quickstart.json --output_dir $(RUNS)/checkpoints \
+	  --input_dir $(RUNS)/data --tokenizer_name_or_path $(RUNS)/tokenizer
+
+test: install  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.lint  ## ruff and clang-format, check only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+
+format: $(VENV)/.lint  ## rewrite the sources in the settled format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+$(VENV)/.lint: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet $$(sed -n 's/^lint = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',' | xargs printf '%s ')
+	@touch $@
+
+build: install  ## rebuild the compiled parts in place after editing csrc/
+
+bench: install  ## operator and train-step benchmarks on this machine, table into docs/benchmarks.md
+	$(BIN)/python -m pypkg.bench ops --update-docs
+	$(BIN)/python -m pypkg.bench train-step --update-docs
+
+docs: install  ## regenerate the pages that are made from the code
+	$(BIN)/python -m pypkg.config > docs/configuration.md
+
+# Needs a GPU, nvcc, CMake, Ninja and a Python with torch and pybind11; no Paddle, no .venv.
+gpu-check:  ## build the kernels for the GPU, check them against torch, time them
+	$(PYTHON) tests/gpu/gpu_check.py
+
+clean:  ## remove build products, keep .venv and runs/
+	rm -rf build dist *.egg-info pypkg/_lib pypkg/_native*.so $(VENV)/.installed

@@ -1,0 +1,135 @@
+// What the CPU kernels share: element types, SIMD dispatch, and exp and normal_cdf in float32.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "common.h"
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi"  // every function that takes or returns a Vec is inlined
+#endif
+
+// Compiles a function for AVX-512, for AVX2 and for the baseline; the loader picks one. Everything
+// it calls must be inlined into it, hence PYPKG_INLINE on helpers.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define PYPKG_TARGET_CLONES \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define PYPKG_TARGET_CLONES
+#endif
+#define PYPKG_INLINE inline __attribute__((always_inline))
+
+namespace pypkg {
+
+template <class To, class From>
+PYPKG_INLINE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+PYPKG_INLINE float to_float(float value) { return value; }
+PYPKG_INLINE float to_float(BFloat16 value) { return bit_cast<float>(uint32_t{value.bits} << 16); }
+
+template <class T>
+PYPKG_INLINE T from_float(float value);
+template <>
+PYPKG_INLINE float from_float<float>(float value) {
+  return value;
+}
+template <>
+PYPKG_INLINE BFloat16 from_float<BFloat16>(float value) {
+  const uint32_t bits = bit_cast<uint32_t>(value);
+  const uint32_t nearest_even = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return {static_cast<uint16_t>(value == value ? nearest_even : 0x7fc0u)};
+}
+
+// Calls function(T{}) with the element type of dtype.
+template <class Function>
+void dispatch_dtype(DType dtype, const char* kernel, Function&& function) {
+  switch (dtype) {
+    case DType::kFloat32: return function(float{});
+    case DType::kBFloat16: return function(BFloat16{});
+    case DType::kFloat16: break;
+  }
+  throw std::invalid_argument(std::string(kernel) + ": dtype " + dtype_name(dtype) +
+                              " is not supported on CPU; expected float32 or bfloat16");
+}
+
+constexpr int kLanes = 16;
+using Vec = float __attribute__((vector_size(kLanes * sizeof(float))));
+using VecBits = uint32_t __attribute__((vector_size(kLanes * sizeof(float))));
+
+template <class F>
+struct BitsOf;
+template <>
+struct BitsOf<float> {
+  using type = uint32_t;
+};
+template <>
+struct BitsOf<Vec> {
+  using type = VecBits;
+};
+
+// e^x within 1 ulp, of a float or a Vec, branch-free so that loops over floats vectorise. Results
+// below 2e-38 are flushed to zero: denormals are slow, and no sum with a larger term notices.
+template <class F>
+PYPKG_INLINE F fast_exp(const F& x) {
+  using Bits = typename BitsOf<F>::type;
+  constexpr float kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer
+  constexpr float kLowest = -86.9f, kHighest = 88.722839f;
+  const F shifted = x * kLog2E + kRound;
+  const F n = shifted - kRound;
+  const F r = (x - n * kLn2High) - n * kLn2Low;  // |r| <= ln(2) / 2
+  // Minimax fit of (e^r - 1 - r) / r^2; relative error of e^r 3e-9.
+  F p = r * 1.3814467e-3f + 8.3687808e-3f;
+  p = p * r + 4.1668393e-2f;
+  p = p * r + 1.6666520e-1f;
+  p = p * r + 4.9999994e-1f;
+  p = p * r * r + r + 1.0f;
+  // Adds n to the exponent of p; the bits of kRound above n are shifted out.
+  F result = bit_cast<F>(bit_cast<Bits>(p) + (bit_cast<Bits>(shifted) << 23));
+  result = x < kLowest ? F{} : result;
+  result = x > kHighest ? F{} + std::numeric_limits<float>::infinity() : result;
+  return x == x ? result : x;
+}
+
+PYPKG_INLINE float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
+
+struct Normal {
+  float cdf;
+  float density;
+};
+
+// The standard normal distribution, absolute error below 1e-7 and relative error below 3e-6 in the
+// left tail. With t = 1 / (1 + 0.35 |x|), cdf(-|x|) * e^(x^2 / 2) is t times a polynomial of t
+// (minimax fit, relative error 3e-8).
+PYPKG_INLINE Normal normal(float x) {
+  const float magnitude = x < 0.0f ? -x : x;
+  const float t = 1.0f / (1.0f + 0.35f * magnitude);
+  float p = -0.0291459393f;
+  p = p * t + 0.143971741f;
+  p = p * t - 0.255714357f;
+  p = p * t + 0.159174263f;
+  p = p * t - 0.0231099036f;
+  p = p * t + 0.105508029f;
+  p = p * t + 0.119832858f;
+  p = p * t + 0.139861867f;
+  p = p * t + 0.139621407f;
+  const float gauss = fast_exp(-0.5f * x * x);
+  const float tail = p * t * gauss;
+  return {x < 0.0f ? tail : 1.0f - tail, 0.39894228f * gauss};
+}
+
+}  // namespace pypkg

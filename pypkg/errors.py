@@ -1,0 +1,11 @@
+"""Errors that are the user's to mend, told without a traceback."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A setting, file or input that cannot be used.
+
+    The message names what was found and where, what was expected, and a way out. Command lines
+    print it as ``error: ...`` and exit with code 2.
+    """
