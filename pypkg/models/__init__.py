@@ -1,0 +1,24 @@
+"""Models: configurations, the decoder, and weights in Hugging Face format.
+
+The configuration side (``ModelConfig``, ``registry``) works without Paddle; the functions that
+make models import it when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pypkg.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from pypkg.models.pretrained import from_config, from_pretrained, save_pretrained
+
+__all__ = ["ModelConfig", "from_config", "from_pretrained", "save_pretrained"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pypkg.models import pretrained
+
+    return getattr(pretrained, name)
