@@ -1,0 +1,188 @@
+"""What this machine can do, and what of it a run will use."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pypkg.config import Settings, listed
+from pypkg.errors import UserError
+from pypkg.paths import library_dir
+
+# Ampere is the first architecture with bfloat16 tensor cores, and the oldest that our CUDA kernels
+# are compiled for.
+_MIN_COMPUTE_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """A device and the software that drives it.
+
+    ``compute_capability`` is None for a CPU. ``ops_backend`` is the implementation that the
+    operators have settled on, and ``compiled_ops`` says what the compiled library was built for.
+    """
+
+    device: str  # "cpu" or "gpu"
+    device_name: str
+    compute_capability: tuple[int, int] | None
+    memory_bytes: int
+    paddle: str
+    ops_backend: str  # "compiled" or "reference"
+    compiled_ops: str
+
+    def bfloat16_obstacle(self) -> str | None:
+        """Why this device cannot train in bfloat16, or None if it can."""
+        if self.compute_capability is None:
+            return "training in bfloat16 needs a GPU, and the device is a CPU"
+        if self.compute_capability < _MIN_COMPUTE_CAPABILITY:
+            return f"bfloat16 {self._too_old()}"
+        return None
+
+    def flash_attention_obstacle(self) -> str | None:
+        """Why there is no flash attention on this device, or None if there is."""
+        if self.compute_capability and self.compute_capability < _MIN_COMPUTE_CAPABILITY:
+            return f"flash attention {self._too_old()}"
+        if self.ops_backend != "compiled":
+            return f"flash attention needs compiled operators, not the {self.ops_backend} ones"
+        return None
+
+    def _too_old(self) -> str:
+        return (
+            f"needs compute capability {_dotted(_MIN_COMPUTE_CAPABILITY)}, and {self.device_name} "
+            f"has {_dotted(self.compute_capability)}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionPlan:
+    """What a run uses: the device, the type of parameters and activations, the attention."""
+
+    capabilities: Capabilities
+    dtype: str  # "float32" or "bfloat16"
+    flash_attention: bool
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> str:
+        """The device for paddle.set_device."""
+        return self.capabilities.device
+
+    def describe(self) -> str:
+        """One line for the log."""
+        c = self.capabilities
+        capability = f"compute capability {_dotted(c.compute_capability)}, "
+        return "; ".join(
+            [
+                f"device: {c.device_name} ({capability if c.compute_capability else ''}"
+                f"{c.memory_bytes / 2**30:.0f} GiB)",
+                f"Paddle {c.paddle}",
+                f"operators: {c.ops_backend} (compiled: {c.compiled_ops})",
+                f"{self.dtype}",
+                f"flash attention {'on' if self.flash_attention else 'off'}",
+                *self.reasons,
+            ]
+        )
+
+
+def probe(device: str | None = None, ops_backend: str | None = None) -> Capabilities:
+    """Selects the device for this process, then the operators for it, and says what they can do.
+
+    Args:
+        device: "cpu" or "gpu"; None takes a GPU if Paddle sees one.
+        ops_backend: "auto", "compiled" or "reference"; None leaves the choice as it is.
+
+    Raises:
+        UserError: there is no such device, or the operators cannot be had as asked.
+    """
+    import paddle
+
+    cuda = paddle.is_compiled_with_cuda()
+    gpus = paddle.device.cuda.device_count() if cuda else 0
+    if device == "gpu" and not gpus:
+        reason = "sees no GPU" if cuda else "is the build for CPUs"
+        raise UserError(
+            f'device is "gpu", but the installed Paddle {paddle.version.full_version} {reason}; '
+            'set device to "cpu", or install paddlepaddle-gpu on a machine with a GPU'
+        )
+    device = device or ("gpu" if gpus else "cpu")
+    paddle.set_device(device)
+
+    from pypkg import ops
+
+    if ops_backend:
+        ops.set_backend(ops_backend)
+    if device == "gpu":
+        properties = paddle.device.cuda.get_device_properties()
+        name, memory = properties.name, properties.total_memory
+        capability = (properties.major, properties.minor)
+    else:
+        name, capability = _cpu_name(), None
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Capabilities(
+        device=device,
+        device_name=name,
+        compute_capability=capability,
+        memory_bytes=memory,
+        paddle=f"{paddle.version.full_version}"
+        + (f" with CUDA {paddle.version.cuda()}" if cuda else " for CPUs"),
+        ops_backend=ops.backend(),
+        compiled_ops=_describe_compiled_ops(library_dir() / "build_info.json"),
+    )
+
+
+def resolve(settings: Settings, capabilities: Capabilities) -> ExecutionPlan:
+    """What the run uses: as asked where that is possible, else the best this device can do.
+
+    Raises:
+        UserError: something was asked for, not left to default, that the device cannot do.
+    """
+    problems: list[str] = []
+    reasons: list[str] = []
+
+    def decide(name: str, obstacle: str | None, way_out: str) -> bool:
+        asked = getattr(settings, name)
+        if asked is False:
+            return False
+        if obstacle and asked:
+            problems.append(f"{name} is true, but {obstacle}; {way_out}")
+        elif obstacle:
+            reasons.append(obstacle)
+        return not obstacle
+
+    bfloat16 = decide(
+        "bf16", capabilities.bfloat16_obstacle(), "set it to false to train in float32"
+    )
+    flash_attention = decide(
+        "use_flash_attention",
+        capabilities.flash_attention_obstacle(),
+        "set it to false, or leave it out",
+    )
+    if problems:
+        raise UserError(listed(problems, "settings that this device cannot follow"))
+    return ExecutionPlan(
+        capabilities=capabilities,
+        dtype="bfloat16" if bfloat16 else "float32",
+        flash_attention=flash_attention,
+        reasons=tuple(reasons),
+    )
+
+
+def _describe_compiled_ops(build_info: Path) -> str:
+    info = json.loads(build_info.read_text(encoding="utf-8")) if build_info.is_file() else {}
+    if not info.get("paddle_version"):
+        return "not built"
+    flavour = f"CUDA {info['cuda_version']}" if info["cuda_version"] else "CPU only"
+    return f"built for Paddle {info['paddle_version']}, {flavour}"
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "CPU"
+
+
+def _dotted(capability: tuple[int, int] | None) -> str:
+    return ".".join(map(str, capability or ()))

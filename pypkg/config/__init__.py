@@ -1,0 +1,8 @@
+"""Settings of a run: read from JSON and the command line, checked before anything starts."""
+
+from pypkg.config.document import help_text
+from pypkg.config.parser import listed, load_settings
+from pypkg.config.settings import Settings
+from pypkg.config.support import check_supported, notices
+
+__all__ = ["Settings", "check_supported", "help_text", "listed", "load_settings", "notices"]

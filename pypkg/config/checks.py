@@ -1,0 +1,137 @@
+"""Impossible values, alone or together, found before anything is started."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from pypkg.config.settings import Settings, setting_fields
+
+
+def value_problems(
+    settings: Settings, given: Collection[str], skip: Collection[str] = ()
+) -> list[str]:
+    """What is impossible in ``settings``, one sentence each.
+
+    ``given`` names the settings that are not at their default. ``skip`` names those already
+    complained about; checks that involve them are left out.
+    """
+    problems = []
+    bad = set(skip)
+    for spec in setting_fields():
+        if spec.name in bad:
+            continue
+        value = getattr(settings, spec.name)
+        problem = None
+        if spec.name in given:
+            problem = _range_problem(spec, value)
+        elif spec.metadata["required"]:
+            problem = f"{spec.name} is missing: the {spec.metadata['help']}"
+        if problem:
+            problems.append(problem)
+            bad.add(spec.name)
+    for names, check in _TOGETHER:
+        if bad.isdisjoint(names):
+            problems.extend(check(settings))
+    return problems
+
+
+def _range_problem(spec: dataclasses.Field, value: Any) -> str | None:
+    rules = spec.metadata
+    if rules["required"] and value == "":
+        return f'{spec.name} is ""; expected the {rules["help"]}'
+    if rules["choices"]:
+        for each in value if isinstance(value, tuple) else (value,):
+            if each not in rules["choices"]:
+                return f"{spec.name} is {each!r}; expected one of {', '.join(rules['choices'])}"
+        return None
+    limits = [
+        ("at_least", "at least", lambda limit: value >= limit),
+        ("above", "more than", lambda limit: value > limit),
+        ("at_most", "at most", lambda limit: value <= limit),
+        ("below", "less than", lambda limit: value < limit),
+    ]
+    for rule, words, holds in limits:
+        if rules[rule] is not None and not holds(rules[rule]):
+            return f"{spec.name} is {value}; expected {words} {rules[rule]}"
+    return None
+
+
+def _check_min_learning_rate(s: Settings) -> Iterator[str]:
+    if s.lr_scheduler_type in ("linear", "cosine") and s.min_learning_rate > s.learning_rate:
+        yield (
+            f"min_learning_rate ({s.min_learning_rate}) is above learning_rate "
+            f"({s.learning_rate}); lower the first or raise the second"
+        )
+
+
+def _check_warmup(s: Settings) -> Iterator[str]:
+    if s.warmup_steps > s.max_steps:
+        yield (
+            f"warmup_steps ({s.warmup_steps}) is above max_steps ({s.max_steps}), so learning_rate "
+            "would never be reached; lower warmup_steps or raise max_steps"
+        )
+    elif s.lr_scheduler_type in ("linear", "cosine") and s.warmup > s.decay_steps:
+        yield (
+            f"the warm-up of {s.warmup:g} steps is longer than decay_steps ({s.decay_steps:g}); "
+            "lower warmup_steps or warmup_ratio, or raise decay_steps"
+        )
+
+
+def _check_constant(s: Settings) -> Iterator[str]:
+    if s.lr_scheduler_type == "constant" and s.warmup > 0:
+        yield (
+            f"lr_scheduler_type is 'constant', which has no warm-up, but the warm-up is "
+            f"{s.warmup:g} steps; use 'constant_with_warmup', or set warmup_steps and "
+            "warmup_ratio to 0"
+        )
+
+
+def _check_split(s: Settings) -> Iterator[str]:
+    try:
+        shares = [float(part) for part in s.split.replace("/", ",").split(",")]
+    except ValueError:
+        shares = []
+    usable = len(shares) == 3 and all(math.isfinite(x) and x >= 0 for x in shares)
+    if not usable or sum(shares) == 0:
+        yield (
+            f"split is {s.split!r}; expected three shares, none negative, not all zero, for "
+            "training, validation and test, such as '949,50,1'"
+        )
+
+
+def _check_evaluation(s: Settings) -> Iterator[str]:
+    if s.do_eval and s.evaluation_strategy == "no":
+        yield (
+            "do_eval is true but evaluation_strategy is 'no'; set do_eval to false or "
+            "evaluation_strategy to 'steps'"
+        )
+    if 0 < s.max_evaluate_steps < s.eval_iters:
+        yield (
+            f"eval_iters ({s.eval_iters}) is above max_evaluate_steps ({s.max_evaluate_steps}); "
+            "set only one of them"
+        )
+
+
+def _check_resume(s: Settings) -> Iterator[str]:
+    if s.overwrite_output_dir and s.resume_from_checkpoint:
+        yield (
+            "overwrite_output_dir is true, which starts anew, but resume_from_checkpoint is "
+            f"{s.resume_from_checkpoint!r}; set only one of them"
+        )
+
+
+# Each check with the settings that it reads.
+_TOGETHER: tuple[tuple[tuple[str, ...], Callable[[Settings], Iterator[str]]], ...] = (
+    (("min_learning_rate", "learning_rate", "lr_scheduler_type"), _check_min_learning_rate),
+    (
+        ("warmup_steps", "warmup_ratio", "max_steps", "decay_steps", "lr_scheduler_type"),
+        _check_warmup,
+    ),
+    (("lr_scheduler_type", "warmup_steps", "warmup_ratio", "max_steps"), _check_constant),
+    (("split",), _check_split),
+    (("do_eval", "evaluation_strategy", "eval_iters", "max_evaluate_steps"), _check_evaluation),
+    (("overwrite_output_dir", "resume_from_checkpoint"), _check_resume),
+)

@@ -1,0 +1,88 @@
+"""Turns a JSON value or a command-line text into a value of a setting's type."""
+
+from __future__ import annotations
+
+import json
+import sys
+import typing
+from typing import Any
+
+_TRUE = frozenset({"true", "t", "yes", "y", "on", "1"})
+_FALSE = frozenset({"false", "f", "no", "n", "off", "0"})
+
+
+class ConversionError(ValueError):
+    """The value is not of the type; the message says what was expected."""
+
+
+def convert(raw: Any, wanted: Any) -> Any:
+    """``raw`` as ``wanted``: bool, int, float, str, or a tuple of these.
+
+    Texts are read as numbers and truth values, and 0 and 1 as truth values, since PaddleNLP passes
+    everything through the command line.
+
+    Raises:
+        ConversionError
+    """
+    if typing.get_origin(wanted) is tuple:
+        return _to_tuple(raw, typing.get_args(wanted)[0])
+    return {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}[wanted](raw)
+
+
+def _to_bool(raw: Any) -> bool:
+    if isinstance(raw, bool):
+        return raw
+    text = str(raw).lower() if isinstance(raw, int | str) else ""
+    if text in _TRUE or text in _FALSE:
+        return text in _TRUE
+    raise ConversionError("true or false")
+
+
+def _to_int(raw: Any) -> int:
+    number = _number(raw, "a whole number")
+    if isinstance(number, float):
+        if not number.is_integer():
+            raise ConversionError("a whole number")
+        number = int(number)
+    return number
+
+
+def _to_float(raw: Any) -> float:
+    return float(_number(raw, "a number"))
+
+
+def _number(raw: Any, expected: str) -> int | float:
+    """A finite number, as int where it is written as one."""
+    number = raw
+    if isinstance(raw, str):
+        try:
+            number = int(raw)
+        except ValueError:
+            try:
+                number = float(raw)
+            except ValueError:
+                raise ConversionError(expected) from None
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise ConversionError(expected)
+    if not abs(number) <= sys.float_info.max:  # also not true of NaN
+        raise ConversionError(expected)
+    return number
+
+
+def _to_str(raw: Any) -> str:
+    if not isinstance(raw, str):
+        raise ConversionError("text")
+    return raw
+
+
+def _to_tuple(raw: Any, element: Any) -> tuple[Any, ...]:
+    if isinstance(raw, str) and raw.lstrip().startswith("["):
+        try:
+            raw = json.loads(raw)
+        except json.JSONDecodeError as error:
+            raise ConversionError("a list") from error
+    items = raw if isinstance(raw, list) else [raw]
+    try:
+        return tuple(convert(item, element) for item in items)
+    except ConversionError as error:
+        raise ConversionError(f"a list, each item {error}") from error

@@ -1,0 +1,146 @@
+"""The page docs/configuration.md, written from the tables that the parser uses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from typing import Any
+
+from pypkg.config.known_keys import NO_EFFECT, REFUSED, KnownKey
+from pypkg.config.settings import setting_fields, setting_types
+
+_INTRODUCTION = """\
+<!-- Written by `make docs` from pypkg/config. Change the tables there, not this page. -->
+# Configuration
+
+```
+python -m pypkg.pretrain CONFIG.json [--key value ...]
+```
+
+`CONFIG.json` is one JSON object; `--key value` on the command line wins over it. The file can be
+left out. Names and defaults are those of PaddleNLP's `run_pretrain.py`, so its files can be used
+as they are, as far as the tables below go.
+
+- Truth values may be written true/false, 1/0, yes/no, y/n, t/f. `--do_train` alone means true, and
+  `--no_do_train` false.
+- Numbers may be written as text ("3e-05"). `null` stands for the default.
+- Lists are JSON lists, or several values: `--report_to visualdl tensorboard`.
+- On the command line a key may be cut short as long as only one key starts like that.
+- An unknown or doubled key, a wrong type and an impossible value are errors. All of them are
+  reported at once, and nothing has been started or written by then.
+
+## How some settings work together
+- The learning rate of optimizer step n = 1, 2, ... is the value of the schedule at n. Linear
+  warm-up from 0 at n = 0 to `learning_rate`, then decay to `min_learning_rate` at `decay_steps`,
+  and that value from there on. So the first step already has learning_rate / warm-up, and the last
+  one of a run with default `decay_steps` has exactly `min_learning_rate`.
+- A `warmup_steps` above 0 wins over `warmup_ratio`.
+- Where `bf16` or `use_flash_attention` are left out, the device decides, and one line in the log
+  says what was decided and why. Where they are set to true and the device cannot, the run is
+  refused.
+- `do_eval: true` evaluates every `eval_steps` steps and after the last one.
+
+## Settings
+Default *none* means that the description says what happens without the setting.
+"""
+
+_NO_EFFECT = """
+## Accepted, without effect
+These PaddleNLP keys may stay in a file. A value other than the ones shown is pointed out in the
+log, with the reason.
+"""
+
+_REFUSED = """
+## Not possible in this version
+These PaddleNLP keys are known, and any value other than the ones shown is refused at start.
+"""
+
+
+_USAGE = """\
+usage: python -m pypkg.pretrain [CONFIG.json] [--key value ...]
+
+Keys on the command line win over those in the file. docs/configuration.md explains how they work
+together, and lists PaddleNLP's keys that are accepted without effect or refused.
+"""
+
+
+def help_text() -> str:
+    """What --help prints: every setting with type, default and meaning."""
+    types = setting_types()
+    lines = [_USAGE]
+    for spec in setting_fields():
+        default = _default(spec).strip("`*")
+        lines.append(f"--{spec.name}  [{_type_name(types[spec.name])}, {default}]")
+        lines.append(f"    {_description(spec).replace('`', '')}")
+    return "\n".join(lines) + "\n"
+
+
+def configuration_page() -> str:
+    """docs/configuration.md as text."""
+    types = setting_types()
+    own = [
+        (f"`{spec.name}`", _type_name(types[spec.name]), _default(spec), _description(spec))
+        for spec in setting_fields()
+    ]
+    return "".join(
+        [
+            _INTRODUCTION,
+            _table(("setting", "type", "default", "meaning"), own),
+            _NO_EFFECT,
+            _table(("key", "type", "without comment", "why it changes nothing"), _rows(NO_EFFECT)),
+            _REFUSED,
+            _table(("key", "type", "possible", "reason"), _rows(REFUSED)),
+        ]
+    )
+
+
+def _description(spec: dataclasses.Field) -> str:
+    rules = spec.metadata
+    limits = [
+        f"{words} {rules[rule]}"
+        for rule, words in (
+            ("at_least", "at least"),
+            ("above", "more than"),
+            ("at_most", "at most"),
+            ("below", "less than"),
+        )
+        if rules[rule] is not None
+    ]
+    if rules["choices"]:
+        limits.append(", ".join(f"`{choice}`" for choice in rules["choices"]))
+    return rules["help"] + (f" ({'; '.join(limits)})" if limits else "")
+
+
+def _default(spec: dataclasses.Field) -> str:
+    if spec.metadata["required"]:
+        return "required"
+    return _value("none" if spec.default == () else spec.default)
+
+
+def _rows(keys: tuple[KnownKey, ...]) -> list[tuple[str, ...]]:
+    return [
+        (
+            f"`{row.name}`",
+            _type_name(row.type),
+            ", ".join(_value(value) for value in row.neutral if value is not None) or "*none*",
+            "; ".join(part for part in (row.why, row.way_out) if part),
+        )
+        for row in keys
+    ]
+
+
+def _value(value: Any) -> str:
+    return "*none*" if value is None else f"`{json.dumps(value)}`"
+
+
+def _type_name(kind: Any) -> str:
+    names = {bool: "true/false", int: "integer", float: "number", str: "text"}
+    if kind in names:
+        return names[kind]
+    return f"list of {_type_name(typing.get_args(kind)[0])}"
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)

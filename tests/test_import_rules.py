@@ -1,0 +1,250 @@
+"""Who may import whom. docs/architecture.md says why; this says it to the machine."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+PACKAGE = REPO / "pypkg"
+CSRC = REPO / "csrc"
+
+# Leaves, which anything may import.
+_BASE = ("pypkg.errors", "pypkg.paths", "pypkg.__version__")
+_ANYTHING = ("pypkg",)
+
+
+class Rule(NamedTuple):
+    """What the modules below ``name`` may import from this package beside themselves and _BASE."""
+
+    name: str
+    may_import: tuple[str, ...] = ()
+    paddle: bool = False
+
+
+# For each module, the rule with the longest matching name holds.
+RULES = (
+    Rule("pypkg.errors"),
+    Rule("pypkg.paths"),
+    Rule("pypkg.logs"),
+    Rule("pypkg.config"),
+    Rule("pypkg.threads", paddle=True),  # imports it after the threads are set
+    Rule("pypkg.capabilities", ("pypkg.config", "pypkg.ops"), paddle=True),
+    Rule("pypkg.ops", paddle=True),
+    Rule("pypkg.parallel", ("pypkg.config",), paddle=True),
+    Rule("pypkg.data", ("pypkg.config", "pypkg._native")),
+    Rule("pypkg.models.config"),
+    Rule("pypkg.models.weights"),
+    Rule("pypkg.models.tensor_files", ("pypkg.models.config",)),
+    Rule("pypkg.models.registry", ("pypkg.models.config", "pypkg.models.weights",
+                                   "pypkg.models.families")),
+    Rule("pypkg.models.families", ("pypkg.models.config", "pypkg.models.weights")),
+    Rule("pypkg.models", ("pypkg.ops", "pypkg.parallel.layers"), paddle=True),
+    Rule("pypkg.planner", ("pypkg.config", "pypkg.models.config", "pypkg.models.registry")),
+    Rule("pypkg.training", ("pypkg.config", "pypkg.capabilities", "pypkg.ops", "pypkg.parallel",
+                            "pypkg.data", "pypkg.models", "pypkg.threads"), paddle=True),
+    Rule("pypkg.bench", _ANYTHING, paddle=True),
+    # Command lines: parse, call, report.
+    Rule("pypkg.pretrain", _ANYTHING),
+    Rule("pypkg.preprocess", _ANYTHING),
+    Rule("pypkg.convert", _ANYTHING),
+    Rule("pypkg.plan", ("pypkg.config", "pypkg.models.config", "pypkg.models.registry",
+                        "pypkg.planner", "pypkg.logs")),
+)  # fmt: skip
+COMMAND_LINES = ("pypkg.pretrain", "pypkg.preprocess", "pypkg.convert", "pypkg.plan")
+
+# These run where no Paddle is installed. (The rules above look at each file, this at all that it
+# draws in.)
+WITHOUT_PADDLE = ("pypkg", "pypkg.config", "pypkg.errors", "pypkg.models.config",
+                  "pypkg.models.registry", "pypkg.threads", "pypkg.capabilities")  # fmt: skip
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(REPO).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_below(name: str, parent: str) -> bool:
+    return name == parent or name.startswith(parent + ".")
+
+
+def rule_of(module: str) -> Rule | None:
+    fitting = [rule for rule in RULES if is_below(module, rule.name)]
+    return max(fitting, key=lambda rule: len(rule.name), default=None)
+
+
+def imported(source: str, module: str, is_package: bool) -> set[str]:
+    """Dotted names that ``source`` imports anywhere, functions included; relative ones resolved.
+
+    "from a import b" counts as a.b, which may be a module or a name in a.
+    """
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                parts = parts[: len(parts) - node.level + int(is_package)]
+                base = ".".join([*parts, base] if base else parts)
+            found.update(f"{base}.{alias.name}" for alias in node.names)
+    return found
+
+
+def violations(source: str, module: str, is_package: bool = False) -> list[str]:
+    rule = rule_of(module)
+    if rule is None:
+        return [f"{module} has no rule; give it one in {Path(__file__).name}"]
+    problems = []
+    for name in sorted(imported(source, module, is_package)):
+        if is_below(name, "paddle"):
+            allowed = rule.paddle
+        elif is_below(name, "pypkg"):
+            allowed = any(is_below(name, each) for each in (rule.name, *_BASE, *rule.may_import))
+            others = [each for each in COMMAND_LINES if each != rule.name]
+            allowed = allowed and not any(is_below(name, each) for each in others)
+        else:
+            allowed = True
+        if not allowed:
+            problems.append(f"{module} may not import {name}")
+    if is_below(module, "pypkg.models.families") and module != "pypkg.models.families":
+        others = [
+            name
+            for name in imported(source, module, is_package)
+            if is_below(name, "pypkg.models.families") and not is_below(name, module)
+        ]
+        problems += [f"{module} may not import {name}: families stand alone" for name in others]
+    return problems
+
+
+PYTHON_FILES = sorted(
+    file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py"
+)  # fmt: skip
+
+
+def test_python_imports():
+    assert len(PYTHON_FILES) > 40
+    assert [
+        problem
+        for file in PYTHON_FILES
+        for problem in violations(
+            file.read_text(encoding="utf-8"), module_name(file), file.name == "__init__.py"
+        )
+    ] == []
+
+
+def test_the_package_itself_imports_nothing():
+    assert imported((PACKAGE / "__init__.py").read_text(encoding="utf-8"), "pypkg", True) <= {
+        "__future__.annotations"
+    }
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "forbidden"),
+    [
+        ("pypkg.config.parser", "import paddle.nn", "paddle.nn"),
+        ("pypkg.config.parser", "def f():\n    from pypkg import ops", "pypkg.ops"),
+        ("pypkg.parallel.mesh", "from pypkg.models import config", "pypkg.models.config"),
+        ("pypkg.models.decoder", "from pypkg.parallel import mesh", "pypkg.parallel.mesh"),
+        ("pypkg.models.decoder", "from pypkg.training.trainer import Trainer", "pypkg.training"),
+        ("pypkg.models.families.glm", "from .llama import f", "pypkg.models.families.llama.f"),
+        ("pypkg.models.families.glm", "from pypkg import ops", "pypkg.ops"),
+        ("pypkg.models.config", "import paddle", "paddle"),
+        ("pypkg.ops.rms_norm", "from ..models.config import ModelConfig", "pypkg.models.config"),
+        ("pypkg.data.loader", "import paddle", "paddle"),
+        ("pypkg.planner.memory", "from pypkg.models.decoder import Decoder", "pypkg.models"),
+        ("pypkg.pretrain", "import paddle", "paddle"),
+        ("pypkg.convert", "from pypkg.pretrain import main", "pypkg.pretrain.main"),
+        ("pypkg.training.trainer", "from pypkg import bench", "pypkg.bench"),
+        ("pypkg.newcomer", "", "has no rule"),
+    ],
+)
+def test_the_rules_bite(module, source, forbidden):
+    found = violations(source, module)
+    assert found
+    assert any(forbidden in each for each in found)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("pypkg.models.decoder", "import paddle\nfrom pypkg import ops"),
+        ("pypkg.models.decoder", "from pypkg.parallel.layers import column_linear"),
+        ("pypkg.config.parser", "import json\nfrom pypkg.errors import UserError"),
+        ("pypkg.config.parser", "from pypkg.config.settings import Settings"),
+        ("pypkg.training.run", "import paddle\nfrom pypkg import models, data, ops"),
+    ],
+)
+def test_the_rules_let_pass_what_they_should(module, source):
+    assert violations(source, module) == []
+
+
+@pytest.mark.parametrize("module", WITHOUT_PADDLE)
+def test_imports_without_paddle(module):
+    code = f"import sys, {module}; sys.exit('paddle' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# Standard headers have neither folder nor suffix, save these.
+_STANDARD = re.compile(r"[a-z_0-9]+|omp\.h|immintrin\.h|stdlib\.h")
+_CUDA = re.compile(r"cuda_?[a-z0-9_]*\.h|mma\.h|cooperative_groups\.h|cuda/[a-z_/]+")
+_INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
+# Folder of csrc to: folders of csrc it may include from, and what else.
+_INCLUDES_OF = {
+    "kernels": (("kernels",), _CUDA),
+    "paddle": (("kernels", "paddle"), re.compile(r"paddle/.+|cuda_?[a-z0-9_]*\.h")),
+    "python": (("kernels", "python"), re.compile(r"pybind11/.+|cuda_?[a-z0-9_]*\.h")),
+}
+# The header that stands in for CUDA in tests that run kernels on a CPU.
+_EMULATION = "cuda_emulation.h"
+C_FILES = sorted(
+    file for file in CSRC.rglob("*") if file.suffix in {".h", ".cc", ".cu", ".cuh"}
+)  # fmt: skip
+
+
+def include_violations(source: str, folder: str) -> list[str]:
+    if folder not in _INCLUDES_OF:
+        return [f"csrc/{folder} has no rule; give it one in {Path(__file__).name}"]
+    own, other = _INCLUDES_OF[folder]
+    return [
+        f"csrc/{folder} may not include {name}"
+        for quote, name in _INCLUDE.findall(source)
+        if not (quote == "<" and _STANDARD.fullmatch(name))
+        and not other.fullmatch(name)
+        and not any((CSRC / each / name).is_file() for each in own)
+        and not (folder == "kernels" and name == _EMULATION)
+    ]
+
+
+def test_includes():
+    assert len(C_FILES) > 20
+    assert [
+        f"{file.name}: {problem}"
+        for file in C_FILES
+        for problem in include_violations(
+            file.read_text(encoding="utf-8"), file.relative_to(CSRC).parts[0]
+        )
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "source"),
+    [
+        ("kernels", '#include "paddle/extension.h"'),
+        ("kernels", "#  include <torch/extension.h>"),
+        ("kernels", "#include <pybind11/pybind11.h>"),
+        ("kernels", '#include "tensors.h"'),
+        ("paddle", "#include <pybind11/pybind11.h>"),
+        ("python", '#include "paddle/phi/api/all.h"'),
+        ("elsewhere", ""),
+    ],
+)
+def test_the_include_rules_bite(folder, source):
+    assert len(include_violations(source, folder)) == 1
