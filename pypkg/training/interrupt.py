@@ -1,0 +1,44 @@
+"""Turns Ctrl-C and SIGTERM into a request that the training loop honours between two steps."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+
+
+class InterruptRequest:
+    """While entered, the first signal only sets :attr:`signal_number`; the second one interrupts.
+
+    ``exit_code`` is the shell's convention for a process ended by that signal: 130 for Ctrl-C,
+    143 for SIGTERM.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> InterruptRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None:
+            raise KeyboardInterrupt
+        self.signal_number = number
+
+    def __bool__(self) -> bool:
+        return self.signal_number is not None
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + (self.signal_number or 0)

@@ -1,0 +1,98 @@
+"""Where metrics go besides the log: metrics.jsonl always, VisualDL or TensorBoard when asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from pypkg.errors import UserError
+
+
+class Reporter(Protocol):
+    def report(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLinesReporter:
+    """One JSON object a line: {"global_step": n, "loss": ..., ...}.
+
+    Rows after ``last_step`` are dropped on opening: they belong to steps that a killed run took
+    after its last checkpoint and that will be taken again.
+    """
+
+    def __init__(self, file: Path, last_step: int) -> None:
+        rows = [row for row in read_metrics(file) if row["global_step"] <= last_step]
+        self._stream = file.open("w", encoding="utf-8")
+        for row in rows:
+            self._write(row)
+
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        self._write({"global_step": step, **metrics})
+
+    def _write(self, row: dict[str, float]) -> None:
+        self._stream.write(json.dumps(row) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class ScalarWriterReporter:
+    """VisualDL and TensorBoard writers share ``add_scalar(tag, value, step)``."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(f"train/{name}", value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def read_metrics(file: Path) -> list[dict[str, float]]:
+    """Rows of a metrics.jsonl; a last line cut short by a kill is left out."""
+    if not file.is_file():
+        return []
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def make_reporters(
+    report_to: Sequence[str], output_dir: Path, logging_dir: str | None, last_step: int
+) -> list[Reporter]:
+    """metrics.jsonl and the writers named in ``report_to`` ("visualdl", "tensorboard").
+
+    Raises:
+        UserError: a writer's package is not installed.
+    """
+    reporters: list[Reporter] = [JsonLinesReporter(output_dir / "metrics.jsonl", last_step)]
+    folder = str(logging_dir or output_dir / "runs")
+    for name in report_to:
+        reporters.append(ScalarWriterReporter(_make_writer(name, folder)))
+    return reporters
+
+
+def _make_writer(name: str, folder: str) -> Any:
+    try:
+        if name == "visualdl":
+            from visualdl import LogWriter
+
+            return LogWriter(logdir=folder)
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(logdir=folder)
+    except ImportError as error:
+        raise UserError(
+            f"report_to is {name!r}, but its package is not installed ({error}). Type: "
+            f'pip install ".[{name}]", or set report_to to "none".'
+        ) from error

@@ -1,0 +1,40 @@
+"""The learning rate as a function of the step: warm-up, then decay to a floor.
+
+It is the schedule that PaddleNLP's run_pretrain builds (CosineAnnealingWithWarmupDecay and
+LinearAnnealingWithWarmupDecay, started with last_epoch=0, so that its first step is at n = 1).
+"""
+
+from __future__ import annotations
+
+import math
+
+from pypkg.config import Settings
+
+
+def learning_rate(settings: Settings, completed_steps: int) -> float:
+    """The learning rate of the optimizer step that follows ``completed_steps`` others.
+
+    With n = completed_steps + 1, warm-up w and d = decay_steps:
+
+    - n <= w: learning_rate * n / w; step 1 of a warm-up is not 0, and step w is the peak.
+    - w < n <= d, linear: min + (1 - r) * (max - min), with r = (n - w) / (d - w).
+    - w < n <= d, cosine: min + (1 + cos(pi r)) / 2 * (max - min); both are min at n = d.
+    - n > d: min.
+    - constant and constant_with_warmup: max after the warm-up.
+
+    w is warmup_steps, or else warmup_ratio * max_steps, which need not be whole.
+    """
+    step, peak, floor = completed_steps + 1, settings.learning_rate, settings.min_learning_rate
+    warmup = settings.warmup
+    if step <= warmup:
+        return peak * step / warmup
+    if settings.lr_scheduler_type.startswith("constant"):
+        return peak
+    if step > settings.decay_steps:
+        return floor
+    progress = (step - warmup) / (settings.decay_steps - warmup)
+    if settings.lr_scheduler_type == "cosine":
+        remaining = 0.5 * (1.0 + math.cos(math.pi * progress))
+    else:
+        remaining = 1.0 - progress
+    return floor + remaining * (peak - floor)

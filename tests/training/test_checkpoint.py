@@ -1,0 +1,163 @@
+"""Checkpoints are whole or absent, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+
+from pypkg.errors import UserError
+from pypkg.training import checkpoint
+from pypkg.training.checkpoint import (
+    TrainerState,
+    checkpoints,
+    load_optimizer,
+    load_trainer_state,
+    prepare_output_dir,
+    save_checkpoint,
+)
+from pypkg.training.optimizer import build_adamw
+
+
+def make(seed: int = 0) -> tuple[paddle.nn.Layer, paddle.optimizer.AdamW]:
+    paddle.seed(seed)
+    model = paddle.nn.Linear(64, 64)
+    optimizer = build_adamw(model, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1)
+    optimizer.set_lr(0.1)
+    model(paddle.ones([2, 64])).sum().backward()
+    optimizer.step()
+    optimizer.clear_grad(set_to_zero=False)
+    return model, optimizer
+
+
+def save(output_dir: Path, step: int, keep: int | None = None, **changes: object) -> Path:
+    model, optimizer = make()
+    arguments = {
+        "save_model": lambda folder: (folder / "model.bin").write_bytes(b"m" * 1000),
+        "model": model,
+        "optimizer": optimizer,
+        "settings_json": "{}",
+        "keep": keep,
+    }
+    return save_checkpoint(output_dir, TrainerState(global_step=step), **(arguments | changes))
+
+
+def test_round_trip(tmp_path):
+    model, optimizer = make()
+    state = TrainerState(7, 70, 700, 5.5, [0.1, 1 / 3], {"seed": 1})
+    folder = save_checkpoint(
+        tmp_path, state, save_model=lambda f: None, model=model, optimizer=optimizer,
+        settings_json='{"a": 1}',
+    )  # fmt: skip
+    assert folder == tmp_path / "checkpoint-7"
+    assert load_trainer_state(folder) == state
+    assert json.loads((folder / "settings.json").read_text()) == {"a": 1}
+    other, resumed = make(1)
+    load_optimizer(folder, other, resumed)
+    for mine, theirs in zip(optimizer.state_dict().values(), resumed.state_dict().values()):
+        assert np.array_equal(np.asarray(mine), np.asarray(theirs))
+
+
+def test_keeps_the_newest_in_order_of_steps(tmp_path):
+    for step in (9, 10, 100):
+        save(tmp_path, step, keep=2)
+    assert [step for step, _ in checkpoints(tmp_path)] == [10, 100]
+
+
+def test_saving_the_same_step_again_replaces_it(tmp_path):
+    save(tmp_path, 3, settings_json='{"run": 1}')
+    folder = save(tmp_path, 3, settings_json='{"run": 2}')
+    assert json.loads((folder / "settings.json").read_text()) == {"run": 2}
+
+
+def test_unfinished_and_foreign_folders_do_not_count(tmp_path):
+    (tmp_path / "checkpoint-5").mkdir()
+    (tmp_path / "tmp-checkpoint-6-1").mkdir()
+    (tmp_path / "notes").mkdir()
+    assert checkpoints(tmp_path) == []
+    prepare_output_dir(tmp_path)
+    assert not (tmp_path / "tmp-checkpoint-6-1").exists()
+    assert (tmp_path / "notes").exists()
+
+
+def test_disk_full_leaves_the_older_checkpoint_and_nothing_else(tmp_path):
+    """A file size limit fails the write in the middle, as a full disk does."""
+    older = save(tmp_path, 1)
+    before = {f.name: f.read_bytes() for f in older.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        with pytest.raises(UserError, match=r"checkpoint-2 failed.*checkpoint-1"):
+            save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [f.name for f in tmp_path.iterdir()] == ["checkpoint-1"]
+    assert {f.name: f.read_bytes() for f in older.iterdir()} == before
+
+
+def test_error_while_writing_the_model_cleans_up(tmp_path):
+    def explode(folder: Path) -> None:
+        (folder / "half").write_bytes(b"x")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 1, save_model=explode)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_space_left_is_named(tmp_path):
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="the disk is full"):
+        save(tmp_path, 1, save_model=full)
+
+
+def test_output_dir_that_cannot_be_made(tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    with pytest.raises(UserError, match=r"output_dir .* cannot be written"):
+        prepare_output_dir(blocker / "below")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "trainer_state.json").unlink(), "is not a checkpoint"),
+        (lambda f: (f / "trainer_state.json").write_text("{"), "cannot be read"),
+        (lambda f: (f / "trainer_state.json").write_text('{"what": 1}'), "cannot be read"),
+    ],
+)
+def test_damaged_state(tmp_path, damage, message):
+    folder = save(tmp_path, 1)
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        load_trainer_state(folder)
+
+
+def test_damaged_or_foreign_optimizer_file(tmp_path):
+    folder = save(tmp_path, 1)
+    file = folder / "optimizer.safetensors"
+    other = paddle.nn.LayerNorm(8)
+    optimizer = build_adamw(other, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.0)
+    model, own = make()
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"optimizer\.safetensors cannot be read"):
+        load_optimizer(folder, model, own)
+    foreign = paddle.nn.Sequential(other)
+    with pytest.raises(UserError, match="belongs to another model"):
+        load_optimizer(save(tmp_path, 2), foreign, optimizer)
+
+
+def test_state_fields_are_all_stored():
+    """A field that cannot go through JSON would break resuming."""
+    state = TrainerState(1, 2, 3, 0.1, [0.2], {"a": [1]})
+    restored = TrainerState(**json.loads(json.dumps(checkpoint.asdict(state))))
+    assert restored == state
