@@ -1,0 +1,17 @@
+"""From token files to batches. Nothing here imports Paddle."""
+
+from pypkg.data.datasets import Dataset, build_train_valid_test_datasets, resolve_input_dir
+from pypkg.data.indexed_dataset import IndexedDataset
+from pypkg.data.indexed_dataset_writer import IndexedDatasetWriter
+from pypkg.data.loader import BatchLoader
+from pypkg.data.vocabulary import check_vocabulary
+
+__all__ = [
+    "BatchLoader",
+    "Dataset",
+    "IndexedDataset",
+    "IndexedDatasetWriter",
+    "build_train_valid_test_datasets",
+    "check_vocabulary",
+    "resolve_input_dir",
+]

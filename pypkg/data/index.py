@@ -1,0 +1,135 @@
+"""Which tokens make sample i: the index maps of Megatron-LM and PaddleNLP.
+
+The same files, split, seed and sequence length give the same samples in the same order as there.
+What these call documents are the sequences of the file. Terms: T tokens in an epoch of the split,
+s ``seq_length``, E epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pypkg import _native
+from pypkg.errors import UserError
+
+
+def split_boundaries(splits_string: str, num_documents: int) -> list[int]:
+    """First and end document of train, valid and test.
+
+    Args:
+        splits_string: shares such as ``949,50,1``, ``949/50/1`` or ``100``; missing ones are 0.
+
+    Returns:
+        Four rising numbers: split i holds the documents from ``[i]`` up to ``[i + 1]``.
+
+    Raises:
+        UserError: not one to three numbers of which none is negative and one is not zero.
+    """
+    separator = "," if "," in splits_string else "/"
+    try:
+        shares = [float(share) for share in splits_string.split(separator)]
+    except ValueError:
+        shares = []
+    if not 1 <= len(shares) <= 3 or not 0 < sum(shares) < np.inf or min(shares) < 0:
+        raise UserError(
+            f"split is '{splits_string}'; expected the shares of train, valid and test separated "
+            "by commas or slashes, not all zero, such as 949,50,1"
+        )
+    shares = [share / sum(shares) for share in shares] + [0.0] * (3 - len(shares))
+    boundaries = [0]
+    for share in shares:
+        boundaries.append(boundaries[-1] + round(share * num_documents))
+    surplus = boundaries[-1] - num_documents
+    # Taking the surplus away can lead below 0 where the first split is empty.
+    return [0] + [max(boundary - surplus, 0) for boundary in boundaries[1:]]
+
+
+@dataclass(frozen=True)
+class IndexMaps:
+    """The order of samples.
+
+    Attributes:
+        document_index: [E * documents], sequences in the order in which they are read.
+        sample_index: [samples + 1, 2], where each sample begins: position in ``document_index``
+            and token in that sequence. Both are int32, or int64 where that is too small.
+        shuffle_index: uint32 or int64 [samples], the sample that is drawn i-th.
+        epochs: E.
+    """
+
+    document_index: np.ndarray
+    sample_index: np.ndarray
+    shuffle_index: np.ndarray
+    epochs: int
+
+
+def build_index_maps(
+    sizes: np.ndarray, first: int, end: int, num_samples: int, seq_length: int, seed: int
+) -> IndexMaps:
+    """Index maps over sequences ``first`` to ``end`` with at least ``num_samples`` samples.
+
+    Args:
+        sizes: int32 [sequences] of the whole file; those of the split hold at least one token.
+    """
+    tokens = int(sizes[first:end].sum(dtype=np.int64))
+    epochs = num_epochs(tokens, seq_length, num_samples)
+    samples = (epochs * tokens - 1) // seq_length
+    before_last = ((epochs - 1) * tokens - 1) // seq_length if epochs > 1 else 0
+    separate = epochs > 1 and num_samples - before_last < int(0.80 * ((tokens - 1) // seq_length))
+    # One generator, in this order: documents, then samples.
+    random = np.random.RandomState(seed)
+    document_index = _shuffled_documents(first, end, epochs, separate, random)
+    sample_index = build_sample_index(sizes, document_index, seq_length, samples)
+    shuffle_index = _shuffled_samples(samples, before_last if separate else samples, random)
+    return IndexMaps(document_index, sample_index, shuffle_index, epochs)
+
+
+def num_epochs(tokens: int, seq_length: int, num_samples: int) -> int:
+    """Smallest E of at least 1 with (E * tokens - 1) // seq_length >= num_samples."""
+    if tokens <= 0:
+        raise ValueError("no number of epochs over no tokens gives a sample")
+    return max(1, -(-(num_samples * seq_length + 1) // tokens))
+
+
+def build_sample_index(
+    sizes: np.ndarray, document_index: np.ndarray, seq_length: int, num_samples: int
+) -> np.ndarray:
+    """[num_samples + 1, 2] in the dtype of ``document_index``; see :class:`IndexMaps`."""
+    sample_index = np.empty((num_samples + 1, 2), document_index.dtype)
+    _native.build_sample_index(sizes, document_index, seq_length, sample_index)
+    return sample_index
+
+
+def index_dtype(count: int) -> type[np.signedinteger]:
+    """int32 where it can number ``count`` things from 0, else int64."""
+    return np.int32 if count - 1 <= np.iinfo(np.int32).max else np.int64
+
+
+def shuffle_dtype(num_samples: int) -> type[np.integer]:
+    """uint32 or, from 2^32 - 2 samples on, int64; the limit is the one of Megatron-LM."""
+    return np.int64 if num_samples >= np.iinfo(np.uint32).max - 1 else np.uint32
+
+
+def _shuffled_documents(
+    first: int, end: int, epochs: int, separate_last: bool, random: np.random.RandomState
+) -> np.ndarray:
+    """All epochs shuffled together, or the last one by itself."""
+    dtype = index_dtype(max(epochs * (end - first), end))
+    parts: Sequence[int] = (epochs - 1, 1) if separate_last else (epochs,)
+    shuffled = []
+    for part in parts:
+        documents = np.tile(np.arange(first, end, dtype=dtype), part)
+        random.shuffle(documents)
+        shuffled.append(documents)
+    return shuffled[0] if len(shuffled) == 1 else np.concatenate(shuffled)
+
+
+def _shuffled_samples(samples: int, border: int, random: np.random.RandomState) -> np.ndarray:
+    """The samples below ``border`` shuffled, then those from it on."""
+    index = np.arange(samples, dtype=shuffle_dtype(samples))
+    random.shuffle(index[:border])
+    if border < samples:
+        random.shuffle(index[border:])
+    return index
