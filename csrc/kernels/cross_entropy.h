@@ -4,7 +4,9 @@
 // Each row gives three partial results over the columns at hand:
 //   row_max = max_j x_j,  row_sum = sum_j exp(x_j - row_max),  target = x[label - vocab_start]
 // target is 0 where the label lies in another shard or is ignored. Merging n shards:
-//   M = max(row_max), S = sum(row_sum * exp(row_max - M)), lse = M + log(S), loss = lse - sum(target)
+//   M = max(row_max), S = sum(row_sum * exp(row_max - M)), lse = M + log(S), loss = lse -
+//   sum(target)
+// The loss is NaN where all logits of a row are -inf (lse = -inf), inf where only the label's is.
 #pragma once
 
 #include "common.h"

@@ -41,9 +41,9 @@ struct FlashAttentionBackward {
   const void* v = nullptr;
   const void* out = nullptr;
   const float* softmax_lse = nullptr;
-  void* dq = nullptr;  // overwritten
-  void* dk = nullptr;  // overwritten
-  void* dv = nullptr;  // overwritten
+  void* dq = nullptr;          // overwritten
+  void* dk = nullptr;          // overwritten
+  void* dv = nullptr;          // overwritten
   float* workspace = nullptr;  // flash_attention_backward_workspace_*() floats, uninitialised
 };
 

@@ -1,0 +1,87 @@
+#include <algorithm>
+
+#include "cpu_simd.h"
+#include "rotary_embedding.h"
+
+namespace pypkg {
+namespace {
+
+// One head of one token. sign is -1 to rotate backwards.
+template <class T>
+PYPKG_TARGET_CLONES void rotate_halves(const T* in, T* out, const float* cos, const float* sin,
+                                       int64_t half, float sign) {
+#pragma omp simd
+  for (int64_t i = 0; i < half; ++i) {
+    const float first = to_float(in[i]), second = to_float(in[half + i]);
+    const float c = cos[i], s = sign * sin[i];
+    out[i] = from_float<T>(first * c - second * s);
+    out[half + i] = from_float<T>(second * c + first * s);
+  }
+}
+
+template <class T>
+PYPKG_TARGET_CLONES void rotate_interleaved(const T* in, T* out, const float* cos, const float* sin,
+                                            int64_t half, float sign) {
+#pragma omp simd
+  for (int64_t i = 0; i < half; ++i) {
+    const float first = to_float(in[2 * i]), second = to_float(in[2 * i + 1]);
+    const float c = cos[i], s = sign * sin[i];
+    out[2 * i] = from_float<T>(first * c - second * s);
+    out[2 * i + 1] = from_float<T>(second * c + first * s);
+  }
+}
+
+template <class T>
+void rotate_heads(const RotaryEmbedding& p, const void* input, void* output, int64_t token,
+                  int64_t heads, const float* cos, const float* sin) {
+  const auto rotate = p.interleaved ? rotate_interleaved<T> : rotate_halves<T>;
+  const float sign = p.inverse ? -1.0f : 1.0f;
+  for (int64_t head = 0; head < heads; ++head) {
+    const int64_t offset = (token * heads + head) * p.head_dim;
+    const T* in = static_cast<const T*>(input) + offset;
+    T* out = static_cast<T*>(output) + offset;
+    if (in != out) {
+      const int64_t end = p.rotary_offset + p.rotary_dim;
+      std::copy(in, in + p.rotary_offset, out);
+      std::copy(in + end, in + p.head_dim, out + end);
+    }
+    rotate(in + p.rotary_offset, out + p.rotary_offset, cos, sin, p.rotary_dim / 2, sign);
+  }
+}
+
+int64_t position_of(const RotaryEmbedding& p, int64_t token) {
+  return p.position_ids ? p.position_ids[token] : token % p.sequence;
+}
+
+void check_positions(const RotaryEmbedding& p) {
+  for (int64_t token = 0; token < p.batch * p.sequence; ++token) {
+    const int64_t position = position_of(p, token);
+    if (position < 0 || position >= p.num_positions) {
+      throw std::out_of_range("rotary_embedding: position " + std::to_string(position) +
+                              " of token " + std::to_string(token % p.sequence) + " in sequence " +
+                              std::to_string(token / p.sequence) +
+                              " is outside the cos and sin tables of " +
+                              std::to_string(p.num_positions) + " positions");
+    }
+  }
+}
+
+}  // namespace
+
+void rotary_embedding_cpu(const RotaryEmbedding& params) {
+  check_positions(params);
+  dispatch_dtype(params.dtype, "rotary_embedding", [&](auto t) {
+    using T = decltype(t);
+#pragma omp parallel for num_threads(num_threads()) schedule(static)
+    for (int64_t token = 0; token < params.batch * params.sequence; ++token) {
+      const int64_t row = position_of(params, token) * (params.rotary_dim / 2);
+      const float* cos = params.cos + row;
+      const float* sin = params.sin + row;
+      rotate_heads<T>(params, params.q, params.q_out, token, params.q_heads, cos, sin);
+      if (params.k)
+        rotate_heads<T>(params, params.k, params.k_out, token, params.k_heads, cos, sin);
+    }
+  });
+}
+
+}  // namespace pypkg
