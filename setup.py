@@ -39,7 +39,9 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.build_lib).resolve() / "pypkg"
         # Editable builds get a fresh build_temp each time; a lasting folder makes them incremental.
-        build = ROOT / "build" / "editable" if self.editable_mode else Path(self.build_temp, "cmake")
+        build = (
+            ROOT / "build" / "editable" if self.editable_mode else Path(self.build_temp, "cmake")
+        )
         ninja = _require_tool("ninja")
         cmake = _require_tool("cmake")
         configure = [
@@ -59,7 +61,6 @@ class CMakeBuild(build_ext):
                     f"compiling pypkg failed in: {' '.join(command)}\nThe first error is above; "
                     "with pip, add -v to see it."
                 )
-
 
     def copy_extensions_to_source(self) -> None:
         """An editable install runs from the source folder, so the libraries go there too."""

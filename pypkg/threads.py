@@ -28,6 +28,8 @@ _THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "PYPKG_NUM_THREADS",  # read by our own kernels
 )
+# Set by paddle.distributed.launch: processes on this machine.
+_LOCAL_PROCESSES = "PADDLE_LOCAL_SIZE"
 # Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
@@ -36,10 +38,11 @@ _PADDLE_COMPLAINTS = ("OMP_NUM_THREADS",)
 
 
 def configure_cpu(num_threads: int = 0) -> str:
-    """Sets threads and MKL's dispatch in the environment; a variable the user has set stays.
+    """Sets threads and MKL's dispatch in the environment, and how freed memory is kept.
 
     Args:
-        num_threads: threads to use; 0 for every core that this process may use.
+        num_threads: threads to use, whatever the environment says; 0 for every core that this
+            process may use, where a variable that the user has set stays as it is.
 
     Returns:
         One line for the log.
@@ -49,22 +52,31 @@ def configure_cpu(num_threads: int = 0) -> str:
     """
     if "paddle" in sys.modules:
         raise RuntimeError("configure_cpu has to be called before Paddle is imported")
-    cores = available_cores()
+    cores = max(1, available_cores() // int(os.environ.get(_LOCAL_PROCESSES, "1")))
+    _forget_launcher_default()
+    if num_threads:
+        for name in _THREAD_VARIABLES:
+            os.environ[name] = str(num_threads)
     wanted = {name: str(num_threads or cores) for name in _THREAD_VARIABLES}
     if _is_amd():
         wanted[_MKL_DISPATCH] = "5"
-    kept = [f"{name}={os.environ[name]}" for name in wanted if name in os.environ]
+    kept = [f"{n}={os.environ[n]}" for n, v in wanted.items() if os.environ.get(n, v) != v]
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
-    kept_memory = _keep_freed_memory()
     parts = [f"CPU threads: {num_threads or cores} of {cores} available cores"]
     if _MKL_DISPATCH in wanted:
         parts.append(f"{_MKL_DISPATCH}={os.environ[_MKL_DISPATCH]} for an AMD processor")
-    if kept_memory:
+    if _keep_freed_memory():
         parts.append("freed memory is kept for reuse")
     if kept:
         parts.append(f"kept from the environment: {', '.join(kept)}")
     return "; ".join(parts)
+
+
+def _forget_launcher_default() -> None:
+    """Drops the OMP_NUM_THREADS=1 that Paddle's launcher hands on from its own import of Paddle."""
+    if _LOCAL_PROCESSES in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
+        del os.environ["OMP_NUM_THREADS"]
 
 
 def _keep_freed_memory() -> bool:

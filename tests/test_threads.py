@@ -23,7 +23,7 @@ VARIABLES = (
 def clean(monkeypatch):
     """An environment and a process as a command line finds them."""
     monkeypatch.delitem(sys.modules, "paddle", raising=False)
-    for name in (*VARIABLES, "MKL_DEBUG_CPU_TYPE"):
+    for name in (*VARIABLES, "MKL_DEBUG_CPU_TYPE", "PADDLE_LOCAL_SIZE"):
         monkeypatch.setenv(name, "")  # so that what the test sets is undone at its end
         monkeypatch.delenv(name)
     monkeypatch.setattr(threads, "_is_amd", lambda: False)
@@ -44,10 +44,26 @@ def test_zero_takes_every_available_core(clean):
 
 
 def test_what_the_user_has_set_stays_and_is_said(clean):
+    clean.setattr(threads, "available_cores", lambda: 2)
     clean.setenv("OMP_NUM_THREADS", "7")
-    assert "kept from the environment: OMP_NUM_THREADS=7" in threads.configure_cpu(2)
+    assert "kept from the environment: OMP_NUM_THREADS=7" in threads.configure_cpu()
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert os.environ["MKL_NUM_THREADS"] == "2"
+
+
+def test_the_setting_wins_over_the_environment(clean):
+    clean.setenv("OMP_NUM_THREADS", "7")
+    assert "kept from" not in threads.configure_cpu(2)
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+
+
+def test_launched_processes_share_the_cores(clean):
+    """The launcher has imported Paddle, which put OMP_NUM_THREADS=1 into what we inherit."""
+    clean.setattr(threads, "available_cores", lambda: 8)
+    clean.setenv("PADDLE_LOCAL_SIZE", "2")
+    clean.setenv("OMP_NUM_THREADS", "1")
+    assert "CPU threads: 4 of 4" in threads.configure_cpu()
+    assert os.environ["OMP_NUM_THREADS"] == "4"
 
 
 def test_mkl_is_told_about_amd(clean):

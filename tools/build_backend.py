@@ -40,4 +40,6 @@ def _cpu_extra_asked() -> bool:
     only place that says so.
     """
     extra = re.compile(r"\[([^\]]*,)?\s*cpu\s*(,[^\]]*)?\]$")
-    return any(extra.search(word) for process in installer_processes() for word in process.arguments)
+    return any(
+        extra.search(word) for process in installer_processes() for word in process.arguments
+    )

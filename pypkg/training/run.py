@@ -123,16 +123,18 @@ def _peak(dtype: str):
 
 
 def _load_tokenizer(settings: Settings) -> Tokenizer | None:
-    """The tokenizer, or None where only its absence is known and nothing needs it."""
-    if Path(settings.tokenizer_name_or_path).exists():
-        return load_tokenizer(settings.tokenizer_name_or_path)
+    """The tokenizer; None where it is only looked for beside the model and is not there."""
+    source = Path(settings.tokenizer_name_or_path)
+    beside_model = settings.tokenizer_name_or_path == settings.model_name_or_path
+    if not beside_model or (source / "tokenizer.json").exists():
+        return load_tokenizer(source)
     if settings.sample_tokens > 0:
         raise UserError(
-            f"tokenizer_name_or_path is {settings.tokenizer_name_or_path!r}, which is no folder or "
-            f"file here, but sample_tokens ({settings.sample_tokens}) needs it. Give the folder of "
-            "a tokenizer, or set sample_tokens to 0."
+            f"tokenizer_name_or_path is {str(source)!r}, where there is no tokenizer.json, but "
+            f"sample_tokens ({settings.sample_tokens}) needs it. Give the folder of a tokenizer, "
+            "or set sample_tokens to 0."
         )
-    logger.info("no tokenizer in %r: checkpoints will hold none", settings.tokenizer_name_or_path)
+    logger.info("no tokenizer.json in %s: checkpoints will hold no tokenizer", source)
     return None
 
 

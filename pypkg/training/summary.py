@@ -109,6 +109,7 @@ def draw_loss_curve(metrics_file: Path, picture: Path) -> Path | None:
         if points:
             axes.plot(*zip(*points), style, label=label, markersize=4)
     axes.set_xlabel("step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
