@@ -1,0 +1,163 @@
+#include "gated_activation.h"
+#include "tensors.h"
+
+namespace pypkg {
+namespace {
+
+using paddle::Tensor;
+
+// gate and up as two tensors [..., cols], or packed in one [..., 2 * cols].
+struct Layout {
+  int64_t rows;
+  int64_t cols;
+  int64_t stride;
+  int64_t gate_offset;  // in elements, into the packed tensor
+  int64_t up_offset;
+};
+
+// up is null when gate holds both.
+Layout check(const Tensor& gate, const Tensor* up, bool gate_first, int64_t activation) {
+  if (activation < 0 || activation > 2) {
+    reject("gated_activation: activation must be from 0 to 2, got ", activation);
+  }
+  if (gate.shape().empty()) {
+    reject("gated_activation: gate must have at least one dimension");
+  }
+  const int64_t last = gate.shape().back();
+  const int64_t rows = last == 0 ? 0 : gate.numel() / last;
+  if (up) {
+    check_shape("gated_activation: up", *up, gate.shape());
+    check_dtype("gated_activation: up", *up, gate.dtype());
+    check_place("gated_activation: up", *up, gate);
+    return {rows, last, last, 0, 0};
+  }
+  if (last % 2 != 0) {
+    reject("gated_activation: a packed last dimension must be even, got ", last);
+  }
+  const int64_t cols = last / 2;
+  return {rows, cols, last, gate_first ? 0 : cols, gate_first ? cols : 0};
+}
+
+Shape out_shape(Shape gate, bool packed) {
+  if (packed && gate.back() > 0) gate.back() /= 2;
+  return gate;
+}
+
+const void* shifted(const Tensor& tensor, int64_t elements) {
+  const int64_t bytes = elements * dtype_size(kernel_dtype("gated_activation: gate", tensor));
+  return static_cast<const char*>(raw(tensor)) + bytes;
+}
+
+void* shifted(Tensor* tensor, int64_t elements) {
+  return const_cast<void*>(shifted(*tensor, elements));
+}
+
+std::vector<Tensor> forward(const Tensor& gate, const Tensor* up, int64_t activation,
+                            bool gate_first) {
+  const Layout layout = check(gate, up, gate_first, activation);
+  Tensor out = empty(out_shape(gate.shape(), !up), gate.dtype(), gate);
+
+  GatedActivationForward params;
+  params.dtype = kernel_dtype("gated_activation: gate", gate);
+  params.gate = shifted(gate, layout.gate_offset);
+  params.up = shifted(up ? *up : gate, layout.up_offset);
+  params.out = raw(&out);
+  params.rows = layout.rows;
+  params.cols = layout.cols;
+  params.gate_stride = layout.stride;
+  params.up_stride = layout.stride;
+  params.activation = static_cast<Activation>(activation);
+  launch(gate, PYPKG_FORMS(gated_activation_forward), params);
+  return {out};
+}
+
+std::vector<Tensor> backward(const Tensor& gate, const Tensor* up,
+                             const OptionalTensor& dout_or_none, int64_t activation,
+                             bool gate_first) {
+  const Layout layout = check(gate, up, gate_first, activation);
+  const Tensor dout = gradient_or_zeros(dout_or_none, out_shape(gate.shape(), !up), gate);
+  check_shape("gated_activation: gradient", dout, out_shape(gate.shape(), !up));
+  check_dtype("gated_activation: gradient", dout, gate.dtype());
+  std::vector<Tensor> gradients = {empty(gate.shape(), gate.dtype(), gate)};
+  if (up) gradients.push_back(empty(gate.shape(), gate.dtype(), gate));
+
+  GatedActivationBackward params;
+  params.dtype = kernel_dtype("gated_activation: gate", gate);
+  params.gate = shifted(gate, layout.gate_offset);
+  params.up = shifted(up ? *up : gate, layout.up_offset);
+  params.dout = raw(dout);
+  params.dgate = shifted(&gradients.front(), layout.gate_offset);
+  params.dup = shifted(&gradients.back(), layout.up_offset);
+  params.rows = layout.rows;
+  params.cols = layout.cols;
+  params.gate_stride = layout.stride;
+  params.up_stride = layout.stride;
+  params.activation = static_cast<Activation>(activation);
+  launch(gate, PYPKG_FORMS(gated_activation_backward), params);
+  return gradients;
+}
+
+std::vector<Tensor> pair_forward(const Tensor& gate, const Tensor& up, int64_t activation) {
+  return forward(gate, &up, activation, /*gate_first=*/true);
+}
+
+std::vector<Tensor> pair_backward(const Tensor& gate, const Tensor& up, const OptionalTensor& dout,
+                                  int64_t activation) {
+  return backward(gate, &up, dout, activation, /*gate_first=*/true);
+}
+
+std::vector<Tensor> packed_forward(const Tensor& packed, int64_t activation, bool gate_first) {
+  return forward(packed, nullptr, activation, gate_first);
+}
+
+std::vector<Tensor> packed_backward(const Tensor& packed, const OptionalTensor& dout,
+                                    int64_t activation, bool gate_first) {
+  return backward(packed, nullptr, dout, activation, gate_first);
+}
+
+using paddle::DataType;
+
+std::vector<Shape> pair_shapes(const Shape& gate, const Shape&) { return {gate}; }
+std::vector<DataType> pair_dtypes(DataType gate, DataType) { return {gate}; }
+std::vector<Shape> pair_grad_shapes(const Shape& gate, const Shape& up, const OptionalShape&) {
+  return {gate, up};
+}
+
+std::vector<Shape> packed_shapes(const Shape& packed) { return {out_shape(packed, true)}; }
+std::vector<DataType> packed_dtypes(DataType packed) { return {packed}; }
+std::vector<Shape> packed_grad_shapes(const Shape& packed, const OptionalShape&) {
+  return {packed};
+}
+
+}  // namespace
+}  // namespace pypkg
+
+PD_BUILD_OP(pypkg_gated_activation)
+    .Inputs({"Gate", "Up"})
+    .Outputs({paddle::Optional("Out")})
+    .Attrs({"activation: int64_t"})
+    .SetKernelFn(PD_KERNEL(pypkg::pair_forward))
+    .SetInferShapeFn(PD_INFER_SHAPE(pypkg::pair_shapes))
+    .SetInferDtypeFn(PD_INFER_DTYPE(pypkg::pair_dtypes));
+
+PD_BUILD_GRAD_OP(pypkg_gated_activation)
+    .Inputs({"Gate", "Up", paddle::Grad(paddle::Optional("Out"))})
+    .Outputs({paddle::Grad("Gate"), paddle::Grad("Up")})
+    .Attrs({"activation: int64_t"})
+    .SetKernelFn(PD_KERNEL(pypkg::pair_backward))
+    .SetInferShapeFn(PD_INFER_SHAPE(pypkg::pair_grad_shapes));
+
+PD_BUILD_OP(pypkg_packed_gated_activation)
+    .Inputs({"Packed"})
+    .Outputs({paddle::Optional("Out")})
+    .Attrs({"activation: int64_t", "gate_first: bool"})
+    .SetKernelFn(PD_KERNEL(pypkg::packed_forward))
+    .SetInferShapeFn(PD_INFER_SHAPE(pypkg::packed_shapes))
+    .SetInferDtypeFn(PD_INFER_DTYPE(pypkg::packed_dtypes));
+
+PD_BUILD_GRAD_OP(pypkg_packed_gated_activation)
+    .Inputs({"Packed", paddle::Grad(paddle::Optional("Out"))})
+    .Outputs({paddle::Grad("Packed")})
+    .Attrs({"activation: int64_t", "gate_first: bool"})
+    .SetKernelFn(PD_KERNEL(pypkg::packed_backward))
+    .SetInferShapeFn(PD_INFER_SHAPE(pypkg::packed_grad_shapes));

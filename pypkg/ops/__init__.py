@@ -1,0 +1,29 @@
+"""Fused operators on Paddle tensors, each with a reference composed of Paddle primitives."""
+
+from pypkg.ops._library import backend, set_backend
+from pypkg.ops.attention_mask import AttentionMask
+from pypkg.ops.cross_entropy import cross_entropy, cross_entropy_reference
+from pypkg.ops.flash_attention import flash_attention, flash_attention_reference
+from pypkg.ops.gated_activation import gated_activation_reference, geglu, swiglu
+from pypkg.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+from pypkg.ops.rms_norm import rms_norm, rms_norm_reference
+from pypkg.ops.rotary_embedding import rotary_embedding, rotary_embedding_reference
+
+__all__ = [
+    "AttentionMask",
+    "backend",
+    "cross_entropy",
+    "cross_entropy_reference",
+    "flash_attention",
+    "flash_attention_reference",
+    "gated_activation_reference",
+    "geglu",
+    "linear_cross_entropy",
+    "linear_cross_entropy_reference",
+    "rms_norm",
+    "rms_norm_reference",
+    "rotary_embedding",
+    "rotary_embedding_reference",
+    "set_backend",
+    "swiglu",
+]

@@ -1,0 +1,194 @@
+"""Loads the compiled operators and decides, once, which backend runs them.
+
+Backends are tried in the order of ``_PROBES``; a probe says whether its backend can run here and
+why. Each operator maps backend names to its implementations and asks ``implementation`` for one,
+so a new backend is one probe here and one entry in the operators that have it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import paddle
+from paddle import _C_ops
+
+from pypkg import __version__
+from pypkg.errors import UserError
+from pypkg.paths import library_dir
+
+ENVIRONMENT_VARIABLE = "PYPKG_OPS_BACKEND"
+_WAY_OUT = (
+    "Build the operators again in this environment, or set "
+    f"{ENVIRONMENT_VARIABLE}=reference to run without them."
+)
+
+_logger = logging.getLogger("pypkg")
+_chosen: str | None = None  # None: not decided yet
+
+
+class _Probe(NamedTuple):
+    usable: bool
+    reason: str
+
+
+def _load_library(path: Path) -> None:
+    from paddle.base import core
+    from paddle.base.framework import OpProtoHolder
+
+    try:
+        new_operators = core.load_op_meta_info_and_register_op(str(path))
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{path} cannot be loaded: {error}\n{_WAY_OUT}") from error
+    if new_operators:  # empty when the library was loaded before
+        OpProtoHolder.instance().update_op_proto(new_operators)
+
+
+def _check_build(info: Mapping[str, object], path: Path) -> None:
+    """Raises UserError when the library was built for another Paddle than the running one."""
+    built_for, running = info["paddle_version"], paddle.version.full_version
+    if built_for != running:
+        raise UserError(
+            f"{path} was built for Paddle {built_for}, but Paddle {running} is running. {_WAY_OUT}"
+        )
+    if info["pypkg_version"] != __version__:
+        raise UserError(
+            f"{path} belongs to pypkg {info['pypkg_version']}, but the Python code is pypkg "
+            f"{__version__}. {_WAY_OUT}"
+        )
+    built_cuda, running_cuda = info.get("cuda_version"), paddle.version.cuda()
+    majors = [str(version).split(".")[0] for version in (built_cuda, running_cuda)]
+    if built_cuda and paddle.is_compiled_with_cuda() and majors[0] != majors[1]:
+        raise UserError(
+            f"{path} was built with CUDA {built_cuda}, but the running Paddle uses CUDA "
+            f"{running_cuda}. {_WAY_OUT}"
+        )
+
+
+def _architecture_runs(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether code for e.g. "80-real", "90a-real" or "90" runs on a device of ``capability``.
+
+    Binary code runs on devices of the same major and the same or a later minor version; with an
+    architecture-specific suffix ("a") on that very version only.
+    """
+    number = architecture.split("-")[0]
+    digits = number.rstrip("af")
+    major, minor = int(digits[:-1]), int(digits[-1])
+    if number != digits:
+        return capability == (major, minor)
+    return capability[0] == major and capability[1] >= minor
+
+
+def _probe_compiled() -> _Probe:
+    path = library_dir() / "pypkg_ops.so"
+    info_path = library_dir() / "build_info.json"
+    if not path.exists():
+        return _Probe(False, f"the compiled operators are not built ({path} does not exist)")
+    try:
+        info = json.loads(info_path.read_text(encoding="utf-8"))
+        _check_build(info, path)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{info_path} cannot be read ({error!r}), so it is unknown which Paddle {path} was "
+            f"built for. {_WAY_OUT}"
+        ) from error
+    if paddle.device.get_device().startswith("gpu"):
+        if not info.get("cuda_version"):
+            return _Probe(False, "the compiled operators were built without CUDA")
+        capability = tuple(paddle.device.cuda.get_device_capability())
+        architectures = info["cuda_architectures"]
+        if isinstance(architectures, str):
+            architectures = architectures.replace(",", ";").split(";")
+        if not any(_architecture_runs(each, capability) for each in architectures):
+            return _Probe(
+                False,
+                f"the compiled operators hold code for {', '.join(architectures)}, "
+                f"not for this device of compute capability {capability[0]}.{capability[1]}",
+            )
+    _load_library(path)
+    return _Probe(True, f"{path.name} built for Paddle {info['paddle_version']}")
+
+
+def _probe_reference() -> _Probe:
+    return _Probe(True, "composed of Paddle primitives")
+
+
+_PROBES: dict[str, Callable[[], _Probe]] = {
+    "compiled": _probe_compiled,
+    "reference": _probe_reference,
+}
+
+
+def set_backend(name: str) -> None:
+    """Chooses the backend of every operator for the whole process.
+
+    ``name`` is "auto" (the first that can run here), "compiled" or "reference". Without a call,
+    the environment variable PYPKG_OPS_BACKEND decides, and without that "auto".
+
+    Raises:
+        UserError: an unknown name, or a backend that cannot run here, with the reason.
+    """
+    global _chosen
+    _chosen = _decide(name, "backend")
+
+
+def backend() -> str:
+    """The backend in use: "compiled" or "reference". Decided and logged on the first call."""
+    global _chosen
+    if _chosen is None:
+        name = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+        _chosen = _decide(name, ENVIRONMENT_VARIABLE)
+    return _chosen
+
+
+def _decide(requested: str, setting: str) -> str:
+    names = ["auto", *_PROBES]
+    if requested not in names:
+        raise UserError(f"{setting} is {requested!r}; expected one of {', '.join(names)}")
+    if requested != "auto":
+        probe = _PROBES[requested]()
+        if not probe.usable:
+            raise UserError(
+                f"{setting} asks for {requested!r}, but {probe.reason}. Use 'auto' to fall back."
+            )
+        _logger.info("operators: %s (asked for; %s)", requested, probe.reason)
+        return requested
+    passed_over: list[str] = []
+    for name, run_probe in _PROBES.items():
+        probe = run_probe()
+        if probe.usable:
+            _logger.info("operators: %s (%s)", name, "; ".join([*passed_over, probe.reason]))
+            return name
+        passed_over.append(probe.reason)
+    raise AssertionError("the reference backend is always usable")
+
+
+def implementation(choices: Mapping[str, Callable], x: paddle.Tensor) -> Callable:
+    """Picks the implementation of one operator for its input ``x`` and the chosen backend.
+
+    The reference always runs float64, which gradient checks use and no kernel takes, and tensors
+    without elements, which Paddle hides from a custom operator where its input is optional.
+    """
+    if x.dtype == paddle.float64 or 0 in x.shape:
+        return choices["reference"]
+    return choices[backend()]
+
+
+def run_compiled(
+    op: str, tensors: Sequence[paddle.Tensor | None], *attributes: object
+) -> list[paddle.Tensor]:
+    """Runs a compiled operator.
+
+    Paddle records custom operators on the tape even under no_grad, so there the inputs are
+    detached: nothing is recorded and nothing is kept alive.
+    """
+    if not paddle.is_grad_enabled():
+        tensors = [
+            tensor if tensor is None or tensor.stop_gradient else tensor.detach()
+            for tensor in tensors
+        ]
+    return _C_ops._run_custom_op(op, *tensors, *attributes)

@@ -1,0 +1,193 @@
+"""The output projection and its cross entropy, without the full logits."""
+
+from __future__ import annotations
+
+import paddle
+import paddle.distributed as dist
+from paddle.autograd import PyLayer
+
+from pypkg.ops._autograd import backward_once
+from pypkg.ops._checks import FLOATING, check_dtype, check_shape, compute_dtype
+from pypkg.ops._vocabulary_parallel import VocabularyShard, shard_of
+from pypkg.ops.cross_entropy import (
+    check_labels,
+    cross_entropy_reference,
+    logits_gradient,
+    loss_and_lse,
+)
+
+DEFAULT_CHUNK_BYTES = 256 * 2**20
+
+
+@paddle.jit.not_to_static
+def linear_cross_entropy(
+    hidden: paddle.Tensor,
+    weight: paddle.Tensor,
+    labels: paddle.Tensor,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    group: object | None = None,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+) -> paddle.Tensor:
+    """``cross_entropy(hidden @ weight.T, labels)``, reduced, one chunk of rows at a time.
+
+    Each chunk's logits are made, turned into their gradient in place and multiplied into the
+    gradients of hidden and weight while they exist, all in the forward pass (as Hsu et al., Liger
+    Kernel, 2024); backward only scales. When no gradient is wanted only the loss is computed.
+
+    Peak memory beside the inputs, with d bytes per element of hidden: chunk_bytes for the logits;
+    rows * hidden * d for the gradient of hidden; vocab * hidden * 4 for that of weight, summed in
+    float32, and vocab * hidden * (4, or d + 4 when d is 2) for a chunk's product on its way there.
+    The full logits would take rows * vocab * d.
+
+    With a ``group`` the vocabulary is divided as in ``cross_entropy``: weight holds this process's
+    rows, hidden and labels are the same on all. The gradient of hidden is summed over the group;
+    the loss is equal on all.
+
+    Args:
+        hidden: [..., hidden]; float32, float16 or bfloat16 (float64 runs on the reference).
+        weight: [vocab, hidden] in the dtype of hidden. Under ``paddle.amp`` both are cast to the
+            dtype of autocasting.
+        labels: [...] int64, each in [0, vocab) or ``ignore_index``.
+        ignore_index: the label of rows that count nothing.
+        reduction: "mean" over the rows that count (0 when none does), or "sum".
+        group: a ``paddle.distributed`` group, or None when the weight is whole.
+        chunk_bytes: memory for a chunk's logits; at least one row is taken.
+
+    Returns:
+        float32 scalar.
+
+    Raises:
+        TypeError, ValueError: a dtype, shape or reduction other than above.
+        IndexError: as ``cross_entropy``.
+        OSError: in a second backward through one result (Paddle's form of an error in backward).
+    """
+    op = "linear_cross_entropy"
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"{op}: reduction must be 'mean' or 'sum', got {reduction!r}")
+    if paddle.amp.is_autocast_enabled():
+        target = paddle.amp.get_autocast_gpu_dtype()
+        hidden, weight = hidden.astype(target), weight.astype(target)
+    check_dtype(op, "hidden", hidden, FLOATING)
+    check_dtype(op, "weight", weight, (hidden.dtype,))
+    if len(hidden.shape) == 0:
+        raise ValueError(f"{op}: hidden must have at least one dimension, got shape []")
+    check_shape(op, "weight", weight, ["vocab", hidden.shape[-1]])
+    check_labels(op, labels, hidden.shape[:-1])
+    cols = weight.shape[0]
+    rows_per_chunk = max(1, chunk_bytes // (cols * hidden.element_size()))
+    record = paddle.is_grad_enabled()
+    wanted = (record and not hidden.stop_gradient, record and not weight.stop_gradient)
+    settings = (ignore_index, reduction, shard_of(cols, group), wanted, rows_per_chunk)
+    return backward_once(_LinearCrossEntropy.apply(hidden, weight, labels, *settings))
+
+
+class _LinearCrossEntropy(PyLayer):
+    @staticmethod
+    def forward(
+        ctx, hidden, weight, labels, ignore_index, reduction, shard, wanted, rows_per_chunk
+    ):
+        rows = hidden.detach().reshape([-1, hidden.shape[-1]])
+        flat_labels = labels.flatten()
+        total, dhidden, dweight = _walk_chunks(
+            rows, weight.detach(), flat_labels, ignore_index, shard, wanted, rows_per_chunk
+        )
+        ctx.scale = None
+        if reduction == "mean":
+            counted = (flat_labels != ignore_index).sum().clip(min=1).astype(total.dtype)
+            ctx.scale = 1.0 / counted
+            total = total * ctx.scale
+        if dhidden is not None:
+            if shard.group is not None:
+                dist.all_reduce(dhidden, group=shard.group)
+            dhidden = dhidden.reshape(hidden.shape)
+        ctx.gradients = (dhidden, dweight)
+        ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx, dloss):
+        dhidden, dweight = ctx.gradients
+        ctx.gradients = None  # scaled in place: each is handed out once
+        scale = dloss if ctx.scale is None else dloss * ctx.scale
+        if dhidden is not None:
+            dhidden = dhidden.multiply_(scale.astype(dhidden.dtype))
+        if dweight is not None:
+            dweight = dweight.multiply_(scale.astype(dweight.dtype)).astype(ctx.weight_dtype)
+        return dhidden, dweight, None
+
+
+def _walk_chunks(
+    hidden: paddle.Tensor,
+    weight: paddle.Tensor,
+    labels: paddle.Tensor,
+    ignore_index: int,
+    shard: VocabularyShard,
+    wanted: tuple[bool, bool],
+    rows_per_chunk: int,
+) -> tuple[paddle.Tensor, paddle.Tensor | None, paddle.Tensor | None]:
+    """The summed loss and, where wanted, its gradients; the weight's in at least float32.
+
+    Gradients are those of the sum, not of the mean: 1 / rows would underflow in float16.
+    """
+    wide = compute_dtype(hidden)
+    total = paddle.zeros([], dtype=wide)
+    dhidden = paddle.empty_like(hidden) if wanted[0] else None
+    dweight = None
+    for start in range(0, hidden.shape[0], rows_per_chunk):
+        chunk = slice(start, start + rows_per_chunk)
+        loss, dlogits = _loss_and_gradient(
+            hidden[chunk], weight, labels[chunk], ignore_index, shard, any(wanted)
+        )
+        total = total + loss
+        if dhidden is not None:
+            dhidden[chunk] = paddle.matmul(dlogits, weight)
+        if wanted[1]:
+            dweight = _add_product(dweight, dlogits, hidden[chunk])
+        del dlogits  # before the next chunk's logits are made
+    if wanted[1] and dweight is None:  # no rows
+        dweight = paddle.zeros(weight.shape, dtype=wide)
+    return total, dhidden, dweight
+
+
+def _add_product(
+    total: paddle.Tensor | None, dlogits: paddle.Tensor, hidden: paddle.Tensor
+) -> paddle.Tensor:
+    """total + dlogits^T hidden, in place and in at least float32."""
+    product = paddle.matmul(dlogits, hidden, transpose_x=True)
+    if product.dtype != compute_dtype(product):
+        product = product.astype(compute_dtype(product))
+    return product if total is None else total.add_(product)
+
+
+def _loss_and_gradient(
+    hidden: paddle.Tensor,
+    weight: paddle.Tensor,
+    labels: paddle.Tensor,
+    ignore_index: int,
+    shard: VocabularyShard,
+    want_gradient: bool,
+) -> tuple[paddle.Tensor, paddle.Tensor | None]:
+    """One chunk's summed loss and the gradient of its logits, made in their place."""
+    logits = paddle.matmul(hidden, weight, transpose_y=True)
+    loss, lse = loss_and_lse(logits, labels, ignore_index, shard)
+    if not want_gradient:
+        return loss.sum(), None
+    ones = paddle.ones_like(loss)
+    return loss.sum(), logits_gradient(logits, labels, lse, ones, shard.start, ignore_index, True)
+
+
+def linear_cross_entropy_reference(
+    hidden: paddle.Tensor,
+    weight: paddle.Tensor,
+    labels: paddle.Tensor,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> paddle.Tensor:
+    """``linear_cross_entropy`` composed of Paddle primitives; holds the full logits."""
+    dtype = compute_dtype(hidden)
+    logits = paddle.matmul(hidden.astype(dtype), weight.astype(dtype), transpose_y=True)
+    total = cross_entropy_reference(logits, labels, ignore_index).sum()
+    if reduction == "sum":
+        return total
+    return total / (labels != ignore_index).sum().clip(min=1).astype(dtype)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from op_testing import as_float64, random
+
+from pypkg.ops import cross_entropy_reference
+from pypkg.ops._vocabulary_parallel import VocabularyShard, merge
+
+WORKER = Path(__file__).with_name("vocabulary_parallel_worker.py")
+# pypkg.ops.cross_entropy as an attribute is the function.
+module = importlib.import_module("pypkg.ops.cross_entropy")
+
+
+def merged_over_shards(logits: paddle.Tensor, labels: paddle.Tensor, shards: int):
+    """What every member of a group of ``shards`` would get, without processes."""
+    vocab = logits.shape[-1]
+    cols = vocab // shards
+    partials = []
+    for i in range(shards):
+        columns = logits[:, i * cols : (i + 1) * cols].contiguous()
+        statistics = module.implementation(module._STATISTICS, columns)
+        partials.append(statistics(columns, labels, i * cols, vocab, -100)[2:])
+    whole_max = paddle.stack([row_max for row_max, _, _ in partials]).max(axis=0)
+    sums: list[paddle.Tensor] = []
+    for row_max, row_sum, target in partials:
+        # The first pass collects what each shard would send, the second hands out the sum.
+        merge(row_max, row_sum, target, lambda _: whole_max, lambda mine: sums.append(mine) or mine)
+    total = paddle.stack(sums).sum(axis=0)
+    return [merge(*each, lambda _: whole_max, lambda _: total) for each in partials]
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_merge(each_backend, shards):
+    values = random((6, 40), 0, 5.0)
+    values[0, :8] = -np.inf  # a whole shard
+    values[1] += 1e4
+    labels = paddle.to_tensor([39, 0, 7, 8, 20, 31])
+    logits = paddle.to_tensor(values.astype("float32"))
+    expected = as_float64(cross_entropy_reference(logits.astype("float64"), labels))
+    for lse, target in merged_over_shards(logits, labels, shards):
+        # 1e4 in float32 has a spacing of 1e-3.
+        np.testing.assert_allclose(as_float64(lse - target), expected, rtol=1e-5, atol=1e-3)
+        np.testing.assert_allclose(
+            as_float64(lse - target)[[0, 2, 3, 4, 5]], expected[[0, 2, 3, 4, 5]], atol=5e-6
+        )
+
+
+def test_gradient_of_a_shard_is_its_part_of_the_whole(each_backend):
+    values, labels = random((6, 40), 0), paddle.to_tensor([39, 0, 7, -100, 20, 31])
+    logits = paddle.to_tensor(values.astype("float32"))
+    _, lse = module.loss_and_lse(logits, labels, -100, VocabularyShard(0, 40, None))
+    dloss = paddle.to_tensor(random((6,), 1).astype("float32"))
+    whole = module.logits_gradient(logits, labels, lse, dloss, 0, -100, False)
+    for start in (0, 10, 30):
+        part = logits[:, start : start + 10].contiguous()
+        got = module.logits_gradient(part, labels, lse, dloss, start, -100, False)
+        np.testing.assert_allclose(got.numpy(), whole.numpy()[:, start : start + 10], atol=1e-7)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+def test_two_processes(backend):
+    ports = free_ports(3)
+    endpoints = [f"127.0.0.1:{port}" for port in ports[:2]]
+    root = str(Path(module.__file__).parents[2])
+    workers = []
+    for rank in range(2):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+            "PADDLE_TRAINER_ID": str(rank),
+            "PADDLE_TRAINERS_NUM": "2",
+            "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
+            "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
+            "PADDLE_MASTER": f"127.0.0.1:{ports[2]}",
+            "PADDLE_DISTRI_BACKEND": "gloo",
+        }
+        workers.append(
+            subprocess.Popen(
+                [sys.executable, str(WORKER), backend],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        outputs = [worker.communicate(timeout=100)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    for worker, output in zip(workers, outputs):
+        assert worker.returncode == 0 and "agreed" in output, output
