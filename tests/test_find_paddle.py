@@ -111,7 +111,10 @@ def test_cpu_extra_is_seen_on_the_command_line_of_the_installer(argument, asked)
         f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); "
         "import build_backend; sys.exit(0 if build_backend._cpu_extra_asked() else 4)"
     )
-    parent = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {child!r}]).returncode)"
+    parent = (
+        "import subprocess, sys; "
+        f"sys.exit(subprocess.run([sys.executable, '-c', {child!r}]).returncode)"
+    )
     code = subprocess.run([sys.executable, "-c", parent, argument]).returncode
     assert code == (0 if asked else 4)
 

@@ -74,7 +74,7 @@ class Decoder(nn.Layer):
         return (self.embed_tokens if self.lm_head is None else self.lm_head).weight
 
     def use_flash_attention(self, enabled: bool) -> None:
-        """Chooses between flash attention, the default, and one that stores [sequence, sequence]."""
+        """Chooses flash attention, the default, or one that stores [sequence, sequence]."""
         for layer in self.layers:
             layer.self_attn.use_flash_attention = enabled
 

@@ -1,16 +1,13 @@
-"""What the model tests share: the golden fixtures, and every test of numbers on each backend."""
+"""What the model tests share: every test of numbers on each backend."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from pypkg import ops
 from pypkg.models.config import ModelConfig
-
-GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture(params=["compiled", "reference"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from conftest import GOLDEN
+from model_testing import GOLDEN
 from safetensors.numpy import load_file
 
 from pypkg.models import from_pretrained

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import GOLDEN
+from model_testing import GOLDEN
 
 from pypkg.errors import UserError
 from pypkg.models import registry

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from model_testing import GOLDEN
 
 from pypkg.models.config import ModelConfig, rope_from_huggingface
 from pypkg.models.positions import RotaryTable, inverse_frequencies

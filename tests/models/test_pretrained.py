@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from conftest import GOLDEN
+from model_testing import GOLDEN
 from safetensors.numpy import load_file, save_file
 
 from pypkg.errors import UserError

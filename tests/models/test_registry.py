@@ -22,6 +22,7 @@ PUBLISHED = {
     "meta-llama/Llama-2-70b": 68_976_648_192,
     "meta-llama/Meta-Llama-3-8B": 8_030_261_248,
     "llama-58m": 58_073_600,
+    "quickstart-llama": 4_212_992,
 }
 
 

@@ -1,0 +1,1 @@
+"""``python -m pypkg.bench``: operators and the training step, timed beside their peers."""

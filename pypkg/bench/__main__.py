@@ -1,0 +1,140 @@
+"""Command line of the benchmarks.
+
+``python -m pypkg.bench ops`` times the operators, ``train-step`` whole training steps, and
+``report`` makes docs/benchmarks.md from the results. Exit codes: 0 done, 1 a contender failed
+or computes something else, 2 a setting that cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pypkg.bench.case import BenchmarkError
+from pypkg.bench.environment import describe_run
+from pypkg.errors import UserError
+from pypkg.logs import configure_logging
+from pypkg.threads import available_cores, configure_cpu, import_paddle
+
+logger = logging.getLogger("pypkg")
+
+_DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    configure_logging()
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "report":
+            logger.info("wrote %s", _write_docs())
+            return 0
+        return _measure(options, arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    if options.update_docs and options.command == "ops" and (options.op or options.dtype):
+        raise UserError("--update-docs needs all operators and dtypes; leave out --op and --dtype")
+    if options.update_docs and not _DOCS.is_dir():
+        raise UserError(f"--update-docs needs a checkout of the project; {_DOCS} does not exist")
+    run = {"ops": _run_operators, "train-step": _run_train_step}[options.command]
+    described = describe_run(arguments, options.threads)
+    result = {**described, **run(options)}
+    from pypkg.bench.report import render
+
+    print(render(result))
+    if options.json:
+        _write_json(options.json, result)
+    if options.update_docs:
+        device = "cpu" if result["device"] == "cpu" else "gpu"
+        _write_json(_DOCS / "benchmarks" / f"{result['kind']}-{device}.json", result)
+        logger.info("wrote %s", _write_docs())
+    return 0
+
+
+def _run_operators(options: argparse.Namespace) -> dict[str, Any]:
+    # Intel's OpenMP runtime in Paddle keeps its workers spinning for 200 ms after a product, on
+    # the cores that the next contender needs.
+    os.environ.setdefault("KMP_BLOCKTIME", "1")
+    logger.info(configure_cpu(options.threads))
+    import_paddle()
+    from pypkg.bench.operator_suite import run_operators
+
+    return run_operators(options)
+
+
+def _run_train_step(options: argparse.Namespace) -> dict[str, Any]:
+    from pypkg.bench.train_step import run_train_step
+
+    return run_train_step(options)
+
+
+def _write_docs() -> Path:
+    from pypkg.bench.report import write_docs
+
+    return write_docs(_DOCS)
+
+
+def _write_json(path: Path, result: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another file") from error
+    logger.info("wrote %s", path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pypkg.bench", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    measured = argparse.ArgumentParser(add_help=False)
+    measured.add_argument("--threads", type=_positive, default=available_cores())
+    measured.add_argument("--json", type=Path, metavar="FILE", help="also write the result here")
+    measured.add_argument(
+        "--update-docs", action="store_true", help="keep the result in docs/ and remake the page"
+    )
+
+    ops = commands.add_parser("ops", parents=[measured], help="operators beside their peers")
+    ops.add_argument("--op", action="append", metavar="NAME", help="only this; may be repeated")
+    ops.add_argument("--dtype", action="append", choices=("float32", "bfloat16"))
+    ops.add_argument(
+        "--seconds", type=float, default=1.0, help="time spent on each shape and dtype"
+    )
+    ops.add_argument(
+        "--torch-compile", action="store_true", help="time torch.compile too (minutes more)"
+    )
+
+    step = commands.add_parser("train-step", parents=[measured], help="training steps")
+    step.add_argument("--config", default="llama-58m", help="a known model, or a folder")
+    step.add_argument("--batch", type=_positive, default=4, help="sequences per step")
+    step.add_argument("--seq", type=_positive, default=512, help="tokens per sequence")
+    step.add_argument("--steps", type=_positive, default=5, help="timed steps per contender")
+    step.add_argument("--contender", action="append", metavar="NAME", help="only this; repeatable")
+
+    commands.add_parser("report", help="make docs/benchmarks.md from docs/benchmarks/*.json")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

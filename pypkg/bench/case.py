@@ -1,0 +1,132 @@
+"""What is needed to benchmark an operator: shapes, counted work, a reference and contenders.
+
+An operator of the benchmark is one ``Operator`` in one of the modules of ``pypkg.bench.cases``; a
+contender, whatever its framework or device, is one line in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pypkg.models.config import ModelConfig
+
+Inputs = dict[str, np.ndarray]
+
+PASSES = ("forward", "backward", "forward+backward")
+
+
+class BenchmarkError(Exception):
+    """A contender failed or computes something else; its times would mean nothing."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model and a batch; operators take their shapes from it."""
+
+    name: str
+    config: ModelConfig
+    batch: int
+    sequence: int
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.sequence
+
+
+@dataclass(frozen=True)
+class Work:
+    """The least that one pass must do.
+
+    Args:
+        elements: values in the dtype of the case, each read or written once.
+        other_bytes: the same for values whose dtype does not vary with the case.
+        flops: multiplications and additions of matrix products; element-wise arithmetic is not
+            counted.
+    """
+
+    elements: int = 0
+    other_bytes: int = 0
+    flops: int = 0
+
+    def bytes(self, element_size: int) -> int:
+        return self.elements * element_size + self.other_bytes
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.elements + other.elements,
+            self.other_bytes + other.other_bytes,
+            self.flops + other.flops,
+        )
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to compute an operator.
+
+    Args:
+        name: as in the table.
+        framework: "paddle" or "torch"; the contender is left out where that is not installed.
+        function: takes the inputs by name and returns a tensor or a tuple of tensors.
+        dtypes: what it supports on this kind of device.
+    """
+
+    name: str
+    framework: str
+    function: Callable
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An operator at one size. ``inputs`` makes float32 and integer arrays from a generator."""
+
+    label: str
+    inputs: Callable[[np.random.Generator], Inputs]
+    forward: Work
+    backward: Work
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator and everything that is compared on it.
+
+    Args:
+        name: the name of the function in ``pypkg.ops``, and what sets a variant apart.
+        counted: what ``Work`` counts per pass, in words, for the report.
+        bound: "memory" or "compute": which limit of the machine the time is set against.
+        gradients: the inputs that get a gradient. The dtype of a case applies to these; other
+            inputs keep their own.
+        reference: the function in any precision, on Paddle tensors; validation runs it in float64.
+        contenders: ours is the first.
+        shapes: the sizes.
+        passes: those reported.
+        overwritten: the inputs whose memory a contender may write to; each run gets fresh ones.
+        bfloat16_tolerance: how far a bfloat16 result may be off, relative to its size and that of
+            its neighbours. The default is for results that are rounded (to 2^-9) once or twice.
+    """
+
+    name: str
+    counted: str
+    bound: str
+    gradients: tuple[str, ...]
+    reference: Callable
+    contenders: tuple[Contender, ...]
+    shapes: tuple[Shape, ...]
+    passes: tuple[str, ...] = PASSES
+    overwritten: tuple[str, ...] = ()
+    bfloat16_tolerance: float = 2.0**-6
+
+
+OURS = "pypkg"
+COMPOSITION = "Paddle composition"
+PADDLE = "Paddle functional"
+TORCH = "torch"
+
+
+def normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> np.ndarray:
+    """float32 values of a normal distribution with mean 0."""
+    values = rng.standard_normal(shape, dtype=np.float32)
+    return values if scale == 1.0 else values * np.float32(scale)

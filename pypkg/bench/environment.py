@@ -1,0 +1,83 @@
+"""What a result needs to be told together with: machine, versions, commit, date, command."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pypkg import __version__
+from pypkg.threads import available_cores
+
+_PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "torch", "transformers", "numpy")
+
+
+def describe_run(arguments: Sequence[str], threads: int) -> dict[str, Any]:
+    """Everything about this run that is no measurement; imports no framework."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", "pypkg.bench", *arguments]),
+        "machine": {
+            "cpu": _cpu_model(),
+            "cores": available_cores(),
+            "threads": threads,
+            "memory_gib": round(
+                os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1
+            ),
+        },
+        "versions": {"python": platform.python_version(), **_versions(), "pypkg": __version__},
+        "commit": _commit(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(
+        (key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)
+    )
+    features = [
+        name
+        for name in ("avx2", "avx512f", "avx512_bf16")
+        if name in fields.get("flags", "").split()
+    ]
+    model = fields.get("model name", platform.machine())
+    return f"{model} ({', '.join(features)})" if features else model
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this package runs from, marked when files differ from it."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            result = subprocess.run(
+                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    # Installed into an environment inside a foreign repository, the package is not tracked there.
+    if not git("ls-files", __file__):
+        return None
+    commit = git("rev-parse", "--short=12", "HEAD")
+    return f"{commit} with local changes" if commit and git("status", "--porcelain") else commit

@@ -1,0 +1,119 @@
+"""One interface to the frameworks that contenders are written in."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Framework(Protocol):
+    """Tensors, gradients and clocks of one framework, on the device of the benchmark."""
+
+    def tensor(self, array: np.ndarray, dtype: str | None) -> Any:
+        """A leaf tensor; with a dtype it is cast to it and wants a gradient."""
+
+    def tensor_like(self, array: np.ndarray, tensor: Any) -> Any:
+        """The array in the dtype of ``tensor``."""
+
+    def fresh(self, tensor: Any) -> Any:
+        """A copy in memory of its own that is no leaf and passes gradients on."""
+
+    def array(self, tensor: Any) -> np.ndarray:
+        """The values in float64."""
+
+    def gradients(
+        self, outputs: Sequence[Any], inputs: Sequence[Any], output_gradients: Sequence[Any]
+    ) -> Sequence[Any]:
+        """Gradients of the inputs; frees what the forward pass kept."""
+
+    def synchronize(self) -> None:
+        """Waits until the device has done all work."""
+
+    def matmul(self, a: Any, b: Any) -> Any:
+        """The product of two matrices."""
+
+
+class PaddleFramework:
+    def __init__(self) -> None:
+        import paddle
+
+        self._paddle = paddle
+        self._on_gpu = paddle.device.get_device().startswith("gpu")
+
+    def tensor(self, array, dtype):
+        tensor = self._paddle.to_tensor(array)
+        if dtype is not None:
+            tensor = tensor.astype(dtype).detach()
+            tensor.stop_gradient = False
+        return tensor
+
+    def tensor_like(self, array, tensor):
+        return self._paddle.to_tensor(array).astype(tensor.dtype)
+
+    def fresh(self, tensor):
+        return tensor.clone()
+
+    def array(self, tensor):
+        return tensor.detach().astype("float64").numpy()
+
+    def gradients(self, outputs, inputs, output_gradients):
+        return self._paddle.grad(outputs, inputs, output_gradients)
+
+    def synchronize(self):
+        if self._on_gpu:
+            self._paddle.device.synchronize()
+
+    def matmul(self, a, b):
+        with self._paddle.no_grad():
+            return self._paddle.matmul(a, b)
+
+
+class TorchFramework:
+    def __init__(self, threads: int) -> None:
+        import torch
+
+        self._torch = torch
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.set_num_threads(threads)
+
+    def tensor(self, array, dtype):
+        tensor = self._torch.from_numpy(array).to(self._device)
+        if dtype is not None:
+            # .to() with the same dtype shares the array's memory, which a run may write to.
+            tensor = tensor.to(getattr(self._torch, dtype), copy=True).requires_grad_()
+        return tensor
+
+    def tensor_like(self, array, tensor):
+        return self._torch.from_numpy(array).to(tensor)
+
+    def fresh(self, tensor):
+        return tensor.clone()
+
+    def array(self, tensor):
+        return tensor.detach().double().cpu().numpy()
+
+    def gradients(self, outputs, inputs, output_gradients):
+        return self._torch.autograd.grad(outputs, inputs, output_gradients)
+
+    def synchronize(self):
+        if self._device == "cuda":
+            self._torch.cuda.synchronize()
+
+    def matmul(self, a, b):
+        with self._torch.no_grad():
+            return a @ b
+
+    def compile(self, function: Callable) -> Callable:
+        return self._torch.compile(function, dynamic=False)
+
+
+def available_frameworks(threads: int) -> tuple[dict[str, Framework], list[str]]:
+    """The frameworks that are installed, and a note for each that is not."""
+    frameworks: dict[str, Framework] = {"paddle": PaddleFramework()}
+    if importlib.util.find_spec("torch") is None:
+        return frameworks, ["torch is not installed: its contenders were left out"]
+    frameworks["torch"] = TorchFramework(threads)
+    return frameworks, []

@@ -1,0 +1,141 @@
+"""A process of ``train-step``: builds one contender and trains a step for each line it reads.
+
+Protocol: the argument is a JSON object; standard output carries one JSON object per line, first the
+rate of a matrix product, then the result of each step. The end of standard input is the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+Step = Callable[[], float]
+
+_LEARNING_RATE, _BETAS, _EPSILON, _WEIGHT_DECAY, _MAX_NORM = 1e-3, (0.9, 0.95), 1e-8, 0.1, 1.0
+
+
+def make_weights(task: Mapping[str, Any]) -> tuple[float, Step]:
+    """Writes the random weights that every contender begins with."""
+    _start_paddle(task)
+    from pypkg.models import from_config, save_pretrained
+    from pypkg.models.registry import load_config
+
+    model = from_config(load_config(task["config"]), seed=0)
+    save_pretrained(model, task["folder"])
+    return 0.0, _no_step
+
+
+def train_pypkg(task: Mapping[str, Any]) -> tuple[float, Step]:
+    """Our model and optimizer, as the trainer uses them."""
+    _start_paddle(task)
+    import paddle
+
+    from pypkg.bench.frameworks import PaddleFramework
+    from pypkg.bench.limits import matmul_rate
+    from pypkg.models import from_pretrained
+    from pypkg.training.optimizer import build_adamw, clip_by_global_norm
+
+    rate = matmul_rate(PaddleFramework())
+    model = from_pretrained(task["folder"])
+    model.train()
+    optimizer = build_adamw(
+        model, beta1=_BETAS[0], beta2=_BETAS[1], epsilon=_EPSILON, weight_decay=_WEIGHT_DECAY
+    )
+    optimizer.set_lr(_LEARNING_RATE)
+    parameters = model.parameters()
+    input_ids, labels = (paddle.to_tensor(each) for each in _batch(task, model.config.vocab_size))
+
+    def step() -> float:
+        loss = model.loss(input_ids, labels)
+        loss.backward()
+        clip_by_global_norm(parameters, _MAX_NORM)
+        optimizer.step()
+        optimizer.clear_grad(set_to_zero=False)
+        return loss.item()
+
+    return rate, step
+
+
+def train_transformers(task: Mapping[str, Any]) -> tuple[float, Step]:
+    """The model of transformers with SDPA, and torch's fused AdamW."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from pypkg.bench.frameworks import TorchFramework
+    from pypkg.bench.limits import matmul_rate
+
+    rate = matmul_rate(TorchFramework(task["threads"]))
+    model = AutoModelForCausalLM.from_pretrained(
+        task["folder"], dtype=torch.float32, attn_implementation="sdpa"
+    )
+    model.train()
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": _WEIGHT_DECAY},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=_LEARNING_RATE, betas=_BETAS, eps=_EPSILON, fused=True)
+    batch = _batch(task, model.config.vocab_size)
+    input_ids, labels = (torch.from_numpy(each) for each in batch)
+
+    def step() -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=task["autocast"]):
+            # shift_labels: the labels are those of the next tokens already.
+            loss = model(input_ids, labels=labels, shift_labels=labels, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, _MAX_NORM)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return rate, step
+
+
+_STACKS = {
+    "make_weights": make_weights,
+    "pypkg": train_pypkg,
+    "transformers": train_transformers,
+}
+
+
+def _start_paddle(task: Mapping[str, Any]) -> None:
+    from pypkg.threads import configure_cpu, import_paddle
+
+    configure_cpu(task["threads"])
+    import_paddle()
+
+
+def _batch(task: Mapping[str, Any], vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    tokens = np.random.default_rng(0).integers(0, vocab_size, (task["batch"], task["seq"] + 1))
+    return np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
+
+
+def _no_step() -> float:
+    raise RuntimeError("this process does not train")
+
+
+def main(argument: str) -> None:
+    # Whatever a framework prints must not get between the lines of the protocol.
+    with os.fdopen(os.dup(1), "w", buffering=1) as answers:
+        os.dup2(2, 1)
+        task = json.loads(argument)
+        rate, step = _STACKS[task["stack"]](task)
+        print(json.dumps({"matmul_rate": rate}), file=answers)
+        for _ in sys.stdin:
+            start = time.perf_counter()
+            loss = step()
+            seconds = time.perf_counter() - start
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            answer = {"loss": loss, "seconds": seconds, "peak_rss_bytes": peak}
+            print(json.dumps(answer), file=answers)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

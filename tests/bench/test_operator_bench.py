@@ -1,0 +1,156 @@
+"""Every operator of the benchmark at a tiny size, and that a wrong result ends the run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from pypkg.bench.case import OURS, BenchmarkError, Contender, Operator, Work, Workload
+from pypkg.bench.cases import operators
+from pypkg.bench.frameworks import available_frameworks
+from pypkg.bench.limits import ThreadedCopy, best_matmul_rate
+from pypkg.bench.operator_bench import Limits, bench_operator
+from pypkg.bench.operator_suite import default_workloads
+from pypkg.models.config import ModelConfig
+
+_CONFIG = ModelConfig(
+    vocab_size=96,
+    hidden_size=48,
+    intermediate_size=40,
+    num_hidden_layers=1,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+)
+_OPERATORS = operators([Workload("tiny", _CONFIG, batch=2, sequence=9)])
+_NAMES = [each.name for each in _OPERATORS]
+
+
+@pytest.fixture(scope="module")
+def frameworks():
+    return available_frameworks(threads=2)[0]
+
+
+@pytest.fixture(scope="module")
+def limits(frameworks) -> Limits:
+    return Limits(ThreadedCopy(2), frameworks["paddle"])
+
+
+def _operator(name: str) -> Operator:
+    return _OPERATORS[_NAMES.index(name)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", _NAMES)
+def test_every_contender_is_validated_and_timed(name, dtype, frameworks, limits) -> None:
+    operator = _operator(name)
+    shape = operator.shapes[0]
+    rows = bench_operator(operator, shape, dtype, frameworks, limits, seconds=0.0)
+    able = [
+        each
+        for each in operator.contenders
+        if dtype in each.dtypes and each.framework in frameworks
+    ]
+    if dtype not in operator.contenders[0].dtypes:
+        assert rows == []
+        return
+    assert able[0].name == OURS
+    assert [(row["contender"], row["pass"]) for row in rows] == [
+        (each.name, part) for each in able for part in operator.passes
+    ]
+    for row in rows:
+        assert row["lower_quartile"] <= row["median"] <= row["upper_quartile"]
+        assert row["median"] > 0 and row["limit"] > 0 and 0 < row["error"] <= 1
+        assert (row["bytes"] > 0) == (operator.bound == "memory")
+        assert (row["flops"] > 0) == (operator.bound == "compute")
+
+
+def _wrong_in_forward(gate):
+    from pypkg import ops
+
+    return ops.swiglu(gate) * 1.001
+
+
+def _wrong_in_backward(gate):
+    import paddle
+
+    from pypkg import ops
+
+    # The value of swiglu, and twice its gradient.
+    y = ops.swiglu(gate)
+    return 2 * y - y.detach() if paddle.is_grad_enabled() else y
+
+
+def _not_a_number(gate):
+    from pypkg import ops
+
+    return ops.swiglu(gate) * float("nan")
+
+
+@pytest.mark.parametrize(
+    ("function", "where"),
+    [
+        (_wrong_in_forward, "output 0"),
+        (_wrong_in_backward, "gradient of gate"),
+        (_not_a_number, "output 0"),
+    ],
+)
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_wrong_contender_ends_the_run(function, where, position, frameworks, limits) -> None:
+    operator = _operator("swiglu")
+    wrong = Contender(OURS if position == 0 else "peer", "paddle", function)
+    contenders = [operator.contenders[0], operator.contenders[1]]
+    contenders[position] = wrong
+    operator = dataclasses.replace(operator, contenders=tuple(contenders))
+    with pytest.raises(BenchmarkError, match=f"{wrong.name} is wrong in its {where}"):
+        bench_operator(operator, operator.shapes[0], "float32", frameworks, limits, 0.0)
+
+
+def test_gradient_of_a_small_probability_is_not_lost_beside_that_of_the_label(
+    frameworks, limits
+) -> None:
+    """A cross entropy that forgets softmax in its gradient is caught in bfloat16 too."""
+    import paddle
+
+    def no_softmax(logits, labels):
+        loss = _operator("cross_entropy").reference(logits, labels)
+        wide = logits.astype("float32")
+        target = paddle.take_along_axis(wide, labels.unsqueeze(-1), axis=-1).squeeze(-1)
+        return loss.detach() - target + target.detach()
+
+    operator = dataclasses.replace(
+        _operator("cross_entropy"), contenders=(Contender(OURS, "paddle", no_softmax),)
+    )
+    with pytest.raises(BenchmarkError, match="gradient of logits"):
+        bench_operator(operator, operator.shapes[0], "bfloat16", frameworks, limits, 0.0)
+
+
+def test_counted_work() -> None:
+    """rms_norm of [18, 48] in bfloat16: 2 and 3 passes over x, and the weights."""
+    shape = _operator("rms_norm").shapes[0]
+    assert shape.forward.bytes(2) == (2 * 18 * 48 + 48) * 2
+    assert (shape.forward + shape.backward).bytes(2) == (5 * 18 * 48 + 3 * 48) * 2
+    attention = _operator("flash_attention").shapes[0]
+    assert attention.forward.flops == 2 * 2 * 6 * 9 * 9 * 8
+    assert Work(elements=3, other_bytes=5).bytes(4) == 17
+
+
+def test_default_shapes_are_those_of_the_models() -> None:
+    labels = [shape.label for each in operators(default_workloads()) for shape in each.shapes]
+    assert "llama-58m: [2048, 512]" in labels
+    assert "llama-2-7b: [1024, 2 x 11008]" in labels
+
+
+def test_limits_are_positive_and_of_a_plausible_size(frameworks) -> None:
+    copy = ThreadedCopy(2)
+    rate = 2**24 / copy.seconds(2**24)
+    assert 1e8 < rate < 1e13
+    flops, source = best_matmul_rate(frameworks)
+    assert 1e8 < flops < 1e14 and source in frameworks
+
+
+def test_copy_copies_every_byte() -> None:
+    copy = ThreadedCopy(3)
+    copy.seconds(2 * 1001)
+    assert copy._target.size == 1001 and np.all(copy._target == 1)

@@ -1,0 +1,179 @@
+"""The page of benchmarks, from small results made up here."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pypkg.bench.report import milliseconds, read_result, render, render_page, table, write_docs
+from pypkg.errors import UserError
+
+_RUN = {
+    "date": "2030-01-02T03:04:05+00:00",
+    "command": "python -m pypkg.bench ops",
+    "machine": {"cpu": "Some CPU", "cores": 4, "threads": 3, "memory_gib": 7.5},
+    "versions": {"python": "3.11.7", "paddlepaddle": "3.3.1"},
+    "commit": "abcdef123456",
+    "device": "cpu",
+}
+
+
+def _row(contender: str, part: str, median: float, limit: float, **more) -> dict:
+    return {
+        "op": "swiglu",
+        "shape": "m: [2, 3]",
+        "dtype": "float32",
+        "pass": part,
+        "contender": contender,
+        "median": median,
+        "lower_quartile": median,
+        "upper_quartile": median,
+        "count": 5,
+        "bytes": 4_000_000,
+        "flops": 0,
+        "limit": limit,
+        "error": 0.1,
+        **more,
+    }
+
+
+@pytest.fixture
+def ops_result() -> dict:
+    return {
+        **_RUN,
+        "kind": "ops",
+        "backend": "compiled",
+        "limits": {
+            "copy_bytes_per_second": 2e10,
+            "copy_bytes": 2**29,
+            "matmul_flops_per_second": 1.5e11,
+            "matmul_source": "paddle",
+        },
+        "counted": {"swiglu": "every byte once"},
+        "notes": ["a note"],
+        "rows": [
+            _row("pypkg", "forward", 0.4, 0.2),
+            _row("torch", "forward", 1.0, 0.2),
+            _row("pypkg", "forward", 0.5, 0.1, dtype="bfloat16"),
+        ],
+    }
+
+
+@pytest.fixture
+def step_result() -> dict:
+    row = {
+        "tokens_per_step": 2000,
+        "flops_per_step": 4e11,
+        "peak_rss_bytes": 3 * 2**30,
+        "first_loss": 10.4,
+        "last_loss": 8.25,
+    }
+    quartiles = {"lower_quartile": 1.5, "upper_quartile": 4.5, "count": 5}
+    return {
+        **_RUN,
+        "kind": "train-step",
+        "workload": "a model",
+        "matmul_rate": 4e11,
+        "matmul_source": "torch",
+        "notes": [],
+        "rows": [
+            {"contender": "pypkg", "median": 2.0, **quartiles, **row},
+            {"contender": "other", "median": 5.0, **quartiles, **row},
+        ],
+    }
+
+
+def _cells(text: str, *begin: str) -> list[str]:
+    """The cells of the one table row whose first cells are ``begin``."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+    (found,) = [row for row in rows if row[: len(begin)] == list(begin)]
+    return found
+
+
+def test_operator_figures_are_derived_from_the_times(ops_result) -> None:
+    text = render(ops_result)
+    # 4 MB in 0.4 ms are 10 GB/s; the limit is 0.2 ms; torch takes 2.5 times as long.
+    assert _cells(text, "m: [2, 3]", "float32", "forward")[3:] == [
+        "0.400",
+        "10.0",
+        "50 %",
+        "2.50 (1.00)",
+    ]
+    assert _cells(text, "m: [2, 3]", "bfloat16", "forward")[3:] == ["0.500", "8.0", "20 %", "-"]
+    for said in ("Some CPU", "3 threads of 4 cores", "abcdef123456", "a note", "every byte once"):
+        assert said in text
+
+
+def test_arithmetic_is_reported_in_flops(ops_result) -> None:
+    ops_result["rows"] = [_row("pypkg", "forward", 2.0, 1.0, bytes=0, flops=10**9)]
+    text = render(ops_result)
+    assert "GFLOP/s" in text and "| GB/s" not in text
+    assert _cells(text, "m: [2, 3]")[3:] == ["2.00", "500.0", "50 %"]
+
+
+def test_training_step_figures(step_result) -> None:
+    text = render(step_result)
+    assert _cells(text, "pypkg")[1:] == [
+        "2.00",
+        "1.50-4.50",
+        "1000",
+        "1.00",
+        "50 %",
+        "3.00",
+        "10.4000",
+        "8.2500",
+    ]
+    assert _cells(text, "other")[3:6] == ["400", "2.50", "20 %"]
+
+
+def test_page_says_that_cuda_has_not_run_until_it_has(ops_result, step_result) -> None:
+    page = render_page([ops_result, step_result])
+    assert "compiled, not yet run" in page
+    assert "python -m pypkg.bench report" in page
+    page = render_page([ops_result, {**ops_result, "device": "NVIDIA H100"}])
+    assert "compiled, not yet run" not in page
+    assert "## Operators on NVIDIA H100" in page
+    assert "## Training step on CPU\n\nNo results yet." in page
+
+
+def test_page_is_written_from_the_files(tmp_path, ops_result) -> None:
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "ops-cpu.json").write_text(json.dumps(ops_result))
+    page = write_docs(tmp_path)
+    assert page == tmp_path / "benchmarks.md"
+    assert page.read_text() == render_page([ops_result])
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"kind": "weather"}'])
+def test_a_file_that_is_no_result(tmp_path, text) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"x\.json"):
+        read_result(path)
+
+
+def test_no_docs_folder(tmp_path) -> None:
+    with pytest.raises(UserError, match="checkout"):
+        write_docs(tmp_path / "missing")
+
+
+def test_milliseconds_have_three_significant_digits() -> None:
+    assert [milliseconds(each) for each in (0.1234, 1.234, 12.34, 1234.0)] == [
+        "0.123",
+        "1.23",
+        "12.3",
+        "1234",
+    ]
+
+
+def test_table_is_aligned() -> None:
+    assert table(["name", "ms"], [["a", "1.25"]], text_columns=1) == [
+        "| name |   ms |",
+        "| ---- | ---: |",
+        "| a    | 1.25 |",
+    ]

@@ -1,0 +1,246 @@
+"""The command as its users meet it: trains, stops, goes on, and says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training_testing import ROOT, VOCAB_SIZE, environment, write_corpus, write_model
+
+
+def wait_for_step(workplace, process: subprocess.Popen, step: int) -> None:
+    """Until the metrics of ``step`` are written."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        if (workplace.output_dir / "metrics.jsonl").exists() and step in workplace.losses():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} did not come: {workplace.losses()}")
+
+
+def start(workplace, **settings: object) -> subprocess.Popen:
+    return subprocess.Popen(
+        workplace.command(**settings), cwd=ROOT, env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def assert_user_error(done: subprocess.CompletedProcess, *words: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    message = done.stderr[done.stderr.index("error: ") :]
+    for word in words:
+        assert word in message
+
+
+def test_trains_and_reports(workplace):
+    done = workplace.run(max_steps=60, save_steps=30, eval_steps=30, save_total_limit=1)
+    assert done.returncode == 0, done.stderr
+    losses, evaluations = workplace.losses(), workplace.losses("eval_loss")
+    assert list(losses) == list(range(1, 61))
+    assert losses[1] == pytest.approx(np.log(VOCAB_SIZE), abs=0.2)
+    assert losses[60] < 1.5
+    assert set(evaluations) == {30, 60}
+    assert evaluations[60] < 1.5
+    assert workplace.steps() == [60]
+    summary = json.loads((workplace.output_dir / "summary.json").read_text())
+    assert summary["final_loss"] == losses[60]
+    assert summary["initial_loss"] == losses[1]
+    assert summary["consumed_tokens"] == 60 * 2 * 2 * 16
+    assert (workplace.output_dir / "loss_curve.png").read_bytes()[:4] == b"\x89PNG"
+    for word in ("training loss", "validation loss", "perplexity", "tokens/s", "peak memory"):
+        assert word in done.stdout
+    line = next(line for line in done.stderr.splitlines() if "step 60/60 | loss" in line)
+    for word in ("lr ", "grad norm", "tokens/s", "GiB", "MFU", "left"):
+        assert word in line
+
+
+def test_killed_and_resumed_gives_the_same_floats(make_workplace):
+    """SIGKILL between two checkpoints; the losses equal an uninterrupted run's bit for bit."""
+    whole, broken = make_workplace("whole"), make_workplace("broken")
+    changes = {"dataloader_num_workers": 1, "max_steps": 200, "save_steps": 40, "logging_steps": 1}
+    assert whole.run(**changes).returncode == 0
+    process = start(broken, **changes)
+    wait_for_step(broken, process, 50)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    killed_at = max(broken.losses())
+    assert killed_at < 200
+    resumed = broken.run(**changes)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resuming from {broken.output_dir}/checkpoint-" in resumed.stderr
+    assert broken.losses() == whole.losses()
+    assert broken.losses("grad_norm") == whole.losses("grad_norm")
+    assert broken.losses("eval_loss") == whole.losses("eval_loss")
+    last = "checkpoint-200/model.safetensors"
+    assert (broken.output_dir / last).read_bytes() == (whole.output_dir / last).read_bytes()
+
+
+def test_resume_between_two_log_lines_gives_the_same_mean(make_workplace):
+    whole, broken = make_workplace("whole"), make_workplace("broken")
+    assert whole.run(logging_steps=5, save_steps=100).returncode == 0
+    assert broken.run(logging_steps=5, save_steps=3, max_steps=7, decay_steps=12).returncode == 0
+    (broken.output_dir / "checkpoint-7").rename(broken.folder / "aside")
+    assert broken.run(logging_steps=5, save_steps=100).returncode == 0
+    assert broken.losses()[10] == whole.losses()[10]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_resume(workplace, number, code):
+    process = start(workplace, max_steps=100000, save_steps=100000, eval_steps=100000)
+    wait_for_step(workplace, process, 5)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in stderr
+    assert "the same command goes on from there" in stderr
+    [step] = workplace.steps()
+    assert step == max(workplace.losses())
+    done = workplace.run(max_steps=step + 3, warmup_steps=2)
+    assert done.returncode == 0, done.stderr
+    assert f"at step {step}" in done.stderr
+
+
+def test_nan_loss_stops_and_keeps_the_checkpoint(workplace):
+    assert workplace.run(max_steps=4).returncode == 0
+    checkpoint = workplace.output_dir / "checkpoint-4" / "model.safetensors"
+    before = checkpoint.read_bytes()
+    done = workplace.run(learning_rate=1e38, min_learning_rate=1e38, max_grad_norm=0, save_steps=1)
+    assert_user_error(done, "the loss is", "at step", "learning_rate 1e+38", "max_grad_norm 0")
+    assert checkpoint.read_bytes() == before
+    for step in workplace.steps():
+        file = workplace.output_dir / f"checkpoint-{step}" / "trainer_state.json"
+        assert all(np.isfinite(json.loads(file.read_text())["pending_losses"]))
+
+
+def test_disk_full_while_saving(workplace):
+    assert workplace.run(max_steps=4).returncode == 0
+
+    def limit_file_size() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    done = workplace.execute(workplace.command(max_steps=8), preexec_fn=limit_file_size)
+    assert_user_error(done, "checkpoint-8", "checkpoint-4")
+    assert workplace.steps() == [4]
+    assert not list(workplace.output_dir.glob("tmp-*"))
+    assert workplace.run(max_steps=8).returncode == 0
+    assert workplace.steps() == [4, 8]
+
+
+def test_overwrite_output_dir_starts_anew(workplace):
+    assert workplace.run(max_steps=4).returncode == 0
+    first = workplace.losses()
+    done = workplace.run(max_steps=4, overwrite_output_dir=True)
+    assert done.returncode == 0, done.stderr
+    assert "resuming" not in done.stderr
+    assert workplace.losses() == first
+
+
+def test_continue_training_starts_from_the_weights(make_workplace):
+    first, second = make_workplace("first"), make_workplace("second")
+    assert first.run(max_steps=40, save_steps=40).returncode == 0
+    done = second.run(
+        model_name_or_path=first.output_dir / "checkpoint-40", continue_training=1, max_steps=2
+    )
+    assert done.returncode == 0, done.stderr
+    assert second.losses()[1] < first.losses()[1] - 1
+
+
+def test_evaluation_and_test_split_without_training(workplace):
+    done = workplace.run(do_train=False, do_predict=True, split="60,20,20")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((workplace.output_dir / "summary.json").read_text())
+    assert summary["eval_loss"] == pytest.approx(np.log(VOCAB_SIZE), abs=0.3)
+    assert summary["test_loss"] == pytest.approx(np.log(VOCAB_SIZE), abs=0.3)
+    assert workplace.steps() == []
+
+
+def test_reference_operators_train_alike(make_workplace):
+    compiled, reference = make_workplace("compiled"), make_workplace("reference")
+    assert compiled.run(ops_backend="compiled").returncode == 0
+    done = reference.run(ops_backend="reference", use_flash_attention=False)
+    assert done.returncode == 0, done.stderr
+    for step, loss in compiled.losses().items():
+        assert reference.losses()[step] == pytest.approx(loss, rel=1e-4)
+
+
+def test_paddles_launcher_runs_the_same_entry(workplace):
+    words = workplace.command(max_steps=2)[3:]
+    done = workplace.execute(
+        [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "1",
+         "--log_dir", str(workplace.folder / "log"), str(ROOT / "run_pretrain.py"), *words]
+    )  # fmt: skip
+    logs = [f.read_text() for f in (workplace.folder / "log").glob("*")]
+    assert done.returncode == 0, done.stderr + "".join(logs)
+    assert workplace.steps() == [2]
+
+
+def test_missing_writer_package_is_named(workplace):
+    blocked = (
+        "import sys; sys.modules['visualdl'] = None; "
+        "from pypkg.pretrain import main; sys.exit(main())"
+    )
+    words = workplace.command(report_to="visualdl")[3:]
+    assert_user_error(
+        workplace.execute([sys.executable, "-c", blocked, *words]), "visualdl", "pip install"
+    )
+
+
+def damage_magic(folder: Path) -> None:
+    file = folder / "data" / "corpus.idx"
+    file.write_bytes(b"NOTINDEX" + file.read_bytes()[8:])
+
+
+def shorten_bin(folder: Path) -> None:
+    os.truncate(folder / "data" / "corpus.bin", 100)
+
+
+def replace_corpus(*documents: np.ndarray):
+    return lambda folder: write_corpus(folder / "data" / "corpus", list(documents))
+
+
+def shrink_vocabulary(folder: Path) -> None:
+    write_model(folder / "model", vocab_size=40)
+
+
+def remove_data(folder: Path) -> None:
+    for file in (folder / "data").iterdir():
+        file.unlink()
+
+
+def damage_config(folder: Path) -> None:
+    (folder / "model" / "config.json").write_text('{"architectures": ["X"]}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "settings", "words"),
+    [
+        (remove_data, {}, ["input_dir"]),
+        (damage_magic, {}, ["corpus.idx", "magic"]),
+        (shorten_bin, {}, ["corpus.bin"]),
+        (replace_corpus(), {}, ["corpus"]),
+        (replace_corpus(np.arange(5)), {"split": "1,0,0", "do_eval": False}, ["corpus", "tokens"]),
+        (replace_corpus(*[np.arange(30)] * 9), {"split": "1,0,0"}, ["validation split", "split"]),
+        (shrink_vocabulary, {}, ["corpus.bin", "document", "vocab_size"]),
+        (damage_config, {}, ["config.json", "LlamaForCausalLM"]),
+        (lambda folder: (folder / "out").write_text(""), {}, ["output_dir"]),
+        (lambda folder: None, {"resume_from_checkpoint": "/nowhere"}, ["resume_from_checkpoint"]),
+        (lambda folder: None, {"model_name_or_path": "facebook/llama-7c"}, ["facebook/llama-7b"]),
+        (lambda folder: None, {"bf16": True}, ["bf16"]),
+        (lambda folder: None, {"tensor_parallel_degree": 2}, ["tensor_parallel_degree"]),
+        (lambda folder: None, {"sample_tokens": 5}, ["tokenizer_name_or_path"]),
+    ],
+)  # fmt: skip
+def test_bad_input_is_told_without_a_traceback(workplace, damage, settings, words):
+    damage(workplace.folder)
+    assert_user_error(workplace.run(**settings), *words)
