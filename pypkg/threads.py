@@ -10,6 +10,8 @@ What happens otherwise with Paddle 3.3.1 (measured on an AMD EPYC with AVX-512, 
 - FLAGS_paddle_num_threads changes nothing.
 - glibc gives large blocks back to the system at each free, so every activation is page-faulted in
   anew: adding two 64 MiB tensors runs at 3 to 8 GB/s, and at 52 GB/s when freed memory is kept.
+- MKL brings Intel's OpenMP, our kernels use GNU's. The idle threads of each spin while the other
+  works, for up to 200 ms: the quickstart's step takes 1.7 times as long as with a short wait.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ _THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "PYPKG_NUM_THREADS",  # read by our own kernels
 )
+# How long idle threads spin before they sleep: milliseconds in Intel's, rounds in GNU's OpenMP.
+_IDLE_WAIT = {"KMP_BLOCKTIME": "1", "GOMP_SPINCOUNT": "1000"}
 # Set by paddle.distributed.launch: processes on this machine.
 _LOCAL_PROCESSES = "PADDLE_LOCAL_SIZE"
 # Parameters of mallopt, from glibc's malloc.h.
@@ -57,7 +61,7 @@ def configure_cpu(num_threads: int = 0) -> str:
     if num_threads:
         for name in _THREAD_VARIABLES:
             os.environ[name] = str(num_threads)
-    wanted = {name: str(num_threads or cores) for name in _THREAD_VARIABLES}
+    wanted = {name: str(num_threads or cores) for name in _THREAD_VARIABLES} | _IDLE_WAIT
     if _is_amd():
         wanted[_MKL_DISPATCH] = "5"
     kept = [f"{n}={os.environ[n]}" for n, v in wanted.items() if os.environ.get(n, v) != v]

@@ -23,7 +23,7 @@ VARIABLES = (
 def clean(monkeypatch):
     """An environment and a process as a command line finds them."""
     monkeypatch.delitem(sys.modules, "paddle", raising=False)
-    for name in (*VARIABLES, "MKL_DEBUG_CPU_TYPE", "PADDLE_LOCAL_SIZE"):
+    for name in (*VARIABLES, *threads._IDLE_WAIT, "MKL_DEBUG_CPU_TYPE", "PADDLE_LOCAL_SIZE"):
         monkeypatch.setenv(name, "")  # so that what the test sets is undone at its end
         monkeypatch.delenv(name)
     monkeypatch.setattr(threads, "_is_amd", lambda: False)

@@ -126,20 +126,26 @@ def save_checkpoint(
 def _saving(final: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UserError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         older = checkpoints(final.parent)
-        kept = f"The last complete checkpoint is {older[-1][1]}." if older else ""
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        full = full or "No space left" in str(error)
-        reason = "the disk is full" if full else (getattr(error, "strerror", None) or str(error))
+        kept = f" The last complete checkpoint is {older[-1][1]}." if older else ""
         raise UserError(
-            f"saving {final} failed: {reason}. {kept} Free some space or set output_dir to another "
-            "disk, then start the same command again."
+            f"saving {final} failed: {_reason(error)}.{kept} Free some space or set output_dir to "
+            "another disk, then start the same command again."
         ) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UserError) and error.__cause__ is not None:
+        error = error.__cause__
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if full or "No space left" in str(error):
+        return "the disk is full"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _sync(folder: Path) -> None:
