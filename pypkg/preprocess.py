@@ -95,7 +95,8 @@ def _add_tokenizer_options(add: Callable[..., object]) -> None:
         "--model_name_or_path",
         type=Path,
         required=True,
-        help="folder with tokenizer.json, or that file; with --train_tokenizer, the folder to make",
+        help="folder with tokenizer.json, a SentencePiece model or qwen.tiktoken, or such a file; "
+        "with --train_tokenizer, the folder to make",
     )
     add(
         "--train_tokenizer",

@@ -39,16 +39,31 @@ RULES = (
     Rule("pypkg.ops", paddle=True),
     Rule("pypkg.parallel", ("pypkg.config",), paddle=True),
     Rule("pypkg.data", ("pypkg.config", "pypkg._native")),
-    Rule("pypkg.models.config"),
+    Rule("pypkg.models.config", ("pypkg.models.config_checks",)),
+    Rule("pypkg.models.config_checks", ("pypkg.models.config",)),
     Rule("pypkg.models.weights"),
-    Rule("pypkg.models.tensor_files", ("pypkg.models.config",)),
+    Rule("pypkg.models.family", ("pypkg.models.config", "pypkg.models.weights")),
+    Rule("pypkg.models.llama_format", ("pypkg.models.config", "pypkg.models.family",
+                                       "pypkg.models.weights")),
+    Rule("pypkg.models.stored_tensor"),
+    Rule("pypkg.models.torch_files", ("pypkg.models.stored_tensor",)),
+    Rule("pypkg.models.safetensors_file", ("pypkg.models.stored_tensor",)),
+    Rule("pypkg.models.sat", ("pypkg.models.stored_tensor", "pypkg.models.torch_files")),
+    Rule("pypkg.models.tensor_files", ("pypkg.models.config", "pypkg.models.safetensors_file",
+                                       "pypkg.models.sat", "pypkg.models.stored_tensor",
+                                       "pypkg.models.torch_files")),
+    Rule("pypkg.models.model_folder", ("pypkg.models.safetensors_file",
+                                       "pypkg.models.tensor_files")),
+    Rule("pypkg.models.hub_cache"),
     Rule("pypkg.models.registry", ("pypkg.models.config", "pypkg.models.weights",
-                                   "pypkg.models.families")),
-    Rule("pypkg.models.families", ("pypkg.models.config", "pypkg.models.weights")),
+                                   "pypkg.models.family", "pypkg.models.families")),
+    Rule("pypkg.models.families", ("pypkg.models.config", "pypkg.models.family",
+                                   "pypkg.models.llama_format", "pypkg.models.weights")),
     Rule("pypkg.models", ("pypkg.ops", "pypkg.parallel.layers"), paddle=True),
     Rule("pypkg.planner", ("pypkg.config", "pypkg.models.config", "pypkg.models.registry")),
     Rule("pypkg.training", ("pypkg.config", "pypkg.capabilities", "pypkg.ops", "pypkg.parallel",
                             "pypkg.data", "pypkg.models", "pypkg.threads"), paddle=True),
+    Rule("pypkg.conversion", ("pypkg.models",)),
     Rule("pypkg.bench", _ANYTHING, paddle=True),
     # Command lines: parse, call, report.
     Rule("pypkg.pretrain", _ANYTHING),
@@ -62,7 +77,10 @@ COMMAND_LINES = ("pypkg.pretrain", "pypkg.preprocess", "pypkg.convert", "pypkg.p
 # These run where no Paddle is installed. (The rules above look at each file, this at all that it
 # draws in.)
 WITHOUT_PADDLE = ("pypkg", "pypkg.config", "pypkg.errors", "pypkg.models.config",
-                  "pypkg.models.registry", "pypkg.threads", "pypkg.capabilities")  # fmt: skip
+                  "pypkg.models.registry", "pypkg.threads", "pypkg.capabilities",
+                  "pypkg.models.tensor_files", "pypkg.models.model_folder",
+                  "pypkg.models.hub_cache", "pypkg.conversion.inspection",
+                  "pypkg.convert")  # fmt: skip
 
 
 def module_name(file: Path) -> str:

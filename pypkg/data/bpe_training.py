@@ -12,7 +12,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from pypkg.data.output_file import write_file
-from pypkg.data.tokenize import CONFIG_FILE, TOKENIZER_FILE, read_tokenizer_config
+from pypkg.data.tokenize import TOKENIZER_FILE
+from pypkg.data.tokenizers_base import CONFIG_FILE, read_tokenizer_config
 from pypkg.errors import UserError
 
 logger = logging.getLogger("pypkg")

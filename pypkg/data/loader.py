@@ -7,19 +7,19 @@ from collections.abc import Iterator
 import numpy as np
 
 from pypkg.data.datasets import Dataset
+from pypkg.data.objectives import Batch, Objective, causal
 from pypkg.data.prefetch import prefetch
 from pypkg.data.vocabulary import check_batch
 from pypkg.errors import UserError
 
 _BATCHES_AHEAD = 4
 
-Batch = tuple[np.ndarray, np.ndarray]
-
 
 class BatchLoader:
-    """Batches of one rank: input_ids and labels, int64 [micro_batch_size, seq_length].
+    """Batches of one rank: a dict of arrays by the names of the arguments of a model's ``loss``.
 
-    Labels are shifted by one. A global batch is the next ``micro_batch_size *
+    ``input_ids`` and ``labels`` are int64 [micro_batch_size, seq_length]; the objective makes them,
+    and what else a batch holds. A global batch is the next ``micro_batch_size *
     data_parallel_size`` samples of the dataset; the rank takes its part of them. What remains at
     the end and does not fill a global batch is left out, for every rank alike.
 
@@ -32,6 +32,7 @@ class BatchLoader:
         micro_batch_size: int,
         consumed_samples: int = 0,
         *,
+        objective: Objective = causal,
         data_parallel_rank: int = 0,
         data_parallel_size: int = 1,
         vocab_size: int | None = None,
@@ -40,6 +41,7 @@ class BatchLoader:
         """
         Args:
             consumed_samples: position in the dataset to begin at, counted over all ranks.
+            objective: makes a batch of samples, from nothing but them and their numbers.
             vocab_size: when given, ids outside of 0 to ``vocab_size`` - 1 are an error.
             prefetch: make batches ahead in a thread.
 
@@ -54,6 +56,7 @@ class BatchLoader:
             )
         self._dataset = dataset
         self._batch_size = micro_batch_size
+        self._objective = objective
         self._vocab_size = vocab_size
         self._prefetch = prefetch
         self._starts = range(
@@ -76,4 +79,4 @@ class BatchLoader:
             text = self._dataset.read(samples)
             if self._vocab_size is not None:
                 check_batch(self._dataset, samples, text, self._vocab_size)
-            yield np.ascontiguousarray(text[:, :-1]), np.ascontiguousarray(text[:, 1:])
+            yield self._objective(samples, text)

@@ -119,6 +119,7 @@ def prepare(options: PreparationOptions) -> Summary:
         shuffle_seed=options.shuffle_seed,
         on_error=options.on_error,
         tokenizer=hashlib.sha256(tokenizer.file.read_bytes()).hexdigest(),
+        vocab_size=tokenizer.vocab_size,
     )
     previous = _previous_summary(options.output_prefix, fingerprint)
     if previous is not None:

@@ -8,68 +8,24 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pypkg.errors import UserError
-
-# Rope scalings: keys that must be there, keys that may be. The formulas are in positions.py.
-_ROPE_SCALING_KEYS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
-    "default": (frozenset(), frozenset()),
-    "linear": (frozenset({"factor"}), frozenset()),
-    "dynamic": (frozenset({"factor"}), frozenset()),
-    "llama3": (
-        frozenset(
-            {
-                "factor",
-                "low_freq_factor",
-                "high_freq_factor",
-                "original_max_position_embeddings",
-            }
-        ),
-        frozenset(),
-    ),
-    "yarn": (
-        frozenset(),
-        frozenset(
-            {
-                "factor",
-                "original_max_position_embeddings",
-                "attention_factor",
-                "beta_fast",
-                "beta_slow",
-                "mscale",
-                "mscale_all_dim",
-                "truncate",
-            }
-        ),
-    ),
-}
-# What files carry beside these: told elsewhere, or read by no formula.
-_ROPE_SCALING_IGNORED = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
+from pypkg.models.config_checks import (
+    check_consistency,
+    check_size,
+    check_types,
+    normalised_rope_scaling,
 )
-_FLAGS = ("qkv_bias", "attention_output_bias", "mlp_bias", "tie_word_embeddings")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A decoder-only language model.
 
-    ``num_key_value_heads`` defaults to ``num_attention_heads`` and ``head_dim`` to
-    ``hidden_size / num_attention_heads``. ``rope_scaling`` is None or a dict with ``rope_type``
-    one of linear, dynamic, llama3, yarn and the parameters of that type under the names that
-    Hugging Face files use.
+    Dropout is not among the fields: models here are trained without it.
 
     Raises:
         UserError: a value is of the wrong type, or values contradict each other.
@@ -80,27 +36,70 @@ class ModelConfig:
     intermediate_size: int
     num_hidden_layers: int
     num_attention_heads: int
-    num_key_value_heads: int = None  # type: ignore[assignment]  # set in __post_init__
-    head_dim: int = None  # type: ignore[assignment]  # set in __post_init__
+    num_key_value_heads: int = None  # type: ignore[assignment]  # None: num_attention_heads
+    head_dim: int = None  # type: ignore[assignment]  # None: hidden_size / num_attention_heads
+    # Width of the embedding and of the head; linear layers lead to hidden_size and back if it is
+    # another. None: hidden_size.
+    embedding_size: int = None  # type: ignore[assignment]
     max_position_embeddings: int = 2048
-    rms_norm_eps: float = 1e-6
+
+    norm: str = "rms_norm"  # or layer_norm
+    norm_eps: float = 1e-6
+    embedding_norm: bool = False  # a norm right after the embedding
+    branch_norm: bool = False  # a norm on the output of each branch, before it is added
+    final_norm: bool = True
+    # How the branches f, attention and MLP, come to the stream x:
+    # pre: x + f(norm(x)); post: norm(x + f(x)); normed: residual_alpha * norm(x) + f(norm(x)).
+    residual: str = "pre"
+    residual_alpha: float = 1.0
+
+    position_embedding: str = "rope"  # or alibi, learned, none
+    position_offset: int = 0  # rows of the learned table before that of position 0
     rope_theta: float = 10000.0
+    # None, or rope_type, one of linear, dynamic, llama3, yarn, and the parameters of that type
+    # under the names that Hugging Face files use.
     rope_scaling: dict[str, Any] | None = None
+    partial_rotary_factor: float = 1.0  # the part of each head, its first dimensions, that turns
+    rope_interleaved: bool = False  # pairs are dimensions 2i and 2i + 1, not i and i + half
+    position_encoding_2d: bool = False  # half of each head by position, half by block position
+    # Only in evaluation, and only on sequences longer than this: the base of the rotation grows
+    # (dynamic NTK), or queries grow with the logarithm of their position. None: never.
+    dynamic_ntk_length: int | None = None
+    logn_attention_length: int | None = None
+
+    sliding_window: int | None = None  # a token sees itself and the sliding_window - 1 before it
+    max_window_layers: int = 0  # the first layers that attend to all tokens nevertheless
+    # Tokens before the first sop_token_id of a row see each other in both directions. Positions
+    # from there on are told by the row's gmask_token_id or mask_token_id (masks.py).
+    prefix_lm: bool = False
+    sop_token_id: int | None = None
+    gmask_token_id: int | None = None
+    mask_token_id: int | None = None
+
     qkv_bias: bool = False
     attention_output_bias: bool = False
     mlp_bias: bool = False
+    qk_norm: bool = False  # an RMS norm of each query and key head before they are rotated
+    activation: str = "silu"  # or gelu (exact), gelu_tanh, relu
+    gated_mlp: bool = True  # down(activation(gate(x)) * up(x)), not down(activation(up(x)))
     tie_word_embeddings: bool = False
+    norm_head: bool = False  # rows of the head are normalised to length 1 in each forward
+    embedding_gradient_scale: float = 1.0  # of what flows back into the embedding
+
     initializer_range: float = 0.02
+    initialization: str = "normal"  # or scaled_residual, deepnorm (initialization.py)
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     model_type: str = "llama"  # whose file format the model is read from and written to
 
     def __post_init__(self) -> None:
-        _check_size("hidden_size", self.hidden_size)
-        _check_size("num_attention_heads", self.num_attention_heads)
+        check_size("hidden_size", self.hidden_size)
+        check_size("num_attention_heads", self.num_attention_heads)
         if self.num_key_value_heads is None:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+        if self.embedding_size is None:
+            object.__setattr__(self, "embedding_size", self.hidden_size)
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
                 raise UserError(
@@ -108,21 +107,10 @@ class ModelConfig:
                     f"({self.num_attention_heads}); change one of them, or set head_dim"
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        _check_types(self)
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise UserError(
-                f"num_attention_heads ({self.num_attention_heads}) is not divisible by "
-                f"num_key_value_heads ({self.num_key_value_heads}); use a divisor of "
-                f"{self.num_attention_heads}"
-            )
-        if self.head_dim % 2:
-            raise UserError(
-                f"head_dim ({self.head_dim}) is odd, but rotary position embedding turns pairs of "
-                f"dimensions; with hidden_size {self.hidden_size} and num_attention_heads "
-                f"{self.num_attention_heads}, choose sizes that make it even"
-            )
-        scaling = _normalised_rope_scaling(self.rope_scaling, self.max_position_embeddings)
+        check_types(self)
+        scaling = normalised_rope_scaling(self.rope_scaling, self.max_position_embeddings)
         object.__setattr__(self, "rope_scaling", scaling)
+        check_consistency(self)
 
     @property
     def query_size(self) -> int:
@@ -134,11 +122,18 @@ class ModelConfig:
         """Width of all key heads together; that of the values is the same."""
         return self.num_key_value_heads * self.head_dim
 
+    @property
+    def rotary_dim(self) -> int:
+        """Dimensions of a head that turn with one kind of position."""
+        if self.position_encoding_2d:
+            return self.head_dim // 2
+        return int(self.head_dim * self.partial_rotary_factor)
+
     def replace(self, **overrides: Any) -> ModelConfig:
         """A copy with some fields changed.
 
-        ``head_dim`` and ``num_key_value_heads`` follow a change of the sizes that they were
-        derived from, unless they are given.
+        ``head_dim``, ``num_key_value_heads`` and ``embedding_size`` follow a change of the sizes
+        that they were derived from, unless they are given.
 
         Raises:
             UserError: an unknown field, or a result that makes no sense.
@@ -152,18 +147,27 @@ class ModelConfig:
             values["head_dim"] = None
         if self.num_key_value_heads == self.num_attention_heads:
             values["num_key_value_heads"] = None
+        if self.embedding_size == self.hidden_size:
+            values["embedding_size"] = None
         return ModelConfig(**{**values, **overrides})
 
     def num_parameters(self) -> int:
-        """Number of parameters: embedding, layers, final norm, and the head unless it is tied."""
-        h, ffn = self.hidden_size, self.intermediate_size
+        """Number of parameters; a tied head counts once."""
+        h, ffn, width = self.hidden_size, self.intermediate_size, self.embedding_size
+        norm = h if self.norm == "rms_norm" else 2 * h
         qkv = self.query_size + 2 * self.key_value_size
-        attention = h * qkv + self.qkv_bias * qkv
+        attention = h * qkv + self.qkv_bias * qkv + self.qk_norm * 2 * self.head_dim
         attention += self.query_size * h + self.attention_output_bias * h
-        mlp = 3 * h * ffn + self.mlp_bias * (2 * ffn + h)
-        norms = 2 * h
-        tables = 1 if self.tie_word_embeddings else 2
-        return self.num_hidden_layers * (attention + mlp + norms) + h + tables * self.vocab_size * h
+        up = 2 * ffn if self.gated_mlp else ffn
+        mlp = h * up + ffn * h + self.mlp_bias * (up + h)
+        layer = attention + mlp + (4 if self.branch_norm else 2) * norm
+        tables = (1 if self.tie_word_embeddings else 2) * self.vocab_size * width
+        if width != h:
+            tables += 2 * width * h
+        if self.position_embedding == "learned":
+            tables += (self.max_position_embeddings + self.position_offset) * h
+        norms = (self.embedding_norm + self.final_norm) * norm
+        return self.num_hidden_layers * layer + norms + tables
 
     def flops_per_token(self, seq_length: int) -> float:
         """Floating-point operations of one training step per token, forward and backward.
@@ -205,79 +209,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object, found a {type(value).__name__}")
     return value
-
-
-def rope_from_huggingface(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields ``rope_theta`` and ``rope_scaling`` of a config.json.
-
-    transformers 4 writes ``rope_theta`` and ``rope_scaling``, transformers 5 writes both into
-    ``rope_parameters``.
-    """
-    scaling = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
-    if not isinstance(scaling, Mapping):
-        raise UserError(f"rope_scaling must be an object or null, found {scaling!r}")
-    values = {key: value for key, value in {**keys, **scaling}.items() if value is not None}
-    fraction = values.get("partial_rotary_factor", 1.0)
-    if fraction != 1.0:
-        raise UserError(f"partial_rotary_factor must be 1.0 for this model, found {fraction!r}")
-    return {"rope_theta": values.get("rope_theta", 10000.0), "rope_scaling": dict(scaling)}
-
-
-def _check_size(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{name} must be a positive integer, found {value!r}")
-
-
-def _check_types(config: ModelConfig) -> None:
-    for name in _SIZES:
-        _check_size(name, getattr(config, name))
-    for name in _FLAGS:
-        if not isinstance(getattr(config, name), bool):
-            raise UserError(f"{name} must be true or false, found {getattr(config, name)!r}")
-    for name in ("rms_norm_eps", "rope_theta", "initializer_range"):
-        _check_positive_number(name, getattr(config, name))
-
-
-def _check_positive_number(name: str, value: Any) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
-        raise UserError(f"{name} must be a positive number, found {value!r}")
-
-
-def _normalised_rope_scaling(scaling: Any, max_positions: int) -> dict[str, Any] | None:
-    """``scaling`` with its type under ``rope_type`` and only keys that a formula reads."""
-    if scaling is None:
-        return None
-    if not isinstance(scaling, Mapping):
-        raise UserError(f"rope_scaling must be an object or null, found {scaling!r}")
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in _ROPE_SCALING_KEYS:
-        known = ", ".join(_ROPE_SCALING_KEYS)
-        raise UserError(f"rope_scaling type {kind!r} is not supported; use one of {known}")
-    required, optional = _ROPE_SCALING_KEYS[kind]
-    values = {
-        key: value
-        for key, value in scaling.items()
-        if key not in _ROPE_SCALING_IGNORED and value is not None
-    }
-    if kind in ("default", "linear", "dynamic"):  # saved with them at times, and not used by them
-        values.pop("original_max_position_embeddings", None)
-    if missing := sorted(required - set(values)):
-        raise UserError(f"rope_scaling of type {kind} lacks {', '.join(missing)}")
-    if unknown := sorted(set(values) - required - optional):
-        raise UserError(
-            f"rope_scaling of type {kind} does not know {', '.join(unknown)}; it takes "
-            f"{', '.join(sorted(required | optional))}"
-        )
-    if kind == "default":
-        return None
-    for key in sorted(set(values) - {"truncate"}):
-        _check_positive_number(f"rope_scaling.{key}", values[key])
-    if kind == "yarn":
-        values.setdefault("original_max_position_embeddings", max_positions)
-        values.setdefault("factor", max_positions / values["original_max_position_embeddings"])
-    if kind == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
-        raise UserError(
-            f"rope_scaling.high_freq_factor ({values['high_freq_factor']}) must be above "
-            f"low_freq_factor ({values['low_freq_factor']})"
-        )
-    return {"rope_type": kind, **values}

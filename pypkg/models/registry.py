@@ -6,22 +6,42 @@ Nothing here imports Paddle or reaches for the network.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from pypkg.errors import UserError
 from pypkg.models.config import ModelConfig, nearest, read_json
-from pypkg.models.families import llama
+from pypkg.models.family import Family
 from pypkg.models.weights import WeightMap
 from pypkg.paths import configs_dir
 
-_FAMILIES = (llama,)
+# One line per module in families/.
+_MODULES = (
+    "baichuan",
+    "bloom",
+    "chatglm",
+    "chatglm2",
+    "glm130b",
+    "glm4",
+    "gpt",
+    "llama",
+    "mistral",
+    "opt",
+    "qwen",
+    "qwen2",
+    "qwen3",
+)
+_FAMILIES: tuple[Family, ...] = tuple(
+    family
+    for name in _MODULES
+    for family in import_module(f"pypkg.models.families.{name}").FAMILIES
+)
 
 
 def known_models() -> list[str]:
     """The names that resolve to a shipped configuration, sorted."""
-    return sorted(path.stem.replace("--", "/") for path in _models_dir().glob("*.json"))
+    return sorted(_files_by_name())
 
 
 def load_config(name_or_folder: str | Path) -> ModelConfig:
@@ -34,16 +54,20 @@ def load_config(name_or_folder: str | Path) -> ModelConfig:
     """
     if Path(name_or_folder).is_dir():
         return _read_config(Path(name_or_folder) / "config.json")
-    names = {name.lower(): name for name in known_models()}
-    name = names.get(str(name_or_folder).lower())
-    if name is None:
-        known = list(names.values())
-        hint = nearest(str(name_or_folder), known) or f"; known are {', '.join(known)}"
+    files = {name.lower(): file for name, file in _files_by_name().items()}
+    file = files.get(str(name_or_folder).lower())
+    if file is None:
+        hint = nearest(str(name_or_folder), known_models()) or "."
         raise UserError(
-            f"{str(name_or_folder)!r} is neither a folder nor a known model{hint} "
-            "(or give the path of a folder that holds a config.json)"
+            f"{str(name_or_folder)!r} is neither a folder nor a known model{hint} Give the path of "
+            "a folder that holds a config.json, or a name that `python -m pypkg.models` lists"
         )
-    return _read_config(_models_dir() / f"{name.replace('/', '--')}.json")
+    return _read_config(file)
+
+
+def families() -> tuple[Family, ...]:
+    """The supported families."""
+    return _FAMILIES
 
 
 def num_parameters(name_or_folder: str | Path) -> int:
@@ -57,29 +81,20 @@ def config_from_huggingface(keys: Mapping[str, Any]) -> ModelConfig:
     Raises:
         UserError: the family is not supported, or a value is wrong.
     """
-    architectures = keys.get("architectures") or []
     for family in _FAMILIES:
-        if keys.get("model_type") == family.MODEL_TYPE or any(
-            name in family.ARCHITECTURES for name in architectures
-        ):
+        if family.recognises(keys):
             return family.read_config(keys)
-    supported = ", ".join(name for family in _FAMILIES for name in family.ARCHITECTURES)
+    supported = [name for family in _FAMILIES for name in family.architectures or (family.name,)]
     raise UserError(
-        f"architectures {architectures} with model_type {keys.get('model_type')!r} is not "
-        f"supported; supported are {supported}"
+        f"architectures {keys.get('architectures') or []} with model_type "
+        f"{keys.get('model_type')!r} is not supported; supported are "
+        f"{', '.join(supported)}"
     )
 
 
 def config_to_huggingface(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
     """The keys of a config.json that describes ``config`` with weights of ``dtype``."""
-    family = _family(config)
-    return {
-        "architectures": [family.ARCHITECTURES[0]],
-        "model_type": family.MODEL_TYPE,
-        **family.write_config(config),
-        "torch_dtype": dtype,
-        "use_cache": True,
-    }
+    return {**_family(config).write_config(config), "torch_dtype": dtype, "use_cache": True}
 
 
 def weight_map(config: ModelConfig) -> WeightMap:
@@ -87,16 +102,23 @@ def weight_map(config: ModelConfig) -> WeightMap:
     return _family(config).weight_map(config)
 
 
-def _family(config: ModelConfig) -> ModuleType:
+def _family(config: ModelConfig) -> Family:
     for family in _FAMILIES:
-        if config.model_type == family.MODEL_TYPE:
+        if config.model_type == family.name:
             return family
-    known = ", ".join(family.MODEL_TYPE for family in _FAMILIES)
+    known = ", ".join(family.name for family in _FAMILIES)
     raise UserError(f"model_type {config.model_type!r} is not supported; use one of {known}")
 
 
-def _models_dir() -> Path:
-    return configs_dir() / "models"
+def _files_by_name() -> dict[str, Path]:
+    """Every known name with the file that describes it.
+
+    aliases.json names models that differ from another one only in their weights.
+    """
+    folder = configs_dir() / "models"
+    files = {file.stem.replace("--", "/"): file for file in folder.glob("*.json")}
+    aliases = read_json(files.pop("aliases"))
+    return {**files, **{alias: files[name] for alias, name in aliases.items()}}
 
 
 def _read_config(path: Path) -> ModelConfig:

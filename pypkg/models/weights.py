@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,18 +22,83 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class Packing:
+    """How a checkpoint packs several parts into one axis: [groups, parts, size].
+
+    Ours is [parts, groups, size], with the parts in the order ``order`` of the checkpoint's:
+    query, key and value within each head are ``Packing(num_heads, (0, 1, 2))``, and two halves
+    that are the other way round ``Packing(1, (1, 0))``.
+    """
+
+    groups: int
+    order: tuple[int, ...]
+
+    def to_model(self, value: np.ndarray) -> np.ndarray:
+        """``value`` with its first axis in our order."""
+        parts = value.reshape(self.groups, len(self.order), -1, *value.shape[1:])
+        return parts[:, self.order].swapaxes(0, 1).reshape(value.shape)
+
+    def to_checkpoint(self, value: np.ndarray) -> np.ndarray:
+        """The inverse of ``to_model``."""
+        parts = value.reshape(len(self.order), self.groups, -1, *value.shape[1:])
+        return parts[np.argsort(self.order)].swapaxes(0, 1).reshape(value.shape)
+
+
+@dataclass(frozen=True)
 class Weight:
     """One parameter of ours and what holds it in a checkpoint; ``{i}`` stands for the layer.
 
     Several sources are joined along their first axis, which is the output axis of a matrix, in
-    the given order; ``sizes`` are their lengths there. ``transpose`` then turns the [out, in] of
-    the checkpoint into the [in, out] of a Paddle linear layer.
+    the given order; ``sizes`` are their lengths there. ``packing`` then puts that axis in our
+    order, and ``transpose`` turns the [out, in] of the checkpoint into the [in, out] of a Paddle
+    linear layer.
     """
 
     name: str
     sources: tuple[str, ...]
     sizes: tuple[int, ...] = ()
     transpose: bool = False
+    packing: Packing | None = None
+
+
+def same_layout(names: Mapping[str, str]) -> list[Weight]:
+    """Weights and biases of layers that a checkpoint stores as we do: norms and tables.
+
+    Args:
+        names: our layer to theirs, without the ending.
+    """
+    return [
+        Weight(f"{ours}.{kind}", (f"{theirs}.{kind}",))
+        for ours, theirs in names.items()
+        for kind in ("weight", "bias")
+    ]
+
+
+def linear(
+    ours: str,
+    theirs: str | Sequence[str],
+    sizes: Sequence[int] = (),
+    transpose: bool = True,
+    packing: Packing | None = None,
+) -> list[Weight]:
+    """Weight and bias of a linear layer; see ``Weight``.
+
+    Args:
+        ours: our layer, without the ending.
+        theirs: its layer or layers in the checkpoint.
+        transpose: whether the checkpoint stores [out, in].
+    """
+    layers = (theirs,) if isinstance(theirs, str) else theirs
+    return [
+        Weight(
+            f"{ours}.{kind}",
+            tuple(f"{layer}.{kind}" for layer in layers),
+            tuple(sizes),
+            transpose and kind == "weight",
+            packing,
+        )
+        for kind in ("weight", "bias")
+    ]
 
 
 class WeightMap:
@@ -43,11 +108,29 @@ class WeightMap:
         weights: one entry per kind of parameter; entries that a model has no parameter for, such
             as the bias of a layer without bias, are not used.
         ignored: regular expressions for whole names in a checkpoint that are not parameters.
+        prefix: what some checkpoints leave out: released ones are at times of the model without
+            its head, which the original implementation loads as well.
     """
 
-    def __init__(self, weights: Iterable[Weight], ignored: Iterable[str] = ()) -> None:
+    def __init__(
+        self, weights: Iterable[Weight], ignored: Iterable[str] = (), prefix: str = ""
+    ) -> None:
         self._weights = {weight.name: weight for weight in weights}
-        self._ignored = [re.compile(pattern) for pattern in ignored]
+        self._patterns = tuple(ignored)
+        self._ignored = [re.compile(pattern) for pattern in self._patterns]
+        self._prefix = prefix
+
+    def fitted_to(self, found: Iterable[str]) -> WeightMap:
+        """The map for a checkpoint with the names ``found``: without the prefix if it has none."""
+        prefix = self._prefix
+        if not prefix or any(name.startswith(prefix) for name in found):
+            return self
+        weights = (
+            replace(weight, sources=tuple(name.removeprefix(prefix) for name in weight.sources))
+            for weight in self._weights.values()
+        )
+        escaped = re.escape(prefix)
+        return WeightMap(weights, (pattern.removeprefix(escaped) for pattern in self._patterns))
 
     def is_ignored(self, source: str) -> bool:
         """Whether a tensor of a checkpoint is known not to be a parameter."""
@@ -64,12 +147,16 @@ class WeightMap:
         """The parameter ``name`` from its tensors, which are in the order of source_shapes."""
         weight, _ = self._find(name)
         joined = sources[0] if len(sources) == 1 else np.concatenate(sources, axis=0)
+        if weight.packing:
+            joined = weight.packing.to_model(joined)
         return np.ascontiguousarray(joined.T if weight.transpose else joined)
 
     def to_checkpoint(self, name: str, value: np.ndarray) -> dict[str, np.ndarray]:
         """The tensors that hold ``value``, the parameter ``name`` or something shaped like it."""
         weight, sources = self._find(name)
         joined = value.T if weight.transpose else value
+        if weight.packing:
+            joined = weight.packing.to_checkpoint(joined)
         parts = np.split(joined, np.cumsum(weight.sizes)[:-1]) if weight.sizes else [joined]
         return {
             source: np.ascontiguousarray(part) for source, part in zip(sources, parts, strict=True)

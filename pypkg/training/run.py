@@ -13,14 +13,18 @@ from pypkg.capabilities import ExecutionPlan, probe, resolve
 from pypkg.config import Settings, notices
 from pypkg.data import (
     BatchLoader,
+    BlankInfilling,
     Dataset,
+    Objective,
     build_train_valid_test_datasets,
+    causal,
     check_vocabulary,
     resolve_input_dir,
 )
-from pypkg.data.tokenize import Tokenizer, load_tokenizer
+from pypkg.data.tokenize import Tokenizer, find_tokenizer, load_tokenizer, tokenizer_files
 from pypkg.errors import UserError
 from pypkg.models import ModelConfig, from_config, from_pretrained, save_pretrained
+from pypkg.models.hub_cache import find_weights
 from pypkg.models.registry import load_config
 from pypkg.training.checkpoint import (
     TrainerState,
@@ -86,12 +90,8 @@ def run(settings: Settings) -> int:
         model,
         optimizer,
         state,
-        train_batches=_batches(
-            settings, train, settings.per_device_train_batch_size, model.config.vocab_size
-        ),
-        eval_batches=_batches(
-            settings, valid, settings.per_device_eval_batch_size, model.config.vocab_size
-        ),
+        train_batches=_batches(settings, train, settings.per_device_train_batch_size, model.config),
+        eval_batches=_batches(settings, valid, settings.per_device_eval_batch_size, model.config),
         save=save,
         reporters=reporters,
         throughput=Throughput(
@@ -124,18 +124,29 @@ def _peak(dtype: str):
 
 def _load_tokenizer(settings: Settings) -> Tokenizer | None:
     """The tokenizer; None where it is only looked for beside the model and is not there."""
-    source = Path(settings.tokenizer_name_or_path)
+    source = _tokenizer_source(settings)
     beside_model = settings.tokenizer_name_or_path == settings.model_name_or_path
-    if not beside_model or (source / "tokenizer.json").exists():
+    if not beside_model or find_tokenizer(source) is not None:
         return load_tokenizer(source)
     if settings.sample_tokens > 0:
         raise UserError(
-            f"tokenizer_name_or_path is {str(source)!r}, where there is no tokenizer.json, but "
+            f"tokenizer_name_or_path is {str(source)!r}, where there is no tokenizer, but "
             f"sample_tokens ({settings.sample_tokens}) needs it. Give the folder of a tokenizer, "
             "or set sample_tokens to 0."
         )
-    logger.info("no tokenizer.json in %s: checkpoints will hold no tokenizer", source)
+    logger.info("no tokenizer in %s: checkpoints will hold no tokenizer", source)
     return None
+
+
+def _tokenizer_source(settings: Settings) -> Path:
+    """The folder or file that is given, or what the Hugging Face cache has under that name."""
+    path = Path(settings.tokenizer_name_or_path)
+    if path.exists():
+        return path
+    try:
+        return find_weights(settings.tokenizer_name_or_path)
+    except UserError:
+        return path
 
 
 def _checkpoint_to_resume(settings: Settings) -> Path | None:
@@ -159,7 +170,7 @@ def _make_model(
         model = from_pretrained(checkpoint, dtype=plan.dtype)
     elif settings.continue_training:
         model = from_pretrained(
-            settings.model_name_or_path, dtype=plan.dtype, **settings.model_overrides
+            _folder_with_weights(settings), dtype=plan.dtype, **settings.model_overrides
         )
     else:
         config = load_config(settings.model_name_or_path).replace(**settings.model_overrides)
@@ -168,6 +179,16 @@ def _make_model(
     model.use_flash_attention(plan.flash_attention)
     model.train()
     return model
+
+
+def _folder_with_weights(settings: Settings) -> Path:
+    try:
+        return find_weights(settings.model_name_or_path)
+    except UserError as error:
+        raise UserError(
+            f"continue_training is true, but model_name_or_path has no weights: {error}; or set "
+            "continue_training to false to start from random weights"
+        ) from error
 
 
 def _grown_to_fit(
@@ -239,18 +260,39 @@ def _check_data_order(settings: Settings, state: TrainerState) -> None:
 
 
 def _batches(
-    settings: Settings, dataset: Dataset | None, batch_size: int, vocab_size: int
+    settings: Settings, dataset: Dataset | None, batch_size: int, config: ModelConfig
 ) -> BatchSource | None:
     if dataset is None:
         return None
+    objective = objective_of(config, settings.max_seq_length, settings.seed)
     return lambda start: iter(
         BatchLoader(
             dataset,
             batch_size,
             start,
-            vocab_size=vocab_size,
+            objective=objective,
+            vocab_size=config.vocab_size,
             prefetch=settings.dataloader_num_workers > 0,
         )
+    )
+
+
+def objective_of(config: ModelConfig, seq_length: int, seed: int) -> Objective:
+    """What a model is pre-trained on: blank infilling if it sees a prefix, else the next token."""
+    if not config.prefix_lm:
+        return causal
+    eop = config.eos_token_id
+    eop = eop[0] if isinstance(eop, list) else eop
+    if eop is None:
+        raise UserError("the model's config.json lacks eos_token_id, which ends what fills a blank")
+    return BlankInfilling(
+        seq_length=seq_length,
+        mask_id=config.mask_token_id,
+        gmask_id=config.gmask_token_id,
+        sop_id=config.sop_token_id,
+        eop_id=eop,
+        two_dimensional=config.position_encoding_2d,
+        seed=seed,
     )
 
 
@@ -258,8 +300,7 @@ def _save_model_and_tokenizer(
     model: paddle.nn.Layer, settings: Settings, plan: ExecutionPlan, folder: Path
 ) -> None:
     save_pretrained(model, folder)
-    source = Path(settings.tokenizer_name_or_path)
-    for file in source.glob("*token*") if source.is_dir() else ():
+    for file in tokenizer_files(_tokenizer_source(settings)):
         shutil.copy(file, folder)
 
 
@@ -281,7 +322,7 @@ def _train_and_report(trainer: Trainer, test: Dataset | None, tokenizer: Tokeniz
     )
     if settings.do_predict and test is not None:
         batches = _batches(
-            settings, test, settings.per_device_eval_batch_size, trainer.model.config.vocab_size
+            settings, test, settings.per_device_eval_batch_size, trainer.model.config
         )
         summary.test_loss = evaluate(trainer.model, batches, _TEST_ITERS)
     if settings.sample_tokens > 0 and tokenizer is not None:

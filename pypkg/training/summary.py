@@ -84,9 +84,14 @@ class Summary:
 def write_sample(
     model: paddle.nn.Layer, tokenizer: Tokenizer, prompt: str, tokens: int, seed: int
 ) -> str:
-    """``prompt`` and ``tokens`` more tokens, drawn from the 40 likeliest at temperature 0.8."""
+    """``prompt`` and ``tokens`` more tokens, drawn from the 40 likeliest at temperature 0.8.
+
+    A model that fills in blanks is given one after the prompt, as in its pre-training.
+    """
     ids = tokenizer.encode(prompt)
-    if not ids:
+    if model.config.prefix_lm:
+        ids += [model.config.gmask_token_id, model.config.sop_token_id]
+    elif not ids:
         ids = [0 if tokenizer.bos_id is None else tokenizer.bos_id]
     model.eval()
     output = generate(model, paddle.to_tensor([ids]), tokens, temperature=0.8, top_k=40, seed=seed)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import paddle
 from paddle import Tensor
 
 from pypkg.config import Settings
+from pypkg.data import Batch
 from pypkg.errors import UserError
 from pypkg.training.checkpoint import TrainerState
 from pypkg.training.interrupt import InterruptRequest
@@ -24,8 +24,9 @@ from pypkg.training.schedule import learning_rate
 
 logger = logging.getLogger("pypkg")
 
-# Yields (input_ids, labels), int64 [batch, sequence], from a sample position on.
-BatchSource = Callable[[int], Iterator[tuple[np.ndarray, np.ndarray]]]
+# Yields the arguments of the model's loss from a sample position on; input_ids and labels are
+# int64 [batch, sequence].
+BatchSource = Callable[[int], Iterator[Batch]]
 
 
 @dataclass
@@ -112,7 +113,7 @@ class Trainer:
                 self._evaluate(progress)
         return self._outcome(0)
 
-    def _step(self, batches: Iterator[tuple[np.ndarray, np.ndarray]], rate: float) -> Tensor:
+    def _step(self, batches: Iterator[Batch], rate: float) -> Tensor:
         """One optimizer step over gradient_accumulation_steps micro batches; returns the norm."""
         settings, state = self.settings, self.state
         # The random numbers of a step depend on seed and step alone, so a resumed run draws the
@@ -121,13 +122,12 @@ class Trainer:
         self.optimizer.set_lr(rate)
         total = None
         for _ in range(settings.gradient_accumulation_steps):
-            input_ids, labels = next(batches)
-            loss = self.model.loss(paddle.to_tensor(input_ids), paddle.to_tensor(labels))
-            loss = loss / settings.gradient_accumulation_steps
+            batch = next(batches)
+            loss = self.model.loss(**_to_device(batch)) / settings.gradient_accumulation_steps
             loss.backward()
             total = loss.detach() if total is None else total + loss.detach()
-            state.consumed_samples += input_ids.shape[0]
-            self._tokens += input_ids.size
+            state.consumed_samples += batch["input_ids"].shape[0]
+            self._tokens += batch["input_ids"].size
         grad_norm = clip_by_global_norm(self.parameters, settings.max_grad_norm)
         self.optimizer.step()
         self.optimizer.clear_grad(set_to_zero=False)
@@ -223,8 +223,8 @@ def evaluate(model: paddle.nn.Layer, batches: BatchSource, iterations: int) -> f
     """Mean loss over the first ``iterations`` batches of a split, or fewer where it ends."""
     model.eval()
     losses = []
-    for _, (input_ids, labels) in zip(range(iterations), batches(0)):
-        losses.append(model.loss(paddle.to_tensor(input_ids), paddle.to_tensor(labels)))
+    for _, batch in zip(range(iterations), batches(0)):
+        losses.append(model.loss(**_to_device(batch)))
     model.train()
     return float(paddle.stack(losses).mean().item())
 
@@ -232,6 +232,10 @@ def evaluate(model: paddle.nn.Layer, batches: BatchSource, iterations: int) -> f
 def perplexity(loss: float) -> float:
     """exp(loss), infinite where that overflows."""
     return math.exp(loss) if loss < 700 else math.inf
+
+
+def _to_device(batch: Batch) -> dict[str, Tensor]:
+    return {name: paddle.to_tensor(array) for name, array in batch.items()}
 
 
 def _due(step: int, interval: int, last: int) -> bool:

@@ -27,7 +27,11 @@ def dataset(make_corpus):
 
 def texts(batches) -> list[list[int]]:
     """The samples again, one row each."""
-    return [row for ids, labels in batches for row in np.c_[ids, labels[:, -1]].tolist()]
+    return [
+        row
+        for batch in batches
+        for row in np.c_[batch["input_ids"], batch["labels"][:, -1]].tolist()
+    ]
 
 
 @pytest.mark.parametrize("ahead", [True, False])
@@ -35,7 +39,9 @@ def test_batches_are_the_samples_in_order(dataset, ahead):
     loader = BatchLoader(dataset, 3, prefetch=ahead)
     batches = list(loader)
     assert len(batches) == len(loader) == len(dataset) // 3
-    for ids, labels in batches:
+    for batch in batches:
+        ids, labels = batch["input_ids"], batch["labels"]
+        assert set(batch) == {"input_ids", "labels"}
         assert ids.dtype == labels.dtype == np.int64
         assert ids.shape == labels.shape == (3, 4)
         assert ids.flags.c_contiguous and labels.flags.c_contiguous

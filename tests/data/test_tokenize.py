@@ -80,7 +80,7 @@ def test_vocabulary_counts_added_tokens(folder):
 @pytest.mark.parametrize(
     ("file", "contents", "said"),
     [
-        ("tokenizer.json", None, "tokenizer.json does not exist"),
+        ("tokenizer.json", None, "no tokenizer in .*: expected one of tokenizer.json"),
         ("tokenizer.json", "{", "tokenizer.json is not a tokenizer"),
         ("tokenizer.json", "{}", "tokenizer.json is not a tokenizer"),
         ("tokenizer_config.json", "{", "cannot read .*tokenizer_config.json"),
@@ -96,10 +96,10 @@ def test_wrong_files(folder, file, contents, said):
         load_tokenizer(folder)
 
 
-def test_missing_folder_and_sentencepiece(tmp_path):
-    with pytest.raises(UserError, match=r"no tokenizer in .*nowhere"):
+def test_folders_without_a_tokenizer(tmp_path):
+    with pytest.raises(UserError, match=r"no tokenizer in .*nowhere: expected one of tokenizer"):
         load_tokenizer(tmp_path / "nowhere")
-    (tmp_path / "tokenizer.model").write_bytes(b"")
+    (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(UserError, match="save_pretrained"):
         load_tokenizer(tmp_path)
 

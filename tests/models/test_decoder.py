@@ -188,3 +188,53 @@ def test_attention_that_stores_its_weights_gives_the_same_loss(
     model.use_flash_attention(False)
     stored = model.loss(input_ids, labels)
     np.testing.assert_allclose(stored.item(), flash.item(), rtol=1e-6)
+
+
+def test_sequence_longer_than_the_learned_positions(tiny_config: ModelConfig) -> None:
+    model = from_config(tiny_config.replace(position_embedding="learned"), seed=1)
+    with pytest.raises(UserError, match=r"33 tokens.*max_position_embeddings \(32\)"):
+        model(_ids(tiny_config, 0, (1, 33)))
+
+
+def test_explicit_learned_positions(tiny_config: ModelConfig) -> None:
+    config = tiny_config.replace(
+        position_embedding="learned", position_offset=2, initializer_range=0.3
+    )
+    model = from_config(config, seed=1)
+    input_ids = _ids(config, 0)
+    positions = paddle.arange(17).expand([3, 17])
+    np.testing.assert_array_equal(model(input_ids).numpy(), model(input_ids, positions).numpy())
+    shifted = model(input_ids, positions + 3).numpy()
+    assert np.abs(shifted - model(input_ids).numpy()).max() > 1e-2
+
+
+@pytest.mark.parametrize("position_embedding", ["alibi", "none"])
+def test_positions_without_effect_are_refused(
+    tiny_config: ModelConfig, position_embedding: str
+) -> None:
+    model = from_config(tiny_config.replace(position_embedding=position_embedding), seed=1)
+    with pytest.raises(UserError, match=f"position_embedding is {position_embedding}"):
+        model(_ids(tiny_config, 0), paddle.arange(17).expand([3, 17]))
+
+
+def test_embedding_gradient_scale(backend: str, tiny_config: ModelConfig) -> None:
+    """The forward pass is the same; what reaches the table shrinks, and nothing else does."""
+    input_ids, labels = _ids(tiny_config, 0), _ids(tiny_config, 1)
+    gradients = {}
+    for scale in (1.0, 0.1):
+        model = from_config(tiny_config.replace(embedding_gradient_scale=scale), seed=1)
+        loss = model.loss(input_ids, labels)
+        loss.backward()
+        gradients[scale] = {name: p.grad.numpy() for name, p in model.named_parameters()}
+        assert loss.item() == pytest.approx(4.11, abs=0.02)
+    for name, gradient in gradients[0.1].items():
+        expected = gradients[1.0][name] * (0.1 if name == "embed_tokens.weight" else 1.0)
+        np.testing.assert_allclose(gradient, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_norm_head_ignores_the_length_of_its_rows(tiny_config: ModelConfig) -> None:
+    model = from_config(tiny_config.replace(norm_head=True, initializer_range=0.3), seed=1)
+    input_ids = _ids(tiny_config, 0)
+    before = model(input_ids).numpy()
+    model.lm_head.weight.set_value(model.lm_head.weight * 3.0)
+    np.testing.assert_allclose(model(input_ids).numpy(), before, rtol=0, atol=1e-5)

@@ -12,6 +12,7 @@ from model_testing import GOLDEN
 from pypkg.errors import UserError
 from pypkg.models import registry
 from pypkg.models.config import ModelConfig
+from pypkg.models.family import _log_dropout
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 
@@ -26,7 +27,7 @@ def test_both_forms_read_the_same() -> None:
     config = registry.config_from_huggingface(_keys())
     assert registry.config_from_huggingface(new) == config
     assert (config.hidden_size, config.head_dim, config.vocab_size) == (64, 16, 320)
-    assert config.rms_norm_eps == 1e-6 and config.eos_token_id == 2
+    assert config.norm_eps == 1e-6 and config.eos_token_id == 2
 
 
 def test_both_forms_of_a_scaling_read_the_same() -> None:
@@ -73,12 +74,11 @@ def test_written_keys_read_back_equal(changes: dict) -> None:
         ({"vocab_size": 0}, "vocab_size must be a positive integer, found 0"),
         ({"hidden_size": "64"}, "hidden_size must be a positive integer, found '64'"),
         ({"num_hidden_layers": True}, "num_hidden_layers must be a positive integer"),
-        ({"rms_norm_eps": -1e-6}, "rms_norm_eps must be a positive number"),
-        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a positive number"),
+        ({"rms_norm_eps": -1e-6}, "norm_eps must be a positive number"),
+        ({"rms_norm_eps": float("nan")}, "norm_eps must be a positive number"),
         ({"mlp_bias": "no"}, "mlp_bias must be true or false, found 'no'"),
         ({"intermediate_size": None}, "lacks intermediate_size"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'.*'silu'"),
-        ({"attention_dropout": 0.1}, "attention_dropout is 0.1"),
         (
             {"rope_scaling": {"type": "longrope"}},
             "'longrope'.*default, linear, dynamic, llama3, yarn",
@@ -132,8 +132,16 @@ def test_replace_refuses_unknown_fields() -> None:
 
 def test_configuration_that_its_file_format_cannot_hold() -> None:
     config = registry.config_from_huggingface(_keys()).replace(qkv_bias=True)
-    with pytest.raises(UserError, match="attention_bias"):
+    with pytest.raises(UserError, match="cannot hold attention_output_bias=False beside"):
         registry.config_to_huggingface(config)
+
+
+def test_dropout_is_not_applied_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    _log_dropout.cache_clear()
+    for _ in range(2):
+        config = registry.config_from_huggingface(_keys(attention_dropout=0.1))
+    assert caplog.text.count("asks for dropout (attention_dropout)") == 1
+    assert registry.config_to_huggingface(config)["attention_dropout"] == 0.0
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from pypkg.models import (
     ModelConfig,
     from_config,
     from_pretrained,
+    model_folder,
     pretrained,
     registry,
     save_pretrained,
@@ -166,10 +167,8 @@ def test_truncated_file_is_named(tmp_path: Path) -> None:
     assert str(path) in str(error.value)
 
 
-def test_not_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a folder; weights are read from a local folder"):
-        from_pretrained("facebook/llama-7b")
-    with pytest.raises(UserError, match=r"cannot read .*config.json"):
+def test_folder_without_configuration(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no config\.json; .*convert import"):
         from_pretrained(tmp_path)
 
 
@@ -184,7 +183,7 @@ def test_failed_save_leaves_the_earlier_one(
 ) -> None:
     save_pretrained(from_config(tiny_config, seed=1), tmp_path, max_shard_size="20KB")
     before = _files(tmp_path)
-    original, calls = pretrained.write_tensors, []
+    original, calls = model_folder.write_tensors, []
 
     def full_disk(path: Path, *args: object) -> int:
         calls.append(path)
@@ -193,7 +192,7 @@ def test_failed_save_leaves_the_earlier_one(
             raise OSError(errno.ENOSPC, "No space left on device")
         return original(path, *args)
 
-    monkeypatch.setattr(pretrained, "write_tensors", full_disk)
+    monkeypatch.setattr(model_folder, "write_tensors", full_disk)
     with pytest.raises(UserError, match=r"cannot save the model in .*No space left on device"):
         save_pretrained(from_config(tiny_config, seed=2), tmp_path, max_shard_size="20KB")
     assert len(calls) == 3

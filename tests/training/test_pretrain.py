@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,14 +147,28 @@ def test_overwrite_output_dir_starts_anew(workplace):
     assert workplace.losses() == first
 
 
-def test_continue_training_starts_from_the_weights(make_workplace):
-    first, second = make_workplace("first"), make_workplace("second")
+def test_continue_training_starts_from_the_weights(make_workplace, monkeypatch):
+    """Of a folder, or of the Hugging Face cache under the model's name."""
+    first, second, third = (make_workplace(name) for name in ("first", "second", "third"))
     assert first.run(max_steps=40, save_steps=40).returncode == 0
-    done = second.run(
-        model_name_or_path=first.output_dir / "checkpoint-40", continue_training=1, max_steps=2
-    )
+    weights = first.output_dir / "checkpoint-40"
+    done = second.run(model_name_or_path=weights, continue_training=1, max_steps=2)
     assert done.returncode == 0, done.stderr
     assert second.losses()[1] < first.losses()[1] - 1
+    monkeypatch.setenv("HF_HUB_CACHE", str(first.folder))
+    shutil.copytree(weights, first.folder / "models--some--model" / "snapshots" / "1")
+    done = third.run(model_name_or_path="some/model", continue_training=1, max_steps=2)
+    assert done.returncode == 0, done.stderr
+    assert third.losses() == second.losses()
+
+
+def test_continue_training_without_weights(workplace, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(workplace.folder / "cache"))
+    done = workplace.run(model_name_or_path="facebook/llama-7b", continue_training=1)
+    words = ("continue_training", "model_name_or_path", "facebook/llama-7b", "HF_HOME")
+    assert_user_error(done, *words)
+    done = workplace.run(continue_training=1)
+    assert_user_error(done, str(workplace.folder / "model"), "safetensors")
 
 
 def test_evaluation_and_test_split_without_training(workplace):

@@ -1,11 +1,6 @@
-"""One module per model family: how its config.json and its tensors' names read.
+"""One module per model family, each with ``FAMILIES``: its ``pypkg.models.family.Family`` or, where
+file formats differ in a detail, several of them.
 
-Each module has
-
-- ``MODEL_TYPE``: the ``model_type`` of its config.json,
-- ``ARCHITECTURES``: the class names under ``architectures``; the first is the one written,
-- ``read_config(keys) -> ModelConfig`` and ``write_config(config) -> dict``,
-- ``weight_map(config) -> WeightMap``.
-
-A module here imports only ``pypkg.models.config`` and ``pypkg.models.weights``.
+A module here imports only ``config``, ``family``, ``llama_format`` and ``weights`` of
+``pypkg.models``.
 """

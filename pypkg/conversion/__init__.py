@@ -1,0 +1,1 @@
+"""What ``python -m pypkg.convert`` does: weights from folder to folder, and a look at them."""

@@ -1,0 +1,87 @@
+"""A folder that appears under its name only when it is complete, and what goes beside weights."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from pypkg.errors import UserError
+
+# Tokenizers, generation settings, and the code of models that ships with their weights.
+_COMPANIONS = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template.*",
+    "generation_config.json",
+    "*.py",
+)
+
+
+@contextlib.contextmanager
+def new_folder(destination: Path, source: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside ``destination`` that takes its place at the end.
+
+    If anything fails, ``destination`` is as it was.
+
+    Raises:
+        UserError: ``destination`` is not empty and ``overwrite`` false, holds ``source``, or
+            cannot be written.
+    """
+    destination, source = destination.absolute(), source.resolve()
+    _check(destination, source, overwrite)
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
+    replaced = destination.with_name(f".{destination.name}.{os.getpid()}.old")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if destination.is_dir():
+            destination.rename(replaced)
+        temporary.rename(destination)
+    except OSError as error:
+        if replaced.is_dir() and not destination.exists():
+            replaced.rename(destination)
+        raise UserError(
+            f"cannot write {destination}: {error.strerror}; choose a folder that can be written "
+            "to and has room"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _check(destination: Path, source: Path, overwrite: bool) -> None:
+    if destination.exists() and not destination.is_dir():
+        raise UserError(f"{destination} is a file; give the name of a folder to make")
+    if source.is_relative_to(destination.resolve()):
+        raise UserError(f"{destination} holds the source {source}; write to another folder")
+    if destination.is_dir() and any(destination.iterdir()) and not overwrite:
+        raise UserError(
+            f"{destination} is not empty; give another folder, or --overwrite to replace it with "
+            "all that it holds"
+        )
+
+
+def copy_companions(folder: Path, target: Path) -> list[str]:
+    """Copies the files that belong to a model beside config.json and weights.
+
+    Files that ``target`` has already are left.
+
+    Returns:
+        The names of the files copied, sorted.
+    """
+    names = {path.name for pattern in _COMPANIONS for path in folder.glob(pattern)}
+    copied = sorted(
+        name for name in names if (folder / name).is_file() and not (target / name).exists()
+    )
+    for name in copied:
+        shutil.copyfile(folder / name, target / name)
+    return copied

@@ -1,0 +1,73 @@
+"""What a folder of weights holds, from its headers alone."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from pypkg.errors import UserError
+from pypkg.models.config import ModelConfig
+from pypkg.models.hub_cache import find_weights
+from pypkg.models.model_folder import CONFIG_FILE
+from pypkg.models.registry import load_config, weight_map
+from pypkg.models.tensor_files import TensorFiles
+
+_HEADINGS = ("tensor", "shape", "dtype", "parameters")
+
+
+def describe(name_or_folder: str | Path) -> str:
+    """A table of all tensors, their total, and the family that config.json names.
+
+    A tensor that is known not to be a parameter has no number of parameters.
+
+    Raises:
+        UserError: there are no weights, or a file cannot be read.
+    """
+    folder = find_weights(name_or_folder)
+    files = TensorFiles(folder)
+    specs = files.specs()
+    config, family = _family(folder)
+    names = weight_map(config).fitted_to(specs) if config else None
+    counts = {
+        name: 0 if names and names.is_ignored(name) else math.prod(spec.shape)
+        for name, spec in specs.items()
+    }
+    rows = [
+        (name, str(list(spec.shape)), spec.dtype, f"{counts[name]:,}" if counts[name] else "-")
+        for name, spec in specs.items()
+    ]
+    widths = [max(len(row[at]) for row in (_HEADINGS, *rows)) for at in range(len(_HEADINGS))]
+    rule = tuple("-" * width for width in widths)
+    by_dtype: dict[str, int] = {}
+    for name, spec in specs.items():
+        by_dtype[spec.dtype] = by_dtype.get(spec.dtype, 0) + counts[name]
+    dtypes = ", ".join(f"{dtype} {count:,}" for dtype, count in sorted(by_dtype.items()) if count)
+    size = sum(spec.num_bytes for spec in specs.values())
+    return "\n".join(
+        [
+            *(_line(row, widths) for row in (_HEADINGS, rule, *rows)),
+            "",
+            f"folder      {folder}",
+            f"family      {family}",
+            f"files       {', '.join(path.name for path in files.files)}",
+            f"tensors     {len(specs):,}, {size:,} bytes",
+            f"parameters  {sum(counts.values()):,} ({dtypes})",
+        ]
+    )
+
+
+def _line(row: tuple[str, ...], widths: list[int]) -> str:
+    *left, last = (cell.ljust(width) for cell, width in zip(row, widths))
+    return "  ".join([*left, last.strip().rjust(widths[-1])])
+
+
+def _family(folder: Path) -> tuple[ModelConfig | None, str]:
+    """The configuration, if there is one that can be read, and what to say of it."""
+    if not (folder / CONFIG_FILE).is_file():
+        return None, f"unknown: no {CONFIG_FILE}"
+    try:
+        config = load_config(folder)
+    except UserError as error:
+        return None, f"unknown: {error}"
+    expected = f"{config.num_parameters():,} parameters by its {CONFIG_FILE}"
+    return config, f"{config.model_type}, {expected}"

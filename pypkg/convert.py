@@ -1,0 +1,149 @@
+"""``python -m pypkg.convert``: weights in and out, what they hold, and larger vocabularies.
+
+Exit codes: 0 done, 2 an option, input or output that cannot be used, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pypkg.errors import UserError
+from pypkg.logs import configure_logging
+from pypkg.threads import import_paddle
+
+if TYPE_CHECKING:
+    from pypkg.conversion.formats import Converted
+
+_SOURCE = (
+    "a folder with weights (safetensors, PyTorch .bin/.pt, SAT's rank files), a checkpoint of "
+    "pypkg.pretrain, or the name of a model in the Hugging Face cache; nothing is downloaded"
+)
+_DESTINATION = "the folder to make; it appears when it is complete"
+_EPILOG = "Run 'python -m pypkg.convert COMMAND --help' for the options of a command."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    options = vars(_parser().parse_args(arguments))
+    configure_logging()
+    try:
+        print(options.pop("run")(**options))
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing half-written is left", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pypkg.convert",
+        description="Weights of models: in, out, what they hold, and larger vocabularies.",
+        epilog=_EPILOG,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made.set_defaults(run=run)
+        return made
+
+    texts = {
+        "export": "Writes a model as a Hugging Face folder: config.json, safetensors, tokenizer.",
+        "import": "Makes a folder to train from out of PyTorch's files, SAT's ranks or a download.",
+    }
+    for name, text in texts.items():
+        made = command(name, _convert, text)
+        _add_source_and_destination(made)
+        made.add_argument(
+            "--dtype",
+            choices=("float32", "float16", "bfloat16"),
+            help="dtype to write; by default each tensor keeps its own",
+        )
+        made.add_argument(
+            "--config",
+            metavar="FOLDER_OR_NAME",
+            help="take config.json, and tokenizer and code files that SRC lacks, from this folder; "
+            "or the configuration of this known model",
+        )
+    resize = command(
+        "resize-vocab",
+        _resize,
+        "Writes a model with more tokens. A new row of embedding and head is the mean of the old.",
+    )
+    _add_source_and_destination(resize)
+    resize.add_argument("--vocab_size", type=int, required=True, help="rows that are wanted")
+    resize.add_argument(
+        "--multiple",
+        type=int,
+        default=1,
+        help="raise the rows to a multiple of this, 128 for example, so that tensor parallelism "
+        "can divide them (%(default)s)",
+    )
+    inspect = command(
+        "inspect", _inspect, "Lists tensors, shapes, dtypes, parameters and family of a model."
+    )
+    inspect.add_argument("folder", metavar="FOLDER", help=_SOURCE)
+    return parser
+
+
+def _add_source_and_destination(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", help=_SOURCE)
+    parser.add_argument("destination", metavar="DST", type=Path, help=_DESTINATION)
+    parser.add_argument(
+        "--max_shard_size",
+        default="5GB",
+        help="largest weight file, in bytes or such as 500MB (%(default)s)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace DST with all that it holds"
+    )
+
+
+# Imported when they are needed: inspect then runs where there is no Paddle.
+def _convert(**options: object) -> str:
+    import_paddle()
+    from pypkg.conversion.formats import convert_model
+
+    return _report(convert_model(**options))
+
+
+def _resize(**options: object) -> str:
+    import_paddle()
+    from pypkg.conversion.formats import resize_vocabulary
+
+    return _report(resize_vocabulary(**options))
+
+
+def _inspect(folder: str) -> str:
+    from pypkg.conversion.inspection import describe
+
+    return describe(folder)
+
+
+def _report(converted: Converted) -> str:
+    specs = converted.specs.values()
+    dtypes = ", ".join(sorted({spec.dtype for spec in specs}))
+    size = sum(spec.num_bytes for spec in specs)
+    lines = [
+        f"family      {converted.family}, vocabulary of {converted.vocab_size:,}",
+        f"tensors     {len(specs):,} of {dtypes}",
+        f"parameters  {sum(math.prod(spec.shape) for spec in specs):,}, {size:,} bytes",
+        f"copied      {', '.join(converted.copied) or 'nothing beside the weights'}",
+    ]
+    if converted.left_out:
+        count = len(converted.left_out)
+        lines.append(f"left out    {count:,} that are no parameters, {converted.left_out[0]} first")
+    return "\n".join([*lines, f"written     {converted.folder}"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""What every kind of tokenizer offers, whatever files it is read from."""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pypkg.errors import UserError
+
+CONFIG_FILE = "tokenizer_config.json"
+_SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+_ADDED_TOKENS_FILE = "added_tokens.json"
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back.
+
+    Attributes:
+        file: the file with the vocabulary.
+        vocab_size: largest id that can occur, plus one; added tokens count.
+        bos_id, eos_id: ids of the tokens that begin and end a document, or None.
+    """
+
+    file: Path
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text``; none is added at its beginning or end."""
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, made by several threads (``RAYON_NUM_THREADS``)."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``, without special tokens."""
+
+    @abstractmethod
+    def id_of(self, token: str) -> int | None:
+        """Id of a token by its text, such as ``[gMASK]``; None where there is none."""
+
+    def _named_id(
+        self, names: Mapping[str, str], name: str, default: int | None = None
+    ) -> int | None:
+        """Id of the token that the files beside the vocabulary name as ``name``."""
+        if name not in names:
+            return default
+        number = self.id_of(names[name])
+        if number is None:
+            raise UserError(
+                f"{self.file} has no token '{names[name]}', which the files beside it name as "
+                f"{name}"
+            )
+        return number
+
+
+def num_threads() -> int:
+    """Threads that encode a batch: ``RAYON_NUM_THREADS``, else every core this process may use."""
+    return int(os.environ.get("RAYON_NUM_THREADS") or 0) or len(os.sched_getaffinity(0))
+
+
+def missing_package(file: Path, package: str) -> UserError:
+    """The error for a file that only an optional package reads."""
+    return UserError(
+        f"{file} is read by the package {package}, which is not installed; "
+        'pip install ".[tokenizers-all]" brings it'
+    )
+
+
+def read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """The contents of ``tokenizer_config.json``; nothing where there is none."""
+    return _read_json(folder / CONFIG_FILE)
+
+
+def read_special_names(folder: Path) -> dict[str, str]:
+    """The tokens that the files name as ``bos_token`` and ``eos_token``.
+
+    ``tokenizer_config.json`` wins over ``special_tokens_map.json``. Either has the token's text
+    or, in long form, a dictionary with it.
+    """
+    names = {}
+    for file in (_SPECIAL_TOKENS_FILE, CONFIG_FILE):
+        contents = _read_json(folder / file)
+        for name in ("bos_token", "eos_token"):
+            token = contents.get(name)
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                names[name] = token
+    return names
+
+
+def read_added_tokens(folder: Path) -> dict[str, int]:
+    """Ids of tokens beside the vocabulary file's own.
+
+    They stand in ``added_tokens.json`` (text to id) or, from transformers 4.34 on, under
+    ``added_tokens_decoder`` in ``tokenizer_config.json`` (id to token).
+    """
+    added = dict(_read_json(folder / _ADDED_TOKENS_FILE))
+    decoder = read_tokenizer_config(folder).get("added_tokens_decoder")
+    for number, token in decoder.items() if isinstance(decoder, dict) else ():
+        if isinstance(token, dict) and isinstance(token.get("content"), str) and number.isdigit():
+            added[token["content"]] = int(number)
+    return {text: number for text, number in added.items() if isinstance(number, int)}
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        contents = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {file}: {error}") from error
+    if not isinstance(contents, dict):
+        raise UserError(f"{file}: found a JSON {type(contents).__name__}, expected an object")
+    return contents

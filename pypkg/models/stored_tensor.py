@@ -1,0 +1,205 @@
+"""A tensor that lies in a file: where, in which layout, and reading all or a part of it.
+
+Arrays are NumPy; bfloat16 arrays are uint16 with the bits, as in Paddle. Nothing here imports
+Paddle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from pypkg.errors import UserError
+
+Shape = tuple[int, ...]
+# One slice per axis, without steps; axes that are left out at the end are whole.
+Slices = Sequence[slice]
+
+# dtype -> NumPy type that carries it in a file. Weights are of the first four.
+STORAGE = {
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype("<u2"),
+    "float64": np.dtype("<f8"),
+    "float8_e4m3": np.dtype("u1"),
+    "float8_e5m2": np.dtype("u1"),
+    "int64": np.dtype("<i8"),
+    "int32": np.dtype("<i4"),
+    "int16": np.dtype("<i2"),
+    "int8": np.dtype("i1"),
+    "uint64": np.dtype("<u8"),
+    "uint32": np.dtype("<u4"),
+    "uint16": np.dtype("<u2"),
+    "uint8": np.dtype("u1"),
+    "bool": np.dtype("?"),
+}
+FLOATS = ("float32", "float16", "bfloat16", "float64")
+_BLOCK = 1 << 24  # bytes that are read at once: what a read holds beside its result
+
+
+class StoredTensor(NamedTuple):
+    """A strided tensor in a file. A tuple, so that nothing an unpickler does can change it.
+
+    ``strides`` count elements, ``offset`` bytes from the start of the file.
+    """
+
+    file: Path
+    dtype: str
+    shape: Shape
+    strides: Shape
+    offset: int
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return STORAGE[self.dtype].itemsize
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all elements."""
+        return math.prod(self.shape) * self.itemsize
+
+    def narrow(self, axis: int, start: int, stop: int) -> StoredTensor:
+        """The part from ``start`` up to ``stop`` along an axis."""
+        shape = (*self.shape[:axis], stop - start, *self.shape[axis + 1 :])
+        offset = self.offset + start * self.strides[axis] * self.itemsize
+        return self._replace(shape=shape, offset=offset)
+
+    def is_contiguous(self) -> bool:
+        """Whether its elements lie back to back in the order of its axes."""
+        return all(
+            length == 1 or stride == expected
+            for length, stride, expected in zip(
+                self.shape, self.strides, contiguous_strides(self.shape)
+            )
+        )
+
+
+@dataclass(frozen=True)
+class JoinedTensor:
+    """Tensors that make up one when they are put one behind the other along ``axis``."""
+
+    parts: tuple[StoredTensor, ...]
+    axis: int = 0
+
+    @property
+    def dtype(self) -> str:
+        """dtype of the first part; reading converts each part from its own."""
+        return self.parts[0].dtype
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the whole."""
+        first = self.parts[0].shape
+        if len(self.parts) == 1:
+            return first
+        length = sum(part.shape[self.axis] for part in self.parts)
+        return (*first[: self.axis], length, *first[self.axis + 1 :])
+
+    def read(self, name: str, dtype: str, slices: Slices = ()) -> np.ndarray:
+        """The elements that ``slices`` select, converted to ``dtype``; no other bytes are read.
+
+        Raises:
+            UserError: a stored dtype is not one of FLOATS, or a file cannot be read.
+            ValueError: a slice has a step, or there are more than axes.
+        """
+        bounds = _bounds(self.shape, slices)
+        out = np.empty([stop - start for start, stop in bounds], STORAGE[dtype])
+        before = 0  # start of the part along the axis of the whole
+        for part in self.parts:
+            if part.dtype not in FLOATS:
+                raise UserError(
+                    f"{part.file}: tensor {name} is of dtype {part.dtype}; weights must be one of "
+                    f"{', '.join(FLOATS)}"
+                )
+            target = out
+            for axis, (start, stop) in enumerate(bounds):
+                if axis == self.axis and len(self.parts) > 1:
+                    length = part.shape[axis]
+                    first, last = (min(max(at - before, 0), length) for at in (start, stop))
+                    place = before + first - start
+                    target = target[(slice(None),) * axis + (slice(place, place + last - first),)]
+                    before += length
+                    start, stop = first, last
+                part = part.narrow(axis, start, stop)
+            if target.size:
+                _read_into(part, target, dtype)
+        return out
+
+
+def contiguous_strides(shape: Shape) -> Shape:
+    """Strides, in elements, of a tensor whose last axis runs fastest."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def convert(values: np.ndarray, from_dtype: str, to_dtype: str) -> np.ndarray:
+    """``values`` in another floating-point dtype, rounded to nearest even."""
+    if from_dtype == to_dtype:
+        return values
+    if from_dtype == "bfloat16":
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    if to_dtype != "bfloat16":
+        return values.astype(STORAGE[to_dtype])
+    values = values.astype(np.float32)
+    bits = values.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
+    # The addition would carry a NaN over into an infinity or a number.
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+
+
+def _bounds(shape: Shape, slices: Slices) -> list[tuple[int, int]]:
+    """Start and stop along every axis."""
+    if len(slices) > len(shape):
+        raise ValueError(f"{len(slices)} slices for a tensor of shape {list(shape)}")
+    bounds = []
+    for axis, length in enumerate(shape):
+        start, stop, step = (slices[axis] if axis < len(slices) else slice(None)).indices(length)
+        if step != 1:
+            raise ValueError(f"slices with a step are not read, found {slices[axis]}")
+        bounds.append((start, max(start, stop)))
+    return bounds
+
+
+def _read_into(tensor: StoredTensor, out: np.ndarray, dtype: str) -> None:
+    """Reads and converts ``tensor`` to ``out``, an array of the same shape."""
+    # In the order in which the axes lie in the file, a transposed matrix reads like any other.
+    order = sorted(range(len(tensor.shape)), key=lambda axis: -tensor.strides[axis])
+    ordered = tensor._replace(
+        shape=tuple(tensor.shape[axis] for axis in order),
+        strides=tuple(tensor.strides[axis] for axis in order),
+    )
+    try:
+        with open(tensor.file, "rb", buffering=0) as file:
+            _read_blocks(file, ordered, out.transpose(order), dtype, 0)
+    except OSError as error:
+        raise UserError(f"cannot read {tensor.file}: {error.strerror}") from error
+
+
+def _read_blocks(
+    file: BinaryIO, tensor: StoredTensor, out: np.ndarray, dtype: str, axis: int
+) -> None:
+    """Reads runs of at most _BLOCK bytes that lie back to back; axes before ``axis`` are done."""
+    contiguous = tensor.is_contiguous()
+    if contiguous and (tensor.num_bytes <= _BLOCK or axis == len(tensor.shape)):
+        data = np.empty(tensor.shape, STORAGE[tensor.dtype])
+        file.seek(tensor.offset)
+        missing = memoryview(data.reshape(-1).view(np.uint8))
+        while missing:  # one call may return less than it was asked for
+            count = file.readinto(missing)
+            if not count:
+                raise UserError(f"{tensor.file} became shorter while it was read; try again")
+            missing = missing[count:]
+        out[...] = convert(data, tensor.dtype, dtype)
+        return
+    length = tensor.shape[axis]
+    step = max(1, _BLOCK * length // tensor.num_bytes) if contiguous else 1
+    here = (slice(None),) * axis
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        part = tensor.narrow(axis, start, stop)
+        _read_blocks(file, part, out[(*here, slice(start, stop))], dtype, axis + (step == 1))

@@ -1,0 +1,126 @@
+"""Makes family_variants/ with the original implementations (transformers 5.23.0, torch 2.13.0).
+
+    python tests/golden/make_family_variants.py
+
+Not run by the tests, which need neither library. Each folder is a tiny model that takes a path of
+its family that the other fixtures do not: weights, logits, loss and all gradients.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+OUT = Path(__file__).parent / "family_variants"
+_VOCAB = 96
+_SEQUENCE = 24
+_LLAMA_LIKE = {
+    "vocab_size": _VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+}
+_OPT = {
+    "vocab_size": _VOCAB,
+    "hidden_size": 32,
+    "ffn_dim": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 32,
+    "dropout": 0.0,
+}
+
+
+def models() -> dict[str, PreTrainedModel]:
+    window = {**_LLAMA_LIKE, "sliding_window": 7}
+    later_layers = {"use_sliding_window": True, "max_window_layers": 1}
+    return {
+        "mistral_window": MistralForCausalLM(MistralConfig(**window)),
+        "qwen2_tied_window": Qwen2ForCausalLM(
+            Qwen2Config(**window, **later_layers, tie_word_embeddings=True)
+        ),
+        "qwen3_tied_biased": Qwen3ForCausalLM(
+            Qwen3Config(**_LLAMA_LIKE, head_dim=24, attention_bias=True, tie_word_embeddings=True)
+        ),
+        # As opt-350m: norms after the branches, no last norm, a narrow embedding.
+        "opt_350m": OPTForCausalLM(
+            OPTConfig(**_OPT, do_layer_norm_before=False, word_embed_proj_dim=16)
+        ),
+        "opt_unbiased": OPTForCausalLM(
+            OPTConfig(**_OPT, enable_bias=False, activation_function="gelu")
+        ),
+        # ALiBi for a number of heads that is no power of two, the residual from the norm.
+        "bloom_12_heads": BloomForCausalLM(
+            BloomConfig(
+                vocab_size=_VOCAB,
+                hidden_size=48,
+                n_layer=2,
+                n_head=12,
+                apply_residual_connection_post_layernorm=True,
+            )
+        ),
+        "gpt2_untied": GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=_VOCAB,
+                n_embd=32,
+                n_layer=2,
+                n_head=4,
+                n_positions=32,
+                n_inner=40,
+                activation_function="gelu",
+                tie_word_embeddings=False,
+            )
+        ),
+    }
+
+
+def freeze(model: PreTrainedModel, folder: Path) -> None:
+    """Writes the model, with every parameter moved away from its first value, and its outputs."""
+    model.eval()
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases too, so that a lost one is noticed
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    input_ids = torch.randint(4, _VOCAB, (2, _SEQUENCE))  # padding gets no gradient there
+    labels = torch.randint(0, _VOCAB, (2, _SEQUENCE))
+    labels[0, :5] = -100
+    logits = model(input_ids).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    loss.backward()
+    tensors = {"input_ids": input_ids, "labels": labels, "logits": logits.detach()}
+    tensors["loss"] = loss.detach()
+    for name, parameter in model.named_parameters():
+        tensors[f"grad.{name}"] = parameter.grad
+    save_file(tensors, folder / "io.safetensors")
+    (folder / "generation_config.json").unlink(missing_ok=True)
+
+
+def main() -> None:
+    torch.manual_seed(3)
+    for name, model in models().items():
+        freeze(model, OUT / name)
+
+
+if __name__ == "__main__":
+    main()
