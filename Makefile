@@ -54,7 +54,7 @@ format: $(VENV)/.lint  ## rewrite the sources in the settled format
 	$(BIN)/clang-format -i $(CPP_FILES)
 
 $(VENV)/.lint: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet $$(sed -n 's/^lint = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',' | xargs printf '%s ')
+	$(BIN)/python -m pip install --quiet $$(sed -n 's/^lint = \[\(.*\)\]/\1/p' pyproject.toml | sed 's/", "/" "/g' | xargs printf '%s ')
 	@touch $@
 
 build: install  ## rebuild the compiled parts in place after editing csrc/
