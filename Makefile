@@ -29,7 +29,8 @@ $(VENV)/.paddle: $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.paddle $(NATIVE_SOURCES)
-	$(BIN)/python -m pip install -e ".[$(EXTRAS)]"
+	@echo "compiling the operators (a minute or two)"
+	$(BIN)/python -m pip install --quiet -e ".[$(EXTRAS)]"
 	@touch $@
 
 pretrain: install  ## pre-train a small LLaMA on the Python standard library's source, on CPU
