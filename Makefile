@@ -29,7 +29,8 @@ $(VENV)/.paddle: $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.paddle $(NATIVE_SOURCES)
-	$(BIN)/python -m pip install -e ".[$(EXTRAS)]"
+	@echo "compiling the operators (a minute or two)"
+	$(BIN)/python -m pip install --quiet -e ".[$(EXTRAS)]"
 	@touch $@
 
 pretrain: install  ## pre-train a small LLaMA on the Python standard library's source, on CPU
@@ -54,7 +55,7 @@ format: $(VENV)/.lint  ## rewrite the sources in the settled format
 	$(BIN)/clang-format -i $(CPP_FILES)
 
 $(VENV)/.lint: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet $$(sed -n 's/^lint = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',' | xargs printf '%s ')
+	$(BIN)/python -m pip install --quiet $$(sed -n 's/^lint = \[\(.*\)\]/\1/p' pyproject.toml | sed 's/", "/" "/g' | xargs printf '%s ')
 	@touch $@
 
 build: install  ## rebuild the compiled parts in place after editing csrc/

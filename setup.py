@@ -140,6 +140,8 @@ def _flag(name: str) -> bool | None:
 
 
 setup(
+    # Here and not in pyproject.toml, whose spelling for it differs between versions of setuptools.
+    license="Apache-2.0",
     ext_modules=[Extension("pypkg._native", sources=[])],
     cmdclass={"build_ext": CMakeBuild, "build_py": BuildPy},
 )

@@ -9,11 +9,15 @@ is ever brought in, because it could be the wrong one.
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 from find_paddle import find_paddle, installer_processes
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  the hooks that stay as they are
+
+# setuptools has a general remark on editable installs, which installers print even when quiet.
+warnings.filterwarnings("ignore", message="Editable installation")
 
 ROOT = Path(__file__).resolve().parent.parent
 

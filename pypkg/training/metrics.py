@@ -46,7 +46,7 @@ def peak_flops(dtype: str) -> PeakFlops | None:
     return None
 
 
-def _measure_cpu_peak(size: int = 1024, runs: int = 20) -> PeakFlops:
+def _measure_cpu_peak(size: int = 1024, runs: int = 50) -> PeakFlops:
     """Best float32 matrix product rate that Paddle reaches here on [size, size] operands."""
     a = paddle.ones([size, size])
     fastest = math.inf

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "gpu")]
+
+
+@pytest.fixture(scope="session")
+def emulated() -> ModuleType:
+    if shutil.which("g++") is None:
+        pytest.skip("the emulated kernels need g++")
+    import build_emulated
+
+    return build_emulated.load()

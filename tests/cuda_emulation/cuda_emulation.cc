@@ -1,0 +1,296 @@
+#include "cuda_emulation.h"
+
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csetjmp>
+#include <exception>
+#include <memory>
+#include <random>
+#include <vector>
+
+namespace cuda_emulation {
+
+ThreadContext* current_thread = nullptr;
+
+namespace {
+
+constexpr size_t kStackBytes = 256 * 1024;
+constexpr int kMaxThreads = 1024;
+
+// Memory that ends at an inaccessible page, so that an access past the end is a crash.
+class GuardedMemory {
+ public:
+  explicit GuardedMemory(size_t bytes) : bytes_((bytes + 15) / 16 * 16) {
+    const size_t page = sysconf(_SC_PAGESIZE);
+    mapped_ = (bytes_ + page - 1) / page * page + page;
+    base_ = static_cast<unsigned char*>(mmap(nullptr, mapped_, PROT_READ | PROT_WRITE,
+                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    if (base_ == MAP_FAILED) throw std::bad_alloc();
+    if (mprotect(base_ + mapped_ - page, page, PROT_NONE) != 0) throw std::bad_alloc();
+    begin_ = base_ + mapped_ - page - bytes_;
+  }
+  ~GuardedMemory() { munmap(base_, mapped_); }
+  GuardedMemory(const GuardedMemory&) = delete;
+  GuardedMemory& operator=(const GuardedMemory&) = delete;
+
+  unsigned char* begin() { return begin_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  size_t bytes_, mapped_;
+  unsigned char *base_, *begin_;
+};
+
+struct AsyncCopy {
+  void* target;
+  const void* source;
+  int bytes, valid_bytes;
+};
+
+struct Fiber {
+  ThreadContext context;
+  int index = 0;
+  bool done = false;
+  std::vector<std::vector<AsyncCopy>> groups;  // the last one is not committed yet
+  std::jmp_buf state;
+  ucontext_t start;
+  bool started = false;
+};
+
+struct Warp {
+  std::vector<int> runnable;  // fiber indices
+  const char* kind = nullptr;
+  int arrived = 0;
+  int turn = 0;
+  alignas(16) unsigned char slots[2][kLanes][kSlotBytes];
+};
+
+class Block {
+ public:
+  Block(const std::string& what, const std::function<void()>& body) : what_(what), body_(body) {}
+
+  void run(dim3 grid, dim3 block, dim3 index, size_t shared_bytes, std::mt19937& random);
+  void barrier();
+  unsigned char (*collective(const char* kind, const void* mine, size_t bytes,
+                             Finish finish))[kSlotBytes];
+  Fiber& fiber() { return *fibers_[running_]; }
+  void* shared() { return shared_->begin(); }
+  const std::string& what() const { return what_; }
+
+ private:
+  static void enter();
+  void resume(int index);
+  void suspend();
+  int pick(std::mt19937& random);
+
+  const std::string what_;
+  const std::function<void()>& body_;
+  std::vector<std::unique_ptr<Fiber>> fibers_;
+  std::vector<Warp> warps_;
+  std::unique_ptr<GuardedMemory> shared_;
+  std::jmp_buf scheduler_;
+  std::exception_ptr error_;
+  int running_ = -1;
+  int at_barrier_ = 0;
+  int done_ = 0;
+  int warp_ = -1;          // that runs now
+  unsigned patience_ = 0;  // a warp is left after one in so many fibers, and when it must wait
+};
+
+Block* current_block = nullptr;
+
+unsigned char* fiber_stack(int index) {
+  static std::vector<std::unique_ptr<GuardedMemory>> stacks(kMaxThreads);
+  if (!stacks[index]) stacks[index] = std::make_unique<GuardedMemory>(kStackBytes);
+  return stacks[index]->begin();
+}
+
+void Block::enter() {
+  Block& block = *current_block;
+  Fiber& self = block.fiber();
+  try {
+    block.body_();
+    if (self.groups.size() > 1 || !self.groups.back().empty()) {
+      copy_async_wait(0);  // copies left in flight land some time after
+    }
+  } catch (...) {
+    block.error_ = std::current_exception();
+  }
+  self.done = true;
+  ++block.done_;
+  std::longjmp(block.scheduler_, 1);
+}
+
+// setjmp and longjmp switch fibers without the system call that swapcontext makes.
+void Block::resume(int index) {
+  running_ = index;
+  Fiber& next = *fibers_[index];
+  current_thread = &next.context;
+  if (_setjmp(scheduler_) != 0) return;
+  if (next.started) std::longjmp(next.state, 1);
+  next.started = true;
+  getcontext(&next.start);
+  next.start.uc_stack.ss_sp = fiber_stack(index);
+  next.start.uc_stack.ss_size = kStackBytes;
+  next.start.uc_link = nullptr;
+  makecontext(&next.start, &Block::enter, 0);
+  setcontext(&next.start);
+}
+
+void Block::suspend() {
+  if (_setjmp(fiber().state) == 0) std::longjmp(scheduler_, 1);
+}
+
+int Block::pick(std::mt19937& random) {
+  std::vector<int> candidates;
+  for (size_t w = 0; w < warps_.size(); ++w) {
+    if (!warps_[w].runnable.empty()) candidates.push_back(w);
+  }
+  if (candidates.empty()) return -1;
+  if (warp_ < 0 || warps_[warp_].runnable.empty() || random() % patience_ == 0) {
+    warp_ = candidates[random() % candidates.size()];
+  }
+  std::vector<int>& lanes = warps_[warp_].runnable;
+  std::swap(lanes[random() % lanes.size()], lanes.back());
+  const int index = lanes.back();
+  lanes.pop_back();
+  return index;
+}
+
+void Block::run(dim3 grid, dim3 block, dim3 index, size_t shared_bytes, std::mt19937& random) {
+  const int threads = block.x * block.y * block.z;
+  shared_ = std::make_unique<GuardedMemory>(shared_bytes);
+  std::memset(shared_->begin(), 0xff, shared_->bytes());
+  // Warps abreast, in bursts, or one far ahead of the others.
+  constexpr unsigned kPatience[] = {1, 50, 1u << 31};
+  patience_ = kPatience[random() % 3];
+  warps_.resize((threads + kLanes - 1) / kLanes);
+  for (int i = 0; i < threads; ++i) {
+    auto fiber = std::make_unique<Fiber>();
+    fiber->index = i;
+    fiber->groups.resize(1);
+    fiber->context = {dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y)), index,
+                      block, grid};
+    fibers_.push_back(std::move(fiber));
+    warps_[i / kLanes].runnable.push_back(i);
+  }
+  current_block = this;
+  while (done_ < threads) {
+    const int next = pick(random);
+    if (next < 0) {
+      throw std::runtime_error("deadlock in " + what_ + ": " + std::to_string(at_barrier_) +
+                               " threads wait at __syncthreads, " + std::to_string(done_) +
+                               " have returned, the rest wait for their warp");
+    }
+    resume(next);
+    if (error_) std::rethrow_exception(error_);
+  }
+}
+
+void Block::barrier() {
+  if (++at_barrier_ < static_cast<int>(fibers_.size())) {
+    suspend();
+    return;
+  }
+  at_barrier_ = 0;
+  for (int i = 0; i < static_cast<int>(fibers_.size()); ++i) {
+    if (i != running_) warps_[i / kLanes].runnable.push_back(i);
+  }
+  warps_[running_ / kLanes].runnable.push_back(running_);
+  suspend();
+}
+
+unsigned char (*Block::collective(const char* kind, const void* mine, size_t bytes, Finish finish))
+    [kSlotBytes] {
+      Warp& warp = warps_[running_ / kLanes];
+      unsigned char (*slots)[kSlotBytes] = warp.slots[warp.turn];
+      if (warp.arrived == 0) warp.kind = kind;
+      if (std::strcmp(warp.kind, kind) != 0) {
+        fail(std::string("lanes of one warp are at ") + warp.kind + " and at " + kind);
+      }
+      if (bytes > 0) std::memcpy(slots[running_ % kLanes], mine, bytes);
+      if (++warp.arrived < kLanes) {
+        suspend();
+        return slots;
+      }
+      if (finish) finish(slots);
+      warp.arrived = 0;
+      warp.turn ^= 1;
+      const int first = running_ / kLanes * kLanes;
+      for (int i = first; i < first + kLanes; ++i) warp.runnable.push_back(i);
+      suspend();
+      return slots;
+    }
+
+std::mt19937& generator() {
+  static std::mt19937 random(0);
+  return random;
+}
+
+}  // namespace
+
+void seed(uint32_t value) { generator().seed(value); }
+
+void launch_blocks(const std::string& what, dim3 grid, dim3 block, size_t shared_bytes,
+                   const std::function<void()>& thread_body) {
+  const int threads = block.x * block.y * block.z;
+  if (threads <= 0 || threads > kMaxThreads) {
+    throw std::runtime_error(what + ": blocks of " + std::to_string(threads) + " threads");
+  }
+  if (shared_bytes > 99 * 1024) {
+    throw std::runtime_error(what + ": more shared memory than compute capability 8.6 has");
+  }
+  if (grid.y > 65535 || grid.z > 65535 || grid.x == 0 || grid.y == 0 || grid.z == 0) {
+    throw std::runtime_error(what + ": invalid grid");
+  }
+  std::vector<dim3> order;
+  for (unsigned z = 0; z < grid.z; ++z) {
+    for (unsigned y = 0; y < grid.y; ++y) {
+      for (unsigned x = 0; x < grid.x; ++x) order.emplace_back(x, y, z);
+    }
+  }
+  std::shuffle(order.begin(), order.end(), generator());
+  for (const dim3& index : order) {
+    Block(what, thread_body).run(grid, block, index, shared_bytes, generator());
+  }
+}
+
+void block_barrier() { current_block->barrier(); }
+void* shared_memory() { return current_block->shared(); }
+int lane_index() { return current_block->fiber().index % kLanes; }
+
+void fail(const std::string& message) {
+  throw std::runtime_error(current_block->what() + ": " + message);
+}
+
+void check_aligned(const void* pointer, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) fail("misaligned access");
+}
+
+unsigned char (*warp_collective(const char* kind, const void* mine, size_t bytes, Finish finish))
+    [kSlotBytes] { return current_block->collective(kind, mine, bytes, finish); }
+
+void copy_async(void* target, const void* source, int bytes, int valid_bytes) {
+  check_aligned(target, bytes);
+  check_aligned(source, bytes);
+  std::memset(target, 0xff, bytes);
+  current_block->fiber().groups.back().push_back({target, source, bytes, valid_bytes});
+}
+
+void copy_async_commit() { current_block->fiber().groups.emplace_back(); }
+
+void copy_async_wait(int groups_in_flight) {
+  auto& groups = current_block->fiber().groups;
+  while (static_cast<int>(groups.size()) - 1 > groups_in_flight) {
+    for (const AsyncCopy& copy : groups.front()) {
+      std::memset(copy.target, 0, copy.bytes);
+      std::memcpy(copy.target, copy.source, copy.valid_bytes);
+    }
+    groups.erase(groups.begin());
+  }
+}
+
+}  // namespace cuda_emulation

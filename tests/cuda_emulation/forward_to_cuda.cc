@@ -1,0 +1,42 @@
+// Under the emulation device memory is host memory, and the CPU names run the CUDA kernels: the
+// Python module links against this file in place of the CPU kernels.
+#include "cross_entropy.h"
+#include "flash_attention.h"
+#include "gated_activation.h"
+#include "rms_norm.h"
+#include "rotary_embedding.h"
+
+namespace pypkg {
+
+void set_num_threads(int) {}
+int num_threads() { return 1; }
+
+void rms_norm_forward_cpu(const RmsNormForward& p) { rms_norm_forward_cuda(p, nullptr); }
+void rms_norm_backward_cpu(const RmsNormBackward& p) { rms_norm_backward_cuda(p, nullptr); }
+int64_t rms_norm_backward_workspace_cpu(int64_t rows, int64_t cols) {
+  return rms_norm_backward_workspace_cuda(rows, cols);
+}
+void rotary_embedding_cpu(const RotaryEmbedding& p) { rotary_embedding_cuda(p, nullptr); }
+void gated_activation_forward_cpu(const GatedActivationForward& p) {
+  gated_activation_forward_cuda(p, nullptr);
+}
+void gated_activation_backward_cpu(const GatedActivationBackward& p) {
+  gated_activation_backward_cuda(p, nullptr);
+}
+void cross_entropy_forward_cpu(const CrossEntropyForward& p) {
+  cross_entropy_forward_cuda(p, nullptr);
+}
+void cross_entropy_backward_cpu(const CrossEntropyBackward& p) {
+  cross_entropy_backward_cuda(p, nullptr);
+}
+void flash_attention_forward_cpu(const FlashAttentionForward& p) {
+  flash_attention_forward_cuda(p, nullptr);
+}
+void flash_attention_backward_cpu(const FlashAttentionBackward& p) {
+  flash_attention_backward_cuda(p, nullptr);
+}
+int64_t flash_attention_backward_workspace_cpu(const FlashAttentionShape& shape) {
+  return flash_attention_backward_workspace_cuda(shape);
+}
+
+}  // namespace pypkg

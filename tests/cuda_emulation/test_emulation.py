@@ -1,0 +1,106 @@
+"""The test tools themselves: faults in kernels do not go unnoticed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import ModuleType
+
+import build_emulated
+import checks
+import kernel_cases
+import numpy as np
+import pytest
+from guarded_memory import GuardedArray
+from test_kernels import GuardedBackend
+
+SEEDS = range(4)
+
+
+def results(emulated: ModuleType, fault: str, faulty: bool) -> list[str]:
+    """right, wrong or the error message, by seed."""
+    found = []
+    for seed in SEEDS:
+        emulated.seed(seed)
+        try:
+            found.append("right" if emulated.run_with_fault(fault, faulty) else "wrong")
+        except RuntimeError as error:
+            found.append(str(error))
+    return found
+
+
+@pytest.mark.parametrize("fault", ["missing barrier", "missing wait"])
+def test_races_give_wrong_results(emulated: ModuleType, fault: str):
+    assert results(emulated, fault, faulty=True) == ["wrong"] * len(SEEDS)
+    assert results(emulated, fault, faulty=False) == ["right"] * len(SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("thread missing at barrier", "deadlock"), ("mixed collectives", "lanes of one warp are at")],
+)
+def test_divergence_is_reported(emulated: ModuleType, fault: str, message: str):
+    assert all(message in result for result in results(emulated, fault, faulty=True))
+    assert results(emulated, fault, faulty=False) == ["right"] * len(SEEDS)
+
+
+def test_access_past_shared_memory_crashes(emulated: ModuleType):
+    program = (
+        f"import sys; sys.path.insert(0, {str(build_emulated.HERE)!r})\n"
+        "import build_emulated\n"
+        "build_emulated.load().run_with_fault('shared memory too small', True)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert result.returncode < 0, result.stderr.decode()
+    assert results(emulated, "shared memory too small", faulty=False) == ["right"] * len(SEEDS)
+
+
+def test_access_past_an_array_crashes():
+    program = (
+        f"import sys; sys.path.insert(0, {str(build_emulated.HERE)!r})\n"
+        "import ctypes\n"
+        "from guarded_memory import GuardedArray\n"
+        "array = GuardedArray((4,), 'float32')\n"
+        "ctypes.string_at(array.storage.ctypes.data, 17)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode < 0
+
+
+def test_write_before_an_array_is_noticed():
+    array = GuardedArray((3, 4), "bfloat16").write(np.zeros((3, 4)))
+    array._buffer._around[0][-1] = 0
+    with pytest.raises(AssertionError, match="wrote before the array"):
+        array.numpy()
+
+
+class _Forgetful:
+    """Kernels that leave one row out."""
+
+    def __init__(self, kernels: ModuleType):
+        self._kernels = kernels
+
+    def __getattr__(self, name: str):
+        return getattr(self._kernels, name)
+
+    def gated_activation_forward(self, gate, up, out, name, stream):
+        rows, cols = out.storage.shape
+        part = [GuardedArray((rows - 1, cols), out.dtype) for _ in range(3)]
+        for source, target in zip((gate, up), part):
+            target.storage[...] = source.storage[:-1]
+        self._kernels.gated_activation_forward(*part, name, stream=stream)
+        out.storage[:-1] = part[2].storage
+
+
+def test_an_unwritten_row_fails_a_check(emulated: ModuleType):
+    case = kernel_cases.gated_activation_case("bfloat16", "silu", 3, 16)
+    checks.check(case, GuardedBackend(emulated))
+    with pytest.raises(AssertionError, match="out is off by inf"):
+        checks.check(case, GuardedBackend(_Forgetful(emulated)))
+
+
+def test_one_wrong_element_fails_a_comparison():
+    expected = np.random.default_rng(0).standard_normal(10_000)
+    actual = expected.copy()
+    actual[77] += 0.1
+    error = checks.Comparison("x", actual, expected, 0).error()
+    assert checks.tolerance("bfloat16", 8) < error < 0.1

@@ -1,0 +1,47 @@
+"""The CUDA kernels' own code, run on the CPU against float64, and the CPU kernels beside it."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import checks
+import kernel_cases
+import numpy as np
+import pytest
+from guarded_memory import GuardedArray
+
+CASES = kernel_cases.small_cases()
+
+
+class GuardedBackend:
+    stream = 0
+
+    def __init__(self, kernels: ModuleType):
+        self.kernels = kernels
+
+    def array(self, values: np.ndarray, dtype: str, misaligned: bool = False) -> GuardedArray:
+        return GuardedArray(values.shape, dtype, misaligned).write(values)
+
+    def poisoned(
+        self, shape: tuple[int, ...], dtype: str, misaligned: bool = False
+    ) -> GuardedArray:
+        return GuardedArray(shape, dtype, misaligned)
+
+    def columns(self, array: GuardedArray, start: int, stop: int) -> GuardedArray:
+        return array.columns(start, stop)
+
+    def numpy(self, array: GuardedArray) -> np.ndarray:
+        return array.numpy()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_emulated_cuda_kernels_agree_with_float64(case: checks.Case, emulated: ModuleType):
+    emulated.seed(1)
+    checks.check(case, GuardedBackend(emulated))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.dtype in checks.CPU_DTYPES], ids=str)
+def test_cpu_kernels_agree_with_float64(case: checks.Case):
+    from pypkg import _native
+
+    checks.check(case, GuardedBackend(_native))

@@ -1,0 +1,381 @@
+"""The cases: kernel by kernel, and which sizes to run where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import references as ref
+from checks import DTYPES, FLOAT32_ERROR, Backend, Case, Comparison, tolerance
+
+# --- RMS norm -------------------------------------------------------------------------------------
+
+
+def rms_norm_case(
+    dtype: str,
+    rows: int,
+    cols: int,
+    residual: bool = False,
+    weight_dtype: str | None = None,
+    misaligned: bool = False,
+) -> Case:
+    weight_dtype = weight_dtype or dtype
+    epsilon = 1e-5
+
+    def run(be: Backend, rng: np.random.Generator) -> Iterator[Comparison]:
+        def matrix() -> Any:
+            return be.array(rng.standard_normal((rows, cols)), dtype, misaligned)
+
+        def empty() -> Any:
+            return be.poisoned((rows, cols), dtype, misaligned)
+
+        x, r = matrix(), matrix() if residual else None
+        weight = be.array(1 + 0.3 * rng.standard_normal(cols), weight_dtype)
+        y, rstd = empty(), be.poisoned((rows,), "float32")
+        h = empty() if residual else None
+        be.kernels.rms_norm_forward(x, weight, y, rstd, r, h, epsilon=epsilon, stream=be.stream)
+        if residual:
+            yield Comparison(
+                "residual_out", be.numpy(h), be.numpy(x) + be.numpy(r), tolerance(dtype)
+            )
+        h = h if residual else x
+        h_values, w_values = be.numpy(h), be.numpy(weight)
+        expected_y, expected_rstd = ref.rms_norm(h_values, w_values, epsilon)
+        yield Comparison("y", be.numpy(y), expected_y, tolerance(dtype))
+        yield Comparison("rstd", be.numpy(rstd), expected_rstd, FLOAT32_ERROR)
+
+        dy, dh = matrix(), matrix() if residual else None
+        expected_dx, expected_dweight = ref.rms_norm_gradients(
+            be.numpy(dy), be.numpy(dh) if residual else None, h_values, w_values, epsilon
+        )
+        needed = be.kernels.rms_norm_backward_workspace(h)
+
+        def backward(dx: Any) -> np.ndarray:
+            workspace = be.poisoned((needed,), "float32")
+            dweight = be.poisoned((cols,), weight_dtype)
+            be.kernels.rms_norm_backward(
+                dy, h, weight, rstd, dx, dweight, workspace, dh, stream=be.stream
+            )
+            return be.numpy(dweight)
+
+        dx = empty()
+        dweight = backward(dx)
+        yield Comparison("dx", be.numpy(dx), expected_dx, tolerance(dtype))
+        yield Comparison("dweight", dweight, expected_dweight, tolerance(weight_dtype))
+        again = backward(dy)
+        yield Comparison("dx in place of dy", be.numpy(dy), be.numpy(dx), 0.0)
+        yield Comparison("dweight of a second run", again, dweight, 0.0)
+
+    kind = "residual" if residual else "plain"
+    suffix = "-misaligned" if misaligned else ""
+    label = f"weight_{weight_dtype}-{rows}x{cols}-{kind}{suffix}"
+    return Case("rms_norm", dtype, label, run)
+
+
+# --- rotary embedding -----------------------------------------------------------------------------
+
+
+def rotary_case(
+    dtype: str,
+    heads: tuple[int, int],
+    head_dim: int,
+    rotary_dim: int,
+    offset: int = 0,
+    interleaved: bool = False,
+    positions: bool = True,
+    misaligned: bool = False,
+    batch: int = 2,
+    sequence: int = 5,
+) -> Case:
+    def run(be: Backend, rng: np.random.Generator) -> Iterator[Comparison]:
+        num_positions = 2 * sequence
+        angles = rng.uniform(-3, 3, (num_positions, rotary_dim // 2))
+        cos, sin = be.array(np.cos(angles), "float32"), be.array(np.sin(angles), "float32")
+        shapes = [(batch, sequence, count, head_dim) for count in heads if count]
+        inputs = [be.array(rng.standard_normal(s), dtype, misaligned) for s in shapes]
+        ids = np.broadcast_to(np.arange(sequence), (batch, sequence))
+        if positions:
+            ids = rng.integers(0, num_positions, (batch, sequence))
+        id_array = be.array(ids, "int64") if positions else None
+        for inverse in (False, True):
+            s = be.numpy(sin) * (-1 if inverse else 1)
+            expected = [
+                ref.rotary_embedding(be.numpy(x), be.numpy(cos), s, ids, offset, interleaved)
+                for x in inputs
+            ]
+            outputs = [be.poisoned(shape, dtype, misaligned) for shape in shapes]
+            for targets in (outputs, inputs):
+                q, k = [*inputs, None][:2]
+                q_out, k_out = [*targets, None][:2]
+                be.kernels.rotary_embedding(
+                    *(q, k, cos, sin, q_out, k_out, id_array),
+                    rotary_offset=offset,
+                    interleaved=interleaved,
+                    inverse=inverse,
+                    stream=be.stream,
+                )
+            for name, out, in_place, value in zip("qk", outputs, inputs, expected):
+                yield Comparison(name, be.numpy(out), value, tolerance(dtype))
+                yield Comparison(f"{name} in place", be.numpy(in_place), be.numpy(out), 0.0)
+
+    style = "interleaved" if interleaved else "half"
+    label = (
+        f"{heads[0]}+{heads[1]}x{head_dim}-{style}{rotary_dim}at{offset}"
+        f"{'' if positions else '-no_ids'}{'-misaligned' if misaligned else ''}"
+    )
+    return Case("rotary_embedding", dtype, label, run)
+
+
+# --- gated activation -----------------------------------------------------------------------------
+
+
+def gated_activation_case(
+    dtype: str, name: str, rows: int, cols: int, packed: bool = False, misaligned: bool = False
+) -> Case:
+    def run(be: Backend, rng: np.random.Generator) -> Iterator[Comparison]:
+        def two() -> tuple[Any, Any]:
+            if not packed:
+                shape = (rows, cols)
+                return (
+                    be.array(2 * rng.standard_normal(shape), dtype, misaligned),
+                    be.array(rng.standard_normal(shape), dtype, misaligned),
+                )
+            both = be.array(rng.standard_normal((rows, 2 * cols)), dtype, misaligned)
+            return be.columns(both, 0, cols), be.columns(both, cols, 2 * cols)
+
+        (gate, up), (dgate, dup) = two(), two()
+        out = be.poisoned((rows, cols), dtype)
+        be.kernels.gated_activation_forward(gate, up, out, name, stream=be.stream)
+        value, derivative = ref.activation(be.numpy(gate), name)
+        u = be.numpy(up)
+        yield Comparison("out", be.numpy(out), value * u, tolerance(dtype))
+
+        dout = be.array(rng.standard_normal((rows, cols)), dtype)
+        g = be.numpy(dout)
+        backward = be.kernels.gated_activation_backward
+        backward(gate, up, dout, dgate, dup, name, stream=be.stream)
+        yield Comparison("dgate", be.numpy(dgate), g * u * derivative, tolerance(dtype))
+        yield Comparison("dup", be.numpy(dup), g * value, tolerance(dtype))
+        backward(gate, up, dout, gate, up, name, stream=be.stream)
+        yield Comparison("dgate in place", be.numpy(gate), be.numpy(dgate), 0.0)
+        yield Comparison("dup in place", be.numpy(up), be.numpy(dup), 0.0)
+
+    suffix = f"{'-packed' if packed else ''}{'-misaligned' if misaligned else ''}"
+    return Case("gated_activation", dtype, f"{name}-{rows}x{cols}{suffix}", run)
+
+
+# --- cross entropy --------------------------------------------------------------------------------
+
+
+def cross_entropy_case(
+    dtype: str, rows: int, cols: int, vocab_start: int = 0, vocab_size: int = 0, shift: bool = False
+) -> Case:
+    """shift: dlogits starts at another distance from a 16-byte boundary than logits."""
+
+    def run(be: Backend, rng: np.random.Generator) -> Iterator[Comparison]:
+        size = vocab_size or vocab_start + cols
+        logits_values = 3 * rng.standard_normal((rows, cols))
+        logits_values[0, : cols // 2] = -np.inf
+        labels_values = rng.integers(0, size, rows)
+        labels_values[0] = vocab_start + cols - 1
+        labels_values[rows // 2 :: 3] = -100
+        logits, labels = be.array(logits_values, dtype), be.array(labels_values, "int64")
+        names = ("loss", "lse", "row_max", "row_sum", "target")
+        got = {name: be.poisoned((rows,), "float32") for name in names}
+        be.kernels.cross_entropy_forward(
+            logits, labels, **got, vocab_start=vocab_start, vocab_size=size, stream=be.stream
+        )
+        x = be.numpy(logits)
+        column = labels_values - vocab_start
+        ignored = labels_values == -100
+        here = ~ignored & (column >= 0) & (column < cols)
+        row_max, row_sum, lse = ref.log_sum_exp(x)
+        target = np.where(here, x[np.arange(rows), np.clip(column, 0, cols - 1)], 0.0)
+        loss = np.where(ignored, 0.0, lse - target)
+        for name, value in zip(names, (loss, lse, row_max, row_sum, target)):
+            yield Comparison(name, be.numpy(got[name]), value, FLOAT32_ERROR)
+
+        dloss = be.array(rng.standard_normal(rows), "float32")
+        backward = be.kernels.cross_entropy_backward
+        dlogits = be.poisoned((rows, cols), dtype, shift)
+        backward(
+            *(logits, labels, got["lse"], dloss, dlogits), vocab_start=vocab_start, stream=be.stream
+        )
+        softmax = np.exp(x - be.numpy(got["lse"])[:, None])
+        onehot = (np.arange(cols) == column[:, None]) & here[:, None]
+        expected = (softmax - onehot) * (be.numpy(dloss) * ~ignored)[:, None]
+        yield Comparison("dlogits", be.numpy(dlogits), expected, tolerance(dtype))
+        backward(
+            *(logits, labels, got["lse"], dloss, logits), vocab_start=vocab_start, stream=be.stream
+        )
+        yield Comparison("dlogits in place", be.numpy(logits), be.numpy(dlogits), 0.0)
+
+    suffix = (
+        f"{f'-from{vocab_start}of{vocab_size}' if vocab_size else ''}{'-shift' if shift else ''}"
+    )
+    return Case("cross_entropy", dtype, f"{rows}x{cols}{suffix}", run)
+
+
+# --- attention ------------------------------------------------------------------------------------
+
+
+def document_starts(rng: np.random.Generator, batch: int, sequence: int) -> np.ndarray:
+    """Start of the document of every token, documents of random length."""
+    starts = np.zeros((batch, sequence), np.int64)
+    for row in starts:
+        cuts = np.sort(rng.choice(sequence, max(1, sequence // 40), replace=False))
+        for cut in cuts:
+            row[cut:] = cut
+    return starts
+
+
+def mask_rule(mask: str, rng: np.random.Generator, batch: int, seq_k: int) -> dict[str, Any]:
+    """What ``mask`` hides, as arguments of ``ref.visible``; words as in ``attention_case``."""
+    words = mask.split("+")
+    rule: dict[str, Any] = {"causal": "full" not in words}
+    rule["window"] = next((int(w[6:]) for w in words if w.startswith("window")), 0)
+    if "prefix" in words:
+        rule["prefix_lengths"] = rng.integers(0, seq_k + 1, batch)
+    if "documents" in words:
+        rule["document_starts"] = document_starts(rng, batch, seq_k)
+    return rule
+
+
+def attention_case(
+    dtype: str,
+    mask: str,
+    seq_q: int,
+    seq_k: int | None = None,
+    heads: tuple[int, int] = (2, 2),
+    head_dim: int = 64,
+    batch: int = 1,
+) -> Case:
+    """mask: words joined by +: full, causal, window<n>, prefix, documents, alibi."""
+    seq_k = seq_q if seq_k is None else seq_k
+
+    def run(be: Backend, rng: np.random.Generator) -> Iterator[Comparison]:
+        rule = mask_rule(mask, rng, batch, seq_k)
+        seen = ref.visible(batch, seq_q, seq_k, **rule)
+        arguments = {
+            name: be.array(value, "int32") if isinstance(value, np.ndarray) else value
+            for name, value in rule.items()
+        }
+        slopes = None
+        if "alibi" in mask.split("+"):
+            slopes = 2.0 ** -np.arange(1, heads[0] + 1)
+            arguments["alibi_slopes"] = be.array(slopes, "float32")
+        scale = head_dim**-0.5
+        q_shape, k_shape = (batch, seq_q, heads[0], head_dim), (batch, seq_k, heads[1], head_dim)
+        q, k, v, dout = (
+            be.array(rng.standard_normal(s), dtype) for s in (q_shape, k_shape, k_shape, q_shape)
+        )
+        out, lse = be.poisoned(q_shape, dtype), be.poisoned((batch, heads[0], seq_q), "float32")
+        arguments |= {"scale": scale, "stream": be.stream}
+        be.kernels.flash_attention_forward(q, k, v, out, lse, **arguments)
+        inputs = [be.numpy(x) for x in (q, k, v)]
+        expected_out, expected_lse, p = ref.attention(*inputs, scale, seen, slopes)
+        # Probabilities are rounded to the dtype, then the output.
+        yield Comparison("out", be.numpy(out), expected_out, tolerance(dtype, 2), 2, 1)
+        yield Comparison("softmax_lse", be.numpy(lse), expected_lse, FLOAT32_ERROR)
+
+        def backward() -> list[np.ndarray]:
+            gradients = [be.poisoned(s, dtype) for s in (q_shape, k_shape, k_shape)]
+            floats = be.kernels.flash_attention_backward_workspace(q, k)
+            workspace = be.poisoned((floats,), "float32")
+            be.kernels.flash_attention_backward(
+                dout, q, k, v, out, lse, *gradients, workspace, **arguments
+            )
+            return [be.numpy(x) for x in gradients]
+
+        gradients = backward()
+        expected = ref.attention_gradients(be.numpy(dout), *inputs, be.numpy(out), p, scale)
+        # dS is rounded too.
+        allowed = tolerance(dtype, 4) + 2 * FLOAT32_ERROR
+        for name, got, value in zip(("dq", "dk", "dv"), gradients, expected):
+            yield Comparison(name, got, value, allowed, 4, 1)
+        for name, got, again in zip(("dq", "dk", "dv"), gradients, backward()):
+            yield Comparison(f"{name} of a second run", again, got, 0.0)
+
+    label = f"{mask}-{batch}x{seq_q}x{seq_k}-{heads[0]}over{heads[1]}x{head_dim}"
+    return Case("flash_attention", dtype, label, run)
+
+
+# --- which cases ----------------------------------------------------------------------------------
+
+
+def small_cases() -> list[Case]:
+    """Awkward sizes that even the emulation runs in moments."""
+    cases = []
+    for dtype in DTYPES:
+        cases += [
+            rms_norm_case(dtype, 1, 760),
+            rms_norm_case(dtype, 5, 1128, residual=True, weight_dtype="float32"),
+            rms_norm_case(dtype, 70, 128, residual=True),
+            rms_norm_case(dtype, 40, 1128, residual=True),  # several rows per dweight slot
+            rms_norm_case(dtype, 7, 33, residual=True),
+            rms_norm_case(dtype, 150, 33),
+            rms_norm_case(dtype, 19, 64, misaligned=True),
+            rms_norm_case(dtype, 2, 4096, residual=True, weight_dtype="float32"),
+            rms_norm_case(dtype, 2, 6144),
+            rotary_case(dtype, (5, 2), 128, 128),
+            rotary_case(dtype, (3, 1), 64, 32, offset=16, positions=False),
+            rotary_case(dtype, (3, 0), 40, 20, interleaved=True),
+            rotary_case(dtype, (2, 2), 64, 64, interleaved=True),
+            rotary_case(dtype, (2, 1), 64, 64, misaligned=True),
+            rotary_case(dtype, (65, 9), 16, 8),
+            gated_activation_case(dtype, "silu", 3, 1128),
+            gated_activation_case(dtype, "gelu", 9, 24, packed=True),
+            gated_activation_case(dtype, "gelu_tanh", 4, 33, packed=True),
+            gated_activation_case(dtype, "silu", 2, 64, misaligned=True),
+            cross_entropy_case(dtype, 5, 1001),
+            cross_entropy_case(dtype, 4, 5000, vocab_start=5000, vocab_size=20000),
+            cross_entropy_case(dtype, 3, 7),
+            cross_entropy_case(dtype, 4, 96, shift=True),
+        ]
+    for dtype in ("float32", "bfloat16"):
+        cases += [
+            attention_case(dtype, "causal", 1, heads=(1, 1), head_dim=8),
+            attention_case(dtype, "causal", 200, heads=(2, 1)),
+            attention_case(dtype, "full", 70, 150, heads=(3, 1), head_dim=80),
+            attention_case(dtype, "causal", 300, 70, head_dim=32),  # queries that see nothing
+            attention_case(dtype, "causal", 30, 200, head_dim=128),
+            attention_case(dtype, "window24", 300, heads=(1, 1), head_dim=32),
+            attention_case(dtype, "window24", 40, 300, head_dim=32),  # keys that nobody sees
+            attention_case(dtype, "causal+alibi", 140, heads=(3, 1), head_dim=128),
+            attention_case(dtype, "full+alibi", 50, 90, head_dim=96),
+            attention_case(dtype, "prefix", 170, batch=3, heads=(1, 1), head_dim=24),
+            attention_case(dtype, "documents", 260, batch=2, heads=(1, 1), head_dim=32),
+            attention_case(dtype, "documents+full+window50+alibi", 180, heads=(1, 1), head_dim=40),
+        ]
+    cases += [
+        attention_case("float16", "causal", 140, heads=(1, 1), head_dim=64),
+        attention_case("float16", "documents+alibi", 140, heads=(4, 2), head_dim=128),
+    ]
+    return cases
+
+
+def large_cases() -> list[Case]:
+    """Shapes that fill a GPU more, still quick to check in float64 on the host."""
+    cases = []
+    for dtype in DTYPES:
+        cases += [
+            rms_norm_case(dtype, 3001, 4096, residual=True, weight_dtype="float32"),
+            rms_norm_case(dtype, 513, 16384),
+            rms_norm_case(dtype, 130, 20000),
+            rotary_case(dtype, (32, 8), 128, 128, batch=3, sequence=331),
+            gated_activation_case(dtype, "silu", 777, 11008, packed=True),
+            cross_entropy_case(dtype, 300, 50257),
+            cross_entropy_case(dtype, 200, 32000, shift=True),
+        ]
+    for dtype in DTYPES:
+        for head_dim in (64, 80, 96, 128):
+            cases += [
+                attention_case(dtype, "causal", 1000, heads=(4, 2), head_dim=head_dim),
+                attention_case(dtype, "full", 500, 1300, heads=(2, 2), head_dim=head_dim),
+                attention_case(dtype, "causal+alibi", 777, heads=(4, 1), head_dim=head_dim),
+                attention_case(dtype, "window200", 1024, heads=(2, 1), head_dim=head_dim),
+                attention_case(dtype, "prefix", 640, batch=3, head_dim=head_dim),
+                attention_case(dtype, "documents", 1024, batch=2, head_dim=head_dim),
+            ]
+    return cases

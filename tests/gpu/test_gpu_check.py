@@ -1,0 +1,57 @@
+"""`make gpu-check`: on a GPU where there is one, and tried out on the CPU everywhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parent / "gpu_check.py"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_dry_run_on_the_cpu(tmp_path: Path):
+    pytest.importorskip("torch", reason="gpu_check compares with torch, which is not installed")
+    report_file = tmp_path / "report.json"
+    result = run("--device", "cpu", "--output", str(report_file))
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(report_file.read_text())
+    assert len(report["checks"]) > 50
+    assert all(row["passed"] for row in report["checks"])
+    names = {row["name"] for row in report["benchmarks"]}
+    assert {"rms_norm fwd", "swiglu bwd", "cross_entropy bwd", "attention bwd"} <= names
+    for row in report["benchmarks"]:
+        assert row["ours_us"] > 0 and row["peer_us"] > 0 and row["difference"] < 2e-2
+    assert "rms_norm fwd" in result.stdout.splitlines()[-11]
+
+
+def test_a_failed_check_fails_the_script(tmp_path: Path):
+    pytest.importorskip("torch", reason="gpu_check compares with torch, which is not installed")
+    program = (
+        f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+        "import checks, gpu_check\n"
+        "checks.UNIT.update(bfloat16=1e-9)\n"
+        f"sys.exit(gpu_check.main(['--device', 'cpu', '--output', {str(tmp_path / 'r.json')!r}]))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "FAILED rms_norm-bfloat16" in result.stdout
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert not all(row["passed"] for row in report["checks"])
+    assert "benchmarks" not in report  # what is wrong is not timed
+
+
+def test_on_this_gpu(tmp_path: Path):
+    torch = pytest.importorskip("torch", reason="gpu_check compares with torch")
+    if not torch.cuda.is_available() or shutil.which("nvcc") is None:
+        pytest.skip("no GPU, or no nvcc, on this machine")
+    result = run("--no-benchmark", "--output", str(tmp_path / "report.json"))
+    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-4000:]

@@ -1,0 +1,62 @@
+"""Median time of a function on the GPU or the CPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+
+class CudaTimer:
+    """CUDA events around each call. Before it, a buffer larger than the L2 cache is overwritten:
+    inputs then come from device memory, and the host gets ahead of the device, so that launch
+    overhead does not count."""
+
+    unit = "us"
+
+    def __init__(self) -> None:
+        self._flushed = torch.empty(512 << 20, dtype=torch.int8, device="cuda")
+
+    def median(self, run: Callable[[], object], repeats: int = 25) -> float:
+        """Seconds."""
+        for _ in range(3):
+            run()
+        pairs = [
+            (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            for _ in range(repeats)
+        ]
+        for start, end in pairs:
+            self._flushed.zero_()
+            start.record()
+            run()
+            end.record()
+        torch.cuda.synchronize()
+        times = sorted(start.elapsed_time(end) for start, end in pairs)
+        return times[repeats // 2] * 1e-3
+
+
+class CpuTimer:
+    def median(self, run: Callable[[], object], repeats: int = 5) -> float:
+        """Seconds."""
+        run()
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        return sorted(times)[repeats // 2]
+
+
+def copy_bandwidth(timer: CudaTimer | CpuTimer, device: str) -> float:
+    """Bytes per second of a large copy, read and written."""
+    size = (1 << 30) if device == "cuda" else (1 << 24)
+    source, target = (torch.ones(size, dtype=torch.int8, device=device) for _ in range(2))
+    return 2 * size / timer.median(lambda: target.copy_(source))
+
+
+def matmul_rate(timer: CudaTimer | CpuTimer, device: str) -> float:
+    """FLOP per second of a large bfloat16 matrix product."""
+    n = 8192 if device == "cuda" else 256
+    a, b = (torch.randn(n, n, device=device).to(torch.bfloat16) for _ in range(2))
+    return 2 * n**3 / timer.median(lambda: a @ b)
