@@ -1,7 +1,7 @@
 # Everything runs in .venv, made on first use. `make help` lists the targets.
 
 PYTHON ?= python3
-# On a GPU machine: make PADDLE="paddlepaddle-gpu==3.3.1 --index-url <the index for your CUDA>" ...
+# On a GPU machine, name the wheel of your CUDA version: make PADDLE="paddlepaddle-gpu==3.3.1 ..."
 PADDLE ?= paddlepaddle==3.3.1
 EXTRAS ?= plot,test
 
@@ -13,7 +13,7 @@ NATIVE_SOURCES := $(shell find csrc cmake tools -type f) CMakeLists.txt setup.py
 CPP_FILES = $(shell git ls-files -co --exclude-standard '*.cc' '*.h' '*.cu' '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help install pretrain test lint format build docs bench gpu-check clean
+.PHONY: help install pretrain test matrix lint format build docs bench gpu-check gpu-smoke clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ pretrain: install  ## pre-train a small LLaMA on the Python standard library's s
 test: install  ## the whole test suite
 	$(BIN)/python -m pytest
 
+matrix: install  ## every model under every parallel strategy on CPU processes, page into docs/
+	$(BIN)/python tests/matrix/run_matrix.py
+
 lint: $(VENV)/.lint  ## ruff and clang-format, check only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,17 +63,24 @@ $(VENV)/.lint: $(VENV)/bin/python pyproject.toml
 
 build: install  ## rebuild the compiled parts in place after editing csrc/
 
-bench: install  ## operator and train-step benchmarks on this machine, table into docs/benchmarks.md
+bench: install  ## operators, train step and data tools on this machine, tables into docs/benchmarks.md
 	$(BIN)/python -m pypkg.bench ops --update-docs
 	$(BIN)/python -m pypkg.bench train-step --update-docs
+	$(BIN)/python -m pypkg.bench preprocess --update-docs
+	$(BIN)/python -m pypkg.bench data-loading --update-docs
 
 docs: install  ## regenerate the pages that are made from the code
 	$(BIN)/python -m pypkg.config > docs/configuration.md
 	$(BIN)/python -m pypkg.models > docs/models.md
+	$(BIN)/python docs/parallelism/draw.py
 
 # Needs a GPU, nvcc, CMake, Ninja and a Python with torch and pybind11; no Paddle, no .venv.
 gpu-check:  ## build the kernels for the GPU, check them against torch, time them
 	$(PYTHON) tests/gpu/gpu_check.py
+
+# Needs GPUs and paddlepaddle-gpu: make PADDLE="paddlepaddle-gpu==3.3.1 ..." gpu-smoke
+gpu-smoke: install  ## the same strategies on the GPUs present, in bfloat16 over NCCL, with a report
+	$(BIN)/python tests/gpu/gpu_smoke.py
 
 clean:  ## remove build products, keep .venv and runs/
 	rm -rf build dist *.egg-info pypkg/_lib pypkg/_native*.so $(VENV)/.installed

@@ -29,7 +29,7 @@ class Capabilities:
     compute_capability: tuple[int, int] | None
     memory_bytes: int
     paddle: str
-    ops_backend: str  # "compiled" or "reference"
+    ops_backend: str  # "compiled", "triton" or "reference"
     compiled_ops: str
 
     def bfloat16_obstacle(self) -> str | None:
@@ -38,6 +38,12 @@ class Capabilities:
             return "training in bfloat16 needs a GPU, and the device is a CPU"
         if self.compute_capability < _MIN_COMPUTE_CAPABILITY:
             return f"bfloat16 {self._too_old()}"
+        return None
+
+    def float16_obstacle(self) -> str | None:
+        """Why this device cannot train in float16, or None if it can."""
+        if self.compute_capability is None:
+            return "training in float16 needs a GPU, and the device is a CPU"
         return None
 
     def flash_attention_obstacle(self) -> str | None:
@@ -60,9 +66,10 @@ class ExecutionPlan:
     """What a run uses: the device, the type of parameters and activations, the attention."""
 
     capabilities: Capabilities
-    dtype: str  # "float32" or "bfloat16"
+    dtype: str  # "float32", "bfloat16" or "float16"
     flash_attention: bool
     reasons: tuple[str, ...] = ()
+    matmul_precision: str = "float32"  # of float32 matrices on a CPU
 
     @property
     def device(self) -> str:
@@ -79,7 +86,8 @@ class ExecutionPlan:
                 f"{c.memory_bytes / 2**30:.0f} GiB)",
                 f"Paddle {c.paddle}",
                 f"operators: {c.ops_backend} (compiled: {c.compiled_ops})",
-                f"{self.dtype}",
+                self.dtype
+                + (" with bfloat16 products" if self.matmul_precision == "bfloat16" else ""),
                 f"flash attention {'on' if self.flash_attention else 'off'}",
                 *self.reasons,
             ]
@@ -91,7 +99,7 @@ def probe(device: str | None = None, ops_backend: str | None = None) -> Capabili
 
     Args:
         device: "cpu" or "gpu"; None takes a GPU if Paddle sees one.
-        ops_backend: "auto", "compiled" or "reference"; None leaves the choice as it is.
+        ops_backend: "auto", "compiled", "triton" or "reference"; None leaves the choice as it is.
 
     Raises:
         UserError: there is no such device, or the operators cannot be had as asked.
@@ -151,21 +159,27 @@ def resolve(settings: Settings, capabilities: Capabilities) -> ExecutionPlan:
             reasons.append(obstacle)
         return not obstacle
 
-    bfloat16 = decide(
-        "bf16", capabilities.bfloat16_obstacle(), "set it to false to train in float32"
-    )
+    to_float32 = "set it to false to train in float32"
+    float16 = settings.fp16 and decide("fp16", capabilities.float16_obstacle(), to_float32)
+    bfloat16 = not settings.fp16 and decide("bf16", capabilities.bfloat16_obstacle(), to_float32)
     flash_attention = decide(
         "use_flash_attention",
         capabilities.flash_attention_obstacle(),
         "set it to false, or leave it out",
     )
+    if settings.matmul_precision == "bfloat16" and capabilities.compute_capability is not None:
+        problems.append(
+            'matmul_precision is "bfloat16", which is for CPUs, but the device is a GPU; set bf16 '
+            "to true instead"
+        )
     if problems:
         raise UserError(listed(problems, "settings that this device cannot follow"))
     return ExecutionPlan(
         capabilities=capabilities,
-        dtype="bfloat16" if bfloat16 else "float32",
+        dtype="float16" if float16 else "bfloat16" if bfloat16 else "float32",
         flash_attention=flash_attention,
         reasons=tuple(reasons),
+        matmul_precision=settings.matmul_precision,
     )
 
 

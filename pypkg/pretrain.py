@@ -1,20 +1,24 @@
 """``python -m pypkg.pretrain CONFIG.json [--key value ...]``: pre-trains a model.
 
 The settings are PaddleNLP's (see docs/configuration.md); what stands on the command line wins over
-the file. Exit codes: 0 done, 2 a setting or file that cannot be used, 130 stopped by Ctrl-C and
-143 by SIGTERM, both with a checkpoint saved.
+the file. ``--nproc N`` starts N CPU processes on this machine, which are the ranks of one run.
+Exit codes: 0 done, 2 a setting or file that cannot be used, 130 stopped by Ctrl-C and 143 by
+SIGTERM, both with a checkpoint saved.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from pypkg.config import check_supported, help_text, load_settings
 from pypkg.errors import UserError
 from pypkg.logs import configure_logging
+from pypkg.parallel import mesh, watchdog
+from pypkg.parallel.launch import end_with_launcher, launch, take_nproc
 from pypkg.threads import configure_cpu, import_paddle
 
 logger = logging.getLogger("pypkg")
@@ -26,21 +30,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(help_text(), end="")
         return 0
-    configure_logging()
+    end_with_launcher()
+    configure_logging(mesh.launched_rank())
     try:
+        arguments, processes = take_nproc(arguments)
+        if processes > 1:
+            settings = load_settings(arguments)
+            check_supported(settings)
+            return launch(arguments, processes, Path(settings.output_dir) / "log")
+        watchdog.start()
         settings = load_settings(arguments)
-        check_supported(settings, world_size=int(os.environ.get("PADDLE_TRAINERS_NUM", "1")))
+        check_supported(settings)
+        watchdog.compare_settings(settings.to_json())
         logger.info(configure_cpu(settings.num_threads))
         import_paddle()
         from pypkg.training.run import run  # uses Paddle, which must have seen the threads chosen
 
-        return run(settings)
+        code = run(settings)
+        watchdog.leave()
+        return code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {watchdog.failed(str(error), 2)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        watchdog.failed("interrupted; the last checkpoint is untouched", 130)
         print("interrupted; the last checkpoint is untouched", file=sys.stderr)
         return 130
+    except Exception as error:
+        if not watchdog.is_on():
+            raise
+        cause = watchdog.failed(f"{type(error).__name__}: {error}", 1, traceback.format_exc())
+        print(f"error: {cause}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

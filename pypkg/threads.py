@@ -98,6 +98,7 @@ def import_paddle() -> None:
     These are that OMP_NUM_THREADS is above 1, and that there is no ccache, which speeds up a
     compilation that does not take place.
     """
+    os.environ.setdefault("GLOG_minloglevel", "1")  # no lines about its own stores and ports
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output), warnings.catch_warnings():

@@ -29,6 +29,7 @@ CPU_REFERENCE = device("EPYC", None, "reference")
 V100 = device("V100", (7, 0), "reference")
 A100 = device("A100", (8, 0), "compiled")
 H100 = device("H100", (9, 0), "compiled")
+H100_TRITON = device("H100", (9, 0), "triton")
 H100_REFERENCE = device("H100", (9, 0), "reference")
 
 
@@ -43,6 +44,8 @@ H100_REFERENCE = device("H100", (9, 0), "reference")
           "flash attention needs compute capability 8.0, and V100 has 7.0"]),
         (A100, "bfloat16", True, []),
         (H100, "bfloat16", True, []),
+        (H100_TRITON, "bfloat16", False,
+         ["flash attention needs compiled operators, not the triton ones"]),
         (H100_REFERENCE, "bfloat16", False,
          ["flash attention needs compiled operators, not the reference ones"]),
     ],
@@ -75,6 +78,13 @@ def test_what_was_asked_for_and_cannot_be_is_refused_with_every_reason():
 def test_what_was_asked_for_and_can_be_is_done():
     plan = resolve(Settings(bf16=True, use_flash_attention=True), H100)
     assert (plan.dtype, plan.flash_attention) == ("bfloat16", True)
+
+
+def test_float16_is_taken_only_when_asked_for():
+    for capabilities in (V100, A100):
+        assert resolve(Settings(fp16=True), capabilities).dtype == "float16"
+    with pytest.raises(UserError, match="fp16 is true, but training in float16 needs a GPU"):
+        resolve(Settings(fp16=True), CPU)
 
 
 def test_what_was_turned_off_is_off_without_comment():

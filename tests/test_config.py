@@ -45,7 +45,11 @@ def test_every_paddlenlp_key_is_known_once():
     known = [spec.name for spec in setting_fields()]
     known += [row.name for row in (*NO_EFFECT, *REFUSED)]
     assert len(known) == len(set(known))
-    ours = {"ops_backend", "num_threads", "eval_iters", "sample_prompt", "sample_tokens"}
+    ours = {
+        "ops_backend", "num_threads", "eval_iters", "sample_prompt", "sample_tokens",
+        "matmul_precision", "blend_by", "blend_temperature", "sample_order",
+        "reset_attention_mask", "reset_position_ids", "eod_mask_loss",
+    }  # fmt: skip
     expected = set((FIXTURES / "keys.txt").read_text(encoding="utf-8").split())
     assert set(known) == expected | ours
 
@@ -299,17 +303,18 @@ def test_model_overrides(tmp_path):
 def test_what_is_not_implemented_is_refused_all_at_once(tmp_path):
     settings = load(
         tmp_path,
-        {"tensor_parallel_degree": 2, "recompute": 1, "save_strategy": "epoch", "do_train": True},
-    )
+        {
+            "context_parallel_degree": 2, "attention_probs_dropout_prob": 0.1,
+            "pipeline_parallel_config": "use_dualpipev", "save_strategy": "epoch", "do_train": True,
+        },
+    )  # fmt: skip
     with pytest.raises(UserError) as caught:
-        check_supported(settings, world_size=4)
+        check_supported(settings)
     text = str(caught.value)
     assert text.startswith("4 settings are not possible in this version:")
-    assert "launched with 4 processes" in text
-    assert (
-        "tensor_parallel_degree is 2, but this version trains in one process; set it to 1" in text
-    )
-    assert "recompute is true, but" in text
+    assert "context_parallel_degree is 2, but a sequence is not divided over" in text
+    assert "attention_probs_dropout_prob is 0.1, but flash attention has no dropout" in text
+    assert "pipeline_parallel_config holds use_dualpipev, but the schedules here are" in text
     assert 'save_strategy is "epoch"' in text
 
 
@@ -382,3 +387,12 @@ def test_whatever_comes_in_the_answer_is_settings_or_a_user_error(content, argum
 def test_the_documentation_is_up_to_date():
     page = (REPO / "docs/configuration.md").read_text(encoding="utf-8")
     assert page == configuration_page(), "run `make docs`"
+
+
+def test_temperature_without_its_blend(tmp_path):
+    found = problems(tmp_path, {"blend_temperature": 2.0, "blend_by": "size"})
+    assert "blend_temperature is 2, but blend_by is 'size'" in found
+    assert load(tmp_path, {"blend_temperature": 2, "blend_by": "temperature"}).blend_by
+    assert "expected at least 1" in problems(
+        tmp_path, {"blend_temperature": 0.5, "blend_by": "temperature"}
+    )

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from config_testing import refused_names
 
 from pypkg.config import check_supported, load_settings
 from pypkg.models.registry import (
@@ -16,6 +15,8 @@ from pypkg.models.registry import (
     known_models,
     load_config,
 )
+from pypkg.parallel.mesh import Degrees
+from pypkg.training.layout import degrees, layout_notices, layout_problems
 
 REPO = Path(__file__).resolve().parent.parent
 PRETRAIN = sorted((REPO / "configs/pretrain").rglob("*.json"))
@@ -42,11 +43,13 @@ MEASURED = [
     "llama/pretrain-llama2_7b-tp2sd4_stage2",
     "qwen/pretrain-qwen_7b-tp2sd4_stage2",
 ]
-# What the layout in a file's name asks for that this version refuses.
-REFUSED = {
-    "tp2sd4_stage2": {"tensor_parallel_degree", "sharding"},
-    "sd8_stage2": {"sharding", "recompute"},
-    "tp4pp8": {"tensor_parallel_degree", "pipeline_parallel_degree", "recompute"},
+# The layout in a file's name, on the number of processes that the file is written for.
+LAYOUTS = {
+    "tp2sd4_stage2": (Degrees(tensor=2, sharding=4), 2),
+    "sd8_stage2": (Degrees(sharding=8), 2),
+    "tp4pp8": (Degrees(tensor=4, pipeline=8), 0),
+    # On eight processes nothing is left to shard over, as in the run that it is made after.
+    "tp4pp2_stage1": (Degrees(tensor=4, pipeline=2), 1),
 }
 
 
@@ -66,14 +69,32 @@ def test_a_file_for_one_process_can_start(file):
     settings = load_settings([str(file), *paths])
     check_supported(settings)
     config = load_config(settings.model_name_or_path).replace(**settings.model_overrides)
+    assert layout_problems(settings, config, 1) == []
     # With weights, gradients and two moments in float32 it fits a GPU with 80 GB.
     assert config.num_parameters() * 16 < 80e9
 
 
 @pytest.mark.parametrize("file", SPLIT, ids=name)
-def test_a_file_for_several_processes_parses_and_its_layout_is_refused_for_now(file):
-    assert refused_names(file) == REFUSED[file.stem.rpartition("-")[2]]
-    assert load_config(load_settings([str(file)]).model_name_or_path).num_parameters() > 6e9
+def test_a_file_for_several_processes_has_the_layout_that_its_name_says(file):
+    layout, stage = LAYOUTS[file.stem.rpartition("-")[2]]
+    settings = load_settings([str(file)])
+    check_supported(settings)
+    config = load_config(settings.model_name_or_path)
+    assert config.num_parameters() > 6e9
+    for processes in (layout.world_size, 2 * layout.world_size):
+        assert layout_problems(settings, config, processes) == []
+    assert degrees(settings, layout.world_size) == layout
+    assert settings.sharding_stage == stage
+
+
+def test_the_hybrid_run_asks_for_what_paddlenlps_script_does():
+    file = REPO / "configs/pretrain/llama/pretrain-llama_7b-tp4pp2_stage1.json"
+    settings = load_settings([str(file)])
+    assert settings.fp16 and settings.scale_loss == 512 and not settings.amp_master_grad
+    assert (settings.max_seq_length, settings.gradient_accumulation_steps) == (2048, 4)
+    assert degrees(settings, 16) == Degrees(tensor=4, pipeline=2, sharding=2)
+    assert "sharding (stage1) has no effect" in layout_notices(settings, 8)[0]
+    assert layout_notices(settings, 16) == []
 
 
 @pytest.mark.parametrize("path", MEASURED)

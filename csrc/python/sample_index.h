@@ -1,4 +1,4 @@
-// Which tokens make a training sample, and copying them into batches.
+// Which tokens make a training sample.
 //
 // The index maps are Megatron-LM's, which PaddleNLP uses as well:
 //   document_index  [positions]           the documents in the order in which they are read
@@ -12,7 +12,7 @@
 
 namespace pypkg {
 
-// Adds build_sample_index, build_blending_indices and gather_samples to the module.
+// Adds build_sample_index and build_blending_indices to the module.
 void bind_sample_index(pybind11::module_& module);
 
 }  // namespace pypkg

@@ -1,8 +1,11 @@
 """Command line of the benchmarks.
 
-``python -m pypkg.bench ops`` times the operators, ``train-step`` whole training steps, and
-``report`` makes docs/benchmarks.md from the results. Exit codes: 0 done, 1 a contender failed
-or computes something else, 2 a setting that cannot be used.
+``python -m pypkg.bench ops`` times the operators (with ``--device cuda`` the kernels alone, on a
+GPU beside torch; that needs nvcc and no Paddle), ``train-step`` whole training steps,
+``preprocess`` the way from text to tokens, ``data-index`` the building of sample indices,
+``data-loading`` the way from tokens to batches, and ``report`` makes docs/benchmarks.md from the
+results. Exit codes: 0 done, 1 a contender failed or computes something else, 2 a setting that
+cannot be used.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "report":
             logger.info("wrote %s", _write_docs())
             return 0
+        if options.command == "ops" and options.device == "cuda":
+            return _run_gpu_kernels(options)
         return _measure(options, arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -50,7 +55,13 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         raise UserError("--update-docs needs all operators and dtypes; leave out --op and --dtype")
     if options.update_docs and not _DOCS.is_dir():
         raise UserError(f"--update-docs needs a checkout of the project; {_DOCS} does not exist")
-    run = {"ops": _run_operators, "train-step": _run_train_step}[options.command]
+    run = {
+        "ops": _run_operators,
+        "train-step": _run_train_step,
+        "preprocess": _run_preprocess,
+        "data-loading": _run_data_loading,
+        "data-index": _run_data_index,
+    }[options.command]
     described = describe_run(arguments, options.threads)
     result = {**described, **run(options)}
     from pypkg.bench.report import render
@@ -63,6 +74,12 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         _write_json(_DOCS / "benchmarks" / f"{result['kind']}-{device}.json", result)
         logger.info("wrote %s", _write_docs())
     return 0
+
+
+def _run_gpu_kernels(options: argparse.Namespace) -> int:
+    from pypkg.bench.gpu_kernels import run_gpu_kernels
+
+    return run_gpu_kernels(options)
 
 
 def _run_operators(options: argparse.Namespace) -> dict[str, Any]:
@@ -80,6 +97,24 @@ def _run_train_step(options: argparse.Namespace) -> dict[str, Any]:
     from pypkg.bench.train_step import run_train_step
 
     return run_train_step(options)
+
+
+def _run_preprocess(options: argparse.Namespace) -> dict[str, Any]:
+    from pypkg.bench.preprocess_suite import run_preprocess
+
+    return run_preprocess(options)
+
+
+def _run_data_loading(options: argparse.Namespace) -> dict[str, Any]:
+    from pypkg.bench.loading_suite import run_data_loading
+
+    return run_data_loading(options)
+
+
+def _run_data_index(options: argparse.Namespace) -> dict[str, Any]:
+    from pypkg.bench.data_index import run_data_index
+
+    return run_data_index(options)
 
 
 def _write_docs() -> Path:
@@ -109,6 +144,9 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     ops = commands.add_parser("ops", parents=[measured], help="operators beside their peers")
+    ops.add_argument(
+        "--device", choices=("paddle", "cuda"), default="paddle", help="cuda: without Paddle"
+    )
     ops.add_argument("--op", action="append", metavar="NAME", help="only this; may be repeated")
     ops.add_argument("--dtype", action="append", choices=("float32", "bfloat16"))
     ops.add_argument(
@@ -124,6 +162,33 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--seq", type=_positive, default=512, help="tokens per sequence")
     step.add_argument("--steps", type=_positive, default=5, help="timed steps per contender")
     step.add_argument("--contender", action="append", metavar="NAME", help="only this; repeatable")
+
+    preprocess = commands.add_parser("preprocess", parents=[measured], help="text to tokens")
+    preprocess.add_argument("--megabytes", type=_positive, default=64, help="of text")
+    preprocess.add_argument("--vocab-size", type=_positive, default=32000)
+    preprocess.add_argument("--rounds", type=_positive, default=3, help="runs of each contender")
+    preprocess.add_argument(
+        "--paddlenlp", metavar="PYTHON", help="interpreter in whose environment PaddleNLP is"
+    )
+
+    loading = commands.add_parser("data-loading", parents=[measured], help="tokens to batches")
+    loading.add_argument("--megatokens", type=_positive, default=200, help="size of the corpus")
+    loading.add_argument("--samples", type=_positive, default=40_000, help="read in each round")
+    loading.add_argument("--rounds", type=_positive, default=5)
+    loading.add_argument("--steps", type=_positive, default=200, help="of the training loop")
+
+    index = commands.add_parser("data-index", parents=[measured], help="sample indices")
+    index.add_argument("--documents", type=_positive, default=100_000_000)
+    index.add_argument("--seq", type=_positive, default=4096, help="tokens per sample")
+    index.add_argument("--rounds", type=_positive, default=5, help="timed runs per contender")
+    index.add_argument(
+        "--peers",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="site-packages with fast_dataindex or megatron-core; may be repeated",
+    )
 
     commands.add_parser("report", help="make docs/benchmarks.md from docs/benchmarks/*.json")
     return parser

@@ -47,6 +47,7 @@ class Contender:
 
     Args:
         stack: "pypkg" or "transformers"; a function of the worker.
+        autocast: matrix products in bfloat16.
         needs: modules without which it is left out.
     """
 
@@ -61,6 +62,9 @@ _TORCH = ("torch", "transformers")
 _COMPILED = Contender("pypkg", "pypkg", environment={"PYPKG_OPS_BACKEND": "compiled"})
 CONTENDERS = (
     _COMPILED,
+    Contender(
+        "pypkg, bfloat16 products", "pypkg", True, environment={"PYPKG_OPS_BACKEND": "compiled"}
+    ),
     Contender(
         "pypkg, reference operators", "pypkg", environment={"PYPKG_OPS_BACKEND": "reference"}
     ),

@@ -37,27 +37,26 @@ def train_pypkg(task: Mapping[str, Any]) -> tuple[float, Step]:
     _start_paddle(task)
     import paddle
 
+    from pypkg import ops
     from pypkg.bench.frameworks import PaddleFramework
     from pypkg.bench.limits import matmul_rate
     from pypkg.models import from_pretrained
-    from pypkg.training.optimizer import build_adamw, clip_by_global_norm
+    from pypkg.parallel import mesh
+    from pypkg.parallel.updaters import UpdateOptions, make_updater
 
     rate = matmul_rate(PaddleFramework())
+    if task["autocast"]:
+        ops.set_matmul_precision("bfloat16")
     model = from_pretrained(task["folder"])
     model.train()
-    optimizer = build_adamw(
-        model, beta1=_BETAS[0], beta2=_BETAS[1], epsilon=_EPSILON, weight_decay=_WEIGHT_DECAY
-    )
-    optimizer.set_lr(_LEARNING_RATE)
-    parameters = model.parameters()
+    options = UpdateOptions(*_BETAS, _EPSILON, _WEIGHT_DECAY, _MAX_NORM)
+    updater = make_updater(model, options, mesh.current())
     input_ids, labels = (paddle.to_tensor(each) for each in _batch(task, model.config.vocab_size))
 
     def step() -> float:
-        loss = model.loss(input_ids, labels)
+        loss = updater.loss(input_ids=input_ids, labels=labels)
         loss.backward()
-        clip_by_global_norm(parameters, _MAX_NORM)
-        optimizer.step()
-        optimizer.clear_grad(set_to_zero=False)
+        updater.step(_LEARNING_RATE)
         return loss.item()
 
     return rate, step

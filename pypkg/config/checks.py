@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+from pypkg.config.parallel_checks import PARALLEL_CHECKS
 from pypkg.config.settings import Settings, setting_fields
 
 
@@ -32,7 +33,7 @@ def value_problems(
         if problem:
             problems.append(problem)
             bad.add(spec.name)
-    for names, check in _TOGETHER:
+    for names, check in (*_TOGETHER, *PARALLEL_CHECKS):
         if bad.isdisjoint(names):
             problems.extend(check(settings))
     return problems
@@ -42,11 +43,16 @@ def _range_problem(spec: dataclasses.Field, value: Any) -> str | None:
     rules = spec.metadata
     if rules["required"] and value == "":
         return f'{spec.name} is ""; expected the {rules["help"]}'
-    if rules["choices"]:
-        for each in value if isinstance(value, tuple) else (value,):
-            if each not in rules["choices"]:
-                return f"{spec.name} is {each!r}; expected one of {', '.join(rules['choices'])}"
-        return None
+    for each in value if isinstance(value, tuple) else (value,):
+        if rules["choices"] and each not in rules["choices"]:
+            return f"{spec.name} is {each!r}; expected one of {', '.join(rules['choices'])}"
+        limit = _limit_passed(rules, each)
+        if limit:
+            return f"{spec.name} is {each}; expected {limit}"
+    return None
+
+
+def _limit_passed(rules: Mapping[str, Any], value: Any) -> str | None:
     limits = [
         ("at_least", "at least", lambda limit: value >= limit),
         ("above", "more than", lambda limit: value > limit),
@@ -55,7 +61,7 @@ def _range_problem(spec: dataclasses.Field, value: Any) -> str | None:
     ]
     for rule, words, holds in limits:
         if rules[rule] is not None and not holds(rules[rule]):
-            return f"{spec.name} is {value}; expected {words} {rules[rule]}"
+            return f"{words} {rules[rule]}"
     return None
 
 
@@ -123,6 +129,14 @@ def _check_resume(s: Settings) -> Iterator[str]:
         )
 
 
+def _check_blend(s: Settings) -> Iterator[str]:
+    if s.blend_temperature != 1.0 and s.blend_by != "temperature":
+        yield (
+            f"blend_temperature is {s.blend_temperature:g}, but blend_by is {s.blend_by!r}; set "
+            "blend_by to 'temperature', or leave blend_temperature out"
+        )
+
+
 # Each check with the settings that it reads.
 _TOGETHER: tuple[tuple[tuple[str, ...], Callable[[Settings], Iterator[str]]], ...] = (
     (("min_learning_rate", "learning_rate", "lr_scheduler_type"), _check_min_learning_rate),
@@ -134,4 +148,5 @@ _TOGETHER: tuple[tuple[tuple[str, ...], Callable[[Settings], Iterator[str]]], ..
     (("split",), _check_split),
     (("do_eval", "evaluation_strategy", "eval_iters", "max_evaluate_steps"), _check_evaluation),
     (("overwrite_output_dir", "resume_from_checkpoint"), _check_resume),
+    (("blend_by", "blend_temperature"), _check_blend),
 )

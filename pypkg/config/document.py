@@ -8,19 +8,22 @@ import typing
 from typing import Any
 
 from pypkg.config.known_keys import NO_EFFECT, REFUSED, KnownKey
+from pypkg.config.setting import SEE_BELOW
 from pypkg.config.settings import setting_fields, setting_types
+from pypkg.config.suboptions import SUB_OPTIONS
 
 _INTRODUCTION = """\
 <!-- Written by `make docs` from pypkg/config. Change the tables there, not this page. -->
 # Configuration
 
 ```
-python -m pypkg.pretrain CONFIG.json [--key value ...]
+python -m pypkg.pretrain CONFIG.json [--key value ...] [--nproc N]
 ```
 
 `CONFIG.json` is one JSON object; `--key value` on the command line wins over it. The file can be
 left out. Names and defaults are those of PaddleNLP's `run_pretrain.py`, so its files can be used
-as they are, as far as the tables below go.
+as they are, as far as the tables below go. `--nproc` is no setting: it starts N CPU processes,
+which are one run; on GPUs `python -m paddle.distributed.launch` does that.
 
 - Truth values may be written true/false, 1/0, yes/no, y/n, t/f. `--do_train` alone means true, and
   `--no_do_train` false.
@@ -39,10 +42,23 @@ as they are, as far as the tables below go.
 - Where `bf16` or `use_flash_attention` are left out, the device decides, and one line in the log
   says what was decided and why. Where they are set to true and the device cannot, the run is
   refused.
+- The number of processes launched divided by `tensor_parallel_degree` times
+  `pipeline_parallel_degree` is how many train on samples of their own. With `sharding` they divide
+  the optimizer state, all of them or `sharding_parallel_degree` at a time; the others are copies
+  (data parallelism). A step sees `per_device_train_batch_size` times
+  `gradient_accumulation_steps` samples from each.
+- What the number of processes and the model make impossible is found before any process group is
+  made, all of it at once.
+- Dropout has to be asked for: without `hidden_dropout_prob` there is none.
 - `do_eval: true` evaluates every `eval_steps` steps and after the last one.
 
 ## Settings
 Default *none* means that the description says what happens without the setting.
+"""
+
+_SUB_OPTIONS = """
+## Inside the *_config settings
+These hold words, divided by spaces. Those that change nothing are pointed out in the log.
 """
 
 _NO_EFFECT = """
@@ -58,10 +74,11 @@ These PaddleNLP keys are known, and any value other than the ones shown is refus
 
 
 _USAGE = """\
-usage: python -m pypkg.pretrain [CONFIG.json] [--key value ...]
+usage: python -m pypkg.pretrain [CONFIG.json] [--key value ...] [--nproc N]
 
-Keys on the command line win over those in the file. docs/configuration.md explains how they work
-together, and lists PaddleNLP's keys that are accepted without effect or refused.
+--nproc starts N CPU processes, which are one run. Keys on the command line win over those in the
+file. docs/configuration.md explains how they work together, and lists PaddleNLP's keys that are
+accepted without effect or refused.
 """
 
 
@@ -87,12 +104,26 @@ def configuration_page() -> str:
         [
             _INTRODUCTION,
             _table(("setting", "type", "default", "meaning"), own),
+            _SUB_OPTIONS,
+            _table(("setting", "word", "here"), _sub_options()),
             _NO_EFFECT,
             _table(("key", "type", "without comment", "why it changes nothing"), _rows(NO_EFFECT)),
             _REFUSED,
             _table(("key", "type", "possible", "reason"), _rows(REFUSED)),
         ]
     )
+
+
+def _sub_options() -> list[tuple[str, ...]]:
+    here = {True: "refused: ", False: "no effect: "}
+    return [
+        (
+            f"`{option.setting}`",
+            f"`{option.name}`",
+            here[option.refused] + option.why if option.why else "always so",
+        )
+        for option in SUB_OPTIONS
+    ]
 
 
 def _description(spec: dataclasses.Field) -> str:
@@ -107,7 +138,7 @@ def _description(spec: dataclasses.Field) -> str:
         )
         if rules[rule] is not None
     ]
-    if rules["choices"]:
+    if rules["choices"] and rules["help"] != SEE_BELOW:
         limits.append(", ".join(f"`{choice}`" for choice in rules["choices"]))
     return rules["help"] + (f" ({'; '.join(limits)})" if limits else "")
 
@@ -115,7 +146,9 @@ def _description(spec: dataclasses.Field) -> str:
 def _default(spec: dataclasses.Field) -> str:
     if spec.metadata["required"]:
         return "required"
-    return _value("none" if spec.default == () else spec.default)
+    if spec.default == ():
+        return _value("none") if "none" in (spec.metadata["choices"] or ()) else "*empty*"
+    return _value(spec.default)
 
 
 def _rows(keys: tuple[KnownKey, ...]) -> list[tuple[str, ...]]:

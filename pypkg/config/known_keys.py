@@ -28,17 +28,18 @@ _ONE = (1, -1, None)
 _UNSET = (None,)
 _EMPTY = ("", None)
 
-_ONE_PROCESS = "this version trains in one process"
-_NO_AMP_LISTS = "bf16 converts the whole model, not single operators"
-_NO_RECOMPUTE = "it matters only with recompute"
-_NO_TENSOR_PARALLEL = "it matters only with tensor_parallel_degree above 1"
-_NO_PIPELINE = "it matters only with pipeline_parallel_degree above 1"
-_NO_SHARDING = "it matters only with sharding"
+_NO_CONTEXT = (
+    "a sequence is not divided over processes of its own; sequence_parallel divides its tokens "
+    "within a tensor-parallel group"
+)
+_NO_EXPERT_MODELS = "no supported model is a mixture of experts"
+_NO_AUTO = "layouts are set by degrees, not found or compiled by Paddle's automatic parallelism"
+_NO_AMP_LISTS = "bf16 and fp16 convert the whole model, not single operators"
 _NO_EXPERTS = "it matters only for mixtures of experts"
-_ONE_RANK = "it matters only with several processes"
-_NO_DROPOUT = "the supported models have no dropout"
 _NO_WANDB = "it matters only with Weights & Biases, which report_to does not offer"
 _PARTS = "it matters only to the fine-tuning parts of PaddleNLP's trainer"
+_AUTO_ONLY = "it matters only with enable_auto_parallel"
+_LAUNCHER = "the launcher tells each process its rank"
 _OTHER_SCHEDULE = "no lr_scheduler_type offered here reads it"
 
 NO_EFFECT: tuple[KnownKey, ...] = (
@@ -100,37 +101,45 @@ NO_EFFECT: tuple[KnownKey, ...] = (
     KnownKey("run_name", str, _UNSET, _NO_WANDB),
     KnownKey("wandb_api_key", str, _UNSET, _NO_WANDB),
     KnownKey("wandb_http_proxy", str, _UNSET, _NO_WANDB),
-    KnownKey("hidden_dropout_prob", float, (0.1, 0.0, None), _NO_DROPOUT),
-    KnownKey("attention_probs_dropout_prob", float, (0.1, 0.0, None), _NO_DROPOUT),
-    KnownKey("use_fused_dropout_add", bool, _OFF, _NO_DROPOUT),
-    KnownKey("use_fast_layer_norm", bool, _OFF, "the supported models have no LayerNorm"),
+    KnownKey(
+        "use_fused_dropout_add", bool, _OFF, "the add is part of the next norm, after any dropout"
+    ),
+    KnownKey("use_fast_layer_norm", bool, _OFF, "Paddle's LayerNorm always runs"),
     KnownKey("lr_end", float, (1e-7, None), _OTHER_SCHEDULE),
     KnownKey("num_cycles", float, (0.5, None), _OTHER_SCHEDULE),
     KnownKey("power", float, (1.0, None), _OTHER_SCHEDULE),
-    KnownKey("scale_loss", float, (2.0**15, None), "it matters only with fp16"),
     KnownKey("pad_token_id", int, (0, None), "samples are cut to length, never padded"),
     KnownKey("label_names", tuple[str, ...], _UNSET, _PARTS),
     KnownKey("past_index", int, (-1, None), _PARTS),
     KnownKey("remove_unused_columns", bool, (True, None), _PARTS),
     KnownKey("lazy_data_processing", bool, (True, None), _PARTS),
-    # Details of things that are refused, or that one process does not have.
-    KnownKey("recompute_granularity", str, ("full", None), _NO_RECOMPUTE),
-    KnownKey("recompute_use_reentrant", bool, _OFF, _NO_RECOMPUTE),
-    KnownKey("no_recompute_layers", tuple[int, ...], _UNSET, _NO_RECOMPUTE),
-    KnownKey("offload_recompute_inputs", bool, _OFF, _NO_RECOMPUTE),
-    KnownKey("pp_recompute_interval", int, (1, None), _NO_RECOMPUTE),
-    KnownKey("refined_recompute", str, _EMPTY, _NO_RECOMPUTE),
-    KnownKey("tensor_parallel_config", str, _EMPTY, _NO_TENSOR_PARALLEL),
-    KnownKey("sequence_parallel_config", str, _EMPTY, _NO_TENSOR_PARALLEL),
-    KnownKey("fuse_sequence_parallel_allreduce", bool, _OFF, _NO_TENSOR_PARALLEL),
-    KnownKey("tensor_parallel_output", bool, (True, None), _NO_TENSOR_PARALLEL),
-    KnownKey("tensor_parallel_rank", int, (0, None), _NO_TENSOR_PARALLEL),
-    KnownKey("pipeline_parallel_config", str, _EMPTY, _NO_PIPELINE),
-    KnownKey("force_reshard_pp", bool, _OFF, _NO_PIPELINE),
-    KnownKey("sharding_parallel_config", str, _EMPTY, _NO_SHARDING),
-    KnownKey("sharding_comm_buffer_size_MB", int, (-1, None), _NO_SHARDING),
-    KnownKey("sharding_parallel_mesh_dimension", str, ("dp", None), _NO_SHARDING),
-    KnownKey("save_sharding_stage1_model_include_freeze_params", bool, _OFF, _NO_SHARDING),
+    KnownKey("release_grads", bool, _OFF, "gradients are freed after every step anyway"),
+    # How processes work together, where there is only one way here.
+    KnownKey(
+        "fuse_sequence_parallel_allreduce",
+        bool,
+        _OFF,
+        "gradients of norms and biases are summed as they arise; the results are the same",
+    ),
+    KnownKey(
+        "tensor_parallel_output",
+        bool,
+        (True, None),
+        "the loss is always computed from logits divided by vocabulary",
+    ),
+    KnownKey("tensor_parallel_rank", int, (0, None), _LAUNCHER),
+    KnownKey("local_rank", int, (-1, 0, None), _LAUNCHER),
+    KnownKey("force_reshard_pp", bool, _OFF, "checkpoints always fit every layout"),
+    KnownKey(
+        "sharding_comm_buffer_size_MB", int, (-1, None), "fleet chooses the size of its buffers"
+    ),
+    KnownKey("sharding_parallel_mesh_dimension", str, ("dp", None), _AUTO_ONLY),
+    KnownKey(
+        "save_sharding_stage1_model_include_freeze_params",
+        bool,
+        _OFF,
+        "checkpoints always hold all parameters",
+    ),
     KnownKey(
         "split_inputs_sequence_dim",
         bool,
@@ -139,21 +148,21 @@ NO_EFFECT: tuple[KnownKey, ...] = (
     ),
     KnownKey("expert_max_capacity", int, (2**32, None), _NO_EXPERTS),
     KnownKey("expert_min_capacity", int, (1, None), _NO_EXPERTS),
-    KnownKey("data_parallel_config", str, _EMPTY, _ONE_RANK),
-    KnownKey("hybrid_parallel_topo_order", str, _UNSET, _ONE_RANK),
-    KnownKey("distributed_dataloader", bool, _OFF, _ONE_RANK),
-    KnownKey("share_folder", bool, _OFF, _ONE_RANK),
-    KnownKey("ddp_find_unused_parameters", bool, _OFF, _ONE_RANK),
-    KnownKey("local_rank", int, (-1, 0, None), _ONE_RANK),
-    KnownKey("log_on_each_node", bool, (True, None), _ONE_RANK),
-    KnownKey("save_on_each_node", bool, _OFF, _ONE_RANK),
-    KnownKey("ordered_save_group_size", int, (0, None), _ONE_RANK),
+    KnownKey(
+        "ddp_find_unused_parameters",
+        bool,
+        _OFF,
+        "every parameter of a model takes part in every step",
+    ),
+    KnownKey("log_on_each_node", bool, (True, None), "log lines come once, from the first process"),
+    KnownKey("save_on_each_node", bool, _OFF, "the first process writes the whole checkpoint"),
+    KnownKey("ordered_save_group_size", int, (0, None), "the first process writes checkpoints"),
     KnownKey("pdc_download_timeout", int, (300, None), "it matters only with pdc_download_ckpt"),
     KnownKey(
         "auto_parallel_resume_form_hybrid_parallel",
         bool,
         _OFF,
-        "it matters only with enable_auto_parallel",
+        _AUTO_ONLY,
     ),
     KnownKey(
         "unified_checkpoint_config",
@@ -164,43 +173,40 @@ NO_EFFECT: tuple[KnownKey, ...] = (
 )
 
 REFUSED: tuple[KnownKey, ...] = (
-    KnownKey("tensor_parallel_degree", int, _ONE, _ONE_PROCESS),
-    KnownKey("pipeline_parallel_degree", int, _ONE, _ONE_PROCESS),
-    KnownKey("virtual_pp_degree", int, _ONE, _ONE_PROCESS),
-    KnownKey("sharding", str, _EMPTY, f"{_ONE_PROCESS}, where nothing can be sharded"),
-    KnownKey("sharding_parallel_degree", int, _ONE, _ONE_PROCESS),
-    KnownKey("sharding_degree", int, _ONE, _ONE_PROCESS),
-    KnownKey("data_parallel_degree", int, _ONE, _ONE_PROCESS),
-    KnownKey("sep_parallel_degree", int, _ONE, _ONE_PROCESS),
-    KnownKey("context_parallel_degree", int, _ONE, _ONE_PROCESS),
-    KnownKey("expert_parallel_degree", int, _ONE, _ONE_PROCESS),
-    KnownKey("expert_tensor_parallel_degree", int, _ONE, _ONE_PROCESS),
-    KnownKey("use_expert_parallel", bool, _OFF, _ONE_PROCESS),
-    KnownKey("sequence_parallel", bool, _OFF, _ONE_PROCESS),
-    KnownKey("enable_auto_parallel", bool, _OFF, _ONE_PROCESS),
-    KnownKey("parallel_mode", str, _UNSET, _ONE_PROCESS),
+    KnownKey("sep_parallel_degree", int, _ONE, _NO_CONTEXT),
+    KnownKey("context_parallel_degree", int, _ONE, _NO_CONTEXT),
+    KnownKey("expert_parallel_degree", int, _ONE, _NO_EXPERT_MODELS),
+    KnownKey("expert_tensor_parallel_degree", int, _ONE, _NO_EXPERT_MODELS),
+    KnownKey("use_expert_parallel", bool, _OFF, _NO_EXPERT_MODELS),
+    KnownKey("enable_auto_parallel", bool, _OFF, _NO_AUTO),
+    KnownKey("parallel_mode", str, _UNSET, _NO_AUTO),
     KnownKey("to_static", bool, _OFF, "models run in dynamic mode only"),
-    KnownKey(
-        "recompute",
-        bool,
-        _OFF,
-        "activations cannot be recomputed yet",
-        "set it to false and, if memory runs out, lower per_device_train_batch_size",
-    ),
-    KnownKey(
-        "fp16",
-        bool,
-        _OFF,
-        "loss scaling is not implemented yet",
-        "set bf16 to true on a GPU that can, or fp16 to false",
-    ),
     KnownKey(
         "fp16_opt_level",
         str,
         ("O2", None),
-        "bf16 always keeps parameters in bfloat16 with float32 master weights, which is O2",
+        "bf16 and fp16 always keep parameters in half precision with float32 master weights, "
+        "which is O2",
     ),
-    KnownKey("amp_master_grad", bool, _OFF, "gradients are kept in the parameters' type"),
+    KnownKey(
+        "attention_probs_dropout_prob",
+        float,
+        (0.0, None),
+        "flash attention has no dropout; hidden_dropout_prob is possible",
+    ),
+    KnownKey(
+        "offload_recompute_inputs",
+        bool,
+        _OFF,
+        "the inputs of recomputed layers stay on the device",
+    ),
+    KnownKey(
+        "refined_recompute",
+        str,
+        _EMPTY,
+        "operators are not chosen one by one",
+        "leave it out and use recompute_granularity or no_recompute_layers",
+    ),
     KnownKey("amp_custom_black_list", tuple[str, ...], _UNSET, _NO_AMP_LISTS),
     KnownKey("amp_custom_white_list", tuple[str, ...], _UNSET, _NO_AMP_LISTS),
     KnownKey("bf16_full_eval", bool, _OFF, "evaluation runs in the precision of training"),
@@ -215,10 +221,7 @@ REFUSED: tuple[KnownKey, ...] = (
     ),
     KnownKey("use_fused_linear", bool, _OFF, "bias is not added inside the matrix product"),
     KnownKey("optim", str, ("adamw", None), "the only optimizer is AdamW"),
-    KnownKey("offload_optim", bool, _OFF, "optimizer state stays on the device"),
-    KnownKey("release_grads", bool, _OFF, "gradients are not released within a step"),
     KnownKey("flatten_param_grads", bool, _OFF, "gradients are not flattened into one buffer"),
-    KnownKey("data_cache", str, _UNSET, "sample indices are built at start and not cached"),
     KnownKey("skip_data_intervals", tuple[tuple[int, ...], ...], _UNSET, "no steps can be skipped"),
     KnownKey("ignore_data_skip", bool, _OFF, "a resumed run goes on at the next sample"),
     KnownKey("ignore_load_lr_and_optim", bool, _OFF, "a resumed run loads the optimizer state"),
@@ -236,7 +239,6 @@ REFUSED: tuple[KnownKey, ...] = (
     KnownKey("minimum_eval_times", int, _UNSET, "eval_steps alone sets when to evaluate"),
     KnownKey("logging_strategy", str, ("steps", None), "log lines come by steps only"),
     KnownKey("metrics_output_path", str, _UNSET, "metrics go to metrics.jsonl in output_dir"),
-    KnownKey("skip_profile_timer", bool, (True, None), "there are no timers of single phases"),
     KnownKey("output_signal_dir", str, _UNSET, "no signal files are written"),
     KnownKey("pdc_download_ckpt", bool, _OFF, "checkpoints are not downloaded"),
     KnownKey(

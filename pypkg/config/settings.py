@@ -11,36 +11,26 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from pypkg.config.setting import SEE_BELOW, setting, split_words
+from pypkg.config.suboptions import option_names
 
 # PaddleNLP's run_pretrain evaluates this many batches, whatever the settings say.
 _PADDLENLP_EVAL_ITERS = 10
 
 
-def _setting(
-    default: Any,
-    help: str,
-    *,
-    choices: Sequence[str] | None = None,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-    required: bool = False,
-) -> Any:
-    """A dataclass field with what the parser, the checks and the documentation need to know."""
-    metadata = {
-        "help": help,
-        "choices": choices,
-        "at_least": at_least,
-        "above": above,
-        "at_most": at_most,
-        "below": below,
-        "required": required,
-    }
-    return field(default=default, metadata=metadata)
+# PaddleNLP writes these as one text: "stage2 offload".
+_SPACED_LISTS = (
+    "sharding",
+    "tensor_parallel_config",
+    "sequence_parallel_config",
+    "pipeline_parallel_config",
+    "sharding_parallel_config",
+    "data_parallel_config",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,128 +42,263 @@ class Settings:
     """
 
     # Model and data
-    model_name_or_path: str = _setting(
+    model_name_or_path: str = setting(
         "",
         "folder in Hugging Face format, or the name of a shipped model configuration",
         required=True,
     )
-    tokenizer_name_or_path: str | None = _setting(
+    tokenizer_name_or_path: str | None = setting(
         None, "folder of the tokenizer; by default model_name_or_path"
     )
-    input_dir: str = _setting(
+    input_dir: str = setting(
         "", "folder of .bin/.idx files, or 'weight1 prefix1 weight2 prefix2 ...'", required=True
     )
-    output_dir: str = _setting("", "folder for checkpoints, metrics and logs", required=True)
-    split: str = _setting("949,50,1", "shares of the documents for training, validation and test")
-    max_seq_length: int = _setting(1024, "tokens in a sample", at_least=1)
-    continue_training: bool = _setting(
+    output_dir: str = setting("", "folder for checkpoints, metrics and logs", required=True)
+    split: str = setting("949,50,1", "shares of the documents for training, validation and test")
+    data_cache: str | None = setting(
+        None, "folder that keeps the sample indices; by default index-cache beside the data"
+    )
+    share_folder: bool = setting(
+        False,
+        "all machines see the folder of the sample indices: the first process of all builds them, "
+        "otherwise the first of each machine",
+    )
+    max_seq_length: int = setting(1024, "tokens in a sample", at_least=1)
+    continue_training: bool = setting(
         False, "start from the weights in model_name_or_path instead of random ones"
     )
-    num_hidden_layers: int | None = _setting(
+    num_hidden_layers: int | None = setting(
         None, "overrides the depth in the model's configuration", at_least=1
     )
-    initializer_range: float | None = _setting(
+    initializer_range: float | None = setting(
         None, "overrides the standard deviation of random weights", above=0
     )
 
     # What to do
-    do_train: bool = _setting(False, "train")
-    do_eval: bool = _setting(False, "evaluate on the validation split")
-    do_predict: bool = _setting(False, "after training, evaluate on the test split")
-    seed: int = _setting(42, "decides random weights and the order of samples", at_least=0)
-    max_steps: int = _setting(
+    do_train: bool = setting(False, "train")
+    do_eval: bool = setting(False, "evaluate on the validation split")
+    do_predict: bool = setting(False, "after training, evaluate on the test split")
+    seed: int = setting(42, "decides random weights and the order of samples", at_least=0)
+    max_steps: int = setting(
         -1, "number of optimizer steps of the whole run", at_least=1, required=True
     )
-    per_device_train_batch_size: int = _setting(8, "samples in a micro batch", at_least=1)
-    per_device_eval_batch_size: int = _setting(8, "samples in an evaluation batch", at_least=1)
-    gradient_accumulation_steps: int = _setting(1, "micro batches in an optimizer step", at_least=1)
-    dataloader_num_workers: int = _setting(
-        0, "0 reads batches in the training thread; more read ahead in a thread", at_least=0
+    per_device_train_batch_size: int = setting(8, "samples in a micro batch", at_least=1)
+    per_device_eval_batch_size: int = setting(8, "samples in an evaluation batch", at_least=1)
+    gradient_accumulation_steps: int = setting(1, "micro batches in an optimizer step", at_least=1)
+    dataloader_num_workers: int = setting(
+        0, "threads that read batches ahead; 0 reads in the training thread", at_least=0
+    )
+    distributed_dataloader: bool = setting(
+        False,
+        "of the processes that train on the same samples, one reads and sends them to the others",
     )
 
     # Optimizer and learning rate
-    learning_rate: float = _setting(5e-5, "the peak", above=0)
-    min_learning_rate: float = _setting(1e-5, "where cosine and linear decay end", at_least=0)
-    lr_scheduler_type: str = _setting(
+    learning_rate: float = setting(5e-5, "the peak", above=0)
+    min_learning_rate: float = setting(1e-5, "where cosine and linear decay end", at_least=0)
+    lr_scheduler_type: str = setting(
         "linear",
         "shape of the learning rate after warm-up; constant has no warm-up",
         choices=("linear", "cosine", "constant", "constant_with_warmup"),
     )
-    warmup_steps: int = _setting(
+    warmup_steps: int = setting(
         0, "steps of linear warm-up; above 0 it wins over warmup_ratio", at_least=0
     )
-    warmup_ratio: float = _setting(0.0, "warm-up as a share of max_steps", at_least=0, at_most=1)
-    decay_steps: float | None = _setting(
+    warmup_ratio: float = setting(0.0, "warm-up as a share of max_steps", at_least=0, at_most=1)
+    decay_steps: float | None = setting(
         None, "step at which min_learning_rate is reached; by default max_steps", above=0
     )
-    weight_decay: float = _setting(0.0, "of matrices; norms and biases have none", at_least=0)
-    adam_beta1: float = _setting(0.9, "AdamW", at_least=0, below=1)
-    adam_beta2: float = _setting(0.999, "AdamW", at_least=0, below=1)
-    adam_epsilon: float = _setting(1e-8, "AdamW", above=0)
-    max_grad_norm: float = _setting(
+    weight_decay: float = setting(0.0, "of matrices; norms and biases have none", at_least=0)
+    adam_beta1: float = setting(0.9, "AdamW", at_least=0, below=1)
+    adam_beta2: float = setting(0.999, "AdamW", at_least=0, below=1)
+    adam_epsilon: float = setting(1e-8, "AdamW", above=0)
+    max_grad_norm: float = setting(
         1.0, "global gradient norm above which gradients are scaled down; 0 never", at_least=0
     )
 
     # Logging, evaluation, checkpoints
-    logging_steps: int = _setting(500, "steps between log lines", at_least=1)
-    logging_first_step: bool = _setting(False, "log the first step as well")
-    logging_dir: str | None = _setting(
+    logging_steps: int = setting(500, "steps between log lines", at_least=1)
+    logging_first_step: bool = setting(False, "log the first step as well")
+    logging_dir: str | None = setting(
         None, "folder of VisualDL or TensorBoard records; by default output_dir/runs"
     )
-    report_to: tuple[str, ...] = _setting(
+    report_to: tuple[str, ...] = setting(
         (),
         "visualdl, tensorboard, both or none; metrics.jsonl is always written",
         choices=("none", "visualdl", "tensorboard"),
     )
-    disable_tqdm: bool | None = _setting(
+    disable_tqdm: bool | None = setting(
         None, "true: no progress bar; by default one is shown on a terminal"
     )
-    evaluation_strategy: str | None = _setting(
+    skip_profile_timer: bool = setting(
+        True,
+        "false: every rank measures its steps, and a table at the end of the run says where the "
+        "time went and what was sent",
+    )
+    evaluation_strategy: str | None = setting(
         None, "by default steps when do_eval is true, else no", choices=("no", "steps", "epoch")
     )
-    eval_steps: int | None = _setting(
+    eval_steps: int | None = setting(
         None, "steps between evaluations; by default logging_steps", at_least=1
     )
-    max_evaluate_steps: int = _setting(
+    max_evaluate_steps: int = setting(
         -1, "cap on the batches of an evaluation; -1 for none", at_least=-1
     )
-    save_strategy: str = _setting(
+    save_strategy: str = setting(
         "steps", "when checkpoints are written", choices=("no", "steps", "epoch")
     )
-    save_steps: int = _setting(500, "steps between checkpoints", at_least=1)
-    save_total_limit: int | None = _setting(
+    save_steps: int = setting(500, "steps between checkpoints", at_least=1)
+    save_total_limit: int | None = setting(
         None, "checkpoints kept, oldest deleted first; by default all", at_least=1
     )
-    overwrite_output_dir: bool = _setting(False, "start anew although output_dir holds checkpoints")
-    resume_from_checkpoint: str | None = _setting(
+    overwrite_output_dir: bool = setting(False, "start anew although output_dir holds checkpoints")
+    resume_from_checkpoint: str | None = setting(
         None, "checkpoint folder to go on from; by default the last one in output_dir"
     )
 
     # Device
-    device: str | None = _setting(
+    device: str | None = setting(
         None, "by default gpu when Paddle sees one, else cpu", choices=("cpu", "gpu")
     )
-    bf16: bool | None = _setting(
-        None, "compute in bfloat16; by default where the device can, false: float32"
+    bf16: bool | None = setting(
+        None,
+        "compute in bfloat16; by default where the device can and fp16 is false; false: float32",
     )
-    use_flash_attention: bool | None = _setting(
+    fp16: bool = setting(False, "compute in float16, with a loss scale that adapts itself")
+    scale_loss: float = setting(2.0**15, "the loss scale that float16 starts with", above=0)
+    offload_optim: bool = setting(
+        False, "keep the optimizer state in host memory between updates, as sharding's offload does"
+    )
+    amp_master_grad: bool = setting(
+        False, "accumulate and reduce the gradients of half-precision parameters in float32"
+    )
+    use_flash_attention: bool | None = setting(
         None, "true: insist on it; false: attention that stores its weights; by default if possible"
     )
 
+    # Processes. The number launched has to be a multiple of the product of these degrees.
+    tensor_parallel_degree: int = setting(
+        -1, "processes that divide every layer; -1 is 1", at_least=-1
+    )
+    pipeline_parallel_degree: int = setting(
+        -1, "stages of consecutive layers, each on processes of its own; -1 is 1", at_least=-1
+    )
+    virtual_pp_degree: int = setting(
+        1, "parts of the model that each stage has, which interleave", at_least=-1
+    )
+    sharding: tuple[str, ...] = setting(
+        (),
+        "what processes with other samples divide: stage1 the optimizer state, stage2 gradients "
+        "as well, stage3 parameters as well; with offload the state stays in host memory",
+        choices=("stage1", "stage2", "stage3", "offload"),
+    )
+    sharding_parallel_degree: int = setting(
+        -1, "processes that sharding divides over; -1 for all that are left", at_least=-1
+    )
+    sharding_degree: int = setting(-1, "old name of sharding_parallel_degree", at_least=-1)
+    data_parallel_degree: int = setting(
+        -1,
+        "copies with other samples; follows from the rest, and if given must agree with it",
+        at_least=-1,
+    )
+    sequence_parallel: bool = setting(
+        False, "between the layers, tensor-parallel processes divide the tokens"
+    )
+    hybrid_parallel_topo_order: str | None = setting(
+        None,
+        "which of pipeline and sharding has neighbouring processes further apart; by default "
+        "pp_first",
+        choices=("pp_first", "sharding_first"),
+    )
+    tensor_parallel_config: tuple[str, ...] = setting(
+        (), SEE_BELOW, choices=option_names("tensor_parallel_config")
+    )
+    sequence_parallel_config: tuple[str, ...] = setting(
+        (), SEE_BELOW, choices=option_names("sequence_parallel_config")
+    )
+    pipeline_parallel_config: tuple[str, ...] = setting(
+        (), SEE_BELOW, choices=option_names("pipeline_parallel_config")
+    )
+    sharding_parallel_config: tuple[str, ...] = setting(
+        (), SEE_BELOW, choices=option_names("sharding_parallel_config")
+    )
+    data_parallel_config: tuple[str, ...] = setting(
+        (), SEE_BELOW, choices=option_names("data_parallel_config")
+    )
+
+    # Activations
+    recompute: bool = setting(
+        False, "keep the input of each layer alone and compute the rest again in the backward pass"
+    )
+    recompute_granularity: str = setting(
+        "full",
+        "what is computed again: whole layers, attention blocks, or attention without projections",
+        choices=("full", "full_attn", "core_attn"),
+    )
+    no_recompute_layers: tuple[int, ...] = setting(
+        (), "numbers of layers, from 0, that keep everything", at_least=0
+    )
+    pp_recompute_interval: int = setting(
+        1,
+        "of a pipeline stage (each part of one), recompute one layer in that many; 0: none",
+        at_least=0,
+    )
+    recompute_use_reentrant: bool = setting(
+        False, "recompute in an autograd function, not in hooks; the results are the same"
+    )
+    hidden_dropout_prob: float = setting(
+        0.0,
+        "dropout after attention, feed-forward and an embedding with learned positions, whatever "
+        "the model's own configuration says",
+        at_least=0,
+        below=1,
+    )
+
     # Ours, unknown to PaddleNLP
-    ops_backend: str | None = _setting(
+    reset_attention_mask: bool = setting(
+        False, "a token sees only those of its own document (Megatron-LM's name)"
+    )
+    reset_position_ids: bool = setting(
+        False, "positions count from 0 in each document (Megatron-LM's name)"
+    )
+    eod_mask_loss: bool = setting(
+        False,
+        "what follows the last token of a document is not to be predicted (Megatron-LM's name)",
+    )
+    blend_by: str = setting(
+        "weights",
+        "shares of the corpora: the weights in input_dir; their sizes in tokens; or these sizes to "
+        "the power of 1 / blend_temperature. With the last two, input_dir holds no weights",
+        choices=("weights", "size", "temperature"),
+    )
+    blend_temperature: float = setting(
+        1.0, "1 is by size; the higher, the more of small corpora", at_least=1
+    )
+    sample_order: str = setting(
+        "run",
+        "run: PaddleNLP's, which depends on how many samples the run needs; epoch: each epoch is "
+        "shuffled by itself, so that a longer run begins like a shorter one",
+        choices=("run", "epoch"),
+    )
+    ops_backend: str | None = setting(
         None,
         "implementation of the operators; by default PYPKG_OPS_BACKEND, else auto",
-        choices=("auto", "compiled", "reference"),
+        choices=("auto", "compiled", "triton", "reference"),
     )
-    num_threads: int = _setting(
+    matmul_precision: str = setting(
+        "float32",
+        "on a CPU: bfloat16 rounds the operands of matrix products and sums in float32, twice as "
+        "fast; everything else stays float32",
+        choices=("float32", "bfloat16"),
+    )
+    num_threads: int = setting(
         0, "CPU threads; 0 takes every core this process may use", at_least=0
     )
-    eval_iters: int | None = _setting(
+    eval_iters: int | None = setting(
         None, "batches of an evaluation; by default max_evaluate_steps if set, else 10", at_least=1
     )
-    sample_prompt: str = _setting("", "what the text written at the end of a run starts with")
-    sample_tokens: int = _setting(
+    sample_prompt: str = setting("", "what the text written at the end of a run starts with")
+    sample_tokens: int = setting(
         0, "tokens of text that the model writes at the end of a run; 0 for none", at_least=0
     )
 
@@ -192,9 +317,32 @@ class Settings:
         for name, value in derived.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        for name in _SPACED_LISTS:
+            object.__setattr__(self, name, split_words(getattr(self, name)))
         object.__setattr__(
             self, "report_to", tuple(name for name in self.report_to if name != "none")
         )
+
+    @property
+    def sharding_stage(self) -> int:
+        """1, 2 or 3; 0 without sharding."""
+        return max((int(part[-1]) for part in self.sharding if part.startswith("stage")), default=0)
+
+    @property
+    def wanted_sharding_degree(self) -> int:
+        """sharding_parallel_degree under either name; -1 for all processes that are left."""
+        new = self.sharding_parallel_degree
+        return new if new > 0 else self.sharding_degree
+
+    @property
+    def sharding_offload(self) -> bool:
+        """Whether sharding is to keep the optimizer state in host memory."""
+        return "offload" in self.sharding
+
+    @property
+    def offloads_optimizer(self) -> bool:
+        """Whether the optimizer state stays in host memory between updates."""
+        return self.offload_optim or self.sharding_offload
 
     @property
     def evaluates(self) -> bool:

@@ -7,23 +7,25 @@ from typing import Any
 
 from pypkg.config.known_keys import NO_EFFECT, REFUSED, KnownKey
 from pypkg.config.parser import listed
-from pypkg.config.settings import Settings
+from pypkg.config.settings import Settings, setting_fields
+from pypkg.config.suboptions import SUB_OPTIONS, SubOption
 from pypkg.errors import UserError
 
 
-def check_supported(settings: Settings, world_size: int = 1) -> None:
+def check_supported(settings: Settings) -> None:
     """Refuses what this version does not implement, before anything is started.
+
+    Whether the layout fits the model and the number of processes is said by training/layout.py.
 
     Raises:
         UserError: names every such setting with its value, the reason and a way out.
     """
-    problems = []
-    if world_size != 1:
-        problems.append(
-            f"the run was launched with {world_size} processes, but this version trains in one; "
-            "start it without a launcher, or with one process"
-        )
-    problems += [_refusal(row, value) for row, value in _asked_for(REFUSED, settings)]
+    problems = [_refusal(row, value) for row, value in _asked_for(REFUSED, settings)]
+    problems += [
+        f"{option.setting} holds {option.name}, but {option.why}; leave it out"
+        for option in _sub_options(settings)
+        if option.refused
+    ]
     for name in ("evaluation_strategy", "save_strategy"):
         if getattr(settings, name) == "epoch":
             problems.append(
@@ -40,7 +42,44 @@ def check_supported(settings: Settings, world_size: int = 1) -> None:
 
 def notices(settings: Settings) -> list[str]:
     """Lines for the log: the given settings that change nothing, and why."""
-    return [f"{row.name} has no effect: {row.why}" for row, _ in _asked_for(NO_EFFECT, settings)]
+    found = [(row.name, row.why) for row, _ in _asked_for(NO_EFFECT, settings)]
+    found += _without_what_they_belong_to(settings)
+    idle = {name for name, _ in found}
+    found += [
+        (f"{option.setting} {option.name}", option.why)
+        for option in _sub_options(settings)
+        if option.setting not in idle and option.why and not option.refused
+    ]
+    return [f"{name} has no effect: {why}" for name, why in found]
+
+
+def _sub_options(settings: Settings) -> list[SubOption]:
+    return [option for option in SUB_OPTIONS if option.name in getattr(settings, option.setting)]
+
+
+def _without_what_they_belong_to(s: Settings) -> list[tuple[str, str]]:
+    """Settings that are not at their default and do nothing, since what they refine is off."""
+    tensor, pipeline = s.tensor_parallel_degree > 1, s.pipeline_parallel_degree > 1
+    belongs_to = {
+        "recompute_granularity": (s.recompute, "recompute"),
+        "recompute_use_reentrant": (s.recompute, "recompute"),
+        "no_recompute_layers": (s.recompute, "recompute"),
+        "pp_recompute_interval": (
+            s.recompute and pipeline,
+            "recompute and pipeline_parallel_degree above 1",
+        ),
+        "scale_loss": (s.fp16, "fp16"),
+        "tensor_parallel_config": (tensor, "tensor_parallel_degree above 1"),
+        "sequence_parallel_config": (s.sequence_parallel, "sequence_parallel"),
+        "pipeline_parallel_config": (pipeline, "pipeline_parallel_degree above 1"),
+        "sharding_parallel_config": (s.sharding_stage > 0, "sharding"),
+    }
+    defaults = {spec.name: spec.default for spec in setting_fields()}
+    return [
+        (name, f"it matters only with {what}")
+        for name, (is_on, what) in belongs_to.items()
+        if not is_on and getattr(s, name) != defaults[name]
+    ]
 
 
 def _asked_for(rows: tuple[KnownKey, ...], settings: Settings) -> list[tuple[KnownKey, Any]]:

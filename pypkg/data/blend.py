@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from pypkg import _native
-from pypkg.data.gpt_dataset import GPTDataset
+from pypkg.data.dataset import Dataset
+from pypkg.data.index_cache import IndexCache
 from pypkg.data.indexed_dataset import IndexedDataset
 from pypkg.errors import UserError
 
@@ -41,12 +43,30 @@ def parse_blend(data_prefix: Sequence[str]) -> tuple[list[float], list[str]]:
     return _normalised(weights), [prefix.strip() for prefix in data_prefix[1::2]]
 
 
+def blend_weights(
+    corpora: Sequence[IndexedDataset], given: Sequence[float], blend_by: str, temperature: float
+) -> list[float]:
+    """The weights of a blend, adding up to 1.
+
+    Args:
+        given: weights by hand.
+        blend_by: "weights", the given ones; "size", proportional to the tokens of the corpora;
+            "temperature", proportional to tokens ** (1 / temperature), which favours small
+            corpora (Raffel et al., 2020, "Exploring the Limits of Transfer Learning", section
+            3.5.2, temperature-scaled mixing).
+    """
+    if blend_by == "weights":
+        return list(given)
+    power = 1.0 if blend_by == "size" else 1.0 / temperature
+    return _normalised([corpus.num_tokens**power for corpus in corpora])
+
+
 def member_samples(weights: Sequence[float], num_samples: int) -> list[int]:
     """Samples that each member is built with: its share, half a percent and 20 more."""
     return [math.ceil(num_samples * weight * 1.005) + 20 for weight in weights]
 
 
-class BlendedDataset:
+class BlendedDataset(Dataset):
     """``size`` samples of ``datasets``, at each step of the one that lags its weight the most.
 
     Attributes:
@@ -54,43 +74,52 @@ class BlendedDataset:
         dataset_sample_index: int64 [size], which of the member's samples that is.
     """
 
-    def __init__(self, datasets: Sequence[GPTDataset], weights: Sequence[float], size: int) -> None:
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        weights: Sequence[float],
+        size: int,
+        cache: IndexCache | None = None,
+    ) -> None:
         self.datasets = list(datasets)
+        self.seq_length = datasets[0].seq_length
+        self.corpora = [corpus for dataset in datasets for corpus in dataset.corpora]
         shares = np.array(weights, np.float64)
-        self.dataset_index, self.dataset_sample_index = _native.build_blending_indices(
-            shares / shares.sum(), size
+        shares /= shares.sum()
+        build = partial(_native.build_blending_indices, shares, size)
+        self.dataset_index, self.dataset_sample_index = (
+            build() if cache is None else cache.blending_indices(shares, size, build)
         )
-
-    @property
-    def seq_length(self) -> int:
-        return self.datasets[0].seq_length
-
-    @property
-    def corpora(self) -> list[IndexedDataset]:
-        return [dataset.corpus for dataset in self.datasets]
 
     def __len__(self) -> int:
         return len(self.dataset_index)
 
-    def __getitem__(self, sample: int) -> dict[str, np.ndarray]:
-        if not 0 <= sample < len(self):
-            raise IndexError(f"sample {sample} of {len(self)}")
-        return {"text": self.read(np.array([sample]))[0]}
-
-    def read(self, samples: np.ndarray) -> np.ndarray:
-        """int64 [batch, seq_length + 1], the samples with the numbers ``samples`` [batch]."""
+    def read_into(
+        self,
+        samples: np.ndarray,
+        out: np.ndarray,
+        rows: np.ndarray,
+        document_starts: np.ndarray | None = None,
+        loss_mask: np.ndarray | None = None,
+    ) -> None:
         members = self.dataset_index[samples]
         numbers = self.dataset_sample_index[samples]
-        out = np.empty((len(samples), self.seq_length + 1), np.int64)
         for member in np.unique(members):
-            rows = members == member
-            out[rows] = self.datasets[member].read(numbers[rows])
-        return out
+            own = members == member
+            self.datasets[member].read_into(
+                numbers[own], out, rows[own], document_starts, loss_mask
+            )
 
     def document_at(self, sample: int, offset: int) -> tuple[IndexedDataset, int]:
-        """The corpus, and in it the document, that token ``offset`` of a sample comes from."""
         member = self.datasets[self.dataset_index[sample]]
         return member.document_at(int(self.dataset_sample_index[sample]), offset)
+
+    def sources(self, samples: np.ndarray) -> np.ndarray:
+        return self.dataset_index[samples].astype(np.int64)
+
+    def drawn(self, count: int) -> list[int]:
+        given = np.bincount(self.dataset_index[:count], minlength=len(self.datasets))
+        return [dataset.drawn(number)[0] for dataset, number in zip(self.datasets, given.tolist())]
 
 
 def share_weights(weights: Sequence[float], present: Sequence[bool]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Writing ``.bin/.idx``; the layout is in :mod:`pypkg.data.indexed_dataset`."""
+"""Writing ``.bin/.idx``; the layout is in :mod:`pypkg.data.corpus_files`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from types import TracebackType
 
 import numpy as np
 
-from pypkg.data.indexed_dataset import DTYPES, HEADER, MAGIC, MAX_SEQUENCE_TOKENS, VERSION
+from pypkg.data.corpus_files import CODES, HEADER, MAGIC, MAX_SEQUENCE_TOKENS, VERSION
 from pypkg.data.output_file import OutputFile
 from pypkg.errors import UserError
 
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_BLOCK_TOKENS = 1 << 22  # that are written at a time
 
 
 class IndexedDatasetWriter:
@@ -31,15 +31,28 @@ class IndexedDatasetWriter:
         UserError: the disk is full or cannot be written.
     """
 
-    def __init__(self, prefix: str | os.PathLike[str], dtype: np.typing.DTypeLike) -> None:
+    def __init__(
+        self,
+        prefix: str | os.PathLike[str],
+        dtype: np.typing.DTypeLike,
+        loss_mask: bool = False,
+    ) -> None:
+        """
+        Args:
+            loss_mask: also write ``<prefix>.lsm``, from what :meth:`add_tokens` is given.
+        """
         self.prefix = os.fspath(prefix)
         self.dtype = np.dtype(dtype)
-        if self.dtype not in _CODES:
-            raise ValueError(f"dtype {self.dtype} has no code; use one of {list(_CODES)}")
+        if self.dtype not in CODES:
+            raise ValueError(f"dtype {self.dtype} has no code; use one of {list(CODES)}")
         self._sizes = array("i")
         self._document_indices = array("q", [0])
         self._bin = OutputFile(Path(self.prefix + ".bin"))
         self._outputs = [self._bin]
+        self._mask = None
+        if loss_mask:
+            self._mask = OutputFile(Path(self.prefix + ".lsm"))
+            self._outputs.append(self._mask)
 
     def __enter__(self) -> IndexedDatasetWriter:
         return self
@@ -56,6 +69,10 @@ class IndexedDatasetWriter:
     @property
     def num_documents(self) -> int:
         return len(self._document_indices) - 1
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self._sizes)
 
     def add_sequence(self, token_ids: np.ndarray) -> None:
         """Adds a sequence to the current document.
@@ -81,6 +98,38 @@ class IndexedDatasetWriter:
         self.add_sequence(token_ids)
         self.end_document()
 
+    def add_tokens(self, tokens: np.ndarray, loss_mask: np.ndarray | None = None) -> None:
+        """Adds the tokens of many sequences, whose sizes :meth:`add_sizes` tells.
+
+        Args:
+            tokens: [tokens], which the dtype of the file holds.
+            loss_mask: uint8 [tokens]; None where all count for the loss.
+        """
+        for first in range(0, tokens.size, _BLOCK_TOKENS):
+            block = tokens[first : first + _BLOCK_TOKENS]
+            self._bin.write(np.ascontiguousarray(block, self.dtype).data)
+            if self._mask is not None:
+                mask = np.ones(block.size, np.uint8) if loss_mask is None else loss_mask[first:]
+                self._mask.write(np.ascontiguousarray(mask[: block.size]).data)
+
+    def add_sizes(self, sizes: np.ndarray, sequences_per_document: np.ndarray) -> None:
+        """Adds whole documents, whose tokens were or will be added by :meth:`add_tokens`.
+
+        Args:
+            sizes: int32 [sequences], tokens of each sequence.
+            sequences_per_document: int [documents].
+        """
+        starts = np.cumsum(sequences_per_document, dtype=np.int64) + len(self._sizes)
+        self._sizes.frombytes(sizes.astype(np.int32).tobytes())
+        self._document_indices.frombytes(starts.tobytes())
+
+    def document_sizes(self) -> np.ndarray:
+        """int64 [documents], tokens of each document so far."""
+        ends = np.concatenate(
+            [[0], np.cumsum(np.frombuffer(self._sizes, np.int32), dtype=np.int64)]
+        )
+        return np.diff(ends[np.frombuffer(self._document_indices, np.int64)])
+
     def commit(self, order: np.ndarray | None = None) -> None:
         """Brings everything to the disk and gives the files their names.
 
@@ -88,20 +137,28 @@ class IndexedDatasetWriter:
             order: int [documents], in which the documents stand in the files; by default as added.
         """
         self._bin.sync()
+        if self._mask is not None:
+            self._mask.sync()
         sizes = np.array(self._sizes, np.int32)
         starts = np.array(self._document_indices, np.int64)
         if order is not None:
+            if self._mask is not None:
+                raise ValueError("a corpus with a loss mask keeps the order of its documents")
             sizes, starts = self._reorder(sizes, starts, order)
         ends = np.cumsum(sizes, dtype=np.int64)
         index = OutputFile(Path(self.prefix + ".idx"))
         self._outputs.append(index)
-        index.write(HEADER.pack(MAGIC, VERSION, _CODES[self.dtype], len(sizes), len(starts)))
+        index.write(HEADER.pack(MAGIC, VERSION, CODES[self.dtype], len(sizes), len(starts)))
         for values in (sizes, (ends - sizes) * self.dtype.itemsize, starts):
             index.write(values.data)
         index.sync()
         # Without its index a .bin is no corpus, so that no moment shows files of two corpora.
         index.path.unlink(missing_ok=True)
         self._bin.publish()
+        if self._mask is None:
+            Path(self.prefix + ".lsm").unlink(missing_ok=True)
+        else:
+            self._mask.publish()
         index.publish()
 
     def _check_range(self, token_ids: np.ndarray) -> None:

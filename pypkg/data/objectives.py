@@ -100,13 +100,14 @@ class BlankInfilling:
             prefix_lengths: int32 [batch], the length of the context, which is the index of the
                 first sop.
         """
-        rows = [self._row(int(sample), tokens) for sample, tokens in zip(samples, text)]
+        random = np.random.RandomState()  # seeded anew for each row: quicker than a new one
+        rows = [self._row(int(sample), tokens, random) for sample, tokens in zip(samples, text)]
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         batch["prefix_lengths"] = batch["prefix_lengths"].astype(np.int32)
         return batch
 
-    def _row(self, sample: int, tokens: np.ndarray) -> Batch:
-        random = np.random.RandomState([self.seed, sample & 0xFFFFFFFF, sample >> 32])
+    def _row(self, sample: int, tokens: np.ndarray, random: np.random.RandomState) -> Batch:
+        random.seed([self.seed, sample & 0xFFFFFFFF, sample >> 32])
         if random.random_sample() < _MASK_SHARE:
             return self._fill_spans(tokens, random)
         return self._continue(tokens[: self.seq_length - 1], random)
@@ -132,25 +133,25 @@ class BlankInfilling:
         # After the cut, span i follows the tokens before it and the i masks of earlier spans.
         masks = starts - np.cumsum(lengths) + lengths + np.arange(len(lengths))
         kept = np.ones(len(tokens), bool)
-        for start, length in zip(starts, lengths):
-            kept[start + 1 : start + length] = False
+        kept[np.repeat(starts + 1, lengths - 1) + _count_up(lengths - 1)] = False
         context = tokens.copy()
         context[starts] = self.mask_id
         context = context[kept]
 
-        input_ids, labels, positions, block_positions = [context], [], [], []
-        for i in random.permutation(len(lengths)):
-            span = tokens[starts[i] : starts[i] + lengths[i]]
-            input_ids += [[self.sop_id], span]
-            labels += [span, [self.eop_id]]
-            positions.append(np.full(len(span) + 1, masks[i]))
-            block_positions.append(np.arange(1, len(span) + 2))
+        order = random.permutation(len(lengths))
+        blocks = lengths[order] + 1  # a span, and sop before it or eop behind it
+        place = _count_up(blocks)
+        origin = np.repeat(starts[order], blocks) + place  # of the label, until its span ends
+        is_end = place == np.repeat(lengths[order], blocks)
+        spans = tokens[np.where(is_end, 0, origin)]
+        labels = np.where(is_end, self.eop_id, spans)
+        input_ids = np.where(place == 0, self.sop_id, np.roll(labels, 1))
         return self._with_positions(
-            np.concatenate(input_ids),
-            np.concatenate([np.full(len(context), IGNORED_LABEL), *labels]),
+            np.concatenate([context, input_ids]),
+            np.concatenate([np.full(len(context), IGNORED_LABEL), labels]),
             len(context),
-            np.concatenate([np.arange(len(context)), *positions]),
-            np.concatenate(block_positions),
+            np.concatenate([np.arange(len(context)), np.repeat(masks[order], blocks)]),
+            place + 1,
         )
 
     def _span_lengths(self, random: np.random.RandomState) -> np.ndarray:
@@ -192,3 +193,9 @@ def _places(lengths: np.ndarray, total: int, random: np.random.RandomState) -> n
     """
     slots = np.sort(random.permutation(total - lengths.sum() + 1)[: len(lengths)])
     return slots + np.cumsum(lengths) - lengths
+
+
+def _count_up(lengths: np.ndarray) -> np.ndarray:
+    """0, 1, ... up to each of ``lengths`` in turn."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)

@@ -1,12 +1,13 @@
-"""Running an iterator ahead in a thread."""
+"""Running iterators ahead in threads, and how long their consumer waits for them."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -37,6 +38,53 @@ def prefetch(source: Iterator[T], depth: int) -> Iterator[T]:
     finally:
         stop.set()
         thread.join()
+
+
+def prefetch_in_turn(sources: Sequence[Iterator[T]], depth: int) -> Iterator[T]:
+    """One item of each of ``sources`` in turn, each made ahead by a thread of its own.
+
+    It ends with the first of them that ends. Otherwise as :func:`prefetch`, ``depth`` being that
+    of all together.
+    """
+    ahead = [prefetch(source, max(1, depth // len(sources))) for source in sources]
+    try:
+        while True:
+            for items in ahead:
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+                yield item
+    finally:
+        for items in ahead:
+            items.close()
+
+
+class TimedIterator(Generic[T]):
+    """The items of ``source``; measures how long its consumer waits for them."""
+
+    def __init__(self, source: Iterator[T]) -> None:
+        self._source = source
+        self._seconds = 0.0
+        self._items = 0
+
+    def __iter__(self) -> TimedIterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        begin = time.perf_counter()
+        try:
+            item = next(self._source)
+        finally:
+            self._seconds += time.perf_counter() - begin
+        self._items += 1
+        return item
+
+    def seconds_per_item(self) -> float:
+        """Mean time that an item was waited for since the last call."""
+        seconds, items = self._seconds, self._items
+        self._seconds, self._items = 0.0, 0
+        return seconds / max(items, 1)
 
 
 def _fill(source: Iterator[Any], items: queue.Queue[Any], stop: threading.Event) -> None:

@@ -1,4 +1,4 @@
-"""From text files to ``.bin/.idx``: reads, trains a tokenizer if wanted, tokenizes, writes."""
+"""From text files to ``.bin/.idx``: trains a tokenizer if wanted, tokenizes, joins the parts."""
 
 from __future__ import annotations
 
@@ -7,25 +7,32 @@ import json
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from pypkg.data.assembly import assemble
 from pypkg.data.bpe_training import is_trained, train_tokenizer
+from pypkg.data.document_readers import Document, LineCounter, Problem, read_documents
 from pypkg.data.indexed_dataset_writer import IndexedDatasetWriter
 from pypkg.data.output_file import write_file
-from pypkg.data.prefetch import prefetch
-from pypkg.data.text_files import Document, TextFile, find_text_files, read_documents
+from pypkg.data.parts import PartsFolder
+from pypkg.data.text_files import TextFile, Unit, find_text_files, plan_units
 from pypkg.data.tokenize import Tokenizer, load_tokenizer
+from pypkg.data.unit_encoder import EncodingOptions, Progress, Task, make_encoder
+from pypkg.data.worker_processes import run_tasks
 from pypkg.errors import UserError
 
 logger = logging.getLogger("pypkg")
 
-_BATCH_BYTES = 1 << 20  # of text that is tokenized at a time
-_BATCH_DOCUMENTS = 4096
+_LARGEST_UINT16 = 65535
 
 
 @dataclass(frozen=True)
@@ -36,13 +43,25 @@ class PreparationOptions:
     output_prefix: str
     tokenizer_name_or_path: Path
     json_key: str = "text"
+    doc_spliter: str | None = None
     file_suffix: Sequence[str] = (".txt",)
     exclude: Sequence[str] = ()
     append_eos: bool = False
+    strip: bool = False
+    min_doc_length: int = 0
+    max_repeated_len: int | None = None
+    deduplicate: bool = False
+    split_sentences: bool = False
+    chinese: bool = False
+    cn_whole_word_segment: bool = False
+    cn_seg_func: str = "jieba"
+    cn_splited: bool = False
+    cn_split_dimer: str = " "
     shuffle_seed: int | None = None
     on_error: str = "skip"  # or "stop"
     train_tokenizer: int | None = None  # size of the vocabulary
     tokenizer_train_bytes: int = 0
+    workers: int = 1
     log_interval: int = 0  # documents
 
 
@@ -51,58 +70,61 @@ class Summary:
     """What was written, as in ``<prefix>.meta.json``.
 
     Attributes:
-        documents, tokens, text_bytes: that are in the corpus; the bytes are those of UTF-8.
-        skipped, empty: documents left out, as unusable or without a token.
+        documents, sequences, tokens, text_bytes: that are in the corpus; the bytes are those of
+            UTF-8.
+        dropped: number of documents that were left out, by reason.
+        lengths: documents by their number of tokens: [n, count] for those of n to 2 n - 1.
         outputs: size of each file by name.
         fingerprint: of everything that the outputs depend on.
+        resumed: units that an earlier, interrupted run had finished, of all.
         reused: they were there before, made in the same way.
     """
 
     documents: int
-    skipped: int
-    empty: int
+    sequences: int
     tokens: int
     text_bytes: int
+    dropped: dict[str, int]
+    lengths: list[list[int]]
     vocab_size: int
     dtype: str
     tokenizer: str
     outputs: dict[str, int]
     seconds: float
     fingerprint: str
+    resumed: str = ""
     reused: bool = field(default=False, compare=False)
 
 
-@dataclass
-class _Counts:
-    tokens: int = 0
-    text_bytes: int = 0
-    empty: int = 0
-
-
 class _Problems:
-    """Counts documents that cannot be used, or stops at the first."""
+    """Shows documents that cannot be used, or stops at the first."""
 
     def __init__(self, on_error: str, shown: int = 10) -> None:
         self._stop = on_error == "stop"
         self._shown = shown
-        self.count = 0
+        self._count = 0
+        self._lines = LineCounter()
 
-    def __call__(self, description: str) -> None:
+    def __call__(self, problem: Problem) -> None:
         if self._stop:
-            raise UserError(f"{description} (--on_error skip leaves such documents out)")
-        self.count += 1
-        if self.count <= self._shown:
-            logger.warning("skipped %s", description)
-            if self.count == self._shown:
+            raise UserError(
+                f"{problem.describe(self._lines)} (--on_error skip leaves such documents out)"
+            )
+        self._count += 1
+        if self._count <= self._shown:
+            logger.warning("skipped %s", problem.describe(self._lines))
+            if self._count == self._shown:
                 logger.warning("more skipped documents are only counted")
 
 
 def prepare(options: PreparationOptions) -> Summary:
     """Writes the corpus, unless it is there already and was made in the same way.
 
+    What an interrupted run of the same options has finished is not done again.
+
     Raises:
         UserError: the input, the tokenizer or an option cannot be used, or writing fails. Nothing
-            half-written is left.
+            half-written stands under the names of the outputs.
     """
     start = time.monotonic()
     files = find_text_files(options.input_path, options.file_suffix, options.exclude)
@@ -112,42 +134,24 @@ def prepare(options: PreparationOptions) -> Summary:
             f"--append_eos: the files beside {tokenizer.file} name no eos_token; add one to "
             "tokenizer_config.json or leave out --append_eos"
         )
+    encoding = _encoding_options(options, tokenizer)
     fingerprint = _fingerprint(
         files,
-        json_key=options.json_key,
-        append_eos=options.append_eos and tokenizer.eos_id,
+        **{**asdict(encoding), "tokenizer": _sha256(tokenizer.file)},
+        vocab_size=tokenizer.vocab_size,
+        eos_id=options.append_eos and tokenizer.eos_id,
         shuffle_seed=options.shuffle_seed,
         on_error=options.on_error,
-        tokenizer=hashlib.sha256(tokenizer.file.read_bytes()).hexdigest(),
-        vocab_size=tokenizer.vocab_size,
     )
     previous = _previous_summary(options.output_prefix, fingerprint)
     if previous is not None:
         return previous
-    problems = _Problems(options.on_error)
-    documents = read_documents(files, options.json_key, problems)
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32)
-    meta_file = Path(options.output_prefix + ".meta.json")
-    with (
-        _progress_bar("tokenizing", _known_size(files)) as bar,
-        IndexedDatasetWriter(options.output_prefix, dtype) as writer,
-    ):
-        counts = _tokenize(documents, tokenizer, writer, bar, options)
-        if writer.num_documents == 0:
-            raise UserError(
-                f"--input_path {options.input_path} gave no tokens: {len(files)} files, "
-                f"{problems.count} skipped and {counts.empty} empty documents"
-            )
-        meta_file.unlink(missing_ok=True)
-        writer.commit(_document_order(writer.num_documents, options.shuffle_seed))
+    parts = PartsFolder(options.output_prefix, np.dtype(encoding.dtype))
+    made = _make(options, encoding, files, fingerprint, parts)
     summary = Summary(
-        documents=writer.num_documents,
-        skipped=problems.count,
-        empty=counts.empty,
-        tokens=counts.tokens,
-        text_bytes=counts.text_bytes,
+        **made,
         vocab_size=tokenizer.vocab_size,
-        dtype=dtype.name,
+        dtype=encoding.dtype,
         tokenizer=str(options.tokenizer_name_or_path),
         outputs=_output_sizes(options.output_prefix),
         seconds=round(time.monotonic() - start, 1),
@@ -155,8 +159,61 @@ def prepare(options: PreparationOptions) -> Summary:
     )
     contents = asdict(summary)
     del contents["reused"]
-    write_file(meta_file, json.dumps(contents, indent=2).encode() + b"\n")
+    write_file(_meta_file(options.output_prefix), json.dumps(contents, indent=2).encode() + b"\n")
+    parts.remove()
     return summary
+
+
+def _make(
+    options: PreparationOptions,
+    encoding: EncodingOptions,
+    files: Sequence[TextFile],
+    fingerprint: str,
+    parts: PartsFolder,
+) -> dict[str, Any]:
+    """Writes the files; returns what a :class:`Summary` tells of their contents."""
+    units = plan_units(files, options.doc_spliter)
+    # The writer holds the lock on the outputs, and with it on the parts.
+    with IndexedDatasetWriter(options.output_prefix, encoding.dtype) as writer:
+        missing = parts.begin(fingerprint, len(units))
+        resumed = (
+            f"{len(units) - len(missing)} of {len(units)}" if len(missing) < len(units) else ""
+        )
+        if resumed:
+            logger.info("%s units were finished earlier", resumed)
+        try:
+            _encode_units(options, encoding, units, missing, parts)
+        finally:
+            parts.remove_if_empty()
+        counts = assemble(parts, len(units), writer, options.deduplicate)
+        if writer.num_documents == 0:
+            parts.remove()
+            raise UserError(
+                f"--input_path {options.input_path} gave no tokens: {len(files)} files, no "
+                f"document is left; dropped: {_named_counts(counts.dropped)}"
+            )
+        _meta_file(options.output_prefix).unlink(missing_ok=True)
+        sizes = writer.document_sizes()
+        writer.commit(_document_order(writer.num_documents, options.shuffle_seed))
+    return {
+        "documents": writer.num_documents,
+        "sequences": writer.num_sequences,
+        "tokens": int(sizes.sum()),
+        "text_bytes": counts.text_bytes,
+        "dropped": dict(sorted(counts.dropped.items())),
+        "lengths": _histogram(sizes),
+        "resumed": resumed,
+    }
+
+
+def _encoding_options(options: PreparationOptions, tokenizer: Tokenizer) -> EncodingOptions:
+    dtype = np.uint16 if tokenizer.vocab_size - 1 <= _LARGEST_UINT16 else np.int32
+    names = [name for name in EncodingOptions.__dataclass_fields__ if hasattr(options, name)]
+    return EncodingOptions(
+        tokenizer=tokenizer.file,
+        dtype=np.dtype(dtype).name,
+        **{name: getattr(options, name) for name in names},
+    )
 
 
 def _trained_or_loaded(options: PreparationOptions, files: Sequence[TextFile]) -> Tokenizer:
@@ -165,15 +222,13 @@ def _trained_or_loaded(options: PreparationOptions, files: Sequence[TextFile]) -
         fingerprint = _fingerprint(
             files,
             json_key=options.json_key,
+            doc_spliter=options.doc_spliter,
             vocab_size=options.train_tokenizer,
             train_bytes=options.tokenizer_train_bytes,
         )
         if not is_trained(folder, fingerprint):
             start = time.monotonic()
-            problems = _Problems(options.on_error, shown=0)  # tokenizing shows them
-            documents = read_documents(files, options.json_key, problems)
-            total = sum(file.size for file in files)
-            texts = _training_texts(documents, total, options.tokenizer_train_bytes)
+            texts = _training_texts(options, files)
             train_tokenizer(texts, options.train_tokenizer, folder, fingerprint)
             logger.info(
                 "trained a tokenizer of %s entries in %.1f s: %s",
@@ -184,62 +239,63 @@ def _trained_or_loaded(options: PreparationOptions, files: Sequence[TextFile]) -
     return load_tokenizer(folder)
 
 
-def _training_texts(
-    documents: Iterable[Document], total_bytes: int, train_bytes: int
-) -> Iterator[str]:
-    """About ``train_bytes`` of text, from documents spread evenly over the ``total_bytes``."""
+def _training_texts(options: PreparationOptions, files: Sequence[TextFile]) -> Iterator[str]:
+    """Text for the tokenizer, from documents spread evenly over the input."""
+    total_bytes, train_bytes = sum(file.size for file in files), options.tokenizer_train_bytes
     share = min(1.0, train_bytes / max(total_bytes, 1))
+    problems = _Problems(options.on_error, shown=0)  # tokenizing shows them
     read = taken = 0
+    documents: Iterable[Document] = (
+        document
+        for unit in plan_units(files, options.doc_spliter)
+        for span in unit
+        for document in read_documents(span, options.json_key, options.doc_spliter, problems)
+    )
     with _progress_bar("training the tokenizer", min(total_bytes, train_bytes)) as bar:
         for document in documents:
-            read += document.read_bytes
+            read += document.file_bytes
             if taken >= train_bytes:
                 return
             if taken < share * read:
-                taken += document.num_bytes
-                bar.update(document.num_bytes)
+                num_bytes = len(document.text.encode())
+                taken += num_bytes
+                bar.update(num_bytes)
                 yield document.text
 
 
-def _tokenize(
-    documents: Iterator[Document],
-    tokenizer: Tokenizer,
-    writer: IndexedDatasetWriter,
-    bar: tqdm,
+def _encode_units(
     options: PreparationOptions,
-) -> _Counts:
-    """Writes the ids of all documents."""
-    counts = _Counts()
-    end = [tokenizer.eos_id] if options.append_eos else []
+    encoding: EncodingOptions,
+    units: Sequence[Unit],
+    missing: Sequence[int],
+    parts: PartsFolder,
+) -> None:
+    """Tokenizes the units that are missing."""
+    if not missing:
+        return
+    processes = min(options.workers, len(missing))
+    setup = partial(make_encoder, encoding, parts.path, max(1, options.workers // processes))
+    tasks = [Task(number, units[number]) for number in missing]
+    problems = _Problems(options.on_error)
+    documents = tokens = 0
     next_log = options.log_interval
-    for batch in prefetch(_batches(documents), depth=2):
-        for ids in tokenizer.encode_batch([document.text for document in batch]):
-            if not ids:
-                counts.empty += 1
+    total = sum(span.file_bytes for task in tasks for span in task.unit)
+    with (
+        _progress_bar("tokenizing", total) as bar,
+        closing(run_tasks(setup, tasks, processes)) as events,
+    ):
+        for event in events:
+            if isinstance(event, Problem):
+                problems(event)
                 continue
-            writer.add_document(np.array(ids + end, writer.dtype))
-            counts.tokens += len(ids) + len(end)
-        counts.text_bytes += sum(document.num_bytes for document in batch)
-        bar.update(sum(document.read_bytes for document in batch))
-        if bar.disable and writer.num_documents >= next_log:
-            next_log = writer.num_documents + options.log_interval
-            logger.info(
-                "%s documents, %s tokens", f"{writer.num_documents:,}", f"{counts.tokens:,}"
-            )
-    return counts
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    num_bytes = 0
-    for document in documents:
-        batch.append(document)
-        num_bytes += document.num_bytes
-        if num_bytes >= _BATCH_BYTES or len(batch) >= _BATCH_DOCUMENTS:
-            yield batch
-            batch, num_bytes = [], 0
-    if batch:
-        yield batch
+            assert isinstance(event, Progress)
+            documents += event.documents
+            tokens += event.tokens
+            bar.set_postfix_str(f"{tokens / 1e6:.1f} M tokens", refresh=False)
+            bar.update(event.file_bytes)
+            if bar.disable and documents >= next_log:
+                next_log = documents + options.log_interval
+                logger.info("%s documents, %s tokens", f"{documents:,}", f"{tokens:,}")
 
 
 def _document_order(num_documents: int, shuffle_seed: int | None) -> np.ndarray | None:
@@ -248,14 +304,16 @@ def _document_order(num_documents: int, shuffle_seed: int | None) -> np.ndarray 
     return np.random.RandomState(shuffle_seed).permutation(num_documents)
 
 
-def _known_size(files: Sequence[TextFile]) -> int | None:
-    """Bytes of all files, or None where some are compressed."""
-    if any(file.is_compressed for file in files):
-        return None
-    return sum(file.size for file in files)
+def _histogram(sizes: np.ndarray) -> list[list[int]]:
+    powers, counts = np.unique(np.frexp(sizes.astype(np.float64))[1], return_counts=True)
+    return [[2 ** (power - 1), count] for power, count in zip(powers.tolist(), counts.tolist())]
 
 
-def _progress_bar(description: str, total_bytes: int | None) -> tqdm:
+def _named_counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) or "none"
+
+
+def _progress_bar(description: str, total_bytes: int) -> tqdm:
     return tqdm(
         total=total_bytes,
         desc=description,
@@ -266,9 +324,17 @@ def _progress_bar(description: str, total_bytes: int | None) -> tqdm:
     )
 
 
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def _fingerprint(files: Sequence[TextFile], **settings: object) -> str:
     inputs = [(file.name, file.size, file.mtime_ns) for file in files]
     return hashlib.sha256(json.dumps([inputs, settings], sort_keys=True).encode()).hexdigest()
+
+
+def _meta_file(prefix: str) -> Path:
+    return Path(prefix + ".meta.json")
 
 
 def _output_sizes(prefix: str) -> dict[str, int]:
@@ -279,7 +345,7 @@ def _output_sizes(prefix: str) -> dict[str, int]:
 def _previous_summary(prefix: str, fingerprint: str) -> Summary | None:
     """What an earlier run wrote, if the files are there and were made in the same way."""
     try:
-        contents = json.loads(Path(prefix + ".meta.json").read_text())
+        contents = json.loads(_meta_file(prefix).read_text())
         if contents["fingerprint"] != fingerprint or contents["outputs"] != _output_sizes(prefix):
             return None
         return Summary(**contents, reused=True)

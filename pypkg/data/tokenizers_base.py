@@ -46,6 +46,10 @@ class Tokenizer(ABC):
     def id_of(self, token: str) -> int | None:
         """Id of a token by its text, such as ``[gMASK]``; None where there is none."""
 
+    def vocabulary(self) -> dict[str, int]:
+        """Ids of all tokens by their text."""
+        raise UserError(f"the vocabulary of {self.file} cannot be listed; a tokenizer.json's can")
+
     def _named_id(
         self, names: Mapping[str, str], name: str, default: int | None = None
     ) -> int | None:

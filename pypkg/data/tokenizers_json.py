@@ -30,7 +30,7 @@ class JsonTokenizer(Tokenizer):
         backend.no_padding()
         self.file = file
         self._backend = backend
-        self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
+        self.vocab_size = 1 + max(self.vocabulary().values())
         names = read_special_names(file.parent)
         self.bos_id = self._named_id(names, "bos_token")
         self.eos_id = self._named_id(names, "eos_token")
@@ -47,3 +47,6 @@ class JsonTokenizer(Tokenizer):
 
     def id_of(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
+
+    def vocabulary(self) -> dict[str, int]:
+        return self._backend.get_vocab(with_added_tokens=True)

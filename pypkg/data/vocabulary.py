@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pypkg.data.datasets import Dataset
+from pypkg.data.dataset import Dataset
 from pypkg.data.indexed_dataset import IndexedDataset
 from pypkg.errors import UserError
 

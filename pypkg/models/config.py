@@ -25,7 +25,7 @@ from pypkg.models.config_checks import (
 class ModelConfig:
     """A decoder-only language model.
 
-    Dropout is not among the fields: models here are trained without it.
+    Dropout is not among the fields: it is a setting of training.
 
     Raises:
         UserError: a value is of the wrong type, or values contradict each other.

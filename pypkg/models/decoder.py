@@ -14,14 +14,25 @@ from paddle import nn
 
 from pypkg import ops
 from pypkg.errors import UserError
+from pypkg.models import recompute
 from pypkg.models.attention import Attention, AttentionInputs
 from pypkg.models.config import ModelConfig
+from pypkg.models.dropout import dropout
 from pypkg.models.learned_positions import LearnedPositions
 from pypkg.models.masks import Masks, derived_positions, derived_prefix_lengths
 from pypkg.models.mlp import make_mlp
-from pypkg.models.norm import make_norm
+from pypkg.models.norm import make_block_norm, make_norm
 from pypkg.models.positions import RotaryTable, logn_query_scale
-from pypkg.parallel.layers import column_linear, row_linear, vocab_embedding
+from pypkg.models.recompute import Recompute, recomputed
+from pypkg.models.stages import Part
+from pypkg.parallel.layers import (
+    gather_tokens,
+    gathered_vocab_logits,
+    replicated_linear,
+    split_tokens,
+    tensor_group,
+    vocab_embedding,
+)
 
 # Output of a branch, and the residual stream without it; None where the first is all of it.
 _State = tuple[paddle.Tensor, paddle.Tensor | None]
@@ -54,12 +65,14 @@ class DecoderLayer(nn.Layer):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.input_layernorm = make_norm(config)
+        self.input_layernorm = make_block_norm(config)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = make_norm(config)
+        self.post_attention_layernorm = make_block_norm(config)
         self.mlp = make_mlp(config)
-        self.attention_branch_norm = make_norm(config) if config.branch_norm else None
-        self.mlp_branch_norm = make_norm(config) if config.branch_norm else None
+        self.attention_branch_norm = make_block_norm(config) if config.branch_norm else None
+        self.mlp_branch_norm = make_block_norm(config) if config.branch_norm else None
+        self.recompute: Recompute | None = None  # what backward passes compute again
+        self.hidden_dropout = 0.0  # of what each branch adds
         self._add = _RESIDUALS[config.residual]
         self._alpha = config.residual_alpha
 
@@ -69,96 +82,154 @@ class DecoderLayer(nn.Layer):
         """One layer.
 
         Args:
-            x: [batch, sequence, hidden], output of the branch before.
-            residual: [batch, sequence, hidden], the stream without x; None where x is all of it.
+            x: [batch, sequence, hidden], output of the branch before; or split tokens
+                (parallel/layers.py).
+            residual: the stream without x, of the same shape; None where x is all of it.
 
         Returns:
             The same two for the next layer.
         """
+        return recomputed(self, recompute.FULL, self._forward, x, residual, inputs)
+
+    def _forward(
+        self, x: paddle.Tensor, residual: paddle.Tensor | None, inputs: AttentionInputs
+    ) -> _State:
+        state = (x, residual)
         state = self._add(
-            self.input_layernorm,
-            lambda y: _through(self.attention_branch_norm, self.self_attn(y, inputs)),
-            (x, residual),
-            self._alpha,
+            self.input_layernorm, lambda y: self._attention(y, inputs), state, self._alpha
         )
-        return self._add(
-            self.post_attention_layernorm,
-            lambda y: _through(self.mlp_branch_norm, self.mlp(y)),
-            state,
-            self._alpha,
-        )
+        return self._add(self.post_attention_layernorm, self._feed_forward, state, self._alpha)
+
+    def _attention(self, x: paddle.Tensor, inputs: AttentionInputs) -> paddle.Tensor:
+        x = recomputed(self, recompute.ATTENTION_BLOCK, self.self_attn, x, inputs)
+        x = dropout(x, self.hidden_dropout, self.training, is_split=True)
+        return _through(self.attention_branch_norm, x)
+
+    def _feed_forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        x = dropout(self.mlp(x), self.hidden_dropout, self.training, is_split=True)
+        return _through(self.mlp_branch_norm, x)
 
 
 def _through(norm: nn.Layer | None, x: paddle.Tensor) -> paddle.Tensor:
     return x if norm is None else norm(x)[0]
 
 
-class Decoder(nn.Layer):
-    """A decoder-only language model. ``config`` holds its shape."""
+class DecoderPart(nn.Layer):
+    """Consecutive layers of a decoder, with its embedding and its head if they belong to the part.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Parameters have the names that they have in the whole model. The last part of a model with a
+    tied head has an embedding table, too.
+    """
+
+    def __init__(self, config: ModelConfig, part: Part) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.part = config, part
         width, hidden = config.embedding_size, config.hidden_size
-        self.embed_tokens = vocab_embedding(config.vocab_size, width)
-        self.project_in = None if width == hidden else column_linear(width, hidden, False)
-        self.embed_positions = (
-            LearnedPositions(config) if config.position_embedding == "learned" else None
+        is_first, is_last, is_tied = part.is_first, part.is_last, config.tie_word_embeddings
+        is_projected, is_learned = width != hidden, config.position_embedding == "learned"
+
+        def table() -> nn.Layer:
+            return vocab_embedding(config.vocab_size, width)
+
+        self.embed_tokens = table() if is_first or (is_last and is_tied) else None
+        self.project_in = (
+            replicated_linear(width, hidden, False) if is_first and is_projected else None
         )
-        self.embed_norm = make_norm(config) if config.embedding_norm else None
-        self.layers = nn.LayerList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
-        self.norm = make_norm(config) if config.final_norm else None
-        self.project_out = None if width == hidden else row_linear(hidden, width, False)
-        self.lm_head = (
-            None if config.tie_word_embeddings else vocab_embedding(config.vocab_size, width)
+        self.embed_positions = LearnedPositions(config) if is_first and is_learned else None
+        self.embed_norm = make_norm(config) if is_first and config.embedding_norm else None
+        self.layers = nn.LayerList()
+        for number in part.layers:
+            self.layers.add_sublayer(str(number), DecoderLayer(config))
+        self.norm = make_block_norm(config) if is_last and config.final_norm else None
+        self.project_out = (
+            replicated_linear(hidden, width, False) if is_last and is_projected else None
         )
+        self.lm_head = table() if is_last and not is_tied else None
+        self._embedding_dropout = 0.0
         self._rotary_table = RotaryTable(config)
         self._masks = Masks(config)
 
     @property
     def head_weight(self) -> paddle.Tensor:
-        """[vocab_size, embedding_size]: the head's own, or the embedding table if they are tied."""
+        """[vocab_size, embedding_size]: the head's own, or the embedding table if they are tied.
+
+        Under tensor parallelism, this process's rows, with the padding of ``vocab_embedding``.
+        """
         weight = (self.embed_tokens if self.lm_head is None else self.lm_head).weight
         return F.normalize(weight, axis=1, epsilon=1e-12) if self.config.norm_head else weight
+
+    def _head(self, use: Callable[[paddle.Tensor], paddle.Tensor]) -> paddle.Tensor:
+        """What ``use`` makes of ``head_weight``, in a call of the layer that has it."""
+        table = self.embed_tokens if self.lm_head is None else self.lm_head
+        return table(lambda _: use(self.head_weight))
 
     def use_flash_attention(self, enabled: bool) -> None:
         """Chooses flash attention, the default, or one that stores [sequence, sequence]."""
         for layer in self.layers:
             layer.self_attn.use_flash_attention = enabled
 
-    def hidden_states(
+    def use_recompute(self, choice: Recompute | None) -> None:
+        """Chooses what the layers compute again in backward passes; None, the default: nothing."""
+        recompute.use_recompute(zip(self.part.layers, self.layers, strict=True), choice)
+
+    def use_dropout(self, probability: float) -> None:
+        """Sets the dropout of hidden states in training: after each branch of a layer, and after
+        an embedding with learned positions. The default is 0.
+
+        parallel/random_states.py says where its random numbers come from.
+        """
+        self._embedding_dropout = probability if self.embed_positions is not None else 0.0
+        for layer in self.layers:
+            layer.hidden_dropout = probability
+
+    def run(
         self,
+        x: paddle.Tensor | None,
         input_ids: paddle.Tensor,
         position_ids: paddle.Tensor | None = None,
         prefix_lengths: paddle.Tensor | None = None,
+        document_starts: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
-        """The normalised final hidden states.
+        """What the part makes of ``x``, which the part before hands on; None for the first part.
 
-        Args:
-            input_ids: int64 [batch, sequence], each in [0, vocab_size).
-            position_ids: int64 [batch, sequence], or [batch, 2, sequence] with
-                ``position_encoding_2d``.
-            prefix_lengths: int32 [batch]: tokens of each row that see each other both ways.
-
-        Both are told by ``input_ids`` if they are None: by the special tokens of a ``prefix_lm``
-        model (masks.py), otherwise positions are 0, 1, 2, ... and there is no prefix.
+        Other args: as for ``Decoder.hidden_states``; the same for all parts.
 
         Returns:
-            [batch, sequence, embedding_size] in the dtype of the model.
+            The normalised final hidden states, as ``Decoder.hidden_states``, of the last part; of
+            others the residual stream, [batch, sequence, hidden_size] or split tokens
+            (parallel/layers.py).
         """
         if self.config.prefix_lm:
+            if document_starts is not None:
+                raise UserError(
+                    "document_starts are given to a model that sees a prefix in both directions; "
+                    "its prefix belongs to the whole row. Leave them out"
+                )
             if position_ids is None and self.config.position_embedding in ("rope", "learned"):
                 position_ids = derived_positions(self.config, input_ids)
             if prefix_lengths is None:
                 prefix_lengths = derived_prefix_lengths(self.config, input_ids)
-        x, residual = self._embed(input_ids, position_ids), None
-        inputs = self._attention_inputs(input_ids.shape[1], position_ids, prefix_lengths)
+        if self.part.is_first:
+            x = split_tokens(self._embed(input_ids, position_ids))
+        inputs = self._attention_inputs(
+            input_ids.shape, position_ids, prefix_lengths, document_starts
+        )
+        residual = None
         for layer, layer_inputs in zip(self.layers, inputs, strict=True):
             x, residual = layer(x, residual, layer_inputs)
+        return self._finish(x, residual, input_ids.shape)
+
+    def _finish(
+        self, x: paddle.Tensor, residual: paddle.Tensor | None, shape: list[int]
+    ) -> paddle.Tensor:
+        """What comes after the layers, for input ids of ``shape``."""
         if self.norm is not None:
             x = self.norm(x, residual)[0]
         elif residual is not None:
             x = x + residual
+        if not self.part.is_last:
+            return x
+        x = gather_tokens(x, *shape)
         return x if self.project_out is None else self.project_out(x)
 
     def _embed(self, input_ids: paddle.Tensor, position_ids: paddle.Tensor | None) -> paddle.Tensor:
@@ -171,16 +242,19 @@ class Decoder(nn.Layer):
             x = self.project_in(x)
         if self.embed_positions is not None:
             x = x + self.embed_positions(input_ids.shape[1], position_ids)
+            x = dropout(x, self._embedding_dropout, self.training, is_split=False)
         return x if self.embed_norm is None else self.embed_norm(x)[0]
 
     def _attention_inputs(
         self,
-        seq_length: int,
+        shape: list[int],
         position_ids: paddle.Tensor | None,
         prefix_lengths: paddle.Tensor | None,
+        document_starts: paddle.Tensor | None,
     ) -> list[AttentionInputs]:
-        """Those of each layer."""
+        """Those of each layer of the part, for input ids of ``shape``."""
         config, rotation = self.config, None
+        batch, seq_length = shape
         if config.position_embedding == "rope":
             rotation = self._rotary_table(seq_length, position_ids, self.training)
         elif position_ids is not None and config.position_embedding != "learned":
@@ -189,25 +263,85 @@ class Decoder(nn.Layer):
                 f"{config.position_embedding}; leave them out"
             )
         query_scale = logn_query_scale(config, seq_length, self.training)
+        masks = self._masks(prefix_lengths, document_starts)
         return [
-            AttentionInputs(mask, rotation, query_scale) for mask in self._masks(prefix_lengths)
+            AttentionInputs(batch, seq_length, masks[number], rotation, query_scale)
+            for number in self.part.layers
         ]
 
     def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """[..., embedding_size] to [..., vocab_size]."""
-        return paddle.matmul(hidden, self.head_weight, transpose_y=True)
+        return self._head(
+            lambda weight: gathered_vocab_logits(hidden, weight, self.config.vocab_size)
+        )
+
+    def loss_of(
+        self,
+        hidden: paddle.Tensor,
+        labels: paddle.Tensor,
+        reduction: str = "mean",
+        token_losses: list[paddle.Tensor] | None = None,
+    ) -> paddle.Tensor:
+        """Cross entropy of ``labels``, as ``Decoder.loss``, from the final hidden states."""
+        return self._head(
+            lambda weight: ops.linear_cross_entropy(
+                hidden,
+                weight,
+                labels,
+                reduction=reduction,
+                group=tensor_group(),
+                vocab_size=self.config.vocab_size,
+                token_losses=token_losses,
+            )
+        )
+
+
+class Decoder(DecoderPart):
+    """A decoder-only language model. ``config`` holds its shape."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, Part(range(config.num_hidden_layers)))
+
+    def hidden_states(
+        self,
+        input_ids: paddle.Tensor,
+        position_ids: paddle.Tensor | None = None,
+        prefix_lengths: paddle.Tensor | None = None,
+        document_starts: paddle.Tensor | None = None,
+    ) -> paddle.Tensor:
+        """The normalised final hidden states.
+
+        Args:
+            input_ids: int64 [batch, sequence], each in [0, vocab_size).
+            position_ids: int64 [batch, sequence], or [batch, 2, sequence] with
+                ``position_encoding_2d``.
+            prefix_lengths: int32 [batch]: tokens of each row that see each other both ways.
+            document_starts: int32 [batch, sequence]: for each token, the place in its row of the
+                first token of its document; tokens see only those of their own document. None: a
+                row is one document. Not for a ``prefix_lm`` model.
+
+        The first two are told by ``input_ids`` if they are None: by the special tokens of a
+        ``prefix_lm`` model (masks.py), otherwise positions are 0, 1, 2, ... and there is no prefix.
+
+        Returns:
+            [batch, sequence, embedding_size] in the dtype of the model.
+        """
+        return self.run(None, input_ids, position_ids, prefix_lengths, document_starts)
 
     def forward(
         self,
         input_ids: paddle.Tensor,
         position_ids: paddle.Tensor | None = None,
         prefix_lengths: paddle.Tensor | None = None,
+        document_starts: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
         """Logits, [batch, sequence, vocab_size], of the token after each of ``input_ids``.
 
         Args: as for ``hidden_states``.
         """
-        return self.logits(self.hidden_states(input_ids, position_ids, prefix_lengths))
+        return self.logits(
+            self.hidden_states(input_ids, position_ids, prefix_lengths, document_starts)
+        )
 
     def loss(
         self,
@@ -217,6 +351,8 @@ class Decoder(nn.Layer):
         *,
         position_ids: paddle.Tensor | None = None,
         prefix_lengths: paddle.Tensor | None = None,
+        document_starts: paddle.Tensor | None = None,
+        token_losses: list[paddle.Tensor] | None = None,
     ) -> paddle.Tensor:
         """Cross entropy of the next tokens, without ever holding the logits of the whole batch.
 
@@ -225,10 +361,12 @@ class Decoder(nn.Layer):
             labels: int64 [batch, sequence], the token after each of ``input_ids``; -100 where
                 none counts.
             reduction: "mean" over the labels that count, or "sum".
-            position_ids, prefix_lengths: as for ``hidden_states``.
+            position_ids, prefix_lengths, document_starts: as for ``hidden_states``.
+            token_losses: a list that receives the loss of each label, float32 [batch, sequence],
+                without gradient.
 
         Returns:
             A float32 scalar.
         """
-        hidden = self.hidden_states(input_ids, position_ids, prefix_lengths)
-        return ops.linear_cross_entropy(hidden, self.head_weight, labels, reduction=reduction)
+        hidden = self.hidden_states(input_ids, position_ids, prefix_lengths, document_starts)
+        return self.loss_of(hidden, labels, reduction, token_losses)

@@ -43,7 +43,7 @@ class Family:
         distinctive_key: a key that only this one of several families of a ``model_type`` has.
         fields: values of fields where a config.json has no key for them.
         fixed: keys that change the computation, with the only value that is supported.
-        dropouts: keys of dropout probabilities. Dropout is not applied, which is logged if one is
+        dropouts: keys of dropout probabilities. They are not followed, which is logged if one is
             not 0, and 0 is written.
         read_more: fields that take more than one key to read.
         write_more: their keys.
@@ -141,7 +141,8 @@ _REQUIRED = tuple(
 def _log_dropout(name: str, keys: tuple[str, ...]) -> None:
     """Once per family and set of keys."""
     logger.warning(
-        "config.json of the %s model asks for dropout (%s); models are trained without dropout",
+        "config.json of the %s model asks for dropout (%s), which is not followed; the setting "
+        "hidden_dropout_prob brings dropout of hidden states",
         name,
         ", ".join(keys),
     )

@@ -8,6 +8,7 @@ import paddle
 
 from pypkg import ops
 from pypkg.models.config import ModelConfig
+from pypkg.parallel.layers import tensor_degree, tensor_rank
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
@@ -32,20 +33,29 @@ class Masks:
         self._slopes: paddle.Tensor | None = None
         self._device: str | None = None
 
-    def __call__(self, prefix_lengths: paddle.Tensor | None) -> list[ops.AttentionMask]:
+    def __call__(
+        self,
+        prefix_lengths: paddle.Tensor | None,
+        document_starts: paddle.Tensor | None = None,
+    ) -> list[ops.AttentionMask]:
         """The mask of each layer.
 
         Args:
             prefix_lengths: int32 [batch], or None where no token sees those after it.
+            document_starts: int32 [batch, sequence], for each token the place of the first token of
+                its document, which is all that it sees; None where all is one document.
         """
         config = self._config
-        slopes = self._alibi_slopes() if config.position_embedding == "alibi" else None
-        full = ops.AttentionMask(prefix_lengths=prefix_lengths, alibi_slopes=slopes)
-        windowed = full
+        described = {
+            "prefix_lengths": prefix_lengths,
+            "document_starts": document_starts,
+            "alibi_slopes": (
+                self._alibi_slopes() if config.position_embedding == "alibi" else None
+            ),
+        }
+        full = windowed = ops.AttentionMask(**described)
         if config.sliding_window is not None:
-            windowed = ops.AttentionMask(
-                window=config.sliding_window, prefix_lengths=prefix_lengths, alibi_slopes=slopes
-            )
+            windowed = ops.AttentionMask(window=config.sliding_window, **described)
         return [
             windowed if layer >= config.max_window_layers else full
             for layer in range(config.num_hidden_layers)
@@ -55,7 +65,9 @@ class Masks:
         device = paddle.get_device()
         if self._slopes is None or self._device != device:
             slopes = alibi_slopes(self._config.num_attention_heads)
-            self._slopes = paddle.to_tensor(slopes, dtype="float32")
+            heads = len(slopes) // tensor_degree()  # those of this process
+            own = slopes[tensor_rank() * heads :][:heads]
+            self._slopes = paddle.to_tensor(own, dtype="float32")
             self._device = device
         return self._slopes
 

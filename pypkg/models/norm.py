@@ -8,6 +8,7 @@ from paddle import nn
 
 from pypkg import ops
 from pypkg.models.config import ModelConfig
+from pypkg.parallel.layers import sum_split_token_gradients
 
 
 class RMSNorm(nn.Layer):
@@ -55,3 +56,10 @@ _NORMS = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
 def make_norm(config: ModelConfig) -> nn.Layer:
     """The norm of ``config`` over hidden_size."""
     return _NORMS[config.norm](config.hidden_size, config.norm_eps)
+
+
+def make_block_norm(config: ModelConfig) -> nn.Layer:
+    """``make_norm`` for a place where sequence parallelism has the tokens split."""
+    norm = make_norm(config)
+    sum_split_token_gradients(norm)
+    return norm

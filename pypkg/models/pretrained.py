@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,23 @@ from pypkg.models.decoder import Decoder
 from pypkg.models.hub_cache import find_weights
 from pypkg.models.initialization import standard_deviation
 from pypkg.models.model_folder import CONFIG_FILE, DEFAULT_SHARD_SIZE, write_model_folder
+from pypkg.models.partition import part_of, tensor_parallel_problems, whole_shape
 from pypkg.models.registry import config_to_huggingface, load_config, weight_map
 from pypkg.models.safetensors_file import TensorSpec
+from pypkg.models.staged_decoder import StagedDecoder
 from pypkg.models.tensor_files import TensorFiles
+from pypkg.models.weights import WeightMap
+from pypkg.parallel import gather, mesh
+from pypkg.parallel.layers import gather_from_tensor_group, tensor_degree, tensor_rank
+from pypkg.parallel.pipeline import pipeline_degree
 
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = None) -> Decoder:
+Model = Decoder | StagedDecoder
+
+
+def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = None) -> Model:
     """A model with random weights, in train mode.
 
     Matrices are normal with mean 0 and the standard deviations that ``config.initialization``
@@ -30,25 +40,36 @@ def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = 
     given by ``seed`` and its name: the result depends on no global state and changes none. Without
     a seed it differs each time.
 
+    Under tensor parallelism each process draws the same whole matrices, one at a time, and keeps
+    its part; under pipeline parallelism it has those of its stage alone. So the model does not
+    depend on the degrees. All processes need the same seed.
+
     Raises:
-        UserError: ``dtype`` is not float32, float16 or bfloat16.
+        UserError: ``dtype`` is not float32, float16 or bfloat16, the model cannot be divided over
+            the processes, or they have no seed.
     """
+    if seed is None and (tensor_degree() > 1 or pipeline_degree() > 1):
+        raise UserError("seed is None, but processes that divide a model need the same; give one")
     model = _build(config, dtype)
     entropy = np.random.SeedSequence(seed).entropy
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             continue  # norm weights and biases keep the value that they were made with
         generator = np.random.default_rng([entropy, zlib.crc32(name.encode())])
-        values = generator.standard_normal(parameter.shape, dtype=np.float32)
-        values *= np.float32(standard_deviation(config, name, parameter.shape))
+        shape = whole_shape(config, name, parameter.shape, tensor_degree())
+        values = generator.standard_normal(shape, dtype=np.float32)
+        values *= np.float32(standard_deviation(config, name, shape))
+        if part := part_of(config, name, tensor_degree(), tensor_rank()):
+            values = part.take(values)
         parameter.set_value(paddle.to_tensor(values).astype(parameter.dtype))
     return model
 
 
-def from_pretrained(folder: str | Path, dtype: str = "float32", **overrides: Any) -> Decoder:
+def from_pretrained(folder: str | Path, dtype: str = "float32", **overrides: Any) -> Model:
     """The model in a local folder, or in the Hugging Face cache. The network is never asked.
 
-    Tensors are read one at a time and converted to ``dtype``.
+    Tensors are read one at a time and converted to ``dtype``; under pipeline parallelism, only
+    those of this stage, and under tensor parallelism, only what this process holds of each.
 
     Args:
         folder: with config.json and weights in safetensors, PyTorch or SAT format, see
@@ -62,7 +83,8 @@ def from_pretrained(folder: str | Path, dtype: str = "float32", **overrides: Any
 
     Raises:
         UserError: no such folder, an unsupported or contradictory configuration, a corrupt file,
-            or tensors that are missing, superfluous or of the wrong shape.
+            tensors that are missing, superfluous or of the wrong shape, or a model that cannot be
+            divided over the processes.
     """
     folder = find_weights(folder)
     if not (folder / CONFIG_FILE).is_file():
@@ -77,20 +99,42 @@ def from_pretrained(folder: str | Path, dtype: str = "float32", **overrides: Any
     names.check(parameter_shapes(config), files.shapes(), str(folder))
     model = _build(config, dtype)
     for name, parameter in model.named_parameters():
-        sources = names.source_shapes(name, parameter.shape)
-        parameter.set_value(names.to_model(name, [files.read(source, dtype) for source in sources]))
+        parameter.set_value(_read(files, names, config, name, parameter.shape, dtype))
     model.eval()
     return model
 
 
+def _read(
+    files: TensorFiles,
+    names: WeightMap,
+    config: ModelConfig,
+    name: str,
+    own_shape: list[int],
+    dtype: str,
+) -> np.ndarray:
+    """What this process holds of the parameter ``name``."""
+    part = part_of(config, name, tensor_degree(), tensor_rank())
+    if part is None:
+        sources = names.source_shapes(name, own_shape)
+        return names.to_model(name, [files.read(source, dtype) for source in sources])
+    shape = whole_shape(config, name, own_shape, tensor_degree())
+    values = names.read_part(
+        name, shape, part.axis, part.ranges, lambda source, cut: files.read(source, dtype, cut)
+    )
+    return part.padded(values)
+
+
 def save_pretrained(
-    model: Decoder, folder: str | Path, max_shard_size: int | str = DEFAULT_SHARD_SIZE
+    model: Model, folder: str | Path, max_shard_size: int | str = DEFAULT_SHARD_SIZE
 ) -> None:
     """Writes a Hugging Face folder: config.json and safetensors, sharded if larger than a shard.
 
     Every file is written under a temporary name, and renamed when all are complete; weight files
     of an earlier save that are no longer part of the model are removed then. Other files of the
     folder stay. One parameter at a time is in host memory.
+
+    All processes call it, and the first writes the files, which are the same as those of one
+    process.
 
     Args:
         max_shard_size: bytes, or a number with a unit such as "500MB" or "5GB".
@@ -101,40 +145,87 @@ def save_pretrained(
     """
     dtype = model_dtype(model)
     names = weight_map(model.config)
-    parameters = dict(model.named_parameters())
+    wholes = gathered(model.config, dict(model.named_parameters()))
+    if mesh.current().rank > 0:
+        for _ in wholes:
+            pass
+        return
     specs = {
         source: TensorSpec(dtype, shape)
-        for name, parameter in parameters.items()
-        for source, shape in names.source_shapes(name, parameter.shape).items()
+        for name, whole in parameter_shapes(model.config).items()
+        for source, shape in names.source_shapes(name, whole).items()
     }
-    tensors = (
-        item
-        for name, parameter in parameters.items()
-        for item in names.to_checkpoint(name, parameter.numpy()).items()
-    )
+    tensors = (item for name, whole in wholes for item in names.to_checkpoint(name, whole).items())
     config = config_to_huggingface(model.config, dtype)
-    write_model_folder(Path(folder), config, specs, tensors, max_shard_size)
+    try:
+        write_model_folder(Path(folder), config, specs, tensors, max_shard_size)
+    finally:
+        for _ in wholes:  # the others hand theirs over, even if this process could not write
+            pass
+
+
+def gathered(
+    config: ModelConfig, tensors: Mapping[str, paddle.Tensor]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Whole parameters, or their gradients, in the order of the model, one at a time.
+
+    All processes have to go through it; see ``gather.over_stages`` for what each gets of it.
+
+    Args:
+        tensors: those of this process, by the name of the parameter.
+    """
+    names = list(tensors) if pipeline_degree() == 1 else list(parameter_shapes(config))
+    return gather.over_stages(
+        names, tensors, lambda name: whole_value(config, name, gather.unsliced(tensors[name]))
+    )
+
+
+def whole_value(config: ModelConfig, name: str, part: paddle.Tensor) -> np.ndarray:
+    """What is shaped like the whole parameter ``name``, from the parts of the tensor group."""
+    degree = tensor_degree()
+    if part_of(config, name, degree, 0) is None:
+        return part.numpy()
+    values = [value.numpy() for value in gather_from_tensor_group(part)]
+    whole = np.empty(whole_shape(config, name, part.shape, degree), values[0].dtype)
+    for rank, value in enumerate(values):
+        part_of(config, name, degree, rank).put(value, whole)
+    return whole
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a model's parameters, in its order, without making their values."""
-    with paddle.LazyGuard():
+    """Names and shapes of a model's parameters, in its order, without making their values.
+
+    Shapes are those of the whole parameters, whatever a process holds of them.
+    """
+    _check_divisible(config)
+    # Paddle's names stay free: fleet orders gradients by them, so parameters made later have to get
+    # the same ones in every process, whether or not it has called this.
+    with paddle.LazyGuard(), paddle.utils.unique_name.guard():
         model = Decoder(config)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return {
+        name: whole_shape(config, name, parameter.shape, tensor_degree())
+        for name, parameter in model.named_parameters()
+    }
 
 
-def model_dtype(model: Decoder) -> str:
+def model_dtype(model: Model) -> str:
     """float32, float16 or bfloat16."""
-    return str(model.head_weight.dtype).removeprefix("paddle.")
+    return str(model.parameters()[0].dtype).removeprefix("paddle.")
 
 
-def _build(config: ModelConfig, dtype: str) -> Decoder:
-    """A model of ``dtype`` whose matrices are zero."""
+def _build(config: ModelConfig, dtype: str) -> Model:
+    """A model of ``dtype``, or this process's stage of it, whose matrices are zero."""
     if dtype not in DTYPES:
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
+    _check_divisible(config)
     before = paddle.get_default_dtype()
     paddle.set_default_dtype(dtype)
     try:
-        return Decoder(config)
+        return Decoder(config) if pipeline_degree() == 1 else StagedDecoder(config)
     finally:
         paddle.set_default_dtype(before)
+
+
+def _check_divisible(config: ModelConfig) -> None:
+    if problems := tensor_parallel_problems(config, tensor_degree()):
+        raise UserError("\n".join(problems))

@@ -8,7 +8,7 @@ travels as its bits in uint16. Nothing here imports Paddle.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 _MAX_LISTED = 20
 
 Shape = tuple[int, ...]
+Range = tuple[int, int]  # from, up to
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,55 @@ class WeightMap:
         if weight.packing:
             joined = weight.packing.to_model(joined)
         return np.ascontiguousarray(joined.T if weight.transpose else joined)
+
+    def read_part(
+        self,
+        name: str,
+        shape: Sequence[int],
+        axis: int,
+        ranges: Sequence[Range],
+        read: Callable[[str, Sequence[slice]], np.ndarray],
+    ) -> np.ndarray:
+        """``ranges`` of an axis of the parameter ``name``, joined; no more is read.
+
+        Args:
+            shape: of the whole parameter.
+            axis: of the parameter.
+            read: a tensor's name and slices of its axes to that part of it.
+        """
+        weight, sources = self._find(name)
+        if weight.transpose:
+            axis = len(shape) - 1 - axis
+        if axis == 0:
+            pieces = [read(*run) for run in self._runs(name, shape, ranges)]
+            joined = np.concatenate(pieces, axis=0)
+            return np.ascontiguousarray(joined.T if weight.transpose else joined)
+        before = (slice(None),) * axis
+        parts = [
+            [read(source, (*before, slice(*bounds))) for bounds in ranges] for source in sources
+        ]
+        return self.to_model(name, [np.concatenate(each, axis=axis) for each in parts])
+
+    def _runs(
+        self, name: str, shape: Sequence[int], ranges: Sequence[Range]
+    ) -> list[tuple[str, tuple[slice]]]:
+        """The pieces of the sources' first axes that make up ``ranges`` of the output axis."""
+        weight, sources = self._find(name)
+        length = shape[-1] if weight.transpose else shape[0]
+        sizes = weight.sizes or (length,)
+        rows = np.arange(length)  # where each entry of ours lies among the joined sources
+        if weight.packing:
+            rows = weight.packing.to_model(rows)
+        rows = np.concatenate([rows[start:stop] for start, stop in ranges])
+        offsets = np.cumsum((0, *sizes))
+        owners = np.searchsorted(offsets, rows, side="right") - 1
+        breaks = np.flatnonzero((np.diff(rows) != 1) | (np.diff(owners) != 0)) + 1
+        runs = []
+        for run in np.split(rows, breaks):
+            owner = np.searchsorted(offsets, run[0], side="right") - 1
+            start = int(run[0] - offsets[owner])
+            runs.append((sources[owner], (slice(start, start + len(run)),)))
+        return runs
 
     def to_checkpoint(self, name: str, value: np.ndarray) -> dict[str, np.ndarray]:
         """The tensors that hold ``value``, the parameter ``name`` or something shaped like it."""

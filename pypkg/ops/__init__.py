@@ -6,6 +6,7 @@ from pypkg.ops.cross_entropy import cross_entropy, cross_entropy_reference
 from pypkg.ops.flash_attention import flash_attention, flash_attention_reference
 from pypkg.ops.gated_activation import gated_activation_reference, geglu, swiglu
 from pypkg.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+from pypkg.ops.matmul import linear, matmul, set_matmul_precision
 from pypkg.ops.rms_norm import rms_norm, rms_norm_reference
 from pypkg.ops.rotary_embedding import rotary_embedding, rotary_embedding_reference
 
@@ -18,12 +19,15 @@ __all__ = [
     "flash_attention_reference",
     "gated_activation_reference",
     "geglu",
+    "linear",
     "linear_cross_entropy",
     "linear_cross_entropy_reference",
+    "matmul",
     "rms_norm",
     "rms_norm_reference",
     "rotary_embedding",
     "rotary_embedding_reference",
     "set_backend",
+    "set_matmul_precision",
     "swiglu",
 ]

@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import paddle
+
+_RAN_BEFORE = (
+    "backward ran through this result before, and what it needs is gone since. Compute it again."
+)
+
+
+class BackwardGuard:
+    """``backward_once`` for a PyLayer of several outputs: one backward may come through each.
+
+    ``watch`` its outputs, and call ``ran`` in its backward.
+    """
+
+    def __init__(self) -> None:
+        self._ran = False
+
+    def ran(self) -> None:
+        self._ran = True
+
+    def watch(self, outputs: Sequence[paddle.Tensor]) -> None:
+        for output in outputs:
+            if not output.stop_gradient:
+                output.register_hook(self._check)
+
+    def _check(self, gradient: paddle.Tensor) -> None:
+        if self._ran:
+            raise RuntimeError(_RAN_BEFORE)
 
 
 def backward_once(loss: paddle.Tensor) -> paddle.Tensor:
@@ -18,10 +46,7 @@ def backward_once(loss: paddle.Tensor) -> paddle.Tensor:
     def guard(gradient: paddle.Tensor) -> None:
         nonlocal ran
         if ran:
-            raise RuntimeError(
-                "backward ran through this loss before, and what it needs was given up then. "
-                "Compute the loss again."
-            )
+            raise RuntimeError(_RAN_BEFORE)
         ran = True
 
     loss.register_hook(guard)

@@ -7,6 +7,9 @@ so a new backend is one probe here and one entry in the operators that have it.
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
+import importlib.util
 import json
 import logging
 import os
@@ -26,6 +29,8 @@ _WAY_OUT = (
     "Build the operators again in this environment, or set "
     f"{ENVIRONMENT_VARIABLE}=reference to run without them."
 )
+
+_TRITON_CAPABILITY = (8, 0)  # the oldest that Triton compiles for
 
 _logger = logging.getLogger("pypkg")
 _chosen: str | None = None  # None: not decided yet
@@ -113,12 +118,29 @@ def _probe_compiled() -> _Probe:
     return _Probe(True, f"{path.name} built for Paddle {info['paddle_version']}")
 
 
+def _probe_triton() -> _Probe:
+    """Triton compiles for the GPU at hand by itself; on a CPU it only interprets, for tests."""
+    if importlib.util.find_spec("triton") is None:
+        return _Probe(False, 'Triton is not installed (pip install "pypkg[triton]")')
+    version = importlib.metadata.version("triton")
+    if not paddle.device.get_device().startswith("gpu"):
+        if not importlib.import_module("pypkg.ops.triton.launch").INTERPRETED:
+            return _Probe(False, "Triton needs a GPU")
+        return _Probe(True, f"interpreted by Triton {version}")
+    capability = tuple(paddle.device.cuda.get_device_capability())
+    if capability < _TRITON_CAPABILITY:
+        needed, found = (".".join(map(str, each)) for each in (_TRITON_CAPABILITY, capability))
+        return _Probe(False, f"Triton needs compute capability {needed}, this device has {found}")
+    return _Probe(True, f"kernels of Triton {version}; attention is Paddle's composition")
+
+
 def _probe_reference() -> _Probe:
     return _Probe(True, "composed of Paddle primitives")
 
 
 _PROBES: dict[str, Callable[[], _Probe]] = {
     "compiled": _probe_compiled,
+    "triton": _probe_triton,
     "reference": _probe_reference,
 }
 
@@ -126,8 +148,8 @@ _PROBES: dict[str, Callable[[], _Probe]] = {
 def set_backend(name: str) -> None:
     """Chooses the backend of every operator for the whole process.
 
-    ``name`` is "auto" (the first that can run here), "compiled" or "reference". Without a call,
-    the environment variable PYPKG_OPS_BACKEND decides, and without that "auto".
+    ``name`` is "auto" (the first that can run here), "compiled", "triton" or "reference". Without a
+    call, the environment variable PYPKG_OPS_BACKEND decides, and without that "auto".
 
     Raises:
         UserError: an unknown name, or a backend that cannot run here, with the reason.
@@ -137,7 +159,7 @@ def set_backend(name: str) -> None:
 
 
 def backend() -> str:
-    """The backend in use: "compiled" or "reference". Decided and logged on the first call."""
+    """The backend in use, not "auto". Decided and logged on the first call."""
     global _chosen
     if _chosen is None:
         name = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
@@ -175,7 +197,13 @@ def implementation(choices: Mapping[str, Callable], x: paddle.Tensor) -> Callabl
     """
     if x.dtype == paddle.float64 or 0 in x.shape:
         return choices["reference"]
-    return choices[backend()]
+    name = backend()
+    if name == "triton" and not paddle.in_dynamic_mode():
+        raise UserError(
+            "the Triton operators run in dynamic graphs only, and this is a static one; set "
+            f"{ENVIRONMENT_VARIABLE}=reference, or build the compiled operators"
+        )
+    return choices[name]
 
 
 def run_compiled(

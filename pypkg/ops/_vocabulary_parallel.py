@@ -1,7 +1,8 @@
 """Softmax statistics of a vocabulary that is divided over a group of processes.
 
-Every process holds the same rows and an equal share of the columns: rank r of a group of n holds
-the columns [r * cols, (r + 1) * cols) of a vocabulary of n * cols.
+Every process holds the same rows and a share of the columns: rank r of a group of n holds the
+columns [r * share, (r + 1) * share), where share is ceil(vocab_size / n). Those past the end of the
+vocabulary are padding.
 """
 
 from __future__ import annotations
@@ -23,11 +24,23 @@ class VocabularyShard(NamedTuple):
     group: object | None  # a paddle.distributed group; None when this is the whole vocabulary
 
 
-def shard_of(cols: int, group: object | None) -> VocabularyShard:
-    """The shard of ``cols`` columns that this process holds in ``group``."""
-    if group is None or group.nranks == 1:
-        return VocabularyShard(0, cols, None)
-    return VocabularyShard(group.rank * cols, group.nranks * cols, group)
+def shard_of(cols: int, group: object | None, vocab_size: int | None = None) -> VocabularyShard:
+    """The shard of ``cols`` columns, padding included, that this process holds in ``group``.
+
+    Args:
+        vocab_size: entries of the whole vocabulary; None for all columns of all processes.
+
+    Raises:
+        ValueError: that vocabulary does not make shards of ``cols``, or leaves this one empty.
+    """
+    rank, size = (0, 1) if group is None else (group.rank, group.nranks)
+    if vocab_size is None:
+        vocab_size = size * cols
+    if cols != -(-vocab_size // size) or rank * cols >= vocab_size:
+        raise ValueError(
+            f"rank {rank} of {size} cannot hold {cols} entries of a vocabulary of {vocab_size}"
+        )
+    return VocabularyShard(rank * cols, vocab_size, None if size == 1 else group)
 
 
 def merge(

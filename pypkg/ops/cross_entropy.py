@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import paddle
 from paddle.autograd import PyLayer
 
+from pypkg.ops import _triton
 from pypkg.ops._autograd import backward_once
 from pypkg.ops._checks import FLOATING, check_dtype, check_shape, compute_dtype
 from pypkg.ops._library import implementation, run_compiled
@@ -38,8 +39,8 @@ def cross_entropy(
       ``reshape``, a slice) is alive in backward: there the gradient gets its own buffer. To save
       the memory, pass the logits as they were made, in any number of dimensions.
 
-    ``inplace_backward=False`` always gives the gradient its own buffer and lifts these limits. The
-    reference backend never overwrites.
+    ``inplace_backward=False`` always gives the gradient its own buffer and lifts these limits. Only
+    the compiled backend overwrites.
 
     With a ``group`` the vocabulary is divided over its processes: all hold the same rows and
     labels, and rank r holds the logits of the entries [r * cols, (r + 1) * cols). The loss is that
@@ -117,21 +118,33 @@ def _cross_entropy_by_reference(
 ) -> paddle.Tensor:
     if shard.group is None:
         return cross_entropy_reference(logits, labels, ignore_index)
-    return backward_once(_ShardedReference.apply(logits, labels, ignore_index, shard))
+    return _cross_entropy_layer(logits, labels, ignore_index, shard, inplace)
 
 
-class _ShardedReference(PyLayer):
+def _cross_entropy_layer(
+    logits: paddle.Tensor,
+    labels: paddle.Tensor,
+    ignore_index: int,
+    shard: VocabularyShard,
+    inplace: bool,
+) -> paddle.Tensor:
+    """From the statistics and the gradient of the backend in use; never over the logits."""
+    return backward_once(_CrossEntropy.apply(logits, labels, ignore_index, shard))
+
+
+class _CrossEntropy(PyLayer):
     @staticmethod
     def forward(ctx, logits, labels, ignore_index, shard):
         loss, lse = loss_and_lse(logits, labels, ignore_index, shard)
         ctx.save_for_backward(logits, labels, lse)
         ctx.settings = (shard.start, ignore_index, False)
+        ctx.gradient = implementation(_GRADIENT, logits)
         return loss
 
     @staticmethod
     def backward(ctx, dloss):
         logits, labels, lse = ctx.saved_tensor()
-        return _gradient_reference(logits, labels, lse, dloss, *ctx.settings), None
+        return ctx.gradient(logits, labels, lse, dloss, *ctx.settings), None
 
 
 def loss_and_lse(
@@ -234,7 +247,16 @@ def _gradient_compiled(
 
 _IMPLEMENTATIONS = {
     "compiled": _cross_entropy_compiled,
+    "triton": _cross_entropy_layer,
     "reference": _cross_entropy_by_reference,
 }
-_STATISTICS = {"compiled": _statistics_compiled, "reference": _statistics_reference}
-_GRADIENT = {"compiled": _gradient_compiled, "reference": _gradient_reference}
+_STATISTICS = {
+    "compiled": _statistics_compiled,
+    "triton": _triton.cross_entropy_statistics,
+    "reference": _statistics_reference,
+}
+_GRADIENT = {
+    "compiled": _gradient_compiled,
+    "triton": _triton.cross_entropy_gradient,
+    "reference": _gradient_reference,
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import paddle
 import paddle.nn.functional as F
 
+from pypkg.ops import _triton
 from pypkg.ops._checks import FLOATING, check_dtype, check_shape, compute_dtype
 from pypkg.ops._library import implementation, run_compiled
 
@@ -109,5 +110,6 @@ def _gated_activation_compiled(
 
 _IMPLEMENTATIONS = {
     "compiled": _gated_activation_compiled,
+    "triton": _triton.gated_activation,
     "reference": gated_activation_reference,
 }

@@ -15,6 +15,7 @@ from pypkg.ops.cross_entropy import (
     logits_gradient,
     loss_and_lse,
 )
+from pypkg.ops.matmul import matmul
 
 DEFAULT_CHUNK_BYTES = 256 * 2**20
 
@@ -28,6 +29,8 @@ def linear_cross_entropy(
     reduction: str = "mean",
     group: object | None = None,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    vocab_size: int | None = None,
+    token_losses: list[paddle.Tensor] | None = None,
 ) -> paddle.Tensor:
     """``cross_entropy(hidden @ weight.T, labels)``, reduced, one chunk of rows at a time.
 
@@ -42,7 +45,8 @@ def linear_cross_entropy(
 
     With a ``group`` the vocabulary is divided as in ``cross_entropy``: weight holds this process's
     rows, hidden and labels are the same on all. The gradient of hidden is summed over the group;
-    the loss is equal on all.
+    the loss is equal on all. A ``vocab_size`` that the group does not divide leaves rows at the end
+    of the last process's weight; they take no part, and their gradient is zero.
 
     Args:
         hidden: [..., hidden]; float32, float16 or bfloat16 (float64 runs on the reference).
@@ -53,6 +57,9 @@ def linear_cross_entropy(
         reduction: "mean" over the rows that count (0 when none does), or "sum".
         group: a ``paddle.distributed`` group, or None when the weight is whole.
         chunk_bytes: memory for a chunk's logits; at least one row is taken.
+        vocab_size: entries of the whole vocabulary; None for all rows of all weights.
+        token_losses: a list that receives the loss of every row, float32 [...], 0 where the label
+            does not count; it has no gradient.
 
     Returns:
         float32 scalar.
@@ -78,20 +85,36 @@ def linear_cross_entropy(
     rows_per_chunk = max(1, chunk_bytes // (cols * hidden.element_size()))
     record = paddle.is_grad_enabled()
     wanted = (record and not hidden.stop_gradient, record and not weight.stop_gradient)
-    settings = (ignore_index, reduction, shard_of(cols, group), wanted, rows_per_chunk)
+    shard = shard_of(cols, group, vocab_size)
+    if shard.start + cols > shard.vocab_size:
+        weight = weight[: shard.vocab_size - shard.start]
+    settings = (ignore_index, reduction, shard, wanted, rows_per_chunk, token_losses)
     return backward_once(_LinearCrossEntropy.apply(hidden, weight, labels, *settings))
 
 
 class _LinearCrossEntropy(PyLayer):
     @staticmethod
     def forward(
-        ctx, hidden, weight, labels, ignore_index, reduction, shard, wanted, rows_per_chunk
+        ctx,
+        hidden,
+        weight,
+        labels,
+        ignore_index,
+        reduction,
+        shard,
+        wanted,
+        rows_per_chunk,
+        token_losses,
     ):
         rows = hidden.detach().reshape([-1, hidden.shape[-1]])
         flat_labels = labels.flatten()
+        losses: list[paddle.Tensor] = []
         total, dhidden, dweight = _walk_chunks(
-            rows, weight.detach(), flat_labels, ignore_index, shard, wanted, rows_per_chunk
+            rows, weight.detach(), flat_labels, ignore_index, shard, wanted, rows_per_chunk, losses
         )
+        if token_losses is not None:
+            none = paddle.zeros([0], dtype=total.dtype)
+            token_losses.append(paddle.concat([none, *losses]).reshape(labels.shape))
         ctx.scale = None
         if reduction == "mean":
             counted = (flat_labels != ignore_index).sum().clip(min=1).astype(total.dtype)
@@ -125,8 +148,11 @@ def _walk_chunks(
     shard: VocabularyShard,
     wanted: tuple[bool, bool],
     rows_per_chunk: int,
+    losses: list[paddle.Tensor],
 ) -> tuple[paddle.Tensor, paddle.Tensor | None, paddle.Tensor | None]:
     """The summed loss and, where wanted, its gradients; the weight's in at least float32.
+
+    The loss of each row is appended to ``losses``, chunk by chunk.
 
     Gradients are those of the sum, not of the mean: 1 / rows would underflow in float16.
     """
@@ -139,9 +165,10 @@ def _walk_chunks(
         loss, dlogits = _loss_and_gradient(
             hidden[chunk], weight, labels[chunk], ignore_index, shard, any(wanted)
         )
-        total = total + loss
+        losses.append(loss)
+        total = total + loss.sum()
         if dhidden is not None:
-            dhidden[chunk] = paddle.matmul(dlogits, weight)
+            dhidden[chunk] = matmul(dlogits, weight)
         if wanted[1]:
             dweight = _add_product(dweight, dlogits, hidden[chunk])
         del dlogits  # before the next chunk's logits are made
@@ -154,7 +181,7 @@ def _add_product(
     total: paddle.Tensor | None, dlogits: paddle.Tensor, hidden: paddle.Tensor
 ) -> paddle.Tensor:
     """total + dlogits^T hidden, in place and in at least float32."""
-    product = paddle.matmul(dlogits, hidden, transpose_x=True)
+    product = matmul(dlogits, hidden, transpose_x=True)
     if product.dtype != compute_dtype(product):
         product = product.astype(compute_dtype(product))
     return product if total is None else total.add_(product)
@@ -168,13 +195,13 @@ def _loss_and_gradient(
     shard: VocabularyShard,
     want_gradient: bool,
 ) -> tuple[paddle.Tensor, paddle.Tensor | None]:
-    """One chunk's summed loss and the gradient of its logits, made in their place."""
-    logits = paddle.matmul(hidden, weight, transpose_y=True)
+    """The loss of each row of a chunk, and the gradient of its logits, made in their place."""
+    logits = matmul(hidden, weight, transpose_y=True)
     loss, lse = loss_and_lse(logits, labels, ignore_index, shard)
     if not want_gradient:
-        return loss.sum(), None
+        return loss, None
     ones = paddle.ones_like(loss)
-    return loss.sum(), logits_gradient(logits, labels, lse, ones, shard.start, ignore_index, True)
+    return loss, logits_gradient(logits, labels, lse, ones, shard.start, ignore_index, True)
 
 
 def linear_cross_entropy_reference(

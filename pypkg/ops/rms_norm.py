@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import paddle
 
+from pypkg.ops import _triton
 from pypkg.ops._checks import FLOATING, check_dtype, check_shape, compute_dtype
 from pypkg.ops._library import implementation, run_compiled
 
@@ -77,4 +78,8 @@ def _rms_norm_compiled(
     return y, h
 
 
-_IMPLEMENTATIONS = {"compiled": _rms_norm_compiled, "reference": rms_norm_reference}
+_IMPLEMENTATIONS = {
+    "compiled": _rms_norm_compiled,
+    "triton": _triton.rms_norm,
+    "reference": rms_norm_reference,
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import paddle
 
+from pypkg.ops import _triton
 from pypkg.ops._checks import FLOATING, check_dtype, check_shape, compute_dtype
 from pypkg.ops._library import implementation, run_compiled
 
@@ -161,5 +162,6 @@ def _rotary_embedding_compiled(
 
 _IMPLEMENTATIONS = {
     "compiled": _rotary_embedding_compiled,
+    "triton": _triton.rotary_embedding,
     "reference": rotary_embedding_reference,
 }

@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import paddle
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
 
 from pypkg.errors import UserError
-from pypkg.training.optimizer import load_optimizer_state, optimizer_state
+from pypkg.models.safetensors_file import TensorSpec, write_tensors
+from pypkg.parallel.collective import from_first_rank, is_first_rank
+from pypkg.parallel.updaters import Updater
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
 _TEMPORARY = "tmp-checkpoint-"
@@ -38,8 +38,9 @@ class TrainerState:
     """What resuming needs besides weights and moments.
 
     pending_losses are the losses of the steps since the last log line, so that the first line
-    after a resume is the one that an uninterrupted run prints. data_order names everything that
-    decides which tokens make sample i.
+    after a resume is the one that an uninterrupted run prints; pending_source_losses are what
+    SourceLosses.sums gives of them. loss_scale is the state of a LossScaler, if there is one.
+    data_order is a SampleOrder, with how many samples each corpus has given.
     """
 
     global_step: int = 0
@@ -47,7 +48,9 @@ class TrainerState:
     consumed_tokens: int = 0
     initial_loss: float | None = None
     pending_losses: list[float] = field(default_factory=list)
+    pending_source_losses: list[list[float]] = field(default_factory=list)
     data_order: dict = field(default_factory=dict)
+    loss_scale: dict = field(default_factory=dict)
 
 
 def checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
@@ -89,37 +92,61 @@ def save_checkpoint(
     state: TrainerState,
     *,
     save_model: Callable[[Path], None],
-    model: paddle.nn.Layer,
-    optimizer: paddle.optimizer.Optimizer,
+    updater: Updater,
     settings_json: str,
     keep: int | None = None,
 ) -> Path:
     """Writes ``checkpoint-<global_step>`` and then removes the oldest beyond ``keep``.
 
+    All ranks have to call this; the first writes what the others hand over.
+
+    Args:
+        save_model: writes the weights into a folder; every rank takes part.
+        updater: whose state is written, in the form of whole parameters.
+
     Raises:
         UserError: the disk is full or the folder cannot be written; earlier checkpoints are
-            untouched and nothing half-written stays.
+            untouched and nothing half-written stays. Raised on every rank.
     """
     final = Path(output_dir) / f"checkpoint-{state.global_step}"
     temporary = Path(output_dir) / f"{_TEMPORARY}{state.global_step}-{os.getpid()}"
+    failure: UserError | None = None
+    moments = updater.state()
+    from_first_rank(lambda: _begin(final, temporary))
+    try:
+        with _saving(final, temporary):
+            save_model(temporary)
+            if is_first_rank():
+                shapes = updater.state_shapes().items()
+                specs = {name: TensorSpec("float32", shape) for name, shape in shapes}
+                write_tensors(temporary / _OPTIMIZER, specs, moments)
+    except UserError as error:  # the others learn of it at the next thing done together
+        failure = error
+    for _ in moments:  # what other ranks hand over, and what this one could not write
+        pass
+
+    def finish() -> None:
+        if failure is not None:
+            raise failure
+        with _saving(final, temporary):
+            (temporary / _SETTINGS).write_text(settings_json, encoding="utf-8")
+            (temporary / _STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+            _sync(temporary)
+            shutil.rmtree(final, ignore_errors=True)
+            os.rename(temporary, final)
+            _sync_folder(final.parent)
+        if keep is not None and keep > 0:
+            for _, folder in checkpoints(output_dir)[:-keep]:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    from_first_rank(finish)
+    return final
+
+
+def _begin(final: Path, temporary: Path) -> None:
     with _saving(final, temporary):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_model(temporary)
-        moments = {
-            k: np.ascontiguousarray(v.numpy()) for k, v in optimizer_state(optimizer, model).items()
-        }
-        save_file(moments, temporary / _OPTIMIZER)
-        (temporary / _SETTINGS).write_text(settings_json, encoding="utf-8")
-        (temporary / _STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
-        _sync(temporary)
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(temporary, final)
-        _sync_folder(final.parent)
-    if keep is not None and keep > 0:
-        for _, folder in checkpoints(output_dir)[:-keep]:
-            shutil.rmtree(folder, ignore_errors=True)
-    return final
 
 
 @contextlib.contextmanager
@@ -185,23 +212,26 @@ def load_trainer_state(checkpoint: str | Path) -> TrainerState:
         raise UserError(f"{file} cannot be read: {error}. Resume from an older one.") from error
 
 
-def load_optimizer(
-    checkpoint: str | Path, model: paddle.nn.Layer, optimizer: paddle.optimizer.Optimizer
-) -> None:
-    """Reads the moments that belong to the model's parameters.
+def load_optimizer(checkpoint: str | Path, updater: Updater) -> None:
+    """Reads the optimizer state that belongs to the parameters of this process.
 
     Raises:
         UserError: the file is missing, damaged, or of another model.
     """
     file = Path(checkpoint) / _OPTIMIZER
     try:
-        state = {name: paddle.to_tensor(array) for name, array in load_file(file).items()}
+        with safe_open(file, framework="numpy") as stored:
+            names = set(stored.keys())
+
+            def read(name: str) -> np.ndarray:
+                if name not in names:
+                    raise KeyError(name)
+                return stored.get_tensor(name)
+
+            if names:  # else saved before the first update
+                updater.load_state(read)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read: {error}. Resume from an older one.") from error
-    if not state:
-        return  # saved before the first update
-    try:
-        load_optimizer_state(optimizer, model, state)
     except KeyError as error:
         raise UserError(
             f"{file} holds no {error.args[0]}: it belongs to another model. Set "

@@ -5,27 +5,25 @@ from __future__ import annotations
 import logging
 import shutil
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import paddle
 
 from pypkg.capabilities import ExecutionPlan, probe, resolve
 from pypkg.config import Settings, notices
-from pypkg.data import (
-    BatchLoader,
-    BlankInfilling,
-    Dataset,
-    Objective,
-    build_train_valid_test_datasets,
-    causal,
-    check_vocabulary,
-    resolve_input_dir,
-)
+from pypkg.config.parser import listed
 from pypkg.data.tokenize import Tokenizer, find_tokenizer, load_tokenizer, tokenizer_files
 from pypkg.errors import UserError
 from pypkg.models import ModelConfig, from_config, from_pretrained, save_pretrained
 from pypkg.models.hub_cache import find_weights
 from pypkg.models.registry import load_config
+from pypkg.ops import set_matmul_precision
+from pypkg.parallel import mesh
+from pypkg.parallel.collective import from_first_rank, is_first_rank
+from pypkg.parallel.loss_scaling import LossScale
+from pypkg.parallel.updaters import UpdateOptions, Updater, make_updater
+from pypkg.training.activations import set_activations
 from pypkg.training.checkpoint import (
     TrainerState,
     checkpoints,
@@ -34,81 +32,110 @@ from pypkg.training.checkpoint import (
     prepare_output_dir,
     save_checkpoint,
 )
+from pypkg.training.engine import Engine
+from pypkg.training.layout import degrees, layout_notices, layout_problems
 from pypkg.training.metrics import Throughput, peak_flops
-from pypkg.training.optimizer import build_adamw
-from pypkg.training.reporters import make_reporters
+from pypkg.training.model_partition import ModelPartition
+from pypkg.training.rank_times import MeasuredEngine, table_of_ranks
+from pypkg.training.reporters import Reporter, make_reporters, read_metrics
+from pypkg.training.samples import TEST_ITERS, Samples
 from pypkg.training.summary import Summary, draw_loss_curve, write_sample
-from pypkg.training.trainer import BatchSource, Trainer, evaluate
+from pypkg.training.trainer import Trainer
 
 logger = logging.getLogger("pypkg")
 
-_TEST_ITERS = 100  # PaddleNLP's number of batches for do_predict
 _VOCAB_MULTIPLE = 128
 
 
 def run(settings: Settings) -> int:
     """Trains and evaluates as the settings say; returns the process's exit code.
 
+    Every process of a run calls this; the first writes files and log lines.
+
     Raises:
         UserError: anything that its user can mend.
     """
     plan = _choose_execution(settings)
-    output_dir = Path(settings.output_dir)
-    prepare_output_dir(output_dir)
     tokenizer = _load_tokenizer(settings)
-    checkpoint = _checkpoint_to_resume(settings)
+    config = _model_config(settings, tokenizer)
+    _start_processes(settings, config)
+    from_first_rank(lambda: prepare_output_dir(settings.output_dir))
+    checkpoint = from_first_rank(lambda: _checkpoint_to_resume(settings))
     state = load_trainer_state(checkpoint) if checkpoint else TrainerState()
-    model = _make_model(settings, plan, checkpoint, tokenizer)
+    model = _make_model(settings, plan, checkpoint, config)
     logger.info("model: %s", _describe_model(model.config))
-    train, valid, test = _make_datasets(settings, model.config.vocab_size)
-    _check_data_order(settings, state)
+    samples = Samples(settings, model.config, state)
 
-    optimizer = build_adamw(
-        model,
-        beta1=settings.adam_beta1,
-        beta2=settings.adam_beta2,
-        epsilon=settings.adam_epsilon,
-        weight_decay=settings.weight_decay,
-    )
+    partition = ModelPartition(model.config)
+    updater = make_updater(model, _update_options(settings), mesh.current(), partition)
     if checkpoint:
-        load_optimizer(checkpoint, model, optimizer)
+        load_optimizer(checkpoint, updater)
+        if updater.scaler is not None and state.loss_scale:
+            updater.scaler.load_state(state.loss_scale)
         logger.info("resuming from %s at step %d", checkpoint, state.global_step)
-    save = partial(
-        save_checkpoint,
-        output_dir,
-        save_model=partial(_save_model_and_tokenizer, model, settings, plan),
-        model=model,
-        optimizer=optimizer,
-        settings_json=settings.to_json(),
-        keep=settings.save_total_limit,
-    )
-    reporters = make_reporters(
-        settings.report_to, output_dir, settings.logging_dir, state.global_step
-    )
+    reporters = _make_reporters(settings, state)
+    engine, train_batches = Engine(model, updater), samples.train_batches
+    if not settings.skip_profile_timer:
+        engine = MeasuredEngine(model, updater)
+        train_batches = engine.timed(train_batches)
     trainer = Trainer(
         settings,
-        model,
-        optimizer,
+        engine,
         state,
-        train_batches=_batches(settings, train, settings.per_device_train_batch_size, model.config),
-        eval_batches=_batches(settings, valid, settings.per_device_eval_batch_size, model.config),
-        save=save,
+        train_batches=train_batches,
+        eval_batches=(lambda _: samples.eval_batches()) if "valid" in samples.sources else None,
+        save=partial(_save, settings, samples, model, updater),
         reporters=reporters,
         throughput=Throughput(
             model.config.flops_per_token(settings.max_seq_length), _peak(plan.dtype)
         ),
+        sources=samples.sources.get("train", ()),
+        eval_sources=samples.sources.get("valid", ()),
     )
     try:
-        return _train_and_report(trainer, test, tokenizer)
+        return _train_and_report(trainer, samples, tokenizer)
     finally:
         for reporter in reporters:
             reporter.close()
+
+
+def _start_processes(settings: Settings, config: ModelConfig) -> None:
+    """Makes the mesh that the settings ask for, once it is known to be possible."""
+    processes = mesh.launched_processes()
+    if problems := layout_problems(settings, config, processes):
+        raise UserError(listed(problems, "problems with the layout"))
+    for line in layout_notices(settings, processes):
+        logger.info(line)
+    mesh.initialize(degrees(settings, processes))
+
+
+def _update_options(settings: Settings) -> UpdateOptions:
+    return UpdateOptions(
+        beta1=settings.adam_beta1,
+        beta2=settings.adam_beta2,
+        epsilon=settings.adam_epsilon,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        sharding_stage=settings.sharding_stage,
+        offload=settings.offloads_optimizer,
+        loss_scale=LossScale(settings.scale_loss) if settings.fp16 else None,
+        master_grad=settings.amp_master_grad,
+    )
+
+
+def _make_reporters(settings: Settings, state: TrainerState) -> list[Reporter]:
+    if not is_first_rank():
+        return []
+    return make_reporters(
+        settings.report_to, Path(settings.output_dir), settings.logging_dir, state.global_step
+    )
 
 
 def _choose_execution(settings: Settings) -> ExecutionPlan:
     for line in notices(settings):
         logger.info(line)
     plan = resolve(settings, probe(settings.device, settings.ops_backend))
+    set_matmul_precision(plan.matmul_precision)
     logger.info(plan.describe())
     return plan
 
@@ -163,8 +190,16 @@ def _checkpoint_to_resume(settings: Settings) -> Path | None:
     return found[-1][1]
 
 
+def _model_config(settings: Settings, tokenizer: Tokenizer | None) -> ModelConfig:
+    """Of the model that a new run trains."""
+    if settings.continue_training:
+        return load_config(_folder_with_weights(settings)).replace(**settings.model_overrides)
+    config = load_config(settings.model_name_or_path).replace(**settings.model_overrides)
+    return _grown_to_fit(config, settings, tokenizer)
+
+
 def _make_model(
-    settings: Settings, plan: ExecutionPlan, checkpoint: Path | None, tokenizer: Tokenizer | None
+    settings: Settings, plan: ExecutionPlan, checkpoint: Path | None, config: ModelConfig
 ) -> paddle.nn.Layer:
     if checkpoint:
         model = from_pretrained(checkpoint, dtype=plan.dtype)
@@ -173,10 +208,9 @@ def _make_model(
             _folder_with_weights(settings), dtype=plan.dtype, **settings.model_overrides
         )
     else:
-        config = load_config(settings.model_name_or_path).replace(**settings.model_overrides)
-        config = _grown_to_fit(config, settings, tokenizer)
         model = from_config(config, dtype=plan.dtype, seed=settings.seed)
     model.use_flash_attention(plan.flash_attention)
+    set_activations(model, settings)
     model.train()
     return model
 
@@ -219,116 +253,63 @@ def _describe_model(config: ModelConfig) -> str:
     )
 
 
-def _make_datasets(
-    settings: Settings, vocab_size: int
-) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
-    s = settings
-    evaluations = s.max_steps // s.eval_steps + 1 if s.evaluates or s.do_eval else 0
-    numbers = [
-        s.per_device_train_batch_size * s.gradient_accumulation_steps * s.max_steps * s.do_train,
-        s.per_device_eval_batch_size * s.eval_iters * evaluations,
-        s.per_device_eval_batch_size * _TEST_ITERS if s.do_predict else 0,
-    ]
-    datasets = build_train_valid_test_datasets(
-        resolve_input_dir(s.input_dir), s.split, s.max_seq_length, numbers, s.seed
-    )
-    for name, wanted, dataset in zip(("training", "validation", "test"), numbers, datasets):
-        if dataset is not None:
-            check_vocabulary(dataset, vocab_size)
-        elif wanted > 0:
-            raise UserError(
-                f"the {name} split holds no document: split is {s.split!r} and input_dir "
-                f"{s.input_dir!r} has too few documents for it. Change split, or turn off what "
-                "needs it (do_eval, do_predict)."
-            )
-    return datasets
-
-
-def _check_data_order(settings: Settings, state: TrainerState) -> None:
-    """Says when a resumed run will not see the samples that the earlier settings promised."""
-    names = ("input_dir", "split", "seed", "max_seq_length", "max_steps",
-             "per_device_train_batch_size", "gradient_accumulation_steps")  # fmt: skip
-    now = {name: getattr(settings, name) for name in names}
-    for name, value in state.data_order.items():
-        if now.get(name) != value:
-            logger.warning(
-                "%s was %r when the checkpoint was saved and is %r now: the order of samples may "
-                "differ from that of an uninterrupted run",
-                name, value, now.get(name),
-            )  # fmt: skip
-    state.data_order = now
-
-
-def _batches(
-    settings: Settings, dataset: Dataset | None, batch_size: int, config: ModelConfig
-) -> BatchSource | None:
-    if dataset is None:
-        return None
-    objective = objective_of(config, settings.max_seq_length, settings.seed)
-    return lambda start: iter(
-        BatchLoader(
-            dataset,
-            batch_size,
-            start,
-            objective=objective,
-            vocab_size=config.vocab_size,
-            prefetch=settings.dataloader_num_workers > 0,
-        )
+def _save(
+    settings: Settings,
+    samples: Samples,
+    model: paddle.nn.Layer,
+    updater: Updater,
+    state: TrainerState,
+) -> Path:
+    samples.record(state)
+    if updater.scaler is not None:
+        state.loss_scale = updater.scaler.state()
+    return save_checkpoint(
+        settings.output_dir,
+        state,
+        save_model=partial(_save_model_and_tokenizer, model, settings),
+        updater=updater,
+        settings_json=settings.to_json(),
+        keep=settings.save_total_limit,
     )
 
 
-def objective_of(config: ModelConfig, seq_length: int, seed: int) -> Objective:
-    """What a model is pre-trained on: blank infilling if it sees a prefix, else the next token."""
-    if not config.prefix_lm:
-        return causal
-    eop = config.eos_token_id
-    eop = eop[0] if isinstance(eop, list) else eop
-    if eop is None:
-        raise UserError("the model's config.json lacks eos_token_id, which ends what fills a blank")
-    return BlankInfilling(
-        seq_length=seq_length,
-        mask_id=config.mask_token_id,
-        gmask_id=config.gmask_token_id,
-        sop_id=config.sop_token_id,
-        eop_id=eop,
-        two_dimensional=config.position_encoding_2d,
-        seed=seed,
-    )
-
-
-def _save_model_and_tokenizer(
-    model: paddle.nn.Layer, settings: Settings, plan: ExecutionPlan, folder: Path
-) -> None:
+def _save_model_and_tokenizer(model: paddle.nn.Layer, settings: Settings, folder: Path) -> None:
     save_pretrained(model, folder)
-    for file in tokenizer_files(_tokenizer_source(settings)):
-        shutil.copy(file, folder)
+    if is_first_rank():
+        for file in tokenizer_files(_tokenizer_source(settings)):
+            shutil.copy(file, folder)
 
 
-def _train_and_report(trainer: Trainer, test: Dataset | None, tokenizer: Tokenizer | None) -> int:
+def _train_and_report(trainer: Trainer, samples: Samples, tokenizer: Tokenizer | None) -> int:
     settings = trainer.settings
-    output_dir = Path(settings.output_dir)
     outcome = trainer.train() if settings.do_train else trainer.evaluate_only()
-    found = checkpoints(output_dir)
+    if isinstance(trainer.engine, MeasuredEngine) and trainer.engine.times.steps:
+        text = table_of_ranks(trainer.engine.times)
+        if is_first_rank():
+            print(text)
+    found = checkpoints(settings.output_dir)
     if outcome.exit_code:
         saved = f"saved {found[-1][1]}; " if found else ""
         logger.info("stopped at step %d: %sthe same command goes on from there",
                     outcome.state.global_step, saved)  # fmt: skip
         return outcome.exit_code
-    summary = Summary(
-        outcome,
-        checkpoint=found[-1][1] if found else None,
-        loss_curve=draw_loss_curve(output_dir / "metrics.jsonl", output_dir / "loss_curve.png"),
-        sample=None,
-    )
-    if settings.do_predict and test is not None:
-        batches = _batches(
-            settings, test, settings.per_device_eval_batch_size, trainer.model.config
-        )
-        summary.test_loss = evaluate(trainer.model, batches, _TEST_ITERS)
+    model, test_loss, sample = trainer.engine.model, None, None
+    if settings.do_predict and "test" in samples.sources:
+        test_loss = trainer.engine.evaluate(islice(samples.eval_batches("test"), TEST_ITERS))
     if settings.sample_tokens > 0 and tokenizer is not None:
-        summary.sample = write_sample(
-            trainer.model, tokenizer, settings.sample_prompt, settings.sample_tokens, settings.seed
+        sample = write_sample(
+            model, tokenizer, settings.sample_prompt, settings.sample_tokens, settings.seed
         )
-    summary.write(output_dir / "summary.json")
-    print(summary.text())
+    if is_first_rank():
+        metrics_file = Path(settings.output_dir, "metrics.jsonl")
+        summary = Summary(
+            outcome.completed_from(read_metrics(metrics_file)),
+            checkpoint=found[-1][1] if found else None,
+            loss_curve=draw_loss_curve(metrics_file, metrics_file.with_name("loss_curve.png")),
+            sample=sample,
+            test_loss=test_loss,
+            data=samples.usage(outcome.state.consumed_samples),
+        )
+        summary.write(metrics_file.with_name("summary.json"))
+        print(summary.text())
     return 0

@@ -20,6 +20,7 @@ class Summary:
     checkpoint: Path | None
     loss_curve: Path | None
     sample: str | None
+    data: list[dict[str, object]]
     test_loss: float | None = None
 
     def as_dict(self) -> dict[str, object]:
@@ -40,6 +41,7 @@ class Summary:
             "checkpoint": _text(self.checkpoint),
             "loss_curve": _text(self.loss_curve),
             "sample": self.sample,
+            "data": self.data,
         }
 
     def text(self) -> str:
@@ -71,6 +73,7 @@ class Summary:
         rows.append(
             ("loss curve", values["loss_curve"] or 'not drawn: pip install ".[plot]" draws it')
         )
+        rows += [("data", _usage(row)) for row in self.data]
         width = max(len(name) for name, _ in rows)
         lines = ["summary", *(f"  {name:<{width}}  {value}" for name, value in rows)]
         if self.sample is not None:
@@ -125,6 +128,13 @@ def draw_loss_curve(metrics_file: Path, picture: Path) -> Path | None:
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
+
+
+def _usage(row: dict[str, object]) -> str:
+    return (
+        f"{row['corpus']}: {row['samples']:,} samples, {row['tokens']:,} tokens, "
+        f"{row['epochs']:.2f} epochs"
+    )
 
 
 def _loss(value: object) -> str:

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import paddle
 from paddle import Tensor
 
 from pypkg.config import Settings
-from pypkg.data import Batch
+from pypkg.data import Batch, TimedIterator
 from pypkg.errors import UserError
+from pypkg.parallel import mesh, watchdog
+from pypkg.parallel.collective import mean_over_sample_shards, ranks_where
+from pypkg.parallel.random_states import seed_step
+from pypkg.parallel.roll_call import named
 from pypkg.training.checkpoint import TrainerState
+from pypkg.training.engine import Engine
 from pypkg.training.interrupt import InterruptRequest
 from pypkg.training.metrics import Throughput, peak_memory_bytes
-from pypkg.training.optimizer import clip_by_global_norm
 from pypkg.training.progress import Progress
 from pypkg.training.reporters import Reporter
 from pypkg.training.schedule import learning_rate
+from pypkg.training.source_losses import SourceLosses
 
 logger = logging.getLogger("pypkg")
 
@@ -41,15 +47,30 @@ class Outcome:
     peak_memory: int
     exit_code: int = 0
 
+    def completed_from(self, rows: Sequence[Mapping[str, float]]) -> Outcome:
+        """With the last losses in the metrics of earlier processes, where this one has none."""
+
+        def last(name: str) -> float | None:
+            return next((row[name] for row in reversed(rows) if name in row), None)
+
+        return replace(
+            self,
+            final_loss=last("loss") if self.final_loss is None else self.final_loss,
+            eval_loss=last("eval_loss") if self.eval_loss is None else self.eval_loss,
+        )
+
 
 class Trainer:
-    """Trains ``model`` as the settings say, from ``state`` on."""
+    """Trains what ``engine`` holds as the settings say, from ``state`` on.
+
+    Every process of a run has one and goes through the same steps. Counts of samples and tokens
+    are those of all processes; losses are this process's until they are reported or saved.
+    """
 
     def __init__(
         self,
         settings: Settings,
-        model: paddle.nn.Layer,
-        optimizer: paddle.optimizer.Optimizer,
+        engine: Engine,
         state: TrainerState,
         *,
         train_batches: BatchSource,
@@ -57,20 +78,27 @@ class Trainer:
         save: Callable[[TrainerState], Path],
         reporters: list[Reporter],
         throughput: Throughput,
+        sources: Sequence[str] = (),
+        eval_sources: Sequence[str] = (),
     ) -> None:
+        """
+        Args:
+            sources, eval_sources: names of the corpora that batches of the train and the
+                validation split come from; the loss of each is logged if there are several.
+        """
         self.settings = settings
-        self.model = model
-        self.optimizer = optimizer
+        self.engine = engine
         self.state = state
         self.train_batches = train_batches
         self.eval_batches = eval_batches
         self.save = save
         self.reporters = reporters
         self.throughput = throughput
-        self.parameters = [p for p in model.parameters() if not p.stop_gradient]
         self.final_loss: float | None = None
         self.eval_loss: float | None = None
         self._losses: list[Tensor] = [paddle.to_tensor(x) for x in state.pending_losses]
+        self._source_losses = SourceLosses(sources, state.pending_source_losses)
+        self._eval_source_losses = SourceLosses(eval_sources)
         self._tokens = 0
         self._saved_step: int | None = None
 
@@ -81,16 +109,18 @@ class Trainer:
             UserError: the loss is not a finite number, or saving fails.
         """
         settings, state = self.settings, self.state
-        batches = self.train_batches(state.consumed_samples)
+        batches = TimedIterator(self.train_batches(state.consumed_samples))
         with InterruptRequest() as interrupt, Progress(settings, state.global_step) as progress:
             self.throughput.restart()
-            while state.global_step < settings.max_steps and not interrupt:
+            while state.global_step < settings.max_steps and not watchdog.reached(
+                state.global_step, interrupt.signal_number
+            ):
                 rate = learning_rate(settings, state.global_step)
                 grad_norm = self._step(batches, rate)
                 if _due(state.global_step, settings.logging_steps, settings.max_steps) or (
                     settings.logging_first_step and state.global_step == 1
                 ):
-                    self._log(rate, grad_norm, progress)
+                    self._log(rate, grad_norm, batches.seconds_per_item(), progress)
                 if (
                     self.eval_batches
                     and settings.evaluates
@@ -102,9 +132,11 @@ class Trainer:
                 ):
                     self._save()
                 progress.advance()
-            if interrupt and settings.saves:
+            stopped_by = watchdog.stop_signal(interrupt.signal_number)
+            watchdog.finish(state.global_step)
+            if stopped_by and settings.saves:
                 self._save()
-            return self._outcome(interrupt.exit_code if interrupt else 0)
+            return self._outcome(128 + stopped_by if stopped_by else 0)
 
     def evaluate_only(self) -> Outcome:
         """The loss on the validation split, without training."""
@@ -116,30 +148,36 @@ class Trainer:
     def _step(self, batches: Iterator[Batch], rate: float) -> Tensor:
         """One optimizer step over gradient_accumulation_steps micro batches; returns the norm."""
         settings, state = self.settings, self.state
-        # The random numbers of a step depend on seed and step alone, so a resumed run draws the
-        # same ones without any generator state in the checkpoint.
-        paddle.seed(settings.seed + state.global_step)
-        self.optimizer.set_lr(rate)
-        total = None
-        for _ in range(settings.gradient_accumulation_steps):
-            batch = next(batches)
-            loss = self.model.loss(**_to_device(batch)) / settings.gradient_accumulation_steps
-            loss.backward()
-            total = loss.detach() if total is None else total + loss.detach()
-            state.consumed_samples += batch["input_ids"].shape[0]
-            self._tokens += batch["input_ids"].size
-        grad_norm = clip_by_global_norm(self.parameters, settings.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.clear_grad(set_to_zero=False)
+        # They depend on seed and step alone, so a resumed run draws the same ones without any
+        # generator state in the checkpoint.
+        seed_step(settings.seed, state.global_step)
+        step = state.global_step + 1
+        watchdog.at(step, "reading samples")
+        micro_batches = [
+            self._source_losses.watch(batch)
+            for batch in islice(batches, settings.gradient_accumulation_steps)
+        ]
+        watchdog.at(step, "forward and backward")
+        loss = self.engine.forward_backward(micro_batches)
+        self._source_losses.collect()
+        watchdog.at(step, "update")
+        grad_norm = self.engine.update(rate)
+        shards = mesh.current().sample_shards
+        for batch in micro_batches:
+            state.consumed_samples += batch["input_ids"].shape[0] * shards
+            self._tokens += batch["input_ids"].size * shards
         state.global_step += 1
-        self._losses.append(total)
+        self._losses.append(loss)
         return grad_norm
 
-    def _log(self, rate: float, grad_norm: Tensor, progress: Progress) -> None:
+    def _log(
+        self, rate: float, grad_norm: Tensor, wait_per_batch: float, progress: Progress
+    ) -> None:
+        watchdog.at(self.state.global_step, "reporting the loss")
         losses = self._finite_losses()
         self._losses.clear()
         self.final_loss = math.fsum(losses) / len(losses)
-        speed = self.throughput.interval(self._tokens)
+        speed = self.throughput.interval(self._tokens / mesh.current().world_size)
         metrics = {
             "loss": self.final_loss,
             "learning_rate": rate,
@@ -147,7 +185,11 @@ class Trainer:
             "tokens_per_second_per_device": speed,
             "peak_memory_gib": peak_memory_bytes() / 2**30,
             "consumed_tokens": self._count_tokens(),
+            "data_wait_seconds_per_step": (
+                wait_per_batch * self.settings.gradient_accumulation_steps
+            ),
         }
+        metrics |= _named("loss", self._source_losses.take())
         mfu = self.throughput.mfu(speed)
         if mfu is not None:
             metrics["mfu"] = mfu
@@ -155,8 +197,12 @@ class Trainer:
         progress.log(self.state.global_step, metrics)
 
     def _evaluate(self, progress: Progress) -> None:
-        self.eval_loss = evaluate(self.model, self.eval_batches, self.settings.eval_iters)
+        watchdog.at(self.state.global_step, "evaluation")
+        batches = islice(self.eval_batches(0), self.settings.eval_iters)
+        self.eval_loss = self.engine.evaluate(map(self._eval_source_losses.watch, batches))
+        self._eval_source_losses.collect()
         metrics = {"eval_loss": self.eval_loss, "eval_perplexity": perplexity(self.eval_loss)}
+        metrics |= _named("eval_loss", self._eval_source_losses.take())
         self._report(metrics)
         progress.log(self.state.global_step, metrics)
         self.throughput.restart()
@@ -164,7 +210,9 @@ class Trainer:
     def _save(self) -> None:
         if self._saved_step == self.state.global_step:
             return
+        watchdog.at(self.state.global_step, "saving")
         self.state.pending_losses = self._finite_losses()
+        self.state.pending_source_losses = self._source_losses.sums()
         self._count_tokens()
         folder = self.save(self.state)
         self._saved_step = self.state.global_step
@@ -179,7 +227,8 @@ class Trainer:
         """
         if not self._losses:
             return []
-        losses = [float(x) for x in paddle.stack(self._losses).numpy()]
+        stacked = mean_over_sample_shards(paddle.stack(self._losses))
+        losses = [float(x) for x in stacked.numpy()]
         first = self.state.global_step - len(losses) + 1
         if first == 1 and self.state.initial_loss is None:
             self.state.initial_loss = losses[0]
@@ -187,14 +236,22 @@ class Trainer:
             if not math.isfinite(loss):
                 s = self.settings
                 raise UserError(
-                    f"the loss is {loss} at step {step} (learning_rate {s.learning_rate}, "
-                    f"max_grad_norm {s.max_grad_norm}, warmup_steps {s.warmup_steps}, "
+                    f"the loss is {loss} at step {step}{self._culprits(step - first)} "
+                    f"(learning_rate {s.learning_rate}, max_grad_norm {s.max_grad_norm}, "
+                    f"warmup_steps {s.warmup_steps}, "
                     f"per_device_train_batch_size {s.per_device_train_batch_size}, seed {s.seed}, "
                     f"max_seq_length {s.max_seq_length}). Training stopped; checkpoints in "
                     f"{s.output_dir} are from before. Lower learning_rate or lengthen the warm-up, "
                     "then start the same command again."
                 )
         return losses
+
+    def _culprits(self, index: int) -> str:
+        """Which ranks have a loss that is not finite, where there are several."""
+        if mesh.current().world_size == 1:
+            return ""
+        ranks = ranks_where(not math.isfinite(float(self._losses[index].item())))
+        return f" on {named(ranks)}"
 
     def _count_tokens(self) -> int:
         self.state.consumed_tokens += self._tokens
@@ -218,24 +275,13 @@ class Trainer:
         )
 
 
-@paddle.no_grad()
-def evaluate(model: paddle.nn.Layer, batches: BatchSource, iterations: int) -> float:
-    """Mean loss over the first ``iterations`` batches of a split, or fewer where it ends."""
-    model.eval()
-    losses = []
-    for _, batch in zip(range(iterations), batches(0)):
-        losses.append(model.loss(**_to_device(batch)))
-    model.train()
-    return float(paddle.stack(losses).mean().item())
-
-
 def perplexity(loss: float) -> float:
     """exp(loss), infinite where that overflows."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def _to_device(batch: Batch) -> dict[str, Tensor]:
-    return {name: paddle.to_tensor(array) for name, array in batch.items()}
+def _named(prefix: str, values: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
 def _due(step: int, interval: int, last: int) -> bool:

@@ -44,6 +44,7 @@ def _bench(*arguments: str) -> subprocess.CompletedProcess:
         (["train-step", "--config", "llama-58x"], "llama-58x"),
         (["train-step", "--seq", "4096"], "max_position_embeddings (2048)"),
         (["train-step", "--contender", "x"], "use one of 'pypkg'"),
+        (["ops", "--device", "cuda", "--op", "swiglu"], "--op is for CPUs; on a GPU all kernels"),
         (["ops", "--threads", "0"], "expected at least 1, found 0"),
     ],
 )
@@ -100,3 +101,12 @@ def test_contenders_that_do_not_train_the_same_are_refused(losses, said) -> None
     )
     with pytest.raises(BenchmarkError, match=said):
         check_losses(rows, config)
+
+
+def test_on_a_machine_without_a_gpu_cuda_is_refused() -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    result = _bench("ops", "--device", "cuda")
+    assert result.returncode == 2
+    assert "needs a GPU, and torch sees none" in result.stderr

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from preprocess_testing import DOCUMENTS
 
 from pypkg.data import IndexedDatasetWriter
+from pypkg.data.bpe_training import train_tokenizer
 from pypkg.logs import configure_logging
 
 
@@ -27,6 +29,13 @@ def make_corpus(tmp_path: Path) -> Callable[..., str]:
         return prefix
 
     return make
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    """The folder of a small byte-level tokenizer."""
+    train_tokenizer(iter(DOCUMENTS.values()), 300, tmp_path / "tokenizer", "x")
+    return tmp_path / "tokenizer"
 
 
 @pytest.fixture

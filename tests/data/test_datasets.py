@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,12 +22,20 @@ def build(data_prefix, split="1", seq_length=4, num_samples=(10, 0, 0), seed=0):
     return build_train_valid_test_datasets(data_prefix, split, seq_length, num_samples, seed)
 
 
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory) -> Path:
+    """A copy of the golden data, beside which index maps may be kept."""
+    return Path(shutil.copytree(GOLDEN, tmp_path_factory.mktemp("golden") / "data"))
+
+
+@pytest.mark.parametrize("found", ["built", "kept"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
-def test_golden(case):
+def test_golden(case, found, golden):
+    """As PaddleNLP; built at first, later from the index maps that the first call has kept."""
     if "prefix" in case:
-        data_prefix = [str(GOLDEN / case["prefix"])]
+        data_prefix = [str(golden / case["prefix"])]
     else:
-        data_prefix = [x for weight, name in case["prefixes"] for x in (str(weight), GOLDEN / name)]
+        data_prefix = [x for weight, name in case["prefixes"] for x in (str(weight), golden / name)]
         data_prefix = list(map(str, data_prefix))
     datasets = build(
         data_prefix, case["split"], case["seq_length"], case["num_samples"], case["seed"]
@@ -49,8 +59,8 @@ def test_golden(case):
     assert compared >= 6
 
 
-def test_a_batch_is_its_samples():
-    train, _, _ = build(["0.3", str(GOLDEN / "docs_u16"), "0.7", str(GOLDEN / "docs_i32")],
+def test_a_batch_is_its_samples(golden):
+    train, _, _ = build(["0.3", str(golden / "docs_u16"), "0.7", str(golden / "docs_i32")],
                         seq_length=32, num_samples=(50, 0, 0))  # fmt: skip
     samples = np.array([3, 1, 44, 3])
     batch = train.read(samples)
@@ -124,15 +134,29 @@ def test_blend_leaves_out_an_empty_split(make_corpus):
     assert test is None
 
 
-def test_blend_follows_the_weights():
-    weights = np.array([0.1, 0.6, 0.3])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 9, 16, 40])
+@pytest.mark.parametrize("kind", ["equal", "random", "tenths"])
+def test_blend_takes_what_lags_its_weight_the_most(count, kind):
+    """The first of equals, of which weights that are equal or round numbers make many."""
+    weights = {
+        "equal": np.ones(count),
+        "random": np.random.RandomState(count).random_sample(count),
+        "tenths": np.arange(1, count + 1) % 4 + 1.0,
+    }[kind]
+    weights /= weights.sum()
     datasets, samples = _native.build_blending_indices(weights, 1000)
-    taken = np.zeros(3, np.int64)
+    taken = np.zeros(count, np.int64)
     for step, (dataset, sample) in enumerate(zip(datasets, samples)):
         assert dataset == np.argmax(weights * max(step, 1) - taken)
         assert sample == taken[dataset]
         taken[dataset] += 1
-    assert taken.tolist() == [100, 600, 300]
+    assert np.all(np.abs(taken - weights * 1000) <= 1)
+
+
+@pytest.mark.parametrize("weights", [[], [[1.0]], [np.nan], [0.5, np.inf]])
+def test_blend_refuses_wrong_weights(weights):
+    with pytest.raises(ValueError, match="weights must be"):
+        _native.build_blending_indices(np.array(weights, np.float64), 10)
 
 
 @pytest.mark.parametrize(

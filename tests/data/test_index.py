@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from corpora import counting_documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,8 @@ from pypkg.data.index import (
     build_sample_index,
     index_dtype,
     num_epochs,
+    plan_index_maps,
+    shuffle,
     shuffle_dtype,
     split_boundaries,
 )
@@ -49,74 +50,6 @@ def test_sample_index_matches_oracle(sizes, seq_length, epochs, dtype, seed):
     assert rows.dtype == dtype
     expected = sample_index_oracle(sizes, document_index, seq_length, num_samples)
     assert rows.tolist() == expected.tolist()
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    sizes=st.lists(st.integers(0, 12), min_size=1, max_size=30).filter(any),
-    seq_length=st.integers(1, 20),
-    dtype=st.sampled_from([np.int32, np.int64]),
-    tokens_dtype=st.sampled_from(["u1", "i1", "i2", "i4", "i8", "f8", "f4", "u2", "u4", "u8"]),
-    data=st.data(),
-)
-def test_gather_matches_concatenated_documents(sizes, seq_length, dtype, tokens_dtype, data):
-    documents = [d % 100 for d in counting_documents(sizes)]
-    order = data.draw(st.permutations(range(len(sizes))))
-    stream = np.concatenate([documents[d] for d in order])
-    num_samples = (len(stream) - 1) // seq_length
-    sizes = np.array(sizes, np.int32)
-    document_index = np.array(order, dtype)
-    tokens = np.concatenate(documents).astype(tokens_dtype)
-    pointers = (np.cumsum(sizes, dtype=np.int64) - sizes) * tokens.itemsize
-    rows = build_sample_index(sizes, document_index, seq_length, num_samples)
-    samples = np.array(data.draw(st.permutations(range(num_samples))), np.int64)
-    out = np.full((num_samples, seq_length + 1), -7)
-    _native.gather_samples(tokens, pointers, sizes, document_index, rows, samples, out)
-    for sample, text in zip(samples, out):
-        begin = sample * seq_length
-        assert text.tolist() == stream[begin : begin + seq_length + 1].tolist()
-
-
-def test_gather_turns_floats_that_are_no_ids_into_minus_one():
-    tokens = np.array([1.0, np.nan, np.inf, -np.inf, 1e300])
-    out = np.empty((1, 5), np.int64)
-    rows = np.array([[0, 0], [0, 4]], np.int32)
-    _native.gather_samples(
-        tokens, np.array([0]), np.array([5], np.int32), np.array([0], np.int32), rows,
-        np.array([0]), out,
-    )  # fmt: skip
-    assert out.tolist() == [[1, -1, -1, -1, -1]]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"samples": np.array([2])}, "no such sample"),
-        ({"samples": np.array([-1])}, "no such sample"),
-        ({"document_index": np.array([0, 5], np.int32)}, "no such document"),
-        ({"document_index": np.array([0, -1], np.int32)}, "no such document"),
-        ({"document_index": np.array([0], np.int32)}, "no such position"),
-        ({"sizes": np.array([3, 1], np.int32)}, "does not fit"),
-        ({"pointers": np.array([0, 8])}, "does not fit the documents"),
-        ({"pointers": np.array([0, -2])}, "does not fit the documents"),
-        ({"out": np.empty((1, 9), np.int64)}, "does not fit seq_length"),
-        ({"out": np.empty((1, 2), np.int64)}, "does not fit"),
-    ],
-)
-def test_gather_never_reads_outside(change, message):
-    arguments = {
-        "tokens": np.arange(5, dtype=np.uint16),
-        "pointers": np.array([0, 6]),
-        "sizes": np.array([3, 2], np.int32),
-        "document_index": np.array([0, 1], np.int32),
-        "sample_index": np.array([[0, 0], [0, 2], [1, 1]], np.int32),
-        "samples": np.array([1]),
-        "out": np.empty((1, 3), np.int64),
-    }
-    _native.gather_samples(**arguments)
-    assert arguments["out"].tolist() == [[2, 3, 4]]
-    with pytest.raises(IndexError, match=message):
-        _native.gather_samples(**{**arguments, **change})
 
 
 def test_sample_index_needs_enough_tokens():
@@ -186,11 +119,114 @@ def test_no_tokens_do_not_loop_for_ever():
     seed=st.integers(0, 1000),
 )
 def test_index_maps_hold_every_document_once_an_epoch(sizes, num_samples, seed):
-    maps = build_index_maps(np.array(sizes, np.int32), 1, len(sizes), num_samples, 7, seed)
+    sizes = np.array(sizes, np.int32)
+    plan = plan_index_maps(sizes, 1, len(sizes), num_samples, 7, seed)
+    maps = build_index_maps(sizes, plan)
+    for array, (shape, dtype) in zip(maps.arrays(), plan.layout().values(), strict=True):
+        assert (array.shape, array.dtype) == (shape, dtype)
     assert len(maps.shuffle_index) >= num_samples
     assert sorted(maps.shuffle_index.tolist()) == list(range(len(maps.shuffle_index)))
     documents = list(range(1, len(sizes)))
-    assert sorted(maps.document_index.tolist()) == sorted(documents * maps.epochs)
+    assert sorted(maps.document_index.tolist()) == sorted(documents * plan.epochs)
+
+
+def _same_shuffle(array: np.ndarray, ours: np.random.RandomState, theirs: np.random.RandomState):
+    expected = array.copy()
+    theirs.shuffle(expected)
+    shuffle(array, ours)
+    assert np.array_equal(array, expected)
+    assert repr(ours.get_state()) == repr(theirs.get_state())
+    assert ours.randint(1 << 30) == theirs.randint(1 << 30)
+    assert ours.standard_normal() == theirs.standard_normal()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    count=st.integers(0, 9000),
+    dtype=st.sampled_from([np.int32, np.uint32, np.int64, np.float64]),
+    seed=st.integers(0, 2**32 - 1),
+    drawn=st.integers(0, 1300),
+)
+def test_shuffle_is_numpys(count, dtype, seed, drawn):
+    """From any position of the generator, and what is drawn afterwards is the same as well."""
+    ours, theirs = np.random.RandomState(seed), np.random.RandomState(seed)
+    for random in (ours, theirs):
+        random.bytes(4 * drawn)
+    _same_shuffle(np.arange(count, dtype=dtype), ours, theirs)
+
+
+@pytest.mark.parametrize("count", [2**20 - 1, 2**20, 2**20 + 1, 3_000_000])
+def test_shuffle_of_many_is_numpys(count):
+    ours, theirs = np.random.RandomState(count), np.random.RandomState(count)
+    ours.standard_normal(), theirs.standard_normal()  # of two made, one is kept for later
+    _same_shuffle(np.arange(count, dtype=np.int32), ours, theirs)
+
+
+@pytest.mark.parametrize("largest", [2**32 - 2, 2**32 - 1, 2**32, 2**32 + 700, 2**40, 2**62])
+def test_shuffle_draws_64_bits_beyond_32(largest):
+    """Against NumPy's integers, which are drawn like the partners of its shuffle."""
+    random = np.random.RandomState(5)
+    state = random.get_state(legacy=False)["state"]
+    key = state["key"].copy()
+    partners, position = _native.shuffle_partners(largest, 1500, key, state["pos"])
+    expected = [int(random.randint(0, largest + 1 - k, dtype=np.uint64)) for k in range(1500)]
+    assert partners.tolist() == expected
+    after = random.get_state(legacy=False)["state"]
+    assert position == after["pos"] and np.array_equal(key, after["key"])
+
+
+@pytest.mark.parametrize(
+    ("array", "key", "position", "message"),
+    [
+        (np.arange(4, dtype=np.int16), np.zeros(624, np.uint32), 0, "items of 4 or 8 bytes"),
+        (np.arange(8)[::2], np.zeros(624, np.uint32), 0, "must be contiguous"),
+        (np.arange(4).reshape(2, 2), np.zeros(624, np.uint32), 0, "must be contiguous"),
+        (np.arange(4), np.zeros(623, np.uint32), 0, "key must be"),
+        (np.arange(4), np.zeros(624, np.uint32), 625, "position must be"),
+        (np.arange(4), np.zeros(624, np.uint32), -1, "position must be"),
+    ],
+)
+def test_shuffle_refuses_wrong_arrays(array, key, position, message):
+    with pytest.raises(ValueError, match=message):
+        _native.shuffle(array, key, position)
+
+
+def test_shuffle_leaves_read_only_arrays_alone():
+    array = np.arange(4)
+    array.flags.writeable = False
+    with pytest.raises(ValueError, match="not writeable"):
+        shuffle(array, np.random.RandomState(0))
+
+
+@pytest.mark.parametrize(("epochs", "dtype"), [(2, np.int32), (3, np.int64)])
+def test_index_maps_grow_to_64_bits(monkeypatch, epochs, dtype):
+    """With a limit of 100 for what 32 bits hold, the maps hold the same in 64."""
+    sizes = np.arange(50, dtype=np.int32)
+    seq_length, num_samples = 7, epochs * 1225 // 7 - 1
+    plan = plan_index_maps(sizes, 0, 50, num_samples, seq_length, 3)
+    assert plan.epochs == epochs
+    expected = build_index_maps(sizes, plan)
+    monkeypatch.setattr(
+        "pypkg.data.index.index_dtype", lambda count: np.int32 if count <= 100 else np.int64
+    )
+    maps = build_index_maps(sizes, plan)
+    assert maps.document_index.dtype == maps.sample_index.dtype == dtype
+    for ours, same in zip(maps.arrays(), expected.arrays()):
+        assert np.array_equal(ours, same)
+
+
+def test_plan_at_the_border_of_32_bits():
+    """2^30 documents: two epochs are numbered with 32 bits, three are not."""
+    sizes = np.broadcast_to(np.int32(2), 2**30)  # takes no memory
+    tokens = 2**31
+    narrow = plan_index_maps(sizes, 0, 2**30, 2 * tokens // 8 - 1, 8, 0)
+    wide = plan_index_maps(sizes, 0, 2**30, 2 * tokens // 8, 8, 0)
+    assert (narrow.epochs, narrow.positions) == (2, 2**31)
+    assert narrow.layout()["doc_idx"] == ((2**31,), np.dtype(np.int32))
+    assert (wide.epochs, wide.layout()["doc_idx"]) == (3, ((3 * 2**30,), np.dtype(np.int64)))
+    assert wide.layout()["sample_idx"][1] == np.int64
+    many = plan_index_maps(sizes, 0, 2**30, 2**32 - 2, 1, 0)
+    assert many.layout()["shuffle_idx"][1] == np.int64
 
 
 @pytest.mark.parametrize(

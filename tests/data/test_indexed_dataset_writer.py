@@ -11,7 +11,7 @@ import pytest
 from corpora import GOLDEN, counting_documents
 
 from pypkg.data import IndexedDataset, IndexedDatasetWriter
-from pypkg.data.indexed_dataset import DTYPES
+from pypkg.data.corpus_files import DTYPES
 from pypkg.errors import UserError
 
 

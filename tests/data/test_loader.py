@@ -14,8 +14,14 @@ import numpy as np
 import pytest
 from corpora import counting_documents
 
-from pypkg.data import BatchLoader, build_train_valid_test_datasets, check_vocabulary
-from pypkg.data.prefetch import prefetch
+from pypkg.data import (
+    IGNORED_LABEL,
+    BatchLoader,
+    Packing,
+    build_train_valid_test_datasets,
+    check_vocabulary,
+)
+from pypkg.data.prefetch import TimedIterator, prefetch, prefetch_in_turn
 from pypkg.errors import UserError
 
 
@@ -34,9 +40,9 @@ def texts(batches) -> list[list[int]]:
     ]
 
 
-@pytest.mark.parametrize("ahead", [True, False])
-def test_batches_are_the_samples_in_order(dataset, ahead):
-    loader = BatchLoader(dataset, 3, prefetch=ahead)
+@pytest.mark.parametrize("threads", [0, 1, 2, 3, 100])
+def test_batches_are_the_samples_in_order(dataset, threads):
+    loader = BatchLoader(dataset, 3, threads=threads)
     batches = list(loader)
     assert len(batches) == len(loader) == len(dataset) // 3
     for batch in batches:
@@ -153,13 +159,84 @@ def test_prefetch_thread_ends_with_its_consumer(end):
     wait_for_threads(threads)
 
 
+def test_turns_hand_on_items_in_order_and_exceptions_after_them():
+    threads = threading.active_count()
+    items = prefetch_in_turn([iter(range(0, 9, 3)), failing_after(2), iter(range(2, 9, 3))], 6)
+    assert [next(items) for _ in range(7)] == [0, 0, 2, 3, 1, 5, 6]
+    with pytest.raises(UserError, match="broken"):
+        next(items)
+    wait_for_threads(threads)
+
+
+@pytest.mark.parametrize("end", ["close", "forget", "exhaust"])
+def test_threads_of_turns_end_with_their_consumer(end):
+    threads = threading.active_count()
+    items = prefetch_in_turn([itertools.count(), itertools.count(), iter([0, 1])], 3)
+    assert [next(items) for _ in range(3)] == [0, 0, 0]
+    assert threading.active_count() == threads + 3
+    if end == "close":
+        items.close()
+    elif end == "exhaust":
+        assert list(items) == [1, 1, 1, 2, 2]
+    else:
+        del items
+    wait_for_threads(threads)
+
+
+def test_waiting_is_measured():
+    def slow():
+        for item in range(3):
+            time.sleep(0.05)
+            yield item
+
+    timed = TimedIterator(slow())
+    assert next(timed) == 0
+    assert 0.04 < timed.seconds_per_item() < 0.5
+    time.sleep(0.1)  # the consumer's own time
+    assert list(timed) == [1, 2]
+    assert 0.04 < timed.seconds_per_item() < 0.1
+    assert timed.seconds_per_item() == 0.0
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_packed_batches_follow_the_documents_of_the_file(make_corpus, threads):
+    """Tokens that count on belong to one document, whatever they are: there is no end token."""
+    sizes = [11, 0, 23, 7, 1, 1, 40, 5, 30]
+    prefix = make_corpus(counting_documents(sizes))
+    dataset = build_train_valid_test_datasets([prefix], "1", 16, (30, 0, 0), 3)[0]
+    firsts = {int(document[0]) for document in counting_documents(sizes) if len(document)}
+    packing = Packing(reset_attention_mask=True, reset_position_ids=True, eod_mask_loss=True)
+    plain = list(BatchLoader(dataset, 2, threads=0))
+    packed = list(BatchLoader(dataset, 2, threads=threads, packing=packing))
+    assert len(packed) == len(plain) > 10
+    for batch, without in zip(packed, plain):
+        assert set(batch) == {"input_ids", "labels", "document_starts", "position_ids"}
+        assert batch["document_starts"].dtype == np.int32
+        assert batch["position_ids"].dtype == batch["labels"].dtype == np.int64
+        assert all(array.flags.c_contiguous for array in batch.values())
+        assert (batch["input_ids"] == without["input_ids"]).all()
+        for row in range(2):
+            start = 0
+            for place, token in enumerate(batch["input_ids"][row].tolist()):
+                start = place if token in firsts else start
+                assert batch["document_starts"][row, place] == start
+                assert batch["position_ids"][row, place] == place - start
+                label = without["labels"][row, place]
+                expected = IGNORED_LABEL if label in firsts else label
+                assert batch["labels"][row, place] == expected
+    assert all(
+        set(batch) == {"input_ids", "labels"}
+        for batch in BatchLoader(dataset, 2, packing=Packing(eod_mask_loss=True))
+    )
+
+
 CONSUMER = """
 import sys, time
 import numpy as np
 from pypkg.data import BatchLoader, build_train_valid_test_datasets
 dataset = build_train_valid_test_datasets([sys.argv[1]], "1", 4, (10**6, 0, 0), 3)[0]
 try:
-    batches = iter(BatchLoader(dataset, 2))
+    batches = iter(BatchLoader(dataset, 2, threads=2))
     next(batches)
     print("ready", flush=True)
     if sys.argv[2] == "busy":

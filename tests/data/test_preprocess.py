@@ -5,28 +5,17 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import resource
-import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
+import zstandard
+from preprocess_testing import ALL, DOCUMENTS, command, outputs, run, texts
 
-from pypkg import preprocess
 from pypkg.data import IndexedDataset
 from pypkg.data.bpe_training import train_tokenizer
 from pypkg.data.tokenize import load_tokenizer
-
-DOCUMENTS = {
-    "b.txt": "The second file.\n",
-    "a/z.txt": "One in a folder, déjà vu.",
-    "a/skip/no.txt": "in an excluded folder",
-    "c.py": "import this\n",
-    "d.txt": "",
-    "notes.md": "not taken",
-}
 
 
 @pytest.fixture
@@ -38,39 +27,6 @@ def corpus(tmp_path):
     return tmp_path / "text"
 
 
-@pytest.fixture
-def tokenizer(tmp_path):
-    train_tokenizer(iter(DOCUMENTS.values()), 300, tmp_path / "tokenizer", "x")
-    return tmp_path / "tokenizer"
-
-
-def arguments(tmp_path, *options, **values):
-    values = {
-        "input_path": tmp_path / "text",
-        "tokenizer_name_or_path": tmp_path / "tokenizer",
-        "output_prefix": tmp_path / "out" / "corpus",
-        **values,
-    }
-    return [*options, *(str(x) for name, value in values.items() for x in (f"--{name}", value))]
-
-
-def run(tmp_path, *options, **values):
-    return preprocess.main(arguments(tmp_path, *options, **values))
-
-
-def texts(tmp_path, tokenizer, prefix="out/corpus"):
-    data = IndexedDataset(tmp_path / prefix)
-    return [load_tokenizer(tokenizer).decode(data[i].tolist()) for i in range(len(data))]
-
-
-def outputs(tmp_path):
-    folder = tmp_path / "out"
-    return sorted(file.name for file in folder.iterdir()) if folder.exists() else []
-
-
-ALL = ["corpus.bin", "corpus.idx", "corpus.meta.json"]
-
-
 def test_text_files(tmp_path, corpus, tokenizer, capsys):
     assert run(tmp_path, exclude="skip") == 0
     assert texts(tmp_path, tokenizer) == [DOCUMENTS["a/z.txt"], DOCUMENTS["b.txt"]]
@@ -80,7 +36,7 @@ def test_text_files(tmp_path, corpus, tokenizer, capsys):
     assert outputs(tmp_path) == ALL
     said = capsys.readouterr().out
     size = sum(len(DOCUMENTS[name].encode()) for name in ("a/z.txt", "b.txt"))
-    assert "documents        2, 1 empty" in said
+    assert "documents        2\ndropped          1 empty\n" in said
     assert f"tokens           {data.num_tokens} (uint16)" in said
     assert f"bytes per token  {size / data.num_tokens:.2f}" in said
     assert f"{tmp_path / 'out' / 'corpus.bin'}, {2 * data.num_tokens} bytes" in said
@@ -110,10 +66,10 @@ def test_json_lines(tmp_path, tokenizer):
 
 BROKEN_LINES = {
     '{"text": "half': "not JSON",
-    "[]": "no text in field 'text'",
-    "3": "no text in field 'text'",
-    '{"other": "x"}': "no text in field 'text'",
-    '{"text": 3}': "no text in field 'text'",
+    "[]": "no text in the field: 'text'",
+    "3": "no text in the field: 'text'",
+    '{"other": "x"}': "no text in the field: 'text'",
+    '{"text": 3}': "no text in the field: 'text'",
     '{"text": "\\ud800"}': "not UTF-8: surrogates not allowed",
     "[" * 100_000: "not JSON",
 }
@@ -126,10 +82,10 @@ def test_broken_json_line(tmp_path, tokenizer, line, said, capsys):
     assert run(tmp_path, input_path=file) == 0
     assert texts(tmp_path, tokenizer) == ["before", "after"]
     out, err = capsys.readouterr()
-    assert f"skipped {file}, line 2: {said}" in err
-    assert "documents        2, 1 skipped" in out
+    assert f"skipped {file}, line 2 (byte 19): {said}" in err
+    assert f"dropped          1 {said.partition(':')[0]}\n" in out
     assert run(tmp_path, input_path=file, on_error="stop", output_prefix=tmp_path / "other") == 2
-    assert f"error: {file}, line 2: {said}" in capsys.readouterr().err
+    assert f"error: {file}, line 2 (byte 19): {said}" in capsys.readouterr().err
     assert not list(tmp_path.glob("other*"))
 
 
@@ -140,9 +96,11 @@ def test_files_that_cannot_be_used(tmp_path, corpus, tokenizer, capsys):
     (corpus / "not.jsonl.gz").write_bytes(b"plain text")
     assert run(tmp_path, exclude="skip,a") == 0
     assert texts(tmp_path, tokenizer) == [DOCUMENTS["b.txt"], "first"]
-    assert "documents        2, 3 skipped, 1 empty" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "dropped          2 broken file, the rest of it is lost\n" in said
+    assert "dropped          1 not UTF-8\n" in said
     assert run(tmp_path, exclude="skip,a", on_error="stop") == 2
-    assert f"error: {corpus / 'bad.txt'}: not UTF-8 at byte 3" in capsys.readouterr().err
+    assert f"error: {corpus / 'bad.txt'}, byte 3: not UTF-8" in capsys.readouterr().err
 
 
 def test_many_problems_are_only_counted(tmp_path, tokenizer, capsys):
@@ -151,7 +109,7 @@ def test_many_problems_are_only_counted(tmp_path, tokenizer, capsys):
     assert run(tmp_path, input_path=file) == 0
     out, err = capsys.readouterr()
     assert err.count("not JSON") == 10
-    assert "documents        1, 50 skipped" in out
+    assert "dropped          50 not JSON\n" in out
 
 
 def test_shuffling_is_a_permutation_by_seed(tmp_path, tokenizer):
@@ -241,7 +199,7 @@ def test_a_foreign_tokenizer_is_not_overwritten(tmp_path, corpus, tokenizer, cap
 def test_stop_while_training_the_tokenizer(tmp_path, corpus, capsys):
     (corpus / "bad.txt").write_bytes(b"\xff")
     assert run(tmp_path, train_tokenizer=290, on_error="stop") == 2
-    assert "bad.txt: not UTF-8 at byte 0" in capsys.readouterr().err
+    assert "bad.txt, byte 0: not UTF-8" in capsys.readouterr().err
     assert not (tmp_path / "tokenizer").exists()
 
 
@@ -262,8 +220,11 @@ def test_large_vocabulary_takes_four_bytes(tmp_path, corpus, tokenizer):
     ("values", "said"),
     [
         ({"input_path": "nowhere"}, "cannot read --input_path nowhere: No such file"),
-        ({"file_suffix": ".tex"}, "has no file ending in .tex, .jsonl, .jsonl.gz"),
-        ({"input_path": "{text}/d.txt"}, "gave no tokens: 1 files, 0 skipped and 1 empty"),
+        ({"file_suffix": ".tex"}, "has no file ending in .tex, .jsonl, .jsonl.gz, .jsonl.zst"),
+        (
+            {"input_path": "{text}/d.txt"},
+            "gave no tokens: 1 files, no document is left; dropped: 1 empty",
+        ),
         ({"tokenizer_name_or_path": "nowhere"}, "no tokenizer in nowhere"),
         ({"output_prefix": "{text}/b.txt/deep/corpus"}, "cannot write"),
     ],
@@ -299,49 +260,55 @@ def test_wrong_options(tmp_path, option, value, said, capsys):
     assert said in capsys.readouterr().err
 
 
-def big_input(tmp_path: Path) -> Path:
-    file = tmp_path / "big.jsonl"
-    line = json.dumps({"text": "several words of text " * 100}) + "\n"
-    file.write_text(line * 10_000)
-    return file
+def test_what_is_dropped(tmp_path, tokenizer, capsys):
+    file = tmp_path / "c.jsonl"
+    given = ["", "ab", " abc ", "abc", "x" * 101, "y" * 100, "one", "abc", "\n" * 200 + "z"]
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in given) + "bad\n")
+    flags = ("--deduplicate", "--strip")
+    values = {"min_doc_length": 3, "max_repeated_len": 100, "input_path": file}
+    assert run(tmp_path, *flags, **values) == 0
+    assert texts(tmp_path, tokenizer) == ["abc", "y" * 100, "one"]
+    summary = json.loads((tmp_path / "out" / "corpus.meta.json").read_text())
+    assert summary["dropped"] == {
+        "duplicate": 2,
+        "empty": 1,
+        "not JSON": 1,
+        "shorter than --min_doc_length": 3,
+    }
+    out = capsys.readouterr().out
+    assert "dropped          2 duplicate\n" in out
+    assert summary["text_bytes"] == 106
 
 
-def command(tmp_path, **values):
-    return [sys.executable, "-m", "pypkg.preprocess", *arguments(tmp_path, **values)]
+def test_histogram(tmp_path, tokenizer, capsys):
+    file = tmp_path / "c.jsonl"
+    sizes = [1, 2, 3, 3, 4, 7, 8, 300]
+    file.write_text("".join(json.dumps({"text": "\u0001" * n}) + "\n" for n in sizes))
+    assert run(tmp_path, input_path=file) == 0
+    summary = json.loads((tmp_path / "out" / "corpus.meta.json").read_text())
+    assert summary["lengths"] == [[1, 1], [2, 3], [4, 2], [8, 1], [256, 1]]
+    assert "2-3             3  ####" in capsys.readouterr().out
 
 
-def test_disk_full(tmp_path, tokenizer):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-    done = subprocess.run(
-        command(tmp_path, input_path=big_input(tmp_path)),
-        preexec_fn=limit, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert f"error: cannot write {tmp_path / 'out' / 'corpus.bin'}: File too large" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert outputs(tmp_path) == []
+def test_separated_documents(tmp_path, tokenizer):
+    file = tmp_path / "c.txt"
+    file.write_text("one\ntwo\n\n\nthree\n%% \nfour\n")
+    assert run(tmp_path, input_path=file, doc_spliter="") == 0
+    assert texts(tmp_path, tokenizer) == ["one\ntwo\n", "three\n%% \nfour\n"]
+    assert run(tmp_path, input_path=file, doc_spliter="%%") == 0
+    assert texts(tmp_path, tokenizer) == ["one\ntwo\n\n\nthree\n", "four\n"]
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-def test_interrupted_and_run_again(tmp_path, tokenizer, sent):
-    values = {"input_path": big_input(tmp_path), "workers": 1, "log_interval": 1}
-    process = subprocess.Popen(command(tmp_path, **values), stderr=subprocess.PIPE, text=True)
-    assert "documents" in process.stderr.readline()  # the first batch is written
-    process.send_signal(sent)
-    _, err = process.communicate(timeout=30)
-    if sent == signal.SIGINT:
-        assert process.returncode == 130
-        assert err.splitlines()[-1] == "interrupted; nothing half-written is left"
-        assert outputs(tmp_path) == []
-    else:
-        assert outputs(tmp_path) == ["corpus.bin.tmp"]
-    small = tmp_path / "small.jsonl"
-    small.write_text('{"text": "short"}\n')
-    assert run(tmp_path, input_path=small) == 0
-    assert texts(tmp_path, tokenizer) == ["short"]
-    assert outputs(tmp_path) == ALL
+def test_every_format_in_one_folder(tmp_path, tokenizer):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "a.txt").write_text("text")
+    (folder / "b.txt.gz").write_bytes(gzip.compress(b"text, packed"))
+    (folder / "c.jsonl").write_text('{"text": "line"}\n')
+    (folder / "d.jsonl.zst").write_bytes(zstandard.compress(b'{"text": "line, packed"}\n'))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["row"]}), folder / "e.parquet")
+    assert run(tmp_path) == 0
+    assert texts(tmp_path, tokenizer) == ["text", "text, packed", "line", "line, packed", "row"]
 
 
 def test_order_and_result_do_not_depend_on_threads(tmp_path, tokenizer):

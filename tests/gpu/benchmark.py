@@ -1,8 +1,8 @@
 """A first benchmark of every kernel against the best that torch offers, in bfloat16.
 
-A case knows its inputs, how ours is run, peers that compute the same, and how much work it is:
-bytes (each input read once, each output written once) or floating-point operations. What is timed
-is validated first, at the timed shape.
+A case knows its inputs, how ours is run (in CUDA, and in Triton where there is such a kernel),
+peers that compute the same, and how much work it is: bytes (each input read once, each output
+written once) or floating-point operations. What is timed is validated first, at the timed shape.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class BenchmarkCase:
     peers: dict[str, Callable[[], Tensors]]
     work: float  # bytes, or floating-point operations
     unit: str  # "GB/s" or "TFLOP/s"
+    triton: Callable[[], Tensors] | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -43,8 +44,8 @@ def address(tensor: torch.Tensor) -> tuple[int, tuple[int, ...], str, str]:
 class Maker:
     """Tensors on the device, and calls of kernels with them."""
 
-    def __init__(self, kernels: Any, device: str):
-        self.kernels, self.device = kernels, device
+    def __init__(self, kernels: Any, triton: Any | None, device: str):
+        self.kernels, self.triton, self.device = kernels, triton, device
         self.generator = torch.Generator(device).manual_seed(0)
 
     def random(self, *shape: int) -> torch.Tensor:
@@ -63,6 +64,14 @@ class Maker:
             kernel(*arguments, stream=stream, **settings)
 
         return run
+
+    def call_triton(
+        self, name: str, *tensors: torch.Tensor | None, **settings: Any
+    ) -> Callable[[], None] | None:
+        if self.triton is None:
+            return None
+        kernel = getattr(self.triton, name)
+        return lambda: kernel(*tensors, **settings)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(function, dynamic=False)
@@ -96,30 +105,45 @@ def rms_norm(mk: Maker, rows: int, cols: int, use_compile: bool) -> Iterator[Ben
         return plain(h, weight), h
 
     forward = mk.call("rms_norm_forward", x, weight, y, rstd, epsilon=epsilon)
+    forward_triton = mk.call_triton("rms_norm_forward", x, weight, y, rstd, epsilon=epsilon)
     peers = {"F.rms_norm": lambda: (plain(x, weight),)}
     compiled_plain = mk.compiled(plain)
     if use_compile:
         peers["torch.compile"] = lambda: (compiled_plain(x, weight),)
-    yield BenchmarkCase("rms_norm fwd", shape, _then(forward, y), peers, 2 * matrix, "GB/s")
+    yield BenchmarkCase(
+        *("rms_norm fwd", shape, _then(forward, y), peers, 2 * matrix, "GB/s"),
+        _then(forward_triton, y),
+    )
 
-    add = mk.call("rms_norm_forward", x, weight, y, rstd, r, h, epsilon=epsilon)
+    arguments = (x, weight, y, rstd, r, h)
+    add = mk.call("rms_norm_forward", *arguments, epsilon=epsilon)
+    add_triton = mk.call_triton("rms_norm_forward", *arguments, epsilon=epsilon)
     peers = {"add, F.rms_norm": lambda: fused(x, r, weight)}
     if use_compile:
         compiled_fused = mk.compiled(fused)
         peers["torch.compile"] = lambda: compiled_fused(x, r, weight)
-    yield BenchmarkCase("add + rms_norm fwd", shape, _then(add, y, h), peers, 4 * matrix, "GB/s")
+    yield BenchmarkCase(
+        *("add + rms_norm fwd", shape, _then(add, y, h), peers, 4 * matrix, "GB/s"),
+        _then(add_triton, y, h),
+    )
 
     forward()  # rstd of x
     dy, dx, dweight = mk.random(rows, cols), mk.empty(rows, cols), mk.empty(cols)
     floats = mk.kernels.rms_norm_backward_workspace(address(x))
     workspace = mk.empty(floats, dtype=torch.float32)
-    backward = mk.call("rms_norm_backward", dy, x, weight, rstd, dx, dweight, workspace)
+    arguments = (dy, x, weight, rstd, dx, dweight)
+    backward = mk.call("rms_norm_backward", *arguments, workspace)
+    backward_triton = None
+    if mk.triton:
+        workspace = mk.empty(mk.triton.rms_norm_backward_workspace(x), dtype=torch.float32)
+        backward_triton = mk.call_triton("rms_norm_backward", *arguments, workspace)
     xg, wg = x.detach().requires_grad_(), weight.detach().requires_grad_()
     peers = {"F.rms_norm": gradients(lambda: plain(xg, wg), (xg, wg), dy)}
     if use_compile:
         peers["torch.compile"] = gradients(lambda: compiled_plain(xg, wg), (xg, wg), dy)
     yield BenchmarkCase(
-        "rms_norm bwd", shape, _then(backward, dx, dweight), peers, 3 * matrix, "GB/s"
+        *("rms_norm bwd", shape, _then(backward, dx, dweight), peers, 3 * matrix, "GB/s"),
+        _then(backward_triton, dx, dweight),
     )
 
 
@@ -138,14 +162,18 @@ def rotary(mk: Maker, tokens: int, heads: tuple[int, int], use_compile: bool) ->
         return turn(q), turn(k)
 
     outputs = torch.empty_like(q), torch.empty_like(k)
-    ours = mk.call("rotary_embedding", q, k, cos, sin, *outputs)
+    arguments = ("rotary_embedding", q, k, cos, sin, *outputs)
     peers = {"eager": lambda: both(q, k)}
     if use_compile:
         compiled = mk.compiled(both)
         peers["torch.compile"] = lambda: compiled(q, k)
     work = 2 * (q.numel() + k.numel()) * q.element_size()
     shape = f"{tokens}x{heads[0]}+{heads[1]}x{head_dim}"
-    return BenchmarkCase("rotary_embedding", shape, _then(ours, *outputs), peers, work, "GB/s")
+    ours, triton = mk.call(*arguments), mk.call_triton(*arguments)
+    return BenchmarkCase(
+        *("rotary_embedding", shape, _then(ours, *outputs), peers, work, "GB/s"),
+        _then(triton, *outputs),
+    )
 
 
 def swiglu(mk: Maker, rows: int, cols: int, use_compile: bool) -> Iterator[BenchmarkCase]:
@@ -157,18 +185,25 @@ def swiglu(mk: Maker, rows: int, cols: int, use_compile: bool) -> Iterator[Bench
         return F.silu(gate) * up
 
     compiled = mk.compiled(plain)
-    ours = mk.call("gated_activation_forward", gate, up, out)
+    arguments = ("gated_activation_forward", gate, up, out)
+    ours, triton = mk.call(*arguments), mk.call_triton(*arguments)
     peers = {"eager": lambda: (plain(gate, up),)}
     if use_compile:
         peers["torch.compile"] = lambda: (compiled(gate, up),)
-    yield BenchmarkCase("swiglu fwd", shape, _then(ours, out), peers, 3 * matrix, "GB/s")
+    yield BenchmarkCase(
+        *("swiglu fwd", shape, _then(ours, out), peers, 3 * matrix, "GB/s"), _then(triton, out)
+    )
 
-    ours = mk.call("gated_activation_backward", gate, up, dout, dgate, dup)
+    arguments = ("gated_activation_backward", gate, up, dout, dgate, dup)
+    ours, triton = mk.call(*arguments), mk.call_triton(*arguments)
     leaves = gate.detach().requires_grad_(), up.detach().requires_grad_()
     peers = {"eager": gradients(lambda: plain(*leaves), leaves, dout)}
     if use_compile:
         peers["torch.compile"] = gradients(lambda: compiled(*leaves), leaves, dout)
-    yield BenchmarkCase("swiglu bwd", shape, _then(ours, dgate, dup), peers, 5 * matrix, "GB/s")
+    yield BenchmarkCase(
+        *("swiglu bwd", shape, _then(ours, dgate, dup), peers, 5 * matrix, "GB/s"),
+        _then(triton, dgate, dup),
+    )
 
 
 def cross_entropy(mk: Maker, rows: int, cols: int, use_compile: bool) -> Iterator[BenchmarkCase]:
@@ -182,19 +217,26 @@ def cross_entropy(mk: Maker, rows: int, cols: int, use_compile: bool) -> Iterato
         return F.cross_entropy(logits.float(), labels, reduction="none")
 
     compiled = mk.compiled(plain)
-    ours = mk.call("cross_entropy_forward", logits, labels, loss, lse)
+    arguments = ("cross_entropy_forward", logits, labels, loss, lse)
+    ours, triton = mk.call(*arguments), mk.call_triton(*arguments)
     peers = {"F.cross_entropy": lambda: (plain(logits),)}
     if use_compile:
         peers["torch.compile"] = lambda: (compiled(logits),)
-    yield BenchmarkCase("cross_entropy fwd", shape, _then(ours, loss), peers, matrix, "GB/s")
+    yield BenchmarkCase(
+        *("cross_entropy fwd", shape, _then(ours, loss), peers, matrix, "GB/s"), _then(triton, loss)
+    )
 
     ours()  # lse
-    ours = mk.call("cross_entropy_backward", logits, labels, lse, dloss, dlogits)
+    arguments = ("cross_entropy_backward", logits, labels, lse, dloss, dlogits)
+    ours, triton = mk.call(*arguments), mk.call_triton(*arguments)
     leaf = logits.detach().requires_grad_()
     peers = {"F.cross_entropy": gradients(lambda: plain(leaf), (leaf,), dloss)}
     if use_compile:
         peers["torch.compile"] = gradients(lambda: compiled(leaf), (leaf,), dloss)
-    yield BenchmarkCase("cross_entropy bwd", shape, _then(ours, dlogits), peers, 2 * matrix, "GB/s")
+    yield BenchmarkCase(
+        *("cross_entropy bwd", shape, _then(ours, dlogits), peers, 2 * matrix, "GB/s"),
+        _then(triton, dlogits),
+    )
 
 
 def attention(
@@ -238,7 +280,11 @@ def attention(
     )
 
 
-def _then(run: Callable[[], None], *results: torch.Tensor) -> Callable[[], Tensors]:
+def _then(run: Callable[[], None] | None, *results: torch.Tensor) -> Any:
+    """A call of run that returns the tensors it fills; None without run."""
+    if run is None:
+        return None
+
     def call() -> Tensors:
         run()
         return results
@@ -246,9 +292,11 @@ def _then(run: Callable[[], None], *results: torch.Tensor) -> Callable[[], Tenso
     return call
 
 
-def cases(kernels: Any, device: str, use_compile: bool) -> Iterator[BenchmarkCase]:
+def cases(
+    kernels: Any, triton: Any | None, device: str, use_compile: bool
+) -> Iterator[BenchmarkCase]:
     """Sizes of a 7B model's layer on a GPU, tiny ones on a CPU (to try the script out)."""
-    mk = Maker(kernels, device)
+    mk = Maker(kernels, triton, device)
     if device == "cpu":
         yield from rms_norm(mk, 64, 256, use_compile)
         yield rotary(mk, 32, (4, 2), use_compile)
@@ -269,13 +317,19 @@ def cases(kernels: Any, device: str, use_compile: bool) -> Iterator[BenchmarkCas
 
 
 def validate(case: BenchmarkCase, expected: Tensors) -> float:
-    """Largest relative difference (2-norm) between ours and a peer's tensors."""
+    """Largest relative difference (2-norm) between a version of ours and a peer's tensors."""
     worst = 0.0
-    for ours, theirs in zip(case.ours(), expected):
-        difference = (ours.double() - theirs.double()).norm() / theirs.double().norm()
-        if not difference <= ALLOWED_DIFFERENCE:
-            raise AssertionError(f"{case.name} {case.shape}: off by {difference:.2e}")
-        worst = max(worst, float(difference))
+    for version, run in (("CUDA", case.ours), ("Triton", case.triton)):
+        if run is None:
+            continue
+        for tensor in run():
+            tensor.fill_(float("nan"))  # both versions write to the same tensors
+        for ours, theirs in zip(run(), expected):
+            difference = (ours.double() - theirs.double()).norm() / theirs.double().norm()
+            if not difference <= ALLOWED_DIFFERENCE:
+                where = f"{case.name} {case.shape}, {version}"
+                raise AssertionError(f"{where}: off by {difference:.2e}")
+            worst = max(worst, float(difference))
     return worst
 
 
@@ -292,6 +346,7 @@ def measure(case: BenchmarkCase, timer: Any, limits: dict[str, float]) -> dict[s
         del expected
         times[name] = timer.median(run)
     ours = timer.median(case.ours)
+    triton = timer.median(case.triton) if case.triton else None
     best = min(times, key=times.get) if times else None
     scale = 1e9 if case.unit == "GB/s" else 1e12
     rate = case.work / ours / scale
@@ -299,6 +354,7 @@ def measure(case: BenchmarkCase, timer: Any, limits: dict[str, float]) -> dict[s
         "name": case.name,
         "shape": case.shape,
         "ours_us": ours * 1e6,
+        "triton_us": triton * 1e6 if triton else None,
         "peer": best,
         "peer_us": times[best] * 1e6 if best else None,
         "all_peers_us": {name: t * 1e6 for name, t in times.items()},

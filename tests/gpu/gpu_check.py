@@ -1,13 +1,15 @@
 """Builds the kernels on a machine with a GPU, checks them against float64 and times them.
 
-Needs a GPU, nvcc, CMake, Ninja and a Python with torch, NumPy and pybind11; no Paddle. Writes
-everything to a JSON file, prints a table last and exits with 1 if a check failed.
-`--device cpu` tries the script out on the CPU kernels that are installed already.
+Needs a GPU, nvcc, CMake, Ninja and a Python with torch, NumPy and pybind11; no Paddle. The Triton
+versions are checked and timed beside them where Triton is installed. Writes everything to a JSON
+file, prints a table last and exits with 1 if a check failed. `--device cpu` tries the script out on
+the CPU kernels that are installed already, and interprets Triton.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
 import platform
@@ -24,6 +26,7 @@ import kernel_cases
 import numpy as np
 import timing
 import torch
+import triton_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "gpu-check"
@@ -94,6 +97,8 @@ def load_kernels(device: str) -> Any:
 
 def machine(device: str, kernels: Any) -> dict[str, Any]:
     facts = {"python": platform.python_version(), "torch": torch.__version__}
+    has_triton = triton_kernels.installed()
+    facts["triton"] = importlib.metadata.version("triton") if has_triton else "not installed"
     facts["kernels"] = kernels.build_info()
     if device == "cuda":
         facts |= {
@@ -114,22 +119,35 @@ def _output(command: list[str]) -> str:
         return "unknown"
 
 
-def run_checks(backend: TorchBackend, cases: list[checks.Case]) -> list[dict[str, Any]]:
+def run_checks(
+    backend: TorchBackend, cases: list[checks.Case], version: str
+) -> list[dict[str, Any]]:
     """Every case is run, also after a failure."""
     rows = []
     for case in cases:
-        row: dict[str, Any] = {"case": str(case), "passed": True}
+        row: dict[str, Any] = {"case": str(case), "version": version, "passed": True}
         try:
             row["error_over_tolerance"] = checks.check(case, backend)
         except Exception as error:
             row |= {"passed": False, "message": f"{type(error).__name__}: {error}"}
-            print(f"FAILED {case}: {row['message']}", flush=True)
+            print(f"FAILED {case} ({version}): {row['message']}", flush=True)
         rows.append(row)
     return rows
 
 
+def check_everything(kernels: Any, triton: Any | None, device: str) -> list[dict[str, Any]]:
+    cases = kernel_cases.small_cases() + kernel_cases.large_cases()
+    if device == "cpu":
+        cases = [case for case in kernel_cases.small_cases() if case.dtype in checks.CPU_DTYPES]
+    rows = run_checks(TorchBackend(kernels, device), cases, "compiled")
+    if triton is not None:
+        cases = [case for case in cases if case.operation != "flash_attention"]
+        rows += run_checks(TorchBackend(triton, device), cases, "triton")
+    return rows
+
+
 def run_benchmarks(
-    kernels: Any, device: str, use_compile: bool, deadline: float
+    kernels: Any, triton: Any | None, device: str, use_compile: bool, deadline: float
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     timer = timing.CudaTimer() if device == "cuda" else timing.CpuTimer()
     limits = {
@@ -137,7 +155,7 @@ def run_benchmarks(
         "TFLOP/s": timing.matmul_rate(timer, device),
     }
     rows = []
-    for case in benchmark.cases(kernels, device, use_compile):
+    for case in benchmark.cases(kernels, triton, device, use_compile):
         if time.monotonic() > deadline:
             rows.append({"name": case.name, "shape": case.shape, "skipped": "out of time"})
             continue
@@ -152,7 +170,7 @@ def print_table(limits: dict[str, float], rows: list[dict[str, Any]]) -> None:
     print(
         f"copy {limits['GB/s'] / 1e9:.0f} GB/s, bf16 matmul {limits['TFLOP/s'] / 1e12:.1f} TFLOP/s"
     )
-    print(f"{'operation':20}{'shape':28}{'us':>10}{'peer us':>10} {'best peer':18}"
+    print(f"{'operation':20}{'shape':28}{'us':>10}{'Triton us':>11}{'peer us':>10} {'best peer':18}"
           f"{'ratio':>6}{'rate':>9} {'unit':8}{'share':>6}")  # fmt: skip
     for row in rows:
         start = f"{row['name']:20}{row['shape']:28}"
@@ -160,9 +178,10 @@ def print_table(limits: dict[str, float], rows: list[dict[str, Any]]) -> None:
             print(start + (row.get("failed") or row["skipped"]))
             continue
         peer_us = f"{row['peer_us']:10.1f}" if row["peer"] else f"{'-':>10}"
+        triton_us = f"{row['triton_us']:11.1f}" if row["triton_us"] else f"{'-':>11}"
         ratio = f"{row['speedup']:6.2f}" if row["peer"] else f"{'-':>6}"
         print(
-            f"{start}{row['ours_us']:10.1f}{peer_us} {row['peer'] or '-':18}{ratio}"
+            f"{start}{row['ours_us']:10.1f}{triton_us}{peer_us} {row['peer'] or '-':18}{ratio}"
             f"{row['rate']:9.1f} {row['unit']:8}{row['share_of_limit']:6.0%}"
         )
 
@@ -171,8 +190,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--output", type=Path, default=BUILD / "gpu_check.json")
+    parser.add_argument("--no-checks", action="store_true", help="benchmark only")
     parser.add_argument("--no-benchmark", action="store_true", help="checks only")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no-triton", action="store_true", help="leave the Triton versions out")
     parser.add_argument("--budget", type=float, default=450, help="seconds, build included")
     return parser.parse_args(argv)
 
@@ -187,18 +208,18 @@ def main(argv: list[str] | None = None) -> int:
     print(json.dumps(facts))
     print(f"kernels ready after {time.monotonic() - started:.0f} s", flush=True)
 
-    backend = TorchBackend(kernels, args.device)
-    cases = kernel_cases.small_cases() + kernel_cases.large_cases()
-    if args.device == "cpu":
-        cases = [case for case in kernel_cases.small_cases() if case.dtype in checks.CPU_DTYPES]
-    results = run_checks(backend, cases)
+    triton = None
+    if triton_kernels.installed() and not args.no_triton:
+        triton = triton_kernels.load(interpret=args.device == "cpu")
+    results = [] if args.no_checks else check_everything(kernels, triton, args.device)
     failed = [row for row in results if not row["passed"]]
     print(f"{len(results) - len(failed)} of {len(results)} checks passed, "
           f"{time.monotonic() - started:.0f} s", flush=True)  # fmt: skip
     report = {"machine": facts, "checks": results}
     if not args.no_benchmark and not failed:
         use_compile = args.device == "cuda" and not args.no_compile
-        limits, rows = run_benchmarks(kernels, args.device, use_compile, started + args.budget)
+        deadline = started + args.budget
+        limits, rows = run_benchmarks(kernels, triton, args.device, use_compile, deadline)
         report |= {"limits": limits, "benchmarks": rows}
         failed += [row for row in rows if "failed" in row]
         print_table(limits, rows)

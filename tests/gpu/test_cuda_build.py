@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,23 @@ SOURCES = sorted(KERNELS.glob("*.cu"), key=lambda path: path.stat().st_size, rev
 ARCHITECTURES = ("80", "90a")
 # Float32 attention is there to be exact, not fast; its widest backward does not fit in registers.
 MAY_SPILL = re.compile(r"key_gradient_kernelIfLi128E")
+ATTENTION = {"flash_attention_forward", "flash_attention_backward"}
+# The forms for rows that are not aligned to 16 bytes, and sums over a few rows.
+NARROW = {
+    "rms_norm": re.compile(r"scalar|reduce_dweight"),
+    "rotary_embedding": re.compile(r"Li1E"),
+    "gated_activation": re.compile(r"Li1E"),
+    "cross_entropy": re.compile(r"(?!)"),
+}
+REGISTERS = 65536  # of a multiprocessor
+# Threads that a multiprocessor has to hold, or too few loads are under way to keep its memory
+# busy; for attention those of the tiles. The first pattern that is found holds.
+THREADS = (
+    (re.compile(r"gradient_kernel"), 2 * 128),
+    (re.compile(r"flash_attention_forward.*forward_kernel"), 256),
+    (re.compile(r"rms_norm.*15backward_kernel.*Li[24]E"), 512),  # each holds 16 or 32 sums
+    (re.compile(r""), 1024),
+)
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 
@@ -27,6 +47,32 @@ class Compiled:
     architecture: str
     object_file: Path
     log: str
+
+
+def path_with_disassembler() -> str:
+    """PATH with cuobjdump, and nvdisasm which it calls, from the packages that tests install."""
+    folders = []
+    for tool in ("cuobjdump", "nvdisasm"):
+        if shutil.which(tool) is None:
+            files = importlib.metadata.files(f"nvidia-cuda-{tool}")
+            found = [Path(each.locate()).parent for each in files or () if each.name == tool]
+            assert found, f"{tool} is neither on PATH nor in the package nvidia-cuda-{tool}"
+            folders.append(str(found[0]))
+    return os.pathsep.join([*folders, os.environ["PATH"]])
+
+
+def kernels_in_sass(unit: Compiled) -> Iterator[tuple[str, str]]:
+    """Name and instructions of each kernel of an object file."""
+    path = path_with_disassembler()
+    command = [shutil.which("cuobjdump", path=path), "-sass", str(unit.object_file)]
+    environment = {**os.environ, "PATH": path}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    parts = re.split(r"\n\s*Function : ", result.stdout)[1:]
+    assert parts
+    for part in parts:
+        name, _, code = part.partition("\n")
+        yield name, code
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +108,43 @@ def test_kernels_do_not_spill(compiled: list[Compiled]):
     assert not spilling, "\n".join(spilling)
 
 
-def test_attention_uses_tensor_cores_and_asynchronous_copies(compiled: list[Compiled]):
-    if shutil.which("cuobjdump") is None or shutil.which("nvdisasm") is None:
-        pytest.skip("cuobjdump or nvdisasm is not on PATH")
-    attention = {"flash_attention_forward", "flash_attention_backward"}
+def test_registers_leave_room_for_the_threads_that_are_needed(compiled: list[Compiled]):
+    pattern = re.compile(r"Compiling entry function '(\S+)'.*?Used (\d+) registers", re.S)
+    seen, crowded = 0, []
     for unit in compiled:
-        if unit.source.stem not in attention:
+        for kernel, registers in pattern.findall(unit.log):
+            seen += 1
+            name = f"{unit.source.stem} {kernel}"
+            wanted = next(threads for known, threads in THREADS if known.search(name))
+            per_thread = -(-int(registers) // 8) * 8  # registers are given out in eights
+            if REGISTERS // per_thread < wanted:
+                crowded.append(f"sm_{unit.architecture} {name}: {registers}, for {wanted} threads")
+    assert seen > 100, "the compiler's report was not understood"
+    assert not crowded, "\n".join(crowded)
+
+
+def test_attention_uses_tensor_cores_and_asynchronous_copies(compiled: list[Compiled]):
+    """mma.sync and cp.async; in float32, which is exact, no tensor cores."""
+    for unit in compiled:
+        if unit.source.stem not in ATTENTION:
             continue
-        command = ["cuobjdump", "-sass", str(unit.object_file)]
-        sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        kernels = re.split(r"\n\s*Function : ", sass)[1:]
-        assert kernels
-        for kernel in kernels:
-            name, tensor_cores = kernel.split("\n", 1)[0], "HMMA.16816.F32" in kernel
+        for name, code in kernels_in_sass(unit):
+            tensor_cores = "HMMA.16816.F32" in code
             assert tensor_cores == ("IfLi" not in name), f"sm_{unit.architecture} {name}"
-            assert "LDGSTS" in kernel, f"sm_{unit.architecture} {name}"
-            assert "LDL" not in kernel or MAY_SPILL.search(name), f"sm_{unit.architecture} {name}"
+            assert "LDGSTS.E.BYPASS.128" in code, f"sm_{unit.architecture} {name}"
+            assert "LDL" not in code or MAY_SPILL.search(name), f"sm_{unit.architecture} {name}"
+
+
+def test_memory_bound_kernels_move_16_bytes_at_a_time(compiled: list[Compiled]):
+    for unit in compiled:
+        narrow = NARROW.get(unit.source.stem)
+        if narrow is None:
+            continue
+        for name, code in kernels_in_sass(unit):
+            where = f"sm_{unit.architecture} {unit.source.stem} {name}"
+            assert "LDL" not in code and "STL" not in code, where
+            if narrow.search(name):
+                continue
+            assert "LDG.E.128" in code, where
+            writes_a_row_only = unit.source.stem == "cross_entropy" and "forward" in name
+            assert ("STG.E.128" in code) != writes_a_row_only, where

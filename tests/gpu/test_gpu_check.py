@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -24,9 +25,14 @@ def test_dry_run_on_the_cpu(tmp_path: Path):
     result = run("--device", "cpu", "--output", str(report_file))
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads(report_file.read_text())
-    assert len(report["checks"]) > 50
+    versions = [row["version"] for row in report["checks"]]
+    assert versions.count("compiled") > 50
     assert all(row["passed"] for row in report["checks"])
     names = {row["name"] for row in report["benchmarks"]}
+    has_triton = importlib.util.find_spec("triton") is not None
+    assert (versions.count("triton") > 40) == has_triton
+    for row in report["benchmarks"]:
+        assert bool(row["triton_us"]) == (has_triton and not row["name"].startswith("attention"))
     assert {"rms_norm fwd", "swiglu bwd", "cross_entropy bwd", "attention bwd"} <= names
     for row in report["benchmarks"]:
         assert row["ours_us"] > 0 and row["peer_us"] > 0 and row["difference"] < 2e-2

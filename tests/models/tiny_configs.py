@@ -196,6 +196,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "partial_rotary_factor": 0.5,
     },
 }
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layer")
 # What a Baichuan config.json tells only by its sizes.
 OVERRIDES: dict[str, dict[str, Any]] = {
     "baichuan_7b": {"position_embedding": "rope", "norm_head": False},
@@ -205,6 +206,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny(family: str) -> ModelConfig:
+def tiny(family: str, num_layers: int = 2) -> ModelConfig:
     """The tiny configuration of ``family``, a key of ``KEYS``."""
-    return config_from_huggingface(KEYS[family]).replace(**OVERRIDES.get(family, {}))
+    keys = {key: num_layers if key in _LAYERS else value for key, value in KEYS[family].items()}
+    return config_from_huggingface(keys).replace(**OVERRIDES.get(family, {}))

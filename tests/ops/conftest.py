@@ -1,13 +1,37 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+import paddle
 import pytest
 
 from pypkg import ops
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "gpu"))
 
-@pytest.fixture(params=["compiled", "reference"])
+import triton_kernels
+
+HAS_TRITON = triton_kernels.installed()
+if HAS_TRITON and not paddle.device.get_device().startswith("gpu"):
+    with triton_kernels.interpreter():
+        from pypkg.ops.triton import kernels  # noqa: F401
+
+BACKENDS = ("compiled", "triton", "reference")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A module whose operators have fewer backends names them as BACKENDS."""
+    if "each_backend" in metafunc.fixturenames:
+        names = getattr(metafunc.module, "BACKENDS", BACKENDS)
+        metafunc.parametrize("each_backend", names, indirect=True)
+
+
+@pytest.fixture
 def each_backend(request):
     """Runs a test on every backend; one that is not built is a failure, not a skip."""
+    if request.param == "triton" and not HAS_TRITON:
+        pytest.skip("triton is not installed; it comes with .[test]")
     ops.set_backend(request.param)
     yield request.param
     ops.set_backend("auto")

@@ -105,8 +105,12 @@ def test_no_rows(each_backend):
 
 @pytest.mark.parametrize("label", [-1, 9])
 def test_label_out_of_range(each_backend, label):
+    logits, labels = paddle.ones([2, 9]), paddle.to_tensor([3, label])
+    if each_backend == "triton":  # as on a GPU, where to raise would be to wait
+        assert list(cross_entropy(logits, labels).isnan()) == [False, True]
+        return
     with pytest.raises(IndexError, match=f"label {label} "):
-        cross_entropy(paddle.ones([2, 9]), paddle.to_tensor([3, label]))
+        cross_entropy(logits, labels)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
+import importlib.util
 import json
 import logging
 
@@ -23,6 +26,9 @@ GOOD_INFO = {
 def undecided(monkeypatch):
     """As in a fresh process: nothing chosen, nothing in the environment."""
     monkeypatch.setattr(_library, "_chosen", None)
+    if importlib.util.find_spec("triton") is not None:
+        launch = importlib.import_module("pypkg.ops.triton.launch")
+        monkeypatch.setattr(launch, "INTERPRETED", False)
     monkeypatch.delenv("PYPKG_OPS_BACKEND", raising=False)
 
 
@@ -37,6 +43,14 @@ def put_library(folder, **changes) -> None:
     """A library that is not one, so a test that gets as far as loading it fails."""
     (folder / "pypkg_ops.so").write_bytes(b"no library")
     (folder / "build_info.json").write_text(json.dumps({**GOOD_INFO, **changes}))
+
+
+def put_gpu(monkeypatch, capability) -> None:
+    """A GPU as Paddle would tell of it, and Triton installed for it."""
+    monkeypatch.setattr(paddle.device, "get_device", lambda: "gpu:0")
+    monkeypatch.setattr(paddle.device.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: f"of {name}")
 
 
 def test_choice_is_made_and_logged_once(undecided, caplog):
@@ -76,7 +90,7 @@ def test_set_backend_is_followed(undecided, monkeypatch):
 
 @pytest.mark.parametrize("how", ["call", "environment"])
 def test_unknown_name(undecided, monkeypatch, how):
-    with pytest.raises(UserError, match=r"is 'fast'; expected one of auto, compiled, reference"):
+    with pytest.raises(UserError, match=r"is 'fast'; expected one of auto, compiled, triton, ref"):
         if how == "call":
             ops.set_backend("fast")
         else:
@@ -145,22 +159,56 @@ def test_library_that_does_not_load(folder):
 
 
 @pytest.mark.parametrize(
-    ("info", "capability", "reason"),
+    ("info", "capability", "reason", "instead"),
     [
-        ({"cuda_version": None}, (8, 0), "built without CUDA"),
-        ({"cuda_architectures": "80-real,90a-real"}, (7, 5), "compute capability 7.5"),
-        ({"cuda_architectures": "80-real,90a-real"}, (10, 0), "compute capability 10.0"),
+        ({"cuda_version": None}, (8, 0), "built without CUDA", "triton"),
+        ({"cuda_architectures": "80-real,90a-real"}, (7, 5), "capability 7.5", "reference"),
+        ({"cuda_architectures": "80-real,90a-real"}, (10, 0), "capability 10.0", "triton"),
     ],
 )
-def test_device_that_the_library_is_not_for(folder, monkeypatch, caplog, info, capability, reason):
+def test_device_that_the_library_is_not_for(
+    folder, monkeypatch, caplog, info, capability, reason, instead
+):
     put_library(folder, **{"cuda_version": "13.0", **info})
-    monkeypatch.setattr(paddle.device, "get_device", lambda: "gpu:0")
-    monkeypatch.setattr(paddle.device.cuda, "get_device_capability", lambda: capability)
+    put_gpu(monkeypatch, capability)
     with caplog.at_level(logging.INFO, logger="pypkg"):
-        assert ops.backend() == "reference"
+        assert ops.backend() == instead
     assert reason in caplog.text
     with pytest.raises(UserError, match="asks for 'compiled', but .*" + reason):
         ops.set_backend("compiled")
+
+
+def test_triton_runs_on_a_gpu_without_the_library(folder, monkeypatch, caplog):
+    """Chosen without being asked for, and one line says so and why."""
+    put_gpu(monkeypatch, (9, 0))
+    with caplog.at_level(logging.INFO, logger="pypkg"):
+        assert ops.backend() == "triton"
+    assert len(caplog.records) == 1
+    assert "operators: triton (the compiled operators are not built" in caplog.text
+    assert "kernels of Triton of triton" in caplog.text
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    ops.set_backend("auto")
+    assert ops.backend() == "reference"
+
+
+@pytest.mark.parametrize(
+    ("installed", "device", "capability", "reason"),
+    [
+        (False, "gpu:0", (9, 0), "Triton is not installed"),
+        (True, "gpu:0", (7, 5), "needs compute capability 8.0, this device has 7.5"),
+        (True, "cpu", None, "Triton needs a GPU"),
+    ],
+)
+def test_triton_asked_for_where_it_cannot_run(
+    folder, monkeypatch, installed, device, capability, reason
+):
+    put_gpu(monkeypatch, capability)
+    monkeypatch.setattr(paddle.device, "get_device", lambda: device)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if installed else None)
+    if installed and device == "cpu":
+        pytest.importorskip("triton")
+    with pytest.raises(UserError, match=f"asks for 'triton', but .*{reason}"):
+        ops.set_backend("triton")
 
 
 @pytest.mark.parametrize(

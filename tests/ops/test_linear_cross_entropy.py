@@ -6,7 +6,11 @@ import pytest
 from op_testing import check_against_reference, parameter, random
 from paddle.base import core
 
-from pypkg.ops import linear_cross_entropy, linear_cross_entropy_reference
+from pypkg.ops import (
+    cross_entropy_reference,
+    linear_cross_entropy,
+    linear_cross_entropy_reference,
+)
 
 IGNORE = -100
 ROWS, HIDDEN, VOCAB = 21, 24, 50
@@ -61,6 +65,26 @@ def test_more_dimensions(each_backend):
     )
 
 
+@pytest.mark.parametrize("rows_per_chunk", [1, 4, ROWS])
+@pytest.mark.parametrize("shape", [[ROWS], [3, 7], [0]])
+def test_token_losses(each_backend, rows_per_chunk, shape):
+    rows = int(np.prod(shape))
+    y = labels()[:rows].reshape(shape)
+    hidden = parameter(arrays()[0][:rows].reshape(*shape, HIDDEN))
+    weight = parameter(arrays()[1])
+    losses: list[paddle.Tensor] = []
+    total = linear_cross_entropy(
+        hidden, weight, y, reduction="sum", chunk_bytes=rows_per_chunk * VOCAB * 4,
+        token_losses=losses,
+    )  # fmt: skip
+    expected = cross_entropy_reference(paddle.matmul(hidden, weight, transpose_y=True), y)
+    assert len(losses) == 1 and losses[0].shape == shape and losses[0].stop_gradient
+    assert losses[0].dtype == paddle.float32
+    np.testing.assert_allclose(losses[0].numpy(), expected.numpy(), rtol=1e-5, atol=1e-5)
+    total.backward()
+    assert total.item() == pytest.approx(losses[0].sum().item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("wanted", [0, 1])
 def test_one_input_is_frozen(each_backend, wanted):
     inputs = [parameter(each) for each in arrays()]
@@ -94,7 +118,7 @@ def test_second_backward_is_refused(each_backend):
     inputs = [parameter(each) for each in arrays()]
     loss = linear_cross_entropy(*inputs, labels())
     loss.backward(retain_graph=True)
-    with pytest.raises(OSError, match="backward ran through this loss before"):
+    with pytest.raises(OSError, match="backward ran through this result before"):
         loss.backward()
 
 

@@ -90,9 +90,13 @@ def test_empty(each_backend, shape):
 
 @pytest.mark.parametrize("position", [-1, POSITIONS])
 def test_position_out_of_range(each_backend, position):
-    ids = paddle.to_tensor([[0, position]])
+    arguments = (paddle.ones([1, 2, 1, 8]), None, *tables(8), paddle.to_tensor([[0, position]]))
+    if each_backend == "triton":  # as on a GPU, where to raise would be to wait
+        q, _ = rotary_embedding(*arguments)
+        assert q[0, 1].isnan().all() and not q[0, 0].isnan().any()
+        return
     with pytest.raises(IndexError, match=f"position {position} "):
-        rotary_embedding(paddle.ones([1, 2, 1, 8]), None, *tables(8), ids)
+        rotary_embedding(*arguments)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ import paddle
 import pytest
 
 from pypkg.errors import UserError
+from pypkg.parallel import mesh
+from pypkg.parallel.updaters import UpdateOptions, Updater, make_updater
 from pypkg.training import checkpoint
 from pypkg.training.checkpoint import (
     TrainerState,
@@ -21,26 +23,25 @@ from pypkg.training.checkpoint import (
     prepare_output_dir,
     save_checkpoint,
 )
-from pypkg.training.optimizer import build_adamw
 
 
-def make(seed: int = 0) -> tuple[paddle.nn.Layer, paddle.optimizer.AdamW]:
+def make(seed: int = 0) -> Updater:
     paddle.seed(seed)
-    model = paddle.nn.Linear(64, 64)
-    optimizer = build_adamw(model, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1)
-    optimizer.set_lr(0.1)
-    model(paddle.ones([2, 64])).sum().backward()
-    optimizer.step()
-    optimizer.clear_grad(set_to_zero=False)
-    return model, optimizer
+    return updater_of(paddle.nn.Linear(64, 64))
+
+
+def updater_of(model: paddle.nn.Layer) -> Updater:
+    """After one step, so that there is state."""
+    updater = make_updater(model, UpdateOptions(weight_decay=0.1), mesh.current())
+    model(paddle.ones([2, model.parameters()[0].shape[0]])).sum().backward()
+    updater.step(0.1)
+    return updater
 
 
 def save(output_dir: Path, step: int, keep: int | None = None, **changes: object) -> Path:
-    model, optimizer = make()
     arguments = {
         "save_model": lambda folder: (folder / "model.bin").write_bytes(b"m" * 1000),
-        "model": model,
-        "optimizer": optimizer,
+        "updater": make(),
         "settings_json": "{}",
         "keep": keep,
     }
@@ -48,19 +49,20 @@ def save(output_dir: Path, step: int, keep: int | None = None, **changes: object
 
 
 def test_round_trip(tmp_path):
-    model, optimizer = make()
+    updater = make()
     state = TrainerState(7, 70, 700, 5.5, [0.1, 1 / 3], {"seed": 1})
     folder = save_checkpoint(
-        tmp_path, state, save_model=lambda f: None, model=model, optimizer=optimizer,
-        settings_json='{"a": 1}',
+        tmp_path, state, save_model=lambda f: None, updater=updater, settings_json='{"a": 1}',
     )  # fmt: skip
     assert folder == tmp_path / "checkpoint-7"
     assert load_trainer_state(folder) == state
     assert json.loads((folder / "settings.json").read_text()) == {"a": 1}
-    other, resumed = make(1)
-    load_optimizer(folder, other, resumed)
-    for mine, theirs in zip(optimizer.state_dict().values(), resumed.state_dict().values()):
-        assert np.array_equal(np.asarray(mine), np.asarray(theirs))
+    resumed = make(1)
+    load_optimizer(folder, resumed)
+    found, expected = dict(resumed.state()), dict(updater.state())
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert np.array_equal(found[name], value), name
 
 
 def test_keeps_the_newest_in_order_of_steps(tmp_path):
@@ -145,15 +147,12 @@ def test_damaged_state(tmp_path, damage, message):
 def test_damaged_or_foreign_optimizer_file(tmp_path):
     folder = save(tmp_path, 1)
     file = folder / "optimizer.safetensors"
-    other = paddle.nn.LayerNorm(8)
-    optimizer = build_adamw(other, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.0)
-    model, own = make()
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match=r"optimizer\.safetensors cannot be read"):
-        load_optimizer(folder, model, own)
-    foreign = paddle.nn.Sequential(other)
+        load_optimizer(folder, make())
+    foreign = updater_of(paddle.nn.Sequential(paddle.nn.LayerNorm(8)))
     with pytest.raises(UserError, match="belongs to another model"):
-        load_optimizer(save(tmp_path, 2), foreign, optimizer)
+        load_optimizer(save(tmp_path, 2), foreign)
 
 
 def test_state_fields_are_all_stored():

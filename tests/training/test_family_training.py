@@ -28,10 +28,12 @@ from pypkg.data.preparation import PreparationOptions, prepare
 from pypkg.errors import UserError
 from pypkg.models import from_config
 from pypkg.models.masks import derived_positions, derived_prefix_lengths
+from pypkg.parallel import mesh
+from pypkg.parallel.updaters import UpdateOptions, make_updater
 from pypkg.training.checkpoint import TrainerState
+from pypkg.training.engine import Engine
 from pypkg.training.metrics import Throughput
-from pypkg.training.optimizer import build_adamw
-from pypkg.training.run import objective_of
+from pypkg.training.samples import objective_of
 from pypkg.training.summary import write_sample
 from pypkg.training.trainer import Trainer
 
@@ -93,10 +95,10 @@ def test_loss_falls(family: str, dataset: Dataset, tmp_path: Path):
     model = from_config(config, seed=1)
     objective = objective_of(config, SEQ_LENGTH, settings.seed)
     losses = Losses()
+    options = UpdateOptions(beta1=0.9, beta2=0.95, weight_decay=0.1, max_grad_norm=1.0)
     trainer = Trainer(
         settings,
-        model,
-        build_adamw(model, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1),
+        Engine(model, make_updater(model, options, mesh.current())),
         TrainerState(),
         train_batches=lambda start: iter(BatchLoader(dataset, BATCH, start, objective=objective)),
         eval_batches=None,

@@ -1,22 +1,15 @@
-"""AdamW over a model's parameters, gradient clipping, and optimizer state by structured names."""
+"""AdamW, clipping and optimizer state by Paddle alone: what updaters have to equal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import paddle
 from paddle import Tensor
 
+from pypkg.parallel.updaters import decays
+
 _ACCUMULATORS = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
-
-
-def decays(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies: to matrices, not to norm weights and biases.
-
-    Loshchilov and Hutter (2019) decay every weight; leaving out one-dimensional parameters is the
-    custom since GPT-2, and PaddleNLP does the same by name.
-    """
-    return parameter.ndim > 1 and not name.endswith("bias")
 
 
 def build_adamw(
@@ -83,23 +76,3 @@ def optimizer_state(
             if key in state:
                 found[f"{name}.{accumulator}"] = state[key]
     return found
-
-
-def load_optimizer_state(
-    optimizer: paddle.optimizer.Optimizer, model: paddle.nn.Layer, state: Mapping[str, Tensor]
-) -> None:
-    """Puts back what :func:`optimizer_state` gave.
-
-    Raises:
-        KeyError: a parameter's accumulator is missing; the message names it.
-    """
-    keyed: dict[str, Tensor | dict[str, Tensor]] = {"master_weights": {}}
-    for name, parameter in model.named_parameters():
-        owner = parameter.name
-        master = state.get(f"{name}.master_weight")
-        if master is not None:
-            keyed["master_weights"][owner] = master
-            owner = master.name = f"{owner}_fp32_master_0"
-        for accumulator in _ACCUMULATORS:
-            keyed[f"{owner}_{accumulator}_0"] = state[f"{name}.{accumulator}"]
-    optimizer.set_state_dict(keyed)

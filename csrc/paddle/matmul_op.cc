@@ -1,0 +1,89 @@
+#include "matmul.h"
+#include "tensors.h"
+
+namespace pypkg {
+namespace {
+
+using paddle::Tensor;
+
+// A matrix, or its transpose, as an operand.
+struct Matrix {
+  MatmulOperand operand;
+  int64_t rows;
+  int64_t columns;
+};
+
+Matrix matrix(const char* name, const Tensor& tensor, bool transpose) {
+  check_rank(name, tensor, 2);
+  check_dtype(name, tensor, paddle::DataType::FLOAT32);
+  if (!tensor.is_cpu()) reject(name, " must be on the CPU, got ", tensor.place());
+  const int64_t rows = tensor.shape()[0], columns = tensor.shape()[1];
+  if (transpose) return {{tensor.data<float>(), 1, columns}, columns, rows};
+  return {{tensor.data<float>(), columns, 1}, rows, columns};
+}
+
+Tensor multiply(const Matrix& a, const Matrix& b, const Tensor& like) {
+  if (a.columns != b.rows) {
+    reject("matmul_bfloat16: x has ", a.columns, " columns, but y has ", b.rows, " rows");
+  }
+  Tensor out = empty({a.rows, b.columns}, paddle::DataType::FLOAT32, like);
+  MatmulBFloat16 params;
+  params.a = a.operand;
+  params.b = b.operand;
+  params.c = out.data<float>();
+  params.m = a.rows;
+  params.n = b.columns;
+  params.k = a.columns;
+  launch(like, matmul_bfloat16_cpu, nullptr, params);
+  return out;
+}
+
+std::vector<Tensor> forward(const Tensor& x, const Tensor& y, bool transpose_x, bool transpose_y) {
+  return {multiply(matrix("matmul_bfloat16: x", x, transpose_x),
+                   matrix("matmul_bfloat16: y", y, transpose_y), x)};
+}
+
+Shape out_shape(const Shape& x, const Shape& y, bool transpose_x, bool transpose_y) {
+  return {x[transpose_x ? 1 : 0], y[transpose_y ? 0 : 1]};
+}
+
+// With C = X Y: dX = dC Y^T and dY = X^T dC, each transposed where its operand was.
+std::vector<Tensor> backward(const Tensor& x, const Tensor& y, const OptionalTensor& dout_or_none,
+                             bool transpose_x, bool transpose_y) {
+  const Tensor dout =
+      gradient_or_zeros(dout_or_none, out_shape(x.shape(), y.shape(), transpose_x, transpose_y), x);
+  const char* name = "matmul_bfloat16: gradient";
+  const Matrix dc = matrix(name, dout, false), dc_transposed = matrix(name, dout, true);
+  const Matrix y_straight = matrix(name, y, transpose_y);
+  const Matrix y_transposed = matrix(name, y, !transpose_y);
+  const Matrix x_straight = matrix(name, x, transpose_x);
+  const Matrix x_transposed = matrix(name, x, !transpose_x);
+  return {transpose_x ? multiply(y_straight, dc_transposed, x) : multiply(dc, y_transposed, x),
+          transpose_y ? multiply(dc_transposed, x_straight, x) : multiply(x_transposed, dc, x)};
+}
+
+std::vector<Shape> shapes(const Shape& x, const Shape& y, bool transpose_x, bool transpose_y) {
+  return {out_shape(x, y, transpose_x, transpose_y)};
+}
+std::vector<paddle::DataType> dtypes(paddle::DataType x, paddle::DataType) { return {x}; }
+std::vector<Shape> grad_shapes(const Shape& x, const Shape& y, const OptionalShape&) {
+  return {x, y};
+}
+
+}  // namespace
+}  // namespace pypkg
+
+PD_BUILD_OP(pypkg_matmul_bfloat16)
+    .Inputs({"X", "Y"})
+    .Outputs({paddle::Optional("Out")})
+    .Attrs({"transpose_x: bool", "transpose_y: bool"})
+    .SetKernelFn(PD_KERNEL(pypkg::forward))
+    .SetInferShapeFn(PD_INFER_SHAPE(pypkg::shapes))
+    .SetInferDtypeFn(PD_INFER_DTYPE(pypkg::dtypes));
+
+PD_BUILD_GRAD_OP(pypkg_matmul_bfloat16)
+    .Inputs({"X", "Y", paddle::Grad(paddle::Optional("Out"))})
+    .Outputs({paddle::Grad("X"), paddle::Grad("Y")})
+    .Attrs({"transpose_x: bool", "transpose_y: bool"})
+    .SetKernelFn(PD_KERNEL(pypkg::backward))
+    .SetInferShapeFn(PD_INFER_SHAPE(pypkg::grad_shapes));

@@ -1,0 +1,11 @@
+// Shuffling as numpy.random.RandomState does, bit for bit, without waiting for memory.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace pypkg {
+
+// Adds shuffle and shuffle_partners to the module.
+void bind_shuffle(pybind11::module_& module);
+
+}  // namespace pypkg

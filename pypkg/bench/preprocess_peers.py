@@ -1,0 +1,131 @@
+"""What ``python -m pypkg.bench preprocess`` times pypkg against; runs under a Python of its own.
+
+``tokenizers``: the library by itself, texts in memory, ids taken out as lists and thrown away;
+``tokenizers-inside``: ids left in the library, where they are of no use. ``paddlenlp``: what
+PaddleNLP's create_pretraining_data.py does for each line of a file (it is no part of PaddleNLP's
+wheels, so its loop is rebuilt here), with the tokenizer and the .bin/.idx builder of the PaddleNLP
+that is installed. Either prints one line of JSON when it is done. The clock starts when the
+packages are imported; PaddleNLP's workers load their tokenizer after that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+_LINES_PER_TASK = 256  # as in create_pretraining_data.py
+_REPEATED = re.compile(r"(.)\1{100,}")
+_BATCH_CHARACTERS = 1 << 20
+
+
+class _Clock:
+    """Measures from when it was made."""
+
+    def __init__(self) -> None:
+        self._seconds, self._cpu = time.perf_counter(), sum(os.times()[:4])
+
+    def read(self) -> dict[str, float]:
+        """The time, and what this process and its ended children took of the processors."""
+        return {
+            "seconds": time.perf_counter() - self._seconds,
+            "cpu_seconds": sum(os.times()[:4]) - self._cpu,
+        }
+
+
+def time_tokenizers(options: argparse.Namespace) -> dict[str, Any]:
+    os.environ["RAYON_NUM_THREADS"] = str(options.workers)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(os.path.join(options.tokenizer, "tokenizer.json"))
+    with open(options.input, encoding="utf-8") as lines:
+        batches = list(_batches(_prepared(line) for line in lines))
+    clock = _Clock()
+    tokens = 0
+    for batch in batches:
+        encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+        if options.peer == "tokenizers":
+            tokens += sum(len(encoding.ids) for encoding in encodings)
+        else:
+            tokens += sum(len(encoding) for encoding in encodings)
+    return {**clock.read(), "tokens": tokens, "version": tokenizers.__version__}
+
+
+def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    batch, size = [], 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    yield batch
+
+
+def _prepared(line: str) -> str:
+    return _REPEATED.sub(r"\1", json.loads(line)["text"]).strip()
+
+
+def time_paddlenlp(options: argparse.Namespace) -> dict[str, Any]:
+    import numpy
+    import paddlenlp
+    from paddlenlp.data import indexed_dataset
+
+    clock = _Clock()
+    builder = indexed_dataset.make_builder(options.output + ".bin", "mmap", numpy.uint16)
+    tokens = 0
+    with (
+        multiprocessing.Pool(options.workers, _load, (options.tokenizer,)) as pool,
+        open(options.input, encoding="utf-8") as lines,
+    ):
+        for ids in pool.imap(_encode, lines, _LINES_PER_TASK):
+            if ids:
+                builder.add_item(ids)
+                builder.end_document()
+                tokens += len(ids)
+        pool.close()
+        pool.join()  # counts what the workers took
+    builder.finalize(options.output + ".idx")
+    return {**clock.read(), "tokens": tokens, "version": paddlenlp.__version__}
+
+
+def _load(folder: str) -> None:
+    global _tokenizer
+    from paddlenlp.transformers import AutoTokenizer
+
+    _tokenizer = AutoTokenizer.from_pretrained(folder)
+
+
+def _encode(line: str) -> list[int]:
+    ids = _tokenizer.convert_tokens_to_ids(_tokenizer.tokenize(_prepared(line)))
+    return [*ids, _tokenizer.eos_token_id] if ids else []
+
+
+_PEERS = {
+    "tokenizers": time_tokenizers,
+    "tokenizers-inside": time_tokenizers,
+    "paddlenlp": time_paddlenlp,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("peer", choices=tuple(_PEERS))
+    for name in ("input", "tokenizer", "output"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--workers", type=int, required=True)
+    options = parser.parse_args()
+    result = _PEERS[options.peer](options)
+    sys.stdout.flush()
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

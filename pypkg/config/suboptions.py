@@ -1,0 +1,96 @@
+"""The options inside PaddleNLP's tensor_parallel_config, pipeline_parallel_config and so on.
+
+Most of them choose how fleet overlaps or fuses communication, not what is computed. None is passed
+over in silence: what changes nothing is said in the log, and what cannot be had is refused.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class SubOption(NamedTuple):
+    """One word of a *_config setting.
+
+    ``why`` says why it changes nothing, or why it is refused; empty for what happens anyway.
+    """
+
+    setting: str
+    name: str
+    why: str = ""
+    refused: bool = False
+
+
+_OVERLAP = "communication is not overlapped further; the results are the same"
+_FUSED = "fleet's own choice of operators and buffers stays; the results are the same"
+_SCALE = "the loss of each micro batch is divided as it arises; the sum is the same"
+_AUTO = "it matters only to PaddleNLP's automatic parallelism"
+_TENSOR, _PIPELINE = "tensor_parallel_config", "pipeline_parallel_config"
+_SEQUENCE, _DATA = "sequence_parallel_config", "data_parallel_config"
+_SHARDING = "sharding_parallel_config"
+
+SUB_OPTIONS: tuple[SubOption, ...] = (
+    SubOption(_TENSOR, "enable_mp_async_allreduce", _OVERLAP),
+    SubOption(_TENSOR, "enable_mp_skip_c_identity", _FUSED),
+    SubOption(
+        _TENSOR,
+        "enable_mp_fused_linear_param_grad_add",
+        "weight gradients are added outside the matrix product; the results are the same",
+    ),
+    SubOption(_TENSOR, "enable_sp_async_reduce_scatter", _OVERLAP),
+    SubOption(_TENSOR, "enable_delay_scale_loss", _SCALE),
+    SubOption(_TENSOR, "sync_param", "whole parameters stay equal by their equal gradients"),
+    SubOption(_TENSOR, "sync_grad", "gradients of whole parameters are equal or summed already"),
+    SubOption(_TENSOR, "sync_moment", "whole parameters stay equal by their equal gradients"),
+    SubOption(_SEQUENCE, "enable_allreduce_avg_in_gradinent_scale", _AUTO),
+    SubOption(_PIPELINE, "disable_partial_send_recv"),
+    SubOption(
+        _PIPELINE,
+        "disable_p2p_cache_shape",
+        "all micro batches of a run have one shape, which is sent once",
+    ),
+    SubOption(_PIPELINE, "enable_delay_scale_loss", _SCALE),
+    SubOption(
+        _PIPELINE,
+        "enable_dp_comm_overlap",
+        "reducing gradients during the pipeline's backward passes gives inaccurate results, "
+        "for which PaddleNLP refuses it as well",
+        refused=True,
+    ),
+    SubOption(_PIPELINE, "enable_sharding_comm_overlap", _OVERLAP),
+    SubOption(_PIPELINE, "enable_timer", "fleet's timers of the schedule are not printed"),
+    SubOption(_PIPELINE, "enable_release_grads", "gradients are freed after every step anyway"),
+    SubOption(_PIPELINE, "enable_clear_every_step_cache", "shapes stay the same between steps"),
+    SubOption(_PIPELINE, "enable_overlap_p2p_comm", _OVERLAP),
+    SubOption(_PIPELINE, "disable_batch_p2p_comm", _FUSED),
+    SubOption(
+        _PIPELINE,
+        "best_unbalanced_scheduler",
+        "interleaved stages run fleet's ordinary schedules, which take "
+        "pipeline_parallel_degree micro batches, or twice as many and more",
+        refused=True,
+    ),
+    SubOption(
+        _PIPELINE, "use_dualpipev", "the schedules here are 1F1B and interleaved", refused=True
+    ),
+    SubOption(_SHARDING, "enable_stage1_tensor_fusion", _FUSED),
+    SubOption(_SHARDING, "enable_stage1_overlap", _OVERLAP),
+    SubOption(_SHARDING, "enable_stage2_overlap", _OVERLAP),
+    SubOption(
+        _SHARDING,
+        "split_param",
+        "the optimizer state is divided by whole parameters; the results are the same",
+    ),
+    SubOption(_SHARDING, "disable_stage1_reduce_avg", _FUSED),
+    SubOption(_SHARDING, "enable_stage1_broadcast_overlap", _OVERLAP),
+    SubOption(_SHARDING, "enable_stage1_allgather_overlap", _OVERLAP),
+    SubOption(_SHARDING, "enable_release_grads", "gradients are freed after every step anyway"),
+    SubOption(_SHARDING, "enable_fuse_optimizer_states", _FUSED),
+    SubOption(_DATA, "enable_allreduce_avg_in_gradinent_scale", _AUTO),
+    SubOption(_DATA, "gradient_sync_after_accumulate", _AUTO),
+)
+
+
+def option_names(setting: str) -> tuple[str, ...]:
+    """The words that ``setting`` may hold."""
+    return tuple(option.name for option in SUB_OPTIONS if option.setting == setting)

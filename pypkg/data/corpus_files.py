@@ -1,0 +1,260 @@
+"""The files of a corpus: ``.bin/.idx`` of Megatron-LM and PaddleNLP, and PaddleNLP's older ones.
+
+``<prefix>.bin`` holds the token ids of all documents one after another. ``<prefix>.idx``, all
+little-endian and without padding:
+
+====================  ==================  ======================================================
+offset                type                content
+====================  ==================  ======================================================
+0                     9 bytes             magic ``MMIDIDX\\0\\0``
+9                     uint64              version, 1
+17                    uint8               code of the token dtype, see ``DTYPES``
+18                    uint64              n, number of sequences
+26                    uint64              m, number of documents + 1
+34                    int32 [n]           tokens of each sequence
+34 + 4 n              int64 [n]           byte at which each sequence begins in the .bin
+34 + 12 n             int64 [m]           sequence with which each document begins; the last is n
+34 + 12 n + 8 m       int8 [n], optional  modes, written by Megatron-LM for images; not used here
+====================  ==================  ======================================================
+
+Older forms: ``<prefix>_ids.npy`` is one array of token ids, and ``<prefix>_idx.npz`` holds
+``lens``, tokens of each sequence, and ``docs``, sequence with which each document begins. Older
+still, ``<prefix>_ids.npz`` holds ``ids`` and ``lens``; each sequence is a document.
+
+Beside any of these ``<prefix>.lsm`` may hold a byte for each token, in the same order: 0 where it
+does not count for the loss.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pypkg.errors import UserError
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")
+DTYPES = {
+    1: np.dtype(np.uint8),
+    2: np.dtype(np.int8),
+    3: np.dtype(np.int16),
+    4: np.dtype(np.int32),
+    5: np.dtype(np.int64),
+    6: np.dtype(np.float64),
+    7: np.dtype(np.float32),
+    8: np.dtype(np.uint16),
+    9: np.dtype(np.uint32),
+    10: np.dtype(np.uint64),
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+MAX_SEQUENCE_TOKENS = np.iinfo(np.int32).max
+
+
+@dataclass
+class CorpusFiles:
+    """The contents of the files, not checked yet against one another.
+
+    Attributes:
+        tokens: [tokens], all of them, in the dtype of the file.
+        sizes: int32 [sequences], tokens of each sequence.
+        pointers: int64 [sequences], byte at which each sequence begins in ``tokens``.
+        document_indices: int64 [documents + 1], sequence with which each document begins.
+        loss_mask: uint8 [tokens], or None where there is no .lsm.
+        token_file, index_file: for messages.
+        sizes_at, documents_at: byte of the index file where these begin; None in NumPy's files.
+        token_remainder: bytes at the end of the token file that make no whole token.
+    """
+
+    tokens: np.ndarray
+    sizes: np.ndarray
+    pointers: np.ndarray
+    document_indices: np.ndarray
+    token_file: Path
+    index_file: Path
+    sizes_at: int | None = None
+    documents_at: int | None = None
+    token_remainder: int = 0
+    loss_mask: np.ndarray | None = None
+
+
+def open_corpus_files(prefix: str) -> CorpusFiles:
+    """Maps the files into memory. As in PaddleNLP, the forms of NumPy win over ``.bin/.idx``.
+
+    Raises:
+        UserError: a file is missing, unreadable, truncated or of another format; the message names
+            the file, the field with its offset, what was found and what was expected.
+    """
+    ids, index, both = (Path(prefix + end) for end in ("_ids.npy", "_idx.npz", "_ids.npz"))
+    if ids.exists() and index.exists():
+        files = _open_npy(ids, index)
+    elif both.exists() and not Path(prefix + ".idx").exists():
+        files = _open_npz(both)
+    else:
+        files = _open_bin(Path(prefix + ".bin"), Path(prefix + ".idx"))
+    mask_file = Path(prefix + ".lsm")
+    if mask_file.exists():
+        files.loss_mask = map_bytes(mask_file)
+        if files.loss_mask.size != files.tokens.size:
+            raise wrong(
+                mask_file,
+                "size",
+                None,
+                f"{files.loss_mask.size} bytes",
+                f"{files.tokens.size}, one for each token of {files.token_file}",
+            )
+    return files
+
+
+def _open_bin(token_file: Path, index_file: Path) -> CorpusFiles:
+    index = map_bytes(index_file)
+    if index.size < HEADER.size:
+        raise wrong(index_file, "header", 0, f"{index.size} bytes", f"{HEADER.size}; truncated?")
+    magic, version, code, num_sequences, num_boundaries = HEADER.unpack(
+        index[: HEADER.size].tobytes()
+    )
+    if magic != MAGIC:
+        raise wrong(index_file, "magic", 0, magic, f"{MAGIC!r}; not an .idx file?")
+    if version != VERSION:
+        raise wrong(index_file, "version", 9, version, VERSION)
+    if code not in DTYPES:
+        raise wrong(index_file, "dtype code", 17, code, f"1 to {max(DTYPES)}")
+    pointers_at = HEADER.size + 4 * num_sequences
+    documents_at = pointers_at + 8 * num_sequences
+    end = documents_at + 8 * num_boundaries
+    if index.size not in (end, end + num_sequences):
+        raise wrong(
+            index_file,
+            "number of sequences and documents",
+            18,
+            f"{num_sequences} and {num_boundaries - 1} in a file of {index.size} bytes",
+            f"{end} bytes for these; truncated?",
+        )
+    tokens = map_bytes(token_file)
+    remainder = tokens.size % DTYPES[code].itemsize
+    return CorpusFiles(
+        tokens=tokens[: tokens.size - remainder].view(DTYPES[code]),
+        sizes=index[HEADER.size : pointers_at].view("<i4"),
+        pointers=index[pointers_at:documents_at].view("<i8"),
+        document_indices=index[documents_at:end].view("<i8"),
+        token_file=token_file,
+        index_file=index_file,
+        sizes_at=HEADER.size,
+        documents_at=documents_at,
+        token_remainder=remainder,
+    )
+
+
+def _open_npy(token_file: Path, index_file: Path) -> CorpusFiles:
+    arrays = _read_npz(index_file, ("lens", "docs"))
+    try:
+        tokens = np.asarray(np.load(token_file, mmap_mode="r", allow_pickle=False))
+    except OSError as error:
+        raise _cannot_read(token_file, error) from error
+    except Exception as error:  # a corrupt file can make NumPy raise almost anything
+        raise UserError(f"{token_file} is not a whole NumPy file: {error}") from error
+    return _from_arrays(tokens, arrays["lens"], arrays["docs"], token_file, index_file)
+
+
+def _open_npz(file: Path) -> CorpusFiles:
+    arrays = _read_npz(file, ("ids", "lens"))
+    documents = np.arange(arrays["lens"].size + 1)
+    return _from_arrays(arrays["ids"], arrays["lens"], documents, file, file)
+
+
+def _from_arrays(
+    tokens: np.ndarray, lens: np.ndarray, docs: np.ndarray, token_file: Path, index_file: Path
+) -> CorpusFiles:
+    for name, array in (("lens", lens), ("docs", docs)):
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise wrong(
+                index_file,
+                f"array '{name}'",
+                None,
+                f"{array.dtype} of shape {array.shape}, which is not a list of integers",
+                "a list of integers",
+            )
+    if lens.size and not 0 <= lens.min() <= lens.max() <= MAX_SEQUENCE_TOKENS:
+        raise wrong(index_file, "lens", None, f"{lens.min()} to {lens.max()}", "0 to 2^31-1")
+    if tokens.ndim != 1 or tokens.dtype not in CODES:
+        found = f"{tokens.dtype} of shape {tokens.shape}"
+        raise wrong(token_file, "array", None, found, "one dimension of integers")
+    ends = np.cumsum(lens, dtype=np.int64)
+    return CorpusFiles(
+        tokens=tokens,
+        sizes=lens.astype(np.int32),
+        pointers=(ends - lens.astype(np.int64)) * tokens.itemsize,
+        document_indices=docs.astype(np.int64),
+        token_file=token_file,
+        index_file=index_file,
+    )
+
+
+def _read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = sorted(name.removesuffix(".npy") for name in archive.namelist())
+            arrays = {name: _read_member(archive, name) for name in names if name in found}
+    except OSError as error:
+        raise _cannot_read(path, error) from error
+    except Exception as error:  # a corrupt file can make NumPy and zipfile raise almost anything
+        raise UserError(f"{path} is not a whole NumPy file: {error}") from error
+    for name in names:
+        if name not in arrays:
+            raise UserError(
+                f"{path}: array '{name}' is missing; found {found}, expected {' and '.join(names)}"
+            )
+    return arrays
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an .npz, of which no more memory is taken than the archive says it has bytes."""
+    info = archive.getinfo(name + ".npy")
+    with archive.open(info) as data:
+        version = np.lib.format.read_magic(data)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read_header is None:
+            raise ValueError(f"array '{name}' has the unknown version {version}")
+        shape, fortran_order, dtype = read_header(data)
+        num_bytes = dtype.itemsize * int(np.prod(shape, dtype=object))
+        if dtype.hasobject or fortran_order or num_bytes != info.file_size - data.tell():
+            raise ValueError(
+                f"the header of array '{name}' says {dtype} of shape {shape}, but "
+                f"{info.file_size - data.tell()} bytes follow"
+            )
+        contents = data.read()
+        if len(contents) != num_bytes:
+            raise ValueError(f"array '{name}' ends after {len(contents)} of {num_bytes} bytes")
+    return np.frombuffer(contents, dtype).reshape(shape)
+
+
+def map_bytes(path: Path) -> np.ndarray:
+    """uint8 [bytes] of a file, mapped into memory."""
+    try:
+        if path.stat().st_size == 0:  # cannot be mapped
+            return np.empty(0, np.uint8)
+        return np.asarray(np.memmap(path, np.uint8, mode="r"))
+    except OSError as error:
+        raise _cannot_read(path, error) from error
+
+
+def wrong(file: Path, field: str, offset: int | None, found: object, expected: object) -> UserError:
+    """The error for a field of a file that is not what it should be."""
+    where = field if offset is None else f"{field} at byte {offset}"
+    return UserError(
+        f"{file}: {where}: found {found}, expected {expected}. Make the file again, or copy it anew"
+    )
+
+
+def _cannot_read(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot read {path}: {error.strerror or error}. Data is given by its prefix, the path "
+        "without .bin and .idx (or without _ids.npy and _idx.npz)"
+    )

@@ -1,0 +1,143 @@
+"""Tasks done by several processes, with what they report along the way."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from pypkg.errors import UserError
+
+# Does a task, yielding what there is to report.
+Work = Callable[[Any], Iterator[Any]]
+
+_CLOSING_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class _Failure:
+    message: str
+    is_user_error: bool
+
+
+@dataclass(frozen=True)
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+
+
+_DONE = "done"
+
+
+def run_tasks(setup: Callable[[], Work], tasks: Sequence[Any], num_processes: int) -> Iterator[Any]:
+    """Does all tasks and yields what they report, in the order in which it comes.
+
+    Args:
+        setup: makes the function that does a task, once in each process; can be pickled.
+        num_processes: with 1, all is done in this process.
+
+    Raises:
+        UserError: a task raised it, or a process was killed.
+        RuntimeError: a task raised something else; the message holds its traceback.
+
+    When the iterator is closed or raises, the processes are ended at once.
+    """
+    if num_processes == 1:
+        work = setup()
+        for task in tasks:
+            yield from work(task)
+        return
+    workers = [_start(setup) for _ in range(num_processes)]
+    try:
+        yield from _supervise(workers, list(tasks))
+        for worker in workers:
+            worker.connection.close()
+            worker.process.join(_CLOSING_SECONDS)
+    finally:
+        for worker in workers:
+            worker.process.kill()
+            worker.process.join()
+            worker.connection.close()
+
+
+def _start(setup: Callable[[], Work]) -> _Worker:
+    # Forking would copy the state of threads that the tokenizers library has started here.
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, setup), daemon=True)
+    with _interrupts_held_back():  # inherited: Ctrl-C is this process's to handle
+        process.start()
+    there.close()
+    return _Worker(process, here)
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _supervise(workers: Sequence[_Worker], tasks: list[Any]) -> Iterator[Any]:
+    tasks.reverse()
+    busy: dict[Connection, _Worker] = {}
+    for worker in workers:
+        _next_task(worker, tasks, busy)
+    while busy:
+        for connection in wait(list(busy)):
+            worker = busy[connection]
+            try:
+                event = connection.recv()
+            except (EOFError, OSError) as error:
+                raise _killed(worker) from error
+            if isinstance(event, _Failure):
+                raise (UserError if event.is_user_error else RuntimeError)(event.message)
+            if event == _DONE:
+                _next_task(worker, tasks, busy)
+            else:
+                yield event
+
+
+def _next_task(worker: _Worker, tasks: list[Any], busy: dict[Connection, _Worker]) -> None:
+    if not tasks:
+        busy.pop(worker.connection, None)
+        return
+    busy[worker.connection] = worker
+    try:
+        worker.connection.send(tasks.pop())
+    except OSError as error:
+        raise _killed(worker) from error
+
+
+def _killed(worker: _Worker) -> UserError:
+    worker.process.join(_CLOSING_SECONDS)
+    code = worker.process.exitcode
+    how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with {code}"
+    return UserError(
+        f"a worker process {how}; if memory ran out, use fewer --workers. What is finished is "
+        "kept: the same command goes on from there"
+    )
+
+
+def _serve(connection: Connection, setup: Callable[[], Work]) -> None:
+    """What a worker process runs, until the other end is closed."""
+    try:
+        work = setup()
+        while True:
+            for event in work(connection.recv()):
+                connection.send(event)
+            connection.send(_DONE)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # no more tasks, or the main process has gone
+    except UserError as error:
+        connection.send(_Failure(str(error), True))
+    except Exception:
+        connection.send(_Failure(traceback.format_exc(), False))

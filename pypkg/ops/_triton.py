@@ -1,0 +1,281 @@
+"""The Triton kernels as Paddle operators with gradients: what csrc/paddle is to the CUDA kernels.
+
+For dynamic graphs only: a static one has no addresses to give to a kernel. ``pypkg.ops`` has
+checked the arguments. Kernels are imported with the first call, since that imports Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import paddle
+from paddle.autograd import PyLayer
+from paddle.base import core
+
+from pypkg.ops._autograd import BackwardGuard
+
+Tensors = tuple[paddle.Tensor, ...]
+
+
+def _kernels() -> ModuleType:
+    from pypkg.ops.triton import kernels
+
+    return kernels
+
+
+def _stream(tensor: paddle.Tensor) -> int | None:
+    """The raw CUDA stream that Paddle works on; None on a CPU, where Triton interprets."""
+    if tensor.place.is_cpu_place():
+        return None
+    return core._get_current_raw_stream(tensor.place.gpu_device_id())
+
+
+def _matrix(tensor: paddle.Tensor) -> paddle.Tensor:
+    """[rows, last dimension], contiguous; the tensor's own memory where it is that already."""
+    return tensor.detach().contiguous().reshape([-1, tensor.shape[-1]])
+
+
+def _like(matrix: paddle.Tensor) -> paddle.Tensor:
+    return paddle.empty(matrix.shape, dtype=matrix.dtype)
+
+
+def _floats(*shape: int) -> paddle.Tensor:
+    return paddle.empty(shape, dtype="float32")
+
+
+def _apply(layer: type[PyLayer], *arguments: object) -> Tensors:
+    """The outputs of a layer that takes a BackwardGuard first."""
+    guard = BackwardGuard()
+    outputs = layer.apply(guard, *arguments)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    guard.watch(outputs)
+    return outputs
+
+
+def rms_norm(
+    x: paddle.Tensor, weight: paddle.Tensor, epsilon: float, residual: paddle.Tensor | None
+) -> paddle.Tensor | Tensors:
+    if residual is None:
+        return _apply(_RmsNorm, x, weight, epsilon)[0]
+    return _apply(_AddRmsNorm, x, residual, weight, epsilon)
+
+
+class _RmsNorm(PyLayer):
+    @staticmethod
+    def forward(ctx, guard, x, weight, epsilon):
+        h, w = _matrix(x), weight.detach().contiguous()
+        y, rstd = _like(h), _floats(h.shape[0])
+        _kernels().rms_norm_forward(h, w, y, rstd, epsilon=epsilon, stream=_stream(x))
+        ctx.guard, ctx.wanted = guard, [not each.stop_gradient for each in (x, weight)]
+        ctx.save_for_backward(h, w, rstd)
+        return y.reshape(x.shape)
+
+    @staticmethod
+    def backward(ctx, dy):
+        ctx.guard.ran()
+        gradients = _rms_norm_gradients(ctx.saved_tensor(), dy, None)
+        return tuple(each if wanted else None for each, wanted in zip(gradients, ctx.wanted))
+
+
+class _AddRmsNorm(PyLayer):
+    @staticmethod
+    def forward(ctx, guard, x, residual, weight, epsilon):
+        rows, w = _matrix(x), weight.detach().contiguous()
+        y, h, rstd = _like(rows), _like(rows), _floats(rows.shape[0])
+        _kernels().rms_norm_forward(
+            rows, w, y, rstd, _matrix(residual), h, epsilon=epsilon, stream=_stream(x)
+        )
+        ctx.guard = guard
+        ctx.wanted = [not each.stop_gradient for each in (x, residual, weight)]
+        ctx.save_for_backward(h, w, rstd)
+        return y.reshape(x.shape), h.reshape(x.shape)
+
+    @staticmethod
+    def backward(ctx, dy, dh):
+        ctx.guard.ran()
+        dx, dweight = _rms_norm_gradients(ctx.saved_tensor(), dy, dh)
+        # Paddle adds to gradients in place, so x and residual cannot share one.
+        dresidual = dx.clone() if all(ctx.wanted[:2]) else dx
+        gradients = (dx, dresidual, dweight)
+        return tuple(each if wanted else None for each, wanted in zip(gradients, ctx.wanted))
+
+
+def _rms_norm_gradients(
+    saved: Sequence[paddle.Tensor], dy: paddle.Tensor, dh: paddle.Tensor | None
+) -> Tensors:
+    h, weight, rstd = saved
+    kernels = _kernels()
+    dx, dweight = _like(h), _like(weight)
+    workspace = _floats(kernels.rms_norm_backward_workspace(h))
+    kernels.rms_norm_backward(
+        *(_matrix(dy), h, weight, rstd, dx, dweight, workspace),
+        None if dh is None else _matrix(dh),
+        stream=_stream(h),
+    )
+    return dx.reshape(dy.shape), dweight
+
+
+def rotary_embedding(
+    q: paddle.Tensor,
+    k: paddle.Tensor | None,
+    cos: paddle.Tensor,
+    sin: paddle.Tensor,
+    position_ids: paddle.Tensor | None,
+    interleaved: bool,
+    rotary_offset: int,
+) -> tuple[paddle.Tensor, paddle.Tensor | None]:
+    rotation = _Rotation(
+        *(cos.detach().contiguous(), sin.detach().contiguous()),
+        None if position_ids is None else position_ids.contiguous(),
+        *(interleaved, rotary_offset),
+    )
+    heads = (q,) if k is None else (q, k)
+    return (*_apply(_Rotary, rotation, *heads), None)[:2]
+
+
+@dataclass(frozen=True)
+class _Rotation:
+    """What gets no gradient. A PyLayer looks for tensors in tuples, but not in here."""
+
+    cos: paddle.Tensor
+    sin: paddle.Tensor
+    position_ids: paddle.Tensor | None
+    interleaved: bool
+    rotary_offset: int
+
+
+class _Rotary(PyLayer):
+    @staticmethod
+    def forward(ctx, guard, rotation, *heads):
+        ctx.guard, ctx.rotation = guard, rotation
+        ctx.wanted = [not each.stop_gradient for each in heads]
+        return _rotate(heads, rotation, inverse=False)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        ctx.guard.ran()
+        rotated = _rotate(gradients, ctx.rotation, inverse=True)
+        return tuple(each if wanted else None for each, wanted in zip(rotated, ctx.wanted))
+
+
+def _rotate(heads: Sequence[paddle.Tensor], rotation: _Rotation, inverse: bool) -> Tensors:
+    inputs = [each.detach().contiguous() for each in heads]
+    outputs = [_like(each) for each in inputs]
+    q, k = [*inputs, None][:2]
+    q_out, k_out = [*outputs, None][:2]
+    _kernels().rotary_embedding(
+        *(q, k, rotation.cos, rotation.sin, q_out, k_out, rotation.position_ids),
+        rotary_offset=rotation.rotary_offset,
+        interleaved=rotation.interleaved,
+        inverse=inverse,
+        stream=_stream(q),
+    )
+    return tuple(outputs)
+
+
+def gated_activation(
+    gate: paddle.Tensor, up: paddle.Tensor | None, activation: str, gate_first: bool
+) -> paddle.Tensor:
+    inputs = (gate,) if up is None else (gate, up)
+    return _apply(_GatedActivation, activation, gate_first, *inputs)[0]
+
+
+class _GatedActivation(PyLayer):
+    """Of gate and up, or of one tensor that holds both halves; they are read where they lie."""
+
+    @staticmethod
+    def forward(ctx, guard, activation, gate_first, *inputs):
+        ctx.guard, ctx.activation, ctx.gate_first = guard, activation, gate_first
+        ctx.wanted = [not each.stop_gradient for each in inputs]
+        matrices = [_matrix(each) for each in inputs]
+        ctx.save_for_backward(*matrices)
+        gate, up = _halves(matrices, gate_first)
+        out = paddle.empty(gate.shape, dtype=matrices[0].dtype)
+        _kernels().gated_activation_forward(gate, up, out, activation, stream=_stream(out))
+        return out.reshape([*inputs[0].shape[:-1], out.shape[1]])
+
+    @staticmethod
+    def backward(ctx, dout):
+        ctx.guard.ran()
+        matrices = ctx.saved_tensor()
+        gradients = [_like(each) for each in matrices]
+        _kernels().gated_activation_backward(
+            *_halves(matrices, ctx.gate_first),
+            _matrix(dout),
+            *_halves(gradients, ctx.gate_first),
+            ctx.activation,
+            stream=_stream(dout),
+        )
+        shaped = [each.reshape([*dout.shape[:-1], each.shape[1]]) for each in gradients]
+        return tuple(each if wanted else None for each, wanted in zip(shaped, ctx.wanted))
+
+
+class _Columns:
+    """Columns of a matrix, for a kernel: Paddle's slices are views or copies, as its flags say."""
+
+    def __init__(self, matrix: paddle.Tensor, start: int, count: int) -> None:
+        self._matrix, self._start = matrix, start
+        self.dtype, self.shape = matrix.dtype, (matrix.shape[0], count)
+
+    def data_ptr(self) -> int:
+        return self._matrix.data_ptr() + self._start * self._matrix.element_size()
+
+    def stride(self, dim: int) -> int:
+        return self._matrix.stride(dim)
+
+
+def _halves(
+    matrices: Sequence[paddle.Tensor], gate_first: bool
+) -> tuple[paddle.Tensor | _Columns, paddle.Tensor | _Columns]:
+    """gate and up, inside the packed matrix where there is but one."""
+    if len(matrices) == 2:
+        return matrices[0], matrices[1]
+    (packed,) = matrices
+    half = packed.shape[1] // 2
+    first, second = _Columns(packed, 0, half), _Columns(packed, half, half)
+    return (first, second) if gate_first else (second, first)
+
+
+def cross_entropy_statistics(
+    logits: paddle.Tensor,
+    labels: paddle.Tensor,
+    vocab_start: int,
+    vocab_size: int,
+    ignore_index: int,
+) -> Tensors:
+    """loss, lse, row_max, row_sum, target of one shard, as in csrc/kernels/cross_entropy.h."""
+    matrix = _matrix(logits)
+    outputs = [_floats(matrix.shape[0]) for _ in range(5)]
+    _kernels().cross_entropy_forward(
+        *(matrix, labels.contiguous().flatten(), *outputs),
+        vocab_start=vocab_start,
+        vocab_size=vocab_size,
+        ignore_index=ignore_index,
+        stream=_stream(logits),
+    )
+    return tuple(each.reshape(labels.shape) for each in outputs)
+
+
+def cross_entropy_gradient(
+    logits: paddle.Tensor,
+    labels: paddle.Tensor,
+    lse: paddle.Tensor,
+    dloss: paddle.Tensor,
+    vocab_start: int,
+    ignore_index: int,
+    inplace: bool,
+) -> paddle.Tensor:
+    """(softmax(logits) - [label]) * dloss; over the logits if ``inplace``, whoever shares them."""
+    matrix = _matrix(logits)
+    gradient = matrix if inplace else _like(matrix)
+    _kernels().cross_entropy_backward(
+        *(matrix, labels.contiguous().flatten()),
+        *(each.contiguous().flatten() for each in (lse, dloss)),
+        gradient,
+        vocab_start=vocab_start,
+        ignore_index=ignore_index,
+        stream=_stream(logits),
+    )
+    return gradient.reshape(logits.shape)

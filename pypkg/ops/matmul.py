@@ -1,0 +1,81 @@
+"""Matrix products, and the precision they run in on a CPU."""
+
+from __future__ import annotations
+
+import paddle
+import paddle.nn.functional as F
+
+from pypkg.errors import UserError
+from pypkg.ops._library import backend, run_compiled
+
+PRECISIONS = ("float32", "bfloat16")
+_precision = "float32"
+
+
+def set_matmul_precision(name: str) -> None:
+    """Chooses how float32 matrices are multiplied on a CPU, for the whole process.
+
+    ``name`` is "float32", or "bfloat16": operands rounded to bfloat16 and products summed in
+    float32, forward and backward, while all tensors stay float32. Other dtypes and devices, and
+    attention, are not touched.
+
+    Raises:
+        UserError: an unknown name, or bfloat16 where the compiled operators or the processor's
+            AVX512_BF16 instructions are missing.
+    """
+    global _precision
+    if name not in PRECISIONS:
+        raise UserError(f"matmul_precision is {name!r}; expected one of {', '.join(PRECISIONS)}")
+    if name == "bfloat16":
+        _check_bfloat16()
+    _precision = name
+
+
+def _check_bfloat16() -> None:
+    from pypkg import _native
+
+    if not _native.matmul_bfloat16_supported():
+        raise UserError(
+            "matmul_precision is 'bfloat16', but this processor has no AVX512_BF16 instructions; "
+            "set it to 'float32'"
+        )
+    if backend() != "compiled":
+        raise UserError(
+            "matmul_precision is 'bfloat16', which needs the compiled operators, but the backend "
+            f"in use is {backend()!r}; set matmul_precision to 'float32' or build the operators"
+        )
+
+
+def matmul(
+    x: paddle.Tensor, y: paddle.Tensor, transpose_x: bool = False, transpose_y: bool = False
+) -> paddle.Tensor:
+    """x @ y, of the transposes where asked, in the precision of ``set_matmul_precision``.
+
+    Args:
+        x: [..., m, k], or [k, m] with ``transpose_x``.
+        y: [k, n], or [n, k] with ``transpose_y``.
+
+    Returns:
+        [..., m, n] in the dtype of x.
+    """
+    narrow = _precision == "bfloat16" and x.dtype == paddle.float32 and x.place.is_cpu_place()
+    if not narrow or 0 in x.shape or 0 in y.shape:
+        return paddle.matmul(x, y, transpose_x, transpose_y)
+    rows = x if x.ndim == 2 else x.reshape([-1, x.shape[-1]])
+    out = run_compiled("pypkg_matmul_bfloat16", [rows, y], transpose_x, transpose_y)[0]
+    return out if x.ndim == 2 else out.reshape([*x.shape[:-1], out.shape[-1]])
+
+
+def linear(
+    x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None = None
+) -> paddle.Tensor:
+    """x @ weight + bias: [..., in_features] to [..., out_features].
+
+    Args:
+        weight: [in_features, out_features].
+        bias: [out_features], or None.
+    """
+    if _precision == "float32":
+        return F.linear(x, weight, bias)
+    out = matmul(x, weight)
+    return out if bias is None else out + bias

@@ -1,0 +1,62 @@
+"""Places in fleet that ask for a GPU before they do what a CPU can do as well."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from typing import Any
+
+import paddle
+import paddle.distributed as dist
+from paddle.base import core
+
+_SHARDING = "paddle.distributed.fleet.meta_parallel.sharding.group_sharded_"
+_GROUP_SHARDED = (
+    "paddle.distributed.sharding.group_sharded",
+    *(_SHARDING + name for name in ("optimizer_stage2", "stage2", "stage3", "utils", "storage")),
+)
+
+
+class _Replaced:
+    """A module as another module sees it, with some of its names replaced."""
+
+    def __init__(self, module: Any, **names: Any) -> None:
+        self._module = module
+        self.__dict__.update(names)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def install() -> None:
+    """Lets a CPU pass for a GPU there, and only there."""
+    dist.wait = lambda *_, **__: None  # nothing runs on another stream
+    dist.ParallelEnv._device_id = 0  # which PipelineLayer reads
+    if not hasattr(core, "nccl_version"):
+        core.nccl_version = lambda: 21000  # asked whether ReduceOp.AVG exists
+    _install_group_sharded()
+
+
+def _install_group_sharded() -> None:
+    """Stages 2 and 3 of sharding."""
+
+    def first_gpu() -> str:
+        return "gpu:0"
+
+    device = _Replaced(paddle.device, get_device=first_gpu)
+    names = {
+        "paddle": _Replaced(paddle, get_device=first_gpu, device=device),
+        "core": _Replaced(core, is_compiled_with_cuda=lambda: True),
+        "device_guard": lambda *_, **__: contextlib.nullcontext(),
+        "cvt_to_device": lambda tensor, *_, **__: tensor,
+    }
+    for module in map(importlib.import_module, _GROUP_SHARDED):
+        for name, value in names.items():
+            if hasattr(module, name):
+                setattr(module, name, value)
+    # A copy to the CPU is no copy on a CPU, and the storage would be freed under the parameter.
+    storage = importlib.import_module(_SHARDING + "storage").ParamStorage
+    add = storage.add_rank_params
+    storage.add_rank_params = lambda self, parameters, align, convert_gpu=True: add(
+        self, parameters, align, False
+    )

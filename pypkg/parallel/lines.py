@@ -1,0 +1,50 @@
+"""Messages between the ranks of a run: JSON objects, one a line, over a socket."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from typing import Any
+
+_LONGEST_LINE = 1 << 20
+
+
+class Lines:
+    """One end of a connection; any thread may send, one receives."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._received = b""
+        self._sending = threading.Lock()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, kind: str, **content: Any) -> None:
+        """Sends without an answer; nothing happens where the other end is gone."""
+        line = json.dumps({"kind": kind, **content}).encode() + b"\n"
+        with self._sending, contextlib.suppress(OSError):
+            self._socket.sendall(line)
+
+    def receive(self) -> list[dict[str, Any]] | None:
+        """The messages that have come, maybe none yet; None when the other end is gone."""
+        try:
+            received = self._socket.recv(1 << 16)
+        except OSError:
+            return None
+        *lines, self._received = (self._received + received).split(b"\n")
+        try:
+            messages = [json.loads(line) for line in lines]
+        except ValueError:  # whoever this is, no rank of ours
+            return None
+        if not received or len(self._received) > _LONGEST_LINE:
+            return messages or None
+        if not all(isinstance(message, dict) and "kind" in message for message in messages):
+            return None
+        return messages
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.close()

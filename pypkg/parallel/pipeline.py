@@ -1,0 +1,224 @@
+"""Pipeline parallelism: micro batches on their way through the stages of a model, by fleet.
+
+A stage hands a dictionary of tensors to the next, under names that both know; fleet sends it as a
+tuple with the names beside it. All stages are given the same micro batches.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import paddle
+import paddle.distributed as dist
+from paddle import Tensor, nn
+from paddle.distributed import fleet
+from paddle.distributed.fleet.meta_parallel import (
+    PipelineLayer,
+    PipelineParallel,
+    PipelineParallelWithInterleave,
+    PipelineParallelWithInterleaveFthenB,
+)
+from paddle.distributed.fleet.meta_parallel.pp_utils.p2p_communication import P2pHelper
+from paddle.distributed.fleet.meta_parallel.pp_utils.utils import (
+    dict_to_tuple_helper,
+    tuple_to_dict_helper,
+)
+
+from pypkg.errors import UserError
+from pypkg.parallel import mesh
+
+State = dict[str, Tensor]
+MicroBatch = Mapping[str, Any]
+
+
+def pipeline_degree() -> int:
+    """Number of stages, each of which is a process, or several with a part of its layers each."""
+    return mesh.current().pipeline_degree
+
+
+def pipeline_rank() -> int:
+    """Which of them this process is in."""
+    return mesh.current().pipeline_rank
+
+
+def virtual_stages() -> int:
+    """Number of parts that a stage has."""
+    return mesh.current().degrees.virtual_stages
+
+
+class Schedule:
+    """Runs micro batches through the parts of a model: 1F1B, interleaved if a stage has several.
+
+    fleet's wrapper broadcasts parameters over the groups in which they are the same, and neither
+    reduces, clips nor scales gradients.
+
+    Args:
+        parts: those of this stage, in their order. Each takes and returns a dictionary of tensors;
+            the first of all is given a micro batch without labels, and the last of all may return
+            anything, which ``loss`` understands. What is handed on unchanged has to be a copy,
+            since fleet frees it when it is sent.
+        label_names: what of a micro batch only ``loss`` is given.
+        loss: from what the last part returns and the labels of a micro batch, by name.
+        tied: a parameter that the first and the last stage have both, on these; else None.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[nn.Layer],
+        label_names: Sequence[str],
+        loss: Callable[..., Tensor],
+        tied: Tensor | None = None,
+    ) -> None:
+        self._parts, self._label_names, self._loss, self._tied = parts, label_names, loss, tied
+        self._layers = _pipeline_layer(parts, lambda output, labels: loss(output, **labels))
+        self._engine = _engine(self._layers, 2 * pipeline_degree())
+        self._sent: object = None  # what the cached shapes of fleet's messages are those of
+
+    def train(self) -> None:
+        self._engine.train()
+
+    def eval(self) -> None:
+        self._engine.eval()
+
+    def forward_backward(
+        self, micro_batches: Sequence[MicroBatch], scale: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Adds the gradients of the mean over ``micro_batches`` of their losses.
+
+        The gradient of the tied parameter is summed over both stages at the end, so gradients have
+        to be cleared before the next call.
+
+        Args:
+            micro_batches: all with the same names, shapes and dtypes.
+            scale: applied to the loss of each before its backward pass.
+
+        Returns:
+            The mean, a float32 scalar, on all stages.
+
+        Raises:
+            UserError: too few micro batches for interleaved stages.
+        """
+        count = len(micro_batches)
+        signatures = {self._signature(batch) for batch in micro_batches}
+        if len(signatures) != 1:
+            raise ValueError(f"micro batches of a step differ in names or shapes: {signatures}")
+        engine = self._engine_for(count)
+        if (signature := (*signatures, engine)) != self._sent:
+            engine._p2p_helper.clear_meta_cache()
+            self._sent = signature
+        loss = engine.forward_backward_pipeline(
+            self._inputs_and_labels(micro_batches), SimpleNamespace(scale=scale)
+        )
+        if self._tied is not None:
+            self._sum_tied_gradient()
+        return loss.reshape([])
+
+    @paddle.no_grad()
+    def evaluate(self, batch: MicroBatch) -> Tensor:
+        """The loss of ``batch``, on all stages."""
+        ((state, labels),) = self._inputs_and_labels([batch])
+        messages = P2pHelper(use_cache=False)
+        for number, part in enumerate(self._parts):
+            is_first = number == 0 and pipeline_rank() == 0
+            if not is_first:
+                state = tuple_to_dict_helper(messages.recv_forward(pp_first_stage=False))[0]
+            state = part(state)
+            is_last = number == len(self._parts) - 1 and pipeline_rank() == pipeline_degree() - 1
+            if not is_last:
+                messages.send_forward(dict_to_tuple_helper(state), pp_last_stage=False)
+        loss = self._loss(state, **labels) if is_last else paddle.zeros([], dtype="float32")
+        group = mesh.current().pipeline
+        dist.broadcast(loss, src=group.ranks[-1], group=group)
+        return loss
+
+    def _inputs_and_labels(
+        self, micro_batches: Sequence[MicroBatch]
+    ) -> Iterator[tuple[State, dict[str, Any]]]:
+        for batch in micro_batches:
+            labels = {name: batch[name] for name in self._label_names if name in batch}
+            yield {name: batch[name] for name in batch if name not in labels}, labels
+
+    def _signature(self, batch: MicroBatch) -> object:
+        return tuple(
+            (name, tuple(value.shape), value.dtype)
+            for name, value in batch.items()
+            if isinstance(value, Tensor)
+        )
+
+    def _engine_for(self, count: int) -> PipelineParallel:
+        """fleet's schedule for ``count`` micro batches."""
+        stages, engine = pipeline_degree(), self._engine
+        if virtual_stages() > 1:
+            if count < stages or (count < 2 * stages and count % stages):
+                raise UserError(
+                    f"gradient_accumulation_steps ({count}) is too small for interleaved stages "
+                    f"(virtual_pp_degree {virtual_stages()}); make it {stages}, or at least "
+                    f"{2 * stages}, or set virtual_pp_degree to 1"
+                )
+            if count < 2 * stages:
+                engine = self._all_forward_first
+        if engine.accumulate_steps != count:
+            engine.accumulate_steps = count
+            engine._init_user_hooks()  # which count the steps of a schedule
+        return engine
+
+    @functools.cached_property
+    def _all_forward_first(self) -> PipelineParallel:
+        return _engine(self._layers, pipeline_degree())
+
+    @paddle.no_grad()
+    def _sum_tied_gradient(self) -> None:
+        main_gradient = getattr(self._tied, "main_grad", None)
+        gradient = self._tied.grad if main_gradient is None else main_gradient
+        dist.all_reduce(gradient, group=_ends(mesh.current()))
+
+
+def _pipeline_layer(parts: Sequence[nn.Layer], loss: Callable[[Any, Any], Tensor]) -> PipelineLayer:
+    """fleet's view of the model; of other stages' parts it only has to know that they exist."""
+    stages, rank = pipeline_degree(), pipeline_rank()
+    own = iter(parts)
+    layers = [
+        next(own) if number % stages == rank else nn.Identity()
+        for number in range(stages * virtual_stages())
+    ]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No shared comm")
+        return PipelineLayer(
+            layers,
+            topology=fleet.get_hybrid_communicate_group().topology(),
+            loss_fn=loss,
+            seg_method="layer:.",  # one layer of any name in each segment
+            num_virtual_pipeline_stages=virtual_stages(),
+        )
+
+
+def _engine(layers: PipelineLayer, count: int) -> PipelineParallel:
+    """Makes fleet's schedule that fits ``count`` micro batches."""
+    strategy = fleet.DistributedStrategy()
+    strategy.pipeline_configs = {
+        "accumulate_steps": count,
+        "micro_batch_size": 1,  # not used: micro batches come as they are
+        # Fleet would send a part of each activation, wrongly where tokens are split.
+        "enable_partial_send_recv": False,
+    }
+    if virtual_stages() == 1:
+        kind = PipelineParallel
+    elif count >= 2 * pipeline_degree():
+        kind = PipelineParallelWithInterleave
+    else:
+        kind = PipelineParallelWithInterleaveFthenB
+    return kind(layers, fleet.get_hybrid_communicate_group(), strategy)
+
+
+@functools.cache
+def _ends(of: mesh.Mesh) -> dist.communication.group.Group:
+    """The first and the last stage of this process's pipeline; all processes have to call it."""
+    if of.pipeline_degree == 2:
+        return of.pipeline
+    pipelines = fleet.get_hybrid_communicate_group().topology().get_comm_list("pipe")
+    groups = [dist.new_group([ranks[0], ranks[-1]]) for ranks in pipelines]
+    return next((g for g in groups if of.rank in g.ranks), None)

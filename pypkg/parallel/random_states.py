@@ -1,0 +1,55 @@
+"""Random numbers of a training step, a function of seed, step and the process's place alone.
+
+Two streams, beside Paddle's own, serve what the tensor-parallel group computes together: ``WHOLE``
+gives all its processes the same numbers, for activations that each of them has whole; ``SPLIT``
+gives each its own, for activations of which each has a part. Both differ between processes that
+train on other samples, and between pipeline stages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import paddle
+from paddle.distributed.fleet.meta_parallel import get_rng_state_tracker
+
+from pypkg.parallel import mesh
+
+WHOLE, SPLIT = "pypkg_whole", "pypkg_split"
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Starts the random numbers of a step anew; to be called before its first forward pass.
+
+    So a resumed run draws what an uninterrupted one does, with no generator state to save.
+    """
+    here = mesh.current()
+    shared = (seed, step, here.sample_shard, here.pipeline_rank)
+    for number, (name, place) in enumerate(((WHOLE, shared), (SPLIT, (*shared, here.tensor_rank)))):
+        _make_known(name)
+        with get_rng_state_tracker().rng_state(name):
+            paddle.seed(_mixed((number, *place)))
+    paddle.seed(seed + step)  # last: on a GPU the lines above have seeded the CPU's numbers as well
+
+
+@contextlib.contextmanager
+def stream(name: str) -> Iterator[None]:
+    """Draws from ``WHOLE`` or ``SPLIT`` within the context."""
+    if name not in get_rng_state_tracker().states_:
+        seed_step(0, 0)
+    with get_rng_state_tracker().rng_state(name):
+        yield
+
+
+def _make_known(name: str) -> None:
+    """To fleet's tracker, whose states recompute saves and restores."""
+    tracker = get_rng_state_tracker()
+    if name not in tracker.states_:  # the tracker wants seeds that it has not seen
+        tracker.add(name, _mixed((len(tracker.seeds_), *name.encode())))
+
+
+def _mixed(numbers: tuple[int, ...]) -> int:
+    """A seed for a generator: 63 bits that depend on all ``numbers`` and their order."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

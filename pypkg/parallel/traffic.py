@@ -1,0 +1,184 @@
+"""What a process hands to its process groups: operations, elements, bytes and seconds.
+
+A count is kept for each group of the mesh and each operation. The size of an operation is that of
+the tensor that this process hands to it: for a gather its own part, for a reduce-scatter the whole
+input, for a broadcast the tensor whoever has it, for a message what is sent. A receive has no size.
+
+While ``Traffic.counting`` is at work the methods of the process groups' class are replaced by ones
+that count; otherwise nothing here runs. That sees every operation that Python starts. Not seen are
+operators of Paddle that communicate inside a kernel, of which only the concatenation of logits on
+GPUs is used here (generating text under tensor parallelism), and sends of parts of a tensor, which
+fleet is told not to use.
+
+Seconds are those between the call and its end. On a GPU the device is waited for before and after
+each operation, so that they are the device's, and nothing overlaps while it is measured; for
+operations that are only started (``sync_op=False``) they are the host's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import paddle
+import paddle.distributed as dist
+from paddle import Tensor
+from paddle.distributed.collective import _get_group_map
+
+from pypkg.parallel import mesh
+
+# Paddle's methods: the operation, and which argument is handed to it (None: none of them).
+_METHODS: dict[str, tuple[str, int | None]] = {
+    "all_gather": ("all_gather", 0),  # or 1, see _handed
+    "all_gather_into_tensor": ("all_gather", 1),
+    "all_reduce": ("all_reduce", 0),
+    "allreduce": ("all_reduce", 0),
+    "all_to_all": ("all_to_all", 1),
+    "all_to_all_single": ("all_to_all", 1),
+    "all_to_all_tensor": ("all_to_all", 1),
+    "barrier": ("barrier", None),
+    "broadcast": ("broadcast", 0),
+    "gather": ("gather", 0),
+    "recv": ("recv", None),
+    "reduce": ("reduce", 0),
+    "reduce_scatter": ("reduce_scatter", 1),
+    "reduce_scatter_tensor": ("reduce_scatter", 1),
+    "scatter": ("scatter", 1),
+    "scatter_tensor": ("scatter", 1),
+    "send": ("send", 0),
+}
+_METHODS |= {f"{name}_on_calc_stream": what for name, what in _METHODS.items()}
+_START_BATCH, _END_BATCH = "_start_coalescing", "_end_coalescing"  # of messages
+AXES = ("tensor", "pipeline", "data", "sharding")
+OTHER = "other"  # a group that spans several axes, but not all processes
+GROUPS = (*AXES, "world", OTHER)
+
+
+@dataclass
+class Count:
+    """Of one operation in one group."""
+
+    operations: int = 0
+    elements: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def add(self, other: Count) -> None:
+        self.operations += other.operations
+        self.elements += other.elements
+        self.bytes += other.bytes
+        self.seconds += other.seconds
+
+
+class Traffic:
+    """Counts of this process.
+
+    Attributes:
+        counts: by group (of ``GROUPS``) and operation, for what there has been.
+    """
+
+    def __init__(self) -> None:
+        self.counts: defaultdict[tuple[str, str], Count] = defaultdict(Count)
+        self._names: dict[int, str] = {}  # of groups, by the identity of the process group
+        self._in_batch: set[int] = set()
+
+    def total(self, group: str | None = None, operation: str | None = None) -> Count:
+        """The sum over what is not given."""
+        total = Count()
+        for (of_group, of_operation), count in self.counts.items():
+            if group in (None, of_group) and operation in (None, of_operation):
+                total.add(count)
+        return total
+
+    def clear(self) -> None:
+        """Begins anew."""
+        self.counts.clear()
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """Adds what is sent inside of the block; a process by itself sends nothing."""
+        if mesh.current().world_size == 1:
+            yield
+            return
+        kind = type(dist.communication.group._get_global_group().process_group)
+        replaced = [*_METHODS, _START_BATCH, _END_BATCH]
+        before = {name: vars(kind).get(name) for name in replaced}
+        for name in replaced:
+            if method := getattr(kind, name, None):
+                setattr(kind, name, self._counted(name, method))
+        try:
+            yield
+        finally:
+            for name, method in before.items():
+                if method is not None:
+                    setattr(kind, name, method)
+                elif name in vars(kind):  # inherited before
+                    delattr(kind, name)
+
+    def _counted(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(group: Any, *arguments: Any, **options: Any) -> Any:
+            count, key = self.counts[self._name_of(group), self._operation(name)], id(group)
+            if name == _START_BATCH:
+                self._in_batch.add(key)
+            elif name == _END_BATCH:
+                self._in_batch.discard(key)
+            else:
+                handed = _handed(name, arguments)
+                count.operations += 1
+                count.elements += sum(tensor.size for tensor in handed)
+                count.bytes += sum(tensor.size * tensor.element_size() for tensor in handed)
+            is_awaited = key not in self._in_batch and not any(a is False for a in arguments)
+            start = _now(is_awaited)
+            result = method(group, *arguments, **options)
+            count.seconds += _now(is_awaited) - start
+            return result
+
+        return call
+
+    def _operation(self, name: str) -> str:
+        """Where a method counts. The receives of a batch are waited for at its end."""
+        return _METHODS[name][0] if name in _METHODS else "recv"
+
+    def _name_of(self, process_group: Any) -> str:
+        key = id(process_group)
+        if key not in self._names:
+            self._names[key] = _find_name(process_group)
+        return self._names[key]
+
+
+def _handed(name: str, arguments: Sequence[Any]) -> Sequence[Tensor]:
+    place = _METHODS[name][1]
+    if place is None:
+        return ()
+    if isinstance(arguments[0], (list, tuple)):  # all_gather, which takes (input, output) as well
+        place = 1
+    handed = arguments[place]
+    return handed if isinstance(handed, (list, tuple)) else (handed,)
+
+
+def _find_name(process_group: Any) -> str:
+    """The axis that all members are on; not only the mesh's own groups are within one."""
+    current = mesh.current()
+    axes = {name: group for name in AXES if (group := getattr(current, name)) is not None}
+    for number, group in _get_group_map().items():
+        if group.process_group is not process_group:
+            continue
+        if number == 0:
+            return "world"
+        for name, axis in axes.items():
+            if set(group.ranks) <= set(axis.ranks):
+                return name
+    return OTHER
+
+
+def _now(is_awaited: bool) -> float:
+    """Time in seconds; on a GPU, when it has done what it has been given."""
+    if is_awaited and paddle.device.get_device().startswith("gpu"):
+        paddle.device.synchronize()
+    return time.perf_counter()

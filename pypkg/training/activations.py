@@ -1,0 +1,27 @@
+"""What a model does with its activations in training, as the settings say."""
+
+from __future__ import annotations
+
+import paddle
+
+from pypkg.config import Settings
+from pypkg.models.recompute import Recompute
+
+
+def set_activations(model: paddle.nn.Layer, settings: Settings) -> None:
+    """Sets recompute and dropout of ``model``, a whole one or a pipeline stage."""
+    model.use_recompute(recompute_choice(settings))
+    model.use_dropout(settings.hidden_dropout_prob)
+
+
+def recompute_choice(settings: Settings) -> Recompute | None:
+    """What the layers recompute; None for nothing."""
+    if not settings.recompute:
+        return None
+    is_pipeline = settings.pipeline_parallel_degree > 1
+    return Recompute(
+        settings.recompute_granularity,
+        frozenset(settings.no_recompute_layers),
+        settings.pp_recompute_interval if is_pipeline else 1,
+        settings.recompute_use_reentrant,
+    )

@@ -1,0 +1,149 @@
+"""How the processes of a run divide its work, and whether that is possible.
+
+Everything here is arithmetic on settings and the model's configuration: it runs, and refuses,
+before any process group is made.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from pypkg.config import Settings
+from pypkg.config.parallel_checks import parallel_problems
+from pypkg.models.config import ModelConfig
+from pypkg.models.partition import tensor_parallel_problems
+from pypkg.parallel.mesh import Degrees
+
+
+def degrees(settings: Settings, world_size: int) -> Degrees:
+    """The degrees of all axes, where ``layout_problems`` has found none.
+
+    Data parallelism has the processes that tensor, pipeline and sharding leave; sharding without
+    a degree has all that tensor and pipeline leave.
+    """
+    tensor, pipeline = _tensor(settings), _pipeline(settings)
+    shards = world_size // (tensor * pipeline)
+    sharding = _sharding(settings, shards)
+    return Degrees(
+        data=shards // sharding,
+        pipeline=pipeline,
+        sharding=sharding,
+        tensor=tensor,
+        sequence_parallel=settings.sequence_parallel,
+        topology_order=settings.hybrid_parallel_topo_order or "pp_first",
+        virtual_stages=_parts(settings),
+    )
+
+
+def layout_problems(settings: Settings, config: ModelConfig, world_size: int) -> list[str]:
+    """Everything that makes the layout impossible, each with its values and a way out.
+
+    Args:
+        config: of the model as it is trained, with the settings' overrides.
+        world_size: processes that were launched.
+    """
+    return [
+        *parallel_problems(settings),
+        *_process_problems(settings, world_size),
+        *(tensor_parallel_problems(config, _tensor(settings)) if _tensor(settings) > 1 else ()),
+        *_stage_problems(settings, config),
+        *_recompute_problems(settings, config),
+    ]
+
+
+def layout_notices(settings: Settings, world_size: int) -> list[str]:
+    """Lines for the log: what was asked of the layout and changes nothing."""
+    if settings.sharding_stage and degrees(settings, world_size).sharding == 1:
+        return [
+            f"sharding ({' '.join(settings.sharding)}) has no effect: of {world_size} processes, "
+            f"tensor_parallel_degree ({_tensor(settings)}) x pipeline_parallel_degree "
+            f"({_pipeline(settings)}) leave one to divide over, or sharding_parallel_degree is 1"
+        ]
+    return []
+
+
+def _tensor(s: Settings) -> int:
+    return max(s.tensor_parallel_degree, 1)
+
+
+def _pipeline(s: Settings) -> int:
+    return max(s.pipeline_parallel_degree, 1)
+
+
+def _parts(s: Settings) -> int:
+    """Parts of the model that each stage has."""
+    return max(s.virtual_pp_degree, 1)
+
+
+def _sharding(s: Settings, shards: int) -> int:
+    """Processes that sharding divides over, of ``shards`` with samples of their own."""
+    if not s.sharding_stage:
+        return 1
+    if s.wanted_sharding_degree > 0:
+        return s.wanted_sharding_degree
+    return max(shards // max(s.data_parallel_degree, 1), 1)
+
+
+def _process_problems(s: Settings, world_size: int) -> list[str]:
+    """Where the degrees do not make up the number of processes."""
+    given = {
+        "tensor_parallel_degree": _tensor(s),
+        "pipeline_parallel_degree": _pipeline(s),
+        "sharding_parallel_degree": _sharding(s, 1),
+    }
+    asked = " x ".join(f"{name} ({degree})" for name, degree in given.items() if degree > 1)
+    group = prod(given.values())
+    if world_size % group:
+        fitting = max(world_size // group, 1) * group
+        return [
+            f"{asked} needs {group} processes or a multiple, but {world_size} "
+            f"{'was' if world_size == 1 else 'were'} launched; {_launch(fitting)}, or change the "
+            "degrees"
+        ]
+    problems = []
+    if world_size == 1 and s.sharding_stage and s.wanted_sharding_degree < 0:
+        problems.append(
+            f"sharding is {' '.join(s.sharding)!r}, but there is one process and nothing to divide "
+            f"over; {_launch(2)}, or leave sharding out"
+        )
+    data = degrees(s, world_size).data
+    if s.data_parallel_degree > 0 and s.data_parallel_degree != data:
+        problems.append(
+            f"data_parallel_degree is {s.data_parallel_degree}, but of {world_size} processes "
+            f"{asked or 'the other degrees'} leave {data} for it; leave it out, or "
+            f"{_launch(s.data_parallel_degree * group)}"
+        )
+    return problems
+
+
+def _launch(processes: int) -> str:
+    return (
+        f"launch {processes} (python -m pypkg.pretrain CONFIG.json --nproc {processes}, or python "
+        "-m paddle.distributed.launch)"
+    )
+
+
+def _stage_problems(s: Settings, config: ModelConfig) -> list[str]:
+    """Where there are too few layers. They need not come out even (models/stages.py)."""
+    layers, stages, parts = config.num_hidden_layers, _pipeline(s), _parts(s)
+    if stages == 1 or layers >= stages * parts:
+        return []
+    asked = f"pipeline_parallel_degree ({stages})"
+    if parts > 1:
+        asked += f" x virtual_pp_degree ({parts})"
+    if layers < stages:
+        way_out = f"use a pipeline_parallel_degree of at most {layers}"
+    else:
+        way_out = f"use a virtual_pp_degree of at most {layers // stages}"
+    return [f"num_hidden_layers ({layers}) is less than {asked}, so some get no layer; {way_out}"]
+
+
+def _recompute_problems(s: Settings, config: ModelConfig) -> list[str]:
+    beyond = [layer for layer in s.no_recompute_layers if layer >= config.num_hidden_layers]
+    if not s.recompute or not beyond:
+        return []
+    return [
+        f"no_recompute_layers holds {', '.join(map(str, beyond))}, but num_hidden_layers is "
+        f"{config.num_hidden_layers}, so the last layer is {config.num_hidden_layers - 1}; take "
+        "out what is beyond"
+    ]

@@ -1,0 +1,184 @@
+"""Where the time of each rank goes, and what it sends: measured steps, and a table of all ranks.
+
+A step's seconds are those of fetching its micro batches, of the forward and backward passes and of
+the update; logging, evaluation and checkpoints are left out. Of these,
+
+- data is the wait for micro batches,
+- stages is the wait for other pipeline stages: for their messages, and for the last of them to end
+  the backward pass (the bubble, and the messages themselves),
+- communication is every other operation of a process group, with the wait for its other members,
+- compute is what remains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import paddle
+import paddle.distributed as dist
+from paddle import Tensor
+
+from pypkg.data import Batch
+from pypkg.parallel import mesh
+from pypkg.parallel.traffic import GROUPS, Traffic
+from pypkg.parallel.updaters import Updater
+from pypkg.training.engine import Engine
+from pypkg.training.metrics import peak_memory_bytes
+
+BatchSource = Callable[[int], Iterator[Batch]]
+
+
+@dataclass
+class Times:
+    """Sums over ``steps`` steps of one rank: seconds, tokens of all ranks, and bytes by group."""
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    data: float = 0.0
+    stages: float = 0.0
+    communication: float = 0.0
+    sent: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    peak_memory: int = 0  # bytes, at the end
+
+    @property
+    def compute(self) -> float:
+        return self.seconds - self.data - self.stages - self.communication
+
+
+class MeasuredEngine(Engine):
+    """An Engine that measures its steps. All ranks of a run have one, or none."""
+
+    def __init__(self, model: paddle.nn.Layer, updater: Updater) -> None:
+        super().__init__(model, updater)
+        self._traffic = Traffic()
+        self._first, self._rest = Times(), Times()
+
+    @property
+    def _times(self) -> Times:
+        return self._rest if self._first.steps else self._first
+
+    @property
+    def times(self) -> Times:
+        """Of this rank, without the first step, which warms up, unless there is no other."""
+        times = self._rest if self._rest.steps else self._first
+        times.peak_memory = peak_memory_bytes()
+        return times
+
+    def timed(self, source: BatchSource) -> BatchSource:
+        """``source``, whose batches are waited for in the steps to come."""
+
+        def batches(position: int) -> Iterator[Batch]:
+            iterator = source(position)
+            while True:
+                start = time.perf_counter()
+                batch = next(iterator, None)
+                seconds = time.perf_counter() - start
+                if batch is None:
+                    return
+                self._times.data += seconds
+                self._times.seconds += seconds
+                yield batch
+
+        return batches
+
+    def forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor:
+        with self._measuring():
+            loss = super().forward_backward(micro_batches)
+        self._wait_for_stages()
+        shards = mesh.current().sample_shards
+        self._times.tokens += shards * sum(batch["input_ids"].size for batch in micro_batches)
+        return loss
+
+    def update(self, learning_rate: float) -> Tensor:
+        with self._measuring():
+            norm = super().update(learning_rate)
+        self._times.steps += 1
+        return norm
+
+    def _wait_for_stages(self) -> None:
+        """Until all have ended their passes; else the update would wait, as for communication."""
+        group = mesh.current().pipeline
+        if group is not None:
+            start = time.perf_counter()
+            dist.all_reduce(paddle.zeros([1]), group=group)
+            _finish()
+            seconds = time.perf_counter() - start
+            self._times.stages += seconds
+            self._times.seconds += seconds
+
+    @contextlib.contextmanager
+    def _measuring(self) -> Iterator[None]:
+        """Adds the block's time and traffic."""
+        start = time.perf_counter()
+        with self._traffic.counting():
+            yield
+            _finish()
+        times = self._times
+        times.seconds += time.perf_counter() - start
+        stages = self._traffic.total("pipeline", "recv").seconds
+        stages += self._traffic.total("pipeline", "broadcast").seconds  # of the loss
+        times.stages += stages
+        times.communication += self._traffic.total().seconds - stages
+        for group in GROUPS:
+            times.sent[group] += self._traffic.total(group).bytes
+        self._traffic.clear()
+
+
+def _finish() -> None:
+    """Waits until a GPU has done what it has been given."""
+    if paddle.device.get_device().startswith("gpu"):
+        paddle.device.synchronize()
+
+
+def table_of_ranks(times: Times) -> str:
+    """The times of all ranks, as text. All ranks have to call this, each with its own."""
+    ranks = [times]
+    if mesh.current().world_size > 1:
+        ranks = []
+        dist.all_gather_object(ranks, times)
+    return table(ranks)
+
+
+def table(ranks: Sequence[Times]) -> str:
+    """A line for each of ``ranks``; tokens/s are those of the run, divided by its ranks.
+
+    The columns of stages and of groups are those that any rank has.
+    """
+    sent = [group for group in GROUPS if any(times.sent.get(group) for times in ranks)]
+    parts = ["compute", "communication", "data"]
+    if any(times.stages for times in ranks):
+        parts.append("stages")
+    rows = [["rank", "peak memory", "tokens/s", "step", *parts, *sent]]
+    for rank, times in enumerate(ranks):
+        steps = max(times.steps, 1)
+        speed = times.tokens / len(ranks) / max(times.seconds, 1e-9)
+        seconds = [getattr(times, part) / steps for part in ("seconds", *parts)]
+        rows.append(
+            [
+                str(rank),
+                f"{times.peak_memory / 2**30:.2f} GiB",
+                f"{speed:,.0f}",
+                *(f"{value:.4f} s" for value in seconds),
+                *(_bytes(times.sent.get(group, 0) / steps) for group in sent),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+             for row in rows]  # fmt: skip
+    title = f"ranks: seconds of a step, mean of {ranks[0].steps}"
+    if sent:
+        title += f", and what a rank sends in it to its group ({', '.join(sent)})"
+    return "\n".join([title, *(f"  {line}" for line in lines)])
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.4g} {unit}"
+        number /= 1024
+    return f"{number:.4g} GiB"

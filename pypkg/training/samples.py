@@ -1,0 +1,258 @@
+"""The samples of a run: datasets, their order and its place in checkpoints, and batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from pypkg.config import Settings
+from pypkg.data import (
+    Batch,
+    BatchLoader,
+    BlankInfilling,
+    Dataset,
+    IndexCache,
+    Objective,
+    OrderOptions,
+    Packing,
+    SampleOrder,
+    build_datasets,
+    causal,
+    check_vocabulary,
+    resolve_input_dir,
+)
+from pypkg.errors import UserError
+from pypkg.models import ModelConfig
+from pypkg.parallel import mesh
+from pypkg.training.checkpoint import TrainerState
+from pypkg.training.distributed_batches import SharedBatches, from_reader, is_reader
+
+logger = logging.getLogger("pypkg")
+
+TEST_ITERS = 100  # PaddleNLP's number of batches for do_predict
+_SPLITS = {"train": "training", "valid": "validation", "test": "test"}
+
+
+class Samples:
+    """The train, valid and test samples of a run.
+
+    Attributes:
+        sources: the names of the corpora of each split, by split; a split that holds nothing, or
+            is not wanted, is missing.
+    """
+
+    def __init__(self, settings: Settings, config: ModelConfig, state: TrainerState) -> None:
+        """
+        Args:
+            state: where the run begins; says what its order of samples was.
+
+        Raises:
+            UserError: the data cannot be read, are too few, or do not fit model or settings.
+        """
+        self._settings = settings
+        self._config = config
+        self._objective = objective_of(config, settings.max_seq_length, settings.seed)
+        self._packing = packing_of(settings, config)
+        self._order: SampleOrder | None = None
+        self._datasets: dict[str, Dataset] = {}
+        self._one_reads = settings.distributed_dataloader and not _reads_alone()
+        self.sources: dict[str, list[str]] = (
+            from_reader(lambda: self._open(state)) if self._one_reads else self._open(state)
+        )
+
+    def train_batches(self, start: int) -> Iterator[Batch]:
+        """This process's micro batches from the ``start``-th sample of the run on."""
+        return self._batches("train", self._settings.per_device_train_batch_size, start)
+
+    def eval_batches(self, split: str = "valid") -> Iterator[Batch]:
+        """This process's batches of ``valid`` or ``test``, from the first."""
+        return self._batches(split, self._settings.per_device_eval_batch_size, 0)
+
+    def record(self, state: TrainerState) -> None:
+        """Puts the order of samples, and how many each corpus has given, into ``state``."""
+        if self._order is not None:
+            positions = self._datasets["train"].drawn(state.consumed_samples)
+            state.data_order = self._order.to_json(positions)
+
+    def usage(self, consumed_samples: int) -> list[dict[str, Any]]:
+        """What each corpus has given to training: exact counts.
+
+        ``epochs`` counts how often its documents of the train split have been gone through.
+        """
+        if self._order is None:
+            return []
+        drawn = self._datasets["train"].drawn(consumed_samples)
+        length = self._settings.max_seq_length
+        return [
+            {
+                "corpus": name,
+                "samples": samples,
+                "tokens": samples * length,
+                "epochs": samples * length / corpus.tokens,
+                "weight": weight,
+            }
+            for name, corpus, samples, weight in zip(
+                self.sources["train"], self._order.corpora, drawn, self._order.weights
+            )
+        ]
+
+    def _open(self, state: TrainerState) -> dict[str, list[str]]:
+        s, shards = self._settings, mesh.current().sample_shards
+        numbers = _wanted_samples(s, state, shards)
+        options = OrderOptions(
+            kind=s.sample_order,
+            blend_by=s.blend_by,
+            blend_temperature=s.blend_temperature,
+            earlier=_earlier_order(state),
+            consumed=state.consumed_samples,
+        )
+        prefixes = resolve_input_dir(s.input_dir, weighted=s.blend_by == "weights")
+        cache = IndexCache(s.data_cache, s.share_folder)
+        datasets, self._order = build_datasets(
+            prefixes, s.split, s.max_seq_length, numbers, s.seed, options, cache=cache
+        )
+        for (split, name), wanted, dataset in zip(_SPLITS.items(), numbers, datasets):
+            if dataset is not None:
+                check_vocabulary(dataset, self._config.vocab_size)
+                self._datasets[split] = dataset
+            elif wanted > 0:
+                raise UserError(
+                    f"the {name} split holds no document: split is {s.split!r} and input_dir "
+                    f"{s.input_dir!r} has too few documents for it. Change split, or turn off "
+                    "what needs it (do_eval, do_predict)."
+                )
+        return {
+            split: short_names([corpus.prefix for corpus in dataset.corpora])
+            for split, dataset in self._datasets.items()
+        }
+
+    def _batches(self, split: str, batch_size: int, start: int) -> Iterator[Batch]:
+        if self._one_reads and not is_reader():
+            return SharedBatches(None)
+        current = mesh.current()
+        batches = iter(
+            BatchLoader(
+                self._datasets[split],
+                batch_size,
+                start,
+                objective=self._objective,
+                packing=self._packing,
+                with_sources=len(self.sources[split]) > 1,
+                data_parallel_rank=current.sample_shard,
+                data_parallel_size=current.sample_shards,
+                vocab_size=self._config.vocab_size,
+                threads=self._settings.dataloader_num_workers,
+            )
+        )
+        return SharedBatches(batches) if self._one_reads else batches
+
+
+def _reads_alone() -> bool:
+    """Whether no other process trains on the same samples."""
+    current = mesh.current()
+    return current.tensor_degree * current.pipeline_degree == 1
+
+
+def _earlier_order(state: TrainerState) -> SampleOrder | None:
+    """The order that a checkpoint holds; None where the run begins."""
+    if not state.data_order:
+        return None
+    try:
+        return SampleOrder.from_json(state.data_order)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"the data_order in the checkpoint's trainer_state.json is not one that this version "
+            f"writes ({error!r}); resume from another checkpoint, or set overwrite_output_dir to "
+            "start anew"
+        ) from error
+
+
+def _wanted_samples(s: Settings, state: TrainerState, shards: int) -> list[int]:
+    """Samples that the run needs of train, valid and test, those drawn before included."""
+    steps = max(s.max_steps - state.global_step, 0)
+    step = s.per_device_train_batch_size * s.gradient_accumulation_steps * shards
+    evaluations = s.max_steps // s.eval_steps + 1 if s.evaluates or s.do_eval else 0
+    evaluated = s.per_device_eval_batch_size * shards
+    return [
+        (state.consumed_samples + steps * step) * s.do_train,
+        evaluated * s.eval_iters * evaluations,
+        evaluated * TEST_ITERS if s.do_predict else 0,
+    ]
+
+
+def short_names(prefixes: list[str]) -> list[str]:
+    """As few of the last parts of each path as tell them apart; numbered where they are equal."""
+    parts = [os.path.abspath(prefix).split(os.sep) for prefix in prefixes]
+    depth = 1
+    while len({tuple(path[-depth:]) for path in parts}) < len({tuple(path) for path in parts}):
+        depth += 1
+    names = ["/".join(path[-depth:]) for path in parts]
+    return [
+        name if names.count(name) == 1 else f"{name}#{names[:number].count(name) + 1}"
+        for number, name in enumerate(names)
+    ]
+
+
+def objective_of(config: ModelConfig, seq_length: int, seed: int) -> Objective:
+    """What a model is pre-trained on: blank infilling if it sees a prefix, else the next token."""
+    if not config.prefix_lm:
+        return causal
+    eop = config.eos_token_id
+    eop = eop[0] if isinstance(eop, list) else eop
+    if eop is None:
+        raise UserError("the model's config.json lacks eos_token_id, which ends what fills a blank")
+    return BlankInfilling(
+        seq_length=seq_length,
+        mask_id=config.mask_token_id,
+        gmask_id=config.gmask_token_id,
+        sop_id=config.sop_token_id,
+        eop_id=eop,
+        two_dimensional=config.position_encoding_2d,
+        seed=seed,
+    )
+
+
+def packing_of(settings: Settings, config: ModelConfig) -> Packing | None:
+    """What the settings keep apart in a sample; None for nothing.
+
+    Raises:
+        UserError: the model cannot do that.
+    """
+    packing = Packing(
+        reset_attention_mask=settings.reset_attention_mask,
+        reset_position_ids=settings.reset_position_ids,
+        eod_mask_loss=settings.eod_mask_loss,
+    )
+    if not packing:
+        return None
+    asked = ", ".join(f.name for f in dataclasses.fields(packing) if getattr(packing, f.name))
+    if config.prefix_lm:
+        raise UserError(
+            f"{asked} keep the documents of a sample apart, but a {config.model_type} model is "
+            "trained on one context for the whole sample, which it sees in both directions, and "
+            "on the blanks in it; leave them out"
+        )
+    resets = packing.reset_attention_mask or packing.reset_position_ids
+    lengths = (config.logn_attention_length, config.dynamic_ntk_length)
+    longest = min((length for length in lengths if length is not None), default=None)
+    if resets and longest is not None and settings.max_seq_length > longest:
+        raise UserError(
+            f"{asked} keep the documents of a sample apart, but beyond {longest} tokens a "
+            f"{config.model_type} model's attention depends on the length of the whole sample, "
+            f"and max_seq_length is {settings.max_seq_length}; set max_seq_length to at most "
+            f"{longest}, or leave them out"
+        )
+    if packing.reset_position_ids and config.position_embedding not in ("rope", "learned"):
+        if not packing.reset_attention_mask:
+            raise UserError(
+                "reset_position_ids is true, but the model's position_embedding is "
+                f"{config.position_embedding}, which knows distances between tokens alone; set "
+                "reset_attention_mask, after which all distances lie within a document, or leave "
+                "reset_position_ids out"
+            )
+        # Distances within a document are what they are by themselves.
+        packing = dataclasses.replace(packing, reset_position_ids=False)
+    return packing

@@ -1,0 +1,53 @@
+"""pypkg.pretrain with a fault: FAULT RANK STEP, then its own arguments.
+
+FAULT happens on RANK in the update of STEP: raise, hang, die, or nan.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from pypkg import pretrain
+from pypkg.parallel import mesh
+
+
+def install(fault: str, step: int) -> None:
+    from pypkg.training.engine import Engine
+
+    forward_backward, calls = Engine.forward_backward, []
+
+    def faulty(self, micro_batches):
+        loss = forward_backward(self, micro_batches)
+        calls.append(None)
+        if len(calls) < step:
+            return loss
+        if fault == "raise":
+            raise RuntimeError("broken on purpose")
+        if fault == "hang":
+            time.sleep(600)
+        if fault == "die":
+            time.sleep(2)  # a sign of life is sent every second
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss * float("nan")
+
+    Engine.forward_backward = faulty
+
+
+def main() -> int:
+    fault, rank, step, *arguments = sys.argv[1:]
+    import_paddle = pretrain.import_paddle
+
+    def import_with_fault() -> None:
+        import_paddle()
+        if mesh.launched_rank() == int(rank):
+            install(fault, int(step))
+
+    pretrain.import_paddle = import_with_fault
+    return pretrain.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

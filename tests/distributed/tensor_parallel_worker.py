@@ -1,0 +1,84 @@
+"""One rank of test_tensor_parallel.py: models over all ranks against the same in one process.
+
+Arguments: a folder for files, whether to use sequence parallelism (0 or 1), names of
+parity.CASES.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+from distributed_testing import report
+from parity import (
+    SEED,
+    batch_of,
+    case_config,
+    drawn_alike,
+    largest_difference,
+    load,
+    randomise_vectors,
+    same_files,
+)
+
+from pypkg.models import from_config, save_pretrained
+from pypkg.models.pretrained import gathered
+from pypkg.parallel import mesh
+
+
+def measure(model) -> tuple[float, np.ndarray, dict[str, np.ndarray]]:
+    """Loss, logits, and whole gradients, by name, that two batches have accumulated."""
+    ids, labels = batch_of(model.config)
+    model.train()
+    for _ in range(2):
+        loss = model.loss(ids, labels)
+        loss.backward()
+    with paddle.no_grad():
+        logits = model(ids)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return loss.item(), logits.numpy(), dict(gathered(model.config, gradients))
+
+
+def compare(case: str, folder: Path, expected: tuple | None) -> dict:
+    """What the ranks make of the model that one process has saved; None: nothing to compare."""
+    saved, again = folder / case, folder / f"{case}-again"
+    model = load(case, saved)
+    loss, logits, gradients = measure(model)
+    save_pretrained(model, again)
+    result = {
+        "finite": all(
+            bool(paddle.isfinite(parameter.grad).all())  # of padding rows as well
+            for parameter in model.parameters()
+        ),
+        "drawn_alike": drawn_alike(model, from_config(case_config(case), seed=SEED)),
+    }
+    if expected is not None:
+        difference, worst = largest_difference(gradients, expected[2])
+        result |= {
+            "loss": abs(loss / expected[0] - 1),
+            "logits": float(np.abs(logits - expected[1]).max()),
+            "gradient": difference,
+            "gradient_of": worst,
+            "saved_alike": same_files(saved, again),
+        }
+    return result
+
+
+def main(folder: Path, sequence_parallel: bool, cases: list[str]) -> None:
+    expected = {}
+    if os.environ["PADDLE_TRAINER_ID"] == "0":  # alone, until the mesh is made
+        for case in cases:
+            model = from_config(case_config(case), seed=SEED)
+            randomise_vectors(model)
+            save_pretrained(model, folder / case)
+            expected[case] = measure(model)
+    degree = mesh.launched_processes()
+    mesh.initialize(mesh.Degrees(tensor=degree, sequence_parallel=sequence_parallel))
+    report({case: compare(case, folder, expected.get(case)) for case in cases})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2] == "1", sys.argv[3:])

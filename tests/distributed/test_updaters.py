@@ -1,0 +1,130 @@
+"""Updates under every layout on CPU processes against plain Paddle in one process.
+
+Losses, norms, parameters and optimizer state of five steps, from the same weights and the same
+global batches. Gradients are clipped in all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed_testing import run_ranks
+
+WORKER = Path(__file__).with_name("updaters_worker.py")
+
+
+def case(family: str, stage: int = 0, accumulation: int = 1, **changes: Any) -> dict:
+    """``changes``: degrees, what the worker knows, and options of the updater."""
+    own = {key: changes.pop(key) for key in ("then", "recompute", "evaluates", "skipped")
+           if key in changes}  # fmt: skip
+    degrees = {key: changes.pop(key) for key in ("data", "pipeline", "sharding", "tensor",
+               "sequence_parallel") if key in changes}  # fmt: skip
+    options = {"sharding_stage": stage, **changes}
+    return {"family": family, "accumulation": accumulation, "degrees": degrees,
+            "options": options, **own}  # fmt: skip
+
+
+def layout(stage: int = 0, **degrees: int) -> dict:
+    return {"degrees": degrees, "options": {"sharding_stage": stage}}
+
+
+SCALE = {"initial": 1024.0, "growth_interval": 2}
+ON_TWO = [
+    case("llama", data=2),
+    case("multi_query", tensor=2, accumulation=2, master_grad=True),
+    case("gpt3", data=2, accumulation=2, offload=True),
+    case("bloom", 1, 2, sharding=2),
+    case("opt", 2, 2, sharding=2, recompute="full", evaluates=True),
+    case("opt", 3, 2, sharding=2, recompute="full", evaluates=True),
+    case("llama", 3, 1, sharding=2, recompute="core_attn"),
+    case("baichuan2_7b", 3, 2, sharding=2, recompute="full_attn", evaluates=True),
+    case("llama", 0, 2, data=2, skipped=2, loss_scale=SCALE),
+    case("llama", 1, 2, sharding=2, skipped=2, loss_scale=SCALE),
+    case("llama", 2, 2, sharding=2, skipped=2, loss_scale=SCALE),
+    case("llama", 3, 2, sharding=2, skipped=2, loss_scale=SCALE),
+]
+ON_FOUR = [
+    case("llama", 1, 2, sharding=2, data=2, offload=True),
+    case("llama", 2, 2, sharding=2, data=2, offload=True),
+    case("llama", 3, 2, sharding=2, data=2, offload=True),
+    case("bloom", 1, 2, sharding=2, tensor=2),
+    case("bloom", 2, 2, sharding=2, tensor=2),
+    case("bloom", 3, 2, sharding=2, tensor=2),
+    case("baichuan2_7b", 1, 2, sharding=2, tensor=2, sequence_parallel=True, master_grad=True),
+    case("baichuan2_7b", 2, 2, sharding=2, tensor=2, sequence_parallel=True, master_grad=True),
+    case("baichuan2_7b", 3, 2, sharding=2, tensor=2, sequence_parallel=True, master_grad=True),
+    case("multi_query", 1, sharding=2, tensor=2),
+    case("multi_query", 2, sharding=2, tensor=2),
+    case("multi_query", 3, sharding=2, tensor=2),
+    case("multi_query", 0, tensor=4, sequence_parallel=True),
+    case("multi_query", 3, 2, sharding=4),
+    case("llama", 0, 2, tensor=2, data=2),
+]
+PIPELINES = [
+    case("bloom", 1, 2, sharding=2, pipeline=2),
+    case("opt", 0, 2, data=2, pipeline=2, master_grad=True),
+    case("multi_query", 0, 2, tensor=2, pipeline=2, then=layout(3, sharding=4)),
+    case("multi_query", 3, 2, sharding=4, then=layout(1, sharding=2, pipeline=2)),
+]
+RESUMED = [
+    case("llama", 0, 2, data=2, then=layout(3, sharding=2)),
+    case("multi_query", 3, 2, sharding=2, then=layout(tensor=2)),
+    case("multi_query", 0, 2, tensor=2, then=layout(1, sharding=2)),
+    case("bloom", 1, 2, sharding=2, then=layout(2, sharding=2)),
+    case("bloom", 2, 2, sharding=2, then=layout(data=2)),
+]
+
+
+@pytest.mark.parametrize(
+    ("nproc", "cases"),
+    [(2, ON_TWO), (2, RESUMED), (4, ON_FOUR), (4, PIPELINES)],
+    ids=["two", "resumed", "four", "pipelines"],
+)
+def test_same_as_one_process(tmp_path, nproc, cases):
+    results = run_ranks(WORKER, nproc, [tmp_path, json.dumps(cases)], timeout=150)
+    for each, result in zip(cases, results[0], strict=True):
+        assert result["clipped"], each
+        assert result["loss"] < 1e-5, (each, result)
+        assert result["norm"] < 1e-4, (each, result)
+        assert result["parameters"] < 1e-5, (each, result)
+        assert result["state"] < 1e-5, (each, result)
+    for index, each in enumerate(cases):
+        if "skipped" not in each:
+            continue
+        # Grows after steps 0 and 1, halves with the skipped one, grows after steps 3 and 4.
+        assert [rank[index]["scaler"] for rank in results] == [
+            {"scale": 2048.0, "finite_steps": 0, "overflowed_steps": 0, "skipped_steps": 1}
+        ] * nproc
+
+
+def test_memory_of_each_rank(tmp_path):
+    """Bytes of parameters, gradients and optimizer state against the formula, stage by stage."""
+    ranks, stages = 2, [0, 1, 2, 3]
+    cases = [case("llama", 0, data=2), *(case("llama", s, sharding=2) for s in stages[1:])]
+    results = run_ranks(WORKER, ranks, [tmp_path, json.dumps(cases)], timeout=90)
+    memory = {stage: [rank[stage]["memory"] for rank in results] for stage in stages}
+    whole = memory[0][0]
+    bytes_of = 4 * 610_624  # parameters of the tiny LLaMA in float32
+    assert whole["parameters"] == whole["gradients"] == bytes_of
+    assert 0 <= whole["state"] - 2 * bytes_of < 300  # two moments, and two powers each
+    vectors = 4 * 5 * 64  # of the norms, which stage 3 does not divide
+    padding = 14 * 256  # fleet aligns each parameter to 256 bytes
+    for rank in range(ranks):
+        assert memory[0][rank] == whole
+        assert memory[1][rank]["parameters"] == memory[2][rank]["parameters"] == bytes_of
+        assert memory[1][rank]["gradients"] == bytes_of
+        half = bytes_of / 2 + vectors + padding
+        for kind, factor in {"parameters": 1, "gradients": 1, "state": 2}.items():
+            assert memory[3][rank][kind] <= factor * half
+    for stage in (1, 2):
+        # Parameters have one owner each; the largest two are about a third of the model.
+        states = [memory[stage][rank]["state"] for rank in range(ranks)]
+        assert abs(sum(states) - whole["state"]) < 300
+        assert max(states) < 0.6 * whole["state"]
+    # Every rank has a buffer that would do for the rank that owns most.
+    largest = max(memory[2][rank]["state"] for rank in range(ranks)) / 2
+    for rank in range(ranks):
+        assert memory[2][rank]["gradients"] <= largest + padding

@@ -1,0 +1,275 @@
+"""One rank of test_updaters.py: five updates under a layout against the same in one process.
+
+Arguments: a folder for files, JSON of a list of cases (see test_updaters.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import paddle.distributed as dist
+from distributed_testing import REPO, report
+from paddle.distributed.fleet.base import topology
+from plain_adamw import build_adamw, clip_by_global_norm, optimizer_state
+
+sys.path.insert(0, str(REPO / "tests" / "models"))
+from tiny_configs import tiny
+
+from pypkg.models import from_config
+from pypkg.models.config import ModelConfig
+from pypkg.models.decoder import Decoder
+from pypkg.models.pretrained import gathered
+from pypkg.models.recompute import Recompute
+from pypkg.parallel import mesh
+from pypkg.parallel.collective import mean_over_sample_shards
+from pypkg.parallel.data_parallel import gradient_of
+from pypkg.parallel.loss_scaling import LossScale
+from pypkg.parallel.updaters import UpdateOptions, Updater, make_updater
+from pypkg.training.model_partition import ModelPartition
+
+SEED, ROWS, SEQUENCE, STEPS, RATE = 3, 8, 16, 5, 1e-3
+ADAMW = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-6, "weight_decay": 0.5}
+MAX_NORM = 0.7
+CHANGES = {"multi_query": ("chatglm2", {"num_key_value_heads": 1})}
+
+
+def config_of(family: str) -> ModelConfig:
+    name, changes = CHANGES.get(family, (family, {}))
+    return tiny(name).replace(**changes)
+
+
+def new_model(config: ModelConfig, wholes: Mapping | None = None) -> Decoder:
+    """Under every layout the same: from ``wholes``, or random, with vectors away from 1 and 0."""
+    model = from_config(config, seed=SEED)
+    partition = ModelPartition(config)
+    for name, parameter in model.named_parameters():
+        if wholes is not None:
+            parameter.set_value(partition.take(name, wholes[name]))
+        elif parameter.ndim == 1:
+            whole = partition.gather(name, parameter)
+            whole += np.random.default_rng(len(name)).normal(0, 0.1, whole.shape)
+            parameter.set_value(partition.take(name, whole))
+    return model
+
+
+def batch_of(config: ModelConfig, step: int) -> dict[str, np.ndarray]:
+    """One global batch; all rows have the same number of labels that count."""
+    generator = np.random.default_rng(100 + step)
+    shape = [ROWS, SEQUENCE]
+    batch = {name: generator.integers(8, 4000, shape) for name in ("input_ids", "labels")}
+    batch["labels"][:, ::5] = -100
+    if config.prefix_lm:
+        batch["input_ids"][:, 6:8] = config.gmask_token_id, config.sop_token_id
+    return batch
+
+
+def one_process(family: str, skipped: int | None) -> dict[str, Any]:
+    """Plain Paddle: losses, norms, final parameters and state; without the update of one step."""
+    config = config_of(family)
+    model = new_model(config)
+    optimizer = build_adamw(model, **ADAMW)
+    optimizer.set_lr(RATE)
+    losses, norms = [], []
+    for step in range(STEPS):
+        loss = model.loss(**{k: paddle.to_tensor(v) for k, v in batch_of(config, step).items()})
+        loss.backward()
+        norms.append(clip_by_global_norm(model.parameters(), MAX_NORM).item())
+        if step == skipped:
+            norms[-1] = math.inf
+        else:
+            optimizer.step()
+        optimizer.clear_grad(set_to_zero=False)
+        losses.append(loss.item())
+    return {
+        "losses": losses,
+        "norms": norms,
+        "parameters": {n: p.numpy() for n, p in model.named_parameters()},
+        "state": {k: v.numpy() for k, v in optimizer_state(optimizer, model).items()},
+    }
+
+
+def train(updater: Updater, config: ModelConfig, steps: range, case: dict) -> tuple:
+    """Losses and norms of this layout on the same global batches; and memory of the last step."""
+    accumulation = case.get("accumulation", 1)
+    model, current = updater.model, mesh.current()
+    losses, norms = [], []
+    for step in steps:
+        shards = current.sample_shards * accumulation
+        rows = {name: np.split(whole, shards) for name, whole in batch_of(config, step).items()}
+        own = range(accumulation * current.sample_shard, accumulation * (current.sample_shard + 1))
+        batches = [{k: paddle.to_tensor(parts[i]) for k, parts in rows.items()} for i in own]
+        if case.get("evaluates"):
+            evaluate(updater, batches[0])
+        overflows = step == case.get("skipped") and current.rank == current.world_size - 1
+        scale = partial(_scaled, updater, math.inf if overflows else 1.0)
+        losses.append(mean_over_sample_shards(forward_backward(updater, batches, scale)).item())
+        memory = held_bytes(updater)
+        norms.append(updater.step(RATE).item())
+        assert all(gradient_of(p) is None or not gradient_of(p).any() for p in model.parameters())
+    return losses, norms, memory
+
+
+def _scaled(updater: Updater, factor: float, loss: paddle.Tensor) -> paddle.Tensor:
+    return updater.scale(loss) * factor
+
+
+def forward_backward(updater: Updater, batches: list[dict], scale: Callable) -> paddle.Tensor:
+    """Accumulates the gradients of the mean loss of the batches, and returns it."""
+    if mesh.current().pipeline is not None:
+        return updater.model.forward_backward(batches, scale)
+    total = paddle.zeros([])
+    for batch in batches:
+        loss = updater.loss(**batch) / len(batches)
+        scale(loss).backward()
+        total = total + loss.detach()
+    return total
+
+
+@paddle.no_grad()
+def evaluate(updater: Updater, batch: dict) -> None:
+    updater.model.eval()
+    updater.loss(**batch)
+    updater.model.train()
+
+
+def held_bytes(updater: Updater) -> dict[str, int]:
+    """What this rank holds when an update begins, views of one buffer counted once."""
+    engine, adamw = updater._stage, updater._adamw
+    wrapped = engine.loss if isinstance(engine.loss, paddle.nn.Layer) else None
+    storages = [s for kinds in getattr(wrapped, "_grad_storages", {}).values()
+                for s in (kinds.values() if isinstance(kinds, dict) else [kinds])]  # fmt: skip
+    weights = [s.buffer for kinds in getattr(engine._optimizer, "param_storages", {}).values()
+               for s in kinds.values()]  # fmt: skip
+    gradients = [s.buffer for s in storages]
+    for parameter in engine.parameters:
+        weights += [parameter, getattr(parameter, "fw_storage", None)]
+        gradients += [gradient_of(parameter), getattr(parameter, "bw_storage", None)]
+    flow = getattr(wrapped, "_task_flow", None)
+    if flow is not None:
+        weights += [full for full, _ in flow.full_param.values()]
+        gradients += list(flow.full_grad.values())
+    state = [t for kind in adamw._accumulators.values() for t in kind.values()]
+    groups = {"parameters": weights, "gradients": gradients, "state": state}
+    return {name: _union_bytes(tensors) for name, tensors in groups.items()}
+
+
+def _union_bytes(tensors: list) -> int:
+    total, end = 0, 0
+    held = [t for t in tensors if t is not None and t._is_initialized()]
+    for start, size in sorted((t.data_ptr(), t.size * t.element_size()) for t in held):
+        total += max(0, start + size - max(start, end))
+        end = max(end, start + size)
+    return total
+
+
+def difference(values: dict, expected: dict) -> float:
+    assert list(values) == list(expected), (list(values), list(expected))
+    worst = 0.0
+    for name, value in expected.items():
+        assert values[name].shape == value.shape, name
+        error = np.abs(values[name] - value).max() / max(1.0, np.abs(value).max())
+        worst = max(worst, float(error) if np.isfinite(error) else 1e30)
+    return worst
+
+
+def relative(values: list[float], expected: list[float]) -> float:
+    found, wanted = np.array(values), np.array(expected)
+    finite = np.isfinite(wanted)
+    assert (np.isfinite(found) == finite).all(), values
+    return float(np.abs(found[finite] / wanted[finite] - 1).max())
+
+
+def new_updater(case: dict, wholes: Mapping | None = None) -> tuple[ModelConfig, Updater]:
+    config = config_of(case["family"])
+    options = UpdateOptions(**ADAMW, max_grad_norm=MAX_NORM, **case.get("options", {}))
+    if options.loss_scale is not None:
+        options = replace(options, loss_scale=LossScale(**options.loss_scale))
+    # The same names in all processes, whatever the stages of another layout have made before.
+    with paddle.utils.unique_name.guard():
+        model = new_model(config, wholes)
+    model.train()
+    if "recompute" in case:
+        model.use_recompute(Recompute(case["recompute"]))
+    return config, make_updater(model, options, mesh.current(), ModelPartition(config))
+
+
+def run_case(case: dict, folder: Path) -> dict[str, Any]:
+    """Trains under a layout; after two steps under another one, if the case has one."""
+    start(case)
+    config, updater = new_updater(case)
+    first = range(2 if "then" in case else STEPS)
+    losses, norms, memory = train(updater, config, first, case)
+    parameters, state = whole(updater)
+    if "then" in case:
+        if mesh.current().rank == 0:
+            np.savez(folder / "parameters.npz", **parameters)
+            np.savez(folder / "state.npz", **state)
+        dist.barrier()
+        case = case | {"options": {}} | case["then"]
+        start(case)
+        with np.load(folder / "parameters.npz") as wholes, np.load(folder / "state.npz") as saved:
+            config, updater = new_updater(case, wholes)
+            updater.load_state(saved.__getitem__)
+        more = train(updater, config, range(2, STEPS), case)
+        losses, norms, memory = losses + more[0], norms + more[1], more[2]
+        parameters, state = whole(updater)
+    scaler = None if updater.scaler is None else updater.scaler.state()
+    return {"losses": losses, "norms": norms, "parameters": parameters, "state": state,
+            "memory": memory, "scaler": scaler}  # fmt: skip
+
+
+def whole(updater: Updater) -> tuple[dict, dict]:
+    """Parameters and optimizer state, complete on rank 0."""
+    named = dict(updater.model.named_parameters())
+    return dict(gathered(updater.model.config, named)), dict(updater.state())
+
+
+def start(case: dict) -> None:
+    degrees = mesh.Degrees(**case["degrees"])
+    if mesh.current().degrees != degrees:
+        topology._HYBRID_PARALLEL_GROUP = None  # lets fleet make the groups of another mesh
+        mesh.initialize(degrees)
+
+
+def compare(result: dict, expected: dict) -> dict[str, float]:
+    return {
+        "loss": relative(result["losses"], expected["losses"]),
+        "norm": relative(result["norms"], expected["norms"]),
+        "parameters": difference(result["parameters"], expected["parameters"]),
+        "state": difference(result["state"], expected["state"]),
+        "clipped": min(expected["norms"]) > MAX_NORM,
+    }
+
+
+def reference(case: dict) -> tuple:
+    return case["family"], case.get("skipped")
+
+
+def main(folder: Path, cases: list[dict]) -> None:
+    expected = {}
+    if os.environ["PADDLE_TRAINER_ID"] == "0":  # alone, until the mesh is made
+        for case in cases:
+            key = reference(case)
+            if key not in expected:
+                with paddle.utils.unique_name.guard():  # names stay those of the other ranks
+                    expected[key] = one_process(*key)
+    results = []
+    for case in cases:
+        result = run_case(case, folder)
+        compared = compare(result, expected[reference(case)]) if expected else {}
+        results.append(compared | {key: result[key] for key in ("memory", "scaler")})
+    report(results)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

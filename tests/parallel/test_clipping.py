@@ -1,0 +1,118 @@
+"""What each process adds to the global norm, and what the clip makes of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import paddle
+import pytest
+
+from pypkg.parallel import mesh
+from pypkg.parallel.clipping import GlobalNormClip, Share, tensor_share
+
+
+def random(*shape: int) -> paddle.Tensor:
+    return paddle.to_tensor(np.random.default_rng(0).normal(size=shape), dtype="float32")
+
+
+def squared(array: np.ndarray) -> float:
+    return float((array.astype(np.float64) ** 2).sum())
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10,)])
+def test_only_some_columns_count(shape):
+    gradient = random(*shape)
+    found = Share(True, columns=7, width=10).squares(gradient).item()
+    assert found == pytest.approx(squared(gradient.numpy()[..., :7]), rel=1e-6)
+
+
+@pytest.mark.parametrize("columns", [None, 7])
+@pytest.mark.parametrize("length", [8, 13, 60])
+def test_flat_slices_add_up_to_the_whole(length, columns):
+    gradient = random(6, 10)
+    share = Share(True, columns, 10)
+    flat = paddle.concat([gradient.flatten(), paddle.zeros([length])])
+    parts = [
+        replace(share, start=start).squares(flat[start : start + length]).item()
+        for start in range(0, 60, length)
+    ]
+    assert sum(parts) == pytest.approx(squared(gradient.numpy()[:, :columns]), rel=1e-6)
+
+
+def test_half_precision_gradients_do_not_overflow():
+    gradient = paddle.full([1000], 30000.0).astype("float16")
+    assert Share(True).squares(gradient).item() == pytest.approx(1000 * 30000.0**2, rel=1e-3)
+
+
+class Rank:
+    """A process's place in a mesh, without the groups."""
+
+    def __init__(self, tensor: int, data: int = 0) -> None:
+        self.tensor_rank, self.data_rank = tensor, data
+
+
+def parameter(is_distributed: bool, **marks: object) -> paddle.Tensor:
+    made = paddle.create_parameter([4, 10], "float32")
+    made.is_distributed = is_distributed
+    for name, value in marks.items():
+        setattr(made, name, value)
+    return made
+
+
+def test_whole_parameters_count_on_the_first_process_of_a_tensor_group():
+    assert [tensor_share(parameter(False), Rank(t)).counts for t in range(2)] == [True, False]
+    assert [tensor_share(parameter(True), Rank(t)).counts for t in range(2)] == [True, True]
+
+
+def test_copies_count_once():
+    assert not tensor_share(parameter(True), Rank(0, data=1)).counts
+    assert not tensor_share(parameter(True, counted_elsewhere=True), Rank(0)).counts
+
+
+def test_replicated_columns_count_on_the_first_of_the_processes_that_have_them():
+    shared = parameter(True, replicated_columns=(6, 2))
+    assert [tensor_share(shared, Rank(t)).columns for t in range(4)] == [None, 6, None, 6]
+
+
+def clipped(max_norm: float, gradient: paddle.Tensor, **options: object) -> GlobalNormClip:
+    held = paddle.create_parameter(gradient.shape, "float32")
+    clip = GlobalNormClip(max_norm, {held.name: Share(True)}, is_alone=True, **options)
+    assert len(clip([(held, gradient)])) == (0 if clip.skipped else 1)
+    return clip
+
+
+def test_gradients_are_scaled_to_the_norm():
+    gradient = random(6, 10)
+    before = gradient.numpy()
+    clip = clipped(0.5, gradient)
+    assert clip.norm.item() == pytest.approx(math.sqrt(squared(before)), rel=1e-6)
+    np.testing.assert_allclose(gradient.numpy(), before * 0.5 / clip.norm.item(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 100.0])
+def test_small_gradients_stay_bit_for_bit(max_norm):
+    gradient = random(6, 10)
+    before = gradient.numpy()
+    assert clipped(max_norm, gradient).norm.item() > 1
+    np.testing.assert_array_equal(gradient.numpy(), before)
+
+
+@pytest.mark.parametrize(("max_norm", "expected"), [(0.0, 1.0), (0.5, 0.5)])
+def test_the_loss_scale_is_taken_out(max_norm, expected):
+    """Of the norm and of the gradients."""
+    gradient = paddle.full([4], 512 * 0.5)  # norm 1 without the scale
+    clip = clipped(max_norm, gradient, unscale=lambda: 512.0)
+    assert clip.norm.item() == pytest.approx(1.0)
+    np.testing.assert_allclose(gradient.numpy(), 0.5 * expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_gradients_that_are_not_finite_are_skipped_only_with_a_loss_scale(bad):
+    assert clipped(1.0, paddle.to_tensor([1.0, bad]), unscale=lambda: 512.0).skipped
+    assert not clipped(1.0, paddle.to_tensor([1.0, bad])).skipped
+
+
+def test_one_process_is_its_own_mesh():
+    assert tensor_share(parameter(False), mesh.Mesh()) == Share(True, None, 10)

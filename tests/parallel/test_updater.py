@@ -1,0 +1,184 @@
+"""The updater of one process: bit for bit plain AdamW, and what no layout changes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import paddle
+import pytest
+from plain_adamw import build_adamw, clip_by_global_norm, optimizer_state
+
+from pypkg.parallel import data_parallel, mesh
+from pypkg.parallel.adamw import AdamW
+from pypkg.parallel.loss_scaling import LossScale
+from pypkg.parallel.updaters import UpdateOptions, make_updater
+
+ADAMW = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.1}
+
+
+class Model(paddle.nn.Layer):
+    def __init__(self) -> None:
+        super().__init__()
+        paddle.seed(0)
+        self.first = paddle.nn.Linear(5, 7)
+        self.norm = paddle.nn.LayerNorm(7)
+        self.second = paddle.nn.Linear(7, 3, bias_attr=False)
+
+    def loss(self, x: paddle.Tensor) -> paddle.Tensor:
+        return (self.second(self.norm(self.first(x))) ** 2).mean()
+
+
+def batch(step: int) -> paddle.Tensor:
+    return paddle.to_tensor(np.random.default_rng(step).normal(size=(4, 5)), dtype="float32")
+
+
+def new_updater(max_norm: float = 0.1, **options: object):
+    return make_updater(Model(), UpdateOptions(**ADAMW, max_grad_norm=max_norm, **options),
+                        mesh.Mesh())  # fmt: skip
+
+
+def train(updater, steps: range) -> list[float]:
+    norms = []
+    for step in steps:
+        updater.scale(updater.loss(x=batch(step))).backward()
+        norms.append(updater.step(1e-2).item())
+    return norms
+
+
+def values(model: paddle.nn.Layer) -> dict[str, np.ndarray]:
+    return {name: p.numpy() for name, p in model.named_parameters()}
+
+
+def assert_same(found: dict, expected: dict, rtol: float = 0.0) -> None:
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=rtol, atol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("options", [{}, {"offload": True}, {"master_grad": True}])
+def test_bit_for_bit_as_plain_adamw(options):
+    model = Model()
+    optimizer = build_adamw(model, **ADAMW)
+    optimizer.set_lr(1e-2)
+    norms = []
+    for step in range(4):
+        model.loss(batch(step)).backward()
+        norms.append(clip_by_global_norm(model.parameters(), 0.1).item())
+        optimizer.step()
+        optimizer.clear_grad(set_to_zero=False)
+    updater = new_updater(**options)
+    assert train(updater, range(4)) == norms
+    assert min(norms) > 0.1
+    assert_same(values(updater.model), values(model))
+    state = {name: v.numpy() for name, v in optimizer_state(optimizer, model).items()}
+    assert_same(dict(updater.state()), state)
+
+
+def test_resuming_is_exact():
+    first = new_updater()
+    assert dict(first.state()) == {}
+    train(first, range(2))
+    saved = {name: value.copy() for name, value in first.state()}
+    second = new_updater()
+    second.model.set_state_dict({k: paddle.to_tensor(v) for k, v in values(first.model).items()})
+    second.load_state(saved.__getitem__)
+    assert train(second, range(2, 4)) == train(first, range(2, 4))
+    assert_same(values(second.model), values(first.model))
+
+
+def test_state_of_another_model_is_refused():
+    with pytest.raises(KeyError, match=r"first\.weight\.moment1"):
+        new_updater().load_state({}.__getitem__)
+
+
+def test_loss_scale_changes_nothing_but_the_range():
+    plain, scaled = new_updater(), new_updater(loss_scale=LossScale(1024.0))
+    np.testing.assert_allclose(train(scaled, range(3)), train(plain, range(3)), rtol=1e-6)
+    assert_same(values(scaled.model), values(plain.model), rtol=1e-5)
+
+
+def test_an_overflow_skips_the_step_and_lowers_the_scale():
+    updater = new_updater(loss_scale=LossScale(1024.0))
+    before = values(updater.model)
+    (updater.scale(updater.loss(x=batch(0))) * float("inf")).backward()
+    assert not np.isfinite(updater.step(1e-2).item())
+    assert_same(values(updater.model), before)
+    assert dict(updater.state()) == {}
+    assert updater.scaler.state()["skipped_steps"] == 1
+    assert updater.scaler.scale == 512.0
+    assert all(p.grad is None for p in updater.model.parameters())
+    assert np.isfinite(train(updater, range(1))).all()
+
+
+def test_half_precision_gradients_are_unscaled_in_float32(monkeypatch):
+    """A float16 gradient of 2**-20, made with a scale of 2**15, is nothing in float16 without it.
+
+    CPUs have no update of float16 parameters, so the update itself is left out.
+    """
+    updater = new_updater(max_norm=0.0, loss_scale=LossScale(2.0**15))
+    parameter = updater.model.second.weight
+    gradient = paddle.full(parameter.shape, 2.0**-24 * 2**15 / 2).astype("float16")
+    seen = []
+    monkeypatch.setattr(
+        paddle.optimizer.AdamW, "_append_optimize_op", lambda self, block, pair: seen.append(pair)
+    )
+    held = updater._clip([(parameter, gradient)])
+    updater._adamw._append_optimize_op(None, held[0])
+    given = seen[0][1]
+    assert given.dtype == paddle.float32
+    np.testing.assert_array_equal(given.numpy(), np.full(given.shape, 2.0**-25, np.float32))
+    assert np.float16(2.0**-25) == 0
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_state_of_half_precision_parameters_has_master_weights(offload):
+    """CPUs cannot update such parameters, but they can hold the state."""
+    model = Model().to(dtype="bfloat16")
+    updater = make_updater(model, UpdateOptions(**ADAMW, offload=offload), mesh.Mesh())
+    random = np.random.default_rng(0)
+    given = {}
+    for name, parameter in model.named_parameters():
+        for kind in AdamW.kinds(parameter.dtype):
+            shape = [1] if AdamW.is_scalar(kind) else parameter.shape
+            given[f"{name}.{kind}"] = random.normal(size=shape).astype(np.float32)
+    updater.load_state(given.__getitem__)
+    assert_same(dict(updater.state()), given)
+    assert "first.weight.master_weight" in given
+
+
+def test_kinds_of_state():
+    powers = ("beta1_pow_acc", "beta2_pow_acc")
+    assert AdamW.kinds(paddle.float32) == ("moment1", "moment2", *powers)
+    assert AdamW.kinds(paddle.bfloat16) == ("master_weight", "moment1", "moment2", *powers)
+
+
+def test_a_layout_that_does_not_fit_is_refused():
+    model, group = Model(), SimpleNamespace(rank=0, nranks=2)
+    sharded = mesh.Mesh(mesh.Degrees(sharding=2), sharding=group)
+    with pytest.raises(ValueError, match="sharding_stage is 0"):
+        make_updater(model, UpdateOptions(), sharded)
+    with pytest.raises(ValueError, match="partition is None"):
+        make_updater(model, UpdateOptions(), mesh.Mesh(mesh.Degrees(tensor=2), tensor=group))
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 100, 10**6])
+def test_buckets_average_every_gradient(monkeypatch, bucket_bytes):
+    """Two processes of which the other has the same gradients plus one."""
+    sent = []
+
+    def all_reduce(tensor: paddle.Tensor, group: object) -> None:
+        sent.append(tensor.size * 4)
+        paddle.assign(tensor * 2 + 0.5, tensor)  # both have been halved
+
+    monkeypatch.setattr(data_parallel.dist, "all_reduce", all_reduce)
+    model = Model()
+    model.loss(batch(0)).backward()
+    before = [p.grad.numpy() for p in model.parameters()]
+    data_parallel.average_gradients(model.parameters(), SimpleNamespace(nranks=2), bucket_bytes)
+    for parameter, gradient in zip(model.parameters(), before, strict=True):
+        np.testing.assert_allclose(parameter.grad.numpy(), gradient + 0.5, rtol=1e-6)
+    assert sum(sent) == sum(p.size * 4 for p in model.parameters())
+    largest = max(p.size * 4 for p in model.parameters())
+    assert max(sent) <= max(bucket_bytes, largest)
+    assert len(sent) == {1: 5, 100: 3, 10**6: 1}[bucket_bytes]

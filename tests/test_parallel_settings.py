@@ -1,0 +1,174 @@
+"""Settings of processes, sharding, precision and recompute: forms, contradictions, notices."""
+
+from __future__ import annotations
+
+import pytest
+from test_config import load, problems
+
+from pypkg.config import check_supported, load_settings, notices
+from pypkg.config.suboptions import SUB_OPTIONS
+from pypkg.errors import UserError
+
+
+def test_defaults_are_paddlenlps_and_ask_for_nothing(tmp_path):
+    settings = load(tmp_path, {"do_train": True})
+    assert settings.tensor_parallel_degree == settings.pipeline_parallel_degree == -1
+    assert settings.sharding_parallel_degree == settings.data_parallel_degree == -1
+    assert (settings.virtual_pp_degree, settings.pp_recompute_interval) == (1, 1)
+    assert settings.sharding == settings.no_recompute_layers == ()
+    assert (settings.sharding_stage, settings.sharding_offload) == (0, False)
+    assert settings.scale_loss == 32768.0
+    assert not (settings.recompute or settings.sequence_parallel or settings.amp_master_grad)
+    assert settings.recompute_granularity == "full"
+    assert settings.hidden_dropout_prob == 0.0
+    check_supported(settings)
+    assert notices(settings) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "parts"),
+    [
+        ("", ()),
+        ([], ()),
+        ("stage1", ("stage1",)),
+        ("stage2 offload", ("stage2", "offload")),
+        ("stage2, offload", ("stage2", "offload")),
+        (["stage3", "offload"], ("stage3", "offload")),
+    ],
+)
+def test_sharding_in_its_many_forms(tmp_path, written, parts):
+    settings = load(tmp_path, {"sharding": written})
+    assert settings.sharding == parts
+    assert settings.sharding_stage == (int(parts[0][-1]) if parts else 0)
+    assert settings.sharding_offload == ("offload" in parts)
+
+
+def test_lists_on_the_command_line_and_read_back(tmp_path):
+    settings = load(
+        tmp_path, None, "--sharding", "stage2", "offload", "--no_recompute_layers", "0", "3",
+        "--pipeline_parallel_config", "enable_timer disable_partial_send_recv",
+    )  # fmt: skip
+    assert settings.sharding == ("stage2", "offload")
+    assert settings.no_recompute_layers == (0, 3)
+    assert settings.pipeline_parallel_config == ("enable_timer", "disable_partial_send_recv")
+    file = tmp_path / "again.json"
+    file.write_text(settings.to_json(), encoding="utf-8")
+    assert load_settings([str(file)]) == settings
+
+
+def test_where_the_optimizer_state_stays(tmp_path):
+    assert not load(tmp_path, {"sharding": "stage2"}).offloads_optimizer
+    assert load(tmp_path, {"sharding": "stage1 offload"}).offloads_optimizer
+    assert load(tmp_path, {"offload_optim": True}).offloads_optimizer
+
+
+def test_the_old_name_of_the_sharding_degree(tmp_path):
+    assert load(tmp_path).wanted_sharding_degree == -1
+    assert load(tmp_path, {"sharding": "stage1", "sharding_degree": 4}).wanted_sharding_degree == 4
+    both = {"sharding": "stage1", "sharding_degree": 4, "sharding_parallel_degree": 4}
+    assert load(tmp_path, both).wanted_sharding_degree == 4
+
+
+_VPP = {"pipeline_parallel_degree": 4, "virtual_pp_degree": 2}
+_SP = {"sequence_parallel": True, "tensor_parallel_degree": 4}
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"tensor_parallel_degree": 0}, ["tensor_parallel_degree is 0; expected at least 1, or"]),
+        ({"pipeline_parallel_degree": -2}, ["is -2; expected at least -1"]),
+        ({"virtual_pp_degree": 0}, ["virtual_pp_degree is 0; expected at least 1"]),
+        ({"data_parallel_degree": 0}, ["data_parallel_degree is 0; expected at least 1"]),
+        ({"sharding": "stage4"}, ["sharding is 'stage4'; expected one of stage1, stage2, stage3"]),
+        ({"sharding": "stage1 stage2"}, ["'stage1 stage2'", "expected one of stage1"]),
+        ({"sharding": "offload"}, ["'offload' without a stage", "set offload_optim instead"]),
+        ({"sharding": "stage1", "sharding_degree": 2, "sharding_parallel_degree": 4},
+         ["sharding_degree (2)", "sharding_parallel_degree (4)", "keep only the second"]),
+        ({"sharding_parallel_degree": 4}, ["sharding_parallel_degree is 4", "names no stage"]),
+        ({"sharding_degree": 4}, ["sharding_parallel_degree is 4", "names no stage"]),
+        ({"sharding": "stage2", "pipeline_parallel_degree": 2},
+         ["stage2 and pipeline_parallel_degree 2", "use stage1, or"]),
+        ({"sharding": "stage3", "pipeline_parallel_degree": 4}, ["stage3", "degree 4"]),
+        ({"virtual_pp_degree": 2}, ["virtual_pp_degree is 2", "3 or more, found 1"]),
+        ({"virtual_pp_degree": 2, "pipeline_parallel_degree": 2}, ["3 or more, found 2"]),
+        ({**_VPP, "do_train": 1, "gradient_accumulation_steps": 7},
+         ["gradient_accumulation_steps (7)", "pipeline_parallel_degree 4", "virtual_pp_degree 2",
+          "make it 4, or at least 8, or set virtual_pp_degree to 1"]),
+        ({**_VPP, "do_train": 1}, ["gradient_accumulation_steps (1)"]),
+        ({"sequence_parallel": True}, ["sequence_parallel is true", "degree is -1; raise"]),
+        ({**_SP, "do_train": 1, "per_device_train_batch_size": 3, "max_seq_length": 6},
+         ["per_device_train_batch_size (3) x max_seq_length (6)", "tensor_parallel_degree (4)"]),
+        ({**_SP, "do_eval": 1, "per_device_eval_batch_size": 1, "max_seq_length": 6},
+         ["per_device_eval_batch_size (1) x max_seq_length (6)"]),
+        ({"fp16": True, "bf16": True}, ["fp16 and bf16 are both true"]),
+        ({"scale_loss": 0}, ["scale_loss is 0.0; expected more than 0"]),
+        ({"recompute_granularity": "half"}, ["'half'; expected one of full, full_attn, core_attn"]),
+        ({"no_recompute_layers": [1, -1]}, ["no_recompute_layers is -1; expected at least 0"]),
+        ({"pp_recompute_interval": -1}, ["pp_recompute_interval is -1; expected at least 0"]),
+        ({"hybrid_parallel_topo_order": "dp_first"}, ["expected one of pp_first, sharding_first"]),
+        ({"hidden_dropout_prob": 1}, ["hidden_dropout_prob is 1.0; expected less than 1"]),
+        ({"tensor_parallel_config": "enable_mp_async_allreduce enable_x"},
+         ["tensor_parallel_config is 'enable_x'; expected one of enable_mp_async_allreduce"]),
+    ],
+)  # fmt: skip
+def test_contradictions_are_named(tmp_path, extra, words):
+    text = problems(tmp_path, extra)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+
+
+def test_what_is_possible(tmp_path):
+    for steps in (4, 8, 9):
+        load(tmp_path, {**_VPP, "do_train": 1, "gradient_accumulation_steps": steps})
+    load(tmp_path, {**_VPP, "do_eval": 1, "sharding": "stage1"})
+    load(tmp_path, {**_SP, "do_train": 1, "per_device_train_batch_size": 2, "max_seq_length": 6})
+    load(tmp_path, {**_SP, "per_device_train_batch_size": 3, "max_seq_length": 6})  # unused
+    load(tmp_path, {"sharding_parallel_degree": 1})
+
+
+def test_no_follow_up_of_a_wrong_type(tmp_path):
+    text = problems(tmp_path, {"tensor_parallel_degree": "two", "sequence_parallel": True})
+    assert text.startswith("tensor_parallel_degree is")
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "option", SUB_OPTIONS, ids=lambda option: f"{option.setting}-{option.name}"
+)
+def test_no_sub_option_is_silently_ignored(tmp_path, option):
+    """All but what happens anyway is refused, or said to change nothing, with the reason."""
+    layout = {"tensor_parallel_degree": 2, "sequence_parallel": True, "do_train": True}
+    layout |= {"pipeline_parallel_degree": 2, "sharding": "stage1"}
+    settings = load(tmp_path, {**layout, option.setting: option.name})
+    if option.refused:
+        with pytest.raises(UserError, match=f"{option.setting} holds {option.name}, but "):
+            check_supported(settings)
+        return
+    check_supported(settings)
+    said = [f"{option.setting} {option.name} has no effect: {option.why}"] if option.why else []
+    assert notices(settings) == said
+
+
+@pytest.mark.parametrize(
+    ("extra", "line"),
+    [
+        ({"recompute_granularity": "core_attn"}, "recompute_granularity has no effect: it matters"),
+        ({"recompute_use_reentrant": 1}, "recompute_use_reentrant has no effect"),
+        ({"no_recompute_layers": [1]}, "no_recompute_layers has no effect"),
+        ({"recompute": 1, "pp_recompute_interval": 2},
+         "pp_recompute_interval has no effect: it matters only with recompute and pipeline_par"),
+        ({"scale_loss": 512}, "scale_loss has no effect: it matters only with fp16"),
+        ({"tensor_parallel_config": "sync_param"}, "tensor_parallel_config has no effect"),
+        ({"sequence_parallel_config": "enable_allreduce_avg_in_gradinent_scale"},
+         "sequence_parallel_config has no effect"),
+        ({"pipeline_parallel_config": "disable_partial_send_recv"},
+         "pipeline_parallel_config has no effect"),
+        ({"sharding_parallel_config": "split_param"}, "sharding_parallel_config has no effect"),
+    ],
+)  # fmt: skip
+def test_what_refines_something_that_is_off_is_pointed_out(tmp_path, extra, line):
+    lines = notices(load(tmp_path, extra))
+    assert len(lines) == 1
+    assert lines[0].startswith(line)

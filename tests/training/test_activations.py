@@ -1,0 +1,49 @@
+"""From the settings to the model: recompute and dropout."""
+
+from __future__ import annotations
+
+import pytest
+
+from pypkg.config import Settings
+from pypkg.models import ModelConfig, from_config
+from pypkg.models.recompute import Recompute
+from pypkg.training.activations import recompute_choice, set_activations
+
+
+@pytest.mark.parametrize(
+    ("asked", "choice"),
+    [
+        ({}, None),
+        ({"recompute_granularity": "full_attn", "no_recompute_layers": (1,)}, None),
+        ({"recompute": True}, Recompute()),
+        ({"recompute": True, "recompute_granularity": "core_attn", "no_recompute_layers": (2, 0),
+          "recompute_use_reentrant": True},
+         Recompute("core_attn", frozenset({0, 2}), use_reentrant=True)),
+        ({"recompute": True, "pp_recompute_interval": 3, "pipeline_parallel_degree": 2},
+         Recompute(interval=3)),
+        ({"recompute": True, "pp_recompute_interval": 0, "pipeline_parallel_degree": 2},
+         Recompute(interval=0)),
+        ({"recompute": True, "pp_recompute_interval": 0}, Recompute()),  # no pipeline
+    ],
+)  # fmt: skip
+def test_recompute_choice(asked, choice):
+    assert recompute_choice(Settings(**asked)) == choice
+
+
+def test_a_model_follows_its_settings():
+    config = ModelConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+    )
+    model = from_config(config, seed=1)
+    settings = Settings(recompute=True, no_recompute_layers=(1,), hidden_dropout_prob=0.25)
+    set_activations(model, settings)
+    assert [layer.recompute for layer in model.layers] == [Recompute(
+        skipped_layers=frozenset({1})), None, Recompute(skipped_layers=frozenset({1}))]  # fmt: skip
+    assert {layer.hidden_dropout for layer in model.layers} == {0.25}
+    set_activations(model, Settings())
+    assert {layer.recompute for layer in model.layers} == {None}
+    assert {layer.hidden_dropout for layer in model.layers} == {0.0}
