@@ -71,7 +71,7 @@ def test_nothing_forbidden():
         "/ho" "me/ada/data",
         "cd /wo" "rk/project",
         "see ../sha" "red/notes.md",
-        "--index-url https://py" "pi.org/simple",
+        "--index" "-url https://py" "pi.org/simple",
         "http://10.0." "0.1:8080/",
         "fixes issue" " #12",
         "# TO" "DO: later",

@@ -286,35 +286,6 @@ def _render_data_index(result: Result) -> list[str]:
         "exponentially distributed, in memory; one thread",
         f"- peers: {peers or 'none'}; PaddleNLP and Megatron-LM shuffle with NumPy",
         "- Before they are timed, all contenders build the same maps, bit for bit",
-        "- `vs ours`: time divided by ours; `MiB`: the maps that a step builds; `peak`: how much "
-        "the process grew, divided by that",
-        "",
-        *table(head, body, text_columns=3),
-    ]
-
-
-def _render_data_index(result: Result) -> list[str]:
-    ours = {row["step"]: row["median"] for row in result["rows"] if row["contender"] == OURS}
-    body = [
-        [
-            row["step"],
-            row["work"],
-            row["contender"],
-            f"{row['median']:.3f}",
-            f"{row['lower_quartile']:.3f}-{row['upper_quartile']:.3f}",
-            f"{row['median'] / ours[row['step']]:.2f}",
-            f"{row['map_bytes'] / 2**20:.0f}",
-            f"{row['peak_bytes'] / row['map_bytes']:.2f}",
-        ]
-        for row in result["rows"]
-    ]
-    head = ["step", "work", "contender", "s", "quartiles", "vs ours", "MiB", "peak"]
-    peers = ", ".join(f"{name} {version}" for name, version in result["peers"].items())
-    return [
-        f"- {result['documents']:,} documents of {result['mean_tokens']} tokens in the mean, "
-        "exponentially distributed, in memory; one thread",
-        f"- peers: {peers or 'none'}; PaddleNLP and Megatron-LM shuffle with NumPy",
-        "- Before they are timed, all contenders build the same maps, bit for bit",
         "- `vs ours`: time divided by ours; `MiB`: the maps that a step builds; `peak`: by how "
         "much the process grew, divided by that",
         "",

@@ -287,8 +287,8 @@ class Settings:
     )
     matmul_precision: str = setting(
         "float32",
-        "on a CPU: bfloat16 rounds the operands of matrix products and sums in float32, twice as "
-        "fast; everything else stays float32",
+        "on a CPU: bfloat16 rounds the operands of matrix products and sums in float32; "
+        "everything else stays float32",
         choices=("float32", "bfloat16"),
     )
     num_threads: int = setting(

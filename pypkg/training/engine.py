@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,10 @@ from paddle import Tensor
 from pypkg.data import Batch
 from pypkg.parallel.collective import mean_over_sample_shards
 from pypkg.parallel.updaters import Updater
+
+# Yields the arguments of the model's loss from a sample position on; input_ids and labels are
+# int64 [batch, sequence].
+BatchSource = Callable[[int], Iterator[Batch]]
 
 
 class Engine:

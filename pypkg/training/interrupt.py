@@ -7,11 +7,7 @@ from types import FrameType, TracebackType
 
 
 class InterruptRequest:
-    """While entered, the first signal only sets :attr:`signal_number`; the second one interrupts.
-
-    ``exit_code`` is the shell's convention for a process ended by that signal: 130 for Ctrl-C,
-    143 for SIGTERM.
-    """
+    """While entered, the first signal only sets :attr:`signal_number`; a second one interrupts."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -38,7 +34,3 @@ class InterruptRequest:
 
     def __bool__(self) -> bool:
         return self.signal_number is not None
-
-    @property
-    def exit_code(self) -> int:
-        return 128 + (self.signal_number or 0)

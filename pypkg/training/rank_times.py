@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import paddle
@@ -26,10 +26,8 @@ from pypkg.data import Batch
 from pypkg.parallel import mesh
 from pypkg.parallel.traffic import GROUPS, Traffic
 from pypkg.parallel.updaters import Updater
-from pypkg.training.engine import Engine
+from pypkg.training.engine import BatchSource, Engine
 from pypkg.training.metrics import peak_memory_bytes
-
-BatchSource = Callable[[int], Iterator[Batch]]
 
 
 @dataclass

@@ -20,7 +20,7 @@ from pypkg.parallel.collective import mean_over_sample_shards, ranks_where
 from pypkg.parallel.random_states import seed_step
 from pypkg.parallel.roll_call import named
 from pypkg.training.checkpoint import TrainerState
-from pypkg.training.engine import Engine
+from pypkg.training.engine import BatchSource, Engine
 from pypkg.training.interrupt import InterruptRequest
 from pypkg.training.metrics import Throughput, peak_memory_bytes
 from pypkg.training.progress import Progress
@@ -29,10 +29,6 @@ from pypkg.training.schedule import learning_rate
 from pypkg.training.source_losses import SourceLosses
 
 logger = logging.getLogger("pypkg")
-
-# Yields the arguments of the model's loss from a sample position on; input_ids and labels are
-# int64 [batch, sequence].
-BatchSource = Callable[[int], Iterator[Batch]]
 
 
 @dataclass
