@@ -7,7 +7,7 @@ import selectors
 import socket
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pypkg.errors import UserError
@@ -34,7 +34,7 @@ class _Member:
     failure: dict[str, Any] | None = None
     gone: bool = False
     left: bool = False
-    boundary: dict[str, Any] | None = field(default=None)
+    begun: dict[str, Any] | None = None
 
     @property
     def place(self) -> str:
@@ -156,8 +156,8 @@ class Hub:
         elif kind == "stop" and self._stop_signal is None:
             self._stop_signal = message["signal"]
             self._tell("ask")
-        elif kind == "boundary":
-            member.boundary = message
+        elif kind == "begun":
+            member.begun = message
             self._agree_on_the_last_step()
         elif kind == "left":
             member.left = True
@@ -189,12 +189,12 @@ class Hub:
 
     def _agree_on_the_last_step(self) -> None:
         """All stop after the last step that one of them has begun, unless one has finished."""
-        replies = [member.boundary for member in self._members.values()]
-        if None in replies:
-            return
-        finished = any(reply["finished"] for reply in replies)
-        step = None if finished else max(reply["step"] for reply in replies)
-        self._tell("last_step", step=step, signal=self._stop_signal)
+        members = self._members.values()
+        if any(member.left or (member.begun or {}).get("finished") for member in members):
+            self._tell("last_step", step=None, signal=None)
+        elif all(member.begun for member in members):
+            step = max(member.begun["step"] for member in members)
+            self._tell("last_step", step=step, signal=self._stop_signal)
 
     def _look_at_the_clock(self) -> None:
         now = time.monotonic()

@@ -26,7 +26,7 @@ from pypkg.parallel.roll_call import Limits, comparable, limits, meeting_point
 _SECONDS_FOR_A_VERDICT = 10.0
 
 
-class _Watchdog:
+class Watchdog:
     """This rank's side of the connection to the hub."""
 
     def __init__(self, rank: int, size: int) -> None:
@@ -38,13 +38,16 @@ class _Watchdog:
         self._is_failing = False
         self._is_ending = False
         self._has_left = False
-        self._has_answered = False
+        self._steps = threading.Lock()  # held to read or change the three below it
+        self._begun = 0  # the last step that this rank has begun
+        self._has_finished = False
+        self._is_asked = False
         self._asked = threading.Event()
         self._agreed = threading.Event()
         self._compared = threading.Event()
         self._decided = threading.Event()
         self._last_step: int | None = None
-        self.stop_signal: int | None = None
+        self._stop_signal: int | None = None
         self._verdict = ""
         self._lines.send("join", rank=rank)
         self._thread = threading.Thread(target=self._run, name="pypkg-watchdog", daemon=True)
@@ -61,15 +64,20 @@ class _Watchdog:
         if signal_number is not None and not self._asked.is_set():
             self._lines.send("stop", signal=signal_number)
             self._asked.wait(self._limits.start)
-        if self._asked.is_set() and not self._has_answered:
-            self._answer(step, finished=False)
-            self._agreed.wait(self._limits.start)
+        with self._steps:
+            if not self._is_asked:
+                self._begun = step + 1
+                return False
+        self._agreed.wait(self._limits.start)
         return self._last_step is not None and step >= self._last_step
 
-    def finish(self, step: int) -> None:
-        """After the last step: whoever wants to stop now lets the run end as it is."""
-        if not self._has_answered:
-            self._answer(step, finished=True)
+    def finish(self) -> int | None:
+        with self._steps:
+            self._has_finished = not self._is_asked
+            if self._has_finished:
+                return None
+        self._agreed.wait(self._limits.start)
+        return self._stop_signal
 
     def failed(self, message: str, exit_code: int, details: str) -> str:
         if self._is_ending:  # the other thread has told why, and this is only what came of it
@@ -90,9 +98,13 @@ class _Watchdog:
             self._hub.close()
         self._lines.close()
 
-    def _answer(self, step: int, finished: bool) -> None:
-        self._has_answered = True
-        self._lines.send("boundary", step=step, finished=finished)
+    def _answer(self) -> None:
+        """Says which step this rank has begun: its main thread may be in it, waiting for others."""
+        with self._steps:
+            self._is_asked = True
+            begun, has_finished = self._begun, self._has_finished
+        self._asked.set()
+        self._lines.send("begun", step=begun, finished=has_finished)
 
     def _beat(self) -> dict[str, Any]:
         step, operation, count, since = self._place
@@ -128,9 +140,9 @@ class _Watchdog:
         if kind == "start":
             self._compared.set()
         elif kind == "ask":
-            self._asked.set()
+            self._answer()
         elif kind == "last_step":
-            self._last_step, self.stop_signal = message["step"], message["signal"]
+            self._last_step, self._stop_signal = message["step"], message["signal"]
             self._agreed.set()
         elif kind == "closed":
             self._has_left = True
@@ -153,7 +165,7 @@ class _Watchdog:
         os._exit(exit_code)
 
 
-_watchdog: _Watchdog | None = None
+_watchdog: Watchdog | None = None
 
 
 def start() -> None:
@@ -164,7 +176,7 @@ def start() -> None:
     """
     global _watchdog
     if mesh.launched_processes() > 1:
-        _watchdog = _Watchdog(mesh.launched_rank(), mesh.launched_processes())
+        _watchdog = Watchdog(mesh.launched_rank(), mesh.launched_processes())
 
 
 def is_on() -> bool:
@@ -196,15 +208,15 @@ def reached(step: int, signal_number: int | None) -> bool:
     return _watchdog.reached(step, signal_number)
 
 
-def stop_signal(own: int | None) -> int | None:
-    """The signal that all ranks stop on; ``own`` in a process by itself."""
-    return own if _watchdog is None else _watchdog.stop_signal
+def finish(signal_number: int | None) -> int | None:
+    """Ends the steps of this rank; returns the signal that all ranks stop on, None for none.
 
+    A signal that comes when a rank has done its last step stops none of them.
 
-def finish(step: int) -> None:
-    """Says that this rank has done its last step."""
-    if _watchdog is not None:
-        _watchdog.finish(step)
+    Args:
+        signal_number: that this rank got; it decides in a process by itself.
+    """
+    return signal_number if _watchdog is None else _watchdog.finish()
 
 
 def failed(message: str, exit_code: int, details: str = "") -> str:

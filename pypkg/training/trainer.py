@@ -128,8 +128,7 @@ class Trainer:
                 ):
                     self._save()
                 progress.advance()
-            stopped_by = watchdog.stop_signal(interrupt.signal_number)
-            watchdog.finish(state.global_step)
+            stopped_by = watchdog.finish(interrupt.signal_number)
             if stopped_by and settings.saves:
                 self._save()
             return self._outcome(128 + stopped_by if stopped_by else 0)
