@@ -164,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--contender", action="append", metavar="NAME", help="only this; repeatable")
 
     preprocess = commands.add_parser("preprocess", parents=[measured], help="text to tokens")
-    preprocess.add_argument("--megabytes", type=_positive, default=64, help="of text")
+    preprocess.add_argument("--megabytes", type=_positive, default=128, help="of text")
     preprocess.add_argument("--vocab-size", type=_positive, default=32000)
     preprocess.add_argument("--rounds", type=_positive, default=3, help="runs of each contender")
     preprocess.add_argument(

@@ -16,13 +16,14 @@ from pypkg import __version__
 from pypkg.threads import available_cores
 
 _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "torch", "transformers", "numpy")
+_PLACEHOLDERS = {"--json": "FILE", "--peers": "FOLDER", "--paddlenlp": "PYTHON"}
 
 
 def describe_run(arguments: Sequence[str], threads: int) -> dict[str, Any]:
     """Everything about this run that is no measurement; imports no framework."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "pypkg.bench", *arguments]),
+        "command": _command(arguments),
         "machine": {
             "cpu": _cpu_model(),
             "cores": available_cores(),
@@ -34,6 +35,20 @@ def describe_run(arguments: Sequence[str], threads: int) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **_versions(), "pypkg": __version__},
         "commit": _commit(),
     }
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """What to type for the same measurement elsewhere: files and folders go by what they are."""
+    words, last = [], ""
+    for word in arguments:
+        option, equals, value = word.partition("=")
+        placeholder = _PLACEHOLDERS.get(option if equals else last)
+        if placeholder is None:
+            words.append(word)
+        else:
+            words.append(f"{option}={placeholder}" if equals else placeholder)
+        last = word
+    return shlex.join(["python", "-m", "pypkg.bench", *words])
 
 
 def _versions() -> dict[str, str]:
