@@ -40,7 +40,8 @@ def linear_cross_entropy(
 
     Peak memory beside the inputs, with d bytes per element of hidden: chunk_bytes for the logits;
     rows * hidden * d for the gradient of hidden; vocab * hidden * 4 for that of weight, summed in
-    float32, and vocab * hidden * (4, or d + 4 when d is 2) for a chunk's product on its way there.
+    float32; and vocab * hidden * (4, or d + 4 when d is 2) for a chunk's product on its way there,
+    but for 16-bit tensors on a GPU, whose products are added to the sum as they are made.
     The full logits would take rows * vocab * d.
 
     With a ``group`` the vocabulary is divided as in ``cross_entropy``: weight holds this process's
@@ -180,11 +181,21 @@ def _walk_chunks(
 def _add_product(
     total: paddle.Tensor | None, dlogits: paddle.Tensor, hidden: paddle.Tensor
 ) -> paddle.Tensor:
-    """total + dlogits^T hidden, in place and in at least float32."""
+    """total + dlogits^T hidden, in at least float32; ``total`` may become the result."""
+    if _adds_to_float32(dlogits):
+        gradients = paddle._C_ops.fused_linear_param_grad_add(
+            dlogits, hidden, total, None, True, False
+        )
+        return gradients[0]
     product = matmul(dlogits, hidden, transpose_x=True)
     if product.dtype != compute_dtype(product):
         product = product.astype(compute_dtype(product))
     return product if total is None else total.add_(product)
+
+
+def _adds_to_float32(x: paddle.Tensor) -> bool:
+    """Whether Paddle can add a product of such matrices to a float32 sum as it is made."""
+    return x.place.is_gpu_place() and x.dtype in (paddle.float16, paddle.bfloat16)
 
 
 def _loss_and_gradient(

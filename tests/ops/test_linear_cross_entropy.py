@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import paddle
 import pytest
@@ -63,6 +65,28 @@ def test_more_dimensions(each_backend):
         lambda h, w: linear_cross_entropy_reference(h, w, y),
         [hidden.reshape(3, 7, HIDDEN), weight],
     )
+
+
+def test_weight_gradient_that_is_added_to_as_it_is_made(monkeypatch):
+    """As on a GPU, with Paddle's operator for it replaced by what it does to 16-bit tensors there."""
+    calls = []
+
+    def product_and_sum(x, dout, dweight, dbias, multi_precision, has_bias):
+        assert (dbias, multi_precision, has_bias) == (None, True, False)
+        calls.append(dweight is None)
+        product = paddle.matmul(x, dout, transpose_x=True)
+        return (product if dweight is None else dweight + product), None
+
+    module = importlib.import_module("pypkg.ops.linear_cross_entropy")
+    monkeypatch.setattr(module, "_adds_to_float32", lambda x: True)
+    monkeypatch.setattr(paddle._C_ops, "fused_linear_param_grad_add", product_and_sum)
+    y = labels()
+    check_against_reference(
+        lambda h, w: linear_cross_entropy(h, w, y, chunk_bytes=5 * VOCAB * 4),
+        lambda h, w: linear_cross_entropy_reference(h, w, y),
+        arrays(),
+    )
+    assert calls[:2] == [True, False]
 
 
 @pytest.mark.parametrize("rows_per_chunk", [1, 4, ROWS])
