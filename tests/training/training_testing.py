@@ -22,10 +22,11 @@ class Workplace:
     """Folders of one run, and its command line."""
 
     folder: Path
+    output: str = "out"
 
     @property
     def output_dir(self) -> Path:
-        return self.folder / "out"
+        return self.folder / self.output
 
     def command(self, **settings: object) -> list[str]:
         given = {
