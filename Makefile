@@ -13,7 +13,8 @@ NATIVE_SOURCES := $(shell find csrc cmake tools -type f) CMakeLists.txt setup.py
 CPP_FILES = $(shell git ls-files -co --exclude-standard '*.cc' '*.h' '*.cu' '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help install pretrain test matrix lint format build docs bench gpu-check gpu-smoke clean
+.PHONY: help install pretrain test matrix lint format build docs bench gpu-check gpu-stress \
+  gpu-sanitize gpu-smoke clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -77,6 +78,13 @@ docs: install  ## regenerate the pages that are made from the code
 # Needs a GPU, nvcc, CMake, Ninja and a Python with torch and pybind11; no Paddle, no .venv.
 gpu-check:  ## build the kernels for the GPU, check them against torch, time them
 	$(PYTHON) tests/gpu/gpu_check.py
+
+# Both need what gpu-check needs, and gpu-sanitize compute-sanitizer on PATH.
+gpu-stress:  ## every kernel at 200 random shapes, against float64 and bit for bit from run to run
+	$(PYTHON) tests/gpu/stress.py
+
+gpu-sanitize:  ## every kernel under memcheck, racecheck, synccheck and initcheck
+	$(PYTHON) tests/gpu/sanitize.py
 
 # Needs GPUs and paddlepaddle-gpu: make PADDLE="paddlepaddle-gpu==3.3.1 ..." gpu-smoke
 gpu-smoke: install  ## the same strategies on the GPUs present, in bfloat16 over NCCL, with a report

@@ -4,13 +4,7 @@
 // count are tested on the CPU and used unchanged by the CUDA kernels.
 #pragma once
 
-#include <cstdint>
-
-#if defined(__CUDACC__)
-#define PYPKG_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define PYPKG_HOST_DEVICE inline
-#endif
+#include "common.h"
 
 namespace pypkg {
 

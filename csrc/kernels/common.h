@@ -5,6 +5,15 @@
 #include <stdexcept>
 #include <string>
 
+// Marks what host and device share.
+#if defined(__CUDACC__)
+#define PYPKG_HOST_DEVICE __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+#define PYPKG_HOST_DEVICE inline __attribute__((always_inline))
+#else
+#define PYPKG_HOST_DEVICE inline
+#endif
+
 namespace pypkg {
 
 enum class DType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };

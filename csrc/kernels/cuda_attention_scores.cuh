@@ -25,6 +25,7 @@ struct BlockTask {
     head = blockIdx.x / blocks % heads;
     b = blockIdx.x / blocks / heads;
   }
+  __device__ BlockTask(int64_t b_, int64_t head_, int first_) : b(b_), head(head_), first(first_) {}
 };
 
 // Scores in units of log 2 (exp2 is one instruction), for one batch and query head.

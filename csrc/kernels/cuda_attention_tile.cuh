@@ -152,8 +152,18 @@ __device__ __forceinline__ void multiply_transposed(float (&scores)[kRowTiles][k
   }
 }
 
+// Two column tiles of an accumulator, rounded to T, are just one operand of the next product.
+template <typename T>
+__device__ __forceinline__ void pack_operand(uint32_t (&operand)[4], const float (&left)[4],
+                                             const float (&right)[4]) {
+  operand[0] = pack_pair<T>(left[0], left[1]);
+  operand[1] = pack_pair<T>(left[2], left[3]);
+  operand[2] = pack_pair<T>(right[0], right[1]);
+  operand[3] = pack_pair<T>(right[2], right[3]);
+}
+
 // out[kRowTiles][kDim / 8] += P[kRowTiles][kInner / 8] B, over the kInner rows of B. P is rounded
-// to T: two column tiles of an accumulator are just one operand of the next product.
+// to T.
 template <typename T, int kRowTiles, int kInner, int kDim>
 __device__ __forceinline__ void multiply(float (&out)[kRowTiles][kDim / 8][4],
                                          const float (&p)[kRowTiles][kInner / 8][4],
@@ -164,11 +174,7 @@ __device__ __forceinline__ void multiply(float (&out)[kRowTiles][kDim / 8][4],
     uint32_t p_parts[kRowTiles][4];
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float (&block)[4] = p[m][2 * k + i / 2];
-        p_parts[m][i] = pack_pair<T>(block[i % 2 * 2], block[i % 2 * 2 + 1]);
-      }
+      pack_operand<T>(p_parts[m], p[m][2 * k], p[m][2 * k + 1]);
     }
 #pragma unroll
     for (int d = 0; d < kDim / 16; ++d) {

@@ -70,6 +70,12 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 
 inline int multiprocessor_count() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 
+// 80 for compute capability 8.0.
+inline int compute_capability() {
+  return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) +
+         device_attribute(cudaDevAttrComputeCapabilityMinor);
+}
+
 // Launches and reports launch errors; never waits for the kernel.
 template <typename... Params, typename... Args>
 void launch(const LaunchSite& site, void (*kernel)(Params...), dim3 grid, dim3 block,
@@ -89,7 +95,8 @@ void launch(const LaunchSite& site, void (*kernel)(Params...), dim3 grid, dim3 b
 
 template <typename Storage>
 __device__ Storage& dynamic_shared() {
-  extern __shared__ __align__(128) unsigned char raw_storage[];
+  static_assert(alignof(Storage) <= 1024);
+  extern __shared__ __align__(1024) unsigned char raw_storage[];
   return *reinterpret_cast<Storage*>(raw_storage);
 }
 

@@ -1,11 +1,19 @@
 // Entry points of attention on CUDA: argument checks, the row sums that the backward needs, and
 // the choice of an implementation.
+#include <cstdlib>
+
 #include "cuda_vector.cuh"
 #include "flash_attention.h"
 #include "flash_attention_cuda.h"
 
 namespace pypkg {
 namespace {
+
+#if defined(PYPKG_CUDA_EMULATION) || defined(PYPKG_WITH_SM90A)
+constexpr bool kHasHopperCode = true;
+#else
+constexpr bool kHasHopperCode = false;
+#endif
 
 void check_shape(const FlashAttentionShape& shape, std::initializer_list<const void*> tensors) {
   const auto require = [&](bool condition, const std::string& message) {
@@ -23,6 +31,31 @@ void check_shape(const FlashAttentionShape& shape, std::initializer_list<const v
   require(!shape.mask.document_starts || shape.seq_q == shape.seq_k,
           "document_starts need seq_q == seq_k");
   require(all_aligned(tensors), "tensors must start at a multiple of 16 bytes");
+}
+
+// Whether the forward is to run on the Hopper kernel, by PYPKG_FLASH_ATTENTION: auto, ampere or
+// hopper. auto means ampere until a GPU has checked the Hopper kernel, which has run in the
+// emulation only.
+bool hopper_is_asked_for() {
+  const char* value = std::getenv("PYPKG_FLASH_ATTENTION");
+  const std::string choice = value ? value : "auto";
+  if (choice == "auto" || choice == "ampere") return false;
+  if (choice != "hopper") {
+    throw std::invalid_argument("PYPKG_FLASH_ATTENTION must be auto, ampere or hopper, not \"" +
+                                choice + "\"");
+  }
+  if (!kHasHopperCode) {
+    throw std::invalid_argument(
+        "PYPKG_FLASH_ATTENTION is hopper, but this library was built without code for sm_90a: "
+        "build it with PYPKG_CUDA_ARCHITECTURES=90a-real or set auto");
+  }
+  if (compute_capability() != 90) {
+    throw std::invalid_argument(
+        "PYPKG_FLASH_ATTENTION is hopper, which needs a GPU of compute capability 9.0, not " +
+        std::to_string(compute_capability() / 10) + "." +
+        std::to_string(compute_capability() % 10) + "; set auto");
+  }
+  return true;
 }
 
 constexpr int kDeltaThreads = 256;
@@ -58,6 +91,9 @@ __global__ void __launch_bounds__(kDeltaThreads) delta_kernel(FlashAttentionBack
 void flash_attention_forward_cuda(const FlashAttentionForward& p, Stream stream) {
   check_shape(p.shape, {p.q, p.k, p.v, p.out});
   if (p.shape.batch * p.shape.heads_q * p.shape.seq_q == 0) return;
+  // Float32 is there to be exact, and a tensor map cannot describe a tensor without elements.
+  const bool suits_hopper = p.shape.dtype != DType::kFloat32 && p.shape.seq_k > 0;
+  if (hopper_is_asked_for() && suits_hopper) return flash_attention_forward_sm90(p, stream);
   flash_attention_forward_sm80(p, stream);
 }
 

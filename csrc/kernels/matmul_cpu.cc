@@ -24,9 +24,9 @@ namespace pypkg {
 
 namespace {
 
-constexpr int64_t kUnit = 16;        // rows or columns packed at a time: the lanes of a vector
-constexpr int64_t kRows = 8;         // of the micro-kernel
-constexpr int64_t kColumns = 48;     // of the micro-kernel: three vectors
+constexpr int64_t kUnit = 16;     // rows or columns packed at a time: the lanes of a vector
+constexpr int64_t kRows = 8;      // of the micro-kernel
+constexpr int64_t kColumns = 48;  // of the micro-kernel: three vectors
 // Of a block: a depth costs a pass over c, which is worth more than a panel of b (48 KiB) in the L1
 // cache; it streams from the L2 cache, 8 bytes a cycle.
 constexpr int64_t kDepth = 512;

@@ -357,6 +357,7 @@ void bind_kernels(py::module_& m) {
   bind_gated_activation(m);
   bind_cross_entropy(m);
   bind_flash_attention(m);
+  bind_adamw(m);
 }
 
 }  // namespace pypkg

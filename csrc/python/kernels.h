@@ -5,5 +5,6 @@
 namespace pypkg {
 
 void bind_kernels(pybind11::module_& m);
+void bind_adamw(pybind11::module_& m);  // one of them
 
 }  // namespace pypkg

@@ -3,9 +3,9 @@
 ``python -m pypkg.bench ops`` times the operators (with ``--device cuda`` the kernels alone, on a
 GPU beside torch; that needs nvcc and no Paddle), ``train-step`` whole training steps,
 ``preprocess`` the way from text to tokens, ``data-index`` the building of sample indices,
-``data-loading`` the way from tokens to batches, and ``report`` makes docs/benchmarks.md from the
-results. Exit codes: 0 done, 1 a contender failed or computes something else, 2 a setting that
-cannot be used.
+``data-loading`` the way from tokens to batches, and ``report`` makes docs/benchmarks.md and its
+pictures from the results. Exit codes: 0 done, 1 a contender failed or computes something else, 2 a
+setting that cannot be used.
 """
 
 from __future__ import annotations
@@ -64,14 +64,13 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     }[options.command]
     described = describe_run(arguments, options.threads)
     result = {**described, **run(options)}
-    from pypkg.bench.report import render
+    from pypkg.bench.report import render, result_name
 
     print(render(result))
     if options.json:
         _write_json(options.json, result)
     if options.update_docs:
-        device = "cpu" if result["device"] == "cpu" else "gpu"
-        _write_json(_DOCS / "benchmarks" / f"{result['kind']}-{device}.json", result)
+        _write_json(_DOCS / "benchmarks" / f"{result_name(result)}.json", result)
         logger.info("wrote %s", _write_docs())
     return 0
 

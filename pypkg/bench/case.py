@@ -71,12 +71,17 @@ class Contender:
         framework: "paddle" or "torch"; the contender is left out where that is not installed.
         function: takes the inputs by name and returns a tensor or a tuple of tensors.
         dtypes: what it supports on this kind of device.
+        precision: what it computes in and is validated for, where that is not the dtype of the
+            case.
+        tensors: the dtype of its tensors, where that is not the dtype of the case.
     """
 
     name: str
     framework: str
     function: Callable
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    precision: str | None = None
+    tensors: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class Operator:
         overwritten: the inputs whose memory a contender may write to; each run gets fresh ones.
         bfloat16_tolerance: how far a bfloat16 result may be off, relative to its size and that of
             its neighbours. The default is for results that are rounded (to 2^-9) once or twice.
+        notes: what has to be said with the results.
     """
 
     name: str
@@ -118,6 +124,7 @@ class Operator:
     passes: tuple[str, ...] = PASSES
     overwritten: tuple[str, ...] = ()
     bfloat16_tolerance: float = 2.0**-6
+    notes: tuple[str, ...] = ()
 
 
 OURS = "pypkg"

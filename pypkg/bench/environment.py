@@ -41,7 +41,7 @@ def _command(arguments: Sequence[str]) -> str:
     """What to type for the same measurement elsewhere: files and folders go by what they are."""
     words, last = [], ""
     for word in arguments:
-        option, equals, value = word.partition("=")
+        option, equals, _ = word.partition("=")
         placeholder = _PLACEHOLDERS.get(option if equals else last)
         if placeholder is None:
             words.append(word)

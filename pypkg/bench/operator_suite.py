@@ -41,6 +41,7 @@ def run_operators(options: argparse.Namespace) -> dict[str, Any]:
     chosen = _choose(operators(default_workloads()), options.op)
     if options.torch_compile and "torch" in frameworks:
         chosen = [_with_torch_compile(each, frameworks["torch"]) for each in chosen]
+    notes += [note for each in chosen for note in each.notes]
     backend = ops.backend()
     if backend == "reference":
         notes.append("the compiled operators were not in use: pypkg ran its Paddle composition")
@@ -53,7 +54,7 @@ def run_operators(options: argparse.Namespace) -> dict[str, Any]:
                 logger.info("%s, %s, %s", operator.name, shape.label, dtype)
                 found = bench_operator(operator, shape, dtype, frameworks, limits, options.seconds)
                 if not found:
-                    logger.info("  left out: Paddle has no %s matrix product on CPU", dtype)
+                    logger.info("  left out: pypkg has none for %s tensors here", dtype)
                 rows += found
     copies = [limits.copy.seconds(_COPY_CHECK_BYTES) for _ in range(5)]
     return {

@@ -1,4 +1,5 @@
-"""Tables from results: for the terminal, and docs/benchmarks.md from docs/benchmarks/*.json."""
+"""Tables and pictures from results: for the terminal, and docs/benchmarks.md and the pictures in it
+from docs/benchmarks/*.json."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pypkg.bench.case import OURS
+from pypkg.bench.pictures import draw_operator, milliseconds
 from pypkg.errors import UserError
 
 Result = Mapping[str, Any]
@@ -26,9 +28,10 @@ This page is made by `python -m pypkg.bench report` from the JSON files in `docs
 - Everything is validated before it is timed. Each contender's outputs and gradients are compared
   with the operator's reference in float64, on inputs rounded to the dtype; one wrong value ends the
   run without a table.
-- Contenders take turns, one run each per round, in an order that moves on by one each round.
-  Times are medians over the rounds. Timed is what training does: forward records what
-  backward needs; backward is given the gradient of the outputs.
+- Contenders take turns, one each per round, in an order that moves on by one each round. A turn of
+  an operator is an untimed run and a timed one: its memory is then its own and not that of the
+  contender before. Times are medians over the rounds. Timed is what training does: forward records
+  what backward needs; backward is given the gradient of the outputs.
 - `GB/s` and `GFLOP/s` come from the work named below each operator: the bytes that must move at
   least once, whatever a contender really moves; of arithmetic only matrix products are counted.
 - `of limit` sets our time against what this machine did in the same run: for operators bound by
@@ -37,6 +40,8 @@ This page is made by `python -m pypkg.bench report` from the JSON files in `docs
   measured anew in every round.
 - `vs X` is the time of X divided by ours, followed by the time of X in ms: above 1 we are faster.
   A dash: X does not support that dtype on this device.
+- The pictures show the same times, but for forward and backward together where they are there one
+  by one; the dashed line is the limit.
 - bfloat16 on CPU: Paddle's own arithmetic has none, so its composition computes in float32.
 """
 
@@ -48,7 +53,7 @@ The CUDA kernels are compiled, not yet run on a GPU: there are no results.
 
 
 def write_docs(docs: Path) -> Path:
-    """Writes benchmarks.md from the results in ``docs``/benchmarks.
+    """Writes benchmarks.md and its pictures from the results in ``docs``/benchmarks.
 
     Raises:
         UserError: ``docs`` does not exist, or one of the files is no result.
@@ -60,7 +65,43 @@ def write_docs(docs: Path) -> Path:
     results = [read_result(path) for path in sorted((docs / "benchmarks").glob("*.json"))]
     page = docs / "benchmarks.md"
     page.write_text(render_page(results), encoding="utf-8")
+    _write_pictures(docs / "benchmarks", results)
     return page
+
+
+def _write_pictures(folder: Path, results: Sequence[Result]) -> None:
+    """Makes the pictures, and removes those of operators that are gone."""
+    pictures = {}
+    for result in results:
+        if result["kind"] == "ops":
+            for name, rows in _by_operator(result).items():
+                pictures[picture_name(result, name)] = draw_operator(rows, _device(result))
+    for old in folder.glob("ops-*.svg"):
+        if old.name not in pictures:
+            old.unlink()
+    for name, text in pictures.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def result_name(result: Result) -> str:
+    """The file of a result in docs/benchmarks, without its ending."""
+    return f"{result['kind']}-{'cpu' if result['device'] == 'cpu' else 'gpu'}"
+
+
+def picture_name(result: Result, operator: str) -> str:
+    """The file of an operator's picture in docs/benchmarks."""
+    return f"{result_name(result)}-{operator.replace('+', '-')}.svg"
+
+
+def _device(result: Result) -> str:
+    return "CPU" if result["device"] == "cpu" else result["device"]
+
+
+def _by_operator(result: Result) -> dict[str, list[Result]]:
+    rows: dict[str, list[Result]] = {}
+    for row in result["rows"]:
+        rows.setdefault(row["op"], []).append(row)
+    return rows
 
 
 def read_result(path: Path) -> Result:
@@ -91,18 +132,21 @@ def render_page(results: Sequence[Result]) -> str:
     parts = [_HEAD]
     for kind in _RENDERERS:
         chosen = [each for each in on_cpu if each["kind"] == kind]
-        parts += [render(each) for each in chosen]
+        parts += [render(each, pictures=True) for each in chosen]
         if not chosen:
             parts.append(f"## {_TITLES[kind]} on CPU\n\nNo results yet.\n")
-    parts += [render(each) for each in elsewhere] or [_CUDA_NOT_RUN]
+    parts += [render(each, pictures=True) for each in elsewhere] or [_CUDA_NOT_RUN]
     return "\n".join(parts)
 
 
-def render(result: Result) -> str:
-    """One result as a section."""
-    device = "CPU" if result["device"] == "cpu" else result["device"]
-    lines = [f"## {_TITLES[result['kind']]} on {device}", "", *_provenance(result)]
-    return "\n".join([*lines, "", *_RENDERERS[result["kind"]](result), ""])
+def render(result: Result, pictures: bool = False) -> str:
+    """One result as a section, with links to pictures on the page."""
+    lines = [f"## {_TITLES[result['kind']]} on {_device(result)}", "", *_provenance(result), ""]
+    if result["kind"] == "ops":
+        lines += _render_operators(result, pictures)
+    else:
+        lines += _RENDERERS[result["kind"]](result)
+    return "\n".join([*lines, ""])
 
 
 def _provenance(result: Result) -> list[str]:
@@ -117,7 +161,7 @@ def _provenance(result: Result) -> list[str]:
     ]
 
 
-def _render_operators(result: Result) -> list[str]:
+def _render_operators(result: Result, pictures: bool) -> list[str]:
     limits = result["limits"]
     lines = [
         f"- operators: {result['backend']}",
@@ -125,9 +169,10 @@ def _render_operators(result: Result) -> list[str]:
         f"ran at {limits['copy_bytes_per_second'] / 1e9:.1f} GB/s, matrix products at "
         f"{limits['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s ({limits['matmul_source']})",
     ]
-    for name in dict.fromkeys(row["op"] for row in result["rows"]):
-        rows = [row for row in result["rows"] if row["op"] == name]
+    for name, rows in _by_operator(result).items():
         lines += ["", f"### {name}", "", f"Counted: {result['counted'][name]}.", ""]
+        if pictures:
+            lines += [f"![Times of {name}](benchmarks/{picture_name(result, name)})", ""]
         lines += _operator_table(rows)
     return lines
 
@@ -291,12 +336,6 @@ def _render_data_index(result: Result) -> list[str]:
         "",
         *table(head, body, text_columns=3),
     ]
-
-
-def milliseconds(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
-    return f"{value:.{digits}f}"
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]], text_columns: int) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from pypkg import ops
 from pypkg.parallel.clipping import HALF, GlobalNormClip
 
 _MASTER_WEIGHT = "master_weight"
@@ -18,8 +19,8 @@ _POWERS = ("beta1_pow_acc", "beta2_pow_acc")
 class AdamW(paddle.optimizer.AdamW):
     """AdamW (Loshchilov and Hutter, 2019) whose learning rate the caller sets before each step.
 
-    Parameters of 16 bits are updated through float32 master weights, and their gradients are
-    scaled in float32.
+    Parameters of 16 bits are updated through float32 master weights. The factor of the clip goes
+    into the update, in float32.
 
     Args:
         decays: whether weight decay applies to a parameter, by its Paddle name.
@@ -52,7 +53,9 @@ class AdamW(paddle.optimizer.AdamW):
             multi_precision=True,
         )
         self._clip = clip
+        self._decay, self._decays = weight_decay, decays
         self._offload = offload
+        self._pending: list[tuple[Tensor, Tensor]] = []
 
     @staticmethod
     def kinds(dtype: paddle.dtype) -> tuple[str, ...]:
@@ -95,16 +98,35 @@ class AdamW(paddle.optimizer.AdamW):
             _move([*moments, *masters], _host())
 
     def _append_optimize_op(self, block: object, param_and_grad: tuple[Tensor, Tensor]) -> None:
-        parameter, gradient = param_and_grad
-        if gradient.dtype in HALF:
-            gradient = gradient.astype("float32") * self._clip.factor
+        """Puts off the update, so that one call can make all of them; offloaded ones at once."""
         if not self._offload:
-            super()._append_optimize_op(block, (parameter, gradient))
+            self._pending.append(param_and_grad)
             return
+        parameter = param_and_grad[0]
         state = [value for kind, value in self.state_of(parameter) if not self.is_scalar(kind)]
         _move(state, parameter.place)
-        super()._append_optimize_op(block, (parameter, gradient))
+        self._update([param_and_grad])
         _move(state, _host())
+
+    def _finish_update(self, block: object, parameters_and_grads: object) -> None:
+        pending, self._pending = self._pending, []
+        if pending:
+            self._update(pending)
+
+    def _update(self, params_and_grads: list[tuple[Tensor, Tensor]]) -> None:
+        parameters, gradients = zip(*params_and_grads)
+        states = [dict(self.state_of(each)) for each in parameters]
+        kinds = (*_MOMENTS, *_POWERS, *((_MASTER_WEIGHT,) if _MASTER_WEIGHT in states[0] else ()))
+        ops.adamw_(
+            *(parameters, gradients),
+            *([state[kind] for state in states] for kind in kinds),
+            learning_rate=self.get_lr(),
+            weight_decays=[self._decay if self._decays(each.name) else 0.0 for each in parameters],
+            beta1=self._beta1,
+            beta2=self._beta2,
+            epsilon=self._epsilon,
+            grad_scale=self._clip.factor,
+        )
 
 
 def _host() -> object:

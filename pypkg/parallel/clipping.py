@@ -66,11 +66,11 @@ def tensor_share(parameter: Tensor, mesh: Mesh) -> Share:
 
 
 class GlobalNormClip(ClipGradBase):
-    """Measures the norm and scales gradients in place so that it is at most ``max_norm``.
+    """Measures the norm, and leaves it to the optimizer to scale gradients in its update.
 
-    After each call ``norm`` is the norm before, a float32 scalar that is the same on all processes
-    and not yet synchronised with the host, and ``factor`` what gradients have to be multiplied by.
-    Those of 16 bits are left to the optimizer, which does it in float32.
+    After each call ``norm`` is the norm, and ``factor`` what gradients have to be multiplied by so
+    that it is at most ``max_norm``: float32 scalars that are the same on all processes and not yet
+    synchronised with the host.
 
     Args:
         max_norm: 0 only measures.
@@ -114,11 +114,6 @@ class GlobalNormClip(ClipGradBase):
         self.factor = paddle.ones([]) if scale == 1.0 else paddle.full([], 1.0 / scale)
         if self.max_norm > 0:
             self.factor = self.factor * paddle.clip(self.max_norm / (self.norm + 1e-6), max=1.0)
-        # Reading the factor costs nothing on the CPU, on a device it would wait for the gradients.
-        if not self.norm.place.is_cpu_place() or self.factor.item() != 1.0:
-            for _, gradient in held:
-                if gradient.dtype not in HALF:
-                    gradient.multiply_(self.factor)
         return held
 
     def _global_norm(self, held: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -136,8 +136,33 @@ def test_counted_work() -> None:
     assert Work(elements=3, other_bytes=5).bytes(4) == 17
 
 
+def test_products_in_bfloat16_are_left_out_with_a_note_where_there_are_none(
+    monkeypatch, frameworks, limits
+) -> None:
+    from pypkg.bench.cases import matmul
+
+    monkeypatch.setattr(matmul._native, "matmul_bfloat16_supported", lambda: False)
+    (operator,) = matmul.operators([Workload("tiny", _CONFIG, batch=2, sequence=9)])
+    assert "AVX512_BF16" in operator.notes[0]
+    assert bench_operator(operator, operator.shapes[0], "float32", frameworks, limits, 0.0) == []
+
+
+def test_products_in_float32_pass_no_float32_contender_that_rounds(frameworks, limits) -> None:
+    """A contender that says it computes in float32 is held to that."""
+    if "torch" not in frameworks:
+        pytest.skip("torch is not installed, and is the contender that rounds")
+    operator = _operator("matmul")
+    rounds = next(each for each in operator.contenders if each.name == "torch, bfloat16 autocast")
+    claimed = dataclasses.replace(rounds, name=OURS, precision=None)
+    operator = dataclasses.replace(operator, contenders=(claimed,))
+    with pytest.raises(BenchmarkError, match="output 0"):
+        bench_operator(operator, operator.shapes[0], "float32", frameworks, limits, 0.0)
+
+
 def test_default_shapes_are_those_of_the_models() -> None:
     labels = [shape.label for each in operators(default_workloads()) for shape in each.shapes]
+    assert "llama-58m, gate_up_proj: [2048, 512] x [512, 2752]" in labels
+    assert "llama-2-7b, o_proj: [256, 4096] x [4096, 4096]" in labels
     assert "llama-58m: [2048, 512]" in labels
     assert "llama-2-7b: [1024, 2 x 11008]" in labels
 

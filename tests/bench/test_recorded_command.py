@@ -11,7 +11,10 @@ from pypkg.bench.environment import describe_run
     ("arguments", "recorded"),
     [
         (["ops", "--op", "rotary"], "ops --op rotary"),
-        (["data-index", "--peers", "/a/b", "--rounds", "3"], "data-index --peers FOLDER --rounds 3"),
+        (
+            ["data-index", "--peers", "/a/b", "--rounds", "3"],
+            "data-index --peers FOLDER --rounds 3",
+        ),
         (["preprocess", "--paddlenlp=/a/bin/python"], "preprocess --paddlenlp=PYTHON"),
     ],
 )

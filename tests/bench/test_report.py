@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from pypkg.bench.report import milliseconds, read_result, render, render_page, table, write_docs
+from pypkg.bench.pictures import draw_operator, milliseconds
+from pypkg.bench.report import read_result, render, render_page, table, write_docs
 from pypkg.errors import UserError
 
 _RUN = {
@@ -147,6 +152,64 @@ def test_page_is_written_from_the_files(tmp_path, ops_result) -> None:
     page = write_docs(tmp_path)
     assert page == tmp_path / "benchmarks.md"
     assert page.read_text() == render_page([ops_result])
+
+
+def test_committed_page_and_pictures_are_those_of_the_committed_results(tmp_path) -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    (tmp_path / "benchmarks").mkdir()
+    for path in (docs / "benchmarks").glob("*.json"):
+        shutil.copy(path, tmp_path / "benchmarks")
+    write_docs(tmp_path)
+
+    def made(folder: Path) -> dict[str, str]:
+        files = [folder / "benchmarks.md", *(folder / "benchmarks").glob("*.svg")]
+        return {path.name: path.read_text(encoding="utf-8") for path in files}
+
+    found, expected = made(docs), made(tmp_path)
+    assert len(expected) > 5
+    assert sorted(found) == sorted(expected)
+    wrong = [name for name in expected if found[name] != expected[name]]
+    assert wrong == [], "run `python -m pypkg.bench report`"
+
+
+def test_a_picture_per_operator(tmp_path, ops_result) -> None:
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    ops_result["rows"] += [{**_row("pypkg", "forward", 1.0, 0.5), "op": "rms_norm+residual"}]
+    ops_result["counted"]["rms_norm+residual"] = "every byte once"
+    (folder / "ops-cpu.json").write_text(json.dumps(ops_result))
+    (folder / "ops-cpu-gone.svg").write_text("of an operator that is gone")
+    page = write_docs(tmp_path).read_text()
+    pictures = sorted(path.name for path in folder.glob("*.svg"))
+    assert pictures == ["ops-cpu-rms_norm-residual.svg", "ops-cpu-swiglu.svg"]
+    for name in pictures:
+        assert f"](benchmarks/{name})" in page
+        root = ElementTree.fromstring((folder / name).read_text())
+        assert root.tag.endswith("svg")
+    assert "![" not in render(ops_result)
+
+
+def test_a_picture_names_everything_and_puts_the_slower_to_the_right(ops_result) -> None:
+    rows = [
+        _row("pypkg", "forward", 0.4, 0.2),
+        _row("a & b", "forward", 1.0, 0.2),
+        _row("pypkg", "backward", 4.0, 0.2),
+        _row("pypkg", "forward+backward", 4.4, 0.4),
+    ]
+    root = ElementTree.fromstring(draw_operator(rows, "CPU"))
+    said = [element.text for element in root.iter() if element.tag.endswith("text")]
+    for text in ("swiglu on CPU", "m: [2, 3]", "forward, float32", "backward, float32", "a & b"):
+        assert text in said
+    assert {"0.400", "1.00", "2.50", "4.00", "0.200"} <= set(said)
+    assert "forward+backward, float32" not in said
+    ours = [float(each.get("cx")) for each in root.iter() if each.tag.endswith("circle")]
+    (peer,) = [float(e.get("x")) + 3.5 for e in root.iter() if e.get("stroke-width") == "2"
+               and e.tag.endswith("rect")]  # fmt: skip
+    assert len(ours) == 2 and ours[0] < peer
+    # Panels share a scale: a factor of ten is the same distance, and ours of backward is 10 times.
+    dashed = [float(each.get("x1")) for each in root.iter() if each.get("stroke-dasharray")]
+    decade = (ours[1] - dashed[1]) - (ours[0] - dashed[0])
+    assert decade * math.log10(2.5) == pytest.approx(peer - ours[0], abs=0.3)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"kind": "weather"}'])

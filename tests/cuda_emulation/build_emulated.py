@@ -20,6 +20,7 @@ PYTHON = ROOT / "csrc" / "python"
 SOURCES = [
     *sorted(KERNELS.glob("*.cu"), key=lambda path: path.stat().st_size, reverse=True),
     *sorted(HERE.glob("*.cc")),
+    PYTHON / "adamw.cc",
     PYTHON / "kernels.cc",
     PYTHON / "arguments.cc",
 ]

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <csetjmp>
 #include <exception>
+#include <map>
 #include <memory>
 #include <random>
 #include <vector>
@@ -19,6 +20,8 @@ namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr int kMaxThreads = 1024;
+constexpr size_t kSharedBytesEverywhere = 99 * 1024;  // 8.6; what uses an extension needs 9.0
+constexpr size_t kSharedBytesOfHopper = 227 * 1024;
 
 // Memory that ends at an inaccessible page, so that an access past the end is a crash.
 class GuardedMemory {
@@ -76,6 +79,10 @@ class Block {
   void barrier();
   unsigned char (*collective(const char* kind, const void* mine, size_t bytes,
                              Finish finish))[kSlotBytes];
+  void wait_on(const void* channel);
+  void notify(const void* channel);
+  void defer(std::function<void()> event) { deferred_.push_back(std::move(event)); }
+  std::any& extension() { return extension_; }
   Fiber& fiber() { return *fibers_[running_]; }
   void* shared() { return shared_->begin(); }
   const std::string& what() const { return what_; }
@@ -85,12 +92,16 @@ class Block {
   void resume(int index);
   void suspend();
   int pick(std::mt19937& random);
+  bool run_deferred(std::mt19937& random);
 
   const std::string what_;
   const std::function<void()>& body_;
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<Warp> warps_;
   std::unique_ptr<GuardedMemory> shared_;
+  std::map<const void*, std::vector<int>> waiting_;  // fiber indices
+  std::vector<std::function<void()>> deferred_;
+  std::any extension_;
   std::jmp_buf scheduler_;
   std::exception_ptr error_;
   int running_ = -1;
@@ -167,6 +178,9 @@ void Block::run(dim3 grid, dim3 block, dim3 index, size_t shared_bytes, std::mt1
   // Warps abreast, in bursts, or one far ahead of the others.
   constexpr unsigned kPatience[] = {1, 50, 1u << 31};
   patience_ = kPatience[random() % 3];
+  // Events happen soon, some time later, or when nothing else can.
+  constexpr unsigned kLateness[] = {8, 500, 1u << 31};
+  const unsigned lateness = kLateness[random() % 3];
   warps_.resize((threads + kLanes - 1) / kLanes);
   for (int i = 0; i < threads; ++i) {
     auto fiber = std::make_unique<Fiber>();
@@ -179,15 +193,40 @@ void Block::run(dim3 grid, dim3 block, dim3 index, size_t shared_bytes, std::mt1
   }
   current_block = this;
   while (done_ < threads) {
+    if (random() % lateness == 0) run_deferred(random);
     const int next = pick(random);
     if (next < 0) {
+      if (run_deferred(random)) continue;
       throw std::runtime_error("deadlock in " + what_ + ": " + std::to_string(at_barrier_) +
                                " threads wait at __syncthreads, " + std::to_string(done_) +
-                               " have returned, the rest wait for their warp");
+                               " have returned, the rest wait for their warp or a barrier");
     }
     resume(next);
     if (error_) std::rethrow_exception(error_);
   }
+  if (!deferred_.empty()) throw std::runtime_error(what_ + " ends with copies under way");
+  if (shared_bytes > kSharedBytesEverywhere && !extension_.has_value()) {
+    throw std::runtime_error(what_ + ": more shared memory than compute capability 8.6 has");
+  }
+}
+
+void Block::wait_on(const void* channel) {
+  waiting_[channel].push_back(running_);
+  suspend();
+}
+
+void Block::notify(const void* channel) {
+  for (int index : waiting_[channel]) warps_[index / kLanes].runnable.push_back(index);
+  waiting_.erase(channel);
+}
+
+bool Block::run_deferred(std::mt19937& random) {
+  if (deferred_.empty()) return false;
+  std::swap(deferred_[random() % deferred_.size()], deferred_.back());
+  const std::function<void()> event = std::move(deferred_.back());
+  deferred_.pop_back();
+  event();
+  return true;
 }
 
 void Block::barrier() {
@@ -232,16 +271,23 @@ std::mt19937& generator() {
 
 }  // namespace
 
+namespace {
+std::string last_launched;
+}
+
+const std::string& last_launch() { return last_launched; }
+
 void seed(uint32_t value) { generator().seed(value); }
 
 void launch_blocks(const std::string& what, dim3 grid, dim3 block, size_t shared_bytes,
                    const std::function<void()>& thread_body) {
+  last_launched = what;
   const int threads = block.x * block.y * block.z;
   if (threads <= 0 || threads > kMaxThreads) {
     throw std::runtime_error(what + ": blocks of " + std::to_string(threads) + " threads");
   }
-  if (shared_bytes > 99 * 1024) {
-    throw std::runtime_error(what + ": more shared memory than compute capability 8.6 has");
+  if (shared_bytes > kSharedBytesOfHopper) {
+    throw std::runtime_error(what + ": more shared memory than compute capability 9.0 has");
   }
   if (grid.y > 65535 || grid.z > 65535 || grid.x == 0 || grid.y == 0 || grid.z == 0) {
     throw std::runtime_error(what + ": invalid grid");
@@ -260,6 +306,11 @@ void launch_blocks(const std::string& what, dim3 grid, dim3 block, size_t shared
 
 void block_barrier() { current_block->barrier(); }
 void* shared_memory() { return current_block->shared(); }
+int thread_index() { return current_block->fiber().index; }
+void wait_on(const void* channel) { current_block->wait_on(channel); }
+void notify(const void* channel) { current_block->notify(channel); }
+void defer(std::function<void()> event) { current_block->defer(std::move(event)); }
+std::any& block_extension() { return current_block->extension(); }
 int lane_index() { return current_block->fiber().index % kLanes; }
 
 void fail(const std::string& message) {

@@ -5,9 +5,10 @@
 // fibers, and the next fiber is picked at random, so that an order that a missing barrier leaves
 // open is taken sooner or later. Shared memory and the targets of copies in flight are filled with
 // NaN, and shared memory ends at an inaccessible page. Not modelled: time, memory ordering inside a
-// warp between collectives, atomics.
+// warp between collectives, proxies, atomics.
 #pragma once
 
+#include <any>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -22,6 +23,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct dim3 {
   unsigned x, y, z;
@@ -43,10 +45,20 @@ void launch_blocks(const std::string& what, dim3 grid, dim3 block, size_t shared
                    const std::function<void()>& thread_body);
 // Restarts the sequence of random scheduling decisions.
 void seed(uint32_t value);
+// Operation and shape of the last kernel that was launched.
+const std::string& last_launch();
 void block_barrier();
 void* shared_memory();
 [[noreturn]] void fail(const std::string& message);
 void check_aligned(const void* pointer, size_t bytes);
+
+// For what else a block has: waiting until somebody notifies, events that happen some time later,
+// and state of the block.
+int thread_index();
+void wait_on(const void* channel);
+void notify(const void* channel);
+void defer(std::function<void()> event);
+std::any& block_extension();
 
 constexpr int kLanes = 32;
 constexpr size_t kSlotBytes = 64;
@@ -149,6 +161,7 @@ inline __nv_bfloat16 __float2bfloat16_rn(float x) {
 }
 
 inline int min(int a, int b) { return a < b ? a : b; }
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 
 // --- counterparts of csrc/kernels/cuda_launch.cuh -----------------------------------------------
@@ -157,6 +170,7 @@ namespace pypkg {
 struct LaunchSite;
 
 inline int multiprocessor_count() { return 2; }
+inline int compute_capability() { return 90; }
 constexpr int64_t kMaxGridBlocks = 3;  // small, so that blocks have several rows
 
 template <typename Site, typename... Params, typename... Args>

@@ -1,5 +1,6 @@
 // Under the emulation device memory is host memory, and the CPU names run the CUDA kernels: the
 // Python module links against this file in place of the CPU kernels.
+#include "adamw.h"
 #include "cross_entropy.h"
 #include "flash_attention.h"
 #include "gated_activation.h"
@@ -11,6 +12,7 @@ namespace pypkg {
 void set_num_threads(int) {}
 int num_threads() { return 1; }
 
+void adamw_cpu(const AdamW& p) { adamw_cuda(p, nullptr); }
 void rms_norm_forward_cpu(const RmsNormForward& p) { rms_norm_forward_cuda(p, nullptr); }
 void rms_norm_backward_cpu(const RmsNormBackward& p) { rms_norm_backward_cuda(p, nullptr); }
 int64_t rms_norm_backward_workspace_cpu(int64_t rows, int64_t cols) {

@@ -90,6 +90,39 @@ def test_attention_refuses_what_it_cannot_do(emulated: ModuleType):
         forward(16, misaligned=True)
 
 
+@pytest.mark.parametrize(
+    ("setting", "dtype", "seq_k", "hopper"),
+    [
+        ("auto", "bfloat16", 4, False),
+        ("ampere", "bfloat16", 4, False),
+        ("hopper", "bfloat16", 4, True),
+        ("hopper", "float32", 4, False),
+        ("hopper", "bfloat16", 0, False),
+    ],
+)
+def test_choice_of_the_attention_kernel(
+    emulated: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    dtype: str,
+    seq_k: int,
+    hopper: bool,
+):
+    monkeypatch.setenv("PYPKG_FLASH_ATTENTION", setting)
+    q, k, out = (array(np.ones((1, n, 1, 16)), dtype) for n in (3, seq_k, 3))
+    emulated.flash_attention_forward(q, k, k, out, GuardedArray((1, 1, 3), "float32"), scale=1.0)
+    assert ("(Hopper)" in emulated.last_launch()) == hopper
+
+
+def test_an_unknown_attention_kernel_is_refused(
+    emulated: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PYPKG_FLASH_ATTENTION", "turing")
+    q = array(np.ones((1, 3, 1, 16)), "float16")
+    with pytest.raises(ValueError, match='must be auto, ampere or hopper, not "turing"'):
+        emulated.flash_attention_forward(q, q, q, q, GuardedArray((1, 1, 3), "float32"), scale=1.0)
+
+
 def test_rms_norm_refuses_a_weight_of_another_16_bit_type(emulated: ModuleType):
     x, y = array(np.ones((1, 8)), "float16"), GuardedArray((1, 8), "float16")
     with pytest.raises(ValueError, match="weight must be float32 or float16, not bfloat16"):

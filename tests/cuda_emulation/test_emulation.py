@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from types import ModuleType
@@ -42,6 +43,32 @@ def test_races_give_wrong_results(emulated: ModuleType, fault: str):
 def test_divergence_is_reported(emulated: ModuleType, fault: str, message: str):
     assert all(message in result for result in results(emulated, fault, faulty=True))
     assert results(emulated, fault, faulty=False) == ["right"] * len(SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        ("no_wait_for_copies", "wrong|ends with copies under way"),
+        ("wrong_parity", "wrong|ends with copies under way|deadlock"),
+        ("too_many_bytes", "deadlock"),
+        ("no_fence", "without wgmma.fence"),
+        ("no_wait_for_products", "wrong"),
+        ("misplaced_operand", "does not start with the swizzle's pattern"),
+        ("threads_missing", "deadlock"),
+    ],
+)
+def test_faults_in_hopper_instructions_are_noticed(emulated: ModuleType, fault: str, found: str):
+    noticed = 0
+    for seed in range(8):
+        emulated.seed(seed)
+        assert emulated.hopper_product_is_right(emulated.HopperFault.none)
+        try:
+            right = emulated.hopper_product_is_right(getattr(emulated.HopperFault, fault))
+            result = "right" if right else "wrong"
+        except RuntimeError as error:
+            result = str(error)
+        noticed += bool(re.search(found, result))
+    assert noticed >= (3 if fault == "no_wait_for_copies" else 8)  # where they do not come in time
 
 
 def test_access_past_shared_memory_crashes(emulated: ModuleType):

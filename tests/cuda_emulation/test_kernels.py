@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 import checks
+import hopper_cases
 import kernel_cases
 import numpy as np
 import pytest
@@ -38,6 +39,16 @@ class GuardedBackend:
 def test_emulated_cuda_kernels_agree_with_float64(case: checks.Case, emulated: ModuleType):
     emulated.seed(1)
     checks.check(case, GuardedBackend(emulated))
+
+
+@pytest.mark.parametrize("case", hopper_cases.small_cases(), ids=str)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_emulated_hopper_kernel_agrees_with_float64(
+    case: checks.Case, emulated: ModuleType, seed: int
+):
+    emulated.seed(seed)
+    checks.check(case, GuardedBackend(emulated))
+    assert emulated.last_launch().startswith("flash_attention_forward (Hopper)")
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.dtype in checks.CPU_DTYPES], ids=str)

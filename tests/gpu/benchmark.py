@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from hopper_cases import flash_attention_kernel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 DTYPE = torch.bfloat16
@@ -265,6 +266,15 @@ def attention(
     forward = mk.call("flash_attention_forward", q, k, v, out, lse, **settings)
     peers = {names[b]: lambda b=b: (peer(q, k, v, b),) for b in backends}
     yield BenchmarkCase("attention fwd", shape, _then(forward, out), peers, work, "TFLOP/s")
+    if has_hopper_kernels(mk.device):
+
+        def on_hopper() -> None:
+            with flash_attention_kernel("hopper"):
+                forward()
+
+        yield BenchmarkCase(
+            "attention fwd sm_90", shape, _then(on_hopper, out), peers, work, "TFLOP/s"
+        )
 
     forward()
     grads = [torch.empty_like(x) for x in (q, k, v)]
@@ -278,6 +288,10 @@ def attention(
     yield BenchmarkCase(
         "attention bwd", shape, _then(backward, *grads), peers, 2.5 * work, "TFLOP/s"
     )
+
+
+def has_hopper_kernels(device: str) -> bool:
+    return device == "cuda" and torch.cuda.get_device_capability() == (9, 0)
 
 
 def _then(run: Callable[[], None] | None, *results: torch.Tensor) -> Any:

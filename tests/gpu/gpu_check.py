@@ -22,6 +22,7 @@ from typing import Any
 
 import benchmark
 import checks
+import hopper_cases
 import kernel_cases
 import numpy as np
 import timing
@@ -140,8 +141,11 @@ def check_everything(kernels: Any, triton: Any | None, device: str) -> list[dict
     if device == "cpu":
         cases = [case for case in kernel_cases.small_cases() if case.dtype in checks.CPU_DTYPES]
     rows = run_checks(TorchBackend(kernels, device), cases, "compiled")
+    if benchmark.has_hopper_kernels(device):
+        hopper = hopper_cases.small_cases() + hopper_cases.large_cases()
+        rows += run_checks(TorchBackend(kernels, device), hopper, "hopper")
     if triton is not None:
-        cases = [case for case in cases if case.operation != "flash_attention"]
+        cases = [case for case in cases if case.operation not in kernel_cases.WITHOUT_TRITON]
         rows += run_checks(TorchBackend(triton, device), cases, "triton")
     return rows
 

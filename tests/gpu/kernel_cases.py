@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 import references as ref
+from adamw_cases import adamw_case
 from checks import DTYPES, FLOAT32_ERROR, Backend, Case, Comparison, tolerance
+
+# Operations without a Triton kernel.
+WITHOUT_TRITON = ("flash_attention", "adamw")
 
 # --- RMS norm -------------------------------------------------------------------------------------
 
@@ -332,7 +336,13 @@ def small_cases() -> list[Case]:
             cross_entropy_case(dtype, 4, 5000, vocab_start=5000, vocab_size=20000),
             cross_entropy_case(dtype, 3, 7),
             cross_entropy_case(dtype, 4, 96, shift=True),
+            adamw_case(dtype, (1, 37, 5003, 4096, 8)),
+            adamw_case(dtype, (7,) * 70),  # more than one launch holds
+            adamw_case(dtype, (1000, 9), dtype, misaligned=True),
         ]
+    for dtype in ("float16", "bfloat16"):
+        cases.append(adamw_case(dtype, (760, 4097, 3), dtype, masters=True))
+    cases.append(adamw_case("bfloat16", (760, 4097, 3), "bfloat16", seed=5))
     for dtype in ("float32", "bfloat16"):
         cases += [
             attention_case(dtype, "causal", 1, heads=(1, 1), head_dim=8),
@@ -367,6 +377,7 @@ def large_cases() -> list[Case]:
             gated_activation_case(dtype, "silu", 777, 11008, packed=True),
             cross_entropy_case(dtype, 300, 50257),
             cross_entropy_case(dtype, 200, 32000, shift=True),
+            adamw_case(dtype, (3000001, 4096, 500000), dtype, masters=dtype != "float32"),
         ]
     for dtype in DTYPES:
         for head_dim in (64, 80, 96, 128):

@@ -125,3 +125,20 @@ def attention_gradients(
     grouped = (batch, heads_k, group, seq_k, head_dim)
     dk, dv = (_by_head(x.reshape(grouped).sum(2)) for x in (dk, dv))
     return _by_head(ds @ _by_head(k, group)), dk, dv
+
+
+def adamw(
+    weight: Array,
+    moments: tuple[Array, Array],
+    grad: Array,
+    t: int,
+    rate: float,
+    betas: tuple[float, float],
+    epsilon: float,
+    decay: float,
+) -> tuple[Array, tuple[Array, Array]]:
+    """The weight and both moments after step t."""
+    m = betas[0] * moments[0] + (1 - betas[0]) * grad
+    v = betas[1] * moments[1] + (1 - betas[1]) * grad**2
+    denominator = np.sqrt(v / (1 - betas[1] ** t)) + epsilon
+    return weight * (1 - rate * decay) - rate * (m / (1 - betas[0] ** t)) / denominator, (m, v)

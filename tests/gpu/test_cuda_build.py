@@ -21,18 +21,22 @@ ARCHITECTURES = ("80", "90a")
 # Float32 attention is there to be exact, not fast; its widest backward does not fit in registers.
 MAY_SPILL = re.compile(r"key_gradient_kernelIfLi128E")
 ATTENTION = {"flash_attention_forward", "flash_attention_backward"}
+HOPPER_ATTENTION = "flash_attention_forward_sm90"
+CONSUMER_REGISTERS = 232  # that its consumer warps take
 # The forms for rows that are not aligned to 16 bytes, and sums over a few rows.
 NARROW = {
     "rms_norm": re.compile(r"scalar|reduce_dweight"),
     "rotary_embedding": re.compile(r"Li1E"),
     "gated_activation": re.compile(r"Li1E"),
     "cross_entropy": re.compile(r"(?!)"),
+    "adamw": re.compile(r"(?!)"),
 }
 REGISTERS = 65536  # of a multiprocessor
 # Threads that a multiprocessor has to hold, or too few loads are under way to keep its memory
 # busy; for attention those of the tiles. The first pattern that is found holds.
 THREADS = (
     (re.compile(r"gradient_kernel"), 2 * 128),
+    (re.compile(r"hopper_forward_kernel"), 3 * 128),
     (re.compile(r"flash_attention_forward.*forward_kernel"), 256),
     (re.compile(r"rms_norm.*15backward_kernel.*Li[24]E"), 512),  # each holds 16 or 32 sums
     (re.compile(r""), 1024),
@@ -133,6 +137,29 @@ def test_attention_uses_tensor_cores_and_asynchronous_copies(compiled: list[Comp
             assert tensor_cores == ("IfLi" not in name), f"sm_{unit.architecture} {name}"
             assert "LDGSTS.E.BYPASS.128" in code, f"sm_{unit.architecture} {name}"
             assert "LDL" not in code or MAY_SPILL.search(name), f"sm_{unit.architecture} {name}"
+
+
+def test_hopper_attention_uses_wgmma_and_the_copy_engine(compiled: list[Compiled]):
+    """Products that run on while the warp goes on, and no more waits than the source has: where the
+    compiler finds a hazard it puts a wait after every product, and says so."""
+    units = {unit.architecture: unit for unit in compiled if unit.source.stem == HOPPER_ATTENTION}
+    assert set(units) == set(ARCHITECTURES)
+    assert not re.search("wgmma|setmaxnreg|warning", units["90a"].log)
+    for name, code in kernels_in_sass(units["90a"]):
+        assert "HGMMA.64x128x16.F32" in code and "UTMALDG.4D" in code, name
+        assert "HMMA" not in code and "LDL" not in code and "STL" not in code, name
+        assert code.count("WARPGROUP.DEPBAR") == 4 and code.count("USETMAXREG") == 2, name
+        assert max(map(int, re.findall(r"\bR(\d+)\b", code))) < CONSUMER_REGISTERS, name
+    for name, code in kernels_in_sass(units["80"]):
+        assert code.count(";") < 50, f"{name} has a body, but no instructions for sm_80"
+
+
+def test_the_driver_is_not_linked(compiled: list[Compiled]):
+    """A library that links libcuda does not load on a machine without a driver."""
+    for unit in compiled:
+        result = subprocess.run(["nm", "-u", unit.object_file], capture_output=True, text=True)
+        assert "cudaLaunchKernel" in result.stdout, result.stderr  # of the runtime
+        assert not re.search(r"\bcu[A-Z]", result.stdout), unit.source
 
 
 def test_memory_bound_kernels_move_16_bytes_at_a_time(compiled: list[Compiled]):

@@ -68,7 +68,7 @@ def test_more_dimensions(each_backend):
 
 
 def test_weight_gradient_that_is_added_to_as_it_is_made(monkeypatch):
-    """As on a GPU, with Paddle's operator for it replaced by what it does to 16-bit tensors there."""
+    """As on a GPU, with Paddle's operator for it replaced by what it does there in 16 bits."""
     calls = []
 
     def product_and_sum(x, dout, dweight, dbias, multi_precision, has_bias):

@@ -23,7 +23,9 @@ from guarded_memory import GuardedArray  # noqa: E402
 
 from pypkg.ops.triton import kernels, launch  # noqa: E402
 
-CASES = [case for case in kernel_cases.small_cases() if case.operation != "flash_attention"]
+CASES = [
+    case for case in kernel_cases.small_cases() if case.operation not in kernel_cases.WITHOUT_TRITON
+]
 
 pytestmark = pytest.mark.skipif(
     not launch.INTERPRETED, reason="there is a GPU: tests/gpu/gpu_check.py checks the kernels on it"

@@ -9,11 +9,19 @@ from pypkg.bench.cases import (
     cross_entropy,
     flash_attention,
     gated_activation,
+    matmul,
     rms_norm,
     rotary_embedding,
 )
 
-_MODULES = (rms_norm, rotary_embedding, gated_activation, flash_attention, cross_entropy)
+_MODULES = (
+    rms_norm,
+    rotary_embedding,
+    gated_activation,
+    flash_attention,
+    cross_entropy,
+    matmul,
+)
 
 
 def operators(workloads: Sequence[Workload]) -> list[Operator]:

@@ -1,0 +1,66 @@
+"""Cases of the Hopper kernel of forward attention: a variant that a setting of the environment
+chooses."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator
+
+import kernel_cases
+import numpy as np
+from checks import Backend, Case, Comparison
+
+SETTING = "PYPKG_FLASH_ATTENTION"
+
+
+@contextlib.contextmanager
+def flash_attention_kernel(name: str) -> Iterator[None]:
+    """auto, ampere or hopper for every call inside."""
+    before = os.environ.get(SETTING)
+    os.environ[SETTING] = name
+    try:
+        yield
+    finally:
+        os.environ.pop(SETTING)
+        if before is not None:
+            os.environ[SETTING] = before
+
+
+def on_hopper(case: Case) -> Case:
+    """The forward half of a case of attention, which comes first; the backward has no variant."""
+
+    def run(be: Backend, rng: np.random.Generator) -> Iterator[Comparison]:
+        with flash_attention_kernel("hopper"):
+            yield from itertools.islice(case.run(be, rng), 2)
+
+    return Case(case.operation, case.dtype, f"hopper-{case.label}", run)
+
+
+def small_cases() -> list[Case]:
+    """Awkward sizes around the tiles of 2 x 64 queries and 128 keys, for the emulation too."""
+    attention = kernel_cases.attention_case
+    cases = [
+        attention("bfloat16", "causal", 1, heads=(1, 1), head_dim=8),
+        attention("bfloat16", "full", 128, heads=(1, 1)),
+        attention("float16", "full", 65, 129, heads=(3, 1), head_dim=80),
+        attention("bfloat16", "causal", 300, heads=(2, 1), head_dim=128),
+        attention("float16", "causal", 270, heads=(2, 2)),
+        attention("bfloat16", "causal", 300, 70, head_dim=32),  # queries that see nothing
+        attention("bfloat16", "window24", 40, 600, head_dim=96),  # keys that nobody sees
+        attention("bfloat16", "causal+alibi", 200, heads=(3, 1), head_dim=128),
+        attention("float16", "prefix", 170, batch=3, heads=(1, 1), head_dim=24),
+        attention("bfloat16", "documents", 460, batch=2, heads=(1, 1)),
+        attention("float16", "documents+full+window50+alibi", 380, heads=(2, 1), head_dim=128),
+        attention("bfloat16", "causal", 900, heads=(1, 1)),  # the rings go round
+    ]
+    return [on_hopper(case) for case in cases]
+
+
+def large_cases() -> list[Case]:
+    return [
+        on_hopper(case)
+        for case in kernel_cases.large_cases()
+        if case.operation == "flash_attention" and case.dtype != "float32"
+    ]

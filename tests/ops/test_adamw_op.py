@@ -1,0 +1,214 @@
+"""adamw_ against Paddle's optimizer, bit for bit, and against the formula in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import pytest
+
+from pypkg import _native, ops
+
+BACKENDS = ("compiled", "reference")
+SHAPES = [(1,), (760,), (3, 1128), (17, 31, 19), (8192,), (8193,), (2, 0)]
+BETA1, BETA2, EPSILON, RATE = 0.9, 0.95, 1e-8, 1e-2
+DECAYS = [0.1 * (i % 2) for i in range(len(SHAPES))]
+
+
+class Tensors:
+    """Parameters with their state, and the same in float64 by the formula."""
+
+    def __init__(self, dtype: str, has_masters: bool, shapes=SHAPES) -> None:
+        rng = np.random.default_rng(0)
+        values = [rng.standard_normal(shape) for shape in shapes]
+        self.params = [paddle.to_tensor(each, "float32").astype(dtype) for each in values]
+        for each in self.params:
+            each.stop_gradient = False
+        state = "float64" if dtype == "float64" else "float32"
+        self.masters = [p.detach().astype(state) for p in self.params] if has_masters else None
+        self.moments1, self.moments2 = (
+            [paddle.zeros(shape, state) for shape in shapes] for _ in range(2)
+        )
+        self.powers1 = [paddle.to_tensor([BETA1], state) for _ in shapes]
+        self.powers2 = [paddle.to_tensor([BETA2], state) for _ in shapes]
+        self.exact = [p.detach().astype("float64").numpy() for p in self.params]
+        self.exact_moments = [(0.0, 0.0)] * len(shapes)
+        self.steps = 0
+
+    def step(self, grads: list[paddle.Tensor], scale: float | None = None, **options) -> None:
+        ops.adamw_(
+            *(self.params, grads, self.moments1, self.moments2, self.powers1, self.powers2),
+            self.masters,
+            learning_rate=RATE,
+            weight_decays=DECAYS[: len(self.params)],
+            **{"beta1": BETA1, "beta2": BETA2, "epsilon": EPSILON, **options},
+            grad_scale=None if scale is None else paddle.to_tensor(scale, "float32"),
+        )
+        self.steps += 1
+        t = self.steps
+        for i, grad in enumerate(grads):
+            g = grad.astype("float64").numpy() * (1.0 if scale is None else np.float32(scale))
+            m = BETA1 * self.exact_moments[i][0] + (1 - BETA1) * g
+            v = BETA2 * self.exact_moments[i][1] + (1 - BETA2) * g**2
+            self.exact_moments[i] = m, v
+            denominator = np.sqrt(v / (1 - BETA2**t)) + EPSILON
+            self.exact[i] = self.exact[i] * (1 - RATE * DECAYS[i])
+            self.exact[i] = self.exact[i] - RATE * (m / (1 - BETA1**t)) / denominator
+
+    def weights(self) -> list[np.ndarray]:
+        return [p.astype("float64").numpy() for p in self.masters or self.params]
+
+
+def gradients(step: int, dtype: str = "float32", shapes=SHAPES) -> list[paddle.Tensor]:
+    rng = np.random.default_rng(100 + step)
+    return [paddle.to_tensor(rng.standard_normal(s), "float32").astype(dtype) for s in shapes]
+
+
+@pytest.mark.parametrize("scale", [None, 0.37])
+@pytest.mark.parametrize(
+    ("dtype", "grad_dtype"),
+    [("float64", "float64"), ("float32", "float32"), ("bfloat16", "bfloat16"),
+     ("bfloat16", "float32")],
+)  # fmt: skip
+def test_steps_against_float64(each_backend, dtype, grad_dtype, scale):
+    """With master weights for bfloat16, whose parameters are the masters rounded."""
+    tensors = Tensors(dtype, has_masters=dtype == "bfloat16")
+    for step in range(5):
+        tensors.step(gradients(step, grad_dtype), scale)
+    # A step is about RATE, and its float32 terms lose a few roundings of it and of the weight.
+    # Paddle's operator keeps the weight decay in float32 even for float64.
+    tolerance = 1e-10 if dtype == "float64" else 3e-7
+    for got, exact in zip(tensors.weights(), tensors.exact, strict=True):
+        np.testing.assert_allclose(got, exact, rtol=tolerance, atol=tolerance)
+    for moment, (expected, _) in zip(tensors.moments1, tensors.exact_moments, strict=True):
+        np.testing.assert_allclose(moment.numpy(), expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(tensors.powers1[0].item(), BETA1**6, rtol=1e-6)
+    if tensors.masters:
+        for param, master in zip(tensors.params, tensors.masters, strict=True):
+            rounded = master.astype(dtype)
+            assert (param.detach() == rounded).all()
+
+
+def test_the_bits_are_those_of_paddles_optimizer(compiled):
+    ours, theirs = Tensors("float32", False), Tensors("float32", False)
+    decayed = {p.name for p, decay in zip(theirs.params, DECAYS, strict=True) if decay}
+    optimizer = paddle.optimizer.AdamW(
+        *(RATE, BETA1, BETA2, EPSILON),
+        parameters=theirs.params,
+        weight_decay=0.1,
+        apply_decay_param_fun=decayed.__contains__,
+    )
+    for step in range(4):
+        grads = gradients(step)
+        ours.step(grads)
+        for param, grad in zip(theirs.params, grads, strict=True):
+            param.grad = grad
+        optimizer.step()
+        for got, expected in zip(ours.weights(), theirs.weights(), strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+def test_threads_do_not_matter(compiled, seed):
+    results = []
+    for count in (1, 2, 3, 2):
+        _native.set_num_threads(count)
+        tensors = Tensors("bfloat16", False)
+        for step in range(2):
+            tensors.step(gradients(step, "bfloat16"), 0.5, seed=seed, offset=step)
+        results.append(tensors.weights())
+    _native.set_num_threads(0)
+    for other in results[1:]:
+        for first, each in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(first, each)
+
+
+def rounded(value: float, seed: int, offset: int = 0, size: int = 40000) -> np.ndarray:
+    """A step of 0 from what bfloat16 holds, decayed to ``value``: what it is rounded to."""
+    tensors = Tensors("bfloat16", False, [(size,)])
+    tensors.params[0].set_value(paddle.ones([size], "bfloat16"))
+    ops.adamw_(
+        *(tensors.params, [paddle.zeros([size], "bfloat16")], tensors.moments1, tensors.moments2),
+        *(tensors.powers1, tensors.powers2),
+        learning_rate=1.0 - value,
+        weight_decays=[1.0],
+        seed=seed,
+        offset=offset,
+    )
+    return tensors.weights()[0]
+
+
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.9])
+def test_stochastic_rounding_is_unbiased(compiled, part):
+    """Below 1 bfloat16 counts in 2^-8: up by chance, as often as the part that is cut off says."""
+    unit = 2.0**-8
+    got = rounded(1.0 - unit + part * unit, seed=3)
+    assert set(np.unique(got)) <= {1.0 - unit, 1.0}
+    ups = (got == 1.0).mean()
+    deviation = np.sqrt(part * (1 - part) / got.size)
+    assert abs(ups - part) <= 4 * deviation + 2.0**-15  # the part itself is rounded to 16 bits
+    if 0 < part < 1:
+        # Neighbours are independent.
+        pairs = (got[:-1] == 1.0) & (got[1:] == 1.0)
+        assert abs(pairs.mean() - part**2) < 0.01
+
+
+def test_stochastic_rounding_follows_seed_and_offset(compiled):
+    value = 1.0 - 2.0**-9
+    first = rounded(value, seed=3)
+    np.testing.assert_array_equal(first, rounded(value, seed=3))
+    for other in (rounded(value, seed=4), rounded(value, seed=3, offset=1)):
+        assert abs((first == other).mean() - 0.5) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"grads": gradients(0)[:2]}, ValueError, r"as long as params, 7; lengths are \[2, 7"),
+        ({"params": [paddle.ones([2], "int32")] * 7}, TypeError, "params must be float32"),
+        ({"moments1": [paddle.ones([3, 2]).T] * 7}, ValueError, "must be contiguous"),
+    ],
+)
+def test_wrong_arguments(each_backend, change, error, message):
+    t = Tensors("float32", False)
+    lists = {
+        "params": t.params,
+        "grads": gradients(0),
+        "moments1": t.moments1,
+        "moments2": t.moments2,
+        "beta1_powers": t.powers1,
+        "beta2_powers": t.powers2,
+    }
+    with pytest.raises(error, match=message):
+        ops.adamw_(**lists | change, learning_rate=RATE, weight_decays=DECAYS)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "has_masters", "grad_dtype", "options", "message"),
+    [
+        ("float32", False, "bfloat16", {}, "gradients must be float32 or float32 like"),
+        ("float32", True, "float32", {}, "master weights are for 16-bit"),
+        ("float32", False, "float32", {"seed": 1}, "is for bfloat16 parameters, got float32"),
+        ("bfloat16", True, "float32", {"seed": 1}, "without stochastic rounding"),
+    ],
+)
+def test_what_does_not_go_together(compiled, dtype, has_masters, grad_dtype, options, message):
+    with pytest.raises(ValueError, match=message):
+        Tensors(dtype, has_masters).step(gradients(0, grad_dtype), **options)
+
+
+def test_the_glue_checks_what_the_kernel_relies_on(compiled):
+    t = Tensors("float32", False)
+    with pytest.raises(ValueError, match=r"gradient must have shape \[760\], got \[1\]"):
+        t.step([gradients(0)[0]] * 7)
+    t.moments2[2] = t.moments2[2].astype("bfloat16")
+    with pytest.raises(ValueError, match="moment2 must be float32, got bfloat16"):
+        t.step(gradients(0))
+
+
+def test_the_reference_cannot_round_stochastically():
+    ops.set_backend("reference")
+    try:
+        with pytest.raises(ValueError, match="needs the compiled operators"):
+            rounded(0.5, seed=1)
+    finally:
+        ops.set_backend("auto")
