@@ -161,6 +161,9 @@ def _start_fleet(degrees: Degrees) -> Mesh:
     import paddle
     from paddle.distributed import fleet
 
+    from pypkg.parallel.process_end import skip_destructors
+
+    skip_destructors()
     if paddle.device.get_device().startswith("cpu"):
         from pypkg.parallel import gloo
 

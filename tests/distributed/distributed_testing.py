@@ -64,7 +64,7 @@ def run_ranks(
 
     Raises:
         AssertionError: a rank failed or the time is over; with the end of each failed rank's
-            output. No process is left.
+            output, or of every rank's that was still running. No process is left.
     """
     ports = free_ports(nproc)
     with tempfile.TemporaryDirectory() as name:
@@ -87,31 +87,36 @@ def run_ranks(
                     )
                 )
         try:
-            _wait(processes, time.monotonic() + timeout)
+            codes = _wait(processes, time.monotonic() + timeout)
         finally:
             for process in processes:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        failed = {
-            rank: (folder / f"{rank}.log").read_text(errors="replace")[-4000:]
-            for rank, process in enumerate(processes)
-            if process.returncode != 0
-        }
-        assert not failed, f"after at most {timeout:g} s:\n" + "\n".join(
-            f"--- rank {rank}, exit code {processes[rank].returncode}\n{text}"
-            for rank, text in failed.items()
-        )
+        assert not any(codes) and None not in codes, _failure(codes, folder, timeout)
         return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(nproc)]
 
 
-def _wait(processes: list[subprocess.Popen], deadline: float) -> None:
-    """Until all have ended, one has failed, or the time is over."""
-    while time.monotonic() < deadline:
+def _wait(processes: list[subprocess.Popen], deadline: float) -> list[int | None]:
+    """Until all have ended, one has failed, or the time is over; their exit codes, if they have."""
+    while True:
         codes = [process.poll() for process in processes]
-        if all(code is not None for code in codes) or any(codes):
-            return
+        if None not in codes or any(codes) or time.monotonic() > deadline:
+            return codes
         time.sleep(0.05)
+
+
+def _failure(codes: list[int | None], folder: Path, timeout: float) -> str:
+    """Which ranks are to blame; the others are named, but what they wrote would hide the reason."""
+    to_blame = [rank for rank, code in enumerate(codes) if code]
+    lines = [f"{len(to_blame)} of {len(codes)} ranks failed; exit codes {codes} (None: running)"]
+    if not to_blame:
+        lines = [f"ranks still run after {timeout:g} s; exit codes {codes} (None: running)"]
+        to_blame = [rank for rank, code in enumerate(codes) if code is None]
+    for rank in to_blame:
+        text = (folder / f"{rank}.log").read_text(errors="replace")[-4000:]
+        lines.append(f"--- rank {rank}, exit code {codes[rank]}\n{text}")
+    return "\n".join(lines)
 
 
 def report(result: Any) -> None:
