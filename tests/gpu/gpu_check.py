@@ -13,7 +13,6 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import benchmark
+import benchmark_attention
+import benchmark_case
 import checks
 import hopper_cases
 import kernel_cases
@@ -28,9 +29,8 @@ import numpy as np
 import timing
 import torch
 import triton_kernels
-
-ROOT = Path(__file__).resolve().parents[2]
-BUILD = ROOT / "build" / "gpu-check"
+from kernel_build import BUILD, ROOT, build, load_kernels, load_module
+from variants import Variant, VariantError
 
 
 class TorchBackend:
@@ -61,43 +61,26 @@ class TorchBackend:
         return storage[int(misaligned) :][:count].view(shape)
 
 
-def build() -> Path:
-    """Compiles pypkg._native with CUDA; returns the module's path."""
-    for tool in ("nvcc", "cmake", "ninja"):
-        if shutil.which(tool) is None:
-            sys.exit(f"{tool} is not on PATH; the build needs it")
-    package = BUILD / "pypkg"
-    options = [
-        *("-G", "Ninja", f"-DPYPKG_OUTPUT_DIR={package}", f"-DPython_EXECUTABLE={sys.executable}"),
-        *("-DPYPKG_WITH_CUDA=ON", "-DPYPKG_BUILD_PADDLE_OPS=OFF", "-DCMAKE_BUILD_TYPE=Release"),
-    ]
-    for command in (
-        ["cmake", "-S", str(ROOT), "-B", str(BUILD), *options],
-        ["cmake", "--build", str(BUILD)],
-    ):
-        result = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        if result.returncode != 0:
-            sys.exit(f"{' '.join(command)} failed:\n{result.stdout[-8000:]}")
-    return next(package.glob("_native*.so"))
-
-
-def load_kernels(device: str) -> Any:
-    if device == "cuda":
-        path = build()
-    else:
-        path = next((ROOT / "pypkg").glob("_native*.so"), None)
-        if path is None:
-            sys.exit("pypkg is not built here: run `make install` first")
-    spec = importlib.util.spec_from_file_location("_native", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def load_variants(texts: list[str]) -> dict[str, Any]:
+    modules = {}
+    for number, text in enumerate(texts):
+        folder = BUILD / "variants" / str(number)
+        try:
+            variant = Variant.parse(text)
+            variant.write_sources(folder / "source")
+        except VariantError as error:
+            sys.exit(f"error: {error}")
+        modules[str(variant)] = load_module(build(folder / "source", folder / "build"))
+    return modules
 
 
 def machine(device: str, kernels: Any) -> dict[str, Any]:
-    facts = {"python": platform.python_version(), "torch": torch.__version__}
+    facts = {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "commit": _output(["git", "-C", str(ROOT), "rev-parse", "HEAD"]),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
     has_triton = triton_kernels.installed()
     facts["triton"] = importlib.metadata.version("triton") if has_triton else "not installed"
     facts["kernels"] = kernels.build_info()
@@ -105,12 +88,15 @@ def machine(device: str, kernels: Any) -> dict[str, Any]:
         facts |= {
             "gpu": torch.cuda.get_device_name(),
             "torch_cuda": torch.version.cuda,
-            "driver": _output(
-                ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-            ),
+            "driver": _nvidia_smi("driver_version"),
+            "clocks": _nvidia_smi("clocks.sm,clocks.mem,clocks.max.sm,power.limit"),
             "nvcc": _output(["nvcc", "--version"]).splitlines()[-1],
         }
     return facts
+
+
+def _nvidia_smi(fields: str) -> str:
+    return _output(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"])
 
 
 def _output(command: list[str]) -> str:
@@ -141,7 +127,7 @@ def check_everything(kernels: Any, triton: Any | None, device: str) -> list[dict
     if device == "cpu":
         cases = [case for case in kernel_cases.small_cases() if case.dtype in checks.CPU_DTYPES]
     rows = run_checks(TorchBackend(kernels, device), cases, "compiled")
-    if benchmark.has_hopper_kernels(device):
+    if benchmark_attention.has_hopper_kernels(device):
         hopper = hopper_cases.small_cases() + hopper_cases.large_cases()
         rows += run_checks(TorchBackend(kernels, device), hopper, "hopper")
     if triton is not None:
@@ -151,49 +137,71 @@ def check_everything(kernels: Any, triton: Any | None, device: str) -> list[dict
 
 
 def run_benchmarks(
-    kernels: Any, triton: Any | None, device: str, use_compile: bool, deadline: float
+    mk: benchmark_case.Maker, suites: list[str], deadline: float
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    timer = timing.CudaTimer() if device == "cuda" else timing.CpuTimer()
+    timer = timing.CudaTimer() if mk.device == "cuda" else timing.CpuTimer()
     limits = {
-        "GB/s": timing.copy_bandwidth(timer, device),
-        "TFLOP/s": timing.matmul_rate(timer, device),
+        "GB/s": timing.copy_bandwidth(timer, mk.device),
+        "TFLOP/s": timing.matmul_rate(timer, mk.device),
     }
-    rows = []
-    for case in benchmark.cases(kernels, triton, device, use_compile):
+    rows: list[dict[str, Any]] = []
+    for case in benchmark.cases(mk, suites):
         if time.monotonic() > deadline:
             rows.append({"name": case.name, "shape": case.shape, "skipped": "out of time"})
             continue
         try:
-            rows.append(benchmark.measure(case, timer, limits))
-        except AssertionError as error:
-            rows.append({"name": case.name, "shape": case.shape, "failed": str(error)})
+            rows += benchmark_case.measure(case, timer, limits)
+        except Exception as error:  # wrong results; of a variant, also what it cannot do
+            failure = f"{type(error).__name__}: {error}"
+            rows.append({"name": case.name, "shape": case.shape, "failed": failure})
+    set_against_yardsticks(rows)
     return limits, rows
+
+
+def set_against_yardsticks(rows: list[dict[str, Any]]) -> None:
+    """Adds "of_yardstick" to rows that have a yardstick which was measured."""
+    rates = {(row["name"], row.get("version"), row["shape"]): row.get("rate") for row in rows}
+    for row in rows:
+        if row.get("yardstick"):
+            rate = rates.get((row["name"], row["version"], row["yardstick"]))
+            row["of_yardstick"] = row["rate"] / rate if rate else None
 
 
 def print_table(limits: dict[str, float], rows: list[dict[str, Any]]) -> None:
     print(
         f"copy {limits['GB/s'] / 1e9:.0f} GB/s, bf16 matmul {limits['TFLOP/s'] / 1e12:.1f} TFLOP/s"
     )
-    print(f"{'operation':20}{'shape':28}{'us':>10}{'Triton us':>11}{'peer us':>10} {'best peer':18}"
-          f"{'ratio':>6}{'rate':>9} {'unit':8}{'share':>6}")  # fmt: skip
+    print(f"{'operation':22}{'shape':32}{'version':>8}{'us':>10}{'peer us':>10} {'best peer':16}"
+          f"{'ratio':>6}{'rate':>8} {'unit':8}{'share':>6}{'of causal':>10}")  # fmt: skip
     for row in rows:
-        start = f"{row['name']:20}{row['shape']:28}"
+        start = f"{row['name']:22}{row['shape']:32}"
         if "ours_us" not in row:
             print(start + (row.get("failed") or row["skipped"]))
             continue
-        peer_us = f"{row['peer_us']:10.1f}" if row["peer"] else f"{'-':>10}"
-        triton_us = f"{row['triton_us']:11.1f}" if row["triton_us"] else f"{'-':>11}"
-        ratio = f"{row['speedup']:6.2f}" if row["peer"] else f"{'-':>6}"
+        peer = f"{row['peers_us'][row['peer']]:10.1f} {row['peer']:16}" if row["peer"] else " " * 27
+        ratio = f"{row['speedup']:6.2f}" if row["peer"] else " " * 6
+        of_yardstick = f"{row['of_yardstick']:10.0%}" if row.get("of_yardstick") else ""
         print(
-            f"{start}{row['ours_us']:10.1f}{triton_us}{peer_us} {row['peer'] or '-':18}{ratio}"
-            f"{row['rate']:9.1f} {row['unit']:8}{row['share_of_limit']:6.0%}"
+            f"{start}{row['version']:>8}{row['ours_us']:10.1f}{peer}{ratio}"
+            f"{row['rate']:8.1f} {row['unit']:8}{row['share_of_limit']:6.0%}{of_yardstick}"
         )
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--output", type=Path, default=BUILD / "gpu_check.json")
+    parser.add_argument(
+        "--output", type=Path, default=BUILD / time.strftime("gpu_check-%Y-%m-%d-%H%M%S.json")
+    )
+    parser.add_argument("--suite", action="append", choices=benchmark.SUITES, help="only this")
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="FILE:CONSTANT=VALUE",
+        help="time the kernels compiled with another constant as well, as in rms_norm.cu:"
+        "kMaxThreads=256; may be repeated",
+    )
     parser.add_argument("--no-checks", action="store_true", help="benchmark only")
     parser.add_argument("--no-benchmark", action="store_true", help="checks only")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
@@ -223,7 +231,9 @@ def main(argv: list[str] | None = None) -> int:
     if not args.no_benchmark and not failed:
         use_compile = args.device == "cuda" and not args.no_compile
         deadline = started + args.budget
-        limits, rows = run_benchmarks(kernels, triton, args.device, use_compile, deadline)
+        variants = load_variants(args.variant)
+        maker = benchmark_case.Maker(kernels, triton, args.device, use_compile, variants)
+        limits, rows = run_benchmarks(maker, args.suite or list(benchmark.SUITES), deadline)
         report |= {"limits": limits, "benchmarks": rows}
         failed += [row for row in rows if "failed" in row]
         print_table(limits, rows)

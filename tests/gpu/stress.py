@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import checks
 import gpu_check
+import kernel_build
 import numpy as np
 import torch
 from random_cases import DRAWS
@@ -180,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.exit("no GPU is visible to torch; --device cpu runs the CPU kernels")
     seed = secrets.randbelow(10**9) if args.seed is None else args.seed
     print(f"seeds {seed} to {seed + args.count - 1}", flush=True)
-    kernels = gpu_check.load_kernels(args.device)
+    kernels = kernel_build.load_kernels(args.device)
     backend = (BareBackend if args.bare else GuardedBackend)(kernels, args.device)
     tallies = stress(
         backend,

@@ -28,15 +28,31 @@ def test_dry_run_on_the_cpu(tmp_path: Path):
     versions = [row["version"] for row in report["checks"]]
     assert versions.count("compiled") > 50
     assert all(row["passed"] for row in report["checks"])
-    names = {row["name"] for row in report["benchmarks"]}
     has_triton = importlib.util.find_spec("triton") is not None
     assert (versions.count("triton") > 40) == has_triton
-    for row in report["benchmarks"]:
-        assert bool(row["triton_us"]) == (has_triton and not row["name"].startswith("attention"))
+    rows = report["benchmarks"]
+    names = {row["name"] for row in rows}
     assert {"rms_norm fwd", "swiglu bwd", "cross_entropy bwd", "attention bwd"} <= names
-    for row in report["benchmarks"]:
-        assert row["ours_us"] > 0 and row["peer_us"] > 0 and row["difference"] < 2e-2
-    assert "rms_norm fwd" in result.stdout.splitlines()[-11]
+    assert any(row["version"] == "Triton" for row in rows) == has_triton
+    for row in rows:
+        assert row["ours_us"] > 0 and row["speedup"] > 0 and row["difference"] < 2e-2
+    masked = [row for row in rows if row["shape"].endswith(("alibi", "prefix", "window"))]
+    assert len(masked) == 6 and all(row["of_yardstick"] > 0 for row in masked)
+    assert "cross_entropy fwd+bwd" in result.stdout.splitlines()[-2]
+
+
+def test_variants_are_versions_of_every_case():
+    pytest.importorskip("torch", reason="gpu_check compares with torch, which is not installed")
+    import benchmark
+    from benchmark_case import Maker
+
+    from pypkg import _native
+
+    maker = Maker(_native, None, "cpu", use_compile=False, variants={"kThreads=1": _native})
+    versions = {case.name: list(case.versions) for case in benchmark.cases(maker, benchmark.SUITES)}
+    assert versions["swiglu fwd"] == ["CUDA", "CUDA kThreads=1"]
+    assert versions["attention bwd"] == ["ampere", "ampere kThreads=1"]
+    assert all(len(each) == 2 for name, each in versions.items() if "+bwd" not in name)
 
 
 def test_a_failed_check_fails_the_script(tmp_path: Path):

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("torch", reason="the stress test's arrays are torch tensors")
 
 import checks
-import gpu_check
+import kernel_build
 import stress
 import torch
 from random_cases import DRAWS
@@ -27,7 +27,7 @@ ON_CPU = ("--device", "cpu", "--few-elements")
 @pytest.fixture(autouse=True)
 def kernels_of_this_process(monkeypatch: pytest.MonkeyPatch):
     """A process loads the module once, and other tests may have done so."""
-    monkeypatch.setattr(gpu_check, "load_kernels", lambda device: _native)
+    monkeypatch.setattr(kernel_build, "load_kernels", lambda device: _native)
 
 
 def test_every_kernel_is_drawn():

@@ -1,0 +1,252 @@
+"""Benchmark cases of the operators bound by memory: sizes of large models, several times the L2.
+
+Liger's kernels are peers where liger_kernel is installed. They are given inputs of their own: its
+backward passes overwrite what they read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from benchmark_case import BenchmarkCase, Maker, Run, Tensors, filling, gradients, named
+
+
+class Peers:
+    """Plain functions of torch, compiled too where that is wanted, and Liger's."""
+
+    def __init__(self, mk: Maker):
+        self._use_compile = mk.use_compile
+        self._liger = mk.liger
+
+    def forward(
+        self,
+        name: str,
+        plain: Callable[..., Any],
+        inputs: Tensors,
+        liger: Callable[[Any], Callable[..., Any]] | None = None,
+    ) -> dict[str, Run]:
+        """Args:
+        name: of the plain function in the table.
+        liger: picks the function that takes the same inputs from Liger's.
+        """
+        calls = {name: _call(plain, inputs)}
+        if self._use_compile:
+            calls["torch.compile"] = _call(torch.compile(plain, dynamic=False), inputs)
+        if self._liger and liger:
+            calls["Liger"] = _call(liger(self._liger), tuple(x.clone() for x in inputs))
+        return calls
+
+    def backward(
+        self,
+        name: str,
+        plain: Callable[..., Any],
+        inputs: Tensors,
+        dout: torch.Tensor,
+        liger: Callable[[Any], Callable[..., Any]] | None = None,
+    ) -> dict[str, Run]:
+        """As ``forward``, of the gradients of all inputs, given that of the only output."""
+
+        def of(function: Callable[..., Any], inputs: Tensors) -> Run:
+            leaves = tuple(x.detach().requires_grad_() for x in inputs)
+            return gradients(lambda: function(*leaves), leaves, dout)
+
+        calls = {name: of(plain, inputs)}
+        if self._use_compile:
+            calls["torch.compile"] = of(torch.compile(plain, dynamic=False), inputs)
+        if self._liger and liger:
+            calls["Liger"] = of(liger(self._liger), tuple(x.clone() for x in inputs))
+        return calls
+
+
+def _call(function: Callable[..., Any], inputs: Tensors) -> Run:
+    def run() -> Tensors:
+        with torch.no_grad():
+            out = function(*inputs)
+        return out if isinstance(out, tuple) else (out,)
+
+    return run
+
+
+def rms_norm(mk: Maker, rows: int, cols: int) -> Iterator[BenchmarkCase]:
+    epsilon, shape, peers = 1e-6, f"{rows}x{cols}", Peers(mk)
+    x, r, weight = mk.random(rows, cols), mk.random(rows, cols), mk.random(cols)
+    y, h, rstd = mk.empty(rows, cols), mk.empty(rows, cols), mk.empty(rows, dtype=torch.float32)
+    matrix = x.numel() * x.element_size()
+
+    def plain(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, (cols,), weight, epsilon)
+
+    def with_residual(x: torch.Tensor, r: torch.Tensor, weight: torch.Tensor) -> Tensors:
+        h = x + r
+        return plain(h, weight), h
+
+    def liger(functional: Any) -> Callable[..., torch.Tensor]:
+        return lambda x, weight: functional.liger_rms_norm(x, weight, epsilon, in_place=False)
+
+    def liger_with_residual(functional: Any) -> Callable[..., Tensors]:
+        add = functional.liger_fused_add_rms_norm
+        return lambda x, r, weight: add(x, r, weight, epsilon, in_place=False)
+
+    arguments = ("rms_norm_forward", x, weight, y, rstd)
+    yield BenchmarkCase(
+        *("add + rms_norm fwd", shape),
+        mk.versions((y, h), *arguments, r, h, epsilon=epsilon),
+        peers.forward("add, F.rms_norm", with_residual, (x, r, weight), liger_with_residual),
+        *(4 * matrix, "GB/s"),
+    )
+    yield BenchmarkCase(
+        *("rms_norm fwd", shape, mk.versions((y,), *arguments, epsilon=epsilon)),
+        *(peers.forward("F.rms_norm", plain, (x, weight), liger), 2 * matrix, "GB/s"),
+    )
+    mk.call(*arguments, epsilon=epsilon)()  # rstd of x
+    dy, dx, dweight = mk.random(rows, cols), mk.empty(rows, cols), mk.empty(cols)
+    arguments = ("rms_norm_backward", dy, x, weight, rstd, dx, dweight)
+    triton = None
+    if mk.triton:
+        workspace = mk.empty(mk.triton.rms_norm_backward_workspace(x), dtype=torch.float32)
+        triton = mk.call_triton(*arguments, workspace)
+    compiled = mk.calls(*arguments, mk.workspace("rms_norm_backward_workspace", x))
+    versions = {**named("CUDA", compiled), "Triton": triton}
+    yield BenchmarkCase(
+        *("rms_norm bwd", shape, filling((dx, dweight), versions)),
+        *(peers.backward("F.rms_norm", plain, (x, weight), dy, liger), 3 * matrix, "GB/s"),
+    )
+
+
+def rotary(mk: Maker, tokens: int, heads: tuple[int, int]) -> Iterator[BenchmarkCase]:
+    """The backward pass is the same kernel with -sin."""
+    head_dim = 128
+    q, k = (mk.random(1, tokens, count, head_dim) for count in heads)
+    angles = torch.rand(tokens, head_dim // 2, device=mk.device) * 6
+    cos, sin = angles.cos(), angles.sin()
+
+    def turn(x: torch.Tensor) -> torch.Tensor:
+        a, b = x.float().chunk(2, -1)
+        c, s = cos[None, :, None], sin[None, :, None]
+        return torch.cat((a * c - b * s, b * c + a * s), -1).to(x.dtype)
+
+    def both(q: torch.Tensor, k: torch.Tensor) -> Tensors:
+        return turn(q), turn(k)
+
+    def liger(functional: Any) -> Callable[..., Tensors]:
+        tables = [torch.cat((x, x), -1)[None].to(q.dtype) for x in (cos, sin)]
+
+        def run(q: torch.Tensor, k: torch.Tensor) -> Tensors:
+            turned = functional.liger_rope(q.transpose(1, 2), k.transpose(1, 2), *tables)
+            return tuple(x.transpose(1, 2) for x in turned)
+
+        return run
+
+    outputs = mk.empty(*q.shape), mk.empty(*k.shape)
+    yield BenchmarkCase(
+        *("rotary_embedding", f"{tokens}x{heads[0]}+{heads[1]}x{head_dim}"),
+        mk.versions(outputs, "rotary_embedding", q, k, cos, sin, *outputs),
+        Peers(mk).forward("eager", both, (q, k), liger),
+        *(2 * (q.numel() + k.numel()) * q.element_size(), "GB/s"),
+    )
+
+
+def gated_activation(
+    mk: Maker, rows: int, cols: int, name: str = "swiglu"
+) -> Iterator[BenchmarkCase]:
+    gate, up, dout = (mk.random(rows, cols) for _ in range(3))
+    out, dgate, dup = (mk.empty(rows, cols) for _ in range(3))
+    matrix, shape, peers = gate.numel() * gate.element_size(), f"{rows}x{cols}", Peers(mk)
+    activation = {"swiglu": "silu", "geglu": "gelu_tanh"}[name]
+
+    def plain(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return (F.silu(gate) if name == "swiglu" else F.gelu(gate, approximate="tanh")) * up
+
+    def liger(functional: Any) -> Callable[..., torch.Tensor]:
+        return getattr(functional, f"liger_{name}")
+
+    forward = ("gated_activation_forward", gate, up, out, activation)
+    yield BenchmarkCase(
+        *(f"{name} fwd", shape, mk.versions((out,), *forward)),
+        *(peers.forward("eager", plain, (gate, up), liger), 3 * matrix, "GB/s"),
+    )
+    backward = ("gated_activation_backward", gate, up, dout, dgate, dup, activation)
+    yield BenchmarkCase(
+        *(f"{name} bwd", shape, mk.versions((dgate, dup), *backward)),
+        *(peers.backward("eager", plain, (gate, up), dout, liger), 5 * matrix, "GB/s"),
+    )
+
+
+def cross_entropy(mk: Maker, rows: int, cols: int) -> Iterator[BenchmarkCase]:
+    logits, shape, peers = mk.random(rows, cols), f"{rows}x{cols}", Peers(mk)
+    labels = torch.randint(cols, (rows,), device=mk.device, generator=mk.generator)
+    loss, lse = (mk.empty(rows, dtype=torch.float32) for _ in range(2))
+    dloss = torch.rand(rows, device=mk.device, generator=mk.generator)
+    dlogits, matrix = mk.empty(rows, cols), logits.numel() * logits.element_size()
+
+    def plain(logits: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits.float(), labels, reduction="none")
+
+    forward = ("cross_entropy_forward", logits, labels, loss, lse)
+    yield BenchmarkCase(
+        *("cross_entropy fwd", shape, mk.versions((loss,), *forward)),
+        *(peers.forward("F.cross_entropy", plain, (logits,)), matrix, "GB/s"),
+    )
+    mk.call(*forward)()  # lse
+    backward = ("cross_entropy_backward", logits, labels, lse, dloss, dlogits)
+    yield BenchmarkCase(
+        *("cross_entropy bwd", shape, mk.versions((dlogits,), *backward)),
+        *(peers.backward("F.cross_entropy", plain, (logits,), dloss), 2 * matrix, "GB/s"),
+    )
+    yield _both_passes(mk, plain, logits, labels, forward, dlogits)
+
+
+def _both_passes(
+    mk: Maker,
+    plain: Callable[[torch.Tensor], torch.Tensor],
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    forward: tuple[Any, ...],
+    dlogits: torch.Tensor,
+) -> BenchmarkCase:
+    """Liger's forward pass makes the gradient too, in the memory of the logits."""
+    lse = forward[-1]
+    ones = torch.ones_like(lse)
+    calls = mk.call(*forward), mk.call("cross_entropy_backward", logits, labels, lse, ones, dlogits)
+    leaf, own = logits.detach().requires_grad_(), logits.clone().requires_grad_()
+
+    def ours() -> None:
+        for call in calls:
+            call()
+
+    def liger() -> Tensors:
+        mk.liger.liger_cross_entropy(own, labels, reduction="none")
+        return (own.detach(),)
+
+    peers = {"F.cross_entropy": lambda: torch.autograd.grad(plain(leaf), leaf, ones)}
+    if mk.use_compile:
+        compiled = torch.compile(plain, dynamic=False)
+        peers["torch.compile"] = lambda: torch.autograd.grad(compiled(leaf), leaf, ones)
+    if mk.liger:
+        peers["Liger"] = liger
+    return BenchmarkCase(
+        *("cross_entropy fwd+bwd", f"{logits.shape[0]}x{logits.shape[1]}"),
+        filling((dlogits,), {"CUDA": ours}),
+        *(peers, 3 * logits.numel() * logits.element_size(), "GB/s"),
+    )
+
+
+def cases(mk: Maker) -> Iterator[BenchmarkCase]:
+    if mk.device == "cpu":  # tiny, to try the script out
+        yield from rms_norm(mk, 64, 256)
+        yield from rotary(mk, 32, (4, 2))
+        yield from gated_activation(mk, 64, 256)
+        yield from gated_activation(mk, 32, 64, "geglu")
+        yield from cross_entropy(mk, 32, 1000)
+        return
+    for cols in (4096, 5120, 8192):
+        yield from rms_norm(mk, 16384, cols)
+    yield from rotary(mk, 16384, (32, 32))
+    yield from rotary(mk, 16384, (32, 8))
+    yield from gated_activation(mk, 16384, 11008)
+    yield from gated_activation(mk, 16384, 13696, "geglu")
+    for rows, cols in ((16384, 32000), (8192, 64000), (4096, 125696), (4096, 151936)):
+        yield from cross_entropy(mk, rows, cols)

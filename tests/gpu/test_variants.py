@@ -1,0 +1,32 @@
+"""Variants of kernels that differ in a constant."""
+
+from __future__ import annotations
+
+import filecmp
+from pathlib import Path
+
+import pytest
+from variants import ROOT, Variant, VariantError
+
+
+def test_one_definition_differs(tmp_path: Path):
+    Variant.parse("adamw.cu:kThreads=512").write_sources(tmp_path / "sources")
+    original = (ROOT / "csrc" / "kernels" / "adamw.cu").read_text().splitlines()
+    changed = (tmp_path / "sources" / "csrc" / "kernels" / "adamw.cu").read_text().splitlines()
+    pairs = [pair for pair in zip(original, changed, strict=True) if pair[0] != pair[1]]
+    assert pairs == [("constexpr int kThreads = 256;", "constexpr int kThreads = 512;")]
+    same = filecmp.dircmp(ROOT / "csrc" / "kernels", tmp_path / "sources" / "csrc" / "kernels")
+    assert same.diff_files == ["adamw.cu"] and not same.left_only
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kThreads=512", "reads FILE:CONSTANT=VALUE"),
+        ("adamw.cuh:kThreads=512", "none of the kernels' files: adamw.cu"),
+        ("adamw.cu:kThread=512", r"defines kThread 0 times; it has .*kThreads"),
+    ],
+)
+def test_what_cannot_be_made(tmp_path: Path, text: str, message: str):
+    with pytest.raises(VariantError, match=message):
+        Variant.parse(text).write_sources(tmp_path / "sources")
