@@ -61,9 +61,7 @@ def configure_cpu(num_threads: int = 0) -> str:
     if num_threads:
         for name in _THREAD_VARIABLES:
             os.environ[name] = str(num_threads)
-    wanted = {name: str(num_threads or cores) for name in _THREAD_VARIABLES} | _IDLE_WAIT
-    if _is_amd():
-        wanted[_MKL_DISPATCH] = "5"
+    wanted = cpu_environment(num_threads or cores)
     kept = [f"{n}={os.environ[n]}" for n, v in wanted.items() if os.environ.get(n, v) != v]
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
@@ -75,6 +73,12 @@ def configure_cpu(num_threads: int = 0) -> str:
     if kept:
         parts.append(f"kept from the environment: {', '.join(kept)}")
     return "; ".join(parts)
+
+
+def cpu_environment(num_threads: int) -> dict[str, str]:
+    """The variables that ``configure_cpu`` sets on this machine for that many threads."""
+    variables = {name: str(num_threads) for name in _THREAD_VARIABLES} | _IDLE_WAIT
+    return variables | {_MKL_DISPATCH: "5"} if _is_amd() else variables
 
 
 def _forget_launcher_default() -> None:

@@ -64,7 +64,8 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     }[options.command]
     described = describe_run(arguments, options.threads)
     result = {**described, **run(options)}
-    from pypkg.bench.report import render, result_name
+    from pypkg.bench.report import render
+    from pypkg.bench.result import result_name
 
     print(render(result))
     if options.json:
@@ -161,14 +162,13 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--seq", type=_positive, default=512, help="tokens per sequence")
     step.add_argument("--steps", type=_positive, default=5, help="timed steps per contender")
     step.add_argument("--contender", action="append", metavar="NAME", help="only this; repeatable")
+    _add_paddlenlp(step)
 
     preprocess = commands.add_parser("preprocess", parents=[measured], help="text to tokens")
     preprocess.add_argument("--megabytes", type=_positive, default=128, help="of text")
     preprocess.add_argument("--vocab-size", type=_positive, default=32000)
     preprocess.add_argument("--rounds", type=_positive, default=3, help="runs of each contender")
-    preprocess.add_argument(
-        "--paddlenlp", metavar="PYTHON", help="interpreter in whose environment PaddleNLP is"
-    )
+    _add_paddlenlp(preprocess)
 
     loading = commands.add_parser("data-loading", parents=[measured], help="tokens to batches")
     loading.add_argument("--megatokens", type=_positive, default=200, help="size of the corpus")
@@ -191,6 +191,12 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("report", help="make docs/benchmarks.md from docs/benchmarks/*.json")
     return parser
+
+
+def _add_paddlenlp(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--paddlenlp", metavar="PYTHON", help="interpreter in whose environment PaddleNLP is"
+    )
 
 
 def _positive(text: str) -> int:

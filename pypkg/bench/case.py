@@ -1,13 +1,15 @@
 """What is needed to benchmark an operator: shapes, counted work, a reference and contenders.
 
-An operator of the benchmark is one ``Operator`` in one of the modules of ``pypkg.bench.cases``; a
-contender, whatever its framework or device, is one line in it.
+An operator of the benchmark is one ``Operator``, or one ``Update`` where it is a step of an
+optimizer, in one of the modules of ``pypkg.bench.cases``; a contender, whatever its framework or
+device, is one line in it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from pypkg.models.config import ModelConfig
 Inputs = dict[str, np.ndarray]
 
 PASSES = ("forward", "backward", "forward+backward")
+STEP = "step"
 
 
 class BenchmarkError(Exception):
@@ -69,7 +72,8 @@ class Contender:
     Args:
         name: as in the table.
         framework: "paddle" or "torch"; the contender is left out where that is not installed.
-        function: takes the inputs by name and returns a tensor or a tuple of tensors.
+        function: takes the inputs by name and returns a tensor or a tuple of tensors. That of an
+            ``Update`` is described there.
         dtypes: what it supports on this kind of device.
         precision: what it computes in and is validated for, where that is not the dtype of the
             case.
@@ -92,6 +96,11 @@ class Shape:
     inputs: Callable[[np.random.Generator], Inputs]
     forward: Work
     backward: Work
+
+    @property
+    def work(self) -> dict[str, Work]:
+        """What each pass does that is timed for itself."""
+        return dict(zip(PASSES, (self.forward, self.backward)))
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,55 @@ class Operator:
     overwritten: tuple[str, ...] = ()
     bfloat16_tolerance: float = 2.0**-6
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class UpdateShape:
+    """The parameters that a step updates, and the bytes that it has to move for them."""
+
+    label: str
+    parameters: tuple[tuple[int, ...], ...]
+    moved: Work
+
+    @property
+    def work(self) -> dict[str, Work]:
+        return {STEP: self.moved}
+
+
+@dataclass(frozen=True)
+class Update:
+    """A step of an optimizer, and everything that is compared on it.
+
+    It is one pass over many tensors, bound by memory, and overwrites what it reads: its limit is a
+    pass in place. What it leaves is compared after the first step; timing goes on from there.
+
+    Args:
+        name, counted, notes, bfloat16_tolerance: as for ``Operator``.
+        inputs: makes the float32 arrays of one parameter, by kind, from a generator, its shape and
+            the dtype of the case.
+        rounded: the kinds that the dtype of a case applies to; all others are float32.
+        reference: what a step leaves of one parameter, by kind, given slices of its flattened
+            inputs in float64, and its shape.
+        contenders: ours is the first. Their functions take a list of tensors per kind, by name, and
+            return the step: a function without arguments that updates those tensors.
+        shapes: the sizes.
+    """
+
+    name: str
+    counted: str
+    inputs: Callable[[np.random.Generator, tuple[int, ...], str], Inputs]
+    rounded: tuple[str, ...]
+    reference: Callable[[Inputs, tuple[int, ...]], Inputs]
+    contenders: tuple[Contender, ...]
+    shapes: tuple[UpdateShape, ...]
+    bfloat16_tolerance: float = Operator.bfloat16_tolerance
+    notes: tuple[str, ...] = ()
+    bound: ClassVar[str] = "memory in place"
+    passes: ClassVar[tuple[str, ...]] = (STEP,)
+
+    def dtype(self, kind: str, of_case: str) -> str:
+        """That of a kind's tensors."""
+        return of_case if kind in self.rounded else "float32"
 
 
 OURS = "pypkg"

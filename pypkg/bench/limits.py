@@ -19,28 +19,38 @@ class ThreadedCopy:
 
     # Handing work to a thread takes tens of microseconds: each does at least this many bytes.
     _BYTES_PER_CALL = 128 * 2**20
+    # Far beyond any cache: what is larger takes its time in proportion, and no more memory.
+    _LARGEST = 2**30
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
         self._source = self._target = np.zeros(0, np.uint8)
 
-    def seconds(self, moved_bytes: int) -> float:
-        """Time to read moved_bytes / 2 and write them elsewhere."""
+    def seconds(self, moved_bytes: int, in_place: bool = False) -> float:
+        """Time to read moved_bytes / 2 and write them elsewhere, or inverted where they were.
+
+        In place a CPU may move more bytes in a second than a copy does.
+        """
+        if moved_bytes > self._LARGEST:
+            return self.seconds(self._LARGEST, in_place) * moved_bytes / self._LARGEST
         size = max(self._threads, moved_bytes // 2)
         if self._source.size < size:
             self._source, self._target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
         bounds = np.linspace(0, size, self._threads + 1).astype(np.int64)
         times = max(1, math.ceil(self._BYTES_PER_CALL / (2 * size)))
 
-        def copy(part: int) -> None:
+        def move(part: int) -> None:
             source = self._source[bounds[part] : bounds[part + 1]]
             target = self._target[bounds[part] : bounds[part + 1]]
             for _ in range(times):
-                np.copyto(target, source)
+                if in_place:
+                    np.invert(source, out=source)
+                else:
+                    np.copyto(target, source)
 
         start = time.perf_counter()
-        list(self._pool.map(copy, range(self._threads)))
+        list(self._pool.map(move, range(self._threads)))
         return (time.perf_counter() - start) / times
 
 

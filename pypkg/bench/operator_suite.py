@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pypkg import ops
-from pypkg.bench.case import TORCH, Operator, Workload
+from pypkg.bench.case import TORCH, Operator, Update, Workload
 from pypkg.bench.cases import operators
 from pypkg.bench.frameworks import Framework, available_frameworks
 from pypkg.bench.limits import MATMUL_SIZE, ThreadedCopy, best_matmul_rate
@@ -73,7 +73,9 @@ def run_operators(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _choose(known: Sequence[Operator], names: Sequence[str] | None) -> list[Operator]:
+def _choose(
+    known: Sequence[Operator | Update], names: Sequence[str] | None
+) -> list[Operator | Update]:
     unknown = sorted(set(names or ()) - {each.name for each in known})
     if unknown:
         raise UserError(
@@ -83,7 +85,7 @@ def _choose(known: Sequence[Operator], names: Sequence[str] | None) -> list[Oper
     return [each for each in known if not names or each.name in names]
 
 
-def _with_torch_compile(operator: Operator, torch: Framework) -> Operator:
+def _with_torch_compile(operator: Operator | Update, torch: Framework) -> Operator | Update:
     twins = [
         dataclasses.replace(each, name="torch.compile", function=torch.compile(each.function))
         for each in operator.contenders

@@ -11,11 +11,10 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pypkg.bench.case import OURS, PASSES
-
-Row = Mapping[str, Any]
+from pypkg.bench.result import Row
+from pypkg.bench.table import milliseconds
 
 _TEXT, _FAINT, _GRID = "#1f2630", "#5b6573", "#e3e7ec"
 _OURS_COLOUR, _LIMIT_COLOUR = "#0072b2", "#000000"
@@ -102,9 +101,9 @@ class _Scale:
 
 def draw_operator(rows: Sequence[Row], device: str) -> str:
     """The picture of the rows of one operator, as an SVG document."""
-    passes = [part for part in PASSES if any(row["pass"] == part for row in rows)]
-    if len(passes) == len(PASSES):
-        passes = passes[:2]  # the third is their sum
+    passes = list(dict.fromkeys(row["pass"] for row in rows))
+    if set(passes) == set(PASSES):
+        passes = list(PASSES[:2])  # the third is their sum
     rows = [row for row in rows if row["pass"] in passes]
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     peers = dict.fromkeys(row["contender"] for row in rows if row["contender"] != OURS)
@@ -201,9 +200,3 @@ def _draw_group(
         if with_names:
             place = (_MARGIN + _NAMES - 10, y + 4)
             drawing.text(place, row["contender"], anchor="end", bold=is_ours)
-
-
-def milliseconds(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
-    return f"{value:.{digits}f}"

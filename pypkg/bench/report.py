@@ -4,15 +4,12 @@ from docs/benchmarks/*.json."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from pypkg.bench.case import OURS
-from pypkg.bench.pictures import draw_operator, milliseconds
+from pypkg.bench.result import Result, device_name
+from pypkg.bench.sections import SECTIONS, operators
 from pypkg.errors import UserError
-
-Result = Mapping[str, Any]
 
 _HEAD = """\
 # Benchmarks
@@ -25,19 +22,21 @@ This page is made by `python -m pypkg.bench report` from the JSON files in `docs
 
 ## How to read
 
-- Everything is validated before it is timed. Each contender's outputs and gradients are compared
-  with the operator's reference in float64, on inputs rounded to the dtype; one wrong value ends the
-  run without a table.
+- Everything is validated before it is timed. Each contender's outputs and gradients, or what its
+  step leaves, are compared with the operator's reference in float64, on inputs rounded to the
+  dtype; one wrong value ends the run without a table.
 - Contenders take turns, one each per round, in an order that moves on by one each round. A turn of
   an operator is an untimed run and a timed one: its memory is then its own and not that of the
   contender before. Times are medians over the rounds. Timed is what training does: forward records
-  what backward needs; backward is given the gradient of the outputs.
+  what backward needs; backward is given the gradient of the outputs. A `step` is an optimizer's:
+  one pass that updates its tensors in place.
 - `GB/s` and `GFLOP/s` come from the work named below each operator: the bytes that must move at
   least once, whatever a contender really moves; of arithmetic only matrix products are counted.
 - `of limit` sets our time against what this machine did in the same run: for operators bound by
-  memory a copy of as many bytes (half read, half written) by as many threads; for operators bound
-  by arithmetic the rate of the fastest float32 matrix product, whatever the dtype. Both are
-  measured anew in every round.
+  memory a copy of as many bytes (half read, half written) by as many threads, for a step a pass
+  that writes where it reads, which may be faster than a copy; for operators bound by arithmetic the
+  rate of the fastest float32 matrix product, whatever the dtype. All are measured anew in every
+  round.
 - `vs X` is the time of X divided by ours, followed by the time of X in ms: above 1 we are faster.
   A dash: X does not support that dtype on this device.
 - The pictures show the same times, but for forward and backward together where they are there one
@@ -71,37 +70,15 @@ def write_docs(docs: Path) -> Path:
 
 def _write_pictures(folder: Path, results: Sequence[Result]) -> None:
     """Makes the pictures, and removes those of operators that are gone."""
-    pictures = {}
+    made: dict[str, str] = {}
     for result in results:
         if result["kind"] == "ops":
-            for name, rows in _by_operator(result).items():
-                pictures[picture_name(result, name)] = draw_operator(rows, _device(result))
+            made |= operators.pictures(result)
     for old in folder.glob("ops-*.svg"):
-        if old.name not in pictures:
+        if old.name not in made:
             old.unlink()
-    for name, text in pictures.items():
+    for name, text in made.items():
         (folder / name).write_text(text, encoding="utf-8")
-
-
-def result_name(result: Result) -> str:
-    """The file of a result in docs/benchmarks, without its ending."""
-    return f"{result['kind']}-{'cpu' if result['device'] == 'cpu' else 'gpu'}"
-
-
-def picture_name(result: Result, operator: str) -> str:
-    """The file of an operator's picture in docs/benchmarks."""
-    return f"{result_name(result)}-{operator.replace('+', '-')}.svg"
-
-
-def _device(result: Result) -> str:
-    return "CPU" if result["device"] == "cpu" else result["device"]
-
-
-def _by_operator(result: Result) -> dict[str, list[Result]]:
-    rows: dict[str, list[Result]] = {}
-    for row in result["rows"]:
-        rows.setdefault(row["op"], []).append(row)
-    return rows
 
 
 def read_result(path: Path) -> Result:
@@ -112,7 +89,7 @@ def read_result(path: Path) -> Result:
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        known = result["kind"] in _RENDERERS
+        known = result["kind"] in SECTIONS
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not a result of pypkg.bench ({error!r}); remove it, or run the benchmark "
@@ -120,7 +97,7 @@ def read_result(path: Path) -> Result:
         ) from error
     if not known:
         raise UserError(
-            f"{path}: unknown kind {result['kind']!r}; expected one of {', '.join(_RENDERERS)}"
+            f"{path}: unknown kind {result['kind']!r}; expected one of {', '.join(SECTIONS)}"
         )
     return result
 
@@ -130,22 +107,23 @@ def render_page(results: Sequence[Result]) -> str:
     on_cpu = [each for each in results if each["device"] == "cpu"]
     elsewhere = [each for each in results if each["device"] != "cpu"]
     parts = [_HEAD]
-    for kind in _RENDERERS:
+    for kind, section in SECTIONS.items():
         chosen = [each for each in on_cpu if each["kind"] == kind]
         parts += [render(each, pictures=True) for each in chosen]
         if not chosen:
-            parts.append(f"## {_TITLES[kind]} on CPU\n\nNo results yet.\n")
+            parts.append(f"## {section.TITLE} on CPU\n\nNo results yet.\n")
     parts += [render(each, pictures=True) for each in elsewhere] or [_CUDA_NOT_RUN]
     return "\n".join(parts)
 
 
 def render(result: Result, pictures: bool = False) -> str:
     """One result as a section, with links to pictures on the page."""
-    lines = [f"## {_TITLES[result['kind']]} on {_device(result)}", "", *_provenance(result), ""]
-    if result["kind"] == "ops":
-        lines += _render_operators(result, pictures)
+    section = SECTIONS[result["kind"]]
+    lines = [f"## {section.TITLE} on {device_name(result)}", "", *_provenance(result), ""]
+    if section is operators:
+        lines += operators.render(result, pictures)
     else:
-        lines += _RENDERERS[result["kind"]](result)
+        lines += section.render(result)
     return "\n".join([*lines, ""])
 
 
@@ -159,214 +137,3 @@ def _provenance(result: Result) -> list[str]:
         f"- {versions}; commit {result['commit'] or 'unknown'}",
         *(f"- {note}" for note in result["notes"]),
     ]
-
-
-def _render_operators(result: Result, pictures: bool) -> list[str]:
-    limits = result["limits"]
-    lines = [
-        f"- operators: {result['backend']}",
-        f"- limits: a copy of {limits['copy_bytes'] / 2**20:.0f} MiB (read and written together) "
-        f"ran at {limits['copy_bytes_per_second'] / 1e9:.1f} GB/s, matrix products at "
-        f"{limits['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s ({limits['matmul_source']})",
-    ]
-    for name, rows in _by_operator(result).items():
-        lines += ["", f"### {name}", "", f"Counted: {result['counted'][name]}.", ""]
-        if pictures:
-            lines += [f"![Times of {name}](benchmarks/{picture_name(result, name)})", ""]
-        lines += _operator_table(rows)
-    return lines
-
-
-def _operator_table(rows: Sequence[Result]) -> list[str]:
-    by_memory = rows[0]["flops"] == 0
-    work, unit = ("bytes", "GB/s") if by_memory else ("flops", "GFLOP/s")
-    peers = list(dict.fromkeys(row["contender"] for row in rows if row["contender"] != OURS))
-    keys = dict.fromkeys((row["shape"], row["dtype"], row["pass"]) for row in rows)
-    body = []
-    for key in keys:
-        times = {
-            row["contender"]: row
-            for row in rows
-            if (row["shape"], row["dtype"], row["pass"]) == key
-        }
-        ours = times[OURS]
-        cells = [
-            *key,
-            milliseconds(ours["median"]),
-            f"{ours[work] / ours['median'] / 1e6:.1f}",
-            f"{100 * ours['limit'] / ours['median']:.0f} %",
-        ]
-        for peer in peers:
-            if peer not in times:
-                cells.append("-")
-                continue
-            other = times[peer]["median"]
-            cells.append(f"{other / ours['median']:.2f} ({milliseconds(other)})")
-        body.append(cells)
-    head = ["shape", "dtype", "pass", "ms", unit, "of limit", *(f"vs {peer}" for peer in peers)]
-    return table(head, body, text_columns=3)
-
-
-def _render_train_step(result: Result) -> list[str]:
-    rows = result["rows"]
-    ours = rows[0]["median"]
-    body = [
-        [
-            row["contender"],
-            f"{row['median']:.2f}",
-            f"{row['lower_quartile']:.2f}-{row['upper_quartile']:.2f}",
-            f"{row['tokens_per_step'] / row['median']:.0f}",
-            f"{row['median'] / ours:.2f}",
-            f"{100 * row['flops_per_step'] / row['median'] / result['matmul_rate']:.0f} %",
-            f"{row['peak_rss_bytes'] / 2**30:.2f}",
-            f"{row['first_loss']:.4f}",
-            f"{row['last_loss']:.4f}",
-        ]
-        for row in rows
-    ]
-    head = ["contender", "s/step", "quartiles", "tokens/s", "vs first", "MFU", "peak GiB"]
-    head += ["first loss", "last loss"]
-    return [
-        f"- {result['workload']}",
-        "- A step is forward, backward, clipping and AdamW; all begin with the same weights and "
-        "see the same batch at every step, so losses should agree",
-        "- `buffers kept`: glibc's malloc keeps large buffers instead of returning them to the "
-        "system, as pypkg has it do",
-        f"- MFU: (6 N + 12 L h s) x tokens/s / {result['matmul_rate'] / 1e9:.0f} GFLOP/s, the "
-        f"fastest float32 matrix product of this run ({result['matmul_source']}); products in "
-        "bfloat16 may exceed it",
-        "- `vs first`: time per step divided by that of the first row; peak GiB: resident set",
-        "",
-        *table(head, body, text_columns=1),
-    ]
-
-
-def _render_preprocess(result: Result) -> list[str]:
-    rows = result["rows"]
-    ours = rows[0]["median"]
-    body = [
-        [
-            row["contender"],
-            f"{row['median']:.2f}",
-            f"{row['lower_quartile']:.2f}-{row['upper_quartile']:.2f}",
-            f"{row['text_bytes'] / 1e6 / row['median']:.2f}",
-            f"{row['tokens'] / 1e6 / row['median']:.2f}",
-            f"{row['median'] / ours:.2f}",
-            f"{row['cpu_seconds']:.2f}",
-            f"{row['cpu_seconds'] / rows[0]['cpu_seconds']:.2f}",
-        ]
-        for row in rows
-    ]
-    head = ["contender", "s", "quartiles", "MB/s", "M tokens/s", "vs first", "CPU s", "vs first"]
-    return [
-        f"- {result['workload']}",
-        "- `pypkg` is the whole command, start of Python and of the workers included, from the "
-        "file to .bin/.idx on the disk. The clock of the others starts when their packages are "
-        "imported",
-        "- `tokenizers alone`: encode_batch_fast on texts in memory, with as many threads, and the "
-        "ids as lists, which are thrown away; they take time that the third row leaves out",
-        "- PaddleNLP: what create_pretraining_data.py does for each line, rebuilt (the script is "
-        "no part of the wheel), with PaddleNLP's own tokenizer class and .bin/.idx builder. It "
-        "wrote the same files, byte for byte. GPTTokenizer is what AutoTokenizer takes for GPT, in "
-        "Python; Qwen2TokenizerFast reads tokenizer.json with the tokenizers library",
-        "- `vs first`: time divided by that of the first row",
-        "",
-        *table(head, body, text_columns=1),
-    ]
-
-
-def _render_data_loading(result: Result) -> list[str]:
-    rows = result["rows"]
-    ours = rows[0]["samples_per_second"]
-    reads = [
-        [
-            row["contender"],
-            f"{row['samples_per_second'] / 1e6:.3f}",
-            f"{ours / row['samples_per_second']:.2f}",
-        ]
-        for row in rows
-    ]
-    waits = [
-        [
-            row["objective"],
-            str(row["threads"]),
-            milliseconds(1e3 * row["mean"]),
-            milliseconds(1e3 * row["largest"]),
-        ]
-        for row in result["waits"]
-    ]
-    return [
-        f"- {result['workload']}",
-        "- `NumPy, sample by sample` puts a sample together from the same index maps as "
-        "Megatron-LM and PaddleNLP do; `one slice` ignores documents and their order",
-        "",
-        *table(["contender", "M samples/s", "pypkg / this"], reads, text_columns=1),
-        "",
-        f"A loop that takes {result['tokens_per_second']:,} tokens a second in micro batches, with "
-        "matrix products on every core in between, waits so long for one:",
-        "",
-        *table(["objective", "threads", "mean ms", "longest ms"], waits, text_columns=1),
-    ]
-
-
-def _render_data_index(result: Result) -> list[str]:
-    ours = {row["step"]: row["median"] for row in result["rows"] if row["contender"] == OURS}
-    body = [
-        [
-            row["step"],
-            row["work"],
-            row["contender"],
-            f"{row['median']:.3f}",
-            f"{row['lower_quartile']:.3f}-{row['upper_quartile']:.3f}",
-            f"{row['median'] / ours[row['step']]:.2f}",
-            f"{row['map_bytes'] / 2**20:.0f}",
-            f"{row['peak_bytes'] / row['map_bytes']:.2f}",
-        ]
-        for row in result["rows"]
-    ]
-    head = ["step", "work", "contender", "s", "quartiles", "vs ours", "MiB", "peak"]
-    peers = ", ".join(f"{name} {version}" for name, version in result["peers"].items())
-    return [
-        f"- {result['documents']:,} documents of {result['mean_tokens']} tokens in the mean, "
-        "exponentially distributed, in memory; one thread",
-        f"- peers: {peers or 'none'}; PaddleNLP and Megatron-LM shuffle with NumPy",
-        "- Before they are timed, all contenders build the same maps, bit for bit",
-        "- `vs ours`: time divided by ours; `MiB`: the maps that a step builds; `peak`: by how "
-        "much the process grew, divided by that",
-        "",
-        *table(head, body, text_columns=3),
-    ]
-
-
-def table(head: Sequence[str], body: Sequence[Sequence[str]], text_columns: int) -> list[str]:
-    """The lines of a Markdown table, padded to be read as text too; numbers to the right."""
-    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if i < text_columns else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths))
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = [
-        "-" * width if i < text_columns else "-" * (width - 1) + ":"
-        for i, width in enumerate(widths)
-    ]
-    return [line(head), line(rule), *(line(row) for row in body)]
-
-
-_TITLES = {
-    "ops": "Operators",
-    "train-step": "Training step",
-    "preprocess": "Text to tokens",
-    "data-index": "Sample indices",
-    "data-loading": "Tokens to batches",
-}
-_RENDERERS = {
-    "ops": _render_operators,
-    "train-step": _render_train_step,
-    "preprocess": _render_preprocess,
-    "data-index": _render_data_index,
-    "data-loading": _render_data_loading,
-}

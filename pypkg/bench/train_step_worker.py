@@ -1,5 +1,8 @@
 """A process of ``train-step``: builds one contender and trains a step for each line it reads.
 
+The Python of PaddleNLP's environment runs this file by its path and has no pypkg.
+
+
 Protocol: the argument is a JSON object; standard output carries one JSON object per line, first the
 rate of a matrix product, then the result of each step. The end of standard input is the end.
 """
@@ -18,18 +21,21 @@ import numpy as np
 
 Step = Callable[[], float]
 
+_NOT_MEASURED = 0.0  # the limit is the fastest product of all processes
 _LEARNING_RATE, _BETAS, _EPSILON, _WEIGHT_DECAY, _MAX_NORM = 1e-3, (0.9, 0.95), 1e-8, 0.1, 1.0
 
 
 def make_weights(task: Mapping[str, Any]) -> tuple[float, Step]:
     """Writes the random weights that every contender begins with."""
     _start_paddle(task)
+    from pypkg.bench.frameworks import PaddleFramework
+    from pypkg.bench.limits import matmul_rate
     from pypkg.models import from_config, save_pretrained
     from pypkg.models.registry import load_config
 
     model = from_config(load_config(task["config"]), seed=0)
     save_pretrained(model, task["folder"])
-    return 0.0, _no_step
+    return matmul_rate(PaddleFramework()), _no_step
 
 
 def train_pypkg(task: Mapping[str, Any]) -> tuple[float, Step]:
@@ -97,10 +103,46 @@ def train_transformers(task: Mapping[str, Any]) -> tuple[float, Step]:
     return rate, step
 
 
+def train_paddlenlp(task: Mapping[str, Any]) -> tuple[float, Step]:
+    """The model of PaddleNLP and its Trainer, called as its loop over batches calls it."""
+    import paddle
+    from paddlenlp.trainer import Trainer, TrainingArguments
+    from paddlenlp.transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        task["folder"], dtype="float32", convert_from_torch=True
+    )
+    arguments = TrainingArguments(
+        output_dir=task["folder"],
+        device="cpu",
+        learning_rate=_LEARNING_RATE,
+        lr_scheduler_type="constant",
+        adam_beta1=_BETAS[0],
+        adam_beta2=_BETAS[1],
+        adam_epsilon=_EPSILON,
+        weight_decay=_WEIGHT_DECAY,
+        max_grad_norm=_MAX_NORM,
+    )
+    trainer = Trainer(model=model, args=arguments)
+    trainer.create_optimizer_and_scheduler(num_training_steps=1)  # a constant rate has no end
+    batch = _batch(task, model.config.vocab_size)
+    inputs = dict(zip(("input_ids", "labels"), (paddle.to_tensor(each) for each in batch)))
+
+    def step() -> float:
+        loss = trainer.training_step(model, inputs)
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+        trainer.optimizer.clear_grad()
+        return loss.item()
+
+    return _NOT_MEASURED, step
+
+
 _STACKS = {
     "make_weights": make_weights,
     "pypkg": train_pypkg,
     "transformers": train_transformers,
+    "paddlenlp": train_paddlenlp,
 }
 
 
@@ -137,4 +179,7 @@ def main(argument: str) -> None:
 
 
 if __name__ == "__main__":
+    # Run by its path, this folder comes first and would hide packages of the names in it.
+    folder = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [each for each in sys.path if os.path.abspath(each) != folder]
     main(sys.argv[1])

@@ -1,7 +1,7 @@
 """Fused operators on Paddle tensors, each with a reference composed of Paddle primitives."""
 
 from pypkg.ops._library import backend, set_backend
-from pypkg.ops.adamw import adamw_, adamw_reference
+from pypkg.ops.adamw import adamw_
 from pypkg.ops.attention_mask import AttentionMask
 from pypkg.ops.cross_entropy import cross_entropy, cross_entropy_reference
 from pypkg.ops.flash_attention import flash_attention, flash_attention_reference
@@ -14,7 +14,6 @@ from pypkg.ops.rotary_embedding import rotary_embedding, rotary_embedding_refere
 __all__ = [
     "AttentionMask",
     "adamw_",
-    "adamw_reference",
     "backend",
     "cross_entropy",
     "cross_entropy_reference",

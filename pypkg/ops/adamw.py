@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import paddle
 from paddle import Tensor, _C_ops
@@ -11,6 +12,27 @@ from pypkg.ops._checks import FLOATING, check_dtype, compute_dtype
 from pypkg.ops._library import ENVIRONMENT_VARIABLE, backend, implementation
 
 Tensors = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The arguments of ``adamw_``."""
+
+    params: Tensors
+    grads: Tensors
+    moments1: Tensors
+    moments2: Tensors
+    beta1_powers: Tensors
+    beta2_powers: Tensors
+    masters: Tensors | None
+    learning_rate: float
+    weight_decays: Sequence[float]
+    beta1: float
+    beta2: float
+    epsilon: float
+    grad_scale: Tensor | None
+    seed: int | None
+    offset: int
 
 
 @paddle.no_grad()
@@ -63,118 +85,68 @@ def adamw_(
         TypeError, ValueError: a number of tensors, a dtype or a shape other than above; a tensor to
             be overwritten is not contiguous.
     """
-    _check(params, (grads, moments1, moments2, beta1_powers, beta2_powers, masters), weight_decays)
-    _check_overwritten(params, moments1, moments2, masters or ())
-    if not params:
-        return
-    implementation(_IMPLEMENTATIONS, params[0])(
-        *(params, grads, moments1, moments2, beta1_powers, beta2_powers, masters),
-        learning_rate=learning_rate,
-        weight_decays=weight_decays,
-        beta1=beta1,
-        beta2=beta2,
-        epsilon=epsilon,
-        grad_scale=grad_scale,
-        seed=seed,
-        offset=offset,
-    )
+    step = _Step(**locals())
+    _check(step)
+    if params:
+        implementation(_IMPLEMENTATIONS, params[0])(step)
 
 
-def _check(
-    params: Tensors, others: Sequence[Tensors | None], weight_decays: Sequence[float]
-) -> None:
-    for param in params:
+def _check(step: _Step) -> None:
+    count = len(step.params)
+    for param in step.params:
         check_dtype("adamw_", "params", param, FLOATING)
-    counts = [len(each) for each in (*others, weight_decays) if each is not None]
-    if any(count != len(params) for count in counts):
+    lists = (step.grads, step.moments1, step.moments2, step.beta1_powers, step.beta2_powers)
+    lengths = [len(each) for each in (*lists, step.masters, step.weight_decays) if each is not None]
+    if any(length != count for length in lengths):
         raise ValueError(
-            f"adamw_: all lists must be as long as params, {len(params)}; lengths are {counts}"
+            f"adamw_: all lists must be as long as params, {count}; lengths are {lengths}"
         )
-
-
-def _check_overwritten(*lists: Tensors) -> None:
-    for tensors in lists:
+    for tensors in (step.params, step.moments1, step.moments2, step.masters or ()):
         if not all(each.is_contiguous() for each in tensors):
             raise ValueError("adamw_: params, moments and masters must be contiguous")
 
 
-def adamw_reference(
-    params: Tensors,
-    grads: Tensors,
-    moments1: Tensors,
-    moments2: Tensors,
-    beta1_powers: Tensors,
-    beta2_powers: Tensors,
-    masters: Tensors | None = None,
-    *,
-    learning_rate: float,
-    weight_decays: Sequence[float],
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    epsilon: float = 1e-8,
-    grad_scale: Tensor | None = None,
-    seed: int | None = None,
-    offset: int = 0,
-) -> None:
-    """``adamw_`` by Paddle's own operator, tensor by tensor; it cannot round stochastically."""
-    if seed is not None:
+def _adamw_reference(step: _Step) -> None:
+    """By Paddle's own operator, tensor by tensor; it cannot round stochastically."""
+    if step.seed is not None:
         raise ValueError(
             "adamw_: stochastic rounding needs the compiled operators; the backend is "
             f"{backend()!r}, chosen by {ENVIRONMENT_VARIABLE} or set_backend"
         )
-    dtype = compute_dtype(params[0])
-    rate = paddle.to_tensor([learning_rate], dtype)
-    states = zip(grads, moments1, moments2, beta1_powers, beta2_powers, strict=True)
-    for i, (param, (grad, *state), decay) in enumerate(
-        zip(params, states, weight_decays, strict=True)
-    ):
-        held = param.detach() if masters is None else masters[i]
+    dtype = compute_dtype(step.params[0])
+    rate = paddle.to_tensor([step.learning_rate], dtype)
+    for i, (param, grad, decay) in enumerate(zip(step.params, step.grads, step.weight_decays)):
+        held = param.detach() if step.masters is None else step.masters[i]
         held = held.astype(dtype)  # itself, if it is of that dtype
         grad = grad.astype(dtype)
-        if grad_scale is not None:
-            grad = grad * grad_scale.astype(dtype)
-        moment1, moment2, power1, power2 = state
+        if step.grad_scale is not None:
+            grad = grad * step.grad_scale.astype(dtype)
         _C_ops.adamw_(
-            *(held, grad, rate, moment1, moment2, None, power1, power2, None, None),
-            *(beta1, beta2, epsilon, 1.0, decay, decay != 0, False, 1000, False, False, False),
+            *(held, grad, rate, step.moments1[i], step.moments2[i], None),
+            *(step.beta1_powers[i], step.beta2_powers[i], None, None),
+            *(step.beta1, step.beta2, step.epsilon, 1.0, decay, decay != 0),
+            *(False, 1000, False, False, False),
         )
         if param.dtype != dtype:
             paddle.assign(held.astype(param.dtype), param)
 
 
-def _adamw_compiled(
-    params: Tensors,
-    grads: Tensors,
-    moments1: Tensors,
-    moments2: Tensors,
-    beta1_powers: Tensors,
-    beta2_powers: Tensors,
-    masters: Tensors | None,
-    *,
-    learning_rate: float,
-    weight_decays: Sequence[float],
-    beta1: float,
-    beta2: float,
-    epsilon: float,
-    grad_scale: Tensor | None,
-    seed: int | None,
-    offset: int,
-) -> None:
+def _adamw_compiled(step: _Step) -> None:
     # Paddle refuses to write in place to leaves that want a gradient; these share their memory.
-    params = [param.detach() for param in params]
+    params = [param.detach() for param in step.params]
     _C_ops._run_custom_op(
         "pypkg_adamw",
-        *(params, list(grads), list(moments1), list(moments2)),
-        *(list(beta1_powers), list(beta2_powers)),
-        list(masters or ()),
-        grad_scale,
-        *(list(weight_decays), learning_rate, beta1, beta2, epsilon),
-        *(seed is not None, seed or 0, offset),
+        *(params, list(step.grads), list(step.moments1), list(step.moments2)),
+        *(list(step.beta1_powers), list(step.beta2_powers)),
+        list(step.masters or ()),
+        step.grad_scale,
+        *(list(step.weight_decays), step.learning_rate, step.beta1, step.beta2, step.epsilon),
+        *(step.seed is not None, step.seed or 0, step.offset),
     )
 
 
 _IMPLEMENTATIONS = {
     "compiled": _adamw_compiled,
-    "triton": adamw_reference,
-    "reference": adamw_reference,
+    "triton": _adamw_reference,
+    "reference": _adamw_reference,
 }

@@ -7,8 +7,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pypkg.bench.case import OURS, BenchmarkError, Contender, Operator, Work, Workload
-from pypkg.bench.cases import operators
+from pypkg.bench.case import (
+    OURS,
+    BenchmarkError,
+    Contender,
+    Operator,
+    Update,
+    UpdateShape,
+    Work,
+    Workload,
+)
+from pypkg.bench.cases import adamw, operators
 from pypkg.bench.frameworks import available_frameworks
 from pypkg.bench.limits import ThreadedCopy, best_matmul_rate
 from pypkg.bench.operator_bench import Limits, bench_operator
@@ -37,7 +46,7 @@ def limits(frameworks) -> Limits:
     return Limits(ThreadedCopy(2), frameworks["paddle"])
 
 
-def _operator(name: str) -> Operator:
+def _operator(name: str) -> Operator | Update:
     return _OPERATORS[_NAMES.index(name)]
 
 
@@ -62,7 +71,7 @@ def test_every_contender_is_validated_and_timed(name, dtype, frameworks, limits)
     for row in rows:
         assert row["lower_quartile"] <= row["median"] <= row["upper_quartile"]
         assert row["median"] > 0 and row["limit"] > 0 and 0 < row["error"] <= 1
-        assert (row["bytes"] > 0) == (operator.bound == "memory")
+        assert (row["bytes"] > 0) == (operator.bound != "compute")
         assert (row["flops"] > 0) == (operator.bound == "compute")
 
 
@@ -107,6 +116,88 @@ def test_a_wrong_contender_ends_the_run(function, where, position, frameworks, l
         bench_operator(operator, operator.shapes[0], "float32", frameworks, limits, 0.0)
 
 
+def _with_bfloat16(update: Update) -> Update:
+    """For those that have it on a CPU too; only a GPU is benchmarked so."""
+    contenders = [
+        dataclasses.replace(each, dtypes=("float32", "bfloat16"))
+        for each in update.contenders
+        if not each.name.startswith("Paddle")
+    ]
+    return dataclasses.replace(update, contenders=tuple(contenders))
+
+
+def test_a_step_of_bfloat16_parameters_goes_through_master_weights(frameworks, limits) -> None:
+    update = _with_bfloat16(_operator("adamw"))
+    rows = bench_operator(update, update.shapes[0], "bfloat16", frameworks, limits, 0.0)
+    assert [row["contender"] for row in rows] == [each.name for each in update.contenders]
+    assert {row["pass"] for row in rows} == {"step"}
+    assert all(0 < row["error"] <= 1 for row in rows)
+
+
+def _no_step(tensors):
+    return lambda: None
+
+
+def _without_decay(tensors):
+    vectors = {kind: [each.flatten() for each in of_kind] for kind, of_kind in tensors.items()}
+    return adamw._ours(vectors)
+
+
+def _wrong_state(kind: str):
+    def make(tensors):
+        step = adamw._ours(tensors)
+
+        def run() -> None:
+            step()
+            tensors[kind][-1][0] *= 1.001
+
+        return run
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("function", "dtype", "where"),
+    [
+        (_no_step, "float32", "param 0"),
+        (_without_decay, "float32", "param 0"),
+        (_wrong_state("moment1"), "float32", "moment1"),
+        (_wrong_state("moment2"), "float32", "moment2"),
+        (_wrong_state("master"), "bfloat16", "master"),
+    ],
+)
+def test_a_wrong_step_ends_the_run(function, dtype, where, frameworks, limits) -> None:
+    update = dataclasses.replace(
+        _operator("adamw"), contenders=(Contender(OURS, "paddle", function),)
+    )
+    with pytest.raises(BenchmarkError, match=rf"{OURS} is wrong in its {where}"):
+        bench_operator(update, update.shapes[0], dtype, frameworks, limits, 0.0)
+
+
+def test_every_slice_of_a_large_parameter_is_compared(monkeypatch, frameworks, limits) -> None:
+    """The last element of a matrix is wrong, in its third slice."""
+    from pypkg.bench import update_run
+
+    monkeypatch.setattr(update_run, "_SLICE", 16)
+
+    def make(tensors):
+        step = adamw._ours(tensors)
+
+        def run() -> None:
+            step()
+            tensors["moment1"][0][-1, -1] *= 1.001
+
+        return run
+
+    update = dataclasses.replace(
+        _operator("adamw"),
+        contenders=(Contender(OURS, "paddle", make),),
+        shapes=(UpdateShape("one", ((5, 7),), Work(other_bytes=28 * 35)),),
+    )
+    with pytest.raises(BenchmarkError, match="moment1 0"):
+        bench_operator(update, update.shapes[0], "float32", frameworks, limits, 0.0)
+
+
 def test_gradient_of_a_small_probability_is_not_lost_beside_that_of_the_label(
     frameworks, limits
 ) -> None:
@@ -134,6 +225,9 @@ def test_counted_work() -> None:
     attention = _operator("flash_attention").shapes[0]
     assert attention.forward.flops == 2 * 2 * 6 * 9 * 9 * 8
     assert Work(elements=3, other_bytes=5).bytes(4) == 17
+    step = _operator("adamw").shapes[0]
+    weights = 2 * 96 * 48 + 48 * (48 + 2 * 16) + 48 * 48 + 3 * 48 * 40 + 3 * 48
+    assert step.work["step"].bytes(4) == step.work["step"].bytes(2) == 28 * weights
 
 
 def test_products_in_bfloat16_are_left_out_with_a_note_where_there_are_none(
@@ -165,6 +259,8 @@ def test_default_shapes_are_those_of_the_models() -> None:
     assert "llama-2-7b, o_proj: [256, 4096] x [4096, 4096]" in labels
     assert "llama-58m: [2048, 512]" in labels
     assert "llama-2-7b: [1024, 2 x 11008]" in labels
+    assert "llama-58m: 51 tensors, 58.1 M" in labels
+    assert "llama-2-7b, one layer: 6 tensors, 202.4 M" in labels
 
 
 def test_limits_are_positive_and_of_a_plausible_size(frameworks) -> None:
@@ -179,3 +275,19 @@ def test_copy_copies_every_byte() -> None:
     copy = ThreadedCopy(3)
     copy.seconds(2 * 1001)
     assert copy._target.size == 1001 and np.all(copy._target == 1)
+
+
+def test_a_pass_in_place_inverts_every_byte() -> None:
+    copy = ThreadedCopy(3)
+    copy._BYTES_PER_CALL = 1  # once
+    copy.seconds(2 * 1001, in_place=True)
+    assert copy._source.size == 1001 and np.all(copy._source == 254)
+    assert not copy._target.any()
+
+
+def test_what_is_larger_than_the_largest_copy_takes_its_time_in_proportion() -> None:
+    copy = ThreadedCopy(2)
+    copy._LARGEST = 2**20
+    whole, tenfold = (min(copy.seconds(n * 2**20) for _ in range(5)) for n in (1, 10))
+    assert copy._source.size == 2**19
+    assert 2 < tenfold / whole < 50

@@ -10,8 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pypkg.bench.pictures import draw_operator, milliseconds
-from pypkg.bench.report import read_result, render, render_page, table, write_docs
+from pypkg.bench.pictures import draw_operator
+from pypkg.bench.report import read_result, render, render_page, write_docs
+from pypkg.bench.table import milliseconds, table
 from pypkg.errors import UserError
 
 _RUN = {
@@ -210,6 +211,20 @@ def test_a_picture_names_everything_and_puts_the_slower_to_the_right(ops_result)
     dashed = [float(each.get("x1")) for each in root.iter() if each.get("stroke-dasharray")]
     decade = (ours[1] - dashed[1]) - (ours[0] - dashed[0])
     assert decade * math.log10(2.5) == pytest.approx(peer - ours[0], abs=0.3)
+
+
+def test_a_step_is_one_pass_in_the_table_and_in_the_picture(ops_result) -> None:
+    rows = [
+        _row("pypkg", "step", 2.0, 1.0, op="adamw"),
+        _row("torch, fused", "step", 3.0, 1.0, op="adamw"),
+    ]
+    ops_result |= {"rows": rows, "counted": {"adamw": "28 bytes"}}
+    cells = _cells(render(ops_result), "m: [2, 3]", "float32", "step")
+    assert cells[3:] == ["2.00", "2.0", "50 %", "1.50 (3.00)"]
+    root = ElementTree.fromstring(draw_operator(rows, "CPU"))
+    said = [element.text for element in root.iter() if element.tag.endswith("text")]
+    assert said.count("step, float32") == 1 and "torch, fused" in said
+    assert not any("forward" in text or "backward" in text for text in said)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"kind": "weather"}'])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pypkg.bench.case import Operator, Workload
+from pypkg.bench.case import Operator, Update, Workload
 from pypkg.bench.cases import (
+    adamw,
     cross_entropy,
     flash_attention,
     gated_activation,
@@ -21,9 +22,10 @@ _MODULES = (
     flash_attention,
     cross_entropy,
     matmul,
+    adamw,
 )
 
 
-def operators(workloads: Sequence[Workload]) -> list[Operator]:
+def operators(workloads: Sequence[Workload]) -> list[Operator | Update]:
     """Every operator, at the shapes that the workloads give."""
     return [operator for module in _MODULES for operator in module.operators(workloads)]

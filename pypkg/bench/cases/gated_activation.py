@@ -50,34 +50,29 @@ def _shape(workload: Workload) -> Shape:
     )
 
 
+def _operator(
+    name: str, activation: str, shapes: tuple[Shape, ...], *others: Contender
+) -> Operator:
+    return Operator(
+        name=name,
+        counted=_COUNTED,
+        bound="memory",
+        gradients=("gate",),
+        reference=_reference(activation),
+        contenders=(
+            Contender(OURS, "paddle", getattr(ops, name)),
+            Contender(COMPOSITION, "paddle", _reference(activation)),
+            *others,
+            Contender(TORCH, "torch", _torch(activation)),
+        ),
+        shapes=shapes,
+    )
+
+
 def operators(workloads: Sequence[Workload]) -> list[Operator]:
     shapes = tuple(_shape(workload) for workload in workloads)
+    paddle = Contender(PADDLE, "paddle", lambda gate: F.swiglu(gate), dtypes=("float32",))
     return [
-        Operator(
-            name="swiglu",
-            counted=_COUNTED,
-            bound="memory",
-            gradients=("gate",),
-            reference=_reference("silu"),
-            contenders=(
-                Contender(OURS, "paddle", ops.swiglu),
-                Contender(COMPOSITION, "paddle", _reference("silu")),
-                Contender(PADDLE, "paddle", lambda gate: F.swiglu(gate), dtypes=("float32",)),
-                Contender(TORCH, "torch", _torch("silu")),
-            ),
-            shapes=shapes,
-        ),
-        Operator(
-            name="geglu",
-            counted=_COUNTED,
-            bound="memory",
-            gradients=("gate",),
-            reference=_reference("gelu"),
-            contenders=(
-                Contender(OURS, "paddle", ops.geglu),
-                Contender(COMPOSITION, "paddle", _reference("gelu")),
-                Contender(TORCH, "torch", _torch("gelu")),
-            ),
-            shapes=shapes,
-        ),
+        _operator("swiglu", "silu", shapes, paddle),
+        _operator("geglu", "gelu", shapes),
     ]

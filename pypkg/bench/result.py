@@ -1,0 +1,19 @@
+"""What a benchmark hands to the report: a mapping that JSON holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Result = Mapping[str, Any]
+Row = Mapping[str, Any]  # one of its "rows"
+
+
+def result_name(result: Result) -> str:
+    """The file of a result in docs/benchmarks, without its ending."""
+    return f"{result['kind']}-{'cpu' if result['device'] == 'cpu' else 'gpu'}"
+
+
+def device_name(result: Result) -> str:
+    """What the result was measured on, as headings say it."""
+    return "CPU" if result["device"] == "cpu" else result["device"]

@@ -1,0 +1,78 @@
+"""Operators: a table and a picture each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pypkg.bench.case import OURS
+from pypkg.bench.pictures import draw_operator
+from pypkg.bench.result import Result, Row, device_name, result_name
+from pypkg.bench.table import milliseconds, table
+
+TITLE = "Operators"
+
+
+def render(result: Result, with_pictures: bool = False) -> list[str]:
+    """The lines of the section, with links to ``pictures`` or without."""
+    limits = result["limits"]
+    lines = [
+        f"- operators: {result['backend']}",
+        f"- limits: a copy of {limits['copy_bytes'] / 2**20:.0f} MiB (read and written together) "
+        f"ran at {limits['copy_bytes_per_second'] / 1e9:.1f} GB/s, matrix products at "
+        f"{limits['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s ({limits['matmul_source']})",
+    ]
+    for name, rows in _by_operator(result).items():
+        lines += ["", f"### {name}", "", f"Counted: {result['counted'][name]}.", ""]
+        if with_pictures:
+            lines += [f"![Times of {name}](benchmarks/{_picture_name(result, name)})", ""]
+        lines += _table(rows)
+    return lines
+
+
+def pictures(result: Result) -> dict[str, str]:
+    """The SVG of each operator, by its file in docs/benchmarks."""
+    return {
+        _picture_name(result, name): draw_operator(rows, device_name(result))
+        for name, rows in _by_operator(result).items()
+    }
+
+
+def _picture_name(result: Result, operator: str) -> str:
+    return f"{result_name(result)}-{operator.replace('+', '-')}.svg"
+
+
+def _by_operator(result: Result) -> dict[str, list[Row]]:
+    rows: dict[str, list[Row]] = {}
+    for row in result["rows"]:
+        rows.setdefault(row["op"], []).append(row)
+    return rows
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    by_memory = rows[0]["flops"] == 0
+    work, unit = ("bytes", "GB/s") if by_memory else ("flops", "GFLOP/s")
+    peers = list(dict.fromkeys(row["contender"] for row in rows if row["contender"] != OURS))
+    keys = dict.fromkeys((row["shape"], row["dtype"], row["pass"]) for row in rows)
+    body = []
+    for key in keys:
+        times = {
+            row["contender"]: row
+            for row in rows
+            if (row["shape"], row["dtype"], row["pass"]) == key
+        }
+        ours = times[OURS]
+        cells = [
+            *key,
+            milliseconds(ours["median"]),
+            f"{ours[work] / ours['median'] / 1e6:.1f}",
+            f"{100 * ours['limit'] / ours['median']:.0f} %",
+        ]
+        for peer in peers:
+            if peer not in times:
+                cells.append("-")
+                continue
+            other = times[peer]["median"]
+            cells.append(f"{other / ours['median']:.2f} ({milliseconds(other)})")
+        body.append(cells)
+    head = ["shape", "dtype", "pass", "ms", unit, "of limit", *(f"vs {peer}" for peer in peers)]
+    return table(head, body, text_columns=3)

@@ -1,0 +1,151 @@
+"""Who takes part in ``train-step``, and what each needs in order to run here."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from pypkg.errors import UserError
+from pypkg.paths import library_dir
+from pypkg.threads import cpu_environment
+
+logger = logging.getLogger("pypkg")
+
+# glibc returns large buffers to the system and faults their pages in again at every use; these
+# keep them, as pypkg.threads does for pypkg.
+_KEEP_BUFFERS = {
+    "GLIBC_TUNABLES": f"glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={2**31 - 1}"
+}
+# Prints the versions of what an environment holds, without importing any of it.
+_LIST_VERSIONS = (
+    "import importlib.metadata as m, json; "
+    "print(json.dumps({each.name: each.version for each in m.distributions()}))"
+)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A process that trains. ``environment`` is set before it starts.
+
+    Args:
+        stack: "pypkg", "transformers" or "paddlenlp"; a function of the worker.
+        autocast: matrix products in bfloat16.
+        cpu_settings: its environment is also what pypkg sets for itself.
+        needs: modules without which it is left out.
+        python: the interpreter that runs it, where that is another than ours.
+    """
+
+    name: str
+    stack: str
+    autocast: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+    cpu_settings: bool = False
+    needs: tuple[str, ...] = ()
+    python: str | None = None
+
+
+_TORCH = ("torch", "transformers")
+_COMPILED = Contender("pypkg", "pypkg", environment={"PYPKG_OPS_BACKEND": "compiled"})
+CONTENDERS = (
+    _COMPILED,
+    Contender(
+        "pypkg, bfloat16 products", "pypkg", True, environment={"PYPKG_OPS_BACKEND": "compiled"}
+    ),
+    Contender(
+        "pypkg, reference operators", "pypkg", environment={"PYPKG_OPS_BACKEND": "reference"}
+    ),
+    Contender("transformers + torch, float32", "transformers", needs=_TORCH),
+    Contender("transformers + torch, bfloat16 autocast", "transformers", True, needs=_TORCH),
+    Contender(
+        "transformers + torch, float32, buffers kept",
+        "transformers",
+        environment=_KEEP_BUFFERS,
+        needs=_TORCH,
+    ),
+    Contender(
+        "transformers + torch, bfloat16 autocast, buffers kept",
+        "transformers",
+        True,
+        environment=_KEEP_BUFFERS,
+        needs=_TORCH,
+    ),
+    Contender("PaddleNLP, float32", "paddlenlp"),
+    Contender(
+        "PaddleNLP, float32, threads and MKL set, buffers kept",
+        "paddlenlp",
+        environment=_KEEP_BUFFERS,
+        cpu_settings=True,
+    ),
+)
+
+
+def choose_contenders(options: argparse.Namespace) -> tuple[list[Contender], list[str]]:
+    """The contenders that the command line asks for and that can run here, and notes on them.
+
+    Raises:
+        UserError: an unknown contender, an interpreter without PaddleNLP, or none is left.
+    """
+    unknown = sorted(set(options.contender or ()) - {each.name for each in CONTENDERS})
+    if unknown:
+        raise UserError(
+            f"--contender {unknown[0]!r} is unknown; use one of "
+            f"{', '.join(repr(each.name) for each in CONTENDERS)}"
+        )
+    chosen = [
+        each for each in CONTENDERS if not options.contender or each.name in options.contender
+    ]
+    foreign = [each for each in chosen if each.stack == "paddlenlp"]
+    found, notes = _available([each for each in chosen if each not in foreign])
+    if foreign and options.paddlenlp is None:
+        notes.append("--paddlenlp was not given: PaddleNLP was left out")
+    elif foreign:
+        notes.append(f"PaddleNLP: {_paddlenlp_versions(options.paddlenlp)}")
+        found += [_in_environment(each, options.paddlenlp, options.threads) for each in foreign]
+    if not found:
+        raise UserError("none of the contenders can run here: " + "; ".join(notes))
+    return found, notes
+
+
+def _available(contenders: Sequence[Contender]) -> tuple[list[Contender], list[str]]:
+    """Those for which everything is installed here, and a note for each of the others."""
+    found, notes = [], []
+    for each in contenders:
+        missing = [name for name in each.needs if importlib.util.find_spec(name) is None]
+        if each is _COMPILED and not (library_dir() / "pypkg_ops.so").exists():
+            missing.append("the compiled operators")
+        if missing:
+            notes.append(f"left out: {each.name}, because {' and '.join(missing)} are missing")
+            logger.warning(notes[-1])
+        else:
+            found.append(each)
+    return found, notes
+
+
+def _in_environment(contender: Contender, python: str, threads: int) -> Contender:
+    settings = cpu_environment(threads) if contender.cpu_settings else {}
+    return replace(contender, python=python, environment={**contender.environment, **settings})
+
+
+def _paddlenlp_versions(python: str) -> str:
+    """The versions of PaddleNLP and Paddle in the environment of an interpreter."""
+    try:
+        output = subprocess.run([python, "-c", _LIST_VERSIONS], capture_output=True, text=True)
+        versions = json.loads(output.stdout)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no Python 3.10 or later"
+        raise UserError(
+            f"--paddlenlp {python} cannot be run: {reason}; give the interpreter of an environment "
+            "in which PaddleNLP is installed, such as /path/to/environment/bin/python"
+        ) from error
+    if "paddlenlp" not in versions:
+        raise UserError(
+            f"--paddlenlp {python}: paddlenlp is not installed in its environment; install it "
+            "there, or give the interpreter of an environment that has it"
+        )
+    names = ("paddlenlp", "paddlepaddle", "paddlepaddle-gpu")
+    return ", ".join(f"{name} {versions[name]}" for name in names if name in versions)

@@ -1,0 +1,56 @@
+"""The benchmark of the optimizer's step on the CPU: what is wrong is not timed."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the benchmark compares with torch")
+
+import benchmark_adamw  # noqa: E402
+from benchmark_case import Maker, filling, validate  # noqa: E402
+
+from pypkg import _native  # noqa: E402
+
+
+def case(form: str):
+    return benchmark_adamw.adamw(Maker(_native, None, "cpu", False), "x", (37, 4097), form)
+
+
+def expected(of):
+    (peer,) = of.peers.values()
+    return peer()
+
+
+@pytest.mark.parametrize("form", benchmark_adamw.MOVED)
+def test_a_step_is_that_of_torch_and_validated_from_where_it_began(form):
+    step = case(form)
+    results = expected(step)
+    for _ in range(2):
+        # Rounding at random is off by less than a unit of bfloat16, 2^-8.
+        assert validate(step, results) < (1e-6 if form == "float32" else 2.0**-8)
+
+
+@pytest.mark.parametrize("form", benchmark_adamw.MOVED)
+@pytest.mark.parametrize("setting", ["RATE", "DECAY"])
+def test_a_wrong_step_is_refused(form, setting, monkeypatch):
+    results = expected(case(form))
+    monkeypatch.setattr(benchmark_adamw, setting, 2 * getattr(benchmark_adamw, setting))
+    with pytest.raises(AssertionError, match=f"adamw step x {form}, CUDA: off by"):
+        validate(case(form), results)
+
+
+def test_a_step_that_writes_nothing_is_refused():
+    step = case("bfloat16, masters")
+    step.versions = filling(next(iter(step.versions.values()))(), {"idle": lambda: None})
+    with pytest.raises(AssertionError, match="idle: off by"):
+        validate(step, expected(step))
+
+
+def test_the_small_model_is_the_one_of_the_other_benchmarks():
+    from pypkg.models.pretrained import parameter_shapes
+    from pypkg.models.registry import load_config
+
+    shapes = parameter_shapes(load_config("llama-58m")).values()
+    assert sorted(torch.Size(shape).numel() for shape in shapes) == sorted(
+        benchmark_adamw._models("cuda")["58M"]
+    )
