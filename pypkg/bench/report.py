@@ -36,7 +36,9 @@ This page is made by `python -m pypkg.bench report` from the JSON files in `docs
   memory a copy of as many bytes (half read, half written) by as many threads, for a step a pass
   that writes where it reads, which may be faster than a copy; for operators bound by arithmetic the
   rate of the fastest float32 matrix product, whatever the dtype. All are measured anew in every
-  round.
+  round. On a GPU it is one large copy, or one large product in bfloat16.
+- `of causal`, where there are masks: the rate at which visible pairs are done, over that under a
+  plain causal mask of the same size.
 - `vs X` is the time of X divided by ours, followed by the time of X in ms: above 1 we are faster.
   A dash: X does not support that dtype on this device.
 - The pictures show the same times, but for forward and backward together where they are there one
@@ -134,6 +136,7 @@ def _provenance(result: Result) -> list[str]:
         f"- {result['date']}: `{result['command']}`",
         f"- {machine['cpu']}, {machine['threads']} threads of {machine['cores']} cores, "
         f"{machine['memory_gib']} GiB",
+        *([f"- {machine['gpu']}: {machine['gpu_state']}"] if "gpu" in machine else []),
         f"- {versions}; commit {result['commit'] or 'unknown'}",
         *(f"- {note}" for note in result["notes"]),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ Row = Mapping[str, Any]  # one of its "rows"
 
 def result_name(result: Result) -> str:
     """The file of a result in docs/benchmarks, without its ending."""
-    return f"{result['kind']}-{'cpu' if result['device'] == 'cpu' else 'gpu'}"
+    return f"{result['kind']}-{re.sub('[^a-z0-9]+', '-', result['device'].lower()).strip('-')}"
 
 
 def device_name(result: Result) -> str:

@@ -26,8 +26,8 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], text_columns: int)
 
 
 def milliseconds(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
+    """Three significant digits, or two of little, without an exponent."""
+    digits = 4 if value < 0.1 else 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
     return f"{value:.{digits}f}"
 
 

@@ -97,10 +97,11 @@ def adamw(mk: Maker, label: str, sizes: Sequence[int], form: str) -> BenchmarkCa
     state = initial.copy()
     results = (*state.params, *state.moments1, *state.moments2)
     return BenchmarkCase(
-        *("adamw step", f"{label} {form}"),
+        *("adamw", "step", f"{label}, {form}"),
         filling(results, named("CUDA", _calls(mk, state, form))),
         {"AdamW(fused)": _peer(initial.copy())},
         *(MOVED[form] * sum(sizes), "GB/s"),
+        dtype=str(dtype).removeprefix("torch."),
         restore=lambda: state.assign(initial),  # and keeps alive what the kernels know by address
     )
 

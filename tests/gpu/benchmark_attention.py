@@ -38,8 +38,7 @@ class Shape:
 
     def __str__(self) -> str:
         heads = f"{self.heads}/{self.heads_k}" if self.heads_k != self.heads else f"{self.heads}"
-        half = "" if self.dtype == torch.bfloat16 else " fp16"
-        return f"{self.batch}x{self.sequence}x{heads}x{self.head_dim} {self.mask}{half}"
+        return f"{self.batch}x{self.sequence}x{heads}x{self.head_dim} {self.mask}"
 
 
 class Mask:
@@ -165,7 +164,7 @@ def attention(mk: Maker, shape: Shape) -> Iterator[BenchmarkCase]:
     leaves = tuple(x.detach().requires_grad_() for x in (q, k, v))
     forward = mk.calls("flash_attention_forward", q, k, v, out, lse, **settings)
     peers = {name: _without_gradients(f, (q, k, v)) for name, f in functions.items()}
-    yield _case(mk, shape, "attention fwd", forward, (out,), peers, work)
+    yield _case(mk, shape, "forward", forward, (out,), peers, work)
 
     forward[""]()
     grads = tuple(mk.empty(*x.shape, dtype=shape.dtype) for x in (q, k, v))
@@ -175,7 +174,7 @@ def attention(mk: Maker, shape: Shape) -> Iterator[BenchmarkCase]:
         **settings,
     )
     peers = {name: gradients(lambda f=f: f(*leaves), leaves, dout) for name, f in functions.items()}
-    yield _case(mk, shape, "attention bwd", backward, grads, peers, 2.5 * work)
+    yield _case(mk, shape, "backward", backward, grads, peers, 2.5 * work)
 
 
 def _without_gradients(function: Callable[..., torch.Tensor], inputs: Tensors) -> Run:
@@ -189,7 +188,7 @@ def _without_gradients(function: Callable[..., torch.Tensor], inputs: Tensors) -
 def _case(
     mk: Maker,
     shape: Shape,
-    name: str,
+    stage: str,
     calls: dict[str, Callable[[], None]],
     results: Tensors,
     peers: dict[str, Run],
@@ -209,7 +208,9 @@ def _case(
     if shape.mask not in ("causal", "full"):
         yardstick = str(replace(shape, mask="causal"))
     return BenchmarkCase(
-        name, str(shape), filling(results, runs), peers, work, "TFLOP/s", yardstick
+        *("flash_attention", stage, str(shape), filling(results, runs), peers, work, "TFLOP/s"),
+        dtype=str(shape.dtype).removeprefix("torch."),
+        yardstick=yardstick,
     )
 
 

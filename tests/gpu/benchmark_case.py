@@ -8,12 +8,18 @@ timed is validated first, at the timed shape.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # nothing is installed on a GPU
+from pypkg.bench.timing import summarize
+
+OURS = "pypkg"  # as in pypkg.bench.case, which needs more than there is beside a GPU
 # Both sides round to 16 bits, ours and the peer, at different places.
 ALLOWED_DIFFERENCE = 2e-2
 
@@ -25,23 +31,30 @@ Run = Callable[[], Tensors]
 class BenchmarkCase:
     """
     Attributes:
+        stage: "forward", "backward", "forward+backward" or "step".
         versions: of ours, by name; each fills the tensors that it returns.
         peers: by name; each returns tensors equal to those.
         work: bytes, or floating-point operations.
         unit: "GB/s" or "TFLOP/s".
-        yardstick: the shape of an earlier case of this name, whose rate this one's is set against.
+        yardstick: the shape of an earlier case of this operator and stage; the rate of this one is
+            set against its.
         restore: where ours updates in place: brings back what it was given at first.
     """
 
-    name: str
+    op: str
+    stage: str
     shape: str
     versions: dict[str, Run]
     peers: dict[str, Run]
     work: float
     unit: str
+    dtype: str = "bfloat16"
     yardstick: str | None = None
     restore: Callable[[], None] | None = None
     notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.stage} {self.shape}"
 
 
 def address(tensor: torch.Tensor) -> tuple[int, tuple[int, ...], str, str]:
@@ -176,44 +189,64 @@ def validate(case: BenchmarkCase, expected: Tensors) -> float:
         for ours, theirs in zip(run(), expected, strict=True):
             difference = (ours.double() - theirs.double()).norm() / theirs.double().norm()
             if not difference <= ALLOWED_DIFFERENCE:
-                where = f"{case.name} {case.shape}, {version}"
+                where = f"{case}, {version}"
                 raise AssertionError(f"{where}: off by {difference:.2e}")
             worst = max(worst, float(difference))
     return worst
 
 
 def measure(case: BenchmarkCase, timer: Any, limits: dict[str, float]) -> list[dict[str, Any]]:
-    """A row of the table for each version; raises AssertionError if one and a peer disagree."""
-    peers, difference = {}, None
+    """A row for each version and each peer, in the form of ``python -m pypkg.bench ops``.
+
+    The first version goes by the name of ours there.
+
+    Raises:
+        AssertionError: a version and a peer disagree.
+    """
+    times, difference = {}, None
     for name, run in case.peers.items():
         try:
             expected = run()
         except Exception as error:  # a peer may be missing on this GPU or in this torch
-            case.notes.append(f"{name}: {str(error).splitlines()[0][:200]}")
+            case.notes.append(f"{case}, {name}: {str(error).splitlines()[0][:200]}")
             continue
         difference = max(validate(case, expected), difference or 0.0)
         del expected
-        peers[name] = timer.median(run)
-    best = min(peers, key=peers.get) if peers else None
-    scale = 1e9 if case.unit == "GB/s" else 1e12
-    rows = []
-    for version, run in case.versions.items():
-        seconds = timer.median(run)
-        rows.append(
-            {
-                "name": case.name,
-                "version": version,
-                "shape": case.shape,
-                "ours_us": seconds * 1e6,
-                "peer": best,
-                "peers_us": {name: t * 1e6 for name, t in peers.items()},
-                "speedup": peers[best] / seconds if best else None,
-                "rate": case.work / seconds / scale,
-                "unit": case.unit,
-                "share_of_limit": case.work / seconds / limits[case.unit],
-                "yardstick": case.yardstick,
-                "difference": difference,
-                "notes": case.notes,
-            }
-        )
-    return rows
+        times[name] = timer.times(run)
+    first = next(iter(case.versions))
+    ours = {
+        OURS if version == first else f"{OURS}, {version}": timer.times(run)
+        for version, run in case.versions.items()
+    }
+    return [
+        {
+            "op": case.op,
+            "shape": case.shape,
+            "dtype": case.dtype,
+            "pass": case.stage,
+            "contender": name,
+            **asdict(summarize([1e3 * each for each in seconds])),
+            "bytes": case.work if case.unit == "GB/s" else 0,
+            "flops": case.work if case.unit == "TFLOP/s" else 0,
+            "limit": 1e3 * case.work / limits[case.unit],
+            "error": difference,
+            "yardstick": case.yardstick if name in ours else None,
+        }
+        for name, seconds in {**ours, **times}.items()
+    ]
+
+
+def set_against_yardsticks(rows: Sequence[dict[str, Any]]) -> None:
+    """Adds "of_yardstick", the rate as a share of the yardstick's, where that was measured."""
+
+    def rate(row: dict[str, Any]) -> float:
+        return (row["bytes"] or row["flops"]) / row["median"]
+
+    def place(row: dict[str, Any], shape: str) -> tuple[str, ...]:
+        return row["op"], row["pass"], row["dtype"], row["contender"], shape
+
+    rates = {place(row, row["shape"]): rate(row) for row in rows}
+    for row in rows:
+        yardstick = row.pop("yardstick")
+        if yardstick and place(row, yardstick) in rates:
+            row["of_yardstick"] = rate(row) / rates[place(row, yardstick)]

@@ -92,13 +92,13 @@ def rms_norm(mk: Maker, rows: int, cols: int) -> Iterator[BenchmarkCase]:
 
     arguments = ("rms_norm_forward", x, weight, y, rstd)
     yield BenchmarkCase(
-        *("add + rms_norm fwd", shape),
+        *("rms_norm+residual", "forward", shape),
         mk.versions((y, h), *arguments, r, h, epsilon=epsilon),
         peers.forward("add, F.rms_norm", with_residual, (x, r, weight), liger_with_residual),
         *(4 * matrix, "GB/s"),
     )
     yield BenchmarkCase(
-        *("rms_norm fwd", shape, mk.versions((y,), *arguments, epsilon=epsilon)),
+        *("rms_norm", "forward", shape, mk.versions((y,), *arguments, epsilon=epsilon)),
         *(peers.forward("F.rms_norm", plain, (x, weight), liger), 2 * matrix, "GB/s"),
     )
     mk.call(*arguments, epsilon=epsilon)()  # rstd of x
@@ -111,7 +111,7 @@ def rms_norm(mk: Maker, rows: int, cols: int) -> Iterator[BenchmarkCase]:
     compiled = mk.calls(*arguments, mk.workspace("rms_norm_backward_workspace", x))
     versions = {**named("CUDA", compiled), "Triton": triton}
     yield BenchmarkCase(
-        *("rms_norm bwd", shape, filling((dx, dweight), versions)),
+        *("rms_norm", "backward", shape, filling((dx, dweight), versions)),
         *(peers.backward("F.rms_norm", plain, (x, weight), dy, liger), 3 * matrix, "GB/s"),
     )
 
@@ -142,7 +142,7 @@ def rotary(mk: Maker, tokens: int, heads: tuple[int, int]) -> Iterator[Benchmark
 
     outputs = mk.empty(*q.shape), mk.empty(*k.shape)
     yield BenchmarkCase(
-        *("rotary_embedding", f"{tokens}x{heads[0]}+{heads[1]}x{head_dim}"),
+        *("rotary_embedding", "forward", f"{tokens}x{heads[0]}+{heads[1]}x{head_dim}"),
         mk.versions(outputs, "rotary_embedding", q, k, cos, sin, *outputs),
         Peers(mk).forward("eager", both, (q, k), liger),
         *(2 * (q.numel() + k.numel()) * q.element_size(), "GB/s"),
@@ -165,12 +165,12 @@ def gated_activation(
 
     forward = ("gated_activation_forward", gate, up, out, activation)
     yield BenchmarkCase(
-        *(f"{name} fwd", shape, mk.versions((out,), *forward)),
+        *(name, "forward", shape, mk.versions((out,), *forward)),
         *(peers.forward("eager", plain, (gate, up), liger), 3 * matrix, "GB/s"),
     )
     backward = ("gated_activation_backward", gate, up, dout, dgate, dup, activation)
     yield BenchmarkCase(
-        *(f"{name} bwd", shape, mk.versions((dgate, dup), *backward)),
+        *(name, "backward", shape, mk.versions((dgate, dup), *backward)),
         *(peers.backward("eager", plain, (gate, up), dout, liger), 5 * matrix, "GB/s"),
     )
 
@@ -187,13 +187,13 @@ def cross_entropy(mk: Maker, rows: int, cols: int) -> Iterator[BenchmarkCase]:
 
     forward = ("cross_entropy_forward", logits, labels, loss, lse)
     yield BenchmarkCase(
-        *("cross_entropy fwd", shape, mk.versions((loss,), *forward)),
+        *("cross_entropy", "forward", shape, mk.versions((loss,), *forward)),
         *(peers.forward("F.cross_entropy", plain, (logits,)), matrix, "GB/s"),
     )
     mk.call(*forward)()  # lse
     backward = ("cross_entropy_backward", logits, labels, lse, dloss, dlogits)
     yield BenchmarkCase(
-        *("cross_entropy bwd", shape, mk.versions((dlogits,), *backward)),
+        *("cross_entropy", "backward", shape, mk.versions((dlogits,), *backward)),
         *(peers.backward("F.cross_entropy", plain, (logits,), dloss), 2 * matrix, "GB/s"),
     )
     yield _both_passes(mk, plain, logits, labels, forward, dlogits)
@@ -228,7 +228,7 @@ def _both_passes(
     if mk.liger:
         peers["Liger"] = liger
     return BenchmarkCase(
-        *("cross_entropy fwd+bwd", f"{logits.shape[0]}x{logits.shape[1]}"),
+        *("cross_entropy", "forward+backward", f"{logits.shape[0]}x{logits.shape[1]}"),
         filling((dlogits,), {"CUDA": ours}),
         *(peers, 3 * logits.numel() * logits.element_size(), "GB/s"),
     )

@@ -4,18 +4,18 @@ Needs a GPU, nvcc, CMake, Ninja and a Python with torch, NumPy and pybind11; no 
 versions are checked and timed beside them where Triton is installed. Writes everything to a JSON
 file, prints a table last and exits with 1 if a check failed. `--device cpu` tries the script out on
 the CPU kernels that are installed already, and interprets Triton.
+
+The file is a result for the page of benchmarks: put it into docs/benchmarks/, named after the GPU,
+and run `python -m pypkg.bench report`.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import importlib.util
 import json
-import platform
-import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ import checks
 import hopper_cases
 import kernel_cases
 import numpy as np
+import ops_result
 import timing
 import torch
 import triton_kernels
-from kernel_build import BUILD, ROOT, build, load_kernels, load_module
+from kernel_build import BUILD, build, load_kernels, load_module
 from variants import Variant, VariantError
 
 
@@ -74,38 +75,6 @@ def load_variants(texts: list[str]) -> dict[str, Any]:
     return modules
 
 
-def machine(device: str, kernels: Any) -> dict[str, Any]:
-    facts = {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "commit": _output(["git", "-C", str(ROOT), "rev-parse", "HEAD"]),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    has_triton = triton_kernels.installed()
-    facts["triton"] = importlib.metadata.version("triton") if has_triton else "not installed"
-    facts["kernels"] = kernels.build_info()
-    if device == "cuda":
-        facts |= {
-            "gpu": torch.cuda.get_device_name(),
-            "torch_cuda": torch.version.cuda,
-            "driver": _nvidia_smi("driver_version"),
-            "clocks": _nvidia_smi("clocks.sm,clocks.mem,clocks.max.sm,power.limit"),
-            "nvcc": _output(["nvcc", "--version"]).splitlines()[-1],
-        }
-    return facts
-
-
-def _nvidia_smi(fields: str) -> str:
-    return _output(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"])
-
-
-def _output(command: list[str]) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
-    except FileNotFoundError:
-        return "unknown"
-
-
 def run_checks(
     backend: TorchBackend, cases: list[checks.Case], version: str
 ) -> list[dict[str, Any]]:
@@ -136,55 +105,66 @@ def check_everything(kernels: Any, triton: Any | None, device: str) -> list[dict
     return rows
 
 
-def run_benchmarks(
-    mk: benchmark_case.Maker, suites: list[str], deadline: float
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+@dataclass
+class Benchmarks:
+    """
+    Attributes:
+        limits: operations or bytes per second, by unit.
+        rows: of ``benchmark_case.measure``.
+        failed: cases that computed something else, or that a variant could not do.
+        notes: on peers and cases that were left out.
+    """
+
+    limits: dict[str, float]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def run_benchmarks(mk: benchmark_case.Maker, suites: list[str], deadline: float) -> Benchmarks:
     timer = timing.CudaTimer() if mk.device == "cuda" else timing.CpuTimer()
     limits = {
         "GB/s": timing.copy_bandwidth(timer, mk.device),
         "TFLOP/s": timing.matmul_rate(timer, mk.device),
     }
-    rows: list[dict[str, Any]] = []
+    found = Benchmarks(limits)
     for case in benchmark.cases(mk, suites):
         if time.monotonic() > deadline:
-            rows.append({"name": case.name, "shape": case.shape, "skipped": "out of time"})
+            found.notes.append(f"out of time for {case}")
             continue
         try:
-            rows += benchmark_case.measure(case, timer, limits)
-        except Exception as error:  # wrong results; of a variant, also what it cannot do
-            failure = f"{type(error).__name__}: {error}"
-            rows.append({"name": case.name, "shape": case.shape, "failed": failure})
-    set_against_yardsticks(rows)
-    return limits, rows
+            found.rows += benchmark_case.measure(case, timer, limits)
+        except Exception as error:
+            found.failed.append(f"{case}: {type(error).__name__}: {error}")
+        found.notes += case.notes
+    benchmark_case.set_against_yardsticks(found.rows)
+    return found
 
 
-def set_against_yardsticks(rows: list[dict[str, Any]]) -> None:
-    """Adds "of_yardstick" to rows that have a yardstick which was measured."""
-    rates = {(row["name"], row.get("version"), row["shape"]): row.get("rate") for row in rows}
-    for row in rows:
-        if row.get("yardstick"):
-            rate = rates.get((row["name"], row["version"], row["yardstick"]))
-            row["of_yardstick"] = row["rate"] / rate if rate else None
-
-
-def print_table(limits: dict[str, float], rows: list[dict[str, Any]]) -> None:
-    print(
-        f"copy {limits['GB/s'] / 1e9:.0f} GB/s, bf16 matmul {limits['TFLOP/s'] / 1e12:.1f} TFLOP/s"
-    )
-    print(f"{'operation':22}{'shape':32}{'version':>8}{'us':>10}{'peer us':>10} {'best peer':16}"
-          f"{'ratio':>6}{'rate':>8} {'unit':8}{'share':>6}{'of causal':>10}")  # fmt: skip
-    for row in rows:
-        start = f"{row['name']:22}{row['shape']:32}"
-        if "ours_us" not in row:
-            print(start + (row.get("failed") or row["skipped"]))
-            continue
-        peer = f"{row['peers_us'][row['peer']]:10.1f} {row['peer']:16}" if row["peer"] else " " * 27
-        ratio = f"{row['speedup']:6.2f}" if row["peer"] else " " * 6
-        of_yardstick = f"{row['of_yardstick']:10.0%}" if row.get("of_yardstick") else ""
-        print(
-            f"{start}{row['version']:>8}{row['ours_us']:10.1f}{peer}{ratio}"
-            f"{row['rate']:8.1f} {row['unit']:8}{row['share_of_limit']:6.0%}{of_yardstick}"
-        )
+def print_table(found: Benchmarks) -> None:
+    """A line for each version of ours, beside the fastest peer."""
+    rates = [found.limits["GB/s"] / 1e9, found.limits["TFLOP/s"] / 1e12]
+    print("copy {:.0f} GB/s, bf16 matmul {:.1f} TFLOP/s".format(*rates))
+    print(f"{'operator':18}{'pass':17}{'shape':32}{'version':22}{'us':>10}{'peer us':>10} "
+          f"{'best peer':16}{'ratio':>6}{'limit':>6}{'causal':>7}")  # fmt: skip
+    cases: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in found.rows:
+        key = row["op"], row["pass"], row["shape"], row["dtype"]
+        cases.setdefault(key, []).append(row)
+    for (op, stage, shape, _), rows in cases.items():
+        versions = [row for row in rows if row["contender"].startswith(benchmark_case.OURS)]
+        peers = [row for row in rows if row not in versions]
+        best = min(peers, key=lambda row: row["median"], default=None)
+        for row in versions:
+            peer = f"{1e3 * best['median']:10.1f} {best['contender']:16}" if best else " " * 27
+            ratio = f"{best['median'] / row['median']:6.2f}" if best else " " * 6
+            causal = f"{row['of_yardstick']:7.0%}" if "of_yardstick" in row else ""
+            print(
+                f"{op:18}{stage:17}{shape:32}{row['contender']:22}{1e3 * row['median']:10.1f}"
+                f"{peer}{ratio}{row['limit'] / row['median']:6.0%}{causal}"
+            )
+    for line in (*found.notes, *(f"FAILED {each}" for each in found.failed)):
+        print(line)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -206,7 +186,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-benchmark", action="store_true", help="checks only")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no-triton", action="store_true", help="leave the Triton versions out")
-    parser.add_argument("--budget", type=float, default=450, help="seconds, build included")
+    parser.add_argument("--budget", type=float, default=500, help="seconds, build included")
     return parser.parse_args(argv)
 
 
@@ -216,8 +196,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("no GPU is visible to torch; --device cpu tries the script out without one")
     kernels = load_kernels(args.device)
-    facts = machine(args.device, kernels)
-    print(json.dumps(facts))
+    facts = ops_result.gpu_facts() if args.device == "cuda" else {}
+    print(json.dumps(facts | kernels.build_info()))
     print(f"kernels ready after {time.monotonic() - started:.0f} s", flush=True)
 
     triton = None
@@ -227,16 +207,18 @@ def main(argv: list[str] | None = None) -> int:
     failed = [row for row in results if not row["passed"]]
     print(f"{len(results) - len(failed)} of {len(results)} checks passed, "
           f"{time.monotonic() - started:.0f} s", flush=True)  # fmt: skip
-    report = {"machine": facts, "checks": results}
+    report: dict[str, Any] = {"checks": results}
     if not args.no_benchmark and not failed:
         use_compile = args.device == "cuda" and not args.no_compile
-        deadline = started + args.budget
         variants = load_variants(args.variant)
         maker = benchmark_case.Maker(kernels, triton, args.device, use_compile, variants)
-        limits, rows = run_benchmarks(maker, args.suite or list(benchmark.SUITES), deadline)
-        report |= {"limits": limits, "benchmarks": rows}
-        failed += [row for row in rows if "failed" in row]
-        print_table(limits, rows)
+        suites = args.suite or list(benchmark.SUITES)
+        found = run_benchmarks(maker, suites, started + args.budget)
+        failed += found.failed
+        print_table(found)
+        given = sys.argv[1:] if argv is None else argv
+        result = ops_result.ops_result(given, found.limits, found.rows, found.notes, args.device)
+        report |= result
     report["seconds"] = time.monotonic() - started
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(report, indent=1))

@@ -35,7 +35,7 @@ def test_a_step_is_that_of_torch_and_validated_from_where_it_began(form):
 def test_a_wrong_step_is_refused(form, setting, monkeypatch):
     results = expected(case(form))
     monkeypatch.setattr(benchmark_adamw, setting, 2 * getattr(benchmark_adamw, setting))
-    with pytest.raises(AssertionError, match=f"adamw step x {form}, CUDA: off by"):
+    with pytest.raises(AssertionError, match=f"adamw step x, {form}, CUDA: off by"):
         validate(case(form), results)
 
 

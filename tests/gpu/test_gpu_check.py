@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pypkg.bench.report import read_result, render
+
 SCRIPT = Path(__file__).resolve().parent / "gpu_check.py"
 
 
@@ -30,15 +32,17 @@ def test_dry_run_on_the_cpu(tmp_path: Path):
     assert all(row["passed"] for row in report["checks"])
     has_triton = importlib.util.find_spec("triton") is not None
     assert (versions.count("triton") > 40) == has_triton
-    rows = report["benchmarks"]
-    names = {row["name"] for row in rows}
-    assert {"rms_norm fwd", "swiglu bwd", "cross_entropy bwd", "attention bwd"} <= names
-    assert any(row["version"] == "Triton" for row in rows) == has_triton
-    for row in rows:
-        assert row["ours_us"] > 0 and row["speedup"] > 0 and row["difference"] < 2e-2
-    masked = [row for row in rows if row["shape"].endswith(("alibi", "prefix", "window"))]
-    assert len(masked) == 6 and all(row["of_yardstick"] > 0 for row in masked)
-    assert "adamw step" in result.stdout.splitlines()[-2]
+    rows = report["rows"]
+    passes = {(row["op"], row["pass"]) for row in rows}
+    assert {("rms_norm", "forward"), ("swiglu", "backward"), ("adamw", "step")} <= passes
+    assert any(row["contender"] == "pypkg, Triton" for row in rows) == has_triton
+    assert all(row["median"] > 0 and row["error"] < 2e-2 for row in rows)
+    masked = [row for row in rows if row["contender"] == "pypkg" and "alibi" in row["shape"]]
+    assert len(masked) == 2 and all(row["of_yardstick"] > 0 for row in masked)
+    assert "adamw             step" in result.stdout.splitlines()[-2]
+    # As it is, it goes onto the page of benchmarks.
+    page = render(read_result(report_file))
+    assert "### flash_attention" in page and "of causal" in page and str(tmp_path) not in page
 
 
 def test_variants_are_versions_of_every_case():
@@ -49,10 +53,14 @@ def test_variants_are_versions_of_every_case():
     from pypkg import _native
 
     maker = Maker(_native, None, "cpu", use_compile=False, variants={"kThreads=1": _native})
-    versions = {case.name: list(case.versions) for case in benchmark.cases(maker, benchmark.SUITES)}
-    assert versions["swiglu fwd"] == ["CUDA", "CUDA kThreads=1"]
-    assert versions["attention bwd"] == ["ampere", "ampere kThreads=1"]
-    assert all(len(each) == 2 for name, each in versions.items() if "+bwd" not in name)
+    versions = {
+        (case.op, case.stage): list(case.versions)
+        for case in benchmark.cases(maker, benchmark.SUITES)
+    }
+    assert versions["swiglu", "forward"] == ["CUDA", "CUDA kThreads=1"]
+    assert versions["flash_attention", "backward"] == ["ampere", "ampere kThreads=1"]
+    assert versions.pop(("cross_entropy", "forward+backward")) == ["CUDA"]
+    assert all(len(each) == 2 for each in versions.values())
 
 
 def test_a_failed_check_fails_the_script(tmp_path: Path):
@@ -68,7 +76,7 @@ def test_a_failed_check_fails_the_script(tmp_path: Path):
     assert "FAILED rms_norm-bfloat16" in result.stdout
     report = json.loads((tmp_path / "r.json").read_text())
     assert not all(row["passed"] for row in report["checks"])
-    assert "benchmarks" not in report  # what is wrong is not timed
+    assert "rows" not in report  # what is wrong is not timed
 
 
 def test_on_this_gpu(tmp_path: Path):

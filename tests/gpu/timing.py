@@ -1,7 +1,8 @@
-"""Median time of a function on the GPU or the CPU."""
+"""Times of a function on the GPU or the CPU."""
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 
@@ -13,13 +14,11 @@ class CudaTimer:
     inputs then come from device memory, and the host gets ahead of the device, so that launch
     overhead does not count."""
 
-    unit = "us"
-
     def __init__(self) -> None:
         self._flushed = torch.empty(512 << 20, dtype=torch.int8, device="cuda")
 
-    def median(self, run: Callable[[], object], repeats: int = 25) -> float:
-        """Seconds."""
+    def times(self, run: Callable[[], object], repeats: int = 25) -> list[float]:
+        """Seconds of each repeat."""
         for _ in range(3):
             run()
         pairs = [
@@ -32,31 +31,38 @@ class CudaTimer:
             run()
             end.record()
         torch.cuda.synchronize()
-        times = sorted(start.elapsed_time(end) for start, end in pairs)
-        return times[repeats // 2] * 1e-3
+        return [start.elapsed_time(end) * 1e-3 for start, end in pairs]
 
 
 class CpuTimer:
-    def median(self, run: Callable[[], object], repeats: int = 5) -> float:
-        """Seconds."""
+    def times(self, run: Callable[[], object], repeats: int = 5) -> list[float]:
+        """Seconds of each repeat."""
         run()
         times = []
         for _ in range(repeats):
             start = time.perf_counter()
             run()
             times.append(time.perf_counter() - start)
-        return sorted(times)[repeats // 2]
+        return times
 
 
 def copy_bandwidth(timer: CudaTimer | CpuTimer, device: str) -> float:
     """Bytes per second of a large copy, read and written."""
-    size = (1 << 30) if device == "cuda" else (1 << 24)
+    size = copy_size(device)
     source, target = (torch.ones(size, dtype=torch.int8, device=device) for _ in range(2))
-    return 2 * size / timer.median(lambda: target.copy_(source))
+    return 2 * size / statistics.median(timer.times(lambda: target.copy_(source)))
 
 
 def matmul_rate(timer: CudaTimer | CpuTimer, device: str) -> float:
     """FLOP per second of a large bfloat16 matrix product."""
-    n = 8192 if device == "cuda" else 256
+    n = matmul_size(device)
     a, b = (torch.randn(n, n, device=device).to(torch.bfloat16) for _ in range(2))
-    return 2 * n**3 / timer.median(lambda: a @ b)
+    return 2 * n**3 / statistics.median(timer.times(lambda: a @ b))
+
+
+def matmul_size(device: str) -> int:
+    return 8192 if device == "cuda" else 256
+
+
+def copy_size(device: str) -> int:
+    return 1 << 30 if device == "cuda" else 1 << 24

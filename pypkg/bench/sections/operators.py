@@ -48,11 +48,19 @@ def _by_operator(result: Result) -> dict[str, list[Row]]:
     return rows
 
 
+def _unit(rows: Sequence[Row]) -> tuple[str, str, float]:
+    """What of the rows to count, and by what: GPUs do teraflops."""
+    if rows[0]["flops"] == 0:
+        return "bytes", "GB/s", 1e9
+    fastest = max(1e3 * row["flops"] / row["median"] for row in rows)
+    return ("flops", "TFLOP/s", 1e12) if fastest > 1e13 else ("flops", "GFLOP/s", 1e9)
+
+
 def _table(rows: Sequence[Row]) -> list[str]:
-    by_memory = rows[0]["flops"] == 0
-    work, unit = ("bytes", "GB/s") if by_memory else ("flops", "GFLOP/s")
+    work, unit, scale = _unit(rows)
     peers = list(dict.fromkeys(row["contender"] for row in rows if row["contender"] != OURS))
     keys = dict.fromkeys((row["shape"], row["dtype"], row["pass"]) for row in rows)
+    has_yardsticks = any("of_yardstick" in row for row in rows)
     body = []
     for key in keys:
         times = {
@@ -64,9 +72,11 @@ def _table(rows: Sequence[Row]) -> list[str]:
         cells = [
             *key,
             milliseconds(ours["median"]),
-            f"{ours[work] / ours['median'] / 1e6:.1f}",
+            f"{1e3 * ours[work] / ours['median'] / scale:.1f}",
             f"{100 * ours['limit'] / ours['median']:.0f} %",
         ]
+        if has_yardsticks:
+            cells.append(f"{ours['of_yardstick']:.2f}" if "of_yardstick" in ours else "-")
         for peer in peers:
             if peer not in times:
                 cells.append("-")
@@ -74,5 +84,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
             other = times[peer]["median"]
             cells.append(f"{other / ours['median']:.2f} ({milliseconds(other)})")
         body.append(cells)
-    head = ["shape", "dtype", "pass", "ms", unit, "of limit", *(f"vs {peer}" for peer in peers)]
+    head = ["shape", "dtype", "pass", "ms", unit, "of limit"]
+    head += ["of causal"] if has_yardsticks else []
+    head += [f"vs {peer}" for peer in peers]
     return table(head, body, text_columns=3)
