@@ -1,14 +1,15 @@
 """Process groups that find their own members.
 
 Every gloo group of Paddle 3.3.1 meets under the same keys of the one store, so several groups
-connect to one another's members. Here each group gets a store of its own.
+connect to one another's members. Here each group gets a store of its own, which its first member
+serves and which is not needed any more once all have the group.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from paddle.base import core
 
@@ -25,14 +26,14 @@ class Group:
     Attributes:
         process_group: kept alive, since groups are found by identity.
         number: the same for all members; tells groups apart.
-        store: of this group alone.
-        mailboxes: addresses of members, by rank, as far as they have been asked for.
+        store: of this group alone; kept alive, since other members may still be asking it.
+        mailboxes: where the members receive messages, by rank.
     """
 
     process_group: ProcessGroup
     number: int
     store: core.TCPStore
-    mailboxes: dict[int, str] = field(default_factory=dict)
+    mailboxes: list[str]
 
 
 _groups: dict[int, Group] = {}  # by the identity of the process group
@@ -57,17 +58,11 @@ def install(mailbox_address: str) -> None:
         own = _make_store(store, number) if rank == 0 else _find_store(store, number)
         process_group = _create(own, rank, size, number)
         own.set(_mailbox_key(rank), mailbox_address)
-        _groups[id(process_group)] = Group(process_group, number, own)
+        mailboxes = [own.get(_mailbox_key(each)).decode() for each in range(size)]
+        _groups[id(process_group)] = Group(process_group, number, own, mailboxes)
         return process_group
 
     ProcessGroup.create = staticmethod(create)
-
-
-def mailbox_of(group: Group, rank: int) -> str:
-    """Where a member receives messages."""
-    if rank not in group.mailboxes:
-        group.mailboxes[rank] = group.store.get(_mailbox_key(rank)).decode()
-    return group.mailboxes[rank]
 
 
 def _mailbox_key(rank: int) -> str:

@@ -18,7 +18,7 @@ import paddle
 from paddle import Tensor
 
 from pypkg.parallel.gloo_collectives import Done
-from pypkg.parallel.gloo_groups import ProcessGroup, group_of, mailbox_of
+from pypkg.parallel.gloo_groups import ProcessGroup, group_of
 
 Channel = tuple[int, int]  # number of the group, rank of the sender in it
 
@@ -121,8 +121,7 @@ class _Methods:
         # NumPy has no bfloat16.
         plain = tensor.view("uint16") if tensor.dtype == paddle.bfloat16 else tensor
         array = plain.contiguous().numpy()
-        address = mailbox_of(known, destination)
-        self._mailbox.put(address, (known.number, group.rank()), array)
+        self._mailbox.put(known.mailboxes[destination], (known.number, group.rank()), array)
         return Done()
 
     def receive(

@@ -164,7 +164,8 @@ def _start_fleet(degrees: Degrees) -> Mesh:
     from pypkg.parallel.process_end import skip_destructors
 
     skip_destructors()
-    if paddle.device.get_device().startswith("cpu"):
+    on_cpu = paddle.device.get_device().startswith("cpu")
+    if on_cpu:
         from pypkg.parallel import gloo
 
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
@@ -183,6 +184,8 @@ def _start_fleet(degrees: Degrees) -> Mesh:
     with warnings.catch_warnings():  # of groups that this process is rightly not in
         warnings.filterwarnings("ignore", message="Current global rank .* is not in group")
         fleet.init(is_collective=True, strategy=strategy, log_level=logging.WARNING)
+    if on_cpu:  # A rank that serves a store must not end while others still connect through it.
+        paddle.distributed.barrier()
     groups = fleet.get_hybrid_communicate_group()
     return Mesh(
         degrees,

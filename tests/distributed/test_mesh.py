@@ -44,6 +44,11 @@ def test_groups(degrees, axes):
     assert {r["sample_shard"] for r in results} == set(range(shards.data * shards.sharding))
 
 
+def test_a_rank_that_has_its_groups_may_end_before_others_have():
+    degrees = {"tensor": 2, "pipeline": 2}
+    run_ranks(WORKER, 4, [json.dumps(degrees), 3], timeout=90)
+
+
 def test_one_process_starts_nothing():
     made = mesh.initialize(mesh.Degrees())
     assert made.world_size == 1 and made.tensor is None and made.sample_shards == 1
