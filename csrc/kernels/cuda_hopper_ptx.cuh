@@ -158,6 +158,13 @@ __device__ __forceinline__ void wgmma_finished(uint32_t (&registers)[kCount][4])
       "}, %64, %65, accumulate, 1, 1, 0, 0;\n}\n"                                     \
       : PYPKG_D16                                                                     \
       : "l"(a), "l"(b), "r"(int(accumulate)))
+#define PYPKG_WGMMA_SHARED_64(type)                                                  \
+  asm volatile(                                                                      \
+      "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %34, 0;\n"                 \
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" PYPKG_0_TO_31 \
+      "}, %32, %33, accumulate, 1, 1, 0, 0;\n}\n"                                    \
+      : PYPKG_D8                                                                     \
+      : "l"(a), "l"(b), "r"(int(accumulate)))
 #define PYPKG_WGMMA_REGISTERS_128(type)                                               \
   asm volatile(                                                                       \
       "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %69, 0;\n"                  \
@@ -173,18 +180,26 @@ __device__ __forceinline__ void wgmma_finished(uint32_t (&registers)[kCount][4])
       : PYPKG_D8                                                                     \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1))
 
-// Starts d = a b^T, added to d if `accumulate`: d [64, 128] in float32, a [64, 16] and b [128, 16]
-// in T. Warp w of the group of four holds rows 16 w to 16 w + 15 of d in the layout of
-// mma_m16n8k16.
-template <typename T>
-__device__ __forceinline__ void wgmma_transposed(float (&d)[16][4], uint64_t a, uint64_t b,
-                                                 bool accumulate) {
-  if constexpr (std::is_same_v<T, __half>) {
-    PYPKG_WGMMA_SHARED_128("f16");
-  } else {
-    static_assert(std::is_same_v<T, __nv_bfloat16>);
-    PYPKG_WGMMA_SHARED_128("bf16");
+#define PYPKG_FOR_TYPE_AND_WIDTH(instruction)                                   \
+  static_assert(kColTiles == 8 || kColTiles == 16);                             \
+  static_assert(std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>); \
+  if constexpr (std::is_same_v<T, __half> && kColTiles == 16) {                 \
+    instruction##_128("f16");                                                   \
+  } else if constexpr (std::is_same_v<T, __half>) {                             \
+    instruction##_64("f16");                                                    \
+  } else if constexpr (kColTiles == 16) {                                       \
+    instruction##_128("bf16");                                                  \
+  } else {                                                                      \
+    instruction##_64("bf16");                                                   \
   }
+
+// Starts d = a b^T, added to d if `accumulate`: d [64, 8 kColTiles] in float32, a [64, 16] and
+// b [8 kColTiles, 16] in T. Warp w of the group of four holds rows 16 w to 16 w + 15 of d in the
+// layout of mma_m16n8k16.
+template <typename T, int kColTiles>
+__device__ __forceinline__ void wgmma_transposed(float (&d)[kColTiles][4], uint64_t a, uint64_t b,
+                                                 bool accumulate) {
+  PYPKG_FOR_TYPE_AND_WIDTH(PYPKG_WGMMA_SHARED);
 }
 
 // Starts d += a b: d [64, 8 kColTiles] in float32, b [16, 8 kColTiles] in T; the warp's rows of
@@ -192,20 +207,12 @@ __device__ __forceinline__ void wgmma_transposed(float (&d)[16][4], uint64_t a, 
 template <typename T, int kColTiles>
 __device__ __forceinline__ void wgmma(float (&d)[kColTiles][4], const uint32_t (&a)[4],
                                       uint64_t b) {
-  static_assert(kColTiles == 8 || kColTiles == 16);
-  static_assert(std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>);
-  if constexpr (std::is_same_v<T, __half> && kColTiles == 16) {
-    PYPKG_WGMMA_REGISTERS_128("f16");
-  } else if constexpr (std::is_same_v<T, __half>) {
-    PYPKG_WGMMA_REGISTERS_64("f16");
-  } else if constexpr (kColTiles == 16) {
-    PYPKG_WGMMA_REGISTERS_128("bf16");
-  } else {
-    PYPKG_WGMMA_REGISTERS_64("bf16");
-  }
+  PYPKG_FOR_TYPE_AND_WIDTH(PYPKG_WGMMA_REGISTERS);
 }
 
+#undef PYPKG_FOR_TYPE_AND_WIDTH
 #undef PYPKG_WGMMA_SHARED_128
+#undef PYPKG_WGMMA_SHARED_64
 #undef PYPKG_WGMMA_REGISTERS_128
 #undef PYPKG_WGMMA_REGISTERS_64
 #undef PYPKG_D1

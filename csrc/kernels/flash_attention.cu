@@ -33,9 +33,8 @@ void check_shape(const FlashAttentionShape& shape, std::initializer_list<const v
   require(all_aligned(tensors), "tensors must start at a multiple of 16 bytes");
 }
 
-// Whether the forward is to run on the Hopper kernel, by PYPKG_FLASH_ATTENTION: auto, ampere or
-// hopper. auto means ampere until a GPU has checked the Hopper kernel, which has run in the
-// emulation only.
+// Whether the Hopper kernels are to run, by PYPKG_FLASH_ATTENTION: auto, ampere or hopper. auto
+// means ampere until a GPU has checked the Hopper kernels, which have run in the emulation only.
 bool hopper_is_asked_for() {
   const char* value = std::getenv("PYPKG_FLASH_ATTENTION");
   const std::string choice = value ? value : "auto";
@@ -56,6 +55,12 @@ bool hopper_is_asked_for() {
         std::to_string(compute_capability() % 10) + "; set auto");
   }
   return true;
+}
+
+bool runs_on_hopper(const FlashAttentionShape& shape) {
+  // Float32 is there to be exact, and a tensor map cannot describe a tensor without elements.
+  const bool suits = shape.dtype != DType::kFloat32 && shape.seq_q > 0 && shape.seq_k > 0;
+  return hopper_is_asked_for() && suits;
 }
 
 constexpr int kDeltaThreads = 256;
@@ -91,9 +96,7 @@ __global__ void __launch_bounds__(kDeltaThreads) delta_kernel(FlashAttentionBack
 void flash_attention_forward_cuda(const FlashAttentionForward& p, Stream stream) {
   check_shape(p.shape, {p.q, p.k, p.v, p.out});
   if (p.shape.batch * p.shape.heads_q * p.shape.seq_q == 0) return;
-  // Float32 is there to be exact, and a tensor map cannot describe a tensor without elements.
-  const bool suits_hopper = p.shape.dtype != DType::kFloat32 && p.shape.seq_k > 0;
-  if (hopper_is_asked_for() && suits_hopper) return flash_attention_forward_sm90(p, stream);
+  if (runs_on_hopper(p.shape)) return flash_attention_forward_sm90(p, stream);
   flash_attention_forward_sm80(p, stream);
 }
 
@@ -113,7 +116,9 @@ void flash_attention_backward_cuda(const FlashAttentionBackward& p, Stream strea
              dim3(std::min<int64_t>(blocks, kMaxGridBlocks)), dim3(kDeltaThreads), 0, stream, p);
     });
   }
-  if (shape.batch * shape.heads_q > 0) flash_attention_backward_sm80(p, p.workspace, stream);
+  if (shape.batch * shape.heads_q == 0) return;
+  if (runs_on_hopper(shape)) return flash_attention_backward_sm90(p, p.workspace, stream);
+  flash_attention_backward_sm80(p, p.workspace, stream);
 }
 
 }  // namespace pypkg

@@ -1,12 +1,10 @@
 // Backward attention for sm_80 and newer, deterministic and without atomics.
 //
-// With P = exp(scores - lse), dP = dout v^T and dS = P * (dP - delta):
-//   dv = P^T dout,  dk = scale * dS^T q,  dq = scale * dS k
 // One kernel holds a tile of keys and values and walks over queries for dk and dv, the other holds
 // a tile of queries and walks over keys for dq. Each recomputes P and dS, the first of them
 // transposed, so that a warp owns whole rows of its outputs and P and dS never leave its registers.
 // What is walked over has two buffers: one arrives while the other is in use.
-#include "cuda_attention_scores.cuh"
+#include "cuda_attention_gradients.cuh"
 #include "flash_attention_cuda.h"
 
 namespace pypkg {
@@ -28,50 +26,10 @@ struct BackwardTiling {
   static constexpr int kBlocksPerMultiprocessor = 2;
 };
 
-// lse as it is subtracted from scores in units of log 2; 0 for a row that sees nothing, whose
-// scores are all -inf.
-__device__ __forceinline__ float lse_to_subtract(float lse) {
-  return lse == -INFINITY ? 0.0f : lse * kLog2E;
-}
-
 // --- dk and dv ----------------------------------------------------------------------------------
 
 // The accumulators of this kernel are transposed: rows are keys, columns are queries, and lse and
 // delta, by query, are in shared memory.
-
-template <int kRowTiles, int kColTiles>
-__device__ __forceinline__ void to_probabilities(float (&scores)[kRowTiles][kColTiles][4],
-                                                 const float* lse) {
-#pragma unroll
-  for (int n = 0; n < kColTiles; ++n) {
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      const float subtracted = lse_to_subtract(lse[col_in_tile(n, c)]);
-#pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-        scores[m][n][c] = exp2_approximate(scores[m][n][c] - subtracted);
-      }
-    }
-  }
-}
-
-// dP -> dS, in place.
-template <int kRowTiles, int kColTiles>
-__device__ __forceinline__ void to_score_gradients(
-    float (&dscores)[kRowTiles][kColTiles][4],
-    const float (&probabilities)[kRowTiles][kColTiles][4], const float* delta) {
-#pragma unroll
-  for (int n = 0; n < kColTiles; ++n) {
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      const float query_delta = delta[col_in_tile(n, c)];
-#pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-        dscores[m][n][c] = probabilities[m][n][c] * (dscores[m][n][c] - query_delta);
-      }
-    }
-  }
-}
 
 template <typename Tiling, typename T>
 struct KeyGradientStorage {
@@ -81,34 +39,13 @@ struct KeyGradientStorage {
   float delta[2][Tiling::kWalkedQueries];
 };
 
-// The blocks of queries, over all query heads that share a key head, that see a block of keys.
 template <typename Tiling>
-struct QueryWalk {
-  const FlashAttentionShape& shape;
-  const BlockTask& task;  // of the keys
-  int group;              // query heads per key head
-  int head_in_group = 0;
-  int first = -Tiling::kWalkedQueries;
-  BlockState state = BlockState::kSkip;
-
-  __device__ bool at_end() const { return head_in_group == group; }
-  __device__ int64_t head_q() const { return task.head * group + head_in_group; }
-
-  __device__ void advance() {
-    for (; !at_end(); ++head_in_group, first = -Tiling::kWalkedQueries) {
-      const ScoreRule rule(shape, task.b, head_q());
-      for (first += Tiling::kWalkedQueries; first < shape.seq_q; first += Tiling::kWalkedQueries) {
-        state = rule.template block_state<Tiling::kWalkedQueries, Tiling::kHeld>(first, task.first);
-        if (state != BlockState::kSkip) return;
-      }
-    }
-  }
-};
+using TileQueryWalk = QueryWalk<Tiling::kWalkedQueries, Tiling::kHeld>;
 
 template <typename Tiling, typename T>
 __device__ __forceinline__ void load_queries(KeyGradientStorage<Tiling, T>& shared, int stage,
                                              const FlashAttentionBackward& p, const float* delta,
-                                             const QueryWalk<Tiling>& walk) {
+                                             const TileQueryWalk<Tiling>& walk) {
   const FlashAttentionShape& shape = p.shape;
   const int64_t b = walk.task.b, head = walk.head_q();
   const HeadRows<const T> q(static_cast<const T*>(p.q), b, shape.seq_q, head, shape.heads_q,
@@ -120,7 +57,7 @@ __device__ __forceinline__ void load_queries(KeyGradientStorage<Tiling, T>& shar
   const int row = threadIdx.x;
   if (row < Tiling::kWalkedQueries) {
     const bool valid = walk.first + row < shape.seq_q;
-    const int64_t at = (b * shape.heads_q + head) * shape.seq_q + (valid ? walk.first + row : 0);
+    const int64_t at = walk.offset() + (valid ? row : 0);
     copy_async_4(&shared.lse[stage][row], p.softmax_lse + at, valid);
     copy_async_4(&shared.delta[stage][row], delta + at, valid);
   }
@@ -135,7 +72,6 @@ __global__ void __launch_bounds__(BackwardTiling<T, kHeadDim>::kThreads,
   auto& shared = dynamic_shared<KeyGradientStorage<Tiling, T>>();
   const FlashAttentionShape& shape = p.shape;
   const BlockTask task(shape.seq_k, Tiling::kHeld, shape.heads_k, false);
-  const int group = shape.heads_q / shape.heads_k;
   const auto rows_of = [&](auto* tensor) {
     return HeadRows(tensor, task.b, shape.seq_k, task.head, shape.heads_k, shape.head_dim);
   };
@@ -143,7 +79,7 @@ __global__ void __launch_bounds__(BackwardTiling<T, kHeadDim>::kThreads,
                               shape.seq_k);
   load_tile<Tiling::kThreads>(shared.v, rows_of(static_cast<const T*>(p.v)), task.first,
                               shape.seq_k);
-  QueryWalk<Tiling> walk{shape, task, group};
+  TileQueryWalk<Tiling> walk(shape, task);
   walk.advance();
   if (!walk.at_end()) load_queries(shared, 0, p, delta, walk);
   copy_async_commit();
@@ -163,11 +99,14 @@ __global__ void __launch_bounds__(BackwardTiling<T, kHeadDim>::kThreads,
     float scores[kRowTiles][kColTiles][4] = {};  // transposed: rows are keys
     multiply_transposed(scores, shared.k, warp_row, shared.q[stage]);
     rule.template apply<true>(scores, task.first + warp_row, first_query, state);
-    to_probabilities(scores, shared.lse[stage]);
+    to_probabilities(scores, [&](int, int n, int c) {
+      return lse_to_subtract(shared.lse[stage][col_in_tile(n, c)]);
+    });
     multiply(dv, scores, shared.dout[stage]);
     float dscores[kRowTiles][kColTiles][4] = {};
     multiply_transposed(dscores, shared.v, warp_row, shared.dout[stage]);
-    to_score_gradients(dscores, scores, shared.delta[stage]);
+    to_score_gradients(dscores, scores,
+                       [&](int, int n, int c) { return shared.delta[stage][col_in_tile(n, c)]; });
     multiply(dk, dscores, shared.q[stage]);
   }
   copy_async_wait_all();
@@ -185,25 +124,6 @@ struct QueryGradientStorage {
   SharedTile<T, Tiling::kHeld, Tiling::kHeadDim> q, dout;
   SharedTile<T, Tiling::kWalkedKeys, Tiling::kHeadDim> k[2], v[2];
 };
-
-// dP -> dS, in place; rows are queries.
-template <int kRowTiles, int kColTiles>
-__device__ __forceinline__ void to_score_gradients(float (&dscores)[kRowTiles][kColTiles][4],
-                                                   const float (&scores)[kRowTiles][kColTiles][4],
-                                                   const RowValues<kRowTiles>& lse,
-                                                   const RowValues<kRowTiles>& delta) {
-#pragma unroll
-  for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-    for (int n = 0; n < kColTiles; ++n) {
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        const float probability = exp2_approximate(scores[m][n][c] - lse.of[m][c / 2]);
-        dscores[m][n][c] = probability * (dscores[m][n][c] - delta.of[m][c / 2]);
-      }
-    }
-  }
-}
 
 template <typename T, int kHeadDim>
 __global__ void __launch_bounds__(BackwardTiling<T, kHeadDim>::kThreads,
@@ -241,17 +161,8 @@ __global__ void __launch_bounds__(BackwardTiling<T, kHeadDim>::kThreads,
 
   const int warp_row = warp_id() * kRowTiles * 16;
   const int64_t head_row = (task.b * shape.heads_q + task.head) * shape.seq_q;
-  RowValues<kRowTiles> row_lse, row_delta;
-#pragma unroll
-  for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int row = task.first + warp_row + row_in_tile(m, 2 * i);
-      const bool valid = row < shape.seq_q;
-      row_lse.of[m][i] = valid ? lse_to_subtract(p.softmax_lse[head_row + row]) : 0.0f;
-      row_delta.of[m][i] = valid ? delta[head_row + row] : 0.0f;
-    }
-  }
+  const auto sums = QuerySums<kRowTiles>::load(p.softmax_lse + head_row, delta + head_row,
+                                               task.first + warp_row, shape.seq_q);
   float dq[kRowTiles][kHeadDim / 8][4] = {};
   for (int stage = 0; first_key < shape.seq_k; stage ^= 1) {
     const int this_key = first_key;
@@ -266,7 +177,8 @@ __global__ void __launch_bounds__(BackwardTiling<T, kHeadDim>::kThreads,
     multiply_transposed(scores, shared.q, warp_row, shared.k[stage]);
     rule.template apply<false>(scores, task.first + warp_row, this_key, this_state);
     multiply_transposed(dscores, shared.dout, warp_row, shared.v[stage]);
-    to_score_gradients(dscores, scores, row_lse, row_delta);
+    to_probabilities(scores, [&](int m, int, int c) { return sums.lse.of[m][c / 2]; });
+    to_score_gradients(dscores, scores, [&](int m, int, int c) { return sums.delta.of[m][c / 2]; });
     multiply(dq, dscores, shared.k[stage]);
   }
   copy_async_wait_all();

@@ -10,11 +10,15 @@ namespace pypkg {
 
 void flash_attention_forward_sm80(const FlashAttentionForward& params, Stream stream);
 
-// 16-bit types and at least one key, on a device of compute capability 9.0.
+// 16-bit types, at least one query and one key, on a device of compute capability 9.0.
 void flash_attention_forward_sm90(const FlashAttentionForward& params, Stream stream);
 
 // delta [batch, heads_q, seq_q]: sum over dimensions of dout * out.
 void flash_attention_backward_sm80(const FlashAttentionBackward& params, const float* delta,
+                                   Stream stream);
+
+// As flash_attention_forward_sm90.
+void flash_attention_backward_sm90(const FlashAttentionBackward& params, const float* delta,
                                    Stream stream);
 
 inline LaunchSite attention_site(const char* operation, const FlashAttentionShape& shape) {

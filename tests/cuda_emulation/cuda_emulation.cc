@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 namespace cuda_emulation {
@@ -272,16 +273,16 @@ std::mt19937& generator() {
 }  // namespace
 
 namespace {
-std::string last_launched;
+std::vector<std::string> launched;
 }
 
-const std::string& last_launch() { return last_launched; }
+std::vector<std::string> take_launches() { return std::exchange(launched, {}); }
 
 void seed(uint32_t value) { generator().seed(value); }
 
 void launch_blocks(const std::string& what, dim3 grid, dim3 block, size_t shared_bytes,
                    const std::function<void()>& thread_body) {
-  last_launched = what;
+  launched.push_back(what);
   const int threads = block.x * block.y * block.z;
   if (threads <= 0 || threads > kMaxThreads) {
     throw std::runtime_error(what + ": blocks of " + std::to_string(threads) + " threads");

@@ -17,6 +17,7 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -45,8 +46,8 @@ void launch_blocks(const std::string& what, dim3 grid, dim3 block, size_t shared
                    const std::function<void()>& thread_body);
 // Restarts the sequence of random scheduling decisions.
 void seed(uint32_t value);
-// Operation and shape of the last kernel that was launched.
-const std::string& last_launch();
+// Operation and shape of each kernel that was launched since the last call.
+std::vector<std::string> take_launches();
 void block_barrier();
 void* shared_memory();
 [[noreturn]] void fail(const std::string& message);

@@ -92,9 +92,10 @@ template <typename T>
 float bits_to_float(uint16_t bits) {
   return half_to_float(T{bits});
 }
-template <typename T>
-void wgmma_transposed(float (&d)[16][4], uint64_t a, uint64_t b, bool accumulate) {
-  cuda_emulation::start_wgmma({d[0], nullptr, a, b, 128, false, accumulate, bits_to_float<T>});
+template <typename T, int kColTiles>
+void wgmma_transposed(float (&d)[kColTiles][4], uint64_t a, uint64_t b, bool accumulate) {
+  cuda_emulation::start_wgmma(
+      {d[0], nullptr, a, b, 8 * kColTiles, false, accumulate, bits_to_float<T>});
 }
 template <typename T, int kColTiles>
 void wgmma(float (&d)[kColTiles][4], const uint32_t (&a)[4], uint64_t b) {

@@ -1,5 +1,6 @@
 // The kernels of pypkg._native, as in csrc/python/module.cc, run by the emulation.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "cuda_emulation.h"
 #include "kernels.h"
@@ -14,5 +15,6 @@ PYBIND11_MODULE(_emulated, m) {
   pypkg::bind_faults(m);
   pypkg::bind_hopper_faults(m);
   m.def("seed", &cuda_emulation::seed, "Restarts the sequence of scheduling decisions.");
-  m.def("last_launch", &cuda_emulation::last_launch, "The operation that was launched last.");
+  m.def("take_launches", &cuda_emulation::take_launches,
+        "Operations and shapes that were launched since the last call.");
 }

@@ -91,27 +91,35 @@ def test_attention_refuses_what_it_cannot_do(emulated: ModuleType):
 
 
 @pytest.mark.parametrize(
-    ("setting", "dtype", "seq_k", "hopper"),
+    ("setting", "dtype", "seq_q", "seq_k", "hopper"),
     [
-        ("auto", "bfloat16", 4, False),
-        ("ampere", "bfloat16", 4, False),
-        ("hopper", "bfloat16", 4, True),
-        ("hopper", "float32", 4, False),
-        ("hopper", "bfloat16", 0, False),
+        ("auto", "bfloat16", 3, 4, False),
+        ("ampere", "bfloat16", 3, 4, False),
+        ("hopper", "bfloat16", 3, 4, True),
+        ("hopper", "float32", 3, 4, False),
+        ("hopper", "bfloat16", 3, 0, False),
+        ("hopper", "bfloat16", 0, 4, False),
     ],
 )
-def test_choice_of_the_attention_kernel(
+def test_choice_of_the_attention_kernels(
     emulated: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     setting: str,
     dtype: str,
+    seq_q: int,
     seq_k: int,
     hopper: bool,
 ):
     monkeypatch.setenv("PYPKG_FLASH_ATTENTION", setting)
-    q, k, out = (array(np.ones((1, n, 1, 16)), dtype) for n in (3, seq_k, 3))
-    emulated.flash_attention_forward(q, k, k, out, GuardedArray((1, 1, 3), "float32"), scale=1.0)
-    assert ("(Hopper)" in emulated.last_launch()) == hopper
+    q, k, out, dq, dk, dv = (
+        array(np.ones((1, n, 1, 16)), dtype) for n in (seq_q, seq_k, seq_q, seq_q, seq_k, seq_k)
+    )
+    lse, workspace = (GuardedArray(shape, "float32") for shape in ((1, 1, seq_q), (seq_q,)))
+    emulated.take_launches()
+    emulated.flash_attention_forward(q, k, k, out, lse, scale=1.0)
+    emulated.flash_attention_backward(out, q, k, k, out, lse, dq, dk, dv, workspace, scale=1.0)
+    launched = [name for name in emulated.take_launches() if "(delta)" not in name]
+    assert launched and all(("(Hopper" in name) == hopper for name in launched)
 
 
 def test_an_unknown_attention_kernel_is_refused(

@@ -12,6 +12,15 @@ import pytest
 from guarded_memory import GuardedArray
 
 CASES = kernel_cases.small_cases()
+HOPPER_BACKWARD = [
+    "flash_attention_backward (Hopper, dk and dv)",
+    "flash_attention_backward (Hopper, dq)",
+]
+
+
+def operations(emulated: ModuleType) -> list[str]:
+    """What was launched since the last call."""
+    return [launch.partition(" on shape")[0] for launch in emulated.take_launches()]
 
 
 class GuardedBackend:
@@ -43,12 +52,16 @@ def test_emulated_cuda_kernels_agree_with_float64(case: checks.Case, emulated: M
 
 @pytest.mark.parametrize("case", hopper_cases.small_cases(), ids=str)
 @pytest.mark.parametrize("seed", [1, 2])
-def test_emulated_hopper_kernel_agrees_with_float64(
+def test_emulated_hopper_kernels_agree_with_float64(
     case: checks.Case, emulated: ModuleType, seed: int
 ):
+    emulated.take_launches()
     emulated.seed(seed)
     checks.check(case, GuardedBackend(emulated))
-    assert emulated.last_launch().startswith("flash_attention_forward (Hopper)")
+    assert operations(emulated) == [
+        "flash_attention_forward (Hopper)",
+        *2 * ["flash_attention_backward (delta)", *HOPPER_BACKWARD],
+    ]
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.dtype in checks.CPU_DTYPES], ids=str)

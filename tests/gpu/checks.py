@@ -47,7 +47,7 @@ class Comparison:
     expected: np.ndarray
     tolerance: float
     averaging: float = 1  # how many times smaller the error of the whole must be, in the 2-norm
-    term: float = 0  # size of the terms that are summed, where they may cancel
+    term: float | np.ndarray = 0  # size of the sum's terms, where they may cancel; broadcast
 
     def error(self) -> float:
         """Largest error of an element, or `averaging` times that of the whole if that is larger;
@@ -58,13 +58,15 @@ class Comparison:
         same = np.array_equal(actual[~finite], expected[~finite], equal_nan=True)
         if not same or not np.isfinite(actual[finite]).all():
             return float("inf")
+        term = np.broadcast_to(self.term, expected.shape)[finite]
         actual, expected = actual[finite], expected[finite]
         difference = np.abs(actual - expected)
         if not difference.any():
             return 0.0
         typical = np.sqrt((expected**2).mean())
-        element = (difference / (np.abs(expected) + max(typical, self.term) + 1e-30)).max()
-        whole = np.sqrt((difference**2).mean()) / (typical + 0.01 * self.term + 1e-30)
+        element = (difference / (np.abs(expected) + np.maximum(typical, term) + 1e-30)).max()
+        typical_term = np.sqrt((term**2).mean())
+        whole = np.sqrt((difference**2).mean()) / (typical + 0.01 * typical_term + 1e-30)
         return float(max(element, self.averaging * whole))
 
 

@@ -21,8 +21,15 @@ ARCHITECTURES = ("80", "90a")
 # Float32 attention is there to be exact, not fast; its widest backward does not fit in registers.
 MAY_SPILL = re.compile(r"key_gradient_kernelIfLi128E")
 ATTENTION = {"flash_attention_forward", "flash_attention_backward"}
-HOPPER_ATTENTION = "flash_attention_forward_sm90"
-CONSUMER_REGISTERS = 232  # that its consumer warps take
+HOPPER_ATTENTION = ("flash_attention_forward_sm90", "flash_attention_backward_sm90")
+# Waits for products in their sources.
+HOPPER_WAITS = {
+    "hopper_forward_kernel": 4,
+    "hopper_key_gradient_kernel": 5,
+    "hopper_query_gradient_kernel": 4,
+}
+# That their producer and consumer warps have after setmaxnreg.
+PRODUCER_REGISTERS, CONSUMER_REGISTERS = 24, 240
 # The forms for rows that are not aligned to 16 bytes, and sums over a few rows.
 NARROW = {
     "rms_norm": re.compile(r"scalar|reduce_dweight"),
@@ -35,8 +42,8 @@ REGISTERS = 65536  # of a multiprocessor
 # Threads that a multiprocessor has to hold, or too few loads are under way to keep its memory
 # busy; for attention those of the tiles. The first pattern that is found holds.
 THREADS = (
+    (re.compile(r"hopper_\w+_kernel"), 3 * 128),
     (re.compile(r"gradient_kernel"), 2 * 128),
-    (re.compile(r"hopper_forward_kernel"), 3 * 128),
     (re.compile(r"flash_attention_forward.*forward_kernel"), 256),
     (re.compile(r"rms_norm.*15backward_kernel.*Li[24]E"), 512),  # each holds 16 or 32 sums
     (re.compile(r""), 1024),
@@ -139,19 +146,42 @@ def test_attention_uses_tensor_cores_and_asynchronous_copies(compiled: list[Comp
             assert "LDL" not in code or MAY_SPILL.search(name), f"sm_{unit.architecture} {name}"
 
 
+def largest_register(code: str) -> int:
+    return max(map(int, re.findall(r"\bR(\d+)\b", code)))
+
+
+def producer_code(code: str) -> str:
+    """From where its warps give up registers to their end, and what they call."""
+    role = code[code.index("USETMAXREG.DEALLOC") : code.rindex("EXIT")]
+    called = [
+        re.search(rf"/\*0*{address}\*/.*?\bRET\b", code, re.S).group()
+        for address in set(re.findall(r"CALL\S* 0x0*([0-9a-f]+)", role))
+    ]
+    assert "UTMALDG.4D" in role and "HGMMA" not in role
+    return "".join([role, *called])
+
+
 def test_hopper_attention_uses_wgmma_and_the_copy_engine(compiled: list[Compiled]):
     """Products that run on while the warp goes on, and no more waits than the source has: where the
     compiler finds a hazard it puts a wait after every product, and says so."""
-    units = {unit.architecture: unit for unit in compiled if unit.source.stem == HOPPER_ATTENTION}
-    assert set(units) == set(ARCHITECTURES)
-    assert not re.search("wgmma|setmaxnreg|warning", units["90a"].log)
-    for name, code in kernels_in_sass(units["90a"]):
-        assert "HGMMA.64x128x16.F32" in code and "UTMALDG.4D" in code, name
-        assert "HMMA" not in code and "LDL" not in code and "STL" not in code, name
-        assert code.count("WARPGROUP.DEPBAR") == 4 and code.count("USETMAXREG") == 2, name
-        assert max(map(int, re.findall(r"\bR(\d+)\b", code))) < CONSUMER_REGISTERS, name
-    for name, code in kernels_in_sass(units["80"]):
-        assert code.count(";") < 50, f"{name} has a body, but no instructions for sm_80"
+    units = [unit for unit in compiled if unit.source.stem in HOPPER_ATTENTION]
+    assert len(units) == len(HOPPER_ATTENTION) * len(ARCHITECTURES)
+    seen = set()
+    for unit in units:
+        assert not re.search("wgmma|setmaxnreg|warning", unit.log)
+        for name, code in kernels_in_sass(unit):
+            if unit.architecture == "80":
+                assert code.count(";") < 50, f"{name} has a body, but no instructions for sm_80"
+                continue
+            kernel = next(each for each in HOPPER_WAITS if each in name)
+            seen.add(kernel)
+            assert re.search(r"HGMMA\.64x(64|128)x16\.F32", code), name
+            assert "HMMA" not in code and "LDL" not in code and "STL" not in code, name
+            assert code.count("WARPGROUP.DEPBAR") == HOPPER_WAITS[kernel], name
+            assert code.count("USETMAXREG") == 2, name
+            assert largest_register(code) < CONSUMER_REGISTERS, name
+            assert largest_register(producer_code(code)) < PRODUCER_REGISTERS, name
+    assert seen == set(HOPPER_WAITS)
 
 
 def test_the_driver_is_not_linked(compiled: list[Compiled]):
