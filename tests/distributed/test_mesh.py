@@ -30,7 +30,9 @@ LAYOUTS = [
 def test_groups(degrees, axes):
     sizes = [degrees[axis] for axis in axes]
     grid = np.arange(np.prod(sizes)).reshape(sizes)
-    results = run_ranks(WORKER, grid.size, [json.dumps(degrees)], timeout=90)
+    # One rank is late here: those that have their groups end before it has.
+    dawdling = [3] if axes == ("pipeline", "tensor") else []
+    results = run_ranks(WORKER, grid.size, [json.dumps(degrees), *dawdling], timeout=90)
     for rank, found in enumerate(results):
         assert found["rank"] == rank
         place = np.argwhere(grid == rank)[0]
@@ -42,11 +44,6 @@ def test_groups(degrees, axes):
     # Those that differ along data or sharding train on samples of their own.
     shards = mesh.Degrees(**degrees)
     assert {r["sample_shard"] for r in results} == set(range(shards.data * shards.sharding))
-
-
-def test_a_rank_that_has_its_groups_may_end_before_others_have():
-    degrees = {"tensor": 2, "pipeline": 2}
-    run_ranks(WORKER, 4, [json.dumps(degrees), 3], timeout=90)
 
 
 def test_one_process_starts_nothing():
