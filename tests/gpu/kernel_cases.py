@@ -296,9 +296,7 @@ def attention_case(
         expected = ref.attention_gradients(be.numpy(dout), *inputs, be.numpy(out), p, scale)
         # dS is rounded too.
         allowed = tolerance(dtype, 4) + 2 * FLOAT32_ERROR
-        # A key that many queries see alone, as ALiBi and keys ahead make it, sums many terms of 1.
-        groups = (p**2).sum(2).reshape(batch, heads[1], -1, seq_k).sum(2)  # over queries, heads
-        per_key = np.maximum(1, np.sqrt(groups)).transpose(0, 2, 1)[..., None]
+        per_key = ref.sizes_of_key_sums(p, heads[1])
         for name, got, value, term in zip(
             ("dq", "dk", "dv"), gradients, expected, (1, per_key, per_key)
         ):

@@ -127,6 +127,16 @@ def attention_gradients(
     return _by_head(ds @ _by_head(k, group)), dk, dv
 
 
+def sizes_of_key_sums(p: Array, heads_k: int) -> Array:
+    """Of the terms of dk and dv, [batch, seq_k, heads_k, 1], given the probabilities.
+
+    A key that many queries see alone, as ALiBi and keys ahead make it, sums many terms of size 1.
+    """
+    batch, heads_q, _, seq_k = p.shape
+    squares = (p**2).sum(2).reshape(batch, heads_k, heads_q // heads_k, seq_k).sum(2)
+    return np.maximum(1, np.sqrt(squares)).transpose(0, 2, 1)[..., None]
+
+
 def adamw(
     weight: Array,
     moments: tuple[Array, Array],
