@@ -129,7 +129,8 @@ def _with_bfloat16(update: Update) -> Update:
 def test_a_step_of_bfloat16_parameters_goes_through_master_weights(frameworks, limits) -> None:
     update = _with_bfloat16(_operator("adamw"))
     rows = bench_operator(update, update.shapes[0], "bfloat16", frameworks, limits, 0.0)
-    assert [row["contender"] for row in rows] == [each.name for each in update.contenders]
+    here = [each.name for each in update.contenders if each.framework in frameworks]
+    assert [row["contender"] for row in rows] == here
     assert {row["pass"] for row in rows} == {"step"}
     assert all(0 < row["error"] <= 1 for row in rows)
 
