@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "tests" / "gpu" / "gpu_check.py"
 
 
 def run_gpu_kernels(options: argparse.Namespace) -> int:
-    """Times every CUDA and Triton kernel in bfloat16; returns 1 if one computes something else.
+    """Times every CUDA and Triton kernel; returns 1 if one computes something else.
 
     Raises:
         UserError: no checkout, no torch, no GPU, or an option that is for CPUs.
@@ -25,8 +25,8 @@ def run_gpu_kernels(options: argparse.Namespace) -> int:
     for name in ("op", "dtype", "update_docs"):
         if getattr(options, name):
             raise UserError(
-                f"--{name.replace('_', '-')} is for CPUs; on a GPU all kernels are timed in "
-                "bfloat16, so leave it out"
+                f"--{name.replace('_', '-')} is for CPUs; on a GPU all kernels are timed at sizes "
+                "and dtypes of their own, so leave it out"
             )
     if not SCRIPT.is_file():
         raise UserError(f"--device cuda needs a checkout of the project; {SCRIPT} does not exist")
