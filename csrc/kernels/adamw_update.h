@@ -2,7 +2,7 @@
 //
 // Where a product is added it says whether it is rounded first (a * b) or not (fmaf), and nothing
 // here is left to a compiler's contraction: every device gives the same bits. The choice of each is
-// that of Paddle's own CPU kernel.
+// that of Paddle's own CPU kernel with AVX-512; with AVX2 it rounds otherwise.
 #pragma once
 
 #include <cmath>

@@ -64,7 +64,7 @@ def adamw_(
         c1 = 1 - beta1^t, c2 = 1 - beta2^t
 
     w is the master weight where there is one and the parameter receives it rounded, else it is the
-    parameter. All is computed in float32, on a CPU with the bits of ``paddle.optimizer.AdamW``.
+    parameter. All is computed in float32, like ``paddle.optimizer.AdamW`` up to roundings.
 
     Args:
         params: of any shapes, contiguous, all of one dtype: float32, float16 or bfloat16 (float64
