@@ -13,10 +13,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pypkg.data.bpe_training import MIN_VOCAB_SIZE
 from pypkg.data.corpus_tools import TOOLS, add_tool_parsers
-from pypkg.data.preparation import PreparationOptions, Summary, prepare
-from pypkg.data.segmentation import SEGMENTERS
+from pypkg.data.preprocess.prepare import PreparationOptions, Summary, prepare
+from pypkg.data.preprocess.segmentation import SEGMENTERS
+from pypkg.data.tokenizers.train_bpe import MIN_VOCAB_SIZE
 from pypkg.errors import UserError
 from pypkg.logs import configure_logging
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from pypkg.config import check_supported, help_text, load_settings
 from pypkg.errors import UserError
 from pypkg.logs import configure_logging
-from pypkg.parallel import mesh, watchdog
-from pypkg.parallel.launch import end_with_launcher, launch, take_nproc
+from pypkg.parallel import mesh
+from pypkg.parallel.launch import watchdog
+from pypkg.parallel.launch.launcher import end_with_launcher, launch, take_nproc
 from pypkg.threads import configure_cpu, import_paddle
 
 logger = logging.getLogger("pypkg")

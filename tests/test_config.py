@@ -14,7 +14,7 @@ from hypothesis import settings as run_with
 from hypothesis import strategies as st
 
 from pypkg.config import Settings, check_supported, help_text, load_settings, notices
-from pypkg.config.document import configuration_page
+from pypkg.config.docs_page import configuration_page
 from pypkg.config.known_keys import NO_EFFECT, REFUSED
 from pypkg.config.settings import setting_fields
 from pypkg.errors import UserError

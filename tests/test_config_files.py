@@ -8,7 +8,7 @@ import pytest
 from config_testing import refused_names
 
 from pypkg.config import load_settings
-from pypkg.models.registry import load_config
+from pypkg.models.architecture.registry import load_config
 from pypkg.training.layout import degrees, layout_problems
 
 REPO = Path(__file__).resolve().parent.parent

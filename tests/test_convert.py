@@ -14,9 +14,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from pypkg import convert
-from pypkg.models import from_pretrained, model_folder
-from pypkg.models.registry import load_config
-from pypkg.models.tensor_files import TensorFiles
+from pypkg.models import from_pretrained
+from pypkg.models.architecture.registry import load_config
+from pypkg.models.weights import model_folder
+from pypkg.models.weights.formats.files import TensorFiles
 
 MODELS = Path(__file__).parent / "models"
 sys.path.append(str(MODELS))  # the writers of PyTorch's and SAT's files

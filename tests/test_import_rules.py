@@ -29,6 +29,7 @@ class Rule(NamedTuple):
 
 
 # For each module, the rule with the longest matching name holds.
+_ARCHITECTURE = "pypkg.models.architecture"
 RULES = (
     Rule("pypkg.errors"),
     Rule("pypkg.paths"),
@@ -40,33 +41,14 @@ RULES = (
     Rule("pypkg.ops.triton"),  # loads by itself where there is torch and no Paddle
     Rule("pypkg.parallel", ("pypkg.config", "pypkg.ops"), paddle=True),
     Rule("pypkg.data", ("pypkg.config", "pypkg._native", "pypkg.parallel.mesh")),
-    Rule("pypkg.models.config", ("pypkg.models.config_checks",)),
-    Rule("pypkg.models.config_checks", ("pypkg.models.config",)),
-    Rule("pypkg.models.weights"),
-    Rule("pypkg.models.partition", ("pypkg.models.config",)),
-    Rule("pypkg.models.stages"),
-    Rule("pypkg.models.family", ("pypkg.models.config", "pypkg.models.weights")),
-    Rule("pypkg.models.llama_format", ("pypkg.models.config", "pypkg.models.family",
-                                       "pypkg.models.weights")),
-    Rule("pypkg.models.stored_tensor"),
-    Rule("pypkg.models.torch_files", ("pypkg.models.stored_tensor",)),
-    Rule("pypkg.models.safetensors_file", ("pypkg.models.stored_tensor",)),
-    Rule("pypkg.models.sat", ("pypkg.models.stored_tensor", "pypkg.models.torch_files")),
-    Rule("pypkg.models.tensor_files", ("pypkg.models.config", "pypkg.models.safetensors_file",
-                                       "pypkg.models.sat", "pypkg.models.stored_tensor",
-                                       "pypkg.models.torch_files")),
-    Rule("pypkg.models.model_folder", ("pypkg.models.safetensors_file",
-                                       "pypkg.models.tensor_files")),
-    Rule("pypkg.models.hub_cache"),
-    Rule("pypkg.models.registry", ("pypkg.models.config", "pypkg.models.weights",
-                                   "pypkg.models.family", "pypkg.models.families")),
-    Rule("pypkg.models.families", ("pypkg.models.config", "pypkg.models.family",
-                                   "pypkg.models.llama_format", "pypkg.models.weights")),
-    Rule("pypkg.models", ("pypkg.ops", "pypkg.parallel.gather", "pypkg.parallel.layers",
-                          "pypkg.parallel.mesh", "pypkg.parallel.pipeline",
-                          "pypkg.parallel.random_states"), paddle=True),
-    Rule("pypkg.planner", ("pypkg.config", "pypkg.models.config", "pypkg.models.registry",
-                           "pypkg.models.stages")),
+    Rule(_ARCHITECTURE),
+    Rule(f"{_ARCHITECTURE}.families", tuple(f"{_ARCHITECTURE}.{name}" for name in
+                                            ("config", "family", "llama_format", "weight_map"))),
+    Rule("pypkg.models.weights", (_ARCHITECTURE,)),
+    Rule("pypkg.models.weights.initialization", (_ARCHITECTURE,), paddle=True),
+    Rule("pypkg.models", ("pypkg.ops", "pypkg.parallel.comm", "pypkg.parallel.tp_layers",
+                          "pypkg.parallel.mesh", "pypkg.parallel.pipeline"), paddle=True),
+    Rule("pypkg.planner", ("pypkg.config", _ARCHITECTURE)),
     Rule("pypkg.training", ("pypkg.config", "pypkg.capabilities", "pypkg.ops", "pypkg.parallel",
                             "pypkg.data", "pypkg.models", "pypkg.threads"), paddle=True),
     Rule("pypkg.conversion", ("pypkg.models",)),
@@ -75,18 +57,31 @@ RULES = (
     Rule("pypkg.pretrain", _ANYTHING),
     Rule("pypkg.preprocess", _ANYTHING),
     Rule("pypkg.convert", _ANYTHING),
-    Rule("pypkg.plan", ("pypkg.config", "pypkg.models.config", "pypkg.models.registry",
-                        "pypkg.planner", "pypkg.logs")),
+    Rule("pypkg.plan", ("pypkg.config", _ARCHITECTURE, "pypkg.planner", "pypkg.logs")),
 )  # fmt: skip
+# The rooms of a package from the highest to the lowest: a module imports from its own room and from
+# those below it. What a package lacks here has no rooms.
+ROOMS = {
+    "pypkg.data": ("corpus_tools", "preprocess", "loading", "datasets", "index", "corpus",
+                   "tokenizers", "files"),
+    "pypkg.models": ("__main__", "docs_page", "generate", "pretrained", "pipeline_decoder",
+                     "decoder", "layers", "weights", "architecture"),
+    "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
+                       "process_end"),
+    "pypkg.training": ("run", "rank_times", "trainer", "samples", "engine", "layout",
+                       "checkpoint", "reporting", "activations", "distributed_batches",
+                       "interrupt", "model_partition", "schedule", "state"),
+    "pypkg.bench": ("__main__", "report", "train_step", "data", "ops", "environment", "timing"),
+}  # fmt: skip
 COMMAND_LINES = ("pypkg.pretrain", "pypkg.preprocess", "pypkg.convert", "pypkg.plan")
 
 # These run where no Paddle is installed. (The rules above look at each file, this at all that it
 # draws in.)
-WITHOUT_PADDLE = ("pypkg", "pypkg.config", "pypkg.errors", "pypkg.models.config",
-                  "pypkg.models.registry", "pypkg.threads", "pypkg.capabilities",
-                  "pypkg.models.tensor_files", "pypkg.models.model_folder",
-                  "pypkg.models.hub_cache", "pypkg.models.stages",
-                  "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.partition",
+WITHOUT_PADDLE = ("pypkg", "pypkg.config", "pypkg.errors", "pypkg.models.architecture.config",
+                  "pypkg.models.architecture.registry", "pypkg.threads", "pypkg.capabilities",
+                  "pypkg.models.weights.formats.files", "pypkg.models.weights.model_folder",
+                  "pypkg.models.weights.hub_cache", "pypkg.models.architecture.layer_split",
+                  "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.weights.tp_shards",
                   "pypkg.parallel.mesh", "pypkg.convert", "pypkg.preprocess",
                   "pypkg.pretrain")  # fmt: skip
 
@@ -140,14 +135,32 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
             allowed = True
         if not allowed:
             problems.append(f"{module} may not import {name}")
-    if is_below(module, "pypkg.models.families") and module != "pypkg.models.families":
+    families = f"{_ARCHITECTURE}.families"
+    if is_below(module, families) and module != families:
         others = [
             name
             for name in imported(source, module, is_package)
-            if is_below(name, "pypkg.models.families") and not is_below(name, module)
+            if is_below(name, families) and not is_below(name, module)
         ]
         problems += [f"{module} may not import {name}: families stand alone" for name in others]
-    return problems
+    return problems + upward_imports(source, module, is_package)
+
+
+def upward_imports(source: str, module: str, is_package: bool) -> list[str]:
+    """Imports of a room above the module's own, in a package of ROOMS."""
+    package, inside = ".".join(module.split(".")[:2]), module.split(".")[2:]
+    if package not in ROOMS or not inside:
+        return []
+    rooms = ROOMS[package]
+    if inside[0] not in rooms:
+        return [f"{module} is in no room; add {inside[0]!r} to ROOMS in {Path(__file__).name}"]
+    above = rooms[: rooms.index(inside[0])]
+    return [
+        f"{module} may not import {name}: {room} is a room above"
+        for name in sorted(imported(source, module, is_package))
+        for room in above
+        if is_below(name, f"{package}.{room}")
+    ]
 
 
 PYTHON_FILES = sorted(
@@ -177,19 +190,26 @@ def test_the_package_itself_imports_nothing():
     [
         ("pypkg.config.parser", "import paddle.nn", "paddle.nn"),
         ("pypkg.config.parser", "def f():\n    from pypkg import ops", "pypkg.ops"),
-        ("pypkg.parallel.mesh", "from pypkg.models import config", "pypkg.models.config"),
-        ("pypkg.models.decoder", "from pypkg.parallel import updaters", "pypkg.parallel.updaters"),
+        ("pypkg.parallel.mesh", "from pypkg.models import decoder", "pypkg.models.decoder"),
+        (
+            "pypkg.models.decoder",
+            "from pypkg.parallel import optimizer",
+            "pypkg.parallel.optimizer",
+        ),
         ("pypkg.models.decoder", "from pypkg.training.trainer import Trainer", "pypkg.training"),
-        ("pypkg.models.families.glm", "from .llama import f", "pypkg.models.families.llama.f"),
-        ("pypkg.models.families.glm", "from pypkg import ops", "pypkg.ops"),
-        ("pypkg.models.config", "import paddle", "paddle"),
-        ("pypkg.ops.rms_norm", "from ..models.config import ModelConfig", "pypkg.models.config"),
-        ("pypkg.data.loader", "import paddle", "paddle"),
+        ("pypkg.models.architecture.families.glm", "from .llama import f", "families.llama.f"),
+        ("pypkg.models.architecture.families.glm", "from pypkg import ops", "pypkg.ops"),
+        ("pypkg.models.architecture.config", "import paddle", "paddle"),
+        ("pypkg.ops.rms_norm", "from ..models.decoder import Decoder", "pypkg.models.decoder"),
+        ("pypkg.data.loading.loader", "import paddle", "paddle"),
         ("pypkg.planner.memory", "from pypkg.models.decoder import Decoder", "pypkg.models"),
         ("pypkg.pretrain", "import paddle", "paddle"),
         ("pypkg.convert", "from pypkg.pretrain import main", "pypkg.pretrain.main"),
         ("pypkg.training.trainer", "from pypkg import bench", "pypkg.bench"),
         ("pypkg.newcomer", "", "has no rule"),
+        ("pypkg.data.newcomer.file", "", "in no room"),
+        ("pypkg.data.index.cache", "from pypkg.data.datasets import build", "room above"),
+        ("pypkg.models.layers.mlp", "from pypkg.models.decoder import Decoder", "room above"),
     ],
 )
 def test_the_rules_bite(module, source, forbidden):
@@ -202,7 +222,7 @@ def test_the_rules_bite(module, source, forbidden):
     ("module", "source"),
     [
         ("pypkg.models.decoder", "import paddle\nfrom pypkg import ops"),
-        ("pypkg.models.decoder", "from pypkg.parallel.layers import column_linear"),
+        ("pypkg.models.decoder", "from pypkg.parallel.tp_layers import column_linear"),
         ("pypkg.config.parser", "import json\nfrom pypkg.errors import UserError"),
         ("pypkg.config.parser", "from pypkg.config.settings import Settings"),
         ("pypkg.training.run", "import paddle\nfrom pypkg import models, data, ops"),

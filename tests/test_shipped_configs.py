@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pypkg.config import check_supported, load_settings
-from pypkg.models.registry import (
+from pypkg.models.architecture.registry import (
     config_from_huggingface,
     config_to_huggingface,
     known_models,

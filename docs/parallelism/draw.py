@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pypkg.models.config import ModelConfig
-from pypkg.models.partition import part_of
-from pypkg.models.registry import config_from_huggingface
-from pypkg.models.stages import layer_ranges
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.layer_split import layer_ranges
+from pypkg.models.architecture.registry import config_from_huggingface
+from pypkg.models.weights.tp_shards import part_of
 
 FOLDER = Path(__file__).parent
 HELD, FREE, EDGE, TEXT = "#7fb0ee", "#eef1f5", "#8a94a3", "#1f2630"

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pypkg.bench.case import BenchmarkError
 from pypkg.bench.environment import describe_run
+from pypkg.bench.ops.case import BenchmarkError
 from pypkg.errors import UserError
 from pypkg.logs import configure_logging
 from pypkg.threads import available_cores, configure_cpu, import_paddle
@@ -64,8 +64,8 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     }[options.command]
     described = describe_run(arguments, options.threads)
     result = {**described, **run(options)}
-    from pypkg.bench.report import render
-    from pypkg.bench.result import result_name
+    from pypkg.bench.report.page import render
+    from pypkg.bench.report.result import result_name
 
     print(render(result))
     if options.json:
@@ -77,7 +77,7 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _run_gpu_kernels(options: argparse.Namespace) -> int:
-    from pypkg.bench.gpu_kernels import run_gpu_kernels
+    from pypkg.bench.ops.gpu_kernels import run_gpu_kernels
 
     return run_gpu_kernels(options)
 
@@ -88,37 +88,37 @@ def _run_operators(options: argparse.Namespace) -> dict[str, Any]:
     os.environ.setdefault("KMP_BLOCKTIME", "1")
     logger.info(configure_cpu(options.threads))
     import_paddle()
-    from pypkg.bench.operator_suite import run_operators
+    from pypkg.bench.ops.suite import run_operators
 
     return run_operators(options)
 
 
 def _run_train_step(options: argparse.Namespace) -> dict[str, Any]:
-    from pypkg.bench.train_step import run_train_step
+    from pypkg.bench.train_step.suite import run_train_step
 
     return run_train_step(options)
 
 
 def _run_preprocess(options: argparse.Namespace) -> dict[str, Any]:
-    from pypkg.bench.preprocess_suite import run_preprocess
+    from pypkg.bench.data.preprocess_suite import run_preprocess
 
     return run_preprocess(options)
 
 
 def _run_data_loading(options: argparse.Namespace) -> dict[str, Any]:
-    from pypkg.bench.loading_suite import run_data_loading
+    from pypkg.bench.data.loading_suite import run_data_loading
 
     return run_data_loading(options)
 
 
 def _run_data_index(options: argparse.Namespace) -> dict[str, Any]:
-    from pypkg.bench.data_index import run_data_index
+    from pypkg.bench.data.index_suite import run_data_index
 
     return run_data_index(options)
 
 
 def _write_docs() -> Path:
-    from pypkg.bench.report import write_docs
+    from pypkg.bench.report.page import write_docs
 
     return write_docs(_DOCS)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pypkg.config.document import configuration_page
+from pypkg.config.docs_page import configuration_page
 
 if __name__ == "__main__":
     print(configuration_page(), end="")

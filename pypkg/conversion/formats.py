@@ -11,19 +11,19 @@ import numpy as np
 
 from pypkg.conversion.destination import copy_companions, new_folder
 from pypkg.errors import UserError
-from pypkg.models.config import ModelConfig, read_json
-from pypkg.models.hub_cache import find_weights
-from pypkg.models.model_folder import CONFIG_FILE, DEFAULT_SHARD_SIZE, write_model_folder
-from pypkg.models.pretrained import parameter_shapes
-from pypkg.models.registry import (
+from pypkg.models.architecture.config import ModelConfig, read_json
+from pypkg.models.architecture.registry import (
     config_from_huggingface,
     config_to_huggingface,
     load_config,
     weight_map,
 )
-from pypkg.models.safetensors_file import TensorSpec
-from pypkg.models.stored_tensor import convert
-from pypkg.models.tensor_files import TensorFiles
+from pypkg.models.pretrained import parameter_shapes
+from pypkg.models.weights.formats.files import TensorFiles
+from pypkg.models.weights.formats.safetensors import TensorSpec
+from pypkg.models.weights.formats.stored_tensor import convert
+from pypkg.models.weights.hub_cache import find_weights
+from pypkg.models.weights.model_folder import CONFIG_FILE, DEFAULT_SHARD_SIZE, write_model_folder
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5, 4
 _VOCAB_KEYS = ("vocab_size", "padded_vocab_size")

@@ -6,11 +6,11 @@ import math
 from pathlib import Path
 
 from pypkg.errors import UserError
-from pypkg.models.config import ModelConfig
-from pypkg.models.hub_cache import find_weights
-from pypkg.models.model_folder import CONFIG_FILE
-from pypkg.models.registry import load_config, weight_map
-from pypkg.models.tensor_files import TensorFiles
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.registry import load_config, weight_map
+from pypkg.models.weights.formats.files import TensorFiles
+from pypkg.models.weights.hub_cache import find_weights
+from pypkg.models.weights.model_folder import CONFIG_FILE
 
 _HEADINGS = ("tensor", "shape", "dtype", "parameters")
 

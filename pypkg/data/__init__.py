@@ -1,21 +1,21 @@
 """From token files to batches. Nothing here imports Paddle."""
 
-from pypkg.data.dataset import Dataset
-from pypkg.data.datasets import (
+from pypkg.data.corpus.reader import IndexedDataset
+from pypkg.data.corpus.writer import IndexedDatasetWriter
+from pypkg.data.datasets.base import Dataset
+from pypkg.data.datasets.build import (
     OrderOptions,
     build_datasets,
     build_train_valid_test_datasets,
     resolve_input_dir,
 )
-from pypkg.data.index_cache import IndexCache
-from pypkg.data.indexed_dataset import IndexedDataset
-from pypkg.data.indexed_dataset_writer import IndexedDatasetWriter
-from pypkg.data.loader import SOURCES, BatchLoader
-from pypkg.data.objectives import IGNORED_LABEL, Batch, BlankInfilling, Objective, causal
-from pypkg.data.packing import Packing
-from pypkg.data.prefetch import TimedIterator
-from pypkg.data.sample_order import SampleOrder
-from pypkg.data.vocabulary import check_vocabulary
+from pypkg.data.datasets.order import SampleOrder
+from pypkg.data.index.cache import IndexCache
+from pypkg.data.loading.loader import SOURCES, BatchLoader
+from pypkg.data.loading.objectives import IGNORED_LABEL, Batch, BlankInfilling, Objective, causal
+from pypkg.data.loading.packing import Packing
+from pypkg.data.loading.prefetch import TimedIterator
+from pypkg.data.loading.vocabulary import check_vocabulary
 
 __all__ = [
     "IGNORED_LABEL",

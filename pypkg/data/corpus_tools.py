@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from pypkg.data.corpus_copy import merge_corpora, split_corpus
-from pypkg.data.datasets import resolve_input_dir
-from pypkg.data.indexed_dataset import IndexedDataset
-from pypkg.data.tokenize import load_tokenizer
-from pypkg.data.validation import validate
+from pypkg.data.corpus.merge_split import merge_corpora, split_corpus
+from pypkg.data.corpus.reader import IndexedDataset
+from pypkg.data.corpus.validate import validate
+from pypkg.data.datasets.build import resolve_input_dir
+from pypkg.data.tokenizers.load import load_tokenizer
 from pypkg.errors import UserError
 
 

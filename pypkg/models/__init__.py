@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pypkg.models.config import ModelConfig
+from pypkg.models.architecture.config import ModelConfig
 
 if TYPE_CHECKING:
     from pypkg.models.pretrained import from_config, from_pretrained, save_pretrained

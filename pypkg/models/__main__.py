@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pypkg.models.document import models_page
+from pypkg.models.docs_page import models_page
 
 if __name__ == "__main__":
     print(models_page(), end="")

@@ -14,18 +14,18 @@ from paddle import nn
 
 from pypkg import ops
 from pypkg.errors import UserError
-from pypkg.models import recompute
-from pypkg.models.attention import Attention, AttentionInputs
-from pypkg.models.config import ModelConfig
-from pypkg.models.dropout import dropout
-from pypkg.models.learned_positions import LearnedPositions
-from pypkg.models.masks import Masks, derived_positions, derived_prefix_lengths
-from pypkg.models.mlp import make_mlp
-from pypkg.models.norm import make_block_norm, make_norm
-from pypkg.models.positions import RotaryTable, logn_query_scale
-from pypkg.models.recompute import Recompute, recomputed
-from pypkg.models.stages import Part
-from pypkg.parallel.layers import (
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.layer_split import Part
+from pypkg.models.layers import recompute
+from pypkg.models.layers.attention import Attention, AttentionInputs
+from pypkg.models.layers.dropout import dropout
+from pypkg.models.layers.learned_positions import LearnedPositions
+from pypkg.models.layers.masks import Masks, derived_positions, derived_prefix_lengths
+from pypkg.models.layers.mlp import make_mlp
+from pypkg.models.layers.norm import make_block_norm, make_norm
+from pypkg.models.layers.positions import RotaryTable, logn_query_scale
+from pypkg.models.layers.recompute import Recompute, recomputed
+from pypkg.parallel.tp_layers import (
     gather_tokens,
     gathered_vocab_logits,
     replicated_linear,

@@ -11,20 +11,21 @@ import numpy as np
 import paddle
 
 from pypkg.errors import UserError
-from pypkg.models.config import ModelConfig
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.registry import config_to_huggingface, load_config, weight_map
+from pypkg.models.architecture.weight_map import WeightMap
 from pypkg.models.decoder import Decoder
-from pypkg.models.hub_cache import find_weights
-from pypkg.models.initialization import standard_deviation
-from pypkg.models.model_folder import CONFIG_FILE, DEFAULT_SHARD_SIZE, write_model_folder
-from pypkg.models.partition import part_of, tensor_parallel_problems, whole_shape
-from pypkg.models.registry import config_to_huggingface, load_config, weight_map
-from pypkg.models.safetensors_file import TensorSpec
-from pypkg.models.staged_decoder import StagedDecoder
-from pypkg.models.tensor_files import TensorFiles
-from pypkg.models.weights import WeightMap
-from pypkg.parallel import gather, mesh
-from pypkg.parallel.layers import gather_from_tensor_group, tensor_degree, tensor_rank
+from pypkg.models.pipeline_decoder import StagedDecoder
+from pypkg.models.weights.formats.files import TensorFiles
+from pypkg.models.weights.formats.safetensors import TensorSpec
+from pypkg.models.weights.hub_cache import find_weights
+from pypkg.models.weights.initialization import standard_deviation
+from pypkg.models.weights.model_folder import CONFIG_FILE, DEFAULT_SHARD_SIZE, write_model_folder
+from pypkg.models.weights.tp_shards import part_of, tensor_parallel_problems, whole_shape
+from pypkg.parallel import mesh
+from pypkg.parallel.comm import gather
 from pypkg.parallel.pipeline import pipeline_degree
+from pypkg.parallel.tp_layers import gather_from_tensor_group, tensor_degree, tensor_rank
 
 DTYPES = ("float32", "float16", "bfloat16")
 

@@ -166,10 +166,10 @@ def _start_fleet(degrees: Degrees) -> Mesh:
     skip_destructors()
     on_cpu = paddle.device.get_device().startswith("cpu")
     if on_cpu:
-        from pypkg.parallel import gloo
+        from pypkg.parallel.gloo.install import install
 
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
-        gloo.install()
+        install()
     strategy = fleet.DistributedStrategy()
     strategy.hybrid_configs = {
         "dp_degree": degrees.data,

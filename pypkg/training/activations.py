@@ -5,7 +5,7 @@ from __future__ import annotations
 import paddle
 
 from pypkg.config import Settings
-from pypkg.models.recompute import Recompute
+from pypkg.models.layers.recompute import Recompute
 
 
 def set_activations(model: paddle.nn.Layer, settings: Settings) -> None:

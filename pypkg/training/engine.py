@@ -10,8 +10,8 @@ import paddle
 from paddle import Tensor
 
 from pypkg.data import Batch
-from pypkg.parallel.collective import mean_over_sample_shards
-from pypkg.parallel.updaters import Updater
+from pypkg.parallel.comm.collective import mean_over_sample_shards
+from pypkg.parallel.optimizer.step import Updater
 
 # Yields the arguments of the model's loss from a sample position on; input_ids and labels are
 # int64 [batch, sequence].

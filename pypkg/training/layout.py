@@ -10,8 +10,8 @@ from math import prod
 
 from pypkg.config import Settings
 from pypkg.config.parallel_checks import parallel_problems
-from pypkg.models.config import ModelConfig
-from pypkg.models.partition import tensor_parallel_problems
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.weights.tp_shards import tensor_parallel_problems
 from pypkg.parallel.mesh import Degrees
 
 

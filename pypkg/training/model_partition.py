@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from paddle import Tensor
 
-from pypkg.models.config import ModelConfig
-from pypkg.models.partition import part_of
+from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.pretrained import parameter_shapes, whole_value
-from pypkg.parallel.layers import tensor_degree, tensor_rank
+from pypkg.models.weights.tp_shards import part_of
+from pypkg.parallel.tp_layers import tensor_degree, tensor_rank
 
 
 class ModelPartition:

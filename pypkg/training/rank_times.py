@@ -24,10 +24,10 @@ from paddle import Tensor
 
 from pypkg.data import Batch
 from pypkg.parallel import mesh
-from pypkg.parallel.traffic import GROUPS, Traffic
-from pypkg.parallel.updaters import Updater
+from pypkg.parallel.comm.traffic import GROUPS, Traffic
+from pypkg.parallel.optimizer.step import Updater
 from pypkg.training.engine import BatchSource, Engine
-from pypkg.training.metrics import peak_memory_bytes
+from pypkg.training.reporting.metrics import peak_memory_bytes
 
 
 @dataclass

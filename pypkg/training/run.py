@@ -13,19 +13,18 @@ import paddle
 from pypkg.capabilities import ExecutionPlan, probe, resolve
 from pypkg.config import Settings, notices
 from pypkg.config.parser import listed
-from pypkg.data.tokenize import Tokenizer, find_tokenizer, load_tokenizer, tokenizer_files
+from pypkg.data.tokenizers.load import Tokenizer, find_tokenizer, load_tokenizer, tokenizer_files
 from pypkg.errors import UserError
 from pypkg.models import ModelConfig, from_config, from_pretrained, save_pretrained
-from pypkg.models.hub_cache import find_weights
-from pypkg.models.registry import load_config
+from pypkg.models.architecture.registry import load_config
+from pypkg.models.weights.hub_cache import find_weights
 from pypkg.ops import set_matmul_precision
 from pypkg.parallel import mesh
-from pypkg.parallel.collective import from_first_rank, is_first_rank
-from pypkg.parallel.loss_scaling import LossScale
-from pypkg.parallel.updaters import UpdateOptions, Updater, make_updater
+from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
+from pypkg.parallel.optimizer.loss_scaling import LossScale
+from pypkg.parallel.optimizer.step import UpdateOptions, Updater, make_updater
 from pypkg.training.activations import set_activations
-from pypkg.training.checkpoint import (
-    TrainerState,
+from pypkg.training.checkpoint.checkpoint import (
     checkpoints,
     load_optimizer,
     load_trainer_state,
@@ -34,12 +33,13 @@ from pypkg.training.checkpoint import (
 )
 from pypkg.training.engine import Engine
 from pypkg.training.layout import degrees, layout_notices, layout_problems
-from pypkg.training.metrics import Throughput, peak_flops
 from pypkg.training.model_partition import ModelPartition
 from pypkg.training.rank_times import MeasuredEngine, table_of_ranks
-from pypkg.training.reporters import Reporter, make_reporters, read_metrics
+from pypkg.training.reporting.metrics import Throughput, peak_flops
+from pypkg.training.reporting.reporters import Reporter, make_reporters, read_metrics
+from pypkg.training.reporting.summary import Summary, draw_loss_curve, write_sample
 from pypkg.training.samples import TEST_ITERS, Samples
-from pypkg.training.summary import Summary, draw_loss_curve, write_sample
+from pypkg.training.state import TrainerState
 from pypkg.training.trainer import Trainer
 
 logger = logging.getLogger("pypkg")

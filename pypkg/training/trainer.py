@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -15,45 +14,22 @@ from paddle import Tensor
 from pypkg.config import Settings
 from pypkg.data import Batch, TimedIterator
 from pypkg.errors import UserError
-from pypkg.parallel import mesh, watchdog
-from pypkg.parallel.collective import mean_over_sample_shards, ranks_where
-from pypkg.parallel.random_states import seed_step
-from pypkg.parallel.roll_call import named
-from pypkg.training.checkpoint import TrainerState
+from pypkg.parallel import mesh
+from pypkg.parallel.comm.collective import mean_over_sample_shards, ranks_where
+from pypkg.parallel.comm.random_states import seed_step
+from pypkg.parallel.launch import watchdog
+from pypkg.parallel.launch.rendezvous import named
 from pypkg.training.engine import BatchSource, Engine
 from pypkg.training.interrupt import InterruptRequest
-from pypkg.training.metrics import Throughput, peak_memory_bytes
-from pypkg.training.progress import Progress
-from pypkg.training.reporters import Reporter
+from pypkg.training.reporting.metrics import Throughput, peak_memory_bytes
+from pypkg.training.reporting.outcome import Outcome, perplexity
+from pypkg.training.reporting.progress import Progress
+from pypkg.training.reporting.reporters import Reporter
+from pypkg.training.reporting.source_losses import SourceLosses
 from pypkg.training.schedule import learning_rate
-from pypkg.training.source_losses import SourceLosses
+from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
-
-
-@dataclass
-class Outcome:
-    """How a run ended. exit_code is 0, or 128 + the signal that stopped it."""
-
-    state: TrainerState
-    final_loss: float | None
-    eval_loss: float | None
-    tokens_per_second: float | None
-    mfu: float | None
-    peak_memory: int
-    exit_code: int = 0
-
-    def completed_from(self, rows: Sequence[Mapping[str, float]]) -> Outcome:
-        """With the last losses in the metrics of earlier processes, where this one has none."""
-
-        def last(name: str) -> float | None:
-            return next((row[name] for row in reversed(rows) if name in row), None)
-
-        return replace(
-            self,
-            final_loss=last("loss") if self.final_loss is None else self.final_loss,
-            eval_loss=last("eval_loss") if self.eval_loss is None else self.eval_loss,
-        )
 
 
 class Trainer:
@@ -268,11 +244,6 @@ class Trainer:
             peak_memory=peak_memory_bytes(),
             exit_code=exit_code,
         )
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that overflows."""
-    return math.exp(loss) if loss < 700 else math.inf
 
 
 def _named(prefix: str, values: dict[str, float]) -> dict[str, float]:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from pypkg import _native
-from pypkg.bench import data_index
 from pypkg.bench.__main__ import main
-from pypkg.bench.case import BenchmarkError
-from pypkg.bench.data_index import find_peers, make_corpus, measure, steps
+from pypkg.bench.data import index_suite
+from pypkg.bench.data.index_suite import find_peers, make_corpus, measure, steps
+from pypkg.bench.ops.case import BenchmarkError
 
 
 class Peer:
@@ -37,7 +37,8 @@ class Peer:
 
 
 def test_every_step_and_contender(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(data_index, "find_peers", lambda _: ({"peer": (Peer(), "1.0")}, ["a note"]))
+    peers = ({"peer": (Peer(), "1.0")}, ["a note"])
+    monkeypatch.setattr(index_suite, "find_peers", lambda _: peers)
     output = tmp_path / "result.json"
     arguments = ["--documents", "3000", "--seq", "64", "--rounds", "2", "--json", str(output)]
     assert main(["data-index", *arguments]) == 0

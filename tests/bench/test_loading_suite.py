@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from pypkg.bench import loading_suite
 from pypkg.bench.__main__ import main
-from pypkg.bench.report import read_result, render
+from pypkg.bench.data import loading_suite
+from pypkg.bench.report.page import read_result, render
 
 ARGUMENTS = [
     "data-loading", "--megatokens", "1", "--samples", "64", "--rounds", "2", "--steps", "3",

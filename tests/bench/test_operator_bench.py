@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pypkg.bench.case import (
+from pypkg.bench.ops.bench import Limits, bench_operator
+from pypkg.bench.ops.case import (
     OURS,
     BenchmarkError,
     Contender,
@@ -17,12 +18,11 @@ from pypkg.bench.case import (
     Work,
     Workload,
 )
-from pypkg.bench.cases import adamw, operators
-from pypkg.bench.frameworks import available_frameworks
-from pypkg.bench.limits import ThreadedCopy, best_matmul_rate
-from pypkg.bench.operator_bench import Limits, bench_operator
-from pypkg.bench.operator_suite import default_workloads
-from pypkg.models.config import ModelConfig
+from pypkg.bench.ops.cases import adamw, operators
+from pypkg.bench.ops.frameworks import available_frameworks
+from pypkg.bench.ops.limits import ThreadedCopy, best_matmul_rate
+from pypkg.bench.ops.suite import default_workloads
+from pypkg.models.architecture.config import ModelConfig
 
 _CONFIG = ModelConfig(
     vocab_size=96,
@@ -177,7 +177,7 @@ def test_a_wrong_step_ends_the_run(function, dtype, where, frameworks, limits) -
 
 def test_every_slice_of_a_large_parameter_is_compared(monkeypatch, frameworks, limits) -> None:
     """The last element of a matrix is wrong, in its third slice."""
-    from pypkg.bench import update_run
+    from pypkg.bench.ops import update_run
 
     monkeypatch.setattr(update_run, "_SLICE", 16)
 
@@ -234,7 +234,7 @@ def test_counted_work() -> None:
 def test_products_in_bfloat16_are_left_out_with_a_note_where_there_are_none(
     monkeypatch, frameworks, limits
 ) -> None:
-    from pypkg.bench.cases import matmul
+    from pypkg.bench.ops.cases import matmul
 
     monkeypatch.setattr(matmul._native, "matmul_bfloat16_supported", lambda: False)
     (operator,) = matmul.operators([Workload("tiny", _CONFIG, batch=2, sequence=9)])

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from pypkg.bench import preprocess_suite
 from pypkg.bench.__main__ import main
-from pypkg.bench.report import read_result, render
+from pypkg.bench.data import preprocess_suite
+from pypkg.bench.report.page import read_result, render
 
 # Has the names that the rebuilt loop uses, on top of this project's writer.
 PADDLENLP = {

@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pypkg.bench.pictures import draw_operator
-from pypkg.bench.report import read_result, render, render_page, write_docs
-from pypkg.bench.table import milliseconds, table
+from pypkg.bench.report.page import read_result, render, render_page, write_docs
+from pypkg.bench.report.pictures import draw_operator
+from pypkg.bench.report.table import milliseconds, table
 from pypkg.errors import UserError
 
 _RUN = {

@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from pypkg.bench.__main__ import main
-from pypkg.bench.case import BenchmarkError
-from pypkg.bench.train_step import check_first_losses, check_same_loss, start_worker
-from pypkg.bench.train_step_contenders import Contender, choose_contenders
+from pypkg.bench.ops.case import BenchmarkError
+from pypkg.bench.train_step.baselines import Contender, choose_contenders
+from pypkg.bench.train_step.suite import check_first_losses, check_same_loss, start_worker
 
 _TINY = {
     "architectures": ["LlamaForCausalLM"],

@@ -10,7 +10,7 @@ import pytest
 from preprocess_testing import DOCUMENTS
 
 from pypkg.data import IndexedDatasetWriter
-from pypkg.data.bpe_training import train_tokenizer
+from pypkg.data.tokenizers.train_bpe import train_tokenizer
 from pypkg.logs import configure_logging
 
 

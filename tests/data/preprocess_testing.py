@@ -6,7 +6,7 @@ import sys
 
 from pypkg import preprocess
 from pypkg.data import IndexedDataset
-from pypkg.data.tokenize import load_tokenizer
+from pypkg.data.tokenizers.load import load_tokenizer
 
 DOCUMENTS = {
     "b.txt": "The second file.\n",
@@ -51,7 +51,7 @@ def command(tmp_path, *options, unit=None, **values):
     if unit is not None:
         program = [
             "-c",
-            "import sys; from pypkg import preprocess; from pypkg.data import text_files; "
-            f"text_files._LEAST_UNIT = {unit}; sys.exit(preprocess.main(sys.argv[1:]))",
+            "import sys; from pypkg import preprocess; from pypkg.data.preprocess import files; "
+            f"files._LEAST_UNIT = {unit}; sys.exit(preprocess.main(sys.argv[1:]))",
         ]
     return [sys.executable, *program, *arguments(tmp_path, *options, **values)]

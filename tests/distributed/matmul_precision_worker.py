@@ -13,7 +13,7 @@ import paddle
 from distributed_testing import report
 
 from pypkg import ops
-from pypkg.parallel import layers, mesh
+from pypkg.parallel import mesh, tp_layers
 
 TOKENS, WIDTH, INNER, VOCABULARY = 8, 64, 96, 50
 
@@ -45,12 +45,12 @@ def main(sequence_parallel: bool) -> None:
         draw(TOKENS, WIDTH), draw(WIDTH, INNER), draw(TOKENS, INNER), draw(INNER, WIDTH),
         draw(VOCABULARY, WIDTH),
     )  # fmt: skip
-    column = layers.column_linear(WIDTH, INNER, False)
+    column = tp_layers.column_linear(WIDTH, INNER, False)
     column.weight.set_value(part(to_inner, 1) * unrounded)
-    row = layers.row_linear(INNER, WIDTH, False)
+    row = tp_layers.row_linear(INNER, WIDTH, False)
     row.weight.set_value(part(from_inner, 0) * unrounded)
     head = paddle.to_tensor(part(table, 0) * unrounded)
-    logits = layers.gathered_vocab_logits(paddle.to_tensor(x), head, VOCABULARY)
+    logits = tp_layers.gathered_vocab_logits(paddle.to_tensor(x), head, VOCABULARY)
     report(
         {
             "column": largest(column(paddle.to_tensor(tokens(x))), x @ part(to_inner, 1)),

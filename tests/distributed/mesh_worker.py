@@ -17,16 +17,16 @@ from pypkg.parallel import mesh
 
 def dawdle() -> None:
     """When connected to the other members of a group, but not through with its store."""
-    from pypkg.parallel import gloo_groups
+    from pypkg.parallel.gloo import groups
 
-    create = gloo_groups._create
+    create = groups._create
 
     def slow(*arguments):
         process_group = create(*arguments)
         time.sleep(0.4)
         return process_group
 
-    gloo_groups._create = slow
+    groups._create = slow
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pypkg.data import Batch, BatchLoader, Packing, build_train_valid_test_datas
 from pypkg.models import from_config, save_pretrained
 from pypkg.parallel import mesh
 from pypkg.training.engine import to_device
-from pypkg.training.source_losses import SourceLosses
+from pypkg.training.reporting.source_losses import SourceLosses
 
 SEQUENCE, MICRO_BATCHES, BATCH = 32, 4, 2
 NAMES = ["even", "odd"]

@@ -13,7 +13,7 @@ sys.path.insert(0, str(REPO / "tests" / "models"))
 from tiny_configs import KEYS, OVERRIDES, tiny
 
 from pypkg.models import from_pretrained
-from pypkg.models.config import ModelConfig
+from pypkg.models.architecture.config import ModelConfig
 
 SEED, BATCH, SEQUENCE = 11, 2, 48
 # Beside every family: what only shows with other sizes. Family and changes of its configuration.

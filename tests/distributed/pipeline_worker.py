@@ -27,10 +27,10 @@ from parity import (
 
 from pypkg.errors import UserError
 from pypkg.models import from_config, save_pretrained
-from pypkg.models.config import ModelConfig
-from pypkg.models.masks import derived_positions
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.layers.masks import derived_positions
+from pypkg.models.layers.recompute import Recompute
 from pypkg.models.pretrained import gathered
-from pypkg.models.recompute import Recompute
 from pypkg.parallel import mesh
 
 

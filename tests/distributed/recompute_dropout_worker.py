@@ -15,10 +15,10 @@ sys.path.insert(0, str(REPO / "tests" / "models"))
 from tiny_configs import tiny
 
 from pypkg.models import from_config
-from pypkg.models.dropout import dropout
-from pypkg.models.recompute import ATTENTION, ATTENTION_BLOCK, FULL, Recompute
+from pypkg.models.layers.dropout import dropout
+from pypkg.models.layers.recompute import ATTENTION, ATTENTION_BLOCK, FULL, Recompute
 from pypkg.parallel import mesh
-from pypkg.parallel.random_states import seed_step
+from pypkg.parallel.comm.random_states import seed_step
 
 LAYOUTS = {
     "one": mesh.Degrees(),

@@ -9,7 +9,7 @@ import pytest
 from distributed_testing import run_ranks
 
 from pypkg.errors import UserError
-from pypkg.parallel import gloo
+from pypkg.parallel.gloo.install import install
 
 WORKER = Path(__file__).with_name("gloo_worker.py")
 
@@ -24,4 +24,4 @@ def test_against_numpy(nproc):
 def test_another_paddle_is_refused(monkeypatch):
     monkeypatch.setattr(paddle, "__version__", "4.0.0")
     with pytest.raises(UserError, match=r"need Paddle 3\.3.*this is Paddle 4\.0\.0"):
-        gloo.install()
+        install()

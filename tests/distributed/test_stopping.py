@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from distributed_testing import free_ports
 
-from pypkg.parallel.watchdog import Watchdog
+from pypkg.parallel.launch.watchdog import Watchdog
 
 STEPS = 6
 TERM = signal.SIGTERM

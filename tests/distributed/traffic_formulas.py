@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pypkg.models.registry import config_from_huggingface
-from pypkg.models.stages import cut
+from pypkg.models.architecture.layer_split import cut
+from pypkg.models.architecture.registry import config_from_huggingface
 from pypkg.parallel.mesh import Degrees
 
 BATCH, SEQUENCE = 2, 8

@@ -12,11 +12,11 @@ from distributed_testing import report
 from traffic_formulas import BATCH, CONFIG, LAYOUTS, SEQUENCE, Layout
 
 from pypkg.models import from_config
-from pypkg.models.recompute import Recompute
+from pypkg.models.layers.recompute import Recompute
 from pypkg.parallel import mesh
-from pypkg.parallel.sharding import STAGES
-from pypkg.parallel.traffic import Traffic
-from pypkg.parallel.updaters import UpdateOptions, make_updater
+from pypkg.parallel.comm.traffic import Traffic
+from pypkg.parallel.optimizer.step import UpdateOptions, make_updater
+from pypkg.parallel.optimizer.zero import STAGES
 from pypkg.training.engine import Engine
 from pypkg.training.model_partition import ModelPartition
 

@@ -26,15 +26,15 @@ sys.path.insert(0, str(REPO / "tests" / "models"))
 from tiny_configs import tiny
 
 from pypkg.models import from_config
-from pypkg.models.config import ModelConfig
+from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.decoder import Decoder
+from pypkg.models.layers.recompute import Recompute
 from pypkg.models.pretrained import gathered
-from pypkg.models.recompute import Recompute
 from pypkg.parallel import mesh
-from pypkg.parallel.collective import mean_over_sample_shards
-from pypkg.parallel.data_parallel import gradient_of
-from pypkg.parallel.loss_scaling import LossScale
-from pypkg.parallel.updaters import UpdateOptions, Updater, make_updater
+from pypkg.parallel.comm.collective import mean_over_sample_shards
+from pypkg.parallel.optimizer.data_parallel import gradient_of
+from pypkg.parallel.optimizer.loss_scaling import LossScale
+from pypkg.parallel.optimizer.step import UpdateOptions, Updater, make_updater
 from pypkg.training.model_partition import ModelPartition
 
 SEED, ROWS, SEQUENCE, STEPS, RATE = 3, 8, 16, 5, 1e-3

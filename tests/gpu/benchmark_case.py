@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # nothing is installed on a GPU
-from pypkg.bench.case import OURS
+from pypkg.bench.ops.case import OURS
 from pypkg.bench.timing import summarize
 
 # Both sides round to 16 bits, ours and the peer, at different places.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pypkg.bench.report import read_result, render
+from pypkg.bench.report.page import read_result, render
 
 SCRIPT = Path(__file__).resolve().parent / "gpu_check.py"
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from tiny_configs import KEYS, OVERRIDES
 
-from pypkg.models.config import ModelConfig
-from pypkg.models.registry import config_from_huggingface
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.registry import config_from_huggingface
 from pypkg.parallel.mesh import Degrees
 
 # Name of the row: a family of tiny_configs.py, and keys of its config.json that differ.

@@ -22,12 +22,12 @@ from matrix_cells import LAYOUTS, Layout, row_config, row_overrides
 
 from pypkg.data import Batch, causal
 from pypkg.models import from_config, from_pretrained, save_pretrained
-from pypkg.models.config import ModelConfig
-from pypkg.models.recompute import Recompute
-from pypkg.models.tensor_files import TensorFiles
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.layers.recompute import Recompute
+from pypkg.models.weights.formats.files import TensorFiles
 from pypkg.parallel import mesh
-from pypkg.parallel.collective import mean_over_sample_shards
-from pypkg.parallel.updaters import UpdateOptions, make_updater
+from pypkg.parallel.comm.collective import mean_over_sample_shards
+from pypkg.parallel.optimizer.step import UpdateOptions, make_updater
 from pypkg.training.engine import Engine
 from pypkg.training.model_partition import ModelPartition
 from pypkg.training.samples import objective_of

@@ -113,7 +113,7 @@ _NOT_PROVEN = """## What CPU processes cannot prove
   main gradients beside 16-bit parameters: Paddle has no 16-bit matrix product on a CPU. Their
   arithmetic is unit-tested in float32 (`tests/distributed/test_updaters.py`).
 - The CUDA kernels inside Paddle, and fleet's own GPU operators for tensor parallelism, in whose
-  place the gloo adapter puts CPU ones (`pypkg/parallel/gloo_mpu.py`).
+  place the gloo adapter puts CPU ones (`pypkg/parallel/gloo/mpu.py`).
 - The order and overlap of NCCL's operations: messages over gloo are buffered, which can hide a
   deadlock.
 - Several machines.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from pypkg import ops
-from pypkg.models.config import ModelConfig
+from pypkg.models.architecture.config import ModelConfig
 
 
 @pytest.fixture(params=["compiled", "reference"])

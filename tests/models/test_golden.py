@@ -16,8 +16,8 @@ from model_testing import FIXTURES, FORMS, GOLDEN, assert_gradients_close, overr
 from safetensors.numpy import load_file
 
 from pypkg.models import from_pretrained
+from pypkg.models.architecture.registry import weight_map
 from pypkg.models.decoder import Decoder
-from pypkg.models.registry import weight_map
 
 
 def _gradients(model: Decoder) -> dict[str, np.ndarray]:

@@ -14,15 +14,9 @@ from model_testing import GOLDEN
 from safetensors.numpy import load_file, save_file
 
 from pypkg.errors import UserError
-from pypkg.models import (
-    ModelConfig,
-    from_config,
-    from_pretrained,
-    model_folder,
-    pretrained,
-    registry,
-    save_pretrained,
-)
+from pypkg.models import ModelConfig, from_config, from_pretrained, pretrained, save_pretrained
+from pypkg.models.architecture import registry
+from pypkg.models.weights import model_folder
 
 FIXTURES = ["llama", "llama_variants/biased"]
 SINGLE = "model.safetensors"

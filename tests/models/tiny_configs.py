@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pypkg.models.config import ModelConfig
-from pypkg.models.registry import config_from_huggingface
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.registry import config_from_huggingface
 
 TEXT_TOKENS = 4096
 

@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 
 from pypkg.parallel import mesh
-from pypkg.parallel.updaters import UpdateOptions, decays, make_updater
+from pypkg.parallel.optimizer.step import UpdateOptions, decays, make_updater
 
 RATE, BETA1, BETA2, EPSILON, DECAY = 1e-2, 0.9, 0.95, 1e-8, 0.1
 

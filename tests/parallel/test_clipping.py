@@ -10,7 +10,7 @@ import paddle
 import pytest
 
 from pypkg.parallel import mesh
-from pypkg.parallel.clipping import GlobalNormClip, Share, tensor_share
+from pypkg.parallel.optimizer.clipping import GlobalNormClip, Share, tensor_share
 
 
 def random(*shape: int) -> paddle.Tensor:

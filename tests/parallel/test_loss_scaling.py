@@ -8,7 +8,7 @@ from dataclasses import replace
 import paddle
 import pytest
 
-from pypkg.parallel.loss_scaling import LossScale, LossScaler
+from pypkg.parallel.optimizer.loss_scaling import LossScale, LossScaler
 
 FAST = LossScale(initial=16.0, growth_interval=2, backoff_interval=2)
 

@@ -9,10 +9,11 @@ import paddle
 import pytest
 from plain_adamw import build_adamw, clip_by_global_norm, optimizer_state
 
-from pypkg.parallel import data_parallel, mesh
-from pypkg.parallel.adamw import AdamW
-from pypkg.parallel.loss_scaling import LossScale
-from pypkg.parallel.updaters import UpdateOptions, make_updater
+from pypkg.parallel import mesh
+from pypkg.parallel.optimizer import data_parallel
+from pypkg.parallel.optimizer.adamw import AdamW
+from pypkg.parallel.optimizer.loss_scaling import LossScale
+from pypkg.parallel.optimizer.step import UpdateOptions, make_updater
 
 ADAMW = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.1}
 

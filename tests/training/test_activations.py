@@ -6,7 +6,7 @@ import pytest
 
 from pypkg.config import Settings
 from pypkg.models import ModelConfig, from_config
-from pypkg.models.recompute import Recompute
+from pypkg.models.layers.recompute import Recompute
 from pypkg.training.activations import recompute_choice, set_activations
 
 

@@ -13,16 +13,16 @@ import pytest
 
 from pypkg.errors import UserError
 from pypkg.parallel import mesh
-from pypkg.parallel.updaters import UpdateOptions, Updater, make_updater
-from pypkg.training import checkpoint
-from pypkg.training.checkpoint import (
-    TrainerState,
+from pypkg.parallel.optimizer.step import UpdateOptions, Updater, make_updater
+from pypkg.training.checkpoint import checkpoint
+from pypkg.training.checkpoint.checkpoint import (
     checkpoints,
     load_optimizer,
     load_trainer_state,
     prepare_output_dir,
     save_checkpoint,
 )
+from pypkg.training.state import TrainerState
 
 
 def make(seed: int = 0) -> Updater:

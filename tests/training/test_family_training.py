@@ -24,17 +24,17 @@ from pypkg.data import (
     build_train_valid_test_datasets,
     causal,
 )
-from pypkg.data.preparation import PreparationOptions, prepare
+from pypkg.data.preprocess.prepare import PreparationOptions, prepare
 from pypkg.errors import UserError
 from pypkg.models import from_config
-from pypkg.models.masks import derived_positions, derived_prefix_lengths
+from pypkg.models.layers.masks import derived_positions, derived_prefix_lengths
 from pypkg.parallel import mesh
-from pypkg.parallel.updaters import UpdateOptions, make_updater
-from pypkg.training.checkpoint import TrainerState
+from pypkg.parallel.optimizer.step import UpdateOptions, make_updater
 from pypkg.training.engine import Engine
-from pypkg.training.metrics import Throughput
+from pypkg.training.reporting.metrics import Throughput
+from pypkg.training.reporting.summary import write_sample
 from pypkg.training.samples import objective_of
-from pypkg.training.summary import write_sample
+from pypkg.training.state import TrainerState
 from pypkg.training.trainer import Trainer
 
 STEPS, BATCH, SEQ_LENGTH = 50, 4, 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pypkg.config import Settings
-from pypkg.models.registry import load_config
+from pypkg.models.architecture.registry import load_config
 from pypkg.parallel.mesh import Degrees
 from pypkg.training.layout import degrees, layout_notices, layout_problems
 

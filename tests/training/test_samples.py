@@ -14,8 +14,8 @@ from training_testing import Workplace, counting_documents, write_corpus, write_
 from pypkg.config import load_settings
 from pypkg.data import Packing
 from pypkg.errors import UserError
+from pypkg.training.reporting.source_losses import SourceLosses
 from pypkg.training.samples import packing_of, short_names
-from pypkg.training.source_losses import SourceLosses
 
 BLEND = {"logging_steps": 3, "save_steps": 4, "eval_steps": 6, "max_steps": 12}
 

@@ -1,0 +1,1 @@
+"""Benchmarks of the data tools: index maps, loading, preprocessing, with baselines."""

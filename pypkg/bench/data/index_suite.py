@@ -1,0 +1,296 @@
+"""``python -m pypkg.bench data-index``: building index maps, beside what others build them with.
+
+PaddleNLP shuffles with NumPy and has fast_dataindex find where samples begin and blend corpora;
+Megatron-LM shuffles with NumPy too and has C++ helpers of its own. All contenders get the same
+documents and have to build the same maps, bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import functools
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from pypkg import _native
+from pypkg.bench.ops.case import OURS, BenchmarkError
+from pypkg.bench.timing import interleave, summarize
+from pypkg.data.index.maps import build_index_maps, build_sample_index, plan_index_maps, shuffle
+
+logger = logging.getLogger("pypkg")
+
+MEAN_TOKENS = 400  # of a document, whose sizes are distributed exponentially
+BLENDED = 8  # corpora
+_SEED = 1234
+_NUMPY = "NumPy"
+
+Arrays = tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What the maps are built of: one epoch of documents in a shuffled order."""
+
+    sizes: np.ndarray
+    documents: np.ndarray
+    tokens: int
+    seq_length: int
+
+    @property
+    def samples(self) -> int:
+        return (self.tokens - 1) // self.seq_length
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to build, and who builds it how."""
+
+    name: str
+    work: str
+    builders: dict[str, Callable[[], Arrays]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run of a builder: seconds, and bytes by which the process grew at its largest."""
+
+    seconds: float
+    peak: int
+
+
+def run_data_index(options: argparse.Namespace) -> dict[str, Any]:
+    """The measurements that the command line asks for.
+
+    Raises:
+        BenchmarkError: a contender builds other maps.
+    """
+    peers, notes = find_peers(options.peers)
+    rows = []
+    for step in steps(make_corpus(options.documents, options.seq), peers):
+        logger.info("%s, %s", step.name, step.work)
+        rows += measure(step, options.rounds)
+    return {
+        "kind": "data-index",
+        "device": "cpu",
+        "documents": options.documents,
+        "seq_length": options.seq,
+        "mean_tokens": MEAN_TOKENS,
+        "peers": {name: version for name, (_, version) in peers.items()},
+        "notes": notes,
+        "rows": rows,
+    }
+
+
+def make_corpus(num_documents: int, seq_length: int) -> Corpus:
+    """Documents of random size, in random order."""
+    random = np.random.default_rng(_SEED)
+    sizes = 1 + random.exponential(MEAN_TOKENS - 1, num_documents).astype(np.int32)
+    documents = np.arange(num_documents, dtype=np.int32)
+    random.shuffle(documents)
+    return Corpus(sizes, documents, int(sizes.sum(dtype=np.int64)), seq_length)
+
+
+def steps(corpus: Corpus, peers: dict[str, tuple[ModuleType, str]]) -> Iterator[Step]:
+    """What is measured."""
+    documents, samples = f"{len(corpus.sizes):,} documents", f"{corpus.samples:,} samples"
+    for name, count in (("document order", len(corpus.sizes)), ("sample order", corpus.samples)):
+        builders = {OURS: shuffle, _NUMPY: lambda array, random: random.shuffle(array)}
+        yield Step(
+            name,
+            f"{count:,} shuffled",
+            {
+                each: functools.partial(_shuffled, count, builder)
+                for each, builder in builders.items()
+            },
+        )
+    yield Step(
+        "sample beginnings",
+        f"{samples} of {corpus.seq_length} tokens in {documents}",
+        {
+            OURS: lambda: (
+                build_sample_index(
+                    corpus.sizes, corpus.documents, corpus.seq_length, corpus.samples
+                ),
+            ),
+            **{
+                name: functools.partial(_peer_samples, corpus, corpus.documents, module)
+                for name, (module, _) in peers.items()
+            },
+        },
+    )
+    yield Step(
+        "all index maps",
+        f"{samples} of {corpus.seq_length} tokens in {documents}",
+        {
+            OURS: functools.partial(_our_maps, corpus),
+            **{
+                f"{_NUMPY} + {name}": functools.partial(_peer_maps, corpus, module)
+                for name, (module, _) in peers.items()
+            },
+        },
+    )
+    weights = np.random.default_rng(_SEED).random(BLENDED)
+    weights /= weights.sum()
+    yield Step(
+        "blend",
+        f"{samples} from {BLENDED} corpora",
+        {
+            OURS: lambda: _native.build_blending_indices(weights, corpus.samples),
+            **{
+                name: functools.partial(_peer_blend, weights, corpus.samples, module)
+                for name, (module, _) in peers.items()
+            },
+        },
+    )
+
+
+def measure(step: Step, rounds: int) -> list[dict[str, Any]]:
+    """A row for each contender.
+
+    Raises:
+        BenchmarkError: they build different maps.
+    """
+    expected = step.builders[OURS]()
+    nbytes = sum(array.nbytes for array in expected)
+    for name, builder in step.builders.items():
+        for ours, theirs in zip(expected, builder(), strict=True):
+            if not np.array_equal(ours, theirs):
+                raise BenchmarkError(f"{step.name}: {name} builds something else than {OURS}")
+    del expected, ours, theirs
+    runs = {name: functools.partial(_time, builder) for name, builder in step.builders.items()}
+    return [
+        {
+            "step": step.name,
+            "work": step.work,
+            "contender": name,
+            **vars(summarize([sample.seconds for sample in samples])),
+            "map_bytes": nbytes,
+            "peak_bytes": max(sample.peak for sample in samples),
+        }
+        for name, samples in interleave(runs, rounds).items()
+    ]
+
+
+def find_peers(folders: Sequence[Path]) -> tuple[dict[str, tuple[ModuleType, str]], list[str]]:
+    """The C++ helpers of others, as module and version, and notes on what is missing.
+
+    Args:
+        folders: site-packages to look in, beside this Python's own.
+    """
+    path = [*sys.path, *map(str, folders)]
+    names = {
+        "fast_dataindex": ("fast_dataindex.helpers", "fast_dataindex"),
+        "megatron-core": ("megatron.core.datasets.helpers_cpp", "megatron-core"),
+    }
+    peers, notes = {}, []
+    for name, (module, distribution) in names.items():
+        found = _load_extension(module, path)
+        if found is None:
+            notes.append(f"{name} is not installed; --peers names a site-packages folder with it")
+            continue
+        (installed, *_) = importlib.metadata.distributions(name=distribution, path=path)
+        peers[name] = (found, installed.version)
+    return peers, notes
+
+
+def _load_extension(name: str, path: Sequence[str]) -> ModuleType | None:
+    """The extension module, without the packages around it, which may import a lot."""
+    *packages, last = name.split(".")
+    for folder in path:
+        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+            file = Path(folder, *packages, last + suffix)
+            if file.is_file():
+                spec = importlib.util.spec_from_file_location(name, file)
+                module = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(module)
+                return module
+    return None
+
+
+def _shuffled(count: int, shuffle_with: Callable[..., None]) -> Arrays:
+    numbers = np.arange(count, dtype=np.int32)
+    shuffle_with(numbers, np.random.RandomState(_SEED))
+    return (numbers,)
+
+
+def _our_maps(corpus: Corpus) -> Arrays:
+    plan = plan_index_maps(
+        corpus.sizes, 0, len(corpus.sizes), corpus.samples, corpus.seq_length, _SEED
+    )
+    return build_index_maps(corpus.sizes, plan).arrays()
+
+
+def _peer_maps(corpus: Corpus, module: ModuleType) -> Arrays:
+    random = np.random.RandomState(_SEED)
+    documents = np.arange(len(corpus.sizes), dtype=np.int32)
+    random.shuffle(documents)
+    (samples,) = _peer_samples(corpus, documents, module)
+    order = np.arange(len(samples) - 1, dtype=np.uint32)
+    random.shuffle(order)
+    return documents, samples, order
+
+
+def _peer_samples(corpus: Corpus, documents: np.ndarray, module: ModuleType) -> Arrays:
+    arguments = (corpus.sizes, documents, corpus.seq_length, 1, corpus.tokens)
+    with _silent():
+        if hasattr(module, "build_sample_idx"):
+            return (module.build_sample_idx(*arguments),)
+        return (module.build_sample_idx_int32(*arguments, True, 1),)
+
+
+def _peer_blend(weights: np.ndarray, size: int, module: ModuleType) -> Arrays:
+    datasets, samples = np.empty(size, np.int16), np.empty(size, np.int64)
+    module.build_blending_indices(datasets, samples, weights, len(weights), size, False)
+    return datasets, samples
+
+
+def _time(builder: Callable[[], Arrays]) -> Sample:
+    before = _reset_peak()
+    start = time.perf_counter()
+    result = builder()
+    seconds = time.perf_counter() - start
+    peak = _memory("VmHWM") - before
+    del result
+    return Sample(seconds, peak)
+
+
+def _reset_peak() -> int:
+    """Forgets how large the process has been; how large it is now, in bytes."""
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed would be used again without being counted
+    Path("/proc/self/clear_refs").write_text("5")
+    return _memory("VmRSS")
+
+
+def _memory(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(field + ":"))
+    return int(line.split()[1]) * 1024
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what C++ prints to standard output."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 1)
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(nothing)

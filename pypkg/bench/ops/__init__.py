@@ -1,0 +1,1 @@
+"""Benchmarks of single operators: cases, frameworks to compare with, limits, accuracy."""

@@ -1,0 +1,58 @@
+"""How far a result may be off before a benchmark refuses to time it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from pypkg.bench.ops.case import OURS, BenchmarkError, Contender
+
+# |result - reference| <= tolerance * (|reference| + m) for every value, where m is the mean
+# |reference| of its row (last axis) or of all, whichever is larger: where terms cancel, errors are
+# as large as those of their neighbours. float32: sums of thousands of terms and exponentials lose
+# some bits of 2^-24. bfloat16 has a tolerance per operator.
+_FLOAT32_TOLERANCE = 5e-5
+# A peer that keeps intermediate results in its dtype is allowed that; it only has to be the same
+# function.
+_PEER_SLACK = 8.0
+
+
+def tolerance(contender: Contender, precision: str, bfloat16_tolerance: float) -> float:
+    """What a contender is allowed for a result in ``precision``."""
+    allowed = bfloat16_tolerance if precision == "bfloat16" else _FLOAT32_TOLERANCE
+    return allowed if contender.name == OURS else allowed * _PEER_SLACK
+
+
+def checked_error(
+    actual: np.ndarray,
+    expected: np.ndarray,
+    allowed: float,
+    *,
+    case: str,
+    contender: str,
+    part: str,
+) -> float:
+    """The largest error of any value, as a share of what is allowed.
+
+    Args:
+        part: what of the contender's results this is.
+
+    Raises:
+        BenchmarkError: it is above 1, or not a number.
+    """
+    error = math.inf
+    if actual.shape == expected.shape:
+        error = float((np.abs(actual - expected) / (allowed * _magnitude(expected))).max())
+    if not error <= 1.0:
+        raise BenchmarkError(
+            f"{case}: {contender} is wrong in its {part}: the largest error is {error:.3g} times "
+            "what is allowed. Nothing is timed."
+        )
+    return error
+
+
+def _magnitude(values: np.ndarray) -> np.ndarray:
+    size = np.abs(values)
+    row = size.mean(axis=-1, keepdims=True) if size.ndim else size
+    return size + np.maximum(row, size.mean())

@@ -1,0 +1,134 @@
+"""Validates the operators' contenders and times them beside each other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, TypeVar
+
+from pypkg.bench.ops.case import OURS, PASSES, Operator, Shape, Update, UpdateShape, Work
+from pypkg.bench.ops.frameworks import Framework
+from pypkg.bench.ops.limits import ThreadedCopy, matmul_rate
+from pypkg.bench.ops.run import operator_runs
+from pypkg.bench.ops.update_run import update_runs
+from pypkg.bench.timing import Summary, interleave, rounds_within, summarize
+
+DTYPES = ("float32", "bfloat16")
+ELEMENT_SIZE = {"float32": 4, "bfloat16": 2}
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 60
+# Longer than the worker threads of OpenMP runtimes spin here after a parallel region.
+_PAUSE = 0.004
+_LIMIT = "limit"
+
+PassSeconds = dict[str, float]
+Value = TypeVar("Value", float, Work)
+
+
+class _Run(Protocol):
+    def seconds(self) -> PassSeconds:
+        """Of each pass, run once."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the machine can do at best."""
+
+    copy: ThreadedCopy
+    matmul: Framework  # whose float32 matrix product is fastest
+
+    def seconds(self, bound: str, work: Mapping[str, Work], dtype: str) -> PassSeconds:
+        """The time that each pass would take at the limit, measured now.
+
+        Args:
+            bound: that of an operator.
+        """
+        if bound == "compute":
+            rate = matmul_rate(self.matmul, runs=3)
+            return {name: each.flops / rate for name, each in work.items()}
+        in_place, size = bound == "memory in place", ELEMENT_SIZE[dtype]
+        return {name: self.copy.seconds(each.bytes(size), in_place) for name, each in work.items()}
+
+
+def bench_operator(
+    operator: Operator | Update,
+    shape: Shape | UpdateShape,
+    dtype: str,
+    frameworks: Mapping[str, Framework],
+    limits: Limits,
+    seconds: float,
+) -> list[dict[str, Any]]:
+    """Validates every contender, then times them in turns for about ``seconds``.
+
+    Returns:
+        A row per contender and pass; none if ours does not support the dtype here.
+
+    Raises:
+        BenchmarkError: what a contender computes is not what the reference does.
+    """
+    contenders = [
+        each
+        for each in operator.contenders
+        if dtype in each.dtypes and each.framework in frameworks
+    ]
+    if not any(each.name == OURS for each in contenders):
+        return []
+    prepare = update_runs if isinstance(operator, Update) else operator_runs
+    runs, errors = prepare(operator, contenders, shape, dtype, frameworks)
+    turns = {name: lambda run=run: _turn(run) for name, run in runs.items()}
+    turns[_LIMIT] = lambda: limits.seconds(operator.bound, shape.work, dtype)
+    start = time.perf_counter()
+    interleave(turns, 1, _PAUSE)
+    rounds = rounds_within(seconds, time.perf_counter() - start, _MIN_ROUNDS, _MAX_ROUNDS)
+    samples = interleave(turns, rounds, _PAUSE)
+    return _rows(operator, shape, dtype, samples, errors)
+
+
+def _turn(run: _Run) -> PassSeconds:
+    """``seconds`` behind an untimed run, which leaves memory and caches its own, as the operators
+    before it do in training, and not those of another contender.
+    """
+    run.seconds()
+    return run.seconds()
+
+
+def _rows(
+    operator: Operator | Update,
+    shape: Shape | UpdateShape,
+    dtype: str,
+    samples: dict[str, list[PassSeconds]],
+    errors: Mapping[str, float],
+) -> list[dict[str, Any]]:
+    work = _with_sum(shape.work)
+    limit = _milliseconds(samples.pop(_LIMIT))
+    return [
+        {
+            "op": operator.name,
+            "shape": shape.label,
+            "dtype": dtype,
+            "pass": each,
+            "contender": name,
+            **asdict(summary),
+            "bytes": work[each].bytes(ELEMENT_SIZE[dtype]),
+            "flops": work[each].flops,
+            "limit": limit[each].median,
+            "error": errors[name],
+        }
+        for name, rounds in samples.items()
+        for each, summary in _milliseconds(rounds).items()
+        if each in operator.passes
+    ]
+
+
+def _milliseconds(rounds: Sequence[PassSeconds]) -> dict[str, Summary]:
+    """Summary of each pass, and of both together."""
+    rounds = [_with_sum(each) for each in rounds]
+    return {name: summarize([1e3 * each[name] for each in rounds]) for name in rounds[0]}
+
+
+def _with_sum(passes: Mapping[str, Value]) -> dict[str, Value]:
+    """With that of forward and backward together, where there are two."""
+    forward, backward, both = PASSES
+    if backward not in passes:
+        return dict(passes)
+    return {**passes, both: passes[forward] + passes[backward]}

@@ -1,0 +1,172 @@
+"""AdamW over the parameters of a model, or of one layer where the model is a large one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import _C_ops
+
+from pypkg import ops
+from pypkg.bench.ops.case import (
+    OURS,
+    Contender,
+    Inputs,
+    Update,
+    UpdateShape,
+    Work,
+    Workload,
+    normal,
+)
+from pypkg.models.pretrained import parameter_shapes
+
+# A model of more parameters than this is timed by one layer.
+_LARGEST_MODEL = 2**28
+_ONE_LAYER = "layers.0."
+# float32: weight, gradient and moments are read, all but the gradient written. bfloat16: gradient
+# (2), master weight and moments (12) are read; parameter (2), master weight and moments written.
+_BYTES_PER_PARAMETER = 28
+# The learning rate makes a step as large as the weights are, so that an error in it shows; times
+# do not depend on it.
+_LEARNING_RATE, _BETA1, _BETA2, _EPSILON, _WEIGHT_DECAY = 0.5, 0.9, 0.95, 1e-8, 0.1
+_NUMBER = 10  # of the step that is compared
+
+Tensors = dict[str, list[Any]]
+
+
+def _decay(shape: Sequence[int]) -> float:
+    return _WEIGHT_DECAY if len(shape) > 1 else 0.0
+
+
+def _powers(count: int) -> list[list[paddle.Tensor]]:
+    """Per parameter, in host memory."""
+    host = paddle.CPUPlace()
+    return [
+        [paddle.to_tensor([beta**_NUMBER], "float32", place=host) for _ in range(count)]
+        for beta in (_BETA1, _BETA2)
+    ]
+
+
+def _ours(tensors: Tensors) -> Callable[[], None]:
+    params = tensors["param"]
+    powers, decays = _powers(len(params)), [_decay(each.shape) for each in params]
+
+    def step() -> None:
+        ops.adamw_(
+            *(params, tensors["grad"], tensors["moment1"], tensors["moment2"], *powers),
+            tensors.get("master"),
+            learning_rate=_LEARNING_RATE,
+            weight_decays=decays,
+            beta1=_BETA1,
+            beta2=_BETA2,
+            epsilon=_EPSILON,
+        )
+
+    return step
+
+
+def _paddle(tensors: Tensors) -> Callable[[], None]:
+    """The operator that ``paddle.optimizer.AdamW`` runs for each parameter, without its Python."""
+    params = tensors["param"]
+    has_masters = "master" in tensors
+    masters = tensors.get("master", [None] * len(params))
+    rate = paddle.to_tensor([_LEARNING_RATE], "float32")
+    states = [tensors["moment1"], tensors["moment2"], *_powers(len(params)), masters]
+
+    def step() -> None:
+        for param, grad, m, v, power1, power2, master in zip(params, tensors["grad"], *states):
+            decay = _decay(param.shape)
+            _C_ops.adamw_(
+                *(param, grad, rate, m, v, None, power1, power2, master, None),
+                *(_BETA1, _BETA2, _EPSILON, 1.0, decay, decay != 0, False, 1000),
+                *(has_masters, False, False),
+            )
+
+    return step
+
+
+def _torch(tensors: Tensors) -> Callable[[], None]:
+    """With master weights: what is done in torch, whose fused AdamW keeps one dtype."""
+    import torch
+
+    params, grads = tensors["param"], tensors["grad"]
+    weights = tensors.get("master", params)
+    groups = [
+        {"params": [each for each in weights if _decay(each.shape) == decay], "weight_decay": decay}
+        for decay in (_WEIGHT_DECAY, 0.0)
+    ]
+    optimizer = torch.optim.AdamW(
+        groups, lr=_LEARNING_RATE, betas=(_BETA1, _BETA2), eps=_EPSILON, fused=True
+    )
+    for weight, m, v in zip(weights, tensors["moment1"], tensors["moment2"]):
+        done = torch.tensor(_NUMBER - 1.0, device=weight.device)
+        optimizer.state[weight] = {"step": done, "exp_avg": m, "exp_avg_sq": v}
+
+    def step() -> None:
+        for weight, grad in zip(weights, grads):
+            weight.grad = grad.to(weight.dtype)  # itself, if it is of that dtype
+        optimizer.step()
+        if weights is not params:
+            torch._foreach_copy_(params, weights)
+
+    return step
+
+
+def _inputs(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Inputs:
+    arrays = {
+        "param": normal(rng, *shape),
+        "grad": normal(rng, *shape),
+        "moment1": normal(rng, *shape),
+        "moment2": rng.random(shape, dtype=np.float32),
+    }
+    return arrays if dtype == "float32" else {**arrays, "master": arrays["param"]}
+
+
+def _reference(inputs: Inputs, shape: tuple[int, ...]) -> Inputs:
+    """The formula of ``ops.adamw_``."""
+    moment1 = _BETA1 * inputs["moment1"] + (1 - _BETA1) * inputs["grad"]
+    moment2 = _BETA2 * inputs["moment2"] + (1 - _BETA2) * inputs["grad"] ** 2
+    denominator = np.sqrt(moment2 / (1 - _BETA2**_NUMBER)) + _EPSILON
+    weight = inputs.get("master", inputs["param"]) * (1 - _LEARNING_RATE * _decay(shape))
+    weight = weight - _LEARNING_RATE * (moment1 / (1 - _BETA1**_NUMBER)) / denominator
+    left = {"param": weight, "moment1": moment1, "moment2": moment2}
+    return {**left, "master": weight} if "master" in inputs else left
+
+
+def _shape(workload: Workload) -> UpdateShape:
+    shapes, what = parameter_shapes(workload.config), ""
+    if sum(map(math.prod, shapes.values())) > _LARGEST_MODEL:
+        shapes = {name: each for name, each in shapes.items() if name.startswith(_ONE_LAYER)}
+        what = ", one layer"
+    size = sum(map(math.prod, shapes.values()))
+    return UpdateShape(
+        f"{workload.name}{what}: {len(shapes)} tensors, {size / 1e6:.1f} M",
+        tuple(shapes.values()),
+        Work(other_bytes=_BYTES_PER_PARAMETER * size),
+    )
+
+
+def operators(workloads: Sequence[Workload]) -> list[Update]:
+    # Training on CPUs keeps float32 parameters; Paddle's operator takes no others there.
+    on_gpu = paddle.device.get_device().startswith("gpu")
+    dtypes = ("float32", "bfloat16") if on_gpu else ("float32",)
+    return [
+        Update(
+            name="adamw",
+            counted=f"{_BYTES_PER_PARAMETER} bytes per parameter. float32: a step reads weight, "
+            "gradient and both moments, and writes all but the gradient. bfloat16: it reads "
+            "gradient, float32 master weight and moments, and writes these and the parameter",
+            inputs=_inputs,
+            rounded=("param", "grad"),
+            reference=_reference,
+            contenders=(
+                Contender(OURS, "paddle", _ours, dtypes),
+                Contender("Paddle, each tensor", "paddle", _paddle, dtypes),
+                Contender("torch, fused", "torch", _torch, dtypes),
+            ),
+            shapes=tuple(_shape(workload) for workload in workloads),
+        )
+    ]

@@ -1,0 +1,116 @@
+"""cross_entropy and linear_cross_entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import paddle
+import paddle.nn.functional as F
+
+from pypkg import ops
+from pypkg.bench.ops.case import (
+    COMPOSITION,
+    OURS,
+    PADDLE,
+    TORCH,
+    Contender,
+    Operator,
+    Shape,
+    Work,
+    Workload,
+    normal,
+)
+
+# A weight of this many values makes the products slow enough: fewer rows are timed then.
+_LARGE_WEIGHT = 2**26
+_FEW_ROWS = 128
+
+
+def _paddle(logits, labels):
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def _torch(logits, labels):
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(logits, labels, reduction="none")
+
+
+def _paddle_linear(hidden, weight, labels):
+    return F.cross_entropy(paddle.matmul(hidden, weight, transpose_y=True), labels)
+
+
+def _torch_linear(hidden, weight, labels):
+    from torch.nn.functional import cross_entropy, linear
+
+    return cross_entropy(linear(hidden, weight), labels)
+
+
+def _shape(workload: Workload) -> Shape:
+    rows, vocab = workload.tokens, workload.config.vocab_size
+
+    def inputs(rng):
+        return {"logits": normal(rng, rows, vocab), "labels": rng.integers(0, vocab, rows)}
+
+    return Shape(
+        f"{workload.name}: [{rows}, {vocab}]",
+        inputs,
+        forward=Work(elements=rows * vocab, other_bytes=rows * (8 + 4)),
+        backward=Work(elements=2 * rows * vocab, other_bytes=rows * (8 + 4)),
+    )
+
+
+def _linear_shape(workload: Workload) -> Shape:
+    vocab, width = workload.config.vocab_size, workload.config.hidden_size
+    rows = workload.tokens if vocab * width < _LARGE_WEIGHT else min(workload.tokens, _FEW_ROWS)
+
+    def inputs(rng):
+        return {
+            "hidden": normal(rng, rows, width),
+            "weight": normal(rng, vocab, width, scale=width**-0.5),
+            "labels": rng.integers(0, vocab, rows),
+        }
+
+    product = 2 * rows * vocab * width
+    return Shape(
+        f"{workload.name}: [{rows}, {width}] x [{width}, {vocab}]",
+        inputs,
+        forward=Work(flops=product),
+        backward=Work(flops=2 * product),
+    )
+
+
+def operators(workloads: Sequence[Workload]) -> list[Operator]:
+    return [
+        Operator(
+            name="cross_entropy",
+            counted="forward reads logits and labels, writes the loss of each row; backward reads "
+            "logits, labels and loss gradients, writes the logits' gradient",
+            bound="memory",
+            gradients=("logits",),
+            reference=ops.cross_entropy_reference,
+            contenders=(
+                Contender(OURS, "paddle", ops.cross_entropy),
+                Contender(COMPOSITION, "paddle", ops.cross_entropy_reference),
+                Contender(PADDLE, "paddle", _paddle, dtypes=("float32",)),
+                Contender(TORCH, "torch", _torch),
+            ),
+            shapes=tuple(_shape(workload) for workload in workloads),
+            overwritten=("logits",),
+        ),
+        Operator(
+            name="linear_cross_entropy",
+            counted="forward one product of 2 x rows x hidden x vocabulary, backward two. pypkg "
+            "computes the gradients during forward, so the two passes are only compared together",
+            bound="compute",
+            gradients=("hidden", "weight"),
+            reference=ops.linear_cross_entropy_reference,
+            contenders=(
+                Contender(OURS, "paddle", ops.linear_cross_entropy, dtypes=("float32",)),
+                Contender(PADDLE, "paddle", _paddle_linear, dtypes=("float32",)),
+                Contender(TORCH, "torch", _torch_linear),
+            ),
+            shapes=tuple(_linear_shape(workload) for workload in workloads),
+            passes=("forward+backward",),
+        ),
+    ]

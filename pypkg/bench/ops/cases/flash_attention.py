@@ -1,0 +1,87 @@
+"""flash_attention, causal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import paddle.nn.functional as F
+
+from pypkg import ops
+from pypkg.bench.ops.case import (
+    COMPOSITION,
+    OURS,
+    PADDLE,
+    TORCH,
+    Contender,
+    Operator,
+    Shape,
+    Work,
+    Workload,
+    normal,
+)
+
+# Enough to keep every core busy; the Paddle contenders hold [sequence, sequence] for each.
+_MAX_HEADS = 8
+
+
+def _reference(q, k, v):
+    return ops.flash_attention_reference(q, k, v)[0]
+
+
+def _paddle(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def _torch(q, k, v):
+    from torch.nn.functional import scaled_dot_product_attention
+
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    return out.transpose(1, 2)
+
+
+def _shape(workload: Workload) -> Shape:
+    config = workload.config
+    batch, sequence, dim = workload.batch, workload.sequence, config.head_dim
+    heads = min(config.num_attention_heads, _MAX_HEADS)
+    heads_kv = heads * config.num_key_value_heads // config.num_attention_heads
+
+    def inputs(rng):
+        return {
+            "q": normal(rng, batch, sequence, heads, dim),
+            "k": normal(rng, batch, sequence, heads_kv, dim),
+            "v": normal(rng, batch, sequence, heads_kv, dim),
+        }
+
+    forward = 4 * batch * heads * sequence**2 * dim // 2
+    return Shape(
+        f"{workload.name}: [{batch}, {sequence}, {heads}, {dim}]",
+        inputs,
+        forward=Work(flops=forward),
+        backward=Work(flops=5 * forward // 2),
+    )
+
+
+def operators(workloads: Sequence[Workload]) -> list[Operator]:
+    return [
+        Operator(
+            name="flash_attention",
+            counted="forward 4 x batch x heads x sequence^2 x head_dim / 2 (two products, half of "
+            "them hidden by the causal mask); backward 2.5 times that (five products)",
+            bound="compute",
+            gradients=("q", "k", "v"),
+            reference=_reference,
+            contenders=(
+                Contender(OURS, "paddle", ops.flash_attention),
+                Contender(COMPOSITION, "paddle", _reference),
+                Contender(PADDLE, "paddle", _paddle, dtypes=("float32",)),
+                Contender(TORCH, "torch", _torch),
+            ),
+            shapes=tuple(_shape(workload) for workload in workloads),
+            # Backward subtracts sum(dout * out) with out as it was rounded. For a query whose
+            # weight lies on one key the exact gradient is near 0, and that rounding remains;
+            # torch's error is the same.
+            bfloat16_tolerance=2.0**-3,
+        )
+    ]

@@ -1,0 +1,78 @@
+"""swiglu and geglu on packed input, as the decoder uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import paddle.nn.functional as F
+
+from pypkg import ops
+from pypkg.bench.ops.case import (
+    COMPOSITION,
+    OURS,
+    PADDLE,
+    TORCH,
+    Contender,
+    Operator,
+    Shape,
+    Work,
+    Workload,
+    normal,
+)
+
+_COUNTED = (
+    "forward reads gate and up, writes their product; backward reads its gradient, gate and up, "
+    "writes the gradients of both"
+)
+
+
+def _reference(activation: str):
+    return lambda gate: ops.gated_activation_reference(gate, activation=activation)
+
+
+def _torch(activation: str):
+    def run(gate):
+        from torch.nn import functional
+
+        gate, up = gate.chunk(2, dim=-1)
+        return getattr(functional, activation)(gate) * up
+
+    return run
+
+
+def _shape(workload: Workload) -> Shape:
+    rows, ffn = workload.tokens, workload.config.intermediate_size
+    return Shape(
+        f"{workload.name}: [{rows}, 2 x {ffn}]",
+        lambda rng: {"gate": normal(rng, rows, 2 * ffn)},
+        forward=Work(elements=3 * rows * ffn),
+        backward=Work(elements=5 * rows * ffn),
+    )
+
+
+def _operator(
+    name: str, activation: str, shapes: tuple[Shape, ...], *others: Contender
+) -> Operator:
+    return Operator(
+        name=name,
+        counted=_COUNTED,
+        bound="memory",
+        gradients=("gate",),
+        reference=_reference(activation),
+        contenders=(
+            Contender(OURS, "paddle", getattr(ops, name)),
+            Contender(COMPOSITION, "paddle", _reference(activation)),
+            *others,
+            Contender(TORCH, "torch", _torch(activation)),
+        ),
+        shapes=shapes,
+    )
+
+
+def operators(workloads: Sequence[Workload]) -> list[Operator]:
+    shapes = tuple(_shape(workload) for workload in workloads)
+    paddle = Contender(PADDLE, "paddle", lambda gate: F.swiglu(gate), dtypes=("float32",))
+    return [
+        _operator("swiglu", "silu", shapes, paddle),
+        _operator("geglu", "gelu", shapes),
+    ]

@@ -1,0 +1,120 @@
+"""matmul of float32 tensors under bfloat16 products, at the layers of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import paddle
+
+from pypkg import _native, ops
+from pypkg.bench.ops.case import (
+    OURS,
+    PADDLE,
+    TORCH,
+    Contender,
+    Operator,
+    Shape,
+    Work,
+    Workload,
+    normal,
+)
+
+# A product takes rows x weight operations: beyond so many weights a layer is left out, and from
+# so many on fewer rows are timed.
+_LARGEST_WEIGHT, _LARGE_WEIGHT = 2**25, 2**24
+_FEW_ROWS = 256
+
+
+def _ours(x, y):
+    ops.set_matmul_precision("bfloat16")
+    try:
+        return ops.matmul(x, y)
+    finally:
+        ops.set_matmul_precision("float32")
+
+
+def _torch(x, y):
+    return x @ y
+
+
+def _torch_autocast(x, y):
+    import torch
+
+    with torch.autocast("cpu", torch.bfloat16):
+        return x @ y
+
+
+def _layers(workload: Workload) -> dict[str, tuple[int, int]]:
+    """The products of a decoder layer: name, and inputs and outputs of the weight."""
+    config = workload.config
+    hidden, ffn = config.hidden_size, config.intermediate_size
+    heads = config.num_attention_heads, config.num_key_value_heads
+    attention = heads[0] * config.head_dim
+    return {
+        "qkv_proj": (hidden, attention + 2 * heads[1] * config.head_dim),
+        "o_proj": (attention, hidden),
+        "gate_up_proj": (hidden, 2 * ffn),
+        "down_proj": (ffn, hidden),
+    }
+
+
+def _shapes(workload: Workload) -> list[Shape]:
+    found = []
+    for layer, (width, out) in _layers(workload).items():
+        if width * out > _LARGEST_WEIGHT:
+            continue
+        few = width * out >= _LARGE_WEIGHT
+        rows = min(workload.tokens, _FEW_ROWS) if few else workload.tokens
+
+        def inputs(rng, rows=rows, width=width, out=out):
+            return {
+                "x": normal(rng, rows, width),
+                "y": normal(rng, width, out, scale=width**-0.5),
+            }
+
+        product = 2 * rows * width * out
+        found.append(
+            Shape(
+                f"{workload.name}, {layer}: [{rows}, {width}] x [{width}, {out}]",
+                inputs,
+                forward=Work(flops=product),
+                backward=Work(flops=2 * product),
+            )
+        )
+    return found
+
+
+def operators(workloads: Sequence[Workload]) -> list[Operator]:
+    supported = _native.matmul_bfloat16_supported() and ops.backend() == "compiled"
+    return [
+        Operator(
+            name="matmul",
+            counted="forward one product of 2 x rows x inputs x outputs, backward two. Tensors "
+            "are float32; pypkg and torch's autocast round both operands to bfloat16 within the "
+            "time, `torch, bfloat16` is given bfloat16 tensors, weight gradient included. With "
+            "float32 products pypkg's matmul is Paddle's. The limit is that of float32 products",
+            bound="compute",
+            gradients=("x", "y"),
+            reference=paddle.matmul,
+            contenders=(
+                Contender(
+                    *(OURS, "paddle", _ours, ("float32",) if supported else ()),
+                    precision="bfloat16",
+                ),
+                Contender("pypkg, float32 products", "paddle", ops.matmul, ("float32",)),
+                Contender(PADDLE, "paddle", paddle.matmul, ("float32",)),
+                Contender(TORCH, "torch", _torch, ("float32",)),
+                Contender(
+                    "torch, bfloat16 autocast", "torch", _torch_autocast, ("float32",), "bfloat16"
+                ),
+                Contender("torch, bfloat16", "torch", _torch, ("float32",), "bfloat16", "bfloat16"),
+            ),
+            shapes=tuple(shape for workload in workloads for shape in _shapes(workload)),
+            notes=()
+            if supported
+            else (
+                "matmul was left out: products in bfloat16 need a processor with AVX512_BF16 and "
+                "the compiled operators",
+            ),
+        )
+    ]

@@ -1,0 +1,89 @@
+"""rms_norm, with and without the residual add."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pypkg import ops
+from pypkg.bench.ops.case import (
+    COMPOSITION,
+    OURS,
+    TORCH,
+    Contender,
+    Operator,
+    Shape,
+    Work,
+    Workload,
+    normal,
+)
+
+_EPSILON = 1e-6
+
+
+def _ours(x, weight, residual=None):
+    return ops.rms_norm(x, weight, _EPSILON, residual)
+
+
+def _reference(x, weight, residual=None):
+    return ops.rms_norm_reference(x, weight, _EPSILON, residual)
+
+
+def _torch(x, weight, residual=None):
+    from torch.nn.functional import rms_norm
+
+    if residual is None:
+        return rms_norm(x, weight.shape, weight, _EPSILON)
+    h = x + residual
+    return rms_norm(h, weight.shape, weight, _EPSILON), h
+
+
+# Paddle's own F.rms_norm and fused_rms_norm have no kernel with a gradient on CPU.
+_CONTENDERS = (
+    Contender(OURS, "paddle", _ours),
+    Contender(COMPOSITION, "paddle", _reference),
+    Contender(TORCH, "torch", _torch),
+)
+
+
+def _shape(workload: Workload, with_residual: bool) -> Shape:
+    rows, hidden = workload.tokens, workload.config.hidden_size
+
+    def inputs(rng):
+        arrays = {"x": normal(rng, rows, hidden), "weight": normal(rng, hidden)}
+        if with_residual:
+            arrays["residual"] = normal(rng, rows, hidden)
+        return arrays
+
+    moved = (4, 4) if with_residual else (2, 3)
+    return Shape(
+        f"{workload.name}: [{rows}, {hidden}]",
+        inputs,
+        forward=Work(elements=moved[0] * rows * hidden + hidden),
+        backward=Work(elements=moved[1] * rows * hidden + 2 * hidden),
+    )
+
+
+def operators(workloads: Sequence[Workload]) -> list[Operator]:
+    return [
+        Operator(
+            name="rms_norm",
+            counted="forward reads x and weight, writes y; backward reads x, dy and weight, "
+            "writes dx and dweight",
+            bound="memory",
+            gradients=("x", "weight"),
+            reference=_reference,
+            contenders=_CONTENDERS,
+            shapes=tuple(_shape(workload, False) for workload in workloads),
+        ),
+        Operator(
+            name="rms_norm+residual",
+            counted="forward reads x, residual and weight, writes y and x + residual; backward "
+            "reads x + residual, both output gradients and weight, writes one gradient for x and "
+            "residual alike, and dweight",
+            bound="memory",
+            gradients=("x", "weight", "residual"),
+            reference=_reference,
+            contenders=_CONTENDERS,
+            shapes=tuple(_shape(workload, True) for workload in workloads),
+        ),
+    ]

@@ -1,0 +1,79 @@
+"""rotary_embedding of queries and keys, half-split pairing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pypkg import ops
+from pypkg.bench.ops.case import (
+    COMPOSITION,
+    OURS,
+    TORCH,
+    Contender,
+    Operator,
+    Shape,
+    Work,
+    Workload,
+    normal,
+)
+
+
+def _torch(q, k, cos, sin):
+    import torch
+
+    # The tables in the dtype of q, as transformers has them: nothing is promoted to float32.
+    cos, sin = (table.to(q.dtype)[None, :, None, :] for table in (cos, sin))
+
+    def rotate(x):
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+    return rotate(q), rotate(k)
+
+
+def _shape(workload: Workload) -> Shape:
+    config = workload.config
+    batch, sequence, dim = workload.batch, workload.sequence, config.head_dim
+    heads = (config.num_attention_heads, config.num_key_value_heads)
+
+    def inputs(rng):
+        rates = config.rope_theta ** (-np.arange(0, dim, 2) / dim)
+        angles = np.outer(np.arange(sequence), rates)
+        return {
+            "q": normal(rng, batch, sequence, heads[0], dim),
+            "k": normal(rng, batch, sequence, heads[1], dim),
+            "cos": np.cos(angles).astype(np.float32),
+            "sin": np.sin(angles).astype(np.float32),
+        }
+
+    work = Work(
+        elements=2 * batch * sequence * sum(heads) * dim,
+        other_bytes=2 * sequence * (dim // 2) * 4,
+    )
+    return Shape(
+        f"{workload.name}: [{batch}, {sequence}, {heads[0]}+{heads[1]}, {dim}]",
+        inputs,
+        forward=work,
+        backward=work,
+    )
+
+
+def operators(workloads: Sequence[Workload]) -> list[Operator]:
+    return [
+        Operator(
+            name="rotary_embedding",
+            counted="either pass reads q and k (or their gradients) and the float32 tables, and "
+            "writes as much as it reads of q and k",
+            bound="memory",
+            gradients=("q", "k"),
+            reference=ops.rotary_embedding_reference,
+            contenders=(
+                Contender(OURS, "paddle", ops.rotary_embedding),
+                Contender(COMPOSITION, "paddle", ops.rotary_embedding_reference),
+                Contender(TORCH, "torch", _torch),
+            ),
+            shapes=tuple(_shape(workload) for workload in workloads),
+        )
+    ]

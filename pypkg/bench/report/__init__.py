@@ -1,0 +1,1 @@
+"""Results of benchmarks as pages: tables, pictures, one section per suite."""

@@ -1,0 +1,18 @@
+"""The sections of the report. A new kind of result is a module here and a line below.
+
+A module has a ``TITLE``, and ``render``, which makes the lines of a section from a result.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from pypkg.bench.report.sections import data_index, data_loading, operators, preprocess, train_step
+
+SECTIONS: dict[str, ModuleType] = {
+    "ops": operators,
+    "train-step": train_step,
+    "preprocess": preprocess,
+    "data-index": data_index,
+    "data-loading": data_loading,
+}

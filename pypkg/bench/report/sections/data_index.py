@@ -1,0 +1,37 @@
+"""The building of sample indices."""
+
+from __future__ import annotations
+
+from pypkg.bench.ops.case import OURS
+from pypkg.bench.report.result import Result
+from pypkg.bench.report.table import median_and_quartiles, table
+
+TITLE = "Sample indices"
+
+
+def render(result: Result) -> list[str]:
+    ours = {row["step"]: row["median"] for row in result["rows"] if row["contender"] == OURS}
+    body = [
+        [
+            row["step"],
+            row["work"],
+            row["contender"],
+            *median_and_quartiles(row, digits=3),
+            f"{row['median'] / ours[row['step']]:.2f}",
+            f"{row['map_bytes'] / 2**20:.0f}",
+            f"{row['peak_bytes'] / row['map_bytes']:.2f}",
+        ]
+        for row in result["rows"]
+    ]
+    head = ["step", "work", "contender", "s", "quartiles", "vs ours", "MiB", "peak"]
+    peers = ", ".join(f"{name} {version}" for name, version in result["peers"].items())
+    return [
+        f"- {result['documents']:,} documents of {result['mean_tokens']} tokens in the mean, "
+        "exponentially distributed, in memory; one thread",
+        f"- peers: {peers or 'none'}; PaddleNLP and Megatron-LM shuffle with NumPy",
+        "- Before they are timed, all contenders build the same maps, bit for bit",
+        "- `vs ours`: time divided by ours; `MiB`: the maps that a step builds; `peak`: by how "
+        "much the process grew, divided by that",
+        "",
+        *table(head, body, text_columns=3),
+    ]

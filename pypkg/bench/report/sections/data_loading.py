@@ -1,0 +1,42 @@
+"""The way from tokens to batches."""
+
+from __future__ import annotations
+
+from pypkg.bench.report.result import Result
+from pypkg.bench.report.table import milliseconds, table
+
+TITLE = "Tokens to batches"
+
+
+def render(result: Result) -> list[str]:
+    rows = result["rows"]
+    ours = rows[0]["samples_per_second"]
+    reads = [
+        [
+            row["contender"],
+            f"{row['samples_per_second'] / 1e6:.3f}",
+            f"{ours / row['samples_per_second']:.2f}",
+        ]
+        for row in rows
+    ]
+    waits = [
+        [
+            row["objective"],
+            str(row["threads"]),
+            milliseconds(1e3 * row["mean"]),
+            milliseconds(1e3 * row["largest"]),
+        ]
+        for row in result["waits"]
+    ]
+    return [
+        f"- {result['workload']}",
+        "- `NumPy, sample by sample` puts a sample together from the same index maps as "
+        "Megatron-LM and PaddleNLP do; `one slice` ignores documents and their order",
+        "",
+        *table(["contender", "M samples/s", "pypkg / this"], reads, text_columns=1),
+        "",
+        f"A loop that takes {result['tokens_per_second']:,} tokens a second in micro batches, with "
+        "matrix products on every core in between, waits so long for one:",
+        "",
+        *table(["objective", "threads", "mean ms", "longest ms"], waits, text_columns=1),
+    ]

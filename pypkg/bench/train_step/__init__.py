@@ -1,0 +1,1 @@
+"""Benchmark of the whole training step beside other frameworks."""

@@ -1,0 +1,188 @@
+"""``python -m pypkg.bench train-step``: a training step on CPU, each contender in its own process.
+
+The processes stay alive and take turns step by step, so that a slow moment of the machine hits all
+of them; their threads and allocator are their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from pypkg.bench.ops.case import BenchmarkError
+from pypkg.bench.ops.limits import MATMUL_SIZE
+from pypkg.bench.timing import interleave, summarize
+from pypkg.bench.train_step.baselines import Contender, choose_contenders
+from pypkg.errors import UserError
+from pypkg.models.architecture.registry import load_config
+
+logger = logging.getLogger("pypkg")
+
+_WORKER = Path(__file__).with_name("worker.py")
+# Longer than Intel's OpenMP runtime lets its workers spin after the last parallel region.
+_PAUSE = 0.3
+_RANDOM_LOSS_TOLERANCE = 0.5  # to ln(vocabulary): the logits of random weights are not quite 0
+# Between contenders; products in bfloat16 are among them.
+_FIRST_LOSS_TOLERANCE, _LAST_LOSS_TOLERANCE = 0.02, 0.2
+
+
+def run_train_step(options: argparse.Namespace) -> dict[str, Any]:
+    """The measurements that the command line asks for; imports no framework.
+
+    Raises:
+        UserError: an unknown model or contender, a sequence that the model cannot take, or an
+            interpreter without PaddleNLP.
+        BenchmarkError: a contender failed, or its losses are not those of the others.
+    """
+    config = load_config(options.config)
+    if options.seq > config.max_position_embeddings:
+        raise UserError(
+            f"--seq {options.seq} exceeds max_position_embeddings "
+            f"({config.max_position_embeddings}) of {options.config}"
+        )
+    contenders, notes = choose_contenders(options)
+    task = {name: getattr(options, name) for name in ("config", "batch", "seq", "threads")}
+    expected = math.log(config.vocab_size)
+    first_losses, samples, (rate, source) = _train(contenders, task, options.steps, expected)
+    tokens = options.batch * options.seq
+    rows = [
+        {
+            "contender": name,
+            **asdict(summarize([each["seconds"] for each in steps])),
+            "tokens_per_step": tokens,
+            "flops_per_step": tokens * config.flops_per_token(options.seq),
+            "peak_rss_bytes": steps[-1]["peak_rss_bytes"],
+            "first_loss": first_losses[name],
+            "last_loss": steps[-1]["loss"],
+        }
+        for name, steps in samples.items()
+    ]
+    last_losses = {row["contender"]: row["last_loss"] for row in rows}
+    check_same_loss("last", last_losses, _LAST_LOSS_TOLERANCE)
+    return {
+        "kind": "train-step",
+        "device": "cpu",
+        "workload": f"{options.config}: {config.num_parameters() / 1e6:.1f} M parameters, "
+        f"{options.batch} x {options.seq} tokens, one warm-up step and {options.steps} timed",
+        "matmul_rate": rate,
+        "matmul_source": f"{MATMUL_SIZE} x {MATMUL_SIZE}, in the process of {source}",
+        "notes": notes,
+        "rows": rows,
+    }
+
+
+def _train(
+    contenders: Sequence[Contender], task: Mapping[str, Any], steps: int, expected: float
+) -> tuple[dict[str, float], dict[str, list[dict[str, float]]], tuple[float, str]]:
+    """Losses of the untimed first step, the timed steps, and the best matrix product rate."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        task = {**task, "folder": folder}
+        logger.info("making the weights that all begin with")
+        with start_worker(Contender("pypkg (weights)", "make_weights"), task) as maker:
+            rates = [(maker.matmul_rate, "pypkg")]
+        workers = {}
+        for contender in contenders:
+            logger.info("starting %s", contender.name)
+            workers[contender.name] = stack.enter_context(start_worker(contender, task))
+        runs = {name: each.step for name, each in workers.items()}
+        warm_up = interleave(runs, 1, _PAUSE)
+        first_losses = {name: result["loss"] for name, (result,) in warm_up.items()}
+        check_first_losses(first_losses, expected)
+        logger.info("timing %d steps each, in turns", steps)
+        samples = interleave(runs, steps, _PAUSE)
+        rates += [(each.matmul_rate, name) for name, each in workers.items()]
+    return first_losses, samples, max(rates)
+
+
+class Worker:
+    """The parent's end of a process that trains."""
+
+    def __init__(self, name: str, process: subprocess.Popen, log: IO[str]) -> None:
+        self._name = name
+        self._process = process
+        self._log = log
+        self.matmul_rate: float = self._receive()["matmul_rate"]
+
+    def step(self) -> dict[str, float]:
+        """Trains one step; its loss, seconds and peak_rss_bytes so far."""
+        try:
+            self._process.stdin.write("step\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # _receive tells why
+        return self._receive()
+
+    def _receive(self) -> dict[str, float]:
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        self._process.wait()
+        self._log.seek(0)
+        said = "\n".join(self._log.read().splitlines()[-15:])
+        raise BenchmarkError(
+            f"{self._name} failed with exit code {self._process.returncode}:\n{said}"
+        )
+
+
+@contextlib.contextmanager
+def start_worker(contender: Contender, task: Mapping[str, Any]) -> Iterator[Worker]:
+    """A process that is ready to train; it ends with the context.
+
+    Raises:
+        BenchmarkError: it failed while starting, with what it said.
+    """
+    command = [sys.executable, "-m", "pypkg.bench.train_step.worker"]
+    if contender.python:
+        command = [contender.python, str(_WORKER)]
+    spec = {**task, "stack": contender.stack, "autocast": contender.autocast}
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [*command, json.dumps(spec)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, **contender.environment},
+            text=True,
+        )
+        try:
+            yield Worker(contender.name, process, log)
+        finally:
+            process.stdin.close()  # the end of its input ends the worker
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def check_first_losses(losses: Mapping[str, float], expected: float) -> None:
+    """Raises BenchmarkError unless all losses are about ``expected``, and the same."""
+    for name, loss in losses.items():
+        if not abs(loss - expected) <= _RANDOM_LOSS_TOLERANCE:
+            raise BenchmarkError(
+                f"{name}: the loss of random weights is {loss:.4f}, but ln(vocab_size) is "
+                f"{expected:.4f}"
+            )
+    check_same_loss("first", losses, _FIRST_LOSS_TOLERANCE)
+
+
+def check_same_loss(which: str, losses: Mapping[str, float], tolerance: float) -> None:
+    """Raises BenchmarkError unless all are within ``tolerance`` of that of the first contender."""
+    first = next(iter(losses))
+    for name, loss in losses.items():
+        if not abs(loss - losses[first]) <= tolerance:
+            raise BenchmarkError(
+                f"the {which} loss of {name} is {loss:.4f}, but that of {first} is "
+                f"{losses[first]:.4f}: they do not train the same"
+            )

@@ -1,0 +1,185 @@
+"""A process of ``train-step``: builds one contender and trains a step for each line it reads.
+
+The Python of PaddleNLP's environment runs this file by its path and has no pypkg.
+
+
+Protocol: the argument is a JSON object; standard output carries one JSON object per line, first the
+rate of a matrix product, then the result of each step. The end of standard input is the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+Step = Callable[[], float]
+
+_NOT_MEASURED = 0.0  # the limit is the fastest product of all processes
+_LEARNING_RATE, _BETAS, _EPSILON, _WEIGHT_DECAY, _MAX_NORM = 1e-3, (0.9, 0.95), 1e-8, 0.1, 1.0
+
+
+def make_weights(task: Mapping[str, Any]) -> tuple[float, Step]:
+    """Writes the random weights that every contender begins with."""
+    _start_paddle(task)
+    from pypkg.bench.ops.frameworks import PaddleFramework
+    from pypkg.bench.ops.limits import matmul_rate
+    from pypkg.models import from_config, save_pretrained
+    from pypkg.models.architecture.registry import load_config
+
+    model = from_config(load_config(task["config"]), seed=0)
+    save_pretrained(model, task["folder"])
+    return matmul_rate(PaddleFramework()), _no_step
+
+
+def train_pypkg(task: Mapping[str, Any]) -> tuple[float, Step]:
+    """Our model and optimizer, as the trainer uses them."""
+    _start_paddle(task)
+    import paddle
+
+    from pypkg import ops
+    from pypkg.bench.ops.frameworks import PaddleFramework
+    from pypkg.bench.ops.limits import matmul_rate
+    from pypkg.models import from_pretrained
+    from pypkg.parallel import mesh
+    from pypkg.parallel.optimizer.step import UpdateOptions, make_updater
+
+    rate = matmul_rate(PaddleFramework())
+    if task["autocast"]:
+        ops.set_matmul_precision("bfloat16")
+    model = from_pretrained(task["folder"])
+    model.train()
+    options = UpdateOptions(*_BETAS, _EPSILON, _WEIGHT_DECAY, _MAX_NORM)
+    updater = make_updater(model, options, mesh.current())
+    input_ids, labels = (paddle.to_tensor(each) for each in _batch(task, model.config.vocab_size))
+
+    def step() -> float:
+        loss = updater.loss(input_ids=input_ids, labels=labels)
+        loss.backward()
+        updater.step(_LEARNING_RATE)
+        return loss.item()
+
+    return rate, step
+
+
+def train_transformers(task: Mapping[str, Any]) -> tuple[float, Step]:
+    """The model of transformers with SDPA, and torch's fused AdamW."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from pypkg.bench.ops.frameworks import TorchFramework
+    from pypkg.bench.ops.limits import matmul_rate
+
+    rate = matmul_rate(TorchFramework(task["threads"]))
+    model = AutoModelForCausalLM.from_pretrained(
+        task["folder"], dtype=torch.float32, attn_implementation="sdpa"
+    )
+    model.train()
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": _WEIGHT_DECAY},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=_LEARNING_RATE, betas=_BETAS, eps=_EPSILON, fused=True)
+    batch = _batch(task, model.config.vocab_size)
+    input_ids, labels = (torch.from_numpy(each) for each in batch)
+
+    def step() -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=task["autocast"]):
+            # shift_labels: the labels are those of the next tokens already.
+            loss = model(input_ids, labels=labels, shift_labels=labels, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, _MAX_NORM)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return rate, step
+
+
+def train_paddlenlp(task: Mapping[str, Any]) -> tuple[float, Step]:
+    """The model of PaddleNLP and its Trainer, called as its loop over batches calls it."""
+    import paddle
+    from paddlenlp.trainer import Trainer, TrainingArguments
+    from paddlenlp.transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        task["folder"], dtype="float32", convert_from_torch=True
+    )
+    arguments = TrainingArguments(
+        output_dir=task["folder"],
+        device="cpu",
+        learning_rate=_LEARNING_RATE,
+        lr_scheduler_type="constant",
+        adam_beta1=_BETAS[0],
+        adam_beta2=_BETAS[1],
+        adam_epsilon=_EPSILON,
+        weight_decay=_WEIGHT_DECAY,
+        max_grad_norm=_MAX_NORM,
+    )
+    trainer = Trainer(model=model, args=arguments)
+    trainer.create_optimizer_and_scheduler(num_training_steps=1)  # a constant rate has no end
+    batch = _batch(task, model.config.vocab_size)
+    inputs = dict(zip(("input_ids", "labels"), (paddle.to_tensor(each) for each in batch)))
+
+    def step() -> float:
+        loss = trainer.training_step(model, inputs)
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+        trainer.optimizer.clear_grad()
+        return loss.item()
+
+    return _NOT_MEASURED, step
+
+
+_STACKS = {
+    "make_weights": make_weights,
+    "pypkg": train_pypkg,
+    "transformers": train_transformers,
+    "paddlenlp": train_paddlenlp,
+}
+
+
+def _start_paddle(task: Mapping[str, Any]) -> None:
+    from pypkg.threads import configure_cpu, import_paddle
+
+    configure_cpu(task["threads"])
+    import_paddle()
+
+
+def _batch(task: Mapping[str, Any], vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    tokens = np.random.default_rng(0).integers(0, vocab_size, (task["batch"], task["seq"] + 1))
+    return np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
+
+
+def _no_step() -> float:
+    raise RuntimeError("this process does not train")
+
+
+def main(argument: str) -> None:
+    # Whatever a framework prints must not get between the lines of the protocol.
+    with os.fdopen(os.dup(1), "w", buffering=1) as answers:
+        os.dup2(2, 1)
+        task = json.loads(argument)
+        rate, step = _STACKS[task["stack"]](task)
+        print(json.dumps({"matmul_rate": rate}), file=answers)
+        for _ in sys.stdin:
+            start = time.perf_counter()
+            loss = step()
+            seconds = time.perf_counter() - start
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            answer = {"loss": loss, "seconds": seconds, "peak_rss_bytes": peak}
+            print(json.dumps(answer), file=answers)
+
+
+if __name__ == "__main__":
+    # Run by its path, this folder comes first and would hide packages of the names in it.
+    folder = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [each for each in sys.path if os.path.abspath(each) != folder]
+    main(sys.argv[1])

@@ -1,0 +1,133 @@
+"""Several datasets drawn from by weight, in the order of Megatron-LM and PaddleNLP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from pypkg import _native
+from pypkg.data.corpus.reader import IndexedDataset
+from pypkg.data.datasets.base import Dataset
+from pypkg.data.index.cache import IndexCache
+from pypkg.errors import UserError
+
+MAX_DATASETS = np.iinfo(np.int16).max
+
+
+def parse_blend(data_prefix: Sequence[str]) -> tuple[list[float], list[str]]:
+    """Weights, adding up to 1, and prefixes of ``["0.3", "path a", "0.7", "path b"]``.
+
+    Raises:
+        UserError: the list is not made of pairs, or a weight is no positive number.
+    """
+    form = "expected weight and prefix in turn, such as 0.3 data/a 0.7 data/b"
+    if len(data_prefix) % 2 or not data_prefix:
+        raise UserError(f"the blend {' '.join(data_prefix)!r} has {len(data_prefix)} parts; {form}")
+    if len(data_prefix) // 2 > MAX_DATASETS:
+        raise UserError(
+            f"a blend of {len(data_prefix) // 2} datasets; at most {MAX_DATASETS} are possible. "
+            "Merge some of them"
+        )
+    weights = []
+    for text in data_prefix[::2]:
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = math.nan
+        if not 0 < weight < math.inf:
+            raise UserError(f"the blend has '{text}' where a positive weight should be; {form}")
+        weights.append(weight)
+    return _normalised(weights), [prefix.strip() for prefix in data_prefix[1::2]]
+
+
+def blend_weights(
+    corpora: Sequence[IndexedDataset], given: Sequence[float], blend_by: str, temperature: float
+) -> list[float]:
+    """The weights of a blend, adding up to 1.
+
+    Args:
+        given: weights by hand.
+        blend_by: "weights", the given ones; "size", proportional to the tokens of the corpora;
+            "temperature", proportional to tokens ** (1 / temperature), which favours small
+            corpora (Raffel et al., 2020, "Exploring the Limits of Transfer Learning", section
+            3.5.2, temperature-scaled mixing).
+    """
+    if blend_by == "weights":
+        return list(given)
+    power = 1.0 if blend_by == "size" else 1.0 / temperature
+    return _normalised([corpus.num_tokens**power for corpus in corpora])
+
+
+def member_samples(weights: Sequence[float], num_samples: int) -> list[int]:
+    """Samples that each member is built with: its share, half a percent and 20 more."""
+    return [math.ceil(num_samples * weight * 1.005) + 20 for weight in weights]
+
+
+class BlendedDataset(Dataset):
+    """``size`` samples of ``datasets``, at each step of the one that lags its weight the most.
+
+    Attributes:
+        dataset_index: int16 [size], the member that gives sample i.
+        dataset_sample_index: int64 [size], which of the member's samples that is.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        weights: Sequence[float],
+        size: int,
+        cache: IndexCache | None = None,
+    ) -> None:
+        self.datasets = list(datasets)
+        self.seq_length = datasets[0].seq_length
+        self.corpora = [corpus for dataset in datasets for corpus in dataset.corpora]
+        shares = np.array(weights, np.float64)
+        shares /= shares.sum()
+        build = partial(_native.build_blending_indices, shares, size)
+        self.dataset_index, self.dataset_sample_index = (
+            build() if cache is None else cache.blending_indices(shares, size, build)
+        )
+
+    def __len__(self) -> int:
+        return len(self.dataset_index)
+
+    def read_into(
+        self,
+        samples: np.ndarray,
+        out: np.ndarray,
+        rows: np.ndarray,
+        document_starts: np.ndarray | None = None,
+        loss_mask: np.ndarray | None = None,
+    ) -> None:
+        members = self.dataset_index[samples]
+        numbers = self.dataset_sample_index[samples]
+        for member in np.unique(members):
+            own = members == member
+            self.datasets[member].read_into(
+                numbers[own], out, rows[own], document_starts, loss_mask
+            )
+
+    def document_at(self, sample: int, offset: int) -> tuple[IndexedDataset, int]:
+        member = self.datasets[self.dataset_index[sample]]
+        return member.document_at(int(self.dataset_sample_index[sample]), offset)
+
+    def sources(self, samples: np.ndarray) -> np.ndarray:
+        return self.dataset_index[samples].astype(np.int64)
+
+    def drawn(self, count: int) -> list[int]:
+        given = np.bincount(self.dataset_index[:count], minlength=len(self.datasets))
+        return [dataset.drawn(number)[0] for dataset, number in zip(self.datasets, given.tolist())]
+
+
+def share_weights(weights: Sequence[float], present: Sequence[bool]) -> list[float]:
+    """Weights of the members that are present, adding up to 1; unchanged where all are."""
+    kept = [weight for weight, there in zip(weights, present) if there]
+    return kept if all(present) else _normalised(kept)
+
+
+def _normalised(weights: Sequence[float]) -> list[float]:
+    total = sum(weights)
+    return [weight / total for weight in weights]

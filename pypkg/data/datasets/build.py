@@ -1,0 +1,257 @@
+"""From names of files to the train, valid and test datasets."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pypkg.data.corpus.reader import IndexedDataset
+from pypkg.data.datasets.base import Dataset
+from pypkg.data.datasets.blend import (
+    BlendedDataset,
+    blend_weights,
+    member_samples,
+    parse_blend,
+    share_weights,
+)
+from pypkg.data.datasets.concat import ChainedDataset, LaterDataset
+from pypkg.data.datasets.gpt import GPTDataset
+from pypkg.data.datasets.order import CorpusOrder, SampleOrder, corpus_order
+from pypkg.data.index.cache import IndexCache
+from pypkg.data.index.maps import split_boundaries
+from pypkg.errors import UserError
+
+logger = logging.getLogger("pypkg")
+
+SPLITS = ("train", "valid", "test")
+_INDEX_SUFFIXES = (".idx", "_idx.npz", "_ids.npz")
+_SUFFIXES = (*_INDEX_SUFFIXES, ".bin", "_ids.npy")
+
+
+def resolve_input_dir(input_dir: str, weighted: bool = True) -> list[str]:
+    """The ``data_prefix`` list that the setting ``input_dir`` stands for.
+
+    Args:
+        input_dir: a folder, of which every corpus in it gets the weight 1; the prefix of one
+            corpus; or weights and prefixes in turn, ``"0.3 data/a 0.7 data/b"``, in which a prefix
+            with spaces stands in quotes.
+        weighted: False where the weights come from elsewhere: then a list holds prefixes alone,
+            ``"data/a data/b"``, which get the weight 1.
+
+    Raises:
+        UserError: there is nothing of this kind.
+    """
+    if os.path.isdir(input_dir):
+        prefixes = _prefixes_in(input_dir)
+        if not prefixes:
+            raise UserError(
+                f"input_dir {input_dir} has no file named *.idx, *_idx.npz or *_ids.npz; make one "
+                "with python -m pypkg.preprocess"
+            )
+        if len(prefixes) == 1:
+            return prefixes
+        return _equal_weights(prefixes)
+    prefix = _without_suffix(input_dir)
+    if any(os.path.exists(prefix + suffix) for suffix in _INDEX_SUFFIXES):
+        return [prefix]
+    try:
+        parts = shlex.split(input_dir)
+    except ValueError:  # a quote without its partner
+        parts = []
+    if len(parts) < 2:
+        raise UserError(
+            f"input_dir is '{input_dir}', where there is neither a folder nor {prefix}.idx nor "
+            f"{prefix}_idx.npz; expected a folder, the path of a corpus without .bin/.idx, or "
+            "weights and paths such as '0.3 data/a 0.7 data/b'"
+        )
+    if not weighted:
+        return _equal_weights([_without_suffix(part) for part in _without_weights(parts)])
+    return [part if number % 2 == 0 else _without_suffix(part) for number, part in enumerate(parts)]
+
+
+def _equal_weights(prefixes: Sequence[str]) -> list[str]:
+    return [part for prefix in prefixes for part in ("1.0", prefix)]
+
+
+def _without_weights(parts: Sequence[str]) -> Sequence[str]:
+    for part in parts:
+        try:
+            float(part)
+        except ValueError:
+            continue
+        raise UserError(
+            f"input_dir holds the weight {part}, but blend_by takes the weights from the sizes of "
+            "the corpora; leave the weights out, or set blend_by to 'weights'"
+        )
+    return parts
+
+
+@dataclass(frozen=True)
+class OrderOptions:
+    """How samples are chosen beyond what PaddleNLP knows.
+
+    Attributes:
+        kind: "run", PaddleNLP's order, or "epoch"; see the setting ``sample_order``.
+        blend_by, blend_temperature: as the settings; see ``blend.blend_weights``.
+        earlier: of the checkpoint that is resumed.
+        consumed: samples of the train split that had been drawn at that checkpoint.
+    """
+
+    kind: str = "run"
+    blend_by: str = "weights"
+    blend_temperature: float = 1.0
+    earlier: SampleOrder | None = None
+    consumed: int = 0
+
+
+def build_train_valid_test_datasets(
+    data_prefix: Sequence[str],
+    splits_string: str,
+    seq_length: int,
+    train_valid_test_num_samples: Sequence[int],
+    seed: int,
+    *,
+    data_cache: str | None = None,
+    share_folder: bool = False,
+) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
+    """The three datasets; the samples and their order are those of PaddleNLP.
+
+    Args:
+        data_prefix: ``["path"]``, or weights and paths in turn, ``["0.3", "path a", "0.7", ...]``.
+        splits_string: shares of train, valid and test, ``949,50,1``; documents in file order.
+        seq_length: tokens that the model sees; a sample has one more.
+        train_valid_test_num_samples: how many samples each is asked for; there may be more.
+        seed: of the order of documents and samples, for each dataset anew.
+        data_cache: a folder to keep the index maps in; None for ``index-cache`` beside the data.
+        share_folder: all machines of the run see the same folders, see :class:`IndexCache`.
+
+    Returns:
+        train, valid, test; None for one whose split holds no document or only empty ones.
+
+    Raises:
+        UserError: files, weights or split are wrong, or the train split is smaller than a sample.
+    """
+    cache = IndexCache(data_cache, share_folder)
+    return build_datasets(
+        data_prefix, splits_string, seq_length, train_valid_test_num_samples, seed, cache=cache
+    )[0]
+
+
+def build_datasets(
+    data_prefix: Sequence[str],
+    splits_string: str,
+    seq_length: int,
+    train_valid_test_num_samples: Sequence[int],
+    seed: int,
+    options: OrderOptions = OrderOptions(),
+    *,
+    cache: IndexCache | None = None,
+) -> tuple[tuple[Dataset | None, Dataset | None, Dataset | None], SampleOrder | None]:
+    """As :func:`build_train_valid_test_datasets`, and the order of the train split.
+
+    Args:
+        train_valid_test_num_samples: that of the train split counts from the beginning of the
+            run, also where it is resumed.
+        options: see there.
+        cache: where index maps are looked for and kept; None builds them in memory.
+    """
+    if seq_length < 1 or min(train_valid_test_num_samples) < 0:
+        raise UserError(
+            f"seq_length is {seq_length} and the numbers of samples are "
+            f"{list(train_valid_test_num_samples)}; expected at least 1 and no negative number"
+        )
+    blended = len(data_prefix) != 1
+    weights, prefixes = parse_blend(data_prefix) if blended else ([1.0], list(data_prefix))
+    corpora = [IndexedDataset(prefix) for prefix in prefixes]
+    if blended:
+        weights = blend_weights(corpora, weights, options.blend_by, options.blend_temperature)
+    bounds = [split_boundaries(splits_string, len(corpus)) for corpus in corpora]
+    datasets, orders = [], []
+    for split, name in enumerate(SPLITS):
+        ranges = [_Range(c, bound[split], bound[split + 1]) for c, bound in zip(corpora, bounds)]
+        present = [bool(np.any(r.corpus.sizes[r.first : r.end])) for r in ranges]
+        for part, there in zip(ranges, present):
+            if not there and any(present):
+                logger.warning("the %s split of %s is empty: left out", name, part.corpus.prefix)
+        if not any(present):
+            datasets.append(None)
+            orders.append(None)
+            continue
+        ranges = [part for part, there in zip(ranges, present) if there]
+        shares = share_weights(weights, present)
+        order = SampleOrder(
+            options.kind, splits_string, seq_length, seed, shares,
+            [corpus_order(r.corpus, r.first, r.end) for r in ranges],
+        )  # fmt: skip
+        if name == "train" and options.earlier is not None:
+            order.resume(options.earlier, options.consumed)
+        datasets.append(
+            _make_dataset(name, ranges, order, train_valid_test_num_samples[split], blended, cache)
+        )
+        orders.append(order)
+    return tuple(datasets), orders[0]
+
+
+@dataclass(frozen=True)
+class _Range:
+    """The sequences of a corpus that belong to a split."""
+
+    corpus: IndexedDataset
+    first: int
+    end: int
+
+
+def _make_dataset(
+    name: str,
+    ranges: Sequence[_Range],
+    order: SampleOrder,
+    num_samples: int,
+    blended: bool,
+    cache: IndexCache | None,
+) -> Dataset:
+    """The dataset of a split, of which ``num_samples`` are wanted from the beginning of the run."""
+    wanted = max(num_samples - order.start, 0)
+    counts = member_samples(order.weights, wanted) if blended else [wanted]
+    members: list[Dataset] = []
+    for part, corpus, count in zip(ranges, order.corpora, counts):
+        order.provide(corpus, corpus.first + count)
+        member = _make_member(name, part, corpus, order, cache)
+        members.append(LaterDataset(member, 0, corpus.first) if corpus.first else member)
+    dataset = BlendedDataset(members, order.weights, wanted, cache) if blended else members[0]
+    return LaterDataset(dataset, order.start, 0) if order.start else dataset
+
+
+def _make_member(
+    name: str, part: _Range, corpus: CorpusOrder, order: SampleOrder, cache: IndexCache | None
+) -> Dataset:
+    """The samples of one corpus."""
+    parts = [
+        GPTDataset(
+            name, part.corpus, part.first, part.end, num_samples, order.seq_length,
+            (order.seed + number) % 2**32, cache=cache, splits_string=order.split,
+        )
+        for number, num_samples in enumerate(corpus.parts)
+    ]  # fmt: skip
+    return parts[0] if len(parts) == 1 else ChainedDataset(parts)
+
+
+def _prefixes_in(folder: str) -> list[str]:
+    """Prefixes of the corpora in a folder, sorted."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"cannot list input_dir {folder}: {error.strerror}") from error
+    found = {_without_suffix(name) for name in names if name.endswith(_INDEX_SUFFIXES)}
+    return [os.path.join(folder, name) for name in sorted(found)]
+
+
+def _without_suffix(path: str) -> str:
+    for suffix in _SUFFIXES:
+        if path.endswith(suffix):
+            return path[: -len(suffix)]
+    return path

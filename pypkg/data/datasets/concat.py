@@ -1,0 +1,80 @@
+"""Datasets made of others: one after another, or from some sample on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pypkg.data.corpus.reader import IndexedDataset
+from pypkg.data.datasets.base import Dataset
+
+
+class ChainedDataset(Dataset):
+    """The samples of ``parts``, orders of the same corpus, one after another."""
+
+    def __init__(self, parts: Sequence[Dataset]) -> None:
+        self.parts = list(parts)
+        self.seq_length = parts[0].seq_length
+        self.corpora = parts[0].corpora
+        self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read_into(
+        self,
+        samples: np.ndarray,
+        out: np.ndarray,
+        rows: np.ndarray,
+        document_starts: np.ndarray | None = None,
+        loss_mask: np.ndarray | None = None,
+    ) -> None:
+        which = np.searchsorted(self._ends, samples, side="right")
+        for number in np.unique(which):
+            own = which == number
+            self.parts[number].read_into(
+                samples[own] - self._begin(number), out, rows[own], document_starts, loss_mask
+            )
+
+    def document_at(self, sample: int, offset: int) -> tuple[IndexedDataset, int]:
+        number = int(np.searchsorted(self._ends, sample, side="right"))
+        return self.parts[number].document_at(sample - self._begin(number), offset)
+
+    def _begin(self, part: int) -> int:
+        return int(self._ends[part]) - len(self.parts[part])
+
+
+class LaterDataset(Dataset):
+    """Sample i, from ``start`` on, is sample i - start + first of ``dataset``."""
+
+    def __init__(self, dataset: Dataset, start: int, first: int) -> None:
+        self.dataset = dataset
+        self.seq_length = dataset.seq_length
+        self.corpora = dataset.corpora
+        self._start = start
+        self._shift = first - start
+
+    def __len__(self) -> int:
+        return len(self.dataset) - self._shift
+
+    def read_into(
+        self,
+        samples: np.ndarray,
+        out: np.ndarray,
+        rows: np.ndarray,
+        document_starts: np.ndarray | None = None,
+        loss_mask: np.ndarray | None = None,
+    ) -> None:
+        if len(samples) and samples.min() < self._start:
+            raise IndexError(f"sample {samples.min()}, where the first is {self._start}")
+        self.dataset.read_into(samples + self._shift, out, rows, document_starts, loss_mask)
+
+    def document_at(self, sample: int, offset: int) -> tuple[IndexedDataset, int]:
+        return self.dataset.document_at(sample + self._shift, offset)
+
+    def sources(self, samples: np.ndarray) -> np.ndarray:
+        return self.dataset.sources(samples + self._shift)
+
+    def drawn(self, count: int) -> list[int]:
+        return self.dataset.drawn(count + self._shift)

@@ -1,0 +1,149 @@
+"""Samples of seq_length + 1 tokens, drawn from documents that follow one another."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pypkg import _native
+from pypkg.data.corpus.reader import IndexedDataset
+from pypkg.data.datasets.base import Dataset
+from pypkg.data.index.cache import IndexCache
+from pypkg.data.index.maps import build_index_maps, plan_index_maps
+from pypkg.errors import UserError
+
+logger = logging.getLogger("pypkg")
+
+
+class GPTDataset(Dataset):
+    """Samples of one split of one corpus, for causal language modelling.
+
+    ``dataset[i]["text"]`` is int64 [seq_length + 1]: inputs without the last token, labels without
+    the first. There are at least ``num_samples`` of them, usually more: whole epochs.
+
+    Attributes:
+        name: train, valid or test, for messages.
+        corpus: the files.
+        doc_idx, sample_idx, shuffle_idx: the index maps, see ``pypkg.data.index.maps.IndexMaps``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        corpus: IndexedDataset,
+        first: int,
+        end: int,
+        num_samples: int,
+        seq_length: int,
+        seed: int,
+        *,
+        cache: IndexCache | None = None,
+        splits_string: str = "",
+    ) -> None:
+        """Samples of the sequences ``first`` to ``end``, which hold some token.
+
+        Args:
+            cache: where the index maps are looked for and kept; None builds them in memory.
+            splits_string: what the split was named by, to find maps of PaddleNLP.
+
+        Raises:
+            UserError: samples of the train split are asked for and it has fewer tokens than one.
+        """
+        self.name = name
+        self.corpus = corpus
+        self.corpora = [corpus]
+        self.seq_length = seq_length
+        tokens = int(corpus.sizes[first:end].sum(dtype=np.int64))
+        if num_samples and tokens <= seq_length:
+            self._say_too_small(tokens, end - first)
+        plan = plan_index_maps(corpus.sizes, first, end, num_samples, seq_length, seed)
+        start = time.perf_counter()
+        if cache is None:
+            maps = build_index_maps(corpus.sizes, plan)
+        else:
+            maps = cache.index_maps(
+                corpus, plan, name=name, num_samples=num_samples, splits_string=splits_string
+            )
+        seconds = time.perf_counter() - start
+        self.doc_idx, self.sample_idx, self.shuffle_idx = maps.arrays()
+        self._reader = self._sample_reader(corpus.token_file, corpus.tokens, corpus.pointers)
+        self._mask_reader = None
+        if corpus.loss_mask is not None:
+            pointers = corpus.pointers // corpus.tokens.itemsize
+            self._mask_reader = self._sample_reader(
+                f"{corpus.prefix}.lsm", corpus.loss_mask, pointers
+            )
+        logger.info(
+            "%s: %s, %s documents, %s tokens, %s samples of %s tokens in %s epoch(s); index maps: "
+            "%s in %.2f s, peak memory of the process %s",
+            name,
+            corpus.prefix,
+            f"{end - first:,}",
+            f"{tokens:,}",
+            f"{len(self):,}",
+            seq_length,
+            plan.epochs,
+            _mebibytes(maps.nbytes),
+            seconds,
+            _mebibytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
+        )
+
+    def _say_too_small(self, tokens: int, documents: int) -> None:
+        message = (
+            f"the {self.name} split of {self.corpus.prefix} has {tokens} tokens in {documents} "
+            f"documents (the whole corpus: {self.corpus.num_tokens} tokens); one sample needs "
+            f"{self.seq_length + 1}, max_seq_length and one more"
+        )
+        if self.name == "train":
+            raise UserError(
+                f"{message}. Give more text, a smaller max_seq_length, or a split with a larger "
+                f"share for {self.name}"
+            )
+        logger.warning("%s; its documents are repeated within a sample", message)
+
+    def _sample_reader(
+        self, file: str | Path, values: np.ndarray, pointers: np.ndarray
+    ) -> _native.SampleReader:
+        """Reads samples of ``values``, of which each token has one."""
+        return _native.SampleReader(
+            str(file),
+            values,
+            pointers,
+            self.corpus.sizes,
+            self.doc_idx,
+            self.sample_idx,
+            self.shuffle_idx,
+        )
+
+    def __len__(self) -> int:
+        return len(self.shuffle_idx)
+
+    def read_into(
+        self,
+        samples: np.ndarray,
+        out: np.ndarray,
+        rows: np.ndarray,
+        document_starts: np.ndarray | None = None,
+        loss_mask: np.ndarray | None = None,
+    ) -> None:
+        self._reader.read(samples, out, rows, document_starts)
+        if loss_mask is not None and self._mask_reader is not None:
+            self._mask_reader.read(samples, loss_mask, rows, None)
+        elif loss_mask is not None:
+            loss_mask[rows] = 1
+
+    def document_at(self, sample: int, offset: int) -> tuple[IndexedDataset, int]:
+        position, begin = self.sample_idx[self.shuffle_idx[sample]].tolist()
+        offset += begin
+        while offset >= self.corpus.sizes[self.doc_idx[position]]:
+            offset -= int(self.corpus.sizes[self.doc_idx[position]])
+            position += 1
+        return self.corpus, self.corpus.document_of(int(self.doc_idx[position]))
+
+
+def _mebibytes(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"

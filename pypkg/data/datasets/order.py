@@ -1,0 +1,169 @@
+"""Which samples of which corpus a run draws, as its checkpoints keep it.
+
+The samples of a corpus come in an order that is made for some number of them: PaddleNLP's "run"
+order for as many as the run needs, the "epoch" order for one epoch. When a resumed run needs more,
+because it was made longer or its batches larger, the order is not made anew, which would repeat
+some documents and skip others, but goes on to its end, whole epochs, and a further part follows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pypkg.data.corpus.reader import IndexedDataset
+from pypkg.data.index.maps import num_epochs
+
+logger = logging.getLogger("pypkg")
+
+
+@dataclass
+class CorpusOrder:
+    """The samples that a corpus gives.
+
+    Attributes:
+        name: of the corpus' files, without folder.
+        documents, tokens: in the split, to know the corpus by.
+        parts: what number of samples each part of its order is made for; part k with the seed of
+            the run + k.
+        first: its samples that had been drawn when the blend began.
+        position: its samples that have been drawn.
+    """
+
+    name: str
+    documents: int
+    tokens: int
+    parts: list[int]
+    first: int = 0
+    position: int = 0
+
+    def is_same_corpus(self, other: CorpusOrder) -> bool:
+        return (self.name, self.documents, self.tokens) == (
+            other.name,
+            other.documents,
+            other.tokens,
+        )
+
+
+@dataclass
+class SampleOrder:
+    """The order of a train split.
+
+    Attributes:
+        kind: "run" or "epoch".
+        split, seq_length, seed: what else decides the order of a corpus.
+        weights: of the corpora, adding up to 1.
+        start: the samples of the run that had been drawn when the blend began.
+    """
+
+    kind: str
+    split: str
+    seq_length: int
+    seed: int
+    weights: list[float]
+    corpora: list[CorpusOrder]
+    start: int = 0
+
+    def to_json(self, positions: Sequence[int]) -> dict[str, Any]:
+        """For a checkpoint at which ``positions`` of the corpora have been drawn."""
+        state = asdict(self)
+        for corpus, position in zip(state["corpora"], positions, strict=True):
+            corpus["position"] = position
+        return state
+
+    @classmethod
+    def from_json(cls, state: Mapping[str, Any]) -> SampleOrder:
+        """The inverse of :meth:`to_json`."""
+        corpora = [CorpusOrder(**corpus) for corpus in state["corpora"]]
+        return cls(**{**state, "corpora": corpora})
+
+    def resume(self, earlier: SampleOrder, consumed: int) -> None:
+        """Goes on from the order of a checkpoint that was saved after ``consumed`` samples.
+
+        The same corpora with the same weights: exactly where it was. Other ones: a new blend, to
+        which each corpus gives the samples that come after those it has given.
+        """
+        changed = [
+            f"{name} was {getattr(earlier, name)!r} and is {getattr(self, name)!r}"
+            for name in ("kind", "split", "seq_length", "seed")
+            if getattr(earlier, name) != getattr(self, name)
+        ]
+        if changed:
+            logger.warning(
+                "since the checkpoint was saved, %s: the samples are in another order now, which "
+                "begins at its beginning; some documents come again earlier than they would have",
+                ", ".join(changed),
+            )
+            self.start = consumed
+            return
+        before = _matched(self.corpora, earlier.corpora)
+        for corpus, known in zip(self.corpora, before):
+            if known is not None:
+                corpus.parts, corpus.first = list(known.parts), known.first
+                corpus.position = known.position
+        if before == earlier.corpora and np.allclose(self.weights, earlier.weights, rtol=1e-9):
+            self.start = earlier.start
+            return
+        self._blend_anew(earlier, before, consumed)
+
+    def _blend_anew(
+        self, earlier: SampleOrder, before: list[CorpusOrder | None], consumed: int
+    ) -> None:
+        self.start = consumed
+        for corpus in self.corpora:
+            corpus.first = corpus.position
+        gone = [c.name for c in earlier.corpora if not any(c is known for known in before)]
+        new = [c.name for c, known in zip(self.corpora, before) if known is None]
+        logger.info(
+            "the blend is another one since the checkpoint was saved (new or changed: %s; gone or "
+            "changed: %s); each corpus goes on where it was",
+            ", ".join(new) or "none",
+            ", ".join(gone) or "none",
+        )
+
+    def provide(self, corpus: CorpusOrder, needed: int) -> None:
+        """Adds parts to the order of a corpus until it has ``needed`` samples."""
+        tokens, seq_length = corpus.tokens, self.seq_length
+        in_epoch = (tokens - 1) // seq_length
+        if self.kind == "epoch" and in_epoch > 0:
+            corpus.parts = [1] * max(1, -(-needed // in_epoch))
+            return
+        if not corpus.parts:
+            corpus.parts.append(needed)
+        has = sum(part_length(tokens, seq_length, part) for part in corpus.parts)
+        if has < needed:
+            corpus.parts.append(needed - has)
+
+
+def part_length(tokens: int, seq_length: int, num_samples: int) -> int:
+    """Samples in an order that is made for ``num_samples``: whole epochs."""
+    return (num_epochs(tokens, seq_length, num_samples) * tokens - 1) // seq_length
+
+
+def corpus_order(corpus: IndexedDataset, first: int, end: int) -> CorpusOrder:
+    """The order, without parts yet, of the sequences ``first`` to ``end`` of a corpus."""
+    return CorpusOrder(
+        name=Path(corpus.prefix).name,
+        documents=end - first,
+        tokens=int(corpus.sizes[first:end].sum(dtype=np.int64)),
+        parts=[],
+    )
+
+
+def _matched(
+    corpora: Sequence[CorpusOrder], earlier: Sequence[CorpusOrder]
+) -> list[CorpusOrder | None]:
+    """For each of ``corpora``, the same one among the earlier ones; none of these twice."""
+    left = list(earlier)
+    found: list[CorpusOrder | None] = []
+    for corpus in corpora:
+        known = next((each for each in left if each.is_same_corpus(corpus)), None)
+        if known is not None:
+            left.remove(known)
+        found.append(known)
+    return found

@@ -1,0 +1,1 @@
+"""The one way this package writes files, and imports of optional packages."""

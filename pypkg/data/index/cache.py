@@ -1,0 +1,232 @@
+"""Index maps kept on disk, so that they are built once and shared by all processes.
+
+They lie in ``index-cache/`` beside the data, or in a folder of the user's choice. The name of a
+set says what it was made of, a fingerprint of the data included: maps of other data, or for other
+settings, are never taken. Where nothing can be written, every process builds its own in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pypkg.data.corpus.reader import IndexedDataset
+from pypkg.data.index.cache_files import (
+    Arrays,
+    Layout,
+    read_set,
+    remove_abandoned,
+    set_name,
+    write_set,
+)
+from pypkg.data.index.lock import LOCK_FILE, Wait, try_lock
+from pypkg.data.index.maps import IndexMaps, IndexPlan, build_index_maps
+from pypkg.data.index.paddlenlp import paddlenlp_description, read_paddlenlp_maps
+from pypkg.errors import UserError
+from pypkg.parallel import mesh
+
+logger = logging.getLogger("pypkg")
+
+FOLDER = "index-cache"
+TIME_LIMIT = 1800.0  # seconds that a process waits for another that builds
+# Seconds after which any process builds what the first one has not begun to build: it may be
+# still starting, have died, or have failed; then the others see the error themselves.
+_HEAD_START = 5.0
+_VERSION = 1  # of the maps: another number where their contents change
+
+
+class IndexCache:
+    """The folders in which sets of arrays are looked for and kept.
+
+    Args:
+        data_cache: a folder of the user's choice; it is looked through after the one beside the
+            data, and is the one that is written to.
+        share_folder: all machines see the same folders. The first process of all builds then,
+            otherwise the first of each machine.
+        time_limit: seconds to wait for another process.
+    """
+
+    def __init__(
+        self,
+        data_cache: str | os.PathLike[str] | None = None,
+        share_folder: bool = False,
+        time_limit: float = TIME_LIMIT,
+    ) -> None:
+        self._data_cache = Path(data_cache) if data_cache else None
+        self._time_limit = time_limit
+        rank = mesh.launched_rank() if share_folder else mesh.launched_local_rank()
+        self._goes_first = rank == 0
+        self._fingerprints: dict[tuple[str, int, int], str] = {}
+
+    def index_maps(
+        self,
+        corpus: IndexedDataset,
+        plan: IndexPlan,
+        *,
+        name: str,
+        num_samples: int,
+        splits_string: str,
+    ) -> IndexMaps:
+        """The index maps of a plan, from the cache or built.
+
+        Args:
+            name, num_samples, splits_string: of the dataset, by which PaddleNLP names its files.
+
+        Raises:
+            UserError: data_cache cannot be written to, or another process builds for too long.
+        """
+        folders = self._folders(corpus.prefix)
+        text = paddlenlp_description(corpus.prefix, name, num_samples, plan, splits_string)
+        for folder in folders:
+            maps = read_paddlenlp_maps(folder, text, corpus.sizes, plan)
+            if maps is not None:
+                return maps
+        description = {
+            "content": "index maps",
+            "version": _VERSION,
+            "sizes": self._fingerprint(corpus, plan.first, plan.end),
+            **asdict(plan),
+        }
+        layout = plan.layout()
+        arrays = self._arrays(
+            f"the index maps of {corpus.prefix}",
+            folders,
+            description,
+            layout,
+            lambda: dict(zip(layout, build_index_maps(corpus.sizes, plan).arrays())),
+        )
+        return IndexMaps(*(arrays[key] for key in layout))
+
+    def blending_indices(
+        self, weights: np.ndarray, size: int, build: Callable[[], tuple[np.ndarray, np.ndarray]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The indices of a blend; kept in data_cache alone, as the members may lie anywhere."""
+        if self._data_cache is None:
+            return build()
+        layout = {
+            "index": ((size,), np.dtype(np.int16)),
+            "sample_index": ((size,), np.dtype(np.int64)),
+        }
+        description = {
+            "content": "blend",
+            "version": _VERSION,
+            "weights": weights.tolist(),
+            "size": size,
+        }
+        found = self._arrays(
+            "the indices of the blend",
+            [self._data_cache],
+            description,
+            layout,
+            lambda: dict(zip(layout, build())),
+        )
+        return found["index"], found["sample_index"]
+
+    def _arrays(
+        self,
+        what: str,
+        folders: Sequence[Path],
+        description: Mapping[str, Any],
+        layout: Layout,
+        build: Callable[[], Arrays],
+    ) -> Arrays:
+        """The set of arrays that ``description`` stands for: found in a folder, or built and kept
+        in the last of them."""
+        name = set_name(description)
+        for folder in folders:
+            found = read_set(folder, name, layout)
+            if found is not None:
+                return found
+        job = _Job(what, folders[-1], name, description, layout, build)
+        problem = _obstacle(job)
+        if problem is not None:
+            self._cannot_keep(job, problem)
+            return build()
+        wait = Wait(what, job.folder, self._time_limit)
+        while True:
+            found = self._build(job) if self._may_build(wait) else job.read()
+            if found is not None:
+                return found
+            wait.pause()
+
+    def _may_build(self, wait: Wait) -> bool:
+        return self._goes_first or wait.seconds > _HEAD_START
+
+    def _build(self, job: _Job) -> Arrays | None:
+        """The set, built unless it has appeared; None while another process is building."""
+        with try_lock(job.folder) as mine:
+            found = job.read()
+            if found is not None or not mine:
+                return found
+            remove_abandoned(job.folder)
+            built = job.build()
+            try:
+                write_set(job.folder, job.name, job.description, built)
+            except UserError as error:
+                self._cannot_keep(job, str(error))
+                return built
+        return job.read() or built
+
+    def _cannot_keep(self, job: _Job, problem: str) -> None:
+        if job.folder == self._data_cache:
+            raise UserError(
+                f"data_cache cannot keep {job.what}: {problem}. Make room, name another folder, "
+                "or leave data_cache out"
+            )
+        logger.warning(
+            "%s are not kept on disk but in the memory of each process: %s. The setting "
+            "data_cache names another folder for them",
+            job.what,
+            problem,
+        )
+
+    def _folders(self, prefix: str) -> list[Path]:
+        beside = Path(os.path.dirname(prefix)) / FOLDER
+        return [beside] if self._data_cache is None else [beside, self._data_cache]
+
+    def _fingerprint(self, corpus: IndexedDataset, first: int, end: int) -> str:
+        """Of all that index maps depend on in a corpus: the sizes of the sequences."""
+        key = (corpus.prefix, first, end)
+        if key not in self._fingerprints:
+            self._fingerprints[key] = hashlib.sha256(corpus.sizes[first:end]).hexdigest()
+        return self._fingerprints[key]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A set of arrays that has to be made and kept in a folder."""
+
+    what: str
+    folder: Path
+    name: str
+    description: Mapping[str, Any]
+    layout: Layout
+    build: Callable[[], Arrays]
+
+    def read(self) -> Arrays | None:
+        return read_set(self.folder, self.name, self.layout)
+
+
+def _obstacle(job: _Job) -> str | None:
+    """Why the folder, made if it is missing, cannot keep the set; None if it seems that it can."""
+    needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in job.layout.values())
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / LOCK_FILE).open("a").close()
+        free = shutil.disk_usage(job.folder).free
+    except OSError as error:
+        return f"{job.folder} cannot be written to ({error.strerror})"
+    if not os.access(job.folder, os.W_OK | os.X_OK):
+        return f"{job.folder} cannot be written to"
+    if free < needed:
+        return f"{job.folder} has {free / 2**20:.0f} MiB free of the {needed / 2**20:.0f} needed"
+    return None

@@ -1,0 +1,144 @@
+"""A set of arrays in a folder: each in an ``.npy`` of its own, and ``<name>.dsc`` written last.
+
+``<name>.dsc`` is JSON: what the arrays are, and a checksum of each. Files get their names when
+they are complete and on the disk, so the set is there once its ``.dsc`` is. A name stands for the
+contents: two processes that write the same set write the same bytes, in whatever order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import socket
+import time
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pypkg.data.files.output_file import OutputFile
+
+logger = logging.getLogger("pypkg")
+
+Layout = Mapping[str, tuple[tuple[int, ...], np.dtype]]
+Arrays = dict[str, np.ndarray]
+
+_TEMPORARY = ".tmp"
+_ABANDONED_AFTER = 3600  # seconds since a temporary file was written to
+
+
+def set_name(description: Mapping[str, Any]) -> str:
+    """The name of the set that a description, which JSON can hold, stands for."""
+    text = json.dumps(description, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def array_file(folder: Path, name: str, key: str) -> Path:
+    """The file of one array; the name is PaddleNLP's."""
+    return folder / f"{name}_{key}.npy"
+
+
+def read_set(folder: Path, name: str, layout: Layout) -> Arrays | None:
+    """The arrays, mapped into memory; None unless all are there and whole.
+
+    Args:
+        layout: shape and dtype that each must have.
+    """
+    try:
+        checksums = json.loads(_description_file(folder, name).read_text("utf-8"))["crc32"]
+        expected = {key: int(checksums[key]) for key in layout}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("cannot use %s: %r", _description_file(folder, name), error)
+        return None
+    arrays = map_arrays(folder, name, layout)
+    if arrays is None:
+        return None
+    for key, array in arrays.items():
+        if zlib.crc32(array) != expected[key]:
+            logger.warning("cannot use %s: it is damaged", array_file(folder, name, key))
+            return None
+    return arrays
+
+
+def map_arrays(folder: Path, name: str, layout: Layout) -> Arrays | None:
+    """The arrays, mapped into memory, whatever they hold; None unless all have their layout."""
+    arrays = {}
+    for key, (shape, dtype) in layout.items():
+        file = array_file(folder, name, key)
+        try:
+            array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+        except Exception as error:  # a corrupt file can make NumPy raise almost anything
+            logger.warning("cannot use %s: %s", file, error)
+            return None
+        if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+            logger.warning(
+                "cannot use %s: it holds %s %s, expected were %s %s",
+                file,
+                array.dtype,
+                list(array.shape),
+                dtype,
+                list(shape),
+            )
+            return None
+        arrays[key] = array
+    return arrays
+
+
+def write_set(folder: Path, name: str, description: Mapping[str, Any], arrays: Arrays) -> None:
+    """Writes the set.
+
+    Raises:
+        UserError: the folder cannot be written to or is full; nothing of the set is left then.
+    """
+    contents = {**description, "crc32": {key: zlib.crc32(array) for key, array in arrays.items()}}
+    files = [array_file(folder, name, key) for key in arrays]
+    try:
+        for file, array in zip(files, arrays.values()):
+            _write(file, _npy_header(array), memoryview(array.reshape(-1).view(np.uint8)))
+        _write(_description_file(folder, name), json.dumps(contents, indent=1).encode() + b"\n")
+    except BaseException:
+        for file in files:
+            with suppress(OSError):
+                file.unlink()
+        raise
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes the temporary files of processes that ended while they wrote."""
+    for file in folder.glob(f"*{_TEMPORARY}"):
+        try:
+            if time.time() - file.stat().st_mtime > _ABANDONED_AFTER:
+                file.unlink()
+        except OSError:
+            continue
+
+
+def _description_file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.dsc"
+
+
+def _npy_header(array: np.ndarray) -> bytes:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    return header.getvalue()
+
+
+def _write(path: Path, *parts: bytes | memoryview) -> None:
+    # The temporary name is this process's own: a lock may not reach all machines.
+    file = OutputFile(path, f".{socket.gethostname()}.{os.getpid()}{_TEMPORARY}")
+    try:
+        for part in parts:
+            file.write(part)
+        file.sync()
+        file.publish()
+    except BaseException:
+        file.discard()
+        raise

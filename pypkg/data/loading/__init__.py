@@ -1,0 +1,4 @@
+"""From samples to batches: objectives, packing, the loader and its prefetch thread.
+
+Nothing here imports Paddle.
+"""

@@ -1,0 +1,198 @@
+"""Tokenizes a unit of the corpus: reads, filters, encodes, writes a part."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pypkg.data.loading.prefetch import prefetch
+from pypkg.data.preprocess.files import Unit
+from pypkg.data.preprocess.filters import DUPLICATE, EMPTY, digest, text_filter
+from pypkg.data.preprocess.readers import Document, Problem, read_documents
+from pypkg.data.preprocess.segmentation import (
+    WholeWords,
+    sentence_splitter,
+    word_segmenter,
+    words_of,
+)
+from pypkg.data.preprocess.shards import PartWriter
+from pypkg.data.tokenizers.load import load_tokenizer
+
+_BATCH_BYTES = 1 << 20  # of text that is tokenized at a time
+_BATCH_DOCUMENTS = 4096
+
+
+@dataclass(frozen=True)
+class EncodingOptions:
+    """What the tokens of a document depend on beside its file; see the options of preprocess."""
+
+    tokenizer: Path
+    dtype: str
+    json_key: str
+    doc_spliter: str | None
+    append_eos: bool
+    strip: bool
+    min_doc_length: int
+    max_repeated_len: int | None
+    deduplicate: bool
+    split_sentences: bool
+    chinese: bool
+    cn_whole_word_segment: bool
+    cn_seg_func: str
+    cn_splited: bool
+    cn_split_dimer: str
+
+
+@dataclass(frozen=True)
+class Task:
+    number: int
+    unit: Unit
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What has been done since the last report."""
+
+    file_bytes: int
+    documents: int
+    tokens: int
+
+
+def make_encoder(
+    options: EncodingOptions, folder: Path, threads: int
+) -> Callable[[Task], Iterator[Progress | Problem]]:
+    """The function that tokenizes a unit into a part in ``folder`` and reports along the way.
+
+    Raises:
+        UserError: the tokenizer or a package that an option needs is missing.
+    """
+    # The tokenizers library reads these when it makes its threads, at the first batch. Even one
+    # thread of its own is faster than none.
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    return partial(_encode_unit, _Encoder(options), options, folder)
+
+
+def _encode_unit(
+    encoder: _Encoder, options: EncodingOptions, folder: Path, task: Task
+) -> Iterator[Progress | Problem]:
+    writer = PartWriter(folder, task.number, np.dtype(options.dtype))
+    reader = _Reader(task.unit, options)
+    without_tokens: Counter[str] = Counter()
+    try:
+        for batch in prefetch(reader.batches(), depth=2):
+            yield from batch.problems
+            yield encoder.encode(batch, writer, without_tokens)
+        writer.finish(reader.dropped + without_tokens)
+    finally:
+        writer.discard()
+
+
+@dataclass
+class _Batch:
+    """Texts of some documents, and what else was met while they were read."""
+
+    sentences: list[str] = field(default_factory=list)
+    documents: list[int] = field(default_factory=list)  # number of sentences of each
+    text_bytes: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    file_bytes: int = 0
+
+
+class _Reader:
+    """Batches of documents that pass the filters; counts the others."""
+
+    def __init__(self, unit: Unit, options: EncodingOptions) -> None:
+        self.dropped: Counter[str] = Counter()
+        self._unit = unit
+        self._options = options
+        self._filter = text_filter(options.strip, options.max_repeated_len, options.min_doc_length)
+        self._split = sentence_splitter(options.chinese) if options.split_sentences else None
+        self._seen: set[bytes] = set()
+        self._batch = _Batch()
+
+    def batches(self) -> Iterator[_Batch]:
+        options, unfinished = self._options, 0
+        for span in self._unit:
+            for document in read_documents(
+                span, options.json_key, options.doc_spliter, self._problem
+            ):
+                unfinished += self._add(document)
+                batch = self._batch
+                if unfinished >= _BATCH_BYTES or len(batch.sentences) >= _BATCH_DOCUMENTS:
+                    yield batch
+                    self._batch, unfinished = _Batch(), 0
+        yield self._batch
+
+    def _problem(self, problem: Problem) -> None:
+        self.dropped[problem.reason] += 1
+        self._batch.problems.append(problem)
+
+    def _add(self, document: Document) -> int:
+        """Returns the size in bytes of what was added."""
+        batch = self._batch
+        batch.file_bytes += document.file_bytes
+        text, reason = self._filter(document.text)
+        if reason is None and self._options.deduplicate:
+            key = digest(text)
+            if key in self._seen:
+                reason = DUPLICATE
+            else:
+                self._seen.add(key)
+                batch.digests.append(key)
+        if reason is not None:
+            self.dropped[reason] += 1
+            return 0
+        sentences = [text]
+        if self._split is not None:
+            sentences = [s for s in map(str.strip, self._split(text)) if s]
+        num_bytes = len(text) if text.isascii() else len(text.encode())
+        batch.sentences += sentences
+        batch.documents.append(len(sentences))
+        batch.text_bytes.append(num_bytes)
+        return num_bytes
+
+
+class _Encoder:
+    """Turns batches of texts into tokens."""
+
+    def __init__(self, options: EncodingOptions) -> None:
+        tokenizer = load_tokenizer(options.tokenizer)
+        self._encode: Callable[[Sequence[str]], list[list[int]]] = tokenizer.encode_batch
+        if options.cn_whole_word_segment:
+            segment = (
+                words_of(options.cn_split_dimer)
+                if options.cn_splited
+                else word_segmenter(options.cn_seg_func)
+            )
+            self._encode = WholeWords(tokenizer, segment).encode_batch
+        self._end = [tokenizer.eos_id] if options.append_eos else []
+        self._dtype = np.dtype(options.dtype)
+
+    def encode(self, batch: _Batch, writer: PartWriter, dropped: Counter[str]) -> Progress:
+        """Writes the documents that have a token; the others are counted as empty."""
+        rows = iter(self._encode(batch.sentences))
+        kept: list[list[int]] = []
+        sequences, text_bytes, digests = [], [], []
+        for number, count in enumerate(batch.documents):
+            sentences = [row for row in itertools.islice(rows, count) if row]
+            if not sentences:
+                dropped[EMPTY] += 1
+                continue
+            sentences[-1] += self._end
+            kept += sentences
+            sequences.append(len(sentences))
+            text_bytes.append(batch.text_bytes[number])
+            digests += batch.digests[number : number + 1]
+        sizes = [len(row) for row in kept]
+        tokens = np.fromiter(itertools.chain.from_iterable(kept), self._dtype, sum(sizes))
+        writer.add(tokens, sizes, sequences, text_bytes, digests)
+        return Progress(batch.file_bytes, len(sequences), len(tokens))

@@ -1,0 +1,353 @@
+"""From text files to ``.bin/.idx``: trains a tokenizer if wanted, tokenizes, joins the parts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pypkg.data.corpus.writer import IndexedDatasetWriter
+from pypkg.data.files.output_file import write_file
+from pypkg.data.preprocess.assemble import assemble
+from pypkg.data.preprocess.encoder import EncodingOptions, Progress, Task, make_encoder
+from pypkg.data.preprocess.files import TextFile, Unit, find_text_files, plan_units
+from pypkg.data.preprocess.readers import Document, LineCounter, Problem, read_documents
+from pypkg.data.preprocess.shards import PartsFolder
+from pypkg.data.preprocess.workers import run_tasks
+from pypkg.data.tokenizers.load import Tokenizer, load_tokenizer
+from pypkg.data.tokenizers.train_bpe import is_trained, train_tokenizer
+from pypkg.errors import UserError
+
+logger = logging.getLogger("pypkg")
+
+_LARGEST_UINT16 = 65535
+
+
+@dataclass(frozen=True)
+class PreparationOptions:
+    """What ``python -m pypkg.preprocess`` is told; the names are its options."""
+
+    input_path: Path
+    output_prefix: str
+    tokenizer_name_or_path: Path
+    json_key: str = "text"
+    doc_spliter: str | None = None
+    file_suffix: Sequence[str] = (".txt",)
+    exclude: Sequence[str] = ()
+    append_eos: bool = False
+    strip: bool = False
+    min_doc_length: int = 0
+    max_repeated_len: int | None = None
+    deduplicate: bool = False
+    split_sentences: bool = False
+    chinese: bool = False
+    cn_whole_word_segment: bool = False
+    cn_seg_func: str = "jieba"
+    cn_splited: bool = False
+    cn_split_dimer: str = " "
+    shuffle_seed: int | None = None
+    on_error: str = "skip"  # or "stop"
+    train_tokenizer: int | None = None  # size of the vocabulary
+    tokenizer_train_bytes: int = 0
+    workers: int = 1
+    log_interval: int = 0  # documents
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was written, as in ``<prefix>.meta.json``.
+
+    Attributes:
+        documents, sequences, tokens, text_bytes: that are in the corpus; the bytes are those of
+            UTF-8.
+        dropped: number of documents that were left out, by reason.
+        lengths: documents by their number of tokens: [n, count] for those of n to 2 n - 1.
+        outputs: size of each file by name.
+        fingerprint: of everything that the outputs depend on.
+        resumed: units that an earlier, interrupted run had finished, of all.
+        reused: they were there before, made in the same way.
+    """
+
+    documents: int
+    sequences: int
+    tokens: int
+    text_bytes: int
+    dropped: dict[str, int]
+    lengths: list[list[int]]
+    vocab_size: int
+    dtype: str
+    tokenizer: str
+    outputs: dict[str, int]
+    seconds: float
+    fingerprint: str
+    resumed: str = ""
+    reused: bool = field(default=False, compare=False)
+
+
+class _Problems:
+    """Shows documents that cannot be used, or stops at the first."""
+
+    def __init__(self, on_error: str, shown: int = 10) -> None:
+        self._stop = on_error == "stop"
+        self._shown = shown
+        self._count = 0
+        self._lines = LineCounter()
+
+    def __call__(self, problem: Problem) -> None:
+        if self._stop:
+            raise UserError(
+                f"{problem.describe(self._lines)} (--on_error skip leaves such documents out)"
+            )
+        self._count += 1
+        if self._count <= self._shown:
+            logger.warning("skipped %s", problem.describe(self._lines))
+            if self._count == self._shown:
+                logger.warning("more skipped documents are only counted")
+
+
+def prepare(options: PreparationOptions) -> Summary:
+    """Writes the corpus, unless it is there already and was made in the same way.
+
+    What an interrupted run of the same options has finished is not done again.
+
+    Raises:
+        UserError: the input, the tokenizer or an option cannot be used, or writing fails. Nothing
+            half-written stands under the names of the outputs.
+    """
+    start = time.monotonic()
+    files = find_text_files(options.input_path, options.file_suffix, options.exclude)
+    tokenizer = _trained_or_loaded(options, files)
+    if options.append_eos and tokenizer.eos_id is None:
+        raise UserError(
+            f"--append_eos: the files beside {tokenizer.file} name no eos_token; add one to "
+            "tokenizer_config.json or leave out --append_eos"
+        )
+    encoding = _encoding_options(options, tokenizer)
+    fingerprint = _fingerprint(
+        files,
+        **{**asdict(encoding), "tokenizer": _sha256(tokenizer.file)},
+        vocab_size=tokenizer.vocab_size,
+        eos_id=options.append_eos and tokenizer.eos_id,
+        shuffle_seed=options.shuffle_seed,
+        on_error=options.on_error,
+    )
+    previous = _previous_summary(options.output_prefix, fingerprint)
+    if previous is not None:
+        return previous
+    parts = PartsFolder(options.output_prefix, np.dtype(encoding.dtype))
+    made = _make(options, encoding, files, fingerprint, parts)
+    summary = Summary(
+        **made,
+        vocab_size=tokenizer.vocab_size,
+        dtype=encoding.dtype,
+        tokenizer=str(options.tokenizer_name_or_path),
+        outputs=_output_sizes(options.output_prefix),
+        seconds=round(time.monotonic() - start, 1),
+        fingerprint=fingerprint,
+    )
+    contents = asdict(summary)
+    del contents["reused"]
+    write_file(_meta_file(options.output_prefix), json.dumps(contents, indent=2).encode() + b"\n")
+    parts.remove()
+    return summary
+
+
+def _make(
+    options: PreparationOptions,
+    encoding: EncodingOptions,
+    files: Sequence[TextFile],
+    fingerprint: str,
+    parts: PartsFolder,
+) -> dict[str, Any]:
+    """Writes the files; returns what a :class:`Summary` tells of their contents."""
+    units = plan_units(files, options.doc_spliter)
+    # The writer holds the lock on the outputs, and with it on the parts.
+    with IndexedDatasetWriter(options.output_prefix, encoding.dtype) as writer:
+        missing = parts.begin(fingerprint, len(units))
+        resumed = (
+            f"{len(units) - len(missing)} of {len(units)}" if len(missing) < len(units) else ""
+        )
+        if resumed:
+            logger.info("%s units were finished earlier", resumed)
+        try:
+            _encode_units(options, encoding, units, missing, parts)
+        finally:
+            parts.remove_if_empty()
+        counts = assemble(parts, len(units), writer, options.deduplicate)
+        if writer.num_documents == 0:
+            parts.remove()
+            raise UserError(
+                f"--input_path {options.input_path} gave no tokens: {len(files)} files, no "
+                f"document is left; dropped: {_named_counts(counts.dropped)}"
+            )
+        _meta_file(options.output_prefix).unlink(missing_ok=True)
+        sizes = writer.document_sizes()
+        writer.commit(_document_order(writer.num_documents, options.shuffle_seed))
+    return {
+        "documents": writer.num_documents,
+        "sequences": writer.num_sequences,
+        "tokens": int(sizes.sum()),
+        "text_bytes": counts.text_bytes,
+        "dropped": dict(sorted(counts.dropped.items())),
+        "lengths": _histogram(sizes),
+        "resumed": resumed,
+    }
+
+
+def _encoding_options(options: PreparationOptions, tokenizer: Tokenizer) -> EncodingOptions:
+    dtype = np.uint16 if tokenizer.vocab_size - 1 <= _LARGEST_UINT16 else np.int32
+    names = [name for name in EncodingOptions.__dataclass_fields__ if hasattr(options, name)]
+    return EncodingOptions(
+        tokenizer=tokenizer.file,
+        dtype=np.dtype(dtype).name,
+        **{name: getattr(options, name) for name in names},
+    )
+
+
+def _trained_or_loaded(options: PreparationOptions, files: Sequence[TextFile]) -> Tokenizer:
+    folder = options.tokenizer_name_or_path
+    if options.train_tokenizer is not None:
+        fingerprint = _fingerprint(
+            files,
+            json_key=options.json_key,
+            doc_spliter=options.doc_spliter,
+            vocab_size=options.train_tokenizer,
+            train_bytes=options.tokenizer_train_bytes,
+        )
+        if not is_trained(folder, fingerprint):
+            start = time.monotonic()
+            texts = _training_texts(options, files)
+            train_tokenizer(texts, options.train_tokenizer, folder, fingerprint)
+            logger.info(
+                "trained a tokenizer of %s entries in %.1f s: %s",
+                options.train_tokenizer,
+                time.monotonic() - start,
+                folder,
+            )
+    return load_tokenizer(folder)
+
+
+def _training_texts(options: PreparationOptions, files: Sequence[TextFile]) -> Iterator[str]:
+    """Text for the tokenizer, from documents spread evenly over the input."""
+    total_bytes, train_bytes = sum(file.size for file in files), options.tokenizer_train_bytes
+    share = min(1.0, train_bytes / max(total_bytes, 1))
+    problems = _Problems(options.on_error, shown=0)  # tokenizing shows them
+    read = taken = 0
+    documents: Iterable[Document] = (
+        document
+        for unit in plan_units(files, options.doc_spliter)
+        for span in unit
+        for document in read_documents(span, options.json_key, options.doc_spliter, problems)
+    )
+    with _progress_bar("training the tokenizer", min(total_bytes, train_bytes)) as bar:
+        for document in documents:
+            read += document.file_bytes
+            if taken >= train_bytes:
+                return
+            if taken < share * read:
+                num_bytes = len(document.text.encode())
+                taken += num_bytes
+                bar.update(num_bytes)
+                yield document.text
+
+
+def _encode_units(
+    options: PreparationOptions,
+    encoding: EncodingOptions,
+    units: Sequence[Unit],
+    missing: Sequence[int],
+    parts: PartsFolder,
+) -> None:
+    """Tokenizes the units that are missing."""
+    if not missing:
+        return
+    processes = min(options.workers, len(missing))
+    setup = partial(make_encoder, encoding, parts.path, max(1, options.workers // processes))
+    tasks = [Task(number, units[number]) for number in missing]
+    problems = _Problems(options.on_error)
+    documents = tokens = 0
+    next_log = options.log_interval
+    total = sum(span.file_bytes for task in tasks for span in task.unit)
+    with (
+        _progress_bar("tokenizing", total) as bar,
+        closing(run_tasks(setup, tasks, processes)) as events,
+    ):
+        for event in events:
+            if isinstance(event, Problem):
+                problems(event)
+                continue
+            assert isinstance(event, Progress)
+            documents += event.documents
+            tokens += event.tokens
+            bar.set_postfix_str(f"{tokens / 1e6:.1f} M tokens", refresh=False)
+            bar.update(event.file_bytes)
+            if bar.disable and documents >= next_log:
+                next_log = documents + options.log_interval
+                logger.info("%s documents, %s tokens", f"{documents:,}", f"{tokens:,}")
+
+
+def _document_order(num_documents: int, shuffle_seed: int | None) -> np.ndarray | None:
+    if shuffle_seed is None:
+        return None
+    return np.random.RandomState(shuffle_seed).permutation(num_documents)
+
+
+def _histogram(sizes: np.ndarray) -> list[list[int]]:
+    powers, counts = np.unique(np.frexp(sizes.astype(np.float64))[1], return_counts=True)
+    return [[2 ** (power - 1), count] for power, count in zip(powers.tolist(), counts.tolist())]
+
+
+def _named_counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) or "none"
+
+
+def _progress_bar(description: str, total_bytes: int) -> tqdm:
+    return tqdm(
+        total=total_bytes,
+        desc=description,
+        unit="B",
+        unit_scale=True,
+        dynamic_ncols=True,
+        disable=not sys.stderr.isatty(),
+    )
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _fingerprint(files: Sequence[TextFile], **settings: object) -> str:
+    inputs = [(file.name, file.size, file.mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps([inputs, settings], sort_keys=True).encode()).hexdigest()
+
+
+def _meta_file(prefix: str) -> Path:
+    return Path(prefix + ".meta.json")
+
+
+def _output_sizes(prefix: str) -> dict[str, int]:
+    files = (Path(prefix + ".bin"), Path(prefix + ".idx"))
+    return {file.name: file.stat().st_size for file in files}
+
+
+def _previous_summary(prefix: str, fingerprint: str) -> Summary | None:
+    """What an earlier run wrote, if the files are there and were made in the same way."""
+    try:
+        contents = json.loads(_meta_file(prefix).read_text())
+        if contents["fingerprint"] != fingerprint or contents["outputs"] != _output_sizes(prefix):
+            return None
+        return Summary(**contents, reused=True)
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or not ours
+        return None

@@ -1,0 +1,165 @@
+"""What has been tokenized of a corpus: a file pair per unit, kept until all units are there."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pypkg.data.corpus.files import MAX_SEQUENCE_TOKENS
+from pypkg.data.files.output_file import OutputFile, write_file
+from pypkg.data.preprocess.filters import DIGEST_BYTES
+from pypkg.errors import UserError
+
+logger = logging.getLogger("pypkg")
+
+_STAMP = "fingerprint"
+_OWN_NAMES = re.compile(r"(fingerprint|\d{6}\.(bin|npz))(\.tmp)?")
+
+
+@dataclass
+class Part:
+    """The documents of one unit.
+
+    Attributes:
+        tokens: [tokens] of all documents, in file order.
+        sizes: int32 [sequences].
+        sequences: int32 [documents], number of sequences in each.
+        text_bytes: int64 [documents], of UTF-8.
+        digests: uint8 [documents, 16], or [documents, 0] where nobody asked for them.
+        dropped: documents left out, by reason.
+    """
+
+    tokens: np.ndarray
+    sizes: np.ndarray
+    sequences: np.ndarray
+    text_bytes: np.ndarray
+    digests: np.ndarray
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+class PartsFolder:
+    """``<prefix>.parts``: the finished units of a run that was told the same."""
+
+    def __init__(self, prefix: str, dtype: np.dtype) -> None:
+        self.path = Path(prefix + ".parts")
+        self.dtype = dtype
+
+    def begin(self, fingerprint: str, num_units: int) -> list[int]:
+        """Makes the folder, or empties one that was made differently.
+
+        Returns:
+            Numbers of the units that are not done yet.
+
+        Raises:
+            UserError: there is such a folder that holds something else.
+        """
+        stamp = self.path / _STAMP
+        foreign = sorted(f.name for f in self.path.glob("*") if not _OWN_NAMES.fullmatch(f.name))
+        if foreign:
+            raise UserError(
+                f"{self.path} is where the parts of {self.path.stem} go, but holds {foreign[0]}, "
+                "which does not belong to them; move it away, or choose another --output_prefix"
+            )
+        if self.path.exists() and (
+            not stamp.is_file() or stamp.read_bytes() != fingerprint.encode()
+        ):
+            logger.info("%s is of other input or options: removed", self.path)
+            self.remove()
+        if not stamp.exists():
+            write_file(stamp, fingerprint.encode())
+        return [number for number in range(num_units) if self.load(number) is None]
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def remove_if_empty(self) -> None:
+        """Removes the folder if no unit is finished."""
+        if not any(self.path.glob("*.npz")):
+            self.remove()
+
+    def load(self, number: int) -> Part | None:
+        """A finished unit; None if it is not finished, or its files are damaged."""
+        token_file, index_file = _files(self.path, number)
+        try:
+            with np.load(index_file, allow_pickle=False) as arrays:
+                part = Part(
+                    np.zeros(0, self.dtype),
+                    *(arrays[name] for name in ("sizes", "sequences", "text_bytes", "digests")),
+                    Counter(json.loads(arrays["dropped"].tobytes())),
+                )
+            num_bytes = int(part.sizes.sum(dtype=np.int64)) * self.dtype.itemsize
+            if token_file.stat().st_size != num_bytes:
+                return None
+            if num_bytes:
+                part.tokens = np.asarray(np.memmap(token_file, self.dtype, mode="r"))
+            return part
+        except Exception:  # whatever a damaged file makes NumPy raise: the unit is done again
+            return None
+
+
+class PartWriter:
+    """Writes a unit; it counts as finished when :meth:`finish` has returned."""
+
+    def __init__(self, folder: Path, number: int, dtype: np.dtype) -> None:
+        self._token_file, self._index_file = _files(folder, number)
+        self._out = OutputFile(self._token_file)
+        self._dtype = dtype
+        self._sizes: list[np.ndarray] = []
+        self._sequences: list[np.ndarray] = []
+        self._text_bytes: list[np.ndarray] = []
+        self._digests: list[bytes] = []
+
+    def add(
+        self,
+        tokens: np.ndarray,
+        sizes: list[int],
+        sequences: list[int],
+        text_bytes: list[int],
+        digests: list[bytes],
+    ) -> None:
+        """Adds documents; see :class:`Part` for what describes them.
+
+        Raises:
+            UserError: a sequence is too long for the format.
+        """
+        if max(sizes, default=0) > MAX_SEQUENCE_TOKENS:
+            raise UserError(
+                f"a document has {max(sizes)} tokens; the format allows {MAX_SEQUENCE_TOKENS} in "
+                "a sequence. Split it with --doc_spliter or --split_sentences"
+            )
+        self._out.write(tokens.astype(self._dtype, copy=False).data)
+        self._sizes.append(np.array(sizes, np.int32))
+        self._sequences.append(np.array(sequences, np.int32))
+        self._text_bytes.append(np.array(text_bytes, np.int64))
+        self._digests += digests
+
+    def finish(self, dropped: Counter[str]) -> None:
+        self._out.sync()
+        self._out.publish()
+        digests = np.frombuffer(b"".join(self._digests), np.uint8)
+        sequences = np.concatenate([np.zeros(0, np.int32), *self._sequences])
+        arrays = {
+            "sizes": np.concatenate([np.zeros(0, np.int32), *self._sizes]),
+            "sequences": sequences,
+            "text_bytes": np.concatenate([np.zeros(0, np.int64), *self._text_bytes]),
+            "digests": digests.reshape(len(sequences), DIGEST_BYTES if len(digests) else 0),
+            "dropped": np.frombuffer(json.dumps(dropped).encode(), np.uint8),
+        }
+        contents = io.BytesIO()
+        np.savez(contents, **arrays)
+        write_file(self._index_file, contents.getvalue())
+
+    def discard(self) -> None:
+        self._out.discard()
+
+
+def _files(folder: Path, number: int) -> tuple[Path, Path]:
+    return folder / f"{number:06}.bin", folder / f"{number:06}.npz"

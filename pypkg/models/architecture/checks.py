@@ -1,0 +1,209 @@
+"""Checks of the fields of ``ModelConfig``: types, choices, and what contradicts what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pypkg.errors import UserError
+
+if TYPE_CHECKING:
+    from pypkg.models.architecture.config import ModelConfig
+
+# Rope scalings: keys that must be there, keys that may be. The formulas are in positions.py.
+_ROPE_SCALING_KEYS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
+    "default": (frozenset(), frozenset()),
+    "linear": (frozenset({"factor"}), frozenset()),
+    "dynamic": (frozenset({"factor"}), frozenset()),
+    "llama3": (
+        frozenset(
+            {
+                "factor",
+                "low_freq_factor",
+                "high_freq_factor",
+                "original_max_position_embeddings",
+            }
+        ),
+        frozenset(),
+    ),
+    "yarn": (
+        frozenset(),
+        frozenset(
+            {
+                "factor",
+                "original_max_position_embeddings",
+                "attention_factor",
+                "beta_fast",
+                "beta_slow",
+                "mscale",
+                "mscale_all_dim",
+                "truncate",
+            }
+        ),
+    ),
+}
+# What files carry beside these: told elsewhere, or read by no formula.
+_ROPE_SCALING_IGNORED = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "embedding_size",
+    "max_position_embeddings",
+)
+_POSITIVE_NUMBERS = (
+    "norm_eps",
+    "residual_alpha",
+    "rope_theta",
+    "partial_rotary_factor",
+    "embedding_gradient_scale",
+    "initializer_range",
+)
+_CHOICES = {
+    "norm": ("rms_norm", "layer_norm"),
+    "residual": ("pre", "post", "normed"),
+    "position_embedding": ("rope", "alibi", "learned", "none"),
+    "activation": ("silu", "gelu", "gelu_tanh", "relu"),
+    "initialization": ("normal", "scaled_residual", "deepnorm"),
+}
+_FLAGS = (
+    "embedding_norm",
+    "branch_norm",
+    "final_norm",
+    "qk_norm",
+    "rope_interleaved",
+    "position_encoding_2d",
+    "prefix_lm",
+    "qkv_bias",
+    "attention_output_bias",
+    "mlp_bias",
+    "gated_mlp",
+    "tie_word_embeddings",
+    "norm_head",
+)
+_OPTIONAL_SIZES = ("sliding_window", "dynamic_ntk_length", "logn_attention_length")
+_COUNTS = ("max_window_layers", "position_offset")
+
+
+def check_size(name: str, value: Any) -> None:
+    """Raises UserError unless ``value`` is a positive integer."""
+    _check_integer(name, value, 1, "a positive integer")
+
+
+def check_types(config: ModelConfig) -> None:
+    """Raises UserError for a field of the wrong type or outside its choices."""
+    for name in _SIZES:
+        check_size(name, getattr(config, name))
+    for name in _OPTIONAL_SIZES:
+        if getattr(config, name) is not None:
+            check_size(name, getattr(config, name))
+    for name in _COUNTS:
+        _check_integer(name, getattr(config, name), 0, "an integer from 0 on")
+    for name in _FLAGS:
+        if not isinstance(getattr(config, name), bool):
+            raise UserError(f"{name} must be true or false, found {getattr(config, name)!r}")
+    for name in _POSITIVE_NUMBERS:
+        _check_positive_number(name, getattr(config, name))
+    for name, choices in _CHOICES.items():
+        if getattr(config, name) not in choices:
+            raise UserError(
+                f"{name} must be one of {', '.join(choices)}, found {getattr(config, name)!r}"
+            )
+
+
+def check_consistency(config: ModelConfig) -> None:
+    """Raises UserError for values, each fine by itself, that contradict each other."""
+    heads, key_value_heads = config.num_attention_heads, config.num_key_value_heads
+    if heads % key_value_heads:
+        raise UserError(
+            f"num_attention_heads ({heads}) is not divisible by num_key_value_heads "
+            f"({key_value_heads}); use a divisor of {heads}"
+        )
+    if config.position_embedding == "rope":
+        _check_rotary(config)
+    if config.gated_mlp and config.activation == "relu":
+        raise UserError("activation relu with gated_mlp is not supported; use silu or gelu")
+    if config.norm_head and config.tie_word_embeddings:
+        raise UserError("norm_head needs a head of its own; set tie_word_embeddings to false")
+    if config.prefix_lm and None in (
+        config.sop_token_id,
+        config.gmask_token_id,
+        config.mask_token_id,
+    ):
+        raise UserError("prefix_lm needs sop_token_id, gmask_token_id and mask_token_id")
+
+
+def _check_rotary(config: ModelConfig) -> None:
+    if config.head_dim % 2:
+        raise UserError(
+            f"head_dim ({config.head_dim}) is odd, but rotary position embedding turns pairs of "
+            f"dimensions; with hidden_size {config.hidden_size} and num_attention_heads "
+            f"{config.num_attention_heads}, choose sizes that make it even"
+        )
+    if config.partial_rotary_factor > 1 or config.rotary_dim % 2 or config.rotary_dim < 2:
+        raise UserError(
+            f"partial_rotary_factor ({config.partial_rotary_factor}) of head_dim "
+            f"({config.head_dim}) must be an even number of dimensions, at least 2 and at most all"
+        )
+    if config.position_encoding_2d and (
+        config.head_dim % 4 or config.partial_rotary_factor != 1 or not config.prefix_lm
+    ):
+        raise UserError(
+            f"position_encoding_2d turns both halves of a head by positions around the prefix: it "
+            f"needs prefix_lm, partial_rotary_factor 1 and a head_dim that is a multiple of 4, "
+            f"found {config.prefix_lm}, {config.partial_rotary_factor} and {config.head_dim}"
+        )
+
+
+def _check_integer(name: str, value: Any, minimum: int, expected: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise UserError(f"{name} must be {expected}, found {value!r}")
+
+
+def _check_positive_number(name: str, value: Any) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+        raise UserError(f"{name} must be a positive number, found {value!r}")
+
+
+def normalised_rope_scaling(scaling: Any, max_positions: int) -> dict[str, Any] | None:
+    """``scaling`` with its type under ``rope_type`` and only keys that a formula reads."""
+    if scaling is None:
+        return None
+    if not isinstance(scaling, Mapping):
+        raise UserError(f"rope_scaling must be an object or null, found {scaling!r}")
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind not in _ROPE_SCALING_KEYS:
+        known = ", ".join(_ROPE_SCALING_KEYS)
+        raise UserError(f"rope_scaling type {kind!r} is not supported; use one of {known}")
+    required, optional = _ROPE_SCALING_KEYS[kind]
+    values = {
+        key: value
+        for key, value in scaling.items()
+        if key not in _ROPE_SCALING_IGNORED and value is not None
+    }
+    if kind in ("default", "linear", "dynamic"):  # saved with them at times, and not used by them
+        values.pop("original_max_position_embeddings", None)
+    if missing := sorted(required - set(values)):
+        raise UserError(f"rope_scaling of type {kind} lacks {', '.join(missing)}")
+    if unknown := sorted(set(values) - required - optional):
+        raise UserError(
+            f"rope_scaling of type {kind} does not know {', '.join(unknown)}; it takes "
+            f"{', '.join(sorted(required | optional))}"
+        )
+    if kind == "default":
+        return None
+    for key in sorted(set(values) - {"truncate"}):
+        _check_positive_number(f"rope_scaling.{key}", values[key])
+    if kind == "yarn":
+        values.setdefault("original_max_position_embeddings", max_positions)
+        values.setdefault("factor", max_positions / values["original_max_position_embeddings"])
+    if kind == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
+        raise UserError(
+            f"rope_scaling.high_freq_factor ({values['high_freq_factor']}) must be above "
+            f"low_freq_factor ({values['low_freq_factor']})"
+        )
+    return {"rope_type": kind, **values}

@@ -1,0 +1,211 @@
+"""The shape of a model: one dataclass, in which every difference between families is a field.
+
+Nothing here imports Paddle, so that planning and parameter counts run anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pypkg.errors import UserError
+from pypkg.models.architecture.checks import (
+    check_consistency,
+    check_size,
+    check_types,
+    normalised_rope_scaling,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder-only language model.
+
+    Dropout is not among the fields: it is a setting of training.
+
+    Raises:
+        UserError: a value is of the wrong type, or values contradict each other.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int = None  # type: ignore[assignment]  # None: num_attention_heads
+    head_dim: int = None  # type: ignore[assignment]  # None: hidden_size / num_attention_heads
+    # Width of the embedding and of the head; linear layers lead to hidden_size and back if it is
+    # another. None: hidden_size.
+    embedding_size: int = None  # type: ignore[assignment]
+    max_position_embeddings: int = 2048
+
+    norm: str = "rms_norm"  # or layer_norm
+    norm_eps: float = 1e-6
+    embedding_norm: bool = False  # a norm right after the embedding
+    branch_norm: bool = False  # a norm on the output of each branch, before it is added
+    final_norm: bool = True
+    # How the branches f, attention and MLP, come to the stream x:
+    # pre: x + f(norm(x)); post: norm(x + f(x)); normed: residual_alpha * norm(x) + f(norm(x)).
+    residual: str = "pre"
+    residual_alpha: float = 1.0
+
+    position_embedding: str = "rope"  # or alibi, learned, none
+    position_offset: int = 0  # rows of the learned table before that of position 0
+    rope_theta: float = 10000.0
+    # None, or rope_type, one of linear, dynamic, llama3, yarn, and the parameters of that type
+    # under the names that Hugging Face files use.
+    rope_scaling: dict[str, Any] | None = None
+    partial_rotary_factor: float = 1.0  # the part of each head, its first dimensions, that turns
+    rope_interleaved: bool = False  # pairs are dimensions 2i and 2i + 1, not i and i + half
+    position_encoding_2d: bool = False  # half of each head by position, half by block position
+    # Only in evaluation, and only on sequences longer than this: the base of the rotation grows
+    # (dynamic NTK), or queries grow with the logarithm of their position. None: never.
+    dynamic_ntk_length: int | None = None
+    logn_attention_length: int | None = None
+
+    sliding_window: int | None = None  # a token sees itself and the sliding_window - 1 before it
+    max_window_layers: int = 0  # the first layers that attend to all tokens nevertheless
+    # Tokens before the first sop_token_id of a row see each other in both directions. Positions
+    # from there on are told by the row's gmask_token_id or mask_token_id (masks.py).
+    prefix_lm: bool = False
+    sop_token_id: int | None = None
+    gmask_token_id: int | None = None
+    mask_token_id: int | None = None
+
+    qkv_bias: bool = False
+    attention_output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False  # an RMS norm of each query and key head before they are rotated
+    activation: str = "silu"  # or gelu (exact), gelu_tanh, relu
+    gated_mlp: bool = True  # down(activation(gate(x)) * up(x)), not down(activation(up(x)))
+    tie_word_embeddings: bool = False
+    norm_head: bool = False  # rows of the head are normalised to length 1 in each forward
+    embedding_gradient_scale: float = 1.0  # of what flows back into the embedding
+
+    initializer_range: float = 0.02
+    initialization: str = "normal"  # or scaled_residual, deepnorm (initialization.py)
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    model_type: str = "llama"  # whose file format the model is read from and written to
+
+    def __post_init__(self) -> None:
+        check_size("hidden_size", self.hidden_size)
+        check_size("num_attention_heads", self.num_attention_heads)
+        if self.num_key_value_heads is None:
+            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+        if self.embedding_size is None:
+            object.__setattr__(self, "embedding_size", self.hidden_size)
+        if self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise UserError(
+                    f"hidden_size ({self.hidden_size}) is not divisible by num_attention_heads "
+                    f"({self.num_attention_heads}); change one of them, or set head_dim"
+                )
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        check_types(self)
+        scaling = normalised_rope_scaling(self.rope_scaling, self.max_position_embeddings)
+        object.__setattr__(self, "rope_scaling", scaling)
+        check_consistency(self)
+
+    @property
+    def query_size(self) -> int:
+        """Width of all query heads together."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def key_value_size(self) -> int:
+        """Width of all key heads together; that of the values is the same."""
+        return self.num_key_value_heads * self.head_dim
+
+    @property
+    def rotary_dim(self) -> int:
+        """Dimensions of a head that turn with one kind of position."""
+        if self.position_encoding_2d:
+            return self.head_dim // 2
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    def replace(self, **overrides: Any) -> ModelConfig:
+        """A copy with some fields changed.
+
+        ``head_dim``, ``num_key_value_heads`` and ``embedding_size`` follow a change of the sizes
+        that they were derived from, unless they are given.
+
+        Raises:
+            UserError: an unknown field, or a result that makes no sense.
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in overrides:
+            if name not in names:
+                raise UserError(f"{name!r} is not a field of ModelConfig{nearest(name, names)}")
+        values = {name: getattr(self, name) for name in names}
+        if self.query_size == self.hidden_size:
+            values["head_dim"] = None
+        if self.num_key_value_heads == self.num_attention_heads:
+            values["num_key_value_heads"] = None
+        if self.embedding_size == self.hidden_size:
+            values["embedding_size"] = None
+        return ModelConfig(**{**values, **overrides})
+
+    def num_parameters(self) -> int:
+        """Number of parameters; a tied head counts once."""
+        h, ffn, width = self.hidden_size, self.intermediate_size, self.embedding_size
+        norm = h if self.norm == "rms_norm" else 2 * h
+        qkv = self.query_size + 2 * self.key_value_size
+        attention = h * qkv + self.qkv_bias * qkv + self.qk_norm * 2 * self.head_dim
+        attention += self.query_size * h + self.attention_output_bias * h
+        up = 2 * ffn if self.gated_mlp else ffn
+        mlp = h * up + ffn * h + self.mlp_bias * (up + h)
+        layer = attention + mlp + (4 if self.branch_norm else 2) * norm
+        tables = (1 if self.tie_word_embeddings else 2) * self.vocab_size * width
+        if width != h:
+            tables += 2 * width * h
+        if self.position_embedding == "learned":
+            tables += (self.max_position_embeddings + self.position_offset) * h
+        norms = (self.embedding_norm + self.final_norm) * norm
+        return self.num_hidden_layers * layer + norms + tables
+
+    def flops_per_token(self, seq_length: int) -> float:
+        """Floating-point operations of one training step per token, forward and backward.
+
+        6 N + 12 L h s (Chowdhery et al., 2022, appendix B): N is ``num_parameters()``, all of
+        them, the embedding table included although looking it up costs nothing; L is the number
+        of layers, h the width of the query heads together and s ``seq_length``. Attention is
+        counted in full, without halving it for the causal mask, and recomputation is not counted.
+        This is the convention of published model FLOPs utilisation, MFU = flops_per_token *
+        tokens_per_second / peak_flops.
+        """
+        attention = 12 * self.num_hidden_layers * self.query_size * seq_length
+        return float(6 * self.num_parameters() + attention)
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The end of an error message about an unknown name: the closest known ones, if any."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), list(by_lower), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(by_lower[match] for match in close)}?" if close else ""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: the file is missing, unreadable, not JSON (with line and column), no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not JSON: it is not UTF-8 text ({error.reason})") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, found a {type(value).__name__}")
+    return value

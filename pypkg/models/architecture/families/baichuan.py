@@ -1,0 +1,64 @@
+"""Baichuan and Baichuan 2 (Yang et al., 2023): LLaMA, at 13B with ALiBi; 2 with a normed head.
+
+The original has a class per size and one config.json for all. What that does not tell is told by
+the released sizes: a vocabulary of 125696 is Baichuan 2, hidden_size 5120, or no
+max_position_embeddings, is ALiBi. For other sizes there are two keys of ours, ``norm_head`` and
+``position_embedding``, which win.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.family import Family, Keys
+from pypkg.models.architecture.llama_format import LLAMA_KEYS, llama_weight_map
+from pypkg.models.architecture.weight_map import WeightMap
+
+_BAICHUAN2_VOCABULARY = 125696
+_ALIBI_HIDDEN_SIZE = 5120
+
+
+def _weight_map(config: ModelConfig) -> WeightMap:
+    return llama_weight_map(config, qkv=("W_pack",))
+
+
+def _read(keys: Keys) -> dict[str, Any]:
+    has_alibi = keys.get("hidden_size") == _ALIBI_HIDDEN_SIZE or not keys.get(
+        "max_position_embeddings"
+    )
+    return {
+        "position_embedding": keys.get("position_embedding", "alibi" if has_alibi else "rope"),
+        "norm_head": keys.get("norm_head", keys.get("vocab_size") == _BAICHUAN2_VOCABULARY),
+    }
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    is_first_7b = config.position_embedding == "rope" and not config.norm_head
+    name = "BaiChuan" if is_first_7b else "Baichuan"
+    return {
+        "architectures": [f"{name}ForCausalLM"],
+        "auto_map": {
+            "AutoConfig": f"configuration_baichuan.{name}Config",
+            "AutoModelForCausalLM": f"modeling_baichuan.{name}ForCausalLM",
+        },
+        "position_embedding": config.position_embedding,
+        "norm_head": config.norm_head,
+        "model_max_length": config.max_position_embeddings,
+    }
+
+
+FAMILIES = (
+    Family(
+        name="baichuan",
+        architectures=("BaichuanForCausalLM", "BaiChuanForCausalLM"),
+        keys={
+            **{k: v for k, v in LLAMA_KEYS.items() if k not in ("num_key_value_heads", "head_dim")},
+            "max_position_embeddings": ("max_position_embeddings", "model_max_length"),
+        },
+        fixed={"hidden_act": "silu", "z_loss_weight": 0},
+        weight_map=_weight_map,
+        read_more=_read,
+        write_more=_write,
+    ),
+)

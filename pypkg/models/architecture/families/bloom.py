@@ -1,0 +1,80 @@
+"""BLOOM (Scao et al., 2022): ALiBi, and a norm right after the embedding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.family import TOKEN_IDS, Family, Keys
+from pypkg.models.architecture.weight_map import Packing, WeightMap, linear, same_layout
+
+
+def _weight_map(config: ModelConfig) -> WeightMap:
+    ours, theirs = "layers.{i}.", "transformer.h.{i}."
+    weights = same_layout(
+        {
+            "embed_tokens": "transformer.word_embeddings",
+            "embed_norm": "transformer.word_embeddings_layernorm",
+            f"{ours}input_layernorm": f"{theirs}input_layernorm",
+            f"{ours}post_attention_layernorm": f"{theirs}post_attention_layernorm",
+            "norm": "transformer.ln_f",
+            "lm_head": "lm_head",
+        }
+    )
+    weights += linear(
+        f"{ours}self_attn.qkv_proj",
+        f"{theirs}self_attention.query_key_value",
+        packing=Packing(config.num_attention_heads, (0, 1, 2)),
+    )
+    weights += linear(f"{ours}self_attn.o_proj", f"{theirs}self_attention.dense")
+    weights += linear(f"{ours}mlp.up_proj", f"{theirs}mlp.dense_h_to_4h")
+    weights += linear(f"{ours}mlp.down_proj", f"{theirs}mlp.dense_4h_to_h")
+    ignored = [r"lm_head\.weight"] if config.tie_word_embeddings else []
+    return WeightMap(weights, ignored, prefix="transformer.")
+
+
+def _read(keys: Keys) -> dict[str, Any]:
+    hidden = keys.get("n_embed") or keys.get("hidden_size") or 0
+    from_norm = keys.get("apply_residual_connection_post_layernorm", False)
+    return {
+        "intermediate_size": 4 * hidden or None,
+        "residual": "normed" if from_norm else "pre",
+    }
+
+
+FAMILIES = (
+    Family(
+        name="bloom",
+        architectures=("BloomForCausalLM",),
+        keys={
+            "vocab_size": "vocab_size",
+            "hidden_size": ("hidden_size", "n_embed"),
+            "num_hidden_layers": ("n_layer", "num_hidden_layers"),
+            "num_attention_heads": ("n_head", "num_attention_heads"),
+            "max_position_embeddings": "seq_length",
+            "norm_eps": "layer_norm_epsilon",
+            "tie_word_embeddings": "tie_word_embeddings",
+            "initializer_range": "initializer_range",
+            **TOKEN_IDS,
+        },
+        fields={
+            "norm": "layer_norm",
+            "norm_eps": 1e-5,
+            "embedding_norm": True,
+            "position_embedding": "alibi",
+            "qkv_bias": True,
+            "attention_output_bias": True,
+            "mlp_bias": True,
+            "activation": "gelu_tanh",
+            "gated_mlp": False,
+            "tie_word_embeddings": True,
+            "initialization": "scaled_residual",
+        },
+        dropouts=("attention_dropout", "hidden_dropout"),
+        weight_map=_weight_map,
+        read_more=_read,
+        write_more=lambda config: {
+            "apply_residual_connection_post_layernorm": config.residual == "normed"
+        },
+    ),
+)

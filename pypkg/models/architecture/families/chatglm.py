@@ -1,0 +1,81 @@
+"""ChatGLM-6B (Du et al., 2022; Zeng et al., 2022): a prefix language model with 2-D positions."""
+
+from __future__ import annotations
+
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.family import TOKEN_IDS, Family
+from pypkg.models.architecture.weight_map import Packing, WeightMap, linear, same_layout
+
+# The original computes the weight of the residual stream from the depth of the released model,
+# whatever its own depth is.
+_RESIDUAL_ALPHA = (2 * 28) ** 0.5
+
+
+def _weight_map(config: ModelConfig) -> WeightMap:
+    ours, theirs = "layers.{i}.", "transformer.layers.{i}."
+    weights = same_layout(
+        {
+            "embed_tokens": "transformer.word_embeddings",
+            f"{ours}input_layernorm": f"{theirs}input_layernorm",
+            f"{ours}post_attention_layernorm": f"{theirs}post_attention_layernorm",
+            "norm": "transformer.final_layernorm",
+            "lm_head": "lm_head",
+        }
+    )
+    weights += linear(
+        f"{ours}self_attn.qkv_proj",
+        f"{theirs}attention.query_key_value",
+        packing=Packing(config.num_attention_heads, (0, 1, 2)),
+    )
+    weights += linear(f"{ours}self_attn.o_proj", f"{theirs}attention.dense")
+    weights += linear(f"{ours}mlp.up_proj", f"{theirs}mlp.dense_h_to_4h")
+    weights += linear(f"{ours}mlp.down_proj", f"{theirs}mlp.dense_4h_to_h")
+    ignored = [r"transformer\.layers\.\d+\.attention\.rotary_emb\.inv_freq"]
+    if config.tie_word_embeddings:
+        ignored.append(r"lm_head\.weight")
+    return WeightMap(weights, ignored)
+
+
+FAMILIES = (
+    Family(
+        name="chatglm",
+        architectures=("ChatGLMModel", "ChatGLMForConditionalGeneration"),
+        auto_map={
+            "AutoConfig": "configuration_chatglm.ChatGLMConfig",
+            "AutoModel": "modeling_chatglm.ChatGLMForConditionalGeneration",
+            "AutoModelForSeq2SeqLM": "modeling_chatglm.ChatGLMForConditionalGeneration",
+        },
+        distinctive_key="inner_hidden_size",
+        keys={
+            "vocab_size": "vocab_size",
+            "hidden_size": "hidden_size",
+            "intermediate_size": "inner_hidden_size",
+            "num_hidden_layers": "num_layers",
+            "num_attention_heads": "num_attention_heads",
+            "max_position_embeddings": "max_sequence_length",
+            "norm_eps": "layernorm_epsilon",
+            "position_encoding_2d": "position_encoding_2d",
+            "tie_word_embeddings": "tie_word_embeddings",
+            "gmask_token_id": "gmask_token_id",
+            "mask_token_id": "mask_token_id",
+            **TOKEN_IDS,
+        },
+        fields={
+            "norm": "layer_norm",
+            "norm_eps": 1e-5,
+            "residual": "normed",
+            "residual_alpha": _RESIDUAL_ALPHA,
+            "position_encoding_2d": True,
+            "prefix_lm": True,
+            "qkv_bias": True,
+            "attention_output_bias": True,
+            "mlp_bias": True,
+            "activation": "gelu_tanh",
+            "gated_mlp": False,
+            "initialization": "deepnorm",
+        },
+        weight_map=_weight_map,
+        # The token that begins what is generated is called bos here, and sop in GLM-130B.
+        read_more=lambda keys: {"sop_token_id": keys.get("bos_token_id")},
+    ),
+)

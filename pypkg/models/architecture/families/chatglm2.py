@@ -1,0 +1,98 @@
+"""ChatGLM2-6B and ChatGLM3-6B: multi-query attention, half of each head rotated in pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.family import TOKEN_IDS, Family, Keys
+from pypkg.models.architecture.weight_map import WeightMap, linear, same_layout
+
+_ROPE_BASE = 10000.0
+
+
+def _weight_map(config: ModelConfig) -> WeightMap:
+    ours, theirs = "layers.{i}.", "transformer.encoder.layers.{i}."
+    weights = same_layout(
+        {
+            "embed_tokens": "transformer.embedding.word_embeddings",
+            f"{ours}input_layernorm": f"{theirs}input_layernorm",
+            f"{ours}post_attention_layernorm": f"{theirs}post_attention_layernorm",
+            "norm": "transformer.encoder.final_layernorm",
+            "lm_head": "transformer.output_layer",
+        }
+    )
+    attention = f"{theirs}self_attention."
+    weights += linear(f"{ours}self_attn.qkv_proj", f"{attention}query_key_value")
+    weights += linear(f"{ours}self_attn.o_proj", f"{attention}dense")
+    weights += linear(f"{ours}mlp.gate_up_proj", f"{theirs}mlp.dense_h_to_4h")
+    weights += linear(f"{ours}mlp.down_proj", f"{theirs}mlp.dense_4h_to_h")
+    return WeightMap(weights, [r"transformer\.rotary_pos_emb\.inv_freq"])
+
+
+def _read(keys: Keys) -> dict[str, Any]:
+    has_bias = keys.get("add_bias_linear", False)
+    from_norm = keys.get("apply_residual_connection_post_layernorm", False)
+    groups = keys.get("multi_query_group_num") if keys.get("multi_query_attention") else None
+    return {
+        "num_key_value_heads": groups,
+        "norm": "rms_norm" if keys.get("rmsnorm", True) else "layer_norm",
+        "residual": "normed" if from_norm else "pre",
+        "qkv_bias": bool(has_bias or keys.get("add_qkv_bias", False)),
+        "attention_output_bias": has_bias,
+        "mlp_bias": has_bias,
+        "rope_theta": _ROPE_BASE * (keys.get("rope_ratio") or 1),
+    }
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "multi_query_attention": config.num_key_value_heads != config.num_attention_heads,
+        "multi_query_group_num": config.num_key_value_heads,
+        "rmsnorm": config.norm == "rms_norm",
+        "apply_residual_connection_post_layernorm": config.residual == "normed",
+        "add_qkv_bias": config.qkv_bias,
+        "add_bias_linear": config.mlp_bias,
+        "rope_ratio": config.rope_theta / _ROPE_BASE,
+    }
+
+
+FAMILIES = (
+    Family(
+        name="chatglm2",
+        model_type="chatglm",
+        architectures=("ChatGLMModel", "ChatGLMForConditionalGeneration"),
+        auto_map={
+            "AutoConfig": "configuration_chatglm.ChatGLMConfig",
+            "AutoModel": "modeling_chatglm.ChatGLMForConditionalGeneration",
+            "AutoModelForSeq2SeqLM": "modeling_chatglm.ChatGLMForConditionalGeneration",
+        },
+        distinctive_key="padded_vocab_size",
+        keys={
+            "vocab_size": "padded_vocab_size",
+            "hidden_size": "hidden_size",
+            "intermediate_size": "ffn_hidden_size",
+            "num_hidden_layers": "num_layers",
+            "num_attention_heads": "num_attention_heads",
+            "head_dim": "kv_channels",
+            "max_position_embeddings": "seq_length",
+            "norm_eps": "layernorm_epsilon",
+            "final_norm": "post_layer_norm",
+            **TOKEN_IDS,
+        },
+        fields={
+            "norm_eps": 1e-5,
+            "partial_rotary_factor": 0.5,
+            "rope_interleaved": True,
+        },
+        fixed={
+            "original_rope": True,
+            "fp32_residual_connection": False,
+            "tie_word_embeddings": False,
+        },
+        dropouts=("attention_dropout", "hidden_dropout"),
+        weight_map=_weight_map,
+        read_more=_read,
+        write_more=_write,
+    ),
+)

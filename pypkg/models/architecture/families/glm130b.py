@@ -1,0 +1,79 @@
+"""GLM-130B (Zeng et al., 2022): DeepNorm, GEGLU, a prefix language model.
+
+Its implementation, SwissArmyTransformer, has no config.json: the keys are those of its command
+line (configs/model_glm_130b.sh) with underscores, and ``embedding_gradient_scale``, which the
+paper calls the embedding layer gradient shrink and sets to 0.1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.family import TOKEN_IDS, Family, Keys
+from pypkg.models.architecture.weight_map import Packing, WeightMap, linear, same_layout
+
+
+def _weight_map(config: ModelConfig) -> WeightMap:
+    ours, theirs = "layers.{i}.", "transformer.layers.{i}."
+    weights = same_layout(
+        {
+            "embed_tokens": "transformer.word_embeddings",
+            f"{ours}input_layernorm": f"{theirs}input_layernorm",
+            f"{ours}post_attention_layernorm": f"{theirs}post_attention_layernorm",
+            "norm": "transformer.final_layernorm",
+        }
+    )
+    weights += linear(
+        f"{ours}self_attn.qkv_proj",
+        f"{theirs}attention.query_key_value",
+        packing=Packing(config.num_attention_heads, (0, 1, 2)),
+    )
+    weights += linear(f"{ours}self_attn.o_proj", f"{theirs}attention.dense")
+    weights += linear(
+        f"{ours}mlp.gate_up_proj", f"{theirs}mlp.dense_h_to_4h", packing=Packing(1, (1, 0))
+    )
+    weights += linear(f"{ours}mlp.down_proj", f"{theirs}mlp.dense_4h_to_h")
+    return WeightMap(weights, [r"mixins\.rotary-embedding\.rotary_emb\.inv_freq"])
+
+
+def _read(keys: Keys) -> dict[str, Any]:
+    layers = keys.get("num_layers")
+    return {"residual_alpha": (2 * layers) ** 0.5} if isinstance(layers, int) else {}
+
+
+FAMILIES = (
+    Family(
+        name="glm-130b",
+        keys={
+            "vocab_size": "vocab_size",
+            "hidden_size": "hidden_size",
+            "intermediate_size": "inner_hidden_size",
+            "num_hidden_layers": "num_layers",
+            "num_attention_heads": "num_attention_heads",
+            "max_position_embeddings": "max_sequence_length",
+            "norm_eps": "layernorm_epsilon",
+            "embedding_gradient_scale": "embedding_gradient_scale",
+            "sop_token_id": "sop_token_id",
+            "gmask_token_id": "gmask_token_id",
+            "mask_token_id": "mask_token_id",
+            **TOKEN_IDS,
+            "eos_token_id": "eop_token_id",
+        },
+        fields={
+            "norm": "layer_norm",
+            "norm_eps": 1e-5,
+            "residual": "normed",
+            "prefix_lm": True,
+            "qkv_bias": True,
+            "attention_output_bias": True,
+            "mlp_bias": True,
+            "activation": "gelu",
+            "tie_word_embeddings": True,
+            "initialization": "deepnorm",
+        },
+        fixed={"layernorm_order": "post"},
+        weight_map=_weight_map,
+        read_more=_read,
+    ),
+)

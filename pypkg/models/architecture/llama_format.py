@@ -1,0 +1,134 @@
+"""The Hugging Face format that began with LLaMA and that later families share: keys and names.
+
+Nothing here imports Paddle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pypkg.errors import UserError
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.family import TOKEN_IDS, Keys
+from pypkg.models.architecture.weight_map import WeightMap, linear, same_layout
+
+# Field to key.
+LLAMA_KEYS = {
+    name: name
+    for name in (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "max_position_embeddings",
+        "tie_word_embeddings",
+        "initializer_range",
+    )
+} | {"norm_eps": "rms_norm_eps", **TOKEN_IDS}
+
+
+def llama_weight_map(
+    config: ModelConfig,
+    qkv: Sequence[str] = ("q_proj", "k_proj", "v_proj"),
+    gate_up: Sequence[str] = ("gate_proj", "up_proj"),
+    layer_norms: Mapping[str, str] | None = None,
+) -> WeightMap:
+    """The weight map, given what differs between families.
+
+    Args:
+        qkv: below ``self_attn``, one name per projection, or one for query | key | value.
+        gate_up: below ``mlp``, likewise.
+        layer_norms: our norms in a layer to theirs.
+    """
+    ours, theirs = "layers.{i}.", "model.layers.{i}."
+    norms = {
+        "input_layernorm": "input_layernorm",
+        "post_attention_layernorm": "post_attention_layernorm",
+        **(layer_norms or {}),
+    }
+    weights = same_layout(
+        {
+            "embed_tokens": "model.embed_tokens",
+            **{f"{ours}{norm}": f"{theirs}{name}" for norm, name in norms.items()},
+            "norm": "model.norm",
+            "lm_head": "lm_head",
+        }
+    )
+    sizes = (config.query_size, config.key_value_size, config.key_value_size)
+    weights += linear(
+        f"{ours}self_attn.qkv_proj",
+        [f"{theirs}self_attn.{name}" for name in qkv],
+        sizes if len(qkv) > 1 else (),
+    )
+    weights += linear(f"{ours}self_attn.o_proj", f"{theirs}self_attn.o_proj")
+    weights += linear(
+        f"{ours}mlp.gate_up_proj",
+        [f"{theirs}mlp.{name}" for name in gate_up],
+        [config.intermediate_size] * 2 if len(gate_up) > 1 else (),
+    )
+    weights += linear(f"{ours}mlp.down_proj", f"{theirs}mlp.down_proj")
+    # Old exports carry the rotary frequencies; a tied head may be stored a second time.
+    ignored = [r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"]
+    if config.tie_word_embeddings:
+        ignored.append(r"lm_head\.weight")
+    return WeightMap(weights, ignored)
+
+
+def read_rope(keys: Keys, partial: bool = False) -> dict[str, Any]:
+    """The fields of the rotary embedding.
+
+    transformers 4 writes ``rope_theta``, ``rope_scaling`` and ``partial_rotary_factor``,
+    transformers 5 all of them into ``rope_parameters``.
+
+    Args:
+        partial: whether the family rotates a part of each head only; half of it by default.
+    """
+    scaling = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
+    if not isinstance(scaling, Mapping):
+        raise UserError(f"rope_scaling must be an object or null, found {scaling!r}")
+    values = {key: value for key, value in {**keys, **scaling}.items() if value is not None}
+    fraction = values.get("partial_rotary_factor", 0.5 if partial else 1.0)
+    if fraction != 1.0 and not partial:
+        raise UserError(f"partial_rotary_factor must be 1.0 for this model, found {fraction!r}")
+    return {
+        "rope_theta": values.get("rope_theta", 10000.0),
+        "rope_scaling": dict(scaling),
+        "partial_rotary_factor": fraction,
+    }
+
+
+def write_rope(config: ModelConfig) -> dict[str, Any]:
+    """The keys of ``read_rope`` in the form of transformers 4, without the part."""
+    return {"rope_theta": config.rope_theta, "rope_scaling": config.rope_scaling}
+
+
+def read_window(keys: Keys) -> dict[str, Any]:
+    """The fields of a sliding window that is off unless ``use_sliding_window`` is true.
+
+    ``layer_types``, which transformers 5 writes, wins over ``max_window_layers``.
+    """
+    if not keys.get("use_sliding_window") or keys.get("sliding_window") is None:
+        return {}
+    first = keys.get("max_window_layers", 28)
+    types = keys.get("layer_types")
+    if types is not None:
+        first = types.count("full_attention")
+        if types != ["full_attention"] * first + ["sliding_attention"] * (len(types) - first):
+            raise UserError(
+                "layer_types must be full_attention up to some layer and sliding_attention from "
+                f"there on, found {types}"
+            )
+    return {"sliding_window": keys["sliding_window"], "max_window_layers": first}
+
+
+def write_window(config: ModelConfig) -> dict[str, Any]:
+    """The keys of ``read_window``."""
+    return {
+        "use_sliding_window": config.sliding_window is not None,
+        "sliding_window": config.sliding_window,
+        "max_window_layers": config.max_window_layers,
+    }

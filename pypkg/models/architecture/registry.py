@@ -1,0 +1,129 @@
+"""Families by the names in config.json, and models by the names people know them under.
+
+Nothing here imports Paddle or reaches for the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pypkg.errors import UserError
+from pypkg.models.architecture.config import ModelConfig, nearest, read_json
+from pypkg.models.architecture.family import Family
+from pypkg.models.architecture.weight_map import WeightMap
+from pypkg.paths import configs_dir
+
+# One line per module in families/.
+_MODULES = (
+    "baichuan",
+    "bloom",
+    "chatglm",
+    "chatglm2",
+    "glm130b",
+    "glm4",
+    "gpt",
+    "llama",
+    "mistral",
+    "opt",
+    "qwen",
+    "qwen2",
+    "qwen3",
+)
+_FAMILIES: tuple[Family, ...] = tuple(
+    family
+    for name in _MODULES
+    for family in import_module(f"pypkg.models.architecture.families.{name}").FAMILIES
+)
+
+
+def known_models() -> list[str]:
+    """The names that resolve to a shipped configuration, sorted."""
+    return sorted(_files_by_name())
+
+
+def load_config(name_or_folder: str | Path) -> ModelConfig:
+    """The configuration of a known model, or of a folder that holds a config.json.
+
+    A folder wins over a name; the case of a name does not matter.
+
+    Raises:
+        UserError: neither is there (the nearest known names are listed), or config.json is wrong.
+    """
+    if Path(name_or_folder).is_dir():
+        return _read_config(Path(name_or_folder) / "config.json")
+    files = {name.lower(): file for name, file in _files_by_name().items()}
+    file = files.get(str(name_or_folder).lower())
+    if file is None:
+        hint = nearest(str(name_or_folder), known_models()) or "."
+        raise UserError(
+            f"{str(name_or_folder)!r} is neither a folder nor a known model{hint} Give the path of "
+            "a folder that holds a config.json, or a name that `python -m pypkg.models` lists"
+        )
+    return _read_config(file)
+
+
+def families() -> tuple[Family, ...]:
+    """The supported families."""
+    return _FAMILIES
+
+
+def num_parameters(name_or_folder: str | Path) -> int:
+    """Number of parameters, computed from the configuration without making any weight."""
+    return load_config(name_or_folder).num_parameters()
+
+
+def config_from_huggingface(keys: Mapping[str, Any]) -> ModelConfig:
+    """The configuration that the keys of a config.json describe.
+
+    Raises:
+        UserError: the family is not supported, or a value is wrong.
+    """
+    for family in _FAMILIES:
+        if family.recognises(keys):
+            return family.read_config(keys)
+    supported = [name for family in _FAMILIES for name in family.architectures or (family.name,)]
+    raise UserError(
+        f"architectures {keys.get('architectures') or []} with model_type "
+        f"{keys.get('model_type')!r} is not supported; supported are "
+        f"{', '.join(supported)}"
+    )
+
+
+def config_to_huggingface(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
+    """The keys of a config.json that describes ``config`` with weights of ``dtype``."""
+    return {**_family(config).write_config(config), "torch_dtype": dtype, "use_cache": True}
+
+
+def weight_map(config: ModelConfig) -> WeightMap:
+    """The weight map of the family that ``config`` belongs to."""
+    return _family(config).weight_map(config)
+
+
+def _family(config: ModelConfig) -> Family:
+    for family in _FAMILIES:
+        if config.model_type == family.name:
+            return family
+    known = ", ".join(family.name for family in _FAMILIES)
+    raise UserError(f"model_type {config.model_type!r} is not supported; use one of {known}")
+
+
+def _files_by_name() -> dict[str, Path]:
+    """Every known name with the file that describes it.
+
+    aliases.json names models that differ from another one only in their weights.
+    """
+    folder = configs_dir() / "models"
+    files = {file.stem.replace("--", "/"): file for file in folder.glob("*.json")}
+    aliases = read_json(files.pop("aliases"))
+    return {**files, **{alias: files[name] for alias, name in aliases.items()}}
+
+
+def _read_config(path: Path) -> ModelConfig:
+    keys = read_json(path)
+    try:
+        return config_from_huggingface(keys)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error

@@ -1,0 +1,60 @@
+"""The page docs/models.md, written from the registry."""
+
+from __future__ import annotations
+
+from pypkg.models.architecture import registry
+from pypkg.models.architecture.config import ModelConfig
+
+_INTRODUCTION = """\
+<!-- Written by `make docs` from pypkg/models and configs/models. Change those, not this page. -->
+# Models
+
+`model_name_or_path` is a folder in Hugging Face format, or one of the names below. A name stands
+for the shape of the model: its configuration comes with this package, in `configs/models`, and
+nothing is downloaded. Upper and lower case make no difference. Training from scratch needs no
+more; `continue_training` takes the weights from the folder, or from the Hugging Face cache of this
+machine if they were downloaded there under that name.
+
+A further size is one more JSON file in `configs/models`, in the keys of the family's own
+`config.json`; the file of `org/name` is `org--name.json`. Where models differ only in their
+weights, `aliases.json` names the one whose file holds for them.
+
+Parameters are counted from the configuration. A table of the embedding that is also the head
+counts once.
+"""
+
+
+def models_page() -> str:
+    """docs/models.md as text."""
+    models = {name: registry.load_config(name) for name in registry.known_models()}
+    parts = [_INTRODUCTION, "\n## Families\n", _families(), "\n## Names\n"]
+    for family in registry.families():
+        of_family = {
+            name: config for name, config in models.items() if config.model_type == family.name
+        }
+        parts += [f"\n### {family.name}\n", _names(of_family)]
+    return "".join(parts)
+
+
+def _families() -> str:
+    rows = [
+        (
+            family.name,
+            f"`{family.model_type or family.name}`",
+            ", ".join(f"`{each}`" for each in family.architectures),
+        )
+        for family in registry.families()
+    ]
+    return _table(("family", "`model_type` in config.json", "`architectures`"), rows)
+
+
+def _names(models: dict[str, ModelConfig]) -> str:
+    """Smallest model first."""
+    counts = {name: config.num_parameters() for name, config in models.items()}
+    rows = [(f"`{name}`", f"{counts[name]:,}") for name in sorted(models, key=counts.__getitem__)]
+    return _table(("name", "parameters"), rows)
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)

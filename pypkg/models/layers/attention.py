@@ -1,0 +1,110 @@
+"""The attention block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import paddle
+from paddle import nn
+
+from pypkg import ops
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.layers.norm import RMSNorm
+from pypkg.models.layers.positions import Rotation
+from pypkg.models.layers.recompute import ATTENTION, Recompute, recomputed
+from pypkg.models.weights.tp_shards import key_value_range
+from pypkg.parallel.tp_layers import (
+    column_linear,
+    row_linear,
+    sum_gradient_over_tensor_group,
+    sum_replica_gradients,
+    tensor_degree,
+    tensor_rank,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionInputs:
+    """What attention needs beside the hidden states; the same for all layers, or for many.
+
+    Args:
+        batch, sequence: shape of the input ids.
+        mask: which tokens see which.
+        rotation: of queries and keys by their positions, or None.
+        query_scale: [sequence] factors of the queries, or None.
+    """
+
+    batch: int
+    sequence: int
+    mask: ops.AttentionMask
+    rotation: Rotation | None = None
+    query_scale: paddle.Tensor | None = None
+
+
+class Attention(nn.Layer):
+    """Grouped-query attention.
+
+    The three input projections are one matrix, whose columns are query | key | value. Under tensor
+    parallelism each process has some of the query heads, and the key-value heads that they need.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.use_flash_attention = True  # False: an attention that stores its weights
+        self.recompute: Recompute | None = None  # what backward passes compute again
+        self._head_dim = config.head_dim
+        degree = tensor_degree()
+        first, stop = key_value_range(config, degree, tensor_rank())
+        key_value_size = (stop - first) * config.head_dim
+        self._sizes = [config.query_size // degree, key_value_size, key_value_size]
+        width = degree * sum(self._sizes)  # more than the parameter has if heads are replicated
+        self.qkv_proj = column_linear(config.hidden_size, width, config.qkv_bias)
+        self.o_proj = row_linear(
+            config.query_size, config.hidden_size, config.attention_output_bias
+        )
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self._sum_partial_gradients(config, first)
+
+    def _sum_partial_gradients(self, config: ModelConfig, first_key_value_head: int) -> None:
+        """Of what several processes use for heads of their own each."""
+        for norm in (self.q_norm, self.k_norm):
+            if norm is not None:
+                sum_gradient_over_tensor_group(norm.weight)
+        if tensor_degree() > config.num_key_value_heads:
+            for parameter in self.qkv_proj.parameters():
+                sum_replica_gradients(
+                    parameter, self._sizes[0], first_key_value_head, config.num_key_value_heads
+                )
+
+    def forward(self, x: paddle.Tensor, inputs: AttentionInputs) -> paddle.Tensor:
+        """[batch, sequence, hidden], or split tokens (parallel/layers.py), to the same shape."""
+        projected = self.qkv_proj(x)
+        query, key, value = (
+            part.reshape([inputs.batch, inputs.sequence, -1, self._head_dim])
+            for part in paddle.split(projected, self._sizes, axis=-1)
+        )
+        if self.q_norm is not None:
+            query, key = self.q_norm(query)[0], self.k_norm(key)[0]
+        if inputs.rotation is not None:
+            query, key = inputs.rotation(query, key)
+        if inputs.query_scale is not None:
+            query = query * inputs.query_scale.astype(query.dtype).reshape([1, -1, 1, 1])
+        attend = partial(
+            _flash_attention if self.use_flash_attention else _plain_attention, inputs.mask
+        )
+        out = recomputed(self, ATTENTION, attend, query, key, value)
+        return self.o_proj(out.reshape([*projected.shape[:-1], self._sizes[0]]))
+
+
+def _flash_attention(
+    mask: ops.AttentionMask, query: paddle.Tensor, key: paddle.Tensor, value: paddle.Tensor
+) -> paddle.Tensor:
+    return ops.flash_attention(query, key, value, mask=mask)
+
+
+def _plain_attention(
+    mask: ops.AttentionMask, query: paddle.Tensor, key: paddle.Tensor, value: paddle.Tensor
+) -> paddle.Tensor:
+    return ops.flash_attention_reference(query, key, value, mask=mask)[0]

@@ -1,0 +1,62 @@
+"""The feed-forward block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from pypkg import ops
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.parallel.tp_layers import column_linear, row_linear
+
+_Activation = Callable[[paddle.Tensor], paddle.Tensor]
+_GATED: dict[str, _Activation] = {
+    "silu": ops.swiglu,
+    "gelu": ops.geglu,
+    "gelu_tanh": partial(ops.geglu, approximate="tanh"),
+}
+_PLAIN: dict[str, _Activation] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate=True),
+    "relu": F.relu,
+}
+
+
+class GatedMLP(nn.Layer):
+    """down(activation(gate(x)) * up(x)), with one matrix whose columns are gate | up."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden, ffn = config.hidden_size, config.intermediate_size
+        self.gate_up_proj = column_linear(hidden, 2 * ffn, config.mlp_bias)
+        self.down_proj = row_linear(ffn, hidden, config.mlp_bias)
+        self._activation = _GATED[config.activation]
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[batch, sequence, hidden] to the same shape."""
+        return self.down_proj(self._activation(self.gate_up_proj(x)))
+
+
+class MLP(nn.Layer):
+    """down(activation(up(x)))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden, ffn = config.hidden_size, config.intermediate_size
+        self.up_proj = column_linear(hidden, ffn, config.mlp_bias)
+        self.down_proj = row_linear(ffn, hidden, config.mlp_bias)
+        self._activation = _PLAIN[config.activation]
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[batch, sequence, hidden] to the same shape."""
+        return self.down_proj(self._activation(self.up_proj(x)))
+
+
+def make_mlp(config: ModelConfig) -> nn.Layer:
+    """The feed-forward block of ``config``."""
+    return GatedMLP(config) if config.gated_mlp else MLP(config)

@@ -1,0 +1,65 @@
+"""Normalisation layers, with the residual add before them."""
+
+from __future__ import annotations
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from pypkg import ops
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.parallel.tp_layers import sum_split_token_gradients
+
+
+class RMSNorm(nn.Layer):
+    """Root-mean-square normalisation of the last dimension."""
+
+    def __init__(self, size: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = self.create_parameter(
+            [size], default_initializer=nn.initializer.Constant(1.0)
+        )
+        self._epsilon = epsilon
+
+    def forward(
+        self, x: paddle.Tensor, residual: paddle.Tensor | None = None
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """The norm of x + residual, and x + residual itself; both [..., size] like x."""
+        if residual is None:
+            return ops.rms_norm(x, self.weight, self._epsilon), x
+        return ops.rms_norm(x, self.weight, self._epsilon, residual=residual)
+
+
+class LayerNorm(nn.Layer):
+    """Layer normalisation of the last dimension, with a bias."""
+
+    def __init__(self, size: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = self.create_parameter(
+            [size], default_initializer=nn.initializer.Constant(1.0)
+        )
+        self.bias = self.create_parameter([size], is_bias=True)
+        self._epsilon = epsilon
+
+    def forward(
+        self, x: paddle.Tensor, residual: paddle.Tensor | None = None
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """The norm of x + residual, and x + residual itself; both [..., size] like x."""
+        if residual is not None:
+            x = x + residual
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self._epsilon), x
+
+
+_NORMS = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
+
+
+def make_norm(config: ModelConfig) -> nn.Layer:
+    """The norm of ``config`` over hidden_size."""
+    return _NORMS[config.norm](config.hidden_size, config.norm_eps)
+
+
+def make_block_norm(config: ModelConfig) -> nn.Layer:
+    """``make_norm`` for a place where sequence parallelism has the tokens split."""
+    norm = make_norm(config)
+    sum_split_token_gradients(norm)
+    return norm

@@ -1,0 +1,1 @@
+"""Weights in and out: initial values, tensor-parallel shards, model folders, file formats."""

@@ -1,0 +1,116 @@
+"""The tensors of a folder, in whatever files they are: one at a time, or a part of one.
+
+Arrays are NumPy; bfloat16 arrays are uint16 with the bits, as in Paddle. Nothing here imports
+Paddle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pypkg.errors import UserError
+from pypkg.models.architecture.config import read_json
+from pypkg.models.weights.formats.safetensors import TensorSpec, read_safetensors
+from pypkg.models.weights.formats.sat import merge_ranks, sat_files
+from pypkg.models.weights.formats.stored_tensor import JoinedTensor, Shape, Slices, StoredTensor
+from pypkg.models.weights.formats.torch import read_torch_file
+
+_Reader = Callable[[Path], dict[str, StoredTensor]]
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+# Names that Hugging Face's tools write, in the order in which they are looked for.
+_SINGLE_AND_INDEX: tuple[tuple[str, str, _Reader], ...] = (
+    (SINGLE_FILE, INDEX_FILE, read_safetensors),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json", read_torch_file),
+)
+_TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+# What trainers leave beside the weights in files of PyTorch.
+_NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
+
+
+class TensorFiles:
+    """The tensors of a folder.
+
+    Taken is the first that is there of: ``model.safetensors``; shards of it that an index lists;
+    ``pytorch_model.bin``; shards of it; the rank files of SAT; the only .bin, .pt or .pth file.
+
+    Attributes:
+        files: what the tensors were found in.
+
+    Raises:
+        UserError: there are no such files, or one is corrupt, truncated or missing; it is named.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._tensors = _find(folder)
+        self.files = sorted({part.file for each in self._tensors.values() for part in each.parts})
+
+    def specs(self) -> dict[str, TensorSpec]:
+        """Stored dtype and shape of every tensor by name."""
+        return {
+            name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in self._tensors.items()
+        }
+
+    def shapes(self) -> dict[str, Shape]:
+        """Shape of every tensor by name."""
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
+
+    def read(self, name: str, dtype: str, slices: Slices = ()) -> np.ndarray:
+        """The tensor ``name``, or a part of it, converted to ``dtype``.
+
+        Args:
+            dtype: float32, float16, bfloat16 or float64.
+            slices: one per axis, without steps; axes left out at the end are whole. Only the
+                bytes that they select are read.
+        """
+        return self._tensors[name].read(name, dtype, slices)
+
+
+def _find(folder: Path) -> dict[str, JoinedTensor]:
+    for single, index, read_file in _SINGLE_AND_INDEX:
+        if (folder / single).is_file():
+            return _each_alone(read_file(folder / single))
+        if (folder / index).is_file():
+            return _each_alone(_read_shards(folder / index, read_file))
+    if ranks := sat_files(folder):
+        return merge_ranks(ranks)
+    others = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix in _TORCH_SUFFIXES and not path.name.startswith(_NO_WEIGHTS)
+    ]
+    if len(others) == 1:
+        return _each_alone(read_torch_file(others[0]))
+    names = ", ".join(name for pair in _SINGLE_AND_INDEX for name in pair[:2])
+    also = f", but {len(others)} files of PyTorch that no index lists" if others else ""
+    raise UserError(
+        f"{folder} has none of {names} or mp_rank_00_model_states.pt{also}; give a folder with "
+        "weights in safetensors, PyTorch or SAT format"
+    )
+
+
+def _each_alone(tensors: dict[str, StoredTensor]) -> dict[str, JoinedTensor]:
+    return {name: JoinedTensor((tensor,)) for name, tensor in tensors.items()}
+
+
+def _read_shards(index: Path, read_file: _Reader) -> dict[str, StoredTensor]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise UserError(f"{index} has no weight_map object")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise UserError(
+                f"{index}: {name} must be the name of a file beside it, found {shard!r}"
+            )
+    entries: dict[str, StoredTensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        if not (index.parent / shard).is_file():
+            raise UserError(f"{index} lists the file {shard}, which is not in {index.parent}")
+        entries.update(read_file(index.parent / shard))
+    if absent := [name for name in weight_map if name not in entries]:
+        raise UserError(f"{index} lists the tensor {absent[0]}, which no file holds")
+    return entries

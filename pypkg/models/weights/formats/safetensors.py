@@ -1,0 +1,148 @@
+"""One safetensors file: where its tensors lie, and writing it tensor by tensor.
+
+The format is https://github.com/huggingface/safetensors#format: eight bytes with the length of a
+JSON header, the header, then the tensors back to back. Read and written here because the
+library's NumPy interface knows no bfloat16, and builds a whole file in memory to write it. Nothing
+here imports Paddle.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pypkg.errors import UserError
+from pypkg.models.weights.formats.stored_tensor import (
+    STORAGE,
+    Shape,
+    StoredTensor,
+    contiguous_strides,
+)
+
+# Name of a dtype in a safetensors header -> name here and in Paddle.
+_DTYPES = {
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F64": "float64",
+    "F8_E4M3": "float8_e4m3",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+_CODES = {name: code for code, name in _DTYPES.items()}
+_MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
+
+
+class TensorSpec(NamedTuple):
+    """What a file says of a tensor."""
+
+    dtype: str
+    shape: Shape
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all elements."""
+        return math.prod(self.shape) * STORAGE[self.dtype].itemsize
+
+
+def read_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """Where the tensors of a file lie, by name. Only the header is read.
+
+    Raises:
+        UserError: the file is corrupt or truncated, or a dtype is none of the format's.
+    """
+    header, start, size = _read_header(path)
+    tensors = {}
+    for name, fields in header.items():
+        try:
+            first, end = fields["data_offsets"]
+            shape = tuple(int(length) for length in fields["shape"])
+            if not 0 <= first <= end or any(length < 0 for length in shape):
+                raise ValueError(f"data_offsets {first}, {end} and shape {shape}")
+            dtype = _DTYPES[fields["dtype"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} is corrupt: tensor {name} has no valid header ({error})"
+            ) from error
+        tensor = StoredTensor(path, dtype, shape, contiguous_strides(shape), start + first)
+        if tensor.offset + end - first > size:
+            raise UserError(
+                f"{path} is truncated: tensor {name} ends at byte {tensor.offset + end - first}, "
+                f"the file has {size}"
+            )
+        if tensor.num_bytes != end - first:
+            raise UserError(
+                f"{path} is corrupt: tensor {name} of shape {list(shape)} and dtype {dtype} takes "
+                f"{tensor.num_bytes} bytes, its header says {end - first}"
+            )
+        tensors[name] = tensor
+    return tensors
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The header, where the tensors begin and the size of the file, in bytes."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(length) if 8 + length <= min(size, _MAX_HEADER) else b""
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if len(text) != length or length == 0:
+        raise UserError(f"{path} is truncated or not a safetensors file: it ends in its header")
+    header = None
+    with suppress(ValueError):
+        header = json.loads(text)
+    if not isinstance(header, dict):
+        raise UserError(f"{path} is corrupt or not a safetensors file: its header is not JSON")
+    header.pop("__metadata__", None)
+    return header, 8 + length, size
+
+
+def write_tensors(
+    path: Path, specs: Mapping[str, TensorSpec], tensors: Iterable[tuple[str, np.ndarray]]
+) -> int:
+    """Writes one safetensors file as the tensors come, so that one at a time is in memory.
+
+    Args:
+        specs: of every tensor by name, in the order in which ``tensors`` gives them.
+
+    Returns:
+        Number of bytes of tensor data.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, spec in specs.items():
+        start, end = end, end + spec.num_bytes
+        header[name] = {
+            "dtype": _CODES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [start, end],
+        }
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # tensors start at a multiple of 8 bytes
+    with open(path, "wb") as file:
+        file.write(len(encoded).to_bytes(8, "little"))
+        file.write(encoded)
+        for (name, spec), (given, values) in zip(specs.items(), tensors, strict=True):
+            if given != name or values.shape != tuple(spec.shape):
+                raise ValueError(f"expected {name} {spec.shape}, got {given} {values.shape}")
+            file.write(np.ascontiguousarray(values, STORAGE[spec.dtype]).data)
+        file.flush()
+        os.fsync(file.fileno())
+    return end

@@ -1,0 +1,64 @@
+"""Standard deviations of random weights, as each family's authors chose them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pypkg.models.architecture.config import ModelConfig
+
+_OUTPUTS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+
+
+def standard_deviation(config: ModelConfig, name: str, shape: Sequence[int]) -> float | np.ndarray:
+    """Of the normal distribution that the matrix ``name`` of ``shape`` is drawn from.
+
+    One number, or one per column. ``config.initialization`` is one of
+
+    - normal: ``initializer_range`` everywhere;
+    - scaled_residual: that, but divided by sqrt(2 L) where a branch of one of the L layers ends
+      (Radford et al., 2019; Megatron-LM, which OPT and BLOOM were trained with);
+    - deepnorm: in the layers that of Glorot and Bengio (2010), sqrt(2 / (inputs + outputs)), times
+      (2 L)^-0.5 in the MLP, the values and the attention output (Wang et al., 2022; Zeng et al.,
+      2022, section 2.1); elsewhere ``initializer_range``.
+    """
+    return _SCHEMES[config.initialization](config, name, shape)
+
+
+def _normal(config: ModelConfig, name: str, shape: Sequence[int]) -> float:
+    return config.initializer_range
+
+
+def _scaled_residual(config: ModelConfig, name: str, shape: Sequence[int]) -> float:
+    if name.endswith(_OUTPUTS):
+        return config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
+    return config.initializer_range
+
+
+def _deepnorm(config: ModelConfig, name: str, shape: Sequence[int]) -> float | np.ndarray:
+    beta = (2 * config.num_hidden_layers) ** -0.5
+    inputs, outputs = shape
+    if name.endswith("self_attn.qkv_proj.weight"):
+        widths = (config.query_size, config.key_value_size, config.key_value_size)
+        gains = (1.0, 1.0, beta)
+        return np.concatenate(
+            [np.full(width, gain * _glorot(inputs, width)) for width, gain in zip(widths, gains)]
+        ).astype(np.float32)
+    if name.endswith("mlp.gate_up_proj.weight"):
+        return beta * _glorot(inputs, outputs // 2)  # two matrices side by side
+    if name.endswith((*_OUTPUTS, "mlp.up_proj.weight")):
+        return beta * _glorot(inputs, outputs)
+    return config.initializer_range
+
+
+def _glorot(inputs: int, outputs: int) -> float:
+    return math.sqrt(2.0 / (inputs + outputs))
+
+
+_SCHEMES: dict[str, Callable[[ModelConfig, str, Sequence[int]], float | np.ndarray]] = {
+    "normal": _normal,
+    "scaled_residual": _scaled_residual,
+    "deepnorm": _deepnorm,
+}

@@ -1,0 +1,123 @@
+"""Writes a Hugging Face folder as its tensors come: config.json and safetensors, sharded if large.
+
+Nothing here imports Paddle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pypkg.errors import UserError
+from pypkg.models.weights.formats.files import INDEX_FILE, SINGLE_FILE
+from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
+
+CONFIG_FILE = "config.json"
+DEFAULT_SHARD_SIZE = "5GB"
+_WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def write_model_folder(
+    folder: Path,
+    config: Mapping[str, Any],
+    specs: Mapping[str, TensorSpec],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+) -> None:
+    """Writes config.json, safetensors and, if there are several, their index.
+
+    Every file is written under a temporary name, and renamed when all are complete; weight files
+    of an earlier save that are no longer part of the model are removed then. Other files of the
+    folder stay.
+
+    Args:
+        config: the keys of config.json.
+        specs: of every tensor by name, in the order in which ``tensors`` gives them.
+        max_shard_size: bytes, or a number with a unit such as "500MB" or "5GB".
+
+    Raises:
+        UserError: the folder cannot be written to, the disk is full, or ``max_shard_size`` makes
+            no sense.
+    """
+    shards = _plan_shards(specs, parse_size(max_shard_size))
+    written: dict[str, Path] = {}  # final name -> temporary file
+
+    def temporary(name: str) -> Path:
+        written[name] = folder / f".{name}.{os.getpid()}.tmp"
+        return written[name]
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        index: dict[str, str] = {}
+        coming = iter(tensors)
+        for number, shard in enumerate(shards, start=1):
+            file = SINGLE_FILE if len(shards) == 1 else _shard_name(number, len(shards))
+            index.update(dict.fromkeys(shard, file))
+            write_tensors(temporary(file), shard, islice(coming, len(shard)))
+        if len(shards) > 1:
+            total = sum(spec.num_bytes for spec in specs.values())
+            listing = {"metadata": {"total_size": total}, "weight_map": index}
+            _write_json(temporary(INDEX_FILE), listing)
+        _write_json(temporary(CONFIG_FILE), config)
+        for name, path in written.items():
+            os.replace(path, folder / name)
+        for path in folder.iterdir():
+            if _WEIGHT_FILE.fullmatch(path.name) and path.name not in written:
+                path.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot save the model in {folder}: {error.strerror}; choose a folder that can be "
+            "written to and has room"
+        ) from error
+    finally:
+        for path in written.values():
+            path.unlink(missing_ok=True)
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes in a number with a unit, such as "500MB" or "1.5GiB"."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
+    unit = match.group(2).upper() if match else None
+    if unit == "":
+        num_bytes = int(float(match.group(1)))
+    elif unit in _UNITS:
+        num_bytes = int(float(match.group(1)) * _UNITS[unit])
+    else:
+        num_bytes = 0
+    if num_bytes < 1:
+        raise UserError(
+            f"max_shard_size must be a positive number of bytes or such as '5GB', found {size!r}"
+        )
+    return num_bytes
+
+
+def _plan_shards(specs: Mapping[str, TensorSpec], max_size: int) -> list[dict[str, TensorSpec]]:
+    """The tensors of each shard, in order."""
+    shards: list[dict[str, TensorSpec]] = [{}]
+    size = 0
+    for name, spec in specs.items():
+        if shards[-1] and size + spec.num_bytes > max_size:
+            shards.append({})
+            size = 0
+        shards[-1][name] = spec
+        size += spec.num_bytes
+    return shards
+
+
+def _shard_name(number: int, count: int) -> str:
+    return f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2, sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

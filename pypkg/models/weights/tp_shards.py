@@ -1,0 +1,173 @@
+"""Which part of each parameter a process holds under tensor parallelism.
+
+A table says it, in our layout of the parameters: along which axis, and as which parts, each of
+which is divided by itself. Everything that the table does not name is whole on every process.
+Nothing here imports Paddle.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pypkg.models.architecture.config import ModelConfig
+
+Range = tuple[int, int]  # from, up to
+
+
+@dataclass(frozen=True)
+class ParameterPart:
+    """What one process holds of a parameter: ``ranges`` of ``axis``, joined, then padding.
+
+    Attributes:
+        axis: of the parameter in our layout.
+        ranges: in the order in which they lie in the process's parameter.
+        length: of the process's parameter along the axis; zeros fill what the ranges leave.
+    """
+
+    axis: int
+    ranges: tuple[Range, ...]
+    length: int
+
+    def take(self, whole: np.ndarray) -> np.ndarray:
+        """The process's parameter."""
+        index = (slice(None),) * self.axis
+        return self.padded(
+            np.concatenate(
+                [whole[(*index, slice(start, stop))] for start, stop in self.ranges], self.axis
+            )
+        )
+
+    def padded(self, value: np.ndarray) -> np.ndarray:
+        """``value``, the joined ranges, with the zeros behind them."""
+        missing = self.length - value.shape[self.axis]
+        if not missing:
+            return value
+        widths = [(0, missing if axis == self.axis else 0) for axis in range(value.ndim)]
+        return np.pad(value, widths)
+
+    def put(self, value: np.ndarray, whole: np.ndarray) -> None:
+        """Writes the process's parameter to its place in ``whole``."""
+        index, at = (slice(None),) * self.axis, 0
+        for start, stop in self.ranges:
+            whole[(*index, slice(start, stop))] = value[(*index, slice(at, at + stop - start))]
+            at += stop - start
+
+
+@dataclass(frozen=True)
+class _Split:
+    """How one kind of parameter is divided.
+
+    ``parts`` gives, for a configuration, a degree and a rank, the length of each part and the
+    process's range of it.
+    """
+
+    axis: int  # of the weight; a bias has one axis
+    parts: Callable[[ModelConfig, int, int], list[tuple[int, Range]]]
+
+
+def _even(length: int, degree: int, rank: int) -> tuple[int, Range]:
+    each = length // degree
+    return length, (rank * each, (rank + 1) * each)
+
+
+def key_value_range(config: ModelConfig, degree: int, rank: int) -> Range:
+    """The key-value heads of a process: those of its query heads.
+
+    If there are fewer than processes, neighbours have the same one.
+    """
+    heads = config.num_key_value_heads
+    start = rank * heads // degree
+    return start, start + max(1, heads // degree)
+
+
+def _query_key_value(config: ModelConfig, degree: int, rank: int) -> list[tuple[int, Range]]:
+    start, stop = (head * config.head_dim for head in key_value_range(config, degree, rank))
+    key_value = (config.key_value_size, (start, stop))
+    return [_even(config.query_size, degree, rank), key_value, key_value]
+
+
+def _vocabulary(config: ModelConfig, degree: int, rank: int) -> list[tuple[int, Range]]:
+    rows = -(-config.vocab_size // degree)
+    start = min(rank * rows, config.vocab_size)
+    return [(config.vocab_size, (start, min(start + rows, config.vocab_size)))]
+
+
+_TABLE: dict[str, _Split] = {
+    "self_attn.qkv_proj": _Split(1, _query_key_value),
+    "self_attn.o_proj": _Split(0, lambda c, n, r: [_even(c.query_size, n, r)]),
+    "mlp.gate_up_proj": _Split(1, lambda c, n, r: [_even(c.intermediate_size, n, r)] * 2),
+    "mlp.up_proj": _Split(1, lambda c, n, r: [_even(c.intermediate_size, n, r)]),
+    "mlp.down_proj": _Split(0, lambda c, n, r: [_even(c.intermediate_size, n, r)]),
+    "embed_tokens": _Split(0, _vocabulary),
+    "lm_head": _Split(0, _vocabulary),
+}
+_NAME = re.compile(r"(?:layers\.\d+\.)?(.+)\.(weight|bias)")
+
+
+def part_of(config: ModelConfig, name: str, degree: int, rank: int) -> ParameterPart | None:
+    """What process ``rank`` of ``degree`` holds of the parameter ``name``; None for all of it."""
+    layer, kind = _NAME.fullmatch(name).groups()
+    split = _TABLE.get(layer)
+    if degree == 1 or split is None or (kind == "bias" and split.axis == 0):
+        return None
+    ranges, start = [], 0
+    for length, (first, last) in split.parts(config, degree, rank):
+        ranges.append((start + first, start + last))
+        start += length
+    padded = -(-start // degree) if split.parts is _vocabulary else 0
+    held = sum(stop - first for first, stop in ranges)
+    return ParameterPart(0 if kind == "bias" else split.axis, tuple(ranges), max(padded, held))
+
+
+def whole_shape(config: ModelConfig, name: str, shape: Sequence[int], degree: int) -> tuple:
+    """The shape of the whole parameter, of which each process has one of ``shape``."""
+    last = part_of(config, name, degree, degree - 1)
+    if last is None:
+        return tuple(shape)
+    # The end of the last range of the last process is the end of the parameter.
+    return (*shape[: last.axis], last.ranges[-1][1], *shape[last.axis + 1 :])
+
+
+def tensor_parallel_problems(config: ModelConfig, degree: int) -> list[str]:
+    """Why the model cannot be divided over ``degree`` processes; empty if it can."""
+    problems = []
+    heads, key_value_heads = config.num_attention_heads, config.num_key_value_heads
+    sizes = {"num_attention_heads": heads, "intermediate_size": config.intermediate_size}
+    for name, size in sizes.items():
+        if size % degree:
+            problems.append(
+                f"{name} ({size}) is not divisible by tensor_parallel_degree ({degree}); use "
+                f"{_listed(_degrees(config))}"
+            )
+    if key_value_heads % degree and degree % key_value_heads:
+        problems.append(
+            f"num_key_value_heads ({key_value_heads}) and tensor_parallel_degree ({degree}): one "
+            f"must be a multiple of the other; use {_listed(_degrees(config))}"
+        )
+    if (degree - 1) * -(-config.vocab_size // degree) >= config.vocab_size:
+        problems.append(
+            f"vocab_size ({config.vocab_size}) is too small to give each of "
+            f"tensor_parallel_degree ({degree}) processes a part; use a smaller degree"
+        )
+    return problems
+
+
+def _degrees(config: ModelConfig) -> list[int]:
+    """The degrees up to 64 that fit heads and widths."""
+    key_value_heads = config.num_key_value_heads
+    return [
+        degree
+        for degree in range(1, 65)
+        if config.num_attention_heads % degree == 0
+        and config.intermediate_size % degree == 0
+        and (key_value_heads % degree == 0 or degree % key_value_heads == 0)
+    ]
+
+
+def _listed(degrees: Sequence[int]) -> str:
+    *first, last = map(str, degrees)
+    return f"{', '.join(first)} or {last}" if first else last

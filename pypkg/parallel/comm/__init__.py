@@ -1,0 +1,1 @@
+"""What lies above process groups: collectives, gathers, random states, counts of traffic."""

@@ -1,0 +1,146 @@
+"""Collectives that gloo lacks, made of those it has: all-reduce, all-gather, broadcast.
+
+All of them have ended when they return, whatever the caller asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import paddle
+from paddle import Tensor
+from paddle.base import core
+
+from pypkg.parallel.gloo.groups import ProcessGroup
+
+_SUM, _AVG = core.ReduceOp.SUM, core.ReduceOp.AVG
+# Bound before anything is replaced.
+_all_reduce = core.ProcessGroup.all_reduce
+_all_gather = core.ProcessGroup.all_gather_into_tensor
+_broadcast = core.ProcessGroup.broadcast
+_scatter = core.ProcessGroup.scatter
+_scatter_tensor = core.ProcessGroup.scatter_tensor
+
+
+class Done:
+    """A task that has ended."""
+
+    def wait(self, *_: object) -> bool:
+        return True
+
+    def is_completed(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        pass
+
+
+def all_reduce(
+    group: ProcessGroup, tensor: Tensor, op: core.ReduceOp = _SUM, sync_op: bool = True
+) -> Done:
+    if op == _AVG:
+        all_reduce(group, tensor, _SUM)
+        tensor.scale_(1.0 / group.size())
+    elif tensor.dtype == paddle.float16:  # whose sums gloo gets wrong
+        wide = tensor.astype("float32")
+        _all_reduce(group, wide, op, True)
+        paddle.assign(wide.astype(tensor.dtype), tensor)
+    else:
+        _all_reduce(group, tensor, op, True)
+    return Done()
+
+
+def reduce(
+    group: ProcessGroup,
+    tensor: Tensor,
+    destination: int,
+    op: core.ReduceOp = _SUM,
+    sync_op: bool = True,
+) -> Done:
+    total = tensor.clone()
+    all_reduce(group, total, op)
+    if group.rank() == destination:
+        paddle.assign(total, tensor)
+    return Done()
+
+
+def broadcast(group: ProcessGroup, tensor: Tensor, source: int) -> Done:
+    _broadcast(group, tensor, source, True)
+    return Done()
+
+
+def all_gather_into_tensor(
+    group: ProcessGroup, out: Tensor, tensor: Tensor, sync_op: bool = True
+) -> Done:
+    _all_gather(group, out, tensor.contiguous(), True)
+    return Done()
+
+
+def all_gather(
+    group: ProcessGroup, outs: Sequence[Tensor], tensor: Tensor, sync_op: bool = True
+) -> Done:
+    joined = paddle.empty([group.size(), *tensor.shape], tensor.dtype)
+    all_gather_into_tensor(group, joined, tensor)
+    for part, out in zip(joined.unbind(0), outs, strict=True):
+        paddle.assign(part, out)
+    return Done()
+
+
+def reduce_scatter_tensor(
+    group: ProcessGroup,
+    out: Tensor,
+    tensor: Tensor,
+    op: core.ReduceOp = _SUM,
+    sync_op: bool = True,
+) -> Done:
+    total = tensor.clone()
+    all_reduce(group, total, op)
+    own = total.reshape([group.size(), -1])[group.rank()]
+    paddle.assign(own.reshape(out.shape), out)
+    return Done()
+
+
+def reduce_scatter(
+    group: ProcessGroup,
+    out: Tensor,
+    tensors: Sequence[Tensor],
+    op: core.ReduceOp = _SUM,
+    sync_op: bool = True,
+) -> Done:
+    return reduce_scatter_tensor(group, out, paddle.stack(list(tensors)), op)
+
+
+def scatter(group: ProcessGroup, out: Tensor, tensors: Sequence[Tensor], source: int) -> Done:
+    _scatter(group, out, tensors, source, True)
+    return Done()
+
+
+def scatter_tensor(group: ProcessGroup, out: Tensor, tensor: Tensor, source: int) -> Done:
+    _scatter_tensor(group, out, tensor, source, True)
+    return Done()
+
+
+# The names of Paddle's methods; those "on the calculation stream" of a GPU are the same here.
+METHODS = {
+    "all_reduce": all_reduce,
+    "allreduce": all_reduce,
+    "all_reduce_on_calc_stream": all_reduce,
+    "reduce": reduce,
+    "reduce_on_calc_stream": reduce,
+    "broadcast_on_calc_stream": broadcast,
+    "all_gather_into_tensor": all_gather_into_tensor,
+    "all_gather_into_tensor_on_calc_stream": all_gather_into_tensor,
+    "all_gather_on_calc_stream": all_gather,
+    "reduce_scatter": reduce_scatter,
+    "reduce_scatter_on_calc_stream": reduce_scatter,
+    "reduce_scatter_tensor": reduce_scatter_tensor,
+    "reduce_scatter_tensor_on_calc_stream": reduce_scatter_tensor,
+    "scatter_on_calc_stream": scatter,
+    "scatter_tensor_on_calc_stream": scatter_tensor,
+}
+
+
+def install() -> None:
+    """Gives gloo's process groups these methods."""
+    for name, method in METHODS.items():
+        setattr(ProcessGroup, name, paddle.no_grad()(method))

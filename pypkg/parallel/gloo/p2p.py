@@ -1,0 +1,169 @@
+"""Messages between two processes as NCCL has them: sent without waiting, received in order.
+
+A send of gloo waits for the receiver, and its tag counts the operations of a whole group, so
+pipelines lock up or mix their messages. Here each process has a mailbox, a Unix socket that a
+thread reads; a message carries its group and its sender, and waits in the queue of both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections import defaultdict, deque
+from multiprocessing.connection import Client, Connection, Listener
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from pypkg.parallel.gloo.collectives import Done
+from pypkg.parallel.gloo.groups import ProcessGroup, group_of
+
+Channel = tuple[int, int]  # number of the group, rank of the sender in it
+
+_TIMEOUT = 1800.0  # seconds without a message; as long as NCCL waits
+
+
+class Mailbox:
+    """Where a process receives, and its connections to others."""
+
+    def __init__(self) -> None:
+        self._listener = Listener(family="AF_UNIX")
+        self._queues: defaultdict[Channel, queue.SimpleQueue] = defaultdict(queue.SimpleQueue)
+        self._connections: dict[str, Connection] = {}
+        self._lock = threading.Lock()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return self._listener.address
+
+    def put(self, address: str, channel: Channel, array: np.ndarray) -> None:
+        """Sends to the mailbox at ``address``."""
+        if address not in self._connections:
+            self._connections[address] = Client(address)
+        self._connections[address].send((channel, array))
+
+    def get(self, channel: Channel) -> np.ndarray:
+        """The next message of a channel.
+
+        Raises:
+            RuntimeError: none has come for a long time.
+        """
+        try:
+            return self._queue(channel).get(timeout=_TIMEOUT)
+        except queue.Empty as error:
+            number, sender = channel
+            raise RuntimeError(
+                f"no message from rank {sender} of group {number} in {_TIMEOUT:g} s"
+            ) from error
+
+    def _queue(self, channel: Channel) -> queue.SimpleQueue:
+        with self._lock:
+            return self._queues[channel]
+
+    def _accept(self) -> None:
+        while True:
+            connection = self._listener.accept()
+            threading.Thread(target=self._read, args=(connection,), daemon=True).start()
+
+    def _read(self, connection: Connection) -> None:
+        with contextlib.suppress(EOFError, OSError):  # the other process has ended
+            while True:
+                channel, array = connection.recv()
+                self._queue(channel).put(array)
+
+
+class Receipt:
+    """A receive that was posted; ``posted`` holds those of its channel, in that order."""
+
+    def __init__(
+        self, channel: Channel, tensor: Tensor, mailbox: Mailbox, posted: deque[Receipt]
+    ) -> None:
+        self._channel, self._tensor, self._mailbox = channel, tensor, mailbox
+        self._posted = posted
+        self._is_done = False
+        posted.append(self)
+
+    @paddle.no_grad()
+    def wait(self, *_: object) -> bool:
+        while not self._is_done:
+            self._posted.popleft()._take()
+        return True
+
+    def synchronize(self) -> None:
+        self.wait()
+
+    def is_completed(self) -> bool:
+        return self._is_done
+
+    def _take(self) -> None:
+        received = paddle.to_tensor(self._mailbox.get(self._channel)).reshape(self._tensor.shape)
+        if self._tensor.dtype == paddle.bfloat16:
+            received = received.view("bfloat16")
+        paddle.assign(received, self._tensor)
+        self._is_done = True
+
+
+class _Methods:
+    """The methods of a process group that send and receive."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+        self._posted: defaultdict[Channel, deque[Receipt]] = defaultdict(deque)
+        self._batches: dict[int, list[Receipt]] = {}  # receives of a group between start and end
+
+    def send(
+        self, group: ProcessGroup, tensor: Tensor, destination: int, sync_op: bool = True
+    ) -> Done:
+        known = group_of(group)
+        # NumPy has no bfloat16.
+        plain = tensor.view("uint16") if tensor.dtype == paddle.bfloat16 else tensor
+        array = plain.contiguous().numpy()
+        self._mailbox.put(known.mailboxes[destination], (known.number, group.rank()), array)
+        return Done()
+
+    def receive(
+        self, group: ProcessGroup, tensor: Tensor, source: int, sync_op: bool = True
+    ) -> Receipt:
+        channel = group_of(group).number, source
+        receipt = Receipt(channel, tensor, self._mailbox, self._posted[channel])
+        if id(group) in self._batches:
+            self._batches[id(group)].append(receipt)
+        elif sync_op:
+            receipt.wait()
+        return receipt
+
+    def start_batch(self, group: ProcessGroup) -> None:
+        self._batches[id(group)] = []
+
+    def end_batch(self, group: ProcessGroup, tasks: object = None) -> None:
+        for receipt in self._batches.pop(id(group)):
+            receipt.wait()
+
+
+def install() -> str:
+    """Gives gloo's process groups these methods; returns the address of this process's mailbox."""
+    mailbox = Mailbox()
+    methods = _Methods(mailbox)
+    for name, method in {
+        "send": methods.send,
+        "send_on_calc_stream": methods.send,
+        "recv": methods.receive,
+        "recv_on_calc_stream": methods.receive,
+        "_start_coalescing": methods.start_batch,
+        "_end_coalescing": methods.end_batch,
+    }.items():
+        setattr(ProcessGroup, name, _as_method(method))
+    return mailbox.address
+
+
+def _as_method(function):
+    """A bound method would not be given the process group that it is called on."""
+
+    @paddle.no_grad()
+    def method(group, *arguments, **options):
+        return function(group, *arguments, **options)
+
+    return method

@@ -1,0 +1,289 @@
+"""The first rank's thread that hears all ranks, and says when all have to stop and why."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from pypkg.errors import UserError
+from pypkg.parallel.launch.message_stream import Lines
+from pypkg.parallel.launch.rendezvous import Limits, differences, missing, named
+
+# A rank that fails takes others with it. Before one is blamed, all may say what they know.
+_SECONDS_FOR_THE_CAUSE = 1.5
+_SECONDS_FOR_LAST_WORDS = 3.0
+
+
+@dataclass
+class _Member:
+    """What is known of a rank."""
+
+    lines: Lines
+    heard: float
+    step: int | None = None
+    operation: str = "starting"
+    count: int = 0
+    idle: float = 0.0
+    communicates: bool = False
+    settings: dict[str, Any] | None = None
+    failure: dict[str, Any] | None = None
+    gone: bool = False
+    left: bool = False
+    begun: dict[str, Any] | None = None
+
+    @property
+    def place(self) -> str:
+        step = "before the first step" if self.step is None else f"at step {self.step}"
+        return f"{step}, {self.operation}"
+
+
+class Hub:
+    """Listens to ``size`` ranks in a thread of its own, until ``close`` or a verdict.
+
+    A verdict is the message {"message", "exit_code", "ranks", "stacks"} to all ranks, which end
+    themselves on it: ``ranks`` are those at fault, ``stacks`` asks for the Python stacks.
+    """
+
+    def __init__(self, address: tuple[str, int], size: int, limits: Limits) -> None:
+        """
+        Raises:
+            UserError: the port is taken.
+        """
+        self._size = size
+        self._limits = limits
+        self._members: dict[int, _Member] = {}
+        self._ranks: dict[Lines, int] = {}
+        self._began = self._ticked = time.monotonic()
+        self._beat_due = 0.0
+        self._decide_at: float | None = None
+        self._started = False
+        self._stop_signal: int | None = None
+        self._over_at: float | None = None
+        self._closing = False
+        self._selector = selectors.DefaultSelector()
+        self._server = _listen(address)
+        self._selector.register(self._server, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name="pypkg-hub", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Tells the ranks that are still there that nobody watches any more."""
+        self._closing = True
+        self._thread.join(_SECONDS_FOR_LAST_WORDS)
+
+    def join(self) -> None:
+        """After a verdict: until the ranks have heard it."""
+        self._thread.join(_SECONDS_FOR_LAST_WORDS + 1)
+
+    def _run(self) -> None:
+        tick = min(0.1, self._limits.beat)
+        while not self._closing and not self._is_over():
+            for key, _ in self._selector.select(tick):
+                if key.fileobj is self._server:
+                    self._accept()
+                else:
+                    self._read(key.fileobj)
+            if self._over_at is None:
+                self._look_at_the_clock()
+        if self._closing:
+            self._tell("closed")
+        for lines in self._ranks:
+            lines.close()
+        self._server.close()
+
+    def _is_over(self) -> bool:
+        if self._over_at is None:
+            return False
+        return time.monotonic() > self._over_at or all(
+            member.gone for rank, member in self._members.items() if rank
+        )
+
+    def _accept(self) -> None:
+        connection, _ = self._server.accept()
+        # Messages are small; whoever does not take them is not waited for.
+        connection.settimeout(1.0)
+        self._selector.register(Lines(connection), selectors.EVENT_READ)
+
+    def _read(self, lines: Lines) -> None:
+        messages = lines.receive()
+        if messages is None:
+            self._selector.unregister(lines)
+            self._lose(lines)
+            lines.close()
+            return
+        for message in messages:
+            if lines in self._ranks:
+                member = self._members[self._ranks[lines]]
+                member.heard = time.monotonic()
+                with contextlib.suppress(KeyError):  # a message that lacks something says nothing
+                    self._handle(member, message)
+            elif message.get("kind") == "join":
+                self._join(lines, message)
+
+    def _lose(self, lines: Lines) -> None:
+        if lines not in self._ranks:
+            return
+        member = self._members[self._ranks[lines]]
+        member.gone = True
+        if not member.left and member.failure is None:
+            self._decide_soon()
+
+    def _join(self, lines: Lines, message: dict[str, Any]) -> None:
+        rank = message.get("rank")
+        if not isinstance(rank, int) or not 0 <= rank < self._size or rank in self._members:
+            text = f"rank {rank} came to a run of {self._size} ranks where it is not expected"
+            lines.send("verdict", message=text, exit_code=2, ranks=[rank], stacks=False)
+            return
+        self._ranks[lines] = rank
+        self._members[rank] = _Member(lines, time.monotonic())
+
+    def _handle(self, member: _Member, message: dict[str, Any]) -> None:
+        kind = message["kind"]
+        if kind in ("beat", "failed"):
+            for name in ("step", "operation", "count", "idle", "communicates"):
+                setattr(member, name, message[name])
+        if kind == "settings":
+            member.settings = message["settings"]
+            self._compare_settings()
+        elif kind == "failed":
+            member.failure = {**message, "at": time.monotonic()}
+            self._decide_soon()
+        elif kind == "stop" and self._stop_signal is None:
+            self._stop_signal = message["signal"]
+            self._tell("ask")
+        elif kind == "begun":
+            member.begun = message
+            self._agree_on_the_last_step()
+        elif kind == "left":
+            member.left = True
+
+    def _tell(self, kind: str, **content: Any) -> None:
+        for member in self._members.values():
+            if not member.gone:
+                member.lines.send(kind, **content)
+
+    def _verdict(self, message: str, exit_code: int, ranks: list[int], stacks: bool) -> None:
+        self._over_at = time.monotonic() + _SECONDS_FOR_LAST_WORDS
+        self._tell("verdict", message=message, exit_code=exit_code, ranks=ranks, stacks=stacks)
+
+    def _compare_settings(self) -> None:
+        settings = {rank: member.settings for rank, member in self._members.items()}
+        if self._over_at is not None or len(settings) < self._size or None in settings.values():
+            return
+        found = differences(settings)
+        if not found:
+            self._started = True
+            self._tell("start")
+            return
+        listed = "\n".join(f"  - {line}" for line in found)
+        self._verdict(
+            f"the ranks have different settings:\n{listed}\nStart all of them with the same "
+            "settings file and command line.",
+            2, sorted(settings), stacks=False,
+        )  # fmt: skip
+
+    def _agree_on_the_last_step(self) -> None:
+        """All stop after the last step that one of them has begun, unless one has finished."""
+        members = self._members.values()
+        if any(member.left or (member.begun or {}).get("finished") for member in members):
+            self._tell("last_step", step=None, signal=None)
+        elif all(member.begun for member in members):
+            step = max(member.begun["step"] for member in members)
+            self._tell("last_step", step=step, signal=self._stop_signal)
+
+    def _look_at_the_clock(self) -> None:
+        now = time.monotonic()
+        if now - self._ticked > self._limits.silence / 2:  # this process itself was held up
+            for member in self._members.values():
+                member.heard = now
+        self._ticked = now
+        if now > self._beat_due:
+            self._beat_due = now + self._limits.beat
+            first = self._members.get(0)
+            self._tell("beat", place=first.place if first else "starting")
+        if self._decide_at is not None:
+            if now > self._decide_at or self._all_have_failed():
+                self._decide()
+        elif not self._started:
+            if now - self._began > self._limits.start:
+                text = missing(set(self._members), self._size, self._limits.start)
+                if len(self._members) == self._size:
+                    silent = [r for r, m in self._members.items() if m.settings is None]
+                    text = f"{named(silent)} had no settings after {self._limits.start:g} s"
+                self._verdict(text, 1, [], stacks=False)
+        else:
+            self._find_silent(now) or self._find_hanging()
+
+    def _decide_soon(self) -> None:
+        if self._decide_at is None and self._over_at is None:
+            self._decide_at = time.monotonic() + _SECONDS_FOR_THE_CAUSE
+
+    def _all_have_failed(self) -> bool:
+        failed = [member.failure is not None for member in self._members.values()]
+        return len(failed) == self._size and all(failed)
+
+    def _decide(self) -> None:
+        """Blames ranks that have died, else the first that failed."""
+        dead = [r for r, m in self._members.items() if m.gone and not m.left and not m.failure]
+        if dead:
+            places = "; ".join(f"rank {r} died {self._members[r].place}" for r in dead)
+            text = f"{places}. Its own output may say why; a kill leaves none."
+            self._verdict(text, 1, dead, stacks=False)
+            return
+        failures = {r: m.failure for r, m in self._members.items() if m.failure}
+        rank = min(failures, key=lambda r: failures[r]["at"])
+        failure = failures[rank]
+        text = failure["message"]
+        if len({each["message"] for each in failures.values()}) > 1 or len(failures) < self._size:
+            text = f"rank {rank}, {self._members[rank].place}: {text}"
+        if failure["details"]:
+            text = f"{text}\n{failure['details']}"
+        self._verdict(text, failure["exit_code"], [rank], stacks=False)
+
+    def _find_silent(self, now: float) -> bool:
+        limit = self._limits.silence
+        silent = [
+            rank
+            for rank, member in self._members.items()
+            if not member.left and not member.gone and now - member.heard > limit
+        ]
+        if silent:
+            places = "; ".join(f"rank {r} was last {self._members[r].place}" for r in silent)
+            text = f"no sign of life from {named(silent)} for {limit:g} s: {places}"
+            self._verdict(text, 1, silent, stacks=False)
+        return bool(silent)
+
+    def _find_hanging(self) -> None:
+        there = {r: m for r, m in self._members.items() if not m.left}
+        limit = self._limits.hang
+        if not limit or all(member.idle <= limit for member in there.values()):
+            return
+        first = min(member.count for member in there.values())
+        behind = [r for r, m in there.items() if m.count == first]
+        behind = [r for r in behind if not there[r].communicates] or behind
+        places = "; ".join(f"rank {r} is {there[r].place}" for r in behind)
+        others = [f"rank {r} {m.place}" for r, m in there.items() if r not in behind]
+        text = (
+            f"nothing has moved for {limit:g} s. {places}"
+            + (f", and the others wait: {'; '.join(others)}" if others else "")
+            + ". Where each rank is in the code stands in its own output. PYPKG_HANG_SECONDS sets "
+            "the time."
+        )
+        self._verdict(text, 1, behind, stacks=True)
+
+
+def _listen(address: tuple[str, int]) -> socket.socket:
+    host, port = address
+    local = host in ("127.0.0.1", "localhost")
+    try:
+        return socket.create_server((host if local else "", port), backlog=1024)
+    except OSError as error:
+        raise UserError(
+            f"the first rank cannot listen at port {port}: {error.strerror}. Another run may use "
+            "it; set PYPKG_WATCH_ENDPOINT to host:port with a free port, the same on all ranks."
+        ) from error

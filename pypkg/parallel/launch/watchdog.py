@@ -1,0 +1,250 @@
+"""What each rank does so that one that dies, fails or hangs ends the whole run, with one message.
+
+A thread of every rank tells the hub on the first rank (coordinator.py) where it is, and ends its
+process on the hub's verdict: a rank that waits in a collective for one that is gone cannot be woken
+otherwise. With one process, nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+from pypkg import __version__
+from pypkg.errors import UserError
+from pypkg.parallel import mesh
+from pypkg.parallel.launch.coordinator import Hub
+from pypkg.parallel.launch.message_stream import Lines
+from pypkg.parallel.launch.rendezvous import Limits, comparable, limits, meeting_point
+
+_SECONDS_FOR_A_VERDICT = 10.0
+
+
+class Watchdog:
+    """This rank's side of the connection to the hub."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self._limits = limits()
+        address = meeting_point()
+        self._hub = Hub(address, size, self._limits) if rank == 0 else None
+        self._lines = Lines(_connect(address, self._limits))
+        self._place: tuple[int | None, str, int, float] = (None, "starting", 0, time.monotonic())
+        self._is_failing = False
+        self._is_ending = False
+        self._has_left = False
+        self._steps = threading.Lock()  # held to read or change the three below it
+        self._begun = 0  # the last step that this rank has begun
+        self._has_finished = False
+        self._is_asked = False
+        self._asked = threading.Event()
+        self._agreed = threading.Event()
+        self._compared = threading.Event()
+        self._decided = threading.Event()
+        self._last_step: int | None = None
+        self._stop_signal: int | None = None
+        self._verdict = ""
+        self._lines.send("join", rank=rank)
+        self._thread = threading.Thread(target=self._run, name="pypkg-watchdog", daemon=True)
+        self._thread.start()
+
+    def at(self, step: int, operation: str) -> None:
+        self._place = (step, operation, self._place[2] + 1, time.monotonic())
+
+    def compare_settings(self, settings_json: str) -> None:
+        self._lines.send("settings", settings=comparable(settings_json, __version__))
+        self._compared.wait(2 * self._limits.start)  # a verdict comes before
+
+    def reached(self, step: int, signal_number: int | None) -> bool:
+        if signal_number is not None and not self._asked.is_set():
+            self._lines.send("stop", signal=signal_number)
+            self._asked.wait(self._limits.start)
+        with self._steps:
+            if not self._is_asked:
+                self._begun = step + 1
+                return False
+        self._agreed.wait(self._limits.start)
+        return self._last_step is not None and step >= self._last_step
+
+    def finish(self) -> int | None:
+        with self._steps:
+            self._has_finished = not self._is_asked
+            if self._has_finished:
+                return None
+        self._agreed.wait(self._limits.start)
+        return self._stop_signal
+
+    def failed(self, message: str, exit_code: int, details: str) -> str:
+        if self._is_ending:  # the other thread has told why, and this is only what came of it
+            threading.Event().wait()
+        self._is_failing = True
+        self._lines.send(
+            "failed", message=message, exit_code=exit_code, details=details, **self._beat()
+        )
+        self._decided.wait(_SECONDS_FOR_A_VERDICT)
+        if self._hub is not None:
+            self._hub.join()
+        return self._verdict or message
+
+    def leave(self) -> None:
+        self._has_left = True
+        self._lines.send("left")
+        if self._hub is not None:
+            self._hub.close()
+        self._lines.close()
+
+    def _answer(self) -> None:
+        """Says which step this rank has begun: its main thread may be in it, waiting for others."""
+        with self._steps:
+            self._is_asked = True
+            begun, has_finished = self._begun, self._has_finished
+        self._asked.set()
+        self._lines.send("begun", step=begun, finished=has_finished)
+
+    def _beat(self) -> dict[str, Any]:
+        step, operation, count, since = self._place
+        idle = time.monotonic() - since
+        return {
+            "step": step,
+            "operation": operation,
+            "count": count,
+            "idle": idle,
+            "communicates": False,
+        }
+
+    def _run(self) -> None:
+        due = 0.0
+        while not self._has_left:
+            if time.monotonic() >= due:
+                self._lines.send("beat", **self._beat())
+                due = time.monotonic() + self._limits.beat
+            try:
+                ready, _, _ = select.select([self._lines], [], [], self._limits.beat / 4)
+                messages = self._lines.receive() if ready else []
+            except (OSError, ValueError):  # closed by leave()
+                return
+            if messages is None:
+                if not (self._has_left or self._is_failing):
+                    self._end("rank 0 ended without a word; its own output may say why", 1, False)
+                return
+            for message in messages:
+                self._hear(message)
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        kind = message["kind"]
+        if kind == "start":
+            self._compared.set()
+        elif kind == "ask":
+            self._answer()
+        elif kind == "last_step":
+            self._last_step, self._stop_signal = message["step"], message["signal"]
+            self._agreed.set()
+        elif kind == "closed":
+            self._has_left = True
+        elif kind == "verdict":
+            self._verdict = message["message"]
+            self._decided.set()
+            if not self._is_failing:
+                self._end(message["message"], message["exit_code"], message["stacks"])
+
+    def _end(self, message: str, exit_code: int, stacks: bool) -> None:
+        """Ends the process, whatever its main thread waits for."""
+        self._is_ending = True
+        print(f"error: {message}", file=sys.stderr)
+        if stacks:
+            faulthandler.dump_traceback(sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if self._hub is not None:
+            self._hub.join()
+        os._exit(exit_code)
+
+
+_watchdog: Watchdog | None = None
+
+
+def start() -> None:
+    """Meets the other ranks, if there are any, and watches them from now on.
+
+    Raises:
+        UserError: the first rank cannot be reached in time.
+    """
+    global _watchdog
+    if mesh.launched_processes() > 1:
+        _watchdog = Watchdog(mesh.launched_rank(), mesh.launched_processes())
+
+
+def is_on() -> bool:
+    """Whether there are other ranks that hear of what happens to this one."""
+    return _watchdog is not None
+
+
+def compare_settings(settings_json: str) -> None:
+    """Waits until all ranks have come with the same settings; where they differ, all end."""
+    if _watchdog is not None:
+        _watchdog.compare_settings(settings_json)
+
+
+def at(step: int, operation: str) -> None:
+    """Says where this rank is; costs an assignment."""
+    if _watchdog is not None:
+        _watchdog.at(step, operation)
+
+
+def reached(step: int, signal_number: int | None) -> bool:
+    """Whether all ranks stop before ``step + 1``, because one of them got a signal.
+
+    Args:
+        step: that this rank has completed.
+        signal_number: that it got; None for none.
+    """
+    if _watchdog is None:
+        return signal_number is not None
+    return _watchdog.reached(step, signal_number)
+
+
+def finish(signal_number: int | None) -> int | None:
+    """Ends the steps of this rank; returns the signal that all ranks stop on, None for none.
+
+    A signal that comes when a rank has done its last step stops none of them.
+
+    Args:
+        signal_number: that this rank got; it decides in a process by itself.
+    """
+    return signal_number if _watchdog is None else _watchdog.finish()
+
+
+def failed(message: str, exit_code: int, details: str = "") -> str:
+    """Tells the others that this rank fails, and returns what to tell the user about the run."""
+    return message if _watchdog is None else _watchdog.failed(message, exit_code, details)
+
+
+def leave() -> None:
+    """Says that this rank is done."""
+    global _watchdog
+    if _watchdog is not None:
+        _watchdog.leave()
+        _watchdog = None
+
+
+def _connect(address: tuple[str, int], waiting: Limits) -> socket.socket:
+    deadline = time.monotonic() + waiting.start
+    while True:
+        try:
+            connection = socket.create_connection(address, timeout=5)
+            connection.settimeout(None)
+            return connection
+        except OSError as error:
+            if time.monotonic() > deadline:
+                host, port = address
+                raise UserError(
+                    f"rank {mesh.launched_rank()} could not reach rank 0 at {host}:{port} within "
+                    f"{waiting.start:g} s ({error.strerror or error}). Is rank 0 running? "
+                    "PYPKG_START_SECONDS sets the time."
+                ) from error
+            time.sleep(0.2)

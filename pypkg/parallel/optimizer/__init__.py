@@ -1,0 +1,1 @@
+"""From gradients to updated weights: averaging, ZeRO stages, clipping, loss scaling, AdamW."""

@@ -1,0 +1,1 @@
+"""Checkpoints of a run: what is written, in which order, and how a run resumes."""

@@ -1,0 +1,145 @@
+"""What a run leaves for its user: a few lines, a picture of the loss, a sample of text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import paddle
+
+from pypkg.data.tokenizers.load import Tokenizer
+from pypkg.models.generate import generate
+from pypkg.training.reporting.outcome import Outcome, perplexity
+from pypkg.training.reporting.reporters import read_metrics
+
+
+@dataclass
+class Summary:
+    outcome: Outcome
+    checkpoint: Path | None
+    loss_curve: Path | None
+    sample: str | None
+    data: list[dict[str, object]]
+    test_loss: float | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        """The figures by name, for summary.json; losses in nats per token."""
+        outcome = self.outcome
+        eval_loss = outcome.eval_loss
+        return {
+            "global_step": outcome.state.global_step,
+            "consumed_tokens": outcome.state.consumed_tokens,
+            "initial_loss": outcome.state.initial_loss,
+            "final_loss": outcome.final_loss,
+            "eval_loss": eval_loss,
+            "eval_perplexity": None if eval_loss is None else perplexity(eval_loss),
+            "test_loss": self.test_loss,
+            "tokens_per_second_per_device": outcome.tokens_per_second,
+            "mfu": outcome.mfu,
+            "peak_memory_gib": outcome.peak_memory / 2**30,
+            "checkpoint": _text(self.checkpoint),
+            "loss_curve": _text(self.loss_curve),
+            "sample": self.sample,
+            "data": self.data,
+        }
+
+    def text(self) -> str:
+        """The same for people."""
+        values = self.as_dict()
+        rows = [
+            ("steps", f"{values['global_step']:,} ({values['consumed_tokens']:,} tokens)"),
+            ("training loss", f"{_loss(values['initial_loss'])} -> {_loss(values['final_loss'])}"),
+        ]
+        if values["eval_loss"] is not None:
+            rows.append(
+                (
+                    "validation loss",
+                    f"{_loss(values['eval_loss'])} (perplexity {values['eval_perplexity']:.2f})",
+                )
+            )
+        if self.test_loss is not None:
+            rows.append(
+                (
+                    "test loss",
+                    f"{_loss(self.test_loss)} (perplexity {perplexity(self.test_loss):.2f})",
+                )
+            )
+        if values["tokens_per_second_per_device"] is not None:
+            mfu = "" if values["mfu"] is None else f", MFU {values['mfu']:.1%}"
+            rows.append(("speed", f"{values['tokens_per_second_per_device']:,.0f} tokens/s{mfu}"))
+        rows.append(("peak memory", f"{values['peak_memory_gib']:.2f} GiB"))
+        rows.append(("checkpoint", values["checkpoint"] or "none (save_strategy is no)"))
+        rows.append(
+            ("loss curve", values["loss_curve"] or 'not drawn: pip install ".[plot]" draws it')
+        )
+        rows += [("data", _usage(row)) for row in self.data]
+        width = max(len(name) for name, _ in rows)
+        lines = ["summary", *(f"  {name:<{width}}  {value}" for name, value in rows)]
+        if self.sample is not None:
+            lines += ["  a sample that the model wrote:", _indented(self.sample)]
+        return "\n".join(lines)
+
+    def write(self, file: Path) -> None:
+        file.write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def write_sample(
+    model: paddle.nn.Layer, tokenizer: Tokenizer, prompt: str, tokens: int, seed: int
+) -> str:
+    """``prompt`` and ``tokens`` more tokens, drawn from the 40 likeliest at temperature 0.8.
+
+    A model that fills in blanks is given one after the prompt, as in its pre-training.
+    """
+    ids = tokenizer.encode(prompt)
+    if model.config.prefix_lm:
+        ids += [model.config.gmask_token_id, model.config.sop_token_id]
+    elif not ids:
+        ids = [0 if tokenizer.bos_id is None else tokenizer.bos_id]
+    model.eval()
+    output = generate(model, paddle.to_tensor([ids]), tokens, temperature=0.8, top_k=40, seed=seed)
+    return tokenizer.decode(output[0].tolist())
+
+
+def draw_loss_curve(metrics_file: Path, picture: Path) -> Path | None:
+    """Training and validation loss over steps, as a PNG; None without matplotlib."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        return None
+    rows = read_metrics(metrics_file)
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o--")):
+        points = [(row["global_step"], row[name]) for row in rows if name in row]
+        if points:
+            axes.plot(*zip(*points), style, label=label, markersize=4)
+    axes.set_xlabel("step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylabel("loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(picture, dpi=120)
+    plt.close(figure)
+    return picture
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _usage(row: dict[str, object]) -> str:
+    return (
+        f"{row['corpus']}: {row['samples']:,} samples, {row['tokens']:,} tokens, "
+        f"{row['epochs']:.2f} epochs"
+    )
+
+
+def _loss(value: object) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    | {line}" for line in text.splitlines())

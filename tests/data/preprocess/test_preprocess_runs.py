@@ -1,0 +1,148 @@
+"""Runs of preprocessing that fail, are interrupted, resumed, or use several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from preprocess_testing import ALL, command, outputs, run, texts
+
+from pypkg.data.preprocess import files
+from pypkg.data.preprocess.shards import PartsFolder
+
+UNIT_BYTES = 1 << 20
+
+
+@pytest.fixture
+def small_units(monkeypatch):
+    monkeypatch.setattr(files, "_LEAST_UNIT", UNIT_BYTES)
+
+
+def units_of(tmp_path, number: int = 6) -> Path:
+    """A file of as many units; the last documents of three or more repeat the first."""
+    file = tmp_path / "big.jsonl"
+    texts = [f"several words of text {n % 1000:04} " * 100 for n in range(400 * number)]
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return file
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_disk_full(tmp_path, tokenizer, workers):
+    done = run_with_limit(
+        100_000, command(tmp_path, input_path=units_of(tmp_path, 3), workers=workers)
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: cannot write {tmp_path / 'out' / 'corpus.parts'}")
+    assert "File too large" in done.stderr and "Traceback" not in done.stderr
+    assert outputs(tmp_path) == []
+
+
+def test_disk_full_while_parts_are_joined(tmp_path, tokenizer, small_units, capsys):
+    values = {"input_path": units_of(tmp_path, 3), "workers": 1}
+    done = run_with_limit(4_000_000, command(tmp_path, unit=UNIT_BYTES, **values))
+    assert done.returncode == 2
+    assert f"error: cannot write {tmp_path / 'out' / 'corpus.bin'}: File too large" in done.stderr
+    assert outputs(tmp_path) == ["corpus.parts"]
+    assert run(tmp_path, **values) == 0
+    assert "resumed          3 of 3 units" in capsys.readouterr().out
+    assert outputs(tmp_path) == ALL
+    assert len(texts(tmp_path, tokenizer)) == 1200
+
+
+def run_with_limit(file_bytes: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Runs a command that cannot write larger files, which stands in for a full disk."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+
+    return subprocess.run(arguments, preexec_fn=limit, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_interrupted_and_run_again(tmp_path, tokenizer, small_units, capsys, sent, workers):
+    values = {"input_path": units_of(tmp_path), "workers": workers, "shuffle_seed": 1}
+    process = subprocess.Popen(
+        command(tmp_path, unit=UNIT_BYTES, **values), stderr=subprocess.PIPE, text=True
+    )
+    folder = tmp_path / "out" / "corpus.parts"
+    while len(list(folder.glob("*.npz"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=30)
+    assert not (tmp_path / "out" / "corpus.idx").exists()
+    if sent == signal.SIGINT:
+        assert process.returncode == 130
+        assert err.splitlines()[-1].startswith("interrupted; nothing half-written is left")
+        assert outputs(tmp_path) == ["corpus.parts"]
+    finished = {file: file.stat().st_mtime_ns for file in folder.glob("*.npz")}
+    # A part that is damaged meanwhile is made again.
+    damaged = sorted(finished)[0]
+    os.truncate(damaged.with_suffix(".bin"), 100)
+    del finished[damaged]
+    monitored = {}
+    original = PartsFolder.remove
+
+    def remember(self):
+        monitored.update({f: f.stat().st_mtime_ns for f in self.path.glob("*.npz")})
+        original(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PartsFolder, "remove", remember)
+        assert run(tmp_path, **values) == 0
+    assert f"resumed          {len(finished)} of 6 units" in capsys.readouterr().out
+    assert len(monitored) == 6
+    assert {file: monitored[file] for file in finished} == finished
+    assert outputs(tmp_path) == ALL
+    assert run(tmp_path, **values, output_prefix=tmp_path / "whole" / "corpus") == 0
+    for name in ("corpus.bin", "corpus.idx"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_parts_of_other_options_are_not_used(tmp_path, tokenizer, capsys):
+    folder = tmp_path / "out" / "corpus.parts"
+    folder.mkdir(parents=True)
+    (folder / "fingerprint").write_text("another")
+    (folder / "000000.npz").write_bytes(b"x")
+    small = tmp_path / "small.jsonl"
+    small.write_text('{"text": "short"}\n')
+    assert run(tmp_path, input_path=small) == 0
+    assert "is of other input or options: removed" in capsys.readouterr().err
+    assert texts(tmp_path, tokenizer) == ["short"]
+    assert outputs(tmp_path) == ALL
+
+
+def test_a_folder_of_someone_else_is_left_alone(tmp_path, tokenizer, capsys):
+    folder = tmp_path / "out" / "corpus.parts"
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").write_text("years of work")
+    small = tmp_path / "small.jsonl"
+    small.write_text('{"text": "short"}\n')
+    assert run(tmp_path, input_path=small) == 2
+    assert f"{folder} is where the parts of corpus go, but holds thesis" in capsys.readouterr().err
+    assert outputs(tmp_path) == ["corpus.parts"]
+    assert (folder / "thesis.tex").exists()
+
+
+def test_result_does_not_depend_on_processes(tmp_path, tokenizer, small_units):
+    file = units_of(tmp_path, 3)
+    results = []
+    for workers in (1, 2, 4):
+        prefix = tmp_path / f"out{workers}" / "c"
+        values = {"input_path": file, "workers": workers, "output_prefix": prefix}
+        assert run(tmp_path, "--deduplicate", **values) == 0
+        summary = json.loads(prefix.with_suffix(".meta.json").read_text())
+        assert summary["documents"] == 1000
+        assert summary["dropped"] == {"duplicate": 200}
+        assert sum(count for _, count in summary["lengths"]) == 1000
+        results.append([prefix.with_suffix(s).read_bytes() for s in (".bin", ".idx")])
+    assert results[0] == results[1] == results[2]
+    found = texts(tmp_path, tokenizer, "out1/c")
+    assert found == [f"several words of text {n:04} " * 100 for n in range(1000)]

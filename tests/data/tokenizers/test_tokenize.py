@@ -1,0 +1,146 @@
+"""Loading tokenizers, and training one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import tokenizers
+
+from pypkg.data.tokenizers.load import load_tokenizer
+from pypkg.data.tokenizers.train_bpe import MIN_VOCAB_SIZE, is_trained, train_tokenizer
+from pypkg.errors import UserError
+
+TEXTS = ["def add(a, b):\n    return a + b\n", "déjà vu — 数据 🙂", "return return return"] * 5
+
+
+@pytest.fixture
+def folder(tmp_path):
+    train_tokenizer(iter(TEXTS), 280, tmp_path / "tokenizer", "fingerprint")
+    return tmp_path / "tokenizer"
+
+
+def change(file, **values):
+    contents = json.loads(file.read_text())
+    contents.update(values)
+    file.write_text(json.dumps(contents))
+
+
+def test_trained_tokenizer(folder):
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (280, 1, 2)
+    for text in [*TEXTS, "", "\x00\t\r\n  never seen: ÿ \U0010ffff"]:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert all(0 <= i < 280 for i in ids)
+    assert len(tokenizer.encode("return")) == 1
+    assert tokenizer.encode_batch(TEXTS) == [tokenizer.encode(text) for text in TEXTS]
+    assert tokenizer.decode([*tokenizer.encode("end"), tokenizer.eos_id]) == "end"
+
+
+def test_file_in_place_of_folder(folder):
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    assert (tokenizer.eos_id, tokenizer.encode("a")) == (2, load_tokenizer(str(folder)).encode("a"))
+
+
+def test_names_of_special_tokens(folder):
+    (folder / "special_tokens_map.json").write_text(
+        json.dumps({"bos_token": "<unk>", "eos_token": "<s>"})
+    )
+    change(folder / "tokenizer_config.json", eos_token={"content": "<unk>"}, bos_token=None)
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 0)
+    (folder / "tokenizer_config.json").unlink()
+    assert load_tokenizer(folder).eos_id == 1
+    (folder / "special_tokens_map.json").unlink()
+    assert load_tokenizer(folder).eos_id is None
+
+
+def test_truncation_and_padding_in_the_file_are_not_used(folder):
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.enable_truncation(4)
+    backend.enable_padding(length=8)
+    backend.save(str(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder)
+    assert len(tokenizer.encode("x")) == 1
+    assert len(tokenizer.encode("x y z " * 9)) > 9
+
+
+def test_vocabulary_counts_added_tokens(folder):
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_tokens(["<one>", "<more>"])
+    backend.save(str(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.vocab_size == 282
+    assert tokenizer.encode("<more>") == [281]
+
+
+@pytest.mark.parametrize(
+    ("file", "contents", "said"),
+    [
+        ("tokenizer.json", None, "no tokenizer in .*: expected one of tokenizer.json"),
+        ("tokenizer.json", "{", "tokenizer.json is not a tokenizer"),
+        ("tokenizer.json", "{}", "tokenizer.json is not a tokenizer"),
+        ("tokenizer_config.json", "{", "cannot read .*tokenizer_config.json"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json: found a JSON list"),
+        ("tokenizer_config.json", '{"eos_token": "<none>"}', "no token '<none>'.*eos_token"),
+    ],
+)
+def test_wrong_files(folder, file, contents, said):
+    (folder / file).unlink()
+    if contents is not None:
+        (folder / file).write_text(contents)
+    with pytest.raises(UserError, match=said):
+        load_tokenizer(folder)
+
+
+def test_folders_without_a_tokenizer(tmp_path):
+    with pytest.raises(UserError, match=r"no tokenizer in .*nowhere: expected one of tokenizer"):
+        load_tokenizer(tmp_path / "nowhere")
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(UserError, match="save_pretrained"):
+        load_tokenizer(tmp_path)
+
+
+TRAIN = """
+import sys
+from pathlib import Path
+from pypkg.data.tokenizers.train_bpe import train_tokenizer
+files = sorted(Path(sys.argv[1]).glob("*.py"))
+train_tokenizer((file.read_text() for file in files), 600, Path(sys.argv[2]), "x")
+"""
+
+
+def test_training_is_deterministic(tmp_path):
+    """In processes of their own: hash seeds and numbers of threads differ."""
+    made = []
+    for threads in ("1", "2"):
+        folder = tmp_path / threads
+        arguments = [sys.executable, "-c", TRAIN, str(json.__path__[0]), str(folder)]
+        subprocess.run(arguments, check=True, env={"RAYON_NUM_THREADS": threads})
+        made.append(
+            [(folder / name).read_bytes() for name in sorted(p.name for p in folder.iterdir())]
+        )
+    assert len(made[0]) == 2
+    assert made[0] == made[1]
+
+
+def test_smallest_vocabulary(tmp_path):
+    train_tokenizer(iter(["abc"]), MIN_VOCAB_SIZE, tmp_path, "x")
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.vocab_size == MIN_VOCAB_SIZE
+    assert tokenizer.decode(tokenizer.encode("数据")) == "数据"
+
+
+def test_is_trained(folder, tmp_path):
+    assert is_trained(folder, "fingerprint")
+    assert not is_trained(folder, "another")
+    assert not is_trained(tmp_path / "nothing", "fingerprint")
+    with open(folder / "tokenizer.json", "a") as file:
+        file.write(" ")
+    assert not is_trained(folder, "fingerprint")
+    (folder / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError, match="was not made by --train_tokenizer"):
+        is_trained(folder, "fingerprint")

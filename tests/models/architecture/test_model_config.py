@@ -1,0 +1,181 @@
+"""ModelConfig: reading both forms of config.json, writing it back, and refusing nonsense."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from model_testing import GOLDEN
+
+from pypkg.errors import UserError
+from pypkg.models.architecture import registry
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.family import _log_dropout
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+def _keys(**changes: object) -> dict:
+    return {**json.loads((GOLDEN / "llama" / "config.json").read_text()), **changes}
+
+
+def test_both_forms_read_the_same() -> None:
+    new = json.loads((GOLDEN / "llama" / "config_v5.json").read_text())
+    assert "rope_theta" not in new
+    config = registry.config_from_huggingface(_keys())
+    assert registry.config_from_huggingface(new) == config
+    assert (config.hidden_size, config.head_dim, config.vocab_size) == (64, 16, 320)
+    assert config.norm_eps == 1e-6 and config.eos_token_id == 2
+
+
+def test_both_forms_of_a_scaling_read_the_same() -> None:
+    old = _keys(rope_theta=5e5, rope_scaling=YARN)
+    new = _keys(rope_parameters={**YARN, "rope_theta": 5e5}, rope_theta=None, rope_scaling=None)
+    oldest = _keys(rope_theta=5e5, rope_scaling={**YARN, "type": "yarn"})
+    del oldest["rope_scaling"]["rope_type"]
+    config = registry.config_from_huggingface(old)
+    assert config.rope_theta == 5e5 and config.rope_scaling == YARN
+    assert registry.config_from_huggingface(new) == config
+    assert registry.config_from_huggingface(oldest) == config
+
+
+def test_absent_keys_take_the_formats_defaults() -> None:
+    keys = _keys()
+    for key in ("num_key_value_heads", "head_dim", "rope_theta", "rope_scaling", "attention_bias"):
+        del keys[key]
+    config = registry.config_from_huggingface(keys)
+    assert (config.num_key_value_heads, config.head_dim, config.rope_theta) == (4, 16, 10000.0)
+    assert not config.qkv_bias
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+        {"num_key_value_heads": 2, "head_dim": 24, "rope_scaling": YARN, "eos_token_id": [2, 3]},
+    ],
+)
+def test_written_keys_read_back_equal(changes: dict) -> None:
+    config = registry.config_from_huggingface(_keys(**changes))
+    keys = registry.config_to_huggingface(config, "bfloat16")
+    assert keys["architectures"] == ["LlamaForCausalLM"] and keys["torch_dtype"] == "bfloat16"
+    assert registry.config_from_huggingface(json.loads(json.dumps(keys))) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 66, "head_dim": None}, r"hidden_size \(66\).*num_attention_heads \(4\)"),
+        ({"num_key_value_heads": 3}, r"num_attention_heads \(4\).*num_key_value_heads \(3\)"),
+        ({"head_dim": 15}, r"head_dim \(15\) is odd"),
+        ({"vocab_size": 0}, "vocab_size must be a positive integer, found 0"),
+        ({"hidden_size": "64"}, "hidden_size must be a positive integer, found '64'"),
+        ({"num_hidden_layers": True}, "num_hidden_layers must be a positive integer"),
+        ({"rms_norm_eps": -1e-6}, "norm_eps must be a positive number"),
+        ({"rms_norm_eps": float("nan")}, "norm_eps must be a positive number"),
+        ({"mlp_bias": "no"}, "mlp_bias must be true or false, found 'no'"),
+        ({"intermediate_size": None}, "lacks intermediate_size"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'.*'silu'"),
+        (
+            {"rope_scaling": {"type": "longrope"}},
+            "'longrope'.*default, linear, dynamic, llama3, yarn",
+        ),
+        ({"rope_scaling": {"type": "linear"}}, "linear lacks factor"),
+        ({"rope_scaling": {"factor": 2.0}}, "of type default does not know factor"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor must be 1.0"),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor must be a positive number"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "faktor": 1}}, "not know faktor"),
+        ({"rope_scaling": 2.0}, "rope_scaling must be an object or null, found 2.0"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor must be 1.0"),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 4.0,
+                    "high_freq_factor": 1.0,
+                    "original_max_position_embeddings": 64,
+                }
+            },
+            r"high_freq_factor \(1.0\) must be above low_freq_factor \(4.0\)",
+        ),
+    ],
+)
+def test_impossible_values_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        registry.config_from_huggingface(_keys(**changes))
+
+
+def test_unknown_architecture_lists_the_supported() -> None:
+    with pytest.raises(UserError, match=r"MambaForCausalLM.*'mamba'.*LlamaForCausalLM"):
+        registry.config_from_huggingface(
+            _keys(architectures=["MambaForCausalLM"], model_type="mamba")
+        )
+
+
+def test_replace_follows_derived_sizes() -> None:
+    config = registry.config_from_huggingface(_keys())
+    wider = config.replace(hidden_size=128, num_attention_heads=2)
+    assert (wider.head_dim, wider.num_key_value_heads) == (64, 2)
+    own = config.replace(head_dim=32)
+    assert own.replace(hidden_size=96).head_dim == 32
+
+
+def test_replace_refuses_unknown_fields() -> None:
+    config = registry.config_from_huggingface(_keys())
+    with pytest.raises(UserError, match=r"'hiden_size' is not a field.*hidden_size"):
+        config.replace(hiden_size=3)
+
+
+def test_configuration_that_its_file_format_cannot_hold() -> None:
+    config = registry.config_from_huggingface(_keys()).replace(qkv_bias=True)
+    with pytest.raises(UserError, match="cannot hold attention_output_bias=False beside"):
+        registry.config_to_huggingface(config)
+
+
+def test_dropout_is_not_applied_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    _log_dropout.cache_clear()
+    for _ in range(2):
+        config = registry.config_from_huggingface(_keys(attention_dropout=0.1))
+    assert caplog.text.count("asks for dropout (attention_dropout)") == 1
+    assert registry.config_to_huggingface(config)["attention_dropout"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"hidden_size": 64,\n "x" 3}', "is not JSON: .* at line 2, column 6"),
+        ("[1]", "must hold a JSON object, found a list"),
+        (b"\xff\xfe", "not UTF-8"),
+        (None, "cannot read .*No such file"),
+    ],
+)
+def test_unreadable_file(text: str | bytes | None, message: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=message) as error:
+        registry.load_config(tmp_path)
+    assert str(tmp_path / "config.json") in str(error.value)
+
+
+def test_wrong_value_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(_keys(vocab_size=-1)))
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "config.json"))):
+        registry.load_config(tmp_path)
+
+
+def test_flops_per_token() -> None:
+    config = ModelConfig(
+        vocab_size=10,
+        hidden_size=4,
+        intermediate_size=6,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+    )
+    # Per layer 4 matrices of 4 x 4, 3 of 4 x 6, 2 norms; embedding, head, final norm.
+    num_parameters = 3 * (4 * 16 + 3 * 24 + 8) + 2 * 40 + 4
+    assert config.num_parameters() == num_parameters
+    assert config.flops_per_token(7) == 6 * num_parameters + 12 * 3 * 4 * 7

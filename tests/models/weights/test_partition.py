@@ -1,0 +1,66 @@
+"""Parts of parameters: that they make up the whole, and that no more is read than they hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny_configs import KEYS, tiny
+
+from pypkg.models.architecture.registry import weight_map
+from pypkg.models.pretrained import parameter_shapes
+from pypkg.models.weights.tp_shards import part_of, tensor_parallel_problems, whole_shape
+
+
+@pytest.mark.parametrize("degree", [2, 4])
+@pytest.mark.parametrize("family", KEYS)
+def test_parts(family, degree):
+    config = tiny(family)
+    names = weight_map(config)
+    generator = np.random.default_rng(0)
+    split = 0
+    for name, shape in parameter_shapes(config).items():
+        whole = generator.standard_normal(shape, dtype=np.float32)
+        stored = names.to_checkpoint(name, whole)
+        rebuilt = np.full_like(whole, np.nan)
+        for rank in range(degree):
+            part = part_of(config, name, degree, rank)
+            if part is None:
+                break
+            split += 1
+            elements_read = []
+
+            def read(source, cut, stored=stored, elements_read=elements_read):
+                value = stored[source][tuple(cut)]
+                elements_read.append(value.size)
+                return value
+
+            values = names.read_part(name, shape, part.axis, part.ranges, read)
+            assert sum(elements_read) == values.size
+            own = part.padded(values)
+            np.testing.assert_array_equal(own, part.take(whole))
+            assert whole_shape(config, name, own.shape, degree) == shape
+            part.put(own, rebuilt)
+        else:
+            np.testing.assert_array_equal(rebuilt, whole)
+    assert split >= degree * (4 * config.num_hidden_layers + 1)
+
+
+def test_uneven_vocabulary():
+    config = tiny("llama").replace(vocab_size=1021)
+    last = part_of(config, "lm_head.weight", 2, 1)
+    assert last.ranges == ((511, 1021),)
+    own = last.take(np.ones([1021, 64], np.float32))
+    assert own.shape == (511, 64)
+    assert own[:510].all() and not own[510].any()
+
+
+def test_problems_name_both_values_and_a_way_out():
+    config = tiny("llama")
+    assert tensor_parallel_problems(config, 2) == []
+    heads, width, key_values, vocabulary = tensor_parallel_problems(config.replace(vocab_size=4), 3)
+    assert heads == (
+        "num_attention_heads (4) is not divisible by tensor_parallel_degree (3); use 1, 2 or 4"
+    )
+    assert "intermediate_size (160)" in width
+    assert "num_key_value_heads (2) and tensor_parallel_degree (3)" in key_values
+    assert "vocab_size (4)" in vocabulary
