@@ -18,8 +18,8 @@ struct Slice {
 
 // Elements [begin, end) with the noise of each in `noise` where it is needed.
 template <class P, class G, AdamWWeights kWeights>
-PYPKG_TARGET_CLONES void update_run(const AdamW& p, const AdamWTensor& t, int64_t begin,
-                                    int64_t end, const uint32_t* noise) {
+PYPKG_INLINE void update_run(const AdamW& p, const AdamWTensor& t, int64_t begin, int64_t end,
+                             const uint32_t* noise) {
   const AdamWRates rates = adamw_rates(p, t);
   const float beta1 = p.beta1, beta2 = p.beta2, scale = p.grad_scale ? *p.grad_scale : 1.0f;
   P* const param = static_cast<P*>(t.param);
@@ -42,7 +42,7 @@ PYPKG_TARGET_CLONES void update_run(const AdamW& p, const AdamWTensor& t, int64_
 }
 
 template <class P, class G, AdamWWeights kWeights>
-void update(const AdamW& p, const Slice& s) {
+PYPKG_INLINE void update(const AdamW& p, const Slice& s) {
   if constexpr (kWeights != AdamWWeights::kStochastic) {
     update_run<P, G, kWeights>(p, *s.tensor, s.begin, s.end, nullptr);
   } else if constexpr (std::is_same_v<P, BFloat16>) {
@@ -76,10 +76,9 @@ void adamw_cpu(const AdamW& params) {
   dispatch_dtype(params.dtype, "adamw", [&](auto param) {
     dispatch_dtype(params.grad_dtype, "adamw", [&](auto grad) {
       dispatch_adamw_weights(params, [&](auto weights) {
+        const auto run = cpu_version<update<decltype(param), decltype(grad), weights()>>();
 #pragma omp parallel for num_threads(num_threads()) schedule(static)
-        for (int64_t i = 0; i < count; ++i) {
-          update<decltype(param), decltype(grad), weights()>(params, all[i]);
-        }
+        for (int64_t i = 0; i < count; ++i) run(params, all[i]);
       });
     });
   });

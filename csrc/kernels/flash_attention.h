@@ -12,13 +12,15 @@
 
 namespace pypkg {
 
+constexpr int64_t kMaxHeadDim = 256;
+
 struct FlashAttentionShape {
   int64_t batch = 0;
   int64_t seq_q = 0;
   int64_t seq_k = 0;
   int64_t heads_q = 0;
   int64_t heads_k = 0;
-  int64_t head_dim = 0;  // a multiple of 8, at most 128
+  int64_t head_dim = 0;  // a multiple of 8, at most kMaxHeadDim
   float scale = 1.0f;
   AttentionMask mask;
   DType dtype = DType::kFloat32;
