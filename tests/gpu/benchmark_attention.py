@@ -22,11 +22,14 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 DOCUMENTS = 8  # in a packed sequence
 PREFIX = 0.5  # of the sequence
 WINDOW = 1024
+SOFTCAP = 50.0
+HOPPER_HEAD_DIM = 128  # wider heads run on the other kernels
 
 
 @dataclass(frozen=True)
 class Shape:
-    """mask: full, causal, alibi, prefix, documents or window; all but full are causal."""
+    """mask: full, causal, alibi, prefix, documents, window or softcap, which is no mask but scores
+    that are capped; all but full are causal."""
 
     batch: int
     sequence: int
@@ -66,6 +69,8 @@ class Mask:
             settings["document_starts"] = self._starts.expand(shape.batch, -1).contiguous()
         elif shape.mask == "window":
             settings["window"] = self._window
+        elif shape.mask == "softcap":
+            settings["softcap"] = SOFTCAP
         return settings
 
     def is_visible(self, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
@@ -105,6 +110,8 @@ class Mask:
         settings: dict[str, Any] = {"block_mask": block_mask}
         if self.shape.mask == "alibi":
             settings["score_mod"] = lambda score, b, h, i, j: score + slopes[h] * (j - i)
+        elif self.shape.mask == "softcap":
+            settings["score_mod"] = lambda score, b, h, i, j: SOFTCAP * torch.tanh(score / SOFTCAP)
         return settings
 
 
@@ -120,6 +127,9 @@ class Peers:
             for backend in backends:
                 name = f"SDPA {backend.name.split('_')[0].lower()}"
                 self.functions[name] = lambda *qkv, b=backend: self._sdpa(b, *qkv)
+        elif mask.shape.mask == "softcap":
+            if mk.device == "cpu":
+                self.functions["composition"] = self._composed
         elif mask.shape.mask != "alibi" or mk.device == "cpu":
             # SDPA wants the bias in the dtype of q: far from the diagonal ALiBi's is too coarse.
             self.functions["SDPA, dense mask"] = self._sdpa_dense
@@ -143,6 +153,14 @@ class Peers:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, bias, enable_gqa=self._grouped)
         return out.transpose(1, 2)
+
+    def _composed(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        group = q.shape[2] // k.shape[2]
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
+        scores = q.shape[3] ** -0.5 * (q @ k.transpose(2, 3)).float()
+        scores = SOFTCAP * torch.tanh(scores / SOFTCAP) + self._mask.dense
+        return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2)
 
     def _flex(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -202,7 +220,8 @@ def _case(
         return chosen
 
     runs: dict[str, Callable[[], None] | None] = {}
-    for kernel in ["ampere", "hopper"] if has_hopper_kernels(mk.device) else ["ampere"]:
+    hopper = has_hopper_kernels(mk.device) and shape.head_dim <= HOPPER_HEAD_DIM
+    for kernel in ["ampere", "hopper"] if hopper else ["ampere"]:
         runs |= named(kernel, {variant: on(kernel, call) for variant, call in calls.items()})
     yardstick = None
     if shape.mask not in ("causal", "full"):
@@ -220,7 +239,7 @@ def has_hopper_kernels(device: str) -> bool:
 
 def cases(mk: Maker) -> Iterator[BenchmarkCase]:
     """On a GPU 16k tokens in every call, as attention is usually compared."""
-    masks = ("alibi", "prefix", "documents", "window")
+    masks = ("alibi", "prefix", "documents", "window", "softcap")
     if mk.device == "cpu":  # tiny, to try the script out
         for mask in ("causal", *masks):
             yield from attention(mk, Shape(1, 64, 4, 2, 64, mask))
@@ -236,5 +255,7 @@ def cases(mk: Maker) -> Iterator[BenchmarkCase]:
         (16, 16, 128, "full", bfloat16),
         (32, 32, 64, "causal", bfloat16),
         (16, 16, 96, "causal", bfloat16),
+        (8, 8, 256, "causal", bfloat16),
+        (8, 8, 256, "softcap", bfloat16),
     ):
         yield from attention(mk, Shape(4, 4096, heads, heads_k, head_dim, mask, dtype))

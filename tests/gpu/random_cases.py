@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import attention_cases
 import kernel_cases as kc
 import numpy as np
 from adamw_cases import adamw_case
@@ -93,8 +94,8 @@ def flash_attention(rng: np.random.Generator, dtype: str, elements: int) -> Case
     seq_k = size(rng, longest, FEWEST_KEYS)
     if "documents" in words or (seq_q >= FEWEST_KEYS and _flip(rng)):
         seq_q = seq_k
-    heads = heads_q, heads_k
-    return kc.attention_case(dtype, "+".join(words), seq_q, seq_k, heads, head_dim, batch)
+    mask, heads = "+".join(words), (heads_q, heads_k)
+    return attention_cases.attention_case(dtype, mask, seq_q, seq_k, heads, head_dim, batch)
 
 
 def adamw(rng: np.random.Generator, dtype: str, elements: int) -> Case:

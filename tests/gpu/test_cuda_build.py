@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "csrc" / "kernels"
 SOURCES = sorted(KERNELS.glob("*.cu"), key=lambda path: path.stat().st_size, reverse=True)
 ARCHITECTURES = ("80", "90a")
-# Float32 attention is there to be exact, not fast; its widest backward does not fit in registers.
-MAY_SPILL = re.compile(r"key_gradient_kernelIfLi128E")
+# Float32 attention is there to be exact, not fast; its wide backward does not fit in registers.
+MAY_SPILL = re.compile(r"key_gradient_kernelIfLi(128|256)E|query_gradient_kernelIfLi256E")
 ATTENTION = {"flash_attention_forward", "flash_attention_backward"}
 HOPPER_ATTENTION = ("flash_attention_forward_sm90", "flash_attention_backward_sm90")
 # Waits for products in their sources.
