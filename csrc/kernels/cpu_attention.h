@@ -100,6 +100,19 @@ PYPKG_INLINE typename X::IntVec column_numbers(int v) {
   return numbers;
 }
 
+// Makes softcap * tanh(score / softcap) of the scores, and writes the slope of that, 1 - tanh^2, to
+// a panel where it is given.
+template <class X>
+PYPKG_INLINE void cap_scores(float softcap, Sums<X>& scores, float* slope = nullptr) {
+  for (int r = 0; r < X::kRows; ++r) {
+    for (int v = 0; v < X::kVectors; ++v) {
+      const auto tanh = fast_tanh<typename X::Vec>(scores.at[r][v] / softcap);
+      scores.at[r][v] = softcap * tanh;
+      if (slope) store(slope + r * X::kWidth + v * X::kLanes, 1.0f - tanh * tanh);
+    }
+  }
+}
+
 // Makes -inf of the scores that a mask hides. The tile is that of queries from `query` of the block
 // on and of keys from `key` on.
 template <class X, Columns kColumns>

@@ -66,6 +66,8 @@ PYPKG_INLINE void backward_tile(const Head& head, BlockState state, int64_t row,
   float* ds = scratch.ds + k * kQueries + query * X::kWidth;
   Sums<X> tile;
   multiply_rows(tile, scratch.q, kQueries, query, scratch.k_transposed + k * depth, columns);
+  const bool capped = head.s.softcap > 0.0f;
+  if (capped) cap_scores<X>(head.s.softcap, tile, ds);
   if (head.s.mask.alibi_slopes) {
     add_alibi<X, Columns::kKeys>(head.slope(), key + k - head.position(row + query), tile);
   }
@@ -83,9 +85,11 @@ PYPKG_INLINE void backward_tile(const Head& head, BlockState state, int64_t row,
 #pragma GCC unroll 16
   for (int r = 0; r < X::kRows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < X::kVectors; ++v)
-      dp.at[r][v] =
-          load<Vec>(p + r * X::kWidth + v * X::kLanes) * (dp.at[r][v] - scratch.delta[query + r]);
+    for (int v = 0; v < X::kVectors; ++v) {
+      const int at = r * X::kWidth + v * X::kLanes;
+      dp.at[r][v] = load<Vec>(p + at) * (dp.at[r][v] - scratch.delta[query + r]);
+      if (capped) dp.at[r][v] *= load<Vec>(ds + at);
+    }
   dp.store_to(ds);
 }
 

@@ -38,6 +38,7 @@ PYPKG_INLINE Range score_panel(const Head& head, BlockState block, int64_t first
     seen = {std::min(seen.begin, k), k + X::kRows};
     Sums<X> tile;
     multiply_rows(tile, scratch.k, kKeys, k, scratch.q + query * depth, head.s.head_dim);
+    if (head.s.softcap > 0.0f) cap_scores<X>(head.s.softcap, tile);
     if (head.s.mask.alibi_slopes) {
       add_alibi<X, Columns::kQueries>(head.slope(), key + k - head.position(row), tile);
     }
