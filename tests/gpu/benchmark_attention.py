@@ -23,7 +23,7 @@ DOCUMENTS = 8  # in a packed sequence
 PREFIX = 0.5  # of the sequence
 WINDOW = 1024
 SOFTCAP = 50.0
-HOPPER_HEAD_DIM = 128  # wider heads run on the other kernels
+HOPPER_HEAD_DIM = 128  # wider heads run on the kernels for ampere
 
 
 @dataclass(frozen=True)
