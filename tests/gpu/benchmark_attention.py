@@ -22,8 +22,8 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 DOCUMENTS = 8  # in a packed sequence
 PREFIX = 0.5  # of the sequence
 WINDOW = 1024
-SOFTCAP = 50.0
-HOPPER_HEAD_DIM = 128  # wider heads run on the other kernels
+SOFTCAP = 2.0  # bends scores of normal numbers, so that validation sees it
+HOPPER_HEAD_DIM = 128  # wider heads run on the kernels for ampere
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,24 @@ def test_attention_uses_tensor_cores_and_asynchronous_copies(compiled: list[Comp
             assert "LDL" not in code or MAY_SPILL.search(name), f"sm_{unit.architecture} {name}"
 
 
+def test_attention_without_a_soft_cap_holds_nothing_of_it(compiled: list[Compiled]):
+    """A capped kernel has two more special functions for each exponential of the plain one."""
+    seen = 0
+    for unit in compiled:
+        if unit.source.stem not in (*ATTENTION, *HOPPER_ATTENTION):
+            continue
+        kernels = dict(kernels_in_sass(unit))
+        for name, code in kernels.items():
+            if "Lb0E" not in name or "MUFU.EX2" not in code:
+                continue
+            seen += 1
+            capped = kernels[name.replace("Lb0E", "Lb1E")]
+            assert code.count("MUFU.EX2") < capped.count("MUFU.EX2"), name
+            assert code.count("MUFU.RCP") < capped.count("MUFU.RCP"), name
+            assert code.count(";") < capped.count(";"), name
+    assert seen > 50, "the kernels were not found"
+
+
 def largest_register(code: str) -> int:
     return max(map(int, re.findall(r"\bR(\d+)\b", code)))
 
