@@ -74,7 +74,7 @@ class Ranks:
     [
         ("raise", ["rank 1", "at step 3, forward and backward", "broken on purpose"]),
         ("die", ["rank 1 died at step 3, forward and backward"]),
-        ("hang", ["nothing has moved for 8 s", "rank 1 is at step 3, forward and backward"]),
+        ("hang", ["no progress for 8 s", "rank 1 is at step 3, forward and backward"]),
         ("nan", ["the loss is nan at step 3 on rank 1"]),
     ],
 )
@@ -100,7 +100,7 @@ def test_a_missing_rank(workplace, monkeypatch):
     monkeypatch.setitem(QUICK, "PYPKG_START_SECONDS", "3")
     with Ranks(workplace, ["none", "-1", "0"], started=1) as ranks:
         assert ranks.codes(30) == [1]
-    assert "of 2 ranks, rank 0 came within 3 s; missing: rank 1" in ranks.said(0)
+    assert "of 2 ranks, rank 0 joined within 3 s; missing: rank 1" in ranks.said(0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
