@@ -122,7 +122,7 @@ class Mesh:
 
     @property
     def sample_shard(self) -> int:
-        """Index of this rank's samples among the ``sample_shards``; the data axis is the outer one."""
+        """Index of this rank's samples among the ``sample_shards``; data is the outer axis."""
         return self.data_rank * self.sharding_degree + self.sharding_rank
 
 

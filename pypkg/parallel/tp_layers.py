@@ -1,11 +1,12 @@
 """Linear and embedding layers, named after how tensor parallelism splits them.
 
-Only this module chooses the layer class: plain layers without tensor parallelism, fleet's layers in a
-tensor-parallel group. Parameters start at zero; the model initializes them or loads them.
+Only this module chooses the layer class: plain layers without tensor parallelism, fleet's layers in
+a tensor-parallel group. Parameters start at zero; the model initializes them or loads them.
 
 With sequence parallelism (Korthikanti et al., 2022) activations between a row-parallel and the next
-column-parallel layer have the shape [tokens / degree, features]: each rank holds an equal run of the
-batch's tokens, flattened row by row. A column layer gathers them, a row layer reduce-scatters them.
+column-parallel layer have the shape [tokens / degree, features]: each rank holds an equal run of
+the batch's tokens, flattened row by row. A column layer gathers them, a row layer reduce-scatters
+them.
 """
 
 from __future__ import annotations
