@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -84,6 +85,8 @@ def run_ranks(
             }
             with (folder / f"{rank}.log").open("wb") as log:
                 processes.append(start_rank([script, *arguments], variables, log, fork))
+            if rank == 0 and nproc > 1:
+                _wait_for_listener(ports[0])
         try:
             codes = _wait(processes, time.monotonic() + timeout)
         finally:
@@ -103,6 +106,18 @@ def start_rank(
         [sys.executable, *map(str, arguments)], cwd=REPO, env=environment, stdout=log,
         stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
+
+
+def _wait_for_listener(port: int) -> None:
+    """Half a second for rank 0 to serve the store: one who comes too early waits 3 s in Paddle."""
+    deadline = time.monotonic() + 0.5
+    # Columns: number, local address, peer, state (0A: LISTEN).
+    listening = re.compile(rf":{port:04X} \w+:0000 0A ")
+    while time.monotonic() < deadline:
+        tables = (Path("/proc/net") / name for name in ("tcp", "tcp6"))
+        if any(listening.search(table.read_text()) for table in tables if table.exists()):
+            return
+        time.sleep(0.01)
 
 
 def _wait(processes: list[RankProcess], deadline: float) -> list[int | None]:
