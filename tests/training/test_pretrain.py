@@ -97,7 +97,10 @@ def test_resume_between_two_log_lines_gives_the_same_mean(make_workplace):
     assert broken.losses()[10] == whole.losses()[10]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_and_says_how_to_resume(workplace, number, code):
     process = start(workplace, max_steps=100000, save_steps=100000, eval_steps=100000)
     wait_for_step(workplace, process, 5)
