@@ -54,7 +54,7 @@ class State:
             torch._foreach_copy_(getattr(self, kind), getattr(other, kind))
 
 
-def _peer(state: State) -> Run:
+def _torch(state: State) -> Run:
     """torch's fused AdamW keeps one dtype, so it is given float32 gradients and weights."""
     device = state.weights[0].device
     steps = [torch.tensor(NUMBER - 1.0, device=device) for _ in state.weights]
@@ -90,7 +90,7 @@ def _calls(mk: Maker, state: State, form: str) -> dict[str, Callable[[], None]]:
 
 def adamw(mk: Maker, label: str, sizes: Sequence[int], form: str) -> BenchmarkCase:
     """Args:
-    form: one of ``MOVED``. torch cannot round stochastically; its peer keeps masters there too.
+    form: one of ``MOVED``. torch cannot round stochastically; its baseline keeps masters there too.
     """
     dtype = torch.float32 if form == "float32" else torch.bfloat16
     initial = State.random(mk, sizes, dtype)
@@ -99,7 +99,7 @@ def adamw(mk: Maker, label: str, sizes: Sequence[int], form: str) -> BenchmarkCa
     return BenchmarkCase(
         *("adamw", "step", f"{label}, {form}"),
         filling(results, named("CUDA", _calls(mk, state, form))),
-        {"AdamW(fused)": _peer(initial.copy())},
+        {"AdamW(fused)": _torch(initial.copy())},
         *(MOVED[form] * sum(sizes), "GB/s"),
         dtype=str(dtype).removeprefix("torch."),
         restore=lambda: state.assign(initial),  # and keeps alive what the kernels know by address

@@ -17,8 +17,8 @@ def case(form: str):
 
 
 def expected(of):
-    (peer,) = of.peers.values()
-    return peer()
+    (baseline,) = of.baselines.values()
+    return baseline()
 
 
 @pytest.mark.parametrize("form", benchmark_adamw.MOVED)

@@ -22,16 +22,16 @@ This page is made by `python -m pypkg.bench report` from the JSON files in `docs
 
 ## How to read
 
-- Everything is validated before it is timed. Each contender's outputs and gradients, or what its
+- Everything is validated before it is timed. Each baseline's outputs and gradients, or what its
   step leaves, are compared with the operator's reference in float64, on inputs rounded to the
   dtype; one wrong value ends the run without a table.
-- Contenders take turns, one each per round, in an order that moves on by one each round. A turn of
+- Baselines take turns, one each per round, in an order that moves on by one each round. A turn of
   an operator is an untimed run and a timed one: its memory is then its own and not that of the
-  contender before. Times are medians over the rounds. Timed is what training does: forward records
+  baseline before. Times are medians over the rounds. Timed is what training does: forward records
   what backward needs; backward is given the gradient of the outputs. A `step` is an optimizer's:
   one pass that updates its tensors in place.
 - `GB/s` and `GFLOP/s` come from the work named below each operator: the bytes that must move at
-  least once, whatever a contender really moves; of arithmetic only matrix products are counted.
+  least once, whatever a baseline really moves; of arithmetic only matrix products are counted.
 - `of limit` sets our time against what this machine did in the same run: for operators bound by
   memory a copy of as many bytes (half read, half written) by as many threads, for a step a pass
   that writes where it reads, which may be faster than a copy; for operators bound by arithmetic the

@@ -1,6 +1,6 @@
 """Pictures of operator results, one SVG per operator, in the same bytes for the same result.
 
-A panel per dtype and pass; in it a group per shape with a line per contender: the median on a
+A panel per dtype and pass; in it a group per shape with a line per baseline: the median on a
 logarithmic scale, the quartiles, and how many times as long as ours. Every line carries its name,
 so that nothing hangs on colours; they are those of Okabe and Ito, which the colour-blind can tell
 apart.
@@ -13,12 +13,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 from pypkg.bench.ops.case import OURS, PASSES
+from pypkg.bench.report.quantities import milliseconds
 from pypkg.bench.report.result import Row
-from pypkg.bench.report.table import milliseconds
 
 _TEXT, _FAINT, _GRID = "#1f2630", "#5b6573", "#e3e7ec"
 _OURS_COLOUR, _LIMIT_COLOUR = "#0072b2", "#000000"
-_PEER_COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_BASELINE_COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _LINE, _GROUP_GAP, _MARGIN, _HEAD = 17, 30, 12, 78
 # Widths: of the names, of a scale, of the values beside it, and where the two of them end.
 _NAMES, _PANEL, _VALUES = 162, 220, 124
@@ -106,10 +106,10 @@ def draw_operator(rows: Sequence[Row], device: str) -> str:
         passes = list(PASSES[:2])  # the third is their sum
     rows = [row for row in rows if row["pass"] in passes]
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
-    peers = dict.fromkeys(row["contender"] for row in rows if row["contender"] != OURS)
+    baselines = dict.fromkeys(row["baseline"] for row in rows if row["baseline"] != OURS)
     colours = {OURS: _OURS_COLOUR}
-    for number, peer in enumerate(peers):
-        colours[peer] = _PEER_COLOURS[number % len(_PEER_COLOURS)]
+    for number, baseline in enumerate(baselines):
+        colours[baseline] = _BASELINE_COLOURS[number % len(_BASELINE_COLOURS)]
     shown = ("median", "lower_quartile", "upper_quartile", "limit")
     scale = _Scale([row[key] for row in rows for key in shown])
     drawing = _Drawing()
@@ -175,9 +175,9 @@ def _draw_group(
     colours: Mapping[str, str],
     with_names: bool,
 ) -> None:
-    """The contenders at one shape, and the limit."""
+    """The baselines at one shape, and the limit."""
     left, top = corner
-    ours = next(row["median"] for row in group if row["contender"] == OURS)
+    ours = next(row["median"] for row in group if row["baseline"] == OURS)
     limit = group[0]["limit"]
     x = left + scale(limit)
     middle = top + _LINE * (len(group) + 0.5)
@@ -187,7 +187,7 @@ def _draw_group(
         drawing.text((_MARGIN + _NAMES - 10, middle + 4), "limit", _FAINT, "end")
     for number, row in enumerate(group):
         y = top + _LINE * (number + 0.5)
-        colour, is_ours = colours[row["contender"]], row["contender"] == OURS
+        colour, is_ours = colours[row["baseline"]], row["baseline"] == OURS
         drawing.line((left, y), (left + _PANEL, y), _GRID)
         quartiles = (left + scale(row[key]) for key in ("lower_quartile", "upper_quartile"))
         drawing.line(*((each, y) for each in quartiles), colour, 2)
@@ -199,4 +199,4 @@ def _draw_group(
         drawing.text((left + _RATIO_END, y + 4), ratio, anchor="end", bold=is_ours)
         if with_names:
             place = (_MARGIN + _NAMES - 10, y + 4)
-            drawing.text(place, row["contender"], anchor="end", bold=is_ours)
+            drawing.text(place, row["baseline"], anchor="end", bold=is_ours)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from pypkg.bench.ops.case import OURS
 from pypkg.bench.report.pictures import draw_operator
+from pypkg.bench.report.quantities import milliseconds
 from pypkg.bench.report.result import Result, Row, device_name, result_name
-from pypkg.bench.report.table import milliseconds, table
+from pypkg.markdown import table
 
 TITLE = "Operators"
 
@@ -58,15 +59,13 @@ def _unit(rows: Sequence[Row]) -> tuple[str, str, float]:
 
 def _table(rows: Sequence[Row]) -> list[str]:
     work, unit, scale = _unit(rows)
-    peers = list(dict.fromkeys(row["contender"] for row in rows if row["contender"] != OURS))
+    baselines = list(dict.fromkeys(row["baseline"] for row in rows if row["baseline"] != OURS))
     keys = dict.fromkeys((row["shape"], row["dtype"], row["pass"]) for row in rows)
     has_yardsticks = any("of_yardstick" in row for row in rows)
     body = []
     for key in keys:
         times = {
-            row["contender"]: row
-            for row in rows
-            if (row["shape"], row["dtype"], row["pass"]) == key
+            row["baseline"]: row for row in rows if (row["shape"], row["dtype"], row["pass"]) == key
         }
         ours = times[OURS]
         cells = [
@@ -77,14 +76,14 @@ def _table(rows: Sequence[Row]) -> list[str]:
         ]
         if has_yardsticks:
             cells.append(f"{ours['of_yardstick']:.2f}" if "of_yardstick" in ours else "-")
-        for peer in peers:
-            if peer not in times:
+        for baseline in baselines:
+            if baseline not in times:
                 cells.append("-")
                 continue
-            other = times[peer]["median"]
+            other = times[baseline]["median"]
             cells.append(f"{other / ours['median']:.2f} ({milliseconds(other)})")
         body.append(cells)
     head = ["shape", "dtype", "pass", "ms", unit, "of limit"]
     head += ["of causal"] if has_yardsticks else []
-    head += [f"vs {peer}" for peer in peers]
+    head += [f"vs {baseline}" for baseline in baselines]
     return table(head, body, text_columns=3)
