@@ -84,6 +84,7 @@ docs: install  ## regenerate the pages that are made from the code
 	$(BIN)/python -m pypkg.config > docs/configuration.md
 	$(BIN)/python -m pypkg.models > docs/models.md
 	$(BIN)/python docs/parallelism/draw.py
+	$(BIN)/python -m pypkg.bench report
 
 # Needs a GPU, nvcc, CMake, Ninja and a Python with torch and pybind11; no Paddle, no .venv.
 gpu-check:  ## build the kernels for the GPU, check them against torch, time them

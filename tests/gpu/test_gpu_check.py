@@ -36,9 +36,9 @@ def test_dry_run_on_the_cpu(tmp_path: Path):
     rows = report["rows"]
     passes = {(row["op"], row["pass"]) for row in rows}
     assert {("rms_norm", "forward"), ("swiglu", "backward"), ("adamw", "step")} <= passes
-    assert any(row["contender"] == "pypkg, Triton" for row in rows) == has_triton
+    assert any(row["baseline"] == "pypkg, Triton" for row in rows) == has_triton
     assert all(row["median"] > 0 and row["error"] < 2e-2 for row in rows)
-    masked = [row for row in rows if row["contender"] == "pypkg" and "alibi" in row["shape"]]
+    masked = [row for row in rows if row["baseline"] == "pypkg" and "alibi" in row["shape"]]
     assert len(masked) == 2 and all(row["of_yardstick"] > 0 for row in masked)
     assert "adamw             step" in result.stdout.splitlines()[-2]
     # As it is, it goes onto the page of benchmarks.
@@ -55,7 +55,7 @@ def test_variants_are_versions_of_every_case():
 
     maker = Maker(_native, None, "cpu", use_compile=False, variants={"kThreads=1": _native})
     versions = {
-        (case.op, case.stage): list(case.versions)
+        (case.op, case.pass_name): list(case.versions)
         for case in benchmark.cases(maker, benchmark.SUITES)
     }
     assert versions["swiglu", "forward"] == ["CUDA", "CUDA kThreads=1"]
