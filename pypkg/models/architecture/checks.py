@@ -86,7 +86,9 @@ _FLAGS = (
     "norm_head",
 )
 _OPTIONAL_SIZES = ("sliding_window", "dynamic_ntk_length", "logn_attention_length")
-_COUNTS = ("max_window_layers", "position_offset")
+_COUNTS = ("position_offset",)
+FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
+_LAYER_TYPES = (FULL_ATTENTION, SLIDING_ATTENTION)
 
 
 def check_size(name: str, value: Any) -> None:
@@ -113,6 +115,13 @@ def check_types(config: ModelConfig) -> None:
             raise UserError(
                 f"{name} must be one of {', '.join(choices)}, found {getattr(config, name)!r}"
             )
+    types = config.layer_types
+    if types is not None and (
+        not isinstance(types, (list, tuple)) or any(each not in _LAYER_TYPES for each in types)
+    ):
+        raise UserError(
+            f"layer_types must be a list of {' and '.join(_LAYER_TYPES)}, found {types!r}"
+        )
 
 
 def check_consistency(config: ModelConfig) -> None:
@@ -123,6 +132,7 @@ def check_consistency(config: ModelConfig) -> None:
             f"num_attention_heads ({heads}) is not divisible by num_key_value_heads "
             f"({key_value_heads}); use a divisor of {heads}"
         )
+    _check_layer_types(config)
     if config.position_embedding == "rope":
         _check_rotary(config)
     if config.gated_mlp and config.activation == "relu":
@@ -135,6 +145,19 @@ def check_consistency(config: ModelConfig) -> None:
         config.mask_token_id,
     ):
         raise UserError("prefix_lm needs sop_token_id, gmask_token_id and mask_token_id")
+
+
+def _check_layer_types(config: ModelConfig) -> None:
+    if len(config.layer_types) != config.num_hidden_layers:
+        raise UserError(
+            f"layer_types names {len(config.layer_types)} layers, but num_hidden_layers is "
+            f"{config.num_hidden_layers}; give one type for each layer"
+        )
+    if SLIDING_ATTENTION in config.layer_types and config.sliding_window is None:
+        raise UserError(
+            f"layer_types has {SLIDING_ATTENTION}, but sliding_window is None; give the number of "
+            f"tokens that such a layer sees, or use {FULL_ATTENTION} alone"
+        )
 
 
 def _check_rotary(config: ModelConfig) -> None:

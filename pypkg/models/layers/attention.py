@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,31 +27,32 @@ from pypkg.parallel.tp_layers import (
 
 @dataclass(frozen=True, eq=False)
 class AttentionInputs:
-    """What attention needs beside the hidden states; the same for all layers, or for many.
+    """What attention needs beside the hidden states; the same for all layers.
 
     Args:
         batch, sequence: shape of the input ids.
-        mask: which tokens see which.
+        masks: which tokens see which, for each type of layer.
         rotation: of queries and keys by their positions, or None.
         query_scale: [sequence] factors of the queries, or None.
     """
 
     batch: int
     sequence: int
-    mask: ops.AttentionMask
+    masks: Mapping[str, ops.AttentionMask]
     rotation: Rotation | None = None
     query_scale: paddle.Tensor | None = None
 
 
 class Attention(nn.Layer):
-    """Grouped-query attention.
+    """Grouped-query attention of layer ``layer_number`` of the model.
 
     The three input projections are one matrix, whose columns are query | key | value. Under tensor
     parallelism each process has some of the query heads, and the key-value heads that they need.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer_number: int) -> None:
         super().__init__()
+        self._layer_type = config.layer_types[layer_number]
         self.use_flash_attention = True  # False: an attention that stores its weights
         self.recompute: Recompute | None = None  # what backward passes compute again
         self._head_dim = config.head_dim
@@ -92,7 +94,8 @@ class Attention(nn.Layer):
         if inputs.query_scale is not None:
             query = query * inputs.query_scale.astype(query.dtype).reshape([1, -1, 1, 1])
         attend = partial(
-            _flash_attention if self.use_flash_attention else _plain_attention, inputs.mask
+            _flash_attention if self.use_flash_attention else _plain_attention,
+            inputs.masks[self._layer_type],
         )
         out = recomputed(self, ATTENTION, attend, query, key, value)
         return self.o_proj(out.reshape([*projected.shape[:-1], self._sizes[0]]))
