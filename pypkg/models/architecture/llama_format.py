@@ -45,7 +45,7 @@ def llama_weight_map(
         gate_up: below ``mlp``, likewise.
         layer_norms: our norms in a layer to theirs.
     """
-    ours, theirs = "layers.{i}.", "model.layers.{i}."
+    ours, theirs = "layers.{}.", "model.layers.{}."
     norms = {
         "input_layernorm": "input_layernorm",
         "post_attention_layernorm": "post_attention_layernorm",
