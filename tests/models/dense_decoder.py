@@ -47,7 +47,9 @@ def _attention(
     groups = config.num_attention_heads // config.num_key_value_heads
     k, v = (each.repeat_interleave(groups, axis=1) for each in (k, v))
     scores = _rotated(config, q) @ _rotated(config, k).transpose([0, 1, 3, 2])
-    scores = scores / config.head_dim**0.5
+    scores = scores / (config.query_pre_attn_scalar or config.head_dim) ** 0.5
+    if config.attn_logit_softcapping is not None:
+        scores = config.attn_logit_softcapping * (scores / config.attn_logit_softcapping).tanh()
     distance = paddle.arange(sequence).unsqueeze(1) - paddle.arange(sequence)
     visible = distance >= 0
     if config.layer_types[number] == "sliding_attention":

@@ -63,6 +63,7 @@ _POSITIVE_NUMBERS = (
     "embedding_gradient_scale",
     "initializer_range",
 )
+_OPTIONAL_NUMBERS = ("query_pre_attn_scalar", "attn_logit_softcapping")
 _CHOICES = {
     "norm": ("rms_norm", "layer_norm"),
     "residual": ("pre", "post", "normed"),
@@ -110,6 +111,9 @@ def check_types(config: ModelConfig) -> None:
             raise UserError(f"{name} must be true or false, found {getattr(config, name)!r}")
     for name in _POSITIVE_NUMBERS:
         _check_positive_number(name, getattr(config, name))
+    for name in _OPTIONAL_NUMBERS:
+        if getattr(config, name) is not None:
+            _check_positive_number(name, getattr(config, name))
     for name, choices in _CHOICES.items():
         if getattr(config, name) not in choices:
             raise UserError(

@@ -73,6 +73,10 @@ class ModelConfig:
     # "full_attention" or "sliding_attention" for each layer, as in Hugging Face files. None: all
     # layers have the sliding window if there is one.
     layer_types: tuple[str, ...] = None  # type: ignore[assignment]
+    # Scores are q k^T / sqrt(query_pre_attn_scalar); None: sqrt(head_dim). A soft cap c makes them
+    # c tanh(scores / c) before the mask (Gemma 2: Gemma Team, 2024); None: no cap.
+    query_pre_attn_scalar: float | None = None
+    attn_logit_softcapping: float | None = None
     # Tokens before the first sop_token_id of a row see each other in both directions. Positions
     # from there on are told by the row's gmask_token_id or mask_token_id (masks.py).
     prefix_lm: bool = False

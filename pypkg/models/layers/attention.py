@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import paddle
 from paddle import nn
@@ -56,6 +57,11 @@ class Attention(nn.Layer):
         self.use_flash_attention = True  # False: an attention that stores its weights
         self.recompute: Recompute | None = None  # what backward passes compute again
         self._head_dim = config.head_dim
+        divisor = config.query_pre_attn_scalar
+        self._scores = {
+            "scale": None if divisor is None else divisor**-0.5,
+            "softcap": config.attn_logit_softcapping or 0.0,
+        }
         degree = tensor_degree()
         first, stop = key_value_range(config, degree, tensor_rank())
         key_value_size = (stop - first) * config.head_dim
@@ -94,20 +100,14 @@ class Attention(nn.Layer):
         if inputs.query_scale is not None:
             query = query * inputs.query_scale.astype(query.dtype).reshape([1, -1, 1, 1])
         attend = partial(
-            _flash_attention if self.use_flash_attention else _plain_attention,
-            inputs.masks[self._layer_type],
+            ops.flash_attention if self.use_flash_attention else _plain_attention,
+            mask=inputs.masks[self._layer_type],
+            **self._scores,
         )
         out = recomputed(self, ATTENTION, attend, query, key, value)
         return self.o_proj(out.reshape([*projected.shape[:-1], self._sizes[0]]))
 
 
-def _flash_attention(
-    mask: ops.AttentionMask, query: paddle.Tensor, key: paddle.Tensor, value: paddle.Tensor
-) -> paddle.Tensor:
-    return ops.flash_attention(query, key, value, mask=mask)
-
-
-def _plain_attention(
-    mask: ops.AttentionMask, query: paddle.Tensor, key: paddle.Tensor, value: paddle.Tensor
-) -> paddle.Tensor:
-    return ops.flash_attention_reference(query, key, value, mask=mask)[0]
+def _plain_attention(*args: Any, **kwargs: Any) -> paddle.Tensor:
+    """``ops.flash_attention`` that stores [batch, heads, sequence, sequence]."""
+    return ops.flash_attention_reference(*args, **kwargs)[0]

@@ -1,4 +1,4 @@
-"""Layers with and without a sliding window in turn, against dense masks in float64."""
+"""Windows from layer to layer, scale and soft cap of the scores, against a float64 reference."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dense_decoder import dense_loss
 from pypkg.errors import UserError
 from pypkg.models import ModelConfig, from_config
 from pypkg.models.architecture.layer_split import cut
+from pypkg.models.architecture.registry import config_to_huggingface
 from pypkg.models.decoder import Decoder, DecoderPart
 from pypkg.models.generate import generate
 from pypkg.models.layers.recompute import ATTENTION, ATTENTION_BLOCK, FULL, Recompute
@@ -56,6 +57,36 @@ def test_equals_dense_masks(backend: str, config: ModelConfig, granularity: str 
     model = from_config(config, seed=1)
     model.use_recompute(None if granularity is None else Recompute(granularity))
     assert_equals_dense(model)
+
+
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"query_pre_attn_scalar": 3.5},
+        {"attn_logit_softcapping": 0.7},
+        {"query_pre_attn_scalar": 20, "attn_logit_softcapping": 1.5},
+    ],
+)
+def test_scale_and_soft_cap(
+    backend: str, config: ModelConfig, fields: dict[str, float], flash: bool
+) -> None:
+    model = from_config(config.replace(**fields), seed=1)
+    model.use_flash_attention(flash)
+    assert_equals_dense(model)
+    ids, _ = _batch(config)
+    plain = from_config(config, seed=1)(ids).numpy()
+    assert np.abs(model(ids).numpy() - plain).max() > 1e-2
+
+
+def test_scale_and_soft_cap_are_positive(config: ModelConfig) -> None:
+    for name in ("query_pre_attn_scalar", "attn_logit_softcapping"):
+        for value in (0, -1.0, "1"):
+            with pytest.raises(UserError, match=f"{name} must be a positive number, found"):
+                config.replace(**{name: value})
+        written = config.replace(model_type="qwen3", qk_norm=True, **{name: 2.0})
+        with pytest.raises(UserError, match=f"cannot hold {name}=2.0"):
+            config_to_huggingface(written)
 
 
 def test_each_layer_has_its_own_type(config: ModelConfig) -> None:
