@@ -70,7 +70,7 @@ ROOMS = {
                        "process_end"),
     "pypkg.training": ("run", "rank_times", "trainer", "samples", "engine", "layout",
                        "checkpoint", "reporting", "activations", "distributed_batches",
-                       "interrupt", "model_partition", "schedule", "state"),
+                       "interrupt", "tp_sharding", "schedule", "state"),
     "pypkg.bench": ("__main__", "report", "train_step", "data", "ops", "environment", "timing"),
 }  # fmt: skip
 COMMAND_LINES = ("pypkg.pretrain", "pypkg.preprocess", "pypkg.convert", "pypkg.plan")

@@ -25,7 +25,8 @@ from paddle import Tensor
 from pypkg.data import Batch
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.traffic import GROUPS, Traffic
-from pypkg.parallel.optimizer.step import Updater
+from pypkg.parallel.optimizer.distribute import DistributedModel
+from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.engine import BatchSource, Engine
 from pypkg.training.reporting.metrics import peak_memory_bytes
 
@@ -51,7 +52,7 @@ class Times:
 class MeasuredEngine(Engine):
     """An Engine that measures its steps. All ranks of a run have one, or none."""
 
-    def __init__(self, model: paddle.nn.Layer, updater: Updater) -> None:
+    def __init__(self, model: DistributedModel, updater: Updater) -> None:
         super().__init__(model, updater)
         self._traffic = Traffic()
         self._first, self._rest = Times(), Times()

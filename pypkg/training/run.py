@@ -21,8 +21,10 @@ from pypkg.models.weights.hub_cache import find_weights
 from pypkg.ops import set_matmul_precision
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
+from pypkg.parallel.optimizer.distribute import distribute
+from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
-from pypkg.parallel.optimizer.step import UpdateOptions, Updater, make_updater
+from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.activations import set_activations
 from pypkg.training.checkpoint.checkpoint import (
     checkpoints,
@@ -33,13 +35,13 @@ from pypkg.training.checkpoint.checkpoint import (
 )
 from pypkg.training.engine import Engine
 from pypkg.training.layout import degrees, layout_notices, layout_problems
-from pypkg.training.model_partition import ModelPartition
 from pypkg.training.rank_times import MeasuredEngine, table_of_ranks
 from pypkg.training.reporting.metrics import Throughput, peak_flops
 from pypkg.training.reporting.reporters import Reporter, make_reporters, read_metrics
 from pypkg.training.reporting.summary import Summary, draw_loss_curve, write_sample
 from pypkg.training.samples import TEST_ITERS, Samples
 from pypkg.training.state import TrainerState
+from pypkg.training.tp_sharding import ModelTpSharding
 from pypkg.training.trainer import Trainer
 
 logger = logging.getLogger("pypkg")
@@ -66,17 +68,18 @@ def run(settings: Settings) -> int:
     logger.info("model: %s", _describe_model(model.config))
     samples = Samples(settings, model.config, state)
 
-    partition = ModelPartition(model.config)
-    updater = make_updater(model, _update_options(settings), mesh.current(), partition)
+    wrapped, updater = distribute(
+        model, _update_options(settings), mesh.current(), ModelTpSharding(model.config)
+    )
     if checkpoint:
         load_optimizer(checkpoint, updater)
         if updater.scaler is not None and state.loss_scale:
             updater.scaler.load_state(state.loss_scale)
         logger.info("resuming from %s at step %d", checkpoint, state.global_step)
     reporters = _make_reporters(settings, state)
-    engine, train_batches = Engine(model, updater), samples.train_batches
+    engine, train_batches = Engine(wrapped, updater), samples.train_batches
     if not settings.skip_profile_timer:
-        engine = MeasuredEngine(model, updater)
+        engine = MeasuredEngine(wrapped, updater)
         train_batches = engine.timed(train_batches)
     trainer = Trainer(
         settings,
@@ -93,7 +96,7 @@ def run(settings: Settings) -> int:
         eval_sources=samples.sources.get("valid", ()),
     )
     try:
-        return _train_and_report(trainer, samples, tokenizer)
+        return _train_and_report(trainer, model, samples, tokenizer)
     finally:
         for reporter in reporters:
             reporter.close()
@@ -280,7 +283,9 @@ def _save_model_and_tokenizer(model: paddle.nn.Layer, settings: Settings, folder
             shutil.copy(file, folder)
 
 
-def _train_and_report(trainer: Trainer, samples: Samples, tokenizer: Tokenizer | None) -> int:
+def _train_and_report(
+    trainer: Trainer, model: paddle.nn.Layer, samples: Samples, tokenizer: Tokenizer | None
+) -> int:
     settings = trainer.settings
     outcome = trainer.train() if settings.do_train else trainer.evaluate_only()
     if isinstance(trainer.engine, MeasuredEngine) and trainer.engine.times.steps:
@@ -293,7 +298,7 @@ def _train_and_report(trainer: Trainer, samples: Samples, tokenizer: Tokenizer |
         logger.info("stopped at step %d: %sthe same command goes on from there",
                     outcome.state.global_step, saved)  # fmt: skip
         return outcome.exit_code
-    model, test_loss, sample = trainer.engine.model, None, None
+    test_loss, sample = None, None
     if settings.do_predict and "test" in samples.sources:
         test_loss = trainer.engine.evaluate(islice(samples.eval_batches("test"), TEST_ITERS))
     if settings.sample_tokens > 0 and tokenizer is not None:

@@ -29,7 +29,8 @@ from pypkg.errors import UserError
 from pypkg.models import from_config
 from pypkg.models.layers.masks import derived_positions, derived_prefix_lengths
 from pypkg.parallel import mesh
-from pypkg.parallel.optimizer.step import UpdateOptions, make_updater
+from pypkg.parallel.optimizer.distribute import distribute
+from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.training.engine import Engine
 from pypkg.training.reporting.metrics import Throughput
 from pypkg.training.reporting.summary import write_sample
@@ -98,7 +99,7 @@ def test_loss_falls(family: str, dataset: Dataset, tmp_path: Path):
     options = UpdateOptions(beta1=0.9, beta2=0.95, weight_decay=0.1, max_grad_norm=1.0)
     trainer = Trainer(
         settings,
-        Engine(model, make_updater(model, options, mesh.current())),
+        Engine(*distribute(model, options, mesh.current())),
         TrainerState(),
         train_batches=lambda start: iter(BatchLoader(dataset, BATCH, start, objective=objective)),
         eval_batches=None,
