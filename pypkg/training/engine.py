@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,6 @@ from pypkg.data import Batch
 from pypkg.parallel.comm.collective import mean_over_sample_shards
 from pypkg.parallel.optimizer.distribute import DistributedModel
 from pypkg.parallel.optimizer.updater import Updater
-
-# Yields this rank's micro batches from a sample position of the run on. A micro batch holds the
-# arguments of the model's loss: input_ids and labels, int64 [batch, sequence], and what
-# pypkg.data.loading adds for the model and for packed documents.
-BatchSource = Callable[[int], Iterator[Batch]]
 
 
 class Engine:
