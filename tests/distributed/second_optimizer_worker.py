@@ -77,6 +77,10 @@ def train(options: UpdateOptions, resumes: bool) -> tuple[dict, dict]:
             }
             model.forward_backward([rows], updater.scale)
             updater.step(RATE)
+        with paddle.no_grad():  # an evaluation before a checkpoint, which fleet's slices notice
+            model.eval()
+            model.evaluate(rows)
+            model.train()
         values = dict(gathered(CONFIG, dict(layer.named_parameters())))
         state = {name: array.copy() for name, array in updater.state()}
     return values, state

@@ -93,7 +93,10 @@ class ZeroStage0:
         """
         placement = self.placement(parameter)
         if placement.bounds is not None:
-            return parameter.fw_storage
+            # Fleet names its slice anew for each update; between them it has no name of ours.
+            slice_of_rank = parameter.fw_storage.detach()
+            slice_of_rank.name = names_of(parameter)[1]
+            return slice_of_rank
         return parameter if placement.owner in (None, self._mesh.sharding_rank) else None
 
     def norm_contributions(self) -> dict[str, NormContribution]:
