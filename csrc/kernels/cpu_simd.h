@@ -1,4 +1,4 @@
-// What the CPU kernels share: element types, SIMD dispatch, and exp and normal_cdf in float32.
+// What the CPU kernels share: element types, and functions of float32 that vectorise.
 #pragma once
 
 #include <cstdint>
@@ -9,20 +9,10 @@
 #include <utility>
 
 #include "common.h"
+#include "cpu_isa.h"
 
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi"  // every function that takes or returns a Vec is inlined
-#endif
-
-// Compiles a function for AVX-512, for AVX2 and for the baseline; the loader picks one. Everything
-// it calls must be inlined into it, hence PYPKG_INLINE on helpers.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define PYPKG_TARGET_CLONES \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define PYPKG_TARGET_CLONES
-#endif
-#define PYPKG_INLINE inline __attribute__((always_inline))
+// Every function that takes or returns a vector is inlined: no ABI is involved.
+#pragma GCC diagnostic ignored "-Wpsabi"
 
 namespace pypkg {
 
@@ -66,23 +56,19 @@ void dispatch_dtype(DType dtype, const char* kernel, Function&& function) {
                               " is not supported on CPU; expected float32 or bfloat16");
 }
 
-constexpr int kLanes = 16;
-using Vec = float __attribute__((vector_size(kLanes * sizeof(float))));
-using VecBits = uint32_t __attribute__((vector_size(kLanes * sizeof(float))));
-
+// Integers of the same width: what comparing two F gives where F is a vector.
 template <class F>
-struct BitsOf;
+struct BitsOf {
+  using type = decltype(F{} == F{});
+};
 template <>
 struct BitsOf<float> {
   using type = uint32_t;
 };
-template <>
-struct BitsOf<Vec> {
-  using type = VecBits;
-};
 
-// e^x within 1 ulp, of a float or a Vec, branch-free so that loops over floats vectorise. Results
-// below 2e-38 are flushed to zero: denormals are slow, and no sum with a larger term notices.
+// e^x within 1 ulp, of a float or of a vector of them, branch-free so that loops over floats
+// vectorise. Results below 2e-38 are flushed to zero: denormals are slow, and no sum with a larger
+// term notices.
 template <class F>
 PYPKG_INLINE F fast_exp(const F& x) {
   using Bits = typename BitsOf<F>::type;
@@ -103,6 +89,20 @@ PYPKG_INLINE F fast_exp(const F& x) {
   result = x < kLowest ? F{} : result;
   result = x > kHighest ? F{} + std::numeric_limits<float>::infinity() : result;
   return x == x ? result : x;
+}
+
+// tanh(x) with a relative error below 3e-7. Below 0.625 x + x^3 P(x^2), as 1 - 2 / (e^2x + 1)
+// cancels there; P is a minimax fit, relative error of tanh 5e-9.
+template <class F>
+PYPKG_INLINE F fast_tanh(const F& x) {
+  const F square = x * x;
+  F p = square * -5.7049349e-3f + 2.0639041e-2f;
+  p = p * square - 5.3739700e-2f;
+  p = p * square + 1.3331442e-1f;
+  p = p * square - 3.3333281e-1f;
+  const F near = x + x * square * p;
+  const F far = 1.0f - 2.0f / (fast_exp<F>(2.0f * x) + 1.0f);
+  return square < 0.390625f ? near : far;
 }
 
 PYPKG_INLINE float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }

@@ -17,7 +17,7 @@ struct MaxAndSum {
 // Chunks small enough for the first-level cache are read twice, for their maximum and for the sum:
 // the row comes from memory once, and exp is taken once per element.
 template <class T>
-PYPKG_TARGET_CLONES MaxAndSum reduce_row(const T* x, int64_t cols) {
+PYPKG_INLINE MaxAndSum reduce_row(const T* x, int64_t cols) {
   constexpr int64_t kChunk = 2048;
   MaxAndSum total{-kInfinity, 0.0f};
   for (int64_t begin = 0; begin < cols; begin += kChunk) {
@@ -43,7 +43,7 @@ PYPKG_TARGET_CLONES MaxAndSum reduce_row(const T* x, int64_t cols) {
 }
 
 template <class T>
-PYPKG_TARGET_CLONES void softmax_row(const T* x, float lse, float scale, T* dx, int64_t cols) {
+PYPKG_INLINE void softmax_row(const T* x, float lse, float scale, T* dx, int64_t cols) {
 #pragma omp simd
   for (int64_t c = 0; c < cols; ++c) dx[c] = from_float<T>(fast_exp(to_float(x[c]) - lse) * scale);
 }
@@ -61,7 +61,7 @@ void check_labels(const CrossEntropyForward& p) {
 }
 
 template <class T>
-void forward_row(const CrossEntropyForward& p, int64_t r) {
+PYPKG_INLINE void forward_row(const CrossEntropyForward& p, int64_t r) {
   const T* x = static_cast<const T*>(p.logits) + r * p.cols;
   const bool ignored = p.labels[r] == p.ignore_index;
   const int64_t column = p.labels[r] - p.vocab_start;
@@ -77,7 +77,7 @@ void forward_row(const CrossEntropyForward& p, int64_t r) {
 }
 
 template <class T>
-void backward_row(const CrossEntropyBackward& p, int64_t r) {
+PYPKG_INLINE void backward_row(const CrossEntropyBackward& p, int64_t r) {
   const T* x = static_cast<const T*>(p.logits) + r * p.cols;
   T* dx = static_cast<T*>(p.dlogits) + r * p.cols;
   if (p.labels[r] == p.ignore_index) {
@@ -96,15 +96,17 @@ void backward_row(const CrossEntropyBackward& p, int64_t r) {
 void cross_entropy_forward_cpu(const CrossEntropyForward& params) {
   check_labels(params);
   dispatch_dtype(params.dtype, "cross_entropy", [&](auto t) {
+    const auto row = cpu_version<forward_row<decltype(t)>>();
 #pragma omp parallel for num_threads(num_threads()) schedule(dynamic)
-    for (int64_t r = 0; r < params.rows; ++r) forward_row<decltype(t)>(params, r);
+    for (int64_t r = 0; r < params.rows; ++r) row(params, r);
   });
 }
 
 void cross_entropy_backward_cpu(const CrossEntropyBackward& params) {
   dispatch_dtype(params.dtype, "cross_entropy", [&](auto t) {
+    const auto row = cpu_version<backward_row<decltype(t)>>();
 #pragma omp parallel for num_threads(num_threads()) schedule(dynamic)
-    for (int64_t r = 0; r < params.rows; ++r) backward_row<decltype(t)>(params, r);
+    for (int64_t r = 0; r < params.rows; ++r) row(params, r);
   });
 }
 

@@ -2,6 +2,7 @@
 //
 // With P = exp(scores - lse), dP = dout v^T and dS = P * (dP - delta):
 //   dv = P^T dout,  dk = scale * dS^T q,  dq = scale * dS k
+// Under a soft cap dS is multiplied by its slope, 1 - t^2 with t = tanh(scale * q k / softcap).
 #pragma once
 
 #include "cuda_attention_scores.cuh"
@@ -69,6 +70,28 @@ __device__ __forceinline__ void to_score_gradients(
     }
   }
 }
+
+// dP -> (dP - delta) (1 - t^2), in place: what remains is to_score_gradients with NoDelta.
+template <int kRowTiles, int kColTiles, typename Delta>
+__device__ __forceinline__ void apply_cap_slopes(float (&dscores)[kRowTiles][kColTiles][4],
+                                                 const float (&tangents)[kRowTiles][kColTiles][4],
+                                                 const Delta& delta) {
+#pragma unroll
+  for (int n = 0; n < kColTiles; ++n) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+        const float t = tangents[m][n][c];
+        dscores[m][n][c] = (dscores[m][n][c] - delta(m, n, c)) * (1.0f - t * t);
+      }
+    }
+  }
+}
+
+struct NoDelta {
+  __device__ float operator()(int, int, int) const { return 0.0f; }
+};
 
 // The blocks of kQueries queries, over all query heads that share a key head, that see a block of
 // kKeys keys.

@@ -1,5 +1,5 @@
-// Scores of a block of queries against a block of keys: scale, ALiBi and mask; and which blocks to
-// visit. Shared by the forward and the backward kernels.
+// Scores of a block of queries against a block of keys: scale, soft cap, ALiBi and mask; and which
+// blocks to visit. Shared by the forward and the backward kernels.
 #pragma once
 
 #include "cuda_attention_tile.cuh"
@@ -28,6 +28,14 @@ struct BlockTask {
   __device__ BlockTask(int64_t b_, int64_t head_, int first_) : b(b_), head(head_), first(first_) {}
 };
 
+// For 16-bit types with an absolute error below 2^-21; for float32 the accurate one.
+template <typename T>
+__device__ __forceinline__ float hyperbolic_tangent(float x) {
+  if constexpr (std::is_same_v<T, float>) return tanhf(x);
+  const float squared = exp2_approximate(2 * kLog2E * fabsf(x));  // of exp(|x|); may be infinite
+  return copysignf(1.0f - __fdividef(2.0f, squared + 1.0f), x);
+}
+
 // Scores in units of log 2 (exp2 is one instruction), for one batch and query head.
 class ScoreRule {
  public:
@@ -37,6 +45,8 @@ class ScoreRule {
         seq_q_(shape.seq_q),
         seq_k_(shape.seq_k),
         scale_(shape.scale * kLog2E),
+        softcap_(shape.softcap * kLog2E),
+        to_softcap_(shape.scale / shape.softcap),
         slope_(shape.mask.alibi_slopes ? shape.mask.alibi_slopes[head_q] * kLog2E : 0.0f) {}
 
   // Of queries [q_first, q_first + kQueries) and keys [k_first, k_first + kKeys); what lies beyond
@@ -61,9 +71,25 @@ class ScoreRule {
     return first;
   }
 
-  // Turns products q k into scores, in place; -inf where the query does not see the key. Rows of
-  // the accumulator are queries, or keys if kRowsAreKeys.
-  template <bool kRowsAreKeys, int kRowTiles, int kColTiles>
+  // Turns products q k into tanh(scale * q k / softcap), in place.
+  template <typename T, int kRowTiles, int kColTiles>
+  __device__ __forceinline__ void to_tangents(float (&scores)[kRowTiles][kColTiles][4]) const {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < kColTiles; ++n) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          scores[m][n][c] = hyperbolic_tangent<T>(scores[m][n][c] * to_softcap_);
+        }
+      }
+    }
+  }
+
+  // Turns products q k, or what to_tangents made of them if kCapped, into scores, in place; -inf
+  // where the query does not see the key. Rows of the accumulator are queries, or keys if
+  // kRowsAreKeys.
+  template <bool kRowsAreKeys, bool kCapped, int kRowTiles, int kColTiles>
   __device__ __forceinline__ void apply(float (&scores)[kRowTiles][kColTiles][4], int first_row,
                                         int first_col, BlockState state) const {
 #pragma unroll
@@ -71,7 +97,7 @@ class ScoreRule {
 #pragma unroll
       for (int n = 0; n < kColTiles; ++n) {
 #pragma unroll
-        for (int c = 0; c < 4; ++c) scores[m][n][c] *= scale_;
+        for (int c = 0; c < 4; ++c) scores[m][n][c] *= kCapped ? softcap_ : scale_;
       }
     }
     if (mask_.alibi_slopes == nullptr && state == BlockState::kFull) return;
@@ -105,7 +131,7 @@ class ScoreRule {
   const AttentionMask& mask_;
   const int64_t b_;
   const int seq_q_, seq_k_;  // at most 2^24
-  const float scale_, slope_;
+  const float scale_, softcap_, to_softcap_, slope_;
 };
 
 }  // namespace pypkg

@@ -79,8 +79,9 @@ __device__ __forceinline__ void load_tile(SharedTile<T, kRows, kDim>& tile,
                                           int64_t end) {
   using Tile = SharedTile<T, kRows, kDim>;
   static_assert(kRows * Tile::kChunks % kThreads == 0);
-#pragma unroll
-  for (int i = 0; i < kRows * Tile::kChunks / kThreads; ++i) {
+  constexpr int kCopies = kRows * Tile::kChunks / kThreads;
+#pragma unroll(kDim > 128 ? 2 : kCopies)
+  for (int i = 0; i < kCopies; ++i) {
     const int id = i * kThreads + threadIdx.x;
     const int row = id / Tile::kChunks, chunk = id % Tile::kChunks;
     const int dim = chunk * Tile::kChunkSize;

@@ -327,13 +327,15 @@ void launch_hopper(const LaunchSite& site, void (*kernel)(Params), const Params&
          dim3(kHopperThreads), sizeof(Storage), stream, params);
 }
 
-// Calls f(TypeTag<T>, head_dim) with the head_dim that the actual one is padded to.
+// Calls f(TypeTag<T>, head_dim, capped) with the head_dim that the actual one is padded to.
 template <typename F>
 void dispatch_hopper(const FlashAttentionShape& shape, F&& f) {
   dispatch_dtype(shape.dtype, [&](auto tag) {
     if constexpr (sizeof(typename decltype(tag)::type) == 2) {
-      if (shape.head_dim <= 64) return f(tag, std::integral_constant<int, 64>{});
-      f(tag, std::integral_constant<int, 128>{});
+      dispatch_softcap(shape, [&](auto capped) {
+        if (shape.head_dim <= 64) return f(tag, std::integral_constant<int, 64>{}, capped);
+        f(tag, std::integral_constant<int, kMaxHopperHeadDim>{}, capped);
+      });
     } else {
       throw std::invalid_argument("flash_attention: float32 on the Hopper kernels");
     }

@@ -1,5 +1,6 @@
 // Entry points of attention on CUDA: argument checks, the row sums that the backward needs, and
 // the choice of an implementation.
+#include <cmath>
 #include <cstdlib>
 
 #include "cuda_vector.cuh"
@@ -21,8 +22,10 @@ void check_shape(const FlashAttentionShape& shape, std::initializer_list<const v
       throw std::invalid_argument(attention_site("flash_attention", shape).text() + ": " + message);
     }
   };
-  require(shape.head_dim > 0 && shape.head_dim % 8 == 0 && shape.head_dim <= 128,
-          "head_dim must be a multiple of 8, at most 128");
+  require(shape.head_dim > 0 && shape.head_dim % 8 == 0 && shape.head_dim <= kMaxHeadDim,
+          "head_dim must be a multiple of 8, at most " + std::to_string(kMaxHeadDim));
+  require(shape.softcap >= 0 && std::isfinite(shape.softcap),
+          "softcap must be 0 (none) or a positive number");
   require(shape.heads_k > 0 && shape.heads_q % shape.heads_k == 0,
           "heads_q must be a multiple of heads_k");
   constexpr int64_t kMaxSequence = 1 << 24;  // positions are exact in float32
@@ -59,7 +62,8 @@ bool hopper_is_asked_for() {
 
 bool runs_on_hopper(const FlashAttentionShape& shape) {
   // Float32 is there to be exact, and a tensor map cannot describe a tensor without elements.
-  const bool suits = shape.dtype != DType::kFloat32 && shape.seq_q > 0 && shape.seq_k > 0;
+  const bool suits = shape.dtype != DType::kFloat32 && shape.head_dim <= kMaxHopperHeadDim &&
+                     shape.seq_q > 0 && shape.seq_k > 0;
   return hopper_is_asked_for() && suits;
 }
 
@@ -76,8 +80,8 @@ __global__ void __launch_bounds__(kDeltaThreads) delta_kernel(FlashAttentionBack
   for (int64_t row = blockIdx.x * int64_t(warps) + threadIdx.x / kWarpSize; row < rows;
        row += gridDim.x * int64_t(warps)) {
     float sum = 0;
-    const int dim = lane * kSize;
-    if (dim < shape.head_dim) {
+#pragma unroll 1
+    for (int dim = lane * kSize; dim < shape.head_dim; dim += kWarpSize * kSize) {
       const int64_t at = row * shape.head_dim + dim;
       const auto dout = Pack<T, kSize>::load(static_cast<const T*>(p.dout) + at);
       const auto out = Pack<T, kSize>::load(static_cast<const T*>(p.out) + at);

@@ -1,6 +1,6 @@
 // Exact attention that never holds a [sequence, sequence] matrix (Dao, 2023).
 //
-//   out = softmax(scale * q k^T + alibi, over visible keys) v
+//   out = softmax(scores + alibi, over visible keys) v,  scores = scale * q k^T
 //
 // Layout is [batch, sequence, heads, head_dim], contiguous. heads_q is a multiple of heads_k
 // (grouped and multi query). A row that sees no key gives out = 0 and softmax_lse = -inf, and
@@ -12,14 +12,17 @@
 
 namespace pypkg {
 
+constexpr int64_t kMaxHeadDim = 256;
+
 struct FlashAttentionShape {
   int64_t batch = 0;
   int64_t seq_q = 0;
   int64_t seq_k = 0;
   int64_t heads_q = 0;
   int64_t heads_k = 0;
-  int64_t head_dim = 0;  // a multiple of 8, at most 128
+  int64_t head_dim = 0;  // a multiple of 8, at most kMaxHeadDim
   float scale = 1.0f;
+  float softcap = 0.0f;  // > 0: scores become softcap * tanh(scores / softcap)
   AttentionMask mask;
   DType dtype = DType::kFloat32;
 };

@@ -110,7 +110,7 @@ class QueryProducer {
 };
 
 // A group of four warps with 64 keys of every tile.
-template <typename T, int kHeadDim>
+template <typename T, int kHeadDim, bool kCapped>
 class KeyGradientConsumer {
  public:
   using Storage = KeyGradientStorage<T, kHeadDim>;
@@ -160,14 +160,26 @@ class KeyGradientConsumer {
       wgmma_wait<1>();
       wgmma_finished(scores[0]);
       const ScoreRule rule(p_.attention.shape, task.b, walk.head_q());
-      rule.template apply<true>(scores, task.first + warp_id() * 16, walk.first, walk.state);
+      const auto delta_of = by_query(shared_.delta[stage]);
+      if constexpr (kCapped) {
+        rule.template to_tangents<T>(scores);
+        wgmma_wait<0>();
+        wgmma_finished(dscores[0]);
+        apply_cap_slopes(dscores, scores, delta_of);
+      }
+      rule.template apply<true, kCapped>(scores, task.first + warp_id() * 16, walk.first,
+                                         walk.state);
       to_probabilities(scores, by_query(shared_.lse[stage]));
       pack_rows<T, kQueries>(p, scores[0]);
       wgmma_fence();
       start_product(dv[0], p, dout);
-      wgmma_wait<1>();
-      wgmma_finished(dscores[0]);
-      to_score_gradients(dscores, scores, by_query(shared_.delta[stage]));
+      if constexpr (kCapped) {
+        to_score_gradients(dscores, scores, NoDelta());
+      } else {
+        wgmma_wait<1>();
+        wgmma_finished(dscores[0]);
+        to_score_gradients(dscores, scores, delta_of);
+      }
       pack_rows<T, kQueries>(ds, dscores[0]);
       wgmma_fence();
       start_product(dk[0], ds, q);
@@ -209,13 +221,14 @@ class KeyGradientConsumer {
 
 #endif
 
-template <typename T, int kHeadDim>
+template <typename T, int kHeadDim, bool kCapped>
 __global__ void __launch_bounds__(kHopperThreads, 1)
     hopper_key_gradient_kernel(const __grid_constant__ KeyGradientParams p) {
 #ifdef PYPKG_SM90A_INSTRUCTIONS
   using Storage = KeyGradientStorage<T, kHeadDim>;
-  run_roles<Storage>([&](Storage& shared) { return QueryProducer<T, kHeadDim>(p, shared); },
-                     [&](Storage& shared) { return KeyGradientConsumer<T, kHeadDim>(p, shared); });
+  run_roles<Storage>(
+      [&](Storage& shared) { return QueryProducer<T, kHeadDim>(p, shared); },
+      [&](Storage& shared) { return KeyGradientConsumer<T, kHeadDim, kCapped>(p, shared); });
 #endif
 }
 
@@ -231,7 +244,7 @@ using QueryGradientTiling = QueryTiling<T, kHeadDim, 2, kKeys, kKeyStages<kHeadD
 #ifdef PYPKG_SM90A_INSTRUCTIONS
 
 // A group of four warps with 64 queries of every tile.
-template <typename T, int kHeadDim>
+template <typename T, int kHeadDim, bool kCapped>
 class QueryGradientConsumer {
  public:
   using Tiling = QueryGradientTiling<T, kHeadDim>;
@@ -291,14 +304,20 @@ class QueryGradientConsumer {
       start_transposed(dscores[0], shared_.held[1].group[group_], shared_.v[v_.stage]);
       wgmma_wait<1>();
       wgmma_finished(scores[0]);
-      rule.template apply<false>(scores, first_row, key, state);
+      const auto delta_of = [&](int m, int, int c) { return sums.delta.of[m][c / 2]; };
+      if constexpr (kCapped) {
+        rule.template to_tangents<T>(scores);
+        finish_dscores(dscores[0]);
+        apply_cap_slopes(dscores, scores, delta_of);
+      }
+      rule.template apply<false, kCapped>(scores, first_row, key, state);
       to_probabilities(scores, [&](int m, int, int c) { return sums.lse.of[m][c / 2]; });
-      wgmma_wait<0>();
-      wgmma_finished(dscores[0]);
-      release(shared_.v_empty[v_.stage]);
-      v_.advance();
-      to_score_gradients(dscores, scores,
-                         [&](int m, int, int c) { return sums.delta.of[m][c / 2]; });
+      if constexpr (kCapped) {
+        to_score_gradients(dscores, scores, NoDelta());
+      } else {
+        finish_dscores(dscores[0]);
+        to_score_gradients(dscores, scores, delta_of);
+      }
       pack_rows<T, kKeys>(ds, dscores[0]);
       wgmma_fence();
       start_product(dq[0], ds, k);
@@ -308,6 +327,13 @@ class QueryGradientConsumer {
     wgmma_finished(dq[0]);
     wgmma_finished(ds);
     if (under_way) release_keys();
+  }
+
+  __device__ __forceinline__ void finish_dscores(float (&dscores)[kKeys / 8][4]) {
+    wgmma_wait<0>();
+    wgmma_finished(dscores);
+    release(shared_.v_empty[v_.stage]);
+    v_.advance();
   }
 
   // The oldest block of keys that is not released yet.
@@ -324,7 +350,7 @@ class QueryGradientConsumer {
 
 #endif
 
-template <typename T, int kHeadDim>
+template <typename T, int kHeadDim, bool kCapped>
 __global__ void __launch_bounds__(kHopperThreads, 1)
     hopper_query_gradient_kernel(const __grid_constant__ QueryGradientParams p) {
 #ifdef PYPKG_SM90A_INSTRUCTIONS
@@ -332,13 +358,13 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   using Storage = typename Tiling::Storage;
   run_roles<Storage>(
       [&](Storage& shared) { return KeyProducer<Tiling>(p.attention.shape, p.work, shared); },
-      [&](Storage& shared) { return QueryGradientConsumer<T, kHeadDim>(p, shared); });
+      [&](Storage& shared) { return QueryGradientConsumer<T, kHeadDim, kCapped>(p, shared); });
 #endif
 }
 
 // --- launching ----------------------------------------------------------------------------------
 
-template <typename T, int kHeadDim>
+template <typename T, int kHeadDim, bool kCapped>
 void launch_key_gradients(const HopperBackward& backward, Stream stream) {
   const FlashAttentionBackward& p = backward.attention;
   const FlashAttentionShape& s = p.shape;
@@ -351,28 +377,29 @@ void launch_key_gradients(const HopperBackward& backward, Stream stream) {
                                  head_rows_map(s, p.dout, s.seq_q, s.heads_q, kQueries)};
   launch_hopper<KeyGradientStorage<T, kHeadDim>>(
       attention_site("flash_attention_backward (Hopper, dk and dv)", s),
-      hopper_key_gradient_kernel<T, kHeadDim>, params, params.order, stream);
+      hopper_key_gradient_kernel<T, kHeadDim, kCapped>, params, params.order, stream);
 }
 
-template <typename T, int kHeadDim>
+template <typename T, int kHeadDim, bool kCapped>
 void launch_query_gradient(const HopperBackward& backward, Stream stream) {
   using Tiling = QueryGradientTiling<T, kHeadDim>;
   const FlashAttentionBackward& p = backward.attention;
   const QueryGradientParams params{backward, query_work<Tiling>(p.shape, {p.q, p.dout}, p.k, p.v)};
   launch_hopper<typename Tiling::Storage>(
       attention_site("flash_attention_backward (Hopper, dq)", p.shape),
-      hopper_query_gradient_kernel<T, kHeadDim>, params, params.work.order, stream);
+      hopper_query_gradient_kernel<T, kHeadDim, kCapped>, params, params.work.order, stream);
 }
 
 }  // namespace
 
 void flash_attention_backward_sm90(const FlashAttentionBackward& p, const float* delta,
                                    Stream stream) {
-  dispatch_hopper(p.shape, [&](auto tag, auto head_dim) {
+  dispatch_hopper(p.shape, [&](auto tag, auto head_dim, auto capped) {
     using T = typename decltype(tag)::type;
     constexpr int kHeadDim = decltype(head_dim)::value;
-    launch_key_gradients<T, kHeadDim>({p, delta}, stream);
-    launch_query_gradient<T, kHeadDim>({p, delta}, stream);
+    constexpr bool kCapped = decltype(capped)::value;
+    launch_key_gradients<T, kHeadDim, kCapped>({p, delta}, stream);
+    launch_query_gradient<T, kHeadDim, kCapped>({p, delta}, stream);
   });
 }
 

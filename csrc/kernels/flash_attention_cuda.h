@@ -3,6 +3,8 @@
 // functions here.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda_launch.cuh"
 #include "flash_attention.h"
 
@@ -10,7 +12,10 @@ namespace pypkg {
 
 void flash_attention_forward_sm80(const FlashAttentionForward& params, Stream stream);
 
-// 16-bit types, at least one query and one key, on a device of compute capability 9.0.
+constexpr int64_t kMaxHopperHeadDim = 128;
+
+// 16-bit types, head_dim at most kMaxHopperHeadDim, at least one query and one key, on a device of
+// compute capability 9.0.
 void flash_attention_forward_sm90(const FlashAttentionForward& params, Stream stream);
 
 // delta [batch, heads_q, seq_q]: sum over dimensions of dout * out.
@@ -33,19 +38,39 @@ inline dim3 attention_grid(int64_t batch, int64_t heads, int64_t rows, int rows_
   return dim3(static_cast<unsigned>(blocks));
 }
 
-// Calls f(TypeTag<T>, head_dim) with the compiled head_dim that the actual one is padded to.
+// Calls f(capped): a template parameter, so that kernels without a soft cap hold nothing of it.
 template <typename F>
-void dispatch_head_dim(const FlashAttentionShape& shape, F&& f) {
+void dispatch_softcap(const FlashAttentionShape& shape, F&& f) {
+  if (shape.softcap > 0) return f(std::true_type{});
+  f(std::false_type{});
+}
+
+// Calls f(TypeTag<T>, head_dim, capped) with the compiled head_dim that the actual one is padded
+// to.
+template <typename F>
+void dispatch_sm80(const FlashAttentionShape& shape, F&& f) {
   dispatch_dtype(shape.dtype, [&](auto tag) {
+    const auto call = [&](auto head_dim) {
+      dispatch_softcap(shape, [&](auto capped) { f(tag, head_dim, capped); });
+    };
     if constexpr (sizeof(typename decltype(tag)::type) == 2) {
-      if (shape.head_dim <= 32) return f(tag, std::integral_constant<int, 32>{});
-      if (shape.head_dim <= 64) return f(tag, std::integral_constant<int, 64>{});
-      if (shape.head_dim <= 96) return f(tag, std::integral_constant<int, 96>{});
+      if (shape.head_dim <= 32) return call(std::integral_constant<int, 32>{});
+      if (shape.head_dim <= 64) return call(std::integral_constant<int, 64>{});
+      if (shape.head_dim <= 96) return call(std::integral_constant<int, 96>{});
     } else {
-      if (shape.head_dim <= 64) return f(tag, std::integral_constant<int, 64>{});
+      if (shape.head_dim <= 64) return call(std::integral_constant<int, 64>{});
     }
-    f(tag, std::integral_constant<int, 128>{});
+    if (shape.head_dim <= 128) return call(std::integral_constant<int, 128>{});
+    call(std::integral_constant<int, kMaxHeadDim>{});
   });
+}
+
+// Launches a kernel of flash_attention_*_sm80 whose shared memory is a Storage.
+template <typename Storage, typename... Params, typename... Args>
+void launch_sm80(const LaunchSite& site, void (*kernel)(Params...), dim3 grid, int threads,
+                 Stream stream, const Args&... args) {
+  static_assert(sizeof(Storage) <= 99 * 1024, "what a block may have on 8.6, 8.9 and 12.0");
+  launch(site, kernel, grid, dim3(threads), sizeof(Storage), stream, args...);
 }
 
 }  // namespace pypkg

@@ -18,7 +18,11 @@ struct ForwardTiling {
   static constexpr int kWarps = kTensorCores && kHeadDim > 64 ? 8 : 4;
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kQueries = kWarps * kRowTiles * 16;
-  static constexpr int kKeys = kTensorCores ? 64 : kHeadDim > 64 ? 16 : 32;
+  // What fits into shared memory, where heads of 256 dimensions leave room for few keys.
+  static constexpr int kKeys = kTensorCores     ? (kHeadDim > 128 ? 32 : 64)
+                               : kHeadDim > 128 ? 8
+                               : kHeadDim > 64  ? 16
+                                                : 32;
 
   struct Storage {
     SharedTile<T, kQueries, kHeadDim> q;
@@ -26,7 +30,7 @@ struct ForwardTiling {
   };
 };
 
-template <typename T, int kHeadDim>
+template <typename T, int kHeadDim, bool kCapped>
 __global__ void __launch_bounds__(ForwardTiling<T, kHeadDim>::kThreads)
     forward_kernel(const FlashAttentionForward p) {
   using Tiling = ForwardTiling<T, kHeadDim>;
@@ -62,7 +66,8 @@ __global__ void __launch_bounds__(ForwardTiling<T, kHeadDim>::kThreads)
     copy_async_commit();
     float scores[kRowTiles][kKeys / 8][4] = {};
     multiply_transposed(scores, shared.q, warp_row, shared.k);
-    rule.template apply<false>(scores, task.first + warp_row, first_key, state);
+    if constexpr (kCapped) rule.template to_tangents<T>(scores);
+    rule.template apply<false, kCapped>(scores, task.first + warp_row, first_key, state);
     scale_rows(out, softmax.update(scores));
     first_key = seek(first_key + kKeys, state);
     copy_async_wait_all();
@@ -80,13 +85,15 @@ __global__ void __launch_bounds__(ForwardTiling<T, kHeadDim>::kThreads)
 
 void flash_attention_forward_sm80(const FlashAttentionForward& p, Stream stream) {
   const FlashAttentionShape& shape = p.shape;
-  dispatch_head_dim(shape, [&](auto tag, auto head_dim) {
+  dispatch_sm80(shape, [&](auto tag, auto head_dim, auto capped) {
     using T = typename decltype(tag)::type;
     constexpr int kHeadDim = decltype(head_dim)::value;
     using Tiling = ForwardTiling<T, kHeadDim>;
-    launch(attention_site("flash_attention_forward", shape), forward_kernel<T, kHeadDim>,
-           attention_grid(shape.batch, shape.heads_q, shape.seq_q, Tiling::kQueries),
-           dim3(Tiling::kThreads), sizeof(typename Tiling::Storage), stream, p);
+    launch_sm80<typename Tiling::Storage>(
+        attention_site("flash_attention_forward", shape),
+        forward_kernel<T, kHeadDim, decltype(capped)::value>,
+        attention_grid(shape.batch, shape.heads_q, shape.seq_q, Tiling::kQueries), Tiling::kThreads,
+        stream, p);
   });
 }
 

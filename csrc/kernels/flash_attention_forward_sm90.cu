@@ -24,7 +24,7 @@ struct HopperForward {
 #ifdef PYPKG_SM90A_INSTRUCTIONS
 
 // A group of four warps with 64 queries of every tile.
-template <typename T, int kHeadDim>
+template <typename T, int kHeadDim, bool kCapped>
 class Consumer {
  public:
   using Tiling = ForwardTiling<T, kHeadDim>;
@@ -76,7 +76,8 @@ class Consumer {
       start_transposed(scores[0], shared_.held[0].group[group_], shared_.k[k_.stage]);
       pass_turn();
       finish_scores<0>(scores[0]);
-      rule.template apply<false>(scores, first_row, key, state);
+      if constexpr (kCapped) rule.template to_tangents<T>(scores);
+      rule.template apply<false, kCapped>(scores, first_row, key, state);
       softmax.update(scores);
       pack_rows<T, kKeys>(p, scores[0]);
     }
@@ -90,7 +91,8 @@ class Consumer {
       start_product(out[0], p, shared_.v[v_.stage]);
       pass_turn();
       finish_scores<1>(scores[0]);
-      rule.template apply<false>(scores, first_row, key, state);
+      if constexpr (kCapped) rule.template to_tangents<T>(scores);
+      rule.template apply<false, kCapped>(scores, first_row, key, state);
       const RowValues<1> rescale = softmax.update(scores);
       finish_out(out[0], p);
       scale_rows(out, rescale);
@@ -133,7 +135,7 @@ class Consumer {
 
 #endif
 
-template <typename T, int kHeadDim>
+template <typename T, int kHeadDim, bool kCapped>
 __global__ void __launch_bounds__(kHopperThreads, 1)
     hopper_forward_kernel(const __grid_constant__ HopperForward p) {
 #ifdef PYPKG_SM90A_INSTRUCTIONS
@@ -141,21 +143,22 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   using Storage = typename Tiling::Storage;
   run_roles<Storage>(
       [&](Storage& shared) { return KeyProducer<Tiling>(p.attention.shape, p.work, shared); },
-      [&](Storage& shared) { return Consumer<T, kHeadDim>(p, shared); });
+      [&](Storage& shared) { return Consumer<T, kHeadDim, kCapped>(p, shared); });
 #endif
 }
 
 }  // namespace
 
 void flash_attention_forward_sm90(const FlashAttentionForward& p, Stream stream) {
-  dispatch_hopper(p.shape, [&](auto tag, auto head_dim) {
+  dispatch_hopper(p.shape, [&](auto tag, auto head_dim, auto capped) {
     using T = typename decltype(tag)::type;
     constexpr int kHeadDim = decltype(head_dim)::value;
     using Tiling = ForwardTiling<T, kHeadDim>;
     const HopperForward params{p, query_work<Tiling>(p.shape, {p.q}, p.k, p.v)};
     launch_hopper<typename Tiling::Storage>(
         attention_site("flash_attention_forward (Hopper)", p.shape),
-        hopper_forward_kernel<T, kHeadDim>, params, params.work.order, stream);
+        hopper_forward_kernel<T, kHeadDim, decltype(capped)::value>, params, params.work.order,
+        stream);
   });
 }
 

@@ -27,7 +27,7 @@ PYPKG_INLINE ValueAndSlope activate(float x) {
 }
 
 template <class T, Activation kind>
-PYPKG_TARGET_CLONES void forward_row(const T* gate, const T* up, T* out, int64_t cols) {
+PYPKG_INLINE void forward_row(const T* gate, const T* up, T* out, int64_t cols) {
 #pragma omp simd
   for (int64_t c = 0; c < cols; ++c) {
     out[c] = from_float<T>(activate<kind>(to_float(gate[c])).value * to_float(up[c]));
@@ -35,8 +35,8 @@ PYPKG_TARGET_CLONES void forward_row(const T* gate, const T* up, T* out, int64_t
 }
 
 template <class T, Activation kind>
-PYPKG_TARGET_CLONES void backward_row(const T* gate, const T* up, const T* dout, T* dgate, T* dup,
-                                      int64_t cols) {
+PYPKG_INLINE void backward_row(const T* gate, const T* up, const T* dout, T* dgate, T* dup,
+                               int64_t cols) {
 #pragma omp simd
   for (int64_t c = 0; c < cols; ++c) {
     const ValueAndSlope a = activate<kind>(to_float(gate[c]));
@@ -48,23 +48,23 @@ PYPKG_TARGET_CLONES void backward_row(const T* gate, const T* up, const T* dout,
 
 template <class T, Activation kind>
 void forward(const GatedActivationForward& p) {
+  const auto row = cpu_version<forward_row<T, kind>>();
 #pragma omp parallel for num_threads(num_threads()) schedule(static)
   for (int64_t r = 0; r < p.rows; ++r) {
-    forward_row<T, kind>(static_cast<const T*>(p.gate) + r * p.gate_stride,
-                         static_cast<const T*>(p.up) + r * p.up_stride,
-                         static_cast<T*>(p.out) + r * p.cols, p.cols);
+    row(static_cast<const T*>(p.gate) + r * p.gate_stride,
+        static_cast<const T*>(p.up) + r * p.up_stride, static_cast<T*>(p.out) + r * p.cols, p.cols);
   }
 }
 
 template <class T, Activation kind>
 void backward(const GatedActivationBackward& p) {
+  const auto row = cpu_version<backward_row<T, kind>>();
 #pragma omp parallel for num_threads(num_threads()) schedule(static)
   for (int64_t r = 0; r < p.rows; ++r) {
-    backward_row<T, kind>(static_cast<const T*>(p.gate) + r * p.gate_stride,
-                          static_cast<const T*>(p.up) + r * p.up_stride,
-                          static_cast<const T*>(p.dout) + r * p.cols,
-                          static_cast<T*>(p.dgate) + r * p.gate_stride,
-                          static_cast<T*>(p.dup) + r * p.up_stride, p.cols);
+    row(static_cast<const T*>(p.gate) + r * p.gate_stride,
+        static_cast<const T*>(p.up) + r * p.up_stride, static_cast<const T*>(p.dout) + r * p.cols,
+        static_cast<T*>(p.dgate) + r * p.gate_stride, static_cast<T*>(p.dup) + r * p.up_stride,
+        p.cols);
   }
 }
 

@@ -9,6 +9,7 @@
 #include <new>
 #include <stdexcept>
 
+#include "cpu_isa.h"
 #include "matmul.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -212,8 +213,7 @@ void multiply_block(const MatmulBFloat16& p, int64_t m0, int64_t n0, int64_t col
 }  // namespace
 
 bool matmul_bfloat16_supported() {
-  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  return cpu_isa() == CpuIsa::kV4 && __builtin_cpu_supports("avx512bf16");
 }
 
 void matmul_bfloat16_cpu(const MatmulBFloat16& p) {

@@ -13,8 +13,8 @@ int64_t backward_parts(int64_t rows) { return std::clamp<int64_t>(rows / 16, 1, 
 
 // The row stays in cache between the loops: memory is read and written once.
 template <class T, class W>
-PYPKG_TARGET_CLONES void forward_row(const T* x, const T* residual, const W* weight, T* y,
-                                     T* residual_out, float* rstd, int64_t cols, float epsilon) {
+PYPKG_INLINE void forward_row(const T* x, const T* residual, const W* weight, T* y, T* residual_out,
+                              float* rstd, int64_t cols, float epsilon) {
   const T* h = residual ? residual_out : x;
   if (residual) {
 #pragma omp simd
@@ -34,8 +34,8 @@ PYPKG_TARGET_CLONES void forward_row(const T* x, const T* residual, const W* wei
 }
 
 template <class T, class W>
-PYPKG_TARGET_CLONES void backward_row(const T* dy, const T* dh, const T* h, const W* weight,
-                                      float rstd, T* dx, float* dweight, int64_t cols) {
+PYPKG_INLINE void backward_row(const T* dy, const T* dh, const T* h, const W* weight, float rstd,
+                               T* dx, float* dweight, int64_t cols) {
   float dot = 0.0f;
 #pragma omp simd reduction(+ : dot)
   for (int64_t c = 0; c < cols; ++c) dot += to_float(dy[c]) * to_float(weight[c]) * to_float(h[c]);
@@ -59,13 +59,14 @@ PYPKG_TARGET_CLONES void backward_row(const T* dy, const T* dh, const T* h, cons
 
 template <class T, class W>
 void forward(const RmsNormForward& p) {
-  const auto row = [](auto* base, int64_t offset) { return base ? base + offset : base; };
+  const auto at = [](auto* base, int64_t offset) { return base ? base + offset : base; };
+  const auto row = cpu_version<forward_row<T, W>>();
 #pragma omp parallel for num_threads(num_threads()) schedule(static)
   for (int64_t r = 0; r < p.rows; ++r) {
     const int64_t offset = r * p.cols;
-    forward_row(static_cast<const T*>(p.x) + offset, row(static_cast<const T*>(p.residual), offset),
-                static_cast<const W*>(p.weight), static_cast<T*>(p.y) + offset,
-                row(static_cast<T*>(p.residual_out), offset), p.rstd + r, p.cols, p.epsilon);
+    row(static_cast<const T*>(p.x) + offset, at(static_cast<const T*>(p.residual), offset),
+        static_cast<const W*>(p.weight), static_cast<T*>(p.y) + offset,
+        at(static_cast<T*>(p.residual_out), offset), p.rstd + r, p.cols, p.epsilon);
   }
 }
 
@@ -73,15 +74,16 @@ template <class T, class W>
 void backward(const RmsNormBackward& p) {
   const int64_t parts = backward_parts(p.rows);
   const T* dh = static_cast<const T*>(p.dh);
+  const auto row = cpu_version<backward_row<T, W>>();
 #pragma omp parallel for num_threads(num_threads()) schedule(dynamic)
   for (int64_t part = 0; part < parts; ++part) {
     float* dweight = p.workspace + part * p.cols;
     std::fill_n(dweight, p.cols, 0.0f);
     for (int64_t r = part * p.rows / parts; r < (part + 1) * p.rows / parts; ++r) {
       const int64_t offset = r * p.cols;
-      backward_row(static_cast<const T*>(p.dy) + offset, dh ? dh + offset : nullptr,
-                   static_cast<const T*>(p.h) + offset, static_cast<const W*>(p.weight), p.rstd[r],
-                   static_cast<T*>(p.dx) + offset, dweight, p.cols);
+      row(static_cast<const T*>(p.dy) + offset, dh ? dh + offset : nullptr,
+          static_cast<const T*>(p.h) + offset, static_cast<const W*>(p.weight), p.rstd[r],
+          static_cast<T*>(p.dx) + offset, dweight, p.cols);
     }
   }
   W* dweight = static_cast<W*>(p.dweight);

@@ -8,8 +8,8 @@ namespace {
 
 // One head of one token. sign is -1 to rotate backwards.
 template <class T>
-PYPKG_TARGET_CLONES void rotate_halves(const T* in, T* out, const float* cos, const float* sin,
-                                       int64_t half, float sign) {
+PYPKG_INLINE void rotate_halves(const T* in, T* out, const float* cos, const float* sin,
+                                int64_t half, float sign) {
 #pragma omp simd
   for (int64_t i = 0; i < half; ++i) {
     const float first = to_float(in[i]), second = to_float(in[half + i]);
@@ -20,8 +20,8 @@ PYPKG_TARGET_CLONES void rotate_halves(const T* in, T* out, const float* cos, co
 }
 
 template <class T>
-PYPKG_TARGET_CLONES void rotate_interleaved(const T* in, T* out, const float* cos, const float* sin,
-                                            int64_t half, float sign) {
+PYPKG_INLINE void rotate_interleaved(const T* in, T* out, const float* cos, const float* sin,
+                                     int64_t half, float sign) {
 #pragma omp simd
   for (int64_t i = 0; i < half; ++i) {
     const float first = to_float(in[2 * i]), second = to_float(in[2 * i + 1]);
@@ -32,9 +32,8 @@ PYPKG_TARGET_CLONES void rotate_interleaved(const T* in, T* out, const float* co
 }
 
 template <class T>
-void rotate_heads(const RotaryEmbedding& p, const void* input, void* output, int64_t token,
-                  int64_t heads, const float* cos, const float* sin) {
-  const auto rotate = p.interleaved ? rotate_interleaved<T> : rotate_halves<T>;
+PYPKG_INLINE void rotate_heads(const RotaryEmbedding& p, const void* input, void* output,
+                               int64_t token, int64_t heads, const float* cos, const float* sin) {
   const float sign = p.inverse ? -1.0f : 1.0f;
   for (int64_t head = 0; head < heads; ++head) {
     const int64_t offset = (token * heads + head) * p.head_dim;
@@ -45,7 +44,13 @@ void rotate_heads(const RotaryEmbedding& p, const void* input, void* output, int
       std::copy(in, in + p.rotary_offset, out);
       std::copy(in + end, in + p.head_dim, out + end);
     }
-    rotate(in + p.rotary_offset, out + p.rotary_offset, cos, sin, p.rotary_dim / 2, sign);
+    const T* from = in + p.rotary_offset;
+    T* to = out + p.rotary_offset;
+    if (p.interleaved) {
+      rotate_interleaved(from, to, cos, sin, p.rotary_dim / 2, sign);
+    } else {
+      rotate_halves(from, to, cos, sin, p.rotary_dim / 2, sign);
+    }
   }
 }
 
@@ -71,15 +76,14 @@ void check_positions(const RotaryEmbedding& p) {
 void rotary_embedding_cpu(const RotaryEmbedding& params) {
   check_positions(params);
   dispatch_dtype(params.dtype, "rotary_embedding", [&](auto t) {
-    using T = decltype(t);
+    const auto rotate = cpu_version<rotate_heads<decltype(t)>>();
 #pragma omp parallel for num_threads(num_threads()) schedule(static)
     for (int64_t token = 0; token < params.batch * params.sequence; ++token) {
       const int64_t row = position_of(params, token) * (params.rotary_dim / 2);
       const float* cos = params.cos + row;
       const float* sin = params.sin + row;
-      rotate_heads<T>(params, params.q, params.q_out, token, params.q_heads, cos, sin);
-      if (params.k)
-        rotate_heads<T>(params, params.k, params.k_out, token, params.k_heads, cos, sin);
+      rotate(params, params.q, params.q_out, token, params.q_heads, cos, sin);
+      if (params.k) rotate(params, params.k, params.k_out, token, params.k_heads, cos, sin);
     }
   });
 }

@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "flash_attention.h"
 #include "tensors.h"
 
@@ -44,7 +46,7 @@ AttentionMask check_mask(const Tensor& q, int64_t seq_k, const OptionalTensor& p
 FlashAttentionShape check(const Tensor& q, const Tensor& k, const Tensor& v,
                           const OptionalTensor& prefix_lengths,
                           const OptionalTensor& document_starts, const OptionalTensor& alibi_slopes,
-                          float scale, bool causal, int64_t window) {
+                          float scale, float softcap, bool causal, int64_t window) {
   check_rank("flash_attention: q", q, 4);
   check_rank("flash_attention: k", k, 4);
   const Shape q_shape = q.shape(), k_shape = k.shape();
@@ -62,9 +64,14 @@ FlashAttentionShape check(const Tensor& q, const Tensor& k, const Tensor& v,
   shape.heads_k = k_shape[2];
   shape.head_dim = q_shape[3];
   shape.scale = scale;
+  shape.softcap = softcap;
   shape.dtype = kernel_dtype("flash_attention: q", q);
-  if (shape.head_dim < 8 || shape.head_dim > 128 || shape.head_dim % 8 != 0) {
-    reject("flash_attention: head_dim must be a multiple of 8 up to 128, got ", shape.head_dim);
+  if (shape.head_dim < 8 || shape.head_dim > kMaxHeadDim || shape.head_dim % 8 != 0) {
+    reject("flash_attention: head_dim must be a multiple of 8 up to ", kMaxHeadDim, ", got ",
+           shape.head_dim);
+  }
+  if (!(softcap >= 0) || !std::isfinite(softcap)) {
+    reject("flash_attention: softcap must be 0 (none) or a positive number, got ", softcap);
   }
   if (shape.heads_k == 0 || shape.heads_q % shape.heads_k != 0) {
     reject("flash_attention: the ", shape.heads_q, " heads of q must be a multiple of the ",
@@ -80,11 +87,11 @@ Shape lse_shape(const Shape& q) { return {q[0], q[2], q[1]}; }
 std::vector<Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v,
                             const OptionalTensor& prefix_lengths,
                             const OptionalTensor& document_starts,
-                            const OptionalTensor& alibi_slopes, float scale, bool causal,
-                            int64_t window) {
+                            const OptionalTensor& alibi_slopes, float scale, float softcap,
+                            bool causal, int64_t window) {
   FlashAttentionForward params;
   params.shape =
-      check(q, k, v, prefix_lengths, document_starts, alibi_slopes, scale, causal, window);
+      check(q, k, v, prefix_lengths, document_starts, alibi_slopes, scale, softcap, causal, window);
   Tensor out = empty(q.shape(), q.dtype(), q);
   Tensor softmax_lse = empty(lse_shape(q.shape()), paddle::DataType::FLOAT32, q);
   params.q = raw(q);
@@ -101,10 +108,10 @@ std::vector<Tensor> backward(const Tensor& q, const Tensor& k, const Tensor& v,
                              const OptionalTensor& document_starts,
                              const OptionalTensor& alibi_slopes, const OptionalTensor& out,
                              const Tensor& softmax_lse, const OptionalTensor& dout_or_none,
-                             float scale, bool causal, int64_t window) {
+                             float scale, float softcap, bool causal, int64_t window) {
   FlashAttentionBackward params;
   params.shape =
-      check(q, k, v, prefix_lengths, document_starts, alibi_slopes, scale, causal, window);
+      check(q, k, v, prefix_lengths, document_starts, alibi_slopes, scale, softcap, causal, window);
   const Tensor dout = gradient_or_zeros(dout_or_none, q.shape(), q);
   for (const Tensor* tensor : {&*out, &dout}) {
     check_shape("flash_attention: out and its gradient", *tensor, q.shape());
@@ -154,7 +161,7 @@ PD_BUILD_OP(pypkg_flash_attention)
     .Inputs({"Q", "K", "V", paddle::Optional("PrefixLengths"), paddle::Optional("DocumentStarts"),
              paddle::Optional("AlibiSlopes")})
     .Outputs({paddle::Optional("Out"), "SoftmaxLse"})
-    .Attrs({"scale: float", "causal: bool", "window: int64_t"})
+    .Attrs({"scale: float", "softcap: float", "causal: bool", "window: int64_t"})
     .SetKernelFn(PD_KERNEL(pypkg::forward))
     .SetInferShapeFn(PD_INFER_SHAPE(pypkg::infer_shapes))
     .SetInferDtypeFn(PD_INFER_DTYPE(pypkg::infer_dtypes));
@@ -164,6 +171,6 @@ PD_BUILD_GRAD_OP(pypkg_flash_attention)
              paddle::Optional("AlibiSlopes"), paddle::Optional("Out"), "SoftmaxLse",
              paddle::Grad(paddle::Optional("Out"))})
     .Outputs({paddle::Grad("Q"), paddle::Grad("K"), paddle::Grad("V")})
-    .Attrs({"scale: float", "causal: bool", "window: int64_t"})
+    .Attrs({"scale: float", "softcap: float", "causal: bool", "window: int64_t"})
     .SetKernelFn(PD_KERNEL(pypkg::backward))
     .SetInferShapeFn(PD_INFER_SHAPE(pypkg::infer_grad_shapes));

@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <map>
 #include <optional>
 
@@ -234,7 +235,8 @@ struct MaskArguments {
   object alibi_slopes;
 };
 
-FlashAttentionShape attention_shape(Arguments& args, float scale, const MaskArguments& mask) {
+FlashAttentionShape attention_shape(Arguments& args, float scale, float softcap,
+                                    const MaskArguments& mask) {
   FlashAttentionShape s;
   s.batch = args["batch"];
   s.seq_q = args["seq_q"];
@@ -243,10 +245,13 @@ FlashAttentionShape attention_shape(Arguments& args, float scale, const MaskArgu
   s.heads_k = args["heads_k"];
   s.head_dim = args["head_dim"];
   s.scale = scale;
+  s.softcap = softcap;
   s.dtype = args.dtype("T");
   args.check(s.heads_k > 0 && s.heads_q % s.heads_k == 0, "heads_q " + std::to_string(s.heads_q) +
                                                               " must be a multiple of heads_k " +
                                                               std::to_string(s.heads_k));
+  args.check(softcap >= 0 && std::isfinite(softcap),
+             "softcap must be 0 (none) or a positive number, got " + std::to_string(softcap));
   args.check(mask.window >= 0,
              "window must be 0 (none) or positive, got " + std::to_string(mask.window));
   s.mask.causal = mask.causal;
@@ -264,9 +269,9 @@ FlashAttentionShape attention_shape(Arguments& args, float scale, const MaskArgu
 void bind_flash_attention(py::module_& m) {
   m.def(
       "flash_attention_forward",
-      [](object q, object k, object v, object out, object softmax_lse, float scale, bool causal,
-         int32_t window, object prefix_lengths, object document_starts, object alibi_slopes,
-         std::intptr_t stream) {
+      [](object q, object k, object v, object out, object softmax_lse, float scale, float softcap,
+         bool causal, int32_t window, object prefix_lengths, object document_starts,
+         object alibi_slopes, std::intptr_t stream) {
         Arguments args("flash_attention_forward", stream);
         FlashAttentionForward p;
         p.q = args.required("q", q, "T", {"batch", "seq_q", "heads_q", "head_dim"});
@@ -275,17 +280,19 @@ void bind_flash_attention(py::module_& m) {
         p.out = args.required("out", out, "T", {"batch", "seq_q", "heads_q", "head_dim"});
         p.softmax_lse =
             args.required("softmax_lse", softmax_lse, "float32", {"batch", "heads_q", "seq_q"});
-        p.shape = attention_shape(args, scale,
+        p.shape = attention_shape(args, scale, softcap,
                                   {causal, window, prefix_lengths, document_starts, alibi_slopes});
         args.run(p, PYPKG_KERNEL(flash_attention_forward));
       },
-      "out = softmax(scale * q k^T + alibi, over visible keys) v. q, out: [batch, seq_q, heads_q, "
+      "out = softmax(scores + alibi, over visible keys) v with scores = scale * q k^T, made "
+      "softcap * tanh(scores / softcap) where softcap > 0. q, out: [batch, seq_q, heads_q, "
       "head_dim]; k, v: [batch, seq_k, heads_k, head_dim]; softmax_lse: float32 [batch, heads_q, "
       "seq_q]; prefix_lengths: int32 [batch]; document_starts: int32 [batch, seq_k]; alibi_slopes: "
       "float32 [heads_q].",
       arg("q"), arg("k"), arg("v"), arg("out"), arg("softmax_lse"), py::kw_only(), arg("scale"),
-      arg("causal") = true, arg("window") = 0, arg("prefix_lengths") = py::none(),
-      arg("document_starts") = py::none(), arg("alibi_slopes") = py::none(), arg("stream") = 0);
+      arg("softcap") = 0.0f, arg("causal") = true, arg("window") = 0,
+      arg("prefix_lengths") = py::none(), arg("document_starts") = py::none(),
+      arg("alibi_slopes") = py::none(), arg("stream") = 0);
   m.def(
       "flash_attention_backward_workspace",
       [](object q, object k) {
@@ -294,14 +301,15 @@ void bind_flash_attention(py::module_& m) {
         args.required("k", k, "T", {"batch", "seq_k", "heads_k", "head_dim"});
         return args.evaluate(
             PYPKG_KERNEL(flash_attention_backward_workspace),
-            attention_shape(args, 1.0f, {true, 0, py::none(), py::none(), py::none()}));
+            attention_shape(args, 1.0f, 0.0f, {true, 0, py::none(), py::none(), py::none()}));
       },
       "Floats of workspace that flash_attention_backward needs.", arg("q"), arg("k"));
   m.def(
       "flash_attention_backward",
       [](object dout, object q, object k, object v, object out, object softmax_lse, object dq,
-         object dk, object dv, object workspace, float scale, bool causal, int32_t window,
-         object prefix_lengths, object document_starts, object alibi_slopes, std::intptr_t stream) {
+         object dk, object dv, object workspace, float scale, float softcap, bool causal,
+         int32_t window, object prefix_lengths, object document_starts, object alibi_slopes,
+         std::intptr_t stream) {
         Arguments args("flash_attention_backward", stream);
         FlashAttentionBackward p;
         p.dout = args.required("dout", dout, "T", {"batch", "seq_q", "heads_q", "head_dim"});
@@ -314,7 +322,7 @@ void bind_flash_attention(py::module_& m) {
         p.dq = args.required("dq", dq, "T", {"batch", "seq_q", "heads_q", "head_dim"});
         p.dk = args.required("dk", dk, "T", {"batch", "seq_k", "heads_k", "head_dim"});
         p.dv = args.required("dv", dv, "T", {"batch", "seq_k", "heads_k", "head_dim"});
-        p.shape = attention_shape(args, scale,
+        p.shape = attention_shape(args, scale, softcap,
                                   {causal, window, prefix_lengths, document_starts, alibi_slopes});
         p.workspace = args.workspace(
             workspace, args.evaluate(PYPKG_KERNEL(flash_attention_backward_workspace), p.shape));
@@ -322,9 +330,9 @@ void bind_flash_attention(py::module_& m) {
       },
       "Gradients dq, dk, dv of flash_attention_forward, whose arguments and results these are.",
       arg("dout"), arg("q"), arg("k"), arg("v"), arg("out"), arg("softmax_lse"), arg("dq"),
-      arg("dk"), arg("dv"), arg("workspace"), py::kw_only(), arg("scale"), arg("causal") = true,
-      arg("window") = 0, arg("prefix_lengths") = py::none(), arg("document_starts") = py::none(),
-      arg("alibi_slopes") = py::none(), arg("stream") = 0);
+      arg("dk"), arg("dv"), arg("workspace"), py::kw_only(), arg("scale"), arg("softcap") = 0.0f,
+      arg("causal") = true, arg("window") = 0, arg("prefix_lengths") = py::none(),
+      arg("document_starts") = py::none(), arg("alibi_slopes") = py::none(), arg("stream") = 0);
   m.def(
       "key_block_state",
       [](int64_t i_begin, int64_t i_end, int64_t j_begin, int64_t j_end, object document_starts,

@@ -1,7 +1,9 @@
 // pypkg._native: what needs neither Paddle nor Python speed.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "common.h"
+#include "cpu_isa.h"
 #include "kernels.h"
 #include "matmul.h"
 #include "sample_index.h"
@@ -17,10 +19,25 @@ PYBIND11_MODULE(_native, m) {
   pypkg::bind_sample_reader(m);
   pypkg::bind_shuffle(m);
 
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const pypkg::CpuIsaError& error) {
+      py::set_error(py::module_::import("pypkg.errors").attr("UserError"), error.what());
+    }
+  });
+  m.def(
+      "cpu_isa", [] { return pypkg::cpu_isa_name(pypkg::cpu_isa()); },
+      "The instruction set whose version of the CPU kernels runs: that of set_cpu_isa, else of the "
+      "environment variable PYPKG_CPU_ISA, else the widest that this processor has.");
+  m.def("cpu_isas", &pypkg::cpu_isa_names,
+        "The instruction sets with a version that this processor runs, the widest last.");
+  m.def("set_cpu_isa", &pypkg::set_cpu_isa, py::arg("name"),
+        "Chooses the version of the CPU kernels; an empty name restores the default.");
   m.def("set_num_threads", &pypkg::set_num_threads, py::arg("count"),
         "Threads used by the CPU kernels; 0 restores the default.");
   m.def("matmul_bfloat16_supported", &pypkg::matmul_bfloat16_supported,
-        "Whether this processor has the AVX512_BF16 instructions.");
+        "Whether this processor has the AVX512_BF16 instructions and the version in use has them.");
   m.def("num_threads", &pypkg::num_threads, "Threads used by the CPU kernels.");
   m.def(
       "build_info",

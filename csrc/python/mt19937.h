@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "cpu_simd.h"
+#include "cpu_isa.h"
 
 namespace pypkg {
 
@@ -15,15 +15,21 @@ class Mt19937 {
 
   // key: kWords words, which stay the caller's and move on with every block. position: outputs of
   // the present block that were taken before, 0 to kWords.
-  Mt19937(uint32_t* key, int position) : key_(key), position_(position) { temper(key_, block_); }
+  Mt19937(uint32_t* key, int position)
+      : key_(key),
+        position_(position),
+        twist_(cpu_version<twist>()),
+        temper_(cpu_version<temper>()) {
+    temper_(key_, block_);
+  }
 
   int position() const { return position_; }
 
   // The outputs that come next: at least one.
   const uint32_t* begin() {
     if (position_ == kWords) {
-      twist(key_);
-      temper(key_, block_);
+      twist_(key_);
+      temper_(key_, block_);
       position_ = 0;
     }
     return block_ + position_;
@@ -48,7 +54,7 @@ class Mt19937 {
   }
 
   // In three loops, of which none reads what it has written: they run in vector registers.
-  PYPKG_TARGET_CLONES static void twist(uint32_t* key) {
+  static PYPKG_INLINE void twist(uint32_t* key) {
     constexpr int kAfter = kWords - kShift;
     for (int i = 0; i < kAfter; ++i) key[i] = twisted(key[i], key[i + 1], key[i + kShift]);
     for (int i = kAfter; i < 2 * kAfter; ++i) {
@@ -60,7 +66,7 @@ class Mt19937 {
     key[kWords - 1] = twisted(key[kWords - 1], key[0], key[kShift - 1]);
   }
 
-  PYPKG_TARGET_CLONES static void temper(const uint32_t* key, uint32_t* out) {
+  static PYPKG_INLINE void temper(const uint32_t* key, uint32_t* out) {
     for (int i = 0; i < kWords; ++i) {
       uint32_t y = key[i];
       y ^= y >> 11;
@@ -72,6 +78,8 @@ class Mt19937 {
 
   uint32_t* key_;
   int position_;
+  void (*twist_)(uint32_t*);
+  void (*temper_)(const uint32_t*, uint32_t*);
   uint32_t block_[kWords];
 };
 

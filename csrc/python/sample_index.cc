@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "array_checks.h"
-#include "cpu_simd.h"
+#include "cpu_isa.h"
 
 namespace py = pybind11;
 
@@ -77,8 +77,8 @@ void build_sample_index_array(const py::array& sizes, const py::array& document_
 // it is. `weights` and `taken` are padded to whole vectors by datasets that lag infinitely little.
 constexpr int64_t kLanes = 8;
 
-PYPKG_TARGET_CLONES void blend(const double* weights, double* taken, int64_t num_padded,
-                               int64_t size, double* lags, int16_t* dataset, int64_t* sample) {
+PYPKG_INLINE void blend(const double* weights, double* taken, int64_t num_padded, int64_t size,
+                        double* lags, int16_t* dataset, int64_t* sample) {
   for (int64_t i = 0; i < size; ++i) {
     const double steps = static_cast<double>(std::max<int64_t>(i, 1));
     double largest[kLanes];
@@ -116,8 +116,9 @@ py::tuple build_blending_indices(py::array_t<double, py::array::c_style> weights
   int16_t* dataset = dataset_index.mutable_data();
   int64_t* sample = dataset_sample_index.mutable_data();
   {
+    const auto run = cpu_version<blend>();
     py::gil_scoped_release release;
-    blend(padded.data(), taken.data(), num_padded, size, lags.data(), dataset, sample);
+    run(padded.data(), taken.data(), num_padded, size, lags.data(), dataset, sample);
   }
   return py::make_tuple(dataset_index, dataset_sample_index);
 }

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "array_checks.h"
-#include "cpu_simd.h"
+#include "cpu_isa.h"
 
 namespace py = pybind11;
 
@@ -35,13 +35,6 @@ PYPKG_INLINE void copy(const char* tokens, int64_t count, int64_t* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = token_id(typed[i]);
 }
 
-// The two dtypes that corpora have nearly always, for the widest registers of this processor.
-PYPKG_TARGET_CLONES void copy_uint16(const char* tokens, int64_t count, int64_t* out) {
-  copy<uint16_t>(tokens, count, out);
-}
-PYPKG_TARGET_CLONES void copy_int32(const char* tokens, int64_t count, int64_t* out) {
-  copy<int32_t>(tokens, count, out);
-}
 template <typename Token>
 void copy_other(const char* tokens, int64_t count, int64_t* out) {
   copy<Token>(tokens, count, out);
@@ -51,8 +44,9 @@ using CopyTokenIds = void (*)(const char*, int64_t, int64_t*);
 
 template <typename... Tokens>
 CopyTokenIds find_copy(const py::dtype& dtype) {
-  if (dtype.equal(py::dtype::of<uint16_t>())) return copy_uint16;
-  if (dtype.equal(py::dtype::of<int32_t>())) return copy_int32;
+  // Nearly all corpora have one of two dtypes: only these have a version for each processor.
+  if (dtype.equal(py::dtype::of<uint16_t>())) return cpu_version<copy<uint16_t>>();
+  if (dtype.equal(py::dtype::of<int32_t>())) return cpu_version<copy<int32_t>>();
   CopyTokenIds found = nullptr;
   ((dtype.equal(py::dtype::of<Tokens>()) ? void(found = copy_other<Tokens>) : void()), ...);
   check(found != nullptr, "tokens have an unknown dtype: " + std::string(py::str(dtype)));
@@ -61,7 +55,7 @@ CopyTokenIds find_copy(const py::dtype& dtype) {
 
 PYPKG_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
 
-PYPKG_TARGET_CLONES void fill(int32_t* out, int64_t count, int32_t value) {
+PYPKG_INLINE void fill(int32_t* out, int64_t count, int32_t value) {
   for (int64_t i = 0; i < count; ++i) out[i] = value;
 }
 
@@ -129,6 +123,7 @@ class SampleReader {
     check(arrays_[4].shape(1) == 2 && num_rows_ >= 1, "sample_index must be [n, 2]");
     copy_ = find_copy<uint8_t, int8_t, int16_t, int64_t, double, float, uint32_t, uint64_t>(
         arrays_[0].dtype());
+    fill_ = cpu_version<fill>();
     wide_index_ = is_int64(arrays_[3], py::dtype::of<int32_t>(), "index maps");
     wide_shuffle_ = is_int64(arrays_[5], py::dtype::of<uint32_t>(), "shuffle_index");
   }
@@ -275,7 +270,7 @@ class SampleReader {
         ahead.advance(count * token_bytes_);
         copy_(piece.tokens + done * token_bytes_, count, piece.out + done);
       }
-      if (piece.starts) fill(piece.starts, piece.count, static_cast<int32_t>(piece.place));
+      if (piece.starts) fill_(piece.starts, piece.count, static_cast<int32_t>(piece.place));
     }
   }
 
@@ -295,6 +290,7 @@ class SampleReader {
   int64_t num_rows_;  // of sample_index: one more than it has samples
   int64_t num_samples_;
   CopyTokenIds copy_;
+  void (*fill_)(int32_t*, int64_t, int32_t);
   bool wide_index_;
   bool wide_shuffle_;
 };

@@ -101,7 +101,8 @@ def _probe_compiled() -> _Probe:
             f"{info_path} cannot be read ({error!r}), so it is unknown which Paddle {path} was "
             f"built for. {_WAY_OUT}"
         ) from error
-    if paddle.device.get_device().startswith("gpu"):
+    on_gpu = paddle.device.get_device().startswith("gpu")
+    if on_gpu:
         if not info.get("cuda_version"):
             return _Probe(False, "the compiled operators were built without CUDA")
         capability = tuple(paddle.device.cuda.get_device_capability())
@@ -115,7 +116,15 @@ def _probe_compiled() -> _Probe:
                 f"not for this device of compute capability {capability[0]}.{capability[1]}",
             )
     _load_library(path)
-    return _Probe(True, f"{path.name} built for Paddle {info['paddle_version']}")
+    versions = "" if on_gpu else f", CPU kernels for {_cpu_isa()}"
+    return _Probe(True, f"{path.name} built for Paddle {info['paddle_version']}{versions}")
+
+
+def _cpu_isa() -> str:
+    """The version of the CPU kernels; raises UserError where PYPKG_CPU_ISA names none of them."""
+    from pypkg import _native
+
+    return _native.cpu_isa()
 
 
 def _probe_triton() -> _Probe:

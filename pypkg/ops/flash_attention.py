@@ -11,7 +11,7 @@ from pypkg.ops._checks import FLOATING, check_dtype, check_shape, compute_dtype
 from pypkg.ops._library import implementation, run_compiled
 from pypkg.ops.attention_mask import AttentionMask
 
-MAX_HEAD_DIM = 128
+MAX_HEAD_DIM = 256
 _HEAD_DIM_MULTIPLE = 8
 
 _Result = paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor]
@@ -25,8 +25,9 @@ def flash_attention(
     mask: AttentionMask | None = None,
     scale: float | None = None,
     return_softmax_lse: bool = False,
+    softcap: float = 0.0,
 ) -> _Result:
-    """softmax(scale * q k^T + alibi, over the visible keys) v (Dao, 2023).
+    """softmax(scores + alibi, over the visible keys) v, scores = scale * q k^T (Dao, 2023).
 
     A query that sees no key gives 0, sends no gradient and has softmax_lse = -inf. Products and
     softmax accumulate in float32. Memory beside the output is softmax_lse, and in backward one
@@ -34,7 +35,7 @@ def flash_attention(
 
     Args:
         q: [batch, seq_q, heads_q, head_dim]; float32, float16 or bfloat16 (float64 runs on the
-            reference). head_dim is at most 128; one that is no multiple of 8 is padded with zeros
+            reference). head_dim is at most 256; one that is no multiple of 8 is padded with zeros
             inside, which copies q, k and v.
         k, v: [batch, seq_k, heads_k, head_dim] in the dtype of q; heads_q is a multiple of heads_k
             (grouped and multi query). Under ``paddle.amp`` q, k and v are cast to the dtype of
@@ -43,24 +44,28 @@ def flash_attention(
         scale: 1 / sqrt(head_dim) when None.
         return_softmax_lse: also return log(sum(exp(scores))), float32 [batch, heads_q, seq_q],
             which carries no gradient.
+        softcap: where positive, scores become softcap * tanh(scores / softcap), before ALiBi and
+            mask (Gemma 2: Gemma Team, 2024); 0 for none.
 
     Returns:
         [batch, seq_q, heads_q, head_dim] in the dtype of q, or the pair with softmax_lse.
 
     Raises:
-        TypeError, ValueError: a dtype, shape or head_dim other than above.
+        TypeError, ValueError: a dtype, shape, head_dim or softcap other than above.
     """
     mask = AttentionMask() if mask is None else mask
     if paddle.amp.is_autocast_enabled():
         q, k, v = (each.astype(paddle.amp.get_autocast_gpu_dtype()) for each in (q, k, v))
-    _check(q, k, v, mask)
+    _check(q, k, v, mask, softcap)
     head_dim = q.shape[3]
     scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
-    out, softmax_lse = implementation(_IMPLEMENTATIONS, q)(q, k, v, mask, scale)
+    out, softmax_lse = implementation(_IMPLEMENTATIONS, q)(q, k, v, mask, scale, softcap)
     return (out, softmax_lse.detach()) if return_softmax_lse else out
 
 
-def _check(q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, mask: AttentionMask) -> None:
+def _check(
+    q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, mask: AttentionMask, softcap: float
+) -> None:
     op = "flash_attention"
     check_dtype(op, "q", q, FLOATING)
     check_dtype(op, "k", k, (q.dtype,))
@@ -71,6 +76,8 @@ def _check(q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, mask: Attention
     check_shape(op, "v", v, k.shape)
     if not 1 <= head_dim <= MAX_HEAD_DIM:
         raise ValueError(f"{op}: head_dim must be from 1 to {MAX_HEAD_DIM}, got {head_dim}")
+    if not (softcap >= 0 and math.isfinite(softcap)):
+        raise ValueError(f"{op}: softcap must be 0 (none) or a positive number, got {softcap}")
     seq_k, heads_k = k.shape[1:3]
     if seq_k < 1:
         raise ValueError(f"{op}: there must be at least one key, got k of shape {list(k.shape)}")
@@ -87,6 +94,7 @@ def flash_attention_reference(
     v: paddle.Tensor,
     mask: AttentionMask | None = None,
     scale: float | None = None,
+    softcap: float = 0.0,
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
     """(out, softmax_lse) of ``flash_attention`` composed of Paddle primitives.
 
@@ -103,6 +111,8 @@ def flash_attention_reference(
         return x if x.shape[1] == heads_q else x.repeat_interleave(heads_q // heads_k, axis=1)
 
     scores = paddle.matmul(heads_first(q), heads_first(k), transpose_y=True) * scale
+    if softcap > 0:
+        scores = softcap * paddle.tanh(scores / softcap)
     if mask.alibi_slopes is not None:
         i = paddle.arange(seq_k - seq_q, seq_k, dtype=dtype).unsqueeze(1)
         j = paddle.arange(seq_k, dtype=dtype).unsqueeze(0)
@@ -121,7 +131,12 @@ def flash_attention_reference(
 
 
 def _flash_attention_compiled(
-    q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, mask: AttentionMask, scale: float
+    q: paddle.Tensor,
+    k: paddle.Tensor,
+    v: paddle.Tensor,
+    mask: AttentionMask,
+    scale: float,
+    softcap: float,
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
     head_dim = q.shape[3]
     padding = -head_dim % _HEAD_DIM_MULTIPLE
@@ -131,6 +146,7 @@ def _flash_attention_compiled(
         "pypkg_flash_attention",
         [q, k, v, mask.prefix_lengths, mask.document_starts, mask.alibi_slopes],
         scale,
+        float(softcap),
         mask.causal,
         mask.window or 0,
     )

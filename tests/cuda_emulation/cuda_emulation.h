@@ -163,6 +163,7 @@ inline __nv_bfloat16 __float2bfloat16_rn(float x) {
 
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline float __fdividef(float a, float b) { return a / b; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 
 // --- counterparts of csrc/kernels/cuda_launch.cuh -----------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 
 import numpy as np
@@ -78,27 +79,32 @@ def test_attention_over_empty_sequences(emulated: ModuleType, seq_q: int, seq_k:
 
 
 def test_attention_refuses_what_it_cannot_do(emulated: ModuleType):
-    def forward(head_dim: int, misaligned: bool = False) -> None:
+    def forward(head_dim: int, misaligned: bool = False, softcap: float = 0.0) -> None:
         q, k, v, out = (GuardedArray((1, 3, 1, head_dim), "float16", misaligned) for _ in range(4))
         lse = GuardedArray((1, 1, 3), "float32")
-        emulated.flash_attention_forward(q, k, v, out, lse, scale=1.0)
+        emulated.flash_attention_forward(q, k, v, out, lse, scale=1.0, softcap=softcap)
 
-    for head_dim in (12, 136):
-        with pytest.raises(ValueError, match="head_dim must be a multiple of 8, at most 128"):
+    for head_dim in (12, 264):
+        with pytest.raises(ValueError, match="head_dim must be a multiple of 8, at most 256"):
             forward(head_dim)
+    for softcap in (-2.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="softcap must be 0"):
+            forward(16, softcap=softcap)
     with pytest.raises(ValueError, match="multiple of 16 bytes"):
         forward(16, misaligned=True)
 
 
 @pytest.mark.parametrize(
-    ("setting", "dtype", "seq_q", "seq_k", "hopper"),
+    ("setting", "dtype", "seq_q", "seq_k", "head_dim", "hopper"),
     [
-        ("auto", "bfloat16", 3, 4, False),
-        ("ampere", "bfloat16", 3, 4, False),
-        ("hopper", "bfloat16", 3, 4, True),
-        ("hopper", "float32", 3, 4, False),
-        ("hopper", "bfloat16", 3, 0, False),
-        ("hopper", "bfloat16", 0, 4, False),
+        ("auto", "bfloat16", 3, 4, 16, False),
+        ("ampere", "bfloat16", 3, 4, 16, False),
+        ("hopper", "bfloat16", 3, 4, 16, True),
+        ("hopper", "bfloat16", 3, 4, 128, True),
+        ("hopper", "bfloat16", 3, 4, 136, False),
+        ("hopper", "float32", 3, 4, 16, False),
+        ("hopper", "bfloat16", 3, 0, 16, False),
+        ("hopper", "bfloat16", 0, 4, 16, False),
     ],
 )
 def test_choice_of_the_attention_kernels(
@@ -108,11 +114,13 @@ def test_choice_of_the_attention_kernels(
     dtype: str,
     seq_q: int,
     seq_k: int,
+    head_dim: int,
     hopper: bool,
 ):
     monkeypatch.setenv("PYPKG_FLASH_ATTENTION", setting)
     q, k, out, dq, dk, dv = (
-        array(np.ones((1, n, 1, 16)), dtype) for n in (seq_q, seq_k, seq_q, seq_q, seq_k, seq_k)
+        array(np.ones((1, n, 1, head_dim)), dtype)
+        for n in (seq_q, seq_k, seq_q, seq_q, seq_k, seq_k)
     )
     lse, workspace = (GuardedArray(shape, "float32") for shape in ((1, 1, seq_q), (seq_q,)))
     emulated.take_launches()

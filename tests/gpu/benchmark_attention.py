@@ -22,11 +22,14 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 DOCUMENTS = 8  # in a packed sequence
 PREFIX = 0.5  # of the sequence
 WINDOW = 1024
+SOFTCAP = 2.0  # bends scores of normal numbers, so that validation sees it
+HOPPER_HEAD_DIM = 128  # wider heads run on the kernels for ampere
 
 
 @dataclass(frozen=True)
 class Shape:
-    """mask: full, causal, alibi, prefix, documents or window; all but full are causal."""
+    """mask: full, causal, alibi, prefix, documents, window or softcap, which is no mask but scores
+    that are capped; all but full are causal."""
 
     batch: int
     sequence: int
@@ -66,6 +69,8 @@ class Mask:
             settings["document_starts"] = self._starts.expand(shape.batch, -1).contiguous()
         elif shape.mask == "window":
             settings["window"] = self._window
+        elif shape.mask == "softcap":
+            settings["softcap"] = SOFTCAP
         return settings
 
     def is_visible(self, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
@@ -105,10 +110,12 @@ class Mask:
         settings: dict[str, Any] = {"block_mask": block_mask}
         if self.shape.mask == "alibi":
             settings["score_mod"] = lambda score, b, h, i, j: score + slopes[h] * (j - i)
+        elif self.shape.mask == "softcap":
+            settings["score_mod"] = lambda score, b, h, i, j: SOFTCAP * torch.tanh(score / SOFTCAP)
         return settings
 
 
-class Peers:
+class Baselines:
     """Functions of q, k and v, all [batch, sequence, heads, head_dim], by name."""
 
     def __init__(self, mk: Maker, mask: Mask):
@@ -120,6 +127,9 @@ class Peers:
             for backend in backends:
                 name = f"SDPA {backend.name.split('_')[0].lower()}"
                 self.functions[name] = lambda *qkv, b=backend: self._sdpa(b, *qkv)
+        elif mask.shape.mask == "softcap":
+            if mk.device == "cpu":
+                self.functions["composition"] = self._composed
         elif mask.shape.mask != "alibi" or mk.device == "cpu":
             # SDPA wants the bias in the dtype of q: far from the diagonal ALiBi's is too coarse.
             self.functions["SDPA, dense mask"] = self._sdpa_dense
@@ -144,6 +154,14 @@ class Peers:
         out = F.scaled_dot_product_attention(q, k, v, bias, enable_gqa=self._grouped)
         return out.transpose(1, 2)
 
+    def _composed(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        group = q.shape[2] // k.shape[2]
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
+        scores = q.shape[3] ** -0.5 * (q @ k.transpose(2, 3)).float()
+        scores = SOFTCAP * torch.tanh(scores / SOFTCAP) + self._mask.dense
+        return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2)
+
     def _flex(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         out = self._flex_attention(q, k, v, enable_gqa=self._grouped, **self._mask.flex)
@@ -160,11 +178,11 @@ def attention(mk: Maker, shape: Shape) -> Iterator[BenchmarkCase]:
     lse = mk.empty(shape.batch, shape.heads, shape.sequence, dtype=torch.float32)
     settings = {"scale": shape.head_dim**-0.5, **mask.settings()}
     work = 4.0 * shape.batch * shape.heads * mask.visible_pairs() * shape.head_dim
-    functions = Peers(mk, mask).functions
+    functions = Baselines(mk, mask).functions
     leaves = tuple(x.detach().requires_grad_() for x in (q, k, v))
     forward = mk.calls("flash_attention_forward", q, k, v, out, lse, **settings)
-    peers = {name: _without_gradients(f, (q, k, v)) for name, f in functions.items()}
-    yield _case(mk, shape, "forward", forward, (out,), peers, work)
+    baselines = {name: _without_gradients(f, (q, k, v)) for name, f in functions.items()}
+    yield _case(mk, shape, "forward", forward, (out,), baselines, work)
 
     forward[""]()
     grads = tuple(mk.empty(*x.shape, dtype=shape.dtype) for x in (q, k, v))
@@ -173,8 +191,10 @@ def attention(mk: Maker, shape: Shape) -> Iterator[BenchmarkCase]:
         mk.workspace("flash_attention_backward_workspace", q, k),
         **settings,
     )
-    peers = {name: gradients(lambda f=f: f(*leaves), leaves, dout) for name, f in functions.items()}
-    yield _case(mk, shape, "backward", backward, grads, peers, 2.5 * work)
+    baselines = {
+        name: gradients(lambda f=f: f(*leaves), leaves, dout) for name, f in functions.items()
+    }
+    yield _case(mk, shape, "backward", backward, grads, baselines, 2.5 * work)
 
 
 def _without_gradients(function: Callable[..., torch.Tensor], inputs: Tensors) -> Run:
@@ -188,10 +208,10 @@ def _without_gradients(function: Callable[..., torch.Tensor], inputs: Tensors) -
 def _case(
     mk: Maker,
     shape: Shape,
-    stage: str,
+    pass_name: str,
     calls: dict[str, Callable[[], None]],
     results: Tensors,
-    peers: dict[str, Run],
+    baselines: dict[str, Run],
     work: float,
 ) -> BenchmarkCase:
     def on(kernel: str, call: Callable[[], None]) -> Callable[[], None]:
@@ -202,13 +222,15 @@ def _case(
         return chosen
 
     runs: dict[str, Callable[[], None] | None] = {}
-    for kernel in ["ampere", "hopper"] if has_hopper_kernels(mk.device) else ["ampere"]:
+    hopper = has_hopper_kernels(mk.device) and shape.head_dim <= HOPPER_HEAD_DIM
+    for kernel in ["ampere", "hopper"] if hopper else ["ampere"]:
         runs |= named(kernel, {variant: on(kernel, call) for variant, call in calls.items()})
     yardstick = None
     if shape.mask not in ("causal", "full"):
         yardstick = str(replace(shape, mask="causal"))
     return BenchmarkCase(
-        *("flash_attention", stage, str(shape), filling(results, runs), peers, work, "TFLOP/s"),
+        *("flash_attention", pass_name, str(shape)),
+        *(filling(results, runs), baselines, work, "TFLOP/s"),
         dtype=str(shape.dtype).removeprefix("torch."),
         yardstick=yardstick,
     )
@@ -220,7 +242,7 @@ def has_hopper_kernels(device: str) -> bool:
 
 def cases(mk: Maker) -> Iterator[BenchmarkCase]:
     """On a GPU 16k tokens in every call, as attention is usually compared."""
-    masks = ("alibi", "prefix", "documents", "window")
+    masks = ("alibi", "prefix", "documents", "window", "softcap")
     if mk.device == "cpu":  # tiny, to try the script out
         for mask in ("causal", *masks):
             yield from attention(mk, Shape(1, 64, 4, 2, 64, mask))
@@ -236,5 +258,7 @@ def cases(mk: Maker) -> Iterator[BenchmarkCase]:
         (16, 16, 128, "full", bfloat16),
         (32, 32, 64, "causal", bfloat16),
         (16, 16, 96, "causal", bfloat16),
+        (8, 8, 256, "causal", bfloat16),
+        (8, 8, 256, "softcap", bfloat16),
     ):
         yield from attention(mk, Shape(4, 4096, heads, heads_k, head_dim, mask, dtype))

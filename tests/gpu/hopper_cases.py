@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-import kernel_cases
+import attention_cases
 import numpy as np
 from checks import Backend, Case, Comparison
 
@@ -36,7 +36,7 @@ def on_hopper(case: Case) -> Case:
 
 def small_cases() -> list[Case]:
     """Awkward sizes around the tiles of 2 x 64 queries and 128 keys, for the emulation too."""
-    attention = kernel_cases.attention_case
+    attention = attention_cases.attention_case
     cases = [
         attention("bfloat16", "causal", 1, heads=(1, 1), head_dim=8),
         attention("bfloat16", "full", 128, heads=(1, 1)),
@@ -50,13 +50,13 @@ def small_cases() -> list[Case]:
         attention("bfloat16", "documents", 460, batch=2, heads=(1, 1)),
         attention("float16", "documents+full+window50+alibi", 380, heads=(2, 1), head_dim=128),
         attention("bfloat16", "causal", 900, heads=(1, 1)),  # the rings go round
+        attention("bfloat16", "causal+softcap2", 300, heads=(2, 1), head_dim=128),
+        attention("float16", "full+alibi+softcap1", 65, 300, heads=(1, 1)),
+        attention("bfloat16", "documents+window50+softcap50", 380, heads=(1, 1), head_dim=96),
     ]
     return [on_hopper(case) for case in cases]
 
 
 def large_cases() -> list[Case]:
-    return [
-        on_hopper(case)
-        for case in kernel_cases.large_cases()
-        if case.operation == "flash_attention" and case.dtype != "float32"
-    ]
+    cases = attention_cases.large_cases(("float16", "bfloat16"), (64, 80, 96, 128))
+    return [on_hopper(case) for case in cases]

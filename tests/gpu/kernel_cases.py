@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import attention_cases
 import numpy as np
 import references as ref
 from adamw_cases import adamw_case
@@ -221,93 +222,6 @@ def cross_entropy_case(
     return Case("cross_entropy", dtype, f"{rows}x{cols}{suffix}", run)
 
 
-# --- attention ------------------------------------------------------------------------------------
-
-
-def document_starts(rng: np.random.Generator, batch: int, sequence: int) -> np.ndarray:
-    """Start of the document of every token, documents of random length."""
-    starts = np.zeros((batch, sequence), np.int64)
-    for row in starts:
-        cuts = np.sort(rng.choice(sequence, max(1, sequence // 40), replace=False))
-        for cut in cuts:
-            row[cut:] = cut
-    return starts
-
-
-def mask_rule(mask: str, rng: np.random.Generator, batch: int, seq_k: int) -> dict[str, Any]:
-    """What ``mask`` hides, as arguments of ``ref.visible``; words as in ``attention_case``."""
-    words = mask.split("+")
-    rule: dict[str, Any] = {"causal": "full" not in words}
-    rule["window"] = next((int(w[6:]) for w in words if w.startswith("window")), 0)
-    if "prefix" in words:
-        rule["prefix_lengths"] = rng.integers(0, seq_k + 1, batch)
-    if "documents" in words:
-        rule["document_starts"] = document_starts(rng, batch, seq_k)
-    return rule
-
-
-def attention_case(
-    dtype: str,
-    mask: str,
-    seq_q: int,
-    seq_k: int | None = None,
-    heads: tuple[int, int] = (2, 2),
-    head_dim: int = 64,
-    batch: int = 1,
-) -> Case:
-    """mask: words joined by +: full, causal, window<n>, prefix, documents, alibi."""
-    seq_k = seq_q if seq_k is None else seq_k
-
-    def run(be: Backend, rng: np.random.Generator) -> Iterator[Comparison]:
-        rule = mask_rule(mask, rng, batch, seq_k)
-        seen = ref.visible(batch, seq_q, seq_k, **rule)
-        arguments = {
-            name: be.array(value, "int32") if isinstance(value, np.ndarray) else value
-            for name, value in rule.items()
-        }
-        slopes = None
-        if "alibi" in mask.split("+"):
-            slopes = 2.0 ** -np.arange(1, heads[0] + 1)
-            arguments["alibi_slopes"] = be.array(slopes, "float32")
-        scale = head_dim**-0.5
-        q_shape, k_shape = (batch, seq_q, heads[0], head_dim), (batch, seq_k, heads[1], head_dim)
-        q, k, v, dout = (
-            be.array(rng.standard_normal(s), dtype) for s in (q_shape, k_shape, k_shape, q_shape)
-        )
-        out, lse = be.poisoned(q_shape, dtype), be.poisoned((batch, heads[0], seq_q), "float32")
-        arguments |= {"scale": scale, "stream": be.stream}
-        be.kernels.flash_attention_forward(q, k, v, out, lse, **arguments)
-        inputs = [be.numpy(x) for x in (q, k, v)]
-        expected_out, expected_lse, p = ref.attention(*inputs, scale, seen, slopes)
-        # Probabilities are rounded to the dtype, then the output.
-        yield Comparison("out", be.numpy(out), expected_out, tolerance(dtype, 2), 2, 1)
-        yield Comparison("softmax_lse", be.numpy(lse), expected_lse, FLOAT32_ERROR)
-
-        def backward() -> list[np.ndarray]:
-            gradients = [be.poisoned(s, dtype) for s in (q_shape, k_shape, k_shape)]
-            floats = be.kernels.flash_attention_backward_workspace(q, k)
-            workspace = be.poisoned((floats,), "float32")
-            be.kernels.flash_attention_backward(
-                dout, q, k, v, out, lse, *gradients, workspace, **arguments
-            )
-            return [be.numpy(x) for x in gradients]
-
-        gradients = backward()
-        expected = ref.attention_gradients(be.numpy(dout), *inputs, be.numpy(out), p, scale)
-        # dS is rounded too.
-        allowed = tolerance(dtype, 4) + 2 * FLOAT32_ERROR
-        per_key = ref.sizes_of_key_sums(p, heads[1])
-        for name, got, value, term in zip(
-            ("dq", "dk", "dv"), gradients, expected, (1, per_key, per_key)
-        ):
-            yield Comparison(name, got, value, allowed, 4, term)
-        for name, got, again in zip(("dq", "dk", "dv"), gradients, backward()):
-            yield Comparison(f"{name} of a second run", again, got, 0.0)
-
-    label = f"{mask}-{batch}x{seq_q}x{seq_k}-{heads[0]}over{heads[1]}x{head_dim}"
-    return Case("flash_attention", dtype, label, run)
-
-
 # --- which cases ----------------------------------------------------------------------------------
 
 
@@ -345,27 +259,8 @@ def small_cases() -> list[Case]:
         ]
     for dtype in ("float16", "bfloat16"):
         cases.append(adamw_case(dtype, (760, 4097, 3), dtype, masters=True))
-    cases.append(adamw_case("bfloat16", (760, 4097, 3), "bfloat16", seed=5))
-    for dtype in ("float32", "bfloat16"):
-        cases += [
-            attention_case(dtype, "causal", 1, heads=(1, 1), head_dim=8),
-            attention_case(dtype, "causal", 200, heads=(2, 1)),
-            attention_case(dtype, "full", 70, 150, heads=(3, 1), head_dim=80),
-            attention_case(dtype, "causal", 300, 70, head_dim=32),  # queries that see nothing
-            attention_case(dtype, "causal", 30, 200, head_dim=128),
-            attention_case(dtype, "window24", 300, heads=(1, 1), head_dim=32),
-            attention_case(dtype, "window24", 40, 300, head_dim=32),  # keys that nobody sees
-            attention_case(dtype, "causal+alibi", 140, heads=(3, 1), head_dim=128),
-            attention_case(dtype, "full+alibi", 50, 90, head_dim=96),
-            attention_case(dtype, "prefix", 170, batch=3, heads=(1, 1), head_dim=24),
-            attention_case(dtype, "documents", 260, batch=2, heads=(1, 1), head_dim=32),
-            attention_case(dtype, "documents+full+window50+alibi", 180, heads=(1, 1), head_dim=40),
-        ]
-    cases += [
-        attention_case("float16", "causal", 140, heads=(1, 1), head_dim=64),
-        attention_case("float16", "documents+alibi", 140, heads=(4, 2), head_dim=128),
-    ]
-    return cases
+    cases.append(adamw_case("bfloat16", (760, 4097, 3), "bfloat16"))
+    return cases + attention_cases.small_cases()
 
 
 def large_cases() -> list[Case]:
@@ -382,14 +277,4 @@ def large_cases() -> list[Case]:
             cross_entropy_case(dtype, 200, 32000, shift=True),
             adamw_case(dtype, (3000001, 4096, 500000), dtype, masters=dtype != "float32"),
         ]
-    for dtype in DTYPES:
-        for head_dim in (64, 80, 96, 128):
-            cases += [
-                attention_case(dtype, "causal", 1000, heads=(4, 2), head_dim=head_dim),
-                attention_case(dtype, "full", 500, 1300, heads=(2, 2), head_dim=head_dim),
-                attention_case(dtype, "causal+alibi", 777, heads=(4, 1), head_dim=head_dim),
-                attention_case(dtype, "window200", 1024, heads=(2, 1), head_dim=head_dim),
-                attention_case(dtype, "prefix", 640, batch=3, head_dim=head_dim),
-                attention_case(dtype, "documents", 1024, batch=2, head_dim=head_dim),
-            ]
-    return cases
+    return cases + attention_cases.large_cases()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import attention_cases
 import kernel_cases as kc
 import numpy as np
 from adamw_cases import adamw_case
@@ -93,8 +94,8 @@ def flash_attention(rng: np.random.Generator, dtype: str, elements: int) -> Case
     seq_k = size(rng, longest, FEWEST_KEYS)
     if "documents" in words or (seq_q >= FEWEST_KEYS and _flip(rng)):
         seq_q = seq_k
-    heads = heads_q, heads_k
-    return kc.attention_case(dtype, "+".join(words), seq_q, seq_k, heads, head_dim, batch)
+    mask, heads = "+".join(words), (heads_q, heads_k)
+    return attention_cases.attention_case(dtype, mask, seq_q, seq_k, heads, head_dim, batch)
 
 
 def adamw(rng: np.random.Generator, dtype: str, elements: int) -> Case:
@@ -103,8 +104,7 @@ def adamw(rng: np.random.Generator, dtype: str, elements: int) -> Case:
         sizes = sizes[: len(sizes) // 2]
     grad_dtype = dtype if _flip(rng) else "float32"
     masters = dtype != "float32" and _flip(rng)
-    seed = 1 if dtype == "bfloat16" and not masters and _flip(rng) else None
-    return adamw_case(dtype, sizes, grad_dtype, masters, seed, rng.random() < 0.2)
+    return adamw_case(dtype, sizes, grad_dtype, masters, rng.random() < 0.2)
 
 
 def _flip(rng: np.random.Generator) -> bool:

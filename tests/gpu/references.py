@@ -96,13 +96,28 @@ def _by_head(x: Array, repeat: int = 1) -> Array:
     return np.repeat(x.transpose(0, 2, 1, 3), repeat, axis=1)
 
 
+def _capped_scores(q: Array, k: Array, scale: float, softcap: float) -> tuple[Array, Array | float]:
+    """[batch, heads_q, seq_q, seq_k], and their derivative by what they are without softcap."""
+    scores = scale * _by_head(q) @ _by_head(k, q.shape[2] // k.shape[2]).swapaxes(2, 3)
+    if softcap == 0:
+        return scores, 1.0
+    tangents = np.tanh(scores / softcap)
+    return softcap * tangents, 1 - tangents**2
+
+
 def attention(
-    q: Array, k: Array, v: Array, scale: float, seen: Array, alibi_slopes: Array | None = None
+    q: Array,
+    k: Array,
+    v: Array,
+    scale: float,
+    seen: Array,
+    alibi_slopes: Array | None = None,
+    softcap: float = 0.0,
 ) -> tuple[Array, Array, Array]:
     """out [batch, seq_q, heads_q, head_dim], softmax_lse [batch, heads_q, seq_q] and the
     probabilities [batch, heads_q, seq_q, seq_k]."""
     seq_q, seq_k, group = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
-    scores = scale * _by_head(q) @ _by_head(k, group).swapaxes(2, 3)
+    scores, _ = _capped_scores(q, k, scale, softcap)
     if alibi_slopes is not None:
         distance = np.arange(seq_k)[None, :] - (np.arange(seq_q)[:, None] + seq_k - seq_q)
         scores += alibi_slopes[:, None, None] * distance
@@ -113,14 +128,21 @@ def attention(
 
 
 def attention_gradients(
-    dout: Array, q: Array, k: Array, v: Array, out: Array, p: Array, scale: float
+    dout: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    p: Array,
+    scale: float,
+    softcap: float = 0.0,
 ) -> tuple[Array, Array, Array]:
     """dq, dk and dv, given out and the probabilities p of `attention`."""
     batch, seq_k, heads_k, head_dim = k.shape
     group = q.shape[2] // heads_k
     dp = _by_head(dout) @ _by_head(v, group).swapaxes(2, 3)
     delta = (_by_head(dout) * _by_head(out)).sum(-1, keepdims=True)
-    ds = scale * p * (dp - delta)
+    ds = scale * p * (dp - delta) * _capped_scores(q, k, scale, softcap)[1]
     dk, dv = ds.swapaxes(2, 3) @ _by_head(q), p.swapaxes(2, 3) @ _by_head(dout)
     grouped = (batch, heads_k, group, seq_k, head_dim)
     dk, dv = (_by_head(x.reshape(grouped).sum(2)) for x in (dk, dv))

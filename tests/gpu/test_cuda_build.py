@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "csrc" / "kernels"
 SOURCES = sorted(KERNELS.glob("*.cu"), key=lambda path: path.stat().st_size, reverse=True)
 ARCHITECTURES = ("80", "90a")
-# Float32 attention is there to be exact, not fast; its widest backward does not fit in registers.
-MAY_SPILL = re.compile(r"key_gradient_kernelIfLi128E")
+# Float32 attention is there to be exact, not fast; its wide backward does not fit in registers.
+MAY_SPILL = re.compile(r"key_gradient_kernelIfLi(128|256)E|query_gradient_kernelIfLi256E")
 ATTENTION = {"flash_attention_forward", "flash_attention_backward"}
 HOPPER_ATTENTION = ("flash_attention_forward_sm90", "flash_attention_backward_sm90")
 # Waits for products in their sources.
@@ -49,7 +49,10 @@ THREADS = (
     (re.compile(r""), 1024),
 )
 
-pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH"),
+]
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,24 @@ def test_attention_uses_tensor_cores_and_asynchronous_copies(compiled: list[Comp
             assert tensor_cores == ("IfLi" not in name), f"sm_{unit.architecture} {name}"
             assert "LDGSTS.E.BYPASS.128" in code, f"sm_{unit.architecture} {name}"
             assert "LDL" not in code or MAY_SPILL.search(name), f"sm_{unit.architecture} {name}"
+
+
+def test_attention_without_a_soft_cap_holds_nothing_of_it(compiled: list[Compiled]):
+    """A capped kernel has two more special functions for each exponential of the plain one."""
+    seen = 0
+    for unit in compiled:
+        if unit.source.stem not in (*ATTENTION, *HOPPER_ATTENTION):
+            continue
+        kernels = dict(kernels_in_sass(unit))
+        for name, code in kernels.items():
+            if "Lb0E" not in name or "MUFU.EX2" not in code:
+                continue
+            seen += 1
+            capped = kernels[name.replace("Lb0E", "Lb1E")]
+            assert code.count("MUFU.EX2") < capped.count("MUFU.EX2"), name
+            assert code.count("MUFU.RCP") < capped.count("MUFU.RCP"), name
+            assert code.count(";") < capped.count(";"), name
+    assert seen > 50, "the kernels were not found"
 
 
 def largest_register(code: str) -> int:

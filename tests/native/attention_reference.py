@@ -29,13 +29,17 @@ def visible_keys(
     return visible
 
 
-def attention(q, k, v, dout, scale, alibi_slopes=None, **mask):
+def attention(q, k, v, dout, scale, alibi_slopes=None, softcap=0.0, **mask):
     """out, softmax_lse [b, h, s], dq, dk, dv of float64 inputs [b, s, h, d]."""
     batch, seq_q, heads_q, _ = q.shape
     seq_k, heads_k = k.shape[1:3]
     group = heads_q // heads_k
     k_full, v_full = (np.repeat(x, group, axis=2) for x in (k, v))
     scores = scale * np.einsum("bihd,bjhd->bhij", q, k_full)
+    slope = 1.0
+    if softcap > 0:
+        capped = np.tanh(scores / softcap)
+        scores, slope = softcap * capped, 1 - capped**2
     if alibi_slopes is not None:
         i = (np.arange(seq_q) + seq_k - seq_q)[:, None]
         scores += alibi_slopes[:, None, None] * (np.arange(seq_k)[None, :] - i)
@@ -51,7 +55,7 @@ def attention(q, k, v, dout, scale, alibi_slopes=None, **mask):
 
     dp = np.einsum("bihd,bjhd->bhij", dout, v_full)
     delta = np.einsum("bihd,bihd->bhi", dout, out)[..., None]
-    ds = p * (dp - delta) * scale
+    ds = p * (dp - delta) * slope * scale
     dq = np.einsum("bhij,bjhd->bihd", ds, k_full)
     dk = np.einsum("bhij,bihd->bjhd", ds, q)
     dv = np.einsum("bhij,bihd->bjhd", p, dout)

@@ -63,6 +63,8 @@ SHAPES = [
     (1, 40, 200, 2, 2, 40),
     (1, 200, 40, 2, 1, 16),  # the first 160 queries see nothing under a causal mask
     (1, 1, 133, 3, 1, 72),
+    (1, 131, 131, 2, 1, 136),
+    (1, 129, 129, 1, 1, 256),
     (9, 67, 67, 2, 2, 32),  # as many heads as make one chunk of the backward pass
 ]
 
@@ -104,6 +106,22 @@ def test_masks_with_other_number_of_keys(rng, seq_q, seq_k, window):
         "alibi_slopes": np.array([0.1, 1.0], np.float32),
     }
     check(arrays, run(*arrays, 0.2, **mask), 0.2, **mask)
+
+
+@pytest.mark.parametrize("softcap", [0.25, 2.0, 1000.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 1, 1, 1, 8), (2, 67, 67, 4, 2, 24), (1, 40, 200, 2, 2, 80), (1, 131, 131, 1, 1, 256)],
+)
+def test_softcap(rng, shape, dtype, softcap):
+    """Scores have a deviation of 1: from a cap that most reach to one that changes little."""
+    arrays = inputs(rng, dtype, *shape)
+    options = {"softcap": softcap, "window": 50}
+    if dtype == "float32":
+        options["alibi_slopes"] = np.linspace(0.1, 0.5, shape[3], dtype=np.float32)
+    scale = shape[-1] ** -0.5
+    check(arrays, run(*arrays, scale, **options), scale, **options)
 
 
 def test_queries_that_see_nothing(rng):
@@ -156,7 +174,7 @@ def test_results_do_not_depend_on_threads(rng, heads, every_thread_count):
     [
         ((1, 4, 4, 3, 2, 8), "heads_q 3 must be a multiple of heads_k 2"),
         ((1, 4, 4, 2, 2, 12), "head_dim 12 must be a multiple of 8"),
-        ((1, 4, 4, 2, 2, 136), "head_dim 136 must be a multiple of 8, at most 128"),
+        ((1, 4, 4, 2, 2, 264), "head_dim 264 must be a multiple of 8, at most 256"),
     ],
 )
 def test_bad_shapes(rng, shape, message):

@@ -1,4 +1,4 @@
-"""adamw_ against Paddle's optimizer, bit for bit, and against the formula in float64."""
+"""adamw_ against its formula, in float64 and bit for bit in float32, and Paddle's optimizer."""
 
 from __future__ import annotations
 
@@ -88,7 +88,36 @@ def test_steps_against_float64(each_backend, dtype, grad_dtype, scale):
             assert (param.detach() == rounded).all()
 
 
-def test_the_bits_are_those_of_paddles_optimizer(compiled):
+def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """a * b + c rounded once to float32: the product of two float32 is exact in float64."""
+    return (np.float64(a) * np.float64(b) + np.float64(c)).astype(np.float32)
+
+
+def test_the_bits_are_those_of_the_formula(compiled):
+    """Each rounding of csrc/kernels/adamw_update.h, whatever processor runs it."""
+    tensors = Tensors("float32", False)
+    beta1, beta2, one = np.float32(BETA1), np.float32(BETA2), np.float32(1)
+    power1, power2 = beta1, beta2
+    weights = [each.astype(np.float32) for each in tensors.weights()]
+    moments1, moments2 = ([np.zeros_like(each) for each in weights] for _ in range(2))
+    for step in range(4):
+        tensors.step(gradients(step))
+        correction = np.sqrt(one - power2)
+        rate = np.float32(RATE) * (correction / (one - power1))
+        epsilon = np.float32(EPSILON) * correction
+        for i, grad in enumerate(gradients(step)):
+            g = grad.numpy()
+            moments1[i] = fma(beta1, moments1[i], (one - beta1) * g)
+            moments2[i] = fma(beta2, moments2[i], (one - beta2) * (g * g))
+            decayed = fma(-np.float32(RATE) * np.float32(DECAYS[i]), weights[i], weights[i])
+            direction = moments1[i] / (np.sqrt(moments2[i]) + epsilon)
+            weights[i] = fma(-rate, direction, decayed)
+            np.testing.assert_array_equal(tensors.params[i].numpy(), weights[i])
+        power1, power2 = power1 * beta1, power2 * beta2
+
+
+def test_as_paddles_optimizer(compiled):
+    """Up to roundings: which of its products Paddle rounds depends on the processor."""
     ours, theirs = Tensors("float32", False), Tensors("float32", False)
     decayed = {p.name for p, decay in zip(theirs.params, DECAYS, strict=True) if decay}
     optimizer = paddle.optimizer.AdamW(
@@ -97,67 +126,30 @@ def test_the_bits_are_those_of_paddles_optimizer(compiled):
         weight_decay=0.1,
         apply_decay_param_fun=decayed.__contains__,
     )
+    unit = 2.0**-24
     for step in range(4):
         grads = gradients(step)
         ours.step(grads)
         for param, grad in zip(theirs.params, grads, strict=True):
             param.grad = grad
         optimizer.step()
+        # A step rounds the weight and terms of RATE, each a few times.
         for got, expected in zip(ours.weights(), theirs.weights(), strict=True):
-            np.testing.assert_array_equal(got, expected)
+            np.testing.assert_allclose(got, expected, rtol=8 * unit, atol=16 * unit * RATE)
 
 
-@pytest.mark.parametrize("seed", [None, 7])
-def test_threads_do_not_matter(compiled, seed):
+def test_threads_do_not_matter(compiled):
     results = []
     for count in (1, 2, 3, 2):
         _native.set_num_threads(count)
         tensors = Tensors("bfloat16", False)
         for step in range(2):
-            tensors.step(gradients(step, "bfloat16"), 0.5, seed=seed, offset=step)
+            tensors.step(gradients(step, "bfloat16"), 0.5)
         results.append(tensors.weights())
     _native.set_num_threads(0)
     for other in results[1:]:
         for first, each in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(first, each)
-
-
-def rounded(value: float, seed: int, offset: int = 0, size: int = 40000) -> np.ndarray:
-    """A step of 0 from what bfloat16 holds, decayed to ``value``: what it is rounded to."""
-    tensors = Tensors("bfloat16", False, [(size,)])
-    tensors.params[0].set_value(paddle.ones([size], "bfloat16"))
-    ops.adamw_(
-        *(tensors.params, [paddle.zeros([size], "bfloat16")], tensors.moments1, tensors.moments2),
-        *(tensors.powers1, tensors.powers2),
-        learning_rate=1.0 - value,
-        weight_decays=[1.0],
-        seed=seed,
-        offset=offset,
-    )
-    return tensors.weights()[0]
-
-
-@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.9])
-def test_stochastic_rounding_is_unbiased(compiled, part):
-    """Below 1 bfloat16 counts in 2^-8: up by chance, as often as the part that is cut off says."""
-    unit = 2.0**-8
-    got = rounded(1.0 - unit + part * unit, seed=3)
-    assert set(np.unique(got)) <= {1.0 - unit, 1.0}
-    ups = (got == 1.0).mean()
-    deviation = np.sqrt(part * (1 - part) / got.size)
-    assert abs(ups - part) <= 4 * deviation + 2.0**-15  # the part itself is rounded to 16 bits
-    if 0 < part < 1:
-        # Neighbours are independent.
-        pairs = (got[:-1] == 1.0) & (got[1:] == 1.0)
-        assert abs(pairs.mean() - part**2) < 0.01
-
-
-def test_stochastic_rounding_follows_seed_and_offset(compiled):
-    value = 1.0 - 2.0**-9
-    first = rounded(value, seed=3)
-    np.testing.assert_array_equal(first, rounded(value, seed=3))
-    for other in (rounded(value, seed=4), rounded(value, seed=3, offset=1)):
-        assert abs((first == other).mean() - 0.5) < 0.02
 
 
 @pytest.mark.parametrize(
@@ -183,17 +175,15 @@ def test_wrong_arguments(each_backend, change, error, message):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "has_masters", "grad_dtype", "options", "message"),
+    ("has_masters", "grad_dtype", "message"),
     [
-        ("float32", False, "bfloat16", {}, "gradients must be float32 or float32 like"),
-        ("float32", True, "float32", {}, "master weights are for 16-bit"),
-        ("float32", False, "float32", {"seed": 1}, "is for bfloat16 parameters, got float32"),
-        ("bfloat16", True, "float32", {"seed": 1}, "without stochastic rounding"),
+        (False, "bfloat16", "gradients must be float32 or float32 like"),
+        (True, "float32", "master weights are for 16-bit"),
     ],
 )
-def test_what_does_not_go_together(compiled, dtype, has_masters, grad_dtype, options, message):
+def test_what_does_not_go_together(compiled, has_masters, grad_dtype, message):
     with pytest.raises(ValueError, match=message):
-        Tensors(dtype, has_masters).step(gradients(0, grad_dtype), **options)
+        Tensors("float32", has_masters).step(gradients(0, grad_dtype))
 
 
 def test_the_glue_checks_what_the_kernel_relies_on(compiled):
@@ -203,12 +193,3 @@ def test_the_glue_checks_what_the_kernel_relies_on(compiled):
     t.moments2[2] = t.moments2[2].astype("bfloat16")
     with pytest.raises(ValueError, match="moment2 must be float32, got bfloat16"):
         t.step(gradients(0))
-
-
-def test_the_reference_cannot_round_stochastically():
-    ops.set_backend("reference")
-    try:
-        with pytest.raises(ValueError, match="needs the compiled operators"):
-            rounded(0.5, seed=1)
-    finally:
-        ops.set_backend("auto")

@@ -56,7 +56,7 @@ def both(mask: AttentionMask | None, scale: float | None = None):
     )
 
 
-def loop_attention(q, k, v, mask: AttentionMask, scale: float):
+def loop_attention(q, k, v, mask: AttentionMask, scale: float, softcap: float = 0.0):
     """The definition, one query at a time, in NumPy."""
     batch, seq_q, heads, _ = q.shape
     seq_k, group = k.shape[1], heads // k.shape[2]
@@ -71,7 +71,9 @@ def loop_attention(q, k, v, mask: AttentionMask, scale: float):
                 seen &= int(mask.document_starts[b, i]) == int(mask.document_starts[b, j])
             if seen:
                 bias = 0 if mask.alibi_slopes is None else float(mask.alibi_slopes[h]) * (j - i)
-                scores.append(scale * q[b, r, h] @ k[b, j, h // group] + bias)
+                score = scale * q[b, r, h] @ k[b, j, h // group]
+                score = softcap * math.tanh(score / softcap) if softcap else score
+                scores.append(score + bias)
                 values.append(v[b, j, h // group])
         if scores:
             weights = np.exp(scores)
@@ -80,12 +82,13 @@ def loop_attention(q, k, v, mask: AttentionMask, scale: float):
     return out, lse
 
 
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
 @pytest.mark.parametrize("name", masks())
-def test_reference_is_the_definition(name):
+def test_reference_is_the_definition(name, softcap):
     arrays = qkv(heads_k=2, head_dim=5)
-    expected_out, expected_lse = loop_attention(*arrays, masks()[name], 0.3)
+    expected_out, expected_lse = loop_attention(*arrays, masks()[name], 0.3, softcap)
     tensors = [paddle.to_tensor(each) for each in arrays]
-    out, lse = flash_attention_reference(*tensors, masks()[name], 0.3)
+    out, lse = flash_attention_reference(*tensors, masks()[name], 0.3, softcap)
     np.testing.assert_allclose(out.numpy(), expected_out, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(lse.numpy(), expected_lse, rtol=1e-9)
 
@@ -176,9 +179,16 @@ def test_wrong_inputs(each_backend, change, error, message):
 
 
 def test_head_dim_too_large(each_backend):
-    q = paddle.ones([1, 2, 1, 136])
-    with pytest.raises(ValueError, match="head_dim must be from 1 to 128, got 136"):
+    q = paddle.ones([1, 2, 1, 264])
+    with pytest.raises(ValueError, match="head_dim must be from 1 to 256, got 264"):
         flash_attention(q, q, q)
+
+
+@pytest.mark.parametrize("softcap", [-1.0, math.inf, math.nan])
+def test_wrong_softcap(each_backend, softcap):
+    q = paddle.ones([1, 2, 1, 8])
+    with pytest.raises(ValueError, match=f"softcap must be 0 .* got {softcap}"):
+        flash_attention(q, q, q, softcap=softcap)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ The public functions check first, so these calls go around them.
 
 from __future__ import annotations
 
+import math
+
 import paddle
 import pytest
 
@@ -18,8 +20,10 @@ def call(name: str, *arguments):
     return paddle._C_ops._run_custom_op(name, *arguments)
 
 
-def attention(q=FLOATS, k=FLOATS, v=FLOATS, prefix=None, documents=None, alibi=None, window=0):
-    settings = (prefix, documents, alibi, 1.0, True, window)
+def attention(
+    q=FLOATS, k=FLOATS, v=FLOATS, prefix=None, documents=None, alibi=None, window=0, cap=0.0
+):
+    settings = (prefix, documents, alibi, 1.0, cap, True, window)
     return call("pypkg_flash_attention", q, k, v, *settings)
 
 
@@ -92,7 +96,7 @@ WRONG = {
     ),
     "flash_attention head_dim": (
         lambda: attention(*[paddle.ones([1, 2, 1, 12])] * 3),
-        "head_dim must be a multiple of 8 up to 128, got 12",
+        "head_dim must be a multiple of 8 up to 256, got 12",
     ),
     "flash_attention prefix": (
         lambda: attention(prefix=paddle.ones([2], "int64")),
@@ -106,6 +110,12 @@ WRONG = {
         lambda: attention(alibi=paddle.ones([3])),
         r"alibi_slopes must have shape \[4\], got \[3\]",
     ),
+    "flash_attention head_dim too large": (
+        lambda: attention(*[paddle.ones([1, 2, 1, 264])] * 3),
+        "head_dim must be a multiple of 8 up to 256, got 264",
+    ),
+    "flash_attention softcap": (lambda: attention(cap=-1.0), "softcap must be .*, got -1"),
+    "flash_attention softcap nan": (lambda: attention(cap=math.nan), "softcap must be .*, got nan"),
     "flash_attention window": (lambda: attention(window=-1), "window must be .*, got -1"),
     "cross_entropy labels": (
         lambda: forward(labels=paddle.zeros([2, 3], "int64")),

@@ -9,7 +9,7 @@ import logging
 import paddle
 import pytest
 
-from pypkg import __version__, ops
+from pypkg import __version__, _native, ops
 from pypkg.errors import UserError
 from pypkg.ops import _library
 
@@ -60,6 +60,7 @@ def test_choice_is_made_and_logged_once(undecided, caplog):
     assert names == ["compiled"] * 3
     assert len(caplog.records) == 1
     assert "operators: compiled (pypkg_ops.so built for Paddle" in caplog.text
+    assert f", CPU kernels for {_native.cpu_isa()})" in caplog.text
 
 
 def test_environment_variable(undecided, monkeypatch):

