@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar
 
-from pypkg.bench.ops.case import OURS, PASSES, Operator, Shape, Update, UpdateShape, Work
+from pypkg.bench.ops.case import OURS, Operator, Shape, Update, UpdateShape
 from pypkg.bench.ops.frameworks import Framework
 from pypkg.bench.ops.limits import ThreadedCopy, matmul_rate
 from pypkg.bench.ops.run import operator_runs
 from pypkg.bench.ops.update_run import update_runs
+from pypkg.bench.ops.work import ELEMENT_SIZE, PASSES, Work
 from pypkg.bench.timing import Summary, interleave, rounds_within, summarize
 
 DTYPES = ("float32", "bfloat16")
-ELEMENT_SIZE = {"float32": 4, "bfloat16": 2}
 _MIN_ROUNDS, _MAX_ROUNDS = 3, 60
 # Longer than the worker threads of OpenMP runtimes spin here after a parallel region.
 _PAUSE = 0.004

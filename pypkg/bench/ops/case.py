@@ -13,12 +13,15 @@ from typing import ClassVar
 
 import numpy as np
 
+from pypkg.bench.ops.work import PASSES, STEP, PassWork
 from pypkg.models.architecture.config import ModelConfig
 
 Inputs = dict[str, np.ndarray]
 
-PASSES = ("forward", "backward", "forward+backward")
-STEP = "step"
+OURS = "pypkg"
+COMPOSITION = "Paddle composition"
+PADDLE = "Paddle functional"
+TORCH = "torch"
 
 
 class BenchmarkError(Exception):
@@ -37,32 +40,6 @@ class Workload:
     @property
     def tokens(self) -> int:
         return self.batch * self.sequence
-
-
-@dataclass(frozen=True)
-class Work:
-    """The least that one pass must do.
-
-    Args:
-        elements: values in the dtype of the case, each read or written once.
-        other_bytes: the same for values whose dtype does not vary with the case.
-        flops: multiplications and additions of matrix products; element-wise arithmetic is not
-            counted.
-    """
-
-    elements: int = 0
-    other_bytes: int = 0
-    flops: int = 0
-
-    def bytes(self, element_size: int) -> int:
-        return self.elements * element_size + self.other_bytes
-
-    def __add__(self, other: Work) -> Work:
-        return Work(
-            self.elements + other.elements,
-            self.other_bytes + other.other_bytes,
-            self.flops + other.flops,
-        )
 
 
 @dataclass(frozen=True)
@@ -94,13 +71,7 @@ class Shape:
 
     label: str
     inputs: Callable[[np.random.Generator], Inputs]
-    forward: Work
-    backward: Work
-
-    @property
-    def work(self) -> dict[str, Work]:
-        """What each pass does that is timed for itself."""
-        return dict(zip(PASSES, (self.forward, self.backward)))
+    work: PassWork
 
 
 @dataclass(frozen=True)
@@ -138,15 +109,11 @@ class Operator:
 
 @dataclass(frozen=True)
 class UpdateShape:
-    """The parameters that a step updates, and the bytes that it has to move for them."""
+    """The shapes of the parameters that a step updates, and its work."""
 
     label: str
     parameters: tuple[tuple[int, ...], ...]
-    moved: Work
-
-    @property
-    def work(self) -> dict[str, Work]:
-        return {STEP: self.moved}
+    work: PassWork
 
 
 @dataclass(frozen=True)
@@ -183,12 +150,6 @@ class Update:
     def dtype(self, kind: str, of_case: str) -> str:
         """That of a kind's tensors."""
         return of_case if kind in self.rounded else "float32"
-
-
-OURS = "pypkg"
-COMPOSITION = "Paddle composition"
-PADDLE = "Paddle functional"
-TORCH = "torch"
 
 
 def normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> np.ndarray:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from pypkg.bench.ops.accuracy import checked_error, tolerance
-from pypkg.bench.ops.case import PASSES, Baseline, Inputs, Operator, Shape
+from pypkg.bench.ops.case import Baseline, Inputs, Operator, Shape
 from pypkg.bench.ops.frameworks import Framework
+from pypkg.bench.ops.work import PASSES
 
 
 def operator_runs(

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from pypkg.bench.ops.accuracy import checked_error, tolerance
-from pypkg.bench.ops.case import STEP, Baseline, Inputs, Update, UpdateShape
+from pypkg.bench.ops.case import Baseline, Inputs, Update, UpdateShape
 from pypkg.bench.ops.frameworks import Framework
+from pypkg.bench.ops.work import STEP
 
 # Elements that are compared at a time: a layer of a large model in float64 would fill the memory.
 _SLICE = 2**20
