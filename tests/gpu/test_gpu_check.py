@@ -21,6 +21,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_dry_run_on_the_cpu(tmp_path: Path):
     pytest.importorskip("torch", reason="gpu_check compares with torch, which is not installed")
     report_file = tmp_path / "report.json"
@@ -62,6 +63,7 @@ def test_variants_are_versions_of_every_case():
     assert all(len(each) == 2 for each in versions.values())
 
 
+@pytest.mark.slow
 def test_a_failed_check_fails_the_script(tmp_path: Path):
     pytest.importorskip("torch", reason="gpu_check compares with torch, which is not installed")
     program = (
@@ -78,6 +80,7 @@ def test_a_failed_check_fails_the_script(tmp_path: Path):
     assert "rows" not in report  # what is wrong is not timed
 
 
+@pytest.mark.slow
 def test_on_this_gpu(tmp_path: Path):
     torch = pytest.importorskip("torch", reason="gpu_check compares with torch")
     if not torch.cuda.is_available() or shutil.which("nvcc") is None:

@@ -38,6 +38,7 @@ class Conditions:
     dtype: str = "float32"
     limits: Mapping[str, float] = field(default_factory=lambda: LIMITS)
     environment: Callable[[int], Mapping[str, str]] = lambda rank: {}  # of each rank
+    fork: bool = True  # the ranks; not where they use GPUs
 
 
 def run_layout(
@@ -46,7 +47,7 @@ def run_layout(
     """The cells of one column: every row's differences and whether it passed."""
     arguments = [folder, f"reference:{name}", conditions.dtype, *rows]
     timeout = 60 + SECONDS_PER_ROW * len(rows)
-    run_ranks(WORKER, 1, arguments, timeout, conditions.environment)
+    run_ranks(WORKER, 1, arguments, timeout, conditions.environment, conditions.fork)
     try:
         return _launch(name, rows, folder, conditions)
     except AssertionError as error:
@@ -67,7 +68,9 @@ def _launch(name: str, rows: list[str], folder: Path, conditions: Conditions) ->
     processes = LAYOUTS[name].degrees.world_size
     arguments = [folder, name, conditions.dtype, *rows]
     timeout = 60 + SECONDS_PER_ROW * len(rows) * processes / 4
-    first = run_ranks(WORKER, processes, arguments, timeout, conditions.environment)[0]
+    first, *_ = run_ranks(
+        WORKER, processes, arguments, timeout, conditions.environment, conditions.fork
+    )
     limits = conditions.limits.items()
     return {
         row: {"passed": all(cell[key] < limit for key, limit in limits), **cell}
