@@ -1,8 +1,5 @@
-"""Benchmark cases of attention: plain and masked, every version of ours, beside SDPA and
-FlexAttention.
-
-Operations are counted for visible pairs of a query and a key alone, so that rates of different
-masks can be compared.
+"""Benchmark cases of attention: plain and masked, every version of our kernels against SDPA
+and FlexAttention. Operations are those of visible pairs of a query and a key.
 """
 
 from __future__ import annotations
