@@ -16,7 +16,7 @@ PACKAGE = REPO / "pypkg"
 CSRC = REPO / "csrc"
 
 # Leaves, which anything may import.
-_BASE = ("pypkg.errors", "pypkg.paths", "pypkg.__version__")
+_BASE = ("pypkg.errors", "pypkg.files", "pypkg.paths", "pypkg.__version__")
 _ANYTHING = ("pypkg",)
 
 
@@ -32,6 +32,7 @@ class Rule(NamedTuple):
 _ARCHITECTURE = "pypkg.models.architecture"
 RULES = (
     Rule("pypkg.errors"),
+    Rule("pypkg.files"),
     Rule("pypkg.paths"),
     Rule("pypkg.logs"),
     Rule("pypkg.config"),
@@ -63,7 +64,7 @@ RULES = (
 # those below it. What a package lacks here has no rooms.
 ROOMS = {
     "pypkg.data": ("corpus_tools", "preprocess", "loading", "datasets", "index", "corpus",
-                   "tokenizers", "files"),
+                   "tokenizers", "optional_packages"),
     "pypkg.models": ("__main__", "docs_page", "generate", "pretrained", "pipeline_decoder",
                      "decoder", "layers", "weights", "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
