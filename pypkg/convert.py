@@ -24,7 +24,7 @@ _SOURCE = (
     "pypkg.pretrain, or the name of a model in the Hugging Face cache; nothing is downloaded"
 )
 _DESTINATION = "the folder to make; it appears when it is complete"
-_EPILOG = "Run 'python -m pypkg.convert COMMAND --help' for the options of a command."
+_EPILOG = "Run 'pypkg convert COMMAND --help' for the options of a command."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m pypkg.convert",
+        prog="pypkg convert",
         description="Weights of models: in, out, what they hold, and larger vocabularies.",
         epilog=_EPILOG,
         allow_abbrev=False,
