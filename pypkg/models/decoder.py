@@ -61,12 +61,16 @@ _RESIDUALS = {"pre": _pre, "normed": _normed, "post": _post}
 
 
 class DecoderLayer(nn.Layer):
-    """Attention and feed-forward, each with its norms and added to the residual stream."""
+    """Attention and feed-forward, each with its norms and added to the residual stream.
 
-    def __init__(self, config: ModelConfig) -> None:
+    ``layer_number`` counts the layers of the whole model from 0; the layer's entry of
+    ``config.layer_types`` says which attention it has.
+    """
+
+    def __init__(self, config: ModelConfig, layer_number: int) -> None:
         super().__init__()
         self.input_layernorm = make_block_norm(config)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, layer_number)
         self.post_attention_layernorm = make_block_norm(config)
         self.mlp = make_mlp(config)
         self.attention_branch_norm = make_block_norm(config) if config.branch_norm else None
@@ -139,7 +143,7 @@ class DecoderPart(nn.Layer):
         self.embed_norm = make_norm(config) if is_first and config.embedding_norm else None
         self.layers = nn.LayerList()
         for number in part.layers:
-            self.layers.add_sublayer(str(number), DecoderLayer(config))
+            self.layers.add_sublayer(str(number), DecoderLayer(config, number))
         self.norm = make_block_norm(config) if is_last and config.final_norm else None
         self.project_out = (
             replicated_linear(hidden, width, False) if is_last and is_projected else None
@@ -215,8 +219,8 @@ class DecoderPart(nn.Layer):
             input_ids.shape, position_ids, prefix_lengths, document_starts
         )
         residual = None
-        for layer, layer_inputs in zip(self.layers, inputs, strict=True):
-            x, residual = layer(x, residual, layer_inputs)
+        for layer in self.layers:
+            x, residual = layer(x, residual, inputs)
         return self._finish(x, residual, input_ids.shape)
 
     def _finish(
@@ -251,8 +255,8 @@ class DecoderPart(nn.Layer):
         position_ids: paddle.Tensor | None,
         prefix_lengths: paddle.Tensor | None,
         document_starts: paddle.Tensor | None,
-    ) -> list[AttentionInputs]:
-        """Those of each layer of the part, for input ids of ``shape``."""
+    ) -> AttentionInputs:
+        """What the attention of every layer needs, for input ids of ``shape``."""
         config, rotation = self.config, None
         batch, seq_length = shape
         if config.position_embedding == "rope":
@@ -264,10 +268,7 @@ class DecoderPart(nn.Layer):
             )
         query_scale = logn_query_scale(config, seq_length, self.training)
         masks = self._masks(prefix_lengths, document_starts)
-        return [
-            AttentionInputs(batch, seq_length, masks[number], rotation, query_scale)
-            for number in self.part.layers
-        ]
+        return AttentionInputs(batch, seq_length, masks, rotation, query_scale)
 
     def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """[..., embedding_size] to [..., vocab_size]."""

@@ -63,6 +63,7 @@ _POSITIVE_NUMBERS = (
     "embedding_gradient_scale",
     "initializer_range",
 )
+_OPTIONAL_NUMBERS = ("query_pre_attn_scalar", "attn_logit_softcapping")
 _CHOICES = {
     "norm": ("rms_norm", "layer_norm"),
     "residual": ("pre", "post", "normed"),
@@ -86,7 +87,9 @@ _FLAGS = (
     "norm_head",
 )
 _OPTIONAL_SIZES = ("sliding_window", "dynamic_ntk_length", "logn_attention_length")
-_COUNTS = ("max_window_layers", "position_offset")
+_COUNTS = ("position_offset",)
+FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
+_LAYER_TYPES = (FULL_ATTENTION, SLIDING_ATTENTION)
 
 
 def check_size(name: str, value: Any) -> None:
@@ -108,11 +111,21 @@ def check_types(config: ModelConfig) -> None:
             raise UserError(f"{name} must be true or false, found {getattr(config, name)!r}")
     for name in _POSITIVE_NUMBERS:
         _check_positive_number(name, getattr(config, name))
+    for name in _OPTIONAL_NUMBERS:
+        if getattr(config, name) is not None:
+            _check_positive_number(name, getattr(config, name))
     for name, choices in _CHOICES.items():
         if getattr(config, name) not in choices:
             raise UserError(
                 f"{name} must be one of {', '.join(choices)}, found {getattr(config, name)!r}"
             )
+    types = config.layer_types
+    if types is not None and (
+        not isinstance(types, (list, tuple)) or any(each not in _LAYER_TYPES for each in types)
+    ):
+        raise UserError(
+            f"layer_types must be a list of {' and '.join(_LAYER_TYPES)}, found {types!r}"
+        )
 
 
 def check_consistency(config: ModelConfig) -> None:
@@ -123,6 +136,7 @@ def check_consistency(config: ModelConfig) -> None:
             f"num_attention_heads ({heads}) is not divisible by num_key_value_heads "
             f"({key_value_heads}); use a divisor of {heads}"
         )
+    _check_layer_types(config)
     if config.position_embedding == "rope":
         _check_rotary(config)
     if config.gated_mlp and config.activation == "relu":
@@ -135,6 +149,19 @@ def check_consistency(config: ModelConfig) -> None:
         config.mask_token_id,
     ):
         raise UserError("prefix_lm needs sop_token_id, gmask_token_id and mask_token_id")
+
+
+def _check_layer_types(config: ModelConfig) -> None:
+    if len(config.layer_types) != config.num_hidden_layers:
+        raise UserError(
+            f"layer_types names {len(config.layer_types)} layers, but num_hidden_layers is "
+            f"{config.num_hidden_layers}; give one type for each layer"
+        )
+    if SLIDING_ATTENTION in config.layer_types and config.sliding_window is None:
+        raise UserError(
+            f"layer_types has {SLIDING_ATTENTION}, but sliding_window is None; give the number of "
+            f"tokens that such a layer sees, or use {FULL_ATTENTION} alone"
+        )
 
 
 def _check_rotary(config: ModelConfig) -> None:

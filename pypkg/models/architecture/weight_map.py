@@ -15,7 +15,7 @@ import numpy as np
 
 from pypkg.errors import UserError
 
-_LAYER_NUMBER = re.compile(r"\.(\d+)\.")
+_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer, or of an expert in it
 _MAX_LISTED = 20
 
 Shape = tuple[int, ...]
@@ -47,7 +47,11 @@ class Packing:
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter of ours and what holds it in a checkpoint; ``{i}`` stands for the layer.
+    """One parameter of ours and what holds it in a checkpoint.
+
+    ``{}`` in names stands for an index: of the layer, then of what a layer has several of, such as
+    ``model.layers.{}.mlp.experts.{}.up_proj.weight``. A source may number them, ``{0}`` and
+    ``{1}``, where its order is another, or leave some out.
 
     Several sources are joined along their first axis, which is the output axis of a matrix, in
     the given order; ``sizes`` are their lengths there. ``packing`` then puts that axis in our
@@ -250,8 +254,6 @@ class WeightMap:
             )
 
     def _find(self, name: str) -> tuple[Weight, list[str]]:
-        number = _LAYER_NUMBER.search(name)
-        template = name if number is None else _LAYER_NUMBER.sub(".{i}.", name, count=1)
-        weight = self._weights[template]
-        layer = "" if number is None else number.group(1)
-        return weight, [source.replace("{i}", layer) for source in weight.sources]
+        weight = self._weights[_INDEX.sub("{}", name)]
+        indices = _INDEX.findall(name)
+        return weight, [source.format(*indices) for source in weight.sources]
