@@ -58,9 +58,10 @@ test-durations: install  ## both, and how long each file took beside tests/durat
 matrix: install  ## every model under every parallel strategy on CPU processes, page into docs/
 	$(BIN)/python tests/matrix/run_matrix.py
 
-lint: $(VENV)/.lint  ## ruff and clang-format, check only
+lint: $(VENV)/.lint  ## ruff, mypy and clang-format, check only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 
 format: $(VENV)/.lint  ## rewrite the sources in the settled format

@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pypkg.errors import UserError
 from pypkg.logs import configure_logging
@@ -109,14 +109,14 @@ def _add_source_and_destination(parser: argparse.ArgumentParser) -> None:
 
 
 # Imported when they are needed: inspect then runs where there is no Paddle.
-def _convert(**options: object) -> str:
+def _convert(**options: Any) -> str:
     import_paddle()
     from pypkg.conversion.formats import convert_model
 
     return _report(convert_model(**options))
 
 
-def _resize(**options: object) -> str:
+def _resize(**options: Any) -> str:
     import_paddle()
     from pypkg.conversion.formats import resize_vocabulary
 

@@ -228,5 +228,5 @@ def _type_name(kind: Any) -> str:
     return f"list of {_type_name(typing.get_args(kind)[0])}"
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(["", *markdown.table(header, rows, padded=False), ""])
