@@ -1,9 +1,9 @@
 """Checkpoints that are either whole or absent.
 
 ``output_dir/checkpoint-N/`` holds a Hugging Face model folder (config.json, safetensors), and
-beside it optimizer.safetensors, trainer_state.json, settings.json and the tokenizer's files. All
-is written and synced under a temporary name first and then renamed, so a folder with the final
-name is complete whatever happened.
+beside it optimizer.safetensors, trainer_state.json, settings.json and the tokenizer's files. The
+folder is written and synced under a temporary name and then renamed, so a folder with the final
+name is always complete.
 """
 
 from __future__ import annotations
