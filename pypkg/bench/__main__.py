@@ -77,7 +77,7 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _run_gpu_kernels(options: argparse.Namespace) -> int:
-    from pypkg.bench.ops.gpu_kernels import run_gpu_kernels
+    from pypkg.bench.ops.gpu.run import run_gpu_kernels
 
     return run_gpu_kernels(options)
 
