@@ -194,7 +194,7 @@ def load_trainer_state(checkpoint: str | Path) -> TrainerState:
 
 
 def load_optimizer(checkpoint: str | Path, updater: Updater) -> None:
-    """Reads the optimizer state that belongs to the parameters of this process.
+    """Reads the optimizer state that belongs to the parameters of this rank.
 
     Raises:
         UserError: the file is missing, damaged, or of another model.

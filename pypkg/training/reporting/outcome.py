@@ -30,7 +30,7 @@ class Outcome:
     exit_code: int = 0
 
     def completed_from(self, rows: Sequence[Mapping[str, float]]) -> Outcome:
-        """With the last losses in the metrics of earlier processes, where this one has none."""
+        """A copy whose missing losses are the last ones in ``rows`` of metrics.jsonl."""
 
         def last(name: str) -> float | None:
             return next((row[name] for row in reversed(rows) if name in row), None)
