@@ -1,9 +1,9 @@
 """Checkpoints that are either whole or absent.
 
 ``output_dir/checkpoint-N/`` holds a Hugging Face model folder (config.json, safetensors), and
-beside it optimizer.safetensors, trainer_state.json, settings.json and the tokenizer's files. All
-is written and synced under a temporary name first and then renamed, so a folder with the final
-name is complete whatever happened.
+beside it optimizer.safetensors, trainer_state.json, settings.json and the tokenizer's files. The
+folder is written and synced under a temporary name and then renamed, so a folder with the final
+name is always complete.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def load_trainer_state(checkpoint: str | Path) -> TrainerState:
 
 
 def load_optimizer(checkpoint: str | Path, updater: Updater) -> None:
-    """Reads the optimizer state that belongs to the parameters of this process.
+    """Reads the optimizer state that belongs to the parameters of this rank.
 
     Raises:
         UserError: the file is missing, damaged, or of another model.
