@@ -347,12 +347,12 @@ class Settings:
     @property
     def evaluates(self) -> bool:
         """Whether the validation split is evaluated during training."""
-        return self.evaluation_strategy != "no"
+        return _in_steps("evaluation_strategy", self.evaluation_strategy)
 
     @property
     def saves(self) -> bool:
         """Whether checkpoints are written."""
-        return self.save_strategy != "no"
+        return _in_steps("save_strategy", self.save_strategy)
 
     @property
     def warmup(self) -> float:
@@ -388,3 +388,10 @@ def setting_types() -> dict[str, Any]:
         name: typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
         for name, hint in found.items()
     }
+
+
+def _in_steps(name: str, strategy: str | None) -> bool:
+    """Whether a strategy acts every so many steps; ``check_supported`` has refused "epoch"."""
+    if strategy not in ("no", "steps", "epoch"):
+        raise ValueError(f"{name} {strategy!r} is not honoured")
+    return strategy != "no"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import paddle
 
 from pypkg.config import Settings
-from pypkg.models.layers.recompute import Recompute
+from pypkg.models.layers.recompute import ATTENTION, ATTENTION_BLOCK, FULL, Recompute
 
 
 def set_activations(model: paddle.nn.Layer, settings: Settings) -> None:
@@ -18,6 +18,10 @@ def recompute_choice(settings: Settings) -> Recompute | None:
     """What the layers recompute; None for nothing."""
     if not settings.recompute:
         return None
+    if settings.recompute_granularity not in (FULL, ATTENTION_BLOCK, ATTENTION):
+        raise ValueError(
+            f"recompute_granularity {settings.recompute_granularity!r}: no layer recomputes that"
+        )
     is_pipeline = settings.pipeline_parallel_degree > 1
     return Recompute(
         settings.recompute_granularity,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import paddle
@@ -24,9 +24,12 @@ from paddle import Tensor
 
 from pypkg.data import Batch
 from pypkg.parallel import mesh
+from pypkg.parallel.comm.collective import is_first_rank
 from pypkg.parallel.comm.traffic import GROUPS, Traffic
-from pypkg.parallel.optimizer.step import Updater
-from pypkg.training.engine import BatchSource, Engine
+from pypkg.parallel.optimizer.distribute import DistributedModel
+from pypkg.parallel.optimizer.updater import Updater
+from pypkg.training.data_source import DataSource
+from pypkg.training.engine import Engine
 from pypkg.training.reporting.metrics import peak_memory_bytes
 
 
@@ -51,7 +54,7 @@ class Times:
 class MeasuredEngine(Engine):
     """An Engine that measures its steps. All ranks of a run have one, or none."""
 
-    def __init__(self, model: paddle.nn.Layer, updater: Updater) -> None:
+    def __init__(self, model: DistributedModel, updater: Updater) -> None:
         super().__init__(model, updater)
         self._traffic = Traffic()
         self._first, self._rest = Times(), Times()
@@ -67,22 +70,13 @@ class MeasuredEngine(Engine):
         times.peak_memory = peak_memory_bytes()
         return times
 
-    def timed(self, source: BatchSource) -> BatchSource:
-        """``source``, whose batches are waited for in the steps to come."""
+    def timed(self, data: DataSource) -> DataSource:
+        """``data``; the wait for its training batches counts in the steps to come."""
+        return _TimedData(data, self._add_wait)
 
-        def batches(position: int) -> Iterator[Batch]:
-            iterator = source(position)
-            while True:
-                start = time.perf_counter()
-                batch = next(iterator, None)
-                seconds = time.perf_counter() - start
-                if batch is None:
-                    return
-                self._times.data += seconds
-                self._times.seconds += seconds
-                yield batch
-
-        return batches
+    def _add_wait(self, seconds: float) -> None:
+        self._times.data += seconds
+        self._times.seconds += seconds
 
     def forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor:
         with self._measuring():
@@ -127,19 +121,44 @@ class MeasuredEngine(Engine):
         self._traffic.clear()
 
 
+class _TimedData:
+    """A data source that reports how long each training batch took to come."""
+
+    def __init__(self, data: DataSource, waited: Callable[[float], None]) -> None:
+        self._data, self._waited = data, waited
+        self.sources = data.sources
+
+    def train_batches(self, start: int) -> Iterator[Batch]:
+        iterator = self._data.train_batches(start)
+        while True:
+            begin = time.perf_counter()
+            batch = next(iterator, None)
+            seconds = time.perf_counter() - begin
+            if batch is None:
+                return
+            self._waited(seconds)
+            yield batch
+
+    def eval_batches(self, split: str = "valid") -> Iterator[Batch]:
+        return self._data.eval_batches(split)
+
+
 def _finish() -> None:
     """Waits until a GPU has done what it has been given."""
     if paddle.device.get_device().startswith("gpu"):
         paddle.device.synchronize()
 
 
-def table_of_ranks(times: Times) -> str:
-    """The times of all ranks, as text. All ranks have to call this, each with its own."""
+def print_rank_times(times: Times) -> None:
+    """The first rank prints the table of all ranks. All have to call this, each with its own."""
+    if not times.steps:
+        return
     ranks = [times]
     if mesh.current().world_size > 1:
         ranks = []
         dist.all_gather_object(ranks, times)
-    return table(ranks)
+    if is_first_rank():
+        print(table(ranks))
 
 
 def table(ranks: Sequence[Times]) -> str:

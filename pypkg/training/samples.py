@@ -110,7 +110,12 @@ class Samples:
             consumed=state.consumed_samples,
         )
         prefixes = resolve_input_dir(s.input_dir, weighted=s.blend_by == "weights")
-        cache = IndexCache(s.data_cache, s.share_folder)
+        cache = IndexCache(
+            s.data_cache,
+            s.share_folder,
+            rank=mesh.launched_rank(),
+            local_rank=mesh.launched_local_rank(),
+        )
         datasets, self._order = build_datasets(
             prefixes, s.split, s.max_seq_length, numbers, s.seed, options, cache=cache
         )

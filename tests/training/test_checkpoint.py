@@ -13,7 +13,9 @@ import pytest
 
 from pypkg.errors import UserError
 from pypkg.parallel import mesh
-from pypkg.parallel.optimizer.step import UpdateOptions, Updater, make_updater
+from pypkg.parallel.optimizer.distribute import distribute
+from pypkg.parallel.optimizer.factory import UpdateOptions
+from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint import checkpoint
 from pypkg.training.checkpoint.checkpoint import (
     checkpoints,
@@ -32,7 +34,7 @@ def make(seed: int = 0) -> Updater:
 
 def updater_of(model: paddle.nn.Layer) -> Updater:
     """After one step, so that there is state."""
-    updater = make_updater(model, UpdateOptions(weight_decay=0.1), mesh.current())
+    _, updater = distribute(model, UpdateOptions(weight_decay=0.1), mesh.current())
     model(paddle.ones([2, model.parameters()[0].shape[0]])).sum().backward()
     updater.step(0.1)
     return updater

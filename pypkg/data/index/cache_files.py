@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pypkg.data.files.output_file import OutputFile
+from pypkg.files import OutputFile
 
 logger = logging.getLogger("pypkg")
 

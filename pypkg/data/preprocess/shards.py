@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from pypkg.data.corpus.files import MAX_SEQUENCE_TOKENS
-from pypkg.data.files.output_file import OutputFile, write_file
 from pypkg.data.preprocess.filters import DIGEST_BYTES
 from pypkg.errors import UserError
+from pypkg.files import OutputFile, write_file
 
 logger = logging.getLogger("pypkg")
 

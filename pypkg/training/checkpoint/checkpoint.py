@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from pypkg.errors import UserError
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
-from pypkg.parallel.optimizer.step import Updater
+from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.state import TrainerState
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
