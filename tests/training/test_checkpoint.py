@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from disk_log import DiskLog
 from tiny_configs import tiny
 
 from pypkg.errors import UserError
@@ -81,6 +82,16 @@ def test_saving_the_same_step_again_replaces_it(tmp_path):
     save(tmp_path, 3, settings_json='{"run": 1}')
     folder = save(tmp_path, 3, settings_json='{"run": 2}')
     assert json.loads((folder / "settings.json").read_text()) == {"run": 2}
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    save(tmp_path, 2)
+    disk = DiskLog(monkeypatch)
+    folder = save(tmp_path, 3)
+    assert [event.split()[2] for event in disk.changes()] == ["checkpoint-3"]
+    synced = {event.split()[1] for event in disk.events if event.startswith("fsync ")}
+    assert {file.name for file in folder.iterdir()} < synced
+    disk.check()
 
 
 def test_unfinished_and_foreign_folders_do_not_count(tmp_path):

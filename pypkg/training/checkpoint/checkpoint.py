@@ -22,6 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from pypkg.errors import UserError
+from pypkg.files import replace_folder
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
 from pypkg.parallel.optimizer.updater import Updater
@@ -112,10 +113,7 @@ def save_checkpoint(
         with _saving(final, temporary):
             (temporary / _SETTINGS).write_text(settings_json, encoding="utf-8")
             (temporary / _STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
-            _sync(temporary)
-            shutil.rmtree(final, ignore_errors=True)
-            os.rename(temporary, final)
-            _sync_folder(final.parent)
+            replace_folder(temporary, final)
         if keep is not None and keep > 0:
             for _, folder in checkpoints(output_dir)[:-keep]:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -154,25 +152,6 @@ def _reason(error: BaseException) -> str:
     if full or "No space left" in str(error):
         return "the disk is full"
     return getattr(error, "strerror", None) or str(error)
-
-
-def _sync(folder: Path) -> None:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_trainer_state(checkpoint: str | Path) -> TrainerState:
