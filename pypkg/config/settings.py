@@ -255,6 +255,11 @@ class Settings:
     )
 
     # Ours, unknown to PaddleNLP
+    download: bool = setting(
+        False,
+        "with continue_training, fetch weights that the Hugging Face cache lacks from the Hub; "
+        "otherwise the network is never used",
+    )
     reset_attention_mask: bool = setting(
         False, "a token sees only those of its own document (Megatron-LM's name)"
     )

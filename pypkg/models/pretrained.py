@@ -18,7 +18,7 @@ from pypkg.models.decoder import Decoder
 from pypkg.models.pipeline_decoder import StagedDecoder
 from pypkg.models.weights.formats.files import TensorFiles
 from pypkg.models.weights.formats.safetensors import TensorSpec
-from pypkg.models.weights.hub_cache import find_weights
+from pypkg.models.weights.hub import find_weights
 from pypkg.models.weights.initialization import standard_deviation
 from pypkg.models.weights.model_folder import CONFIG_FILE, DEFAULT_SHARD_SIZE, write_model_folder
 from pypkg.models.weights.tp_shards import part_of, tensor_parallel_problems, whole_shape
@@ -66,17 +66,20 @@ def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = 
     return model
 
 
-def from_pretrained(folder: str | Path, dtype: str = "float32", **overrides: Any) -> Model:
-    """The model in a local folder, or in the Hugging Face cache. The network is never asked.
+def from_pretrained(
+    folder: str | Path, dtype: str = "float32", *, download: bool = False, **overrides: Any
+) -> Model:
+    """The model in a local folder, or in the Hugging Face cache.
 
     Tensors are read one at a time and converted to ``dtype``; under pipeline parallelism, only
     those of this stage, and under tensor parallelism, only what this process holds of each.
 
     Args:
         folder: with config.json and weights in safetensors, PyTorch or SAT format, see
-            ``TensorFiles``; or a name such as "bigscience/bloom-560m" that was downloaded to the
-            cache, see ``hub_cache``.
+            ``TensorFiles``; or a name such as "bigscience/bloom-560m" in the cache, see
+            ``hub.find_weights``.
         dtype: float32, float16 or bfloat16.
+        download: fetch what the cache lacks; otherwise the network is never used.
         overrides: fields of ModelConfig that replace those of config.json.
 
     Returns:
@@ -87,7 +90,7 @@ def from_pretrained(folder: str | Path, dtype: str = "float32", **overrides: Any
             tensors that are missing, superfluous or of the wrong shape, or a model that cannot be
             divided over the processes.
     """
-    folder = find_weights(folder)
+    folder = find_weights(folder, download)
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(
             f"{folder} has no {CONFIG_FILE}; add the one of the model, or make a folder that has "

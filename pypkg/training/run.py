@@ -17,7 +17,7 @@ from pypkg.data.tokenizers.load import Tokenizer, find_tokenizer, load_tokenizer
 from pypkg.errors import UserError
 from pypkg.models import ModelConfig, from_config, from_pretrained, save_pretrained
 from pypkg.models.architecture.registry import load_config
-from pypkg.models.weights.hub_cache import find_weights
+from pypkg.models.weights.hub import find_weights
 from pypkg.ops import set_matmul_precision
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
@@ -217,7 +217,7 @@ def _make_model(
 
 def _folder_with_weights(settings: Settings) -> Path:
     try:
-        return find_weights(settings.model_name_or_path)
+        return find_weights(settings.model_name_or_path, settings.download)
     except UserError as error:
         raise UserError(
             f"continue_training is true, but model_name_or_path has no weights: {error}; or set "
