@@ -57,6 +57,7 @@ def _post(norm: nn.Layer, branch: _Branch, state: _State, alpha: float) -> _Stat
     return norm(branch(x), x)[0], None
 
 
+_POSITION_EMBEDDINGS = ("rope", "alibi", "learned", "none")  # those that a decoder computes
 _RESIDUALS = {"pre": _pre, "normed": _normed, "post": _post}
 
 
@@ -130,6 +131,11 @@ class DecoderPart(nn.Layer):
         self.config, self.part = config, part
         width, hidden = config.embedding_size, config.hidden_size
         is_first, is_last, is_tied = part.is_first, part.is_last, config.tie_word_embeddings
+        if config.position_embedding not in _POSITION_EMBEDDINGS:
+            raise UserError(
+                f"position_embedding must be one of {', '.join(_POSITION_EMBEDDINGS)}, found "
+                f"{config.position_embedding!r}"
+            )
         is_projected, is_learned = width != hidden, config.position_embedding == "learned"
 
         def table() -> nn.Layer:
