@@ -16,7 +16,7 @@ PACKAGE = REPO / "pypkg"
 CSRC = REPO / "csrc"
 
 # Leaves, which anything may import.
-_BASE = ("pypkg.errors", "pypkg.paths", "pypkg.__version__")
+_BASE = ("pypkg.errors", "pypkg.markdown", "pypkg.paths", "pypkg.__version__")
 _ANYTHING = ("pypkg",)
 
 
@@ -32,6 +32,7 @@ class Rule(NamedTuple):
 _ARCHITECTURE = "pypkg.models.architecture"
 RULES = (
     Rule("pypkg.errors"),
+    Rule("pypkg.markdown"),
     Rule("pypkg.paths"),
     Rule("pypkg.logs"),
     Rule("pypkg.config"),

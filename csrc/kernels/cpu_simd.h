@@ -91,8 +91,8 @@ PYPKG_INLINE F fast_exp(const F& x) {
   return x == x ? result : x;
 }
 
-// tanh(x) with a relative error below 3e-7. Below 0.625 x + x^3 P(x^2), as 1 - 2 / (e^2x + 1) cancels
-// there; P is a minimax fit, relative error of tanh 5e-9.
+// tanh(x) with a relative error below 3e-7. Below 0.625 x + x^3 P(x^2), as 1 - 2 / (e^2x + 1)
+// cancels there; P is a minimax fit, relative error of tanh 5e-9.
 template <class F>
 PYPKG_INLINE F fast_tanh(const F& x) {
   const F square = x * x;

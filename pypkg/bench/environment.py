@@ -16,7 +16,7 @@ from pypkg import __version__
 from pypkg.threads import available_cores
 
 _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "torch", "transformers", "numpy")
-_PLACEHOLDERS = {"--json": "FILE", "--peers": "FOLDER", "--paddlenlp": "PYTHON"}
+_PLACEHOLDERS = {"--json": "FILE", "--site-packages": "FOLDER", "--paddlenlp": "PYTHON"}
 
 
 def describe_run(arguments: Sequence[str], threads: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import typing
 from typing import Any
 
+from pypkg import markdown
 from pypkg.config.known_keys import NO_EFFECT, REFUSED, KnownKey
 from pypkg.config.setting import SEE_BELOW
 from pypkg.config.settings import setting_fields, setting_types
@@ -175,5 +176,4 @@ def _type_name(kind: Any) -> str:
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [header, tuple("---" for _ in header), *rows]
-    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "\n".join(["", *markdown.table(header, rows, padded=False), ""])

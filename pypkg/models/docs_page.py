@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pypkg import markdown
 from pypkg.models.architecture import registry
 from pypkg.models.architecture.config import ModelConfig
 
@@ -56,5 +57,4 @@ def _names(models: dict[str, ModelConfig]) -> str:
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [header, tuple("---" for _ in header), *rows]
-    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "\n".join(["", *markdown.table(header, rows, padded=False), ""])

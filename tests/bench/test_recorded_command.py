@@ -12,8 +12,8 @@ from pypkg.bench.environment import describe_run
     [
         (["ops", "--op", "rotary"], "ops --op rotary"),
         (
-            ["data-index", "--peers", "/a/b", "--rounds", "3"],
-            "data-index --peers FOLDER --rounds 3",
+            ["data-index", "--site-packages", "/a/b", "--rounds", "3"],
+            "data-index --site-packages FOLDER --rounds 3",
         ),
         (["preprocess", "--paddlenlp=/a/bin/python"], "preprocess --paddlenlp=PYTHON"),
     ],

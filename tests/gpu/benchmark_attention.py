@@ -115,7 +115,7 @@ class Mask:
         return settings
 
 
-class Peers:
+class Baselines:
     """Functions of q, k and v, all [batch, sequence, heads, head_dim], by name."""
 
     def __init__(self, mk: Maker, mask: Mask):
@@ -178,11 +178,11 @@ def attention(mk: Maker, shape: Shape) -> Iterator[BenchmarkCase]:
     lse = mk.empty(shape.batch, shape.heads, shape.sequence, dtype=torch.float32)
     settings = {"scale": shape.head_dim**-0.5, **mask.settings()}
     work = 4.0 * shape.batch * shape.heads * mask.visible_pairs() * shape.head_dim
-    functions = Peers(mk, mask).functions
+    functions = Baselines(mk, mask).functions
     leaves = tuple(x.detach().requires_grad_() for x in (q, k, v))
     forward = mk.calls("flash_attention_forward", q, k, v, out, lse, **settings)
-    peers = {name: _without_gradients(f, (q, k, v)) for name, f in functions.items()}
-    yield _case(mk, shape, "forward", forward, (out,), peers, work)
+    baselines = {name: _without_gradients(f, (q, k, v)) for name, f in functions.items()}
+    yield _case(mk, shape, "forward", forward, (out,), baselines, work)
 
     forward[""]()
     grads = tuple(mk.empty(*x.shape, dtype=shape.dtype) for x in (q, k, v))
@@ -191,8 +191,10 @@ def attention(mk: Maker, shape: Shape) -> Iterator[BenchmarkCase]:
         mk.workspace("flash_attention_backward_workspace", q, k),
         **settings,
     )
-    peers = {name: gradients(lambda f=f: f(*leaves), leaves, dout) for name, f in functions.items()}
-    yield _case(mk, shape, "backward", backward, grads, peers, 2.5 * work)
+    baselines = {
+        name: gradients(lambda f=f: f(*leaves), leaves, dout) for name, f in functions.items()
+    }
+    yield _case(mk, shape, "backward", backward, grads, baselines, 2.5 * work)
 
 
 def _without_gradients(function: Callable[..., torch.Tensor], inputs: Tensors) -> Run:
@@ -206,10 +208,10 @@ def _without_gradients(function: Callable[..., torch.Tensor], inputs: Tensors) -
 def _case(
     mk: Maker,
     shape: Shape,
-    stage: str,
+    pass_name: str,
     calls: dict[str, Callable[[], None]],
     results: Tensors,
-    peers: dict[str, Run],
+    baselines: dict[str, Run],
     work: float,
 ) -> BenchmarkCase:
     def on(kernel: str, call: Callable[[], None]) -> Callable[[], None]:
@@ -227,7 +229,8 @@ def _case(
     if shape.mask not in ("causal", "full"):
         yardstick = str(replace(shape, mask="causal"))
     return BenchmarkCase(
-        *("flash_attention", stage, str(shape), filling(results, runs), peers, work, "TFLOP/s"),
+        *("flash_attention", pass_name, str(shape)),
+        *(filling(results, runs), baselines, work, "TFLOP/s"),
         dtype=str(shape.dtype).removeprefix("torch."),
         yardstick=yardstick,
     )

@@ -114,7 +114,7 @@ class Benchmarks:
         limits: operations or bytes per second, by unit.
         rows: of ``benchmark_case.measure``.
         failed: cases that computed something else, or that a variant could not do.
-        notes: on peers and cases that were left out.
+        notes: on baselines and cases that were left out.
     """
 
     limits: dict[str, float]
@@ -144,26 +144,26 @@ def run_benchmarks(mk: benchmark_case.Maker, suites: list[str], deadline: float)
 
 
 def print_table(found: Benchmarks) -> None:
-    """A line for each version of ours, beside the fastest peer."""
+    """A line for each version of ours, beside the fastest baseline."""
     rates = [found.limits["GB/s"] / 1e9, found.limits["TFLOP/s"] / 1e12]
     print("copy {:.0f} GB/s, bf16 matmul {:.1f} TFLOP/s".format(*rates))
-    print(f"{'operator':18}{'pass':17}{'shape':32}{'version':22}{'us':>10}{'peer us':>10} "
-          f"{'best peer':16}{'ratio':>6}{'limit':>6}{'causal':>7}")  # fmt: skip
+    print(f"{'operator':18}{'pass':17}{'shape':32}{'version':22}{'us':>10}{'best us':>10} "
+          f"{'best baseline':16}{'ratio':>6}{'limit':>6}{'causal':>7}")  # fmt: skip
     cases: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in found.rows:
         key = row["op"], row["pass"], row["shape"], row["dtype"]
         cases.setdefault(key, []).append(row)
-    for (op, stage, shape, _), rows in cases.items():
-        versions = [row for row in rows if row["contender"].startswith(benchmark_case.OURS)]
-        peers = [row for row in rows if row not in versions]
-        best = min(peers, key=lambda row: row["median"], default=None)
+    for (op, pass_name, shape, _), rows in cases.items():
+        versions = [row for row in rows if row["baseline"].startswith(benchmark_case.OURS)]
+        baselines = [row for row in rows if row not in versions]
+        best = min(baselines, key=lambda row: row["median"], default=None)
         for row in versions:
-            peer = f"{1e3 * best['median']:10.1f} {best['contender']:16}" if best else " " * 27
+            other = f"{1e3 * best['median']:10.1f} {best['baseline']:16}" if best else " " * 27
             ratio = f"{best['median'] / row['median']:6.2f}" if best else " " * 6
             causal = f"{row['of_yardstick']:7.0%}" if "of_yardstick" in row else ""
             print(
-                f"{op:18}{stage:17}{shape:32}{row['contender']:22}{1e3 * row['median']:10.1f}"
-                f"{peer}{ratio}{row['limit'] / row['median']:6.0%}{causal}"
+                f"{op:18}{pass_name:17}{shape:32}{row['baseline']:22}{1e3 * row['median']:10.1f}"
+                f"{other}{ratio}{row['limit'] / row['median']:6.0%}{causal}"
             )
     for line in (*found.notes, *(f"FAILED {each}" for each in found.failed)):
         print(line)

@@ -26,7 +26,7 @@ _COUNTED = {
     "swiglu": "forward reads gate and up, writes one matrix; backward reads three, writes two",
     "geglu": "as swiglu",
     "cross_entropy": "forward reads the logits; backward reads them and writes their gradient",
-    "adamw": "bytes per parameter: 28 in float32 and with master weights, 22 without",
+    "adamw": "28 bytes per parameter, in float32 and with master weights",
 }
 
 

@@ -1,4 +1,4 @@
-"""Validates the operators' contenders and times them beside each other."""
+"""Validates the operators' baselines and times them beside each other."""
 
 from __future__ import annotations
 
@@ -58,23 +58,21 @@ def bench_operator(
     limits: Limits,
     seconds: float,
 ) -> list[dict[str, Any]]:
-    """Validates every contender, then times them in turns for about ``seconds``.
+    """Validates every baseline, then times them in turns for about ``seconds``.
 
     Returns:
-        A row per contender and pass; none if ours does not support the dtype here.
+        A row per baseline and pass; none if ours does not support the dtype here.
 
     Raises:
-        BenchmarkError: what a contender computes is not what the reference does.
+        BenchmarkError: what a baseline computes is not what the reference does.
     """
-    contenders = [
-        each
-        for each in operator.contenders
-        if dtype in each.dtypes and each.framework in frameworks
+    baselines = [
+        each for each in operator.baselines if dtype in each.dtypes and each.framework in frameworks
     ]
-    if not any(each.name == OURS for each in contenders):
+    if not any(each.name == OURS for each in baselines):
         return []
     prepare = update_runs if isinstance(operator, Update) else operator_runs
-    runs, errors = prepare(operator, contenders, shape, dtype, frameworks)
+    runs, errors = prepare(operator, baselines, shape, dtype, frameworks)
     turns = {name: lambda run=run: _turn(run) for name, run in runs.items()}
     turns[_LIMIT] = lambda: limits.seconds(operator.bound, shape.work, dtype)
     start = time.perf_counter()
@@ -86,7 +84,7 @@ def bench_operator(
 
 def _turn(run: _Run) -> PassSeconds:
     """``seconds`` behind an untimed run, which leaves memory and caches its own, as the operators
-    before it do in training, and not those of another contender.
+    before it do in training, and not those of another baseline.
     """
     run.seconds()
     return run.seconds()
@@ -107,7 +105,7 @@ def _rows(
             "shape": shape.label,
             "dtype": dtype,
             "pass": each,
-            "contender": name,
+            "baseline": name,
             **asdict(summary),
             "bytes": work[each].bytes(ELEMENT_SIZE[dtype]),
             "flops": work[each].flops,

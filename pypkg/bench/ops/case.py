@@ -1,7 +1,7 @@
-"""What is needed to benchmark an operator: shapes, counted work, a reference and contenders.
+"""What is needed to benchmark an operator: shapes, counted work, a reference and baselines.
 
 An operator of the benchmark is one ``Operator``, or one ``Update`` where it is a step of an
-optimizer, in one of the modules of ``cases``; a contender, whatever its framework or device, is
+optimizer, in one of the modules of ``cases``; a baseline, whatever its framework or device, is
 one line in it.
 """
 
@@ -22,7 +22,7 @@ STEP = "step"
 
 
 class BenchmarkError(Exception):
-    """A contender failed or computes something else; its times would mean nothing."""
+    """A baseline failed or computes something else; its times would mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Contender:
+class Baseline:
     """One way to compute an operator.
 
     Args:
         name: as in the table.
-        framework: "paddle" or "torch"; the contender is left out where that is not installed.
+        framework: "paddle" or "torch"; the baseline is left out where that is not installed.
         function: takes the inputs by name and returns a tensor or a tuple of tensors. That of an
             ``Update`` is described there.
         dtypes: what it supports on this kind of device.
@@ -114,10 +114,10 @@ class Operator:
         gradients: the inputs that get a gradient. The dtype of a case applies to these; other
             inputs keep their own.
         reference: the function in any precision, on Paddle tensors; validation runs it in float64.
-        contenders: ours is the first.
+        baselines: ours is the first.
         shapes: the sizes.
         passes: those reported.
-        overwritten: the inputs whose memory a contender may write to; each run gets fresh ones.
+        overwritten: the inputs whose memory a baseline may write to; each run gets fresh ones.
         bfloat16_tolerance: how far a bfloat16 result may be off, relative to its size and that of
             its neighbours. The default is for results that are rounded (to 2^-9) once or twice.
         notes: what has to be said with the results.
@@ -128,7 +128,7 @@ class Operator:
     bound: str
     gradients: tuple[str, ...]
     reference: Callable
-    contenders: tuple[Contender, ...]
+    baselines: tuple[Baseline, ...]
     shapes: tuple[Shape, ...]
     passes: tuple[str, ...] = PASSES
     overwritten: tuple[str, ...] = ()
@@ -163,7 +163,7 @@ class Update:
         rounded: the kinds that the dtype of a case applies to; all others are float32.
         reference: what a step leaves of one parameter, by kind, given slices of its flattened
             inputs in float64, and its shape.
-        contenders: ours is the first. Their functions take a list of tensors per kind, by name, and
+        baselines: ours is the first. Their functions take a list of tensors per kind, by name, and
             return the step: a function without arguments that updates those tensors.
         shapes: the sizes.
     """
@@ -173,7 +173,7 @@ class Update:
     inputs: Callable[[np.random.Generator, tuple[int, ...], str], Inputs]
     rounded: tuple[str, ...]
     reference: Callable[[Inputs, tuple[int, ...]], Inputs]
-    contenders: tuple[Contender, ...]
+    baselines: tuple[Baseline, ...]
     shapes: tuple[UpdateShape, ...]
     bfloat16_tolerance: float = Operator.bfloat16_tolerance
     notes: tuple[str, ...] = ()

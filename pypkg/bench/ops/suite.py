@@ -35,7 +35,7 @@ def run_operators(options: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         UserError: an operator that does not exist.
-        BenchmarkError: a contender computes something else.
+        BenchmarkError: a baseline computes something else.
     """
     frameworks, notes = available_frameworks(options.threads)
     chosen = _choose(operators(default_workloads()), options.op)
@@ -88,10 +88,10 @@ def _choose(
 def _with_torch_compile(operator: Operator | Update, torch: Framework) -> Operator | Update:
     twins = [
         dataclasses.replace(each, name="torch.compile", function=torch.compile(each.function))
-        for each in operator.contenders
+        for each in operator.baselines
         if each.name == TORCH
     ]
-    return dataclasses.replace(operator, contenders=(*operator.contenders, *twins))
+    return dataclasses.replace(operator, baselines=(*operator.baselines, *twins))
 
 
 def _device() -> str:

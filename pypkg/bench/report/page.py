@@ -1,5 +1,5 @@
-"""Tables and pictures from results: for the terminal, and docs/benchmarks.md and the pictures in it
-from docs/benchmarks/*.json."""
+"""Tables and figures of results: for the terminal, and docs/benchmarks.md from
+docs/benchmarks/*.json."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ This page is made by `python -m pypkg.bench report` from the JSON files in `docs
 
 ## How to read
 
-- Everything is validated before it is timed. Each contender's outputs and gradients, or what its
+- Everything is validated before it is timed. Each baseline's outputs and gradients, or what its
   step leaves, are compared with the operator's reference in float64, on inputs rounded to the
   dtype; one wrong value ends the run without a table.
-- Contenders take turns, one each per round, in an order that moves on by one each round. A turn of
+- Baselines take turns, one each per round, in an order that moves on by one each round. A turn of
   an operator is an untimed run and a timed one: its memory is then its own and not that of the
-  contender before. Times are medians over the rounds. Timed is what training does: forward records
+  baseline before. Times are medians over the rounds. Timed is what training does: forward records
   what backward needs; backward is given the gradient of the outputs. A `step` is an optimizer's:
   one pass that updates its tensors in place.
 - `GB/s` and `GFLOP/s` come from the work named below each operator: the bytes that must move at
-  least once, whatever a contender really moves; of arithmetic only matrix products are counted.
+  least once, whatever a baseline really moves; of arithmetic only matrix products are counted.
 - `of limit` sets our time against what this machine did in the same run: for operators bound by
   memory a copy of as many bytes (half read, half written) by as many threads, for a step a pass
   that writes where it reads, which may be faster than a copy; for operators bound by arithmetic the
@@ -41,7 +41,7 @@ This page is made by `python -m pypkg.bench report` from the JSON files in `docs
   plain causal mask of the same size.
 - `vs X` is the time of X divided by ours, followed by the time of X in ms: above 1 we are faster.
   A dash: X does not support that dtype on this device.
-- The pictures show the same times, but for forward and backward together where they are there one
+- The figures show the same times, but for forward and backward together where they are there one
   by one; the dashed line is the limit.
 - bfloat16 on CPU: Paddle's own arithmetic has none, so its composition computes in float32.
 """
@@ -54,10 +54,10 @@ The CUDA kernels are compiled, not yet run on a GPU: there are no results.
 
 
 def write_docs(docs: Path) -> Path:
-    """Writes benchmarks.md and its pictures from the results in ``docs``/benchmarks.
+    """Writes benchmarks.md and its figures from the results in ``docs``/benchmarks.
 
     Raises:
-        UserError: ``docs`` does not exist, or one of the files is no result.
+        UserError: ``docs`` does not exist, one of the files is no result, or matplotlib is missing.
     """
     if not docs.is_dir():
         raise UserError(
@@ -66,16 +66,16 @@ def write_docs(docs: Path) -> Path:
     results = [read_result(path) for path in sorted((docs / "benchmarks").glob("*.json"))]
     page = docs / "benchmarks.md"
     page.write_text(render_page(results), encoding="utf-8")
-    _write_pictures(docs / "benchmarks", results)
+    _write_figures(docs / "benchmarks", results)
     return page
 
 
-def _write_pictures(folder: Path, results: Sequence[Result]) -> None:
-    """Makes the pictures, and removes those of operators that are gone."""
+def _write_figures(folder: Path, results: Sequence[Result]) -> None:
+    """Writes the figures, and removes those of operators that are gone."""
     made: dict[str, str] = {}
     for result in results:
         if result["kind"] == "ops":
-            made |= operators.pictures(result)
+            made |= operators.figures(result)
     for old in folder.glob("ops-*.svg"):
         if old.name not in made:
             old.unlink()
@@ -111,19 +111,19 @@ def render_page(results: Sequence[Result]) -> str:
     parts = [_HEAD]
     for kind, section in SECTIONS.items():
         chosen = [each for each in on_cpu if each["kind"] == kind]
-        parts += [render(each, pictures=True) for each in chosen]
+        parts += [render(each, figures=True) for each in chosen]
         if not chosen:
             parts.append(f"## {section.TITLE} on CPU\n\nNo results yet.\n")
-    parts += [render(each, pictures=True) for each in elsewhere] or [_CUDA_NOT_RUN]
+    parts += [render(each, figures=True) for each in elsewhere] or [_CUDA_NOT_RUN]
     return "\n".join(parts)
 
 
-def render(result: Result, pictures: bool = False) -> str:
-    """One result as a section, with links to pictures on the page."""
+def render(result: Result, figures: bool = False) -> str:
+    """One result as a section, with links to figures on the page."""
     section = SECTIONS[result["kind"]]
     lines = [f"## {section.TITLE} on {device_name(result)}", "", *_provenance(result), ""]
     if section is operators:
-        lines += operators.render(result, pictures)
+        lines += operators.render(result, figures)
     else:
         lines += section.render(result)
     return "\n".join([*lines, ""])

@@ -1,4 +1,4 @@
-"""A process of ``train-step``: builds one contender and trains a step for each line it reads.
+"""A process of ``train-step``: builds one baseline and trains a step for each line it reads.
 
 The Python of PaddleNLP's environment runs this file by its path and has no pypkg.
 
@@ -26,7 +26,7 @@ _LEARNING_RATE, _BETAS, _EPSILON, _WEIGHT_DECAY, _MAX_NORM = 1e-3, (0.9, 0.95), 
 
 
 def make_weights(task: Mapping[str, Any]) -> tuple[float, Step]:
-    """Writes the random weights that every contender begins with."""
+    """Writes the random weights that every baseline begins with."""
     _start_paddle(task)
     from pypkg.bench.ops.frameworks import PaddleFramework
     from pypkg.bench.ops.limits import matmul_rate

@@ -13,7 +13,7 @@ from paddle import _C_ops
 from pypkg import ops
 from pypkg.bench.ops.case import (
     OURS,
-    Contender,
+    Baseline,
     Inputs,
     Update,
     UpdateShape,
@@ -162,10 +162,10 @@ def operators(workloads: Sequence[Workload]) -> list[Update]:
             inputs=_inputs,
             rounded=("param", "grad"),
             reference=_reference,
-            contenders=(
-                Contender(OURS, "paddle", _ours, dtypes),
-                Contender("Paddle, each tensor", "paddle", _paddle, dtypes),
-                Contender("torch, fused", "torch", _torch, dtypes),
+            baselines=(
+                Baseline(OURS, "paddle", _ours, dtypes),
+                Baseline("Paddle, each tensor", "paddle", _paddle, dtypes),
+                Baseline("torch, fused", "torch", _torch, dtypes),
             ),
             shapes=tuple(_shape(workload) for workload in workloads),
         )

@@ -12,7 +12,7 @@ from pypkg.bench.ops.case import (
     OURS,
     PADDLE,
     TORCH,
-    Contender,
+    Baseline,
     Operator,
     Shape,
     Work,
@@ -20,7 +20,7 @@ from pypkg.bench.ops.case import (
     normal,
 )
 
-# Enough to keep every core busy; the Paddle contenders hold [sequence, sequence] for each.
+# Enough to keep every core busy; the Paddle baselines hold [sequence, sequence] for each.
 _MAX_HEADS = 8
 
 
@@ -72,11 +72,11 @@ def operators(workloads: Sequence[Workload]) -> list[Operator]:
             bound="compute",
             gradients=("q", "k", "v"),
             reference=_reference,
-            contenders=(
-                Contender(OURS, "paddle", ops.flash_attention),
-                Contender(COMPOSITION, "paddle", _reference),
-                Contender(PADDLE, "paddle", _paddle, dtypes=("float32",)),
-                Contender(TORCH, "torch", _torch),
+            baselines=(
+                Baseline(OURS, "paddle", ops.flash_attention),
+                Baseline(COMPOSITION, "paddle", _reference),
+                Baseline(PADDLE, "paddle", _paddle, dtypes=("float32",)),
+                Baseline(TORCH, "torch", _torch),
             ),
             shapes=tuple(_shape(workload) for workload in workloads),
             # Backward subtracts sum(dout * out) with out as it was rounded. For a query whose

@@ -12,7 +12,7 @@ from pypkg.bench.ops.case import (
     OURS,
     PADDLE,
     TORCH,
-    Contender,
+    Baseline,
     Operator,
     Shape,
     Work,
@@ -50,20 +50,18 @@ def _shape(workload: Workload) -> Shape:
     )
 
 
-def _operator(
-    name: str, activation: str, shapes: tuple[Shape, ...], *others: Contender
-) -> Operator:
+def _operator(name: str, activation: str, shapes: tuple[Shape, ...], *others: Baseline) -> Operator:
     return Operator(
         name=name,
         counted=_COUNTED,
         bound="memory",
         gradients=("gate",),
         reference=_reference(activation),
-        contenders=(
-            Contender(OURS, "paddle", getattr(ops, name)),
-            Contender(COMPOSITION, "paddle", _reference(activation)),
+        baselines=(
+            Baseline(OURS, "paddle", getattr(ops, name)),
+            Baseline(COMPOSITION, "paddle", _reference(activation)),
             *others,
-            Contender(TORCH, "torch", _torch(activation)),
+            Baseline(TORCH, "torch", _torch(activation)),
         ),
         shapes=shapes,
     )
@@ -71,7 +69,7 @@ def _operator(
 
 def operators(workloads: Sequence[Workload]) -> list[Operator]:
     shapes = tuple(_shape(workload) for workload in workloads)
-    paddle = Contender(PADDLE, "paddle", lambda gate: F.swiglu(gate), dtypes=("float32",))
+    paddle = Baseline(PADDLE, "paddle", lambda gate: F.swiglu(gate), dtypes=("float32",))
     return [
         _operator("swiglu", "silu", shapes, paddle),
         _operator("geglu", "gelu", shapes),

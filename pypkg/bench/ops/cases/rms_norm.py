@@ -9,7 +9,7 @@ from pypkg.bench.ops.case import (
     COMPOSITION,
     OURS,
     TORCH,
-    Contender,
+    Baseline,
     Operator,
     Shape,
     Work,
@@ -38,10 +38,10 @@ def _torch(x, weight, residual=None):
 
 
 # Paddle's own F.rms_norm and fused_rms_norm have no kernel with a gradient on CPU.
-_CONTENDERS = (
-    Contender(OURS, "paddle", _ours),
-    Contender(COMPOSITION, "paddle", _reference),
-    Contender(TORCH, "torch", _torch),
+_BASELINES = (
+    Baseline(OURS, "paddle", _ours),
+    Baseline(COMPOSITION, "paddle", _reference),
+    Baseline(TORCH, "torch", _torch),
 )
 
 
@@ -72,7 +72,7 @@ def operators(workloads: Sequence[Workload]) -> list[Operator]:
             bound="memory",
             gradients=("x", "weight"),
             reference=_reference,
-            contenders=_CONTENDERS,
+            baselines=_BASELINES,
             shapes=tuple(_shape(workload, False) for workload in workloads),
         ),
         Operator(
@@ -83,7 +83,7 @@ def operators(workloads: Sequence[Workload]) -> list[Operator]:
             bound="memory",
             gradients=("x", "weight", "residual"),
             reference=_reference,
-            contenders=_CONTENDERS,
+            baselines=_BASELINES,
             shapes=tuple(_shape(workload, True) for workload in workloads),
         ),
     ]

@@ -11,7 +11,7 @@ from pypkg.bench.ops.case import (
     COMPOSITION,
     OURS,
     TORCH,
-    Contender,
+    Baseline,
     Operator,
     Shape,
     Work,
@@ -69,10 +69,10 @@ def operators(workloads: Sequence[Workload]) -> list[Operator]:
             bound="memory",
             gradients=("q", "k"),
             reference=ops.rotary_embedding_reference,
-            contenders=(
-                Contender(OURS, "paddle", ops.rotary_embedding),
-                Contender(COMPOSITION, "paddle", ops.rotary_embedding_reference),
-                Contender(TORCH, "torch", _torch),
+            baselines=(
+                Baseline(OURS, "paddle", ops.rotary_embedding),
+                Baseline(COMPOSITION, "paddle", ops.rotary_embedding_reference),
+                Baseline(TORCH, "torch", _torch),
             ),
             shapes=tuple(_shape(workload) for workload in workloads),
         )

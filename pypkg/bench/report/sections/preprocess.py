@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from pypkg.bench.report.quantities import median_and_quartiles
 from pypkg.bench.report.result import Result
-from pypkg.bench.report.table import median_and_quartiles, table
+from pypkg.markdown import table
 
 TITLE = "Text to tokens"
 
@@ -13,7 +14,7 @@ def render(result: Result) -> list[str]:
     ours = rows[0]["median"]
     body = [
         [
-            row["contender"],
+            row["baseline"],
             *median_and_quartiles(row),
             f"{row['text_bytes'] / 1e6 / row['median']:.2f}",
             f"{row['tokens'] / 1e6 / row['median']:.2f}",
@@ -23,7 +24,7 @@ def render(result: Result) -> list[str]:
         ]
         for row in rows
     ]
-    head = ["contender", "s", "quartiles", "MB/s", "M tokens/s", "vs first", "CPU s", "vs first"]
+    head = ["baseline", "s", "quartiles", "MB/s", "M tokens/s", "vs first", "CPU s", "vs first"]
     return [
         f"- {result['workload']}",
         "- `pypkg` is the whole command, start of Python and of the workers included, from the "

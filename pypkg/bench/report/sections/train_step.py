@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from pypkg.bench.report.quantities import median_and_quartiles
 from pypkg.bench.report.result import Result
-from pypkg.bench.report.table import median_and_quartiles, table
+from pypkg.markdown import table
 
 TITLE = "Training step"
 
@@ -21,7 +22,7 @@ def render(result: Result) -> list[str]:
     ours = rows[0]["median"]
     body = [
         [
-            row["contender"],
+            row["baseline"],
             *median_and_quartiles(row),
             f"{row['tokens_per_step'] / row['median']:.0f}",
             f"{row['median'] / ours:.2f}",
@@ -32,7 +33,7 @@ def render(result: Result) -> list[str]:
         ]
         for row in rows
     ]
-    head = ["contender", "s/step", "quartiles", "tokens/s", "vs first", "MFU", "peak GiB"]
+    head = ["baseline", "s/step", "quartiles", "tokens/s", "vs first", "MFU", "peak GiB"]
     head += ["first loss", "last loss"]
     return [
         f"- {result['workload']}",
@@ -40,7 +41,7 @@ def render(result: Result) -> list[str]:
         "see the same batch at every step, so losses should agree",
         "- `buffers kept`: glibc's malloc keeps large buffers instead of returning them to the "
         "system, as pypkg has it do",
-        *(_PADDLENLP if any(row["contender"].startswith("PaddleNLP") for row in rows) else ()),
+        *(_PADDLENLP if any(row["baseline"].startswith("PaddleNLP") for row in rows) else ()),
         f"- MFU: (6 N + 12 L h s) x tokens/s / {result['matmul_rate'] / 1e9:.0f} GFLOP/s, the "
         f"fastest float32 matrix product of this run ({result['matmul_source']}); products in "
         "bfloat16 may exceed it",
