@@ -7,7 +7,7 @@ from paddle import Tensor
 
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.pretrained import parameter_shapes, whole_value
-from pypkg.models.weights.tp_shards import part_of
+from pypkg.models.weights.tp_shards import tp_shard
 from pypkg.parallel.tp_layers import tensor_degree, tensor_rank
 
 
@@ -27,5 +27,5 @@ class ModelPartition:
 
     def take(self, name: str, whole: np.ndarray) -> np.ndarray:
         """The inverse of ``gather``: this process's part."""
-        part = part_of(self._config, name, tensor_degree(), tensor_rank())
+        part = tp_shard(self._config, name, tensor_degree(), tensor_rank())
         return whole if part is None else part.take(whole)
