@@ -17,7 +17,7 @@ from pypkg.logs import configure_logging
 from pypkg.threads import import_paddle
 
 if TYPE_CHECKING:
-    from pypkg.conversion.formats import Converted
+    from pypkg.conversion.converter import Converted
 
 _SOURCE = (
     "a folder with weights (safetensors, PyTorch .bin/.pt, SAT's rank files), a checkpoint of "
@@ -122,14 +122,14 @@ def _add_download(parser: argparse.ArgumentParser) -> None:
 # Imported when they are needed: inspect then runs where there is no Paddle.
 def _convert(**options: object) -> str:
     import_paddle()
-    from pypkg.conversion.formats import convert_model
+    from pypkg.conversion.converter import convert_model
 
     return _report(convert_model(**options))
 
 
 def _resize(**options: object) -> str:
     import_paddle()
-    from pypkg.conversion.formats import resize_vocabulary
+    from pypkg.conversion.converter import resize_vocabulary
 
     return _report(resize_vocabulary(**options))
 

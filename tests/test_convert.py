@@ -17,7 +17,7 @@ from pypkg import convert
 from pypkg.models import from_pretrained
 from pypkg.models.architecture.registry import load_config
 from pypkg.models.weights import model_folder
-from pypkg.models.weights.formats.files import TensorFiles
+from pypkg.models.weights.formats.tensor_files import TensorFiles
 
 MODELS = Path(__file__).parent / "models"
 sys.path.append(str(MODELS))  # the writers of PyTorch's and SAT's files

@@ -8,7 +8,7 @@ from pathlib import Path
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.registry import load_config, weight_map
-from pypkg.models.weights.formats.files import TensorFiles
+from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.hub import find_weights
 from pypkg.models.weights.model_folder import CONFIG_FILE
 

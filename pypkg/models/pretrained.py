@@ -16,8 +16,8 @@ from pypkg.models.architecture.registry import config_to_huggingface, load_confi
 from pypkg.models.architecture.weight_map import WeightMap
 from pypkg.models.decoder import Decoder
 from pypkg.models.pipeline_decoder import PipelineDecoder
-from pypkg.models.weights.formats.files import TensorFiles
 from pypkg.models.weights.formats.safetensors import TensorSpec
+from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.hub import find_weights
 from pypkg.models.weights.initialization import standard_deviation
 from pypkg.models.weights.model_folder import CONFIG_FILE, DEFAULT_SHARD_SIZE, write_model_folder

@@ -19,9 +19,9 @@ from pypkg.models.architecture.registry import (
     weight_map,
 )
 from pypkg.models.pretrained import parameter_shapes
-from pypkg.models.weights.formats.files import TensorFiles
 from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.formats.stored_tensor import convert
+from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.hub import find_weights
 from pypkg.models.weights.model_folder import CONFIG_FILE, DEFAULT_SHARD_SIZE, write_model_folder
 
