@@ -1,4 +1,4 @@
-"""What a result needs to be told together with: machine, versions, commit, date, command."""
+"""The environment that is recorded with a result: machine, versions, commit, date, command."""
 
 from __future__ import annotations
 

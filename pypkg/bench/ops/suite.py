@@ -35,7 +35,7 @@ def run_operators(options: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         UserError: an operator that does not exist.
-        BenchmarkError: a baseline computes something else.
+        BenchmarkError: the result of a baseline differs from the reference.
     """
     frameworks, notes = available_frameworks(options.threads)
     chosen = _choose(operators(default_workloads()), options.op)

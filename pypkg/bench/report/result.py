@@ -1,4 +1,4 @@
-"""What a benchmark hands to the report: a mapping that JSON holds."""
+"""The result of a benchmark, as recorded in JSON."""
 
 from __future__ import annotations
 
