@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pypkg.errors import UserError
 from pypkg.logs import configure_logging
@@ -24,7 +24,7 @@ _SOURCE = (
     "pypkg.pretrain, or the name of a model in the Hugging Face cache"
 )
 _DESTINATION = "the folder to make; it appears when it is complete"
-_EPILOG = "Run 'python -m pypkg.convert COMMAND --help' for the options of a command."
+_EPILOG = "Run 'pypkg convert COMMAND --help' for the options of a command."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m pypkg.convert",
+        prog="pypkg convert",
         description="Weights of models: in, out, what they hold, and larger vocabularies.",
         epilog=_EPILOG,
         allow_abbrev=False,
@@ -120,14 +120,14 @@ def _add_download(parser: argparse.ArgumentParser) -> None:
 
 
 # Imported when they are needed: inspect then runs where there is no Paddle.
-def _convert(**options: object) -> str:
+def _convert(**options: Any) -> str:
     import_paddle()
     from pypkg.conversion.converter import convert_model
 
     return _report(convert_model(**options))
 
 
-def _resize(**options: object) -> str:
+def _resize(**options: Any) -> str:
     import_paddle()
     from pypkg.conversion.converter import resize_vocabulary
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from disk_log import DiskLog
 from safetensors.numpy import load_file
 
 from pypkg import convert
@@ -261,6 +262,17 @@ def test_destination_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert _run("export", source, destination, "--overwrite") == 2
         assert message in capsys.readouterr().err
     assert (source / WEIGHTS).is_file()
+
+
+def test_a_folder_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _run("export", GOLDEN / "llama", tmp_path / "out") == 0
+    disk = DiskLog(monkeypatch)
+    assert _run("export", GOLDEN / "qwen2", tmp_path / "out", "--overwrite") == 0
+    disk.check()
+    folders = [event.split()[2] for event in disk.changes() if "safetensors" not in event]
+    assert folders[-1] == "out"
 
 
 def test_failure_leaves_nothing_and_the_old(

@@ -16,7 +16,13 @@ PACKAGE = REPO / "pypkg"
 CSRC = REPO / "csrc"
 
 # Leaves, which anything may import.
-_BASE = ("pypkg.errors", "pypkg.markdown", "pypkg.paths", "pypkg.__version__")
+_BASE = (
+    "pypkg.errors",
+    "pypkg.files",
+    "pypkg.markdown",
+    "pypkg.paths",
+    "pypkg.__version__",
+)
 _ANYTHING = ("pypkg",)
 
 
@@ -32,6 +38,7 @@ class Rule(NamedTuple):
 _ARCHITECTURE = "pypkg.models.architecture"
 RULES = (
     Rule("pypkg.errors"),
+    Rule("pypkg.files"),
     Rule("pypkg.markdown"),
     Rule("pypkg.paths"),
     Rule("pypkg.logs"),
@@ -41,7 +48,7 @@ RULES = (
     Rule("pypkg.ops", ("pypkg._native",), paddle=True),
     Rule("pypkg.ops.triton"),  # loads by itself where there is torch and no Paddle
     Rule("pypkg.parallel", ("pypkg.config", "pypkg.ops"), paddle=True),
-    Rule("pypkg.data", ("pypkg.config", "pypkg._native", "pypkg.parallel.mesh")),
+    Rule("pypkg.data", ("pypkg.config", "pypkg._native")),
     Rule(_ARCHITECTURE),
     Rule(f"{_ARCHITECTURE}.families", tuple(f"{_ARCHITECTURE}.{name}" for name in
                                             ("config", "family", "llama_format", "weight_map"))),
@@ -58,20 +65,23 @@ RULES = (
     Rule("pypkg.pretrain", _ANYTHING),
     Rule("pypkg.preprocess", _ANYTHING),
     Rule("pypkg.convert", _ANYTHING),
+    Rule("pypkg.__main__"),  # runs the others by name
+    Rule("pypkg.completion", ("pypkg.__main__",)),
     Rule("pypkg.plan", ("pypkg.config", _ARCHITECTURE, "pypkg.planner", "pypkg.logs")),
 )  # fmt: skip
 # The rooms of a package from the highest to the lowest: a module imports from its own room and from
 # those below it. What a package lacks here has no rooms.
 ROOMS = {
     "pypkg.data": ("corpus_tools", "preprocess", "loading", "datasets", "index", "corpus",
-                   "tokenizers", "files"),
+                   "tokenizers", "optional_packages"),
     "pypkg.models": ("__main__", "docs_page", "generate", "pretrained", "pipeline_decoder",
                      "decoder", "layers", "weights", "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
                        "process_end"),
-    "pypkg.training": ("run", "rank_times", "trainer", "samples", "engine", "layout",
-                       "checkpoint", "reporting", "activations", "distributed_batches",
-                       "interrupt", "model_partition", "schedule", "state"),
+    "pypkg.training": ("run", "final_report", "sources", "rank_times", "trainer", "samples",
+                       "data_source", "engine", "layout", "checkpoint", "reporting",
+                       "activations", "distributed_batches", "interrupt", "tp_sharding",
+                       "schedule", "state"),
     "pypkg.bench": ("__main__", "report", "train_step", "data", "ops", "environment", "timing"),
 }  # fmt: skip
 COMMAND_LINES = ("pypkg.pretrain", "pypkg.preprocess", "pypkg.convert", "pypkg.plan")
@@ -84,7 +94,7 @@ WITHOUT_PADDLE = ("pypkg", "pypkg.config", "pypkg.errors", "pypkg.models.archite
                   "pypkg.models.weights.hub", "pypkg.models.architecture.layer_split",
                   "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.weights.tp_shards",
                   "pypkg.parallel.mesh", "pypkg.convert", "pypkg.preprocess",
-                  "pypkg.pretrain")  # fmt: skip
+                  "pypkg.pretrain", "pypkg.__main__", "pypkg.completion")  # fmt: skip
 
 
 def module_name(file: Path) -> str:
@@ -203,6 +213,7 @@ def test_the_package_itself_imports_nothing():
         ("pypkg.models.architecture.config", "import paddle", "paddle"),
         ("pypkg.ops.rms_norm", "from ..models.decoder import Decoder", "pypkg.models.decoder"),
         ("pypkg.data.loading.loader", "import paddle", "paddle"),
+        ("pypkg.data.index.cache", "from pypkg.parallel import mesh", "pypkg.parallel.mesh"),
         ("pypkg.planner.memory", "from pypkg.models.decoder import Decoder", "pypkg.models"),
         ("pypkg.pretrain", "import paddle", "paddle"),
         ("pypkg.convert", "from pypkg.pretrain import main", "pypkg.pretrain.main"),

@@ -77,7 +77,7 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _run_gpu_kernels(options: argparse.Namespace) -> int:
-    from pypkg.bench.ops.gpu_kernels import run_gpu_kernels
+    from pypkg.bench.ops.gpu.run import run_gpu_kernels
 
     return run_gpu_kernels(options)
 
@@ -133,7 +133,7 @@ def _write_json(path: Path, result: dict[str, Any]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pypkg.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="pypkg bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     measured = argparse.ArgumentParser(add_help=False)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -357,12 +355,12 @@ class Settings:
     @property
     def evaluates(self) -> bool:
         """Whether the validation split is evaluated during training."""
-        return self.evaluation_strategy != "no"
+        return _in_steps("evaluation_strategy", self.evaluation_strategy)
 
     @property
     def saves(self) -> bool:
         """Whether checkpoints are written."""
-        return self.save_strategy != "no"
+        return _in_steps("save_strategy", self.save_strategy)
 
     @property
     def warmup(self) -> float:
@@ -390,11 +388,8 @@ def setting_fields() -> tuple[dataclasses.Field, ...]:
     return tuple(f for f in dataclasses.fields(Settings) if "help" in f.metadata)
 
 
-def setting_types() -> dict[str, Any]:
-    """Setting name to its type, where ``X | None`` counts as X."""
-    hints = typing.get_type_hints(Settings)
-    found = {spec.name: hints[spec.name] for spec in setting_fields()}
-    return {
-        name: typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
-        for name, hint in found.items()
-    }
+def _in_steps(name: str, strategy: str | None) -> bool:
+    """Whether a strategy acts every so many steps; ``check_supported`` has refused "epoch"."""
+    if strategy not in ("no", "steps", "epoch"):
+        raise ValueError(f"{name} {strategy!r} is not honoured")
+    return strategy != "no"

@@ -15,13 +15,13 @@ from pypkg.bench.ops.case import (
     Operator,
     Update,
     UpdateShape,
-    Work,
     Workload,
 )
 from pypkg.bench.ops.cases import adamw, operators
 from pypkg.bench.ops.frameworks import available_frameworks
 from pypkg.bench.ops.limits import ThreadedCopy, best_matmul_rate
 from pypkg.bench.ops.suite import default_workloads
+from pypkg.bench.ops.work import adamw as adamw_work
 from pypkg.models.architecture.config import ModelConfig
 
 _CONFIG = ModelConfig(
@@ -191,7 +191,7 @@ def test_every_slice_of_a_large_parameter_is_compared(monkeypatch, frameworks, l
     update = dataclasses.replace(
         _operator("adamw"),
         baselines=(Baseline(OURS, "paddle", make),),
-        shapes=(UpdateShape("one", ((5, 7),), Work(other_bytes=28 * 35)),),
+        shapes=(UpdateShape("one", ((5, 7),), adamw_work(5 * 7)),),
     )
     with pytest.raises(BenchmarkError, match="moment1 0"):
         bench_operator(update, update.shapes[0], "float32", frameworks, limits, 0.0)
@@ -219,11 +219,12 @@ def test_gradient_of_a_small_probability_is_not_lost_beside_that_of_the_label(
 def test_counted_work() -> None:
     """rms_norm of [18, 48] in bfloat16: 2 and 3 passes over x, and the weights."""
     shape = _operator("rms_norm").shapes[0]
-    assert shape.forward.bytes(2) == (2 * 18 * 48 + 48) * 2
-    assert (shape.forward + shape.backward).bytes(2) == (5 * 18 * 48 + 3 * 48) * 2
+    forward, backward = shape.work.values()
+    assert forward.bytes(2) == (2 * 18 * 48 + 48) * 2
+    assert (forward + backward).bytes(2) == (5 * 18 * 48 + 3 * 48) * 2
     attention = _operator("flash_attention").shapes[0]
-    assert attention.forward.flops == 2 * 2 * 6 * 9 * 9 * 8
-    assert Work(elements=3, other_bytes=5).bytes(4) == 17
+    pairs = 9 * 10 // 2  # of the causal mask
+    assert attention.work["forward"].flops == 2 * 2 * 2 * 6 * pairs * 8
     step = _operator("adamw").shapes[0]
     weights = 2 * 96 * 48 + 48 * (48 + 2 * 16) + 48 * 48 + 3 * 48 * 40 + 3 * 48
     assert step.work["step"].bytes(4) == step.work["step"].bytes(2) == 28 * weights

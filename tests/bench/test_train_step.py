@@ -95,7 +95,7 @@ def test_a_tiny_model_trains_alike_in_every_environment(tmp_path, paddlenlp, cap
     (note,) = [each for each in result["notes"] if "PaddleNLP" in each]
     assert note.startswith("PaddleNLP: paddlenlp 3.1, paddlepaddle")
     shown = capsys.readouterr().out
-    assert note in shown and "`PaddleNLP`: its LlamaForCausalLM" in shown
+    assert note in shown and "`PaddleNLP`: LlamaForCausalLM" in shown
 
 
 def test_what_is_set_for_paddlenlp(paddlenlp) -> None:

@@ -48,15 +48,14 @@ def test_dry_run_on_the_cpu(tmp_path: Path):
 
 def test_variants_are_versions_of_every_case():
     pytest.importorskip("torch", reason="gpu_check compares with torch, which is not installed")
-    import benchmark
-    from benchmark_case import Maker
-
     from pypkg import _native
+    from pypkg.bench.ops.gpu import suites
+    from pypkg.bench.ops.gpu.case import Maker
 
     maker = Maker(_native, None, "cpu", use_compile=False, variants={"kThreads=1": _native})
     versions = {
         (case.op, case.pass_name): list(case.versions)
-        for case in benchmark.cases(maker, benchmark.SUITES)
+        for case in suites.cases(maker, suites.SUITES)
     }
     assert versions["swiglu", "forward"] == ["CUDA", "CUDA kThreads=1"]
     assert versions["flash_attention", "backward"] == ["ampere", "ampere kThreads=1"]

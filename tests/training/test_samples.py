@@ -12,10 +12,12 @@ from tiny_configs import KEYS, tiny
 from training_testing import Workplace, counting_documents, write_corpus, write_model
 
 from pypkg.config import load_settings
-from pypkg.data import Packing
+from pypkg.data import IndexCache, Packing
 from pypkg.errors import UserError
+from pypkg.training import samples
 from pypkg.training.reporting.source_losses import SourceLosses
 from pypkg.training.samples import packing_of, short_names
+from pypkg.training.state import TrainerState
 
 BLEND = {"logging_steps": 3, "save_steps": 4, "eval_steps": 6, "max_steps": 12}
 
@@ -108,6 +110,23 @@ def settings_with(**changes: object):
     given = {"model_name_or_path": "llama-58m", "input_dir": "d", "output_dir": "o"}
     given |= {"max_steps": 1, "max_seq_length": 64} | changes
     return load_settings([w for k, v in given.items() for w in (f"--{k}", str(v))])
+
+
+def test_the_index_cache_knows_the_rank(tmp_path, monkeypatch):
+    """The index cache lets rank 0 build, so it needs the ranks that the launcher gave."""
+    given = {}
+
+    def index_cache(data_cache, share_folder, **ranks):
+        given.update(ranks)
+        return IndexCache(data_cache, share_folder, **ranks)
+
+    monkeypatch.setattr(samples, "IndexCache", index_cache)
+    monkeypatch.setenv("PADDLE_TRAINER_ID", "5")
+    monkeypatch.setenv("PADDLE_RANK_IN_NODE", "1")
+    write_corpus(tmp_path / "corpus", counting_documents())
+    settings = settings_with(input_dir=tmp_path, split="1,0,0", max_seq_length=8, do_train=True)
+    samples.Samples(settings, tiny("llama"), TrainerState())
+    assert given == {"rank": 5, "local_rank": 1}
 
 
 def test_packing_of_every_family():

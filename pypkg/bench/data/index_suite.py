@@ -1,4 +1,4 @@
-"""``python -m pypkg.bench data-index``: building index maps, beside what others build them with.
+"""``python -m pypkg.bench data-index``: the construction of index maps, against baselines.
 
 PaddleNLP shuffles with NumPy and has fast_dataindex find where samples begin and blend corpora;
 Megatron-LM shuffles with NumPy too and has C++ helpers of its own. All baselines get the same

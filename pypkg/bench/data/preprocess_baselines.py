@@ -1,4 +1,4 @@
-"""What ``python -m pypkg.bench preprocess`` times pypkg against; runs under a Python of its own.
+"""The baselines of ``python -m pypkg.bench preprocess``; each runs in a Python of its own.
 
 ``tokenizers``: the library by itself, texts in memory, ids taken out as lists and thrown away;
 ``tokenizers-inside``: ids left in the library, where they are of no use. ``paddlenlp``: what

@@ -1,4 +1,4 @@
-"""How far a result may be off before a benchmark refuses to time it."""
+"""Tolerances of the validation that precedes every timing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BASELINE_SLACK = 8.0
 
 
 def tolerance(baseline: Baseline, precision: str, bfloat16_tolerance: float) -> float:
-    """What a baseline is allowed for a result in ``precision``."""
+    """The relative error that a baseline may have in ``precision``."""
     allowed = bfloat16_tolerance if precision == "bfloat16" else _FLOAT32_TOLERANCE
     return allowed if baseline.name == OURS else allowed * _BASELINE_SLACK
 
@@ -32,13 +32,13 @@ def checked_error(
     baseline: str,
     part: str,
 ) -> float:
-    """The largest error of any value, as a share of what is allowed.
+    """The largest error of any value, divided by ``allowed``.
 
     Args:
-        part: what of the baseline's results this is.
+        part: the name of this result.
 
     Raises:
-        BenchmarkError: it is above 1, or not a number.
+        BenchmarkError: the error is above 1, or NaN.
     """
     error = math.inf
     if actual.shape == expected.shape:

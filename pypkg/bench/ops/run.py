@@ -1,4 +1,4 @@
-"""The baselines of an operator with gradients: compared with its reference, and ready to run."""
+"""Baselines of an operator with gradients, validated against its reference."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from pypkg.bench.ops.accuracy import checked_error, tolerance
-from pypkg.bench.ops.case import PASSES, Baseline, Inputs, Operator, Shape
+from pypkg.bench.ops.case import Baseline, Inputs, Operator, Shape
 from pypkg.bench.ops.frameworks import Framework
+from pypkg.bench.ops.work import PASSES
 
 
 def operator_runs(
@@ -21,10 +22,10 @@ def operator_runs(
     dtype: str,
     frameworks: Mapping[str, Framework],
 ) -> tuple[dict[str, OperatorRun], dict[str, float]]:
-    """The baselines by name, and the largest error of each as a share of what is allowed.
+    """The baselines by name, and the largest error of each over its tolerance.
 
     Raises:
-        BenchmarkError: an output or gradient is not that of the reference.
+        BenchmarkError: an output or gradient differs from the reference.
     """
     inputs = shape.inputs(np.random.default_rng(0))
     expected = _expected(operator, inputs, dtype, frameworks["paddle"])

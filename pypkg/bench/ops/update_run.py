@@ -1,4 +1,4 @@
-"""The baselines of an optimizer's step: compared with its reference, and ready to run."""
+"""Baselines of an optimizer step, validated against its reference."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from pypkg.bench.ops.accuracy import checked_error, tolerance
-from pypkg.bench.ops.case import STEP, Baseline, Inputs, Update, UpdateShape
+from pypkg.bench.ops.case import Baseline, Inputs, Update, UpdateShape
 from pypkg.bench.ops.frameworks import Framework
+from pypkg.bench.ops.work import STEP
 
 # Elements that are compared at a time: a layer of a large model in float64 would fill the memory.
 _SLICE = 2**20
@@ -23,11 +24,10 @@ def update_runs(
     dtype: str,
     frameworks: Mapping[str, Framework],
 ) -> tuple[dict[str, UpdateRun], dict[str, float]]:
-    """The baselines by name, a step behind, and the largest error of each as a share of what is
-    allowed.
+    """The baselines by name, after one step, and the largest error of each over its tolerance.
 
     Raises:
-        BenchmarkError: what a step leaves is not that of the reference.
+        BenchmarkError: a tensor after the step differs from the reference.
     """
     rng = np.random.default_rng(0)
     inputs = [update.inputs(rng, each, dtype) for each in shape.parameters]
@@ -48,7 +48,7 @@ def update_runs(
 def _expected(
     update: Update, shape: UpdateShape, inputs: Sequence[Inputs], dtype: str, paddle: Framework
 ) -> Iterator[tuple[int, slice, Inputs]]:
-    """What the reference leaves: number of the parameter, part of it, and values by kind."""
+    """Of the reference after a step: number of the parameter, slice of it, and values by kind."""
     for number, (arrays, full) in enumerate(zip(inputs, shape.parameters)):
         for start in range(0, math.prod(full), _SLICE):
             part = slice(start, start + _SLICE)

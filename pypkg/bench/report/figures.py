@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from pypkg.bench.ops.case import OURS, PASSES
+from pypkg.bench.ops.case import OURS
+from pypkg.bench.ops.work import PASSES
 from pypkg.bench.report.quantities import milliseconds
 from pypkg.bench.report.result import Row
 

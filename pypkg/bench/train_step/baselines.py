@@ -1,4 +1,4 @@
-"""Who takes part in ``train-step``, and what each needs in order to run here."""
+"""The baselines of ``train-step``, and the modules that each needs."""
 
 from __future__ import annotations
 

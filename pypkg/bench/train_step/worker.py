@@ -48,7 +48,8 @@ def train_pypkg(task: Mapping[str, Any]) -> tuple[float, Step]:
     from pypkg.bench.ops.limits import matmul_rate
     from pypkg.models import from_pretrained
     from pypkg.parallel import mesh
-    from pypkg.parallel.optimizer.step import UpdateOptions, make_updater
+    from pypkg.parallel.optimizer.distribute import distribute
+    from pypkg.parallel.optimizer.factory import UpdateOptions
 
     rate = matmul_rate(PaddleFramework())
     if task["autocast"]:
@@ -56,12 +57,11 @@ def train_pypkg(task: Mapping[str, Any]) -> tuple[float, Step]:
     model = from_pretrained(task["folder"])
     model.train()
     options = UpdateOptions(*_BETAS, _EPSILON, _WEIGHT_DECAY, _MAX_NORM)
-    updater = make_updater(model, options, mesh.current())
+    wrapped, updater = distribute(model, options, mesh.current())
     input_ids, labels = (paddle.to_tensor(each) for each in _batch(task, model.config.vocab_size))
 
     def step() -> float:
-        loss = updater.loss(input_ids=input_ids, labels=labels)
-        loss.backward()
+        loss = wrapped.forward_backward([{"input_ids": input_ids, "labels": labels}], updater.scale)
         updater.step(_LEARNING_RATE)
         return loss.item()
 

@@ -10,8 +10,8 @@ from types import TracebackType
 import numpy as np
 
 from pypkg.data.corpus.files import CODES, HEADER, MAGIC, MAX_SEQUENCE_TOKENS, VERSION
-from pypkg.data.files.output_file import OutputFile
 from pypkg.errors import UserError
+from pypkg.files import OutputFile
 
 _BLOCK_TOKENS = 1 << 22  # that are written at a time
 

@@ -118,6 +118,8 @@ def build_train_valid_test_datasets(
     *,
     data_cache: str | None = None,
     share_folder: bool = False,
+    rank: int = 0,
+    local_rank: int = 0,
 ) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
     """The three datasets; the samples and their order are those of PaddleNLP.
 
@@ -129,6 +131,8 @@ def build_train_valid_test_datasets(
         seed: of the order of documents and samples, for each dataset anew.
         data_cache: a folder to keep the index maps in; None for ``index-cache`` beside the data.
         share_folder: all machines of the run see the same folders, see :class:`IndexCache`.
+        rank, local_rank: of this process in the run and on its machine; one of them decides which
+            process builds the index maps.
 
     Returns:
         train, valid, test; None for one whose split holds no document or only empty ones.
@@ -136,7 +140,7 @@ def build_train_valid_test_datasets(
     Raises:
         UserError: files, weights or split are wrong, or the train split is smaller than a sample.
     """
-    cache = IndexCache(data_cache, share_folder)
+    cache = IndexCache(data_cache, share_folder, rank=rank, local_rank=local_rank)
     return build_datasets(
         data_prefix, splits_string, seq_length, train_valid_test_num_samples, seed, cache=cache
     )[0]

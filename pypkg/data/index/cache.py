@@ -32,7 +32,6 @@ from pypkg.data.index.lock import LOCK_FILE, Wait, try_lock
 from pypkg.data.index.maps import IndexMaps, IndexPlan, build_index_maps
 from pypkg.data.index.paddlenlp import paddlenlp_description, read_paddlenlp_maps
 from pypkg.errors import UserError
-from pypkg.parallel import mesh
 
 logger = logging.getLogger("pypkg")
 
@@ -50,9 +49,11 @@ class IndexCache:
     Args:
         data_cache: a folder of the user's choice; it is looked through after the one beside the
             data, and is the one that is written to.
-        share_folder: all machines see the same folders. The first process of all builds then,
-            otherwise the first of each machine.
+        share_folder: all machines see the same folders. Then rank 0 of the run builds, otherwise
+            local rank 0 of each machine.
         time_limit: seconds to wait for another process.
+        rank: of this process in the run.
+        local_rank: of this process on its machine.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class IndexCache:
         data_cache: str | os.PathLike[str] | None = None,
         share_folder: bool = False,
         time_limit: float = TIME_LIMIT,
+        *,
+        rank: int = 0,
+        local_rank: int = 0,
     ) -> None:
         self._data_cache = Path(data_cache) if data_cache else None
         self._time_limit = time_limit
-        rank = mesh.launched_rank() if share_folder else mesh.launched_local_rank()
-        self._goes_first = rank == 0
+        self._goes_first = (rank if share_folder else local_rank) == 0
         self._fingerprints: dict[tuple[str, int, int], str] = {}
 
     def index_maps(

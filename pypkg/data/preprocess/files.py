@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from pypkg.data.files.optional_packages import require
+from pypkg.data.optional_packages import require
 from pypkg.errors import UserError
 
 TEXT, JSON_LINES, PARQUET = "text", "JSON lines", "Parquet"

@@ -19,7 +19,6 @@ import numpy as np
 from tqdm import tqdm
 
 from pypkg.data.corpus.writer import IndexedDatasetWriter
-from pypkg.data.files.output_file import write_file
 from pypkg.data.preprocess.assemble import assemble
 from pypkg.data.preprocess.encoder import EncodingOptions, Progress, Task, make_encoder
 from pypkg.data.preprocess.files import TextFile, Unit, find_text_files, plan_units
@@ -29,6 +28,7 @@ from pypkg.data.preprocess.workers import run_tasks
 from pypkg.data.tokenizers.load import Tokenizer, load_tokenizer
 from pypkg.data.tokenizers.train_bpe import is_trained, train_tokenizer
 from pypkg.errors import UserError
+from pypkg.files import write_file
 
 logger = logging.getLogger("pypkg")
 

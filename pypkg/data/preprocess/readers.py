@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pypkg.data.files.optional_packages import require
+from pypkg.data.optional_packages import require
 from pypkg.data.preprocess.files import JSON_LINES, PARQUET, Span, TextFile
 from pypkg.errors import UserError
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from pypkg.data.files.optional_packages import require
+from pypkg.data.optional_packages import require
 from pypkg.data.tokenizers.base import Tokenizer
 from pypkg.errors import UserError
 

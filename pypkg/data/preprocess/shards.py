@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from pypkg.data.corpus.files import MAX_SEQUENCE_TOKENS
-from pypkg.data.files.output_file import OutputFile, write_file
 from pypkg.data.preprocess.filters import DIGEST_BYTES
 from pypkg.errors import UserError
+from pypkg.files import OutputFile, write_file
 
 logger = logging.getLogger("pypkg")
 
@@ -142,7 +142,6 @@ class PartWriter:
         self._digests += digests
 
     def finish(self, dropped: Counter[str]) -> None:
-        self._out.sync()
         self._out.publish()
         digests = np.frombuffer(b"".join(self._digests), np.uint8)
         sequences = np.concatenate([np.zeros(0, np.int32), *self._sequences])

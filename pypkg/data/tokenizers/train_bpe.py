@@ -11,10 +11,10 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from pypkg.data.files.output_file import write_file
 from pypkg.data.tokenizers.base import CONFIG_FILE, read_tokenizer_config
 from pypkg.data.tokenizers.load import TOKENIZER_FILE
 from pypkg.errors import UserError
+from pypkg.files import write_file
 
 logger = logging.getLogger("pypkg")
 

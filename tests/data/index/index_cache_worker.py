@@ -1,9 +1,9 @@
 """One process of a job, for test_index_cache: builds a dataset and reports what it did as JSON.
 
-Arguments: a JSON object with prefix, and optionally data_cache, share_folder, time_limit,
-build_seconds (what building takes), start_after (a file to wait for), built_file (touched when
-building begins), file_size_limit (of what the process may write), user (to become), fail (what
-building raises).
+Arguments: a JSON object with prefix, and optionally data_cache, share_folder, time_limit, rank,
+local_rank, build_seconds (what building takes), start_after (a file to wait for), built_file
+(touched when building begins), file_size_limit (of what the process may write), user (to become),
+fail (what building raises).
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ def main() -> None:
         options.get("data_cache"),
         options.get("share_folder", False),
         options.get("time_limit", 60),
+        rank=options.get("rank", 0),
+        local_rank=options.get("local_rank", 0),
     )
     report = {}
     try:

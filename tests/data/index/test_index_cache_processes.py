@@ -29,13 +29,12 @@ NOBODY = 65534
 class Process:
     """A running worker."""
 
-    def __init__(self, options: dict, environment: dict[str, str]) -> None:
+    def __init__(self, options: dict) -> None:
         self._process = subprocess.Popen(
             [sys.executable, str(WORKER), json.dumps(options)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, **environment},
         )
 
     def ready(self) -> None:
@@ -79,11 +78,8 @@ def start(folder) -> Iterator[Callable[..., Process]]:
     processes = []
 
     def start(rank: int = 0, local: int | None = None, **options) -> Process:
-        environment = {
-            "PADDLE_TRAINER_ID": str(rank),
-            "PADDLE_RANK_IN_NODE": str(rank if local is None else local),
-        }
-        processes.append(Process({"prefix": str(folder / "corpus"), **options}, environment))
+        ranks = {"rank": rank, "local_rank": rank if local is None else local}
+        processes.append(Process({"prefix": str(folder / "corpus"), **ranks, **options}))
         return processes[-1]
 
     yield start

@@ -8,6 +8,7 @@ import paddle
 import paddle.nn.functional as F
 
 from pypkg import ops
+from pypkg.bench.ops import work
 from pypkg.bench.ops.case import (
     COMPOSITION,
     OURS,
@@ -16,7 +17,6 @@ from pypkg.bench.ops.case import (
     Baseline,
     Operator,
     Shape,
-    Work,
     Workload,
     normal,
 )
@@ -55,8 +55,7 @@ def _shape(workload: Workload) -> Shape:
     return Shape(
         f"{workload.name}: [{rows}, {vocab}]",
         inputs,
-        forward=Work(elements=rows * vocab, other_bytes=rows * (8 + 4)),
-        backward=Work(elements=2 * rows * vocab, other_bytes=rows * (8 + 4)),
+        work.cross_entropy(rows, vocab),
     )
 
 
@@ -71,12 +70,10 @@ def _linear_shape(workload: Workload) -> Shape:
             "labels": rng.integers(0, vocab, rows),
         }
 
-    product = 2 * rows * vocab * width
     return Shape(
         f"{workload.name}: [{rows}, {width}] x [{width}, {vocab}]",
         inputs,
-        forward=Work(flops=product),
-        backward=Work(flops=2 * product),
+        work.matmul(rows, width, vocab),
     )
 
 
@@ -84,8 +81,7 @@ def operators(workloads: Sequence[Workload]) -> list[Operator]:
     return [
         Operator(
             name="cross_entropy",
-            counted="forward reads logits and labels, writes the loss of each row; backward reads "
-            "logits, labels and loss gradients, writes the logits' gradient",
+            counted=work.COUNTED["cross_entropy"],
             bound="memory",
             gradients=("logits",),
             reference=ops.cross_entropy_reference,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import paddle.nn.functional as F
 
 from pypkg import ops
+from pypkg.bench.ops import work
 from pypkg.bench.ops.case import (
     COMPOSITION,
     OURS,
@@ -15,7 +16,6 @@ from pypkg.bench.ops.case import (
     Baseline,
     Operator,
     Shape,
-    Work,
     Workload,
     normal,
 )
@@ -54,12 +54,11 @@ def _shape(workload: Workload) -> Shape:
             "v": normal(rng, batch, sequence, heads_kv, dim),
         }
 
-    forward = 4 * batch * heads * sequence**2 * dim // 2
+    pairs = batch * work.visible_pairs("causal", sequence)
     return Shape(
         f"{workload.name}: [{batch}, {sequence}, {heads}, {dim}]",
         inputs,
-        forward=Work(flops=forward),
-        backward=Work(flops=5 * forward // 2),
+        work.flash_attention(pairs, heads, dim),
     )
 
 
@@ -67,8 +66,7 @@ def operators(workloads: Sequence[Workload]) -> list[Operator]:
     return [
         Operator(
             name="flash_attention",
-            counted="forward 4 x batch x heads x sequence^2 x head_dim / 2 (two products, half of "
-            "them hidden by the causal mask); backward 2.5 times that (five products)",
+            counted=work.COUNTED["flash_attention"],
             bound="compute",
             gradients=("q", "k", "v"),
             reference=_reference,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import paddle.nn.functional as F
 
 from pypkg import ops
+from pypkg.bench.ops import work
 from pypkg.bench.ops.case import (
     COMPOSITION,
     OURS,
@@ -15,14 +16,8 @@ from pypkg.bench.ops.case import (
     Baseline,
     Operator,
     Shape,
-    Work,
     Workload,
     normal,
-)
-
-_COUNTED = (
-    "forward reads gate and up, writes their product; backward reads its gradient, gate and up, "
-    "writes the gradients of both"
 )
 
 
@@ -45,15 +40,14 @@ def _shape(workload: Workload) -> Shape:
     return Shape(
         f"{workload.name}: [{rows}, 2 x {ffn}]",
         lambda rng: {"gate": normal(rng, rows, 2 * ffn)},
-        forward=Work(elements=3 * rows * ffn),
-        backward=Work(elements=5 * rows * ffn),
+        work.gated_activation(rows, ffn),
     )
 
 
 def _operator(name: str, activation: str, shapes: tuple[Shape, ...], *others: Baseline) -> Operator:
     return Operator(
         name=name,
-        counted=_COUNTED,
+        counted=work.COUNTED[name],
         bound="memory",
         gradients=("gate",),
         reference=_reference(activation),

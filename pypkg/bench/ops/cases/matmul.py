@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import paddle
 
 from pypkg import _native, ops
+from pypkg.bench.ops import work
 from pypkg.bench.ops.case import (
     OURS,
     PADDLE,
@@ -14,7 +15,6 @@ from pypkg.bench.ops.case import (
     Baseline,
     Operator,
     Shape,
-    Work,
     Workload,
     normal,
 )
@@ -72,13 +72,11 @@ def _shapes(workload: Workload) -> list[Shape]:
                 "y": normal(rng, width, out, scale=width**-0.5),
             }
 
-        product = 2 * rows * width * out
         found.append(
             Shape(
                 f"{workload.name}, {layer}: [{rows}, {width}] x [{width}, {out}]",
                 inputs,
-                forward=Work(flops=product),
-                backward=Work(flops=2 * product),
+                work.matmul(rows, width, out),
             )
         )
     return found

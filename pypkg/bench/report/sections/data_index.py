@@ -1,4 +1,4 @@
-"""The building of sample indices."""
+"""Construction of sample indices."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def render(result: Result) -> list[str]:
         f"- {result['documents']:,} documents of {result['mean_tokens']} tokens in the mean, "
         "exponentially distributed, in memory; one thread",
         f"- baselines: {baselines or 'none'}; PaddleNLP and Megatron-LM shuffle with NumPy",
-        "- Before they are timed, all baselines build the same maps, bit for bit",
-        "- `vs ours`: time divided by ours; `MiB`: the maps that a step builds; `peak`: by how "
-        "much the process grew, divided by that",
+        "- All baselines build the same maps, bit for bit, which is checked before they are timed",
+        "- `vs ours`: time divided by ours; `MiB`: size of the maps that a step builds; `peak`: "
+        "growth of the process at its largest, divided by that size",
         "",
         *table(head, body, text_columns=3),
     ]

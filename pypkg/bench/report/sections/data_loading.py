@@ -1,4 +1,4 @@
-"""The way from tokens to batches."""
+"""Assembly of batches from tokens."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ def render(result: Result) -> list[str]:
     ]
     return [
         f"- {result['workload']}",
-        "- `NumPy, sample by sample` puts a sample together from the same index maps as "
+        "- `NumPy, sample by sample` assembles a sample from the same index maps, as "
         "Megatron-LM and PaddleNLP do; `one slice` ignores documents and their order",
         "",
         *table(["baseline", "M samples/s", "pypkg / this"], reads, text_columns=1),
         "",
-        f"A loop that takes {result['tokens_per_second']:,} tokens a second in micro batches, with "
-        "matrix products on every core in between, waits so long for one:",
+        "Time that a training loop waits for a micro batch. The loop consumes "
+        f"{result['tokens_per_second']:,} tokens per second and computes matrix products on every "
+        "core between two micro batches:",
         "",
         *table(["objective", "threads", "mean ms", "longest ms"], waits, text_columns=1),
     ]

@@ -9,11 +9,11 @@ from pypkg.markdown import table
 TITLE = "Training step"
 
 _PADDLENLP = (
-    "- `PaddleNLP`: its LlamaForCausalLM and the step and AdamW of its Trainer, in an environment "
-    "of its own and as they come: no setting of the model is changed, nothing is set in the "
-    "environment, and Paddle then takes one thread",
-    "- `threads and MKL set`: the same with what pypkg sets for itself before Paddle is imported, "
-    "OMP_NUM_THREADS and, for AMD processors, MKL_DEBUG_CPU_TYPE",
+    "- `PaddleNLP`: LlamaForCausalLM, with the training step and AdamW of its Trainer, in an "
+    "environment of its own. Settings of the model and environment variables are the defaults, "
+    "with which Paddle uses one thread",
+    "- `threads and MKL set`: the same with the variables that pypkg sets before it imports "
+    "Paddle, OMP_NUM_THREADS and, for AMD processors, MKL_DEBUG_CPU_TYPE",
 )
 
 
@@ -37,10 +37,10 @@ def render(result: Result) -> list[str]:
     head += ["first loss", "last loss"]
     return [
         f"- {result['workload']}",
-        "- A step is forward, backward, clipping and AdamW; all begin with the same weights and "
-        "see the same batch at every step, so losses should agree",
+        "- A step is forward, backward, clipping and AdamW. All baselines begin with the same "
+        "weights and see the same batch at every step, so losses should agree",
         "- `buffers kept`: glibc's malloc keeps large buffers instead of returning them to the "
-        "system, as pypkg has it do",
+        "system; pypkg sets this for itself",
         *(_PADDLENLP if any(row["baseline"].startswith("PaddleNLP") for row in rows) else ()),
         f"- MFU: (6 N + 12 L h s) x tokens/s / {result['matmul_rate'] / 1e9:.0f} GFLOP/s, the "
         f"fastest float32 matrix product of this run ({result['matmul_source']}); products in "

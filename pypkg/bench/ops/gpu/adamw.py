@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from benchmark_case import BenchmarkCase, Maker, Run, Tensors, address, filling, named
 from torch.optim.adamw import adamw as torch_adamw
+
+from pypkg.bench.ops import work
+from pypkg.bench.ops.gpu.case import BenchmarkCase, Maker, Run, Tensors, address, filling, named
 
 # The learning rate makes a step as large as the weights are, so that a difference in it shows.
 SETTINGS = {"beta1": 0.9, "beta2": 0.95}
 RATE, EPSILON, DECAY = 0.5, 1e-8, 0.1
 NUMBER = 10  # of the step that is compared
-# Bytes that a step moves for a parameter, by how it is kept.
-MOVED = {"float32": 28, "bfloat16, masters": 28}
+# Dtype of parameters and gradients, and whether there are master weights.
+FORMS = ("float32", "bfloat16, masters")
 
 
 @dataclass
@@ -88,7 +90,7 @@ def _calls(mk: Maker, state: State, form: str) -> dict[str, Callable[[], None]]:
 
 
 def adamw(mk: Maker, label: str, sizes: Sequence[int], form: str) -> BenchmarkCase:
-    """``form``: one of ``MOVED``."""
+    """``form``: one of ``FORMS``."""
     dtype = torch.float32 if form == "float32" else torch.bfloat16
     initial = State.random(mk, sizes, dtype)
     state = initial.copy()
@@ -97,7 +99,7 @@ def adamw(mk: Maker, label: str, sizes: Sequence[int], form: str) -> BenchmarkCa
         *("adamw", "step", f"{label}, {form}"),
         filling(results, named("CUDA", _calls(mk, state, form))),
         {"AdamW(fused)": _torch(initial.copy())},
-        *(MOVED[form] * sum(sizes), "GB/s"),
+        work.adamw(sum(sizes))["step"],
         dtype=str(dtype).removeprefix("torch."),
         restore=lambda: state.assign(initial),  # and keeps alive what the kernels know by address
     )
@@ -118,5 +120,5 @@ def _models(device: str) -> dict[str, list[int]]:
 
 def cases(mk: Maker) -> Iterator[BenchmarkCase]:
     for label, sizes in _models(mk.device).items():
-        for form in MOVED:
+        for form in FORMS:
             yield adamw(mk, label, sizes, form)

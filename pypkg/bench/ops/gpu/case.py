@@ -1,23 +1,20 @@
 """What a benchmark case is made of, and how it is validated and timed.
 
 A case holds its inputs, the versions of our kernel, the baselines that compute the same function,
-and the work of one run: bytes (each input read once, each output written once) or floating-point
-operations. Every version is validated at the timed shape before it is timed.
+and the work of one run. Every version is validated at the timed shape before it is timed.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # nothing is installed on a GPU
 from pypkg.bench.ops.case import OURS
+from pypkg.bench.ops.work import ELEMENT_SIZE, Work
 from pypkg.bench.timing import summarize
 
 # Both sides round to 16 bits, ours and the baseline, at different places.
@@ -34,8 +31,7 @@ class BenchmarkCase:
         pass_name: "forward", "backward", "forward+backward" or "step".
         versions: of ours, by name; each fills the tensors that it returns.
         baselines: by name; each returns tensors equal to those.
-        work: bytes, or floating-point operations.
-        unit: "GB/s" or "TFLOP/s".
+        work: of one run.
         yardstick: the shape of an earlier case of this operator and pass, relative to whose
             rate that of this case is reported.
         restore: where ours updates in place: brings back what it was given at first.
@@ -46,12 +42,15 @@ class BenchmarkCase:
     shape: str
     versions: dict[str, Run]
     baselines: dict[str, Run]
-    work: float
-    unit: str
+    work: Work
     dtype: str = "bfloat16"
     yardstick: str | None = None
     restore: Callable[[], None] | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        return self.work.bytes(ELEMENT_SIZE[self.dtype])
 
     def __str__(self) -> str:
         return f"{self.op} {self.pass_name} {self.shape}"
@@ -213,6 +212,7 @@ def measure(case: BenchmarkCase, timer: Any, limits: dict[str, float]) -> list[d
         difference = max(validate(case, expected), difference or 0.0)
         del expected
         times[name] = timer.times(run)
+    seconds_at_limit = case.bytes / limits["GB/s"] + case.work.flops / limits["TFLOP/s"]
     first = next(iter(case.versions))
     ours = {
         OURS if version == first else f"{OURS}, {version}": timer.times(run)
@@ -226,9 +226,9 @@ def measure(case: BenchmarkCase, timer: Any, limits: dict[str, float]) -> list[d
             "pass": case.pass_name,
             "baseline": name,
             **asdict(summarize([1e3 * each for each in seconds])),
-            "bytes": case.work if case.unit == "GB/s" else 0,
-            "flops": case.work if case.unit == "TFLOP/s" else 0,
-            "limit": 1e3 * case.work / limits[case.unit],
+            "bytes": case.bytes,
+            "flops": case.work.flops,
+            "limit": 1e3 * seconds_at_limit,
             "error": difference,
             "yardstick": case.yardstick if name in ours else None,
         }

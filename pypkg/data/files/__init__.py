@@ -1,1 +1,0 @@
-"""The one way this package writes files, and imports of optional packages."""
