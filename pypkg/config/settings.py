@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -388,13 +386,3 @@ class Settings:
 def setting_fields() -> tuple[dataclasses.Field, ...]:
     """The fields of Settings that users can set."""
     return tuple(f for f in dataclasses.fields(Settings) if "help" in f.metadata)
-
-
-def setting_types() -> dict[str, Any]:
-    """Setting name to its type, where ``X | None`` counts as X."""
-    hints = typing.get_type_hints(Settings)
-    found = {spec.name: hints[spec.name] for spec in setting_fields()}
-    return {
-        name: typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
-        for name, hint in found.items()
-    }
