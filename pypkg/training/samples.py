@@ -74,7 +74,7 @@ class Samples:
     def record(self, state: TrainerState) -> None:
         """Puts the order of samples, and how many each corpus has given, into ``state``."""
         if self._order is not None:
-            positions = self._datasets["train"].drawn(state.consumed_samples)
+            positions = self._datasets["train"].samples_consumed(state.consumed_samples)
             state.data_order = self._order.to_json(positions)
 
     def usage(self, consumed_samples: int) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ class Samples:
         """
         if self._order is None:
             return []
-        drawn = self._datasets["train"].drawn(consumed_samples)
+        consumed = self._datasets["train"].samples_consumed(consumed_samples)
         length = self._settings.max_seq_length
         return [
             {
@@ -95,7 +95,7 @@ class Samples:
                 "weight": weight,
             }
             for name, corpus, samples, weight in zip(
-                self.sources["train"], self._order.corpora, drawn, self._order.weights
+                self.sources["train"], self._order.corpora, consumed, self._order.weights
             )
         ]
 
@@ -176,7 +176,7 @@ def _earlier_order(state: TrainerState) -> SampleOrder | None:
 
 
 def _wanted_samples(s: Settings, state: TrainerState, shards: int) -> list[int]:
-    """Samples that the run needs of train, valid and test, those drawn before included."""
+    """Samples that the run needs of train, valid and test, those consumed before included."""
     steps = max(s.max_steps - state.global_step, 0)
     step = s.per_device_train_batch_size * s.gradient_accumulation_steps * shards
     evaluations = s.max_steps // s.eval_steps + 1 if s.evaluates or s.do_eval else 0

@@ -53,8 +53,8 @@ class Dataset(ABC):
         """int64 [n]: for each of the samples, which of ``corpora`` it comes from."""
         return np.zeros(len(samples), np.int64)
 
-    def drawn(self, count: int) -> list[int]:
-        """How many samples each of ``corpora`` has given when the first ``count`` were drawn."""
+    def samples_consumed(self, count: int) -> list[int]:
+        """How many samples each of ``corpora`` has given when the first ``count`` were consumed."""
         return [count]
 
     @property

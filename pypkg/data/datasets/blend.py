@@ -117,9 +117,12 @@ class BlendedDataset(Dataset):
     def sources(self, samples: np.ndarray) -> np.ndarray:
         return self.dataset_index[samples].astype(np.int64)
 
-    def drawn(self, count: int) -> list[int]:
+    def samples_consumed(self, count: int) -> list[int]:
         given = np.bincount(self.dataset_index[:count], minlength=len(self.datasets))
-        return [dataset.drawn(number)[0] for dataset, number in zip(self.datasets, given.tolist())]
+        return [
+            dataset.samples_consumed(number)[0]
+            for dataset, number in zip(self.datasets, given.tolist())
+        ]
 
 
 def share_weights(weights: Sequence[float], present: Sequence[bool]) -> list[float]:

@@ -76,5 +76,5 @@ class LaterDataset(Dataset):
     def sources(self, samples: np.ndarray) -> np.ndarray:
         return self.dataset.sources(samples + self._shift)
 
-    def drawn(self, count: int) -> list[int]:
-        return self.dataset.drawn(count + self._shift)
+    def samples_consumed(self, count: int) -> list[int]:
+        return self.dataset.samples_consumed(count + self._shift)
