@@ -13,8 +13,8 @@ NATIVE_SOURCES := $(shell find csrc cmake tools -type f) CMakeLists.txt setup.py
 CPP_FILES = $(shell git ls-files -co --exclude-standard '*.cc' '*.h' '*.cu' '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help install pretrain test matrix lint format build docs bench gpu-check gpu-stress \
-  gpu-sanitize gpu-smoke clean
+.PHONY: help install pretrain test test-slow test-durations matrix lint format build docs site bench \
+  gpu-check gpu-stress gpu-sanitize gpu-smoke clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,15 +42,26 @@ pretrain: install  ## pre-train a small LLaMA on the Python standard library's s
 	$(BIN)/python -m pypkg.pretrain configs/quickstart.json --output_dir $(RUNS)/checkpoints \
 	  --input_dir $(RUNS)/data --tokenizer_name_or_path $(RUNS)/tokenizer
 
-test: install  ## the whole test suite
-	$(BIN)/python -m pytest
+# Two tests at a time: those of several processes wait for one another most of the time.
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test: install  ## the tests of every push, in under ten minutes on two cores
+	$(PYTEST) -m "not slow"
+
+test-slow: install  ## the others: compilers' output, eight processes, dry runs of the GPU tools
+	$(PYTEST) -m slow
+
+test-durations: install  ## both, and how long each file took beside tests/durations.json
+	$(PYTEST) --junitxml=build/durations.xml
+	$(BIN)/python tests/durations.py build/durations.xml
 
 matrix: install  ## every model under every parallel strategy on CPU processes, page into docs/
 	$(BIN)/python tests/matrix/run_matrix.py
 
-lint: $(VENV)/.lint  ## ruff and clang-format, check only
+lint: $(VENV)/.lint  ## ruff, mypy and clang-format, check only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 
 format: $(VENV)/.lint  ## rewrite the sources in the settled format
@@ -74,6 +85,14 @@ docs: install  ## regenerate the pages that are made from the code
 	$(BIN)/python -m pypkg.config > docs/configuration.md
 	$(BIN)/python -m pypkg.models > docs/models.md
 	$(BIN)/python docs/parallelism/draw.py
+	$(BIN)/python -m pypkg.bench report
+
+site: $(VENV)/.site  ## the documentation as a site in build/site; a dead link or anchor fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+$(VENV)/.site: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet $$(sed -n 's/^docs = \[\(.*\)\].*/\1/p' pyproject.toml | tr -d '"')
+	@touch $@
 
 # Needs a GPU, nvcc, CMake, Ninja and a Python with torch and pybind11; no Paddle, no .venv.
 gpu-check:  ## build the kernels for the GPU, check them against torch, time them

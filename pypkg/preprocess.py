@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _use_tool(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pypkg.preprocess", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="pypkg preprocess", allow_abbrev=False)
     add_tool_parsers(parser.add_subparsers(required=True))
     options = vars(parser.parse_args(arguments))
     return options.pop("run")(**options)
@@ -54,9 +54,9 @@ def _use_tool(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m pypkg.preprocess",
+        prog="pypkg preprocess",
         description="Tokenizes text into PREFIX.bin and PREFIX.idx.",
-        epilog=f"On finished corpora: python -m pypkg.preprocess {{{','.join(TOOLS)}}} --help",
+        epilog=f"On finished corpora: pypkg preprocess {{{','.join(TOOLS)}}} --help",
         allow_abbrev=False,
     )
     add_options(parser)

@@ -18,7 +18,7 @@ from pypkg import convert
 from pypkg.models import from_pretrained
 from pypkg.models.architecture.registry import load_config
 from pypkg.models.weights import model_folder
-from pypkg.models.weights.formats.files import TensorFiles
+from pypkg.models.weights.formats.tensor_files import TensorFiles
 
 MODELS = Path(__file__).parent / "models"
 sys.path.append(str(MODELS))  # the writers of PyTorch's and SAT's files
@@ -136,7 +136,9 @@ def test_configuration_of_a_known_model(tmp_path: Path, capsys: pytest.CaptureFi
 def test_import_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     shutil.copytree(GOLDEN / "llama", cache / "models--org--m" / "snapshots" / "c0")
-    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    (cache / "models--org--m" / "refs").mkdir()
+    (cache / "models--org--m" / "refs" / "main").write_text("c0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     assert _run("import", "org/m", tmp_path / "in") == 0
     assert load_config(tmp_path / "in") == load_config(GOLDEN / "llama")
 

@@ -16,7 +16,13 @@ PACKAGE = REPO / "pypkg"
 CSRC = REPO / "csrc"
 
 # Leaves, which anything may import.
-_BASE = ("pypkg.errors", "pypkg.files", "pypkg.paths", "pypkg.__version__")
+_BASE = (
+    "pypkg.errors",
+    "pypkg.files",
+    "pypkg.markdown",
+    "pypkg.paths",
+    "pypkg.__version__",
+)
 _ANYTHING = ("pypkg",)
 
 
@@ -33,6 +39,7 @@ _ARCHITECTURE = "pypkg.models.architecture"
 RULES = (
     Rule("pypkg.errors"),
     Rule("pypkg.files"),
+    Rule("pypkg.markdown"),
     Rule("pypkg.paths"),
     Rule("pypkg.logs"),
     Rule("pypkg.config"),
@@ -58,6 +65,8 @@ RULES = (
     Rule("pypkg.pretrain", _ANYTHING),
     Rule("pypkg.preprocess", _ANYTHING),
     Rule("pypkg.convert", _ANYTHING),
+    Rule("pypkg.__main__"),  # runs the others by name
+    Rule("pypkg.completion", ("pypkg.__main__",)),
     Rule("pypkg.plan", ("pypkg.config", _ARCHITECTURE, "pypkg.planner", "pypkg.logs")),
 )  # fmt: skip
 # The rooms of a package from the highest to the lowest: a module imports from its own room and from
@@ -69,9 +78,10 @@ ROOMS = {
                      "decoder", "layers", "weights", "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
                        "process_end"),
-    "pypkg.training": ("run", "rank_times", "trainer", "samples", "engine", "layout",
-                       "checkpoint", "reporting", "activations", "distributed_batches",
-                       "interrupt", "model_partition", "schedule", "state"),
+    "pypkg.training": ("run", "final_report", "sources", "rank_times", "trainer", "samples",
+                       "data_source", "engine", "layout", "checkpoint", "reporting",
+                       "activations", "distributed_batches", "interrupt", "tp_sharding",
+                       "schedule", "state"),
     "pypkg.bench": ("__main__", "report", "train_step", "data", "ops", "environment", "timing"),
 }  # fmt: skip
 COMMAND_LINES = ("pypkg.pretrain", "pypkg.preprocess", "pypkg.convert", "pypkg.plan")
@@ -80,11 +90,11 @@ COMMAND_LINES = ("pypkg.pretrain", "pypkg.preprocess", "pypkg.convert", "pypkg.p
 # draws in.)
 WITHOUT_PADDLE = ("pypkg", "pypkg.config", "pypkg.errors", "pypkg.models.architecture.config",
                   "pypkg.models.architecture.registry", "pypkg.threads", "pypkg.capabilities",
-                  "pypkg.models.weights.formats.files", "pypkg.models.weights.model_folder",
-                  "pypkg.models.weights.hub_cache", "pypkg.models.architecture.layer_split",
+                  "pypkg.models.weights.formats.tensor_files", "pypkg.models.weights.model_folder",
+                  "pypkg.models.weights.hub", "pypkg.models.architecture.layer_split",
                   "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.weights.tp_shards",
                   "pypkg.parallel.mesh", "pypkg.convert", "pypkg.preprocess",
-                  "pypkg.pretrain")  # fmt: skip
+                  "pypkg.pretrain", "pypkg.__main__", "pypkg.completion")  # fmt: skip
 
 
 def module_name(file: Path) -> str:

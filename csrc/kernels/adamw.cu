@@ -5,7 +5,9 @@ namespace pypkg {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kChunk = 4096;  // elements that a block takes at a time; a multiple of all groups
+// On a multiprocessor, at least: 64 registers a thread. Left to itself, ptxas spills one variant.
+constexpr int kResidentThreads = 1024;
+constexpr int64_t kChunk = 4096;  // elements that a block takes at a time; whole vectors
 
 // A tensor as the kernel sees it.
 struct Entry {
@@ -25,11 +27,8 @@ constexpr int kMaxEntries = 62;
 struct Batch {
   Entry entries[kMaxEntries];
   const float* grad_scale;
-  uint64_t seed;
-  uint64_t offset;
   float beta1;
   float beta2;
-  uint32_t first_tensor;
   int count;
   int chunks;
 };
@@ -37,20 +36,15 @@ static_assert(sizeof(Batch) <= 4096);
 
 // kSize neighbouring elements, the first of them `at`. Moments are taken four at a time: eight
 // would need more registers than 1024 threads have.
-template <typename P, typename G, AdamWWeights kWeights, int kSize>
-__device__ __forceinline__ void update_run(const Batch& batch, const Entry& entry, uint32_t tensor,
-                                           float scale, int64_t at) {
-  constexpr bool kHasMaster = kWeights == AdamWWeights::kMaster;
+template <typename P, typename G, bool kHasMaster, int kSize>
+__device__ __forceinline__ void update_run(const Batch& batch, const Entry& entry, float scale,
+                                           int64_t at) {
   constexpr int kPart = kSize < 4 ? kSize : 4;
   using Part = Pack<float, kPart>;
   P* const param = static_cast<P*>(entry.param) + at;
   const auto grad = Pack<G, kSize>::load(static_cast<const G*>(entry.grad) + at);
   Pack<P, kSize> weights;
   if constexpr (!kHasMaster) weights = Pack<P, kSize>::load(param);
-  AdamWNoise noise;
-  if constexpr (kWeights == AdamWWeights::kStochastic) {
-    noise = adamw_noise(batch.seed, batch.offset, tensor, at / AdamWNoise::kGroup);
-  }
 #pragma unroll
   for (int part = 0; part < kSize; part += kPart) {
     auto moment1 = Part::load(entry.moment1 + at + part);
@@ -66,12 +60,7 @@ __device__ __forceinline__ void update_run(const Batch& batch, const Entry& entr
       moment1.set(j, next.moment1);
       moment2.set(j, next.moment2);
       if constexpr (kHasMaster) master.set(j, next.weight);
-      if constexpr (kWeights == AdamWWeights::kStochastic) {
-        const int place = kSize == 1 ? static_cast<int>(at % AdamWNoise::kGroup) : i;
-        weights.values[i] = reinterpret_bits<P>(round_stochastically(next.weight, noise[place]));
-      } else {
-        weights.set(i, next.weight);
-      }
+      weights.set(i, next.weight);
     }
     moment1.store(entry.moment1 + at + part);
     moment2.store(entry.moment2 + at + part);
@@ -101,41 +90,36 @@ inline __device__ bool is_aligned(const Entry& entry) {
   return bits % kVectorBytes == 0;
 }
 
-template <typename P, typename G, AdamWWeights kWeights>
-__global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__ Batch batch) {
+template <typename P, typename G, bool kHasMaster>
+__global__ void __launch_bounds__(kThreads, kResidentThreads / kThreads)
+    adamw_kernel(const __grid_constant__ Batch batch) {
   constexpr int kSize = kVectorSize<P>;
   const float scale = batch.grad_scale ? *batch.grad_scale : 1.0f;
   for (int chunk = blockIdx.x; chunk < batch.chunks; chunk += gridDim.x) {
-    const int index = entry_of(batch, chunk);
-    const Entry& entry = batch.entries[index];
-    const uint32_t tensor = batch.first_tensor + index;
+    const Entry& entry = batch.entries[entry_of(batch, chunk)];
     const int64_t begin = (chunk - entry.first_chunk) * kChunk;
     const int64_t end = begin + kChunk < entry.numel ? begin + kChunk : entry.numel;
     const int64_t vectors_end = is_aligned(entry) ? end - end % kSize : begin;
     for (int64_t at = begin + threadIdx.x * kSize; at < vectors_end; at += kThreads * kSize) {
-      update_run<P, G, kWeights, kSize>(batch, entry, tensor, scale, at);
+      update_run<P, G, kHasMaster, kSize>(batch, entry, scale, at);
     }
     for (int64_t at = vectors_end + threadIdx.x; at < end; at += kThreads) {
-      update_run<P, G, kWeights, 1>(batch, entry, tensor, scale, at);
+      update_run<P, G, kHasMaster, 1>(batch, entry, scale, at);
     }
   }
 }
 
-// Calls f(TypeTag<P>, TypeTag<G>, weights) for the combinations that check_adamw allows.
+// Calls f(TypeTag<P>, TypeTag<G>, has_master) for the combinations that check_adamw allows.
 template <typename F>
 void dispatch(const AdamW& p, F&& f) {
   dispatch_dtype(p.dtype, [&](auto param) {
-    dispatch_adamw_weights(p, [&](auto weights) {
+    dispatch_masters(p, [&](auto has_master) {
       using P = typename decltype(param)::type;
-      constexpr AdamWWeights kWeights = decltype(weights)::value;
-      constexpr bool kAllowed = kWeights == AdamWWeights::kParameter ||
-                                std::is_same_v<P, __nv_bfloat16> ||
-                                (kWeights == AdamWWeights::kMaster && std::is_same_v<P, __half>);
-      if constexpr (kAllowed) {
+      if constexpr (!decltype(has_master)::value || !std::is_same_v<P, float>) {
         if (p.grad_dtype == DType::kFloat32) {
-          f(param, TypeTag<float>{}, weights);
+          f(param, TypeTag<float>{}, has_master);
         } else {
-          f(param, param, weights);
+          f(param, param, has_master);
         }
       }
     });
@@ -145,9 +129,9 @@ void dispatch(const AdamW& p, F&& f) {
 void launch_batch(const AdamW& p, const Batch& batch, Stream stream) {
   const LaunchSite site{"adamw", {batch.count, batch.chunks}};
   const dim3 grid(std::min<int64_t>(batch.chunks, kMaxGridBlocks));
-  dispatch(p, [&](auto param, auto grad, auto weights) {
+  dispatch(p, [&](auto param, auto grad, auto has_master) {
     const auto kernel = adamw_kernel<typename decltype(param)::type, typename decltype(grad)::type,
-                                     decltype(weights)::value>;
+                                     decltype(has_master)::value>;
     launch(site, kernel, grid, dim3(kThreads), 0, stream, batch);
   });
 }
@@ -158,12 +142,9 @@ void adamw_cuda(const AdamW& p, Stream stream) {
   check_adamw(p);
   Batch batch{};
   batch.grad_scale = p.grad_scale;
-  batch.seed = p.seed;
-  batch.offset = p.offset;
   batch.beta1 = p.beta1;
   batch.beta2 = p.beta2;
   for (int64_t first = 0; first < p.count; first += kMaxEntries) {
-    batch.first_tensor = static_cast<uint32_t>(first);
     batch.count = static_cast<int>(std::min<int64_t>(kMaxEntries, p.count - first));
     batch.chunks = 0;
     for (int i = 0; i < batch.count; ++i) {

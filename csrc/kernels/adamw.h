@@ -38,12 +38,6 @@ struct AdamW {
   float beta2 = 0.999f;
   float epsilon = 1e-8f;
   const float* grad_scale = nullptr;  // one float where the tensors are; null: 1
-  // Rounds bfloat16 parameters without master weights up or down with probabilities that make the
-  // mean exact. Bits come from Philox4x32-10 with key `seed` at (element, tensor, offset), so every
-  // step needs another offset.
-  bool stochastic_rounding = false;
-  uint64_t seed = 0;
-  uint64_t offset = 0;
 };
 
 // Both throw std::invalid_argument for dtypes that do not go together.

@@ -17,14 +17,28 @@
 namespace pypkg {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int64_t kQueries = 128;  // in a block
+// Queries and keys in a block: multiples of the rows and columns of every tile.
+constexpr int64_t kQueries = 96;
+constexpr int64_t kKeys = 96;
 
 inline int64_t blocks(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 struct Range {
   int64_t begin;
   int64_t end;
+
+  bool empty() const { return begin >= end; }
+  Range joined(const Range& other) const {
+    return {std::min(begin, other.begin), std::max(end, other.end)};
+  }
 };
+
+// The ranges of the panels that the kRows columns from `first` on touch, two at most, as one.
+template <class X>
+PYPKG_INLINE Range joined(const Range* of_panels, int64_t first) {
+  static_assert(X::kRows <= X::kWidth);
+  return of_panels[first / X::kWidth].joined(of_panels[(first + X::kRows - 1) / X::kWidth]);
+}
 
 // One head of one sequence: where it lies in [batch, sequence, heads, head_dim].
 struct Head {
@@ -108,7 +122,7 @@ PYPKG_INLINE void cap_scores(float softcap, Sums<X>& scores, float* slope = null
     for (int v = 0; v < X::kVectors; ++v) {
       const auto tanh = fast_tanh<typename X::Vec>(scores.at[r][v] / softcap);
       scores.at[r][v] = softcap * tanh;
-      if (slope) store(slope + r * X::kWidth + v * X::kLanes, 1.0f - tanh * tanh);
+      if (slope) store(slope + r * kKeys + v * X::kLanes, 1.0f - tanh * tanh);
     }
   }
 }

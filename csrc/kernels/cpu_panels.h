@@ -21,7 +21,7 @@ struct TileShape {
   // A typedef: in an alias declaration GCC drops an attribute that depends on a parameter.
   typedef float Vec __attribute__((vector_size(kLaneCount * sizeof(float))));
   typedef int32_t IntVec __attribute__((vector_size(kLaneCount * sizeof(float))));
-  static_assert(sizeof(Vec) == kLanes * sizeof(float) && kWidth % kRows == 0);
+  static_assert(sizeof(Vec) == kLanes * sizeof(float));
 };
 
 // What fits into 32 registers of AVX-512, and into 16 of AVX2 and SSE.
@@ -30,7 +30,7 @@ struct Tile;
 template <>
 struct Tile<CpuIsa::kV4> : TileShape<16, 2, 8> {};
 template <>
-struct Tile<CpuIsa::kV3> : TileShape<8, 2, 4> {};
+struct Tile<CpuIsa::kV3> : TileShape<8, 2, 6> {};
 template <>
 struct Tile<CpuIsa::kBaseline> : TileShape<4, 2, 4> {};
 
@@ -52,24 +52,28 @@ PYPKG_INLINE void store(float* p, const Vector& v) {
   std::memcpy(p, &v, sizeof(v));
 }
 
-// A tile of a product; its rows lie kWidth apart in a panel.
+// A tile of a product. Its rows lie kWidth apart in a panel, and anyhow apart in another matrix.
 template <class X>
 struct Sums {
   typename X::Vec at[X::kRows][X::kVectors] = {};
 
+  PYPKG_INLINE void fill(float value) {
+    for (int r = 0; r < X::kRows; ++r)
+      for (int v = 0; v < X::kVectors; ++v) at[r][v] = typename X::Vec{} + value;
+  }
   PYPKG_INLINE void load_from(const float* panel) {
     for (int r = 0; r < X::kRows; ++r)
       for (int v = 0; v < X::kVectors; ++v)
         at[r][v] = load<typename X::Vec>(panel + r * X::kWidth + v * X::kLanes);
   }
-  PYPKG_INLINE void store_to(float* panel) const {
+  PYPKG_INLINE void store_to(float* matrix, int64_t stride = X::kWidth) const {
     for (int r = 0; r < X::kRows; ++r)
-      for (int v = 0; v < X::kVectors; ++v) store(panel + r * X::kWidth + v * X::kLanes, at[r][v]);
+      for (int v = 0; v < X::kVectors; ++v) store(matrix + r * stride + v * X::kLanes, at[r][v]);
   }
 };
 
 // sums[r] += sum_k a[r * kRowStride + k * kDepthStride] * b[k, :] for k < depth.
-template <class X, int kRowStride, int kDepthStride>
+template <class X, int64_t kRowStride, int64_t kDepthStride>
 PYPKG_INLINE void multiply_add(Sums<X>& sums, const float* a, const float* b, int64_t depth) {
   for (int64_t k = 0; k < depth; ++k) {
     typename X::Vec right[X::kVectors];
@@ -96,12 +100,13 @@ PYPKG_INLINE void multiply_rows(Sums<X>& sums, const float* a, int64_t rows, int
   }
 }
 
-// sums += A^T B, A being columns from `first` on of one panel, over its rows [begin, end).
-template <class X>
-PYPKG_INLINE void multiply_columns(Sums<X>& sums, const float* a_panel, int64_t first,
+// sums += A^T B, A being columns from `first` on of a matrix of kStride columns, over its rows
+// [begin, end), B one panel.
+template <class X, int64_t kStride>
+PYPKG_INLINE void multiply_columns(Sums<X>& sums, const float* a, int64_t first,
                                    const float* b_panel, int64_t begin, int64_t end) {
-  multiply_add<X, 1, X::kWidth>(sums, a_panel + begin * X::kWidth + first,
-                                b_panel + begin * X::kWidth, end - begin);
+  multiply_add<X, 1, kStride>(sums, a + begin * kStride + first, b_panel + begin * X::kWidth,
+                              end - begin);
 }
 
 // Packs factor * source[0:count, 0:columns] into panels of `rows` rows; the rest is zero.

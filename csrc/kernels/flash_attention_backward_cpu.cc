@@ -3,8 +3,6 @@
 namespace pypkg {
 namespace {
 
-constexpr int64_t kKeys = 64;  // in a block: nine operands have to fit the cache
-
 // Key blocks of one key head are dealt to several chunks, each with its own dq to sum into, when
 // there are few heads to share out. Depends on the shape alone, and so does the order of every sum.
 int64_t key_chunks(const FlashAttentionShape& s) {
@@ -42,7 +40,7 @@ struct Scratch {
   float* dv;
   float* q;     // kQueries rows, times scale
   float* dout;  // kQueries rows
-  float* p;     // kQueries rows, keys across
+  float* p;     // [kQueries, kKeys]
   float* ds;
   float lse[kQueries];
   float delta[kQueries];
@@ -62,8 +60,8 @@ PYPKG_INLINE void backward_tile(const Head& head, BlockState state, int64_t row,
                                 int64_t key, int64_t k, const Scratch& scratch) {
   using Vec = typename X::Vec;
   const int64_t columns = head.s.head_dim, depth = padded<X>(columns);
-  float* p = scratch.p + k * kQueries + query * X::kWidth;
-  float* ds = scratch.ds + k * kQueries + query * X::kWidth;
+  float* p = scratch.p + query * kKeys + k;
+  float* ds = scratch.ds + query * kKeys + k;
   Sums<X> tile;
   multiply_rows(tile, scratch.q, kQueries, query, scratch.k_transposed + k * depth, columns);
   const bool capped = head.s.softcap > 0.0f;
@@ -79,18 +77,18 @@ PYPKG_INLINE void backward_tile(const Head& head, BlockState state, int64_t row,
 #pragma GCC unroll 4
     for (int v = 0; v < X::kVectors; ++v)
       tile.at[r][v] = fast_exp<Vec>(tile.at[r][v] - scratch.lse[query + r]);
-  tile.store_to(p);
+  tile.store_to(p, kKeys);
   Sums<X> dp;
   multiply_rows(dp, scratch.dout, kQueries, query, scratch.v_transposed + k * depth, columns);
 #pragma GCC unroll 16
   for (int r = 0; r < X::kRows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < X::kVectors; ++v) {
-      const int at = r * X::kWidth + v * X::kLanes;
+      const int64_t at = r * kKeys + v * X::kLanes;
       dp.at[r][v] = load<Vec>(p + at) * (dp.at[r][v] - scratch.delta[query + r]);
       if (capped) dp.at[r][v] *= load<Vec>(ds + at);
     }
-  dp.store_to(ds);
+  dp.store_to(ds, kKeys);
 }
 
 // Probabilities p and score gradients ds of a block.
@@ -106,9 +104,9 @@ PYPKG_INLINE LiveRows<X> backward_scores(const Head& head, BlockState block, int
                                    ? BlockState::kFull
                                    : head.state(row + r0, X::kRows, key + k, X::kWidth);
       if (state == BlockState::kSkip) {
-        const int64_t offset = k * kQueries + r0 * X::kWidth;
-        std::fill_n(scratch.p + offset, X::kRows * X::kWidth, 0.0f);
-        std::fill_n(scratch.ds + offset, X::kRows * X::kWidth, 0.0f);
+        const Sums<X> zeros;
+        zeros.store_to(scratch.p + r0 * kKeys + k, kKeys);
+        zeros.store_to(scratch.ds + r0 * kKeys + k, kKeys);
         continue;
       }
       rows = {std::min(rows.begin, r0), r0 + X::kRows};
@@ -124,14 +122,12 @@ PYPKG_INLINE void accumulate_key_gradient(const float* a, const float* b, int64_
                                           const LiveRows<X>& live, float* target) {
   for (int64_t c = 0; c < depth; c += X::kWidth) {
     for (int64_t k = 0; k < kKeys; k += X::kRows) {
-      const int64_t panel = k / X::kWidth;
-      const Range rows = live.of_panel[panel];
-      if (rows.begin >= rows.end) continue;
+      const Range rows = joined<X>(live.of_panel, k);
+      if (rows.empty()) continue;
       float* to = target + c * kKeys + k * X::kWidth;
       Sums<X> tile;
       tile.load_from(to);
-      multiply_columns(tile, a + panel * X::kWidth * kQueries, k % X::kWidth, b + c * kQueries,
-                       rows.begin, rows.end);
+      multiply_columns<X, kKeys>(tile, a, k, b + c * kQueries, rows.begin, rows.end);
       tile.store_to(to);
     }
   }
@@ -141,17 +137,20 @@ PYPKG_INLINE void accumulate_key_gradient(const float* a, const float* b, int64_
 template <class X>
 PYPKG_INLINE void accumulate_query_gradient(const Scratch& scratch, int64_t depth,
                                             const LiveRows<X>& live, float* dq) {
-  for (int64_t c = 0; c < depth; c += X::kWidth) {
-    for (int64_t r0 = 0; r0 < kQueries; r0 += X::kRows) {
+  for (int64_t r0 = 0; r0 < kQueries; r0 += X::kRows) {
+    Range keys{kKeys, 0};
+    for (int64_t k = 0; k < kKeys; k += X::kWidth) {
+      const Range rows = live.of_panel[k / X::kWidth];
+      if (rows.begin <= r0 && r0 < rows.end) keys = keys.joined({k, k + X::kWidth});
+    }
+    if (keys.empty()) continue;
+    for (int64_t c = 0; c < depth; c += X::kWidth) {
       float* to = dq + c * kQueries + r0 * X::kWidth;
       Sums<X> tile;
       tile.load_from(to);
-      for (int64_t k = 0; k < kKeys; k += X::kWidth) {
-        const Range rows = live.of_panel[k / X::kWidth];
-        if (r0 < rows.begin || r0 >= rows.end) continue;
-        multiply_rows(tile, scratch.ds + k * kQueries, kQueries, r0,
-                      scratch.k + c * kKeys + k * X::kWidth, X::kWidth);
-      }
+      multiply_add<X, kKeys, 1>(tile, scratch.ds + r0 * kKeys + keys.begin,
+                                scratch.k + c * kKeys + keys.begin * X::kWidth,
+                                keys.end - keys.begin);
       tile.store_to(to);
     }
   }

@@ -1,11 +1,14 @@
 #include <cmath>
+#include <numeric>
 
 #include "cpu_attention.h"
 
 namespace pypkg {
 namespace {
 
-constexpr int64_t kKeys = 128;  // in a block
+// Queries that are taken through the softmax together: whole panels, and whole tiles of rows.
+template <class X>
+constexpr int64_t kStrip = std::lcm(X::kWidth, X::kRows);
 
 // Cache-sized operands of one thread; panels as in cpu_panels.h.
 struct Scratch {
@@ -13,39 +16,39 @@ struct Scratch {
   float* k;       // kKeys rows
   float* v;       // kKeys rows
   float* out;     // kQueries rows, not yet divided by row_sum
-  float* scores;  // one panel of kKeys rows: keys down, queries across
+  float* scores;  // [kKeys, kStrip]
   float row_max[kQueries];
   float row_sum[kQueries];
   VisibleKeys visible;
 };
 
-// Scores of the kWidth queries from `query` of the block on against a block of keys; returns the
-// keys (counted within the block) that any of the queries sees.
+// Scores of the kWidth queries from `query` of the block on against a block of keys, kStrip apart;
+// returns the keys (counted within the block) that any of the queries sees. Of the others the
+// scores are -inf.
 template <class X>
 PYPKG_INLINE Range score_panel(const Head& head, BlockState block, int64_t first_row, int64_t query,
-                               int64_t key, const Scratch& scratch) {
+                               int64_t key, const Scratch& scratch, float* scores) {
   const int64_t row = first_row + query, depth = padded<X>(head.s.head_dim);
   Range seen{kKeys, 0};
   for (int64_t k = 0; k < kKeys && key + k < head.s.seq_k; k += X::kRows) {
-    float* scores = scratch.scores + k * X::kWidth;
     const BlockState state = block == BlockState::kFull
                                  ? BlockState::kFull
                                  : head.state(row, X::kWidth, key + k, X::kRows);
-    if (state == BlockState::kSkip) {
-      std::fill_n(scores, X::kRows * X::kWidth, -kInfinity);
-      continue;
-    }
-    seen = {std::min(seen.begin, k), k + X::kRows};
     Sums<X> tile;
-    multiply_rows(tile, scratch.k, kKeys, k, scratch.q + query * depth, head.s.head_dim);
-    if (head.s.softcap > 0.0f) cap_scores<X>(head.s.softcap, tile);
-    if (head.s.mask.alibi_slopes) {
-      add_alibi<X, Columns::kQueries>(head.slope(), key + k - head.position(row), tile);
+    if (state == BlockState::kSkip) {
+      tile.fill(-kInfinity);
+    } else {
+      seen = {std::min(seen.begin, k), k + X::kRows};
+      multiply_rows(tile, scratch.k, kKeys, k, scratch.q + query * depth, head.s.head_dim);
+      if (head.s.softcap > 0.0f) cap_scores<X>(head.s.softcap, tile);
+      if (head.s.mask.alibi_slopes) {
+        add_alibi<X, Columns::kQueries>(head.slope(), key + k - head.position(row), tile);
+      }
+      if (state == BlockState::kPartial) {
+        mask_tile<X, Columns::kQueries>(scratch.visible, query, key + k, tile);
+      }
     }
-    if (state == BlockState::kPartial) {
-      mask_tile<X, Columns::kQueries>(scratch.visible, query, key + k, tile);
-    }
-    tile.store_to(scores);
+    tile.store_to(scores + k * kStrip<X>, kStrip<X>);
   }
   return seen;
 }
@@ -59,15 +62,15 @@ PYPKG_INLINE void softmax_vector(float* scores, Range keys, float* row_max, floa
   const Vec old_max = load<Vec>(row_max);
   Vec max = old_max;
   for (int64_t k = keys.begin; k < keys.end; ++k) {
-    const Vec row = load<Vec>(scores + k * X::kWidth);
+    const Vec row = load<Vec>(scores + k * kStrip<X>);
     max = row > max ? row : max;
   }
   const Vec shift = max == -kInfinity ? Vec{} : max;  // a query that has seen no key yet
   Vec sum = {};
   for (int64_t k = keys.begin; k < keys.end; ++k) {
-    const Vec row = fast_exp<Vec>(load<Vec>(scores + k * X::kWidth) - shift);
+    const Vec row = fast_exp<Vec>(load<Vec>(scores + k * kStrip<X>) - shift);
     sum += row;
-    store(scores + k * X::kWidth, row);
+    store(scores + k * kStrip<X>, row);
   }
   const Vec factor = fast_exp<Vec>(old_max - shift);
   store(row_max, max);
@@ -75,22 +78,46 @@ PYPKG_INLINE void softmax_vector(float* scores, Range keys, float* row_max, floa
   store(shrink, factor);
 }
 
-// out = shrink * out + scores^T v for the kWidth queries from `first` of the block on.
+// out = shrink * out + scores^T v for the kStrip queries from `first` of the block on. seen: the
+// keys of each panel of them.
 template <class X>
-PYPKG_INLINE void accumulate_panel(const float* scores, Range keys, const float* shrink,
+PYPKG_INLINE void accumulate_strip(const float* scores, const Range* seen, const float* shrink,
                                    const float* v, int64_t first, int64_t depth, float* out) {
   for (int64_t c = 0; c < depth; c += X::kWidth) {
-    for (int64_t r0 = 0; r0 < X::kWidth; r0 += X::kRows) {
+    for (int64_t r0 = 0; r0 < kStrip<X>; r0 += X::kRows) {
+      const Range keys = joined<X>(seen, r0);
+      if (keys.empty()) continue;
       float* rows = out + c * kQueries + (first + r0) * X::kWidth;
       Sums<X> tile;
       tile.load_from(rows);
 #pragma GCC unroll 16
       for (int r = 0; r < X::kRows; ++r)
         for (int l = 0; l < X::kVectors; ++l) tile.at[r][l] *= shrink[r0 + r];
-      multiply_columns(tile, scores, r0, v + c * kKeys, keys.begin, keys.end);
+      multiply_columns<X, kStrip<X>>(tile, scores, r0, v + c * kKeys, keys.begin, keys.end);
       tile.store_to(rows);
     }
   }
+}
+
+// kStrip queries from `first` of the block on against a block of keys.
+template <class X>
+PYPKG_INLINE void attend_strip(const Head& head, BlockState block, int64_t first_row, int64_t first,
+                               int64_t key, Scratch& scratch) {
+  const int64_t depth = padded<X>(head.s.head_dim);
+  Range seen[kStrip<X> / X::kWidth];
+  Range all{kKeys, 0};
+  for (int64_t q = 0; q < kStrip<X>; q += X::kWidth) {
+    Range& keys = seen[q / X::kWidth];
+    keys = score_panel<X>(head, block, first_row, first + q, key, scratch, scratch.scores + q);
+    all = all.joined(keys);
+  }
+  if (all.empty()) return;
+  float shrink[kStrip<X>];
+  for (int64_t l = 0; l < kStrip<X>; l += X::kLanes) {
+    softmax_vector<X>(scratch.scores + l, all, scratch.row_max + first + l,
+                      scratch.row_sum + first + l, shrink + l);
+  }
+  accumulate_strip<X>(scratch.scores, seen, shrink, scratch.v, first, depth, scratch.out);
 }
 
 template <class T, class X>
@@ -114,15 +141,8 @@ PYPKG_INLINE void forward_block(const FlashAttentionForward& p, const Head& head
             1.0f, scratch.k, kKeys);
     pack<X>(static_cast<const T*>(p.v) + head.k_offset(key), head.k_stride(), keys, s.head_dim,
             1.0f, scratch.v, kKeys);
-    for (int64_t q = 0; q < count; q += X::kWidth) {
-      const Range seen = score_panel<X>(head, block, first_row, q, key, scratch);
-      if (seen.begin >= seen.end) continue;
-      float shrink[X::kWidth];
-      for (int64_t l = 0; l < X::kWidth; l += X::kLanes) {
-        softmax_vector<X>(scratch.scores + l, seen, scratch.row_max + q + l,
-                          scratch.row_sum + q + l, shrink + l);
-      }
-      accumulate_panel<X>(scratch.scores, seen, shrink, scratch.v, q, depth, scratch.out);
+    for (int64_t q = 0; q < count; q += kStrip<X>) {
+      attend_strip<X>(head, block, first_row, q, key, scratch);
     }
   }
 
@@ -147,7 +167,7 @@ void forward(const FlashAttentionForward& p) {
                                            {&Scratch::k, depth * kKeys},
                                            {&Scratch::v, depth * kKeys},
                                            {&Scratch::out, depth * kQueries},
-                                           {&Scratch::scores, X::kWidth * kKeys}});
+                                           {&Scratch::scores, kStrip<X> * kKeys}});
   const int64_t heads = s.batch * s.heads_q;
   // Last rows first: under a causal mask they are the longest, and short ones fill the gaps.
 #pragma omp parallel for num_threads(threads) schedule(dynamic)

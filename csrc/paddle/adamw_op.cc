@@ -33,8 +33,7 @@ float* power(const char* name, const Tensor& tensor) {
 void update(Tensors& params, const Tensors& grads, Tensors& moments1, Tensors& moments2,
             Tensors& beta1_powers, Tensors& beta2_powers, Tensors& masters,
             const OptionalTensor& grad_scale, const std::vector<float>& weight_decays,
-            float learning_rate, float beta1, float beta2, float epsilon, bool stochastic_rounding,
-            int64_t seed, int64_t offset) {
+            float learning_rate, float beta1, float beta2, float epsilon) {
   const size_t count = params.size();
   check_count("grads", grads, count);
   check_count("moments1", moments1, count);
@@ -79,9 +78,6 @@ void update(Tensors& params, const Tensors& grads, Tensors& moments1, Tensors& m
     check_place("adamw: grad_scale", *grad_scale, params[0]);
     p.grad_scale = grad_scale->data<float>();
   }
-  p.stochastic_rounding = stochastic_rounding;
-  p.seed = static_cast<uint64_t>(seed);
-  p.offset = static_cast<uint64_t>(offset);
   launch(params[0], PYPKG_FORMS(adamw), p);
   for (size_t i = 0; i < count; ++i) {
     *power("adamw: beta1_power", beta1_powers[i]) *= beta1;
@@ -102,8 +98,7 @@ PD_BUILD_OP(pypkg_adamw)
               paddle::Vec("Beta1PowersOut"), paddle::Vec("Beta2PowersOut"),
               paddle::Vec("MastersOut")})
     .Attrs({"weight_decays: std::vector<float>", "learning_rate: float", "beta1: float",
-            "beta2: float", "epsilon: float", "stochastic_rounding: bool", "seed: int64_t",
-            "offset: int64_t"})
+            "beta2: float", "epsilon: float"})
     .SetInplaceMap({{paddle::Vec("Params"), paddle::Vec("ParamsOut")},
                     {paddle::Vec("Moments1"), paddle::Vec("Moments1Out")},
                     {paddle::Vec("Moments2"), paddle::Vec("Moments2Out")},

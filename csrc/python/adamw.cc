@@ -3,7 +3,6 @@
 
 #include <pybind11/stl.h>
 
-#include <optional>
 #include <tuple>
 
 #include "arguments.h"
@@ -26,8 +25,7 @@ void bind_adamw(py::module_& m) {
   m.def(
       "adamw",
       [](const std::vector<AdamWArguments>& tensors, object grad_scale, float learning_rate,
-         float beta1, float beta2, float epsilon, std::optional<uint64_t> stochastic_rounding_seed,
-         uint64_t offset, std::intptr_t stream) {
+         float beta1, float beta2, float epsilon, std::intptr_t stream) {
         Arguments args("adamw", stream);
         std::vector<AdamWTensor> entries;
         for (const auto& [param, grad, moment1, moment2, master, decay, power1, power2] : tensors) {
@@ -56,18 +54,13 @@ void bind_adamw(py::module_& m) {
         p.beta2 = beta2;
         p.epsilon = epsilon;
         p.grad_scale = args.optional("grad_scale", grad_scale, "float32", {1});
-        p.stochastic_rounding = stochastic_rounding_seed.has_value();
-        p.seed = stochastic_rounding_seed.value_or(0);
-        p.offset = offset;
         args.run(p, PYPKG_KERNEL(adamw));
       },
       "One AdamW step of many tensors, in place. tensors: tuples (param, grad, moment1, moment2, "
       "master or None, weight_decay, beta1_power, beta2_power) of vectors of one size each; "
-      "moments and master are float32, powers beta^t in step t. grad_scale: float32 [1]. A seed "
-      "rounds bfloat16 parameters stochastically, with bits that every offset has of its own.",
+      "moments and master are float32, powers beta^t in step t. grad_scale: float32 [1].",
       arg("tensors"), arg("grad_scale") = py::none(), py::kw_only(), arg("learning_rate"),
-      arg("beta1") = 0.9f, arg("beta2") = 0.999f, arg("epsilon") = 1e-8f,
-      arg("stochastic_rounding_seed") = py::none(), arg("offset") = 0, arg("stream") = 0);
+      arg("beta1") = 0.9f, arg("beta2") = 0.999f, arg("epsilon") = 1e-8f, arg("stream") = 0);
 }
 
 }  // namespace pypkg

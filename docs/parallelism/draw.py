@@ -1,22 +1,26 @@
-"""Draws which tensor lives where, one picture per strategy: python docs/parallelism/draw.py
+"""Draws which rank holds which tensors, one figure per strategy: python docs/parallelism/draw.py
 
-What is divided over tensor-parallel ranks and pipeline stages is asked of the code that divides it,
-for a LLaMA of four layers; how sharding cuts the state is shown to scale of parameters.
+The tensor-parallel and pipeline figures show how the code of the package divides a LLaMA of four
+layers. The sharding figure shows the state of each rank in each ZeRO stage.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pypkg.models.architecture.config import ModelConfig
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from pypkg.bench.report.svg import svg
 from pypkg.models.architecture.layer_split import layer_ranges
 from pypkg.models.architecture.registry import config_from_huggingface
-from pypkg.models.weights.tp_shards import part_of
+from pypkg.models.weights.tp_shards import tp_shard
 
 FOLDER = Path(__file__).parent
 HELD, FREE, EDGE, TEXT = "#7fb0ee", "#eef1f5", "#8a94a3", "#1f2630"
 STATE = {"weights": "#7fb0ee", "gradients": "#d9822b", "AdamW state": "#3a9d5d"}
-ROW, LABEL, GAP = 46, 120, 10
+PIXELS_PER_INCH = 90
 
 CONFIG = config_from_huggingface(
     {
@@ -43,123 +47,104 @@ IN_LAYER = {
 OUTSIDE = {"embed_tokens": (256, 64), "lm_head": (256, 64)}
 
 
-class Picture:
-    """An SVG drawing; coordinates in pixels."""
+class Canvas:
+    """A figure to draw boxes and text in; coordinates in pixels, y downwards."""
 
     def __init__(self, width: float, height: float, title: str) -> None:
-        self._size = width, height
-        self._parts = [self._text(GAP, 18, title, 14, "bold")]
+        self._figure = Figure((width / PIXELS_PER_INCH, height / PIXELS_PER_INCH))
+        self._axes = Axes(self._figure, (0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+        self._figure.add_axes(self._axes).set_axis_off()
+        self.text(10, 18, title, fontsize=10, fontweight="bold")
 
-    def _text(self, x: float, y: float, text: str, size: int = 11, weight: str = "normal") -> str:
-        return (
-            f'<text x="{x:g}" y="{y:g}" font-size="{size}" font-weight="{weight}" '
-            f'fill="{TEXT}">{text}</text>'
-        )
+    def text(self, x: float, y: float, text: str, **style: object) -> None:
+        self._axes.text(x, y, text, **{"color": TEXT, "fontsize": 9, **style})
 
-    def text(self, x: float, y: float, text: str) -> None:
-        self._parts.append(self._text(x, y, text))
+    def box(
+        self, x: float, y: float, width: float, height: float, color: str, edge: str = "none"
+    ) -> None:
+        self._axes.add_patch(Rectangle((x, y), width, height, facecolor=color, edgecolor=edge))
 
-    def box(self, x: float, y: float, width: float, height: float, colour: str) -> None:
-        self._parts.append(
-            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" fill="{colour}"/>'
-        )
-
-    def frame(self, x: float, y: float, width: float, height: float) -> None:
-        self._parts.append(
-            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" fill="none" '
-            f'stroke="{EDGE}"/>'
-        )
-
-    def write(self, file: Path) -> None:
-        width, height = self._size
-        lines = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
-            f'width="{width:g}" height="{height:g}" font-family="sans-serif">',
-            f'<rect width="{width:g}" height="{height:g}" fill="white"/>',
-            *self._parts,
-            "</svg>",
-        ]
-        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    def write(self, name: str) -> None:
+        (FOLDER / name).write_text(svg(self._figure), encoding="utf-8")
 
 
 def draw_tensor_parallel(degree: int) -> None:
     tensors = {"embed_tokens": OUTSIDE["embed_tokens"], **IN_LAYER, "lm_head": OUTSIDE["lm_head"]}
-    picture = Picture(
-        LABEL + 92 * len(tensors), 60 + ROW * degree, f"tensor_parallel_degree {degree}: one layer"
-    )
-    for column, (name, shape) in enumerate(tensors.items()):
-        x = LABEL + 92 * column
-        picture.text(x, 40, name.split(".")[-1].removeprefix("input_"))
-        for rank in range(degree):
-            _draw_part(picture, CONFIG, name, shape, (degree, rank), (x, 50 + ROW * rank))
+    title = f"tensor_parallel_degree {degree}: one layer"
+    canvas = Canvas(110 + 104 * len(tensors), 60 + 46 * degree, title)
     for rank in range(degree):
-        picture.text(GAP, 50 + ROW * rank + 20, f"tensor rank {rank}")
-    picture.write(FOLDER / "tensor.svg")
+        canvas.text(10, 70 + 46 * rank, f"TP rank {rank}")
+    for column, (name, shape) in enumerate(tensors.items()):
+        x = 110 + 104 * column
+        canvas.text(x, 40, name.split(".")[-1].removeprefix("input_"))
+        for rank in range(degree):
+            _draw_shard(canvas, name, shape, (degree, rank), (x, 50 + 46 * rank))
+    canvas.write("tensor.svg")
 
 
-def _draw_part(
-    picture: Picture,
-    config: ModelConfig,
+def _draw_shard(
+    canvas: Canvas,
     name: str,
     shape: tuple[int, ...],
     place: tuple[int, int],
     at: tuple[float, float],
 ) -> None:
-    """A parameter as a rectangle, rows downwards, with what rank place[1] of place[0] holds."""
+    """A parameter as a rectangle, rows downwards.
+
+    The shard of rank place[1] of place[0] is blue.
+    """
     x, y = at
-    width, height = 72, (ROW - 14 if len(shape) == 2 else 8)
+    width, height = 84, (32 if len(shape) == 2 else 8)
     inside = name if name in OUTSIDE else f"layers.0.{name}"
-    part = part_of(config, f"{inside}.weight", *place)
-    picture.box(x, y, width, height, HELD if part is None else FREE)
-    for start, stop in part.ranges if part else ():
-        first, last = start / shape[part.axis], stop / shape[part.axis]
-        if part.axis == 0:
-            picture.box(x, y + first * height, width, (last - first) * height, HELD)
+    shard = tp_shard(CONFIG, f"{inside}.weight", *place)
+    canvas.box(x, y, width, height, HELD if shard is None else FREE)
+    for start, stop in shard.ranges if shard else ():
+        first, share = start / shape[shard.axis], (stop - start) / shape[shard.axis]
+        if shard.axis == 0:
+            canvas.box(x, y + first * height, width, share * height, HELD)
         else:
-            picture.box(x + first * width, y, (last - first) * width, height, HELD)
-    picture.frame(x, y, width, height)
+            canvas.box(x + first * width, y, share * width, height, HELD)
+    canvas.box(x, y, width, height, "none", EDGE)
 
 
 def draw_pipeline(degree: int) -> None:
     blocks = ["embed", *(f"layer {i}" for i in range(CONFIG.num_hidden_layers)), "norm, head"]
-    picture = Picture(
-        LABEL + 82 * len(blocks), 40 + 36 * degree, f"pipeline_parallel_degree {degree}"
-    )
-    for rank in range(degree):
+    title = f"pipeline_parallel_degree {degree}"
+    canvas = Canvas(90 + 90 * len(blocks), 40 + 36 * degree, title)
+    for rank, layers in enumerate(layer_ranges(CONFIG.num_hidden_layers, degree)):
         y = 34 + 36 * rank
-        picture.text(GAP, y + 17, f"stage {rank}")
-        layers = layer_ranges(CONFIG.num_hidden_layers, degree)[rank]
+        canvas.text(10, y + 17, f"stage {rank}")
         for column, block in enumerate(blocks):
             held = column - 1 in layers
             held |= (column == 0 and rank == 0) or (block == blocks[-1] and rank == degree - 1)
-            x = LABEL + 82 * column
-            picture.box(x, y, 74, 26, HELD if held else FREE)
-            picture.frame(x, y, 74, 26)
-            picture.text(x + 6, y + 17, block if held else "")
-    picture.write(FOLDER / "pipeline.svg")
+            x = 90 + 90 * column
+            canvas.box(x, y, 82, 26, HELD if held else FREE, EDGE)
+            canvas.text(x + 6, y + 17, block if held else "")
+    canvas.write("pipeline.svg")
 
 
 def draw_sharding(degree: int) -> None:
-    """Weights, gradients and optimizer state of each rank, per stage."""
-    width, stages = 150, ("data parallel", "stage 1", "stage 2", "stage 3")
-    picture = Picture(
-        LABEL + (width + 20) * 3, 46 + len(stages) * (degree * 20 + 22), f"sharding over {degree}"
-    )
+    """Weights, gradients and optimizer state of each rank, per ZeRO stage."""
+    titles = ("data parallel", "ZeRO stage 1", "ZeRO stage 2", "ZeRO stage 3")
+    block = degree * 20 + 22
+    canvas = Canvas(120 + 170 * len(STATE), 46 + len(titles) * block, f"sharding over {degree}")
     for column, name in enumerate(STATE):
-        picture.text(LABEL + (width + 20) * column, 40, name)
-    for stage, title in enumerate(stages):
-        top = 50 + stage * (degree * 20 + 22)
-        picture.text(GAP, top + 14, title)
+        canvas.text(120 + 170 * column, 40, name)
+    for stage, title in enumerate(titles):
+        top = 50 + stage * block
+        canvas.text(10, top + 14, title)
         divided = {"AdamW state": stage >= 1, "gradients": stage >= 2, "weights": stage >= 3}
         for rank in range(degree):
             y = top + 20 * rank
             for column, (name, colour) in enumerate(STATE.items()):
-                x, share = LABEL + (width + 20) * column, width / degree
-                picture.box(x, y, width, 16, FREE if divided[name] else colour)
+                x, share = 120 + 170 * column, 150 / degree
                 if divided[name]:
-                    picture.box(x + rank * share, y, share, 16, colour)
-                picture.frame(x, y, width, 16)
-    picture.write(FOLDER / "sharding.svg")
+                    canvas.box(x, y, 150, 16, FREE)
+                    canvas.box(x + rank * share, y, share, 16, colour)
+                    canvas.box(x, y, 150, 16, "none", EDGE)
+                else:
+                    canvas.box(x, y, 150, 16, colour, EDGE)
+    canvas.write("sharding.svg")
 
 
 if __name__ == "__main__":

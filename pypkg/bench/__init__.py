@@ -1,1 +1,1 @@
-"""``python -m pypkg.bench``: operators, training step and data tools, timed beside their peers."""
+"""``python -m pypkg.bench``: operators, training steps and data tools, timed against baselines."""

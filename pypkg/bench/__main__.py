@@ -1,11 +1,11 @@
 """Command line of the benchmarks.
 
-``python -m pypkg.bench ops`` times the operators (with ``--device cuda`` the kernels alone, on a
-GPU beside torch; that needs nvcc and no Paddle), ``train-step`` whole training steps,
-``preprocess`` the way from text to tokens, ``data-index`` the building of sample indices,
-``data-loading`` the way from tokens to batches, and ``report`` makes docs/benchmarks.md and its
-pictures from the results. Exit codes: 0 done, 1 a contender failed or computes something else, 2 a
-setting that cannot be used.
+``python -m pypkg.bench ops`` times the operators; with ``--device cuda`` it times the kernels alone
+on a GPU against torch, which needs nvcc and no Paddle. ``train-step`` times whole training steps,
+``preprocess`` tokenization, ``data-index`` the construction of sample indices and ``data-loading``
+the assembly of batches. ``report`` writes docs/benchmarks.md and its figures from the recorded
+results. Exit codes: 0 success; 1 a baseline failed or its result differs from the reference; 2 an
+invalid setting.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _run_gpu_kernels(options: argparse.Namespace) -> int:
-    from pypkg.bench.ops.gpu_kernels import run_gpu_kernels
+    from pypkg.bench.ops.gpu.run import run_gpu_kernels
 
     return run_gpu_kernels(options)
 
 
 def _run_operators(options: argparse.Namespace) -> dict[str, Any]:
     # Intel's OpenMP runtime in Paddle keeps its workers spinning for 200 ms after a product, on
-    # the cores that the next contender needs.
+    # the cores that the next baseline needs.
     os.environ.setdefault("KMP_BLOCKTIME", "1")
     logger.info(configure_cpu(options.threads))
     import_paddle()
@@ -133,7 +133,7 @@ def _write_json(path: Path, result: dict[str, Any]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pypkg.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="pypkg bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     measured = argparse.ArgumentParser(add_help=False)
@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         "--update-docs", action="store_true", help="keep the result in docs/ and remake the page"
     )
 
-    ops = commands.add_parser("ops", parents=[measured], help="operators beside their peers")
+    ops = commands.add_parser("ops", parents=[measured], help="operators against their baselines")
     ops.add_argument(
         "--device", choices=("paddle", "cuda"), default="paddle", help="cuda: without Paddle"
     )
@@ -160,14 +160,14 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--config", default="llama-58m", help="a known model, or a folder")
     step.add_argument("--batch", type=_positive, default=4, help="sequences per step")
     step.add_argument("--seq", type=_positive, default=512, help="tokens per sequence")
-    step.add_argument("--steps", type=_positive, default=5, help="timed steps per contender")
-    step.add_argument("--contender", action="append", metavar="NAME", help="only this; repeatable")
+    step.add_argument("--steps", type=_positive, default=5, help="timed steps per baseline")
+    step.add_argument("--baseline", action="append", metavar="NAME", help="only this; repeatable")
     _add_paddlenlp(step)
 
     preprocess = commands.add_parser("preprocess", parents=[measured], help="text to tokens")
     preprocess.add_argument("--megabytes", type=_positive, default=128, help="of text")
     preprocess.add_argument("--vocab-size", type=_positive, default=32000)
-    preprocess.add_argument("--rounds", type=_positive, default=3, help="runs of each contender")
+    preprocess.add_argument("--rounds", type=_positive, default=3, help="runs of each baseline")
     _add_paddlenlp(preprocess)
 
     loading = commands.add_parser("data-loading", parents=[measured], help="tokens to batches")
@@ -179,9 +179,9 @@ def _parser() -> argparse.ArgumentParser:
     index = commands.add_parser("data-index", parents=[measured], help="sample indices")
     index.add_argument("--documents", type=_positive, default=100_000_000)
     index.add_argument("--seq", type=_positive, default=4096, help="tokens per sample")
-    index.add_argument("--rounds", type=_positive, default=5, help="timed runs per contender")
+    index.add_argument("--rounds", type=_positive, default=5, help="timed runs per baseline")
     index.add_argument(
-        "--peers",
+        "--site-packages",
         type=Path,
         action="append",
         default=[],

@@ -1,6 +1,6 @@
 """Interleaved timing and its summary.
 
-Contenders take turns, one run each per round, so that a slow moment of the machine hits all of
+Baselines take turns, one run each per round, so that a slow moment of the machine hits all of
 them; each is summarised by its median over the rounds.
 """
 

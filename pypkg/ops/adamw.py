@@ -9,7 +9,7 @@ import paddle
 from paddle import Tensor, _C_ops
 
 from pypkg.ops._checks import FLOATING, check_dtype, compute_dtype
-from pypkg.ops._library import ENVIRONMENT_VARIABLE, backend, implementation
+from pypkg.ops._library import implementation
 
 Tensors = Sequence[Tensor]
 
@@ -31,8 +31,6 @@ class _Step:
     beta2: float
     epsilon: float
     grad_scale: Tensor | None
-    seed: int | None
-    offset: int
 
 
 @paddle.no_grad()
@@ -51,8 +49,6 @@ def adamw_(
     beta2: float = 0.999,
     epsilon: float = 1e-8,
     grad_scale: Tensor | None = None,
-    seed: int | None = None,
-    offset: int = 0,
 ) -> None:
     """One step of AdamW (Loshchilov and Hutter, 2019), in place, with t the number of the step::
 
@@ -76,10 +72,6 @@ def adamw_(
         masters: float32, shaped like params, for those of 16 bits. Overwritten.
         weight_decays: one for each of params.
         grad_scale: float32 of one element, on the device of params; None: 1.
-        seed: rounds bfloat16 parameters without master weights up or down at random so that the
-            mean is exact, by bits that depend on the seed, on ``offset`` and on the place of the
-            element, not on threads or devices. None: rounds to nearest.
-        offset: of the random bits; give every step another one.
 
     Raises:
         TypeError, ValueError: a number of tensors, a dtype or a shape other than above; a tensor to
@@ -107,12 +99,7 @@ def _check(step: _Step) -> None:
 
 
 def _adamw_reference(step: _Step) -> None:
-    """By Paddle's own operator, tensor by tensor; it cannot round stochastically."""
-    if step.seed is not None:
-        raise ValueError(
-            "adamw_: stochastic rounding needs the compiled operators; the backend is "
-            f"{backend()!r}, chosen by {ENVIRONMENT_VARIABLE} or set_backend"
-        )
+    """By Paddle's own operator, tensor by tensor."""
     dtype = compute_dtype(step.params[0])
     rate = paddle.to_tensor([step.learning_rate], dtype)
     for i, (param, grad, decay) in enumerate(zip(step.params, step.grads, step.weight_decays)):
@@ -141,7 +128,6 @@ def _adamw_compiled(step: _Step) -> None:
         list(step.masters or ()),
         step.grad_scale,
         *(list(step.weight_decays), step.learning_rate, step.beta1, step.beta2, step.epsilon),
-        *(step.seed is not None, step.seed or 0, step.offset),
     )
 
 

@@ -1,7 +1,7 @@
-"""Which processes work together on what: the groups of a hybrid-parallel run.
+"""The process groups of a hybrid-parallel run.
 
-The ranks form a grid with the axes data, pipeline, sharding and tensor. This is the only place
-where the field's names (tensor_parallel_degree) become fleet's (mp), and where fleet is started.
+The ranks form a grid with the axes data, pipeline, sharding and tensor. Only this module translates
+the names of the settings (tensor_parallel_degree) to those of fleet (mp), and only it starts fleet.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import warnings
 from dataclasses import dataclass
 from math import prod
 
-# PaddleNLP's hybrid_parallel_topo_order, in fleet's names, slowest to fastest varying. Tensor
-# parallelism is innermost: it sends most, so its ranks should sit on the fastest links.
+# PaddleNLP's hybrid_parallel_topo_order in fleet's names, from the outermost axis to the innermost.
+# Tensor parallelism is innermost: it sends most, so its ranks belong on the fastest links.
 TOPOLOGY_ORDERS = {
     "pp_first": ("dp", "pp", "sharding", "sep", "mp"),
     "sharding_first": ("dp", "sharding", "pp", "sep", "mp"),
@@ -22,17 +22,16 @@ TOPOLOGY_ORDERS = {
 
 @dataclass(frozen=True)
 class Degrees:
-    """How many processes each axis has, and what comes with them.
+    """The number of ranks on each axis, and options of the axes.
 
     Attributes:
-        data: copies of everything, each of which trains on other samples.
-        pipeline: stages of consecutive layers.
-        sharding: processes that train on other samples and divide the optimizer state.
-        tensor: processes that divide every layer.
-        sequence_parallel: between the layers, the tensor group divides the tokens.
-        topology_order: a key of TOPOLOGY_ORDERS.
-        virtual_stages: parts of the model that each pipeline stage has, which micro batches go
-            through in turn.
+        data: data-parallel replicas; each trains on its own samples.
+        pipeline: pipeline stages; each holds consecutive layers.
+        sharding: ranks that train on their own samples and share one optimizer state (ZeRO).
+        tensor: ranks that hold one TP shard of every layer each.
+        sequence_parallel: whether the tensor group splits the tokens between the layers.
+        topology_order: a key of TOPOLOGY_ORDERS, the order of the axes.
+        virtual_stages: model chunks per pipeline stage (1: not interleaved).
     """
 
     data: int = 1
@@ -50,10 +49,13 @@ class Degrees:
 
 @dataclass(frozen=True)
 class Mesh:
-    """This process's place in the grid.
+    """The rank grid as seen by one rank.
 
-    ``data``, ``pipeline``, ``sharding`` and ``tensor`` are the paddle.distributed groups of the
-    processes that differ from this one along that axis alone; None where the degree is 1.
+    Attributes:
+        degrees: the number of ranks on each axis.
+        rank: of this process, from 0 to ``world_size`` - 1.
+        data, pipeline, sharding, tensor: paddle.distributed groups of the ranks that differ from
+            this one on that axis only; None where the degree is 1.
     """
 
     degrees: Degrees = Degrees()
@@ -65,52 +67,62 @@ class Mesh:
 
     @property
     def world_size(self) -> int:
+        """Number of ranks: the product of the degrees."""
         return self.degrees.world_size
 
     @property
     def sequence_parallel(self) -> bool:
+        """Whether the tensor group splits the tokens between the layers."""
         return self.degrees.sequence_parallel
 
     @property
     def data_degree(self) -> int:
+        """Number of data-parallel replicas."""
         return self.degrees.data
 
     @property
     def pipeline_degree(self) -> int:
+        """Number of pipeline stages."""
         return self.degrees.pipeline
 
     @property
     def sharding_degree(self) -> int:
+        """Number of ranks that share one optimizer state."""
         return self.degrees.sharding
 
     @property
     def tensor_degree(self) -> int:
+        """Number of TP shards of each layer."""
         return self.degrees.tensor
 
     @property
     def data_rank(self) -> int:
+        """Index of this rank's replica."""
         return _rank_in(self.data)
 
     @property
     def pipeline_rank(self) -> int:
+        """Pipeline stage of this rank; 0 holds the embedding."""
         return _rank_in(self.pipeline)
 
     @property
     def sharding_rank(self) -> int:
+        """Index of this rank in its sharding group."""
         return _rank_in(self.sharding)
 
     @property
     def tensor_rank(self) -> int:
+        """Index of this rank's TP shard."""
         return _rank_in(self.tensor)
 
     @property
     def sample_shards(self) -> int:
-        """How many processes train on samples of their own: data times sharding."""
+        """Number of ranks, or groups of ranks, with samples of their own: data x sharding."""
         return self.data_degree * self.sharding_degree
 
     @property
     def sample_shard(self) -> int:
-        """Which of the ``sample_shards`` this process's samples are."""
+        """Index of this rank's samples among the ``sample_shards``; data is the outer axis."""
         return self.data_rank * self.sharding_degree + self.sharding_rank
 
 
@@ -122,32 +134,30 @@ _current = Mesh()
 
 
 def current() -> Mesh:
-    """The mesh of this process; one process by itself until ``initialize`` was called."""
+    """The mesh of this process; a single rank until ``initialize`` has been called."""
     return _current
 
 
 def launched_processes() -> int:
-    """Processes of this run, as the launcher says; 1 without a launcher."""
+    """World size that the launcher set (PADDLE_TRAINERS_NUM); 1 without a launcher."""
     return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
 
 
 def launched_rank() -> int:
-    """The number of this process among them."""
+    """Global rank that the launcher set (PADDLE_TRAINER_ID); 0 without a launcher."""
     return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
 
 
 def launched_local_rank() -> int:
-    """The number of this process among those of its machine."""
+    """Rank on this machine that the launcher set (PADDLE_RANK_IN_NODE)."""
     return int(os.environ.get("PADDLE_RANK_IN_NODE", launched_rank()))
 
 
 def initialize(degrees: Degrees) -> Mesh:
-    """Starts fleet and makes every group; all processes of the run have to call it.
-
-    One process by itself starts nothing.
+    """Starts fleet and creates all groups. Every rank must call it; a single rank starts nothing.
 
     Raises:
-        ValueError: the degrees do not make up the number of processes.
+        ValueError: the product of the degrees differs from the world size.
     """
     global _current
     processes = launched_processes()

@@ -1,11 +1,12 @@
-"""Linear and embedding layers, under names that say how tensor parallelism splits them.
+"""Linear and embedding layers, named after how tensor parallelism splits them.
 
-This is the only place that chooses the layer class: plain ones in a process by itself, fleet's in a
-tensor-parallel group. Parameters start at zero; the model draws them or reads them from a file.
+Only this module chooses the layer class: plain layers without tensor parallelism, fleet's layers in
+a tensor-parallel group. Parameters start at zero; the model initializes them or loads them.
 
-With sequence parallelism (Korthikanti et al., 2022) activations between a row and the next column
-layer are [tokens / degree, features]: each process holds an equal run of the batch's tokens, which
-are counted row after row. A column layer gathers them, a row layer sums and scatters them.
+With sequence parallelism (Korthikanti et al., 2022) activations between a row-parallel and the next
+column-parallel layer have the shape [tokens / degree, features]: each rank holds an equal run of
+the batch's tokens, flattened row by row. A column layer gathers them, a row layer reduce-scatters
+them.
 """
 
 from __future__ import annotations
@@ -24,30 +25,31 @@ from pypkg.parallel import mesh
 
 
 def tensor_degree() -> int:
-    """Number of processes that the layers are split over."""
+    """Size of the tensor-parallel group; 1 without tensor parallelism."""
     return mesh.current().tensor_degree
 
 
 def tensor_rank() -> int:
-    """Which of them this process is."""
+    """Index of this rank in the tensor-parallel group."""
     return mesh.current().tensor_rank
 
 
 def tensor_group() -> object | None:
-    """Their paddle.distributed group; None for a process by itself."""
+    """The paddle.distributed group of the tensor axis; None without tensor parallelism."""
     return mesh.current().tensor
 
 
 def is_sequence_parallel() -> bool:
-    """Whether activations between the layers are split as well."""
+    """Whether the tensor group also splits the tokens between the layers."""
     return mesh.current().sequence_parallel and tensor_degree() > 1
 
 
 def column_linear(in_features: int, out_features: int, has_bias: bool) -> nn.Layer:
-    """A linear layer whose output features are split.
+    """A column-parallel linear layer: each rank holds out_features / degree output features.
 
     Args:
-        out_features: those of all processes together, of which each has an equal number.
+        in_features: size of the input's last axis, whole on each rank.
+        out_features: output features of all ranks together.
     """
     if tensor_degree() == 1:
         return replicated_linear(in_features, out_features, has_bias)
@@ -61,10 +63,13 @@ def column_linear(in_features: int, out_features: int, has_bias: bool) -> nn.Lay
 
 
 def row_linear(in_features: int, out_features: int, has_bias: bool) -> nn.Layer:
-    """A linear layer whose input features are split, and its outputs summed; then comes the bias.
+    """A row-parallel linear layer: each rank holds in_features / degree input features.
+
+    The outputs are summed over the group, then the bias is added.
 
     Args:
-        in_features: those of all processes together, of which each has an equal number.
+        in_features: input features of all ranks together.
+        out_features: size of the output's last axis, whole on each rank.
     """
     if tensor_degree() == 1:
         return replicated_linear(in_features, out_features, has_bias)
@@ -80,7 +85,7 @@ def row_linear(in_features: int, out_features: int, has_bias: bool) -> nn.Layer:
 
 
 def replicated_linear(in_features: int, out_features: int, has_bias: bool) -> nn.Layer:
-    """A linear layer that every process has whole. Weight [in_features, out_features]."""
+    """A linear layer that every rank holds whole. Weight [in_features, out_features]."""
     return _Linear(in_features, out_features, _zeros(), _zeros() if has_bias else False)
 
 
@@ -95,17 +100,16 @@ def _linear(
     bias: paddle.Tensor | None = None,
     name: str | None = None,
 ) -> paddle.Tensor:
-    """What fleet's layers call, which follows ``ops.set_matmul_precision`` as the plain ones do."""
+    """The product of fleet's layers; follows ``ops.set_matmul_precision`` as plain layers do."""
     return linear(x, weight, bias)
 
 
 def vocab_embedding(vocab_size: int, hidden_size: int) -> nn.Layer:
-    """An embedding table whose rows are split.
+    """An embedding table split by rows: each rank holds ceil(vocab_size / degree) rows.
 
-    Each process has ceil(vocab_size / degree) of them; the last has rows beyond the vocabulary,
-    which no token finds, if that does not come out even.
-
-    Called with a function instead of tokens, the layer returns what that makes of its weight.
+    The last rank holds padding rows, which no token selects, if the degree does not divide
+    vocab_size. The layer takes token ids (int64 [batch, sequence]), or a function of its weight,
+    whose result it returns.
     """
     degree = tensor_degree()
     if degree == 1:
@@ -178,16 +182,16 @@ def gather_tokens(x: paddle.Tensor, batch: int, sequence: int) -> paddle.Tensor:
 
 
 def sum_split_token_gradients(layer: nn.Layer) -> None:
-    """For a layer that works on split tokens: each process sees the gradient of its tokens only."""
+    """Sums the gradients of a layer whose ranks each see their own tokens only."""
     if is_sequence_parallel():
         for parameter in layer.parameters():
             sum_gradient_over_tensor_group(parameter)
 
 
 def sum_gradient_over_tensor_group(parameter: paddle.Tensor) -> None:
-    """For a parameter that all processes have, but use for a part of the work each.
+    """Sums the gradient of a replicated parameter that each rank uses for its share of the work.
 
-    The sum is over each backward pass, before anything is accumulated or reduced elsewhere.
+    A hook sums it in each backward pass, before it is accumulated or reduced elsewhere.
     """
     group = tensor_group()
     if group is None:
@@ -203,16 +207,17 @@ def sum_gradient_over_tensor_group(parameter: paddle.Tensor) -> None:
 
 
 def sum_replica_gradients(parameter: paddle.Tensor, start: int, kind: int, kinds: int) -> None:
-    """For a parameter whose last columns, from ``start`` on, several neighbouring processes share.
+    """Sums the gradient of columns that several consecutive ranks replicate (key-value heads).
 
-    Gradients of the columns are summed over the processes of the same kind. That is one sum over
-    the tensor-parallel group with room for every kind, so that it needs no groups of its own.
+    One all-reduce over the tensor group with a slot for each distinct content serves all of them,
+    so that no further process groups are needed.
 
     Args:
-        kind: which of the ``kinds`` different contents of those columns this process has.
+        parameter: its last axis holds replicated columns from ``start`` on.
+        kind: the slot of this rank's columns, one of ``kinds`` distinct contents.
     """
     group = tensor_group()
-    # Which a norm over all processes counts once (optimizer/clipping.py).
+    # The global norm counts them once (optimizer/clipping.py).
     parameter.replicated_columns = (start, tensor_degree() // kinds)
 
     @paddle.no_grad()
@@ -227,7 +232,7 @@ def sum_replica_gradients(parameter: paddle.Tensor, start: int, kind: int, kinds
 
 
 def gather_from_tensor_group(value: paddle.Tensor) -> list[paddle.Tensor]:
-    """``value``, of the same shape on all processes, of each of them by rank."""
+    """``value`` of every rank of the tensor group, by rank; shapes must be equal."""
     group = tensor_group()
     if group is None:
         return [value]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,61 +11,52 @@ from paddle import Tensor
 
 from pypkg.data import Batch
 from pypkg.parallel.comm.collective import mean_over_sample_shards
-from pypkg.parallel.optimizer.step import Updater
-
-# Yields the arguments of the model's loss from a sample position on; input_ids and labels are
-# int64 [batch, sequence].
-BatchSource = Callable[[int], Iterator[Batch]]
+from pypkg.parallel.optimizer.distribute import DistributedModel
+from pypkg.parallel.optimizer.updater import Updater
 
 
 class Engine:
-    """Forward, backward and update of a model under the current mesh.
+    """Forward, backward and update under the current mesh.
 
     Args:
-        model: what this process holds: a whole model, its tensor-parallel part, or a pipeline
-            stage, which brings a schedule of its own.
-        updater: reduces gradients, clips and updates.
+        model: the model of this rank, wrapped for the layout.
+        updater: averages gradients, clips and updates.
     """
 
-    def __init__(self, model: paddle.nn.Layer, updater: Updater) -> None:
+    def __init__(self, model: DistributedModel, updater: Updater) -> None:
         self.model = model
         self.updater = updater
-        self._is_pipeline = hasattr(model, "forward_backward")
 
     def forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor:
-        """Adds this process's gradients of the mean loss over ``micro_batches``.
+        """Accumulates this rank's gradients of the mean loss over ``micro_batches``.
 
         Returns:
-            That mean loss, a float32 scalar; not synchronised with the host.
+            The mean loss, a float32 scalar; not synchronised with the host.
         """
         batches = [to_device(batch) for batch in micro_batches]
-        if self._is_pipeline:
-            return self.model.forward_backward(batches, self.updater.scale)
-        total = None
-        for batch in batches:
-            loss = self.updater.loss(**batch) / len(batches)
-            self.updater.scale(loss).backward()
-            total = loss.detach() if total is None else total + loss.detach()
-        return total
+        return self.model.forward_backward(batches, self.updater.scale)
 
     def update(self, learning_rate: float) -> Tensor:
-        """One optimizer step; returns the global gradient norm before clipping."""
+        """One optimizer step; returns the global gradient norm before clipping, a float32 scalar.
+
+        All ranks have to call it.
+        """
         return self.updater.step(learning_rate)
 
     @paddle.no_grad()
     def evaluate(self, micro_batches: Iterable[Batch]) -> float:
-        """Mean loss over ``micro_batches`` and over all sample shards, without gradients."""
+        """Mean loss over ``micro_batches`` and over all sample shards, in nats per token.
+
+        All ranks have to call it, with the same number of micro batches.
+        """
         self.model.eval()
-        losses = [self._loss(to_device(batch)) for batch in micro_batches]
+        losses = [self.model.evaluate(to_device(batch)) for batch in micro_batches]
         self.model.train()
         return float(mean_over_sample_shards(paddle.stack(losses).mean()).item())
 
-    def _loss(self, batch: dict[str, Any]) -> Tensor:
-        return self.model.evaluate(batch) if self._is_pipeline else self.updater.loss(**batch)
-
 
 def to_device(batch: Batch) -> dict[str, Any]:
-    """The arrays of ``batch`` as tensors; what else it holds stays."""
+    """``batch`` with its NumPy arrays as tensors on the device."""
     return {
         name: paddle.to_tensor(value) if isinstance(value, np.ndarray) else value
         for name, value in batch.items()

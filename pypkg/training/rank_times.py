@@ -1,13 +1,13 @@
-"""Where the time of each rank goes, and what it sends: measured steps, and a table of all ranks.
+"""Time and traffic of each rank, measured by step, and a table of all ranks.
 
-A step's seconds are those of fetching its micro batches, of the forward and backward passes and of
-the update; logging, evaluation and checkpoints are left out. Of these,
+The time of a step is that of fetching its micro batches, of its forward and backward passes and of
+its update, without logging, evaluation and checkpoints. It is divided into
 
-- data is the wait for micro batches,
-- stages is the wait for other pipeline stages: for their messages, and for the last of them to end
-  the backward pass (the bubble, and the messages themselves),
-- communication is every other operation of a process group, with the wait for its other members,
-- compute is what remains.
+- data: waiting for micro batches,
+- stages: waiting for other pipeline stages, for their messages and for the last of them to end its
+  backward pass (the bubble and the messages),
+- communication: every other collective, with the wait for other ranks of its group,
+- compute: the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import paddle
@@ -24,15 +24,18 @@ from paddle import Tensor
 
 from pypkg.data import Batch
 from pypkg.parallel import mesh
+from pypkg.parallel.comm.collective import is_first_rank
 from pypkg.parallel.comm.traffic import GROUPS, Traffic
-from pypkg.parallel.optimizer.step import Updater
-from pypkg.training.engine import BatchSource, Engine
+from pypkg.parallel.optimizer.distribute import DistributedModel
+from pypkg.parallel.optimizer.updater import Updater
+from pypkg.training.data_source import DataSource
+from pypkg.training.engine import Engine
 from pypkg.training.reporting.metrics import peak_memory_bytes
 
 
 @dataclass
 class Times:
-    """Sums over ``steps`` steps of one rank: seconds, tokens of all ranks, and bytes by group."""
+    """Sums over ``steps`` steps of one rank: seconds, tokens of all ranks, bytes sent by group."""
 
     steps: int = 0
     tokens: int = 0
@@ -51,7 +54,7 @@ class Times:
 class MeasuredEngine(Engine):
     """An Engine that measures its steps. All ranks of a run have one, or none."""
 
-    def __init__(self, model: paddle.nn.Layer, updater: Updater) -> None:
+    def __init__(self, model: DistributedModel, updater: Updater) -> None:
         super().__init__(model, updater)
         self._traffic = Traffic()
         self._first, self._rest = Times(), Times()
@@ -62,27 +65,18 @@ class MeasuredEngine(Engine):
 
     @property
     def times(self) -> Times:
-        """Of this rank, without the first step, which warms up, unless there is no other."""
+        """Of this rank, without the first step, a warm-up, unless it is the only one."""
         times = self._rest if self._rest.steps else self._first
         times.peak_memory = peak_memory_bytes()
         return times
 
-    def timed(self, source: BatchSource) -> BatchSource:
-        """``source``, whose batches are waited for in the steps to come."""
+    def timed(self, data: DataSource) -> DataSource:
+        """``data``; the wait for its training batches counts in the steps to come."""
+        return _TimedData(data, self._add_wait)
 
-        def batches(position: int) -> Iterator[Batch]:
-            iterator = source(position)
-            while True:
-                start = time.perf_counter()
-                batch = next(iterator, None)
-                seconds = time.perf_counter() - start
-                if batch is None:
-                    return
-                self._times.data += seconds
-                self._times.seconds += seconds
-                yield batch
-
-        return batches
+    def _add_wait(self, seconds: float) -> None:
+        self._times.data += seconds
+        self._times.seconds += seconds
 
     def forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor:
         with self._measuring():
@@ -99,7 +93,7 @@ class MeasuredEngine(Engine):
         return norm
 
     def _wait_for_stages(self) -> None:
-        """Until all have ended their passes; else the update would wait, as for communication."""
+        """Waits until all stages have ended their passes; the update would count it otherwise."""
         group = mesh.current().pipeline
         if group is not None:
             start = time.perf_counter()
@@ -127,25 +121,50 @@ class MeasuredEngine(Engine):
         self._traffic.clear()
 
 
+class _TimedData:
+    """A data source that reports how long each training batch took to come."""
+
+    def __init__(self, data: DataSource, waited: Callable[[float], None]) -> None:
+        self._data, self._waited = data, waited
+        self.sources = data.sources
+
+    def train_batches(self, start: int) -> Iterator[Batch]:
+        iterator = self._data.train_batches(start)
+        while True:
+            begin = time.perf_counter()
+            batch = next(iterator, None)
+            seconds = time.perf_counter() - begin
+            if batch is None:
+                return
+            self._waited(seconds)
+            yield batch
+
+    def eval_batches(self, split: str = "valid") -> Iterator[Batch]:
+        return self._data.eval_batches(split)
+
+
 def _finish() -> None:
-    """Waits until a GPU has done what it has been given."""
+    """Waits until the GPU is idle."""
     if paddle.device.get_device().startswith("gpu"):
         paddle.device.synchronize()
 
 
-def table_of_ranks(times: Times) -> str:
-    """The times of all ranks, as text. All ranks have to call this, each with its own."""
+def print_rank_times(times: Times) -> None:
+    """The first rank prints the table of all ranks. All have to call this, each with its own."""
+    if not times.steps:
+        return
     ranks = [times]
     if mesh.current().world_size > 1:
         ranks = []
         dist.all_gather_object(ranks, times)
-    return table(ranks)
+    if is_first_rank():
+        print(table(ranks))
 
 
 def table(ranks: Sequence[Times]) -> str:
-    """A line for each of ``ranks``; tokens/s are those of the run, divided by its ranks.
+    """A line for each of ``ranks``; tokens/s are those of the run, divided by the world size.
 
-    The columns of stages and of groups are those that any rank has.
+    A column for stages or for a group is there if any rank has a value in it.
     """
     sent = [group for group in GROUPS if any(times.sent.get(group) for times in ranks)]
     parts = ["compute", "communication", "data"]

@@ -23,18 +23,29 @@ def learning_rate(settings: Settings, completed_steps: int) -> float:
     - constant and constant_with_warmup: max after the warm-up.
 
     w is warmup_steps, or else warmup_ratio * max_steps, which need not be whole.
+
+    Raises:
+        ValueError: lr_scheduler_type has no schedule here.
     """
+    kind = settings.lr_scheduler_type
+    if kind not in _DECAYS and kind not in _CONSTANT:
+        raise ValueError(f"lr_scheduler_type {kind!r} has no schedule")
     step, peak, floor = completed_steps + 1, settings.learning_rate, settings.min_learning_rate
     warmup = settings.warmup
     if step <= warmup:
         return peak * step / warmup
-    if settings.lr_scheduler_type.startswith("constant"):
+    if kind in _CONSTANT:
         return peak
     if step > settings.decay_steps:
         return floor
     progress = (step - warmup) / (settings.decay_steps - warmup)
-    if settings.lr_scheduler_type == "cosine":
-        remaining = 0.5 * (1.0 + math.cos(math.pi * progress))
-    else:
-        remaining = 1.0 - progress
+    remaining = _DECAYS[kind](progress)
     return floor + remaining * (peak - floor)
+
+
+# Fraction of the range from min_learning_rate to learning_rate that remains, by progress in [0, 1].
+_DECAYS = {
+    "linear": lambda progress: 1.0 - progress,
+    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+}
+_CONSTANT = ("constant", "constant_with_warmup")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import paddle
 from paddle import Tensor
@@ -19,7 +20,8 @@ from pypkg.parallel.comm.collective import mean_over_sample_shards, ranks_where
 from pypkg.parallel.comm.random_states import seed_step
 from pypkg.parallel.launch import watchdog
 from pypkg.parallel.launch.rendezvous import named
-from pypkg.training.engine import BatchSource, Engine
+from pypkg.training.data_source import DataSource
+from pypkg.training.engine import Engine
 from pypkg.training.interrupt import InterruptRequest
 from pypkg.training.reporting.metrics import Throughput, peak_memory_bytes
 from pypkg.training.reporting.outcome import Outcome, perplexity
@@ -32,11 +34,22 @@ from pypkg.training.state import TrainerState
 logger = logging.getLogger("pypkg")
 
 
+class Saver(Protocol):
+    def save(self, state: TrainerState) -> Path:
+        """Writes a checkpoint and returns its folder; all ranks have to call it."""
+
+
 class Trainer:
     """Trains what ``engine`` holds as the settings say, from ``state`` on.
 
-    Every process of a run has one and goes through the same steps. Counts of samples and tokens
-    are those of all processes; losses are this process's until they are reported or saved.
+    Every rank has one and goes through the same steps. Counts of samples and tokens are those of
+    all ranks; losses, in nats per token, are of this rank until they are reported or saved.
+
+    Args:
+        data: this rank's batches.
+        checkpointer: writes a checkpoint when one is due.
+        reporters: receive the metrics of a logged step; none but on the first rank.
+        throughput: measures tokens per second.
     """
 
     def __init__(
@@ -45,32 +58,25 @@ class Trainer:
         engine: Engine,
         state: TrainerState,
         *,
-        train_batches: BatchSource,
-        eval_batches: BatchSource | None,
-        save: Callable[[TrainerState], Path],
-        reporters: list[Reporter],
+        data: DataSource,
+        checkpointer: Saver,
+        reporters: Sequence[Reporter],
         throughput: Throughput,
-        sources: Sequence[str] = (),
-        eval_sources: Sequence[str] = (),
     ) -> None:
-        """
-        Args:
-            sources, eval_sources: names of the corpora that batches of the train and the
-                validation split come from; the loss of each is logged if there are several.
-        """
         self.settings = settings
         self.engine = engine
         self.state = state
-        self.train_batches = train_batches
-        self.eval_batches = eval_batches
-        self.save = save
+        self.data = data
+        self.checkpointer = checkpointer
         self.reporters = reporters
         self.throughput = throughput
         self.final_loss: float | None = None
         self.eval_loss: float | None = None
         self._losses: list[Tensor] = [paddle.to_tensor(x) for x in state.pending_losses]
-        self._source_losses = SourceLosses(sources, state.pending_source_losses)
-        self._eval_source_losses = SourceLosses(eval_sources)
+        self._source_losses = SourceLosses(
+            data.sources.get("train", ()), state.pending_source_losses
+        )
+        self._eval_source_losses = SourceLosses(data.sources.get("valid", ()))
         self._tokens = 0
         self._saved_step: int | None = None
 
@@ -81,7 +87,7 @@ class Trainer:
             UserError: the loss is not a finite number, or saving fails.
         """
         settings, state = self.settings, self.state
-        batches = TimedIterator(self.train_batches(state.consumed_samples))
+        batches = TimedIterator(self.data.train_batches(state.consumed_samples))
         with InterruptRequest() as interrupt, Progress(settings, state.global_step) as progress:
             self.throughput.restart()
             while state.global_step < settings.max_steps and not watchdog.reached(
@@ -93,10 +99,8 @@ class Trainer:
                     settings.logging_first_step and state.global_step == 1
                 ):
                     self._log(rate, grad_norm, batches.seconds_per_item(), progress)
-                if (
-                    self.eval_batches
-                    and settings.evaluates
-                    and _due(state.global_step, settings.eval_steps, settings.max_steps)
+                if self._evaluates and _due(
+                    state.global_step, settings.eval_steps, settings.max_steps
                 ):
                     self._evaluate(progress)
                 if settings.saves and _due(
@@ -110,11 +114,15 @@ class Trainer:
             return self._outcome(128 + stopped_by if stopped_by else 0)
 
     def evaluate_only(self) -> Outcome:
-        """The loss on the validation split, without training."""
+        """Loss on the validation split, without training."""
         with Progress(self.settings, self.state.global_step) as progress:
-            if self.eval_batches and self.settings.evaluates:
+            if self._evaluates:
                 self._evaluate(progress)
         return self._outcome(0)
+
+    @property
+    def _evaluates(self) -> bool:
+        return self.settings.evaluates and "valid" in self.data.sources
 
     def _step(self, batches: Iterator[Batch], rate: float) -> Tensor:
         """One optimizer step over gradient_accumulation_steps micro batches; returns the norm."""
@@ -169,7 +177,7 @@ class Trainer:
 
     def _evaluate(self, progress: Progress) -> None:
         watchdog.at(self.state.global_step, "evaluation")
-        batches = islice(self.eval_batches(0), self.settings.eval_iters)
+        batches = islice(self.data.eval_batches(), self.settings.eval_iters)
         self.eval_loss = self.engine.evaluate(map(self._eval_source_losses.watch, batches))
         self._eval_source_losses.collect()
         metrics = {"eval_loss": self.eval_loss, "eval_perplexity": perplexity(self.eval_loss)}
@@ -185,7 +193,7 @@ class Trainer:
         self.state.pending_losses = self._finite_losses()
         self.state.pending_source_losses = self._source_losses.sums()
         self._count_tokens()
-        folder = self.save(self.state)
+        folder = self.checkpointer.save(self.state)
         self._saved_step = self.state.global_step
         logger.info("saved %s", folder)
         self.throughput.restart()

@@ -26,7 +26,7 @@ def _bench(*arguments: str) -> subprocess.CompletedProcess:
         (["ops", "--op", "swiglu", "--update-docs"], "leave out --op and --dtype"),
         (["train-step", "--config", "llama-58x"], "llama-58x"),
         (["train-step", "--seq", "4096"], "max_position_embeddings (2048)"),
-        (["train-step", "--contender", "x"], "use one of 'pypkg'"),
+        (["train-step", "--baseline", "x"], "use one of 'pypkg'"),
         (["ops", "--device", "cuda", "--op", "swiglu"], "--op is for CPUs; on a GPU all kernels"),
         (["ops", "--threads", "0"], "expected at least 1, found 0"),
     ],

@@ -1,4 +1,4 @@
-"""``python -m pypkg.bench data-index``, on few documents and with peers made up here."""
+"""``python -m pypkg.bench data-index``, on few documents and with baselines made up here."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from pypkg import _native
 from pypkg.bench.__main__ import main
 from pypkg.bench.data import index_suite
-from pypkg.bench.data.index_suite import find_peers, make_corpus, measure, steps
+from pypkg.bench.data.index_suite import find_baselines, make_corpus, measure, steps
 from pypkg.bench.ops.case import BenchmarkError
 
 
-class Peer:
+class MadeUp:
     """Builds what fast_dataindex builds, as it is called; and prints to standard output."""
 
     def __init__(self, surplus: int = 0) -> None:
@@ -36,33 +36,33 @@ class Peer:
         datasets[:], samples[:] = _native.build_blending_indices(weights, size)
 
 
-def test_every_step_and_contender(tmp_path, monkeypatch, capfd):
-    peers = ({"peer": (Peer(), "1.0")}, ["a note"])
-    monkeypatch.setattr(index_suite, "find_peers", lambda _: peers)
+def test_every_step_and_baseline(tmp_path, monkeypatch, capfd):
+    baselines = ({"baseline": (MadeUp(), "1.0")}, ["a note"])
+    monkeypatch.setattr(index_suite, "find_baselines", lambda _: baselines)
     output = tmp_path / "result.json"
     arguments = ["--documents", "3000", "--seq", "64", "--rounds", "2", "--json", str(output)]
     assert main(["data-index", *arguments]) == 0
     result = json.loads(output.read_text())
-    assert result["peers"] == {"peer": "1.0"} and result["notes"] == ["a note"]
-    contenders: dict[str, list[str]] = {}
+    assert result["baselines"] == {"baseline": "1.0"} and result["notes"] == ["a note"]
+    baselines: dict[str, list[str]] = {}
     for row in result["rows"]:
-        contenders.setdefault(row["step"], []).append(row["contender"])
+        baselines.setdefault(row["step"], []).append(row["baseline"])
         assert row["count"] == 2 and row["median"] > 0
         assert row["map_bytes"] > 0 and row["peak_bytes"] >= 0
-    assert contenders == {
+    assert baselines == {
         "document order": ["pypkg", "NumPy"],
         "sample order": ["pypkg", "NumPy"],
-        "sample beginnings": ["pypkg", "peer"],
-        "all index maps": ["pypkg", "NumPy + peer"],
-        "blend": ["pypkg", "peer"],
+        "sample beginnings": ["pypkg", "baseline"],
+        "all index maps": ["pypkg", "NumPy + baseline"],
+        "blend": ["pypkg", "baseline"],
     }
     printed = capfd.readouterr().out
-    assert "NumPy + peer" in printed and "peer 1.0" in printed and "a note" in printed
+    assert "NumPy + baseline" in printed and "baseline 1.0" in printed and "a note" in printed
 
 
-def test_a_peer_that_builds_something_else():
+def test_a_baseline_that_builds_something_else():
     corpus = make_corpus(500, 16)
-    found = {step.name: step for step in steps(corpus, {"wrong": (Peer(surplus=1), "1.0")})}
+    found = {step.name: step for step in steps(corpus, {"wrong": (MadeUp(surplus=1), "1.0")})}
     for name in ("sample beginnings", "all index maps"):
         with pytest.raises(BenchmarkError, match="wrong builds something else than pypkg"):
             measure(found[name], 1)
@@ -77,8 +77,8 @@ def test_memory_that_a_builder_takes():
     assert 0.9 < row["peak_bytes"] / row["map_bytes"] < 1.5
 
 
-def test_peers_are_looked_for_where_one_says(tmp_path, monkeypatch):
+def test_baselines_are_looked_for_where_one_says(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [])
-    peers, notes = find_peers([tmp_path])
-    assert peers == {}
+    baselines, notes = find_baselines([tmp_path])
+    assert baselines == {}
     assert len(notes) == 2 and "megatron-core is not installed" in notes[1]

@@ -21,7 +21,7 @@ def test_measures_reads_and_waits(tmp_path, capsys) -> None:
     file = tmp_path / "result.json"
     assert main([*ARGUMENTS, "--json", str(file)]) == 0
     result = json.loads(file.read_text())
-    assert result["rows"][0]["contender"] == "pypkg"
+    assert result["rows"][0]["baseline"] == "pypkg"
     assert all(row["samples_per_second"] > 100 and row["rounds"] == 2 for row in result["rows"])
     assert len(result["waits"]) == 6
     for row in result["waits"]:

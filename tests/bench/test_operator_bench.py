@@ -10,18 +10,18 @@ import pytest
 from pypkg.bench.ops.bench import Limits, bench_operator
 from pypkg.bench.ops.case import (
     OURS,
+    Baseline,
     BenchmarkError,
-    Contender,
     Operator,
     Update,
     UpdateShape,
-    Work,
     Workload,
 )
 from pypkg.bench.ops.cases import adamw, operators
 from pypkg.bench.ops.frameworks import available_frameworks
 from pypkg.bench.ops.limits import ThreadedCopy, best_matmul_rate
 from pypkg.bench.ops.suite import default_workloads
+from pypkg.bench.ops.work import adamw as adamw_work
 from pypkg.models.architecture.config import ModelConfig
 
 _CONFIG = ModelConfig(
@@ -52,20 +52,18 @@ def _operator(name: str) -> Operator | Update:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", _NAMES)
-def test_every_contender_is_validated_and_timed(name, dtype, frameworks, limits) -> None:
+def test_every_baseline_is_validated_and_timed(name, dtype, frameworks, limits) -> None:
     operator = _operator(name)
     shape = operator.shapes[0]
     rows = bench_operator(operator, shape, dtype, frameworks, limits, seconds=0.0)
     able = [
-        each
-        for each in operator.contenders
-        if dtype in each.dtypes and each.framework in frameworks
+        each for each in operator.baselines if dtype in each.dtypes and each.framework in frameworks
     ]
-    if dtype not in operator.contenders[0].dtypes:
+    if dtype not in operator.baselines[0].dtypes:
         assert rows == []
         return
     assert able[0].name == OURS
-    assert [(row["contender"], row["pass"]) for row in rows] == [
+    assert [(row["baseline"], row["pass"]) for row in rows] == [
         (each.name, part) for each in able for part in operator.passes
     ]
     for row in rows:
@@ -106,31 +104,31 @@ def _not_a_number(gate):
     ],
 )
 @pytest.mark.parametrize("position", [0, 1])
-def test_a_wrong_contender_ends_the_run(function, where, position, frameworks, limits) -> None:
+def test_a_wrong_baseline_ends_the_run(function, where, position, frameworks, limits) -> None:
     operator = _operator("swiglu")
-    wrong = Contender(OURS if position == 0 else "peer", "paddle", function)
-    contenders = [operator.contenders[0], operator.contenders[1]]
-    contenders[position] = wrong
-    operator = dataclasses.replace(operator, contenders=tuple(contenders))
+    wrong = Baseline(OURS if position == 0 else "baseline", "paddle", function)
+    baselines = [operator.baselines[0], operator.baselines[1]]
+    baselines[position] = wrong
+    operator = dataclasses.replace(operator, baselines=tuple(baselines))
     with pytest.raises(BenchmarkError, match=f"{wrong.name} is wrong in its {where}"):
         bench_operator(operator, operator.shapes[0], "float32", frameworks, limits, 0.0)
 
 
 def _with_bfloat16(update: Update) -> Update:
     """For those that have it on a CPU too; only a GPU is benchmarked so."""
-    contenders = [
+    baselines = [
         dataclasses.replace(each, dtypes=("float32", "bfloat16"))
-        for each in update.contenders
+        for each in update.baselines
         if not each.name.startswith("Paddle")
     ]
-    return dataclasses.replace(update, contenders=tuple(contenders))
+    return dataclasses.replace(update, baselines=tuple(baselines))
 
 
 def test_a_step_of_bfloat16_parameters_goes_through_master_weights(frameworks, limits) -> None:
     update = _with_bfloat16(_operator("adamw"))
     rows = bench_operator(update, update.shapes[0], "bfloat16", frameworks, limits, 0.0)
-    here = [each.name for each in update.contenders if each.framework in frameworks]
-    assert [row["contender"] for row in rows] == here
+    here = [each.name for each in update.baselines if each.framework in frameworks]
+    assert [row["baseline"] for row in rows] == here
     assert {row["pass"] for row in rows} == {"step"}
     assert all(0 < row["error"] <= 1 for row in rows)
 
@@ -169,7 +167,7 @@ def _wrong_state(kind: str):
 )
 def test_a_wrong_step_ends_the_run(function, dtype, where, frameworks, limits) -> None:
     update = dataclasses.replace(
-        _operator("adamw"), contenders=(Contender(OURS, "paddle", function),)
+        _operator("adamw"), baselines=(Baseline(OURS, "paddle", function),)
     )
     with pytest.raises(BenchmarkError, match=rf"{OURS} is wrong in its {where}"):
         bench_operator(update, update.shapes[0], dtype, frameworks, limits, 0.0)
@@ -192,8 +190,8 @@ def test_every_slice_of_a_large_parameter_is_compared(monkeypatch, frameworks, l
 
     update = dataclasses.replace(
         _operator("adamw"),
-        contenders=(Contender(OURS, "paddle", make),),
-        shapes=(UpdateShape("one", ((5, 7),), Work(other_bytes=28 * 35)),),
+        baselines=(Baseline(OURS, "paddle", make),),
+        shapes=(UpdateShape("one", ((5, 7),), adamw_work(5 * 7)),),
     )
     with pytest.raises(BenchmarkError, match="moment1 0"):
         bench_operator(update, update.shapes[0], "float32", frameworks, limits, 0.0)
@@ -212,7 +210,7 @@ def test_gradient_of_a_small_probability_is_not_lost_beside_that_of_the_label(
         return loss.detach() - target + target.detach()
 
     operator = dataclasses.replace(
-        _operator("cross_entropy"), contenders=(Contender(OURS, "paddle", no_softmax),)
+        _operator("cross_entropy"), baselines=(Baseline(OURS, "paddle", no_softmax),)
     )
     with pytest.raises(BenchmarkError, match="gradient of logits"):
         bench_operator(operator, operator.shapes[0], "bfloat16", frameworks, limits, 0.0)
@@ -221,11 +219,12 @@ def test_gradient_of_a_small_probability_is_not_lost_beside_that_of_the_label(
 def test_counted_work() -> None:
     """rms_norm of [18, 48] in bfloat16: 2 and 3 passes over x, and the weights."""
     shape = _operator("rms_norm").shapes[0]
-    assert shape.forward.bytes(2) == (2 * 18 * 48 + 48) * 2
-    assert (shape.forward + shape.backward).bytes(2) == (5 * 18 * 48 + 3 * 48) * 2
+    forward, backward = shape.work.values()
+    assert forward.bytes(2) == (2 * 18 * 48 + 48) * 2
+    assert (forward + backward).bytes(2) == (5 * 18 * 48 + 3 * 48) * 2
     attention = _operator("flash_attention").shapes[0]
-    assert attention.forward.flops == 2 * 2 * 6 * 9 * 9 * 8
-    assert Work(elements=3, other_bytes=5).bytes(4) == 17
+    pairs = 9 * 10 // 2  # of the causal mask
+    assert attention.work["forward"].flops == 2 * 2 * 2 * 6 * pairs * 8
     step = _operator("adamw").shapes[0]
     weights = 2 * 96 * 48 + 48 * (48 + 2 * 16) + 48 * 48 + 3 * 48 * 40 + 3 * 48
     assert step.work["step"].bytes(4) == step.work["step"].bytes(2) == 28 * weights
@@ -242,14 +241,14 @@ def test_products_in_bfloat16_are_left_out_with_a_note_where_there_are_none(
     assert bench_operator(operator, operator.shapes[0], "float32", frameworks, limits, 0.0) == []
 
 
-def test_products_in_float32_pass_no_float32_contender_that_rounds(frameworks, limits) -> None:
-    """A contender that says it computes in float32 is held to that."""
+def test_products_in_float32_pass_no_float32_baseline_that_rounds(frameworks, limits) -> None:
+    """A baseline that says it computes in float32 is held to that."""
     if "torch" not in frameworks:
-        pytest.skip("torch is not installed, and is the contender that rounds")
+        pytest.skip("torch is not installed, and is the baseline that rounds")
     operator = _operator("matmul")
-    rounds = next(each for each in operator.contenders if each.name == "torch, bfloat16 autocast")
+    rounds = next(each for each in operator.baselines if each.name == "torch, bfloat16 autocast")
     claimed = dataclasses.replace(rounds, name=OURS, precision=None)
-    operator = dataclasses.replace(operator, contenders=(claimed,))
+    operator = dataclasses.replace(operator, baselines=(claimed,))
     with pytest.raises(BenchmarkError, match="output 0"):
         bench_operator(operator, operator.shapes[0], "float32", frameworks, limits, 0.0)
 

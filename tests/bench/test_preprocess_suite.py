@@ -66,7 +66,7 @@ def test_from_end_to_end(tmp_path, paddlenlp, capsys):
     file = tmp_path / "result.json"
     assert main([*ARGUMENTS, *paddlenlp(0), "--threads", "2", "--json", str(file)]) == 0
     result = read_result(file)
-    assert [row["contender"] for row in result["rows"]] == [
+    assert [row["baseline"] for row in result["rows"]] == [
         "pypkg",
         "tokenizers alone",
         "tokenizers alone, ids not taken out",
@@ -86,13 +86,13 @@ def test_another_corpus_is_refused(paddlenlp, capsys):
 
 
 def test_another_number_of_tokens_is_refused(monkeypatch, capsys):
-    original = preprocess_suite._run_peer
+    original = preprocess_suite._run_baseline
 
     def one_more(*arguments):
         result = original(*arguments)
         return {**result, "tokens": result["tokens"] + 1}
 
-    monkeypatch.setattr(preprocess_suite, "_run_peer", one_more)
+    monkeypatch.setattr(preprocess_suite, "_run_baseline", one_more)
     assert main(ARGUMENTS) == 1
     assert "tokenizers alone gives" in capsys.readouterr().err
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from pypkg.bench.report.figures import operator_figure
 from pypkg.bench.report.page import read_result, render, render_page, write_docs
-from pypkg.bench.report.pictures import draw_operator
-from pypkg.bench.report.table import milliseconds, table
+from pypkg.bench.report.quantities import milliseconds
+from pypkg.bench.report.result import result_name
+from pypkg.bench.report.sections import operators
+from pypkg.bench.report.svg import svg
 from pypkg.errors import UserError
 
 _RUN = {
@@ -25,13 +28,13 @@ _RUN = {
 }
 
 
-def _row(contender: str, part: str, median: float, limit: float, **more) -> dict:
+def _row(baseline: str, part: str, median: float, limit: float, **more) -> dict:
     return {
         "op": "swiglu",
         "shape": "m: [2, 3]",
         "dtype": "float32",
         "pass": part,
-        "contender": contender,
+        "baseline": baseline,
         "median": median,
         "lower_quartile": median,
         "upper_quartile": median,
@@ -84,8 +87,8 @@ def step_result() -> dict:
         "matmul_source": "torch",
         "notes": [],
         "rows": [
-            {"contender": "pypkg", "median": 2.0, **quartiles, **row},
-            {"contender": "other", "median": 5.0, **quartiles, **row},
+            {"baseline": "pypkg", "median": 2.0, **quartiles, **row},
+            {"baseline": "other", "median": 5.0, **quartiles, **row},
         ],
     }
 
@@ -155,25 +158,33 @@ def test_page_is_written_from_the_files(tmp_path, ops_result) -> None:
     assert page.read_text() == render_page([ops_result])
 
 
-def test_committed_page_and_pictures_are_those_of_the_committed_results(tmp_path) -> None:
+def _texts(svg: str) -> list[str]:
+    """The texts of a figure, in order."""
+    root = ElementTree.fromstring(svg)
+    return [element.text for element in root.iter() if element.tag.endswith("text")]
+
+
+def test_committed_page_and_figures_are_those_of_the_committed_results(tmp_path) -> None:
+    """Figures are compared by what they say: other versions of matplotlib write other paths."""
     docs = Path(__file__).resolve().parents[2] / "docs"
     (tmp_path / "benchmarks").mkdir()
     for path in (docs / "benchmarks").glob("*.json"):
         shutil.copy(path, tmp_path / "benchmarks")
-    write_docs(tmp_path)
-
-    def made(folder: Path) -> dict[str, str]:
-        files = [folder / "benchmarks.md", *(folder / "benchmarks").glob("*.svg")]
-        return {path.name: path.read_text(encoding="utf-8") for path in files}
-
-    found, expected = made(docs), made(tmp_path)
+    page = write_docs(tmp_path)
+    assert page.read_text() == (docs / "benchmarks.md").read_text(), "run `make docs`"
+    found, expected = (
+        {path.name: _texts(path.read_text()) for path in (folder / "benchmarks").glob("*.svg")}
+        for folder in (docs, tmp_path)
+    )
     assert len(expected) > 5
-    assert sorted(found) == sorted(expected)
-    wrong = [name for name in expected if found[name] != expected[name]]
-    assert wrong == [], "run `python -m pypkg.bench report`"
+    assert found == expected, "run `python -m pypkg.bench report`"
 
 
-def test_a_picture_per_operator(tmp_path, ops_result) -> None:
+def test_a_figure_has_the_same_bytes_each_time(ops_result) -> None:
+    assert operators.figures(ops_result) == operators.figures(ops_result)
+
+
+def test_a_figure_per_operator(tmp_path, ops_result) -> None:
     folder = tmp_path / "benchmarks"
     folder.mkdir()
     ops_result["rows"] += [{**_row("pypkg", "forward", 1.0, 0.5), "op": "rms_norm+residual"}]
@@ -181,39 +192,37 @@ def test_a_picture_per_operator(tmp_path, ops_result) -> None:
     (folder / "ops-cpu.json").write_text(json.dumps(ops_result))
     (folder / "ops-cpu-gone.svg").write_text("of an operator that is gone")
     page = write_docs(tmp_path).read_text()
-    pictures = sorted(path.name for path in folder.glob("*.svg"))
-    assert pictures == ["ops-cpu-rms_norm-residual.svg", "ops-cpu-swiglu.svg"]
-    for name in pictures:
+    figures = sorted(path.name for path in folder.glob("*.svg"))
+    assert figures == ["ops-cpu-rms_norm-residual.svg", "ops-cpu-swiglu.svg"]
+    for name in figures:
         assert f"](benchmarks/{name})" in page
         root = ElementTree.fromstring((folder / name).read_text())
         assert root.tag.endswith("svg")
     assert "![" not in render(ops_result)
 
 
-def test_a_picture_names_everything_and_puts_the_slower_to_the_right(ops_result) -> None:
+def test_a_figure_names_everything_and_puts_the_slower_to_the_right(ops_result) -> None:
     rows = [
         _row("pypkg", "forward", 0.4, 0.2),
         _row("a & b", "forward", 1.0, 0.2),
         _row("pypkg", "backward", 4.0, 0.2),
         _row("pypkg", "forward+backward", 4.4, 0.4),
     ]
-    root = ElementTree.fromstring(draw_operator(rows, "CPU"))
-    said = [element.text for element in root.iter() if element.tag.endswith("text")]
-    for text in ("swiglu on CPU", "m: [2, 3]", "forward, float32", "backward, float32", "a & b"):
+    figure = operator_figure(rows, "CPU")
+    said = _texts(svg(figure))
+    assert any(each.startswith("swiglu on CPU") for each in said)
+    for text in ("m: [2, 3], float32", "forward, ms", "backward, ms", "a & b"):
         assert text in said
-    assert {"0.400", "1.00", "2.50", "4.00", "0.200"} <= set(said)
-    assert "forward+backward, float32" not in said
-    ours = [float(each.get("cx")) for each in root.iter() if each.tag.endswith("circle")]
-    (peer,) = [float(e.get("x")) + 3.5 for e in root.iter() if e.get("stroke-width") == "2"
-               and e.tag.endswith("rect")]  # fmt: skip
-    assert len(ours) == 2 and ours[0] < peer
-    # Panels share a scale: a factor of ten is the same distance, and ours of backward is 10 times.
-    dashed = [float(each.get("x1")) for each in root.iter() if each.get("stroke-dasharray")]
-    decade = (ours[1] - dashed[1]) - (ours[0] - dashed[0])
-    assert decade * math.log10(2.5) == pytest.approx(peer - ours[0], abs=0.3)
+    assert {"1.00 (0.400)", "2.50 (1.00)", "1.00 (4.00)"} <= set(said)
+    assert "forward+backward, ms" not in said
+    forward, backward = figure.axes
+    assert forward.get_xlim() == backward.get_xlim()  # panels share a scale
+    medians = [line.get_xdata()[0] for line in forward.lines if line.get_marker() in ("o", "s")]
+    assert medians == [0.4, 1.0]
+    assert list(forward.lines[0].get_xdata()) == [0.2, 0.2]  # the limit
 
 
-def test_a_step_is_one_pass_in_the_table_and_in_the_picture(ops_result) -> None:
+def test_a_step_is_one_pass_in_the_table_and_in_the_figure(ops_result) -> None:
     rows = [
         _row("pypkg", "step", 2.0, 1.0, op="adamw"),
         _row("torch, fused", "step", 3.0, 1.0, op="adamw"),
@@ -221,10 +230,18 @@ def test_a_step_is_one_pass_in_the_table_and_in_the_picture(ops_result) -> None:
     ops_result |= {"rows": rows, "counted": {"adamw": "28 bytes"}}
     cells = _cells(render(ops_result), "m: [2, 3]", "float32", "step")
     assert cells[3:] == ["2.00", "2.0", "50 %", "1.50 (3.00)"]
-    root = ElementTree.fromstring(draw_operator(rows, "CPU"))
-    said = [element.text for element in root.iter() if element.tag.endswith("text")]
-    assert said.count("step, float32") == 1 and "torch, fused" in said
+    said = _texts(svg(operator_figure(rows, "CPU")))
+    assert said.count("step, ms") == 1 and "torch, fused" in said
     assert not any("forward" in text or "backward" in text for text in said)
+
+
+def test_figures_without_matplotlib(monkeypatch, ops_result) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("pypkg.bench.report.figures", "pypkg.bench.report.svg"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    with pytest.raises(UserError, match=r"pip install 'pypkg\[plot\]'"):
+        operators.figures(ops_result)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"kind": "weather"}'])
@@ -249,9 +266,9 @@ def test_milliseconds_have_three_significant_digits() -> None:
     ]
 
 
-def test_table_is_aligned() -> None:
-    assert table(["name", "ms"], [["a", "1.25"]], text_columns=1) == [
-        "| name |   ms |",
-        "| ---- | ---: |",
-        "| a    | 1.25 |",
-    ]
+def test_a_narrower_instruction_set_has_a_section_of_its_own(ops_result) -> None:
+    narrow = {**ops_result, "device": "cpu x86-64-v3"}
+    assert result_name(narrow) == "ops-cpu-x86-64-v3"
+    page = render_page([ops_result, narrow])
+    assert "## Operators on CPU\n" in page and "## Operators on CPU x86-64-v3\n" in page
+    assert "ops-cpu-x86-64-v3-swiglu.svg" in page

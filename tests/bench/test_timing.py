@@ -22,7 +22,7 @@ def test_nothing_to_summarize() -> None:
         summarize([])
 
 
-def test_contenders_take_turns_and_the_first_moves_on() -> None:
+def test_baselines_take_turns_and_the_first_moves_on() -> None:
     order: list[str] = []
 
     def run(name: str):

@@ -11,7 +11,7 @@ import pytest
 
 from pypkg.bench.__main__ import main
 from pypkg.bench.ops.case import BenchmarkError
-from pypkg.bench.train_step.baselines import Contender, choose_contenders
+from pypkg.bench.train_step.baselines import Baseline, choose_baselines
 from pypkg.bench.train_step.suite import check_first_losses, check_same_loss, start_worker
 
 _TINY = {
@@ -36,10 +36,10 @@ class AutoModelForCausalLM:
         return from_pretrained(folder)
 """,
     "paddlenlp/trainer.py": """
-import markdown  # the one beside this folder, not pypkg/bench/markdown.py
+import baselines  # the one beside this folder, not pypkg/bench/train_step/baselines.py
 import paddle
 from types import SimpleNamespace as TrainingArguments
-assert markdown.HERE
+assert baselines.HERE
 class Trainer:
     def __init__(self, model, args):
         self.model, self.args = model, args
@@ -59,7 +59,7 @@ class Trainer:
         loss.backward()
         return loss
 """,
-    "markdown.py": "HERE = True\n",
+    "baselines.py": "HERE = True\n",
 }
 
 
@@ -79,11 +79,11 @@ def test_a_tiny_model_trains_alike_in_every_environment(tmp_path, paddlenlp, cap
     output = tmp_path / "result.json"
     names = ["pypkg, reference operators", "PaddleNLP, float32"]
     arguments = ["--config", str(tmp_path), "--batch", "2", "--seq", "16", "--steps", "2"]
-    arguments += [word for name in names for word in ("--contender", name)]
+    arguments += [word for name in names for word in ("--baseline", name)]
     assert main(["train-step", *arguments, *paddlenlp, "--json", str(output)]) == 0
     result = json.loads(output.read_text())
     ours, theirs = result["rows"]
-    assert [ours["contender"], theirs["contender"]] == names
+    assert [ours["baseline"], theirs["baseline"]] == names
     for row in result["rows"]:
         assert row["count"] == 2 and row["tokens_per_step"] == 32
         assert abs(row["first_loss"] - math.log(64)) < 0.05
@@ -95,26 +95,26 @@ def test_a_tiny_model_trains_alike_in_every_environment(tmp_path, paddlenlp, cap
     (note,) = [each for each in result["notes"] if "PaddleNLP" in each]
     assert note.startswith("PaddleNLP: paddlenlp 3.1, paddlepaddle")
     shown = capsys.readouterr().out
-    assert note in shown and "`PaddleNLP`: its LlamaForCausalLM" in shown
+    assert note in shown and "`PaddleNLP`: LlamaForCausalLM" in shown
 
 
 def test_what_is_set_for_paddlenlp(paddlenlp) -> None:
-    options = argparse.Namespace(contender=None, paddlenlp=paddlenlp[1], threads=3)
-    contenders, _ = choose_contenders(options)
-    plain, tuned = [each for each in contenders if each.stack == "paddlenlp"]
+    options = argparse.Namespace(baseline=None, paddlenlp=paddlenlp[1], threads=3)
+    baselines, _ = choose_baselines(options)
+    plain, tuned = [each for each in baselines if each.stack == "paddlenlp"]
     assert plain.environment == {} and plain.python == tuned.python == sys.executable
     assert tuned.environment["OMP_NUM_THREADS"] == "3"
     assert "mmap_max=0" in tuned.environment["GLIBC_TUNABLES"]
 
 
 def _fails(capsys, *arguments: str) -> str:
-    assert main(["train-step", "--contender", "PaddleNLP, float32", *arguments]) == 2
+    assert main(["train-step", "--baseline", "PaddleNLP, float32", *arguments]) == 2
     return capsys.readouterr().err
 
 
 def test_without_an_environment_paddlenlp_is_left_out(capsys) -> None:
     said = _fails(capsys)
-    assert "none of the contenders can run here: --paddlenlp was not given" in said
+    assert "none of the baselines can run here: --paddlenlp was not given" in said
 
 
 def test_an_interpreter_that_is_not_there(tmp_path, capsys) -> None:
@@ -136,10 +136,10 @@ def test_an_environment_without_paddlenlp(tmp_path, capsys) -> None:
     assert f"{python}: paddlenlp is not installed in its environment; install it there" in said
 
 
-def test_a_contender_that_fails_says_why() -> None:
+def test_a_baseline_that_fails_says_why() -> None:
     with (
         pytest.raises(BenchmarkError, match=r"(?s)mine failed with exit code 1:.*KeyError: 'fly'"),
-        start_worker(Contender("mine", "fly"), {}),
+        start_worker(Baseline("mine", "fly"), {}),
     ):
         pass
 
@@ -152,12 +152,12 @@ def test_a_contender_that_fails_says_why() -> None:
         ({"a": 4.2, "b": 4.25}, "the first loss of b is 4.2500, but that of a is 4.2000"),
     ],
 )
-def test_contenders_that_do_not_begin_alike_are_refused(losses, said) -> None:
+def test_baselines_that_do_not_begin_alike_are_refused(losses, said) -> None:
     with pytest.raises(BenchmarkError, match=said):
         check_first_losses(losses, math.log(64))
 
 
 @pytest.mark.parametrize("last", [3.3, math.nan])
-def test_contenders_that_do_not_train_alike_are_refused(last) -> None:
+def test_baselines_that_do_not_train_alike_are_refused(last) -> None:
     with pytest.raises(BenchmarkError, match="the last loss of b is"):
         check_same_loss("last", {"a": 3.0, "b": last}, 0.2)

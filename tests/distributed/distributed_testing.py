@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
+import re
 import socket
 import subprocess
 import sys
@@ -13,9 +13,13 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "processes"))
+import forked
 
 REPO = Path(__file__).resolve().parents[2]
+RankProcess = subprocess.Popen | forked.Process
 _RESULTS = "DISTRIBUTED_TESTING_RESULTS"
 
 
@@ -26,6 +30,7 @@ def rank_environment(rank: int, ports: Sequence[int]) -> dict[str, str]:
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
+        "PYPKG_NUM_THREADS": "1",
         "PADDLE_TRAINER_ID": str(rank),
         "PADDLE_TRAINERS_NUM": str(len(ports)),
         "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
@@ -53,11 +58,13 @@ def run_ranks(
     arguments: Sequence[object] = (),
     timeout: float = 120.0,
     environment: Callable[[int], Mapping[str, str]] = lambda rank: {},
+    fork: bool = True,
 ) -> list[Any]:
     """Runs ``script`` as ``nproc`` ranks; each has to call ``report`` once.
 
     Args:
         environment: variables of a rank beside, or instead of, those of ``rank_environment``.
+        fork: whether the ranks are forked (`forked.py`), or started with an interpreter each.
 
     Returns:
         What the ranks reported, by rank.
@@ -77,27 +84,43 @@ def run_ranks(
                 _RESULTS: str(folder),
             }
             with (folder / f"{rank}.log").open("wb") as log:
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, str(script), *map(str, arguments)],
-                        env=variables,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
-                )
+                processes.append(start_rank([script, *arguments], variables, log, fork))
+            if rank == 0 and nproc > 1:
+                _wait_for_listener(ports[0])
         try:
             codes = _wait(processes, time.monotonic() + timeout)
         finally:
             for process in processes:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                forked.kill_group(process)
         assert not any(codes) and None not in codes, _failure(codes, folder, timeout)
         return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(nproc)]
 
 
-def _wait(processes: list[subprocess.Popen], deadline: float) -> list[int | None]:
+def start_rank(
+    arguments: Sequence[object], environment: Mapping[str, str], log: IO, fork: bool = True
+) -> RankProcess:
+    """Runs ``python *arguments`` in a process group of its own, with all output to ``log``."""
+    if fork:
+        return forked.start(arguments, environment=environment, stdout=log, stderr=log)
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)], cwd=REPO, env=environment, stdout=log,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+
+
+def _wait_for_listener(port: int) -> None:
+    """Half a second for rank 0 to serve the store: one who comes too early waits 3 s in Paddle."""
+    deadline = time.monotonic() + 0.5
+    # Columns: number, local address, peer, state (0A: LISTEN).
+    listening = re.compile(rf":{port:04X} \w+:0000 0A ")
+    while time.monotonic() < deadline:
+        tables = (Path("/proc/net") / name for name in ("tcp", "tcp6"))
+        if any(listening.search(table.read_text()) for table in tables if table.exists()):
+            return
+        time.sleep(0.01)
+
+
+def _wait(processes: list[RankProcess], deadline: float) -> list[int | None]:
     """Until all have ended, one has failed, or the time is over; their exit codes, if they have."""
     while True:
         codes = [process.poll() for process in processes]

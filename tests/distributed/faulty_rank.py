@@ -29,7 +29,7 @@ def install(fault: str, step: int) -> None:
         if fault == "hang":
             time.sleep(600)
         if fault == "die":
-            time.sleep(2)  # a sign of life is sent every second
+            time.sleep(2)  # a heartbeat is sent every second
             os.kill(os.getpid(), signal.SIGKILL)
         return loss * float("nan")
 

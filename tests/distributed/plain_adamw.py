@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import paddle
 from paddle import Tensor
 
-from pypkg.parallel.optimizer.step import decays
+from pypkg.parallel.optimizer.factory import decays
 
 _ACCUMULATORS = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
 

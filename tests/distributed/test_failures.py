@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
-from distributed_testing import REPO, free_ports, rank_environment
+from distributed_testing import REPO, free_ports, rank_environment, start_rank
 
 sys.path.insert(0, str(REPO / "tests" / "training"))
 from training_testing import Workplace, counting_documents, environment, write_corpus, write_model
@@ -29,7 +29,7 @@ def workplace(tmp_path: Path) -> Workplace:
 
 
 class Ranks:
-    """Two ranks of one run, started without a launcher of ours; ended with the context."""
+    """Two ranks of one run, forked without a launcher; ended with the context."""
 
     def __init__(self, workplace: Workplace, fault: list[str], started: int = 2) -> None:
         self.logs = [workplace.folder / f"rank{rank}.log" for rank in range(2)]
@@ -42,21 +42,17 @@ class Ranks:
             arguments = workplace.command(**settings)[3:]
             with self.logs[rank].open("wb") as log:
                 self.processes.append(
-                    subprocess.Popen(
-                        [sys.executable, FAULTY, *fault, *arguments],
-                        env=rank_environment(rank, ports) | QUICK, cwd=REPO,
-                        stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                    start_rank(
+                        [FAULTY, *fault, *arguments], rank_environment(rank, ports) | QUICK, log
                     )
-                )  # fmt: skip
+                )
 
     def __enter__(self) -> Ranks:
         return self
 
     def __exit__(self, *_: object) -> None:
         for process in self.processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            forked.kill_group(process)
 
     def codes(self, seconds: float) -> list[int]:
         """Exit codes of all, which have to end in that time."""
@@ -74,7 +70,7 @@ class Ranks:
     [
         ("raise", ["rank 1", "at step 3, forward and backward", "broken on purpose"]),
         ("die", ["rank 1 died at step 3, forward and backward"]),
-        ("hang", ["nothing has moved for 8 s", "rank 1 is at step 3, forward and backward"]),
+        ("hang", ["no progress for 8 s", "rank 1 is at step 3, forward and backward"]),
         ("nan", ["the loss is nan at step 3 on rank 1"]),
     ],
 )
@@ -100,10 +96,12 @@ def test_a_missing_rank(workplace, monkeypatch):
     monkeypatch.setitem(QUICK, "PYPKG_START_SECONDS", "3")
     with Ranks(workplace, ["none", "-1", "0"], started=1) as ranks:
         assert ranks.codes(30) == [1]
-    assert "of 2 ranks, rank 0 came within 3 s; missing: rank 1" in ranks.said(0)
+    assert "of 2 ranks, rank 0 joined within 3 s; missing: rank 1" in ranks.said(0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_a_signal_saves_on_all_ranks_and_another_layout_goes_on(workplace, number):
     """Two data-parallel ranks are stopped; one process, then a tensor-parallel pair, go on."""
     whole = {**SETTINGS, "max_steps": 100, "save_steps": 100}

@@ -25,8 +25,11 @@ def workplace(tmp_path: Path) -> Workplace:
 
 
 def run(workplace: Workplace, nproc: int, **settings: object) -> subprocess.CompletedProcess:
-    command = workplace.command(max_steps=5, eval_steps=5, save_steps=5, num_threads=1, **settings)
-    result = workplace.execute([*command, "--nproc", str(nproc)])
+    given = {"max_steps": 5, "eval_steps": 5, "save_steps": 5, "num_threads": 1, **settings}
+    if nproc == 1:
+        result = workplace.run(**given)
+    else:
+        result = workplace.execute([*workplace.command(**given), "--nproc", str(nproc)])
     assert result.returncode == 0, result.stderr[-3000:]
     return result
 

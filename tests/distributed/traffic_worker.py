@@ -15,10 +15,11 @@ from pypkg.models import from_config
 from pypkg.models.layers.recompute import Recompute
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.traffic import Traffic
-from pypkg.parallel.optimizer.step import UpdateOptions, make_updater
-from pypkg.parallel.optimizer.zero import STAGES
+from pypkg.parallel.optimizer.distribute import distribute
+from pypkg.parallel.optimizer.factory import UpdateOptions
+from pypkg.parallel.optimizer.zero import ZERO_STAGES
 from pypkg.training.engine import Engine
-from pypkg.training.model_partition import ModelPartition
+from pypkg.training.tp_sharding import ModelTpSharding
 
 
 def make_engine(layout: Layout) -> Engine:
@@ -26,7 +27,7 @@ def make_engine(layout: Layout) -> Engine:
     if layout.recomputes:
         model.use_recompute(Recompute("full"))
     options = UpdateOptions(max_grad_norm=1.0, sharding_stage=layout.sharding_stage)
-    return Engine(model, make_updater(model, options, mesh.current(), ModelPartition(CONFIG)))
+    return Engine(*distribute(model, options, mesh.current(), ModelTpSharding(CONFIG)))
 
 
 def step(engine: Engine, count: int) -> None:
@@ -62,8 +63,8 @@ def owned_sizes(engine: Engine, layout: Layout) -> list[list[int]]:
     """Of the parameters that each rank of the sharding group owns."""
     if layout.sharding_stage not in (1, 2):
         return []
-    sharding = engine.updater._stage
-    assert type(sharding) is STAGES[layout.sharding_stage]
+    sharding = engine.updater.zero
+    assert type(sharding) is ZERO_STAGES[layout.sharding_stage]
     owned: list[list[int]] = [[] for _ in range(layout.degrees.sharding)]
     for parameter in sharding.parameters:
         owned[sharding.placement(parameter).owner].append(parameter.size)

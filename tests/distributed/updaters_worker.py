@@ -9,8 +9,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,11 @@ from pypkg.models.pretrained import gathered
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import mean_over_sample_shards
 from pypkg.parallel.optimizer.data_parallel import gradient_of
+from pypkg.parallel.optimizer.distribute import DistributedModel, distribute
+from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
-from pypkg.parallel.optimizer.step import UpdateOptions, Updater, make_updater
-from pypkg.training.model_partition import ModelPartition
+from pypkg.parallel.optimizer.updater import Updater
+from pypkg.training.tp_sharding import ModelTpSharding
 
 SEED, ROWS, SEQUENCE, STEPS, RATE = 3, 8, 16, 5, 1e-3
 ADAMW = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-6, "weight_decay": 0.5}
@@ -51,14 +53,14 @@ def config_of(family: str) -> ModelConfig:
 def new_model(config: ModelConfig, wholes: Mapping | None = None) -> Decoder:
     """Under every layout the same: from ``wholes``, or random, with vectors away from 1 and 0."""
     model = from_config(config, seed=SEED)
-    partition = ModelPartition(config)
+    tp_sharding = ModelTpSharding(config)
     for name, parameter in model.named_parameters():
         if wholes is not None:
-            parameter.set_value(partition.take(name, wholes[name]))
+            parameter.set_value(tp_sharding.take(name, wholes[name]))
         elif parameter.ndim == 1:
-            whole = partition.gather(name, parameter)
+            whole = tp_sharding.gather(name, parameter)
             whole += np.random.default_rng(len(name)).normal(0, 0.1, whole.shape)
-            parameter.set_value(partition.take(name, whole))
+            parameter.set_value(tp_sharding.take(name, whole))
     return model
 
 
@@ -98,10 +100,20 @@ def one_process(family: str, skipped: int | None) -> dict[str, Any]:
     }
 
 
-def train(updater: Updater, config: ModelConfig, steps: range, case: dict) -> tuple:
+@dataclass
+class Trained:
+    """A model under a layout: its layer, what trains it, and its updater."""
+
+    config: ModelConfig
+    layer: paddle.nn.Layer
+    model: DistributedModel
+    updater: Updater
+
+
+def train(run: Trained, steps: range, case: dict) -> tuple:
     """Losses and norms of this layout on the same global batches; and memory of the last step."""
     accumulation = case.get("accumulation", 1)
-    model, current = updater.model, mesh.current()
+    config, updater, current = run.config, run.updater, mesh.current()
     losses, norms = [], []
     for step in steps:
         shards = current.sample_shards * accumulation
@@ -109,13 +121,15 @@ def train(updater: Updater, config: ModelConfig, steps: range, case: dict) -> tu
         own = range(accumulation * current.sample_shard, accumulation * (current.sample_shard + 1))
         batches = [{k: paddle.to_tensor(parts[i]) for k, parts in rows.items()} for i in own]
         if case.get("evaluates"):
-            evaluate(updater, batches[0])
+            evaluate(run, batches[0])
         overflows = step == case.get("skipped") and current.rank == current.world_size - 1
         scale = partial(_scaled, updater, math.inf if overflows else 1.0)
-        losses.append(mean_over_sample_shards(forward_backward(updater, batches, scale)).item())
+        losses.append(mean_over_sample_shards(run.model.forward_backward(batches, scale)).item())
         memory = held_bytes(updater)
         norms.append(updater.step(RATE).item())
-        assert all(gradient_of(p) is None or not gradient_of(p).any() for p in model.parameters())
+        assert all(
+            gradient_of(p) is None or not gradient_of(p).any() for p in run.layer.parameters()
+        )
     return losses, norms, memory
 
 
@@ -123,43 +137,31 @@ def _scaled(updater: Updater, factor: float, loss: paddle.Tensor) -> paddle.Tens
     return updater.scale(loss) * factor
 
 
-def forward_backward(updater: Updater, batches: list[dict], scale: Callable) -> paddle.Tensor:
-    """Accumulates the gradients of the mean loss of the batches, and returns it."""
-    if mesh.current().pipeline is not None:
-        return updater.model.forward_backward(batches, scale)
-    total = paddle.zeros([])
-    for batch in batches:
-        loss = updater.loss(**batch) / len(batches)
-        scale(loss).backward()
-        total = total + loss.detach()
-    return total
-
-
 @paddle.no_grad()
-def evaluate(updater: Updater, batch: dict) -> None:
-    updater.model.eval()
-    updater.loss(**batch)
-    updater.model.train()
+def evaluate(run: Trained, batch: dict) -> None:
+    run.model.eval()
+    run.model.evaluate(batch)
+    run.model.train()
 
 
 def held_bytes(updater: Updater) -> dict[str, int]:
     """What this rank holds when an update begins, views of one buffer counted once."""
-    engine, adamw = updater._stage, updater._adamw
-    wrapped = engine.loss if isinstance(engine.loss, paddle.nn.Layer) else None
+    zero = updater.zero
+    wrapped = zero.loss if isinstance(zero.loss, paddle.nn.Layer) else None
     storages = [s for kinds in getattr(wrapped, "_grad_storages", {}).values()
                 for s in (kinds.values() if isinstance(kinds, dict) else [kinds])]  # fmt: skip
-    weights = [s.buffer for kinds in getattr(engine._optimizer, "param_storages", {}).values()
+    weights = [s.buffer for kinds in getattr(zero._optimizer, "param_storages", {}).values()
                for s in kinds.values()]  # fmt: skip
     gradients = [s.buffer for s in storages]
-    for parameter in engine.parameters:
+    for parameter in zero.parameters:
         weights += [parameter, getattr(parameter, "fw_storage", None)]
         gradients += [gradient_of(parameter), getattr(parameter, "bw_storage", None)]
     flow = getattr(wrapped, "_task_flow", None)
     if flow is not None:
         weights += [full for full, _ in flow.full_param.values()]
         gradients += list(flow.full_grad.values())
-    state = [t for kind in adamw._accumulators.values() for t in kind.values()]
-    groups = {"parameters": weights, "gradients": gradients, "state": state}
+    groups = {"parameters": weights, "gradients": gradients,
+              "state": updater.optimizer.state_tensors()}  # fmt: skip
     return {name: _union_bytes(tensors) for name, tensors in groups.items()}
 
 
@@ -189,7 +191,7 @@ def relative(values: list[float], expected: list[float]) -> float:
     return float(np.abs(found[finite] / wanted[finite] - 1).max())
 
 
-def new_updater(case: dict, wholes: Mapping | None = None) -> tuple[ModelConfig, Updater]:
+def new_run(case: dict, wholes: Mapping | None = None) -> Trained:
     config = config_of(case["family"])
     options = UpdateOptions(**ADAMW, max_grad_norm=MAX_NORM, **case.get("options", {}))
     if options.loss_scale is not None:
@@ -200,16 +202,17 @@ def new_updater(case: dict, wholes: Mapping | None = None) -> tuple[ModelConfig,
     model.train()
     if "recompute" in case:
         model.use_recompute(Recompute(case["recompute"]))
-    return config, make_updater(model, options, mesh.current(), ModelPartition(config))
+    tp_sharding = ModelTpSharding(config)
+    return Trained(config, model, *distribute(model, options, mesh.current(), tp_sharding))
 
 
 def run_case(case: dict, folder: Path) -> dict[str, Any]:
     """Trains under a layout; after two steps under another one, if the case has one."""
     start(case)
-    config, updater = new_updater(case)
+    run = new_run(case)
     first = range(2 if "then" in case else STEPS)
-    losses, norms, memory = train(updater, config, first, case)
-    parameters, state = whole(updater)
+    losses, norms, memory = train(run, first, case)
+    parameters, state = whole(run)
     if "then" in case:
         if mesh.current().rank == 0:
             np.savez(folder / "parameters.npz", **parameters)
@@ -218,20 +221,20 @@ def run_case(case: dict, folder: Path) -> dict[str, Any]:
         case = case | {"options": {}} | case["then"]
         start(case)
         with np.load(folder / "parameters.npz") as wholes, np.load(folder / "state.npz") as saved:
-            config, updater = new_updater(case, wholes)
-            updater.load_state(saved.__getitem__)
-        more = train(updater, config, range(2, STEPS), case)
+            run = new_run(case, wholes)
+            run.updater.load_state(saved.__getitem__)
+        more = train(run, range(2, STEPS), case)
         losses, norms, memory = losses + more[0], norms + more[1], more[2]
-        parameters, state = whole(updater)
-    scaler = None if updater.scaler is None else updater.scaler.state()
+        parameters, state = whole(run)
+    scaler = None if run.updater.scaler is None else run.updater.scaler.state()
     return {"losses": losses, "norms": norms, "parameters": parameters, "state": state,
             "memory": memory, "scaler": scaler}  # fmt: skip
 
 
-def whole(updater: Updater) -> tuple[dict, dict]:
+def whole(run: Trained) -> tuple[dict, dict]:
     """Parameters and optimizer state, complete on rank 0."""
-    named = dict(updater.model.named_parameters())
-    return dict(gathered(updater.model.config, named)), dict(updater.state())
+    named = dict(run.layer.named_parameters())
+    return dict(gathered(run.config, named)), dict(run.updater.state())
 
 
 def start(case: dict) -> None:

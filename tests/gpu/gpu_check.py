@@ -19,20 +19,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import attention_cases
-import benchmark
-import benchmark_attention
-import benchmark_case
 import checks
 import hopper_cases
 import kernel_cases
 import numpy as np
-import ops_result
-import timing
 import torch
 import triton_kernels
 from kernel_build import BUILD, build, load_kernels, load_module
 from variants import Variant, VariantError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # nothing is installed on a GPU
+from pypkg.bench.ops.case import OURS
+from pypkg.bench.ops.gpu import suites, timers
+from pypkg.bench.ops.gpu.attention import has_hopper_kernels
+from pypkg.bench.ops.gpu.case import Maker, measure, set_against_yardsticks
+from pypkg.bench.ops.gpu.result import gpu_facts, ops_result
 
 
 class TorchBackend:
@@ -94,11 +95,10 @@ def run_checks(
 
 def check_everything(kernels: Any, triton: Any | None, device: str) -> list[dict[str, Any]]:
     cases = kernel_cases.small_cases() + kernel_cases.large_cases()
-    cases += attention_cases.capped_and_wide_cases()
     if device == "cpu":
         cases = [case for case in kernel_cases.small_cases() if case.dtype in checks.CPU_DTYPES]
     rows = run_checks(TorchBackend(kernels, device), cases, "compiled")
-    if benchmark_attention.has_hopper_kernels(device):
+    if has_hopper_kernels(device):
         hopper = hopper_cases.small_cases() + hopper_cases.large_cases()
         rows += run_checks(TorchBackend(kernels, device), hopper, "hopper")
     if triton is not None:
@@ -112,9 +112,9 @@ class Benchmarks:
     """
     Attributes:
         limits: operations or bytes per second, by unit.
-        rows: of ``benchmark_case.measure``.
+        rows: of ``measure``.
         failed: cases that computed something else, or that a variant could not do.
-        notes: on peers and cases that were left out.
+        notes: on baselines and cases that were left out.
     """
 
     limits: dict[str, float]
@@ -123,47 +123,47 @@ class Benchmarks:
     notes: list[str] = field(default_factory=list)
 
 
-def run_benchmarks(mk: benchmark_case.Maker, suites: list[str], deadline: float) -> Benchmarks:
-    timer = timing.CudaTimer() if mk.device == "cuda" else timing.CpuTimer()
+def run_benchmarks(mk: Maker, names: list[str], deadline: float) -> Benchmarks:
+    timer = timers.CudaTimer() if mk.device == "cuda" else timers.CpuTimer()
     limits = {
-        "GB/s": timing.copy_bandwidth(timer, mk.device),
-        "TFLOP/s": timing.matmul_rate(timer, mk.device),
+        "GB/s": timers.copy_bandwidth(timer, mk.device),
+        "TFLOP/s": timers.matmul_rate(timer, mk.device),
     }
     found = Benchmarks(limits)
-    for case in benchmark.cases(mk, suites):
+    for case in suites.cases(mk, names):
         if time.monotonic() > deadline:
             found.notes.append(f"out of time for {case}")
             continue
         try:
-            found.rows += benchmark_case.measure(case, timer, limits)
+            found.rows += measure(case, timer, limits)
         except Exception as error:
             found.failed.append(f"{case}: {type(error).__name__}: {error}")
         found.notes += case.notes
-    benchmark_case.set_against_yardsticks(found.rows)
+    set_against_yardsticks(found.rows)
     return found
 
 
 def print_table(found: Benchmarks) -> None:
-    """A line for each version of ours, beside the fastest peer."""
+    """A line for each version of ours, beside the fastest baseline."""
     rates = [found.limits["GB/s"] / 1e9, found.limits["TFLOP/s"] / 1e12]
     print("copy {:.0f} GB/s, bf16 matmul {:.1f} TFLOP/s".format(*rates))
-    print(f"{'operator':18}{'pass':17}{'shape':32}{'version':22}{'us':>10}{'peer us':>10} "
-          f"{'best peer':16}{'ratio':>6}{'limit':>6}{'causal':>7}")  # fmt: skip
+    print(f"{'operator':18}{'pass':17}{'shape':32}{'version':22}{'us':>10}{'best us':>10} "
+          f"{'best baseline':16}{'ratio':>6}{'limit':>6}{'causal':>7}")  # fmt: skip
     cases: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in found.rows:
         key = row["op"], row["pass"], row["shape"], row["dtype"]
         cases.setdefault(key, []).append(row)
-    for (op, stage, shape, _), rows in cases.items():
-        versions = [row for row in rows if row["contender"].startswith(benchmark_case.OURS)]
-        peers = [row for row in rows if row not in versions]
-        best = min(peers, key=lambda row: row["median"], default=None)
+    for (op, pass_name, shape, _), rows in cases.items():
+        versions = [row for row in rows if row["baseline"].startswith(OURS)]
+        baselines = [row for row in rows if row not in versions]
+        best = min(baselines, key=lambda row: row["median"], default=None)
         for row in versions:
-            peer = f"{1e3 * best['median']:10.1f} {best['contender']:16}" if best else " " * 27
+            other = f"{1e3 * best['median']:10.1f} {best['baseline']:16}" if best else " " * 27
             ratio = f"{best['median'] / row['median']:6.2f}" if best else " " * 6
             causal = f"{row['of_yardstick']:7.0%}" if "of_yardstick" in row else ""
             print(
-                f"{op:18}{stage:17}{shape:32}{row['contender']:22}{1e3 * row['median']:10.1f}"
-                f"{peer}{ratio}{row['limit'] / row['median']:6.0%}{causal}"
+                f"{op:18}{pass_name:17}{shape:32}{row['baseline']:22}{1e3 * row['median']:10.1f}"
+                f"{other}{ratio}{row['limit'] / row['median']:6.0%}{causal}"
             )
     for line in (*found.notes, *(f"FAILED {each}" for each in found.failed)):
         print(line)
@@ -175,7 +175,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=BUILD / time.strftime("gpu_check-%Y-%m-%d-%H%M%S.json")
     )
-    parser.add_argument("--suite", action="append", choices=benchmark.SUITES, help="only this")
+    parser.add_argument("--suite", action="append", choices=suites.SUITES, help="only this")
     parser.add_argument(
         "--variant",
         action="append",
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("no GPU is visible to torch; --device cpu tries the script out without one")
     kernels = load_kernels(args.device)
-    facts = ops_result.gpu_facts() if args.device == "cuda" else {}
+    facts = gpu_facts() if args.device == "cuda" else {}
     print(json.dumps(facts | kernels.build_info()))
     print(f"kernels ready after {time.monotonic() - started:.0f} s", flush=True)
 
@@ -213,13 +213,13 @@ def main(argv: list[str] | None = None) -> int:
     if not args.no_benchmark and not failed:
         use_compile = args.device == "cuda" and not args.no_compile
         variants = load_variants(args.variant)
-        maker = benchmark_case.Maker(kernels, triton, args.device, use_compile, variants)
-        suites = args.suite or list(benchmark.SUITES)
-        found = run_benchmarks(maker, suites, started + args.budget)
+        maker = Maker(kernels, triton, args.device, use_compile, variants)
+        names = args.suite or list(suites.SUITES)
+        found = run_benchmarks(maker, names, started + args.budget)
         failed += found.failed
         print_table(found)
         given = sys.argv[1:] if argv is None else argv
-        result = ops_result.ops_result(given, found.limits, found.rows, found.notes, args.device)
+        result = ops_result(given, found.limits, found.rows, found.notes, args.device)
         report |= result
     report["seconds"] = time.monotonic() - started
     args.output.parent.mkdir(parents=True, exist_ok=True)

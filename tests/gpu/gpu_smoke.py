@@ -57,7 +57,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for dtype in options.dtypes:
             limits = FLOAT32_LIMITS if dtype == "float32" else BFLOAT16_LIMITS
-            conditions = Conditions(dtype, limits, environment)
+            conditions = Conditions(dtype, limits, environment, fork=False)
             for name in fitting:
                 own = Path(folder) / dtype
                 found = run_layout(name, options.rows, own, conditions)

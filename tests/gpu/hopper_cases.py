@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import attention_cases
 import numpy as np
 from checks import Backend, Case, Comparison
 
-SETTING = "PYPKG_FLASH_ATTENTION"
-
-
-@contextlib.contextmanager
-def flash_attention_kernel(name: str) -> Iterator[None]:
-    """auto, ampere or hopper for every call inside."""
-    before = os.environ.get(SETTING)
-    os.environ[SETTING] = name
-    try:
-        yield
-    finally:
-        os.environ.pop(SETTING)
-        if before is not None:
-            os.environ[SETTING] = before
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # nothing is installed on a GPU
+from pypkg.bench.ops.gpu.kernel_choice import flash_attention_kernel
 
 
 def on_hopper(case: Case) -> Case:

@@ -259,7 +259,7 @@ def small_cases() -> list[Case]:
         ]
     for dtype in ("float16", "bfloat16"):
         cases.append(adamw_case(dtype, (760, 4097, 3), dtype, masters=True))
-    cases.append(adamw_case("bfloat16", (760, 4097, 3), "bfloat16", seed=5))
+    cases.append(adamw_case("bfloat16", (760, 4097, 3), "bfloat16"))
     return cases + attention_cases.small_cases()
 
 

@@ -6,35 +6,34 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the benchmark compares with torch")
 
-import benchmark_adamw  # noqa: E402
-from benchmark_case import Maker, filling, validate  # noqa: E402
-
 from pypkg import _native  # noqa: E402
+from pypkg.bench.ops.gpu import adamw  # noqa: E402
+from pypkg.bench.ops.gpu.case import Maker, filling, validate  # noqa: E402
 
 
 def case(form: str):
-    return benchmark_adamw.adamw(Maker(_native, None, "cpu", False), "x", (37, 4097), form)
+    return adamw.adamw(Maker(_native, None, "cpu", False), "x", (37, 4097), form)
 
 
 def expected(of):
-    (peer,) = of.peers.values()
-    return peer()
+    (baseline,) = of.baselines.values()
+    return baseline()
 
 
-@pytest.mark.parametrize("form", benchmark_adamw.MOVED)
+@pytest.mark.parametrize("form", adamw.FORMS)
 def test_a_step_is_that_of_torch_and_validated_from_where_it_began(form):
     step = case(form)
     results = expected(step)
     for _ in range(2):
-        # Rounding at random is off by less than a unit of bfloat16, 2^-8.
+        # Parameters are rounded to bfloat16.
         assert validate(step, results) < (1e-6 if form == "float32" else 2.0**-8)
 
 
-@pytest.mark.parametrize("form", benchmark_adamw.MOVED)
+@pytest.mark.parametrize("form", adamw.FORMS)
 @pytest.mark.parametrize("setting", ["RATE", "DECAY"])
 def test_a_wrong_step_is_refused(form, setting, monkeypatch):
     results = expected(case(form))
-    monkeypatch.setattr(benchmark_adamw, setting, 2 * getattr(benchmark_adamw, setting))
+    monkeypatch.setattr(adamw, setting, 2 * getattr(adamw, setting))
     with pytest.raises(AssertionError, match=f"adamw step x, {form}, CUDA: off by"):
         validate(case(form), results)
 
@@ -52,5 +51,5 @@ def test_the_small_model_is_the_one_of_the_other_benchmarks():
 
     shapes = parameter_shapes(load_config("llama-58m")).values()
     assert sorted(torch.Size(shape).numel() for shape in shapes) == sorted(
-        benchmark_adamw._models("cuda")["58M"]
+        adamw._models("cuda")["58M"]
     )

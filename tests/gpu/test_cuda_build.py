@@ -49,7 +49,10 @@ THREADS = (
     (re.compile(r""), 1024),
 )
 
-pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH"),
+]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_dry_run_on_the_cpu(tmp_path: Path):
     pytest.importorskip("torch", reason="gpu_check compares with torch, which is not installed")
     report_file = tmp_path / "report.json"
@@ -35,9 +36,9 @@ def test_dry_run_on_the_cpu(tmp_path: Path):
     rows = report["rows"]
     passes = {(row["op"], row["pass"]) for row in rows}
     assert {("rms_norm", "forward"), ("swiglu", "backward"), ("adamw", "step")} <= passes
-    assert any(row["contender"] == "pypkg, Triton" for row in rows) == has_triton
+    assert any(row["baseline"] == "pypkg, Triton" for row in rows) == has_triton
     assert all(row["median"] > 0 and row["error"] < 2e-2 for row in rows)
-    masked = [row for row in rows if row["contender"] == "pypkg" and "alibi" in row["shape"]]
+    masked = [row for row in rows if row["baseline"] == "pypkg" and "alibi" in row["shape"]]
     assert len(masked) == 2 and all(row["of_yardstick"] > 0 for row in masked)
     assert "adamw             step" in result.stdout.splitlines()[-2]
     # As it is, it goes onto the page of benchmarks.
@@ -47,15 +48,14 @@ def test_dry_run_on_the_cpu(tmp_path: Path):
 
 def test_variants_are_versions_of_every_case():
     pytest.importorskip("torch", reason="gpu_check compares with torch, which is not installed")
-    import benchmark
-    from benchmark_case import Maker
-
     from pypkg import _native
+    from pypkg.bench.ops.gpu import suites
+    from pypkg.bench.ops.gpu.case import Maker
 
     maker = Maker(_native, None, "cpu", use_compile=False, variants={"kThreads=1": _native})
     versions = {
-        (case.op, case.stage): list(case.versions)
-        for case in benchmark.cases(maker, benchmark.SUITES)
+        (case.op, case.pass_name): list(case.versions)
+        for case in suites.cases(maker, suites.SUITES)
     }
     assert versions["swiglu", "forward"] == ["CUDA", "CUDA kThreads=1"]
     assert versions["flash_attention", "backward"] == ["ampere", "ampere kThreads=1"]
@@ -63,6 +63,7 @@ def test_variants_are_versions_of_every_case():
     assert all(len(each) == 2 for each in versions.values())
 
 
+@pytest.mark.slow
 def test_a_failed_check_fails_the_script(tmp_path: Path):
     pytest.importorskip("torch", reason="gpu_check compares with torch, which is not installed")
     program = (
@@ -79,6 +80,7 @@ def test_a_failed_check_fails_the_script(tmp_path: Path):
     assert "rows" not in report  # what is wrong is not timed
 
 
+@pytest.mark.slow
 def test_on_this_gpu(tmp_path: Path):
     torch = pytest.importorskip("torch", reason="gpu_check compares with torch")
     if not torch.cuda.is_available() or shutil.which("nvcc") is None:

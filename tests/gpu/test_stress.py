@@ -34,6 +34,7 @@ def test_every_kernel_is_drawn():
     assert set(DRAWS) == {case.operation for case in kernel_cases.small_cases()}
 
 
+@pytest.mark.slow
 def test_cpu_kernels_pass_and_the_table_comes_last():
     command = [sys.executable, stress.__file__, *ON_CPU, "--count", "30", "--seed", "7"]
     result = subprocess.run(command, capture_output=True, text=True)

@@ -24,13 +24,14 @@ from pypkg.data import Batch, causal
 from pypkg.models import from_config, from_pretrained, save_pretrained
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.layers.recompute import Recompute
-from pypkg.models.weights.formats.files import TensorFiles
+from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import mean_over_sample_shards
-from pypkg.parallel.optimizer.step import UpdateOptions, make_updater
+from pypkg.parallel.optimizer.distribute import distribute
+from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.training.engine import Engine
-from pypkg.training.model_partition import ModelPartition
 from pypkg.training.samples import objective_of
+from pypkg.training.tp_sharding import ModelTpSharding
 
 SEED, STEPS, GLOBAL_BATCH, SEQUENCE = 3, 5, 8, 48
 LEARNING_RATE = 1e-3
@@ -59,8 +60,7 @@ def train(model: paddle.nn.Layer, sharding_stage: int) -> tuple[list[float], lis
         max_grad_norm=MAX_GRAD_NORM,
         sharding_stage=sharding_stage,
     )
-    updater = make_updater(model, options, mesh.current(), ModelPartition(model.config))
-    engine = Engine(model, updater)
+    engine = Engine(*distribute(model, options, mesh.current(), ModelTpSharding(model.config)))
     shard, shards = mesh.current().sample_shard, mesh.current().sample_shards
     losses, norms = [], []
     for step in range(STEPS):

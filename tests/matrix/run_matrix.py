@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 from distributed_testing import REPO, run_ranks
 from matrix_cells import COLUMNS, COMBINATIONS, LAYOUTS, MORE_ROWS, ROWS
 
+from pypkg.markdown import table
+
 WORKER = Path(__file__).with_name("matrix_worker.py")
 LIMITS = {"loss_diff": 1e-5, "grad_norm_diff": 1e-4, "parameter_diff": 1e-5}
 SECONDS_PER_ROW = 60  # and rank, at most
@@ -36,6 +38,7 @@ class Conditions:
     dtype: str = "float32"
     limits: Mapping[str, float] = field(default_factory=lambda: LIMITS)
     environment: Callable[[int], Mapping[str, str]] = lambda rank: {}  # of each rank
+    fork: bool = True  # the ranks; not where they use GPUs
 
 
 def run_layout(
@@ -44,7 +47,7 @@ def run_layout(
     """The cells of one column: every row's differences and whether it passed."""
     arguments = [folder, f"reference:{name}", conditions.dtype, *rows]
     timeout = 60 + SECONDS_PER_ROW * len(rows)
-    run_ranks(WORKER, 1, arguments, timeout, conditions.environment)
+    run_ranks(WORKER, 1, arguments, timeout, conditions.environment, conditions.fork)
     try:
         return _launch(name, rows, folder, conditions)
     except AssertionError as error:
@@ -65,7 +68,9 @@ def _launch(name: str, rows: list[str], folder: Path, conditions: Conditions) ->
     processes = LAYOUTS[name].degrees.world_size
     arguments = [folder, name, conditions.dtype, *rows]
     timeout = 60 + SECONDS_PER_ROW * len(rows) * processes / 4
-    first = run_ranks(WORKER, processes, arguments, timeout, conditions.environment)[0]
+    first, *_ = run_ranks(
+        WORKER, processes, arguments, timeout, conditions.environment, conditions.fork
+    )
     limits = conditions.limits.items()
     return {
         row: {"passed": all(cell[key] < limit for key, limit in limits), **cell}
@@ -97,15 +102,11 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         "## Largest differences of each column",
         "",
-        "| column | processes | loss | gradient norm | parameter |",
-        "|---|---:|---:|---:|---:|",
+        *_worst(cells),
+        "",
+        _NOT_PROVEN,
     ]
-    for name, layout in LAYOUTS.items():
-        found = [row[name] for row in cells.values() if "loss_diff" in row.get(name, {})]
-        if found:
-            worst = " | ".join(f"{max(cell[key] for cell in found):.1e}" for key in LIMITS)
-            lines.append(f"| {name} | {layout.degrees.world_size} | {worst} |")
-    return "\n".join([*lines, "", _NOT_PROVEN])
+    return "\n".join(lines)
 
 
 _NOT_PROVEN = """## What CPU processes cannot prove
@@ -124,11 +125,19 @@ and with wider limits, and writes a report. No GPU has run it yet.
 
 
 def _table(cells: Cells, rows: list[str], columns: list[str]) -> list[str]:
-    lines = ["| model | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for row in rows:
-        marks = [_mark(cells.get(row, {}).get(column)) for column in columns]
-        lines.append(f"| {row} | " + " | ".join(marks) + " |")
-    return lines
+    marks = [[row, *(_mark(cells.get(row, {}).get(each)) for each in columns)] for row in rows]
+    return table(["model", *columns], marks, padded=False)
+
+
+def _worst(cells: Cells) -> list[str]:
+    rows = []
+    for name, layout in LAYOUTS.items():
+        found = [row[name] for row in cells.values() if "loss_diff" in row.get(name, {})]
+        if found:
+            worst = (f"{max(cell[key] for cell in found):.1e}" for key in LIMITS)
+            rows.append([name, str(layout.degrees.world_size), *worst])
+    head = ["column", "processes", "loss", "gradient norm", "parameter"]
+    return table(head, rows, text_columns=1, padded=False)
 
 
 def _mark(cell: dict[str, Any] | None) -> str:

@@ -24,7 +24,13 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("matrix")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+def by_tier(layout: str):
+    """Layouts of eight processes are slow."""
+    is_slow = LAYOUTS[layout].degrees.world_size > 4
+    return pytest.param(layout, marks=pytest.mark.slow if is_slow else ())
+
+
+@pytest.mark.parametrize("layout", [by_tier(name) for name in LAYOUTS])
 def test_same_as_one_process(folder, layout):
     for row, cell in run_layout(layout, SAMPLE[layout], folder).items():
         assert cell["passed"], (row, cell)

@@ -108,7 +108,7 @@ def test_glm130b_read_from_left_to_right(backend: str) -> None:
         ("baichuan_13b", {"position_embedding": "rope"}),
         ("baichuan2_7b", {"norm_head": False}),
         ("family_variants/mistral_window", {"sliding_window": None}),
-        ("family_variants/qwen2_tied_window", {"max_window_layers": 0}),
+        ("family_variants/qwen2_tied_window", {"layer_types": None}),
         ("chatglm2", {"rope_interleaved": False}),
         ("glm4_glm", {"partial_rotary_factor": 1.0}),
         ("glm130b", {"activation": "gelu_tanh"}),

@@ -138,57 +138,18 @@ def test_as_paddles_optimizer(compiled):
             np.testing.assert_allclose(got, expected, rtol=8 * unit, atol=16 * unit * RATE)
 
 
-@pytest.mark.parametrize("seed", [None, 7])
-def test_threads_do_not_matter(compiled, seed):
+def test_threads_do_not_matter(compiled):
     results = []
     for count in (1, 2, 3, 2):
         _native.set_num_threads(count)
         tensors = Tensors("bfloat16", False)
         for step in range(2):
-            tensors.step(gradients(step, "bfloat16"), 0.5, seed=seed, offset=step)
+            tensors.step(gradients(step, "bfloat16"), 0.5)
         results.append(tensors.weights())
     _native.set_num_threads(0)
     for other in results[1:]:
         for first, each in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(first, each)
-
-
-def rounded(value: float, seed: int, offset: int = 0, size: int = 40000) -> np.ndarray:
-    """A step of 0 from what bfloat16 holds, decayed to ``value``: what it is rounded to."""
-    tensors = Tensors("bfloat16", False, [(size,)])
-    tensors.params[0].set_value(paddle.ones([size], "bfloat16"))
-    ops.adamw_(
-        *(tensors.params, [paddle.zeros([size], "bfloat16")], tensors.moments1, tensors.moments2),
-        *(tensors.powers1, tensors.powers2),
-        learning_rate=1.0 - value,
-        weight_decays=[1.0],
-        seed=seed,
-        offset=offset,
-    )
-    return tensors.weights()[0]
-
-
-@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.9])
-def test_stochastic_rounding_is_unbiased(compiled, part):
-    """Below 1 bfloat16 counts in 2^-8: up by chance, as often as the part that is cut off says."""
-    unit = 2.0**-8
-    got = rounded(1.0 - unit + part * unit, seed=3)
-    assert set(np.unique(got)) <= {1.0 - unit, 1.0}
-    ups = (got == 1.0).mean()
-    deviation = np.sqrt(part * (1 - part) / got.size)
-    assert abs(ups - part) <= 4 * deviation + 2.0**-15  # the part itself is rounded to 16 bits
-    if 0 < part < 1:
-        # Neighbours are independent.
-        pairs = (got[:-1] == 1.0) & (got[1:] == 1.0)
-        assert abs(pairs.mean() - part**2) < 0.01
-
-
-def test_stochastic_rounding_follows_seed_and_offset(compiled):
-    value = 1.0 - 2.0**-9
-    first = rounded(value, seed=3)
-    np.testing.assert_array_equal(first, rounded(value, seed=3))
-    for other in (rounded(value, seed=4), rounded(value, seed=3, offset=1)):
-        assert abs((first == other).mean() - 0.5) < 0.02
 
 
 @pytest.mark.parametrize(
@@ -214,17 +175,15 @@ def test_wrong_arguments(each_backend, change, error, message):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "has_masters", "grad_dtype", "options", "message"),
+    ("has_masters", "grad_dtype", "message"),
     [
-        ("float32", False, "bfloat16", {}, "gradients must be float32 or float32 like"),
-        ("float32", True, "float32", {}, "master weights are for 16-bit"),
-        ("float32", False, "float32", {"seed": 1}, "is for bfloat16 parameters, got float32"),
-        ("bfloat16", True, "float32", {"seed": 1}, "without stochastic rounding"),
+        (False, "bfloat16", "gradients must be float32 or float32 like"),
+        (True, "float32", "master weights are for 16-bit"),
     ],
 )
-def test_what_does_not_go_together(compiled, dtype, has_masters, grad_dtype, options, message):
+def test_what_does_not_go_together(compiled, has_masters, grad_dtype, message):
     with pytest.raises(ValueError, match=message):
-        Tensors(dtype, has_masters).step(gradients(0, grad_dtype), **options)
+        Tensors("float32", has_masters).step(gradients(0, grad_dtype))
 
 
 def test_the_glue_checks_what_the_kernel_relies_on(compiled):
@@ -234,12 +193,3 @@ def test_the_glue_checks_what_the_kernel_relies_on(compiled):
     t.moments2[2] = t.moments2[2].astype("bfloat16")
     with pytest.raises(ValueError, match="moment2 must be float32, got bfloat16"):
         t.step(gradients(0))
-
-
-def test_the_reference_cannot_round_stochastically():
-    ops.set_backend("reference")
-    try:
-        with pytest.raises(ValueError, match="needs the compiled operators"):
-            rounded(0.5, seed=1)
-    finally:
-        ops.set_backend("auto")

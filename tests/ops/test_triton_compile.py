@@ -19,6 +19,8 @@ ROOT = SCRIPT.parents[2]
 PER_ROW = {"b64", "b32", "b16"}
 REGISTERS = 65536  # of a multiprocessor
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:

@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import importlib
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
+from distributed_testing import run_ranks
 from op_testing import as_float64, random
 
 from pypkg.ops import cross_entropy_reference
@@ -66,47 +63,6 @@ def test_gradient_of_a_shard_is_its_part_of_the_whole(each_backend):
         np.testing.assert_allclose(got.numpy(), whole.numpy()[:, start : start + 10], atol=1e-7)
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("backend", ["compiled", "reference"])
 def test_two_processes(backend):
-    ports = free_ports(3)
-    endpoints = [f"127.0.0.1:{port}" for port in ports[:2]]
-    root = str(Path(module.__file__).parents[2])
-    workers = []
-    for rank in range(2):
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
-            "PADDLE_TRAINER_ID": str(rank),
-            "PADDLE_TRAINERS_NUM": "2",
-            "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
-            "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
-            "PADDLE_MASTER": f"127.0.0.1:{ports[2]}",
-            "PADDLE_DISTRI_BACKEND": "gloo",
-        }
-        workers.append(
-            subprocess.Popen(
-                [sys.executable, str(WORKER), backend],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    try:
-        outputs = [worker.communicate(timeout=100)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    for worker, output in zip(workers, outputs):
-        assert worker.returncode == 0 and "agreed" in output, output
+    assert run_ranks(WORKER, 2, [backend], timeout=100) == ["agreed", "agreed"]

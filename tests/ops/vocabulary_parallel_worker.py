@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import paddle
 import paddle.distributed as dist
+from distributed_testing import report
 from op_testing import assert_close, parameter, random
 
 from pypkg import ops
@@ -50,7 +51,7 @@ def main() -> None:
     assert_close(loss.numpy(), expected.numpy(), 5e-6, "linear loss")
     assert_close(inputs[0].grad.numpy(), exact[0].grad.numpy(), 5e-6, "gradient of hidden")
     assert_close(inputs[1].grad.numpy(), exact[1].grad.numpy()[mine], 5e-6, "gradient of weight")
-    print("agreed")
+    report("agreed")
 
 
 if __name__ == "__main__":

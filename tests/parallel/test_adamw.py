@@ -6,7 +6,8 @@ import numpy as np
 import paddle
 
 from pypkg.parallel import mesh
-from pypkg.parallel.optimizer.step import UpdateOptions, decays, make_updater
+from pypkg.parallel.optimizer.distribute import distribute
+from pypkg.parallel.optimizer.factory import UpdateOptions, decays
 
 RATE, BETA1, BETA2, EPSILON, DECAY = 1e-2, 0.9, 0.95, 1e-8, 0.1
 
@@ -32,7 +33,8 @@ def test_decay_skips_norms_and_biases():
 def test_update_is_decoupled_weight_decay():
     """Three steps against Loshchilov and Hutter's formula in float64."""
     model = Model(0)
-    updater = make_updater(model, UpdateOptions(BETA1, BETA2, EPSILON, DECAY), mesh.current())
+    options = UpdateOptions(BETA1, BETA2, EPSILON, DECAY)
+    _, updater = distribute(model, options, mesh.current())
     expected = {n: p.numpy().astype(np.float64) for n, p in model.named_parameters()}
     m = {n: np.zeros_like(v) for n, v in expected.items()}
     v = {n: np.zeros_like(x) for n, x in expected.items()}

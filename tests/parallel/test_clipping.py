@@ -10,7 +10,7 @@ import paddle
 import pytest
 
 from pypkg.parallel import mesh
-from pypkg.parallel.optimizer.clipping import GlobalNormClip, Share, tensor_share
+from pypkg.parallel.optimizer.clipping import GlobalNormClip, NormContribution, norm_contribution
 
 
 def random(*shape: int) -> paddle.Tensor:
@@ -24,7 +24,7 @@ def squared(array: np.ndarray) -> float:
 @pytest.mark.parametrize("shape", [(6, 10), (10,)])
 def test_only_some_columns_count(shape):
     gradient = random(*shape)
-    found = Share(True, columns=7, width=10).squares(gradient).item()
+    found = NormContribution(True, columns=7, width=10).squares(gradient).item()
     assert found == pytest.approx(squared(gradient.numpy()[..., :7]), rel=1e-6)
 
 
@@ -32,10 +32,10 @@ def test_only_some_columns_count(shape):
 @pytest.mark.parametrize("length", [8, 13, 60])
 def test_flat_slices_add_up_to_the_whole(length, columns):
     gradient = random(6, 10)
-    share = Share(True, columns, 10)
+    contribution = NormContribution(True, columns, 10)
     flat = paddle.concat([gradient.flatten(), paddle.zeros([length])])
     parts = [
-        replace(share, start=start).squares(flat[start : start + length]).item()
+        replace(contribution, start=start).squares(flat[start : start + length]).item()
         for start in range(0, 60, length)
     ]
     assert sum(parts) == pytest.approx(squared(gradient.numpy()[:, :columns]), rel=1e-6)
@@ -43,7 +43,9 @@ def test_flat_slices_add_up_to_the_whole(length, columns):
 
 def test_half_precision_gradients_do_not_overflow():
     gradient = paddle.full([1000], 30000.0).astype("float16")
-    assert Share(True).squares(gradient).item() == pytest.approx(1000 * 30000.0**2, rel=1e-3)
+    assert NormContribution(True).squares(gradient).item() == pytest.approx(
+        1000 * 30000.0**2, rel=1e-3
+    )
 
 
 class Rank:
@@ -62,23 +64,23 @@ def parameter(is_distributed: bool, **marks: object) -> paddle.Tensor:
 
 
 def test_whole_parameters_count_on_the_first_process_of_a_tensor_group():
-    assert [tensor_share(parameter(False), Rank(t)).counts for t in range(2)] == [True, False]
-    assert [tensor_share(parameter(True), Rank(t)).counts for t in range(2)] == [True, True]
+    assert [norm_contribution(parameter(False), Rank(t)).counts for t in range(2)] == [True, False]
+    assert [norm_contribution(parameter(True), Rank(t)).counts for t in range(2)] == [True, True]
 
 
 def test_copies_count_once():
-    assert not tensor_share(parameter(True), Rank(0, data=1)).counts
-    assert not tensor_share(parameter(True, counted_elsewhere=True), Rank(0)).counts
+    assert not norm_contribution(parameter(True), Rank(0, data=1)).counts
+    assert not norm_contribution(parameter(True, counted_elsewhere=True), Rank(0)).counts
 
 
 def test_replicated_columns_count_on_the_first_of_the_processes_that_have_them():
     shared = parameter(True, replicated_columns=(6, 2))
-    assert [tensor_share(shared, Rank(t)).columns for t in range(4)] == [None, 6, None, 6]
+    assert [norm_contribution(shared, Rank(t)).columns for t in range(4)] == [None, 6, None, 6]
 
 
 def clipped(max_norm: float, gradient: paddle.Tensor, **options: object) -> GlobalNormClip:
     held = paddle.create_parameter(gradient.shape, "float32")
-    clip = GlobalNormClip(max_norm, {held.name: Share(True)}, is_alone=True, **options)
+    clip = GlobalNormClip(max_norm, {held.name: NormContribution(True)}, is_alone=True, **options)
     assert len(clip([(held, gradient)])) == (0 if clip.skipped else 1)
     return clip
 
@@ -115,4 +117,4 @@ def test_gradients_that_are_not_finite_are_skipped_only_with_a_loss_scale(bad):
 
 
 def test_one_process_is_its_own_mesh():
-    assert tensor_share(parameter(False), mesh.Mesh()) == Share(True, None, 10)
+    assert norm_contribution(parameter(False), mesh.Mesh()) == NormContribution(True, None, 10)

@@ -11,9 +11,9 @@ from plain_adamw import build_adamw, clip_by_global_norm, optimizer_state
 
 from pypkg.parallel import mesh
 from pypkg.parallel.optimizer import data_parallel
-from pypkg.parallel.optimizer.adamw import AdamW
+from pypkg.parallel.optimizer.distribute import distribute
+from pypkg.parallel.optimizer.factory import UpdateOptions, make_optimizers
 from pypkg.parallel.optimizer.loss_scaling import LossScale
-from pypkg.parallel.optimizer.step import UpdateOptions, make_updater
 
 ADAMW = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.1}
 
@@ -34,17 +34,27 @@ def batch(step: int) -> paddle.Tensor:
     return paddle.to_tensor(np.random.default_rng(step).normal(size=(4, 5)), dtype="float32")
 
 
-def new_updater(max_norm: float = 0.1, **options: object):
-    return make_updater(Model(), UpdateOptions(**ADAMW, max_grad_norm=max_norm, **options),
-                        mesh.Mesh())  # fmt: skip
+class Run:
+    """A model and its updater, of one process."""
 
+    def __init__(self, max_norm: float = 0.1, **options: object) -> None:
+        self.layer = Model()
+        options = UpdateOptions(**ADAMW, max_grad_norm=max_norm, **options)
+        self.model, self.updater = distribute(self.layer, options, mesh.Mesh())
 
-def train(updater, steps: range) -> list[float]:
-    norms = []
-    for step in steps:
-        updater.scale(updater.loss(x=batch(step))).backward()
-        norms.append(updater.step(1e-2).item())
-    return norms
+    def train(self, steps: range) -> list[float]:
+        """Norms of the steps."""
+        norms = []
+        for step in steps:
+            self.model.forward_backward([{"x": batch(step)}], self.updater.scale)
+            norms.append(self.updater.step(1e-2).item())
+        return norms
+
+    def values(self) -> dict[str, np.ndarray]:
+        return values(self.layer)
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {name: value.copy() for name, value in self.updater.state()}
 
 
 def values(model: paddle.nn.Layer) -> dict[str, np.ndarray]:
@@ -68,56 +78,56 @@ def test_as_plain_adamw():
         norms.append(clip_by_global_norm(model.parameters(), 0.1).item())
         optimizer.step()
         optimizer.clear_grad(set_to_zero=False)
-    updater = new_updater()
-    np.testing.assert_allclose(train(updater, range(4)), norms, rtol=1e-6)
+    run = Run()
+    np.testing.assert_allclose(run.train(range(4)), norms, rtol=1e-6)
     assert min(norms) > 0.1
-    assert_same(values(updater.model), values(model), rtol=1e-6, atol=1e-8)
+    assert_same(run.values(), values(model), rtol=1e-6, atol=1e-8)
     state = {name: v.numpy() for name, v in optimizer_state(optimizer, model).items()}
-    assert_same(dict(updater.state()), state, rtol=1e-5, atol=1e-9)
+    assert_same(run.state(), state, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("options", [{"offload": True}, {"master_grad": True}])
 def test_options_that_change_no_bit(options):
-    plain, other = new_updater(), new_updater(**options)
-    assert train(other, range(4)) == train(plain, range(4))
-    assert_same(values(other.model), values(plain.model))
-    assert_same(dict(other.state()), dict(plain.state()))
+    plain, other = Run(), Run(**options)
+    assert other.train(range(4)) == plain.train(range(4))
+    assert_same(other.values(), plain.values())
+    assert_same(other.state(), plain.state())
 
 
 def test_resuming_is_exact():
-    first = new_updater()
-    assert dict(first.state()) == {}
-    train(first, range(2))
-    saved = {name: value.copy() for name, value in first.state()}
-    second = new_updater()
-    second.model.set_state_dict({k: paddle.to_tensor(v) for k, v in values(first.model).items()})
-    second.load_state(saved.__getitem__)
-    assert train(second, range(2, 4)) == train(first, range(2, 4))
-    assert_same(values(second.model), values(first.model))
+    first = Run()
+    assert first.state() == {}
+    first.train(range(2))
+    saved = first.state()
+    second = Run()
+    second.layer.set_state_dict({k: paddle.to_tensor(v) for k, v in first.values().items()})
+    second.updater.load_state(saved.__getitem__)
+    assert second.train(range(2, 4)) == first.train(range(2, 4))
+    assert_same(second.values(), first.values())
 
 
 def test_state_of_another_model_is_refused():
     with pytest.raises(KeyError, match=r"first\.weight\.moment1"):
-        new_updater().load_state({}.__getitem__)
+        Run().updater.load_state({}.__getitem__)
 
 
 def test_loss_scale_changes_nothing_but_the_range():
-    plain, scaled = new_updater(), new_updater(loss_scale=LossScale(1024.0))
-    np.testing.assert_allclose(train(scaled, range(3)), train(plain, range(3)), rtol=1e-6)
-    assert_same(values(scaled.model), values(plain.model), rtol=1e-5)
+    plain, scaled = Run(), Run(loss_scale=LossScale(1024.0))
+    np.testing.assert_allclose(scaled.train(range(3)), plain.train(range(3)), rtol=1e-6)
+    assert_same(scaled.values(), plain.values(), rtol=1e-5)
 
 
 def test_an_overflow_skips_the_step_and_lowers_the_scale():
-    updater = new_updater(loss_scale=LossScale(1024.0))
-    before = values(updater.model)
-    (updater.scale(updater.loss(x=batch(0))) * float("inf")).backward()
+    run = Run(loss_scale=LossScale(1024.0))
+    before, updater = run.values(), run.updater
+    run.model.forward_backward([{"x": batch(0)}], lambda loss: updater.scale(loss) * float("inf"))
     assert not np.isfinite(updater.step(1e-2).item())
-    assert_same(values(updater.model), before)
-    assert dict(updater.state()) == {}
+    assert_same(run.values(), before)
+    assert run.state() == {}
     assert updater.scaler.state()["skipped_steps"] == 1
     assert updater.scaler.scale == 512.0
-    assert all(p.grad is None for p in updater.model.parameters())
-    assert np.isfinite(train(updater, range(1))).all()
+    assert all(p.grad is None for p in run.layer.parameters())
+    assert np.isfinite(run.train(range(1))).all()
 
 
 @pytest.mark.parametrize("offload", [False, True])
@@ -125,7 +135,7 @@ def test_half_precision_gradients_are_unscaled_in_float32(offload):
     """A gradient of 2^-140, made with a scale of 2^15, is nothing in bfloat16 without it."""
     model = Model().to(dtype="bfloat16")
     options = UpdateOptions(0.0, 0.0, 2.0**-149, loss_scale=LossScale(2.0**15), offload=offload)
-    updater = make_updater(model, options, mesh.Mesh())
+    _, updater = distribute(model, options, mesh.Mesh())
     for parameter in model.parameters():
         parameter.grad = paddle.full(parameter.shape, 2.0**-125, "float32").astype("bfloat16")
     updater.step(1e-2)
@@ -138,31 +148,49 @@ def test_half_precision_gradients_are_unscaled_in_float32(offload):
 @pytest.mark.parametrize("offload", [False, True])
 def test_state_of_half_precision_parameters_has_master_weights(offload):
     model = Model().to(dtype="bfloat16")
-    updater = make_updater(model, UpdateOptions(**ADAMW, offload=offload), mesh.Mesh())
+    options = UpdateOptions(**ADAMW, offload=offload)
+    _, updater = distribute(model, options, mesh.Mesh())
+    (adamw,) = make_optimizers(model, options)
     random = np.random.default_rng(0)
     given = {}
     for name, parameter in model.named_parameters():
-        for kind in AdamW.kinds(parameter.dtype):
-            shape = [1] if AdamW.is_scalar(kind) else parameter.shape
-            given[f"{name}.{kind}"] = random.normal(size=shape).astype(np.float32)
+        for state_name in adamw.state_names(parameter.dtype):
+            shape = [1] if adamw.is_scalar(state_name) else parameter.shape
+            given[f"{name}.{state_name}"] = random.normal(size=shape).astype(np.float32)
     updater.load_state(given.__getitem__)
     assert_same(dict(updater.state()), given)
     assert "first.weight.master_weight" in given
 
 
-def test_kinds_of_state():
+def test_state_names_of_adamw():
+    (adamw,) = make_optimizers(Model(), UpdateOptions())
     powers = ("beta1_pow_acc", "beta2_pow_acc")
-    assert AdamW.kinds(paddle.float32) == ("moment1", "moment2", *powers)
-    assert AdamW.kinds(paddle.bfloat16) == ("master_weight", "moment1", "moment2", *powers)
+    assert adamw.state_names(paddle.float32) == ("moment1", "moment2", *powers)
+    assert adamw.state_names(paddle.bfloat16) == ("master_weight", "moment1", "moment2", *powers)
+    for dtype in ("float32", "bfloat16"):
+        parameter = Model().to(dtype=dtype).parameters()[0]
+        assert tuple(adamw.make_state(parameter)) == adamw.state_names(parameter.dtype)
 
 
 def test_a_layout_that_does_not_fit_is_refused():
     model, group = Model(), SimpleNamespace(rank=0, nranks=2)
     sharded = mesh.Mesh(mesh.Degrees(sharding=2), sharding=group)
     with pytest.raises(ValueError, match="sharding_stage is 0"):
-        make_updater(model, UpdateOptions(), sharded)
-    with pytest.raises(ValueError, match="partition is None"):
-        make_updater(model, UpdateOptions(), mesh.Mesh(mesh.Degrees(tensor=2), tensor=group))
+        distribute(model, UpdateOptions(), sharded)
+    with pytest.raises(ValueError, match="tp_sharding is None"):
+        distribute(model, UpdateOptions(), mesh.Mesh(mesh.Degrees(tensor=2), tensor=group))
+
+
+class TakesVectors:
+    """Enough of an ``Optimizer`` to be asked what it takes."""
+
+    def takes(self, name: str, shape: tuple[int, ...]) -> bool:
+        return len(shape) == 1
+
+
+def test_a_parameter_that_no_optimizer_takes_is_named():
+    with pytest.raises(ValueError, match=r"no optimizer takes the parameter first\.weight"):
+        distribute(Model(), UpdateOptions(), mesh.Mesh(), optimizers=[TakesVectors()])
 
 
 @pytest.mark.parametrize("bucket_bytes", [1, 100, 10**6])

@@ -11,10 +11,15 @@ import numpy as np
 import paddle
 import pytest
 from disk_log import DiskLog
+from tiny_configs import tiny
 
 from pypkg.errors import UserError
+from pypkg.models import from_config
 from pypkg.parallel import mesh
-from pypkg.parallel.optimizer.step import UpdateOptions, Updater, make_updater
+from pypkg.parallel.optimizer.distribute import distribute
+from pypkg.parallel.optimizer.factory import UpdateOptions
+from pypkg.parallel.optimizer.loss_scaling import LossScale
+from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint import checkpoint
 from pypkg.training.checkpoint.checkpoint import (
     checkpoints,
@@ -23,6 +28,7 @@ from pypkg.training.checkpoint.checkpoint import (
     prepare_output_dir,
     save_checkpoint,
 )
+from pypkg.training.checkpoint.checkpointer import Checkpointer
 from pypkg.training.state import TrainerState
 
 
@@ -33,7 +39,7 @@ def make(seed: int = 0) -> Updater:
 
 def updater_of(model: paddle.nn.Layer) -> Updater:
     """After one step, so that there is state."""
-    updater = make_updater(model, UpdateOptions(weight_decay=0.1), mesh.current())
+    _, updater = distribute(model, UpdateOptions(weight_decay=0.1), mesh.current())
     model(paddle.ones([2, model.parameters()[0].shape[0]])).sum().backward()
     updater.step(0.1)
     return updater
@@ -171,3 +177,41 @@ def test_state_fields_are_all_stored():
     state = TrainerState(1, 2, 3, 0.1, [0.2], {"a": [1]})
     restored = TrainerState(**json.loads(json.dumps(checkpoint.asdict(state))))
     assert restored == state
+
+
+class Order:
+    def record(self, state: TrainerState) -> None:
+        state.data_order = {"kind": "run"}
+
+
+def test_checkpointer_restores_optimizer_state_and_loss_scale(tmp_path):
+    """And a checkpoint holds weights, order of samples and the tokenizer's files."""
+    (tmp_path / "tokenizer.json").write_text("{}")
+    options = UpdateOptions(loss_scale=LossScale(1024.0, growth_interval=2))
+
+    def make_run() -> tuple:
+        layer = from_config(tiny("llama"), seed=1)
+        model, updater = distribute(layer, options, mesh.current())
+        files = [tmp_path / "tokenizer.json"]
+        checkpointer = Checkpointer(
+            tmp_path / "out", layer, updater, Order(),
+            tokenizer_files=files, settings_json="{}", keep=1,
+        )  # fmt: skip
+        return model, updater, checkpointer
+
+    ids = paddle.arange(8, 24).reshape([2, 8])
+    model, updater, checkpointer = make_run()
+    for _ in range(3):
+        model.forward_backward([{"input_ids": ids, "labels": ids}], updater.scale)
+        updater.step(1e-3)
+    folder = checkpointer.save(TrainerState(global_step=3))
+    saved = load_trainer_state(folder)
+    assert saved.data_order == {"kind": "run"}
+    assert (folder / "tokenizer.json").is_file() and (folder / "model.safetensors").is_file()
+    _, resumed, checkpointer = make_run()
+    checkpointer.restore(folder, saved)
+    assert resumed.scaler.state() == updater.scaler.state()
+    assert resumed.scaler.scale == 2048.0
+    found, expected = dict(resumed.state()), dict(updater.state())
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], value) for name, value in expected.items())

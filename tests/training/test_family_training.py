@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,11 @@ from training_testing import Workplace, write_corpus
 
 from pypkg.config import load_settings
 from pypkg.data import (
+    Batch,
     BatchLoader,
     BlankInfilling,
     Dataset,
+    Objective,
     build_train_valid_test_datasets,
     causal,
 )
@@ -30,7 +33,8 @@ from pypkg.errors import UserError
 from pypkg.models import from_config
 from pypkg.models.layers.masks import derived_positions, derived_prefix_lengths
 from pypkg.parallel import mesh
-from pypkg.parallel.optimizer.step import UpdateOptions, make_updater
+from pypkg.parallel.optimizer.distribute import distribute
+from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.training.engine import Engine
 from pypkg.training.reporting.metrics import Throughput
 from pypkg.training.reporting.summary import write_sample
@@ -73,6 +77,22 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return build_train_valid_test_datasets(prefix, "1", SEQ_LENGTH, (STEPS * BATCH, 0, 0), 42)[0]
 
 
+class Batches:
+    """Training batches of a dataset, and nothing to evaluate."""
+
+    def __init__(self, dataset: Dataset, objective: Objective) -> None:
+        self.sources = {"train": ["corpus"]}
+        self._dataset, self._objective = dataset, objective
+
+    def train_batches(self, start: int) -> Iterator[Batch]:
+        return iter(BatchLoader(self._dataset, BATCH, start, objective=self._objective))
+
+
+class NoCheckpoints:
+    def save(self, state: TrainerState) -> Path:
+        raise AssertionError("save_strategy is no")
+
+
 class Losses:
     """A reporter that keeps what a log line would say."""
 
@@ -99,11 +119,10 @@ def test_loss_falls(family: str, dataset: Dataset, tmp_path: Path):
     options = UpdateOptions(beta1=0.9, beta2=0.95, weight_decay=0.1, max_grad_norm=1.0)
     trainer = Trainer(
         settings,
-        Engine(model, make_updater(model, options, mesh.current())),
+        Engine(*distribute(model, options, mesh.current())),
         TrainerState(),
-        train_batches=lambda start: iter(BatchLoader(dataset, BATCH, start, objective=objective)),
-        eval_batches=None,
-        save=lambda state: tmp_path,
+        data=Batches(dataset, objective),
+        checkpointer=NoCheckpoints(),
         reporters=[losses],
         throughput=Throughput(config.flops_per_token(SEQ_LENGTH), None),
     )

@@ -29,6 +29,7 @@ def wait_for_step(workplace, process: subprocess.Popen, step: int) -> None:
 
 
 def start(workplace, **settings: object) -> subprocess.Popen:
+    """The command line as users start it."""
     return subprocess.Popen(
         workplace.command(**settings), cwd=ROOT, env=environment(),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -44,7 +45,8 @@ def assert_user_error(done: subprocess.CompletedProcess, *words: str) -> None:
 
 
 def test_trains_and_reports(workplace):
-    done = workplace.run(max_steps=60, save_steps=30, eval_steps=30, save_total_limit=1)
+    settings = {"max_steps": 60, "save_steps": 30, "eval_steps": 30, "save_total_limit": 1}
+    done = workplace.execute(workplace.command(**settings))
     assert done.returncode == 0, done.stderr
     losses, evaluations = workplace.losses(), workplace.losses("eval_loss")
     assert list(losses) == list(range(1, 61))
@@ -95,7 +97,10 @@ def test_resume_between_two_log_lines_gives_the_same_mean(make_workplace):
     assert broken.losses()[10] == whole.losses()[10]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_and_says_how_to_resume(workplace, number, code):
     process = start(workplace, max_steps=100000, save_steps=100000, eval_steps=100000)
     wait_for_step(workplace, process, 5)
@@ -156,7 +161,10 @@ def test_continue_training_starts_from_the_weights(make_workplace, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert second.losses()[1] < first.losses()[1] - 1
     monkeypatch.setenv("HF_HUB_CACHE", str(first.folder))
-    shutil.copytree(weights, first.folder / "models--some--model" / "snapshots" / "1")
+    model = first.folder / "models--some--model"
+    shutil.copytree(weights, model / "snapshots" / "1")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("1")
     done = third.run(model_name_or_path="some/model", continue_training=1, max_steps=2)
     assert done.returncode == 0, done.stderr
     assert third.losses() == second.losses()
@@ -259,3 +267,15 @@ def damage_config(folder: Path) -> None:
 def test_bad_input_is_told_without_a_traceback(workplace, damage, settings, words):
     damage(workplace.folder)
     assert_user_error(workplace.run(**settings), *words)
+
+
+@pytest.mark.parametrize(
+    ("damage", "settings", "words"),
+    [
+        (damage_config, {}, ["config.json", "LlamaForCausalLM"]),  # before Paddle is imported
+        (shrink_vocabulary, {}, ["corpus.bin", "document", "vocab_size"]),  # and after
+    ],
+)
+def test_bad_input_to_a_started_process(workplace, damage, settings, words):
+    damage(workplace.folder)
+    assert_user_error(workplace.execute(workplace.command(**settings)), *words)

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 import numpy as np
 
 from pypkg.data import IndexedDatasetWriter
@@ -54,9 +55,12 @@ class Workplace:
         return [sys.executable, "-m", "pypkg.pretrain", *words]
 
     def run(self, **settings: object) -> subprocess.CompletedProcess:
-        return self.execute(self.command(**settings))
+        """The command line in a forked process (`forked.py`)."""
+        arguments = self.command(**settings)[1:]
+        return forked.run(arguments, environment=environment(), timeout=120)
 
     def execute(self, command: list[str], **options: object) -> subprocess.CompletedProcess:
+        """``command`` in a process that an interpreter starts, as users start it."""
         return subprocess.run(
             command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment(),
             **options,

@@ -1,7 +1,7 @@
-"""``python -m pypkg.bench data-index``: building index maps, beside what others build them with.
+"""``python -m pypkg.bench data-index``: the construction of index maps, against baselines.
 
 PaddleNLP shuffles with NumPy and has fast_dataindex find where samples begin and blend corpora;
-Megatron-LM shuffles with NumPy too and has C++ helpers of its own. All contenders get the same
+Megatron-LM shuffles with NumPy too and has C++ helpers of its own. All baselines get the same
 documents and have to build the same maps, bit for bit.
 """
 
@@ -76,11 +76,11 @@ def run_data_index(options: argparse.Namespace) -> dict[str, Any]:
     """The measurements that the command line asks for.
 
     Raises:
-        BenchmarkError: a contender builds other maps.
+        BenchmarkError: a baseline builds other maps.
     """
-    peers, notes = find_peers(options.peers)
+    baselines, notes = find_baselines(options.site_packages)
     rows = []
-    for step in steps(make_corpus(options.documents, options.seq), peers):
+    for step in steps(make_corpus(options.documents, options.seq), baselines):
         logger.info("%s, %s", step.name, step.work)
         rows += measure(step, options.rounds)
     return {
@@ -89,7 +89,7 @@ def run_data_index(options: argparse.Namespace) -> dict[str, Any]:
         "documents": options.documents,
         "seq_length": options.seq,
         "mean_tokens": MEAN_TOKENS,
-        "peers": {name: version for name, (_, version) in peers.items()},
+        "baselines": {name: version for name, (_, version) in baselines.items()},
         "notes": notes,
         "rows": rows,
     }
@@ -104,7 +104,7 @@ def make_corpus(num_documents: int, seq_length: int) -> Corpus:
     return Corpus(sizes, documents, int(sizes.sum(dtype=np.int64)), seq_length)
 
 
-def steps(corpus: Corpus, peers: dict[str, tuple[ModuleType, str]]) -> Iterator[Step]:
+def steps(corpus: Corpus, baselines: dict[str, tuple[ModuleType, str]]) -> Iterator[Step]:
     """What is measured."""
     documents, samples = f"{len(corpus.sizes):,} documents", f"{corpus.samples:,} samples"
     for name, count in (("document order", len(corpus.sizes)), ("sample order", corpus.samples)):
@@ -127,8 +127,8 @@ def steps(corpus: Corpus, peers: dict[str, tuple[ModuleType, str]]) -> Iterator[
                 ),
             ),
             **{
-                name: functools.partial(_peer_samples, corpus, corpus.documents, module)
-                for name, (module, _) in peers.items()
+                name: functools.partial(_their_samples, corpus, corpus.documents, module)
+                for name, (module, _) in baselines.items()
             },
         },
     )
@@ -138,8 +138,8 @@ def steps(corpus: Corpus, peers: dict[str, tuple[ModuleType, str]]) -> Iterator[
         {
             OURS: functools.partial(_our_maps, corpus),
             **{
-                f"{_NUMPY} + {name}": functools.partial(_peer_maps, corpus, module)
-                for name, (module, _) in peers.items()
+                f"{_NUMPY} + {name}": functools.partial(_their_maps, corpus, module)
+                for name, (module, _) in baselines.items()
             },
         },
     )
@@ -151,15 +151,15 @@ def steps(corpus: Corpus, peers: dict[str, tuple[ModuleType, str]]) -> Iterator[
         {
             OURS: lambda: _native.build_blending_indices(weights, corpus.samples),
             **{
-                name: functools.partial(_peer_blend, weights, corpus.samples, module)
-                for name, (module, _) in peers.items()
+                name: functools.partial(_their_blend, weights, corpus.samples, module)
+                for name, (module, _) in baselines.items()
             },
         },
     )
 
 
 def measure(step: Step, rounds: int) -> list[dict[str, Any]]:
-    """A row for each contender.
+    """A row for each baseline.
 
     Raises:
         BenchmarkError: they build different maps.
@@ -176,7 +176,7 @@ def measure(step: Step, rounds: int) -> list[dict[str, Any]]:
         {
             "step": step.name,
             "work": step.work,
-            "contender": name,
+            "baseline": name,
             **vars(summarize([sample.seconds for sample in samples])),
             "map_bytes": nbytes,
             "peak_bytes": max(sample.peak for sample in samples),
@@ -185,7 +185,7 @@ def measure(step: Step, rounds: int) -> list[dict[str, Any]]:
     ]
 
 
-def find_peers(folders: Sequence[Path]) -> tuple[dict[str, tuple[ModuleType, str]], list[str]]:
+def find_baselines(folders: Sequence[Path]) -> tuple[dict[str, tuple[ModuleType, str]], list[str]]:
     """The C++ helpers of others, as module and version, and notes on what is missing.
 
     Args:
@@ -196,15 +196,15 @@ def find_peers(folders: Sequence[Path]) -> tuple[dict[str, tuple[ModuleType, str
         "fast_dataindex": ("fast_dataindex.helpers", "fast_dataindex"),
         "megatron-core": ("megatron.core.datasets.helpers_cpp", "megatron-core"),
     }
-    peers, notes = {}, []
+    baselines, notes = {}, []
     for name, (module, distribution) in names.items():
         found = _load_extension(module, path)
         if found is None:
-            notes.append(f"{name} is not installed; --peers names a site-packages folder with it")
+            notes.append(f"{name} is not installed; --site-packages names a folder with it")
             continue
         (installed, *_) = importlib.metadata.distributions(name=distribution, path=path)
-        peers[name] = (found, installed.version)
-    return peers, notes
+        baselines[name] = (found, installed.version)
+    return baselines, notes
 
 
 def _load_extension(name: str, path: Sequence[str]) -> ModuleType | None:
@@ -234,17 +234,17 @@ def _our_maps(corpus: Corpus) -> Arrays:
     return build_index_maps(corpus.sizes, plan).arrays()
 
 
-def _peer_maps(corpus: Corpus, module: ModuleType) -> Arrays:
+def _their_maps(corpus: Corpus, module: ModuleType) -> Arrays:
     random = np.random.RandomState(_SEED)
     documents = np.arange(len(corpus.sizes), dtype=np.int32)
     random.shuffle(documents)
-    (samples,) = _peer_samples(corpus, documents, module)
+    (samples,) = _their_samples(corpus, documents, module)
     order = np.arange(len(samples) - 1, dtype=np.uint32)
     random.shuffle(order)
     return documents, samples, order
 
 
-def _peer_samples(corpus: Corpus, documents: np.ndarray, module: ModuleType) -> Arrays:
+def _their_samples(corpus: Corpus, documents: np.ndarray, module: ModuleType) -> Arrays:
     arguments = (corpus.sizes, documents, corpus.seq_length, 1, corpus.tokens)
     with _silent():
         if hasattr(module, "build_sample_idx"):
@@ -252,7 +252,7 @@ def _peer_samples(corpus: Corpus, documents: np.ndarray, module: ModuleType) -> 
         return (module.build_sample_idx_int32(*arguments, True, 1),)
 
 
-def _peer_blend(weights: np.ndarray, size: int, module: ModuleType) -> Arrays:
+def _their_blend(weights: np.ndarray, size: int, module: ModuleType) -> Arrays:
     datasets, samples = np.empty(size, np.int16), np.empty(size, np.int64)
     module.build_blending_indices(datasets, samples, weights, len(weights), size, False)
     return datasets, samples

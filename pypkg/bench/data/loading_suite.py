@@ -42,7 +42,7 @@ def run_data_loading(options: argparse.Namespace) -> dict[str, Any]:
     """The measurements that the command line asks for.
 
     Raises:
-        BenchmarkError: a contender reads other tokens.
+        BenchmarkError: a baseline reads other tokens.
     """
     with tempfile.TemporaryDirectory(prefix="pypkg-bench-") as name:
         prefix = str(Path(name) / "corpus")
@@ -78,10 +78,10 @@ def _write_corpus(prefix: str, tokens: int) -> int:
 
 
 def _random_reads(dataset: GPTDataset, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Samples per second of each contender."""
+    """Samples per second of each baseline."""
     order = np.random.default_rng(1).integers(0, len(dataset), options.samples // BATCH * BATCH)
     batches = order.reshape(-1, BATCH)
-    contenders: dict[str, Callable[[], None]] = {
+    baselines: dict[str, Callable[[], None]] = {
         OURS: lambda: _read(dataset, batches),
         f"{OURS}, two threads": lambda: _read_in_threads(dataset, batches),
         f"{OURS}, with document_starts": lambda: _read_with_starts(dataset, batches),
@@ -101,11 +101,11 @@ def _random_reads(dataset: GPTDataset, options: argparse.Namespace) -> list[dict
 
         return seconds
 
-    times = interleave({name: timed(run) for name, run in contenders.items()}, options.rounds)
+    times = interleave({name: timed(run) for name, run in baselines.items()}, options.rounds)
     rows = []
     for name, seconds in times.items():
         rates = summarize([order.size / value for value in seconds])
-        rows.append({"contender": name, "samples_per_second": rates.median, "rounds": rates.count})
+        rows.append({"baseline": name, "samples_per_second": rates.median, "rounds": rates.count})
         logger.info("%s: %.3f M samples/s", name, rates.median / 1e6)
     return rows
 

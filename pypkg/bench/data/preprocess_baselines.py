@@ -1,4 +1,4 @@
-"""What ``python -m pypkg.bench preprocess`` times pypkg against; runs under a Python of its own.
+"""The baselines of ``python -m pypkg.bench preprocess``; each runs in a Python of its own.
 
 ``tokenizers``: the library by itself, texts in memory, ids taken out as lists and thrown away;
 ``tokenizers-inside``: ids left in the library, where they are of no use. ``paddlenlp``: what
@@ -51,7 +51,7 @@ def time_tokenizers(options: argparse.Namespace) -> dict[str, Any]:
     tokens = 0
     for batch in batches:
         encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-        if options.peer == "tokenizers":
+        if options.baseline == "tokenizers":
             tokens += sum(len(encoding.ids) for encoding in encodings)
         else:
             tokens += sum(len(encoding) for encoding in encodings)
@@ -108,7 +108,7 @@ def _encode(line: str) -> list[int]:
     return [*ids, _tokenizer.eos_token_id] if ids else []
 
 
-_PEERS = {
+_BASELINES = {
     "tokenizers": time_tokenizers,
     "tokenizers-inside": time_tokenizers,
     "paddlenlp": time_paddlenlp,
@@ -117,12 +117,12 @@ _PEERS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("peer", choices=tuple(_PEERS))
+    parser.add_argument("baseline", choices=tuple(_BASELINES))
     for name in ("input", "tokenizer", "output"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--workers", type=int, required=True)
     options = parser.parse_args()
-    result = _PEERS[options.peer](options)
+    result = _BASELINES[options.baseline](options)
     sys.stdout.flush()
     print(json.dumps(result))
 

@@ -30,7 +30,7 @@ logger = logging.getLogger("pypkg")
 TOKENIZERS = "tokenizers alone"
 _INSIDE = "tokenizers alone, ids not taken out"
 _Sample = tuple[float, float]  # seconds on the clock, and of all processors together
-_PEERS = Path(__file__).with_name("preprocess_baselines.py")
+_WORKER = Path(__file__).with_name("preprocess_baselines.py")
 # What AutoTokenizer of PaddleNLP makes of a byte-level BPE: the class that a tokenizer_config.json
 # names. The first is its default for GPT, in Python; the second reads tokenizer.json.
 _PADDLENLP_CLASSES = ("GPTTokenizer", "Qwen2TokenizerFast")
@@ -41,7 +41,7 @@ def run_preprocess(options: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         UserError: the interpreter for PaddleNLP cannot be run.
-        BenchmarkError: a contender failed, or its corpus is not that of the others.
+        BenchmarkError: a baseline failed, or its corpus is not that of the others.
     """
     with tempfile.TemporaryDirectory(prefix="pypkg-bench-") as name:
         folder = Path(name)
@@ -64,9 +64,9 @@ def _measure(
     workers, notes = options.threads, []
     results: dict[str, dict[str, Any]] = {}
 
-    def peer(name: str, python: str, kind: str, tokenizer: str) -> Callable[[], _Sample]:
+    def baseline(name: str, python: str, kind: str, tokenizer: str) -> Callable[[], _Sample]:
         def run() -> _Sample:
-            results[name] = _run_peer(python, kind, folder, tokenizer, name, workers)
+            results[name] = _run_baseline(python, kind, folder, tokenizer, name, workers)
             return results[name]["seconds"], results[name]["cpu_seconds"]
 
         return run
@@ -77,22 +77,22 @@ def _measure(
 
     runs = {
         OURS: ours,
-        TOKENIZERS: peer(TOKENIZERS, sys.executable, "tokenizers", "tokenizer"),
-        _INSIDE: peer(_INSIDE, sys.executable, "tokenizers-inside", "tokenizer"),
+        TOKENIZERS: baseline(TOKENIZERS, sys.executable, "tokenizers", "tokenizer"),
+        _INSIDE: baseline(_INSIDE, sys.executable, "tokenizers-inside", "tokenizer"),
     }
     samples = interleave(runs, options.rounds, pause=0.5)
     if options.paddlenlp is None:
         notes.append("--paddlenlp was not given: PaddleNLP was left out")
     else:
         slow = {
-            f"PaddleNLP, {each}": peer(f"PaddleNLP, {each}", options.paddlenlp, "paddlenlp", each)
+            (name := f"PaddleNLP, {each}"): baseline(name, options.paddlenlp, "paddlenlp", each)
             for each in _PADDLENLP_CLASSES
         }
         samples |= interleave(slow, 1, pause=0.5)
     _check_same(folder, results, documents)
     rows = [
         {
-            "contender": name,
+            "baseline": name,
             **asdict(summarize([seconds for seconds, _ in pairs])),
             "cpu_seconds": summarize([cpu for _, cpu in pairs]).median,
             "text_bytes": text_bytes,
@@ -176,8 +176,8 @@ def _cpu_seconds_of_children() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _run_peer(
-    python: str, peer: str, folder: Path, tokenizer: str, name: str, workers: int
+def _run_baseline(
+    python: str, baseline: str, folder: Path, tokenizer: str, name: str, workers: int
 ) -> dict[str, Any]:
     values = {
         "input": folder / "text.jsonl",
@@ -185,7 +185,7 @@ def _run_peer(
         "output": folder / name,
         "workers": workers,
     }
-    output = _run([python, str(_PEERS), peer, *_arguments(values)])
+    output = _run([python, str(_WORKER), baseline, *_arguments(values)])
     logger.info("%s: %s", name, output.splitlines()[-1])
     return json.loads(output.splitlines()[-1])
 

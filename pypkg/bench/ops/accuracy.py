@@ -1,4 +1,4 @@
-"""How far a result may be off before a benchmark refuses to time it."""
+"""Tolerances of the validation that precedes every timing."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import math
 
 import numpy as np
 
-from pypkg.bench.ops.case import OURS, BenchmarkError, Contender
+from pypkg.bench.ops.case import OURS, Baseline, BenchmarkError
 
 # |result - reference| <= tolerance * (|reference| + m) for every value, where m is the mean
 # |reference| of its row (last axis) or of all, whichever is larger: where terms cancel, errors are
 # as large as those of their neighbours. float32: sums of thousands of terms and exponentials lose
 # some bits of 2^-24. bfloat16 has a tolerance per operator.
 _FLOAT32_TOLERANCE = 5e-5
-# A peer that keeps intermediate results in its dtype is allowed that; it only has to be the same
-# function.
-_PEER_SLACK = 8.0
+# Baselines other than ours may keep intermediate results in their dtype.
+_BASELINE_SLACK = 8.0
 
 
-def tolerance(contender: Contender, precision: str, bfloat16_tolerance: float) -> float:
-    """What a contender is allowed for a result in ``precision``."""
+def tolerance(baseline: Baseline, precision: str, bfloat16_tolerance: float) -> float:
+    """The relative error that a baseline may have in ``precision``."""
     allowed = bfloat16_tolerance if precision == "bfloat16" else _FLOAT32_TOLERANCE
-    return allowed if contender.name == OURS else allowed * _PEER_SLACK
+    return allowed if baseline.name == OURS else allowed * _BASELINE_SLACK
 
 
 def checked_error(
@@ -30,23 +29,23 @@ def checked_error(
     allowed: float,
     *,
     case: str,
-    contender: str,
+    baseline: str,
     part: str,
 ) -> float:
-    """The largest error of any value, as a share of what is allowed.
+    """The largest error of any value, divided by ``allowed``.
 
     Args:
-        part: what of the contender's results this is.
+        part: the name of this result.
 
     Raises:
-        BenchmarkError: it is above 1, or not a number.
+        BenchmarkError: the error is above 1, or NaN.
     """
     error = math.inf
     if actual.shape == expected.shape:
         error = float((np.abs(actual - expected) / (allowed * _magnitude(expected))).max())
     if not error <= 1.0:
         raise BenchmarkError(
-            f"{case}: {contender} is wrong in its {part}: the largest error is {error:.3g} times "
+            f"{case}: {baseline} is wrong in its {part}: the largest error is {error:.3g} times "
             "what is allowed. Nothing is timed."
         )
     return error

@@ -1,4 +1,4 @@
-"""Validates the operators' contenders and times them beside each other."""
+"""Validates the baselines of an operator and times them in turns."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar
 
-from pypkg.bench.ops.case import OURS, PASSES, Operator, Shape, Update, UpdateShape, Work
+from pypkg.bench.ops.case import OURS, Operator, Shape, Update, UpdateShape
 from pypkg.bench.ops.frameworks import Framework
 from pypkg.bench.ops.limits import ThreadedCopy, matmul_rate
 from pypkg.bench.ops.run import operator_runs
 from pypkg.bench.ops.update_run import update_runs
+from pypkg.bench.ops.work import ELEMENT_SIZE, PASSES, Work
 from pypkg.bench.timing import Summary, interleave, rounds_within, summarize
 
 DTYPES = ("float32", "bfloat16")
-ELEMENT_SIZE = {"float32": 4, "bfloat16": 2}
 _MIN_ROUNDS, _MAX_ROUNDS = 3, 60
 # Longer than the worker threads of OpenMP runtimes spin here after a parallel region.
 _PAUSE = 0.004
@@ -58,23 +58,21 @@ def bench_operator(
     limits: Limits,
     seconds: float,
 ) -> list[dict[str, Any]]:
-    """Validates every contender, then times them in turns for about ``seconds``.
+    """Validates every baseline, then times them in turns for about ``seconds``.
 
     Returns:
-        A row per contender and pass; none if ours does not support the dtype here.
+        A row per baseline and pass; none if ours does not support the dtype here.
 
     Raises:
-        BenchmarkError: what a contender computes is not what the reference does.
+        BenchmarkError: the result of a baseline differs from the reference.
     """
-    contenders = [
-        each
-        for each in operator.contenders
-        if dtype in each.dtypes and each.framework in frameworks
+    baselines = [
+        each for each in operator.baselines if dtype in each.dtypes and each.framework in frameworks
     ]
-    if not any(each.name == OURS for each in contenders):
+    if not any(each.name == OURS for each in baselines):
         return []
     prepare = update_runs if isinstance(operator, Update) else operator_runs
-    runs, errors = prepare(operator, contenders, shape, dtype, frameworks)
+    runs, errors = prepare(operator, baselines, shape, dtype, frameworks)
     turns = {name: lambda run=run: _turn(run) for name, run in runs.items()}
     turns[_LIMIT] = lambda: limits.seconds(operator.bound, shape.work, dtype)
     start = time.perf_counter()
@@ -85,8 +83,8 @@ def bench_operator(
 
 
 def _turn(run: _Run) -> PassSeconds:
-    """``seconds`` behind an untimed run, which leaves memory and caches its own, as the operators
-    before it do in training, and not those of another contender.
+    """``seconds`` after an untimed run, so that caches and the allocator hold the memory of this
+    baseline and not that of another one.
     """
     run.seconds()
     return run.seconds()
@@ -107,7 +105,7 @@ def _rows(
             "shape": shape.label,
             "dtype": dtype,
             "pass": each,
-            "contender": name,
+            "baseline": name,
             **asdict(summary),
             "bytes": work[each].bytes(ELEMENT_SIZE[dtype]),
             "flops": work[each].flops,

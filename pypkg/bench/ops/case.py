@@ -1,8 +1,7 @@
-"""What is needed to benchmark an operator: shapes, counted work, a reference and contenders.
+"""The description of an operator in the benchmark: shapes, work, reference and baselines.
 
-An operator of the benchmark is one ``Operator``, or one ``Update`` where it is a step of an
-optimizer, in one of the modules of ``cases``; a contender, whatever its framework or device, is
-one line in it.
+Each module of ``cases`` defines ``Operator`` objects, or an ``Update`` for an optimizer step. A
+baseline of any framework is one line there.
 """
 
 from __future__ import annotations
@@ -13,16 +12,19 @@ from typing import ClassVar
 
 import numpy as np
 
+from pypkg.bench.ops.work import PASSES, STEP, PassWork
 from pypkg.models.architecture.config import ModelConfig
 
 Inputs = dict[str, np.ndarray]
 
-PASSES = ("forward", "backward", "forward+backward")
-STEP = "step"
+OURS = "pypkg"
+COMPOSITION = "Paddle composition"
+PADDLE = "Paddle functional"
+TORCH = "torch"
 
 
 class BenchmarkError(Exception):
-    """A contender failed or computes something else; its times would mean nothing."""
+    """A baseline failed, or its result differs from the reference."""
 
 
 @dataclass(frozen=True)
@@ -40,44 +42,17 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Work:
-    """The least that one pass must do.
-
-    Args:
-        elements: values in the dtype of the case, each read or written once.
-        other_bytes: the same for values whose dtype does not vary with the case.
-        flops: multiplications and additions of matrix products; element-wise arithmetic is not
-            counted.
-    """
-
-    elements: int = 0
-    other_bytes: int = 0
-    flops: int = 0
-
-    def bytes(self, element_size: int) -> int:
-        return self.elements * element_size + self.other_bytes
-
-    def __add__(self, other: Work) -> Work:
-        return Work(
-            self.elements + other.elements,
-            self.other_bytes + other.other_bytes,
-            self.flops + other.flops,
-        )
-
-
-@dataclass(frozen=True)
-class Contender:
+class Baseline:
     """One way to compute an operator.
 
     Args:
         name: as in the table.
-        framework: "paddle" or "torch"; the contender is left out where that is not installed.
-        function: takes the inputs by name and returns a tensor or a tuple of tensors. That of an
-            ``Update`` is described there.
-        dtypes: what it supports on this kind of device.
-        precision: what it computes in and is validated for, where that is not the dtype of the
-            case.
-        tensors: the dtype of its tensors, where that is not the dtype of the case.
+        framework: "paddle" or "torch"; the baseline is left out where that is not installed.
+        function: takes the inputs by name and returns a tensor or a tuple of tensors. ``Update``
+            describes the function of an optimizer step.
+        dtypes: the dtypes of cases that it supports on this device.
+        precision: the dtype that it computes in and is validated for; None: that of the case.
+        tensors: the dtype of its tensors; None: that of the case.
     """
 
     name: str
@@ -94,33 +69,27 @@ class Shape:
 
     label: str
     inputs: Callable[[np.random.Generator], Inputs]
-    forward: Work
-    backward: Work
-
-    @property
-    def work(self) -> dict[str, Work]:
-        """What each pass does that is timed for itself."""
-        return dict(zip(PASSES, (self.forward, self.backward)))
+    work: PassWork
 
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator and everything that is compared on it.
+    """An operator with its reference and baselines.
 
     Args:
-        name: the name of the function in ``pypkg.ops``, and what sets a variant apart.
+        name: of the function in ``pypkg.ops``, with the variant, as in "rms_norm+residual".
         counted: what ``Work`` counts per pass, in words, for the report.
-        bound: "memory" or "compute": which limit of the machine the time is set against.
+        bound: "memory" or "compute": the limit of the machine that times are compared with.
         gradients: the inputs that get a gradient. The dtype of a case applies to these; other
             inputs keep their own.
         reference: the function in any precision, on Paddle tensors; validation runs it in float64.
-        contenders: ours is the first.
+        baselines: ours is the first.
         shapes: the sizes.
         passes: those reported.
-        overwritten: the inputs whose memory a contender may write to; each run gets fresh ones.
+        overwritten: the inputs whose memory a baseline may write to; each run gets fresh ones.
         bfloat16_tolerance: how far a bfloat16 result may be off, relative to its size and that of
             its neighbours. The default is for results that are rounded (to 2^-9) once or twice.
-        notes: what has to be said with the results.
+        notes: lines for the report.
     """
 
     name: str
@@ -128,7 +97,7 @@ class Operator:
     bound: str
     gradients: tuple[str, ...]
     reference: Callable
-    contenders: tuple[Contender, ...]
+    baselines: tuple[Baseline, ...]
     shapes: tuple[Shape, ...]
     passes: tuple[str, ...] = PASSES
     overwritten: tuple[str, ...] = ()
@@ -138,32 +107,28 @@ class Operator:
 
 @dataclass(frozen=True)
 class UpdateShape:
-    """The parameters that a step updates, and the bytes that it has to move for them."""
+    """The shapes of the parameters that a step updates, and its work."""
 
     label: str
     parameters: tuple[tuple[int, ...], ...]
-    moved: Work
-
-    @property
-    def work(self) -> dict[str, Work]:
-        return {STEP: self.moved}
+    work: PassWork
 
 
 @dataclass(frozen=True)
 class Update:
-    """A step of an optimizer, and everything that is compared on it.
+    """An optimizer step with its reference and baselines.
 
-    It is one pass over many tensors, bound by memory, and overwrites what it reads: its limit is a
-    pass in place. What it leaves is compared after the first step; timing goes on from there.
+    It is one pass over many tensors, bound by memory, in place. Tensors are compared with the
+    reference after the first step; timed steps continue from there.
 
     Args:
         name, counted, notes, bfloat16_tolerance: as for ``Operator``.
         inputs: makes the float32 arrays of one parameter, by kind, from a generator, its shape and
             the dtype of the case.
         rounded: the kinds that the dtype of a case applies to; all others are float32.
-        reference: what a step leaves of one parameter, by kind, given slices of its flattened
+        reference: the values of one parameter after a step, by kind, given slices of its flattened
             inputs in float64, and its shape.
-        contenders: ours is the first. Their functions take a list of tensors per kind, by name, and
+        baselines: ours is the first. Their functions take a list of tensors per kind, by name, and
             return the step: a function without arguments that updates those tensors.
         shapes: the sizes.
     """
@@ -173,7 +138,7 @@ class Update:
     inputs: Callable[[np.random.Generator, tuple[int, ...], str], Inputs]
     rounded: tuple[str, ...]
     reference: Callable[[Inputs, tuple[int, ...]], Inputs]
-    contenders: tuple[Contender, ...]
+    baselines: tuple[Baseline, ...]
     shapes: tuple[UpdateShape, ...]
     bfloat16_tolerance: float = Operator.bfloat16_tolerance
     notes: tuple[str, ...] = ()
@@ -181,14 +146,8 @@ class Update:
     passes: ClassVar[tuple[str, ...]] = (STEP,)
 
     def dtype(self, kind: str, of_case: str) -> str:
-        """That of a kind's tensors."""
+        """The dtype of the tensors of a kind."""
         return of_case if kind in self.rounded else "float32"
-
-
-OURS = "pypkg"
-COMPOSITION = "Paddle composition"
-PADDLE = "Paddle functional"
-TORCH = "torch"
 
 
 def normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> np.ndarray:

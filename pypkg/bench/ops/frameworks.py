@@ -1,4 +1,4 @@
-"""One interface to the frameworks that contenders are written in."""
+"""One interface to the frameworks that baselines are written in."""
 
 from __future__ import annotations
 
@@ -132,6 +132,6 @@ def available_frameworks(threads: int) -> tuple[dict[str, Framework], list[str]]
     """The frameworks that are installed, and a note for each that is not."""
     frameworks: dict[str, Framework] = {"paddle": PaddleFramework()}
     if importlib.util.find_spec("torch") is None:
-        return frameworks, ["torch is not installed: its contenders were left out"]
+        return frameworks, ["torch is not installed: its baselines were left out"]
     frameworks["torch"] = TorchFramework(threads)
     return frameworks, []

@@ -1,4 +1,4 @@
-"""The limits of the machine that times are set against, measured in the same run."""
+"""Limits of the machine, measured in the run that they are compared with."""
 
 from __future__ import annotations
 

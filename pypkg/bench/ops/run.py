@@ -1,4 +1,4 @@
-"""The contenders of an operator with gradients: compared with its reference, and ready to run."""
+"""Baselines of an operator with gradients, validated against its reference."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from typing import Any
 import numpy as np
 
 from pypkg.bench.ops.accuracy import checked_error, tolerance
-from pypkg.bench.ops.case import PASSES, Contender, Inputs, Operator, Shape
+from pypkg.bench.ops.case import Baseline, Inputs, Operator, Shape
 from pypkg.bench.ops.frameworks import Framework
+from pypkg.bench.ops.work import PASSES
 
 
 def operator_runs(
     operator: Operator,
-    contenders: Sequence[Contender],
+    baselines: Sequence[Baseline],
     shape: Shape,
     dtype: str,
     frameworks: Mapping[str, Framework],
 ) -> tuple[dict[str, OperatorRun], dict[str, float]]:
-    """The contenders by name, and the largest error of each as a share of what is allowed.
+    """The baselines by name, and the largest error of each over its tolerance.
 
     Raises:
-        BenchmarkError: an output or gradient is not that of the reference.
+        BenchmarkError: an output or gradient differs from the reference.
     """
     inputs = shape.inputs(np.random.default_rng(0))
     expected = _expected(operator, inputs, dtype, frameworks["paddle"])
     runs, errors = {}, {}
-    for contender in contenders:
-        run = OperatorRun(operator, contender, frameworks[contender.framework], inputs, dtype)
-        errors[contender.name] = _validate(run, expected, f"{operator.name}, {shape.label}")
-        runs[contender.name] = run
+    for baseline in baselines:
+        run = OperatorRun(operator, baseline, frameworks[baseline.framework], inputs, dtype)
+        errors[baseline.name] = _validate(run, expected, f"{operator.name}, {shape.label}")
+        runs[baseline.name] = run
     return runs, errors
 
 
@@ -74,21 +75,21 @@ def _expected(operator: Operator, inputs: Inputs, dtype: str, paddle: Framework)
 
 
 class OperatorRun:
-    """A contender with its tensors, ready to run."""
+    """A baseline with its tensors, ready to run."""
 
     def __init__(
         self,
         operator: Operator,
-        contender: Contender,
+        baseline: Baseline,
         framework: Framework,
         inputs: Inputs,
         dtype: str,
     ) -> None:
         self.operator = operator
-        self.contender = contender
+        self.baseline = baseline
         self.framework = framework
-        self.precision = contender.precision or dtype
-        tensors = contender.tensors or dtype
+        self.precision = baseline.precision or dtype
+        tensors = baseline.tensors or dtype
         self._tensors = {
             name: framework.tensor(array, tensors if name in operator.gradients else None)
             for name, array in inputs.items()
@@ -98,7 +99,7 @@ class OperatorRun:
     def results(self, output_gradients: Sequence[np.ndarray]) -> tuple[list[Any], list[Any]]:
         """Outputs and gradients in float64; later runs use these output gradients too."""
         tensors, wanted = self._inputs()
-        outputs = _as_list(self.contender.function(**tensors))
+        outputs = _as_list(self.baseline.function(**tensors))
         # Read before the backward pass, which may overwrite what an output shares memory with.
         arrays = [self.framework.array(each) for each in outputs]
         self._output_gradients = [
@@ -113,7 +114,7 @@ class OperatorRun:
         tensors, wanted = self._inputs()
         self.framework.synchronize()
         start = time.perf_counter()
-        outputs = _as_list(self.contender.function(**tensors))
+        outputs = _as_list(self.baseline.function(**tensors))
         self.framework.synchronize()
         middle = time.perf_counter()
         gradients = self.framework.gradients(outputs, wanted, self._output_gradients)
@@ -131,11 +132,11 @@ class OperatorRun:
 
 def _validate(run: OperatorRun, expected: _Expected, case: str) -> float:
     """The largest error of any output or gradient."""
-    allowed = tolerance(run.contender, run.precision, run.operator.bfloat16_tolerance)
+    allowed = tolerance(run.baseline, run.precision, run.operator.bfloat16_tolerance)
     outputs, gradients = run.results(expected.output_gradients)
     names = [f"output {number}" for number in range(len(outputs))]
     names += [f"gradient of {name}" for name in run.operator.gradients]
-    who = {"case": f"{case}, {run.precision}", "contender": run.contender.name}
+    who = {"case": f"{case}, {run.precision}", "baseline": run.baseline.name}
     return max(
         checked_error(actual, wanted, allowed, part=name, **who)
         for name, actual, wanted in zip(

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from pypkg import ops
+from pypkg import _native, ops
 from pypkg.bench.ops.bench import DTYPES, Limits, bench_operator
 from pypkg.bench.ops.case import TORCH, Operator, Update, Workload
 from pypkg.bench.ops.cases import operators
@@ -35,7 +35,7 @@ def run_operators(options: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         UserError: an operator that does not exist.
-        BenchmarkError: a contender computes something else.
+        BenchmarkError: the result of a baseline differs from the reference.
     """
     frameworks, notes = available_frameworks(options.threads)
     chosen = _choose(operators(default_workloads()), options.op)
@@ -45,6 +45,8 @@ def run_operators(options: argparse.Namespace) -> dict[str, Any]:
     backend = ops.backend()
     if backend == "reference":
         notes.append("the compiled operators were not in use: pypkg ran its Paddle composition")
+    device = _device()
+    on_cpu = backend == "compiled" and device.startswith("cpu")
     rate, source = best_matmul_rate(frameworks)
     limits = Limits(ThreadedCopy(options.threads), frameworks[source])
     rows = []
@@ -59,8 +61,8 @@ def run_operators(options: argparse.Namespace) -> dict[str, Any]:
     copies = [limits.copy.seconds(_COPY_CHECK_BYTES) for _ in range(5)]
     return {
         "kind": "ops",
-        "device": _device(),
-        "backend": backend,
+        "device": device,
+        "backend": f"{backend}, CPU kernels for {_native.cpu_isa()}" if on_cpu else backend,
         "limits": {
             "copy_bytes_per_second": _COPY_CHECK_BYTES / min(copies),
             "copy_bytes": _COPY_CHECK_BYTES,
@@ -88,15 +90,17 @@ def _choose(
 def _with_torch_compile(operator: Operator | Update, torch: Framework) -> Operator | Update:
     twins = [
         dataclasses.replace(each, name="torch.compile", function=torch.compile(each.function))
-        for each in operator.contenders
+        for each in operator.baselines
         if each.name == TORCH
     ]
-    return dataclasses.replace(operator, contenders=(*operator.contenders, *twins))
+    return dataclasses.replace(operator, baselines=(*operator.baselines, *twins))
 
 
 def _device() -> str:
+    """What runs: results of a CPU held to a narrower instruction set are results of their own."""
     import paddle
 
     if paddle.device.get_device().startswith("gpu"):
         return paddle.device.cuda.get_device_name()
-    return "cpu"
+    widest = _native.cpu_isas()[-1]
+    return "cpu" if _native.cpu_isa() == widest else f"cpu {_native.cpu_isa()}"

@@ -1,1 +1,1 @@
-"""Results of benchmarks as pages: tables, pictures, one section per suite."""
+"""Results of benchmarks as pages: tables and figures, one section per suite."""

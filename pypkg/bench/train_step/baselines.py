@@ -1,4 +1,4 @@
-"""Who takes part in ``train-step``, and what each needs in order to run here."""
+"""The baselines of ``train-step``, and the modules that each needs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LIST_VERSIONS = (
 
 
 @dataclass(frozen=True)
-class Contender:
+class Baseline:
     """A process that trains. ``environment`` is set before it starts.
 
     Args:
@@ -50,32 +50,30 @@ class Contender:
 
 
 _TORCH = ("torch", "transformers")
-_COMPILED = Contender("pypkg", "pypkg", environment={"PYPKG_OPS_BACKEND": "compiled"})
-CONTENDERS = (
+_COMPILED = Baseline("pypkg", "pypkg", environment={"PYPKG_OPS_BACKEND": "compiled"})
+BASELINES = (
     _COMPILED,
-    Contender(
+    Baseline(
         "pypkg, bfloat16 products", "pypkg", True, environment={"PYPKG_OPS_BACKEND": "compiled"}
     ),
-    Contender(
-        "pypkg, reference operators", "pypkg", environment={"PYPKG_OPS_BACKEND": "reference"}
-    ),
-    Contender("transformers + torch, float32", "transformers", needs=_TORCH),
-    Contender("transformers + torch, bfloat16 autocast", "transformers", True, needs=_TORCH),
-    Contender(
+    Baseline("pypkg, reference operators", "pypkg", environment={"PYPKG_OPS_BACKEND": "reference"}),
+    Baseline("transformers + torch, float32", "transformers", needs=_TORCH),
+    Baseline("transformers + torch, bfloat16 autocast", "transformers", True, needs=_TORCH),
+    Baseline(
         "transformers + torch, float32, buffers kept",
         "transformers",
         environment=_KEEP_BUFFERS,
         needs=_TORCH,
     ),
-    Contender(
+    Baseline(
         "transformers + torch, bfloat16 autocast, buffers kept",
         "transformers",
         True,
         environment=_KEEP_BUFFERS,
         needs=_TORCH,
     ),
-    Contender("PaddleNLP, float32", "paddlenlp"),
-    Contender(
+    Baseline("PaddleNLP, float32", "paddlenlp"),
+    Baseline(
         "PaddleNLP, float32, threads and MKL set, buffers kept",
         "paddlenlp",
         environment=_KEEP_BUFFERS,
@@ -84,21 +82,19 @@ CONTENDERS = (
 )
 
 
-def choose_contenders(options: argparse.Namespace) -> tuple[list[Contender], list[str]]:
-    """The contenders that the command line asks for and that can run here, and notes on them.
+def choose_baselines(options: argparse.Namespace) -> tuple[list[Baseline], list[str]]:
+    """The baselines that the command line asks for and that can run here, and notes on them.
 
     Raises:
-        UserError: an unknown contender, an interpreter without PaddleNLP, or none is left.
+        UserError: an unknown baseline, an interpreter without PaddleNLP, or none is left.
     """
-    unknown = sorted(set(options.contender or ()) - {each.name for each in CONTENDERS})
+    unknown = sorted(set(options.baseline or ()) - {each.name for each in BASELINES})
     if unknown:
         raise UserError(
-            f"--contender {unknown[0]!r} is unknown; use one of "
-            f"{', '.join(repr(each.name) for each in CONTENDERS)}"
+            f"--baseline {unknown[0]!r} is unknown; use one of "
+            f"{', '.join(repr(each.name) for each in BASELINES)}"
         )
-    chosen = [
-        each for each in CONTENDERS if not options.contender or each.name in options.contender
-    ]
+    chosen = [each for each in BASELINES if not options.baseline or each.name in options.baseline]
     foreign = [each for each in chosen if each.stack == "paddlenlp"]
     found, notes = _available([each for each in chosen if each not in foreign])
     if foreign and options.paddlenlp is None:
@@ -107,14 +103,14 @@ def choose_contenders(options: argparse.Namespace) -> tuple[list[Contender], lis
         notes.append(f"PaddleNLP: {_paddlenlp_versions(options.paddlenlp)}")
         found += [_in_environment(each, options.paddlenlp, options.threads) for each in foreign]
     if not found:
-        raise UserError("none of the contenders can run here: " + "; ".join(notes))
+        raise UserError("none of the baselines can run here: " + "; ".join(notes))
     return found, notes
 
 
-def _available(contenders: Sequence[Contender]) -> tuple[list[Contender], list[str]]:
+def _available(baselines: Sequence[Baseline]) -> tuple[list[Baseline], list[str]]:
     """Those for which everything is installed here, and a note for each of the others."""
     found, notes = [], []
-    for each in contenders:
+    for each in baselines:
         missing = [name for name in each.needs if importlib.util.find_spec(name) is None]
         if each is _COMPILED and not (library_dir() / "pypkg_ops.so").exists():
             missing.append("the compiled operators")
@@ -126,9 +122,9 @@ def _available(contenders: Sequence[Contender]) -> tuple[list[Contender], list[s
     return found, notes
 
 
-def _in_environment(contender: Contender, python: str, threads: int) -> Contender:
-    settings = cpu_environment(threads) if contender.cpu_settings else {}
-    return replace(contender, python=python, environment={**contender.environment, **settings})
+def _in_environment(baseline: Baseline, python: str, threads: int) -> Baseline:
+    settings = cpu_environment(threads) if baseline.cpu_settings else {}
+    return replace(baseline, python=python, environment={**baseline.environment, **settings})
 
 
 def _paddlenlp_versions(python: str) -> str:

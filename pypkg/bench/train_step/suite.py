@@ -1,4 +1,4 @@
-"""``python -m pypkg.bench train-step``: a training step on CPU, each contender in its own process.
+"""``python -m pypkg.bench train-step``: a training step on CPU, each baseline in its own process.
 
 The processes stay alive and take turns step by step, so that a slow moment of the machine hits all
 of them; their threads and allocator are their own.
@@ -23,7 +23,7 @@ from typing import IO, Any
 from pypkg.bench.ops.case import BenchmarkError
 from pypkg.bench.ops.limits import MATMUL_SIZE
 from pypkg.bench.timing import interleave, summarize
-from pypkg.bench.train_step.baselines import Contender, choose_contenders
+from pypkg.bench.train_step.baselines import Baseline, choose_baselines
 from pypkg.errors import UserError
 from pypkg.models.architecture.registry import load_config
 
@@ -33,7 +33,7 @@ _WORKER = Path(__file__).with_name("worker.py")
 # Longer than Intel's OpenMP runtime lets its workers spin after the last parallel region.
 _PAUSE = 0.3
 _RANDOM_LOSS_TOLERANCE = 0.5  # to ln(vocabulary): the logits of random weights are not quite 0
-# Between contenders; products in bfloat16 are among them.
+# Between baselines; products in bfloat16 are among them.
 _FIRST_LOSS_TOLERANCE, _LAST_LOSS_TOLERANCE = 0.02, 0.2
 
 
@@ -41,9 +41,9 @@ def run_train_step(options: argparse.Namespace) -> dict[str, Any]:
     """The measurements that the command line asks for; imports no framework.
 
     Raises:
-        UserError: an unknown model or contender, a sequence that the model cannot take, or an
+        UserError: an unknown model or baseline, a sequence that the model cannot take, or an
             interpreter without PaddleNLP.
-        BenchmarkError: a contender failed, or its losses are not those of the others.
+        BenchmarkError: a baseline failed, or its losses are not those of the others.
     """
     config = load_config(options.config)
     if options.seq > config.max_position_embeddings:
@@ -51,14 +51,14 @@ def run_train_step(options: argparse.Namespace) -> dict[str, Any]:
             f"--seq {options.seq} exceeds max_position_embeddings "
             f"({config.max_position_embeddings}) of {options.config}"
         )
-    contenders, notes = choose_contenders(options)
+    baselines, notes = choose_baselines(options)
     task = {name: getattr(options, name) for name in ("config", "batch", "seq", "threads")}
     expected = math.log(config.vocab_size)
-    first_losses, samples, (rate, source) = _train(contenders, task, options.steps, expected)
+    first_losses, samples, (rate, source) = _train(baselines, task, options.steps, expected)
     tokens = options.batch * options.seq
     rows = [
         {
-            "contender": name,
+            "baseline": name,
             **asdict(summarize([each["seconds"] for each in steps])),
             "tokens_per_step": tokens,
             "flops_per_step": tokens * config.flops_per_token(options.seq),
@@ -68,7 +68,7 @@ def run_train_step(options: argparse.Namespace) -> dict[str, Any]:
         }
         for name, steps in samples.items()
     ]
-    last_losses = {row["contender"]: row["last_loss"] for row in rows}
+    last_losses = {row["baseline"]: row["last_loss"] for row in rows}
     check_same_loss("last", last_losses, _LAST_LOSS_TOLERANCE)
     return {
         "kind": "train-step",
@@ -83,18 +83,18 @@ def run_train_step(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(
-    contenders: Sequence[Contender], task: Mapping[str, Any], steps: int, expected: float
+    baselines: Sequence[Baseline], task: Mapping[str, Any], steps: int, expected: float
 ) -> tuple[dict[str, float], dict[str, list[dict[str, float]]], tuple[float, str]]:
     """Losses of the untimed first step, the timed steps, and the best matrix product rate."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         task = {**task, "folder": folder}
         logger.info("making the weights that all begin with")
-        with start_worker(Contender("pypkg (weights)", "make_weights"), task) as maker:
+        with start_worker(Baseline("pypkg (weights)", "make_weights"), task) as maker:
             rates = [(maker.matmul_rate, "pypkg")]
         workers = {}
-        for contender in contenders:
-            logger.info("starting %s", contender.name)
-            workers[contender.name] = stack.enter_context(start_worker(contender, task))
+        for baseline in baselines:
+            logger.info("starting %s", baseline.name)
+            workers[baseline.name] = stack.enter_context(start_worker(baseline, task))
         runs = {name: each.step for name, each in workers.items()}
         warm_up = interleave(runs, 1, _PAUSE)
         first_losses = {name: result["loss"] for name, (result,) in warm_up.items()}
@@ -136,27 +136,27 @@ class Worker:
 
 
 @contextlib.contextmanager
-def start_worker(contender: Contender, task: Mapping[str, Any]) -> Iterator[Worker]:
+def start_worker(baseline: Baseline, task: Mapping[str, Any]) -> Iterator[Worker]:
     """A process that is ready to train; it ends with the context.
 
     Raises:
         BenchmarkError: it failed while starting, with what it said.
     """
     command = [sys.executable, "-m", "pypkg.bench.train_step.worker"]
-    if contender.python:
-        command = [contender.python, str(_WORKER)]
-    spec = {**task, "stack": contender.stack, "autocast": contender.autocast}
+    if baseline.python:
+        command = [baseline.python, str(_WORKER)]
+    spec = {**task, "stack": baseline.stack, "autocast": baseline.autocast}
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             [*command, json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env={**os.environ, **contender.environment},
+            env={**os.environ, **baseline.environment},
             text=True,
         )
         try:
-            yield Worker(contender.name, process, log)
+            yield Worker(baseline.name, process, log)
         finally:
             process.stdin.close()  # the end of its input ends the worker
             try:
@@ -178,7 +178,7 @@ def check_first_losses(losses: Mapping[str, float], expected: float) -> None:
 
 
 def check_same_loss(which: str, losses: Mapping[str, float], tolerance: float) -> None:
-    """Raises BenchmarkError unless all are within ``tolerance`` of that of the first contender."""
+    """Raises BenchmarkError unless all are within ``tolerance`` of that of the first baseline."""
     first = next(iter(losses))
     for name, loss in losses.items():
         if not abs(loss - losses[first]) <= tolerance:

@@ -1,4 +1,4 @@
-"""A process of ``train-step``: builds one contender and trains a step for each line it reads.
+"""A process of ``train-step``: builds one baseline and trains a step for each line it reads.
 
 The Python of PaddleNLP's environment runs this file by its path and has no pypkg.
 
@@ -26,7 +26,7 @@ _LEARNING_RATE, _BETAS, _EPSILON, _WEIGHT_DECAY, _MAX_NORM = 1e-3, (0.9, 0.95), 
 
 
 def make_weights(task: Mapping[str, Any]) -> tuple[float, Step]:
-    """Writes the random weights that every contender begins with."""
+    """Writes the random weights that every baseline begins with."""
     _start_paddle(task)
     from pypkg.bench.ops.frameworks import PaddleFramework
     from pypkg.bench.ops.limits import matmul_rate
@@ -48,7 +48,8 @@ def train_pypkg(task: Mapping[str, Any]) -> tuple[float, Step]:
     from pypkg.bench.ops.limits import matmul_rate
     from pypkg.models import from_pretrained
     from pypkg.parallel import mesh
-    from pypkg.parallel.optimizer.step import UpdateOptions, make_updater
+    from pypkg.parallel.optimizer.distribute import distribute
+    from pypkg.parallel.optimizer.factory import UpdateOptions
 
     rate = matmul_rate(PaddleFramework())
     if task["autocast"]:
@@ -56,12 +57,11 @@ def train_pypkg(task: Mapping[str, Any]) -> tuple[float, Step]:
     model = from_pretrained(task["folder"])
     model.train()
     options = UpdateOptions(*_BETAS, _EPSILON, _WEIGHT_DECAY, _MAX_NORM)
-    updater = make_updater(model, options, mesh.current())
+    wrapped, updater = distribute(model, options, mesh.current())
     input_ids, labels = (paddle.to_tensor(each) for each in _batch(task, model.config.vocab_size))
 
     def step() -> float:
-        loss = updater.loss(input_ids=input_ids, labels=labels)
-        loss.backward()
+        loss = wrapped.forward_backward([{"input_ids": input_ids, "labels": labels}], updater.scale)
         updater.step(_LEARNING_RATE)
         return loss.item()
 

@@ -57,6 +57,8 @@ def blend_weights(
     """
     if blend_by == "weights":
         return list(given)
+    if blend_by not in ("size", "temperature"):
+        raise ValueError(f"blend_by {blend_by!r} gives no weights")
     power = 1.0 if blend_by == "size" else 1.0 / temperature
     return _normalised([corpus.num_tokens**power for corpus in corpora])
 

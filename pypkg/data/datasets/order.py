@@ -69,6 +69,10 @@ class SampleOrder:
     corpora: list[CorpusOrder]
     start: int = 0
 
+    def __post_init__(self) -> None:
+        if self.kind not in ("run", "epoch"):
+            raise ValueError(f"sample_order {self.kind!r} is no order of samples")
+
     def to_json(self, positions: Sequence[int]) -> dict[str, Any]:
         """For a checkpoint at which ``positions`` of the corpora have been consumed."""
         state = asdict(self)

@@ -14,6 +14,8 @@ from typing import Any
 
 from pypkg.errors import UserError
 from pypkg.models.architecture.checks import (
+    FULL_ATTENTION,
+    SLIDING_ATTENTION,
     check_consistency,
     check_size,
     check_types,
@@ -68,7 +70,13 @@ class ModelConfig:
     logn_attention_length: int | None = None
 
     sliding_window: int | None = None  # a token sees itself and the sliding_window - 1 before it
-    max_window_layers: int = 0  # the first layers that attend to all tokens nevertheless
+    # "full_attention" or "sliding_attention" for each layer, as in Hugging Face files. None: all
+    # layers have the sliding window if there is one.
+    layer_types: tuple[str, ...] = None  # type: ignore[assignment]
+    # Scores are q k^T / sqrt(query_pre_attn_scalar); None: sqrt(head_dim). A soft cap c makes them
+    # c tanh(scores / c) before the mask (Gemma 2: Gemma Team, 2024); None: no cap.
+    query_pre_attn_scalar: float | None = None
+    attn_logit_softcapping: float | None = None
     # Tokens before the first sop_token_id of a row see each other in both directions. Positions
     # from there on are told by the row's gmask_token_id or mask_token_id (masks.py).
     prefix_lm: bool = False
@@ -107,10 +115,17 @@ class ModelConfig:
                     f"({self.num_attention_heads}); change one of them, or set head_dim"
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        check_types(self)
+        check_types(vars(self))
+        types = self._same_layer_types() if self.layer_types is None else tuple(self.layer_types)
+        object.__setattr__(self, "layer_types", types)
         scaling = normalised_rope_scaling(self.rope_scaling, self.max_position_embeddings)
         object.__setattr__(self, "rope_scaling", scaling)
-        check_consistency(self)
+        check_consistency(vars(self), self.rotary_dim)
+
+    def _same_layer_types(self) -> tuple[str, ...]:
+        """The default of ``layer_types``."""
+        windowed = self.sliding_window is not None
+        return (SLIDING_ATTENTION if windowed else FULL_ATTENTION,) * self.num_hidden_layers
 
     @property
     def query_size(self) -> int:
@@ -133,7 +148,8 @@ class ModelConfig:
         """A copy with some fields changed.
 
         ``head_dim``, ``num_key_value_heads`` and ``embedding_size`` follow a change of the sizes
-        that they were derived from, unless they are given.
+        that they were derived from, unless they are given. So does ``layer_types`` if all layers
+        are alike; otherwise fewer layers are the first ones.
 
         Raises:
             UserError: an unknown field, or a result that makes no sense.
@@ -149,12 +165,17 @@ class ModelConfig:
             values["num_key_value_heads"] = None
         if self.embedding_size == self.hidden_size:
             values["embedding_size"] = None
+        if self.layer_types == self._same_layer_types():
+            values["layer_types"] = None
+        else:
+            depth = overrides.get("num_hidden_layers", self.num_hidden_layers)
+            values["layer_types"] = self.layer_types[:depth]
         return ModelConfig(**{**values, **overrides})
 
     def num_parameters(self) -> int:
         """Number of parameters; a tied head counts once."""
         h, ffn, width = self.hidden_size, self.intermediate_size, self.embedding_size
-        norm = h if self.norm == "rms_norm" else 2 * h
+        norm = {"rms_norm": h, "layer_norm": 2 * h}[self.norm]
         qkv = self.query_size + 2 * self.key_value_size
         attention = h * qkv + self.qkv_bias * qkv + self.qk_norm * 2 * self.head_dim
         attention += self.query_size * h + self.attention_output_bias * h

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pypkg.errors import UserError
+from pypkg.models.architecture.checks import FULL_ATTENTION, SLIDING_ATTENTION
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.family import TOKEN_IDS, Keys
 from pypkg.models.architecture.weight_map import WeightMap, linear, same_layout
@@ -44,7 +45,7 @@ def llama_weight_map(
         gate_up: below ``mlp``, likewise.
         layer_norms: our norms in a layer to theirs.
     """
-    ours, theirs = "layers.{i}.", "model.layers.{i}."
+    ours, theirs = "layers.{}.", "model.layers.{}."
     norms = {
         "input_layernorm": "input_layernorm",
         "post_attention_layernorm": "post_attention_layernorm",
@@ -109,20 +110,19 @@ def write_rope(config: ModelConfig) -> dict[str, Any]:
 def read_window(keys: Keys) -> dict[str, Any]:
     """The fields of a sliding window that is off unless ``use_sliding_window`` is true.
 
-    ``layer_types``, which transformers 5 writes, wins over ``max_window_layers``.
+    ``layer_types``, which transformers 5 writes, wins over ``max_window_layers``, the number of
+    layers before the first one that has the window.
     """
     if not keys.get("use_sliding_window") or keys.get("sliding_window") is None:
         return {}
-    first = keys.get("max_window_layers", 28)
     types = keys.get("layer_types")
-    if types is not None:
-        first = types.count("full_attention")
-        if types != ["full_attention"] * first + ["sliding_attention"] * (len(types) - first):
-            raise UserError(
-                "layer_types must be full_attention up to some layer and sliding_attention from "
-                f"there on, found {types}"
-            )
-    return {"sliding_window": keys["sliding_window"], "max_window_layers": first}
+    if types is None:
+        first = keys.get("max_window_layers", 28)
+        types = [
+            SLIDING_ATTENTION if layer >= first else FULL_ATTENTION
+            for layer in range(keys.get("num_hidden_layers", 0))
+        ]
+    return {"sliding_window": keys["sliding_window"], "layer_types": types}
 
 
 def write_window(config: ModelConfig) -> dict[str, Any]:
@@ -130,5 +130,6 @@ def write_window(config: ModelConfig) -> dict[str, Any]:
     return {
         "use_sliding_window": config.sliding_window is not None,
         "sliding_window": config.sliding_window,
-        "max_window_layers": config.max_window_layers,
+        "max_window_layers": config.layer_types.count(FULL_ATTENTION),
+        "layer_types": list(config.layer_types),
     }

@@ -15,7 +15,7 @@ import numpy as np
 
 from pypkg.errors import UserError
 
-_LAYER_NUMBER = re.compile(r"\.(\d+)\.")
+_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer, or of an expert in it
 _MAX_LISTED = 20
 
 Shape = tuple[int, ...]
@@ -24,18 +24,18 @@ Range = tuple[int, int]  # from, up to
 
 @dataclass(frozen=True)
 class Packing:
-    """How a checkpoint packs several parts into one axis: [groups, parts, size].
+    """How a checkpoint packs several matrices into one output axis: [groups, matrices, size].
 
-    Ours is [parts, groups, size], with the parts in the order ``order`` of the checkpoint's:
-    query, key and value within each head are ``Packing(num_heads, (0, 1, 2))``, and two halves
-    that are the other way round ``Packing(1, (1, 0))``.
+    Parameters here are [matrices, groups, size]; ``order`` lists the checkpoint's index of each
+    matrix. Query, key and value within each head are ``Packing(num_heads, (0, 1, 2))``, and two
+    halves in reverse order are ``Packing(1, (1, 0))``.
     """
 
     groups: int
     order: tuple[int, ...]
 
     def to_model(self, value: np.ndarray) -> np.ndarray:
-        """``value`` with its first axis in our order."""
+        """``value``, a NumPy array of any dtype, with its first axis in the model's order."""
         parts = value.reshape(self.groups, len(self.order), -1, *value.shape[1:])
         return parts[:, self.order].swapaxes(0, 1).reshape(value.shape)
 
@@ -47,7 +47,11 @@ class Packing:
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter of ours and what holds it in a checkpoint; ``{i}`` stands for the layer.
+    """One parameter of ours and what holds it in a checkpoint.
+
+    ``{}`` in names stands for an index: of the layer, then of what a layer has several of, such as
+    ``model.layers.{}.mlp.experts.{}.up_proj.weight``. A source may number them, ``{0}`` and
+    ``{1}``, where its order is another, or leave some out.
 
     Several sources are joined along their first axis, which is the output axis of a matrix, in
     the given order; ``sizes`` are their lengths there. ``packing`` then puts that axis in our
@@ -152,7 +156,7 @@ class WeightMap:
             joined = weight.packing.to_model(joined)
         return np.ascontiguousarray(joined.T if weight.transpose else joined)
 
-    def read_part(
+    def read_ranges(
         self,
         name: str,
         shape: Sequence[int],
@@ -160,12 +164,13 @@ class WeightMap:
         ranges: Sequence[Range],
         read: Callable[[str, Sequence[slice]], np.ndarray],
     ) -> np.ndarray:
-        """``ranges`` of an axis of the parameter ``name``, joined; no more is read.
+        """``ranges`` of an axis of the parameter ``name``, concatenated; nothing else is read.
 
         Args:
             shape: of the whole parameter.
-            axis: of the parameter.
-            read: a tensor's name and slices of its axes to that part of it.
+            axis: of the parameter that ``ranges`` index.
+            ranges: (start, stop) pairs, such as those of a TP shard.
+            read: returns the elements of a tensor of the checkpoint, given its name and slices.
         """
         weight, sources = self._find(name)
         if weight.transpose:
@@ -183,7 +188,7 @@ class WeightMap:
     def _runs(
         self, name: str, shape: Sequence[int], ranges: Sequence[Range]
     ) -> list[tuple[str, tuple[slice]]]:
-        """The pieces of the sources' first axes that make up ``ranges`` of the output axis."""
+        """Source and slice of its first axis, in the order that makes up ``ranges``."""
         weight, sources = self._find(name)
         length = shape[-1] if weight.transpose else shape[0]
         sizes = weight.sizes or (length,)
@@ -250,8 +255,6 @@ class WeightMap:
             )
 
     def _find(self, name: str) -> tuple[Weight, list[str]]:
-        number = _LAYER_NUMBER.search(name)
-        template = name if number is None else _LAYER_NUMBER.sub(".{i}.", name, count=1)
-        weight = self._weights[template]
-        layer = "" if number is None else number.group(1)
-        return weight, [source.replace("{i}", layer) for source in weight.sources]
+        weight = self._weights[_INDEX.sub("{}", name)]
+        indices = _INDEX.findall(name)
+        return weight, [source.format(*indices) for source in weight.sources]

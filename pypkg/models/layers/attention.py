@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import paddle
 from paddle import nn
@@ -26,34 +28,40 @@ from pypkg.parallel.tp_layers import (
 
 @dataclass(frozen=True, eq=False)
 class AttentionInputs:
-    """What attention needs beside the hidden states; the same for all layers, or for many.
+    """What attention needs beside the hidden states; the same for all layers.
 
     Args:
         batch, sequence: shape of the input ids.
-        mask: which tokens see which.
+        masks: which tokens see which, for each type of layer.
         rotation: of queries and keys by their positions, or None.
         query_scale: [sequence] factors of the queries, or None.
     """
 
     batch: int
     sequence: int
-    mask: ops.AttentionMask
+    masks: Mapping[str, ops.AttentionMask]
     rotation: Rotation | None = None
     query_scale: paddle.Tensor | None = None
 
 
 class Attention(nn.Layer):
-    """Grouped-query attention.
+    """Grouped-query attention of layer ``layer_number`` of the model.
 
     The three input projections are one matrix, whose columns are query | key | value. Under tensor
     parallelism each process has some of the query heads, and the key-value heads that they need.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer_number: int) -> None:
         super().__init__()
+        self._layer_type = config.layer_types[layer_number]
         self.use_flash_attention = True  # False: an attention that stores its weights
         self.recompute: Recompute | None = None  # what backward passes compute again
         self._head_dim = config.head_dim
+        divisor = config.query_pre_attn_scalar
+        self._scores = {
+            "scale": None if divisor is None else divisor**-0.5,
+            "softcap": config.attn_logit_softcapping or 0.0,
+        }
         degree = tensor_degree()
         first, stop = key_value_range(config, degree, tensor_rank())
         key_value_size = (stop - first) * config.head_dim
@@ -92,19 +100,14 @@ class Attention(nn.Layer):
         if inputs.query_scale is not None:
             query = query * inputs.query_scale.astype(query.dtype).reshape([1, -1, 1, 1])
         attend = partial(
-            _flash_attention if self.use_flash_attention else _plain_attention, inputs.mask
+            ops.flash_attention if self.use_flash_attention else _plain_attention,
+            mask=inputs.masks[self._layer_type],
+            **self._scores,
         )
         out = recomputed(self, ATTENTION, attend, query, key, value)
         return self.o_proj(out.reshape([*projected.shape[:-1], self._sizes[0]]))
 
 
-def _flash_attention(
-    mask: ops.AttentionMask, query: paddle.Tensor, key: paddle.Tensor, value: paddle.Tensor
-) -> paddle.Tensor:
-    return ops.flash_attention(query, key, value, mask=mask)
-
-
-def _plain_attention(
-    mask: ops.AttentionMask, query: paddle.Tensor, key: paddle.Tensor, value: paddle.Tensor
-) -> paddle.Tensor:
-    return ops.flash_attention_reference(query, key, value, mask=mask)[0]
+def _plain_attention(*args: Any, **kwargs: Any) -> paddle.Tensor:
+    """``ops.flash_attention`` that stores [batch, heads, sequence, sequence]."""
+    return ops.flash_attention_reference(*args, **kwargs)[0]

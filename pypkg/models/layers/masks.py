@@ -7,6 +7,7 @@ import math
 import paddle
 
 from pypkg import ops
+from pypkg.models.architecture.checks import FULL_ATTENTION, SLIDING_ATTENTION
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.parallel.tp_layers import tensor_degree, tensor_rank
 
@@ -37,8 +38,8 @@ class Masks:
         self,
         prefix_lengths: paddle.Tensor | None,
         document_starts: paddle.Tensor | None = None,
-    ) -> list[ops.AttentionMask]:
-        """The mask of each layer.
+    ) -> dict[str, ops.AttentionMask]:
+        """The mask of each type of layer that the model has (``ModelConfig.layer_types``).
 
         Args:
             prefix_lengths: int32 [batch], or None where no token sees those after it.
@@ -53,13 +54,11 @@ class Masks:
                 self._alibi_slopes() if config.position_embedding == "alibi" else None
             ),
         }
-        full = windowed = ops.AttentionMask(**described)
-        if config.sliding_window is not None:
-            windowed = ops.AttentionMask(window=config.sliding_window, **described)
-        return [
-            windowed if layer >= config.max_window_layers else full
-            for layer in range(config.num_hidden_layers)
-        ]
+        windows = {FULL_ATTENTION: None, SLIDING_ATTENTION: config.sliding_window}
+        return {
+            layer_type: ops.AttentionMask(window=windows[layer_type], **described)
+            for layer_type in set(config.layer_types)
+        }
 
     def _alibi_slopes(self) -> paddle.Tensor:
         device = paddle.get_device()

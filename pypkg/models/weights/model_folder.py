@@ -17,8 +17,8 @@ import numpy as np
 
 from pypkg.errors import UserError
 from pypkg.files import publish_files
-from pypkg.models.weights.formats.files import INDEX_FILE, SINGLE_FILE
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
+from pypkg.models.weights.formats.tensor_files import INDEX_FILE, SINGLE_FILE
 
 CONFIG_FILE = "config.json"
 DEFAULT_SHARD_SIZE = "5GB"

@@ -1,7 +1,4 @@
-"""What the ranks of a run tell each other outside of a training step.
-
-In a process by itself every function here is the identity.
-"""
+"""Collectives outside of the training step. With a world size of 1 each is the identity."""
 
 from __future__ import annotations
 
@@ -18,17 +15,17 @@ T = TypeVar("T")
 
 
 def is_first_rank() -> bool:
-    """Whether this process writes files and log lines for all."""
+    """Whether this is rank 0, which writes files and log lines for the run."""
     return mesh.current().rank == 0
 
 
 def from_first_rank(make: Callable[[], T]) -> T:
-    """Calls ``make`` on the first rank alone; every rank returns what it gave.
+    """Calls ``make`` on rank 0 only and returns its result on every rank.
 
-    All ranks have to call this. What ``make`` returns has to be picklable.
+    Every rank must call this. The result must be picklable.
 
     Raises:
-        UserError: the first rank's, on every rank.
+        UserError: on every rank, if ``make`` raises it.
     """
     if mesh.current().world_size == 1:
         return make()
@@ -53,7 +50,7 @@ def from_first_rank(make: Callable[[], T]) -> T:
 
 
 def mean_over_sample_shards(value: paddle.Tensor) -> paddle.Tensor:
-    """Mean of a float32 tensor over the processes that train on samples of their own."""
+    """Mean of a float32 tensor over the sample shards (the data and sharding axes)."""
     current = mesh.current()
     if current.sample_shards == 1:
         return value
@@ -65,7 +62,7 @@ def mean_over_sample_shards(value: paddle.Tensor) -> paddle.Tensor:
 
 
 def ranks_where(flag: bool) -> list[int]:
-    """The ranks on which ``flag`` is true; all of them have to call this."""
+    """The ranks on which ``flag`` is true. Every rank must call this."""
     flags: list[bool] = []
     dist.all_gather_object(flags, flag)
     return [rank for rank, each in enumerate(flags) if each]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 import paddle
@@ -11,19 +10,6 @@ import paddle.distributed as dist
 from paddle import Tensor
 
 from pypkg.parallel import mesh
-
-
-class Partition(Protocol):
-    """How tensor parallelism divides the parameters of a model, by their names."""
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the whole model's parameters, in the order that one process has them in."""
-
-    def gather(self, name: str, part: Tensor) -> np.ndarray:
-        """The whole of a parameter, or of what is shaped like it, from the parts of the group."""
-
-    def take(self, name: str, whole: np.ndarray) -> np.ndarray:
-        """The inverse: this process's part."""
 
 
 def is_sliced(parameter: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The first rank's thread that hears all ranks, and says when all have to stop and why."""
+"""Rank 0's coordinator: monitors a heartbeat from every rank and decides when the run stops."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from pypkg.errors import UserError
-from pypkg.parallel.launch.message_stream import Lines
+from pypkg.parallel.launch.message_stream import MessageStream
 from pypkg.parallel.launch.rendezvous import Limits, differences, missing, named
 
-# A rank that fails takes others with it. Before one is blamed, all may say what they know.
+# One failure makes other ranks fail too. All reports are awaited before a rank is blamed.
 _SECONDS_FOR_THE_CAUSE = 1.5
 _SECONDS_FOR_LAST_WORDS = 3.0
 
 
 @dataclass
 class _Member:
-    """What is known of a rank."""
+    """The last known state of a rank."""
 
-    lines: Lines
+    stream: MessageStream
     heard: float
     step: int | None = None
     operation: str = "starting"
@@ -42,11 +42,12 @@ class _Member:
         return f"{step}, {self.operation}"
 
 
-class Hub:
-    """Listens to ``size`` ranks in a thread of its own, until ``close`` or a verdict.
+class Coordinator:
+    """Monitors ``size`` ranks in a thread of its own, until ``close`` or a verdict.
 
-    A verdict is the message {"message", "exit_code", "ranks", "stacks"} to all ranks, which end
-    themselves on it: ``ranks`` are those at fault, ``stacks`` asks for the Python stacks.
+    A verdict is the message {"message", "exit_code", "ranks", "stacks"}, sent to all ranks. Each
+    rank ends its process when it receives one. ``ranks`` lists the ranks at fault; ``stacks`` asks
+    every rank to print its Python stacks.
     """
 
     def __init__(self, address: tuple[str, int], size: int, limits: Limits) -> None:
@@ -57,9 +58,9 @@ class Hub:
         self._size = size
         self._limits = limits
         self._members: dict[int, _Member] = {}
-        self._ranks: dict[Lines, int] = {}
-        self._began = self._ticked = time.monotonic()
-        self._beat_due = 0.0
+        self._ranks: dict[MessageStream, int] = {}
+        self._started_at = self._ticked = time.monotonic()
+        self._heartbeat_due = 0.0
         self._decide_at: float | None = None
         self._started = False
         self._stop_signal: int | None = None
@@ -68,20 +69,20 @@ class Hub:
         self._selector = selectors.DefaultSelector()
         self._server = _listen(address)
         self._selector.register(self._server, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._run, name="pypkg-hub", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="pypkg-coordinator", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Tells the ranks that are still there that nobody watches any more."""
+        """Tells the remaining ranks that monitoring has ended, and stops the thread."""
         self._closing = True
         self._thread.join(_SECONDS_FOR_LAST_WORDS)
 
     def join(self) -> None:
-        """After a verdict: until the ranks have heard it."""
+        """Waits, after a verdict, until the ranks have received it."""
         self._thread.join(_SECONDS_FOR_LAST_WORDS + 1)
 
     def _run(self) -> None:
-        tick = min(0.1, self._limits.beat)
+        tick = min(0.1, self._limits.heartbeat_interval)
         while not self._closing and not self._is_over():
             for key, _ in self._selector.select(tick):
                 if key.fileobj is self._server:
@@ -89,11 +90,11 @@ class Hub:
                 else:
                     self._read(key.fileobj)
             if self._over_at is None:
-                self._look_at_the_clock()
+                self._check_time_limits()
         if self._closing:
-            self._tell("closed")
-        for lines in self._ranks:
-            lines.close()
+            self._send_to_all("closed")
+        for stream in self._ranks:
+            stream.close()
         self._server.close()
 
     def _is_over(self) -> bool:
@@ -105,46 +106,46 @@ class Hub:
 
     def _accept(self) -> None:
         connection, _ = self._server.accept()
-        # Messages are small; whoever does not take them is not waited for.
+        # Messages are small; a rank that does not read them is not waited for.
         connection.settimeout(1.0)
-        self._selector.register(Lines(connection), selectors.EVENT_READ)
+        self._selector.register(MessageStream(connection), selectors.EVENT_READ)
 
-    def _read(self, lines: Lines) -> None:
-        messages = lines.receive()
+    def _read(self, stream: MessageStream) -> None:
+        messages = stream.receive()
         if messages is None:
-            self._selector.unregister(lines)
-            self._lose(lines)
-            lines.close()
+            self._selector.unregister(stream)
+            self._disconnected(stream)
+            stream.close()
             return
         for message in messages:
-            if lines in self._ranks:
-                member = self._members[self._ranks[lines]]
+            if stream in self._ranks:
+                member = self._members[self._ranks[stream]]
                 member.heard = time.monotonic()
-                with contextlib.suppress(KeyError):  # a message that lacks something says nothing
+                with contextlib.suppress(KeyError):  # incomplete messages are ignored
                     self._handle(member, message)
             elif message.get("kind") == "join":
-                self._join(lines, message)
+                self._join(stream, message)
 
-    def _lose(self, lines: Lines) -> None:
-        if lines not in self._ranks:
+    def _disconnected(self, stream: MessageStream) -> None:
+        if stream not in self._ranks:
             return
-        member = self._members[self._ranks[lines]]
+        member = self._members[self._ranks[stream]]
         member.gone = True
         if not member.left and member.failure is None:
             self._decide_soon()
 
-    def _join(self, lines: Lines, message: dict[str, Any]) -> None:
+    def _join(self, stream: MessageStream, message: dict[str, Any]) -> None:
         rank = message.get("rank")
         if not isinstance(rank, int) or not 0 <= rank < self._size or rank in self._members:
-            text = f"rank {rank} came to a run of {self._size} ranks where it is not expected"
-            lines.send("verdict", message=text, exit_code=2, ranks=[rank], stacks=False)
+            text = f"an unexpected rank {rank} joined a run of {self._size} ranks"
+            stream.send("verdict", message=text, exit_code=2, ranks=[rank], stacks=False)
             return
-        self._ranks[lines] = rank
-        self._members[rank] = _Member(lines, time.monotonic())
+        self._ranks[stream] = rank
+        self._members[rank] = _Member(stream, time.monotonic())
 
     def _handle(self, member: _Member, message: dict[str, Any]) -> None:
         kind = message["kind"]
-        if kind in ("beat", "failed"):
+        if kind in ("heartbeat", "failed"):
             for name in ("step", "operation", "count", "idle", "communicates"):
                 setattr(member, name, message[name])
         if kind == "settings":
@@ -155,21 +156,23 @@ class Hub:
             self._decide_soon()
         elif kind == "stop" and self._stop_signal is None:
             self._stop_signal = message["signal"]
-            self._tell("ask")
+            self._send_to_all("ask")
         elif kind == "begun":
             member.begun = message
             self._agree_on_the_last_step()
         elif kind == "left":
             member.left = True
 
-    def _tell(self, kind: str, **content: Any) -> None:
+    def _send_to_all(self, kind: str, **content: Any) -> None:
         for member in self._members.values():
             if not member.gone:
-                member.lines.send(kind, **content)
+                member.stream.send(kind, **content)
 
     def _verdict(self, message: str, exit_code: int, ranks: list[int], stacks: bool) -> None:
         self._over_at = time.monotonic() + _SECONDS_FOR_LAST_WORDS
-        self._tell("verdict", message=message, exit_code=exit_code, ranks=ranks, stacks=stacks)
+        self._send_to_all(
+            "verdict", message=message, exit_code=exit_code, ranks=ranks, stacks=stacks
+        )
 
     def _compare_settings(self) -> None:
         settings = {rank: member.settings for rank, member in self._members.items()}
@@ -178,7 +181,7 @@ class Hub:
         found = differences(settings)
         if not found:
             self._started = True
-            self._tell("start")
+            self._send_to_all("start")
             return
         listed = "\n".join(f"  - {line}" for line in found)
         self._verdict(
@@ -188,33 +191,33 @@ class Hub:
         )  # fmt: skip
 
     def _agree_on_the_last_step(self) -> None:
-        """All stop after the last step that one of them has begun, unless one has finished."""
+        """All ranks stop after the latest step that one of them has begun; none if one is done."""
         members = self._members.values()
         if any(member.left or (member.begun or {}).get("finished") for member in members):
-            self._tell("last_step", step=None, signal=None)
+            self._send_to_all("last_step", step=None, signal=None)
         elif all(member.begun for member in members):
             step = max(member.begun["step"] for member in members)
-            self._tell("last_step", step=step, signal=self._stop_signal)
+            self._send_to_all("last_step", step=step, signal=self._stop_signal)
 
-    def _look_at_the_clock(self) -> None:
+    def _check_time_limits(self) -> None:
         now = time.monotonic()
-        if now - self._ticked > self._limits.silence / 2:  # this process itself was held up
+        if now - self._ticked > self._limits.silence / 2:  # this process itself was suspended
             for member in self._members.values():
                 member.heard = now
         self._ticked = now
-        if now > self._beat_due:
-            self._beat_due = now + self._limits.beat
+        if now > self._heartbeat_due:
+            self._heartbeat_due = now + self._limits.heartbeat_interval
             first = self._members.get(0)
-            self._tell("beat", place=first.place if first else "starting")
+            self._send_to_all("heartbeat", place=first.place if first else "starting")
         if self._decide_at is not None:
             if now > self._decide_at or self._all_have_failed():
                 self._decide()
         elif not self._started:
-            if now - self._began > self._limits.start:
+            if now - self._started_at > self._limits.start:
                 text = missing(set(self._members), self._size, self._limits.start)
                 if len(self._members) == self._size:
                     silent = [r for r, m in self._members.items() if m.settings is None]
-                    text = f"{named(silent)} had no settings after {self._limits.start:g} s"
+                    text = f"{named(silent)} sent no settings within {self._limits.start:g} s"
                 self._verdict(text, 1, [], stacks=False)
         else:
             self._find_silent(now) or self._find_hanging()
@@ -228,7 +231,7 @@ class Hub:
         return len(failed) == self._size and all(failed)
 
     def _decide(self) -> None:
-        """Blames ranks that have died, else the first that failed."""
+        """Blames the ranks that died, or else the first rank that reported a failure."""
         dead = [r for r, m in self._members.items() if m.gone and not m.left and not m.failure]
         if dead:
             places = "; ".join(f"rank {r} died {self._members[r].place}" for r in dead)
@@ -254,7 +257,7 @@ class Hub:
         ]
         if silent:
             places = "; ".join(f"rank {r} was last {self._members[r].place}" for r in silent)
-            text = f"no sign of life from {named(silent)} for {limit:g} s: {places}"
+            text = f"no heartbeat from {named(silent)} for {limit:g} s: {places}"
             self._verdict(text, 1, silent, stacks=False)
         return bool(silent)
 
@@ -269,10 +272,10 @@ class Hub:
         places = "; ".join(f"rank {r} is {there[r].place}" for r in behind)
         others = [f"rank {r} {m.place}" for r, m in there.items() if r not in behind]
         text = (
-            f"nothing has moved for {limit:g} s. {places}"
+            f"no progress for {limit:g} s. {places}"
             + (f", and the others wait: {'; '.join(others)}" if others else "")
-            + ". Where each rank is in the code stands in its own output. PYPKG_HANG_SECONDS sets "
-            "the time."
+            + ". Each rank has printed its Python stacks to its own output. PYPKG_HANG_SECONDS "
+            "sets this limit."
         )
         self._verdict(text, 1, behind, stacks=True)
 

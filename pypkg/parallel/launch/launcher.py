@@ -1,4 +1,4 @@
-"""Starts a run as several CPU processes on this machine, and ends with them."""
+"""Starts a run as several CPU processes on this machine and waits for them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pypkg.errors import UserError
 from pypkg.parallel.launch.rendezvous import ENDPOINT
 
 _LAUNCHER = "PYPKG_LAUNCHER_PID"
-_SECONDS_AFTER_A_FAILURE = 15.0  # in which the other ranks end by themselves
+_SECONDS_AFTER_A_FAILURE = 15.0  # for the other ranks to end by themselves
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 _LINES_SHOWN = 30
 
 
 def take_nproc(arguments: Sequence[str]) -> tuple[list[str], int]:
-    """``arguments`` without --nproc N, and N; 1 where it is not given.
+    """``arguments`` without ``--nproc N``, and N (default 1).
 
     Raises:
-        UserError: N is no positive whole number.
+        UserError: N is not a positive integer.
     """
     rest, number, words = [], "1", iter(arguments)
     for word in words:
@@ -44,8 +44,8 @@ def take_nproc(arguments: Sequence[str]) -> tuple[list[str], int]:
 def launch(arguments: Sequence[str], processes: int, log_folder: Path) -> int:
     """Runs ``python -m pypkg.pretrain *arguments`` as ``processes`` ranks; returns an exit code.
 
-    Rank 0 writes to this terminal, the others to ``log_folder``/workerlog.N, whose end is shown if
-    they fail. Signals are handed on. No process outlives this one.
+    Rank 0 writes to this terminal. The other ranks write to ``log_folder``/workerlog.N, and the end
+    of that file is shown if they are killed. Signals are forwarded. No rank outlives this process.
 
     Raises:
         UserError: the log folder cannot be written.
@@ -72,7 +72,7 @@ def launch(arguments: Sequence[str], processes: int, log_folder: Path) -> int:
 
 
 def end_with_launcher() -> None:
-    """In a rank: has the system kill this process when the launcher is gone; else nothing."""
+    """Asks the kernel to kill this rank when its launcher dies; does nothing without a launcher."""
     launcher = os.environ.get(_LAUNCHER)
     if launcher is None:
         return
@@ -123,7 +123,7 @@ def _start(
 
 
 def _wait(ranks: Sequence[subprocess.Popen], signals: list[int]) -> None:
-    """Until all have ended, or the time that is left after a failure or a second signal is over."""
+    """Until all ranks have ended, or a grace period after a failure or a second signal is over."""
     told, deadline = 0, None
     while any(not _has_ended(process) for process in ranks):
         while told < len(signals):
@@ -141,13 +141,13 @@ def _wait(ranks: Sequence[subprocess.Popen], signals: list[int]) -> None:
 
 
 def _has_ended(process: subprocess.Popen, failed: bool = False) -> bool:
-    """Whether it has ended, or has ``failed``, leaving it to be reaped: its id stays its own."""
+    """Whether it has ended (or ended with an error, if ``failed``); it stays to be reaped."""
     found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
     return found is not None and not (failed and found.si_status == 0)
 
 
 def _end(process: subprocess.Popen) -> int:
-    """Kills what is left of a rank and its workers; returns its exit code."""
+    """Kills the rest of a rank's process group; returns the rank's exit code."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     return process.wait()

@@ -1,4 +1,4 @@
-"""Messages between the ranks of a run: JSON objects, one a line, over a socket."""
+"""Messages between the ranks of a run: a stream of JSON objects, one per line, over a socket."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 _LONGEST_LINE = 1 << 20
 
 
-class Lines:
-    """One end of a connection; any thread may send, one receives."""
+class MessageStream:
+    """One end of a connection. Any thread may send; only one thread may receive."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -23,13 +23,13 @@ class Lines:
         return self._socket.fileno()
 
     def send(self, kind: str, **content: Any) -> None:
-        """Sends without an answer; nothing happens where the other end is gone."""
+        """Sends a message and waits for no answer. A closed peer is ignored."""
         line = json.dumps({"kind": kind, **content}).encode() + b"\n"
         with self._sending, contextlib.suppress(OSError):
             self._socket.sendall(line)
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """The messages that have come, maybe none yet; None when the other end is gone."""
+        """Messages received since the last call, possibly none; None if the peer has closed."""
         try:
             received = self._socket.recv(1 << 16)
         except OSError:
@@ -37,7 +37,7 @@ class Lines:
         *lines, self._received = (self._received + received).split(b"\n")
         try:
             messages = [json.loads(line) for line in lines]
-        except ValueError:  # whoever this is, no rank of ours
+        except ValueError:  # the peer is not a rank of this run
             return None
         if not received or len(self._received) > _LONGEST_LINE:
             return messages or None

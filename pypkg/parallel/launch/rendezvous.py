@@ -1,4 +1,4 @@
-"""Where the ranks meet before anything is started, how long they wait, and what they find out."""
+"""The rendezvous of the ranks before anything starts: its endpoint, time limits, and checks."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 from pypkg.errors import UserError
 
 ENDPOINT = "PYPKG_WATCH_ENDPOINT"
-# What may differ: where a machine keeps its data, and what it does them with.
+# Settings that may differ between machines: data locations and host resources.
 _LOCAL_SETTINGS = {"input_dir", "data_cache", "num_threads", "disable_tqdm"}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How many seconds the ranks wait for one another.
+    """Time limits, in seconds.
 
     Attributes:
-        start: for all ranks to come and to say that their settings are the same.
-        silence: for a sign of life. One comes from a thread of every rank all the time, but not
+        start: until all ranks have joined and sent equal settings.
+        silence: without a heartbeat. A thread of every rank sends heartbeats continuously, except
             while other code holds Python's interpreter lock. A process that ends is noticed at
-            once and a machine that is cut off after this time.
-        hang: for anything to move forward, as in NCCL; 0 for ever.
+            once; a machine that loses its network, after this time.
+        hang: without progress of any rank, as NCCL's timeout; 0 disables the limit.
     """
 
     start: float = 300.0
@@ -32,16 +32,16 @@ class Limits:
     hang: float = 1800.0
 
     @property
-    def beat(self) -> float:
-        """Seconds between two signs of life."""
+    def heartbeat_interval(self) -> float:
+        """Seconds between two heartbeats."""
         return min(1.0, self.silence / 4, self.hang / 4 or 1.0)
 
 
 def limits() -> Limits:
-    """The defaults, or PYPKG_START_SECONDS, PYPKG_SILENCE_SECONDS and PYPKG_HANG_SECONDS.
+    """Limits from PYPKG_START_SECONDS, PYPKG_SILENCE_SECONDS and PYPKG_HANG_SECONDS, or defaults.
 
     Raises:
-        UserError: one of them is no number, or too small.
+        UserError: a variable is not a number, or too small.
     """
     found = {}
     for name in ("start", "silence", "hang"):
@@ -56,17 +56,17 @@ def limits() -> Limits:
         if not (found[name] > 0 or (name == "hang" and found[name] == 0)):
             raise UserError(
                 f"the environment variable {variable} is {text!r}; expected a number of seconds "
-                "above 0" + (", or 0 to wait for ever" if name == "hang" else "")
+                "above 0" + (", or 0 for no limit" if name == "hang" else "")
             )
     return Limits(**found)
 
 
-def meeting_point() -> tuple[str, int]:
-    """Host and port where the first rank listens to the others; the same on every rank.
+def rendezvous_endpoint() -> tuple[str, int]:
+    """Host and port of rank 0's coordinator; equal on every rank.
 
-    It is PYPKG_WATCH_ENDPOINT where that is set. Otherwise one of the first machine's endpoints
-    that the launcher has found free; fleet itself listens at PADDLE_MASTER alone. Where there is
-    no such endpoint, it is the port behind PADDLE_MASTER.
+    PYPKG_WATCH_ENDPOINT sets it. Otherwise it is one of the first machine's endpoints that the
+    launcher has found free, since fleet listens at PADDLE_MASTER only. Without such an endpoint it
+    is the port after that of PADDLE_MASTER.
 
     Raises:
         UserError: the environment has no endpoints, or the given one is not host:port.
@@ -87,17 +87,17 @@ def meeting_point() -> tuple[str, int]:
 
 
 def comparable(settings_json: str, version: str) -> dict[str, Any]:
-    """What has to be the same on all ranks."""
+    """The settings that must be equal on all ranks, by name."""
     settings = json.loads(settings_json)
     kept = {name: value for name, value in settings.items() if name not in _LOCAL_SETTINGS}
     return {**kept, "the version of pypkg": version}
 
 
 def differences(settings: Mapping[int, Mapping[str, Any]]) -> list[str]:
-    """One line for every setting that is not the same on all ranks.
+    """One line for each setting that differs between ranks.
 
     Args:
-        settings: what ``comparable`` gives, by rank.
+        settings: the result of ``comparable`` of each rank, by rank.
     """
     found = []
     for name in sorted({name for each in settings.values() for name in each}):
@@ -110,15 +110,15 @@ def differences(settings: Mapping[int, Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def missing(came: set[int], size: int, seconds: float) -> str:
-    """The message that not all ranks have come."""
-    absent = sorted(set(range(size)) - came)
+def missing(joined: set[int], size: int, seconds: float) -> str:
+    """The error message for ranks that have not joined in time."""
+    absent = sorted(set(range(size)) - joined)
     endpoints = os.environ.get("PADDLE_TRAINER_ENDPOINTS", "").split(",")
     where = [endpoints[rank] for rank in absent if len(endpoints) == size]
     return (
-        f"of {size} ranks, {named(sorted(came))} came within {seconds:g} s; missing: "
+        f"of {size} ranks, {named(sorted(joined))} joined within {seconds:g} s; missing: "
         f"{named(absent)}" + (f" ({', '.join(where)})" if where else "") + ". Look at the output "
-        "of the missing ranks. PYPKG_START_SECONDS sets the time."
+        "of the missing ranks. PYPKG_START_SECONDS sets this limit."
     )
 
 

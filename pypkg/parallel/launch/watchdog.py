@@ -1,8 +1,9 @@
-"""What each rank does so that one that dies, fails or hangs ends the whole run, with one message.
+"""Ends the whole run, with one message, when a rank dies, fails or hangs.
 
-A thread of every rank tells the hub on the first rank (coordinator.py) where it is, and ends its
-process on the hub's verdict: a rank that waits in a collective for one that is gone cannot be woken
-otherwise. With one process, nothing here does anything.
+A thread of every rank sends heartbeats with the rank's progress to the coordinator on rank 0
+(coordinator.py), and ends the process when the coordinator decides so: a rank that waits in a
+collective for a dead peer cannot be interrupted in another way. In a run of one process, all
+functions do nothing.
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ from typing import Any
 from pypkg import __version__
 from pypkg.errors import UserError
 from pypkg.parallel import mesh
-from pypkg.parallel.launch.coordinator import Hub
-from pypkg.parallel.launch.message_stream import Lines
-from pypkg.parallel.launch.rendezvous import Limits, comparable, limits, meeting_point
+from pypkg.parallel.launch.coordinator import Coordinator
+from pypkg.parallel.launch.message_stream import MessageStream
+from pypkg.parallel.launch.rendezvous import Limits, comparable, limits, rendezvous_endpoint
 
 _SECONDS_FOR_A_VERDICT = 10.0
 
 
 class Watchdog:
-    """This rank's side of the connection to the hub."""
+    """This rank's connection to the coordinator; rank 0 also runs the coordinator."""
 
     def __init__(self, rank: int, size: int) -> None:
         self._limits = limits()
-        address = meeting_point()
-        self._hub = Hub(address, size, self._limits) if rank == 0 else None
-        self._lines = Lines(_connect(address, self._limits))
+        address = rendezvous_endpoint()
+        self._coordinator = Coordinator(address, size, self._limits) if rank == 0 else None
+        self._stream = MessageStream(_connect(address, self._limits))
         self._place: tuple[int | None, str, int, float] = (None, "starting", 0, time.monotonic())
         self._is_failing = False
         self._is_ending = False
         self._has_left = False
-        self._steps = threading.Lock()  # held to read or change the three below it
+        self._steps = threading.Lock()  # guards the next three
         self._begun = 0  # the last step that this rank has begun
         self._has_finished = False
         self._is_asked = False
@@ -49,7 +50,7 @@ class Watchdog:
         self._last_step: int | None = None
         self._stop_signal: int | None = None
         self._verdict = ""
-        self._lines.send("join", rank=rank)
+        self._stream.send("join", rank=rank)
         self._thread = threading.Thread(target=self._run, name="pypkg-watchdog", daemon=True)
         self._thread.start()
 
@@ -57,12 +58,12 @@ class Watchdog:
         self._place = (step, operation, self._place[2] + 1, time.monotonic())
 
     def compare_settings(self, settings_json: str) -> None:
-        self._lines.send("settings", settings=comparable(settings_json, __version__))
-        self._compared.wait(2 * self._limits.start)  # a verdict comes before
+        self._stream.send("settings", settings=comparable(settings_json, __version__))
+        self._compared.wait(2 * self._limits.start)  # the verdict arrives earlier
 
     def reached(self, step: int, signal_number: int | None) -> bool:
         if signal_number is not None and not self._asked.is_set():
-            self._lines.send("stop", signal=signal_number)
+            self._stream.send("stop", signal=signal_number)
             self._asked.wait(self._limits.start)
         with self._steps:
             if not self._is_asked:
@@ -80,33 +81,33 @@ class Watchdog:
         return self._stop_signal
 
     def failed(self, message: str, exit_code: int, details: str) -> str:
-        if self._is_ending:  # the other thread has told why, and this is only what came of it
+        if self._is_ending:  # the watchdog thread has printed the cause already
             threading.Event().wait()
         self._is_failing = True
-        self._lines.send(
-            "failed", message=message, exit_code=exit_code, details=details, **self._beat()
+        self._stream.send(
+            "failed", message=message, exit_code=exit_code, details=details, **self._heartbeat()
         )
         self._decided.wait(_SECONDS_FOR_A_VERDICT)
-        if self._hub is not None:
-            self._hub.join()
+        if self._coordinator is not None:
+            self._coordinator.join()
         return self._verdict or message
 
     def leave(self) -> None:
         self._has_left = True
-        self._lines.send("left")
-        if self._hub is not None:
-            self._hub.close()
-        self._lines.close()
+        self._stream.send("left")
+        if self._coordinator is not None:
+            self._coordinator.close()
+        self._stream.close()
 
     def _answer(self) -> None:
-        """Says which step this rank has begun: its main thread may be in it, waiting for others."""
+        """Sends the step that this rank has begun, in which its main thread may wait for others."""
         with self._steps:
             self._is_asked = True
             begun, has_finished = self._begun, self._has_finished
         self._asked.set()
-        self._lines.send("begun", step=begun, finished=has_finished)
+        self._stream.send("begun", step=begun, finished=has_finished)
 
-    def _beat(self) -> dict[str, Any]:
+    def _heartbeat(self) -> dict[str, Any]:
         step, operation, count, since = self._place
         idle = time.monotonic() - since
         return {
@@ -121,21 +122,25 @@ class Watchdog:
         due = 0.0
         while not self._has_left:
             if time.monotonic() >= due:
-                self._lines.send("beat", **self._beat())
-                due = time.monotonic() + self._limits.beat
+                self._stream.send("heartbeat", **self._heartbeat())
+                due = time.monotonic() + self._limits.heartbeat_interval
             try:
-                ready, _, _ = select.select([self._lines], [], [], self._limits.beat / 4)
-                messages = self._lines.receive() if ready else []
+                ready, _, _ = select.select(
+                    [self._stream], [], [], self._limits.heartbeat_interval / 4
+                )
+                messages = self._stream.receive() if ready else []
             except (OSError, ValueError):  # closed by leave()
                 return
             if messages is None:
                 if not (self._has_left or self._is_failing):
-                    self._end("rank 0 ended without a word; its own output may say why", 1, False)
+                    self._end(
+                        "rank 0 ended without a message; its own output may say why", 1, False
+                    )
                 return
             for message in messages:
-                self._hear(message)
+                self._handle(message)
 
-    def _hear(self, message: dict[str, Any]) -> None:
+    def _handle(self, message: dict[str, Any]) -> None:
         kind = message["kind"]
         if kind == "start":
             self._compared.set()
@@ -153,15 +158,15 @@ class Watchdog:
                 self._end(message["message"], message["exit_code"], message["stacks"])
 
     def _end(self, message: str, exit_code: int, stacks: bool) -> None:
-        """Ends the process, whatever its main thread waits for."""
+        """Ends the process, whatever its main thread is waiting for."""
         self._is_ending = True
         print(f"error: {message}", file=sys.stderr)
         if stacks:
             faulthandler.dump_traceback(sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-        if self._hub is not None:
-            self._hub.join()
+        if self._coordinator is not None:
+            self._coordinator.join()
         os._exit(exit_code)
 
 
@@ -169,10 +174,10 @@ _watchdog: Watchdog | None = None
 
 
 def start() -> None:
-    """Meets the other ranks, if there are any, and watches them from now on.
+    """Joins the rendezvous of a run of several processes and starts monitoring.
 
     Raises:
-        UserError: the first rank cannot be reached in time.
+        UserError: rank 0 cannot be reached within the start limit.
     """
     global _watchdog
     if mesh.launched_processes() > 1:
@@ -180,28 +185,28 @@ def start() -> None:
 
 
 def is_on() -> bool:
-    """Whether there are other ranks that hear of what happens to this one."""
+    """Whether this rank is monitored: the run has several processes."""
     return _watchdog is not None
 
 
 def compare_settings(settings_json: str) -> None:
-    """Waits until all ranks have come with the same settings; where they differ, all end."""
+    """Waits until all ranks have sent equal settings; ends all ranks if settings differ."""
     if _watchdog is not None:
         _watchdog.compare_settings(settings_json)
 
 
 def at(step: int, operation: str) -> None:
-    """Says where this rank is; costs an assignment."""
+    """Records the progress of this rank for its next heartbeat; costs one assignment."""
     if _watchdog is not None:
         _watchdog.at(step, operation)
 
 
 def reached(step: int, signal_number: int | None) -> bool:
-    """Whether all ranks stop before ``step + 1``, because one of them got a signal.
+    """Whether all ranks stop before ``step + 1`` because one of them received a signal.
 
     Args:
-        step: that this rank has completed.
-        signal_number: that it got; None for none.
+        step: the last step that this rank has completed.
+        signal_number: the signal that this rank received, or None.
     """
     if _watchdog is None:
         return signal_number is not None
@@ -209,23 +214,24 @@ def reached(step: int, signal_number: int | None) -> bool:
 
 
 def finish(signal_number: int | None) -> int | None:
-    """Ends the steps of this rank; returns the signal that all ranks stop on, None for none.
+    """Ends the steps of this rank; returns the signal on which all ranks stop, or None.
 
-    A signal that comes when a rank has done its last step stops none of them.
+    A signal that arrives after a rank's last step stops no rank.
 
     Args:
-        signal_number: that this rank got; it decides in a process by itself.
+        signal_number: the signal that this rank received, or None. It decides alone in a run of
+            one process.
     """
     return signal_number if _watchdog is None else _watchdog.finish()
 
 
 def failed(message: str, exit_code: int, details: str = "") -> str:
-    """Tells the others that this rank fails, and returns what to tell the user about the run."""
+    """Reports the failure of this rank; returns the message about the run to show to the user."""
     return message if _watchdog is None else _watchdog.failed(message, exit_code, details)
 
 
 def leave() -> None:
-    """Says that this rank is done."""
+    """Reports that this rank has finished, and ends monitoring."""
     global _watchdog
     if _watchdog is not None:
         _watchdog.leave()
@@ -245,6 +251,6 @@ def _connect(address: tuple[str, int], waiting: Limits) -> socket.socket:
                 raise UserError(
                     f"rank {mesh.launched_rank()} could not reach rank 0 at {host}:{port} within "
                     f"{waiting.start:g} s ({error.strerror or error}). Is rank 0 running? "
-                    "PYPKG_START_SECONDS sets the time."
+                    "PYPKG_START_SECONDS sets this limit."
                 ) from error
             time.sleep(0.2)

@@ -1,8 +1,8 @@
 """Clipping by the global norm, for which every element of the whole model counts exactly once.
 
-Each process adds up the squares of the gradients that nobody else adds; one all-reduce of a scalar
-over all processes gives each of them the same norm. Fleet's optimizers call the clip with the
-gradients they hold, so that one class serves every way of dividing them.
+Each rank sums the squares of the gradients that no other rank sums. One all-reduce of a scalar over
+all ranks then gives every rank the same norm. Fleet's optimizers hand over the gradients that they
+hold, so one class serves every ZeRO stage.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import paddle
 import paddle.distributed as dist
 from paddle import Tensor
-from paddle.nn.clip import ClipGradBase
 
 from pypkg.parallel.mesh import Mesh
 
@@ -21,13 +20,14 @@ HALF = (paddle.float16, paddle.bfloat16)
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one process adds of one gradient.
+class NormContribution:
+    """Which elements of one gradient this rank adds to the global norm.
 
     Attributes:
-        counts: whether it adds any of it.
+        counts: False: none of them.
         columns: only the first so many of the last axis, which has ``width``; None: all.
-        start: where in the flattened gradient the slice begins that the process holds.
+        width: length of the last axis of the whole TP shard.
+        start: index in the flattened gradient at which this rank's slice begins (ZeRO stage 3).
     """
 
     counts: bool
@@ -36,9 +36,13 @@ class Share:
     start: int = 0
 
     def squares(self, gradient: Tensor) -> Tensor:
-        """Sum of squares of this process's share, a float32 scalar."""
+        """Sum of the squares of the elements that count, a float32 scalar.
+
+        Args:
+            gradient: [..., width], or the flat slice of it that this rank holds.
+        """
         if gradient.dtype in HALF:
-            gradient = gradient.astype("float32")  # whose squares overflow, in the sum at least
+            gradient = gradient.astype("float32")  # squares overflow in 16 bits
         if self.columns is not None:
             if gradient.ndim == 1:  # a flat slice, or a bias
                 place = paddle.arange(self.start, self.start + gradient.shape[0])
@@ -48,61 +52,67 @@ class Share:
         return paddle._C_ops.squared_l2_norm(gradient).reshape([])
 
 
-def tensor_share(parameter: Tensor, mesh: Mesh) -> Share:
-    """By what tensor and pipeline parallelism make of a parameter.
+def norm_contribution(parameter: Tensor, mesh: Mesh) -> NormContribution:
+    """What this rank adds for a parameter, given data, tensor and pipeline parallelism.
 
-    Parameters that every process of the tensor group has whole count on its first; columns that
-    neighbours share (tp_layers.py), on the first of them; ``counted_elsewhere`` marks the copy of a
-    tied embedding that another pipeline stage counts; data-parallel copies count once.
+    - Data-parallel copies count on data rank 0.
+    - A parameter that every rank of the tensor group holds whole counts on tensor rank 0.
+    - Columns that neighbouring ranks share (``replicated_columns``, see tp_layers.py) count on the
+      first of them.
+    - ``counted_elsewhere`` marks the copy of a tied embedding that another pipeline stage counts.
     """
     if mesh.data_rank > 0 or getattr(parameter, "counted_elsewhere", False):
-        return Share(False)
+        return NormContribution(False)
     if not parameter.is_distributed and mesh.tensor_rank > 0:
-        return Share(False)
+        return NormContribution(False)
     start, copies = getattr(parameter, "replicated_columns", (None, 1))
     if mesh.tensor_rank % copies == 0:
         start = None
-    return Share(True, start, parameter.shape[-1])
+    return NormContribution(True, start, parameter.shape[-1])
 
 
-class GlobalNormClip(ClipGradBase):
-    """Measures the norm, and leaves it to the optimizer to scale gradients in its update.
+class GlobalNormClip:
+    """Measures the global norm and leaves the scaling of gradients to the optimizer's update.
 
-    After each call ``norm`` is the norm, and ``factor`` what gradients have to be multiplied by so
-    that it is at most ``max_norm``: float32 scalars that are the same on all processes and not yet
-    synchronised with the host.
+    After each call ``norm`` is the norm and ``factor`` the number that gradients have to be
+    multiplied by so that their norm is at most ``max_norm``: float32 scalars, the same on all
+    ranks, not synchronised with the host.
 
     Args:
         max_norm: 0 only measures.
-        shares: what this process adds for each parameter, by its Paddle name.
-        is_alone: whether there is no other process.
-        unscale: the loss scale that gradients still hold; None: 1, and gradients that are not
-            finite go on to the update. With a scale they do not: ``skipped`` is set instead.
+        contributions: what this rank adds for each parameter, by its Paddle name.
+        is_alone: whether there is one rank.
+        unscale: returns the loss scale that gradients still hold. With it, gradients that are not
+            finite set ``skipped`` and are not updated with. None: the scale is 1, and gradients
+            that are not finite reach the update.
     """
 
     def __init__(
         self,
         max_norm: float,
-        shares: Mapping[str, Share],
+        contributions: Mapping[str, NormContribution],
         is_alone: bool,
         unscale: Callable[[], float] | None = None,
     ) -> None:
-        super().__init__()
         self.max_norm = max_norm
         self.norm: Tensor | None = None
         self.factor: Tensor | None = None
         self.skipped = False
-        self._shares = shares
+        self._contributions = contributions
         self._is_alone = is_alone
         self._unscale = unscale
 
-    def __str__(self) -> str:
-        return f"global norm at most {self.max_norm}"
-
     @paddle.no_grad()
-    def _dygraph_clip(
-        self, params_grads: list[tuple[Tensor, Tensor]]
-    ) -> list[tuple[Tensor, Tensor]]:
+    def __call__(self, params_grads: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """Measures; all ranks have to call it.
+
+        Args:
+            params_grads: (parameter, gradient) of those that this rank updates; a gradient may be
+                None.
+
+        Returns:
+            The pairs to update: those with a gradient, none of them where ``skipped`` is set.
+        """
         held = [pair for pair in params_grads if pair[1] is not None]
         self.norm = self._global_norm(held)
         scale = 1.0 if self._unscale is None else self._unscale()
@@ -117,8 +127,11 @@ class GlobalNormClip(ClipGradBase):
         return held
 
     def _global_norm(self, held: list[tuple[Tensor, Tensor]]) -> Tensor:
-        shares = [(self._shares[parameter.name], gradient) for parameter, gradient in held]
-        squares = [share.squares(gradient) for share, gradient in shares if share.counts]
+        squares = [
+            self._contributions[parameter.name].squares(gradient)
+            for parameter, gradient in held
+            if self._contributions[parameter.name].counts
+        ]
         total = paddle.stack(squares).sum() if squares else paddle.zeros([])
         if not self._is_alone:
             dist.all_reduce(total)

@@ -1,4 +1,4 @@
-"""The mean of gradients over a group, in flat buckets."""
+"""The mean of gradients over a data-parallel group, in flat buckets."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import paddle
 import paddle.distributed as dist
 from paddle import Tensor
 
-# As fleet's: large enough that the time of a message is that of its bytes.
+# Fleet's default: large enough that bandwidth, not latency, decides the time of a message.
 BUCKET_BYTES = 128 * 2**20
 
 
 def gradient_of(parameter: Tensor) -> Tensor | None:
-    """The accumulated gradient: the float32 one where there is a ``main_grad``."""
+    """The accumulated gradient, or None: ``main_grad`` (float32) where the parameter has it."""
     return parameter.main_grad if hasattr(parameter, "main_grad") else parameter.grad
 
 
@@ -21,10 +21,10 @@ def gradient_of(parameter: Tensor) -> Tensor | None:
 def average_gradients(
     parameters: Iterable[Tensor], group: object, bucket_bytes: int = BUCKET_BYTES
 ) -> None:
-    """Replaces each gradient by its mean over ``group``.
+    """Replaces each gradient by its mean over ``group``; all ranks of the group have to call it.
 
-    One bucket at a time is copied, so this takes ``bucket_bytes`` of memory at most; a gradient
-    that is larger is sent as it is.
+    One bucket at a time is copied, which takes at most ``bucket_bytes`` of memory. A gradient that
+    is larger than a bucket is sent without a copy.
     """
     gradients = [gradient_of(parameter) for parameter in parameters]
     for bucket in _buckets([g for g in gradients if g is not None], bucket_bytes):
@@ -32,9 +32,9 @@ def average_gradients(
         flat.scale_(1.0 / group.nranks)
         dist.all_reduce(flat, group=group)
         if len(bucket) > 1:
-            parts = flat.split([g.size for g in bucket])
-            for gradient, part in zip(bucket, parts, strict=True):
-                paddle.assign(part.reshape(gradient.shape), gradient)
+            pieces = flat.split([g.size for g in bucket])
+            for gradient, piece in zip(bucket, pieces, strict=True):
+                paddle.assign(piece.reshape(gradient.shape), gradient)
 
 
 def _buckets(gradients: list[Tensor], limit: int) -> Iterator[list[Tensor]]:

@@ -1,7 +1,7 @@
-"""Loss scaling, which keeps small gradients of float16 from vanishing.
+"""Dynamic loss scaling for float16, whose small gradients would underflow.
 
-The growth and back-off are those of paddle.amp.GradScaler. That gradients are finite is read off
-their global norm, which all processes have in common; so all of them skip the same steps.
+Growth and back-off follow paddle.amp.GradScaler. Gradients are finite if their global norm is. The
+norm is the same on all ranks, so all ranks skip the same steps.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LossScale:
-    """How the scale begins and changes.
+    """How the scale starts and changes.
 
     Attributes:
-        initial: what the loss is multiplied by at first.
-        growth, backoff: factors by which it changes.
-        growth_interval: steps with finite gradients in a row after which it grows.
-        backoff_interval: steps without in a row after which it shrinks, to 1 at least.
+        initial: the first factor of the loss.
+        growth, backoff: factors by which the scale grows and shrinks.
+        growth_interval: consecutive steps with finite gradients after which the scale grows.
+        backoff_interval: consecutive steps with gradients that are not finite after which the scale
+            shrinks; it stays at least 1.
     """
 
     initial: float = 32768.0
@@ -28,7 +29,7 @@ class LossScale:
 
 
 class LossScaler:
-    """The scale at work. ``skipped_steps`` counts the updates that were left out."""
+    """The current scale. ``skipped_steps`` counts the steps without an update."""
 
     def __init__(self, options: LossScale) -> None:
         self.options = options
@@ -38,7 +39,11 @@ class LossScaler:
         self._overflowed = 0
 
     def update(self, skipped: bool) -> None:
-        """After each step."""
+        """Adapts the scale; called after each step.
+
+        Args:
+            skipped: the gradients of the step were not finite.
+        """
         options = self.options
         self._finite = 0 if skipped else self._finite + 1
         self._overflowed = self._overflowed + 1 if skipped else 0
@@ -49,7 +54,7 @@ class LossScaler:
             self.scale, self._finite = self.scale * options.growth, 0
 
     def state(self) -> dict[str, float]:
-        """What resuming needs, as numbers that JSON holds."""
+        """What resuming needs, as JSON numbers."""
         return {
             "scale": self.scale,
             "finite_steps": self._finite,

@@ -1,9 +1,9 @@
 """Gradients that accumulate in float32 for parameters of 16 bits.
 
-Fleet's sharding and its MixPrecisionOptimizer look for them in ``parameter.main_grad``. Its
-MixPrecisionLayer would fill that from a hook that runs before a gradient is accumulated, and loses
-what other such hooks make of the gradient (tp_layers.py sums over the tensor group in one); so it
-is filled here after the accumulation.
+Fleet's sharding and its MixPrecisionOptimizer read them from ``parameter.main_grad``. Fleet's
+MixPrecisionLayer fills that from a hook that runs before a gradient is accumulated. It therefore
+loses what other hooks do to the gradient, such as the sum over the tensor group in tp_layers.py.
+The hook here runs after the accumulation.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from paddle import Tensor
 
 
 def with_main_grad(parameters: Iterable[Tensor], optimizer: paddle.optimizer.Optimizer) -> Any:
-    """Gives the parameters a ``main_grad``, None until there is a gradient.
+    """Gives each parameter a float32 ``main_grad``, which is None until there is a gradient.
 
     Returns:
-        An optimizer that uses it.
+        A MixPrecisionOptimizer around ``optimizer``, which updates from ``main_grad``.
     """
     from paddle.distributed.fleet.utils.mix_precision_utils import MixPrecisionOptimizer
 

@@ -1,4 +1,4 @@
-"""Who updates which parameter: one class for each way of dividing the optimizer state.
+"""ZeRO stages: which rank of the sharding group updates which parameter (Rajbhandari et al., 2020).
 
 =====  ==================  ==============================  ==================================
 stage  parameters          gradients                       optimizer state
@@ -9,16 +9,15 @@ stage  parameters          gradients                       optimizer state
 3      flat equal slices   flat equal slices               flat equal slices
 =====  ==================  ==============================  ==================================
 
-(Rajbhandari et al., 2020.) Fleet does the work: DygraphShardingOptimizer for stage 1 and
-group_sharded_parallel for 2 and 3. Stages 2 and 3 reduce gradients in every backward pass, stages
-0 and 1 once before the update.
+Fleet does the work: DygraphShardingOptimizer in stage 1, group_sharded_parallel in stages 2 and 3.
+Stages 2 and 3 reduce gradients in every backward pass, stages 0 and 1 once before the update.
 
-What fleet holds beyond that: in stage 2, from the forward to the backward pass, one bucket of
-gradients for each owner, of at most ``BUCKET_ELEMENTS`` elements (32 MiB in float32), which is as
-long on every process as on the one that owns most; in stage 3, vectors and matrices that are no
-larger whole everywhere. Each layer's weights are gathered as they are needed, one layer at a time,
-without overlap: fleet's prefetching depends on each layer being used once in a fixed order, which
-neither recompute nor tied embeddings keep.
+Fleet holds more memory than the table says. In stage 2, between forward and backward pass, it holds
+one bucket of gradients for each owner, of at most ``BUCKET_ELEMENTS`` elements (32 MiB in float32);
+every rank allocates as many as the rank that owns most. In stage 3, vectors, and matrices no larger
+than the largest vector, are whole on every rank. Weights are gathered one layer at a time, without
+overlap: fleet's prefetching requires that each layer is used once in a fixed order, which neither
+recompute nor tied embeddings do.
 """
 
 from __future__ import annotations
@@ -27,18 +26,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import paddle
 import paddle.distributed as dist
 from paddle import Tensor, nn
 
 from pypkg.parallel.mesh import Mesh
-from pypkg.parallel.optimizer.adamw import AdamW
-from pypkg.parallel.optimizer.clipping import Share, tensor_share
+from pypkg.parallel.optimizer.clipping import NormContribution, norm_contribution
 from pypkg.parallel.optimizer.data_parallel import average_gradients
+from pypkg.parallel.optimizer.fleet_optimizer import FleetOptimizer
 from pypkg.parallel.optimizer.main_grad import with_main_grad
 
 BUCKET_ELEMENTS = 2**23  # fleet's own default
-_SLICE = "slice@"  # before the name of a parameter, fleet's name of its slice
+_SLICE = "slice@"  # fleet's prefix of a slice's name
 
 
 def names_of(parameter: Tensor) -> tuple[str, str]:
@@ -51,78 +49,99 @@ class Placement:
     """Where in the sharding group the optimizer state of a parameter is.
 
     Attributes:
-        owner: the only process that has it; None: not divided that way.
-        bounds: this process's slice of the flattened parameter, which may end behind it.
+        owner: sharding rank that has all of it; None: it is not on one rank alone.
+        bounds: start and stop of this rank's slice of the flattened parameter; the last slice may
+            reach beyond the parameter's end. None: the state is not sliced.
     """
 
     owner: int | None = None
     bounds: tuple[int, int] | None = None
 
 
-class Stage0:
-    """Stage 0, and what the others have in common.
+class ZeroStage0:
+    """Stage 0, and what the stages have in common.
 
     Attributes:
-        loss: computes the loss of a batch; its backward pass leaves gradients in the parameters.
+        loss: the model's loss function, wrapped for this stage; a backward pass from its result
+            leaves gradients in the parameters. None for a pipeline stage, which has no ``loss``.
+        parameters: the trainable ones of this rank.
+
+    Args:
+        model: of this rank. Stages 2 and 3 change its parameters in place.
+        optimizer: what fleet's optimizer wraps.
+        has_main_grad: gradients accumulate in ``main_grad``, see main_grad.py.
     """
 
-    def __init__(self, model: nn.Layer, adamw: AdamW, mesh: Mesh, has_main_grad: bool) -> None:
-        self.loss: Callable[..., Tensor] = model.loss if hasattr(model, "loss") else None
+    def __init__(
+        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, has_main_grad: bool
+    ) -> None:
+        self.loss: Callable[..., Tensor] | None = getattr(model, "loss", None)
         self.parameters = [p for p in model.parameters() if not p.stop_gradient]
         self._mesh = mesh
-        self._optimizer: Any = with_main_grad(self.parameters, adamw) if has_main_grad else adamw
+        self._optimizer: Any = (
+            with_main_grad(self.parameters, optimizer) if has_main_grad else optimizer
+        )
 
     def placement(self, parameter: Tensor) -> Placement:
         """Where the state of ``parameter`` is."""
         return Placement()
 
-    def holder(self, parameter: Tensor) -> Tensor | None:
-        """What stands for ``parameter`` in this process's optimizer, by name, shape and dtype."""
+    def optimizer_parameter(self, parameter: Tensor) -> Tensor | None:
+        """The tensor that this rank's optimizer updates for ``parameter``: itself, or its slice.
+
+        None where another rank updates it.
+        """
         placement = self.placement(parameter)
         if placement.bounds is not None:
-            start, stop = placement.bounds
-            name = names_of(parameter)[1]
-            return paddle.base.framework.EagerParamBase([stop - start], parameter.dtype, name=name)
+            # Fleet names its slice anew for each update; between them it has no name of ours.
+            slice_of_rank = parameter.fw_storage.detach()
+            slice_of_rank.name = names_of(parameter)[1]
+            return slice_of_rank
         return parameter if placement.owner in (None, self._mesh.sharding_rank) else None
 
-    def shares(self, mesh: Mesh) -> dict[str, Share]:
-        """What this process adds to the global norm, by Paddle names."""
+    def norm_contributions(self) -> dict[str, NormContribution]:
+        """What this rank adds to the global norm, by the Paddle names of optimizer parameters."""
         found = {}
         for parameter in self.parameters:
-            share, placement = tensor_share(parameter, mesh), self.placement(parameter)
+            placement = self.placement(parameter)
+            contribution = norm_contribution(parameter, self._mesh)
             own, of_slice = names_of(parameter)
             if placement.bounds is not None:
-                found[of_slice] = replace(share, start=placement.bounds[0])
-            elif mesh.sharding_rank == (placement.owner or 0):
-                found[own] = share
+                found[of_slice] = replace(contribution, start=placement.bounds[0])
+            elif self._mesh.sharding_rank == (placement.owner or 0):
+                found[own] = contribution
             else:
-                found[own] = Share(False)
+                found[own] = NormContribution(False)
         return found
 
     def step(self) -> None:
-        """Takes the mean of the gradients over the sample shards and updates the parameters."""
+        """Averages the gradients over the sample shards and updates the parameters."""
         if self._mesh.data is not None:
             average_gradients(self.parameters, self._mesh.data)
         self._optimizer.step()
 
     def clear(self) -> None:
-        """Forgets the gradients."""
+        """Drops the gradients."""
         self._optimizer.clear_grad(set_to_zero=False)
 
 
-class Stage1(Stage0):
-    """Gradients go to their owners once, before the update; parameters come back after it."""
+class ZeroStage1(ZeroStage0):
+    """Owners receive gradients once, before the update, and broadcast parameters after it."""
 
-    def __init__(self, model: nn.Layer, adamw: AdamW, mesh: Mesh, has_main_grad: bool) -> None:
+    def __init__(
+        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, has_main_grad: bool
+    ) -> None:
         from paddle.distributed import fleet
         from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import (
             dygraph_sharding_optimizer,
         )
 
-        super().__init__(model, adamw, mesh, has_main_grad)
+        super().__init__(model, optimizer, mesh, has_main_grad)
         self._groups = fleet.get_hybrid_communicate_group()
-        # It handles main gradients itself.
-        self._optimizer = dygraph_sharding_optimizer.DygraphShardingOptimizer(adamw, self._groups)
+        # Reads main_grad itself, so it wraps the optimizer without MixPrecisionOptimizer.
+        self._optimizer = dygraph_sharding_optimizer.DygraphShardingOptimizer(
+            optimizer, self._groups
+        )
         self._owned = self._optimizer.filter_parameters(self.parameters, self._groups)
 
     def placement(self, parameter: Tensor) -> Placement:
@@ -135,17 +154,20 @@ class Stage1(Stage0):
         self._optimizer.step()
 
 
-class _GroupSharded(Stage0):
-    """What stages 2 and 3 have in common: fleet reduces the gradients, over the data group too."""
+class _GroupSharded(ZeroStage0):
+    """What stages 2 and 3 have in common: fleet reduces gradients, also over the data group."""
 
     _LEVEL = ""
 
-    def __init__(self, model: nn.Layer, adamw: AdamW, mesh: Mesh, has_main_grad: bool) -> None:
+    def __init__(
+        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, has_main_grad: bool
+    ) -> None:
         from paddle.distributed.sharding import group_sharded_parallel
 
-        super().__init__(model, adamw, mesh, has_main_grad)
+        super().__init__(model, optimizer, mesh, has_main_grad)
         self._check_names()
-        # Fleet's offloading of stage 2 needs float16 and no data parallelism; AdamW has ours.
+        # Fleet's own offload (stage 2) requires float16 and no data parallelism; FleetOptimizer
+        # offloads in every stage.
         self._wrapped, self._optimizer, _ = group_sharded_parallel(
             _Loss(model),
             self._optimizer,
@@ -156,14 +178,19 @@ class _GroupSharded(Stage0):
             segment_size=max((p.size for p in self.parameters if p.ndim == 1), default=0),
             sync_comm=True,
         )
+        optimizer._master_weights.clear()  # copies that fleet makes for Paddle's own optimizers
         self.loss = self._wrapped
 
     def _check_names(self) -> None:
-        """Fleet lays gradients out in the order of Paddle's names, which therefore must agree."""
+        """Fleet orders gradients by Paddle's names, which therefore must agree across ranks.
+
+        Raises:
+            RuntimeError: they differ.
+        """
         names: list[list[str]] = []
         dist.all_gather_object(names, [p.name for p in self.parameters], group=self._mesh.sharding)
         if any(each != names[0] for each in names):
-            raise RuntimeError("parameters have other Paddle names in other processes")
+            raise RuntimeError("Paddle names of parameters differ across the sharding group")
 
     def step(self) -> None:
         self._optimizer.step()
@@ -173,7 +200,7 @@ class _GroupSharded(Stage0):
 
 
 class _Loss(nn.Layer):
-    """Calls the loss of a model where fleet calls a layer."""
+    """A model whose ``forward`` is its loss, because fleet wraps a layer's ``forward``."""
 
     def __init__(self, model: nn.Layer) -> None:
         super().__init__()
@@ -183,8 +210,8 @@ class _Loss(nn.Layer):
         return self.model.loss(**batch)
 
 
-class Stage2(_GroupSharded):
-    """Gradients go to their owners in every backward pass; parameters come back after updates."""
+class ZeroStage2(_GroupSharded):
+    """Owners receive gradients in every backward pass and broadcast parameters after the update."""
 
     _LEVEL = "os_g"
 
@@ -192,8 +219,8 @@ class Stage2(_GroupSharded):
         return Placement(owner=self._optimizer.param2rank[parameter.name])
 
 
-class Stage3(_GroupSharded):
-    """Each process keeps a slice of every matrix; layers gather theirs as they are called."""
+class ZeroStage3(_GroupSharded):
+    """Each rank holds a slice of every matrix; a layer gathers its weights when it is called."""
 
     _LEVEL = "p_g_os"
 
@@ -202,4 +229,4 @@ class Stage3(_GroupSharded):
         return Placement() if bounds is None else Placement(bounds=bounds[self._mesh.sharding_rank])
 
 
-STAGES = {0: Stage0, 1: Stage1, 2: Stage2, 3: Stage3}
+ZERO_STAGES = {0: ZeroStage0, 1: ZeroStage1, 2: ZeroStage2, 3: ZeroStage3}

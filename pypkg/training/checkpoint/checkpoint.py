@@ -1,9 +1,9 @@
 """Checkpoints that are either whole or absent.
 
 ``output_dir/checkpoint-N/`` holds a Hugging Face model folder (config.json, safetensors), and
-beside it optimizer.safetensors, trainer_state.json, settings.json and the tokenizer's files. All
-is written and synced under a temporary name first and then renamed, so a folder with the final
-name is complete whatever happened.
+beside it optimizer.safetensors, trainer_state.json, settings.json and the tokenizer's files. The
+folder is written and synced under a temporary name and then renamed, so a folder with the final
+name is always complete.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pypkg.errors import UserError
 from pypkg.files import replace_folder
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
-from pypkg.parallel.optimizer.step import Updater
+from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.state import TrainerState
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
@@ -173,7 +173,7 @@ def load_trainer_state(checkpoint: str | Path) -> TrainerState:
 
 
 def load_optimizer(checkpoint: str | Path, updater: Updater) -> None:
-    """Reads the optimizer state that belongs to the parameters of this process.
+    """Reads the optimizer state that belongs to the parameters of this rank.
 
     Raises:
         UserError: the file is missing, damaged, or of another model.

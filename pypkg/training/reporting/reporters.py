@@ -11,6 +11,8 @@ from pypkg.errors import UserError
 
 
 class Reporter(Protocol):
+    """Receives the metrics of logged steps: floats by name; losses in nats per token."""
+
     def report(self, step: int, metrics: dict[str, float]) -> None: ...
 
     def close(self) -> None: ...
@@ -88,11 +90,13 @@ def _make_writer(name: str, folder: str) -> Any:
             from visualdl import LogWriter
 
             return LogWriter(logdir=folder)
-        from tensorboardX import SummaryWriter
+        if name == "tensorboard":
+            from tensorboardX import SummaryWriter
 
-        return SummaryWriter(logdir=folder)
+            return SummaryWriter(logdir=folder)
     except ImportError as error:
         raise UserError(
             f"report_to is {name!r}, but its package is not installed ({error}). Type: "
             f'pip install ".[{name}]", or set report_to to "none".'
         ) from error
+    raise ValueError(f"report_to {name!r} has no writer")

@@ -241,6 +241,7 @@ def sparse_corpus(prefix: Path, sizes: list[int], last: int) -> str:
     return str(prefix)
 
 
+@pytest.mark.slow
 def test_merge_beyond_2_to_the_31(tmp_path):
     """Both the bytes and the tokens of the result pass the border, in the middle of a document."""
     half = 2**30

@@ -86,11 +86,19 @@ def test_windows() -> None:
     assert config_from_huggingface(_keys("qwen2")).sliding_window is None
     used = _keys("qwen2", use_sliding_window=True, max_window_layers=1)
     config = config_from_huggingface(used)
-    assert (config.sliding_window, config.max_window_layers) == (4096, 1)
-    types = ["full_attention", "full_attention"]
-    assert config_from_huggingface({**used, "layer_types": types}).max_window_layers == 2
-    with pytest.raises(UserError, match="layer_types must be full_attention up to"):
-        config_from_huggingface({**used, "layer_types": ["sliding_attention", "full_attention"]})
+    full, sliding = "full_attention", "sliding_attention"
+    assert (config.sliding_window, config.layer_types) == (4096, (full, sliding))
+    for first, types in {0: (sliding, sliding), 28: (full, full)}.items():
+        config = config_from_huggingface({**used, "max_window_layers": first})
+        assert config.layer_types == types
+    for types in ([full, full], [sliding, full]):  # wins over max_window_layers
+        config = config_from_huggingface({**used, "layer_types": types})
+        assert config.layer_types == tuple(types)
+        assert config_from_huggingface(config_to_huggingface(config)) == config
+    with pytest.raises(UserError, match="layer_types must be a list of full_attention and"):
+        config_from_huggingface({**used, "layer_types": [full, "chunked_attention"]})
+    with pytest.raises(UserError, match="layer_types names 1 layers, but num_hidden_layers is 2"):
+        config_from_huggingface({**used, "layer_types": [full]})
 
 
 def test_opt_of_350m() -> None:

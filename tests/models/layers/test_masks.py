@@ -54,10 +54,19 @@ def test_slopes_for_other_numbers_of_heads() -> None:
 
 
 def test_layers_with_and_without_window(tiny_config: ModelConfig) -> None:
-    config = tiny_config.replace(num_hidden_layers=3, sliding_window=5, max_window_layers=2)
-    assert [mask.window for mask in Masks(config)(None)] == [None, None, 5]
-    assert [mask.window for mask in Masks(config.replace(max_window_layers=0))(None)] == [5, 5, 5]
-    assert all(mask.alibi_slopes is None for mask in Masks(config)(None))
+    config = tiny_config.replace(
+        num_hidden_layers=2,
+        sliding_window=5,
+        layer_types=("full_attention", "sliding_attention"),
+    )
+    masks = Masks(config)(None)
+    assert {kind: mask.window for kind, mask in masks.items()} == {
+        "full_attention": None,
+        "sliding_attention": 5,
+    }
+    assert all(mask.alibi_slopes is None for mask in masks.values())
+    assert [*Masks(tiny_config)(None)] == ["full_attention"]
+    assert [*Masks(tiny_config.replace(sliding_window=5))(None)] == ["sliding_attention"]
 
 
 def test_a_window_hides_what_is_before_it(backend: str, tiny_config: ModelConfig) -> None:
@@ -77,7 +86,7 @@ def test_fixtures(fixture: str) -> None:
     config, ids = load_config(GOLDEN / fixture), paddle.to_tensor(io["input_ids"])
     np.testing.assert_array_equal(derived_positions(config, ids).numpy(), io["position_ids"])
     hidden = io["attention_mask"][:, 0].astype(bool)
-    mask = Masks(config)(derived_prefix_lengths(config, ids))[0]
+    mask = Masks(config)(derived_prefix_lengths(config, ids))["full_attention"]
     np.testing.assert_array_equal(~mask.visible(32, 32).numpy()[:, 0], hidden)
 
 

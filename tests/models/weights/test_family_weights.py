@@ -72,7 +72,7 @@ def test_packings_are_inverse(packing: Packing, shape: tuple[int, ...]) -> None:
 
 
 def test_prefix_is_left_out_only_where_no_name_has_it() -> None:
-    weights = [*same_layout({"norm": "a.norm"}), *linear("layers.{i}.up", "a.{i}.up")]
+    weights = [*same_layout({"norm": "a.norm"}), *linear("layers.{}.up", "a.{}.up")]
     names = WeightMap(weights, [r"a\.cache"], prefix="a.")
     assert names.fitted_to(["a.norm.weight", "other"]) is names
     short = names.fitted_to(["norm.weight", "0.up.weight"])

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from pypkg.errors import UserError
-from pypkg.models.architecture.weight_map import Weight, WeightMap
+from pypkg.models.architecture.weight_map import Weight, WeightMap, linear
 
 MAP = WeightMap(
     [
         Weight("table", ("embed",)),
-        Weight("layers.{i}.in.weight", ("h.{i}.a", "h.{i}.b"), sizes=(3, 2), transpose=True),
-        Weight("layers.{i}.in.bias", ("h.{i}.a_bias", "h.{i}.b_bias"), sizes=(3, 2)),
+        Weight("layers.{}.in.weight", ("h.{}.a", "h.{}.b"), sizes=(3, 2), transpose=True),
+        Weight("layers.{}.in.bias", ("h.{}.a_bias", "h.{}.b_bias"), sizes=(3, 2)),
     ],
     ignored=[r"h\.\d+\.cache"],
 )
@@ -51,6 +51,47 @@ def test_the_two_directions_are_inverse(name: str) -> None:
         name, value.shape
     )
     np.testing.assert_array_equal(MAP.to_model(name, list(tensors.values())), value)
+
+
+def test_names_with_several_indices() -> None:
+    """A made-up family with experts: one tensor for each, or a gate and an up matrix for each."""
+    experts = "model.layers.{}.mlp.experts.{}."
+    names = WeightMap(
+        [
+            Weight("layers.{}.router.weight", ("model.layers.{}.gate.weight",), transpose=True),
+            *linear("layers.{}.experts.{}.down_proj", f"{experts}down_proj"),
+            *linear(
+                "layers.{}.experts.{}.gate_up_proj",
+                (f"{experts}gate_proj", f"{experts}up_proj"),
+                sizes=(3, 3),
+            ),
+            Weight("layers.{}.experts.{}.scale", ("by_expert.{1}.layer.{0}.scale",)),
+        ]
+    )
+    shapes = {
+        "layers.2.router.weight": (4, 16),
+        "layers.2.experts.10.down_proj.weight": (3, 4),
+        "layers.2.experts.10.gate_up_proj.weight": (4, 6),
+        "layers.2.experts.10.scale": (1,),
+    }
+    stored = {
+        "model.layers.2.gate.weight": (16, 4),
+        "model.layers.2.mlp.experts.10.down_proj.weight": (4, 3),
+        "model.layers.2.mlp.experts.10.gate_proj.weight": (3, 4),
+        "model.layers.2.mlp.experts.10.up_proj.weight": (3, 4),
+        "by_expert.10.layer.2.scale": (1,),
+    }
+    names.check(shapes, stored, "x")
+    with pytest.raises(UserError, match=r"missing: by_expert\.10\.layer\.2\.scale"):
+        names.check(
+            shapes, {name: shape for name, shape in stored.items() if "scale" not in name}, "x"
+        )
+    rng = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        value = rng.random(shape)
+        tensors = names.to_checkpoint(name, value)
+        assert {key: part.shape for key, part in tensors.items()}.items() <= stored.items()
+        np.testing.assert_array_equal(names.to_model(name, list(tensors.values())), value)
 
 
 def test_check_accepts_what_fits_and_ignores_what_is_known() -> None:

@@ -11,13 +11,13 @@ import paddle
 from paddle import _C_ops
 
 from pypkg import ops
+from pypkg.bench.ops import work
 from pypkg.bench.ops.case import (
     OURS,
-    Contender,
+    Baseline,
     Inputs,
     Update,
     UpdateShape,
-    Work,
     Workload,
     normal,
 )
@@ -26,9 +26,6 @@ from pypkg.models.pretrained import parameter_shapes
 # A model of more parameters than this is timed by one layer.
 _LARGEST_MODEL = 2**28
 _ONE_LAYER = "layers.0."
-# float32: weight, gradient and moments are read, all but the gradient written. bfloat16: gradient
-# (2), master weight and moments (12) are read; parameter (2), master weight and moments written.
-_BYTES_PER_PARAMETER = 28
 # The learning rate makes a step as large as the weights are, so that an error in it shows; times
 # do not depend on it.
 _LEARNING_RATE, _BETA1, _BETA2, _EPSILON, _WEIGHT_DECAY = 0.5, 0.9, 0.95, 1e-8, 0.1
@@ -145,7 +142,7 @@ def _shape(workload: Workload) -> UpdateShape:
     return UpdateShape(
         f"{workload.name}{what}: {len(shapes)} tensors, {size / 1e6:.1f} M",
         tuple(shapes.values()),
-        Work(other_bytes=_BYTES_PER_PARAMETER * size),
+        work.adamw(size),
     )
 
 
@@ -156,16 +153,14 @@ def operators(workloads: Sequence[Workload]) -> list[Update]:
     return [
         Update(
             name="adamw",
-            counted=f"{_BYTES_PER_PARAMETER} bytes per parameter. float32: a step reads weight, "
-            "gradient and both moments, and writes all but the gradient. bfloat16: it reads "
-            "gradient, float32 master weight and moments, and writes these and the parameter",
+            counted=work.COUNTED["adamw"],
             inputs=_inputs,
             rounded=("param", "grad"),
             reference=_reference,
-            contenders=(
-                Contender(OURS, "paddle", _ours, dtypes),
-                Contender("Paddle, each tensor", "paddle", _paddle, dtypes),
-                Contender("torch, fused", "torch", _torch, dtypes),
+            baselines=(
+                Baseline(OURS, "paddle", _ours, dtypes),
+                Baseline("Paddle, each tensor", "paddle", _paddle, dtypes),
+                Baseline("torch, fused", "torch", _torch, dtypes),
             ),
             shapes=tuple(_shape(workload) for workload in workloads),
         )

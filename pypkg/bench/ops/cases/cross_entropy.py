@@ -8,15 +8,15 @@ import paddle
 import paddle.nn.functional as F
 
 from pypkg import ops
+from pypkg.bench.ops import work
 from pypkg.bench.ops.case import (
     COMPOSITION,
     OURS,
     PADDLE,
     TORCH,
-    Contender,
+    Baseline,
     Operator,
     Shape,
-    Work,
     Workload,
     normal,
 )
@@ -55,8 +55,7 @@ def _shape(workload: Workload) -> Shape:
     return Shape(
         f"{workload.name}: [{rows}, {vocab}]",
         inputs,
-        forward=Work(elements=rows * vocab, other_bytes=rows * (8 + 4)),
-        backward=Work(elements=2 * rows * vocab, other_bytes=rows * (8 + 4)),
+        work.cross_entropy(rows, vocab),
     )
 
 
@@ -71,12 +70,10 @@ def _linear_shape(workload: Workload) -> Shape:
             "labels": rng.integers(0, vocab, rows),
         }
 
-    product = 2 * rows * vocab * width
     return Shape(
         f"{workload.name}: [{rows}, {width}] x [{width}, {vocab}]",
         inputs,
-        forward=Work(flops=product),
-        backward=Work(flops=2 * product),
+        work.matmul(rows, width, vocab),
     )
 
 
@@ -84,16 +81,15 @@ def operators(workloads: Sequence[Workload]) -> list[Operator]:
     return [
         Operator(
             name="cross_entropy",
-            counted="forward reads logits and labels, writes the loss of each row; backward reads "
-            "logits, labels and loss gradients, writes the logits' gradient",
+            counted=work.COUNTED["cross_entropy"],
             bound="memory",
             gradients=("logits",),
             reference=ops.cross_entropy_reference,
-            contenders=(
-                Contender(OURS, "paddle", ops.cross_entropy),
-                Contender(COMPOSITION, "paddle", ops.cross_entropy_reference),
-                Contender(PADDLE, "paddle", _paddle, dtypes=("float32",)),
-                Contender(TORCH, "torch", _torch),
+            baselines=(
+                Baseline(OURS, "paddle", ops.cross_entropy),
+                Baseline(COMPOSITION, "paddle", ops.cross_entropy_reference),
+                Baseline(PADDLE, "paddle", _paddle, dtypes=("float32",)),
+                Baseline(TORCH, "torch", _torch),
             ),
             shapes=tuple(_shape(workload) for workload in workloads),
             overwritten=("logits",),
@@ -105,10 +101,10 @@ def operators(workloads: Sequence[Workload]) -> list[Operator]:
             bound="compute",
             gradients=("hidden", "weight"),
             reference=ops.linear_cross_entropy_reference,
-            contenders=(
-                Contender(OURS, "paddle", ops.linear_cross_entropy, dtypes=("float32",)),
-                Contender(PADDLE, "paddle", _paddle_linear, dtypes=("float32",)),
-                Contender(TORCH, "torch", _torch_linear),
+            baselines=(
+                Baseline(OURS, "paddle", ops.linear_cross_entropy, dtypes=("float32",)),
+                Baseline(PADDLE, "paddle", _paddle_linear, dtypes=("float32",)),
+                Baseline(TORCH, "torch", _torch_linear),
             ),
             shapes=tuple(_linear_shape(workload) for workload in workloads),
             passes=("forward+backward",),

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 import paddle.nn.functional as F
 
 from pypkg import ops
+from pypkg.bench.ops import work
 from pypkg.bench.ops.case import (
     COMPOSITION,
     OURS,
     PADDLE,
     TORCH,
-    Contender,
+    Baseline,
     Operator,
     Shape,
-    Work,
     Workload,
     normal,
 )
 
-# Enough to keep every core busy; the Paddle contenders hold [sequence, sequence] for each.
+# Enough to keep every core busy; the Paddle baselines hold [sequence, sequence] for each.
 _MAX_HEADS = 8
 
 
@@ -54,12 +54,11 @@ def _shape(workload: Workload) -> Shape:
             "v": normal(rng, batch, sequence, heads_kv, dim),
         }
 
-    forward = 4 * batch * heads * sequence**2 * dim // 2
+    pairs = batch * work.visible_pairs("causal", sequence)
     return Shape(
         f"{workload.name}: [{batch}, {sequence}, {heads}, {dim}]",
         inputs,
-        forward=Work(flops=forward),
-        backward=Work(flops=5 * forward // 2),
+        work.flash_attention(pairs, heads, dim),
     )
 
 
@@ -67,16 +66,15 @@ def operators(workloads: Sequence[Workload]) -> list[Operator]:
     return [
         Operator(
             name="flash_attention",
-            counted="forward 4 x batch x heads x sequence^2 x head_dim / 2 (two products, half of "
-            "them hidden by the causal mask); backward 2.5 times that (five products)",
+            counted=work.COUNTED["flash_attention"],
             bound="compute",
             gradients=("q", "k", "v"),
             reference=_reference,
-            contenders=(
-                Contender(OURS, "paddle", ops.flash_attention),
-                Contender(COMPOSITION, "paddle", _reference),
-                Contender(PADDLE, "paddle", _paddle, dtypes=("float32",)),
-                Contender(TORCH, "torch", _torch),
+            baselines=(
+                Baseline(OURS, "paddle", ops.flash_attention),
+                Baseline(COMPOSITION, "paddle", _reference),
+                Baseline(PADDLE, "paddle", _paddle, dtypes=("float32",)),
+                Baseline(TORCH, "torch", _torch),
             ),
             shapes=tuple(_shape(workload) for workload in workloads),
             # Backward subtracts sum(dout * out) with out as it was rounded. For a query whose

@@ -7,22 +7,17 @@ from collections.abc import Sequence
 import paddle.nn.functional as F
 
 from pypkg import ops
+from pypkg.bench.ops import work
 from pypkg.bench.ops.case import (
     COMPOSITION,
     OURS,
     PADDLE,
     TORCH,
-    Contender,
+    Baseline,
     Operator,
     Shape,
-    Work,
     Workload,
     normal,
-)
-
-_COUNTED = (
-    "forward reads gate and up, writes their product; backward reads its gradient, gate and up, "
-    "writes the gradients of both"
 )
 
 
@@ -45,25 +40,22 @@ def _shape(workload: Workload) -> Shape:
     return Shape(
         f"{workload.name}: [{rows}, 2 x {ffn}]",
         lambda rng: {"gate": normal(rng, rows, 2 * ffn)},
-        forward=Work(elements=3 * rows * ffn),
-        backward=Work(elements=5 * rows * ffn),
+        work.gated_activation(rows, ffn),
     )
 
 
-def _operator(
-    name: str, activation: str, shapes: tuple[Shape, ...], *others: Contender
-) -> Operator:
+def _operator(name: str, activation: str, shapes: tuple[Shape, ...], *others: Baseline) -> Operator:
     return Operator(
         name=name,
-        counted=_COUNTED,
+        counted=work.COUNTED[name],
         bound="memory",
         gradients=("gate",),
         reference=_reference(activation),
-        contenders=(
-            Contender(OURS, "paddle", getattr(ops, name)),
-            Contender(COMPOSITION, "paddle", _reference(activation)),
+        baselines=(
+            Baseline(OURS, "paddle", getattr(ops, name)),
+            Baseline(COMPOSITION, "paddle", _reference(activation)),
             *others,
-            Contender(TORCH, "torch", _torch(activation)),
+            Baseline(TORCH, "torch", _torch(activation)),
         ),
         shapes=shapes,
     )
@@ -71,7 +63,7 @@ def _operator(
 
 def operators(workloads: Sequence[Workload]) -> list[Operator]:
     shapes = tuple(_shape(workload) for workload in workloads)
-    paddle = Contender(PADDLE, "paddle", lambda gate: F.swiglu(gate), dtypes=("float32",))
+    paddle = Baseline(PADDLE, "paddle", lambda gate: F.swiglu(gate), dtypes=("float32",))
     return [
         _operator("swiglu", "silu", shapes, paddle),
         _operator("geglu", "gelu", shapes),

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import paddle
 
 from pypkg import _native, ops
+from pypkg.bench.ops import work
 from pypkg.bench.ops.case import (
     OURS,
     PADDLE,
     TORCH,
-    Contender,
+    Baseline,
     Operator,
     Shape,
-    Work,
     Workload,
     normal,
 )
@@ -72,13 +72,11 @@ def _shapes(workload: Workload) -> list[Shape]:
                 "y": normal(rng, width, out, scale=width**-0.5),
             }
 
-        product = 2 * rows * width * out
         found.append(
             Shape(
                 f"{workload.name}, {layer}: [{rows}, {width}] x [{width}, {out}]",
                 inputs,
-                forward=Work(flops=product),
-                backward=Work(flops=2 * product),
+                work.matmul(rows, width, out),
             )
         )
     return found
@@ -96,18 +94,18 @@ def operators(workloads: Sequence[Workload]) -> list[Operator]:
             bound="compute",
             gradients=("x", "y"),
             reference=paddle.matmul,
-            contenders=(
-                Contender(
+            baselines=(
+                Baseline(
                     *(OURS, "paddle", _ours, ("float32",) if supported else ()),
                     precision="bfloat16",
                 ),
-                Contender("pypkg, float32 products", "paddle", ops.matmul, ("float32",)),
-                Contender(PADDLE, "paddle", paddle.matmul, ("float32",)),
-                Contender(TORCH, "torch", _torch, ("float32",)),
-                Contender(
+                Baseline("pypkg, float32 products", "paddle", ops.matmul, ("float32",)),
+                Baseline(PADDLE, "paddle", paddle.matmul, ("float32",)),
+                Baseline(TORCH, "torch", _torch, ("float32",)),
+                Baseline(
                     "torch, bfloat16 autocast", "torch", _torch_autocast, ("float32",), "bfloat16"
                 ),
-                Contender("torch, bfloat16", "torch", _torch, ("float32",), "bfloat16", "bfloat16"),
+                Baseline("torch, bfloat16", "torch", _torch, ("float32",), "bfloat16", "bfloat16"),
             ),
             shapes=tuple(shape for workload in workloads for shape in _shapes(workload)),
             notes=()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pypkg import ops
+from pypkg.bench.ops import work
 from pypkg.bench.ops.case import (
     COMPOSITION,
     OURS,
     TORCH,
-    Contender,
+    Baseline,
     Operator,
     Shape,
-    Work,
     Workload,
     normal,
 )
@@ -38,10 +38,10 @@ def _torch(x, weight, residual=None):
 
 
 # Paddle's own F.rms_norm and fused_rms_norm have no kernel with a gradient on CPU.
-_CONTENDERS = (
-    Contender(OURS, "paddle", _ours),
-    Contender(COMPOSITION, "paddle", _reference),
-    Contender(TORCH, "torch", _torch),
+_BASELINES = (
+    Baseline(OURS, "paddle", _ours),
+    Baseline(COMPOSITION, "paddle", _reference),
+    Baseline(TORCH, "torch", _torch),
 )
 
 
@@ -54,36 +54,28 @@ def _shape(workload: Workload, with_residual: bool) -> Shape:
             arrays["residual"] = normal(rng, rows, hidden)
         return arrays
 
-    moved = (4, 4) if with_residual else (2, 3)
-    return Shape(
-        f"{workload.name}: [{rows}, {hidden}]",
-        inputs,
-        forward=Work(elements=moved[0] * rows * hidden + hidden),
-        backward=Work(elements=moved[1] * rows * hidden + 2 * hidden),
-    )
+    label = f"{workload.name}: [{rows}, {hidden}]"
+    return Shape(label, inputs, work.rms_norm(rows, hidden, with_residual))
 
 
 def operators(workloads: Sequence[Workload]) -> list[Operator]:
     return [
         Operator(
             name="rms_norm",
-            counted="forward reads x and weight, writes y; backward reads x, dy and weight, "
-            "writes dx and dweight",
+            counted=work.COUNTED["rms_norm"],
             bound="memory",
             gradients=("x", "weight"),
             reference=_reference,
-            contenders=_CONTENDERS,
+            baselines=_BASELINES,
             shapes=tuple(_shape(workload, False) for workload in workloads),
         ),
         Operator(
             name="rms_norm+residual",
-            counted="forward reads x, residual and weight, writes y and x + residual; backward "
-            "reads x + residual, both output gradients and weight, writes one gradient for x and "
-            "residual alike, and dweight",
+            counted=work.COUNTED["rms_norm+residual"],
             bound="memory",
             gradients=("x", "weight", "residual"),
             reference=_reference,
-            contenders=_CONTENDERS,
+            baselines=_BASELINES,
             shapes=tuple(_shape(workload, True) for workload in workloads),
         ),
     ]

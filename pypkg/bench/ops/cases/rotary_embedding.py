@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from pypkg import ops
+from pypkg.bench.ops import work
 from pypkg.bench.ops.case import (
     COMPOSITION,
     OURS,
     TORCH,
-    Contender,
+    Baseline,
     Operator,
     Shape,
-    Work,
     Workload,
     normal,
 )
@@ -48,15 +48,10 @@ def _shape(workload: Workload) -> Shape:
             "sin": np.sin(angles).astype(np.float32),
         }
 
-    work = Work(
-        elements=2 * batch * sequence * sum(heads) * dim,
-        other_bytes=2 * sequence * (dim // 2) * 4,
-    )
     return Shape(
         f"{workload.name}: [{batch}, {sequence}, {heads[0]}+{heads[1]}, {dim}]",
         inputs,
-        forward=work,
-        backward=work,
+        work.rotary_embedding(batch, sequence, sum(heads), dim),
     )
 
 
@@ -64,15 +59,14 @@ def operators(workloads: Sequence[Workload]) -> list[Operator]:
     return [
         Operator(
             name="rotary_embedding",
-            counted="either pass reads q and k (or their gradients) and the float32 tables, and "
-            "writes as much as it reads of q and k",
+            counted=work.COUNTED["rotary_embedding"],
             bound="memory",
             gradients=("q", "k"),
             reference=ops.rotary_embedding_reference,
-            contenders=(
-                Contender(OURS, "paddle", ops.rotary_embedding),
-                Contender(COMPOSITION, "paddle", ops.rotary_embedding_reference),
-                Contender(TORCH, "torch", _torch),
+            baselines=(
+                Baseline(OURS, "paddle", ops.rotary_embedding),
+                Baseline(COMPOSITION, "paddle", ops.rotary_embedding_reference),
+                Baseline(TORCH, "torch", _torch),
             ),
             shapes=tuple(_shape(workload) for workload in workloads),
         )

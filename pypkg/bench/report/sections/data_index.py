@@ -1,21 +1,22 @@
-"""The building of sample indices."""
+"""Construction of sample indices."""
 
 from __future__ import annotations
 
 from pypkg.bench.ops.case import OURS
+from pypkg.bench.report.quantities import median_and_quartiles
 from pypkg.bench.report.result import Result
-from pypkg.bench.report.table import median_and_quartiles, table
+from pypkg.markdown import table
 
 TITLE = "Sample indices"
 
 
 def render(result: Result) -> list[str]:
-    ours = {row["step"]: row["median"] for row in result["rows"] if row["contender"] == OURS}
+    ours = {row["step"]: row["median"] for row in result["rows"] if row["baseline"] == OURS}
     body = [
         [
             row["step"],
             row["work"],
-            row["contender"],
+            row["baseline"],
             *median_and_quartiles(row, digits=3),
             f"{row['median'] / ours[row['step']]:.2f}",
             f"{row['map_bytes'] / 2**20:.0f}",
@@ -23,15 +24,15 @@ def render(result: Result) -> list[str]:
         ]
         for row in result["rows"]
     ]
-    head = ["step", "work", "contender", "s", "quartiles", "vs ours", "MiB", "peak"]
-    peers = ", ".join(f"{name} {version}" for name, version in result["peers"].items())
+    head = ["step", "work", "baseline", "s", "quartiles", "vs ours", "MiB", "peak"]
+    baselines = ", ".join(f"{name} {version}" for name, version in result["baselines"].items())
     return [
         f"- {result['documents']:,} documents of {result['mean_tokens']} tokens in the mean, "
         "exponentially distributed, in memory; one thread",
-        f"- peers: {peers or 'none'}; PaddleNLP and Megatron-LM shuffle with NumPy",
-        "- Before they are timed, all contenders build the same maps, bit for bit",
-        "- `vs ours`: time divided by ours; `MiB`: the maps that a step builds; `peak`: by how "
-        "much the process grew, divided by that",
+        f"- baselines: {baselines or 'none'}; PaddleNLP and Megatron-LM shuffle with NumPy",
+        "- All baselines build the same maps, bit for bit, which is checked before they are timed",
+        "- `vs ours`: time divided by ours; `MiB`: size of the maps that a step builds; `peak`: "
+        "growth of the process at its largest, divided by that size",
         "",
         *table(head, body, text_columns=3),
     ]

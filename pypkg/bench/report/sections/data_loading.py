@@ -1,9 +1,10 @@
-"""The way from tokens to batches."""
+"""Assembly of batches from tokens."""
 
 from __future__ import annotations
 
+from pypkg.bench.report.quantities import milliseconds
 from pypkg.bench.report.result import Result
-from pypkg.bench.report.table import milliseconds, table
+from pypkg.markdown import table
 
 TITLE = "Tokens to batches"
 
@@ -13,7 +14,7 @@ def render(result: Result) -> list[str]:
     ours = rows[0]["samples_per_second"]
     reads = [
         [
-            row["contender"],
+            row["baseline"],
             f"{row['samples_per_second'] / 1e6:.3f}",
             f"{ours / row['samples_per_second']:.2f}",
         ]
@@ -30,13 +31,14 @@ def render(result: Result) -> list[str]:
     ]
     return [
         f"- {result['workload']}",
-        "- `NumPy, sample by sample` puts a sample together from the same index maps as "
+        "- `NumPy, sample by sample` assembles a sample from the same index maps, as "
         "Megatron-LM and PaddleNLP do; `one slice` ignores documents and their order",
         "",
-        *table(["contender", "M samples/s", "pypkg / this"], reads, text_columns=1),
+        *table(["baseline", "M samples/s", "pypkg / this"], reads, text_columns=1),
         "",
-        f"A loop that takes {result['tokens_per_second']:,} tokens a second in micro batches, with "
-        "matrix products on every core in between, waits so long for one:",
+        "Time that a training loop waits for a micro batch. The loop consumes "
+        f"{result['tokens_per_second']:,} tokens per second and computes matrix products on every "
+        "core between two micro batches:",
         "",
         *table(["objective", "threads", "mean ms", "longest ms"], waits, text_columns=1),
     ]

@@ -1,19 +1,20 @@
-"""Operators: a table and a picture each."""
+"""Operators: a table and a figure each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from pypkg.bench.ops.case import OURS
-from pypkg.bench.report.pictures import draw_operator
+from pypkg.bench.report.quantities import milliseconds
 from pypkg.bench.report.result import Result, Row, device_name, result_name
-from pypkg.bench.report.table import milliseconds, table
+from pypkg.errors import UserError
+from pypkg.markdown import table
 
 TITLE = "Operators"
 
 
-def render(result: Result, with_pictures: bool = False) -> list[str]:
-    """The lines of the section, with links to ``pictures`` or without."""
+def render(result: Result, with_figures: bool = False) -> list[str]:
+    """The lines of the section, with links to ``figures`` or without."""
     limits = result["limits"]
     lines = [
         f"- operators: {result['backend']}",
@@ -23,21 +24,33 @@ def render(result: Result, with_pictures: bool = False) -> list[str]:
     ]
     for name, rows in _by_operator(result).items():
         lines += ["", f"### {name}", "", f"Counted: {result['counted'][name]}.", ""]
-        if with_pictures:
-            lines += [f"![Times of {name}](benchmarks/{_picture_name(result, name)})", ""]
+        if with_figures:
+            lines += [f"![Times of {name}](benchmarks/{_figure_name(result, name)})", ""]
         lines += _table(rows)
     return lines
 
 
-def pictures(result: Result) -> dict[str, str]:
-    """The SVG of each operator, by its file in docs/benchmarks."""
+def figures(result: Result) -> dict[str, str]:
+    """The SVG of each operator, by the name of its file in docs/benchmarks.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        from pypkg.bench.report.figures import operator_figure
+        from pypkg.bench.report.svg import svg
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"figures need {error.name}, which is not installed; install it with "
+            "`pip install 'pypkg[plot]'`"
+        ) from error
     return {
-        _picture_name(result, name): draw_operator(rows, device_name(result))
+        _figure_name(result, name): svg(operator_figure(rows, device_name(result)))
         for name, rows in _by_operator(result).items()
     }
 
 
-def _picture_name(result: Result, operator: str) -> str:
+def _figure_name(result: Result, operator: str) -> str:
     return f"{result_name(result)}-{operator.replace('+', '-')}.svg"
 
 
@@ -58,15 +71,13 @@ def _unit(rows: Sequence[Row]) -> tuple[str, str, float]:
 
 def _table(rows: Sequence[Row]) -> list[str]:
     work, unit, scale = _unit(rows)
-    peers = list(dict.fromkeys(row["contender"] for row in rows if row["contender"] != OURS))
+    baselines = list(dict.fromkeys(row["baseline"] for row in rows if row["baseline"] != OURS))
     keys = dict.fromkeys((row["shape"], row["dtype"], row["pass"]) for row in rows)
     has_yardsticks = any("of_yardstick" in row for row in rows)
     body = []
     for key in keys:
         times = {
-            row["contender"]: row
-            for row in rows
-            if (row["shape"], row["dtype"], row["pass"]) == key
+            row["baseline"]: row for row in rows if (row["shape"], row["dtype"], row["pass"]) == key
         }
         ours = times[OURS]
         cells = [
@@ -77,14 +88,14 @@ def _table(rows: Sequence[Row]) -> list[str]:
         ]
         if has_yardsticks:
             cells.append(f"{ours['of_yardstick']:.2f}" if "of_yardstick" in ours else "-")
-        for peer in peers:
-            if peer not in times:
+        for baseline in baselines:
+            if baseline not in times:
                 cells.append("-")
                 continue
-            other = times[peer]["median"]
+            other = times[baseline]["median"]
             cells.append(f"{other / ours['median']:.2f} ({milliseconds(other)})")
         body.append(cells)
     head = ["shape", "dtype", "pass", "ms", unit, "of limit"]
     head += ["of causal"] if has_yardsticks else []
-    head += [f"vs {peer}" for peer in peers]
+    head += [f"vs {baseline}" for baseline in baselines]
     return table(head, body, text_columns=3)

@@ -1,9 +1,10 @@
-"""The way from text to tokens."""
+"""Tokenization of text."""
 
 from __future__ import annotations
 
+from pypkg.bench.report.quantities import median_and_quartiles
 from pypkg.bench.report.result import Result
-from pypkg.bench.report.table import median_and_quartiles, table
+from pypkg.markdown import table
 
 TITLE = "Text to tokens"
 
@@ -13,7 +14,7 @@ def render(result: Result) -> list[str]:
     ours = rows[0]["median"]
     body = [
         [
-            row["contender"],
+            row["baseline"],
             *median_and_quartiles(row),
             f"{row['text_bytes'] / 1e6 / row['median']:.2f}",
             f"{row['tokens'] / 1e6 / row['median']:.2f}",
@@ -23,18 +24,17 @@ def render(result: Result) -> list[str]:
         ]
         for row in rows
     ]
-    head = ["contender", "s", "quartiles", "MB/s", "M tokens/s", "vs first", "CPU s", "vs first"]
+    head = ["baseline", "s", "quartiles", "MB/s", "M tokens/s", "vs first", "CPU s", "vs first"]
     return [
         f"- {result['workload']}",
-        "- `pypkg` is the whole command, start of Python and of the workers included, from the "
-        "file to .bin/.idx on the disk. The clock of the others starts when their packages are "
-        "imported",
+        "- `pypkg` is timed as a whole command, from the start of Python and its workers to "
+        ".bin/.idx on the disk. The others are timed after their packages are imported",
         "- `tokenizers alone`: encode_batch_fast on texts in memory, with as many threads, and the "
-        "ids as lists, which are thrown away; they take time that the third row leaves out",
-        "- PaddleNLP: what create_pretraining_data.py does for each line, rebuilt (the script is "
-        "no part of the wheel), with PaddleNLP's own tokenizer class and .bin/.idx builder. It "
-        "wrote the same files, byte for byte. GPTTokenizer is what AutoTokenizer takes for GPT, in "
-        "Python; Qwen2TokenizerFast reads tokenizer.json with the tokenizers library",
+        "conversion of ids to lists, which the third row leaves out",
+        "- PaddleNLP: the loop of create_pretraining_data.py, rewritten because the wheel lacks "
+        "the script, with PaddleNLP's tokenizer class and .bin/.idx builder. It writes the same "
+        "files, byte for byte. AutoTokenizer chooses GPTTokenizer, written in Python, for GPT; "
+        "Qwen2TokenizerFast reads tokenizer.json with the tokenizers library",
         "- `vs first`: time divided by that of the first row",
         "",
         *table(head, body, text_columns=1),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pypkg.bench.report.quantities import median_and_quartiles
 from pypkg.bench.report.result import Result
-from pypkg.bench.report.table import median_and_quartiles, table
+from pypkg.markdown import table
 
 TITLE = "Training step"
 
 _PADDLENLP = (
-    "- `PaddleNLP`: its LlamaForCausalLM and the step and AdamW of its Trainer, in an environment "
-    "of its own and as they come: no setting of the model is changed, nothing is set in the "
-    "environment, and Paddle then takes one thread",
-    "- `threads and MKL set`: the same with what pypkg sets for itself before Paddle is imported, "
-    "OMP_NUM_THREADS and, for AMD processors, MKL_DEBUG_CPU_TYPE",
+    "- `PaddleNLP`: LlamaForCausalLM, with the training step and AdamW of its Trainer, in an "
+    "environment of its own. Settings of the model and environment variables are the defaults, "
+    "with which Paddle uses one thread",
+    "- `threads and MKL set`: the same with the variables that pypkg sets before it imports "
+    "Paddle, OMP_NUM_THREADS and, for AMD processors, MKL_DEBUG_CPU_TYPE",
 )
 
 
@@ -21,7 +22,7 @@ def render(result: Result) -> list[str]:
     ours = rows[0]["median"]
     body = [
         [
-            row["contender"],
+            row["baseline"],
             *median_and_quartiles(row),
             f"{row['tokens_per_step'] / row['median']:.0f}",
             f"{row['median'] / ours:.2f}",
@@ -32,15 +33,15 @@ def render(result: Result) -> list[str]:
         ]
         for row in rows
     ]
-    head = ["contender", "s/step", "quartiles", "tokens/s", "vs first", "MFU", "peak GiB"]
+    head = ["baseline", "s/step", "quartiles", "tokens/s", "vs first", "MFU", "peak GiB"]
     head += ["first loss", "last loss"]
     return [
         f"- {result['workload']}",
-        "- A step is forward, backward, clipping and AdamW; all begin with the same weights and "
-        "see the same batch at every step, so losses should agree",
+        "- A step is forward, backward, clipping and AdamW. All baselines begin with the same "
+        "weights and see the same batch at every step, so losses should agree",
         "- `buffers kept`: glibc's malloc keeps large buffers instead of returning them to the "
-        "system, as pypkg has it do",
-        *(_PADDLENLP if any(row["contender"].startswith("PaddleNLP") for row in rows) else ()),
+        "system; pypkg sets this for itself",
+        *(_PADDLENLP if any(row["baseline"].startswith("PaddleNLP") for row in rows) else ()),
         f"- MFU: (6 N + 12 L h s) x tokens/s / {result['matmul_rate'] / 1e9:.0f} GFLOP/s, the "
         f"fastest float32 matrix product of this run ({result['matmul_source']}); products in "
         "bfloat16 may exceed it",

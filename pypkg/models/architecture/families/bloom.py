@@ -10,7 +10,7 @@ from pypkg.models.architecture.weight_map import Packing, WeightMap, linear, sam
 
 
 def _weight_map(config: ModelConfig) -> WeightMap:
-    ours, theirs = "layers.{i}.", "transformer.h.{i}."
+    ours, theirs = "layers.{}.", "transformer.h.{}."
     weights = same_layout(
         {
             "embed_tokens": "transformer.word_embeddings",

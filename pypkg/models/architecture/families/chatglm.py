@@ -12,7 +12,7 @@ _RESIDUAL_ALPHA = (2 * 28) ** 0.5
 
 
 def _weight_map(config: ModelConfig) -> WeightMap:
-    ours, theirs = "layers.{i}.", "transformer.layers.{i}."
+    ours, theirs = "layers.{}.", "transformer.layers.{}."
     weights = same_layout(
         {
             "embed_tokens": "transformer.word_embeddings",

@@ -12,7 +12,7 @@ _ROPE_BASE = 10000.0
 
 
 def _weight_map(config: ModelConfig) -> WeightMap:
-    ours, theirs = "layers.{i}.", "transformer.encoder.layers.{i}."
+    ours, theirs = "layers.{}.", "transformer.encoder.layers.{}."
     weights = same_layout(
         {
             "embed_tokens": "transformer.embedding.word_embeddings",

@@ -18,7 +18,7 @@ _ACTIVATIONS = {
 
 
 def _weight_map(config: ModelConfig) -> WeightMap:
-    ours, theirs = "layers.{i}.", "transformer.h.{i}."
+    ours, theirs = "layers.{}.", "transformer.h.{}."
     weights = same_layout(
         {
             "embed_tokens": "transformer.wte",

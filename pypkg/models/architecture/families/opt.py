@@ -10,7 +10,7 @@ from pypkg.models.architecture.weight_map import WeightMap, linear, same_layout
 
 
 def _weight_map(config: ModelConfig) -> WeightMap:
-    ours, theirs = "layers.{i}.", "model.decoder.layers.{i}."
+    ours, theirs = "layers.{}.", "model.decoder.layers.{}."
     weights = same_layout(
         {
             "embed_tokens": "model.decoder.embed_tokens",

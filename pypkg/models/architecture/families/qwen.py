@@ -14,7 +14,7 @@ from pypkg.models.architecture.weight_map import WeightMap, linear, same_layout
 
 
 def _weight_map(config: ModelConfig) -> WeightMap:
-    ours, theirs = "layers.{i}.", "transformer.h.{i}."
+    ours, theirs = "layers.{}.", "transformer.h.{}."
     weights = same_layout(
         {
             "embed_tokens": "transformer.wte",

@@ -5,29 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import timing
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # nothing is installed on a GPU
 from pypkg.bench.environment import describe_run
+from pypkg.bench.ops.gpu import timers
+from pypkg.bench.ops.work import COUNTED
 from pypkg.threads import available_cores
-
-_COUNTED = {
-    "flash_attention": "products of visible pairs of a query and a key, 4 operations per dimension "
-    "forward and 10 backward",
-    "rms_norm": "forward reads x and writes y; backward reads x and dy, writes dx",
-    "rms_norm+residual": "forward reads x and residual, writes y and x + residual",
-    "rotary_embedding": "reads q and k and writes them; backward is the same kernel",
-    "swiglu": "forward reads gate and up, writes one matrix; backward reads three, writes two",
-    "geglu": "as swiglu",
-    "cross_entropy": "forward reads the logits; backward reads them and writes their gradient",
-    "adamw": "bytes per parameter: 28 in float32 and with master weights, 22 without",
-}
 
 
 def ops_result(
@@ -50,7 +36,7 @@ def ops_result(
             described["versions"][package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    size = timing.matmul_size(device)
+    size = timers.matmul_size(device)
     return {
         **described,
         "kind": "ops",
@@ -58,11 +44,11 @@ def ops_result(
         "backend": "the kernels themselves, without Paddle",
         "limits": {
             "copy_bytes_per_second": limits["GB/s"],
-            "copy_bytes": 2 * timing.copy_size(device),
+            "copy_bytes": 2 * timers.copy_size(device),
             "matmul_flops_per_second": limits["TFLOP/s"],
             "matmul_source": f"torch, bfloat16, {size} x {size}",
         },
-        "counted": {row["op"]: _COUNTED[row["op"]] for row in rows},
+        "counted": {row["op"]: COUNTED[row["op"]] for row in rows},
         "notes": notes,
         "rows": rows,
     }

@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from benchmark_case import BenchmarkCase, Maker, Run, Tensors, address, filling, named
 from torch.optim.adamw import adamw as torch_adamw
+
+from pypkg.bench.ops import work
+from pypkg.bench.ops.gpu.case import BenchmarkCase, Maker, Run, Tensors, address, filling, named
 
 # The learning rate makes a step as large as the weights are, so that a difference in it shows.
 SETTINGS = {"beta1": 0.9, "beta2": 0.95}
 RATE, EPSILON, DECAY = 0.5, 1e-8, 0.1
 NUMBER = 10  # of the step that is compared
-# Bytes that a step moves for a parameter, by how it is kept.
-MOVED = {"float32": 28, "bfloat16, masters": 28, "bfloat16, stochastic": 22}
+# Dtype of parameters and gradients, and whether there are master weights.
+FORMS = ("float32", "bfloat16, masters")
 
 
 @dataclass
@@ -54,7 +56,7 @@ class State:
             torch._foreach_copy_(getattr(self, kind), getattr(other, kind))
 
 
-def _peer(state: State) -> Run:
+def _torch(state: State) -> Run:
     """torch's fused AdamW keeps one dtype, so it is given float32 gradients and weights."""
     device = state.weights[0].device
     steps = [torch.tensor(NUMBER - 1.0, device=device) for _ in state.weights]
@@ -84,14 +86,11 @@ def _calls(mk: Maker, state: State, form: str) -> dict[str, Callable[[], None]]:
     return mk.calls(
         *("adamw", tensors, None),
         **{**SETTINGS, "learning_rate": RATE, "epsilon": EPSILON},
-        stochastic_rounding_seed=1 if form == "bfloat16, stochastic" else None,
     )
 
 
 def adamw(mk: Maker, label: str, sizes: Sequence[int], form: str) -> BenchmarkCase:
-    """Args:
-    form: one of ``MOVED``. torch cannot round stochastically; its peer keeps masters there too.
-    """
+    """``form``: one of ``FORMS``."""
     dtype = torch.float32 if form == "float32" else torch.bfloat16
     initial = State.random(mk, sizes, dtype)
     state = initial.copy()
@@ -99,8 +98,8 @@ def adamw(mk: Maker, label: str, sizes: Sequence[int], form: str) -> BenchmarkCa
     return BenchmarkCase(
         *("adamw", "step", f"{label}, {form}"),
         filling(results, named("CUDA", _calls(mk, state, form))),
-        {"AdamW(fused)": _peer(initial.copy())},
-        *(MOVED[form] * sum(sizes), "GB/s"),
+        {"AdamW(fused)": _torch(initial.copy())},
+        work.adamw(sum(sizes))["step"],
         dtype=str(dtype).removeprefix("torch."),
         restore=lambda: state.assign(initial),  # and keeps alive what the kernels know by address
     )
@@ -121,5 +120,5 @@ def _models(device: str) -> dict[str, list[int]]:
 
 def cases(mk: Maker) -> Iterator[BenchmarkCase]:
     for label, sizes in _models(mk.device).items():
-        for form in MOVED:
+        for form in FORMS:
             yield adamw(mk, label, sizes, form)

@@ -1,8 +1,5 @@
-"""Benchmark cases of attention: plain and masked, every version of ours, beside SDPA and
-FlexAttention.
-
-Operations are counted for visible pairs of a query and a key alone, so that rates of different
-masks can be compared.
+"""Benchmark cases of attention: plain and masked, every version of our kernels against SDPA
+and FlexAttention. Operations are those of visible pairs of a query and a key.
 """
 
 from __future__ import annotations
@@ -14,10 +11,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmark_case import BenchmarkCase, Maker, Run, Tensors, filling, gradients, named
-from hopper_cases import flash_attention_kernel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from pypkg.bench.ops.gpu.case import BenchmarkCase, Maker, Run, Tensors, filling, gradients, named
+from pypkg.bench.ops.gpu.kernel_choice import flash_attention_kernel
+from pypkg.bench.ops.work import BACKWARD, FORWARD, Work, visible_pairs
+from pypkg.bench.ops.work import flash_attention as flash_attention_work
 
 DOCUMENTS = 8  # in a packed sequence
 PREFIX = 0.5  # of the sequence
@@ -50,8 +50,8 @@ class Mask:
     def __init__(self, shape: Shape, device: str):
         self.shape, self.device = shape, device
         positions = torch.arange(shape.sequence, device=device)
-        length = -(-shape.sequence // DOCUMENTS)
-        self._starts = (positions // length * length).to(torch.int32)
+        self._document = -(-shape.sequence // DOCUMENTS)
+        self._starts = (positions // self._document * self._document).to(torch.int32)
         self._window = min(WINDOW, shape.sequence // 4)
         self._prefix = int(shape.sequence * PREFIX)
         self._slopes = 2.0 ** -(8.0 / shape.heads * torch.arange(1, shape.heads + 1, device=device))
@@ -86,9 +86,11 @@ class Mask:
         return visible
 
     def visible_pairs(self) -> int:
-        """Of one head of one sequence."""
-        j = torch.arange(self.shape.sequence, device=self.device)
-        return sum(int(self.is_visible(i, j).sum()) for i in j.split(1))
+        """Of one head, over the whole batch."""
+        shape = self.shape
+        size = {"prefix": self._prefix, "window": self._window, "documents": self._document}
+        pairs = visible_pairs(shape.mask, shape.sequence, size.get(shape.mask, 0))
+        return shape.batch * pairs
 
     @cached_property
     def dense(self) -> torch.Tensor:
@@ -115,7 +117,7 @@ class Mask:
         return settings
 
 
-class Peers:
+class Baselines:
     """Functions of q, k and v, all [batch, sequence, heads, head_dim], by name."""
 
     def __init__(self, mk: Maker, mask: Mask):
@@ -177,12 +179,12 @@ def attention(mk: Maker, shape: Shape) -> Iterator[BenchmarkCase]:
     out = mk.empty(*q.shape, dtype=shape.dtype)
     lse = mk.empty(shape.batch, shape.heads, shape.sequence, dtype=torch.float32)
     settings = {"scale": shape.head_dim**-0.5, **mask.settings()}
-    work = 4.0 * shape.batch * shape.heads * mask.visible_pairs() * shape.head_dim
-    functions = Peers(mk, mask).functions
+    work = flash_attention_work(mask.visible_pairs(), shape.heads, shape.head_dim)
+    functions = Baselines(mk, mask).functions
     leaves = tuple(x.detach().requires_grad_() for x in (q, k, v))
     forward = mk.calls("flash_attention_forward", q, k, v, out, lse, **settings)
-    peers = {name: _without_gradients(f, (q, k, v)) for name, f in functions.items()}
-    yield _case(mk, shape, "forward", forward, (out,), peers, work)
+    baselines = {name: _without_gradients(f, (q, k, v)) for name, f in functions.items()}
+    yield _case(mk, shape, "forward", forward, (out,), baselines, work[FORWARD])
 
     forward[""]()
     grads = tuple(mk.empty(*x.shape, dtype=shape.dtype) for x in (q, k, v))
@@ -191,8 +193,10 @@ def attention(mk: Maker, shape: Shape) -> Iterator[BenchmarkCase]:
         mk.workspace("flash_attention_backward_workspace", q, k),
         **settings,
     )
-    peers = {name: gradients(lambda f=f: f(*leaves), leaves, dout) for name, f in functions.items()}
-    yield _case(mk, shape, "backward", backward, grads, peers, 2.5 * work)
+    baselines = {
+        name: gradients(lambda f=f: f(*leaves), leaves, dout) for name, f in functions.items()
+    }
+    yield _case(mk, shape, "backward", backward, grads, baselines, work[BACKWARD])
 
 
 def _without_gradients(function: Callable[..., torch.Tensor], inputs: Tensors) -> Run:
@@ -206,11 +210,11 @@ def _without_gradients(function: Callable[..., torch.Tensor], inputs: Tensors) -
 def _case(
     mk: Maker,
     shape: Shape,
-    stage: str,
+    pass_name: str,
     calls: dict[str, Callable[[], None]],
     results: Tensors,
-    peers: dict[str, Run],
-    work: float,
+    baselines: dict[str, Run],
+    work: Work,
 ) -> BenchmarkCase:
     def on(kernel: str, call: Callable[[], None]) -> Callable[[], None]:
         def chosen() -> None:
@@ -227,7 +231,8 @@ def _case(
     if shape.mask not in ("causal", "full"):
         yardstick = str(replace(shape, mask="causal"))
     return BenchmarkCase(
-        *("flash_attention", stage, str(shape), filling(results, runs), peers, work, "TFLOP/s"),
+        *("flash_attention", pass_name, str(shape)),
+        *(filling(results, runs), baselines, work),
         dtype=str(shape.dtype).removeprefix("torch."),
         yardstick=yardstick,
     )

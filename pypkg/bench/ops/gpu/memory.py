@@ -1,7 +1,7 @@
 """Benchmark cases of the operators bound by memory: sizes of large models, several times the L2.
 
-Liger's kernels are peers where liger_kernel is installed. They are given inputs of their own: its
-backward passes overwrite what they read.
+Liger's kernels are baselines where liger_kernel is installed. They get copies of the inputs, which
+their backward passes overwrite.
 """
 
 from __future__ import annotations
@@ -11,10 +11,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmark_case import BenchmarkCase, Maker, Run, Tensors, filling, gradients, named
+
+from pypkg.bench.ops.gpu.case import BenchmarkCase, Maker, Run, Tensors, filling, gradients, named
+from pypkg.bench.ops.work import BACKWARD, FORWARD
+from pypkg.bench.ops.work import cross_entropy as cross_entropy_work
+from pypkg.bench.ops.work import gated_activation as gated_activation_work
+from pypkg.bench.ops.work import rms_norm as rms_norm_work
+from pypkg.bench.ops.work import rotary_embedding as rotary_embedding_work
 
 
-class Peers:
+class Baselines:
     """Plain functions of torch, compiled too where that is wanted, and Liger's."""
 
     def __init__(self, mk: Maker):
@@ -71,10 +77,10 @@ def _call(function: Callable[..., Any], inputs: Tensors) -> Run:
 
 
 def rms_norm(mk: Maker, rows: int, cols: int) -> Iterator[BenchmarkCase]:
-    epsilon, shape, peers = 1e-6, f"{rows}x{cols}", Peers(mk)
+    epsilon, shape, baselines = 1e-6, f"{rows}x{cols}", Baselines(mk)
     x, r, weight = mk.random(rows, cols), mk.random(rows, cols), mk.random(cols)
     y, h, rstd = mk.empty(rows, cols), mk.empty(rows, cols), mk.empty(rows, dtype=torch.float32)
-    matrix = x.numel() * x.element_size()
+    work, fused = rms_norm_work(rows, cols), rms_norm_work(rows, cols, with_residual=True)
 
     def plain(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, (cols,), weight, epsilon)
@@ -94,12 +100,12 @@ def rms_norm(mk: Maker, rows: int, cols: int) -> Iterator[BenchmarkCase]:
     yield BenchmarkCase(
         *("rms_norm+residual", "forward", shape),
         mk.versions((y, h), *arguments, r, h, epsilon=epsilon),
-        peers.forward("add, F.rms_norm", with_residual, (x, r, weight), liger_with_residual),
-        *(4 * matrix, "GB/s"),
+        baselines.forward("add, F.rms_norm", with_residual, (x, r, weight), liger_with_residual),
+        fused[FORWARD],
     )
     yield BenchmarkCase(
         *("rms_norm", "forward", shape, mk.versions((y,), *arguments, epsilon=epsilon)),
-        *(peers.forward("F.rms_norm", plain, (x, weight), liger), 2 * matrix, "GB/s"),
+        *(baselines.forward("F.rms_norm", plain, (x, weight), liger), work[FORWARD]),
     )
     mk.call(*arguments, epsilon=epsilon)()  # rstd of x
     dy, dx, dweight = mk.random(rows, cols), mk.empty(rows, cols), mk.empty(cols)
@@ -112,7 +118,7 @@ def rms_norm(mk: Maker, rows: int, cols: int) -> Iterator[BenchmarkCase]:
     versions = {**named("CUDA", compiled), "Triton": triton}
     yield BenchmarkCase(
         *("rms_norm", "backward", shape, filling((dx, dweight), versions)),
-        *(peers.backward("F.rms_norm", plain, (x, weight), dy, liger), 3 * matrix, "GB/s"),
+        *(baselines.backward("F.rms_norm", plain, (x, weight), dy, liger), work[BACKWARD]),
     )
 
 
@@ -144,8 +150,8 @@ def rotary(mk: Maker, tokens: int, heads: tuple[int, int]) -> Iterator[Benchmark
     yield BenchmarkCase(
         *("rotary_embedding", "forward", f"{tokens}x{heads[0]}+{heads[1]}x{head_dim}"),
         mk.versions(outputs, "rotary_embedding", q, k, cos, sin, *outputs),
-        Peers(mk).forward("eager", both, (q, k), liger),
-        *(2 * (q.numel() + k.numel()) * q.element_size(), "GB/s"),
+        Baselines(mk).forward("eager", both, (q, k), liger),
+        rotary_embedding_work(1, tokens, sum(heads), head_dim)[FORWARD],
     )
 
 
@@ -154,7 +160,7 @@ def gated_activation(
 ) -> Iterator[BenchmarkCase]:
     gate, up, dout = (mk.random(rows, cols) for _ in range(3))
     out, dgate, dup = (mk.empty(rows, cols) for _ in range(3))
-    matrix, shape, peers = gate.numel() * gate.element_size(), f"{rows}x{cols}", Peers(mk)
+    work, shape, baselines = gated_activation_work(rows, cols), f"{rows}x{cols}", Baselines(mk)
     activation = {"swiglu": "silu", "geglu": "gelu_tanh"}[name]
 
     def plain(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -166,21 +172,21 @@ def gated_activation(
     forward = ("gated_activation_forward", gate, up, out, activation)
     yield BenchmarkCase(
         *(name, "forward", shape, mk.versions((out,), *forward)),
-        *(peers.forward("eager", plain, (gate, up), liger), 3 * matrix, "GB/s"),
+        *(baselines.forward("eager", plain, (gate, up), liger), work[FORWARD]),
     )
     backward = ("gated_activation_backward", gate, up, dout, dgate, dup, activation)
     yield BenchmarkCase(
         *(name, "backward", shape, mk.versions((dgate, dup), *backward)),
-        *(peers.backward("eager", plain, (gate, up), dout, liger), 5 * matrix, "GB/s"),
+        *(baselines.backward("eager", plain, (gate, up), dout, liger), work[BACKWARD]),
     )
 
 
 def cross_entropy(mk: Maker, rows: int, cols: int) -> Iterator[BenchmarkCase]:
-    logits, shape, peers = mk.random(rows, cols), f"{rows}x{cols}", Peers(mk)
+    logits, shape, baselines = mk.random(rows, cols), f"{rows}x{cols}", Baselines(mk)
     labels = torch.randint(cols, (rows,), device=mk.device, generator=mk.generator)
     loss, lse = (mk.empty(rows, dtype=torch.float32) for _ in range(2))
     dloss = torch.rand(rows, device=mk.device, generator=mk.generator)
-    dlogits, matrix = mk.empty(rows, cols), logits.numel() * logits.element_size()
+    dlogits, work = mk.empty(rows, cols), cross_entropy_work(rows, cols)
 
     def plain(logits: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits.float(), labels, reduction="none")
@@ -188,13 +194,13 @@ def cross_entropy(mk: Maker, rows: int, cols: int) -> Iterator[BenchmarkCase]:
     forward = ("cross_entropy_forward", logits, labels, loss, lse)
     yield BenchmarkCase(
         *("cross_entropy", "forward", shape, mk.versions((loss,), *forward)),
-        *(peers.forward("F.cross_entropy", plain, (logits,)), matrix, "GB/s"),
+        *(baselines.forward("F.cross_entropy", plain, (logits,)), work[FORWARD]),
     )
     mk.call(*forward)()  # lse
     backward = ("cross_entropy_backward", logits, labels, lse, dloss, dlogits)
     yield BenchmarkCase(
         *("cross_entropy", "backward", shape, mk.versions((dlogits,), *backward)),
-        *(peers.backward("F.cross_entropy", plain, (logits,), dloss), 2 * matrix, "GB/s"),
+        *(baselines.backward("F.cross_entropy", plain, (logits,), dloss), work[BACKWARD]),
     )
     yield _both_passes(mk, plain, logits, labels, forward, dlogits)
 
@@ -208,7 +214,8 @@ def _both_passes(
     dlogits: torch.Tensor,
 ) -> BenchmarkCase:
     """Liger's forward pass makes the gradient too, in the memory of the logits."""
-    lse = forward[-1]
+    (rows, cols), lse = logits.shape, forward[-1]
+    work = cross_entropy_work(rows, cols)
     ones = torch.ones_like(lse)
     calls = mk.call(*forward), mk.call("cross_entropy_backward", logits, labels, lse, ones, dlogits)
     leaf, own = logits.detach().requires_grad_(), logits.clone().requires_grad_()
@@ -221,16 +228,16 @@ def _both_passes(
         mk.liger.liger_cross_entropy(own, labels, reduction="none")
         return (own.detach(),)
 
-    peers = {"F.cross_entropy": lambda: torch.autograd.grad(plain(leaf), leaf, ones)}
+    baselines = {"F.cross_entropy": lambda: torch.autograd.grad(plain(leaf), leaf, ones)}
     if mk.use_compile:
         compiled = torch.compile(plain, dynamic=False)
-        peers["torch.compile"] = lambda: torch.autograd.grad(compiled(leaf), leaf, ones)
+        baselines["torch.compile"] = lambda: torch.autograd.grad(compiled(leaf), leaf, ones)
     if mk.liger:
-        peers["Liger"] = liger
+        baselines["Liger"] = liger
     return BenchmarkCase(
-        *("cross_entropy", "forward+backward", f"{logits.shape[0]}x{logits.shape[1]}"),
+        *("cross_entropy", "forward+backward", f"{rows}x{cols}"),
         filling((dlogits,), {"CUDA": ours}),
-        *(peers, 3 * logits.numel() * logits.element_size(), "GB/s"),
+        *(baselines, work[FORWARD] + work[BACKWARD]),
     )
 
 

@@ -1,26 +1,23 @@
 """What a benchmark case is made of, and how it is validated and timed.
 
-A case knows its inputs, the versions of our kernel, peers that compute the same, and how much work
-it is: bytes (each input read once, each output written once) or floating-point operations. What is
-timed is validated first, at the timed shape.
+A case holds its inputs, the versions of our kernel, the baselines that compute the same function,
+and the work of one run. Every version is validated at the timed shape before it is timed.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # nothing is installed on a GPU
 from pypkg.bench.ops.case import OURS
+from pypkg.bench.ops.work import ELEMENT_SIZE, Work
 from pypkg.bench.timing import summarize
 
-# Both sides round to 16 bits, ours and the peer, at different places.
+# Both sides round to 16 bits, ours and the baseline, at different places.
 ALLOWED_DIFFERENCE = 2e-2
 
 Tensors = tuple[torch.Tensor, ...]
@@ -31,30 +28,32 @@ Run = Callable[[], Tensors]
 class BenchmarkCase:
     """
     Attributes:
-        stage: "forward", "backward", "forward+backward" or "step".
+        pass_name: "forward", "backward", "forward+backward" or "step".
         versions: of ours, by name; each fills the tensors that it returns.
-        peers: by name; each returns tensors equal to those.
-        work: bytes, or floating-point operations.
-        unit: "GB/s" or "TFLOP/s".
-        yardstick: the shape of an earlier case of this operator and stage; the rate of this one is
-            set against its.
+        baselines: by name; each returns tensors equal to those.
+        work: of one run.
+        yardstick: the shape of an earlier case of this operator and pass, relative to whose
+            rate that of this case is reported.
         restore: where ours updates in place: brings back what it was given at first.
     """
 
     op: str
-    stage: str
+    pass_name: str
     shape: str
     versions: dict[str, Run]
-    peers: dict[str, Run]
-    work: float
-    unit: str
+    baselines: dict[str, Run]
+    work: Work
     dtype: str = "bfloat16"
     yardstick: str | None = None
     restore: Callable[[], None] | None = None
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def bytes(self) -> int:
+        return self.work.bytes(ELEMENT_SIZE[self.dtype])
+
     def __str__(self) -> str:
-        return f"{self.op} {self.stage} {self.shape}"
+        return f"{self.op} {self.pass_name} {self.shape}"
 
 
 def address(tensor: torch.Tensor) -> tuple[int, tuple[int, ...], str, str]:
@@ -178,7 +177,7 @@ def gradients(make_output: Callable[[], torch.Tensor], inputs: Tensors, dout: to
 
 
 def validate(case: BenchmarkCase, expected: Tensors) -> float:
-    """Largest relative difference (2-norm) between a version of ours and a peer's tensors."""
+    """Largest relative difference (2-norm) between a version of ours and a baseline's tensors."""
     worst = 0.0
     for version, run in case.versions.items():
         if case.restore:
@@ -196,23 +195,24 @@ def validate(case: BenchmarkCase, expected: Tensors) -> float:
 
 
 def measure(case: BenchmarkCase, timer: Any, limits: dict[str, float]) -> list[dict[str, Any]]:
-    """A row for each version and each peer, in the form of ``python -m pypkg.bench ops``.
+    """A row for each version and each baseline, in the form of ``python -m pypkg.bench ops``.
 
     The first version goes by the name of ours there.
 
     Raises:
-        AssertionError: a version and a peer disagree.
+        AssertionError: a version and a baseline disagree.
     """
     times, difference = {}, None
-    for name, run in case.peers.items():
+    for name, run in case.baselines.items():
         try:
             expected = run()
-        except Exception as error:  # a peer may be missing on this GPU or in this torch
+        except Exception as error:  # a baseline may be missing on this GPU or in this torch
             case.notes.append(f"{case}, {name}: {str(error).splitlines()[0][:200]}")
             continue
         difference = max(validate(case, expected), difference or 0.0)
         del expected
         times[name] = timer.times(run)
+    seconds_at_limit = case.bytes / limits["GB/s"] + case.work.flops / limits["TFLOP/s"]
     first = next(iter(case.versions))
     ours = {
         OURS if version == first else f"{OURS}, {version}": timer.times(run)
@@ -223,12 +223,12 @@ def measure(case: BenchmarkCase, timer: Any, limits: dict[str, float]) -> list[d
             "op": case.op,
             "shape": case.shape,
             "dtype": case.dtype,
-            "pass": case.stage,
-            "contender": name,
+            "pass": case.pass_name,
+            "baseline": name,
             **asdict(summarize([1e3 * each for each in seconds])),
-            "bytes": case.work if case.unit == "GB/s" else 0,
-            "flops": case.work if case.unit == "TFLOP/s" else 0,
-            "limit": 1e3 * case.work / limits[case.unit],
+            "bytes": case.bytes,
+            "flops": case.work.flops,
+            "limit": 1e3 * seconds_at_limit,
             "error": difference,
             "yardstick": case.yardstick if name in ours else None,
         }
@@ -243,7 +243,7 @@ def set_against_yardsticks(rows: Sequence[dict[str, Any]]) -> None:
         return (row["bytes"] or row["flops"]) / row["median"]
 
     def place(row: dict[str, Any], shape: str) -> tuple[str, ...]:
-        return row["op"], row["pass"], row["dtype"], row["contender"], shape
+        return row["op"], row["pass"], row["dtype"], row["baseline"], shape
 
     rates = {place(row, row["shape"]): rate(row) for row in rows}
     for row in rows:

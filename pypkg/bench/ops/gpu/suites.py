@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import benchmark_adamw
-import benchmark_attention
-import benchmark_memory
-from benchmark_case import BenchmarkCase, Maker
+from pypkg.bench.ops.gpu import adamw, attention, memory
+from pypkg.bench.ops.gpu.case import BenchmarkCase, Maker
 
 # In the order of their weight, should the time not be enough for all.
 SUITES = {
-    "attention": benchmark_attention.cases,
-    "memory": benchmark_memory.cases,
-    "adamw": benchmark_adamw.cases,
+    "attention": attention.cases,
+    "memory": memory.cases,
+    "adamw": adamw.cases,
 }
 
 

@@ -1,0 +1,125 @@
+"""A model wrapped for its layout, and the updater beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from paddle import Tensor, nn
+
+from pypkg.parallel.mesh import Mesh
+from pypkg.parallel.optimizer.factory import UpdateOptions, make_optimizers
+from pypkg.parallel.optimizer.protocol import Optimizer, TpSharding
+from pypkg.parallel.optimizer.updater import Updater
+
+
+class DistributedModel(Protocol):
+    """What a training step calls. Pipeline stages implement it themselves, with a schedule.
+
+    A micro batch holds the arguments of the model's ``loss`` by name: int64 ``input_ids`` and
+    ``labels`` of shape [batch, sequence], and what else the model takes.
+    """
+
+    def train(self) -> object: ...
+
+    def eval(self) -> object: ...
+
+    def forward_backward(
+        self, micro_batches: Sequence[Mapping[str, Any]], scale: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Accumulates the gradients of the mean loss over ``micro_batches``.
+
+        Args:
+            scale: applied to each loss before its backward pass.
+
+        Returns:
+            The mean loss, a float32 scalar on the device, without ``scale``.
+        """
+
+    def evaluate(self, batch: Mapping[str, Any]) -> Tensor:
+        """The loss of ``batch``, a float32 scalar on the device."""
+
+
+class WrappedModel:
+    """The ``DistributedModel`` of a model without pipeline stages.
+
+    Args:
+        model: the layer, for its mode.
+        loss: the layer's loss, wrapped for data parallelism or a ZeRO stage.
+    """
+
+    def __init__(self, model: nn.Layer, loss: Callable[..., Tensor]) -> None:
+        self._model, self.loss = model, loss
+
+    def train(self) -> None:
+        self._model.train()
+
+    def eval(self) -> None:
+        self._model.eval()
+
+    def forward_backward(
+        self, micro_batches: Sequence[Mapping[str, Any]], scale: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        total = None
+        for batch in micro_batches:
+            loss = self.loss(**batch) / len(micro_batches)
+            scale(loss).backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        return total
+
+    def evaluate(self, batch: Mapping[str, Any]) -> Tensor:
+        return self.loss(**batch)
+
+
+def distribute(
+    model: nn.Layer,
+    options: UpdateOptions,
+    mesh: Mesh,
+    tp_sharding: TpSharding | None = None,
+    optimizers: Sequence[Optimizer] | None = None,
+) -> tuple[DistributedModel, Updater]:
+    """Wraps ``model`` for data parallelism and ZeRO. All ranks have to call it, once.
+
+    Args:
+        model: has ``loss(**batch)``, or is a pipeline stage and a ``DistributedModel`` already. All
+            parameters are of one dtype: float32, float16 or bfloat16.
+        mesh: of this rank.
+        tp_sharding: required with tensor or pipeline parallelism.
+        optimizers: the first that takes a parameter updates it; None: those of ``make_optimizers``.
+
+    Returns:
+        The wrapped model, and the updater of its parameters.
+
+    Raises:
+        ValueError: the options do not fit the mesh, or no optimizer takes a parameter.
+    """
+    if tp_sharding is None:
+        if mesh.tensor_degree > 1 or mesh.pipeline_degree > 1:
+            raise ValueError("tp_sharding is None, but a rank holds a piece of the model alone")
+        tp_sharding = _WholeParameters(model)
+    if mesh.sharding is not None and options.sharding_stage == 0:
+        raise ValueError(f"sharding_stage is 0, but the sharding degree is {mesh.sharding_degree}")
+    if mesh.pipeline is not None and options.sharding_stage > 1:
+        raise ValueError(f"sharding_stage {options.sharding_stage} and pipeline parallelism")
+    if optimizers is None:
+        optimizers = make_optimizers(model, options)
+    updater = Updater(model, options, mesh, tp_sharding, optimizers)
+    loss = updater.zero.loss
+    return (model if loss is None else WrappedModel(model, loss)), updater
+
+
+class _WholeParameters:
+    """The ``TpSharding`` of a model without tensor and pipeline parallelism."""
+
+    def __init__(self, model: nn.Layer) -> None:
+        self._shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return self._shapes
+
+    def gather(self, name: str, shard: Tensor) -> np.ndarray:
+        return shard.numpy()
+
+    def take(self, name: str, whole: np.ndarray) -> np.ndarray:
+        return whole

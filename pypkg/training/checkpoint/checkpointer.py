@@ -1,0 +1,94 @@
+"""What a checkpoint of a run is made of, and how a run gets it back."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import paddle
+
+from pypkg.models import save_pretrained
+from pypkg.parallel.comm.collective import is_first_rank
+from pypkg.parallel.optimizer.updater import Updater
+from pypkg.training.checkpoint.checkpoint import load_optimizer, save_checkpoint
+from pypkg.training.state import TrainerState
+
+logger = logging.getLogger("pypkg")
+
+
+class RecordsOrder(Protocol):
+    def record(self, state: TrainerState) -> None:
+        """Stores the order of samples in ``state.data_order``."""
+
+
+class Checkpointer:
+    """Saves and restores model, optimizer state, loss scale, order of samples and tokenizer.
+
+    Args:
+        output_dir: holds the checkpoints.
+        model: this rank's, as ``save_pretrained`` takes it.
+        updater: of that model.
+        samples: knows the order of samples.
+        tokenizer_files: copied into each checkpoint.
+        settings_json: the settings of the run.
+        keep: number of checkpoints to keep; None or 0 keeps all.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        model: paddle.nn.Layer,
+        updater: Updater,
+        samples: RecordsOrder,
+        *,
+        tokenizer_files: Sequence[Path],
+        settings_json: str,
+        keep: int | None,
+    ) -> None:
+        self._output_dir = output_dir
+        self._model, self._updater, self._samples = model, updater, samples
+        self._tokenizer_files = tokenizer_files
+        self._settings_json, self._keep = settings_json, keep
+
+    def save(self, state: TrainerState) -> Path:
+        """Writes ``checkpoint-<global_step>`` and returns its folder; all ranks have to call it.
+
+        ``state`` receives the order of samples and the loss scale.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written; on every rank.
+        """
+        self._samples.record(state)
+        if self._updater.scaler is not None:
+            state.loss_scale = self._updater.scaler.state()
+        return save_checkpoint(
+            self._output_dir,
+            state,
+            save_model=self._save_model_and_tokenizer,
+            updater=self._updater,
+            settings_json=self._settings_json,
+            keep=self._keep,
+        )
+
+    def restore(self, checkpoint: Path, state: TrainerState) -> None:
+        """Loads optimizer state and loss scale, for a model that has the weights of ``checkpoint``.
+
+        Args:
+            state: of ``checkpoint``.
+
+        Raises:
+            UserError: optimizer.safetensors is missing, damaged, or of another model.
+        """
+        load_optimizer(checkpoint, self._updater)
+        if self._updater.scaler is not None and state.loss_scale:
+            self._updater.scaler.load_state(state.loss_scale)
+        logger.info("resuming from %s at step %d", checkpoint, state.global_step)
+
+    def _save_model_and_tokenizer(self, folder: Path) -> None:
+        save_pretrained(self._model, folder)
+        if is_first_rank():
+            for file in self._tokenizer_files:
+                shutil.copy(file, folder)

@@ -1,0 +1,28 @@
+"""Where a trainer gets its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+from pypkg.data import Batch
+
+
+class DataSource(Protocol):
+    """Micro batches of one rank: the arguments of the model's loss by name, as NumPy arrays.
+
+    ``input_ids`` and ``labels`` are int64 [batch, sequence]; pypkg.data.loading says what else a
+    batch may hold.
+
+    Attributes:
+        sources: names of the corpora of each split ("train", "valid", "test"); a split without
+            documents is missing. The loss of each corpus is reported where there are several.
+    """
+
+    sources: Mapping[str, Sequence[str]]
+
+    def train_batches(self, start: int) -> Iterator[Batch]:
+        """From the ``start``-th sample of the run on, counted over all ranks."""
+
+    def eval_batches(self, split: str = "valid") -> Iterator[Batch]:
+        """Those of ``split``, from its first sample on."""

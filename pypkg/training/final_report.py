@@ -1,0 +1,67 @@
+"""What a run prints and writes when it has ended: rank times, test loss, sample, summary."""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+from pathlib import Path
+
+from pypkg.config import Settings
+from pypkg.data.tokenizers.load import Tokenizer
+from pypkg.models.pretrained import Model
+from pypkg.parallel.comm.collective import is_first_rank
+from pypkg.training.checkpoint.checkpoint import checkpoints
+from pypkg.training.engine import Engine
+from pypkg.training.reporting.outcome import Outcome
+from pypkg.training.reporting.reporters import read_metrics
+from pypkg.training.reporting.summary import Summary, draw_loss_curve, write_sample
+from pypkg.training.samples import TEST_ITERS, Samples
+
+logger = logging.getLogger("pypkg")
+
+
+def log_stopped(settings: Settings, outcome: Outcome) -> None:
+    """The log line of a run that a signal has stopped."""
+    found = checkpoints(settings.output_dir)
+    saved = f"saved {found[-1][1]}; " if found else ""
+    logger.info(
+        "stopped at step %d: %sthe same command goes on from there",
+        outcome.state.global_step,
+        saved,
+    )
+
+
+def report_outcome(
+    settings: Settings,
+    outcome: Outcome,
+    *,
+    model: Model,
+    engine: Engine,
+    samples: Samples,
+    tokenizer: Tokenizer | None,
+) -> None:
+    """Test loss, a sample of text, the loss curve, summary.json, and the summary on stdout.
+
+    All ranks have to call it; the first writes.
+    """
+    test_loss, sample = None, None
+    if settings.do_predict and "test" in samples.sources:
+        test_loss = engine.evaluate(islice(samples.eval_batches("test"), TEST_ITERS))
+    if settings.sample_tokens > 0 and tokenizer is not None:
+        sample = write_sample(
+            model, tokenizer, settings.sample_prompt, settings.sample_tokens, settings.seed
+        )
+    if not is_first_rank():
+        return
+    found = checkpoints(settings.output_dir)
+    metrics_file = Path(settings.output_dir, "metrics.jsonl")
+    summary = Summary(
+        outcome.completed_from(read_metrics(metrics_file)),
+        checkpoint=found[-1][1] if found else None,
+        loss_curve=draw_loss_curve(metrics_file, metrics_file.with_name("loss_curve.png")),
+        sample=sample,
+        test_loss=test_loss,
+        data=samples.usage(outcome.state.consumed_samples),
+    )
+    summary.write(metrics_file.with_name("summary.json"))
+    print(summary.text())

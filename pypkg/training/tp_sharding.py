@@ -1,0 +1,28 @@
+"""How tensor parallelism shards the parameters of a model, for arrays that are shaped like them."""
+
+from __future__ import annotations
+
+import numpy as np
+from paddle import Tensor
+
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.pretrained import parameter_shapes, whole_value
+from pypkg.models.weights.tp_shards import tp_shard
+from pypkg.parallel.tp_layers import tensor_degree, tensor_rank
+
+
+class ModelTpSharding:
+    """The ``TpSharding`` (parallel/optimizer/protocol.py) of a model under the current mesh."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return parameter_shapes(self._config)
+
+    def gather(self, name: str, shard: Tensor) -> np.ndarray:
+        return whole_value(self._config, name, shard)
+
+    def take(self, name: str, whole: np.ndarray) -> np.ndarray:
+        shard = tp_shard(self._config, name, tensor_degree(), tensor_rank())
+        return whole if shard is None else shard.take(whole)
