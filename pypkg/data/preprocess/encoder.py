@@ -1,4 +1,4 @@
-"""Tokenizes a unit of the corpus: reads, filters, encodes, writes a part."""
+"""Tokenizes a unit of the corpus: reads, filters, encodes, writes a file shard."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pypkg.data.preprocess.segmentation import (
     word_segmenter,
     words_of,
 )
-from pypkg.data.preprocess.shards import PartsFolder, PartWriter
+from pypkg.data.preprocess.shards import FileShardFolder, FileShardWriter
 from pypkg.data.tokenizers.load import Tokenizer, load_tokenizer
 
 _BATCH_BYTES = 1 << 20  # of text that is tokenized at a time
@@ -46,9 +46,9 @@ class Progress:
 
 
 def make_encoder(
-    options: PreparationOptions, tokenizer: Path, parts: PartsFolder, threads: int
+    options: PreparationOptions, tokenizer: Path, shards: FileShardFolder, threads: int
 ) -> Callable[[Task], Iterator[Progress | Problem]]:
-    """The function that tokenizes a unit into a part in ``parts`` and reports along the way.
+    """The function that tokenizes a unit into a file shard in ``shards`` and reports along the way.
 
     Raises:
         UserError: the tokenizer or a package that an option needs is missing.
@@ -57,14 +57,14 @@ def make_encoder(
     # thread of its own is faster than none.
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    encoder = _Encoder(options, load_tokenizer(tokenizer), parts.dtype)
-    return partial(_encode_unit, encoder, options, parts)
+    encoder = _Encoder(options, load_tokenizer(tokenizer), shards.dtype)
+    return partial(_encode_unit, encoder, options, shards)
 
 
 def _encode_unit(
-    encoder: _Encoder, options: PreparationOptions, parts: PartsFolder, task: Task
+    encoder: _Encoder, options: PreparationOptions, shards: FileShardFolder, task: Task
 ) -> Iterator[Progress | Problem]:
-    writer = PartWriter(parts.path, task.number, parts.dtype)
+    writer = FileShardWriter(shards.path, task.number, shards.dtype)
     reader = _Reader(task.unit, options)
     without_tokens: Counter[str] = Counter()
     try:
@@ -157,7 +157,7 @@ class _Encoder:
         self._end = [tokenizer.eos_id] if options.append_eos else []
         self._dtype = dtype
 
-    def encode(self, batch: _Batch, writer: PartWriter, dropped: Counter[str]) -> Progress:
+    def encode(self, batch: _Batch, writer: FileShardWriter, dropped: Counter[str]) -> Progress:
         """Writes the documents that have a token; the others are counted as empty."""
         rows = iter(self._encode(batch.sentences))
         kept: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""From text files to ``.bin/.idx``: trains a tokenizer if wanted, tokenizes, joins the parts."""
+"""From text files to ``.bin/.idx``: trains a tokenizer if wanted, tokenizes, joins shards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pypkg.data.preprocess.encoder import Progress, Task, make_encoder
 from pypkg.data.preprocess.files import TextFile, Unit, find_text_files, plan_units
 from pypkg.data.preprocess.options import PreparationOptions
 from pypkg.data.preprocess.readers import Document, LineCounter, Problem, read_documents
-from pypkg.data.preprocess.shards import PartsFolder
+from pypkg.data.preprocess.shards import FileShardFolder
 from pypkg.data.preprocess.workers import run_tasks
 from pypkg.data.tokenizers.load import Tokenizer, load_tokenizer
 from pypkg.data.tokenizers.train_bpe import is_trained, train_tokenizer
@@ -119,8 +119,8 @@ def prepare(options: PreparationOptions) -> Summary:
     previous = _previous_summary(options.output_prefix, fingerprint)
     if previous is not None:
         return previous
-    parts = PartsFolder(options.output_prefix, dtype)
-    made = _make(options, tokenizer.file, files, fingerprint, parts)
+    shards = FileShardFolder(options.output_prefix, dtype)
+    made = _make(options, tokenizer.file, files, fingerprint, shards)
     summary = Summary(
         **made,
         vocab_size=tokenizer.vocab_size,
@@ -133,7 +133,7 @@ def prepare(options: PreparationOptions) -> Summary:
     contents = asdict(summary)
     del contents["reused"]
     write_file(_meta_file(options.output_prefix), json.dumps(contents, indent=2).encode() + b"\n")
-    parts.remove()
+    shards.remove()
     return summary
 
 
@@ -142,25 +142,25 @@ def _make(
     tokenizer: Path,
     files: Sequence[TextFile],
     fingerprint: str,
-    parts: PartsFolder,
+    shards: FileShardFolder,
 ) -> dict[str, Any]:
     """Writes the files; returns what a :class:`Summary` tells of their contents."""
     units = plan_units(files, options.doc_spliter)
-    # The writer holds the lock on the outputs, and with it on the parts.
-    with IndexedDatasetWriter(options.output_prefix, parts.dtype) as writer:
-        missing = parts.begin(fingerprint, len(units))
+    # The writer holds the lock on the outputs, and with it on the file shards.
+    with IndexedDatasetWriter(options.output_prefix, shards.dtype) as writer:
+        missing = shards.begin(fingerprint, len(units))
         resumed = (
             f"{len(units) - len(missing)} of {len(units)}" if len(missing) < len(units) else ""
         )
         if resumed:
             logger.info("%s units were finished earlier", resumed)
         try:
-            _encode_units(options, tokenizer, units, missing, parts)
+            _encode_units(options, tokenizer, units, missing, shards)
         finally:
-            parts.remove_if_empty()
-        counts = assemble(parts, len(units), writer, options.deduplicate)
+            shards.remove_if_empty()
+        counts = assemble(shards, len(units), writer, options.deduplicate)
         if writer.num_documents == 0:
-            parts.remove()
+            shards.remove()
             raise UserError(
                 f"--input_path {options.input_path} gave no tokens: {len(files)} files, no "
                 f"document is left; dropped: {_named_counts(counts.dropped)}"
@@ -231,13 +231,13 @@ def _encode_units(
     tokenizer: Path,
     units: Sequence[Unit],
     missing: Sequence[int],
-    parts: PartsFolder,
+    shards: FileShardFolder,
 ) -> None:
     """Tokenizes the units that are missing."""
     if not missing:
         return
     processes = min(options.workers, len(missing))
-    setup = partial(make_encoder, options, tokenizer, parts, max(1, options.workers // processes))
+    setup = partial(make_encoder, options, tokenizer, shards, max(1, options.workers // processes))
     tasks = [Task(number, units[number]) for number in missing]
     problems = _Problems(options.on_error)
     documents = tokens = 0
