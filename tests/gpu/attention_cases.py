@@ -130,12 +130,6 @@ def small_cases() -> list[Case]:
         attention_case("float16", "causal", 140, heads=(1, 1), head_dim=64),
         attention_case("float16", "documents+alibi", 140, heads=(4, 2), head_dim=128),
     ]
-    return cases
-
-
-def capped_and_wide_cases() -> list[Case]:
-    """As small, with a soft cap or a head_dim above 128."""
-    cases = []
     for dtype in DTYPES:
         cases += [
             attention_case(dtype, "causal+softcap2", 200, heads=(2, 1)),

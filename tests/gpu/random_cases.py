@@ -74,7 +74,7 @@ def cross_entropy(rng: np.random.Generator, dtype: str, elements: int) -> Case:
 
 
 def flash_attention(rng: np.random.Generator, dtype: str, elements: int) -> Case:
-    heads_k, head_dim = int(rng.integers(1, 4)), 8 * int(rng.integers(1, 17))
+    heads_k, head_dim = int(rng.integers(1, 4)), 8 * int(rng.integers(1, 33))
     heads_q, batch = heads_k * int(rng.integers(1, 4)), int(rng.integers(1, 4))
     # The float64 reference holds [batch, heads, seq_q, seq_k].
     longest = max(2 * FEWEST_KEYS, int((elements / (heads_q * batch)) ** 0.5))
@@ -94,6 +94,8 @@ def flash_attention(rng: np.random.Generator, dtype: str, elements: int) -> Case
     seq_k = size(rng, longest, FEWEST_KEYS)
     if "documents" in words or (seq_q >= FEWEST_KEYS and _flip(rng)):
         seq_q = seq_k
+    if rng.random() < 0.3:
+        words.append(f"softcap{rng.choice([1, 2, 30])}")
     mask, heads = "+".join(words), (heads_q, heads_k)
     return attention_cases.attention_case(dtype, mask, seq_q, seq_k, heads, head_dim, batch)
 

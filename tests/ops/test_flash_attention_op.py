@@ -49,10 +49,10 @@ def qkv(seq_q=SEQUENCE, seq_k=SEQUENCE, heads_k=HEADS, head_dim=16, batch=BATCH)
     return [random(shape, i) for i, shape in enumerate(shapes)]
 
 
-def both(mask: AttentionMask | None, scale: float | None = None):
+def both(mask: AttentionMask | None, scale: float | None = None, softcap: float = 0.0):
     return (
-        lambda q, k, v: flash_attention(q, k, v, mask, scale),
-        lambda q, k, v: flash_attention_reference(q, k, v, mask, scale)[0],
+        lambda q, k, v: flash_attention(q, k, v, mask, scale, softcap=softcap),
+        lambda q, k, v: flash_attention_reference(q, k, v, mask, scale, softcap)[0],
     )
 
 
@@ -99,7 +99,7 @@ def test_masks(each_backend, name, heads_k):
     check_against_reference(*both(masks()[name]), qkv(heads_k=heads_k), tolerance=FLOAT32_TOLERANCE)
 
 
-@pytest.mark.parametrize("head_dim", [1, 8, 20, 40, 64, 80, 96, 100, 128])
+@pytest.mark.parametrize("head_dim", [1, 8, 20, 40, 64, 80, 96, 100, 128, 136, 192, 250, 256])
 def test_head_dims(each_backend, head_dim):
     """Those that are no multiple of 8 are padded inside."""
     check_against_reference(*both(None), qkv(head_dim=head_dim), tolerance=FLOAT32_TOLERANCE)
@@ -146,6 +146,34 @@ def test_default_scale_counts_the_unpadded_head_dim(each_backend):
     tensors = [paddle.to_tensor(each.astype("float32")) for each in qkv(head_dim=5)]
     explicit = flash_attention(*tensors, scale=1 / math.sqrt(5))
     np.testing.assert_array_equal(flash_attention(*tensors).numpy(), explicit.numpy())
+
+
+@pytest.mark.parametrize("head_dim", [20, 256])
+@pytest.mark.parametrize("softcap", [0.5, 50.0])
+@pytest.mark.parametrize("name", masks())
+def test_softcap(each_backend, name, softcap, head_dim):
+    """Scores reach about 5: a cap of 0.5 flattens them, one of 50 hardly bends them."""
+    arrays = qkv(heads_k=2, head_dim=head_dim)
+    functions = both(masks()[name], softcap=softcap)
+    check_against_reference(*functions, arrays, tolerance=FLOAT32_TOLERANCE)
+
+
+def test_softcap_in_bfloat16(each_backend):
+    mask = masks()["documents, window, alibi"]
+    arrays = qkv(heads_k=2, head_dim=64)
+    check_against_reference(*both(mask, softcap=2.0), arrays, "bfloat16", 2.0**-6)
+
+
+def test_softcap_bounds_scores(each_backend):
+    """Scores of thousands become 3 or -3: the flattest and steepest softmax there can be."""
+    arrays = qkv(head_dim=8)
+    tensors = [paddle.to_tensor(each.astype("float32")) for each in arrays]
+    _, lse = flash_attention(
+        *tensors, AttentionMask(causal=False), 1e4, return_softmax_lse=True, softcap=3.0
+    )
+    _, expected = loop_attention(*arrays, AttentionMask(causal=False), 1e4, 3.0)
+    np.testing.assert_allclose(lse.numpy(), expected, rtol=1e-4)
+    assert (np.abs(lse.numpy() - math.log(SEQUENCE)) < 3).all()
 
 
 def test_large_scores(each_backend):

@@ -142,7 +142,6 @@ class PartWriter:
         self._digests += digests
 
     def finish(self, dropped: Counter[str]) -> None:
-        self._out.sync()
         self._out.publish()
         digests = np.frombuffer(b"".join(self._digests), np.uint8)
         sequences = np.concatenate([np.zeros(0, np.int32), *self._sequences])

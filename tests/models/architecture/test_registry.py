@@ -208,7 +208,8 @@ def test_the_page_of_models_is_up_to_date() -> None:
 
 def test_the_configuration_side_needs_no_paddle() -> None:
     code = (
-        "import sys; sys.modules['paddle'] = None; import pypkg.models.weights.formats.files\n"
+        "import sys; sys.modules['paddle'] = None\n"
+        "import pypkg.models.weights.formats.tensor_files\n"
         "from pypkg.models.architecture import config, registry, weight_map\n"
         "print(registry.num_parameters('facebook/llama-7b'))"
     )
