@@ -66,7 +66,8 @@ class FileShardFolder:
         if foreign:
             raise UserError(
                 f"{self.path} is where the file shards of {self.path.stem} go, but holds "
-                f"{foreign[0]}, which does not belong to them; move it away, or choose another --output_prefix"
+                f"{foreign[0]}, which does not belong to them; move it away, or choose another "
+                "--output_prefix"
             )
         if self.path.exists() and (
             not stamp.is_file() or stamp.read_bytes() != fingerprint.encode()
