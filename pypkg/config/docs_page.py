@@ -12,8 +12,9 @@ from typing import Any
 from pypkg import markdown
 from pypkg.config.known_keys import NO_EFFECT, REFUSED, KnownKey
 from pypkg.config.setting import SEE_BELOW
-from pypkg.config.settings import setting_fields, setting_types
+from pypkg.config.settings import setting_fields
 from pypkg.config.suboptions import SUB_OPTIONS
+from pypkg.config.values import setting_types
 from pypkg.errors import UserError
 
 _INTRODUCTION = """\

@@ -9,13 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pypkg.config.setting import SEE_BELOW, setting, split_words
+from pypkg.config.setting import SEE_BELOW, in_steps, setting, split_words
 from pypkg.config.suboptions import option_names
 
 # PaddleNLP's run_pretrain evaluates this many batches, whatever the settings say.
@@ -357,12 +355,12 @@ class Settings:
     @property
     def evaluates(self) -> bool:
         """Whether the validation split is evaluated during training."""
-        return _in_steps("evaluation_strategy", self.evaluation_strategy)
+        return in_steps("evaluation_strategy", self.evaluation_strategy)
 
     @property
     def saves(self) -> bool:
         """Whether checkpoints are written."""
-        return _in_steps("save_strategy", self.save_strategy)
+        return in_steps("save_strategy", self.save_strategy)
 
     @property
     def warmup(self) -> float:
@@ -388,20 +386,3 @@ class Settings:
 def setting_fields() -> tuple[dataclasses.Field, ...]:
     """The fields of Settings that users can set."""
     return tuple(f for f in dataclasses.fields(Settings) if "help" in f.metadata)
-
-
-def setting_types() -> dict[str, Any]:
-    """Setting name to its type, where ``X | None`` counts as X."""
-    hints = typing.get_type_hints(Settings)
-    found = {spec.name: hints[spec.name] for spec in setting_fields()}
-    return {
-        name: typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
-        for name, hint in found.items()
-    }
-
-
-def _in_steps(name: str, strategy: str | None) -> bool:
-    """Whether a strategy acts every so many steps; ``check_supported`` has refused "epoch"."""
-    if strategy not in ("no", "steps", "epoch"):
-        raise ValueError(f"{name} {strategy!r} is not honoured")
-    return strategy != "no"

@@ -78,7 +78,7 @@ class Samples:
     def record(self, state: TrainerState) -> None:
         """Stores the order of samples, and the samples consumed from each corpus, in ``state``."""
         if self._order is not None:
-            positions = self._datasets["train"].drawn(state.consumed_samples)
+            positions = self._datasets["train"].samples_consumed(state.consumed_samples)
             state.data_order = self._order.to_json(positions)
 
     def usage(self, consumed_samples: int) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ class Samples:
         """
         if self._order is None:
             return []
-        samples_consumed = self._datasets["train"].drawn(consumed_samples)
+        samples_consumed = self._datasets["train"].samples_consumed(consumed_samples)
         length = self._settings.max_seq_length
         return [
             {

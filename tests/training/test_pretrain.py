@@ -46,7 +46,7 @@ def assert_user_error(done: subprocess.CompletedProcess, *words: str) -> None:
 
 def test_trains_and_reports(workplace):
     settings = {"max_steps": 60, "save_steps": 30, "eval_steps": 30, "save_total_limit": 1}
-    done = workplace.execute(workplace.command(**settings))
+    done = workplace.execute(workplace.command(num_threads=2, **settings))
     assert done.returncode == 0, done.stderr
     losses, evaluations = workplace.losses(), workplace.losses("eval_loss")
     assert list(losses) == list(range(1, 61))
