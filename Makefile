@@ -9,11 +9,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNS ?= runs/quickstart
 STDLIB = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['stdlib'])")
-NATIVE_SOURCES := $(shell find csrc cmake tools -type f) CMakeLists.txt setup.py pyproject.toml
+NATIVE_SOURCES := $(shell find csrc cmake -type f) $(wildcard tools/*_*.py) \
+  CMakeLists.txt setup.py pyproject.toml
 CPP_FILES = $(shell git ls-files -co --exclude-standard '*.cc' '*.h' '*.cu' '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help install pretrain test test-slow test-durations matrix lint format build docs bench \
+.PHONY: help install pretrain test test-slow test-durations matrix lint format build docs site bench \
   gpu-check gpu-stress gpu-sanitize gpu-smoke clean
 
 help:  ## this list
@@ -58,9 +59,10 @@ test-durations: install  ## both, and how long each file took beside tests/durat
 matrix: install  ## every model under every parallel strategy on CPU processes, page into docs/
 	$(BIN)/python tests/matrix/run_matrix.py
 
-lint: $(VENV)/.lint  ## ruff and clang-format, check only
+lint: $(VENV)/.lint  ## ruff, mypy and clang-format, check only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 
 format: $(VENV)/.lint  ## rewrite the sources in the settled format
@@ -85,6 +87,13 @@ docs: install  ## regenerate the pages that are made from the code
 	$(BIN)/python -m pypkg.models > docs/models.md
 	$(BIN)/python docs/parallelism/draw.py
 	$(BIN)/python -m pypkg.bench report
+
+site: $(VENV)/.site  ## the documentation as a site in build/site; a dead link or anchor fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+$(VENV)/.site: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet $$(sed -n 's/^docs = \[\(.*\)\].*/\1/p' pyproject.toml | tr -d '"')
+	@touch $@
 
 # Needs a GPU, nvcc, CMake, Ninja and a Python with torch and pybind11; no Paddle, no .venv.
 gpu-check:  ## build the kernels for the GPU, check them against torch, time them

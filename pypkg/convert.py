@@ -10,21 +10,21 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pypkg.errors import UserError
 from pypkg.logs import configure_logging
 from pypkg.threads import import_paddle
 
 if TYPE_CHECKING:
-    from pypkg.conversion.formats import Converted
+    from pypkg.conversion.converter import Converted
 
 _SOURCE = (
     "a folder with weights (safetensors, PyTorch .bin/.pt, SAT's rank files), a checkpoint of "
-    "pypkg.pretrain, or the name of a model in the Hugging Face cache; nothing is downloaded"
+    "pypkg.pretrain, or the name of a model in the Hugging Face cache"
 )
 _DESTINATION = "the folder to make; it appears when it is complete"
-_EPILOG = "Run 'python -m pypkg.convert COMMAND --help' for the options of a command."
+_EPILOG = "Run 'pypkg convert COMMAND --help' for the options of a command."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m pypkg.convert",
+        prog="pypkg convert",
         description="Weights of models: in, out, what they hold, and larger vocabularies.",
         epilog=_EPILOG,
         allow_abbrev=False,
@@ -92,12 +92,14 @@ def _parser() -> argparse.ArgumentParser:
         "inspect", _inspect, "Lists tensors, shapes, dtypes, parameters and family of a model."
     )
     inspect.add_argument("folder", metavar="FOLDER", help=_SOURCE)
+    _add_download(inspect)
     return parser
 
 
 def _add_source_and_destination(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help=_SOURCE)
     parser.add_argument("destination", metavar="DST", type=Path, help=_DESTINATION)
+    _add_download(parser)
     parser.add_argument(
         "--max_shard_size",
         default="5GB",
@@ -108,25 +110,34 @@ def _add_source_and_destination(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_download(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--download",
+        action="store_true",
+        help="fetch what the cache lacks from the Hugging Face Hub; otherwise the network is never "
+        "used",
+    )
+
+
 # Imported when they are needed: inspect then runs where there is no Paddle.
-def _convert(**options: object) -> str:
+def _convert(**options: Any) -> str:
     import_paddle()
-    from pypkg.conversion.formats import convert_model
+    from pypkg.conversion.converter import convert_model
 
     return _report(convert_model(**options))
 
 
-def _resize(**options: object) -> str:
+def _resize(**options: Any) -> str:
     import_paddle()
-    from pypkg.conversion.formats import resize_vocabulary
+    from pypkg.conversion.converter import resize_vocabulary
 
     return _report(resize_vocabulary(**options))
 
 
-def _inspect(folder: str) -> str:
+def _inspect(folder: str, download: bool) -> str:
     from pypkg.conversion.inspection import describe
 
-    return describe(folder)
+    return describe(folder, download)
 
 
 def _report(converted: Converted) -> str:

@@ -1,24 +1,42 @@
-"""Files that appear under their name only when they are complete."""
+"""Durable, atomic writes: a file or folder appears under its name only when it is complete.
+
+Data is written under a temporary name, brought to the disk with fsync and renamed; an fsync of the
+parent folder makes the rename itself durable. After a crash at any moment the final name holds
+either the old contents or all of the new ones. Everything in this package that has to survive a
+crash is written by one of these functions.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 
 from pypkg.errors import UserError
 
 
 class OutputFile:
-    """A file written as ``<path>.tmp`` and renamed to ``path`` by :meth:`publish`.
+    """A file written under the temporary name ``<path><suffix>``, renamed by :meth:`publish`.
 
-    The temporary name is the same every time, so that what a killed run left behind is
-    overwritten by the next one; a lock keeps two runs from writing it at the same time.
+    The temporary name is the same in every run, so that the next run overwrites what a killed one
+    left behind. A lock keeps two processes from writing the same file at the same time. As a
+    context manager it discards what was not published::
+
+        with OutputFile(Path("corpus.bin")) as file:
+            file.write(b"...")
+            file.publish()
+
+    Args:
+        path: final name; missing parent folders are made.
+        suffix: of the temporary name.
 
     Raises:
-        UserError: on whatever goes wrong with the disk; the temporary file is removed then.
+        UserError: the disk is full, the path cannot be written, or another process is writing it.
+            The temporary file is removed.
     """
 
     def __init__(self, path: Path, suffix: str = ".tmp") -> None:
@@ -32,7 +50,19 @@ class OutputFile:
         with self._errors():
             self._file.truncate(0)
 
+    def __enter__(self) -> OutputFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.discard()
+
     def write(self, data: bytes | memoryview) -> None:
+        """Appends ``data``; it may stay in a buffer until :meth:`sync`."""
         with self._errors():
             self._file.write(data)
 
@@ -43,18 +73,19 @@ class OutputFile:
             os.fsync(self._file.fileno())
 
     def publish(self) -> None:
-        """Gives the file its name. Call :meth:`sync` first."""
+        """Brings the file to the disk and gives it its final name.
+
+        A writer of several files calls :meth:`sync` on each before it publishes the first, so that
+        a full disk leaves all of the old ones.
+        """
+        self.sync()
         with self._errors():
             os.replace(self.temporary, self.path)
             self._file.close()
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            _sync(self.path.parent)
 
     def discard(self) -> None:
-        """Removes the temporary file, if it has not been published."""
+        """Removes the temporary file, unless it has been published."""
         if self._file.closed:
             return
         with suppress(OSError):
@@ -98,13 +129,69 @@ def _is_open_file(path: Path, descriptor: int) -> bool:
         return False
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Replaces ``path`` by ``data`` in one step.
+def write_file(path: Path, *blocks: bytes | memoryview, suffix: str = ".tmp") -> None:
+    """Replaces ``path`` by the concatenation of ``blocks`` in one step.
 
     Raises:
-        UserError: it cannot be written; what was there is untouched.
+        UserError: it cannot be written; the old contents are untouched.
     """
-    file = OutputFile(path)
-    file.write(data)
-    file.sync()
-    file.publish()
+    with OutputFile(path, suffix) as file:
+        for block in blocks:
+            file.write(block)
+        file.publish()
+
+
+def publish_files(files: Mapping[Path, Path]) -> None:
+    """Renames complete temporary files to their final names, in order.
+
+    All of them are on the disk before the first is renamed.
+
+    Args:
+        files: final name of each temporary file; both lie in the same file system.
+
+    Raises:
+        OSError: the disk is full or a folder cannot be written.
+    """
+    for temporary in files:
+        _sync(temporary)
+    for temporary, final in files.items():
+        os.replace(temporary, final)
+    for folder in {final.parent for final in files.values()}:
+        _sync(folder)
+
+
+def replace_folder(temporary: Path, final: Path) -> None:
+    """Gives a complete folder its final name; a folder of that name is removed afterwards.
+
+    All files below ``temporary`` are on the disk before the rename. The old folder is moved aside
+    to ``<temporary>.old`` for the moment of the rename, and comes back if the rename fails.
+
+    Raises:
+        OSError: the disk is full or the parent folder cannot be written; ``final`` is as it was.
+    """
+    for folder, _, names in os.walk(temporary, topdown=False):
+        for name in names:
+            _sync(Path(folder, name))
+        _sync(Path(folder))
+    aside = temporary.with_name(temporary.name + ".old")
+    try:
+        if final.is_dir():
+            os.rename(final, aside)
+        os.rename(temporary, final)
+    except BaseException:
+        if aside.is_dir() and not final.exists():
+            os.rename(aside, final)
+        raise
+    try:
+        _sync(final.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Brings a file, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,9 +1,9 @@
 """``python -m pypkg.pretrain CONFIG.json [--key value ...]``: pre-trains a model.
 
-The settings are PaddleNLP's (see docs/configuration.md); what stands on the command line wins over
-the file. ``--nproc N`` starts N CPU processes on this machine, which are the ranks of one run.
-Exit codes: 0 done, 2 a setting or file that cannot be used, 130 stopped by Ctrl-C and 143 by
-SIGTERM, both with a checkpoint saved.
+The settings are PaddleNLP's (docs/configuration.md); the command line wins over the file.
+``--nproc N`` starts N CPU processes on this machine, the ranks of one run. Exit codes: 0 done; 2 an
+invalid setting or file; 130 stopped by Ctrl-C and 143 by SIGTERM, both with a checkpoint saved; 1
+another error.
 """
 
 from __future__ import annotations

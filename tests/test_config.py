@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import settings as run_with
 from hypothesis import strategies as st
 
-from pypkg.config import Settings, check_supported, help_text, load_settings, notices
+from pypkg.config import Settings, check_supported, load_settings, notices
 from pypkg.config.docs_page import configuration_page
 from pypkg.config.known_keys import NO_EFFECT, REFUSED
 from pypkg.config.settings import setting_fields
@@ -49,6 +49,7 @@ def test_every_paddlenlp_key_is_known_once():
         "ops_backend", "num_threads", "eval_iters", "sample_prompt", "sample_tokens",
         "matmul_precision", "blend_by", "blend_temperature", "sample_order",
         "reset_attention_mask", "reset_position_ids", "eod_mask_loss",
+        "download",
     }  # fmt: skip
     expected = set((FIXTURES / "keys.txt").read_text(encoding="utf-8").split())
     assert set(known) == expected | ours
@@ -351,13 +352,6 @@ def test_nothing_to_do_is_refused(tmp_path):
     with pytest.raises(UserError, match="nothing to do"):
         check_supported(load(tmp_path))
     check_supported(load(tmp_path, {"do_eval": True}))
-
-
-def test_help_names_every_setting():
-    text = help_text()
-    assert text.startswith("usage: python -m pypkg.pretrain [CONFIG.json]")
-    for spec in setting_fields():
-        assert f"\n--{spec.name}  [" in text
 
 
 _KEYS = [spec.name for spec in setting_fields()] + [row.name for row in (*NO_EFFECT, *REFUSED)]

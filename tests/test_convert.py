@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from disk_log import DiskLog
 from safetensors.numpy import load_file
 
 from pypkg import convert
 from pypkg.models import from_pretrained
 from pypkg.models.architecture.registry import load_config
 from pypkg.models.weights import model_folder
-from pypkg.models.weights.formats.files import TensorFiles
+from pypkg.models.weights.formats.tensor_files import TensorFiles
 
 MODELS = Path(__file__).parent / "models"
 sys.path.append(str(MODELS))  # the writers of PyTorch's and SAT's files
@@ -135,7 +136,9 @@ def test_configuration_of_a_known_model(tmp_path: Path, capsys: pytest.CaptureFi
 def test_import_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     shutil.copytree(GOLDEN / "llama", cache / "models--org--m" / "snapshots" / "c0")
-    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    (cache / "models--org--m" / "refs").mkdir()
+    (cache / "models--org--m" / "refs" / "main").write_text("c0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     assert _run("import", "org/m", tmp_path / "in") == 0
     assert load_config(tmp_path / "in") == load_config(GOLDEN / "llama")
 
@@ -259,6 +262,17 @@ def test_destination_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert _run("export", source, destination, "--overwrite") == 2
         assert message in capsys.readouterr().err
     assert (source / WEIGHTS).is_file()
+
+
+def test_a_folder_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _run("export", GOLDEN / "llama", tmp_path / "out") == 0
+    disk = DiskLog(monkeypatch)
+    assert _run("export", GOLDEN / "qwen2", tmp_path / "out", "--overwrite") == 0
+    disk.check()
+    folders = [event.split()[2] for event in disk.changes() if "safetensors" not in event]
+    assert folders[-1] == "out"
 
 
 def test_failure_leaves_nothing_and_the_old(

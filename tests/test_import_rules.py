@@ -65,6 +65,8 @@ RULES = (
     Rule("pypkg.pretrain", _ANYTHING),
     Rule("pypkg.preprocess", _ANYTHING),
     Rule("pypkg.convert", _ANYTHING),
+    Rule("pypkg.__main__"),  # runs the others by name
+    Rule("pypkg.completion", ("pypkg.__main__",)),
     Rule("pypkg.plan", ("pypkg.config", _ARCHITECTURE, "pypkg.planner", "pypkg.logs")),
 )  # fmt: skip
 # The rooms of a package from the highest to the lowest: a module imports from its own room and from
@@ -88,11 +90,11 @@ COMMAND_LINES = ("pypkg.pretrain", "pypkg.preprocess", "pypkg.convert", "pypkg.p
 # draws in.)
 WITHOUT_PADDLE = ("pypkg", "pypkg.config", "pypkg.errors", "pypkg.models.architecture.config",
                   "pypkg.models.architecture.registry", "pypkg.threads", "pypkg.capabilities",
-                  "pypkg.models.weights.formats.files", "pypkg.models.weights.model_folder",
-                  "pypkg.models.weights.hub_cache", "pypkg.models.architecture.layer_split",
+                  "pypkg.models.weights.formats.tensor_files", "pypkg.models.weights.model_folder",
+                  "pypkg.models.weights.hub", "pypkg.models.architecture.layer_split",
                   "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.weights.tp_shards",
                   "pypkg.parallel.mesh", "pypkg.convert", "pypkg.preprocess",
-                  "pypkg.pretrain")  # fmt: skip
+                  "pypkg.pretrain", "pypkg.__main__", "pypkg.completion")  # fmt: skip
 
 
 def module_name(file: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-FOLDERS = (".ci", "cmake", "configs", "csrc", "docs", "pypkg", "tests", "tools")
+FOLDERS = (".ci", ".github", "cmake", "configs", "csrc", "docs", "pypkg", "tests", "tools")
 BINARY = {".safetensors", ".so", ".bin", ".idx", ".npy", ".npz", ".png", ".pyc"}
 
 FILE_LINES = 400

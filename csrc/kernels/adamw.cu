@@ -5,7 +5,9 @@ namespace pypkg {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kChunk = 4096;  // elements that a block takes at a time; a multiple of all groups
+// On a multiprocessor, at least: 64 registers a thread. Left to itself, ptxas spills one variant.
+constexpr int kResidentThreads = 1024;
+constexpr int64_t kChunk = 4096;  // elements that a block takes at a time; whole vectors
 
 // A tensor as the kernel sees it.
 struct Entry {
@@ -89,7 +91,8 @@ inline __device__ bool is_aligned(const Entry& entry) {
 }
 
 template <typename P, typename G, bool kHasMaster>
-__global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__ Batch batch) {
+__global__ void __launch_bounds__(kThreads, kResidentThreads / kThreads)
+    adamw_kernel(const __grid_constant__ Batch batch) {
   constexpr int kSize = kVectorSize<P>;
   const float scale = batch.grad_scale ? *batch.grad_scale : 1.0f;
   for (int chunk = blockIdx.x; chunk < batch.chunks; chunk += gridDim.x) {

@@ -22,9 +22,10 @@ PYPKG_INLINE void forward_row(const T* x, const T* residual, const W* weight, T*
       residual_out[c] = from_float<T>(to_float(x[c]) + to_float(residual[c]));
     }
   }
-  float sum = 0.0f;  // of the squares of h as rounded, which is what the backward pass will see
-#pragma omp simd reduction(+ : sum)
-  for (int64_t c = 0; c < cols; ++c) sum += to_float(h[c]) * to_float(h[c]);
+  // Of the squares of h as rounded, which is what the backward pass will see.
+  const float sum = sum_of(cols, [&](int64_t c) __attribute__((always_inline)) {
+    return to_float(h[c]) * to_float(h[c]);
+  });
   const float scale = 1.0f / std::sqrt(sum / static_cast<float>(cols) + epsilon);
   *rstd = scale;
 #pragma omp simd
@@ -36,9 +37,9 @@ PYPKG_INLINE void forward_row(const T* x, const T* residual, const W* weight, T*
 template <class T, class W>
 PYPKG_INLINE void backward_row(const T* dy, const T* dh, const T* h, const W* weight, float rstd,
                                T* dx, float* dweight, int64_t cols) {
-  float dot = 0.0f;
-#pragma omp simd reduction(+ : dot)
-  for (int64_t c = 0; c < cols; ++c) dot += to_float(dy[c]) * to_float(weight[c]) * to_float(h[c]);
+  const float dot = sum_of(cols, [&](int64_t c) __attribute__((always_inline)) {
+    return to_float(dy[c]) * to_float(weight[c]) * to_float(h[c]);
+  });
   const float mean = dot * rstd * rstd / static_cast<float>(cols);
   if (dh) {
 #pragma omp simd

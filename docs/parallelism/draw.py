@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from pypkg.bench.report.svg import svg
 from pypkg.models.architecture.layer_split import layer_ranges
 from pypkg.models.architecture.registry import config_from_huggingface
-from pypkg.models.weights.tp_shards import part_of
+from pypkg.models.weights.tp_shards import tp_shard
 
 FOLDER = Path(__file__).parent
 HELD, FREE, EDGE, TEXT = "#7fb0ee", "#eef1f5", "#8a94a3", "#1f2630"
@@ -96,7 +96,7 @@ def _draw_shard(
     x, y = at
     width, height = 84, (32 if len(shape) == 2 else 8)
     inside = name if name in OUTSIDE else f"layers.0.{name}"
-    shard = part_of(CONFIG, f"{inside}.weight", *place)
+    shard = tp_shard(CONFIG, f"{inside}.weight", *place)
     canvas.box(x, y, width, height, HELD if shard is None else FREE)
     for start, stop in shard.ranges if shard else ():
         first, share = start / shape[shard.axis], (stop - start) / shape[shard.axis]

@@ -133,7 +133,7 @@ def _write_json(path: Path, result: dict[str, Any]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pypkg.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="pypkg bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     measured = argparse.ArgumentParser(add_help=False)

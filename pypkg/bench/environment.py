@@ -16,6 +16,13 @@ from pypkg import __version__
 from pypkg.threads import available_cores
 
 _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "torch", "transformers", "numpy")
+# What keeps the libraries that are timed from wider instructions than another processor has.
+_INSTRUCTION_SETS = (
+    "PYPKG_CPU_ISA",
+    "ATEN_CPU_CAPABILITY",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+)
 _PLACEHOLDERS = {"--json": "FILE", "--site-packages": "FOLDER", "--paddlenlp": "PYTHON"}
 
 
@@ -48,7 +55,8 @@ def _command(arguments: Sequence[str]) -> str:
         else:
             words.append(f"{option}={placeholder}" if equals else placeholder)
         last = word
-    return shlex.join(["python", "-m", "pypkg.bench", *words])
+    given = [f"{name}={os.environ[name]}" for name in _INSTRUCTION_SETS if os.environ.get(name)]
+    return shlex.join([*given, "python", "-m", "pypkg.bench", *words])
 
 
 def _versions() -> dict[str, str]:

@@ -1,8 +1,34 @@
-"""``python -m pypkg.config``: prints docs/configuration.md."""
+"""``python -m pypkg.config [WORD ...]``: the settings of pypkg.pretrain.
+
+Without words it prints docs/configuration.md, with words the settings whose names contain one.
+Exit codes: 0 done, 2 no setting contains any of the words.
+"""
 
 from __future__ import annotations
 
-from pypkg.config.docs_page import configuration_page
+import argparse
+import sys
+from collections.abc import Sequence
+
+from pypkg.config.docs_page import configuration_page, explain_settings
+from pypkg.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="pypkg config",
+        description="Prints docs/configuration.md, or the settings whose names contain a WORD.",
+    )
+    parser.add_argument("words", nargs="*", metavar="WORD", help="such as learning_rate, parallel")
+    words = parser.parse_args(arguments).words
+    try:
+        print(explain_settings(words) if words else configuration_page(), end="")
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
 
 if __name__ == "__main__":
-    print(configuration_page(), end="")
+    sys.exit(main())

@@ -79,7 +79,11 @@ def _check_warmup(s: Settings) -> Iterator[str]:
             f"warmup_steps ({s.warmup_steps}) is above max_steps ({s.max_steps}), so learning_rate "
             "would never be reached; lower warmup_steps or raise max_steps"
         )
-    elif s.lr_scheduler_type in ("linear", "cosine") and s.warmup > s.decay_steps:
+    elif (
+        s.lr_scheduler_type in ("linear", "cosine")
+        and s.decay_steps is not None
+        and s.warmup > s.decay_steps
+    ):
         yield (
             f"the warm-up of {s.warmup:g} steps is longer than decay_steps ({s.decay_steps:g}); "
             "lower warmup_steps or warmup_ratio, or raise decay_steps"
@@ -114,7 +118,7 @@ def _check_evaluation(s: Settings) -> Iterator[str]:
             "do_eval is true but evaluation_strategy is 'no'; set do_eval to false or "
             "evaluation_strategy to 'steps'"
         )
-    if 0 < s.max_evaluate_steps < s.eval_iters:
+    if s.eval_iters is not None and 0 < s.max_evaluate_steps < s.eval_iters:
         yield (
             f"eval_iters ({s.eval_iters}) is above max_evaluate_steps ({s.max_evaluate_steps}); "
             "set only one of them"

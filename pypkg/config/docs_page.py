@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from pypkg import markdown
 from pypkg.config.known_keys import NO_EFFECT, REFUSED, KnownKey
 from pypkg.config.setting import SEE_BELOW
-from pypkg.config.settings import setting_fields, setting_types
+from pypkg.config.settings import setting_fields
 from pypkg.config.suboptions import SUB_OPTIONS
+from pypkg.config.values import setting_types
+from pypkg.errors import UserError
 
 _INTRODUCTION = """\
 <!-- Written by `make docs` from pypkg/config. Change the tables there, not this page. -->
@@ -75,22 +79,72 @@ These PaddleNLP keys are known, and any value other than the ones shown is refus
 
 
 _USAGE = """\
-usage: python -m pypkg.pretrain [CONFIG.json] [--key value ...] [--nproc N]
+usage: pypkg pretrain [CONFIG.json] [--KEY VALUE ...] [--nproc N]
 
---nproc starts N CPU processes, which are one run. Keys on the command line win over those in the
-file. docs/configuration.md explains how they work together, and lists PaddleNLP's keys that are
-accepted without effect or refused.
+Pre-trains a model, and resumes from the newest checkpoint in output_dir.
+--KEY VALUE wins over CONFIG.json. --nproc N starts N CPU processes as one run.
+Required: {required}.
 """
+
+_MORE = """
+pypkg config WORD ...   type, default and meaning of the settings with WORD
+pypkg config            docs/configuration.md: all settings, how they interact
+"""
+
+# The first setting of each topic, in the order of Settings, and the topic's title.
+_TOPICS = {
+    "model_name_or_path": "Model and data",
+    "do_train": "What to do",
+    "learning_rate": "Optimizer and learning rate",
+    "logging_steps": "Logging, evaluation, checkpoints",
+    "device": "Device and precision",
+    "tensor_parallel_degree": "Parallelism",
+    "recompute": "Activations",
+    "reset_attention_mask": "Unknown to PaddleNLP",
+}
 
 
 def help_text() -> str:
-    """What --help prints: every setting with type, default and meaning."""
-    types = setting_types()
-    lines = [_USAGE]
+    """What ``pypkg pretrain --help`` prints: the names of all settings by topic."""
+    required = ", ".join(spec.name for spec in setting_fields() if spec.metadata["required"])
+    topics: dict[str, list[str]] = {}
+    title = ""
     for spec in setting_fields():
-        default = _default(spec).strip("`*")
-        lines.append(f"--{spec.name}  [{_type_name(types[spec.name])}, {default}]")
-        lines.append(f"    {_description(spec).replace('`', '')}")
+        title = _TOPICS.get(spec.name, title)
+        topics.setdefault(title, []).append(f"--{spec.name}")
+    lines = [_USAGE.format(required=required)]
+    for title, names in topics.items():
+        words = textwrap.fill(
+            " ".join(names), 80, initial_indent="  ", subsequent_indent="  ",
+            break_on_hyphens=False,
+        )  # fmt: skip
+        lines.append(f"{title}:\n{words}")
+    return "\n".join(lines) + "\n" + _MORE
+
+
+def explain_settings(words: Sequence[str]) -> str:
+    """Type, default and meaning of every setting whose name contains one of ``words``.
+
+    Raises:
+        UserError: no name contains any of them.
+    """
+    types = setting_types()
+    lines = []
+    for spec in setting_fields():
+        if any(word.removeprefix("--") in spec.name for word in words):
+            default = _default(spec).strip("`*")
+            lines.append(f"--{spec.name}  [{_type_name(types[spec.name])}, {default}]")
+            lines.append(
+                textwrap.fill(
+                    _description(spec).replace("`", ""), 80,
+                    initial_indent="    ", subsequent_indent="    ",
+                )
+            )  # fmt: skip
+    if not lines:
+        raise UserError(
+            f"no setting has {' or '.join(map(repr, words))} in its name; "
+            "'pypkg pretrain --help' lists the names"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -175,5 +229,5 @@ def _type_name(kind: Any) -> str:
     return f"list of {_type_name(typing.get_args(kind)[0])}"
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(["", *markdown.table(header, rows, padded=False), ""])

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pypkg.config.checks import value_problems
-from pypkg.config.conversion import ConversionError, convert
 from pypkg.config.known_keys import NO_EFFECT, REFUSED
-from pypkg.config.settings import Settings, setting_fields, setting_types
+from pypkg.config.settings import Settings, setting_fields
+from pypkg.config.values import ConversionError, convert, setting_types
 from pypkg.errors import UserError
 
 _COMMAND_LINE = "on the command line"

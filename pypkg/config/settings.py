@@ -9,13 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pypkg.config.setting import SEE_BELOW, setting, split_words
+from pypkg.config.setting import SEE_BELOW, in_steps, setting, split_words
 from pypkg.config.suboptions import option_names
 
 # PaddleNLP's run_pretrain evaluates this many batches, whatever the settings say.
@@ -54,7 +52,9 @@ class Settings:
         "", "folder of .bin/.idx files, or 'weight1 prefix1 weight2 prefix2 ...'", required=True
     )
     output_dir: str = setting("", "folder for checkpoints, metrics and logs", required=True)
-    split: str = setting("949,50,1", "shares of the documents for training, validation and test")
+    split: str = setting(
+        "949,50,1", "proportions of the documents for training, validation and test"
+    )
     data_cache: str | None = setting(
         None, "folder that keeps the sample indices; by default index-cache beside the data"
     )
@@ -75,10 +75,10 @@ class Settings:
     )
 
     # What to do
-    do_train: bool = setting(False, "train")
+    do_train: bool = setting(False, "run the training loop")
     do_eval: bool = setting(False, "evaluate on the validation split")
     do_predict: bool = setting(False, "after training, evaluate on the test split")
-    seed: int = setting(42, "decides random weights and the order of samples", at_least=0)
+    seed: int = setting(42, "seed of the random weights and of the order of samples", at_least=0)
     max_steps: int = setting(
         -1, "number of optimizer steps of the whole run", at_least=1, required=True
     )
@@ -89,31 +89,34 @@ class Settings:
         0, "threads that read batches ahead; 0 reads in the training thread", at_least=0
     )
     distributed_dataloader: bool = setting(
-        False,
-        "of the processes that train on the same samples, one reads and sends them to the others",
+        False, "one of the ranks that train on the same samples reads and broadcasts them"
     )
 
     # Optimizer and learning rate
-    learning_rate: float = setting(5e-5, "the peak", above=0)
-    min_learning_rate: float = setting(1e-5, "where cosine and linear decay end", at_least=0)
+    learning_rate: float = setting(5e-5, "learning rate after warm-up", above=0)
+    min_learning_rate: float = setting(1e-5, "final learning rate of a decay", at_least=0)
     lr_scheduler_type: str = setting(
         "linear",
         "shape of the learning rate after warm-up; constant has no warm-up",
         choices=("linear", "cosine", "constant", "constant_with_warmup"),
     )
     warmup_steps: int = setting(
-        0, "steps of linear warm-up; above 0 it wins over warmup_ratio", at_least=0
+        0, "steps of linear warm-up; a value above 0 overrides warmup_ratio", at_least=0
     )
-    warmup_ratio: float = setting(0.0, "warm-up as a share of max_steps", at_least=0, at_most=1)
+    warmup_ratio: float = setting(
+        0.0, "warm-up steps as a fraction of max_steps", at_least=0, at_most=1
+    )
     decay_steps: float | None = setting(
         None, "step at which min_learning_rate is reached; by default max_steps", above=0
     )
-    weight_decay: float = setting(0.0, "of matrices; norms and biases have none", at_least=0)
-    adam_beta1: float = setting(0.9, "AdamW", at_least=0, below=1)
-    adam_beta2: float = setting(0.999, "AdamW", at_least=0, below=1)
-    adam_epsilon: float = setting(1e-8, "AdamW", above=0)
+    weight_decay: float = setting(0.0, "AdamW's, of matrices; 0 for norms and biases", at_least=0)
+    adam_beta1: float = setting(0.9, "decay rate of AdamW's first moment", at_least=0, below=1)
+    adam_beta2: float = setting(0.999, "decay rate of AdamW's second moment", at_least=0, below=1)
+    adam_epsilon: float = setting(1e-8, "added to AdamW's denominator", above=0)
     max_grad_norm: float = setting(
-        1.0, "global gradient norm above which gradients are scaled down; 0 never", at_least=0
+        1.0,
+        "gradients are scaled down to this global norm if theirs is larger; 0 disables clipping",
+        at_least=0,
     )
 
     # Logging, evaluation, checkpoints
@@ -136,7 +139,9 @@ class Settings:
         "time went and what was sent",
     )
     evaluation_strategy: str | None = setting(
-        None, "by default steps when do_eval is true, else no", choices=("no", "steps", "epoch")
+        None,
+        "when the validation split is evaluated; by default steps if do_eval is true, else no",
+        choices=("no", "steps", "epoch"),
     )
     eval_steps: int | None = setting(
         None, "steps between evaluations; by default logging_steps", at_least=1
@@ -158,14 +163,15 @@ class Settings:
 
     # Device
     device: str | None = setting(
-        None, "by default gpu when Paddle sees one, else cpu", choices=("cpu", "gpu")
+        None,
+        "device to run on; by default gpu if Paddle finds one, else cpu",
+        choices=("cpu", "gpu"),
     )
     bf16: bool | None = setting(
-        None,
-        "compute in bfloat16; by default where the device can and fp16 is false; false: float32",
+        None, "compute in bfloat16; by default if the device supports it and fp16 is false"
     )
-    fp16: bool = setting(False, "compute in float16, with a loss scale that adapts itself")
-    scale_loss: float = setting(2.0**15, "the loss scale that float16 starts with", above=0)
+    fp16: bool = setting(False, "compute in float16 with a dynamic loss scale")
+    scale_loss: float = setting(2.0**15, "initial loss scale of float16", above=0)
     offload_optim: bool = setting(
         False, "keep the optimizer state in host memory between updates, as sharding's offload does"
     )
@@ -173,41 +179,40 @@ class Settings:
         False, "accumulate and reduce the gradients of half-precision parameters in float32"
     )
     use_flash_attention: bool | None = setting(
-        None, "true: insist on it; false: attention that stores its weights; by default if possible"
+        None,
+        "require flash attention, or store the attention weights; by default flash where supported",
     )
 
-    # Processes. The number launched has to be a multiple of the product of these degrees.
+    # Parallelism. The number of ranks must be a multiple of the product of these degrees.
     tensor_parallel_degree: int = setting(
-        -1, "processes that divide every layer; -1 is 1", at_least=-1
+        -1, "ranks that divide the matrices of every layer; -1 is 1", at_least=-1
     )
     pipeline_parallel_degree: int = setting(
-        -1, "stages of consecutive layers, each on processes of its own; -1 is 1", at_least=-1
+        -1, "pipeline stages of consecutive layers, each on ranks of its own; -1 is 1", at_least=-1
     )
     virtual_pp_degree: int = setting(
-        1, "parts of the model that each stage has, which interleave", at_least=-1
+        1, "model chunks of each pipeline stage; above 1, the interleaved schedule", at_least=-1
     )
     sharding: tuple[str, ...] = setting(
         (),
-        "what processes with other samples divide: stage1 the optimizer state, stage2 gradients "
-        "as well, stage3 parameters as well; with offload the state stays in host memory",
+        "ZeRO stage: stage1 shards the optimizer state, stage2 the gradients as well, stage3 the "
+        "parameters as well; offload keeps the optimizer state in host memory",
         choices=("stage1", "stage2", "stage3", "offload"),
     )
     sharding_parallel_degree: int = setting(
-        -1, "processes that sharding divides over; -1 for all that are left", at_least=-1
+        -1, "ranks that sharding divides over; -1 for all that the other degrees leave", at_least=-1
     )
-    sharding_degree: int = setting(-1, "old name of sharding_parallel_degree", at_least=-1)
+    sharding_degree: int = setting(-1, "deprecated name of sharding_parallel_degree", at_least=-1)
     data_parallel_degree: int = setting(
-        -1,
-        "copies with other samples; follows from the rest, and if given must agree with it",
-        at_least=-1,
+        -1, "replicas that train on different samples; -1: from the other degrees", at_least=-1
     )
     sequence_parallel: bool = setting(
-        False, "between the layers, tensor-parallel processes divide the tokens"
+        False, "divide the tokens over the tensor-parallel ranks outside attention and MLP"
     )
     hybrid_parallel_topo_order: str | None = setting(
         None,
-        "which of pipeline and sharding has neighbouring processes further apart; by default "
-        "pp_first",
+        "outer axis of the rank grid: pp_first puts pipeline stages outside the sharding groups, "
+        "sharding_first inside; by default pp_first",
         choices=("pp_first", "sharding_first"),
     )
     tensor_parallel_config: tuple[str, ...] = setting(
@@ -228,20 +233,19 @@ class Settings:
 
     # Activations
     recompute: bool = setting(
-        False, "keep the input of each layer alone and compute the rest again in the backward pass"
+        False,
+        "keep only the input of each layer and recompute its activations in the backward pass",
     )
     recompute_granularity: str = setting(
         "full",
-        "what is computed again: whole layers, attention blocks, or attention without projections",
+        "what is recomputed: whole layers, attention blocks, or attention without its projections",
         choices=("full", "full_attn", "core_attn"),
     )
     no_recompute_layers: tuple[int, ...] = setting(
-        (), "numbers of layers, from 0, that keep everything", at_least=0
+        (), "numbers of layers, from 0, that are not recomputed", at_least=0
     )
     pp_recompute_interval: int = setting(
-        1,
-        "of a pipeline stage (each part of one), recompute one layer in that many; 0: none",
-        at_least=0,
+        1, "recompute one in this many layers of each model chunk; 0: none", at_least=0
     )
     recompute_use_reentrant: bool = setting(
         False, "recompute in an autograd function, not in hooks; the results are the same"
@@ -255,15 +259,19 @@ class Settings:
     )
 
     # Ours, unknown to PaddleNLP
+    download: bool = setting(
+        False,
+        "with continue_training, fetch weights that the Hugging Face cache lacks from the Hub; "
+        "otherwise the network is never used",
+    )
     reset_attention_mask: bool = setting(
-        False, "a token sees only those of its own document (Megatron-LM's name)"
+        False, "a token attends only to tokens of its own document (Megatron-LM's name)"
     )
     reset_position_ids: bool = setting(
         False, "positions count from 0 in each document (Megatron-LM's name)"
     )
     eod_mask_loss: bool = setting(
-        False,
-        "what follows the last token of a document is not to be predicted (Megatron-LM's name)",
+        False, "mask the loss at the last token of each document (Megatron-LM's name)"
     )
     blend_by: str = setting(
         "weights",
@@ -347,12 +355,12 @@ class Settings:
     @property
     def evaluates(self) -> bool:
         """Whether the validation split is evaluated during training."""
-        return _in_steps("evaluation_strategy", self.evaluation_strategy)
+        return in_steps("evaluation_strategy", self.evaluation_strategy)
 
     @property
     def saves(self) -> bool:
         """Whether checkpoints are written."""
-        return _in_steps("save_strategy", self.save_strategy)
+        return in_steps("save_strategy", self.save_strategy)
 
     @property
     def warmup(self) -> float:
@@ -378,20 +386,3 @@ class Settings:
 def setting_fields() -> tuple[dataclasses.Field, ...]:
     """The fields of Settings that users can set."""
     return tuple(f for f in dataclasses.fields(Settings) if "help" in f.metadata)
-
-
-def setting_types() -> dict[str, Any]:
-    """Setting name to its type, where ``X | None`` counts as X."""
-    hints = typing.get_type_hints(Settings)
-    found = {spec.name: hints[spec.name] for spec in setting_fields()}
-    return {
-        name: typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
-        for name, hint in found.items()
-    }
-
-
-def _in_steps(name: str, strategy: str | None) -> bool:
-    """Whether a strategy acts every so many steps; ``check_supported`` has refused "epoch"."""
-    if strategy not in ("no", "steps", "epoch"):
-        raise ValueError(f"{name} {strategy!r} is not honoured")
-    return strategy != "no"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pypkg.errors import UserError
+from pypkg.files import replace_folder
 
 # Tokenizers, generation settings, and the code of models that ships with their weights.
 _COMPANIONS = (
@@ -39,23 +40,17 @@ def new_folder(destination: Path, source: Path, overwrite: bool) -> Iterator[Pat
     destination, source = destination.absolute(), source.resolve()
     _check(destination, source, overwrite)
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    replaced = destination.with_name(f".{destination.name}.{os.getpid()}.old")
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        if destination.is_dir():
-            destination.rename(replaced)
-        temporary.rename(destination)
+        replace_folder(temporary, destination)
     except OSError as error:
-        if replaced.is_dir() and not destination.exists():
-            replaced.rename(destination)
         raise UserError(
             f"cannot write {destination}: {error.strerror}; choose a folder that can be written "
             "to and has room"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _check(destination: Path, source: Path, overwrite: bool) -> None:

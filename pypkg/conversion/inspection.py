@@ -8,14 +8,14 @@ from pathlib import Path
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.registry import load_config, weight_map
-from pypkg.models.weights.formats.files import TensorFiles
-from pypkg.models.weights.hub_cache import find_weights
+from pypkg.models.weights.formats.tensor_files import TensorFiles
+from pypkg.models.weights.hub import find_weights
 from pypkg.models.weights.model_folder import CONFIG_FILE
 
 _HEADINGS = ("tensor", "shape", "dtype", "parameters")
 
 
-def describe(name_or_folder: str | Path) -> str:
+def describe(name_or_folder: str | Path, download: bool = False) -> str:
     """A table of all tensors, their total, and the family that config.json names.
 
     A tensor that is known not to be a parameter has no number of parameters.
@@ -23,7 +23,7 @@ def describe(name_or_folder: str | Path) -> str:
     Raises:
         UserError: there are no weights, or a file cannot be read.
     """
-    folder = find_weights(name_or_folder)
+    folder = find_weights(name_or_folder, download)
     files = TensorFiles(folder)
     specs = files.specs()
     config, family = _family(folder)

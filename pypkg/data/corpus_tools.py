@@ -13,6 +13,7 @@ from pypkg.data.corpus.merge_split import merge_corpora, split_corpus
 from pypkg.data.corpus.reader import IndexedDataset
 from pypkg.data.corpus.validate import validate
 from pypkg.data.datasets.build import resolve_input_dir
+from pypkg.data.preprocess.options import whole_number
 from pypkg.data.tokenizers.load import load_tokenizer
 from pypkg.errors import UserError
 
@@ -78,7 +79,7 @@ def _inspect_options(add: Callable[..., Any]) -> None:
         type=Path,
         help="show text instead of token ids",
     )
-    add("--max_tokens", type=_positive, default=1000, help="shown at most (%(default)s)")
+    add("--max_tokens", type=whole_number(1), default=1000, help="shown at most (%(default)s)")
 
 
 def _validate(prefix: Sequence[str], tokenizer_name_or_path: Path | None) -> int:
@@ -146,13 +147,6 @@ def _prefixes(given: Sequence[str]) -> list[str]:
         else:
             found.append(str(each).removesuffix(".idx").removesuffix(".bin"))
     return found
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"found '{text}', expected a whole number of at least 1")
-    return number
 
 
 def _amount(text: str) -> float:

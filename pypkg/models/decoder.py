@@ -15,7 +15,7 @@ from paddle import nn
 from pypkg import ops
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
-from pypkg.models.architecture.layer_split import Part
+from pypkg.models.architecture.layer_split import ModelChunk
 from pypkg.models.layers import recompute
 from pypkg.models.layers.attention import Attention, AttentionInputs
 from pypkg.models.layers.dropout import dropout
@@ -34,7 +34,7 @@ from pypkg.parallel.tp_layers import (
     vocab_embedding,
 )
 
-# Output of a branch, and the residual stream without it; None where the first is all of it.
+# Output of a branch, and the residual stream that it is added to; None where it is all.
 _State = tuple[paddle.Tensor, paddle.Tensor | None]
 _Branch = Callable[[paddle.Tensor], paddle.Tensor]
 
@@ -57,11 +57,12 @@ def _post(norm: nn.Layer, branch: _Branch, state: _State, alpha: float) -> _Stat
     return norm(branch(x), x)[0], None
 
 
+_POSITION_EMBEDDINGS = ("rope", "alibi", "learned", "none")  # those that a decoder computes
 _RESIDUALS = {"pre": _pre, "normed": _normed, "post": _post}
 
 
 class DecoderLayer(nn.Layer):
-    """Attention and feed-forward, each with its norms and added to the residual stream.
+    """Attention and MLP, each with its norms and added to the residual stream.
 
     ``layer_number`` counts the layers of the whole model from 0; the layer's entry of
     ``config.layer_types`` says which attention it has.
@@ -86,12 +87,14 @@ class DecoderLayer(nn.Layer):
         """One layer.
 
         Args:
-            x: [batch, sequence, hidden], output of the branch before; or split tokens
-                (parallel/layers.py).
-            residual: the stream without x, of the same shape; None where x is all of it.
+            x: [batch, sequence, hidden], output of the previous branch; under sequence parallelism
+                this rank's tokens of it (parallel/tp_layers.py).
+            residual: the residual stream before ``x`` is added, of the same shape; None where x is
+                the whole stream.
 
         Returns:
-            The same two for the next layer.
+            Output of the last branch and the residual stream before it is added, for the next
+            layer.
         """
         return recomputed(self, recompute.FULL, self._forward, x, residual, inputs)
 
@@ -118,18 +121,23 @@ def _through(norm: nn.Layer | None, x: paddle.Tensor) -> paddle.Tensor:
     return x if norm is None else norm(x)[0]
 
 
-class DecoderPart(nn.Layer):
-    """Consecutive layers of a decoder, with its embedding and its head if they belong to the part.
+class DecoderChunk(nn.Layer):
+    """A model chunk: consecutive layers, with the embedding if first and the head if last.
 
-    Parameters have the names that they have in the whole model. The last part of a model with a
-    tied head has an embedding table, too.
+    Parameters have their names in the whole model. The last chunk of a model with a tied head has
+    a copy of the embedding table.
     """
 
-    def __init__(self, config: ModelConfig, part: Part) -> None:
+    def __init__(self, config: ModelConfig, chunk: ModelChunk) -> None:
         super().__init__()
-        self.config, self.part = config, part
+        self.config, self.chunk = config, chunk
         width, hidden = config.embedding_size, config.hidden_size
-        is_first, is_last, is_tied = part.is_first, part.is_last, config.tie_word_embeddings
+        is_first, is_last, is_tied = chunk.is_first, chunk.is_last, config.tie_word_embeddings
+        if config.position_embedding not in _POSITION_EMBEDDINGS:
+            raise UserError(
+                f"position_embedding must be one of {', '.join(_POSITION_EMBEDDINGS)}, found "
+                f"{config.position_embedding!r}"
+            )
         is_projected, is_learned = width != hidden, config.position_embedding == "learned"
 
         def table() -> nn.Layer:
@@ -142,7 +150,7 @@ class DecoderPart(nn.Layer):
         self.embed_positions = LearnedPositions(config) if is_first and is_learned else None
         self.embed_norm = make_norm(config) if is_first and config.embedding_norm else None
         self.layers = nn.LayerList()
-        for number in part.layers:
+        for number in chunk.layers:
             self.layers.add_sublayer(str(number), DecoderLayer(config, number))
         self.norm = make_block_norm(config) if is_last and config.final_norm else None
         self.project_out = (
@@ -174,7 +182,7 @@ class DecoderPart(nn.Layer):
 
     def use_recompute(self, choice: Recompute | None) -> None:
         """Chooses what the layers compute again in backward passes; None, the default: nothing."""
-        recompute.use_recompute(zip(self.part.layers, self.layers, strict=True), choice)
+        recompute.use_recompute(zip(self.chunk.layers, self.layers, strict=True), choice)
 
     def use_dropout(self, probability: float) -> None:
         """Sets the dropout of hidden states in training: after each branch of a layer, and after
@@ -194,14 +202,20 @@ class DecoderPart(nn.Layer):
         prefix_lengths: paddle.Tensor | None = None,
         document_starts: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
-        """What the part makes of ``x``, which the part before hands on; None for the first part.
+        """The forward pass of this chunk.
 
-        Other args: as for ``Decoder.hidden_states``; the same for all parts.
+        Args:
+            x: output of the previous chunk; None for the first chunk.
+            input_ids, position_ids, prefix_lengths, document_starts: as for
+                ``Decoder.hidden_states``; the same for all chunks of a micro batch.
 
         Returns:
-            The normalised final hidden states, as ``Decoder.hidden_states``, of the last part; of
-            others the residual stream, [batch, sequence, hidden_size] or split tokens
-            (parallel/layers.py).
+            From the last chunk, the normalised final hidden states, as ``Decoder.hidden_states``;
+            from others the residual stream, [batch, sequence, hidden_size], or its split tokens
+            under sequence parallelism (parallel/tp_layers.py).
+
+        Raises:
+            UserError: an input that the model does not use, see ``Decoder.hidden_states``.
         """
         if self.config.prefix_lm:
             if document_starts is not None:
@@ -213,7 +227,7 @@ class DecoderPart(nn.Layer):
                 position_ids = derived_positions(self.config, input_ids)
             if prefix_lengths is None:
                 prefix_lengths = derived_prefix_lengths(self.config, input_ids)
-        if self.part.is_first:
+        if self.chunk.is_first:
             x = split_tokens(self._embed(input_ids, position_ids))
         inputs = self._attention_inputs(
             input_ids.shape, position_ids, prefix_lengths, document_starts
@@ -231,7 +245,7 @@ class DecoderPart(nn.Layer):
             x = self.norm(x, residual)[0]
         elif residual is not None:
             x = x + residual
-        if not self.part.is_last:
+        if not self.chunk.is_last:
             return x
         x = gather_tokens(x, *shape)
         return x if self.project_out is None else self.project_out(x)
@@ -297,11 +311,11 @@ class DecoderPart(nn.Layer):
         )
 
 
-class Decoder(DecoderPart):
+class Decoder(DecoderChunk):
     """A decoder-only language model. ``config`` holds its shape."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config, Part(range(config.num_hidden_layers)))
+        super().__init__(config, ModelChunk(range(config.num_hidden_layers)))
 
     def hidden_states(
         self,

@@ -10,18 +10,18 @@ _INTRODUCTION = """\
 <!-- Written by `make docs` from pypkg/models and configs/models. Change those, not this page. -->
 # Models
 
-`model_name_or_path` is a folder in Hugging Face format, or one of the names below. A name stands
-for the shape of the model: its configuration comes with this package, in `configs/models`, and
-nothing is downloaded. Upper and lower case make no difference. Training from scratch needs no
-more; `continue_training` takes the weights from the folder, or from the Hugging Face cache of this
-machine if they were downloaded there under that name.
+`model_name_or_path` is a folder in Hugging Face format, or one of the names below. A name selects
+a configuration that comes with this package, in `configs/models`. Names are not case-sensitive.
+Training from random weights needs nothing else. `continue_training` loads the weights from the
+folder, or those of that name from the Hugging Face cache; with `download`, weights that the cache
+lacks are fetched from the Hugging Face Hub.
 
-A further size is one more JSON file in `configs/models`, in the keys of the family's own
-`config.json`; the file of `org/name` is `org--name.json`. Where models differ only in their
-weights, `aliases.json` names the one whose file holds for them.
+To add a size, add a JSON file with the keys of the family's `config.json` to `configs/models`; the
+file of `org/name` is `org--name.json`. `aliases.json` maps models that differ only in their weights
+to one file.
 
-Parameters are counted from the configuration. A table of the embedding that is also the head
-counts once.
+Parameters are counted from the configuration. An embedding table that is tied to the head counts
+once.
 """
 
 

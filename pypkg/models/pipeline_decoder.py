@@ -9,7 +9,7 @@ from paddle import Tensor, nn
 
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.layer_split import cut
-from pypkg.models.decoder import DecoderPart
+from pypkg.models.decoder import DecoderChunk
 from pypkg.models.layers.recompute import Recompute
 from pypkg.parallel.pipeline import Schedule, pipeline_degree, pipeline_rank, virtual_stages
 
@@ -20,8 +20,8 @@ _INPUTS = ("input_ids", "position_ids", "prefix_lengths", "document_starts")
 _LABELS = ("labels", "token_losses")
 
 
-class StagedDecoder(nn.Layer):
-    """The parts of a decoder that this stage has, and the schedule that trains all stages.
+class PipelineDecoder(nn.Layer):
+    """The model chunks of this pipeline stage, and the schedule that trains all stages.
 
     Parameters have the names of the whole model. The last stage's copy of a tied embedding table
     has ``counted_elsewhere = True``: norms over all parameters leave it out.
@@ -34,23 +34,23 @@ class StagedDecoder(nn.Layer):
         super().__init__()
         self.config = config
         stages, rank = pipeline_degree(), pipeline_rank()
-        self._parts = tuple(
-            DecoderPart(config, part)
-            for part in cut(config.num_hidden_layers, stages, virtual_stages())[rank::stages]
+        self._chunks = tuple(
+            DecoderChunk(config, chunk)
+            for chunk in cut(config.num_hidden_layers, stages, virtual_stages())[rank::stages]
         )
-        for part in self._parts:
-            self._adopt(part)
+        for chunk in self._chunks:
+            self._adopt(chunk)
         tied = None
         if config.tie_word_embeddings and rank in (0, stages - 1):
             tied = self.embed_tokens.weight
             tied.counted_elsewhere = rank > 0
         self._schedule = Schedule(
-            [_Handover(part) for part in self._parts], _LABELS, self._parts[-1].loss_of, tied
+            [_Handover(chunk) for chunk in self._chunks], _LABELS, self._chunks[-1].loss_of, tied
         )
 
-    def _adopt(self, part: DecoderPart) -> None:
-        """Makes the layers of ``part`` this layer's own, under the same names."""
-        for name, child in part.named_children():
+    def _adopt(self, chunk: DecoderChunk) -> None:
+        """Makes the layers of ``chunk`` this layer's own, under the same names."""
+        for name, child in chunk.named_children():
             if name != "layers":
                 self.add_sublayer(name, child)
                 continue
@@ -69,18 +69,18 @@ class StagedDecoder(nn.Layer):
 
     def use_flash_attention(self, enabled: bool) -> None:
         """As of ``Decoder``."""
-        for part in self._parts:
-            part.use_flash_attention(enabled)
+        for chunk in self._chunks:
+            chunk.use_flash_attention(enabled)
 
     def use_recompute(self, choice: Recompute | None) -> None:
-        """As of ``Decoder``; intervals count the layers of each part."""
-        for part in self._parts:
-            part.use_recompute(choice)
+        """As of ``Decoder``; intervals count the layers of each chunk."""
+        for chunk in self._chunks:
+            chunk.use_recompute(choice)
 
     def use_dropout(self, probability: float) -> None:
         """As of ``Decoder``."""
-        for part in self._parts:
-            part.use_dropout(probability)
+        for chunk in self._chunks:
+            chunk.use_dropout(probability)
 
     def forward_backward(
         self,
@@ -106,16 +106,16 @@ class StagedDecoder(nn.Layer):
 
 
 class _Handover(nn.Layer):
-    """A part with what it is handed and hands on as dictionaries."""
+    """A model chunk whose input and output are dictionaries, which the schedule sends."""
 
-    def __init__(self, part: DecoderPart) -> None:
+    def __init__(self, chunk: DecoderChunk) -> None:
         super().__init__()
-        self.part = part
+        self.chunk = chunk
 
     def forward(self, state: dict[str, Tensor]) -> dict[str, Tensor] | Tensor:
         inputs = {name: state[name] for name in _INPUTS if name in state}
-        out = self.part.run(state.get(_STREAM), **inputs)
-        if self.part.part.is_last:
+        out = self.chunk.run(state.get(_STREAM), **inputs)
+        if self.chunk.chunk.is_last:
             return out
         # Copies, because the schedule frees what it has sent, and backward passes need these.
         return {_STREAM: out, **{name: value.clone() for name, value in inputs.items()}}

@@ -15,13 +15,13 @@ from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.registry import config_to_huggingface, load_config, weight_map
 from pypkg.models.architecture.weight_map import WeightMap
 from pypkg.models.decoder import Decoder
-from pypkg.models.pipeline_decoder import StagedDecoder
-from pypkg.models.weights.formats.files import TensorFiles
+from pypkg.models.pipeline_decoder import PipelineDecoder
 from pypkg.models.weights.formats.safetensors import TensorSpec
-from pypkg.models.weights.hub_cache import find_weights
+from pypkg.models.weights.formats.tensor_files import TensorFiles
+from pypkg.models.weights.hub import find_weights
 from pypkg.models.weights.initialization import standard_deviation
 from pypkg.models.weights.model_folder import CONFIG_FILE, DEFAULT_SHARD_SIZE, write_model_folder
-from pypkg.models.weights.tp_shards import part_of, tensor_parallel_problems, whole_shape
+from pypkg.models.weights.tp_shards import tensor_parallel_problems, tp_shard, whole_shape
 from pypkg.parallel import mesh
 from pypkg.parallel.comm import gather
 from pypkg.parallel.pipeline import pipeline_degree
@@ -30,7 +30,7 @@ from pypkg.parallel.tp_layers import gather_from_tensor_group, tensor_degree, te
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-Model = Decoder | StagedDecoder
+Model = Decoder | PipelineDecoder
 
 
 def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = None) -> Model:
@@ -41,9 +41,9 @@ def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = 
     given by ``seed`` and its name: the result depends on no global state and changes none. Without
     a seed it differs each time.
 
-    Under tensor parallelism each process draws the same whole matrices, one at a time, and keeps
-    its part; under pipeline parallelism it has those of its stage alone. So the model does not
-    depend on the degrees. All processes need the same seed.
+    Under tensor parallelism each rank draws the same whole matrices, one at a time, and keeps its
+    TP shard; under pipeline parallelism it draws those of its stage alone. So the model does not
+    depend on the degrees. All ranks need the same seed.
 
     Raises:
         UserError: ``dtype`` is not float32, float16 or bfloat16, the model cannot be divided over
@@ -60,23 +60,26 @@ def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = 
         shape = whole_shape(config, name, parameter.shape, tensor_degree())
         values = generator.standard_normal(shape, dtype=np.float32)
         values *= np.float32(standard_deviation(config, name, shape))
-        if part := part_of(config, name, tensor_degree(), tensor_rank()):
-            values = part.take(values)
+        if shard := tp_shard(config, name, tensor_degree(), tensor_rank()):
+            values = shard.take(values)
         parameter.set_value(paddle.to_tensor(values).astype(parameter.dtype))
     return model
 
 
-def from_pretrained(folder: str | Path, dtype: str = "float32", **overrides: Any) -> Model:
-    """The model in a local folder, or in the Hugging Face cache. The network is never asked.
+def from_pretrained(
+    folder: str | Path, dtype: str = "float32", *, download: bool = False, **overrides: Any
+) -> Model:
+    """The model in a local folder, or in the Hugging Face cache.
 
     Tensors are read one at a time and converted to ``dtype``; under pipeline parallelism, only
     those of this stage, and under tensor parallelism, only what this process holds of each.
 
     Args:
         folder: with config.json and weights in safetensors, PyTorch or SAT format, see
-            ``TensorFiles``; or a name such as "bigscience/bloom-560m" that was downloaded to the
-            cache, see ``hub_cache``.
+            ``TensorFiles``; or a name such as "bigscience/bloom-560m" in the cache, see
+            ``hub.find_weights``.
         dtype: float32, float16 or bfloat16.
+        download: fetch what the cache lacks; otherwise the network is never used.
         overrides: fields of ModelConfig that replace those of config.json.
 
     Returns:
@@ -87,7 +90,7 @@ def from_pretrained(folder: str | Path, dtype: str = "float32", **overrides: Any
             tensors that are missing, superfluous or of the wrong shape, or a model that cannot be
             divided over the processes.
     """
-    folder = find_weights(folder)
+    folder = find_weights(folder, download)
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(
             f"{folder} has no {CONFIG_FILE}; add the one of the model, or make a folder that has "
@@ -114,15 +117,15 @@ def _read(
     dtype: str,
 ) -> np.ndarray:
     """What this process holds of the parameter ``name``."""
-    part = part_of(config, name, tensor_degree(), tensor_rank())
-    if part is None:
+    shard = tp_shard(config, name, tensor_degree(), tensor_rank())
+    if shard is None:
         sources = names.source_shapes(name, own_shape)
         return names.to_model(name, [files.read(source, dtype) for source in sources])
     shape = whole_shape(config, name, own_shape, tensor_degree())
-    values = names.read_part(
-        name, shape, part.axis, part.ranges, lambda source, cut: files.read(source, dtype, cut)
+    values = names.read_ranges(
+        name, shape, shard.axis, shard.ranges, lambda source, cut: files.read(source, dtype, cut)
     )
-    return part.padded(values)
+    return shard.padded(values)
 
 
 def save_pretrained(
@@ -181,15 +184,19 @@ def gathered(
     )
 
 
-def whole_value(config: ModelConfig, name: str, part: paddle.Tensor) -> np.ndarray:
-    """What is shaped like the whole parameter ``name``, from the parts of the tensor group."""
+def whole_value(config: ModelConfig, name: str, shard: paddle.Tensor) -> np.ndarray:
+    """The whole tensor of the shape of the parameter ``name``, gathered over the tensor group.
+
+    Args:
+        shard: this rank's TP shard of the parameter, its gradient or its optimizer state.
+    """
     degree = tensor_degree()
-    if part_of(config, name, degree, 0) is None:
-        return part.numpy()
-    values = [value.numpy() for value in gather_from_tensor_group(part)]
-    whole = np.empty(whole_shape(config, name, part.shape, degree), values[0].dtype)
+    if tp_shard(config, name, degree, 0) is None:
+        return shard.numpy()
+    values = [value.numpy() for value in gather_from_tensor_group(shard)]
+    whole = np.empty(whole_shape(config, name, shard.shape, degree), values[0].dtype)
     for rank, value in enumerate(values):
-        part_of(config, name, degree, rank).put(value, whole)
+        tp_shard(config, name, degree, rank).put(value, whole)
     return whole
 
 
@@ -222,7 +229,7 @@ def _build(config: ModelConfig, dtype: str) -> Model:
     before = paddle.get_default_dtype()
     paddle.set_default_dtype(dtype)
     try:
-        return Decoder(config) if pipeline_degree() == 1 else StagedDecoder(config)
+        return Decoder(config) if pipeline_degree() == 1 else PipelineDecoder(config)
     finally:
         paddle.set_default_dtype(before)
 

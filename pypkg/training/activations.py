@@ -1,4 +1,4 @@
-"""What a model does with its activations in training, as the settings say."""
+"""Recompute and dropout of a model, from the settings."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from pypkg.models.layers.recompute import ATTENTION, ATTENTION_BLOCK, FULL, Reco
 
 
 def set_activations(model: paddle.nn.Layer, settings: Settings) -> None:
-    """Sets recompute and dropout of ``model``, a whole one or a pipeline stage."""
+    """Sets recompute and dropout of ``model``, a whole model or a pipeline stage."""
     model.use_recompute(recompute_choice(settings))
     model.use_dropout(settings.hidden_dropout_prob)
 
 
 def recompute_choice(settings: Settings) -> Recompute | None:
-    """What the layers recompute; None for nothing."""
+    """What the layers recompute; None: nothing.
+
+    Raises:
+        ValueError: no layer knows recompute_granularity.
+    """
     if not settings.recompute:
         return None
     if settings.recompute_granularity not in (FULL, ATTENTION_BLOCK, ATTENTION):

@@ -1,8 +1,8 @@
-"""One process reads for all that train on the same samples.
+"""One rank reads the samples for all ranks that train on the same ones.
 
-Those are the processes of a tensor group, in every stage of their pipeline. The first of them, of
-tensor rank 0 in the first stage, reads; what it has goes along the pipeline to the first of each
-tensor group, and from there to the rest of it.
+These are the ranks of a tensor group and of every stage of their pipeline. The reader has tensor
+rank 0 and pipeline rank 0. It broadcasts along its pipeline to tensor rank 0 of each stage, which
+broadcasts in its tensor group.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ T = TypeVar("T")
 
 
 def is_reader() -> bool:
-    """Whether this process reads for those that train on the same samples."""
+    """Whether this rank reads for those that train on the same samples."""
     current = mesh.current()
     return current.pipeline_rank == 0 and current.tensor_rank == 0
 
 
 def from_reader(make: Callable[[], T]) -> T:
-    """What ``make`` gives, which is called in the reader alone and has to be picklable.
+    """The result of ``make`` on the reader, which alone calls it. The result is pickled.
 
-    All processes that train on the same samples have to call this.
+    All ranks that train on the same samples have to call this.
 
     Raises:
-        UserError: the reader's, in all of them.
-        RuntimeError: another error of the reader, in the others; in the reader, that error.
+        UserError: raised by ``make``; on all of these ranks.
+        RuntimeError: on the other ranks, for another error of ``make``, which the reader raises.
     """
     if not is_reader():
         value, error, is_users = _share(None)
@@ -51,16 +51,15 @@ def from_reader(make: Callable[[], T]) -> T:
 
 
 class SharedBatches(Iterator[Batch]):
-    """The batches of the reader, in every process that trains on the same samples.
+    """The reader's batches, on every rank that trains on the same samples.
 
-    Each has to ask for the next one at the same point of its work. Errors of the reader are raised
-    as by :func:`from_reader`.
+    These ranks have to call ``next`` at the same points. Errors are those of :func:`from_reader`.
     """
 
     def __init__(self, source: Iterator[Batch] | None) -> None:
         """
         Args:
-            source: of the reader; None in the others.
+            source: the reader's batches; None on the other ranks.
         """
         self._source = source
 
@@ -72,7 +71,7 @@ class SharedBatches(Iterator[Batch]):
 
 
 def _share(value: Any) -> Any:
-    """``value`` of the reader."""
+    """The reader's ``value``."""
     current = mesh.current()
     if current.pipeline is not None and current.tensor_rank == 0:
         value = _broadcast(value, current.pipeline)
@@ -82,7 +81,7 @@ def _share(value: Any) -> Any:
 
 
 def _broadcast(value: Any, group: dist.communication.group.Group) -> Any:
-    """``value`` of the first process of ``group``."""
+    """``value`` of the first rank of ``group``."""
     told = [value]
     dist.broadcast_object_list(told, src=group.ranks[0], group=group)
     return told[0]

@@ -7,7 +7,7 @@ from types import FrameType, TracebackType
 
 
 class InterruptRequest:
-    """While entered, the first signal only sets :attr:`signal_number`; a second one interrupts."""
+    """While entered, the first signal sets :attr:`signal_number`; a second one interrupts."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None

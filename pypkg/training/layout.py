@@ -1,7 +1,7 @@
-"""How the processes of a run divide its work, and whether that is possible.
+"""The layout of a run: its parallel degrees, and every reason why they are invalid.
 
-Everything here is arithmetic on settings and the model's configuration: it runs, and refuses,
-before any process group is made.
+All of it is arithmetic on the settings and the model's configuration. Invalid layouts are rejected
+before a process group is made; every problem is listed with a fix.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pypkg.parallel.mesh import Degrees
 
 
 def degrees(settings: Settings, world_size: int) -> Degrees:
-    """The degrees of all axes, where ``layout_problems`` has found none.
+    """The degrees of all axes, for a layout without ``layout_problems``.
 
-    Data parallelism has the processes that tensor, pipeline and sharding leave; sharding without
-    a degree has all that tensor and pipeline leave.
+    The data-parallel degree is world_size / (tensor x pipeline x sharding). Sharding without a
+    degree of its own takes world_size / (tensor x pipeline).
     """
     tensor, pipeline = _tensor(settings), _pipeline(settings)
     shards = world_size // (tensor * pipeline)
@@ -31,16 +31,16 @@ def degrees(settings: Settings, world_size: int) -> Degrees:
         tensor=tensor,
         sequence_parallel=settings.sequence_parallel,
         topology_order=settings.hybrid_parallel_topo_order or "pp_first",
-        virtual_stages=_parts(settings),
+        virtual_stages=_chunks(settings),
     )
 
 
 def layout_problems(settings: Settings, config: ModelConfig, world_size: int) -> list[str]:
-    """Everything that makes the layout impossible, each with its values and a way out.
+    """Every reason why the layout is invalid, each with its values and a fix.
 
     Args:
         config: of the model as it is trained, with the settings' overrides.
-        world_size: processes that were launched.
+        world_size: number of processes that were launched.
     """
     return [
         *parallel_problems(settings),
@@ -52,7 +52,7 @@ def layout_problems(settings: Settings, config: ModelConfig, world_size: int) ->
 
 
 def layout_notices(settings: Settings, world_size: int) -> list[str]:
-    """Lines for the log: what was asked of the layout and changes nothing."""
+    """Log lines about settings of the layout that have no effect."""
     if settings.sharding_stage and degrees(settings, world_size).sharding == 1:
         return [
             f"sharding ({' '.join(settings.sharding)}) has no effect: of {world_size} processes, "
@@ -70,13 +70,13 @@ def _pipeline(s: Settings) -> int:
     return max(s.pipeline_parallel_degree, 1)
 
 
-def _parts(s: Settings) -> int:
-    """Parts of the model that each stage has."""
+def _chunks(s: Settings) -> int:
+    """Model chunks of each pipeline stage."""
     return max(s.virtual_pp_degree, 1)
 
 
 def _sharding(s: Settings, shards: int) -> int:
-    """Processes that sharding divides over, of ``shards`` with samples of their own."""
+    """The sharding degree, of ``shards`` ranks with samples of their own."""
     if not s.sharding_stage:
         return 1
     if s.wanted_sharding_degree > 0:
@@ -85,7 +85,7 @@ def _sharding(s: Settings, shards: int) -> int:
 
 
 def _process_problems(s: Settings, world_size: int) -> list[str]:
-    """Where the degrees do not make up the number of processes."""
+    """Degrees whose product does not fit the world size."""
     given = {
         "tensor_parallel_degree": _tensor(s),
         "pipeline_parallel_degree": _pipeline(s),
@@ -124,13 +124,13 @@ def _launch(processes: int) -> str:
 
 
 def _stage_problems(s: Settings, config: ModelConfig) -> list[str]:
-    """Where there are too few layers. They need not come out even (models/stages.py)."""
-    layers, stages, parts = config.num_hidden_layers, _pipeline(s), _parts(s)
-    if stages == 1 or layers >= stages * parts:
+    """Fewer layers than model chunks, which may differ in size (models/architecture)."""
+    layers, stages, chunks = config.num_hidden_layers, _pipeline(s), _chunks(s)
+    if stages == 1 or layers >= stages * chunks:
         return []
     asked = f"pipeline_parallel_degree ({stages})"
-    if parts > 1:
-        asked += f" x virtual_pp_degree ({parts})"
+    if chunks > 1:
+        asked += f" x virtual_pp_degree ({chunks})"
     if layers < stages:
         way_out = f"use a pipeline_parallel_degree of at most {layers}"
     else:

@@ -1,13 +1,13 @@
-"""Where the time of each rank goes, and what it sends: measured steps, and a table of all ranks.
+"""Time and traffic of each rank, measured by step, and a table of all ranks.
 
-A step's seconds are those of fetching its micro batches, of the forward and backward passes and of
-the update; logging, evaluation and checkpoints are left out. Of these,
+The time of a step is that of fetching its micro batches, of its forward and backward passes and of
+its update, without logging, evaluation and checkpoints. It is divided into
 
-- data is the wait for micro batches,
-- stages is the wait for other pipeline stages: for their messages, and for the last of them to end
-  the backward pass (the bubble, and the messages themselves),
-- communication is every other operation of a process group, with the wait for its other members,
-- compute is what remains.
+- data: waiting for micro batches,
+- stages: waiting for other pipeline stages, for their messages and for the last of them to end its
+  backward pass (the bubble and the messages),
+- communication: every other collective, with the wait for other ranks of its group,
+- compute: the rest.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pypkg.training.reporting.metrics import peak_memory_bytes
 
 @dataclass
 class Times:
-    """Sums over ``steps`` steps of one rank: seconds, tokens of all ranks, and bytes by group."""
+    """Sums over ``steps`` steps of one rank: seconds, tokens of all ranks, bytes sent by group."""
 
     steps: int = 0
     tokens: int = 0
@@ -65,7 +65,7 @@ class MeasuredEngine(Engine):
 
     @property
     def times(self) -> Times:
-        """Of this rank, without the first step, which warms up, unless there is no other."""
+        """Of this rank, without the first step, a warm-up, unless it is the only one."""
         times = self._rest if self._rest.steps else self._first
         times.peak_memory = peak_memory_bytes()
         return times
@@ -93,7 +93,7 @@ class MeasuredEngine(Engine):
         return norm
 
     def _wait_for_stages(self) -> None:
-        """Until all have ended their passes; else the update would wait, as for communication."""
+        """Waits until all stages have ended their passes; the update would count it otherwise."""
         group = mesh.current().pipeline
         if group is not None:
             start = time.perf_counter()
@@ -144,7 +144,7 @@ class _TimedData:
 
 
 def _finish() -> None:
-    """Waits until a GPU has done what it has been given."""
+    """Waits until the GPU is idle."""
     if paddle.device.get_device().startswith("gpu"):
         paddle.device.synchronize()
 
@@ -162,9 +162,9 @@ def print_rank_times(times: Times) -> None:
 
 
 def table(ranks: Sequence[Times]) -> str:
-    """A line for each of ``ranks``; tokens/s are those of the run, divided by its ranks.
+    """A line for each of ``ranks``; tokens/s are those of the run, divided by the world size.
 
-    The columns of stages and of groups are those that any rank has.
+    A column for stages or for a group is there if any rank has a value in it.
     """
     sent = [group for group in GROUPS if any(times.sent.get(group) for times in ranks)]
     parts = ["compute", "communication", "data"]

@@ -1,4 +1,4 @@
-"""The samples of a run: datasets, their order and its place in checkpoints, and batches."""
+"""The samples of a run: datasets, their order in checkpoints, and batches."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ class Samples:
     """The train, valid and test samples of a run.
 
     Attributes:
-        sources: the names of the corpora of each split, by split; a split that holds nothing, or
-            is not wanted, is missing.
+        sources: names of the corpora by split ("train", "valid", "test"); a split that is empty or
+            not used is missing.
     """
 
     def __init__(self, settings: Settings, config: ModelConfig, state: TrainerState) -> None:
         """
         Args:
-            state: where the run begins; says what its order of samples was.
+            state: of the checkpoint to resume, with its order of samples.
 
         Raises:
-            UserError: the data cannot be read, are too few, or do not fit model or settings.
+            UserError: the data cannot be read, are too small, or do not fit model or settings.
         """
         self._settings = settings
         self._config = config
@@ -64,27 +64,31 @@ class Samples:
         )
 
     def train_batches(self, start: int) -> Iterator[Batch]:
-        """This process's micro batches from the ``start``-th sample of the run on."""
+        """This rank's micro batches from the ``start``-th sample of the run on.
+
+        Each holds int64 ``input_ids`` and ``labels`` of shape [batch, sequence], and what objective
+        and packing add (pypkg.data.loading).
+        """
         return self._batches("train", self._settings.per_device_train_batch_size, start)
 
     def eval_batches(self, split: str = "valid") -> Iterator[Batch]:
-        """This process's batches of ``valid`` or ``test``, from the first."""
+        """This rank's batches of the split "valid" or "test", from its first sample on."""
         return self._batches(split, self._settings.per_device_eval_batch_size, 0)
 
     def record(self, state: TrainerState) -> None:
-        """Puts the order of samples, and how many each corpus has given, into ``state``."""
+        """Stores the order of samples, and the samples consumed from each corpus, in ``state``."""
         if self._order is not None:
-            positions = self._datasets["train"].drawn(state.consumed_samples)
+            positions = self._datasets["train"].samples_consumed(state.consumed_samples)
             state.data_order = self._order.to_json(positions)
 
     def usage(self, consumed_samples: int) -> list[dict[str, Any]]:
-        """What each corpus has given to training: exact counts.
+        """Samples and tokens that training has consumed from each corpus, exactly.
 
-        ``epochs`` counts how often its documents of the train split have been gone through.
+        ``epochs`` is tokens consumed over tokens of the corpus in the train split.
         """
         if self._order is None:
             return []
-        drawn = self._datasets["train"].drawn(consumed_samples)
+        samples_consumed = self._datasets["train"].samples_consumed(consumed_samples)
         length = self._settings.max_seq_length
         return [
             {
@@ -95,7 +99,7 @@ class Samples:
                 "weight": weight,
             }
             for name, corpus, samples, weight in zip(
-                self.sources["train"], self._order.corpora, drawn, self._order.weights
+                self.sources["train"], self._order.corpora, samples_consumed, self._order.weights
             )
         ]
 
@@ -156,13 +160,13 @@ class Samples:
 
 
 def _reads_alone() -> bool:
-    """Whether no other process trains on the same samples."""
+    """Whether no other rank trains on the same samples."""
     current = mesh.current()
     return current.tensor_degree * current.pipeline_degree == 1
 
 
 def _earlier_order(state: TrainerState) -> SampleOrder | None:
-    """The order that a checkpoint holds; None where the run begins."""
+    """The order of samples in a checkpoint; None for a new run."""
     if not state.data_order:
         return None
     try:
@@ -176,7 +180,7 @@ def _earlier_order(state: TrainerState) -> SampleOrder | None:
 
 
 def _wanted_samples(s: Settings, state: TrainerState, shards: int) -> list[int]:
-    """Samples that the run needs of train, valid and test, those drawn before included."""
+    """Samples that the run needs of train, valid and test, with those consumed before."""
     steps = max(s.max_steps - state.global_step, 0)
     step = s.per_device_train_batch_size * s.gradient_accumulation_steps * shards
     evaluations = s.max_steps // s.eval_steps + 1 if s.evaluates or s.do_eval else 0
@@ -189,7 +193,7 @@ def _wanted_samples(s: Settings, state: TrainerState, shards: int) -> list[int]:
 
 
 def short_names(prefixes: list[str]) -> list[str]:
-    """As few of the last parts of each path as tell them apart; numbered where they are equal."""
+    """The shortest path suffixes that differ; equal paths are numbered."""
     parts = [os.path.abspath(prefix).split(os.sep) for prefix in prefixes]
     depth = 1
     while len({tuple(path[-depth:]) for path in parts}) < len({tuple(path) for path in parts}):
@@ -202,7 +206,11 @@ def short_names(prefixes: list[str]) -> list[str]:
 
 
 def objective_of(config: ModelConfig, seq_length: int, seed: int) -> Objective:
-    """What a model is pre-trained on: blank infilling if it sees a prefix, else the next token."""
+    """The objective of a model: blank infilling for a ``prefix_lm`` model, else the next token.
+
+    Raises:
+        UserError: the configuration lacks the token that ends a blank.
+    """
     if not config.prefix_lm:
         return causal
     eop = config.eos_token_id
@@ -221,7 +229,7 @@ def objective_of(config: ModelConfig, seq_length: int, seed: int) -> Objective:
 
 
 def packing_of(settings: Settings, config: ModelConfig) -> Packing | None:
-    """What the settings keep apart in a sample; None for nothing.
+    """How documents within a sample are separated; None: not at all.
 
     Raises:
         UserError: the model cannot do that.

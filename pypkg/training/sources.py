@@ -12,7 +12,7 @@ from pypkg.errors import UserError
 from pypkg.models import ModelConfig, from_config, from_pretrained
 from pypkg.models.architecture.registry import load_config
 from pypkg.models.pretrained import Model
-from pypkg.models.weights.hub_cache import find_weights
+from pypkg.models.weights.hub import find_weights
 from pypkg.training.checkpoint.checkpoint import checkpoints
 
 logger = logging.getLogger("pypkg")
@@ -101,7 +101,7 @@ def load_model(
 
 def _folder_with_weights(settings: Settings) -> Path:
     try:
-        return find_weights(settings.model_name_or_path)
+        return find_weights(settings.model_name_or_path, settings.download)
     except UserError as error:
         raise UserError(
             f"continue_training is true, but model_name_or_path has no weights: {error}; or set "

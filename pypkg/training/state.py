@@ -1,4 +1,4 @@
-"""How far a run has come: what resuming needs besides weights and optimizer state."""
+"""Progress of a run: what resuming needs besides weights and optimizer state."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from dataclasses import dataclass, field
 
 @dataclass
 class TrainerState:
-    """What resuming needs besides weights and moments.
+    """What resuming needs besides weights and optimizer state; trainer_state.json holds it.
 
-    pending_losses are the losses of the steps since the last log line, so that the first line
-    after a resume is the one that an uninterrupted run prints; pending_source_losses are what
-    SourceLosses.sums gives of them. loss_scale is the state of a LossScaler, if there is one.
-    data_order is a SampleOrder, with how many samples each corpus has given.
+    Attributes:
+        global_step: completed optimizer steps.
+        consumed_samples, consumed_tokens: of all ranks, since the start of the run.
+        initial_loss: of the first step, nats per token.
+        pending_losses: of the steps since the last log line, so that a resumed run prints the line
+            that an uninterrupted run prints.
+        pending_source_losses: ``SourceLosses.sums`` of these steps.
+        data_order: ``SampleOrder.to_json``, with the samples consumed from each corpus.
+        loss_scale: ``LossScaler.state``, or empty.
     """
 
     global_step: int = 0

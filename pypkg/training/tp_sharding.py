@@ -7,7 +7,7 @@ from paddle import Tensor
 
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.pretrained import parameter_shapes, whole_value
-from pypkg.models.weights.tp_shards import part_of
+from pypkg.models.weights.tp_shards import tp_shard
 from pypkg.parallel.tp_layers import tensor_degree, tensor_rank
 
 
@@ -24,5 +24,5 @@ class ModelTpSharding:
         return whole_value(self._config, name, shard)
 
     def take(self, name: str, whole: np.ndarray) -> np.ndarray:
-        shard = part_of(self._config, name, tensor_degree(), tensor_rank())
+        shard = tp_shard(self._config, name, tensor_degree(), tensor_rank())
         return whole if shard is None else shard.take(whole)

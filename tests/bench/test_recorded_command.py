@@ -19,4 +19,13 @@ from pypkg.bench.environment import describe_run
     ],
 )
 def test_paths_are_left_out(arguments, recorded):
-    assert describe_run(arguments, 2)["command"] == f"python -m pypkg.bench {recorded}"
+    assert describe_run(arguments, 2)["command"].endswith(f"python -m pypkg.bench {recorded}")
+
+
+def test_instruction_sets_are_part_of_it(monkeypatch):
+    for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MKL_ENABLE_INSTRUCTIONS", "AVX2")
+    monkeypatch.setenv("PYPKG_CPU_ISA", "x86-64-v3")
+    expected = "PYPKG_CPU_ISA=x86-64-v3 MKL_ENABLE_INSTRUCTIONS=AVX2 python -m pypkg.bench ops"
+    assert describe_run(["ops"], 2)["command"] == expected

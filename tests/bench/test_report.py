@@ -13,6 +13,7 @@ import pytest
 from pypkg.bench.report.figures import operator_figure
 from pypkg.bench.report.page import read_result, render, render_page, write_docs
 from pypkg.bench.report.quantities import milliseconds
+from pypkg.bench.report.result import result_name
 from pypkg.bench.report.sections import operators
 from pypkg.bench.report.svg import svg
 from pypkg.errors import UserError
@@ -263,3 +264,11 @@ def test_milliseconds_have_three_significant_digits() -> None:
         "12.3",
         "1234",
     ]
+
+
+def test_a_narrower_instruction_set_has_a_section_of_its_own(ops_result) -> None:
+    narrow = {**ops_result, "device": "cpu x86-64-v3"}
+    assert result_name(narrow) == "ops-cpu-x86-64-v3"
+    page = render_page([ops_result, narrow])
+    assert "## Operators on CPU\n" in page and "## Operators on CPU x86-64-v3\n" in page
+    assert "ops-cpu-x86-64-v3-swiglu.svg" in page

@@ -24,7 +24,7 @@ from pypkg.data import Batch, causal
 from pypkg.models import from_config, from_pretrained, save_pretrained
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.layers.recompute import Recompute
-from pypkg.models.weights.formats.files import TensorFiles
+from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import mean_over_sample_shards
 from pypkg.parallel.optimizer.distribute import distribute

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from disk_log import DiskLog
 from model_testing import GOLDEN
 from safetensors.numpy import load_file, save_file
 
@@ -191,6 +192,17 @@ def test_failed_save_leaves_the_earlier_one(
         save_pretrained(from_config(tiny_config, seed=2), tmp_path, max_shard_size="20KB")
     assert len(calls) == 3
     assert _files(tmp_path) == before
+
+
+def test_files_are_on_the_disk_before_they_have_their_names(
+    tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = DiskLog(monkeypatch)
+    save_pretrained(from_config(tiny_config, seed=1), tmp_path, max_shard_size="20KB")
+    disk.check()
+    renamed = [event.split()[2] for event in disk.changes()]
+    assert renamed[-2:] == ["model.safetensors.index.json", "config.json"]
+    assert sorted(renamed) == sorted(_files(tmp_path))
 
 
 def test_folder_that_cannot_be_made(tiny_config: ModelConfig, tmp_path: Path) -> None:

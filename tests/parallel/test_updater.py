@@ -181,6 +181,18 @@ def test_a_layout_that_does_not_fit_is_refused():
         distribute(model, UpdateOptions(), mesh.Mesh(mesh.Degrees(tensor=2), tensor=group))
 
 
+class TakesVectors:
+    """Enough of an ``Optimizer`` to be asked what it takes."""
+
+    def takes(self, name: str, shape: tuple[int, ...]) -> bool:
+        return len(shape) == 1
+
+
+def test_a_parameter_that_no_optimizer_takes_is_named():
+    with pytest.raises(ValueError, match=r"no optimizer takes the parameter first\.weight"):
+        distribute(Model(), UpdateOptions(), mesh.Mesh(), optimizers=[TakesVectors()])
+
+
 @pytest.mark.parametrize("bucket_bytes", [1, 100, 10**6])
 def test_buckets_average_every_gradient(monkeypatch, bucket_bytes):
     """Two processes of which the other has the same gradients plus one."""

@@ -10,11 +10,15 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from disk_log import DiskLog
+from tiny_configs import tiny
 
 from pypkg.errors import UserError
+from pypkg.models import from_config
 from pypkg.parallel import mesh
 from pypkg.parallel.optimizer.distribute import distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
+from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint import checkpoint
 from pypkg.training.checkpoint.checkpoint import (
@@ -24,6 +28,7 @@ from pypkg.training.checkpoint.checkpoint import (
     prepare_output_dir,
     save_checkpoint,
 )
+from pypkg.training.checkpoint.checkpointer import Checkpointer
 from pypkg.training.state import TrainerState
 
 
@@ -77,6 +82,16 @@ def test_saving_the_same_step_again_replaces_it(tmp_path):
     save(tmp_path, 3, settings_json='{"run": 1}')
     folder = save(tmp_path, 3, settings_json='{"run": 2}')
     assert json.loads((folder / "settings.json").read_text()) == {"run": 2}
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    save(tmp_path, 2)
+    disk = DiskLog(monkeypatch)
+    folder = save(tmp_path, 3)
+    assert [event.split()[2] for event in disk.changes()] == ["checkpoint-3"]
+    synced = {event.split()[1] for event in disk.events if event.startswith("fsync ")}
+    assert {file.name for file in folder.iterdir()} < synced
+    disk.check()
 
 
 def test_unfinished_and_foreign_folders_do_not_count(tmp_path):
@@ -162,3 +177,41 @@ def test_state_fields_are_all_stored():
     state = TrainerState(1, 2, 3, 0.1, [0.2], {"a": [1]})
     restored = TrainerState(**json.loads(json.dumps(checkpoint.asdict(state))))
     assert restored == state
+
+
+class Order:
+    def record(self, state: TrainerState) -> None:
+        state.data_order = {"kind": "run"}
+
+
+def test_checkpointer_restores_optimizer_state_and_loss_scale(tmp_path):
+    """And a checkpoint holds weights, order of samples and the tokenizer's files."""
+    (tmp_path / "tokenizer.json").write_text("{}")
+    options = UpdateOptions(loss_scale=LossScale(1024.0, growth_interval=2))
+
+    def make_run() -> tuple:
+        layer = from_config(tiny("llama"), seed=1)
+        model, updater = distribute(layer, options, mesh.current())
+        files = [tmp_path / "tokenizer.json"]
+        checkpointer = Checkpointer(
+            tmp_path / "out", layer, updater, Order(),
+            tokenizer_files=files, settings_json="{}", keep=1,
+        )  # fmt: skip
+        return model, updater, checkpointer
+
+    ids = paddle.arange(8, 24).reshape([2, 8])
+    model, updater, checkpointer = make_run()
+    for _ in range(3):
+        model.forward_backward([{"input_ids": ids, "labels": ids}], updater.scale)
+        updater.step(1e-3)
+    folder = checkpointer.save(TrainerState(global_step=3))
+    saved = load_trainer_state(folder)
+    assert saved.data_order == {"kind": "run"}
+    assert (folder / "tokenizer.json").is_file() and (folder / "model.safetensors").is_file()
+    _, resumed, checkpointer = make_run()
+    checkpointer.restore(folder, saved)
+    assert resumed.scaler.state() == updater.scaler.state()
+    assert resumed.scaler.scale == 2048.0
+    found, expected = dict(resumed.state()), dict(updater.state())
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], value) for name, value in expected.items())

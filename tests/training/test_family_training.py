@@ -27,7 +27,8 @@ from pypkg.data import (
     build_train_valid_test_datasets,
     causal,
 )
-from pypkg.data.preprocess.prepare import PreparationOptions, prepare
+from pypkg.data.preprocess.options import PreparationOptions
+from pypkg.data.preprocess.prepare import prepare
 from pypkg.errors import UserError
 from pypkg.models import from_config
 from pypkg.models.layers.masks import derived_positions, derived_prefix_lengths

@@ -46,7 +46,7 @@ def assert_user_error(done: subprocess.CompletedProcess, *words: str) -> None:
 
 def test_trains_and_reports(workplace):
     settings = {"max_steps": 60, "save_steps": 30, "eval_steps": 30, "save_total_limit": 1}
-    done = workplace.execute(workplace.command(**settings))
+    done = workplace.execute(workplace.command(num_threads=2, **settings))
     assert done.returncode == 0, done.stderr
     losses, evaluations = workplace.losses(), workplace.losses("eval_loss")
     assert list(losses) == list(range(1, 61))
@@ -161,7 +161,10 @@ def test_continue_training_starts_from_the_weights(make_workplace, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert second.losses()[1] < first.losses()[1] - 1
     monkeypatch.setenv("HF_HUB_CACHE", str(first.folder))
-    shutil.copytree(weights, first.folder / "models--some--model" / "snapshots" / "1")
+    model = first.folder / "models--some--model"
+    shutil.copytree(weights, model / "snapshots" / "1")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("1")
     done = third.run(model_name_or_path="some/model", continue_training=1, max_steps=2)
     assert done.returncode == 0, done.stderr
     assert third.losses() == second.losses()

@@ -49,7 +49,7 @@ class Workplace:
             "save_steps": 4,
             "do_train": True,
             "do_eval": True,
-            "num_threads": 2,
+            "num_threads": 1,
         } | settings
         words = [w for k, v in given.items() for w in (f"--{k}", str(v))]
         return [sys.executable, "-m", "pypkg.pretrain", *words]

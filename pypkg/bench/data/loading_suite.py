@@ -27,6 +27,7 @@ from pypkg.data import (
     build_train_valid_test_datasets,
     causal,
 )
+from pypkg.data.datasets.base import BatchRows
 from pypkg.data.datasets.gpt import GPTDataset
 
 logger = logging.getLogger("pypkg")
@@ -114,7 +115,7 @@ def _read(dataset: GPTDataset, batches: np.ndarray) -> None:
     out = np.empty((BATCH, SEQ_LENGTH + 1), np.int64)
     rows = np.arange(BATCH)
     for samples in batches:
-        dataset.read_into(samples, out, rows)
+        dataset.read_into(samples, BatchRows(out, rows))
 
 
 def _read_with_starts(dataset: GPTDataset, batches: np.ndarray) -> None:
@@ -122,7 +123,7 @@ def _read_with_starts(dataset: GPTDataset, batches: np.ndarray) -> None:
     starts = np.empty(out.shape, np.int32)
     rows = np.arange(BATCH)
     for samples in batches:
-        dataset.read_into(samples, out, rows, starts)
+        dataset.read_into(samples, BatchRows(out, rows, starts))
 
 
 def _read_in_threads(dataset: GPTDataset, batches: np.ndarray) -> None:

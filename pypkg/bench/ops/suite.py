@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from pypkg import ops
+from pypkg import _native, ops
 from pypkg.bench.ops.bench import DTYPES, Limits, bench_operator
 from pypkg.bench.ops.case import TORCH, Operator, Update, Workload
 from pypkg.bench.ops.cases import operators
@@ -45,6 +45,8 @@ def run_operators(options: argparse.Namespace) -> dict[str, Any]:
     backend = ops.backend()
     if backend == "reference":
         notes.append("the compiled operators were not in use: pypkg ran its Paddle composition")
+    device = _device()
+    on_cpu = backend == "compiled" and device.startswith("cpu")
     rate, source = best_matmul_rate(frameworks)
     limits = Limits(ThreadedCopy(options.threads), frameworks[source])
     rows = []
@@ -59,8 +61,8 @@ def run_operators(options: argparse.Namespace) -> dict[str, Any]:
     copies = [limits.copy.seconds(_COPY_CHECK_BYTES) for _ in range(5)]
     return {
         "kind": "ops",
-        "device": _device(),
-        "backend": backend,
+        "device": device,
+        "backend": f"{backend}, CPU kernels for {_native.cpu_isa()}" if on_cpu else backend,
         "limits": {
             "copy_bytes_per_second": _COPY_CHECK_BYTES / min(copies),
             "copy_bytes": _COPY_CHECK_BYTES,
@@ -95,8 +97,10 @@ def _with_torch_compile(operator: Operator | Update, torch: Framework) -> Operat
 
 
 def _device() -> str:
+    """What runs: results of a CPU held to a narrower instruction set are results of their own."""
     import paddle
 
     if paddle.device.get_device().startswith("gpu"):
         return paddle.device.cuda.get_device_name()
-    return "cpu"
+    widest = _native.cpu_isas()[-1]
+    return "cpu" if _native.cpu_isa() == widest else f"cpu {_native.cpu_isa()}"

@@ -107,8 +107,8 @@ def read_result(path: Path) -> Result:
 
 def render_page(results: Sequence[Result]) -> str:
     """The whole page."""
-    on_cpu = [each for each in results if each["device"] == "cpu"]
-    elsewhere = [each for each in results if each["device"] != "cpu"]
+    on_cpu = [each for each in results if each["device"].startswith("cpu")]
+    elsewhere = [each for each in results if not each["device"].startswith("cpu")]
     parts = [_HEAD]
     for kind, section in SECTIONS.items():
         chosen = [each for each in on_cpu if each["kind"] == kind]

@@ -17,4 +17,4 @@ def result_name(result: Result) -> str:
 
 def device_name(result: Result) -> str:
     """What the result was measured on, as headings say it."""
-    return "CPU" if result["device"] == "cpu" else result["device"]
+    return re.sub("^cpu", "CPU", result["device"])

@@ -3,10 +3,34 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pypkg.data.corpus.reader import IndexedDataset
+
+
+@dataclass(frozen=True)
+class BatchRows:
+    """Rows of a batch that samples are read into.
+
+    Attributes:
+        text: int64 [batch, seq_length + 1], the tokens.
+        rows: int64 [n], the row of each sample.
+        document_starts: int32, the shape of ``text``, or None: for each token, the place in its
+            row of the first token of its document.
+        loss_mask: int64, the shape of ``text``, or None: 0 for each token that does not count for
+            the loss, see :attr:`Dataset.has_loss_mask`.
+    """
+
+    text: np.ndarray
+    rows: np.ndarray
+    document_starts: np.ndarray | None = None
+    loss_mask: np.ndarray | None = None
+
+    def select(self, chosen: np.ndarray) -> BatchRows:
+        """The rows where ``chosen``, bool [n], is true, of the same batch."""
+        return replace(self, rows=self.rows[chosen])
 
 
 class Dataset(ABC):
@@ -25,24 +49,12 @@ class Dataset(ABC):
         """Number of samples."""
 
     @abstractmethod
-    def read_into(
-        self,
-        samples: np.ndarray,
-        out: np.ndarray,
-        rows: np.ndarray,
-        document_starts: np.ndarray | None = None,
-        loss_mask: np.ndarray | None = None,
-    ) -> None:
-        """Copies samples into rows of ``out``.
+    def read_into(self, samples: np.ndarray, out: BatchRows) -> None:
+        """Copies samples into a batch.
 
         Args:
             samples: int64 [n], their numbers.
-            out: int64 [batch, seq_length + 1].
-            rows: int64 [n], the row of each.
-            document_starts: int32, the shape of ``out``, filled alike: for each token, the place
-                in its row of the first token of its document.
-            loss_mask: int64, the shape of ``out``, filled alike: 0 for each token that does not
-                count for the loss, see :attr:`has_loss_mask`.
+            out: where they go; sample i to row ``out.rows[i]``.
         """
 
     @abstractmethod
@@ -53,8 +65,8 @@ class Dataset(ABC):
         """int64 [n]: for each of the samples, which of ``corpora`` it comes from."""
         return np.zeros(len(samples), np.int64)
 
-    def drawn(self, count: int) -> list[int]:
-        """How many samples each of ``corpora`` has given when the first ``count`` were drawn."""
+    def samples_consumed(self, count: int) -> list[int]:
+        """How many samples each of ``corpora`` has given when the first ``count`` were consumed."""
         return [count]
 
     @property
@@ -69,9 +81,10 @@ class Dataset(ABC):
         loss_mask: np.ndarray | None = None,
     ) -> np.ndarray:
         """int64 [n, seq_length + 1], the samples with the numbers ``samples`` int64 [n]."""
-        out = np.empty((len(samples), self.seq_length + 1), np.int64)
-        self.read_into(samples, out, np.arange(len(samples)), document_starts, loss_mask)
-        return out
+        text = np.empty((len(samples), self.seq_length + 1), np.int64)
+        rows = np.arange(len(samples))
+        self.read_into(samples, BatchRows(text, rows, document_starts, loss_mask))
+        return text
 
     def __getitem__(self, sample: int) -> dict[str, np.ndarray]:
         """``text``: int64 [seq_length + 1].

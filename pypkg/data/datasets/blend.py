@@ -10,7 +10,7 @@ import numpy as np
 
 from pypkg import _native
 from pypkg.data.corpus.reader import IndexedDataset
-from pypkg.data.datasets.base import Dataset
+from pypkg.data.datasets.base import BatchRows, Dataset
 from pypkg.data.index.cache import IndexCache
 from pypkg.errors import UserError
 
@@ -96,21 +96,12 @@ class BlendedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset_index)
 
-    def read_into(
-        self,
-        samples: np.ndarray,
-        out: np.ndarray,
-        rows: np.ndarray,
-        document_starts: np.ndarray | None = None,
-        loss_mask: np.ndarray | None = None,
-    ) -> None:
+    def read_into(self, samples: np.ndarray, out: BatchRows) -> None:
         members = self.dataset_index[samples]
         numbers = self.dataset_sample_index[samples]
         for member in np.unique(members):
             own = members == member
-            self.datasets[member].read_into(
-                numbers[own], out, rows[own], document_starts, loss_mask
-            )
+            self.datasets[member].read_into(numbers[own], out.select(own))
 
     def document_at(self, sample: int, offset: int) -> tuple[IndexedDataset, int]:
         member = self.datasets[self.dataset_index[sample]]
@@ -119,9 +110,12 @@ class BlendedDataset(Dataset):
     def sources(self, samples: np.ndarray) -> np.ndarray:
         return self.dataset_index[samples].astype(np.int64)
 
-    def drawn(self, count: int) -> list[int]:
+    def samples_consumed(self, count: int) -> list[int]:
         given = np.bincount(self.dataset_index[:count], minlength=len(self.datasets))
-        return [dataset.drawn(number)[0] for dataset, number in zip(self.datasets, given.tolist())]
+        return [
+            dataset.samples_consumed(number)[0]
+            for dataset, number in zip(self.datasets, given.tolist())
+        ]
 
 
 def share_weights(weights: Sequence[float], present: Sequence[bool]) -> list[float]:

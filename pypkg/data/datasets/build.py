@@ -99,7 +99,7 @@ class OrderOptions:
         kind: "run", PaddleNLP's order, or "epoch"; see the setting ``sample_order``.
         blend_by, blend_temperature: as the settings; see ``blend.blend_weights``.
         earlier: of the checkpoint that is resumed.
-        consumed: samples of the train split that had been drawn at that checkpoint.
+        consumed: samples of the train split that had been consumed at that checkpoint.
     """
 
     kind: str = "run"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pypkg.data.corpus.reader import IndexedDataset
-from pypkg.data.datasets.base import Dataset
+from pypkg.data.datasets.base import BatchRows, Dataset
 
 
 class ChainedDataset(Dataset):
@@ -22,20 +22,11 @@ class ChainedDataset(Dataset):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def read_into(
-        self,
-        samples: np.ndarray,
-        out: np.ndarray,
-        rows: np.ndarray,
-        document_starts: np.ndarray | None = None,
-        loss_mask: np.ndarray | None = None,
-    ) -> None:
+    def read_into(self, samples: np.ndarray, out: BatchRows) -> None:
         which = np.searchsorted(self._ends, samples, side="right")
         for number in np.unique(which):
             own = which == number
-            self.parts[number].read_into(
-                samples[own] - self._begin(number), out, rows[own], document_starts, loss_mask
-            )
+            self.parts[number].read_into(samples[own] - self._begin(number), out.select(own))
 
     def document_at(self, sample: int, offset: int) -> tuple[IndexedDataset, int]:
         number = int(np.searchsorted(self._ends, sample, side="right"))
@@ -58,17 +49,10 @@ class LaterDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset) - self._shift
 
-    def read_into(
-        self,
-        samples: np.ndarray,
-        out: np.ndarray,
-        rows: np.ndarray,
-        document_starts: np.ndarray | None = None,
-        loss_mask: np.ndarray | None = None,
-    ) -> None:
+    def read_into(self, samples: np.ndarray, out: BatchRows) -> None:
         if len(samples) and samples.min() < self._start:
             raise IndexError(f"sample {samples.min()}, where the first is {self._start}")
-        self.dataset.read_into(samples + self._shift, out, rows, document_starts, loss_mask)
+        self.dataset.read_into(samples + self._shift, out)
 
     def document_at(self, sample: int, offset: int) -> tuple[IndexedDataset, int]:
         return self.dataset.document_at(sample + self._shift, offset)
@@ -76,5 +60,5 @@ class LaterDataset(Dataset):
     def sources(self, samples: np.ndarray) -> np.ndarray:
         return self.dataset.sources(samples + self._shift)
 
-    def drawn(self, count: int) -> list[int]:
-        return self.dataset.drawn(count + self._shift)
+    def samples_consumed(self, count: int) -> list[int]:
+        return self.dataset.samples_consumed(count + self._shift)

@@ -11,7 +11,7 @@ import numpy as np
 
 from pypkg import _native
 from pypkg.data.corpus.reader import IndexedDataset
-from pypkg.data.datasets.base import Dataset
+from pypkg.data.datasets.base import BatchRows, Dataset
 from pypkg.data.index.cache import IndexCache
 from pypkg.data.index.maps import build_index_maps, plan_index_maps
 from pypkg.errors import UserError
@@ -122,19 +122,12 @@ class GPTDataset(Dataset):
     def __len__(self) -> int:
         return len(self.shuffle_idx)
 
-    def read_into(
-        self,
-        samples: np.ndarray,
-        out: np.ndarray,
-        rows: np.ndarray,
-        document_starts: np.ndarray | None = None,
-        loss_mask: np.ndarray | None = None,
-    ) -> None:
-        self._reader.read(samples, out, rows, document_starts)
-        if loss_mask is not None and self._mask_reader is not None:
-            self._mask_reader.read(samples, loss_mask, rows, None)
-        elif loss_mask is not None:
-            loss_mask[rows] = 1
+    def read_into(self, samples: np.ndarray, out: BatchRows) -> None:
+        self._reader.read(samples, out.text, out.rows, out.document_starts)
+        if out.loss_mask is not None and self._mask_reader is not None:
+            self._mask_reader.read(samples, out.loss_mask, out.rows, None)
+        elif out.loss_mask is not None:
+            out.loss_mask[out.rows] = 1
 
     def document_at(self, sample: int, offset: int) -> tuple[IndexedDataset, int]:
         position, begin = self.sample_idx[self.shuffle_idx[sample]].tolist()

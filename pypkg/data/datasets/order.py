@@ -31,8 +31,8 @@ class CorpusOrder:
         documents, tokens: in the split, to know the corpus by.
         parts: what number of samples each part of its order is made for; part k with the seed of
             the run + k.
-        first: its samples that had been drawn when the blend began.
-        position: its samples that have been drawn.
+        first: its samples that had been consumed when the blend began.
+        position: its samples that have been consumed.
     """
 
     name: str
@@ -58,7 +58,7 @@ class SampleOrder:
         kind: "run" or "epoch".
         split, seq_length, seed: what else decides the order of a corpus.
         weights: of the corpora, adding up to 1.
-        start: the samples of the run that had been drawn when the blend began.
+        start: the samples of the run that had been consumed when the blend began.
     """
 
     kind: str
@@ -74,7 +74,7 @@ class SampleOrder:
             raise ValueError(f"sample_order {self.kind!r} is no order of samples")
 
     def to_json(self, positions: Sequence[int]) -> dict[str, Any]:
-        """For a checkpoint at which ``positions`` of the corpora have been drawn."""
+        """For a checkpoint at which ``positions`` of the corpora have been consumed."""
         state = asdict(self)
         for corpus, position in zip(state["corpora"], positions, strict=True):
             corpus["position"] = position

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pypkg.files import OutputFile
+from pypkg.files import write_file
 
 logger = logging.getLogger("pypkg")
 
@@ -100,10 +100,14 @@ def write_set(folder: Path, name: str, description: Mapping[str, Any], arrays: A
     """
     contents = {**description, "crc32": {key: zlib.crc32(array) for key, array in arrays.items()}}
     files = [array_file(folder, name, key) for key in arrays]
+    # The temporary name is this process's own: a lock may not reach all machines.
+    suffix = f".{socket.gethostname()}.{os.getpid()}{_TEMPORARY}"
     try:
         for file, array in zip(files, arrays.values()):
-            _write(file, _npy_header(array), memoryview(array.reshape(-1).view(np.uint8)))
-        _write(_description_file(folder, name), json.dumps(contents, indent=1).encode() + b"\n")
+            values = memoryview(array.reshape(-1).view(np.uint8))
+            write_file(file, _npy_header(array), values, suffix=suffix)
+        text = json.dumps(contents, indent=1).encode() + b"\n"
+        write_file(_description_file(folder, name), text, suffix=suffix)
     except BaseException:
         for file in files:
             with suppress(OSError):
@@ -129,16 +133,3 @@ def _npy_header(array: np.ndarray) -> bytes:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
     return header.getvalue()
-
-
-def _write(path: Path, *parts: bytes | memoryview) -> None:
-    # The temporary name is this process's own: a lock may not reach all machines.
-    file = OutputFile(path, f".{socket.gethostname()}.{os.getpid()}{_TEMPORARY}")
-    try:
-        for part in parts:
-            file.write(part)
-        file.sync()
-        file.publish()
-    except BaseException:
-        file.discard()
-        raise

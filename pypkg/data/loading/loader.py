@@ -104,7 +104,7 @@ class BatchLoader:
             batch = self._objective(samples, text)
             if loss_mask is not None:
                 batch["labels"][loss_mask[:, 1:] == 0] = IGNORED_LABEL
-            if self._packing is not None:
+            if self._packing is not None and document_starts is not None:
                 batch = self._packing(batch, document_starts)
             if self._with_sources:
                 batch[SOURCES] = self._dataset.sources(samples)

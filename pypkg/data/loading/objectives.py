@@ -181,7 +181,7 @@ class BlankInfilling:
             "input_ids": input_ids.astype(np.int64),
             "labels": labels.astype(np.int64),
             "position_ids": positions.astype(np.int64),
-            "prefix_lengths": np.int64(prefix_length),
+            "prefix_lengths": np.array(prefix_length, np.int64),
         }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -17,7 +17,7 @@ class _End:
     error: BaseException | None
 
 
-def prefetch(source: Iterator[T], depth: int) -> Iterator[T]:
+def prefetch(source: Iterator[T], depth: int) -> Generator[T, None, None]:
     """The items of ``source``, up to ``depth`` of them made ahead by a background thread.
 
     What ``source`` raises is raised here, after the items before it. The thread ends when the

@@ -1,4 +1,4 @@
-"""Joins the parts of a corpus, without the documents that an earlier one repeats."""
+"""Joins the file shards of a corpus, without the documents that an earlier one repeats."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from pypkg.data.corpus.writer import IndexedDatasetWriter
 from pypkg.data.preprocess.filters import DUPLICATE
-from pypkg.data.preprocess.shards import Part, PartsFolder
+from pypkg.data.preprocess.shards import FileShard, FileShardFolder
 from pypkg.errors import UserError
 
 
@@ -28,37 +28,38 @@ class Counts:
 
 
 def assemble(
-    folder: PartsFolder, num_parts: int, writer: IndexedDatasetWriter, deduplicate: bool
+    folder: FileShardFolder, num_shards: int, writer: IndexedDatasetWriter, deduplicate: bool
 ) -> Counts:
-    """Writes the documents of all parts, in order; of identical ones the first."""
+    """Writes the documents of all file shards, in order; of identical ones the first."""
     counts = Counts()
-    repeated = _repeated(folder, num_parts) if deduplicate else None
+    repeated = _repeated(folder, num_shards) if deduplicate else None
     first = 0
-    for part in _parts(folder, num_parts):
-        end = first + len(part.sequences)
+    for shard in _shards(folder, num_shards):
+        end = first + len(shard.sequences)
         kept = np.ones(end - first, bool) if repeated is None else ~repeated[first:end]
         first = end
-        counts.text_bytes += int(part.text_bytes[kept].sum())
-        counts.dropped.update(part.dropped)
+        counts.text_bytes += int(shard.text_bytes[kept].sum())
+        counts.dropped.update(shard.dropped)
         counts.dropped.update({DUPLICATE: int((~kept).sum())})
-        _write(part, kept, writer)
+        _write(shard, kept, writer)
     counts.dropped = +counts.dropped  # without zeros
     return counts
 
 
-def _parts(folder: PartsFolder, num_parts: int) -> Iterator[Part]:
-    for number in range(num_parts):
-        part = folder.load(number)
-        if part is None:
+def _shards(folder: FileShardFolder, num_shards: int) -> Iterator[FileShard]:
+    for number in range(num_shards):
+        shard = folder.load(number)
+        if shard is None:
             raise UserError(
-                f"{folder.path} lost part {number} while the corpus was made; run the command again"
+                f"{folder.path} lost file shard {number} while the corpus was made; run the "
+                "command again"
             )
-        yield part
+        yield shard
 
 
-def _repeated(folder: PartsFolder, num_parts: int) -> np.ndarray:
+def _repeated(folder: FileShardFolder, num_shards: int) -> np.ndarray:
     """bool [documents]: whether an earlier document is identical."""
-    digests = [part.digests for part in _parts(folder, num_parts) if len(part.sequences)]
+    digests = [shard.digests for shard in _shards(folder, num_shards) if len(shard.sequences)]
     if not digests:
         return np.zeros(0, bool)
     low, high = np.ascontiguousarray(np.concatenate(digests)).view(np.uint64).T
@@ -69,12 +70,12 @@ def _repeated(folder: PartsFolder, num_parts: int) -> np.ndarray:
     return repeated
 
 
-def _write(part: Part, kept: np.ndarray, writer: IndexedDatasetWriter) -> None:
+def _write(shard: FileShard, kept: np.ndarray, writer: IndexedDatasetWriter) -> None:
     """Writes the kept documents, those that follow one another at once."""
-    sequence_ends = np.concatenate([[0], np.cumsum(part.sequences, dtype=np.int64)])
-    token_ends = np.concatenate([[0], np.cumsum(part.sizes, dtype=np.int64)])
+    sequence_ends = np.concatenate([[0], np.cumsum(shard.sequences, dtype=np.int64)])
+    token_ends = np.concatenate([[0], np.cumsum(shard.sizes, dtype=np.int64)])
     borders = np.flatnonzero(np.diff(np.concatenate([[False], kept, [False]]).astype(np.int8)))
     for first, end in borders.reshape(-1, 2).tolist():
         begin, stop = sequence_ends[first], sequence_ends[end]
-        writer.add_tokens(part.tokens[token_ends[begin] : token_ends[stop]])
-        writer.add_sizes(part.sizes[begin:stop], part.sequences[first:end])
+        writer.add_tokens(shard.tokens[token_ends[begin] : token_ends[stop]])
+        writer.add_sizes(shard.sizes[begin:stop], shard.sequences[first:end])

@@ -1,4 +1,4 @@
-"""Tokenizes a unit of the corpus: reads, filters, encodes, writes a part."""
+"""Tokenizes a unit of the corpus: reads, filters, encodes, writes a file shard."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 from pypkg.data.loading.prefetch import prefetch
 from pypkg.data.preprocess.files import Unit
 from pypkg.data.preprocess.filters import DUPLICATE, EMPTY, digest, text_filter
+from pypkg.data.preprocess.options import PreparationOptions
 from pypkg.data.preprocess.readers import Document, Problem, read_documents
 from pypkg.data.preprocess.segmentation import (
     WholeWords,
@@ -22,32 +23,11 @@ from pypkg.data.preprocess.segmentation import (
     word_segmenter,
     words_of,
 )
-from pypkg.data.preprocess.shards import PartWriter
-from pypkg.data.tokenizers.load import load_tokenizer
+from pypkg.data.preprocess.shards import FileShardFolder, FileShardWriter
+from pypkg.data.tokenizers.load import Tokenizer, load_tokenizer
 
 _BATCH_BYTES = 1 << 20  # of text that is tokenized at a time
 _BATCH_DOCUMENTS = 4096
-
-
-@dataclass(frozen=True)
-class EncodingOptions:
-    """What the tokens of a document depend on beside its file; see the options of preprocess."""
-
-    tokenizer: Path
-    dtype: str
-    json_key: str
-    doc_spliter: str | None
-    append_eos: bool
-    strip: bool
-    min_doc_length: int
-    max_repeated_len: int | None
-    deduplicate: bool
-    split_sentences: bool
-    chinese: bool
-    cn_whole_word_segment: bool
-    cn_seg_func: str
-    cn_splited: bool
-    cn_split_dimer: str
 
 
 @dataclass(frozen=True)
@@ -66,9 +46,9 @@ class Progress:
 
 
 def make_encoder(
-    options: EncodingOptions, folder: Path, threads: int
+    options: PreparationOptions, tokenizer: Path, shards: FileShardFolder, threads: int
 ) -> Callable[[Task], Iterator[Progress | Problem]]:
-    """The function that tokenizes a unit into a part in ``folder`` and reports along the way.
+    """The function that tokenizes a unit into a file shard in ``shards`` and reports along the way.
 
     Raises:
         UserError: the tokenizer or a package that an option needs is missing.
@@ -77,13 +57,14 @@ def make_encoder(
     # thread of its own is faster than none.
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    return partial(_encode_unit, _Encoder(options), options, folder)
+    encoder = _Encoder(options, load_tokenizer(tokenizer), shards.dtype)
+    return partial(_encode_unit, encoder, options, shards)
 
 
 def _encode_unit(
-    encoder: _Encoder, options: EncodingOptions, folder: Path, task: Task
+    encoder: _Encoder, options: PreparationOptions, shards: FileShardFolder, task: Task
 ) -> Iterator[Progress | Problem]:
-    writer = PartWriter(folder, task.number, np.dtype(options.dtype))
+    writer = FileShardWriter(shards.path, task.number, shards.dtype)
     reader = _Reader(task.unit, options)
     without_tokens: Counter[str] = Counter()
     try:
@@ -110,7 +91,7 @@ class _Batch:
 class _Reader:
     """Batches of documents that pass the filters; counts the others."""
 
-    def __init__(self, unit: Unit, options: EncodingOptions) -> None:
+    def __init__(self, unit: Unit, options: PreparationOptions) -> None:
         self.dropped: Counter[str] = Counter()
         self._unit = unit
         self._options = options
@@ -164,8 +145,7 @@ class _Reader:
 class _Encoder:
     """Turns batches of texts into tokens."""
 
-    def __init__(self, options: EncodingOptions) -> None:
-        tokenizer = load_tokenizer(options.tokenizer)
+    def __init__(self, options: PreparationOptions, tokenizer: Tokenizer, dtype: np.dtype) -> None:
         self._encode: Callable[[Sequence[str]], list[list[int]]] = tokenizer.encode_batch
         if options.cn_whole_word_segment:
             segment = (
@@ -175,9 +155,9 @@ class _Encoder:
             )
             self._encode = WholeWords(tokenizer, segment).encode_batch
         self._end = [tokenizer.eos_id] if options.append_eos else []
-        self._dtype = np.dtype(options.dtype)
+        self._dtype = dtype
 
-    def encode(self, batch: _Batch, writer: PartWriter, dropped: Counter[str]) -> Progress:
+    def encode(self, batch: _Batch, writer: FileShardWriter, dropped: Counter[str]) -> Progress:
         """Writes the documents that have a token; the others are counted as empty."""
         rows = iter(self._encode(batch.sentences))
         kept: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""From text files to ``.bin/.idx``: trains a tokenizer if wanted, tokenizes, joins the parts."""
+"""From text files to ``.bin/.idx``: trains a tokenizer if wanted, tokenizes, joins shards."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from pypkg.data.corpus.writer import IndexedDatasetWriter
 from pypkg.data.preprocess.assemble import assemble
-from pypkg.data.preprocess.encoder import EncodingOptions, Progress, Task, make_encoder
+from pypkg.data.preprocess.encoder import Progress, Task, make_encoder
 from pypkg.data.preprocess.files import TextFile, Unit, find_text_files, plan_units
+from pypkg.data.preprocess.options import PreparationOptions
 from pypkg.data.preprocess.readers import Document, LineCounter, Problem, read_documents
-from pypkg.data.preprocess.shards import PartsFolder
+from pypkg.data.preprocess.shards import FileShardFolder
 from pypkg.data.preprocess.workers import run_tasks
 from pypkg.data.tokenizers.load import Tokenizer, load_tokenizer
 from pypkg.data.tokenizers.train_bpe import is_trained, train_tokenizer
@@ -33,36 +34,6 @@ from pypkg.files import write_file
 logger = logging.getLogger("pypkg")
 
 _LARGEST_UINT16 = 65535
-
-
-@dataclass(frozen=True)
-class PreparationOptions:
-    """What ``python -m pypkg.preprocess`` is told; the names are its options."""
-
-    input_path: Path
-    output_prefix: str
-    tokenizer_name_or_path: Path
-    json_key: str = "text"
-    doc_spliter: str | None = None
-    file_suffix: Sequence[str] = (".txt",)
-    exclude: Sequence[str] = ()
-    append_eos: bool = False
-    strip: bool = False
-    min_doc_length: int = 0
-    max_repeated_len: int | None = None
-    deduplicate: bool = False
-    split_sentences: bool = False
-    chinese: bool = False
-    cn_whole_word_segment: bool = False
-    cn_seg_func: str = "jieba"
-    cn_splited: bool = False
-    cn_split_dimer: str = " "
-    shuffle_seed: int | None = None
-    on_error: str = "skip"  # or "stop"
-    train_tokenizer: int | None = None  # size of the vocabulary
-    tokenizer_train_bytes: int = 0
-    workers: int = 1
-    log_interval: int = 0  # documents
 
 
 @dataclass(frozen=True)
@@ -134,10 +105,12 @@ def prepare(options: PreparationOptions) -> Summary:
             f"--append_eos: the files beside {tokenizer.file} name no eos_token; add one to "
             "tokenizer_config.json or leave out --append_eos"
         )
-    encoding = _encoding_options(options, tokenizer)
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size - 1 <= _LARGEST_UINT16 else np.int32)
     fingerprint = _fingerprint(
         files,
-        **{**asdict(encoding), "tokenizer": _sha256(tokenizer.file)},
+        **options.token_options(),
+        tokenizer=_sha256(tokenizer.file),
+        dtype=dtype.name,
         vocab_size=tokenizer.vocab_size,
         eos_id=options.append_eos and tokenizer.eos_id,
         shuffle_seed=options.shuffle_seed,
@@ -146,12 +119,12 @@ def prepare(options: PreparationOptions) -> Summary:
     previous = _previous_summary(options.output_prefix, fingerprint)
     if previous is not None:
         return previous
-    parts = PartsFolder(options.output_prefix, np.dtype(encoding.dtype))
-    made = _make(options, encoding, files, fingerprint, parts)
+    shards = FileShardFolder(options.output_prefix, dtype)
+    made = _make(options, tokenizer.file, files, fingerprint, shards)
     summary = Summary(
         **made,
         vocab_size=tokenizer.vocab_size,
-        dtype=encoding.dtype,
+        dtype=dtype.name,
         tokenizer=str(options.tokenizer_name_or_path),
         outputs=_output_sizes(options.output_prefix),
         seconds=round(time.monotonic() - start, 1),
@@ -160,34 +133,34 @@ def prepare(options: PreparationOptions) -> Summary:
     contents = asdict(summary)
     del contents["reused"]
     write_file(_meta_file(options.output_prefix), json.dumps(contents, indent=2).encode() + b"\n")
-    parts.remove()
+    shards.remove()
     return summary
 
 
 def _make(
     options: PreparationOptions,
-    encoding: EncodingOptions,
+    tokenizer: Path,
     files: Sequence[TextFile],
     fingerprint: str,
-    parts: PartsFolder,
+    shards: FileShardFolder,
 ) -> dict[str, Any]:
     """Writes the files; returns what a :class:`Summary` tells of their contents."""
     units = plan_units(files, options.doc_spliter)
-    # The writer holds the lock on the outputs, and with it on the parts.
-    with IndexedDatasetWriter(options.output_prefix, encoding.dtype) as writer:
-        missing = parts.begin(fingerprint, len(units))
+    # The writer holds the lock on the outputs, and with it on the file shards.
+    with IndexedDatasetWriter(options.output_prefix, shards.dtype) as writer:
+        missing = shards.begin(fingerprint, len(units))
         resumed = (
             f"{len(units) - len(missing)} of {len(units)}" if len(missing) < len(units) else ""
         )
         if resumed:
             logger.info("%s units were finished earlier", resumed)
         try:
-            _encode_units(options, encoding, units, missing, parts)
+            _encode_units(options, tokenizer, units, missing, shards)
         finally:
-            parts.remove_if_empty()
-        counts = assemble(parts, len(units), writer, options.deduplicate)
+            shards.remove_if_empty()
+        counts = assemble(shards, len(units), writer, options.deduplicate)
         if writer.num_documents == 0:
-            parts.remove()
+            shards.remove()
             raise UserError(
                 f"--input_path {options.input_path} gave no tokens: {len(files)} files, no "
                 f"document is left; dropped: {_named_counts(counts.dropped)}"
@@ -204,16 +177,6 @@ def _make(
         "lengths": _histogram(sizes),
         "resumed": resumed,
     }
-
-
-def _encoding_options(options: PreparationOptions, tokenizer: Tokenizer) -> EncodingOptions:
-    dtype = np.uint16 if tokenizer.vocab_size - 1 <= _LARGEST_UINT16 else np.int32
-    names = [name for name in EncodingOptions.__dataclass_fields__ if hasattr(options, name)]
-    return EncodingOptions(
-        tokenizer=tokenizer.file,
-        dtype=np.dtype(dtype).name,
-        **{name: getattr(options, name) for name in names},
-    )
 
 
 def _trained_or_loaded(options: PreparationOptions, files: Sequence[TextFile]) -> Tokenizer:
@@ -265,16 +228,16 @@ def _training_texts(options: PreparationOptions, files: Sequence[TextFile]) -> I
 
 def _encode_units(
     options: PreparationOptions,
-    encoding: EncodingOptions,
+    tokenizer: Path,
     units: Sequence[Unit],
     missing: Sequence[int],
-    parts: PartsFolder,
+    shards: FileShardFolder,
 ) -> None:
     """Tokenizes the units that are missing."""
     if not missing:
         return
     processes = min(options.workers, len(missing))
-    setup = partial(make_encoder, encoding, parts.path, max(1, options.workers // processes))
+    setup = partial(make_encoder, options, tokenizer, shards, max(1, options.workers // processes))
     tasks = [Task(number, units[number]) for number in missing]
     problems = _Problems(options.on_error)
     documents = tokens = 0

@@ -25,7 +25,7 @@ _OWN_NAMES = re.compile(r"(fingerprint|\d{6}\.(bin|npz))(\.tmp)?")
 
 
 @dataclass
-class Part:
+class FileShard:
     """The documents of one unit.
 
     Attributes:
@@ -45,7 +45,7 @@ class Part:
     dropped: Counter[str] = field(default_factory=Counter)
 
 
-class PartsFolder:
+class FileShardFolder:
     """``<prefix>.parts``: the finished units of a run that was told the same."""
 
     def __init__(self, prefix: str, dtype: np.dtype) -> None:
@@ -65,8 +65,9 @@ class PartsFolder:
         foreign = sorted(f.name for f in self.path.glob("*") if not _OWN_NAMES.fullmatch(f.name))
         if foreign:
             raise UserError(
-                f"{self.path} is where the parts of {self.path.stem} go, but holds {foreign[0]}, "
-                "which does not belong to them; move it away, or choose another --output_prefix"
+                f"{self.path} is where the file shards of {self.path.stem} go, but holds "
+                f"{foreign[0]}, which does not belong to them; move it away, or choose another "
+                "--output_prefix"
             )
         if self.path.exists() and (
             not stamp.is_file() or stamp.read_bytes() != fingerprint.encode()
@@ -85,27 +86,27 @@ class PartsFolder:
         if not any(self.path.glob("*.npz")):
             self.remove()
 
-    def load(self, number: int) -> Part | None:
+    def load(self, number: int) -> FileShard | None:
         """A finished unit; None if it is not finished, or its files are damaged."""
         token_file, index_file = _files(self.path, number)
         try:
             with np.load(index_file, allow_pickle=False) as arrays:
-                part = Part(
+                shard = FileShard(
                     np.zeros(0, self.dtype),
                     *(arrays[name] for name in ("sizes", "sequences", "text_bytes", "digests")),
                     Counter(json.loads(arrays["dropped"].tobytes())),
                 )
-            num_bytes = int(part.sizes.sum(dtype=np.int64)) * self.dtype.itemsize
+            num_bytes = int(shard.sizes.sum(dtype=np.int64)) * self.dtype.itemsize
             if token_file.stat().st_size != num_bytes:
                 return None
             if num_bytes:
-                part.tokens = np.asarray(np.memmap(token_file, self.dtype, mode="r"))
-            return part
+                shard.tokens = np.asarray(np.memmap(token_file, self.dtype, mode="r"))
+            return shard
         except Exception:  # whatever a damaged file makes NumPy raise: the unit is done again
             return None
 
 
-class PartWriter:
+class FileShardWriter:
     """Writes a unit; it counts as finished when :meth:`finish` has returned."""
 
     def __init__(self, folder: Path, number: int, dtype: np.dtype) -> None:
@@ -125,7 +126,7 @@ class PartWriter:
         text_bytes: list[int],
         digests: list[bytes],
     ) -> None:
-        """Adds documents; see :class:`Part` for what describes them.
+        """Adds documents; see :class:`FileShard` for what describes them.
 
         Raises:
             UserError: a sequence is too long for the format.
@@ -142,7 +143,6 @@ class PartWriter:
         self._digests += digests
 
     def finish(self, dropped: Counter[str]) -> None:
-        self._out.sync()
         self._out.publish()
         digests = np.frombuffer(b"".join(self._digests), np.uint8)
         sequences = np.concatenate([np.zeros(0, np.int32), *self._sequences])

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pypkg.errors import UserError
-
-if TYPE_CHECKING:
-    from pypkg.models.architecture.config import ModelConfig
 
 # Rope scalings: keys that must be there, keys that may be. The formulas are in positions.py.
 _ROPE_SCALING_KEYS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
@@ -97,29 +94,31 @@ def check_size(name: str, value: Any) -> None:
     _check_integer(name, value, 1, "a positive integer")
 
 
-def check_types(config: ModelConfig) -> None:
-    """Raises UserError for a field of the wrong type or outside its choices."""
+def check_types(values: Mapping[str, Any]) -> None:
+    """Raises UserError for a field of the wrong type or outside its choices.
+
+    Args:
+        values: every field of ModelConfig by name.
+    """
     for name in _SIZES:
-        check_size(name, getattr(config, name))
+        check_size(name, values[name])
     for name in _OPTIONAL_SIZES:
-        if getattr(config, name) is not None:
-            check_size(name, getattr(config, name))
+        if values[name] is not None:
+            check_size(name, values[name])
     for name in _COUNTS:
-        _check_integer(name, getattr(config, name), 0, "an integer from 0 on")
+        _check_integer(name, values[name], 0, "an integer from 0 on")
     for name in _FLAGS:
-        if not isinstance(getattr(config, name), bool):
-            raise UserError(f"{name} must be true or false, found {getattr(config, name)!r}")
+        if not isinstance(values[name], bool):
+            raise UserError(f"{name} must be true or false, found {values[name]!r}")
     for name in _POSITIVE_NUMBERS:
-        _check_positive_number(name, getattr(config, name))
+        _check_positive_number(name, values[name])
     for name in _OPTIONAL_NUMBERS:
-        if getattr(config, name) is not None:
-            _check_positive_number(name, getattr(config, name))
+        if values[name] is not None:
+            _check_positive_number(name, values[name])
     for name, choices in _CHOICES.items():
-        if getattr(config, name) not in choices:
-            raise UserError(
-                f"{name} must be one of {', '.join(choices)}, found {getattr(config, name)!r}"
-            )
-    types = config.layer_types
+        if values[name] not in choices:
+            raise UserError(f"{name} must be one of {', '.join(choices)}, found {values[name]!r}")
+    types = values["layer_types"]
     if types is not None and (
         not isinstance(types, (list, tuple)) or any(each not in _LAYER_TYPES for each in types)
     ):
@@ -128,61 +127,67 @@ def check_types(config: ModelConfig) -> None:
         )
 
 
-def check_consistency(config: ModelConfig) -> None:
-    """Raises UserError for values, each fine by itself, that contradict each other."""
-    heads, key_value_heads = config.num_attention_heads, config.num_key_value_heads
+def check_consistency(values: Mapping[str, Any], rotary_dim: int) -> None:
+    """Raises UserError for values that are valid alone and contradict each other.
+
+    Args:
+        values: every field of ModelConfig by name.
+        rotary_dim: dimensions of a head that are rotated by one kind of position.
+    """
+    heads, key_value_heads = values["num_attention_heads"], values["num_key_value_heads"]
     if heads % key_value_heads:
         raise UserError(
             f"num_attention_heads ({heads}) is not divisible by num_key_value_heads "
             f"({key_value_heads}); use a divisor of {heads}"
         )
-    _check_layer_types(config)
-    if config.position_embedding == "rope":
-        _check_rotary(config)
-    if config.gated_mlp and config.activation == "relu":
+    _check_layer_types(values)
+    if values["position_embedding"] == "rope":
+        _check_rotary(values, rotary_dim)
+    if values["gated_mlp"] and values["activation"] == "relu":
         raise UserError("activation relu with gated_mlp is not supported; use silu or gelu")
-    if config.norm_head and config.tie_word_embeddings:
+    if values["norm_head"] and values["tie_word_embeddings"]:
         raise UserError("norm_head needs a head of its own; set tie_word_embeddings to false")
-    if config.prefix_lm and None in (
-        config.sop_token_id,
-        config.gmask_token_id,
-        config.mask_token_id,
+    if values["prefix_lm"] and None in (
+        values["sop_token_id"],
+        values["gmask_token_id"],
+        values["mask_token_id"],
     ):
         raise UserError("prefix_lm needs sop_token_id, gmask_token_id and mask_token_id")
 
 
-def _check_layer_types(config: ModelConfig) -> None:
-    if len(config.layer_types) != config.num_hidden_layers:
+def _check_layer_types(values: Mapping[str, Any]) -> None:
+    if len(values["layer_types"]) != values["num_hidden_layers"]:
         raise UserError(
-            f"layer_types names {len(config.layer_types)} layers, but num_hidden_layers is "
-            f"{config.num_hidden_layers}; give one type for each layer"
+            f"layer_types names {len(values['layer_types'])} layers, but num_hidden_layers is "
+            f"{values['num_hidden_layers']}; give one type for each layer"
         )
-    if SLIDING_ATTENTION in config.layer_types and config.sliding_window is None:
+    if SLIDING_ATTENTION in values["layer_types"] and values["sliding_window"] is None:
         raise UserError(
             f"layer_types has {SLIDING_ATTENTION}, but sliding_window is None; give the number of "
             f"tokens that such a layer sees, or use {FULL_ATTENTION} alone"
         )
 
 
-def _check_rotary(config: ModelConfig) -> None:
-    if config.head_dim % 2:
+def _check_rotary(values: Mapping[str, Any], rotary_dim: int) -> None:
+    head_dim, fraction = values["head_dim"], values["partial_rotary_factor"]
+    if head_dim % 2:
         raise UserError(
-            f"head_dim ({config.head_dim}) is odd, but rotary position embedding turns pairs of "
-            f"dimensions; with hidden_size {config.hidden_size} and num_attention_heads "
-            f"{config.num_attention_heads}, choose sizes that make it even"
+            f"head_dim ({head_dim}) is odd, but rotary position embedding turns pairs of "
+            f"dimensions; with hidden_size {values['hidden_size']} and num_attention_heads "
+            f"{values['num_attention_heads']}, choose sizes that make it even"
         )
-    if config.partial_rotary_factor > 1 or config.rotary_dim % 2 or config.rotary_dim < 2:
+    if fraction > 1 or rotary_dim % 2 or rotary_dim < 2:
         raise UserError(
-            f"partial_rotary_factor ({config.partial_rotary_factor}) of head_dim "
-            f"({config.head_dim}) must be an even number of dimensions, at least 2 and at most all"
+            f"partial_rotary_factor ({fraction}) of head_dim "
+            f"({head_dim}) must be an even number of dimensions, at least 2 and at most all"
         )
-    if config.position_encoding_2d and (
-        config.head_dim % 4 or config.partial_rotary_factor != 1 or not config.prefix_lm
+    if values["position_encoding_2d"] and (
+        head_dim % 4 or fraction != 1 or not values["prefix_lm"]
     ):
         raise UserError(
             f"position_encoding_2d turns both halves of a head by positions around the prefix: it "
             f"needs prefix_lm, partial_rotary_factor 1 and a head_dim that is a multiple of 4, "
-            f"found {config.prefix_lm}, {config.partial_rotary_factor} and {config.head_dim}"
+            f"found {values['prefix_lm']}, {fraction} and {head_dim}"
         )
 
 

@@ -115,12 +115,12 @@ class ModelConfig:
                     f"({self.num_attention_heads}); change one of them, or set head_dim"
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        check_types(self)
+        check_types(vars(self))
         types = self._same_layer_types() if self.layer_types is None else tuple(self.layer_types)
         object.__setattr__(self, "layer_types", types)
         scaling = normalised_rope_scaling(self.rope_scaling, self.max_position_embeddings)
         object.__setattr__(self, "rope_scaling", scaling)
-        check_consistency(self)
+        check_consistency(vars(self), self.rotary_dim)
 
     def _same_layer_types(self) -> tuple[str, ...]:
         """The default of ``layer_types``."""
@@ -175,7 +175,7 @@ class ModelConfig:
     def num_parameters(self) -> int:
         """Number of parameters; a tied head counts once."""
         h, ffn, width = self.hidden_size, self.intermediate_size, self.embedding_size
-        norm = h if self.norm == "rms_norm" else 2 * h
+        norm = {"rms_norm": h, "layer_norm": 2 * h}[self.norm]
         qkv = self.query_size + 2 * self.key_value_size
         attention = h * qkv + self.qkv_bias * qkv + self.qk_norm * 2 * self.head_dim
         attention += self.query_size * h + self.attention_output_bias * h

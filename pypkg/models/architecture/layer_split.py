@@ -1,7 +1,8 @@
 """How pipeline parallelism cuts a model: which stage has which layers.
 
-A pipeline has ``stages`` processes, each of which has ``virtual_stages`` parts of the model. Part k
-belongs to stage k % stages, so that a batch goes round the stages ``virtual_stages`` times.
+Each of the ``stages`` pipeline stages has ``virtual_stages`` model chunks (Narayanan et al., 2021:
+interleaved schedule). Chunk k belongs to stage k % stages, so a micro batch passes every stage
+``virtual_stages`` times.
 Nothing here imports Paddle.
 """
 
@@ -13,8 +14,8 @@ from pypkg.errors import UserError
 
 
 @dataclass(frozen=True)
-class Part:
-    """Consecutive layers of a model, and what it has before and after its layers.
+class ModelChunk:
+    """Consecutive layers of a model, with the embedding or the head at its ends.
 
     Attributes:
         layers: their numbers in the model.
@@ -27,36 +28,39 @@ class Part:
     is_last: bool = True
 
 
-def layer_ranges(num_layers: int, parts: int) -> list[range]:
-    """The layers of each part.
+def layer_ranges(num_layers: int, chunks: int) -> list[range]:
+    """Layer numbers of each model chunk, in the order of a forward pass.
 
-    All have ``num_layers // parts`` of them. The layers that are left over go, one each, to the
-    second part and those after it, and to the first if they suffice for it; the last never gets
-    one. The embedding and the head count as no layer, but the part that has the head, which takes
-    the time of several layers, comes last in line, and the part that has the embedding, and most
-    batches in flight, comes before it.
+    Each chunk has ``num_layers // chunks`` layers. The remaining layers go, one each, to the second
+    chunk and those after it, then to the first; the last never gets one. The last chunk has the
+    head, which takes the time of several layers. The first has the embedding and the most micro
+    batches in flight.
 
     Raises:
-        UserError: fewer layers than parts.
+        UserError: fewer layers than chunks.
     """
-    if num_layers < parts:
+    if num_layers < chunks:
         raise UserError(
-            f"num_hidden_layers ({num_layers}) is less than the {parts} parts that "
+            f"num_hidden_layers ({num_layers}) is less than the {chunks} model chunks that "
             "pipeline_parallel_degree x virtual_pp_degree makes; use fewer stages"
         )
-    each, more = divmod(num_layers, parts)
-    in_line = [*range(1, parts - 1), 0, parts - 1]
+    each, more = divmod(num_layers, chunks)
+    in_line = [*range(1, chunks - 1), 0, chunks - 1]
     larger = set(in_line[:more])
     ranges, start = [], 0
-    for part in range(parts):
-        stop = start + each + (part in larger)
+    for chunk in range(chunks):
+        stop = start + each + (chunk in larger)
         ranges.append(range(start, stop))
         start = stop
     return ranges
 
 
-def cut(num_layers: int, stages: int, virtual_stages: int = 1) -> list[Part]:
-    """The parts in the order in which a batch goes through them; one is the whole model."""
+def cut(num_layers: int, stages: int, virtual_stages: int = 1) -> list[ModelChunk]:
+    """The model chunks in the order of a forward pass; a single one is the whole model.
+
+    Raises:
+        UserError: fewer layers than chunks.
+    """
     ranges = layer_ranges(num_layers, stages * virtual_stages)
     last = len(ranges) - 1
-    return [Part(layers, k == 0, k == last) for k, layers in enumerate(ranges)]
+    return [ModelChunk(layers, k == 0, k == last) for k, layers in enumerate(ranges)]

@@ -24,18 +24,18 @@ Range = tuple[int, int]  # from, up to
 
 @dataclass(frozen=True)
 class Packing:
-    """How a checkpoint packs several parts into one axis: [groups, parts, size].
+    """How a checkpoint packs several matrices into one output axis: [groups, matrices, size].
 
-    Ours is [parts, groups, size], with the parts in the order ``order`` of the checkpoint's:
-    query, key and value within each head are ``Packing(num_heads, (0, 1, 2))``, and two halves
-    that are the other way round ``Packing(1, (1, 0))``.
+    Parameters here are [matrices, groups, size]; ``order`` lists the checkpoint's index of each
+    matrix. Query, key and value within each head are ``Packing(num_heads, (0, 1, 2))``, and two
+    halves in reverse order are ``Packing(1, (1, 0))``.
     """
 
     groups: int
     order: tuple[int, ...]
 
     def to_model(self, value: np.ndarray) -> np.ndarray:
-        """``value`` with its first axis in our order."""
+        """``value``, a NumPy array of any dtype, with its first axis in the model's order."""
         parts = value.reshape(self.groups, len(self.order), -1, *value.shape[1:])
         return parts[:, self.order].swapaxes(0, 1).reshape(value.shape)
 
@@ -156,7 +156,7 @@ class WeightMap:
             joined = weight.packing.to_model(joined)
         return np.ascontiguousarray(joined.T if weight.transpose else joined)
 
-    def read_part(
+    def read_ranges(
         self,
         name: str,
         shape: Sequence[int],
@@ -164,12 +164,13 @@ class WeightMap:
         ranges: Sequence[Range],
         read: Callable[[str, Sequence[slice]], np.ndarray],
     ) -> np.ndarray:
-        """``ranges`` of an axis of the parameter ``name``, joined; no more is read.
+        """``ranges`` of an axis of the parameter ``name``, concatenated; nothing else is read.
 
         Args:
             shape: of the whole parameter.
-            axis: of the parameter.
-            read: a tensor's name and slices of its axes to that part of it.
+            axis: of the parameter that ``ranges`` index.
+            ranges: (start, stop) pairs, such as those of a TP shard.
+            read: returns the elements of a tensor of the checkpoint, given its name and slices.
         """
         weight, sources = self._find(name)
         if weight.transpose:
@@ -187,7 +188,7 @@ class WeightMap:
     def _runs(
         self, name: str, shape: Sequence[int], ranges: Sequence[Range]
     ) -> list[tuple[str, tuple[slice]]]:
-        """The pieces of the sources' first axes that make up ``ranges`` of the output axis."""
+        """Source and slice of its first axis, in the order that makes up ``ranges``."""
         weight, sources = self._find(name)
         length = shape[-1] if weight.transpose else shape[0]
         sizes = weight.sizes or (length,)

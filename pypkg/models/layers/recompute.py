@@ -25,8 +25,8 @@ class Recompute:
         granularity: "full", the whole layer; "full_attn", its attention block with projections;
             "core_attn", attention alone.
         skipped_layers: numbers of layers in the model that keep everything.
-        interval: of the layers of a pipeline stage, or of each part of an interleaved one, the
-            first and every ``interval``-th after it recompute; 0: none. A whole model is one.
+        interval: of the layers of each model chunk, the first and every ``interval``-th after it
+            recompute; 0: none. A whole model is one chunk.
         use_reentrant: recompute inside an autograd function instead of hooks on what is kept.
             Same results; the function calls backward within backward.
     """

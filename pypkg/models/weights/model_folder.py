@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from pypkg.errors import UserError
-from pypkg.models.weights.formats.files import INDEX_FILE, SINGLE_FILE
+from pypkg.files import publish_files
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
+from pypkg.models.weights.formats.tensor_files import INDEX_FILE, SINGLE_FILE
 
 CONFIG_FILE = "config.json"
 DEFAULT_SHARD_SIZE = "5GB"
@@ -67,8 +68,7 @@ def write_model_folder(
             listing = {"metadata": {"total_size": total}, "weight_map": index}
             _write_json(temporary(INDEX_FILE), listing)
         _write_json(temporary(CONFIG_FILE), config)
-        for name, path in written.items():
-            os.replace(path, folder / name)
+        publish_files({path: folder / name for name, path in written.items()})
         for path in folder.iterdir():
             if _WEIGHT_FILE.fullmatch(path.name) and path.name not in written:
                 path.unlink()
@@ -117,7 +117,4 @@ def _shard_name(number: int, count: int) -> str:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,7 +1,8 @@
-"""Which part of each parameter a process holds under tensor parallelism.
+"""The TP shard of each parameter that a rank holds under tensor parallelism.
 
-A table says it, in our layout of the parameters: along which axis, and as which parts, each of
-which is divided by itself. Everything that the table does not name is whole on every process.
+A table gives the axis that is divided, in this package's layout of the parameters, and the matrices
+that lie side by side along it, each of which is divided on its own. A parameter that the table does
+not name is replicated on every rank.
 Nothing here imports Paddle.
 """
 
@@ -19,13 +20,13 @@ Range = tuple[int, int]  # from, up to
 
 
 @dataclass(frozen=True)
-class ParameterPart:
-    """What one process holds of a parameter: ``ranges`` of ``axis``, joined, then padding.
+class TPShard:
+    """What one rank holds of a parameter: ``ranges`` of ``axis``, concatenated, then padding.
 
     Attributes:
         axis: of the parameter in our layout.
-        ranges: in the order in which they lie in the process's parameter.
-        length: of the process's parameter along the axis; zeros fill what the ranges leave.
+        ranges: (start, stop) in the whole parameter, in the order of the shard.
+        length: of the shard along the axis; zeros fill what the ranges leave.
     """
 
     axis: int
@@ -33,7 +34,7 @@ class ParameterPart:
     length: int
 
     def take(self, whole: np.ndarray) -> np.ndarray:
-        """The process's parameter."""
+        """The shard, padded, of ``whole``, an array of any dtype."""
         index = (slice(None),) * self.axis
         return self.padded(
             np.concatenate(
@@ -42,7 +43,7 @@ class ParameterPart:
         )
 
     def padded(self, value: np.ndarray) -> np.ndarray:
-        """``value``, the joined ranges, with the zeros behind them."""
+        """``value``, the concatenated ranges, followed by zeros up to ``length``."""
         missing = self.length - value.shape[self.axis]
         if not missing:
             return value
@@ -50,7 +51,7 @@ class ParameterPart:
         return np.pad(value, widths)
 
     def put(self, value: np.ndarray, whole: np.ndarray) -> None:
-        """Writes the process's parameter to its place in ``whole``."""
+        """Writes ``value``, the shard, to its place in ``whole``, without the padding."""
         index, at = (slice(None),) * self.axis, 0
         for start, stop in self.ranges:
             whole[(*index, slice(start, stop))] = value[(*index, slice(at, at + stop - start))]
@@ -61,12 +62,12 @@ class ParameterPart:
 class _Split:
     """How one kind of parameter is divided.
 
-    ``parts`` gives, for a configuration, a degree and a rank, the length of each part and the
-    process's range of it.
+    ``matrices`` gives, for a configuration, a degree and a rank, the length of each matrix along
+    the axis and the rank's range of it.
     """
 
     axis: int  # of the weight; a bias has one axis
-    parts: Callable[[ModelConfig, int, int], list[tuple[int, Range]]]
+    matrices: Callable[[ModelConfig, int, int], list[tuple[int, Range]]]
 
 
 def _even(length: int, degree: int, rank: int) -> tuple[int, Range]:
@@ -75,9 +76,9 @@ def _even(length: int, degree: int, rank: int) -> tuple[int, Range]:
 
 
 def key_value_range(config: ModelConfig, degree: int, rank: int) -> Range:
-    """The key-value heads of a process: those of its query heads.
+    """The key-value heads (start, stop) of a rank: those that its query heads attend with.
 
-    If there are fewer than processes, neighbours have the same one.
+    With fewer key-value heads than ranks, consecutive ranks hold the same head.
     """
     heads = config.num_key_value_heads
     start = rank * heads // degree
@@ -108,24 +109,24 @@ _TABLE: dict[str, _Split] = {
 _NAME = re.compile(r"(?:layers\.\d+\.)?(.+)\.(weight|bias)")
 
 
-def part_of(config: ModelConfig, name: str, degree: int, rank: int) -> ParameterPart | None:
-    """What process ``rank`` of ``degree`` holds of the parameter ``name``; None for all of it."""
+def tp_shard(config: ModelConfig, name: str, degree: int, rank: int) -> TPShard | None:
+    """The shard that ``rank`` of ``degree`` holds of the parameter ``name``; None: all of it."""
     layer, kind = _NAME.fullmatch(name).groups()
     split = _TABLE.get(layer)
     if degree == 1 or split is None or (kind == "bias" and split.axis == 0):
         return None
     ranges, start = [], 0
-    for length, (first, last) in split.parts(config, degree, rank):
+    for length, (first, last) in split.matrices(config, degree, rank):
         ranges.append((start + first, start + last))
         start += length
-    padded = -(-start // degree) if split.parts is _vocabulary else 0
+    padded = -(-start // degree) if split.matrices is _vocabulary else 0
     held = sum(stop - first for first, stop in ranges)
-    return ParameterPart(0 if kind == "bias" else split.axis, tuple(ranges), max(padded, held))
+    return TPShard(0 if kind == "bias" else split.axis, tuple(ranges), max(padded, held))
 
 
 def whole_shape(config: ModelConfig, name: str, shape: Sequence[int], degree: int) -> tuple:
-    """The shape of the whole parameter, of which each process has one of ``shape``."""
-    last = part_of(config, name, degree, degree - 1)
+    """Shape of the whole parameter ``name``, whose shards have ``shape``."""
+    last = tp_shard(config, name, degree, degree - 1)
     if last is None:
         return tuple(shape)
     # The end of the last range of the last process is the end of the parameter.
@@ -133,7 +134,7 @@ def whole_shape(config: ModelConfig, name: str, shape: Sequence[int], degree: in
 
 
 def tensor_parallel_problems(config: ModelConfig, degree: int) -> list[str]:
-    """Why the model cannot be divided over ``degree`` processes; empty if it can."""
+    """Why the model cannot be divided over ``degree`` ranks, one message each; empty if it can."""
     problems = []
     heads, key_value_heads = config.num_attention_heads, config.num_key_value_heads
     sizes = {"num_attention_heads": heads, "intermediate_size": config.intermediate_size}
@@ -151,7 +152,7 @@ def tensor_parallel_problems(config: ModelConfig, degree: int) -> list[str]:
     if (degree - 1) * -(-config.vocab_size // degree) >= config.vocab_size:
         problems.append(
             f"vocab_size ({config.vocab_size}) is too small to give each of "
-            f"tensor_parallel_degree ({degree}) processes a part; use a smaller degree"
+            f"tensor_parallel_degree ({degree}) ranks a row; use a smaller degree"
         )
     return problems
 

@@ -1,9 +1,9 @@
 """Checkpoints that are either whole or absent.
 
 ``output_dir/checkpoint-N/`` holds a Hugging Face model folder (config.json, safetensors), and
-beside it optimizer.safetensors, trainer_state.json, settings.json and the tokenizer's files. All
-is written and synced under a temporary name first and then renamed, so a folder with the final
-name is complete whatever happened.
+beside it optimizer.safetensors, trainer_state.json, settings.json and the tokenizer's files. The
+folder is written and synced under a temporary name and then renamed, so a folder with the final
+name is always complete.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from pypkg.errors import UserError
+from pypkg.files import replace_folder
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
 from pypkg.parallel.optimizer.updater import Updater
@@ -112,10 +113,7 @@ def save_checkpoint(
         with _saving(final, temporary):
             (temporary / _SETTINGS).write_text(settings_json, encoding="utf-8")
             (temporary / _STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
-            _sync(temporary)
-            shutil.rmtree(final, ignore_errors=True)
-            os.rename(temporary, final)
-            _sync_folder(final.parent)
+            replace_folder(temporary, final)
         if keep is not None and keep > 0:
             for _, folder in checkpoints(output_dir)[:-keep]:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -156,25 +154,6 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _sync(folder: Path) -> None:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def load_trainer_state(checkpoint: str | Path) -> TrainerState:
     """Reads trainer_state.json.
 
@@ -194,7 +173,7 @@ def load_trainer_state(checkpoint: str | Path) -> TrainerState:
 
 
 def load_optimizer(checkpoint: str | Path, updater: Updater) -> None:
-    """Reads the optimizer state that belongs to the parameters of this process.
+    """Reads the optimizer state that belongs to the parameters of this rank.
 
     Raises:
         UserError: the file is missing, damaged, or of another model.

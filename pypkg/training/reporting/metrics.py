@@ -26,16 +26,16 @@ _GPU_PEAKS = {
 
 @dataclass(frozen=True)
 class PeakFlops:
-    """The FLOP/s that utilisation is measured against, and where the figure comes from."""
+    """Peak FLOP/s that utilisation is relative to, and its source."""
 
     value: float
     source: str
 
 
 def peak_flops(dtype: str) -> PeakFlops | None:
-    """Peak of the current device: a data sheet's for known GPUs, a measured one for CPUs.
+    """Peak of the current device: from the data sheet for known GPUs, measured for CPUs.
 
-    None where the GPU is not in the table: no utilisation is better than a wrong one.
+    None for a GPU that is not in the table, so that no wrong utilisation is reported.
     """
     if not paddle.device.get_device().startswith("gpu"):
         return _measure_cpu_peak()
@@ -60,7 +60,7 @@ def _measure_cpu_peak(size: int = 1024, runs: int = 50) -> PeakFlops:
 
 
 def peak_memory_bytes() -> int:
-    """Peak so far: allocated on the GPU, or the resident set of this process on a CPU."""
+    """Peak memory so far in bytes: allocated on the GPU, or the resident set on a CPU."""
     if paddle.device.get_device().startswith("gpu"):
         return paddle.device.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""How a run ended, for its summary and exit code."""
+"""The end of a run, for its summary and exit code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from pypkg.training.state import TrainerState
 
 @dataclass
 class Outcome:
-    """How a run ended. exit_code is 0, or 128 + the signal that stopped it."""
+    """The end of a run.
+
+    Attributes:
+        final_loss, eval_loss: the last ones, nats per token; None where there is none.
+        tokens_per_second: median over the logged intervals, per rank.
+        mfu: model FLOPs utilisation, a fraction of the peak.
+        peak_memory: bytes, of this rank.
+        exit_code: 0, or 128 + the signal that stopped the run.
+    """
 
     state: TrainerState
     final_loss: float | None
@@ -22,7 +30,7 @@ class Outcome:
     exit_code: int = 0
 
     def completed_from(self, rows: Sequence[Mapping[str, float]]) -> Outcome:
-        """With the last losses in the metrics of earlier processes, where this one has none."""
+        """A copy whose missing losses are the last ones in ``rows`` of metrics.jsonl."""
 
         def last(name: str) -> float | None:
             return next((row[name] for row in reversed(rows) if name in row), None)

@@ -11,6 +11,8 @@ from pypkg.errors import UserError
 
 
 class Reporter(Protocol):
+    """Receives the metrics of logged steps: floats by name; losses in nats per token."""
+
     def report(self, step: int, metrics: dict[str, float]) -> None: ...
 
     def close(self) -> None: ...

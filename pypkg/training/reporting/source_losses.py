@@ -1,4 +1,4 @@
-"""The loss of each corpus of a blend, from the losses of tokens that the model computes anyway."""
+"""The loss of each corpus of a blend, from the token losses that the model computes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pypkg.parallel import mesh
 class SourceLosses:
     """Sums of losses by corpus, kept on the device until they are asked for.
 
-    A batch goes through ``watch`` on its way to the model; after the model has computed its loss,
-    ``collect`` adds up. All processes of a run do the same things in the same order.
+    A batch passes through ``watch`` before the model. After the model has computed its loss,
+    ``collect`` adds up. All ranks have to make the same calls in the same order.
     """
 
     def __init__(self, names: Sequence[str], earlier: Sequence[Sequence[float]] = ()) -> None:
         """
         Args:
             names: of the corpora; with fewer than two, nothing is watched.
-            earlier: of a checkpoint, what ``sums`` gave.
+            earlier: ``sums`` of a checkpoint.
         """
         self.names = list(names) if len(names) > 1 else []
         fits = len(earlier) == 2 and all(len(row) == len(self.names) for row in earlier)
@@ -54,7 +54,7 @@ class SourceLosses:
         self._watched.clear()
 
     def sums(self) -> list[list[float]]:
-        """Summed losses, and numbers of labels, by corpus, over all processes."""
+        """[2, corpora]: sums of losses in nats, and numbers of labels, over all ranks."""
         if not self.names:
             return []
         total = paddle.zeros([2, len(self.names)], "float64") if self._sums is None else self._sums
@@ -66,7 +66,7 @@ class SourceLosses:
         return (total.numpy() + self._earlier).tolist()
 
     def take(self) -> dict[str, float]:
-        """Mean loss of each corpus that has given labels since the last call, by name."""
+        """Mean loss by corpus, of those with labels since the last call, in nats per token."""
         sums = self.sums()
         self._sums = None
         self._earlier = np.zeros_like(self._earlier)

@@ -1,4 +1,4 @@
-"""What a run leaves for its user: a few lines, a picture of the loss, a sample of text."""
+"""The summary of a run: figures, a plot of the loss, a sample of text."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Summary:
         }
 
     def text(self) -> str:
-        """The same for people."""
+        """The summary as text for the terminal."""
         values = self.as_dict()
         rows = [
             ("steps", f"{values['global_step']:,} ({values['consumed_tokens']:,} tokens)"),
@@ -87,9 +87,9 @@ class Summary:
 def write_sample(
     model: paddle.nn.Layer, tokenizer: Tokenizer, prompt: str, tokens: int, seed: int
 ) -> str:
-    """``prompt`` and ``tokens`` more tokens, drawn from the 40 likeliest at temperature 0.8.
+    """``prompt`` and ``tokens`` more tokens, sampled with top-k 40 at temperature 0.8.
 
-    A model that fills in blanks is given one after the prompt, as in its pre-training.
+    A ``prefix_lm`` model gets a blank after the prompt, as in its pre-training.
     """
     ids = tokenizer.encode(prompt)
     if model.config.prefix_lm:

@@ -42,6 +42,27 @@ def test_ids_npz(tmp_path, dtype):
         assert resolve_input_dir(str(given_path)) == [prefix]
 
 
+@pytest.mark.parametrize(
+    ("forms", "first_token"),
+    [
+        (("npz",), 1), (("npz", "bin"), 2), (("npz", "npy"), 3), (("npz", "bin", "npy"), 3),
+        (("bin", "ids.npy alone"), 2), (("bin", "idx.npz alone"), 2),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_which_form_wins(make_corpus, tmp_path, forms, first_token):
+    """_ids.npy with _idx.npz, then .bin with .idx, then _ids.npz."""
+    if "npz" in forms:
+        write_npz(tmp_path / "c_ids.npz", ids=np.array([1]), lens=np.array([1]))
+    if "bin" in forms:
+        make_corpus([[2]], "c")
+    if {"npy", "ids.npy alone"} & set(forms):
+        np.save(tmp_path / "c_ids.npy", np.array([3]))
+    if {"npy", "idx.npz alone"} & set(forms):
+        write_npz(tmp_path / "c_idx.npz", lens=np.array([1]), docs=np.array([0, 1]))
+    assert IndexedDataset(tmp_path / "c")[0].tolist() == [first_token]
+
+
 @pytest.mark.parametrize("compress", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize(
     ("arrays", "said"),

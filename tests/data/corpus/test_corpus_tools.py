@@ -73,6 +73,8 @@ def test_inspect_a_document(tmp_path, capsys):
     ]
     assert preprocess.main(["inspect", prefix, "--document", "2"]) == 2
     assert "--document is 2" in capsys.readouterr().err
+    assert preprocess.main(["inspect", prefix, "--document=-1"]) == 2
+    assert "--document is -1" in capsys.readouterr().err
 
 
 # --- validate

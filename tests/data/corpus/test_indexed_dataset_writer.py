@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpora import GOLDEN, counting_documents
+from disk_log import DiskLog
 
 from pypkg.data import IndexedDataset, IndexedDatasetWriter
 from pypkg.data.corpus.files import DTYPES
@@ -100,6 +101,62 @@ def test_leftovers_of_a_killed_run_are_overwritten(tmp_path, make_corpus):
     assert IndexedDataset(make_corpus([[7]])).num_tokens == 1
     assert names(tmp_path) == ["corpus.bin", "corpus.idx"]
     assert (tmp_path / "corpus.bin").stat().st_size == 2
+
+
+def rewrite(prefix: str, loss_mask: bool, order: np.ndarray | None) -> None:
+    with IndexedDatasetWriter(prefix, np.uint16, loss_mask=loss_mask) as writer:
+        writer.add_tokens(np.array([7, 8, 9]))
+        writer.add_sizes(np.array([1, 2], np.int32), np.array([1, 1]))
+        writer.commit(order)
+
+
+# The index goes first and comes last: without it a .bin is no corpus.
+UNMASKED = [
+    "unlink corpus.idx",
+    "rename corpus.bin.tmp corpus.bin",
+    "rename corpus.idx.tmp corpus.idx",
+]
+MASKED = [*UNMASKED[:2], "rename corpus.lsm.tmp corpus.lsm", UNMASKED[2]]
+ORDERED = [
+    "unlink corpus.bin.tmp", UNMASKED[0], "rename corpus.bin.ordered.tmp corpus.bin", UNMASKED[2],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("loss_mask", "order", "expected"),
+    [(False, None, UNMASKED), (True, None, MASKED), (False, np.array([1, 0]), ORDERED)],
+    ids=["plain", "masked", "ordered"],
+)
+def test_order_of_sync_and_rename(make_corpus, monkeypatch, loss_mask, order, expected):
+    prefix = make_corpus([[1, 2, 3]])
+    disk = DiskLog(monkeypatch)
+    rewrite(prefix, loss_mask, order)
+    assert disk.changes() == expected
+    disk.check()
+    before = disk.events[: disk.events.index("unlink corpus.idx")]
+    assert {"fsync corpus.idx.tmp", f"fsync {expected[-2].split()[1]}"} <= set(before)
+
+
+def test_a_loss_mask_of_the_earlier_corpus_is_removed_before_the_index_comes(
+    make_corpus, monkeypatch
+):
+    prefix = make_corpus([[1]])
+    rewrite(prefix, True, None)
+    disk = DiskLog(monkeypatch)
+    rewrite(prefix, False, None)
+    assert disk.changes() == [*UNMASKED[:2], "unlink corpus.lsm", UNMASKED[2]]
+
+
+@pytest.mark.parametrize("event", MASKED)
+def test_no_moment_shows_files_of_two_corpora(make_corpus, monkeypatch, event):
+    prefix = make_corpus([[1, 2, 3], [4]])
+    DiskLog(monkeypatch).crash_before(event)
+    with pytest.raises(KeyboardInterrupt):
+        rewrite(prefix, True, None)
+    if event == MASKED[0]:
+        assert IndexedDataset(prefix)[0].tolist() == [1, 2, 3]
+    else:
+        assert not Path(prefix + ".idx").exists()
 
 
 def test_ids_that_do_not_fit(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from corpora import GOLDEN, counting_documents
 
 from pypkg import _native
-from pypkg.data import build_train_valid_test_datasets, resolve_input_dir
+from pypkg.data import build_datasets, build_train_valid_test_datasets, resolve_input_dir
 from pypkg.errors import UserError
 
 CASES = json.loads((GOLDEN / "cases.json").read_text())["cases"]
@@ -132,6 +132,20 @@ def test_blend_leaves_out_an_empty_split(make_corpus):
     assert [dataset.corpus.prefix for dataset in valid.datasets] == [large]
     assert len(valid) == 12 and valid[11]["text"].max() < 1000
     assert test is None
+
+
+def test_weights_beside_an_empty_train_split_add_up_to_one(make_corpus):
+    """The members have to be built for all samples: one corpus has nothing to give."""
+    prefixes = [
+        make_corpus(counting_documents([10] * 20), "a"),
+        make_corpus([[], [1, 2, 3]], "empty"),
+        make_corpus(counting_documents([10] * 20), "b"),
+    ]
+    blend = [word for weight, prefix in zip("153", prefixes) for word in (weight, prefix)]
+    (train, _, _), order = build_datasets(blend, "1,1", 4, (400, 0, 0), 0)
+    assert order.weights == [0.25, 0.75]
+    assert [corpus.parts for corpus in order.corpora] == [[121], [322]]
+    assert np.bincount(train.dataset_index).tolist() == [100, 300]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 9, 16, 40])

@@ -43,7 +43,7 @@ def build(data_prefix, num_samples, earlier=None, consumed=0, kind="run", seed=3
     options = OrderOptions(kind=kind, consumed=consumed)
     if earlier is not None:
         dataset, order = earlier
-        state = json.loads(json.dumps(order.to_json(dataset.drawn(consumed))))
+        state = json.loads(json.dumps(order.to_json(dataset.samples_consumed(consumed))))
         options = OrderOptions(kind=kind, earlier=SampleOrder.from_json(state), consumed=consumed)
     datasets, order = build_datasets(data_prefix, split, SEQ, (num_samples, 0, 0), seed, options)
     return datasets[0], order
@@ -128,8 +128,8 @@ def test_a_longer_blend_begins_like_the_shorter_one(prefixes):
 @pytest.mark.parametrize("consumed", [0, 17, 60])
 def test_in_another_blend_each_corpus_goes_on_where_it_was(prefixes, consumed):
     first = build(blend(prefixes, a=1, b=3), 60)
-    drawn = first[0].drawn(consumed)
-    assert sum(drawn) == consumed
+    given = first[0].samples_consumed(consumed)
+    assert sum(given) == consumed
     changed = build(blend(prefixes, c=1, b=1), 160, first, consumed)
     dataset, order = changed
     assert len(dataset) == 160 and order.start == consumed
@@ -223,9 +223,9 @@ def test_blends_by_size(prefixes, options, expected):
     assert data_prefix == [part for prefix in prefixes.values() for part in ("1.0", prefix)]
     datasets, order = build_datasets(data_prefix, "1", SEQ, (600, 0, 0), 3, OrderOptions(**options))
     assert order.weights == pytest.approx(np.array(expected) / np.sum(expected))
-    drawn = datasets[0].drawn(600)
-    assert np.abs(np.array(drawn) - 600 * np.array(order.weights)).max() <= 1
-    assert drawn == np.bincount([text[0] // 1000 for text in texts(datasets[0])]).tolist()
+    given = datasets[0].samples_consumed(600)
+    assert np.abs(np.array(given) - 600 * np.array(order.weights)).max() <= 1
+    assert given == np.bincount([text[0] // 1000 for text in texts(datasets[0])]).tolist()
 
 
 def test_weights_beside_another_way_to_blend(prefixes):

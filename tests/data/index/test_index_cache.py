@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpora import GOLDEN, counting_documents
+from disk_log import DiskLog
 
 from pypkg.data import IndexedDataset, build_datasets, build_train_valid_test_datasets
 from pypkg.data.index import cache
@@ -38,6 +39,14 @@ def builds(monkeypatch) -> list:
 @pytest.fixture
 def corpus(make_corpus) -> str:
     return make_corpus(counting_documents(SIZES))
+
+
+def test_a_set_is_on_the_disk_before_its_description(corpus, monkeypatch):
+    disk = DiskLog(monkeypatch)
+    train(corpus)
+    disk.check()
+    suffixes = [event.rpartition(".")[2] for event in disk.changes()]
+    assert suffixes == ["npy", "npy", "npy", "dsc"]
 
 
 def train(prefix, num_samples=60, cache="beside", seed=3):

@@ -201,6 +201,25 @@ def test_an_example_by_hand():
     assert masked["position_ids"].tolist() == [[*range(8), place, place], [0] * 8 + [1, 2]]
 
 
+# Of 16 tokens numbered from 0: where [gMASK] stands, or the input_ids of a [MASK] sample.
+@pytest.mark.parametrize(
+    ("seed", "sample", "cut"),
+    [(7, 0, 11), (7, 1, 0), (7, 2, 6), (7, 2**32 + 1, 3), (8, 1, 14)],
+)
+def test_random_stream_of_a_suffix_is_pinned(seed, sample, cut):
+    """Another stream would change what a resumed run sees."""
+    expected = [*range(cut), GMASK, SOP, *range(cut, 14)]
+    assert build(16, [sample], seed=seed)["input_ids"].tolist() == [expected]
+
+
+def test_random_stream_of_spans_is_pinned():
+    batch = build(40, [3])
+    context = [*range(7), MASK, *range(9, 26), MASK, *range(28, 32), MASK]
+    assert batch["input_ids"].tolist() == [[*context, SOP, 26, 27, SOP, 7, 8, SOP, 32, 33]]
+    labels = [26, 27, EOP, 7, 8, EOP, 32, 33, EOP]
+    assert batch["labels"].tolist() == [[IGNORED_LABEL] * 31 + labels]
+
+
 def test_too_short():
     with pytest.raises(UserError, match="max_seq_length is 2"):
         objective(2)

@@ -141,13 +141,16 @@ def test_running_again_does_nothing(tmp_path, corpus, tokenizer, capsys):
     assert second[-1].startswith("up to date")
 
 
-@pytest.mark.parametrize("changed", ["input", "option", "tokenizer", "output", "meta"])
+@pytest.mark.parametrize("changed", ["input", "mtime", "option", "tokenizer", "output", "meta"])
 def test_running_again_after_a_change(tmp_path, corpus, tokenizer, changed):
     assert run(tmp_path) == 0
     before = modified(tmp_path)
     options = []
     if changed == "input":
         (corpus / "b.txt").write_text("Another text.")
+    elif changed == "mtime":
+        written = (corpus / "b.txt").stat().st_mtime_ns
+        os.utime(corpus / "b.txt", ns=(0, written + 1))
     elif changed == "option":
         options = ["--append_eos"]
     elif changed == "tokenizer":

@@ -14,7 +14,7 @@ import pytest
 from preprocess_testing import ALL, command, outputs, run, texts
 
 from pypkg.data.preprocess import files
-from pypkg.data.preprocess.shards import PartsFolder
+from pypkg.data.preprocess.shards import FileShardFolder
 
 UNIT_BYTES = 1 << 20
 
@@ -43,7 +43,7 @@ def test_disk_full(tmp_path, tokenizer, workers):
     assert outputs(tmp_path) == []
 
 
-def test_disk_full_while_parts_are_joined(tmp_path, tokenizer, small_units, capsys):
+def test_disk_full_while_file_shards_are_joined(tmp_path, tokenizer, small_units, capsys):
     values = {"input_path": units_of(tmp_path, 3), "workers": 1}
     done = run_with_limit(4_000_000, command(tmp_path, unit=UNIT_BYTES, **values))
     assert done.returncode == 2
@@ -83,19 +83,19 @@ def test_interrupted_and_run_again(tmp_path, tokenizer, small_units, capsys, sen
         assert err.splitlines()[-1].startswith("interrupted; nothing half-written is left")
         assert outputs(tmp_path) == ["corpus.parts"]
     finished = {file: file.stat().st_mtime_ns for file in folder.glob("*.npz")}
-    # A part that is damaged meanwhile is made again.
+    # A file shard that is damaged meanwhile is made again.
     damaged = sorted(finished)[0]
     os.truncate(damaged.with_suffix(".bin"), 100)
     del finished[damaged]
     monitored = {}
-    original = PartsFolder.remove
+    original = FileShardFolder.remove
 
     def remember(self):
         monitored.update({f: f.stat().st_mtime_ns for f in self.path.glob("*.npz")})
         original(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PartsFolder, "remove", remember)
+        patch.setattr(FileShardFolder, "remove", remember)
         assert run(tmp_path, **values) == 0
     assert f"resumed          {len(finished)} of 6 units" in capsys.readouterr().out
     assert len(monitored) == 6
@@ -106,7 +106,7 @@ def test_interrupted_and_run_again(tmp_path, tokenizer, small_units, capsys, sen
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_parts_of_other_options_are_not_used(tmp_path, tokenizer, capsys):
+def test_file_shards_of_other_options_are_not_used(tmp_path, tokenizer, capsys):
     folder = tmp_path / "out" / "corpus.parts"
     folder.mkdir(parents=True)
     (folder / "fingerprint").write_text("another")
@@ -126,7 +126,10 @@ def test_a_folder_of_someone_else_is_left_alone(tmp_path, tokenizer, capsys):
     small = tmp_path / "small.jsonl"
     small.write_text('{"text": "short"}\n')
     assert run(tmp_path, input_path=small) == 2
-    assert f"{folder} is where the parts of corpus go, but holds thesis" in capsys.readouterr().err
+    assert (
+        f"{folder} is where the file shards of corpus go, but holds thesis"
+        in capsys.readouterr().err
+    )
     assert outputs(tmp_path) == ["corpus.parts"]
     assert (folder / "thesis.tex").exists()
 

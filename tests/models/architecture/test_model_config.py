@@ -6,11 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import paddle
 import pytest
 from model_testing import GOLDEN
 
 from pypkg.errors import UserError
-from pypkg.models.architecture import registry
+from pypkg.models import from_config
+from pypkg.models.architecture import checks, registry
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.family import _log_dropout
 
@@ -179,3 +181,22 @@ def test_flops_per_token() -> None:
     num_parameters = 3 * (4 * 16 + 3 * 24 + 8) + 2 * 40 + 4
     assert config.num_parameters() == num_parameters
     assert config.flops_per_token(7) == 6 * num_parameters + 12 * 3 * 4 * 7
+
+
+@pytest.mark.parametrize("name", checks._CHOICES)
+def test_a_choice_that_no_layer_implements_raises(
+    name: str, tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(checks._CHOICES, name, (*checks._CHOICES[name], "unknown"))
+    config = tiny_config.replace(**{name: "unknown"})
+    with pytest.raises((KeyError, UserError), match="unknown"):
+        from_config(config, seed=1)
+
+
+def test_a_layer_type_that_no_mask_implements_raises(
+    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "_LAYER_TYPES", (*checks._LAYER_TYPES, "unknown"))
+    config = tiny_config.replace(layer_types=["full_attention", "unknown"])
+    with pytest.raises(KeyError, match="unknown"):
+        from_config(config, seed=1)(paddle.ones([1, 3], dtype="int64"))

@@ -7,24 +7,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pypkg.errors import UserError
-from pypkg.models.architecture.layer_split import Part, cut, layer_ranges
+from pypkg.models.architecture.layer_split import ModelChunk, cut, layer_ranges
 
 
 @given(st.integers(1, 100), st.integers(1, 20))
-def test_parts_are_consecutive_and_nearly_equal(num_layers, parts):
-    if num_layers < parts:
+def test_chunks_are_consecutive_and_nearly_equal(num_layers, chunks):
+    if num_layers < chunks:
         with pytest.raises(UserError, match=rf"num_hidden_layers \({num_layers}\)"):
-            layer_ranges(num_layers, parts)
+            layer_ranges(num_layers, chunks)
         return
-    ranges = layer_ranges(num_layers, parts)
-    assert [layer for part in ranges for layer in part] == list(range(num_layers))
-    lengths = [len(part) for part in ranges]
-    assert len(lengths) == parts and max(lengths) - min(lengths) <= 1
+    ranges = layer_ranges(num_layers, chunks)
+    assert [layer for chunk in ranges for layer in chunk] == list(range(num_layers))
+    lengths = [len(chunk) for chunk in ranges]
+    assert len(lengths) == chunks and max(lengths) - min(lengths) <= 1
     assert lengths[-1] == min(lengths)
 
 
 @pytest.mark.parametrize(
-    ("num_layers", "parts", "lengths"),
+    ("num_layers", "chunks", "lengths"),
     [
         (5, 1, [5]),
         (3, 2, [2, 1]),
@@ -35,15 +35,15 @@ def test_parts_are_consecutive_and_nearly_equal(num_layers, parts):
         (7, 6, [1, 2, 1, 1, 1, 1]),
     ],
 )
-def test_who_gets_the_layers_left_over(num_layers, parts, lengths):
-    assert [len(part) for part in layer_ranges(num_layers, parts)] == lengths
+def test_who_gets_the_layers_left_over(num_layers, chunks, lengths):
+    assert [len(chunk) for chunk in layer_ranges(num_layers, chunks)] == lengths
 
 
 def test_cut():
-    assert cut(4, 1) == [Part(range(4))]
-    assert cut(3, 2) == [Part(range(2), True, False), Part(range(2, 3), False, True)]
-    # Stage 1 of 3 has the second and the fifth part.
+    assert cut(4, 1) == [ModelChunk(range(4))]
+    assert cut(3, 2) == [ModelChunk(range(2), True, False), ModelChunk(range(2, 3), False, True)]
+    # Stage 1 of 3 has the second and the fifth chunk.
     assert cut(6, 3, 2)[1::3] == [
-        Part(range(1, 2), False, False),
-        Part(range(4, 5), False, False),
+        ModelChunk(range(1, 2), False, False),
+        ModelChunk(range(4, 5), False, False),
     ]

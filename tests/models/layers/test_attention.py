@@ -11,7 +11,7 @@ from pypkg.errors import UserError
 from pypkg.models import ModelConfig, from_config
 from pypkg.models.architecture.layer_split import cut
 from pypkg.models.architecture.registry import config_to_huggingface
-from pypkg.models.decoder import Decoder, DecoderPart
+from pypkg.models.decoder import Decoder, DecoderChunk
 from pypkg.models.generate import generate
 from pypkg.models.layers.recompute import ATTENTION, ATTENTION_BLOCK, FULL, Recompute
 
@@ -101,10 +101,10 @@ def test_each_layer_has_its_own_type(config: ModelConfig) -> None:
 def test_model_chunks_count_layers_of_the_whole_model(config: ModelConfig) -> None:
     whole, x = from_config(config, seed=1), None
     ids, _ = _batch(config)
-    for part in cut(4, 4):
-        chunk = DecoderPart(config, part)
-        chunk.set_state_dict({name: whole.state_dict()[name] for name in chunk.state_dict()})
-        x = chunk.run(x, ids)
+    for chunk in cut(4, 4):
+        decoder = DecoderChunk(config, chunk)
+        decoder.set_state_dict({name: whole.state_dict()[name] for name in decoder.state_dict()})
+        x = decoder.run(x, ids)
     np.testing.assert_allclose(x.numpy(), whole.hidden_states(ids).numpy(), rtol=0, atol=1e-5)
 
 

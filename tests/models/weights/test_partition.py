@@ -8,7 +8,7 @@ from tiny_configs import KEYS, tiny
 
 from pypkg.models.architecture.registry import weight_map
 from pypkg.models.pretrained import parameter_shapes
-from pypkg.models.weights.tp_shards import part_of, tensor_parallel_problems, whole_shape
+from pypkg.models.weights.tp_shards import tensor_parallel_problems, tp_shard, whole_shape
 
 
 @pytest.mark.parametrize("degree", [2, 4])
@@ -23,8 +23,8 @@ def test_parts(family, degree):
         stored = names.to_checkpoint(name, whole)
         rebuilt = np.full_like(whole, np.nan)
         for rank in range(degree):
-            part = part_of(config, name, degree, rank)
-            if part is None:
+            shard = tp_shard(config, name, degree, rank)
+            if shard is None:
                 break
             split += 1
             elements_read = []
@@ -34,12 +34,12 @@ def test_parts(family, degree):
                 elements_read.append(value.size)
                 return value
 
-            values = names.read_part(name, shape, part.axis, part.ranges, read)
+            values = names.read_ranges(name, shape, shard.axis, shard.ranges, read)
             assert sum(elements_read) == values.size
-            own = part.padded(values)
-            np.testing.assert_array_equal(own, part.take(whole))
+            own = shard.padded(values)
+            np.testing.assert_array_equal(own, shard.take(whole))
             assert whole_shape(config, name, own.shape, degree) == shape
-            part.put(own, rebuilt)
+            shard.put(own, rebuilt)
         else:
             np.testing.assert_array_equal(rebuilt, whole)
     assert split >= degree * (4 * config.num_hidden_layers + 1)
@@ -47,7 +47,7 @@ def test_parts(family, degree):
 
 def test_uneven_vocabulary():
     config = tiny("llama").replace(vocab_size=1021)
-    last = part_of(config, "lm_head.weight", 2, 1)
+    last = tp_shard(config, "lm_head.weight", 2, 1)
     assert last.ranges == ((511, 1021),)
     own = last.take(np.ones([1021, 64], np.float32))
     assert own.shape == (511, 64)

@@ -13,7 +13,7 @@ from torch_writing import write_torch_file
 
 from pypkg.errors import UserError
 from pypkg.models import from_pretrained
-from pypkg.models.weights.formats.files import TensorFiles
+from pypkg.models.weights.formats.tensor_files import TensorFiles
 
 GLM = GOLDEN / "glm130b"
 

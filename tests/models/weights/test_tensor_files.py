@@ -17,9 +17,9 @@ from safetensors.numpy import load_file, save_file
 
 from pypkg.errors import UserError
 from pypkg.models.weights.formats import stored_tensor
-from pypkg.models.weights.formats.files import SINGLE_FILE, TensorFiles
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
 from pypkg.models.weights.formats.stored_tensor import convert
+from pypkg.models.weights.formats.tensor_files import SINGLE_FILE, TensorFiles
 
 
 def _write_raw(path: Path, header: object, data: bytes) -> None:

@@ -26,8 +26,8 @@ from torch_writing import (
 
 from pypkg.errors import UserError
 from pypkg.models import from_pretrained
-from pypkg.models.weights.formats.files import TensorFiles
 from pypkg.models.weights.formats.stored_tensor import JoinedTensor
+from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.formats.torch import read_torch_file
 
 FIXTURES = Path(__file__).parent / "torch_files"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -119,6 +118,8 @@ def write_tensors(
 ) -> int:
     """Writes one safetensors file as the tensors come, so that one at a time is in memory.
 
+    The caller brings the file to the disk and gives it its name, see :mod:`pypkg.files`.
+
     Args:
         specs: of every tensor by name, in the order in which ``tensors`` gives them.
 
@@ -143,6 +144,4 @@ def write_tensors(
             if given != name or values.shape != tuple(spec.shape):
                 raise ValueError(f"expected {name} {spec.shape}, got {given} {values.shape}")
             file.write(np.ascontiguousarray(values, STORAGE[spec.dtype]).data)
-        file.flush()
-        os.fsync(file.fileno())
     return end

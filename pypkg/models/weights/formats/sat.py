@@ -63,34 +63,34 @@ def merge_ranks(files: list[Path]) -> dict[str, JoinedTensor]:
     return {name: _merge(name, [rank[name] for rank in ranks]) for name in ranks[0]}
 
 
-def _merge(name: str, parts: list[StoredTensor]) -> JoinedTensor:
+def _merge(name: str, shards: list[StoredTensor]) -> JoinedTensor:
     axis = 1 if _COLUMNS.fullmatch(name) else 0
     if not (_COLUMNS.fullmatch(name) or _ROWS.fullmatch(name) or _GATED_ROWS.fullmatch(name)):
-        _check_same(name, parts, None)
-        return JoinedTensor((parts[0],))  # every rank has the whole
-    _check_same(name, parts, axis)
+        _check_same(name, shards, None)
+        return JoinedTensor((shards[0],))  # every rank has the whole
+    _check_same(name, shards, axis)
     if _GATED_ROWS.fullmatch(name):
-        if odd := [part for part in parts if part.shape[0] % 2]:
+        if odd := [shard for shard in shards if shard.shape[0] % 2]:
             raise UserError(
                 f"{odd[0].file}: {name} of shape {list(odd[0].shape)} is a gated layer, whose "
                 "number of rows must be even"
             )
-        halves = [part.shape[0] // 2 for part in parts]
-        parts = [part.narrow(0, 0, half) for part, half in zip(parts, halves)] + [
-            part.narrow(0, half, 2 * half) for part, half in zip(parts, halves)
+        halves = [shard.shape[0] // 2 for shard in shards]
+        shards = [shard.narrow(0, 0, half) for shard, half in zip(shards, halves)] + [
+            shard.narrow(0, half, 2 * half) for shard, half in zip(shards, halves)
         ]
-    return JoinedTensor(tuple(parts), axis)
+    return JoinedTensor(tuple(shards), axis)
 
 
-def _check_same(name: str, parts: list[StoredTensor], axis: int | None) -> None:
+def _check_same(name: str, shards: list[StoredTensor], axis: int | None) -> None:
     """Shapes must be equal, except along the axis that they are joined along."""
 
-    def fixed(part: StoredTensor) -> tuple:
-        return tuple(length for at, length in enumerate(part.shape) if at != axis)
+    def fixed(shard: StoredTensor) -> tuple:
+        return tuple(length for at, length in enumerate(shard.shape) if at != axis)
 
-    for part in parts:
-        if len(part.shape) <= (axis or 0) or fixed(part) != fixed(parts[0]):
+    for shard in shards:
+        if len(shard.shape) <= (axis or 0) or fixed(shard) != fixed(shards[0]):
             raise UserError(
-                f"{part.file} and {parts[0].file} do not belong together: {name} has shape "
-                f"{list(part.shape)} in one and {list(parts[0].shape)} in the other"
+                f"{shard.file} and {shards[0].file} do not belong together: {name} has shape "
+                f"{list(shard.shape)} in one and {list(shards[0].shape)} in the other"
             )

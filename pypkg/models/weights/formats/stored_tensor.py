@@ -1,4 +1,4 @@
-"""A tensor that lies in a file: where, in which layout, and reading all or a part of it.
+"""A tensor stored in a file: its place and strides, and reading all or a slice of it.
 
 Arrays are NumPy; bfloat16 arrays are uint16 with the bits, as in Paddle. Nothing here imports
 Paddle.
@@ -65,7 +65,7 @@ class StoredTensor(NamedTuple):
         return math.prod(self.shape) * self.itemsize
 
     def narrow(self, axis: int, start: int, stop: int) -> StoredTensor:
-        """The part from ``start`` up to ``stop`` along an axis."""
+        """The slice [start, stop) along an axis, which reads no bytes."""
         shape = (*self.shape[:axis], stop - start, *self.shape[axis + 1 :])
         offset = self.offset + start * self.strides[axis] * self.itemsize
         return self._replace(shape=shape, offset=offset)
@@ -82,27 +82,32 @@ class StoredTensor(NamedTuple):
 
 @dataclass(frozen=True)
 class JoinedTensor:
-    """Tensors that make up one when they are put one behind the other along ``axis``."""
+    """A tensor stored in file shards, which are concatenated along ``axis``."""
 
-    parts: tuple[StoredTensor, ...]
+    shards: tuple[StoredTensor, ...]
     axis: int = 0
 
     @property
     def dtype(self) -> str:
-        """dtype of the first part; reading converts each part from its own."""
-        return self.parts[0].dtype
+        """dtype of the first shard; reading converts each shard from its own."""
+        return self.shards[0].dtype
 
     @property
     def shape(self) -> Shape:
-        """Shape of the whole."""
-        first = self.parts[0].shape
-        if len(self.parts) == 1:
+        """Shape of the concatenated tensor."""
+        first = self.shards[0].shape
+        if len(self.shards) == 1:
             return first
-        length = sum(part.shape[self.axis] for part in self.parts)
+        length = sum(shard.shape[self.axis] for shard in self.shards)
         return (*first[: self.axis], length, *first[self.axis + 1 :])
 
     def read(self, name: str, dtype: str, slices: Slices = ()) -> np.ndarray:
         """The elements that ``slices`` select, converted to ``dtype``; no other bytes are read.
+
+        Args:
+            name: of the tensor, for error messages.
+            dtype: float32, float16, bfloat16 (returned as its bits in uint16) or float64.
+            slices: one per axis, with step 1; missing ones select the whole axis.
 
         Raises:
             UserError: a stored dtype is not one of FLOATS, or a file cannot be read.
@@ -110,25 +115,25 @@ class JoinedTensor:
         """
         bounds = _bounds(self.shape, slices)
         out = np.empty([stop - start for start, stop in bounds], STORAGE[dtype])
-        before = 0  # start of the part along the axis of the whole
-        for part in self.parts:
-            if part.dtype not in FLOATS:
+        before = 0  # start of the shard along the axis of the whole
+        for shard in self.shards:
+            if shard.dtype not in FLOATS:
                 raise UserError(
-                    f"{part.file}: tensor {name} is of dtype {part.dtype}; weights must be one of "
-                    f"{', '.join(FLOATS)}"
+                    f"{shard.file}: tensor {name} is of dtype {shard.dtype}; weights must be "
+                    f"one of {', '.join(FLOATS)}"
                 )
             target = out
             for axis, (start, stop) in enumerate(bounds):
-                if axis == self.axis and len(self.parts) > 1:
-                    length = part.shape[axis]
+                if axis == self.axis and len(self.shards) > 1:
+                    length = shard.shape[axis]
                     first, last = (min(max(at - before, 0), length) for at in (start, stop))
                     place = before + first - start
                     target = target[(slice(None),) * axis + (slice(place, place + last - first),)]
                     before += length
                     start, stop = first, last
-                part = part.narrow(axis, start, stop)
+                shard = shard.narrow(axis, start, stop)
             if target.size:
-                _read_into(part, target, dtype)
+                _read_into(shard, target, dtype)
         return out
 
 
@@ -201,5 +206,5 @@ def _read_blocks(
     here = (slice(None),) * axis
     for start in range(0, length, step):
         stop = min(start + step, length)
-        part = tensor.narrow(axis, start, stop)
-        _read_blocks(file, part, out[(*here, slice(start, stop))], dtype, axis + (step == 1))
+        block = tensor.narrow(axis, start, stop)
+        _read_blocks(file, block, out[(*here, slice(start, stop))], dtype, axis + (step == 1))

@@ -19,10 +19,10 @@ from pypkg.models.architecture.registry import (
     weight_map,
 )
 from pypkg.models.pretrained import parameter_shapes
-from pypkg.models.weights.formats.files import TensorFiles
 from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.formats.stored_tensor import convert
-from pypkg.models.weights.hub_cache import find_weights
+from pypkg.models.weights.formats.tensor_files import TensorFiles
+from pypkg.models.weights.hub import find_weights
 from pypkg.models.weights.model_folder import CONFIG_FILE, DEFAULT_SHARD_SIZE, write_model_folder
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5, 4
@@ -50,6 +50,7 @@ def convert_model(
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     config: str | Path | None = None,
     overwrite: bool = False,
+    download: bool = False,
 ) -> Converted:
     """Writes the model in ``source`` as a Hugging Face folder, tensor by tensor.
 
@@ -62,12 +63,13 @@ def convert_model(
         dtype: float32, float16 or bfloat16; None keeps what each tensor has.
         config: a folder whose config.json and files are taken for what ``source`` lacks or in
             place of its config.json, or the name of a known model.
+        download: fetch what the Hugging Face cache lacks of ``source``.
 
     Raises:
         UserError: ``source`` cannot be read or its tensors do not fit its configuration;
             ``destination`` is not empty and ``overwrite`` is false, or cannot be written.
     """
-    folder = find_weights(source)
+    folder = find_weights(source, download)
     keys = _config_keys(folder, config)
     more = [Path(config)] if config is not None and Path(config).is_dir() else []
     plan = _Plan(folder, keys, dtype)
@@ -82,6 +84,7 @@ def resize_vocabulary(
     *,
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     overwrite: bool = False,
+    download: bool = False,
 ) -> Converted:
     """Writes ``source`` with more rows in its embedding and its head.
 
@@ -98,7 +101,7 @@ def resize_vocabulary(
         raise UserError(
             f"vocab_size ({vocab_size}) and multiple ({multiple}) must be positive numbers"
         )
-    folder = find_weights(source)
+    folder = find_weights(source, download)
     keys = _config_keys(folder, None)
     rows = -(-vocab_size // multiple) * multiple
     before = config_from_huggingface(keys).vocab_size

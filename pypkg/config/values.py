@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import types
 import typing
 from typing import Any
+
+from pypkg.config.settings import Settings, setting_fields
 
 _TRUE = frozenset({"true", "t", "yes", "y", "on", "1"})
 _FALSE = frozenset({"false", "f", "no", "n", "off", "0"})
@@ -13,6 +16,16 @@ _FALSE = frozenset({"false", "f", "no", "n", "off", "0"})
 
 class ConversionError(ValueError):
     """The value is not of the type; the message says what was expected."""
+
+
+def setting_types() -> dict[str, Any]:
+    """Setting name to its type, where ``X | None`` counts as X."""
+    hints = typing.get_type_hints(Settings)
+    found = {spec.name: hints[spec.name] for spec in setting_fields()}
+    return {
+        name: typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+        for name, hint in found.items()
+    }
 
 
 def convert(raw: Any, wanted: Any) -> Any:

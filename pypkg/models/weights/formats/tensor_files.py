@@ -1,4 +1,4 @@
-"""The tensors of a folder, in whatever files they are: one at a time, or a part of one.
+"""The tensors of a folder in any supported format, read one at a time, whole or in slices.
 
 Arrays are NumPy; bfloat16 arrays are uint16 with the bits, as in Paddle. Nothing here imports
 Paddle.
@@ -35,11 +35,12 @@ _NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
 class TensorFiles:
     """The tensors of a folder.
 
-    Taken is the first that is there of: ``model.safetensors``; shards of it that an index lists;
-    ``pytorch_model.bin``; shards of it; the rank files of SAT; the only .bin, .pt or .pth file.
+    The first of these that exists is read: ``model.safetensors``; the file shards that
+    ``model.safetensors.index.json`` lists; ``pytorch_model.bin``; the file shards that its index
+    lists; the rank files of SAT; the only .bin, .pt or .pth file.
 
     Attributes:
-        files: what the tensors were found in.
+        files: paths of the files that hold the tensors.
 
     Raises:
         UserError: there are no such files, or one is corrupt, truncated or missing; it is named.
@@ -47,7 +48,9 @@ class TensorFiles:
 
     def __init__(self, folder: Path) -> None:
         self._tensors = _find(folder)
-        self.files = sorted({part.file for each in self._tensors.values() for part in each.parts})
+        self.files = sorted(
+            {shard.file for each in self._tensors.values() for shard in each.shards}
+        )
 
     def specs(self) -> dict[str, TensorSpec]:
         """Stored dtype and shape of every tensor by name."""
@@ -60,7 +63,7 @@ class TensorFiles:
         return {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def read(self, name: str, dtype: str, slices: Slices = ()) -> np.ndarray:
-        """The tensor ``name``, or a part of it, converted to ``dtype``.
+        """The tensor ``name``, or a slice of it, converted to ``dtype``.
 
         Args:
             dtype: float32, float16, bfloat16 or float64.
