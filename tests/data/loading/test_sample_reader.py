@@ -10,8 +10,8 @@ import pytest
 from corpora import counting_documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pypkg._native import SampleReader
 
+from pypkg._native import SampleReader
 from pypkg.data.index.maps import build_sample_index
 
 TOKEN_DTYPES = ["u1", "i1", "i2", "i4", "i8", "f8", "f4", "u2", "u4", "u8"]
