@@ -75,6 +75,19 @@ def test_grown_vocabulary(family: str, tmp_path: Path) -> None:
     assert from_pretrained(tmp_path / "m").config.vocab_size == 384
 
 
+def test_grown_vocabulary_of_more_rows_than_are_averaged_at_once(tmp_path: Path) -> None:
+    """From 320 rows to 1100, to as many again, and on to 1200: the mean stays what it was."""
+    folder = GOLDEN / "llama"
+    for step, rows in enumerate((1100, 1100, 1200)):
+        target = tmp_path / str(step)
+        assert _run("resize-vocab", folder, target, "--vocab_size", rows) == 0
+        folder = target
+    name = "lm_head.weight"
+    mean = load_file(GOLDEN / "llama" / WEIGHTS)[name].mean(axis=0, dtype=np.float64)
+    new = load_file(folder / WEIGHTS)[name][320:]
+    np.testing.assert_allclose(new, np.broadcast_to(mean, (880, len(mean))), rtol=1e-5, atol=1e-8)
+
+
 def test_import_of_pytorch_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "torch"
     source.mkdir()

@@ -51,7 +51,25 @@ def main() -> None:
     assert_close(loss.numpy(), expected.numpy(), 5e-6, "linear loss")
     assert_close(inputs[0].grad.numpy(), exact[0].grad.numpy(), 5e-6, "gradient of hidden")
     assert_close(inputs[1].grad.numpy(), exact[1].grad.numpy()[mine], 5e-6, "gradient of weight")
+    check_padding_row(hidden, weight, labels, mine, group)
     report("agreed")
+
+
+def check_padding_row(
+    hidden: np.ndarray, weight: np.ndarray, labels: paddle.Tensor, mine: slice, group: object
+) -> None:
+    """A vocabulary that two ranks do not divide: the last row of the last shard is padding."""
+    vocab = VOCAB - 1
+    labels = paddle.where(labels == vocab, paddle.zeros_like(labels), labels)
+    inputs = [parameter(hidden), parameter(weight[mine])]
+    loss = ops.linear_cross_entropy(*inputs, labels, group=group, vocab_size=vocab)
+    loss.backward()
+    exact = [parameter(hidden, "float64"), parameter(weight[:vocab], "float64")]
+    expected = ops.linear_cross_entropy_reference(*exact, labels)
+    expected.backward()
+    assert_close(loss.numpy(), expected.numpy(), 5e-6, "loss with a padding row")
+    of_weight = np.concatenate([exact[1].grad.numpy(), np.zeros((1, HIDDEN))])[mine]
+    assert_close(inputs[1].grad.numpy(), of_weight, 5e-6, "gradient of weight with a padding row")
 
 
 if __name__ == "__main__":
