@@ -221,6 +221,11 @@ def test_impossible_values_are_named(tmp_path, extra, words):
         assert word in text
 
 
+@pytest.mark.parametrize("extra", [{}, {"decay_steps": 100}, {"lr_scheduler_type": "cosine"}])
+def test_a_warm_up_of_all_steps_is_allowed(tmp_path, extra):
+    assert load(tmp_path, {"max_steps": 100, "warmup_steps": 100, **extra}).warmup == 100
+
+
 @pytest.mark.parametrize("split", ["949,50,1", "8/1/1", "0.9,0.1,0", "1,0,0"])
 def test_possible_splits(tmp_path, split):
     assert load(tmp_path, {"split": split}).split == split

@@ -15,6 +15,7 @@ from disk_log import DiskLog
 from safetensors.numpy import load_file
 
 from pypkg import convert
+from pypkg.conversion.destination import copy_companions
 from pypkg.models import from_pretrained
 from pypkg.models.architecture.registry import load_config
 from pypkg.models.weights import model_folder
@@ -86,6 +87,17 @@ def test_grown_vocabulary_of_more_rows_than_are_averaged_at_once(tmp_path: Path)
     mean = load_file(GOLDEN / "llama" / WEIGHTS)[name].mean(axis=0, dtype=np.float64)
     new = load_file(folder / WEIGHTS)[name][320:]
     np.testing.assert_allclose(new, np.broadcast_to(mean, (880, len(mean))), rtol=1e-5, atol=1e-8)
+
+
+def test_files_beside_the_weights_are_copied_where_there_are_none(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for folder in (source, target):
+        folder.mkdir()
+    for name in ("tokenizer.json", "vocab.txt", "other.txt"):
+        (source / name).write_text("of the source")
+    (target / "vocab.txt").write_text("of the target")
+    assert copy_companions(source, target) == ["tokenizer.json"]
+    assert (target / "vocab.txt").read_text() == "of the target"
 
 
 def test_import_of_pytorch_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
