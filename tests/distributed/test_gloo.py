@@ -11,7 +11,7 @@ from distributed_testing import run_ranks
 from pypkg.errors import UserError
 from pypkg.parallel.gloo.install import install
 
-WORKER = Path(__file__).with_name("gloo_worker.py")
+WORKER = Path(__file__).parent / "workers" / "gloo_worker.py"
 
 
 @pytest.mark.parametrize("nproc", [2, 4])

@@ -11,7 +11,7 @@ from distributed_testing import run_ranks
 
 from pypkg.parallel import mesh
 
-WORKER = Path(__file__).with_name("mesh_worker.py")
+WORKER = Path(__file__).parent / "workers" / "mesh_worker.py"
 # Degrees, and their axes from the slowest to the fastest varying.
 LAYOUTS = [
     ({"tensor": 2}, ("tensor",)),

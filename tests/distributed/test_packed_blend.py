@@ -10,7 +10,7 @@ from distributed_testing import run_ranks
 
 from pypkg.data import IndexedDatasetWriter
 
-WORKER = Path(__file__).with_name("packed_blend_worker.py")
+WORKER = Path(__file__).parent / "workers" / "packed_blend_worker.py"
 CASES = ("llama", "baichuan_13b", "opt")  # rotary, ALiBi, learned positions
 
 

@@ -14,7 +14,7 @@ from pypkg.errors import UserError
 from pypkg.models import from_config
 from pypkg.parallel import mesh
 
-WORKER = Path(__file__).with_name("pipeline_worker.py")
+WORKER = Path(__file__).parent / "workers" / "pipeline_worker.py"
 # Tied and untied, each kind of residual stream, each kind of position, a prefix.
 SOME = ("llama", "gpt3", "bloom", "opt_350m", "glm130b", "chatglm")
 

@@ -10,7 +10,7 @@ import pytest
 from distributed_testing import run_ranks
 from recompute_dropout_worker import LAYOUTS, PROBABILITY
 
-WORKER = Path(__file__).with_name("recompute_dropout_worker.py")
+WORKER = Path(__file__).parent / "workers" / "recompute_dropout_worker.py"
 
 
 @cache

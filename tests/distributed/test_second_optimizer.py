@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distributed_testing import run_ranks
 
-WORKER = Path(__file__).with_name("second_optimizer_worker.py")
+WORKER = Path(__file__).parent / "workers" / "second_optimizer_worker.py"
 
 
 def test_an_optimizer_of_a_test_through_every_zero_stage():

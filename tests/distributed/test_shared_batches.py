@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from distributed_testing import run_ranks
 
-WORKER = Path(__file__).with_name("shared_batches_worker.py")
+WORKER = Path(__file__).parent / "workers" / "shared_batches_worker.py"
 
 
 @pytest.mark.parametrize(

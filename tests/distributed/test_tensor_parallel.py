@@ -10,7 +10,7 @@ from parity import CASES
 
 from pypkg import _native
 
-WORKER = Path(__file__).with_name("tensor_parallel_worker.py")
+WORKER = Path(__file__).parent / "workers" / "tensor_parallel_worker.py"
 # Some have fewer key-value heads than there are ranks.
 ON_FOUR = ("llama", "qwen3", "chatglm2", "baichuan_13b", "odd_vocabulary_norm_head")
 

@@ -11,7 +11,7 @@ import pytest
 from distributed_testing import run_ranks
 from traffic_formulas import LAYOUTS, expected
 
-WORKER = Path(__file__).with_name("traffic_worker.py")
+WORKER = Path(__file__).parent / "workers" / "traffic_worker.py"
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from distributed_testing import run_ranks
 
-WORKER = Path(__file__).with_name("updaters_worker.py")
+WORKER = Path(__file__).parent / "workers" / "updaters_worker.py"
 
 
 def case(family: str, stage: int = 0, accumulation: int = 1, **changes: Any) -> dict:
