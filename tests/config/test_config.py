@@ -19,7 +19,7 @@ from pypkg.config.known_keys import NO_EFFECT, REFUSED
 from pypkg.config.settings import setting_fields
 from pypkg.errors import UserError
 
-REPO = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[2]
 FIXTURES = REPO / "tests/golden/paddlenlp_configs"
 MINIMAL = {
     "model_name_or_path": "llama-58m",

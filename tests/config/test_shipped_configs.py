@@ -18,7 +18,7 @@ from pypkg.models.architecture.registry import (
 from pypkg.parallel.mesh import Degrees
 from pypkg.training.layout import degrees, layout_notices, layout_problems
 
-REPO = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[2]
 PRETRAIN = sorted((REPO / "configs/pretrain").rglob("*.json"))
 ONE_PROCESS = [
     *(file for file in PRETRAIN if file.stem.endswith("-one_process")),
