@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import paddle
 
 from pypkg.data.tokenizers.load import Tokenizer
+from pypkg.files import write_file
 from pypkg.models.generate import generate
 from pypkg.training.reporting.outcome import Outcome, perplexity
 from pypkg.training.reporting.reporters import read_metrics
@@ -81,7 +83,12 @@ class Summary:
         return "\n".join(lines)
 
     def write(self, file: Path) -> None:
-        file.write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
+        """Replaces ``file`` by the figures as JSON, in one step.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        write_file(file, (json.dumps(self.as_dict(), indent=2) + "\n").encode())
 
 
 def write_sample(
@@ -121,8 +128,10 @@ def draw_loss_curve(metrics_file: Path, picture: Path) -> Path | None:
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(picture, dpi=120)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=120)
     plt.close(figure)
+    write_file(picture, png.getbuffer())
     return picture
 
 
