@@ -104,12 +104,12 @@ def rotary_embedding_reference(
         _check_positions(position_ids, cos.shape[0])
         flat = position_ids.flatten()
         tables = [paddle.gather(table, flat).reshape([batch, sequence, -1]) for table in (cos, sin)]
-    angles = [table.astype(dtype).detach().unsqueeze(2) for table in tables]
+    wide_cos, wide_sin = (table.astype(dtype).detach().unsqueeze(2) for table in tables)
 
     def rotate(x: paddle.Tensor) -> paddle.Tensor:
-        return _rotate_reference(x.astype(dtype), *angles, interleaved, rotary_offset).astype(
-            x.dtype
-        )
+        wide = x.astype(dtype)
+        turned = _rotate_reference(wide, wide_cos, wide_sin, interleaved, rotary_offset)
+        return turned.astype(x.dtype)
 
     return rotate(q), None if k is None else rotate(k)
 
