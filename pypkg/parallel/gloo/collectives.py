@@ -5,7 +5,7 @@ All of them have ended when they return, whatever the caller asks for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import paddle
 from paddle import Tensor
@@ -121,7 +121,7 @@ def scatter_tensor(group: ProcessGroup, out: Tensor, tensor: Tensor, source: int
 
 
 # The names of Paddle's methods; those "on the calculation stream" of a GPU are the same here.
-METHODS = {
+METHODS: dict[str, Callable[..., Done]] = {
     "all_reduce": all_reduce,
     "allreduce": all_reduce,
     "all_reduce_on_calc_stream": all_reduce,

@@ -32,8 +32,9 @@ def install() -> None:
     """Lets a CPU pass for a GPU there, and only there."""
     dist.wait = lambda *_, **__: None  # nothing runs on another stream
     dist.ParallelEnv._device_id = 0  # which PipelineLayer reads
-    if not hasattr(core, "nccl_version"):
-        core.nccl_version = lambda: 21000  # asked whether ReduceOp.AVG exists
+    library: Any = core
+    if not hasattr(library, "nccl_version"):
+        library.nccl_version = lambda: 21000  # asked whether ReduceOp.AVG exists
     _install_group_sharded()
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import socket
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from paddle.base import core
 
-ProcessGroup = core.ProcessGroupGloo
+ProcessGroup: TypeAlias = core.ProcessGroupGloo
 
 _STORE_TIMEOUT = 900  # seconds
 _create = ProcessGroup.create
@@ -62,7 +63,8 @@ def install(mailbox_address: str) -> None:
         _groups[id(process_group)] = Group(process_group, number, own, mailboxes)
         return process_group
 
-    ProcessGroup.create = staticmethod(create)
+    replaced: Any = ProcessGroup
+    replaced.create = staticmethod(create)
 
 
 def _mailbox_key(rank: int) -> str:

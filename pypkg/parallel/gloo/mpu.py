@@ -54,5 +54,5 @@ class _Operators:
 
 def install() -> None:
     """Puts them in the place of Paddle's."""
-    module = importlib.import_module("paddle.distributed.fleet.layers.mpu.mp_ops")
+    module: Any = importlib.import_module("paddle.distributed.fleet.layers.mpu.mp_ops")
     module._C_ops = _Operators()

@@ -11,7 +11,9 @@ import contextlib
 import queue
 import threading
 from collections import defaultdict, deque
+from collections.abc import Callable
 from multiprocessing.connection import Client, Connection, Listener
+from typing import Any
 
 import numpy as np
 import paddle
@@ -22,6 +24,7 @@ from pypkg.parallel.gloo.groups import ProcessGroup, group_of
 
 Channel = tuple[int, int]  # number of the group, rank of the sender in it
 
+_BITS: Any = "uint16"  # of a bfloat16, which NumPy lacks; Paddle's stubs lack it too
 _TIMEOUT = 1800.0  # seconds without a message; as long as NCCL waits
 
 
@@ -118,8 +121,7 @@ class _Methods:
         self, group: ProcessGroup, tensor: Tensor, destination: int, sync_op: bool = True
     ) -> Done:
         known = group_of(group)
-        # NumPy has no bfloat16.
-        plain = tensor.view("uint16") if tensor.dtype == paddle.bfloat16 else tensor
+        plain = tensor.view(_BITS) if tensor.dtype == paddle.bfloat16 else tensor
         array = plain.contiguous().numpy()
         self._mailbox.put(known.mailboxes[destination], (known.number, group.rank()), array)
         return Done()
@@ -147,23 +149,24 @@ def install() -> str:
     """Gives gloo's process groups these methods; returns the address of this process's mailbox."""
     mailbox = Mailbox()
     methods = _Methods(mailbox)
-    for name, method in {
+    replaced: dict[str, Callable[..., object]] = {
         "send": methods.send,
         "send_on_calc_stream": methods.send,
         "recv": methods.receive,
         "recv_on_calc_stream": methods.receive,
         "_start_coalescing": methods.start_batch,
         "_end_coalescing": methods.end_batch,
-    }.items():
+    }
+    for name, method in replaced.items():
         setattr(ProcessGroup, name, _as_method(method))
     return mailbox.address
 
 
-def _as_method(function):
+def _as_method(function: Callable[..., object]) -> Callable[..., object]:
     """A bound method would not be given the process group that it is called on."""
 
     @paddle.no_grad()
-    def method(group, *arguments, **options):
+    def method(group: ProcessGroup, *arguments: object, **options: object) -> object:
         return function(group, *arguments, **options)
 
     return method
