@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TypeAlias, overload
 
 import paddle
 
@@ -11,6 +11,18 @@ from pypkg.ops._checks import FLOATING, check_dtype, check_shape, compute_dtype
 from pypkg.ops._library import implementation, run_compiled
 
 _Result: TypeAlias = paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor]
+
+
+@overload
+def rms_norm(
+    x: paddle.Tensor, weight: paddle.Tensor, epsilon: float = ..., residual: None = ...
+) -> paddle.Tensor: ...
+
+
+@overload
+def rms_norm(
+    x: paddle.Tensor, weight: paddle.Tensor, epsilon: float, residual: paddle.Tensor
+) -> tuple[paddle.Tensor, paddle.Tensor]: ...
 
 
 @paddle.jit.not_to_static

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import paddle
 
 from pypkg.ops import _triton
@@ -9,6 +11,30 @@ from pypkg.ops._checks import FLOATING, check_dtype, check_shape, compute_dtype
 from pypkg.ops._library import implementation, run_compiled
 
 _Result = tuple[paddle.Tensor, paddle.Tensor | None]
+
+
+@overload
+def rotary_embedding(
+    q: paddle.Tensor,
+    k: None,
+    cos: paddle.Tensor,
+    sin: paddle.Tensor,
+    position_ids: paddle.Tensor | None = ...,
+    interleaved: bool = ...,
+    rotary_offset: int = ...,
+) -> tuple[paddle.Tensor, None]: ...
+
+
+@overload
+def rotary_embedding(
+    q: paddle.Tensor,
+    k: paddle.Tensor,
+    cos: paddle.Tensor,
+    sin: paddle.Tensor,
+    position_ids: paddle.Tensor | None = ...,
+    interleaved: bool = ...,
+    rotary_offset: int = ...,
+) -> tuple[paddle.Tensor, paddle.Tensor]: ...
 
 
 @paddle.jit.not_to_static

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import paddle
 
@@ -47,17 +48,15 @@ class Masks:
                 its document, which is all that it sees; None where all is one document.
         """
         config = self._config
-        described = {
-            "prefix_lengths": prefix_lengths,
-            "document_starts": document_starts,
-            "alibi_slopes": (
-                self._alibi_slopes() if config.position_embedding == "alibi" else None
-            ),
-        }
+        make = partial(
+            ops.AttentionMask,
+            prefix_lengths=prefix_lengths,
+            document_starts=document_starts,
+            alibi_slopes=self._alibi_slopes() if config.position_embedding == "alibi" else None,
+        )
         windows = {FULL_ATTENTION: None, SLIDING_ATTENTION: config.sliding_window}
         return {
-            layer_type: ops.AttentionMask(window=windows[layer_type], **described)
-            for layer_type in set(config.layer_types)
+            layer_type: make(window=windows[layer_type]) for layer_type in set(config.layer_types)
         }
 
     def _alibi_slopes(self) -> paddle.Tensor:
@@ -120,8 +119,9 @@ def derived_positions(config: ModelConfig, input_ids: paddle.Tensor) -> paddle.T
     return paddle.stack([positions, block], axis=1)
 
 
-def _first(input_ids: paddle.Tensor, token: int) -> paddle.Tensor:
+def _first(input_ids: paddle.Tensor, token: int | None) -> paddle.Tensor:
     """Index of the first ``token`` of each row, or the length of the row: int64 [batch]."""
+    assert token is not None  # ModelConfig requires it of a prefix_lm model
     sequence = input_ids.shape[1]
     index = paddle.arange(sequence, dtype="int64").unsqueeze(0)
     absent = paddle.full([1, 1], sequence, dtype="int64")

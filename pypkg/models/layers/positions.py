@@ -7,13 +7,17 @@ those angles, and at distant positions more exact ones would differ.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import paddle
 
 from pypkg import ops
 from pypkg.models.architecture.config import ModelConfig
+
+Scaling = dict[str, Any]  # ``ModelConfig.rope_scaling``
 
 
 def inverse_frequencies(
@@ -29,12 +33,12 @@ def inverse_frequencies(
         The frequencies, float32 [rotary_dim / 2], and the factor by which the scaling multiplies
         cosines and sines.
     """
-    scaling = config.rope_scaling
-    if _exceeds(seq_length, config.dynamic_ntk_length, training):
-        return _dynamic_in_steps(config, seq_length), 1.0
+    scaling, trained = config.rope_scaling, config.dynamic_ntk_length
+    if trained is not None and _exceeds(seq_length, trained, training):
+        return _dynamic_in_steps(config, seq_length, trained), 1.0
     if scaling is None:
         return _frequencies(config.rope_theta, config.rotary_dim), 1.0
-    return _SCALINGS[scaling["rope_type"]](config, seq_length)
+    return _SCALINGS[scaling["rope_type"]](config, scaling, seq_length)
 
 
 def rotary_tables(
@@ -109,10 +113,9 @@ class RotaryTable:
             cos, sin = rotary_tables(config, seq_length, num_positions, training)
             self._tables = (paddle.to_tensor(cos), paddle.to_tensor(sin))
             self._key = key
+        parts: tuple[paddle.Tensor | None, ...] = (position_ids,)
         if config.position_encoding_2d and position_ids is not None:
             parts = tuple(part.contiguous() for part in position_ids.unbind(axis=1))
-        else:
-            parts = (position_ids,)
         return Rotation(*self._tables, parts, config.rope_interleaved)
 
 
@@ -123,7 +126,7 @@ def logn_query_scale(config: ModelConfig, seq_length: int, training: bool) -> pa
     Su, 2021, https://kexue.fm/archives/8823).
     """
     length = config.logn_attention_length
-    if not _exceeds(seq_length, length, training):
+    if length is None or not _exceeds(seq_length, length, training):
         return None
     scale = np.log(np.arange(1, seq_length + 1)) / math.log(length)
     return paddle.to_tensor(np.maximum(scale, 1.0), dtype="float32")
@@ -138,39 +141,38 @@ def _frequencies(theta: float, dim: int) -> np.ndarray:
     return np.float32(1.0) / np.float32(theta) ** exponents
 
 
-def _linear(config: ModelConfig, seq_length: int) -> tuple[np.ndarray, float]:
+def _linear(config: ModelConfig, scaling: Scaling, seq_length: int) -> tuple[np.ndarray, float]:
     """Positions divided by a factor (Chen et al., 2023, position interpolation)."""
     frequencies = _frequencies(config.rope_theta, config.rotary_dim)
-    return frequencies / np.float32(config.rope_scaling["factor"]), 1.0
+    return frequencies / np.float32(scaling["factor"]), 1.0
 
 
-def _dynamic(config: ModelConfig, seq_length: int) -> tuple[np.ndarray, float]:
+def _dynamic(config: ModelConfig, scaling: Scaling, seq_length: int) -> tuple[np.ndarray, float]:
     """Dynamic NTK: the base grows once a sequence is longer than those trained on.
 
     The formula is that of transformers (credited there to the Reddit users bloc97 and emozilla).
     """
-    factor, trained = config.rope_scaling["factor"], config.max_position_embeddings
+    factor, trained = scaling["factor"], config.max_position_embeddings
     stretch = factor * max(seq_length, trained) / trained - (factor - 1)
     theta = config.rope_theta * stretch ** (config.rotary_dim / (config.rotary_dim - 2))
     return _frequencies(theta, config.rotary_dim), 1.0
 
 
-def _dynamic_in_steps(config: ModelConfig, seq_length: int) -> np.ndarray:
+def _dynamic_in_steps(config: ModelConfig, seq_length: int, trained: int) -> np.ndarray:
     """Dynamic NTK as Qwen has it: the base grows once per doubling of the length.
 
     The formula is that of Qwen's modeling_qwen.py (get_ntk_alpha).
     """
-    alpha = 2 ** math.ceil(math.log2(seq_length / config.dynamic_ntk_length) + 1) - 1
+    alpha = 2 ** math.ceil(math.log2(seq_length / trained) + 1) - 1
     theta = config.rope_theta * alpha ** (config.rotary_dim / (config.rotary_dim - 2))
     return _frequencies(theta, config.rotary_dim)
 
 
-def _llama3(config: ModelConfig, seq_length: int) -> tuple[np.ndarray, float]:
+def _llama3(config: ModelConfig, scaling: Scaling, seq_length: int) -> tuple[np.ndarray, float]:
     """Llama 3.1: long wavelengths divided by a factor, short ones kept, a ramp in between.
 
     The formula is that of Meta's llama-models repository (apply_scaling).
     """
-    scaling = config.rope_scaling
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     frequencies = _frequencies(config.rope_theta, config.rotary_dim)
     wavelengths = 2 * math.pi / frequencies
@@ -180,13 +182,13 @@ def _llama3(config: ModelConfig, seq_length: int) -> tuple[np.ndarray, float]:
     return blended.astype(np.float32), 1.0
 
 
-def _yarn(config: ModelConfig, seq_length: int) -> tuple[np.ndarray, float]:
+def _yarn(config: ModelConfig, scaling: Scaling, seq_length: int) -> tuple[np.ndarray, float]:
     """YaRN (Peng et al., 2023): as llama3 but with the ramp over dimensions, and cosines and
     sines scaled, which sharpens the attention.
 
     ``mscale`` and ``mscale_all_dim`` are DeepSeek-V2's addition, ``truncate`` is GPT-OSS's.
     """
-    scaling, dim = config.rope_scaling, config.rotary_dim
+    dim = config.rotary_dim
     factor, trained = scaling["factor"], scaling["original_max_position_embeddings"]
 
     def dimension_of(rotations: float) -> float:
@@ -208,7 +210,7 @@ def _yarn(config: ModelConfig, seq_length: int) -> tuple[np.ndarray, float]:
     return blended.astype(np.float32), _yarn_attention_factor(scaling)
 
 
-def _yarn_attention_factor(scaling: dict) -> float:
+def _yarn_attention_factor(scaling: Scaling) -> float:
     def magnitude(weight: float) -> float:
         return 0.1 * weight * math.log(scaling["factor"]) + 1.0 if scaling["factor"] > 1 else 1.0
 
@@ -219,4 +221,9 @@ def _yarn_attention_factor(scaling: dict) -> float:
     return magnitude(1.0)
 
 
-_SCALINGS = {"linear": _linear, "dynamic": _dynamic, "llama3": _llama3, "yarn": _yarn}
+_SCALINGS: dict[str, Callable[[ModelConfig, Scaling, int], tuple[np.ndarray, float]]] = {
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}
