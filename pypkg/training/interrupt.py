@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
+
+_Handler = Callable[[int, FrameType | None], object] | int | None  # as ``signal.signal`` has it
 
 
 class InterruptRequest:
@@ -11,7 +14,7 @@ class InterruptRequest:
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, _Handler] = {}
 
     def __enter__(self) -> InterruptRequest:
         for number in (signal.SIGINT, signal.SIGTERM):
