@@ -1,7 +1,7 @@
-"""Rotary position embedding: the angles, their scalings for long sequences, their tables.
+"""Rotary position embedding: frequencies, their scalings for long sequences, and tables.
 
-The angles are computed in float32, as the original implementations do: weights were trained with
-those angles, and at distant positions more exact ones would differ.
+Angles are computed in float32, as in the original implementations. The weights were trained with
+these angles, from which more exact ones would differ at distant positions.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Scaling = dict[str, Any]  # ``ModelConfig.rope_scaling``
 def inverse_frequencies(
     config: ModelConfig, seq_length: int, training: bool = True
 ) -> tuple[np.ndarray, float]:
-    """The angle by which each pair of dimensions turns per position.
+    """The rotary frequencies: radians per position, one for each pair of dimensions.
 
     Args:
-        seq_length: of the sequence at hand; only the dynamic scalings depend on it.
-        training: ``dynamic_ntk_length`` counts in evaluation only.
+        seq_length: of the current sequence; only the dynamic scalings depend on it.
+        training: ``dynamic_ntk_length`` applies in evaluation only.
 
     Returns:
-        The frequencies, float32 [rotary_dim / 2], and the factor by which the scaling multiplies
+        The frequencies, float32 [rotary_dim / 2], and the factor that the scaling applies to
         cosines and sines.
     """
     scaling, trained = config.rope_scaling, config.dynamic_ntk_length
@@ -44,7 +44,7 @@ def inverse_frequencies(
 def rotary_tables(
     config: ModelConfig, seq_length: int, num_positions: int, training: bool = True
 ) -> np.ndarray:
-    """Cosines and sines from position 0 on: float32 [2, num_positions, rotary_dim / 2]."""
+    """Cosines and sines of positions 0, 1, ...: float32 [2, num_positions, rotary_dim / 2]."""
     frequencies, factor = inverse_frequencies(config, seq_length, training)
     angles = np.outer(np.arange(num_positions, dtype=np.float32), frequencies)
     return np.stack([np.cos(angles), np.sin(angles)]) * np.float32(factor)
@@ -56,9 +56,9 @@ class Rotation:
 
     Args:
         cos, sin: float32 [positions, rotary_dim / 2].
-        position_ids: int64 [batch, sequence] for each part of the head that turns by positions of
-            its own, or (None,) for 0, 1, 2, ...
-        interleaved: whether neighbouring dimensions form the pairs.
+        position_ids: int64 [batch, sequence], one for each part of the head that has its own
+            positions; (None,) for 0, 1, 2, ...
+        interleaved: whether dimensions 2i and 2i + 1 form pair i, instead of i and i + half.
     """
 
     cos: paddle.Tensor
@@ -85,9 +85,9 @@ class Rotation:
 
 
 class RotaryTable:
-    """The tables of a model, made on first use and shared by its layers.
+    """The cosine and sine tables of a model, made on first use and shared by its layers.
 
-    Not part of the model's state, and kept in float32 whatever the dtype of the model.
+    The tables are float32 whatever the dtype of the model, and not part of its state.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -101,12 +101,12 @@ class RotaryTable:
         """The rotation on the current device.
 
         Args:
-            position_ids: int64 [batch, sequence], or [batch, 2, sequence] with positions and block
-                positions if the model has those; None for 0, 1, 2, ...
+            position_ids: int64 [batch, sequence], or, for a model with ``position_encoding_2d``,
+                [batch, 2, sequence] with positions and block positions; None for 0, 1, 2, ...
         """
         config = self._config
         num_positions = max(seq_length, config.max_position_embeddings)
-        # Most tables serve all shorter sequences; one that grew with its sequence does not.
+        # A table serves all shorter sequences, unless its base grew with the sequence length.
         grown_for = seq_length if _exceeds(seq_length, config.dynamic_ntk_length, training) else 0
         key = (num_positions, grown_for, paddle.get_device())
         if self._tables is None or key != self._key:
@@ -120,10 +120,13 @@ class RotaryTable:
 
 
 def logn_query_scale(config: ModelConfig, seq_length: int, training: bool) -> paddle.Tensor | None:
-    """log(i) / log(length) for the i-th token where i is above ``logn_attention_length``, else 1.
+    """Factors of the queries: log(i) / log(n) for the i-th token if i > n, else 1.
 
-    float32 [seq_length], or None if it is 1 for all. In evaluation only (Qwen; the idea is that of
-    Su, 2021, https://kexue.fm/archives/8823).
+    n is ``logn_attention_length``. The scaling applies in evaluation only, as in Qwen (Su, 2021,
+    https://kexue.fm/archives/8823).
+
+    Returns:
+        float32 [seq_length], or None if all factors are 1.
     """
     length = config.logn_attention_length
     if length is None or not _exceeds(seq_length, length, training):
@@ -192,7 +195,7 @@ def _yarn(config: ModelConfig, scaling: Scaling, seq_length: int) -> tuple[np.nd
     factor, trained = scaling["factor"], scaling["original_max_position_embeddings"]
 
     def dimension_of(rotations: float) -> float:
-        """The pair of dimensions that turns that many times over the trained length."""
+        """The index of the pair that makes that many rotations over the trained length."""
         return (
             dim * math.log(trained / (rotations * 2 * math.pi)) / (2 * math.log(config.rope_theta))
         )

@@ -1,4 +1,4 @@
-"""Places in fleet that ask for a GPU before they do what a CPU can do as well."""
+"""Code of fleet that requires a GPU for work that a CPU can do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Replaced:
 
 
 def install() -> None:
-    """Lets a CPU pass for a GPU there, and only there."""
+    """Makes a CPU pass for a GPU in that code, and nowhere else."""
     dist.wait = lambda *_, **__: None  # nothing runs on another stream
     dist.ParallelEnv._device_id = 0  # which PipelineLayer reads
     library: Any = core

@@ -1,8 +1,8 @@
-"""Messages between two processes as NCCL has them: sent without waiting, received in order.
+"""Point-to-point messages with the semantics of NCCL: sends do not block, order is kept.
 
-A send of gloo waits for the receiver, and its tag counts the operations of a whole group, so
-pipelines lock up or mix their messages. Here each process has a mailbox, a Unix socket that a
-thread reads; a message carries its group and its sender, and waits in the queue of both.
+A send of gloo blocks until the receiver takes it, and its tag counts the operations of the whole
+group, so pipelines deadlock or mix up their messages. Here each process has a mailbox: a thread
+reads a Unix socket and queues messages by group and sender.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TIMEOUT = 1800.0  # seconds without a message; as long as NCCL waits
 
 
 class Mailbox:
-    """Where a process receives, and its connections to others."""
+    """The incoming messages of a process, and its connections to other mailboxes."""
 
     def __init__(self) -> None:
         self._listener = Listener(family="AF_UNIX")
@@ -79,7 +79,7 @@ class Mailbox:
 
 
 class Receipt:
-    """A receive that was posted; ``posted`` holds those of its channel, in that order."""
+    """A posted receive. ``posted`` queues the receives of its channel, in the order of posting."""
 
     def __init__(
         self, channel: Channel, tensor: Tensor, mailbox: Mailbox, posted: deque[Receipt]
@@ -110,7 +110,7 @@ class Receipt:
 
 
 class _Methods:
-    """The methods of a process group that send and receive."""
+    """The send and receive methods of gloo's process groups."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
@@ -146,7 +146,7 @@ class _Methods:
 
 
 def install() -> str:
-    """Gives gloo's process groups these methods; returns the address of this process's mailbox."""
+    """Replaces these methods of gloo's process groups; returns the address of this mailbox."""
     mailbox = Mailbox()
     methods = _Methods(mailbox)
     replaced: dict[str, Callable[..., object]] = {
@@ -163,7 +163,7 @@ def install() -> str:
 
 
 def _as_method(function: Callable[..., object]) -> Callable[..., object]:
-    """A bound method would not be given the process group that it is called on."""
+    """``function`` as a method of a process group, which a bound method would not receive."""
 
     @paddle.no_grad()
     def method(group: ProcessGroup, *arguments: object, **options: object) -> object:
