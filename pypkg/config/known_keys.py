@@ -224,13 +224,6 @@ REFUSED: tuple[KnownKey, ...] = (
     KnownKey("flatten_param_grads", bool, _OFF, "gradients are not flattened into one buffer"),
     KnownKey("skip_data_intervals", tuple[tuple[int, ...], ...], _UNSET, "no steps can be skipped"),
     KnownKey("ignore_data_skip", bool, _OFF, "a resumed run goes on at the next sample"),
-    KnownKey("ignore_load_lr_and_optim", bool, _OFF, "a resumed run loads the optimizer state"),
-    KnownKey(
-        "ignore_save_lr_and_optim",
-        bool,
-        _OFF,
-        "checkpoints hold the optimizer state, so that runs can be resumed",
-    ),
     KnownKey("save_sharded_model", bool, _OFF, "checkpoints are independent of the layout"),
     KnownKey("load_sharded_model", bool, _OFF, "checkpoints are independent of the layout"),
     KnownKey("use_async_save", bool, _OFF, "checkpoints are written before training goes on"),

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pypkg.config.model_data import ModelDataSettings
 from pypkg.config.setting import SEE_BELOW, in_steps, setting, split_words
 from pypkg.config.suboptions import option_names
 
@@ -32,47 +33,12 @@ _SPACED_LISTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(ModelDataSettings):
     """Everything that decides a run. Made by ``load_settings``; direct construction checks nothing.
 
     ``other_keys`` holds the known keys that no part of this version reads, as they were given:
     ``check_supported`` refuses them or ``notices`` says why they change nothing.
     """
-
-    # Model and data
-    model_name_or_path: str = setting(
-        "",
-        "folder in Hugging Face format, or the name of a shipped model configuration",
-        required=True,
-    )
-    tokenizer_name_or_path: str | None = setting(
-        None, "folder of the tokenizer; by default model_name_or_path"
-    )
-    input_dir: str = setting(
-        "", "folder of .bin/.idx files, or 'weight1 prefix1 weight2 prefix2 ...'", required=True
-    )
-    output_dir: str = setting("", "folder for checkpoints, metrics and logs", required=True)
-    split: str = setting(
-        "949,50,1", "proportions of the documents for training, validation and test"
-    )
-    data_cache: str | None = setting(
-        None, "folder that keeps the sample indices; by default index-cache beside the data"
-    )
-    share_folder: bool = setting(
-        False,
-        "all machines see the folder of the sample indices: the first process of all builds them, "
-        "otherwise the first of each machine",
-    )
-    max_seq_length: int = setting(1024, "tokens in a sample", at_least=1)
-    continue_training: bool = setting(
-        False, "start from the weights in model_name_or_path instead of random ones"
-    )
-    num_hidden_layers: int | None = setting(
-        None, "overrides the depth in the model's configuration", at_least=1
-    )
-    initializer_range: float | None = setting(
-        None, "overrides the standard deviation of random weights", above=0
-    )
 
     # What to do
     do_train: bool = setting(False, "run the training loop")
@@ -159,6 +125,15 @@ class Settings:
     overwrite_output_dir: bool = setting(False, "start anew although output_dir holds checkpoints")
     resume_from_checkpoint: str | None = setting(
         None, "checkpoint folder to go on from; by default the last one in output_dir"
+    )
+    ignore_load_lr_and_optim: bool = setting(
+        False,
+        "take only the weights from resume_from_checkpoint: optimizer state, steps, learning rate "
+        "and data start anew",
+    )
+    ignore_save_lr_and_optim: bool = setting(
+        False,
+        "write checkpoints without the optimizer state, which only ignore_load_lr_and_optim reads",
     )
 
     # Device

@@ -24,11 +24,10 @@ def log_stopped(settings: Settings, outcome: Outcome) -> None:
     """The log line of a run that a signal has stopped."""
     found = checkpoints(settings.output_dir)
     saved = f"saved {found[-1][1]}; " if found else ""
-    logger.info(
-        "stopped at step %d: %sthe same command goes on from there",
-        outcome.state.global_step,
-        saved,
-    )
+    further = "the same command goes on from there"
+    if settings.ignore_save_lr_and_optim:
+        further = "it holds no optimizer state (ignore_save_lr_and_optim)"
+    logger.info("stopped at step %d: %s%s", outcome.state.global_step, saved, further)
 
 
 def report_outcome(

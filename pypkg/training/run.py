@@ -56,7 +56,8 @@ def run(settings: Settings) -> int:
     _start_ranks(settings, config)
     from_first_rank(lambda: prepare_output_dir(settings.output_dir))
     checkpoint = from_first_rank(lambda: checkpoint_to_resume(settings))
-    state = load_trainer_state(checkpoint) if checkpoint else TrainerState()
+    resumes = checkpoint is not None and not settings.ignore_load_lr_and_optim
+    state = load_trainer_state(checkpoint) if resumes else TrainerState()
 
     model = _make_model(settings, plan, checkpoint, config)
     samples = Samples(settings, model.config, state)
@@ -71,9 +72,12 @@ def run(settings: Settings) -> int:
         tokenizer_files=tokenizer_files(tokenizer_source(settings)),
         settings_json=settings.to_json(),
         keep=settings.save_total_limit,
+        with_optimizer=not settings.ignore_save_lr_and_optim,
     )
-    if checkpoint:
+    if resumes:
         checkpointer.restore(checkpoint, state)
+    elif checkpoint:
+        logger.info("weights of %s; the rest starts anew (ignore_load_lr_and_optim)", checkpoint)
     reporters = _make_reporters(settings, state)
     engine, data = Engine(wrapped, updater), samples
     if not settings.skip_profile_timer:

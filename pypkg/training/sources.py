@@ -56,10 +56,20 @@ def checkpoint_to_resume(settings: Settings) -> Path | None:
 
     ``resume_from_checkpoint`` wins, else it is the newest in ``output_dir``. With
     ``overwrite_output_dir`` those in ``output_dir`` are removed; one rank alone may call this.
+
+    Raises:
+        UserError: with ``ignore_load_lr_and_optim``, ``output_dir`` holds checkpoints already. The
+            steps count from 0 again, so those of the new run would mix with them.
     """
+    found = checkpoints(settings.output_dir)
+    if found and settings.ignore_load_lr_and_optim and not settings.overwrite_output_dir:
+        raise UserError(
+            f"ignore_load_lr_and_optim is true, which counts steps from 0 again, but output_dir "
+            f"{settings.output_dir!r} holds {found[-1][1].name} already. Set output_dir to another "
+            "folder and resume_from_checkpoint to the checkpoint whose weights to take."
+        )
     if settings.resume_from_checkpoint:
         return Path(settings.resume_from_checkpoint)
-    found = checkpoints(settings.output_dir)
     if not found:
         return None
     if settings.overwrite_output_dir:

@@ -74,7 +74,7 @@ def save_checkpoint(
     state: TrainerState,
     *,
     save_model: Callable[[Path], None],
-    updater: Updater,
+    updater: Updater | None,
     settings_json: str,
     keep: int | None = None,
 ) -> Path:
@@ -84,7 +84,7 @@ def save_checkpoint(
 
     Args:
         save_model: writes the weights into a folder; every rank takes part.
-        updater: whose state is written, in the form of whole parameters.
+        updater: whose state is written, in the form of whole parameters; None writes none.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; earlier checkpoints are
@@ -93,12 +93,12 @@ def save_checkpoint(
     final = Path(output_dir) / f"checkpoint-{state.global_step}"
     temporary = Path(output_dir) / f"{_TEMPORARY}{state.global_step}-{os.getpid()}"
     failure: UserError | None = None
-    moments = updater.state()
+    moments = updater.state() if updater is not None else iter(())
     from_first_rank(lambda: _begin(final, temporary))
     try:
         with _saving(final, temporary):
             save_model(temporary)
-            if is_first_rank():
+            if updater is not None and is_first_rank():
                 shapes = updater.state_shapes().items()
                 specs = {name: TensorSpec("float32", shape) for name, shape in shapes}
                 write_tensors(temporary / _OPTIMIZER, specs, moments)
@@ -179,6 +179,11 @@ def load_optimizer(checkpoint: str | Path, updater: Updater) -> None:
         UserError: the file is missing, damaged, or of another model.
     """
     file = Path(checkpoint) / _OPTIMIZER
+    if not file.is_file():
+        raise UserError(
+            f"{checkpoint} holds no {_OPTIMIZER}, as checkpoints with ignore_save_lr_and_optim do. "
+            "Resume from another one, or set ignore_load_lr_and_optim to take only its weights."
+        )
     try:
         with safe_open(file, framework="numpy") as stored:
             names = set(stored.keys())
