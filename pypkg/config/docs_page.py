@@ -43,6 +43,9 @@ which are one run; on GPUs `python -m paddle.distributed.launch` does that.
   warm-up from 0 at n = 0 to `learning_rate`, then decay to `min_learning_rate` at `decay_steps`,
   and that value from there on. So the first step already has learning_rate / warm-up, and the last
   one of a run with default `decay_steps` has exactly `min_learning_rate`.
+- `constant_with_warmup` is one step behind: step n has learning_rate * (n - 1) / warm-up, so the
+  first step changes nothing. Its warm-up by `warmup_ratio` is cut to whole steps.
+- The log and metrics.jsonl give the rate that a step used. PaddleNLP logs that of the next step.
 - A `warmup_steps` above 0 wins over `warmup_ratio`.
 - Where `bf16` or `use_flash_attention` are left out, the device decides, and one line in the log
   says what was decided and why. Where they are set to true and the device cannot, the run is

@@ -339,8 +339,15 @@ class Settings(ModelDataSettings):
 
     @property
     def warmup(self) -> float:
-        """Warm-up in steps; with warmup_ratio not always a whole number."""
-        return self.warmup_steps if self.warmup_steps > 0 else self.warmup_ratio * self.max_steps
+        """Warm-up in steps; of a decay with warmup_ratio not always a whole number.
+
+        PaddleNLP's run_pretrain keeps the fraction; its trainer, which makes constant_with_warmup,
+        cuts it off.
+        """
+        if self.warmup_steps > 0:
+            return self.warmup_steps
+        steps = self.warmup_ratio * self.max_steps
+        return int(steps) if self.lr_scheduler_type == "constant_with_warmup" else steps
 
     @property
     def model_overrides(self) -> dict[str, Any]:
