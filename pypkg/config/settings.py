@@ -308,7 +308,9 @@ class Settings(ModelDataSettings):
 
     @property
     def sharding_stage(self) -> int:
-        """1, 2 or 3; 0 without sharding."""
+        """1, 2 or 3; 0 without sharding, which a sharding_parallel_degree of 1 means as well."""
+        if self.wanted_sharding_degree == 1:
+            return 0
         return max((int(part[-1]) for part in self.sharding if part.startswith("stage")), default=0)
 
     @property
@@ -320,7 +322,7 @@ class Settings(ModelDataSettings):
     @property
     def sharding_offload(self) -> bool:
         """Whether sharding is to keep the optimizer state in host memory."""
-        return "offload" in self.sharding
+        return "offload" in self.sharding and self.wanted_sharding_degree != 1
 
     @property
     def offloads_optimizer(self) -> bool:

@@ -75,7 +75,10 @@ def _without_what_they_belong_to(s: Settings) -> list[tuple[str, str]]:
         "sharding_parallel_config": (s.sharding_stage > 0, "sharding"),
     }
     defaults = {spec.name: spec.default for spec in setting_fields()}
-    return [
+    found = []
+    if s.sharding and s.wanted_sharding_degree == 1:
+        found.append(("sharding", "sharding_parallel_degree is 1, so nothing is divided"))
+    return found + [
         (name, f"it matters only with {what}")
         for name, (is_on, what) in belongs_to.items()
         if not is_on and getattr(s, name) != defaults[name]
