@@ -58,7 +58,13 @@ which are one run; on GPUs `python -m paddle.distributed.launch` does that.
 - What the number of processes and the model make impossible is found before any process group is
   made, all of it at once.
 - Dropout has to be asked for: without `hidden_dropout_prob` there is none.
-- `do_eval: true` evaluates every `eval_steps` steps and after the last one.
+- `do_eval: true` evaluates every `eval_steps` steps and after the last one. The strategy `epoch`
+  does so after the last step alone: PaddleNLP reads as many samples as the run needs, and calls
+  that an epoch.
+- `load_best_model_at_end` compares checkpoints by the validation loss at their step, so
+  `save_steps` must be a multiple of `eval_steps`. `save_total_limit` keeps the best one and the
+  newest. The last model stays the one that a longer run resumes from.
+- The learning rate waits during `skip_data_intervals`, as in PaddleNLP.
 
 ## Settings
 Default *none* means that the description says what happens without the setting.

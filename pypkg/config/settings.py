@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pypkg.config.model_data import ModelDataSettings
-from pypkg.config.setting import SEE_BELOW, in_steps, setting, split_words
+from pypkg.config.setting import SEE_BELOW, setting, split_words
 from pypkg.config.suboptions import option_names
 
 # PaddleNLP's run_pretrain evaluates this many batches, whatever the settings say.
@@ -51,6 +51,10 @@ class Settings(ModelDataSettings):
     per_device_train_batch_size: int = setting(8, "samples in a micro batch", at_least=1)
     per_device_eval_batch_size: int = setting(8, "samples in an evaluation batch", at_least=1)
     gradient_accumulation_steps: int = setting(1, "micro batches in an optimizer step", at_least=1)
+    skip_data_intervals: tuple[tuple[int, ...], ...] = setting(
+        (),
+        "[[first, last], ...]: steps, from 1, whose samples are passed over without training",
+    )
     dataloader_num_workers: int = setting(
         0, "threads that read batches ahead; 0 reads in the training thread", at_least=0
     )
@@ -106,7 +110,8 @@ class Settings(ModelDataSettings):
     )
     evaluation_strategy: str | None = setting(
         None,
-        "when the validation split is evaluated; by default steps if do_eval is true, else no",
+        "when the validation split is evaluated; epoch: after the last step, since PaddleNLP's "
+        "epoch is the whole run; by default steps if do_eval is true, else no",
         choices=("no", "steps", "epoch"),
     )
     eval_steps: int | None = setting(
@@ -116,11 +121,24 @@ class Settings(ModelDataSettings):
         -1, "cap on the batches of an evaluation; -1 for none", at_least=-1
     )
     save_strategy: str = setting(
-        "steps", "when checkpoints are written", choices=("no", "steps", "epoch")
+        "steps",
+        "when checkpoints are written; epoch: after the last step, as in evaluation_strategy",
+        choices=("no", "steps", "epoch"),
     )
     save_steps: int = setting(500, "steps between checkpoints", at_least=1)
     save_total_limit: int | None = setting(
         None, "checkpoints kept, oldest deleted first; by default all", at_least=1
+    )
+    load_best_model_at_end: bool = setting(
+        False,
+        "keep the checkpoint of the lowest validation loss, and end the run with its model: test "
+        "loss, sample and summary",
+    )
+    metric_for_best_model: str | None = setting(
+        None, "what load_best_model_at_end compares: loss or eval_loss, which are the same"
+    )
+    greater_is_better: bool | None = setting(
+        None, "must be false, since a loss is compared; by default false"
     )
     overwrite_output_dir: bool = setting(False, "start anew although output_dir holds checkpoints")
     resume_from_checkpoint: str | None = setting(
@@ -332,12 +350,28 @@ class Settings(ModelDataSettings):
     @property
     def evaluates(self) -> bool:
         """Whether the validation split is evaluated during training."""
-        return in_steps("evaluation_strategy", self.evaluation_strategy)
+        return self.evaluation_strategy != "no"
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Steps between evaluations; PaddleNLP's epoch is the whole run."""
+        if self.evaluation_strategy == "epoch":
+            return self.max_steps
+        return self.eval_steps or self.logging_steps
 
     @property
     def saves(self) -> bool:
         """Whether checkpoints are written."""
-        return in_steps("save_strategy", self.save_strategy)
+        return self.save_strategy != "no"
+
+    @property
+    def save_interval(self) -> int:
+        """Steps between checkpoints; PaddleNLP's epoch is the whole run."""
+        return self.max_steps if self.save_strategy == "epoch" else self.save_steps
+
+    def skips(self, step: int) -> bool:
+        """Whether the samples of optimizer step ``step``, from 1, are passed over."""
+        return any(first <= step <= last for first, last in self.skip_data_intervals)
 
     @property
     def warmup(self) -> float:

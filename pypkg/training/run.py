@@ -15,9 +15,10 @@ from pypkg.models.pretrained import Model
 from pypkg.ops import set_matmul_precision
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
-from pypkg.parallel.optimizer.distribute import distribute
+from pypkg.parallel.optimizer.distribute import DistributedModel, distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
+from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.activations import set_activations
 from pypkg.training.checkpoint.checkpoint import load_trainer_state, prepare_output_dir
 from pypkg.training.checkpoint.checkpointer import Checkpointer
@@ -29,6 +30,7 @@ from pypkg.training.reporting.metrics import PeakFlops, Throughput, peak_flops
 from pypkg.training.reporting.reporters import Reporter, make_reporters
 from pypkg.training.samples import Samples
 from pypkg.training.sources import (
+    best_checkpoint,
     checkpoint_to_resume,
     load_model,
     model_config,
@@ -59,11 +61,8 @@ def run(settings: Settings) -> int:
     resumes = checkpoint is not None and not settings.ignore_load_lr_and_optim
     state = load_trainer_state(checkpoint) if resumes else TrainerState()
 
-    model = _make_model(settings, plan, checkpoint, config)
+    model, wrapped, updater = _make_model(settings, plan, checkpoint, config)
     samples = Samples(settings, model.config, state)
-    wrapped, updater = distribute(
-        model, _update_options(settings), mesh.current(), ModelTpSharding(model.config)
-    )
     checkpointer = Checkpointer(
         settings.output_dir,
         model,
@@ -95,11 +94,17 @@ def run(settings: Settings) -> int:
             print_rank_times(engine.times)
         if outcome.exit_code:
             log_stopped(settings, outcome)
-        else:
-            report_outcome(
-                settings, outcome, model=model, engine=engine, samples=samples, tokenizer=tokenizer
-            )
-        return outcome.exit_code
+            return outcome.exit_code
+        best = from_first_rank(lambda: best_checkpoint(settings, state))
+        if best is not None:
+            logger.info("the best model is %s (validation loss %.4f)", best, state.best_loss)
+            model, wrapped, updater = _make_model(settings, plan, best, config)
+            engine = Engine(wrapped, updater)
+        report_outcome(
+            settings, outcome, model=model, engine=engine, samples=samples, tokenizer=tokenizer,
+            checkpoint=best,
+        )  # fmt: skip
+        return 0
     finally:
         for reporter in reporters:
             reporter.close()
@@ -126,8 +131,12 @@ def _start_ranks(settings: Settings, config: ModelConfig) -> None:
 
 def _make_model(
     settings: Settings, plan: ExecutionPlan, checkpoint: Path | None, config: ModelConfig
-) -> Model:
-    """This rank's model in train mode, with attention, recompute and dropout as chosen."""
+) -> tuple[Model, DistributedModel, Updater]:
+    """This rank's model in train mode, with attention, recompute and dropout as chosen.
+
+    Returns:
+        The model, the same wrapped for the layout, and what updates it.
+    """
     model = load_model(settings, plan.dtype, checkpoint, config)
     model.use_flash_attention(plan.flash_attention)
     set_activations(model, settings)
@@ -138,7 +147,8 @@ def _make_model(
         *(config.model_type, config.num_parameters() / 1e6, config.num_hidden_layers),
         *(config.hidden_size, config.num_attention_heads, config.vocab_size),
     )
-    return model
+    sharding = ModelTpSharding(config)
+    return model, *distribute(model, _update_options(settings), mesh.current(), sharding)
 
 
 def _update_options(settings: Settings) -> UpdateOptions:

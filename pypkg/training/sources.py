@@ -14,6 +14,7 @@ from pypkg.models.architecture.registry import load_config
 from pypkg.models.pretrained import Model
 from pypkg.models.weights.hub import find_weights
 from pypkg.training.checkpoint.checkpoint import checkpoints
+from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
 
@@ -78,6 +79,17 @@ def checkpoint_to_resume(settings: Settings) -> Path | None:
             shutil.rmtree(folder)
         return None
     return found[-1][1]
+
+
+def best_checkpoint(settings: Settings, state: TrainerState) -> Path | None:
+    """The checkpoint that the run ends with, with ``load_best_model_at_end``; else None."""
+    if not settings.load_best_model_at_end or state.best_checkpoint is None:
+        return None
+    best = Path(settings.output_dir, state.best_checkpoint)
+    if best.is_dir():
+        return best
+    logger.warning("the best checkpoint, %s, is gone: the run ends with the last model", best)
+    return None
 
 
 def model_config(settings: Settings, tokenizer: Tokenizer | None) -> ModelConfig:

@@ -48,6 +48,11 @@ def checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
+def checkpoint_name(state: TrainerState) -> str:
+    """Name of the folder that a checkpoint of ``state`` has."""
+    return f"checkpoint-{state.global_step}"
+
+
 def prepare_output_dir(output_dir: str | Path) -> None:
     """Makes the folder, proves that it can be written, and removes what a killed save left.
 
@@ -80,6 +85,8 @@ def save_checkpoint(
 ) -> Path:
     """Writes ``checkpoint-<global_step>`` and then removes the oldest beyond ``keep``.
 
+    The newest and ``state.best_checkpoint`` always stay.
+
     All ranks have to call this; the first writes what the others hand over.
 
     Args:
@@ -90,7 +97,7 @@ def save_checkpoint(
         UserError: the disk is full or the folder cannot be written; earlier checkpoints are
             untouched and nothing half-written stays. Raised on every rank.
     """
-    final = Path(output_dir) / f"checkpoint-{state.global_step}"
+    final = Path(output_dir) / checkpoint_name(state)
     temporary = Path(output_dir) / f"{_TEMPORARY}{state.global_step}-{os.getpid()}"
     failure: UserError | None = None
     moments = updater.state() if updater is not None else iter(())
@@ -115,11 +122,19 @@ def save_checkpoint(
             (temporary / _STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
             replace_folder(temporary, final)
         if keep is not None and keep > 0:
-            for _, folder in checkpoints(output_dir)[:-keep]:
+            for folder in _surplus(output_dir, keep, state.best_checkpoint):
                 shutil.rmtree(folder, ignore_errors=True)
 
     from_first_rank(finish)
     return final
+
+
+def _surplus(output_dir: str | Path, keep: int, best: str | None) -> list[Path]:
+    """The oldest checkpoints beyond ``keep``, but neither the newest nor the one named ``best``."""
+    older = [folder for _, folder in checkpoints(output_dir)][:-1]
+    others = [folder for folder in older if folder.name != best]
+    places = keep - 1 - (len(older) - len(others))
+    return others[: max(len(others) - max(places, 0), 0)]
 
 
 def _begin(final: Path, temporary: Path) -> None:
