@@ -40,28 +40,6 @@ class Settings(ModelDataSettings):
     ``check_supported`` refuses them or ``notices`` says why they change nothing.
     """
 
-    # What to do
-    do_train: bool = setting(False, "run the training loop")
-    do_eval: bool = setting(False, "evaluate on the validation split")
-    do_predict: bool = setting(False, "after training, evaluate on the test split")
-    seed: int = setting(42, "seed of the random weights and of the order of samples", at_least=0)
-    max_steps: int = setting(
-        -1, "number of optimizer steps of the whole run", at_least=1, required=True
-    )
-    per_device_train_batch_size: int = setting(8, "samples in a micro batch", at_least=1)
-    per_device_eval_batch_size: int = setting(8, "samples in an evaluation batch", at_least=1)
-    gradient_accumulation_steps: int = setting(1, "micro batches in an optimizer step", at_least=1)
-    skip_data_intervals: tuple[tuple[int, ...], ...] = setting(
-        (),
-        "[[first, last], ...]: steps, from 1, whose samples are passed over without training",
-    )
-    dataloader_num_workers: int = setting(
-        0, "threads that read batches ahead; 0 reads in the training thread", at_least=0
-    )
-    distributed_dataloader: bool = setting(
-        False, "one of the ranks that train on the same samples reads and broadcasts them"
-    )
-
     # Optimizer and learning rate
     learning_rate: float = setting(5e-5, "learning rate after warm-up", above=0)
     min_learning_rate: float = setting(1e-5, "final learning rate of a decay", at_least=0)
