@@ -109,7 +109,7 @@ _TOPICS = {
     "device": "Device and precision",
     "tensor_parallel_degree": "Parallelism",
     "recompute": "Activations",
-    "reset_attention_mask": "Unknown to PaddleNLP",
+    "allow_unknown_config": "Unknown to PaddleNLP",
 }
 
 

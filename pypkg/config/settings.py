@@ -230,6 +230,9 @@ class Settings(ModelDataSettings):
     )
 
     # Ours, unknown to PaddleNLP
+    allow_unknown_config: tuple[str, ...] = setting(
+        (), "keys of config.json to ignore that the model's family does not know"
+    )
     download: bool = setting(
         False,
         "with continue_training, fetch weights that the Hugging Face cache lacks from the Hub; "

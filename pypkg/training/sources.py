@@ -11,7 +11,7 @@ from pypkg.data.tokenizers.load import Tokenizer, find_tokenizer, load_tokenizer
 from pypkg.errors import UserError
 from pypkg.models import ModelConfig, from_config, from_pretrained
 from pypkg.models.architecture.registry import load_config
-from pypkg.models.pretrained import Model
+from pypkg.models.pretrained import Model, stored_config
 from pypkg.models.weights.hub import find_weights
 from pypkg.training.checkpoint.checkpoint import checkpoints
 from pypkg.training.state import TrainerState
@@ -98,9 +98,10 @@ def model_config(settings: Settings, tokenizer: Tokenizer | None) -> ModelConfig
     Raises:
         UserError: it cannot be found or is contradictory.
     """
+    allowed, overrides = settings.allow_unknown_config, settings.model_overrides
     if settings.continue_training:
-        return load_config(_folder_with_weights(settings)).replace(**settings.model_overrides)
-    config = load_config(settings.model_name_or_path).replace(**settings.model_overrides)
+        return stored_config(_folder_with_weights(settings), allowed).replace(**overrides)
+    config = load_config(settings.model_name_or_path, allowed).replace(**overrides)
     return _grown_to_fit(config, settings, tokenizer)
 
 
@@ -113,11 +114,14 @@ def load_model(
         dtype: "float32", "float16" or "bfloat16", of the parameters.
         config: for random weights.
     """
+    allowed = settings.allow_unknown_config
     if checkpoint:
-        return from_pretrained(checkpoint, dtype=dtype)
+        return from_pretrained(checkpoint, dtype=dtype, allow_unknown_config=allowed)
     if settings.continue_training:
         folder = _folder_with_weights(settings)
-        return from_pretrained(folder, dtype=dtype, **settings.model_overrides)
+        return from_pretrained(
+            folder, dtype=dtype, allow_unknown_config=allowed, **settings.model_overrides
+        )
     return from_config(config, dtype=dtype, seed=settings.seed)
 
 
