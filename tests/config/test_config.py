@@ -168,6 +168,11 @@ def test_wrong_type_on_the_command_line(tmp_path):
     assert "'stray' on the command line belongs to no --key" in problems(tmp_path, None, "stray")
 
 
+def test_an_unknown_flag_at_the_end_is_unknown(tmp_path):
+    assert problems(tmp_path, None, "--dry_run").startswith("unknown setting 'dry_run' on the comm")
+    assert problems(tmp_path, None, "--dry_run", "--do_train").startswith("unknown setting")
+
+
 def _error(arguments: list[str]) -> str:
     with pytest.raises(UserError) as caught:
         load_settings(arguments)
