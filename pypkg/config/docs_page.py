@@ -26,9 +26,10 @@ python -m pypkg.pretrain CONFIG.json [--key value ...] [--nproc N]
 ```
 
 `CONFIG.json` is one JSON object; `--key value` on the command line wins over it. The file can be
-YAML as well (`.yaml`, `.yml`), or be left out. Names and defaults are those of PaddleNLP's `run_pretrain.py`, so its files can be used
-as they are, as far as the tables below go. `--nproc` is no setting: it starts N CPU processes,
-which are one run; on GPUs `python -m paddle.distributed.launch` does that.
+YAML as well (`.yaml`, `.yml`), or be left out. Names and defaults are those of PaddleNLP's
+`run_pretrain.py`, so its files can be used as they are, as far as the tables below go. `--nproc` is
+no setting: it starts N CPU processes, which are one run; on GPUs
+`python -m paddle.distributed.launch` does that.
 
 - Truth values may be written true/false, 1/0, yes/no, y/n, t/f. `--do_train` alone means true, and
   `--no_do_train` false.

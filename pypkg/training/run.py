@@ -28,6 +28,7 @@ from pypkg.training.layout import degrees, layout_notices, layout_problems
 from pypkg.training.rank_times import MeasuredEngine, print_rank_times
 from pypkg.training.reporting.metrics import PeakFlops, Throughput, peak_flops
 from pypkg.training.reporting.reporters import Reporter, make_reporters
+from pypkg.training.resume import check_resumed
 from pypkg.training.samples import Samples
 from pypkg.training.sources import (
     best_checkpoint,
@@ -60,6 +61,8 @@ def run(settings: Settings) -> int:
     checkpoint = from_first_rank(lambda: checkpoint_to_resume(settings))
     resumes = checkpoint is not None and not settings.ignore_load_lr_and_optim
     state = load_trainer_state(checkpoint) if resumes else TrainerState()
+    if resumes:
+        check_resumed(settings, checkpoint, state)
 
     model, wrapped, updater = _make_model(settings, plan, checkpoint, config)
     samples = Samples(settings, model.config, state)

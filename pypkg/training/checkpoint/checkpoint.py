@@ -177,13 +177,13 @@ def load_trainer_state(checkpoint: str | Path) -> TrainerState:
     """
     file = Path(checkpoint) / _STATE
     try:
-        return TrainerState(**json.loads(file.read_text(encoding="utf-8")))
+        return TrainerState.from_json(json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise UserError(
             f"{checkpoint} is not a checkpoint: it holds no {_STATE}. resume_from_checkpoint takes "
             "a checkpoint-N folder of an earlier output_dir."
         ) from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read: {error}. Resume from an older one.") from error
 
 
