@@ -225,6 +225,8 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not JSON: it is not UTF-8 text ({error.reason})") from error
+    except (ValueError, RecursionError) as error:  # a number or nesting beyond Python's limits
+        raise UserError(f"{path} is not usable JSON: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if not isinstance(value, dict):
