@@ -137,7 +137,12 @@ def test_export_of_a_checkpoint_leaves_the_training_behind(tmp_path: Path) -> No
     for name in ("optimizer.safetensors", "trainer_state.json", "settings.json", "tokenizer.json"):
         (checkpoint / name).write_text("{}")
     assert _run("export", checkpoint, tmp_path / "out") == 0
-    assert sorted(_files(tmp_path / "out")) == ["config.json", WEIGHTS, "tokenizer.json"]
+    assert sorted(_files(tmp_path / "out")) == [
+        "config.json",
+        "generation_config.json",
+        WEIGHTS,
+        "tokenizer.json",
+    ]
 
 
 def test_import_of_sat_ranks(tmp_path: Path) -> None:

@@ -108,6 +108,11 @@ def config_to_huggingface(config: ModelConfig, dtype: str = "float32") -> dict[s
     return {**_family(config).write_config(config), "torch_dtype": dtype, "use_cache": True}
 
 
+def config_key(config: ModelConfig, field: str) -> str:
+    """What the config.json of the family of ``config`` calls the field ``field``."""
+    return _family(config).key(field)
+
+
 def weight_map(config: ModelConfig) -> WeightMap:
     """The weight map of the family that ``config`` belongs to."""
     return _family(config).weight_map(config)
