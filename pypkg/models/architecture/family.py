@@ -77,9 +77,10 @@ class Family:
         """Whether a config.json is of this family."""
         if self.distinctive_key and self.distinctive_key not in keys:
             return False
-        architectures = keys.get("architectures") or []
+        architectures = keys.get("architectures")
+        named = architectures if isinstance(architectures, list) else []
         return keys.get("model_type") == (self.model_type or self.name) or any(
-            each in self.architectures for each in architectures
+            each in self.architectures for each in named
         )
 
     def read_config(self, keys: Keys, allow_unknown_config: Collection[str] = ()) -> ModelConfig:

@@ -7,7 +7,7 @@ import math
 import paddle
 
 from pypkg import ops
-from pypkg.models.architecture.checks import FULL_ATTENTION, SLIDING_ATTENTION
+from pypkg.models.architecture.checks import FULL_ATTENTION, SLIDING_ATTENTION, chosen
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.parallel.tp_layers import tensor_degree, tensor_rank
 
@@ -56,7 +56,9 @@ class Masks:
         }
         windows = {FULL_ATTENTION: None, SLIDING_ATTENTION: config.sliding_window}
         return {
-            layer_type: ops.AttentionMask(window=windows[layer_type], **described)
+            layer_type: ops.AttentionMask(
+                window=chosen("layer_types", layer_type, windows), **described
+            )
             for layer_type in set(config.layer_types)
         }
 

@@ -13,6 +13,7 @@ import numpy as np
 import paddle
 
 from pypkg import ops
+from pypkg.models.architecture.checks import chosen
 from pypkg.models.architecture.config import ModelConfig
 
 
@@ -34,7 +35,8 @@ def inverse_frequencies(
         return _dynamic_in_steps(config, seq_length), 1.0
     if scaling is None:
         return _frequencies(config.rope_theta, config.rotary_dim), 1.0
-    return _SCALINGS[scaling["rope_type"]](config, seq_length)
+    compute = chosen("rope_scaling.rope_type", scaling["rope_type"], _SCALINGS)
+    return compute(config, seq_length)
 
 
 def rotary_tables(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ _COUNTS_WITH = {
     "rope_scaling_factor": {"rope_scaling_type": "linear"},
 }
 _VALUES = (7, True, False, "relu", 0.25, [1, 2], {"rope_type": "linear", "factor": 2.0})
+_STRANGE = ("text", -1, 0, 1.5, float("inf"), float("nan"), [], [[1]], {}, {"rope_type": [1]}, None)
 
 
 def _other_than(value: Any) -> Any:
@@ -88,6 +90,15 @@ def _follows(keys: dict, key: str, value: Any) -> bool:
         return config_from_huggingface({**without, key: value}) != plain
     except UserError:
         return True
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_strange_value_of_any_key_is_read_or_refused(name: str) -> None:
+    family, keys = FAMILIES[name]
+    for key in (*family.known_keys(), *family.fixed, *family.neutral, "architectures"):
+        for value in _STRANGE:
+            with suppress(UserError):
+                config_from_huggingface({**keys, key: value}).num_parameters()
 
 
 def test_all_unknown_keys_are_named_at_once_with_a_way_out(tmp_path: Path) -> None:

@@ -184,19 +184,36 @@ def test_flops_per_token() -> None:
 
 
 @pytest.mark.parametrize("name", checks._CHOICES)
-def test_a_choice_that_no_layer_implements_raises(
+def test_a_choice_that_no_layer_implements_is_an_error(
     name: str, tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(checks._CHOICES, name, (*checks._CHOICES[name], "unknown"))
     config = tiny_config.replace(**{name: "unknown"})
-    with pytest.raises((KeyError, UserError), match="unknown"):
+    with pytest.raises(UserError, match=f"{name}.* must be one of .*, found 'unknown'"):
         from_config(config, seed=1)
 
 
-def test_a_layer_type_that_no_mask_implements_raises(
+def test_a_norm_without_a_size_is_an_error(
+    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(checks._CHOICES, "norm", ("unknown",))
+    with pytest.raises(UserError, match="norm must be one of rms_norm, layer_norm, found"):
+        tiny_config.replace(norm="unknown").num_parameters()
+
+
+def test_a_layer_type_that_no_mask_implements_is_an_error(
     tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checks, "_LAYER_TYPES", (*checks._LAYER_TYPES, "unknown"))
     config = tiny_config.replace(layer_types=["full_attention", "unknown"])
-    with pytest.raises(KeyError, match="unknown"):
+    with pytest.raises(UserError, match=r"layer_types must be one of full_attention, .*'unknown'"):
+        from_config(config, seed=1)(paddle.ones([1, 3], dtype="int64"))
+
+
+def test_a_scaling_that_no_formula_implements_is_an_error(
+    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(checks._ROPE_SCALING_KEYS, "unknown", (frozenset(), frozenset()))
+    config = tiny_config.replace(rope_scaling={"rope_type": "unknown"})
+    with pytest.raises(UserError, match=r"rope_scaling.rope_type must be one of linear, .*unknown"):
         from_config(config, seed=1)(paddle.ones([1, 3], dtype="int64"))
