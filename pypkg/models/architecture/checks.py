@@ -88,6 +88,13 @@ _FLAGS = (
 )
 _OPTIONAL_SIZES = ("sliding_window", "dynamic_ntk_length", "logn_attention_length")
 _COUNTS = ("position_offset",)
+_TOKEN_IDS = (
+    "bos_token_id",
+    "pad_token_id",
+    "sop_token_id",
+    "gmask_token_id",
+    "mask_token_id",
+)
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 _LAYER_TYPES = (FULL_ATTENTION, SLIDING_ATTENTION)
 
@@ -129,6 +136,12 @@ def check_types(values: Mapping[str, Any]) -> None:
     for name in _OPTIONAL_NUMBERS:
         if values[name] is not None:
             _check_positive_number(name, values[name])
+    for name in _TOKEN_IDS:
+        if values[name] is not None and type(values[name]) is not int:
+            raise UserError(f"{name} must be an integer, found {values[name]!r}")
+    ends = values["eos_token_id"]
+    if any(type(each) is not int for each in _listed(ends)):
+        raise UserError(f"eos_token_id must be an integer or a list of them, found {ends!r}")
     for name, choices in _CHOICES.items():
         if values[name] not in choices:
             raise UserError(f"{name} must be one of {', '.join(choices)}, found {values[name]!r}")
@@ -139,6 +152,11 @@ def check_types(values: Mapping[str, Any]) -> None:
         raise UserError(
             f"layer_types must be a list of {' and '.join(_LAYER_TYPES)}, found {types!r}"
         )
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list of what may be None, one value or a list."""
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def check_consistency(values: Mapping[str, Any], rotary_dim: int) -> None:

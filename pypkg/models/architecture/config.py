@@ -226,6 +226,8 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not JSON: it is not UTF-8 text ({error.reason})") from error
+    except (RecursionError, ValueError) as error:  # nested too deeply, a number of many digits
+        raise UserError(f"{path} is no JSON that can be read: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if not isinstance(value, dict):

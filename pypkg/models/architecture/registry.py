@@ -5,6 +5,7 @@ Nothing here imports Paddle or reaches for the network.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -32,6 +33,8 @@ _MODULES = (
     "qwen2",
     "qwen3",
 )
+_SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([bm])(\d?)(?![a-z0-9])")
+_SIMILAR = 1.5  # the larger by the smaller
 _FAMILIES: tuple[Family, ...] = tuple(
     family
     for name in _MODULES
@@ -63,12 +66,35 @@ def load_config(
     files = {name.lower(): file for name, file in _files_by_name().items()}
     file = files.get(str(name_or_folder).lower())
     if file is None:
-        hint = nearest(str(name_or_folder), known_models()) or "."
+        hint = nearest(str(name_or_folder), _of_similar_size(str(name_or_folder))) or "."
         raise UserError(
             f"{str(name_or_folder)!r} is neither a folder nor a known model{hint} Give the path of "
             "a folder that holds a config.json, or a name that `python -m pypkg.models` lists"
         )
     return _read_config(file)
+
+
+def _of_similar_size(name: str) -> list[str]:
+    """The known models that have about the size in ``name``, or no size in their name.
+
+    A larger or smaller one of a family has nearly the same name, and is no slip of the keyboard.
+    """
+    wanted = _size(name)
+
+    def is_similar(known: str) -> bool:
+        size = _size(known)
+        return not (wanted and size) or max(wanted, size) <= _SIMILAR * min(wanted, size)
+
+    return [known for known in known_models() if is_similar(known)]
+
+
+def _size(name: str) -> float:
+    """Millions of parameters that ``name`` tells, as in llama-58m and bloom-7b1; 0: none."""
+    found = _SIZE.findall(name.lower())
+    if not found:
+        return 0.0
+    number, unit, tenth = found[-1]
+    return (float(number) + int(tenth or 0) / 10) * {"b": 1000, "m": 1}[unit]
 
 
 def families() -> tuple[Family, ...]:
