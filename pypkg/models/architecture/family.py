@@ -114,13 +114,7 @@ class Family:
             **dict.fromkeys(self.dropouts, 0.0),
             **self.write_more(config),
         }
-        restored = self.read_config(keys)
-        lost = [
-            f"{each.name}={getattr(config, each.name)!r}"
-            for each in dataclasses.fields(ModelConfig)
-            if getattr(restored, each.name) != getattr(config, each.name)
-        ]
-        if lost:
+        if lost := differing_fields(config, self.read_config(keys)):
             raise UserError(
                 f"a {self.name} config.json cannot hold {', '.join(lost)} beside the other values; "
                 "the model is not one that the original implementation has"
@@ -130,6 +124,15 @@ class Family:
     def _key(self, name: str) -> str:
         key = self.keys.get(name, name)
         return key if isinstance(key, str) else key[0]
+
+
+def differing_fields(config: ModelConfig, other: ModelConfig) -> list[str]:
+    """What differs between two configurations, as "field=value of ``config``"."""
+    return [
+        f"{each.name}={getattr(config, each.name)!r}"
+        for each in dataclasses.fields(ModelConfig)
+        if getattr(other, each.name) != getattr(config, each.name)
+    ]
 
 
 _REQUIRED = tuple(

@@ -5,14 +5,15 @@ Nothing here imports Paddle or reaches for the network.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from pypkg.errors import UserError
+from pypkg.models.architecture import paddlenlp
 from pypkg.models.architecture.config import ModelConfig, nearest, read_json
-from pypkg.models.architecture.family import Family
+from pypkg.models.architecture.family import Family, differing_fields
 from pypkg.models.architecture.weight_map import WeightMap
 from pypkg.paths import configs_dir
 
@@ -76,11 +77,13 @@ def num_parameters(name_or_folder: str | Path) -> int:
 
 
 def config_from_huggingface(keys: Mapping[str, Any]) -> ModelConfig:
-    """The configuration that the keys of a config.json describe.
+    """The configuration that the keys of a config.json describe, Hugging Face's or PaddleNLP's.
 
     Raises:
         UserError: the family is not supported, or a value is wrong.
     """
+    if paddlenlp.describes(keys):
+        keys = paddlenlp.huggingface_keys(keys)
     for family in _FAMILIES:
         if family.recognises(keys):
             return family.read_config(keys)
@@ -97,9 +100,35 @@ def config_to_huggingface(config: ModelConfig, dtype: str = "float32") -> dict[s
     return {**_family(config).write_config(config), "torch_dtype": dtype, "use_cache": True}
 
 
+def config_to_paddlenlp(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
+    """The keys of PaddleNLP's config.json for ``config`` with weights of ``dtype``.
+
+    Raises:
+        UserError: PaddleNLP does not have the family, or the keys cannot say what ``config`` says.
+    """
+    keys = paddlenlp.keys_of(config.model_type, _family(config).write_config(config), dtype)
+    restored = config_from_huggingface(keys)
+    if lost := differing_fields(config, restored):
+        raise UserError(
+            f"PaddleNLP's {config.model_type} model cannot be one with {', '.join(lost)}"
+        )
+    return keys
+
+
 def weight_map(config: ModelConfig) -> WeightMap:
-    """The weight map of the family that ``config`` belongs to."""
+    """The weight map of the Hugging Face folders of the family that ``config`` belongs to."""
     return _family(config).weight_map(config)
+
+
+def stored_weight_map(config: ModelConfig, found: Iterable[str]) -> WeightMap:
+    """The weight map of a checkpoint whose tensors have the names ``found``.
+
+    They are those of Hugging Face folders, with or without the family's prefix, or PaddleNLP's.
+    """
+    names = list(found)
+    if paddlenlp.is_stored_as(config, names):
+        return paddlenlp.weight_map(config, weight_map(config), names)
+    return weight_map(config).fitted_to(names)
 
 
 def _family(config: ModelConfig) -> Family:
