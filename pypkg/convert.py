@@ -100,14 +100,14 @@ def _parser() -> argparse.ArgumentParser:
         "inspect", _inspect, "Lists tensors, shapes, dtypes, parameters and family of a model."
     )
     inspect.add_argument("folder", metavar="FOLDER", help=_SOURCE)
-    _add_download(inspect)
+    _add_reading(inspect)
     return parser
 
 
 def _add_source_and_destination(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help=_SOURCE)
     parser.add_argument("destination", metavar="DST", type=Path, help=_DESTINATION)
-    _add_download(parser)
+    _add_reading(parser)
     parser.add_argument(
         "--max_shard_size",
         default="5GB",
@@ -118,7 +118,14 @@ def _add_source_and_destination(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_download(parser: argparse.ArgumentParser) -> None:
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow_unknown_config",
+        metavar="KEY",
+        nargs="+",
+        default=(),
+        help="keys of config.json to ignore that the model's family does not know",
+    )
     parser.add_argument(
         "--download",
         action="store_true",
@@ -142,10 +149,10 @@ def _resize(**options: Any) -> str:
     return _report(resize_vocabulary(**options))
 
 
-def _inspect(folder: str, download: bool) -> str:
+def _inspect(**options: Any) -> str:
     from pypkg.conversion.inspection import describe
 
-    return describe(folder, download)
+    return describe(**options)
 
 
 def _report(converted: Converted) -> str:

@@ -18,6 +18,7 @@ from pypkg import convert
 from pypkg.conversion.destination import copy_companions
 from pypkg.models import from_pretrained
 from pypkg.models.architecture.registry import load_config
+from pypkg.models.pretrained import stored_config
 from pypkg.models.weights import model_folder
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 
@@ -62,8 +63,8 @@ def test_grown_vocabulary(family: str, tmp_path: Path) -> None:
     assert _run("resize-vocab", GOLDEN / family, tmp_path / "m", "--vocab_size", 321,
                 "--multiple", 64) == 0  # fmt: skip
     original, grown = load_file(GOLDEN / family / WEIGHTS), load_file(tmp_path / "m" / WEIGHTS)
-    config = load_config(tmp_path / "m")
-    assert config == load_config(GOLDEN / family).replace(vocab_size=384)
+    config = stored_config(tmp_path / "m")
+    assert config == stored_config(GOLDEN / family).replace(vocab_size=384)
     changed = [name for name in grown if grown[name].shape != original[name].shape]
     assert len(changed) == (1 if config.tie_word_embeddings else 2)
     for name, value in grown.items():
@@ -223,7 +224,7 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_inspect_counts_what_config_says(family: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Stored rotary frequencies are listed, and not counted."""
     assert _run("inspect", GOLDEN / family) == 0
-    config = load_config(GOLDEN / family)
+    config = stored_config(GOLDEN / family)
     printed = capsys.readouterr().out
     assert f"parameters  {config.num_parameters():,} (float32 " in printed
     assert f"family      {config.model_type}, {config.num_parameters():,} parameters" in printed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from pypkg.models.weights.formats.stored_tensor import convert
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.hub import find_weights
 from pypkg.models.weights.model_folder import CONFIG_FILE, DEFAULT_SHARD_SIZE, write_model_folder
+from pypkg.models.weights.tied_head import as_stored
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5, 4
 _VOCAB_KEYS = ("vocab_size", "padded_vocab_size")
@@ -57,6 +58,7 @@ def convert_model(
     layout: str = "huggingface",
     overwrite: bool = False,
     download: bool = False,
+    allow_unknown_config: Collection[str] = (),
 ) -> Converted:
     """Writes the model in ``source`` as a Hugging Face folder, parameter by parameter.
 
@@ -72,6 +74,8 @@ def convert_model(
             place of its config.json, or the name of a known model.
         layout: "huggingface", or "paddlenlp" for a folder that PaddleNLP loads.
         download: fetch what the Hugging Face cache lacks of ``source``.
+        allow_unknown_config: keys of config.json that are ignored if the family does not know
+            them. They are written as they are.
 
     Raises:
         UserError: ``source`` cannot be read or its tensors do not fit its configuration;
@@ -81,7 +85,7 @@ def convert_model(
     folder = find_weights(source, download)
     keys = _config_keys(folder, config)
     more = [Path(config)] if config is not None and Path(config).is_dir() else []
-    plan = _Plan(folder, keys, dtype, layout=layout)
+    plan = _Plan(folder, keys, dtype, None, layout, allow_unknown_config)
     return plan.write([folder, *more], Path(destination), max_shard_size, overwrite)
 
 
@@ -94,6 +98,7 @@ def resize_vocabulary(
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     overwrite: bool = False,
     download: bool = False,
+    allow_unknown_config: Collection[str] = (),
 ) -> Converted:
     """Writes ``source`` with more rows in its embedding and its head.
 
@@ -113,14 +118,14 @@ def resize_vocabulary(
     folder = find_weights(source, download)
     keys = _config_keys(folder, None)
     rows = -(-vocab_size // multiple) * multiple
-    before = config_from_huggingface(keys).vocab_size
+    before = config_from_huggingface(keys, allow_unknown_config).vocab_size
     if rows < before:
         raise UserError(
             f"{folder} has a vocabulary of {before}, which cannot shrink to {rows}: rows that a "
             f"tokenizer may use would be lost; give a vocab_size of at least {before}"
         )
     changed = {key: rows for key in _VOCAB_KEYS if keys.get(key) == before}
-    plan = _Plan(folder, keys, None, {**keys, **changed})
+    plan = _Plan(folder, keys, None, {**keys, **changed}, allow_unknown_config=allow_unknown_config)
     return plan.write([folder], Path(destination), max_shard_size, overwrite)
 
 
@@ -140,12 +145,18 @@ class _Plan:
         dtype: str | None,
         new_keys: Mapping[str, Any] | None = None,
         layout: str = "huggingface",
+        allow_unknown_config: Collection[str] = (),
     ) -> None:
-        stored_config, self._keys = config_from_huggingface(keys), dict(new_keys or keys)
-        self._config = config_from_huggingface(self._keys)
-        self._files = TensorFiles(folder)
+        self._files, self._keys = TensorFiles(folder), dict(new_keys or keys)
         self._found = self._files.specs()
         self._layout = layout
+        described = config_from_huggingface(keys, allow_unknown_config)
+        stored_config = as_stored(described, self._files, folder)
+        tied = stored_config.tie_word_embeddings
+        if stored_config != described and "tie_word_embeddings" in keys:
+            self._keys["tie_word_embeddings"] = tied
+        new_config = config_from_huggingface(self._keys, allow_unknown_config)
+        self._config = new_config.replace(tie_word_embeddings=tied)
         self._stored = stored_weight_map(stored_config, self._found)
         self._stored.check(parameter_shapes(stored_config), self._files.shapes(), str(folder))
         self._written = weight_map(self._config)

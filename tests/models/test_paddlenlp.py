@@ -139,8 +139,8 @@ def test_opt_follows_transformers() -> None:
 @pytest.mark.parametrize(
     ("model", "changes", "message"),
     [
-        ("llama", {"alibi": True}, "alibi is True"),
-        ("llama", {"rope_scaling_type": "ntk"}, "rope_scaling_type is 'ntk'"),
+        ("llama", {"rope_scaling_type": "yarn"}, "rope_scaling_type 'yarn' is not supported"),
+        ("qwen2", {"rope_scaling_type": "ntk"}, "rope_scaling_type is 'ntk'"),
         ("gpt", {"normalize_before": False}, "normalize_before is False"),
         ("gpt", {"scale_qk_coeff": 2.0}, r"scale_qk_coeff is 2\.0"),
         ("gpt", {"hidden_activation": "relu"}, "hidden_activation is 'relu'"),
@@ -157,11 +157,18 @@ def test_what_changes_the_computation_is_refused(
     assert str(folder) in str(error.value)
 
 
-def test_linear_rope_scaling(tmp_path: Path) -> None:
-    changes = {"rope_scaling_type": "linear", "rope_scaling_factor": 4.0}
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling_type": "linear", "rope_scaling_factor": 4.0},
+        {"rope_scaling_type": "dynamic_ntk", "rope_scaling_factor": 2.0},
+        {"alibi": True},
+    ],
+)
+def test_positions_of_llama_and_back(tmp_path: Path, changes: dict) -> None:
     folder = _copied(MODELS / "llama_safetensors", tmp_path / "model", **changes)
     config = load_config(folder)
-    assert config.rope_scaling == {"rope_type": "linear", "factor": 4.0}
+    assert changes.items() <= config_to_paddlenlp(config).items()
     assert config_from_huggingface(config_to_paddlenlp(config)) == config
 
 
@@ -180,7 +187,7 @@ def test_written_keys_say_what_the_original_ones_say(folder: str) -> None:
         ({"head_dim": 16}, "head_dim=16"),
         ({"qkv_bias": True, "attention_output_bias": True}, "qkv_bias=True"),
         ({"mlp_bias": True}, "mlp_bias=True"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling="),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling="),
     ],
 )
 def test_a_model_that_paddlenlp_cannot_be_told_of(overrides: dict, message: str) -> None:

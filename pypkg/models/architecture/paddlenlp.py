@@ -27,6 +27,7 @@ _UNREAD = frozenset(
         *("use_sliding_window", "max_window_layers", "layer_types", "_remove_final_layer_norm"),
     }
 )
+_ROPE_TYPES = {"linear": "linear", "dynamic": "dynamic_ntk"}  # of transformers, of PaddleNLP
 _FUSED_QKV = "self_attn.qkv_proj.weight"
 _FUSED_GATE_UP = "mlp.gate_up_fused_proj.weight"
 _NO_PARAMETERS = (r".*\.rotary_(emb|pos_emb)\.inv_freq",)
@@ -107,9 +108,8 @@ def _plain_layers(config: ModelConfig, ours: str, theirs: str, is_fused: bool) -
     return weights
 
 
-_LLAMA_FIXED = {"alibi": False, "use_long_sequence_strategies": False}
 FORMATS = (
-    Format(family="llama", architecture="LlamaForCausalLM", prefix="llama.", fixed=_LLAMA_FIXED),
+    Format(family="llama", architecture="LlamaForCausalLM", prefix="llama."),
     Format(family="mistral", architecture="MistralForCausalLM", prefix="mistral."),
     Format(
         family="qwen2",
@@ -122,7 +122,6 @@ FORMATS = (
         architecture="QWenForCausalLM",
         prefix="qwen.",
         huggingface_prefix="transformer.",
-        fixed={"use_long_sequence_strategies": False},
     ),
     Format(
         family="bloom",
@@ -130,7 +129,6 @@ FORMATS = (
         prefix="bloom.",
         huggingface_prefix="transformer.",
         implied={"tie_word_embeddings": True},
-        fixed={"use_long_sequence_strategies": False},
     ),
     Format(
         family="chatglm2",
@@ -144,7 +142,6 @@ FORMATS = (
             "seq_length": "max_sequence_length",
         },
         implied={"multi_query_attention": True, "model_type": "chatglm"},
-        fixed={"use_long_sequence_strategies": False},
     ),
     Format(
         family="gpt2",
@@ -233,7 +230,7 @@ def huggingface_keys(keys: Keys) -> dict[str, Any]:
     translated |= {ours: keys[theirs] for ours, theirs in stored.keys.items() if theirs in keys}
     translated |= {"model_type": stored.family, **stored.implied}
     translated.pop("architectures", None)
-    return translated | _rope_scaling(keys)
+    return translated
 
 
 def keys_of(family: str, huggingface: Keys, dtype: str) -> dict[str, Any]:
@@ -249,8 +246,11 @@ def keys_of(family: str, huggingface: Keys, dtype: str) -> dict[str, Any]:
         if key not in {*_UNREAD, *stored.unread, *stored.implied}
     }
     scaling = huggingface.get("rope_scaling") or {}
-    if scaling.get("rope_type") == "linear":
-        keys |= {"rope_scaling_type": "linear", "rope_scaling_factor": scaling["factor"]}
+    if scaling.get("rope_type") in _ROPE_TYPES:
+        keys |= {
+            "rope_scaling_type": _ROPE_TYPES[scaling["rope_type"]],
+            "rope_scaling_factor": scaling["factor"],
+        }
     return {
         **keys,
         **stored.fixed,
@@ -259,17 +259,6 @@ def keys_of(family: str, huggingface: Keys, dtype: str) -> dict[str, Any]:
         "dtype": dtype,
         VERSION_KEY: _VERSION,
     }
-
-
-def _rope_scaling(keys: Keys) -> dict[str, Any]:
-    kind = keys.get("rope_scaling_type")
-    if kind is None:
-        return {}
-    if kind != "linear":
-        raise UserError(
-            f"rope_scaling_type is {kind!r}; of PaddleNLP's, null and 'linear' are supported"
-        )
-    return {"rope_scaling": {"rope_type": kind, "factor": keys.get("rope_scaling_factor", 1.0)}}
 
 
 def weight_map(config: ModelConfig, huggingface: WeightMap, found: Iterable[str] = ()) -> WeightMap:

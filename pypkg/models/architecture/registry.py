@@ -5,7 +5,7 @@ Nothing here imports Paddle or reaches for the network.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -45,16 +45,22 @@ def known_models() -> list[str]:
     return sorted(_files_by_name())
 
 
-def load_config(name_or_folder: str | Path) -> ModelConfig:
+def load_config(
+    name_or_folder: str | Path, allow_unknown_config: Collection[str] = ()
+) -> ModelConfig:
     """The configuration of a known model, or of a folder that holds a config.json.
 
     A folder wins over a name; the case of a name does not matter.
+
+    Args:
+        allow_unknown_config: keys of config.json that are ignored if the family does not know
+            them; any other unknown key is an error.
 
     Raises:
         UserError: neither is there (the nearest known names are listed), or config.json is wrong.
     """
     if Path(name_or_folder).is_dir():
-        return _read_config(Path(name_or_folder) / "config.json")
+        return _read_config(Path(name_or_folder) / "config.json", allow_unknown_config)
     files = {name.lower(): file for name, file in _files_by_name().items()}
     file = files.get(str(name_or_folder).lower())
     if file is None:
@@ -76,17 +82,22 @@ def num_parameters(name_or_folder: str | Path) -> int:
     return load_config(name_or_folder).num_parameters()
 
 
-def config_from_huggingface(keys: Mapping[str, Any]) -> ModelConfig:
+def config_from_huggingface(
+    keys: Mapping[str, Any], allow_unknown_config: Collection[str] = ()
+) -> ModelConfig:
     """The configuration that the keys of a config.json describe, Hugging Face's or PaddleNLP's.
 
+    Args:
+        allow_unknown_config: keys that are ignored if the family does not know them.
+
     Raises:
-        UserError: the family is not supported, or a value is wrong.
+        UserError: the family is not supported, a value is wrong, or a key is not known.
     """
     if paddlenlp.describes(keys):
         keys = paddlenlp.huggingface_keys(keys)
     for family in _FAMILIES:
         if family.recognises(keys):
-            return family.read_config(keys)
+            return family.read_config(keys, allow_unknown_config)
     supported = [name for family in _FAMILIES for name in family.architectures or (family.name,)]
     raise UserError(
         f"architectures {keys.get('architectures') or []} with model_type "
@@ -106,7 +117,10 @@ def config_to_paddlenlp(config: ModelConfig, dtype: str = "float32") -> dict[str
     Raises:
         UserError: PaddleNLP does not have the family, or the keys cannot say what ``config`` says.
     """
-    keys = paddlenlp.keys_of(config.model_type, _family(config).write_config(config), dtype)
+    family = _family(config)
+    written = family.write_config(config)
+    followed = {key: written[key] for key in written if key not in family.extensions.values()}
+    keys = paddlenlp.keys_of(config.model_type, followed, dtype)
     restored = config_from_huggingface(keys)
     if lost := differing_fields(config, restored):
         raise UserError(
@@ -150,9 +164,9 @@ def _files_by_name() -> dict[str, Path]:
     return {**files, **{alias: files[name] for alias, name in aliases.items()}}
 
 
-def _read_config(path: Path) -> ModelConfig:
+def _read_config(path: Path, allow_unknown_config: Collection[str] = ()) -> ModelConfig:
     keys = read_json(path)
     try:
-        return config_from_huggingface(keys)
+        return config_from_huggingface(keys, allow_unknown_config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

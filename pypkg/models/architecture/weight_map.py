@@ -161,6 +161,10 @@ class WeightMap:
         """Whether a tensor of a checkpoint is known not to be a parameter."""
         return any(pattern.fullmatch(source) for pattern in self._ignored)
 
+    def holds(self, name: str) -> bool:
+        """Whether checkpoints of the family hold the parameter ``name``."""
+        return _INDEX.sub("{}", name) in self._weights
+
     def source_shapes(self, name: str, shape: Sequence[int]) -> dict[str, Shape]:
         """The tensors that hold the parameter ``name`` of ``shape``, with their shapes."""
         weight, sources = self._find(name)
