@@ -43,6 +43,9 @@ which are one run; on GPUs `python -m paddle.distributed.launch` does that.
   warm-up from 0 at n = 0 to `learning_rate`, then decay to `min_learning_rate` at `decay_steps`,
   and that value from there on. So the first step already has learning_rate / warm-up, and the last
   one of a run with default `decay_steps` has exactly `min_learning_rate`.
+- `constant_with_warmup` is one step behind: step n has learning_rate * (n - 1) / warm-up, so the
+  first step changes nothing. Its warm-up by `warmup_ratio` is cut to whole steps.
+- The log and metrics.jsonl give the rate that a step used. PaddleNLP logs that of the next step.
 - A `warmup_steps` above 0 wins over `warmup_ratio`.
 - Where `bf16` or `use_flash_attention` are left out, the device decides, and one line in the log
   says what was decided and why. Where they are set to true and the device cannot, the run is
@@ -55,7 +58,13 @@ which are one run; on GPUs `python -m paddle.distributed.launch` does that.
 - What the number of processes and the model make impossible is found before any process group is
   made, all of it at once.
 - Dropout has to be asked for: without `hidden_dropout_prob` there is none.
-- `do_eval: true` evaluates every `eval_steps` steps and after the last one.
+- `do_eval: true` evaluates every `eval_steps` steps and after the last one. The strategy `epoch`
+  does so after the last step alone: PaddleNLP reads as many samples as the run needs, and calls
+  that an epoch.
+- `load_best_model_at_end` compares checkpoints by the validation loss at their step, so
+  `save_steps` must be a multiple of `eval_steps`. `save_total_limit` keeps the best one and the
+  newest. The last model stays the one that a longer run resumes from.
+- The learning rate waits during `skip_data_intervals`, as in PaddleNLP.
 
 ## Settings
 Default *none* means that the description says what happens without the setting.

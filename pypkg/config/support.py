@@ -26,11 +26,16 @@ def check_supported(settings: Settings) -> None:
         for option in _sub_options(settings)
         if option.refused
     ]
-    for name in ("evaluation_strategy", "save_strategy"):
-        if getattr(settings, name) == "epoch":
-            problems.append(
-                f'{name} is "epoch", but the length of a run is set in steps; set it to "steps"'
-            )
+    metric = settings.metric_for_best_model
+    if settings.load_best_model_at_end and metric not in (None, "loss", "eval_loss"):
+        problems.append(
+            f"metric_for_best_model is {json.dumps(metric)}, but an evaluation computes only the "
+            'loss; set it to "loss"'
+        )
+    if settings.load_best_model_at_end and settings.greater_is_better:
+        problems.append(
+            "greater_is_better is true, but models are compared by their loss; set it to false"
+        )
     if not (settings.do_train or settings.do_eval or settings.do_predict):
         problems.append(
             "do_train, do_eval and do_predict are all false, so there is nothing to do; set "
@@ -69,13 +74,18 @@ def _without_what_they_belong_to(s: Settings) -> list[tuple[str, str]]:
             "recompute and pipeline_parallel_degree above 1",
         ),
         "scale_loss": (s.fp16, "fp16"),
+        "metric_for_best_model": (s.load_best_model_at_end, "load_best_model_at_end"),
+        "greater_is_better": (s.load_best_model_at_end, "load_best_model_at_end"),
         "tensor_parallel_config": (tensor, "tensor_parallel_degree above 1"),
         "sequence_parallel_config": (s.sequence_parallel, "sequence_parallel"),
         "pipeline_parallel_config": (pipeline, "pipeline_parallel_degree above 1"),
         "sharding_parallel_config": (s.sharding_stage > 0, "sharding"),
     }
     defaults = {spec.name: spec.default for spec in setting_fields()}
-    return [
+    found = []
+    if s.sharding and s.wanted_sharding_degree == 1:
+        found.append(("sharding", "sharding_parallel_degree is 1, so nothing is divided"))
+    return found + [
         (name, f"it matters only with {what}")
         for name, (is_on, what) in belongs_to.items()
         if not is_on and getattr(s, name) != defaults[name]

@@ -57,7 +57,7 @@ def layout_notices(settings: Settings, world_size: int) -> list[str]:
         return [
             f"sharding ({' '.join(settings.sharding)}) has no effect: of {world_size} processes, "
             f"tensor_parallel_degree ({_tensor(settings)}) x pipeline_parallel_degree "
-            f"({_pipeline(settings)}) leave one to divide over, or sharding_parallel_degree is 1"
+            f"({_pipeline(settings)}) leave one to divide over"
         ]
     return []
 

@@ -18,6 +18,9 @@ class TrainerState:
         pending_source_losses: ``SourceLosses.sums`` of these steps.
         data_order: ``SampleOrder.to_json``, with the samples consumed from each corpus.
         loss_scale: ``LossScaler.state``, or empty.
+        skipped_steps: steps of ``global_step`` that skip_data_intervals passed over.
+        best_loss: lowest validation loss of a checkpoint, with load_best_model_at_end.
+        best_checkpoint: name of the folder of that checkpoint.
     """
 
     global_step: int = 0
@@ -28,3 +31,6 @@ class TrainerState:
     pending_source_losses: list[list[float]] = field(default_factory=list)
     data_order: dict = field(default_factory=dict)
     loss_scale: dict = field(default_factory=dict)
+    skipped_steps: int = 0
+    best_loss: float | None = None
+    best_checkpoint: str | None = None

@@ -77,10 +77,9 @@ class Family:
         """Whether a config.json is of this family."""
         if self.distinctive_key and self.distinctive_key not in keys:
             return False
-        architectures = keys.get("architectures")
-        named = architectures if isinstance(architectures, list) else []
+        architectures = keys.get("architectures") or []
         return keys.get("model_type") == (self.model_type or self.name) or any(
-            each in self.architectures for each in named
+            each in self.architectures for each in architectures
         )
 
     def read_config(self, keys: Keys, allow_unknown_config: Collection[str] = ()) -> ModelConfig:
@@ -181,13 +180,7 @@ class Family:
             value = getattr(config, name)
             if getattr(restored, name) != value:
                 keys[key] = list(value) if isinstance(value, tuple) else value
-        restored = self.read_config(keys)
-        lost = [
-            f"{each.name}={getattr(config, each.name)!r}"
-            for each in dataclasses.fields(ModelConfig)
-            if getattr(restored, each.name) != getattr(config, each.name)
-        ]
-        if lost:
+        if lost := differing_fields(config, self.read_config(keys)):
             raise UserError(
                 f"a {self.name} config.json cannot hold {', '.join(lost)} beside the other values; "
                 "the model is not one that the original implementation has"
@@ -202,6 +195,15 @@ class Family:
     def key(self, name: str) -> str:
         """The key that the field ``name`` is written to."""
         return self._names(name)[0]
+
+
+def differing_fields(config: ModelConfig, other: ModelConfig) -> list[str]:
+    """What differs between two configurations, as "field=value of ``config``"."""
+    return [
+        f"{each.name}={getattr(config, each.name)!r}"
+        for each in dataclasses.fields(ModelConfig)
+        if getattr(other, each.name) != getattr(config, each.name)
+    ]
 
 
 _DEFAULTS = {each.name: each.default for each in dataclasses.fields(ModelConfig)}

@@ -6,14 +6,15 @@ Nothing here imports Paddle or reaches for the network.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from pypkg.errors import UserError
+from pypkg.models.architecture import paddlenlp
 from pypkg.models.architecture.config import ModelConfig, nearest, read_json
-from pypkg.models.architecture.family import Family
+from pypkg.models.architecture.family import Family, differing_fields
 from pypkg.models.architecture.weight_map import WeightMap
 from pypkg.paths import configs_dir
 
@@ -110,7 +111,7 @@ def num_parameters(name_or_folder: str | Path) -> int:
 def config_from_huggingface(
     keys: Mapping[str, Any], allow_unknown_config: Collection[str] = ()
 ) -> ModelConfig:
-    """The configuration that the keys of a config.json describe.
+    """The configuration that the keys of a config.json describe, Hugging Face's or PaddleNLP's.
 
     Args:
         allow_unknown_config: keys that are ignored if the family does not know them.
@@ -118,6 +119,12 @@ def config_from_huggingface(
     Raises:
         UserError: the family is not supported, a value is wrong, or a key is not known.
     """
+    if not isinstance(keys.get("architectures"), (list, type(None))):
+        raise UserError(
+            f"architectures must be a list of class names or null, found {keys['architectures']!r}"
+        )
+    if paddlenlp.describes(keys):
+        keys = paddlenlp.huggingface_keys(keys)
     for family in _FAMILIES:
         if family.recognises(keys):
             return family.read_config(keys, allow_unknown_config)
@@ -139,9 +146,38 @@ def config_key(config: ModelConfig, field: str) -> str:
     return _family(config).key(field)
 
 
+def config_to_paddlenlp(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
+    """The keys of PaddleNLP's config.json for ``config`` with weights of ``dtype``.
+
+    Raises:
+        UserError: PaddleNLP does not have the family, or the keys cannot say what ``config`` says.
+    """
+    family = _family(config)
+    written = family.write_config(config)
+    followed = {key: written[key] for key in written if key not in family.extensions.values()}
+    keys = paddlenlp.keys_of(config.model_type, followed, dtype)
+    restored = config_from_huggingface(keys)
+    if lost := differing_fields(config, restored):
+        raise UserError(
+            f"PaddleNLP's {config.model_type} model cannot be one with {', '.join(lost)}"
+        )
+    return keys
+
+
 def weight_map(config: ModelConfig) -> WeightMap:
-    """The weight map of the family that ``config`` belongs to."""
+    """The weight map of the Hugging Face folders of the family that ``config`` belongs to."""
     return _family(config).weight_map(config)
+
+
+def stored_weight_map(config: ModelConfig, found: Iterable[str]) -> WeightMap:
+    """The weight map of a checkpoint whose tensors have the names ``found``.
+
+    They are those of Hugging Face folders, with or without the family's prefix, or PaddleNLP's.
+    """
+    names = list(found)
+    if paddlenlp.is_stored_as(config, names):
+        return paddlenlp.weight_map(config, weight_map(config), names)
+    return weight_map(config).fitted_to(names)
 
 
 def _family(config: ModelConfig) -> Family:

@@ -35,6 +35,7 @@ class Checkpointer:
         tokenizer_files: copied into each checkpoint.
         settings_json: the settings of the run.
         keep: number of checkpoints to keep; None or 0 keeps all.
+        with_optimizer: whether optimizer state is saved.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class Checkpointer:
         tokenizer_files: Sequence[Path],
         settings_json: str,
         keep: int | None,
+        with_optimizer: bool = True,
     ) -> None:
         self._output_dir = output_dir
         self._model, self._updater, self._samples = model, updater, samples
         self._tokenizer_files = tokenizer_files
         self._settings_json, self._keep = settings_json, keep
+        self._with_optimizer = with_optimizer
 
     def save(self, state: TrainerState) -> Path:
         """Writes ``checkpoint-<global_step>`` and returns its folder; all ranks have to call it.
@@ -68,7 +71,7 @@ class Checkpointer:
             self._output_dir,
             state,
             save_model=self._save_model_and_tokenizer,
-            updater=self._updater,
+            updater=self._updater if self._with_optimizer else None,
             settings_json=self._settings_json,
             keep=self._keep,
         )

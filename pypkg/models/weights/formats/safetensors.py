@@ -116,7 +116,10 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
 
 
 def write_tensors(
-    path: Path, specs: Mapping[str, TensorSpec], tensors: Iterable[tuple[str, np.ndarray]]
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    metadata_format: str = "pt",
 ) -> int:
     """Writes one safetensors file as the tensors come, so that one at a time is in memory.
 
@@ -124,11 +127,12 @@ def write_tensors(
 
     Args:
         specs: of every tensor by name, in the order in which ``tensors`` gives them.
+        metadata_format: what the header says of the framework; readers of the format want one.
 
     Returns:
         Number of bytes of tensor data.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": metadata_format}}
     end = 0
     for name, spec in specs.items():
         start, end = end, end + spec.num_bytes
