@@ -113,6 +113,21 @@ def _corrupt(header: object, data: bytes = b"\0" * 8) -> Callable[[Path], None]:
         (_corrupt([1]), "header is not JSON"),
         (_corrupt({"x": {"dtype": "F32", "shape": [2]}}), "x has no valid header"),
         (_corrupt({"x": 3}), "x has no valid header"),
+        *(
+            (_corrupt({"x": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}), message)
+            for shape, offsets, message in (
+                ([float("inf")], [0, 8], r"shape \(inf,\) are not integers"),
+                (["2"], [0, 8], r"shape \('2',\) are not integers"),
+                ("2", [0, 8], r"shape \('2',\) are not integers"),
+                ([2.0], [0, 8], r"shape \(2.0,\) are not integers"),
+                ([2], [0, 8.0], "data_offsets 0, 8.0 and shape .* are not integers"),
+                ([True, 2], [0, 8], r"shape \(True, 2\) are not integers"),
+                (["2"], ["0", "8"], "are not integers"),
+                ({"2": 1}, [0, 8], r"shape \('2',\) are not integers"),
+                (None, [0, 8], "x has no valid header"),
+            )
+        ),
+        (_corrupt(b'{"x":' * 100_000), "header is not JSON"),
         (
             _corrupt({"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}),
             r"shape \[3\] and dtype float32 takes 12 bytes, its header says 8",
