@@ -61,8 +61,9 @@ def run(settings: Settings) -> int:
     from_first_rank(lambda: prepare_output_dir(settings.output_dir))
     checkpoint = from_first_rank(lambda: checkpoint_to_resume(settings))
     resumes = checkpoint is not None and not settings.ignore_load_lr_and_optim
-    state = load_trainer_state(checkpoint) if resumes else TrainerState()
-    if resumes:
+    state = TrainerState()
+    if checkpoint is not None and resumes:
+        state = load_trainer_state(checkpoint, settings.max_seq_length)
         check_resumed(settings, checkpoint, state)
 
     model, wrapped, updater = _make_model(settings, plan, checkpoint, config)

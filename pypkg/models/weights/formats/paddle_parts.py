@@ -16,7 +16,7 @@ import numpy as np
 
 from pypkg.errors import UserError
 from pypkg.models.weights.formats.paddle import read_paddle_file
-from pypkg.models.weights.formats.stored_tensor import JoinedTensor, StoredTensor
+from pypkg.models.weights.formats.stored_tensor import JoinedTensor, Shape, StoredTensor
 
 _PART = r"{stem}\.(?:tp(\d+))?_?(?:pp(\d+))?\.{suffix}"
 _COLUMNS = re.compile(
@@ -82,12 +82,21 @@ def merge_parts(parts: dict[Rank, Path]) -> dict[str, JoinedTensor]:
                     f"{path} and {files[0]} do not belong together: only one holds {name}"
                 )
         for name in ranks[0]:
-            merged.setdefault(name, _merge(name, [rank[name] for rank in ranks]))
+            merged.setdefault(name, join_ranks(name, [rank[name] for rank in ranks]))
     return merged
 
 
-def _merge(name: str, shards: list[StoredTensor]) -> JoinedTensor:
-    if len(shards) == 1:
+def join_ranks(name: str, shards: list[StoredTensor], whole: Shape | None = None) -> JoinedTensor:
+    """The whole tensor ``name`` of a model, or one shaped like it, from what each rank holds.
+
+    Args:
+        shards: in the order of tensor-parallel ranks.
+        whole: shape of the whole, if it is known.
+
+    Raises:
+        UserError: the shards do not belong together.
+    """
+    if len(shards) == 1 or shards[0].shape == whole:
         return JoinedTensor((shards[0],))
     if name.startswith(_UNSUPPORTED):
         raise UserError(
@@ -105,7 +114,7 @@ def _merge(name: str, shards: list[StoredTensor]) -> JoinedTensor:
     else:
         return JoinedTensor((shards[0],))  # every rank has the whole
     _check_same(name, shards)
-    if _AT_TIMES_WHOLE.fullmatch(name) and _are_equal(name, shards):
+    if whole is None and _AT_TIMES_WHOLE.fullmatch(name) and _are_equal(name, shards):
         return JoinedTensor((shards[0],))
     length = shards[0].shape[axis] // parts
     pieces = [

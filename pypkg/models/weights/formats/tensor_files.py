@@ -82,7 +82,7 @@ def _find(folder: Path) -> dict[str, JoinedTensor]:
         if (folder / single).is_file():
             return _each_alone(read_file(folder / single))
         if (folder / index).is_file():
-            return _each_alone(_read_shards(folder / index, read_file))
+            return _each_alone(read_file_shards(folder / index, read_file))
     if parts := part_files(folder):
         return merge_parts(parts)
     if ranks := sat_files(folder):
@@ -106,7 +106,12 @@ def _each_alone(tensors: dict[str, StoredTensor]) -> dict[str, JoinedTensor]:
     return {name: JoinedTensor((tensor,)) for name, tensor in tensors.items()}
 
 
-def _read_shards(index: Path, read_file: _Reader) -> dict[str, StoredTensor]:
+def read_file_shards(index: Path, read_file: _Reader = read_safetensors) -> dict[str, StoredTensor]:
+    """Where the tensors of the file shards lie that an index file lists, by name.
+
+    Raises:
+        UserError: the index or a file shard is missing or damaged.
+    """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise UserError(f"{index} has no weight_map object")
