@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pypkg.data.corpus.files import INDEX_SUFFIXES, prefix_of
 from pypkg.data.corpus.reader import IndexedDataset
 from pypkg.data.datasets.base import Dataset
 from pypkg.data.datasets.blend import (
@@ -29,8 +30,6 @@ from pypkg.errors import UserError
 logger = logging.getLogger("pypkg")
 
 SPLITS = ("train", "valid", "test")
-_INDEX_SUFFIXES = (".idx", "_idx.npz", "_ids.npz")
-_SUFFIXES = (*_INDEX_SUFFIXES, ".bin", "_ids.npy")
 
 
 def resolve_input_dir(input_dir: str, weighted: bool = True) -> list[str]:
@@ -56,8 +55,8 @@ def resolve_input_dir(input_dir: str, weighted: bool = True) -> list[str]:
         if len(prefixes) == 1:
             return prefixes
         return _equal_weights(prefixes)
-    prefix = _without_suffix(input_dir)
-    if any(os.path.exists(prefix + suffix) for suffix in _INDEX_SUFFIXES):
+    prefix = prefix_of(input_dir)
+    if any(os.path.exists(prefix + suffix) for suffix in INDEX_SUFFIXES):
         return [prefix]
     try:
         parts = shlex.split(input_dir)
@@ -70,8 +69,8 @@ def resolve_input_dir(input_dir: str, weighted: bool = True) -> list[str]:
             "weights and paths such as '0.3 data/a 0.7 data/b'"
         )
     if not weighted:
-        return _equal_weights([_without_suffix(part) for part in _without_weights(parts)])
-    return [part if number % 2 == 0 else _without_suffix(part) for number, part in enumerate(parts)]
+        return _equal_weights([prefix_of(part) for part in _without_weights(parts)])
+    return [part if number % 2 == 0 else prefix_of(part) for number, part in enumerate(parts)]
 
 
 def _equal_weights(prefixes: Sequence[str]) -> list[str]:
@@ -250,12 +249,5 @@ def _prefixes_in(folder: str) -> list[str]:
         names = os.listdir(folder)
     except OSError as error:
         raise UserError(f"cannot list input_dir {folder}: {error.strerror}") from error
-    found = {_without_suffix(name) for name in names if name.endswith(_INDEX_SUFFIXES)}
+    found = {prefix_of(name) for name in names if name.endswith(INDEX_SUFFIXES)}
     return [os.path.join(folder, name) for name in sorted(found)]
-
-
-def _without_suffix(path: str) -> str:
-    for suffix in _SUFFIXES:
-        if path.endswith(suffix):
-            return path[: -len(suffix)]
-    return path
