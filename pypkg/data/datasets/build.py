@@ -20,7 +20,7 @@ from pypkg.data.datasets.blend import (
     parse_blend,
     share_weights,
 )
-from pypkg.data.datasets.concat import ChainedDataset, LaterDataset
+from pypkg.data.datasets.concat import ChainedDataset, LaterDataset, WholeSplit
 from pypkg.data.datasets.gpt import GPTDataset
 from pypkg.data.datasets.order import CorpusOrder, SampleOrder, corpus_order
 from pypkg.data.index.cache import IndexCache
@@ -149,7 +149,7 @@ def build_datasets(
     data_prefix: Sequence[str],
     splits_string: str,
     seq_length: int,
-    train_valid_test_num_samples: Sequence[int],
+    train_valid_test_num_samples: Sequence[int | None],
     seed: int,
     options: OrderOptions = OrderOptions(),
     *,
@@ -159,14 +159,16 @@ def build_datasets(
 
     Args:
         train_valid_test_num_samples: that of the train split counts from the beginning of the
-            run, also where it is resumed.
+            run, also where it is resumed. None, for validation or test, is the whole split: one
+            epoch of each corpus, whatever its weight, without a sample that comes twice.
         options: see there.
         cache: where index maps are looked for and kept; None builds them in memory.
     """
-    if seq_length < 1 or min(train_valid_test_num_samples) < 0:
+    wanted = list(train_valid_test_num_samples)
+    if seq_length < 1 or any(number is not None and number < 0 for number in wanted):
         raise UserError(
             f"seq_length is {seq_length} and the numbers of samples are "
-            f"{list(train_valid_test_num_samples)}; expected at least 1 and no negative number"
+            f"{wanted}; expected at least 1 and no negative number"
         )
     blended = len(data_prefix) != 1
     weights, prefixes = parse_blend(data_prefix) if blended else ([1.0], list(data_prefix))
@@ -177,7 +179,7 @@ def build_datasets(
     datasets, orders = [], []
     for split, name in enumerate(SPLITS):
         ranges = [_Range(c, bound[split], bound[split + 1]) for c, bound in zip(corpora, bounds)]
-        present = [bool(np.any(r.corpus.sizes[r.first : r.end])) for r in ranges]
+        present = [part.num_tokens > 0 for part in ranges]
         for part, there in zip(ranges, present):
             if not there and any(present):
                 logger.warning("the %s split of %s is empty: left out", name, part.corpus.prefix)
@@ -193,8 +195,11 @@ def build_datasets(
         )  # fmt: skip
         if name == "train" and options.earlier is not None:
             order.resume(options.earlier, options.consumed)
+        number = wanted[split]
         datasets.append(
-            _make_dataset(name, ranges, order, train_valid_test_num_samples[split], blended, cache)
+            _whole_split(name, ranges, order, cache)
+            if number is None
+            else _make_dataset(name, ranges, order, number, blended, cache)
         )
         orders.append(order)
     return tuple(datasets), orders[0]
@@ -207,6 +212,10 @@ class _Range:
     corpus: IndexedDataset
     first: int
     end: int
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.corpus.sizes[self.first : self.end].sum(dtype=np.int64))
 
 
 def _make_dataset(
@@ -227,6 +236,36 @@ def _make_dataset(
         members.append(LaterDataset(member, 0, corpus.first) if corpus.first else member)
     dataset = BlendedDataset(members, order.weights, wanted, cache) if blended else members[0]
     return LaterDataset(dataset, order.start, 0) if order.start else dataset
+
+
+def _whole_split(
+    name: str, ranges: Sequence[_Range], order: SampleOrder, cache: IndexCache | None
+) -> Dataset:
+    """Every sample of a split once.
+
+    Raises:
+        UserError: no corpus has as many tokens in it as one sample.
+    """
+    enough = [part for part in ranges if part.num_tokens > order.seq_length]
+    for part in ranges:
+        if part not in enough:
+            logger.warning(
+                "the %s split of %s is smaller than a sample: left out", name, part.corpus.prefix
+            )
+    if not enough:
+        raise UserError(
+            f"the whole {name} split is asked for, but no corpus has {order.seq_length + 1} tokens "
+            "in it, max_seq_length and one more; give it a larger share in split, or ask for a "
+            "number of samples"
+        )
+    parts = [
+        GPTDataset(
+            name, part.corpus, part.first, part.end, 0, order.seq_length, order.seed,
+            cache=cache, splits_string=order.split,
+        )
+        for part in enough
+    ]  # fmt: skip
+    return WholeSplit(parts)
 
 
 def _make_member(
