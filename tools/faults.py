@@ -44,9 +44,8 @@ class Fault:
 
     @property
     def key(self) -> str:
-        return (
-            f"{Path(self.files[0]).name}: {self.old.strip()} -> {self.new.strip() or '(nothing)'}"
-        )
+        old, new = (" ".join(text.split()) for text in (self.old, self.new))
+        return f"{Path(self.files[0]).name}: {old} -> {new or '(nothing)'}"
 
 
 @dataclass
