@@ -161,9 +161,13 @@ def table(results: list[Result], baseline: dict[str, str]) -> str:
     caught = sum(r.outcome == "caught" for r in tried)
     lines = [f"{caught} of {len(tried)} faults are caught ({caught / max(1, len(tried)):.0%})."]
     if baseline:
-        before = [each for each in baseline.values() if each in ("caught", "survived")]
-        share = before.count("caught") / len(before)
-        lines[0] += f" The suite before it was divided into tiers caught {share:.0%}."
+        both = [r for r in tried if baseline.get(r.key) in ("caught", "survived")]
+        before = sum(baseline[r.key] == "caught" for r in both)
+        now = sum(r.outcome == "caught" for r in both)
+        lines[0] += (
+            f" Of {len(both)} that were also tried on the suite before it was divided into tiers, "
+            f"that one caught {before}, this one {now}."
+        )
     lines += [
         "",
         "| room | fault | before | now | first test that fails |",
@@ -171,7 +175,8 @@ def table(results: list[Result], baseline: dict[str, str]) -> str:
     ]
     for r in results:
         fault = r.key.replace("|", "\\|").replace("`", "'")
-        before = baseline.get(r.key, "-")
+        before = baseline.get(r.key, "")
+        before = before if before in ("caught", "survived") else "-"
         lines.append(f"| {r.room} | `{fault}` | {before} | {r.outcome} | {r.by or '-'} |")
     return "\n".join(lines)
 
