@@ -21,6 +21,7 @@ from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.training.activations import set_activations
 from pypkg.training.checkpoint.checkpoint import load_trainer_state, prepare_output_dir
 from pypkg.training.checkpoint.checkpointer import Checkpointer
+from pypkg.training.data_source import DataSource
 from pypkg.training.engine import Engine
 from pypkg.training.final_report import log_stopped, report_outcome
 from pypkg.training.layout import degrees, layout_notices, layout_problems
@@ -75,8 +76,11 @@ def run(settings: Settings) -> int:
     if checkpoint:
         checkpointer.restore(checkpoint, state)
     reporters = _make_reporters(settings, state)
-    engine, data = Engine(wrapped, updater), samples
-    if not settings.skip_profile_timer:
+    engine: Engine
+    data: DataSource = samples
+    if settings.skip_profile_timer:
+        engine = Engine(wrapped, updater)
+    else:
         engine = MeasuredEngine(wrapped, updater)
         data = engine.timed(samples)
     flops_per_token = model.config.flops_per_token(settings.max_seq_length)

@@ -36,9 +36,11 @@ def learning_rate(settings: Settings, completed_steps: int) -> float:
         return peak * step / warmup
     if kind in _CONSTANT:
         return peak
-    if step > settings.decay_steps:
+    last = settings.decay_steps
+    assert last is not None  # Settings derives it
+    if step > last:
         return floor
-    progress = (step - warmup) / (settings.decay_steps - warmup)
+    progress = (step - warmup) / (last - warmup)
     remaining = _DECAYS[kind](progress)
     return floor + remaining * (peak - floor)
 

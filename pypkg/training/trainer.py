@@ -87,6 +87,7 @@ class Trainer:
             UserError: the loss is not a finite number, or saving fails.
         """
         settings, state = self.settings, self.state
+        assert settings.eval_steps is not None  # Settings derives it
         batches = TimedIterator(self.data.train_batches(state.consumed_samples))
         with InterruptRequest() as interrupt, Progress(settings, state.global_step) as progress:
             self.throughput.restart()
@@ -160,7 +161,7 @@ class Trainer:
         metrics = {
             "loss": self.final_loss,
             "learning_rate": rate,
-            "grad_norm": float(grad_norm.item()),
+            "grad_norm": float(grad_norm),
             "tokens_per_second_per_device": speed,
             "peak_memory_gib": peak_memory_bytes() / 2**30,
             "consumed_tokens": self._count_tokens(),
@@ -231,7 +232,7 @@ class Trainer:
         """Which ranks have a loss that is not finite, where there are several."""
         if mesh.current().world_size == 1:
             return ""
-        ranks = ranks_where(not math.isfinite(float(self._losses[index].item())))
+        ranks = ranks_where(not math.isfinite(float(self._losses[index])))
         return f" on {named(ranks)}"
 
     def _count_tokens(self) -> int:
