@@ -60,11 +60,11 @@ def run(settings: Settings) -> int:
     _start_ranks(settings, config)
     from_first_rank(lambda: prepare_output_dir(settings.output_dir))
     checkpoint = from_first_rank(lambda: checkpoint_to_resume(settings))
-    resumes = checkpoint is not None and not settings.ignore_load_lr_and_optim
+    resumed = None if settings.ignore_load_lr_and_optim else checkpoint
     state = TrainerState()
-    if checkpoint is not None and resumes:
-        state = load_trainer_state(checkpoint, settings.max_seq_length)
-        check_resumed(settings, checkpoint, state)
+    if resumed:
+        state = load_trainer_state(resumed, settings.max_seq_length)
+        check_resumed(settings, resumed, state)
 
     model, wrapped, updater = _make_model(settings, plan, checkpoint, config)
     samples = Samples(settings, model.config, state)
@@ -78,8 +78,8 @@ def run(settings: Settings) -> int:
         keep=settings.save_total_limit,
         with_optimizer=not settings.ignore_save_lr_and_optim,
     )
-    if resumes:
-        checkpointer.restore(checkpoint, state)
+    if resumed:
+        checkpointer.restore(resumed, state)
     elif checkpoint:
         logger.info("weights of %s; the rest starts anew (ignore_load_lr_and_optim)", checkpoint)
     reporters = _make_reporters(settings, state)

@@ -223,6 +223,7 @@ class Trainer:
         state = self.state
         if not self.settings.load_best_model_at_end or self._evaluated_step != state.global_step:
             return
+        assert self.eval_loss is not None  # of _evaluated_step
         if state.best_loss is None or self.eval_loss < state.best_loss:
             state.best_loss, state.best_checkpoint = self.eval_loss, checkpoint_name(state)
 
