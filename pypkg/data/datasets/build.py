@@ -176,7 +176,8 @@ def build_datasets(
     if blended:
         weights = blend_weights(corpora, weights, options.blend_by, options.blend_temperature)
     bounds = [split_boundaries(splits_string, len(corpus)) for corpus in corpora]
-    datasets, orders = [], []
+    datasets: list[Dataset | None] = []
+    orders: list[SampleOrder | None] = []
     for split, name in enumerate(SPLITS):
         ranges = [_Range(c, bound[split], bound[split + 1]) for c, bound in zip(corpora, bounds)]
         present = [part.num_tokens > 0 for part in ranges]
@@ -202,7 +203,8 @@ def build_datasets(
             else _make_dataset(name, ranges, order, number, blended, cache)
         )
         orders.append(order)
-    return tuple(datasets), orders[0]
+    train, valid, test = datasets
+    return (train, valid, test), orders[0]
 
 
 @dataclass(frozen=True)
