@@ -167,7 +167,8 @@ class _Encoder:
                 else word_segmenter(options.cn_seg_func)
             )
             self._encode = WholeWords(tokenizer, segment).encode_batch
-        self._end = [tokenizer.eos_id] if options.append_eos else []
+        end = tokenizer.eos_id if options.append_eos else None
+        self._end = [] if end is None else [end]
         self._dtype = dtype
 
     def encode(self, batch: _Batch, writer: FileShardWriter, dropped: Counter[str]) -> Progress:
