@@ -373,6 +373,17 @@ def test_from_paddlenlp_and_back(model: str, tmp_path: Path) -> None:
     assert load_config(tmp_path / "out") == load_config(source)
 
 
+def test_bfloat16_of_paddlenlp(tmp_path: Path) -> None:
+    source = GOLDEN / "paddlenlp/bfloat16/llama"
+    assert _run("import", source, tmp_path / "in") == 0
+    assert {spec.dtype for spec in TensorFiles(tmp_path / "in").specs().values()} == {"bfloat16"}
+    assert b'"BF16"' in (tmp_path / "in" / WEIGHTS).read_bytes()
+    assert _run("export", tmp_path / "in", tmp_path / "out", "--format", "paddlenlp") == 0
+    _assert_same_tensors(tmp_path / "out", source)
+    assert b'"U16"' in (tmp_path / "out" / WEIGHTS).read_bytes()  # as PaddleNLP writes it
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "bfloat16"
+
+
 def test_fused_matrices_of_paddlenlp_are_taken_apart(tmp_path: Path) -> None:
     fused = GOLDEN / "paddlenlp/fused/llama"
     assert _run("export", fused, tmp_path / "out", "--format", "paddlenlp") == 0
