@@ -80,6 +80,17 @@ def test_goes_on_with_the_losses_of_the_uninterrupted_run(
     assert state.consumed_tokens == state.consumed_samples * 32
 
 
+def test_begins_with_the_weights_of_paddlenlp(paddlenlp_run: Workplace) -> None:
+    """The whole run, with continue_training."""
+    settings = _settings("plain") | {"continue_training": True}
+    del settings["resume_from_checkpoint"]
+    done = paddlenlp_run.run(**settings)
+    assert done.returncode == 0, done.stderr
+    trace = json.loads((RUNS / "plain.trace.json").read_text())
+    expected = {row["step"]: row["loss"] for row in trace["trace"]}
+    assert paddlenlp_run.losses() == pytest.approx(expected, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("form", "layout", "sample_ranks"),
     [
