@@ -26,17 +26,19 @@ python -m pypkg.pretrain CONFIG.json [--key value ...] [--nproc N]
 ```
 
 `CONFIG.json` is one JSON object; `--key value` on the command line wins over it. The file can be
-left out. Names and defaults are those of PaddleNLP's `run_pretrain.py`, so its files can be used
-as they are, as far as the tables below go. `--nproc` is no setting: it starts N CPU processes,
-which are one run; on GPUs `python -m paddle.distributed.launch` does that.
+YAML as well (`.yaml`, `.yml`), or be left out. Names and defaults are those of PaddleNLP's
+`run_pretrain.py`, so its files can be used as they are, as far as the tables below go. `--nproc` is
+no setting: it starts N CPU processes, which are one run; on GPUs
+`python -m paddle.distributed.launch` does that.
 
 - Truth values may be written true/false, 1/0, yes/no, y/n, t/f. `--do_train` alone means true, and
   `--no_do_train` false.
 - Numbers may be written as text ("3e-05"). `null` stands for the default.
 - Lists are JSON lists, or several values: `--report_to visualdl tensorboard`.
 - On the command line a key may be cut short as long as only one key starts like that.
-- An unknown or doubled key, a wrong type and an impossible value are errors. All of them are
-  reported at once, and nothing has been started or written by then.
+- An unknown or doubled key, a wrong type, an impossible value, an unknown model, a layout that does
+  not fit and what the device cannot do are errors. All of them are reported at once, and nothing
+  has been started or written by then.
 
 ## How some settings work together
 - The learning rate of optimizer step n = 1, 2, ... is the value of the schedule at n. Linear

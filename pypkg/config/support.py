@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from pypkg.config.known_keys import NO_EFFECT, REFUSED, KnownKey
@@ -20,6 +21,15 @@ def check_supported(settings: Settings) -> None:
     Raises:
         UserError: names every such setting with its value, the reason and a way out.
     """
+    if problems := support_problems(settings):
+        raise UserError(listed(problems, "settings are not possible in this version"))
+
+
+def support_problems(settings: Settings, skip: Collection[str] = ()) -> list[str]:
+    """What this version does not implement, one sentence each.
+
+    ``skip`` names settings that are already complained about.
+    """
     problems = [_refusal(row, value) for row, value in _asked_for(REFUSED, settings)]
     problems += [
         f"{option.setting} holds {option.name}, but {option.why}; leave it out"
@@ -36,13 +46,13 @@ def check_supported(settings: Settings) -> None:
         problems.append(
             "greater_is_better is true, but models are compared by their loss; set it to false"
         )
-    if not (settings.do_train or settings.do_eval or settings.do_predict):
+    tasks = ("do_train", "do_eval", "do_predict")
+    if not any(getattr(settings, name) or name in skip for name in tasks):
         problems.append(
             "do_train, do_eval and do_predict are all false, so there is nothing to do; set "
             "do_train to true"
         )
-    if problems:
-        raise UserError(listed(problems, "settings are not possible in this version"))
+    return problems
 
 
 def notices(settings: Settings) -> list[str]:

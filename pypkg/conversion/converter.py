@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from pypkg.conversion.destination import copy_companions, new_folder
+from pypkg.conversion.generation import with_end, write_generation_config
 from pypkg.errors import UserError
 from pypkg.models.architecture import paddlenlp
-from pypkg.models.architecture.config import ModelConfig, read_json
+from pypkg.models.architecture.config import read_json
 from pypkg.models.architecture.registry import (
     config_from_huggingface,
     config_to_huggingface,
@@ -63,7 +64,8 @@ def convert_model(
     """Writes the model in ``source`` as a Hugging Face folder, parameter by parameter.
 
     The folder holds config.json, safetensors (with an index if there are several), and the
-    tokenizer's and other files of ``source``.
+    tokenizer's and other files of ``source``. If config.json names no end of text, that of the
+    tokenizer is written there; generation_config.json is made if ``source`` has none.
 
     Args:
         source: a folder with weights in a format of ``TensorFiles``, under the names of Hugging
@@ -194,17 +196,18 @@ class _Plan:
         self, companions: list[Path], destination: Path, max_shard_size: int | str, overwrite: bool
     ) -> Converted:
         """Writes the folder, with the files beside the weights of the folders ``companions``."""
+        keys, config = with_end(self._keys, self._config, companions)
         with new_folder(destination, companions[0], overwrite) as folder:
             write_model_folder(
                 folder,
-                self._keys,
+                keys,
                 self._specs,
                 self._tensors(),
                 max_shard_size,
                 _METADATA[self._layout],
             )
             copied = [name for each in companions for name in copy_companions(each, folder)]
-        config: ModelConfig = self._config
+            write_generation_config(folder, config)
         return Converted(
             config.model_type,
             config.vocab_size,

@@ -22,12 +22,14 @@ from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.activations import set_activations
 from pypkg.training.checkpoint.checkpoint import load_trainer_state, prepare_output_dir
 from pypkg.training.checkpoint.checkpointer import Checkpointer
+from pypkg.training.data_source import DataSource
 from pypkg.training.engine import Engine
 from pypkg.training.final_report import log_stopped, report_outcome
 from pypkg.training.layout import degrees, layout_notices, layout_problems
 from pypkg.training.rank_times import MeasuredEngine, print_rank_times
 from pypkg.training.reporting.metrics import PeakFlops, Throughput, peak_flops
 from pypkg.training.reporting.reporters import Reporter, make_reporters
+from pypkg.training.resume import check_resumed
 from pypkg.training.samples import Samples
 from pypkg.training.sources import (
     best_checkpoint,
@@ -58,10 +60,11 @@ def run(settings: Settings) -> int:
     _start_ranks(settings, config)
     from_first_rank(lambda: prepare_output_dir(settings.output_dir))
     checkpoint = from_first_rank(lambda: checkpoint_to_resume(settings))
-    resumes = checkpoint is not None and not settings.ignore_load_lr_and_optim
+    resumed = None if settings.ignore_load_lr_and_optim else checkpoint
     state = TrainerState()
-    if checkpoint is not None and resumes:
-        state = load_trainer_state(checkpoint, settings.max_seq_length)
+    if resumed:
+        state = load_trainer_state(resumed, settings.max_seq_length)
+        check_resumed(settings, resumed, state)
 
     model, wrapped, updater = _make_model(settings, plan, checkpoint, config)
     samples = Samples(settings, model.config, state)
@@ -75,13 +78,16 @@ def run(settings: Settings) -> int:
         keep=settings.save_total_limit,
         with_optimizer=not settings.ignore_save_lr_and_optim,
     )
-    if resumes:
-        checkpointer.restore(checkpoint, state)
+    if resumed:
+        checkpointer.restore(resumed, state)
     elif checkpoint:
         logger.info("weights of %s; the rest starts anew (ignore_load_lr_and_optim)", checkpoint)
     reporters = _make_reporters(settings, state)
-    engine, data = Engine(wrapped, updater), samples
-    if not settings.skip_profile_timer:
+    engine: Engine
+    data: DataSource = samples
+    if settings.skip_profile_timer:
+        engine = Engine(wrapped, updater)
+    else:
         engine = MeasuredEngine(wrapped, updater)
         data = engine.timed(samples)
     flops_per_token = model.config.flops_per_token(settings.max_seq_length)

@@ -14,6 +14,7 @@ from pypkg.models.architecture.registry import load_config
 from pypkg.models.pretrained import Model, stored_config
 from pypkg.models.weights.hub import find_weights
 from pypkg.training.checkpoint.checkpoint import checkpoints
+from pypkg.training.start_up import folder_with_weights
 from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
@@ -23,11 +24,13 @@ _VOCAB_MULTIPLE = 128
 
 def tokenizer_source(settings: Settings) -> Path:
     """The given folder or file, or the entry of that name in the Hugging Face cache."""
-    path = Path(settings.tokenizer_name_or_path)
+    name = settings.tokenizer_name_or_path
+    assert name is not None  # Settings derives it
+    path = Path(name)
     if path.exists():
         return path
     try:
-        return find_weights(settings.tokenizer_name_or_path)
+        return find_weights(name)
     except UserError:
         return path
 
@@ -100,7 +103,7 @@ def model_config(settings: Settings, tokenizer: Tokenizer | None) -> ModelConfig
     """
     allowed, overrides = settings.allow_unknown_config, settings.model_overrides
     if settings.continue_training:
-        return stored_config(_folder_with_weights(settings), allowed).replace(**overrides)
+        return stored_config(folder_with_weights(settings), allowed).replace(**overrides)
     config = load_config(settings.model_name_or_path, allowed).replace(**overrides)
     return _grown_to_fit(config, settings, tokenizer)
 
@@ -118,21 +121,11 @@ def load_model(
     if checkpoint:
         return from_pretrained(checkpoint, dtype=dtype, allow_unknown_config=allowed)
     if settings.continue_training:
-        folder = _folder_with_weights(settings)
+        folder = folder_with_weights(settings)
         return from_pretrained(
             folder, dtype=dtype, allow_unknown_config=allowed, **settings.model_overrides
         )
     return from_config(config, dtype=dtype, seed=settings.seed)
-
-
-def _folder_with_weights(settings: Settings) -> Path:
-    try:
-        return find_weights(settings.model_name_or_path, settings.download)
-    except UserError as error:
-        raise UserError(
-            f"continue_training is true, but model_name_or_path has no weights: {error}; or set "
-            "continue_training to false to start from random weights"
-        ) from error
 
 
 def _grown_to_fit(

@@ -89,6 +89,7 @@ class Trainer:
             UserError: the loss is not a finite number, or saving fails.
         """
         settings, state = self.settings, self.state
+        assert settings.eval_steps is not None  # Settings derives it
         batches = TimedIterator(self.data.train_batches(state.consumed_samples))
         with InterruptRequest() as interrupt, Progress(settings, state.global_step) as progress:
             self.throughput.restart()
@@ -175,7 +176,7 @@ class Trainer:
         metrics = {
             "loss": self.final_loss,
             "learning_rate": rate,
-            "grad_norm": float(grad_norm.item()),
+            "grad_norm": float(grad_norm),
             "tokens_per_second_per_device": speed,
             "peak_memory_gib": peak_memory_bytes() / 2**30,
             "consumed_tokens": self._count_tokens(),
@@ -200,6 +201,8 @@ class Trainer:
         metrics |= _named("eval_loss", self._eval_source_losses.take())
         self._report(metrics)
         progress.log(self.state.global_step, metrics)
+        # The time since the last log line is left out, so its tokens are too.
+        self._count_tokens()
         self.throughput.restart()
 
     def _save(self) -> None:
@@ -220,6 +223,7 @@ class Trainer:
         state = self.state
         if not self.settings.load_best_model_at_end or self._evaluated_step != state.global_step:
             return
+        assert self.eval_loss is not None  # of _evaluated_step
         if state.best_loss is None or self.eval_loss < state.best_loss:
             state.best_loss, state.best_checkpoint = self.eval_loss, checkpoint_name(state)
 
@@ -255,7 +259,7 @@ class Trainer:
         """Which ranks have a loss that is not finite, where there are several."""
         if mesh.current().world_size == 1:
             return ""
-        ranks = ranks_where(not math.isfinite(float(self._losses[index].item())))
+        ranks = ranks_where(not math.isfinite(float(self._losses[index])))
         return f" on {named(ranks)}"
 
     def _count_tokens(self) -> int:

@@ -58,7 +58,7 @@ def save(output_dir: Path, step: int, keep: int | None = None, **changes: object
 
 def test_round_trip(tmp_path):
     updater = make()
-    state = TrainerState(7, 70, 700, 5.5, [0.1, 1 / 3], {"seed": 1})
+    state = TrainerState(7, 70, 700, 5.5, [0.1, 1 / 3], data_order={"seed": 1})
     folder = save_checkpoint(
         tmp_path, state, save_model=lambda f: None, updater=updater, settings_json='{"a": 1}',
     )  # fmt: skip

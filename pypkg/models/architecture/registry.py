@@ -5,6 +5,7 @@ Nothing here imports Paddle or reaches for the network.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +34,8 @@ _MODULES = (
     "qwen2",
     "qwen3",
 )
+_SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([bm])(\d?)(?![a-z0-9])")
+_SIMILAR = 1.5  # the larger by the smaller
 _FAMILIES: tuple[Family, ...] = tuple(
     family
     for name in _MODULES
@@ -64,12 +67,35 @@ def load_config(
     files = {name.lower(): file for name, file in _files_by_name().items()}
     file = files.get(str(name_or_folder).lower())
     if file is None:
-        hint = nearest(str(name_or_folder), known_models()) or "."
+        hint = nearest(str(name_or_folder), _of_similar_size(str(name_or_folder))) or "."
         raise UserError(
             f"{str(name_or_folder)!r} is neither a folder nor a known model{hint} Give the path of "
             "a folder that holds a config.json, or a name that `python -m pypkg.models` lists"
         )
     return _read_config(file)
+
+
+def _of_similar_size(name: str) -> list[str]:
+    """The known models that have about the size in ``name``, or no size in their name.
+
+    A larger or smaller one of a family has nearly the same name, and is no slip of the keyboard.
+    """
+    wanted = _size(name)
+
+    def is_similar(known: str) -> bool:
+        size = _size(known)
+        return not (wanted and size) or max(wanted, size) <= _SIMILAR * min(wanted, size)
+
+    return [known for known in known_models() if is_similar(known)]
+
+
+def _size(name: str) -> float:
+    """Millions of parameters that ``name`` tells, as in llama-58m and bloom-7b1; 0: none."""
+    found = _SIZE.findall(name.lower())
+    if not found:
+        return 0.0
+    number, unit, tenth = found[-1]
+    return (float(number) + int(tenth or 0) / 10) * {"b": 1000, "m": 1}[unit]
 
 
 def families() -> tuple[Family, ...]:
@@ -93,6 +119,10 @@ def config_from_huggingface(
     Raises:
         UserError: the family is not supported, a value is wrong, or a key is not known.
     """
+    if not isinstance(keys.get("architectures"), (list, type(None))):
+        raise UserError(
+            f"architectures must be a list of class names or null, found {keys['architectures']!r}"
+        )
     if paddlenlp.describes(keys):
         keys = paddlenlp.huggingface_keys(keys)
     for family in _FAMILIES:
@@ -109,6 +139,11 @@ def config_from_huggingface(
 def config_to_huggingface(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
     """The keys of a config.json that describes ``config`` with weights of ``dtype``."""
     return {**_family(config).write_config(config), "torch_dtype": dtype, "use_cache": True}
+
+
+def config_key(config: ModelConfig, field: str) -> str:
+    """What the config.json of the family of ``config`` calls the field ``field``."""
+    return _family(config).key(field)
 
 
 def config_to_paddlenlp(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:

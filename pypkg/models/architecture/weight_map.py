@@ -16,10 +16,20 @@ import numpy as np
 from pypkg.errors import UserError
 
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer, or of an expert in it
+_COPY = re.compile(r"(?:^|(?<=\.))\w+\.\d+\.")  # what there are several of, and which one it is
 _MAX_LISTED = 20
 
 Shape = tuple[int, ...]
 Range = tuple[int, int]  # from, up to
+
+
+def kind_of(name: str) -> str:
+    """The name of a parameter without layer and index: what all of its kind have in common.
+
+    ``layers.3.self_attn.o_proj.weight`` is a ``self_attn.o_proj.weight``. Of what a layer has
+    several of, such as ``layers.3.mlp.experts.7.up_proj.weight``, each is a ``mlp.up_proj.weight``.
+    """
+    return _COPY.sub("", name)
 
 
 @dataclass(frozen=True)

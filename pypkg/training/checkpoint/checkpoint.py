@@ -185,13 +185,13 @@ def load_trainer_state(checkpoint: str | Path, seq_length: int = 0) -> TrainerSt
         content = json.loads(file.read_text(encoding="utf-8"))
         if paddlenlp.is_trainer_state(content):
             return paddlenlp.trainer_state(content, file, seq_length)
-        return TrainerState(**content)
+        return TrainerState.from_json(content)
     except FileNotFoundError as error:
         raise UserError(
             f"{checkpoint} is not a checkpoint: it holds no {_STATE}. resume_from_checkpoint takes "
             "a checkpoint-N folder of an earlier output_dir."
         ) from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read: {error}. Resume from an older one.") from error
 
 

@@ -79,7 +79,9 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     for name, fields in header.items():
         try:
             first, end = fields["data_offsets"]
-            shape = tuple(int(length) for length in fields["shape"])
+            shape = tuple(fields["shape"])
+            if not all(type(each) is int for each in (first, end, *shape)):
+                raise TypeError(f"data_offsets {first}, {end} and shape {shape} are not integers")
             if not 0 <= first <= end or any(length < 0 for length in shape):
                 raise ValueError(f"data_offsets {first}, {end} and shape {shape}")
             dtype = dtypes[fields["dtype"]]
@@ -114,7 +116,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     if len(text) != length or length == 0:
         raise UserError(f"{path} is truncated or not a safetensors file: it ends in its header")
     header = None
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         header = json.loads(text)
     if not isinstance(header, dict):
         raise UserError(f"{path} is corrupt or not a safetensors file: its header is not JSON")
