@@ -223,6 +223,20 @@ def test_master_weights(tmp_path: Path, form: str) -> None:
     assert np.array_equal(_moment(folder, moment), _moment(RUNS / form / "checkpoint-5", moment))
 
 
+def test_state_of_a_tied_embedding_has_the_name_of_the_head(tmp_path: Path) -> None:
+    """The last of the two names of a parameter is what unified_checkpoint writes."""
+    folder = RUNS.parent / "models/qwen2_tied_safetensors"
+    shutil.copytree(folder, tmp_path / "checkpoint")
+    moment = np.arange(160 * 32, dtype=np.float32).reshape(160, 32)
+    name = "optimizer-00001-of-00001.safetensors"
+    save_file({"lm_head.weight/moment1_0": moment}, tmp_path / "checkpoint" / name)
+    index = {"weight_map": {"lm_head.weight/moment1_0": name}}
+    (tmp_path / "checkpoint/optimizer.safetensors.index.json").write_text(json.dumps(index))
+    assert np.array_equal(_moment(tmp_path / "checkpoint", "embed_tokens.weight.moment1"), moment)
+    with pytest.raises(UserError, match=r"no moment1 of qwen2\.norm\.weight"):
+        _moment(tmp_path / "checkpoint", "norm.weight.moment1")
+
+
 def test_incomplete_state_is_told(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint-5"
     shutil.copytree(RUNS / "sharded_plain/checkpoint-5", folder)

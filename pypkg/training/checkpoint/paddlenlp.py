@@ -93,6 +93,7 @@ class OptimizerState:
         self._checkpoint = checkpoint
         self._weights = TensorFiles(checkpoint)
         self._shapes = parameter_shapes(config)
+        self._is_tied = config.tie_word_embeddings
         self._map = stored_weight_map(config, self._weights.shapes())
         is_unified = (checkpoint / _UNIFIED).is_file()
         self._tensors = _unified(checkpoint) if is_unified else self._of_ranks()
@@ -111,7 +112,7 @@ class OptimizerState:
         if state == _MASTER_WEIGHT and not self._has_master:
             values = [self._weights.read(source, "float32") for source in sources]
             return self._map.to_model(parameter, values)
-        stored = {source: self._find(source, state) for source in sources}
+        stored = {source: self._find(parameter, source, state) for source in sources}
         values = [tensor.read(source, "float32") for source, tensor in stored.items()]
         if state.endswith("_pow_acc"):
             return values[0].reshape(1)
@@ -125,10 +126,10 @@ class OptimizerState:
                 )
         return self._map.to_model(parameter, values)
 
-    def _find(self, source: str, state: str) -> JoinedTensor:
+    def _find(self, parameter: str, source: str, state: str) -> JoinedTensor:
         # A tied head is the embedding under a second name, and state has one of the two.
-        tied = ["lm_head.weight"] if "embed" in source else []
-        for name in (source, *tied):
+        is_tied = self._is_tied and parameter == "embed_tokens.weight"
+        for name in (source, "lm_head.weight") if is_tied else (source,):
             if (name, state) in self._tensors:
                 return self._tensors[name, state]
         raise UserError(
