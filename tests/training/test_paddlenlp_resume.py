@@ -190,7 +190,7 @@ def _shard(name: str, value: np.ndarray, rank: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("form", ["plain", "unified"])
-def test_master_weights(tmp_path: Path, form: str) -> None:
+def test_master_weights(tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture) -> None:
     """A float32 run has none: its weights take their place."""
     folder = tmp_path / "checkpoint-5"
     shutil.copytree(RUNS / form / "checkpoint-5", folder)
@@ -220,7 +220,15 @@ def test_master_weights(tmp_path: Path, form: str) -> None:
         (folder / "master_weights.safetensors.index.json").write_text(json.dumps(index))
     assert np.array_equal(_moment(folder, key), np.concatenate(list(masters.values()), axis=1))
     moment = f"{KEYS[1]}.moment1"
-    assert np.array_equal(_moment(folder, moment), _moment(RUNS / form / "checkpoint-5", moment))
+    state = paddlenlp.OptimizerState(folder, load_config(folder))
+    expected = _moment(RUNS / form / "checkpoint-5", moment)
+    assert np.array_equal(state.read(moment), expected)
+    state.log_unread()
+    assert "this run is in float32" in caplog.text
+    caplog.clear()
+    state.read(key)
+    state.log_unread()
+    assert not caplog.text
 
 
 def test_state_of_a_tied_embedding_has_the_name_of_the_head(tmp_path: Path) -> None:
