@@ -82,30 +82,35 @@ def test_parts_of_tensor_parallel_ranks(name: str) -> None:
     _assert_logits(PADDLENLP / "parts" / name, name.partition("_")[0])
 
 
-def test_parts_of_stages(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("folder", "name"), [("fused/llama", "llama"), ("models/qwen2_tied_pdparams", "qwen2_tied")]
+)
+def test_parts_of_stages(tmp_path: Path, folder: str, name: str) -> None:
     """Both degrees in the names of the files; the fused gate and up have a block of each half."""
-    stored = TensorFiles(PADDLENLP / "fused" / "llama")
+    stored = TensorFiles(PADDLENLP / folder)
     for tp in range(2):
         for pp in range(2):
             part = {
-                name: _shard(name, stored.read(name, "float32"), tp)
-                for name in stored.shapes()
-                if ("layers.1" in name or "lm_head" in name) == bool(pp)
+                each: _shard(each, stored.read(each, "float32"), tp, name == "qwen2_tied")
+                for each in stored.shapes()
+                if ("layers.1" in each or "lm_head" in each) == bool(pp)
             }
             _write(tmp_path / f"model_state.tp{tp:02d}_pp{pp:02d}.pdparams", part)
-    shutil.copy(MODELS / "llama_pdparams/config.json", tmp_path)
-    _assert_logits(tmp_path, "llama")
+    shutil.copy(MODELS / f"{name}_pdparams/config.json", tmp_path)
+    _assert_logits(tmp_path, name)
     (tmp_path / "model_state.tp01_pp00.pdparams").unlink()
     with pytest.raises(UserError, match="tensor-parallel rank 1 and pipeline stage 0"):
         TensorFiles(tmp_path)
 
 
-def _shard(name: str, value: np.ndarray, rank: int) -> np.ndarray:
+def _shard(name: str, value: np.ndarray, rank: int, is_tied: bool) -> np.ndarray:
+    if "norm" in name:
+        return value
     if "gate_up_fused" in name:
         return np.concatenate([np.split(half, 2, 1)[rank] for half in np.split(value, 2, 1)], 1)
-    if "qkv" in name or "lm_head" in name:
-        return np.split(value, 2, 1)[rank]
-    return np.split(value, 2, 0)[rank] if value.ndim == 2 else value
+    rows = ["embed", "o_proj", "down_proj", *(["lm_head"] if is_tied else [])]
+    axis = 0 if any(word in name for word in rows) else value.ndim - 1
+    return np.split(value, 2, axis)[rank]
 
 
 def test_file_shards_with_an_index(tmp_path: Path) -> None:
