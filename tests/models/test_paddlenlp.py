@@ -83,7 +83,12 @@ def test_parts_of_tensor_parallel_ranks(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "name"), [("fused/llama", "llama"), ("models/qwen2_tied_pdparams", "qwen2_tied")]
+    ("folder", "name"),
+    [
+        ("fused/llama", "llama"),
+        ("models/qwen2_tied_pdparams", "qwen2_tied"),
+        ("models/gpt_pdparams", "gpt"),
+    ],
 )
 def test_parts_of_stages(tmp_path: Path, folder: str, name: str) -> None:
     """Both degrees in the names of the files; the fused gate and up have a block of each half."""
@@ -91,7 +96,7 @@ def test_parts_of_stages(tmp_path: Path, folder: str, name: str) -> None:
     for tp in range(2):
         for pp in range(2):
             part = {
-                each: _shard(each, stored.read(each, "float32"), tp, name == "qwen2_tied")
+                each: _shard(each, stored.read(each, "float32"), tp, name != "llama")
                 for each in stored.shapes()
                 if ("layers.1" in each or "lm_head" in each) == bool(pp)
             }
@@ -104,12 +109,13 @@ def test_parts_of_stages(tmp_path: Path, folder: str, name: str) -> None:
 
 
 def _shard(name: str, value: np.ndarray, rank: int, is_tied: bool) -> np.ndarray:
-    if "norm" in name:
-        return value
+    is_row = any(word in name for word in ("o_proj", "out_proj", "down_proj", "linear2"))
+    if "norm" in name or "position" in name or (is_row and value.ndim == 1):
+        return value  # whole on every rank
     if "gate_up_fused" in name:
         return np.concatenate([np.split(half, 2, 1)[rank] for half in np.split(value, 2, 1)], 1)
-    rows = ["embed", "o_proj", "down_proj", *(["lm_head"] if is_tied else [])]
-    axis = 0 if any(word in name for word in rows) else value.ndim - 1
+    is_row |= "embed" in name or ("lm_head" in name and is_tied)
+    axis = 0 if is_row else value.ndim - 1
     return np.split(value, 2, axis)[rank]
 
 
