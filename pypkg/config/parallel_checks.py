@@ -24,7 +24,7 @@ def _check_sharding(s: Settings) -> Iterator[str]:
     stages = [part for part in s.sharding if part != "offload"]
     if len(stages) > 1:
         yield f"sharding is {' '.join(s.sharding)!r}; expected one of stage1, stage2, stage3"
-    if s.sharding_offload and not stages:
+    if "offload" in s.sharding and not stages:
         yield (
             "sharding is 'offload' without a stage; add stage1, stage2 or stage3, or set "
             "offload_optim instead"
@@ -134,7 +134,10 @@ PARALLEL_CHECKS: tuple[tuple[tuple[str, ...], _Check], ...] = (
     (_DEGREES, _check_degrees),
     (("sharding",), _check_sharding),
     (("sharding", "sharding_parallel_degree", "sharding_degree"), _check_sharding_degree),
-    (("sharding", "pipeline_parallel_degree"), _check_sharded_pipeline),
+    (
+        ("sharding", "sharding_parallel_degree", "sharding_degree", "pipeline_parallel_degree"),
+        _check_sharded_pipeline,
+    ),
     (
         (
             "pipeline_parallel_degree",

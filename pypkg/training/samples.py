@@ -32,6 +32,7 @@ from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
 
+_MOST_SAMPLES = 2**38  # 35 trillion tokens in samples of 128
 TEST_ITERS = 100  # PaddleNLP's number of batches for do_predict
 _SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 
@@ -120,9 +121,19 @@ class Samples:
             rank=mesh.launched_rank(),
             local_rank=mesh.launched_local_rank(),
         )
-        datasets, self._order = build_datasets(
-            prefixes, s.split, s.max_seq_length, numbers, s.seed, options, cache=cache
-        )
+        try:
+            if max(numbers) > _MOST_SAMPLES:
+                raise MemoryError
+            datasets, self._order = build_datasets(
+                prefixes, s.split, s.max_seq_length, numbers, s.seed, options, cache=cache
+            )
+        except MemoryError as error:
+            raise UserError(
+                f"the order of {max(numbers):,} samples does not fit into memory: consumed_samples "
+                f"of the checkpoint is {state.consumed_samples:,}, max_steps {s.max_steps:,} and a "
+                f"step takes {s.per_device_train_batch_size * s.gradient_accumulation_steps:,} per "
+                "rank. Lower max_steps, or resume from another checkpoint."
+            ) from error
         for (split, name), wanted, dataset in zip(_SPLITS.items(), numbers, datasets):
             if dataset is not None:
                 check_vocabulary(dataset, self._config.vocab_size)

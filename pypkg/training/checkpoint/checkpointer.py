@@ -34,6 +34,7 @@ class Checkpointer:
         tokenizer_files: copied into each checkpoint.
         settings_json: the settings of the run.
         keep: number of checkpoints to keep; None or 0 keeps all.
+        with_optimizer: whether optimizer state is saved.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class Checkpointer:
         tokenizer_files: Sequence[Path],
         settings_json: str,
         keep: int | None,
+        with_optimizer: bool = True,
     ) -> None:
         self._output_dir = output_dir
         self._model, self._updater, self._samples = model, updater, samples
         self._tokenizer_files = tokenizer_files
         self._settings_json, self._keep = settings_json, keep
+        self._with_optimizer = with_optimizer
 
     def save(self, state: TrainerState) -> Path:
         """Writes ``checkpoint-<global_step>`` and returns its folder; all ranks have to call it.
@@ -67,7 +70,7 @@ class Checkpointer:
             self._output_dir,
             state,
             save_model=self._save_model_and_tokenizer,
-            updater=self._updater,
+            updater=self._updater if self._with_optimizer else None,
             settings_json=self._settings_json,
             keep=self._keep,
         )
@@ -81,7 +84,7 @@ class Checkpointer:
         Raises:
             UserError: optimizer.safetensors is missing, damaged, or of another model.
         """
-        load_optimizer(checkpoint, self._updater)
+        load_optimizer(checkpoint, self._updater, self._model.config)
         if self._updater.scaler is not None and state.loss_scale:
             self._updater.scaler.load_state(state.loss_scale)
         logger.info("resuming from %s at step %d", checkpoint, state.global_step)
