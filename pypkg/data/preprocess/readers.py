@@ -203,8 +203,11 @@ def _json_documents(
         if text is None:
             lines.report(NO_TEXT, f"'{json_key}'", line, byte)
             continue
-        if not text.isascii() and _LONE_SURROGATE.search(text):  # JSON can spell one
-            lines.report(NOT_UTF8, "surrogates not allowed", line, byte, mended=lines.replace)
+        try:
+            if not text.isascii():
+                text.encode()  # a lone surrogate, which JSON can spell, is no text
+        except UnicodeEncodeError as error:
+            lines.report(NOT_UTF8, error.reason, line, byte, mended=lines.replace)
             if not lines.replace:
                 continue
             text = _LONE_SURROGATE.sub("\ufffd", text)
