@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pypkg.conversion.converter import Converted
 
 _SOURCE = (
-    "a folder with weights (safetensors, PyTorch .bin/.pt, SAT's rank files), a checkpoint of "
-    "pypkg.pretrain, or the name of a model in the Hugging Face cache"
+    "a folder with weights (safetensors, PyTorch .bin/.pt, PaddleNLP's .pdparams, SAT's rank "
+    "files), a checkpoint of pypkg.pretrain, or the name of a model in the Hugging Face cache"
 )
 _DESTINATION = "the folder to make; it appears when it is complete"
 _EPILOG = "Run 'pypkg convert COMMAND --help' for the options of a command."
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
     texts = {
         "export": "Writes a model as a Hugging Face folder: config.json, safetensors, tokenizer.",
-        "import": "Makes a folder to train from out of PyTorch's files, SAT's ranks or a download.",
+        "import": "Makes a folder to train from out of PyTorch's, PaddleNLP's or SAT's files.",
     }
     for name, text in texts.items():
         made = command(name, _convert, text)
@@ -74,6 +74,14 @@ def _parser() -> argparse.ArgumentParser:
             help="take config.json, and tokenizer and code files that SRC lacks, from this folder; "
             "or the configuration of this known model",
         )
+        if name == "export":
+            made.add_argument(
+                "--format",
+                dest="layout",
+                choices=("huggingface", "paddlenlp"),
+                default="huggingface",
+                help="whose names, matrices and config.json to write (%(default)s)",
+            )
     resize = command(
         "resize-vocab",
         _resize,
@@ -92,14 +100,14 @@ def _parser() -> argparse.ArgumentParser:
         "inspect", _inspect, "Lists tensors, shapes, dtypes, parameters and family of a model."
     )
     inspect.add_argument("folder", metavar="FOLDER", help=_SOURCE)
-    _add_download(inspect)
+    _add_reading(inspect)
     return parser
 
 
 def _add_source_and_destination(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help=_SOURCE)
     parser.add_argument("destination", metavar="DST", type=Path, help=_DESTINATION)
-    _add_download(parser)
+    _add_reading(parser)
     parser.add_argument(
         "--max_shard_size",
         default="5GB",
@@ -110,7 +118,14 @@ def _add_source_and_destination(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_download(parser: argparse.ArgumentParser) -> None:
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow_unknown_config",
+        metavar="KEY",
+        nargs="+",
+        default=(),
+        help="keys of config.json to ignore that the model's family does not know",
+    )
     parser.add_argument(
         "--download",
         action="store_true",
@@ -134,10 +149,10 @@ def _resize(**options: Any) -> str:
     return _report(resize_vocabulary(**options))
 
 
-def _inspect(folder: str, download: bool) -> str:
+def _inspect(**options: Any) -> str:
     from pypkg.conversion.inspection import describe
 
-    return describe(folder, download)
+    return describe(**options)
 
 
 def _report(converted: Converted) -> str:

@@ -14,13 +14,14 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from pypkg.config import check_supported, help_text, load_settings
+from pypkg.config import help_text
 from pypkg.errors import UserError
 from pypkg.logs import configure_logging
 from pypkg.parallel import mesh
 from pypkg.parallel.launch import watchdog
 from pypkg.parallel.launch.launcher import end_with_launcher, launch, take_nproc
 from pypkg.threads import configure_cpu, import_paddle
+from pypkg.training.start_up import load_run_settings
 
 logger = logging.getLogger("pypkg")
 
@@ -36,12 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         arguments, processes = take_nproc(arguments)
         if processes > 1:
-            settings = load_settings(arguments)
-            check_supported(settings)
+            settings = load_run_settings(arguments, processes)
             return launch(arguments, processes, Path(settings.output_dir) / "log")
         watchdog.start()
-        settings = load_settings(arguments)
-        check_supported(settings)
+        settings = load_run_settings(arguments, mesh.launched_processes())
         watchdog.compare_settings(settings.to_json())
         logger.info(configure_cpu(settings.num_threads))
         import_paddle()

@@ -59,7 +59,7 @@ RULES = (
     Rule("pypkg.planner", ("pypkg.config", _ARCHITECTURE)),
     Rule("pypkg.training", ("pypkg.config", "pypkg.capabilities", "pypkg.ops", "pypkg.parallel",
                             "pypkg.data", "pypkg.models", "pypkg.threads"), paddle=True),
-    Rule("pypkg.conversion", ("pypkg.models",)),
+    Rule("pypkg.conversion", ("pypkg.models", "pypkg.data.tokenizers")),
     Rule("pypkg.bench", _ANYTHING, paddle=True),
     # Command lines: parse, call, report.
     Rule("pypkg.pretrain", _ANYTHING),
@@ -78,10 +78,10 @@ ROOMS = {
                      "decoder", "layers", "weights", "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
                        "process_end"),
-    "pypkg.training": ("run", "final_report", "sources", "rank_times", "trainer", "samples",
-                       "data_source", "engine", "layout", "checkpoint", "reporting",
-                       "activations", "distributed_batches", "interrupt", "tp_sharding",
-                       "schedule", "state"),
+    "pypkg.training": ("run", "final_report", "sources", "start_up", "resume", "rank_times",
+                       "trainer", "samples", "data_source", "engine", "layout", "checkpoint",
+                       "reporting", "activations", "distributed_batches", "interrupt",
+                       "tp_sharding", "schedule", "state"),
     "pypkg.bench": ("__main__", "report", "train_step", "data", "ops", "environment", "timing"),
 }  # fmt: skip
 COMMAND_LINES = ("pypkg.pretrain", "pypkg.preprocess", "pypkg.convert", "pypkg.plan")

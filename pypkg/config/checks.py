@@ -104,11 +104,11 @@ def _check_split(s: Settings) -> Iterator[str]:
         shares = [float(part) for part in s.split.replace("/", ",").split(",")]
     except ValueError:
         shares = []
-    usable = len(shares) == 3 and all(math.isfinite(x) and x >= 0 for x in shares)
+    usable = 1 <= len(shares) <= 3 and all(math.isfinite(x) and x >= 0 for x in shares)
     if not usable or sum(shares) == 0:
         yield (
-            f"split is {s.split!r}; expected three shares, none negative, not all zero, for "
-            "training, validation and test, such as '949,50,1'"
+            f"split is {s.split!r}; expected up to three shares, none negative, not all zero, for "
+            "training, validation and test, such as '949,50,1'; missing ones are 0"
         )
 
 
@@ -123,6 +123,38 @@ def _check_evaluation(s: Settings) -> Iterator[str]:
             f"eval_iters ({s.eval_iters}) is above max_evaluate_steps ({s.max_evaluate_steps}); "
             "set only one of them"
         )
+
+
+def _check_best_model(s: Settings) -> Iterator[str]:
+    if not s.load_best_model_at_end:
+        return
+    if "no" in (s.evaluation_strategy, s.save_strategy):
+        yield (
+            "load_best_model_at_end is true, but there is nothing to choose from: "
+            f"evaluation_strategy is {s.evaluation_strategy!r} and save_strategy "
+            f"{s.save_strategy!r}; set both to 'steps', or load_best_model_at_end to false"
+        )
+    elif s.save_interval % s.evaluation_interval:
+        yield (
+            "load_best_model_at_end is true, but not every checkpoint has an evaluation: they are "
+            f"{s.save_interval} and {s.evaluation_interval} steps apart; make save_steps a "
+            "multiple of eval_steps"
+        )
+
+
+def _check_skipped_steps(s: Settings) -> Iterator[str]:
+    for interval in s.skip_data_intervals:
+        if len(interval) != 2 or not 1 <= interval[0] <= interval[1]:
+            yield (
+                f"skip_data_intervals holds {list(interval)}; expected [first, last], two steps "
+                "from 1 on in ascending order"
+            )
+        elif interval[1] >= s.max_steps:
+            yield (
+                f"skip_data_intervals holds {list(interval)}, but the last step of the run, "
+                f"max_steps ({s.max_steps}), must train; end the interval before it, or set "
+                f"max_steps to {interval[0] - 1}"
+            )
 
 
 def _check_resume(s: Settings) -> Iterator[str]:
@@ -151,6 +183,19 @@ _TOGETHER: tuple[tuple[tuple[str, ...], Callable[[Settings], Iterator[str]]], ..
     (("lr_scheduler_type", "warmup_steps", "warmup_ratio", "max_steps"), _check_constant),
     (("split",), _check_split),
     (("do_eval", "evaluation_strategy", "eval_iters", "max_evaluate_steps"), _check_evaluation),
+    (
+        (
+            "load_best_model_at_end",
+            "evaluation_strategy",
+            "save_strategy",
+            "save_steps",
+            "eval_steps",
+            "logging_steps",
+            "max_steps",
+        ),
+        _check_best_model,
+    ),
+    (("skip_data_intervals", "max_steps"), _check_skipped_steps),
     (("overwrite_output_dir", "resume_from_checkpoint"), _check_resume),
     (("blend_by", "blend_temperature"), _check_blend),
 )

@@ -26,23 +26,28 @@ python -m pypkg.pretrain CONFIG.json [--key value ...] [--nproc N]
 ```
 
 `CONFIG.json` is one JSON object; `--key value` on the command line wins over it. The file can be
-left out. Names and defaults are those of PaddleNLP's `run_pretrain.py`, so its files can be used
-as they are, as far as the tables below go. `--nproc` is no setting: it starts N CPU processes,
-which are one run; on GPUs `python -m paddle.distributed.launch` does that.
+YAML as well (`.yaml`, `.yml`), or be left out. Names and defaults are those of PaddleNLP's
+`run_pretrain.py`, so its files can be used as they are, as far as the tables below go. `--nproc` is
+no setting: it starts N CPU processes, which are one run; on GPUs
+`python -m paddle.distributed.launch` does that.
 
 - Truth values may be written true/false, 1/0, yes/no, y/n, t/f. `--do_train` alone means true, and
   `--no_do_train` false.
 - Numbers may be written as text ("3e-05"). `null` stands for the default.
 - Lists are JSON lists, or several values: `--report_to visualdl tensorboard`.
 - On the command line a key may be cut short as long as only one key starts like that.
-- An unknown or doubled key, a wrong type and an impossible value are errors. All of them are
-  reported at once, and nothing has been started or written by then.
+- An unknown or doubled key, a wrong type, an impossible value, an unknown model, a layout that does
+  not fit and what the device cannot do are errors. All of them are reported at once, and nothing
+  has been started or written by then.
 
 ## How some settings work together
 - The learning rate of optimizer step n = 1, 2, ... is the value of the schedule at n. Linear
   warm-up from 0 at n = 0 to `learning_rate`, then decay to `min_learning_rate` at `decay_steps`,
   and that value from there on. So the first step already has learning_rate / warm-up, and the last
   one of a run with default `decay_steps` has exactly `min_learning_rate`.
+- `constant_with_warmup` is one step behind: step n has learning_rate * (n - 1) / warm-up, so the
+  first step changes nothing. Its warm-up by `warmup_ratio` is cut to whole steps.
+- The log and metrics.jsonl give the rate that a step used. PaddleNLP logs that of the next step.
 - A `warmup_steps` above 0 wins over `warmup_ratio`.
 - Where `bf16` or `use_flash_attention` are left out, the device decides, and one line in the log
   says what was decided and why. Where they are set to true and the device cannot, the run is
@@ -55,7 +60,13 @@ which are one run; on GPUs `python -m paddle.distributed.launch` does that.
 - What the number of processes and the model make impossible is found before any process group is
   made, all of it at once.
 - Dropout has to be asked for: without `hidden_dropout_prob` there is none.
-- `do_eval: true` evaluates every `eval_steps` steps and after the last one.
+- `do_eval: true` evaluates every `eval_steps` steps and after the last one. The strategy `epoch`
+  does so after the last step alone: PaddleNLP reads as many samples as the run needs, and calls
+  that an epoch.
+- `load_best_model_at_end` compares checkpoints by the validation loss at their step, so
+  `save_steps` must be a multiple of `eval_steps`. `save_total_limit` keeps the best one and the
+  newest. The last model stays the one that a longer run resumes from.
+- The learning rate waits during `skip_data_intervals`, as in PaddleNLP.
 
 ## Settings
 Default *none* means that the description says what happens without the setting.
@@ -100,7 +111,7 @@ _TOPICS = {
     "device": "Device and precision",
     "tensor_parallel_degree": "Parallelism",
     "recompute": "Activations",
-    "reset_attention_mask": "Unknown to PaddleNLP",
+    "allow_unknown_config": "Unknown to PaddleNLP",
 }
 
 

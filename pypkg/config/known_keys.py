@@ -1,7 +1,8 @@
 """PaddleNLP's keys that this version does not read: those that change nothing, and those refused.
 
 Together with the fields of ``Settings`` these are all keys of PaddleNLP 3.0.0b4's run_pretrain and
-of the configurations that it ships. When a key becomes a setting, its row here goes.
+run_pretrain_auto, and of the configurations that it ships. When a key becomes a setting, its row
+here goes.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ _NO_EXPERTS = "it matters only for mixtures of experts"
 _NO_WANDB = "it matters only with Weights & Biases, which report_to does not offer"
 _PARTS = "it matters only to the fine-tuning parts of PaddleNLP's trainer"
 _AUTO_ONLY = "it matters only with enable_auto_parallel"
+_NO_FUSED_ADD = "the bias is added outside the matrix product; the results are the same"
+_NO_FUSED_GRAD_ADD = (
+    "weight gradients are added outside the matrix product; the results are the same"
+)
 _LAUNCHER = "the launcher tells each process its rank"
 _OTHER_SCHEDULE = "no lr_scheduler_type offered here reads it"
 
@@ -89,21 +94,27 @@ NO_EFFECT: tuple[KnownKey, ...] = (
         _UNSET,
         "evaluation keeps one number a batch, so nothing piles up on the device",
     ),
-    KnownKey("data_impl", str, ("mmap", None), "data files are always memory-mapped"),
+    KnownKey(
+        "data_impl",
+        str,
+        ("mmap", "lazy", None),
+        "the form of the data is known from the files, which are always memory-mapped",
+    ),
     KnownKey("skip_warmup", bool, (True, None), "memory-mapped files need no warm-up"),
     KnownKey("dataloader_drop_last", bool, (True, None), "every training batch is full"),
     KnownKey("num_train_epochs", float, (1.0, None), "max_steps sets the length of the run"),
     KnownKey("model_type", str, _UNSET, "the model's own config.json says its type"),
-    KnownKey(
-        "metric_for_best_model", str, ("loss", None), "it matters only with load_best_model_at_end"
-    ),
-    KnownKey("greater_is_better", bool, _OFF, "it matters only with load_best_model_at_end"),
     KnownKey("run_name", str, _UNSET, _NO_WANDB),
     KnownKey("wandb_api_key", str, _UNSET, _NO_WANDB),
     KnownKey("wandb_http_proxy", str, _UNSET, _NO_WANDB),
     KnownKey(
         "use_fused_dropout_add", bool, _OFF, "the add is part of the next norm, after any dropout"
     ),
+    KnownKey("use_fused_linear", bool, _OFF, _NO_FUSED_ADD),
+    KnownKey("fused_linear", bool, _OFF, _NO_FUSED_ADD),
+    KnownKey("enable_linear_fused_grad_add", bool, _OFF, _NO_FUSED_GRAD_ADD),
+    KnownKey("fused_linear_param_grad_add", bool, _OFF, _NO_FUSED_GRAD_ADD),
+    KnownKey("transformer_engine_backend", str, _UNSET, "it matters only with use_fp8"),
     KnownKey("use_fast_layer_norm", bool, _OFF, "Paddle's LayerNorm always runs"),
     KnownKey("lr_end", float, (1e-7, None), _OTHER_SCHEDULE),
     KnownKey("num_cycles", float, (0.5, None), _OTHER_SCHEDULE),
@@ -134,6 +145,19 @@ NO_EFFECT: tuple[KnownKey, ...] = (
         "sharding_comm_buffer_size_MB", int, (-1, None), "fleet chooses the size of its buffers"
     ),
     KnownKey("sharding_parallel_mesh_dimension", str, ("dp", None), _AUTO_ONLY),
+    KnownKey("use_intermediate_api", bool, _OFF, _AUTO_ONLY),
+    KnownKey("fuse_allreduce_split_to_reducescatter", bool, _OFF, _AUTO_ONLY),
+    KnownKey("eliminate_transpose", bool, _OFF, _AUTO_ONLY),
+    KnownKey("load_model_with_sharding_tensor_fusion", bool, _OFF, _AUTO_ONLY),
+    KnownKey("save_model_with_sharding_tensor_fusion", bool, _OFF, _AUTO_ONLY),
+    KnownKey("job_schedule_profiler_start", int, (-1, None), _AUTO_ONLY),
+    KnownKey("job_schedule_profiler_end", int, (-1, None), _AUTO_ONLY),
+    KnownKey(
+        "virtual_pipeline_seg_method",
+        str,
+        ("LlamaDecoderLayerAuto", None),
+        "layers are divided evenly over pipeline stages and their chunks",
+    ),
     KnownKey(
         "save_sharding_stage1_model_include_freeze_params",
         bool,
@@ -212,30 +236,19 @@ REFUSED: tuple[KnownKey, ...] = (
     KnownKey("bf16_full_eval", bool, _OFF, "evaluation runs in the precision of training"),
     KnownKey("fp16_full_eval", bool, _OFF, "evaluation runs in the precision of training"),
     KnownKey("use_fp8", bool, _OFF, "there are no FP8 operators"),
-    KnownKey("transformer_engine_backend", str, _UNSET, "there are no FP8 operators"),
     KnownKey(
-        "enable_linear_fused_grad_add",
-        bool,
-        _OFF,
-        "weight gradients are not accumulated inside the matrix product",
+        "pipeline_schedule_mode",
+        str,
+        ("1F1B", "VPP", None),
+        "the schedules here are 1F1B and, with virtual_pp_degree above 1, its interleaved form",
     ),
-    KnownKey("use_fused_linear", bool, _OFF, "bias is not added inside the matrix product"),
     KnownKey("optim", str, ("adamw", None), "the only optimizer is AdamW"),
     KnownKey("flatten_param_grads", bool, _OFF, "gradients are not flattened into one buffer"),
-    KnownKey("skip_data_intervals", tuple[tuple[int, ...], ...], _UNSET, "no steps can be skipped"),
     KnownKey("ignore_data_skip", bool, _OFF, "a resumed run goes on at the next sample"),
-    KnownKey("ignore_load_lr_and_optim", bool, _OFF, "a resumed run loads the optimizer state"),
-    KnownKey(
-        "ignore_save_lr_and_optim",
-        bool,
-        _OFF,
-        "checkpoints hold the optimizer state, so that runs can be resumed",
-    ),
     KnownKey("save_sharded_model", bool, _OFF, "checkpoints are independent of the layout"),
     KnownKey("load_sharded_model", bool, _OFF, "checkpoints are independent of the layout"),
     KnownKey("use_async_save", bool, _OFF, "checkpoints are written before training goes on"),
     KnownKey("ckpt_quant_stage", str, ("O0", None), "checkpoints are not quantized"),
-    KnownKey("load_best_model_at_end", bool, _OFF, "the last model is kept, not the best"),
     KnownKey("minimum_eval_times", int, _UNSET, "eval_steps alone sets when to evaluate"),
     KnownKey("logging_strategy", str, ("steps", None), "log lines come by steps only"),
     KnownKey("metrics_output_path", str, _UNSET, "metrics go to metrics.jsonl in output_dir"),

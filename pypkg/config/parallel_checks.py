@@ -24,7 +24,7 @@ def _check_sharding(s: Settings) -> Iterator[str]:
     stages = [part for part in s.sharding if part != "offload"]
     if len(stages) > 1:
         yield f"sharding is {' '.join(s.sharding)!r}; expected one of stage1, stage2, stage3"
-    if s.sharding_offload and not stages:
+    if "offload" in s.sharding and not stages:
         yield (
             "sharding is 'offload' without a stage; add stage1, stage2 or stage3, or set "
             "offload_optim instead"
@@ -99,6 +99,22 @@ def _check_sequence_parallel(s: Settings) -> Iterator[str]:
             )
 
 
+def _check_sample(s: Settings) -> Iterator[str]:
+    if s.sample_tokens == 0:
+        return
+    if s.pipeline_parallel_degree > 1:
+        yield (
+            f"sample_tokens is {s.sample_tokens} and pipeline_parallel_degree "
+            f"{s.pipeline_parallel_degree}, but text is written by a model that no pipeline "
+            "divides; set sample_tokens to 0"
+        )
+    if s.sequence_parallel:
+        yield (
+            f"sample_tokens is {s.sample_tokens} and sequence_parallel is true, but a text grows "
+            "by single tokens, which cannot be divided; set one of them to 0 or false"
+        )
+
+
 def _check_precision(s: Settings) -> Iterator[str]:
     if s.fp16 and s.bf16:
         yield "fp16 and bf16 are both true; set one of them to false"
@@ -118,7 +134,10 @@ PARALLEL_CHECKS: tuple[tuple[tuple[str, ...], _Check], ...] = (
     (_DEGREES, _check_degrees),
     (("sharding",), _check_sharding),
     (("sharding", "sharding_parallel_degree", "sharding_degree"), _check_sharding_degree),
-    (("sharding", "pipeline_parallel_degree"), _check_sharded_pipeline),
+    (
+        ("sharding", "sharding_parallel_degree", "sharding_degree", "pipeline_parallel_degree"),
+        _check_sharded_pipeline,
+    ),
     (
         (
             "pipeline_parallel_degree",
@@ -138,5 +157,6 @@ PARALLEL_CHECKS: tuple[tuple[tuple[str, ...], _Check], ...] = (
         ),
         _check_sequence_parallel,
     ),
+    (("sample_tokens", "pipeline_parallel_degree", "sequence_parallel"), _check_sample),
     (("fp16", "bf16"), _check_precision),
 )

@@ -1,7 +1,7 @@
-"""Reads settings from a JSON file and the command line, and reports every problem at once.
+"""Reads settings from a file and the command line, and reports every problem at once.
 
 The syntax is that of PaddleNLP's run_pretrain: an optional first argument that ends in ``.json``,
-then ``--key value`` pairs, which win over the file.
+``.yaml`` or ``.yml``, then ``--key value`` pairs, which win over the file.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pypkg.config.checks import value_problems
 from pypkg.config.known_keys import NO_EFFECT, REFUSED
 from pypkg.config.settings import Settings, setting_fields
+from pypkg.config.settings_file import read_file
 from pypkg.config.values import ConversionError, convert, setting_types
 from pypkg.errors import UserError
 
@@ -24,6 +24,14 @@ _COMMAND_LINE = "on the command line"
 class _Given(NamedTuple):
     value: Any
     origin: str  # "in FILE" or "on the command line"
+
+
+class Reading(NamedTuple):
+    """Settings, what is wrong with them, and the names of those that have a default instead."""
+
+    settings: Settings
+    problems: list[str]
+    bad: set[str]
 
 
 def load_settings(argv: Sequence[str]) -> Settings:
@@ -36,20 +44,35 @@ def load_settings(argv: Sequence[str]) -> Settings:
         UserError: lists everything that is wrong: an unreadable file, unknown or doubled keys,
             wrong types, impossible values.
     """
+    settings, problems, _ = read_settings(argv)
+    if problems:
+        raise UserError(listed(problems, "problems in the settings"))
+    return settings
+
+
+def read_settings(argv: Sequence[str]) -> Reading:
+    """As ``load_settings``, for callers that have problems of their own to add.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     problems: list[str] = []
     given: dict[str, _Given] = {}
     arguments = list(argv)
     if arguments and not arguments[0].startswith("--"):
-        given.update(_read_file(arguments.pop(0), problems))
+        name = arguments.pop(0)
+        content, doubled = read_file(name)
+        given.update({key: _Given(value, f"in {name}") for key, value in content.items()})
+        problems += [
+            f"{key!r} occurs more than once in {name}; keep one of them" for key in doubled
+        ]
     given.update(_read_command_line(arguments, problems))
     values, bad = _convert_all(given, problems)
     own = {spec.name for spec in setting_fields()} & set(values)
     others = {key: value for key, value in values.items() if key not in own}
     settings = Settings(**{key: values[key] for key in own}, other_keys=others)
     problems += value_problems(settings, own, skip=bad)
-    if problems:
-        raise UserError(listed(problems, "problems in the settings"))
-    return settings
+    return Reading(settings, problems, bad)
 
 
 def listed(problems: Sequence[str], title: str) -> str:
@@ -57,50 +80,6 @@ def listed(problems: Sequence[str], title: str) -> str:
     if len(problems) == 1:
         return problems[0]
     return "\n".join([f"{len(problems)} {title}:", *(f"  - {each}" for each in problems)])
-
-
-def _read_file(name: str, problems: list[str]) -> dict[str, _Given]:
-    if not name.endswith(".json"):
-        raise UserError(
-            f"the first argument is {name!r}; expected a settings file ending in .json, or --key "
-            "value"
-        )
-    try:
-        text = Path(name).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"the settings file {name} cannot be read: {reason}. Check the path and its "
-            "permissions."
-        ) from error
-    doubled: list[str] = []
-
-    def as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found and key not in doubled:
-                doubled.append(key)
-            found[key] = value
-        return found
-
-    try:
-        content = json.loads(text, object_pairs_hook=as_dict)
-    except json.JSONDecodeError as error:
-        lines = text.splitlines() or [""]
-        line = lines[min(error.lineno, len(lines)) - 1]
-        raise UserError(
-            f"{name} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}:\n"
-            f"  {line}\n  {' ' * (error.colno - 1)}^"
-        ) from error
-    except (ValueError, RecursionError) as error:  # a number or nesting beyond Python's limits
-        raise UserError(f"{name} is not usable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(
-            f"{name} holds a {type(content).__name__}; expected an object "
-            '{"key": value, ...} with settings'
-        )
-    problems += [f"{key!r} occurs more than once in {name}; keep one of them" for key in doubled]
-    return {key: _Given(value, f"in {name}") for key, value in content.items()}
 
 
 def _read_command_line(arguments: Sequence[str], problems: list[str]) -> dict[str, _Given]:
@@ -124,7 +103,7 @@ def _read_command_line(arguments: Sequence[str], problems: list[str]) -> dict[st
             key, values = key[3:], ["false"]
         if not values and types.get(key) is bool:
             values = ["true"]
-        if not values:
+        if not values and key in types:
             problems.append(f"--{key} has no value; expected --{key} VALUE")
             continue
         given[key] = _Given(values[0] if len(values) == 1 else values, _COMMAND_LINE)
@@ -155,9 +134,16 @@ def _convert_all(given: dict[str, _Given], problems: list[str]) -> tuple[dict[st
             try:
                 values[key] = convert(raw, types[key])
             except ConversionError as error:
-                problems.append(f"{key} is {json.dumps(raw)} {origin}; expected {error}")
+                problems.append(f"{key} is {_shown(raw)} {origin}; expected {error}")
                 bad.add(key)
     return values, bad
+
+
+def _shown(raw: Any) -> str:
+    try:
+        return json.dumps(raw)
+    except RecursionError:
+        return "a list or object nested too deeply"
 
 
 def _unknown(key: str, origin: str, known: list[str]) -> str:

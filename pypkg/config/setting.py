@@ -38,10 +38,3 @@ def split_words(parts: Sequence[str]) -> tuple[str, ...]:
     """The words of ``parts``, at spaces and commas, each once: ["stage2 offload"] is two."""
     words = " ".join(parts).replace(",", " ").split()
     return tuple(dict.fromkeys(words))
-
-
-def in_steps(name: str, strategy: str | None) -> bool:
-    """Whether a strategy acts every so many steps; ``check_supported`` has refused "epoch"."""
-    if strategy not in ("no", "steps", "epoch"):
-        raise ValueError(f"{name} {strategy!r} is not honoured")
-    return strategy != "no"

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pypkg.config.setting import SEE_BELOW, in_steps, setting, split_words
+from pypkg.config.model_data import ModelDataSettings
+from pypkg.config.setting import SEE_BELOW, setting, split_words
 from pypkg.config.suboptions import option_names
 
 # PaddleNLP's run_pretrain evaluates this many batches, whatever the settings say.
@@ -32,65 +33,12 @@ _SPACED_LISTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(ModelDataSettings):
     """Everything that decides a run. Made by ``load_settings``; direct construction checks nothing.
 
     ``other_keys`` holds the known keys that no part of this version reads, as they were given:
     ``check_supported`` refuses them or ``notices`` says why they change nothing.
     """
-
-    # Model and data
-    model_name_or_path: str = setting(
-        "",
-        "folder in Hugging Face format, or the name of a shipped model configuration",
-        required=True,
-    )
-    tokenizer_name_or_path: str | None = setting(
-        None, "folder of the tokenizer; by default model_name_or_path"
-    )
-    input_dir: str = setting(
-        "", "folder of .bin/.idx files, or 'weight1 prefix1 weight2 prefix2 ...'", required=True
-    )
-    output_dir: str = setting("", "folder for checkpoints, metrics and logs", required=True)
-    split: str = setting(
-        "949,50,1", "proportions of the documents for training, validation and test"
-    )
-    data_cache: str | None = setting(
-        None, "folder that keeps the sample indices; by default index-cache beside the data"
-    )
-    share_folder: bool = setting(
-        False,
-        "all machines see the folder of the sample indices: the first process of all builds them, "
-        "otherwise the first of each machine",
-    )
-    max_seq_length: int = setting(1024, "tokens in a sample", at_least=1)
-    continue_training: bool = setting(
-        False, "start from the weights in model_name_or_path instead of random ones"
-    )
-    num_hidden_layers: int | None = setting(
-        None, "overrides the depth in the model's configuration", at_least=1
-    )
-    initializer_range: float | None = setting(
-        None, "overrides the standard deviation of random weights", above=0
-    )
-
-    # What to do
-    do_train: bool = setting(False, "run the training loop")
-    do_eval: bool = setting(False, "evaluate on the validation split")
-    do_predict: bool = setting(False, "after training, evaluate on the test split")
-    seed: int = setting(42, "seed of the random weights and of the order of samples", at_least=0)
-    max_steps: int = setting(
-        -1, "number of optimizer steps of the whole run", at_least=1, required=True
-    )
-    per_device_train_batch_size: int = setting(8, "samples in a micro batch", at_least=1)
-    per_device_eval_batch_size: int = setting(8, "samples in an evaluation batch", at_least=1)
-    gradient_accumulation_steps: int = setting(1, "micro batches in an optimizer step", at_least=1)
-    dataloader_num_workers: int = setting(
-        0, "threads that read batches ahead; 0 reads in the training thread", at_least=0
-    )
-    distributed_dataloader: bool = setting(
-        False, "one of the ranks that train on the same samples reads and broadcasts them"
-    )
 
     # Optimizer and learning rate
     learning_rate: float = setting(5e-5, "learning rate after warm-up", above=0)
@@ -140,7 +88,8 @@ class Settings:
     )
     evaluation_strategy: str | None = setting(
         None,
-        "when the validation split is evaluated; by default steps if do_eval is true, else no",
+        "when the validation split is evaluated; epoch: after the last step, since PaddleNLP's "
+        "epoch is the whole run; by default steps if do_eval is true, else no",
         choices=("no", "steps", "epoch"),
     )
     eval_steps: int | None = setting(
@@ -150,15 +99,37 @@ class Settings:
         -1, "cap on the batches of an evaluation; -1 for none", at_least=-1
     )
     save_strategy: str = setting(
-        "steps", "when checkpoints are written", choices=("no", "steps", "epoch")
+        "steps",
+        "when checkpoints are written; epoch: after the last step, as in evaluation_strategy",
+        choices=("no", "steps", "epoch"),
     )
     save_steps: int = setting(500, "steps between checkpoints", at_least=1)
     save_total_limit: int | None = setting(
         None, "checkpoints kept, oldest deleted first; by default all", at_least=1
     )
+    load_best_model_at_end: bool = setting(
+        False,
+        "keep the checkpoint of the lowest validation loss, and end the run with its model: test "
+        "loss, sample and summary",
+    )
+    metric_for_best_model: str | None = setting(
+        None, "what load_best_model_at_end compares: loss or eval_loss, which are the same"
+    )
+    greater_is_better: bool | None = setting(
+        None, "must be false, since a loss is compared; by default false"
+    )
     overwrite_output_dir: bool = setting(False, "start anew although output_dir holds checkpoints")
     resume_from_checkpoint: str | None = setting(
         None, "checkpoint folder to go on from; by default the last one in output_dir"
+    )
+    ignore_load_lr_and_optim: bool = setting(
+        False,
+        "take only the weights from resume_from_checkpoint: optimizer state, steps, learning rate "
+        "and data start anew",
+    )
+    ignore_save_lr_and_optim: bool = setting(
+        False,
+        "write checkpoints without the optimizer state, which only ignore_load_lr_and_optim reads",
     )
 
     # Device
@@ -259,6 +230,9 @@ class Settings:
     )
 
     # Ours, unknown to PaddleNLP
+    allow_unknown_config: tuple[str, ...] = setting(
+        (), "keys of config.json to ignore that the model's family does not know"
+    )
     download: bool = setting(
         False,
         "with continue_training, fetch weights that the Hugging Face cache lacks from the Hub; "
@@ -333,7 +307,9 @@ class Settings:
 
     @property
     def sharding_stage(self) -> int:
-        """1, 2 or 3; 0 without sharding."""
+        """1, 2 or 3; 0 without sharding, which a sharding_parallel_degree of 1 means as well."""
+        if self.wanted_sharding_degree == 1:
+            return 0
         return max((int(part[-1]) for part in self.sharding if part.startswith("stage")), default=0)
 
     @property
@@ -345,7 +321,7 @@ class Settings:
     @property
     def sharding_offload(self) -> bool:
         """Whether sharding is to keep the optimizer state in host memory."""
-        return "offload" in self.sharding
+        return "offload" in self.sharding and self.wanted_sharding_degree != 1
 
     @property
     def offloads_optimizer(self) -> bool:
@@ -355,17 +331,40 @@ class Settings:
     @property
     def evaluates(self) -> bool:
         """Whether the validation split is evaluated during training."""
-        return in_steps("evaluation_strategy", self.evaluation_strategy)
+        return self.evaluation_strategy != "no"
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Steps between evaluations; PaddleNLP's epoch is the whole run."""
+        if self.evaluation_strategy == "epoch":
+            return self.max_steps
+        return self.eval_steps or self.logging_steps
 
     @property
     def saves(self) -> bool:
         """Whether checkpoints are written."""
-        return in_steps("save_strategy", self.save_strategy)
+        return self.save_strategy != "no"
+
+    @property
+    def save_interval(self) -> int:
+        """Steps between checkpoints; PaddleNLP's epoch is the whole run."""
+        return self.max_steps if self.save_strategy == "epoch" else self.save_steps
+
+    def skips(self, step: int) -> bool:
+        """Whether the samples of optimizer step ``step``, from 1, are passed over."""
+        return any(first <= step <= last for first, last in self.skip_data_intervals)
 
     @property
     def warmup(self) -> float:
-        """Warm-up in steps; with warmup_ratio not always a whole number."""
-        return self.warmup_steps if self.warmup_steps > 0 else self.warmup_ratio * self.max_steps
+        """Warm-up in steps; of a decay with warmup_ratio not always a whole number.
+
+        PaddleNLP's run_pretrain keeps the fraction; its trainer, which makes constant_with_warmup,
+        cuts it off.
+        """
+        if self.warmup_steps > 0:
+            return self.warmup_steps
+        steps = self.warmup_ratio * self.max_steps
+        return int(steps) if self.lr_scheduler_type == "constant_with_warmup" else steps
 
     @property
     def model_overrides(self) -> dict[str, Any]:

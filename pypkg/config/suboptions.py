@@ -42,6 +42,8 @@ SUB_OPTIONS: tuple[SubOption, ...] = (
     SubOption(_TENSOR, "sync_param", "whole parameters stay equal by their equal gradients"),
     SubOption(_TENSOR, "sync_grad", "gradients of whole parameters are equal or summed already"),
     SubOption(_TENSOR, "sync_moment", "whole parameters stay equal by their equal gradients"),
+    SubOption(_TENSOR, "replace_with_c_embedding"),
+    SubOption(_TENSOR, "replace_with_parallel_cross_entropy"),
     SubOption(_SEQUENCE, "enable_allreduce_avg_in_gradinent_scale", _AUTO),
     SubOption(_PIPELINE, "disable_partial_send_recv"),
     SubOption(
@@ -62,6 +64,12 @@ SUB_OPTIONS: tuple[SubOption, ...] = (
     SubOption(_PIPELINE, "enable_release_grads", "gradients are freed after every step anyway"),
     SubOption(_PIPELINE, "enable_clear_every_step_cache", "shapes stay the same between steps"),
     SubOption(_PIPELINE, "enable_overlap_p2p_comm", _OVERLAP),
+    SubOption(_PIPELINE, "enable_send_recv_overlap", _OVERLAP),
+    SubOption(
+        _PIPELINE,
+        "enable_split_backward",
+        "gradients of inputs and of weights are computed together; the results are the same",
+    ),
     SubOption(_PIPELINE, "disable_batch_p2p_comm", _FUSED),
     SubOption(
         _PIPELINE,
@@ -73,6 +81,8 @@ SUB_OPTIONS: tuple[SubOption, ...] = (
     SubOption(
         _PIPELINE, "use_dualpipev", "the schedules here are 1F1B and interleaved", refused=True
     ),
+    SubOption(_SHARDING, "enable_tensor_fusion", _FUSED),
+    SubOption(_SHARDING, "enable_overlap", _OVERLAP),
     SubOption(_SHARDING, "enable_stage1_tensor_fusion", _FUSED),
     SubOption(_SHARDING, "enable_stage1_overlap", _OVERLAP),
     SubOption(_SHARDING, "enable_stage2_overlap", _OVERLAP),

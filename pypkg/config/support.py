@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from pypkg.config.known_keys import NO_EFFECT, REFUSED, KnownKey
@@ -20,24 +21,38 @@ def check_supported(settings: Settings) -> None:
     Raises:
         UserError: names every such setting with its value, the reason and a way out.
     """
+    if problems := support_problems(settings):
+        raise UserError(listed(problems, "settings are not possible in this version"))
+
+
+def support_problems(settings: Settings, skip: Collection[str] = ()) -> list[str]:
+    """What this version does not implement, one sentence each.
+
+    ``skip`` names settings that are already complained about.
+    """
     problems = [_refusal(row, value) for row, value in _asked_for(REFUSED, settings)]
     problems += [
         f"{option.setting} holds {option.name}, but {option.why}; leave it out"
         for option in _sub_options(settings)
         if option.refused
     ]
-    for name in ("evaluation_strategy", "save_strategy"):
-        if getattr(settings, name) == "epoch":
-            problems.append(
-                f'{name} is "epoch", but the length of a run is set in steps; set it to "steps"'
-            )
-    if not (settings.do_train or settings.do_eval or settings.do_predict):
+    metric = settings.metric_for_best_model
+    if settings.load_best_model_at_end and metric not in (None, "loss", "eval_loss"):
+        problems.append(
+            f"metric_for_best_model is {json.dumps(metric)}, but an evaluation computes only the "
+            'loss; set it to "loss"'
+        )
+    if settings.load_best_model_at_end and settings.greater_is_better:
+        problems.append(
+            "greater_is_better is true, but models are compared by their loss; set it to false"
+        )
+    tasks = ("do_train", "do_eval", "do_predict")
+    if not any(getattr(settings, name) or name in skip for name in tasks):
         problems.append(
             "do_train, do_eval and do_predict are all false, so there is nothing to do; set "
             "do_train to true"
         )
-    if problems:
-        raise UserError(listed(problems, "settings are not possible in this version"))
+    return problems
 
 
 def notices(settings: Settings) -> list[str]:
@@ -69,13 +84,18 @@ def _without_what_they_belong_to(s: Settings) -> list[tuple[str, str]]:
             "recompute and pipeline_parallel_degree above 1",
         ),
         "scale_loss": (s.fp16, "fp16"),
+        "metric_for_best_model": (s.load_best_model_at_end, "load_best_model_at_end"),
+        "greater_is_better": (s.load_best_model_at_end, "load_best_model_at_end"),
         "tensor_parallel_config": (tensor, "tensor_parallel_degree above 1"),
         "sequence_parallel_config": (s.sequence_parallel, "sequence_parallel"),
         "pipeline_parallel_config": (pipeline, "pipeline_parallel_degree above 1"),
         "sharding_parallel_config": (s.sharding_stage > 0, "sharding"),
     }
     defaults = {spec.name: spec.default for spec in setting_fields()}
-    return [
+    found = []
+    if s.sharding and s.wanted_sharding_degree == 1:
+        found.append(("sharding", "sharding_parallel_degree is 1, so nothing is divided"))
+    return found + [
         (name, f"it matters only with {what}")
         for name, (is_on, what) in belongs_to.items()
         if not is_on and getattr(s, name) != defaults[name]

@@ -92,7 +92,7 @@ def _to_tuple(raw: Any, element: Any) -> tuple[Any, ...]:
     if isinstance(raw, str) and raw.lstrip().startswith("["):
         try:
             raw = json.loads(raw)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ConversionError("a list") from error
     items = raw if isinstance(raw, list) else [raw]
     try:

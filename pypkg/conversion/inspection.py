@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
-from pypkg.models.architecture.registry import load_config, weight_map
+from pypkg.models.architecture.registry import load_config, stored_weight_map
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.hub import find_weights
 from pypkg.models.weights.model_folder import CONFIG_FILE
+from pypkg.models.weights.tied_head import as_stored
 
 _HEADINGS = ("tensor", "shape", "dtype", "parameters")
 
 
-def describe(name_or_folder: str | Path, download: bool = False) -> str:
+def describe(
+    folder: str | Path, download: bool = False, allow_unknown_config: Collection[str] = ()
+) -> str:
     """A table of all tensors, their total, and the family that config.json names.
 
     A tensor that is known not to be a parameter has no number of parameters.
@@ -23,11 +27,11 @@ def describe(name_or_folder: str | Path, download: bool = False) -> str:
     Raises:
         UserError: there are no weights, or a file cannot be read.
     """
-    folder = find_weights(name_or_folder, download)
+    folder = find_weights(folder, download)
     files = TensorFiles(folder)
     specs = files.specs()
-    config, family = _family(folder)
-    names = weight_map(config).fitted_to(specs) if config else None
+    config, family = _family(folder, files, allow_unknown_config)
+    names = stored_weight_map(config, specs) if config else None
     counts = {
         name: 0 if names and names.is_ignored(name) else math.prod(spec.shape)
         for name, spec in specs.items()
@@ -61,12 +65,14 @@ def _line(row: tuple[str, ...], widths: list[int]) -> str:
     return "  ".join([*left, last.strip().rjust(widths[-1])])
 
 
-def _family(folder: Path) -> tuple[ModelConfig | None, str]:
+def _family(
+    folder: Path, files: TensorFiles, allow_unknown_config: Collection[str]
+) -> tuple[ModelConfig | None, str]:
     """The configuration, if there is one that can be read, and what to say of it."""
     if not (folder / CONFIG_FILE).is_file():
         return None, f"unknown: no {CONFIG_FILE}"
     try:
-        config = load_config(folder)
+        config = as_stored(load_config(folder, allow_unknown_config), files, folder)
     except UserError as error:
         return None, f"unknown: {error}"
     expected = f"{config.num_parameters():,} parameters by its {CONFIG_FILE}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pypkg import markdown
 from pypkg.models.architecture import registry
 from pypkg.models.architecture.config import ModelConfig
@@ -22,6 +24,24 @@ to one file.
 
 Parameters are counted from the configuration. An embedding table that is tied to the head counts
 once.
+
+## Keys of config.json
+
+Every key is read, or is known to change nothing, or is refused by name: a key that is passed over
+may make another model.
+
+- A family reads the keys of its original implementation. Those of token ids, generation, other
+  tasks and the program that wrote the file are known in every family, and dropout is logged.
+- Some keys are accepted at one value, such as `hidden_act` `silu` in LLaMA, or at null, such as
+  `quantization_config`.
+- The LLaMA-like families also follow `sliding_window`, `layer_types`, `attn_logit_softcapping` and
+  `mlp_bias`, Mistral `attention_bias`, and Baichuan `num_key_value_heads`. Their original
+  implementations do not read these keys, so other programs compute another model from such a
+  folder; the log says so. LLaMA follows PaddleNLP's `alibi`, `rope_scaling_type` and
+  `rope_scaling_factor`.
+- If `rope_scaling` and `rope_parameters` are both there, `rope_scaling` counts, as in transformers.
+- A key that the family does not know is an error. `--allow_unknown_config KEY ...`, a setting of
+  `pypkg pretrain` and an option of `pypkg convert`, has it ignored.
 """
 
 
@@ -56,5 +76,5 @@ def _names(models: dict[str, ModelConfig]) -> str:
     return _table(("name", "parameters"), rows)
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(["", *markdown.table(header, rows, padded=False), ""])

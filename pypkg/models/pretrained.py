@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import paddle
 
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
-from pypkg.models.architecture.registry import config_to_huggingface, load_config, weight_map
+from pypkg.models.architecture.registry import (
+    config_to_huggingface,
+    load_config,
+    stored_weight_map,
+    weight_map,
+)
 from pypkg.models.architecture.weight_map import WeightMap
 from pypkg.models.decoder import Decoder
 from pypkg.models.pipeline_decoder import PipelineDecoder
@@ -21,6 +26,7 @@ from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.hub import find_weights
 from pypkg.models.weights.initialization import standard_deviation
 from pypkg.models.weights.model_folder import CONFIG_FILE, DEFAULT_SHARD_SIZE, write_model_folder
+from pypkg.models.weights.tied_head import as_stored
 from pypkg.models.weights.tp_shards import tensor_parallel_problems, tp_shard, whole_shape
 from pypkg.parallel import mesh
 from pypkg.parallel.comm import gather
@@ -52,7 +58,7 @@ def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = 
     if seed is None and (tensor_degree() > 1 or pipeline_degree() > 1):
         raise UserError("seed is None, but processes that divide a model need the same; give one")
     model = _build(config, dtype)
-    entropy = np.random.SeedSequence(seed).entropy
+    entropy = cast(int, np.random.SeedSequence(seed).entropy)  # the seed, or one of the system
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             continue  # norm weights and biases keep the value that they were made with
@@ -67,7 +73,12 @@ def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = 
 
 
 def from_pretrained(
-    folder: str | Path, dtype: str = "float32", *, download: bool = False, **overrides: Any
+    folder: str | Path,
+    dtype: str = "float32",
+    *,
+    download: bool = False,
+    allow_unknown_config: Collection[str] = (),
+    **overrides: Any,
 ) -> Model:
     """The model in a local folder, or in the Hugging Face cache.
 
@@ -75,11 +86,12 @@ def from_pretrained(
     those of this stage, and under tensor parallelism, only what this process holds of each.
 
     Args:
-        folder: with config.json and weights in safetensors, PyTorch or SAT format, see
-            ``TensorFiles``; or a name such as "bigscience/bloom-560m" in the cache, see
+        folder: with config.json and weights, of a Hugging Face folder or of PaddleNLP, in a format
+            of ``TensorFiles``; or a name such as "bigscience/bloom-560m" in the cache, see
             ``hub.find_weights``.
         dtype: float32, float16 or bfloat16.
         download: fetch what the cache lacks; otherwise the network is never used.
+        allow_unknown_config: keys of config.json that are ignored if the family does not know them.
         overrides: fields of ModelConfig that replace those of config.json.
 
     Returns:
@@ -91,14 +103,9 @@ def from_pretrained(
             divided over the processes.
     """
     folder = find_weights(folder, download)
-    if not (folder / CONFIG_FILE).is_file():
-        raise UserError(
-            f"{folder} has no {CONFIG_FILE}; add the one of the model, or make a folder that has "
-            "one with: python -m pypkg.convert import SRC DST --config NAME"
-        )
-    config = load_config(folder).replace(**overrides)
+    config = stored_config(folder, allow_unknown_config).replace(**overrides)
     files = TensorFiles(folder)
-    names = weight_map(config).fitted_to(files.shapes())
+    names = stored_weight_map(config, files.shapes())
     # Before the model is made, which takes its whole memory.
     names.check(parameter_shapes(config), files.shapes(), str(folder))
     model = _build(config, dtype)
@@ -106,6 +113,22 @@ def from_pretrained(
         parameter.set_value(_read(files, names, config, name, parameter.shape, dtype))
     model.eval()
     return model
+
+
+def stored_config(folder: Path, allow_unknown_config: Collection[str] = ()) -> ModelConfig:
+    """The configuration of the weights in ``folder``.
+
+    It is that of config.json, but untied where the weights hold a head that is not the embedding.
+
+    Raises:
+        UserError: as for ``from_pretrained``.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(
+            f"{folder} has no {CONFIG_FILE}; add the one of the model, or make a folder that has "
+            "one with: python -m pypkg.convert import SRC DST --config NAME"
+        )
+    return as_stored(load_config(folder, allow_unknown_config), TensorFiles(folder), folder)
 
 
 def _read(
@@ -196,7 +219,9 @@ def whole_value(config: ModelConfig, name: str, shard: paddle.Tensor) -> np.ndar
     values = [value.numpy() for value in gather_from_tensor_group(shard)]
     whole = np.empty(whole_shape(config, name, shard.shape, degree), values[0].dtype)
     for rank, value in enumerate(values):
-        tp_shard(config, name, degree, rank).put(value, whole)
+        held = tp_shard(config, name, degree, rank)
+        assert held is not None  # as on the first rank
+        held.put(value, whole)
     return whole
 
 
@@ -227,7 +252,7 @@ def _build(config: ModelConfig, dtype: str) -> Model:
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
     _check_divisible(config)
     before = paddle.get_default_dtype()
-    paddle.set_default_dtype(dtype)
+    paddle.set_default_dtype(getattr(paddle, dtype))
     try:
         return Decoder(config) if pipeline_degree() == 1 else PipelineDecoder(config)
     finally:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pypkg.config import Settings
 from pypkg.data.tokenizers.load import Tokenizer
+from pypkg.models.decoder import Decoder
 from pypkg.models.pretrained import Model
 from pypkg.parallel.comm.collective import is_first_rank
 from pypkg.training.checkpoint.checkpoint import checkpoints
@@ -24,11 +25,10 @@ def log_stopped(settings: Settings, outcome: Outcome) -> None:
     """The log line of a run that a signal has stopped."""
     found = checkpoints(settings.output_dir)
     saved = f"saved {found[-1][1]}; " if found else ""
-    logger.info(
-        "stopped at step %d: %sthe same command goes on from there",
-        outcome.state.global_step,
-        saved,
-    )
+    further = "the same command goes on from there"
+    if settings.ignore_save_lr_and_optim:
+        further = "it holds no optimizer state (ignore_save_lr_and_optim)"
+    logger.info("stopped at step %d: %s%s", outcome.state.global_step, saved, further)
 
 
 def report_outcome(
@@ -39,15 +39,20 @@ def report_outcome(
     engine: Engine,
     samples: Samples,
     tokenizer: Tokenizer | None,
+    checkpoint: Path | None = None,
 ) -> None:
     """Test loss, a sample of text, the loss curve, summary.json, and the summary on stdout.
 
     All ranks have to call it; the first writes.
+
+    Args:
+        checkpoint: that ``model`` is of; by default the newest in output_dir.
     """
     test_loss, sample = None, None
     if settings.do_predict and "test" in samples.sources:
         test_loss = engine.evaluate(islice(samples.eval_batches("test"), TEST_ITERS))
     if settings.sample_tokens > 0 and tokenizer is not None:
+        assert isinstance(model, Decoder)  # Settings refuse it with pipeline parallelism
         sample = write_sample(
             model, tokenizer, settings.sample_prompt, settings.sample_tokens, settings.seed
         )
@@ -57,7 +62,7 @@ def report_outcome(
     metrics_file = Path(settings.output_dir, "metrics.jsonl")
     summary = Summary(
         outcome.completed_from(read_metrics(metrics_file)),
-        checkpoint=found[-1][1] if found else None,
+        checkpoint=checkpoint or (found[-1][1] if found else None),
         loss_curve=draw_loss_curve(metrics_file, metrics_file.with_name("loss_curve.png")),
         sample=sample,
         test_loss=test_loss,

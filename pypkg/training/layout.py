@@ -44,7 +44,7 @@ def layout_problems(settings: Settings, config: ModelConfig, world_size: int) ->
     """
     return [
         *parallel_problems(settings),
-        *_process_problems(settings, world_size),
+        *process_problems(settings, world_size),
         *(tensor_parallel_problems(config, _tensor(settings)) if _tensor(settings) > 1 else ()),
         *_stage_problems(settings, config),
         *_recompute_problems(settings, config),
@@ -57,7 +57,7 @@ def layout_notices(settings: Settings, world_size: int) -> list[str]:
         return [
             f"sharding ({' '.join(settings.sharding)}) has no effect: of {world_size} processes, "
             f"tensor_parallel_degree ({_tensor(settings)}) x pipeline_parallel_degree "
-            f"({_pipeline(settings)}) leave one to divide over, or sharding_parallel_degree is 1"
+            f"({_pipeline(settings)}) leave one to divide over"
         ]
     return []
 
@@ -84,8 +84,8 @@ def _sharding(s: Settings, shards: int) -> int:
     return max(shards // max(s.data_parallel_degree, 1), 1)
 
 
-def _process_problems(s: Settings, world_size: int) -> list[str]:
-    """Degrees whose product does not fit the world size."""
+def process_problems(s: Settings, world_size: int) -> list[str]:
+    """Degrees whose product does not fit the world size, whatever the model."""
     given = {
         "tensor_parallel_degree": _tensor(s),
         "pipeline_parallel_degree": _pipeline(s),

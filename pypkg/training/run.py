@@ -15,20 +15,24 @@ from pypkg.models.pretrained import Model
 from pypkg.ops import set_matmul_precision
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
-from pypkg.parallel.optimizer.distribute import distribute
+from pypkg.parallel.optimizer.distribute import DistributedModel, distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
+from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.activations import set_activations
 from pypkg.training.checkpoint.checkpoint import load_trainer_state, prepare_output_dir
 from pypkg.training.checkpoint.checkpointer import Checkpointer
+from pypkg.training.data_source import DataSource
 from pypkg.training.engine import Engine
 from pypkg.training.final_report import log_stopped, report_outcome
 from pypkg.training.layout import degrees, layout_notices, layout_problems
 from pypkg.training.rank_times import MeasuredEngine, print_rank_times
 from pypkg.training.reporting.metrics import PeakFlops, Throughput, peak_flops
 from pypkg.training.reporting.reporters import Reporter, make_reporters
+from pypkg.training.resume import check_resumed
 from pypkg.training.samples import Samples
 from pypkg.training.sources import (
+    best_checkpoint,
     checkpoint_to_resume,
     load_model,
     model_config,
@@ -56,13 +60,10 @@ def run(settings: Settings) -> int:
     _start_ranks(settings, config)
     from_first_rank(lambda: prepare_output_dir(settings.output_dir))
     checkpoint = from_first_rank(lambda: checkpoint_to_resume(settings))
-    state = load_trainer_state(checkpoint) if checkpoint else TrainerState()
-
-    model = _make_model(settings, plan, checkpoint, config)
+    resumed = None if settings.ignore_load_lr_and_optim else checkpoint
+    state = _starting_state(settings, resumed)
+    model, wrapped, updater = _make_model(settings, plan, checkpoint, config)
     samples = Samples(settings, model.config, state)
-    wrapped, updater = distribute(
-        model, _update_options(settings), mesh.current(), ModelTpSharding(model.config)
-    )
     checkpointer = Checkpointer(
         settings.output_dir,
         model,
@@ -71,12 +72,18 @@ def run(settings: Settings) -> int:
         tokenizer_files=tokenizer_files(tokenizer_source(settings)),
         settings_json=settings.to_json(),
         keep=settings.save_total_limit,
+        with_optimizer=not settings.ignore_save_lr_and_optim,
     )
-    if checkpoint:
-        checkpointer.restore(checkpoint, state)
+    if resumed:
+        checkpointer.restore(resumed, state)
+    elif checkpoint:
+        logger.info("weights of %s; the rest starts anew (ignore_load_lr_and_optim)", checkpoint)
     reporters = _make_reporters(settings, state)
-    engine, data = Engine(wrapped, updater), samples
-    if not settings.skip_profile_timer:
+    engine: Engine
+    data: DataSource = samples
+    if settings.skip_profile_timer:
+        engine = Engine(wrapped, updater)
+    else:
         engine = MeasuredEngine(wrapped, updater)
         data = engine.timed(samples)
     flops_per_token = model.config.flops_per_token(settings.max_seq_length)
@@ -91,14 +98,29 @@ def run(settings: Settings) -> int:
             print_rank_times(engine.times)
         if outcome.exit_code:
             log_stopped(settings, outcome)
-        else:
-            report_outcome(
-                settings, outcome, model=model, engine=engine, samples=samples, tokenizer=tokenizer
-            )
-        return outcome.exit_code
+            return outcome.exit_code
+        best = from_first_rank(lambda: best_checkpoint(settings, state))
+        if best is not None:
+            logger.info("the best model is %s (validation loss %.4f)", best, state.best_loss)
+            model, wrapped, updater = _make_model(settings, plan, best, config)
+            engine = Engine(wrapped, updater)
+        report_outcome(
+            settings, outcome, model=model, engine=engine, samples=samples, tokenizer=tokenizer,
+            checkpoint=best,
+        )  # fmt: skip
+        return 0
     finally:
         for reporter in reporters:
             reporter.close()
+
+
+def _starting_state(settings: Settings, resumed: Path | None) -> TrainerState:
+    """That of the checkpoint that the run goes on from."""
+    if resumed is None:
+        return TrainerState()
+    state = load_trainer_state(resumed, settings.max_seq_length)
+    check_resumed(settings, resumed, state)
+    return state
 
 
 def _choose_execution(settings: Settings) -> ExecutionPlan:
@@ -122,8 +144,12 @@ def _start_ranks(settings: Settings, config: ModelConfig) -> None:
 
 def _make_model(
     settings: Settings, plan: ExecutionPlan, checkpoint: Path | None, config: ModelConfig
-) -> Model:
-    """This rank's model in train mode, with attention, recompute and dropout as chosen."""
+) -> tuple[Model, DistributedModel, Updater]:
+    """This rank's model in train mode, with attention, recompute and dropout as chosen.
+
+    Returns:
+        The model, the same wrapped for the layout, and what updates it.
+    """
     model = load_model(settings, plan.dtype, checkpoint, config)
     model.use_flash_attention(plan.flash_attention)
     set_activations(model, settings)
@@ -134,7 +160,8 @@ def _make_model(
         *(config.model_type, config.num_parameters() / 1e6, config.num_hidden_layers),
         *(config.hidden_size, config.num_attention_heads, config.vocab_size),
     )
-    return model
+    sharding = ModelTpSharding(config)
+    return model, *distribute(model, _update_options(settings), mesh.current(), sharding)
 
 
 def _update_options(settings: Settings) -> UpdateOptions:

@@ -32,6 +32,7 @@ from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
 
+_MOST_SAMPLES = 2**38  # 35 trillion tokens in samples of 128
 TEST_ITERS = 100  # PaddleNLP's number of batches for do_predict
 _SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 
@@ -120,9 +121,19 @@ class Samples:
             rank=mesh.launched_rank(),
             local_rank=mesh.launched_local_rank(),
         )
-        datasets, self._order = build_datasets(
-            prefixes, s.split, s.max_seq_length, numbers, s.seed, options, cache=cache
-        )
+        try:
+            if max(numbers) > _MOST_SAMPLES:
+                raise MemoryError
+            datasets, self._order = build_datasets(
+                prefixes, s.split, s.max_seq_length, numbers, s.seed, options, cache=cache
+            )
+        except MemoryError as error:
+            raise UserError(
+                f"the order of {max(numbers):,} samples does not fit into memory: consumed_samples "
+                f"of the checkpoint is {state.consumed_samples:,}, max_steps {s.max_steps:,} and a "
+                f"step takes {s.per_device_train_batch_size * s.gradient_accumulation_steps:,} per "
+                "rank. Lower max_steps, or resume from another checkpoint."
+            ) from error
         for (split, name), wanted, dataset in zip(_SPLITS.items(), numbers, datasets):
             if dataset is not None:
                 check_vocabulary(dataset, self._config.vocab_size)
@@ -183,6 +194,7 @@ def _wanted_samples(s: Settings, state: TrainerState, shards: int) -> list[int]:
     """Samples that the run needs of train, valid and test, with those consumed before."""
     steps = max(s.max_steps - state.global_step, 0)
     step = s.per_device_train_batch_size * s.gradient_accumulation_steps * shards
+    assert s.eval_steps is not None and s.eval_iters is not None  # Settings derives them
     evaluations = s.max_steps // s.eval_steps + 1 if s.evaluates or s.do_eval else 0
     evaluated = s.per_device_eval_batch_size * shards
     return [
@@ -217,11 +229,13 @@ def objective_of(config: ModelConfig, seq_length: int, seed: int) -> Objective:
     eop = eop[0] if isinstance(eop, list) else eop
     if eop is None:
         raise UserError("the model's config.json lacks eos_token_id, which ends what fills a blank")
+    mask, gmask, sop = config.mask_token_id, config.gmask_token_id, config.sop_token_id
+    assert mask is not None and gmask is not None and sop is not None  # ModelConfig requires them
     return BlankInfilling(
         seq_length=seq_length,
-        mask_id=config.mask_token_id,
-        gmask_id=config.gmask_token_id,
-        sop_id=config.sop_token_id,
+        mask_id=mask,
+        gmask_id=gmask,
+        sop_id=sop,
         eop_id=eop,
         two_dimensional=config.position_encoding_2d,
         seed=seed,

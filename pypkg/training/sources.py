@@ -11,9 +11,11 @@ from pypkg.data.tokenizers.load import Tokenizer, find_tokenizer, load_tokenizer
 from pypkg.errors import UserError
 from pypkg.models import ModelConfig, from_config, from_pretrained
 from pypkg.models.architecture.registry import load_config
-from pypkg.models.pretrained import Model
+from pypkg.models.pretrained import Model, stored_config
 from pypkg.models.weights.hub import find_weights
 from pypkg.training.checkpoint.checkpoint import checkpoints
+from pypkg.training.start_up import folder_with_weights
+from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
 
@@ -22,11 +24,13 @@ _VOCAB_MULTIPLE = 128
 
 def tokenizer_source(settings: Settings) -> Path:
     """The given folder or file, or the entry of that name in the Hugging Face cache."""
-    path = Path(settings.tokenizer_name_or_path)
+    name = settings.tokenizer_name_or_path
+    assert name is not None  # Settings derives it
+    path = Path(name)
     if path.exists():
         return path
     try:
-        return find_weights(settings.tokenizer_name_or_path)
+        return find_weights(name)
     except UserError:
         return path
 
@@ -56,10 +60,20 @@ def checkpoint_to_resume(settings: Settings) -> Path | None:
 
     ``resume_from_checkpoint`` wins, else it is the newest in ``output_dir``. With
     ``overwrite_output_dir`` those in ``output_dir`` are removed; one rank alone may call this.
+
+    Raises:
+        UserError: with ``ignore_load_lr_and_optim``, ``output_dir`` holds checkpoints already. The
+            steps count from 0 again, so those of the new run would mix with them.
     """
+    found = checkpoints(settings.output_dir)
+    if found and settings.ignore_load_lr_and_optim and not settings.overwrite_output_dir:
+        raise UserError(
+            f"ignore_load_lr_and_optim is true, which counts steps from 0 again, but output_dir "
+            f"{settings.output_dir!r} holds {found[-1][1].name} already. Set output_dir to another "
+            "folder and resume_from_checkpoint to the checkpoint whose weights to take."
+        )
     if settings.resume_from_checkpoint:
         return Path(settings.resume_from_checkpoint)
-    found = checkpoints(settings.output_dir)
     if not found:
         return None
     if settings.overwrite_output_dir:
@@ -70,15 +84,27 @@ def checkpoint_to_resume(settings: Settings) -> Path | None:
     return found[-1][1]
 
 
+def best_checkpoint(settings: Settings, state: TrainerState) -> Path | None:
+    """The checkpoint that the run ends with, with ``load_best_model_at_end``; else None."""
+    if not settings.load_best_model_at_end or state.best_checkpoint is None:
+        return None
+    best = Path(settings.output_dir, state.best_checkpoint)
+    if best.is_dir():
+        return best
+    logger.warning("the best checkpoint, %s, is gone: the run ends with the last model", best)
+    return None
+
+
 def model_config(settings: Settings, tokenizer: Tokenizer | None) -> ModelConfig:
     """The configuration of the model that a new run trains.
 
     Raises:
         UserError: it cannot be found or is contradictory.
     """
+    allowed, overrides = settings.allow_unknown_config, settings.model_overrides
     if settings.continue_training:
-        return load_config(_folder_with_weights(settings)).replace(**settings.model_overrides)
-    config = load_config(settings.model_name_or_path).replace(**settings.model_overrides)
+        return stored_config(folder_with_weights(settings), allowed).replace(**overrides)
+    config = load_config(settings.model_name_or_path, allowed).replace(**overrides)
     return _grown_to_fit(config, settings, tokenizer)
 
 
@@ -91,22 +117,15 @@ def load_model(
         dtype: "float32", "float16" or "bfloat16", of the parameters.
         config: for random weights.
     """
+    allowed = settings.allow_unknown_config
     if checkpoint:
-        return from_pretrained(checkpoint, dtype=dtype)
+        return from_pretrained(checkpoint, dtype=dtype, allow_unknown_config=allowed)
     if settings.continue_training:
-        folder = _folder_with_weights(settings)
-        return from_pretrained(folder, dtype=dtype, **settings.model_overrides)
+        folder = folder_with_weights(settings)
+        return from_pretrained(
+            folder, dtype=dtype, allow_unknown_config=allowed, **settings.model_overrides
+        )
     return from_config(config, dtype=dtype, seed=settings.seed)
-
-
-def _folder_with_weights(settings: Settings) -> Path:
-    try:
-        return find_weights(settings.model_name_or_path, settings.download)
-    except UserError as error:
-        raise UserError(
-            f"continue_training is true, but model_name_or_path has no weights: {error}; or set "
-            "continue_training to false to start from random weights"
-        ) from error
 
 
 def _grown_to_fit(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 
 @dataclass
@@ -18,6 +20,9 @@ class TrainerState:
         pending_source_losses: ``SourceLosses.sums`` of these steps.
         data_order: ``SampleOrder.to_json``, with the samples consumed from each corpus.
         loss_scale: ``LossScaler.state``, or empty.
+        skipped_steps: steps of ``global_step`` that skip_data_intervals passed over.
+        best_loss: lowest validation loss of a checkpoint, with load_best_model_at_end.
+        best_checkpoint: name of the folder of that checkpoint.
     """
 
     global_step: int = 0
@@ -28,3 +33,62 @@ class TrainerState:
     pending_source_losses: list[list[float]] = field(default_factory=list)
     data_order: dict = field(default_factory=dict)
     loss_scale: dict = field(default_factory=dict)
+    skipped_steps: int = 0
+    best_loss: float | None = None
+    best_checkpoint: str | None = None
+
+    @classmethod
+    def from_json(cls, values: Any) -> TrainerState:
+        """The state that ``dataclasses.asdict`` has turned into ``values``.
+
+        Raises:
+            ValueError: unknown fields, or values that no run has.
+        """
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds a {type(values).__name__}, not an object")
+        if unknown := values.keys() - {each.name for each in fields(cls)}:
+            raise ValueError(f"it holds {', '.join(map(repr, sorted(unknown)))}, which no run has")
+        state = cls(**values)
+        for name, (holds, expected) in _CHECKS.items():
+            if not holds(getattr(state, name)):
+                raise ValueError(f"{name} is {getattr(state, name)!r:.60}; expected {expected}")
+        if state.skipped_steps > state.global_step:
+            raise ValueError(f"skipped_steps is above global_step ({state.global_step})")
+        return state
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_loss(value: Any) -> bool:
+    return value is None or _is_finite(value)
+
+
+def _are_finite(values: Any) -> bool:
+    return isinstance(values, list) and all(map(_is_finite, values))
+
+
+_COUNT = (_is_count, "a whole number, not negative")
+_LOSS = (_is_loss, "a finite number or null")
+_OBJECT = (lambda value: isinstance(value, dict), "an object")
+_CHECKS = {
+    "global_step": _COUNT,
+    "consumed_samples": _COUNT,
+    "consumed_tokens": _COUNT,
+    "skipped_steps": _COUNT,
+    "initial_loss": _LOSS,
+    "best_loss": _LOSS,
+    "best_checkpoint": (lambda value: value is None or isinstance(value, str), "a name or null"),
+    "pending_losses": (_are_finite, "a list of finite numbers"),
+    "pending_source_losses": (
+        lambda value: isinstance(value, list) and all(map(_are_finite, value)),
+        "a list of lists of finite numbers",
+    ),
+    "data_order": _OBJECT,
+    "loss_scale": _OBJECT,
+}

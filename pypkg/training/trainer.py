@@ -20,6 +20,7 @@ from pypkg.parallel.comm.collective import mean_over_sample_shards, ranks_where
 from pypkg.parallel.comm.random_states import seed_step
 from pypkg.parallel.launch import watchdog
 from pypkg.parallel.launch.rendezvous import named
+from pypkg.training.checkpoint.checkpoint import checkpoint_name
 from pypkg.training.data_source import DataSource
 from pypkg.training.engine import Engine
 from pypkg.training.interrupt import InterruptRequest
@@ -79,6 +80,7 @@ class Trainer:
         self._eval_source_losses = SourceLosses(data.sources.get("valid", ()))
         self._tokens = 0
         self._saved_step: int | None = None
+        self._evaluated_step: int | None = None
 
     def train(self) -> Outcome:
         """Runs to max_steps or to a signal; leaves a checkpoint of the last step either way.
@@ -87,24 +89,29 @@ class Trainer:
             UserError: the loss is not a finite number, or saving fails.
         """
         settings, state = self.settings, self.state
+        assert settings.eval_steps is not None  # Settings derives it
         batches = TimedIterator(self.data.train_batches(state.consumed_samples))
         with InterruptRequest() as interrupt, Progress(settings, state.global_step) as progress:
             self.throughput.restart()
             while state.global_step < settings.max_steps and not watchdog.reached(
                 state.global_step, interrupt.signal_number
             ):
-                rate = learning_rate(settings, state.global_step)
+                if settings.skips(state.global_step + 1):
+                    self._skip(batches)
+                    progress.advance()
+                    continue
+                rate = learning_rate(settings, state.global_step - state.skipped_steps)
                 grad_norm = self._step(batches, rate)
                 if _due(state.global_step, settings.logging_steps, settings.max_steps) or (
                     settings.logging_first_step and state.global_step == 1
                 ):
                     self._log(rate, grad_norm, batches.seconds_per_item(), progress)
                 if self._evaluates and _due(
-                    state.global_step, settings.eval_steps, settings.max_steps
+                    state.global_step, settings.evaluation_interval, settings.max_steps
                 ):
                     self._evaluate(progress)
                 if settings.saves and _due(
-                    state.global_step, settings.save_steps, settings.max_steps
+                    state.global_step, settings.save_interval, settings.max_steps
                 ):
                     self._save()
                 progress.advance()
@@ -149,6 +156,15 @@ class Trainer:
         self._losses.append(loss)
         return grad_norm
 
+    def _skip(self, batches: Iterator[Batch]) -> None:
+        """Passes over the samples of a step; as in PaddleNLP, the learning rate waits."""
+        state = self.state
+        watchdog.at(state.global_step + 1, "skipping samples")
+        for batch in islice(batches, self.settings.gradient_accumulation_steps):
+            state.consumed_samples += batch["input_ids"].shape[0] * mesh.current().sample_shards
+        state.global_step += 1
+        state.skipped_steps += 1
+
     def _log(
         self, rate: float, grad_norm: Tensor, wait_per_batch: float, progress: Progress
     ) -> None:
@@ -160,7 +176,7 @@ class Trainer:
         metrics = {
             "loss": self.final_loss,
             "learning_rate": rate,
-            "grad_norm": float(grad_norm.item()),
+            "grad_norm": float(grad_norm),
             "tokens_per_second_per_device": speed,
             "peak_memory_gib": peak_memory_bytes() / 2**30,
             "consumed_tokens": self._count_tokens(),
@@ -180,10 +196,13 @@ class Trainer:
         batches = islice(self.data.eval_batches(), self.settings.eval_iters)
         self.eval_loss = self.engine.evaluate(map(self._eval_source_losses.watch, batches))
         self._eval_source_losses.collect()
+        self._evaluated_step = self.state.global_step
         metrics = {"eval_loss": self.eval_loss, "eval_perplexity": perplexity(self.eval_loss)}
         metrics |= _named("eval_loss", self._eval_source_losses.take())
         self._report(metrics)
         progress.log(self.state.global_step, metrics)
+        # The time since the last log line is left out, so its tokens are too.
+        self._count_tokens()
         self.throughput.restart()
 
     def _save(self) -> None:
@@ -193,10 +212,20 @@ class Trainer:
         self.state.pending_losses = self._finite_losses()
         self.state.pending_source_losses = self._source_losses.sums()
         self._count_tokens()
+        self._note_best()
         folder = self.checkpointer.save(self.state)
         self._saved_step = self.state.global_step
         logger.info("saved %s", folder)
         self.throughput.restart()
+
+    def _note_best(self) -> None:
+        """Whether the checkpoint that is about to be written has the lowest validation loss."""
+        state = self.state
+        if not self.settings.load_best_model_at_end or self._evaluated_step != state.global_step:
+            return
+        assert self.eval_loss is not None  # of _evaluated_step
+        if state.best_loss is None or self.eval_loss < state.best_loss:
+            state.best_loss, state.best_checkpoint = self.eval_loss, checkpoint_name(state)
 
     def _finite_losses(self) -> list[float]:
         """Losses since the last log line, fetched from the device in one go.
@@ -208,14 +237,15 @@ class Trainer:
             return []
         stacked = mean_over_sample_shards(paddle.stack(self._losses))
         losses = [float(x) for x in stacked.numpy()]
-        first = self.state.global_step - len(losses) + 1
-        if first == 1 and self.state.initial_loss is None:
-            self.state.initial_loss = losses[0]
-        for step, loss in enumerate(losses, start=first):
+        state, s = self.state, self.settings
+        if len(losses) == state.global_step - state.skipped_steps and state.initial_loss is None:
+            state.initial_loss = losses[0]
+        trained = (step for step in range(state.global_step, 0, -1) if not s.skips(step))
+        steps = list(islice(trained, len(losses)))[::-1]
+        for index, (step, loss) in enumerate(zip(steps, losses)):
             if not math.isfinite(loss):
-                s = self.settings
                 raise UserError(
-                    f"the loss is {loss} at step {step}{self._culprits(step - first)} "
+                    f"the loss is {loss} at step {step}{self._culprits(index)} "
                     f"(learning_rate {s.learning_rate}, max_grad_norm {s.max_grad_norm}, "
                     f"warmup_steps {s.warmup_steps}, "
                     f"per_device_train_batch_size {s.per_device_train_batch_size}, seed {s.seed}, "
@@ -229,7 +259,7 @@ class Trainer:
         """Which ranks have a loss that is not finite, where there are several."""
         if mesh.current().world_size == 1:
             return ""
-        ranks = ranks_where(not math.isfinite(float(self._losses[index].item())))
+        ranks = ranks_where(not math.isfinite(float(self._losses[index])))
         return f" on {named(ranks)}"
 
     def _count_tokens(self) -> int:

@@ -49,9 +49,10 @@ def test_every_paddlenlp_key_is_known_once():
         "ops_backend", "num_threads", "eval_iters", "sample_prompt", "sample_tokens",
         "matmul_precision", "blend_by", "blend_temperature", "sample_order",
         "reset_attention_mask", "reset_position_ids", "eod_mask_loss",
-        "download",
+        "download", "allow_unknown_config",
     }  # fmt: skip
     expected = set((FIXTURES / "keys.txt").read_text(encoding="utf-8").split())
+    expected |= set((FIXTURES / "keys_auto.txt").read_text(encoding="utf-8").split())
     assert set(known) == expected | ours
 
 
@@ -167,6 +168,11 @@ def test_wrong_type_on_the_command_line(tmp_path):
     assert "'stray' on the command line belongs to no --key" in problems(tmp_path, None, "stray")
 
 
+def test_an_unknown_flag_at_the_end_is_unknown(tmp_path):
+    assert problems(tmp_path, None, "--dry_run").startswith("unknown setting 'dry_run' on the comm")
+    assert problems(tmp_path, None, "--dry_run", "--do_train").startswith("unknown setting")
+
+
 def _error(arguments: list[str]) -> str:
     with pytest.raises(UserError) as caught:
         load_settings(arguments)
@@ -191,6 +197,13 @@ def test_missing_settings_are_all_named():
         ({"do_eval": True, "evaluation_strategy": "no"}, ["do_eval", "evaluation_strategy"]),
         ({"eval_iters": 9, "max_evaluate_steps": 4}, ["eval_iters (9)", "steps (4)"]),
         ({"overwrite_output_dir": True, "resume_from_checkpoint": "c"}, ["overwrite", "'c'"]),
+        ({"load_best_model_at_end": True}, ["load_best_model_at_end is true", "nothing to choose"]),
+        ({"load_best_model_at_end": True, "do_eval": True, "eval_steps": 4, "save_steps": 6},
+         ["not every checkpoint has an evaluation", "6 and 4 steps apart"]),
+        ({"skip_data_intervals": [[3, 2]]}, ["skip_data_intervals holds [3, 2]", "ascending"]),
+        ({"skip_data_intervals": [[0, 2]]}, ["skip_data_intervals holds [0, 2]"]),
+        ({"skip_data_intervals": [[1, 2], [5]]}, ["skip_data_intervals holds [5]"]),
+        ({"skip_data_intervals": [[9, 100]]}, ["max_steps (100)", "max_steps to 8"]),
         ({"max_steps": 0}, ["max_steps is 0; expected at least 1"]),
         ({"max_steps": -1}, ["max_steps is -1; expected at least 1"]),
         ({"per_device_train_batch_size": 0}, ["is 0; expected at least 1"]),
@@ -204,7 +217,8 @@ def test_missing_settings_are_all_named():
         ({"warmup_ratio": 1.5}, ["warmup_ratio is 1.5; expected at most 1"]),
         ({"weight_decay": -0.1}, ["weight_decay is -0.1; expected at least 0"]),
         ({"max_seq_length": 0}, ["max_seq_length is 0"]),
-        ({"split": "949,50"}, ["split is '949,50'", "three shares"]),
+        ({"split": "949,50,1,0"}, ["split is '949,50,1,0'", "up to three shares"]),
+        ({"split": ""}, ["split is ''"]),
         ({"split": "a,b,c"}, ["split is 'a,b,c'"]),
         ({"split": "1,-1,0"}, ["split is '1,-1,0'"]),
         ({"split": "0/0/0"}, ["split is '0/0/0'"]),
@@ -226,7 +240,7 @@ def test_a_warm_up_of_all_steps_is_allowed(tmp_path, extra):
     assert load(tmp_path, {"max_steps": 100, "warmup_steps": 100, **extra}).warmup == 100
 
 
-@pytest.mark.parametrize("split", ["949,50,1", "8/1/1", "0.9,0.1,0", "1,0,0"])
+@pytest.mark.parametrize("split", ["949,50,1", "8/1/1", "0.9,0.1,0", "1,0,0", "100", "949,50"])
 def test_possible_splits(tmp_path, split):
     assert load(tmp_path, {"split": split}).split == split
 
@@ -238,48 +252,11 @@ def test_a_floor_above_the_peak_does_not_matter_to_a_constant_schedule(tmp_path)
 def test_all_problems_come_at_once_and_none_because_of_another(tmp_path):
     text = problems(
         tmp_path,
-        {"max_steps": "x", "warmup_steps": 30, "learning_rate": -1, "split": "1", "sed": 1},
+        {"max_steps": "x", "warmup_steps": 30, "learning_rate": -1, "split": "0", "sed": 1},
     )
     assert text.startswith("4 problems in the settings:")
     assert "warmup_steps (30)" not in text
     assert "min_learning_rate" not in text
-
-
-def test_a_missing_file_a_folder_and_a_binary_file(tmp_path):
-    assert "no.json cannot be read: No such file or directory" in _error(
-        [str(tmp_path / "no.json")]
-    )
-    folder = tmp_path / "folder.json"
-    folder.mkdir()
-    assert "cannot be read: Is a directory" in _error([str(folder)])
-    binary = tmp_path / "binary.json"
-    binary.write_bytes(b"\xff\xfe\x00")
-    assert "binary.json cannot be read" in _error([str(binary)])
-    assert "expected a settings file ending in .json" in _error(["run.yaml"])
-
-
-def test_invalid_json_shows_the_place(tmp_path):
-    file = tmp_path / "run.json"
-    file.write_text('{\n  "seed": 1,\n  "max_steps" 3\n}\n', encoding="utf-8")
-    text = _error([str(file)])
-    assert "at line 3, column 15" in text
-    lines = text.splitlines()
-    assert lines[1] == '    "max_steps" 3'
-    assert lines[2].index("^") - 2 == 14
-    file.write_text("", encoding="utf-8")
-    assert "at line 1, column 1" in _error([str(file)])
-    file.write_text("[" * 100_000, encoding="utf-8")
-    assert "JSON" in _error([str(file)])
-    file.write_text('{"seed": ' + "9" * 5000 + "}", encoding="utf-8")
-    assert "JSON" in _error([str(file)])
-
-
-def test_not_an_object_and_doubled_keys(tmp_path):
-    file = tmp_path / "run.json"
-    file.write_text("[1]", encoding="utf-8")
-    assert "holds a list; expected an object" in _error([str(file)])
-    file.write_text('{"seed": 1, "seed": 2, "seed": 3}', encoding="utf-8")
-    assert _error([str(file)]).count("'seed' occurs more than once") == 1
 
 
 def test_json_reads_back_to_equal_settings(tmp_path):
@@ -311,17 +288,20 @@ def test_what_is_not_implemented_is_refused_all_at_once(tmp_path):
         tmp_path,
         {
             "context_parallel_degree": 2, "attention_probs_dropout_prob": 0.1,
-            "pipeline_parallel_config": "use_dualpipev", "save_strategy": "epoch", "do_train": True,
+            "pipeline_parallel_config": "use_dualpipev", "do_train": True, "do_eval": True,
+            "load_best_model_at_end": True, "metric_for_best_model": "accuracy",
+            "greater_is_better": True,
         },
     )  # fmt: skip
     with pytest.raises(UserError) as caught:
         check_supported(settings)
     text = str(caught.value)
-    assert text.startswith("4 settings are not possible in this version:")
+    assert text.startswith("5 settings are not possible in this version:")
     assert "context_parallel_degree is 2, but a sequence is not divided over" in text
     assert "attention_probs_dropout_prob is 0.1, but flash attention has no dropout" in text
     assert "pipeline_parallel_config holds use_dualpipev, but the schedules here are" in text
-    assert 'save_strategy is "epoch"' in text
+    assert 'metric_for_best_model is "accuracy", but an evaluation computes only' in text
+    assert "greater_is_better is true" in text
 
 
 def test_neutral_values_are_supported(tmp_path):

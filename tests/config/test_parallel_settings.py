@@ -69,6 +69,38 @@ def test_the_old_name_of_the_sharding_degree(tmp_path):
     assert load(tmp_path, both).wanted_sharding_degree == 4
 
 
+def test_a_sharding_degree_of_one_is_no_sharding(tmp_path):
+    """As in PaddleNLP, with every stage and beside a pipeline, which refuses stages 2 and 3."""
+    for name in ("sharding_parallel_degree", "sharding_degree"):
+        extra = {"sharding": "stage2 offload", name: 1, "pipeline_parallel_degree": 2}
+        settings = load(tmp_path, extra)
+        assert (settings.sharding_stage, settings.offloads_optimizer) == (0, False)
+        assert notices(settings) == [
+            "sharding has no effect: sharding_parallel_degree is 1, so nothing is divided"
+        ]
+    assert notices(load(tmp_path, {"sharding_parallel_degree": 1})) == []
+
+
+def test_options_of_benchmark_files_are_accepted(tmp_path):
+    """They fuse an addition, or choose a backend for products that are not used."""
+    extra = {
+        "enable_linear_fused_grad_add": True, "use_fused_linear": True, "use_fp8": False,
+        "transformer_engine_backend": "paddle", "pipeline_schedule_mode": "VPP",
+        "sharding_parallel_config": "enable_overlap enable_tensor_fusion", "sharding": "stage1",
+        "pipeline_parallel_config": "enable_send_recv_overlap enable_split_backward",
+        "pipeline_parallel_degree": 2, "do_train": True,
+    }  # fmt: skip
+    settings = load(tmp_path, extra)
+    check_supported(settings)
+    assert [line.split(" has no effect")[0] for line in notices(settings)] == [
+        "use_fused_linear", "enable_linear_fused_grad_add", "transformer_engine_backend",
+        "pipeline_parallel_config enable_send_recv_overlap",
+        "pipeline_parallel_config enable_split_backward",
+        "sharding_parallel_config enable_tensor_fusion",
+        "sharding_parallel_config enable_overlap",
+    ]  # fmt: skip
+
+
 _VPP = {"pipeline_parallel_degree": 4, "virtual_pp_degree": 2}
 _SP = {"sequence_parallel": True, "tensor_parallel_degree": 4}
 
@@ -101,6 +133,9 @@ _SP = {"sequence_parallel": True, "tensor_parallel_degree": 4}
          ["per_device_train_batch_size (3) x max_seq_length (6)", "tensor_parallel_degree (4)"]),
         ({**_SP, "do_eval": 1, "per_device_eval_batch_size": 1, "max_seq_length": 6},
          ["per_device_eval_batch_size (1) x max_seq_length (6)"]),
+        ({"sample_tokens": 8, "pipeline_parallel_degree": 2},
+         ["sample_tokens is 8", "pipeline_parallel_degree 2", "set sample_tokens to 0"]),
+        ({**_SP, "sample_tokens": 8}, ["sample_tokens is 8", "sequence_parallel is true"]),
         ({"fp16": True, "bf16": True}, ["fp16 and bf16 are both true"]),
         ({"scale_loss": 0}, ["scale_loss is 0.0; expected more than 0"]),
         ({"recompute_granularity": "half"}, ["'half'; expected one of full, full_attn, core_attn"]),

@@ -22,6 +22,7 @@ from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint import checkpoint
 from pypkg.training.checkpoint.checkpoint import (
+    _surplus,
     checkpoints,
     load_optimizer,
     load_trainer_state,
@@ -57,7 +58,7 @@ def save(output_dir: Path, step: int, keep: int | None = None, **changes: object
 
 def test_round_trip(tmp_path):
     updater = make()
-    state = TrainerState(7, 70, 700, 5.5, [0.1, 1 / 3], {"seed": 1})
+    state = TrainerState(7, 70, 700, 5.5, [0.1, 1 / 3], data_order={"seed": 1})
     folder = save_checkpoint(
         tmp_path, state, save_model=lambda f: None, updater=updater, settings_json='{"a": 1}',
     )  # fmt: skip
@@ -70,6 +71,23 @@ def test_round_trip(tmp_path):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert np.array_equal(found[name], value), name
+
+
+def test_the_best_and_the_newest_stay(tmp_path):
+    """The best one takes a place of save_total_limit, and one of its own if there is only one."""
+    for step in range(1, 6):
+        save(tmp_path, step)
+    surplus = {
+        (keep, best): [int(folder.name[-1]) for folder in _surplus(tmp_path, keep, best)]
+        for keep in (1, 2, 3, 9)
+        for best in (None, "checkpoint-2", "checkpoint-5")
+    }
+    assert surplus == {
+        (1, None): [1, 2, 3, 4], (1, "checkpoint-2"): [1, 3, 4], (1, "checkpoint-5"): [1, 2, 3, 4],
+        (2, None): [1, 2, 3], (2, "checkpoint-2"): [1, 3, 4], (2, "checkpoint-5"): [1, 2, 3],
+        (3, None): [1, 2], (3, "checkpoint-2"): [1, 3], (3, "checkpoint-5"): [1, 2],
+        (9, None): [], (9, "checkpoint-2"): [], (9, "checkpoint-5"): [],
+    }  # fmt: skip
 
 
 def test_keeps_the_newest_in_order_of_steps(tmp_path):

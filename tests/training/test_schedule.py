@@ -1,9 +1,11 @@
-"""Learning rates worked out by hand, at both ends of every piece of the schedule."""
+"""Learning rates: PaddleNLP's, and those worked out by hand at both ends of every piece."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,33 @@ LINEAR = Settings(
 def rates(settings: Settings, steps: int) -> list[float]:
     """Learning rates of optimizer steps 1 to ``steps``."""
     return [learning_rate(settings, completed) for completed in range(steps)]
+
+
+# Written by PaddleNLP's own code: tests/golden/make_schedules.py.
+SCHEDULES = json.loads(
+    (Path(__file__).resolve().parents[1] / "golden/schedules.json").read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize(
+    "case",
+    SCHEDULES,
+    ids=lambda case: "-".join(
+        str(case["settings"][name])
+        for name in ("lr_scheduler_type", "warmup_steps", "warmup_ratio", "decay_steps")
+    ),
+)
+def test_every_step_has_the_rate_of_paddlenlp(case):
+    settings = Settings(**case["settings"])
+    found = rates(settings, len(case["rates"]))
+    assert found == pytest.approx(case["rates"], rel=1e-14, abs=0)
+
+
+def test_the_cases_are_every_schedule():
+    kinds = next(f for f in dataclasses.fields(Settings) if f.name == "lr_scheduler_type")
+    assert {case["settings"]["lr_scheduler_type"] for case in SCHEDULES} == set(
+        kinds.metadata["choices"]
+    )
 
 
 def test_linear_warmup_and_linear_decay():
@@ -65,7 +94,7 @@ def test_warmup_ratio_counts_only_without_warmup_steps():
 
 def test_constant_schedules():
     warm = dataclasses.replace(LINEAR, lr_scheduler_type="constant_with_warmup")
-    assert rates(warm, 20) == pytest.approx([2.5e-4, 5e-4, 7.5e-4] + [1e-3] * 17, rel=1e-12)
+    assert rates(warm, 20) == pytest.approx([0, 2.5e-4, 5e-4, 7.5e-4] + [1e-3] * 16, rel=1e-12)
     flat = dataclasses.replace(LINEAR, lr_scheduler_type="constant", warmup_steps=0)
     assert rates(flat, 20) == [1e-3] * 20
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.config_keys import DROPOUTS, NEUTRAL, UNUSED
 from pypkg.models.architecture.weight_map import WeightMap
 
 logger = logging.getLogger("pypkg.models")
@@ -35,16 +36,22 @@ class Family:
     Args:
         name: ``ModelConfig.model_type``.
         weight_map: the names and layouts of the tensors for a configuration.
-        keys: field of ModelConfig to its key in config.json, or to several, of which the first
-            present is read and the first is written.
+        keys: field of ModelConfig to its key in config.json, or to several names of one key, of
+            which the first is written.
         model_type: in config.json; ``name`` if empty.
         architectures: the class names in config.json; the first is written.
         auto_map: where transformers finds the classes of families that bring their own code.
         distinctive_key: a key that only this one of several families of a ``model_type`` has.
         fields: values of fields where a config.json has no key for them.
         fixed: keys that change the computation, with the only value that is supported.
+        neutral: further ones, with the values under which they change nothing, as null does. They
+            are not written.
+        unused: keys that change nothing here whatever their value is.
+        extensions: field to a key that the original implementation does not read. It is followed,
+            which is logged, and written where it differs from the default.
         dropouts: keys of dropout probabilities. They are not followed, which is logged if one is
             not 0, and 0 is written.
+        reads: keys that ``read_more`` takes beside ``keys``; it is given no others.
         read_more: fields that take more than one key to read.
         write_more: their keys.
     """
@@ -58,7 +65,11 @@ class Family:
     distinctive_key: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    extensions: Mapping[str, str] = field(default_factory=dict)
     dropouts: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
     read_more: Callable[[Keys], dict[str, Any]] = _nothing
     write_more: Callable[[ModelConfig], dict[str, Any]] = _nothing
 
@@ -71,33 +82,83 @@ class Family:
             each in self.architectures for each in architectures
         )
 
-    def read_config(self, keys: Keys) -> ModelConfig:
+    def read_config(self, keys: Keys, allow_unknown_config: Collection[str] = ()) -> ModelConfig:
         """The configuration in a config.json.
 
+        Args:
+            allow_unknown_config: keys that are ignored if the family does not know them.
+
         Raises:
-            UserError: a key is missing, or a value wrong or not supported.
+            UserError: a key is missing or not known, or a value wrong or not supported; all keys
+                that are not known or not supported are named.
         """
-        for key, supported in self.fixed.items():
-            if keys.get(key) is not None and keys[key] != supported:
-                raise UserError(f"{key} is {keys[key]!r}; a {self.name} model needs {supported!r}")
-        if active := tuple(key for key in self.dropouts if keys.get(key)):
+        self._check_keys(keys, allow_unknown_config)
+        if active := tuple(key for key in keys if self._is_dropout(key) and keys[key]):
             _log_dropout(self.name, active)
         values = dict(self.fields)
-        for name, candidates in self.keys.items():
-            for key in (candidates,) if isinstance(candidates, str) else candidates:
+        for name, key in self.extensions.items():
+            if keys.get(key) is not None:
+                values[name] = keys[key]
+                if keys[key] != _DEFAULTS[name]:
+                    _log_extension(self.name, key)
+        for name in self.keys:
+            for key in self._names(name):
                 if keys.get(key) is not None:
                     values[name] = keys[key]
                     break
+        read = {key: keys[key] for key in keys if key in self.known_keys()}
         try:
-            values.update(self.read_more(keys))
+            values.update(self.read_more(read))
         except (AttributeError, TypeError) as error:
             raise UserError(
                 f"a {self.name} config.json holds a value of the wrong type: {error}"
             ) from error
         if missing := [name for name in _REQUIRED if values.get(name) is None]:
-            written = [self._key(name) for name in missing]
+            written = [self.key(name) for name in missing]
             raise UserError(f"config.json lacks {', '.join(written)}")
         return ModelConfig(model_type=self.name, **values)
+
+    def known_keys(self) -> frozenset[str]:
+        """The keys that this family reads."""
+        named = (key for name in self.keys for key in self._names(name))
+        return frozenset((*named, *self.extensions.values(), *self.reads))
+
+    def _check_keys(self, keys: Keys, allowed: Collection[str]) -> None:
+        """Refuses what reading would pass over although it may change the model."""
+        read, problems, unknown = self.known_keys(), [], []
+        for key, value in keys.items():
+            if key in self.fixed:
+                # null says false, and no text or number.
+                if value != self.fixed[key] and not (value is None and not self.fixed[key]):
+                    problems.append(self._needs(key, value, (self.fixed[key],)))
+            elif value is None or key in read or key in self.unused or self._is_dropout(key):
+                continue
+            elif key in self.neutral or key in NEUTRAL:
+                values = self.neutral.get(key, NEUTRAL.get(key, ()))
+                if value not in values:
+                    problems.append(self._needs(key, value, values))
+            elif key not in UNUSED and key not in allowed:
+                unknown.append(key)
+        for name in self.keys:
+            given = {key: keys[key] for key in self._names(name) if keys.get(key) is not None}
+            if len({repr(value) for value in given.values()}) > 1:
+                listed = " and ".join(f"{key} {value!r}" for key, value in given.items())
+                problems.append(f"{listed} are two values of one thing; keep the right one")
+        if unknown:
+            problems.append(
+                f"a {self.name} model does not know {', '.join(unknown)}, which may change it. "
+                f"Remove the key from config.json, or to have it ignored: --allow_unknown_config "
+                f"{' '.join(unknown)}"
+            )
+        if problems:
+            raise UserError("; ".join(problems))
+
+    def _needs(self, key: str, value: Any, supported: tuple[Any, ...]) -> str:
+        wanted = " or ".join(map(repr, supported)) or "null"
+        return f"{key} is {value!r}; a {self.name} model needs {wanted}"
+
+    def _is_dropout(self, key: str) -> bool:
+        return key in DROPOUTS or key in self.dropouts
 
     def write_config(self, config: ModelConfig) -> dict[str, Any]:
         """The keys of a config.json, in the form of transformers 4, which 5 reads as well.
@@ -109,32 +170,44 @@ class Family:
             "model_type": self.model_type or self.name,
             **({"architectures": [self.architectures[0]]} if self.architectures else {}),
             **({"auto_map": dict(self.auto_map)} if self.auto_map else {}),
-            **{self._key(name): getattr(config, name) for name in self.keys},
+            **{self.key(name): getattr(config, name) for name in self.keys},
             **self.fixed,
             **dict.fromkeys(self.dropouts, 0.0),
             **self.write_more(config),
         }
         restored = self.read_config(keys)
-        lost = [
-            f"{each.name}={getattr(config, each.name)!r}"
-            for each in dataclasses.fields(ModelConfig)
-            if getattr(restored, each.name) != getattr(config, each.name)
-        ]
-        if lost:
+        for name, key in self.extensions.items():
+            value = getattr(config, name)
+            if getattr(restored, name) != value:
+                keys[key] = list(value) if isinstance(value, tuple) else value
+        if lost := differing_fields(config, self.read_config(keys)):
             raise UserError(
                 f"a {self.name} config.json cannot hold {', '.join(lost)} beside the other values; "
                 "the model is not one that the original implementation has"
             )
         return keys
 
-    def _key(self, name: str) -> str:
+    def _names(self, name: str) -> tuple[str, ...]:
+        """The names of the key of the field ``name``."""
         key = self.keys.get(name, name)
-        return key if isinstance(key, str) else key[0]
+        return (key,) if isinstance(key, str) else key
+
+    def key(self, name: str) -> str:
+        """The key that the field ``name`` is written to."""
+        return self._names(name)[0]
 
 
-_REQUIRED = tuple(
-    each.name for each in dataclasses.fields(ModelConfig) if each.default is dataclasses.MISSING
-)
+def differing_fields(config: ModelConfig, other: ModelConfig) -> list[str]:
+    """What differs between two configurations, as "field=value of ``config``"."""
+    return [
+        f"{each.name}={getattr(config, each.name)!r}"
+        for each in dataclasses.fields(ModelConfig)
+        if getattr(other, each.name) != getattr(config, each.name)
+    ]
+
+
+_DEFAULTS = {each.name: each.default for each in dataclasses.fields(ModelConfig)}
+_REQUIRED = tuple(name for name, value in _DEFAULTS.items() if value is dataclasses.MISSING)
 
 
 @functools.cache
@@ -145,4 +218,15 @@ def _log_dropout(name: str, keys: tuple[str, ...]) -> None:
         "hidden_dropout_prob brings dropout of hidden states",
         name,
         ", ".join(keys),
+    )
+
+
+@functools.cache
+def _log_extension(name: str, key: str) -> None:
+    """Once per family and key."""
+    logger.warning(
+        "config.json of the %s model has %s, which the original implementation does not read; it "
+        "is followed here, so other programs compute another model from this folder",
+        name,
+        key,
     )

@@ -30,6 +30,16 @@ LLAMA_KEYS = {
         "initializer_range",
     )
 } | {"norm_eps": "rms_norm_eps", **TOKEN_IDS}
+# What the decoder can do and no implementation of these families reads from their config.json.
+LLAMA_EXTENSIONS = {
+    "sliding_window": "sliding_window",
+    "layer_types": "layer_types",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "mlp_bias": "mlp_bias",
+}
+# The keys that read_rope and read_window read beside those of the sizes.
+ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
+WINDOW_KEYS = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
 
 
 def llama_weight_map(
@@ -83,12 +93,13 @@ def read_rope(keys: Keys, partial: bool = False) -> dict[str, Any]:
     """The fields of the rotary embedding.
 
     transformers 4 writes ``rope_theta``, ``rope_scaling`` and ``partial_rotary_factor``,
-    transformers 5 all of them into ``rope_parameters``.
+    transformers 5 all of them into ``rope_parameters``. If a file has ``rope_scaling`` and
+    ``rope_parameters``, the first counts and nothing of the second, as in transformers 5.
 
     Args:
         partial: whether the family rotates a part of each head only; half of it by default.
     """
-    scaling = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
+    scaling = keys.get("rope_scaling") or keys.get("rope_parameters") or {}
     if not isinstance(scaling, Mapping):
         raise UserError(f"rope_scaling must be an object or null, found {scaling!r}")
     values = {key: value for key, value in {**keys, **scaling}.items() if value is not None}
@@ -113,9 +124,9 @@ def read_window(keys: Keys) -> dict[str, Any]:
     ``layer_types``, which transformers 5 writes, wins over ``max_window_layers``, the number of
     layers before the first one that has the window.
     """
-    if not keys.get("use_sliding_window") or keys.get("sliding_window") is None:
-        return {}
     types = keys.get("layer_types")
+    if not keys.get("use_sliding_window") or keys.get("sliding_window") is None:
+        return {"layer_types": types}
     if types is None:
         first = keys.get("max_window_layers", 28)
         types = [

@@ -23,9 +23,11 @@ from safetensors import SafetensorError, safe_open
 
 from pypkg.errors import UserError
 from pypkg.files import replace_folder
+from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
 from pypkg.parallel.optimizer.updater import Updater
+from pypkg.training.checkpoint import paddlenlp
 from pypkg.training.state import TrainerState
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
@@ -46,6 +48,11 @@ def checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
         if match and (entry / _STATE).is_file():
             found.append((int(match.group(1)), entry))
     return sorted(found)
+
+
+def checkpoint_name(state: TrainerState) -> str:
+    """Name of the folder that a checkpoint of ``state`` has."""
+    return f"checkpoint-{state.global_step}"
 
 
 def prepare_output_dir(output_dir: str | Path) -> None:
@@ -74,31 +81,33 @@ def save_checkpoint(
     state: TrainerState,
     *,
     save_model: Callable[[Path], None],
-    updater: Updater,
+    updater: Updater | None,
     settings_json: str,
     keep: int | None = None,
 ) -> Path:
     """Writes ``checkpoint-<global_step>`` and then removes the oldest beyond ``keep``.
 
+    The newest and ``state.best_checkpoint`` always stay.
+
     All ranks have to call this; the first writes what the others hand over.
 
     Args:
         save_model: writes the weights into a folder; every rank takes part.
-        updater: whose state is written, in the form of whole parameters.
+        updater: whose state is written, in the form of whole parameters; None writes none.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; earlier checkpoints are
             untouched and nothing half-written stays. Raised on every rank.
     """
-    final = Path(output_dir) / f"checkpoint-{state.global_step}"
+    final = Path(output_dir) / checkpoint_name(state)
     temporary = Path(output_dir) / f"{_TEMPORARY}{state.global_step}-{os.getpid()}"
     failure: UserError | None = None
-    moments = updater.state()
+    moments = updater.state() if updater is not None else iter(())
     from_first_rank(lambda: _begin(final, temporary))
     try:
         with _saving(final, temporary):
             save_model(temporary)
-            if is_first_rank():
+            if updater is not None and is_first_rank():
                 shapes = updater.state_shapes().items()
                 specs = {name: TensorSpec("float32", shape) for name, shape in shapes}
                 write_tensors(temporary / _OPTIMIZER, specs, moments)
@@ -115,11 +124,19 @@ def save_checkpoint(
             (temporary / _STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
             replace_folder(temporary, final)
         if keep is not None and keep > 0:
-            for _, folder in checkpoints(output_dir)[:-keep]:
+            for folder in _surplus(output_dir, keep, state.best_checkpoint):
                 shutil.rmtree(folder, ignore_errors=True)
 
     from_first_rank(finish)
     return final
+
+
+def _surplus(output_dir: str | Path, keep: int, best: str | None) -> list[Path]:
+    """The oldest checkpoints beyond ``keep``, but neither the newest nor the one named ``best``."""
+    older = [folder for _, folder in checkpoints(output_dir)][:-1]
+    others = [folder for folder in older if folder.name != best]
+    places = keep - 1 - (len(older) - len(others))
+    return others[: max(len(others) - max(places, 0), 0)]
 
 
 def _begin(final: Path, temporary: Path) -> None:
@@ -154,31 +171,51 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def load_trainer_state(checkpoint: str | Path) -> TrainerState:
-    """Reads trainer_state.json.
+def load_trainer_state(checkpoint: str | Path, seq_length: int = 0) -> TrainerState:
+    """Reads trainer_state.json, ours or PaddleNLP's.
+
+    Args:
+        seq_length: tokens of a sample, from which those of a PaddleNLP run are counted.
 
     Raises:
-        UserError: the folder is no checkpoint of ours, or the file is damaged.
+        UserError: the folder is no checkpoint, or the file is damaged.
     """
     file = Path(checkpoint) / _STATE
     try:
-        return TrainerState(**json.loads(file.read_text(encoding="utf-8")))
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if paddlenlp.is_trainer_state(content):
+            return paddlenlp.trainer_state(content, file, seq_length)
+        return TrainerState.from_json(content)
     except FileNotFoundError as error:
         raise UserError(
             f"{checkpoint} is not a checkpoint: it holds no {_STATE}. resume_from_checkpoint takes "
             "a checkpoint-N folder of an earlier output_dir."
         ) from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read: {error}. Resume from an older one.") from error
 
 
-def load_optimizer(checkpoint: str | Path, updater: Updater) -> None:
-    """Reads the optimizer state that belongs to the parameters of this rank.
+def load_optimizer(
+    checkpoint: str | Path, updater: Updater, config: ModelConfig | None = None
+) -> None:
+    """Reads the optimizer state that belongs to the parameters of this rank, ours or PaddleNLP's.
+
+    Args:
+        config: of the model, without which PaddleNLP's state cannot be read.
 
     Raises:
         UserError: the file is missing, damaged, or of another model.
     """
     file = Path(checkpoint) / _OPTIMIZER
+    if config is not None and paddlenlp.has_optimizer(Path(checkpoint)):
+        updater.load_state(paddlenlp.OptimizerState(Path(checkpoint), config).read)
+        return
+    if not file.is_file():
+        raise UserError(
+            f"{checkpoint} holds no {_OPTIMIZER}, nor PaddleNLP's optimizer state, as checkpoints "
+            "with ignore_save_lr_and_optim do. Resume from another one, or set "
+            "ignore_load_lr_and_optim to take only its weights."
+        )
     try:
         with safe_open(file, framework="numpy") as stored:
             names = set(stored.keys())

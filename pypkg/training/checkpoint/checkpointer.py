@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-import paddle
-
 from pypkg.models import save_pretrained
+from pypkg.models.pretrained import Model
 from pypkg.parallel.comm.collective import is_first_rank
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint.checkpoint import load_optimizer, save_checkpoint
@@ -35,23 +34,26 @@ class Checkpointer:
         tokenizer_files: copied into each checkpoint.
         settings_json: the settings of the run.
         keep: number of checkpoints to keep; None or 0 keeps all.
+        with_optimizer: whether optimizer state is saved.
     """
 
     def __init__(
         self,
         output_dir: str | Path,
-        model: paddle.nn.Layer,
+        model: Model,
         updater: Updater,
         samples: RecordsOrder,
         *,
         tokenizer_files: Sequence[Path],
         settings_json: str,
         keep: int | None,
+        with_optimizer: bool = True,
     ) -> None:
         self._output_dir = output_dir
         self._model, self._updater, self._samples = model, updater, samples
         self._tokenizer_files = tokenizer_files
         self._settings_json, self._keep = settings_json, keep
+        self._with_optimizer = with_optimizer
 
     def save(self, state: TrainerState) -> Path:
         """Writes ``checkpoint-<global_step>`` and returns its folder; all ranks have to call it.
@@ -68,7 +70,7 @@ class Checkpointer:
             self._output_dir,
             state,
             save_model=self._save_model_and_tokenizer,
-            updater=self._updater,
+            updater=self._updater if self._with_optimizer else None,
             settings_json=self._settings_json,
             keep=self._keep,
         )
@@ -82,7 +84,7 @@ class Checkpointer:
         Raises:
             UserError: optimizer.safetensors is missing, damaged, or of another model.
         """
-        load_optimizer(checkpoint, self._updater)
+        load_optimizer(checkpoint, self._updater, self._model.config)
         if self._updater.scaler is not None and state.loss_scale:
             self._updater.scaler.load_state(state.loss_scale)
         logger.info("resuming from %s at step %d", checkpoint, state.global_step)

@@ -11,14 +11,19 @@ from dataclasses import dataclass
 import paddle
 
 # Dense peak of one GPU in FLOP/s, from NVIDIA's data sheets: (bfloat16 and float16, float32 as
-# the framework runs it by default, which is TF32 on tensor cores off).
+# the framework runs it by default, which is TF32 on tensor cores off). The first key within the
+# name counts, so a form factor comes before its family.
 _GPU_PEAKS = {
+    "H200 NVL": (835e12, 60e12),
     "H200": (989e12, 67e12),
+    "H100 PCIe": (756e12, 51e12),
+    "H100 NVL": (835e12, 60e12),
     "H100": (989e12, 67e12),
     "H800": (989e12, 67e12),
     "A100": (312e12, 19.5e12),
     "A800": (312e12, 19.5e12),
     "L40S": (362e12, 91.6e12),
+    "V100-PCIE": (112e12, 14e12),
     "V100": (125e12, 15.7e12),
     "4090": (165e12, 82.6e12),
 }
@@ -72,14 +77,14 @@ class Throughput:
     def __init__(self, flops_per_token: float, peak: PeakFlops | None) -> None:
         self._flops_per_token = flops_per_token
         self._peak = peak
-        self._intervals: list[tuple[int, float]] = []
+        self._intervals: list[tuple[float, float]] = []  # tokens, seconds
         self._start = time.perf_counter()
 
     def restart(self) -> None:
         """Leaves out the time since the last interval: an evaluation, a checkpoint."""
         self._start = time.perf_counter()
 
-    def interval(self, tokens: int) -> float:
+    def interval(self, tokens: float) -> float:
         """Closes an interval of ``tokens`` trained tokens and returns its tokens per second."""
         now = time.perf_counter()
         self._intervals.append((tokens, now - self._start))

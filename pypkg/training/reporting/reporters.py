@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pypkg.errors import UserError
+from pypkg.files import write_file
 
 
 class Reporter(Protocol):
@@ -22,20 +23,20 @@ class JsonLinesReporter:
     """One JSON object a line: {"global_step": n, "loss": ..., ...}.
 
     Rows after ``last_step`` are dropped on opening: they belong to steps that a killed run took
-    after its last checkpoint and that will be taken again.
+    after its last checkpoint and that will be taken again. The file is replaced in one step, so a
+    crash on opening loses no row.
     """
 
     def __init__(self, file: Path, last_step: int) -> None:
         rows = [row for row in read_metrics(file) if row["global_step"] <= last_step]
-        self._stream = file.open("w", encoding="utf-8")
-        for row in rows:
-            self._write(row)
+        try:
+            write_file(file, "".join(map(_line, rows)).encode())
+            self._stream = file.open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{file} cannot be written: {error.strerror}. {_ELSEWHERE}") from error
 
     def report(self, step: int, metrics: dict[str, float]) -> None:
-        self._write({"global_step": step, **metrics})
-
-    def _write(self, row: dict[str, float]) -> None:
-        self._stream.write(json.dumps(row) + "\n")
+        self._stream.write(_line({"global_step": step, **metrics}))
         self._stream.flush()
 
     def close(self) -> None:
@@ -56,17 +57,48 @@ class ScalarWriterReporter:
         self._writer.close()
 
 
+def _line(row: dict[str, float]) -> str:
+    return json.dumps(row) + "\n"
+
+
 def read_metrics(file: Path) -> list[dict[str, float]]:
-    """Rows of a metrics.jsonl; a last line cut short by a kill is left out."""
-    if not file.is_file():
+    """Rows of a metrics.jsonl; a last line cut short by a kill is left out.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        lines = file.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}. {_ELSEWHERE}") from error
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
     rows = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not _is_row(row):
+            raise UserError(
+                f"line {number} of {file} is not one that this program writes: {line[:60]!r}; "
+                f'expected an object of numbers with "global_step". {_ELSEWHERE}'
+            )
+        rows.append(row)
     return rows
+
+
+_ELSEWHERE = "Move it away, or set output_dir to another folder."
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and type(row.get("global_step")) is int
+        and all(type(value) in (int, float) for value in row.values())
+    )
 
 
 def make_reporters(

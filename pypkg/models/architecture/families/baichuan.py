@@ -27,7 +27,9 @@ def _read(keys: Keys) -> dict[str, Any]:
     has_alibi = keys.get("hidden_size") == _ALIBI_HIDDEN_SIZE or not keys.get(
         "max_position_embeddings"
     )
+    length = keys.get("max_position_embeddings") or keys.get("model_max_length")
     return {
+        **({"max_position_embeddings": length} if length else {}),
         "position_embedding": keys.get("position_embedding", "alibi" if has_alibi else "rope"),
         "norm_head": keys.get("norm_head", keys.get("vocab_size") == _BAICHUAN2_VOCABULARY),
     }
@@ -53,11 +55,15 @@ FAMILIES = (
         name="baichuan",
         architectures=("BaichuanForCausalLM", "BaiChuanForCausalLM"),
         keys={
-            **{k: v for k, v in LLAMA_KEYS.items() if k not in ("num_key_value_heads", "head_dim")},
-            "max_position_embeddings": ("max_position_embeddings", "model_max_length"),
+            key: key_there
+            for key, key_there in LLAMA_KEYS.items()
+            if key not in ("num_key_value_heads", "head_dim")
         },
         fixed={"hidden_act": "silu", "z_loss_weight": 0},
+        neutral={"rope_theta": (10000.0,)},
+        extensions={"num_key_value_heads": "num_key_value_heads"},
         weight_map=_weight_map,
+        reads=("position_embedding", "norm_head", "model_max_length"),
         read_more=_read,
         write_more=_write,
     ),

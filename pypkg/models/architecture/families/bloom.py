@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.family import TOKEN_IDS, Family, Keys
 from pypkg.models.architecture.weight_map import Packing, WeightMap, linear, same_layout
@@ -34,6 +35,11 @@ def _weight_map(config: ModelConfig) -> WeightMap:
 
 
 def _read(keys: Keys) -> dict[str, Any]:
+    if keys.get("slow_but_exact") and keys.get("pretraining_tp", 1) > 1:
+        raise UserError(
+            f"slow_but_exact is true with pretraining_tp {keys['pretraining_tp']}, which the "
+            "original implementation computes without some biases; set slow_but_exact to false"
+        )
     hidden = keys.get("n_embed") or keys.get("hidden_size") or 0
     from_norm = keys.get("apply_residual_connection_post_layernorm", False)
     return {
@@ -70,8 +76,16 @@ FAMILIES = (
             "tie_word_embeddings": True,
             "initialization": "scaled_residual",
         },
+        neutral={"skip_bias_add": (True,), "skip_bias_add_qkv": (False,)},
+        unused=(
+            "attention_softmax_in_fp32",
+            "bias_dropout_fusion",
+            "masked_softmax_fusion",
+            "offset_alibi",
+        ),
         dropouts=("attention_dropout", "hidden_dropout"),
         weight_map=_weight_map,
+        reads=("apply_residual_connection_post_layernorm", "slow_but_exact", "pretraining_tp"),
         read_more=_read,
         write_more=lambda config: {
             "apply_residual_connection_post_layernorm": config.residual == "normed"

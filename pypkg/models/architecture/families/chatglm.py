@@ -72,8 +72,17 @@ FAMILIES = (
             "mlp_bias": True,
             "activation": "gelu_tanh",
             "gated_mlp": False,
+            "tie_word_embeddings": True,
             "initialization": "deepnorm",
         },
+        neutral={
+            "activation": ("gelu",),
+            "attention_scale": (True,),
+            "num_image_tokens": (0,),
+            "pre_seq_len": (),
+            "quantization_bit": (0,),
+        },
+        unused=("output_predict", "prefix_projection", "quantization_embeddings"),
         weight_map=_weight_map,
         # The token that begins what is generated is called bos here, and sop in GLM-130B.
         read_more=lambda keys: {"sop_token_id": keys.get("bos_token_id")},

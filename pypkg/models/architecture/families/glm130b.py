@@ -73,6 +73,8 @@ FAMILIES = (
             "initialization": "deepnorm",
         },
         fixed={"layernorm_order": "post"},
+        neutral={"tie_word_embeddings": (True,), "use_bias": (True,)},
+        unused=("bf16", "fp16", "model_parallel_size"),
         weight_map=_weight_map,
         read_more=_read,
     ),

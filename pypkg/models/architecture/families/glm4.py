@@ -11,7 +11,9 @@ from typing import Any
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.family import Family, Keys
 from pypkg.models.architecture.llama_format import (
+    LLAMA_EXTENSIONS,
     LLAMA_KEYS,
+    ROPE_KEYS,
     llama_weight_map,
     read_rope,
     write_rope,
@@ -44,8 +46,10 @@ _family = partial(
     Family,
     keys=LLAMA_KEYS,
     fixed={"hidden_act": "silu"},
+    extensions=LLAMA_EXTENSIONS,
     dropouts=("attention_dropout",),
     weight_map=_weight_map,
+    reads=(*ROPE_KEYS, "attention_bias"),
     read_more=_read,
     write_more=_write,
 )

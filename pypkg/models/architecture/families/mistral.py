@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pypkg.models.architecture.family import Family
 from pypkg.models.architecture.llama_format import (
+    LLAMA_EXTENSIONS,
     LLAMA_KEYS,
+    ROPE_KEYS,
     llama_weight_map,
     read_rope,
     write_rope,
@@ -17,8 +19,14 @@ FAMILIES = (
         keys=LLAMA_KEYS,
         fields={"num_key_value_heads": 8},
         fixed={"hidden_act": "silu"},
+        extensions={
+            **{k: v for k, v in LLAMA_EXTENSIONS.items() if k != "sliding_window"},
+            "qkv_bias": "attention_bias",
+            "attention_output_bias": "attention_bias",
+        },
         dropouts=("attention_dropout",),
         weight_map=llama_weight_map,
+        reads=(*ROPE_KEYS, "sliding_window"),
         # A window that is left out is 4096; null is none.
         read_more=lambda keys: {
             "sliding_window": keys.get("sliding_window", 4096),

@@ -7,7 +7,10 @@ from typing import Any
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.family import Family, Keys
 from pypkg.models.architecture.llama_format import (
+    LLAMA_EXTENSIONS,
     LLAMA_KEYS,
+    ROPE_KEYS,
+    WINDOW_KEYS,
     llama_weight_map,
     read_rope,
     read_window,
@@ -40,8 +43,10 @@ FAMILIES = (
         keys=LLAMA_KEYS,
         fields={"head_dim": 128, "qk_norm": True},
         fixed={"hidden_act": "silu"},
+        extensions={k: v for k, v in LLAMA_EXTENSIONS.items() if k not in WINDOW_KEYS},
         dropouts=("attention_dropout",),
         weight_map=_weight_map,
+        reads=(*ROPE_KEYS, *WINDOW_KEYS, "attention_bias"),
         read_more=_read,
         write_more=lambda config: {
             "attention_bias": config.qkv_bias,

@@ -1,0 +1,58 @@
+"""A stored head that is not the embedding which config.json ties it to.
+
+Nothing here imports Paddle.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.registry import stored_weight_map
+from pypkg.models.weights.formats.tensor_files import TensorFiles
+
+logger = logging.getLogger("pypkg.models")
+
+_ROWS = 4096  # that are compared at once
+
+
+def as_stored(config: ModelConfig, files: TensorFiles, folder: Path) -> ModelConfig:
+    """``config``, with ``tie_word_embeddings`` false if the weights hold a head of its own.
+
+    Checkpoints of tied models often store the head a second time. One that differs from the
+    embedding is used, as transformers 5 does, which the log says.
+    """
+    if not config.tie_word_embeddings:
+        return config
+    untied = config.replace(tie_word_embeddings=False)
+    specs = files.specs()
+    names = stored_weight_map(untied, specs)
+    if not names.holds("lm_head.weight"):
+        return config
+    shape = (config.vocab_size, config.embedding_size)
+    (head,), (table,) = (
+        names.source_shapes(name, shape) for name in ("lm_head.weight", "embed_tokens.weight")
+    )
+    if not {head, table} <= specs.keys() or _equal(files, head, table):
+        return config
+    logger.warning(
+        "%s: tie_word_embeddings is true, but %s differs from %s; the stored head is used and "
+        "trained on its own",
+        folder,
+        head,
+        table,
+    )
+    return untied
+
+
+def _equal(files: TensorFiles, first: str, second: str) -> bool:
+    shape = files.shapes()[first]
+    if files.shapes()[second] != shape:
+        return False
+    return all(
+        np.array_equal(files.read(first, "float32", [rows]), files.read(second, "float32", [rows]))
+        for rows in (slice(start, start + _ROWS) for start in range(0, shape[0], _ROWS))
+    )

@@ -1,0 +1,101 @@
+"""The settings of a run, with every problem that can be found before it is assembled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pypkg.capabilities import probe, resolve
+from pypkg.config import Settings, listed
+from pypkg.config.parser import read_settings
+from pypkg.config.support import support_problems
+from pypkg.errors import UserError
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.registry import load_config
+from pypkg.models.weights.hub import find_weights
+from pypkg.models.weights.model_folder import CONFIG_FILE
+from pypkg.training.layout import layout_problems, process_problems
+
+
+def load_run_settings(arguments: Sequence[str], world_size: int) -> Settings:
+    """The settings that the command line ``arguments`` give to a run of ``world_size`` processes.
+
+    Paddle is imported only where something is wrong and the settings ask for what a device may
+    lack. Without another problem, assembling the run says what the device cannot do.
+
+    Raises:
+        UserError: lists all problems: what ``load_settings`` and ``check_supported`` say, an
+            unknown model, a layout that does not fit, and what the device cannot do.
+    """
+    settings, problems, bad = read_settings(arguments)
+    problems += support_problems(settings, skip=bad)
+    config = None
+    if bad.isdisjoint(("model_name_or_path", "continue_training", "download")):
+        try:
+            config = _config(settings)
+        except UserError as error:
+            problems.append(str(error))
+    if not bad and config is not None:
+        problems += layout_problems(settings, config, world_size)
+    elif not bad:
+        problems += process_problems(settings, world_size)
+    if not problems:
+        return settings
+    if _asks_for_a_device(settings) and bad.isdisjoint(_OF_A_DEVICE):
+        problems += _device_problems(settings)
+    raise UserError(listed(list(dict.fromkeys(problems)), "problems in the settings"))
+
+
+_OF_A_DEVICE = ("device", "bf16", "fp16", "use_flash_attention", "matmul_precision", "ops_backend")
+
+
+def _asks_for_a_device(s: Settings) -> bool:
+    asked = (s.device == "gpu", s.bf16, s.fp16, s.use_flash_attention, s.ops_backend)
+    return any(asked) or s.matmul_precision != "float32"
+
+
+def _device_problems(settings: Settings) -> list[str]:
+    try:
+        resolve(settings, probe(settings.device, settings.ops_backend))
+    except UserError as error:
+        return [line.removeprefix("  - ") for line in _lines(str(error))]
+    return []
+
+
+def _lines(message: str) -> list[str]:
+    """The problems in what ``listed`` has made of them."""
+    first, *others = message.splitlines()
+    return others or [first]
+
+
+def _config(settings: Settings) -> ModelConfig | None:
+    """The model's configuration; None where it comes with weights that are not here yet.
+
+    Raises:
+        UserError: the model is not known, or its config.json is wrong.
+    """
+    name = settings.model_name_or_path
+    if not name or (settings.continue_training and settings.download):
+        return None
+    if settings.continue_training:
+        folder = folder_with_weights(settings)
+        if not (folder / CONFIG_FILE).is_file():
+            return None  # the weights say what is missing
+        name = str(folder)
+    config = load_config(name, settings.allow_unknown_config)
+    return config.replace(**settings.model_overrides)
+
+
+def folder_with_weights(settings: Settings) -> Path:
+    """Where the weights of a run with ``continue_training`` lie.
+
+    Raises:
+        UserError: there are none, and ``download`` is false or fails.
+    """
+    try:
+        return find_weights(settings.model_name_or_path, settings.download)
+    except UserError as error:
+        raise UserError(
+            f"continue_training is true, but model_name_or_path has no weights: {error}; or set "
+            "continue_training to false to start from random weights"
+        ) from error

@@ -1,0 +1,59 @@
+"""Settings of when a run trains, evaluates and saves, and which model it ends with."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pypkg.training.checkpoint.checkpoint import load_trainer_state
+
+
+def test_skipped_steps_pass_over_their_samples(make_workplace):
+    """The steps around them see the samples that they see without the interval."""
+    whole, skipping = make_workplace("whole"), make_workplace("skipping")
+    changes = {"learning_rate": 1e-30, "min_learning_rate": 0, "max_steps": 10}
+    assert whole.run(**changes).returncode == 0
+    changes["skip_data_intervals"] = "[[3, 5], [7, 7]]"
+    # Stops within an interval and goes on.
+    assert skipping.run(**changes | {"max_steps": 8, "decay_steps": 10}).returncode == 0
+    done = skipping.run(**changes)
+    assert done.returncode == 0, done.stderr
+    trained = [1, 2, 6, 8, 9, 10]
+    # The weights stay what they were, so a loss depends on the samples alone.
+    assert skipping.losses() == {step: whole.losses()[step] for step in trained}
+    assert list(skipping.losses("learning_rate").values()) == pytest.approx(
+        list(whole.losses("learning_rate").values())[: len(trained)], rel=1e-12
+    )
+    state = load_trainer_state(skipping.output_dir / "checkpoint-10")
+    assert (state.global_step, state.skipped_steps) == (10, 4)
+    assert state.consumed_samples == 10 * 2 * 2
+    assert state.consumed_tokens == 6 * 2 * 2 * 16
+    assert (whole.steps(), skipping.steps()) == ([4, 8, 10], [8, 10])
+
+
+def test_an_epoch_is_the_run(workplace):
+    done = workplace.run(evaluation_strategy="epoch", save_strategy="epoch", save_steps=1)
+    assert done.returncode == 0, done.stderr
+    assert workplace.steps() == list(workplace.losses("eval_loss")) == [12]
+
+
+def test_the_run_ends_with_the_best_model(workplace):
+    """A rate that destroys the model after step 6 makes an earlier checkpoint the best."""
+    changes = {
+        "load_best_model_at_end": True, "save_total_limit": 1, "save_steps": 3, "eval_steps": 3,
+        "do_predict": True, "split": "60,20,20", "max_grad_norm": 0,
+    }  # fmt: skip
+    assert workplace.run(**changes, max_steps=6, learning_rate=0.02).returncode == 0
+    before = workplace.losses("eval_loss")
+    done = workplace.run(**changes, learning_rate=3, min_learning_rate=3)
+    assert done.returncode == 0, done.stderr
+    losses = workplace.losses("eval_loss")
+    best = min(losses, key=losses.get)
+    assert best in before and losses[12] > losses[best] + 0.5
+    assert workplace.steps() == [best, 12]
+    folder = workplace.output_dir / f"checkpoint-{best}"
+    assert f"the best model is {folder}" in done.stderr
+    summary = json.loads((workplace.output_dir / "summary.json").read_text())
+    assert summary["checkpoint"] == str(folder)
+    assert summary["test_loss"] == pytest.approx(losses[best], abs=0.3)
