@@ -154,6 +154,10 @@ def test_added_tokens_of_byte_level_files(tmp_path):
     )
     tokenizer = load_tokenizer(tmp_path)
     assert (tokenizer.eos_id, tokenizer.encode("a  <|im_end|>")[1:]) == (505, [505])
+    # A corpus is made anew when one of these changes.
+    assert [file.name for file in tokenizer.sources] == [
+        "vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json",
+    ]  # fmt: skip
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<|im_start|>": 7}))
     with pytest.raises(UserError, match=r"give the id 7 to .* and to"):
         load_tokenizer(tmp_path)
