@@ -22,6 +22,7 @@ from typing import Any
 from pypkg.bench.environment import describe_run
 from pypkg.bench.ops.case import BenchmarkError
 from pypkg.errors import UserError
+from pypkg.files import write_file
 from pypkg.logs import configure_logging
 from pypkg.threads import available_cores, configure_cpu, import_paddle
 
@@ -124,11 +125,7 @@ def _write_docs() -> Path:
 
 
 def _write_json(path: Path, result: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another file") from error
+    write_file(path, (json.dumps(result, indent=1) + "\n").encode())
     logger.info("wrote %s", path)
 
 

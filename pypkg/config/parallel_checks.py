@@ -99,6 +99,22 @@ def _check_sequence_parallel(s: Settings) -> Iterator[str]:
             )
 
 
+def _check_sample(s: Settings) -> Iterator[str]:
+    if s.sample_tokens == 0:
+        return
+    if s.pipeline_parallel_degree > 1:
+        yield (
+            f"sample_tokens is {s.sample_tokens} and pipeline_parallel_degree "
+            f"{s.pipeline_parallel_degree}, but text is written by a model that no pipeline "
+            "divides; set sample_tokens to 0"
+        )
+    if s.sequence_parallel:
+        yield (
+            f"sample_tokens is {s.sample_tokens} and sequence_parallel is true, but a text grows "
+            "by single tokens, which cannot be divided; set one of them to 0 or false"
+        )
+
+
 def _check_precision(s: Settings) -> Iterator[str]:
     if s.fp16 and s.bf16:
         yield "fp16 and bf16 are both true; set one of them to false"
@@ -141,5 +157,6 @@ PARALLEL_CHECKS: tuple[tuple[tuple[str, ...], _Check], ...] = (
         ),
         _check_sequence_parallel,
     ),
+    (("sample_tokens", "pipeline_parallel_degree", "sequence_parallel"), _check_sample),
     (("fp16", "bf16"), _check_precision),
 )

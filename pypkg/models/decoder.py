@@ -167,13 +167,19 @@ class DecoderChunk(nn.Layer):
 
         Under tensor parallelism, this process's rows, with the padding of ``vocab_embedding``.
         """
-        weight = (self.embed_tokens if self.lm_head is None else self.lm_head).weight
+        weight = self._head_table.weight
         return F.normalize(weight, axis=1, epsilon=1e-12) if self.config.norm_head else weight
 
     def _head(self, use: Callable[[paddle.Tensor], paddle.Tensor]) -> paddle.Tensor:
         """What ``use`` makes of ``head_weight``, in a call of the layer that has it."""
+        return self._head_table(lambda _: use(self.head_weight))
+
+    @property
+    def _head_table(self) -> nn.Layer:
+        """The layer whose weight the head has: its own, or the embedding."""
         table = self.embed_tokens if self.lm_head is None else self.lm_head
-        return table(lambda _: use(self.head_weight))
+        assert table is not None  # the last chunk has one of them
+        return table
 
     def use_flash_attention(self, enabled: bool) -> None:
         """Chooses flash attention, the default, or one that stores [sequence, sequence]."""
@@ -188,7 +194,7 @@ class DecoderChunk(nn.Layer):
         """Sets the dropout of hidden states in training: after each branch of a layer, and after
         an embedding with learned positions. The default is 0.
 
-        parallel/random_states.py says where its random numbers come from.
+        parallel/comm/random_states.py says where its random numbers come from.
         """
         self._embedding_dropout = probability if self.embed_positions is not None else 0.0
         for layer in self.layers:
@@ -232,6 +238,7 @@ class DecoderChunk(nn.Layer):
         inputs = self._attention_inputs(
             input_ids.shape, position_ids, prefix_lengths, document_starts
         )
+        assert x is not None  # only the first chunk is called without it
         residual = None
         for layer in self.layers:
             x, residual = layer(x, residual, inputs)
@@ -252,6 +259,7 @@ class DecoderChunk(nn.Layer):
 
     def _embed(self, input_ids: paddle.Tensor, position_ids: paddle.Tensor | None) -> paddle.Tensor:
         """[batch, sequence, hidden_size]."""
+        assert self.embed_tokens is not None  # the first chunk has it
         x = self.embed_tokens(input_ids)
         scale = self.config.embedding_gradient_scale
         if scale != 1.0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pypkg import markdown
 from pypkg.models.architecture import registry
 from pypkg.models.architecture.config import ModelConfig
@@ -74,5 +76,5 @@ def _names(models: dict[str, ModelConfig]) -> str:
     return _table(("name", "parameters"), rows)
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(["", *markdown.table(header, rows, padded=False), ""])

@@ -59,13 +59,16 @@ class PipelineDecoder(nn.Layer):
             for number, layer in child.named_children():
                 self.layers.add_sublayer(number, layer)
 
-    def train(self) -> None:
-        super().train()
-        self._schedule.train()
+    def train(self, mode: bool = True) -> PipelineDecoder:
+        super().train(mode)
+        if mode:
+            self._schedule.train()
+        else:
+            self._schedule.eval()
+        return self
 
-    def eval(self) -> None:
-        super().eval()
-        self._schedule.eval()
+    def eval(self) -> PipelineDecoder:
+        return self.train(False)
 
     def use_flash_attention(self, enabled: bool) -> None:
         """As of ``Decoder``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import paddle
@@ -53,7 +53,7 @@ def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = 
     if seed is None and (tensor_degree() > 1 or pipeline_degree() > 1):
         raise UserError("seed is None, but processes that divide a model need the same; give one")
     model = _build(config, dtype)
-    entropy = np.random.SeedSequence(seed).entropy
+    entropy = cast(int, np.random.SeedSequence(seed).entropy)  # the seed, or one of the system
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             continue  # norm weights and biases keep the value that they were made with
@@ -214,7 +214,9 @@ def whole_value(config: ModelConfig, name: str, shard: paddle.Tensor) -> np.ndar
     values = [value.numpy() for value in gather_from_tensor_group(shard)]
     whole = np.empty(whole_shape(config, name, shard.shape, degree), values[0].dtype)
     for rank, value in enumerate(values):
-        tp_shard(config, name, degree, rank).put(value, whole)
+        held = tp_shard(config, name, degree, rank)
+        assert held is not None  # as on the first rank
+        held.put(value, whole)
     return whole
 
 
@@ -245,7 +247,7 @@ def _build(config: ModelConfig, dtype: str) -> Model:
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
     _check_divisible(config)
     before = paddle.get_default_dtype()
-    paddle.set_default_dtype(dtype)
+    paddle.set_default_dtype(getattr(paddle, dtype))
     try:
         return Decoder(config) if pipeline_degree() == 1 else PipelineDecoder(config)
     finally:

@@ -13,7 +13,7 @@ def _dtype_name(dtype: paddle.dtype) -> str:
     return str(dtype).removeprefix("paddle.")
 
 
-def check_dtype(op: str, name: str, tensor: paddle.Tensor, allowed: Sequence) -> None:
+def check_dtype(op: str, name: str, tensor: paddle.Tensor, allowed: Sequence[paddle.dtype]) -> None:
     """Raises TypeError unless ``tensor`` is a paddle.Tensor of one of the ``allowed`` dtypes."""
     if not hasattr(tensor, "dtype") or not hasattr(tensor, "stop_gradient"):
         raise TypeError(f"{op}: {name} must be a paddle.Tensor, got {type(tensor).__name__}")

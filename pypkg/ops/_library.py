@@ -105,15 +105,15 @@ def _probe_compiled() -> _Probe:
     if on_gpu:
         if not info.get("cuda_version"):
             return _Probe(False, "the compiled operators were built without CUDA")
-        capability = tuple(paddle.device.cuda.get_device_capability())
+        major, minor = paddle.device.cuda.get_device_capability()
         architectures = info["cuda_architectures"]
         if isinstance(architectures, str):
             architectures = architectures.replace(",", ";").split(";")
-        if not any(_architecture_runs(each, capability) for each in architectures):
+        if not any(_architecture_runs(each, (major, minor)) for each in architectures):
             return _Probe(
                 False,
                 f"the compiled operators hold code for {', '.join(architectures)}, "
-                f"not for this device of compute capability {capability[0]}.{capability[1]}",
+                f"not for this device of compute capability {major}.{minor}",
             )
     _load_library(path)
     versions = "" if on_gpu else f", CPU kernels for {_cpu_isa()}"
@@ -228,4 +228,10 @@ def run_compiled(
             tensor if tensor is None or tensor.stop_gradient else tensor.detach()
             for tensor in tensors
         ]
-    return _C_ops._run_custom_op(op, *tensors, *attributes)
+    return custom_op(op, *tensors, *attributes)
+
+
+def custom_op(op: str, *arguments: object) -> list[paddle.Tensor]:
+    """Runs the compiled operator ``op`` on tensors, lists of tensors, None and attributes."""
+    run: Callable[..., list[paddle.Tensor]] = vars(_C_ops)["_run_custom_op"]  # not in the stubs
+    return run(op, *arguments)

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import paddle
-from paddle.autograd import PyLayer
+from paddle.autograd import PyLayer, PyLayerContext
 from paddle.base import core
 
 from pypkg.ops._autograd import BackwardGuard
 
 Tensors = tuple[paddle.Tensor, ...]
+Gradients = tuple[paddle.Tensor | None, ...]  # None for an input that wants none
 
 
 def _kernels() -> ModuleType:
@@ -29,7 +30,8 @@ def _stream(tensor: paddle.Tensor) -> int | None:
     """The raw CUDA stream that Paddle works on; None on a CPU, where Triton interprets."""
     if tensor.place.is_cpu_place():
         return None
-    return core._get_current_raw_stream(tensor.place.gpu_device_id())
+    raw_stream = vars(core)["_get_current_raw_stream"]  # only in the builds for GPUs
+    return raw_stream(tensor.place.gpu_device_id())
 
 
 def _matrix(tensor: paddle.Tensor) -> paddle.Tensor:
@@ -62,9 +64,30 @@ def rms_norm(
     return _apply(_AddRmsNorm, x, residual, weight, epsilon)
 
 
+class _Context(PyLayerContext):
+    """What every layer keeps for its backward beside tensors.
+
+    Attributes:
+        wanted: whether each input that is a tensor wants a gradient.
+    """
+
+    guard: BackwardGuard
+    wanted: list[bool]
+
+
+def _wanted(ctx: _Context, gradients: Sequence[paddle.Tensor]) -> Gradients:
+    return tuple(each if wanted else None for each, wanted in zip(gradients, ctx.wanted))
+
+
 class _RmsNorm(PyLayer):
     @staticmethod
-    def forward(ctx, guard, x, weight, epsilon):
+    def forward(
+        ctx: _Context,
+        guard: BackwardGuard,
+        x: paddle.Tensor,
+        weight: paddle.Tensor,
+        epsilon: float,
+    ) -> paddle.Tensor:
         h, w = _matrix(x), weight.detach().contiguous()
         y, rstd = _like(h), _floats(h.shape[0])
         _kernels().rms_norm_forward(h, w, y, rstd, epsilon=epsilon, stream=_stream(x))
@@ -73,15 +96,21 @@ class _RmsNorm(PyLayer):
         return y.reshape(x.shape)
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: _Context, dy: paddle.Tensor) -> Gradients:
         ctx.guard.ran()
-        gradients = _rms_norm_gradients(ctx.saved_tensor(), dy, None)
-        return tuple(each if wanted else None for each, wanted in zip(gradients, ctx.wanted))
+        return _wanted(ctx, _rms_norm_gradients(ctx.saved_tensor(), dy, None))
 
 
 class _AddRmsNorm(PyLayer):
     @staticmethod
-    def forward(ctx, guard, x, residual, weight, epsilon):
+    def forward(
+        ctx: _Context,
+        guard: BackwardGuard,
+        x: paddle.Tensor,
+        residual: paddle.Tensor,
+        weight: paddle.Tensor,
+        epsilon: float,
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
         rows, w = _matrix(x), weight.detach().contiguous()
         y, h, rstd = _like(rows), _like(rows), _floats(rows.shape[0])
         _kernels().rms_norm_forward(
@@ -93,13 +122,12 @@ class _AddRmsNorm(PyLayer):
         return y.reshape(x.shape), h.reshape(x.shape)
 
     @staticmethod
-    def backward(ctx, dy, dh):
+    def backward(ctx: _Context, dy: paddle.Tensor, dh: paddle.Tensor) -> Gradients:
         ctx.guard.ran()
         dx, dweight = _rms_norm_gradients(ctx.saved_tensor(), dy, dh)
         # Paddle adds to gradients in place, so x and residual cannot share one.
         dresidual = dx.clone() if all(ctx.wanted[:2]) else dx
-        gradients = (dx, dresidual, dweight)
-        return tuple(each if wanted else None for each, wanted in zip(gradients, ctx.wanted))
+        return _wanted(ctx, (dx, dresidual, dweight))
 
 
 def _rms_norm_gradients(
@@ -131,8 +159,10 @@ def rotary_embedding(
         None if position_ids is None else position_ids.contiguous(),
         *(interleaved, rotary_offset),
     )
-    heads = (q,) if k is None else (q, k)
-    return (*_apply(_Rotary, rotation, *heads), None)[:2]
+    if k is None:
+        return _apply(_Rotary, rotation, q)[0], None
+    q_out, k_out = _apply(_Rotary, rotation, q, k)
+    return q_out, k_out
 
 
 @dataclass(frozen=True)
@@ -146,31 +176,35 @@ class _Rotation:
     rotary_offset: int
 
 
+class _RotaryContext(_Context):
+    rotation: _Rotation
+
+
 class _Rotary(PyLayer):
     @staticmethod
-    def forward(ctx, guard, rotation, *heads):
+    def forward(
+        ctx: _RotaryContext, guard: BackwardGuard, rotation: _Rotation, *heads: paddle.Tensor
+    ) -> Tensors:
         ctx.guard, ctx.rotation = guard, rotation
         ctx.wanted = [not each.stop_gradient for each in heads]
         return _rotate(heads, rotation, inverse=False)
 
     @staticmethod
-    def backward(ctx, *gradients):
+    def backward(ctx: _RotaryContext, *gradients: paddle.Tensor) -> Gradients:
         ctx.guard.ran()
-        rotated = _rotate(gradients, ctx.rotation, inverse=True)
-        return tuple(each if wanted else None for each, wanted in zip(rotated, ctx.wanted))
+        return _wanted(ctx, _rotate(gradients, ctx.rotation, inverse=True))
 
 
 def _rotate(heads: Sequence[paddle.Tensor], rotation: _Rotation, inverse: bool) -> Tensors:
     inputs = [each.detach().contiguous() for each in heads]
     outputs = [_like(each) for each in inputs]
-    q, k = [*inputs, None][:2]
-    q_out, k_out = [*outputs, None][:2]
+    k, k_out = (inputs[1], outputs[1]) if len(heads) == 2 else (None, None)
     _kernels().rotary_embedding(
-        *(q, k, rotation.cos, rotation.sin, q_out, k_out, rotation.position_ids),
+        *(inputs[0], k, rotation.cos, rotation.sin, outputs[0], k_out, rotation.position_ids),
         rotary_offset=rotation.rotary_offset,
         interleaved=rotation.interleaved,
         inverse=inverse,
-        stream=_stream(q),
+        stream=_stream(inputs[0]),
     )
     return tuple(outputs)
 
@@ -182,11 +216,22 @@ def gated_activation(
     return _apply(_GatedActivation, activation, gate_first, *inputs)[0]
 
 
+class _GatedContext(_Context):
+    activation: str
+    gate_first: bool
+
+
 class _GatedActivation(PyLayer):
     """Of gate and up, or of one tensor that holds both halves; they are read where they lie."""
 
     @staticmethod
-    def forward(ctx, guard, activation, gate_first, *inputs):
+    def forward(
+        ctx: _GatedContext,
+        guard: BackwardGuard,
+        activation: str,
+        gate_first: bool,
+        *inputs: paddle.Tensor,
+    ) -> paddle.Tensor:
         ctx.guard, ctx.activation, ctx.gate_first = guard, activation, gate_first
         ctx.wanted = [not each.stop_gradient for each in inputs]
         matrices = [_matrix(each) for each in inputs]
@@ -197,7 +242,7 @@ class _GatedActivation(PyLayer):
         return out.reshape([*inputs[0].shape[:-1], out.shape[1]])
 
     @staticmethod
-    def backward(ctx, dout):
+    def backward(ctx: _GatedContext, dout: paddle.Tensor) -> Gradients:
         ctx.guard.ran()
         matrices = ctx.saved_tensor()
         gradients = [_like(each) for each in matrices]
@@ -209,7 +254,7 @@ class _GatedActivation(PyLayer):
             stream=_stream(dout),
         )
         shaped = [each.reshape([*dout.shape[:-1], each.shape[1]]) for each in gradients]
-        return tuple(each if wanted else None for each, wanted in zip(shaped, ctx.wanted))
+        return _wanted(ctx, shaped)
 
 
 class _Columns:

@@ -8,10 +8,11 @@ vocabulary are padding.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import paddle
 import paddle.distributed as dist
+from paddle.distributed.communication.group import Group
 
 Reduce = Callable[[paddle.Tensor], paddle.Tensor]
 
@@ -21,10 +22,10 @@ class VocabularyShard(NamedTuple):
 
     start: int  # first vocabulary entry
     vocab_size: int  # of the whole vocabulary
-    group: object | None  # a paddle.distributed group; None when this is the whole vocabulary
+    group: Group | None  # None when this is the whole vocabulary
 
 
-def shard_of(cols: int, group: object | None, vocab_size: int | None = None) -> VocabularyShard:
+def shard_of(cols: int, group: Group | None, vocab_size: int | None = None) -> VocabularyShard:
     """The shard of ``cols`` columns, padding included, that this process holds in ``group``.
 
     Args:
@@ -72,11 +73,11 @@ def merge(
 
 
 def merge_over_group(
-    row_max: paddle.Tensor, row_sum: paddle.Tensor, target: paddle.Tensor, group: object
+    row_max: paddle.Tensor, row_sum: paddle.Tensor, target: paddle.Tensor, group: Group
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
     """``merge`` by two all-reduces over ``group``; every process gets the same result."""
 
-    def reduce(operation: int) -> Reduce:
+    def reduce(operation: Literal[0, 1]) -> Reduce:  # of dist.ReduceOp
         def run(tensor: paddle.Tensor) -> paddle.Tensor:
             result = tensor.clone()
             dist.all_reduce(result, op=operation, group=group)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import paddle
 from paddle import Tensor, _C_ops
 
 from pypkg.ops._checks import FLOATING, check_dtype, compute_dtype
-from pypkg.ops._library import implementation
+from pypkg.ops._library import custom_op, implementation
 
 Tensors = Sequence[Tensor]
 
@@ -102,13 +102,14 @@ def _adamw_reference(step: _Step) -> None:
     """By Paddle's own operator, tensor by tensor."""
     dtype = compute_dtype(step.params[0])
     rate = paddle.to_tensor([step.learning_rate], dtype)
+    update: Callable[..., object] = _C_ops.adamw_  # whose stub knows no tensor to be None
     for i, (param, grad, decay) in enumerate(zip(step.params, step.grads, step.weight_decays)):
         held = param.detach() if step.masters is None else step.masters[i]
         held = held.astype(dtype)  # itself, if it is of that dtype
         grad = grad.astype(dtype)
         if step.grad_scale is not None:
             grad = grad * step.grad_scale.astype(dtype)
-        _C_ops.adamw_(
+        update(
             *(held, grad, rate, step.moments1[i], step.moments2[i], None),
             *(step.beta1_powers[i], step.beta2_powers[i], None, None),
             *(step.beta1, step.beta2, step.epsilon, 1.0, decay, decay != 0),
@@ -121,7 +122,7 @@ def _adamw_reference(step: _Step) -> None:
 def _adamw_compiled(step: _Step) -> None:
     # Paddle refuses to write in place to leaves that want a gradient; these share their memory.
     params = [param.detach() for param in step.params]
-    _C_ops._run_custom_op(
+    custom_op(
         "pypkg_adamw",
         *(params, list(step.grads), list(step.moments1), list(step.moments2)),
         *(list(step.beta1_powers), list(step.beta2_powers)),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import paddle
-from paddle.autograd import PyLayer
+from paddle.autograd import PyLayer, PyLayerContext
+from paddle.distributed.communication.group import Group
 
 from pypkg.ops import _triton
 from pypkg.ops._autograd import backward_once
@@ -19,7 +20,7 @@ def cross_entropy(
     logits: paddle.Tensor,
     labels: paddle.Tensor,
     ignore_index: int = -100,
-    group: object | None = None,
+    group: Group | None = None,
     inplace_backward: bool = True,
 ) -> paddle.Tensor:
     """log(sum_j exp(x_j)) - x_label for every row; 0 where the label is ``ignore_index``.
@@ -132,9 +133,22 @@ def _cross_entropy_layer(
     return backward_once(_CrossEntropy.apply(logits, labels, ignore_index, shard))
 
 
+class _Context(PyLayerContext):
+    """What ``_CrossEntropy`` keeps for its backward beside tensors."""
+
+    gradient: Callable[..., paddle.Tensor]
+    settings: tuple[int, int, bool]
+
+
 class _CrossEntropy(PyLayer):
     @staticmethod
-    def forward(ctx, logits, labels, ignore_index, shard):
+    def forward(
+        ctx: _Context,
+        logits: paddle.Tensor,
+        labels: paddle.Tensor,
+        ignore_index: int,
+        shard: VocabularyShard,
+    ) -> paddle.Tensor:
         loss, lse = loss_and_lse(logits, labels, ignore_index, shard)
         ctx.save_for_backward(logits, labels, lse)
         ctx.settings = (shard.start, ignore_index, False)
@@ -142,7 +156,7 @@ class _CrossEntropy(PyLayer):
         return loss
 
     @staticmethod
-    def backward(ctx, dloss):
+    def backward(ctx: _Context, dloss: paddle.Tensor) -> tuple[paddle.Tensor, None]:
         logits, labels, lse = ctx.saved_tensor()
         return ctx.gradient(logits, labels, lse, dloss, *ctx.settings), None
 
@@ -156,7 +170,8 @@ def loss_and_lse(
     loss, lse, *partials = statistics(logits.detach(), labels, *settings)
     if shard.group is None:
         return loss, lse
-    lse, target = merge_over_group(*partials, shard.group)
+    row_max, row_sum, target = partials
+    lse, target = merge_over_group(row_max, row_sum, target, shard.group)
     return paddle.where(labels == ignore_index, paddle.zeros_like(lse), lse - target), lse
 
 
@@ -231,7 +246,9 @@ def _gradient_reference(
     return paddle.where(ignored, paddle.zeros_like(gradient), gradient).astype(logits.dtype)
 
 
-def _statistics_compiled(logits: paddle.Tensor, labels: paddle.Tensor, *settings: int):
+def _statistics_compiled(
+    logits: paddle.Tensor, labels: paddle.Tensor, *settings: int
+) -> list[paddle.Tensor]:
     return run_compiled("pypkg_cross_entropy_forward", [logits, labels], *settings)
 
 
@@ -250,12 +267,12 @@ _IMPLEMENTATIONS = {
     "triton": _cross_entropy_layer,
     "reference": _cross_entropy_by_reference,
 }
-_STATISTICS = {
+_STATISTICS: dict[str, Callable[..., Sequence[paddle.Tensor]]] = {
     "compiled": _statistics_compiled,
     "triton": _triton.cross_entropy_statistics,
     "reference": _statistics_reference,
 }
-_GRADIENT = {
+_GRADIENT: dict[str, Callable[..., paddle.Tensor]] = {
     "compiled": _gradient_compiled,
     "triton": _triton.cross_entropy_gradient,
     "reference": _gradient_reference,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import paddle
 import paddle.nn.functional as F
@@ -14,7 +15,7 @@ from pypkg.ops.attention_mask import AttentionMask
 MAX_HEAD_DIM = 256
 _HEAD_DIM_MULTIPLE = 8
 
-_Result = paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor]
+_Result: TypeAlias = paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor]
 
 
 @paddle.jit.not_to_static

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import paddle
 import paddle.distributed as dist
-from paddle.autograd import PyLayer
+from paddle.autograd import PyLayer, PyLayerContext
+from paddle.distributed.communication.group import Group
 
 from pypkg.ops._autograd import backward_once
 from pypkg.ops._checks import FLOATING, check_dtype, check_shape, compute_dtype
@@ -27,7 +28,7 @@ def linear_cross_entropy(
     labels: paddle.Tensor,
     ignore_index: int = -100,
     reduction: str = "mean",
-    group: object | None = None,
+    group: Group | None = None,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     vocab_size: int | None = None,
     token_losses: list[paddle.Tensor] | None = None,
@@ -93,20 +94,33 @@ def linear_cross_entropy(
     return backward_once(_LinearCrossEntropy.apply(hidden, weight, labels, *settings))
 
 
+class _Context(PyLayerContext):
+    """What ``_LinearCrossEntropy`` keeps for its backward.
+
+    Attributes:
+        gradients: of hidden and weight, for a loss of 1; None where not wanted.
+        scale: of the gradients, 1 / rows that count; None for the sum.
+    """
+
+    gradients: tuple[paddle.Tensor | None, paddle.Tensor | None]
+    scale: paddle.Tensor | None
+    weight_dtype: paddle.dtype
+
+
 class _LinearCrossEntropy(PyLayer):
     @staticmethod
     def forward(
-        ctx,
-        hidden,
-        weight,
-        labels,
-        ignore_index,
-        reduction,
-        shard,
-        wanted,
-        rows_per_chunk,
-        token_losses,
-    ):
+        ctx: _Context,
+        hidden: paddle.Tensor,
+        weight: paddle.Tensor,
+        labels: paddle.Tensor,
+        ignore_index: int,
+        reduction: str,
+        shard: VocabularyShard,
+        wanted: tuple[bool, bool],
+        rows_per_chunk: int,
+        token_losses: list[paddle.Tensor] | None,
+    ) -> paddle.Tensor:
         rows = hidden.detach().reshape([-1, hidden.shape[-1]])
         flat_labels = labels.flatten()
         losses: list[paddle.Tensor] = []
@@ -130,9 +144,11 @@ class _LinearCrossEntropy(PyLayer):
         return total
 
     @staticmethod
-    def backward(ctx, dloss):
+    def backward(
+        ctx: _Context, dloss: paddle.Tensor
+    ) -> tuple[paddle.Tensor | None, paddle.Tensor | None, None]:
         dhidden, dweight = ctx.gradients
-        ctx.gradients = None  # scaled in place: each is handed out once
+        ctx.gradients = (None, None)  # scaled in place: each is handed out once
         scale = dloss if ctx.scale is None else dloss * ctx.scale
         if dhidden is not None:
             dhidden = dhidden.multiply_(scale.astype(dhidden.dtype))
@@ -168,6 +184,8 @@ def _walk_chunks(
         )
         losses.append(loss)
         total = total + loss.sum()
+        if dlogits is None:
+            continue
         if dhidden is not None:
             dhidden[chunk] = matmul(dlogits, weight)
         if wanted[1]:

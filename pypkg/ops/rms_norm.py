@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias, overload
+
 import paddle
 
 from pypkg.ops import _triton
 from pypkg.ops._checks import FLOATING, check_dtype, check_shape, compute_dtype
 from pypkg.ops._library import implementation, run_compiled
 
-_Result = paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor]
+_Result: TypeAlias = paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor]
+
+
+@overload
+def rms_norm(
+    x: paddle.Tensor, weight: paddle.Tensor, epsilon: float = ..., residual: None = ...
+) -> paddle.Tensor: ...
+
+
+@overload
+def rms_norm(
+    x: paddle.Tensor, weight: paddle.Tensor, epsilon: float, residual: paddle.Tensor
+) -> tuple[paddle.Tensor, paddle.Tensor]: ...
 
 
 @paddle.jit.not_to_static

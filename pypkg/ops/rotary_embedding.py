@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import paddle
 
 from pypkg.ops import _triton
@@ -9,6 +11,30 @@ from pypkg.ops._checks import FLOATING, check_dtype, check_shape, compute_dtype
 from pypkg.ops._library import implementation, run_compiled
 
 _Result = tuple[paddle.Tensor, paddle.Tensor | None]
+
+
+@overload
+def rotary_embedding(
+    q: paddle.Tensor,
+    k: None,
+    cos: paddle.Tensor,
+    sin: paddle.Tensor,
+    position_ids: paddle.Tensor | None = ...,
+    interleaved: bool = ...,
+    rotary_offset: int = ...,
+) -> tuple[paddle.Tensor, None]: ...
+
+
+@overload
+def rotary_embedding(
+    q: paddle.Tensor,
+    k: paddle.Tensor,
+    cos: paddle.Tensor,
+    sin: paddle.Tensor,
+    position_ids: paddle.Tensor | None = ...,
+    interleaved: bool = ...,
+    rotary_offset: int = ...,
+) -> tuple[paddle.Tensor, paddle.Tensor]: ...
 
 
 @paddle.jit.not_to_static
@@ -104,12 +130,12 @@ def rotary_embedding_reference(
         _check_positions(position_ids, cos.shape[0])
         flat = position_ids.flatten()
         tables = [paddle.gather(table, flat).reshape([batch, sequence, -1]) for table in (cos, sin)]
-    angles = [table.astype(dtype).detach().unsqueeze(2) for table in tables]
+    wide_cos, wide_sin = (table.astype(dtype).detach().unsqueeze(2) for table in tables)
 
     def rotate(x: paddle.Tensor) -> paddle.Tensor:
-        return _rotate_reference(x.astype(dtype), *angles, interleaved, rotary_offset).astype(
-            x.dtype
-        )
+        wide = x.astype(dtype)
+        turned = _rotate_reference(wide, wide_cos, wide_sin, interleaved, rotary_offset)
+        return turned.astype(x.dtype)
 
     return rotate(q), None if k is None else rotate(k)
 

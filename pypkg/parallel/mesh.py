@@ -11,6 +11,10 @@ import os
 import warnings
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # this module also serves where there is no Paddle
+    from paddle.distributed.communication.group import Group
 
 # PaddleNLP's hybrid_parallel_topo_order in fleet's names, from the outermost axis to the innermost.
 # Tensor parallelism is innermost: it sends most, so its ranks belong on the fastest links.
@@ -60,10 +64,10 @@ class Mesh:
 
     degrees: Degrees = Degrees()
     rank: int = 0
-    data: object | None = None
-    pipeline: object | None = None
-    sharding: object | None = None
-    tensor: object | None = None
+    data: Group | None = None
+    pipeline: Group | None = None
+    sharding: Group | None = None
+    tensor: Group | None = None
 
     @property
     def world_size(self) -> int:
@@ -126,7 +130,7 @@ class Mesh:
         return self.data_rank * self.sharding_degree + self.sharding_rank
 
 
-def _rank_in(group: object | None) -> int:
+def _rank_in(group: Group | None) -> int:
     return 0 if group is None else group.rank
 
 

@@ -16,6 +16,7 @@ import paddle
 import paddle.distributed as dist
 from paddle import Tensor, nn
 from paddle.distributed import fleet
+from paddle.distributed.communication.group import Group
 from paddle.distributed.fleet.meta_parallel import (
     PipelineLayer,
     PipelineParallel,
@@ -108,13 +109,14 @@ class Schedule:
             raise ValueError(f"micro batches of a step differ in names or shapes: {signatures}")
         engine = self._engine_for(count)
         if (signature := (*signatures, engine)) != self._sent:
-            engine._p2p_helper.clear_meta_cache()
+            messages: Any = engine._p2p_helper  # of several classes with this method
+            messages.clear_meta_cache()
             self._sent = signature
         loss = engine.forward_backward_pipeline(
             self._inputs_and_labels(micro_batches), SimpleNamespace(scale=scale)
         )
         if self._tied is not None:
-            self._sum_tied_gradient()
+            _sum_tied_gradient(self._tied)
         return loss.reshape([])
 
     @paddle.no_grad()
@@ -132,6 +134,7 @@ class Schedule:
                 messages.send_forward(dict_to_tuple_helper(state), pp_last_stage=False)
         loss = self._loss(state, **labels) if is_last else paddle.zeros([], dtype="float32")
         group = mesh.current().pipeline
+        assert group is not None
         dist.broadcast(loss, src=group.ranks[-1], group=group)
         return loss
 
@@ -170,11 +173,13 @@ class Schedule:
     def _all_forward_first(self) -> PipelineParallel:
         return _engine(self._layers, pipeline_degree())
 
-    @paddle.no_grad()
-    def _sum_tied_gradient(self) -> None:
-        main_gradient = getattr(self._tied, "main_grad", None)
-        gradient = self._tied.grad if main_gradient is None else main_gradient
-        dist.all_reduce(gradient, group=_ends(mesh.current()))
+
+@paddle.no_grad()
+def _sum_tied_gradient(tied: Tensor) -> None:
+    main_gradient: Tensor | None = getattr(tied, "main_grad", None)
+    gradient = tied.grad if main_gradient is None else main_gradient
+    assert gradient is not None  # after a backward pass
+    dist.all_reduce(gradient, group=_ends(mesh.current()))
 
 
 def _pipeline_layer(parts: Sequence[nn.Layer], loss: Callable[[Any, Any], Tensor]) -> PipelineLayer:
@@ -215,7 +220,7 @@ def _engine(layers: PipelineLayer, count: int) -> PipelineParallel:
 
 
 @functools.cache
-def _ends(of: mesh.Mesh) -> dist.communication.group.Group:
+def _ends(of: mesh.Mesh) -> Group | None:
     """The first and the last stage of this process's pipeline; all processes have to call it."""
     if of.pipeline_degree == 2:
         return of.pipeline

@@ -18,6 +18,7 @@ from typing import Any
 import paddle
 import paddle.distributed as dist
 from paddle import nn
+from paddle.distributed.communication.group import Group
 
 from pypkg.errors import UserError
 from pypkg.ops import linear, matmul
@@ -34,8 +35,8 @@ def tensor_rank() -> int:
     return mesh.current().tensor_rank
 
 
-def tensor_group() -> object | None:
-    """The paddle.distributed group of the tensor axis; None without tensor parallelism."""
+def tensor_group() -> Group | None:
+    """The group of the tensor axis; None without tensor parallelism."""
     return mesh.current().tensor
 
 
@@ -121,7 +122,7 @@ def vocab_embedding(vocab_size: int, hidden_size: int) -> nn.Layer:
 
 
 @functools.cache
-def _table_class(base: type[nn.Layer]) -> type[nn.Layer]:
+def _table_class(base: Any) -> Callable[..., nn.Layer]:
     class Table(base):
         """An embedding, or a head where it is called with a function of its weight.
 

@@ -13,13 +13,15 @@ class DataSource(Protocol):
 
     ``input_ids`` and ``labels`` are int64 [batch, sequence]; pypkg.data.loading says what else a
     batch may hold.
-
-    Attributes:
-        sources: names of the corpora of each split ("train", "valid", "test"); a split without
-            documents is missing. The loss of each corpus is reported where there are several.
     """
 
-    sources: Mapping[str, Sequence[str]]
+    @property
+    def sources(self) -> Mapping[str, Sequence[str]]:
+        """Names of the corpora of each split ("train", "valid", "test").
+
+        A split without documents is missing. The loss of each corpus is reported where there are
+        several.
+        """
 
     def train_batches(self, start: int) -> Iterator[Batch]:
         """From the ``start``-th sample of the run on, counted over all ranks."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import paddle.distributed as dist
+from paddle.distributed.communication.group import Group
 
 from pypkg.data import Batch
 from pypkg.errors import UserError
@@ -64,10 +65,14 @@ class SharedBatches(Iterator[Batch]):
         self._source = source
 
     def __next__(self) -> Batch:
-        batch = from_reader(lambda: next(self._source, None))
+        batch = from_reader(self._read)
         if batch is None:
             raise StopIteration
         return batch
+
+    def _read(self) -> Batch | None:
+        assert self._source is not None  # only the reader reads
+        return next(self._source, None)
 
 
 def _share(value: Any) -> Any:
@@ -80,7 +85,7 @@ def _share(value: Any) -> Any:
     return value
 
 
-def _broadcast(value: Any, group: dist.communication.group.Group) -> Any:
+def _broadcast(value: Any, group: Group) -> Any:
     """``value`` of the first rank of ``group``."""
     told = [value]
     dist.broadcast_object_list(told, src=group.ranks[0], group=group)

@@ -52,7 +52,7 @@ class Engine:
         self.model.eval()
         losses = [self.model.evaluate(to_device(batch)) for batch in micro_batches]
         self.model.train()
-        return float(mean_over_sample_shards(paddle.stack(losses).mean()).item())
+        return float(mean_over_sample_shards(paddle.stack(losses).mean()))
 
 
 def to_device(batch: Batch) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pypkg.config import Settings
 from pypkg.data.tokenizers.load import Tokenizer
+from pypkg.models.decoder import Decoder
 from pypkg.models.pretrained import Model
 from pypkg.parallel.comm.collective import is_first_rank
 from pypkg.training.checkpoint.checkpoint import checkpoints
@@ -51,6 +52,7 @@ def report_outcome(
     if settings.do_predict and "test" in samples.sources:
         test_loss = engine.evaluate(islice(samples.eval_batches("test"), TEST_ITERS))
     if settings.sample_tokens > 0 and tokenizer is not None:
+        assert isinstance(model, Decoder)  # Settings refuse it with pipeline parallelism
         sample = write_sample(
             model, tokenizer, settings.sample_prompt, settings.sample_tokens, settings.seed
         )

@@ -19,9 +19,10 @@ from pypkg.parallel.optimizer.distribute import DistributedModel, distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
-from pypkg.training.activations import set_activations
+from pypkg.training.activations import dropout_notice, set_activations
 from pypkg.training.checkpoint.checkpoint import load_trainer_state, prepare_output_dir
 from pypkg.training.checkpoint.checkpointer import Checkpointer
+from pypkg.training.data_source import DataSource
 from pypkg.training.engine import Engine
 from pypkg.training.final_report import log_stopped, report_outcome
 from pypkg.training.layout import degrees, layout_notices, layout_problems
@@ -59,10 +60,10 @@ def run(settings: Settings) -> int:
     _start_ranks(settings, config)
     from_first_rank(lambda: prepare_output_dir(settings.output_dir))
     checkpoint = from_first_rank(lambda: checkpoint_to_resume(settings))
-    resumes = checkpoint is not None and not settings.ignore_load_lr_and_optim
-    state = load_trainer_state(checkpoint) if resumes else TrainerState()
-    if resumes:
-        check_resumed(settings, checkpoint, state)
+    resumed = None if settings.ignore_load_lr_and_optim else checkpoint
+    state = load_trainer_state(resumed) if resumed else TrainerState()
+    if resumed:
+        check_resumed(settings, resumed, state)
 
     model, wrapped, updater = _make_model(settings, plan, checkpoint, config)
     samples = Samples(settings, model.config, state)
@@ -76,13 +77,16 @@ def run(settings: Settings) -> int:
         keep=settings.save_total_limit,
         with_optimizer=not settings.ignore_save_lr_and_optim,
     )
-    if resumes:
-        checkpointer.restore(checkpoint, state)
+    if resumed:
+        checkpointer.restore(resumed, state)
     elif checkpoint:
         logger.info("weights of %s; the rest starts anew (ignore_load_lr_and_optim)", checkpoint)
     reporters = _make_reporters(settings, state)
-    engine, data = Engine(wrapped, updater), samples
-    if not settings.skip_profile_timer:
+    engine: Engine
+    data: DataSource = samples
+    if settings.skip_profile_timer:
+        engine = Engine(wrapped, updater)
+    else:
         engine = MeasuredEngine(wrapped, updater)
         data = engine.timed(samples)
     flops_per_token = model.config.flops_per_token(settings.max_seq_length)
@@ -150,6 +154,8 @@ def _make_model(
         *(config.model_type, config.num_parameters() / 1e6, config.num_hidden_layers),
         *(config.hidden_size, config.num_attention_heads, config.vocab_size),
     )
+    if settings.do_train and (notice := dropout_notice(settings, config)):
+        logger.info(notice)
     sharding = ModelTpSharding(config)
     return model, *distribute(model, _update_options(settings), mesh.current(), sharding)
 

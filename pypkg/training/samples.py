@@ -194,6 +194,7 @@ def _wanted_samples(s: Settings, state: TrainerState, shards: int) -> list[int]:
     """Samples that the run needs of train, valid and test, with those consumed before."""
     steps = max(s.max_steps - state.global_step, 0)
     step = s.per_device_train_batch_size * s.gradient_accumulation_steps * shards
+    assert s.eval_steps is not None and s.eval_iters is not None  # Settings derives them
     evaluations = s.max_steps // s.eval_steps + 1 if s.evaluates or s.do_eval else 0
     evaluated = s.per_device_eval_batch_size * shards
     return [
@@ -228,11 +229,13 @@ def objective_of(config: ModelConfig, seq_length: int, seed: int) -> Objective:
     eop = eop[0] if isinstance(eop, list) else eop
     if eop is None:
         raise UserError("the model's config.json lacks eos_token_id, which ends what fills a blank")
+    mask, gmask, sop = config.mask_token_id, config.gmask_token_id, config.sop_token_id
+    assert mask is not None and gmask is not None and sop is not None  # ModelConfig requires them
     return BlankInfilling(
         seq_length=seq_length,
-        mask_id=config.mask_token_id,
-        gmask_id=config.gmask_token_id,
-        sop_id=config.sop_token_id,
+        mask_id=mask,
+        gmask_id=gmask,
+        sop_id=sop,
         eop_id=eop,
         two_dimensional=config.position_encoding_2d,
         seed=seed,

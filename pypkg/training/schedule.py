@@ -40,9 +40,11 @@ def learning_rate(settings: Settings, completed_steps: int) -> float:
         return peak * completed_steps / warmup if completed_steps < warmup else peak
     if step <= warmup:
         return peak * step / warmup
-    if step > settings.decay_steps:
+    last = settings.decay_steps
+    assert last is not None  # Settings derives it
+    if step > last:
         return floor
-    progress = (step - warmup) / (settings.decay_steps - warmup)
+    progress = (step - warmup) / (last - warmup)
     remaining = _DECAYS[kind](progress)
     return floor + remaining * (peak - floor)
 

@@ -24,11 +24,13 @@ _VOCAB_MULTIPLE = 128
 
 def tokenizer_source(settings: Settings) -> Path:
     """The given folder or file, or the entry of that name in the Hugging Face cache."""
-    path = Path(settings.tokenizer_name_or_path)
+    name = settings.tokenizer_name_or_path
+    assert name is not None  # Settings derives it
+    path = Path(name)
     if path.exists():
         return path
     try:
-        return find_weights(settings.tokenizer_name_or_path)
+        return find_weights(name)
     except UserError:
         return path
 

@@ -89,6 +89,7 @@ class Trainer:
             UserError: the loss is not a finite number, or saving fails.
         """
         settings, state = self.settings, self.state
+        assert settings.eval_steps is not None  # Settings derives it
         batches = TimedIterator(self.data.train_batches(state.consumed_samples))
         with InterruptRequest() as interrupt, Progress(settings, state.global_step) as progress:
             self.throughput.restart()
@@ -175,7 +176,7 @@ class Trainer:
         metrics = {
             "loss": self.final_loss,
             "learning_rate": rate,
-            "grad_norm": float(grad_norm.item()),
+            "grad_norm": float(grad_norm),
             "tokens_per_second_per_device": speed,
             "peak_memory_gib": peak_memory_bytes() / 2**30,
             "consumed_tokens": self._count_tokens(),
@@ -218,10 +219,11 @@ class Trainer:
     def _note_best(self) -> None:
         """Whether the checkpoint that is about to be written has the lowest validation loss."""
         state = self.state
-        if not self.settings.load_best_model_at_end or self._evaluated_step != state.global_step:
+        loss = self.eval_loss if self._evaluated_step == state.global_step else None
+        if not self.settings.load_best_model_at_end or loss is None:
             return
-        if state.best_loss is None or self.eval_loss < state.best_loss:
-            state.best_loss, state.best_checkpoint = self.eval_loss, checkpoint_name(state)
+        if state.best_loss is None or loss < state.best_loss:
+            state.best_loss, state.best_checkpoint = loss, checkpoint_name(state)
 
     def _finite_losses(self) -> list[float]:
         """Losses since the last log line, fetched from the device in one go.
@@ -255,7 +257,7 @@ class Trainer:
         """Which ranks have a loss that is not finite, where there are several."""
         if mesh.current().world_size == 1:
             return ""
-        ranks = ranks_where(not math.isfinite(float(self._losses[index].item())))
+        ranks = ranks_where(not math.isfinite(float(self._losses[index])))
         return f" on {named(ranks)}"
 
     def _count_tokens(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -127,3 +128,26 @@ class GuardedArray:
         tensor.strides = ctypes.cast(self._strides, ctypes.POINTER(ctypes.c_int64))
         self._managed = managed  # lives as long as this array, so the capsule needs no deleter
         return _new_capsule(ctypes.addressof(managed), b"dltensor", None)
+
+
+class GuardedBackend:
+    """What ``checks.check`` runs ``kernels`` with: arrays between inaccessible pages."""
+
+    stream = 0
+
+    def __init__(self, kernels: Any) -> None:
+        self.kernels = kernels
+
+    def array(self, values: np.ndarray, dtype: str, misaligned: bool = False) -> GuardedArray:
+        return GuardedArray(values.shape, dtype, misaligned).write(values)
+
+    def poisoned(
+        self, shape: tuple[int, ...], dtype: str, misaligned: bool = False
+    ) -> GuardedArray:
+        return GuardedArray(shape, dtype, misaligned)
+
+    def columns(self, array: GuardedArray, start: int, stop: int) -> GuardedArray:
+        return array.columns(start, stop)
+
+    def numpy(self, array: GuardedArray) -> np.ndarray:
+        return array.numpy()

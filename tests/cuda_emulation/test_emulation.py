@@ -12,8 +12,7 @@ import checks
 import kernel_cases
 import numpy as np
 import pytest
-from guarded_memory import GuardedArray
-from test_kernels import GuardedBackend
+from guarded_memory import GuardedArray, GuardedBackend
 
 SEEDS = range(4)
 

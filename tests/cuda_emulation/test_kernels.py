@@ -7,9 +7,8 @@ from types import ModuleType
 import checks
 import hopper_cases
 import kernel_cases
-import numpy as np
 import pytest
-from guarded_memory import GuardedArray
+from guarded_memory import GuardedBackend
 
 CASES = kernel_cases.small_cases()
 HOPPER_BACKWARD = [
@@ -21,27 +20,6 @@ HOPPER_BACKWARD = [
 def operations(emulated: ModuleType) -> list[str]:
     """What was launched since the last call."""
     return [launch.partition(" on shape")[0] for launch in emulated.take_launches()]
-
-
-class GuardedBackend:
-    stream = 0
-
-    def __init__(self, kernels: ModuleType):
-        self.kernels = kernels
-
-    def array(self, values: np.ndarray, dtype: str, misaligned: bool = False) -> GuardedArray:
-        return GuardedArray(values.shape, dtype, misaligned).write(values)
-
-    def poisoned(
-        self, shape: tuple[int, ...], dtype: str, misaligned: bool = False
-    ) -> GuardedArray:
-        return GuardedArray(shape, dtype, misaligned)
-
-    def columns(self, array: GuardedArray, start: int, stop: int) -> GuardedArray:
-        return array.columns(start, stop)
-
-    def numpy(self, array: GuardedArray) -> np.ndarray:
-        return array.numpy()
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import filecmp
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,19 @@ def test_one_definition_differs(tmp_path: Path):
     assert pairs == [("constexpr int kThreads = 256;", "constexpr int kThreads = 512;")]
     same = filecmp.dircmp(ROOT / "csrc" / "kernels", tmp_path / "sources" / "csrc" / "kernels")
     assert same.diff_files == ["adamw.cu"] and not same.left_only
+
+
+def test_the_copy_is_all_that_the_build_needs(tmp_path: Path):
+    Variant.parse("adamw.cu:kThreads=512").write_sources(tmp_path / "sources")
+    configure = [sys.executable, "-m", "cmake", "-S", str(tmp_path / "sources")]
+    configure += [
+        "-B",
+        str(tmp_path / "build"),
+        f"-DPython_EXECUTABLE={sys.executable}",
+        "-DPYPKG_BUILD_PADDLE_OPS=OFF",
+    ]
+    done = subprocess.run(configure, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,9 @@ class Variant:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         shutil.copy(ROOT / "CMakeLists.txt", folder)
-        shutil.copytree(ROOT / "csrc", folder / "csrc")
+        compiled = shutil.ignore_patterns("__pycache__", "_lib", "*.so")
+        for name in ("csrc", "pypkg"):  # the build reads the version from the package
+            shutil.copytree(ROOT / name, folder / name, ignore=compiled)
         path = folder / "csrc" / "kernels" / self.file
         if not path.is_file():
             names = ", ".join(sorted(each.name for each in path.parent.glob("*.cu*")))

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed; it comes with .[test]")
@@ -19,7 +18,7 @@ sys.path.insert(0, str(TESTS / "cuda_emulation"))
 
 import checks  # noqa: E402
 import kernel_cases  # noqa: E402
-from guarded_memory import GuardedArray  # noqa: E402
+from guarded_memory import GuardedArray, GuardedBackend  # noqa: E402
 
 from pypkg.ops.triton import kernels, launch  # noqa: E402
 
@@ -60,25 +59,6 @@ class OnGuardedArrays:
         return call
 
 
-class GuardedBackend:
-    stream = 0
-    kernels = OnGuardedArrays()
-
-    def array(self, values: np.ndarray, dtype: str, misaligned: bool = False) -> GuardedArray:
-        return GuardedArray(values.shape, dtype, misaligned).write(values)
-
-    def poisoned(
-        self, shape: tuple[int, ...], dtype: str, misaligned: bool = False
-    ) -> GuardedArray:
-        return GuardedArray(shape, dtype, misaligned)
-
-    def columns(self, array: GuardedArray, start: int, stop: int) -> GuardedArray:
-        return array.columns(start, stop)
-
-    def numpy(self, array: GuardedArray) -> np.ndarray:
-        return array.numpy()
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_kernels_agree_with_float64(case: checks.Case):
-    checks.check(case, GuardedBackend())
+    checks.check(case, GuardedBackend(OnGuardedArrays()))

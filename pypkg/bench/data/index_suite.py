@@ -215,6 +215,7 @@ def _load_extension(name: str, path: Sequence[str]) -> ModuleType | None:
             file = Path(folder, *packages, last + suffix)
             if file.is_file():
                 spec = importlib.util.spec_from_file_location(name, file)
+                assert spec is not None and spec.loader is not None
                 module = importlib.util.module_from_spec(spec)
                 spec.loader.exec_module(module)
                 return module

@@ -49,6 +49,7 @@ def run_data_loading(options: argparse.Namespace) -> dict[str, Any]:
         prefix = str(Path(name) / "corpus")
         documents = _write_corpus(prefix, options.megatokens * 1_000_000)
         dataset = build_train_valid_test_datasets([prefix], "1", SEQ_LENGTH, (1, 0, 0), 42)[0]
+        assert isinstance(dataset, GPTDataset)
         dataset.corpus.tokens.sum(dtype=np.int64)  # maps and warms every page
         return {
             "kind": "data-loading",
@@ -162,12 +163,12 @@ def _waits(dataset: GPTDataset, options: argparse.Namespace) -> list[dict[str, A
     """How long a loop that consumes TOKENS_PER_SECOND waits for each micro batch."""
     infilling = BlankInfilling(SEQ_LENGTH, 1, 2, 3, 4, two_dimensional=True, seed=0)
     packing = Packing(reset_attention_mask=True, reset_position_ids=True, eod_mask_loss=True)
-    objectives = {
+    objectives: dict[str, dict[str, Any]] = {
         "next token": {"objective": causal},
         "next token, documents apart": {"objective": causal, "packing": packing},
         "blanks of GLM": {"objective": infilling},
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, what in objectives.items():
         for threads in (0, 1):
             loader = BatchLoader(dataset, BATCH, vocab_size=_VOCAB_SIZE, threads=threads, **what)

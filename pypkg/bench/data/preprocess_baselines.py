@@ -96,6 +96,9 @@ def time_paddlenlp(options: argparse.Namespace) -> dict[str, Any]:
     return {**clock.read(), "tokens": tokens, "version": paddlenlp.__version__}
 
 
+_tokenizer: Any  # PaddleNLP's, in each worker process
+
+
 def _load(folder: str) -> None:
     global _tokenizer
     from paddlenlp.transformers import AutoTokenizer

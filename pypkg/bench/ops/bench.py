@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from pypkg.bench.ops.case import OURS, Operator, Shape, Update, UpdateShape
@@ -71,9 +72,16 @@ def bench_operator(
     ]
     if not any(each.name == OURS for each in baselines):
         return []
-    prepare = update_runs if isinstance(operator, Update) else operator_runs
-    runs, errors = prepare(operator, baselines, shape, dtype, frameworks)
-    turns = {name: lambda run=run: _turn(run) for name, run in runs.items()}
+    runs: Mapping[str, _Run]
+    if isinstance(operator, Update):
+        assert isinstance(shape, UpdateShape)
+        runs, errors = update_runs(operator, baselines, shape, dtype, frameworks)
+    else:
+        assert isinstance(shape, Shape)
+        runs, errors = operator_runs(operator, baselines, shape, dtype, frameworks)
+    turns: dict[str, Callable[[], PassSeconds]] = {
+        name: partial(_turn, run) for name, run in runs.items()
+    }
     turns[_LIMIT] = lambda: limits.seconds(operator.bound, shape.work, dtype)
     start = time.perf_counter()
     interleave(turns, 1, _PAUSE)

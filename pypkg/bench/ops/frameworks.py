@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import paddle
+    import torch
+
+    Gradients = tuple[paddle.Tensor, ...]
 
 
 class Framework(Protocol):
@@ -44,30 +50,35 @@ class PaddleFramework:
         self._on_gpu = paddle.device.get_device().startswith("gpu")
         self._loss = _loss_with_gradients()
 
-    def tensor(self, array, dtype):
+    def tensor(self, array: np.ndarray, dtype: str | None) -> paddle.Tensor:
         tensor = self._paddle.to_tensor(array)
         if dtype is not None:
-            tensor = tensor.astype(dtype).detach()
+            tensor = tensor.astype(getattr(self._paddle, dtype)).detach()
             tensor.stop_gradient = False
         return tensor
 
-    def tensor_like(self, array, tensor):
+    def tensor_like(self, array: np.ndarray, tensor: paddle.Tensor) -> paddle.Tensor:
         return self._paddle.to_tensor(array).astype(tensor.dtype)
 
-    def fresh(self, tensor):
+    def fresh(self, tensor: paddle.Tensor) -> paddle.Tensor:
         return tensor.clone()
 
-    def array(self, tensor):
+    def array(self, tensor: paddle.Tensor) -> np.ndarray:
         return tensor.detach().astype("float64").numpy()
 
-    def gradients(self, outputs, inputs, output_gradients):
+    def gradients(
+        self,
+        outputs: Sequence[paddle.Tensor],
+        inputs: Sequence[paddle.Tensor],
+        output_gradients: Sequence[paddle.Tensor],
+    ) -> Sequence[paddle.Tensor]:
         return self._paddle.grad([self._loss(lambda: tuple(output_gradients), *outputs)], inputs)
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         if self._on_gpu:
             self._paddle.device.synchronize()
 
-    def matmul(self, a, b):
+    def matmul(self, a: paddle.Tensor, b: paddle.Tensor) -> paddle.Tensor:
         with self._paddle.no_grad():
             return self._paddle.matmul(a, b)
 
@@ -78,12 +89,14 @@ def _loss_with_gradients() -> Callable[..., Any]:
 
     class Loss(paddle.autograd.PyLayer):
         @staticmethod
-        def forward(ctx, get_gradients, *outputs):
+        def forward(
+            ctx: Any, get_gradients: Callable[[], Gradients], *outputs: paddle.Tensor
+        ) -> paddle.Tensor:
             ctx.get_gradients = get_gradients
             return paddle.zeros([], outputs[0].dtype)
 
         @staticmethod
-        def backward(ctx, _):
+        def backward(ctx: Any, *_: paddle.Tensor) -> Gradients:
             return ctx.get_gradients()
 
     return Loss.apply
@@ -97,34 +110,39 @@ class TorchFramework:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(threads)
 
-    def tensor(self, array, dtype):
+    def tensor(self, array: np.ndarray, dtype: str | None) -> torch.Tensor:
         tensor = self._torch.from_numpy(array).to(self._device)
         if dtype is not None:
             # .to() with the same dtype shares the array's memory, which a run may write to.
             tensor = tensor.to(getattr(self._torch, dtype), copy=True).requires_grad_()
         return tensor
 
-    def tensor_like(self, array, tensor):
+    def tensor_like(self, array: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
         return self._torch.from_numpy(array).to(tensor)
 
-    def fresh(self, tensor):
+    def fresh(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.clone()
 
-    def array(self, tensor):
+    def array(self, tensor: torch.Tensor) -> np.ndarray:
         return tensor.detach().double().cpu().numpy()
 
-    def gradients(self, outputs, inputs, output_gradients):
+    def gradients(
+        self,
+        outputs: Sequence[torch.Tensor],
+        inputs: Sequence[torch.Tensor],
+        output_gradients: Sequence[torch.Tensor],
+    ) -> Sequence[torch.Tensor]:
         return self._torch.autograd.grad(outputs, inputs, output_gradients)
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         if self._device == "cuda":
             self._torch.cuda.synchronize()
 
-    def matmul(self, a, b):
+    def matmul(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         with self._torch.no_grad():
             return a @ b
 
-    def compile(self, function: Callable) -> Callable:
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return self._torch.compile(function, dynamic=False)
 
 

@@ -12,7 +12,7 @@ from pypkg import _native, ops
 from pypkg.bench.ops.bench import DTYPES, Limits, bench_operator
 from pypkg.bench.ops.case import TORCH, Operator, Update, Workload
 from pypkg.bench.ops.cases import operators
-from pypkg.bench.ops.frameworks import Framework, available_frameworks
+from pypkg.bench.ops.frameworks import TorchFramework, available_frameworks
 from pypkg.bench.ops.limits import MATMUL_SIZE, ThreadedCopy, best_matmul_rate
 from pypkg.errors import UserError
 from pypkg.models.architecture.registry import load_config
@@ -39,8 +39,9 @@ def run_operators(options: argparse.Namespace) -> dict[str, Any]:
     """
     frameworks, notes = available_frameworks(options.threads)
     chosen = _choose(operators(default_workloads()), options.op)
-    if options.torch_compile and "torch" in frameworks:
-        chosen = [_with_torch_compile(each, frameworks["torch"]) for each in chosen]
+    torch = frameworks.get("torch")
+    if options.torch_compile and isinstance(torch, TorchFramework):
+        chosen = [_with_torch_compile(each, torch) for each in chosen]
     notes += [note for each in chosen for note in each.notes]
     backend = ops.backend()
     if backend == "reference":
@@ -87,7 +88,7 @@ def _choose(
     return [each for each in known if not names or each.name in names]
 
 
-def _with_torch_compile(operator: Operator | Update, torch: Framework) -> Operator | Update:
+def _with_torch_compile(operator: Operator | Update, torch: TorchFramework) -> Operator | Update:
     twins = [
         dataclasses.replace(each, name="torch.compile", function=torch.compile(each.function))
         for each in operator.baselines

@@ -75,8 +75,8 @@ def _draw_panel(
     for position, row in enumerate(rows):
         colour, median = colours[row["baseline"]], row["median"]
         axis.plot([row["lower_quartile"], row["upper_quartile"]], [position] * 2, color=colour)
-        marker = {"marker": "o"} if row["baseline"] == OURS else {"marker": "s", "mfc": "white"}
-        axis.plot(median, position, color=colour, markersize=5, **marker)
+        shape, inside = ("o", colour) if row["baseline"] == OURS else ("s", "white")
+        axis.plot(median, position, color=colour, markersize=5, marker=shape, mfc=inside)
     ours = next(row["median"] for row in rows if row["baseline"] == OURS)
     names = [row["baseline"] if with_names else "" for row in rows]
     times = [f"{row['median'] / ours:.2f} ({milliseconds(row['median'])})" for row in rows]

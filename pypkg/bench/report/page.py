@@ -10,6 +10,7 @@ from pathlib import Path
 from pypkg.bench.report.result import Result, device_name
 from pypkg.bench.report.sections import SECTIONS, operators
 from pypkg.errors import UserError
+from pypkg.files import write_file
 
 _HEAD = """\
 # Benchmarks
@@ -66,7 +67,7 @@ def write_docs(docs: Path) -> Path:
         )
     results = [read_result(path) for path in sorted((docs / "benchmarks").glob("*.json"))]
     page = docs / "benchmarks.md"
-    page.write_text(render_page(results), encoding="utf-8")
+    write_file(page, render_page(results).encode())
     _write_figures(docs / "benchmarks", results)
     return page
 
@@ -81,7 +82,7 @@ def _write_figures(folder: Path, results: Sequence[Result]) -> None:
         if old.name not in made:
             old.unlink()
     for name, text in made.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_file(folder / name, text.encode())
 
 
 def read_result(path: Path) -> Result:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
 # Text stays text, which can be searched. Ids come from a fixed salt instead of a random one, and
 # the file names neither the date nor the version of matplotlib.
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "pypkg"}
+_STYLE: dict[Any, str] = {"svg.fonttype": "none", "svg.hashsalt": "pypkg"}
 _METADATA = {"Date": None, "Creator": None}
 
 

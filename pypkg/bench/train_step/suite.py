@@ -110,21 +110,22 @@ class Worker:
 
     def __init__(self, name: str, process: subprocess.Popen, log: IO[str]) -> None:
         self._name = name
-        self._process = process
+        assert process.stdin is not None and process.stdout is not None  # pipes
+        self._process, self._commands, self._answers = process, process.stdin, process.stdout
         self._log = log
         self.matmul_rate: float = self._receive()["matmul_rate"]
 
     def step(self) -> dict[str, float]:
         """Trains one step; its loss, seconds and peak_rss_bytes so far."""
         try:
-            self._process.stdin.write("step\n")
-            self._process.stdin.flush()
+            self._commands.write("step\n")
+            self._commands.flush()
         except BrokenPipeError:
             pass  # _receive tells why
         return self._receive()
 
     def _receive(self) -> dict[str, float]:
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if line:
             return json.loads(line)
         self._process.wait()
@@ -158,7 +159,8 @@ def start_worker(baseline: Baseline, task: Mapping[str, Any]) -> Iterator[Worker
         try:
             yield Worker(baseline.name, process, log)
         finally:
-            process.stdin.close()  # the end of its input ends the worker
+            if process.stdin is not None:
+                process.stdin.close()  # the end of its input ends the worker
             try:
                 process.wait(timeout=30)
             except subprocess.TimeoutExpired:

@@ -63,7 +63,7 @@ def train_pypkg(task: Mapping[str, Any]) -> tuple[float, Step]:
     def step() -> float:
         loss = wrapped.forward_backward([{"input_ids": input_ids, "labels": labels}], updater.scale)
         updater.step(_LEARNING_RATE)
-        return loss.item()
+        return float(loss)
 
     return rate, step
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from array import array
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -57,12 +56,7 @@ class IndexedDatasetWriter:
     def __enter__(self) -> IndexedDatasetWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for output in self._outputs:
             output.discard()
 

@@ -58,10 +58,8 @@ class Attention(nn.Layer):
         self.recompute: Recompute | None = None  # what backward passes compute again
         self._head_dim = config.head_dim
         divisor = config.query_pre_attn_scalar
-        self._scores = {
-            "scale": None if divisor is None else divisor**-0.5,
-            "softcap": config.attn_logit_softcapping or 0.0,
-        }
+        self._scale = None if divisor is None else divisor**-0.5
+        self._softcap = config.attn_logit_softcapping or 0.0
         degree = tensor_degree()
         first, stop = key_value_range(config, degree, tensor_rank())
         key_value_size = (stop - first) * config.head_dim
@@ -87,13 +85,13 @@ class Attention(nn.Layer):
                 )
 
     def forward(self, x: paddle.Tensor, inputs: AttentionInputs) -> paddle.Tensor:
-        """[batch, sequence, hidden], or split tokens (parallel/layers.py), to the same shape."""
+        """[batch, sequence, hidden], or split tokens (parallel/tp_layers.py), to the same shape."""
         projected = self.qkv_proj(x)
         query, key, value = (
             part.reshape([inputs.batch, inputs.sequence, -1, self._head_dim])
             for part in paddle.split(projected, self._sizes, axis=-1)
         )
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query)[0], self.k_norm(key)[0]
         if inputs.rotation is not None:
             query, key = inputs.rotation(query, key)
@@ -102,7 +100,8 @@ class Attention(nn.Layer):
         attend = partial(
             ops.flash_attention if self.use_flash_attention else _plain_attention,
             mask=inputs.masks[self._layer_type],
-            **self._scores,
+            scale=self._scale,
+            softcap=self._softcap,
         )
         out = recomputed(self, ATTENTION, attend, query, key, value)
         return self.o_proj(out.reshape([*projected.shape[:-1], self._sizes[0]]))

@@ -1,8 +1,9 @@
-"""Which tokens see which, as descriptions that the attention operator understands."""
+"""Attention masks of a model, as descriptions for ``ops.flash_attention``."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import paddle
 
@@ -13,10 +14,14 @@ from pypkg.parallel.tp_layers import tensor_degree, tensor_rank
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
-    """The slope of each head (Press et al., 2022, and their code for other than powers of two).
+    """ALiBi slopes, one per head (Press et al., 2022).
 
-    For n heads, n a power of two, a geometric series from 2^(-8/n) with that ratio. For others the
-    series of the power of two below, then every second slope of that above.
+    For n heads, n a power of two, they are the geometric series that starts at 2^(-8/n) and has
+    that ratio. For other n, the series of the next lower power of two comes first, then every
+    second slope of the next higher one, as in the authors' code.
+
+    Returns:
+        ``num_heads`` slopes.
     """
     power = 2 ** math.floor(math.log2(num_heads))
 
@@ -27,7 +32,7 @@ def alibi_slopes(num_heads: int) -> list[float]:
 
 
 class Masks:
-    """Makes the masks of a model; the slopes are kept on the device that they were last used on."""
+    """Makes the masks of a model. ALiBi slopes are cached for the device of the last call."""
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
@@ -39,25 +44,25 @@ class Masks:
         prefix_lengths: paddle.Tensor | None,
         document_starts: paddle.Tensor | None = None,
     ) -> dict[str, ops.AttentionMask]:
-        """The mask of each type of layer that the model has (``ModelConfig.layer_types``).
+        """The mask of each layer type of the model (``ModelConfig.layer_types``).
 
         Args:
-            prefix_lengths: int32 [batch], or None where no token sees those after it.
-            document_starts: int32 [batch, sequence], for each token the place of the first token of
-                its document, which is all that it sees; None where all is one document.
+            prefix_lengths: int32 [batch], the tokens of each row that see each other in both
+                directions; None: attention is causal.
+            document_starts: int32 [batch, sequence], for each token the position of the first
+                token of its document; a token sees its own document only. None: a row is one
+                document.
         """
         config = self._config
-        described = {
-            "prefix_lengths": prefix_lengths,
-            "document_starts": document_starts,
-            "alibi_slopes": (
-                self._alibi_slopes() if config.position_embedding == "alibi" else None
-            ),
-        }
+        make = partial(
+            ops.AttentionMask,
+            prefix_lengths=prefix_lengths,
+            document_starts=document_starts,
+            alibi_slopes=self._alibi_slopes() if config.position_embedding == "alibi" else None,
+        )
         windows = {FULL_ATTENTION: None, SLIDING_ATTENTION: config.sliding_window}
         return {
-            layer_type: ops.AttentionMask(window=windows[layer_type], **described)
-            for layer_type in set(config.layer_types)
+            layer_type: make(window=windows[layer_type]) for layer_type in set(config.layer_types)
         }
 
     def _alibi_slopes(self) -> paddle.Tensor:
@@ -72,10 +77,9 @@ class Masks:
 
 
 def derived_prefix_lengths(config: ModelConfig, input_ids: paddle.Tensor) -> paddle.Tensor:
-    """How many tokens of each row come before its first ``sop_token_id``.
+    """The number of tokens before the first ``sop_token_id`` of each row.
 
-    Those see each other in both directions. A row without that token has no prefix: it is read
-    from left to right.
+    These tokens see each other in both directions. A row without a ``sop_token_id`` has no prefix.
 
     Args:
         input_ids: int64 [batch, sequence].
@@ -88,22 +92,23 @@ def derived_prefix_lengths(config: ModelConfig, input_ids: paddle.Tensor) -> pad
 
 
 def derived_positions(config: ModelConfig, input_ids: paddle.Tensor) -> paddle.Tensor:
-    """The positions of each token around a prefix, as ChatGLM-6B and GLM-130B count them.
+    """Position ids of a prefix language model, as ChatGLM-6B and GLM-130B define them.
 
-    Let c be the index of the row's first ``sop_token_id`` and m that of its first
-    ``gmask_token_id``, or of its first ``mask_token_id`` if it has none of those.
+    Let c be the index of the row's first ``sop_token_id``, and m the index of its first
+    ``gmask_token_id``, or of its first ``mask_token_id`` if the row has no ``gmask_token_id``.
 
-    - ``position_encoding_2d``: positions are 0, 1, ... before c and m from there on; block
-      positions are 0 before c and 1, 2, ... from there on (Du et al., 2022).
-    - otherwise 0, 1, ... for rows with a ``gmask_token_id``, and for the others, m from c on.
+    - With ``position_encoding_2d``, positions are 0, 1, ... before c and m from c on. Block
+      positions are 0 before c and 1, 2, ... from c on (Du et al., 2022).
+    - Without it, positions are 0, 1, ... before c and m from c on, and 0, 1, ... everywhere in
+      rows with a ``gmask_token_id``.
 
-    Rows that have no such tokens count 0, 1, ... in their place.
+    A row without ``gmask_token_id`` and ``mask_token_id`` has positions 0, 1, ... everywhere.
 
     Args:
         input_ids: int64 [batch, sequence].
 
     Returns:
-        int64 [batch, 2, sequence], positions and block positions, or [batch, sequence].
+        int64 [batch, 2, sequence] with positions and block positions, or [batch, sequence].
     """
     sequence = input_ids.shape[1]
     index = paddle.arange(sequence, dtype="int64").unsqueeze(0)
@@ -120,8 +125,9 @@ def derived_positions(config: ModelConfig, input_ids: paddle.Tensor) -> paddle.T
     return paddle.stack([positions, block], axis=1)
 
 
-def _first(input_ids: paddle.Tensor, token: int) -> paddle.Tensor:
+def _first(input_ids: paddle.Tensor, token: int | None) -> paddle.Tensor:
     """Index of the first ``token`` of each row, or the length of the row: int64 [batch]."""
+    assert token is not None  # ModelConfig requires it of a prefix_lm model
     sequence = input_ids.shape[1]
     index = paddle.arange(sequence, dtype="int64").unsqueeze(0)
     absent = paddle.full([1, 1], sequence, dtype="int64")

@@ -27,7 +27,7 @@ class RMSNorm(nn.Layer):
         """The norm of x + residual, and x + residual itself; both [..., size] like x."""
         if residual is None:
             return ops.rms_norm(x, self.weight, self._epsilon), x
-        return ops.rms_norm(x, self.weight, self._epsilon, residual=residual)
+        return ops.rms_norm(x, self.weight, self._epsilon, residual)
 
 
 class LayerNorm(nn.Layer):

@@ -1,13 +1,15 @@
-"""Rotary position embedding: the angles, their scalings for long sequences, their tables.
+"""Rotary position embedding: frequencies, their scalings for long sequences, and tables.
 
-The angles are computed in float32, as the original implementations do: weights were trained with
-those angles, and at distant positions more exact ones would differ.
+Angles are computed in float32, as in the original implementations. The weights were trained with
+these angles, from which more exact ones would differ at distant positions.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import paddle
@@ -15,32 +17,34 @@ import paddle
 from pypkg import ops
 from pypkg.models.architecture.config import ModelConfig
 
+Scaling = dict[str, Any]  # ``ModelConfig.rope_scaling``
+
 
 def inverse_frequencies(
     config: ModelConfig, seq_length: int, training: bool = True
 ) -> tuple[np.ndarray, float]:
-    """The angle by which each pair of dimensions turns per position.
+    """The rotary frequencies: radians per position, one for each pair of dimensions.
 
     Args:
-        seq_length: of the sequence at hand; only the dynamic scalings depend on it.
-        training: ``dynamic_ntk_length`` counts in evaluation only.
+        seq_length: of the current sequence; only the dynamic scalings depend on it.
+        training: ``dynamic_ntk_length`` applies in evaluation only.
 
     Returns:
-        The frequencies, float32 [rotary_dim / 2], and the factor by which the scaling multiplies
+        The frequencies, float32 [rotary_dim / 2], and the factor that the scaling applies to
         cosines and sines.
     """
-    scaling = config.rope_scaling
-    if _exceeds(seq_length, config.dynamic_ntk_length, training):
-        return _dynamic_in_steps(config, seq_length), 1.0
+    scaling, trained = config.rope_scaling, config.dynamic_ntk_length
+    if trained is not None and _exceeds(seq_length, trained, training):
+        return _dynamic_in_steps(config, seq_length, trained), 1.0
     if scaling is None:
         return _frequencies(config.rope_theta, config.rotary_dim), 1.0
-    return _SCALINGS[scaling["rope_type"]](config, seq_length)
+    return _SCALINGS[scaling["rope_type"]](config, scaling, seq_length)
 
 
 def rotary_tables(
     config: ModelConfig, seq_length: int, num_positions: int, training: bool = True
 ) -> np.ndarray:
-    """Cosines and sines from position 0 on: float32 [2, num_positions, rotary_dim / 2]."""
+    """Cosines and sines of positions 0, 1, ...: float32 [2, num_positions, rotary_dim / 2]."""
     frequencies, factor = inverse_frequencies(config, seq_length, training)
     angles = np.outer(np.arange(num_positions, dtype=np.float32), frequencies)
     return np.stack([np.cos(angles), np.sin(angles)]) * np.float32(factor)
@@ -52,9 +56,9 @@ class Rotation:
 
     Args:
         cos, sin: float32 [positions, rotary_dim / 2].
-        position_ids: int64 [batch, sequence] for each part of the head that turns by positions of
-            its own, or (None,) for 0, 1, 2, ...
-        interleaved: whether neighbouring dimensions form the pairs.
+        position_ids: int64 [batch, sequence], one for each part of the head that has its own
+            positions; (None,) for 0, 1, 2, ...
+        interleaved: whether dimensions 2i and 2i + 1 form pair i, instead of i and i + half.
     """
 
     cos: paddle.Tensor
@@ -81,9 +85,9 @@ class Rotation:
 
 
 class RotaryTable:
-    """The tables of a model, made on first use and shared by its layers.
+    """The cosine and sine tables of a model, made on first use and shared by its layers.
 
-    Not part of the model's state, and kept in float32 whatever the dtype of the model.
+    The tables are float32 whatever the dtype of the model, and not part of its state.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -97,33 +101,35 @@ class RotaryTable:
         """The rotation on the current device.
 
         Args:
-            position_ids: int64 [batch, sequence], or [batch, 2, sequence] with positions and block
-                positions if the model has those; None for 0, 1, 2, ...
+            position_ids: int64 [batch, sequence], or, for a model with ``position_encoding_2d``,
+                [batch, 2, sequence] with positions and block positions; None for 0, 1, 2, ...
         """
         config = self._config
         num_positions = max(seq_length, config.max_position_embeddings)
-        # Most tables serve all shorter sequences; one that grew with its sequence does not.
+        # A table serves all shorter sequences, unless its base grew with the sequence length.
         grown_for = seq_length if _exceeds(seq_length, config.dynamic_ntk_length, training) else 0
         key = (num_positions, grown_for, paddle.get_device())
         if self._tables is None or key != self._key:
             cos, sin = rotary_tables(config, seq_length, num_positions, training)
             self._tables = (paddle.to_tensor(cos), paddle.to_tensor(sin))
             self._key = key
+        parts: tuple[paddle.Tensor | None, ...] = (position_ids,)
         if config.position_encoding_2d and position_ids is not None:
             parts = tuple(part.contiguous() for part in position_ids.unbind(axis=1))
-        else:
-            parts = (position_ids,)
         return Rotation(*self._tables, parts, config.rope_interleaved)
 
 
 def logn_query_scale(config: ModelConfig, seq_length: int, training: bool) -> paddle.Tensor | None:
-    """log(i) / log(length) for the i-th token where i is above ``logn_attention_length``, else 1.
+    """Factors of the queries: log(i) / log(n) for the i-th token if i > n, else 1.
 
-    float32 [seq_length], or None if it is 1 for all. In evaluation only (Qwen; the idea is that of
-    Su, 2021, https://kexue.fm/archives/8823).
+    n is ``logn_attention_length``. The scaling applies in evaluation only, as in Qwen (Su, 2021,
+    https://kexue.fm/archives/8823).
+
+    Returns:
+        float32 [seq_length], or None if all factors are 1.
     """
     length = config.logn_attention_length
-    if not _exceeds(seq_length, length, training):
+    if length is None or not _exceeds(seq_length, length, training):
         return None
     scale = np.log(np.arange(1, seq_length + 1)) / math.log(length)
     return paddle.to_tensor(np.maximum(scale, 1.0), dtype="float32")
@@ -138,39 +144,38 @@ def _frequencies(theta: float, dim: int) -> np.ndarray:
     return np.float32(1.0) / np.float32(theta) ** exponents
 
 
-def _linear(config: ModelConfig, seq_length: int) -> tuple[np.ndarray, float]:
+def _linear(config: ModelConfig, scaling: Scaling, seq_length: int) -> tuple[np.ndarray, float]:
     """Positions divided by a factor (Chen et al., 2023, position interpolation)."""
     frequencies = _frequencies(config.rope_theta, config.rotary_dim)
-    return frequencies / np.float32(config.rope_scaling["factor"]), 1.0
+    return frequencies / np.float32(scaling["factor"]), 1.0
 
 
-def _dynamic(config: ModelConfig, seq_length: int) -> tuple[np.ndarray, float]:
+def _dynamic(config: ModelConfig, scaling: Scaling, seq_length: int) -> tuple[np.ndarray, float]:
     """Dynamic NTK: the base grows once a sequence is longer than those trained on.
 
     The formula is that of transformers (credited there to the Reddit users bloc97 and emozilla).
     """
-    factor, trained = config.rope_scaling["factor"], config.max_position_embeddings
+    factor, trained = scaling["factor"], config.max_position_embeddings
     stretch = factor * max(seq_length, trained) / trained - (factor - 1)
     theta = config.rope_theta * stretch ** (config.rotary_dim / (config.rotary_dim - 2))
     return _frequencies(theta, config.rotary_dim), 1.0
 
 
-def _dynamic_in_steps(config: ModelConfig, seq_length: int) -> np.ndarray:
+def _dynamic_in_steps(config: ModelConfig, seq_length: int, trained: int) -> np.ndarray:
     """Dynamic NTK as Qwen has it: the base grows once per doubling of the length.
 
     The formula is that of Qwen's modeling_qwen.py (get_ntk_alpha).
     """
-    alpha = 2 ** math.ceil(math.log2(seq_length / config.dynamic_ntk_length) + 1) - 1
+    alpha = 2 ** math.ceil(math.log2(seq_length / trained) + 1) - 1
     theta = config.rope_theta * alpha ** (config.rotary_dim / (config.rotary_dim - 2))
     return _frequencies(theta, config.rotary_dim)
 
 
-def _llama3(config: ModelConfig, seq_length: int) -> tuple[np.ndarray, float]:
+def _llama3(config: ModelConfig, scaling: Scaling, seq_length: int) -> tuple[np.ndarray, float]:
     """Llama 3.1: long wavelengths divided by a factor, short ones kept, a ramp in between.
 
     The formula is that of Meta's llama-models repository (apply_scaling).
     """
-    scaling = config.rope_scaling
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     frequencies = _frequencies(config.rope_theta, config.rotary_dim)
     wavelengths = 2 * math.pi / frequencies
@@ -180,17 +185,17 @@ def _llama3(config: ModelConfig, seq_length: int) -> tuple[np.ndarray, float]:
     return blended.astype(np.float32), 1.0
 
 
-def _yarn(config: ModelConfig, seq_length: int) -> tuple[np.ndarray, float]:
+def _yarn(config: ModelConfig, scaling: Scaling, seq_length: int) -> tuple[np.ndarray, float]:
     """YaRN (Peng et al., 2023): as llama3 but with the ramp over dimensions, and cosines and
     sines scaled, which sharpens the attention.
 
     ``mscale`` and ``mscale_all_dim`` are DeepSeek-V2's addition, ``truncate`` is GPT-OSS's.
     """
-    scaling, dim = config.rope_scaling, config.rotary_dim
+    dim = config.rotary_dim
     factor, trained = scaling["factor"], scaling["original_max_position_embeddings"]
 
     def dimension_of(rotations: float) -> float:
-        """The pair of dimensions that turns that many times over the trained length."""
+        """The index of the pair that makes that many rotations over the trained length."""
         return (
             dim * math.log(trained / (rotations * 2 * math.pi)) / (2 * math.log(config.rope_theta))
         )
@@ -208,7 +213,7 @@ def _yarn(config: ModelConfig, seq_length: int) -> tuple[np.ndarray, float]:
     return blended.astype(np.float32), _yarn_attention_factor(scaling)
 
 
-def _yarn_attention_factor(scaling: dict) -> float:
+def _yarn_attention_factor(scaling: Scaling) -> float:
     def magnitude(weight: float) -> float:
         return 0.1 * weight * math.log(scaling["factor"]) + 1.0 if scaling["factor"] > 1 else 1.0
 
@@ -219,4 +224,9 @@ def _yarn_attention_factor(scaling: dict) -> float:
     return magnitude(1.0)
 
 
-_SCALINGS = {"linear": _linear, "dynamic": _dynamic, "llama3": _llama3, "yarn": _yarn}
+_SCALINGS: dict[str, Callable[[ModelConfig, Scaling, int], tuple[np.ndarray, float]]] = {
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}

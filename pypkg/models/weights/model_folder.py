@@ -85,13 +85,8 @@ def write_model_folder(
 def parse_size(size: int | str) -> int:
     """Bytes in a number with a unit, such as "500MB" or "1.5GiB"."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
-    unit = match.group(2).upper() if match else None
-    if unit == "":
-        num_bytes = int(float(match.group(1)))
-    elif unit in _UNITS:
-        num_bytes = int(float(match.group(1)) * _UNITS[unit])
-    else:
-        num_bytes = 0
+    number, unit = match.groups() if match else ("0", "")
+    num_bytes = int(float(number) * (_UNITS.get(unit.upper(), 0) if unit else 1))
     if num_bytes < 1:
         raise UserError(
             f"max_shard_size must be a positive number of bytes or such as '5GB', found {size!r}"

@@ -53,6 +53,6 @@ def _equal(files: TensorFiles, first: str, second: str) -> bool:
     if files.shapes()[second] != shape:
         return False
     return all(
-        np.array_equal(*(files.read(name, "float32", [rows]) for name in (first, second)))
+        np.array_equal(files.read(first, "float32", [rows]), files.read(second, "float32", [rows]))
         for rows in (slice(start, start + _ROWS) for start in range(0, shape[0], _ROWS))
     )

@@ -111,7 +111,9 @@ _NAME = re.compile(r"(?:layers\.\d+\.)?(.+)\.(weight|bias)")
 
 def tp_shard(config: ModelConfig, name: str, degree: int, rank: int) -> TPShard | None:
     """The shard that ``rank`` of ``degree`` holds of the parameter ``name``; None: all of it."""
-    layer, kind = _NAME.fullmatch(name).groups()
+    match = _NAME.fullmatch(name)
+    assert match is not None, name
+    layer, kind = match.groups()
     split = _TABLE.get(layer)
     if degree == 1 or split is None or (kind == "bias" and split.axis == 0):
         return None
@@ -124,7 +126,9 @@ def tp_shard(config: ModelConfig, name: str, degree: int, rank: int) -> TPShard 
     return TPShard(0 if kind == "bias" else split.axis, tuple(ranges), max(padded, held))
 
 
-def whole_shape(config: ModelConfig, name: str, shape: Sequence[int], degree: int) -> tuple:
+def whole_shape(
+    config: ModelConfig, name: str, shape: Sequence[int], degree: int
+) -> tuple[int, ...]:
     """Shape of the whole parameter ``name``, whose shards have ``shape``."""
     last = tp_shard(config, name, degree, degree - 1)
     if last is None:

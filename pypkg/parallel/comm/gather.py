@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import paddle
 import paddle.distributed as dist
 from paddle import Tensor
+from paddle.distributed.communication.group import Group
 
 from pypkg.parallel import mesh
 
@@ -52,7 +54,7 @@ def over_stages(
             if name in held:
                 yield name, read(name)
         return
-    holders = _holders(held)
+    holders = _holders(held, group)
     for name in names:
         if name not in holders:
             continue
@@ -63,10 +65,10 @@ def over_stages(
             yield name, array
 
 
-def _holders(held: Collection[str]) -> dict[str, int]:
+def _holders(held: Collection[str], pipeline: Group) -> dict[str, int]:
     """The first stage that has each name."""
-    lists: list = []
-    dist.all_gather_object(lists, sorted(held), group=mesh.current().pipeline)
+    lists: list[list[str]] = []
+    dist.all_gather_object(lists, sorted(held), group=pipeline)
     return {
         name: stage
         for stage, names in reversed(list(enumerate(lists)))
@@ -93,7 +95,7 @@ def to_first_rank(array: np.ndarray | None, stage: int) -> np.ndarray | None:
     if group is None or stage == 0:
         return array
     source = group.ranks[stage]
-    described = [None if array is None else (array.shape, str(array.dtype))]
+    described: list[Any] = [None if array is None else (array.shape, str(array.dtype))]
     dist.broadcast_object_list(described, src=source, group=group)
     shape, dtype = described[0]
     # Bytes, since NumPy and the process groups do not know the same types.

@@ -1,11 +1,11 @@
-"""Collectives that gloo lacks, made of those it has: all-reduce, all-gather, broadcast.
+"""Collectives that gloo lacks, composed of all-reduce, all-gather and broadcast.
 
-All of them have ended when they return, whatever the caller asks for.
+All of them are synchronous, whatever the caller asks for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import paddle
 from paddle import Tensor
@@ -23,7 +23,7 @@ _scatter_tensor = core.ProcessGroup.scatter_tensor
 
 
 class Done:
-    """A task that has ended."""
+    """The task that Paddle expects of a collective; the work is complete."""
 
     def wait(self, *_: object) -> bool:
         return True
@@ -120,8 +120,9 @@ def scatter_tensor(group: ProcessGroup, out: Tensor, tensor: Tensor, source: int
     return Done()
 
 
-# The names of Paddle's methods; those "on the calculation stream" of a GPU are the same here.
-METHODS = {
+# By the names of Paddle's methods. A CPU has no streams, so the variants for the calculation stream
+# of a GPU are the same functions.
+METHODS: dict[str, Callable[..., Done]] = {
     "all_reduce": all_reduce,
     "allreduce": all_reduce,
     "all_reduce_on_calc_stream": all_reduce,
@@ -141,6 +142,6 @@ METHODS = {
 
 
 def install() -> None:
-    """Gives gloo's process groups these methods."""
+    """Replaces the methods of gloo's process groups by ``METHODS``."""
     for name, method in METHODS.items():
         setattr(ProcessGroup, name, paddle.no_grad()(method))

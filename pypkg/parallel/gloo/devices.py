@@ -1,4 +1,4 @@
-"""Places in fleet that ask for a GPU before they do what a CPU can do as well."""
+"""Code of fleet that requires a GPU for work that a CPU can do."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ class _Replaced:
 
 
 def install() -> None:
-    """Lets a CPU pass for a GPU there, and only there."""
+    """Makes a CPU pass for a GPU in that code, and nowhere else."""
     dist.wait = lambda *_, **__: None  # nothing runs on another stream
     dist.ParallelEnv._device_id = 0  # which PipelineLayer reads
-    if not hasattr(core, "nccl_version"):
-        core.nccl_version = lambda: 21000  # asked whether ReduceOp.AVG exists
+    library: Any = core
+    if not hasattr(library, "nccl_version"):
+        library.nccl_version = lambda: 21000  # asked whether ReduceOp.AVG exists
     _install_group_sharded()
 
 

@@ -1,8 +1,8 @@
-"""Process groups that find their own members.
+"""Process groups with a store each.
 
-Every gloo group of Paddle 3.3.1 meets under the same keys of the one store, so several groups
-connect to one another's members. Here each group gets a store of its own, which its first member
-serves and which is not needed any more once all have the group.
+All gloo groups of Paddle 3.3.1 use the same keys of one store, so members of one group connect to
+those of another. Here each group has its own store, on its first member. The store is not needed
+after all members have created the group.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import socket
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from paddle.base import core
 
-ProcessGroup = core.ProcessGroupGloo
+ProcessGroup: TypeAlias = core.ProcessGroupGloo
 
 _STORE_TIMEOUT = 900  # seconds
 _create = ProcessGroup.create
@@ -21,13 +22,13 @@ _create = ProcessGroup.create
 
 @dataclass
 class Group:
-    """What is known of a process group beyond what it says itself.
+    """A process group and what belongs to it.
 
     Attributes:
-        process_group: kept alive, since groups are found by identity.
-        number: the same for all members; tells groups apart.
-        store: of this group alone; kept alive, since other members may still be asking it.
-        mailboxes: where the members receive messages, by rank.
+        process_group: kept alive, because ``group_of`` finds it by identity.
+        number: Paddle's id of the group, the same on all members.
+        store: of this group; kept alive, because other members may still connect to it.
+        mailboxes: addresses at which the members receive messages, by rank.
     """
 
     process_group: ProcessGroup
@@ -40,15 +41,17 @@ _groups: dict[int, Group] = {}  # by the identity of the process group
 
 
 def group_of(process_group: ProcessGroup) -> Group:
+    """The ``Group`` of a process group of Paddle."""
     return _groups[id(process_group)]
 
 
 def group_numbered(number: int) -> Group:
+    """The ``Group`` with that id."""
     return next(group for group in _groups.values() if group.number == number)
 
 
 def install(mailbox_address: str) -> None:
-    """Makes groups this way from now on.
+    """Replaces the method with which Paddle creates gloo groups.
 
     Args:
         mailbox_address: where this process receives messages.
@@ -62,7 +65,8 @@ def install(mailbox_address: str) -> None:
         _groups[id(process_group)] = Group(process_group, number, own, mailboxes)
         return process_group
 
-    ProcessGroup.create = staticmethod(create)
+    replaced: Any = ProcessGroup
+    replaced.create = staticmethod(create)
 
 
 def _mailbox_key(rank: int) -> str:

@@ -1,17 +1,17 @@
-"""Makes fleet run on CPU processes that talk over gloo, as it runs on GPUs over NCCL.
+"""Makes fleet run on CPU processes over gloo as it runs on GPUs over NCCL.
 
 Paddle 3.3.1 trains on several CPU processes in the simplest layouts only. Each module beside this
-one mends one thing, for gloo's process groups and CPU tensors alone; nothing of it is reachable
-when groups are NCCL's:
+one repairs one part, for gloo's process groups and CPU tensors. None of them is loaded when the
+groups are NCCL's.
 
 - groups.py: several groups in one run.
 - collectives.py: the collectives that gloo lacks, and sums of float16.
 - p2p.py: messages between pipeline stages.
 - mpu.py: operators of tensor-parallel layers without a CPU kernel.
-- devices.py: code that insists on a GPU.
+- devices.py: code of fleet that requires a GPU.
 
-What stays: an operation in which a rank waits for another for more than 30 seconds fails, a limit
-inside gloo's binding that Paddle does not let anyone set.
+One limit remains: an operation in which a rank waits for another for more than 30 seconds fails.
+Paddle's binding of gloo fixes that time.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _is_installed = False
 
 
 def install() -> None:
-    """To be called before fleet is started; calling it again changes nothing.
+    """Installs all of them. It is called before fleet starts; a second call changes nothing.
 
     Raises:
-        UserError: this Paddle is another one than the adapter was written for.
+        UserError: the adapter was not written for this version of Paddle.
     """
     global _is_installed
     if _is_installed:

@@ -1,4 +1,4 @@
-"""The operators of fleet's tensor-parallel layers that have no kernel for CPUs, or a wrong one."""
+"""Operators of fleet's tensor-parallel layers whose CPU kernel is missing or wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pypkg.parallel.gloo.groups import ProcessGroup, group_numbered
 
 
 class _Concat(PyLayer):
-    """The parts of all ranks side by side; each rank's gradient is that of its part."""
+    """Concatenates the parts of all ranks; the gradient of each rank is the slice of its part."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rank: int, size: int, group: ProcessGroup) -> Tensor:
@@ -29,7 +29,7 @@ class _Concat(PyLayer):
 
 
 class _Operators:
-    """Stands for paddle._C_ops in fleet's mp_ops module; arguments as they are given there."""
+    """Replaces paddle._C_ops in fleet's mp_ops module, with the arguments that are passed there."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(paddle._C_ops, name)
@@ -44,8 +44,9 @@ class _Operators:
         return _Concat.apply(x, rank, size, group_numbered(group).process_group)
 
     def c_embedding(self, weight: Tensor, ids: Tensor, start: int, vocab_size: int) -> Tensor:
-        """Rows of ``ids``, zero where another rank has them. (The kernel's float64 gradient is
-        garbage.)"""
+        """Rows of ``ids``; zero where another rank holds the row. (The gradient of Paddle's kernel
+        is wrong in float64.)
+        """
         own = (ids >= start) & (ids < start + weight.shape[0])
         places = paddle.where(own, ids - start, paddle.zeros_like(ids))
         rows = paddle.nn.functional.embedding(places, weight)
@@ -53,6 +54,6 @@ class _Operators:
 
 
 def install() -> None:
-    """Puts them in the place of Paddle's."""
-    module = importlib.import_module("paddle.distributed.fleet.layers.mpu.mp_ops")
+    """Replaces Paddle's operators by those of ``_Operators``."""
+    module: Any = importlib.import_module("paddle.distributed.fleet.layers.mpu.mp_ops")
     module._C_ops = _Operators()

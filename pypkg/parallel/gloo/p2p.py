@@ -1,8 +1,8 @@
-"""Messages between two processes as NCCL has them: sent without waiting, received in order.
+"""Point-to-point messages with the semantics of NCCL: sends do not block, order is kept.
 
-A send of gloo waits for the receiver, and its tag counts the operations of a whole group, so
-pipelines lock up or mix their messages. Here each process has a mailbox, a Unix socket that a
-thread reads; a message carries its group and its sender, and waits in the queue of both.
+A send of gloo blocks until the receiver takes it, and its tag counts the operations of the whole
+group, so pipelines deadlock or mix up their messages. Here each process has a mailbox: a thread
+reads a Unix socket and queues messages by group and sender.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import contextlib
 import queue
 import threading
 from collections import defaultdict, deque
+from collections.abc import Callable
 from multiprocessing.connection import Client, Connection, Listener
+from typing import Any
 
 import numpy as np
 import paddle
@@ -22,11 +24,12 @@ from pypkg.parallel.gloo.groups import ProcessGroup, group_of
 
 Channel = tuple[int, int]  # number of the group, rank of the sender in it
 
+_BITS: Any = "uint16"  # of a bfloat16, which NumPy lacks; Paddle's stubs lack it too
 _TIMEOUT = 1800.0  # seconds without a message; as long as NCCL waits
 
 
 class Mailbox:
-    """Where a process receives, and its connections to others."""
+    """The incoming messages of a process, and its connections to other mailboxes."""
 
     def __init__(self) -> None:
         self._listener = Listener(family="AF_UNIX")
@@ -76,7 +79,7 @@ class Mailbox:
 
 
 class Receipt:
-    """A receive that was posted; ``posted`` holds those of its channel, in that order."""
+    """A posted receive. ``posted`` queues the receives of its channel, in the order of posting."""
 
     def __init__(
         self, channel: Channel, tensor: Tensor, mailbox: Mailbox, posted: deque[Receipt]
@@ -107,7 +110,7 @@ class Receipt:
 
 
 class _Methods:
-    """The methods of a process group that send and receive."""
+    """The send and receive methods of gloo's process groups."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
@@ -118,8 +121,7 @@ class _Methods:
         self, group: ProcessGroup, tensor: Tensor, destination: int, sync_op: bool = True
     ) -> Done:
         known = group_of(group)
-        # NumPy has no bfloat16.
-        plain = tensor.view("uint16") if tensor.dtype == paddle.bfloat16 else tensor
+        plain = tensor.view(_BITS) if tensor.dtype == paddle.bfloat16 else tensor
         array = plain.contiguous().numpy()
         self._mailbox.put(known.mailboxes[destination], (known.number, group.rank()), array)
         return Done()
@@ -144,26 +146,27 @@ class _Methods:
 
 
 def install() -> str:
-    """Gives gloo's process groups these methods; returns the address of this process's mailbox."""
+    """Replaces these methods of gloo's process groups; returns the address of this mailbox."""
     mailbox = Mailbox()
     methods = _Methods(mailbox)
-    for name, method in {
+    replaced: dict[str, Callable[..., object]] = {
         "send": methods.send,
         "send_on_calc_stream": methods.send,
         "recv": methods.receive,
         "recv_on_calc_stream": methods.receive,
         "_start_coalescing": methods.start_batch,
         "_end_coalescing": methods.end_batch,
-    }.items():
+    }
+    for name, method in replaced.items():
         setattr(ProcessGroup, name, _as_method(method))
     return mailbox.address
 
 
-def _as_method(function):
-    """A bound method would not be given the process group that it is called on."""
+def _as_method(function: Callable[..., object]) -> Callable[..., object]:
+    """``function`` as a method of a process group, which a bound method would not receive."""
 
     @paddle.no_grad()
-    def method(group, *arguments, **options):
+    def method(group: ProcessGroup, *arguments: object, **options: object) -> object:
         return function(group, *arguments, **options)
 
     return method

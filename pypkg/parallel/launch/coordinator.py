@@ -85,10 +85,10 @@ class Coordinator:
         tick = min(0.1, self._limits.heartbeat_interval)
         while not self._closing and not self._is_over():
             for key, _ in self._selector.select(tick):
-                if key.fileobj is self._server:
-                    self._accept()
-                else:
+                if isinstance(key.fileobj, MessageStream):
                     self._read(key.fileobj)
+                else:
+                    self._accept()
             if self._over_at is None:
                 self._check_time_limits()
         if self._closing:
@@ -175,8 +175,8 @@ class Coordinator:
         )
 
     def _compare_settings(self) -> None:
-        settings = {rank: member.settings for rank, member in self._members.items()}
-        if self._over_at is not None or len(settings) < self._size or None in settings.values():
+        settings = {r: m.settings for r, m in self._members.items() if m.settings is not None}
+        if self._over_at is not None or len(settings) < self._size:
             return
         found = differences(settings)
         if not found:
@@ -193,10 +193,11 @@ class Coordinator:
     def _agree_on_the_last_step(self) -> None:
         """All ranks stop after the latest step that one of them has begun; none if one is done."""
         members = self._members.values()
-        if any(member.left or (member.begun or {}).get("finished") for member in members):
+        begun = [member.begun for member in members if member.begun]
+        if any(member.left for member in members) or any(each.get("finished") for each in begun):
             self._send_to_all("last_step", step=None, signal=None)
-        elif all(member.begun for member in members):
-            step = max(member.begun["step"] for member in members)
+        elif len(begun) == len(members):
+            step = max(each["step"] for each in begun)
             self._send_to_all("last_step", step=step, signal=self._stop_signal)
 
     def _check_time_limits(self) -> None:
@@ -219,8 +220,8 @@ class Coordinator:
                     silent = [r for r, m in self._members.items() if m.settings is None]
                     text = f"{named(silent)} sent no settings within {self._limits.start:g} s"
                 self._verdict(text, 1, [], stacks=False)
-        else:
-            self._find_silent(now) or self._find_hanging()
+        elif not self._find_silent(now):
+            self._find_hanging()
 
     def _decide_soon(self) -> None:
         if self._decide_at is None and self._over_at is None:

@@ -52,7 +52,7 @@ class AdamW:
     def make_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """Zero moments; beta1 and beta2, in host memory; for 16 bits, the master weight."""
         is_half = parameter.dtype in HALF
-        dtype = "float32" if is_half else parameter.dtype
+        dtype = paddle.float32 if is_half else parameter.dtype
         state = {_MASTER_WEIGHT: parameter.detach().astype(dtype)} if is_half else {}
         state |= {moment: paddle.zeros(parameter.shape, dtype) for moment in _MOMENTS}
         host = paddle.CPUPlace()

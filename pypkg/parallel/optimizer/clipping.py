@@ -95,8 +95,8 @@ class GlobalNormClip:
         unscale: Callable[[], float] | None = None,
     ) -> None:
         self.max_norm = max_norm
-        self.norm: Tensor | None = None
-        self.factor: Tensor | None = None
+        self.norm: Tensor
+        self.factor: Tensor
         self.skipped = False
         self._contributions = contributions
         self._is_alone = is_alone

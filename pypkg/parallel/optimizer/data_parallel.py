@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import paddle
 import paddle.distributed as dist
 from paddle import Tensor
+from paddle.distributed.communication.group import Group
 
 # Fleet's default: large enough that bandwidth, not latency, decides the time of a message.
 BUCKET_BYTES = 128 * 2**20
@@ -19,7 +20,7 @@ def gradient_of(parameter: Tensor) -> Tensor | None:
 
 @paddle.no_grad()
 def average_gradients(
-    parameters: Iterable[Tensor], group: object, bucket_bytes: int = BUCKET_BYTES
+    parameters: Iterable[Tensor], group: Group, bucket_bytes: int = BUCKET_BYTES
 ) -> None:
     """Replaces each gradient by its mean over ``group``; all ranks of the group have to call it.
 

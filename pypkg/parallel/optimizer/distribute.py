@@ -66,6 +66,7 @@ class WrappedModel:
             loss = self.loss(**batch) / len(micro_batches)
             scale(loss).backward()
             total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None  # a step has at least one micro batch
         return total
 
     def evaluate(self, batch: Mapping[str, Any]) -> Tensor:

@@ -33,6 +33,7 @@ def _adder(parameter: Tensor) -> Callable[..., None]:
     @paddle.no_grad()
     def add(*_: object) -> None:
         gradient = parameter.grad
+        assert gradient is not None  # the hook runs after the accumulation
         if parameter.main_grad is None:
             # A copy: a float32 gradient would be the tensor itself.
             parameter.main_grad = gradient.astype("float32").clone()

@@ -11,7 +11,7 @@ from paddle import Tensor, nn
 
 from pypkg.parallel.comm import gather
 from pypkg.parallel.mesh import Mesh
-from pypkg.parallel.optimizer.clipping import GlobalNormClip
+from pypkg.parallel.optimizer.clipping import GlobalNormClip, NormContribution
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.fleet_optimizer import Assignment, FleetOptimizer
 from pypkg.parallel.optimizer.loss_scaling import LossScaler
@@ -41,19 +41,22 @@ class Updater:
         Raises:
             ValueError: none of the optimizers takes a parameter.
         """
-        self.scaler = None if options.loss_scale is None else LossScaler(options.loss_scale)
+        scaler = None if options.loss_scale is None else LossScaler(options.loss_scale)
+        self.scaler = scaler
         self._parameters = {n: p for n, p in model.named_parameters() if not p.stop_gradient}
         self._dtype = next(iter(self._parameters.values())).dtype
         self._mesh = mesh
         self._tp_sharding = tp_sharding
         self._optimizer_of = _assign(optimizers, tp_sharding.shapes())
         self._has_state = False
-        contributions: dict = {}  # filled when the ZeRO stage has divided the parameters
+        contributions: dict[
+            str, NormContribution
+        ] = {}  # filled when the ZeRO stage has divided the parameters
         self._clip = GlobalNormClip(
             options.max_grad_norm,
             contributions,
             is_alone=mesh.world_size == 1,
-            unscale=None if self.scaler is None else lambda: self.scaler.scale,
+            unscale=None if scaler is None else lambda: scaler.scale,
         )
         assignments = {
             paddle_name: Assignment(name, self._optimizer_of[name])
@@ -149,8 +152,10 @@ class Updater:
             shape = [1] if is_scalar else parameter.shape
             sent = paddle.empty(shape, "float32") if value is None else _on_device(value)
             group = self._mesh.sharding
+            assert group is not None  # which has the owner
             dist.broadcast(sent, src=group.ranks[placement.owner], group=group)
             value = sent
+        assert value is not None  # this rank's, or received from the owner
         if is_scalar:
             return value.numpy()
         value = _on_device(value)

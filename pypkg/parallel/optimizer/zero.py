@@ -24,10 +24,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import paddle.distributed as dist
 from paddle import Tensor, nn
+from paddle.distributed.communication.group import Group
 
 from pypkg.parallel.mesh import Mesh
 from pypkg.parallel.optimizer.clipping import NormContribution, norm_contribution
@@ -157,7 +158,7 @@ class ZeroStage1(ZeroStage0):
 class _GroupSharded(ZeroStage0):
     """What stages 2 and 3 have in common: fleet reduces gradients, also over the data group."""
 
-    _LEVEL = ""
+    _LEVEL: ClassVar[Literal["os_g", "p_g_os"]]  # fleet's name of the stage
 
     def __init__(
         self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, has_main_grad: bool
@@ -165,7 +166,8 @@ class _GroupSharded(ZeroStage0):
         from paddle.distributed.sharding import group_sharded_parallel
 
         super().__init__(model, optimizer, mesh, has_main_grad)
-        self._check_names()
+        assert mesh.sharding is not None  # or there would be no stage
+        self._check_names(mesh.sharding)
         # Fleet's own offload (stage 2) requires float16 and no data parallelism; FleetOptimizer
         # offloads in every stage.
         self._wrapped, self._optimizer, _ = group_sharded_parallel(
@@ -181,14 +183,14 @@ class _GroupSharded(ZeroStage0):
         optimizer._master_weights.clear()  # copies that fleet makes for Paddle's own optimizers
         self.loss = self._wrapped
 
-    def _check_names(self) -> None:
+    def _check_names(self, sharding: Group) -> None:
         """Fleet orders gradients by Paddle's names, which therefore must agree across ranks.
 
         Raises:
             RuntimeError: they differ.
         """
         names: list[list[str]] = []
-        dist.all_gather_object(names, [p.name for p in self.parameters], group=self._mesh.sharding)
+        dist.all_gather_object(names, [p.name for p in self.parameters], group=sharding)
         if any(each != names[0] for each in names):
             raise RuntimeError("Paddle names of parameters differ across the sharding group")
 

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-import paddle
-
 from pypkg.models import save_pretrained
+from pypkg.models.pretrained import Model
 from pypkg.parallel.comm.collective import is_first_rank
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint.checkpoint import load_optimizer, save_checkpoint
@@ -41,7 +40,7 @@ class Checkpointer:
     def __init__(
         self,
         output_dir: str | Path,
-        model: paddle.nn.Layer,
+        model: Model,
         updater: Updater,
         samples: RecordsOrder,
         *,

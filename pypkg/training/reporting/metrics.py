@@ -72,14 +72,14 @@ class Throughput:
     def __init__(self, flops_per_token: float, peak: PeakFlops | None) -> None:
         self._flops_per_token = flops_per_token
         self._peak = peak
-        self._intervals: list[tuple[int, float]] = []
+        self._intervals: list[tuple[float, float]] = []  # tokens, seconds
         self._start = time.perf_counter()
 
     def restart(self) -> None:
         """Leaves out the time since the last interval: an evaluation, a checkpoint."""
         self._start = time.perf_counter()
 
-    def interval(self, tokens: int) -> float:
+    def interval(self, tokens: float) -> float:
         """Closes an interval of ``tokens`` trained tokens and returns its tokens per second."""
         now = time.perf_counter()
         self._intervals.append((tokens, now - self._start))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pypkg.errors import UserError
+from pypkg.files import write_file
 
 
 class Reporter(Protocol):
@@ -22,23 +23,17 @@ class JsonLinesReporter:
     """One JSON object a line: {"global_step": n, "loss": ..., ...}.
 
     Rows after ``last_step`` are dropped on opening: they belong to steps that a killed run took
-    after its last checkpoint and that will be taken again.
+    after its last checkpoint and that will be taken again. The file is replaced in one step, so a
+    crash on opening loses no row.
     """
 
     def __init__(self, file: Path, last_step: int) -> None:
         rows = [row for row in read_metrics(file) if row["global_step"] <= last_step]
-        try:
-            self._stream = file.open("w", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{file} cannot be written: {error.strerror}. {_ELSEWHERE}") from error
-        for row in rows:
-            self._write(row)
+        write_file(file, "".join(map(_line, rows)).encode())
+        self._stream = file.open("a", encoding="utf-8")
 
     def report(self, step: int, metrics: dict[str, float]) -> None:
-        self._write({"global_step": step, **metrics})
-
-    def _write(self, row: dict[str, float]) -> None:
-        self._stream.write(json.dumps(row) + "\n")
+        self._stream.write(_line({"global_step": step, **metrics}))
         self._stream.flush()
 
     def close(self) -> None:
@@ -57,6 +52,10 @@ class ScalarWriterReporter:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _line(row: dict[str, float]) -> str:
+    return json.dumps(row) + "\n"
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:

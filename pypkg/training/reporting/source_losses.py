@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import paddle
@@ -31,7 +32,7 @@ class SourceLosses:
         self._sums: paddle.Tensor | None = None  # float64 [2, corpora]: losses, counted labels
         self._watched: list[tuple[np.ndarray, np.ndarray, list[paddle.Tensor]]] = []
 
-    def watch(self, batch: Batch) -> Batch:
+    def watch(self, batch: Batch) -> dict[str, Any]:
         """The batch for the model: without ``sources``, and asking for the losses of tokens."""
         sources = batch.pop(SOURCES, None)
         if not self.names or sources is None:

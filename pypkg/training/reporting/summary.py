@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import paddle
 
 from pypkg.data.tokenizers.load import Tokenizer
+from pypkg.files import write_file
+from pypkg.models.decoder import Decoder
 from pypkg.models.generate import generate
 from pypkg.training.reporting.outcome import Outcome, perplexity
 from pypkg.training.reporting.reporters import read_metrics
@@ -23,7 +27,7 @@ class Summary:
     data: list[dict[str, object]]
     test_loss: float | None = None
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, Any]:
         """The figures by name, for summary.json; losses in nats per token."""
         outcome = self.outcome
         eval_loss = outcome.eval_loss
@@ -81,24 +85,29 @@ class Summary:
         return "\n".join(lines)
 
     def write(self, file: Path) -> None:
-        file.write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
+        """Replaces ``file`` by the figures as JSON, in one step.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        write_file(file, (json.dumps(self.as_dict(), indent=2) + "\n").encode())
 
 
-def write_sample(
-    model: paddle.nn.Layer, tokenizer: Tokenizer, prompt: str, tokens: int, seed: int
-) -> str:
+def write_sample(model: Decoder, tokenizer: Tokenizer, prompt: str, tokens: int, seed: int) -> str:
     """``prompt`` and ``tokens`` more tokens, sampled with top-k 40 at temperature 0.8.
 
     A ``prefix_lm`` model gets a blank after the prompt, as in its pre-training.
     """
     ids = tokenizer.encode(prompt)
     if model.config.prefix_lm:
-        ids += [model.config.gmask_token_id, model.config.sop_token_id]
+        gmask, sop = model.config.gmask_token_id, model.config.sop_token_id
+        assert gmask is not None and sop is not None  # ModelConfig requires them
+        ids += [gmask, sop]
     elif not ids:
         ids = [0 if tokenizer.bos_id is None else tokenizer.bos_id]
     model.eval()
     output = generate(model, paddle.to_tensor([ids]), tokens, temperature=0.8, top_k=40, seed=seed)
-    return tokenizer.decode(output[0].tolist())
+    return tokenizer.decode(output[0].numpy().tolist())
 
 
 def draw_loss_curve(metrics_file: Path, picture: Path) -> Path | None:
@@ -117,12 +126,15 @@ def draw_loss_curve(metrics_file: Path, picture: Path) -> Path | None:
         if points:
             axes.plot(*zip(*points), style, label=label, markersize=4)
     axes.set_xlabel("step")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    locator: Any = axes.xaxis.get_major_locator()
+    locator.set_params(integer=True)
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(picture, dpi=120)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=120)
     plt.close(figure)
+    write_file(picture, png.getbuffer())
     return picture
 
 

@@ -49,11 +49,17 @@ def _powers(count: int) -> list[list[paddle.Tensor]]:
 
 def _ours(tensors: Tensors) -> Callable[[], None]:
     params = tensors["param"]
-    powers, decays = _powers(len(params)), [_decay(each.shape) for each in params]
+    powers1, powers2 = _powers(len(params))
+    decays = [_decay(each.shape) for each in params]
 
     def step() -> None:
         ops.adamw_(
-            *(params, tensors["grad"], tensors["moment1"], tensors["moment2"], *powers),
+            params,
+            tensors["grad"],
+            tensors["moment1"],
+            tensors["moment2"],
+            powers1,
+            powers2,
             tensors.get("master"),
             learning_rate=_LEARNING_RATE,
             weight_decays=decays,
@@ -72,11 +78,12 @@ def _paddle(tensors: Tensors) -> Callable[[], None]:
     masters = tensors.get("master", [None] * len(params))
     rate = paddle.to_tensor([_LEARNING_RATE], "float32")
     states = [tensors["moment1"], tensors["moment2"], *_powers(len(params)), masters]
+    update: Callable[..., object] = _C_ops.adamw_  # whose stub knows no tensor to be None
 
     def step() -> None:
         for param, grad, m, v, power1, power2, master in zip(params, tensors["grad"], *states):
             decay = _decay(param.shape)
-            _C_ops.adamw_(
+            update(
                 *(param, grad, rate, m, v, None, power1, power2, master, None),
                 *(_BETA1, _BETA2, _EPSILON, 1.0, decay, decay != 0, False, 1000),
                 *(has_masters, False, False),

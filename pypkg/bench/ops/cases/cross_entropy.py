@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 
@@ -15,32 +17,38 @@ from pypkg.bench.ops.case import (
     PADDLE,
     TORCH,
     Baseline,
+    Inputs,
     Operator,
     Shape,
     Workload,
     normal,
 )
 
+if TYPE_CHECKING:
+    import torch
+
 # A weight of this many values makes the products slow enough: fewer rows are timed then.
 _LARGE_WEIGHT = 2**26
 _FEW_ROWS = 128
 
 
-def _paddle(logits, labels):
+def _paddle(logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
 
 
-def _torch(logits, labels):
+def _torch(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     from torch.nn.functional import cross_entropy
 
     return cross_entropy(logits, labels, reduction="none")
 
 
-def _paddle_linear(hidden, weight, labels):
+def _paddle_linear(
+    hidden: paddle.Tensor, weight: paddle.Tensor, labels: paddle.Tensor
+) -> paddle.Tensor:
     return F.cross_entropy(paddle.matmul(hidden, weight, transpose_y=True), labels)
 
 
-def _torch_linear(hidden, weight, labels):
+def _torch_linear(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     from torch.nn.functional import cross_entropy, linear
 
     return cross_entropy(linear(hidden, weight), labels)
@@ -49,7 +57,7 @@ def _torch_linear(hidden, weight, labels):
 def _shape(workload: Workload) -> Shape:
     rows, vocab = workload.tokens, workload.config.vocab_size
 
-    def inputs(rng):
+    def inputs(rng: np.random.Generator) -> Inputs:
         return {"logits": normal(rng, rows, vocab), "labels": rng.integers(0, vocab, rows)}
 
     return Shape(
@@ -63,7 +71,7 @@ def _linear_shape(workload: Workload) -> Shape:
     vocab, width = workload.config.vocab_size, workload.config.hidden_size
     rows = workload.tokens if vocab * width < _LARGE_WEIGHT else min(workload.tokens, _FEW_ROWS)
 
-    def inputs(rng):
+    def inputs(rng: np.random.Generator) -> Inputs:
         return {
             "hidden": normal(rng, rows, width),
             "weight": normal(rng, vocab, width, scale=width**-0.5),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
+import paddle
 import paddle.nn.functional as F
 
 from pypkg import ops
@@ -14,25 +17,29 @@ from pypkg.bench.ops.case import (
     PADDLE,
     TORCH,
     Baseline,
+    Inputs,
     Operator,
     Shape,
     Workload,
     normal,
 )
 
+if TYPE_CHECKING:
+    import torch
+
 # Enough to keep every core busy; the Paddle baselines hold [sequence, sequence] for each.
 _MAX_HEADS = 8
 
 
-def _reference(q, k, v):
+def _reference(q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor) -> paddle.Tensor:
     return ops.flash_attention_reference(q, k, v)[0]
 
 
-def _paddle(q, k, v):
+def _paddle(q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor) -> paddle.Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-def _torch(q, k, v):
+def _torch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     from torch.nn.functional import scaled_dot_product_attention
 
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -47,7 +54,7 @@ def _shape(workload: Workload) -> Shape:
     heads = min(config.num_attention_heads, _MAX_HEADS)
     heads_kv = heads * config.num_key_value_heads // config.num_attention_heads
 
-    def inputs(rng):
+    def inputs(rng: np.random.Generator) -> Inputs:
         return {
             "q": normal(rng, batch, sequence, heads, dim),
             "k": normal(rng, batch, sequence, heads_kv, dim),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
+import paddle
 import paddle.nn.functional as F
 
 from pypkg import ops
@@ -20,13 +22,16 @@ from pypkg.bench.ops.case import (
     normal,
 )
 
+if TYPE_CHECKING:
+    import torch
 
-def _reference(activation: str):
+
+def _reference(activation: str) -> Callable[[paddle.Tensor], paddle.Tensor]:
     return lambda gate: ops.gated_activation_reference(gate, activation=activation)
 
 
-def _torch(activation: str):
-    def run(gate):
+def _torch(activation: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    def run(gate: torch.Tensor) -> torch.Tensor:
         from torch.nn import functional
 
         gate, up = gate.chunk(2, dim=-1)
@@ -63,8 +68,8 @@ def _operator(name: str, activation: str, shapes: tuple[Shape, ...], *others: Ba
 
 def operators(workloads: Sequence[Workload]) -> list[Operator]:
     shapes = tuple(_shape(workload) for workload in workloads)
-    paddle = Baseline(PADDLE, "paddle", lambda gate: F.swiglu(gate), dtypes=("float32",))
+    theirs = Baseline(PADDLE, "paddle", lambda gate: F.swiglu(gate), dtypes=("float32",))
     return [
-        _operator("swiglu", "silu", shapes, paddle),
+        _operator("swiglu", "silu", shapes, theirs),
         _operator("geglu", "gelu", shapes),
     ]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
+import numpy as np
 import paddle
 
 from pypkg import _native, ops
@@ -13,11 +16,15 @@ from pypkg.bench.ops.case import (
     PADDLE,
     TORCH,
     Baseline,
+    Inputs,
     Operator,
     Shape,
     Workload,
     normal,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 # A product takes rows x weight operations: beyond so many weights a layer is left out, and from
 # so many on fewer rows are timed.
@@ -25,7 +32,7 @@ _LARGEST_WEIGHT, _LARGE_WEIGHT = 2**25, 2**24
 _FEW_ROWS = 256
 
 
-def _ours(x, y):
+def _ours(x: paddle.Tensor, y: paddle.Tensor) -> paddle.Tensor:
     ops.set_matmul_precision("bfloat16")
     try:
         return ops.matmul(x, y)
@@ -33,11 +40,11 @@ def _ours(x, y):
         ops.set_matmul_precision("float32")
 
 
-def _torch(x, y):
+def _torch(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return x @ y
 
 
-def _torch_autocast(x, y):
+def _torch_autocast(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     import torch
 
     with torch.autocast("cpu", torch.bfloat16):
@@ -66,20 +73,18 @@ def _shapes(workload: Workload) -> list[Shape]:
         few = width * out >= _LARGE_WEIGHT
         rows = min(workload.tokens, _FEW_ROWS) if few else workload.tokens
 
-        def inputs(rng, rows=rows, width=width, out=out):
-            return {
-                "x": normal(rng, rows, width),
-                "y": normal(rng, width, out, scale=width**-0.5),
-            }
-
         found.append(
             Shape(
                 f"{workload.name}, {layer}: [{rows}, {width}] x [{width}, {out}]",
-                inputs,
+                partial(_inputs, rows, width, out),
                 work.matmul(rows, width, out),
             )
         )
     return found
+
+
+def _inputs(rows: int, width: int, out: int, rng: np.random.Generator) -> Inputs:
+    return {"x": normal(rng, rows, width), "y": normal(rng, width, out, scale=width**-0.5)}
 
 
 def operators(workloads: Sequence[Workload]) -> list[Operator]:

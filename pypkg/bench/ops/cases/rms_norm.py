@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import paddle
 
 from pypkg import ops
 from pypkg.bench.ops import work
@@ -11,24 +15,36 @@ from pypkg.bench.ops.case import (
     OURS,
     TORCH,
     Baseline,
+    Inputs,
     Operator,
     Shape,
     Workload,
     normal,
 )
 
+if TYPE_CHECKING:
+    import torch
+
 _EPSILON = 1e-6
 
 
-def _ours(x, weight, residual=None):
+def _ours(
+    x: paddle.Tensor, weight: paddle.Tensor, residual: paddle.Tensor | None = None
+) -> paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor]:
+    if residual is None:
+        return ops.rms_norm(x, weight, _EPSILON)
     return ops.rms_norm(x, weight, _EPSILON, residual)
 
 
-def _reference(x, weight, residual=None):
+def _reference(
+    x: paddle.Tensor, weight: paddle.Tensor, residual: paddle.Tensor | None = None
+) -> paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor]:
     return ops.rms_norm_reference(x, weight, _EPSILON, residual)
 
 
-def _torch(x, weight, residual=None):
+def _torch(
+    x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None = None
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     from torch.nn.functional import rms_norm
 
     if residual is None:
@@ -48,7 +64,7 @@ _BASELINES = (
 def _shape(workload: Workload, with_residual: bool) -> Shape:
     rows, hidden = workload.tokens, workload.config.hidden_size
 
-    def inputs(rng):
+    def inputs(rng: np.random.Generator) -> Inputs:
         arrays = {"x": normal(rng, rows, hidden), "weight": normal(rng, hidden)}
         if with_residual:
             arrays["residual"] = normal(rng, rows, hidden)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,20 +14,26 @@ from pypkg.bench.ops.case import (
     OURS,
     TORCH,
     Baseline,
+    Inputs,
     Operator,
     Shape,
     Workload,
     normal,
 )
 
+if TYPE_CHECKING:
+    import torch
 
-def _torch(q, k, cos, sin):
+
+def _torch(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
     # The tables in the dtype of q, as transformers has them: nothing is promoted to float32.
     cos, sin = (table.to(q.dtype)[None, :, None, :] for table in (cos, sin))
 
-    def rotate(x):
+    def rotate(x: torch.Tensor) -> torch.Tensor:
         a, b = x.chunk(2, dim=-1)
         return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
@@ -38,7 +45,7 @@ def _shape(workload: Workload) -> Shape:
     batch, sequence, dim = workload.batch, workload.sequence, config.head_dim
     heads = (config.num_attention_heads, config.num_key_value_heads)
 
-    def inputs(rng):
+    def inputs(rng: np.random.Generator) -> Inputs:
         rates = config.rope_theta ** (-np.arange(0, dim, 2) / dim)
         angles = np.outer(np.arange(sequence), rates)
         return {

@@ -83,10 +83,7 @@ def _calls(mk: Maker, state: State, form: str) -> dict[str, Callable[[], None]]:
         (*(None if each is None else address(each) for each in arrays), DECAY, *powers)
         for arrays in zip(state.params, state.grads, state.moments1, state.moments2, masters)
     ]
-    return mk.calls(
-        *("adamw", tensors, None),
-        **{**SETTINGS, "learning_rate": RATE, "epsilon": EPSILON},
-    )
+    return mk.calls("adamw", tensors, None, **SETTINGS, learning_rate=RATE, epsilon=EPSILON)
 
 
 def adamw(mk: Maker, label: str, sizes: Sequence[int], form: str) -> BenchmarkCase:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -194,7 +194,7 @@ def attention(mk: Maker, shape: Shape) -> Iterator[BenchmarkCase]:
         **settings,
     )
     baselines = {
-        name: gradients(lambda f=f: f(*leaves), leaves, dout) for name, f in functions.items()
+        name: gradients(partial(f, *leaves), leaves, dout) for name, f in functions.items()
     }
     yield _case(mk, shape, "backward", backward, grads, baselines, work[BACKWARD])
 

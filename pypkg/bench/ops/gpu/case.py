@@ -7,7 +7,7 @@ and the work of one run. Every version is validated at the timed shape before it
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -151,7 +151,7 @@ def named(kernel: str, calls: dict[str, Callable[[], None]]) -> dict[str, Callab
     return {f"{kernel} {variant}".strip(): call for variant, call in calls.items()}
 
 
-def filling(results: Tensors, runs: dict[str, Callable[[], None] | None]) -> dict[str, Run]:
+def filling(results: Tensors, runs: Mapping[str, Callable[[], None] | None]) -> dict[str, Run]:
     """Versions that fill ``results``; None is one that there is not."""
 
     def returning(run: Callable[[], None]) -> Run:

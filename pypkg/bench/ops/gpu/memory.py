@@ -7,6 +7,7 @@ their backward passes overwrite.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -109,12 +110,12 @@ def rms_norm(mk: Maker, rows: int, cols: int) -> Iterator[BenchmarkCase]:
     )
     mk.call(*arguments, epsilon=epsilon)()  # rstd of x
     dy, dx, dweight = mk.random(rows, cols), mk.empty(rows, cols), mk.empty(cols)
-    arguments = ("rms_norm_backward", dy, x, weight, rstd, dx, dweight)
+    backward = ("rms_norm_backward", dy, x, weight, rstd, dx, dweight)
     triton = None
     if mk.triton:
         workspace = mk.empty(mk.triton.rms_norm_backward_workspace(x), dtype=torch.float32)
-        triton = mk.call_triton(*arguments, workspace)
-    compiled = mk.calls(*arguments, mk.workspace("rms_norm_backward_workspace", x))
+        triton = mk.call_triton(*backward, workspace)
+    compiled = mk.calls(*backward, mk.workspace("rms_norm_backward_workspace", x))
     versions = {**named("CUDA", compiled), "Triton": triton}
     yield BenchmarkCase(
         *("rms_norm", "backward", shape, filling((dx, dweight), versions)),
@@ -224,8 +225,8 @@ def _both_passes(
         for call in calls:
             call()
 
-    def liger() -> Tensors:
-        mk.liger.liger_cross_entropy(own, labels, reduction="none")
+    def liger(functional: Any) -> Tensors:
+        functional.liger_cross_entropy(own, labels, reduction="none")
         return (own.detach(),)
 
     baselines = {"F.cross_entropy": lambda: torch.autograd.grad(plain(leaf), leaf, ones)}
@@ -233,7 +234,7 @@ def _both_passes(
         compiled = torch.compile(plain, dynamic=False)
         baselines["torch.compile"] = lambda: torch.autograd.grad(compiled(leaf), leaf, ones)
     if mk.liger:
-        baselines["Liger"] = liger
+        baselines["Liger"] = partial(liger, mk.liger)
     return BenchmarkCase(
         *("cross_entropy", "forward+backward", f"{rows}x{cols}"),
         filling((dlogits,), {"CUDA": ours}),

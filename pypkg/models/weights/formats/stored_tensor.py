@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +22,7 @@ Shape = tuple[int, ...]
 Slices = Sequence[slice]
 
 # dtype -> NumPy type that carries it in a file. Weights are of the first four.
-STORAGE = {
+STORAGE: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
     "bfloat16": np.dtype("<u2"),
@@ -186,14 +187,14 @@ def _read_into(tensor: StoredTensor, out: np.ndarray, dtype: str) -> None:
 
 
 def _read_blocks(
-    file: BinaryIO, tensor: StoredTensor, out: np.ndarray, dtype: str, axis: int
+    file: FileIO, tensor: StoredTensor, out: np.ndarray, dtype: str, axis: int
 ) -> None:
     """Reads runs of at most _BLOCK bytes that lie back to back; axes before ``axis`` are done."""
     contiguous = tensor.is_contiguous()
     if contiguous and (tensor.num_bytes <= _BLOCK or axis == len(tensor.shape)):
         data = np.empty(tensor.shape, STORAGE[tensor.dtype])
         file.seek(tensor.offset)
-        missing = memoryview(data.reshape(-1).view(np.uint8))
+        missing = data.reshape(-1).view(np.uint8).data
         while missing:  # one call may return less than it was asked for
             count = file.readinto(missing)
             if not count:
