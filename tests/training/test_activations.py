@@ -51,7 +51,7 @@ def test_a_model_follows_its_settings():
 
 
 def test_no_dropout_is_said_where_paddlenlp_has_it():
-    gpt, llama = tiny("gpt"), tiny("llama")
+    gpt, llama = tiny("gpt3"), tiny("llama")
     said = dropout_notice(Settings(), gpt)
     assert said is not None and "no dropout: hidden_dropout_prob is 0" in said
     assert "with 0.1 where hidden_dropout_prob and attention_probs_dropout_prob are left" in said
