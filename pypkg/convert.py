@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pypkg.conversion.converter import Converted
 
 _SOURCE = (
-    "a folder with weights (safetensors, PyTorch .bin/.pt, SAT's rank files), a checkpoint of "
-    "pypkg.pretrain, or the name of a model in the Hugging Face cache"
+    "a folder with weights (safetensors, PyTorch .bin/.pt, PaddleNLP's .pdparams, SAT's rank "
+    "files), a checkpoint of pypkg.pretrain, or the name of a model in the Hugging Face cache"
 )
 _DESTINATION = "the folder to make; it appears when it is complete"
 _EPILOG = "Run 'pypkg convert COMMAND --help' for the options of a command."
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
     texts = {
         "export": "Writes a model as a Hugging Face folder: config.json, safetensors, tokenizer.",
-        "import": "Makes a folder to train from out of PyTorch's files, SAT's ranks or a download.",
+        "import": "Makes a folder to train from out of PyTorch's, PaddleNLP's or SAT's files.",
     }
     for name, text in texts.items():
         made = command(name, _convert, text)
@@ -74,6 +74,14 @@ def _parser() -> argparse.ArgumentParser:
             help="take config.json, and tokenizer and code files that SRC lacks, from this folder; "
             "or the configuration of this known model",
         )
+        if name == "export":
+            made.add_argument(
+                "--format",
+                dest="layout",
+                choices=("huggingface", "paddlenlp"),
+                default="huggingface",
+                help="whose names, matrices and config.json to write (%(default)s)",
+            )
     resize = command(
         "resize-vocab",
         _resize,

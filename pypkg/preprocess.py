@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pypkg.data.corpus_tools import TOOLS, add_tool_parsers
-from pypkg.data.preprocess.options import PreparationOptions, add_options
+from pypkg.data.preprocess.options import PreparationOptions, add_options, with_joined_values
 from pypkg.data.preprocess.prepare import Summary, prepare
 from pypkg.errors import UserError
 from pypkg.logs import configure_logging
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in TOOLS:
             return _use_tool(arguments)
-        options = vars(_parser().parse_args(arguments))
+        options = vars(_parser().parse_args(with_joined_values(arguments)))
         # The tokenizers library reads these when it makes its threads, at the first batch.
         os.environ["RAYON_NUM_THREADS"] = str(options["workers"])
         os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -70,6 +70,7 @@ def _report(summary: Summary, prefix: str) -> str:
     lines = [
         f"documents        {summary.documents:,}{sequences}",
         *(f"dropped          {count:,} {reason}" for reason, count in summary.dropped.items()),
+        *([f"mended           {summary.mended:,} not UTF-8"] if summary.mended else []),
         f"tokens           {summary.tokens:,} ({summary.dtype})",
         f"bytes per token  {summary.text_bytes / summary.tokens:.2f}",
         f"tokenizer        {summary.tokenizer} ({summary.vocab_size:,} entries)",

@@ -10,7 +10,10 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 FOLDERS = (".ci", ".github", "cmake", "configs", "csrc", "docs", "pypkg", "tests", "tools")
-BINARY = {".safetensors", ".so", ".bin", ".idx", ".npy", ".npz", ".png", ".pyc"}
+BINARY = {
+    *(".safetensors", ".so", ".bin", ".idx", ".npy", ".npz", ".png", ".pyc"),
+    *(".pdparams", ".pdopt"),
+}
 
 FILE_LINES = 400
 KERNEL_LINES = 600

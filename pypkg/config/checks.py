@@ -104,11 +104,11 @@ def _check_split(s: Settings) -> Iterator[str]:
         shares = [float(part) for part in s.split.replace("/", ",").split(",")]
     except ValueError:
         shares = []
-    usable = len(shares) == 3 and all(math.isfinite(x) and x >= 0 for x in shares)
+    usable = 1 <= len(shares) <= 3 and all(math.isfinite(x) and x >= 0 for x in shares)
     if not usable or sum(shares) == 0:
         yield (
-            f"split is {s.split!r}; expected three shares, none negative, not all zero, for "
-            "training, validation and test, such as '949,50,1'"
+            f"split is {s.split!r}; expected up to three shares, none negative, not all zero, for "
+            "training, validation and test, such as '949,50,1'; missing ones are 0"
         )
 
 

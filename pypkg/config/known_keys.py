@@ -94,7 +94,12 @@ NO_EFFECT: tuple[KnownKey, ...] = (
         _UNSET,
         "evaluation keeps one number a batch, so nothing piles up on the device",
     ),
-    KnownKey("data_impl", str, ("mmap", None), "data files are always memory-mapped"),
+    KnownKey(
+        "data_impl",
+        str,
+        ("mmap", "lazy", None),
+        "the form of the data is known from the files, which are always memory-mapped",
+    ),
     KnownKey("skip_warmup", bool, (True, None), "memory-mapped files need no warm-up"),
     KnownKey("dataloader_drop_last", bool, (True, None), "every training batch is full"),
     KnownKey("num_train_epochs", float, (1.0, None), "max_steps sets the length of the run"),

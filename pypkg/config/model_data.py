@@ -24,7 +24,8 @@ class ModelDataSettings:
     )
     output_dir: str = setting("", "folder for checkpoints, metrics and logs", required=True)
     split: str = setting(
-        "949,50,1", "proportions of the documents for training, validation and test"
+        "949,50,1",
+        "proportions of the documents for training, validation and test; missing ones are 0",
     )
     data_cache: str | None = setting(
         None, "folder that keeps the sample indices; by default index-cache beside the data"

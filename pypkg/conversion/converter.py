@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 
 from pypkg.conversion.destination import copy_companions, new_folder
+from pypkg.conversion.generation import with_end, write_generation_config
 from pypkg.errors import UserError
-from pypkg.models.architecture.config import ModelConfig, read_json
+from pypkg.models.architecture import paddlenlp
+from pypkg.models.architecture.config import read_json
 from pypkg.models.architecture.registry import (
     config_from_huggingface,
     config_to_huggingface,
+    config_to_paddlenlp,
     load_config,
+    stored_weight_map,
     weight_map,
 )
 from pypkg.models.pretrained import parameter_shapes
@@ -28,6 +32,8 @@ from pypkg.models.weights.tied_head import as_stored
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5, 4
 _VOCAB_KEYS = ("vocab_size", "padded_vocab_size")
+FORMATS = ("huggingface", "paddlenlp")
+_METADATA = {"huggingface": "pt", "paddlenlp": "np"}  # "format" in a safetensors file
 _ROWS = 1024  # of a table that are averaged at once
 
 
@@ -50,33 +56,38 @@ def convert_model(
     dtype: str | None = None,
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     config: str | Path | None = None,
+    layout: str = "huggingface",
     overwrite: bool = False,
     download: bool = False,
     allow_unknown_config: Collection[str] = (),
 ) -> Converted:
-    """Writes the model in ``source`` as a Hugging Face folder, tensor by tensor.
+    """Writes the model in ``source`` as a Hugging Face folder, parameter by parameter.
 
     The folder holds config.json, safetensors (with an index if there are several), and the
-    tokenizer's and other files of ``source``.
+    tokenizer's and other files of ``source``. If config.json names no end of text, that of the
+    tokenizer is written there; generation_config.json is made if ``source`` has none.
 
     Args:
-        source: a folder with weights in safetensors, PyTorch or SAT format, one of our
-            checkpoints, or the name of a model in the Hugging Face cache.
+        source: a folder with weights in a format of ``TensorFiles``, under the names of Hugging
+            Face folders or of PaddleNLP, one of our checkpoints, or the name of a model in the
+            Hugging Face cache.
         dtype: float32, float16 or bfloat16; None keeps what each tensor has.
         config: a folder whose config.json and files are taken for what ``source`` lacks or in
             place of its config.json, or the name of a known model.
+        layout: "huggingface", or "paddlenlp" for a folder that PaddleNLP loads.
         download: fetch what the Hugging Face cache lacks of ``source``.
         allow_unknown_config: keys of config.json that are ignored if the family does not know
             them. They are written as they are.
 
     Raises:
         UserError: ``source`` cannot be read or its tensors do not fit its configuration;
-            ``destination`` is not empty and ``overwrite`` is false, or cannot be written.
+            ``destination`` is not empty and ``overwrite`` is false, or cannot be written;
+            PaddleNLP does not have the model.
     """
     folder = find_weights(source, download)
     keys = _config_keys(folder, config)
     more = [Path(config)] if config is not None and Path(config).is_dir() else []
-    plan = _Plan(folder, keys, dtype, allow_unknown_config=allow_unknown_config)
+    plan = _Plan(folder, keys, dtype, None, layout, allow_unknown_config)
     return plan.write([folder, *more], Path(destination), max_shard_size, overwrite)
 
 
@@ -116,7 +127,7 @@ def resize_vocabulary(
             f"tokenizer may use would be lost; give a vocab_size of at least {before}"
         )
     changed = {key: rows for key in _VOCAB_KEYS if keys.get(key) == before}
-    plan = _Plan(folder, keys, None, {**keys, **changed}, allow_unknown_config)
+    plan = _Plan(folder, keys, None, {**keys, **changed}, allow_unknown_config=allow_unknown_config)
     return plan.write([folder], Path(destination), max_shard_size, overwrite)
 
 
@@ -126,6 +137,7 @@ class _Plan:
     Args:
         keys: of the config.json that describes what is stored.
         new_keys: of the one to write, if it is another.
+        layout: of what is written, see ``convert_model``.
     """
 
     def __init__(
@@ -134,9 +146,12 @@ class _Plan:
         keys: Mapping[str, Any],
         dtype: str | None,
         new_keys: Mapping[str, Any] | None = None,
+        layout: str = "huggingface",
         allow_unknown_config: Collection[str] = (),
     ) -> None:
         self._files, self._keys = TensorFiles(folder), dict(new_keys or keys)
+        self._found = self._files.specs()
+        self._layout = layout
         described = config_from_huggingface(keys, allow_unknown_config)
         stored_config = as_stored(described, self._files, folder)
         tied = stored_config.tie_word_embeddings
@@ -144,31 +159,55 @@ class _Plan:
             self._keys["tie_word_embeddings"] = tied
         new_config = config_from_huggingface(self._keys, allow_unknown_config)
         self._config = new_config.replace(tie_word_embeddings=tied)
-        found = self._files.specs()
-        written = weight_map(self._config)
-        stored = weight_map(stored_config).fitted_to(found)
-        stored.check(parameter_shapes(stored_config), self._files.shapes(), str(folder))
-        if dtype:
+        self._stored = stored_weight_map(stored_config, self._found)
+        self._stored.check(parameter_shapes(stored_config), self._files.shapes(), str(folder))
+        self._written = weight_map(self._config)
+        if layout == "paddlenlp":
+            self._written = paddlenlp.weight_map(self._config, self._written)
+            self._keys = config_to_paddlenlp(self._config, dtype or self._first_dtype())
+        elif paddlenlp.describes(keys):
+            self._keys = config_to_huggingface(self._config, dtype or self._first_dtype())
+        elif dtype:
             self._keys[next((key for key in _DTYPE_KEYS if key in keys), _DTYPE_KEYS[-1])] = dtype
-        self._source: dict[str, str] = {}  # name to write -> name to read
+        # What is stored is what is written, under the same names or others.
+        self._is_copied = layout == "huggingface" and not paddlenlp.is_stored_as(
+            stored_config, self._found
+        )
+        if new_keys is not None and not self._is_copied:
+            raise UserError(
+                f"{folder} has PaddleNLP's names; make a Hugging Face folder of it first, with: "
+                "python -m pypkg.convert import SRC DST"
+            )
+        self._shapes = parameter_shapes(self._config)
         self._specs: dict[str, TensorSpec] = {}
-        for name, shape in parameter_shapes(self._config).items():
-            new = written.source_shapes(name, shape)
-            for (target, target_shape), source in zip(
-                new.items(), stored.source_shapes(name, shape), strict=True
-            ):
-                self._source[target] = source
-                self._specs[target] = TensorSpec(dtype or found[source].dtype, target_shape)
-        self._left_out = sorted(found.keys() - set(self._source.values()))
+        used: set[str] = set()
+        for name, shape in self._shapes.items():
+            sources = list(self._stored.source_shapes(name, shape))
+            used.update(sources)
+            kept = self._found[sources[0]].dtype
+            for target, target_shape in self._written.source_shapes(name, shape).items():
+                self._specs[target] = TensorSpec(dtype or kept, target_shape)
+        self._left_out = sorted(self._found.keys() - used)
+
+    def _first_dtype(self) -> str:
+        return next(iter(self._found.values())).dtype
 
     def write(
         self, companions: list[Path], destination: Path, max_shard_size: int | str, overwrite: bool
     ) -> Converted:
         """Writes the folder, with the files beside the weights of the folders ``companions``."""
+        keys, config = with_end(self._keys, self._config, companions)
         with new_folder(destination, companions[0], overwrite) as folder:
-            write_model_folder(folder, self._keys, self._specs, self._tensors(), max_shard_size)
+            write_model_folder(
+                folder,
+                keys,
+                self._specs,
+                self._tensors(),
+                max_shard_size,
+                _METADATA[self._layout],
+            )
             copied = [name for each in companions for name in copy_companions(each, folder)]
-        config: ModelConfig = self._config
+            write_generation_config(folder, config)
         return Converted(
             config.model_type,
             config.vocab_size,
@@ -179,12 +218,21 @@ class _Plan:
         )
 
     def _tensors(self) -> Iterator[tuple[str, np.ndarray]]:
-        for target, source in self._source.items():
-            spec = self._specs[target]
-            values = self._files.read(source, spec.dtype)
-            if values.shape != spec.shape:
-                values = self._grown(source, values, spec)
-            yield target, values
+        for name, shape in self._shapes.items():
+            sources = self._stored.source_shapes(name, shape)
+            targets = self._written.source_shapes(name, shape)
+            if self._is_copied:
+                for target, source in zip(targets, sources, strict=True):
+                    yield target, self._read_whole(source, self._specs[target])
+                continue
+            dtype = self._specs[next(iter(targets))].dtype
+            values = [self._files.read(source, dtype) for source in sources]
+            whole = self._stored.to_model(name, values)
+            yield from self._written.to_checkpoint(name, whole).items()
+
+    def _read_whole(self, source: str, spec: TensorSpec) -> np.ndarray:
+        values = self._files.read(source, spec.dtype)
+        return values if values.shape == spec.shape else self._grown(source, values, spec)
 
     def _grown(self, source: str, values: np.ndarray, spec: TensorSpec) -> np.ndarray:
         """``values`` with rows of their mean added, up to the shape of ``spec``."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
-from pypkg.models.architecture.registry import load_config, weight_map
+from pypkg.models.architecture.registry import load_config, stored_weight_map
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.hub import find_weights
 from pypkg.models.weights.model_folder import CONFIG_FILE
@@ -31,7 +31,7 @@ def describe(
     files = TensorFiles(folder)
     specs = files.specs()
     config, family = _family(folder, files, allow_unknown_config)
-    names = weight_map(config).fitted_to(specs) if config else None
+    names = stored_weight_map(config, specs) if config else None
     counts = {
         name: 0 if names and names.is_ignored(name) else math.prod(spec.shape)
         for name, spec in specs.items()

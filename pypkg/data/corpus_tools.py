@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pypkg.data.corpus.files import prefix_of
 from pypkg.data.corpus.merge_split import merge_corpora, split_corpus
 from pypkg.data.corpus.reader import IndexedDataset
 from pypkg.data.corpus.validate import validate
@@ -34,7 +36,7 @@ def _inspect(
     prefix: str, document: int | None, tokenizer_name_or_path: Path | None, max_tokens: int
 ) -> int:
     """Shows what a corpus holds, or the text of a document."""
-    corpus = IndexedDataset(prefix)
+    corpus = IndexedDataset(_one_prefix(prefix))
     starts = corpus.document_indices
     if document is None:
         sizes = corpus.document_sizes()
@@ -71,7 +73,7 @@ def _inspect(
 
 
 def _inspect_options(add: Callable[..., Any]) -> None:
-    add("prefix", help="path of the corpus without .bin and .idx")
+    add("prefix", help="path of the corpus: the prefix, one of its files, or its folder")
     add("--document", type=int, metavar="N", help="show this document, counted from 0")
     add(
         "--tokenizer_name_or_path",
@@ -98,7 +100,7 @@ def _validate(prefix: Sequence[str], tokenizer_name_or_path: Path | None) -> int
 
 
 def _validate_options(add: Callable[..., Any]) -> None:
-    add("prefix", nargs="+", help="paths of corpora without .bin and .idx, or folders of them")
+    add("prefix", nargs="+", help="paths of corpora: prefixes, files of them, or folders")
     add(
         "--tokenizer_name_or_path",
         "--model_name_or_path",
@@ -109,24 +111,24 @@ def _validate_options(add: Callable[..., Any]) -> None:
 
 def _merge(prefix: Sequence[str], output_prefix: str) -> int:
     """Joins corpora, in the order in which they are given."""
-    print(merge_corpora(_prefixes(prefix), output_prefix))
+    print(merge_corpora(_prefixes(prefix), prefix_of(output_prefix)))
     return 0
 
 
 def _merge_options(add: Callable[..., Any]) -> None:
-    add("prefix", nargs="+", help="paths of corpora without .bin and .idx, or folders of them")
+    add("prefix", nargs="+", help="paths of corpora: prefixes, files of them, or folders")
     add("--output_prefix", required=True, help="path of the result without .bin and .idx")
 
 
 def _split(prefix: str, output_prefix: str, valid: float, test: float, seed: int | None) -> int:
     """Carves a validation and a test set out of a corpus."""
-    for line in split_corpus(prefix, output_prefix, valid, test, seed):
+    for line in split_corpus(_one_prefix(prefix), prefix_of(output_prefix), valid, test, seed):
         print(line)
     return 0
 
 
 def _split_options(add: Callable[..., Any]) -> None:
-    add("prefix", help="path of the corpus without .bin and .idx")
+    add("prefix", help="path of the corpus: the prefix, one of its files, or its folder")
     add("--output_prefix", required=True, help="of the results, which end in _train, _valid, _test")
     amount = "documents: a number, or a share of all below 1"
     add("--valid", type=_amount, default=0, help=f"{amount}, for validation")
@@ -145,8 +147,19 @@ def _prefixes(given: Sequence[str]) -> list[str]:
         if Path(each).is_dir():
             found += [part for part in resolve_input_dir(each) if part != "1.0"]
         else:
-            found.append(str(each).removesuffix(".idx").removesuffix(".bin"))
+            found.append(prefix_of(each))
     return found
+
+
+def _one_prefix(given: str) -> str:
+    """A folder stands for the one corpus in it."""
+    prefixes = _prefixes([given])
+    if len(prefixes) > 1:
+        raise UserError(
+            f"{given} holds {len(prefixes)} corpora, {', '.join(map(os.path.basename, prefixes))}; "
+            "name one of them"
+        )
+    return prefixes[0]
 
 
 def _amount(text: str) -> float:

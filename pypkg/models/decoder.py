@@ -14,6 +14,7 @@ from paddle import nn
 
 from pypkg import ops
 from pypkg.errors import UserError
+from pypkg.models.architecture.checks import chosen
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.layer_split import ModelChunk
 from pypkg.models.layers import recompute
@@ -78,7 +79,7 @@ class DecoderLayer(nn.Layer):
         self.mlp_branch_norm = make_block_norm(config) if config.branch_norm else None
         self.recompute: Recompute | None = None  # what backward passes compute again
         self.hidden_dropout = 0.0  # of what each branch adds
-        self._add = _RESIDUALS[config.residual]
+        self._add = chosen("residual", config.residual, _RESIDUALS)
         self._alpha = config.residual_alpha
 
     def forward(

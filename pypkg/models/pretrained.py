@@ -12,7 +12,12 @@ import paddle
 
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
-from pypkg.models.architecture.registry import config_to_huggingface, load_config, weight_map
+from pypkg.models.architecture.registry import (
+    config_to_huggingface,
+    load_config,
+    stored_weight_map,
+    weight_map,
+)
 from pypkg.models.architecture.weight_map import WeightMap
 from pypkg.models.decoder import Decoder
 from pypkg.models.pipeline_decoder import PipelineDecoder
@@ -81,8 +86,8 @@ def from_pretrained(
     those of this stage, and under tensor parallelism, only what this process holds of each.
 
     Args:
-        folder: with config.json and weights in safetensors, PyTorch or SAT format, see
-            ``TensorFiles``; or a name such as "bigscience/bloom-560m" in the cache, see
+        folder: with config.json and weights, of a Hugging Face folder or of PaddleNLP, in a format
+            of ``TensorFiles``; or a name such as "bigscience/bloom-560m" in the cache, see
             ``hub.find_weights``.
         dtype: float32, float16 or bfloat16.
         download: fetch what the cache lacks; otherwise the network is never used.
@@ -100,7 +105,7 @@ def from_pretrained(
     folder = find_weights(folder, download)
     config = stored_config(folder, allow_unknown_config).replace(**overrides)
     files = TensorFiles(folder)
-    names = weight_map(config).fitted_to(files.shapes())
+    names = stored_weight_map(config, files.shapes())
     # Before the model is made, which takes its whole memory.
     names.check(parameter_shapes(config), files.shapes(), str(folder))
     model = _build(config, dtype)

@@ -61,8 +61,9 @@ def run(settings: Settings) -> int:
     from_first_rank(lambda: prepare_output_dir(settings.output_dir))
     checkpoint = from_first_rank(lambda: checkpoint_to_resume(settings))
     resumed = None if settings.ignore_load_lr_and_optim else checkpoint
-    state = load_trainer_state(resumed) if resumed else TrainerState()
+    state = TrainerState()
     if resumed:
+        state = load_trainer_state(resumed, settings.max_seq_length)
         check_resumed(settings, resumed, state)
 
     model, wrapped, updater = _make_model(settings, plan, checkpoint, config)

@@ -201,6 +201,8 @@ class Trainer:
         metrics |= _named("eval_loss", self._eval_source_losses.take())
         self._report(metrics)
         progress.log(self.state.global_step, metrics)
+        # The time since the last log line is left out, so its tokens are too.
+        self._count_tokens()
         self.throughput.restart()
 
     def _save(self) -> None:

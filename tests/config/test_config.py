@@ -217,7 +217,8 @@ def test_missing_settings_are_all_named():
         ({"warmup_ratio": 1.5}, ["warmup_ratio is 1.5; expected at most 1"]),
         ({"weight_decay": -0.1}, ["weight_decay is -0.1; expected at least 0"]),
         ({"max_seq_length": 0}, ["max_seq_length is 0"]),
-        ({"split": "949,50"}, ["split is '949,50'", "three shares"]),
+        ({"split": "949,50,1,0"}, ["split is '949,50,1,0'", "up to three shares"]),
+        ({"split": ""}, ["split is ''"]),
         ({"split": "a,b,c"}, ["split is 'a,b,c'"]),
         ({"split": "1,-1,0"}, ["split is '1,-1,0'"]),
         ({"split": "0/0/0"}, ["split is '0/0/0'"]),
@@ -239,7 +240,7 @@ def test_a_warm_up_of_all_steps_is_allowed(tmp_path, extra):
     assert load(tmp_path, {"max_steps": 100, "warmup_steps": 100, **extra}).warmup == 100
 
 
-@pytest.mark.parametrize("split", ["949,50,1", "8/1/1", "0.9,0.1,0", "1,0,0"])
+@pytest.mark.parametrize("split", ["949,50,1", "8/1/1", "0.9,0.1,0", "1,0,0", "100", "949,50"])
 def test_possible_splits(tmp_path, split):
     assert load(tmp_path, {"split": split}).split == split
 
@@ -251,7 +252,7 @@ def test_a_floor_above_the_peak_does_not_matter_to_a_constant_schedule(tmp_path)
 def test_all_problems_come_at_once_and_none_because_of_another(tmp_path):
     text = problems(
         tmp_path,
-        {"max_steps": "x", "warmup_steps": 30, "learning_rate": -1, "split": "1", "sed": 1},
+        {"max_steps": "x", "warmup_steps": 30, "learning_rate": -1, "split": "0", "sed": 1},
     )
     assert text.startswith("4 problems in the settings:")
     assert "warmup_steps (30)" not in text

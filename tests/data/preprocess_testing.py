@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from pypkg import preprocess
 from pypkg.data import IndexedDataset
+from pypkg.data.preprocess.documents import Problem
+from pypkg.data.preprocess.files import TextFile, find_text_files, plan_units
+from pypkg.data.preprocess.readers import read_documents
 from pypkg.data.tokenizers.load import load_tokenizer
 
 DOCUMENTS = {
@@ -55,3 +59,21 @@ def command(tmp_path, *options, unit=None, **values):
             f"files._LEAST_UNIT = {unit}; sys.exit(preprocess.main(sys.argv[1:]))",
         ]
     return [sys.executable, *program, *arguments(tmp_path, *options, **values)]
+
+
+def text_files(path: Path) -> list[TextFile]:
+    """What ``--input_path`` stands for."""
+    return find_text_files(path, (".txt",), ()).files
+
+
+def read(
+    path: Path, json_key: str = "text", doc_spliter: str | None = None, replace: bool = False
+) -> tuple[list[str], list[Problem], list[int]]:
+    """Texts, problems, and the bytes of the file that each text took."""
+    texts, problems, taken = [], [], []
+    for unit in plan_units(text_files(path), doc_spliter):
+        for span in unit:
+            for document in read_documents(span, json_key, doc_spliter, problems.append, replace):
+                texts.append(document.text)
+                taken.append(document.file_bytes)
+    return texts, problems, taken

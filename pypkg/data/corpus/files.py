@@ -17,6 +17,24 @@ offset                type                content
 34 + 12 n + 8 m       int8 [n], optional  modes, written by Megatron-LM for images; not used here
 ====================  ==================  ======================================================
 
+The ``.idx`` of ``data_impl`` lazy and cached has another form, that of fairseq, over the same .bin;
+d is 4 bytes where PaddleNLP wrote the sizes, and 8 where Megatron-LM did:
+
+=========================  ==================  =================================================
+offset                     type                content
+=========================  ==================  =================================================
+0                          8 bytes             magic ``TNTIDX\\0\\0``
+8                          uint64              version, 1
+16                         uint64              code of the token dtype, see ``DTYPES``
+24                         uint64              bytes of a token
+32                         uint64, uint64      n, number of sequences, twice
+48                         uint64              m, number of documents + 1
+56                         int64 [n + 1]       dimensions before each sequence, 0 to n
+64 + 8 n                   int64 [n + 1]       tokens before each sequence
+72 + 16 n                  int of d bytes [n]  tokens of each sequence
+72 + (16 + d) n            int64 [m]           sequence with which each document begins
+=========================  ==================  =================================================
+
 Older forms: ``<prefix>_ids.npy`` is one array of token ids, and ``<prefix>_idx.npz`` holds
 ``lens``, tokens of each sequence, and ``docs``, sequence with which each document begins. Older
 still, ``<prefix>_ids.npz`` holds ``ids`` and ``lens``; each sequence is a document.
@@ -39,6 +57,8 @@ from pypkg.errors import UserError
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
+_LAZY_MAGIC = b"TNTIDX\x00\x00"
+_LAZY_HEADER = struct.Struct("<8sQQQQQQ")
 DTYPES = {
     1: np.dtype(np.uint8),
     2: np.dtype(np.int8),
@@ -53,6 +73,8 @@ DTYPES = {
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 MAX_SEQUENCE_TOKENS = np.iinfo(np.int32).max
+INDEX_SUFFIXES = (".idx", "_idx.npz", "_ids.npz")  # one of these makes files a corpus
+_SUFFIXES = (*INDEX_SUFFIXES, ".bin", "_ids.npy", ".lsm")
 
 
 @dataclass
@@ -110,8 +132,18 @@ def open_corpus_files(prefix: str) -> CorpusFiles:
     return files
 
 
+def prefix_of(path: str) -> str:
+    """The prefix of a corpus that is named by it or by one of its files."""
+    for suffix in _SUFFIXES:
+        if path.endswith(suffix):
+            return path[: -len(suffix)]
+    return path
+
+
 def _open_bin(token_file: Path, index_file: Path) -> CorpusFiles:
     index = map_bytes(index_file)
+    if index[: len(_LAZY_MAGIC)].tobytes() == _LAZY_MAGIC:
+        return _open_lazy(token_file, index_file, index)
     if index.size < HEADER.size:
         raise wrong(index_file, "header", 0, f"{index.size} bytes", f"{HEADER.size}; truncated?")
     magic, version, code, num_sequences, num_boundaries = HEADER.unpack(
@@ -134,10 +166,9 @@ def _open_bin(token_file: Path, index_file: Path) -> CorpusFiles:
             f"{num_sequences} and {num_boundaries - 1} in a file of {index.size} bytes",
             f"{end} bytes for these; truncated?",
         )
-    tokens = map_bytes(token_file)
-    remainder = tokens.size % DTYPES[code].itemsize
+    tokens, remainder = _map_tokens(token_file, DTYPES[code])
     return CorpusFiles(
-        tokens=tokens[: tokens.size - remainder].view(DTYPES[code]),
+        tokens=tokens,
         sizes=index[HEADER.size : pointers_at].view("<i4"),
         pointers=index[pointers_at:documents_at].view("<i8"),
         document_indices=index[documents_at:end].view("<i8"),
@@ -147,6 +178,66 @@ def _open_bin(token_file: Path, index_file: Path) -> CorpusFiles:
         documents_at=documents_at,
         token_remainder=remainder,
     )
+
+
+def _open_lazy(token_file: Path, index_file: Path, index: np.ndarray) -> CorpusFiles:
+    if index.size < _LAZY_HEADER.size:
+        found = f"{index.size} bytes"
+        raise wrong(index_file, "header", 0, found, f"{_LAZY_HEADER.size}; truncated?")
+    _, version, code, itemsize, num_sequences, num_sizes, num_boundaries = _LAZY_HEADER.unpack(
+        index[: _LAZY_HEADER.size].tobytes()
+    )
+    if version != 1:
+        raise wrong(index_file, "version", 8, version, 1)
+    if code not in DTYPES:
+        raise wrong(index_file, "dtype code", 16, code, f"1 to {max(DTYPES)}")
+    if itemsize != DTYPES[code].itemsize:
+        expected = f"{DTYPES[code].itemsize}, those of {DTYPES[code]}"
+        raise wrong(index_file, "bytes of a token", 24, itemsize, expected)
+    if num_sizes != num_sequences:
+        expected = f"{num_sequences}, as many as there are sequences"
+        raise wrong(index_file, "number of sizes", 40, num_sizes, expected)
+    offsets_at = _LAZY_HEADER.size + 8 * (num_sequences + 1)
+    sizes_at = offsets_at + 8 * (num_sequences + 1)
+    ends = {
+        width: sizes_at + width * num_sequences + 8 * num_boundaries for width in (4, 8)
+    }  # of the file, by the bytes of a size
+    width = next((width for width, end in ends.items() if end == index.size), None)
+    if width is None:
+        raise wrong(
+            index_file,
+            "number of sequences and documents",
+            32,
+            f"{num_sequences} and {num_boundaries - 1} in a file of {index.size} bytes",
+            f"{ends[4]} or {ends[8]} bytes for these; truncated?",
+        )
+    documents_at = index.size - 8 * num_boundaries
+    sizes = index[sizes_at:documents_at].view(f"<i{width}")
+    _check_sizes(sizes, index_file, "sizes of the sequences", sizes_at)
+    tokens, remainder = _map_tokens(token_file, DTYPES[code])
+    return CorpusFiles(
+        tokens=tokens,
+        sizes=sizes.astype(np.int32),
+        pointers=index[offsets_at:sizes_at].view("<i8")[:-1] * itemsize,
+        document_indices=index[documents_at:].view("<i8"),
+        token_file=token_file,
+        index_file=index_file,
+        documents_at=documents_at,
+        token_remainder=remainder,
+    )
+
+
+def _map_tokens(file: Path, dtype: np.dtype) -> tuple[np.ndarray, int]:
+    """The whole tokens of a .bin, and the number of bytes that are left over."""
+    contents = map_bytes(file)
+    remainder = contents.size % dtype.itemsize
+    return contents[: contents.size - remainder].view(dtype), remainder
+
+
+def _check_sizes(sizes: np.ndarray, file: Path, field: str, offset: int | None = None) -> None:
+    if sizes.size and not 0 <= sizes.min() <= sizes.max() <= MAX_SEQUENCE_TOKENS:
+        found = f"{sizes.min()} to {sizes.max()}"
+        raise wrong(file, field, offset, found, "0 to 2^31-1")
 
 
 def _open_npy(token_file: Path, index_file: Path) -> CorpusFiles:
@@ -178,8 +269,7 @@ def _from_arrays(
                 f"{array.dtype} of shape {array.shape}, which is not a list of integers",
                 "a list of integers",
             )
-    if lens.size and not 0 <= lens.min() <= lens.max() <= MAX_SEQUENCE_TOKENS:
-        raise wrong(index_file, "lens", None, f"{lens.min()} to {lens.max()}", "0 to 2^31-1")
+    _check_sizes(lens, index_file, "lens")
     if tokens.ndim != 1 or tokens.dtype not in CODES:
         found = f"{tokens.dtype} of shape {tokens.shape}"
         raise wrong(token_file, "array", None, found, "one dimension of integers")

@@ -70,6 +70,11 @@ class Dataset(ABC):
         return [count]
 
     @property
+    @abstractmethod
+    def samples_per_epoch(self) -> int:
+        """Number of samples that hold the tokens of the split once, of all its corpora."""
+
+    @property
     def has_loss_mask(self) -> bool:
         """Whether a corpus tells which tokens count for the loss; in others all do."""
         return any(corpus.loss_mask is not None for corpus in self.corpora)

@@ -96,6 +96,10 @@ class BlendedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset_index)
 
+    @property
+    def samples_per_epoch(self) -> int:
+        return sum(dataset.samples_per_epoch for dataset in self.datasets)
+
     def read_into(self, samples: np.ndarray, out: BatchRows) -> None:
         members = self.dataset_index[samples]
         numbers = self.dataset_sample_index[samples]

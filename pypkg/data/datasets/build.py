@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pypkg.data.corpus.files import INDEX_SUFFIXES, prefix_of
 from pypkg.data.corpus.reader import IndexedDataset
 from pypkg.data.datasets.base import Dataset
 from pypkg.data.datasets.blend import (
@@ -19,7 +20,7 @@ from pypkg.data.datasets.blend import (
     parse_blend,
     share_weights,
 )
-from pypkg.data.datasets.concat import ChainedDataset, LaterDataset
+from pypkg.data.datasets.concat import ChainedDataset, LaterDataset, WholeSplit
 from pypkg.data.datasets.gpt import GPTDataset
 from pypkg.data.datasets.order import CorpusOrder, SampleOrder, corpus_order
 from pypkg.data.index.cache import IndexCache
@@ -29,8 +30,6 @@ from pypkg.errors import UserError
 logger = logging.getLogger("pypkg")
 
 SPLITS = ("train", "valid", "test")
-_INDEX_SUFFIXES = (".idx", "_idx.npz", "_ids.npz")
-_SUFFIXES = (*_INDEX_SUFFIXES, ".bin", "_ids.npy")
 
 
 def resolve_input_dir(input_dir: str, weighted: bool = True) -> list[str]:
@@ -56,8 +55,8 @@ def resolve_input_dir(input_dir: str, weighted: bool = True) -> list[str]:
         if len(prefixes) == 1:
             return prefixes
         return _equal_weights(prefixes)
-    prefix = _without_suffix(input_dir)
-    if any(os.path.exists(prefix + suffix) for suffix in _INDEX_SUFFIXES):
+    prefix = prefix_of(input_dir)
+    if any(os.path.exists(prefix + suffix) for suffix in INDEX_SUFFIXES):
         return [prefix]
     try:
         parts = shlex.split(input_dir)
@@ -70,8 +69,8 @@ def resolve_input_dir(input_dir: str, weighted: bool = True) -> list[str]:
             "weights and paths such as '0.3 data/a 0.7 data/b'"
         )
     if not weighted:
-        return _equal_weights([_without_suffix(part) for part in _without_weights(parts)])
-    return [part if number % 2 == 0 else _without_suffix(part) for number, part in enumerate(parts)]
+        return _equal_weights([prefix_of(part) for part in _without_weights(parts)])
+    return [part if number % 2 == 0 else prefix_of(part) for number, part in enumerate(parts)]
 
 
 def _equal_weights(prefixes: Sequence[str]) -> list[str]:
@@ -150,7 +149,7 @@ def build_datasets(
     data_prefix: Sequence[str],
     splits_string: str,
     seq_length: int,
-    train_valid_test_num_samples: Sequence[int],
+    train_valid_test_num_samples: Sequence[int | None],
     seed: int,
     options: OrderOptions = OrderOptions(),
     *,
@@ -160,14 +159,16 @@ def build_datasets(
 
     Args:
         train_valid_test_num_samples: that of the train split counts from the beginning of the
-            run, also where it is resumed.
+            run, also where it is resumed. None, for validation or test, is the whole split: one
+            epoch of each corpus, whatever its weight, without a sample that comes twice.
         options: see there.
         cache: where index maps are looked for and kept; None builds them in memory.
     """
-    if seq_length < 1 or min(train_valid_test_num_samples) < 0:
+    wanted = list(train_valid_test_num_samples)
+    if seq_length < 1 or any(number is not None and number < 0 for number in wanted):
         raise UserError(
             f"seq_length is {seq_length} and the numbers of samples are "
-            f"{list(train_valid_test_num_samples)}; expected at least 1 and no negative number"
+            f"{wanted}; expected at least 1 and no negative number"
         )
     blended = len(data_prefix) != 1
     weights, prefixes = parse_blend(data_prefix) if blended else ([1.0], list(data_prefix))
@@ -178,7 +179,7 @@ def build_datasets(
     datasets, orders = [], []
     for split, name in enumerate(SPLITS):
         ranges = [_Range(c, bound[split], bound[split + 1]) for c, bound in zip(corpora, bounds)]
-        present = [bool(np.any(r.corpus.sizes[r.first : r.end])) for r in ranges]
+        present = [part.num_tokens > 0 for part in ranges]
         for part, there in zip(ranges, present):
             if not there and any(present):
                 logger.warning("the %s split of %s is empty: left out", name, part.corpus.prefix)
@@ -194,8 +195,11 @@ def build_datasets(
         )  # fmt: skip
         if name == "train" and options.earlier is not None:
             order.resume(options.earlier, options.consumed)
+        number = wanted[split]
         datasets.append(
-            _make_dataset(name, ranges, order, train_valid_test_num_samples[split], blended, cache)
+            _whole_split(name, ranges, order, cache)
+            if number is None
+            else _make_dataset(name, ranges, order, number, blended, cache)
         )
         orders.append(order)
     return tuple(datasets), orders[0]
@@ -208,6 +212,10 @@ class _Range:
     corpus: IndexedDataset
     first: int
     end: int
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.corpus.sizes[self.first : self.end].sum(dtype=np.int64))
 
 
 def _make_dataset(
@@ -230,6 +238,36 @@ def _make_dataset(
     return LaterDataset(dataset, order.start, 0) if order.start else dataset
 
 
+def _whole_split(
+    name: str, ranges: Sequence[_Range], order: SampleOrder, cache: IndexCache | None
+) -> Dataset:
+    """Every sample of a split once.
+
+    Raises:
+        UserError: no corpus has as many tokens in it as one sample.
+    """
+    enough = [part for part in ranges if part.num_tokens > order.seq_length]
+    for part in ranges:
+        if part not in enough:
+            logger.warning(
+                "the %s split of %s is smaller than a sample: left out", name, part.corpus.prefix
+            )
+    if not enough:
+        raise UserError(
+            f"the whole {name} split is asked for, but no corpus has {order.seq_length + 1} tokens "
+            "in it, max_seq_length and one more; give it a larger share in split, or ask for a "
+            "number of samples"
+        )
+    parts = [
+        GPTDataset(
+            name, part.corpus, part.first, part.end, 0, order.seq_length, order.seed,
+            cache=cache, splits_string=order.split,
+        )
+        for part in enough
+    ]  # fmt: skip
+    return WholeSplit(parts)
+
+
 def _make_member(
     name: str, part: _Range, corpus: CorpusOrder, order: SampleOrder, cache: IndexCache | None
 ) -> Dataset:
@@ -250,12 +288,5 @@ def _prefixes_in(folder: str) -> list[str]:
         names = os.listdir(folder)
     except OSError as error:
         raise UserError(f"cannot list input_dir {folder}: {error.strerror}") from error
-    found = {_without_suffix(name) for name in names if name.endswith(_INDEX_SUFFIXES)}
+    found = {prefix_of(name) for name in names if name.endswith(INDEX_SUFFIXES)}
     return [os.path.join(folder, name) for name in sorted(found)]
-
-
-def _without_suffix(path: str) -> str:
-    for suffix in _SUFFIXES:
-        if path.endswith(suffix):
-            return path[: -len(suffix)]
-    return path

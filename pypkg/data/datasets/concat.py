@@ -22,18 +22,45 @@ class ChainedDataset(Dataset):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    @property
+    def samples_per_epoch(self) -> int:
+        return self.parts[0].samples_per_epoch
+
     def read_into(self, samples: np.ndarray, out: BatchRows) -> None:
-        which = np.searchsorted(self._ends, samples, side="right")
+        which = self._part_of(samples)
         for number in np.unique(which):
             own = which == number
             self.parts[number].read_into(samples[own] - self._begin(number), out.select(own))
 
     def document_at(self, sample: int, offset: int) -> tuple[IndexedDataset, int]:
-        number = int(np.searchsorted(self._ends, sample, side="right"))
+        number = int(self._part_of(np.array(sample)))
         return self.parts[number].document_at(sample - self._begin(number), offset)
+
+    def _part_of(self, samples: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._ends, samples, side="right")
 
     def _begin(self, part: int) -> int:
         return int(self._ends[part]) - len(self.parts[part])
+
+
+class WholeSplit(ChainedDataset):
+    """The samples of ``parts``, each of another corpus, one after another; none comes twice."""
+
+    def __init__(self, parts: Sequence[Dataset]) -> None:
+        super().__init__(parts)
+        self.corpora = [corpus for part in parts for corpus in part.corpora]
+
+    @property
+    def samples_per_epoch(self) -> int:
+        return len(self)
+
+    def sources(self, samples: np.ndarray) -> np.ndarray:
+        return self._part_of(samples).astype(np.int64)
+
+    def samples_consumed(self, count: int) -> list[int]:
+        ends = self._ends.tolist()
+        begins = [0, *ends[:-1]]
+        return [min(max(count - begin, 0), end - begin) for begin, end in zip(begins, ends)]
 
 
 class LaterDataset(Dataset):
@@ -48,6 +75,10 @@ class LaterDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.dataset) - self._shift
+
+    @property
+    def samples_per_epoch(self) -> int:
+        return self.dataset.samples_per_epoch
 
     def read_into(self, samples: np.ndarray, out: BatchRows) -> None:
         if len(samples) and samples.min() < self._start:

@@ -58,6 +58,7 @@ class GPTDataset(Dataset):
         self.corpora = [corpus]
         self.seq_length = seq_length
         tokens = int(corpus.sizes[first:end].sum(dtype=np.int64))
+        self._samples_per_epoch = (tokens - 1) // seq_length
         if num_samples and tokens <= seq_length:
             self._say_too_small(tokens, end - first)
         plan = plan_index_maps(corpus.sizes, first, end, num_samples, seq_length, seed)
@@ -121,6 +122,10 @@ class GPTDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.shuffle_idx)
+
+    @property
+    def samples_per_epoch(self) -> int:
+        return self._samples_per_epoch
 
     def read_into(self, samples: np.ndarray, out: BatchRows) -> None:
         self._reader.read(samples, out.text, out.rows, out.document_starts)

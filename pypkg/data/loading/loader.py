@@ -23,7 +23,10 @@ class BatchLoader:
     ``input_ids`` and ``labels`` are int64 [micro_batch_size, seq_length]; the objective makes them,
     and what else a batch holds. A global batch is the next ``micro_batch_size *
     data_parallel_size`` samples of the dataset; the rank takes its part of them. What remains at
-    the end and does not fill a global batch is left out, for every rank alike.
+    the end and does not fill a global batch is left out, for every rank alike, or with
+    ``every_sample`` filled up with rows that have no label, so that each sample counts once. Then a
+    mean over labels, not over batches, is that of the dataset, and a rank's last batch may have no
+    label at all.
 
     Iterating raises ``UserError`` where a token id lies outside of the vocabulary.
     """
@@ -41,6 +44,7 @@ class BatchLoader:
         data_parallel_size: int = 1,
         vocab_size: int | None = None,
         threads: int = 1,
+        every_sample: bool = False,
     ) -> None:
         """
         Args:
@@ -51,6 +55,7 @@ class BatchLoader:
             with_sources: batches hold ``sources`` as well, int64 [micro_batch_size]: for each
                 sample, the number of its corpus among the dataset's. The loss does not take it.
             threads: that make batches ahead; 0 makes them where they are asked for.
+            every_sample: the last global batch may be a part of one, for evaluation.
 
         Raises:
             UserError: the position lies behind the end of the dataset, or there is a loss mask that
@@ -74,11 +79,11 @@ class BatchLoader:
         self._packing = packing or None
         self._with_sources = with_sources
         self._threads = threads
-        self._starts = range(
-            consumed_samples + data_parallel_rank * micro_batch_size,
-            len(dataset) - (data_parallel_size - data_parallel_rank) * micro_batch_size + 1,
-            micro_batch_size * data_parallel_size,
-        )
+        step = micro_batch_size * data_parallel_size
+        left = len(dataset) - consumed_samples
+        batches = -(-left // step) if every_sample else left // step
+        first = consumed_samples + data_parallel_rank * micro_batch_size
+        self._starts = range(first, first + batches * step, step)
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -95,7 +100,9 @@ class BatchLoader:
     def _read(self, starts: Sequence[int]) -> Iterator[Batch]:
         shape = (self._batch_size, self._dataset.seq_length + 1)
         for start in starts:
-            samples = np.arange(start, start + self._batch_size)
+            numbers = np.arange(start, start + self._batch_size)
+            beyond = numbers >= len(self._dataset)  # filled up with the last sample, unlabelled
+            samples = np.where(beyond, len(self._dataset) - 1, numbers)
             document_starts = None if self._packing is None else np.empty(shape, np.int32)
             loss_mask = np.empty(shape, np.int64) if self._dataset.has_loss_mask else None
             text = self._dataset.read(samples, document_starts, loss_mask)
@@ -106,6 +113,8 @@ class BatchLoader:
                 batch["labels"][loss_mask[:, 1:] == 0] = IGNORED_LABEL
             if self._packing is not None and document_starts is not None:
                 batch = self._packing(batch, document_starts)
+            if beyond.any():
+                batch["labels"][beyond] = IGNORED_LABEL
             if self._with_sources:
                 batch[SOURCES] = self._dataset.sources(samples)
             yield batch

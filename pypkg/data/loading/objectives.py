@@ -23,11 +23,12 @@ _MEAN_SPAN = 3
 
 
 def causal(samples: np.ndarray, text: np.ndarray) -> Batch:
-    """Next-token prediction: input_ids and labels, int64 [batch, seq_length], shifted by one."""
-    return {
-        "input_ids": np.ascontiguousarray(text[:, :-1]),
-        "labels": np.ascontiguousarray(text[:, 1:]),
-    }
+    """Next-token prediction: input_ids and labels, int64 [batch, seq_length], shifted by one.
+
+    Both are copies. Labels are written to where a loss mask applies, and a batch of one sample is
+    contiguous as it is, so that ``np.ascontiguousarray`` would let the two share memory.
+    """
+    return {"input_ids": text[:, :-1].copy(), "labels": text[:, 1:].copy()}
 
 
 @dataclass(frozen=True)

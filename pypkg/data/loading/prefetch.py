@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 import time
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+_EXIT_SECONDS = 10.0  # that the end of the program waits for an item that is being made
 
 
 @dataclass
@@ -21,11 +24,19 @@ def prefetch(source: Iterator[T], depth: int) -> Generator[T, None, None]:
     """The items of ``source``, up to ``depth`` of them made ahead by a background thread.
 
     What ``source`` raises is raised here, after the items before it. The thread ends when the
-    iterator is exhausted, closed or forgotten, and never keeps the program from ending.
+    iterator is exhausted, closed or forgotten, and at the latest when the program ends, which
+    waits some seconds for the item in hand.
     """
     items: queue.Queue[Any] = queue.Queue(depth)
     stop = threading.Event()
     thread = threading.Thread(target=_fill, args=(source, items, stop), daemon=True)
+
+    def end() -> None:
+        stop.set()
+        thread.join(_EXIT_SECONDS)
+
+    # A thread that returns from C++ to an interpreter that is being torn down aborts the process.
+    atexit.register(end)
     thread.start()
     try:
         while True:
@@ -36,6 +47,7 @@ def prefetch(source: Iterator[T], depth: int) -> Generator[T, None, None]:
                 return
             yield item
     finally:
+        atexit.unregister(end)
         stop.set()
         thread.join()
 

@@ -21,10 +21,12 @@ class Counts:
     Attributes:
         text_bytes: of the documents in the corpus, in UTF-8.
         dropped: documents left out, by reason.
+        mended: documents in which what is not UTF-8 was replaced, also of those left out.
     """
 
     text_bytes: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    mended: int = 0
 
 
 def assemble(
@@ -40,6 +42,7 @@ def assemble(
         first = end
         counts.text_bytes += int(shard.text_bytes[kept].sum())
         counts.dropped.update(shard.dropped)
+        counts.mended += shard.mended
         counts.dropped.update({DUPLICATE: int((~kept).sum())})
         _write(shard, kept, writer)
     counts.dropped = +counts.dropped  # without zeros

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from pypkg.data.loading.prefetch import prefetch
+from pypkg.data.preprocess.documents import Document, Problem
 from pypkg.data.preprocess.files import Unit
 from pypkg.data.preprocess.filters import DUPLICATE, EMPTY, digest, text_filter
 from pypkg.data.preprocess.options import PreparationOptions
-from pypkg.data.preprocess.readers import Document, Problem, read_documents
+from pypkg.data.preprocess.readers import read_documents
 from pypkg.data.preprocess.segmentation import (
     WholeWords,
     sentence_splitter,
@@ -71,7 +72,8 @@ def _encode_unit(
         for batch in prefetch(reader.batches(), depth=2):
             yield from batch.problems
             yield encoder.encode(batch, writer, without_tokens)
-        writer.finish(reader.dropped + without_tokens)
+        if not reader.lost_a_file:  # such a unit is to be done again
+            writer.finish(reader.dropped + without_tokens, reader.mended)
     finally:
         writer.discard()
 
@@ -93,6 +95,8 @@ class _Reader:
 
     def __init__(self, unit: Unit, options: PreparationOptions) -> None:
         self.dropped: Counter[str] = Counter()
+        self.mended = 0
+        self.lost_a_file = False
         self._unit = unit
         self._options = options
         self._filter = text_filter(options.strip, options.max_repeated_len, options.min_doc_length)
@@ -104,7 +108,11 @@ class _Reader:
         options, unfinished = self._options, 0
         for span in self._unit:
             for document in read_documents(
-                span, options.json_key, options.doc_spliter, self._problem
+                span,
+                options.json_key,
+                options.doc_spliter,
+                self._problem,
+                replace=options.on_error == "replace",
             ):
                 unfinished += self._add(document)
                 batch = self._batch
@@ -114,7 +122,12 @@ class _Reader:
         yield self._batch
 
     def _problem(self, problem: Problem) -> None:
-        self.dropped[problem.reason] += 1
+        if problem.file_lost:
+            self.lost_a_file = True
+        elif problem.mended:
+            self.mended += 1
+        else:
+            self.dropped[problem.reason] += 1
         self._batch.problems.append(problem)
 
     def _add(self, document: Document) -> int:

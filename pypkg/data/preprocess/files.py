@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,11 +17,17 @@ from pypkg.errors import UserError
 
 TEXT, JSON_LINES, PARQUET = "text", "JSON lines", "Parquet"
 _COMPRESSIONS = (".gz", ".zst")
-JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
+_LINES_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines")
+_JSON_SUFFIX = ".json"
 _PARQUET_SUFFIX = ".parquet"
+BOM = b"\xef\xbb\xbf"  # the byte order mark of UTF-8
+
+logger = logging.getLogger("pypkg")
 
 _LEAST_UNIT, _MOST_UNIT = 1 << 20, 64 << 20  # bytes of files
 _UNITS = 256  # of a corpus between these
+_HEAD_BYTES = 1 << 16  # that are enough to know the form of a file
+_NAMED = 3  # of the files that are left out for one reason
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,11 @@ class TextFile:
     mtime_ns: int
     kind: str  # TEXT, JSON_LINES or PARQUET
     compression: str  # "", ".gz" or ".zst"
+
+    @property
+    def may_be_one_value(self) -> bool:
+        """Whether it may hold JSON that is not lines, which :func:`is_one_value` tells."""
+        return self.name.lower().removesuffix(self.compression).endswith(_JSON_SUFFIX)
 
 
 @dataclass(frozen=True)
@@ -46,40 +61,115 @@ class Span:
 Unit = tuple[Span, ...]
 
 
-def find_text_files(
-    input_path: Path, suffixes: Sequence[str], exclude: Sequence[str]
-) -> list[TextFile]:
-    """The files below a folder in the order of their names, or the one file.
+@dataclass
+class TextFiles:
+    """What was found below a folder.
+
+    Attributes:
+        files: in the order of their names.
+        left_out: by reason, the names of files and folders that are not read, without those that
+            ``--exclude`` names.
+    """
+
+    files: list[TextFile] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def log_left_out(self) -> None:
+        for reason, names in sorted(self.left_out.items()):
+            shown = ", ".join(sorted(names)[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+            logger.info("left out %s %s: %s", f"{len(names):,}", reason, shown)
+
+
+def find_text_files(input_path: Path, suffixes: Sequence[str], exclude: Sequence[str]) -> TextFiles:
+    """The files below a folder, or the one file.
+
+    Upper and lower case in suffixes are the same. Links are followed; a folder is read once, also
+    where several links lead to it. Hidden files and folders, whose names begin with a dot, are
+    left out.
 
     Args:
         suffixes: of text files, which may be compressed (.gz, .zst); JSON lines and Parquet are
             always taken.
-        exclude: names of folders that are left out, wherever they are.
+        exclude: names or patterns (``*.bak``) of files and folders that are left out, either by
+            themselves or as a path below ``input_path``.
 
     Raises:
-        UserError: the path cannot be read, or there is no such file below it.
+        UserError: a file or folder cannot be read, a link leads nowhere, or there is no such file.
     """
+    found = TextFiles()
     try:
         if not input_path.is_dir():
             name = input_path.name
             kind, compression = _kind(name, suffixes) or (TEXT, _compression(name))
-            return [_text_file(input_path, name, kind, compression)]
-        found = []
-        for folder, folders, names in os.walk(input_path, onerror=_raise):
-            folders[:] = [name for name in folders if name not in exclude]
-            for name in names:
-                path, kind = Path(folder, name), _kind(name, suffixes)
-                if kind is not None and path.is_file():
-                    found.append(_text_file(path, path.relative_to(input_path).as_posix(), *kind))
+            found.files = [_text_file(input_path, name, kind, compression)]
+            return found
+        for path, name in _walk(input_path, exclude, found.left_out):
+            kind_found = _kind(name, suffixes)
+            if path.is_file():
+                if kind_found is None:
+                    found.left_out[_unknown_suffix(name)].append(name)
+                else:
+                    found.files.append(_text_file(path, name, *kind_found))
+            elif path.is_symlink() and not path.exists():
+                raise UserError(
+                    f"{path} is a link to {os.readlink(path)}, which is not there; mend or remove "
+                    f"it, or leave it out with --exclude {path.name}"
+                )
+            else:
+                found.left_out["that are no files, but devices or the like"].append(name)
     except OSError as error:
         raise UserError(f"cannot read --input_path {error.filename}: {error.strerror}") from error
-    if not found:
+    if not found.files:
+        found.log_left_out()
+        taken = ", ".join((*suffixes, *_LINES_SUFFIXES, _JSON_SUFFIX, _PARQUET_SUFFIX))
         raise UserError(
-            f"--input_path {input_path} has no file ending in "
-            f"{', '.join((*suffixes, *JSON_SUFFIXES, _PARQUET_SUFFIX))}; other text files are "
-            "taken with --file_suffix"
+            f"--input_path {input_path} has no file ending in {taken}; other text files are taken "
+            "with --file_suffix"
         )
-    return sorted(found, key=lambda file: file.name)
+    if any(file.kind == TEXT and file.may_be_one_value for file in found.files):
+        logger.warning("--file_suffix names .json: such files are read as plain text, not as JSON")
+    found.files.sort(key=lambda file: file.name)
+    return found
+
+
+def _walk(
+    top: Path, exclude: Sequence[str], left_out: dict[str, list[str]]
+) -> Iterator[tuple[Path, str]]:
+    """Path of each file, and its name below ``top``. Links to folders come after all folders."""
+
+    def kept(name: str) -> bool:
+        base = os.path.basename(name)
+        if any(p in (base, name) or fnmatchcase(base, p) or fnmatchcase(name, p) for p in exclude):
+            return False
+        if base.startswith("."):
+            left_out["hidden files and folders, whose names begin with a dot"].append(name)
+        return not base.startswith(".")
+
+    seen: set[tuple[int, int]] = set()
+    starts = [top]
+    for start in starts:  # which grows
+        for folder, folders, names in os.walk(start, onerror=_raise):
+            below = Path(folder).relative_to(top)
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                left_out["links to folders that are read already"].append(below.as_posix())
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders[:] = [name for name in sorted(folders) if kept((below / name).as_posix())]
+            starts += [path for name in folders if (path := Path(folder, name)).is_symlink()]
+            for name in names:
+                if kept((below / name).as_posix()):
+                    yield Path(folder, name), (below / name).as_posix()
+
+
+def is_one_value(head: bytes) -> bool:
+    """Whether a ``.json`` file that begins like this is JSON as a whole, and no JSON lines.
+
+    It then begins with an array, or with a record of which the first line holds the brace alone.
+    """
+    first, line_break, _ = head.removeprefix(BOM).lstrip().partition(b"\n")
+    return first.startswith(b"[") or (first.strip() == b"{" and bool(line_break))
 
 
 def plan_units(files: Sequence[TextFile], doc_spliter: str | None) -> list[Unit]:
@@ -109,7 +199,7 @@ def _spans(files: Sequence[TextFile], target: int, doc_spliter: str | None) -> I
         try:
             if file.kind == PARQUET:
                 yield from _row_groups(file, target)
-            elif file.compression or (file.kind == TEXT and doc_spliter is None):
+            elif _stays_whole(file, doc_spliter):
                 yield Span(file, 0, file.size, file.size)
             else:
                 separator = (
@@ -120,6 +210,15 @@ def _spans(files: Sequence[TextFile], target: int, doc_spliter: str | None) -> I
                     yield Span(file, start, end, end - start)
         except OSError:
             yield Span(file, 0, file.size, file.size)  # reading it tells what is wrong
+
+
+def _stays_whole(file: TextFile, doc_spliter: str | None) -> bool:
+    if file.compression or (file.kind == TEXT and doc_spliter is None):
+        return True
+    if file.kind == JSON_LINES and file.may_be_one_value:
+        with open(file.path, "rb") as data:
+            return is_one_value(data.read(_HEAD_BYTES))
+    return False
 
 
 def _cuts(file: TextFile, target: int, separator: bytes | None) -> list[int]:
@@ -171,21 +270,32 @@ def _row_groups(file: TextFile, target: int) -> Iterator[Span]:
 
 def _kind(name: str, suffixes: Sequence[str]) -> tuple[str, str] | None:
     compression = _compression(name)
-    if name.endswith(JSON_SUFFIXES):
+    plain = name.lower().removesuffix(compression)
+    as_text = plain.endswith(tuple(suffix.lower() for suffix in suffixes))
+    if plain.endswith(_LINES_SUFFIXES) or (plain.endswith(_JSON_SUFFIX) and not as_text):
         return JSON_LINES, compression
-    if name.endswith(_PARQUET_SUFFIX):
+    if name.lower().endswith(_PARQUET_SUFFIX):
         return PARQUET, ""
-    if name.removesuffix(compression).endswith(tuple(suffixes)):
-        return TEXT, compression
-    return None
+    return (TEXT, compression) if as_text else None
 
 
 def _compression(name: str) -> str:
-    return next((each for each in _COMPRESSIONS if name.endswith(each)), "")
+    return next((each for each in _COMPRESSIONS if name.lower().endswith(each)), "")
+
+
+def _unknown_suffix(name: str) -> str:
+    """Which files are left out as this one is, for the log."""
+    compression = _compression(name)
+    suffix = Path(name.lower().removesuffix(compression)).suffix + compression
+    if not suffix:
+        return "files without a suffix"
+    return f"files that end in {suffix}, which --file_suffix does not name"
 
 
 def _text_file(path: Path, name: str, kind: str, compression: str) -> TextFile:
     status = path.stat()
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     return TextFile(path, name, status.st_size, status.st_mtime_ns, kind, compression)
 
 

@@ -14,6 +14,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pypkg.data.corpus.files import prefix_of
 from pypkg.data.preprocess.segmentation import SEGMENTERS
 from pypkg.data.tokenizers.train_bpe import MIN_VOCAB_SIZE
 
@@ -76,13 +77,14 @@ class PreparationOptions:
 
     input_path: Path = _option(  # noqa: RUF009 - a dataclass field
         _INPUT,
-        "a text, JSON lines (.jsonl) or Parquet file, or a folder of these; text and JSON "
-        "lines may be compressed (.gz, .zst)",
+        "a text, JSON lines (.jsonl, .json, .ndjson) or Parquet file, or a folder of these; text "
+        "and JSON lines may be compressed (.gz, .zst)",
         type=Path,
     )
     json_key: str = _option(
         _INPUT,
-        "field of a JSON line or column of a Parquet file that holds the text (%(default)s)",
+        "field of a JSON line or column of a Parquet file that holds the text (%(default)s); "
+        "data.text is the field text of the field data",
         default="text",
         tokens=True,
     )
@@ -97,21 +99,22 @@ class PreparationOptions:
     file_suffix: Sequence[str] = _option(
         _INPUT,
         "suffixes of text files, separated by commas (.txt); JSON lines and Parquet are "
-        "always read",
+        "always read; .json among them reads such files as plain text",
         default=(".txt",),
         type=_names,
     )
     exclude: Sequence[str] = _option(
         _INPUT,
-        "names of folders to leave out, separated by commas",
+        "names or patterns (*.bak) of files and folders to leave out, separated by commas",
         default=(),
         type=_names,
     )
     on_error: str = _option(
         _INPUT,
-        "what to do with a document that is not UTF-8 or not JSON (%(default)s)",
+        "what to do with a document that is not UTF-8 or not JSON (%(default)s); replace puts "
+        "U+FFFD where it is not UTF-8, and skips others",
         default="skip",
-        choices=("skip", "stop"),
+        choices=("skip", "replace", "stop"),
     )
     append_eos: bool = _option(
         _TEXT,
@@ -212,6 +215,7 @@ class PreparationOptions:
     output_prefix: str = _option(
         None,
         "path of the outputs without .bin and .idx",
+        type=prefix_of,
     )
     shuffle_seed: int | None = _option(
         None,
@@ -249,3 +253,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         given = {"required": True} if default is MISSING else {"default": default}
         names = [f"--{each.name}", *each.metadata["aliases"]]
         groups[group].add_argument(*names, **given, **each.metadata["argparse"])
+
+
+def with_joined_values(arguments: Sequence[str]) -> list[str]:
+    """``--doc_spliter ---`` as ``--doc_spliter=---``: argparse takes no value that has a dash."""
+    names = {f"--{f.name}": f for f in fields(PreparationOptions)}
+    joined: list[str] = []
+    for argument in arguments:
+        option = names.get(joined[-1]) if joined else None
+        takes_text = option is not None and not {"type", "action", "choices"} & set(
+            option.metadata["argparse"]
+        )
+        if takes_text and argument.startswith("-") and argument not in (*names, "--"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined

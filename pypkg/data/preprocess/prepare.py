@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from pypkg.data.corpus.writer import IndexedDatasetWriter
 from pypkg.data.preprocess.assemble import assemble
+from pypkg.data.preprocess.documents import Document, LineCounter, Problem
 from pypkg.data.preprocess.encoder import Progress, Task, make_encoder
 from pypkg.data.preprocess.files import TextFile, Unit, find_text_files, plan_units
 from pypkg.data.preprocess.options import PreparationOptions
-from pypkg.data.preprocess.readers import Document, LineCounter, Problem, read_documents
+from pypkg.data.preprocess.readers import read_documents
 from pypkg.data.preprocess.shards import FileShardFolder
 from pypkg.data.preprocess.workers import run_tasks
 from pypkg.data.tokenizers.load import Tokenizer, load_tokenizer
@@ -34,6 +35,7 @@ from pypkg.files import write_file
 logger = logging.getLogger("pypkg")
 
 _LARGEST_UINT16 = 65535
+_NAMED_FILES = 20  # of those that are lost
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Summary:
         documents, sequences, tokens, text_bytes: that are in the corpus; the bytes are those of
             UTF-8.
         dropped: number of documents that were left out, by reason.
+        mended: number of documents in which U+FFFD stands for what is not UTF-8.
         lengths: documents by their number of tokens: [n, count] for those of n to 2 n - 1.
         outputs: size of each file by name.
         fingerprint: of everything that the outputs depend on.
@@ -64,28 +67,53 @@ class Summary:
     seconds: float
     fingerprint: str
     resumed: str = ""
+    mended: int = 0
     reused: bool = field(default=False, compare=False)
 
 
 class _Problems:
-    """Shows documents that cannot be used, or stops at the first."""
+    """Shows documents that cannot be used, or stops at the first; collects files that are lost."""
 
     def __init__(self, on_error: str, shown: int = 10) -> None:
         self._stop = on_error == "stop"
         self._shown = shown
         self._count = 0
         self._lines = LineCounter()
+        self._lost: dict[Path, str] = {}
 
     def __call__(self, problem: Problem) -> None:
         if self._stop:
-            raise UserError(
-                f"{problem.describe(self._lines)} (--on_error skip leaves such documents out)"
-            )
+            way_out = "--exclude" if problem.file_lost else "--on_error skip"
+            raise UserError(f"{problem.describe(self._lines)} ({way_out} leaves it out)")
+        if problem.file_lost:
+            self._lost.setdefault(problem.file, problem.describe(self._lines))
+            return
         self._count += 1
         if self._count <= self._shown:
-            logger.warning("skipped %s", problem.describe(self._lines))
+            what = "mended" if problem.mended else "skipped"
+            logger.warning("%s %s", what, problem.describe(self._lines))
             if self._count == self._shown:
-                logger.warning("more skipped documents are only counted")
+                logger.warning("more such documents are only counted")
+
+    def raise_lost_files(self) -> None:
+        """
+        Raises:
+            UserError: a file could not be read, or not to its end.
+        """
+        if self._lost:
+            described = list(self._lost.values())
+            more = ["..."] if len(described) > _NAMED_FILES else []
+            raise UserError(
+                "\n  ".join(
+                    [
+                        f"{len(described)} of the files cannot be read to the end, so that no "
+                        "corpus is written. Mend them, or leave them out with --exclude and their "
+                        "names:",
+                        *described[:_NAMED_FILES],
+                        *more,
+                    ]
+                )
+            )
 
 
 def prepare(options: PreparationOptions) -> Summary:
@@ -98,7 +126,9 @@ def prepare(options: PreparationOptions) -> Summary:
             half-written stands under the names of the outputs.
     """
     start = time.monotonic()
-    files = find_text_files(options.input_path, options.file_suffix, options.exclude)
+    found = find_text_files(options.input_path, options.file_suffix, options.exclude)
+    found.log_left_out()
+    files = found.files
     tokenizer = _trained_or_loaded(options, files)
     if options.append_eos and tokenizer.eos_id is None:
         raise UserError(
@@ -174,6 +204,7 @@ def _make(
         "tokens": int(sizes.sum()),
         "text_bytes": counts.text_bytes,
         "dropped": dict(sorted(counts.dropped.items())),
+        "mended": counts.mended,
         "lengths": _histogram(sizes),
         "resumed": resumed,
     }
@@ -188,6 +219,7 @@ def _trained_or_loaded(options: PreparationOptions, files: Sequence[TextFile]) -
             doc_spliter=options.doc_spliter,
             vocab_size=options.train_tokenizer,
             train_bytes=options.tokenizer_train_bytes,
+            on_error=options.on_error,
         )
         if not is_trained(folder, fingerprint):
             start = time.monotonic()
@@ -212,18 +244,25 @@ def _training_texts(options: PreparationOptions, files: Sequence[TextFile]) -> I
         document
         for unit in plan_units(files, options.doc_spliter)
         for span in unit
-        for document in read_documents(span, options.json_key, options.doc_spliter, problems)
+        for document in read_documents(
+            span,
+            options.json_key,
+            options.doc_spliter,
+            problems,
+            replace=options.on_error == "replace",
+        )
     )
     with _progress_bar("training the tokenizer", min(total_bytes, train_bytes)) as bar:
         for document in documents:
             read += document.file_bytes
             if taken >= train_bytes:
-                return
+                break
             if taken < share * read:
                 num_bytes = len(document.text.encode())
                 taken += num_bytes
                 bar.update(num_bytes)
                 yield document.text
+    problems.raise_lost_files()
 
 
 def _encode_units(
@@ -259,6 +298,7 @@ def _encode_units(
             if bar.disable and documents >= next_log:
                 next_log = documents + options.log_interval
                 logger.info("%s documents, %s tokens", f"{documents:,}", f"{tokens:,}")
+    problems.raise_lost_files()
 
 
 def _document_order(num_documents: int, shuffle_seed: int | None) -> np.ndarray | None:
@@ -292,7 +332,7 @@ def _sha256(file: Path) -> str:
 
 
 def _fingerprint(files: Sequence[TextFile], **settings: object) -> str:
-    inputs = [(file.name, file.size, file.mtime_ns) for file in files]
+    inputs = [(f.name, f.size, f.mtime_ns, f.kind, f.compression) for f in files]
     return hashlib.sha256(json.dumps([inputs, settings], sort_keys=True).encode()).hexdigest()
 
 

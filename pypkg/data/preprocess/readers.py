@@ -1,113 +1,84 @@
-"""Documents from pieces of text files, JSON lines and Parquet."""
+"""Documents from pieces of text files and JSON lines; Parquet is read by ``parquet.py``."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import json
+import re
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from pypkg.data.optional_packages import require
-from pypkg.data.preprocess.files import JSON_LINES, PARQUET, Span, TextFile
+from pypkg.data.preprocess.documents import (
+    BROKEN,
+    NO_TEXT,
+    NOT_JSON,
+    NOT_UTF8,
+    UNREADABLE,
+    Document,
+    Problem,
+    Report,
+)
+from pypkg.data.preprocess.files import BOM, JSON_LINES, PARQUET, Span, TextFile, is_one_value
+from pypkg.data.preprocess.parquet import read_parquet
 from pypkg.errors import UserError
 
 _READ_BYTES = 1 << 20
-_PARQUET_ROWS = 512
-
-
-@dataclass(frozen=True)
-class Document:
-    text: str
-    file_bytes: int  # of the file that were read for it
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A document that cannot be used.
-
-    Attributes:
-        reason: for counting.
-        line: number of the line, counted from byte ``counted_from`` of the file and from 1.
-        byte: offset in the (uncompressed) file.
-    """
-
-    reason: str
-    file: Path
-    detail: str
-    line: int | None = None
-    byte: int | None = None
-    counted_from: int = 0
-
-    def describe(self, count: Callable[[Path, int], int] | None = None) -> str:
-        """File, place and reason.
-
-        Args:
-            count: a :class:`LineCounter`, for many problems; it reads the file up to there.
-        """
-        place = ""
-        if self.line is not None:
-            with suppress(OSError):  # it may be gone by now
-                before = (count or LineCounter())(self.file, self.counted_from)
-                place = f", line {self.line + before}"
-        if self.byte is not None:
-            place += f" (byte {self.byte})" if place else f", byte {self.byte}"
-        detail = f": {self.detail}" if self.detail else ""
-        return f"{self.file}{place}: {self.reason}{detail}"
-
-
-NOT_UTF8 = "not UTF-8"
-NOT_JSON = "not JSON"
-NO_TEXT = "no text in the field"
-UNREADABLE = "cannot be read"
-BROKEN = "broken file, the rest of it is lost"
-
-Report = Callable[[Problem], None]
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_JSON_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
 
 
 def read_documents(
-    span: Span, json_key: str, doc_spliter: str | None, report: Report
+    span: Span, json_key: str, doc_spliter: str | None, report: Report, replace: bool = False
 ) -> Iterator[Document]:
     """The documents of a piece of a file.
 
+    A byte order mark of UTF-8 is no part of a document.
+
     Args:
-        json_key: field of a JSON line, or column of a Parquet file, that holds the text.
+        json_key: field of a JSON line, or column of a Parquet file, that holds the text; names
+            separated by dots lead to a field within a field.
         doc_spliter: line between the documents of a text file; None where a file is one document.
-        report: called with each document that cannot be used; it may raise.
+        report: called with each document that cannot be used, and with a file that cannot be read
+            to its end; it may raise.
+        replace: take a document that is not UTF-8, with U+FFFD for each byte or lone surrogate
+            that is wrong; ``report`` is told of it.
     """
     file = span.file
     try:
         if file.kind == PARQUET:
-            yield from _read_parquet(span, json_key, report)
+            yield from read_parquet(span, json_key, report, replace)
             return
         with open(file.path, "rb") as raw:
-            lines = _Lines(raw, span)
+            lines = _Lines(raw, span, report, replace)
             if file.kind == JSON_LINES:
-                yield from _read_json_lines(lines, json_key, report)
+                whole = file.may_be_one_value and span.start == 0 and is_one_value(lines.peek())
+                read = _read_json_value if whole else _read_json_lines
+                yield from read(lines, json_key)
             elif doc_spliter is None:
-                yield from _read_whole(lines, report)
+                yield from lines.document(lines.read(), None, lines.byte)
             else:
-                yield from _read_separated(lines, doc_spliter.strip().encode(), report)
+                yield from _read_separated(lines, doc_spliter.strip().encode())
     except UserError:
         raise
     except (EOFError, zlib.error, gzip.BadGzipFile, _BrokenFrame) as error:
-        report(Problem(BROKEN, file.path, str(error)))
+        report(Problem(BROKEN, file.path, str(error), file_lost=True))
     except OSError as error:
-        report(Problem(UNREADABLE, file.path, error.strerror or str(error)))
+        report(Problem(UNREADABLE, file.path, error.strerror or str(error), file_lost=True))
 
 
 class _Lines:
     """Reads lines of a span, keeping count of where it is."""
 
-    def __init__(self, raw: io.BufferedReader, span: Span) -> None:
+    def __init__(self, raw: io.BufferedReader, span: Span, report: Report, replace: bool) -> None:
         self.span = span
-        self.path = span.file.path
         self.line = 0  # number of lines read
         self.byte = span.start  # where the last line begins
+        self.replace = replace
+        self._report = report
         self._raw = raw
         self._seen = span.start
         if span.file.compression:
@@ -120,16 +91,38 @@ class _Lines:
 
     def __iter__(self) -> Iterator[bytes]:
         next_byte = self.byte
-        for line in self._data:
+        for data in self._data:
             if self._end is not None and next_byte >= self._end:
                 return
-            self.line += 1
-            self.byte = next_byte
-            next_byte += len(line)
-            yield line
+            for line in _lines_of(data):
+                self.line += 1
+                self.byte = next_byte
+                next_byte += len(line)
+                yield self._without_mark(line)
+
+    def peek(self) -> bytes:
+        """Some bytes from the beginning, without reading them."""
+        return self._data.peek(_READ_BYTES)
 
     def read(self) -> bytes:
-        return self._data.read() if self._end is None else self._data.read(self._end)
+        data = self._data.read() if self._end is None else self._data.read(self._end)
+        return self._without_mark(data)
+
+    def document(self, data: bytes, line: int | None, byte: int) -> Iterator[Document]:
+        """The document that ``data`` is, which begins at this place; none if it is not UTF-8."""
+        text = self.decode(data, line, byte)
+        if text is not None:
+            yield Document(text, self.file_bytes(len(data)))
+
+    def decode(self, data: bytes, line: int | None, byte: int) -> str | None:
+        """The text of bytes that begin at this place; None, and a report, if they are not UTF-8."""
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            if line is not None:
+                line += data.count(b"\n", 0, error.start)
+            self.report(NOT_UTF8, error.reason, line, byte + error.start, mended=self.replace)
+        return data.decode(errors="replace") if self.replace else None
 
     def file_bytes(self, num_bytes: int) -> int:
         """What ``num_bytes`` of text, just read, took of the file."""
@@ -138,132 +131,109 @@ class _Lines:
         seen, self._seen = self._seen, self._raw.tell()
         return self._seen - seen
 
-    def problem(self, reason: str, detail: str, line: int | None, byte: int) -> Problem:
-        return Problem(reason, self.path, detail, line, byte, self.span.start)
+    def report(
+        self, reason: str, detail: str, line: int | None, byte: int, mended: bool = False
+    ) -> None:
+        self._report(
+            Problem(reason, self.span.file.path, detail, line, byte, self.span.start, mended=mended)
+        )
+
+    def _without_mark(self, data: bytes) -> bytes:
+        """Takes off a byte order mark. JSON lines may hold several, of files that were joined."""
+        if data.startswith(BOM) and (self.byte == 0 or self.span.file.kind == JSON_LINES):
+            self.byte += len(BOM)
+            return data[len(BOM) :]
+        return data
 
 
-def _read_whole(lines: _Lines, report: Report) -> Iterator[Document]:
-    data = lines.read()
-    try:
-        yield Document(data.decode(), lines.file_bytes(len(data)))
-    except UnicodeDecodeError as error:
-        report(lines.problem(NOT_UTF8, error.reason, None, error.start))
+def _lines_of(data: bytes) -> list[bytes]:
+    """``data``, a line by its line feed, or the lines of a file whose lines end in CR alone."""
+    if b"\r" in data and not data.endswith(b"\n"):
+        return data.splitlines(keepends=True)
+    return [data]
 
 
-def _read_separated(lines: _Lines, separator: bytes, report: Report) -> Iterator[Document]:
+def _read_separated(lines: _Lines, separator: bytes) -> Iterator[Document]:
     parts: list[bytes] = []
     first = (1, lines.byte)
-
-    def document() -> Iterator[Document]:
-        data = b"".join(parts)
-        try:
-            yield Document(data.decode(), lines.file_bytes(len(data)))
-        except UnicodeDecodeError as error:
-            line = first[0] + data.count(b"\n", 0, error.start)
-            report(lines.problem(NOT_UTF8, error.reason, line, first[1] + error.start))
-
     for line in lines:
         if line.strip() != separator:
             if not parts:
                 first = (lines.line, lines.byte)
             parts.append(line)
         elif parts:
-            yield from document()
+            yield from lines.document(b"".join(parts), *first)
             parts = []
     if parts:
-        yield from document()
+        yield from lines.document(b"".join(parts), *first)
 
 
-def _read_json_lines(lines: _Lines, json_key: str, report: Report) -> Iterator[Document]:
+def _read_json_lines(lines: _Lines, json_key: str) -> Iterator[Document]:
     for line in lines:
-        if line.isspace():
-            continue
-        try:
-            text = json.loads(line.decode())[json_key]
-            if not isinstance(text, str):
-                raise TypeError
-            if not text.isascii():
-                text.encode()  # a lone surrogate, which JSON can spell, is no text
-        except (KeyError, TypeError, IndexError):
-            reason, detail, byte = NO_TEXT, f"'{json_key}'", lines.byte
-        except UnicodeDecodeError as error:
-            reason, detail, byte = NOT_UTF8, error.reason, lines.byte + error.start
-        except UnicodeError as error:
-            reason, detail, byte = NOT_UTF8, error.reason, lines.byte
-        except (ValueError, RecursionError) as error:
-            reason, detail, byte = NOT_JSON, str(error), lines.byte
-        else:
-            yield Document(text, lines.file_bytes(len(line)))
-            continue
-        report(lines.problem(reason, detail, lines.line, byte))
+        if line and not line.isspace():
+            yield from _json_documents(lines, line, lines.line, json_key)
 
 
-def _read_parquet(span: Span, column: str, report: Report) -> Iterator[Document]:
-    parquet = require("pyarrow.parquet", "pyarrow", span.file.path)
-    import pyarrow
+def _read_json_value(lines: _Lines, json_key: str) -> Iterator[Document]:
+    """Of a file that is no JSON lines: an array of records, or records over several lines each."""
+    yield from _json_documents(lines, lines.read(), None, json_key)
 
-    path = span.file.path
+
+def _json_documents(
+    lines: _Lines, data: bytes, line: int | None, json_key: str
+) -> Iterator[Document]:
+    """The documents of a line, or of a file where ``line`` is None."""
+    content, byte = lines.decode(data, line, lines.byte), lines.byte
+    if content is None:
+        return
     try:
-        with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if column not in names:
-                report(Problem(NO_TEXT, path, f"'{column}'; the columns are {', '.join(names)}"))
-                return
-            metadata = file.metadata
-            row = sum(metadata.row_group(i).num_rows for i in range(span.start))
-            groups = range(span.start, span.end)
-            rows = max(1, sum(metadata.row_group(i).num_rows for i in groups))
-            first, read = row, 0
-            for batch in file.iter_batches(
-                _PARQUET_ROWS, list(groups), [column], use_threads=False
-            ):
-                values = batch.column(0)
-                if not _holds_text(pyarrow, values.type):
-                    report(Problem(NO_TEXT, path, f"column '{column}' holds {values.type}"))
-                    return
-                for value in values.cast(pyarrow.large_binary()).to_pylist():
-                    row += 1
-                    try:
-                        text = value.decode()
-                    except AttributeError:
-                        report(Problem(NO_TEXT, path, f"row {row} of '{column}' is null"))
-                    except UnicodeDecodeError as error:
-                        report(Problem(NOT_UTF8, path, f"row {row}: {error.reason}"))
-                    else:
-                        share = span.file_bytes * (row - first) // rows - read
-                        read += share
-                        yield Document(text, share)
-    except pyarrow.ArrowException as error:
-        report(Problem(BROKEN, path, str(error)))
+        values = _json_values(content)
+    except (ValueError, RecursionError) as error:
+        lines.report(NOT_JSON, str(error), line, byte)
+        return
+    if line is None:
+        values = [each for v in values for each in (v if isinstance(v, list) else [v])]
+    num_bytes = len(data)
+    for value in values:
+        text = _text_of(value, json_key)
+        if text is None:
+            lines.report(NO_TEXT, f"'{json_key}'", line, byte)
+            continue
+        if not text.isascii() and _LONE_SURROGATE.search(text):  # JSON can spell one
+            lines.report(NOT_UTF8, "surrogates not allowed", line, byte, mended=lines.replace)
+            if not lines.replace:
+                continue
+            text = _LONE_SURROGATE.sub("\ufffd", text)
+        yield Document(text, lines.file_bytes(num_bytes))
+        num_bytes = 0
 
 
-def _holds_text(pyarrow: Any, kind: Any) -> bool:
-    types = pyarrow.types
-    return any(
-        check(kind)
-        for check in (types.is_string, types.is_large_string, types.is_binary, types.is_null,
-                      types.is_large_binary)
-    )  # fmt: skip
+def _json_values(content: str) -> list[Any]:
+    """The JSON values in a text, one after another; usually there is one."""
+    try:
+        return [json.loads(content)]
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise
+    values: list[Any] = []
+    place = 0
+    while True:
+        space = _JSON_SPACE.match(content, place)
+        place = space.end() if space else place
+        if place == len(content):
+            return values
+        value, place = _DECODER.raw_decode(content, place)
+        values.append(value)
 
 
-class LineCounter:
-    """Line breaks in the first bytes of files; goes on from where it counted last in a file."""
-
-    def __init__(self) -> None:
-        self._last: dict[Path, tuple[int, int]] = {}
-
-    def __call__(self, path: Path, end: int) -> int:
-        begin, count = self._last.get(path, (0, 0))
-        if begin > end:
-            begin, count = 0, 0
-        left = end - begin
-        with open(path, "rb") as data:
-            data.seek(begin)
-            while left > 0 and (block := data.read(min(left, _READ_BYTES))):
-                count += block.count(b"\n")
-                left -= len(block)
-        self._last[path] = (end, count)
-        return count
+def _text_of(record: Any, json_key: str) -> str | None:
+    """The field; where there is none of that name, the one that its parts lead to."""
+    names = [json_key]
+    if isinstance(record, dict) and json_key not in record:
+        names = json_key.split(".")
+    for name in names:
+        record = record.get(name) if isinstance(record, dict) else None
+    return record if isinstance(record, str) else None
 
 
 def _decompressed(file: TextFile, raw: io.BufferedReader) -> Any:

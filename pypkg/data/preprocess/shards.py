@@ -35,6 +35,7 @@ class FileShard:
         text_bytes: int64 [documents], of UTF-8.
         digests: uint8 [documents, 16], or [documents, 0] where nobody asked for them.
         dropped: documents left out, by reason.
+        mended: documents in which what is not UTF-8 was replaced.
     """
 
     tokens: np.ndarray
@@ -43,6 +44,7 @@ class FileShard:
     text_bytes: np.ndarray
     digests: np.ndarray
     dropped: Counter[str] = field(default_factory=Counter)
+    mended: int = 0
 
 
 class FileShardFolder:
@@ -95,6 +97,7 @@ class FileShardFolder:
                     np.zeros(0, self.dtype),
                     *(arrays[name] for name in ("sizes", "sequences", "text_bytes", "digests")),
                     Counter(json.loads(arrays["dropped"].tobytes())),
+                    int(arrays["mended"]),
                 )
             num_bytes = int(shard.sizes.sum(dtype=np.int64)) * self.dtype.itemsize
             if token_file.stat().st_size != num_bytes:
@@ -142,7 +145,7 @@ class FileShardWriter:
         self._text_bytes.append(np.array(text_bytes, np.int64))
         self._digests += digests
 
-    def finish(self, dropped: Counter[str]) -> None:
+    def finish(self, dropped: Counter[str], mended: int) -> None:
         self._out.publish()
         digests = np.frombuffer(b"".join(self._digests), np.uint8)
         sequences = np.concatenate([np.zeros(0, np.int32), *self._sequences])
@@ -152,6 +155,7 @@ class FileShardWriter:
             "text_bytes": np.concatenate([np.zeros(0, np.int64), *self._text_bytes]),
             "digests": digests.reshape(len(sequences), DIGEST_BYTES if len(digests) else 0),
             "dropped": np.frombuffer(json.dumps(dropped).encode(), np.uint8),
+            "mended": np.int64(mended),
         }
         contents = io.BytesIO()
         np.savez(contents, **arrays)

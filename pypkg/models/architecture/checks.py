@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pypkg.errors import UserError
+
+_Choice = TypeVar("_Choice")
 
 # Rope scalings: keys that must be there, keys that may be. The formulas are in positions.py.
 _ROPE_SCALING_KEYS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
@@ -85,8 +88,26 @@ _FLAGS = (
 )
 _OPTIONAL_SIZES = ("sliding_window", "dynamic_ntk_length", "logn_attention_length")
 _COUNTS = ("position_offset",)
+_TOKEN_IDS = (
+    "bos_token_id",
+    "pad_token_id",
+    "sop_token_id",
+    "gmask_token_id",
+    "mask_token_id",
+)
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 _LAYER_TYPES = (FULL_ATTENTION, SLIDING_ATTENTION)
+
+
+def chosen(name: str, value: str, choices: Mapping[str, _Choice]) -> _Choice:
+    """What ``choices`` has for ``value``, the value of the field ``name``.
+
+    Raises:
+        UserError: it has nothing; the field, the value and the choices are named.
+    """
+    if value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(choices)}, found {value!r}")
+    return choices[value]
 
 
 def check_size(name: str, value: Any) -> None:
@@ -115,6 +136,12 @@ def check_types(values: Mapping[str, Any]) -> None:
     for name in _OPTIONAL_NUMBERS:
         if values[name] is not None:
             _check_positive_number(name, values[name])
+    for name in _TOKEN_IDS:
+        if values[name] is not None and type(values[name]) is not int:
+            raise UserError(f"{name} must be an integer, found {values[name]!r}")
+    ends = values["eos_token_id"]
+    if any(type(each) is not int for each in _listed(ends)):
+        raise UserError(f"eos_token_id must be an integer or a list of them, found {ends!r}")
     for name, choices in _CHOICES.items():
         if values[name] not in choices:
             raise UserError(f"{name} must be one of {', '.join(choices)}, found {values[name]!r}")
@@ -125,6 +152,11 @@ def check_types(values: Mapping[str, Any]) -> None:
         raise UserError(
             f"layer_types must be a list of {' and '.join(_LAYER_TYPES)}, found {types!r}"
         )
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list of what may be None, one value or a list."""
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def check_consistency(values: Mapping[str, Any], rotary_dim: int) -> None:
@@ -197,7 +229,8 @@ def _check_integer(name: str, value: Any, minimum: int, expected: str) -> None:
 
 
 def _check_positive_number(name: str, value: Any) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
         raise UserError(f"{name} must be a positive number, found {value!r}")
 
 
@@ -208,7 +241,7 @@ def normalised_rope_scaling(scaling: Any, max_positions: int) -> dict[str, Any] 
     if not isinstance(scaling, Mapping):
         raise UserError(f"rope_scaling must be an object or null, found {scaling!r}")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in _ROPE_SCALING_KEYS:
+    if not isinstance(kind, str) or kind not in _ROPE_SCALING_KEYS:
         known = ", ".join(_ROPE_SCALING_KEYS)
         raise UserError(f"rope_scaling type {kind!r} is not supported; use one of {known}")
     required, optional = _ROPE_SCALING_KEYS[kind]

@@ -19,6 +19,7 @@ from pypkg.models.architecture.checks import (
     check_consistency,
     check_size,
     check_types,
+    chosen,
     normalised_rope_scaling,
 )
 
@@ -175,7 +176,7 @@ class ModelConfig:
     def num_parameters(self) -> int:
         """Number of parameters; a tied head counts once."""
         h, ffn, width = self.hidden_size, self.intermediate_size, self.embedding_size
-        norm = {"rms_norm": h, "layer_norm": 2 * h}[self.norm]
+        norm = chosen("norm", self.norm, {"rms_norm": h, "layer_norm": 2 * h})
         qkv = self.query_size + 2 * self.key_value_size
         attention = h * qkv + self.qkv_bias * qkv + self.qk_norm * 2 * self.head_dim
         attention += self.query_size * h + self.attention_output_bias * h

@@ -114,7 +114,7 @@ class Family:
                 f"a {self.name} config.json holds a value of the wrong type: {error}"
             ) from error
         if missing := [name for name in _REQUIRED if values.get(name) is None]:
-            written = [self._key(name) for name in missing]
+            written = [self.key(name) for name in missing]
             raise UserError(f"config.json lacks {', '.join(written)}")
         return ModelConfig(model_type=self.name, **values)
 
@@ -170,7 +170,7 @@ class Family:
             "model_type": self.model_type or self.name,
             **({"architectures": [self.architectures[0]]} if self.architectures else {}),
             **({"auto_map": dict(self.auto_map)} if self.auto_map else {}),
-            **{self._key(name): getattr(config, name) for name in self.keys},
+            **{self.key(name): getattr(config, name) for name in self.keys},
             **self.fixed,
             **dict.fromkeys(self.dropouts, 0.0),
             **self.write_more(config),
@@ -180,13 +180,7 @@ class Family:
             value = getattr(config, name)
             if getattr(restored, name) != value:
                 keys[key] = list(value) if isinstance(value, tuple) else value
-        restored = self.read_config(keys)
-        lost = [
-            f"{each.name}={getattr(config, each.name)!r}"
-            for each in dataclasses.fields(ModelConfig)
-            if getattr(restored, each.name) != getattr(config, each.name)
-        ]
-        if lost:
+        if lost := differing_fields(config, self.read_config(keys)):
             raise UserError(
                 f"a {self.name} config.json cannot hold {', '.join(lost)} beside the other values; "
                 "the model is not one that the original implementation has"
@@ -198,8 +192,18 @@ class Family:
         key = self.keys.get(name, name)
         return (key,) if isinstance(key, str) else key
 
-    def _key(self, name: str) -> str:
+    def key(self, name: str) -> str:
+        """The key that the field ``name`` is written to."""
         return self._names(name)[0]
+
+
+def differing_fields(config: ModelConfig, other: ModelConfig) -> list[str]:
+    """What differs between two configurations, as "field=value of ``config``"."""
+    return [
+        f"{each.name}={getattr(config, each.name)!r}"
+        for each in dataclasses.fields(ModelConfig)
+        if getattr(other, each.name) != getattr(config, each.name)
+    ]
 
 
 _DEFAULTS = {each.name: each.default for each in dataclasses.fields(ModelConfig)}

@@ -5,14 +5,16 @@ Nothing here imports Paddle or reaches for the network.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from pypkg.errors import UserError
+from pypkg.models.architecture import paddlenlp
 from pypkg.models.architecture.config import ModelConfig, nearest, read_json
-from pypkg.models.architecture.family import Family
+from pypkg.models.architecture.family import Family, differing_fields
 from pypkg.models.architecture.weight_map import WeightMap
 from pypkg.paths import configs_dir
 
@@ -32,6 +34,8 @@ _MODULES = (
     "qwen2",
     "qwen3",
 )
+_SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([bm])(\d?)(?![a-z0-9])")
+_SIMILAR = 1.5  # the larger by the smaller
 _FAMILIES: tuple[Family, ...] = tuple(
     family
     for name in _MODULES
@@ -63,12 +67,35 @@ def load_config(
     files = {name.lower(): file for name, file in _files_by_name().items()}
     file = files.get(str(name_or_folder).lower())
     if file is None:
-        hint = nearest(str(name_or_folder), known_models()) or "."
+        hint = nearest(str(name_or_folder), _of_similar_size(str(name_or_folder))) or "."
         raise UserError(
             f"{str(name_or_folder)!r} is neither a folder nor a known model{hint} Give the path of "
             "a folder that holds a config.json, or a name that `python -m pypkg.models` lists"
         )
     return _read_config(file)
+
+
+def _of_similar_size(name: str) -> list[str]:
+    """The known models that have about the size in ``name``, or no size in their name.
+
+    A larger or smaller one of a family has nearly the same name, and is no slip of the keyboard.
+    """
+    wanted = _size(name)
+
+    def is_similar(known: str) -> bool:
+        size = _size(known)
+        return not (wanted and size) or max(wanted, size) <= _SIMILAR * min(wanted, size)
+
+    return [known for known in known_models() if is_similar(known)]
+
+
+def _size(name: str) -> float:
+    """Millions of parameters that ``name`` tells, as in llama-58m and bloom-7b1; 0: none."""
+    found = _SIZE.findall(name.lower())
+    if not found:
+        return 0.0
+    number, unit, tenth = found[-1]
+    return (float(number) + int(tenth or 0) / 10) * {"b": 1000, "m": 1}[unit]
 
 
 def families() -> tuple[Family, ...]:
@@ -84,7 +111,7 @@ def num_parameters(name_or_folder: str | Path) -> int:
 def config_from_huggingface(
     keys: Mapping[str, Any], allow_unknown_config: Collection[str] = ()
 ) -> ModelConfig:
-    """The configuration that the keys of a config.json describe.
+    """The configuration that the keys of a config.json describe, Hugging Face's or PaddleNLP's.
 
     Args:
         allow_unknown_config: keys that are ignored if the family does not know them.
@@ -92,6 +119,12 @@ def config_from_huggingface(
     Raises:
         UserError: the family is not supported, a value is wrong, or a key is not known.
     """
+    if not isinstance(keys.get("architectures"), (list, type(None))):
+        raise UserError(
+            f"architectures must be a list of class names or null, found {keys['architectures']!r}"
+        )
+    if paddlenlp.describes(keys):
+        keys = paddlenlp.huggingface_keys(keys)
     for family in _FAMILIES:
         if family.recognises(keys):
             return family.read_config(keys, allow_unknown_config)
@@ -108,9 +141,43 @@ def config_to_huggingface(config: ModelConfig, dtype: str = "float32") -> dict[s
     return {**_family(config).write_config(config), "torch_dtype": dtype, "use_cache": True}
 
 
+def config_key(config: ModelConfig, field: str) -> str:
+    """What the config.json of the family of ``config`` calls the field ``field``."""
+    return _family(config).key(field)
+
+
+def config_to_paddlenlp(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
+    """The keys of PaddleNLP's config.json for ``config`` with weights of ``dtype``.
+
+    Raises:
+        UserError: PaddleNLP does not have the family, or the keys cannot say what ``config`` says.
+    """
+    family = _family(config)
+    written = family.write_config(config)
+    followed = {key: written[key] for key in written if key not in family.extensions.values()}
+    keys = paddlenlp.keys_of(config.model_type, followed, dtype)
+    restored = config_from_huggingface(keys)
+    if lost := differing_fields(config, restored):
+        raise UserError(
+            f"PaddleNLP's {config.model_type} model cannot be one with {', '.join(lost)}"
+        )
+    return keys
+
+
 def weight_map(config: ModelConfig) -> WeightMap:
-    """The weight map of the family that ``config`` belongs to."""
+    """The weight map of the Hugging Face folders of the family that ``config`` belongs to."""
     return _family(config).weight_map(config)
+
+
+def stored_weight_map(config: ModelConfig, found: Iterable[str]) -> WeightMap:
+    """The weight map of a checkpoint whose tensors have the names ``found``.
+
+    They are those of Hugging Face folders, with or without the family's prefix, or PaddleNLP's.
+    """
+    names = list(found)
+    if paddlenlp.is_stored_as(config, names):
+        return paddlenlp.weight_map(config, weight_map(config), names)
+    return weight_map(config).fitted_to(names)
 
 
 def _family(config: ModelConfig) -> Family:

@@ -16,10 +16,20 @@ import numpy as np
 from pypkg.errors import UserError
 
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer, or of an expert in it
+_COPY = re.compile(r"(?:^|(?<=\.))\w+\.\d+\.")  # what there are several of, and which one it is
 _MAX_LISTED = 20
 
 Shape = tuple[int, ...]
 Range = tuple[int, int]  # from, up to
+
+
+def kind_of(name: str) -> str:
+    """The name of a parameter without layer and index: what all of its kind have in common.
+
+    ``layers.3.self_attn.o_proj.weight`` is a ``self_attn.o_proj.weight``. Of what a layer has
+    several of, such as ``layers.3.mlp.experts.7.up_proj.weight``, each is a ``mlp.up_proj.weight``.
+    """
+    return _COPY.sub("", name)
 
 
 @dataclass(frozen=True)
@@ -28,21 +38,30 @@ class Packing:
 
     Parameters here are [matrices, groups, size]; ``order`` lists the checkpoint's index of each
     matrix. Query, key and value within each head are ``Packing(num_heads, (0, 1, 2))``, and two
-    halves in reverse order are ``Packing(1, (1, 0))``.
+    halves in reverse order are ``Packing(1, (1, 0))``. ``widths`` are the relative sizes of the
+    matrices of a group, in the checkpoint's order, where they differ: four queries that share a
+    key and a value are ``Packing(num_key_value_heads, (0, 1, 2), (4, 1, 1))``.
     """
 
     groups: int
     order: tuple[int, ...]
+    widths: tuple[int, ...] = ()
 
     def to_model(self, value: np.ndarray) -> np.ndarray:
         """``value``, a NumPy array of any dtype, with its first axis in the model's order."""
-        parts = value.reshape(self.groups, len(self.order), -1, *value.shape[1:])
-        return parts[:, self.order].swapaxes(0, 1).reshape(value.shape)
+        return value[self._places(len(value))]
 
     def to_checkpoint(self, value: np.ndarray) -> np.ndarray:
         """The inverse of ``to_model``."""
-        parts = value.reshape(len(self.order), self.groups, -1, *value.shape[1:])
-        return parts[np.argsort(self.order)].swapaxes(0, 1).reshape(value.shape)
+        return value[np.argsort(self._places(len(value)))]
+
+    def _places(self, length: int) -> np.ndarray:
+        """The checkpoint's index of each entry of the model's axis of ``length``."""
+        grouped = np.arange(length).reshape(self.groups, -1)
+        widths = np.array(self.widths or (1,) * len(self.order))
+        ends = np.cumsum(widths) * grouped.shape[1] // widths.sum()
+        parts = np.split(grouped, ends[:-1], axis=1)
+        return np.concatenate([parts[index].reshape(-1) for index in self.order])
 
 
 @dataclass(frozen=True)
@@ -56,7 +75,8 @@ class Weight:
     Several sources are joined along their first axis, which is the output axis of a matrix, in
     the given order; ``sizes`` are their lengths there. ``packing`` then puts that axis in our
     order, and ``transpose`` turns the [out, in] of the checkpoint into the [in, out] of a Paddle
-    linear layer.
+    linear layer. ``turned`` says that the checkpoint stores each matrix the other way round from
+    what the rest of the entry describes, [in, out] for [out, in].
     """
 
     name: str
@@ -64,6 +84,11 @@ class Weight:
     sizes: tuple[int, ...] = ()
     transpose: bool = False
     packing: Packing | None = None
+    turned: bool = False
+
+    def turn(self, value: np.ndarray) -> np.ndarray:
+        """A tensor of the checkpoint the way round that the entry describes, and back."""
+        return value.T if self.turned else value
 
 
 def same_layout(names: Mapping[str, str]) -> list[Weight]:
@@ -125,6 +150,11 @@ class WeightMap:
         self._ignored = [re.compile(pattern) for pattern in self._patterns]
         self._prefix = prefix
 
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """The entries, one per kind of parameter."""
+        return tuple(self._weights.values())
+
     def fitted_to(self, found: Iterable[str]) -> WeightMap:
         """The map for a checkpoint with the names ``found``: without the prefix if it has none."""
         prefix = self._prefix
@@ -150,12 +180,16 @@ class WeightMap:
         weight, sources = self._find(name)
         joined = tuple(shape)[::-1] if weight.transpose else tuple(shape)
         sizes = weight.sizes or (joined[0],)
-        return {source: (size, *joined[1:]) for source, size in zip(sources, sizes, strict=True)}
+        shapes = [(size, *joined[1:]) for size in sizes]
+        if weight.turned:
+            shapes = [each[::-1] for each in shapes]
+        return dict(zip(sources, shapes, strict=True))
 
     def to_model(self, name: str, sources: Sequence[np.ndarray]) -> np.ndarray:
         """The parameter ``name`` from its tensors, which are in the order of source_shapes."""
         weight, _ = self._find(name)
-        joined = sources[0] if len(sources) == 1 else np.concatenate(sources, axis=0)
+        parts = [weight.turn(source) for source in sources]
+        joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=0)
         if weight.packing:
             joined = weight.packing.to_model(joined)
         return np.ascontiguousarray(joined.T if weight.transpose else joined)
@@ -180,14 +214,29 @@ class WeightMap:
         if weight.transpose:
             axis = len(shape) - 1 - axis
         if axis == 0:
-            pieces = [read(*run) for run in self._runs(name, shape, ranges)]
+            pieces = [
+                weight.turn(read(source, self._stored_slices(weight, shape, cut)))
+                for source, cut in self._runs(name, shape, ranges)
+            ]
             joined = np.concatenate(pieces, axis=0)
             return np.ascontiguousarray(joined.T if weight.transpose else joined)
         before = (slice(None),) * axis
         parts = [
-            [read(source, (*before, slice(*bounds))) for bounds in ranges] for source in sources
+            [
+                read(source, self._stored_slices(weight, shape, (*before, slice(*bounds))))
+                for bounds in ranges
+            ]
+            for source in sources
         ]
-        return self.to_model(name, [np.concatenate(each, axis=axis) for each in parts])
+        stored_axis = len(shape) - 1 - axis if weight.turned else axis
+        return self.to_model(name, [np.concatenate(each, axis=stored_axis) for each in parts])
+
+    @staticmethod
+    def _stored_slices(weight: Weight, shape: Sequence[int], cut: Sequence[slice]) -> list[slice]:
+        """``cut``, slices of a matrix as the entry describes it, for the matrix as it is stored."""
+        if not weight.turned:
+            return list(cut)
+        return [*cut, *[slice(None)] * (len(shape) - len(cut))][::-1]
 
     def _runs(
         self, name: str, shape: Sequence[int], ranges: Sequence[Range]
@@ -218,7 +267,8 @@ class WeightMap:
             joined = weight.packing.to_checkpoint(joined)
         parts = np.split(joined, np.cumsum(weight.sizes)[:-1]) if weight.sizes else [joined]
         return {
-            source: np.ascontiguousarray(part) for source, part in zip(sources, parts, strict=True)
+            source: np.ascontiguousarray(weight.turn(part))
+            for source, part in zip(sources, parts, strict=True)
         }
 
     def check(

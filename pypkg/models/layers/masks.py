@@ -8,7 +8,7 @@ from functools import partial
 import paddle
 
 from pypkg import ops
-from pypkg.models.architecture.checks import FULL_ATTENTION, SLIDING_ATTENTION
+from pypkg.models.architecture.checks import FULL_ATTENTION, SLIDING_ATTENTION, chosen
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.parallel.tp_layers import tensor_degree, tensor_rank
 
@@ -62,7 +62,8 @@ class Masks:
         )
         windows = {FULL_ATTENTION: None, SLIDING_ATTENTION: config.sliding_window}
         return {
-            layer_type: make(window=windows[layer_type]) for layer_type in set(config.layer_types)
+            layer_type: make(window=chosen("layer_types", layer_type, windows))
+            for layer_type in set(config.layer_types)
         }
 
     def _alibi_slopes(self) -> paddle.Tensor:

@@ -10,6 +10,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from pypkg import ops
+from pypkg.models.architecture.checks import chosen
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.parallel.tp_layers import column_linear, row_linear
 
@@ -35,7 +36,7 @@ class GatedMLP(nn.Layer):
         hidden, ffn = config.hidden_size, config.intermediate_size
         self.gate_up_proj = column_linear(hidden, 2 * ffn, config.mlp_bias)
         self.down_proj = row_linear(ffn, hidden, config.mlp_bias)
-        self._activation = _GATED[config.activation]
+        self._activation = chosen("activation", config.activation, _GATED)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[batch, sequence, hidden] to the same shape."""
@@ -50,7 +51,7 @@ class MLP(nn.Layer):
         hidden, ffn = config.hidden_size, config.intermediate_size
         self.up_proj = column_linear(hidden, ffn, config.mlp_bias)
         self.down_proj = row_linear(ffn, hidden, config.mlp_bias)
-        self._activation = _PLAIN[config.activation]
+        self._activation = chosen("activation", config.activation, _PLAIN)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[batch, sequence, hidden] to the same shape."""

@@ -7,6 +7,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from pypkg import ops
+from pypkg.models.architecture.checks import chosen
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.parallel.tp_layers import sum_split_token_gradients
 
@@ -55,7 +56,7 @@ _NORMS = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
 
 def make_norm(config: ModelConfig) -> nn.Layer:
     """The norm of ``config`` over hidden_size."""
-    return _NORMS[config.norm](config.hidden_size, config.norm_eps)
+    return chosen("norm", config.norm, _NORMS)(config.hidden_size, config.norm_eps)
 
 
 def make_block_norm(config: ModelConfig) -> nn.Layer:

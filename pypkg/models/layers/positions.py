@@ -15,6 +15,7 @@ import numpy as np
 import paddle
 
 from pypkg import ops
+from pypkg.models.architecture.checks import chosen
 from pypkg.models.architecture.config import ModelConfig
 
 Scaling = dict[str, Any]  # ``ModelConfig.rope_scaling``
@@ -38,7 +39,8 @@ def inverse_frequencies(
         return _dynamic_in_steps(config, seq_length, trained), 1.0
     if scaling is None:
         return _frequencies(config.rope_theta, config.rotary_dim), 1.0
-    return _SCALINGS[scaling["rope_type"]](config, scaling, seq_length)
+    compute = chosen("rope_scaling.rope_type", scaling["rope_type"], _SCALINGS)
+    return compute(config, scaling, seq_length)
 
 
 def rotary_tables(

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from pypkg.models.architecture.checks import chosen
 from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.weight_map import kind_of
 
 _OUTPUTS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 
@@ -24,7 +26,8 @@ def standard_deviation(config: ModelConfig, name: str, shape: Sequence[int]) -> 
       (2 L)^-0.5 in the MLP, the values and the attention output (Wang et al., 2022; Zeng et al.,
       2022, section 2.1); elsewhere ``initializer_range``.
     """
-    return _SCHEMES[config.initialization](config, name, shape)
+    scheme = chosen("initialization", config.initialization, _SCHEMES)
+    return scheme(config, name, shape)
 
 
 def _normal(config: ModelConfig, name: str, shape: Sequence[int]) -> float:
@@ -32,23 +35,23 @@ def _normal(config: ModelConfig, name: str, shape: Sequence[int]) -> float:
 
 
 def _scaled_residual(config: ModelConfig, name: str, shape: Sequence[int]) -> float:
-    if name.endswith(_OUTPUTS):
+    if kind_of(name) in _OUTPUTS:
         return config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
     return config.initializer_range
 
 
 def _deepnorm(config: ModelConfig, name: str, shape: Sequence[int]) -> float | np.ndarray:
     beta = (2 * config.num_hidden_layers) ** -0.5
-    inputs, outputs = shape
-    if name.endswith("self_attn.qkv_proj.weight"):
+    (inputs, outputs), kind = shape, kind_of(name)
+    if kind == "self_attn.qkv_proj.weight":
         widths = (config.query_size, config.key_value_size, config.key_value_size)
         gains = (1.0, 1.0, beta)
         return np.concatenate(
             [np.full(width, gain * _glorot(inputs, width)) for width, gain in zip(widths, gains)]
         ).astype(np.float32)
-    if name.endswith("mlp.gate_up_proj.weight"):
+    if kind == "mlp.gate_up_proj.weight":
         return beta * _glorot(inputs, outputs // 2)  # two matrices side by side
-    if name.endswith((*_OUTPUTS, "mlp.up_proj.weight")):
+    if kind in (*_OUTPUTS, "mlp.up_proj.weight"):
         return beta * _glorot(inputs, outputs)
     return config.initializer_range
 

@@ -32,6 +32,7 @@ def write_model_folder(
     specs: Mapping[str, TensorSpec],
     tensors: Iterable[tuple[str, np.ndarray]],
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+    metadata_format: str = "pt",
 ) -> None:
     """Writes config.json, safetensors and, if there are several, their index.
 
@@ -43,6 +44,7 @@ def write_model_folder(
         config: the keys of config.json.
         specs: of every tensor by name, in the order in which ``tensors`` gives them.
         max_shard_size: bytes, or a number with a unit such as "500MB" or "5GB".
+        metadata_format: "pt" for Hugging Face's matrices, "np" for PaddleNLP's.
 
     Raises:
         UserError: the folder cannot be written to, the disk is full, or ``max_shard_size`` makes
@@ -62,7 +64,7 @@ def write_model_folder(
         for number, shard in enumerate(shards, start=1):
             file = SINGLE_FILE if len(shards) == 1 else _shard_name(number, len(shards))
             index.update(dict.fromkeys(shard, file))
-            write_tensors(temporary(file), shard, islice(coming, len(shard)))
+            write_tensors(temporary(file), shard, islice(coming, len(shard)), metadata_format)
         if len(shards) > 1:
             total = sum(spec.num_bytes for spec in specs.values())
             listing = {"metadata": {"total_size": total}, "weight_map": index}

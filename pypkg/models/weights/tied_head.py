@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pypkg.models.architecture.config import ModelConfig
-from pypkg.models.architecture.registry import weight_map
+from pypkg.models.architecture.registry import stored_weight_map
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 
 logger = logging.getLogger("pypkg.models")
@@ -29,7 +29,7 @@ def as_stored(config: ModelConfig, files: TensorFiles, folder: Path) -> ModelCon
         return config
     untied = config.replace(tie_word_embeddings=False)
     specs = files.specs()
-    names = weight_map(untied).fitted_to(specs)
+    names = stored_weight_map(untied, specs)
     if not names.holds("lm_head.weight"):
         return config
     shape = (config.vocab_size, config.embedding_size)

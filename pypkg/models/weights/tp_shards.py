@@ -8,13 +8,13 @@ Nothing here imports Paddle.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.weight_map import kind_of
 
 Range = tuple[int, int]  # from, up to
 
@@ -106,16 +106,13 @@ _TABLE: dict[str, _Split] = {
     "embed_tokens": _Split(0, _vocabulary),
     "lm_head": _Split(0, _vocabulary),
 }
-_NAME = re.compile(r"(?:layers\.\d+\.)?(.+)\.(weight|bias)")
 
 
 def tp_shard(config: ModelConfig, name: str, degree: int, rank: int) -> TPShard | None:
     """The shard that ``rank`` of ``degree`` holds of the parameter ``name``; None: all of it."""
-    match = _NAME.fullmatch(name)
-    assert match is not None, name
-    layer, kind = match.groups()
+    layer, _, ending = kind_of(name).rpartition(".")
     split = _TABLE.get(layer)
-    if degree == 1 or split is None or (kind == "bias" and split.axis == 0):
+    if degree == 1 or split is None or (ending == "bias" and split.axis == 0):
         return None
     ranges, start = [], 0
     for length, (first, last) in split.matrices(config, degree, rank):
@@ -123,7 +120,7 @@ def tp_shard(config: ModelConfig, name: str, degree: int, rank: int) -> TPShard 
         start += length
     padded = -(-start // degree) if split.matrices is _vocabulary else 0
     held = sum(stop - first for first, stop in ranges)
-    return TPShard(0 if kind == "bias" else split.axis, tuple(ranges), max(padded, held))
+    return TPShard(0 if ending == "bias" else split.axis, tuple(ranges), max(padded, held))
 
 
 def whole_shape(

@@ -23,9 +23,11 @@ from safetensors import SafetensorError, safe_open
 
 from pypkg.errors import UserError
 from pypkg.files import replace_folder
+from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
 from pypkg.parallel.optimizer.updater import Updater
+from pypkg.training.checkpoint import paddlenlp
 from pypkg.training.state import TrainerState
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
@@ -169,15 +171,21 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def load_trainer_state(checkpoint: str | Path) -> TrainerState:
-    """Reads trainer_state.json.
+def load_trainer_state(checkpoint: str | Path, seq_length: int = 0) -> TrainerState:
+    """Reads trainer_state.json, ours or PaddleNLP's.
+
+    Args:
+        seq_length: tokens of a sample, from which those of a PaddleNLP run are counted.
 
     Raises:
-        UserError: the folder is no checkpoint of ours, or the file is damaged.
+        UserError: the folder is no checkpoint, or the file is damaged.
     """
     file = Path(checkpoint) / _STATE
     try:
-        return TrainerState.from_json(json.loads(file.read_text(encoding="utf-8")))
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if paddlenlp.is_trainer_state(content):
+            return paddlenlp.trainer_state(content, file, seq_length)
+        return TrainerState.from_json(content)
     except FileNotFoundError as error:
         raise UserError(
             f"{checkpoint} is not a checkpoint: it holds no {_STATE}. resume_from_checkpoint takes "
@@ -187,17 +195,26 @@ def load_trainer_state(checkpoint: str | Path) -> TrainerState:
         raise UserError(f"{file} cannot be read: {error}. Resume from an older one.") from error
 
 
-def load_optimizer(checkpoint: str | Path, updater: Updater) -> None:
-    """Reads the optimizer state that belongs to the parameters of this rank.
+def load_optimizer(
+    checkpoint: str | Path, updater: Updater, config: ModelConfig | None = None
+) -> None:
+    """Reads the optimizer state that belongs to the parameters of this rank, ours or PaddleNLP's.
+
+    Args:
+        config: of the model, without which PaddleNLP's state cannot be read.
 
     Raises:
         UserError: the file is missing, damaged, or of another model.
     """
     file = Path(checkpoint) / _OPTIMIZER
+    if config is not None and paddlenlp.has_optimizer(Path(checkpoint)):
+        updater.load_state(paddlenlp.OptimizerState(Path(checkpoint), config).read)
+        return
     if not file.is_file():
         raise UserError(
-            f"{checkpoint} holds no {_OPTIMIZER}, as checkpoints with ignore_save_lr_and_optim do. "
-            "Resume from another one, or set ignore_load_lr_and_optim to take only its weights."
+            f"{checkpoint} holds no {_OPTIMIZER}, nor PaddleNLP's optimizer state, as checkpoints "
+            "with ignore_save_lr_and_optim do. Resume from another one, or set "
+            "ignore_load_lr_and_optim to take only its weights."
         )
     try:
         with safe_open(file, framework="numpy") as stored:

@@ -84,7 +84,7 @@ class Checkpointer:
         Raises:
             UserError: optimizer.safetensors is missing, damaged, or of another model.
         """
-        load_optimizer(checkpoint, self._updater)
+        load_optimizer(checkpoint, self._updater, self._model.config)
         if self._updater.scaler is not None and state.loss_scale:
             self._updater.scaler.load_state(state.loss_scale)
         logger.info("resuming from %s at step %d", checkpoint, state.global_step)

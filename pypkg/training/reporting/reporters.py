@@ -29,8 +29,11 @@ class JsonLinesReporter:
 
     def __init__(self, file: Path, last_step: int) -> None:
         rows = [row for row in read_metrics(file) if row["global_step"] <= last_step]
-        write_file(file, "".join(map(_line, rows)).encode())
-        self._stream = file.open("a", encoding="utf-8")
+        try:
+            write_file(file, "".join(map(_line, rows)).encode())
+            self._stream = file.open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{file} cannot be written: {error.strerror}. {_ELSEWHERE}") from error
 
     def report(self, step: int, metrics: dict[str, float]) -> None:
         self._stream.write(_line({"global_step": step, **metrics}))

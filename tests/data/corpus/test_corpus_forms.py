@@ -13,7 +13,9 @@ from corpora import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pypkg.data import IndexedDataset, resolve_input_dir
+from pypkg import preprocess
+from pypkg.data import IndexedDataset, build_train_valid_test_datasets, resolve_input_dir
+from pypkg.data.corpus.validate import validate
 from pypkg.errors import UserError
 
 
@@ -24,6 +26,86 @@ def test_modes_of_megatron():
         [1, 2, 3], [4, 5], [6], [], [7, 8, 9, 10],
     ]  # fmt: skip
     assert corpus.document_indices.tolist() == [0, 2, 3, 5]
+
+
+LAZY = [[5, 6, 7], [8, 9], [10], [11, 12, 13, 14], [15, 16]]
+
+
+def lazy_index(
+    width: str = "q", version=1, code=8, itemsize=2, count=5, sizes=(3, 2, 1, 4, 2),
+    offsets=(0, 3, 5, 6, 10, 12), documents=(0, 2, 3, 5), num_sizes=5,
+) -> bytes:  # fmt: skip
+    """The .idx of ``LAZY`` of data_impl lazy; width "i" as in PaddleNLP, "q" Megatron-LM."""
+    return (
+        b"TNTIDX\0\0"
+        + struct.pack("<6Q", version, code, itemsize, count, num_sizes, len(documents))
+        + struct.pack("<6q", *range(6))
+        + struct.pack(f"<{len(offsets)}q", *offsets)
+        + struct.pack(f"<{len(sizes)}{width}", *sizes)
+        + struct.pack(f"<{len(documents)}q", *documents)
+    )
+
+
+def write_lazy(folder: Path, index: bytes) -> str:
+    (folder / "c.idx").write_bytes(index)
+    (folder / "c.bin").write_bytes(np.arange(5, 17, dtype=np.uint16).tobytes())
+    return str(folder / "c")
+
+
+def test_lazy_form_of_paddlenlp():
+    """Written by IndexedDatasetBuilder of PaddleNLP 3.0.0b4 (paddlenlp/data/indexed_dataset.py)."""
+    corpus = IndexedDataset(GOLDEN / "lazy")
+    assert corpus.tokens.dtype == np.uint16
+    assert [corpus[i].tolist() for i in range(len(corpus))] == LAZY
+    assert corpus.document_indices.tolist() == [0, 2, 3, 5]
+    assert (GOLDEN / "lazy.idx").read_bytes() == lazy_index("i")
+
+
+def test_lazy_form_of_megatron(tmp_path):
+    """Its sizes have 8 bytes each."""
+    corpus = IndexedDataset(write_lazy(tmp_path, lazy_index("q")))
+    assert [corpus[i].tolist() for i in range(len(corpus))] == LAZY
+    assert corpus.document_indices.tolist() == [0, 2, 3, 5]
+    assert corpus.sizes.dtype == np.int32
+
+
+def test_samples_of_the_lazy_form(tmp_path):
+    """They are those of the same documents in the usual form, which ``merge`` makes of it."""
+    assert preprocess.main(["merge", str(GOLDEN / "lazy"), "--output_prefix", f"{tmp_path}/m"]) == 0
+    assert validate(f"{tmp_path}/m") == validate(str(GOLDEN / "lazy")) == []
+    lazy, usual = (
+        build_train_valid_test_datasets(
+            [str(prefix)], "1", 3, (9, 0, 0), 1, data_cache=str(tmp_path)
+        )[0]
+        for prefix in (GOLDEN / "lazy", tmp_path / "m")
+    )
+    assert len(lazy) == len(usual) >= 9
+    assert [lazy[i]["text"].tolist() for i in range(9)] == [
+        usual[i]["text"].tolist() for i in range(9)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        (lazy_index()[:40], ["header at byte 0", "40 bytes", "56"]),
+        (lazy_index(version=2), ["version at byte 8", "found 2"]),
+        (lazy_index(code=11), ["dtype code at byte 16", "found 11"]),
+        (lazy_index(itemsize=4), ["bytes of a token at byte 24", "found 4", "2, those of uint16"]),
+        (lazy_index(num_sizes=6), ["number of sizes at byte 40", "found 6", "5"]),
+        (lazy_index()[:-3], ["at byte 32", "5 and 3 in a file of 221 bytes", "204 or 224 bytes"]),
+        (lazy_index(count=2**63, num_sizes=2**63), ["at byte 32", str(2**63)]),
+        (lazy_index(sizes=(3, 2, -1, 4, 2)), ["sizes of the sequences at byte 152", "-1 to 4"]),
+        (lazy_index(sizes=(3, 2, 2**31, 4, 2)), ["sizes of the sequences", str(2**31)]),
+        (lazy_index(offsets=(0, 3, 5, 6, 11, 13)), ["is shorter than", "sequence 4"]),
+        (lazy_index(documents=(0, 3, 2, 5)), ["document 1 at byte 200", "3, then 2"]),
+    ],
+)
+def test_bad_lazy_index(tmp_path, index, said):
+    with pytest.raises(UserError) as error:
+        IndexedDataset(write_lazy(tmp_path, index))
+    for part in [str(tmp_path / "c.idx"), *said]:
+        assert part in str(error.value)
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:

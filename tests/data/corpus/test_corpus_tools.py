@@ -50,6 +50,29 @@ def test_inspect_a_corpus(capsys):
     assert f"tokens     {corpus.num_tokens:,}\n" in out
 
 
+@pytest.mark.parametrize("suffix", ["", ".idx", ".bin", ".lsm", "/"])
+def test_a_corpus_by_the_name_of_a_file(tmp_path, capsys, suffix):
+    folder = tmp_path / "c"
+    folder.mkdir()
+    prefix = write_sentences(folder / "c", [[[1, 2]], [[3]]])
+    given = str(folder) if suffix == "/" else prefix + suffix
+    assert preprocess.main(["inspect", given]) == 0
+    assert f"files      {prefix}.bin, {prefix}.idx" in capsys.readouterr().out
+    assert preprocess.main(["validate", given]) == 0
+    out = f"{tmp_path}/m{suffix.strip('/')}"
+    assert preprocess.main(["merge", given, "--output_prefix", out]) == 0
+    assert documents_of(tmp_path / "m") == [[[1, 2]], [[3]]]
+    assert preprocess.main(["split", given, "--output_prefix", out, "--valid", "1"]) == 0
+    assert documents_of(tmp_path / "m_valid") == [[[3]]]
+
+
+def test_a_folder_of_two_corpora(tmp_path, capsys):
+    for name in "ab":
+        write_sentences(tmp_path / name, [[[1]]])
+    assert preprocess.main(["inspect", str(tmp_path)]) == 2
+    assert f"{tmp_path} holds 2 corpora, a, b; name one of them" in capsys.readouterr().err
+
+
 def test_inspect_a_document(tmp_path, capsys):
     train_tokenizer(iter(["some text"]), 270, tmp_path / "tokenizer", "x")
     tokenizer = load_tokenizer(tmp_path / "tokenizer")

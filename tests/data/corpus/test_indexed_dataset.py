@@ -89,7 +89,7 @@ def test_sequence_out_of_range(tmp_path):
     [
         (b"", ["header at byte 0", "0 bytes", "34"]),
         (index_bytes()[:33], ["header at byte 0", "33 bytes", "34"]),
-        (index_bytes(magic=b"TNTIDX\0\0\0"), ["magic at byte 0", "TNTIDX", "MMIDIDX"]),
+        (index_bytes(magic=b"OTHERIDX\0"), ["magic at byte 0", "OTHERIDX", "MMIDIDX"]),
         (index_bytes(version=2), ["version at byte 9", "found 2", "expected 1"]),
         (index_bytes(code=0), ["dtype code at byte 17", "found 0", "1 to 10"]),
         (index_bytes(code=11), ["dtype code at byte 17", "found 11"]),

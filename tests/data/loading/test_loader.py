@@ -262,6 +262,34 @@ def test_ctrl_c(make_corpus, state):
     assert (process.returncode, out, err) == (130, "interrupted\n", "")
 
 
+LEFT_OPEN = """
+import sys, time
+from pypkg.data import BatchLoader, build_train_valid_test_datasets
+dataset = build_train_valid_test_datasets([sys.argv[1]], "1", 1 << 20, (64, 0, 0), 3)[0]
+batches = iter(BatchLoader(dataset, 2, threads=4))
+next(batches)
+
+class SlowEnd:  # of the interpreter, so that every thread comes back from C++ during it
+    def __del__(self, sleep=time.sleep):
+        sleep(1)
+
+slow_end = SlowEnd()
+sys.exit(3)
+"""
+
+
+def test_a_loader_that_is_left_open_at_exit(make_corpus):
+    """The threads are in C++ most of the time, where the end of the interpreter must not meet them.
+
+    A thread that comes back from C++ to an interpreter that is being torn down aborts the process.
+    """
+    prefix = make_corpus([np.zeros(8)] * (1 << 17) + [np.zeros(1)])
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_OPEN, prefix], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+
+
 def test_nothing_of_data_imports_paddle():
     code = "import sys, pypkg.data, pypkg.preprocess; sys.exit('paddle' in sys.modules)"
     assert (

@@ -31,16 +31,17 @@ def corpora(make_corpus):
     return with_mask, plain
 
 
-def batches(prefixes: list[str], samples: int = 40, **options):
+def batches(prefixes: list[str], samples: int = 40, size: int = 4, **options):
     train, _, _ = build_train_valid_test_datasets(prefixes, "1,0,0", SEQ, [samples, 0, 0], 3)
-    return train, list(BatchLoader(train, 4, threads=0, **options))
+    return train, list(BatchLoader(train, size, threads=0, **options))
 
 
-def test_masked_tokens_are_no_labels(corpora):
-    train, found = batches([corpora[0]], 400)  # more than one epoch
-    assert len(found) >= 100
+@pytest.mark.parametrize("size", [1, 4])
+def test_masked_tokens_are_no_labels(corpora, size):
+    train, found = batches([corpora[0]], 400, size)  # more than one epoch
+    assert len(found) >= 400 // size
     for number, batch in enumerate(found):
-        text = np.stack([train[number * 4 + row]["text"] for row in range(4)])
+        text = np.stack([train[number * size + row]["text"] for row in range(size)])
         assert np.array_equal(batch["input_ids"], text[:, :-1])
         assert np.array_equal(batch["labels"], np.where(masked(text[:, 1:]), -100, text[:, 1:]))
     labels = np.concatenate([batch["labels"] for batch in found])

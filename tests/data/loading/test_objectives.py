@@ -232,6 +232,17 @@ def test_causal_is_a_shift_by_one():
     assert batch["labels"].tolist() == [[1, 2, 3, 4], [6, 7, 8, 9]]
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_no_two_arrays_of_a_batch_share_memory(size):
+    """What is written to one, such as -100 to the labels, must not show in another."""
+    text = np.arange(size * 41).reshape(size, 41)
+    for make in (causal, objective(40), objective(40, two_dimensional=False)):
+        arrays = list(make(np.arange(size), text).values())
+        assert all(array.flags.writeable and array.flags.c_contiguous for array in arrays)
+        for number, array in enumerate(arrays):
+            assert not any(np.shares_memory(array, other) for other in [text, *arrays[:number]])
+
+
 def test_loader_resumes_and_ranks_agree(make_corpus):
     prefix = make_corpus(counting_documents([11, 23, 70, 50]))
     dataset = build_train_valid_test_datasets([prefix], "1", 12, (40, 0, 0), 3)[0]

@@ -13,27 +13,14 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from preprocess_testing import read, text_files
 
 from pypkg.data.preprocess import files
-from pypkg.data.preprocess.files import find_text_files, plan_units
-from pypkg.data.preprocess.readers import Problem, read_documents
+from pypkg.data.preprocess.files import plan_units
 from pypkg.errors import UserError
 
 TEXTS = [f"text {number} é" for number in range(300)]
 LINES = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
-
-
-def read(
-    path: Path, json_key: str = "text", doc_spliter: str | None = None
-) -> tuple[list[str], list[Problem], list[int]]:
-    """Texts, problems, and the bytes of the file that each text took."""
-    texts, problems, taken = [], [], []
-    for unit in plan_units(find_text_files(path, (".txt",), ()), doc_spliter):
-        for span in unit:
-            for document in read_documents(span, json_key, doc_spliter, problems.append):
-                texts.append(document.text)
-                taken.append(document.file_bytes)
-    return texts, problems, taken
 
 
 def zstd_frames(data: bytes, cut: int) -> bytes:
@@ -94,7 +81,7 @@ def test_parquet_in_row_groups(tmp_path, monkeypatch):
     values = [text.encode() for text in TEXTS]
     values[250], values[260] = b"caf\xe9", None
     write_parquet(tmp_path / "c.parquet", pa.array(values, pa.binary()), rows=20)
-    units = plan_units(find_text_files(tmp_path, (), ()), None)
+    units = plan_units(text_files(tmp_path), None)
     assert len(units) > 3
     texts, problems, _ = read(tmp_path / "c.parquet")
     assert texts == [text for number, text in enumerate(TEXTS) if number not in (250, 260)]

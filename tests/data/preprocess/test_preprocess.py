@@ -89,18 +89,35 @@ def test_broken_json_line(tmp_path, tokenizer, line, said, capsys):
     assert not list(tmp_path.glob("other*"))
 
 
-def test_files_that_cannot_be_used(tmp_path, corpus, tokenizer, capsys):
-    (corpus / "bad.txt").write_bytes(b"caf\xe9")
-    whole = gzip.compress(b'{"text": "first"}\n' + os.urandom(5000).hex().encode())
-    (corpus / "cut.jsonl.gz").write_bytes(whole[:2000])
-    (corpus / "not.jsonl.gz").write_bytes(b"plain text")
+@pytest.mark.parametrize(
+    ("name", "data", "line", "byte"),
+    [
+        ("c.jsonl", b'{"text": "one"}\n{"text": "caf\xe9"}\n', 2, 29),
+        ("c.txt", b"one\n###\ntwo\ncaf\xe9\n", 4, 15),
+    ],
+)
+def test_the_byte_that_is_not_utf8(tmp_path, tokenizer, name, data, line, byte, capsys):
+    assert data[byte] == 0xE9
+    file = tmp_path / name
+    file.write_bytes(data)
+    assert run(tmp_path, input_path=file, doc_spliter="###") == 0
+    assert texts(tmp_path, tokenizer)[0].strip() == "one"
+    assert f"skipped {file}, line {line} (byte {byte}): not UTF-8" in capsys.readouterr().err
+
+
+def test_documents_that_are_not_utf8(tmp_path, corpus, tokenizer, capsys):
+    (corpus / "bad.txt").write_bytes(b"caf\xe9 au lait")
     assert run(tmp_path, exclude="skip,a") == 0
-    assert texts(tmp_path, tokenizer) == [DOCUMENTS["b.txt"], "first"]
+    assert texts(tmp_path, tokenizer) == [DOCUMENTS["b.txt"]]
     said = capsys.readouterr().out
-    assert "dropped          2 broken file, the rest of it is lost\n" in said
-    assert "dropped          1 not UTF-8\n" in said
+    assert "dropped          1 not UTF-8\n" in said and "mended" not in said
     assert run(tmp_path, exclude="skip,a", on_error="stop") == 2
     assert f"error: {corpus / 'bad.txt'}, byte 3: not UTF-8" in capsys.readouterr().err
+    assert run(tmp_path, exclude="skip,a", on_error="replace") == 0
+    assert texts(tmp_path, tokenizer) == [DOCUMENTS["b.txt"], "caf\ufffd au lait"]
+    said = capsys.readouterr()
+    assert "dropped          1 empty\nmended           1 not UTF-8\n" in said.out
+    assert f"mended {corpus / 'bad.txt'}, byte 3: not UTF-8" in said.err
 
 
 def test_many_problems_are_only_counted(tmp_path, tokenizer, capsys):
@@ -223,7 +240,10 @@ def test_large_vocabulary_takes_four_bytes(tmp_path, corpus, tokenizer):
     ("values", "said"),
     [
         ({"input_path": "nowhere"}, "cannot read --input_path nowhere: No such file"),
-        ({"file_suffix": ".tex"}, "has no file ending in .tex, .jsonl, .jsonl.gz, .jsonl.zst"),
+        (
+            {"file_suffix": ".tex"},
+            "has no file ending in .tex, .jsonl, .ndjson, .jsonlines, .json, .parquet",
+        ),
         (
             {"input_path": "{text}/d.txt"},
             "gave no tokens: 1 files, no document is left; dropped: 1 empty",
@@ -235,8 +255,8 @@ def test_large_vocabulary_takes_four_bytes(tmp_path, corpus, tokenizer):
 def test_user_errors(tmp_path, corpus, tokenizer, capsys, values, said):
     values = {name: value.format(text=corpus) for name, value in values.items()}
     assert run(tmp_path, **values) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and said in err
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and said in last
     assert outputs(tmp_path) == []
 
 

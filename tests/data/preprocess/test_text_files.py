@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from preprocess_testing import text_files
 
 from pypkg.data.preprocess import files
-from pypkg.data.preprocess.files import JSON_LINES, PARQUET, TEXT, find_text_files, plan_units
-from pypkg.data.preprocess.readers import LineCounter, read_documents
+from pypkg.data.preprocess.documents import LineCounter
+from pypkg.data.preprocess.files import JSON_LINES, PARQUET, TEXT, plan_units
+from pypkg.data.preprocess.readers import read_documents
 
 
 @pytest.fixture
@@ -29,28 +31,33 @@ def small_units(monkeypatch):
         ("a.jsonl.gz", JSON_LINES, ".gz"),
         ("a.jsonl.zst", JSON_LINES, ".zst"),
         ("a.json.gz", JSON_LINES, ".gz"),
+        ("a.json", JSON_LINES, ""),
+        ("a.ndjson", JSON_LINES, ""),
+        ("a.jsonlines.zst", JSON_LINES, ".zst"),
+        ("a.JSONL", JSON_LINES, ""),
+        ("a.Json.GZ", JSON_LINES, ".gz"),
+        ("a.TXT", TEXT, ""),
         ("a.parquet", PARQUET, ""),
     ],
 )
 def test_kinds(tmp_path, name, kind, compression):
     (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "b.json").write_bytes(b"x")
     (tmp_path / "c.tar.gz").write_bytes(b"x")
-    [found] = find_text_files(tmp_path, (".txt",), ())
+    [found] = text_files(tmp_path)
     assert (found.name, found.kind, found.compression) == (name, kind, compression)
-    [alone] = find_text_files(tmp_path / name, (".txt",), ())
+    [alone] = text_files(tmp_path / name)
     assert (alone.kind, alone.compression) == (kind, compression)
 
 
 def test_one_file_of_any_name_is_text(tmp_path):
     (tmp_path / "notes").write_bytes(b"x")
-    assert find_text_files(tmp_path / "notes", (".txt",), ())[0].kind == TEXT
+    assert text_files(tmp_path / "notes")[0].kind == TEXT
 
 
 def test_many_small_files_share_a_unit(tmp_path, small_units):
     for number in range(40):
         (tmp_path / f"{number:02}.txt").write_bytes(b"0123456789")
-    units = plan_units(find_text_files(tmp_path, (".txt",), ()), None)
+    units = plan_units(text_files(tmp_path), None)
     assert [len(unit) for unit in units] == [6, 6, 6, 6, 6, 6, 4]
     assert [span.file.name for unit in units for span in unit] == [f"{n:02}.txt" for n in range(40)]
 
@@ -58,7 +65,7 @@ def test_many_small_files_share_a_unit(tmp_path, small_units):
 def documents_of(path: Path, doc_spliter: str | None) -> tuple[list[str], list[str], int]:
     """Documents and problems read unit by unit, and the number of spans."""
     found, problems = [], []
-    spans = [s for u in plan_units(find_text_files(path, (".txt",), ()), doc_spliter) for s in u]
+    spans = [s for u in plan_units(text_files(path), doc_spliter) for s in u]
     for span in spans:
         found += [
             document.text

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from model_testing import GOLDEN
 from safetensors.numpy import load_file, save_file
 from tiny_configs import KEYS
 
+from pypkg import convert
+from pypkg.config import Settings
 from pypkg.errors import UserError
 from pypkg.models import from_pretrained
 from pypkg.models.architecture import family as family_module
@@ -24,6 +28,7 @@ from pypkg.models.architecture.registry import (
     families,
     load_config,
 )
+from pypkg.training.sources import load_model, model_config
 
 # A family of each file format, with its tiny config.json.
 TINY = {config_from_huggingface(keys).model_type: keys for keys in KEYS.values()}
@@ -70,6 +75,7 @@ _COUNTS_WITH = {
     "rope_scaling_factor": {"rope_scaling_type": "linear"},
 }
 _VALUES = (7, True, False, "relu", 0.25, [1, 2], {"rope_type": "linear", "factor": 2.0})
+_STRANGE = ("text", -1, 0, 1.5, float("inf"), float("nan"), [], [[1]], {}, {"rope_type": [1]}, None)
 
 
 def _other_than(value: Any) -> Any:
@@ -84,6 +90,15 @@ def _follows(keys: dict, key: str, value: Any) -> bool:
         return config_from_huggingface({**without, key: value}) != plain
     except UserError:
         return True
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_strange_value_of_any_key_is_read_or_refused(name: str) -> None:
+    family, keys = FAMILIES[name]
+    for key in (*family.known_keys(), *family.fixed, *family.neutral, "architectures"):
+        for value in _STRANGE:
+            with suppress(UserError):
+                config_from_huggingface({**keys, key: value}).num_parameters()
 
 
 def test_all_unknown_keys_are_named_at_once_with_a_way_out(tmp_path: Path) -> None:
@@ -204,3 +219,23 @@ def test_paddlenlp_positions_give_its_logits(case: str, changes: dict, tmp_path:
     expected = np.load(GOLDEN / "llama_variants/paddlenlp.npz")
     logits = from_pretrained(tmp_path)(paddle.to_tensor(expected["input_ids"]))
     np.testing.assert_allclose(logits.numpy()[:, [0, 63, 95]], expected[case], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("continue_training", [False, True])
+def test_pretrain_and_convert_let_named_keys_pass(continue_training: bool, tmp_path: Path) -> None:
+    keys = json.loads((GOLDEN / "llama/config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**keys, "router": "top2"}))
+    save_file(load_file(GOLDEN / "llama/model.safetensors"), tmp_path / "model.safetensors")
+    settings = Settings(
+        model_name_or_path=str(tmp_path), continue_training=continue_training, max_seq_length=32
+    )
+    with pytest.raises(UserError, match="does not know router"):
+        model_config(settings, None)
+    allowed = dataclasses.replace(settings, allow_unknown_config=("router",))
+    config = model_config(allowed, None)
+    assert config == load_config(GOLDEN / "llama")
+    assert load_model(allowed, "float32", None, config).config == config
+    command = ["export", str(tmp_path), str(tmp_path / "out")]
+    assert convert.main(command) == 2
+    assert convert.main([*command, "--allow_unknown_config", "router"]) == 0
+    assert json.loads((tmp_path / "out/config.json").read_text())["router"] == "top2"

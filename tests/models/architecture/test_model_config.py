@@ -78,6 +78,10 @@ def test_written_keys_read_back_equal(changes: dict) -> None:
         ({"num_hidden_layers": True}, "num_hidden_layers must be a positive integer"),
         ({"rms_norm_eps": -1e-6}, "norm_eps must be a positive number"),
         ({"rms_norm_eps": float("nan")}, "norm_eps must be a positive number"),
+        ({"rms_norm_eps": float("inf")}, "norm_eps must be a positive number, found inf"),
+        ({"hidden_size": float("inf")}, "hidden_size must be a positive integer, found inf"),
+        ({"bos_token_id": "1"}, "bos_token_id must be an integer, found '1'"),
+        ({"eos_token_id": [1, 2.0]}, "eos_token_id must be an integer or a list of them"),
         ({"mlp_bias": "no"}, "mlp_bias must be true or false, found 'no'"),
         ({"intermediate_size": None}, "lacks intermediate_size"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'.*'silu'"),
@@ -151,6 +155,8 @@ def test_dropout_is_not_applied_and_said_once(caplog: pytest.LogCaptureFixture) 
     [
         ('{"hidden_size": 64,\n "x" 3}', "is not JSON: .* at line 2, column 6"),
         ("[1]", "must hold a JSON object, found a list"),
+        ("[" * 100_000, "no JSON that can be read: .*recursion"),
+        ('{"vocab_size": ' + "1" * 5000 + "}", "no JSON that can be read: .*digits"),
         (b"\xff\xfe", "not UTF-8"),
         (None, "cannot read .*No such file"),
     ],
@@ -184,19 +190,36 @@ def test_flops_per_token() -> None:
 
 
 @pytest.mark.parametrize("name", checks._CHOICES)
-def test_a_choice_that_no_layer_implements_raises(
+def test_a_choice_that_no_layer_implements_is_an_error(
     name: str, tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(checks._CHOICES, name, (*checks._CHOICES[name], "unknown"))
     config = tiny_config.replace(**{name: "unknown"})
-    with pytest.raises((KeyError, UserError), match="unknown"):
+    with pytest.raises(UserError, match=f"{name}.* must be one of .*, found 'unknown'"):
         from_config(config, seed=1)
 
 
-def test_a_layer_type_that_no_mask_implements_raises(
+def test_a_norm_without_a_size_is_an_error(
+    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(checks._CHOICES, "norm", ("unknown",))
+    with pytest.raises(UserError, match="norm must be one of rms_norm, layer_norm, found"):
+        tiny_config.replace(norm="unknown").num_parameters()
+
+
+def test_a_layer_type_that_no_mask_implements_is_an_error(
     tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checks, "_LAYER_TYPES", (*checks._LAYER_TYPES, "unknown"))
     config = tiny_config.replace(layer_types=["full_attention", "unknown"])
-    with pytest.raises(KeyError, match="unknown"):
+    with pytest.raises(UserError, match=r"layer_types must be one of full_attention, .*'unknown'"):
+        from_config(config, seed=1)(paddle.ones([1, 3], dtype="int64"))
+
+
+def test_a_scaling_that_no_formula_implements_is_an_error(
+    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(checks._ROPE_SCALING_KEYS, "unknown", (frozenset(), frozenset()))
+    config = tiny_config.replace(rope_scaling={"rope_type": "unknown"})
+    with pytest.raises(UserError, match=r"rope_scaling.rope_type must be one of linear, .*unknown"):
         from_config(config, seed=1)(paddle.ones([1, 3], dtype="int64"))

@@ -180,6 +180,29 @@ def test_unknown_name_gets_the_nearest_and_a_way_out() -> None:
         registry.load_config("zzzzqqqq")
 
 
+@pytest.mark.parametrize(
+    ("name", "suggested", "not_suggested"),
+    [
+        ("meta-llama/Llama-2-8b", "meta-llama/Llama-2-7b", "70b"),
+        ("Qwen/Qwen3-0.5B", "Qwen/Qwen3-0.6B", "32B"),
+        ("THUDM/chatglm-6b", "THUDM/chatglm-6b-v1.1", "130b"),
+        ("gpt2-xxl", "gpt2-xl", "gpt3-175B"),
+        ("bigscience/bloom-7b", "bigscience/bloom-7b1", "1b7"),
+    ],
+)
+def test_suggested_models_are_of_a_similar_size(
+    name: str, suggested: str, not_suggested: str
+) -> None:
+    with pytest.raises(UserError, match=f"did you mean .*{suggested}") as error:
+        registry.load_config(name)
+    assert not_suggested not in str(error.value)
+
+
+def test_no_model_of_that_size_is_no_suggestion() -> None:
+    with pytest.raises(UserError, match=r"known model\. Give the path"):
+        registry.load_config("Qwen/Qwen3-235B")
+
+
 def test_a_folder_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "gpt2/config.json").write_text(json.dumps(KEYS["llama"]))

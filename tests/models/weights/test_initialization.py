@@ -9,6 +9,7 @@ import pytest
 
 from pypkg.models import ModelConfig, from_config
 from pypkg.models.architecture.registry import load_config
+from pypkg.models.weights.initialization import standard_deviation
 
 _CONFIG = ModelConfig(
     vocab_size=512,
@@ -81,3 +82,15 @@ def test_deepnorm(gated: bool) -> None:
 )
 def test_each_family_has_its_own(name: str, initialization: str) -> None:
     assert load_config(name).initialization == initialization
+
+
+@pytest.mark.parametrize("initialization", ["scaled_residual", "deepnorm"])
+@pytest.mark.parametrize("kind", ["up_proj", "gate_up_proj", "down_proj"])
+def test_what_a_layer_has_several_of_is_drawn_like_one(initialization: str, kind: str) -> None:
+    config = _CONFIG.replace(initialization=initialization)
+    one, several = f"layers.1.mlp.{kind}.weight", f"layers.1.mlp.experts.7.{kind}.weight"
+    drawn = standard_deviation(config, several, (256, 512))
+    assert drawn == standard_deviation(config, one, (256, 512))
+    assert (drawn == config.initializer_range) == (
+        initialization == "scaled_residual" and kind != "down_proj"
+    )

@@ -64,3 +64,12 @@ def test_problems_name_both_values_and_a_way_out():
     assert "intermediate_size (160)" in width
     assert "num_key_value_heads (2) and tensor_parallel_degree (3)" in key_values
     assert "vocab_size (4)" in vocabulary
+
+
+@pytest.mark.parametrize(("kind", "axis"), [("up_proj", 1), ("gate_up_proj", 1), ("down_proj", 0)])
+def test_what_a_layer_has_several_of_is_divided_like_one(kind, axis):
+    config = tiny("llama")
+    one, several = f"layers.1.mlp.{kind}.weight", f"layers.1.mlp.experts.7.{kind}.weight"
+    shard = tp_shard(config, several, 2, 1)
+    assert shard == tp_shard(config, one, 2, 1)
+    assert shard.axis == axis

@@ -113,6 +113,21 @@ def _corrupt(header: object, data: bytes = b"\0" * 8) -> Callable[[Path], None]:
         (_corrupt([1]), "header is not JSON"),
         (_corrupt({"x": {"dtype": "F32", "shape": [2]}}), "x has no valid header"),
         (_corrupt({"x": 3}), "x has no valid header"),
+        *(
+            (_corrupt({"x": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}), message)
+            for shape, offsets, message in (
+                ([float("inf")], [0, 8], r"shape \(inf,\) are not integers"),
+                (["2"], [0, 8], r"shape \('2',\) are not integers"),
+                ("2", [0, 8], r"shape \('2',\) are not integers"),
+                ([2.0], [0, 8], r"shape \(2.0,\) are not integers"),
+                ([2], [0, 8.0], "data_offsets 0, 8.0 and shape .* are not integers"),
+                ([True, 2], [0, 8], r"shape \(True, 2\) are not integers"),
+                (["2"], ["0", "8"], "are not integers"),
+                ({"2": 1}, [0, 8], r"shape \('2',\) are not integers"),
+                (None, [0, 8], "x has no valid header"),
+            )
+        ),
+        (_corrupt(b'{"x":' * 100_000), "header is not JSON"),
         (
             _corrupt({"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}),
             r"shape \[3\] and dtype float32 takes 12 bytes, its header says 8",
@@ -132,6 +147,16 @@ def test_damaged_file_is_named(
     with pytest.raises(UserError, match=message) as error:
         TensorFiles(tmp_path)
     assert str(path) in str(error.value)
+
+
+def test_a_truncated_file_tells_of_the_bytes_of_the_whole_one(tmp_path: Path) -> None:
+    path = tmp_path / SINGLE_FILE
+    save_file({"x": np.arange(6, dtype=np.float32)}, path)
+    whole = path.stat().st_size
+    _cut(path)
+    message = f"tensor x ends at byte {whole}, the file has {whole - 3}$"
+    with pytest.raises(UserError, match=message):
+        TensorFiles(tmp_path)
 
 
 def test_unsupported_dtype_is_named(tmp_path: Path) -> None:

@@ -70,7 +70,9 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     for name, fields in header.items():
         try:
             first, end = fields["data_offsets"]
-            shape = tuple(int(length) for length in fields["shape"])
+            shape = tuple(fields["shape"])
+            if not all(type(each) is int for each in (first, end, *shape)):
+                raise TypeError(f"data_offsets {first}, {end} and shape {shape} are not integers")
             if not 0 <= first <= end or any(length < 0 for length in shape):
                 raise ValueError(f"data_offsets {first}, {end} and shape {shape}")
             dtype = _DTYPES[fields["dtype"]]
@@ -105,7 +107,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     if len(text) != length or length == 0:
         raise UserError(f"{path} is truncated or not a safetensors file: it ends in its header")
     header = None
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         header = json.loads(text)
     if not isinstance(header, dict):
         raise UserError(f"{path} is corrupt or not a safetensors file: its header is not JSON")
@@ -114,7 +116,10 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
 
 
 def write_tensors(
-    path: Path, specs: Mapping[str, TensorSpec], tensors: Iterable[tuple[str, np.ndarray]]
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    metadata_format: str = "pt",
 ) -> int:
     """Writes one safetensors file as the tensors come, so that one at a time is in memory.
 
@@ -122,11 +127,12 @@ def write_tensors(
 
     Args:
         specs: of every tensor by name, in the order in which ``tensors`` gives them.
+        metadata_format: what the header says of the framework; readers of the format want one.
 
     Returns:
         Number of bytes of tensor data.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": metadata_format}}
     end = 0
     for name, spec in specs.items():
         start, end = end, end + spec.num_bytes

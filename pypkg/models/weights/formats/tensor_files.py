@@ -13,6 +13,8 @@ import numpy as np
 
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import read_json
+from pypkg.models.weights.formats.paddle import read_paddle_file
+from pypkg.models.weights.formats.paddle_parts import merge_parts, part_files
 from pypkg.models.weights.formats.safetensors import TensorSpec, read_safetensors
 from pypkg.models.weights.formats.sat import merge_ranks, sat_files
 from pypkg.models.weights.formats.stored_tensor import JoinedTensor, Shape, Slices, StoredTensor
@@ -22,10 +24,11 @@ _Reader = Callable[[Path], dict[str, StoredTensor]]
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-# Names that Hugging Face's tools write, in the order in which they are looked for.
+# Names that Hugging Face's tools and PaddleNLP write, in the order in which they are looked for.
 _SINGLE_AND_INDEX: tuple[tuple[str, str, _Reader], ...] = (
     (SINGLE_FILE, INDEX_FILE, read_safetensors),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", read_torch_file),
+    ("model_state.pdparams", "model_state.pdparams.index.json", read_paddle_file),
 )
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 # What trainers leave beside the weights in files of PyTorch.
@@ -37,7 +40,8 @@ class TensorFiles:
 
     The first of these that exists is read: ``model.safetensors``; the file shards that
     ``model.safetensors.index.json`` lists; ``pytorch_model.bin``; the file shards that its index
-    lists; the rank files of SAT; the only .bin, .pt or .pth file.
+    lists; ``model_state.pdparams``; the file shards that its index lists; PaddleNLP's files of
+    tensor-parallel and pipeline ranks; the rank files of SAT; the only .bin, .pt or .pth file.
 
     Attributes:
         files: paths of the files that hold the tensors.
@@ -78,7 +82,9 @@ def _find(folder: Path) -> dict[str, JoinedTensor]:
         if (folder / single).is_file():
             return _each_alone(read_file(folder / single))
         if (folder / index).is_file():
-            return _each_alone(_read_shards(folder / index, read_file))
+            return _each_alone(read_file_shards(folder / index, read_file))
+    if parts := part_files(folder):
+        return merge_parts(parts)
     if ranks := sat_files(folder):
         return merge_ranks(ranks)
     others = [
@@ -92,7 +98,7 @@ def _find(folder: Path) -> dict[str, JoinedTensor]:
     also = f", but {len(others)} files of PyTorch that no index lists" if others else ""
     raise UserError(
         f"{folder} has none of {names} or mp_rank_00_model_states.pt{also}; give a folder with "
-        "weights in safetensors, PyTorch or SAT format"
+        "weights in the format of safetensors, PyTorch, Paddle or SAT"
     )
 
 
@@ -100,7 +106,12 @@ def _each_alone(tensors: dict[str, StoredTensor]) -> dict[str, JoinedTensor]:
     return {name: JoinedTensor((tensor,)) for name, tensor in tensors.items()}
 
 
-def _read_shards(index: Path, read_file: _Reader) -> dict[str, StoredTensor]:
+def read_file_shards(index: Path, read_file: _Reader = read_safetensors) -> dict[str, StoredTensor]:
+    """Where the tensors of the file shards lie that an index file lists, by name.
+
+    Raises:
+        UserError: the index or a file shard is missing or damaged.
+    """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise UserError(f"{index} has no weight_map object")

@@ -2,21 +2,20 @@
 
 Since PyTorch 1.6 such a file is an uncompressed zip archive: ``<name>/data.pkl`` is a pickle of
 the object, and its tensors refer to storages ``<name>/data/<key>``, which hold nothing but
-numbers (https://github.com/pytorch/pytorch, torch/serialization.py). A pickle is a program. The
-one that runs here can make dicts, lists, plain values, and tensors that say where in the file
-they lie; whatever else it asks for is refused.
+numbers (https://github.com/pytorch/pytorch, torch/serialization.py). The pickle is read by
+``PickleReader``, which bounds its time and memory; what it makes here are dicts, lists, plain
+values, and tensors that say where in the file they lie.
 """
 
 from __future__ import annotations
 
-import collections
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from pypkg.errors import UserError
+from pypkg.models.weights.formats.pickle_reader import ORDERED_DICT, Call, PickleReader, Refused
 from pypkg.models.weights.formats.stored_tensor import STORAGE, StoredTensor
 
 _STORAGES = {
@@ -33,12 +32,11 @@ _STORAGES = {
 }
 _WRAPPERS = ("module", "state_dict", "model")  # keys under which training scripts put the weights
 _MAX_PICKLE = 1 << 28  # bytes; a model of 100 000 tensors takes a tenth of it
+_MAX_NUMBER = 1 << 63  # a length, stride or offset, in elements
+_MAX_AXES = 64
+_MAX_KEY = 100  # characters
 _LOCAL_HEADER = 30  # bytes of a zip member's header before its name and extra field
 _RESAVE = "torch.save(torch.load(path, map_location='cpu', weights_only=True), path)"
-
-
-class _Refused(Exception):
-    """The pickle asks for something that is neither a tensor nor a plain value."""
 
 
 def read_torch_file(path: Path) -> dict[str, StoredTensor]:
@@ -64,7 +62,7 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
         raise
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except _Refused as error:
+    except Refused as error:
         raise UserError(
             f"{path} was not loaded: {error}. Only tensors, dicts, lists and plain values are, as "
             "anything else in a pickle may run code. If you trust its origin, load it where "
@@ -111,9 +109,8 @@ def _unpickle(path: Path, file: BinaryIO) -> Any:
         order = folder + "byteorder"
         if order in members and archive.read(order) != b"little":
             raise UserError(f"{path} is not of a little-endian machine; write it anew on one")
-        with archive.open(pickles[0]) as stream:
-            storages = _Storages(path, file, members, folder + "data/")
-            return _Unpickler(stream, storages).load()
+        storages = _Storages(path, file, members, folder + "data/")
+        return PickleReader(archive.read(pickles[0]), _NAMES, storages.refer).load()
 
 
 class _Storage(NamedTuple):
@@ -150,72 +147,59 @@ class _Storages:
             self._offsets[key] = start
         return _Storage(self._path, dtype, self._offsets[key], member.file_size)
 
-
-class _Callable:
-    """What a pickle may call. Without attributes, so that it cannot be changed by one either."""
-
-    __slots__ = ()
+    def refer(self, reference: Any) -> _Storage:
+        """The storage that a persistent reference of the pickle stands for."""
+        kind, storage_type, key, _location, _length = reference
+        if not isinstance(key, str) or len(key) > _MAX_KEY:
+            raise ValueError("a storage whose key is no short string")
+        if kind != "storage" or not isinstance(storage_type, _StorageType):
+            raise Refused(f"it refers to {_shown(kind)} of type {_shown(storage_type)}")
+        return self.find(storage_type.dtype, key)
 
 
 class _StorageType(NamedTuple):
     dtype: str
 
 
-class _MakeSize(_Callable):
-    __slots__ = ()
-
-    def __call__(self, lengths: tuple[int, ...] = ()) -> tuple[int, ...]:
-        return tuple(lengths)
-
-
-class _MakeParameter(_Callable):
-    __slots__ = ()
-
-    def __call__(self, tensor: StoredTensor, *_: Any) -> StoredTensor:
-        return tensor
+def _make_size(lengths: tuple[int, ...] = ()) -> tuple[int, ...]:
+    if not isinstance(lengths, tuple):
+        raise ValueError(f"a size of a {type(lengths).__name__}")
+    return lengths
 
 
-class _MakeTensor(_Callable):
+def _make_parameter(tensor: StoredTensor, *_: Any) -> StoredTensor:
+    return tensor
+
+
+def _make_tensor(
+    storage: _Storage, first: int, shape: tuple, strides: tuple, *_: Any
+) -> StoredTensor:
     """In place of torch._utils._rebuild_tensor_v2: a tensor that says where it lies."""
-
-    __slots__ = ()
-
-    def __call__(
-        self, storage: _Storage, first: int, shape: tuple, strides: tuple, *_: Any
-    ) -> StoredTensor:
-        if not isinstance(storage, _Storage):
-            raise ValueError(f"a tensor in {storage!r}")
-        numbers = (first, *shape, *strides)
-        if len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in numbers):
-            raise ValueError(f"a tensor of shape {shape}, strides {strides}, offset {first}")
-        itemsize = STORAGE[storage.dtype].itemsize
-        end = first + sum((n - 1) * stride for n, stride in zip(shape, strides)) + 1
-        if 0 not in shape and end * itemsize > storage.num_bytes:
-            raise ValueError(f"a tensor of shape {shape} reaches beyond its storage")
-        offset = storage.offset + first * itemsize
-        return StoredTensor(storage.file, storage.dtype, tuple(shape), tuple(strides), offset)
+    if not isinstance(storage, _Storage):
+        raise ValueError(f"a tensor in {_shown(storage)}")
+    if len(shape) != len(strides) or len(shape) > _MAX_AXES:
+        raise ValueError(f"a tensor of shape with {len(shape)} axes and {len(strides)} strides")
+    numbers = (first, *shape, *strides)
+    if not all(type(number) is int and 0 <= number <= _MAX_NUMBER for number in numbers):
+        raise ValueError("a tensor of shape, strides or offset that are no sizes")
+    itemsize = STORAGE[storage.dtype].itemsize
+    end = first + sum((n - 1) * stride for n, stride in zip(shape, strides)) + 1
+    if 0 not in shape and end * itemsize > storage.num_bytes:
+        raise ValueError(f"a tensor of shape {shape} reaches beyond its storage")
+    offset = storage.offset + first * itemsize
+    return StoredTensor(storage.file, storage.dtype, tuple(shape), tuple(strides), offset)
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: IO[bytes], storages: _Storages) -> None:
-        super().__init__(stream, encoding="utf-8")
-        self._storages = storages
-        self._allowed = {
-            ("collections", "OrderedDict"): collections.OrderedDict,
-            ("torch", "Size"): _MakeSize(),
-            ("torch._utils", "_rebuild_parameter"): _MakeParameter(),
-            ("torch._utils", "_rebuild_tensor_v2"): _MakeTensor(),
-            **{("torch", name): _StorageType(dtype) for name, dtype in _STORAGES.items()},
-            **{("torch", dtype): f"torch.{dtype}" for dtype in STORAGE},
-        }
+def _shown(value: Any) -> str:
+    """A string itself, of anything else the type: a value of a pickle may print for ever."""
+    return repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._allowed:
-            raise _Refused(f"it asks for {module}.{name}")
-        return self._allowed[module, name]
 
-    def persistent_load(self, reference: Any) -> _Storage:
-        kind, storage_type, key, _location, _length = reference
-        if kind != "storage" or not isinstance(storage_type, _StorageType):
-            raise _Refused(f"it refers to a {kind!r} of type {storage_type!r}")
-        return self._storages.find(storage_type.dtype, key)
+_NAMES = {
+    ("collections", "OrderedDict"): ORDERED_DICT,
+    ("torch", "Size"): Call(_make_size),
+    ("torch._utils", "_rebuild_parameter"): Call(_make_parameter),
+    ("torch._utils", "_rebuild_tensor_v2"): Call(_make_tensor),
+    **{("torch", name): _StorageType(dtype) for name, dtype in _STORAGES.items()},
+    **{("torch", dtype): f"torch.{dtype}" for dtype in STORAGE},
+}

@@ -1,0 +1,271 @@
+"""Reads a pickle without running it: an interpreter of the opcodes that files of weights need.
+
+A pickle is a program. Python's own unpickler runs it in C, where a few bytes can ask for a memo of
+four GiB, or build nested tuples whose hash takes for ever. The interpreter here makes dicts with
+plain keys, lists, tuples, strings, numbers and what its caller names, and nothing else. Its bounds:
+
+- Time: at most ``MAX_OPCODES`` opcodes, each of which takes constant time or time in proportion to
+  what it pops off the stack.
+- Memory: the memo is a dict, so it holds what was stored and no more. Bytes are not copied: the
+  result says where in the buffer they lie. A string is at most ``MAX_STRING`` bytes, and all
+  strings together lie in the buffer.
+- Depth: no value is hashed, compared or printed but strings and numbers, so nothing recurses. A
+  caller that walks the result has to bound its own depth.
+
+The opcodes are those of https://docs.python.org/3/library/pickletools.html, protocols 2 to 5, and
+the few of older ones that name something to call.
+"""
+
+from __future__ import annotations
+
+import collections
+import struct
+from collections.abc import Callable, Mapping
+from mmap import mmap
+from typing import Any, NamedTuple
+
+MAX_OPCODES = 1 << 23  # a state dict of 100 000 tensors takes about 60 for each
+MAX_STRING = 1 << 20  # bytes
+MAX_LONG = 8  # bytes of a whole number
+
+_MAX_ARGUMENTS = 16
+_MARK = object()
+
+
+class Refused(Exception):
+    """The pickle asks for something that is neither a tensor nor a plain value."""
+
+
+class Span(NamedTuple):
+    """A bytes object of the pickle, by its place in the buffer; the bytes are not copied."""
+
+    offset: int
+    length: int
+
+
+class Call(NamedTuple):
+    """What a pickle may call. A tuple, so that no pickle can change it."""
+
+    function: Callable[..., Any]
+
+
+class Restorable:
+    """An object whose state a pickle may give, with ``restore``."""
+
+    __slots__ = ()
+
+    def restore(self, state: Any) -> None:
+        """Takes the state.
+
+        Raises:
+            ValueError: the state makes no sense.
+        """
+        raise NotImplementedError
+
+
+def _ordered_dict() -> collections.OrderedDict[Any, Any]:
+    return collections.OrderedDict()
+
+
+ORDERED_DICT = Call(_ordered_dict)  # without arguments: a copy would take time for each call
+
+
+class PickleReader:
+    """One pickle in a buffer.
+
+    Args:
+        buffer: holds the pickle from its first byte on.
+        names: what a pickle may ask for, by module and name.
+        find: what a persistent reference stands for; None: there is none.
+    """
+
+    def __init__(
+        self,
+        buffer: bytes | mmap,
+        names: Mapping[tuple[str, str], Any],
+        find: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self._buffer, self._names, self._find = buffer, names, find
+        self._at = 0
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+
+    def load(self) -> Any:
+        """The object.
+
+        Raises:
+            Refused: it asks for what ``names`` does not have.
+            Exception: of any kind, if the pickle is damaged or exceeds a bound.
+        """
+        for _ in range(MAX_OPCODES):
+            opcode = self._bytes(1)
+            if opcode == b".":
+                return self._stack.pop()
+            if opcode not in _OPCODES:
+                raise ValueError(f"opcode {opcode!r} at byte {self._at - 1}")
+            _OPCODES[opcode](self)
+        raise ValueError(f"its pickle has more than {MAX_OPCODES} opcodes")
+
+    def _skip(self, length: int) -> Span:
+        start = self._at
+        if start + length > len(self._buffer):
+            raise EOFError("it ends within its pickle")
+        self._at += length
+        return Span(start, length)
+
+    def _bytes(self, length: int) -> bytes:
+        start, _ = self._skip(length)
+        return self._buffer[start : start + length]
+
+    def _number(self, code: str) -> Any:
+        return struct.unpack(code, self._bytes(struct.calcsize(code)))[0]
+
+    def _text(self, length: int) -> str:
+        if length > MAX_STRING:
+            raise ValueError(f"a string of {length} bytes; at most {MAX_STRING} are read")
+        return self._bytes(length).decode()
+
+    def _long(self, length: int) -> int:
+        if length > MAX_LONG:
+            raise ValueError(f"a number of {length} bytes")
+        return int.from_bytes(self._bytes(length), "little", signed=True)
+
+    def _line(self) -> str:
+        end = self._buffer.find(b"\n", self._at, self._at + MAX_STRING)
+        if end < 0:
+            raise EOFError("it ends within a line of its pickle")
+        return self._bytes(end + 1 - self._at)[:-1].decode()
+
+    def _to_mark(self) -> list[Any]:
+        """What lies above the topmost mark, which is taken off as well."""
+        at = len(self._stack) - 1
+        while self._stack[at] is not _MARK:
+            at -= 1
+            if at < 0:
+                raise ValueError("a mark is missing")
+        items = self._stack[at + 1 :]
+        del self._stack[at:]
+        return items
+
+    def _push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def _pop_tuple(self, length: int) -> None:
+        start = len(self._stack) - length
+        if start < 0:
+            raise ValueError("the stack is too short")
+        items = tuple(self._stack[start:])
+        del self._stack[start:]
+        self._push(items)
+
+    def _store(self, index: int) -> None:
+        self._memo[index] = self._stack[-1]
+
+    def _fetch(self, index: int) -> None:
+        self._push(self._memo[index])
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if not isinstance(target, dict) or len(items) % 2:
+            raise ValueError("items of what is no dict")
+        for key, value in zip(items[::2], items[1::2]):
+            if not isinstance(key, (str, int, float, type(None))):
+                raise ValueError(f"a {type(key).__name__} as the key of a dict")
+            target[key] = value
+
+    def _make_dict(self, items: list[Any]) -> None:
+        self._push({})
+        self._set_items(items)
+
+    def _append(self, items: list[Any]) -> None:
+        if not isinstance(self._stack[-1], list):
+            raise ValueError("elements of what is no list")
+        self._stack[-1].extend(items)
+
+    def _global(self, module: Any, name: Any) -> None:
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise ValueError("a name that is no string")
+        if (module, name) not in self._names:
+            raise Refused(f"it asks for {module}.{name}")
+        self._push(self._names[module, name])
+
+    def _reduce(self) -> None:
+        arguments, called = self._stack.pop(), self._stack.pop()
+        if not isinstance(called, Call) or not isinstance(arguments, tuple):
+            raise ValueError(f"a call of a {type(called).__name__}")
+        if len(arguments) > _MAX_ARGUMENTS:
+            raise ValueError(f"a call with {len(arguments)} arguments")
+        self._push(called.function(*arguments))
+
+    def _build(self) -> None:
+        state = self._stack.pop()
+        target = self._stack[-1]
+        if isinstance(target, Restorable):
+            target.restore(state)
+        elif not isinstance(target, collections.OrderedDict):  # whose attributes do not matter
+            raise ValueError(f"a state for a {type(target).__name__}")
+
+    def _refer(self) -> None:
+        if self._find is None:
+            raise Refused("it refers to an object outside it")
+        self._push(self._find(self._stack.pop()))
+
+    def _stack_global(self) -> None:
+        name, module = self._stack.pop(), self._stack.pop()
+        self._global(module, name)
+
+    def _set_item(self) -> None:
+        value, key = self._stack.pop(), self._stack.pop()
+        self._set_items([key, value])
+
+    def _append_one(self) -> None:
+        value = self._stack.pop()
+        self._append([value])
+
+
+_OPCODES: dict[bytes, Callable[[PickleReader], Any]] = {
+    b"\x80": lambda r: r._skip(1),  # PROTO
+    b"\x95": lambda r: r._skip(8),  # FRAME
+    b"(": lambda r: r._push(_MARK),
+    b"0": lambda r: r._stack.pop(),
+    b"N": lambda r: r._push(None),
+    b"\x88": lambda r: r._push(True),
+    b"\x89": lambda r: r._push(False),
+    b"K": lambda r: r._push(r._number("<B")),
+    b"M": lambda r: r._push(r._number("<H")),
+    b"J": lambda r: r._push(r._number("<i")),
+    b"G": lambda r: r._push(r._number(">d")),
+    b"\x8a": lambda r: r._push(r._long(r._number("<B"))),
+    b"V": lambda r: r._push(r._line()),
+    b"X": lambda r: r._push(r._text(r._number("<I"))),
+    b"\x8c": lambda r: r._push(r._text(r._number("<B"))),
+    b"\x8d": lambda r: r._push(r._text(r._number("<Q"))),
+    b"U": lambda r: r._push(r._text(r._number("<B"))),
+    b"T": lambda r: r._push(r._text(r._number("<I"))),
+    b"C": lambda r: r._push(r._skip(r._number("<B"))),
+    b"B": lambda r: r._push(r._skip(r._number("<I"))),
+    b"\x8e": lambda r: r._push(r._skip(r._number("<Q"))),
+    b"}": lambda r: r._push({}),
+    b"]": lambda r: r._push([]),
+    b")": lambda r: r._push(()),
+    b"t": lambda r: r._push(tuple(r._to_mark())),
+    b"\x85": lambda r: r._pop_tuple(1),
+    b"\x86": lambda r: r._pop_tuple(2),
+    b"\x87": lambda r: r._pop_tuple(3),
+    b"s": PickleReader._set_item,
+    b"d": lambda r: r._make_dict(r._to_mark()),
+    b"u": lambda r: r._set_items(r._to_mark()),
+    b"a": PickleReader._append_one,
+    b"e": lambda r: r._append(r._to_mark()),
+    b"p": lambda r: r._store(int(r._line())),
+    b"q": lambda r: r._store(r._number("<B")),
+    b"r": lambda r: r._store(r._number("<I")),
+    b"\x94": lambda r: r._store(len(r._memo)),
+    b"h": lambda r: r._fetch(r._number("<B")),
+    b"j": lambda r: r._fetch(r._number("<I")),
+    b"c": lambda r: r._global(r._line(), r._line()),
+    b"\x93": PickleReader._stack_global,
+    b"R": PickleReader._reduce,
+    b"b": PickleReader._build,
+    b"Q": PickleReader._refer,
+}

@@ -1,0 +1,206 @@
+"""A checkpoint of PaddleNLP's trainer, in the forms in which version 3 writes its optimizer state.
+
+- ``optimizer.pdopt``, a pickle, or one file per rank (``optimizer.tp00_pp01_shard00.pdopt``), whose
+  state has the names that Paddle gave the parameters; the file of weights of the same rank says
+  which is which.
+- ``optimizer-00001-of-00002.safetensors`` with an index, of ``unified_checkpoint``: whole
+  parameters, under names such as ``llama.norm.weight/moment1_0``. Master weights of 16-bit models
+  lie in ``master_weights-*.safetensors``, under the names of the parameters.
+
+The learning rate is a function of the step here, so ``scheduler.pdparams`` is not needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pypkg.errors import UserError
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.registry import stored_weight_map
+from pypkg.models.pretrained import parameter_shapes
+from pypkg.models.weights.formats.paddle import PARAMETER_NAMES, read_paddle_object
+from pypkg.models.weights.formats.paddle_parts import Rank, join_ranks, part_files
+from pypkg.models.weights.formats.stored_tensor import JoinedTensor, StoredTensor
+from pypkg.models.weights.formats.tensor_files import TensorFiles, read_file_shards
+from pypkg.training.state import TrainerState
+
+_MASTER_WEIGHT = "master_weight"  # its name as a state of ours
+_MASTER_WEIGHTS = "master_weights"  # key of a dict in a .pdopt
+_UNIFIED, _UNIFIED_MASTER = (
+    f"{name}.safetensors.index.json" for name in ("optimizer", "master_weights")
+)
+_WEIGHTS = "model_state.pdparams"
+_OPTIMIZER_FILE = re.compile(r"optimizer(?:\.(?:tp(\d+))?_?(?:pp(\d+))?_?(?:shard\d+)?)?\.pdopt")
+_ACCUMULATOR = re.compile(
+    r"(.+?)(?:_fp32_master_0)?_(moment1|moment2|beta1_pow_acc|beta2_pow_acc)_0"
+)
+
+# (name of a tensor of the model, name of a state of ours)
+_Key = tuple[str, str]
+
+
+def is_trainer_state(content: Mapping[str, Any]) -> bool:
+    """Whether the content of a trainer_state.json is PaddleNLP's."""
+    return "log_history" in content
+
+
+def trainer_state(content: Mapping[str, Any], file: Path, seq_length: int) -> TrainerState:
+    """The state that PaddleNLP's trainer_state.json describes.
+
+    Args:
+        file: for error messages.
+        seq_length: tokens of a sample.
+
+    Raises:
+        UserError: it does not say how many steps and samples have been done.
+    """
+
+    def counted(key: str) -> int:
+        number = content.get(key)
+        if type(number) is not int or number < 0:
+            raise UserError(
+                f"{file}: {key} must be a number of at least 0, found {number!r}. Resume from "
+                "another checkpoint, or set ignore_load_lr_and_optim to take only its weights."
+            )
+        return number
+
+    samples = counted("consumed_samples")
+    return TrainerState(
+        global_step=counted("global_step"),
+        consumed_samples=samples,
+        consumed_tokens=samples * seq_length,
+    )
+
+
+def has_optimizer(checkpoint: Path) -> bool:
+    """Whether a folder holds optimizer state of PaddleNLP."""
+    return (checkpoint / _UNIFIED).is_file() or bool(_optimizer_files(checkpoint))
+
+
+class OptimizerState:
+    """AdamW's state of whole parameters. Only headers and opcodes are read when it is made.
+
+    Raises:
+        UserError: files are missing, damaged, or do not belong together.
+    """
+
+    def __init__(self, checkpoint: Path, config: ModelConfig) -> None:
+        self._checkpoint = checkpoint
+        self._weights = TensorFiles(checkpoint)
+        self._shapes = parameter_shapes(config)
+        self._map = stored_weight_map(config, self._weights.shapes())
+        is_unified = (checkpoint / _UNIFIED).is_file()
+        self._tensors = _unified(checkpoint) if is_unified else self._of_ranks()
+        self._has_master = any(state == _MASTER_WEIGHT for _, state in self._tensors)
+
+    def read(self, key: str) -> np.ndarray:
+        """The state ``<parameter>.<state name>``, in float32 and in our layout.
+
+        The master weights of a float32 run are its weights.
+
+        Raises:
+            UserError: there is none, or it is of another shape.
+        """
+        parameter, _, state = key.rpartition(".")
+        sources = self._map.source_shapes(parameter, self._shapes[parameter])
+        if state == _MASTER_WEIGHT and not self._has_master:
+            values = [self._weights.read(source, "float32") for source in sources]
+            return self._map.to_model(parameter, values)
+        stored = {source: self._find(source, state) for source in sources}
+        values = [tensor.read(source, "float32") for source, tensor in stored.items()]
+        if state.endswith("_pow_acc"):
+            return values[0].reshape(1)
+        for (source, shape), value in zip(sources.items(), values, strict=True):
+            if value.shape != shape:
+                raise UserError(
+                    f"{self._checkpoint}: {state} of {source} has shape {list(value.shape)}, "
+                    f"expected {list(shape)}. Parts of parameters, as sharding stage 1 with "
+                    "split_param writes them, are not supported: save with unified_checkpoint, or "
+                    "set ignore_load_lr_and_optim to take only the weights."
+                )
+        return self._map.to_model(parameter, values)
+
+    def _find(self, source: str, state: str) -> JoinedTensor:
+        # A tied head is the embedding under a second name, and state has one of the two.
+        tied = ["lm_head.weight"] if "embed" in source else []
+        for name in (source, *tied):
+            if (name, state) in self._tensors:
+                return self._tensors[name, state]
+        raise UserError(
+            f"{self._checkpoint} holds no {state} of {source}: its optimizer state is of another "
+            "model or not complete. Set ignore_load_lr_and_optim to take only the weights."
+        )
+
+    def _of_ranks(self) -> dict[_Key, JoinedTensor]:
+        """From .pdopt files."""
+        weight_files = part_files(self._checkpoint) or {(0, 0): self._checkpoint / _WEIGHTS}
+        held: dict[Rank, dict[_Key, StoredTensor]] = {rank: {} for rank in weight_files}
+        for path, rank in _optimizer_files(self._checkpoint).items():
+            if rank not in weight_files:
+                raise UserError(f"{path} has no file of weights of the same rank beside it")
+            held[rank] |= _with_model_names(path, weight_files[rank])
+        shapes = self._weights.shapes()
+        whole: dict[_Key, JoinedTensor] = {}
+        for stage in {pp for _, pp in held}:
+            ranks = [held[rank] for rank in sorted(held) if rank[1] == stage]
+            for name, state in ranks[0]:
+                shards = [rank[name, state] for rank in ranks if (name, state) in rank]
+                expected = shapes.get(name)
+                if state.endswith("_pow_acc"):
+                    expected = shards[0].shape
+                whole[name, state] = join_ranks(name, shards, expected)
+        return whole
+
+
+def _optimizer_files(checkpoint: Path) -> dict[Path, Rank]:
+    found = {}
+    for path in sorted(checkpoint.iterdir()):
+        if match := _OPTIMIZER_FILE.fullmatch(path.name):
+            found[path] = (int(match.group(1) or 0), int(match.group(2) or 0))
+    return found
+
+
+def _with_model_names(path: Path, weights: Path) -> dict[_Key, StoredTensor]:
+    """The state in a .pdopt by the names of the model, which ``weights`` of the same rank tells."""
+    names: dict[str, list[str]] = {}  # of Paddle -> of the model, two for a tied head
+    told = read_paddle_object(weights).get(PARAMETER_NAMES) if weights.is_file() else None
+    if not told:
+        raise UserError(
+            f"{path} names its state as Paddle named the parameters, and {weights} does not tell "
+            "which these are. Save with unified_checkpoint, or set ignore_load_lr_and_optim to "
+            "take only the weights."
+        )
+    for name, of_paddle in told.items():
+        names.setdefault(of_paddle, []).append(name)
+    content = read_paddle_object(path)
+    found: dict[_Key, StoredTensor] = {}
+    for key, value in _accumulators(content):
+        of_paddle, state = key
+        for name in names.get(of_paddle, ()):
+            found[name, state] = value
+    return found
+
+
+def _accumulators(content: Mapping[str, Any]) -> Iterable[tuple[_Key, StoredTensor]]:
+    for name, value in content.items():
+        if isinstance(value, StoredTensor) and (match := _ACCUMULATOR.fullmatch(name)):
+            yield (match.group(1), match.group(2)), value
+    for name, value in content.get(_MASTER_WEIGHTS, {}).items():
+        if isinstance(value, StoredTensor):
+            yield (name, _MASTER_WEIGHT), value
+
+
+def _unified(checkpoint: Path) -> dict[_Key, JoinedTensor]:
+    found: dict[_Key, JoinedTensor] = {}
+    for name, tensor in read_file_shards(checkpoint / _UNIFIED).items():
+        parameter, _, state = name.rpartition("/")
+        found[parameter, state.removesuffix("_0")] = JoinedTensor((tensor,))
+    if (checkpoint / _UNIFIED_MASTER).is_file():
+        for name, tensor in read_file_shards(checkpoint / _UNIFIED_MASTER).items():
+            found[name, _MASTER_WEIGHT] = JoinedTensor((tensor,))
+    return found

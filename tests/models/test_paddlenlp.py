@@ -1,0 +1,196 @@
+"""Models that PaddleNLP 3.0.0b4 saved, against its own logits (golden/paddlenlp/ORIGIN.md)."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from model_testing import GOLDEN
+
+from pypkg.errors import UserError
+from pypkg.models import from_pretrained
+from pypkg.models.architecture.registry import (
+    config_from_huggingface,
+    config_to_paddlenlp,
+    load_config,
+)
+from pypkg.models.weights.formats.tensor_files import TensorFiles
+
+PADDLENLP = GOLDEN / "paddlenlp"
+MODELS = PADDLENLP / "models"
+FOLDERS = sorted(folder.name for folder in MODELS.iterdir() if folder.is_dir())
+# Logits are up to 2; the largest difference is 1.1e-6.
+TOLERANCE = 1e-5
+
+
+def _assert_logits(folder: Path, name: str) -> None:
+    logits = from_pretrained(folder)(paddle.to_tensor(np.load(MODELS / "ids.npy")))
+    np.testing.assert_allclose(logits.numpy(), np.load(MODELS / f"{name}.npy"), atol=TOLERANCE)
+
+
+def _keys(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+def _copied(folder: Path, target: Path, **changes: object) -> Path:
+    shutil.copytree(folder, target)
+    (target / "config.json").write_text(json.dumps(_keys(folder) | changes))
+    return target
+
+
+def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """As paddle.save does."""
+    path.write_bytes(pickle.dumps(tensors, protocol=4))
+
+
+def test_nine_models_in_two_forms() -> None:
+    assert len(FOLDERS) == 18
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_logits(folder: str) -> None:
+    _assert_logits(MODELS / folder, folder.rpartition("_")[0])
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt"])
+def test_fused_matrices(name: str) -> None:
+    """The model has two key-value heads of four, so groups of query, key and value differ."""
+    names = TensorFiles(PADDLENLP / "fused" / name).shapes()
+    assert any("qkv_proj" in each for each in names)
+    _assert_logits(PADDLENLP / "fused" / name, name)
+
+
+@pytest.mark.parametrize("name", ["llama_tp4", "qwen_tp2"])
+def test_parts_of_tensor_parallel_ranks(name: str) -> None:
+    _assert_logits(PADDLENLP / "parts" / name, name.partition("_")[0])
+
+
+def test_parts_of_stages(tmp_path: Path) -> None:
+    """Both degrees in the names of the files; the fused gate and up have a block of each half."""
+    stored = TensorFiles(PADDLENLP / "fused" / "llama")
+    for tp in range(2):
+        for pp in range(2):
+            part = {
+                name: _shard(name, stored.read(name, "float32"), tp)
+                for name in stored.shapes()
+                if ("layers.1" in name or "lm_head" in name) == bool(pp)
+            }
+            _write(tmp_path / f"model_state.tp{tp:02d}_pp{pp:02d}.pdparams", part)
+    shutil.copy(MODELS / "llama_pdparams/config.json", tmp_path)
+    _assert_logits(tmp_path, "llama")
+    (tmp_path / "model_state.tp01_pp00.pdparams").unlink()
+    with pytest.raises(UserError, match="tensor-parallel rank 1 and pipeline stage 0"):
+        TensorFiles(tmp_path)
+
+
+def _shard(name: str, value: np.ndarray, rank: int) -> np.ndarray:
+    if "gate_up_fused" in name:
+        return np.concatenate([np.split(half, 2, 1)[rank] for half in np.split(value, 2, 1)], 1)
+    if "qkv" in name or "lm_head" in name:
+        return np.split(value, 2, 1)[rank]
+    return np.split(value, 2, 0)[rank] if value.ndim == 2 else value
+
+
+def test_file_shards_with_an_index(tmp_path: Path) -> None:
+    stored = TensorFiles(MODELS / "llama_pdparams")
+    index = {}
+    for name in stored.shapes():
+        file = f"model_state-0000{1 + ('layers.1' in name)}-of-00002.pdparams"
+        index[name] = file
+    for file in set(index.values()):
+        held = [name for name in index if index[name] == file]
+        _write(tmp_path / file, {name: stored.read(name, "float32") for name in held})
+    (tmp_path / "model_state.pdparams.index.json").write_text(json.dumps({"weight_map": index}))
+    shutil.copy(MODELS / "llama_pdparams/config.json", tmp_path)
+    _assert_logits(tmp_path, "llama")
+
+
+def test_bfloat16(tmp_path: Path) -> None:
+    """NumPy has no bfloat16: paddle.save writes its bits as uint16."""
+    stored = TensorFiles(MODELS / "llama_pdparams")
+    bits = {name: stored.read(name, "bfloat16") for name in stored.shapes()}
+    assert all(value.dtype == np.uint16 for value in bits.values())
+    _write(tmp_path / "model_state.pdparams", bits)
+    shutil.copy(MODELS / "llama_pdparams/config.json", tmp_path)
+    assert {spec.dtype for spec in TensorFiles(tmp_path).specs().values()} == {"bfloat16"}
+    logits = from_pretrained(tmp_path)(paddle.to_tensor(np.load(MODELS / "ids.npy"))).numpy()
+    np.testing.assert_allclose(logits, np.load(MODELS / "llama.npy"), atol=0.05)
+
+
+def test_opt_follows_transformers() -> None:
+    """Its names and keys are read; the logits of PaddleNLP's own OPT are wrong by more than 1."""
+    model = from_pretrained(PADDLENLP / "opt")
+    assert (model.config.model_type, model.config.intermediate_size) == ("opt", 64)
+    stored = TensorFiles(PADDLENLP / "opt")
+    parameters = {name: value.numpy() for name, value in model.named_parameters()}
+    for ours, theirs in (
+        ("embed_positions.weight", "opt.embeddings.position_embeddings.weight"),
+        ("layers.1.post_attention_layernorm.bias", "opt.decoder.layers.1.norm2.bias"),
+        ("layers.1.mlp.up_proj.weight", "opt.decoder.layers.1.linear1.weight"),
+    ):
+        assert np.array_equal(parameters[ours], stored.read(theirs, "float32"))
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        ("llama", {"rope_scaling_type": "yarn"}, "rope_scaling_type 'yarn' is not supported"),
+        ("qwen2", {"rope_scaling_type": "ntk"}, "rope_scaling_type is 'ntk'"),
+        ("gpt", {"normalize_before": False}, "normalize_before is False"),
+        ("gpt", {"scale_qk_coeff": 2.0}, r"scale_qk_coeff is 2\.0"),
+        ("gpt", {"hidden_activation": "relu"}, "hidden_activation is 'relu'"),
+        ("qwen", {"use_long_sequence_strategies": True}, "use_long_sequence_strategies is True"),
+        ("llama", {"architectures": ["GemmaForCausalLM"], "model_type": "gemma"}, "Gemma"),
+    ],
+)
+def test_what_changes_the_computation_is_refused(
+    tmp_path: Path, model: str, changes: dict, message: str
+) -> None:
+    folder = _copied(MODELS / f"{model}_safetensors", tmp_path / "model", **changes)
+    with pytest.raises(UserError, match=message) as error:
+        load_config(folder)
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling_type": "linear", "rope_scaling_factor": 4.0},
+        {"rope_scaling_type": "dynamic_ntk", "rope_scaling_factor": 2.0},
+        {"alibi": True},
+    ],
+)
+def test_positions_of_llama_and_back(tmp_path: Path, changes: dict) -> None:
+    folder = _copied(MODELS / "llama_safetensors", tmp_path / "model", **changes)
+    config = load_config(folder)
+    assert changes.items() <= config_to_paddlenlp(config).items()
+    assert config_from_huggingface(config_to_paddlenlp(config)) == config
+
+
+@pytest.mark.parametrize("folder", [name for name in FOLDERS if name.endswith("_pdparams")])
+def test_written_keys_say_what_the_original_ones_say(folder: str) -> None:
+    original = _keys(MODELS / folder)
+    written = config_to_paddlenlp(load_config(MODELS / folder))
+    common = written.keys() & original.keys()
+    assert {"architectures", "model_type", "vocab_size", "hidden_size"} <= common
+    assert {key: written[key] for key in common} == {key: original[key] for key in common}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"head_dim": 16}, "head_dim=16"),
+        ({"qkv_bias": True, "attention_output_bias": True}, "qkv_bias=True"),
+        ({"mlp_bias": True}, "mlp_bias=True"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling="),
+    ],
+)
+def test_a_model_that_paddlenlp_cannot_be_told_of(overrides: dict, message: str) -> None:
+    config = load_config(MODELS / "llama_pdparams").replace(**overrides)
+    with pytest.raises(UserError, match=f"PaddleNLP's llama model cannot be one with .*{message}"):
+        config_to_paddlenlp(config)
