@@ -74,7 +74,8 @@ DTYPES = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 MAX_SEQUENCE_TOKENS = np.iinfo(np.int32).max
 INDEX_SUFFIXES = (".idx", "_idx.npz", "_ids.npz")  # one of these makes files a corpus
-_SUFFIXES = (*INDEX_SUFFIXES, ".bin", "_ids.npy", ".lsm")
+TOKEN_SUFFIXES = (".bin", "_ids.npy")
+_SUFFIXES = (*INDEX_SUFFIXES, *TOKEN_SUFFIXES, ".lsm")
 
 
 @dataclass

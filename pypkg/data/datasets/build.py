@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pypkg.data.corpus.files import INDEX_SUFFIXES, prefix_of
+from pypkg.data.corpus.files import INDEX_SUFFIXES, TOKEN_SUFFIXES, prefix_of
 from pypkg.data.corpus.reader import IndexedDataset
 from pypkg.data.datasets.base import Dataset
 from pypkg.data.datasets.blend import (
@@ -289,4 +289,10 @@ def _prefixes_in(folder: str) -> list[str]:
     except OSError as error:
         raise UserError(f"cannot list input_dir {folder}: {error.strerror}") from error
     found = {prefix_of(name) for name in names if name.endswith(INDEX_SUFFIXES)}
+    for name in sorted(names):
+        if name.endswith(TOKEN_SUFFIXES) and prefix_of(name) not in found:
+            logger.warning(
+                "%s has no index file beside it and is left out; was its making interrupted?",
+                os.path.join(folder, name),
+            )
     return [os.path.join(folder, name) for name in sorted(found)]

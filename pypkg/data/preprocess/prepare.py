@@ -22,7 +22,13 @@ from pypkg.data.corpus.writer import IndexedDatasetWriter
 from pypkg.data.preprocess.assemble import assemble
 from pypkg.data.preprocess.documents import Document, LineCounter, Problem
 from pypkg.data.preprocess.encoder import Progress, Task, make_encoder
-from pypkg.data.preprocess.files import TextFile, Unit, find_text_files, plan_units
+from pypkg.data.preprocess.files import (
+    TextFile,
+    Unit,
+    check_unchanged,
+    find_text_files,
+    plan_units,
+)
 from pypkg.data.preprocess.options import PreparationOptions
 from pypkg.data.preprocess.readers import read_documents
 from pypkg.data.preprocess.shards import FileShardFolder
@@ -188,6 +194,7 @@ def _make(
             _encode_units(options, tokenizer, units, missing, shards)
         finally:
             shards.remove_if_empty()
+        check_unchanged(files)
         counts = assemble(shards, len(units), writer, options.deduplicate)
         if writer.num_documents == 0:
             shards.remove()
