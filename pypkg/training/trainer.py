@@ -193,7 +193,7 @@ class Trainer:
 
     def _evaluate(self, progress: Progress) -> None:
         watchdog.at(self.state.global_step, "evaluation")
-        batches = islice(self.data.eval_batches(), self.settings.eval_iters)
+        batches = self.data.eval_batches()
         self.eval_loss = self.engine.evaluate(map(self._eval_source_losses.watch, batches))
         self._eval_source_losses.collect()
         self._evaluated_step = self.state.global_step
