@@ -118,10 +118,17 @@ def _check_evaluation(s: Settings) -> Iterator[str]:
             "do_eval is true but evaluation_strategy is 'no'; set do_eval to false or "
             "evaluation_strategy to 'steps'"
         )
-    if s.eval_iters is not None and 0 < s.max_evaluate_steps < s.eval_iters:
+    if s.eval_iters == 0:
+        yield "eval_iters is 0; expected at least 1, or -1 for the whole split"
+    elif s.max_evaluate_steps > 0 and s.eval_iters is not None:
+        yield from _both_evaluation_lengths(s, s.eval_iters)
+
+
+def _both_evaluation_lengths(s: Settings, eval_iters: int) -> Iterator[str]:
+    if s.whole_splits or eval_iters > s.max_evaluate_steps:
         yield (
-            f"eval_iters ({s.eval_iters}) is above max_evaluate_steps ({s.max_evaluate_steps}); "
-            "set only one of them"
+            f"eval_iters ({eval_iters}) is above max_evaluate_steps ({s.max_evaluate_steps}); set "
+            "only one of them"
         )
 
 

@@ -63,6 +63,10 @@ no setting: it starts N CPU processes, which are one run; on GPUs
 - `do_eval: true` evaluates every `eval_steps` steps and after the last one. The strategy `epoch`
   does so after the last step alone: PaddleNLP reads as many samples as the run needs, and calls
   that an epoch.
+- An evaluation takes the first `eval_iters` batches of the validation split, the same ones each
+  time. PaddleNLP always takes 10 and moves on through the data from one evaluation to the next.
+  With `eval_iters` -1 it takes each sample of the split once, as does `do_predict`, which
+  otherwise takes 100 batches of the test split. The log says how many samples of how many.
 - `load_best_model_at_end` compares checkpoints by the validation loss at their step, so
   `save_steps` must be a multiple of `eval_steps`. `save_total_limit` keeps the best one and the
   newest. The last model stays the one that a longer run resumes from.

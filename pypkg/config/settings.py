@@ -277,7 +277,10 @@ class Settings(ModelDataSettings):
         0, "CPU threads; 0 takes every core this process may use", at_least=0
     )
     eval_iters: int | None = setting(
-        None, "batches of an evaluation; by default max_evaluate_steps if set, else 10", at_least=1
+        None,
+        "batches of an evaluation, and -1 for the whole split, each sample once; by default "
+        "max_evaluate_steps if set, else 10",
+        at_least=-1,
     )
     sample_prompt: str = setting("", "what the text written at the end of a run starts with")
     sample_tokens: int = setting(
@@ -332,6 +335,11 @@ class Settings(ModelDataSettings):
     def evaluates(self) -> bool:
         """Whether the validation split is evaluated during training."""
         return self.evaluation_strategy != "no"
+
+    @property
+    def whole_splits(self) -> bool:
+        """Whether evaluations go through all samples of their split, each once."""
+        return self.eval_iters == -1
 
     @property
     def evaluation_interval(self) -> int:

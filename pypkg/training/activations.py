@@ -5,6 +5,7 @@ from __future__ import annotations
 import paddle
 
 from pypkg.config import Settings
+from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.layers.recompute import ATTENTION, ATTENTION_BLOCK, FULL, Recompute
 
 
@@ -12,6 +13,20 @@ def set_activations(model: paddle.nn.Layer, settings: Settings) -> None:
     """Sets recompute and dropout of ``model``, a whole model or a pipeline stage."""
     model.use_recompute(recompute_choice(settings))
     model.use_dropout(settings.hidden_dropout_prob)
+
+
+def dropout_notice(settings: Settings, config: ModelConfig) -> str | None:
+    """A log line where PaddleNLP would train with dropout and this run does not.
+
+    Its GPT and OPT models, which are those with learned positions, take the default 0.1 of its
+    run_pretrain's hidden_dropout_prob and attention_probs_dropout_prob.
+    """
+    if config.position_embedding != "learned" or settings.hidden_dropout_prob > 0:
+        return None
+    return (
+        f"no dropout: hidden_dropout_prob is 0. PaddleNLP trains {config.model_type} models with "
+        "0.1 where hidden_dropout_prob and attention_probs_dropout_prob are left out"
+    )
 
 
 def recompute_choice(settings: Settings) -> Recompute | None:

@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from pypkg.data import Batch
+from pypkg.data import IGNORED_LABEL, Batch
 from pypkg.parallel.comm.collective import mean_over_sample_shards
 from pypkg.parallel.optimizer.distribute import DistributedModel
 from pypkg.parallel.optimizer.updater import Updater
@@ -45,14 +45,22 @@ class Engine:
 
     @paddle.no_grad()
     def evaluate(self, micro_batches: Iterable[Batch]) -> float:
-        """Mean loss over ``micro_batches`` and over all sample shards, in nats per token.
+        """Mean loss over the labels of ``micro_batches`` and of all sample shards, in nats.
 
         All ranks have to call it, with the same number of micro batches.
         """
         self.model.eval()
-        losses = [self.model.evaluate(to_device(batch)) for batch in micro_batches]
+        losses, weights = [], []
+        for batch in micro_batches:
+            labels = batch["labels"]
+            # 1 for a batch whose labels all count, so that a mean of such batches keeps its bits.
+            weights.append(float((labels != IGNORED_LABEL).sum() / labels.size))
+            loss = self.model.evaluate(to_device(batch))
+            losses.append(loss * weights[-1] if weights[-1] else paddle.zeros_like(loss))
         self.model.train()
-        return float(mean_over_sample_shards(paddle.stack(losses).mean()))
+        means = paddle.stack([paddle.stack(losses).mean(), paddle.to_tensor(weights).mean()])
+        loss, weight = mean_over_sample_shards(means).numpy()
+        return float(loss / weight)
 
 
 def to_device(batch: Batch) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from itertools import islice
 from pathlib import Path
 
 from pypkg.config import Settings
@@ -16,7 +15,7 @@ from pypkg.training.engine import Engine
 from pypkg.training.reporting.outcome import Outcome
 from pypkg.training.reporting.reporters import read_metrics
 from pypkg.training.reporting.summary import Summary, draw_loss_curve, write_sample
-from pypkg.training.samples import TEST_ITERS, Samples
+from pypkg.training.samples import Samples
 
 logger = logging.getLogger("pypkg")
 
@@ -50,7 +49,7 @@ def report_outcome(
     """
     test_loss, sample = None, None
     if settings.do_predict and "test" in samples.sources:
-        test_loss = engine.evaluate(islice(samples.eval_batches("test"), TEST_ITERS))
+        test_loss = engine.evaluate(samples.eval_batches("test"))
     if settings.sample_tokens > 0 and tokenizer is not None:
         assert isinstance(model, Decoder)  # Settings refuse it with pipeline parallelism
         sample = write_sample(

@@ -19,7 +19,7 @@ from pypkg.parallel.optimizer.distribute import DistributedModel, distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
-from pypkg.training.activations import set_activations
+from pypkg.training.activations import dropout_notice, set_activations
 from pypkg.training.checkpoint.checkpoint import load_trainer_state, prepare_output_dir
 from pypkg.training.checkpoint.checkpointer import Checkpointer
 from pypkg.training.data_source import DataSource
@@ -160,6 +160,8 @@ def _make_model(
         *(config.model_type, config.num_parameters() / 1e6, config.num_hidden_layers),
         *(config.hidden_size, config.num_attention_heads, config.vocab_size),
     )
+    if settings.do_train and (notice := dropout_notice(settings, config)):
+        logger.info(notice)
     sharding = ModelTpSharding(config)
     return model, *distribute(model, _update_options(settings), mesh.current(), sharding)
 

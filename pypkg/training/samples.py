@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from pypkg.config import Settings
@@ -73,8 +74,16 @@ class Samples:
         return self._batches("train", self._settings.per_device_train_batch_size, start)
 
     def eval_batches(self, split: str = "valid") -> Iterator[Batch]:
-        """This rank's batches of the split "valid" or "test", from its first sample on."""
-        return self._batches(split, self._settings.per_device_eval_batch_size, 0)
+        """This rank's batches of an evaluation on the split "valid" or "test".
+
+        They are the first ones, or all of them with eval_iters -1; then the last batch may have
+        rows, or be a batch, without labels.
+        """
+        s = self._settings
+        batches = self._batches(split, s.per_device_eval_batch_size, 0)
+        if s.whole_splits:
+            return batches
+        return islice(batches, s.eval_iters if split == "valid" else TEST_ITERS)
 
     def record(self, state: TrainerState) -> None:
         """Stores the order of samples, and the samples consumed from each corpus, in ``state``."""
@@ -122,14 +131,15 @@ class Samples:
             local_rank=mesh.launched_local_rank(),
         )
         try:
-            if max(numbers) > _MOST_SAMPLES:
+            most = max(number for number in numbers if number is not None)
+            if most > _MOST_SAMPLES:
                 raise MemoryError
             datasets, self._order = build_datasets(
                 prefixes, s.split, s.max_seq_length, numbers, s.seed, options, cache=cache
             )
         except MemoryError as error:
             raise UserError(
-                f"the order of {max(numbers):,} samples does not fit into memory: consumed_samples "
+                f"the order of {most:,} samples does not fit into memory: consumed_samples "
                 f"of the checkpoint is {state.consumed_samples:,}, max_steps {s.max_steps:,} and a "
                 f"step takes {s.per_device_train_batch_size * s.gradient_accumulation_steps:,} per "
                 "rank. Lower max_steps, or resume from another checkpoint."
@@ -138,7 +148,7 @@ class Samples:
             if dataset is not None:
                 check_vocabulary(dataset, self._config.vocab_size)
                 self._datasets[split] = dataset
-            elif wanted > 0:
+            elif wanted != 0:
                 raise UserError(
                     f"the {name} split holds no document: split is {s.split!r} and input_dir "
                     f"{s.input_dir!r} has too few documents for it. Change split, or turn off "
@@ -150,20 +160,21 @@ class Samples:
             for split, dataset in self._datasets.items()
         }
 
-    def _say_what_is_evaluated(self, numbers: list[int]) -> None:
+    def _say_what_is_evaluated(self, numbers: list[int | None]) -> None:
         """Logs how many samples an evaluation takes of how many; ``numbers`` are all of a run."""
         s = self._settings
         batch = s.per_device_eval_batch_size * mesh.current().sample_shards
         for split, wanted, batches in zip(_SPLITS, numbers, (0, s.eval_iters, TEST_ITERS)):
-            if not batches or not wanted or split not in self._datasets:
+            if not batches or wanted == 0 or split not in self._datasets:
                 continue
             there = self._datasets[split].samples_per_epoch
+            taken = there if s.whole_splits else batches * batch
             logger.info(
                 "an evaluation takes %s samples of the %s split, which has %s%s",
-                f"{batches * batch:,}",
+                f"{taken:,}",
                 _SPLITS[split],
                 f"{there:,}",
-                ": some of them count more than once" if batches * batch > there else "",
+                ": some of them count more than once" if taken > there else "",
             )
 
     def _batches(self, split: str, batch_size: int, start: int) -> Iterator[Batch]:
@@ -182,6 +193,7 @@ class Samples:
                 data_parallel_size=current.sample_shards,
                 vocab_size=self._config.vocab_size,
                 threads=self._settings.dataloader_num_workers,
+                every_sample=self._settings.whole_splits and split != "train",
             )
         )
         return SharedBatches(batches) if self._one_reads else batches
@@ -207,15 +219,21 @@ def _earlier_order(state: TrainerState) -> SampleOrder | None:
         ) from error
 
 
-def _wanted_samples(s: Settings, state: TrainerState, shards: int) -> list[int]:
-    """Samples that the run needs of train, valid and test, with those consumed before."""
+def _wanted_samples(s: Settings, state: TrainerState, shards: int) -> list[int | None]:
+    """Samples that the run needs of train, valid and test, with those consumed before.
+
+    None is the whole split, each sample once.
+    """
     steps = max(s.max_steps - state.global_step, 0)
     step = s.per_device_train_batch_size * s.gradient_accumulation_steps * shards
     assert s.eval_steps is not None and s.eval_iters is not None  # Settings derives them
     evaluations = s.max_steps // s.eval_steps + 1 if s.evaluates or s.do_eval else 0
+    train = (state.consumed_samples + steps * step) * s.do_train
+    if s.whole_splits:
+        return [train, None if evaluations else 0, None if s.do_predict else 0]
     evaluated = s.per_device_eval_batch_size * shards
     return [
-        (state.consumed_samples + steps * step) * s.do_train,
+        train,
         evaluated * s.eval_iters * evaluations,
         evaluated * TEST_ITERS if s.do_predict else 0,
     ]

@@ -193,7 +193,7 @@ class Trainer:
 
     def _evaluate(self, progress: Progress) -> None:
         watchdog.at(self.state.global_step, "evaluation")
-        batches = islice(self.data.eval_batches(), self.settings.eval_iters)
+        batches = self.data.eval_batches()
         self.eval_loss = self.engine.evaluate(map(self._eval_source_losses.watch, batches))
         self._eval_source_losses.collect()
         self._evaluated_step = self.state.global_step
@@ -221,11 +221,11 @@ class Trainer:
     def _note_best(self) -> None:
         """Whether the checkpoint that is about to be written has the lowest validation loss."""
         state = self.state
-        if not self.settings.load_best_model_at_end or self._evaluated_step != state.global_step:
+        loss = self.eval_loss if self._evaluated_step == state.global_step else None
+        if not self.settings.load_best_model_at_end or loss is None:
             return
-        assert self.eval_loss is not None  # of _evaluated_step
-        if state.best_loss is None or self.eval_loss < state.best_loss:
-            state.best_loss, state.best_checkpoint = self.eval_loss, checkpoint_name(state)
+        if state.best_loss is None or loss < state.best_loss:
+            state.best_loss, state.best_checkpoint = loss, checkpoint_name(state)
 
     def _finite_losses(self) -> list[float]:
         """Losses since the last log line, fetched from the device in one go.

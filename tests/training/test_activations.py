@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from tiny_configs import tiny
 
 from pypkg.config import Settings
 from pypkg.models import ModelConfig, from_config
 from pypkg.models.layers.recompute import Recompute
-from pypkg.training.activations import recompute_choice, set_activations
+from pypkg.training.activations import dropout_notice, recompute_choice, set_activations
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,13 @@ def test_a_model_follows_its_settings():
     set_activations(model, Settings())
     assert {layer.recompute for layer in model.layers} == {None}
     assert {layer.hidden_dropout for layer in model.layers} == {0.0}
+
+
+def test_no_dropout_is_said_where_paddlenlp_has_it():
+    gpt, llama = tiny("gpt3"), tiny("llama")
+    said = dropout_notice(Settings(), gpt)
+    assert said is not None and "no dropout: hidden_dropout_prob is 0" in said
+    assert "with 0.1 where hidden_dropout_prob and attention_probs_dropout_prob are left" in said
+    assert dropout_notice(Settings(), tiny("opt")) is not None
+    assert dropout_notice(Settings(hidden_dropout_prob=0.1), gpt) is None
+    assert dropout_notice(Settings(), llama) is None

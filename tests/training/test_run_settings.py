@@ -57,3 +57,21 @@ def test_the_run_ends_with_the_best_model(workplace):
     summary = json.loads((workplace.output_dir / "summary.json").read_text())
     assert summary["checkpoint"] == str(folder)
     assert summary["test_loss"] == pytest.approx(losses[best], abs=0.3)
+
+
+def test_the_whole_split_counts_once_whatever_the_batches(make_workplace):
+    """The loss of all 25 samples of the validation split, in batches of several sizes."""
+    losses = {}
+    for rows, processes in ((1, 1), (4, 1), (50, 1), (5, 2)):
+        place = make_workplace(f"{rows}-{processes}")
+        done = place.run(
+            eval_iters=-1, do_train=False, do_predict=True, split="60,20,20",
+            per_device_eval_batch_size=rows, nproc=processes,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "an evaluation takes 25 samples of the validation split, which has 25" in done.stderr
+        summary = json.loads((place.output_dir / "summary.json").read_text())
+        losses[rows, processes] = (summary["eval_loss"], summary["test_loss"])
+    assert len({round(loss, 3) for loss, _ in losses.values()}) == 1
+    for found in losses.values():
+        assert found == pytest.approx(losses[1, 1], rel=1e-6)

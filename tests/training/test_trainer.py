@@ -16,7 +16,7 @@ from paddle import Tensor
 from training_testing import Clock
 
 from pypkg.config import load_settings
-from pypkg.data import Batch
+from pypkg.data import IGNORED_LABEL, Batch
 from pypkg.errors import UserError
 from pypkg.training.engine import Engine
 from pypkg.training.reporting.metrics import Throughput
@@ -208,9 +208,21 @@ class EvaluatedModel:
 
 def test_evaluation_is_a_mean_and_returns_to_training() -> None:
     model = EvaluatedModel()
-    batches = [{"loss": np.array(loss, np.float32)} for loss in (1, 2, 6)]
+    labels = np.zeros([2, 4], np.int64)
+    batches = [{"loss": np.array(loss, np.float32), "labels": labels} for loss in (1, 2, 6)]
     assert Engine(model, None).evaluate(batches) == 3.0
     assert model.training
+
+
+def test_evaluation_weighs_batches_by_their_labels() -> None:
+    """8, 2 and 0 of 8 labels; the loss of a batch without labels is no number."""
+    labels = [np.zeros([2, 4], np.int64) for _ in range(3)]
+    labels[1][:, 1:], labels[2][:] = IGNORED_LABEL, IGNORED_LABEL
+    batches = [
+        {"loss": np.array(loss, np.float32), "labels": each}
+        for loss, each in zip((1, 6, np.nan), labels)
+    ]
+    assert Engine(EvaluatedModel(), None).evaluate(batches) == 2.0
 
 
 def test_losses_of_an_earlier_part_of_the_run_complete_the_outcome() -> None:

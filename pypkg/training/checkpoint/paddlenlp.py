@@ -47,9 +47,9 @@ _ACCUMULATOR = re.compile(
 _Key = tuple[str, str]
 
 
-def is_trainer_state(content: Mapping[str, Any]) -> bool:
+def is_trainer_state(content: Any) -> bool:
     """Whether the content of a trainer_state.json is PaddleNLP's."""
-    return "log_history" in content
+    return isinstance(content, dict) and "log_history" in content
 
 
 def trainer_state(content: Mapping[str, Any], file: Path, seq_length: int) -> TrainerState:
