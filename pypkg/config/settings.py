@@ -247,6 +247,13 @@ class Settings(ModelDataSettings):
     eod_mask_loss: bool = setting(
         False, "mask the loss at the last token of each document (Megatron-LM's name)"
     )
+    loss_normalization: str = setting(
+        "global",
+        "global: the loss of a step is the mean over the labels of the global batch; micro_batch: "
+        "the mean of the means of its micro batches, as in PaddleNLP. They differ where masks "
+        "leave micro batches with different numbers of labels",
+        choices=("global", "micro_batch"),
+    )
     blend_by: str = setting(
         "weights",
         "shares of the corpora: the weights in input_dir; their sizes in tokens; or these sizes to "

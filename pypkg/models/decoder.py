@@ -305,9 +305,10 @@ class DecoderChunk(nn.Layer):
         labels: paddle.Tensor,
         reduction: str = "mean",
         token_losses: list[paddle.Tensor] | None = None,
+        loss_weight: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
         """Cross entropy of ``labels``, as ``Decoder.loss``, from the final hidden states."""
-        return self._head(
+        loss = self._head(
             lambda weight: ops.linear_cross_entropy(
                 hidden,
                 weight,
@@ -318,6 +319,7 @@ class DecoderChunk(nn.Layer):
                 token_losses=token_losses,
             )
         )
+        return loss if loss_weight is None else loss * loss_weight
 
 
 class Decoder(DecoderChunk):
@@ -377,6 +379,7 @@ class Decoder(DecoderChunk):
         prefix_lengths: paddle.Tensor | None = None,
         document_starts: paddle.Tensor | None = None,
         token_losses: list[paddle.Tensor] | None = None,
+        loss_weight: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
         """Cross entropy of the next tokens, without ever holding the logits of the whole batch.
 
@@ -388,9 +391,10 @@ class Decoder(DecoderChunk):
             position_ids, prefix_lengths, document_starts: as for ``hidden_states``.
             token_losses: a list that receives the loss of each label, float32 [batch, sequence],
                 without gradient.
+            loss_weight: float32 scalar, a factor of the result, and so of its gradient.
 
         Returns:
             A float32 scalar.
         """
         hidden = self.hidden_states(input_ids, position_ids, prefix_lengths, document_starts)
-        return self.loss_of(hidden, labels, reduction, token_losses)
+        return self.loss_of(hidden, labels, reduction, token_losses, loss_weight)

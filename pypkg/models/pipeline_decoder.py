@@ -17,7 +17,7 @@ from pypkg.parallel.pipeline import Schedule, pipeline_degree, pipeline_rank, vi
 # every stage has its masks and positions as one process has them.
 _STREAM = "stream"
 _INPUTS = ("input_ids", "position_ids", "prefix_lengths", "document_starts")
-_LABELS = ("labels", "token_losses")
+_LABELS = ("labels", "token_losses", "loss_weight")
 
 
 class PipelineDecoder(nn.Layer):
@@ -99,7 +99,7 @@ class PipelineDecoder(nn.Layer):
 
         Returns:
             The mean loss, a float32 scalar, on all stages: that of each micro batch over its
-            labels that count, then that of these.
+            labels that count, times its ``loss_weight``, then that of these.
         """
         return self._schedule.forward_backward(micro_batches, scale)
 

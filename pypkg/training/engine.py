@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,10 +10,13 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from pypkg.data import IGNORED_LABEL, Batch
+from pypkg.data import Batch
 from pypkg.parallel.comm.collective import mean_over_sample_shards
 from pypkg.parallel.optimizer.distribute import DistributedModel
 from pypkg.parallel.optimizer.updater import Updater
+from pypkg.training.normalization import label_count, loss_weights
+
+_NORMALIZATIONS = ("global", "micro_batch")
 
 
 class Engine:
@@ -21,19 +25,45 @@ class Engine:
     Args:
         model: the model of this rank, wrapped for the layout.
         updater: averages gradients, clips and updates.
+        normalization: ``global`` divides the losses of a step by the number of labels of the global
+            batch; ``micro_batch`` averages the mean losses of the micro batches.
+        labels_vary: whether micro batches may differ in their number of labels. Where they do not,
+            training is the same either way, and ranks need not sum their numbers.
+
+    Raises:
+        ValueError: another ``normalization``.
     """
 
-    def __init__(self, model: DistributedModel, updater: Updater) -> None:
+    def __init__(
+        self,
+        model: DistributedModel,
+        updater: Updater,
+        *,
+        normalization: str = "global",
+        labels_vary: bool = True,
+    ) -> None:
         self.model = model
         self.updater = updater
+        if normalization not in _NORMALIZATIONS:
+            raise ValueError(f"loss_normalization {normalization!r} is not implemented")
+        self._is_global = normalization == "global"
+        self._labels_vary = labels_vary
 
-    def forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor:
-        """Accumulates this rank's gradients of the mean loss over ``micro_batches``.
+    def forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor | None:
+        """Accumulates this rank's gradients of the step's loss. All ranks have to call it.
 
         Returns:
-            The mean loss, a float32 scalar; not synchronised with the host.
+            The loss, a float32 scalar whose mean over the sample shards is that of the step; not
+            synchronised with the host. None on all ranks if no label of the global batch counts:
+            there is no gradient then, and nothing to update.
         """
         batches = [to_device(batch) for batch in micro_batches]
+        if self._is_global and self._labels_vary:
+            weights = loss_weights([label_count(batch) for batch in micro_batches])
+            if weights is None:
+                return None
+            for batch, weight in zip(batches, weights, strict=True):
+                batch["loss_weight"] = paddle.to_tensor(weight, dtype="float32")
         return self.model.forward_backward(batches, self.updater.scale)
 
     def update(self, learning_rate: float) -> Tensor:
@@ -45,22 +75,26 @@ class Engine:
 
     @paddle.no_grad()
     def evaluate(self, micro_batches: Iterable[Batch]) -> float:
-        """Mean loss over the labels of ``micro_batches`` and of all sample shards, in nats.
+        """Mean loss over the labels of ``micro_batches`` of all sample shards, in nats.
 
+        With the normalization ``micro_batch``, the mean over the micro batches that have labels.
         All ranks have to call it, with the same number of micro batches.
+
+        Returns:
+            The mean; NaN if there is no label.
         """
         self.model.eval()
-        losses, weights = [], []
+        losses, counts = [], []
         for batch in micro_batches:
-            labels = batch["labels"]
-            # 1 for a batch whose labels all count, so that a mean of such batches keeps its bits.
-            weights.append(float((labels != IGNORED_LABEL).sum() / labels.size))
-            loss = self.model.evaluate(to_device(batch))
-            losses.append(loss * weights[-1] if weights[-1] else paddle.zeros_like(loss))
+            count = label_count(batch)
+            counts.append(count if self._is_global else min(count, 1))
+            losses.append(self.model.evaluate(to_device(batch)))
         self.model.train()
-        means = paddle.stack([paddle.stack(losses).mean(), paddle.to_tensor(weights).mean()])
-        loss, weight = mean_over_sample_shards(means).numpy()
-        return float(loss / weight)
+        weights = loss_weights(counts)
+        if weights is None:
+            return math.nan
+        weighted = paddle.stack(losses) * paddle.to_tensor(weights, dtype="float32")
+        return float(mean_over_sample_shards(weighted.mean()))
 
 
 def to_device(batch: Batch) -> dict[str, Any]:

@@ -54,8 +54,15 @@ class Times:
 class MeasuredEngine(Engine):
     """An Engine that measures its steps. All ranks of a run have one, or none."""
 
-    def __init__(self, model: DistributedModel, updater: Updater) -> None:
-        super().__init__(model, updater)
+    def __init__(
+        self,
+        model: DistributedModel,
+        updater: Updater,
+        *,
+        normalization: str = "global",
+        labels_vary: bool = True,
+    ) -> None:
+        super().__init__(model, updater, normalization=normalization, labels_vary=labels_vary)
         self._traffic = Traffic()
         self._first, self._rest = Times(), Times()
 
@@ -78,7 +85,7 @@ class MeasuredEngine(Engine):
         self._times.data += seconds
         self._times.seconds += seconds
 
-    def forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor:
+    def forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor | None:
         with self._measuring():
             loss = super().forward_backward(micro_batches)
         self._wait_for_stages()

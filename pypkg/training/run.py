@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 from pypkg.capabilities import ExecutionPlan, probe, resolve
@@ -79,12 +80,14 @@ def run(settings: Settings) -> int:
     elif checkpoint:
         logger.info("weights of %s; the rest starts anew (ignore_load_lr_and_optim)", checkpoint)
     reporters = _make_reporters(settings, state)
-    engine: Engine
     data: DataSource = samples
-    if settings.skip_profile_timer:
-        engine = Engine(wrapped, updater)
-    else:
-        engine = MeasuredEngine(wrapped, updater)
+    make_engine = partial(
+        Engine if settings.skip_profile_timer else MeasuredEngine,
+        normalization=settings.loss_normalization,
+        labels_vary=samples.labels_vary,
+    )
+    engine = make_engine(wrapped, updater)
+    if isinstance(engine, MeasuredEngine):
         data = engine.timed(samples)
     flops_per_token = model.config.flops_per_token(settings.max_seq_length)
     throughput = Throughput(flops_per_token, _peak(plan.dtype))
@@ -103,7 +106,7 @@ def run(settings: Settings) -> int:
         if best is not None:
             logger.info("the best model is %s (validation loss %.4f)", best, state.best_loss)
             model, wrapped, updater = _make_model(settings, plan, best, config)
-            engine = Engine(wrapped, updater)
+            engine = make_engine(wrapped, updater)
         report_outcome(
             settings, outcome, model=model, engine=engine, samples=samples, tokenizer=tokenizer,
             checkpoint=best,

@@ -44,6 +44,7 @@ class Samples:
     Attributes:
         sources: names of the corpora by split ("train", "valid", "test"); a split that is empty or
             not used is missing.
+        labels_vary: whether samples may differ in their number of labels.
     """
 
     def __init__(self, settings: Settings, config: ModelConfig, state: TrainerState) -> None:
@@ -64,6 +65,7 @@ class Samples:
         self.sources: dict[str, list[str]] = (
             from_reader(lambda: self._open(state)) if self._one_reads else self._open(state)
         )
+        self.labels_vary = self._has_loss_mask() or config.prefix_lm or settings.eod_mask_loss
 
     def train_batches(self, start: int) -> Iterator[Batch]:
         """This rank's micro batches from the ``start``-th sample of the run on.
@@ -176,6 +178,12 @@ class Samples:
                 f"{there:,}",
                 ": some of them count more than once" if taken > there else "",
             )
+
+    def _has_loss_mask(self) -> bool:
+        def read() -> bool:
+            return any(dataset.has_loss_mask for dataset in self._datasets.values())
+
+        return from_reader(read) if self._one_reads else read()
 
     def _batches(self, split: str, batch_size: int, start: int) -> Iterator[Batch]:
         if self._one_reads and not is_reader():

@@ -74,11 +74,14 @@ class Trainer:
         self.final_loss: float | None = None
         self.eval_loss: float | None = None
         self._losses: list[Tensor] = [paddle.to_tensor(x) for x in state.pending_losses]
+        self._loss_steps = [state.global_step] * len(self._losses)  # each was finite
+        self._is_first_part = state.global_step == state.skipped_steps
         self._source_losses = SourceLosses(
             data.sources.get("train", ()), state.pending_source_losses
         )
         self._eval_source_losses = SourceLosses(data.sources.get("valid", ()))
         self._tokens = 0
+        self._warned_of_no_labels = False
         self._saved_step: int | None = None
         self._evaluated_step: int | None = None
 
@@ -132,7 +135,10 @@ class Trainer:
         return self.settings.evaluates and "valid" in self.data.sources
 
     def _step(self, batches: Iterator[Batch], rate: float) -> Tensor:
-        """One optimizer step over gradient_accumulation_steps micro batches; returns the norm."""
+        """One optimizer step over gradient_accumulation_steps micro batches; returns the norm.
+
+        Where no label of the global batch counts, nothing is updated and there is no loss.
+        """
         settings, state = self.settings, self.state
         # They depend on seed and step alone, so a resumed run draws the same ones without any
         # generator state in the checkpoint.
@@ -147,14 +153,29 @@ class Trainer:
         loss = self.engine.forward_backward(micro_batches)
         self._source_losses.collect()
         watchdog.at(step, "update")
-        grad_norm = self.engine.update(rate)
+        if loss is None:
+            grad_norm = paddle.zeros([])
+            self._warn_of_no_labels(step)
+        else:
+            grad_norm = self.engine.update(rate)
+            self._losses.append(loss)
+            self._loss_steps.append(step)
         shards = mesh.current().sample_shards
         for batch in micro_batches:
             state.consumed_samples += batch["input_ids"].shape[0] * shards
             self._tokens += batch["input_ids"].size * shards
         state.global_step += 1
-        self._losses.append(loss)
         return grad_norm
+
+    def _warn_of_no_labels(self, step: int) -> None:
+        if not self._warned_of_no_labels:
+            logger.warning(
+                "step %d has no label that counts for the loss, on any rank: it changes nothing. "
+                "Loss masks (.lsm, eod_mask_loss) decide what counts; later steps like it are not "
+                "reported",
+                step,
+            )
+        self._warned_of_no_labels = True
 
     def _skip(self, batches: Iterator[Batch]) -> None:
         """Passes over the samples of a step; as in PaddleNLP, the learning rate waits."""
@@ -171,6 +192,9 @@ class Trainer:
         watchdog.at(self.state.global_step, "reporting the loss")
         losses = self._finite_losses()
         self._losses.clear()
+        self._loss_steps.clear()
+        if not losses:  # no label counted
+            return
         self.final_loss = math.fsum(losses) / len(losses)
         speed = self.throughput.interval(self._tokens / mesh.current().world_size)
         metrics = {
@@ -238,11 +262,9 @@ class Trainer:
         stacked = mean_over_sample_shards(paddle.stack(self._losses))
         losses = [float(x) for x in stacked.numpy()]
         state, s = self.state, self.settings
-        if len(losses) == state.global_step - state.skipped_steps and state.initial_loss is None:
+        if self._is_first_part and state.initial_loss is None:
             state.initial_loss = losses[0]
-        trained = (step for step in range(state.global_step, 0, -1) if not s.skips(step))
-        steps = list(islice(trained, len(losses)))[::-1]
-        for index, (step, loss) in enumerate(zip(steps, losses)):
+        for index, (step, loss) in enumerate(zip(self._loss_steps, losses, strict=True)):
             if not math.isfinite(loss):
                 raise UserError(
                     f"the loss is {loss} at step {step}{self._culprits(index)} "

@@ -56,6 +56,20 @@ def whole(tmp_path_factory) -> Workplace:
     return workplace
 
 
+@pytest.mark.parametrize(
+    ("ranks", "micro_batch", "accumulation"), [(1, 4, 1), (1, 1, 4), (2, 1, 2), (2, 2, 1)]
+)
+def test_the_global_batch_alone_decides(tmp_path, whole, ranks, micro_batch, accumulation):
+    """Its samples have 12 to 16 labels that count."""
+    workplace, blend = make(tmp_path)
+    given = {
+        "input_dir": blend, "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": accumulation, "per_device_eval_batch_size": 2 // ranks,
+    }  # fmt: skip
+    assert set(run_ranks(WORKER, ranks, arguments(workplace, **given), timeout=120)) == {0}
+    assert_same(metrics(workplace), metrics(whole))
+
+
 def assert_same(found: dict, expected: dict) -> None:
     assert found.keys() == expected.keys()
     for key, value in expected.items():
@@ -85,8 +99,7 @@ def test_errors_of_the_reader_end_all(tmp_path):
 def test_going_on_with_more_processes_and_smaller_batches(tmp_path):
     """Two processes with batches of one see what one process with batches of two sees."""
     (whole, blend), (resumed, _) = make(tmp_path / "whole"), make(tmp_path / "resumed")
-    # Where all labels count, the mean over micro batches does not depend on their size.
-    given = {"input_dir": blend, "eod_mask_loss": False}
+    given: dict[str, object] = {"input_dir": blend}
     assert run_ranks(WORKER, 1, arguments(whole, **given), timeout=90) == [0]
     shutil.copytree(whole.output_dir / "checkpoint-4", resumed.output_dir / "checkpoint-4")
     given |= {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}

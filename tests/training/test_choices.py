@@ -16,6 +16,7 @@ from pypkg.ops import set_matmul_precision
 from pypkg.parallel import mesh
 from pypkg.parallel.optimizer.zero import ZERO_STAGES
 from pypkg.training.activations import recompute_choice
+from pypkg.training.engine import Engine
 from pypkg.training.layout import degrees
 from pypkg.training.reporting.reporters import make_reporters
 from pypkg.training.schedule import learning_rate
@@ -48,6 +49,7 @@ HONOURED: dict[str, Callable[..., Any]] = {
     "blend_by": lambda s: blend_weights([], [], s.blend_by, s.blend_temperature),
     "sample_order": lambda s: SampleOrder(s.sample_order, "1", 8, 0, [], []),
     "ops_backend": lambda s: probe("cpu", s.ops_backend),
+    "loss_normalization": lambda s: Engine(None, None, normalization=s.loss_normalization),
     "matmul_precision": lambda s: set_matmul_precision(s.matmul_precision),
 }
 # Words of PaddleNLP's *_config settings; each has a row in config/suboptions.py, which refuses it,

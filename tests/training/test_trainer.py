@@ -16,7 +16,7 @@ from paddle import Tensor
 from training_testing import Clock
 
 from pypkg.config import load_settings
-from pypkg.data import IGNORED_LABEL, Batch
+from pypkg.data import Batch
 from pypkg.errors import UserError
 from pypkg.training.engine import Engine
 from pypkg.training.reporting.metrics import Throughput
@@ -41,10 +41,11 @@ class TimedEngine:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.losses = [float(step) for step in range(1, 13)]
+        self.losses: list[float | None] = [float(step) for step in range(1, 13)]
 
-    def forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor:
-        return paddle.to_tensor(self.losses.pop(0))
+    def forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor | None:
+        loss = self.losses.pop(0)
+        return None if loss is None else paddle.to_tensor(loss)
 
     def update(self, rate: float) -> Tensor:
         self.clock.seconds += 1
@@ -169,6 +170,34 @@ def test_the_step_whose_loss_is_not_finite_is_named(make_trainer: Any, step: int
         trainer.train()
 
 
+def test_steps_without_labels_change_nothing_and_say_so_once(
+    make_trainer: Any,
+    rows: Rows,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Steps 2, 3 and 5 to 8: not updated, left out of means, and their samples count as read."""
+    trainer = make_trainer(logging_steps=2, save_strategy="no")
+    for step in (2, 3, 5, 6, 7, 8):
+        trainer.engine.losses[step - 1] = None
+    monkeypatch.setattr(logging.getLogger("pypkg"), "propagate", True)
+    with caplog.at_level(logging.WARNING, "pypkg"):
+        outcome = trainer.train()
+    assert clock.seconds == 6  # of as many updates
+    assert rows.of("loss") == {2: 1.0, 4: 4.0, 10: 9.5, 12: 11.5}
+    assert outcome.state.consumed_samples == 24
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("step 2 has no label that counts for the loss")
+
+
+def test_the_step_after_one_without_labels_is_named(make_trainer: Any) -> None:
+    trainer = make_trainer(logging_steps=4, save_strategy="no")
+    trainer.engine.losses[1:3] = [None, math.nan]
+    with pytest.raises(UserError, match="the loss is nan at step 3 "):
+        trainer.train()
+
+
 def test_time_left_after_a_resume(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -206,23 +235,25 @@ class EvaluatedModel:
         return batch["loss"]
 
 
-def test_evaluation_is_a_mean_and_returns_to_training() -> None:
+# Losses 1, 2, 6 of 4, 0, 2 labels.
+EVALUATED = [
+    {"loss": np.array(loss, np.float32), "labels": np.array([1] * count + [-100] * (4 - count))}
+    for loss, count in ((1, 4), (2, 0), (6, 2))
+]
+
+
+@pytest.mark.parametrize(
+    ("normalization", "expected"), [("global", (4 + 12) / 6), ("micro_batch", 3.5)]
+)
+def test_evaluation_is_a_mean_and_returns_to_training(normalization: str, expected: float) -> None:
     model = EvaluatedModel()
-    labels = np.zeros([2, 4], np.int64)
-    batches = [{"loss": np.array(loss, np.float32), "labels": labels} for loss in (1, 2, 6)]
-    assert Engine(model, None).evaluate(batches) == 3.0
+    engine = Engine(model, None, normalization=normalization)
+    assert engine.evaluate(EVALUATED) == pytest.approx(expected, rel=1e-6)
     assert model.training
 
 
-def test_evaluation_weighs_batches_by_their_labels() -> None:
-    """8, 2 and 0 of 8 labels; the loss of a batch without labels is no number."""
-    labels = [np.zeros([2, 4], np.int64) for _ in range(3)]
-    labels[1][:, 1:], labels[2][:] = IGNORED_LABEL, IGNORED_LABEL
-    batches = [
-        {"loss": np.array(loss, np.float32), "labels": each}
-        for loss, each in zip((1, 6, np.nan), labels)
-    ]
-    assert Engine(EvaluatedModel(), None).evaluate(batches) == 2.0
+def test_evaluation_without_labels() -> None:
+    assert math.isnan(Engine(EvaluatedModel(), None).evaluate(EVALUATED[1:2]))
 
 
 def test_losses_of_an_earlier_part_of_the_run_complete_the_outcome() -> None:

@@ -27,7 +27,8 @@ def make_engine(layout: Layout) -> Engine:
     if layout.recomputes:
         model.use_recompute(Recompute("full"))
     options = UpdateOptions(max_grad_norm=1.0, sharding_stage=layout.sharding_stage)
-    return Engine(*distribute(model, options, mesh.current(), ModelTpSharding(CONFIG)))
+    wrapped, updater = distribute(model, options, mesh.current(), ModelTpSharding(CONFIG))
+    return Engine(wrapped, updater, labels_vary=False)  # as without masks
 
 
 def step(engine: Engine, count: int) -> None:
