@@ -38,3 +38,17 @@ def split_words(parts: Sequence[str]) -> tuple[str, ...]:
     """The words of ``parts``, at spaces and commas, each once: ["stage2 offload"] is two."""
     words = " ".join(parts).replace(",", " ").split()
     return tuple(dict.fromkeys(words))
+
+
+def interval(strategy: str, steps: int, last: int) -> int:
+    """Steps between what a strategy asks for; 0: it does not ask.
+
+    Args:
+        strategy: "no", "steps", or "epoch", which in PaddleNLP is the whole run.
+        steps: the interval of "steps".
+        last: steps of the whole run.
+
+    Raises:
+        KeyError: another strategy.
+    """
+    return {"no": 0, "steps": steps, "epoch": last}[strategy]

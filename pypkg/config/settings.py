@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pypkg.config.model_data import ModelDataSettings
-from pypkg.config.setting import SEE_BELOW, setting, split_words
+from pypkg.config.setting import SEE_BELOW, interval, setting, split_words
 from pypkg.config.suboptions import option_names
 
 # PaddleNLP's run_pretrain evaluates this many batches, whatever the settings say.
@@ -249,9 +249,8 @@ class Settings(ModelDataSettings):
     )
     loss_normalization: str = setting(
         "global",
-        "global: the loss of a step is the mean over the labels of the global batch; micro_batch: "
-        "the mean of the means of its micro batches, as in PaddleNLP. They differ where masks "
-        "leave micro batches with different numbers of labels",
+        "global: the loss of a step is the mean over the labels of its global batch; micro_batch: "
+        "the mean of the means of its micro batches, as in PaddleNLP. They differ under masks",
         choices=("global", "micro_batch"),
     )
     blend_by: str = setting(
@@ -341,7 +340,7 @@ class Settings(ModelDataSettings):
     @property
     def evaluates(self) -> bool:
         """Whether the validation split is evaluated during training."""
-        return self.evaluation_strategy != "no"
+        return self.evaluation_interval > 0
 
     @property
     def whole_splits(self) -> bool:
@@ -350,20 +349,19 @@ class Settings(ModelDataSettings):
 
     @property
     def evaluation_interval(self) -> int:
-        """Steps between evaluations; PaddleNLP's epoch is the whole run."""
-        if self.evaluation_strategy == "epoch":
-            return self.max_steps
-        return self.eval_steps or self.logging_steps
+        """Steps between evaluations; 0: there are none."""
+        steps = self.eval_steps or self.logging_steps
+        return interval(self.evaluation_strategy, steps, self.max_steps)
 
     @property
     def saves(self) -> bool:
         """Whether checkpoints are written."""
-        return self.save_strategy != "no"
+        return self.save_interval > 0
 
     @property
     def save_interval(self) -> int:
-        """Steps between checkpoints; PaddleNLP's epoch is the whole run."""
-        return self.max_steps if self.save_strategy == "epoch" else self.save_steps
+        """Steps between checkpoints; 0: there are none."""
+        return interval(self.save_strategy, self.save_steps, self.max_steps)
 
     def skips(self, step: int) -> bool:
         """Whether the samples of optimizer step ``step``, from 1, are passed over."""
