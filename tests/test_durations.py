@@ -8,6 +8,7 @@ REPORT = """<testsuites><testsuite>
 <testcase classname="tests.test_a" name="one" time="1.25"/>
 <testcase classname="tests.test_a" name="two[x]" time="2.0"><skipped/></testcase>
 <testcase classname="tests.ops.test_b" name="one" time="{b}"/>
+<testcase classname="" name="tests.gpu.test_c" time="0.0"><skipped/></testcase>
 </testsuite></testsuites>"""
 
 
@@ -16,7 +17,11 @@ def test_seconds_of_a_file_are_the_sum_over_its_tests_and_reports(tmp_path):
     for number, seconds in enumerate((4.0, 1.5)):
         reports.append(tmp_path / f"{number}.xml")
         reports[-1].write_text(REPORT.format(b=seconds))
-    assert durations.read_reports(reports) == {"tests.ops.test_b": 5.5, "tests.test_a": 6.5}
+    assert durations.read_reports(reports) == {
+        "tests.gpu.test_c": 0.0,
+        "tests.ops.test_b": 5.5,
+        "tests.test_a": 6.5,
+    }
 
 
 def test_changes_beyond_noise_are_told_and_the_largest_comes_first():

@@ -60,12 +60,8 @@ def run(settings: Settings) -> int:
     _start_ranks(settings, config)
     from_first_rank(lambda: prepare_output_dir(settings.output_dir))
     checkpoint = from_first_rank(lambda: checkpoint_to_resume(settings))
-    resumes = checkpoint is not None and not settings.ignore_load_lr_and_optim
-    state = TrainerState()
-    if checkpoint is not None and resumes:
-        state = load_trainer_state(checkpoint, settings.max_seq_length)
-        check_resumed(settings, checkpoint, state)
-
+    resumed = None if settings.ignore_load_lr_and_optim else checkpoint
+    state = _starting_state(settings, resumed)
     model, wrapped, updater = _make_model(settings, plan, checkpoint, config)
     samples = Samples(settings, model.config, state)
     checkpointer = Checkpointer(
@@ -78,8 +74,8 @@ def run(settings: Settings) -> int:
         keep=settings.save_total_limit,
         with_optimizer=not settings.ignore_save_lr_and_optim,
     )
-    if resumes:
-        checkpointer.restore(checkpoint, state)
+    if resumed:
+        checkpointer.restore(resumed, state)
     elif checkpoint:
         logger.info("weights of %s; the rest starts anew (ignore_load_lr_and_optim)", checkpoint)
     reporters = _make_reporters(settings, state)
@@ -116,6 +112,15 @@ def run(settings: Settings) -> int:
     finally:
         for reporter in reporters:
             reporter.close()
+
+
+def _starting_state(settings: Settings, resumed: Path | None) -> TrainerState:
+    """That of the checkpoint that the run goes on from."""
+    if resumed is None:
+        return TrainerState()
+    state = load_trainer_state(resumed, settings.max_seq_length)
+    check_resumed(settings, resumed, state)
+    return state
 
 
 def _choose_execution(settings: Settings) -> ExecutionPlan:

@@ -201,6 +201,8 @@ class Trainer:
         metrics |= _named("eval_loss", self._eval_source_losses.take())
         self._report(metrics)
         progress.log(self.state.global_step, metrics)
+        # The time since the last log line is left out, so its tokens are too.
+        self._count_tokens()
         self.throughput.restart()
 
     def _save(self) -> None:
@@ -221,6 +223,7 @@ class Trainer:
         state = self.state
         if not self.settings.load_best_model_at_end or self._evaluated_step != state.global_step:
             return
+        assert self.eval_loss is not None  # of _evaluated_step
         if state.best_loss is None or self.eval_loss < state.best_loss:
             state.best_loss, state.best_checkpoint = self.eval_loss, checkpoint_name(state)
 

@@ -36,3 +36,9 @@ def test_paddlenlp_layouts_fit_their_models_on_eight_processes(file):
     config = load_config(settings.model_name_or_path)
     assert layout_problems(settings, config, 8) == []
     assert degrees(settings, 8).world_size == 8
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    marked = tmp_path / "run.json"
+    marked.write_bytes(b"\xef\xbb\xbf" + PADDLENLP[0].read_bytes())
+    assert load_settings([str(marked)]) == load_settings([str(PADDLENLP[0])])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -44,6 +45,17 @@ def test_groups(degrees, axes):
     # Those that differ along data or sharding train on samples of their own.
     shards = mesh.Degrees(**degrees)
     assert {r["sample_shard"] for r in results} == set(range(shards.data * shards.sharding))
+
+
+def test_order_of_the_sample_shards():
+    """Data is the outer axis, so that the ranks of a sharding group read consecutive samples."""
+    degrees = mesh.Degrees(data=3, sharding=2)
+    shards = [
+        mesh.Mesh(degrees, data=SimpleNamespace(rank=d), sharding=SimpleNamespace(rank=s))
+        for d in range(3)
+        for s in range(2)
+    ]
+    assert [each.sample_shard for each in shards] == list(range(6))
 
 
 def test_one_process_starts_nothing():

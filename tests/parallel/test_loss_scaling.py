@@ -39,18 +39,20 @@ def test_the_scale_is_at_least_one():
     assert scales(replace(FAST, initial=2.0, backoff_interval=1), [True] * 3) == [1.0] * 3
 
 
-def test_resuming_goes_on():
+@pytest.mark.parametrize("saved", range(7))
+def test_resuming_goes_on(saved):
     straight, first = LossScaler(FAST), LossScaler(FAST)
     pattern = [False, True, True, False, False, True]
     for skipped in pattern:
         straight.update(skipped)
-    for skipped in pattern[:3]:
+    for skipped in pattern[:saved]:
         first.update(skipped)
     second = LossScaler(FAST)
     second.load_state(first.state())
-    for skipped in pattern[3:]:
+    for skipped in pattern[saved:]:
         second.update(skipped)
     assert second.state() == straight.state()
+    assert second.scale == 16
     assert second.skipped_steps == 3
 
 

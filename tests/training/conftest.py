@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from training_testing import Workplace, counting_documents, write_corpus, write_model
+from training_testing import Clock, Workplace, counting_documents, write_corpus, write_model
 
 
 @pytest.fixture
@@ -22,3 +23,11 @@ def make_workplace(tmp_path: Path) -> Callable[[str], Workplace]:
 @pytest.fixture
 def workplace(make_workplace: Callable[[str], Workplace]) -> Workplace:
     return make_workplace("run")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What ``time.perf_counter`` says."""
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+    return clock

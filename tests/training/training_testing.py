@@ -18,6 +18,16 @@ ROOT = Path(__file__).resolve().parents[2]
 VOCAB_SIZE = 64
 
 
+class Clock:
+    """In place of a clock of ``time``, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
 @dataclass
 class Workplace:
     """Folders of one run, and its command line."""

@@ -52,8 +52,7 @@ def _equal(files: TensorFiles, first: str, second: str) -> bool:
     shape = files.shapes()[first]
     if files.shapes()[second] != shape:
         return False
-    blocks = [[slice(start, start + _ROWS)] for start in range(0, shape[0], _ROWS)]
     return all(
-        np.array_equal(files.read(first, "float32", rows), files.read(second, "float32", rows))
-        for rows in blocks
+        np.array_equal(files.read(first, "float32", [rows]), files.read(second, "float32", [rows]))
+        for rows in (slice(start, start + _ROWS) for start in range(0, shape[0], _ROWS))
     )

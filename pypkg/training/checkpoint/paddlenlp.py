@@ -59,16 +59,21 @@ def trainer_state(content: Mapping[str, Any], file: Path, seq_length: int) -> Tr
     Raises:
         UserError: it does not say how many steps and samples have been done.
     """
-    numbers = [content.get(key) for key in ("global_step", "consumed_samples")]
-    for key, number in zip(("global_step", "consumed_samples"), numbers, strict=True):
+
+    def counted(key: str) -> int:
+        number = content.get(key)
         if type(number) is not int or number < 0:
             raise UserError(
                 f"{file}: {key} must be a number of at least 0, found {number!r}. Resume from "
                 "another checkpoint, or set ignore_load_lr_and_optim to take only its weights."
             )
-    step, samples = numbers
+        return number
+
+    samples = counted("consumed_samples")
     return TrainerState(
-        global_step=step, consumed_samples=samples, consumed_tokens=samples * seq_length
+        global_step=counted("global_step"),
+        consumed_samples=samples,
+        consumed_tokens=samples * seq_length,
     )
 
 

@@ -11,14 +11,19 @@ from dataclasses import dataclass
 import paddle
 
 # Dense peak of one GPU in FLOP/s, from NVIDIA's data sheets: (bfloat16 and float16, float32 as
-# the framework runs it by default, which is TF32 on tensor cores off).
+# the framework runs it by default, which is TF32 on tensor cores off). The first key within the
+# name counts, so a form factor comes before its family.
 _GPU_PEAKS = {
+    "H200 NVL": (835e12, 60e12),
     "H200": (989e12, 67e12),
+    "H100 PCIe": (756e12, 51e12),
+    "H100 NVL": (835e12, 60e12),
     "H100": (989e12, 67e12),
     "H800": (989e12, 67e12),
     "A100": (312e12, 19.5e12),
     "A800": (312e12, 19.5e12),
     "L40S": (362e12, 91.6e12),
+    "V100-PCIE": (112e12, 14e12),
     "V100": (125e12, 15.7e12),
     "4090": (165e12, 82.6e12),
 }

@@ -130,6 +130,19 @@ def test_index_maps_hold_every_document_once_an_epoch(sizes, num_samples, seed):
     assert sorted(maps.document_index.tolist()) == sorted(documents * plan.epochs)
 
 
+def test_the_last_epoch_is_shuffled_by_itself_below_80_percent():
+    """Ten samples an epoch: the last one gives 7 or 8 of them, or all of its 10."""
+    sizes = np.full(101, 1, np.int32)
+    plans = {n: plan_index_maps(sizes, 0, 101, n, 10, 0) for n in (10, 17, 18, 20)}
+    assert {n: (plan.epochs, plan.border) for n, plan in plans.items()} == {
+        10: (1, 10),
+        17: (2, 10),
+        18: (2, 20),
+        20: (2, 20),
+    }
+    assert [n for n, plan in plans.items() if plan.separate_last] == [17]
+
+
 def _same_shuffle(array: np.ndarray, ours: np.random.RandomState, theirs: np.random.RandomState):
     expected = array.copy()
     theirs.shuffle(expected)

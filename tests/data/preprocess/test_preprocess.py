@@ -89,6 +89,22 @@ def test_broken_json_line(tmp_path, tokenizer, line, said, capsys):
     assert not list(tmp_path.glob("other*"))
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "line", "byte"),
+    [
+        ("c.jsonl", b'{"text": "one"}\n{"text": "caf\xe9"}\n', 2, 29),
+        ("c.txt", b"one\n###\ntwo\ncaf\xe9\n", 4, 15),
+    ],
+)
+def test_the_byte_that_is_not_utf8(tmp_path, tokenizer, name, data, line, byte, capsys):
+    assert data[byte] == 0xE9
+    file = tmp_path / name
+    file.write_bytes(data)
+    assert run(tmp_path, input_path=file, doc_spliter="###") == 0
+    assert texts(tmp_path, tokenizer)[0].strip() == "one"
+    assert f"skipped {file}, line {line} (byte {byte}): not UTF-8" in capsys.readouterr().err
+
+
 def test_documents_that_are_not_utf8(tmp_path, corpus, tokenizer, capsys):
     (corpus / "bad.txt").write_bytes(b"caf\xe9 au lait")
     assert run(tmp_path, exclude="skip,a") == 0

@@ -8,13 +8,15 @@ import resource
 import signal
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from preprocess_testing import ALL, command, outputs, run, texts
 
 from pypkg.data.preprocess import files
-from pypkg.data.preprocess.shards import FileShardFolder
+from pypkg.data.preprocess.shards import FileShardFolder, FileShardWriter
 
 UNIT_BYTES = 1 << 20
 
@@ -104,6 +106,20 @@ def test_interrupted_and_run_again(tmp_path, tokenizer, small_units, capsys, sen
     assert run(tmp_path, **values, output_prefix=tmp_path / "whole" / "corpus") == 0
     for name in ("corpus.bin", "corpus.idx"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("change", [-2, 2])
+def test_a_file_shard_of_another_length_is_not_finished(tmp_path, change):
+    folder = FileShardFolder(str(tmp_path / "corpus"), np.dtype(np.uint16))
+    assert folder.begin("same", 2) == [0, 1]
+    writer = FileShardWriter(folder.path, 0, folder.dtype)
+    writer.add(np.array([5, 6, 7]), [2, 1], [1, 1], [3, 2], [])
+    writer.finish(Counter())
+    assert folder.begin("same", 2) == [1]
+    assert folder.load(0).tokens.tolist() == [5, 6, 7]
+    os.truncate(folder.path / "000000.bin", 6 + change)
+    assert folder.load(0) is None
+    assert folder.begin("same", 2) == [0, 1]
 
 
 def test_file_shards_of_other_options_are_not_used(tmp_path, tokenizer, capsys):

@@ -77,6 +77,13 @@ def test_vocabulary_counts_added_tokens(folder):
     assert tokenizer.encode("<more>") == [281]
 
 
+def test_the_vocabulary_ends_with_the_largest_id(tmp_path):
+    model = tokenizers.models.WordLevel({"a": 0, "b": 1, "far": 9}, unk_token="a")
+    tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.vocab_size, tokenizer.encode("far")) == (10, [9])
+
+
 @pytest.mark.parametrize(
     ("file", "contents", "said"),
     [

@@ -91,6 +91,9 @@ def test_windows() -> None:
     for first, types in {0: (sliding, sliding), 28: (full, full)}.items():
         config = config_from_huggingface({**used, "max_window_layers": first})
         assert config.layer_types == types
+    deep = _keys("qwen2", use_sliding_window=True, num_hidden_layers=30)
+    deep.pop("max_window_layers", None)
+    assert config_from_huggingface(deep).layer_types == (full,) * 28 + (sliding,) * 2
     for types in ([full, full], [sliding, full]):  # wins over max_window_layers
         config = config_from_huggingface({**used, "layer_types": types})
         assert config.layer_types == tuple(types)

@@ -37,13 +37,14 @@ def test_import_export_import(fixture: str, tmp_path: Path) -> None:
 def test_checkpoints_of_the_model_without_its_head(
     fixture: str, prefix: str, tmp_path: Path
 ) -> None:
-    """As released: gpt2 has h.0.ln_1, with the mask as a buffer, where its class has a prefix."""
+    """As released: gpt2 has h.0.ln_1, with the mask as buffers, where its class has a prefix."""
     tensors = {
         name.removeprefix(prefix): value
         for name, value in load_file(GOLDEN / fixture / "model.safetensors").items()
     }
     if fixture == "gpt3":
         tensors["h.1.attn.bias"] = np.tril(np.ones((1, 1, 64, 64), np.float32))
+        tensors["h.1.attn.masked_bias"] = np.array(-1e4, np.float32)
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((GOLDEN / fixture / "config.json").read_bytes())
     expected = dict(from_pretrained(GOLDEN / fixture).named_parameters())

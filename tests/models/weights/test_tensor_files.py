@@ -149,6 +149,16 @@ def test_damaged_file_is_named(
     assert str(path) in str(error.value)
 
 
+def test_a_truncated_file_tells_of_the_bytes_of_the_whole_one(tmp_path: Path) -> None:
+    path = tmp_path / SINGLE_FILE
+    save_file({"x": np.arange(6, dtype=np.float32)}, path)
+    whole = path.stat().st_size
+    _cut(path)
+    message = f"tensor x ends at byte {whole}, the file has {whole - 3}$"
+    with pytest.raises(UserError, match=message):
+        TensorFiles(tmp_path)
+
+
 def test_unsupported_dtype_is_named(tmp_path: Path) -> None:
     save_file({"x": np.arange(6)}, tmp_path / SINGLE_FILE)
     with pytest.raises(UserError, match=r"tensor x is of dtype int64; .*one of float32, float16"):

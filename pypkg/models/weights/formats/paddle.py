@@ -173,7 +173,8 @@ class _Locator:
         """``values`` with stored tensors; dicts deeper than ``depth`` and lists are left out."""
         key = (id(values), depth)
         if key not in self._done:
-            self._done[key] = found = {}
+            found: dict[str, Any] = {}
+            self._done[key] = found
             for name, value in values.items():
                 if isinstance(value, tuple) and len(value) == 2:
                     value = value[1]  # beside its Paddle name

@@ -1,0 +1,223 @@
+"""The training loop on an engine whose work takes no time but that of a clock."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+from paddle import Tensor
+from training_testing import Clock
+
+from pypkg.config import load_settings
+from pypkg.data import Batch
+from pypkg.errors import UserError
+from pypkg.training.engine import Engine
+from pypkg.training.reporting.metrics import Throughput
+from pypkg.training.reporting.outcome import Outcome
+from pypkg.training.reporting.progress import Progress
+from pypkg.training.state import TrainerState
+from pypkg.training.trainer import Trainer
+
+SETTINGS = {
+    "model_name_or_path": "none",
+    "input_dir": "none",
+    "do_train": True,
+    "max_steps": 12,
+    "per_device_train_batch_size": 2,
+    "max_seq_length": 8,
+    "disable_tqdm": True,
+}
+
+
+class TimedEngine:
+    """1 s an update, 100 s an evaluation; the losses are the numbers of the steps."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.losses = [float(step) for step in range(1, 13)]
+
+    def forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor:
+        return paddle.to_tensor(self.losses.pop(0))
+
+    def update(self, rate: float) -> Tensor:
+        self.clock.seconds += 1
+        return paddle.ones([])
+
+    def evaluate(self, batches: Iterator[Batch]) -> float:
+        self.clock.seconds += 100
+        return 1.0
+
+
+class Data:
+    """Batches of 2 samples of 8 tokens, each of which takes ``seconds``."""
+
+    def __init__(self, clock: Clock, seconds: float = 0.0) -> None:
+        self.sources = {"train": ["corpus"], "valid": ["corpus"]}
+        self._clock, self._seconds = clock, seconds
+
+    def train_batches(self, start: int) -> Iterator[Batch]:
+        while True:
+            self._clock.seconds += self._seconds
+            tokens = np.ones([2, 8], np.int64)
+            yield {"input_ids": tokens, "labels": tokens}
+
+    def eval_batches(self) -> Iterator[Batch]:
+        return iter(())
+
+
+class Saver:
+    """A checkpoint takes 1000 s."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def save(self, state: TrainerState) -> Path:
+        self._clock.seconds += 1000
+        return Path("checkpoint")
+
+
+class Rows:
+    """A reporter that keeps what is logged of training, by step."""
+
+    def __init__(self) -> None:
+        self.by_step: dict[int, dict[str, float]] = {}
+
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        if "loss" in metrics:
+            self.by_step[step] = metrics
+
+    def of(self, name: str) -> dict[int, float]:
+        return {step: metrics[name] for step, metrics in self.by_step.items()}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def rows() -> Rows:
+    return Rows()
+
+
+@pytest.fixture
+def make_trainer(clock: Clock, rows: Rows, tmp_path: Path) -> Any:
+    def make(seconds_per_batch: float = 0.0, **settings: Any) -> Trainer:
+        given = SETTINGS | {"output_dir": tmp_path} | settings
+        words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
+        return Trainer(
+            load_settings(words),
+            TimedEngine(clock),
+            TrainerState(),
+            data=Data(clock, seconds_per_batch),
+            checkpointer=Saver(clock),
+            reporters=[rows],
+            throughput=Throughput(1.0, None),
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("logging_steps", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize(("eval_steps", "save_steps"), [(1, 12), (2, 3), (3, 2), (5, 7), (12, 1)])
+def test_evaluations_and_checkpoints_do_not_slow_training(
+    make_trainer: Any,
+    clock: Clock,
+    rows: Rows,
+    logging_steps: int,
+    eval_steps: int,
+    save_steps: int,
+) -> None:
+    """16 tokens a second, whichever of them comes between two log lines."""
+    outcome = make_trainer(
+        do_eval=True,
+        evaluation_strategy="steps",
+        logging_steps=logging_steps,
+        eval_steps=eval_steps,
+        save_steps=save_steps,
+    ).train()
+    steps = range(logging_steps, 13, logging_steps)
+    assert rows.of("tokens_per_second_per_device") == dict.fromkeys(steps, 16.0)
+    assert rows.of("consumed_tokens") == {step: 16 * step for step in steps}
+    assert outcome.tokens_per_second == 16
+    evaluations = len([s for s in range(1, 13) if s % eval_steps == 0 or s == 12])
+    saves = len([s for s in range(1, 13) if s % save_steps == 0 or s == 12])
+    assert clock.seconds == 12 + 100 * evaluations + 1000 * saves
+
+
+def test_a_log_line_tells_means_over_its_steps(make_trainer: Any, rows: Rows) -> None:
+    """4 micro batches of 0.25 s and an update of 1 s make a step of 64 tokens."""
+    trainer = make_trainer(0.25, gradient_accumulation_steps=4, logging_steps=3, save_strategy="no")
+    outcome = trainer.train()
+    assert rows.of("loss") == {3: 2.0, 6: 5.0, 9: 8.0, 12: 11.0}
+    assert rows.of("data_wait_seconds_per_step") == dict.fromkeys((3, 6, 9, 12), 1.0)
+    assert rows.of("tokens_per_second_per_device") == dict.fromkeys((3, 6, 9, 12), 32.0)
+    assert (outcome.state.initial_loss, outcome.final_loss) == (1.0, 11.0)
+    assert outcome.state.consumed_samples == 96
+
+
+@pytest.mark.parametrize("step", [1, 5, 6, 8])
+def test_the_step_whose_loss_is_not_finite_is_named(make_trainer: Any, step: int) -> None:
+    trainer = make_trainer(logging_steps=4, save_strategy="no")
+    trainer.engine.losses[step - 1] = math.nan
+    with pytest.raises(UserError, match=f"the loss is nan at step {step} "):
+        trainer.train()
+
+
+def test_time_left_after_a_resume(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From step 6 on, two steps took 20 s; four are left."""
+    given = SETTINGS | {"output_dir": tmp_path}
+    settings = load_settings([w for k, v in given.items() for w in (f"--{k}", str(v))])
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    monkeypatch.setattr(logging.getLogger("pypkg"), "propagate", True)
+    with caplog.at_level(logging.INFO, "pypkg"), Progress(settings, 6) as progress:
+        clock.seconds += 20
+        progress.log(8, {"loss": 1.5, "tokens_per_second_per_device": 1234.0})
+        clock.seconds += 7180
+        progress.log(9, {"eval_loss": 1.25})
+    assert [record.getMessage() for record in caplog.records] == [
+        "step 8/12 | loss 1.5000 | 1,234 tokens/s | 0m40s left",
+        "step 9/12 | eval loss 1.2500 | 2h00m left",
+    ]
+
+
+class EvaluatedModel:
+    """A model whose loss is in its batch, and that knows its mode."""
+
+    def __init__(self) -> None:
+        self.training = True
+
+    def train(self) -> None:
+        self.training = True
+
+    def eval(self) -> None:
+        self.training = False
+
+    def evaluate(self, batch: dict[str, Tensor]) -> Tensor:
+        assert not self.training
+        return batch["loss"]
+
+
+def test_evaluation_is_a_mean_and_returns_to_training() -> None:
+    model = EvaluatedModel()
+    batches = [{"loss": np.array(loss, np.float32)} for loss in (1, 2, 6)]
+    assert Engine(model, None).evaluate(batches) == 3.0
+    assert model.training
+
+
+def test_losses_of_an_earlier_part_of_the_run_complete_the_outcome() -> None:
+    """A run that has nothing left to do tells the last losses in metrics.jsonl."""
+    rows = [{"loss": 3.0}, {"eval_loss": 2.5}, {"loss": 2.0}, {"eval_loss": 1.5}, {"loss": 1.0}]
+    empty = Outcome(TrainerState(), None, None, None, None, 0)
+    complete = empty.completed_from(rows)
+    assert (complete.final_loss, complete.eval_loss) == (1.0, 1.5)
+    known = Outcome(TrainerState(), 0.5, 0.25, None, None, 0).completed_from(rows)
+    assert (known.final_loss, known.eval_loss) == (0.5, 0.25)
