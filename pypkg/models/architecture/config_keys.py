@@ -29,8 +29,8 @@ _PROGRAM = (
     "_attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash "
     "_flash_attn_2_enabled _from_model_config _name_or_path architectures attn_implementation "
     "auto_map chunk_size_feed_forward custom_pipelines dtype gradient_checkpointing model_type "
-    "name_or_path paddlenlp_version tf_legacy_loss torch_dtype torchscript transformers_version "
-    "use_bfloat16"
+    "name_or_path paddlenlp_version tf_legacy_loss torch_dtype torchscript transformers.js_config "
+    "transformers_version unsloth_fixed unsloth_version use_bfloat16"
 )
 # How PaddleNLP runs a model: parallelism, recompute, fused operators, generation.
 _PADDLENLP = (

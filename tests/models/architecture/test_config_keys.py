@@ -187,6 +187,24 @@ def test_what_the_decoder_can_do_is_followed_and_written(
     assert not fields or config != _read(fixture)
 
 
+@pytest.mark.parametrize(
+    ("fixture", "keys"),
+    [
+        ("llama", {"unsloth_fixed": True, "rope_interleaved": False, "is_llama_config": True}),
+        ("llama", {"pad_token_id": None, "max_sequence_length": 2048, "pretraining_tp": 2}),
+        ("llama", {"transformers.js_config": {"dtype": "q4"}, "_attn_implementation": "sdpa"}),
+        ("gpt3", {"output_past": True, "n_special": 0, "predict_special_tokens": True}),
+        ("qwen2", {"use_mrope": False, "max_window_layers": 21}),
+        ("bloom", {"n_inner": None, "offset_alibi": 100, "skip_bias_add": True}),
+        ("chatglm2", {"vocab_size": 320, "quantization_bit": 0, "classifier_dropout": None}),
+        ("chatglm", {"pre_seq_len": None, "prefix_projection": False, "quantization_bit": 0}),
+        ("qwen", {"use_flash_attn": "auto", "use_cache_quantization": False}),
+    ],
+)
+def test_harmless_keys_of_released_models_are_known(fixture: str, keys: dict) -> None:
+    assert _read(fixture, **keys) == _read(fixture)
+
+
 def test_extensions_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
     family_module._log_extension.cache_clear()
     for _ in range(2):

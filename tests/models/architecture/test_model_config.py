@@ -155,8 +155,8 @@ def test_dropout_is_not_applied_and_said_once(caplog: pytest.LogCaptureFixture) 
     [
         ('{"hidden_size": 64,\n "x" 3}', "is not JSON: .* at line 2, column 6"),
         ("[1]", "must hold a JSON object, found a list"),
-        ("[" * 100_000, "no JSON that can be read: .*recursion"),
-        ('{"vocab_size": ' + "1" * 5000 + "}", "no JSON that can be read: .*digits"),
+        ("[" * 100_000, "is not usable JSON: .*recursion"),
+        ('{"vocab_size": ' + "1" * 5000 + "}", "is not usable JSON: .*digits"),
         (b"\xff\xfe", "not UTF-8"),
         (None, "cannot read .*No such file"),
     ],

@@ -15,6 +15,8 @@ from pypkg import convert
 from pypkg.models import from_pretrained
 from pypkg.models.architecture.registry import config_from_huggingface
 from pypkg.models.pretrained import stored_config
+from pypkg.models.weights import tied_head
+from pypkg.paths import configs_dir
 
 TIED = "gpt3"
 IDS = [[3, 1, 4, 1, 5]]
@@ -48,7 +50,11 @@ def test_an_equal_head_stays_tied(
     np.testing.assert_array_equal(_logits(folder), _logits(GOLDEN / TIED))
 
 
-def test_a_head_that_differs_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("rows", [7, 320, 4096])
+def test_a_head_that_differs_is_used(
+    rows: int, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tied_head, "_ROWS", rows)
     folder = _folder(tmp_path / "model", 5.0)
     model = from_pretrained(folder)
     assert not model.config.tie_word_embeddings
@@ -72,6 +78,8 @@ def test_a_conversion_keeps_a_head_that_differs(tmp_path: Path) -> None:
 
 
 def test_chatglm_is_tied_where_its_file_does_not_say() -> None:
-    keys = json.loads((GOLDEN / "chatglm" / "config.json").read_text())
+    keys = json.loads((configs_dir() / "models/THUDM--chatglm-6b-v1.1.json").read_text())
     keys.pop("tie_word_embeddings", None)
-    assert config_from_huggingface(keys).tie_word_embeddings
+    config = config_from_huggingface(keys)
+    assert config.tie_word_embeddings
+    assert config.num_parameters() == 6_173_286_400

@@ -69,7 +69,7 @@ FAMILIES = (
         },
         distinctive_key="padded_vocab_size",
         keys={
-            "vocab_size": "padded_vocab_size",
+            "vocab_size": ("padded_vocab_size", "vocab_size"),
             "hidden_size": "hidden_size",
             "intermediate_size": "ffn_hidden_size",
             "num_hidden_layers": "num_layers",

@@ -99,6 +99,9 @@ FAMILIES = (
         },
         unused=(
             "fused_softmax_with_triangular",
+            "n_special",
+            "output_past",
+            "predict_special_tokens",
             "reorder_and_upcast_attn",
             "seq_length",
             "summary_activation",
