@@ -61,11 +61,7 @@ def run(settings: Settings) -> int:
     from_first_rank(lambda: prepare_output_dir(settings.output_dir))
     checkpoint = from_first_rank(lambda: checkpoint_to_resume(settings))
     resumed = None if settings.ignore_load_lr_and_optim else checkpoint
-    state = TrainerState()
-    if resumed:
-        state = load_trainer_state(resumed, settings.max_seq_length)
-        check_resumed(settings, resumed, state)
-
+    state = _starting_state(settings, resumed)
     model, wrapped, updater = _make_model(settings, plan, checkpoint, config)
     samples = Samples(settings, model.config, state)
     checkpointer = Checkpointer(
@@ -116,6 +112,15 @@ def run(settings: Settings) -> int:
     finally:
         for reporter in reporters:
             reporter.close()
+
+
+def _starting_state(settings: Settings, resumed: Path | None) -> TrainerState:
+    """That of the checkpoint that the run goes on from."""
+    if resumed is None:
+        return TrainerState()
+    state = load_trainer_state(resumed, settings.max_seq_length)
+    check_resumed(settings, resumed, state)
+    return state
 
 
 def _choose_execution(settings: Settings) -> ExecutionPlan:
