@@ -20,6 +20,7 @@ from training_testing import Clock
 from pypkg.config import load_settings
 from pypkg.data import Batch
 from pypkg.errors import UserError
+from pypkg.parallel import mesh
 from pypkg.training.engine import Engine
 from pypkg.training.reporting.metrics import Throughput
 from pypkg.training.reporting.outcome import Outcome
@@ -161,6 +162,18 @@ def test_a_log_line_tells_means_over_its_steps(make_trainer: Any, rows: Rows) ->
     assert rows.of("tokens_per_second_per_device") == dict.fromkeys((3, 6, 9, 12), 32.0)
     assert (outcome.state.initial_loss, outcome.final_loss) == (1.0, 11.0)
     assert outcome.state.consumed_samples == 96
+
+
+def test_counts_are_those_of_all_ranks(
+    monkeypatch: pytest.MonkeyPatch, make_trainer: Any, rows: Rows
+) -> None:
+    """Of 8 ranks, of which pairs share their samples; speed is that of one."""
+    degrees = mesh.Degrees(data=2, sharding=2, tensor=2)
+    monkeypatch.setattr(mesh, "_current", mesh.Mesh(degrees))
+    outcome = make_trainer(logging_steps=4, save_strategy="no").train()
+    assert rows.of("consumed_tokens") == {4: 256, 8: 512, 12: 768}
+    assert outcome.state.consumed_samples == 96
+    assert rows.of("tokens_per_second_per_device") == dict.fromkeys((4, 8, 12), 8.0)
 
 
 @pytest.mark.parametrize("first", [1, 2, 9])
