@@ -18,28 +18,28 @@ TEXTS = [record["text"] for record in RECORDS]
 LINES = [json.dumps(record, ensure_ascii=False).encode() for record in RECORDS]
 
 
-@pytest.mark.parametrize(
-    ("name", "data"),
-    {
-        "mark": ("c.jsonl", BOM + b"\n".join(LINES)),
-        "marks of joined files": ("c.jsonl", b"\n".join(BOM + line for line in LINES)),
-        "a mark alone on a line": ("c.jsonl", BOM + b"\n" + b"\n".join(LINES)),
-        "a mark in a compressed file": ("c.json.gz", gzip.compress(BOM + b"\n".join(LINES))),
-        "on one line": ("c.jsonl", b"".join(LINES)),
-        "on one line with blanks": ("c.jsonl", b" " + b" ".join(LINES) + b" \n"),
-        "CR alone": ("c.jsonl", b"\r".join(LINES)),
-        "CR alone to the end": ("c.ndjson", b"\r".join([*LINES, b""])),
-        "CR LF": ("c.json", b"\r\n".join([*LINES, b""])),
-        "an array": ("c.json", json.dumps(RECORDS).encode()),
-        "an array over lines": ("c.json", BOM + json.dumps(RECORDS, indent=2).encode()),
-        "a packed array": ("c.json.gz", gzip.compress(json.dumps(RECORDS, indent=1).encode())),
-        "records over lines": (
-            "c.json",
-            b"\n".join(json.dumps(record, indent=2).encode() for record in RECORDS),
-        ),
-    }.values(),
-    ids=lambda x: None,
-)
+# How the records may lie in a file: its name and its bytes.
+JSON_FILES = {
+    "mark": ("c.jsonl", BOM + b"\n".join(LINES)),
+    "marks of joined files": ("c.jsonl", b"\n".join(BOM + line for line in LINES)),
+    "a mark alone on a line": ("c.jsonl", BOM + b"\n" + b"\n".join(LINES)),
+    "a mark in a compressed file": ("c.json.gz", gzip.compress(BOM + b"\n".join(LINES), mtime=0)),
+    "on one line": ("c.jsonl", b"".join(LINES)),
+    "on one line with blanks": ("c.jsonl", b" " + b" ".join(LINES) + b" \n"),
+    "CR alone": ("c.jsonl", b"\r".join(LINES)),
+    "CR alone to the end": ("c.ndjson", b"\r".join([*LINES, b""])),
+    "CR LF": ("c.json", b"\r\n".join([*LINES, b""])),
+    "an array": ("c.json", json.dumps(RECORDS).encode()),
+    "an array over lines": ("c.json", BOM + json.dumps(RECORDS, indent=2).encode()),
+    "a packed array": ("c.json.gz", gzip.compress(json.dumps(RECORDS, indent=1).encode(), mtime=0)),
+    "records over lines": (
+        "c.json",
+        b"\n".join(json.dumps(record, indent=2).encode() for record in RECORDS),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "data"), JSON_FILES.values(), ids=JSON_FILES)
 def test_json(tmp_path, monkeypatch, name, data):
     monkeypatch.setattr(files, "_LEAST_UNIT", 8)  # cuts wherever it can
     (tmp_path / name).write_bytes(data)
