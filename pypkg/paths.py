@@ -16,3 +16,9 @@ def configs_dir() -> Path:
 def library_dir() -> Path:
     """The folder of the compiled libraries and of build_info.json."""
     return _PACKAGE / "_lib"
+
+
+def sources_dir() -> Path | None:
+    """The folder ``csrc`` beside the package in a checkout; None where the package is installed."""
+    folder = _PACKAGE.parent / "csrc"
+    return folder if (folder / "kernels").is_dir() else None

@@ -17,6 +17,7 @@ CSRC = REPO / "csrc"
 
 # Leaves, which anything may import.
 _BASE = (
+    "pypkg.build_info",
     "pypkg.errors",
     "pypkg.files",
     "pypkg.markdown",
@@ -37,6 +38,7 @@ class Rule(NamedTuple):
 # For each module, the rule with the longest matching name holds.
 _ARCHITECTURE = "pypkg.models.architecture"
 RULES = (
+    Rule("pypkg.build_info"),
     Rule("pypkg.errors"),
     Rule("pypkg.files"),
     Rule("pypkg.markdown"),

@@ -32,7 +32,6 @@ from pypkg.models.weights.tied_head import as_stored
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5, 4
 _VOCAB_KEYS = ("vocab_size", "padded_vocab_size")
-FORMATS = ("huggingface", "paddlenlp")
 _METADATA = {"huggingface": "pt", "paddlenlp": "np"}  # "format" in a safetensors file
 _ROWS = 1024  # of a table that are averaged at once
 

@@ -20,6 +20,8 @@ _COMPANIONS = (
     "vocab.txt",
     "merges.txt",
     "*.model",
+    "tokenizer.model.v*",
+    "tekken.json",
     "*.tiktoken",
     "chat_template.*",
     "generation_config.json",

@@ -174,7 +174,8 @@ def _amount(text: str) -> float:
     return number
 
 
-TOOLS = {
+# The options of each tool, and what it runs.
+TOOLS: dict[str, tuple[Callable[[Any], None], Callable[..., int]]] = {
     "inspect": (_inspect_options, _inspect),
     "validate": (_validate_options, _validate),
     "merge": (_merge_options, _merge),

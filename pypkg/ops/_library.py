@@ -21,8 +21,9 @@ import paddle
 from paddle import _C_ops
 
 from pypkg import __version__
+from pypkg.build_info import DIGEST, digest
 from pypkg.errors import UserError
-from pypkg.paths import library_dir
+from pypkg.paths import library_dir, sources_dir
 
 ENVIRONMENT_VARIABLE = "PYPKG_OPS_BACKEND"
 _WAY_OUT = (
@@ -54,7 +55,11 @@ def _load_library(path: Path) -> None:
 
 
 def _check_build(info: Mapping[str, object], path: Path) -> None:
-    """Raises UserError when the library was built for another Paddle than the running one."""
+    """Raises UserError where the library does not fit the running Paddle or this Python code.
+
+    A version says little in a checkout, where signatures change between releases, so there the
+    library must come from the very sources that lie beside the package.
+    """
     built_for, running = info["paddle_version"], paddle.version.full_version
     if built_for != running:
         raise UserError(
@@ -64,6 +69,12 @@ def _check_build(info: Mapping[str, object], path: Path) -> None:
         raise UserError(
             f"{path} belongs to pypkg {info['pypkg_version']}, but the Python code is pypkg "
             f"{__version__}. {_WAY_OUT}"
+        )
+    sources = sources_dir()
+    if sources is not None and info.get(DIGEST) != digest(sources):
+        raise UserError(
+            f"{path} was compiled from other sources than those in {sources}. Run `make build` to "
+            f"compile them, or set {ENVIRONMENT_VARIABLE}=reference to run without them."
         )
     built_cuda, running_cuda = info.get("cuda_version"), paddle.version.cuda()
     majors = [str(version).split(".")[0] for version in (built_cuda, running_cuda)]

@@ -144,10 +144,27 @@ class Samples:
                     f"{s.input_dir!r} has too few documents for it. Change split, or turn off "
                     "what needs it (do_eval, do_predict)."
                 )
+        self._say_what_is_evaluated(numbers)
         return {
             split: short_names([corpus.prefix for corpus in dataset.corpora])
             for split, dataset in self._datasets.items()
         }
+
+    def _say_what_is_evaluated(self, numbers: list[int]) -> None:
+        """Logs how many samples an evaluation takes of how many; ``numbers`` are all of a run."""
+        s = self._settings
+        batch = s.per_device_eval_batch_size * mesh.current().sample_shards
+        for split, wanted, batches in zip(_SPLITS, numbers, (0, s.eval_iters, TEST_ITERS)):
+            if not batches or not wanted or split not in self._datasets:
+                continue
+            there = self._datasets[split].samples_per_epoch
+            logger.info(
+                "an evaluation takes %s samples of the %s split, which has %s%s",
+                f"{batches * batch:,}",
+                _SPLITS[split],
+                f"{there:,}",
+                ": some of them count more than once" if batches * batch > there else "",
+            )
 
     def _batches(self, split: str, batch_size: int, start: int) -> Iterator[Batch]:
         if self._one_reads and not is_reader():

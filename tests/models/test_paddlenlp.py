@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,11 @@ from pypkg.models.architecture.registry import (
     config_from_huggingface,
     config_to_paddlenlp,
     load_config,
+    stored_weight_map,
 )
+from pypkg.models.pretrained import parameter_shapes
 from pypkg.models.weights.formats.tensor_files import TensorFiles
+from pypkg.models.weights.tp_shards import tp_shard
 
 PADDLENLP = GOLDEN / "paddlenlp"
 MODELS = PADDLENLP / "models"
@@ -48,13 +52,21 @@ def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:
     path.write_bytes(pickle.dumps(tensors, protocol=4))
 
 
-def test_nine_models_in_two_forms() -> None:
-    assert len(FOLDERS) == 18
+def test_ten_models_in_two_forms() -> None:
+    assert len(FOLDERS) == 20
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_logits(folder: str) -> None:
     _assert_logits(MODELS / folder, folder.rpartition("_")[0])
+
+
+def test_chatglm() -> None:
+    """Its input has a prefix of eleven tokens, which see each other."""
+    model = from_pretrained(PADDLENLP / "chatglm/model")
+    logits = model(paddle.to_tensor(np.load(PADDLENLP / "chatglm/ids.npy")))
+    expected = np.load(PADDLENLP / "chatglm/logits.npy")
+    np.testing.assert_allclose(logits.numpy(), expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt"])
@@ -70,30 +82,41 @@ def test_parts_of_tensor_parallel_ranks(name: str) -> None:
     _assert_logits(PADDLENLP / "parts" / name, name.partition("_")[0])
 
 
-def test_parts_of_stages(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("fused/llama", "llama"),
+        ("models/qwen2_tied_pdparams", "qwen2_tied"),
+        ("models/gpt_pdparams", "gpt"),
+    ],
+)
+def test_parts_of_stages(tmp_path: Path, folder: str, name: str) -> None:
     """Both degrees in the names of the files; the fused gate and up have a block of each half."""
-    stored = TensorFiles(PADDLENLP / "fused" / "llama")
+    stored = TensorFiles(PADDLENLP / folder)
     for tp in range(2):
         for pp in range(2):
             part = {
-                name: _shard(name, stored.read(name, "float32"), tp)
-                for name in stored.shapes()
-                if ("layers.1" in name or "lm_head" in name) == bool(pp)
+                each: _shard(each, stored.read(each, "float32"), tp, name != "llama")
+                for each in stored.shapes()
+                if ("layers.1" in each or "lm_head" in each) == bool(pp)
             }
             _write(tmp_path / f"model_state.tp{tp:02d}_pp{pp:02d}.pdparams", part)
-    shutil.copy(MODELS / "llama_pdparams/config.json", tmp_path)
-    _assert_logits(tmp_path, "llama")
+    shutil.copy(MODELS / f"{name}_pdparams/config.json", tmp_path)
+    _assert_logits(tmp_path, name)
     (tmp_path / "model_state.tp01_pp00.pdparams").unlink()
     with pytest.raises(UserError, match="tensor-parallel rank 1 and pipeline stage 0"):
         TensorFiles(tmp_path)
 
 
-def _shard(name: str, value: np.ndarray, rank: int) -> np.ndarray:
+def _shard(name: str, value: np.ndarray, rank: int, is_tied: bool) -> np.ndarray:
+    is_row = any(word in name for word in ("o_proj", "out_proj", "down_proj", "linear2"))
+    if "norm" in name or "position" in name or (is_row and value.ndim == 1):
+        return value  # whole on every rank
     if "gate_up_fused" in name:
         return np.concatenate([np.split(half, 2, 1)[rank] for half in np.split(value, 2, 1)], 1)
-    if "qkv" in name or "lm_head" in name:
-        return np.split(value, 2, 1)[rank]
-    return np.split(value, 2, 0)[rank] if value.ndim == 2 else value
+    is_row |= "embed" in name or ("lm_head" in name and is_tied)
+    axis = 0 if is_row else value.ndim - 1
+    return np.split(value, 2, axis)[rank]
 
 
 def test_file_shards_with_an_index(tmp_path: Path) -> None:
@@ -110,16 +133,47 @@ def test_file_shards_with_an_index(tmp_path: Path) -> None:
     _assert_logits(tmp_path, "llama")
 
 
-def test_bfloat16(tmp_path: Path) -> None:
-    """NumPy has no bfloat16: paddle.save writes its bits as uint16."""
-    stored = TensorFiles(MODELS / "llama_pdparams")
-    bits = {name: stored.read(name, "bfloat16") for name in stored.shapes()}
-    assert all(value.dtype == np.uint16 for value in bits.values())
-    _write(tmp_path / "model_state.pdparams", bits)
-    shutil.copy(MODELS / "llama_pdparams/config.json", tmp_path)
-    assert {spec.dtype for spec in TensorFiles(tmp_path).specs().values()} == {"bfloat16"}
-    logits = from_pretrained(tmp_path)(paddle.to_tensor(np.load(MODELS / "ids.npy"))).numpy()
+@pytest.mark.parametrize("form", ["safetensors", "pdparams"])
+def test_bfloat16(tmp_path: Path, form: str) -> None:
+    """NumPy has no bfloat16: PaddleNLP writes its bits as uint16, in safetensors as well."""
+    folder = PADDLENLP / "bfloat16/llama"
+    stored = TensorFiles(folder)
+    if form == "pdparams":
+        bits = {name: stored.read(name, "bfloat16") for name in stored.shapes()}
+        assert all(value.dtype == np.uint16 for value in bits.values())
+        _write(tmp_path / "model_state.pdparams", bits)
+        shutil.copy(folder / "config.json", tmp_path)
+        folder = tmp_path
+    assert {spec.dtype for spec in TensorFiles(folder).specs().values()} == {"bfloat16"}
+    exact = TensorFiles(MODELS / "llama_safetensors")
+    for name in exact.shapes():
+        rounded = exact.read(name, "bfloat16")
+        assert np.array_equal(TensorFiles(folder).read(name, "bfloat16"), rounded), name
+    logits = from_pretrained(folder)(paddle.to_tensor(np.load(MODELS / "ids.npy"))).numpy()
     np.testing.assert_allclose(logits, np.load(MODELS / "llama.npy"), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "folder", ["models/gpt_safetensors", "models/qwen_safetensors", "fused/llama", "fused/gpt"]
+)
+def test_a_tensor_parallel_rank_reads_its_part(folder: str) -> None:
+    """The same as a part of the whole, from other bytes of the file alone."""
+    config = load_config(PADDLENLP / folder)
+    files = TensorFiles(PADDLENLP / folder)
+    names = stored_weight_map(config, files.shapes())
+
+    def read(source: str, cut: Sequence[slice] = ()) -> np.ndarray:
+        return files.read(source, "float32", cut)
+
+    divided = 0
+    for name, shape in parameter_shapes(config).items():
+        whole = names.to_model(name, [read(each) for each in names.source_shapes(name, shape)])
+        for rank in range(2):
+            if shard := tp_shard(config, name, 2, rank):
+                divided += 1
+                part = names.read_ranges(name, shape, shard.axis, shard.ranges, read)
+                assert np.array_equal(part, shard.take(whole)), name
+    assert divided > 10
 
 
 def test_opt_follows_transformers() -> None:
@@ -144,6 +198,7 @@ def test_opt_follows_transformers() -> None:
         ("gpt", {"normalize_before": False}, "normalize_before is False"),
         ("gpt", {"scale_qk_coeff": 2.0}, r"scale_qk_coeff is 2\.0"),
         ("gpt", {"hidden_activation": "relu"}, "hidden_activation is 'relu'"),
+        ("chatglm_v2", {"architectures": ["ChatGLMForCausalLM"]}, "num_hidden_layers is 2"),
         ("qwen", {"use_long_sequence_strategies": True}, "use_long_sequence_strategies is True"),
         ("llama", {"architectures": ["GemmaForCausalLM"], "model_type": "gemma"}, "Gemma"),
     ],

@@ -9,9 +9,10 @@ import logging
 import paddle
 import pytest
 
-from pypkg import __version__, _native, ops
+from pypkg import __version__, _native, build_info, ops
 from pypkg.errors import UserError
 from pypkg.ops import _library
+from pypkg.paths import sources_dir
 
 GOOD_INFO = {
     "pypkg_version": __version__,
@@ -19,6 +20,7 @@ GOOD_INFO = {
     "cuda_version": None,
     "cuda_architectures": None,
     "compiler": "a compiler",
+    build_info.DIGEST: build_info.digest(sources_dir()),
 }
 
 
@@ -132,6 +134,22 @@ def test_library_for_something_else(folder, changes, message):
         ops.backend()
     ops.set_backend("reference")
     assert ops.backend() == "reference"
+
+
+@pytest.mark.parametrize("found", [None, "of sources from last week"])
+def test_library_older_than_its_sources(folder, found):
+    put_library(folder, **{build_info.DIGEST: found})
+    message = "compiled from other sources than those in .*csrc. Run `make build`"
+    with pytest.raises(UserError, match=message + ".*PYPKG_OPS_BACKEND=reference"):
+        ops.backend()
+
+
+def test_an_installed_library_has_no_sources_to_compare(folder, monkeypatch):
+    """It gets as far as loading the file, which is no library."""
+    put_library(folder, **{build_info.DIGEST: "of the sources that made the wheel"})
+    monkeypatch.setattr(_library, "sources_dir", lambda: None)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        ops.backend()
 
 
 def test_cuda_of_another_major_version(folder, monkeypatch):

@@ -80,6 +80,17 @@ def test_goes_on_with_the_losses_of_the_uninterrupted_run(
     assert state.consumed_tokens == state.consumed_samples * 32
 
 
+def test_begins_with_the_weights_of_paddlenlp(paddlenlp_run: Workplace) -> None:
+    """The whole run, with continue_training."""
+    settings = _settings("plain") | {"continue_training": True}
+    del settings["resume_from_checkpoint"]
+    done = paddlenlp_run.run(**settings)
+    assert done.returncode == 0, done.stderr
+    trace = json.loads((RUNS / "plain.trace.json").read_text())
+    expected = {row["step"]: row["loss"] for row in trace["trace"]}
+    assert paddlenlp_run.losses() == pytest.approx(expected, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("form", "layout", "sample_ranks"),
     [
@@ -179,7 +190,7 @@ def _shard(name: str, value: np.ndarray, rank: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("form", ["plain", "unified"])
-def test_master_weights(tmp_path: Path, form: str) -> None:
+def test_master_weights(tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture) -> None:
     """A float32 run has none: its weights take their place."""
     folder = tmp_path / "checkpoint-5"
     shutil.copytree(RUNS / form / "checkpoint-5", folder)
@@ -209,7 +220,29 @@ def test_master_weights(tmp_path: Path, form: str) -> None:
         (folder / "master_weights.safetensors.index.json").write_text(json.dumps(index))
     assert np.array_equal(_moment(folder, key), np.concatenate(list(masters.values()), axis=1))
     moment = f"{KEYS[1]}.moment1"
-    assert np.array_equal(_moment(folder, moment), _moment(RUNS / form / "checkpoint-5", moment))
+    state = paddlenlp.OptimizerState(folder, load_config(folder))
+    expected = _moment(RUNS / form / "checkpoint-5", moment)
+    assert np.array_equal(state.read(moment), expected)
+    state.log_unread()
+    assert "this run is in float32" in caplog.text
+    caplog.clear()
+    state.read(key)
+    state.log_unread()
+    assert not caplog.text
+
+
+def test_state_of_a_tied_embedding_has_the_name_of_the_head(tmp_path: Path) -> None:
+    """The last of the two names of a parameter is what unified_checkpoint writes."""
+    folder = RUNS.parent / "models/qwen2_tied_safetensors"
+    shutil.copytree(folder, tmp_path / "checkpoint")
+    moment = np.arange(160 * 32, dtype=np.float32).reshape(160, 32)
+    name = "optimizer-00001-of-00001.safetensors"
+    save_file({"lm_head.weight/moment1_0": moment}, tmp_path / "checkpoint" / name)
+    index = {"weight_map": {"lm_head.weight/moment1_0": name}}
+    (tmp_path / "checkpoint/optimizer.safetensors.index.json").write_text(json.dumps(index))
+    assert np.array_equal(_moment(tmp_path / "checkpoint", "embed_tokens.weight.moment1"), moment)
+    with pytest.raises(UserError, match=r"no moment1 of qwen2\.norm\.weight"):
+        _moment(tmp_path / "checkpoint", "norm.weight.moment1")
 
 
 def test_incomplete_state_is_told(tmp_path: Path) -> None:

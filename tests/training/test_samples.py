@@ -14,6 +14,7 @@ from training_testing import Workplace, counting_documents, write_corpus, write_
 from pypkg.config import load_settings
 from pypkg.data import IndexCache, Packing
 from pypkg.errors import UserError
+from pypkg.logs import configure_logging
 from pypkg.training import samples
 from pypkg.training.reporting.source_losses import SourceLosses
 from pypkg.training.samples import packing_of, short_names
@@ -129,6 +130,25 @@ def test_the_index_cache_knows_the_rank(tmp_path, monkeypatch):
     settings = settings_with(input_dir=tmp_path, split="1,0,0", max_seq_length=8, do_train=True)
     samples.Samples(settings, tiny("llama"), TrainerState())
     assert given == {"rank": 5, "local_rank": 1}
+
+
+@pytest.mark.parametrize(
+    ("batches", "said"),
+    [
+        (2, "an evaluation takes 6 samples of the validation split, which has 12\n"),
+        (4, "an evaluation takes 12 samples of the validation split, which has 12\n"),
+        (5, "takes 15 samples of the validation split, which has 12: some of them count more"),
+    ],
+)
+def test_how_much_an_evaluation_covers(tmp_path, capsys, batches, said):
+    configure_logging()
+    write_corpus(tmp_path / "corpus", [np.arange(25)] * 8)  # 100 of 200 tokens for validation
+    settings = settings_with(
+        input_dir=tmp_path, split="1,1,0", max_seq_length=8, do_eval=True, eval_iters=batches,
+        per_device_eval_batch_size=3,
+    )  # fmt: skip
+    samples.Samples(settings, tiny("llama"), TrainerState())
+    assert said in capsys.readouterr().err
 
 
 def test_packing_of_every_family():

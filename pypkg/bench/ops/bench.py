@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from pypkg.bench.ops.case import OURS, Operator, Shape, Update, UpdateShape
+from pypkg.bench.ops.case import OURS, Operator, Shape, Update, UpdateShape, result_row
 from pypkg.bench.ops.frameworks import Framework
 from pypkg.bench.ops.limits import ThreadedCopy, matmul_rate
 from pypkg.bench.ops.run import operator_runs
@@ -108,18 +108,12 @@ def _rows(
     work = _with_sum(shape.work)
     limit = _milliseconds(samples.pop(_LIMIT))
     return [
-        {
-            "op": operator.name,
-            "shape": shape.label,
-            "dtype": dtype,
-            "pass": each,
-            "baseline": name,
-            **asdict(summary),
-            "bytes": work[each].bytes(ELEMENT_SIZE[dtype]),
-            "flops": work[each].flops,
-            "limit": limit[each].median,
-            "error": errors[name],
-        }
+        result_row(
+            *(operator.name, shape.label, dtype, each, name, summary),
+            work=work[each],
+            limit=limit[each].median,
+            error=errors[name],
+        )
         for name, rounds in samples.items()
         for each, summary in _milliseconds(rounds).items()
         if each in operator.passes

@@ -7,12 +7,13 @@ baseline of any framework is one line there.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
-from pypkg.bench.ops.work import PASSES, STEP, PassWork
+from pypkg.bench.ops.work import ELEMENT_SIZE, PASSES, STEP, PassWork, Work
+from pypkg.bench.timing import Summary
 from pypkg.models.architecture.config import ModelConfig
 
 Inputs = dict[str, np.ndarray]
@@ -148,6 +149,40 @@ class Update:
     def dtype(self, kind: str, of_case: str) -> str:
         """The dtype of the tensors of a kind."""
         return of_case if kind in self.rounded else "float32"
+
+
+def result_row(
+    op: str,
+    shape: str,
+    dtype: str,
+    pass_name: str,
+    baseline: str,
+    summary: Summary,
+    *,
+    work: Work,
+    limit: float,
+    error: float | None,
+) -> dict[str, Any]:
+    """One measurement, as the report reads it, of a framework's function or of a kernel alone.
+
+    Args:
+        summary: of the times, in milliseconds.
+        work: of the pass; it is counted in elements of ``dtype``.
+        limit: milliseconds that the machine needs for that work at best.
+        error: the largest one, as the suite measures it; None where nothing was compared.
+    """
+    return {
+        "op": op,
+        "shape": shape,
+        "dtype": dtype,
+        "pass": pass_name,
+        "baseline": baseline,
+        **asdict(summary),
+        "bytes": work.bytes(ELEMENT_SIZE[dtype]),
+        "flops": work.flops,
+        "limit": limit,
+        "error": error,
+    }
 
 
 def normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> np.ndarray:

@@ -49,6 +49,7 @@ import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
 _LAZY_MAGIC = b"TNTIDX\x00\x00"
 _LAZY_HEADER = struct.Struct("<8sQQQQQQ")
-DTYPES = {
+DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype(np.uint8),
     2: np.dtype(np.int8),
     3: np.dtype(np.int16),
@@ -74,7 +75,8 @@ DTYPES = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 MAX_SEQUENCE_TOKENS = np.iinfo(np.int32).max
 INDEX_SUFFIXES = (".idx", "_idx.npz", "_ids.npz")  # one of these makes files a corpus
-_SUFFIXES = (*INDEX_SUFFIXES, ".bin", "_ids.npy", ".lsm")
+TOKEN_SUFFIXES = (".bin", "_ids.npy")
+_SUFFIXES = (*INDEX_SUFFIXES, *TOKEN_SUFFIXES, ".lsm")
 
 
 @dataclass

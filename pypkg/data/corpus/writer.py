@@ -180,6 +180,6 @@ class IndexedDatasetWriter:
         self._bin.discard()
         self._bin = ordered
         counts = np.diff(starts)
-        sequences = [np.arange(starts[d], starts[d + 1]) for d in order.tolist()]
-        sequences = np.concatenate(sequences) if sequences else np.arange(0)
+        runs = [np.arange(starts[d], starts[d + 1]) for d in order.tolist()]
+        sequences = np.concatenate(runs) if runs else np.arange(0)
         return sizes[sequences], np.concatenate([[0], np.cumsum(counts[order])])

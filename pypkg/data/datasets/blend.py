@@ -89,6 +89,8 @@ class BlendedDataset(Dataset):
         shares = np.array(weights, np.float64)
         shares /= shares.sum()
         build = partial(_native.build_blending_indices, shares, size)
+        self.dataset_index: np.ndarray
+        self.dataset_sample_index: np.ndarray
         self.dataset_index, self.dataset_sample_index = (
             build() if cache is None else cache.blending_indices(shares, size, build)
         )

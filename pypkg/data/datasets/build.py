@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pypkg.data.corpus.files import INDEX_SUFFIXES, prefix_of
+from pypkg.data.corpus.files import INDEX_SUFFIXES, TOKEN_SUFFIXES, prefix_of
 from pypkg.data.corpus.reader import IndexedDataset
 from pypkg.data.datasets.base import Dataset
 from pypkg.data.datasets.blend import (
@@ -176,7 +176,8 @@ def build_datasets(
     if blended:
         weights = blend_weights(corpora, weights, options.blend_by, options.blend_temperature)
     bounds = [split_boundaries(splits_string, len(corpus)) for corpus in corpora]
-    datasets, orders = [], []
+    datasets: list[Dataset | None] = []
+    orders: list[SampleOrder | None] = []
     for split, name in enumerate(SPLITS):
         ranges = [_Range(c, bound[split], bound[split + 1]) for c, bound in zip(corpora, bounds)]
         present = [part.num_tokens > 0 for part in ranges]
@@ -202,7 +203,8 @@ def build_datasets(
             else _make_dataset(name, ranges, order, number, blended, cache)
         )
         orders.append(order)
-    return tuple(datasets), orders[0]
+    train, valid, test = datasets
+    return (train, valid, test), orders[0]
 
 
 @dataclass(frozen=True)
@@ -289,4 +291,10 @@ def _prefixes_in(folder: str) -> list[str]:
     except OSError as error:
         raise UserError(f"cannot list input_dir {folder}: {error.strerror}") from error
     found = {prefix_of(name) for name in names if name.endswith(INDEX_SUFFIXES)}
+    for name in sorted(names):
+        if name.endswith(TOKEN_SUFFIXES) and prefix_of(name) not in found:
+            logger.warning(
+                "%s has no index file beside it and is left out; was its making interrupted?",
+                os.path.join(folder, name),
+            )
     return [os.path.join(folder, name) for name in sorted(found)]

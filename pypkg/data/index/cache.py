@@ -115,7 +115,7 @@ class IndexCache:
         """The indices of a blend; kept in data_cache alone, as the members may lie anywhere."""
         if self._data_cache is None:
             return build()
-        layout = {
+        layout: Layout = {
             "index": ((size,), np.dtype(np.int16)),
             "sample_index": ((size,), np.dtype(np.int64)),
         }
@@ -200,7 +200,7 @@ class IndexCache:
         """Of all that index maps depend on in a corpus: the sizes of the sequences."""
         key = (corpus.prefix, first, end)
         if key not in self._fingerprints:
-            self._fingerprints[key] = hashlib.sha256(corpus.sizes[first:end]).hexdigest()
+            self._fingerprints[key] = hashlib.sha256(corpus.sizes[first:end].data).hexdigest()
         return self._fingerprints[key]
 
 

@@ -62,7 +62,7 @@ def read_set(folder: Path, name: str, layout: Layout) -> Arrays | None:
     if arrays is None:
         return None
     for key, array in arrays.items():
-        if zlib.crc32(array) != expected[key]:
+        if zlib.crc32(array.data) != expected[key]:
             logger.warning("cannot use %s: it is damaged", array_file(folder, name, key))
             return None
     return arrays
@@ -98,13 +98,16 @@ def write_set(folder: Path, name: str, description: Mapping[str, Any], arrays: A
     Raises:
         UserError: the folder cannot be written to or is full; nothing of the set is left then.
     """
-    contents = {**description, "crc32": {key: zlib.crc32(array) for key, array in arrays.items()}}
+    contents = {
+        **description,
+        "crc32": {key: zlib.crc32(array.data) for key, array in arrays.items()},
+    }
     files = [array_file(folder, name, key) for key in arrays]
     # The temporary name is this process's own: a lock may not reach all machines.
     suffix = f".{socket.gethostname()}.{os.getpid()}{_TEMPORARY}"
     try:
         for file, array in zip(files, arrays.values()):
-            values = memoryview(array.reshape(-1).view(np.uint8))
+            values = array.reshape(-1).view(np.uint8).data
             write_file(file, _npy_header(array), values, suffix=suffix)
         text = json.dumps(contents, indent=1).encode() + b"\n"
         write_file(_description_file(folder, name), text, suffix=suffix)

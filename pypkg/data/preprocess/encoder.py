@@ -47,9 +47,13 @@ class Progress:
 
 
 def make_encoder(
-    options: PreparationOptions, tokenizer: Path, shards: FileShardFolder, threads: int
+    options: PreparationOptions, tokenizer: Tokenizer | Path, shards: FileShardFolder, threads: int
 ) -> Callable[[Task], Iterator[Progress | Problem]]:
     """The function that tokenizes a unit into a file shard in ``shards`` and reports along the way.
+
+    Args:
+        tokenizer: a loaded one, or the file to load it from.
+        threads: of the tokenizers library.
 
     Raises:
         UserError: the tokenizer or a package that an option needs is missing.
@@ -58,7 +62,9 @@ def make_encoder(
     # thread of its own is faster than none.
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    encoder = _Encoder(options, load_tokenizer(tokenizer), shards.dtype)
+    if isinstance(tokenizer, Path):
+        tokenizer = load_tokenizer(tokenizer)
+    encoder = _Encoder(options, tokenizer, shards.dtype)
     return partial(_encode_unit, encoder, options, shards)
 
 
@@ -167,7 +173,8 @@ class _Encoder:
                 else word_segmenter(options.cn_seg_func)
             )
             self._encode = WholeWords(tokenizer, segment).encode_batch
-        self._end = [tokenizer.eos_id] if options.append_eos else []
+        end = tokenizer.eos_id if options.append_eos else None
+        self._end = [] if end is None else [end]
         self._dtype = dtype
 
     def encode(self, batch: _Batch, writer: FileShardWriter, dropped: Counter[str]) -> Progress:

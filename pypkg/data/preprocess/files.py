@@ -172,6 +172,24 @@ def is_one_value(head: bytes) -> bool:
     return first.startswith(b"[") or (first.strip() == b"{" and bool(line_break))
 
 
+def check_unchanged(files: Sequence[TextFile]) -> None:
+    """
+    Raises:
+        UserError: a file is not the one that was found, so that parts of it may be missing.
+    """
+    for file in files:
+        try:
+            status = file.path.stat()
+            unchanged = (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
+        except OSError:
+            unchanged = False
+        if not unchanged:
+            raise UserError(
+                f"{file.path} changed while it was read, so that no corpus is written; run the "
+                "command again when the input is complete"
+            )
+
+
 def plan_units(files: Sequence[TextFile], doc_spliter: str | None) -> list[Unit]:
     """Cuts the corpus into units of similar size, in order; they depend on the files alone.
 

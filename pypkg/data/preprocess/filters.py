@@ -29,7 +29,7 @@ def text_filter(
     def apply(text: str) -> tuple[str, str | None]:
         if strip:
             text = text.strip()
-        if repeated is not None and has_run(text, max_repeated_len):
+        if repeated is not None and max_repeated_len and has_run(text, max_repeated_len):
             text = repeated.sub(r"\1", text)
         if not text:
             return text, EMPTY

@@ -43,8 +43,12 @@ def _option(
         aliases: further names on the command line.
         argparse_options: further arguments of ``ArgumentParser.add_argument``.
     """
-    metadata = {"group": group, "tokens": tokens, "aliases": aliases}
-    metadata["argparse"] = {"help": help, **argparse_options}
+    metadata = {
+        "group": group,
+        "tokens": tokens,
+        "aliases": aliases,
+        "argparse": {"help": help, **argparse_options},
+    }
     return field(default=default, default_factory=default_factory, metadata=metadata)
 
 

@@ -76,7 +76,7 @@ def _find(schema: Any, column: str) -> tuple[list[str], Any]:
     if column in schema.names:
         return [column], schema.field(column).type
     names = column.split(".")
-    kind = None
+    kind: Any = None
     for depth, name in enumerate(names):
         fields = schema.names if depth == 0 else _field_names(kind)
         if fields.count(name) != 1:
@@ -100,10 +100,10 @@ def _holds_text(pyarrow: Any, kind: Any) -> bool:
 
 def _bytes(pyarrow: Any, values: Any, fields: Sequence[str]) -> Any:
     """The column as an array of bytes; ``fields`` lead to it through structs."""
-    import pyarrow.compute
+    from pyarrow.compute import struct_field
 
     if fields:
-        values = pyarrow.compute.struct_field(values, list(fields))
+        values = struct_field(values, list(fields))
     if pyarrow.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     return values.cast(pyarrow.large_binary())

@@ -22,7 +22,13 @@ from pypkg.data.corpus.writer import IndexedDatasetWriter
 from pypkg.data.preprocess.assemble import assemble
 from pypkg.data.preprocess.documents import Document, LineCounter, Problem
 from pypkg.data.preprocess.encoder import Progress, Task, make_encoder
-from pypkg.data.preprocess.files import TextFile, Unit, find_text_files, plan_units
+from pypkg.data.preprocess.files import (
+    TextFile,
+    Unit,
+    check_unchanged,
+    find_text_files,
+    plan_units,
+)
 from pypkg.data.preprocess.options import PreparationOptions
 from pypkg.data.preprocess.readers import read_documents
 from pypkg.data.preprocess.shards import FileShardFolder
@@ -139,7 +145,7 @@ def prepare(options: PreparationOptions) -> Summary:
     fingerprint = _fingerprint(
         files,
         **options.token_options(),
-        tokenizer=_sha256(tokenizer.file),
+        tokenizer=_sha256(tokenizer.sources),
         dtype=dtype.name,
         vocab_size=tokenizer.vocab_size,
         eos_id=options.append_eos and tokenizer.eos_id,
@@ -150,7 +156,7 @@ def prepare(options: PreparationOptions) -> Summary:
     if previous is not None:
         return previous
     shards = FileShardFolder(options.output_prefix, dtype)
-    made = _make(options, tokenizer.file, files, fingerprint, shards)
+    made = _make(options, tokenizer, files, fingerprint, shards)
     summary = Summary(
         **made,
         vocab_size=tokenizer.vocab_size,
@@ -169,7 +175,7 @@ def prepare(options: PreparationOptions) -> Summary:
 
 def _make(
     options: PreparationOptions,
-    tokenizer: Path,
+    tokenizer: Tokenizer,
     files: Sequence[TextFile],
     fingerprint: str,
     shards: FileShardFolder,
@@ -188,6 +194,7 @@ def _make(
             _encode_units(options, tokenizer, units, missing, shards)
         finally:
             shards.remove_if_empty()
+        check_unchanged(files)
         counts = assemble(shards, len(units), writer, options.deduplicate)
         if writer.num_documents == 0:
             shards.remove()
@@ -267,7 +274,7 @@ def _training_texts(options: PreparationOptions, files: Sequence[TextFile]) -> I
 
 def _encode_units(
     options: PreparationOptions,
-    tokenizer: Path,
+    tokenizer: Tokenizer,
     units: Sequence[Unit],
     missing: Sequence[int],
     shards: FileShardFolder,
@@ -276,7 +283,10 @@ def _encode_units(
     if not missing:
         return
     processes = min(options.workers, len(missing))
-    setup = partial(make_encoder, options, tokenizer, shards, max(1, options.workers // processes))
+    threads = max(1, options.workers // processes)
+    # Other processes read the file again; in this one a large tokenizer takes seconds to read.
+    source = tokenizer if processes == 1 else tokenizer.file
+    setup = partial(make_encoder, options, source, shards, threads)
     tasks = [Task(number, units[number]) for number in missing]
     problems = _Problems(options.on_error)
     documents = tokens = 0
@@ -327,8 +337,8 @@ def _progress_bar(description: str, total_bytes: int) -> tqdm:
     )
 
 
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def _sha256(files: Sequence[Path]) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _fingerprint(files: Sequence[TextFile], **settings: object) -> str:

@@ -26,6 +26,8 @@ from pypkg.data.preprocess.parquet import read_parquet
 from pypkg.errors import UserError
 
 _READ_BYTES = 1 << 20
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # bytes that no UTF-8 has
+_UTF16 = "it begins as UTF-16; convert it, for example by iconv -f UTF-16 -t UTF-8"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _JSON_SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
@@ -54,7 +56,9 @@ def read_documents(
             return
         with open(file.path, "rb") as raw:
             lines = _Lines(raw, span, report, replace)
-            if file.kind == JSON_LINES:
+            if span.start == 0 and lines.peek().startswith(_UTF16_MARKS):
+                report(Problem(NOT_UTF8, file.path, _UTF16, file_lost=True))
+            elif file.kind == JSON_LINES:
                 whole = file.may_be_one_value and span.start == 0 and is_one_value(lines.peek())
                 read = _read_json_value if whole else _read_json_lines
                 yield from read(lines, json_key)
@@ -199,8 +203,11 @@ def _json_documents(
         if text is None:
             lines.report(NO_TEXT, f"'{json_key}'", line, byte)
             continue
-        if not text.isascii() and _LONE_SURROGATE.search(text):  # JSON can spell one
-            lines.report(NOT_UTF8, "surrogates not allowed", line, byte, mended=lines.replace)
+        try:
+            if not text.isascii():
+                text.encode()  # a lone surrogate, which JSON can spell, is no text
+        except UnicodeEncodeError as error:
+            lines.report(NOT_UTF8, error.reason, line, byte, mended=lines.replace)
             if not lines.replace:
                 continue
             text = _LONE_SURROGATE.sub("\ufffd", text)

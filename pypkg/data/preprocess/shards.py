@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -95,9 +96,12 @@ class FileShardFolder:
             with np.load(index_file, allow_pickle=False) as arrays:
                 shard = FileShard(
                     np.zeros(0, self.dtype),
-                    *(arrays[name] for name in ("sizes", "sequences", "text_bytes", "digests")),
-                    Counter(json.loads(arrays["dropped"].tobytes())),
-                    int(arrays["mended"]),
+                    arrays["sizes"],
+                    arrays["sequences"],
+                    arrays["text_bytes"],
+                    arrays["digests"],
+                    dropped=Counter(json.loads(arrays["dropped"].tobytes())),
+                    mended=int(arrays["mended"]),
                 )
             num_bytes = int(shard.sizes.sum(dtype=np.int64)) * self.dtype.itemsize
             if token_file.stat().st_size != num_bytes:
@@ -149,7 +153,7 @@ class FileShardWriter:
         self._out.publish()
         digests = np.frombuffer(b"".join(self._digests), np.uint8)
         sequences = np.concatenate([np.zeros(0, np.int32), *self._sequences])
-        arrays = {
+        arrays: dict[str, Any] = {
             "sizes": np.concatenate([np.zeros(0, np.int32), *self._sizes]),
             "sequences": sequences,
             "text_bytes": np.concatenate([np.zeros(0, np.int64), *self._text_bytes]),

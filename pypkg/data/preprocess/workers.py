@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -35,7 +35,9 @@ class _Worker:
 _DONE = "done"
 
 
-def run_tasks(setup: Callable[[], Work], tasks: Sequence[Any], num_processes: int) -> Iterator[Any]:
+def run_tasks(
+    setup: Callable[[], Work], tasks: Sequence[Any], num_processes: int
+) -> Generator[Any, None, None]:
     """Does all tasks and yields what they report, in the order in which it comes.
 
     Args:
@@ -92,10 +94,10 @@ def _supervise(workers: Sequence[_Worker], tasks: list[Any]) -> Iterator[Any]:
     for worker in workers:
         _next_task(worker, tasks, busy)
     while busy:
-        for connection in wait(list(busy)):
-            worker = busy[connection]
+        ready = set(wait(list(busy)))
+        for worker in [each for connection, each in busy.items() if connection in ready]:
             try:
-                event = connection.recv()
+                event = worker.connection.recv()
             except (EOFError, OSError) as error:
                 raise _killed(worker) from error
             if isinstance(event, _Failure):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pypkg.errors import UserError
 
 CONFIG_FILE = "tokenizer_config.json"
 _SPECIAL_TOKENS_FILE = "special_tokens_map.json"
-_ADDED_TOKENS_FILE = "added_tokens.json"
+ADDED_TOKENS_FILE = "added_tokens.json"
 
 
 class Tokenizer(ABC):
@@ -21,11 +22,13 @@ class Tokenizer(ABC):
 
     Attributes:
         file: the file with the vocabulary.
+        sources: every file that the ids of a text depend on, ``file`` first.
         vocab_size: largest id that can occur, plus one; added tokens count.
         bos_id, eos_id: ids of the tokens that begin and end a document, or None.
     """
 
     file: Path
+    sources: tuple[Path, ...]
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
@@ -65,6 +68,20 @@ class Tokenizer(ABC):
         return number
 
 
+@contextmanager
+def library_errors(message: str) -> Iterator[None]:
+    """Turns whatever a tokenizer library raises into a UserError that begins with ``message``.
+
+    A panic of a Rust library is no ``Exception``, and its class cannot be imported.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{message}: {error}") from error
+
+
 def num_threads() -> int:
     """Threads that encode a batch: ``RAYON_NUM_THREADS``, else every core this process may use."""
     return int(os.environ.get("RAYON_NUM_THREADS") or 0) or len(os.sched_getaffinity(0))
@@ -80,7 +97,7 @@ def missing_package(file: Path, package: str) -> UserError:
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
     """The contents of ``tokenizer_config.json``; nothing where there is none."""
-    return _read_json(folder / CONFIG_FILE)
+    return read_json(folder / CONFIG_FILE)
 
 
 def read_special_names(folder: Path) -> dict[str, str]:
@@ -91,7 +108,7 @@ def read_special_names(folder: Path) -> dict[str, str]:
     """
     names = {}
     for file in (_SPECIAL_TOKENS_FILE, CONFIG_FILE):
-        contents = _read_json(folder / file)
+        contents = read_json(folder / file)
         for name in ("bos_token", "eos_token"):
             token = contents.get(name)
             token = token.get("content") if isinstance(token, dict) else token
@@ -106,7 +123,7 @@ def read_added_tokens(folder: Path) -> dict[str, int]:
     They stand in ``added_tokens.json`` (text to id) or, from transformers 4.34 on, under
     ``added_tokens_decoder`` in ``tokenizer_config.json`` (id to token).
     """
-    added = dict(_read_json(folder / _ADDED_TOKENS_FILE))
+    added = dict(read_json(folder / ADDED_TOKENS_FILE))
     decoder = read_tokenizer_config(folder).get("added_tokens_decoder")
     for number, token in decoder.items() if isinstance(decoder, dict) else ():
         if isinstance(token, dict) and isinstance(token.get("content"), str) and number.isdigit():
@@ -114,12 +131,17 @@ def read_added_tokens(folder: Path) -> dict[str, int]:
     return {text: number for text, number in added.items() if isinstance(number, int)}
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is no file.
+
+    Raises:
+        UserError: the file cannot be read, is no JSON, is nested too deeply or holds no object.
+    """
     try:
         contents = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {file}: {error}") from error
     if not isinstance(contents, dict):
         raise UserError(f"{file}: found a JSON {type(contents).__name__}, expected an object")

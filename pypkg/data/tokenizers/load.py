@@ -2,56 +2,72 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from pypkg.data.tokenizers.base import Tokenizer
+from pypkg.data.tokenizers.byte_level import MERGES_FILE, ByteLevelTokenizer
 from pypkg.data.tokenizers.json import JsonTokenizer
 from pypkg.data.tokenizers.sentencepiece import ChatGLMTokenizer, SentencePieceTokenizer
-from pypkg.data.tokenizers.tiktoken import TiktokenTokenizer
+from pypkg.data.tokenizers.tekken import TekkenTokenizer
+from pypkg.data.tokenizers.tiktoken import TiktokenTokenizer, is_rank_file
 from pypkg.errors import UserError
 
-TOKENIZER_FILE = "tokenizer.json"
+logger = logging.getLogger("pypkg")
 
-# Name in a Hugging Face folder and what reads it; the first that is there is taken.
+TOKENIZER_FILE = "tokenizer.json"
+_VOCABULARY = "vocab.json"
+
+
+def _read_model(file: Path) -> Tokenizer:
+    """``tokenizer.model`` is a SentencePiece model or, of Llama 3 and GLM-4, a rank file."""
+    return TiktokenTokenizer(file) if is_rank_file(file) else SentencePieceTokenizer(file)
+
+
+# Name, or pattern of names, in a folder and what reads it; the first that is there is taken.
 _KINDS: tuple[tuple[str, Callable[[Path], Tokenizer]], ...] = (
     (TOKENIZER_FILE, JsonTokenizer),
     ("ice_text.model", ChatGLMTokenizer),
-    ("tokenizer.model", SentencePieceTokenizer),
+    ("tokenizer.model", _read_model),
+    ("sentencepiece.bpe.model", SentencePieceTokenizer),  # PaddleNLP's name for LLaMA
     ("spiece.model", SentencePieceTokenizer),
+    ("tekken.json", TekkenTokenizer),
+    ("tokenizer.model.v*", SentencePieceTokenizer),  # Mistral's, by version
     ("qwen.tiktoken", TiktokenTokenizer),
+    (_VOCABULARY, ByteLevelTokenizer),
 )
-_SUFFIXES = {".model": SentencePieceTokenizer, ".tiktoken": TiktokenTokenizer}
+_SUFFIXES = {".model": _read_model, ".tiktoken": TiktokenTokenizer}
 
 
 def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
     """Reads the tokenizer in a folder, or a tokenizer file of any name.
 
-    A folder is looked through for ``tokenizer.json``, a SentencePiece model (``ice_text.model``,
-    ``tokenizer.model``, ``spiece.model``) and ``qwen.tiktoken``, in this order. Which tokens begin
-    and end a document is read from ``tokenizer_config.json`` or ``special_tokens_map.json`` beside
-    the file, or is what the kind of file says.
+    A folder is looked through for the kinds of files that docs/data.md lists, in that order. If it
+    holds several kinds, the log names the one that is read. Which tokens begin and end a document
+    is read from ``tokenizer_config.json`` or ``special_tokens_map.json`` beside the file, or is
+    what the kind of file says.
 
     Raises:
         UserError: a file is missing or cannot be read, or the optional package that reads it is
             not installed; it is named.
     """
     path = Path(folder_or_file)
-    file = find_tokenizer(path)
-    if file is None:
-        hint = ""
-        if (path / "vocab.json").is_file():
-            hint = (
-                " There are vocab.json and merges.txt; transformers converts them: "
-                "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-            )
+    if path.is_file():
+        return _reader(path)(path)
+    found = _found(path)
+    if not found:
         raise UserError(
-            f"no tokenizer in {path}: expected one of {', '.join(name for name, _ in _KINDS)}; "
-            f"give a folder that holds one, or such a file.{hint}"
+            f"no tokenizer in {path}: expected one of {', '.join(name for name, _ in _KINDS)} "
+            f"(with {MERGES_FILE}); give a folder that holds one, or such a file"
         )
-    kind = dict(_KINDS).get(file.name) or _SUFFIXES.get(file.suffix, JsonTokenizer)
-    return kind(file)
+    file, *others = found
+    if others:
+        names = ", ".join(other.name for other in others)
+        logger.info("tokenizer: %s is read; %s beside it: not read", file, names)
+    return _reader(file)(file)
 
 
 def find_tokenizer(folder_or_file: str | os.PathLike[str]) -> Path | None:
@@ -59,11 +75,35 @@ def find_tokenizer(folder_or_file: str | os.PathLike[str]) -> Path | None:
     path = Path(folder_or_file)
     if path.is_file():
         return path
-    return next((path / name for name, _ in _KINDS if (path / name).is_file()), None)
+    return next(iter(_found(path)), None)
+
+
+def _found(folder: Path) -> list[Path]:
+    """The files of ``folder`` that hold a vocabulary, one of each kind, the one to read first."""
+    found = []
+    for pattern, _ in _KINDS:
+        files = [file for file in folder.glob(pattern) if file.is_file()]
+        if pattern == _VOCABULARY and not (folder / MERGES_FILE).is_file():
+            continue  # another kind of vocabulary
+        if files:
+            found.append(max(files, key=_version))
+    return found
+
+
+def _version(file: Path) -> list[int]:
+    """The numbers in a name such as ``tokenizer.model.v3``."""
+    return [int(number) for number in re.findall(r"\d+", file.name)]
+
+
+def _reader(file: Path) -> Callable[[Path], Tokenizer]:
+    for pattern, reader in _KINDS:
+        if file.match(pattern):
+            return reader
+    return _SUFFIXES.get(file.suffix, JsonTokenizer)
 
 
 def tokenizer_files(folder: str | os.PathLike[str]) -> list[Path]:
     """The files that make up the tokenizer of a folder, to be copied with a model."""
-    names = [name for name, _ in _KINDS]
-    found = {*Path(folder).glob("*token*"), *(Path(folder) / name for name in names)}
+    patterns = ("*token*", MERGES_FILE, *(name for name, _ in _KINDS))
+    found = {file for pattern in patterns for file in Path(folder).glob(pattern)}
     return sorted(file for file in found if file.is_file())

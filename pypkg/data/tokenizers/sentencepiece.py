@@ -39,6 +39,7 @@ class SentencePieceTokenizer(Tokenizer):
         except (OSError, RuntimeError) as error:
             raise UserError(f"{file} is not a SentencePiece model: {error}") from error
         self.file = file
+        self.sources = (file,)
         self._added = read_added_tokens(file.parent)
         self.vocab_size = max([self._model.vocab_size(), *(i + 1 for i in self._added.values())])
         names = read_special_names(file.parent)

@@ -131,6 +131,16 @@ FORMATS = (
         implied={"tie_word_embeddings": True},
     ),
     Format(
+        family="chatglm",
+        architecture="ChatGLMForCausalLM",
+        prefix="chatglm.transformer.",
+        huggingface_prefix="transformer.",
+        keys={"num_layers": "num_hidden_layers"},
+        implied={"tie_word_embeddings": True},
+        # The weight of its residual stream follows the depth, that of the original does not.
+        fixed={"num_hidden_layers": 28},
+    ),
+    Format(
         family="chatglm2",
         architecture="ChatGLMv2ForCausalLM",
         model_type="chatglm_v2",

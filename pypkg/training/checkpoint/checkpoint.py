@@ -208,7 +208,9 @@ def load_optimizer(
     """
     file = Path(checkpoint) / _OPTIMIZER
     if config is not None and paddlenlp.has_optimizer(Path(checkpoint)):
-        updater.load_state(paddlenlp.OptimizerState(Path(checkpoint), config).read)
+        stored = paddlenlp.OptimizerState(Path(checkpoint), config)
+        updater.load_state(stored.read)
+        stored.log_unread()
         return
     if not file.is_file():
         raise UserError(

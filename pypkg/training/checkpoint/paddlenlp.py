@@ -12,6 +12,7 @@ The learning rate is a function of the step here, so ``scheduler.pdparams`` is n
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ from pypkg.models.weights.formats.paddle_parts import Rank, join_ranks, part_fil
 from pypkg.models.weights.formats.stored_tensor import JoinedTensor, StoredTensor
 from pypkg.models.weights.formats.tensor_files import TensorFiles, read_file_shards
 from pypkg.training.state import TrainerState
+
+logger = logging.getLogger("pypkg")
 
 _MASTER_WEIGHT = "master_weight"  # its name as a state of ours
 _MASTER_WEIGHTS = "master_weights"  # key of a dict in a .pdopt
@@ -93,10 +96,12 @@ class OptimizerState:
         self._checkpoint = checkpoint
         self._weights = TensorFiles(checkpoint)
         self._shapes = parameter_shapes(config)
+        self._is_tied = config.tie_word_embeddings
         self._map = stored_weight_map(config, self._weights.shapes())
         is_unified = (checkpoint / _UNIFIED).is_file()
         self._tensors = _unified(checkpoint) if is_unified else self._of_ranks()
         self._has_master = any(state == _MASTER_WEIGHT for _, state in self._tensors)
+        self._master_read = False
 
     def read(self, key: str) -> np.ndarray:
         """The state ``<parameter>.<state name>``, in float32 and in our layout.
@@ -108,10 +113,11 @@ class OptimizerState:
         """
         parameter, _, state = key.rpartition(".")
         sources = self._map.source_shapes(parameter, self._shapes[parameter])
+        self._master_read |= state == _MASTER_WEIGHT
         if state == _MASTER_WEIGHT and not self._has_master:
             values = [self._weights.read(source, "float32") for source in sources]
             return self._map.to_model(parameter, values)
-        stored = {source: self._find(source, state) for source in sources}
+        stored = {source: self._find(parameter, source, state) for source in sources}
         values = [tensor.read(source, "float32") for source, tensor in stored.items()]
         if state.endswith("_pow_acc"):
             return values[0].reshape(1)
@@ -125,10 +131,19 @@ class OptimizerState:
                 )
         return self._map.to_model(parameter, values)
 
-    def _find(self, source: str, state: str) -> JoinedTensor:
+    def log_unread(self) -> None:
+        """Says so if master weights were left, because the run that goes on is in float32."""
+        if self._has_master and not self._master_read:
+            logger.warning(
+                "%s holds float32 master weights of a run in 16 bits; this run is in float32 and "
+                "starts from the 16-bit weights",
+                self._checkpoint,
+            )
+
+    def _find(self, parameter: str, source: str, state: str) -> JoinedTensor:
         # A tied head is the embedding under a second name, and state has one of the two.
-        tied = ["lm_head.weight"] if "embed" in source else []
-        for name in (source, *tied):
+        is_tied = self._is_tied and parameter == "embed_tokens.weight"
+        for name in (source, "lm_head.weight") if is_tied else (source,):
             if (name, state) in self._tensors:
                 return self._tensors[name, state]
         raise UserError(

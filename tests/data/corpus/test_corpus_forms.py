@@ -108,6 +108,16 @@ def test_bad_lazy_index(tmp_path, index, said):
         assert part in str(error.value)
 
 
+def test_tokens_without_an_index_are_named(make_corpus, tmp_path, logged):
+    prefix = make_corpus([[1]], "whole")
+    (tmp_path / "half.bin").write_bytes(b"12")
+    (tmp_path / "old_ids.npy").write_bytes(b"12")
+    assert resolve_input_dir(str(tmp_path)) == [prefix]
+    said = logged()
+    assert f"{tmp_path / 'half.bin'} has no index file beside it and is left out" in said
+    assert f"{tmp_path / 'old_ids.npy'} has no index file" in said and "whole" not in said
+
+
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
     np.savez(path, **arrays)
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from preprocess_testing import ALL, outputs, run, texts
 
-from pypkg.data.preprocess import files, readers
+from pypkg.data.preprocess import files, prepare, readers
 
 
 @pytest.fixture
@@ -141,8 +141,13 @@ def lose_damaged_parquet(root: Path) -> str:
     return "z.parquet: broken file, the rest of it is lost"
 
 
+def lose_utf16(root: Path) -> str:
+    (root / "z.txt").write_bytes("z".encode("utf-16"))
+    return "z.txt: not UTF-8: it begins as UTF-16; convert it"
+
+
 @pytest.mark.parametrize(
-    "lose", [lose_truncated, lose_unreadable, lose_no_column, lose_damaged_parquet]
+    "lose", [lose_truncated, lose_unreadable, lose_no_column, lose_damaged_parquet, lose_utf16]
 )
 @pytest.mark.parametrize("on_error", ["skip", "stop"])
 def test_a_run_that_loses_a_file_has_not_finished(
@@ -178,6 +183,28 @@ def test_a_tokenizer_is_not_trained_on_a_part(tmp_path, folder, capsys, failing_
     assert run(tmp_path, train_tokenizer=260) == 2
     assert f"{root}/unreadable.txt: cannot be read" in capsys.readouterr().err
     assert not (tmp_path / "tokenizer").exists()
+
+
+@pytest.mark.parametrize("change", ["truncated", "removed", "written"])
+def test_input_that_changes_while_it_is_read(
+    tmp_path, folder, tokenizer, capsys, monkeypatch, change
+):
+    root = folder("a.txt", "b.txt")
+    encode = prepare._encode_units
+
+    def change_meanwhile(*arguments):
+        encode(*arguments)
+        if change == "removed":
+            (root / "b.txt").unlink()
+        else:
+            (root / "b.txt").write_text("" if change == "truncated" else "B.txt")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_encode_units", change_meanwhile)
+        assert run(tmp_path) == 2
+    assert f"error: {root / 'b.txt'} changed while it was read" in capsys.readouterr().err
+    assert not set(outputs(tmp_path)) & set(ALL)
+    assert run(tmp_path) == 0
 
 
 @pytest.mark.parametrize("line", ["---", "-", "--x y"])

@@ -10,6 +10,7 @@ import subprocess
 import numpy as np
 import pyarrow.parquet
 import pytest
+import tokenizers
 import zstandard
 from preprocess_testing import ALL, DOCUMENTS, command, outputs, run, texts
 
@@ -342,3 +343,19 @@ def test_order_and_result_do_not_depend_on_threads(tmp_path, tokenizer):
         subprocess.run(command(tmp_path, output_prefix=prefix, **values), check=True)
         results.append([prefix.with_suffix(s).read_bytes() for s in (".bin", ".idx")])
     assert results[0] == results[1]
+
+
+def test_one_process_reads_the_tokenizer_once(tmp_path, corpus, tokenizer, monkeypatch):
+    """Reading one of 256,000 entries takes seconds."""
+    read = []
+    real = tokenizers.Tokenizer.from_file
+
+    class Counting:
+        @staticmethod
+        def from_file(name):
+            read.append(name)
+            return real(name)
+
+    monkeypatch.setattr("pypkg.data.tokenizers.json.tokenizers.Tokenizer", Counting)
+    assert run(tmp_path, workers=1) == 0
+    assert read == [str(tokenizer / "tokenizer.json")]

@@ -22,6 +22,17 @@ def folder(tmp_path):
     return tmp_path / "tokenizer"
 
 
+# A normalizer at which the tokenizers library panics, which is no Exception in Python.
+PANIC = json.dumps(
+    {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
+        "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+    }
+)
+
+
 def change(file, **values):
     contents = json.loads(file.read_text())
     contents.update(values)
@@ -90,6 +101,8 @@ def test_the_vocabulary_ends_with_the_largest_id(tmp_path):
         ("tokenizer.json", None, "no tokenizer in .*: expected one of tokenizer.json"),
         ("tokenizer.json", "{", "tokenizer.json is not a tokenizer"),
         ("tokenizer.json", "{}", "tokenizer.json is not a tokenizer"),
+        ("tokenizer.json", PANIC, "tokenizer.json is not a tokenizer.*precompiled_charsmap"),
+        ("tokenizer_config.json", "[" * 100_000, "cannot read .*tokenizer_config.json"),
         ("tokenizer_config.json", "{", "cannot read .*tokenizer_config.json"),
         ("tokenizer_config.json", "[]", "tokenizer_config.json: found a JSON list"),
         ("tokenizer_config.json", '{"eos_token": "<none>"}', "no token '<none>'.*eos_token"),
@@ -107,7 +120,10 @@ def test_folders_without_a_tokenizer(tmp_path):
     with pytest.raises(UserError, match=r"no tokenizer in .*nowhere: expected one of tokenizer"):
         load_tokenizer(tmp_path / "nowhere")
     (tmp_path / "vocab.json").write_text("{}")
-    with pytest.raises(UserError, match="save_pretrained"):
+    with pytest.raises(UserError, match=r"no tokenizer in .*vocab.json \(with merges.txt\)"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "merges.txt").write_text("")
+    with pytest.raises(UserError, match="cut into words is not known"):
         load_tokenizer(tmp_path)
 
 

@@ -201,7 +201,7 @@ def test_qwen_special_tokens_and_normal_form(made):
 def test_qwen_agrees_with_the_tokenizers_library(made):
     """The same pattern and ranks in another implementation of byte-level BPE."""
     tokenizer = load_tokenizer(made["tiktoken"])
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     vocabulary, merges = {}, []
     for line in (made["tiktoken"] / "qwen.tiktoken").read_text().splitlines():
         token, rank = base64.b64decode(line.split()[0]), int(line.split()[1])
@@ -221,7 +221,7 @@ def test_qwen_agrees_with_the_tokenizers_library(made):
         assert other.encode(text).ids == tokenizer.encode(text)
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """GPT-2's letters for bytes: printable ones stand for themselves."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from pypkg.bench.ops.case import OURS
+from pypkg.bench.ops.case import OURS, result_row
 from pypkg.bench.ops.work import ELEMENT_SIZE, Work
 from pypkg.bench.timing import summarize
 
@@ -220,16 +220,13 @@ def measure(case: BenchmarkCase, timer: Any, limits: dict[str, float]) -> list[d
     }
     return [
         {
-            "op": case.op,
-            "shape": case.shape,
-            "dtype": case.dtype,
-            "pass": case.pass_name,
-            "baseline": name,
-            **asdict(summarize([1e3 * each for each in seconds])),
-            "bytes": case.bytes,
-            "flops": case.work.flops,
-            "limit": 1e3 * seconds_at_limit,
-            "error": difference,
+            **result_row(
+                *(case.op, case.shape, case.dtype, case.pass_name, name),
+                summarize([1e3 * each for each in seconds]),
+                work=case.work,
+                limit=1e3 * seconds_at_limit,
+                error=difference,
+            ),
             "yardstick": case.yardstick if name in ours else None,
         }
         for name, seconds in {**ours, **times}.items()

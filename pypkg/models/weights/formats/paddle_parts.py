@@ -26,10 +26,8 @@ _COLUMNS = re.compile(
 )
 _HALVES = re.compile(r".*\.gate_up_fused_proj\.(weight|bias)")  # a rank has a block of each
 _THIRDS = re.compile(r".*\.c_attn\.(weight|bias)")  # query, key and value, likewise
-_ROWS = re.compile(
-    r".*\.(o_proj|down_proj|out_proj|linear2|dense|dense_4h_to_h|c_proj|"
-    r"embed_tokens|wte|word_embeddings)\.weight"
-)
+_ROWS = re.compile(r".*\.(o_proj|down_proj|out_proj|linear2|dense|dense_4h_to_h|c_proj)\.weight")
+_TABLE = re.compile(r".*\.(embed_tokens|wte|word_embeddings)\.weight")
 _HEAD = re.compile(r"lm_head\.weight|.*\.output_layer\.weight")
 # Whole on every rank where the degree does not divide the vocabulary or the key-value heads.
 _AT_TIMES_WHOLE = re.compile(r".*\.([kv]_proj|embed_tokens|wte|word_embeddings)\..*|lm_head\..*")
@@ -72,26 +70,41 @@ def merge_parts(parts: dict[Rank, Path]) -> dict[str, JoinedTensor]:
     Raises:
         UserError: a file cannot be read, or the ranks do not belong together.
     """
+    held = {rank: read_paddle_file(path) for rank, path in sorted(parts.items())}
+    table = next(
+        (
+            tensor.shape
+            for tensors in held.values()
+            for name, tensor in tensors.items()
+            if _TABLE.fullmatch(name)
+        ),
+        None,
+    )
     merged: dict[str, JoinedTensor] = {}
     for stage in sorted({pp for _, pp in parts}):
-        files = [parts[rank] for rank in sorted(parts) if rank[1] == stage]
-        ranks = [read_paddle_file(path) for path in files]
+        files, ranks = zip(*((parts[rank], held[rank]) for rank in held if rank[1] == stage))
         for path, rank in zip(files, ranks):
             for name in ranks[0].keys() ^ rank.keys():
                 raise UserError(
                     f"{path} and {files[0]} do not belong together: only one holds {name}"
                 )
         for name in ranks[0]:
-            merged.setdefault(name, join_ranks(name, [rank[name] for rank in ranks]))
+            merged.setdefault(name, join_ranks(name, [rank[name] for rank in ranks], table=table))
     return merged
 
 
-def join_ranks(name: str, shards: list[StoredTensor], whole: Shape | None = None) -> JoinedTensor:
+def join_ranks(
+    name: str,
+    shards: list[StoredTensor],
+    whole: Shape | None = None,
+    table: Shape | None = None,
+) -> JoinedTensor:
     """The whole tensor ``name`` of a model, or one shaped like it, from what each rank holds.
 
     Args:
         shards: in the order of tensor-parallel ranks.
         whole: shape of the whole, if it is known.
+        table: shape of a rank's part of the embedding, which a tied head has as well.
 
     Raises:
         UserError: the shards do not belong together.
@@ -106,11 +119,14 @@ def join_ranks(name: str, shards: list[StoredTensor], whole: Shape | None = None
     parts = 2 if _HALVES.fullmatch(name) else 3 if _THIRDS.fullmatch(name) else 1
     if _COLUMNS.fullmatch(name) or parts > 1:
         axis = len(shards[0].shape) - 1
-    elif _ROWS.fullmatch(name):
+    elif _ROWS.fullmatch(name) or _TABLE.fullmatch(name):
         axis = 0
     elif _HEAD.fullmatch(name):
-        # [hidden, vocabulary], or [vocabulary, hidden] where it is the embedding.
-        axis = 1
+        # [hidden, vocabulary], but [vocabulary, hidden] where it is the embedding.
+        is_tied = shards[0].shape == table or (
+            whole is not None and whole[-1] == shards[0].shape[-1]
+        )
+        axis = 0 if is_tied else 1
     else:
         return JoinedTensor((shards[0],))  # every rank has the whole
     _check_same(name, shards)

@@ -6,9 +6,9 @@ plain keys, lists, tuples, strings, numbers and what its caller names, and nothi
 
 - Time: at most ``MAX_OPCODES`` opcodes, each of which takes constant time or time in proportion to
   what it pops off the stack.
-- Memory: the memo is a dict, so it holds what was stored and no more. Bytes are not copied: the
-  result says where in the buffer they lie. A string is at most ``MAX_STRING`` bytes, and all
-  strings together lie in the buffer.
+- Memory: in proportion to the opcodes, about 100 bytes for each. The memo is a dict, so it holds
+  what was stored and no more. Bytes are not copied: the result says where in the buffer they lie.
+  A string is at most ``MAX_STRING`` bytes, and all strings together lie in the buffer.
 - Depth: no value is hashed, compared or printed but strings and numbers, so nothing recurses. A
   caller that walks the result has to bound its own depth.
 

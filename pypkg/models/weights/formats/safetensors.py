@@ -44,6 +44,9 @@ _DTYPES = {
     "BOOL": "bool",
 }
 _CODES = {name: code for code, name in _DTYPES.items()}
+# PaddleNLP's files, whose metadata says "np", hold bfloat16 as its bits: NumPy has no bfloat16.
+_NUMPY_FORMAT = "np"
+_NUMPY_BFLOAT16 = "U16"
 _MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
 
 
@@ -62,10 +65,16 @@ class TensorSpec(NamedTuple):
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     """Where the tensors of a file lie, by name. Only the header is read.
 
+    In a file whose metadata says ``"format": "np"``, uint16 is bfloat16.
+
     Raises:
         UserError: the file is corrupt or truncated, or a dtype is none of the format's.
     """
     header, start, size = _read_header(path)
+    metadata = header.pop("__metadata__", None)
+    dtypes = dict(_DTYPES)
+    if isinstance(metadata, dict) and metadata.get("format") == _NUMPY_FORMAT:
+        dtypes[_NUMPY_BFLOAT16] = "bfloat16"
     tensors = {}
     for name, fields in header.items():
         try:
@@ -75,7 +84,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
                 raise TypeError(f"data_offsets {first}, {end} and shape {shape} are not integers")
             if not 0 <= first <= end or any(length < 0 for length in shape):
                 raise ValueError(f"data_offsets {first}, {end} and shape {shape}")
-            dtype = _DTYPES[fields["dtype"]]
+            dtype = dtypes[fields["dtype"]]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} is corrupt: tensor {name} has no valid header ({error})"
@@ -111,7 +120,6 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
         header = json.loads(text)
     if not isinstance(header, dict):
         raise UserError(f"{path} is corrupt or not a safetensors file: its header is not JSON")
-    header.pop("__metadata__", None)
     return header, 8 + length, size
 
 
@@ -133,11 +141,14 @@ def write_tensors(
         Number of bytes of tensor data.
     """
     header: dict[str, object] = {"__metadata__": {"format": metadata_format}}
+    codes = dict(_CODES)
+    if metadata_format == _NUMPY_FORMAT:
+        codes["bfloat16"] = _NUMPY_BFLOAT16
     end = 0
     for name, spec in specs.items():
         start, end = end, end + spec.num_bytes
         header[name] = {
-            "dtype": _CODES[spec.dtype],
+            "dtype": codes[spec.dtype],
             "shape": list(spec.shape),
             "data_offsets": [start, end],
         }
