@@ -243,6 +243,11 @@ def test_a_warm_up_of_all_steps_is_allowed(tmp_path, extra):
     assert load(tmp_path, {"max_steps": 100, "warmup_steps": 100, **extra}).warmup == 100
 
 
+def test_evaluations_between_checkpoints_are_allowed(tmp_path):
+    extra = {"load_best_model_at_end": True, "do_eval": True, "eval_steps": 3, "save_steps": 6}
+    assert load(tmp_path, extra).save_interval == 6
+
+
 @pytest.mark.parametrize("split", ["949,50,1", "8/1/1", "0.9,0.1,0", "1,0,0", "100", "949,50"])
 def test_possible_splits(tmp_path, split):
     assert load(tmp_path, {"split": split}).split == split

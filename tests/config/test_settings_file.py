@@ -74,6 +74,7 @@ def test_a_yaml_file_is_read_as_a_json_file_is(tmp_path):
         **MINIMAL, "do_train": True, "do_eval": "no", "learning_rate": "3e-5", "seed": None,
         "save_strategy": "no", "sharding": "stage1 offload", "no_recompute_layers": [0, 3],
         "skip_data_intervals": [[1, 2], [4, 4]], "report_to": ["visualdl"], "split": "9,1,0",
+        "data_cache": None,
     }  # fmt: skip
     file, yaml = tmp_path / "run.json", tmp_path / "run.yaml"
     file.write_text(json.dumps(values), encoding="utf-8")
@@ -97,6 +98,7 @@ skip_data_intervals:
 report_to:
   - visualdl
 split: 9,1,0
+data_cache:
 """,
         encoding="utf-8",
     )

@@ -10,6 +10,7 @@ import pytest
 from plain_adamw import build_adamw, clip_by_global_norm, optimizer_state
 
 from pypkg.parallel import mesh
+from pypkg.parallel.comm import gather
 from pypkg.parallel.optimizer import data_parallel
 from pypkg.parallel.optimizer.distribute import distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions, make_optimizers
@@ -213,3 +214,17 @@ def test_buckets_average_every_gradient(monkeypatch, bucket_bytes):
     largest = max(p.size * 4 for p in model.parameters())
     assert max(sent) <= max(bucket_bytes, largest)
     assert len(sent) == {1: 5, 100: 3, 10**6: 1}[bucket_bytes]
+
+
+def test_a_bucket_has_one_dtype():
+    gradients = [paddle.zeros([4], dtype) for dtype in ("float32", "float32", "bfloat16")]
+    found = [[g.dtype for g in bucket] for bucket in data_parallel._buckets(gradients, 1000)]
+    assert found == [[paddle.float32] * 2, [paddle.bfloat16]]
+
+
+def test_the_first_stage_that_holds_a_name_hands_it_over(monkeypatch):
+    def all_gather_object(lists, own, group):
+        lists += [own, ["b", "tied"], ["tied", "z"]]
+
+    monkeypatch.setattr(gather.dist, "all_gather_object", all_gather_object)
+    assert gather._holders({"tied", "a"}, None) == {"a": 0, "tied": 0, "b": 1, "z": 2}

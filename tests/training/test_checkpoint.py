@@ -73,6 +73,15 @@ def test_round_trip(tmp_path):
         assert np.array_equal(found[name], value), name
 
 
+def test_a_checkpoint_before_the_first_update_has_no_optimizer_state(tmp_path):
+    model = paddle.nn.Linear(8, 8)
+    _, fresh = distribute(model, UpdateOptions(weight_decay=0.1), mesh.current())
+    folder = save(tmp_path, 1, updater=fresh)
+    resumed = distribute(paddle.nn.Linear(8, 8), UpdateOptions(weight_decay=0.1), mesh.current())[1]
+    load_optimizer(folder, resumed)
+    assert not list(resumed.state())
+
+
 def test_the_best_and_the_newest_stay(tmp_path):
     """The best one takes a place of save_total_limit, and one of its own if there is only one."""
     for step in range(1, 6):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from test_pretrain import assert_user_error
 from training_testing import ROOT, Workplace
 
@@ -269,3 +269,24 @@ def test_a_trainer_state_without_samples_is_told(tmp_path: Path) -> None:
     (tmp_path / "trainer_state.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="consumed_samples must be a number"):
         load_trainer_state(tmp_path)
+
+
+def test_state_of_a_tied_head_under_its_second_name(tmp_path: Path) -> None:
+    """Paddle keeps one state for a matrix that the model holds under two names."""
+    folder = tmp_path / "checkpoint-5"
+    shutil.copytree(RUNS / "unified/checkpoint-5", folder)
+    config = load_config(folder).replace(tie_word_embeddings=True)
+    key = "embed_tokens.weight.moment1"
+    expected = paddlenlp.OptimizerState(folder, config).read(key)
+    assert expected.any()
+    file = folder / "optimizer-00001-of-00001.safetensors"
+    tensors = load_file(file)
+    for name in [name for name in tensors if name.startswith("lm_head.weight/")]:
+        del tensors[name]
+    for name in [name for name in tensors if "embed_tokens.weight/" in name]:
+        tensors[f"lm_head.weight/{name.partition('/')[2]}"] = tensors.pop(name)
+    save_file(tensors, file)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, file.name)}
+    (folder / "optimizer.safetensors.index.json").write_text(json.dumps(index))
+    found = paddlenlp.OptimizerState(folder, config).read(key)
+    np.testing.assert_array_equal(found, expected)

@@ -67,6 +67,8 @@ def test_a_blend_reports_each_corpus_and_resumes_to_the_same_floats(make_blend):
     assert [(row["corpus"], row["samples"], row["tokens"]) for row in data] == [
         ("even", 36, 36 * 16), ("noise", 12, 12 * 16),
     ]  # fmt: skip
+    # Training has 32 of its 40 documents of 50 tokens.
+    assert data[1]["epochs"] == pytest.approx(12 * 16 / (32 * 50))
     state = read_json(whole, "checkpoint-12/trainer_state.json")
     assert [corpus["position"] for corpus in state["data_order"]["corpora"]] == [36, 12]
 
@@ -169,6 +171,8 @@ def test_packing_of_every_family():
     qwen = tiny("qwen").replace(logn_attention_length=32)
     with pytest.raises(UserError, match="beyond 32 tokens"):
         packing_of(apart, qwen)
+    as_long = qwen.replace(logn_attention_length=apart.max_seq_length)
+    assert packing_of(apart, as_long) == expected
     assert packing_of(settings_with(eod_mask_loss=True), qwen) == Packing(eod_mask_loss=True)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from training_testing import Clock
 from pypkg.config import load_settings
 from pypkg.data import Batch
 from pypkg.errors import UserError
+from pypkg.parallel import mesh
 from pypkg.training.engine import Engine
 from pypkg.training.reporting.metrics import Throughput
 from pypkg.training.reporting.outcome import Outcome
@@ -160,6 +163,66 @@ def test_a_log_line_tells_means_over_its_steps(make_trainer: Any, rows: Rows) ->
     assert rows.of("tokens_per_second_per_device") == dict.fromkeys((3, 6, 9, 12), 32.0)
     assert (outcome.state.initial_loss, outcome.final_loss) == (1.0, 11.0)
     assert outcome.state.consumed_samples == 96
+
+
+def test_counts_are_those_of_all_ranks(
+    monkeypatch: pytest.MonkeyPatch, make_trainer: Any, rows: Rows
+) -> None:
+    """Of 8 ranks, of which pairs share their samples; speed is that of one."""
+    degrees = mesh.Degrees(data=2, sharding=2, tensor=2)
+    monkeypatch.setattr(mesh, "_current", mesh.Mesh(degrees))
+    outcome = make_trainer(logging_steps=4, save_strategy="no").train()
+    assert rows.of("consumed_tokens") == {4: 256, 8: 512, 12: 768}
+    assert outcome.state.consumed_samples == 96
+    assert rows.of("tokens_per_second_per_device") == dict.fromkeys((4, 8, 12), 8.0)
+
+
+@pytest.mark.parametrize("first", [1, 2, 9])
+def test_skipped_steps_take_samples_alone(make_trainer: Any, rows: Rows, first: int) -> None:
+    """Two of twelve steps; the learning rate, which rises by 0.1 a step, waits."""
+    trainer = make_trainer(
+        skip_data_intervals=f"[[{first}, {first + 1}]]",
+        warmup_steps=12,
+        learning_rate=1.2,
+        logging_steps=1,
+        save_strategy="no",
+    )
+    outcome = trainer.train()
+    trained = [step for step in range(1, 13) if step not in (first, first + 1)]
+    updates = dict(zip(trained, range(1, 11), strict=True))
+    assert rows.of("loss") == updates
+    assert rows.of("learning_rate") == pytest.approx({s: 0.1 * n for s, n in updates.items()})
+    assert outcome.state.initial_loss == 1.0
+    assert (outcome.state.consumed_samples, outcome.state.consumed_tokens) == (24, 160)
+
+
+@pytest.mark.parametrize(
+    ("best_loss", "best_checkpoint"), [(None, None), (0.5, "checkpoint-4"), (2.0, "checkpoint-4")]
+)
+def test_a_checkpoint_without_an_evaluation_is_not_the_best(
+    make_trainer: Any, best_loss: float | None, best_checkpoint: str | None
+) -> None:
+    """A signal asks for one at step 1; the first evaluation, of loss 1.0, is at step 6."""
+    trainer = make_trainer(
+        do_eval=True, evaluation_strategy="steps", eval_steps=6, save_steps=6,
+        load_best_model_at_end=True,
+    )  # fmt: skip
+    trainer.state.best_loss, trainer.state.best_checkpoint = best_loss, best_checkpoint
+    update = trainer.engine.update
+
+    def interrupted(rate: float) -> Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return update(rate)
+
+    trainer.engine.update = interrupted
+    assert trainer.train().exit_code == 128 + signal.SIGTERM
+    assert trainer.state.global_step == 1
+    assert (trainer.state.best_loss, trainer.state.best_checkpoint) == (best_loss, best_checkpoint)
+    trainer.engine.update = update
+    trainer.train()
+    better = best_loss is None or best_loss > 1
+    expected = (1.0, "checkpoint-6") if better else (best_loss, best_checkpoint)
+    assert (trainer.state.best_loss, trainer.state.best_checkpoint) == expected
 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 8])

@@ -182,11 +182,12 @@ def test_flops_per_token() -> None:
         intermediate_size=6,
         num_hidden_layers=3,
         num_attention_heads=2,
+        head_dim=4,
     )
-    # Per layer 4 matrices of 4 x 4, 3 of 4 x 6, 2 norms; embedding, head, final norm.
-    num_parameters = 3 * (4 * 16 + 3 * 24 + 8) + 2 * 40 + 4
+    # Per layer 4 matrices of 4 x 8, 3 of 4 x 6, 2 norms; embedding, head, final norm.
+    num_parameters = 3 * (4 * 32 + 3 * 24 + 8) + 2 * 40 + 4
     assert config.num_parameters() == num_parameters
-    assert config.flops_per_token(7) == 6 * num_parameters + 12 * 3 * 4 * 7
+    assert config.flops_per_token(7) == 6 * num_parameters + 12 * 3 * 8 * 7
 
 
 @pytest.mark.parametrize("name", checks._CHOICES)

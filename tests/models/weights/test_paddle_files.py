@@ -19,6 +19,7 @@ from torch_writing import dictionary, number, text, write_archive
 from pypkg.errors import UserError
 from pypkg.models.weights.formats import pickle_reader
 from pypkg.models.weights.formats.paddle import read_paddle_file, read_paddle_object
+from pypkg.models.weights.formats.paddle_parts import join_ranks
 from pypkg.models.weights.formats.stored_tensor import JoinedTensor, StoredTensor
 from pypkg.models.weights.formats.torch import read_torch_file
 
@@ -91,6 +92,49 @@ def test_arrays_in_pieces_are_told_how_to_be_written_anew(tmp_path: Path) -> Non
     path.write_bytes(pickle.dumps({"UnpackBigParamInfor@@": {}}, protocol=4))
     with pytest.raises(UserError, match=r"in pieces.*protocol=4"):
         read_paddle_file(path)
+
+
+class _Array:
+    """Pickled as an array of 3 float32 whose elements take ``num_bytes``."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self.num_bytes = num_bytes
+
+    def __reduce__(self) -> tuple:
+        make, arguments, _ = np.zeros(0, np.float32).__reduce__()
+        return make, arguments, (1, (3,), np.dtype("<f4"), False, bytes(self.num_bytes))
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.arange(3, dtype=">f4"), "an array that is not little-endian"),
+        (_Array(8), r"an array of shape \(3,\) in 8 bytes"),
+        (_Array(16), r"an array of shape \(3,\) in 16 bytes"),
+    ],
+)
+def test_arrays_that_are_not_what_paddle_writes(
+    tmp_path: Path, array: object, message: str
+) -> None:
+    path = tmp_path / "x.pdparams"
+    path.write_bytes(pickle.dumps({"x": array}, protocol=4))
+    with pytest.raises(UserError, match=message):
+        read_paddle_file(path)
+    path.write_bytes(pickle.dumps({"x": _Array(12)}, protocol=4))
+    assert _values(read_paddle_file(path)["x"], "float32").tolist() == [0, 0, 0]
+
+
+def test_zeros_of_two_ranks_are_two_parts(tmp_path: Path) -> None:
+    """Equal shards are one whole, which a rank of few heads may hold, but biases begin at 0."""
+    shards = {}
+    for name, values in {"zeros": np.zeros(4), "values": np.arange(1, 5)}.items():
+        for rank in range(2):
+            path = tmp_path / f"{name}{rank}.pdparams"
+            paddle.save({"k_proj.bias": paddle.to_tensor(values.astype("float32"))}, str(path))
+            shards.setdefault(name, []).append(read_paddle_file(path)["k_proj.bias"])
+    joined = {name: join_ranks("layers.0.k_proj.bias", pair) for name, pair in shards.items()}
+    assert joined["zeros"].read("x", "float32").tolist() == [0] * 8
+    assert joined["values"].read("x", "float32").tolist() == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 2000, 50_000, -30, -1])

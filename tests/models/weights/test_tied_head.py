@@ -22,6 +22,12 @@ TIED = "gpt3"
 IDS = [[3, 1, 4, 1, 5]]
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables of the fixtures are compared in several blocks, the last of which is not full."""
+    monkeypatch.setattr(tied_head, "_ROWS", 100)
+
+
 def _folder(folder: Path, change: float | None, family: str = TIED) -> Path:
     """A tied model that stores its head a second time; ``change`` is added to one element."""
     folder.mkdir()
