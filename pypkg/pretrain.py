@@ -21,7 +21,6 @@ from pypkg.parallel import mesh
 from pypkg.parallel.launch import watchdog
 from pypkg.parallel.launch.launcher import end_with_launcher, launch, take_nproc
 from pypkg.threads import configure_cpu, import_paddle
-from pypkg.training.start_up import load_run_settings
 
 logger = logging.getLogger("pypkg")
 
@@ -32,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(help_text(), end="")
         return 0
+    from pypkg.training.start_up import load_run_settings  # needs NumPy, which the help does not
+
     end_with_launcher()
     configure_logging(mesh.launched_rank())
     try:

@@ -81,8 +81,8 @@ ROOMS = {
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
                        "process_end"),
     "pypkg.training": ("run", "final_report", "sources", "start_up", "resume", "rank_times",
-                       "trainer", "samples", "data_source", "engine", "layout", "checkpoint",
-                       "reporting", "activations", "distributed_batches", "interrupt",
+                       "layout", "trainer", "samples", "data_source", "engine", "normalization",
+                       "checkpoint", "reporting", "activations", "distributed_batches", "interrupt",
                        "tp_sharding", "schedule", "state"),
     "pypkg.bench": ("__main__", "report", "train_step", "data", "ops", "environment", "timing"),
 }  # fmt: skip

@@ -351,7 +351,7 @@ class Settings(ModelDataSettings):
     def evaluation_interval(self) -> int:
         """Steps between evaluations; 0: there are none."""
         steps = self.eval_steps or self.logging_steps
-        return interval(self.evaluation_strategy, steps, self.max_steps)
+        return interval(self.evaluation_strategy or "no", steps, self.max_steps)
 
     @property
     def saves(self) -> bool:

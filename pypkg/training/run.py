@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
 
 from pypkg.capabilities import ExecutionPlan, probe, resolve
@@ -81,12 +80,7 @@ def run(settings: Settings) -> int:
         logger.info("weights of %s; the rest starts anew (ignore_load_lr_and_optim)", checkpoint)
     reporters = _make_reporters(settings, state)
     data: DataSource = samples
-    make_engine = partial(
-        Engine if settings.skip_profile_timer else MeasuredEngine,
-        normalization=settings.loss_normalization,
-        labels_vary=samples.labels_vary,
-    )
-    engine = make_engine(wrapped, updater)
+    engine = _make_engine(settings, samples, wrapped, updater)
     if isinstance(engine, MeasuredEngine):
         data = engine.timed(samples)
     flops_per_token = model.config.flops_per_token(settings.max_seq_length)
@@ -106,7 +100,7 @@ def run(settings: Settings) -> int:
         if best is not None:
             logger.info("the best model is %s (validation loss %.4f)", best, state.best_loss)
             model, wrapped, updater = _make_model(settings, plan, best, config)
-            engine = make_engine(wrapped, updater)
+            engine = _make_engine(settings, samples, wrapped, updater)
         report_outcome(
             settings, outcome, model=model, engine=engine, samples=samples, tokenizer=tokenizer,
             checkpoint=best,
@@ -167,6 +161,18 @@ def _make_model(
         logger.info(notice)
     sharding = ModelTpSharding(config)
     return model, *distribute(model, _update_options(settings), mesh.current(), sharding)
+
+
+def _make_engine(
+    settings: Settings, samples: Samples, model: DistributedModel, updater: Updater
+) -> Engine:
+    make = Engine if settings.skip_profile_timer else MeasuredEngine
+    return make(
+        model,
+        updater,
+        normalization=settings.loss_normalization,
+        labels_vary=samples.labels_vary,
+    )
 
 
 def _update_options(settings: Settings) -> UpdateOptions:

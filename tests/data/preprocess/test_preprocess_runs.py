@@ -114,7 +114,7 @@ def test_a_file_shard_of_another_length_is_not_finished(tmp_path, change):
     assert folder.begin("same", 2) == [0, 1]
     writer = FileShardWriter(folder.path, 0, folder.dtype)
     writer.add(np.array([5, 6, 7]), [2, 1], [1, 1], [3, 2], [])
-    writer.finish(Counter())
+    writer.finish(Counter(), 0)
     assert folder.begin("same", 2) == [1]
     assert folder.load(0).tokens.tolist() == [5, 6, 7]
     os.truncate(folder.path / "000000.bin", 6 + change)

@@ -84,9 +84,9 @@ def test_scale_and_soft_cap_are_positive(config: ModelConfig) -> None:
         for value in (0, -1.0, "1"):
             with pytest.raises(UserError, match=f"{name} must be a positive number, found"):
                 config.replace(**{name: value})
-        written = config.replace(model_type="qwen3", qk_norm=True, **{name: 2.0})
-        with pytest.raises(UserError, match=f"cannot hold {name}=2.0"):
-            config_to_huggingface(written)
+    written = config.replace(model_type="qwen3", qk_norm=True, query_pre_attn_scalar=2.0)
+    with pytest.raises(UserError, match=r"cannot hold query_pre_attn_scalar=2\.0"):
+        config_to_huggingface(written)
 
 
 def test_each_layer_has_its_own_type(config: ModelConfig) -> None:
