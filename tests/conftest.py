@@ -4,10 +4,24 @@ Threads and memory are set before any test imports Paddle. A process started in 
 a shell ignores SIGINT, and so would those that it starts in turn; tests send it to theirs.
 """
 
+import logging
 import signal
+from collections.abc import Iterator
+
+import pytest
 
 from pypkg.threads import configure_cpu, import_paddle
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 configure_cpu()
 import_paddle()
+
+
+@pytest.fixture(autouse=True)
+def logger_as_it_was() -> Iterator[None]:
+    """A command line that a test runs in this process configures the package's logger for good."""
+    logger = logging.getLogger("pypkg")
+    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)

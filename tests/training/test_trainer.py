@@ -237,14 +237,12 @@ def test_steps_without_labels_change_nothing_and_say_so_once(
     make_trainer: Any,
     rows: Rows,
     clock: Clock,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Steps 2, 3 and 5 to 8: not updated, left out of means, and their samples count as read."""
     trainer = make_trainer(logging_steps=2, save_strategy="no")
     for step in (2, 3, 5, 6, 7, 8):
         trainer.engine.losses[step - 1] = None
-    monkeypatch.setattr(logging.getLogger("pypkg"), "propagate", True)
     with caplog.at_level(logging.WARNING, "pypkg"):
         outcome = trainer.train()
     assert clock.seconds == 6  # of as many updates
@@ -269,7 +267,6 @@ def test_time_left_after_a_resume(
     settings = load_settings([w for k, v in given.items() for w in (f"--{k}", str(v))])
     clock = Clock()
     monkeypatch.setattr(time, "monotonic", clock)
-    monkeypatch.setattr(logging.getLogger("pypkg"), "propagate", True)
     with caplog.at_level(logging.INFO, "pypkg"), Progress(settings, 6) as progress:
         clock.seconds += 20
         progress.log(8, {"loss": 1.5, "tokens_per_second_per_device": 1234.0})

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -207,8 +206,7 @@ def test_other_names_of_sentencepiece_models(tmp_path, name):
     assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
 
 
-def test_the_log_names_what_was_taken(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("pypkg"), "propagate", True)
+def test_the_log_names_what_was_taken(tmp_path, caplog):
     write_byte_level(tmp_path, "GPT2Tokenizer")
     write_tekken(tmp_path)
     with caplog.at_level("INFO", logger="pypkg"):
