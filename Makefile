@@ -43,8 +43,8 @@ pretrain: install  ## pre-train a small LLaMA on the Python standard library's s
 	$(BIN)/python -m pypkg.pretrain configs/quickstart.json --output_dir $(RUNS)/checkpoints \
 	  --input_dir $(RUNS)/data --tokenizer_name_or_path $(RUNS)/tokenizer
 
-# Two tests at a time: those of several processes wait for one another most of the time.
-PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Two files at a time, since tests of several processes mostly wait; in the order of conftest.py.
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: install  ## the tests of every push, in under ten minutes on two cores
 	$(PYTEST) -m "not slow"

@@ -42,6 +42,13 @@ def changes(before: Mapping[str, float], after: Mapping[str, float]) -> list[str
     return [line for _, line in sorted(rows, key=lambda row: -abs(row[0]))]
 
 
+def recorded() -> dict[str, float]:
+    """Seconds of each test file when the record was written; empty if there is none."""
+    if not RECORD.exists():
+        return {}
+    return json.loads(RECORD.read_text(encoding="utf-8"))["seconds"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("reports", nargs="+", type=Path, help="files of pytest --junitxml")
