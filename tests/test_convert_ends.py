@@ -66,6 +66,7 @@ def test_what_the_source_says_stays(tmp_path: Path) -> None:
 def test_no_end_anywhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = _folder(tmp_path / "in")
     (source / "tokenizer.json").write_text("{}")
+    caplog.set_level("INFO", "pypkg")
     config, generation = _exported(source, tmp_path / "out")
     assert config["eos_token_id"] is None and generation is None
     assert "config.json names no eos_token_id, and the tokenizer none" in caplog.text
