@@ -63,13 +63,12 @@ def test_what_the_source_says_stays(tmp_path: Path) -> None:
     assert generation == {"eos_token_id": 7, "top_p": 0.5}
 
 
-def test_no_end_anywhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_end_anywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = _folder(tmp_path / "in")
     (source / "tokenizer.json").write_text("{}")
-    caplog.set_level("INFO", "pypkg")
     config, generation = _exported(source, tmp_path / "out")
     assert config["eos_token_id"] is None and generation is None
-    assert "config.json names no eos_token_id, and the tokenizer none" in caplog.text
+    assert "config.json names no eos_token_id, and the tokenizer none" in capsys.readouterr().err
     (source / "tokenizer.json").unlink()
     _, generation = _exported(source, tmp_path / "without")
     assert generation is None
