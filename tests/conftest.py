@@ -17,6 +17,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 configure_cpu()
 import_paddle()
 
+from pypkg.ops import _library  # noqa: E402  imports Paddle
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The files that take longest come first, so that the workers end at about the same time."""
@@ -30,10 +32,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def logger_as_it_was() -> Iterator[None]:
-    """A command line that a test runs in this process configures the package's logger for good."""
-    logger = logging.getLogger("pypkg")
+def process_as_it_was() -> Iterator[None]:
+    """A command line that a test runs here configures logging and operators for the process."""
+    logger, chosen = logging.getLogger("pypkg"), _library._chosen
     handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
     yield
+    _library._chosen = chosen
     logger.handlers[:], logger.propagate = handlers, propagate
     logger.setLevel(level)
