@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import collections
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from mmap import mmap
 from typing import Any, NamedTuple
@@ -49,18 +50,18 @@ class Call(NamedTuple):
     function: Callable[..., Any]
 
 
-class Restorable:
+class Restorable(ABC):
     """An object whose state a pickle may give, with ``restore``."""
 
     __slots__ = ()
 
+    @abstractmethod
     def restore(self, state: Any) -> None:
         """Takes the state.
 
         Raises:
             ValueError: the state makes no sense.
         """
-        raise NotImplementedError
 
 
 def _ordered_dict() -> collections.OrderedDict[Any, Any]:
