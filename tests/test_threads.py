@@ -138,7 +138,8 @@ def test_a_quota_below_the_cores_limits_them(monkeypatch):
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_paddle_multiplies_and_updates_with_the_threads_it_was_given():
-    # Processor time of all threads over that of the main thread does not depend on the load.
+    # Processor time of all threads over that of the main thread: 1.0 with one thread, at most 2.
+    # The main thread works alone between the parallel loops, longer where it is interrupted.
     code = """
 import time
 from pypkg.threads import configure_cpu, import_paddle
@@ -163,8 +164,8 @@ for action in (lambda: paddle.matmul(a, a), adamw.step):
     )
     assert done.returncode == 0, done.stderr
     matmul, adamw = map(float, done.stdout.split())
-    assert matmul > 1.5
-    assert adamw > 1.4
+    assert matmul > 1.2
+    assert adamw > 1.2
     assert "OMP_NUM_THREADS" not in done.stderr
     assert "ccache" not in done.stderr
     assert time.monotonic() - started < 120
