@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(help_text(), end="")
         return 0
-    from pypkg.training.start_up import load_run_settings  # needs NumPy, which the help does not
+    from pypkg.training.start.start_up import (
+        load_run_settings,  # needs NumPy, which the help does not
+    )
 
     end_with_launcher()
     configure_logging(mesh.launched_rank())

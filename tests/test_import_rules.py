@@ -80,10 +80,8 @@ ROOMS = {
                      "decoder", "layers", "weights", "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
                        "process_end"),
-    "pypkg.training": ("run", "final_report", "sources", "start_up", "resume", "rank_times",
-                       "layout", "trainer", "samples", "data_source", "engine", "normalization",
-                       "checkpoint", "reporting", "activations", "distributed_batches", "interrupt",
-                       "tp_sharding", "schedule", "state"),
+    "pypkg.training": ("run", "final_report", "start", "trainer", "step", "feed", "checkpoint",
+                       "reporting", "interrupt", "tp_sharding", "state"),
     "pypkg.bench": ("__main__", "report", "train_step", "data", "ops", "environment", "timing"),
 }  # fmt: skip
 COMMAND_LINES = ("pypkg.pretrain", "pypkg.preprocess", "pypkg.convert", "pypkg.plan")

@@ -11,11 +11,11 @@ from pypkg.models.decoder import Decoder
 from pypkg.models.pretrained import Model
 from pypkg.parallel.comm.collective import is_first_rank
 from pypkg.training.checkpoint.checkpoint import checkpoints
-from pypkg.training.engine import Engine
+from pypkg.training.feed.samples import Samples
 from pypkg.training.reporting.outcome import Outcome
 from pypkg.training.reporting.reporters import read_metrics
 from pypkg.training.reporting.summary import Summary, draw_loss_curve, write_sample
-from pypkg.training.samples import Samples
+from pypkg.training.step.engine import Engine
 
 logger = logging.getLogger("pypkg")
 

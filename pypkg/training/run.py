@@ -19,19 +19,16 @@ from pypkg.parallel.optimizer.distribute import DistributedModel, distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
-from pypkg.training.activations import dropout_notice, set_activations
 from pypkg.training.checkpoint.checkpoint import load_trainer_state, prepare_output_dir
 from pypkg.training.checkpoint.checkpointer import Checkpointer
-from pypkg.training.data_source import DataSource
-from pypkg.training.engine import Engine
+from pypkg.training.feed.data_source import DataSource
+from pypkg.training.feed.samples import Samples
 from pypkg.training.final_report import log_stopped, report_outcome
-from pypkg.training.layout import degrees, layout_notices, layout_problems
-from pypkg.training.rank_times import MeasuredEngine, print_rank_times
 from pypkg.training.reporting.metrics import PeakFlops, Throughput, peak_flops
 from pypkg.training.reporting.reporters import Reporter, make_reporters
-from pypkg.training.resume import check_resumed
-from pypkg.training.samples import Samples
-from pypkg.training.sources import (
+from pypkg.training.start.layout import degrees, layout_notices, layout_problems
+from pypkg.training.start.resume import check_resumed
+from pypkg.training.start.sources import (
     best_checkpoint,
     checkpoint_to_resume,
     load_model,
@@ -40,6 +37,9 @@ from pypkg.training.sources import (
     tokenizer_source,
 )
 from pypkg.training.state import TrainerState
+from pypkg.training.step.activations import dropout_notice, set_activations
+from pypkg.training.step.engine import Engine
+from pypkg.training.step.rank_times import MeasuredEngine, print_rank_times
 from pypkg.training.tp_sharding import ModelTpSharding
 from pypkg.training.trainer import Trainer
 

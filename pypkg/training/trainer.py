@@ -21,16 +21,16 @@ from pypkg.parallel.comm.random_states import seed_step
 from pypkg.parallel.launch import watchdog
 from pypkg.parallel.launch.rendezvous import named
 from pypkg.training.checkpoint.checkpoint import checkpoint_name
-from pypkg.training.data_source import DataSource
-from pypkg.training.engine import Engine
+from pypkg.training.feed.data_source import DataSource
 from pypkg.training.interrupt import InterruptRequest
 from pypkg.training.reporting.metrics import Throughput, peak_memory_bytes
 from pypkg.training.reporting.outcome import Outcome, perplexity
 from pypkg.training.reporting.progress import Progress
 from pypkg.training.reporting.reporters import Reporter
 from pypkg.training.reporting.source_losses import SourceLosses
-from pypkg.training.schedule import learning_rate
 from pypkg.training.state import TrainerState
+from pypkg.training.step.engine import Engine
+from pypkg.training.step.schedule import learning_rate
 
 logger = logging.getLogger("pypkg")
 

@@ -9,7 +9,7 @@ from config_testing import refused_names
 
 from pypkg.config import load_settings
 from pypkg.models.architecture.registry import load_config
-from pypkg.training.layout import degrees, layout_problems
+from pypkg.training.start.layout import degrees, layout_problems
 
 REPO = Path(__file__).resolve().parents[2]
 PADDLENLP = sorted((REPO / "tests/golden/paddlenlp_configs").glob("*.json"))

@@ -16,7 +16,7 @@ from pypkg.models.architecture.registry import (
     load_config,
 )
 from pypkg.parallel.mesh import Degrees
-from pypkg.training.layout import degrees, layout_notices, layout_problems
+from pypkg.training.start.layout import degrees, layout_notices, layout_problems
 
 REPO = Path(__file__).resolve().parents[2]
 PRETRAIN = sorted((REPO / "configs/pretrain").rglob("*.json"))

@@ -12,7 +12,7 @@ from distributed_testing import REPO
 sys.path.insert(0, str(REPO / "tests" / "training"))
 from training_testing import Workplace, counting_documents, write_corpus, write_model
 
-from pypkg.training.rank_times import Times, table
+from pypkg.training.step.rank_times import Times, table
 
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 

@@ -29,8 +29,8 @@ from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import mean_over_sample_shards
 from pypkg.parallel.optimizer.distribute import distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
-from pypkg.training.engine import Engine
-from pypkg.training.samples import objective_of
+from pypkg.training.feed.samples import objective_of
+from pypkg.training.step.engine import Engine
 from pypkg.training.tp_sharding import ModelTpSharding
 
 SEED, STEPS, GLOBAL_BATCH, SEQUENCE = 3, 5, 8, 48

@@ -35,11 +35,11 @@ from pypkg.models.layers.masks import derived_positions, derived_prefix_lengths
 from pypkg.parallel import mesh
 from pypkg.parallel.optimizer.distribute import distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
-from pypkg.training.engine import Engine
+from pypkg.training.feed.samples import objective_of
 from pypkg.training.reporting.metrics import Throughput
 from pypkg.training.reporting.summary import write_sample
-from pypkg.training.samples import objective_of
 from pypkg.training.state import TrainerState
+from pypkg.training.step.engine import Engine
 from pypkg.training.trainer import Trainer
 
 STEPS, BATCH, SEQ_LENGTH = 50, 4, 64

@@ -15,9 +15,9 @@ from training_testing import Workplace, counting_documents, write_corpus, write_
 from pypkg.config import load_settings
 from pypkg.data import IndexCache, Packing
 from pypkg.errors import UserError
-from pypkg.training import samples
+from pypkg.training.feed import samples
+from pypkg.training.feed.samples import packing_of, short_names
 from pypkg.training.reporting.source_losses import SourceLosses
-from pypkg.training.samples import packing_of, short_names
 from pypkg.training.state import TrainerState
 
 BLEND = {"logging_steps": 3, "save_steps": 4, "eval_steps": 6, "max_steps": 12}

@@ -21,11 +21,11 @@ from pypkg.config import load_settings
 from pypkg.data import Batch
 from pypkg.errors import UserError
 from pypkg.parallel import mesh
-from pypkg.training.engine import Engine
 from pypkg.training.reporting.metrics import Throughput
 from pypkg.training.reporting.outcome import Outcome
 from pypkg.training.reporting.progress import Progress
 from pypkg.training.state import TrainerState
+from pypkg.training.step.engine import Engine
 from pypkg.training.trainer import Trainer
 
 SETTINGS = {

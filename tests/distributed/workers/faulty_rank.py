@@ -15,7 +15,7 @@ from pypkg.parallel import mesh
 
 
 def install(fault: str, step: int) -> None:
-    from pypkg.training.engine import Engine
+    from pypkg.training.step.engine import Engine
 
     forward_backward, calls = Engine.forward_backward, []
 

@@ -15,8 +15,8 @@ from parity import case_config, load
 from pypkg.data import Batch, BatchLoader, Packing, build_train_valid_test_datasets
 from pypkg.models import from_config, save_pretrained
 from pypkg.parallel import mesh
-from pypkg.training.engine import to_device
 from pypkg.training.reporting.source_losses import SourceLosses
+from pypkg.training.step.engine import to_device
 
 SEQUENCE, MICRO_BATCHES, BATCH = 32, 4, 2
 NAMES = ["even", "odd"]

@@ -10,7 +10,7 @@ from distributed_testing import report
 
 from pypkg.errors import UserError
 from pypkg.parallel import mesh
-from pypkg.training.distributed_batches import SharedBatches, from_reader, is_reader
+from pypkg.training.feed.distributed_batches import SharedBatches, from_reader, is_reader
 
 
 def batches(failure: Exception | None = None) -> Iterator[dict[str, np.ndarray]]:

@@ -18,7 +18,7 @@ from pypkg.parallel.comm.traffic import Traffic
 from pypkg.parallel.optimizer.distribute import distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.zero import ZERO_STAGES
-from pypkg.training.engine import Engine
+from pypkg.training.step.engine import Engine
 from pypkg.training.tp_sharding import ModelTpSharding
 
 

@@ -28,7 +28,7 @@ from pypkg.models.architecture.registry import (
     families,
     load_config,
 )
-from pypkg.training.sources import load_model, model_config
+from pypkg.training.start.sources import load_model, model_config
 
 # A family of each file format, with its tiny config.json.
 TINY = {config_from_huggingface(keys).model_type: keys for keys in KEYS.values()}

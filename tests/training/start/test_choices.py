@@ -15,11 +15,11 @@ from pypkg.data.datasets.order import SampleOrder
 from pypkg.ops import set_matmul_precision
 from pypkg.parallel import mesh
 from pypkg.parallel.optimizer.zero import ZERO_STAGES
-from pypkg.training.activations import recompute_choice
-from pypkg.training.engine import Engine
-from pypkg.training.layout import degrees
 from pypkg.training.reporting.reporters import make_reporters
-from pypkg.training.schedule import learning_rate
+from pypkg.training.start.layout import degrees
+from pypkg.training.step.activations import recompute_choice
+from pypkg.training.step.engine import Engine
+from pypkg.training.step.schedule import learning_rate
 
 NEW = "of_tomorrow"
 

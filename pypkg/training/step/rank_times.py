@@ -28,9 +28,9 @@ from pypkg.parallel.comm.collective import is_first_rank
 from pypkg.parallel.comm.traffic import GROUPS, Traffic
 from pypkg.parallel.optimizer.distribute import DistributedModel
 from pypkg.parallel.optimizer.updater import Updater
-from pypkg.training.data_source import DataSource
-from pypkg.training.engine import Engine
+from pypkg.training.feed.data_source import DataSource
 from pypkg.training.reporting.metrics import peak_memory_bytes
+from pypkg.training.step.engine import Engine
 
 
 @dataclass

@@ -17,8 +17,8 @@ from pypkg.models.decoder import Decoder
 from pypkg.parallel import mesh
 from pypkg.parallel.optimizer.distribute import distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
-from pypkg.training.engine import Engine
-from pypkg.training.samples import objective_of
+from pypkg.training.feed.samples import objective_of
+from pypkg.training.step.engine import Engine
 
 ROWS, SEQUENCE = 4, 24
 

@@ -14,7 +14,7 @@ from pypkg.data import Batch
 from pypkg.parallel.comm.collective import mean_over_sample_shards
 from pypkg.parallel.optimizer.distribute import DistributedModel
 from pypkg.parallel.optimizer.updater import Updater
-from pypkg.training.normalization import label_count, loss_weights
+from pypkg.training.step.normalization import label_count, loss_weights
 
 _NORMALIZATIONS = ("global", "micro_batch")
 

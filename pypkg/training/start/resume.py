@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pypkg.config import Settings, load_settings
 from pypkg.errors import UserError
-from pypkg.training.schedule import learning_rate
 from pypkg.training.state import TrainerState
+from pypkg.training.step.schedule import learning_rate
 
 logger = logging.getLogger("pypkg")
 

@@ -8,7 +8,7 @@ from tiny_configs import tiny
 from pypkg.config import Settings
 from pypkg.models import ModelConfig, from_config
 from pypkg.models.layers.recompute import Recompute
-from pypkg.training.activations import dropout_notice, recompute_choice, set_activations
+from pypkg.training.step.activations import dropout_notice, recompute_choice, set_activations
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from pypkg.data import (
 from pypkg.errors import UserError
 from pypkg.models import ModelConfig
 from pypkg.parallel import mesh
-from pypkg.training.distributed_batches import SharedBatches, from_reader, is_reader
+from pypkg.training.feed.distributed_batches import SharedBatches, from_reader, is_reader
 from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")

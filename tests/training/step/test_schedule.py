@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pypkg.config import Settings
-from pypkg.training.schedule import learning_rate
+from pypkg.training.step.schedule import learning_rate
 
 LINEAR = Settings(
     learning_rate=1e-3, min_learning_rate=1e-4, warmup_steps=4, max_steps=12,
@@ -25,7 +25,7 @@ def rates(settings: Settings, steps: int) -> list[float]:
 
 # Written by PaddleNLP's own code: tests/golden/make_schedules.py.
 SCHEDULES = json.loads(
-    (Path(__file__).resolve().parents[1] / "golden/schedules.json").read_text(encoding="utf-8")
+    (Path(__file__).resolve().parents[2] / "golden/schedules.json").read_text(encoding="utf-8")
 )
 
 

@@ -14,7 +14,7 @@ from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.registry import load_config
 from pypkg.models.weights.hub import find_weights
 from pypkg.models.weights.model_folder import CONFIG_FILE
-from pypkg.training.layout import layout_problems, process_problems
+from pypkg.training.start.layout import layout_problems, process_problems
 
 
 def load_run_settings(arguments: Sequence[str], world_size: int) -> Settings:

@@ -7,7 +7,7 @@ import pytest
 from pypkg.config import Settings
 from pypkg.models.architecture.registry import load_config
 from pypkg.parallel.mesh import Degrees
-from pypkg.training.layout import degrees, layout_notices, layout_problems
+from pypkg.training.start.layout import degrees, layout_notices, layout_problems
 
 LLAMA = load_config("facebook/llama-7b")  # 32 layers, 32 heads
 

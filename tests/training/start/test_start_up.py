@@ -9,7 +9,7 @@ import pytest
 from training_testing import ROOT, environment
 
 from pypkg.errors import UserError
-from pypkg.training.start_up import load_run_settings
+from pypkg.training.start.start_up import load_run_settings
 
 GOOD = {
     "model_name_or_path": "llama-58m", "input_dir": "data", "output_dir": "out", "max_steps": 9,

@@ -1,0 +1,1 @@
+"""Before the first step: settings checked as a whole, layout, sources of weights and checkpoint."""

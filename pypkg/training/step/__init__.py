@@ -1,0 +1,1 @@
+"""One training step: engine, loss normalization, learning rate, time per rank."""
