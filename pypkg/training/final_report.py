@@ -10,7 +10,7 @@ from pypkg.data.tokenizers.load import Tokenizer
 from pypkg.models.decoder import Decoder
 from pypkg.models.pretrained import Model
 from pypkg.parallel.comm.collective import is_first_rank
-from pypkg.training.checkpoint.checkpoint import checkpoints
+from pypkg.training.checkpoint.folders import checkpoints
 from pypkg.training.feed.samples import Samples
 from pypkg.training.reporting.outcome import Outcome
 from pypkg.training.reporting.reporters import read_metrics

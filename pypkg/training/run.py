@@ -19,8 +19,9 @@ from pypkg.parallel.optimizer.distribute import DistributedModel, distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
-from pypkg.training.checkpoint.checkpoint import load_trainer_state, prepare_output_dir
 from pypkg.training.checkpoint.checkpointer import Checkpointer
+from pypkg.training.checkpoint.folders import prepare_output_dir
+from pypkg.training.checkpoint.reading import load_trainer_state
 from pypkg.training.feed.data_source import DataSource
 from pypkg.training.feed.samples import Samples
 from pypkg.training.final_report import log_stopped, report_outcome

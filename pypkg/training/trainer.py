@@ -20,7 +20,7 @@ from pypkg.parallel.comm.collective import mean_over_sample_shards, ranks_where
 from pypkg.parallel.comm.random_states import seed_step
 from pypkg.parallel.launch import watchdog
 from pypkg.parallel.launch.rendezvous import named
-from pypkg.training.checkpoint.checkpoint import checkpoint_name
+from pypkg.training.checkpoint.folders import checkpoint_name
 from pypkg.training.feed.data_source import DataSource
 from pypkg.training.interrupt import InterruptRequest
 from pypkg.training.reporting.metrics import Throughput, peak_memory_bytes

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pypkg.training.checkpoint.checkpoint import load_trainer_state
+from pypkg.training.checkpoint.reading import load_trainer_state
 
 
 def test_skipped_steps_pass_over_their_samples(make_workplace):

@@ -12,7 +12,8 @@ from pypkg.models import save_pretrained
 from pypkg.models.pretrained import Model
 from pypkg.parallel.comm.collective import is_first_rank
 from pypkg.parallel.optimizer.updater import Updater
-from pypkg.training.checkpoint.checkpoint import load_optimizer, save_checkpoint
+from pypkg.training.checkpoint.reading import load_optimizer
+from pypkg.training.checkpoint.writing import save_checkpoint
 from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")

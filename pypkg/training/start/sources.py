@@ -13,7 +13,7 @@ from pypkg.models import ModelConfig, from_config, from_pretrained
 from pypkg.models.architecture.registry import load_config
 from pypkg.models.pretrained import Model, stored_config
 from pypkg.models.weights.hub import find_weights
-from pypkg.training.checkpoint.checkpoint import checkpoints
+from pypkg.training.checkpoint.folders import checkpoints
 from pypkg.training.start.start_up import folder_with_weights
 from pypkg.training.state import TrainerState
 

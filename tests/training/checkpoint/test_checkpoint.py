@@ -20,16 +20,11 @@ from pypkg.parallel.optimizer.distribute import distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
-from pypkg.training.checkpoint import checkpoint
-from pypkg.training.checkpoint.checkpoint import (
-    _surplus,
-    checkpoints,
-    load_optimizer,
-    load_trainer_state,
-    prepare_output_dir,
-    save_checkpoint,
-)
+from pypkg.training.checkpoint import writing
 from pypkg.training.checkpoint.checkpointer import Checkpointer
+from pypkg.training.checkpoint.folders import checkpoints, prepare_output_dir, surplus
+from pypkg.training.checkpoint.reading import load_optimizer, load_trainer_state
+from pypkg.training.checkpoint.writing import save_checkpoint
 from pypkg.training.state import TrainerState
 
 
@@ -87,7 +82,7 @@ def test_the_best_and_the_newest_stay(tmp_path):
     for step in range(1, 6):
         save(tmp_path, step)
     surplus = {
-        (keep, best): [int(folder.name[-1]) for folder in _surplus(tmp_path, keep, best)]
+        (keep, best): [int(folder.name[-1]) for folder in surplus(tmp_path, keep, best)]
         for keep in (1, 2, 3, 9)
         for best in (None, "checkpoint-2", "checkpoint-5")
     }
@@ -202,7 +197,7 @@ def test_damaged_or_foreign_optimizer_file(tmp_path):
 def test_state_fields_are_all_stored():
     """A field that cannot go through JSON would break resuming."""
     state = TrainerState(1, 2, 3, 0.1, [0.2], {"a": [1]})
-    restored = TrainerState(**json.loads(json.dumps(checkpoint.asdict(state))))
+    restored = TrainerState(**json.loads(json.dumps(writing.asdict(state))))
     assert restored == state
 
 

@@ -17,7 +17,7 @@ from pypkg.errors import UserError
 from pypkg.models.architecture.registry import load_config
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.training.checkpoint import paddlenlp
-from pypkg.training.checkpoint.checkpoint import load_trainer_state
+from pypkg.training.checkpoint.reading import load_trainer_state
 
 RUNS = ROOT / "tests/golden/paddlenlp/run"
 FORMS = ("plain", "unified", "sharded_plain", "sharded_unified")

@@ -8,7 +8,7 @@ import pytest
 from test_pretrain import assert_user_error
 
 from pypkg.errors import UserError
-from pypkg.training.checkpoint.checkpoint import load_trainer_state
+from pypkg.training.checkpoint.reading import load_trainer_state
 from pypkg.training.reporting.reporters import make_reporters, read_metrics
 from pypkg.training.state import TrainerState
 

@@ -1,0 +1,70 @@
+"""The checkpoint folders of a run: their names, which are complete, which are removed.
+
+``output_dir/checkpoint-N/`` holds a Hugging Face model folder (config.json, safetensors), and
+beside it optimizer.safetensors, trainer_state.json, settings.json and the tokenizer's files. The
+folder is written and synced under a temporary name and then renamed, so a folder with the final
+name is always complete.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from pypkg.errors import UserError
+from pypkg.training.state import TrainerState
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "trainer_state.json"
+SETTINGS_FILE = "settings.json"
+TEMPORARY_PREFIX = "tmp-checkpoint-"
+_NAME = re.compile(r"checkpoint-(\d+)$")
+
+
+def checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
+    """Complete checkpoints of a run as (step, folder), oldest first."""
+    folder = Path(output_dir)
+    if not folder.is_dir():
+        return []
+    found = []
+    for entry in folder.iterdir():
+        match = _NAME.match(entry.name)
+        if match and (entry / STATE_FILE).is_file():
+            found.append((int(match.group(1)), entry))
+    return sorted(found)
+
+
+def checkpoint_name(state: TrainerState) -> str:
+    """Name of the folder that a checkpoint of ``state`` has."""
+    return f"checkpoint-{state.global_step}"
+
+
+def prepare_output_dir(output_dir: str | Path) -> None:
+    """Makes the folder, proves that it can be written, and removes what a killed save left.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    folder = Path(output_dir)
+    probe = folder / f".write-test-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"output_dir {str(folder)!r} cannot be written: {error.strerror}. "
+            "Set output_dir to a folder you may write."
+        ) from error
+    for stale in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def surplus(output_dir: str | Path, keep: int, best: str | None) -> list[Path]:
+    """The oldest checkpoints beyond ``keep``, but neither the newest nor the one named ``best``."""
+    older = [folder for _, folder in checkpoints(output_dir)][:-1]
+    others = [folder for folder in older if folder.name != best]
+    places = keep - 1 - (len(older) - len(others))
+    return others[: max(len(others) - max(places, 0), 0)]
