@@ -81,12 +81,12 @@ def test_the_best_and_the_newest_stay(tmp_path):
     """The best one takes a place of save_total_limit, and one of its own if there is only one."""
     for step in range(1, 6):
         save(tmp_path, step)
-    surplus = {
+    removed = {
         (keep, best): [int(folder.name[-1]) for folder in surplus(tmp_path, keep, best)]
         for keep in (1, 2, 3, 9)
         for best in (None, "checkpoint-2", "checkpoint-5")
     }
-    assert surplus == {
+    assert removed == {
         (1, None): [1, 2, 3, 4], (1, "checkpoint-2"): [1, 3, 4], (1, "checkpoint-5"): [1, 2, 3, 4],
         (2, None): [1, 2, 3], (2, "checkpoint-2"): [1, 3, 4], (2, "checkpoint-5"): [1, 2, 3],
         (3, None): [1, 2], (3, "checkpoint-2"): [1, 3], (3, "checkpoint-5"): [1, 2],
