@@ -14,6 +14,7 @@ from pypkg.parallel.launch.rendezvous import ENDPOINT, Limits, fleet_endpoint
 logger = logging.getLogger("pypkg")
 
 _SECONDS_BEFORE_A_WARNING = 10.0
+_ANOTHER_PROGRAM = "another program answers at this port"
 _LOCAL = ("127.0.0.1", "localhost")
 
 
@@ -71,10 +72,12 @@ def join(address: tuple[str, int], rank: int, limits: Limits) -> MessageStream:
             connection.settimeout(None)
             stream = MessageStream(connection)
             stream.send("join", rank=rank)
-            problem = _wait_for_an_answer(stream, deadline, f"{host}:{port}")
-            if not problem:
+            answer = _wait_for_an_answer(stream, deadline, f"{host}:{port}")
+            if not answer:
                 return stream
             stream.close()
+            if problem != _ANOTHER_PROGRAM:  # the time may be up before it answers again
+                problem = answer
         if time.monotonic() > deadline:
             raise UserError(
                 f"rank {rank} could not join rank 0 at {host}:{port} within {limits.start:g} s: "
@@ -90,7 +93,7 @@ def _wait_for_an_answer(stream: MessageStream, deadline: float, where: str) -> s
     while (now := time.monotonic()) < deadline:
         ready, _, _ = select.select([stream], [], [], 0.25)
         if ready:
-            return "" if stream.has_message() else "another program answers at this port"
+            return "" if stream.has_message() else _ANOTHER_PROGRAM
         if now > warn_at:
             warn_at = deadline
             logger.warning("%s accepts connections, but rank 0 has not answered yet", where)
