@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "distributed" / "testing"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 from distributed_testing import REPO, run_ranks
 from matrix_cells import COLUMNS, COMBINATIONS, LAYOUTS, MORE_ROWS, ROWS
