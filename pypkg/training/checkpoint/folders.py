@@ -14,12 +14,14 @@ import shutil
 from pathlib import Path
 
 from pypkg.errors import UserError
+from pypkg.training.checkpoint.manifest import MANIFEST_FILE
 from pypkg.training.state import TrainerState
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "trainer_state.json"
 SETTINGS_FILE = "settings.json"
 TEMPORARY_PREFIX = "tmp-checkpoint-"
+_MARKS = (STATE_FILE, MANIFEST_FILE)  # a folder with one of these was a whole checkpoint once
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
 
@@ -30,10 +32,16 @@ def checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
         return []
     found = []
     for entry in folder.iterdir():
-        match = _NAME.match(entry.name)
-        if match and (entry / STATE_FILE).is_file():
-            found.append((int(match.group(1)), entry))
+        step = step_in_name(entry)
+        if step is not None and any((entry / name).is_file() for name in _MARKS):
+            found.append((step, entry))
     return sorted(found)
+
+
+def step_in_name(folder: Path) -> int | None:
+    """N of a folder named checkpoint-N, else None."""
+    match = _NAME.match(folder.name)
+    return int(match.group(1)) if match else None
 
 
 def checkpoint_name(state: TrainerState) -> str:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from pypkg.errors import UserError
 from pypkg.files import replace_folder
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
+from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint.folders import (
@@ -27,6 +28,7 @@ from pypkg.training.checkpoint.folders import (
     checkpoints,
     surplus,
 )
+from pypkg.training.checkpoint.manifest import write_manifest
 from pypkg.training.state import TrainerState
 
 
@@ -78,6 +80,7 @@ def save_checkpoint(
             (temporary / STATE_FILE).write_text(
                 json.dumps(asdict(state), indent=2), encoding="utf-8"
             )
+            write_manifest(temporary, state, asdict(mesh.current().degrees))
             replace_folder(temporary, final)
         if keep is not None and keep > 0:
             for folder in surplus(output_dir, keep, state.best_checkpoint):
