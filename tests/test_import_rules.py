@@ -18,6 +18,7 @@ CSRC = REPO / "csrc"
 # Leaves, which anything may import.
 _BASE = (
     "pypkg.build_info",
+    "pypkg.checksums",
     "pypkg.errors",
     "pypkg.files",
     "pypkg.markdown",
@@ -39,6 +40,7 @@ class Rule(NamedTuple):
 _ARCHITECTURE = "pypkg.models.architecture"
 RULES = (
     Rule("pypkg.build_info"),
+    Rule("pypkg.checksums"),
     Rule("pypkg.errors"),
     Rule("pypkg.files"),
     Rule("pypkg.markdown"),
