@@ -83,7 +83,7 @@ ROOMS = {
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
                        "process_end"),
     "pypkg.training": ("run", "final_report", "start", "trainer", "step", "feed", "checkpoint",
-                       "reporting", "interrupt", "tp_sharding", "state"),
+                       "reporting", "interrupt", "tp_sharding", "ledger", "state"),
     "pypkg.bench": ("__main__", "report", "train_step", "data", "ops", "environment", "timing"),
 }  # fmt: skip
 COMMAND_LINES = ("pypkg.pretrain", "pypkg.preprocess", "pypkg.convert", "pypkg.plan")
