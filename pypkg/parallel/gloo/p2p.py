@@ -16,7 +16,6 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 import paddle
