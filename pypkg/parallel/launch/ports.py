@@ -9,7 +9,7 @@ import time
 
 from pypkg.errors import UserError
 from pypkg.parallel.launch.message_stream import MessageStream
-from pypkg.parallel.launch.rendezvous import ENDPOINT, Limits, fleet_endpoint
+from pypkg.parallel.launch.rendezvous import ENDPOINT, Limits, fleet_endpoint, loopback_hint
 
 logger = logging.getLogger("pypkg")
 
@@ -82,7 +82,7 @@ def join(address: tuple[str, int], rank: int, limits: Limits) -> MessageStream:
             raise UserError(
                 f"rank {rank} could not join rank 0 at {host}:{port} within {limits.start:g} s: "
                 f"{problem}. Is rank 0 running? Its own output may say more. PYPKG_START_SECONDS "
-                f"sets this limit, {ENDPOINT} the address."
+                f"sets this limit, {ENDPOINT} the address.{loopback_hint()}"
             )
         time.sleep(0.2)
 

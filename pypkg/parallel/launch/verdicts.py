@@ -150,7 +150,7 @@ def of_failures(members: Members, size: int, now: float, pause: float) -> Verdic
         return Verdict(f"{named(lost)} ended: {failures[lost[0]].message}", 1)
     dead = [r for r, m in members.items() if m.gone and not m.left and not m.failure]
     if dead:
-        places = "; ".join(f"rank {r} died {members[r].place}" for r in dead)
+        places = "; ".join(f"{named([r])} died {members[r].place}" for r in dead)
         text = f"{places}. Its own output may say why; a kill leaves none."
         return Verdict(_with_pause(text, pause), 1)
     causes = {r: failure for r, failure in failures.items() if not is_failed_wait(failure.message)}
@@ -158,11 +158,11 @@ def of_failures(members: Members, size: int, now: float, pause: float) -> Verdic
     failure, member = failures[rank], members[rank]
     if not causes and (awaited := _awaited(members, rank, now)):
         line = " ".join(failure.message.split())[:_LONGEST_LINE]
-        text = f"{awaited}; rank {rank}, {member.place}, waited and failed: {line}"
+        text = f"{awaited}; {named([rank])}, {member.place}, waited and failed: {line}"
         return Verdict(_with_pause(text, pause), failure.exit_code)
     text = failure.message
     if len({each.message for each in failures.values()}) > 1 or len(failures) < size:
-        text = f"rank {rank}, {member.place}: {text}"
+        text = f"{named([rank])}, {member.place}: {text}"
     if failure.details:
         text = f"{text}\n{failure.details}"
     return Verdict(text, failure.exit_code)
@@ -184,14 +184,14 @@ def _with_pause(text: str, pause: float) -> str:
     if not pause:
         return text
     return (
-        f"rank 0 did not run for {pause:.0f} s (it was stopped, or its machine was suspended), and "
-        f"the other ranks may have ended because of that. {text}"
+        f"{named([0])} did not run for {pause:.0f} s (it was stopped, or its machine was "
+        f"suspended), and the other ranks may have ended because of that. {text}"
     )
 
 
 def _are(members: Members, ranks: list[int]) -> str:
-    return "; ".join(f"rank {rank} is {members[rank].place}" for rank in ranks)
+    return "; ".join(f"{named([rank])} is {members[rank].place}" for rank in ranks)
 
 
 def _were(members: Members, ranks: list[int]) -> str:
-    return "; ".join(f"rank {rank} was last {members[rank].place}" for rank in ranks)
+    return "; ".join(f"{named([rank])} was last {members[rank].place}" for rank in ranks)

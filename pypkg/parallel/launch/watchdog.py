@@ -20,7 +20,7 @@ from pypkg import __version__, progress
 from pypkg.parallel import mesh
 from pypkg.parallel.launch.coordinator import Coordinator
 from pypkg.parallel.launch.ports import check_fleet_port, join
-from pypkg.parallel.launch.rendezvous import comparable, limits, rendezvous_endpoint
+from pypkg.parallel.launch.rendezvous import comparable, limits, named, rendezvous_endpoint
 from pypkg.parallel.launch.verdicts import is_failed_wait, place
 
 _SECONDS_FOR_A_VERDICT = 10.0
@@ -200,8 +200,8 @@ class Watchdog:
         if self._has_left or self._verdict:
             return
         text = (
-            f"rank 0 ended without a message, and was last {self._place_of_first}. Its own output "
-            "may say why"
+            f"{named([0])} ended without a message, and was last {self._place_of_first}. Its own "
+            "output may say why"
         )
         if self._is_failing:
             self._verdict = text
@@ -216,8 +216,11 @@ class Watchdog:
         self._end(text, 1, False)
 
     def _silence_of_first(self, silence: float) -> str:
-        was = f"rank 0 was last {self._place_of_first}"
-        return f"no heartbeat from rank 0 for {silence:.0f} s: {was}"
+        first = named([0])
+        return (
+            f"no heartbeat from {first} for {silence:.0f} s: {first} was last "
+            f"{self._place_of_first}"
+        )
 
     def _end(self, message: str, exit_code: int, stacks: bool) -> None:
         """Ends the process, whatever its main thread is waiting for."""

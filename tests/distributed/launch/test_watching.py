@@ -22,7 +22,7 @@ from pypkg.parallel.launch import clock, verdicts
 from pypkg.parallel.launch.verdicts import Failure, Member
 from pypkg.parallel.launch.watchdog import Watchdog
 
-WATCHED = Path(__file__).parent / "workers" / "watched_rank.py"
+WATCHED = Path(__file__).parents[1] / "workers" / "watched_rank.py"
 TIMEOUT = "RuntimeError: [gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 30000ms"
 
 
