@@ -62,7 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = 143 if isinstance(error, Terminated) else 130
         text = "stopped by SIGTERM" if code == 143 else "interrupted"
         text += "; the last checkpoint is untouched"
-        watchdog.failed(text, code)
+        told = watchdog.failed(text, code)
+        if text not in told:  # a launcher ends the ranks beside one that has failed
+            print(f"error: {told}", file=sys.stderr)
+            return 1
         print(text, file=sys.stderr)
         return code
     except Exception as error:
