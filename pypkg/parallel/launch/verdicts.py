@@ -16,7 +16,7 @@ from pypkg.parallel.launch.rendezvous import named
 
 # What gloo, NCCL and the mailboxes of pypkg.parallel.gloo say where the fault is another rank's.
 _FAILED_WAIT = re.compile(
-    r"Timed out waiting|(Connection|Socket) closed|Connection reset|Broken pipe"
+    r"gloo.*TIMEOUT|Timed out waiting|(Connection|Socket) closed|Connection reset|Broken pipe"
     r"|no message from rank|unhandled system error|remote error",
     re.IGNORECASE,
 )

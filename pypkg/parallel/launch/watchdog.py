@@ -8,12 +8,14 @@ way. In a run of one process, all functions do nothing.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import select
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from pypkg import __version__, progress
@@ -263,6 +265,23 @@ def compare_settings(settings_json: str) -> None:
     """
     if _watchdog is not None:
         _watchdog.compare_settings(settings_json)
+
+
+@contextlib.contextmanager
+def starting_fleet() -> Iterator[None]:
+    """Ends this rank if the block takes longer than the start limit.
+
+    Fleet's C++ code holds the interpreter lock while it waits, for up to 15 minutes, for a rank
+    that may have ended, so the thread of the watchdog cannot run. Python's faulthandler can.
+    """
+    if _watchdog is None:
+        yield
+        return
+    faulthandler.dump_traceback_later(limits().start, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def at(step: int, operation: str) -> None:

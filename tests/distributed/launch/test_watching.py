@@ -23,7 +23,10 @@ from pypkg.parallel.launch.verdicts import Failure, Member
 from pypkg.parallel.launch.watchdog import Watchdog
 
 WATCHED = Path(__file__).parents[1] / "workers" / "watched_rank.py"
-TIMEOUT = "RuntimeError: [gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 30000ms"
+TIMEOUT = (
+    "RuntimeError: [/paddle/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:80] TIMEOUT "
+    "self_rank = none pair_rank = 1 peer_str = none"
+)
 
 
 class Listener:
