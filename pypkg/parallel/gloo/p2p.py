@@ -16,7 +16,6 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 import paddle
@@ -25,10 +24,10 @@ from paddle import Tensor
 from pypkg.parallel.endpoints import own_host
 from pypkg.parallel.gloo.collectives import Done
 from pypkg.parallel.gloo.groups import ProcessGroup, group_of
+from pypkg.parallel.host import to_host
 
 Channel = tuple[int, int]  # number of the group, rank of the sender in it
 
-_BITS: Any = "uint16"  # of a bfloat16, which NumPy lacks; Paddle's stubs lack it too
 _TIMEOUT = 1800.0  # seconds without a message; as long as NCCL waits
 
 
@@ -135,8 +134,7 @@ class _Methods:
         self, group: ProcessGroup, tensor: Tensor, destination: int, sync_op: bool = True
     ) -> Done:
         known = group_of(group)
-        plain = tensor.view(_BITS) if tensor.dtype == paddle.bfloat16 else tensor
-        array = plain.contiguous().numpy()
+        array = np.ascontiguousarray(to_host(tensor))
         self._mailbox.put(known.mailboxes[destination], (known.number, group.rank()), array)
         return Done()
 
