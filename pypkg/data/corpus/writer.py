@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pypkg.data.corpus.files import CODES, HEADER, MAGIC, MAX_SEQUENCE_TOKENS, VERSION
+from pypkg.data.corpus.mapping import map_file
 from pypkg.errors import UserError
 from pypkg.files import OutputFile
 
@@ -172,10 +173,9 @@ class IndexedDatasetWriter:
         self._outputs.append(ordered)
         ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]) * self.dtype.itemsize
         bounds = ends[starts].tolist()
-        if bounds[-1] > 0:  # an empty file cannot be mapped
-            tokens = np.asarray(np.memmap(self._bin.temporary, np.uint8, mode="r"))
-            for document in order.tolist():
-                ordered.write(tokens[bounds[document] : bounds[document + 1]].data)
+        tokens = map_file(self._bin.temporary)
+        for document in order.tolist():
+            ordered.write(tokens[bounds[document] : bounds[document + 1]].data)
         ordered.sync()
         self._bin.discard()
         self._bin = ordered

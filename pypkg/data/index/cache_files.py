@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from pypkg.data.corpus.mapping import map_npy
 from pypkg.files import write_file
 
 logger = logging.getLogger("pypkg")
@@ -74,7 +75,7 @@ def map_arrays(folder: Path, name: str, layout: Layout) -> Arrays | None:
     for key, (shape, dtype) in layout.items():
         file = array_file(folder, name, key)
         try:
-            array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+            array = map_npy(file)
         except Exception as error:  # a corrupt file can make NumPy raise almost anything
             logger.warning("cannot use %s: %s", file, error)
             return None
