@@ -33,6 +33,6 @@ def require(count: int, purpose: str) -> None:
     if soft != resource.RLIM_INFINITY and needed > soft:
         raise UserError(
             f"{purpose} need about {needed} open files in this process, whose limit is {soft} "
-            f"(hard limit {hard}). Raise it: ulimit -Hn and -Sn, LimitNOFILE= of systemd, nofile in "
+            f"(hard limit {hard}). Raise it: ulimit -n, LimitNOFILE= of systemd, nofile in "
             "/etc/security/limits.conf, or docker run --ulimit nofile=N"
         )

@@ -24,7 +24,7 @@ pytestmark = [
 MASTER_PORT = 36001
 STEPS = 200
 SETTINGS = {"max_steps": STEPS, "save_steps": 50, "do_eval": False, "num_threads": 1}
-SILENCE = 8.0
+SILENCE = 15.0  # more than a cable of 5 s and the retries of TCP after it
 SECONDS_TO_END = 30.0  # after a host is lost
 
 
@@ -190,6 +190,18 @@ def test_a_link_that_is_down_for_five_seconds(hosts, reference, tmp_path):
     hosts[1].mend()
     assert run.codes(180) == [0, 0], run.said(0) + run.said(1)
     assert run.losses() == reference
+
+
+def test_a_link_that_stays_down(hosts, tmp_path):
+    """Both sides end, and each names the host that it no longer hears."""
+    run = Run(hosts, tmp_path)
+    run.start()
+    run.wait_for_step(2)
+    hosts[1].cut()
+    codes = run.codes(SECONDS_TO_END)
+    assert all(codes), codes
+    assert f"rank 1 ({hosts[1].address})" in run.said(0)
+    assert f"rank 0 ({hosts[0].address})" in run.said(1)
 
 
 def test_a_host_that_dies_comes_back(hosts, reference, tmp_path):
