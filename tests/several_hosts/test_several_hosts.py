@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import netns
@@ -41,11 +41,17 @@ class Run:
         self._own_data = own_data
         self.launchers: list[subprocess.Popen] = []
 
-    def start(self, mounts: dict[Path, Path] | None = None, **settings: object) -> None:
+    def start(
+        self,
+        mounts: dict[Path, Path] | None = None,
+        around: Sequence[str] = (),
+        **settings: object,
+    ) -> None:
         """Starts a launcher with one rank on every host.
 
         Args:
             mounts: folders of their own that all hosts but the first have (`Host.start`).
+            around: words before the launch line.
         """
         self.launchers = []
         for number, host in enumerate(self._hosts):
@@ -56,7 +62,7 @@ class Run:
             words = self.workplace.command(**given | settings)[3:]
             log_dir = self.workplace.folder / f"log{number}"
             command = [
-                sys.executable, "-m", "paddle.distributed.launch",
+                *around, sys.executable, "-m", "paddle.distributed.launch",
                 "--nnodes", len(self._hosts), "--rank", number, "--nproc_per_node", 1,
                 "--master", f"{self._hosts[0].address}:{MASTER_PORT}", "--host", host.address,
                 "--log_dir", log_dir, REPO / "run_pretrain.py", *words,
@@ -215,6 +221,17 @@ def test_a_host_that_dies_comes_back(hosts, reference, tmp_path):
     assert run.workplace.steps()[-1] < STEPS
     hosts[1].mend()
     run.start()
+    assert run.codes(180) == [0, 0], run.said(0) + run.said(1)
+    assert "resuming from" in run.said(0)
+    assert run.losses() == reference
+
+
+def test_supervised_launchers_meet_again(hosts, reference, tmp_path):
+    """A rank of one host is killed; `pypkg supervise` of each host starts its launcher again."""
+    run = Run(hosts, tmp_path)
+    run.start(around=[sys.executable, "-m", "pypkg.supervise", "--backoff", "1", "--"])
+    run.wait_for_step(60)
+    hosts[1].kill_ranks()
     assert run.codes(180) == [0, 0], run.said(0) + run.said(1)
     assert "resuming from" in run.said(0)
     assert run.losses() == reference
