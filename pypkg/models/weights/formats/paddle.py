@@ -1,9 +1,9 @@
-"""Files that ``paddle.save`` wrote, .pdparams and .pdopt, read without Paddle and without trust.
+"""Reads files of ``paddle.save`` (.pdparams, .pdopt) without Paddle and without running them.
 
-Such a file is a pickle of a dict in which a tensor is a NumPy array: of float32, float16 and so
-on, and bfloat16 as its bits in uint16 (https://github.com/PaddlePaddle/Paddle,
-python/paddle/framework/io.py). ``PickleReader`` reads it in bounded time and memory. An array says
-where in the file its elements lie, so no more of the file is read than the opcodes between them.
+Such a file is a pickle of a dict in which tensors are NumPy arrays; bfloat16 is stored as its bits
+in uint16 (https://github.com/PaddlePaddle/Paddle, python/paddle/framework/io.py). ``PickleReader``
+reads it in bounded time and memory. Arrays are located and not read: only the opcodes between them
+are.
 """
 
 from __future__ import annotations
@@ -110,10 +110,13 @@ _NAMES: dict[tuple[str, str], Any] = {
 
 
 def read_paddle_file(path: Path) -> dict[str, StoredTensor]:
-    """Where the tensors of a file of weights lie, by name in the model.
+    """Locates the tensors in a file of weights.
+
+    Returns:
+        Stored tensors by their name in the model.
 
     Raises:
-        UserError: as for ``read_paddle_object``; the file holds no tensors by name.
+        UserError: as for ``read_paddle_object``, or the file holds no tensors by name.
     """
     tensors = {
         name: value
@@ -129,7 +132,7 @@ def read_paddle_object(path: Path) -> dict[str, Any]:
     """The dict that ``paddle.save`` wrote: tensors, plain values, and dicts of them, to depth 3.
 
     Raises:
-        UserError: the file cannot be read, is damaged, or holds anything but that.
+        UserError: the file cannot be read, is damaged, or holds objects of another kind.
     """
     try:
         with (
@@ -170,7 +173,7 @@ class _Locator:
         self._done: dict[tuple[int, int], dict[str, Any]] = {}
 
     def located(self, values: dict[Any, Any], depth: int) -> dict[str, Any]:
-        """``values`` with stored tensors; dicts deeper than ``depth`` and lists are left out."""
+        """``values`` with stored tensors, without lists and without dicts deeper than ``depth``."""
         key = (id(values), depth)
         if key not in self._done:
             found: dict[str, Any] = {}

@@ -1,10 +1,9 @@
-"""PyTorch's .bin, .pt and .pth files, read without PyTorch and without trusting them.
+"""Reads PyTorch files (.bin, .pt, .pth) without PyTorch and without running their pickles.
 
-Since PyTorch 1.6 such a file is an uncompressed zip archive: ``<name>/data.pkl`` is a pickle of
-the object, and its tensors refer to storages ``<name>/data/<key>``, which hold nothing but
-numbers (https://github.com/pytorch/pytorch, torch/serialization.py). The pickle is read by
-``PickleReader``, which bounds its time and memory; what it makes here are dicts, lists, plain
-values, and tensors that say where in the file they lie.
+Since PyTorch 1.6 such a file is an uncompressed zip archive. ``<name>/data.pkl`` is a pickle of
+the object, and its tensors refer to storages ``<name>/data/<key>``, which contain only numbers
+(https://github.com/pytorch/pytorch, torch/serialization.py). ``PickleReader`` reads the pickle in
+bounded time and memory, as dicts, lists, plain values and stored tensors.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ _RESAVE = "torch.save(torch.load(path, map_location='cpu', weights_only=True), p
 
 
 def read_torch_file(path: Path) -> dict[str, StoredTensor]:
-    """Where the tensors of a state dict lie, by name.
+    """Locates the tensors of a state dict, by name.
 
     The state dict is the object in the file, or its entry "module", "state_dict" or "model".
-    Entries of the state dict that are no tensors are left out.
+    Entries that are not tensors are ignored.
 
     Raises:
-        UserError: the file is damaged, of the format before PyTorch 1.6, or holds anything but
-            tensors, dicts, lists and plain values.
+        UserError: the file is damaged, has the format before PyTorch 1.6, or holds objects other
+            than tensors, dicts, lists and plain values.
     """
     try:
         with open(path, "rb") as file:
@@ -121,7 +120,7 @@ class _Storage(NamedTuple):
 
 
 class _Storages:
-    """Finds the bytes of a storage in the archive."""
+    """Locates storages in the archive."""
 
     def __init__(
         self, path: Path, file: BinaryIO, members: Mapping[str, zipfile.ZipInfo], folder: str
@@ -174,7 +173,7 @@ def _make_parameter(tensor: StoredTensor, *_: Any) -> StoredTensor:
 def _make_tensor(
     storage: _Storage, first: int, shape: tuple, strides: tuple, *_: Any
 ) -> StoredTensor:
-    """In place of torch._utils._rebuild_tensor_v2: a tensor that says where it lies."""
+    """Replaces torch._utils._rebuild_tensor_v2: returns the place of the tensor in the file."""
     if not isinstance(storage, _Storage):
         raise ValueError(f"a tensor in {_shown(storage)}")
     if len(shape) != len(strides) or len(shape) > _MAX_AXES:
@@ -191,7 +190,7 @@ def _make_tensor(
 
 
 def _shown(value: Any) -> str:
-    """A string itself, of anything else the type: a value of a pickle may print for ever."""
+    """A string as it is, or the type name of another value, whose repr may be unbounded."""
     return repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
 
 
