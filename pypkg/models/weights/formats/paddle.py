@@ -18,14 +18,18 @@ from pypkg.models.weights.formats.pickle_reader import (
     ORDERED_DICT,
     Call,
     PickleReader,
-    Refused,
     Restorable,
     Span,
+    user_errors,
 )
 from pypkg.models.weights.formats.stored_tensor import STORAGE, StoredTensor, contiguous_strides
 
 PARAMETER_NAMES = "StructuredToParameterName@@"  # key of a dict: name in the model -> Paddle's
 _IN_PIECES = "UnpackBigParamInfor@@"  # key of arrays that protocols 2 and 3 cut into pieces
+_TRUSTED = (
+    "load it where Paddle is installed, with paddle.load(path), and paddle.save its state dict "
+    "alone"
+)
 # NumPy's code -> dtype.
 _DTYPES = {
     "f4": "float32",
@@ -134,12 +138,12 @@ def read_paddle_object(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, is damaged, or holds objects of another kind.
     """
-    try:
-        with (
-            open(path, "rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer,
-        ):
-            content = PickleReader(buffer, _NAMES).load()
+    with (
+        user_errors(path, _TRUSTED),
+        open(path, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer,
+    ):
+        content = PickleReader(buffer, _NAMES).load()
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__} instead of a dict")
         if _IN_PIECES in content:
@@ -148,21 +152,8 @@ def read_paddle_object(path: Path) -> dict[str, Any]:
                 "write it anew where Paddle is installed: "
                 "paddle.save(paddle.load(path), path, protocol=4)"
             )
-        return _Locator(path).located(content, 3)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except Refused as error:
-        raise UserError(
-            f"{path} was not loaded: {error}. Only tensors, dicts, lists and plain values are, as "
-            "anything else in a pickle may run code. If you trust its origin, load it where Paddle "
-            "is installed, with paddle.load(path), and paddle.save its state dict alone"
-        ) from error
-    except Exception as error:  # a damaged or hostile pickle can fail in any way
-        raise UserError(
-            f"{path} is damaged or truncated ({error or type(error).__name__}); get it again"
-        ) from error
+        located = _Locator(path).located(content, 3)
+    return located
 
 
 class _Locator:

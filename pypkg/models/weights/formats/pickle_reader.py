@@ -19,11 +19,15 @@ the few opcodes of older protocols that name a callable.
 from __future__ import annotations
 
 import collections
+import contextlib
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from mmap import mmap
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from pypkg.errors import UserError
 
 MAX_OPCODES = 1 << 23  # a state dict of 100 000 tensors takes about 60 for each
 MAX_STRING = 1 << 20  # bytes
@@ -35,6 +39,34 @@ _MARK = object()
 
 class Refused(Exception):
     """The pickle asks for something that is neither a tensor nor a plain value."""
+
+
+@contextlib.contextmanager
+def user_errors(path: Path, trusted: str) -> Iterator[None]:
+    """Turns the exceptions of reading a pickle file into errors of the user.
+
+    Args:
+        path: the file.
+        trusted: the way to load a file of trusted origin, with its framework.
+
+    Raises:
+        UserError: the block raised ``Refused`` or any other exception.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except Refused as error:
+        raise UserError(
+            f"{path} was not loaded: {error}. Only tensors, dicts, lists and plain values are, as "
+            f"anything else in a pickle may run code. If you trust its origin, {trusted}"
+        ) from error
+    except Exception as error:  # a damaged or hostile file can fail in any way
+        raise UserError(
+            f"{path} is damaged or truncated ({error or type(error).__name__}); get it again"
+        ) from error
 
 
 class Span(NamedTuple):

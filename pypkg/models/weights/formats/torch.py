@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from pypkg.errors import UserError
-from pypkg.models.weights.formats.pickle_reader import ORDERED_DICT, Call, PickleReader, Refused
+from pypkg.models.weights.formats.pickle_reader import (
+    ORDERED_DICT,
+    Call,
+    PickleReader,
+    Refused,
+    user_errors,
+)
 from pypkg.models.weights.formats.stored_tensor import STORAGE, StoredTensor
 
 _STORAGES = {
@@ -36,6 +42,10 @@ _MAX_AXES = 64
 _MAX_KEY = 100  # characters
 _LOCAL_HEADER = 30  # bytes of a zip member's header before its name and extra field
 _RESAVE = "torch.save(torch.load(path, map_location='cpu', weights_only=True), path)"
+_TRUSTED = (
+    "load it where PyTorch is installed, with torch.load(path, map_location='cpu', "
+    "weights_only=False), and torch.save its state dict alone"
+)
 
 
 def read_torch_file(path: Path) -> dict[str, StoredTensor]:
@@ -48,30 +58,14 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
         UserError: the file is damaged, has the format before PyTorch 1.6, or holds objects other
             than tensors, dicts, lists and plain values.
     """
-    try:
-        with open(path, "rb") as file:
-            if file.read(2) != b"PK":
-                raise UserError(
-                    f"{path} is not a zip archive, so it is damaged or was written by PyTorch "
-                    "before 1.6 or with _use_new_zipfile_serialization=False; write it anew where "
-                    f"PyTorch is installed: {_RESAVE}"
-                )
-            content = _unpickle(path, file)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except Refused as error:
-        raise UserError(
-            f"{path} was not loaded: {error}. Only tensors, dicts, lists and plain values are, as "
-            "anything else in a pickle may run code. If you trust its origin, load it where "
-            "PyTorch is installed, with torch.load(path, map_location='cpu', weights_only=False), "
-            "and torch.save its state dict alone"
-        ) from error
-    except Exception as error:  # a damaged or hostile archive or pickle can fail in any way
-        raise UserError(
-            f"{path} is damaged or truncated ({error or type(error).__name__}); get it again"
-        ) from error
+    with user_errors(path, _TRUSTED), open(path, "rb") as file:
+        if file.read(2) != b"PK":
+            raise UserError(
+                f"{path} is not a zip archive, so it is damaged or was written by PyTorch "
+                "before 1.6 or with _use_new_zipfile_serialization=False; write it anew where "
+                f"PyTorch is installed: {_RESAVE}"
+            )
+        content = _unpickle(path, file)
     return _state_dict(path, content)
 
 
