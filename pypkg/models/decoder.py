@@ -26,6 +26,7 @@ from pypkg.models.layers.mlp import make_mlp
 from pypkg.models.layers.norm import make_block_norm, make_norm
 from pypkg.models.layers.positions import RotaryTable, logn_query_scale
 from pypkg.models.layers.recompute import Recompute, recomputed
+from pypkg.models.layers.residual import RESIDUALS, State
 from pypkg.parallel.tp_layers import (
     gather_tokens,
     gathered_vocab_logits,
@@ -35,31 +36,7 @@ from pypkg.parallel.tp_layers import (
     vocab_embedding,
 )
 
-# Output of a branch, and the residual stream that it is added to; None: the output is the stream.
-_State = tuple[paddle.Tensor, paddle.Tensor | None]
-_Branch = Callable[[paddle.Tensor], paddle.Tensor]
-
-
-def _pre(norm: nn.Layer, branch: _Branch, state: _State, alpha: float) -> _State:
-    """x + branch(norm(x))."""
-    x, stream = norm(*state)
-    return branch(x), stream
-
-
-def _normed(norm: nn.Layer, branch: _Branch, state: _State, alpha: float) -> _State:
-    """alpha * norm(x) + branch(norm(x)): one branch of DeepNorm (Wang et al., 2022)."""
-    x, _ = norm(*state)
-    return branch(x), x * alpha
-
-
-def _post(norm: nn.Layer, branch: _Branch, state: _State, alpha: float) -> _State:
-    """norm(x + branch(x)), which is the whole stream."""
-    x, _ = state
-    return norm(branch(x), x)[0], None
-
-
 _POSITION_EMBEDDINGS = ("rope", "alibi", "learned", "none")
-_RESIDUALS = {"pre": _pre, "normed": _normed, "post": _post}
 
 
 class DecoderLayer(nn.Layer):
@@ -79,12 +56,12 @@ class DecoderLayer(nn.Layer):
         self.mlp_branch_norm = make_block_norm(config) if config.branch_norm else None
         self.recompute: Recompute | None = None  # activations recomputed in backward passes
         self.hidden_dropout = 0.0  # probability, applied to the output of each branch
-        self._add = chosen("residual", config.residual, _RESIDUALS)
+        self._add = chosen("residual", config.residual, RESIDUALS)
         self._alpha = config.residual_alpha
 
     def forward(
         self, x: paddle.Tensor, residual: paddle.Tensor | None, inputs: AttentionInputs
-    ) -> _State:
+    ) -> State:
         """The forward pass of the layer.
 
         Args:
@@ -102,7 +79,7 @@ class DecoderLayer(nn.Layer):
 
     def _forward(
         self, x: paddle.Tensor, residual: paddle.Tensor | None, inputs: AttentionInputs
-    ) -> _State:
+    ) -> State:
         state = (x, residual)
         state = self._add(
             self.input_layernorm, lambda y: self._attention(y, inputs), state, self._alpha
