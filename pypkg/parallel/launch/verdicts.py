@@ -156,9 +156,10 @@ def of_failures(members: Members, size: int, now: float, pause: float) -> Verdic
     causes = {r: failure for r, failure in failures.items() if not is_failed_wait(failure.message)}
     rank = min(causes or failures, key=lambda r: failures[r].at)
     failure, member = failures[rank], members[rank]
-    if not causes and (awaited := _awaited(members, rank, now)):
+    awaited = "" if causes else _awaited(members, rank, now)
+    if awaited or (pause and not causes):
         line = " ".join(failure.message.split())[:_LONGEST_LINE]
-        text = f"{awaited}; {named([rank])}, {member.place}, waited and failed: {line}"
+        text = f"{awaited}{named([rank])}, {member.place}, waited and failed: {line}"
         return Verdict(_with_pause(text, pause), failure.exit_code)
     text = failure.message
     if len({each.message for each in failures.values()}) > 1 or len(failures) < size:
@@ -175,9 +176,9 @@ def _awaited(members: Members, waiting: int, now: float) -> str:
     silent = [rank for rank in others if silence[rank] > _SECONDS_OF_SILENCE]
     if silent:
         longest = max(silence[rank] for rank in silent)
-        return f"no heartbeat from {named(silent)} for {longest:.0f} s: {_were(members, silent)}"
+        return f"no heartbeat from {named(silent)} for {longest:.0f} s: {_were(members, silent)}; "
     behind = [r for r, m in others.items() if m.count < members[waiting].count and not m.waits]
-    return _are(members, behind) if behind else ""
+    return f"{_are(members, behind)}; " if behind else ""
 
 
 def _with_pause(text: str, pause: float) -> str:

@@ -215,6 +215,12 @@ def test_rank_0_was_stopped_and_blames_nobody():
     members = {0: member("update", 9, failure=reset), 1: told, 2: gone}
     found = verdicts.of_failures(members, 3, 100.0, pause=30)
     assert found.message == f"rank 1 ended: {lost}"
+    timeout = failure(TIMEOUT, details="Traceback ...", at=99.0)
+    failed = member("update", 9, gone=True, failure=timeout)
+    members = {0: member("update", 9, failure=reset), 1: failed}
+    found = verdicts.of_failures(members, 2, 100.0, pause=30)
+    assert found.message.startswith("rank 0 did not run for 30 s")
+    assert found.message.endswith(f"rank 1, at step 3, update, waited and failed: {TIMEOUT}")
     members = {0: member("update", 9, failure=reset), 1: gone}
     found = verdicts.of_failures(members, 2, 100.0, pause=30)
     assert found.message.startswith("rank 0 did not run for 30 s")
