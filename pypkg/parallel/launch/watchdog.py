@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
+import signal
 import sys
 import threading
 import time
@@ -31,6 +32,7 @@ class Watchdog:
     """This rank's connection to the coordinator; rank 0 also runs the coordinator."""
 
     def __init__(self, rank: int, size: int) -> None:
+        self._rank = rank
         self._limits = limits()
         address = rendezvous_endpoint()
         self._coordinator = Coordinator(address, size, self._limits) if rank == 0 else None
@@ -180,6 +182,9 @@ class Watchdog:
             self._compared.set()
         elif kind == "ask":
             self._answer()
+            if self._rank == 0 and message["rank"] != 0:  # whose output is the run's
+                name = signal.Signals(message["signal"]).name
+                print(f"{named([message['rank']])} received {name}: the run ends", file=sys.stderr)
         elif kind == "last_point":
             self._last_point, self._stop_signal = message["point"], message["signal"]
             self._agreed.set()
