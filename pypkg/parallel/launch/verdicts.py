@@ -96,6 +96,12 @@ def is_failed_wait(message: str) -> bool:
     return _FAILED_WAIT.search(message) is not None
 
 
+def line_of_wait(message: str) -> str:
+    """The line of a failed wait's error that says so; Paddle puts it into a frame of others."""
+    lines = [line.strip() for line in message.splitlines() if is_failed_wait(line)]
+    return (lines or message.splitlines() or [""])[0][:_LONGEST_LINE]
+
+
 def place(step: int | None, operation: str) -> str:
     """Where a rank is, for messages."""
     return f"{'before the first step' if step is None else f'at step {step}'}, {operation}"
@@ -158,7 +164,7 @@ def of_failures(members: Members, size: int, now: float, pause: float) -> Verdic
     failure, member = failures[rank], members[rank]
     awaited = "" if causes else _awaited(members, rank, now)
     if awaited or (pause and not causes):
-        line = " ".join(failure.message.split())[:_LONGEST_LINE]
+        line = line_of_wait(failure.message)
         text = f"{awaited}{named([rank])}, {member.place}, waited and failed: {line}"
         return Verdict(_with_pause(text, pause), failure.exit_code)
     text = failure.message

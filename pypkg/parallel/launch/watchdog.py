@@ -23,7 +23,7 @@ from pypkg.parallel import mesh
 from pypkg.parallel.launch.coordinator import Coordinator
 from pypkg.parallel.launch.ports import check_fleet_port, join
 from pypkg.parallel.launch.rendezvous import comparable, limits, named, rendezvous_endpoint
-from pypkg.parallel.launch.verdicts import is_failed_wait, place
+from pypkg.parallel.launch.verdicts import is_failed_wait, line_of_wait, place
 
 _SECONDS_FOR_A_VERDICT = 10.0
 
@@ -117,7 +117,7 @@ class Watchdog:
         silence = self._clock.seconds - self._heard
         if silence <= 2 * self._limits.heartbeat_interval or not is_failed_wait(message):
             return message
-        line = message.partition("\n")[0]
+        line = line_of_wait(message)
         return f"{self._silence_of_first(silence)}; this rank waited and failed: {line}"
 
     def leave(self) -> None:

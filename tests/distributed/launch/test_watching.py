@@ -176,8 +176,9 @@ def failure(message: str, **fields) -> Failure:
 
 
 def test_a_failed_wait_names_the_silent_rank():
+    framed = f"OSError: (External)\n{{ === Error message in backward ===\n  {TIMEOUT}\n}}"
     members = {
-        0: member("update", 9, failure=failure(TIMEOUT, details="Traceback ...")),
+        0: member("update", 9, failure=failure(framed, details="Traceback ...")),
         1: member("update", 9, heard=69.0),
     }
     found = verdicts.of_failures(members, 2, 100.0, pause=0)
