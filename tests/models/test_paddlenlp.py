@@ -13,6 +13,7 @@ import paddle
 import pytest
 from model_testing import GOLDEN
 
+from pypkg.conversion.converter import convert_model
 from pypkg.errors import UserError
 from pypkg.models import from_pretrained
 from pypkg.models.architecture.registry import (
@@ -61,12 +62,29 @@ def test_logits(folder: str) -> None:
     _assert_logits(MODELS / folder, folder.rpartition("_")[0])
 
 
-def test_chatglm() -> None:
+def _assert_chatglm_logits(folder: Path, expected: Path) -> None:
     """Its input has a prefix of eleven tokens, which see each other."""
-    model = from_pretrained(PADDLENLP / "chatglm/model")
-    logits = model(paddle.to_tensor(np.load(PADDLENLP / "chatglm/ids.npy")))
-    expected = np.load(PADDLENLP / "chatglm/logits.npy")
-    np.testing.assert_allclose(logits.numpy(), expected, atol=TOLERANCE)
+    logits = from_pretrained(folder)(paddle.to_tensor(np.load(PADDLENLP / "chatglm/ids.npy")))
+    np.testing.assert_allclose(logits.numpy(), np.load(expected), atol=TOLERANCE)
+
+
+def test_chatglm() -> None:
+    _assert_chatglm_logits(PADDLENLP / "chatglm/model", PADDLENLP / "chatglm/logits.npy")
+
+
+def test_chatglm_of_another_depth(tmp_path: Path) -> None:
+    """PaddleNLP weighs its residual stream by its depth; a Hugging Face folder of it says so."""
+    folder = PADDLENLP / "chatglm_3_layers"
+    _assert_chatglm_logits(folder, folder / "logits.npy")
+    convert_model(folder, tmp_path / "imported")
+    assert _keys(tmp_path / "imported")["residual_alpha"] == 6**0.5
+    _assert_chatglm_logits(tmp_path / "imported", folder / "logits.npy")
+    convert_model(tmp_path / "imported", tmp_path / "exported", layout="paddlenlp")
+    assert "residual_alpha" not in _keys(tmp_path / "exported")
+    _assert_chatglm_logits(tmp_path / "exported", folder / "logits.npy")
+    config = load_config(tmp_path / "imported").replace(residual_alpha=56**0.5)
+    with pytest.raises(UserError, match=r"PaddleNLP's chatglm model cannot be one with residual_"):
+        config_to_paddlenlp(config)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt"])
@@ -77,9 +95,9 @@ def test_fused_matrices(name: str) -> None:
     _assert_logits(PADDLENLP / "fused" / name, name)
 
 
-@pytest.mark.parametrize("name", ["llama_tp4", "qwen_tp2"])
+@pytest.mark.parametrize("name", ["llama_tp4", "qwen_tp2", "chatglm_v2_tp2"])
 def test_parts_of_tensor_parallel_ranks(name: str) -> None:
-    _assert_logits(PADDLENLP / "parts" / name, name.partition("_")[0])
+    _assert_logits(PADDLENLP / "parts" / name, name.rpartition("_")[0])
 
 
 @pytest.mark.parametrize(
@@ -198,7 +216,6 @@ def test_opt_follows_transformers() -> None:
         ("gpt", {"normalize_before": False}, "normalize_before is False"),
         ("gpt", {"scale_qk_coeff": 2.0}, r"scale_qk_coeff is 2\.0"),
         ("gpt", {"hidden_activation": "relu"}, "hidden_activation is 'relu'"),
-        ("chatglm_v2", {"architectures": ["ChatGLMForCausalLM"]}, "num_hidden_layers is 2"),
         ("qwen", {"use_long_sequence_strategies": True}, "use_long_sequence_strategies is True"),
         ("llama", {"architectures": ["GemmaForCausalLM"], "model_type": "gemma"}, "Gemma"),
     ],

@@ -44,6 +44,7 @@ class Format:
         prefix: of its tensor names, which replaces ``huggingface_prefix``.
         keys: key in the config.json of the Hugging Face folder -> its key.
         implied: keys of the Hugging Face folder whose value it always has.
+        fields: of ModelConfig, that its keys tell and those of the Hugging Face folder do not.
         fixed: keys of its own that change the computation, with the only value that is supported.
         unread: keys of the Hugging Face folder that its code does not follow, beside ``_UNREAD``.
         weights: the entries of the weight map, given that of the Hugging Face folder; None: its
@@ -57,9 +58,19 @@ class Format:
     model_type: str = ""
     keys: Mapping[str, str] = field(default_factory=dict)
     implied: Mapping[str, Any] = field(default_factory=dict)
+    fields: Callable[[Keys], dict[str, Any]] = lambda _: {}
     fixed: Mapping[str, Any] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
     weights: Callable[[ModelConfig, bool], list[Weight]] | None = None
+
+
+def _residual_alpha(keys: Keys) -> dict[str, Any]:
+    """The weight of ChatGLM-6B's residual stream, which follows the depth of the model.
+
+    In the original code it is that of 28 layers, whatever the depth is.
+    """
+    layers = keys.get("num_hidden_layers")
+    return {"residual_alpha": (2 * layers) ** 0.5} if isinstance(layers, int) else {}
 
 
 def _gpt_weights(config: ModelConfig, is_fused: bool) -> list[Weight]:
@@ -137,8 +148,7 @@ FORMATS = (
         huggingface_prefix="transformer.",
         keys={"num_layers": "num_hidden_layers"},
         implied={"tie_word_embeddings": True},
-        # The weight of its residual stream follows the depth, that of the original does not.
-        fixed={"num_hidden_layers": 28},
+        fields=_residual_alpha,
     ),
     Format(
         family="chatglm2",
@@ -218,18 +228,7 @@ def huggingface_keys(keys: Keys) -> dict[str, Any]:
     Raises:
         UserError: the family is none that both have, or a value is not supported.
     """
-    names = keys.get("architectures") or []
-    found = [
-        each
-        for each in FORMATS
-        if each.architecture in names or keys.get("model_type") == (each.model_type or each.family)
-    ]
-    if not found:
-        raise UserError(
-            f"architectures {names} of PaddleNLP is not supported; supported are "
-            f"{', '.join(each.architecture for each in FORMATS)}"
-        )
-    stored = found[0]
+    stored = _described(keys)
     for key, supported in stored.fixed.items():
         if keys.get(key) is not None and keys[key] != supported:
             raise UserError(
@@ -241,6 +240,23 @@ def huggingface_keys(keys: Keys) -> dict[str, Any]:
     translated |= {"model_type": stored.family, **stored.implied}
     translated.pop("architectures", None)
     return translated
+
+
+def fields_of(keys: Keys) -> dict[str, Any]:
+    """Fields of ModelConfig that PaddleNLP's config.json tells beyond ``huggingface_keys``."""
+    return _described(keys).fields(keys)
+
+
+def _described(keys: Keys) -> Format:
+    names = keys.get("architectures") or []
+    for each in FORMATS:
+        own_type = each.model_type or each.family
+        if each.architecture in names or keys.get("model_type") == own_type:
+            return each
+    raise UserError(
+        f"architectures {names} of PaddleNLP is not supported; supported are "
+        f"{', '.join(each.architecture for each in FORMATS)}"
+    )
 
 
 def keys_of(family: str, huggingface: Keys, dtype: str) -> dict[str, Any]:

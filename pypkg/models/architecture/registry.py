@@ -124,7 +124,12 @@ def config_from_huggingface(
             f"architectures must be a list of class names or null, found {keys['architectures']!r}"
         )
     if paddlenlp.describes(keys):
-        keys = paddlenlp.huggingface_keys(keys)
+        config = _read_keys(paddlenlp.huggingface_keys(keys), allow_unknown_config)
+        return config.replace(**paddlenlp.fields_of(keys))
+    return _read_keys(keys, allow_unknown_config)
+
+
+def _read_keys(keys: Mapping[str, Any], allow_unknown_config: Collection[str]) -> ModelConfig:
     for family in _FAMILIES:
         if family.recognises(keys):
             return family.read_config(keys, allow_unknown_config)
