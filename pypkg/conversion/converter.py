@@ -27,6 +27,7 @@ from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.formats.stored_tensor import convert
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.hub import find_weights
+from pypkg.models.weights.missing_head import lacks_head
 from pypkg.models.weights.model_folder import CONFIG_FILE, DEFAULT_SHARD_SIZE, write_model_folder
 from pypkg.models.weights.tied_head import as_stored
 
@@ -158,8 +159,16 @@ class _Plan:
             self._keys["tie_word_embeddings"] = tied
         new_config = config_from_huggingface(self._keys, allow_unknown_config)
         self._config = new_config.replace(tie_word_embeddings=tied)
-        self._stored = stored_weight_map(stored_config, self._found)
-        self._stored.check(parameter_shapes(stored_config), self._files.shapes(), str(folder))
+        shapes = self._files.shapes()
+        self._stored = stored_weight_map(stored_config, shapes)
+        needed = parameter_shapes(stored_config)
+        if lacks_head(keys, self._stored, needed, shapes):
+            raise UserError(
+                f"{folder} holds a model without its head, and a model is written with one. Give "
+                "it as model_name_or_path with continue_training, which begins with a random head; "
+                "what that run saves has both"
+            )
+        self._stored.check(needed, shapes, str(folder))
         self._written = weight_map(self._config)
         if layout == "paddlenlp":
             self._written = paddlenlp.weight_map(self._config, self._written)
@@ -170,7 +179,7 @@ class _Plan:
             self._keys[next((key for key in _DTYPE_KEYS if key in keys), _DTYPE_KEYS[-1])] = dtype
         # What is stored is what is written, under the same names or others.
         self._is_copied = layout == "huggingface" and not paddlenlp.is_stored_as(
-            stored_config, self._found
+            stored_config, weight_map(stored_config), shapes
         )
         if new_keys is not None and not self._is_copied:
             raise UserError(

@@ -15,7 +15,7 @@ from model_testing import GOLDEN
 
 from pypkg.conversion.converter import convert_model
 from pypkg.errors import UserError
-from pypkg.models import from_pretrained
+from pypkg.models import from_config, from_pretrained
 from pypkg.models.architecture.registry import (
     config_from_huggingface,
     config_to_paddlenlp,
@@ -93,6 +93,42 @@ def test_fused_matrices(name: str) -> None:
     names = TensorFiles(PADDLENLP / "fused" / name).shapes()
     assert any("qkv_proj" in each for each in names)
     _assert_logits(PADDLENLP / "fused" / name, name)
+
+
+@pytest.mark.parametrize("name", ["gpt", "chatglm_v2"])
+def test_models_without_the_prefix(name: str) -> None:
+    """Saved from ``GPTModel`` and ``ChatGLMv2Model``: the one is tied, the other holds its head."""
+    _assert_logits(PADDLENLP / "base" / name, name)
+
+
+@pytest.mark.parametrize("folder", [name for name in FOLDERS if name.endswith("_pdparams")])
+def test_names_of_every_family_without_the_prefix(folder: str) -> None:
+    stored = TensorFiles(MODELS / folder).shapes()
+    shapes = {n if n.startswith("lm_head") else n.partition(".")[2]: stored[n] for n in stored}
+    config = load_config(MODELS / folder)
+    stored_weight_map(config, shapes).check(parameter_shapes(config), shapes, folder)
+
+
+def test_names_without_the_prefix_that_are_those_of_hugging_face_as_well() -> None:
+    """``ChatGLMModel``; its matrices lie the other way round."""
+    expected = PADDLENLP / "chatglm_3_layers/logits.npy"
+    _assert_chatglm_logits(PADDLENLP / "base/chatglm", expected)
+
+
+def test_a_model_without_its_head(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A ``LlamaModel``: its last hidden states are PaddleNLP's, and a seed makes the head."""
+    folder = PADDLENLP / "base/llama"
+    model = from_pretrained(folder, seed=3)
+    assert "a model without its head, which starts with random values" in caplog.text
+    hidden = model.hidden_states(paddle.to_tensor(np.load(MODELS / "ids.npy"))).numpy()
+    np.testing.assert_allclose(hidden, np.load(PADDLENLP / "base/llama.npy"), atol=TOLERANCE)
+    drawn = from_config(model.config, seed=3).lm_head.weight.numpy()
+    assert np.array_equal(model.lm_head.weight.numpy(), drawn)
+    with pytest.raises(UserError, match=r"a model without its head.*continue_training"):
+        convert_model(folder, tmp_path / "out")
+    whole = _copied(folder, tmp_path / "llama", architectures=["LlamaForCausalLM"])
+    with pytest.raises(UserError, match=r"missing: lm_head\.weight"):
+        from_pretrained(whole)
 
 
 @pytest.mark.parametrize("name", ["llama_tp4", "qwen_tp2", "chatglm_v2_tp2"])

@@ -14,7 +14,14 @@ from typing import Any
 
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
-from pypkg.models.architecture.weight_map import Packing, Weight, WeightMap, linear, same_layout
+from pypkg.models.architecture.weight_map import (
+    Packing,
+    Shape,
+    Weight,
+    WeightMap,
+    linear,
+    same_layout,
+)
 
 Keys = Mapping[str, Any]
 
@@ -30,7 +37,7 @@ _UNREAD = frozenset(
 _ROPE_TYPES = {"linear": "linear", "dynamic": "dynamic_ntk"}  # of transformers, of PaddleNLP
 _FUSED_QKV = "self_attn.qkv_proj.weight"
 _FUSED_GATE_UP = "mlp.gate_up_fused_proj.weight"
-_NO_PARAMETERS = (r".*\.rotary_(emb|pos_emb)\.inv_freq",)
+_NO_PARAMETERS = (r"(.*\.)?rotary_(emb|pos_emb)\.inv_freq",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +299,9 @@ def weight_map(config: ModelConfig, huggingface: WeightMap, found: Iterable[str]
 
     Args:
         huggingface: the map of the family's Hugging Face folder.
-        found: names in a checkpoint, which tell whether its matrices are fused; none: they are not.
+        found: names in a checkpoint, which tell whether its matrices are fused, and whether it is
+            of the model without its head (``LlamaModel``), whose names have no prefix; none: they
+            are not, and it is of the whole model.
 
     Raises:
         UserError: PaddleNLP does not have the family.
@@ -311,7 +320,9 @@ def weight_map(config: ModelConfig, huggingface: WeightMap, found: Iterable[str]
     ignored = list(_NO_PARAMETERS)
     if config.tie_word_embeddings:
         ignored.append(r"lm_head\.(decoder_)?weight")
-    return WeightMap([_turned(each, config) for each in weights], ignored)
+    turned = [_turned(each, config) for each in weights]
+    whole = WeightMap(turned, ignored, prefix=_model_prefix(stored))
+    return whole.fitted_to(names) if names else whole
 
 
 def _required(family: str) -> Format:
@@ -324,10 +335,34 @@ def _required(family: str) -> Format:
     return stored
 
 
-def is_stored_as(config: ModelConfig, found: Iterable[str]) -> bool:
-    """Whether the tensors ``found`` have PaddleNLP's names of the family of ``config``."""
+def is_stored_as(config: ModelConfig, huggingface: WeightMap, found: Mapping[str, Shape]) -> bool:
+    """Whether the tensors ``found`` are PaddleNLP's of the family of ``config``.
+
+    Its prefix tells. Names of the model without its head have none, and may be those of a Hugging
+    Face folder as well: there the shape of a matrix that is not square tells.
+
+    Args:
+        huggingface: the map of the family's Hugging Face folder.
+        found: names and shapes.
+    """
     stored = format_of(config.model_type)
-    return stored is not None and any(name.startswith(stored.prefix) for name in found)
+    if stored is None:
+        return False
+    if any(name.startswith(_model_prefix(stored)) for name in found):
+        return True
+    shape = (config.intermediate_size, config.hidden_size)
+
+    def fits(names: WeightMap) -> bool:
+        sources = names.source_shapes("layers.0.mlp.down_proj.weight", shape)
+        return sources.items() <= found.items()
+
+    names = weight_map(config, huggingface, found)
+    return fits(names) and not fits(huggingface.fitted_to(found))
+
+
+def _model_prefix(stored: Format) -> str:
+    """What names of the model have before those of the same model without its head."""
+    return stored.prefix.partition(".")[0] + "."
 
 
 def _renamed(weight: Weight, stored: Format) -> Weight:

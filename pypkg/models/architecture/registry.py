@@ -6,7 +6,7 @@ Nothing here imports Paddle or reaches for the network.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pypkg.errors import UserError
 from pypkg.models.architecture import paddlenlp
 from pypkg.models.architecture.config import ModelConfig, nearest, read_json
 from pypkg.models.architecture.family import Family, differing_fields
-from pypkg.models.architecture.weight_map import WeightMap
+from pypkg.models.architecture.weight_map import Shape, WeightMap
 from pypkg.paths import configs_dir
 
 # One line per module in families/.
@@ -174,15 +174,15 @@ def weight_map(config: ModelConfig) -> WeightMap:
     return _family(config).weight_map(config)
 
 
-def stored_weight_map(config: ModelConfig, found: Iterable[str]) -> WeightMap:
-    """The weight map of a checkpoint whose tensors have the names ``found``.
+def stored_weight_map(config: ModelConfig, found: Mapping[str, Shape]) -> WeightMap:
+    """The weight map of a checkpoint whose tensors have the names and shapes ``found``.
 
-    They are those of Hugging Face folders, with or without the family's prefix, or PaddleNLP's.
+    They are those of Hugging Face folders or PaddleNLP's, with or without the family's prefix.
     """
-    names = list(found)
-    if paddlenlp.is_stored_as(config, names):
-        return paddlenlp.weight_map(config, weight_map(config), names)
-    return weight_map(config).fitted_to(names)
+    huggingface = weight_map(config)
+    if paddlenlp.is_stored_as(config, huggingface, found):
+        return paddlenlp.weight_map(config, huggingface, found)
+    return huggingface.fitted_to(found)
 
 
 def _family(config: ModelConfig) -> Family:
