@@ -34,6 +34,7 @@ from pypkg.models.weights.tied_head import as_stored
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5, 4
 _VOCAB_KEYS = ("vocab_size", "padded_vocab_size")
 _METADATA = {"huggingface": "pt", "paddlenlp": "np"}  # "format" in a safetensors file
+_TABLE = "embed_tokens.weight"
 _ROWS = 1024  # of a table that are averaged at once
 
 
@@ -170,7 +171,9 @@ class _Plan:
             )
         self._stored.check(needed, shapes, str(folder))
         self._written = weight_map(self._config)
+        self._second_head = ""  # the tensor that holds the embedding of a tied model once more
         if layout == "paddlenlp":
+            self._second_head = paddlenlp.head_of(self._config.model_type) if tied else ""
             self._written = paddlenlp.weight_map(self._config, self._written)
             self._keys = config_to_paddlenlp(self._config, dtype or self._first_dtype())
         elif paddlenlp.describes(keys):
@@ -187,15 +190,22 @@ class _Plan:
                 "python -m pypkg.convert import SRC DST"
             )
         self._shapes = parameter_shapes(self._config)
-        self._specs: dict[str, TensorSpec] = {}
+        self._specs, self._left_out = self._planned(dtype)
+
+    def _planned(self, dtype: str | None) -> tuple[dict[str, TensorSpec], list[str]]:
+        """What is written, in order, and which tensors are left out."""
+        specs: dict[str, TensorSpec] = {}
         used: set[str] = set()
         for name, shape in self._shapes.items():
             sources = list(self._stored.source_shapes(name, shape))
             used.update(sources)
             kept = self._found[sources[0]].dtype
             for target, target_shape in self._written.source_shapes(name, shape).items():
-                self._specs[target] = TensorSpec(dtype or kept, target_shape)
-        self._left_out = sorted(self._found.keys() - used)
+                specs[target] = TensorSpec(dtype or kept, target_shape)
+        if self._second_head:
+            (table,) = self._written.source_shapes(_TABLE, self._shapes[_TABLE])
+            specs[self._second_head] = specs[table]
+        return specs, sorted(self._found.keys() - used)
 
     def _first_dtype(self) -> str:
         return next(iter(self._found.values())).dtype
@@ -237,6 +247,9 @@ class _Plan:
             values = [self._files.read(source, dtype) for source in sources]
             whole = self._stored.to_model(name, values)
             yield from self._written.to_checkpoint(name, whole).items()
+        if self._second_head:
+            (table,) = self._stored.source_shapes(_TABLE, self._shapes[_TABLE])
+            yield self._second_head, self._files.read(table, self._specs[self._second_head].dtype)
 
     def _read_whole(self, source: str, spec: TensorSpec) -> np.ndarray:
         values = self._files.read(source, spec.dtype)

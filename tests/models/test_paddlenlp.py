@@ -230,18 +230,32 @@ def test_a_tensor_parallel_rank_reads_its_part(folder: str) -> None:
     assert divided > 10
 
 
-def test_opt_follows_transformers() -> None:
-    """Its names and keys are read; the logits of PaddleNLP's own OPT are wrong by more than 1."""
-    model = from_pretrained(PADDLENLP / "opt")
-    assert (model.config.model_type, model.config.intermediate_size) == ("opt", 64)
-    stored = TensorFiles(PADDLENLP / "opt")
-    parameters = {name: value.numpy() for name, value in model.named_parameters()}
-    for ours, theirs in (
-        ("embed_positions.weight", "opt.embeddings.position_embeddings.weight"),
-        ("layers.1.post_attention_layernorm.bias", "opt.decoder.layers.1.norm2.bias"),
-        ("layers.1.mlp.up_proj.weight", "opt.decoder.layers.1.linear1.weight"),
-    ):
-        assert np.array_equal(parameters[ours], stored.read(theirs, "float32"))
+def test_opt(tmp_path: Path) -> None:
+    """Its head is a matrix of its own, also where it equals the embedding."""
+
+    def assert_logits(folder: Path) -> None:
+        logits = from_pretrained(folder)(paddle.to_tensor(np.load(MODELS / "ids.npy")))
+        expected = np.load(PADDLENLP / "opt/logits.npy")
+        np.testing.assert_allclose(logits.numpy(), expected, atol=TOLERANCE)
+
+    assert_logits(PADDLENLP / "opt")
+    convert_model(PADDLENLP / "opt", tmp_path / "imported")
+    assert _keys(tmp_path / "imported")["tie_word_embeddings"] is False
+    assert_logits(tmp_path / "imported")
+    convert_model(tmp_path / "imported", tmp_path / "exported", layout="paddlenlp")
+    assert_logits(tmp_path / "exported")
+    one, other = (TensorFiles(folder) for folder in (PADDLENLP / "opt", tmp_path / "exported"))
+    assert one.shapes() == other.shapes()
+
+
+def test_a_tied_opt_is_written_with_its_head(tmp_path: Path) -> None:
+    """PaddleNLP would begin with a random one."""
+    convert_model(GOLDEN / "opt", tmp_path, layout="paddlenlp")
+    stored = TensorFiles(tmp_path)
+    names = ("lm_head.decoder_weight", "opt.embeddings.word_embeddings.weight")
+    head, table = (stored.read(name, "float32") for name in names)
+    assert np.array_equal(head, table)
+    assert load_config(GOLDEN / "opt") == from_pretrained(tmp_path).config
 
 
 @pytest.mark.parametrize(

@@ -8,22 +8,14 @@ Nothing here imports Paddle.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
-from pypkg.models.architecture.weight_map import (
-    Packing,
-    Shape,
-    Weight,
-    WeightMap,
-    linear,
-    same_layout,
-)
-
-Keys = Mapping[str, Any]
+from pypkg.models.architecture.paddlenlp_formats import FORMATS, Format, Keys, format_of
+from pypkg.models.architecture.weight_map import Packing, Shape, Weight, WeightMap, linear
 
 VERSION_KEY = "paddlenlp_version"
 _VERSION = "3.0.0b4"  # the one that the fixtures come from
@@ -38,183 +30,6 @@ _ROPE_TYPES = {"linear": "linear", "dynamic": "dynamic_ntk"}  # of transformers,
 _FUSED_QKV = "self_attn.qkv_proj.weight"
 _FUSED_GATE_UP = "mlp.gate_up_fused_proj.weight"
 _NO_PARAMETERS = (r"(.*\.)?rotary_(emb|pos_emb)\.inv_freq",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Format:
-    """What PaddleNLP calls a family.
-
-    Args:
-        family: ``ModelConfig.model_type``.
-        architecture: the class name in config.json.
-        model_type: in config.json; ``family`` if empty.
-        prefix: of its tensor names, which replaces ``huggingface_prefix``.
-        keys: key in the config.json of the Hugging Face folder -> its key.
-        implied: keys of the Hugging Face folder whose value it always has.
-        fields: of ModelConfig, that its keys tell and those of the Hugging Face folder do not.
-        fixed: keys of its own that change the computation, with the only value that is supported.
-        unread: keys of the Hugging Face folder that its code does not follow, beside ``_UNREAD``.
-        weights: the entries of the weight map, given that of the Hugging Face folder; None: its
-            names differ in their prefix alone.
-    """
-
-    family: str
-    architecture: str
-    prefix: str
-    huggingface_prefix: str = "model."
-    model_type: str = ""
-    keys: Mapping[str, str] = field(default_factory=dict)
-    implied: Mapping[str, Any] = field(default_factory=dict)
-    fields: Callable[[Keys], dict[str, Any]] = lambda _: {}
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    unread: tuple[str, ...] = ()
-    weights: Callable[[ModelConfig, bool], list[Weight]] | None = None
-
-
-def _residual_alpha(keys: Keys) -> dict[str, Any]:
-    """The weight of ChatGLM-6B's residual stream, which follows the depth of the model.
-
-    In the original code it is that of 28 layers, whatever the depth is.
-    """
-    layers = keys.get("num_hidden_layers")
-    return {"residual_alpha": (2 * layers) ** 0.5} if isinstance(layers, int) else {}
-
-
-def _gpt_weights(config: ModelConfig, is_fused: bool) -> list[Weight]:
-    ours, theirs = "layers.{}.", "gpt.decoder.layers.{}."
-    weights = same_layout(
-        {
-            "embed_tokens": "gpt.embeddings.word_embeddings",
-            "embed_positions": "gpt.embeddings.position_embeddings",
-            f"{ours}input_layernorm": f"{theirs}norm1",
-            f"{ours}post_attention_layernorm": f"{theirs}norm2",
-            "norm": "gpt.decoder.norm",
-            "lm_head": "lm_head",
-        }
-    )
-    return weights + _plain_layers(config, ours, theirs, is_fused)
-
-
-def _opt_weights(config: ModelConfig, is_fused: bool) -> list[Weight]:
-    ours, theirs = "layers.{}.", "opt.decoder.layers.{}."
-    weights = same_layout(
-        {
-            "embed_tokens": "opt.embeddings.word_embeddings",
-            "embed_positions": "opt.embeddings.position_embeddings",
-            f"{ours}input_layernorm": f"{theirs}norm1",
-            f"{ours}post_attention_layernorm": f"{theirs}norm2",
-            "norm": "opt.decoder.final_layer_norm",
-            "lm_head": "lm_head",
-        }
-    )
-    weights += linear("project_in", "opt.embeddings.project_in")
-    weights += linear("project_out", "opt.decoder.project_out")
-    return weights + _plain_layers(config, ours, theirs, is_fused)
-
-
-def _plain_layers(config: ModelConfig, ours: str, theirs: str, is_fused: bool) -> list[Weight]:
-    attention = f"{theirs}self_attn."
-    if is_fused:
-        packing = Packing(config.num_attention_heads, (0, 1, 2))
-        weights = linear(f"{ours}self_attn.qkv_proj", f"{attention}qkv_proj", packing=packing)
-    else:
-        qkv = [f"{attention}{name}_proj" for name in "qkv"]
-        weights = linear(f"{ours}self_attn.qkv_proj", qkv, [config.query_size] * 3)
-    weights += linear(f"{ours}self_attn.o_proj", f"{attention}out_proj")
-    weights += linear(f"{ours}mlp.up_proj", f"{theirs}linear1")
-    weights += linear(f"{ours}mlp.down_proj", f"{theirs}linear2")
-    return weights
-
-
-FORMATS = (
-    Format(family="llama", architecture="LlamaForCausalLM", prefix="llama."),
-    Format(family="mistral", architecture="MistralForCausalLM", prefix="mistral."),
-    Format(
-        family="qwen2",
-        architecture="Qwen2ForCausalLM",
-        prefix="qwen2.",
-        unread=("sliding_window",),
-    ),
-    Format(
-        family="qwen",
-        architecture="QWenForCausalLM",
-        prefix="qwen.",
-        huggingface_prefix="transformer.",
-    ),
-    Format(
-        family="bloom",
-        architecture="BloomForCausalLM",
-        prefix="bloom.",
-        huggingface_prefix="transformer.",
-        implied={"tie_word_embeddings": True},
-    ),
-    Format(
-        family="chatglm",
-        architecture="ChatGLMForCausalLM",
-        prefix="chatglm.transformer.",
-        huggingface_prefix="transformer.",
-        keys={"num_layers": "num_hidden_layers"},
-        implied={"tie_word_embeddings": True},
-        fields=_residual_alpha,
-    ),
-    Format(
-        family="chatglm2",
-        architecture="ChatGLMv2ForCausalLM",
-        model_type="chatglm_v2",
-        prefix="chatglm_v2.",
-        huggingface_prefix="transformer.",
-        keys={
-            "padded_vocab_size": "vocab_size",
-            "num_layers": "num_hidden_layers",
-            "seq_length": "max_sequence_length",
-        },
-        implied={"multi_query_attention": True, "model_type": "chatglm"},
-    ),
-    Format(
-        family="gpt2",
-        architecture="GPTForCausalLM",
-        model_type="gpt",
-        prefix="gpt.",
-        keys={
-            "n_embd": "hidden_size",
-            "n_inner": "intermediate_size",
-            "n_layer": "num_hidden_layers",
-            "n_head": "num_attention_heads",
-            "n_positions": "max_position_embeddings",
-            "attn_pdrop": "attention_probs_dropout_prob",
-            "resid_pdrop": "hidden_dropout_prob",
-        },
-        # Its code passes approximate=True to GELU and epsilon=1e-5 to norms, whatever the keys say.
-        implied={
-            "tie_word_embeddings": True,
-            "model_type": "gpt2",
-            "activation_function": "gelu_new",
-            "layer_norm_epsilon": 1e-5,
-        },
-        fixed={"normalize_before": True, "scale_qk_coeff": 1.0, "hidden_activation": "gelu"},
-        weights=_gpt_weights,
-    ),
-    Format(
-        family="opt",
-        architecture="OPTForCausalLM",
-        prefix="opt.",
-        keys={
-            "ffn_dim": "intermediate_size",
-            "activation_function": "hidden_act",
-            "do_layer_norm_before": "normalize_before",
-            "init_std": "initializer_range",
-            "dropout": "hidden_dropout_prob",
-            "attention_dropout": "attention_probs_dropout_prob",
-        },
-        implied={"tie_word_embeddings": True},
-        weights=_opt_weights,
-    ),
-)
-
-
-def format_of(family: str) -> Format | None:
-    """The format of a family, ``ModelConfig.model_type``; None: PaddleNLP does not have it."""
-    return next((each for each in FORMATS if each.family == family), None)
 
 
 def describes(keys: Keys) -> bool:
@@ -320,7 +135,7 @@ def weight_map(config: ModelConfig, huggingface: WeightMap, found: Iterable[str]
     ignored = list(_NO_PARAMETERS)
     if config.tie_word_embeddings:
         ignored.append(r"lm_head\.(decoder_)?weight")
-    turned = [_turned(each, config) for each in weights]
+    turned = [_turned(each, config, stored) for each in weights]
     whole = WeightMap(turned, ignored, prefix=_model_prefix(stored))
     return whole.fitted_to(names) if names else whole
 
@@ -360,6 +175,11 @@ def is_stored_as(config: ModelConfig, huggingface: WeightMap, found: Mapping[str
     return fits(names) and not fits(huggingface.fitted_to(found))
 
 
+def head_of(family: str) -> str:
+    """The tensor in which PaddleNLP stores the head of a tied model as well; empty: in none."""
+    return _required(family).head
+
+
 def _model_prefix(stored: Format) -> str:
     """What names of the model have before those of the same model without its head."""
     return stored.prefix.partition(".")[0] + "."
@@ -374,8 +194,9 @@ def _renamed(weight: Weight, stored: Format) -> Weight:
     return replace(weight, sources=tuple(sources))
 
 
-def _turned(weight: Weight, config: ModelConfig) -> Weight:
-    own_head = weight.name == "lm_head.weight" and not config.tie_word_embeddings
+def _turned(weight: Weight, config: ModelConfig, stored: Format) -> Weight:
+    has_own_head = not config.tie_word_embeddings and not stored.head
+    own_head = weight.name == "lm_head.weight" and has_own_head
     return replace(weight, turned=weight.transpose or own_head)
 
 

@@ -162,6 +162,8 @@ def config_to_paddlenlp(config: ModelConfig, dtype: str = "float32") -> dict[str
     followed = {key: written[key] for key in written if key not in family.extensions.values()}
     keys = paddlenlp.keys_of(config.model_type, followed, dtype)
     restored = config_from_huggingface(keys)
+    if paddlenlp.head_of(config.model_type):  # the weights tell whether it is tied
+        restored = restored.replace(tie_word_embeddings=config.tie_word_embeddings)
     if lost := differing_fields(config, restored):
         raise UserError(
             f"PaddleNLP's {config.model_type} model cannot be one with {', '.join(lost)}"
