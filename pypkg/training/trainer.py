@@ -16,10 +16,8 @@ from pypkg.config import Settings
 from pypkg.data import Batch, TimedIterator
 from pypkg.errors import UserError
 from pypkg.parallel import mesh
-from pypkg.parallel.comm.collective import mean_over_sample_shards, ranks_where
 from pypkg.parallel.comm.random_states import seed_step
 from pypkg.parallel.launch import watchdog
-from pypkg.parallel.launch.rendezvous import named
 from pypkg.training.checkpoint.folders import checkpoint_name
 from pypkg.training.feed.data_source import DataSource
 from pypkg.training.interrupt import InterruptRequest
@@ -30,6 +28,7 @@ from pypkg.training.reporting.reporters import Reporter
 from pypkg.training.reporting.source_losses import SourceLosses
 from pypkg.training.state import TrainerState
 from pypkg.training.step.engine import Engine
+from pypkg.training.step.pending_steps import BadStep, PendingSteps
 from pypkg.training.step.schedule import learning_rate
 
 logger = logging.getLogger("pypkg")
@@ -73,8 +72,7 @@ class Trainer:
         self.throughput = throughput
         self.final_loss: float | None = None
         self.eval_loss: float | None = None
-        self._losses: list[Tensor] = [paddle.to_tensor(x) for x in state.pending_losses]
-        self._loss_steps = [state.global_step] * len(self._losses)  # each was finite
+        self._pending = PendingSteps(state.pending_losses, has_loss_scale=settings.fp16)
         self._is_first_part = state.global_step == state.skipped_steps
         self._source_losses = SourceLosses(
             data.sources.get("train", ()), state.pending_source_losses
@@ -89,7 +87,7 @@ class Trainer:
         """Runs to max_steps or to a signal; leaves a checkpoint of the last step either way.
 
         Raises:
-            UserError: the loss is not a finite number, or saving fails.
+            UserError: a loss or a gradient norm is not finite, or saving fails.
         """
         settings, state = self.settings, self.state
         assert settings.eval_steps is not None  # Settings derives it
@@ -158,8 +156,7 @@ class Trainer:
             self._warn_of_no_labels(step)
         else:
             grad_norm = self.engine.update(rate)
-            self._losses.append(loss)
-            self._loss_steps.append(step)
+            self._pending.add(step, loss, grad_norm)
         shards = mesh.current().sample_shards
         for batch in micro_batches:
             state.consumed_samples += batch["input_ids"].shape[0] * shards
@@ -190,9 +187,8 @@ class Trainer:
         self, rate: float, grad_norm: Tensor, wait_per_batch: float, progress: Progress
     ) -> None:
         watchdog.at(self.state.global_step, "reporting the loss")
-        losses = self._finite_losses()
-        self._losses.clear()
-        self._loss_steps.clear()
+        losses = self._good_losses()
+        self._pending.clear()
         if not losses:  # no label counted
             return
         self.final_loss = math.fsum(losses) / len(losses)
@@ -233,7 +229,7 @@ class Trainer:
         if self._saved_step == self.state.global_step:
             return
         watchdog.at(self.state.global_step, "saving")
-        self.state.pending_losses = self._finite_losses()
+        self.state.pending_losses = self._good_losses()
         self.state.pending_source_losses = self._source_losses.sums()
         self._count_tokens()
         self._note_best()
@@ -251,38 +247,27 @@ class Trainer:
         if state.best_loss is None or loss < state.best_loss:
             state.best_loss, state.best_checkpoint = loss, checkpoint_name(state)
 
-    def _finite_losses(self) -> list[float]:
-        """Losses since the last log line, fetched from the device in one go.
+    def _good_losses(self) -> list[float]:
+        """Losses since the last log line.
 
         Raises:
-            UserError: one of them is NaN or infinite; nothing has been saved since it arose.
+            UserError: one of them or a gradient norm is not finite; nothing was saved since.
         """
-        if not self._losses:
-            return []
-        stacked = mean_over_sample_shards(paddle.stack(self._losses))
-        losses = [float(x) for x in stacked.numpy()]
         state, s = self.state, self.settings
-        if self._is_first_part and state.initial_loss is None:
+        try:
+            losses = self._pending.fetch()
+        except BadStep as bad:
+            raise UserError(
+                f"{bad} (learning_rate {s.learning_rate}, max_grad_norm {s.max_grad_norm}, "
+                f"warmup_steps {s.warmup_steps}, "
+                f"per_device_train_batch_size {s.per_device_train_batch_size}, seed {s.seed}, "
+                f"max_seq_length {s.max_seq_length}). Training stopped; checkpoints in "
+                f"{s.output_dir} are from before. Lower learning_rate or lengthen the warm-up, "
+                "then start the same command again."
+            ) from bad
+        if losses and self._is_first_part and state.initial_loss is None:
             state.initial_loss = losses[0]
-        for index, (step, loss) in enumerate(zip(self._loss_steps, losses, strict=True)):
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"the loss is {loss} at step {step}{self._culprits(index)} "
-                    f"(learning_rate {s.learning_rate}, max_grad_norm {s.max_grad_norm}, "
-                    f"warmup_steps {s.warmup_steps}, "
-                    f"per_device_train_batch_size {s.per_device_train_batch_size}, seed {s.seed}, "
-                    f"max_seq_length {s.max_seq_length}). Training stopped; checkpoints in "
-                    f"{s.output_dir} are from before. Lower learning_rate or lengthen the warm-up, "
-                    "then start the same command again."
-                )
         return losses
-
-    def _culprits(self, index: int) -> str:
-        """Which ranks have a loss that is not finite, where there are several."""
-        if mesh.current().world_size == 1:
-            return ""
-        ranks = ranks_where(not math.isfinite(float(self._losses[index])))
-        return f" on {named(ranks)}"
 
     def _count_tokens(self) -> int:
         self.state.consumed_tokens += self._tokens

@@ -77,8 +77,9 @@ class Updater:
     def step(self, learning_rate: float) -> Tensor:
         """Updates the parameters by the mean gradient over all sample shards, and clears it.
 
-        All ranks have to call it. With a loss scale, a step whose gradients are not finite changes
-        only the scale.
+        All ranks have to call it. A step whose gradients are not finite changes no parameter. With
+        a loss scale it changes the scale alone. Without one, the devices decide, and scalar state,
+        such as AdamW's powers of beta, counts the step.
 
         Returns:
             The global norm before clipping, without the loss scale: a float32 scalar, the same on
