@@ -76,7 +76,7 @@ class OutputFile:
         with self._errors():
             os.replace(self.temporary, self.path)
             self._file.close()
-            _sync(self.path.parent)
+            sync(self.path.parent)
 
     def discard(self) -> None:
         """Removes the temporary file, unless it has been published."""
@@ -182,11 +182,11 @@ def publish_files(files: Mapping[Path, Path]) -> None:
         OSError: the disk is full or a folder cannot be written.
     """
     for temporary in files:
-        _sync(temporary)
+        sync(temporary)
     for temporary, final in files.items():
         os.replace(temporary, final)
     for folder in {final.parent for final in files.values()}:
-        _sync(folder)
+        sync(folder)
 
 
 def replace_folder(temporary: Path, final: Path) -> None:
@@ -200,8 +200,8 @@ def replace_folder(temporary: Path, final: Path) -> None:
     """
     for folder, _, names in os.walk(temporary, topdown=False):
         for name in names:
-            _sync(Path(folder, name))
-        _sync(Path(folder))
+            sync(Path(folder, name))
+        sync(Path(folder))
     aside = temporary.with_name(temporary.name + ".old")
     try:
         if final.is_dir():
@@ -212,12 +212,12 @@ def replace_folder(temporary: Path, final: Path) -> None:
             os.rename(aside, final)
         raise
     try:
-        _sync(final.parent)
+        sync(final.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Brings a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

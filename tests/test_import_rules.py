@@ -18,6 +18,7 @@ CSRC = REPO / "csrc"
 # Leaves, which anything may import.
 _BASE = (
     "pypkg.build_info",
+    "pypkg.checksums",
     "pypkg.errors",
     "pypkg.files",
     "pypkg.markdown",
@@ -39,6 +40,7 @@ class Rule(NamedTuple):
 _ARCHITECTURE = "pypkg.models.architecture"
 RULES = (
     Rule("pypkg.build_info"),
+    Rule("pypkg.checksums"),
     Rule("pypkg.errors"),
     Rule("pypkg.files"),
     Rule("pypkg.markdown"),
@@ -57,7 +59,8 @@ RULES = (
     Rule("pypkg.models.weights", (_ARCHITECTURE,)),
     Rule("pypkg.models.weights.initialization", (_ARCHITECTURE,), paddle=True),
     Rule("pypkg.models", ("pypkg.ops", "pypkg.parallel.comm", "pypkg.parallel.tp_layers",
-                          "pypkg.parallel.mesh", "pypkg.parallel.pipeline"), paddle=True),
+                          "pypkg.parallel.mesh", "pypkg.parallel.pipeline", "pypkg.parallel.host"),
+         paddle=True),
     Rule("pypkg.planner", ("pypkg.config", _ARCHITECTURE)),
     Rule("pypkg.training", ("pypkg.config", "pypkg.capabilities", "pypkg.ops", "pypkg.parallel",
                             "pypkg.data", "pypkg.models", "pypkg.threads"), paddle=True),
@@ -79,7 +82,7 @@ ROOMS = {
     "pypkg.models": ("__main__", "docs_page", "generate", "pretrained", "pipeline_decoder",
                      "decoder", "layers", "weights", "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
-                       "process_end"),
+                       "host", "process_end", "endpoints"),
     "pypkg.training": ("run", "final_report", "start", "trainer", "step", "feed", "checkpoint",
                        "reporting", "interrupt", "tp_sharding", "ledger", "state"),
     "pypkg.bench": ("__main__", "report", "train_step", "data", "ops", "environment", "timing"),

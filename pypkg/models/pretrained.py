@@ -30,6 +30,7 @@ from pypkg.models.weights.tied_head import as_stored
 from pypkg.models.weights.tp_shards import tensor_parallel_problems, tp_shard, whole_shape
 from pypkg.parallel import mesh
 from pypkg.parallel.comm import gather
+from pypkg.parallel.host import to_host
 from pypkg.parallel.pipeline import pipeline_degree
 from pypkg.parallel.tp_layers import gather_from_tensor_group, tensor_degree, tensor_rank
 
@@ -215,8 +216,8 @@ def whole_value(config: ModelConfig, name: str, shard: paddle.Tensor) -> np.ndar
     """
     degree = tensor_degree()
     if tp_shard(config, name, degree, 0) is None:
-        return shard.numpy()
-    values = [value.numpy() for value in gather_from_tensor_group(shard)]
+        return to_host(shard)
+    values = [to_host(value) for value in gather_from_tensor_group(shard)]
     whole = np.empty(whole_shape(config, name, shard.shape, degree), values[0].dtype)
     for rank, value in enumerate(values):
         held = tp_shard(config, name, degree, rank)

@@ -12,6 +12,7 @@ from paddle import Tensor
 from paddle.distributed.communication.group import Group
 
 from pypkg.parallel import mesh
+from pypkg.parallel.host import to_host
 
 
 def is_sliced(parameter: Tensor) -> bool:
@@ -105,5 +106,5 @@ def to_first_rank(array: np.ndarray | None, stage: int) -> np.ndarray | None:
         sent = paddle.to_tensor(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     dist.broadcast(sent, src=source, group=group)
     if group.rank == 0:
-        array = sent.numpy().view(dtype).reshape(shape)
+        array = to_host(sent).view(dtype).reshape(shape)
     return array

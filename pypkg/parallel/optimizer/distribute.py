@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from paddle import Tensor, nn
 
+from pypkg.parallel.host import to_host
 from pypkg.parallel.mesh import Mesh
 from pypkg.parallel.optimizer.factory import UpdateOptions, make_optimizers
 from pypkg.parallel.optimizer.protocol import Optimizer, TpSharding
@@ -120,7 +121,7 @@ class _WholeParameters:
         return self._shapes
 
     def gather(self, name: str, shard: Tensor) -> np.ndarray:
-        return shard.numpy()
+        return to_host(shard)
 
     def take(self, name: str, whole: np.ndarray) -> np.ndarray:
         return whole

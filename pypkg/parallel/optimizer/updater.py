@@ -10,6 +10,7 @@ import paddle.distributed as dist
 from paddle import Tensor, nn
 
 from pypkg.parallel.comm import gather
+from pypkg.parallel.host import to_host
 from pypkg.parallel.mesh import Mesh
 from pypkg.parallel.optimizer.clipping import GlobalNormClip, NormContribution
 from pypkg.parallel.optimizer.factory import UpdateOptions
@@ -158,7 +159,7 @@ class Updater:
             value = sent
         assert value is not None  # this rank's, or received from the owner
         if is_scalar:
-            return value.numpy()
+            return to_host(value)
         value = _on_device(value)
         if placement.bounds is not None:
             value = gather.joined(value, parameter)

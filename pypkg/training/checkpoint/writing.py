@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from pypkg.errors import UserError
 from pypkg.files import replace_folder
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
+from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint.folders import (
@@ -25,9 +27,13 @@ from pypkg.training.checkpoint.folders import (
     TEMPORARY_PREFIX,
     checkpoint_name,
     checkpoints,
+    remove_checkpoint,
     surplus,
 )
+from pypkg.training.checkpoint.manifest import write_manifest
 from pypkg.training.state import TrainerState
+
+logger = logging.getLogger("pypkg")
 
 
 def save_checkpoint(
@@ -78,10 +84,14 @@ def save_checkpoint(
             (temporary / STATE_FILE).write_text(
                 json.dumps(asdict(state), indent=2), encoding="utf-8"
             )
+            write_manifest(temporary, state, asdict(mesh.current().degrees))
             replace_folder(temporary, final)
         if keep is not None and keep > 0:
             for folder in surplus(output_dir, keep, state.best_checkpoint):
-                shutil.rmtree(folder, ignore_errors=True)
+                try:
+                    remove_checkpoint(folder)
+                except UserError as error:
+                    logger.warning("%s", error)
 
     from_first_rank(finish)
     return final

@@ -118,7 +118,8 @@ def measure(model, layout: Layout) -> dict[str, Any]:
         step_of = type(model).forward_backward if is_staged else one_process_step
         result["losses"].append(step_of(model, batches).item())
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-        result["gradients"].append(dict(gathered(model.config, gradients)))
+        whole = gathered(model.config, gradients)
+        result["gradients"].append({name: value.copy() for name, value in whole})
         result["tied"] = (
             float(np.linalg.norm(gradients["embed_tokens.weight"].numpy()))
             if ("embed_tokens.weight" in gradients)

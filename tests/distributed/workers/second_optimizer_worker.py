@@ -81,7 +81,8 @@ def train(options: UpdateOptions, resumes: bool) -> tuple[dict, dict]:
             model.eval()
             model.evaluate(rows)
             model.train()
-        values = dict(gathered(CONFIG, dict(layer.named_parameters())))
+        whole = gathered(CONFIG, dict(layer.named_parameters()))
+        values = {name: value.copy() for name, value in whole}
         state = {name: array.copy() for name, array in updater.state()}
     return values, state
 

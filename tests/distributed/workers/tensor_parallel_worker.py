@@ -39,7 +39,8 @@ def measure(model) -> tuple[float, np.ndarray, dict[str, np.ndarray]]:
     with paddle.no_grad():
         logits = model(ids)
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    return loss.item(), logits.numpy(), dict(gathered(model.config, gradients))
+    whole = {name: value.copy() for name, value in gathered(model.config, gradients)}
+    return loss.item(), logits.numpy(), whole
 
 
 def compare(case: str, folder: Path, expected: tuple | None) -> dict:

@@ -248,7 +248,8 @@ def run_case(case: dict, folder: Path) -> dict[str, Any]:
 def whole(run: Trained) -> tuple[dict, dict]:
     """Parameters and optimizer state, complete on rank 0."""
     named = dict(run.layer.named_parameters())
-    return dict(gathered(run.config, named)), dict(run.updater.state())
+    values, state = gathered(run.config, named), run.updater.state()
+    return tuple({name: value.copy() for name, value in each} for each in (values, state))
 
 
 def start(case: dict) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from checkpoint_testing import updater_of
 from disk_log import DiskLog
 from tiny_configs import tiny
 
@@ -31,14 +32,6 @@ from pypkg.training.state import TrainerState
 def make(seed: int = 0) -> Updater:
     paddle.seed(seed)
     return updater_of(paddle.nn.Linear(64, 64))
-
-
-def updater_of(model: paddle.nn.Layer) -> Updater:
-    """After one step, so that there is state."""
-    _, updater = distribute(model, UpdateOptions(weight_decay=0.1), mesh.current())
-    model(paddle.ones([2, model.parameters()[0].shape[0]])).sum().backward()
-    updater.step(0.1)
-    return updater
 
 
 def save(output_dir: Path, step: int, keep: int | None = None, **changes: object) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from distributed_testing import run_ranks
 from safetensors.numpy import load_file, save_file
 from test_pretrain import assert_user_error
 from training_testing import ROOT, Workplace
@@ -20,6 +21,7 @@ from pypkg.training.checkpoint import paddlenlp
 from pypkg.training.checkpoint.reading import load_trainer_state
 
 RUNS = ROOT / "tests/golden/paddlenlp/run"
+PRETRAIN_WORKER = ROOT / "tests/distributed/workers/pretrain_worker.py"
 FORMS = ("plain", "unified", "sharded_plain", "sharded_unified")
 
 
@@ -103,9 +105,8 @@ def test_begins_with_the_weights_of_paddlenlp(paddlenlp_run: Workplace) -> None:
 def test_goes_on_under_another_layout(
     paddlenlp_run: Workplace, form: str, layout: dict[str, object], sample_ranks: int
 ) -> None:
-    settings = _settings(form, sample_ranks) | layout | {"nproc": 2}
-    done = paddlenlp_run.execute(paddlenlp_run.command(**settings))
-    assert done.returncode == 0, done.stderr
+    arguments = paddlenlp_run.command(**_settings(form, sample_ranks) | layout)[3:]
+    assert run_ranks(PRETRAIN_WORKER, 2, arguments) == [0, 0]
     _assert_goes_on(paddlenlp_run, form)
 
 
