@@ -83,8 +83,8 @@ ROOMS = {
                      "decoder", "layers", "weights", "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
                        "host", "process_end", "endpoints"),
-    "pypkg.training": ("run", "final_report", "start", "trainer", "step", "feed", "checkpoint",
-                       "reporting", "interrupt", "tp_sharding", "ledger", "state"),
+    "pypkg.training": ("run", "final_report", "start", "trainer", "healing", "step", "feed",
+                       "checkpoint", "reporting", "interrupt", "tp_sharding", "ledger", "state"),
     "pypkg.bench": ("__main__", "report", "train_step", "data", "ops", "environment", "timing"),
 }  # fmt: skip
 COMMAND_LINES = ("pypkg.pretrain", "pypkg.preprocess", "pypkg.convert", "pypkg.plan")

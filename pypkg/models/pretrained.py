@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,15 +105,33 @@ def from_pretrained(
     """
     folder = find_weights(folder, download)
     config = stored_config(folder, allow_unknown_config).replace(**overrides)
-    files = TensorFiles(folder)
-    names = stored_weight_map(config, files.shapes())
-    # Before the model is made, which takes its whole memory.
-    names.check(parameter_shapes(config), files.shapes(), str(folder))
+    read = weight_reader(folder, config, dtype)  # before the model, which takes its whole memory
     model = _build(config, dtype)
     for name, parameter in model.named_parameters():
-        parameter.set_value(_read(files, names, config, name, parameter.shape, dtype))
+        parameter.set_value(read(name, parameter.shape))
     model.eval()
     return model
+
+
+def weight_reader(
+    folder: Path, config: ModelConfig, dtype: str
+) -> Callable[[str, Sequence[int]], np.ndarray]:
+    """A function that reads what this process holds of a parameter.
+
+    Args:
+        folder: as for ``from_pretrained``.
+        config: of the model that takes the weights.
+
+    Returns:
+        The function, of a parameter's name and of the shape of this process's part.
+
+    Raises:
+        UserError: tensors are missing, superfluous or of the wrong shape, or a file is corrupt.
+    """
+    files = TensorFiles(folder)
+    names = stored_weight_map(config, files.shapes())
+    names.check(parameter_shapes(config), files.shapes(), str(folder))
+    return lambda name, shape: _read(files, names, config, name, list(shape), dtype)
 
 
 def stored_config(folder: Path, allow_unknown_config: Collection[str] = ()) -> ModelConfig:

@@ -23,6 +23,7 @@ class TrainerState:
         skipped_steps: steps of ``global_step`` that skip_data_intervals passed over.
         best_loss: lowest validation loss of a checkpoint, with load_best_model_at_end.
         best_checkpoint: name of the folder of that checkpoint.
+        spike_history: ``SpikeDetector.history``.
     """
 
     global_step: int = 0
@@ -36,6 +37,12 @@ class TrainerState:
     skipped_steps: int = 0
     best_loss: float | None = None
     best_checkpoint: str | None = None
+    spike_history: dict[str, list[float]] = field(default_factory=dict)
+
+    def become(self, other: TrainerState) -> None:
+        """Takes all values of ``other``."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(other, each.name))
 
     @classmethod
     def from_json(cls, values: Any) -> TrainerState:
@@ -88,6 +95,10 @@ _CHECKS = {
     "pending_source_losses": (
         lambda value: isinstance(value, list) and all(map(_are_finite, value)),
         "a list of lists of finite numbers",
+    ),
+    "spike_history": (
+        lambda value: isinstance(value, dict) and all(map(_are_finite, value.values())),
+        "an object of lists of finite numbers",
     ),
     "data_order": _OBJECT,
     "loss_scale": _OBJECT,

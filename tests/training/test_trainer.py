@@ -21,6 +21,7 @@ from pypkg.config import load_settings
 from pypkg.data import Batch
 from pypkg.errors import UserError
 from pypkg.parallel import mesh
+from pypkg.training.healing.healer import Healer
 from pypkg.training.reporting.metrics import Throughput
 from pypkg.training.reporting.outcome import Outcome
 from pypkg.training.reporting.progress import Progress
@@ -73,12 +74,15 @@ class Data:
             tokens = np.ones([2, 8], np.int64)
             yield {"input_ids": tokens, "labels": tokens}
 
+    def documents(self, first: int, stop: int) -> dict[str, list[int]]:
+        return {"corpus": list(range(first, stop))}
+
     def eval_batches(self) -> Iterator[Batch]:
         return iter(())
 
 
 class Saver:
-    """A checkpoint takes 1000 s."""
+    """A checkpoint takes 1000 s, and there is no way back to it."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -86,6 +90,9 @@ class Saver:
     def save(self, state: TrainerState) -> Path:
         self._clock.seconds += 1000
         return Path("checkpoint")
+
+    def reload(self, checkpoint: Path) -> TrainerState:
+        raise AssertionError(checkpoint)
 
 
 class Rows:
@@ -97,6 +104,9 @@ class Rows:
     def report(self, step: int, metrics: dict[str, float]) -> None:
         if "loss" in metrics:
             self.by_step[step] = metrics
+
+    def rewind(self, step: int) -> None:
+        raise AssertionError(step)
 
     def of(self, name: str) -> dict[int, float]:
         return {step: metrics[name] for step, metrics in self.by_step.items()}
@@ -115,12 +125,15 @@ def make_trainer(clock: Clock, rows: Rows, tmp_path: Path) -> Any:
     def make(seconds_per_batch: float = 0.0, **settings: Any) -> Trainer:
         given = SETTINGS | {"output_dir": tmp_path} | settings
         words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
+        loaded, state = load_settings(words), TrainerState()
+        data, saver = Data(clock, seconds_per_batch), Saver(clock)
         return Trainer(
-            load_settings(words),
+            loaded,
             TimedEngine(clock),
-            TrainerState(),
-            data=Data(clock, seconds_per_batch),
-            checkpointer=Saver(clock),
+            state,
+            data=data,
+            checkpointer=saver,
+            healer=Healer(loaded, state, checkpointer=saver, samples=data, start=None),
             reporters=[rows],
             throughput=Throughput(1.0, None),
         )

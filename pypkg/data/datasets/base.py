@@ -61,6 +61,10 @@ class Dataset(ABC):
     def document_at(self, sample: int, offset: int) -> tuple[IndexedDataset, int]:
         """The corpus, and in it the document, that token ``offset`` of a sample comes from."""
 
+    @abstractmethod
+    def documents(self, sample: int) -> tuple[IndexedDataset, list[int]]:
+        """The corpus of a sample, and in it the documents that its tokens come from, in order."""
+
     def sources(self, samples: np.ndarray) -> np.ndarray:
         """int64 [n]: for each of the samples, which of ``corpora`` it comes from."""
         return np.zeros(len(samples), np.int64)

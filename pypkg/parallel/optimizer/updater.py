@@ -141,6 +141,17 @@ class Updater:
                 self.optimizer.assign(value, array)
         self._has_state = True
 
+    def assign_parameters(self, read: Callable[[str, Sequence[int]], np.ndarray]) -> None:
+        """Overwrites the parameters of this rank in place, and forgets the optimizer state.
+
+        Args:
+            read: returns a parameter, or this rank's TP shard of it, by name and shape.
+        """
+        for name, parameter in self._parameters.items():
+            self.zero.assign(parameter, read(name, parameter.shape))
+        self.optimizer.forget_state()
+        self._has_state = False
+
     def _read(self, name: str, state_name: str) -> np.ndarray:
         """One state tensor of a parameter of this pipeline stage, whole."""
         parameter = self._parameters[name]

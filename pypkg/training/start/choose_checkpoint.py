@@ -17,6 +17,7 @@ from pypkg.training.checkpoint.folders import (
     set_aside,
 )
 from pypkg.training.checkpoint.verify import Report, verify
+from pypkg.training.ledger import OVERWRITTEN, events, record
 from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
@@ -50,6 +51,8 @@ def checkpoint_to_resume(settings: Settings) -> Path | None:
             logger.info("overwrite_output_dir: starting anew, removing %d checkpoints", len(found))
         for folder in found:
             remove_checkpoint(folder)
+        if events(settings.output_dir):
+            record(settings.output_dir, OVERWRITTEN, step=0)
         return None
     return _newest_whole(found, settings)
 

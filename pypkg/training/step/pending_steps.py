@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import paddle
+import paddle.distributed as dist
 from paddle import Tensor
 
 from pypkg.parallel import mesh
@@ -68,21 +69,55 @@ class PendingSteps:
             return list(self._losses)
         steps, losses, norms = zip(*self._waiting, strict=True)
         means = mean_over_sample_shards(paddle.stack(losses))
-        values = paddle.stack([means, paddle.stack(norms)]).numpy().tolist()
-        for index, (step, loss, norm) in enumerate(zip(steps, *values, strict=True)):
-            if not math.isfinite(loss):
-                raise BadStep(step, f"the loss is {loss}", _culprits(losses[index]))
-            if not math.isfinite(norm) and not self._has_loss_scale:
-                raise BadStep(step, f"the gradient norm is {norm}")
-            if reason := self._judge(loss, norm):
-                raise BadStep(step, reason)
-            self._losses.append(loss)
+        values = paddle.stack([means, paddle.stack(norms)]).numpy().T.tolist()
+        good, reason = len(values), ""
+        for index, (loss, norm) in enumerate(values):
+            reason = self._fault(loss, norm)
+            if reason:
+                good = index
+                break
+        agreed = _least(good)
+        if agreed < len(values):
+            reason = _first_told(reason if good == agreed else "")
+            raise BadStep(steps[agreed], reason, _culprits(losses[agreed]))
+        self._losses += [loss for loss, _ in values]
         self._waiting.clear()
         return list(self._losses)
+
+    def _fault(self, loss: float, norm: float) -> str:
+        """What is wrong with a step; nothing if it is good."""
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if not math.isfinite(norm) and not self._has_loss_scale:
+            return f"the gradient norm is {norm}"
+        return self._judge(loss, norm) or ""
 
     def clear(self) -> None:
         """Forgets all steps: they have been logged."""
         self._losses, self._waiting = [], []
+
+
+def _least(number: int) -> int:
+    """The least ``number`` of the ranks with the same samples: one alone may see what is wrong.
+
+    Ranks with other samples have the same mean losses.
+    """
+    current = mesh.current()
+    for group in (current.tensor, current.pipeline):
+        if group is not None:
+            least = paddle.to_tensor([number], dtype="int64")
+            dist.all_reduce(least, op=dist.ReduceOp.MIN, group=group)
+            number = int(least.numpy()[0])
+    return number
+
+
+def _first_told(reason: str) -> str:
+    """The reason of the first rank that has one."""
+    if mesh.current().world_size == 1:
+        return reason
+    reasons: list[str] = []
+    dist.all_gather_object(reasons, reason)
+    return next(filter(None, reasons))
 
 
 def _culprits(loss: Tensor) -> str:
@@ -90,4 +125,4 @@ def _culprits(loss: Tensor) -> str:
     if mesh.current().world_size == 1:
         return ""
     ranks = ranks_where(not math.isfinite(float(loss)))
-    return f" on {named(ranks)}"
+    return f" on {named(ranks)}" if ranks else ""
