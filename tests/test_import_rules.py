@@ -23,6 +23,7 @@ _BASE = (
     "pypkg.files",
     "pypkg.markdown",
     "pypkg.paths",
+    "pypkg.progress",
     "pypkg.__version__",
 )
 _ANYTHING = ("pypkg",)
@@ -45,6 +46,7 @@ RULES = (
     Rule("pypkg.files"),
     Rule("pypkg.markdown"),
     Rule("pypkg.paths"),
+    Rule("pypkg.progress"),
     Rule("pypkg.logs"),
     Rule("pypkg.config"),
     Rule("pypkg.threads", paddle=True),  # imports it after the threads are set
@@ -70,6 +72,7 @@ RULES = (
     Rule("pypkg.pretrain", _ANYTHING),
     Rule("pypkg.preprocess", _ANYTHING),
     Rule("pypkg.convert", _ANYTHING),
+    Rule("pypkg.supervise", _ANYTHING),
     Rule("pypkg.__main__"),  # runs the others by name
     Rule("pypkg.completion", ("pypkg.__main__",)),
     Rule("pypkg.plan", ("pypkg.config", _ARCHITECTURE, "pypkg.planner", "pypkg.logs")),
@@ -83,11 +86,18 @@ ROOMS = {
                      "decoder", "layers", "weights", "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
                        "host", "process_end", "endpoints"),
-    "pypkg.training": ("run", "final_report", "start", "trainer", "healing", "step", "feed",
-                       "checkpoint", "reporting", "interrupt", "tp_sharding", "ledger", "state"),
+    "pypkg.training": ("supervisor", "run", "final_report", "start", "trainer", "healing", "step",
+                       "feed", "checkpoint", "reporting", "interrupt", "tp_sharding", "ledger",
+                       "state"),
     "pypkg.bench": ("__main__", "report", "train_step", "data", "ops", "environment", "timing"),
 }  # fmt: skip
-COMMAND_LINES = ("pypkg.pretrain", "pypkg.preprocess", "pypkg.convert", "pypkg.plan")
+COMMAND_LINES = (
+    "pypkg.pretrain",
+    "pypkg.supervise",
+    "pypkg.preprocess",
+    "pypkg.convert",
+    "pypkg.plan",
+)
 
 # These run where no Paddle is installed. (The rules above look at each file, this at all that it
 # draws in.)
@@ -97,7 +107,8 @@ WITHOUT_PADDLE = ("pypkg", "pypkg.config", "pypkg.errors", "pypkg.models.archite
                   "pypkg.models.weights.hub", "pypkg.models.architecture.layer_split",
                   "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.weights.tp_shards",
                   "pypkg.parallel.mesh", "pypkg.convert", "pypkg.preprocess",
-                  "pypkg.pretrain", "pypkg.__main__", "pypkg.completion")  # fmt: skip
+                  "pypkg.pretrain", "pypkg.supervise", "pypkg.__main__",
+                  "pypkg.completion")  # fmt: skip
 
 
 def module_name(file: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import paddle
 
+from pypkg import progress
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.registry import (
@@ -63,6 +64,7 @@ def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = 
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             continue  # norm weights and biases keep the value that they were made with
+        progress.report(f"drawing {name}")
         generator = np.random.default_rng([entropy, zlib.crc32(name.encode())])
         shape = whole_shape(config, name, parameter.shape, tensor_degree())
         values = generator.standard_normal(shape, dtype=np.float32)
@@ -108,6 +110,7 @@ def from_pretrained(
     read = weight_reader(folder, config, dtype)  # before the model, which takes its whole memory
     model = _build(config, dtype)
     for name, parameter in model.named_parameters():
+        progress.report(f"reading {name}")
         parameter.set_value(read(name, parameter.shape))
     model.eval()
     return model

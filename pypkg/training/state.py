@@ -24,6 +24,7 @@ class TrainerState:
         best_loss: lowest validation loss of a checkpoint, with load_best_model_at_end.
         best_checkpoint: name of the folder of that checkpoint.
         spike_history: ``SpikeDetector.history``.
+        pending_evaluation: a signal has cut short the evaluation that is due at ``global_step``.
     """
 
     global_step: int = 0
@@ -38,6 +39,7 @@ class TrainerState:
     best_loss: float | None = None
     best_checkpoint: str | None = None
     spike_history: dict[str, list[float]] = field(default_factory=dict)
+    pending_evaluation: bool = False
 
     def become(self, other: TrainerState) -> None:
         """Takes all values of ``other``."""
@@ -91,6 +93,7 @@ _CHECKS = {
     "initial_loss": _LOSS,
     "best_loss": _LOSS,
     "best_checkpoint": (lambda value: value is None or isinstance(value, str), "a name or null"),
+    "pending_evaluation": (lambda value: isinstance(value, bool), "true or false"),
     "pending_losses": (_are_finite, "a list of finite numbers"),
     "pending_source_losses": (
         lambda value: isinstance(value, list) and all(map(_are_finite, value)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +13,7 @@ import paddle
 from paddle import Tensor
 
 from pypkg.config import Settings
-from pypkg.data import TimedIterator
+from pypkg.data import Batch, TimedIterator
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.random_states import seed_step
 from pypkg.parallel.launch import watchdog
@@ -103,14 +103,19 @@ class Trainer:
             UserError: a step went wrong and there is no way back, or saving fails.
         """
         settings, state = self.settings, self.state
+        watchdog.wait_for_all()  # loading may have taken some ranks longer
         self._read_from_here()
-        with InterruptRequest() as interrupt, Progress(settings, state.global_step) as progress:
+        then = "the run saves after the step or the batch of an evaluation, and ends"
+        with InterruptRequest(then) as interrupt, Progress(settings, state.global_step) as progress:
+            if state.pending_evaluation and self._evaluates:
+                self._evaluate(progress, interrupt)
+                self._note_best()  # the checkpoint was saved without the result
             self.throughput.restart()
-            while state.global_step < settings.max_steps and not watchdog.reached(
-                state.global_step, interrupt.signal_number
+            while state.global_step < settings.max_steps and not watchdog.is_to_stop(
+                interrupt.signal_number
             ):
                 try:
-                    self._advance(progress)
+                    self._advance(progress, interrupt)
                 except BadStep as bad:
                     self._go_back(bad, progress)
             stopped_by = watchdog.finish(interrupt.signal_number)
@@ -121,7 +126,7 @@ class Trainer:
     def _read_from_here(self) -> None:
         self._batches = TimedIterator(self.data.train_batches(self.state.consumed_samples))
 
-    def _advance(self, progress: Progress) -> None:
+    def _advance(self, progress: Progress, interrupt: InterruptRequest) -> None:
         """The next step, and what is due after it.
 
         Raises:
@@ -142,7 +147,7 @@ class Trainer:
             if self._evaluates and _due(
                 state.global_step, settings.evaluation_interval, settings.max_steps
             ):
-                self._evaluate(progress)
+                self._evaluate(progress, interrupt)
             if settings.saves and _due(
                 state.global_step, settings.save_interval, settings.max_steps
             ):
@@ -157,6 +162,7 @@ class Trainer:
         """
         watchdog.at(self.state.global_step, "going back to a checkpoint")
         self.healer.go_back(bad, self.state)
+        self.state.pending_evaluation = False  # made at the start, and its row stays
         step = self.state.global_step
         self._begin()
         self._read_from_here()
@@ -168,9 +174,16 @@ class Trainer:
 
     def evaluate_only(self) -> Outcome:
         """Loss on the validation split, without training."""
-        with Progress(self.settings, self.state.global_step) as progress:
+        watchdog.wait_for_all()
+        with (
+            InterruptRequest("the evaluation ends after the batch") as interrupt,
+            Progress(self.settings, self.state.global_step) as progress,
+        ):
             if self._evaluates:
-                self._evaluate(progress)
+                self._evaluate(progress, interrupt)
+            stopped_by = watchdog.finish(interrupt.signal_number)
+        if stopped_by and self.state.pending_evaluation:
+            return self._outcome(128 + stopped_by)
         return self._outcome(0)
 
     @property
@@ -256,10 +269,14 @@ class Trainer:
         self._report(metrics)
         progress.log(self.state.global_step, metrics)
 
-    def _evaluate(self, progress: Progress) -> None:
-        watchdog.at(self.state.global_step, "evaluation")
-        batches = self.data.eval_batches()
-        self.eval_loss = self.engine.evaluate(map(self._eval_source_losses.watch, batches))
+    def _evaluate(self, progress: Progress, interrupt: InterruptRequest) -> None:
+        """Leaves ``state.pending_evaluation`` true if a signal cuts the evaluation short."""
+        self.state.pending_evaluation = False
+        batches = self._until_stopped(self.data.eval_batches(), interrupt)
+        loss = self.engine.evaluate(map(self._eval_source_losses.watch, batches))
+        if self.state.pending_evaluation:
+            return
+        self.eval_loss = loss
         self._eval_source_losses.collect()
         self._evaluated_step = self.state.global_step
         metrics = {"eval_loss": self.eval_loss, "eval_perplexity": perplexity(self.eval_loss)}
@@ -269,6 +286,17 @@ class Trainer:
         # The time since the last log line is left out, so its tokens are too.
         self._count_tokens()
         self.throughput.restart()
+
+    def _until_stopped(
+        self, batches: Iterator[Batch], interrupt: InterruptRequest
+    ) -> Iterator[Batch]:
+        """``batches``, or the first of them, on all ranks equally many, if a signal comes."""
+        for number, batch in enumerate(batches, 1):
+            if number > 1 and watchdog.is_to_stop(interrupt.signal_number):
+                self.state.pending_evaluation = True
+                return
+            watchdog.at(self.state.global_step, f"batch {number} of the evaluation")
+            yield batch
 
     def _save(self) -> None:
         if self._saved_step == self.state.global_step:

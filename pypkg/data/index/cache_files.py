@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from pypkg import progress
 from pypkg.files import write_file
 
 logger = logging.getLogger("pypkg")
@@ -62,6 +63,7 @@ def read_set(folder: Path, name: str, layout: Layout) -> Arrays | None:
     if arrays is None:
         return None
     for key, array in arrays.items():
+        progress.report(f"reading {array_file(folder, name, key).name}")
         if zlib.crc32(array.data) != expected[key]:
             logger.warning("cannot use %s: it is damaged", array_file(folder, name, key))
             return None
@@ -107,6 +109,7 @@ def write_set(folder: Path, name: str, description: Mapping[str, Any], arrays: A
     suffix = f".{socket.gethostname()}.{os.getpid()}{_TEMPORARY}"
     try:
         for file, array in zip(files, arrays.values()):
+            progress.report(f"writing {file.name}")
             values = array.reshape(-1).view(np.uint8).data
             write_file(file, _npy_header(array), values, suffix=suffix)
         text = json.dumps(contents, indent=1).encode() + b"\n"

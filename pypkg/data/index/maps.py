@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pypkg import _native
+from pypkg import _native, progress
 from pypkg.errors import UserError
 
 logger = logging.getLogger("pypkg")
@@ -146,8 +146,9 @@ def build_index_maps(sizes: np.ndarray, plan: IndexPlan) -> IndexMaps:
 
 @contextmanager
 def _stage(what: str, count: int) -> Iterator[None]:
-    """Logs how long something took, if it was long enough to wonder what goes on."""
+    """Reports progress, and logs how long it took if that was long enough to wonder."""
     start = time.perf_counter()
+    progress.report(f"index maps: {what}" % f"{count:,}")
     yield
     seconds = time.perf_counter() - start
     if seconds > 1:

@@ -319,7 +319,7 @@ def test_a_bad_step_is_not_saved_when_a_signal_stops_the_run(
 ) -> None:
     run = Run(tmp_path, {6: math.nan}, logging_steps=12)
     monkeypatch.setattr(
-        "pypkg.training.trainer.watchdog.reached", lambda step, signal_number: step == 7
+        "pypkg.training.trainer.watchdog.is_to_stop", lambda number: run.state.global_step == 7
     )
     monkeypatch.setattr("pypkg.training.trainer.watchdog.finish", lambda signal_number: 15)
     with caplog.at_level(logging.WARNING, "pypkg"):
