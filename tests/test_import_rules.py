@@ -70,6 +70,7 @@ RULES = (
     Rule("pypkg.pretrain", _ANYTHING),
     Rule("pypkg.preprocess", _ANYTHING),
     Rule("pypkg.convert", _ANYTHING),
+    Rule("pypkg.checkpoint", _ANYTHING),
     Rule("pypkg.__main__"),  # runs the others by name
     Rule("pypkg.completion", ("pypkg.__main__",)),
     Rule("pypkg.plan", ("pypkg.config", _ARCHITECTURE, "pypkg.planner", "pypkg.logs")),
@@ -87,7 +88,13 @@ ROOMS = {
                        "reporting", "interrupt", "tp_sharding", "ledger", "state"),
     "pypkg.bench": ("__main__", "report", "train_step", "data", "ops", "environment", "timing"),
 }  # fmt: skip
-COMMAND_LINES = ("pypkg.pretrain", "pypkg.preprocess", "pypkg.convert", "pypkg.plan")
+COMMAND_LINES = (
+    "pypkg.pretrain",
+    "pypkg.preprocess",
+    "pypkg.convert",
+    "pypkg.plan",
+    "pypkg.checkpoint",
+)
 
 # These run where no Paddle is installed. (The rules above look at each file, this at all that it
 # draws in.)
@@ -96,7 +103,7 @@ WITHOUT_PADDLE = ("pypkg", "pypkg.config", "pypkg.errors", "pypkg.models.archite
                   "pypkg.models.weights.formats.tensor_files", "pypkg.models.weights.model_folder",
                   "pypkg.models.weights.hub", "pypkg.models.architecture.layer_split",
                   "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.weights.tp_shards",
-                  "pypkg.parallel.mesh", "pypkg.convert", "pypkg.preprocess",
+                  "pypkg.parallel.mesh", "pypkg.convert", "pypkg.checkpoint", "pypkg.preprocess",
                   "pypkg.pretrain", "pypkg.__main__", "pypkg.completion")  # fmt: skip
 
 
