@@ -37,6 +37,7 @@ from pypkg.training.start.sources import (
     tokenizer_of,
     tokenizer_source,
 )
+from pypkg.training.start.verify_data import verify_corpora
 from pypkg.training.state import TrainerState
 from pypkg.training.step.activations import dropout_notice, set_activations
 from pypkg.training.step.engine import Engine
@@ -59,6 +60,8 @@ def run(settings: Settings) -> int:
     tokenizer = tokenizer_of(settings)
     config = model_config(settings, tokenizer)
     _start_ranks(settings, config)
+    if settings.verify_data:
+        from_first_rank(lambda: verify_corpora(settings))
     with held_output_dir(settings.output_dir) as check_output_dir:
         return _run(settings, plan, tokenizer, config, check_output_dir)
 
