@@ -73,6 +73,7 @@ RULES = (
     Rule("pypkg.preprocess", _ANYTHING),
     Rule("pypkg.convert", _ANYTHING),
     Rule("pypkg.supervise", _ANYTHING),
+    Rule("pypkg.checkpoint", _ANYTHING),
     Rule("pypkg.__main__"),  # runs the others by name
     Rule("pypkg.completion", ("pypkg.__main__",)),
     Rule("pypkg.plan", ("pypkg.config", _ARCHITECTURE, "pypkg.planner", "pypkg.logs")),
@@ -97,6 +98,7 @@ COMMAND_LINES = (
     "pypkg.preprocess",
     "pypkg.convert",
     "pypkg.plan",
+    "pypkg.checkpoint",
 )
 
 # These run where no Paddle is installed. (The rules above look at each file, this at all that it
@@ -106,7 +108,7 @@ WITHOUT_PADDLE = ("pypkg", "pypkg.config", "pypkg.errors", "pypkg.models.archite
                   "pypkg.models.weights.formats.tensor_files", "pypkg.models.weights.model_folder",
                   "pypkg.models.weights.hub", "pypkg.models.architecture.layer_split",
                   "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.weights.tp_shards",
-                  "pypkg.parallel.mesh", "pypkg.convert", "pypkg.preprocess",
+                  "pypkg.parallel.mesh", "pypkg.convert", "pypkg.checkpoint", "pypkg.preprocess",
                   "pypkg.pretrain", "pypkg.supervise", "pypkg.__main__",
                   "pypkg.completion")  # fmt: skip
 

@@ -152,6 +152,11 @@ class Settings(TrainingSettings):
         "sizes looks at their lengths alone, no checks nothing",
         choices=("checksums", "sizes", "no"),
     )
+    verify_data: bool = setting(
+        False,
+        "read the corpora at start, on rank 0, and compare them with the checksums that pypkg "
+        "preprocess wrote",
+    )
     reset_attention_mask: bool = setting(
         False, "a token attends only to tokens of its own document (Megatron-LM's name)"
     )

@@ -103,7 +103,7 @@ def counts(output_dir: str | Path) -> dict[str, int]:
     for event in found:
         if event["event"] == "skipped":
             first, stop = event["samples"]
-            total["skipped samples"] += stop - first
+            total["skipped_samples"] += stop - first
     return dict(sorted(total.items()))
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from pypkg.capabilities import ExecutionPlan, probe, resolve
 from pypkg.config import Settings, notices
 from pypkg.config.parser import listed
-from pypkg.data.tokenizers.load import tokenizer_files
+from pypkg.data.tokenizers.load import Tokenizer, tokenizer_files
 from pypkg.errors import UserError
 from pypkg.models import ModelConfig
 from pypkg.models.pretrained import Model
@@ -20,7 +21,6 @@ from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint.checkpointer import Checkpointer
-from pypkg.training.checkpoint.folders import prepare_output_dir
 from pypkg.training.checkpoint.reading import load_trainer_state
 from pypkg.training.feed.data_source import DataSource
 from pypkg.training.feed.samples import Samples
@@ -31,6 +31,7 @@ from pypkg.training.reporting.metrics import PeakFlops, Throughput, peak_flops
 from pypkg.training.reporting.reporters import Reporter, make_reporters
 from pypkg.training.start.choose_checkpoint import best_checkpoint, checkpoint_to_resume
 from pypkg.training.start.layout import degrees, layout_notices, layout_problems
+from pypkg.training.start.output_dir import held_output_dir
 from pypkg.training.start.resume import check_resumed, record_resumed
 from pypkg.training.start.sources import (
     load_model,
@@ -38,6 +39,7 @@ from pypkg.training.start.sources import (
     tokenizer_of,
     tokenizer_source,
 )
+from pypkg.training.start.verify_data import verify_corpora
 from pypkg.training.state import TrainerState
 from pypkg.training.step.activations import dropout_notice, set_activations
 from pypkg.training.step.engine import Engine
@@ -60,13 +62,26 @@ def run(settings: Settings) -> int:
     tokenizer = tokenizer_of(settings)
     config = model_config(settings, tokenizer)
     _start_ranks(settings, config)
-    from_first_rank(lambda: prepare_output_dir(settings.output_dir))
+    if settings.verify_data:
+        from_first_rank(lambda: verify_corpora(settings))
+    with held_output_dir(settings.output_dir) as check_output_dir:
+        return _run(settings, plan, tokenizer, config, check_output_dir)
+
+
+def _run(
+    settings: Settings,
+    plan: ExecutionPlan,
+    tokenizer: Tokenizer | None,
+    config: ModelConfig,
+    check_output_dir: Callable[[], None],
+) -> int:
+    """A run whose ranks have started, in an output_dir of its own."""
     checkpoint = from_first_rank(lambda: checkpoint_to_resume(settings))
     resumed = None if settings.ignore_load_lr_and_optim else checkpoint
     state = _starting_state(settings, resumed)
     model, wrapped, updater = _make_model(settings, plan, checkpoint, config)
     samples = Samples(settings, model.config, state)
-    checkpointer = _make_checkpointer(settings, model, updater, samples)
+    checkpointer = _make_checkpointer(settings, model, updater, samples, check_output_dir)
     healer = Healer(
         settings, state, checkpointer=checkpointer, samples=samples, start=resumed,
         events=from_first_rank(lambda: current_events(settings.output_dir)),
@@ -88,6 +103,7 @@ def run(settings: Settings) -> int:
     )  # fmt: skip
     try:
         outcome = trainer.train() if settings.do_train else trainer.evaluate_only()
+        check_output_dir()
         if isinstance(engine, MeasuredEngine):
             print_rank_times(engine.times)
         if outcome.exit_code:
@@ -164,7 +180,11 @@ def _make_model(
 
 
 def _make_checkpointer(
-    settings: Settings, model: Model, updater: Updater, samples: Samples
+    settings: Settings,
+    model: Model,
+    updater: Updater,
+    samples: Samples,
+    check_output_dir: Callable[[], None],
 ) -> Checkpointer:
     return Checkpointer(
         settings.output_dir,
@@ -176,6 +196,7 @@ def _make_checkpointer(
         keep=settings.save_total_limit,
         with_optimizer=not settings.ignore_save_lr_and_optim,
         seq_length=settings.max_seq_length,
+        check_output_dir=check_output_dir,
     )
 
 

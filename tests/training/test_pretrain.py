@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 from safetensors import safe_open
 from training_testing import ROOT, VOCAB_SIZE, environment, write_corpus, write_model
 
+from pypkg.training.checkpoint.lock import Holder
 from pypkg.training.ledger import events
 
 
@@ -264,6 +266,12 @@ def damage_config(folder: Path) -> None:
     (folder / "model" / "config.json").write_text('{"architectures": ["X"]}')
 
 
+def hold_output_dir(folder: Path) -> None:
+    (folder / "out").mkdir()
+    held = json.dumps(asdict(Holder.of_this_process()))
+    (folder / "out" / ".lock").write_text(held)
+
+
 @pytest.mark.parametrize(
     ("damage", "settings", "words"),
     [
@@ -276,6 +284,7 @@ def damage_config(folder: Path) -> None:
         (shrink_vocabulary, {}, ["corpus.bin", "document", "vocab_size"]),
         (damage_config, {}, ["config.json", "LlamaForCausalLM"]),
         (lambda folder: (folder / "out").write_text(""), {}, ["output_dir"]),
+        (hold_output_dir, {}, ["output_dir", "is in use by process", "on", "since"]),
         (lambda folder: None, {"resume_from_checkpoint": "/nowhere"}, ["resume_from_checkpoint"]),
         (lambda folder: None, {"model_name_or_path": "facebook/llama-7c"}, ["facebook/llama-7b"]),
         (lambda folder: None, {"bf16": True}, ["bf16"]),
@@ -292,6 +301,7 @@ def test_bad_input_is_told_without_a_traceback(workplace, damage, settings, word
     ("damage", "settings", "words"),
     [
         (damage_config, {}, ["config.json", "LlamaForCausalLM"]),  # before Paddle is imported
+        (hold_output_dir, {"nproc": 2}, ["is in use by process"]),
         (shrink_vocabulary, {}, ["corpus.bin", "document", "vocab_size"]),  # and after
     ],
 )

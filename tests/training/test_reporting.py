@@ -80,6 +80,6 @@ def test_the_summary_counts_what_happened(tmp_path):
     record(tmp_path, "skipped", step=9, samples=[20, 24])
     outcome = Outcome(TrainerState(), 2.0, None, None, None, 0)
     summary = Summary(outcome, None, None, None, [], events=counts(tmp_path))
-    assert summary.as_dict()["events"] == {"rollback": 2, "skipped": 2, "skipped samples": 8}
-    assert "2 rollback, 2 skipped, 8 skipped samples" in summary.text()
+    assert summary.as_dict()["events"] == {"rollback": 2, "skipped": 2, "skipped_samples": 8}
+    assert "2 rollback, 2 skipped, 8 skipped_samples" in summary.text()
     assert "events" not in Summary(outcome, None, None, None, []).text()

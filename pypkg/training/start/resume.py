@@ -57,12 +57,12 @@ def record_resumed(
     record(folder, "resumed", step=step, checkpoint=str(checkpoint), layout=layout)
     earlier = _earlier_layout(checkpoint)
     if earlier and earlier != layout:
-        record(folder, "layout changed", step=step, before=earlier, after=layout)
+        record(folder, "layout_changed", step=step, before=earlier, after=layout)
     before = _earlier_batch(checkpoint, state, earlier)
     after = _global_batch(settings, layout)
     if before is None or before == after:
         return
-    record(folder, "global batch changed", step=step, before=before, after=after)
+    record(folder, "global_batch_changed", step=step, before=before, after=after)
     shards = degrees.data * degrees.sharding
     logger.warning(
         "a step takes %d samples (per_device_train_batch_size %d x gradient_accumulation_steps %d "

@@ -186,14 +186,14 @@ def test_another_global_batch_is_warned_of(
     with caplog.at_level(logging.WARNING, "pypkg"):
         record_resumed(settings, tmp_path, state, layout)
     kinds = [event["event"] for event in events(tmp_path / "out")]
-    changed = ["layout changed"] * has_manifest
+    changed = ["layout_changed"] * has_manifest
     if expected is None:
         assert caplog.text == ""
         assert kinds == ["resumed", *changed]
     else:
         assert re.search(expected, caplog.text), caplog.text
         assert "24" in caplog.text
-        assert kinds == ["resumed", *changed, "global batch changed"]
+        assert kinds == ["resumed", *changed, "global_batch_changed"]
         event = events(tmp_path / "out")[-1]
         assert (event["step"], event["before"]) == (10, 24)
 
