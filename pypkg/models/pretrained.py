@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -73,19 +73,19 @@ def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = 
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:  # norm weights and biases keep their initial value
             progress.report(f"drawing {name}")
-            _draw(parameter, config, name, entropy)
+            values = _drawn(config, name, parameter.shape, entropy)
+            parameter.set_value(paddle.to_tensor(values).astype(parameter.dtype))
     return model
 
 
-def _draw(parameter: paddle.Tensor, config: ModelConfig, name: str, entropy: int) -> None:
-    """Sets the matrix ``name``, or this rank's part of it, to its first random values."""
+def _drawn(config: ModelConfig, name: str, own_shape: Sequence[int], entropy: int) -> np.ndarray:
+    """Initial random values of the matrix ``name``, or of this rank's TP shard; float32."""
     generator = np.random.default_rng([entropy, zlib.crc32(name.encode())])
-    shape = whole_shape(config, name, parameter.shape, tensor_degree())
+    shape = whole_shape(config, name, list(own_shape), tensor_degree())
     values = generator.standard_normal(shape, dtype=np.float32)
     values *= np.float32(standard_deviation(config, name, shape))
-    if shard := tp_shard(config, name, tensor_degree(), tensor_rank()):
-        values = shard.take(values)
-    parameter.set_value(paddle.to_tensor(values).astype(parameter.dtype))
+    shard = tp_shard(config, name, tensor_degree(), tensor_rank())
+    return values if shard is None else shard.take(values)
 
 
 def from_pretrained(
@@ -123,24 +123,49 @@ def from_pretrained(
     """
     folder = find_weights(folder, download)
     config = stored_config(folder, allow_unknown_config).replace(**overrides)
+    read = weight_reader(
+        folder, config, dtype, seed
+    )  # before the model, which takes its whole memory
+    model = _build(config, dtype)
+    for name, parameter in model.named_parameters():
+        progress.report(f"reading {name}")
+        parameter.set_value(read(name, parameter.shape))
+    model.eval()
+    return model
+
+
+def weight_reader(
+    folder: Path, config: ModelConfig, dtype: str, seed: int = 0
+) -> Callable[[str, Sequence[int]], np.ndarray]:
+    """A function that reads what this process holds of a parameter.
+
+    Args:
+        folder: as for ``from_pretrained``.
+        config: of the model that takes the weights.
+        seed: as for ``from_pretrained``.
+
+    Returns:
+        The function, of a parameter's name and of the shape of this process's part.
+
+    Raises:
+        UserError: tensors are missing, superfluous or of the wrong shape, or a file is corrupt.
+    """
     files = TensorFiles(folder)
     names = stored_weight_map(config, files.shapes())
-    # The check precedes the allocation of the model.
     needed = parameter_shapes(config)
     is_headless = lacks_head(read_json(folder / CONFIG_FILE), names, needed, files.shapes())
     if is_headless:
         del needed[HEAD]
         logger.warning("%s holds a model without its head, which starts with random values", folder)
     names.check(needed, files.shapes(), str(folder))
-    model = _build(config, dtype)
-    for name, parameter in model.named_parameters():
-        progress.report(f"reading {name}")
+
+    def read(name: str, shape: Sequence[int]) -> np.ndarray:
         if is_headless and name == HEAD:
-            _draw(parameter, config, name, seed)
-        else:
-            parameter.set_value(_read(files, names, config, name, parameter.shape, dtype))
-    model.eval()
-    return model
+            values = _drawn(config, name, shape, seed)
+            return paddle.to_tensor(values).astype(getattr(paddle, dtype)).numpy()
+        return _read(files, names, config, name, list(shape), dtype)
+
+    return read
 
 
 def stored_config(folder: Path, allow_unknown_config: Collection[str] = ()) -> ModelConfig:
