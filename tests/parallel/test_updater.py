@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 import pytest
 from plain_adamw import build_adamw, clip_by_global_norm, optimizer_state
+from whole_values import SlicesOf
 
 from pypkg.parallel import mesh
 from pypkg.parallel.comm import gather
@@ -102,14 +103,14 @@ def test_resuming_is_exact():
     saved = first.state()
     second = Run()
     second.layer.set_state_dict({k: paddle.to_tensor(v) for k, v in first.values().items()})
-    second.updater.load_state(saved.__getitem__)
+    second.updater.load_state(SlicesOf(saved))
     assert second.train(range(2, 4)) == first.train(range(2, 4))
     assert_same(second.values(), first.values())
 
 
 def test_state_of_another_model_is_refused():
     with pytest.raises(KeyError, match=r"first\.weight\.moment1"):
-        Run().updater.load_state({}.__getitem__)
+        Run().updater.load_state(SlicesOf({}))
 
 
 def test_loss_scale_changes_nothing_but_the_range():
@@ -158,7 +159,7 @@ def test_state_of_half_precision_parameters_has_master_weights(offload):
         for state_name in adamw.state_names(parameter.dtype):
             shape = [1] if adamw.is_scalar(state_name) else parameter.shape
             given[f"{name}.{state_name}"] = random.normal(size=shape).astype(np.float32)
-    updater.load_state(given.__getitem__)
+    updater.load_state(SlicesOf(given))
     assert_same(dict(updater.state()), given)
     assert "first.weight.master_weight" in given
 

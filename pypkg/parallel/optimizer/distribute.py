@@ -11,7 +11,7 @@ from paddle import Tensor, nn
 from pypkg.parallel.host import to_host
 from pypkg.parallel.mesh import Mesh
 from pypkg.parallel.optimizer.factory import UpdateOptions, make_optimizers
-from pypkg.parallel.optimizer.protocol import Optimizer, TpSharding
+from pypkg.parallel.optimizer.protocol import Optimizer, ReadSlices, TpSharding
 from pypkg.parallel.optimizer.updater import Updater
 
 
@@ -123,5 +123,5 @@ class _WholeParameters:
     def gather(self, name: str, shard: Tensor) -> np.ndarray:
         return to_host(shard)
 
-    def take(self, name: str, whole: np.ndarray) -> np.ndarray:
-        return whole
+    def read(self, name: str, read: ReadSlices, rows: tuple[int, int] | None = None) -> np.ndarray:
+        return read(()) if rows is None else read((slice(*rows),))

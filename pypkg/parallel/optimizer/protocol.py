@@ -6,13 +6,16 @@ a class that implements it and a line in factory.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import paddle
 from paddle import Tensor
+
+# The elements of an array that slices, one per axis from the first on, select; none: all.
+ReadSlices: TypeAlias = Callable[[Sequence[slice]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -76,5 +79,10 @@ class TpSharding(Protocol):
             shard: this rank's, of the parameter or of a state tensor that is shaped like it.
         """
 
-    def take(self, name: str, whole: np.ndarray) -> np.ndarray:
-        """The inverse of ``gather``: this rank's shard."""
+    def read(self, name: str, read: ReadSlices, rows: tuple[int, int] | None = None) -> np.ndarray:
+        """The inverse of ``gather``: this rank's shard, or some of its rows.
+
+        Args:
+            read: of the whole array; called for what the shard holds of it and nothing else.
+            rows: (start, stop) along the first axis of the shard; None: all.
+        """

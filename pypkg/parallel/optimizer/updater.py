@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import paddle
@@ -16,7 +18,7 @@ from pypkg.parallel.optimizer.clipping import GlobalNormClip, NormContribution
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.fleet_optimizer import Assignment, FleetOptimizer
 from pypkg.parallel.optimizer.loss_scaling import LossScaler
-from pypkg.parallel.optimizer.protocol import Optimizer, TpSharding
+from pypkg.parallel.optimizer.protocol import Optimizer, ReadSlices, TpSharding
 from pypkg.parallel.optimizer.zero import ZERO_STAGES, ZeroStage0, names_of
 
 
@@ -110,8 +112,10 @@ class Updater:
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of what ``state`` yields, all float32, in its order."""
-        if not self._has_state:
-            return {}
+        return self.full_state_shapes() if self._has_state else {}
+
+    def full_state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """``state_shapes`` after the first update."""
         return {
             f"{name}.{state_name}": (1,) if optimizer.is_scalar(state_name) else shape
             for name, shape in self._tp_sharding.shapes().items()
@@ -119,26 +123,45 @@ class Updater:
             for state_name in optimizer.state_names(self._dtype)
         }
 
-    def load_state(self, read: Callable[[str], np.ndarray]) -> None:
+    def load_state(self, read: Callable[[str, Sequence[slice]], np.ndarray]) -> None:
         """Restores what ``state`` yielded, under any layout.
 
         Args:
-            read: returns the array of a key; called for the keys that this rank needs.
-
-        Raises:
-            KeyError: from ``read``, for a key that is missing.
+            read: returns the elements of a key's array that slices, one per axis from the first
+                on, select; called for what this rank holds and little else.
         """
         for name, parameter in self._parameters.items():
             optimizer_parameter = self.zero.optimizer_parameter(parameter)
             if optimizer_parameter is None:
                 continue
             for state_name, value in self.optimizer.state_of(optimizer_parameter).items():
-                array = read(f"{name}.{state_name}")
-                if not self._optimizer_of[name].is_scalar(state_name):
-                    array = self._tp_sharding.take(name, array)
-                    array = _slice(array, self.zero.placement(parameter).bounds)
+                of_key = partial(read, f"{name}.{state_name}")
+                if self._optimizer_of[name].is_scalar(state_name):
+                    array = of_key(())
+                else:
+                    bounds = self.zero.placement(parameter).bounds
+                    array = self._held(name, of_key, parameter.shape, bounds)
                 self.optimizer.assign(value, array)
         self._has_state = True
+
+    def _held(
+        self, name: str, read: ReadSlices, shape: Sequence[int], bounds: tuple[int, int] | None
+    ) -> np.ndarray:
+        """What this rank holds of a state tensor.
+
+        Args:
+            read: of the whole tensor.
+            shape: of the TP shard.
+            bounds: of the slice of the flattened shard, which zeros fill beyond its end; None: all.
+        """
+        if bounds is None:
+            return self._tp_sharding.read(name, read)
+        start, stop = bounds
+        width = math.prod(shape[1:])
+        first, end = (min(each, shape[0]) for each in (start // width, -(-stop // width)))
+        rows = self._tp_sharding.read(name, read, (first, end)).reshape(-1)
+        held = rows[start - first * width : stop - first * width]
+        return np.pad(held, (0, stop - start - held.size))
 
     def _read(self, name: str, state_name: str) -> np.ndarray:
         """One state tensor of a parameter of this pipeline stage, whole."""
@@ -181,12 +204,3 @@ def _assign(
 def _on_device(tensor: Tensor) -> Tensor:
     """A copy on the device whose collectives this rank uses."""
     return tensor._copy_to(paddle.framework._current_expected_place(), True)
-
-
-def _slice(whole: np.ndarray, bounds: tuple[int, int] | None) -> np.ndarray:
-    """``whole[start:stop]`` of the flattened array, padded with zeros; None: ``whole`` itself."""
-    if bounds is None:
-        return whole
-    start, stop = bounds
-    held = whole.reshape(-1)[start:stop]
-    return np.pad(held, (0, stop - start - held.size))

@@ -18,6 +18,7 @@ from pypkg.training.checkpoint.manifest import MANIFEST_FILE
 from pypkg.training.state import TrainerState
 
 OPTIMIZER_FILE = "optimizer.safetensors"
+OPTIMIZER_INDEX = "optimizer.safetensors.index.json"  # PaddleNLP has one of the same name
 STATE_FILE = "trainer_state.json"
 SETTINGS_FILE = "settings.json"
 TEMPORARY_PREFIX = "tmp-checkpoint-"

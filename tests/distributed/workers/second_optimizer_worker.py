@@ -13,6 +13,7 @@ import numpy as np
 import paddle
 from distributed_testing import REPO, report
 from paddle import Tensor
+from whole_values import SlicesOf
 
 sys.path.insert(0, str(REPO / "tests" / "models"))
 from tiny_configs import tiny
@@ -68,7 +69,7 @@ def train(options: UpdateOptions, resumes: bool) -> tuple[dict, dict]:
         optimizers = (SgdWithMomentum(), *make_optimizers(layer, options))
         model, updater = distribute(layer, options, mesh.current(), optimizers=optimizers)
         if state:
-            updater.load_state(state.__getitem__)
+            updater.load_state(SlicesOf(state))
         current = mesh.current()
         for step in steps:
             rows = {

@@ -21,6 +21,7 @@ import paddle.distributed as dist
 from distributed_testing import REPO, report
 from paddle.distributed.fleet.base import topology
 from plain_adamw import build_adamw, clip_by_global_norm, optimizer_state
+from whole_values import SlicesOf, slices_of
 
 sys.path.insert(0, str(REPO / "tests" / "models"))
 from tiny_configs import tiny
@@ -56,11 +57,11 @@ def new_model(config: ModelConfig, wholes: Mapping | None = None) -> Decoder:
     tp_sharding = ModelTpSharding(config)
     for name, parameter in model.named_parameters():
         if wholes is not None:
-            parameter.set_value(tp_sharding.take(name, wholes[name]))
+            parameter.set_value(tp_sharding.read(name, slices_of(wholes[name])))
         elif parameter.ndim == 1:
             whole = tp_sharding.gather(name, parameter)
             whole += np.random.default_rng(len(name)).normal(0, 0.1, whole.shape)
-            parameter.set_value(tp_sharding.take(name, whole))
+            parameter.set_value(tp_sharding.read(name, slices_of(whole)))
     return model
 
 
@@ -209,7 +210,7 @@ def new_run(case: dict, wholes: Mapping | None = None) -> Trained:
 def run_case(case: dict, folder: Path) -> dict[str, Any]:
     """Trains under a layout; after two steps under another one, if the case has one."""
     start(case)
-    run = new_run(case)
+    run, read = new_run(case), None
     first = range(2 if "then" in case else STEPS)
     losses, norms, memory = train(run, first, case)
     parameters, state = whole(run)
@@ -222,13 +223,16 @@ def run_case(case: dict, folder: Path) -> dict[str, Any]:
         start(case)
         with np.load(folder / "parameters.npz") as wholes, np.load(folder / "state.npz") as saved:
             run = new_run(case, wholes)
-            run.updater.load_state(saved.__getitem__)
+            source = SlicesOf(saved)
+            run.updater.load_state(source)
+            held = sum(tensor.size for tensor in run.updater.optimizer.state_tensors())
+            read = source.elements / held
         more = train(run, range(2, STEPS), case)
         losses, norms, memory = losses + more[0], norms + more[1], more[2]
         parameters, state = whole(run)
     scaler = None if run.updater.scaler is None else run.updater.scaler.state()
     return {"losses": losses, "norms": norms, "parameters": parameters, "state": state,
-            "memory": memory, "scaler": scaler}  # fmt: skip
+            "memory": memory, "scaler": scaler, "read": read}  # fmt: skip
 
 
 def whole(run: Trained) -> tuple[dict, dict]:
@@ -271,7 +275,7 @@ def main(folder: Path, cases: list[dict]) -> None:
     for case in cases:
         result = run_case(case, folder)
         compared = compare(result, expected[reference(case)]) if expected else {}
-        results.append(compared | {key: result[key] for key in ("memory", "scaler")})
+        results.append(compared | {key: result[key] for key in ("memory", "scaler", "read")})
     report(results)
 
 
