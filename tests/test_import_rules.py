@@ -82,9 +82,9 @@ ROOMS = {
     "pypkg.models": ("__main__", "docs_page", "generate", "pretrained", "pipeline_decoder",
                      "decoder", "layers", "weights", "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
-                       "host", "process_end"),
+                       "host", "process_end", "endpoints"),
     "pypkg.training": ("run", "final_report", "start", "trainer", "step", "feed", "checkpoint",
-                       "reporting", "interrupt", "tp_sharding", "state"),
+                       "reporting", "interrupt", "tp_sharding", "ledger", "state"),
     "pypkg.bench": ("__main__", "report", "train_step", "data", "ops", "environment", "timing"),
 }  # fmt: skip
 COMMAND_LINES = ("pypkg.pretrain", "pypkg.preprocess", "pypkg.convert", "pypkg.plan")

@@ -27,11 +27,10 @@ from pypkg.training.feed.samples import Samples
 from pypkg.training.final_report import log_stopped, report_outcome
 from pypkg.training.reporting.metrics import PeakFlops, Throughput, peak_flops
 from pypkg.training.reporting.reporters import Reporter, make_reporters
+from pypkg.training.start.choose_checkpoint import best_checkpoint, checkpoint_to_resume
 from pypkg.training.start.layout import degrees, layout_notices, layout_problems
 from pypkg.training.start.resume import check_resumed
 from pypkg.training.start.sources import (
-    best_checkpoint,
-    checkpoint_to_resume,
     load_model,
     model_config,
     tokenizer_of,

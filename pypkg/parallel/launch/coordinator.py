@@ -235,7 +235,7 @@ class Coordinator:
         """Blames the ranks that died, or else the first rank that reported a failure."""
         dead = [r for r, m in self._members.items() if m.gone and not m.left and not m.failure]
         if dead:
-            places = "; ".join(f"rank {r} died {self._members[r].place}" for r in dead)
+            places = "; ".join(f"{named([r])} died {self._members[r].place}" for r in dead)
             text = f"{places}. Its own output may say why; a kill leaves none."
             self._verdict(text, 1, dead, stacks=False)
             return
@@ -244,7 +244,7 @@ class Coordinator:
         failure = failures[rank]
         text = failure["message"]
         if len({each["message"] for each in failures.values()}) > 1 or len(failures) < self._size:
-            text = f"rank {rank}, {self._members[rank].place}: {text}"
+            text = f"{named([rank])}, {self._members[rank].place}: {text}"
         if failure["details"]:
             text = f"{text}\n{failure['details']}"
         self._verdict(text, failure["exit_code"], [rank], stacks=False)
@@ -270,8 +270,8 @@ class Coordinator:
         first = min(member.count for member in there.values())
         behind = [r for r, m in there.items() if m.count == first]
         behind = [r for r in behind if not there[r].communicates] or behind
-        places = "; ".join(f"rank {r} is {there[r].place}" for r in behind)
-        others = [f"rank {r} {m.place}" for r, m in there.items() if r not in behind]
+        places = "; ".join(f"{named([r])} is {there[r].place}" for r in behind)
+        others = [f"{named([r])} {m.place}" for r, m in there.items() if r not in behind]
         text = (
             f"no progress for {limit:g} s. {places}"
             + (f", and the others wait: {'; '.join(others)}" if others else "")

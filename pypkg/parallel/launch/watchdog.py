@@ -22,7 +22,14 @@ from pypkg.errors import UserError
 from pypkg.parallel import mesh
 from pypkg.parallel.launch.coordinator import Coordinator
 from pypkg.parallel.launch.message_stream import MessageStream
-from pypkg.parallel.launch.rendezvous import Limits, comparable, limits, rendezvous_endpoint
+from pypkg.parallel.launch.rendezvous import (
+    Limits,
+    comparable,
+    limits,
+    loopback_hint,
+    named,
+    rendezvous_endpoint,
+)
 
 _SECONDS_FOR_A_VERDICT = 10.0
 
@@ -134,7 +141,9 @@ class Watchdog:
             if messages is None:
                 if not (self._has_left or self._is_failing):
                     self._end(
-                        "rank 0 ended without a message; its own output may say why", 1, False
+                        f"{named([0])} ended without a message; its own output may say why",
+                        1,
+                        False,
                     )
                 return
             for message in messages:
@@ -251,6 +260,6 @@ def _connect(address: tuple[str, int], waiting: Limits) -> socket.socket:
                 raise UserError(
                     f"rank {mesh.launched_rank()} could not reach rank 0 at {host}:{port} within "
                     f"{waiting.start:g} s ({error.strerror or error}). Is rank 0 running? "
-                    "PYPKG_START_SECONDS sets this limit."
+                    f"PYPKG_START_SECONDS sets this limit.{loopback_hint()}"
                 ) from error
             time.sleep(0.2)

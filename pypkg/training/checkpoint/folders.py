@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 
 from pypkg.errors import UserError
+from pypkg.files import sync
 from pypkg.training.checkpoint.manifest import MANIFEST_FILE
 from pypkg.training.state import TrainerState
 
@@ -22,7 +23,7 @@ OPTIMIZER_INDEX = "optimizer.safetensors.index.json"  # PaddleNLP has one of the
 STATE_FILE = "trainer_state.json"
 SETTINGS_FILE = "settings.json"
 TEMPORARY_PREFIX = "tmp-checkpoint-"
-_MARKS = (STATE_FILE, MANIFEST_FILE)  # a folder with one of these was a whole checkpoint once
+DAMAGED_PREFIX = "damaged-"
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
 
@@ -34,9 +35,14 @@ def checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
     found = []
     for entry in folder.iterdir():
         step = step_in_name(entry)
-        if step is not None and any((entry / name).is_file() for name in _MARKS):
+        if step is not None and is_marked(entry):
             found.append((step, entry))
     return sorted(found)
+
+
+def is_marked(folder: Path) -> bool:
+    """Whether a folder is, or once was, a whole checkpoint."""
+    return any((folder / name).is_file() for name in (STATE_FILE, MANIFEST_FILE))
 
 
 def step_in_name(folder: Path) -> int | None:
@@ -69,6 +75,40 @@ def prepare_output_dir(output_dir: str | Path) -> None:
         ) from error
     for stale in folder.glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(stale, ignore_errors=True)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Removes a checkpoint: at every moment its folder is whole, or no longer under its name.
+
+    Raises:
+        UserError: it cannot be renamed.
+    """
+    aside = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name}-{os.getpid()}")
+    try:
+        os.rename(folder, aside)
+        sync(folder.parent)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be removed: {error.strerror}") from error
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def set_aside(folder: Path) -> Path:
+    """Gives a damaged checkpoint a name that no run takes or removes, and returns its new path.
+
+    Raises:
+        UserError: it cannot be renamed.
+    """
+    name = f"{DAMAGED_PREFIX}{folder.name}"
+    names = (name, *(f"{name}.{number}" for number in range(2, 1000)))
+    aside = next(path for path in map(folder.with_name, names) if not path.exists())
+    try:
+        os.rename(folder, aside)
+    except OSError as error:
+        raise UserError(
+            f"{folder} is damaged and cannot be renamed to {aside.name}: {error.strerror}. Move it "
+            "away, then start the same command again."
+        ) from error
+    return aside
 
 
 def surplus(output_dir: str | Path, keep: int, best: str | None) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,10 +27,13 @@ from pypkg.training.checkpoint.folders import (
     TEMPORARY_PREFIX,
     checkpoint_name,
     checkpoints,
+    remove_checkpoint,
     surplus,
 )
 from pypkg.training.checkpoint.manifest import write_manifest
 from pypkg.training.state import TrainerState
+
+logger = logging.getLogger("pypkg")
 
 
 def save_checkpoint(
@@ -84,7 +88,10 @@ def save_checkpoint(
             replace_folder(temporary, final)
         if keep is not None and keep > 0:
             for folder in surplus(output_dir, keep, state.best_checkpoint):
-                shutil.rmtree(folder, ignore_errors=True)
+                try:
+                    remove_checkpoint(folder)
+                except UserError as error:
+                    logger.warning("%s", error)
 
     from_first_rank(finish)
     return final

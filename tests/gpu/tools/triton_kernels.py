@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-FOLDER = Path(__file__).resolve().parents[2] / "pypkg" / "ops" / "triton"
+FOLDER = Path(__file__).resolve().parents[3] / "pypkg" / "ops" / "triton"
 
 
 def installed() -> bool:

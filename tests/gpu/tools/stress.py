@@ -14,12 +14,15 @@ import secrets
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
-import checks
 import gpu_check
 import kernel_build
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cases"))
+import checks
 from random_cases import DRAWS
 
 MARGIN = 256  # bytes on either side of an array; a multiple of 16, which alignment counts in

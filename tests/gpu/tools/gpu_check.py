@@ -19,16 +19,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import checks
-import hopper_cases
-import kernel_cases
 import numpy as np
 import torch
 import triton_kernels
 from kernel_build import BUILD, build, load_kernels, load_module
 from variants import Variant, VariantError
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # nothing is installed on a GPU
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # nothing is installed on a GPU
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cases"))
+import checks
+import hopper_cases
+import kernel_cases
+
 from pypkg.bench.ops.case import OURS
 from pypkg.bench.ops.gpu import suites, timers
 from pypkg.bench.ops.gpu.attention import has_hopper_kernels

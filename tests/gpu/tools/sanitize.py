@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LOGS = ROOT / "build" / "gpu-check"
 STRESS = Path(__file__).resolve().parent / "stress.py"
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")

@@ -14,9 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "matrix"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "matrix"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "distributed" / "testing"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "models"))
 from matrix_cells import LAYOUTS
 from run_matrix import LIMITS, Conditions, run_layout
 

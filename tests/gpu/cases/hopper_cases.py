@@ -10,7 +10,7 @@ import attention_cases
 import numpy as np
 from checks import Backend, Case, Comparison
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # nothing is installed on a GPU
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # nothing is installed on a GPU
 from pypkg.bench.ops.gpu.kernel_choice import flash_attention_kernel
 
 
