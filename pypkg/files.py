@@ -153,7 +153,7 @@ def append_line(path: Path, line: bytes) -> None:
         file.write(line + b"\n")
         os.fsync(file.fileno())
     if is_new:
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def _remove_torn_line(descriptor: int) -> None:

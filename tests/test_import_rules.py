@@ -23,6 +23,7 @@ _BASE = (
     "pypkg.files",
     "pypkg.markdown",
     "pypkg.paths",
+    "pypkg.progress",
     "pypkg.__version__",
 )
 _ANYTHING = ("pypkg",)
@@ -45,6 +46,7 @@ RULES = (
     Rule("pypkg.files"),
     Rule("pypkg.markdown"),
     Rule("pypkg.paths"),
+    Rule("pypkg.progress"),
     Rule("pypkg.logs"),
     Rule("pypkg.config"),
     Rule("pypkg.threads", paddle=True),  # imports it after the threads are set

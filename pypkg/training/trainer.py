@@ -96,8 +96,8 @@ class Trainer:
         batches = TimedIterator(self.data.train_batches(state.consumed_samples))
         with InterruptRequest() as interrupt, Progress(settings, state.global_step) as progress:
             self.throughput.restart()
-            while state.global_step < settings.max_steps and not watchdog.reached(
-                state.global_step, interrupt.signal_number
+            while state.global_step < settings.max_steps and not watchdog.is_to_stop(
+                interrupt.signal_number
             ):
                 if settings.skips(state.global_step + 1):
                     self._skip(batches)

@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 _LONGEST_LINE = 1 << 20
+_BEGIN = b'{"kind": "'
 
 
 class MessageStream:
@@ -44,6 +45,13 @@ class MessageStream:
         if not all(isinstance(message, dict) and "kind" in message for message in messages):
             return None
         return messages
+
+    def has_message(self) -> bool:
+        """Whether what the peer has sent begins as a message does; it stays to be received."""
+        try:
+            return self._socket.recv(len(_BEGIN), socket.MSG_PEEK) == _BEGIN
+        except OSError:
+            return False
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
