@@ -21,8 +21,8 @@ class ModelTpSharding:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return parameter_shapes(self._config)
 
-    def gather(self, name: str, shard: Tensor) -> np.ndarray:
-        return whole_value(self._config, name, shard)
+    def gather(self, name: str, shard: Tensor, writer: int) -> np.ndarray | None:
+        return whole_value(self._config, name, shard, writer)
 
     def read(self, name: str, read: ReadSlices, rows: tuple[int, int] | None = None) -> np.ndarray:
         shard = tp_shard(self._config, name, tensor_degree(), tensor_rank())

@@ -120,7 +120,7 @@ class _WholeParameters:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return self._shapes
 
-    def gather(self, name: str, shard: Tensor) -> np.ndarray:
+    def gather(self, name: str, shard: Tensor, writer: int) -> np.ndarray | None:
         return to_host(shard)
 
     def read(self, name: str, read: ReadSlices, rows: tuple[int, int] | None = None) -> np.ndarray:

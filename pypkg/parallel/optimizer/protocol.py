@@ -71,8 +71,8 @@ class TpSharding(Protocol):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the whole model's parameters, in its order."""
 
-    def gather(self, name: str, shard: Tensor) -> np.ndarray:
-        """The whole array from the shards of the tensor group, all of which have to call it.
+    def gather(self, name: str, shard: Tensor, writer: int) -> np.ndarray | None:
+        """The whole array on the rank ``writer``, whose tensor group has to call it; else None.
 
         Args:
             name: a parameter.

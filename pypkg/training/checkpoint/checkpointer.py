@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from pypkg.models import save_pretrained
-from pypkg.models.pretrained import Model
-from pypkg.parallel.comm.collective import is_first_rank
+from pypkg.models.pretrained import Model, model_config_json, model_tensors
+from pypkg.models.weights.model_folder import (
+    CONFIG_FILE,
+    DEFAULT_SHARD_SIZE,
+    parse_size,
+    write_json,
+)
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint.reading import load_optimizer
-from pypkg.training.checkpoint.writing import save_checkpoint
+from pypkg.training.checkpoint.writing import CheckpointWriting, optimizer_tensors
 from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
@@ -62,19 +66,23 @@ class Checkpointer:
         ``state`` receives the order of samples and the loss scale.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written; on every rank.
+            UserError: the disk is full, the folder cannot be written, or a weight is NaN or
+                infinite; on every rank.
         """
         self._samples.record(state)
         if self._updater.scaler is not None:
             state.loss_scale = self._updater.scaler.state()
-        return save_checkpoint(
+        tensor_sets = [model_tensors(self._model, parse_size(DEFAULT_SHARD_SIZE))]
+        if self._with_optimizer:
+            tensor_sets.append(optimizer_tensors(self._updater))
+        return CheckpointWriting(
             self._output_dir,
             state,
-            save_model=self._save_model_and_tokenizer,
-            updater=self._updater if self._with_optimizer else None,
+            tensor_sets=tensor_sets,
+            add_files=self._add_files,
             settings_json=self._settings_json,
             keep=self._keep,
-        )
+        ).finish()
 
     def restore(self, checkpoint: Path, state: TrainerState) -> None:
         """Loads optimizer state and loss scale, for a model that has the weights of ``checkpoint``.
@@ -90,8 +98,7 @@ class Checkpointer:
             self._updater.scaler.load_state(state.loss_scale)
         logger.info("resuming from %s at step %d", checkpoint, state.global_step)
 
-    def _save_model_and_tokenizer(self, folder: Path) -> None:
-        save_pretrained(self._model, folder)
-        if is_first_rank():
-            for file in self._tokenizer_files:
-                shutil.copy(file, folder)
+    def _add_files(self, folder: Path) -> None:
+        write_json(folder / CONFIG_FILE, model_config_json(self._model))
+        for file in self._tokenizer_files:
+            shutil.copy(file, folder)
