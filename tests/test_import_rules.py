@@ -96,7 +96,8 @@ COMMAND_LINES = ("pypkg.pretrain", "pypkg.preprocess", "pypkg.convert", "pypkg.p
 WITHOUT_PADDLE = ("pypkg", "pypkg.config", "pypkg.errors", "pypkg.models.architecture.config",
                   "pypkg.models.architecture.registry", "pypkg.threads", "pypkg.capabilities",
                   "pypkg.models.weights.formats.tensor_files", "pypkg.models.weights.model_folder",
-                  "pypkg.models.weights.hub", "pypkg.models.architecture.layer_split",
+                  "pypkg.models.weights.hub", "pypkg.models.weights.writer_process",
+                  "pypkg.models.architecture.layer_split",
                   "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.weights.tp_shards",
                   "pypkg.parallel.mesh", "pypkg.convert", "pypkg.preprocess",
                   "pypkg.pretrain", "pypkg.__main__", "pypkg.completion")  # fmt: skip

@@ -73,6 +73,7 @@ def run(settings: Settings) -> int:
         settings_json=settings.to_json(),
         keep=settings.save_total_limit,
         with_optimizer=not settings.ignore_save_lr_and_optim,
+        async_memory=settings.async_save_bytes,
     )
     if resumed:
         checkpointer.restore(resumed, state)

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Protocol
 
 import paddle
@@ -36,8 +35,16 @@ logger = logging.getLogger("pypkg")
 
 
 class Saver(Protocol):
-    def save(self, state: TrainerState) -> Path:
-        """Writes a checkpoint and returns its folder; all ranks have to call it."""
+    """Writes checkpoints. All ranks call each method at the same points of the run."""
+
+    def save(self, state: TrainerState) -> None:
+        """Writes a checkpoint, or begins to."""
+
+    def poll(self) -> None:
+        """Called after every step: completes a checkpoint that has been written meanwhile."""
+
+    def wait(self) -> None:
+        """Completes the checkpoint that is being written."""
 
 
 class Trainer:
@@ -105,6 +112,7 @@ class Trainer:
                     continue
                 rate = learning_rate(settings, state.global_step - state.skipped_steps)
                 grad_norm = self._step(batches, rate)
+                self.checkpointer.poll()
                 if _due(state.global_step, settings.logging_steps, settings.max_steps) or (
                     settings.logging_first_step and state.global_step == 1
                 ):
@@ -121,6 +129,7 @@ class Trainer:
             stopped_by = watchdog.finish(interrupt.signal_number)
             if stopped_by and settings.saves:
                 self._save()
+            self.checkpointer.wait()
             return self._outcome(128 + stopped_by if stopped_by else 0)
 
     def evaluate_only(self) -> Outcome:
@@ -237,9 +246,8 @@ class Trainer:
         self.state.pending_source_losses = self._source_losses.sums()
         self._count_tokens()
         self._note_best()
-        folder = self.checkpointer.save(self.state)
+        self.checkpointer.save(self.state)
         self._saved_step = self.state.global_step
-        logger.info("saved %s", folder)
         self.throughput.restart()
 
     def _note_best(self) -> None:

@@ -27,6 +27,10 @@ _AHEAD = 256 << 20  # bytes of tensors that wait for the disk
 _WRITE_BACK = 64 << 20  # bytes after which the kernel is told to begin with writing
 
 
+class NotFiniteError(UserError):
+    """A tensor holds NaN or infinity."""
+
+
 @dataclass(frozen=True)
 class FileToWrite:
     """A safetensors file of a rank.
@@ -58,7 +62,8 @@ class TensorWriter(Protocol):
 
         Raises:
             OSError: the disk is full or a file cannot be written.
-            UserError: a tensor that must be finite is not.
+            NotFiniteError: a tensor that must be finite is not.
+            UserError: the writing has ended without a result.
         """
 
     def abandon(self) -> None:
@@ -77,7 +82,7 @@ class FileSequence:
         """Writes the next tensor.
 
         Raises:
-            UserError: it has to be finite and is not.
+            NotFiniteError: it has to be finite and is not.
             ValueError: it is not the tensor that is due.
         """
         spec = self.begin(name, values.shape)
@@ -95,7 +100,7 @@ class FileSequence:
         """The next block of the tensor, C-contiguous, in its dtype."""
         assert self._file is not None  # ``begin`` has been called
         if self._file.must_be_finite and not all_finite(block, self._spec.dtype):
-            raise UserError(
+            raise NotFiniteError(
                 f"{self._name} holds values that are NaN or infinite; such weights are not saved"
             )
         self._file.append(block)

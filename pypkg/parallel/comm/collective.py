@@ -78,6 +78,15 @@ def from_all_ranks(make: Callable[[], T]) -> list[T]:
     return [value for value, _ in told]
 
 
+def on_all_ranks(flag: bool) -> bool:
+    """Whether ``flag`` is true on every rank. Every rank must call this."""
+    if mesh.current().world_size == 1:
+        return flag
+    least = paddle.to_tensor([int(flag)], dtype="int32")
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return bool(least.item())
+
+
 def mean_over_sample_shards(value: paddle.Tensor) -> paddle.Tensor:
     """Mean of a float32 tensor over the sample shards (the data and sharding axes)."""
     current = mesh.current()

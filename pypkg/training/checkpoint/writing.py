@@ -25,7 +25,12 @@ from pypkg.files import replace_folder
 from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.model_folder import write_json
 from pypkg.models.weights.save_plan import SavePlan, TensorSet, Unit
-from pypkg.models.weights.tensor_writer import FileToWrite, TensorWriter, ThreadWriter
+from pypkg.models.weights.tensor_writer import (
+    FileToWrite,
+    NotFiniteError,
+    TensorWriter,
+    ThreadWriter,
+)
 from pypkg.parallel import mesh
 from pypkg.parallel.comm import gather
 from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank, is_first_rank
@@ -182,7 +187,7 @@ class CheckpointWriting:
 
 
 def _way_out(error: Exception) -> str:
-    if isinstance(error, UserError):
+    if isinstance(error, NotFiniteError):
         return "Lower learning_rate or lengthen the warm-up, then start the same command again."
     return "Free some space or set output_dir to another disk, then start the same command again."
 

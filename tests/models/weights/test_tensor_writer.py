@@ -13,7 +13,13 @@ from pypkg.checksums import file_record
 from pypkg.errors import UserError
 from pypkg.models.weights import tensor_writer
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
-from pypkg.models.weights.tensor_writer import FileToWrite, ThreadWriter, all_finite
+from pypkg.models.weights.tensor_writer import (
+    FileToWrite,
+    NotFiniteError,
+    ThreadWriter,
+    all_finite,
+)
+from pypkg.models.weights.writer_process import ProcessWriter
 
 
 def files_and_tensors(folder: Path) -> tuple[list[FileToWrite], dict[str, np.ndarray]]:
@@ -127,3 +133,40 @@ def test_all_finite(dtype: str) -> None:
     for bad in (np.nan, np.inf, -np.inf):
         values[42] = bad
         assert not all_finite(stored(), dtype)
+
+
+@pytest.mark.parametrize("memory", [4000, 1 << 20])
+def test_another_process_writes_the_same_files(tmp_path: Path, memory: int) -> None:
+    """Whatever passes through the ring at once; the tensors change after they are handed over."""
+    files, tensors = files_and_tensors(tmp_path)
+    writer = ProcessWriter(files, memory)
+    for name, value in tensors.items():
+        handed = value.copy()
+        writer.put(name, handed)
+        handed[...] = 0.0
+    records = writer.records()
+    assert writer.is_done()
+    for file in files:
+        write_tensors(tmp_path / "expected", file.specs, [(n, tensors[n]) for n in file.specs])
+        assert file.path.read_bytes() == (tmp_path / "expected").read_bytes()
+        assert records[file.path.name] == file_record(file.path)
+
+
+def test_failures_of_the_other_process(tmp_path: Path) -> None:
+    files, tensors = files_and_tensors(tmp_path / "missing")
+    writer = ProcessWriter(files, 1000)
+    for name, value in tensors.items():
+        writer.put(name, value)
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        writer.records()
+    values = np.full((10, 4), np.inf, np.float32)
+    writer = ProcessWriter(
+        [FileToWrite(tmp_path / "f", {"w": TensorSpec("float32", (10, 4))}, True)], 1000
+    )
+    writer.put("w", values)
+    with pytest.raises(NotFiniteError, match="w holds values that are NaN or infinite"):
+        writer.records()
+    writer = ProcessWriter(files, 1000)
+    writer.abandon()
+    with pytest.raises(UserError, match="has ended with code -9"):
+        writer.records()

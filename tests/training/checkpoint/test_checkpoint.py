@@ -220,7 +220,8 @@ def test_checkpointer_restores_optimizer_state_and_loss_scale(tmp_path):
     for _ in range(3):
         model.forward_backward([{"input_ids": ids, "labels": ids}], updater.scale)
         updater.step(1e-3)
-    folder = checkpointer.save(TrainerState(global_step=3))
+    checkpointer.save(TrainerState(global_step=3))
+    folder = tmp_path / "out" / "checkpoint-3"
     saved = load_trainer_state(folder)
     assert saved.data_order == {"kind": "run"}
     assert (folder / "tokenizer.json").is_file() and (folder / "model.safetensors").is_file()
