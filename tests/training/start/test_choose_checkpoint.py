@@ -153,9 +153,7 @@ def test_the_weights_that_a_new_run_starts_from(run, tmp_path):
     first = {"continue_training": True, "model_name_or_path": str(source)}
     assert choose(tmp_path / "new", **first) is None
     flip(source / "model.safetensors", RANDOM)
-    with pytest.raises(
-        UserError, match=r"model_name_or_path is the checkpoint .* damaged: model"
-    ):
+    with pytest.raises(UserError, match=r"model_name_or_path is the checkpoint .* damaged: model"):
         choose(tmp_path / "new", **first)
     assert choose(tmp_path / "new", **first, verify_checkpoint="no") is None
     (source / "manifest.json").unlink()
