@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from training_testing import ROOT, VOCAB_SIZE, environment, write_corpus, write_model
 
 from pypkg.training.checkpoint.lock import Holder
+from pypkg.training.ledger import events
 
 
 def wait_for_step(workplace, process: subprocess.Popen, step: int) -> None:
@@ -124,11 +126,27 @@ def test_nan_loss_stops_and_keeps_the_checkpoint(workplace):
     checkpoint = workplace.output_dir / "checkpoint-4" / "model.safetensors"
     before = checkpoint.read_bytes()
     done = workplace.run(learning_rate=1e38, min_learning_rate=1e38, max_grad_norm=0, save_steps=1)
-    assert_user_error(done, "the loss is", "at step", "learning_rate 1e+38", "max_grad_norm 0")
+    assert_user_error(done, "is nan", "at step", "learning_rate 1e+38", "max_grad_norm 0")
     assert checkpoint.read_bytes() == before
     for step in workplace.steps():
         file = workplace.output_dir / f"checkpoint-{step}" / "trainer_state.json"
         assert all(np.isfinite(json.loads(file.read_text())["pending_losses"]))
+
+
+def test_a_step_that_is_nan_is_not_saved(workplace):
+    """The rate makes it so at step 2, and again after going back; step 1 is the only one saved."""
+    done = workplace.run(
+        learning_rate=3e19, min_learning_rate=3e19, warmup_steps=0, save_steps=1,
+        save_total_limit=1,
+    )  # fmt: skip
+    assert_user_error(done, "is nan at step 5", "max_rollbacks (3)")
+    assert workplace.steps() == [1]
+    with safe_open(workplace.output_dir / "checkpoint-1" / "model.safetensors", "numpy") as file:
+        assert all(np.isfinite(file.get_tensor(name)).all() for name in sorted(file.keys()))
+    assert [(e["event"], e["step"]) for e in events(workplace.output_dir)] == [
+        ("rollback", 2), ("skipped", 2), ("rollback", 3), ("skipped", 3), ("rollback", 4),
+        ("skipped", 4), ("stopped", 5),
+    ]  # fmt: skip
 
 
 def test_disk_full_while_saving(workplace):

@@ -9,10 +9,10 @@ from typing import Protocol
 
 from pypkg.errors import UserError
 from pypkg.models import save_pretrained
-from pypkg.models.pretrained import Model
+from pypkg.models.pretrained import Model, model_dtype, weight_reader
 from pypkg.parallel.comm.collective import is_first_rank
 from pypkg.parallel.optimizer.updater import Updater
-from pypkg.training.checkpoint.reading import load_optimizer
+from pypkg.training.checkpoint.reading import load_optimizer, load_trainer_state
 from pypkg.training.checkpoint.writing import save_checkpoint
 from pypkg.training.state import TrainerState
 
@@ -36,6 +36,7 @@ class Checkpointer:
         settings_json: the settings of the run.
         keep: number of checkpoints to keep; None or 0 keeps all.
         with_optimizer: whether optimizer state is saved.
+        seq_length: tokens of a sample, for a checkpoint of PaddleNLP.
         check_output_dir: called before each save; raises UserError where the run may no longer
             write there.
 
@@ -54,6 +55,7 @@ class Checkpointer:
         settings_json: str,
         keep: int | None,
         with_optimizer: bool = True,
+        seq_length: int = 0,
         check_output_dir: Callable[[], None] = lambda: None,
     ) -> None:
         self._output_dir = output_dir
@@ -61,6 +63,7 @@ class Checkpointer:
         self._tokenizer = {file.name: _read(file) for file in tokenizer_files if is_first_rank()}
         self._settings_json, self._keep = settings_json, keep
         self._with_optimizer = with_optimizer
+        self._seq_length = seq_length
         self._check_output_dir = check_output_dir
 
     def save(self, state: TrainerState) -> Path:
@@ -98,6 +101,24 @@ class Checkpointer:
         if self._updater.scaler is not None and state.loss_scale:
             self._updater.scaler.load_state(state.loss_scale)
         logger.info("resuming from %s at step %d", checkpoint, state.global_step)
+
+    def reload(self, checkpoint: Path) -> TrainerState:
+        """Puts model, optimizer and loss scale back to ``checkpoint``, in place.
+
+        All ranks have to call it, under the layout that the model has.
+
+        Returns:
+            The state of ``checkpoint``.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        state = load_trainer_state(checkpoint, self._seq_length)
+        config = self._model.config
+        read = weight_reader(checkpoint, config, model_dtype(self._model))
+        self._updater.assign_parameters(read)
+        self.restore(checkpoint, state)
+        return state
 
     def _save_model_and_tokenizer(self, folder: Path) -> None:
         save_pretrained(self._model, folder)

@@ -13,8 +13,10 @@ from pypkg.training.checkpoint.folders import (
     is_marked,
     remove_checkpoint,
     set_aside,
+    step_in_name,
 )
 from pypkg.training.checkpoint.verify import Report, verify
+from pypkg.training.ledger import OVERWRITTEN, events, record
 from pypkg.training.start.read_progress import read_progress
 from pypkg.training.start.start_up import folder_with_weights
 from pypkg.training.state import TrainerState
@@ -44,10 +46,13 @@ def checkpoint_to_resume(settings: Settings) -> Path | None:
         )
     if settings.resume_from_checkpoint:
         return _named_checkpoint(Path(settings.resume_from_checkpoint), settings)
-    if found and settings.overwrite_output_dir:
-        logger.info("overwrite_output_dir: starting anew, removing %d checkpoints", len(found))
+    if settings.overwrite_output_dir:
+        if found:
+            logger.info("overwrite_output_dir: starting anew, removing %d checkpoints", len(found))
         for folder in found:
             remove_checkpoint(folder)
+        if events(settings.output_dir):
+            record(settings.output_dir, OVERWRITTEN, step=0)
         found = []
     newest = _newest_whole(found, settings)
     if newest is None and settings.continue_training:
@@ -100,9 +105,12 @@ def _newest_whole(found: list[Path], settings: Settings) -> Path | None:
         damage = _damage(folder, settings.verify_checkpoint)
         if not damage:
             for other, faults in damaged:
-                logger.warning(
-                    "%s is damaged and kept as %s: %s", other, set_aside(other).name, faults
-                )
+                kept_as = set_aside(other).name
+                logger.warning("%s is damaged and kept as %s: %s", other, kept_as, faults)
+                record(
+                    *(settings.output_dir, "damaged_checkpoint"),
+                    checkpoint=other.name, kept_as=kept_as, damage=faults, step=step_in_name(other),
+                )  # fmt: skip
             return folder
         damaged.append((folder, "; ".join(damage)))
     if not damaged:

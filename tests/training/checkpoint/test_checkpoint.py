@@ -288,3 +288,42 @@ def test_checkpointer_restores_optimizer_state_and_loss_scale(tmp_path):
     found, expected = dict(resumed.state()), dict(updater.state())
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[name], value) for name, value in expected.items())
+
+
+def test_going_back_in_place_trains_on_as_before(tmp_path):
+    """Weights, optimizer state and loss scale; also to a checkpoint of before the first update."""
+    layer = from_config(tiny("llama"), seed=1)
+    options = UpdateOptions(loss_scale=LossScale(1024.0, growth_interval=2))
+    model, updater = distribute(layer, options, mesh.current())
+    checkpointer = Checkpointer(
+        tmp_path, layer, updater, Order(), tokenizer_files=[], settings_json="{}", keep=None
+    )
+    ids = paddle.arange(8, 24).reshape([2, 8])
+
+    def step() -> float:
+        loss = model.forward_backward([{"input_ids": ids, "labels": ids}], updater.scale)
+        updater.step(1e-2)
+        return loss.item()
+
+    folders, losses = [], []
+    for number in range(4):
+        folders.append(checkpointer.save(TrainerState(global_step=number)))
+        losses.append(step())
+    for number in (2, 0, 3):
+        assert checkpointer.reload(folders[number]).global_step == number
+        assert [step() for _ in range(number, 4)] == losses[number:]
+
+
+def test_weights_of_16_bits_go_back_in_place(tmp_path):
+    layer = from_config(tiny("llama"), dtype="bfloat16", seed=1)
+    _, updater = distribute(layer, UpdateOptions(), mesh.current())
+    checkpointer = Checkpointer(
+        tmp_path, layer, updater, Order(), tokenizer_files=[], settings_json="{}", keep=None
+    )
+    before = [parameter.clone() for parameter in layer.parameters()]
+    folder = checkpointer.save(TrainerState())
+    for parameter in layer.parameters():
+        parameter.set_value(paddle.zeros_like(parameter))
+    checkpointer.reload(folder)
+    for parameter, value in zip(layer.parameters(), before, strict=True):
+        assert parameter.dtype == paddle.bfloat16 and bool((parameter == value).all())
