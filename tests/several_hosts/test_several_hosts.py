@@ -187,6 +187,16 @@ def test_an_output_folder_that_is_not_shared(hosts, tmp_path):
         assert f"rank 1 ({hosts[1].address}) cannot see" in run.said(number)
 
 
+def test_data_that_differ(hosts, tmp_path):
+    run = Run(hosts, tmp_path, own_data=True)
+    write_corpus(tmp_path / "data1" / "corpus", counting_documents(61))
+    run.start()
+    assert run.codes(180) == [2, 2], run.said(0) + run.said(1)
+    for number in range(2):
+        assert "the ranks read different data: corpus corpus has" in run.said(number)
+        assert f"on rank 1 ({hosts[1].address})" in run.said(number)
+
+
 def test_a_link_that_is_down_for_five_seconds(hosts, reference, tmp_path):
     run = Run(hosts, tmp_path)
     run.start()
