@@ -220,16 +220,18 @@ def test_a_link_that_stays_down(hosts, tmp_path):
     assert f"rank 0 ({hosts[0].address})" in run.said(1)
 
 
-def test_a_host_that_dies_comes_back(hosts, reference, tmp_path):
-    """The others end; the same commands go on, bit for bit as if nothing had happened."""
+@pytest.mark.parametrize("dying", [0, 1])
+def test_a_host_that_dies_comes_back(hosts, reference, tmp_path, dying):
+    """The other ends; the same commands go on, bit for bit as if nothing had happened."""
     run = Run(hosts, tmp_path)
     run.start()
     run.wait_for_step(60)
-    hosts[1].kill()
-    assert run.launchers[0].wait(SECONDS_TO_END) != 0
-    assert f"rank 1 ({hosts[1].address})" in run.said(0)
+    hosts[dying].kill()
+    other = 1 - dying
+    assert run.launchers[other].wait(SECONDS_TO_END) != 0
+    assert f"rank {dying} ({hosts[dying].address})" in run.said(other)
     assert run.workplace.steps()[-1] < STEPS
-    hosts[1].mend()
+    hosts[dying].mend()
     run.start()
     assert run.codes(180) == [0, 0], run.said(0) + run.said(1)
     assert "resuming from" in run.said(0)
