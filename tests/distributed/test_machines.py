@@ -14,7 +14,8 @@ WORKER = Path(__file__).parent / "workers" / "machines_worker.py"
 
 
 def test_one_output_dir(tmp_path):
-    assert run_ranks(WORKER, 2, ["output_dir", tmp_path / "out", tmp_path / "out"]) == ["", ""]
+    folders = [tmp_path / "out"] * 2
+    assert run_ranks(WORKER, 2, ["checkpoints", *folders]) == ["", ""]
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -22,11 +23,16 @@ def test_an_output_dir_of_its_own(tmp_path):
     """On every rank the message names the one that sees another folder, or none."""
     (tmp_path / "other").mkdir()
     folders = [tmp_path / "out", tmp_path / "out", tmp_path / "other", tmp_path / "missing"]
-    for said in run_ranks(WORKER, 4, ["output_dir", *folders]):
+    for said in run_ranks(WORKER, 4, ["checkpoints", *folders]):
         assert "is not the same folder on all machines" in said
         assert "ranks 2 and 3 cannot see what rank 0 writes there" in said
         assert "all machines share" in said
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_only_checkpoints_need_it_everywhere(tmp_path):
+    folders = [tmp_path / "out", tmp_path / "missing"]
+    assert run_ranks(WORKER, 2, ["metrics", *folders]) == ["", ""]
 
 
 def test_copies_of_the_data_and_other_data(tmp_path):

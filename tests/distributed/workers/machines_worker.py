@@ -1,6 +1,7 @@
 """One rank of test_machines.py: what is said of folders that differ between machines.
 
-Arguments: output_dir or data, and a folder or corpus for each rank; "-" where a rank reads none.
+Arguments: checkpoints (for a run that writes them), metrics (for one that does not) or data, and an
+output folder or a corpus for each rank; "-" where a rank reads none.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ if __name__ == "__main__":
     place = places[mesh.initialize(mesh.Degrees(data=len(places))).rank]
     output_dir._SECONDS_TO_APPEAR = 0.2
     try:
-        if what == "output_dir":
-            output_dir.prepare_shared_output_dir(place)
-        else:
+        if what == "data":
             check_same_data(None if place == "-" else [IndexedDataset(place)])
+        else:
+            with output_dir.held_output_dir(place, saves=what == "checkpoints"):
+                pass
         report("")
     except UserError as error:
         report(str(error))
