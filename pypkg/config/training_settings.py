@@ -86,8 +86,8 @@ class TrainingSettings(ModelDataSettings):
     )
     metric_for_best_model: str | None = setting(
         None,
-        "what load_best_model_at_end compares: loss, ppl or perplexity, with or without eval_ before "
-        "it, which all choose the same model",
+        "what load_best_model_at_end compares: loss, ppl or perplexity, with or without eval_ "
+        "before it, which all choose the same model",
     )
     greater_is_better: bool | None = setting(
         None, "must be false, since a loss is compared; by default false"
