@@ -29,6 +29,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     "Pre-training": (
         Command("preprocess", "pypkg.preprocess", "text to .bin/.idx, training of a tokenizer"),
         Command("pretrain", "pypkg.pretrain", "train a model, or resume a run"),
+        Command("supervise", "pypkg.supervise", "start a run again after a crash"),
     ),
     "Models": (
         Command("convert", "pypkg.convert", "import, export and inspect weights"),

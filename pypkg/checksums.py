@@ -16,6 +16,8 @@ from typing import Any
 
 import xxhash
 
+from pypkg import progress
+
 ALGORITHM = "xxh3_128"
 _DIGEST_KEY = "digest"  # of a sealed file
 _BLOCK = 4 << 20  # bytes that a thread reads at a time
@@ -73,6 +75,7 @@ def file_record(path: Path, on_read: Callable[[int], None] | None = None) -> Fil
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         while count := file.readinto(buffer):
             checksum.update(buffer[:count])
+            progress.report(f"reading {path.name}")
             if on_read is not None:
                 on_read(count)
     return checksum.record()

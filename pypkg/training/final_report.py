@@ -22,6 +22,9 @@ logger = logging.getLogger("pypkg")
 
 def log_stopped(settings: Settings, outcome: Outcome) -> None:
     """The log line of a run that a signal has stopped."""
+    if not settings.do_train:
+        logger.info("stopped during the evaluation, which has no result")
+        return
     found = checkpoints(settings.output_dir)
     saved = f"saved {found[-1][1]}; " if found else ""
     further = "the same command goes on from there"

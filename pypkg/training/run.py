@@ -20,7 +20,6 @@ from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint.checkpointer import Checkpointer
-from pypkg.training.checkpoint.folders import prepare_output_dir
 from pypkg.training.checkpoint.reading import load_trainer_state
 from pypkg.training.feed.data_source import DataSource
 from pypkg.training.feed.samples import Samples
@@ -29,6 +28,7 @@ from pypkg.training.reporting.metrics import PeakFlops, Throughput, peak_flops
 from pypkg.training.reporting.reporters import Reporter, make_reporters
 from pypkg.training.start.choose_checkpoint import best_checkpoint, checkpoint_to_resume
 from pypkg.training.start.layout import degrees, layout_notices, layout_problems
+from pypkg.training.start.output_dir import prepare_shared_output_dir
 from pypkg.training.start.resume import check_resumed
 from pypkg.training.start.sources import (
     load_model,
@@ -58,7 +58,7 @@ def run(settings: Settings) -> int:
     tokenizer = tokenizer_of(settings)
     config = model_config(settings, tokenizer)
     _start_ranks(settings, config)
-    from_first_rank(lambda: prepare_output_dir(settings.output_dir))
+    prepare_shared_output_dir(settings.output_dir)
     checkpoint = from_first_rank(lambda: checkpoint_to_resume(settings))
     resumed = None if settings.ignore_load_lr_and_optim else checkpoint
     state = _starting_state(settings, resumed)

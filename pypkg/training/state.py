@@ -23,6 +23,7 @@ class TrainerState:
         skipped_steps: steps of ``global_step`` that skip_data_intervals passed over.
         best_loss: lowest validation loss of a checkpoint, with load_best_model_at_end.
         best_checkpoint: name of the folder of that checkpoint.
+        pending_evaluation: a signal has cut short the evaluation that is due at ``global_step``.
     """
 
     global_step: int = 0
@@ -36,6 +37,7 @@ class TrainerState:
     skipped_steps: int = 0
     best_loss: float | None = None
     best_checkpoint: str | None = None
+    pending_evaluation: bool = False
 
     @classmethod
     def from_json(cls, values: Any) -> TrainerState:
@@ -92,6 +94,7 @@ _CHECKS = {
     "initial_loss": _LOSS,
     "best_loss": _LOSS,
     "best_checkpoint": (lambda value: value is None or isinstance(value, str), "a name or null"),
+    "pending_evaluation": (lambda value: isinstance(value, bool), "true or false"),
     "pending_losses": (_are_finite, "a list of finite numbers"),
     "pending_source_losses": (
         lambda value: isinstance(value, list) and all(map(_are_finite, value)),

@@ -93,11 +93,16 @@ class Trainer:
         """
         settings, state = self.settings, self.state
         assert settings.eval_steps is not None  # Settings derives it
+        watchdog.wait_for_all()  # loading may have taken some ranks longer
         batches = TimedIterator(self.data.train_batches(state.consumed_samples))
-        with InterruptRequest() as interrupt, Progress(settings, state.global_step) as progress:
+        then = "the run saves after the step or the batch of an evaluation, and ends"
+        with InterruptRequest(then) as interrupt, Progress(settings, state.global_step) as progress:
+            if state.pending_evaluation and self._evaluates:
+                self._evaluate(progress, interrupt)
+                self._note_best()  # the checkpoint was saved without the result
             self.throughput.restart()
-            while state.global_step < settings.max_steps and not watchdog.reached(
-                state.global_step, interrupt.signal_number
+            while state.global_step < settings.max_steps and not watchdog.is_to_stop(
+                interrupt.signal_number
             ):
                 if settings.skips(state.global_step + 1):
                     self._skip(batches)
@@ -112,7 +117,7 @@ class Trainer:
                 if self._evaluates and _due(
                     state.global_step, settings.evaluation_interval, settings.max_steps
                 ):
-                    self._evaluate(progress)
+                    self._evaluate(progress, interrupt)
                 if settings.saves and _due(
                     state.global_step, settings.save_interval, settings.max_steps
                 ):
@@ -125,9 +130,16 @@ class Trainer:
 
     def evaluate_only(self) -> Outcome:
         """Loss on the validation split, without training."""
-        with Progress(self.settings, self.state.global_step) as progress:
+        watchdog.wait_for_all()
+        with (
+            InterruptRequest("the evaluation ends after the batch") as interrupt,
+            Progress(self.settings, self.state.global_step) as progress,
+        ):
             if self._evaluates:
-                self._evaluate(progress)
+                self._evaluate(progress, interrupt)
+            stopped_by = watchdog.finish(interrupt.signal_number)
+        if stopped_by and self.state.pending_evaluation:
+            return self._outcome(128 + stopped_by)
         return self._outcome(0)
 
     @property
@@ -215,10 +227,14 @@ class Trainer:
         self._report(metrics)
         progress.log(self.state.global_step, metrics)
 
-    def _evaluate(self, progress: Progress) -> None:
-        watchdog.at(self.state.global_step, "evaluation")
-        batches = self.data.eval_batches()
-        self.eval_loss = self.engine.evaluate(map(self._eval_source_losses.watch, batches))
+    def _evaluate(self, progress: Progress, interrupt: InterruptRequest) -> None:
+        """Leaves ``state.pending_evaluation`` true if a signal cuts the evaluation short."""
+        self.state.pending_evaluation = False
+        batches = self._until_stopped(self.data.eval_batches(), interrupt)
+        loss = self.engine.evaluate(map(self._eval_source_losses.watch, batches))
+        if self.state.pending_evaluation:
+            return
+        self.eval_loss = loss
         self._eval_source_losses.collect()
         self._evaluated_step = self.state.global_step
         metrics = {"eval_loss": self.eval_loss, "eval_perplexity": perplexity(self.eval_loss)}
@@ -228,6 +244,17 @@ class Trainer:
         # The time since the last log line is left out, so its tokens are too.
         self._count_tokens()
         self.throughput.restart()
+
+    def _until_stopped(
+        self, batches: Iterator[Batch], interrupt: InterruptRequest
+    ) -> Iterator[Batch]:
+        """``batches``, or the first of them, on all ranks equally many, if a signal comes."""
+        for number, batch in enumerate(batches, 1):
+            if number > 1 and watchdog.is_to_stop(interrupt.signal_number):
+                self.state.pending_evaluation = True
+                return
+            watchdog.at(self.state.global_step, f"batch {number} of the evaluation")
+            yield batch
 
     def _save(self) -> None:
         if self._saved_step == self.state.global_step:

@@ -1,8 +1,8 @@
-"""Models as PaddleNLP 3 stores them: the keys of its config.json, and its names and layouts.
+"""The model format of PaddleNLP 3: config.json keys, tensor names and layouts.
 
-Its matrices are [in, out] where those of Hugging Face folders are [out, in]; the output matrix of
-a head of its own too. Query, key and value may be fused (``fuse_attention_qkv``), and gate and up
-projection (``fuse_attention_ffn``); config.json does not say so, the names of the tensors do.
+PaddleNLP stores matrices as [in, out], Hugging Face folders as [out, in]; this includes the matrix
+of an untied head. Query, key and value may be fused (``fuse_attention_qkv``), and so may gate and
+up projection (``fuse_attention_ffn``). The tensor names show the fusion; config.json does not.
 Nothing here imports Paddle.
 """
 
@@ -19,7 +19,7 @@ from pypkg.models.architecture.weight_map import Packing, Shape, Weight, WeightM
 
 VERSION_KEY = "paddlenlp_version"
 _VERSION = "3.0.0b4"  # the one that the fixtures come from
-# Keys of Hugging Face folders that its code does not read: a model that needs one is refused.
+# Keys of Hugging Face folders that PaddleNLP does not read. A model that needs one is refused.
 _UNREAD = frozenset(
     {
         *("auto_map", "head_dim", "attention_bias", "mlp_bias", "rope_scaling", "rope_ratio"),
@@ -33,22 +33,22 @@ _NO_PARAMETERS = (r"(.*\.)?rotary_(emb|pos_emb)\.inv_freq",)
 
 
 def describes(keys: Keys) -> bool:
-    """Whether a config.json is PaddleNLP's."""
+    """Whether the keys are those of a PaddleNLP config.json."""
     return VERSION_KEY in keys or any(_has_own_name(each, keys) for each in FORMATS)
 
 
 def _has_own_name(each: Format, keys: Keys) -> bool:
-    """Whether ``keys`` name the format by what no Hugging Face folder says."""
+    """Whether ``keys`` identify the format with a value that no Hugging Face folder has."""
     own_type = each.model_type and keys.get("model_type") == each.model_type
     own_class = each.architecture in ("GPTForCausalLM", "ChatGLMv2ForCausalLM", "QWenForCausalLM")
     return bool(own_type or (own_class and each.architecture in (keys.get("architectures") or [])))
 
 
 def huggingface_keys(keys: Keys) -> dict[str, Any]:
-    """The keys of a Hugging Face folder that say what ``keys``, of PaddleNLP's config.json, say.
+    """The Hugging Face keys that describe the same model as ``keys`` of a PaddleNLP config.json.
 
     Raises:
-        UserError: the family is none that both have, or a value is not supported.
+        UserError: Hugging Face or PaddleNLP lacks the family, or a value is not supported.
     """
     stored = _described(keys)
     for key, supported in stored.fixed.items():
@@ -82,10 +82,10 @@ def _described(keys: Keys) -> Format:
 
 
 def keys_of(family: str, huggingface: Keys, dtype: str) -> dict[str, Any]:
-    """The inverse of ``huggingface_keys``; keys that PaddleNLP does not follow are left out.
+    """The inverse of ``huggingface_keys``, without keys that PaddleNLP does not read.
 
     Raises:
-        UserError: PaddleNLP does not have the family.
+        UserError: PaddleNLP lacks the family.
     """
     stored = _required(family)
     keys = {
@@ -119,7 +119,7 @@ def weight_map(config: ModelConfig, huggingface: WeightMap, found: Iterable[str]
             are not, and it is of the whole model.
 
     Raises:
-        UserError: PaddleNLP does not have the family.
+        UserError: PaddleNLP lacks the family.
     """
     stored = _required(config.model_type)
     names = list(found)
@@ -201,7 +201,7 @@ def _turned(weight: Weight, config: ModelConfig, stored: Format) -> Weight:
 
 
 def _fused(config: ModelConfig, prefix: str, qkv: bool, gate_up: bool) -> dict[str, Weight]:
-    """The entries of fused matrices by the name of the parameter."""
+    """The weight map entries of fused matrices, by parameter name."""
     ours, theirs = "layers.{}.", f"{prefix}layers.{{}}."
     queries = config.num_attention_heads // config.num_key_value_heads
     packing = Packing(config.num_key_value_heads, (0, 1, 2), (queries, 1, 1))
