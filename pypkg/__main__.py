@@ -33,6 +33,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     ),
     "Models": (
         Command("convert", "pypkg.convert", "import, export and inspect weights"),
+        Command("checkpoint", "pypkg.checkpoint", "verify, list and inspect checkpoints"),
         Command("models", "pypkg.models.__main__", "families and known model names"),
     ),
     "Reference": (

@@ -22,6 +22,7 @@ from pypkg.parallel import mesh
 from pypkg.parallel.launch import watchdog
 from pypkg.parallel.launch.launcher import end_with_launcher, launch, take_nproc
 from pypkg.threads import configure_cpu, import_paddle
+from pypkg.training.checkpoint.lock import refuse_if_in_use
 
 logger = logging.getLogger("pypkg")
 
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments, processes = take_nproc(arguments)
         if processes > 1:
             settings = load_run_settings(arguments, processes)
+            refuse_if_in_use(settings.output_dir)  # the logs of its ranks are there
             return launch(arguments, processes, Path(settings.output_dir) / "log")
         raise_on_sigterm()
         watchdog.start()

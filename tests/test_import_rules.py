@@ -75,6 +75,7 @@ RULES = (
     Rule("pypkg.preprocess", _ANYTHING),
     Rule("pypkg.convert", _ANYTHING),
     Rule("pypkg.supervise", _ANYTHING),
+    Rule("pypkg.checkpoint", _ANYTHING),
     Rule("pypkg.__main__"),  # runs the others by name
     Rule("pypkg.completion", ("pypkg.__main__",)),
     Rule("pypkg.plan", ("pypkg.config", _ARCHITECTURE, "pypkg.planner", "pypkg.logs")),
@@ -88,8 +89,9 @@ ROOMS = {
                      "decoder", "layers", "weights", "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
                        "host", "process_end", "endpoints"),
-    "pypkg.training": ("supervisor", "run", "final_report", "start", "trainer", "step", "feed",
-                       "checkpoint", "reporting", "interrupt", "tp_sharding", "ledger", "state"),
+    "pypkg.training": ("supervisor", "run", "final_report", "start", "trainer", "healing", "step",
+                       "feed", "checkpoint", "reporting", "interrupt", "tp_sharding", "ledger",
+                       "state"),
     "pypkg.bench": ("__main__", "report", "train_step", "data", "ops", "environment", "timing"),
 }  # fmt: skip
 COMMAND_LINES = (
@@ -98,6 +100,7 @@ COMMAND_LINES = (
     "pypkg.preprocess",
     "pypkg.convert",
     "pypkg.plan",
+    "pypkg.checkpoint",
 )
 
 # These run where no Paddle is installed. (The rules above look at each file, this at all that it
@@ -105,9 +108,10 @@ COMMAND_LINES = (
 WITHOUT_PADDLE = ("pypkg", "pypkg.config", "pypkg.errors", "pypkg.models.architecture.config",
                   "pypkg.models.architecture.registry", "pypkg.threads", "pypkg.capabilities",
                   "pypkg.models.weights.formats.tensor_files", "pypkg.models.weights.model_folder",
-                  "pypkg.models.weights.hub", "pypkg.models.architecture.layer_split",
+                  "pypkg.models.weights.hub", "pypkg.models.weights.writer_process",
+                  "pypkg.models.architecture.layer_split",
                   "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.weights.tp_shards",
-                  "pypkg.parallel.mesh", "pypkg.convert", "pypkg.preprocess",
+                  "pypkg.parallel.mesh", "pypkg.convert", "pypkg.checkpoint", "pypkg.preprocess",
                   "pypkg.pretrain", "pypkg.supervise", "pypkg.__main__",
                   "pypkg.completion")  # fmt: skip
 

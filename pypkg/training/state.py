@@ -23,6 +23,7 @@ class TrainerState:
         skipped_steps: steps of ``global_step`` that skip_data_intervals passed over.
         best_loss: lowest validation loss of a checkpoint, with load_best_model_at_end.
         best_checkpoint: name of the folder of that checkpoint.
+        spike_history: ``SpikeDetector.history``.
         pending_evaluation: a signal has cut short the evaluation that is due at ``global_step``.
     """
 
@@ -37,7 +38,13 @@ class TrainerState:
     skipped_steps: int = 0
     best_loss: float | None = None
     best_checkpoint: str | None = None
+    spike_history: dict[str, list[float]] = field(default_factory=dict)
     pending_evaluation: bool = False
+
+    def become(self, other: TrainerState) -> None:
+        """Takes all values of ``other``."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(other, each.name))
 
     @classmethod
     def from_json(cls, values: Any) -> TrainerState:
@@ -99,6 +106,10 @@ _CHECKS = {
     "pending_source_losses": (
         lambda value: isinstance(value, list) and all(map(_are_finite, value)),
         "a list of lists of finite numbers",
+    ),
+    "spike_history": (
+        lambda value: isinstance(value, dict) and all(map(_are_finite, value.values())),
+        "an object of lists of finite numbers",
     ),
     "data_order": _OBJECT,
     "loss_scale": (_is_loss_scale, "an object of a positive scale and three numbers of steps"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from training_testing import healer
 
 from pypkg import pretrain
 from pypkg.config import load_settings
@@ -93,9 +94,10 @@ def trainer(tmp_path: Path) -> Trainer:
         "load_best_model_at_end": True, "disable_tqdm": True,
     }  # fmt: skip
     words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
+    settings, state = load_settings(words), TrainerState()
     return Trainer(
-        load_settings(words), Engine(), TrainerState(), data=Data(), checkpointer=Saver(),
-        reporters=[Rows()], throughput=Throughput(1.0, None),
+        settings, Engine(), state, data=Data(), checkpointer=Saver(),
+        healer=healer(settings, state), reporters=[Rows()], throughput=Throughput(1.0, None),
     )  # fmt: skip
 
 
