@@ -1,4 +1,4 @@
-"""Tasks done by several processes, with what they report along the way."""
+"""Runs tasks in several processes, which report their progress."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from pypkg.errors import UserError
 
-# Does a task, yielding what there is to report.
+# Does a task and yields its reports.
 Work = Callable[[Any], Iterator[Any]]
 
 _CLOSING_SECONDS = 10.0
@@ -38,17 +38,18 @@ _DONE = "done"
 def run_tasks(
     setup: Callable[[], Work], tasks: Sequence[Any], num_processes: int
 ) -> Generator[Any, None, None]:
-    """Does all tasks and yields what they report, in the order in which it comes.
+    """Does all tasks and yields their reports in the order of arrival.
+
+    The processes are killed when the iterator is closed or raises.
 
     Args:
-        setup: makes the function that does a task, once in each process; can be pickled.
-        num_processes: with 1, all is done in this process.
+        setup: creates the function that does a task, once in each process; picklable.
+        tasks: the arguments of this function; picklable.
+        num_processes: 1 does all tasks in this process.
 
     Raises:
         UserError: a task raised it, or a process was killed.
-        RuntimeError: a task raised something else; the message holds its traceback.
-
-    When the iterator is closed or raises, the processes are ended at once.
+        RuntimeError: a task raised another exception; the message contains its traceback.
     """
     if num_processes == 1:
         work = setup()
@@ -69,11 +70,11 @@ def run_tasks(
 
 
 def _start(setup: Callable[[], Work]) -> _Worker:
-    # Forking would copy the state of threads that the tokenizers library has started here.
+    # A fork would copy the state of threads that the tokenizers library has started here.
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, setup), daemon=True)
-    with _interrupts_held_back():  # inherited: Ctrl-C is this process's to handle
+    with _interrupts_held_back():  # workers inherit this: only the main process handles Ctrl-C
         process.start()
     there.close()
     return _Worker(process, here)
@@ -130,7 +131,7 @@ def _killed(worker: _Worker) -> UserError:
 
 
 def _serve(connection: Connection, setup: Callable[[], Work]) -> None:
-    """What a worker process runs, until the other end is closed."""
+    """The loop of a worker process, until the other end of the connection is closed."""
     try:
         work = setup()
         while True:
@@ -138,7 +139,7 @@ def _serve(connection: Connection, setup: Callable[[], Work]) -> None:
                 connection.send(event)
             connection.send(_DONE)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # no more tasks, or the main process has gone
+        return  # there are no more tasks, or the main process has ended
     except UserError as error:
         connection.send(_Failure(str(error), True))
     except Exception:
