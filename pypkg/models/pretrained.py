@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import paddle
 
+from pypkg import progress
 from pypkg.errors import UserError
-from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.config import ModelConfig, read_json
 from pypkg.models.architecture.registry import (
     config_to_huggingface,
     load_config,
@@ -25,6 +27,7 @@ from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.hub import find_weights
 from pypkg.models.weights.initialization import standard_deviation
+from pypkg.models.weights.missing_head import HEAD, lacks_head
 from pypkg.models.weights.model_folder import CONFIG_FILE, DEFAULT_SHARD_SIZE, write_model_folder
 from pypkg.models.weights.tied_head import as_stored
 from pypkg.models.weights.tp_shards import tensor_parallel_problems, tp_shard, whole_shape
@@ -33,6 +36,8 @@ from pypkg.parallel.comm import gather
 from pypkg.parallel.host import to_host
 from pypkg.parallel.pipeline import pipeline_degree
 from pypkg.parallel.tp_layers import gather_from_tensor_group, tensor_degree, tensor_rank
+
+logger = logging.getLogger("pypkg.models")
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -66,22 +71,28 @@ def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = 
     model = _build(config, dtype)
     entropy = cast(int, np.random.SeedSequence(seed).entropy)  # the seed, or system entropy
     for name, parameter in model.named_parameters():
-        if parameter.ndim < 2:
-            continue  # norm weights and biases keep their initial value
-        generator = np.random.default_rng([entropy, zlib.crc32(name.encode())])
-        shape = whole_shape(config, name, parameter.shape, tensor_degree())
-        values = generator.standard_normal(shape, dtype=np.float32)
-        values *= np.float32(standard_deviation(config, name, shape))
-        if shard := tp_shard(config, name, tensor_degree(), tensor_rank()):
-            values = shard.take(values)
-        parameter.set_value(paddle.to_tensor(values).astype(parameter.dtype))
+        if parameter.ndim >= 2:  # norm weights and biases keep their initial value
+            progress.report(f"drawing {name}")
+            values = _drawn(config, name, parameter.shape, entropy)
+            parameter.set_value(paddle.to_tensor(values).astype(parameter.dtype))
     return model
+
+
+def _drawn(config: ModelConfig, name: str, own_shape: Sequence[int], entropy: int) -> np.ndarray:
+    """Initial random values of the matrix ``name``, or of this rank's TP shard; float32."""
+    generator = np.random.default_rng([entropy, zlib.crc32(name.encode())])
+    shape = whole_shape(config, name, list(own_shape), tensor_degree())
+    values = generator.standard_normal(shape, dtype=np.float32)
+    values *= np.float32(standard_deviation(config, name, shape))
+    shard = tp_shard(config, name, tensor_degree(), tensor_rank())
+    return values if shard is None else shard.take(values)
 
 
 def from_pretrained(
     folder: str | Path,
     dtype: str = "float32",
     *,
+    seed: int = 0,
     download: bool = False,
     allow_unknown_config: Collection[str] = (),
     **overrides: Any,
@@ -96,6 +107,8 @@ def from_pretrained(
             Hugging Face or PaddleNLP; or a name such as "bigscience/bloom-560m" in the cache, see
             ``hub.find_weights``.
         dtype: float32, float16 or bfloat16.
+        seed: of the head where the weights are those of a model without it, such as a
+            ``LlamaModel``. It is drawn as ``from_config`` draws it, which the log says.
         download: download what the cache lacks; False never uses the network.
         allow_unknown_config: unknown keys of config.json that are ignored instead of refused.
         overrides: fields of ModelConfig that replace those of config.json.
@@ -110,15 +123,49 @@ def from_pretrained(
     """
     folder = find_weights(folder, download)
     config = stored_config(folder, allow_unknown_config).replace(**overrides)
-    files = TensorFiles(folder)
-    names = stored_weight_map(config, files.shapes())
-    # The check precedes the allocation of the model.
-    names.check(parameter_shapes(config), files.shapes(), str(folder))
+    read = weight_reader(
+        folder, config, dtype, seed
+    )  # before the model, which takes its whole memory
     model = _build(config, dtype)
     for name, parameter in model.named_parameters():
-        parameter.set_value(_read(files, names, config, name, parameter.shape, dtype))
+        progress.report(f"reading {name}")
+        parameter.set_value(read(name, parameter.shape))
     model.eval()
     return model
+
+
+def weight_reader(
+    folder: Path, config: ModelConfig, dtype: str, seed: int = 0
+) -> Callable[[str, Sequence[int]], np.ndarray]:
+    """A function that reads what this process holds of a parameter.
+
+    Args:
+        folder: as for ``from_pretrained``.
+        config: of the model that takes the weights.
+        seed: as for ``from_pretrained``.
+
+    Returns:
+        The function, of a parameter's name and of the shape of this process's part.
+
+    Raises:
+        UserError: tensors are missing, superfluous or of the wrong shape, or a file is corrupt.
+    """
+    files = TensorFiles(folder)
+    names = stored_weight_map(config, files.shapes())
+    needed = parameter_shapes(config)
+    is_headless = lacks_head(read_json(folder / CONFIG_FILE), names, needed, files.shapes())
+    if is_headless:
+        del needed[HEAD]
+        logger.warning("%s holds a model without its head, which starts with random values", folder)
+    names.check(needed, files.shapes(), str(folder))
+
+    def read(name: str, shape: Sequence[int]) -> np.ndarray:
+        if is_headless and name == HEAD:
+            values = _drawn(config, name, shape, seed)
+            return paddle.to_tensor(values).astype(getattr(paddle, dtype)).numpy()
+        return _read(files, names, config, name, list(shape), dtype)
+
+    return read
 
 
 def stored_config(folder: Path, allow_unknown_config: Collection[str] = ()) -> ModelConfig:

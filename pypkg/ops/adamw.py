@@ -74,7 +74,8 @@ def adamw_(
         learning_rate: of this step.
         weight_decays: one for each of params.
         beta1, beta2, epsilon: as in the formula.
-        grad_scale: float32 with one element on the device of params; None: 1.
+        grad_scale: float32 with one element on the device of params; None: 1. If it is NaN or
+            infinite, nothing changes but the powers. The host does not wait for it.
 
     Raises:
         TypeError, ValueError: a list has another length, a tensor has another dtype or shape, or a
@@ -106,18 +107,24 @@ def _adamw_reference(step: _Step) -> None:
     dtype = compute_dtype(step.params[0])
     rate = paddle.to_tensor([step.learning_rate], dtype)
     update: Callable[..., object] = _C_ops.adamw_  # the stub does not accept None
+    scale = step.grad_scale
     for i, (param, grad, decay) in enumerate(zip(step.params, step.grads, step.weight_decays)):
         held = param.detach() if step.masters is None else step.masters[i]
         held = held.astype(dtype)  # itself, if it is of that dtype
         grad = grad.astype(dtype)
-        if step.grad_scale is not None:
-            grad = grad * step.grad_scale.astype(dtype)
+        written, before = (held, step.moments1[i], step.moments2[i]), []
+        if scale is not None:
+            grad = grad * scale.astype(dtype)
+            before = [each.clone() for each in written]
         update(
             *(held, grad, rate, step.moments1[i], step.moments2[i], None),
             *(step.beta1_powers[i], step.beta2_powers[i], None, None),
             *(step.beta1, step.beta2, step.epsilon, 1.0, decay, decay != 0),
             *(False, 1000, False, False, False),
         )
+        if scale is not None:  # where it is not finite, the device takes the old values back
+            for new, old in zip(written, before):
+                paddle.assign(paddle.where(paddle.isfinite(scale), new, old), new)
         if param.dtype != dtype:
             paddle.assign(held.astype(param.dtype), param)
 

@@ -54,6 +54,7 @@ from typing import Any
 
 import numpy as np
 
+from pypkg.data.corpus.mapping import map_file, map_npy, read_npy_header
 from pypkg.errors import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -250,7 +251,7 @@ def _check_sizes(sizes: np.ndarray, file: Path, field: str, offset: int | None =
 def _open_npy(token_file: Path, index_file: Path) -> CorpusFiles:
     arrays = _read_npz(index_file, ("lens", "docs"))
     try:
-        tokens = np.asarray(np.load(token_file, mmap_mode="r", allow_pickle=False))
+        tokens = map_npy(token_file)
     except OSError as error:
         raise _cannot_read(token_file, error) from error
     except Exception as error:  # a corrupt file can make NumPy raise almost anything
@@ -312,16 +313,9 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     """An array of an .npz. The allocation is at most the size that the archive lists for it."""
     info = archive.getinfo(name + ".npy")
     with archive.open(info) as data:
-        version = np.lib.format.read_magic(data)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read_header is None:
-            raise ValueError(f"array '{name}' has the unknown version {version}")
-        shape, fortran_order, dtype = read_header(data)
+        shape, fortran_order, dtype = read_npy_header(data)
         num_bytes = dtype.itemsize * int(np.prod(shape, dtype=object))
-        if dtype.hasobject or fortran_order or num_bytes != info.file_size - data.tell():
+        if fortran_order or num_bytes != info.file_size - data.tell():
             raise ValueError(
                 f"the header of array '{name}' says {dtype} of shape {shape}, but "
                 f"{info.file_size - data.tell()} bytes follow"
@@ -339,9 +333,7 @@ def map_bytes(path: Path) -> np.ndarray:
         UserError: the file cannot be read.
     """
     try:
-        if path.stat().st_size == 0:  # cannot be mapped
-            return np.empty(0, np.uint8)
-        return np.asarray(np.memmap(path, np.uint8, mode="r"))
+        return map_file(path)
     except OSError as error:
         raise _cannot_read(path, error) from error
 

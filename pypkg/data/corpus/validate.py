@@ -10,6 +10,7 @@ import numpy as np
 
 from pypkg.data.corpus.checks import errors
 from pypkg.data.corpus.files import CorpusFiles, open_corpus_files
+from pypkg.data.corpus.manifest import changed_files
 from pypkg.errors import UserError
 
 _TOKENS_AT_A_TIME = 1 << 24
@@ -27,12 +28,13 @@ def validate(prefix: str, vocab_size: int | None = None) -> list[str]:
     try:
         files = open_corpus_files(prefix)
     except UserError as error:
-        return [str(error)]
+        return [str(error), *(changed_files(prefix) or ())]
     problems = [str(error) for error in errors(files)]
     problems += _layout_problems(files)
     problems += _token_problems(files, vocab_size)
     problems += _mask_problems(files, prefix)
     problems += _summary_problems(files, Path(prefix + ".meta.json"))
+    problems += changed_files(prefix) or ()
     return problems
 
 

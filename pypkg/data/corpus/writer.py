@@ -8,15 +8,30 @@ from pathlib import Path
 
 import numpy as np
 
+from pypkg.checksums import Checksum
 from pypkg.data.corpus.files import CODES, HEADER, MAGIC, MAX_SEQUENCE_TOKENS, VERSION
+from pypkg.data.corpus.manifest import MANIFEST_SUFFIX, corpus_manifest
+from pypkg.data.corpus.mapping import map_file
 from pypkg.errors import UserError
 from pypkg.files import OutputFile
 
 _BLOCK_TOKENS = 1 << 22  # tokens written at a time
 
 
+class _SummedFile(OutputFile):
+    """With the checksum of what was written, which need not be what the disk holds."""
+
+    def __init__(self, path: Path, suffix: str = ".tmp") -> None:
+        super().__init__(path, suffix)
+        self.checksum = Checksum()
+
+    def write(self, data: bytes | memoryview) -> None:
+        super().write(data)
+        self.checksum.update(data)
+
+
 class IndexedDatasetWriter:
-    """Writes a corpus under ``<prefix>.bin`` and ``<prefix>.idx``.
+    """Writes a corpus under ``<prefix>.bin`` and ``<prefix>.idx``, and its manifest.
 
     The files have these names only after :meth:`commit` has written them to the disk::
 
@@ -51,11 +66,11 @@ class IndexedDatasetWriter:
             raise ValueError(f"dtype {self.dtype} has no code; use one of {list(CODES)}")
         self._sizes = array("i")
         self._document_indices = array("q", [0])
-        self._bin = OutputFile(Path(self.prefix + ".bin"))
-        self._outputs = [self._bin]
+        self._bin = _SummedFile(Path(self.prefix + ".bin"))
+        self._outputs: list[OutputFile] = [self._bin]
         self._mask = None
         if loss_mask:
-            self._mask = OutputFile(Path(self.prefix + ".lsm"))
+            self._mask = _SummedFile(Path(self.prefix + ".lsm"))
             self._outputs.append(self._mask)
 
     def __enter__(self) -> IndexedDatasetWriter:
@@ -153,12 +168,13 @@ class IndexedDatasetWriter:
                 raise ValueError("a corpus with a loss mask keeps the order of its documents")
             sizes, starts = self._reorder(sizes, starts, order)
         ends = np.cumsum(sizes, dtype=np.int64)
-        index = OutputFile(Path(self.prefix + ".idx"))
+        index = _SummedFile(Path(self.prefix + ".idx"))
         self._outputs.append(index)
         index.write(HEADER.pack(MAGIC, VERSION, CODES[self.dtype], len(sizes), len(starts)))
         for values in (sizes, (ends - sizes) * self.dtype.itemsize, starts):
             index.write(values.data)
         index.sync()
+        manifest = self._write_manifest(index)
         # Removes the old index first: a .bin without .idx is not a corpus, so that files of the old
         # and the new corpus never make a pair.
         index.path.unlink(missing_ok=True)
@@ -167,7 +183,19 @@ class IndexedDatasetWriter:
             Path(self.prefix + ".lsm").unlink(missing_ok=True)
         else:
             self._mask.publish()
+        manifest.publish()
         index.publish()
+
+    def _write_manifest(self, index: _SummedFile) -> OutputFile:
+        files = {".bin": self._bin, ".idx": index}
+        if self._mask is not None:
+            files[".lsm"] = self._mask
+        manifest = OutputFile(Path(self.prefix + MANIFEST_SUFFIX))
+        self._outputs.append(manifest)
+        records = {suffix: file.checksum.record() for suffix, file in files.items()}
+        manifest.write(corpus_manifest(records))
+        manifest.sync()
+        return manifest
 
     def _check_range(self, token_ids: np.ndarray) -> None:
         if token_ids.size == 0 or token_ids.dtype == self.dtype or self.dtype.kind == "f":
@@ -182,14 +210,13 @@ class IndexedDatasetWriter:
         self, sizes: np.ndarray, starts: np.ndarray, order: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rewrites the tokens in ``order``; returns the sizes and document starts of the result."""
-        ordered = OutputFile(self._bin.path, ".ordered.tmp")
+        ordered = _SummedFile(self._bin.path, ".ordered.tmp")
         self._outputs.append(ordered)
         ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]) * self.dtype.itemsize
         bounds = ends[starts].tolist()
-        if bounds[-1] > 0:  # mmap fails on an empty file
-            tokens = np.asarray(np.memmap(self._bin.temporary, np.uint8, mode="r"))
-            for document in order.tolist():
-                ordered.write(tokens[bounds[document] : bounds[document + 1]].data)
+        tokens = map_file(self._bin.temporary)
+        for document in order.tolist():
+            ordered.write(tokens[bounds[document] : bounds[document + 1]].data)
         ordered.sync()
         self._bin.discard()
         self._bin = ordered

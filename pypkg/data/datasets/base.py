@@ -63,6 +63,10 @@ class Dataset(ABC):
     def document_at(self, sample: int, offset: int) -> tuple[IndexedDataset, int]:
         """The corpus, and the document number in it, of token ``offset`` of a sample."""
 
+    @abstractmethod
+    def documents(self, sample: int) -> tuple[IndexedDataset, list[int]]:
+        """The corpus of a sample, and in it the documents that its tokens come from, in order."""
+
     def sources(self, samples: np.ndarray) -> np.ndarray:
         """The index in ``corpora`` of the corpus of each sample, int64 [n]."""
         return np.zeros(len(samples), np.int64)

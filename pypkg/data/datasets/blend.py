@@ -116,6 +116,10 @@ class BlendedDataset(Dataset):
         member = self.datasets[self.dataset_index[sample]]
         return member.document_at(int(self.dataset_sample_index[sample]), offset)
 
+    def documents(self, sample: int) -> tuple[IndexedDataset, list[int]]:
+        member = self.datasets[self.dataset_index[sample]]
+        return member.documents(int(self.dataset_sample_index[sample]))
+
     def sources(self, samples: np.ndarray) -> np.ndarray:
         return self.dataset_index[samples].astype(np.int64)
 

@@ -36,6 +36,10 @@ class ChainedDataset(Dataset):
         number = int(self._part_of(np.array(sample)))
         return self.parts[number].document_at(sample - self._begin(number), offset)
 
+    def documents(self, sample: int) -> tuple[IndexedDataset, list[int]]:
+        number = int(self._part_of(np.array(sample)))
+        return self.parts[number].documents(sample - self._begin(number))
+
     def _part_of(self, samples: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._ends, samples, side="right")
 
@@ -87,6 +91,9 @@ class LaterDataset(Dataset):
 
     def document_at(self, sample: int, offset: int) -> tuple[IndexedDataset, int]:
         return self.dataset.document_at(sample + self._shift, offset)
+
+    def documents(self, sample: int) -> tuple[IndexedDataset, list[int]]:
+        return self.dataset.documents(sample + self._shift)
 
     def sources(self, samples: np.ndarray) -> np.ndarray:
         return self.dataset.sources(samples + self._shift)

@@ -146,6 +146,19 @@ class GPTDataset(Dataset):
             position += 1
         return self.corpus, self.corpus.document_of(int(self.doc_idx[position]))
 
+    def documents(self, sample: int) -> tuple[IndexedDataset, list[int]]:
+        position, begin = self.sample_idx[self.shuffle_idx[sample]].tolist()
+        left = begin + self.seq_length + 1
+        found: dict[int, None] = {}  # documents in order
+        while left > 0:
+            sequence = int(self.doc_idx[position])
+            size = int(self.corpus.sizes[sequence])
+            if size > 0:
+                found[self.corpus.document_of(sequence)] = None
+            left -= size
+            position += 1
+        return self.corpus, list(found)
+
 
 def _mebibytes(num_bytes: int) -> str:
     return f"{num_bytes / 2**20:,.1f} MiB"

@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from pypkg import progress
+from pypkg.data.corpus.mapping import map_npy
 from pypkg.files import write_file
 
 logger = logging.getLogger("pypkg")
@@ -63,6 +65,7 @@ def read_set(folder: Path, name: str, layout: Layout) -> Arrays | None:
     if arrays is None:
         return None
     for key, array in arrays.items():
+        progress.report(f"reading {array_file(folder, name, key).name}")
         if zlib.crc32(array.data) != expected[key]:
             logger.warning("cannot use %s: it is damaged", array_file(folder, name, key))
             return None
@@ -75,7 +78,7 @@ def map_arrays(folder: Path, name: str, layout: Layout) -> Arrays | None:
     for key, (shape, dtype) in layout.items():
         file = array_file(folder, name, key)
         try:
-            array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+            array = map_npy(file)
         except Exception as error:  # a corrupt file can make NumPy raise almost anything
             logger.warning("cannot use %s: %s", file, error)
             return None
@@ -108,6 +111,7 @@ def write_set(folder: Path, name: str, description: Mapping[str, Any], arrays: A
     suffix = f".{socket.gethostname()}.{os.getpid()}{_TEMPORARY}"
     try:
         for file, array in zip(files, arrays.values()):
+            progress.report(f"writing {file.name}")
             values = array.reshape(-1).view(np.uint8).data
             write_file(file, _npy_header(array), values, suffix=suffix)
         text = json.dumps(contents, indent=1).encode() + b"\n"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pypkg import _native
+from pypkg import _native, progress
 from pypkg.errors import UserError
 
 logger = logging.getLogger("pypkg")
@@ -152,8 +152,9 @@ def build_index_maps(sizes: np.ndarray, plan: IndexPlan) -> IndexMaps:
 
 @contextmanager
 def _stage(what: str, count: int) -> Iterator[None]:
-    """Logs the duration of the block if it is long enough for a user to notice."""
+    """Reports progress, and logs the duration of the block if a user would notice it."""
     start = time.perf_counter()
+    progress.report(f"index maps: {what}" % f"{count:,}")
     yield
     seconds = time.perf_counter() - start
     if seconds > 1:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from pypkg.data.preprocess.segmentation import (
     words_of,
 )
 from pypkg.data.preprocess.shards import FileShardFolder, FileShardWriter
-from pypkg.data.tokenizers.load import Tokenizer, load_tokenizer
+from pypkg.data.tokenizers.load import Tokenizer
 
 _BATCH_BYTES = 1 << 20  # bytes of text tokenized at a time
 _BATCH_DOCUMENTS = 4096
@@ -47,24 +46,22 @@ class Progress:
 
 
 def make_encoder(
-    options: PreparationOptions, tokenizer: Tokenizer | Path, shards: FileShardFolder, threads: int
+    options: PreparationOptions, shards: FileShardFolder, threads: int, tokenizer: Tokenizer
 ) -> Callable[[Task], Iterator[Progress | Problem]]:
     """Creates the function that tokenizes a unit into a file shard and yields its progress.
 
     Args:
-        tokenizer: a loaded tokenizer, or the path of its file.
         shards: the folder of the file shards.
         threads: number of threads of the tokenizers library.
+        tokenizer: the loaded tokenizer.
 
     Raises:
-        UserError: the tokenizer, or a package for one of the options, is missing.
+        UserError: a package that an option needs is missing.
     """
     # The tokenizers library reads these variables when it starts its threads, at the first batch.
     # One thread of the library is faster than none.
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    if isinstance(tokenizer, Path):
-        tokenizer = load_tokenizer(tokenizer)
     encoder = _Encoder(options, tokenizer, shards.dtype)
     return partial(_encode_unit, encoder, options, shards)
 

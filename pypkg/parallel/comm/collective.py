@@ -10,6 +10,7 @@ import paddle.distributed as dist
 
 from pypkg.errors import UserError
 from pypkg.parallel import mesh
+from pypkg.parallel.launch import watchdog
 
 T = TypeVar("T")
 
@@ -22,7 +23,7 @@ def is_first_rank() -> bool:
 def from_first_rank(make: Callable[[], T]) -> T:
     """Calls ``make`` on rank 0 only and returns its result on every rank.
 
-    Every rank must call this. The result must be picklable.
+    Every rank must call this. The result must be picklable. ``make`` may take any time.
 
     Raises:
         UserError: on every rank, if ``make`` raises it.
@@ -38,10 +39,12 @@ def from_first_rank(make: Callable[[], T]) -> T:
             cause: UserError | None = error
         else:
             cause = None
+        watchdog.wait_for_all()
         dist.broadcast_object_list(told, src=0)
         if cause is not None:
             raise cause
     else:
+        watchdog.wait_for_all()
         dist.broadcast_object_list(told, src=0)
     value, message = told[0]
     if message is not None:

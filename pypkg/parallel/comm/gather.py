@@ -11,8 +11,10 @@ import paddle.distributed as dist
 from paddle import Tensor
 from paddle.distributed.communication.group import Group
 
+from pypkg import progress
 from pypkg.parallel import mesh
 from pypkg.parallel.host import to_host
+from pypkg.parallel.launch import watchdog
 
 
 def is_sliced(parameter: Tensor) -> bool:
@@ -53,17 +55,27 @@ def over_stages(
     if group is None:
         for name in names:
             if name in held:
+                _get_on(name)
                 yield name, read(name)
         return
+    watchdog.wait_for_all()
     holders = _holders(held, group)
     for name in names:
         if name not in holders:
             continue
+        _get_on(name)
         array = read(name) if group.rank == holders[name] else None
         if is_gathering():
             array = to_first_rank(array, holders[name])
         if array is not None:
             yield name, array
+
+
+def _get_on(name: str) -> None:
+    """Before ranks hand over an array: rank 0 may write the one before to a slow disk."""
+    progress.report(f"gathering {name}")
+    if mesh.current().world_size > mesh.current().data_degree:
+        watchdog.wait_for_all()
 
 
 def _holders(held: Collection[str], pipeline: Group) -> dict[str, int]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pypkg.errors import UserError
 from pypkg.parallel import endpoints
+from pypkg.parallel.launch.clock import RunningClock
 
 ENDPOINT = "PYPKG_WATCH_ENDPOINT"
 # Settings that may differ between machines: data locations and host resources.
@@ -26,6 +27,7 @@ class Limits:
         silence: without a heartbeat. A thread of every rank sends heartbeats continuously, except
             while other code holds Python's interpreter lock. A process that ends is noticed at
             once; a machine that loses its network, after this time.
+            Ranks and coordinator watch each other by the same limit.
         hang: without progress of any rank, as NCCL's timeout; 0 disables the limit.
     """
 
@@ -37,6 +39,10 @@ class Limits:
     def heartbeat_interval(self) -> float:
         """Seconds between two heartbeats."""
         return min(1.0, self.silence / 4, self.hang / 4 or 1.0)
+
+    def clock(self) -> RunningClock:
+        """A clock by which another rank's silence is measured."""
+        return RunningClock(max(self.silence / 8, self.heartbeat_interval))
 
 
 def limits() -> Limits:
@@ -86,6 +92,28 @@ def rendezvous_endpoint() -> tuple[str, int]:
             "Start them with --nproc or python -m paddle.distributed.launch."
         )
     return host, int(port) + (0 if given or free else 1)
+
+
+def fleet_endpoint() -> tuple[str, tuple[str, int]]:
+    """Where rank 0 serves fleet's store: the name of the variable that says so, host and port.
+
+    The order of the variables is that of ``paddle.distributed.init_parallel_env``.
+
+    Raises:
+        UserError: the variable is not host:port.
+    """
+    environment = os.environ
+    name, given = "PADDLE_MASTER", environment.get("PADDLE_MASTER", "")
+    if environment.get("MASTER_ADDR") and environment.get("MASTER_PORT"):
+        name = "MASTER_ADDR and MASTER_PORT"
+        given = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+    elif not given:
+        name = "PADDLE_TRAINER_ENDPOINTS"
+        given = environment.get(name, "").split(",")[0]
+    host, _, port = given.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"{name} is {given!r}; expected host:port, the address of rank 0")
+    return name, (host, int(port))
 
 
 def comparable(settings_json: str, version: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def two_ranks(monkeypatch):
 def train(rank: Watchdog, collective: threading.Barrier, signalled: dict[int, signal.Signals]):
     """The trainer's loop; ``signalled`` has the signal that this rank sees after a step."""
     step = 0
-    while step < STEPS and not rank.reached(step, signalled.get(step)):
+    while step < STEPS and not rank.is_to_stop(signalled.get(step)):
         collective.wait(5)  # a step ends on no rank before all have begun it
         step += 1
     return step, rank.finish()
@@ -49,10 +49,10 @@ def run_both(ranks, signalled):
 def test_a_rank_that_waits_in_the_next_step_for_the_one_with_the_signal(two_ranks):
     first, second = two_ranks
     began = time.monotonic()
-    assert not first.reached(2, None)  # and now its main thread waits in step 3
-    assert not second.reached(2, TERM)
-    assert first.reached(3, None)
-    assert second.reached(3, TERM)
+    assert not first.is_to_stop(None)  # and now its main thread waits in step 3
+    assert not second.is_to_stop(TERM)
+    assert first.is_to_stop(None)
+    assert second.is_to_stop(TERM)
     assert [rank.finish() for rank in two_ranks] == [TERM, TERM]
     assert time.monotonic() - began < 20  # no wait ran into its limit
 
@@ -61,7 +61,7 @@ def test_one_that_has_left_stops_nobody(two_ranks):
     first, second = two_ranks
     assert second.finish() is None
     second.leave()
-    assert not first.reached(STEPS - 1, TERM)
+    assert not first.is_to_stop(TERM)
     assert first.finish() is None
 
 
@@ -81,7 +81,7 @@ def test_a_signal_in_the_last_step(two_ranks):
 def test_one_that_has_finished_is_not_stopped(two_ranks):
     first, second = two_ranks
     assert first.finish() is None
-    assert not second.reached(STEPS - 1, TERM)
+    assert not second.is_to_stop(TERM)
     assert second.finish() is None
 
 

@@ -144,6 +144,19 @@ def evaluate(run: Trained, batch: dict) -> None:
     run.model.train()
 
 
+def is_kept(run: Trained, case: dict, parameters: dict, state: dict) -> bool:
+    """Whether a step that overflows on the last rank leaves parameters and moments as they are."""
+    before = {name: value.copy() for name, value in (parameters | state).items()}
+    train(run, range(STEPS, STEPS + 1), case | {"skipped": STEPS})
+    parameters, state = whole(run)
+    after = parameters | state
+    return all(
+        np.array_equal(after[name], value)
+        for name, value in before.items()
+        if not name.endswith("_pow_acc")
+    )
+
+
 def held_bytes(updater: Updater) -> dict[str, int]:
     """What this rank holds when an update begins, views of one buffer counted once."""
     zero = updater.zero
@@ -213,6 +226,7 @@ def run_case(case: dict, folder: Path) -> dict[str, Any]:
     first = range(2 if "then" in case else STEPS)
     losses, norms, memory = train(run, first, case)
     parameters, state = whole(run)
+    kept = is_kept(run, case, parameters, state) if case.get("overflows") else None
     if "then" in case:
         if mesh.current().rank == 0:
             np.savez(folder / "parameters.npz", **parameters)
@@ -228,7 +242,7 @@ def run_case(case: dict, folder: Path) -> dict[str, Any]:
         parameters, state = whole(run)
     scaler = None if run.updater.scaler is None else run.updater.scaler.state()
     return {"losses": losses, "norms": norms, "parameters": parameters, "state": state,
-            "memory": memory, "scaler": scaler}  # fmt: skip
+            "memory": memory, "scaler": scaler, "kept": kept}  # fmt: skip
 
 
 def whole(run: Trained) -> tuple[dict, dict]:
@@ -271,7 +285,7 @@ def main(folder: Path, cases: list[dict]) -> None:
     for case in cases:
         result = run_case(case, folder)
         compared = compare(result, expected[reference(case)]) if expected else {}
-        results.append(compared | {key: result[key] for key in ("memory", "scaler")})
+        results.append(compared | {key: result[key] for key in ("memory", "scaler", "kept")})
     report(results)
 
 

@@ -13,6 +13,7 @@ from checkpoint_testing import flip, save
 from pypkg.config import Settings
 from pypkg.errors import UserError
 from pypkg.training.checkpoint.folders import checkpoints, surplus
+from pypkg.training.ledger import LEDGER_FILE, events
 from pypkg.training.start.choose_checkpoint import best_checkpoint, checkpoint_to_resume
 from pypkg.training.state import TrainerState
 
@@ -33,7 +34,7 @@ def choose(output_dir: Path, **settings: Any) -> str | None:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != LEDGER_FILE)
 
 
 def test_the_newest_if_it_is_whole(run, caplog):
@@ -52,6 +53,8 @@ def test_damaged_ones_are_named_and_kept_aside(run, caplog):
     assert "damaged-checkpoint-20: optimizer.safetensors is missing" in caplog.text
     assert names(run) == ["checkpoint-10", "damaged-checkpoint-20", "damaged-checkpoint-30"]
     assert (run / "damaged-checkpoint-30" / "model.safetensors").read_bytes() == before
+    told = [(e["event"], e["step"], e["kept_as"]) for e in events(run)]
+    assert told == [("damaged_checkpoint", step, f"damaged-checkpoint-{step}") for step in (30, 20)]
     assert choose(run) == "checkpoint-10"
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pypkg import progress
 from pypkg.errors import UserError
 from pypkg.models.weights.formats.stored_tensor import (
     STORAGE,
@@ -158,6 +159,7 @@ def write_tensors(
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
         for (name, spec), (given, values) in zip(specs.items(), tensors, strict=True):
+            progress.report(f"writing {name}")
             if given != name or values.shape != tuple(spec.shape):
                 raise ValueError(f"expected {name} {spec.shape}, got {given} {values.shape}")
             file.write(np.ascontiguousarray(values, STORAGE[spec.dtype]).data)
