@@ -1,14 +1,10 @@
-<<<<<<< HEAD
-"""Runs tasks in several processes, which report their progress."""
-=======
-"""Tasks done by several processes, with what they report along the way.
+"""Runs tasks in several processes, which report their progress.
 
-The processes are forks of one that is started for them and has loaded what they share, such as a
-tokenizer of hundreds of megabytes: it is read once, and lies in memory once. A fork of the main
-process would be cheaper still, but it would copy the locks of threads that are lost in the copy:
-those of a progress bar, and those that the tokenizers library has made here.
+The workers are forks of one process that is started for them. It loads what they share, such as a
+tokenizer of hundreds of megabytes, which is then read once and in memory once. A fork of the main
+process would be faster, but it would copy locks whose threads do not exist in the copy: those of a
+progress bar, and those of the tokenizers library.
 """
->>>>>>> origin/main
 
 from __future__ import annotations
 
@@ -54,15 +50,11 @@ def run_tasks(
     The processes are killed when the iterator is closed or raises.
 
     Args:
-<<<<<<< HEAD
-        setup: creates the function that does a task, once in each process; picklable.
+        load: creates the object that the processes share, once, and starts no thread; picklable.
+        setup: creates the function that does a task from this object, once in each process;
+            picklable.
         tasks: the arguments of this function; picklable.
         num_processes: 1 does all tasks in this process.
-=======
-        load: makes what the processes share, once, and starts no thread; can be pickled.
-        setup: makes of it the function that does a task, once in each process; can be pickled.
-        num_processes: with 1, all is done in this process.
->>>>>>> origin/main
 
     Raises:
         UserError: a task raised it, or a process was killed.
@@ -81,17 +73,6 @@ def run_tasks(
         workers.kill()
 
 
-<<<<<<< HEAD
-def _start(setup: Callable[[], Work]) -> _Worker:
-    # A fork would copy the state of threads that the tokenizers library has started here.
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, setup), daemon=True)
-    with _interrupts_held_back():  # workers inherit this: only the main process handles Ctrl-C
-        process.start()
-    there.close()
-    return _Worker(process, here)
-=======
 class _Workers:
     """The processes, seen from the main one."""
 
@@ -169,7 +150,6 @@ def _give_task(connection: Connection, tasks: list[Any]) -> bool:
     with contextlib.suppress(OSError):  # it has ended, and what it left to read says why
         connection.send(tasks.pop())
     return True
->>>>>>> origin/main
 
 
 @contextmanager
@@ -229,10 +209,6 @@ def _fork_workers(
             end.send((numbers.pop(process), os.waitstatus_to_exitcode(status)))
 
 
-<<<<<<< HEAD
-def _serve(connection: Connection, setup: Callable[[], Work]) -> None:
-    """The loop of a worker process, until the other end of the connection is closed."""
-=======
 def _kill(processes: Iterable[int]) -> None:
     for process in processes:
         with contextlib.suppress(ProcessLookupError):  # it has just ended
@@ -261,8 +237,7 @@ def _be_worker(
 
 
 def _serve(connection: Connection, setup: Callable[[Shared], Work], shared: Shared) -> None:
-    """What a worker process runs, until the other end is closed."""
->>>>>>> origin/main
+    """The loop of a worker process, until the other end of the connection is closed."""
     try:
         work = setup(shared)
         while True:
