@@ -16,14 +16,14 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pypkg.errors import UserError
-from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.config import ModelConfig, read_json
 from pypkg.models.architecture.registry import stored_weight_map
 from pypkg.models.pretrained import parameter_shapes
 from pypkg.models.weights.formats.paddle import PARAMETER_NAMES, read_paddle_object
@@ -31,6 +31,7 @@ from pypkg.models.weights.formats.paddle_parts import Rank, join_ranks, part_fil
 from pypkg.models.weights.formats.stored_tensor import (
     JoinedTensor,
     SlicedTensor,
+    Slices,
     StoredTensor,
 )
 from pypkg.models.weights.formats.tensor_files import TensorFiles, read_file_shards
@@ -88,7 +89,10 @@ def trainer_state(content: Mapping[str, Any], file: Path, seq_length: int) -> Tr
 
 def has_optimizer(checkpoint: Path) -> bool:
     """Whether a folder holds optimizer state of PaddleNLP."""
-    return (checkpoint / _UNIFIED).is_file() or bool(_optimizer_files(checkpoint))
+    if (checkpoint / _UNIFIED).is_file():  # a name that our own index has too
+        names = read_json(checkpoint / _UNIFIED).get("weight_map")
+        return not isinstance(names, dict) or any("/" in name for name in names)
+    return bool(_optimizer_files(checkpoint))
 
 
 class OptimizerState:
@@ -109,10 +113,14 @@ class OptimizerState:
         self._has_master = any(state == _MASTER_WEIGHT for _, state in self._tensors)
         self._master_read = False
 
-    def read(self, key: str) -> np.ndarray:
-        """The state ``<parameter>.<state name>``, in float32 and in our layout.
+    def read(self, key: str, cut: Sequence[slice] = ()) -> np.ndarray:
+        """The state ``<parameter>.<state name>``, in float32 and in our layout, or a part of it.
 
         The master weights of a float32 run are its weights.
+
+        Args:
+            cut: slices of the axes, from the first on; of the last of them alone what it selects
+                is read.
 
         Raises:
             UserError: there is none, or it is of another shape.
@@ -121,20 +129,35 @@ class OptimizerState:
         sources = self._map.source_shapes(parameter, self._shapes[parameter])
         self._master_read |= state == _MASTER_WEIGHT
         if state == _MASTER_WEIGHT and not self._has_master:
-            values = [self._weights.read(source, "float32") for source in sources]
-            return self._map.to_model(parameter, values)
+            return self._read(parameter, cut, self._weights.read)
         stored = {source: self._find(parameter, source, state) for source in sources}
-        values = [tensor.read(source, "float32") for source, tensor in stored.items()]
         if state.endswith("_pow_acc"):
-            return values[0].reshape(1)
-        for (source, shape), value in zip(sources.items(), values, strict=True):
-            if value.shape != shape:
+            (source, tensor), *_ = stored.items()
+            return tensor.read(source, "float32").reshape(1)
+        for source, shape in sources.items():
+            if stored[source].shape != shape:
                 raise UserError(
-                    f"{self._checkpoint}: {state} of {source} has shape {list(value.shape)}, "
-                    f"expected {list(shape)}; it is of another model. Set ignore_load_lr_and_optim "
-                    "to take only the weights."
+                    f"{self._checkpoint}: {state} of {source} has shape "
+                    f"{list(stored[source].shape)}, expected {list(shape)}; it is of another "
+                    "model. Set ignore_load_lr_and_optim to take only the weights."
                 )
-        return self._map.to_model(parameter, values)
+        return self._read(
+            parameter, cut, lambda source, dtype, of: stored[source].read(source, dtype, of)
+        )
+
+    def _read(
+        self, parameter: str, cut: Sequence[slice], read: Callable[[str, str, Slices], np.ndarray]
+    ) -> np.ndarray:
+        shape = self._shapes[parameter]
+        if not cut:
+            sources = self._map.source_shapes(parameter, shape)
+            return self._map.to_model(parameter, [read(each, "float32", ()) for each in sources])
+        *before, last = cut
+        bounds = last.indices(shape[len(before)])[:2]
+        found = self._map.read_ranges(
+            parameter, shape, len(before), [bounds], lambda source, of: read(source, "float32", of)
+        )
+        return found[tuple(before)]
 
     def log_unread(self) -> None:
         """Says so if master weights were left, because the run that goes on is in float32."""

@@ -22,10 +22,13 @@ _SECONDS_TO_APPEAR = 10.0
 
 
 @contextmanager
-def held_output_dir(output_dir: str | Path) -> Iterator[Callable[[], None]]:
+def held_output_dir(output_dir: str | Path, saves: bool) -> Iterator[Callable[[], None]]:
     """Makes ``output_dir`` and holds its lock until the end of the block; for all ranks.
 
     Evaluation alone needs it as well, since it rewrites metrics.jsonl.
+
+    Args:
+        saves: whether the run writes checkpoints; if not, rank 0 alone needs the folder.
 
     Yields:
         What makes sure, called by all ranks, that the run may still write there; else it raises
@@ -44,7 +47,8 @@ def held_output_dir(output_dir: str | Path) -> Iterator[Callable[[], None]]:
 
     try:
         from_first_rank(take)
-        _check_shared(output_dir)
+        if saves and mesh.current().world_size > 1:
+            _check_shared(output_dir)
         yield lambda: from_first_rank(lambda: held[0].check())
     finally:
         for lock in held:
@@ -56,8 +60,6 @@ def _tell_watchdog() -> None:
 
 
 def _check_shared(output_dir: str | Path) -> None:
-    if mesh.current().world_size == 1:
-        return
     probe = Path(output_dir) / from_first_rank(lambda: _write_probe(output_dir))
     blind = ranks_where(not _appears(probe))
     if is_first_rank():
@@ -65,9 +67,9 @@ def _check_shared(output_dir: str | Path) -> None:
     if blind:
         raise UserError(
             f"output_dir {str(output_dir)!r} is not the same folder on all machines: "
-            f"{named(blind)} cannot see what {named([0])} writes there. All ranks read checkpoints "
-            "from it, so a run could not go on from them. Set output_dir to a folder on a file "
-            "system that all machines share."
+            f"{named(blind)} cannot see what {named([0])} writes there. Every rank writes "
+            "its part of a checkpoint there, and reads it when the run goes on. Set output_dir to "
+            'a folder that all machines share, or set save_strategy to "no".'
         )
 
 
