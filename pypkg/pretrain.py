@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pypkg.config import help_text
 from pypkg.errors import UserError
+from pypkg.file_handles import raise_limit
 from pypkg.logs import configure_logging
 from pypkg.parallel import mesh
 from pypkg.parallel.launch import watchdog
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     end_with_launcher()
     configure_logging(mesh.launched_rank())
+    raise_limit()
     try:
         arguments, processes = take_nproc(arguments)
         if processes > 1:

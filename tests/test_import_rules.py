@@ -20,6 +20,7 @@ _BASE = (
     "pypkg.build_info",
     "pypkg.checksums",
     "pypkg.errors",
+    "pypkg.file_handles",
     "pypkg.files",
     "pypkg.markdown",
     "pypkg.paths",
@@ -43,6 +44,7 @@ RULES = (
     Rule("pypkg.build_info"),
     Rule("pypkg.checksums"),
     Rule("pypkg.errors"),
+    Rule("pypkg.file_handles"),
     Rule("pypkg.files"),
     Rule("pypkg.markdown"),
     Rule("pypkg.paths"),
@@ -274,8 +276,9 @@ _INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 _INCLUDES_OF = {
     "kernels": (("kernels",), _CUDA),
     "paddle": (("kernels", "paddle"), re.compile(r"paddle/.+|cuda_?[a-z0-9_]*\.h")),
-    "python": (("kernels", "python"), re.compile(r"pybind11/.+|cuda_?[a-z0-9_]*\.h")),
-}
+    "python": (("kernels", "python"),
+               re.compile(r"pybind11/.+|cuda_?[a-z0-9_]*\.h|(fcntl|unistd|sys/mman|sys/stat)\.h")),
+}  # fmt: skip
 # The header that stands in for CUDA in tests that run kernels on a CPU.
 _EMULATION = "cuda_emulation.h"
 C_FILES = sorted(

@@ -1,4 +1,4 @@
-"""Models with random weights, from a Hugging Face folder, and to one."""
+"""Creates models with random weights, and loads and saves Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -44,26 +44,31 @@ Model = Decoder | PipelineDecoder
 def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = None) -> Model:
     """A model with random weights, in train mode.
 
-    Matrices are normal with mean 0 and the standard deviations that ``config.initialization``
-    gives (initialization.py), norm weights 1, biases 0. Every parameter has its own random stream,
-    given by ``seed`` and its name: the result depends on no global state and changes none. Without
-    a seed it differs each time.
+    Matrices are normal with mean 0 and the standard deviation of ``config.initialization``
+    (initialization.py); norm weights are 1 and biases 0. Every parameter has its own random
+    stream, derived from ``seed`` and its name, so that the function neither reads nor changes a
+    global random state.
 
-    Under tensor parallelism each rank draws the same whole matrices, one at a time, and keeps its
-    TP shard; under pipeline parallelism it draws those of its stage alone. So the model does not
-    depend on the degrees. All ranks need the same seed.
+    The weights do not depend on the parallel degrees. Under tensor parallelism each rank draws
+    whole matrices, one at a time, and keeps its TP shard. Under pipeline parallelism a rank draws
+    the matrices of its stage.
+
+    Args:
+        config: the architecture.
+        dtype: float32, float16 or bfloat16.
+        seed: equal on all ranks; None draws a different model each time, in one process.
 
     Raises:
-        UserError: ``dtype`` is not float32, float16 or bfloat16, the model cannot be divided over
-            the processes, or they have no seed.
+        UserError: ``dtype`` is another, the model cannot be divided over the processes, or several
+            processes have no seed.
     """
     if seed is None and (tensor_degree() > 1 or pipeline_degree() > 1):
         raise UserError("seed is None, but processes that divide a model need the same; give one")
     model = _build(config, dtype)
-    entropy = cast(int, np.random.SeedSequence(seed).entropy)  # the seed, or one of the system
+    entropy = cast(int, np.random.SeedSequence(seed).entropy)  # the seed, or system entropy
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
-            continue  # norm weights and biases keep the value that they were made with
+            continue  # norm weights and biases keep their initial value
         progress.report(f"drawing {name}")
         generator = np.random.default_rng([entropy, zlib.crc32(name.encode())])
         shape = whole_shape(config, name, parameter.shape, tensor_degree())
@@ -83,31 +88,31 @@ def from_pretrained(
     allow_unknown_config: Collection[str] = (),
     **overrides: Any,
 ) -> Model:
-    """The model in a local folder, or in the Hugging Face cache.
+    """Loads the model in a local folder or in the Hugging Face cache.
 
-    Tensors are read one at a time and converted to ``dtype``; under pipeline parallelism, only
-    those of this stage, and under tensor parallelism, only what this process holds of each.
+    Tensors are read one at a time and converted to ``dtype``. A process reads only the tensors of
+    its pipeline stage, and of each tensor only its TP shard.
 
     Args:
-        folder: with config.json and weights, of a Hugging Face folder or of PaddleNLP, in a format
-            of ``TensorFiles``; or a name such as "bigscience/bloom-560m" in the cache, see
+        folder: path of a folder with config.json and weights in a format of ``TensorFiles``, of
+            Hugging Face or PaddleNLP; or a name such as "bigscience/bloom-560m" in the cache, see
             ``hub.find_weights``.
         dtype: float32, float16 or bfloat16.
-        download: fetch what the cache lacks; otherwise the network is never used.
-        allow_unknown_config: keys of config.json that are ignored if the family does not know them.
+        download: download what the cache lacks; False never uses the network.
+        allow_unknown_config: unknown keys of config.json that are ignored instead of refused.
         overrides: fields of ModelConfig that replace those of config.json.
 
     Returns:
         The model in eval mode.
 
     Raises:
-        UserError: no such folder, an unsupported or contradictory configuration, a corrupt file,
-            tensors that are missing, superfluous or of the wrong shape, or a model that cannot be
-            divided over the processes.
+        UserError: the folder does not exist; the configuration is unsupported or contradictory; a
+            file is corrupt; tensors are missing, superfluous or have the wrong shape; or the model
+            cannot be divided over the processes.
     """
     folder = find_weights(folder, download)
     config = stored_config(folder, allow_unknown_config).replace(**overrides)
-    read = weight_reader(folder, config, dtype)  # before the model, which takes its whole memory
+    read = weight_reader(folder, config, dtype)  # checks before the model is allocated
     model = _build(config, dtype)
     for name, parameter in model.named_parameters():
         progress.report(f"reading {name}")
@@ -138,9 +143,10 @@ def weight_reader(
 
 
 def stored_config(folder: Path, allow_unknown_config: Collection[str] = ()) -> ModelConfig:
-    """The configuration of the weights in ``folder``.
+    """The configuration of the model in ``folder``.
 
-    It is that of config.json, but untied where the weights hold a head that is not the embedding.
+    It is that of config.json, with an untied head if the weights hold a head that differs from the
+    embedding.
 
     Raises:
         UserError: as for ``from_pretrained``.
@@ -161,7 +167,7 @@ def _read(
     own_shape: list[int],
     dtype: str,
 ) -> np.ndarray:
-    """What this process holds of the parameter ``name``."""
+    """The TP shard of the parameter ``name`` that this process holds."""
     shard = tp_shard(config, name, tensor_degree(), tensor_rank())
     if shard is None:
         sources = names.source_shapes(name, own_shape)
@@ -176,21 +182,23 @@ def _read(
 def save_pretrained(
     model: Model, folder: str | Path, max_shard_size: int | str = DEFAULT_SHARD_SIZE
 ) -> None:
-    """Writes a Hugging Face folder: config.json and safetensors, sharded if larger than a shard.
+    """Writes a Hugging Face folder: config.json and one or more safetensors files.
 
-    Every file is written under a temporary name, and renamed when all are complete; weight files
-    of an earlier save that are no longer part of the model are removed then. Other files of the
-    folder stay. One parameter at a time is in host memory.
+    Files have temporary names until all are complete. Then they are renamed, and weight files of
+    an earlier save that do not belong to the model are removed; other files stay. One parameter at
+    a time is in host memory.
 
-    All processes call it, and the first writes the files, which are the same as those of one
-    process.
+    All processes must call it. The first process writes the files, which do not depend on the
+    layout.
 
     Args:
-        max_shard_size: bytes, or a number with a unit such as "500MB" or "5GB".
+        model: the model, or the part of it on this process.
+        folder: created if missing.
+        max_shard_size: largest size of a weight file, in bytes or with a unit ("500MB", "5GB").
 
     Raises:
-        UserError: the folder cannot be written to, the disk is full, or ``max_shard_size`` makes
-            no sense.
+        UserError: the folder cannot be written to, the disk is full, or ``max_shard_size`` is not
+            a size.
     """
     dtype = model_dtype(model)
     names = weight_map(model.config)
@@ -209,19 +217,20 @@ def save_pretrained(
     try:
         write_model_folder(Path(folder), config, specs, tensors, max_shard_size)
     finally:
-        for _ in wholes:  # the others hand theirs over, even if this process could not write
+        for _ in wholes:  # completes the collective even if this process could not write
             pass
 
 
 def gathered(
     config: ModelConfig, tensors: Mapping[str, paddle.Tensor]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Whole parameters, or their gradients, in the order of the model, one at a time.
+    """Yields whole parameters, or their gradients, in the order of the model, one at a time.
 
-    All processes have to go through it; see ``gather.over_stages`` for what each gets of it.
+    All processes must exhaust the iterator. ``gather.over_stages`` says which process receives
+    which values.
 
     Args:
-        tensors: those of this process, by the name of the parameter.
+        tensors: the tensors of this process, by parameter name.
     """
     names = list(tensors) if pipeline_degree() == 1 else list(parameter_shapes(config))
     return gather.over_stages(
@@ -230,10 +239,12 @@ def gathered(
 
 
 def whole_value(config: ModelConfig, name: str, shard: paddle.Tensor) -> np.ndarray:
-    """The whole tensor of the shape of the parameter ``name``, gathered over the tensor group.
+    """The whole tensor of the parameter ``name``, gathered over the tensor-parallel group.
+
+    All processes of the group must call it.
 
     Args:
-        shard: this rank's TP shard of the parameter, its gradient or its optimizer state.
+        shard: the TP shard on this rank of the parameter, its gradient or its optimizer state.
     """
     degree = tensor_degree()
     if tp_shard(config, name, degree, 0) is None:
@@ -248,13 +259,13 @@ def whole_value(config: ModelConfig, name: str, shard: paddle.Tensor) -> np.ndar
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a model's parameters, in its order, without making their values.
+    """Names and shapes of the parameters of a model, in its order, without allocating them.
 
-    Shapes are those of the whole parameters, whatever a process holds of them.
+    The shapes are those of whole parameters under every layout.
     """
     _check_divisible(config)
-    # Paddle's names stay free: fleet orders gradients by them, so parameters made later have to get
-    # the same ones in every process, whether or not it has called this.
+    # Paddle's parameter names must not be used up here. fleet orders gradients by name, so that
+    # parameters must have the same names in all processes, also if only some call this function.
     with paddle.LazyGuard(), paddle.utils.unique_name.guard():
         model = Decoder(config)
     return {
@@ -264,12 +275,12 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def model_dtype(model: Model) -> str:
-    """float32, float16 or bfloat16."""
+    """The dtype of the parameters: float32, float16 or bfloat16."""
     return str(model.parameters()[0].dtype).removeprefix("paddle.")
 
 
 def _build(config: ModelConfig, dtype: str) -> Model:
-    """A model of ``dtype``, or this process's stage of it, whose matrices are zero."""
+    """A model of ``dtype``, or the stage of this process, with zero matrices."""
     if dtype not in DTYPES:
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
     _check_divisible(config)

@@ -1,4 +1,4 @@
-"""Everything that is wrong with a finished corpus, not only what makes it unusable."""
+"""All problems of a finished corpus, including those that do not make it unusable."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ _TOKENS_AT_A_TIME = 1 << 24
 
 
 def validate(prefix: str, vocab_size: int | None = None) -> list[str]:
-    """A description of each kind of problem with a corpus; of many alike the first is told.
+    """Descriptions of the problems of a corpus, one for each kind of problem.
 
     Args:
-        vocab_size: when given, token ids have to be below it.
+        vocab_size: exclusive upper bound of the token ids; None: not checked.
+
+    Returns:
+        Messages; each describes the first problem of its kind. Empty for a corpus in order.
     """
     try:
         files = open_corpus_files(prefix)
@@ -36,7 +39,7 @@ def validate(prefix: str, vocab_size: int | None = None) -> list[str]:
 
 
 def _layout_problems(files: CorpusFiles) -> Iterator[str]:
-    """Sequences that do not follow one another without a gap, and what is left over."""
+    """Gaps and overlaps between sequences, and bytes that belong to no sequence."""
     if files.token_remainder:
         yield (
             f"{files.token_file}: {files.token_remainder} bytes at the end, from byte "
@@ -115,7 +118,7 @@ def _mask_problems(files: CorpusFiles, prefix: str) -> Iterator[str]:
 
 
 def _summary_problems(files: CorpusFiles, meta_file: Path) -> Iterator[str]:
-    """Whether the summary that preprocessing left is that of these files."""
+    """Differences between the files and the summary that preprocessing wrote."""
     if not meta_file.exists():
         return
     try:

@@ -1,4 +1,4 @@
-"""Datasets made of others: one after another, or from some sample on."""
+"""Concatenated datasets, and datasets that begin at a later sample."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pypkg.data.datasets.base import BatchRows, Dataset
 
 
 class ChainedDataset(Dataset):
-    """The samples of ``parts``, orders of the same corpus, one after another."""
+    """The concatenation of ``parts``, which are sample orders of one corpus."""
 
     def __init__(self, parts: Sequence[Dataset]) -> None:
         self.parts = list(parts)
@@ -48,7 +48,7 @@ class ChainedDataset(Dataset):
 
 
 class WholeSplit(ChainedDataset):
-    """The samples of ``parts``, each of another corpus, one after another; none comes twice."""
+    """The concatenation of ``parts``, each of another corpus and each with every sample once."""
 
     def __init__(self, parts: Sequence[Dataset]) -> None:
         super().__init__(parts)
@@ -68,7 +68,7 @@ class WholeSplit(ChainedDataset):
 
 
 class LaterDataset(Dataset):
-    """Sample i, from ``start`` on, is sample i - start + first of ``dataset``."""
+    """Samples from ``start`` on: sample i is sample i - start + first of ``dataset``."""
 
     def __init__(self, dataset: Dataset, start: int, first: int) -> None:
         self.dataset = dataset

@@ -1,8 +1,8 @@
-"""Models as PaddleNLP 3 stores them: the keys of its config.json, and its names and layouts.
+"""The model format of PaddleNLP 3: config.json keys, tensor names and layouts.
 
-Its matrices are [in, out] where those of Hugging Face folders are [out, in]; the output matrix of
-a head of its own too. Query, key and value may be fused (``fuse_attention_qkv``), and gate and up
-projection (``fuse_attention_ffn``); config.json does not say so, the names of the tensors do.
+PaddleNLP stores matrices as [in, out], Hugging Face folders as [out, in]; this includes the matrix
+of an untied head. Query, key and value may be fused (``fuse_attention_qkv``), and so may gate and
+up projection (``fuse_attention_ffn``). The tensor names show the fusion; config.json does not.
 Nothing here imports Paddle.
 """
 
@@ -20,7 +20,7 @@ Keys = Mapping[str, Any]
 
 VERSION_KEY = "paddlenlp_version"
 _VERSION = "3.0.0b4"  # the one that the fixtures come from
-# Keys of Hugging Face folders that its code does not read: a model that needs one is refused.
+# Keys of Hugging Face folders that PaddleNLP does not read. A model that needs one is refused.
 _UNREAD = frozenset(
     {
         *("auto_map", "head_dim", "attention_bias", "mlp_bias", "rope_scaling", "rope_ratio"),
@@ -35,19 +35,18 @@ _NO_PARAMETERS = (r".*\.rotary_(emb|pos_emb)\.inv_freq",)
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """What PaddleNLP calls a family.
+    """Names and keys of a family in PaddleNLP.
 
     Args:
-        family: ``ModelConfig.model_type``.
-        architecture: the class name in config.json.
-        model_type: in config.json; ``family`` if empty.
-        prefix: of its tensor names, which replaces ``huggingface_prefix``.
-        keys: key in the config.json of the Hugging Face folder -> its key.
-        implied: keys of the Hugging Face folder whose value it always has.
-        fixed: keys of its own that change the computation, with the only value that is supported.
-        unread: keys of the Hugging Face folder that its code does not follow, beside ``_UNREAD``.
-        weights: the entries of the weight map, given that of the Hugging Face folder; None: its
-            names differ in their prefix alone.
+        family: value of ``ModelConfig.model_type``.
+        architecture: class name in config.json.
+        model_type: value in config.json; empty: ``family``.
+        prefix: prefix of PaddleNLP's tensor names, in place of ``huggingface_prefix``.
+        keys: key in a Hugging Face config.json -> key in PaddleNLP's.
+        implied: Hugging Face keys with the value that PaddleNLP's code always uses.
+        fixed: PaddleNLP keys that affect the model, with the only supported value.
+        unread: Hugging Face keys that PaddleNLP does not read, in addition to ``_UNREAD``.
+        weights: returns the entries of the weight map; None: the names differ only in the prefix.
     """
 
     family: str
@@ -137,7 +136,8 @@ FORMATS = (
         huggingface_prefix="transformer.",
         keys={"num_layers": "num_hidden_layers"},
         implied={"tie_word_embeddings": True},
-        # The weight of its residual stream follows the depth, that of the original does not.
+        # PaddleNLP computes the weight of the residual stream from the depth; the original does
+        # not.
         fixed={"num_hidden_layers": 28},
     ),
     Format(
@@ -167,7 +167,7 @@ FORMATS = (
             "attn_pdrop": "attention_probs_dropout_prob",
             "resid_pdrop": "hidden_dropout_prob",
         },
-        # Its code passes approximate=True to GELU and epsilon=1e-5 to norms, whatever the keys say.
+        # PaddleNLP passes approximate=True to GELU and epsilon=1e-5 to norms, for any key values.
         implied={
             "tie_word_embeddings": True,
             "model_type": "gpt2",
@@ -196,27 +196,27 @@ FORMATS = (
 
 
 def format_of(family: str) -> Format | None:
-    """The format of a family, ``ModelConfig.model_type``; None: PaddleNLP does not have it."""
+    """The format of a family (``ModelConfig.model_type``); None if PaddleNLP lacks the family."""
     return next((each for each in FORMATS if each.family == family), None)
 
 
 def describes(keys: Keys) -> bool:
-    """Whether a config.json is PaddleNLP's."""
+    """Whether the keys are those of a PaddleNLP config.json."""
     return VERSION_KEY in keys or any(_has_own_name(each, keys) for each in FORMATS)
 
 
 def _has_own_name(each: Format, keys: Keys) -> bool:
-    """Whether ``keys`` name the format by what no Hugging Face folder says."""
+    """Whether ``keys`` identify the format with a value that no Hugging Face folder has."""
     own_type = each.model_type and keys.get("model_type") == each.model_type
     own_class = each.architecture in ("GPTForCausalLM", "ChatGLMv2ForCausalLM", "QWenForCausalLM")
     return bool(own_type or (own_class and each.architecture in (keys.get("architectures") or [])))
 
 
 def huggingface_keys(keys: Keys) -> dict[str, Any]:
-    """The keys of a Hugging Face folder that say what ``keys``, of PaddleNLP's config.json, say.
+    """The Hugging Face keys that describe the same model as ``keys`` of a PaddleNLP config.json.
 
     Raises:
-        UserError: the family is none that both have, or a value is not supported.
+        UserError: Hugging Face or PaddleNLP lacks the family, or a value is not supported.
     """
     names = keys.get("architectures") or []
     found = [
@@ -244,10 +244,10 @@ def huggingface_keys(keys: Keys) -> dict[str, Any]:
 
 
 def keys_of(family: str, huggingface: Keys, dtype: str) -> dict[str, Any]:
-    """The inverse of ``huggingface_keys``; keys that PaddleNLP does not follow are left out.
+    """The inverse of ``huggingface_keys``, without keys that PaddleNLP does not read.
 
     Raises:
-        UserError: PaddleNLP does not have the family.
+        UserError: PaddleNLP lacks the family.
     """
     stored = _required(family)
     keys = {
@@ -276,10 +276,11 @@ def weight_map(config: ModelConfig, huggingface: WeightMap, found: Iterable[str]
 
     Args:
         huggingface: the map of the family's Hugging Face folder.
-        found: names in a checkpoint, which tell whether its matrices are fused; none: they are not.
+        found: tensor names of a checkpoint, which show whether matrices are fused; empty: they are
+            not.
 
     Raises:
-        UserError: PaddleNLP does not have the family.
+        UserError: PaddleNLP lacks the family.
     """
     stored = _required(config.model_type)
     names = list(found)
@@ -309,7 +310,7 @@ def _required(family: str) -> Format:
 
 
 def is_stored_as(config: ModelConfig, found: Iterable[str]) -> bool:
-    """Whether the tensors ``found`` have PaddleNLP's names of the family of ``config``."""
+    """Whether ``found``, tensor names, are PaddleNLP's names for the family of ``config``."""
     stored = format_of(config.model_type)
     return stored is not None and any(name.startswith(stored.prefix) for name in found)
 
@@ -329,7 +330,7 @@ def _turned(weight: Weight, config: ModelConfig) -> Weight:
 
 
 def _fused(config: ModelConfig, prefix: str, qkv: bool, gate_up: bool) -> dict[str, Weight]:
-    """The entries of fused matrices by the name of the parameter."""
+    """The weight map entries of fused matrices, by parameter name."""
     ours, theirs = "layers.{}.", f"{prefix}layers.{{}}."
     queries = config.num_attention_heads // config.num_key_value_heads
     packing = Packing(config.num_key_value_heads, (0, 1, 2), (queries, 1, 1))

@@ -1,4 +1,4 @@
-"""A stored head that is not the embedding which config.json ties it to.
+"""Detects a stored head that differs from the embedding although config.json ties the two.
 
 Nothing here imports Paddle.
 """
@@ -16,14 +16,14 @@ from pypkg.models.weights.formats.tensor_files import TensorFiles
 
 logger = logging.getLogger("pypkg.models")
 
-_ROWS = 4096  # that are compared at once
+_ROWS = 4096  # rows compared at a time
 
 
 def as_stored(config: ModelConfig, files: TensorFiles, folder: Path) -> ModelConfig:
-    """``config``, with ``tie_word_embeddings`` false if the weights hold a head of its own.
+    """``config``, with ``tie_word_embeddings`` false if the weights hold a different head.
 
-    Checkpoints of tied models often store the head a second time. One that differs from the
-    embedding is used, as transformers 5 does, which the log says.
+    Checkpoints of tied models often store the head as well. If it differs from the embedding, the
+    stored head is used, as in transformers 5, and this is logged.
     """
     if not config.tie_word_embeddings:
         return config

@@ -1,6 +1,6 @@
-"""Qwen, the first (Bai et al., 2023): LLaMA with biases of query, key and value.
+"""Qwen 1 (Bai et al., 2023): LLaMA with biases of query, key and value.
 
-In evaluation, sequences longer than ``seq_length`` get a larger rotary base and larger queries.
+In evaluation, sequences longer than ``seq_length`` have a larger rotary base and scaled queries.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The weights of a PaddleNLP run under tensor or pipeline parallelism: a file per rank.
 
-``model_state.tp01_pp00.pdparams`` holds what tensor-parallel rank 1 has of pipeline stage 0; a part
-of the name is missing where the degree is 1. Names are those of the whole model. How a tensor is
-divided follows paddlenlp/transformers/*/modeling.py (``_get_tensor_parallel_mappings``), where
-matrices are [in, out]: layers that are parallel over their outputs have a block of the columns and
-of the bias, those that are parallel over their inputs, and embeddings, a block of the rows.
+``model_state.tp01_pp00.pdparams`` holds the shards of tensor-parallel rank 1 in pipeline stage 0;
+the part of the name for a degree of 1 is missing. Tensor names are those of the whole model. The
+division follows ``_get_tensor_parallel_mappings`` in paddlenlp/transformers/*/modeling.py, where
+matrices are [in, out]. A column-parallel layer has a block of the columns and of the bias. A
+row-parallel layer and an embedding have a block of the rows.
 """
 
 from __future__ import annotations
@@ -40,10 +40,13 @@ Rank = tuple[int, int]  # tensor-parallel, pipeline
 def part_files(
     folder: Path, stem: str = "model_state", suffix: str = "pdparams"
 ) -> dict[Rank, Path]:
-    """The files of the ranks in a folder; empty if there are none.
+    """The files of all ranks in a folder; empty if there are none.
+
+    Args:
+        stem, suffix: of the file names.
 
     Raises:
-        UserError: files of ranks are missing.
+        UserError: the files of some ranks are missing.
     """
     pattern = re.compile(_PART.format(stem=stem, suffix=suffix))
     found: dict[Rank, Path] = {}
@@ -65,7 +68,7 @@ def part_files(
 
 
 def merge_parts(parts: dict[Rank, Path]) -> dict[str, JoinedTensor]:
-    """The whole tensors, as what joins them from the ranks' files.
+    """The whole tensors by name, each joined from the files of the ranks.
 
     Raises:
         UserError: a file cannot be read, or the ranks do not belong together.
@@ -99,12 +102,12 @@ def join_ranks(
     whole: Shape | None = None,
     table: Shape | None = None,
 ) -> JoinedTensor:
-    """The whole tensor ``name`` of a model, or one shaped like it, from what each rank holds.
+    """The whole tensor ``name``, or its optimizer state, joined from the shards of the ranks.
 
     Args:
         shards: in the order of tensor-parallel ranks.
-        whole: shape of the whole, if it is known.
-        table: shape of a rank's part of the embedding, which a tied head has as well.
+        whole: shape of the whole tensor, if known.
+        table: shape of the shard of the embedding on a rank, for models with a tied head.
 
     Raises:
         UserError: the shards do not belong together.
@@ -151,7 +154,7 @@ def _check_same(name: str, shards: list[StoredTensor]) -> None:
 
 
 def _are_equal(name: str, shards: list[StoredTensor]) -> bool:
-    """Whether two ranks hold the same, by their first rows: parts of random weights differ."""
+    """Whether two ranks hold equal tensors, judged by their first rows."""
     first, second = (
         JoinedTensor((shard,)).read(name, "float32", [slice(0, 8)]) for shard in shards[:2]
     )

@@ -1,7 +1,7 @@
-"""A tensor stored in a file: its place and strides, and reading all or a slice of it.
+"""A tensor stored in a file: its offset and strides, and how to read it or a slice of it.
 
-Arrays are NumPy; bfloat16 arrays are uint16 with the bits, as in Paddle. Nothing here imports
-Paddle.
+Arrays are NumPy arrays; bfloat16 is stored as its bits in uint16, as in Paddle. Nothing here
+imports Paddle.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 from pypkg.errors import UserError
 
 Shape = tuple[int, ...]
-# One slice per axis, without steps; axes that are left out at the end are whole.
+# One slice per axis, without steps; missing slices at the end select whole axes.
 Slices = Sequence[slice]
 
-# dtype -> NumPy type that carries it in a file. Weights are of the first four.
+# dtype -> NumPy type of its bytes in a file. Weights have one of the first four dtypes.
 STORAGE: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
@@ -40,13 +40,13 @@ STORAGE: dict[str, np.dtype[Any]] = {
     "bool": np.dtype("?"),
 }
 FLOATS = ("float32", "float16", "bfloat16", "float64")
-_BLOCK = 1 << 24  # bytes that are read at once: what a read holds beside its result
+_BLOCK = 1 << 24  # bytes per read, the memory that a read needs beside its result
 
 
 class StoredTensor(NamedTuple):
-    """A strided tensor in a file. A tuple, so that nothing an unpickler does can change it.
+    """A strided tensor in a file. A tuple is immutable, so that no pickle can change it.
 
-    ``strides`` count elements, ``offset`` bytes from the start of the file.
+    ``strides`` are in elements, ``offset`` is in bytes from the start of the file.
     """
 
     file: Path
@@ -66,7 +66,7 @@ class StoredTensor(NamedTuple):
         return math.prod(self.shape) * self.itemsize
 
     def narrow(self, axis: int, start: int, stop: int) -> StoredTensor:
-        """The slice [start, stop) along an axis, which reads no bytes."""
+        """The slice [start, stop) along an axis, without reading it."""
         shape = (*self.shape[:axis], stop - start, *self.shape[axis + 1 :])
         offset = self.offset + start * self.strides[axis] * self.itemsize
         return self._replace(shape=shape, offset=offset)
@@ -83,7 +83,7 @@ class StoredTensor(NamedTuple):
 
 @dataclass(frozen=True)
 class JoinedTensor:
-    """A tensor stored in file shards, which are concatenated along ``axis``."""
+    """A tensor stored in several shards that are concatenated along ``axis``."""
 
     shards: tuple[StoredTensor, ...]
     axis: int = 0
@@ -103,20 +103,21 @@ class JoinedTensor:
         return (*first[: self.axis], length, *first[self.axis + 1 :])
 
     def read(self, name: str, dtype: str, slices: Slices = ()) -> np.ndarray:
-        """The elements that ``slices`` select, converted to ``dtype``; no other bytes are read.
+        """Reads the elements that ``slices`` select and converts them to ``dtype``.
 
         Args:
             name: of the tensor, for error messages.
             dtype: float32, float16, bfloat16 (returned as its bits in uint16) or float64.
-            slices: one per axis, with step 1; missing ones select the whole axis.
+            slices: one per axis, with step 1; missing slices select whole axes. Other bytes are
+                not read.
 
         Raises:
             UserError: a stored dtype is not one of FLOATS, or a file cannot be read.
-            ValueError: a slice has a step, or there are more than axes.
+            ValueError: a slice has a step, or there are more slices than axes.
         """
         bounds = _bounds(self.shape, slices)
         out = np.empty([stop - start for start, stop in bounds], STORAGE[dtype])
-        before = 0  # start of the shard along the axis of the whole
+        before = 0  # start of the shard in the whole tensor along the axis
         for shard in self.shards:
             if shard.dtype not in FLOATS:
                 raise UserError(
@@ -139,12 +140,16 @@ class JoinedTensor:
 
 
 def contiguous_strides(shape: Shape) -> Shape:
-    """Strides, in elements, of a tensor whose last axis runs fastest."""
+    """Strides in elements of a contiguous tensor in C order."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def convert(values: np.ndarray, from_dtype: str, to_dtype: str) -> np.ndarray:
-    """``values`` in another floating-point dtype, rounded to nearest even."""
+    """``values`` in another floating-point dtype, rounded to nearest even.
+
+    Args:
+        from_dtype, to_dtype: names of dtypes; bfloat16 arrays hold the bits in uint16.
+    """
     if from_dtype == to_dtype:
         return values
     if from_dtype == "bfloat16":
@@ -154,12 +159,12 @@ def convert(values: np.ndarray, from_dtype: str, to_dtype: str) -> np.ndarray:
     values = values.astype(np.float32)
     bits = values.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
-    # The addition would carry a NaN over into an infinity or a number.
+    # The addition below would turn a NaN into an infinity or a number.
     return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
 
 
 def _bounds(shape: Shape, slices: Slices) -> list[tuple[int, int]]:
-    """Start and stop along every axis."""
+    """(start, stop) along every axis."""
     if len(slices) > len(shape):
         raise ValueError(f"{len(slices)} slices for a tensor of shape {list(shape)}")
     bounds = []
@@ -173,7 +178,7 @@ def _bounds(shape: Shape, slices: Slices) -> list[tuple[int, int]]:
 
 def _read_into(tensor: StoredTensor, out: np.ndarray, dtype: str) -> None:
     """Reads and converts ``tensor`` to ``out``, an array of the same shape."""
-    # In the order in which the axes lie in the file, a transposed matrix reads like any other.
+    # With the axes sorted by their order in the file, a transposed matrix needs no special case.
     order = sorted(range(len(tensor.shape)), key=lambda axis: -tensor.strides[axis])
     ordered = tensor._replace(
         shape=tuple(tensor.shape[axis] for axis in order),
@@ -189,7 +194,7 @@ def _read_into(tensor: StoredTensor, out: np.ndarray, dtype: str) -> None:
 def _read_blocks(
     file: FileIO, tensor: StoredTensor, out: np.ndarray, dtype: str, axis: int
 ) -> None:
-    """Reads runs of at most _BLOCK bytes that lie back to back; axes before ``axis`` are done."""
+    """Reads contiguous runs of at most _BLOCK bytes; recurses over the axes from ``axis`` on."""
     contiguous = tensor.is_contiguous()
     if contiguous and (tensor.num_bytes <= _BLOCK or axis == len(tensor.shape)):
         data = np.empty(tensor.shape, STORAGE[tensor.dtype])
