@@ -301,6 +301,11 @@ class Settings(TrainingSettings):
         return self.save_interval > 0
 
     @property
+    def async_save_bytes(self) -> int | None:
+        """Host memory of a rank for what is yet to be written; None: checkpoints are awaited."""
+        return int(self.async_save_memory * 2**30) if self.use_async_save else None
+
+    @property
     def save_interval(self) -> int:
         """Steps between checkpoints; 0: there are none."""
         return interval(self.save_strategy, self.save_steps, self.max_steps)

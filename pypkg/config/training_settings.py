@@ -79,13 +79,26 @@ class TrainingSettings(ModelDataSettings):
     save_total_limit: int | None = setting(
         None, "checkpoints kept, oldest deleted first; by default all", at_least=1
     )
+    use_async_save: bool = setting(
+        False,
+        "training goes on while a process of each rank writes its part of a checkpoint; one "
+        "checkpoint at a time, and the run ends when the last is complete",
+    )
+    async_save_memory: float = setting(
+        8.0,
+        "GiB of host memory in which a rank holds what use_async_save has yet to write; what is "
+        "beyond waits for the disk, and training with it",
+        above=0,
+    )
     load_best_model_at_end: bool = setting(
         False,
         "keep the checkpoint of the lowest validation loss, and end the run with its model: test "
         "loss, sample and summary",
     )
     metric_for_best_model: str | None = setting(
-        None, "what load_best_model_at_end compares: loss or eval_loss, which are the same"
+        None,
+        "what load_best_model_at_end compares: loss, ppl or perplexity, with or without eval_ "
+        "before it, which all choose the same model",
     )
     greater_is_better: bool | None = setting(
         None, "must be false, since a loss is compared; by default false"

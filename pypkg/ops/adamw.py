@@ -74,8 +74,8 @@ def adamw_(
         learning_rate: of this step.
         weight_decays: one for each of params.
         beta1, beta2, epsilon: as in the formula.
-        grad_scale: float32 with one element on the device of params; None: 1. If it is NaN
-            or infinite, only the powers change. The host does not wait for it.
+        grad_scale: float32 with one element on the device of params; None: 1. If it is NaN or
+            infinite, nothing changes but the powers. The host does not wait for it.
 
     Raises:
         TypeError, ValueError: a list has another length, a tensor has another dtype or shape, or a

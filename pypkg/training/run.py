@@ -64,7 +64,7 @@ def run(settings: Settings) -> int:
     _start_ranks(settings, config)
     if settings.verify_data:
         from_first_rank(lambda: verify_corpora(settings))
-    with held_output_dir(settings.output_dir) as check_output_dir:
+    with held_output_dir(settings.output_dir, settings.saves) as check_output_dir:
         return _run(settings, plan, tokenizer, config, check_output_dir)
 
 
@@ -195,6 +195,7 @@ def _make_checkpointer(
         settings_json=settings.to_json(),
         keep=settings.save_total_limit,
         with_optimizer=not settings.ignore_save_lr_and_optim,
+        async_memory=settings.async_save_bytes,
         seq_length=settings.max_seq_length,
         check_output_dir=check_output_dir,
     )

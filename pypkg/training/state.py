@@ -82,6 +82,14 @@ def _are_finite(values: Any) -> bool:
     return isinstance(values, list) and all(map(_is_finite, values))
 
 
+def _is_loss_scale(value: Any) -> bool:
+    names = {"scale", "finite_steps", "overflowed_steps", "skipped_steps"}
+    return isinstance(value, dict) and (
+        not value
+        or (value.keys() == names and all(map(_is_finite, value.values())) and value["scale"] > 0)
+    )
+
+
 _COUNT = (_is_count, "a whole number, not negative")
 _LOSS = (_is_loss, "a finite number or null")
 _OBJECT = (lambda value: isinstance(value, dict), "an object")
@@ -104,5 +112,5 @@ _CHECKS = {
         "an object of lists of finite numbers",
     ),
     "data_order": _OBJECT,
-    "loss_scale": _OBJECT,
+    "loss_scale": (_is_loss_scale, "an object of a positive scale and three numbers of steps"),
 }

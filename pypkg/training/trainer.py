@@ -35,8 +35,16 @@ logger = logging.getLogger("pypkg")
 
 
 class Saver(Protocol):
+    """Writes checkpoints. All ranks call each method at the same points of the run."""
+
     def save(self, state: TrainerState) -> Path:
-        """Writes a checkpoint and returns its folder; all ranks have to call it."""
+        """Writes a checkpoint, or begins to; returns the folder that it will be."""
+
+    def poll(self) -> None:
+        """Called after every step: completes a checkpoint that has been written meanwhile."""
+
+    def wait(self) -> None:
+        """Completes the checkpoint that is being written."""
 
 
 class Trainer:
@@ -121,6 +129,7 @@ class Trainer:
             stopped_by = watchdog.finish(interrupt.signal_number)
             if stopped_by and settings.saves:
                 self._save_before_the_end()
+            self.checkpointer.wait()
             return self._outcome(128 + stopped_by if stopped_by else 0)
 
     def _read_from_here(self) -> None:
@@ -138,6 +147,7 @@ class Trainer:
             self._skip()
         else:
             self._step(learning_rate(settings, state.global_step - state.skipped_steps))
+        self.checkpointer.poll()
         # What is due on a step without training is left out, but at the end of the run.
         if not is_left_out or state.global_step == settings.max_steps:
             if _due(state.global_step, settings.logging_steps, settings.max_steps) or (
@@ -161,6 +171,7 @@ class Trainer:
             UserError: there is none, or the run has gone back too often.
         """
         watchdog.at(self.state.global_step, "going back to a checkpoint")
+        self.checkpointer.wait()
         self.healer.go_back(bad, self.state)
         self.state.pending_evaluation = False  # made at the start, and its row stays
         step = self.state.global_step
@@ -310,7 +321,6 @@ class Trainer:
         folder = self.checkpointer.save(self.state)
         self.healer.saved(self.state, folder)
         self._saved_step = self.state.global_step
-        logger.info("saved %s", folder)
         self.throughput.restart()
 
     def _save_before_the_end(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tiny_configs import tiny
 
 from pypkg.models import from_config
-from pypkg.models.pretrained import gathered
+from pypkg.models.pretrained import whole_parameter
 from pypkg.parallel.host import to_host
 
 PACKAGE = Path(__file__).resolve().parents[2] / "pypkg"
@@ -46,7 +46,7 @@ def test_a_saved_parameter_in_a_fused_buffer_is_not_copied():
     name, parameter = next(iter(model.named_parameters()))
     buffer = paddle.zeros([parameter.size + 1000])
     buffer[: parameter.size].reshape(parameter.shape)._share_buffer_to(parameter)
-    ((_, value),) = gathered(model.config, {name: parameter})
+    value = whole_parameter(model.config, name, parameter, writer=0)
     assert np.shares_memory(value, to_host(buffer))
 
 

@@ -14,7 +14,7 @@ from pypkg.parallel import mesh
 from pypkg.parallel.optimizer.distribute import distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.updater import Updater
-from pypkg.training.checkpoint.writing import save_checkpoint
+from pypkg.training.checkpoint.writing import CheckpointWriting, optimizer_tensors
 from pypkg.training.state import TrainerState
 
 KINDS = (
@@ -43,14 +43,14 @@ def save_model(folder: Path, seed: int = 0) -> None:
 
 
 def save(output_dir: Path, step: int, keep: int | None = None) -> Path:
-    return save_checkpoint(
+    return CheckpointWriting(
         output_dir,
         TrainerState(step, 4 * step, 64 * step, data_order={"seed": step}),
-        save_model=lambda folder: save_model(folder, step),
-        updater=updater_of(paddle.nn.Linear(8, 8)),
+        tensor_sets=[optimizer_tensors(updater_of(paddle.nn.Linear(8, 8)))],
+        add_files=lambda folder: save_model(folder, step),
         settings_json='{"max_steps": 100}',
         keep=keep,
-    )
+    ).finish()
 
 
 def flip(path: Path, random: np.random.Generator) -> None:

@@ -89,8 +89,14 @@ class Batches:
 
 
 class NoCheckpoints:
-    def save(self, state: TrainerState) -> Path:
+    def save(self, state: TrainerState) -> None:
         raise AssertionError("save_strategy is no")
+
+    def poll(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        pass
 
 
 class Losses:

@@ -125,8 +125,12 @@ def test_nan_loss_stops_and_keeps_the_checkpoint(workplace):
     assert workplace.run(max_steps=4).returncode == 0
     checkpoint = workplace.output_dir / "checkpoint-4" / "model.safetensors"
     before = checkpoint.read_bytes()
-    done = workplace.run(learning_rate=1e38, min_learning_rate=1e38, max_grad_norm=0, save_steps=1)
+    diverging = {"learning_rate": 1e38, "min_learning_rate": 1e38, "max_grad_norm": 0}
+    done = workplace.run(**diverging, save_steps=100)
     assert_user_error(done, "is nan", "at step", "learning_rate 1e+38", "max_grad_norm 0")
+    assert workplace.steps() == [4]
+    done = workplace.run(**diverging, save_steps=1)  # the weights are looked at before the loss
+    assert_user_error(done, "holds values that are NaN or infinite", "Lower learning_rate")
     assert checkpoint.read_bytes() == before
     for step in workplace.steps():
         file = workplace.output_dir / f"checkpoint-{step}" / "trainer_state.json"

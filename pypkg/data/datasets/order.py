@@ -10,7 +10,7 @@ whole epochs, and appends a further part.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,18 @@ class SampleOrder:
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> SampleOrder:
-        """The inverse of :meth:`to_json`."""
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: a field is missing, unknown or of a value that no run has; it is named.
+        """
+        _check_fields("", state, _FIELDS)
+        for number, corpus in enumerate(state["corpora"]):
+            _check_fields(f"corpora[{number}].", corpus, _CORPUS_FIELDS)
+        if len(state["weights"]) != len(state["corpora"]):
+            raise ValueError(
+                f"weights has {len(state['weights'])} entries, corpora {len(state['corpora'])}"
+            )
         corpora = [CorpusOrder(**corpus) for corpus in state["corpora"]]
         return cls(**{**state, "corpora": corpora})
 
@@ -148,6 +159,48 @@ class SampleOrder:
         has = sum(part_length(tokens, seq_length, part) for part in corpus.parts)
         if has < needed:
             corpus.parts.append(needed - has)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+def _is_list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(holds, value))
+
+
+_Check = tuple[Callable[[Any], bool], str]
+_TEXT: _Check = (lambda value: isinstance(value, str), "a text")
+_COUNT: _Check = (_is_count, "a whole number, not negative")
+_FIELDS: dict[str, _Check] = {
+    "kind": (lambda value: value in ("run", "epoch"), '"run" or "epoch"'),
+    "split": _TEXT,
+    "seq_length": (lambda value: _is_count(value) and value > 0, "a positive whole number"),
+    "seed": _COUNT,
+    "weights": (_is_list_of(_is_share), "a list of numbers from 0 to 1"),
+    "corpora": (_is_list_of(lambda value: isinstance(value, dict)), "a list of objects"),
+    "start": _COUNT,
+}
+_CORPUS_FIELDS: dict[str, _Check] = {
+    "name": _TEXT,
+    "documents": _COUNT,
+    "tokens": _COUNT,
+    "parts": (_is_list_of(_is_count), "a list of whole numbers"),
+    "first": _COUNT,
+    "position": _COUNT,
+}
+
+
+def _check_fields(where: str, values: Mapping[str, Any], checks: Mapping[str, _Check]) -> None:
+    for name in checks.keys() ^ values.keys():
+        raise ValueError(f"{where}{name} is {'unknown' if name in values else 'missing'}")
+    for name, (holds, expected) in checks.items():
+        if not holds(values[name]):
+            raise ValueError(f"{where}{name} is {values[name]!r:.60}; expected {expected}")
 
 
 def part_length(tokens: int, seq_length: int, num_samples: int) -> int:

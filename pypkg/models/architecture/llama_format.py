@@ -86,7 +86,7 @@ def llama_weight_map(
     ignored = [r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"]
     if config.tie_word_embeddings:
         ignored.append(r"lm_head\.weight")
-    return WeightMap(weights, ignored)
+    return WeightMap(weights, ignored, prefix="model.")
 
 
 def read_rope(keys: Keys, partial: bool = False) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Nothing here imports Paddle or uses the network.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pypkg.errors import UserError
 from pypkg.models.architecture import paddlenlp
 from pypkg.models.architecture.config import ModelConfig, nearest, read_json
 from pypkg.models.architecture.family import Family, differing_fields
-from pypkg.models.architecture.weight_map import WeightMap
+from pypkg.models.architecture.weight_map import Shape, WeightMap
 from pypkg.paths import configs_dir
 
 # One line per module in families/.
@@ -131,7 +131,12 @@ def config_from_huggingface(
             f"architectures must be a list of class names or null, found {keys['architectures']!r}"
         )
     if paddlenlp.describes(keys):
-        keys = paddlenlp.huggingface_keys(keys)
+        config = _read_keys(paddlenlp.huggingface_keys(keys), allow_unknown_config)
+        return config.replace(**paddlenlp.fields_of(keys))
+    return _read_keys(keys, allow_unknown_config)
+
+
+def _read_keys(keys: Mapping[str, Any], allow_unknown_config: Collection[str]) -> ModelConfig:
     for family in _FAMILIES:
         if family.recognises(keys):
             return family.read_config(keys, allow_unknown_config)
@@ -168,6 +173,8 @@ def config_to_paddlenlp(config: ModelConfig, dtype: str = "float32") -> dict[str
     followed = {key: written[key] for key in written if key not in family.extensions.values()}
     keys = paddlenlp.keys_of(config.model_type, followed, dtype)
     restored = config_from_huggingface(keys)
+    if paddlenlp.head_of(config.model_type):  # the weights tell whether it is tied
+        restored = restored.replace(tie_word_embeddings=config.tie_word_embeddings)
     if lost := differing_fields(config, restored):
         raise UserError(
             f"PaddleNLP's {config.model_type} model cannot be one with {', '.join(lost)}"
@@ -180,16 +187,15 @@ def weight_map(config: ModelConfig) -> WeightMap:
     return _family(config).weight_map(config)
 
 
-def stored_weight_map(config: ModelConfig, found: Iterable[str]) -> WeightMap:
-    """The weight map of a checkpoint with the tensor names ``found``.
+def stored_weight_map(config: ModelConfig, found: Mapping[str, Shape]) -> WeightMap:
+    """The weight map of a checkpoint whose tensors have the names and shapes ``found``.
 
-    The names may be those of Hugging Face folders, with or without the prefix of the family, or
-    those of PaddleNLP.
+    They are those of Hugging Face folders or PaddleNLP's, with or without the family's prefix.
     """
-    names = list(found)
-    if paddlenlp.is_stored_as(config, names):
-        return paddlenlp.weight_map(config, weight_map(config), names)
-    return weight_map(config).fitted_to(names)
+    huggingface = weight_map(config)
+    if paddlenlp.is_stored_as(config, huggingface, found):
+        return paddlenlp.weight_map(config, huggingface, found)
+    return huggingface.fitted_to(found)
 
 
 def _family(config: ModelConfig) -> Family:

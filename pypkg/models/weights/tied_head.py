@@ -28,15 +28,15 @@ def as_stored(config: ModelConfig, files: TensorFiles, folder: Path) -> ModelCon
     if not config.tie_word_embeddings:
         return config
     untied = config.replace(tie_word_embeddings=False)
-    specs = files.specs()
-    names = stored_weight_map(untied, specs)
+    found = files.shapes()
+    names = stored_weight_map(untied, found)
     if not names.holds("lm_head.weight"):
         return config
     shape = (config.vocab_size, config.embedding_size)
     (head,), (table,) = (
         names.source_shapes(name, shape) for name in ("lm_head.weight", "embed_tokens.weight")
     )
-    if not {head, table} <= specs.keys() or _equal(files, head, table):
+    if not {head, table} <= found.keys() or _equal(files, head, table):
         return config
     logger.warning(
         "%s: tie_word_embeddings is true, but %s differs from %s; the stored head is used and "

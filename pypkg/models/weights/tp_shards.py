@@ -34,17 +34,35 @@ class TPShard:
     length: int
 
     def take(self, whole: np.ndarray) -> np.ndarray:
-        """The padded shard of ``whole``, an array of any dtype."""
-        index = (slice(None),) * self.axis
-        return self.padded(
-            np.concatenate(
-                [whole[(*index, slice(start, stop))] for start, stop in self.ranges], self.axis
-            )
+        """The shard, padded, of ``whole``, an array of any dtype."""
+        return self.read(lambda cut: whole[tuple(cut)])
+
+    def read(
+        self, read: Callable[[Sequence[slice]], np.ndarray], rows: Range | None = None
+    ) -> np.ndarray:
+        """The shard, padded, or some of its rows; nothing else is read.
+
+        Args:
+            read: returns the elements that slices, one per axis from the first on, select of the
+                whole parameter.
+            rows: (start, stop) along the first axis of the shard; None: all.
+        """
+        before: tuple[slice, ...] = (slice(None),) * self.axis
+        ranges, length = self.ranges, self.length
+        if rows is not None and self.axis == 0:
+            ranges, length = _cut(ranges, rows), rows[1] - rows[0]
+        elif rows is not None:
+            before = (slice(*rows), *before[1:])
+        return self._padded(
+            np.concatenate([read((*before, slice(*each))) for each in ranges], self.axis), length
         )
 
     def padded(self, value: np.ndarray) -> np.ndarray:
         """``value``, the concatenated ranges, followed by zeros up to ``length``."""
-        missing = self.length - value.shape[self.axis]
+        return self._padded(value, self.length)
+
+    def _padded(self, value: np.ndarray, length: int) -> np.ndarray:
+        missing = length - value.shape[self.axis]
         if not missing:
             return value
         widths = [(0, missing if axis == self.axis else 0) for axis in range(value.ndim)]
@@ -56,6 +74,16 @@ class TPShard:
         for start, stop in self.ranges:
             whole[(*index, slice(start, stop))] = value[(*index, slice(at, at + stop - start))]
             at += stop - start
+
+
+def _cut(ranges: Sequence[Range], rows: Range) -> tuple[Range, ...]:
+    """What ``rows`` of the concatenated ``ranges`` are of the whole; at least one, if empty."""
+    found, at = [], 0
+    for start, stop in ranges:
+        first, last = (min(max(row - at, 0), stop - start) for row in rows)
+        found.append((start + first, start + last))
+        at += stop - start
+    return tuple(each for each in found if each[0] < each[1]) or ((0, 0),)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,13 @@ from pathlib import Path
 
 from pypkg.errors import UserError
 from pypkg.files import sync
+from pypkg.models.weights.save_plan import index_name
 from pypkg.training.checkpoint.manifest import MANIFEST_FILE
 from pypkg.training.state import TrainerState
 
-OPTIMIZER_FILE = "optimizer.safetensors"
+OPTIMIZER_STEM = "optimizer"
+OPTIMIZER_FILE = f"{OPTIMIZER_STEM}.safetensors"
+OPTIMIZER_INDEX = index_name(OPTIMIZER_STEM)  # PaddleNLP has one of the same name
 STATE_FILE = "trainer_state.json"
 SETTINGS_FILE = "settings.json"
 TEMPORARY_PREFIX = "tmp-checkpoint-"

@@ -231,11 +231,10 @@ def _earlier_order(state: TrainerState) -> SampleOrder | None:
         return None
     try:
         return SampleOrder.from_json(state.data_order)
-    except (KeyError, TypeError) as error:
+    except ValueError as error:
         raise UserError(
-            f"the data_order in the checkpoint's trainer_state.json is not one that this version "
-            f"writes ({error!r}); resume from another checkpoint, or set overwrite_output_dir to "
-            "start anew"
+            f"trainer_state.json of the checkpoint: data_order is none that a run writes: {error}. "
+            "Resume from another checkpoint, or set overwrite_output_dir to start anew."
         ) from error
 
 

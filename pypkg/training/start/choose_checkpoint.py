@@ -18,6 +18,7 @@ from pypkg.training.checkpoint.folders import (
 from pypkg.training.checkpoint.verify import Report, verify
 from pypkg.training.ledger import OVERWRITTEN, events, record
 from pypkg.training.start.read_progress import read_progress
+from pypkg.training.start.start_up import folder_with_weights
 from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
@@ -31,7 +32,8 @@ def checkpoint_to_resume(settings: Settings) -> Path | None:
     removed; one rank alone may call this.
 
     Raises:
-        UserError: the checkpoint that is named, or each one in ``output_dir``, is damaged; or, with
+        UserError: the checkpoint that is named, or each one in ``output_dir``, is damaged, or that
+            whose weights a new run with ``continue_training`` starts from; or, with
             ``ignore_load_lr_and_optim``, ``output_dir`` holds checkpoints already. The steps count
             from 0 again, so those of the new run would mix with them.
     """
@@ -51,8 +53,11 @@ def checkpoint_to_resume(settings: Settings) -> Path | None:
             remove_checkpoint(folder)
         if events(settings.output_dir):
             record(settings.output_dir, OVERWRITTEN, step=0)
-        return None
-    return _newest_whole(found, settings)
+        found = []
+    newest = _newest_whole(found, settings)
+    if newest is None and settings.continue_training:
+        _check_first_weights(folder_with_weights(settings), settings)
+    return newest
 
 
 def best_checkpoint(settings: Settings, state: TrainerState) -> Path | None:
@@ -81,6 +86,16 @@ def _named_checkpoint(folder: Path, settings: Settings) -> Path:
             "Name another checkpoint, or set verify_checkpoint to no to take it as it is."
         )
     return folder
+
+
+def _check_first_weights(folder: Path, settings: Settings) -> None:
+    """Checks the folder that ``continue_training`` starts from, if it is a checkpoint of a run."""
+    if is_marked(folder) and (damage := _damage(folder, settings.verify_checkpoint)):
+        raise UserError(
+            f"model_name_or_path is the checkpoint {str(folder)!r}, which is damaged: "
+            f"{'; '.join(damage)}. Name another one, or set verify_checkpoint to no to take it as "
+            "it is."
+        )
 
 
 def _newest_whole(found: list[Path], settings: Settings) -> Path | None:

@@ -1,13 +1,12 @@
-"""The output folder of a run: writable, the same on every machine, and held until the run ends."""
+"""The output folder of a run: writable, held by one run, and the same on every machine."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pypkg.errors import UserError
@@ -23,45 +22,44 @@ _SECONDS_TO_APPEAR = 10.0
 
 
 @contextmanager
-def held_output_dir(output_dir: str | Path) -> Iterator[Callable[[], None]]:
+def held_output_dir(output_dir: str | Path, saves: bool) -> Iterator[Callable[[], None]]:
     """Makes ``output_dir`` and holds its lock until the end of the block; for all ranks.
 
     Evaluation alone needs it as well, since it rewrites metrics.jsonl.
+
+    Args:
+        saves: whether the run writes checkpoints; if not, rank 0 alone needs the folder.
 
     Yields:
         What makes sure, called by all ranks, that the run may still write there; else it raises
         UserError on each.
 
     Raises:
-        UserError: it cannot be written, a rank does not see it, or another run holds it.
+        UserError: on every rank, if rank 0 cannot write the folder, another run holds it, or a rank
+            does not see what rank 0 writes there.
     """
     held: list[OutputLock] = []  # on the first rank one
 
     def take() -> None:
+        prepare_output_dir(output_dir)
         held.append(OutputLock(output_dir, on_wait=_tell_watchdog))
         remove_unfinished(output_dir)
 
-    prepare_shared_output_dir(output_dir)
     try:
         from_first_rank(take)
+        if saves and mesh.current().world_size > 1:
+            _check_shared(output_dir)
         yield lambda: from_first_rank(lambda: held[0].check())
     finally:
         for lock in held:
             lock.release()
 
 
-def prepare_shared_output_dir(output_dir: str | Path) -> None:
-    """Makes the folder as ``prepare_output_dir`` does, and looks for it on every rank.
+def _tell_watchdog() -> None:
+    watchdog.at(0, "waiting for the lock of output_dir")
 
-    Every rank must call this.
 
-    Raises:
-        UserError: on every rank, if rank 0 cannot write the folder, or if a rank does not see what
-            rank 0 writes there.
-    """
-    from_first_rank(lambda: prepare_output_dir(output_dir))
-    if mesh.current().world_size == 1:
-        return
+def _check_shared(output_dir: str | Path) -> None:
     probe = Path(output_dir) / from_first_rank(lambda: _write_probe(output_dir))
     blind = ranks_where(not _appears(probe))
     if is_first_rank():
@@ -69,9 +67,9 @@ def prepare_shared_output_dir(output_dir: str | Path) -> None:
     if blind:
         raise UserError(
             f"output_dir {str(output_dir)!r} is not the same folder on all machines: "
-            f"{named(blind)} cannot see what {named([0])} writes there. All ranks read checkpoints "
-            "from it, so a run could not go on from them. Set output_dir to a folder on a file "
-            "system that all machines share."
+            f"{named(blind)} cannot see what {named([0])} writes there. Every rank writes "
+            "its part of a checkpoint there, and reads it when the run goes on. Set output_dir to "
+            'a folder that all machines share, or set save_strategy to "no".'
         )
 
 
@@ -85,14 +83,10 @@ def _write_probe(output_dir: str | Path) -> str:
 def _appears(file: Path) -> bool:
     deadline = time.monotonic() + _SECONDS_TO_APPEAR
     while True:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.listdir(file.parent)  # asks the server of a network file system for the folder anew
             if file.exists():
                 return True
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
-
-
-def _tell_watchdog() -> None:
-    watchdog.at(0, "waiting for the lock of output_dir")

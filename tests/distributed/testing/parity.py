@@ -14,6 +14,7 @@ from tiny_configs import KEYS, OVERRIDES, tiny
 
 from pypkg.models import from_pretrained
 from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.weights.formats.tensor_files import TensorFiles
 
 SEED, BATCH, SEQUENCE = 11, 2, 48
 # Beside every family: what only shows with other sizes. Family and changes of its configuration.
@@ -74,10 +75,14 @@ def largest_difference(values: dict, expected: dict) -> tuple[float, str]:
     return errors[worst], worst
 
 
-def same_files(first: Path, second: Path) -> bool:
-    names = sorted(path.name for path in first.iterdir())
-    return names == sorted(path.name for path in second.iterdir()) and all(
-        (first / name).read_bytes() == (second / name).read_bytes() for name in names
+def same_model(first: Path, second: Path) -> bool:
+    """The same configuration and bit for bit the same tensors, however files divide them."""
+    if (first / "config.json").read_bytes() != (second / "config.json").read_bytes():
+        return False
+    found, wanted = TensorFiles(first), TensorFiles(second)
+    return found.specs() == wanted.specs() and all(
+        found.read(name, dtype).tobytes() == wanted.read(name, dtype).tobytes()
+        for name, (dtype, _) in wanted.specs().items()
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 from checkpoint_testing import updater_of
 from disk_log import DiskLog
 from tiny_configs import tiny
+from whole_values import whole_state
 
 from pypkg.errors import UserError
 from pypkg.models import from_config
@@ -32,7 +33,7 @@ from pypkg.training.checkpoint.folders import (
     surplus,
 )
 from pypkg.training.checkpoint.reading import load_optimizer, load_trainer_state
-from pypkg.training.checkpoint.writing import save_checkpoint
+from pypkg.training.checkpoint.writing import CheckpointWriting, optimizer_tensors
 from pypkg.training.state import TrainerState
 
 
@@ -42,27 +43,27 @@ def make(seed: int = 0) -> Updater:
 
 
 def save(output_dir: Path, step: int, keep: int | None = None, **changes: object) -> Path:
+    updater = changes.pop("updater", None) or make()
     arguments = {
-        "save_model": lambda folder: (folder / "model.bin").write_bytes(b"m" * 1000),
-        "updater": make(),
+        "tensor_sets": [optimizer_tensors(updater)],
+        "add_files": lambda folder: (folder / "model.bin").write_bytes(b"m" * 1000),
         "settings_json": "{}",
         "keep": keep,
     }
-    return save_checkpoint(output_dir, TrainerState(global_step=step), **(arguments | changes))
+    state = changes.pop("state", TrainerState(global_step=step))
+    return CheckpointWriting(output_dir, state, **(arguments | changes)).finish()
 
 
 def test_round_trip(tmp_path):
     updater = make()
     state = TrainerState(7, 70, 700, 5.5, [0.1, 1 / 3], data_order={"seed": 1})
-    folder = save_checkpoint(
-        tmp_path, state, save_model=lambda f: None, updater=updater, settings_json='{"a": 1}',
-    )  # fmt: skip
+    folder = save(tmp_path, 7, state=state, updater=updater, settings_json='{"a": 1}')
     assert folder == tmp_path / "checkpoint-7"
     assert load_trainer_state(folder) == state
     assert json.loads((folder / "settings.json").read_text()) == {"a": 1}
     resumed = make(1)
     load_optimizer(folder, resumed)
-    found, expected = dict(resumed.state()), dict(updater.state())
+    found, expected = whole_state(resumed), whole_state(updater)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert np.array_equal(found[name], value), name
@@ -74,7 +75,7 @@ def test_a_checkpoint_before_the_first_update_has_no_optimizer_state(tmp_path):
     folder = save(tmp_path, 1, updater=fresh)
     resumed = distribute(paddle.nn.Linear(8, 8), UpdateOptions(weight_decay=0.1), mesh.current())[1]
     load_optimizer(folder, resumed)
-    assert not list(resumed.state())
+    assert whole_state(resumed) == {}
 
 
 def test_the_best_and_the_newest_stay(tmp_path):
@@ -170,7 +171,7 @@ def test_error_while_writing_the_model_cleans_up(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        save(tmp_path, 1, save_model=explode)
+        save(tmp_path, 1, add_files=explode)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -179,7 +180,7 @@ def test_no_space_left_is_named(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match="the disk is full"):
-        save(tmp_path, 1, save_model=full)
+        save(tmp_path, 1, add_files=full)
 
 
 def test_output_dir_that_cannot_be_made(tmp_path):
@@ -277,7 +278,8 @@ def test_checkpointer_restores_optimizer_state_and_loss_scale(tmp_path):
     for _ in range(3):
         model.forward_backward([{"input_ids": ids, "labels": ids}], updater.scale)
         updater.step(1e-3)
-    folder = checkpointer.save(TrainerState(global_step=3))
+    checkpointer.save(TrainerState(global_step=3))
+    folder = tmp_path / "out" / "checkpoint-3"
     saved = load_trainer_state(folder)
     assert saved.data_order == {"kind": "run"}
     assert (folder / "tokenizer.json").is_file() and (folder / "model.safetensors").is_file()
@@ -285,7 +287,7 @@ def test_checkpointer_restores_optimizer_state_and_loss_scale(tmp_path):
     checkpointer.restore(folder, saved)
     assert resumed.scaler.state() == updater.scaler.state()
     assert resumed.scaler.scale == 2048.0
-    found, expected = dict(resumed.state()), dict(updater.state())
+    found, expected = whole_state(resumed), whole_state(updater)
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[name], value) for name, value in expected.items())
 

@@ -151,6 +151,19 @@ def test_a_damaged_best_checkpoint_is_not_loaded(run, caplog):
     assert "is damaged (model.safetensors has another checksum" in caplog.text
 
 
+def test_the_weights_that_a_new_run_starts_from(run, tmp_path):
+    source = run / "checkpoint-30"
+    first = {"continue_training": True, "model_name_or_path": str(source)}
+    assert choose(tmp_path / "new", **first) is None
+    flip(source / "model.safetensors", RANDOM)
+    with pytest.raises(UserError, match=r"model_name_or_path is the checkpoint .* damaged: model"):
+        choose(tmp_path / "new", **first)
+    assert choose(tmp_path / "new", **first, verify_checkpoint="no") is None
+    (source / "manifest.json").unlink()
+    (source / "trainer_state.json").unlink()  # weights of another program
+    assert choose(tmp_path / "new", **first) is None
+
+
 def test_a_kill_while_a_checkpoint_is_removed(run, monkeypatch):
     """What is left of it has no longer the name of a checkpoint."""
 

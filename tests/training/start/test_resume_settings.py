@@ -90,8 +90,8 @@ def test_a_run_beyond_all_memory(workplace):
         {"global_step": None}, {"consumed_samples": -1}, {"consumed_samples": 10**30},
         {"consumed_tokens": []}, {"initial_loss": "x"}, {"initial_loss": float("inf")},
         {"pending_losses": [["a"]]}, {"pending_losses": 3}, {"pending_source_losses": [1.0]},
-        {"data_order": 7}, {"loss_scale": [1]}, {"skipped_steps": 5}, {"best_checkpoint": 1},
-        {"best_loss": "low"}, {"epoch": 1},
+        {"data_order": 7}, {"loss_scale": [1]}, {"loss_scale": {"scale": 2.0}},
+        {"skipped_steps": 5}, {"best_checkpoint": 1}, {"best_loss": "low"}, {"epoch": 1},
     ],
     ids=str,
 )  # fmt: skip

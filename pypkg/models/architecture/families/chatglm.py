@@ -83,6 +83,8 @@ FAMILIES = (
             "quantization_bit": (0,),
         },
         unused=("output_predict", "prefix_projection", "quantization_embeddings"),
+        # Of models of PaddleNLP, where it follows the depth.
+        extensions={"residual_alpha": "residual_alpha"},
         weight_map=_weight_map,
         # This family calls the first generated token bos; GLM-130B calls it sop.
         read_more=lambda keys: {"sop_token_id": keys.get("bos_token_id")},

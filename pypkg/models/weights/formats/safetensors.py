@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pypkg import progress
 from pypkg.errors import UserError
 from pypkg.models.weights.formats.stored_tensor import (
     STORAGE,
@@ -141,6 +140,20 @@ def write_tensors(
     Returns:
         Number of bytes of tensor data.
     """
+    header, end = encoded_header(specs, metadata_format)
+    with open(path, "wb") as file:
+        file.write(header)
+        for (name, spec), (given, values) in zip(specs.items(), tensors, strict=True):
+            if given != name or values.shape != tuple(spec.shape):
+                raise ValueError(f"expected {name} {spec.shape}, got {given} {values.shape}")
+            file.write(np.ascontiguousarray(values, STORAGE[spec.dtype]).data)
+    return end
+
+
+def encoded_header(
+    specs: Mapping[str, TensorSpec], metadata_format: str = "pt"
+) -> tuple[bytes, int]:
+    """What a file begins with, and the number of bytes of tensor data that follow."""
     header: dict[str, object] = {"__metadata__": {"format": metadata_format}}
     codes = dict(_CODES)
     if metadata_format == _NUMPY_FORMAT:
@@ -155,12 +168,4 @@ def write_tensors(
         }
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # tensors start at a multiple of 8 bytes
-    with open(path, "wb") as file:
-        file.write(len(encoded).to_bytes(8, "little"))
-        file.write(encoded)
-        for (name, spec), (given, values) in zip(specs.items(), tensors, strict=True):
-            progress.report(f"writing {name}")
-            if given != name or values.shape != tuple(spec.shape):
-                raise ValueError(f"expected {name} {spec.shape}, got {given} {values.shape}")
-            file.write(np.ascontiguousarray(values, STORAGE[spec.dtype]).data)
-    return end
+    return len(encoded).to_bytes(8, "little") + encoded, end

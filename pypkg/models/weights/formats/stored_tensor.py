@@ -80,12 +80,88 @@ class StoredTensor(NamedTuple):
             )
         )
 
+    def read_into(self, out: np.ndarray, dtype: str) -> None:
+        """Reads and converts all elements to ``out``, an array of the same shape.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        # In the order in which the axes lie in the file, a transposed matrix reads like any other.
+        order = sorted(range(len(self.shape)), key=lambda axis: -self.strides[axis])
+        ordered = self._replace(
+            shape=tuple(self.shape[axis] for axis in order),
+            strides=tuple(self.strides[axis] for axis in order),
+        )
+        try:
+            with open(self.file, "rb", buffering=0) as file:
+                _read_blocks(file, ordered, out.transpose(order), dtype, 0)
+        except OSError as error:
+            raise UserError(f"cannot read {self.file}: {error.strerror}") from error
+
+
+class SlicedTensor(NamedTuple):
+    """A tensor stored flat, in slices that follow one another and end in zeros that pad it.
+
+    ``whole`` is its shape, and ``bounds`` are the start and the stop of the part that is meant, of
+    one axis each.
+    """
+
+    slices: tuple[StoredTensor, ...]
+    whole: Shape
+    bounds: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, slices: Sequence[StoredTensor], shape: Shape) -> SlicedTensor:
+        """All of a tensor of ``shape``; ``slices`` have one axis and at least as many elements."""
+        return cls(tuple(slices), shape, tuple((0, length) for length in shape))
+
+    @property
+    def file(self) -> Path:
+        """The file of the first slice, for error messages."""
+        return self.slices[0].file
+
+    @property
+    def dtype(self) -> str:
+        """dtype of the first slice; reading converts each slice from its own."""
+        return self.slices[0].dtype
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the part that is meant."""
+        return tuple(stop - start for start, stop in self.bounds)
+
+    def narrow(self, axis: int, start: int, stop: int) -> SlicedTensor:
+        """The slice [start, stop) along an axis, which reads no bytes."""
+        first = self.bounds[axis][0]
+        bounds = (*self.bounds[:axis], (first + start, first + stop), *self.bounds[axis + 1 :])
+        return self._replace(bounds=bounds)
+
+    def read_into(self, out: np.ndarray, dtype: str) -> None:
+        """Reads and converts the part that is meant to ``out``; all slices are read for it.
+
+        Raises:
+            UserError: a file cannot be read, or what pads the tensor is not zero.
+        """
+        flat = np.empty(sum(each.shape[0] for each in self.slices), STORAGE[dtype])
+        end = 0
+        for each in self.slices:
+            start, end = end, end + each.shape[0]
+            each.read_into(flat[start:end], dtype)
+        length = math.prod(self.whole)
+        if flat[length:].any():
+            raise UserError(
+                f"{self.slices[-1].file}: a tensor of shape {list(self.whole)} lies in "
+                f"{len(flat)} elements, and those beyond {length} are not zero; the file is of "
+                "another model"
+            )
+        out[...] = flat[:length].reshape(self.whole)[tuple(slice(*each) for each in self.bounds)]
+
 
 @dataclass(frozen=True)
 class JoinedTensor:
     """A tensor stored in several shards that are concatenated along ``axis``."""
 
-    shards: tuple[StoredTensor, ...]
+    shards: tuple[StoredTensor | SlicedTensor, ...]
     axis: int = 0
 
     @property
@@ -135,7 +211,7 @@ class JoinedTensor:
                     start, stop = first, last
                 shard = shard.narrow(axis, start, stop)
             if target.size:
-                _read_into(shard, target, dtype)
+                shard.read_into(target, dtype)
         return out
 
 
@@ -174,21 +250,6 @@ def _bounds(shape: Shape, slices: Slices) -> list[tuple[int, int]]:
             raise ValueError(f"slices with a step are not read, found {slices[axis]}")
         bounds.append((start, max(start, stop)))
     return bounds
-
-
-def _read_into(tensor: StoredTensor, out: np.ndarray, dtype: str) -> None:
-    """Reads and converts ``tensor`` to ``out``, an array of the same shape."""
-    # With the axes sorted by their order in the file, a transposed matrix needs no special case.
-    order = sorted(range(len(tensor.shape)), key=lambda axis: -tensor.strides[axis])
-    ordered = tensor._replace(
-        shape=tuple(tensor.shape[axis] for axis in order),
-        strides=tuple(tensor.strides[axis] for axis in order),
-    )
-    try:
-        with open(tensor.file, "rb", buffering=0) as file:
-            _read_blocks(file, ordered, out.transpose(order), dtype, 0)
-    except OSError as error:
-        raise UserError(f"cannot read {tensor.file}: {error.strerror}") from error
 
 
 def _read_blocks(
