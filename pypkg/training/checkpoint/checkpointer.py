@@ -61,8 +61,8 @@ class Checkpointer:
         async_memory: bytes of host memory in which a rank holds what it has yet to write while
             training goes on; None: training stands still until a checkpoint is complete.
         seq_length: tokens of a sample, for a checkpoint of PaddleNLP.
-        check_output_dir: called before each save; raises UserError where the run may no longer
-            write there.
+        check_output_dir: called before a checkpoint is written and before it gets its name; raises
+            UserError where the run may no longer write there.
 
     Raises:
         UserError: a file of the tokenizer cannot be read.
@@ -150,6 +150,7 @@ class Checkpointer:
         """
         if self._pending is None:
             return
+        self._check_output_dir()
         pending, self._pending = self._pending, None
         folder = pending.writing.finish()
         seconds = time.monotonic() - pending.began
