@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from checkpoint_testing import save_model, updater_of
+from checkpoint_testing import flip, save_model, updater_of
 from disk_log import DiskLog
 from tiny_configs import tiny
 from whole_values import whole_state
@@ -327,6 +327,11 @@ def test_going_back_in_place_trains_on_as_before(tmp_path):
     for number in (2, 0, 3):
         assert checkpointer.reload(folders[number]).global_step == number
         assert [step() for _ in range(number, 4)] == losses[number:]
+    flip(folders[0] / "model.safetensors", np.random.default_rng(0))
+    before = [parameter.clone() for parameter in layer.parameters()]
+    with pytest.raises(UserError, match=r"checkpoint-0, which is damaged: model\.safetensors has"):
+        checkpointer.reload(folders[0])
+    assert all(bool((a == b).all()) for a, b in zip(layer.parameters(), before, strict=True))
 
 
 def test_weights_of_16_bits_go_back_in_place(tmp_path):
