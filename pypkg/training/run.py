@@ -199,6 +199,7 @@ def _make_checkpointer(
         with_optimizer=not settings.ignore_save_lr_and_optim,
         async_memory=settings.async_save_bytes,
         seq_length=settings.max_seq_length,
+        verify_checkpoint=settings.verify_checkpoint,
         check_output_dir=check_output_dir,
     )
 

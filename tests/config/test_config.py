@@ -20,7 +20,6 @@ from pypkg.config.settings import setting_fields
 from pypkg.errors import UserError
 
 REPO = Path(__file__).resolve().parents[2]
-FIXTURES = REPO / "tests/golden/paddlenlp_configs"
 MINIMAL = {
     "model_name_or_path": "llama-58m",
     "input_dir": "data",
@@ -39,25 +38,6 @@ def problems(tmp_path: Path, extra: dict | None = None, *arguments: str) -> str:
     with pytest.raises(UserError) as caught:
         load(tmp_path, extra, *arguments)
     return str(caught.value)
-
-
-def test_every_paddlenlp_key_is_known_once():
-    known = [spec.name for spec in setting_fields()]
-    known += [row.name for row in (*NO_EFFECT, *REFUSED)]
-    assert len(known) == len(set(known))
-    ours = {
-        "ops_backend", "num_threads", "eval_iters", "sample_prompt", "sample_tokens",
-        "matmul_precision", "blend_by", "blend_temperature", "sample_order",
-        "reset_attention_mask", "reset_position_ids", "eod_mask_loss",
-        "download", "allow_unknown_config", "loss_normalization", "verify_checkpoint",
-        "max_rollbacks", "rollback_window", "rollback_skip_steps",
-        "loss_spike_threshold", "grad_norm_spike_threshold", "spike_window",
-        "verify_data",
-        "async_save_memory",
-    }  # fmt: skip
-    expected = set((FIXTURES / "keys.txt").read_text(encoding="utf-8").split())
-    expected |= set((FIXTURES / "keys_auto.txt").read_text(encoding="utf-8").split())
-    assert set(known) == expected | ours
 
 
 def test_defaults_and_values_derived_from_others(tmp_path):
