@@ -87,7 +87,8 @@ ROOMS = {
                        "host", "process_end", "endpoints"),
     "pypkg.training": ("run", "final_report", "start", "trainer", "step", "feed", "checkpoint",
                        "reporting", "interrupt", "tp_sharding", "ledger", "state"),
-    "pypkg.bench": ("__main__", "report", "train_step", "data", "ops", "environment", "timing"),
+    "pypkg.bench": ("__main__", "report", "train_step", "checkpoint", "data", "ops",
+                    "environment", "timing"),
 }  # fmt: skip
 COMMAND_LINES = ("pypkg.pretrain", "pypkg.preprocess", "pypkg.convert", "pypkg.plan")
 
