@@ -95,8 +95,8 @@ def test_messages_between_mailboxes():
     with socket.create_connection((host, int(port))) as stranger:
         stranger.sendall(b"\0\0\0\x02no")
     arrays = [
-        np.arange(6, dtype="float32").reshape(2, 3), np.array([True, False]), np.zeros((0, 4), "i8"),
-        np.array(2.5), np.arange(1 << 18, dtype="uint16"),
+        np.arange(6, dtype="float32").reshape(2, 3), np.array([True, False]),
+        np.zeros((0, 4), "i8"), np.array(2.5), np.arange(1 << 18, dtype="uint16"),
     ]  # fmt: skip
     for array in arrays:
         other.put(one.address, (3, 1), array)
