@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import zlib
 from collections.abc import Callable, Collection, Sequence
@@ -48,8 +47,6 @@ from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank
 from pypkg.parallel.host import to_host
 from pypkg.parallel.pipeline import pipeline_degree
 from pypkg.parallel.tp_layers import tensor_degree, tensor_rank
-
-logger = logging.getLogger("pypkg.models")
 
 DTYPES = ("float32", "float16", "bfloat16")
 
