@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import zlib
 from collections.abc import Callable, Collection, Sequence
@@ -14,7 +13,7 @@ import paddle
 
 from pypkg import progress
 from pypkg.errors import UserError
-from pypkg.models.architecture.config import ModelConfig, read_json
+from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.registry import (
     config_to_huggingface,
     load_config,
@@ -28,7 +27,7 @@ from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.hub import find_weights
 from pypkg.models.weights.initialization import standard_deviation
-from pypkg.models.weights.missing_head import HEAD, lacks_head
+from pypkg.models.weights.missing_head import stored_parameters
 from pypkg.models.weights.model_folder import (
     CONFIG_FILE,
     DEFAULT_SHARD_SIZE,
@@ -48,8 +47,6 @@ from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank
 from pypkg.parallel.host import to_host
 from pypkg.parallel.pipeline import pipeline_degree
 from pypkg.parallel.tp_layers import tensor_degree, tensor_rank
-
-logger = logging.getLogger("pypkg.models")
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -159,15 +156,11 @@ def weight_reader(
     """
     files = TensorFiles(folder)
     names = stored_weight_map(config, files.shapes())
-    needed = parameter_shapes(config)
-    is_headless = lacks_head(read_json(folder / CONFIG_FILE), names, needed, files.shapes())
-    if is_headless:
-        del needed[HEAD]
-        logger.warning("%s holds a model without its head, which starts with random values", folder)
+    needed = stored_parameters(folder, names, parameter_shapes(config), files.shapes())
     names.check(needed, files.shapes(), str(folder))
 
     def read(name: str, shape: Sequence[int]) -> np.ndarray:
-        if is_headless and name == HEAD:
+        if name not in needed:
             values = _drawn(config, name, shape, seed)
             return paddle.to_tensor(values).astype(getattr(paddle, dtype)).numpy()
         return _read(files, names, config, name, list(shape), dtype)

@@ -5,12 +5,35 @@ Nothing here imports Paddle.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from pypkg.models.architecture.config import read_json
 from pypkg.models.architecture.weight_map import Shape, WeightMap
 
 HEAD = "lm_head.weight"
+
+
+logger = logging.getLogger("pypkg.models")
+
+
+def stored_parameters(
+    folder: Path,
+    names: WeightMap,
+    parameters: Mapping[str, Shape],
+    found: Mapping[str, Shape],
+) -> dict[str, Shape]:
+    """``parameters`` without the head if ``folder`` lacks it, which the log says.
+
+    Args:
+        names, parameters, found: as of ``lacks_head``.
+    """
+    if not lacks_head(read_json(folder / "config.json"), names, parameters, found):
+        return dict(parameters)
+    logger.warning("%s holds a model without its head, which starts with random values", folder)
+    return {name: shape for name, shape in parameters.items() if name != HEAD}
 
 
 def lacks_head(

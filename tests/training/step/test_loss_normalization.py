@@ -7,7 +7,9 @@ import shutil
 
 import numpy as np
 import paddle
+import paddle.nn.functional as F
 import pytest
+from dense_decoder import dense_loss
 from tiny_configs import tiny
 from training_testing import counting_documents
 
@@ -17,16 +19,21 @@ from pypkg.models.decoder import Decoder
 from pypkg.parallel import mesh
 from pypkg.parallel.optimizer.distribute import distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
+from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.training.feed.samples import objective_of
 from pypkg.training.step.engine import Engine
 
 ROWS, SEQUENCE = 4, 24
 
 
-def new_engine(family: str, normalization: str = "global") -> tuple[Decoder, Engine]:
+def new_engine(
+    family: str, normalization: str = "global", loss_scale: float | None = None
+) -> tuple[Decoder, Engine]:
     model = from_config(tiny(family), seed=3)
     model.train()
-    wrapped, updater = distribute(model, UpdateOptions(weight_decay=0.5), mesh.current())
+    scaling = None if loss_scale is None else LossScale(initial=loss_scale)
+    options = UpdateOptions(weight_decay=0.5, loss_scale=scaling)
+    wrapped, updater = distribute(model, options, mesh.current())
     return model, Engine(wrapped, updater, normalization=normalization)
 
 
@@ -78,6 +85,35 @@ def test_gradients_do_not_depend_on_the_size_of_micro_batches(family: str, maske
     other = micro.forward_backward(joined(rows, 1))
     assert other is not None
     assert abs(other.item() / expected.item() - 1) > 1e-3
+
+
+@pytest.mark.parametrize("scale", [None, 4096.0])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_gradients_of_unequal_counts_against_float64(size: int, scale: float | None):
+    """The mean over all labels of the batch, by a decoder that shares no code with the model.
+
+    With a loss scale, gradients are that many times as large until the update.
+    """
+    rows = rows_of("llama", masked=True)
+    (whole,) = joined(rows, ROWS)
+    model, engine = new_engine("llama", loss_scale=scale)
+    exact = {
+        name: paddle.to_tensor(value.numpy().astype(np.float64), stop_gradient=False)
+        for name, value in model.named_parameters()
+    }
+    ids, labels = (paddle.to_tensor(whole[name]) for name in ("input_ids", "labels"))
+    logits, _ = dense_loss(model.config, exact, ids, labels)
+    counted = labels.flatten() != -100
+    likelihoods = F.log_softmax(logits.flatten(0, 1)[counted], axis=-1)
+    expected = -likelihoods.take_along_axis(labels.flatten()[counted].unsqueeze(1), 1).mean()
+    expected.backward()
+    loss = engine.forward_backward(joined(rows, size))
+    assert loss is not None
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for name, parameter in model.named_parameters():
+        right = exact[name].grad.numpy()
+        found = parameter.grad.numpy().astype(np.float64) / (scale or 1.0)
+        assert np.linalg.norm(found - right) <= 2e-6 * np.linalg.norm(right), name
 
 
 def test_equal_counts_have_the_same_bits_as_means():
