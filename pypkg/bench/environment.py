@@ -23,7 +23,13 @@ _INSTRUCTION_SETS = (
     "MKL_ENABLE_INSTRUCTIONS",
     "ONEDNN_MAX_CPU_ISA",
 )
-_PLACEHOLDERS = {"--json": "FILE", "--site-packages": "FOLDER", "--paddlenlp": "PYTHON"}
+_PLACEHOLDERS = {
+    "--json": "FILE",
+    "--site-packages": "FOLDER",
+    "--paddlenlp": "PYTHON",
+    "--folder": "FOLDER",
+    "--torch": "PYTHON",
+}
 
 
 def describe_run(arguments: Sequence[str], threads: int) -> dict[str, Any]:

@@ -42,6 +42,10 @@ logger = logging.getLogger("pypkg")
 
 _LARGEST_UINT16 = 65535
 _NAMED_FILES = 20  # of those that are lost
+_KEPT = (
+    "What is finished is kept in {}: the same command goes on from there if the files can be read "
+    "by then, and begins anew if they have changed or are left out."
+)
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,11 @@ class _Problems:
             if self._count == self._shown:
                 logger.warning("more such documents are only counted")
 
-    def raise_lost_files(self) -> None:
+    def raise_lost_files(self, kept: Path | None = None) -> None:
         """
+        Args:
+            kept: folder of what is finished.
+
         Raises:
             UserError: a file could not be read, or not to its end.
         """
@@ -120,6 +127,7 @@ class _Problems:
                         "names:",
                         *described[:_NAMED_FILES],
                         *more,
+                        *([_KEPT.format(kept)] if kept and kept.is_dir() else []),
                     ]
                 )
             )
@@ -312,7 +320,7 @@ def _encode_units(
             if bar.disable and documents >= next_log:
                 next_log = documents + options.log_interval
                 logger.info("%s documents, %s tokens", f"{documents:,}", f"{tokens:,}")
-    problems.raise_lost_files()
+    problems.raise_lost_files(kept=shards.path)
 
 
 def _document_order(num_documents: int, shuffle_seed: int | None) -> np.ndarray | None:
