@@ -226,6 +226,8 @@ def table(results: list[Result], baseline: dict[str, str]) -> str:
             f" Of {len(both)} that were also tried on the suite before it was divided into tiers, "
             f"that one caught {before}, this one {now}."
         )
+    if len(tried) < len(results):
+        lines[0] += f" {len(results) - len(tried)} were not tried."
     lines += [
         "",
         "| room | fault | before | now | first test that fails |",
