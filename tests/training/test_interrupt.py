@@ -72,6 +72,12 @@ class Saver:
         self.saved.append((state.global_step, state.pending_evaluation))
         return Path("checkpoint")
 
+    def poll(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        pass
+
 
 class Rows:
     def __init__(self) -> None:
