@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -95,8 +95,8 @@ class CheckpointWriting:
         make_writer: Callable[[Sequence[FileToWrite]], TensorWriter] = ThreadWriter,
     ) -> None:
         self.folder = Path(output_dir) / checkpoint_name(state)
-        self._state, self._state_json = state, json.dumps(asdict(state), indent=2)
-        self._best = state.best_checkpoint
+        self._state = replace(state)  # training goes on before the manifest is written
+        self._state_json = json.dumps(asdict(state), indent=2)
         self._add_files, self._settings_json, self._keep = add_files, settings_json, keep
         self._plan = SavePlan(tensor_sets)
         self._temporary = from_first_rank(self._begin)
@@ -114,6 +114,10 @@ class CheckpointWriting:
         except BaseException:
             self._abandon()
             raise
+
+    def num_bytes_of(self, rank: int) -> int:
+        """Bytes of the tensors that ``rank`` writes."""
+        return self._plan.num_bytes_of(rank)
 
     def is_done(self) -> bool:
         """Whether this rank has written its files, or failed to."""
@@ -163,7 +167,7 @@ class CheckpointWriting:
             self._abandon()
             raise
         if self._keep is not None and self._keep > 0:
-            for folder in surplus(self.folder.parent, self._keep, self._best):
+            for folder in surplus(self.folder.parent, self._keep, self._state.best_checkpoint):
                 try:
                     remove_checkpoint(folder)
                 except UserError as error:
