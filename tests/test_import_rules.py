@@ -92,7 +92,8 @@ ROOMS = {
     "pypkg.training": ("supervisor", "run", "final_report", "start", "trainer", "healing", "step",
                        "feed", "checkpoint", "reporting", "interrupt", "tp_sharding", "ledger",
                        "state"),
-    "pypkg.bench": ("__main__", "report", "train_step", "data", "ops", "environment", "timing"),
+    "pypkg.bench": ("__main__", "report", "train_step", "checkpoint", "data", "ops",
+                    "environment", "timing"),
 }  # fmt: skip
 COMMAND_LINES = (
     "pypkg.pretrain",

@@ -1,11 +1,11 @@
 """Command line of the benchmarks.
 
-``python -m pypkg.bench ops`` times the operators; with ``--device cuda`` it times the kernels alone
-on a GPU against torch, which needs nvcc and no Paddle. ``train-step`` times whole training steps,
-``preprocess`` tokenization, ``data-index`` the construction of sample indices and ``data-loading``
-the assembly of batches. ``report`` writes docs/benchmarks.md and its figures from the recorded
-results. Exit codes: 0 success; 1 a baseline failed or its result differs from the reference; 2 an
-invalid setting.
+``python -m pypkg.bench ops`` times the operators. With ``--device cuda`` it times the kernels on a
+GPU against torch, which needs nvcc and no Paddle. ``train-step`` times whole training steps,
+``preprocess`` tokenization, ``data-index`` the construction of index maps and ``data-loading`` the
+assembly of batches. ``report`` writes docs/benchmarks.md and its figures from the recorded results.
+Exit codes: 0 success; 1 a baseline failed or its result differs from the reference; 2 an invalid
+setting.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         "preprocess": _run_preprocess,
         "data-loading": _run_data_loading,
         "data-index": _run_data_index,
+        "checkpoint": _run_checkpoint,
     }[options.command]
     described = describe_run(arguments, options.threads)
     result = {**described, **run(options)}
@@ -84,8 +85,8 @@ def _run_gpu_kernels(options: argparse.Namespace) -> int:
 
 
 def _run_operators(options: argparse.Namespace) -> dict[str, Any]:
-    # Intel's OpenMP runtime in Paddle keeps its workers spinning for 200 ms after a product, on
-    # the cores that the next baseline needs.
+    # The workers of Intel's OpenMP runtime in Paddle spin for 200 ms after a product, on the cores
+    # that the next baseline needs.
     os.environ.setdefault("KMP_BLOCKTIME", "1")
     logger.info(configure_cpu(options.threads))
     import_paddle()
@@ -116,6 +117,12 @@ def _run_data_index(options: argparse.Namespace) -> dict[str, Any]:
     from pypkg.bench.data.index_suite import run_data_index
 
     return run_data_index(options)
+
+
+def _run_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
+    from pypkg.bench.checkpoint.suite import run_checkpoint
+
+    return run_checkpoint(options)
 
 
 def _write_docs() -> Path:
@@ -186,8 +193,20 @@ def _parser() -> argparse.ArgumentParser:
         help="site-packages with fast_dataindex or megatron-core; may be repeated",
     )
 
+    _add_checkpoint(commands, measured)
     commands.add_parser("report", help="make docs/benchmarks.md from docs/benchmarks/*.json")
     return parser
+
+
+def _add_checkpoint(commands: Any, measured: argparse.ArgumentParser) -> None:
+    checkpoint = commands.add_parser(
+        "checkpoint", parents=[measured], help="saving and loading under each layout"
+    )
+    checkpoint.add_argument("--config", default="llama-58m", help="a known model, or a folder")
+    checkpoint.add_argument("--layout", action="append", metavar="NAME", help="only this")
+    checkpoint.add_argument("--rounds", type=_positive, default=3)
+    checkpoint.add_argument("--folder", type=Path, help="on the disk to measure")
+    checkpoint.add_argument("--torch", metavar="PYTHON", help="interpreter with torch")
 
 
 def _add_paddlenlp(command: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from pypkg.models.pretrained import Model
 from pypkg.ops import set_matmul_precision
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
+from pypkg.parallel.launch import watchdog
 from pypkg.parallel.optimizer.distribute import DistributedModel, distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
@@ -153,7 +154,8 @@ def _start_ranks(settings: Settings, config: ModelConfig) -> None:
         raise UserError(listed(problems, "problems with the layout"))
     for line in layout_notices(settings, world_size):
         logger.info(line)
-    mesh.initialize(degrees(settings, world_size))
+    with watchdog.starting_fleet():
+        mesh.initialize(degrees(settings, world_size))
 
 
 def _make_model(

@@ -17,7 +17,6 @@ from pypkg.config import Settings, check_supported, load_settings, notices
 from pypkg.config.docs_page import configuration_page
 from pypkg.config.known_keys import NO_EFFECT, REFUSED
 from pypkg.config.settings import setting_fields
-from pypkg.config.support import support_problems
 from pypkg.errors import UserError
 
 REPO = Path(__file__).resolve().parents[2]
@@ -295,23 +294,6 @@ def test_what_is_not_implemented_is_refused_all_at_once(tmp_path):
     assert "pipeline_parallel_config holds use_dualpipev, but the schedules here are" in text
     assert 'metric_for_best_model is "accuracy", but an evaluation computes only' in text
     assert "greater_is_better is true" in text
-
-
-@pytest.mark.parametrize(
-    ("metric", "possible"),
-    [
-        (None, True), ("loss", True), ("eval_loss", True), ("ppl", True), ("eval_ppl", True),
-        ("perplexity", True), ("eval_perplexity", True), ("accuracy", False),
-        ("eval_accuracy", False), ("Loss", False), ("", False),
-    ],
-)  # fmt: skip
-def test_metrics_that_follow_from_the_loss(tmp_path, metric, possible):
-    extra = {"load_best_model_at_end": True, "metric_for_best_model": metric, "do_eval": True}
-    problems = support_problems(load(tmp_path, extra))
-    assert [problem for problem in problems if "metric_for_best_model" in problem] == problems
-    assert len(problems) == (not possible)
-    if not possible:
-        assert json.dumps(metric) in problems[0] and 'set it to "loss"' in problems[0]
 
 
 def test_neutral_values_are_supported(tmp_path):

@@ -278,16 +278,16 @@ class WeightMap:
         return runs
 
     def to_checkpoint(self, name: str, value: np.ndarray) -> dict[str, np.ndarray]:
-        """The checkpoint tensors for ``value``: parameter ``name``, its gradient or its state."""
+        """The checkpoint tensors for ``value``: parameter ``name``, its gradient or its state.
+
+        They are views of it where the checkpoint has the same order of elements, transposed or not.
+        """
         weight, sources = self._find(name)
         joined = value.T if weight.transpose else value
         if weight.packing:
             joined = weight.packing.to_checkpoint(joined)
         parts = np.split(joined, np.cumsum(weight.sizes)[:-1]) if weight.sizes else [joined]
-        return {
-            source: np.ascontiguousarray(weight.turn(part))
-            for source, part in zip(sources, parts, strict=True)
-        }
+        return {source: weight.turn(part) for source, part in zip(sources, parts, strict=True)}
 
     def check(
         self, parameters: Mapping[str, Sequence[int]], found: Mapping[str, Shape], where: str

@@ -88,6 +88,10 @@ class SavePlan:
         """Those that ``rank`` writes, in the order in which it gets their tensors."""
         return [file for file in self.files if file.rank == rank]
 
+    def num_bytes_of(self, rank: int) -> int:
+        """Bytes of the tensors that ``rank`` writes."""
+        return sum(spec.num_bytes for file in self.files_of(rank) for spec in file.specs.values())
+
     def tensors_of(self, rank: int) -> Iterator[tuple[str, np.ndarray]]:
         """The tensors that ``rank`` writes, one unit at a time; all ranks iterate to the end."""
         for each in self._sets:

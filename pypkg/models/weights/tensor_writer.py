@@ -24,7 +24,7 @@ from pypkg.models.weights.formats.stored_tensor import STORAGE
 
 BLOCK = 16 << 20  # bytes that are checked, summed and written at once
 _AHEAD = 256 << 20  # bytes of tensors that wait for the disk
-_WRITE_BACK = 64 << 20  # bytes after which the kernel is told to begin with writing
+_WRITE_BACK = 32 << 20  # bytes after which the kernel is told to begin with writing
 
 
 class NotFiniteError(UserError):

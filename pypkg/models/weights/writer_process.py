@@ -1,9 +1,10 @@
 """A ``TensorWriter`` whose files another process writes, while this one goes on.
 
-The bytes of the tensors, one after another in the order of the files, pass through a ring in shared
-memory. Two counters say how many bytes the one process has put in and the other has taken out. The
-other process knows names, shapes and order from the start. It is started anew and is no fork, so
-it holds no GPU, and it imports no Paddle. It ends when this process does.
+The tensors, one after another in the order of the files, pass through a ring in shared memory: a
+block that says how a tensor lies there, then its bytes. Two counters say how many bytes the one
+process has put in and the other has taken out. The other process knows names, shapes and order from
+the start. It is started anew and is no fork, so it holds no GPU, and it imports no Paddle. It ends
+when this process does.
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ class Ring:
         self._counters = memory[: 2 * 8].view(np.int64)
         self._bytes = memory[_HEADER:]
 
+    def empty(self) -> None:
+        """As at the start."""
+        self._counters[:] = 0
+
     def taken(self) -> int:
         """Bytes that have been taken out so far."""
         return int(self._counters[_TAKEN])
@@ -100,22 +105,55 @@ class Ring:
             count -= piece
 
 
+class RingMemory:
+    """The memory of a ring, kept from one ``ProcessWriter`` to the next: new pages cost time.
+
+    Args:
+        limit: bytes that it takes at most. It takes no more than the tensors of a writer do.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = max(_ALIGNMENT, limit - limit % _ALIGNMENT)
+        self._capacity = 0
+        self._descriptor = -1
+        self._ring: Ring | None = None
+
+    def ring_for(self, size: int) -> tuple[Ring, int, int]:
+        """An empty ring for ``size`` bytes, the descriptor of its memory, and its capacity."""
+        wanted = max(_ALIGNMENT, min(size, self._limit))
+        if self._ring is None or self._capacity < wanted:
+            self.release()
+            self._descriptor, self._capacity = os.memfd_create("pypkg-writer"), wanted
+            os.ftruncate(self._descriptor, _HEADER + wanted)
+            self._ring = Ring(self._descriptor, wanted)
+        self._ring.empty()
+        return self._ring, self._descriptor, self._capacity
+
+    def release(self) -> None:
+        """Gives the memory back when the last writer no longer uses it."""
+        self._ring = None
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    def __del__(self) -> None:
+        self.release()
+
+
 class ProcessWriter:
     """Hands the tensors of ``files`` to a process that writes them.
 
     ``put`` returns when the tensor is copied, and may change.
 
     Args:
-        memory: bytes that the ring takes at most. It takes no more than the tensors do.
+        memory: of no other writer that is at work.
     """
 
-    def __init__(self, files: Sequence[FileToWrite], memory: int) -> None:
+    def __init__(self, files: Sequence[FileToWrite], memory: RingMemory) -> None:
         self._due = iter([item for file in files for item in file.specs.items()])
-        share = sum(_aligned(spec.num_bytes) for file in files for spec in file.specs.values())
-        capacity = max(_ALIGNMENT, min(share, memory - memory % _ALIGNMENT))
-        descriptor = os.memfd_create("pypkg-writer")
-        os.ftruncate(descriptor, _HEADER + capacity)
-        self._ring = Ring(descriptor, capacity)
+        specs = [spec for file in files for spec in file.specs.values()]
+        size = sum(_ALIGNMENT + _aligned(spec.num_bytes) for spec in specs)
+        self._ring, descriptor, capacity = memory.ring_for(size)
         path = os.pathsep.join([str(_SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._answer = tempfile.TemporaryFile()  # noqa: SIM115, which no pipe's size limits
         self._process = subprocess.Popen(
@@ -126,7 +164,6 @@ class ProcessWriter:
             start_new_session=True,  # signals of the terminal are for the process that trains
             env={**os.environ, "PYTHONPATH": path},
         )
-        os.close(descriptor)
         assert self._process.stdin is not None  # it is a pipe
         self._process.stdin.write(json.dumps([_described(file) for file in files]).encode())
         self._process.stdin.close()
@@ -135,7 +172,9 @@ class ProcessWriter:
         due, spec = next(self._due)
         if (name, values.shape) != (due, tuple(spec.shape)):
             raise ValueError(f"expected {due} {spec.shape}, got {name} {values.shape}")
-        for block in row_blocks(values):
+        is_turned = values.ndim == 2 and values.strides[0] < values.strides[1]
+        self._ring.put(np.full(_ALIGNMENT, is_turned, np.uint8), self._is_alive)
+        for block in row_blocks(values.T if is_turned else values):
             data = np.ascontiguousarray(block, STORAGE[spec.dtype]).reshape(-1)
             self._ring.put(data.view(np.uint8), self._is_alive)
         padding = _aligned(spec.num_bytes) - spec.num_bytes
@@ -199,13 +238,28 @@ def _write(files: Sequence[FileToWrite], ring: Ring, parent: int) -> dict[str, F
     sequence = FileSequence(files)
     for file in files:
         for name, spec in file.specs.items():
-            sequence.begin(name, tuple(spec.shape))
-            for piece in ring.take(spec.num_bytes, is_alive):
-                sequence.append(piece.view(STORAGE[spec.dtype]))
+            (order,) = ring.take(_ALIGNMENT, is_alive)
+            is_turned = bool(order[0])
+            pieces = ring.take(spec.num_bytes, is_alive)
+            if is_turned:
+                sequence.write(name, _turned_back(pieces, spec))
+            else:
+                sequence.begin(name, tuple(spec.shape))
+                for piece in pieces:
+                    sequence.append(piece.view(STORAGE[spec.dtype]))
             for _ in ring.take(_aligned(spec.num_bytes) - spec.num_bytes, is_alive):
                 pass
     sequence.finish()
     return sequence.records
+
+
+def _turned_back(pieces: Iterator[np.ndarray], spec: TensorSpec) -> np.ndarray:
+    """A matrix from the bytes of its transpose. Turning it takes longer than copying it."""
+    data, at = np.empty(spec.num_bytes, np.uint8), 0
+    for piece in pieces:
+        data[at : at + piece.size] = piece
+        at += piece.size
+    return data.view(STORAGE[spec.dtype]).reshape(spec.shape[::-1]).T
 
 
 def _aligned(num_bytes: int) -> int:

@@ -50,13 +50,13 @@ def launch(arguments: Sequence[str], processes: int, log_folder: Path) -> int:
     Raises:
         UserError: the log folder cannot be written.
     """
-    ports = _free_ports(processes + 2)
+    ports = free_ports(processes + 2)
     signals: list[int] = []
     before = {each: signal.signal(each, lambda n, _: signals.append(n)) for each in _SIGNALS}
     ranks: list[subprocess.Popen] = []
     try:
         for rank in range(processes):
-            ranks.append(_start(arguments, _environment(rank, ports), rank, log_folder))
+            ranks.append(_start(arguments, rank_environment(rank, ports), rank, log_folder))
         _wait(ranks, signals)
     finally:
         codes = [_end(process) for process in ranks]
@@ -82,7 +82,8 @@ def end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _environment(rank: int, ports: Sequence[int]) -> dict[str, str]:
+def rank_environment(rank: int, ports: Sequence[int]) -> dict[str, str]:
+    """What a rank is told: this process's environment, and two ports more than there are ranks."""
     master, watch, *endpoints = (f"127.0.0.1:{port}" for port in ports)
     return {
         **os.environ,
@@ -164,7 +165,8 @@ def _log(folder: Path, rank: int) -> Path:
     return folder / f"workerlog.{rank}"
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nothing listens at now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

@@ -23,7 +23,7 @@ from pypkg.models.weights.model_folder import (
     write_json,
 )
 from pypkg.models.weights.tensor_writer import FileToWrite, TensorWriter, ThreadWriter
-from pypkg.models.weights.writer_process import ProcessWriter
+from pypkg.models.weights.writer_process import ProcessWriter, RingMemory
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank, on_all_ranks
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint.reading import load_optimizer, load_trainer_state
@@ -94,7 +94,7 @@ class Checkpointer:
         self._with_optimizer = with_optimizer
         self._seq_length, self._verify_checkpoint = seq_length, verify_checkpoint
         self._check_output_dir = check_output_dir
-        self._async_memory = async_memory
+        self._ring = None if async_memory is None else RingMemory(async_memory)
         self._pending: _Pending | None = None
 
     def save(self, state: TrainerState) -> Path:
@@ -129,7 +129,7 @@ class Checkpointer:
             make_writer=self._make_writer,
         )
         self._pending = _Pending(writing, began, time.monotonic() - began)
-        if self._async_memory is None:
+        if self._ring is None:
             self.wait()
         return writing.folder
 
@@ -158,7 +158,7 @@ class Checkpointer:
         pending, self._pending = self._pending, None
         folder = pending.writing.finish()
         seconds = time.monotonic() - pending.began
-        if self._async_memory is None:
+        if self._ring is None:
             logger.info("saved %s in %.1f s", folder, seconds)
         else:
             logger.info(
@@ -167,9 +167,7 @@ class Checkpointer:
             )
 
     def _make_writer(self, files: Sequence[FileToWrite]) -> TensorWriter:
-        if self._async_memory is None:
-            return ThreadWriter(files)
-        return ProcessWriter(files, self._async_memory)
+        return ThreadWriter(files) if self._ring is None else ProcessWriter(files, self._ring)
 
     def restore(self, checkpoint: Path, state: TrainerState) -> None:
         """Loads optimizer state and loss scale, for a model that has the weights of ``checkpoint``.

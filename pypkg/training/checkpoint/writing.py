@@ -115,6 +115,10 @@ class CheckpointWriting:
             self._abandon()
             raise
 
+    def num_bytes_of(self, rank: int) -> int:
+        """Bytes of the tensors that ``rank`` writes."""
+        return self._plan.num_bytes_of(rank)
+
     def is_done(self) -> bool:
         """Whether this rank has written its files, or failed to."""
         return self._writer.is_done()

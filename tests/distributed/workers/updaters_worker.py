@@ -275,8 +275,7 @@ def write_and_read(run: Trained, folder: Path, parameters: dict, state: dict) ->
         add_files=lambda _: None,
         settings_json="{}",
     )
-    own = checkpoint._plan.files_of(mesh.current().rank)
-    num_bytes = sum(spec.num_bytes for file in own for spec in file.specs.values())
+    num_bytes = checkpoint.num_bytes_of(mesh.current().rank)
     path = checkpoint.finish()
     damage_state(run.updater)
     load_optimizer(path, run.updater)

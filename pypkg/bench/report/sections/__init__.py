@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from pypkg.bench.report.sections import data_index, data_loading, operators, preprocess, train_step
+from pypkg.bench.report.sections import (
+    checkpoint,
+    data_index,
+    data_loading,
+    operators,
+    preprocess,
+    train_step,
+)
 
 SECTIONS: dict[str, ModuleType] = {
     "ops": operators,
@@ -15,4 +22,5 @@ SECTIONS: dict[str, ModuleType] = {
     "preprocess": preprocess,
     "data-index": data_index,
     "data-loading": data_loading,
+    "checkpoint": checkpoint,
 }

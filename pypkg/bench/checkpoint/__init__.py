@@ -1,0 +1,1 @@
+"""Saving and loading checkpoints, beside the rate of the disk."""

@@ -1,0 +1,175 @@
+"""One rank of ``checkpoint``: saves and loads a model with optimizer state, under a layout.
+
+The argument is a JSON object. Rank 0 prints one JSON object for each round; what a rank alone knows
+is that of the rank with the largest value.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pypkg.threads import configure_cpu, import_paddle
+
+_GIB = 2**30
+
+
+def main() -> None:
+    task = json.loads(sys.argv[1])
+    configure_cpu(task["threads"])
+    import_paddle()
+    from pypkg.parallel import mesh
+
+    mesh.initialize(mesh.Degrees(**task["degrees"]))
+    run = _Run(task)
+    for _ in range(task["rounds"]):
+        result = run.measure()
+        if mesh.current().rank == 0:
+            print(json.dumps(result), flush=True)
+
+
+class _Run:
+    """A model after one step, on short samples, so that there is optimizer state."""
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        import paddle
+
+        from pypkg.models import from_config
+        from pypkg.models.architecture.registry import load_config
+        from pypkg.models.weights.writer_process import RingMemory
+        from pypkg.parallel import mesh
+        from pypkg.parallel.optimizer.distribute import distribute
+        from pypkg.parallel.optimizer.factory import UpdateOptions
+        from pypkg.training.tp_sharding import ModelTpSharding
+
+        self._folder = Path(task["folder"])
+        self._ring = RingMemory(8 * _GIB)
+        config = load_config(task["config"])
+        self._layer = from_config(config, seed=0)
+        self._layer.train()
+        options = UpdateOptions(sharding_stage=task["sharding_stage"])
+        sharding = ModelTpSharding(config)
+        model, self._updater = distribute(self._layer, options, mesh.current(), sharding)
+        ids = paddle.arange(8, 40).reshape([1, 32])
+        batch = {"input_ids": ids, "labels": ids}
+        stages = mesh.current().pipeline_degree
+        model.forward_backward([batch] * stages, self._updater.scale)
+        self._updater.step(1e-3)
+        model.eval()
+
+    def measure(self) -> dict[str, Any]:
+        """One round: the disk alone, a save that is awaited, one that is not, and loading."""
+        from pypkg.models.weights.tensor_writer import ThreadWriter
+        from pypkg.models.weights.writer_process import ProcessWriter
+        from pypkg.parallel.comm.collective import from_first_rank
+
+        result: dict[str, Any] = {}
+        folder, result["sync"] = self._save(ThreadWriter)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        _remove(folder)
+        folder, result["async"] = self._save(partial(ProcessWriter, memory=self._ring))
+        result["load"] = self._load(folder)
+        _remove(folder)
+        result["dd"] = from_first_rank(lambda: _seconds_of_dd(self._folder / "dd", size))
+        return result | {"bytes": size}
+
+    def _save(self, make_writer: Callable[..., Any]) -> tuple[Path, dict[str, float]]:
+        from pypkg.models.pretrained import model_config_json, model_tensors
+        from pypkg.models.weights.model_folder import CONFIG_FILE, write_json
+        from pypkg.parallel import mesh
+        from pypkg.parallel.comm.collective import from_all_ranks
+        from pypkg.training.checkpoint.writing import CheckpointWriting, optimizer_tensors
+        from pypkg.training.state import TrainerState
+
+        from_all_ranks(lambda: None)
+        memory = _Memory()
+        begin = time.perf_counter()
+        writing = CheckpointWriting(
+            self._folder,
+            TrainerState(global_step=1),
+            tensor_sets=[model_tensors(self._layer), optimizer_tensors(self._updater)],
+            add_files=lambda to: write_json(to / CONFIG_FILE, model_config_json(self._layer)),
+            settings_json="{}",
+            make_writer=make_writer,
+        )
+        stall = time.perf_counter() - begin
+        folder = writing.finish()
+        total = time.perf_counter() - begin
+        share = writing.num_bytes_of(mesh.current().rank)
+        of_ranks = from_all_ranks(lambda: (stall, total, memory.growth(), share))
+        stalls, totals, grown, shares = zip(*of_ranks, strict=True)
+        return folder, {
+            "stall": max(stalls),
+            "total": max(totals),
+            "host_bytes": max(grown),
+            "largest_share": max(shares) * len(shares) / max(sum(shares), 1),
+        }
+
+    def _load(self, folder: Path) -> dict[str, float]:
+        from pypkg.models import from_pretrained
+        from pypkg.parallel.comm.collective import from_all_ranks
+        from pypkg.training.checkpoint.reading import load_optimizer
+
+        from_all_ranks(lambda: None)
+        before, begin = _read_bytes(), time.perf_counter()
+        model = from_pretrained(folder)
+        load_optimizer(folder, self._updater)
+        seconds, read = time.perf_counter() - begin, _read_bytes() - before
+        held = sum(p.size * p.element_size() for p in model.parameters()) + sum(
+            t.size * t.element_size() for t in self._updater.optimizer.state_tensors()
+        )
+        of_ranks = from_all_ranks(lambda: (seconds, read, read / held))
+        return dict(
+            zip(("total", "read_bytes", "read_per_held"), map(max, zip(*of_ranks)), strict=True)
+        )
+
+
+class _Memory:
+    """By how much the resident memory of this process has grown at most."""
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+        self._before = _status("VmRSS")
+
+    def growth(self) -> int:
+        """Bytes."""
+        return _status("VmHWM") - self._before
+
+
+def _status(field: str) -> int:
+    text = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(text.split(f"{field}:")[1].split()[0]) * 1024
+
+
+def _read_bytes() -> int:
+    text = Path("/proc/self/io").read_text(encoding="ascii")
+    return int(text.split("rchar:")[1].split()[0])
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder on the first rank."""
+    from pypkg.parallel.comm.collective import from_first_rank
+
+    from_first_rank(lambda: shutil.rmtree(folder))
+
+
+def _seconds_of_dd(path: Path, size: int) -> float:
+    """Of ``dd`` with fsync, which writes ``size`` bytes, up to whole blocks."""
+    block = 4 << 20
+    command = ["dd", "if=/dev/zero", f"of={path}", f"bs={block}", f"count={-(-size // block)}"]
+    begin = time.perf_counter()
+    subprocess.run([*command, "conv=fsync"], check=True, capture_output=True)
+    seconds = time.perf_counter() - begin
+    path.unlink()
+    return seconds
+
+
+if __name__ == "__main__":
+    main()

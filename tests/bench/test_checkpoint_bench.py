@@ -1,0 +1,50 @@
+"""``python -m pypkg.bench checkpoint``, with a tiny model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from test_train_step import _TINY
+
+from pypkg.bench.__main__ import main
+from pypkg.bench.checkpoint.suite import summary
+from pypkg.bench.report.sections import checkpoint
+
+
+def one_round(seconds: float) -> dict[str, Any]:
+    saved = {"stall": seconds / 4, "total": seconds, "host_bytes": 3 << 20, "largest_share": 1.02}
+    loaded = {"total": 1.5, "read_bytes": 10, "read_per_held": 1.04}
+    return {"bytes": 2 * 10**9, "sync": saved, "async": saved, "load": loaded, "dd": 0.9}
+
+
+def test_a_row_and_its_line() -> None:
+    row = summary("alone", [one_round(1.0), one_round(2.0), one_round(3.0)])
+    assert row["sync_total"]["median"] == 2.0 and row["async_stall"]["median"] == 0.5
+    assert row["of_disk"]["median"] == pytest.approx(0.45)
+    twice = summary("tp2", [one_round(4.0)])
+    lines = checkpoint.render({"workload": "a model", "rows": [row, twice]})
+    assert lines[0] == "- a model; 2.00 GB"
+    cells = [cell.strip() for cell in lines[-1].split("|")[1:-1]]
+    assert cells == ["tp2", "4.00", "4.00-4.00", "0.50", "0.23", "2.00", "1.00", "4.00", "1.50",
+                     "1.02", "1.04", "3"]  # fmt: skip
+
+
+def test_an_unknown_layout_is_named(capsys: pytest.CaptureFixture) -> None:
+    assert main(["checkpoint", "--layout", "tp3"]) == 2
+    assert "'tp3' is none of 'alone', 'tp2'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_from_end_to_end(tmp_path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(_TINY))
+    output = tmp_path / "result.json"
+    words = ["--config", str(tmp_path / "model"), "--rounds", "1", "--json", str(output)]
+    layouts = ["--layout", "alone", "--layout", "sharding2 stage 3", "--folder", str(tmp_path)]
+    assert main(["checkpoint", *words, *layouts]) == 0
+    rows = {row["layout"]: row for row in json.loads(output.read_text())["rows"]}
+    assert rows["alone"]["largest_share"] == 1.0
+    assert rows["sharding2 stage 3"]["largest_share"] < 1.1
+    assert "sharding2 stage 3" in capsys.readouterr().out
