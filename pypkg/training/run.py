@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pypkg.capabilities import ExecutionPlan, probe, resolve
@@ -82,7 +82,8 @@ def _run(
     state = _starting_state(settings, resumed)
     model, wrapped, updater = _make_model(settings, plan, checkpoint, config)
     samples = Samples(settings, model.config, state)
-    checkpointer = _make_checkpointer(settings, model, updater, samples, check_output_dir)
+    files = _tokenizer_files(settings, tokenizer)
+    checkpointer = _make_checkpointer(settings, model, updater, samples, files, check_output_dir)
     healer = Healer(
         settings, state, checkpointer=checkpointer, samples=samples, start=resumed,
         events=from_first_rank(lambda: current_events(settings.output_dir)),
@@ -181,11 +182,28 @@ def _make_model(
     return model, *distribute(model, _update_options(settings), mesh.current(), sharding)
 
 
+def _tokenizer_files(settings: Settings, tokenizer: Tokenizer | None) -> list[Path]:
+    """What checkpoints hold of the tokenizer.
+
+    Raises:
+        UserError: its files have vanished since it was loaded.
+    """
+    source = tokenizer_source(settings)
+    files = tokenizer_files(source)
+    if tokenizer is not None and not files:
+        raise UserError(
+            f"tokenizer_name_or_path {str(source)!r} was removed while the run started, so no "
+            "checkpoint could hold the tokenizer. Set it to a folder that stays."
+        )
+    return files
+
+
 def _make_checkpointer(
     settings: Settings,
     model: Model,
     updater: Updater,
     samples: Samples,
+    tokenizer_files: Sequence[Path],
     check_output_dir: Callable[[], None],
 ) -> Checkpointer:
     return Checkpointer(
@@ -193,7 +211,7 @@ def _make_checkpointer(
         model,
         updater,
         samples,
-        tokenizer_files=tokenizer_files(tokenizer_source(settings)),
+        tokenizer_files=tokenizer_files,
         settings_json=settings.to_json(),
         keep=settings.save_total_limit,
         with_optimizer=not settings.ignore_save_lr_and_optim,

@@ -102,8 +102,11 @@ def _reader(file: Path) -> Callable[[Path], Tokenizer]:
     return _SUFFIXES.get(file.suffix, JsonTokenizer)
 
 
-def tokenizer_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """The files that make up the tokenizer of a folder, to be copied with a model."""
+def tokenizer_files(folder_or_file: str | os.PathLike[str]) -> list[Path]:
+    """The files that make up the tokenizer of a folder, to be copied with a model; or the file."""
+    folder = Path(folder_or_file)
+    if folder.is_file():
+        return [folder]
     patterns = ("*token*", MERGES_FILE, *(name for name, _ in _KINDS))
-    found = {file for pattern in patterns for file in Path(folder).glob(pattern)}
+    found = {file for pattern in patterns for file in folder.glob(pattern)}
     return sorted(file for file in found if file.is_file())

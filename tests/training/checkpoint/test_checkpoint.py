@@ -17,6 +17,7 @@ from disk_log import DiskLog
 from tiny_configs import tiny
 from whole_values import whole_state
 
+from pypkg.config import Settings
 from pypkg.errors import UserError
 from pypkg.models import from_config
 from pypkg.parallel import mesh
@@ -24,6 +25,7 @@ from pypkg.parallel.optimizer.distribute import distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
+from pypkg.training import run
 from pypkg.training.checkpoint import writing
 from pypkg.training.checkpoint.checkpointer import Checkpointer
 from pypkg.training.checkpoint.folders import (
@@ -347,3 +349,14 @@ def test_weights_of_16_bits_go_back_in_place(tmp_path):
     checkpointer.reload(folder)
     for parameter, value in zip(layer.parameters(), before, strict=True):
         assert parameter.dtype == paddle.bfloat16 and bool((parameter == value).all())
+
+
+def test_a_tokenizer_that_vanishes_while_the_run_starts_is_an_error(tmp_path):
+    settings = Settings(max_steps=1, tokenizer_name_or_path=str(tmp_path / "tokenizer"))
+    assert run._tokenizer_files(settings, None) == []
+    with pytest.raises(UserError, match="was removed while the run started"):
+        run._tokenizer_files(settings, object())
+    file = tmp_path / "vocabulary.json"  # a tokenizer may be a file
+    file.write_text("{}")
+    settings = Settings(max_steps=1, tokenizer_name_or_path=str(file))
+    assert run._tokenizer_files(settings, object()) == [file]
