@@ -16,6 +16,8 @@ from typing import Any
 
 import xxhash
 
+from pypkg import progress
+
 ALGORITHM = "xxh3_128"
 _DIGEST_KEY = "digest"  # of a sealed file
 _BLOCK = 4 << 20  # bytes that a thread reads at a time
@@ -73,20 +75,27 @@ def file_record(path: Path, on_read: Callable[[int], None] | None = None) -> Fil
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         while count := file.readinto(buffer):
             checksum.update(buffer[:count])
+            progress.report(f"reading {path.name}")
             if on_read is not None:
                 on_read(count)
     return checksum.record()
 
 
-def file_records(paths: Iterable[Path]) -> dict[Path, FileRecord]:
+def file_records(
+    paths: Iterable[Path], on_read: Callable[[int], None] | None = None
+) -> dict[Path, FileRecord]:
     """Size and digest of each file; several are read at a time, the largest first.
+
+    Args:
+        on_read: called, from several threads, with the number of bytes of each block read.
 
     Raises:
         OSError: a file cannot be read.
     """
     ordered = sorted(paths, key=lambda path: path.stat().st_size, reverse=True)
     with ThreadPoolExecutor(_THREADS) as pool:
-        return dict(zip(ordered, pool.map(file_record, ordered), strict=True))
+        records = pool.map(lambda path: file_record(path, on_read), ordered)
+        return dict(zip(ordered, records, strict=True))
 
 
 class SealError(ValueError):

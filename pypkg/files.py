@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pypkg import progress
 from pypkg.errors import UserError
 
 
@@ -224,3 +225,4 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    progress.report(f"bringing {path.name} to the disk")

@@ -20,6 +20,7 @@ _BASE = (
     "pypkg.build_info",
     "pypkg.checksums",
     "pypkg.errors",
+    "pypkg.file_handles",
     "pypkg.files",
     "pypkg.markdown",
     "pypkg.paths",
@@ -43,6 +44,7 @@ RULES = (
     Rule("pypkg.build_info"),
     Rule("pypkg.checksums"),
     Rule("pypkg.errors"),
+    Rule("pypkg.file_handles"),
     Rule("pypkg.files"),
     Rule("pypkg.markdown"),
     Rule("pypkg.paths"),
@@ -72,6 +74,8 @@ RULES = (
     Rule("pypkg.pretrain", _ANYTHING),
     Rule("pypkg.preprocess", _ANYTHING),
     Rule("pypkg.convert", _ANYTHING),
+    Rule("pypkg.supervise", _ANYTHING),
+    Rule("pypkg.checkpoint", _ANYTHING),
     Rule("pypkg.__main__"),  # runs the others by name
     Rule("pypkg.completion", ("pypkg.__main__",)),
     Rule("pypkg.plan", ("pypkg.config", _ARCHITECTURE, "pypkg.planner", "pypkg.logs")),
@@ -85,12 +89,20 @@ ROOMS = {
                      "decoder", "layers", "weights", "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
                        "host", "process_end", "endpoints"),
-    "pypkg.training": ("run", "final_report", "start", "trainer", "step", "feed", "checkpoint",
-                       "reporting", "interrupt", "tp_sharding", "ledger", "state"),
+    "pypkg.training": ("supervisor", "run", "final_report", "start", "trainer", "healing", "step",
+                       "feed", "checkpoint", "reporting", "interrupt", "tp_sharding", "ledger",
+                       "state"),
     "pypkg.bench": ("__main__", "report", "train_step", "checkpoint", "data", "ops",
                     "environment", "timing"),
 }  # fmt: skip
-COMMAND_LINES = ("pypkg.pretrain", "pypkg.preprocess", "pypkg.convert", "pypkg.plan")
+COMMAND_LINES = (
+    "pypkg.pretrain",
+    "pypkg.supervise",
+    "pypkg.preprocess",
+    "pypkg.convert",
+    "pypkg.plan",
+    "pypkg.checkpoint",
+)
 
 # These run where no Paddle is installed. (The rules above look at each file, this at all that it
 # draws in.)
@@ -100,8 +112,9 @@ WITHOUT_PADDLE = ("pypkg", "pypkg.config", "pypkg.errors", "pypkg.models.archite
                   "pypkg.models.weights.hub", "pypkg.models.weights.writer_process",
                   "pypkg.models.architecture.layer_split",
                   "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.weights.tp_shards",
-                  "pypkg.parallel.mesh", "pypkg.convert", "pypkg.preprocess",
-                  "pypkg.pretrain", "pypkg.__main__", "pypkg.completion")  # fmt: skip
+                  "pypkg.parallel.mesh", "pypkg.convert", "pypkg.checkpoint", "pypkg.preprocess",
+                  "pypkg.pretrain", "pypkg.supervise", "pypkg.__main__",
+                  "pypkg.completion")  # fmt: skip
 
 
 def module_name(file: Path) -> str:
@@ -265,8 +278,9 @@ _INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 _INCLUDES_OF = {
     "kernels": (("kernels",), _CUDA),
     "paddle": (("kernels", "paddle"), re.compile(r"paddle/.+|cuda_?[a-z0-9_]*\.h")),
-    "python": (("kernels", "python"), re.compile(r"pybind11/.+|cuda_?[a-z0-9_]*\.h")),
-}
+    "python": (("kernels", "python"),
+               re.compile(r"pybind11/.+|cuda_?[a-z0-9_]*\.h|(fcntl|unistd|sys/mman|sys/stat)\.h")),
+}  # fmt: skip
 # The header that stands in for CUDA in tests that run kernels on a CPU.
 _EMULATION = "cuda_emulation.h"
 C_FILES = sorted(

@@ -118,7 +118,9 @@ PYPKG_INLINE typename X::IntVec column_numbers(int v) {
 // a panel where it is given.
 template <class X>
 PYPKG_INLINE void cap_scores(float softcap, Sums<X>& scores, float* slope = nullptr) {
+#pragma GCC unroll 16
   for (int r = 0; r < X::kRows; ++r) {
+#pragma GCC unroll 4
     for (int v = 0; v < X::kVectors; ++v) {
       const auto tanh = fast_tanh<typename X::Vec>(scores.at[r][v] / softcap);
       scores.at[r][v] = softcap * tanh;

@@ -53,21 +53,28 @@ PYPKG_INLINE void store(float* p, const Vector& v) {
 }
 
 // A tile of a product. Its rows lie kWidth apart in a panel, and anyhow apart in another matrix.
+// GCC keeps `at` in registers only where every index is a constant: each loop over it is unrolled.
 template <class X>
 struct Sums {
   typename X::Vec at[X::kRows][X::kVectors] = {};
 
   PYPKG_INLINE void fill(float value) {
+#pragma GCC unroll 16
     for (int r = 0; r < X::kRows; ++r)
+#pragma GCC unroll 4
       for (int v = 0; v < X::kVectors; ++v) at[r][v] = typename X::Vec{} + value;
   }
   PYPKG_INLINE void load_from(const float* panel) {
+#pragma GCC unroll 16
     for (int r = 0; r < X::kRows; ++r)
+#pragma GCC unroll 4
       for (int v = 0; v < X::kVectors; ++v)
         at[r][v] = load<typename X::Vec>(panel + r * X::kWidth + v * X::kLanes);
   }
   PYPKG_INLINE void store_to(float* matrix, int64_t stride = X::kWidth) const {
+#pragma GCC unroll 16
     for (int r = 0; r < X::kRows; ++r)
+#pragma GCC unroll 4
       for (int v = 0; v < X::kVectors; ++v) store(matrix + r * stride + v * X::kLanes, at[r][v]);
   }
 };

@@ -92,6 +92,7 @@ PYPKG_INLINE void accumulate_strip(const float* scores, const Range* seen, const
       tile.load_from(rows);
 #pragma GCC unroll 16
       for (int r = 0; r < X::kRows; ++r)
+#pragma GCC unroll 4
         for (int l = 0; l < X::kVectors; ++l) tile.at[r][l] *= shrink[r0 + r];
       multiply_columns<X, kStrip<X>>(tile, scores, r0, v + c * kKeys, keys.begin, keys.end);
       tile.store_to(rows);

@@ -152,6 +152,11 @@ class Settings(TrainingSettings):
         "sizes looks at their lengths alone, no checks nothing",
         choices=("checksums", "sizes", "no"),
     )
+    verify_data: bool = setting(
+        False,
+        "read the corpora at start, on rank 0, and compare them with the checksums that pypkg "
+        "preprocess wrote",
+    )
     reset_attention_mask: bool = setting(
         False, "a token attends only to tokens of its own document (Megatron-LM's name)"
     )
@@ -201,6 +206,29 @@ class Settings(TrainingSettings):
         "batches of an evaluation, and -1 for the whole split, each sample once; by default "
         "max_evaluate_steps if set, else 10",
         at_least=-1,
+    )
+    max_rollbacks: int = setting(
+        3,
+        "how often, within rollback_window steps, a run goes back to the newest checkpoint of its "
+        "own and leaves out the samples of a step that went wrong; then it stops. 0: it stops at "
+        "once",
+        at_least=0,
+    )
+    rollback_window: int = setting(1000, "steps in which max_rollbacks counts", at_least=1)
+    rollback_skip_steps: int = setting(
+        1, "steps left out by a rollback: the one that went wrong and those before it", at_least=1
+    )
+    loss_spike_threshold: float = setting(
+        0.0,
+        "a loss so many standard deviations above the median of the steps before it went wrong; "
+        "0: any finite loss is right. 10 is a start",
+        at_least=0,
+    )
+    grad_norm_spike_threshold: float = setting(
+        0.0, "the same of the gradient norm, before clipping", at_least=0
+    )
+    spike_window: int = setting(
+        128, "steps whose median and spread a loss or a norm is compared with", at_least=8
     )
     sample_prompt: str = setting("", "what the text written at the end of a run starts with")
     sample_tokens: int = setting(

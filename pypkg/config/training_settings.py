@@ -96,7 +96,9 @@ class TrainingSettings(ModelDataSettings):
         "loss, sample and summary",
     )
     metric_for_best_model: str | None = setting(
-        None, "what load_best_model_at_end compares: loss or eval_loss, which are the same"
+        None,
+        "what load_best_model_at_end compares: loss, ppl or perplexity, with or without eval_ "
+        "before it, which all choose the same model",
     )
     greater_is_better: bool | None = setting(
         None, "must be false, since a loss is compared; by default false"

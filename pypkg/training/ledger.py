@@ -11,6 +11,7 @@ fields depend on the event. A line is on the disk before ``record`` returns.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pypkg.errors import UserError
 from pypkg.files import append_line
 
 LEDGER_FILE = "ledger.jsonl"
+OVERWRITTEN = "overwritten"  # the event at which a run started anew in the folder of another
 
 Event = dict[str, Any]
 
@@ -81,6 +83,28 @@ def events(output_dir: str | Path) -> list[Event]:
             )
         rows.append(row)
     return rows
+
+
+def current_events(output_dir: str | Path) -> list[Event]:
+    """The events since overwrite_output_dir last started the run anew."""
+    found = events(output_dir)
+    starts = [number for number, event in enumerate(found) if event["event"] == OVERWRITTEN]
+    return found[starts[-1] + 1 :] if starts else found
+
+
+def counts(output_dir: str | Path) -> dict[str, int]:
+    """How often each kind of event is among ``current_events``, and the number of skipped samples.
+
+    Raises:
+        UserError: as for ``events``.
+    """
+    found = current_events(output_dir)
+    total = Counter(event["event"] for event in found)
+    for event in found:
+        if event["event"] == "skipped":
+            first, stop = event["samples"]
+            total["skipped_samples"] += stop - first
+    return dict(sorted(total.items()))
 
 
 _ELSEWHERE = "Move it away, or set output_dir to another folder."

@@ -54,7 +54,7 @@ def test_variants_are_versions_of_every_case():
 
     maker = Maker(_native, None, "cpu", use_compile=False, variants={"kThreads=1": _native})
     versions = {
-        (case.op, case.pass_name): list(case.versions)
+        (case.op, case.passes[0]): list(case.method.versions)
         for case in suites.cases(maker, suites.SUITES)
     }
     assert versions["swiglu", "forward"] == ["CUDA", "CUDA kThreads=1"]

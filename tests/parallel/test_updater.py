@@ -132,6 +132,21 @@ def test_an_overflow_skips_the_step_and_lowers_the_scale():
     assert np.isfinite(run.train(range(1))).all()
 
 
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@pytest.mark.parametrize("options", [{}, {"offload": True}, {"max_norm": 0.0}])
+def test_gradients_that_are_not_finite_change_nothing(options, bad):
+    """Without a loss scale, on the device; AdamW's powers alone count the step."""
+    run = Run(**options)
+    run.train(range(2))
+    before, state = run.values(), run.state()
+    run.model.forward_backward([{"x": batch(2)}], lambda loss: loss * bad)
+    assert not np.isfinite(run.updater.step(1e-2).item())
+    assert_same(run.values(), before)
+    moments = [name for name in state if "moment" in name]
+    after = run.state()
+    assert_same({name: after[name] for name in moments}, {name: state[name] for name in moments})
+
+
 @pytest.mark.parametrize("offload", [False, True])
 def test_half_precision_gradients_are_unscaled_in_float32(offload):
     """A gradient of 2^-140, made with a scale of 2^15, is nothing in bfloat16 without it."""

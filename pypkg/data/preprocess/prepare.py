@@ -284,9 +284,9 @@ def _encode_units(
         return
     processes = min(options.workers, len(missing))
     threads = max(1, options.workers // processes)
-    # Other processes read the file again; in this one a large tokenizer takes seconds to read.
-    source = tokenizer if processes == 1 else tokenizer.file
-    setup = partial(make_encoder, options, source, shards, threads)
+    # Reading a large tokenizer takes seconds: this process has done so, and others do it once.
+    load = (lambda: tokenizer) if processes == 1 else partial(load_tokenizer, tokenizer.file)
+    setup = partial(make_encoder, options, shards, threads)
     tasks = [Task(number, units[number]) for number in missing]
     problems = _Problems(options.on_error)
     documents = tokens = 0
@@ -294,7 +294,7 @@ def _encode_units(
     total = sum(span.file_bytes for task in tasks for span in task.unit)
     with (
         _progress_bar("tokenizing", total) as bar,
-        closing(run_tasks(setup, tasks, processes)) as events,
+        closing(run_tasks(load, setup, tasks, processes)) as events,
     ):
         for event in events:
             if isinstance(event, Problem):

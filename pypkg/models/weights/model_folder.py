@@ -1,4 +1,4 @@
-"""Writes a Hugging Face folder as its tensors come: config.json and safetensors, sharded if large.
+"""Writes a Hugging Face folder, config.json and safetensors files, one tensor at a time.
 
 Nothing here imports Paddle.
 """
@@ -36,21 +36,21 @@ def write_model_folder(
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     metadata_format: str = "pt",
 ) -> None:
-    """Writes config.json, safetensors and, if there are several, their index.
+    """Writes config.json and safetensors files, with an index if there are several.
 
-    Every file is written under a temporary name, and renamed when all are complete; weight files
-    of an earlier save that are no longer part of the model are removed then. Other files of the
-    folder stay.
+    Files have temporary names until all are complete. Then they are renamed, and weight files of
+    an earlier save that do not belong to the model are removed; other files stay.
 
     Args:
         config: the keys of config.json.
-        specs: of every tensor by name, in the order in which ``tensors`` gives them.
-        max_shard_size: bytes, or a number with a unit such as "500MB" or "5GB".
-        metadata_format: "pt" for Hugging Face's matrices, "np" for PaddleNLP's.
+        specs: of every tensor by name, in the order of ``tensors``.
+        tensors: (name, array) pairs.
+        max_shard_size: largest size of a weight file, in bytes or with a unit ("500MB", "5GB").
+        metadata_format: "pt" for the layout of Hugging Face, "np" for that of PaddleNLP.
 
     Raises:
-        UserError: the folder cannot be written to, the disk is full, or ``max_shard_size`` makes
-            no sense.
+        UserError: the folder cannot be written to, the disk is full, or ``max_shard_size`` is not
+            a size.
     """
     shards = split_by_size(specs, parse_size(max_shard_size)) or [{}]
     written: dict[str, Path] = {}  # final name -> temporary file
@@ -113,7 +113,11 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def parse_size(size: int | str) -> int:
-    """Bytes in a number with a unit, such as "500MB" or "1.5GiB"."""
+    """The number of bytes of a size such as "500MB" or "1.5GiB".
+
+    Raises:
+        UserError: ``size`` is not a positive size.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
     number, unit = match.groups() if match else ("0", "")
     num_bytes = int(float(number) * (_UNITS.get(unit.upper(), 0) if unit else 1))

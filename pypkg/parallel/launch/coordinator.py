@@ -8,6 +8,7 @@ import threading
 import time
 from typing import Any
 
+from pypkg import file_handles
 from pypkg.parallel.launch import verdicts
 from pypkg.parallel.launch.message_stream import MessageStream
 from pypkg.parallel.launch.ports import listen
@@ -29,8 +30,10 @@ class Coordinator:
     def __init__(self, address: tuple[str, int], size: int, limits: Limits) -> None:
         """
         Raises:
-            UserError: the port is taken.
+            UserError: the port is taken, or so many connections cannot be open at a time.
         """
+        # Paddle's store on rank 0 has a connection of every rank as well.
+        file_handles.require(2 * size, f"The connections of {size} ranks to rank 0")
         self._size = size
         self._limits = limits
         self._members: dict[int, Member] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 import threading
 from typing import Any
@@ -22,6 +23,16 @@ class MessageStream:
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether something can be received, waiting up to ``seconds`` for it.
+
+        Raises:
+            ValueError, OSError: this end is closed.
+        """
+        poll = select.poll()  # select.select takes no descriptor above 1023
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
 
     def send(self, kind: str, **content: Any) -> None:
         """Sends a message and waits for no answer. A closed peer is ignored."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import select
 import socket
 import time
 
@@ -91,8 +90,7 @@ def _wait_for_an_answer(stream: MessageStream, deadline: float, where: str) -> s
     """Waits for the coordinator's first message, which stays to be read; else what is wrong."""
     warn_at = time.monotonic() + _SECONDS_BEFORE_A_WARNING
     while (now := time.monotonic()) < deadline:
-        ready, _, _ = select.select([stream], [], [], 0.25)
-        if ready:
+        if stream.wait(0.25):
             return "" if stream.has_message() else _ANOTHER_PROGRAM
         if now > warn_at:
             warn_at = deadline

@@ -118,7 +118,7 @@ def of_silence(members: Members, now: float, limit: float) -> Verdict | None:
 def of_hang(members: Members, limit: float) -> Verdict | None:
     """Ranks that are furthest behind, when none has made progress for ``limit`` seconds."""
     there = {rank: member for rank, member in members.items() if not member.left}
-    if not limit or any(member.idle <= limit for member in there.values()):
+    if not limit or not there or any(member.idle <= limit for member in there.values()):
         return None
     behind = [rank for rank, member in there.items() if not member.waits] or list(there)
     first = min(there[rank].count for rank in behind)

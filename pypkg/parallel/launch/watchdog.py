@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import select
 import sys
 import threading
 import time
@@ -154,9 +153,7 @@ class Watchdog:
         due = 0.0
         while not self._has_left:
             try:
-                ready, _, _ = select.select(
-                    [self._stream], [], [], self._limits.heartbeat_interval / 4
-                )
+                ready = self._stream.wait(self._limits.heartbeat_interval / 4)
                 messages = self._stream.receive() if ready else []
             except (OSError, ValueError):  # closed by leave()
                 return

@@ -61,7 +61,8 @@ class Optimizer(Protocol):
         """One step for all of ``updates``, in place.
 
         Args:
-            grad_scale: float32 scalar on the device, by which gradients are multiplied first.
+            grad_scale: float32 scalar on the device, by which gradients are multiplied first. NaN:
+                gradients are not finite, and no parameter and no state in the shape of one changes.
         """
 
 

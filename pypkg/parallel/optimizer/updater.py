@@ -79,8 +79,9 @@ class Updater:
     def step(self, learning_rate: float) -> Tensor:
         """Updates the parameters by the mean gradient over all sample shards, and clears it.
 
-        All ranks have to call it. With a loss scale, a step whose gradients are not finite changes
-        only the scale.
+        All ranks have to call it. A step whose gradients are not finite changes no parameter. With
+        a loss scale it changes the scale alone. Without one, the devices decide, and scalar state,
+        such as AdamW's powers of beta, counts the step.
 
         Returns:
             The global norm before clipping, without the loss scale: a float32 scalar, the same on
@@ -138,6 +139,17 @@ class Updater:
                     array = self._held(name, of_key, parameter.shape, bounds)
                 self.optimizer.assign(value, array)
         self._has_state = True
+
+    def assign_parameters(self, read: Callable[[str, Sequence[int]], np.ndarray]) -> None:
+        """Overwrites the parameters of this rank in place, and forgets the optimizer state.
+
+        Args:
+            read: returns a parameter, or this rank's TP shard of it, by name and shape.
+        """
+        for name, parameter in self._parameters.items():
+            self.zero.assign(parameter, read(name, parameter.shape))
+        self.optimizer.forget_state()
+        self._has_state = False
 
     def _held(
         self, name: str, read: ReadSlices, shape: Sequence[int], bounds: tuple[int, int] | None

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from pypkg.models.pretrained import Model, model_config_json, model_tensors
+from pypkg.errors import UserError
+from pypkg.models.pretrained import (
+    Model,
+    model_config_json,
+    model_dtype,
+    model_tensors,
+    weight_reader,
+)
 from pypkg.models.weights.model_folder import (
     CONFIG_FILE,
     DEFAULT_SHARD_SIZE,
@@ -18,9 +24,9 @@ from pypkg.models.weights.model_folder import (
 )
 from pypkg.models.weights.tensor_writer import FileToWrite, TensorWriter, ThreadWriter
 from pypkg.models.weights.writer_process import ProcessWriter, RingMemory
-from pypkg.parallel.comm.collective import on_all_ranks
+from pypkg.parallel.comm.collective import is_first_rank, on_all_ranks
 from pypkg.parallel.optimizer.updater import Updater
-from pypkg.training.checkpoint.reading import load_optimizer
+from pypkg.training.checkpoint.reading import load_optimizer, load_trainer_state
 from pypkg.training.checkpoint.writing import CheckpointWriting, optimizer_tensors
 from pypkg.training.state import TrainerState
 
@@ -48,12 +54,18 @@ class Checkpointer:
         model: this rank's, as ``save_pretrained`` takes it.
         updater: of that model.
         samples: knows the order of samples.
-        tokenizer_files: copied into each checkpoint.
+        tokenizer_files: read here, and written into each checkpoint.
         settings_json: the settings of the run.
         keep: number of checkpoints to keep; None or 0 keeps all.
         with_optimizer: whether optimizer state is saved.
         async_memory: bytes of host memory in which a rank holds what it has yet to write while
             training goes on; None: training stands still until a checkpoint is complete.
+        seq_length: tokens of a sample, for a checkpoint of PaddleNLP.
+        check_output_dir: called before each save; raises UserError where the run may no longer
+            write there.
+
+    Raises:
+        UserError: a file of the tokenizer cannot be read.
     """
 
     def __init__(
@@ -68,25 +80,33 @@ class Checkpointer:
         keep: int | None,
         with_optimizer: bool = True,
         async_memory: int | None = None,
+        seq_length: int = 0,
+        check_output_dir: Callable[[], None] = lambda: None,
     ) -> None:
         self._output_dir = output_dir
         self._model, self._updater, self._samples = model, updater, samples
-        self._tokenizer_files = tokenizer_files
+        self._tokenizer = {file.name: _read(file) for file in tokenizer_files if is_first_rank()}
         self._settings_json, self._keep = settings_json, keep
         self._with_optimizer = with_optimizer
         self._ring = None if async_memory is None else RingMemory(async_memory)
+        self._seq_length = seq_length
+        self._check_output_dir = check_output_dir
         self._pending: _Pending | None = None
 
-    def save(self, state: TrainerState) -> None:
+    def save(self, state: TrainerState) -> Path:
         """Writes ``checkpoint-<global_step>``, or begins to; all ranks have to call it.
 
         ``state`` receives the order of samples and the loss scale. A checkpoint that is still being
         written is completed first.
 
+        Returns:
+            The folder, which has this name when it is complete.
+
         Raises:
-            UserError: the disk is full, the folder cannot be written, or a weight is NaN or
-                infinite; on every rank.
+            UserError: the disk is full, the folder cannot be written or is no longer this run's,
+                or a weight is NaN or infinite; on every rank.
         """
+        self._check_output_dir()
         self.wait()
         began = time.monotonic()
         self._samples.record(state)
@@ -107,6 +127,7 @@ class Checkpointer:
         self._pending = _Pending(writing, began, time.monotonic() - began)
         if self._ring is None:
             self.wait()
+        return writing.folder
 
     def poll(self) -> None:
         """Completes the checkpoint that is being written, if all ranks have written their files.
@@ -157,7 +178,35 @@ class Checkpointer:
             self._updater.scaler.load_state(state.loss_scale)
         logger.info("resuming from %s at step %d", checkpoint, state.global_step)
 
+    def reload(self, checkpoint: Path) -> TrainerState:
+        """Puts model, optimizer and loss scale back to ``checkpoint``, in place.
+
+        All ranks have to call it, under the layout that the model has.
+
+        Returns:
+            The state of ``checkpoint``.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        state = load_trainer_state(checkpoint, self._seq_length)
+        config = self._model.config
+        read = weight_reader(checkpoint, config, model_dtype(self._model))
+        self._updater.assign_parameters(read)
+        self.restore(checkpoint, state)
+        return state
+
     def _add_files(self, folder: Path) -> None:
         write_json(folder / CONFIG_FILE, model_config_json(self._model))
-        for file in self._tokenizer_files:
-            shutil.copy(file, folder)
+        for name, content in self._tokenizer.items():
+            (folder / name).write_bytes(content)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{file}, a part of the tokenizer, cannot be read: {error.strerror}. Set "
+            "tokenizer_name_or_path to a folder that stays while the run starts."
+        ) from error

@@ -27,6 +27,7 @@ SETTINGS_FILE = "settings.json"
 TEMPORARY_PREFIX = "tmp-checkpoint-"
 DAMAGED_PREFIX = "damaged-"
 _NAME = re.compile(r"checkpoint-(\d+)$")
+_REPLACED = re.compile(rf"{TEMPORARY_PREFIX}(\d+)-.*\.old$")  # by files.replace_folder
 
 
 def checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
@@ -59,7 +60,7 @@ def checkpoint_name(state: TrainerState) -> str:
 
 
 def prepare_output_dir(output_dir: str | Path) -> None:
-    """Makes the folder, proves that it can be written, and removes what a killed save left.
+    """Makes the folder and proves that it can be written.
 
     Raises:
         UserError: it cannot be made or written.
@@ -75,8 +76,19 @@ def prepare_output_dir(output_dir: str | Path) -> None:
             f"output_dir {str(folder)!r} cannot be written: {error.strerror}. "
             "Set output_dir to a folder you may write."
         ) from error
-    for stale in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        shutil.rmtree(stale, ignore_errors=True)
+
+
+def remove_unfinished(output_dir: str | Path) -> None:
+    """Removes what killed saves left; only for the run that holds the lock of ``output_dir``.
+
+    A checkpoint that was being replaced by one of the same step gets its name back.
+    """
+    for stale in Path(output_dir).glob(f"{TEMPORARY_PREFIX}*"):
+        replaced = _REPLACED.match(stale.name)
+        if replaced and not stale.with_name(f"checkpoint-{replaced.group(1)}").exists():
+            stale.rename(stale.with_name(f"checkpoint-{replaced.group(1)}"))
+        else:
+            shutil.rmtree(stale, ignore_errors=True)
 
 
 def remove_checkpoint(folder: Path) -> None:

@@ -115,6 +115,18 @@ class Samples:
             )
         ]
 
+    def documents(self, first: int, stop: int) -> dict[str, list[int]]:
+        """Documents by corpus that training samples ``first`` to ``stop`` - 1 are made of.
+
+        Rank 0 may call this, and other ranks that read samples.
+        """
+        dataset, found = self._datasets["train"], dict[str, set[int]]()
+        for sample in range(first, stop):
+            corpus, documents = dataset.documents(sample)
+            name = self.sources["train"][dataset.corpora.index(corpus)]
+            found.setdefault(name, set()).update(documents)
+        return {name: sorted(documents) for name, documents in found.items()}
+
     def _open(self, state: TrainerState) -> dict[str, list[str]]:
         s, shards = self._settings, mesh.current().sample_shards
         numbers = _wanted_samples(s, state, shards)
@@ -219,11 +231,10 @@ def _earlier_order(state: TrainerState) -> SampleOrder | None:
         return None
     try:
         return SampleOrder.from_json(state.data_order)
-    except (KeyError, TypeError) as error:
+    except ValueError as error:
         raise UserError(
-            f"the data_order in the checkpoint's trainer_state.json is not one that this version "
-            f"writes ({error!r}); resume from another checkpoint, or set overwrite_output_dir to "
-            "start anew"
+            f"trainer_state.json of the checkpoint: data_order is none that a run writes: {error}. "
+            "Resume from another checkpoint, or set overwrite_output_dir to start anew."
         ) from error
 
 

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from pypkg.config import Settings
 from pypkg.errors import UserError
-from pypkg.parallel.launch import watchdog
 from pypkg.training.checkpoint.folders import (
     checkpoints,
     is_marked,
     remove_checkpoint,
     set_aside,
+    step_in_name,
 )
 from pypkg.training.checkpoint.verify import Report, verify
+from pypkg.training.ledger import OVERWRITTEN, events, record
+from pypkg.training.start.read_progress import read_progress
+from pypkg.training.start.start_up import folder_with_weights
 from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
-
-_SECONDS_BETWEEN_LOG_LINES = 30.0
 
 
 def checkpoint_to_resume(settings: Settings) -> Path | None:
@@ -32,7 +32,8 @@ def checkpoint_to_resume(settings: Settings) -> Path | None:
     removed; one rank alone may call this.
 
     Raises:
-        UserError: the checkpoint that is named, or each one in ``output_dir``, is damaged; or, with
+        UserError: the checkpoint that is named, or each one in ``output_dir``, is damaged, or that
+            whose weights a new run with ``continue_training`` starts from; or, with
             ``ignore_load_lr_and_optim``, ``output_dir`` holds checkpoints already. The steps count
             from 0 again, so those of the new run would mix with them.
     """
@@ -50,8 +51,13 @@ def checkpoint_to_resume(settings: Settings) -> Path | None:
             logger.info("overwrite_output_dir: starting anew, removing %d checkpoints", len(found))
         for folder in found:
             remove_checkpoint(folder)
-        return None
-    return _newest_whole(found, settings)
+        if events(settings.output_dir):
+            record(settings.output_dir, OVERWRITTEN, step=0)
+        found = []
+    newest = _newest_whole(found, settings)
+    if newest is None and settings.continue_training:
+        _check_first_weights(folder_with_weights(settings), settings)
+    return newest
 
 
 def best_checkpoint(settings: Settings, state: TrainerState) -> Path | None:
@@ -82,6 +88,16 @@ def _named_checkpoint(folder: Path, settings: Settings) -> Path:
     return folder
 
 
+def _check_first_weights(folder: Path, settings: Settings) -> None:
+    """Checks the folder that ``continue_training`` starts from, if it is a checkpoint of a run."""
+    if is_marked(folder) and (damage := _damage(folder, settings.verify_checkpoint)):
+        raise UserError(
+            f"model_name_or_path is the checkpoint {str(folder)!r}, which is damaged: "
+            f"{'; '.join(damage)}. Name another one, or set verify_checkpoint to no to take it as "
+            "it is."
+        )
+
+
 def _newest_whole(found: list[Path], settings: Settings) -> Path | None:
     """Of checkpoints from the oldest to the newest; the damaged ones behind it are set aside."""
     damaged: list[tuple[Path, str]] = []
@@ -89,9 +105,12 @@ def _newest_whole(found: list[Path], settings: Settings) -> Path | None:
         damage = _damage(folder, settings.verify_checkpoint)
         if not damage:
             for other, faults in damaged:
-                logger.warning(
-                    "%s is damaged and kept as %s: %s", other, set_aside(other).name, faults
-                )
+                kept_as = set_aside(other).name
+                logger.warning("%s is damaged and kept as %s: %s", other, kept_as, faults)
+                record(
+                    *(settings.output_dir, "damaged_checkpoint"),
+                    checkpoint=other.name, kept_as=kept_as, damage=faults, step=step_in_name(other),
+                )  # fmt: skip
             return folder
         damaged.append((folder, "; ".join(damage)))
     if not damaged:
@@ -109,7 +128,7 @@ def _damage(folder: Path, checks: str) -> tuple[str, ...]:
     if checks == "no":
         return ()
     started = time.monotonic()
-    report = verify(folder, checks, _progress(folder))
+    report = verify(folder, checks, read_progress(str(folder)))
     if not report.damage:
         _log_checked(report, checks, time.monotonic() - started)
     return report.damage
@@ -128,18 +147,3 @@ def _log_checked(report: Report, checks: str, seconds: float) -> None:
         "%s is whole: %d files, %.3g GB, by %s in %.1f s",
         *(report.folder, len(report.manifest.files), size / 1e9, checks, seconds),
     )
-
-
-def _progress(folder: Path) -> Callable[[int], None]:
-    """Tells the watchdog, and now and then the log, how far a check has come."""
-    total, logged = 0, time.monotonic()
-
-    def on_read(count: int) -> None:
-        nonlocal total, logged
-        total += count
-        watchdog.at(0, "verifying the checkpoint")
-        if time.monotonic() - logged > _SECONDS_BETWEEN_LOG_LINES:
-            logged = time.monotonic()
-            logger.info("verifying %s: %.1f GB read", folder, total / 1e9)
-
-    return on_read

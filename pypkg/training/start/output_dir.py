@@ -1,49 +1,92 @@
-"""The folder that all ranks write checkpoints to."""
+"""The output folder of a run: writable, held by one run, and the same on every machine."""
 
 from __future__ import annotations
 
 import os
-import socket
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pypkg.errors import UserError
 from pypkg.parallel import mesh
-from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank
-from pypkg.training.checkpoint.folders import prepare_output_dir
+from pypkg.parallel.comm.collective import from_first_rank, is_first_rank, ranks_where
+from pypkg.parallel.launch import watchdog
+from pypkg.parallel.launch.rendezvous import named
+from pypkg.training.checkpoint.folders import prepare_output_dir, remove_unfinished
+from pypkg.training.checkpoint.lock import OutputLock
+
+# In which a network file system shows on one machine what another has written.
+_SECONDS_TO_APPEAR = 10.0
 
 
-def prepare_shared_output_dir(output_dir: str, saves: bool) -> None:
-    """``prepare_output_dir`` on the first rank; then every rank looks whether it sees the folder.
+@contextmanager
+def held_output_dir(output_dir: str | Path, saves: bool) -> Iterator[Callable[[], None]]:
+    """Makes ``output_dir`` and holds its lock until the end of the block; for all ranks.
+
+    Evaluation alone needs it as well, since it rewrites metrics.jsonl.
 
     Args:
-        saves: whether the run writes checkpoints; if not, the first rank alone needs the folder.
+        saves: whether the run writes checkpoints; if not, rank 0 alone needs the folder.
+
+    Yields:
+        What makes sure, called by all ranks, that the run may still write there; else it raises
+        UserError on each.
 
     Raises:
-        UserError: the folder cannot be made or written, or a rank does not see it.
+        UserError: on every rank, if rank 0 cannot write the folder, another run holds it, or a rank
+            does not see what rank 0 writes there.
     """
-    from_first_rank(lambda: prepare_output_dir(output_dir))
-    if not saves or mesh.current().world_size == 1:
-        return
-    host, mark = from_first_rank(lambda: _leave_mark(Path(output_dir)))
+    held: list[OutputLock] = []  # on the first rank one
+
+    def take() -> None:
+        prepare_output_dir(output_dir)
+        held.append(OutputLock(output_dir, on_wait=_tell_watchdog))
+        remove_unfinished(output_dir)
+
     try:
-        from_all_ranks(lambda: _look_for(Path(output_dir, mark), host))
+        from_first_rank(take)
+        if saves and mesh.current().world_size > 1:
+            _check_shared(output_dir)
+        yield lambda: from_first_rank(lambda: held[0].check())
     finally:
-        from_first_rank(lambda: Path(output_dir, mark).unlink(missing_ok=True))
+        for lock in held:
+            lock.release()
 
 
-def _leave_mark(folder: Path) -> tuple[str, str]:
-    mark = f".seen-by-all-ranks-{os.getpid()}"
-    (folder / mark).touch()
-    return socket.gethostname(), mark
+def _tell_watchdog() -> None:
+    watchdog.at(0, "waiting for the lock of output_dir")
 
 
-def _look_for(mark: Path, host: str) -> None:
-    """``host`` is that of the first rank."""
-    if mark.is_file():
-        return
-    raise UserError(
-        f"rank {mesh.current().rank} on {socket.gethostname()} does not see output_dir "
-        f"{str(mark.parent)!r} of rank 0 on {host}. Every rank writes its part of a checkpoint "
-        "there and reads it when the run goes on. Set output_dir to a folder that all machines "
-        'share, or set save_strategy to "no".'
-    )
+def _check_shared(output_dir: str | Path) -> None:
+    probe = Path(output_dir) / from_first_rank(lambda: _write_probe(output_dir))
+    blind = ranks_where(not _appears(probe))
+    if is_first_rank():
+        probe.unlink(missing_ok=True)
+    if blind:
+        raise UserError(
+            f"output_dir {str(output_dir)!r} is not the same folder on all machines: "
+            f"{named(blind)} cannot see what {named([0])} writes there. Every rank writes "
+            "its part of a checkpoint there, and reads it when the run goes on. Set output_dir to "
+            'a folder that all machines share, or set save_strategy to "no".'
+        )
+
+
+def _write_probe(output_dir: str | Path) -> str:
+    """The name of a file that no machine has looked for yet."""
+    name = f".seen-by-all-{secrets.token_hex(8)}"
+    Path(output_dir, name).touch()
+    return name
+
+
+def _appears(file: Path) -> bool:
+    deadline = time.monotonic() + _SECONDS_TO_APPEAR
+    while True:
+        with suppress(OSError):
+            os.listdir(file.parent)  # asks the server of a network file system for the folder anew
+            if file.exists():
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)

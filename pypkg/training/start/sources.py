@@ -80,7 +80,11 @@ def load_model(
     if settings.continue_training:
         folder = folder_with_weights(settings)
         return from_pretrained(
-            folder, dtype=dtype, allow_unknown_config=allowed, **settings.model_overrides
+            folder,
+            dtype=dtype,
+            seed=settings.seed,
+            allow_unknown_config=allowed,
+            **settings.model_overrides,
         )
     return from_config(config, dtype=dtype, seed=settings.seed)
 

@@ -85,6 +85,15 @@ def test_a_fault_of_one_rank_is_told_by_the_other(workplace, fault, words):
     assert workplace.steps() == [2]  # whole, and of before
 
 
+@pytest.mark.slow
+def test_a_save_that_takes_longer_than_gloo_waits(workplace, monkeypatch):
+    """A disk that takes 33 s for a file, while the limit of standing still is 60 s."""
+    monkeypatch.setitem(QUICK, "PYPKG_HANG_SECONDS", "60")
+    with Ranks(workplace, ["slow", "0", "3"]) as ranks:
+        assert ranks.codes(150) == [0, 0], ranks.said(0)
+    assert workplace.steps() == [2, 4, 6]
+
+
 def test_settings_that_differ(workplace):
     with Ranks(workplace, ["differ", "-1", "0"]) as ranks:
         assert ranks.codes(40) == [2, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -96,3 +97,38 @@ def test_a_killed_rank_ends_all(workplace):
     assert process.returncode not in (0, None)
     assert "rank 1 was ended by SIGKILL" in output
     assert_none_left(workplace)
+
+
+@pytest.mark.slow
+def test_a_supervised_run_goes_on_after_the_death_of_a_rank(workplace):
+    """The losses are those of a run whose ranks live."""
+    given = {"num_threads": 1, "max_steps": 60, "save_steps": 10, "do_eval": False}
+    whole = workplace.execute(
+        [*workplace.command(**given, output_dir=workplace.folder / "whole"), "--nproc", "2"]
+    )
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pypkg.supervise", "--backoff", "0", "--",
+         *workplace.command(**given), "--nproc", "2"],
+        cwd=REPO, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not workplace.steps():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.01)
+    launcher = {int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children")
+                .read_text().split()}  # fmt: skip
+    ranks = set(processes_of(workplace)) - launcher - {process.pid}
+    os.kill(max(ranks), signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "it is started again in 0 s" in output
+    assert_none_left(workplace)
+    rows = (workplace.output_dir / "ledger.jsonl").read_text()
+    assert rows.count('"event": "restart"') == 1
+    metrics = [workplace.folder / name / "metrics.jsonl" for name in ("whole", "out")]
+    found, expected = (
+        {row["global_step"]: row["loss"] for row in map(json.loads, file.read_text().splitlines())}
+        for file in metrics
+    )
+    assert found == expected

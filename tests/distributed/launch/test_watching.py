@@ -226,6 +226,10 @@ def test_only_a_run_of_which_no_rank_gets_on_hangs():
     assert verdicts.of_hang({0: writes, 1: waits}, 0) is None
 
 
+def test_a_run_that_all_ranks_have_left_does_not_hang():
+    assert verdicts.of_hang({rank: member("saving", 9, left=True) for rank in (0, 1)}, 10) is None
+
+
 class Ranks:
     """Two watched ranks without Paddle's part, which have started."""
 

@@ -49,7 +49,7 @@ from pypkg.training.tp_sharding import ModelTpSharding
 SEED, ROWS, SEQUENCE, STEPS, RATE = 3, 8, 16, 5, 1e-3
 ADAMW = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-6, "weight_decay": 0.5}
 MAX_NORM = 0.7
-CHECKED = ("memory", "scaler", "read", "num_bytes", "weights_kept", "state_kept")
+CHECKED = ("memory", "scaler", "kept", "read", "num_bytes", "weights_kept", "state_kept")
 CHANGES = {"multi_query": ("chatglm2", {"num_key_value_heads": 1})}
 
 
@@ -153,6 +153,19 @@ def evaluate(run: Trained, batch: dict) -> None:
     run.model.train()
 
 
+def is_kept(run: Trained, case: dict, parameters: dict, state: dict) -> bool:
+    """Whether a step that overflows on the last rank leaves parameters and moments as they are."""
+    before = {name: value.copy() for name, value in (parameters | state).items()}
+    train(run, range(STEPS, STEPS + 1), case | {"skipped": STEPS})
+    parameters, state = whole(run)
+    after = parameters | state
+    return all(
+        np.array_equal(after[name], value)
+        for name, value in before.items()
+        if not name.endswith("_pow_acc")
+    )
+
+
 def held_bytes(updater: Updater) -> dict[str, int]:
     """What this rank holds when an update begins, views of one buffer counted once."""
     zero = updater.zero
@@ -222,6 +235,7 @@ def run_case(case: dict, folder: Path) -> dict[str, Any]:
     first = range(2 if "then" in case else STEPS)
     losses, norms, memory = train(run, first, case)
     parameters, state = whole(run)
+    kept = is_kept(run, case, parameters, state) if case.get("overflows") else None
     if "then" in case:
         if mesh.current().rank == 0:
             np.savez(folder / "parameters.npz", **parameters)
@@ -241,7 +255,8 @@ def run_case(case: dict, folder: Path) -> dict[str, Any]:
     written = write_and_read(run, folder, parameters, state) if "then" in case else {}
     scaler = None if run.updater.scaler is None else run.updater.scaler.state()
     return {"losses": losses, "norms": norms, "parameters": parameters, "state": state,
-            "memory": memory, "scaler": scaler, "read": read, **written}  # fmt: skip
+            "memory": memory, "scaler": scaler, "read": read, "kept": kept,
+            **written}  # fmt: skip
 
 
 def whole(run: Trained) -> tuple[dict, dict]:

@@ -17,7 +17,7 @@ def adamw_case(
     masters: bool = False,
     misaligned: bool = False,
 ) -> Case:
-    """Two steps over tensors of these sizes, with a scale for the gradients."""
+    """Two steps over tensors of these sizes, with gradients scaled, and one with NaN as scale."""
     betas, epsilon, rate, scale = (0.9, 0.95), 1e-8, 1e-2, 0.37
 
     def run(be: Backend, rng: np.random.Generator) -> Iterator[Comparison]:
@@ -31,17 +31,17 @@ def adamw_case(
         moments = [arrays("float32", [np.zeros(size) for size in sizes]) for _ in betas]
         exact = [be.numpy(each) for each in (held if masters else params)]
         states = [(np.zeros(size), np.zeros(size)) for size in sizes]
-        for t in (1, 2):
+        for t in (1, 2, 3):
             grads = arrays(grad_dtype, [rng.standard_normal(size) for size in sizes])
             powers = [[beta**t] * len(sizes) for beta in betas]
             tensors = list(zip(params, grads, *moments, held, decays, *powers))
             be.kernels.adamw(
-                *(tensors, be.array(np.array([scale]), "float32")),
+                *(tensors, be.array(np.array([scale if t < 3 else np.nan]), "float32")),
                 **{"learning_rate": rate, "beta1": betas[0], "beta2": betas[1]},
                 epsilon=epsilon,
                 stream=be.stream,
             )
-            for i, grad in enumerate(grads):
+            for i, grad in enumerate(grads if t < 3 else ()):
                 exact[i], states[i] = ref.adamw(
                     *(exact[i], states[i], scale * be.numpy(grad)),
                     *(t, rate, betas, epsilon, decays[i]),

@@ -34,7 +34,7 @@ import kernel_cases
 from pypkg.bench.ops.case import OURS
 from pypkg.bench.ops.gpu import suites, timers
 from pypkg.bench.ops.gpu.attention import has_hopper_kernels
-from pypkg.bench.ops.gpu.case import Maker, measure, set_against_yardsticks
+from pypkg.bench.ops.gpu.case import Maker, label, measure, set_against_yardsticks
 from pypkg.bench.ops.gpu.result import gpu_facts, ops_result
 
 
@@ -134,13 +134,15 @@ def run_benchmarks(mk: Maker, names: list[str], deadline: float) -> Benchmarks:
     found = Benchmarks(limits)
     for case in suites.cases(mk, names):
         if time.monotonic() > deadline:
-            found.notes.append(f"out of time for {case}")
+            found.notes.append(f"out of time for {label(case)}")
             continue
         try:
-            found.rows += measure(case, timer, limits)
+            rows, notes = measure(case, timer, limits)
         except Exception as error:
-            found.failed.append(f"{case}: {type(error).__name__}: {error}")
-        found.notes += case.notes
+            found.failed.append(f"{label(case)}: {type(error).__name__}: {error}")
+            continue
+        found.rows += rows
+        found.notes += notes
     set_against_yardsticks(found.rows)
     return found
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -24,7 +26,12 @@ from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint import writing
 from pypkg.training.checkpoint.checkpointer import Checkpointer
-from pypkg.training.checkpoint.folders import checkpoints, prepare_output_dir, surplus
+from pypkg.training.checkpoint.folders import (
+    checkpoints,
+    prepare_output_dir,
+    remove_unfinished,
+    surplus,
+)
 from pypkg.training.checkpoint.reading import load_optimizer, load_trainer_state
 from pypkg.training.checkpoint.writing import CheckpointWriting, optimizer_tensors
 from pypkg.training.state import TrainerState
@@ -115,9 +122,30 @@ def test_unfinished_and_foreign_folders_do_not_count(tmp_path):
     (tmp_path / "tmp-checkpoint-6-1").mkdir()
     (tmp_path / "notes").mkdir()
     assert checkpoints(tmp_path) == []
-    prepare_output_dir(tmp_path)
+    remove_unfinished(tmp_path)
     assert not (tmp_path / "tmp-checkpoint-6-1").exists()
     assert (tmp_path / "notes").exists()
+
+
+def test_a_kill_while_a_checkpoint_is_replaced(tmp_path, monkeypatch):
+    """Between the two renames neither the old nor the new folder has the name."""
+    before = (save(tmp_path, 3, settings_json='{"run": 1}') / "settings.json").read_text()
+    rename = os.rename
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target).name == "checkpoint-3":
+            raise SystemExit  # stands for a kill: what cleans up after an error does not run
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", killed)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    with pytest.raises(SystemExit):
+        save(tmp_path, 3, settings_json='{"run": 2}')
+    monkeypatch.undo()
+    assert checkpoints(tmp_path) == []
+    remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+    assert (tmp_path / "checkpoint-3" / "settings.json").read_text() == before
 
 
 def test_disk_full_leaves_the_older_checkpoint_and_nothing_else(tmp_path):
@@ -200,6 +228,36 @@ class Order:
         state.data_order = {"kind": "run"}
 
 
+def test_a_tokenizer_whose_folder_vanishes_is_saved_all_the_same(tmp_path):
+    file = tmp_path / "tokenizer" / "tokenizer.json"
+    file.parent.mkdir()
+    file.write_text("{}")
+    model = from_config(tiny("llama"), seed=1)
+    _, updater = distribute(model, UpdateOptions(), mesh.current())
+    arguments = {"tokenizer_files": [file], "settings_json": "{}", "keep": None}
+    checkpointer = Checkpointer(tmp_path / "out", model, updater, Order(), **arguments)
+    shutil.rmtree(file.parent)
+    folder = checkpointer.save(TrainerState(global_step=1))
+    assert (folder / "tokenizer.json").read_text() == "{}"
+    with pytest.raises(UserError, match="a part of the tokenizer, cannot be read"):
+        Checkpointer(tmp_path / "out", model, updater, Order(), **arguments)
+
+
+def test_nothing_is_saved_into_an_output_dir_that_is_no_longer_the_runs(tmp_path):
+    def refuse() -> None:
+        raise UserError("taken over")
+
+    model = from_config(tiny("llama"), seed=1)
+    _, updater = distribute(model, UpdateOptions(), mesh.current())
+    checkpointer = Checkpointer(
+        tmp_path / "out", model, updater, Order(), tokenizer_files=[], settings_json="{}",
+        keep=None, check_output_dir=refuse,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="taken over"):
+        checkpointer.save(TrainerState(global_step=1))
+    assert not (tmp_path / "out").exists()
+
+
 def test_checkpointer_restores_optimizer_state_and_loss_scale(tmp_path):
     """And a checkpoint holds weights, order of samples and the tokenizer's files."""
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -232,3 +290,42 @@ def test_checkpointer_restores_optimizer_state_and_loss_scale(tmp_path):
     found, expected = whole_state(resumed), whole_state(updater)
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[name], value) for name, value in expected.items())
+
+
+def test_going_back_in_place_trains_on_as_before(tmp_path):
+    """Weights, optimizer state and loss scale; also to a checkpoint of before the first update."""
+    layer = from_config(tiny("llama"), seed=1)
+    options = UpdateOptions(loss_scale=LossScale(1024.0, growth_interval=2))
+    model, updater = distribute(layer, options, mesh.current())
+    checkpointer = Checkpointer(
+        tmp_path, layer, updater, Order(), tokenizer_files=[], settings_json="{}", keep=None
+    )
+    ids = paddle.arange(8, 24).reshape([2, 8])
+
+    def step() -> float:
+        loss = model.forward_backward([{"input_ids": ids, "labels": ids}], updater.scale)
+        updater.step(1e-2)
+        return loss.item()
+
+    folders, losses = [], []
+    for number in range(4):
+        folders.append(checkpointer.save(TrainerState(global_step=number)))
+        losses.append(step())
+    for number in (2, 0, 3):
+        assert checkpointer.reload(folders[number]).global_step == number
+        assert [step() for _ in range(number, 4)] == losses[number:]
+
+
+def test_weights_of_16_bits_go_back_in_place(tmp_path):
+    layer = from_config(tiny("llama"), dtype="bfloat16", seed=1)
+    _, updater = distribute(layer, UpdateOptions(), mesh.current())
+    checkpointer = Checkpointer(
+        tmp_path, layer, updater, Order(), tokenizer_files=[], settings_json="{}", keep=None
+    )
+    before = [parameter.clone() for parameter in layer.parameters()]
+    folder = checkpointer.save(TrainerState())
+    for parameter in layer.parameters():
+        parameter.set_value(paddle.zeros_like(parameter))
+    checkpointer.reload(folder)
+    for parameter, value in zip(layer.parameters(), before, strict=True):
+        assert parameter.dtype == paddle.bfloat16 and bool((parameter == value).all())

@@ -13,6 +13,7 @@ from checkpoint_testing import flip, save
 from pypkg.config import Settings
 from pypkg.errors import UserError
 from pypkg.training.checkpoint.folders import checkpoints, surplus
+from pypkg.training.ledger import LEDGER_FILE, events
 from pypkg.training.start.choose_checkpoint import best_checkpoint, checkpoint_to_resume
 from pypkg.training.state import TrainerState
 
@@ -33,7 +34,7 @@ def choose(output_dir: Path, **settings: Any) -> str | None:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != LEDGER_FILE)
 
 
 def test_the_newest_if_it_is_whole(run, caplog):
@@ -52,6 +53,8 @@ def test_damaged_ones_are_named_and_kept_aside(run, caplog):
     assert "damaged-checkpoint-20: optimizer.safetensors is missing" in caplog.text
     assert names(run) == ["checkpoint-10", "damaged-checkpoint-20", "damaged-checkpoint-30"]
     assert (run / "damaged-checkpoint-30" / "model.safetensors").read_bytes() == before
+    told = [(e["event"], e["step"], e["kept_as"]) for e in events(run)]
+    assert told == [("damaged_checkpoint", step, f"damaged-checkpoint-{step}") for step in (30, 20)]
     assert choose(run) == "checkpoint-10"
 
 
@@ -146,6 +149,19 @@ def test_a_damaged_best_checkpoint_is_not_loaded(run, caplog):
     flip(run / "checkpoint-20" / "model.safetensors", RANDOM)
     assert best_checkpoint(settings, state) is None
     assert "is damaged (model.safetensors has another checksum" in caplog.text
+
+
+def test_the_weights_that_a_new_run_starts_from(run, tmp_path):
+    source = run / "checkpoint-30"
+    first = {"continue_training": True, "model_name_or_path": str(source)}
+    assert choose(tmp_path / "new", **first) is None
+    flip(source / "model.safetensors", RANDOM)
+    with pytest.raises(UserError, match=r"model_name_or_path is the checkpoint .* damaged: model"):
+        choose(tmp_path / "new", **first)
+    assert choose(tmp_path / "new", **first, verify_checkpoint="no") is None
+    (source / "manifest.json").unlink()
+    (source / "trainer_state.json").unlink()  # weights of another program
+    assert choose(tmp_path / "new", **first) is None
 
 
 def test_a_kill_while_a_checkpoint_is_removed(run, monkeypatch):
