@@ -63,8 +63,7 @@ def test_defaults_and_values_derived_from_others(tmp_path):
     assert settings.decay_steps == 100.0
     assert settings.eval_steps == 7
     assert settings.eval_iters == 10
-    assert settings.evaluates
-    assert settings.saves
+    assert settings.evaluates and settings.saves
     assert settings.report_to == ()
     assert settings.bf16 is None
     assert settings.use_flash_attention is None
