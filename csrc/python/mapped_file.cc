@@ -24,13 +24,11 @@ class LostFileError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-constexpr size_t kLongestPath = 4096;
-
 // Entries are never freed, since a signal handler walks over them; a closed one is used again.
 struct Mapping {
   std::atomic<const char*> begin{nullptr};  // null: closed
   std::atomic<size_t> bytes{0};
-  char path[kLongestPath] = {};
+  std::string path;  // changed only while the entry is closed
   Mapping* next = nullptr;
 };
 
@@ -76,7 +74,7 @@ void on_sigbus(int number, siginfo_t* info, void*) {
     if (zeros != MAP_FAILED) return;
   }
   say("error: ");
-  say(mapping->path);
+  say(mapping->path.c_str());
   say(kWhatHappened);
   say("\n");
   _exit(2);
@@ -101,7 +99,7 @@ Mapping* remember(const char* begin, size_t bytes, const std::string& path) {
   while (entry != nullptr && entry->begin.load() != nullptr) entry = entry->next;
   const bool is_new = entry == nullptr;
   if (is_new) entry = new Mapping;
-  std::strncpy(entry->path, path.c_str(), kLongestPath - 1);
+  entry->path = path;
   entry->bytes.store(bytes);
   entry->begin.store(begin);
   if (is_new) {
@@ -160,7 +158,7 @@ MappedReads::~MappedReads() { --guarded; }
 
 void MappedReads::check() const {
   if (const Mapping* mapping = lost.load()) {
-    throw LostFileError(std::string(mapping->path) + kWhatHappened);
+    throw LostFileError(mapping->path + kWhatHappened);
   }
 }
 

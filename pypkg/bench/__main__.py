@@ -1,11 +1,11 @@
 """Command line of the benchmarks.
 
-``python -m pypkg.bench ops`` times the operators; with ``--device cuda`` it times the kernels alone
-on a GPU against torch, which needs nvcc and no Paddle. ``train-step`` times whole training steps,
-``preprocess`` tokenization, ``data-index`` the construction of sample indices and ``data-loading``
-the assembly of batches. ``report`` writes docs/benchmarks.md and its figures from the recorded
-results. Exit codes: 0 success; 1 a baseline failed or its result differs from the reference; 2 an
-invalid setting.
+``python -m pypkg.bench ops`` times the operators. With ``--device cuda`` it times the kernels on a
+GPU against torch, which needs nvcc and no Paddle. ``train-step`` times whole training steps,
+``preprocess`` tokenization, ``data-index`` the construction of index maps and ``data-loading`` the
+assembly of batches. ``report`` writes docs/benchmarks.md and its figures from the recorded results.
+Exit codes: 0 success; 1 a baseline failed or its result differs from the reference; 2 an invalid
+setting.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def _run_gpu_kernels(options: argparse.Namespace) -> int:
 
 
 def _run_operators(options: argparse.Namespace) -> dict[str, Any]:
-    # Intel's OpenMP runtime in Paddle keeps its workers spinning for 200 ms after a product, on
-    # the cores that the next baseline needs.
+    # The workers of Intel's OpenMP runtime in Paddle spin for 200 ms after a product, on the cores
+    # that the next baseline needs.
     os.environ.setdefault("KMP_BLOCKTIME", "1")
     logger.info(configure_cpu(options.threads))
     import_paddle()

@@ -16,7 +16,7 @@ from pypkg import __version__
 from pypkg.threads import available_cores
 
 _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "torch", "transformers", "numpy")
-# What keeps the libraries that are timed from wider instructions than another processor has.
+# Environment variables that restrict the timed libraries to narrower instruction sets.
 _INSTRUCTION_SETS = (
     "PYPKG_CPU_ISA",
     "ATEN_CPU_CAPABILITY",
@@ -33,7 +33,7 @@ _PLACEHOLDERS = {
 
 
 def describe_run(arguments: Sequence[str], threads: int) -> dict[str, Any]:
-    """Everything about this run that is no measurement; imports no framework."""
+    """The description of this run without its measurements; imports no framework."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": _command(arguments),
@@ -51,7 +51,7 @@ def describe_run(arguments: Sequence[str], threads: int) -> dict[str, Any]:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """What to type for the same measurement elsewhere: files and folders go by what they are."""
+    """The command for the same measurement elsewhere, with placeholders for files and folders."""
     words, last = [], ""
     for word in arguments:
         option, equals, _ = word.partition("=")
@@ -93,7 +93,7 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout this package runs from, marked when files differ from it."""
+    """The commit of the checkout that contains this package, with a mark if files differ."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
@@ -105,7 +105,7 @@ def _commit() -> str | None:
             return None
         return result.stdout.strip() if result.returncode == 0 else None
 
-    # Installed into an environment inside a foreign repository, the package is not tracked there.
+    # A package installed in an environment within another repository is not tracked there.
     if not git("ls-files", __file__):
         return None
     commit = git("rev-parse", "--short=12", "HEAD")

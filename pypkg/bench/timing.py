@@ -1,7 +1,7 @@
 """Interleaved timing and its summary.
 
-Baselines take turns, one run each per round, so that a slow moment of the machine hits all of
-them; each is summarised by its median over the rounds.
+Baselines take turns, one run each per round, so that a slow moment of the machine affects all of
+them. The result of a baseline is its median over the rounds.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def interleave(
 ) -> dict[str, list[Sample]]:
     """Calls every run once per round and collects what they return.
 
-    The one that begins moves on by one each round, so that none always follows the same other.
+    Each round begins with the next run, so that no run always follows the same other run.
 
     Args:
         pause: seconds of sleep before each run, in which idle worker threads of the run before

@@ -53,7 +53,6 @@ logger = logging.getLogger("pypkg.models")
 
 DTYPES = ("float32", "float16", "bfloat16")
 
-
 Model = Decoder | PipelineDecoder
 
 
@@ -62,15 +61,11 @@ def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = 
 
     Matrices are normal with mean 0 and the standard deviation of ``config.initialization``
     (initialization.py); norm weights are 1 and biases 0. Every parameter has its own random
-    stream, derived from ``seed`` and its name, so that the function neither reads nor changes a
-    global random state.
-
-    The weights do not depend on the parallel degrees. Under tensor parallelism each rank draws
-    whole matrices, one at a time, and keeps its TP shard. Under pipeline parallelism a rank draws
-    the matrices of its stage.
+    stream, derived from ``seed`` and its name; no global random state is used. The weights do not
+    depend on the parallel degrees: a rank draws the whole matrices of its pipeline stage, one at a
+    time, and keeps its TP shards.
 
     Args:
-        config: the architecture.
         dtype: float32, float16 or bfloat16.
         seed: equal on all ranks; None draws a different model each time, in one process.
 

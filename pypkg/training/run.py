@@ -16,6 +16,7 @@ from pypkg.models.pretrained import Model
 from pypkg.ops import set_matmul_precision
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
+from pypkg.parallel.launch import watchdog
 from pypkg.parallel.optimizer.distribute import DistributedModel, distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
@@ -152,7 +153,8 @@ def _start_ranks(settings: Settings, config: ModelConfig) -> None:
         raise UserError(listed(problems, "problems with the layout"))
     for line in layout_notices(settings, world_size):
         logger.info(line)
-    mesh.initialize(degrees(settings, world_size))
+    with watchdog.starting_fleet():
+        mesh.initialize(degrees(settings, world_size))
 
 
 def _make_model(
@@ -197,6 +199,7 @@ def _make_checkpointer(
         with_optimizer=not settings.ignore_save_lr_and_optim,
         async_memory=settings.async_save_bytes,
         seq_length=settings.max_seq_length,
+        verify_checkpoint=settings.verify_checkpoint,
         check_output_dir=check_output_dir,
     )
 

@@ -280,6 +280,17 @@ class Trainer:
         self._report(metrics)
         progress.log(self.state.global_step, metrics)
 
+    def _until_stopped(
+        self, batches: Iterator[Batch], interrupt: InterruptRequest
+    ) -> Iterator[Batch]:
+        """``batches``, or the first of them, on all ranks equally many, if a signal comes."""
+        for number, batch in enumerate(batches, 1):
+            if number > 1 and watchdog.is_to_stop(interrupt.signal_number):
+                self.state.pending_evaluation = True
+                return
+            watchdog.at(self.state.global_step, f"batch {number} of the evaluation")
+            yield batch
+
     def _evaluate(self, progress: Progress, interrupt: InterruptRequest) -> None:
         """Leaves ``state.pending_evaluation`` true if a signal cuts the evaluation short."""
         self.state.pending_evaluation = False
@@ -297,17 +308,6 @@ class Trainer:
         # The time since the last log line is left out, so its tokens are too.
         self._count_tokens()
         self.throughput.restart()
-
-    def _until_stopped(
-        self, batches: Iterator[Batch], interrupt: InterruptRequest
-    ) -> Iterator[Batch]:
-        """``batches``, or the first of them, on all ranks equally many, if a signal comes."""
-        for number, batch in enumerate(batches, 1):
-            if number > 1 and watchdog.is_to_stop(interrupt.signal_number):
-                self.state.pending_evaluation = True
-                return
-            watchdog.at(self.state.global_step, f"batch {number} of the evaluation")
-            yield batch
 
     def _save(self) -> None:
         if self._saved_step == self.state.global_step:

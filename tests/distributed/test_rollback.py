@@ -22,6 +22,7 @@ LAYOUTS = {
     "stage1": {"sharding": "stage1", "max_grad_norm": 0},
     "stage2": {"sharding": "stage2", "offload_optim": True},
     "stage3": {"sharding": "stage3", "eval_steps": 2},
+    "asynchronous": {"use_async_save": True},
 }
 
 
@@ -51,7 +52,8 @@ def results(output_dir: Path) -> dict[str, object]:
         for file in checkpoint.iterdir()
         if file.suffix == ".safetensors" or file.name == "trainer_state.json"
     }
-    assert {"model.safetensors", "trainer_state.json"} <= found.keys()
+    kinds = {name.split("-")[0].split(".")[0] for name in found}
+    assert kinds == {"model", "optimizer", "trainer_state"}
     rows = map(json.loads, (output_dir / "metrics.jsonl").read_text().splitlines())
     names = ("global_step", "loss", "eval_loss", "learning_rate", "grad_norm", "consumed_tokens")
     return found | {"rows": [[row.get(name) for name in names] for row in rows]}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import socket
 
+import numpy as np
 import pytest
 
 from pypkg.errors import UserError
 from pypkg.parallel.gloo.interface import choose_interface
+from pypkg.parallel.gloo.p2p import Mailbox
 from pypkg.parallel.launch.rendezvous import missing, named
 
 TWO_HOSTS = "10.0.0.1:7001,10.0.0.1:7002,10.0.0.1:7003,10.0.0.2:7001"
@@ -82,3 +84,26 @@ def test_a_host_without_an_address(monkeypatch, no_interface_chosen):
     monkeypatch.setenv("PADDLE_CURRENT_ENDPOINT", "node-7:7001")
     with pytest.raises(UserError, match=r"'node-7', which cannot be looked up.*--host ADDRESS"):
         choose_interface()
+
+
+def test_messages_between_mailboxes():
+    """They keep their order, dtype and shape, whoever else connects to the port."""
+    one, other = Mailbox(), Mailbox()
+    host, port = one.address.split(":")
+    with socket.create_connection((host, int(port))) as stranger:
+        stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
+    with socket.create_connection((host, int(port))) as stranger:
+        stranger.sendall(b"\0\0\0\x02no")
+    arrays = [
+        np.arange(6, dtype="float32").reshape(2, 3), np.array([True, False]),
+        np.zeros((0, 4), "i8"),
+        np.array(2.5), np.arange(1 << 18, dtype="uint16"),
+    ]  # fmt: skip
+    for array in arrays:
+        other.put(one.address, (3, 1), array)
+    other.put(one.address, (3, 2), arrays[0])
+    for array in arrays:
+        found = one.get((3, 1))
+        assert found.dtype == array.dtype and found.shape == array.shape
+        np.testing.assert_array_equal(found, array)
+    np.testing.assert_array_equal(one.get((3, 2)), arrays[0])

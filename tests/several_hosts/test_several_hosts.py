@@ -187,6 +187,16 @@ def test_an_output_folder_that_is_not_shared(hosts, tmp_path):
         assert f"rank 1 ({hosts[1].address}) cannot see" in run.said(number)
 
 
+def test_data_that_differ(hosts, tmp_path):
+    run = Run(hosts, tmp_path, own_data=True)
+    write_corpus(tmp_path / "data1" / "corpus", counting_documents(61))
+    run.start()
+    assert run.codes(180) == [2, 2], run.said(0) + run.said(1)
+    for number in range(2):
+        assert "the ranks read different data: corpus corpus has" in run.said(number)
+        assert f"on rank 1 ({hosts[1].address})" in run.said(number)
+
+
 def test_a_link_that_is_down_for_five_seconds(hosts, reference, tmp_path):
     run = Run(hosts, tmp_path)
     run.start()
@@ -210,16 +220,18 @@ def test_a_link_that_stays_down(hosts, tmp_path):
     assert f"rank 0 ({hosts[0].address})" in run.said(1)
 
 
-def test_a_host_that_dies_comes_back(hosts, reference, tmp_path):
-    """The others end; the same commands go on, bit for bit as if nothing had happened."""
+@pytest.mark.parametrize("dying", [0, 1])
+def test_a_host_that_dies_comes_back(hosts, reference, tmp_path, dying):
+    """The other ends; the same commands go on, bit for bit as if nothing had happened."""
     run = Run(hosts, tmp_path)
     run.start()
     run.wait_for_step(60)
-    hosts[1].kill()
-    assert run.launchers[0].wait(SECONDS_TO_END) != 0
-    assert f"rank 1 ({hosts[1].address})" in run.said(0)
+    hosts[dying].kill()
+    other = 1 - dying
+    assert run.launchers[other].wait(SECONDS_TO_END) != 0
+    assert f"rank {dying} ({hosts[dying].address})" in run.said(other)
     assert run.workplace.steps()[-1] < STEPS
-    hosts[1].mend()
+    hosts[dying].mend()
     run.start()
     assert run.codes(180) == [0, 0], run.said(0) + run.said(1)
     assert "resuming from" in run.said(0)

@@ -28,16 +28,21 @@ STEPS, EVAL_BATCHES = 3, 4
 
 
 class Engine:
-    """Every loss is 1; a signal comes while it evaluates the batch ``signal_at``."""
+    """Every loss is 1; a signal comes while it evaluates the batch ``signal_at``, or updates."""
 
     def __init__(self) -> None:
         self.signal_at = 0
+        self.signal_at_update = 0
+        self.updates = 0
         self.evaluated: list[int] = []  # batches of each evaluation
 
     def forward_backward(self, micro_batches: list[Batch]) -> paddle.Tensor:
         return paddle.ones([])
 
     def update(self, rate: float) -> paddle.Tensor:
+        self.updates += 1
+        if self.updates == self.signal_at_update:
+            os.kill(os.getpid(), signal.SIGTERM)
         return paddle.ones([])
 
     def evaluate(self, batches: Iterator[Batch]) -> float:
@@ -115,6 +120,14 @@ def test_an_evaluation_is_cut_short_and_made_up_for_on_resuming(trainer):
     assert trainer.reporters[0].evaluated == [2, 3]
     assert trainer.checkpointer.saved == [(2, True), (3, False)]
     assert trainer.state.best_checkpoint == "checkpoint-2"
+
+
+def test_an_evaluation_has_a_batch_at_least(trainer):
+    """The mean over no batch would be none."""
+    trainer.engine.signal_at_update = 2
+    assert trainer.train().exit_code == 143
+    assert trainer.engine.evaluated == [1]
+    assert trainer.checkpointer.saved == [(2, True)]
 
 
 def test_a_signal_in_the_last_batch_keeps_the_result(trainer):

@@ -121,10 +121,12 @@ def rows() -> Rows:
 
 @pytest.fixture
 def make_trainer(clock: Clock, rows: Rows, tmp_path: Path) -> Any:
-    def make(seconds_per_batch: float = 0.0, **settings: Any) -> Trainer:
+    def make(
+        seconds_per_batch: float = 0.0, state: TrainerState | None = None, **settings: Any
+    ) -> Trainer:
         given = SETTINGS | {"output_dir": tmp_path} | settings
         words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
-        loaded, state = load_settings(words), TrainerState()
+        loaded, state = load_settings(words), state or TrainerState()
         return Trainer(
             loaded,
             TimedEngine(clock),
@@ -206,6 +208,32 @@ def test_skipped_steps_take_samples_alone(make_trainer: Any, rows: Rows, first: 
     assert rows.of("learning_rate") == pytest.approx({s: 0.1 * n for s, n in updates.items()})
     assert outcome.state.initial_loss == 1.0
     assert (outcome.state.consumed_samples, outcome.state.consumed_tokens) == (24, 160)
+
+
+def test_a_run_resumed_before_its_first_update_records_its_initial_loss(make_trainer: Any) -> None:
+    state = TrainerState(global_step=2, skipped_steps=2, consumed_samples=4)
+    trainer = make_trainer(state=state, skip_data_intervals="[[1, 2]]", save_strategy="no")
+    assert trainer.train().state.initial_loss == 1.0
+
+
+def test_an_evaluation_of_an_earlier_step_makes_no_checkpoint_the_best(make_trainer: Any) -> None:
+    """The evaluation is at step 6, and a signal asks for a checkpoint at step 8."""
+    trainer = make_trainer(
+        do_eval=True, evaluation_strategy="steps", eval_steps=6, save_steps=12,
+        load_best_model_at_end=True,
+    )  # fmt: skip
+    update, rates = trainer.engine.update, []
+
+    def interrupted(rate: float) -> Tensor:
+        rates.append(rate)
+        if len(rates) == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(rate)
+
+    trainer.engine.update = interrupted
+    assert trainer.train().exit_code == 128 + signal.SIGTERM
+    assert (trainer.state.global_step, trainer.eval_loss) == (8, 1.0)
+    assert trainer.state.best_checkpoint is None
 
 
 @pytest.mark.parametrize(

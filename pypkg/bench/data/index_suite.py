@@ -1,8 +1,8 @@
 """``python -m pypkg.bench data-index``: the construction of index maps, against baselines.
 
-PaddleNLP shuffles with NumPy and has fast_dataindex find where samples begin and blend corpora;
-Megatron-LM shuffles with NumPy too and has C++ helpers of its own. All baselines get the same
-documents and have to build the same maps, bit for bit.
+PaddleNLP and Megatron-LM shuffle with NumPy. C++ helpers build their sample indices and blends:
+fast_dataindex for PaddleNLP, a module of its own for Megatron-LM. All baselines get the same
+documents and must build the same maps, bit for bit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pypkg.data.index.maps import build_index_maps, build_sample_index, plan_ind
 
 logger = logging.getLogger("pypkg")
 
-MEAN_TOKENS = 400  # of a document, whose sizes are distributed exponentially
+MEAN_TOKENS = 400  # mean size of a document; sizes have an exponential distribution
 BLENDED = 8  # corpora
 _SEED = 1234
 _NUMPY = "NumPy"
@@ -43,7 +43,7 @@ Arrays = tuple[np.ndarray, ...]
 
 @dataclass(frozen=True)
 class Corpus:
-    """What the maps are built of: one epoch of documents in a shuffled order."""
+    """The input of the maps: one epoch of documents in a shuffled order."""
 
     sizes: np.ndarray
     documents: np.ndarray
@@ -57,7 +57,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to build, and who builds it how."""
+    """One object to build, and the function of each baseline that builds it."""
 
     name: str
     work: str
@@ -66,14 +66,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Sample:
-    """One run of a builder: seconds, and bytes by which the process grew at its largest."""
+    """One run of a builder: seconds, and the largest growth of the process in bytes."""
 
     seconds: float
     peak: int
 
 
 def run_data_index(options: argparse.Namespace) -> dict[str, Any]:
-    """The measurements that the command line asks for.
+    """Runs the benchmark that the command line requests.
 
     Raises:
         BenchmarkError: a baseline builds other maps.
@@ -96,7 +96,7 @@ def run_data_index(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_corpus(num_documents: int, seq_length: int) -> Corpus:
-    """Documents of random size, in random order."""
+    """A corpus of documents with random sizes, in random order."""
     random = np.random.default_rng(_SEED)
     sizes = 1 + random.exponential(MEAN_TOKENS - 1, num_documents).astype(np.int32)
     documents = np.arange(num_documents, dtype=np.int32)
@@ -105,7 +105,7 @@ def make_corpus(num_documents: int, seq_length: int) -> Corpus:
 
 
 def steps(corpus: Corpus, baselines: dict[str, tuple[ModuleType, str]]) -> Iterator[Step]:
-    """What is measured."""
+    """Yields the measured steps."""
     documents, samples = f"{len(corpus.sizes):,} documents", f"{corpus.samples:,} samples"
     for name, count in (("document order", len(corpus.sizes)), ("sample order", corpus.samples)):
         builders = {OURS: shuffle, _NUMPY: lambda array, random: random.shuffle(array)}
@@ -159,10 +159,10 @@ def steps(corpus: Corpus, baselines: dict[str, tuple[ModuleType, str]]) -> Itera
 
 
 def measure(step: Step, rounds: int) -> list[dict[str, Any]]:
-    """A row for each baseline.
+    """Times a step; returns a row for each baseline.
 
     Raises:
-        BenchmarkError: they build different maps.
+        BenchmarkError: the baselines build different maps.
     """
     expected = step.builders[OURS]()
     nbytes = sum(array.nbytes for array in expected)
@@ -186,10 +186,13 @@ def measure(step: Step, rounds: int) -> list[dict[str, Any]]:
 
 
 def find_baselines(folders: Sequence[Path]) -> tuple[dict[str, tuple[ModuleType, str]], list[str]]:
-    """The C++ helpers of others, as module and version, and notes on what is missing.
+    """The C++ helpers of PaddleNLP and Megatron-LM.
 
     Args:
-        folders: site-packages to look in, beside this Python's own.
+        folders: further site-packages folders to search.
+
+    Returns:
+        (module, version) of each helper that is installed, and notes on missing ones.
     """
     path = [*sys.path, *map(str, folders)]
     names = {
@@ -208,7 +211,7 @@ def find_baselines(folders: Sequence[Path]) -> tuple[dict[str, tuple[ModuleType,
 
 
 def _load_extension(name: str, path: Sequence[str]) -> ModuleType | None:
-    """The extension module, without the packages around it, which may import a lot."""
+    """Loads an extension module without its packages, whose imports may be slow."""
     *packages, last = name.split(".")
     for folder in path:
         for suffix in importlib.machinery.EXTENSION_SUFFIXES:
@@ -270,8 +273,8 @@ def _time(builder: Callable[[], Arrays]) -> Sample:
 
 
 def _reset_peak() -> int:
-    """Forgets how large the process has been; how large it is now, in bytes."""
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed would be used again without being counted
+    """Resets the recorded peak of the process; returns its present size in bytes."""
+    ctypes.CDLL(None).malloc_trim(0)  # otherwise freed memory is reused without being counted
     Path("/proc/self/clear_refs").write_text("5")
     return _memory("VmRSS")
 
@@ -284,7 +287,7 @@ def _memory(field: str) -> int:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without what C++ prints to standard output."""
+    """Suppresses the output of C++ code to standard output."""
     sys.stdout.flush()
     saved = os.dup(1)
     nothing = os.open(os.devnull, os.O_WRONLY)

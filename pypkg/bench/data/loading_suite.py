@@ -1,5 +1,5 @@
-"""``python -m pypkg.bench data-loading``: random samples from a warm file, and whether a training
-loop has to wait for its batches.
+"""``python -m pypkg.bench data-loading``: the rate of random samples from a cached file, and the
+time that a training loop waits for its batches.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ logger = logging.getLogger("pypkg")
 
 SEQ_LENGTH = 4096
 BATCH = 8
-TOKENS_PER_SECOND = 1_000_000  # that the training loop consumes
+TOKENS_PER_SECOND = 1_000_000  # consumption of the training loop
 _MEAN_DOCUMENT = 1000
 _VOCAB_SIZE = 32_000
 
 
 def run_data_loading(options: argparse.Namespace) -> dict[str, Any]:
-    """The measurements that the command line asks for.
+    """Runs the benchmark that the command line requests.
 
     Raises:
         BenchmarkError: a baseline reads other tokens.
@@ -50,7 +50,7 @@ def run_data_loading(options: argparse.Namespace) -> dict[str, Any]:
         documents = _write_corpus(prefix, options.megatokens * 1_000_000)
         dataset = build_train_valid_test_datasets([prefix], "1", SEQ_LENGTH, (1, 0, 0), 42)[0]
         assert isinstance(dataset, GPTDataset)
-        dataset.corpus.tokens.sum(dtype=np.int64)  # maps and warms every page
+        dataset.corpus.tokens.sum(dtype=np.int64)  # reads every page into memory
         return {
             "kind": "data-loading",
             "device": "cpu",
@@ -66,7 +66,7 @@ def run_data_loading(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _write_corpus(prefix: str, tokens: int) -> int:
-    """Random documents; returns how many."""
+    """Writes random documents; returns their number."""
     rng = np.random.default_rng(0)
     spread = 1.0
     count = max(1, tokens // _MEAN_DOCUMENT)
@@ -138,7 +138,7 @@ def _read_by_numpy(dataset: GPTDataset, order: np.ndarray) -> None:
 
 
 def _numpy_sample(dataset: GPTDataset, sample: int) -> np.ndarray:
-    """As Megatron-LM and PaddleNLP put a sample together."""
+    """Assembles a sample like Megatron-LM and PaddleNLP."""
     row = dataset.shuffle_idx[sample]
     position, begin = dataset.sample_idx[row].tolist()
     last, end = dataset.sample_idx[row + 1].tolist()
@@ -152,7 +152,7 @@ def _numpy_sample(dataset: GPTDataset, sample: int) -> np.ndarray:
 
 
 def _slice_by_numpy(dataset: GPTDataset, order: np.ndarray) -> None:
-    """Without any index: what reading a file at random places costs by itself."""
+    """Reads the file at random positions without any index: the cost of reading alone."""
     tokens = dataset.corpus.tokens
     for sample in order.tolist():
         first = sample * SEQ_LENGTH
@@ -160,7 +160,7 @@ def _slice_by_numpy(dataset: GPTDataset, order: np.ndarray) -> None:
 
 
 def _waits(dataset: GPTDataset, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """How long a loop that consumes TOKENS_PER_SECOND waits for each micro batch."""
+    """Times the waits of a loop that consumes TOKENS_PER_SECOND."""
     infilling = BlankInfilling(SEQ_LENGTH, 1, 2, 3, 4, two_dimensional=True, seed=0)
     packing = Packing(reset_attention_mask=True, reset_position_ids=True, eod_mask_loss=True)
     objectives: dict[str, dict[str, Any]] = {
@@ -180,7 +180,7 @@ def _waits(dataset: GPTDataset, options: argparse.Namespace) -> list[dict[str, A
 
 
 def _wait_of(batches: Iterator[Batch], steps: int) -> list[float]:
-    """Seconds waited per micro batch, while matrix products keep every core busy in between."""
+    """Seconds waited for each micro batch; matrix products occupy every core in between."""
     timed = TimedIterator(batches)
     factors = np.ones((2, 512, 512), np.float32)
     waits = []

@@ -1,11 +1,11 @@
 """The baselines of ``python -m pypkg.bench preprocess``; each runs in a Python of its own.
 
-``tokenizers``: the library by itself, texts in memory, ids taken out as lists and thrown away;
-``tokenizers-inside``: ids left in the library, where they are of no use. ``paddlenlp``: what
-PaddleNLP's create_pretraining_data.py does for each line of a file (it is no part of PaddleNLP's
-wheels, so its loop is rebuilt here), with the tokenizer and the .bin/.idx builder of the PaddleNLP
-that is installed. Either prints one line of JSON when it is done. The clock starts when the
-packages are imported; PaddleNLP's workers load their tokenizer after that.
+``tokenizers`` is the library alone: texts are in memory, and ids are converted to lists and
+discarded. ``tokenizers-inside`` leaves the ids in the library, where they are not usable.
+``paddlenlp`` does the work of PaddleNLP's create_pretraining_data.py for each line of a file, with
+the tokenizer and the .bin/.idx builder of the installed PaddleNLP; its wheels do not contain the
+script, so that its loop is reproduced here. Each baseline prints one line of JSON at its end. The
+clock starts after the imports; PaddleNLP's workers load their tokenizer after that.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _BATCH_CHARACTERS = 1 << 20
 
 
 class _Clock:
-    """Measures from when it was made."""
+    """Measures the time since its creation."""
 
     def __init__(self) -> None:
         self._seconds, self._cpu = time.perf_counter(), sum(os.times()[:4])
 
     def read(self) -> dict[str, float]:
-        """The time, and what this process and its ended children took of the processors."""
+        """Seconds on the clock, and processor seconds of this process and its ended children."""
         return {
             "seconds": time.perf_counter() - self._seconds,
             "cpu_seconds": sum(os.times()[:4]) - self._cpu,
@@ -91,7 +91,7 @@ def time_paddlenlp(options: argparse.Namespace) -> dict[str, Any]:
                 builder.end_document()
                 tokens += len(ids)
         pool.close()
-        pool.join()  # counts what the workers took
+        pool.join()  # after it, the processor time of the workers counts
     builder.finalize(options.output + ".idx")
     return {**clock.read(), "tokens": tokens, "version": paddlenlp.__version__}
 

@@ -1,7 +1,7 @@
-"""``python -m pypkg.bench preprocess``: from JSON lines to .bin/.idx, beside PaddleNLP.
+"""``python -m pypkg.bench preprocess``: from JSON lines to .bin/.idx, with PaddleNLP as baseline.
 
-The text is Python's standard library, the tokenizer a byte-level BPE trained on it. Everything
-that writes a corpus has to write the same one, byte for byte.
+The text is the source of Python's standard library, and the tokenizer is a byte-level BPE trained
+on it. All baselines that write a corpus must write the same one, byte for byte.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger("pypkg")
 
 TOKENIZERS = "tokenizers alone"
 _INSIDE = "tokenizers alone, ids not taken out"
-_Sample = tuple[float, float]  # seconds on the clock, and of all processors together
+_Sample = tuple[float, float]  # seconds on the clock, and processor seconds
 _WORKER = Path(__file__).with_name("preprocess_baselines.py")
 # What AutoTokenizer of PaddleNLP makes of a byte-level BPE: the class that a tokenizer_config.json
 # names. The first is its default for GPT, in Python; the second reads tokenizer.json.
@@ -37,11 +37,11 @@ _PADDLENLP_CLASSES = ("GPTTokenizer", "Qwen2TokenizerFast")
 
 
 def run_preprocess(options: argparse.Namespace) -> dict[str, Any]:
-    """The measurements that the command line asks for.
+    """Runs the benchmark that the command line requests.
 
     Raises:
         UserError: the interpreter for PaddleNLP cannot be run.
-        BenchmarkError: a baseline failed, or its corpus is not that of the others.
+        BenchmarkError: a baseline failed, or its corpus differs from the others.
     """
     if options.paddlenlp is not None:
         _run([options.paddlenlp, "--version"])
@@ -111,7 +111,7 @@ def _measure(
 
 
 def _write_text(file: Path, num_bytes: int) -> tuple[int, int]:
-    """Returns the number of documents and the bytes of their text."""
+    """Writes the text; returns the number of documents and the bytes of their text."""
     library = Path(sysconfig.get_paths()["stdlib"])
     sources = sorted(path for path in library.rglob("*.py") if "site-packages" not in path.parts)
     documents = written = 0
@@ -136,7 +136,7 @@ def _write_text(file: Path, num_bytes: int) -> tuple[int, int]:
 
 
 def _make_tokenizer(folder: Path, vocab_size: int) -> None:
-    """One tokenizer in the folders ``tokenizer`` and, in PaddleNLP's forms, ``<class>``."""
+    """Writes the tokenizer to ``tokenizer`` and, for each class of PaddleNLP, to ``<class>``."""
     with open(folder / "text.jsonl", encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line in lines]
     train_tokenizer(iter(sorted(set(texts))), vocab_size, folder / "tokenizer", "benchmark")
@@ -155,7 +155,7 @@ def _make_tokenizer(folder: Path, vocab_size: int) -> None:
 
 
 def _run_ours(folder: Path, workers: int) -> tuple[dict[str, Any], _Sample]:
-    """The summary, and the times of the whole command, with the start of all processes."""
+    """The summary, and the times of the whole command including the start of all processes."""
     prefix = folder / "ours"
     for file in folder.glob("ours.*"):
         file.unlink()

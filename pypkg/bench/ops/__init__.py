@@ -1,1 +1,1 @@
-"""Benchmarks of single operators: cases, frameworks to compare with, limits, accuracy."""
+"""Benchmarks of single operators: cases, frameworks of the baselines, limits, accuracy."""

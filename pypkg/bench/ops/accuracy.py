@@ -8,17 +8,17 @@ import numpy as np
 
 from pypkg.bench.ops.case import OURS, Baseline, BenchmarkError
 
-# |result - reference| <= tolerance * (|reference| + m) for every value, where m is the mean
-# |reference| of its row (last axis) or of all, whichever is larger: where terms cancel, errors are
-# as large as those of their neighbours. float32: sums of thousands of terms and exponentials lose
-# some bits of 2^-24. bfloat16 has a tolerance per operator.
+# The rule is |result - reference| <= tolerance * (|reference| + m) for every value. m is the larger
+# of the mean |reference| of its row (last axis) and of all values, because errors of values whose
+# terms cancel are as large as those of their neighbours. In float32, sums of thousands of terms and
+# exponentials lose some bits of 2^-24. bfloat16 has a tolerance per operator.
 _FLOAT32_TOLERANCE = 5e-5
-# Baselines other than ours may keep intermediate results in their dtype.
+# Other baselines may store intermediate results in their dtype.
 _BASELINE_SLACK = 8.0
 
 
 def tolerance(baseline: Baseline, precision: str, bfloat16_tolerance: float) -> float:
-    """The relative error that a baseline may have in ``precision``."""
+    """The largest permitted relative error of a baseline in ``precision``."""
     allowed = bfloat16_tolerance if precision == "bfloat16" else _FLOAT32_TOLERANCE
     return allowed if baseline.name == OURS else allowed * _BASELINE_SLACK
 

@@ -19,13 +19,13 @@ class Framework(Protocol):
     """Tensors, gradients and clocks of one framework, on the device of the benchmark."""
 
     def tensor(self, array: np.ndarray, dtype: str | None) -> Any:
-        """A leaf tensor; with a dtype it is cast to it and wants a gradient."""
+        """A leaf tensor. With a dtype it is cast to it and requires a gradient."""
 
     def tensor_like(self, array: np.ndarray, tensor: Any) -> Any:
-        """The array in the dtype of ``tensor``."""
+        """A tensor with the values of ``array`` and the dtype of ``tensor``."""
 
     def fresh(self, tensor: Any) -> Any:
-        """A copy in memory of its own that is no leaf and passes gradients on."""
+        """A copy with its own memory, which is not a leaf and propagates gradients."""
 
     def array(self, tensor: Any) -> np.ndarray:
         """The values in float64."""
@@ -33,10 +33,10 @@ class Framework(Protocol):
     def gradients(
         self, outputs: Sequence[Any], inputs: Sequence[Any], output_gradients: Sequence[Any]
     ) -> Sequence[Any]:
-        """Gradients of the inputs; frees what the forward pass kept."""
+        """Gradients of the inputs. The call frees the tensors saved by the forward pass."""
 
     def synchronize(self) -> None:
-        """Waits until the device has done all work."""
+        """Waits until the device has finished all work."""
 
     def matmul(self, a: Any, b: Any) -> Any:
         """The product of two matrices."""
@@ -84,7 +84,10 @@ class PaddleFramework:
 
 
 def _loss_with_gradients() -> Callable[..., Any]:
-    """A loss of outputs whose gradients are given: paddle.grad copies those it is given itself."""
+    """A function that makes a loss with given gradients of the outputs.
+
+    paddle.grad would copy gradients that it receives as arguments.
+    """
     import paddle
 
     class Loss(paddle.autograd.PyLayer):
@@ -113,7 +116,7 @@ class TorchFramework:
     def tensor(self, array: np.ndarray, dtype: str | None) -> torch.Tensor:
         tensor = self._torch.from_numpy(array).to(self._device)
         if dtype is not None:
-            # .to() with the same dtype shares the array's memory, which a run may write to.
+            # .to() with an equal dtype shares the memory of the array, which a run may overwrite.
             tensor = tensor.to(getattr(self._torch, dtype), copy=True).requires_grad_()
         return tensor
 

@@ -1,4 +1,4 @@
-"""Limits of the machine, measured in the run that they are compared with."""
+"""Limits of the machine, measured in the same run as the operators."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ MATMUL_SIZE = 1024
 
 
 class ThreadedCopy:
-    """memcpy of a given number of bytes, divided over threads."""
+    """A memcpy of a given number of bytes, divided over threads."""
 
-    # Handing work to a thread takes tens of microseconds: each does at least this many bytes.
+    # The start of a thread's work takes tens of microseconds, so each copies at least this much.
     _BYTES_PER_CALL = 128 * 2**20
-    # Far beyond any cache: what is larger takes its time in proportion, and no more memory.
+    # Far larger than any cache. The time of a larger copy is extrapolated, which saves memory.
     _LARGEST = 2**30
 
     def __init__(self, threads: int) -> None:
@@ -28,9 +28,11 @@ class ThreadedCopy:
         self._source = self._target = np.zeros(0, np.uint8)
 
     def seconds(self, moved_bytes: int, in_place: bool = False) -> float:
-        """Time to read moved_bytes / 2 and write them elsewhere, or inverted where they were.
+        """Seconds to read moved_bytes / 2 and to write as many bytes.
 
-        In place a CPU may move more bytes in a second than a copy does.
+        Args:
+            moved_bytes: bytes read and written.
+            in_place: write inverted bytes to the same place, which may be faster than a copy.
         """
         if moved_bytes > self._LARGEST:
             return self.seconds(self._LARGEST, in_place) * moved_bytes / self._LARGEST
@@ -69,5 +71,5 @@ def matmul_rate(framework: Framework, size: int = MATMUL_SIZE, runs: int = 10) -
 
 
 def best_matmul_rate(frameworks: Mapping[str, Framework]) -> tuple[float, str]:
-    """The highest ``matmul_rate`` of the frameworks, and whose it is."""
+    """The highest ``matmul_rate`` of the frameworks, and the name of that framework."""
     return max((matmul_rate(framework), name) for name, framework in frameworks.items())

@@ -1,8 +1,8 @@
 """Figures of operator results, one per operator.
 
-A row of panels per shape and dtype, a column per pass. A panel has a line per baseline: the median
-on a logarithmic scale, the quartiles, and the time divided by ours. Colours are those of Okabe and
-Ito (2008), which readers with colour blindness can tell apart; every line carries its name, too.
+A figure has a row of panels per shape and dtype, and a column per pass. A panel has a line per
+baseline: the median on a logarithmic scale, the quartiles, and the time divided by ours. The
+colours of Okabe and Ito (2008) are distinguishable with colour blindness; lines also have names.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _OURS_COLOUR = "#0072b2"
 _COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 # Inches: of a panel with its labels, of a line in it, and around it.
 _PANEL_WIDTH, _LABEL_WIDTH, _LINE, _BETWEEN, _HEAD = 3.4, 1.6, 0.2, 0.36, 1.0
-_FEW_DECADES = 50  # a scale that spans less has ticks at 2 and 5 times powers of ten, too
+_FEW_DECADES = 50  # below this ratio, a scale also has ticks at 2 and 5 times powers of ten
 
 
 def operator_figure(rows: Sequence[Row], device: str) -> Figure:
     """The figure of all rows of one operator.
 
-    Forward and backward together are left out where they are there one by one.
+    The sum of forward and backward is left out if both are shown.
     """
     passes = list(dict.fromkeys(row["pass"] for row in rows))
     if set(passes) == set(PASSES):

@@ -59,7 +59,7 @@ def write_docs(docs: Path) -> Path:
     """Writes benchmarks.md and its figures from the results in ``docs``/benchmarks.
 
     Raises:
-        UserError: ``docs`` does not exist, one of the files is no result, or matplotlib is missing.
+        UserError: ``docs`` does not exist, a file is not a result, or matplotlib is missing.
     """
     if not docs.is_dir():
         raise UserError(
@@ -73,7 +73,7 @@ def write_docs(docs: Path) -> Path:
 
 
 def _write_figures(folder: Path, results: Sequence[Result]) -> None:
-    """Writes the figures, and removes those of operators that are gone."""
+    """Writes the figures, and removes figures of operators without result."""
     made: dict[str, str] = {}
     for result in results:
         if result["kind"] == "ops":
@@ -89,7 +89,7 @@ def read_result(path: Path) -> Result:
     """The result in a JSON file.
 
     Raises:
-        UserError: the file is unreadable or no result.
+        UserError: the file is unreadable or not a result.
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -107,7 +107,7 @@ def read_result(path: Path) -> Result:
 
 
 def render_page(results: Sequence[Result]) -> str:
-    """The whole page."""
+    """The page of benchmarks as Markdown."""
     on_cpu = [each for each in results if each["device"].startswith("cpu")]
     elsewhere = [each for each in results if not each["device"].startswith("cpu")]
     parts = [_HEAD]

@@ -11,10 +11,10 @@ Row = Mapping[str, Any]  # one of its "rows"
 
 
 def result_name(result: Result) -> str:
-    """The file of a result in docs/benchmarks, without its ending."""
+    """The name of the file of a result in docs/benchmarks, without suffix."""
     return f"{result['kind']}-{re.sub('[^a-z0-9]+', '-', result['device'].lower()).strip('-')}"
 
 
 def device_name(result: Result) -> str:
-    """What the result was measured on, as headings say it."""
+    """The device of the result, for headings."""
     return re.sub("^cpu", "CPU", result["device"])

@@ -1,4 +1,4 @@
-"""SVG of matplotlib's figures, in the same bytes for the same figure."""
+"""SVG documents of matplotlib figures; equal figures give equal bytes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-# Text stays text, which can be searched. Ids come from a fixed salt instead of a random one, and
-# the file names neither the date nor the version of matplotlib.
+# Text remains text, which is searchable. Ids have a fixed salt, and the file contains neither the
+# date nor the version of matplotlib.
 _STYLE: dict[Any, str] = {"svg.fonttype": "none", "svg.hashsalt": "pypkg"}
 _METADATA = {"Date": None, "Creator": None}
 

@@ -16,12 +16,12 @@ from pypkg.threads import cpu_environment
 
 logger = logging.getLogger("pypkg")
 
-# glibc returns large buffers to the system and faults their pages in again at every use; these
-# keep them, as pypkg.threads does for pypkg.
+# glibc returns large buffers to the system, so that every use causes page faults. With these
+# variables it keeps them, as pypkg.threads does for pypkg.
 _KEEP_BUFFERS = {
     "GLIBC_TUNABLES": f"glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={2**31 - 1}"
 }
-# Prints the versions of what an environment holds, without importing any of it.
+# Prints the versions of installed packages without importing them.
 _LIST_VERSIONS = (
     "import importlib.metadata as m, json; "
     "print(json.dumps({each.name: each.version for each in m.distributions()}))"
@@ -30,14 +30,16 @@ _LIST_VERSIONS = (
 
 @dataclass(frozen=True)
 class Baseline:
-    """A process that trains. ``environment`` is set before it starts.
+    """A training process.
 
     Args:
+        name: in the report.
         stack: "pypkg", "transformers" or "paddlenlp"; a function of the worker.
-        autocast: matrix products in bfloat16.
-        cpu_settings: its environment is also what pypkg sets for itself.
-        needs: modules without which it is left out.
-        python: the interpreter that runs it, where that is another than ours.
+        autocast: whether matrix products are in bfloat16.
+        environment: variables that are set before the process starts.
+        cpu_settings: whether the process also gets the variables that pypkg sets for itself.
+        needs: modules without which the baseline is left out.
+        python: the interpreter of the process; None: this one.
     """
 
     name: str
@@ -83,10 +85,10 @@ BASELINES = (
 
 
 def choose_baselines(options: argparse.Namespace) -> tuple[list[Baseline], list[str]]:
-    """The baselines that the command line asks for and that can run here, and notes on them.
+    """The requested baselines that can run here, and notes on the others.
 
     Raises:
-        UserError: an unknown baseline, an interpreter without PaddleNLP, or none is left.
+        UserError: a baseline is unknown, an interpreter has no PaddleNLP, or no baseline is left.
     """
     unknown = sorted(set(options.baseline or ()) - {each.name for each in BASELINES})
     if unknown:
@@ -108,7 +110,7 @@ def choose_baselines(options: argparse.Namespace) -> tuple[list[Baseline], list[
 
 
 def _available(baselines: Sequence[Baseline]) -> tuple[list[Baseline], list[str]]:
-    """Those for which everything is installed here, and a note for each of the others."""
+    """The baselines whose modules are installed, and a note for each of the others."""
     found, notes = [], []
     for each in baselines:
         missing = [name for name in each.needs if importlib.util.find_spec(name) is None]

@@ -1,7 +1,7 @@
 """``python -m pypkg.bench train-step``: a training step on CPU, each baseline in its own process.
 
-The processes stay alive and take turns step by step, so that a slow moment of the machine hits all
-of them; their threads and allocator are their own.
+The processes stay alive and take turns, one step each, so that a slow moment of the machine affects
+all of them. Each process has its own threads and allocator.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from pypkg.models.architecture.registry import load_config
 logger = logging.getLogger("pypkg")
 
 _WORKER = Path(__file__).with_name("worker.py")
-# Longer than Intel's OpenMP runtime lets its workers spin after the last parallel region.
+# The workers of Intel's OpenMP runtime spin for a shorter time after the last parallel region.
 _PAUSE = 0.3
-_RANDOM_LOSS_TOLERANCE = 0.5  # to ln(vocabulary): the logits of random weights are not quite 0
-# Between baselines; products in bfloat16 are among them.
+_RANDOM_LOSS_TOLERANCE = 0.5  # difference to ln(vocab_size), as random weights have small logits
+# Difference between baselines, some of which have products in bfloat16.
 _FIRST_LOSS_TOLERANCE, _LAST_LOSS_TOLERANCE = 0.02, 0.2
 
 
 def run_train_step(options: argparse.Namespace) -> dict[str, Any]:
-    """The measurements that the command line asks for; imports no framework.
+    """Runs the benchmark that the command line requests; imports no framework.
 
     Raises:
-        UserError: an unknown model or baseline, a sequence that the model cannot take, or an
-            interpreter without PaddleNLP.
-        BenchmarkError: a baseline failed, or its losses are not those of the others.
+        UserError: a model or baseline is unknown, the sequence is too long for the model, or an
+            interpreter has no PaddleNLP.
+        BenchmarkError: a baseline failed, or its losses differ from those of the others.
     """
     config = load_config(options.config)
     if options.seq > config.max_position_embeddings:
@@ -106,7 +106,7 @@ def _train(
 
 
 class Worker:
-    """The parent's end of a process that trains."""
+    """A training process as seen by its parent."""
 
     def __init__(self, name: str, process: subprocess.Popen, log: IO[str]) -> None:
         self._name = name
@@ -116,12 +116,12 @@ class Worker:
         self.matmul_rate: float = self._receive()["matmul_rate"]
 
     def step(self) -> dict[str, float]:
-        """Trains one step; its loss, seconds and peak_rss_bytes so far."""
+        """Trains one step; returns its loss, its seconds and the peak_rss_bytes so far."""
         try:
             self._commands.write("step\n")
             self._commands.flush()
         except BrokenPipeError:
-            pass  # _receive tells why
+            pass  # _receive reports the reason
         return self._receive()
 
     def _receive(self) -> dict[str, float]:
@@ -138,10 +138,10 @@ class Worker:
 
 @contextlib.contextmanager
 def start_worker(baseline: Baseline, task: Mapping[str, Any]) -> Iterator[Worker]:
-    """A process that is ready to train; it ends with the context.
+    """Starts a training process, which ends with the block.
 
     Raises:
-        BenchmarkError: it failed while starting, with what it said.
+        BenchmarkError: the process failed at its start; the message contains its output.
     """
     command = [sys.executable, "-m", "pypkg.bench.train_step.worker"]
     if baseline.python:
@@ -160,7 +160,7 @@ def start_worker(baseline: Baseline, task: Mapping[str, Any]) -> Iterator[Worker
             yield Worker(baseline.name, process, log)
         finally:
             if process.stdin is not None:
-                process.stdin.close()  # the end of its input ends the worker
+                process.stdin.close()  # the worker ends at the end of its input
             try:
                 process.wait(timeout=30)
             except subprocess.TimeoutExpired:
@@ -169,7 +169,7 @@ def start_worker(baseline: Baseline, task: Mapping[str, Any]) -> Iterator[Worker
 
 
 def check_first_losses(losses: Mapping[str, float], expected: float) -> None:
-    """Raises BenchmarkError unless all losses are about ``expected``, and the same."""
+    """Raises BenchmarkError unless all losses are equal and near ``expected``."""
     for name, loss in losses.items():
         if not abs(loss - expected) <= _RANDOM_LOSS_TOLERANCE:
             raise BenchmarkError(
@@ -180,7 +180,7 @@ def check_first_losses(losses: Mapping[str, float], expected: float) -> None:
 
 
 def check_same_loss(which: str, losses: Mapping[str, float], tolerance: float) -> None:
-    """Raises BenchmarkError unless all are within ``tolerance`` of that of the first baseline."""
+    """Raises BenchmarkError unless all losses are within ``tolerance`` of the first one."""
     first = next(iter(losses))
     for name, loss in losses.items():
         if not abs(loss - losses[first]) <= tolerance:

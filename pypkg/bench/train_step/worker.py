@@ -3,8 +3,8 @@
 The Python of PaddleNLP's environment runs this file by its path and has no pypkg.
 
 
-Protocol: the argument is a JSON object; standard output carries one JSON object per line, first the
-rate of a matrix product, then the result of each step. The end of standard input is the end.
+Protocol: the argument is a JSON object. Standard output has one JSON object per line, first the
+rate of a matrix product, then the result of each step. The process ends with its standard input.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LEARNING_RATE, _BETAS, _EPSILON, _WEIGHT_DECAY, _MAX_NORM = 1e-3, (0.9, 0.95), 
 
 
 def make_weights(task: Mapping[str, Any]) -> tuple[float, Step]:
-    """Writes the random weights that every baseline begins with."""
+    """Writes the random initial weights of all baselines."""
     _start_paddle(task)
     from pypkg.bench.ops.frameworks import PaddleFramework
     from pypkg.bench.ops.limits import matmul_rate
@@ -92,7 +92,7 @@ def train_transformers(task: Mapping[str, Any]) -> tuple[float, Step]:
 
     def step() -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=task["autocast"]):
-            # shift_labels: the labels are those of the next tokens already.
+            # shift_labels means that the labels are already those of the next tokens.
             loss = model(input_ids, labels=labels, shift_labels=labels, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, _MAX_NORM)
@@ -163,7 +163,7 @@ def _no_step() -> float:
 
 
 def main(argument: str) -> None:
-    # Whatever a framework prints must not get between the lines of the protocol.
+    # The output of frameworks must not mix with the lines of the protocol.
     with os.fdopen(os.dup(1), "w", buffering=1) as answers:
         os.dup2(2, 1)
         task = json.loads(argument)
@@ -179,7 +179,7 @@ def main(argument: str) -> None:
 
 
 if __name__ == "__main__":
-    # Run by its path, this folder comes first and would hide packages of the names in it.
+    # The folder of a script is first on the path, where it would hide packages of equal names.
     folder = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [each for each in sys.path if os.path.abspath(each) != folder]
     main(sys.argv[1])

@@ -1,4 +1,4 @@
-"""Joins the file shards of a corpus, without the documents that an earlier one repeats."""
+"""Joins the file shards of a corpus, without repeated documents."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pypkg.errors import UserError
 
 @dataclass
 class Counts:
-    """What became of the documents.
+    """Counts of the documents.
 
     Attributes:
-        text_bytes: of the documents in the corpus, in UTF-8.
-        dropped: documents left out, by reason.
-        mended: documents in which what is not UTF-8 was replaced, also of those left out.
+        text_bytes: UTF-8 bytes of the documents in the corpus.
+        dropped: number of documents left out, by reason.
+        mended: number of documents, also among those left out, in which invalid UTF-8 was replaced.
     """
 
     text_bytes: int = 0
@@ -32,7 +32,11 @@ class Counts:
 def assemble(
     folder: FileShardFolder, num_shards: int, writer: IndexedDatasetWriter, deduplicate: bool
 ) -> Counts:
-    """Writes the documents of all file shards, in order; of identical ones the first."""
+    """Writes the documents of all file shards in order.
+
+    Args:
+        deduplicate: write only the first of identical documents.
+    """
     counts = Counts()
     repeated = _repeated(folder, num_shards) if deduplicate else None
     first = 0
@@ -45,7 +49,7 @@ def assemble(
         counts.mended += shard.mended
         counts.dropped.update({DUPLICATE: int((~kept).sum())})
         _write(shard, kept, writer)
-    counts.dropped = +counts.dropped  # without zeros
+    counts.dropped = +counts.dropped  # removes zeros
     return counts
 
 
@@ -61,12 +65,12 @@ def _shards(folder: FileShardFolder, num_shards: int) -> Iterator[FileShard]:
 
 
 def _repeated(folder: FileShardFolder, num_shards: int) -> np.ndarray:
-    """bool [documents]: whether an earlier document is identical."""
+    """For each document, whether an earlier one is identical, bool [documents]."""
     digests = [shard.digests for shard in _shards(folder, num_shards) if len(shard.sequences)]
     if not digests:
         return np.zeros(0, bool)
     low, high = np.ascontiguousarray(np.concatenate(digests)).view(np.uint64).T
-    order = np.lexsort((low, high))  # stable: of equal ones the first stays first
+    order = np.lexsort((low, high))  # a stable sort keeps the order of equal documents
     low, high = low[order], high[order]
     repeated = np.zeros(len(order), bool)
     repeated[order[1:]] = (low[1:] == low[:-1]) & (high[1:] == high[:-1])
@@ -74,7 +78,7 @@ def _repeated(folder: FileShardFolder, num_shards: int) -> np.ndarray:
 
 
 def _write(shard: FileShard, kept: np.ndarray, writer: IndexedDatasetWriter) -> None:
-    """Writes the kept documents, those that follow one another at once."""
+    """Writes the kept documents; adjacent documents are written together."""
     sequence_ends = np.concatenate([[0], np.cumsum(shard.sequences, dtype=np.int64)])
     token_ends = np.concatenate([[0], np.cumsum(shard.sizes, dtype=np.int64)])
     borders = np.flatnonzero(np.diff(np.concatenate([[False], kept, [False]]).astype(np.int8)))

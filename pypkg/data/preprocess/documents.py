@@ -1,4 +1,4 @@
-"""A document of the input, and what may be wrong with one."""
+"""A document of the input, and the problems of documents."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ _READ_BYTES = 1 << 20
 @dataclass(frozen=True)
 class Document:
     text: str
-    file_bytes: int  # of the file that were read for it
+    file_bytes: int  # bytes read from the file for this document
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A document that cannot be used, or a whole file.
+    """A document or file that cannot be used.
 
     Attributes:
-        reason: for counting.
-        line: number of the line, counted from byte ``counted_from`` of the file and from 1.
-        byte: offset in the (uncompressed) file.
-        file_lost: all documents of the file, or those from here on, are lost.
-        mended: the document is used; what is not UTF-8 in it has been replaced.
+        reason: a short text by which problems are counted.
+        file: path of the file.
+        detail: description of the problem.
+        line: number of the line, from 1, counted from byte ``counted_from`` of the file.
+        byte: offset in the uncompressed file.
+        counted_from: see ``line``.
+        file_lost: whether the documents of the file from here on cannot be read.
+        mended: whether the document is used, with its invalid UTF-8 replaced.
     """
 
     reason: str
@@ -38,14 +41,15 @@ class Problem:
     mended: bool = False
 
     def describe(self, count: Callable[[Path, int], int] | None = None) -> str:
-        """File, place and reason.
+        """A message with file, place and reason.
 
         Args:
-            count: a :class:`LineCounter`, for many problems; it reads the file up to there.
+            count: counts the line breaks of a file up to a byte. A :class:`LineCounter` is fast for
+                many problems in one file.
         """
         place = ""
         if self.line is not None:
-            with suppress(OSError):  # it may be gone by now
+            with suppress(OSError):  # the file may have been removed
                 before = (count or LineCounter())(self.file, self.counted_from)
                 place = f", line {self.line + before}"
         if self.byte is not None:
@@ -64,7 +68,7 @@ Report = Callable[[Problem], None]
 
 
 class LineCounter:
-    """Line breaks in the first bytes of files; goes on from where it counted last in a file."""
+    """Counts the line breaks in the first bytes of a file; continues after the last count."""
 
     def __init__(self) -> None:
         self._last: dict[Path, tuple[int, int]] = {}

@@ -26,7 +26,7 @@ from pypkg.data.preprocess.segmentation import (
 from pypkg.data.preprocess.shards import FileShardFolder, FileShardWriter
 from pypkg.data.tokenizers.load import Tokenizer
 
-_BATCH_BYTES = 1 << 20  # of text that is tokenized at a time
+_BATCH_BYTES = 1 << 20  # bytes of text tokenized at a time
 _BATCH_DOCUMENTS = 4096
 
 
@@ -38,7 +38,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Progress:
-    """What has been done since the last report."""
+    """The work done since the last report."""
 
     file_bytes: int
     documents: int
@@ -48,16 +48,18 @@ class Progress:
 def make_encoder(
     options: PreparationOptions, shards: FileShardFolder, threads: int, tokenizer: Tokenizer
 ) -> Callable[[Task], Iterator[Progress | Problem]]:
-    """The function that tokenizes a unit into a file shard in ``shards`` and reports along the way.
+    """Creates the function that tokenizes a unit into a file shard and yields its progress.
 
     Args:
-        threads: of the tokenizers library.
+        shards: the folder of the file shards.
+        threads: number of threads of the tokenizers library.
+        tokenizer: the loaded tokenizer.
 
     Raises:
         UserError: a package that an option needs is missing.
     """
-    # The tokenizers library reads these when it makes its threads, at the first batch. Even one
-    # thread of its own is faster than none.
+    # The tokenizers library reads these variables when it starts its threads, at the first batch.
+    # One thread of the library is faster than none.
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     encoder = _Encoder(options, tokenizer, shards.dtype)
@@ -74,7 +76,7 @@ def _encode_unit(
         for batch in prefetch(reader.batches(), depth=2):
             yield from batch.problems
             yield encoder.encode(batch, writer, without_tokens)
-        if not reader.lost_a_file:  # such a unit is to be done again
+        if not reader.lost_a_file:  # a unit with an unreadable file is not finished
             writer.finish(reader.dropped + without_tokens, reader.mended)
     finally:
         writer.discard()
@@ -82,7 +84,7 @@ def _encode_unit(
 
 @dataclass
 class _Batch:
-    """Texts of some documents, and what else was met while they were read."""
+    """The texts of some documents, and the problems found while they were read."""
 
     sentences: list[str] = field(default_factory=list)
     documents: list[int] = field(default_factory=list)  # number of sentences of each
@@ -93,7 +95,7 @@ class _Batch:
 
 
 class _Reader:
-    """Batches of documents that pass the filters; counts the others."""
+    """Reads batches of documents that pass the filters, and counts the other documents."""
 
     def __init__(self, unit: Unit, options: PreparationOptions) -> None:
         self.dropped: Counter[str] = Counter()
@@ -133,7 +135,7 @@ class _Reader:
         self._batch.problems.append(problem)
 
     def _add(self, document: Document) -> int:
-        """Returns the size in bytes of what was added."""
+        """Adds a document to the batch; returns the number of added bytes."""
         batch = self._batch
         batch.file_bytes += document.file_bytes
         text, reason = self._filter(document.text)
@@ -174,7 +176,7 @@ class _Encoder:
         self._dtype = dtype
 
     def encode(self, batch: _Batch, writer: FileShardWriter, dropped: Counter[str]) -> Progress:
-        """Writes the documents that have a token; the others are counted as empty."""
+        """Writes the documents that have tokens, and counts the others as empty."""
         rows = iter(self._encode(batch.sentences))
         kept: list[list[int]] = []
         sequences, text_bytes, digests = [], [], []

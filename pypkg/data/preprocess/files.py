@@ -1,4 +1,4 @@
-"""Which files hold the text of a corpus, and the pieces that they are read in."""
+"""Finds the text files of a corpus, and divides them into units."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ BOM = b"\xef\xbb\xbf"  # the byte order mark of UTF-8
 
 logger = logging.getLogger("pypkg")
 
-_LEAST_UNIT, _MOST_UNIT = 1 << 20, 64 << 20  # bytes of files
-_UNITS = 256  # of a corpus between these
-_HEAD_BYTES = 1 << 16  # that are enough to know the form of a file
-_NAMED = 3  # of the files that are left out for one reason
+_LEAST_UNIT, _MOST_UNIT = 1 << 20, 64 << 20  # bytes of a unit
+_UNITS = 256  # number of units, if their sizes are between these limits
+_HEAD_BYTES = 1 << 16  # bytes that identify the form of a file
+_NAMED = 3  # number of files that the log names for one reason
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TextFile:
 
     @property
     def may_be_one_value(self) -> bool:
-        """Whether it may hold JSON that is not lines, which :func:`is_one_value` tells."""
+        """Whether the file may be one JSON value; :func:`is_one_value` examines its contents."""
         return self.name.lower().removesuffix(self.compression).endswith(_JSON_SUFFIX)
 
 
@@ -54,21 +54,21 @@ class Span:
     file: TextFile
     start: int
     end: int
-    file_bytes: int  # that it takes, as a share of the file's size
+    file_bytes: int  # bytes of the file that belong to this span
 
 
-# What one process tokenizes at a time, and what an interrupted run need not do again.
+# The spans that one process tokenizes as a unit. A resumed run skips finished units.
 Unit = tuple[Span, ...]
 
 
 @dataclass
 class TextFiles:
-    """What was found below a folder.
+    """The files found below a folder.
 
     Attributes:
-        files: in the order of their names.
-        left_out: by reason, the names of files and folders that are not read, without those that
-            ``--exclude`` names.
+        files: files to read, sorted by name.
+        left_out: names of files and folders that are not read, by reason, without those of
+            ``--exclude``.
     """
 
     files: list[TextFile] = field(default_factory=list)
@@ -81,20 +81,20 @@ class TextFiles:
 
 
 def find_text_files(input_path: Path, suffixes: Sequence[str], exclude: Sequence[str]) -> TextFiles:
-    """The files below a folder, or the one file.
+    """Finds the files below a folder, or the one given file.
 
-    Upper and lower case in suffixes are the same. Links are followed; a folder is read once, also
-    where several links lead to it. Hidden files and folders, whose names begin with a dot, are
-    left out.
+    Suffixes are not case-sensitive. Links are followed, and each folder is read once. Hidden files
+    and folders, whose names begin with a dot, are left out.
 
     Args:
-        suffixes: of text files, which may be compressed (.gz, .zst); JSON lines and Parquet are
-            always taken.
-        exclude: names or patterns (``*.bak``) of files and folders that are left out, either by
-            themselves or as a path below ``input_path``.
+        input_path: a folder or a file.
+        suffixes: of text files, which may be compressed (.gz, .zst). JSON lines and Parquet files
+            are always found.
+        exclude: names, paths below ``input_path`` or patterns (``*.bak``) of files and folders that
+            are left out.
 
     Raises:
-        UserError: a file or folder cannot be read, a link leads nowhere, or there is no such file.
+        UserError: a file or folder cannot be read, a link is broken, or no file is found.
     """
     found = TextFiles()
     try:
@@ -135,7 +135,7 @@ def find_text_files(input_path: Path, suffixes: Sequence[str], exclude: Sequence
 def _walk(
     top: Path, exclude: Sequence[str], left_out: dict[str, list[str]]
 ) -> Iterator[tuple[Path, str]]:
-    """Path of each file, and its name below ``top``. Links to folders come after all folders."""
+    """Yields (path, name below ``top``) of each file; linked folders follow after all others."""
 
     def kept(name: str) -> bool:
         base = os.path.basename(name)
@@ -147,7 +147,7 @@ def _walk(
 
     seen: set[tuple[int, int]] = set()
     starts = [top]
-    for start in starts:  # which grows
+    for start in starts:  # the list grows in the loop
         for folder, folders, names in os.walk(start, onerror=_raise):
             below = Path(folder).relative_to(top)
             status = os.stat(folder)
@@ -164,18 +164,19 @@ def _walk(
 
 
 def is_one_value(head: bytes) -> bool:
-    """Whether a ``.json`` file that begins like this is JSON as a whole, and no JSON lines.
+    """Whether a ``.json`` file with these first bytes is one JSON value instead of JSON lines.
 
-    It then begins with an array, or with a record of which the first line holds the brace alone.
+    Such a file begins with an array, or with a record whose first line is only a brace.
     """
     first, line_break, _ = head.removeprefix(BOM).lstrip().partition(b"\n")
     return first.startswith(b"[") or (first.strip() == b"{" and bool(line_break))
 
 
 def check_unchanged(files: Sequence[TextFile]) -> None:
-    """
+    """Checks that the files have not changed since they were found.
+
     Raises:
-        UserError: a file is not the one that was found, so that parts of it may be missing.
+        UserError: a file has another size or modification time, so that parts may be missing.
     """
     for file in files:
         try:
@@ -191,13 +192,13 @@ def check_unchanged(files: Sequence[TextFile]) -> None:
 
 
 def plan_units(files: Sequence[TextFile], doc_spliter: str | None) -> list[Unit]:
-    """Cuts the corpus into units of similar size, in order; they depend on the files alone.
+    """Divides the corpus into units of similar size, in order; only the files determine them.
 
-    Large files are cut between documents. Compressed files and text files that are one document
-    stay whole.
+    Large files are divided between documents. Compressed files, and text files that are one
+    document, are not divided.
 
     Args:
-        doc_spliter: line between the documents of a text file; None where a file is one document.
+        doc_spliter: line between the documents of a text file; None: a file is one document.
     """
     target = min(max(sum(file.size for file in files) // _UNITS, _LEAST_UNIT), _MOST_UNIT)
     units: list[Unit] = []
@@ -227,7 +228,7 @@ def _spans(files: Sequence[TextFile], target: int, doc_spliter: str | None) -> I
                 for start, end in pairwise(cuts):
                     yield Span(file, start, end, end - start)
         except OSError:
-            yield Span(file, 0, file.size, file.size)  # reading it tells what is wrong
+            yield Span(file, 0, file.size, file.size)  # the reader reports the error
 
 
 def _stays_whole(file: TextFile, doc_spliter: str | None) -> bool:
@@ -240,10 +241,10 @@ def _stays_whole(file: TextFile, doc_spliter: str | None) -> bool:
 
 
 def _cuts(file: TextFile, target: int, separator: bytes | None) -> list[int]:
-    """Byte offsets from 0 to the size, about ``target`` apart, at which a document begins.
+    """Byte offsets of document starts, about ``target`` apart, with 0 and the size of the file.
 
     Args:
-        separator: line between documents; None where each line is one.
+        separator: line between documents; None: each line is a document.
     """
     cuts = [0]
     with open(file.path, "rb") as data:
@@ -272,7 +273,7 @@ def _row_groups(file: TextFile, target: int) -> Iterator[Span]:
                 )
                 for i in range(metadata.num_row_groups)
             ]
-    except Exception:  # of a broken file; reading it tells what is wrong
+    except Exception:  # a broken file; the reader reports the error
         sizes = []
     start, size = 0, 0
     for end, group_size in enumerate(sizes, start=1):
@@ -302,7 +303,7 @@ def _compression(name: str) -> str:
 
 
 def _unknown_suffix(name: str) -> str:
-    """Which files are left out as this one is, for the log."""
+    """The group of left-out files that this one belongs to, for the log."""
     compression = _compression(name)
     suffix = Path(name.lower().removesuffix(compression)).suffix + compression
     if not suffix:

@@ -1,4 +1,4 @@
-"""What is dropped or mended before a text is tokenized."""
+"""Filters that drop or change texts before tokenization."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ EMPTY = "empty"
 TOO_SHORT = "shorter than --min_doc_length"
 DUPLICATE = "duplicate"
 
-DIGEST_BYTES = 16  # two documents of 10^12 are alike by chance once in 10^14 corpora
+DIGEST_BYTES = 16  # among 10^12 documents, a collision has a probability below 10^-14
 
 
 def text_filter(
     strip: bool, max_repeated_len: int | None, min_doc_length: int
 ) -> Callable[[str], tuple[str, str | None]]:
-    """A function that maps a text to what is kept of it, and the reason if nothing is.
+    """A function that maps a text to (the kept text, the reason if it is dropped, else None).
 
     Args:
-        strip: take white space off both ends.
-        max_repeated_len: where one character other than a line break is repeated more than so
-            often, it is kept once.
-        min_doc_length: characters that a text must have.
+        strip: remove white space from both ends.
+        max_repeated_len: a character other than a line break that is repeated more often than this
+            is kept once; None: no limit.
+        min_doc_length: least number of characters of a text.
     """
     repeated = re.compile(rf"(.)\1{{{max_repeated_len},}}") if max_repeated_len else None
 
@@ -41,8 +41,8 @@ def text_filter(
 def has_run(text: str, length: int) -> bool:
     """Whether one character is repeated more than ``length`` times in a row; faster than a regex.
 
-    Such a run is ``length`` + 1 long or longer. So it covers a character whose number is a
-    multiple of ``length`` together with the next one, and only there needs to be looked.
+    Such a run has at least ``length`` + 1 characters. It therefore contains a character whose index
+    is a multiple of ``length``, and the next character. Only these pairs are compared first.
     """
     for number, (one, other) in enumerate(zip(text[::length], text[1::length])):
         if one == other:
@@ -55,5 +55,5 @@ def has_run(text: str, length: int) -> bool:
 
 
 def digest(text: str) -> bytes:
-    """Fingerprint of a text, by which identical documents are found."""
+    """The digest of a text, which identifies identical documents."""
     return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()

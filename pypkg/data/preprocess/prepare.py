@@ -1,4 +1,4 @@
-"""From text files to ``.bin/.idx``: trains a tokenizer if wanted, tokenizes, joins shards."""
+"""Converts text files to ``.bin/.idx``: trains a tokenizer on request, tokenizes, joins shards."""
 
 from __future__ import annotations
 
@@ -42,22 +42,29 @@ logger = logging.getLogger("pypkg")
 
 _LARGEST_UINT16 = 65535
 _NAMED_FILES = 20  # of those that are lost
+_KEPT = (
+    "What is finished is kept in {}: the same command goes on from there if the files can be read "
+    "by then, and begins anew if they have changed or are left out."
+)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What was written, as in ``<prefix>.meta.json``.
+    """The summary of a corpus, stored in ``<prefix>.meta.json``.
 
     Attributes:
-        documents, sequences, tokens, text_bytes: that are in the corpus; the bytes are those of
-            UTF-8.
-        dropped: number of documents that were left out, by reason.
-        mended: number of documents in which U+FFFD stands for what is not UTF-8.
-        lengths: documents by their number of tokens: [n, count] for those of n to 2 n - 1.
-        outputs: size of each file by name.
-        fingerprint: of everything that the outputs depend on.
-        resumed: units that an earlier, interrupted run had finished, of all.
-        reused: they were there before, made in the same way.
+        documents, sequences, tokens: their numbers in the corpus.
+        text_bytes: UTF-8 bytes of its documents.
+        dropped: number of documents left out, by reason.
+        lengths: histogram of documents: [n, count] for documents with n to 2 n - 1 tokens.
+        vocab_size, tokenizer: size and file of the tokenizer.
+        dtype: of the tokens in the file.
+        outputs: size of each file in bytes, by name.
+        seconds: duration of the run.
+        fingerprint: digest of everything that the outputs depend on.
+        resumed: "n of m": the number of units that an interrupted run had finished, and of all.
+        mended: number of documents in which U+FFFD replaces invalid UTF-8.
+        reused: whether the corpus existed before and was made in the same way.
     """
 
     documents: int
@@ -78,7 +85,7 @@ class Summary:
 
 
 class _Problems:
-    """Shows documents that cannot be used, or stops at the first; collects files that are lost."""
+    """Logs documents that cannot be used, or raises at the first; collects unreadable files."""
 
     def __init__(self, on_error: str, shown: int = 10) -> None:
         self._stop = on_error == "stop"
@@ -101,8 +108,11 @@ class _Problems:
             if self._count == self._shown:
                 logger.warning("more such documents are only counted")
 
-    def raise_lost_files(self) -> None:
+    def raise_lost_files(self, kept: Path | None = None) -> None:
         """
+        Args:
+            kept: folder of what is finished.
+
         Raises:
             UserError: a file could not be read, or not to its end.
         """
@@ -117,19 +127,20 @@ class _Problems:
                         "names:",
                         *described[:_NAMED_FILES],
                         *more,
+                        *([_KEPT.format(kept)] if kept and kept.is_dir() else []),
                     ]
                 )
             )
 
 
 def prepare(options: PreparationOptions) -> Summary:
-    """Writes the corpus, unless it is there already and was made in the same way.
+    """Writes the corpus, unless it exists and was made from the same input and options.
 
-    What an interrupted run of the same options has finished is not done again.
+    Units that an interrupted run with the same options has finished are reused.
 
     Raises:
-        UserError: the input, the tokenizer or an option cannot be used, or writing fails. Nothing
-            half-written stands under the names of the outputs.
+        UserError: the input, the tokenizer or an option cannot be used, or writing fails. No
+            incomplete file has the name of an output.
     """
     start = time.monotonic()
     found = find_text_files(options.input_path, options.file_suffix, options.exclude)
@@ -180,9 +191,9 @@ def _make(
     fingerprint: str,
     shards: FileShardFolder,
 ) -> dict[str, Any]:
-    """Writes the files; returns what a :class:`Summary` tells of their contents."""
+    """Writes the files; returns the fields of :class:`Summary` that describe their contents."""
     units = plan_units(files, options.doc_spliter)
-    # The writer holds the lock on the outputs, and with it on the file shards.
+    # The lock that the writer holds on the outputs also protects the file shards.
     with IndexedDatasetWriter(options.output_prefix, shards.dtype) as writer:
         missing = shards.begin(fingerprint, len(units))
         resumed = (
@@ -245,7 +256,7 @@ def _training_texts(options: PreparationOptions, files: Sequence[TextFile]) -> I
     """Text for the tokenizer, from documents spread evenly over the input."""
     total_bytes, train_bytes = sum(file.size for file in files), options.tokenizer_train_bytes
     share = min(1.0, train_bytes / max(total_bytes, 1))
-    problems = _Problems(options.on_error, shown=0)  # tokenizing shows them
+    problems = _Problems(options.on_error, shown=0)  # tokenization logs them
     read = taken = 0
     documents: Iterable[Document] = (
         document
@@ -279,12 +290,13 @@ def _encode_units(
     missing: Sequence[int],
     shards: FileShardFolder,
 ) -> None:
-    """Tokenizes the units that are missing."""
+    """Tokenizes the missing units."""
     if not missing:
         return
     processes = min(options.workers, len(missing))
     threads = max(1, options.workers // processes)
-    # Reading a large tokenizer takes seconds: this process has done so, and others do it once.
+    # Reading a large tokenizer takes seconds. This process has read it, and the workers share a
+    # second copy, which is read once.
     load = (lambda: tokenizer) if processes == 1 else partial(load_tokenizer, tokenizer.file)
     setup = partial(make_encoder, options, shards, threads)
     tasks = [Task(number, units[number]) for number in missing]
@@ -308,7 +320,7 @@ def _encode_units(
             if bar.disable and documents >= next_log:
                 next_log = documents + options.log_interval
                 logger.info("%s documents, %s tokens", f"{documents:,}", f"{tokens:,}")
-    problems.raise_lost_files()
+    problems.raise_lost_files(kept=shards.path)
 
 
 def _document_order(num_documents: int, shuffle_seed: int | None) -> np.ndarray | None:
@@ -356,11 +368,11 @@ def _output_sizes(prefix: str) -> dict[str, int]:
 
 
 def _previous_summary(prefix: str, fingerprint: str) -> Summary | None:
-    """What an earlier run wrote, if the files are there and were made in the same way."""
+    """The summary of an earlier run, if its files exist and have the same fingerprint."""
     try:
         contents = json.loads(_meta_file(prefix).read_text())
         if contents["fingerprint"] != fingerprint or contents["outputs"] != _output_sizes(prefix):
             return None
         return Summary(**contents, reused=True)
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or not ours
+    except (OSError, ValueError, KeyError, TypeError):  # missing, or of another program
         return None

@@ -1,4 +1,4 @@
-"""What has been tokenized of a corpus: a file pair per unit, kept until all units are there."""
+"""The tokenized units of a corpus: a pair of files per unit, kept until all units are complete."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class FileShard:
         tokens: [tokens] of all documents, in file order.
         sizes: int32 [sequences].
         sequences: int32 [documents], number of sequences in each.
-        text_bytes: int64 [documents], of UTF-8.
-        digests: uint8 [documents, 16], or [documents, 0] where nobody asked for them.
-        dropped: documents left out, by reason.
-        mended: documents in which what is not UTF-8 was replaced.
+        text_bytes: int64 [documents], UTF-8 bytes of each.
+        digests: uint8 [documents, 16], or [documents, 0] without deduplication.
+        dropped: number of documents left out, by reason.
+        mended: number of documents in which invalid UTF-8 was replaced.
     """
 
     tokens: np.ndarray
@@ -50,20 +50,20 @@ class FileShard:
 
 
 class FileShardFolder:
-    """``<prefix>.parts``: the finished units of a run that was told the same."""
+    """The folder ``<prefix>.parts`` with the finished units of a run with the same options."""
 
     def __init__(self, prefix: str, dtype: np.dtype) -> None:
         self.path = Path(prefix + ".parts")
         self.dtype = dtype
 
     def begin(self, fingerprint: str, num_units: int) -> list[int]:
-        """Makes the folder, or empties one that was made differently.
+        """Creates the folder, or empties it if it has another fingerprint.
 
         Returns:
-            Numbers of the units that are not done yet.
+            The numbers of the unfinished units.
 
         Raises:
-            UserError: there is such a folder that holds something else.
+            UserError: the folder contains other files.
         """
         stamp = self.path / _STAMP
         foreign = sorted(f.name for f in self.path.glob("*") if not _OWN_NAMES.fullmatch(f.name))
@@ -91,7 +91,7 @@ class FileShardFolder:
             self.remove()
 
     def load(self, number: int) -> FileShard | None:
-        """A finished unit; None if it is not finished, or its files are damaged."""
+        """The shard of a unit; None if it is not finished or its files are damaged."""
         token_file, index_file = _files(self.path, number)
         try:
             with np.load(index_file, allow_pickle=False) as arrays:
@@ -109,12 +109,12 @@ class FileShardFolder:
                 return None
             shard.tokens = map_file(token_file).view(self.dtype)
             return shard
-        except Exception:  # whatever a damaged file makes NumPy raise: the unit is done again
+        except Exception:  # NumPy raises many kinds of errors; the unit is tokenized again
             return None
 
 
 class FileShardWriter:
-    """Writes a unit; it counts as finished when :meth:`finish` has returned."""
+    """Writes a unit, which is finished when :meth:`finish` returns."""
 
     def __init__(self, folder: Path, number: int, dtype: np.dtype) -> None:
         self._token_file, self._index_file = _files(folder, number)
@@ -133,7 +133,7 @@ class FileShardWriter:
         text_bytes: list[int],
         digests: list[bytes],
     ) -> None:
-        """Adds documents; see :class:`FileShard` for what describes them.
+        """Adds documents; the arguments are described in :class:`FileShard`.
 
         Raises:
             UserError: a sequence is too long for the format.

@@ -1,9 +1,9 @@
-"""Tasks done by several processes, with what they report along the way.
+"""Runs tasks in several processes, which report their progress.
 
-The processes are forks of one that is started for them and has loaded what they share, such as a
-tokenizer of hundreds of megabytes: it is read once, and lies in memory once. A fork of the main
-process would be cheaper still, but it would copy the locks of threads that are lost in the copy:
-those of a progress bar, and those that the tokenizers library has made here.
+The workers are forks of one process that is started for them. It loads what they share, such as a
+tokenizer of hundreds of megabytes, which is then read once and in memory once. A fork of the main
+process would be faster, but it would copy locks whose threads do not exist in the copy: those of a
+progress bar, and those of the tokenizers library.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pypkg.errors import UserError
 
-# Does a task, yielding what there is to report.
+# Does a task and yields its reports.
 Work = Callable[[Any], Iterator[Any]]
 Shared = TypeVar("Shared")
 
@@ -45,18 +45,20 @@ def run_tasks(
     tasks: Sequence[Any],
     num_processes: int,
 ) -> Generator[Any, None, None]:
-    """Does all tasks and yields what they report, in the order in which it comes.
+    """Does all tasks and yields their reports in the order of arrival.
+
+    The processes are killed when the iterator is closed or raises.
 
     Args:
-        load: makes what the processes share, once, and starts no thread; can be pickled.
-        setup: makes of it the function that does a task, once in each process; can be pickled.
-        num_processes: with 1, all is done in this process.
+        load: creates the object that the processes share, once, and starts no thread; picklable.
+        setup: creates the function that does a task from this object, once in each process;
+            picklable.
+        tasks: the arguments of this function; picklable.
+        num_processes: 1 does all tasks in this process.
 
     Raises:
         UserError: a task raised it, or a process was killed.
-        RuntimeError: a task raised something else; the message holds its traceback.
-
-    When the iterator is closed or raises, the processes are ended at once.
+        RuntimeError: a task raised another exception; the message contains its traceback.
     """
     if num_processes == 1:
         work = setup(load())
@@ -235,7 +237,7 @@ def _be_worker(
 
 
 def _serve(connection: Connection, setup: Callable[[Shared], Work], shared: Shared) -> None:
-    """What a worker process runs, until the other end is closed."""
+    """The loop of a worker process, until the other end of the connection is closed."""
     try:
         work = setup(shared)
         while True:
@@ -243,7 +245,7 @@ def _serve(connection: Connection, setup: Callable[[Shared], Work], shared: Shar
                 connection.send(event)
             connection.send(_DONE)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # no more tasks, or the main process has gone
+        return  # there are no more tasks, or the main process has ended
     except UserError as error:
         connection.send(_Failure(str(error), True))
     except Exception:

@@ -95,6 +95,8 @@ _TOKEN_IDS = (
     "gmask_token_id",
     "mask_token_id",
 )
+# Far beyond any model, and below what takes the memory of a machine to describe.
+_MOST_LAYERS, _LARGEST_SIZE, _MOST_PARAMETERS = 100_000, 2**31 - 1, 10**14
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 _LAYER_TYPES = (FULL_ATTENTION, SLIDING_ATTENTION)
 
@@ -111,8 +113,21 @@ def chosen(name: str, value: str, choices: Mapping[str, _Choice]) -> _Choice:
 
 
 def check_size(name: str, value: Any) -> None:
-    """Raises UserError unless ``value`` is a positive integer."""
+    """Raises UserError unless ``value`` is a positive integer that a model can have."""
     _check_integer(name, value, 1, "a positive integer")
+    largest = _MOST_LAYERS if name == "num_hidden_layers" else _LARGEST_SIZE
+    if value > largest:
+        raise UserError(f"{name} must be at most {largest:,}, found {value:,}")
+
+
+def check_num_parameters(number: int) -> None:
+    """Raises UserError for more parameters than any machine can hold."""
+    if number > _MOST_PARAMETERS:
+        raise UserError(
+            f"the sizes in config.json make a model of {number:.2e} parameters; at most "
+            f"{_MOST_PARAMETERS:.0e} are possible. Check vocab_size, hidden_size, "
+            "intermediate_size and num_hidden_layers"
+        )
 
 
 def check_types(values: Mapping[str, Any]) -> None:

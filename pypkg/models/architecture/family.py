@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pypkg.errors import UserError
+from pypkg.models.architecture.checks import check_num_parameters, check_size
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.config_keys import DROPOUTS, NEUTRAL, UNUSED
 from pypkg.models.architecture.weight_map import WeightMap
@@ -108,6 +109,8 @@ class Family:
                 if keys.get(key) is not None:
                     values[name] = keys[key]
                     break
+        if values.get("num_hidden_layers") is not None:  # which ``read_more`` may count up to
+            check_size("num_hidden_layers", values["num_hidden_layers"])
         read = {key: keys[key] for key in keys if key in self.known_keys()}
         try:
             values.update(self.read_more(read))
@@ -118,7 +121,9 @@ class Family:
         if missing := [name for name in _REQUIRED if values.get(name) is None]:
             written = [self.key(name) for name in missing]
             raise UserError(f"config.json lacks {', '.join(written)}")
-        return ModelConfig(model_type=self.name, **values)
+        config = ModelConfig(model_type=self.name, **values)
+        check_num_parameters(config.num_parameters())
+        return config
 
     def known_keys(self) -> frozenset[str]:
         """The keys that this family reads."""

@@ -141,7 +141,8 @@ class Coordinator:
             self._decide_soon()
         elif kind == "stop" and self._stop_signal is None:
             self._stop_signal = message["signal"]
-            self._send_to_all("ask")
+            rank = next(r for r, each in self._members.items() if each is member)
+            self._send_to_all("ask", rank=rank, signal=self._stop_signal)
         elif kind == "answer":
             member.answer = message
             self._agree_on_the_last_point()

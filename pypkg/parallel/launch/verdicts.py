@@ -16,7 +16,7 @@ from pypkg.parallel.launch.rendezvous import named
 
 # What gloo, NCCL and the mailboxes of pypkg.parallel.gloo say where the fault is another rank's.
 _FAILED_WAIT = re.compile(
-    r"Timed out waiting|(Connection|Socket) closed|Connection reset|Broken pipe"
+    r"gloo.*TIMEOUT|Timed out waiting|(Connection|Socket) closed|Connection reset|Broken pipe"
     r"|no message from rank|unhandled system error|remote error",
     re.IGNORECASE,
 )
@@ -96,6 +96,12 @@ def is_failed_wait(message: str) -> bool:
     return _FAILED_WAIT.search(message) is not None
 
 
+def line_of_wait(message: str) -> str:
+    """The line of a failed wait's error that says so; Paddle puts it into a frame of others."""
+    lines = [line.strip() for line in message.splitlines() if is_failed_wait(line)]
+    return (lines or message.splitlines() or [""])[0][:_LONGEST_LINE]
+
+
 def place(step: int | None, operation: str) -> str:
     """Where a rank is, for messages."""
     return f"{'before the first step' if step is None else f'at step {step}'}, {operation}"
@@ -156,9 +162,10 @@ def of_failures(members: Members, size: int, now: float, pause: float) -> Verdic
     causes = {r: failure for r, failure in failures.items() if not is_failed_wait(failure.message)}
     rank = min(causes or failures, key=lambda r: failures[r].at)
     failure, member = failures[rank], members[rank]
-    if not causes and (awaited := _awaited(members, rank, now)):
-        line = " ".join(failure.message.split())[:_LONGEST_LINE]
-        text = f"{awaited}; {named([rank])}, {member.place}, waited and failed: {line}"
+    awaited = "" if causes else _awaited(members, rank, now)
+    if awaited or (pause and not causes):
+        line = line_of_wait(failure.message)
+        text = f"{awaited}{named([rank])}, {member.place}, waited and failed: {line}"
         return Verdict(_with_pause(text, pause), failure.exit_code)
     text = failure.message
     if len({each.message for each in failures.values()}) > 1 or len(failures) < size:
@@ -175,9 +182,9 @@ def _awaited(members: Members, waiting: int, now: float) -> str:
     silent = [rank for rank in others if silence[rank] > _SECONDS_OF_SILENCE]
     if silent:
         longest = max(silence[rank] for rank in silent)
-        return f"no heartbeat from {named(silent)} for {longest:.0f} s: {_were(members, silent)}"
+        return f"no heartbeat from {named(silent)} for {longest:.0f} s: {_were(members, silent)}; "
     behind = [r for r, m in others.items() if m.count < members[waiting].count and not m.waits]
-    return _are(members, behind) if behind else ""
+    return f"{_are(members, behind)}; " if behind else ""
 
 
 def _with_pause(text: str, pause: float) -> str:

@@ -8,11 +8,14 @@ way. In a run of one process, all functions do nothing.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
+import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from pypkg import __version__, progress
@@ -20,7 +23,7 @@ from pypkg.parallel import mesh
 from pypkg.parallel.launch.coordinator import Coordinator
 from pypkg.parallel.launch.ports import check_fleet_port, join
 from pypkg.parallel.launch.rendezvous import comparable, limits, named, rendezvous_endpoint
-from pypkg.parallel.launch.verdicts import is_failed_wait, place
+from pypkg.parallel.launch.verdicts import is_failed_wait, line_of_wait, place
 
 _SECONDS_FOR_A_VERDICT = 10.0
 
@@ -29,6 +32,7 @@ class Watchdog:
     """This rank's connection to the coordinator; rank 0 also runs the coordinator."""
 
     def __init__(self, rank: int, size: int) -> None:
+        self._rank = rank
         self._limits = limits()
         address = rendezvous_endpoint()
         self._coordinator = Coordinator(address, size, self._limits) if rank == 0 else None
@@ -113,7 +117,7 @@ class Watchdog:
         silence = self._clock.seconds - self._heard
         if silence <= 2 * self._limits.heartbeat_interval or not is_failed_wait(message):
             return message
-        line = message.partition("\n")[0]
+        line = line_of_wait(message)
         return f"{self._silence_of_first(silence)}; this rank waited and failed: {line}"
 
     def leave(self) -> None:
@@ -178,6 +182,9 @@ class Watchdog:
             self._compared.set()
         elif kind == "ask":
             self._answer()
+            if self._rank == 0 and message["rank"] != 0:  # whose output is the run's
+                name = signal.Signals(message["signal"]).name
+                print(f"{named([message['rank']])} received {name}: the run ends", file=sys.stderr)
         elif kind == "last_point":
             self._last_point, self._stop_signal = message["point"], message["signal"]
             self._agreed.set()
@@ -260,6 +267,23 @@ def compare_settings(settings_json: str) -> None:
     """
     if _watchdog is not None:
         _watchdog.compare_settings(settings_json)
+
+
+@contextlib.contextmanager
+def starting_fleet() -> Iterator[None]:
+    """Ends this rank if the block takes longer than the start limit.
+
+    Fleet's C++ code holds the interpreter lock while it waits, for up to 15 minutes, for a rank
+    that may have ended, so the thread of the watchdog cannot run. Python's faulthandler can.
+    """
+    if _watchdog is None:
+        yield
+        return
+    faulthandler.dump_traceback_later(limits().start, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def at(step: int, operation: str) -> None:

@@ -24,9 +24,10 @@ from pypkg.models.weights.model_folder import (
 )
 from pypkg.models.weights.tensor_writer import FileToWrite, TensorWriter, ThreadWriter
 from pypkg.models.weights.writer_process import ProcessWriter, RingMemory
-from pypkg.parallel.comm.collective import is_first_rank, on_all_ranks
+from pypkg.parallel.comm.collective import from_first_rank, is_first_rank, on_all_ranks
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint.reading import load_optimizer, load_trainer_state
+from pypkg.training.checkpoint.verify import check_whole
 from pypkg.training.checkpoint.writing import CheckpointWriting, optimizer_tensors
 from pypkg.training.state import TrainerState
 
@@ -61,8 +62,10 @@ class Checkpointer:
         async_memory: bytes of host memory in which a rank holds what it has yet to write while
             training goes on; None: training stands still until a checkpoint is complete.
         seq_length: tokens of a sample, for a checkpoint of PaddleNLP.
-        check_output_dir: called before each save; raises UserError where the run may no longer
-            write there.
+        verify_checkpoint: how a checkpoint is checked before ``reload`` takes it: "checksums",
+            "sizes" or "no".
+        check_output_dir: called before a checkpoint is written and before it gets its name; raises
+            UserError where the run may no longer write there.
 
     Raises:
         UserError: a file of the tokenizer cannot be read.
@@ -81,6 +84,7 @@ class Checkpointer:
         with_optimizer: bool = True,
         async_memory: int | None = None,
         seq_length: int = 0,
+        verify_checkpoint: str = "checksums",
         check_output_dir: Callable[[], None] = lambda: None,
     ) -> None:
         self._output_dir = output_dir
@@ -88,9 +92,9 @@ class Checkpointer:
         self._tokenizer = {file.name: _read(file) for file in tokenizer_files if is_first_rank()}
         self._settings_json, self._keep = settings_json, keep
         self._with_optimizer = with_optimizer
-        self._ring = None if async_memory is None else RingMemory(async_memory)
-        self._seq_length = seq_length
+        self._seq_length, self._verify_checkpoint = seq_length, verify_checkpoint
         self._check_output_dir = check_output_dir
+        self._ring = None if async_memory is None else RingMemory(async_memory)
         self._pending: _Pending | None = None
 
     def save(self, state: TrainerState) -> Path:
@@ -150,6 +154,7 @@ class Checkpointer:
         """
         if self._pending is None:
             return
+        self._check_output_dir()
         pending, self._pending = self._pending, None
         folder = pending.writing.finish()
         seconds = time.monotonic() - pending.began
@@ -189,6 +194,7 @@ class Checkpointer:
         Raises:
             UserError: a file is missing or damaged.
         """
+        from_first_rank(lambda: check_whole(checkpoint, self._verify_checkpoint))
         state = load_trainer_state(checkpoint, self._seq_length)
         config = self._model.config
         read = weight_reader(checkpoint, config, model_dtype(self._model))

@@ -75,6 +75,22 @@ def verify(
     return Report(folder, manifest, tuple(damage), tuple(unlisted))
 
 
+def check_whole(folder: Path, checks: str) -> None:
+    """Looks for damage before a run goes back to a checkpoint.
+
+    Args:
+        checks: as ``verify``; "no" checks nothing.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    if checks != "no" and (damage := verify(folder, checks).damage):
+        raise UserError(
+            f"the run has to go back to {folder}, which is damaged: {'; '.join(damage)}. Start the "
+            "same command again: it goes on from the newest whole checkpoint."
+        )
+
+
 def _changed_files(
     folder: Path, manifest: Manifest, reads: bool, on_read: Callable[[int], None] | None
 ) -> list[str]:

@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -95,8 +95,8 @@ class CheckpointWriting:
         make_writer: Callable[[Sequence[FileToWrite]], TensorWriter] = ThreadWriter,
     ) -> None:
         self.folder = Path(output_dir) / checkpoint_name(state)
-        self._state, self._state_json = state, json.dumps(asdict(state), indent=2)
-        self._best = state.best_checkpoint
+        self._state = replace(state)  # training goes on before the manifest is written
+        self._state_json = json.dumps(asdict(state), indent=2)
         self._add_files, self._settings_json, self._keep = add_files, settings_json, keep
         self._plan = SavePlan(tensor_sets)
         self._temporary = from_first_rank(self._begin)
@@ -167,7 +167,7 @@ class CheckpointWriting:
             self._abandon()
             raise
         if self._keep is not None and self._keep > 0:
-            for folder in surplus(self.folder.parent, self._keep, self._best):
+            for folder in surplus(self.folder.parent, self._keep, self._state.best_checkpoint):
                 try:
                     remove_checkpoint(folder)
                 except UserError as error:

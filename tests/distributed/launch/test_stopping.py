@@ -46,7 +46,7 @@ def run_both(ranks, signalled):
         return [future.result(20) for future in futures]
 
 
-def test_a_rank_that_waits_in_the_next_step_for_the_one_with_the_signal(two_ranks):
+def test_a_rank_that_waits_in_the_next_step_for_the_one_with_the_signal(two_ranks, capfd):
     first, second = two_ranks
     began = time.monotonic()
     assert not first.is_to_stop(None)  # and now its main thread waits in step 3
@@ -55,6 +55,7 @@ def test_a_rank_that_waits_in_the_next_step_for_the_one_with_the_signal(two_rank
     assert second.is_to_stop(TERM)
     assert [rank.finish() for rank in two_ranks] == [TERM, TERM]
     assert time.monotonic() - began < 20  # no wait ran into its limit
+    assert capfd.readouterr().err == "rank 1 received SIGTERM: the run ends\n"
 
 
 def test_one_that_has_left_stops_nobody(two_ranks):

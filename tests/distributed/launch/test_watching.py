@@ -23,7 +23,10 @@ from pypkg.parallel.launch.verdicts import Failure, Member
 from pypkg.parallel.launch.watchdog import Watchdog
 
 WATCHED = Path(__file__).parents[1] / "workers" / "watched_rank.py"
-TIMEOUT = "RuntimeError: [gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 30000ms"
+TIMEOUT = (
+    "RuntimeError: [/paddle/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:80] TIMEOUT "
+    "self_rank = none pair_rank = 1 peer_str = none"
+)
 
 
 class Listener:
@@ -173,8 +176,9 @@ def failure(message: str, **fields) -> Failure:
 
 
 def test_a_failed_wait_names_the_silent_rank():
+    framed = f"OSError: (External)\n{{ === Error message in backward ===\n  {TIMEOUT}\n}}"
     members = {
-        0: member("update", 9, failure=failure(TIMEOUT, details="Traceback ...")),
+        0: member("update", 9, failure=failure(framed, details="Traceback ...")),
         1: member("update", 9, heard=69.0),
     }
     found = verdicts.of_failures(members, 2, 100.0, pause=0)
@@ -212,6 +216,12 @@ def test_rank_0_was_stopped_and_blames_nobody():
     members = {0: member("update", 9, failure=reset), 1: told, 2: gone}
     found = verdicts.of_failures(members, 3, 100.0, pause=30)
     assert found.message == f"rank 1 ended: {lost}"
+    timeout = failure(TIMEOUT, details="Traceback ...", at=99.0)
+    failed = member("update", 9, gone=True, failure=timeout)
+    members = {0: member("update", 9, failure=reset), 1: failed}
+    found = verdicts.of_failures(members, 2, 100.0, pause=30)
+    assert found.message.startswith("rank 0 did not run for 30 s")
+    assert found.message.endswith(f"rank 1, at step 3, update, waited and failed: {TIMEOUT}")
     members = {0: member("update", 9, failure=reset), 1: gone}
     found = verdicts.of_failures(members, 2, 100.0, pause=30)
     assert found.message.startswith("rank 0 did not run for 30 s")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from checkpoint_testing import updater_of
+from checkpoint_testing import flip, save_model, updater_of
 from disk_log import DiskLog
 from tiny_configs import tiny
 from whole_values import whole_state
@@ -33,6 +33,7 @@ from pypkg.training.checkpoint.folders import (
     surplus,
 )
 from pypkg.training.checkpoint.reading import load_optimizer, load_trainer_state
+from pypkg.training.checkpoint.verify import verify
 from pypkg.training.checkpoint.writing import CheckpointWriting, optimizer_tensors
 from pypkg.training.state import TrainerState
 
@@ -146,6 +147,18 @@ def test_a_kill_while_a_checkpoint_is_replaced(tmp_path, monkeypatch):
     remove_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
     assert (tmp_path / "checkpoint-3" / "settings.json").read_text() == before
+
+
+def test_training_that_goes_on_while_a_checkpoint_is_written_changes_nothing_in_it(tmp_path):
+    state = TrainerState(3, 30, 300, best_checkpoint="checkpoint-1")
+    writing = CheckpointWriting(
+        tmp_path, state, tensor_sets=[optimizer_tensors(make())], settings_json="{}",
+        add_files=lambda folder: save_model(folder),
+    )  # fmt: skip
+    state.global_step, state.consumed_samples, state.best_checkpoint = 4, 40, "checkpoint-3"
+    folder = writing.finish()
+    assert verify(folder).damage == ()
+    assert load_trainer_state(folder) == TrainerState(3, 30, 300, best_checkpoint="checkpoint-1")
 
 
 def test_disk_full_leaves_the_older_checkpoint_and_nothing_else(tmp_path):
@@ -314,6 +327,11 @@ def test_going_back_in_place_trains_on_as_before(tmp_path):
     for number in (2, 0, 3):
         assert checkpointer.reload(folders[number]).global_step == number
         assert [step() for _ in range(number, 4)] == losses[number:]
+    flip(folders[0] / "model.safetensors", np.random.default_rng(0))
+    before = [parameter.clone() for parameter in layer.parameters()]
+    with pytest.raises(UserError, match=r"checkpoint-0, which is damaged: model\.safetensors has"):
+        checkpointer.reload(folders[0])
+    assert all(bool((a == b).all()) for a, b in zip(layer.parameters(), before, strict=True))
 
 
 def test_weights_of_16_bits_go_back_in_place(tmp_path):

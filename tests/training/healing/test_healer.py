@@ -81,6 +81,12 @@ class Checkpoints:
         self.held[folder] = copy.deepcopy(state), self.engine.weight
         return folder
 
+    def poll(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        pass
+
     def reload(self, checkpoint: Path) -> TrainerState:
         state, self.engine.weight = self.held[checkpoint]
         return copy.deepcopy(state)

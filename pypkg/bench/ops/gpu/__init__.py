@@ -1,1 +1,1 @@
-"""Benchmark of the kernels on a GPU against torch, Liger and FlexAttention; needs no Paddle."""
+"""Benchmark of the kernels on a GPU with torch, Liger and FlexAttention, without Paddle."""

@@ -1,5 +1,6 @@
-"""Benchmark cases of attention: plain and masked, every version of our kernels against SDPA
-and FlexAttention. Operations are those of visible pairs of a query and a key.
+"""Cases of attention, plain and masked, with SDPA and FlexAttention as baselines.
+
+Operations are counted for visible pairs of a query and a key.
 """
 
 from __future__ import annotations
@@ -31,14 +32,17 @@ from pypkg.bench.ops.work import flash_attention as flash_attention_work
 DOCUMENTS = 8  # in a packed sequence
 PREFIX = 0.5  # of the sequence
 WINDOW = 1024
-SOFTCAP = 2.0  # bends scores of normal numbers, so that validation sees it
-HOPPER_HEAD_DIM = 128  # wider heads run on the kernels for ampere
+SOFTCAP = 2.0  # changes scores of normal numbers enough for validation to detect its absence
+HOPPER_HEAD_DIM = 128  # wider heads use the Ampere kernels
 
 
 @dataclass(frozen=True)
 class Shape:
-    """mask: full, causal, alibi, prefix, documents, window or softcap, which is no mask but scores
-    that are capped; all but full are causal."""
+    """Sizes, mask and dtype of a case.
+
+    ``mask`` is full, causal, alibi, prefix, documents, window or softcap. All but full are causal;
+    softcap is the causal mask with capped scores.
+    """
 
     batch: int
     sequence: int
@@ -54,7 +58,7 @@ class Shape:
 
 
 class Mask:
-    """What a query sees, as our kernel, FlexAttention and a dense matrix have it."""
+    """The mask of a case in three forms: for our kernel, for FlexAttention, and as a matrix."""
 
     def __init__(self, shape: Shape, device: str):
         self.shape, self.device = shape, device
@@ -95,7 +99,7 @@ class Mask:
         return visible
 
     def visible_pairs(self) -> int:
-        """Of one head, over the whole batch."""
+        """Number of visible pairs of one head, over the whole batch."""
         shape = self.shape
         size = {"prefix": self._prefix, "window": self._window, "documents": self._document}
         pairs = visible_pairs(shape.mask, shape.sequence, size.get(shape.mask, 0))
@@ -103,7 +107,7 @@ class Mask:
 
     @cached_property
     def dense(self) -> torch.Tensor:
-        """To add to scores: [sequence, sequence], or [heads, sequence, sequence] with ALiBi."""
+        """Additive mask: [sequence, sequence], or [heads, sequence, sequence] with ALiBi."""
         j = torch.arange(self.shape.sequence, device=self.device)
         hidden = ~self.is_visible(j[:, None], j[None])
         bias = torch.zeros(hidden.shape, device=self.device)
@@ -127,7 +131,7 @@ class Mask:
 
 
 class Baselines:
-    """Functions of q, k and v, all [batch, sequence, heads, head_dim], by name."""
+    """Baselines by name: functions of q, k and v, each [batch, sequence, heads, head_dim]."""
 
     def __init__(self, mk: Maker, mask: Mask):
         self._mask, self._grouped = mask, mask.shape.heads != mask.shape.heads_k
@@ -142,7 +146,8 @@ class Baselines:
             if mk.device == "cpu":
                 self.functions["composition"] = self._composed
         elif mask.shape.mask != "alibi" or mk.device == "cpu":
-            # SDPA wants the bias in the dtype of q: far from the diagonal ALiBi's is too coarse.
+            # SDPA requires the bias in the dtype of q, in which ALiBi is too coarse far from the
+            # diagonal.
             self.functions["SDPA, dense mask"] = self._sdpa_dense
         if mk.device == "cuda":
             self._flex_attention = torch.compile(flex_attention, dynamic=False)
@@ -252,7 +257,7 @@ def has_hopper_kernels(device: str) -> bool:
 
 
 def cases(mk: Maker) -> Iterator[KernelCase]:
-    """On a GPU 16k tokens in every call, as attention is usually compared."""
+    """Yields the cases; on a GPU each has 16k tokens, as in most comparisons of attention."""
     masks = ("alibi", "prefix", "documents", "window", "softcap")
     if mk.device == "cpu":  # tiny sizes for a dry run of the script
         for mask in ("causal", *masks):

@@ -1,4 +1,4 @@
-"""The setting that chooses between the sets of attention kernels."""
+"""Selection of one of the two sets of attention kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SETTING = "PYPKG_FLASH_ATTENTION"
 
 @contextlib.contextmanager
 def flash_attention_kernel(name: str) -> Iterator[None]:
-    """auto, ampere or hopper for every call inside."""
+    """Selects the kernels "auto", "ampere" or "hopper" for the calls in the block."""
     before = os.environ.get(SETTING)
     os.environ[SETTING] = name
     try:

@@ -23,10 +23,14 @@ def ops_result(
     notes: list[str],
     device: str,
 ) -> dict[str, Any]:
-    """
+    """The result as the report reads it.
+
     Args:
-        arguments: of gpu_check.py; where its file goes is not told.
+        arguments: of gpu_check.py; ``--output`` is left out of the recorded command.
         limits: operations or bytes per second, by unit.
+        rows: of ``measure``.
+        notes: lines for the report.
+        device: "cuda" or "cpu".
     """
     described = describe_run([], available_cores())
     described["command"] = shlex.join(["python", "tests/gpu/tools/gpu_check.py", *_told(arguments)])
@@ -63,7 +67,7 @@ def _told(arguments: Sequence[str]) -> list[str]:
 
 
 def gpu_facts() -> dict[str, str]:
-    """What decides how fast a GPU is."""
+    """The properties of the GPU that determine its speed."""
     nvcc = _output(["nvcc", "--version"]).splitlines()
     query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
     return {

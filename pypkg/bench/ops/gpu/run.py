@@ -1,6 +1,6 @@
-"""``python -m pypkg.bench ops --device cuda``: the kernels themselves, on a GPU beside torch.
+"""``python -m pypkg.bench ops --device cuda``: the kernels on a GPU, with torch as baseline.
 
-It is the second half of `make gpu-check`, which builds the kernels for itself and needs no Paddle.
+It is the second half of `make gpu-check`, which builds the kernels and needs no Paddle.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ SCRIPT = Path(__file__).resolve().parents[4] / "tests" / "gpu" / "tools" / "gpu_
 
 
 def run_gpu_kernels(options: argparse.Namespace) -> int:
-    """Times every CUDA and Triton kernel; returns 1 if one computes something else.
+    """Times every CUDA and Triton kernel; returns 1 if a result differs from the baselines.
 
     Raises:
-        UserError: no checkout, no torch, no GPU, or an option that is for CPUs.
+        UserError: there is no checkout, torch or GPU, or an option applies only to CPUs.
     """
     for name in ("op", "dtype", "update_docs"):
         if getattr(options, name):

@@ -10,9 +10,11 @@ import torch
 
 
 class CudaTimer:
-    """CUDA events around each call. Before it, a buffer larger than the L2 cache is overwritten:
-    inputs then come from device memory, and the host gets ahead of the device, so that launch
-    overhead does not count."""
+    """Times calls with CUDA events.
+
+    Each call follows a write to a buffer larger than the L2 cache. Inputs therefore come from
+    device memory. The host runs ahead of the device, so that launch overhead does not count.
+    """
 
     def __init__(self) -> None:
         self._flushed = torch.empty(512 << 20, dtype=torch.int8, device="cuda")
@@ -47,7 +49,7 @@ class CpuTimer:
 
 
 def copy_bandwidth(timer: CudaTimer | CpuTimer, device: str) -> float:
-    """Bytes per second of a large copy, read and written."""
+    """Bytes per second of a large copy; read and written bytes both count."""
     size = copy_size(device)
     source, target = (torch.ones(size, dtype=torch.int8, device=device) for _ in range(2))
     return 2 * size / statistics.median(timer.times(lambda: target.copy_(source)))

@@ -62,7 +62,7 @@ def _by_operator(result: Result) -> dict[str, list[Row]]:
 
 
 def _unit(rows: Sequence[Row]) -> tuple[str, str, float]:
-    """What of the rows to count, and by what: GPUs do teraflops."""
+    """The counted quantity of the rows, its unit, and the divisor; GPUs use TFLOP/s."""
     if rows[0]["flops"] == 0:
         return "bytes", "GB/s", 1e9
     fastest = max(1e3 * row["flops"] / row["median"] for row in rows)
