@@ -225,16 +225,13 @@ def save_pretrained(
         UserError: the folder cannot be written to, the disk is full, ``max_shard_size`` is not a
             size, or a parameter holds NaN or infinity. Raised on all processes.
     """
-    folder = Path(folder)
-    rank = mesh.current().rank
+    folder, rank = Path(folder), mesh.current().rank
     plan = SavePlan([model_tensors(model, parse_size(max_shard_size))])
     run = from_first_rank(lambda: _begin_folder(folder))
     written = {file.name: folder / f".{file.name}.{run}.tmp" for file in plan.files}
+    own = plan.files_of(rank)
     writer = ThreadWriter(
-        [
-            FileToWrite(written[file.name], file.specs, file.must_be_finite)
-            for file in plan.files_of(rank)
-        ]
+        [FileToWrite(written[file.name], file.specs, file.must_be_finite) for file in own]
     )
 
     def finish_files() -> None:
