@@ -97,18 +97,18 @@ $(VENV)/.site: $(VENV)/bin/python pyproject.toml
 
 # Needs a GPU, nvcc, CMake, Ninja and a Python with torch and pybind11; no Paddle, no .venv.
 gpu-check:  ## build the kernels for the GPU, check them against torch, time them
-	$(PYTHON) tests/gpu/gpu_check.py
+	$(PYTHON) tests/gpu/tools/gpu_check.py
 
 # Both need what gpu-check needs, and gpu-sanitize compute-sanitizer on PATH.
 gpu-stress:  ## every kernel at 200 random shapes, against float64 and bit for bit from run to run
-	$(PYTHON) tests/gpu/stress.py
+	$(PYTHON) tests/gpu/tools/stress.py
 
 gpu-sanitize:  ## every kernel under memcheck, racecheck, synccheck and initcheck
-	$(PYTHON) tests/gpu/sanitize.py
+	$(PYTHON) tests/gpu/tools/sanitize.py
 
 # Needs GPUs and paddlepaddle-gpu: make PADDLE="paddlepaddle-gpu==3.3.1 ..." gpu-smoke
 gpu-smoke: install  ## the same strategies on the GPUs present, in bfloat16 over NCCL, with a report
-	$(BIN)/python tests/gpu/gpu_smoke.py
+	$(BIN)/python tests/gpu/tools/gpu_smoke.py
 
 clean:  ## remove build products, keep .venv and runs/
 	rm -rf build dist *.egg-info pypkg/_lib pypkg/_native*.so $(VENV)/.installed

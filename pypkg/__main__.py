@@ -29,9 +29,11 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     "Pre-training": (
         Command("preprocess", "pypkg.preprocess", "text to .bin/.idx, training of a tokenizer"),
         Command("pretrain", "pypkg.pretrain", "train a model, or resume a run"),
+        Command("supervise", "pypkg.supervise", "start a run again after a crash"),
     ),
     "Models": (
         Command("convert", "pypkg.convert", "import, export and inspect weights"),
+        Command("checkpoint", "pypkg.checkpoint", "verify, list and inspect checkpoints"),
         Command("models", "pypkg.models.__main__", "families and known model names"),
     ),
     "Reference": (

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pypkg.errors import UserError
+from pypkg.file_handles import raise_limit
 from pypkg.logs import configure_logging
 from pypkg.threads import import_paddle
 
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     options = vars(_parser().parse_args(arguments))
     configure_logging()
+    raise_limit()
     try:
         print(options.pop("run")(**options))
         return 0

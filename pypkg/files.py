@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pypkg import progress
 from pypkg.errors import UserError
 
 
@@ -76,7 +77,7 @@ class OutputFile:
         with self._errors():
             os.replace(self.temporary, self.path)
             self._file.close()
-            _sync(self.path.parent)
+            sync(self.path.parent)
 
     def discard(self) -> None:
         """Removes the temporary file, unless it has been published."""
@@ -135,6 +136,41 @@ def write_file(path: Path, *blocks: bytes | memoryview, suffix: str = ".tmp") ->
         file.publish()
 
 
+def append_line(path: Path, line: bytes) -> None:
+    """Appends ``line`` and a newline to a file, which is made if it is missing.
+
+    What a crash has left of a last line is removed first. The line is on the disk when this
+    returns. Several processes may append to one file.
+
+    Raises:
+        OSError: the disk is full or the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    with path.open("a+b", buffering=0) as file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        _remove_torn_line(file.fileno())
+        file.write(line + b"\n")
+        os.fsync(file.fileno())
+    if is_new:
+        sync(path.parent)
+
+
+def _remove_torn_line(descriptor: int) -> None:
+    """Cuts off what follows the last newline."""
+    end = size = os.fstat(descriptor).st_size
+    while end > 0:
+        start = max(end - 4096, 0)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        os.ftruncate(descriptor, end)
+
+
 def publish_files(files: Mapping[Path, Path]) -> None:
     """Renames complete temporary files to their final names, in order.
 
@@ -147,11 +183,11 @@ def publish_files(files: Mapping[Path, Path]) -> None:
         OSError: the disk is full or a folder cannot be written.
     """
     for temporary in files:
-        _sync(temporary)
+        sync(temporary)
     for temporary, final in files.items():
         os.replace(temporary, final)
     for folder in {final.parent for final in files.values()}:
-        _sync(folder)
+        sync(folder)
 
 
 def replace_folder(temporary: Path, final: Path) -> None:
@@ -165,8 +201,8 @@ def replace_folder(temporary: Path, final: Path) -> None:
     """
     for folder, _, names in os.walk(temporary, topdown=False):
         for name in names:
-            _sync(Path(folder, name))
-        _sync(Path(folder))
+            sync(Path(folder, name))
+        sync(Path(folder))
     aside = temporary.with_name(temporary.name + ".old")
     try:
         if final.is_dir():
@@ -177,15 +213,16 @@ def replace_folder(temporary: Path, final: Path) -> None:
             os.rename(aside, final)
         raise
     try:
-        _sync(final.parent)
+        sync(final.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Brings a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    progress.report(f"bringing {path.name} to the disk")

@@ -17,6 +17,7 @@ from pypkg.data.corpus_tools import TOOLS, add_tool_parsers
 from pypkg.data.preprocess.options import PreparationOptions, add_options, with_joined_values
 from pypkg.data.preprocess.prepare import Summary, prepare
 from pypkg.errors import UserError
+from pypkg.file_handles import raise_limit
 from pypkg.logs import configure_logging
 
 
@@ -24,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     configure_logging()
+    raise_limit()
     try:
         if arguments and arguments[0] in TOOLS:
             return _use_tool(arguments)

@@ -16,11 +16,13 @@ from pathlib import Path
 
 from pypkg.config import help_text
 from pypkg.errors import UserError
+from pypkg.file_handles import raise_limit
 from pypkg.logs import configure_logging
 from pypkg.parallel import mesh
 from pypkg.parallel.launch import watchdog
 from pypkg.parallel.launch.launcher import end_with_launcher, launch, take_nproc
 from pypkg.threads import configure_cpu, import_paddle
+from pypkg.training.checkpoint.lock import refuse_if_in_use
 
 logger = logging.getLogger("pypkg")
 
@@ -31,22 +33,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(help_text(), end="")
         return 0
+    from pypkg.training.interrupt import Terminated, raise_on_sigterm
     from pypkg.training.start.start_up import (
         load_run_settings,  # needs NumPy, which the help does not
     )
 
     end_with_launcher()
     configure_logging(mesh.launched_rank())
+    raise_limit()
     try:
         arguments, processes = take_nproc(arguments)
         if processes > 1:
             settings = load_run_settings(arguments, processes)
+            refuse_if_in_use(settings.output_dir)  # the logs of its ranks are there
             return launch(arguments, processes, Path(settings.output_dir) / "log")
+        raise_on_sigterm()
         watchdog.start()
         settings = load_run_settings(arguments, mesh.launched_processes())
         watchdog.compare_settings(settings.to_json())
         logger.info(configure_cpu(settings.num_threads))
         import_paddle()
+        raise_on_sigterm()  # once more, in place of Paddle's handler
         from pypkg.training.run import run  # uses Paddle, which must have seen the threads chosen
 
         code = run(settings)
@@ -55,10 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {watchdog.failed(str(error), 2)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        watchdog.failed("interrupted; the last checkpoint is untouched", 130)
-        print("interrupted; the last checkpoint is untouched", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        code = 143 if isinstance(error, Terminated) else 130
+        text = "stopped by SIGTERM" if code == 143 else "interrupted"
+        text += "; the last checkpoint is untouched"
+        told = watchdog.failed(text, code)
+        if text not in told:  # a launcher ends the ranks beside one that has failed
+            print(f"error: {told}", file=sys.stderr)
+            return 1
+        print(text, file=sys.stderr)
+        return code
     except Exception as error:
         if not watchdog.is_on():
             raise

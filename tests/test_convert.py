@@ -16,6 +16,9 @@ from safetensors.numpy import load_file
 
 from pypkg import convert
 from pypkg.conversion.destination import copy_companions
+from pypkg.data.tokenizers import load
+from pypkg.data.tokenizers.base import CONFIG_FILE
+from pypkg.data.tokenizers.byte_level import MERGES_FILE
 from pypkg.models.architecture.registry import load_config
 from pypkg.models.pretrained import from_pretrained, stored_config
 from pypkg.models.weights import model_folder
@@ -98,6 +101,42 @@ def test_files_beside_the_weights_are_copied_where_there_are_none(tmp_path: Path
     (target / "vocab.txt").write_text("of the target")
     assert copy_companions(source, target) == ["tokenizer.json"]
     assert (target / "vocab.txt").read_text() == "of the target"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["tekken.json"],
+        ["tokenizer.model.v3"],
+        ["tokenizer.model.v11"],
+        ["merges.txt", "vocab.json"],
+        ["sentencepiece.bpe.model"],
+        ["ice_text.model"],
+        ["spiece.model"],
+        ["qwen.tiktoken"],
+        ["added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"],
+    ],
+    ids=", ".join,
+)
+def test_files_of_every_tokenizer_are_copied(tmp_path: Path, names: list[str]) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(GOLDEN / "llama", source)
+    for name in names:
+        (source / name).write_bytes(b"{}\xff" + name.encode())  # not read: an end is in config.json
+    for action, target in (("import", "in"), ("export", "out")):
+        assert _run(action, source, tmp_path / target) == 0
+        for name in names:
+            assert (tmp_path / target / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_every_file_that_a_tokenizer_is_read_from_is_copied(tmp_path: Path) -> None:
+    names = {pattern.replace("*", "3") for pattern, _ in load._KINDS} | {MERGES_FILE, CONFIG_FILE}
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    for name in names:
+        (source / name).touch()
+    assert set(copy_companions(source, target)) == names
 
 
 def test_import_of_pytorch_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

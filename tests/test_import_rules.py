@@ -18,10 +18,13 @@ CSRC = REPO / "csrc"
 # Leaves, which anything may import.
 _BASE = (
     "pypkg.build_info",
+    "pypkg.checksums",
     "pypkg.errors",
+    "pypkg.file_handles",
     "pypkg.files",
     "pypkg.markdown",
     "pypkg.paths",
+    "pypkg.progress",
     "pypkg.__version__",
 )
 _ANYTHING = ("pypkg",)
@@ -39,10 +42,13 @@ class Rule(NamedTuple):
 _ARCHITECTURE = "pypkg.models.architecture"
 RULES = (
     Rule("pypkg.build_info"),
+    Rule("pypkg.checksums"),
     Rule("pypkg.errors"),
+    Rule("pypkg.file_handles"),
     Rule("pypkg.files"),
     Rule("pypkg.markdown"),
     Rule("pypkg.paths"),
+    Rule("pypkg.progress"),
     Rule("pypkg.logs"),
     Rule("pypkg.config"),
     Rule("pypkg.threads", paddle=True),  # imports it after the threads are set
@@ -57,7 +63,8 @@ RULES = (
     Rule("pypkg.models.weights", (_ARCHITECTURE,)),
     Rule("pypkg.models.weights.initialization", (_ARCHITECTURE,), paddle=True),
     Rule("pypkg.models", ("pypkg.ops", "pypkg.parallel.comm", "pypkg.parallel.tp_layers",
-                          "pypkg.parallel.mesh", "pypkg.parallel.pipeline"), paddle=True),
+                          "pypkg.parallel.mesh", "pypkg.parallel.pipeline", "pypkg.parallel.host"),
+         paddle=True),
     Rule("pypkg.planner", ("pypkg.config", _ARCHITECTURE)),
     Rule("pypkg.training", ("pypkg.config", "pypkg.capabilities", "pypkg.ops", "pypkg.parallel",
                             "pypkg.data", "pypkg.models", "pypkg.threads"), paddle=True),
@@ -67,6 +74,8 @@ RULES = (
     Rule("pypkg.pretrain", _ANYTHING),
     Rule("pypkg.preprocess", _ANYTHING),
     Rule("pypkg.convert", _ANYTHING),
+    Rule("pypkg.supervise", _ANYTHING),
+    Rule("pypkg.checkpoint", _ANYTHING),
     Rule("pypkg.__main__"),  # runs the others by name
     Rule("pypkg.completion", ("pypkg.__main__",)),
     Rule("pypkg.plan", ("pypkg.config", _ARCHITECTURE, "pypkg.planner", "pypkg.logs")),
@@ -79,22 +88,32 @@ ROOMS = {
     "pypkg.models": ("__main__", "docs_page", "generate", "pretrained", "pipeline_decoder",
                      "decoder", "layers", "weights", "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
-                       "process_end"),
-    "pypkg.training": ("run", "final_report", "start", "trainer", "step", "feed", "checkpoint",
-                       "reporting", "interrupt", "tp_sharding", "state"),
+                       "host", "process_end", "endpoints"),
+    "pypkg.training": ("supervisor", "run", "final_report", "start", "trainer", "healing", "step",
+                       "feed", "checkpoint", "reporting", "interrupt", "tp_sharding", "ledger",
+                       "state"),
     "pypkg.bench": ("__main__", "report", "train_step", "data", "ops", "environment", "timing"),
 }  # fmt: skip
-COMMAND_LINES = ("pypkg.pretrain", "pypkg.preprocess", "pypkg.convert", "pypkg.plan")
+COMMAND_LINES = (
+    "pypkg.pretrain",
+    "pypkg.supervise",
+    "pypkg.preprocess",
+    "pypkg.convert",
+    "pypkg.plan",
+    "pypkg.checkpoint",
+)
 
 # These run where no Paddle is installed. (The rules above look at each file, this at all that it
 # draws in.)
 WITHOUT_PADDLE = ("pypkg", "pypkg.config", "pypkg.errors", "pypkg.models.architecture.config",
                   "pypkg.models.architecture.registry", "pypkg.threads", "pypkg.capabilities",
                   "pypkg.models.weights.formats.tensor_files", "pypkg.models.weights.model_folder",
-                  "pypkg.models.weights.hub", "pypkg.models.architecture.layer_split",
+                  "pypkg.models.weights.hub", "pypkg.models.weights.writer_process",
+                  "pypkg.models.architecture.layer_split",
                   "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.weights.tp_shards",
-                  "pypkg.parallel.mesh", "pypkg.convert", "pypkg.preprocess",
-                  "pypkg.pretrain", "pypkg.__main__", "pypkg.completion")  # fmt: skip
+                  "pypkg.parallel.mesh", "pypkg.convert", "pypkg.checkpoint", "pypkg.preprocess",
+                  "pypkg.pretrain", "pypkg.supervise", "pypkg.__main__",
+                  "pypkg.completion")  # fmt: skip
 
 
 def module_name(file: Path) -> str:
@@ -258,8 +277,9 @@ _INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 _INCLUDES_OF = {
     "kernels": (("kernels",), _CUDA),
     "paddle": (("kernels", "paddle"), re.compile(r"paddle/.+|cuda_?[a-z0-9_]*\.h")),
-    "python": (("kernels", "python"), re.compile(r"pybind11/.+|cuda_?[a-z0-9_]*\.h")),
-}
+    "python": (("kernels", "python"),
+               re.compile(r"pybind11/.+|cuda_?[a-z0-9_]*\.h|(fcntl|unistd|sys/mman|sys/stat)\.h")),
+}  # fmt: skip
 # The header that stands in for CUDA in tests that run kernels on a CPU.
 _EMULATION = "cuda_emulation.h"
 C_FILES = sorted(

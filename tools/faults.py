@@ -16,14 +16,18 @@ below csrc/ are compiled, into the copy alone.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,7 +35,10 @@ ROOT = Path(__file__).resolve().parent.parent
 FAULTS = ROOT / "tools" / "faults.json"
 PAGE = ROOT / "tests" / "README.md"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
-SECONDS = 900  # of the tests of one fault
+SECONDS = 900  # limit of the tests of one fault
+# A fault may make the tests slower, and the machine may be busier than before.
+SLOWER, LEAST_SECONDS = 8, 120
+_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,59 @@ class Result:
         return self.outcome in ("caught", "survived")
 
 
+def descendants() -> set[int]:
+    """The processes below this one."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # the process has ended
+            # The name in parentheses may contain anything; state and parent follow it.
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = {os.getpid()}
+    while new := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= new
+    return found - {os.getpid()}
+
+
+@contextlib.contextmanager
+def ending_what_it_leaves() -> Iterator[None]:
+    """Kills the processes that the block has started, directly or not, and that still run.
+
+    Ranks of a test have sessions of their own and outlive the test process. As a subreaper, this
+    process becomes the parent of such orphans and finds them among its descendants.
+    """
+    libc, before = ctypes.CDLL(None), descendants()
+    libc.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        while left := descendants() - before:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for pid in left:
+                with contextlib.suppress(ChildProcessError):  # the child of another one
+                    os.waitpid(pid, 0)
+        libc.prctl(_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def run_to_the_end(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str], seconds: float
+) -> tuple[int | None, str]:
+    """The exit code of a command, None if it does not end in time, and its output.
+
+    No process that the command has started is left.
+    """
+    with ending_what_it_leaves(), tempfile.TemporaryFile("w+") as output:
+        # A file instead of a pipe, which a process that is left would keep open.
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        output.seek(0)
+        return process.poll(), output.read()
+
+
 class Tree:
     """A copy of a checkout in which faults are put and taken back."""
 
@@ -70,7 +130,7 @@ class Tree:
         self.folder = folder
         left_out = shutil.ignore_patterns(".git", ".venv", "build", "runs", "__pycache__")
         shutil.copytree(source, folder, ignore=left_out, dirs_exist_ok=True)
-        self._passing: dict[tuple[str, ...], bool] = {}
+        self._seconds: dict[tuple[str, ...], float | None] = {}
         self._build: Path | None = None
 
     def try_fault(self, fault: Fault) -> Result:
@@ -91,13 +151,14 @@ class Tree:
         compiled = "csrc" in file.relative_to(self.folder).parts
         if compiled and self._build is None:
             self._compile()
-        if not self._passes(tests):
+        limit = self._limit(tests)
+        if limit is None:
             return result("tests fail or do not end without it")
         file.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
         try:
             if compiled:
                 self._compile()
-            outcome, by = self._run(tests)
+            outcome, by = self._run(tests, limit)
         finally:
             file.write_text(text, encoding="utf-8")
             if compiled:
@@ -108,30 +169,27 @@ class Tree:
         found = [next(self.folder.glob(f"tests/**/{Path(name).name}"), None) for name in names]
         return [str(path.relative_to(self.folder)) for path in found if path is not None]
 
-    def _passes(self, tests: list[str]) -> bool:
+    def _limit(self, tests: list[str]) -> float | None:
+        """Seconds that ``tests`` may take with a fault; None if they do not pass without it."""
         key = tuple(tests)
-        if key not in self._passing:
-            self._passing[key] = self._run(tests)[0] == "survived"
-        return self._passing[key]
+        if key not in self._seconds:
+            start = time.perf_counter()
+            passes = self._run(tests, SECONDS)[0] == "survived"
+            limit = max(LEAST_SECONDS, SLOWER * (time.perf_counter() - start))
+            self._seconds[key] = min(limit, SECONDS) if passes else None
+        return self._seconds[key]
 
-    def _run(self, tests: list[str]) -> tuple[str, str]:
-        """What became of the fault, if there is one, and the first of ``tests`` that fails."""
+    def _run(self, tests: list[str], seconds: float) -> tuple[str, str]:
+        """The outcome of a run of ``tests``, and the first test that fails."""
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         # Markers that leave slow tests out of a quick run do not hold here.
         command += ["-o", "addopts=", "-m", "slow or not slow"]
         environment = {**os.environ, "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
-        process = subprocess.Popen(
-            command, cwd=self.folder, env=environment, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        try:
-            output, _ = process.communicate(timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.communicate()
-            return f"no end in {SECONDS} s", ""
+        code, output = run_to_the_end(command, self.folder, environment, seconds)
+        if code is None:
+            return f"no end in {seconds:.0f} s", ""
         first = re.search(r"^(?:FAILED|ERROR) (?:\S*/)?(\S+)", output, re.MULTILINE)
-        outcome = "survived" if process.returncode == 0 else "caught"
+        outcome = "survived" if code == 0 else "caught"
         return outcome, first.group(1).partition("[")[0] if first else ""
 
     def _compile(self) -> None:

@@ -95,6 +95,7 @@ __global__ void __launch_bounds__(kThreads, kResidentThreads / kThreads)
     adamw_kernel(const __grid_constant__ Batch batch) {
   constexpr int kSize = kVectorSize<P>;
   const float scale = batch.grad_scale ? *batch.grad_scale : 1.0f;
+  if (!is_step(scale)) return;
   for (int chunk = blockIdx.x; chunk < batch.chunks; chunk += gridDim.x) {
     const Entry& entry = batch.entries[entry_of(batch, chunk)];
     const int64_t begin = (chunk - entry.first_chunk) * kChunk;

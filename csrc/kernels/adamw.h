@@ -37,7 +37,8 @@ struct AdamW {
   float beta1 = 0.9f;
   float beta2 = 0.999f;
   float epsilon = 1e-8f;
-  const float* grad_scale = nullptr;  // one float where the tensors are; null: 1
+  // One float where the tensors are; null: 1. Not finite: nothing is read or overwritten.
+  const float* grad_scale = nullptr;
 };
 
 // Both throw std::invalid_argument for dtypes that do not go together.

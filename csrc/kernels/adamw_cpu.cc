@@ -50,7 +50,7 @@ std::vector<Slice> slices(const AdamW& p) {
 
 void adamw_cpu(const AdamW& params) {
   check_adamw(params);
-  if (params.count == 0) return;
+  if (params.count == 0 || (params.grad_scale && !is_step(*params.grad_scale))) return;
   const std::vector<Slice> all = slices(params);
   const int64_t count = static_cast<int64_t>(all.size());
   dispatch_dtype(params.dtype, "adamw", [&](auto param) {

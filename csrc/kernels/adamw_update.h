@@ -46,6 +46,9 @@ void dispatch_masters(const AdamW& p, Function&& function) {
   function(std::false_type{});
 }
 
+// Whether there is a step at all: the scale is where the tensors are, so the device decides.
+PYPKG_HOST_DEVICE bool is_step(float grad_scale) { return grad_scale - grad_scale == 0.0f; }
+
 // What is the same for all elements of a tensor.
 struct AdamWRates {
   float decay;

@@ -5,6 +5,7 @@
 #include "common.h"
 #include "cpu_isa.h"
 #include "kernels.h"
+#include "mapped_file.h"
 #include "matmul.h"
 #include "sample_index.h"
 #include "sample_reader.h"
@@ -15,6 +16,7 @@ namespace py = pybind11;
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Kernels for NumPy, torch and CuPy arrays; sample indices and the reading of samples.";
   pypkg::bind_kernels(m);
+  pypkg::bind_mapped_file(m);
   pypkg::bind_sample_index(m);
   pypkg::bind_sample_reader(m);
   pypkg::bind_shuffle(m);

@@ -13,6 +13,7 @@
 
 #include "array_checks.h"
 #include "cpu_isa.h"
+#include "mapped_file.h"
 
 namespace py = pybind11;
 
@@ -154,7 +155,14 @@ class SampleReader {
       wanted.starts = static_cast<int32_t*>(document_starts->mutable_data());
     }
     py::gil_scoped_release release;
-    wide_index_ ? gather<int64_t>(wanted) : gather<int32_t>(wanted);
+    const MappedReads reads;
+    try {
+      wide_index_ ? gather<int64_t>(wanted) : gather<int32_t>(wanted);
+    } catch (const std::out_of_range&) {
+      reads.check();  // zeros instead of lost bytes are no index
+      throw;
+    }
+    reads.check();
   }
 
  private:
@@ -327,7 +335,8 @@ Args:
 
 Raises:
     IndexError: a sample does not exist, or the maps do not fit the documents; names the file and
-        the sample.)doc");
+        the sample.
+    UserError: a mapped file was truncated, or its disk fails; names the file.)doc");
 }
 
 }  // namespace pypkg

@@ -247,7 +247,6 @@ REFUSED: tuple[KnownKey, ...] = (
     KnownKey("ignore_data_skip", bool, _OFF, "a resumed run goes on at the next sample"),
     KnownKey("save_sharded_model", bool, _OFF, "checkpoints are independent of the layout"),
     KnownKey("load_sharded_model", bool, _OFF, "checkpoints are independent of the layout"),
-    KnownKey("use_async_save", bool, _OFF, "checkpoints are written before training goes on"),
     KnownKey("ckpt_quant_stage", str, ("O0", None), "checkpoints are not quantized"),
     KnownKey("minimum_eval_times", int, _UNSET, "eval_steps alone sets when to evaluate"),
     KnownKey("logging_strategy", str, ("steps", None), "log lines come by steps only"),

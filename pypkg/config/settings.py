@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pypkg.config.model_data import ModelDataSettings
 from pypkg.config.setting import SEE_BELOW, interval, setting, split_words
 from pypkg.config.suboptions import option_names
+from pypkg.config.training_settings import TrainingSettings
 
 # PaddleNLP's run_pretrain evaluates this many batches, whatever the settings say.
 _PADDLENLP_EVAL_ITERS = 10
@@ -33,104 +33,12 @@ _SPACED_LISTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(ModelDataSettings):
+class Settings(TrainingSettings):
     """Everything that decides a run. Made by ``load_settings``; direct construction checks nothing.
 
     ``other_keys`` holds the known keys that no part of this version reads, as they were given:
     ``check_supported`` refuses them or ``notices`` says why they change nothing.
     """
-
-    # Optimizer and learning rate
-    learning_rate: float = setting(5e-5, "learning rate after warm-up", above=0)
-    min_learning_rate: float = setting(1e-5, "final learning rate of a decay", at_least=0)
-    lr_scheduler_type: str = setting(
-        "linear",
-        "shape of the learning rate after warm-up; constant has no warm-up",
-        choices=("linear", "cosine", "constant", "constant_with_warmup"),
-    )
-    warmup_steps: int = setting(
-        0, "steps of linear warm-up; a value above 0 overrides warmup_ratio", at_least=0
-    )
-    warmup_ratio: float = setting(
-        0.0, "warm-up steps as a fraction of max_steps", at_least=0, at_most=1
-    )
-    decay_steps: float | None = setting(
-        None, "step at which min_learning_rate is reached; by default max_steps", above=0
-    )
-    weight_decay: float = setting(0.0, "AdamW's, of matrices; 0 for norms and biases", at_least=0)
-    adam_beta1: float = setting(0.9, "decay rate of AdamW's first moment", at_least=0, below=1)
-    adam_beta2: float = setting(0.999, "decay rate of AdamW's second moment", at_least=0, below=1)
-    adam_epsilon: float = setting(1e-8, "added to AdamW's denominator", above=0)
-    max_grad_norm: float = setting(
-        1.0,
-        "gradients are scaled down to this global norm if theirs is larger; 0 disables clipping",
-        at_least=0,
-    )
-
-    # Logging, evaluation, checkpoints
-    logging_steps: int = setting(500, "steps between log lines", at_least=1)
-    logging_first_step: bool = setting(False, "log the first step as well")
-    logging_dir: str | None = setting(
-        None, "folder of VisualDL or TensorBoard records; by default output_dir/runs"
-    )
-    report_to: tuple[str, ...] = setting(
-        (),
-        "visualdl, tensorboard, both or none; metrics.jsonl is always written",
-        choices=("none", "visualdl", "tensorboard"),
-    )
-    disable_tqdm: bool | None = setting(
-        None, "true: no progress bar; by default one is shown on a terminal"
-    )
-    skip_profile_timer: bool = setting(
-        True,
-        "false: every rank measures its steps, and a table at the end of the run says where the "
-        "time went and what was sent",
-    )
-    evaluation_strategy: str | None = setting(
-        None,
-        "when the validation split is evaluated; epoch: after the last step, since PaddleNLP's "
-        "epoch is the whole run; by default steps if do_eval is true, else no",
-        choices=("no", "steps", "epoch"),
-    )
-    eval_steps: int | None = setting(
-        None, "steps between evaluations; by default logging_steps", at_least=1
-    )
-    max_evaluate_steps: int = setting(
-        -1, "cap on the batches of an evaluation; -1 for none", at_least=-1
-    )
-    save_strategy: str = setting(
-        "steps",
-        "when checkpoints are written; epoch: after the last step, as in evaluation_strategy",
-        choices=("no", "steps", "epoch"),
-    )
-    save_steps: int = setting(500, "steps between checkpoints", at_least=1)
-    save_total_limit: int | None = setting(
-        None, "checkpoints kept, oldest deleted first; by default all", at_least=1
-    )
-    load_best_model_at_end: bool = setting(
-        False,
-        "keep the checkpoint of the lowest validation loss, and end the run with its model: test "
-        "loss, sample and summary",
-    )
-    metric_for_best_model: str | None = setting(
-        None, "what load_best_model_at_end compares: loss or eval_loss, which are the same"
-    )
-    greater_is_better: bool | None = setting(
-        None, "must be false, since a loss is compared; by default false"
-    )
-    overwrite_output_dir: bool = setting(False, "start anew although output_dir holds checkpoints")
-    resume_from_checkpoint: str | None = setting(
-        None, "checkpoint folder to go on from; by default the last one in output_dir"
-    )
-    ignore_load_lr_and_optim: bool = setting(
-        False,
-        "take only the weights from resume_from_checkpoint: optimizer state, steps, learning rate "
-        "and data start anew",
-    )
-    ignore_save_lr_and_optim: bool = setting(
-        False,
-        "write checkpoints without the optimizer state, which only ignore_load_lr_and_optim reads",
-    )
 
     # Device
     device: str | None = setting(
@@ -238,6 +146,17 @@ class Settings(ModelDataSettings):
         "with continue_training, fetch weights that the Hugging Face cache lacks from the Hub; "
         "otherwise the network is never used",
     )
+    verify_checkpoint: str = setting(
+        "checksums",
+        "how a checkpoint is checked before the run goes on from it: checksums reads every file, "
+        "sizes looks at their lengths alone, no checks nothing",
+        choices=("checksums", "sizes", "no"),
+    )
+    verify_data: bool = setting(
+        False,
+        "read the corpora at start, on rank 0, and compare them with the checksums that pypkg "
+        "preprocess wrote",
+    )
     reset_attention_mask: bool = setting(
         False, "a token attends only to tokens of its own document (Megatron-LM's name)"
     )
@@ -287,6 +206,29 @@ class Settings(ModelDataSettings):
         "batches of an evaluation, and -1 for the whole split, each sample once; by default "
         "max_evaluate_steps if set, else 10",
         at_least=-1,
+    )
+    max_rollbacks: int = setting(
+        3,
+        "how often, within rollback_window steps, a run goes back to the newest checkpoint of its "
+        "own and leaves out the samples of a step that went wrong; then it stops. 0: it stops at "
+        "once",
+        at_least=0,
+    )
+    rollback_window: int = setting(1000, "steps in which max_rollbacks counts", at_least=1)
+    rollback_skip_steps: int = setting(
+        1, "steps left out by a rollback: the one that went wrong and those before it", at_least=1
+    )
+    loss_spike_threshold: float = setting(
+        0.0,
+        "a loss so many standard deviations above the median of the steps before it went wrong; "
+        "0: any finite loss is right. 10 is a start",
+        at_least=0,
+    )
+    grad_norm_spike_threshold: float = setting(
+        0.0, "the same of the gradient norm, before clipping", at_least=0
+    )
+    spike_window: int = setting(
+        128, "steps whose median and spread a loss or a norm is compared with", at_least=8
     )
     sample_prompt: str = setting("", "what the text written at the end of a run starts with")
     sample_tokens: int = setting(
@@ -357,6 +299,11 @@ class Settings(ModelDataSettings):
     def saves(self) -> bool:
         """Whether checkpoints are written."""
         return self.save_interval > 0
+
+    @property
+    def async_save_bytes(self) -> int | None:
+        """Host memory of a rank for what is yet to be written; None: checkpoints are awaited."""
+        return int(self.async_save_memory * 2**30) if self.use_async_save else None
 
     @property
     def save_interval(self) -> int:

@@ -25,6 +25,12 @@ def check_supported(settings: Settings) -> None:
         raise UserError(listed(problems, "settings are not possible in this version"))
 
 
+# PaddleNLP puts "eval_" before a name that lacks it. Perplexity orders models as the loss does.
+_METRICS = tuple(
+    prefix + name for prefix in ("", "eval_") for name in ("loss", "ppl", "perplexity")
+)
+
+
 def support_problems(settings: Settings, skip: Collection[str] = ()) -> list[str]:
     """What this version does not implement, one sentence each.
 
@@ -37,10 +43,10 @@ def support_problems(settings: Settings, skip: Collection[str] = ()) -> list[str
         if option.refused
     ]
     metric = settings.metric_for_best_model
-    if settings.load_best_model_at_end and metric not in (None, "loss", "eval_loss"):
+    if settings.load_best_model_at_end and metric not in (None, *_METRICS):
         problems.append(
             f"metric_for_best_model is {json.dumps(metric)}, but an evaluation computes only the "
-            'loss; set it to "loss"'
+            'loss and what follows from it; set it to "loss"'
         )
     if settings.load_best_model_at_end and settings.greater_is_better:
         problems.append(

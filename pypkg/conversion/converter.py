@@ -27,12 +27,14 @@ from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.formats.stored_tensor import convert
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.hub import find_weights
+from pypkg.models.weights.missing_head import lacks_head
 from pypkg.models.weights.model_folder import CONFIG_FILE, DEFAULT_SHARD_SIZE, write_model_folder
 from pypkg.models.weights.tied_head import as_stored
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5, 4
 _VOCAB_KEYS = ("vocab_size", "padded_vocab_size")
 _METADATA = {"huggingface": "pt", "paddlenlp": "np"}  # "format" in a safetensors file
+_TABLE = "embed_tokens.weight"
 _ROWS = 1024  # of a table that are averaged at once
 
 
@@ -158,10 +160,20 @@ class _Plan:
             self._keys["tie_word_embeddings"] = tied
         new_config = config_from_huggingface(self._keys, allow_unknown_config)
         self._config = new_config.replace(tie_word_embeddings=tied)
-        self._stored = stored_weight_map(stored_config, self._found)
-        self._stored.check(parameter_shapes(stored_config), self._files.shapes(), str(folder))
+        shapes = self._files.shapes()
+        self._stored = stored_weight_map(stored_config, shapes)
+        needed = parameter_shapes(stored_config)
+        if lacks_head(keys, self._stored, needed, shapes):
+            raise UserError(
+                f"{folder} holds a model without its head, and a model is written with one. Give "
+                "it as model_name_or_path with continue_training, which begins with a random head; "
+                "what that run saves has both"
+            )
+        self._stored.check(needed, shapes, str(folder))
         self._written = weight_map(self._config)
+        self._second_head = ""  # the tensor that holds the embedding of a tied model once more
         if layout == "paddlenlp":
+            self._second_head = paddlenlp.head_of(self._config.model_type) if tied else ""
             self._written = paddlenlp.weight_map(self._config, self._written)
             self._keys = config_to_paddlenlp(self._config, dtype or self._first_dtype())
         elif paddlenlp.describes(keys):
@@ -170,7 +182,7 @@ class _Plan:
             self._keys[next((key for key in _DTYPE_KEYS if key in keys), _DTYPE_KEYS[-1])] = dtype
         # What is stored is what is written, under the same names or others.
         self._is_copied = layout == "huggingface" and not paddlenlp.is_stored_as(
-            stored_config, self._found
+            stored_config, weight_map(stored_config), shapes
         )
         if new_keys is not None and not self._is_copied:
             raise UserError(
@@ -178,15 +190,22 @@ class _Plan:
                 "python -m pypkg.convert import SRC DST"
             )
         self._shapes = parameter_shapes(self._config)
-        self._specs: dict[str, TensorSpec] = {}
+        self._specs, self._left_out = self._planned(dtype)
+
+    def _planned(self, dtype: str | None) -> tuple[dict[str, TensorSpec], list[str]]:
+        """What is written, in order, and which tensors are left out."""
+        specs: dict[str, TensorSpec] = {}
         used: set[str] = set()
         for name, shape in self._shapes.items():
             sources = list(self._stored.source_shapes(name, shape))
             used.update(sources)
             kept = self._found[sources[0]].dtype
             for target, target_shape in self._written.source_shapes(name, shape).items():
-                self._specs[target] = TensorSpec(dtype or kept, target_shape)
-        self._left_out = sorted(self._found.keys() - used)
+                specs[target] = TensorSpec(dtype or kept, target_shape)
+        if self._second_head:
+            (table,) = self._written.source_shapes(_TABLE, self._shapes[_TABLE])
+            specs[self._second_head] = specs[table]
+        return specs, sorted(self._found.keys() - used)
 
     def _first_dtype(self) -> str:
         return next(iter(self._found.values())).dtype
@@ -228,6 +247,9 @@ class _Plan:
             values = [self._files.read(source, dtype) for source in sources]
             whole = self._stored.to_model(name, values)
             yield from self._written.to_checkpoint(name, whole).items()
+        if self._second_head:
+            (table,) = self._stored.source_shapes(_TABLE, self._shapes[_TABLE])
+            yield self._second_head, self._files.read(table, self._specs[self._second_head].dtype)
 
     def _read_whole(self, source: str, spec: TensorSpec) -> np.ndarray:
         values = self._files.read(source, spec.dtype)

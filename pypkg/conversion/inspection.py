@@ -31,7 +31,7 @@ def describe(
     files = TensorFiles(folder)
     specs = files.specs()
     config, family = _family(folder, files, allow_unknown_config)
-    names = stored_weight_map(config, specs) if config else None
+    names = stored_weight_map(config, files.shapes()) if config else None
     counts = {
         name: 0 if names and names.is_ignored(name) else math.prod(spec.shape)
         for name, spec in specs.items()

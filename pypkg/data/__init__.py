@@ -1,4 +1,4 @@
-"""From token files to batches. Nothing here imports Paddle."""
+"""Token files, samples and batches. Nothing here imports Paddle."""
 
 from pypkg.data.corpus.reader import IndexedDataset
 from pypkg.data.corpus.writer import IndexedDatasetWriter

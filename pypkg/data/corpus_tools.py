@@ -1,4 +1,4 @@
-"""What ``python -m pypkg.preprocess inspect|validate|merge|split`` do with finished corpora."""
+"""The commands ``python -m pypkg.preprocess inspect|validate|merge|split``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pypkg.errors import UserError
 
 
 def add_tool_parsers(commands: Any) -> None:
-    """Adds a parser for each tool to what ``ArgumentParser.add_subparsers`` returned."""
+    """Adds a parser for each tool to ``commands``, a result of ``add_subparsers``."""
     for name, (add_options, run) in TOOLS.items():
         parser = commands.add_parser(name, help=_summary(run), description=_summary(run))
         parser.set_defaults(run=run)
@@ -35,7 +35,7 @@ def _summary(run: Callable[..., int]) -> str:
 def _inspect(
     prefix: str, document: int | None, tokenizer_name_or_path: Path | None, max_tokens: int
 ) -> int:
-    """Shows what a corpus holds, or the text of a document."""
+    """Prints the contents of a corpus, or the text of a document."""
     corpus = IndexedDataset(_one_prefix(prefix))
     starts = corpus.document_indices
     if document is None:
@@ -85,7 +85,7 @@ def _inspect_options(add: Callable[..., Any]) -> None:
 
 
 def _validate(prefix: Sequence[str], tokenizer_name_or_path: Path | None) -> int:
-    """Looks for everything that is wrong with corpora; exit code 1 if there is something."""
+    """Checks corpora and prints all problems; the exit code is 1 if there are any."""
     vocab_size = None
     if tokenizer_name_or_path is not None:
         vocab_size = load_tokenizer(tokenizer_name_or_path).vocab_size
@@ -121,7 +121,7 @@ def _merge_options(add: Callable[..., Any]) -> None:
 
 
 def _split(prefix: str, output_prefix: str, valid: float, test: float, seed: int | None) -> int:
-    """Carves a validation and a test set out of a corpus."""
+    """Splits a corpus into training, validation and test set."""
     for line in split_corpus(_one_prefix(prefix), prefix_of(output_prefix), valid, test, seed):
         print(line)
     return 0
@@ -141,7 +141,7 @@ def _split_options(add: Callable[..., Any]) -> None:
 
 
 def _prefixes(given: Sequence[str]) -> list[str]:
-    """Folders stand for the corpora in them, sorted."""
+    """The given prefixes; a folder is replaced by the prefixes of its corpora, sorted."""
     found = []
     for each in given:
         if Path(each).is_dir():
@@ -152,7 +152,7 @@ def _prefixes(given: Sequence[str]) -> list[str]:
 
 
 def _one_prefix(given: str) -> str:
-    """A folder stands for the one corpus in it."""
+    """The given prefix, or the prefix of the only corpus in the given folder."""
     prefixes = _prefixes([given])
     if len(prefixes) > 1:
         raise UserError(
@@ -174,7 +174,7 @@ def _amount(text: str) -> float:
     return number
 
 
-# The options of each tool, and what it runs.
+# The options and the function of each tool.
 TOOLS: dict[str, tuple[Callable[[Any], None], Callable[..., int]]] = {
     "inspect": (_inspect_options, _inspect),
     "validate": (_validate_options, _validate),

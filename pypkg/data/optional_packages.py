@@ -1,4 +1,4 @@
-"""Packages that only some inputs need."""
+"""Imports of packages that only some inputs need."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def require(module: str, package: str, what: str | Path) -> ModuleType:
     """Imports ``module``.
 
     Args:
-        package: that it comes in, by its name in the package index.
-        what: needs it, for the message.
+        package: the name of its package in the package index.
+        what: the input that needs it, for the message.
 
     Raises:
-        UserError: it is not installed.
+        UserError: the package is not installed.
     """
     try:
         return importlib.import_module(module)

@@ -1,7 +1,7 @@
 """Models: configurations, the decoder, and weights in Hugging Face format.
 
-The configuration side (``ModelConfig``, ``registry``) works without Paddle; the functions that
-make models import it when they are first used.
+Configurations (``ModelConfig``, ``registry``) work without Paddle. The functions that build models
+import Paddle on first use.
 """
 
 from __future__ import annotations

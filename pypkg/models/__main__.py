@@ -1,4 +1,4 @@
-"""``python -m pypkg.models``: prints docs/models.md, the families and the known names."""
+"""``python -m pypkg.models``: prints docs/models.md, the list of families and known models."""
 
 from __future__ import annotations
 

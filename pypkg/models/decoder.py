@@ -1,7 +1,7 @@
 """The decoder: embedding, layers, final norm, head.
 
-A layer hands two tensors on: the output of its last branch and the residual stream without it.
-The add happens in the next norm, fused with it, so the stream is read and written once per norm.
+A layer returns two tensors: the output of its last branch, and the residual stream without it. The
+next norm adds them in a fused operator, so that the stream is read and written once per norm.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pypkg.models.layers.mlp import make_mlp
 from pypkg.models.layers.norm import make_block_norm, make_norm
 from pypkg.models.layers.positions import RotaryTable, logn_query_scale
 from pypkg.models.layers.recompute import Recompute, recomputed
+from pypkg.models.layers.residual import RESIDUALS, State
 from pypkg.parallel.tp_layers import (
     gather_tokens,
     gathered_vocab_logits,
@@ -35,31 +36,7 @@ from pypkg.parallel.tp_layers import (
     vocab_embedding,
 )
 
-# Output of a branch, and the residual stream that it is added to; None where it is all.
-_State = tuple[paddle.Tensor, paddle.Tensor | None]
-_Branch = Callable[[paddle.Tensor], paddle.Tensor]
-
-
-def _pre(norm: nn.Layer, branch: _Branch, state: _State, alpha: float) -> _State:
-    """x + branch(norm(x))."""
-    x, stream = norm(*state)
-    return branch(x), stream
-
-
-def _normed(norm: nn.Layer, branch: _Branch, state: _State, alpha: float) -> _State:
-    """alpha * norm(x) + branch(norm(x)): DeepNorm (Wang et al., 2022) read from norm to norm."""
-    x, _ = norm(*state)
-    return branch(x), x * alpha
-
-
-def _post(norm: nn.Layer, branch: _Branch, state: _State, alpha: float) -> _State:
-    """norm(x + branch(x)), which leaves no stream beside it."""
-    x, _ = state
-    return norm(branch(x), x)[0], None
-
-
-_POSITION_EMBEDDINGS = ("rope", "alibi", "learned", "none")  # those that a decoder computes
-_RESIDUALS = {"pre": _pre, "normed": _normed, "post": _post}
+_POSITION_EMBEDDINGS = ("rope", "alibi", "learned", "none")
 
 
 class DecoderLayer(nn.Layer):
@@ -77,31 +54,32 @@ class DecoderLayer(nn.Layer):
         self.mlp = make_mlp(config)
         self.attention_branch_norm = make_block_norm(config) if config.branch_norm else None
         self.mlp_branch_norm = make_block_norm(config) if config.branch_norm else None
-        self.recompute: Recompute | None = None  # what backward passes compute again
-        self.hidden_dropout = 0.0  # of what each branch adds
-        self._add = chosen("residual", config.residual, _RESIDUALS)
+        self.recompute: Recompute | None = None  # activations recomputed in backward passes
+        self.hidden_dropout = 0.0  # probability, applied to the output of each branch
+        self._add = chosen("residual", config.residual, RESIDUALS)
         self._alpha = config.residual_alpha
 
     def forward(
         self, x: paddle.Tensor, residual: paddle.Tensor | None, inputs: AttentionInputs
-    ) -> _State:
-        """One layer.
+    ) -> State:
+        """The forward pass of the layer.
 
         Args:
             x: [batch, sequence, hidden], output of the previous branch; under sequence parallelism
-                this rank's tokens of it (parallel/tp_layers.py).
-            residual: the residual stream before ``x`` is added, of the same shape; None where x is
-                the whole stream.
+                the tokens of this rank (parallel/tp_layers.py).
+            residual: the residual stream before ``x`` is added, in the same shape; None: x is the
+                whole stream.
+            inputs: masks and rotation, shared by all layers.
 
         Returns:
-            Output of the last branch and the residual stream before it is added, for the next
-            layer.
+            Output of the last branch, and the residual stream before it is added; both shaped like
+            x.
         """
         return recomputed(self, recompute.FULL, self._forward, x, residual, inputs)
 
     def _forward(
         self, x: paddle.Tensor, residual: paddle.Tensor | None, inputs: AttentionInputs
-    ) -> _State:
+    ) -> State:
         state = (x, residual)
         state = self._add(
             self.input_layernorm, lambda y: self._attention(y, inputs), state, self._alpha
@@ -123,10 +101,10 @@ def _through(norm: nn.Layer | None, x: paddle.Tensor) -> paddle.Tensor:
 
 
 class DecoderChunk(nn.Layer):
-    """A model chunk: consecutive layers, with the embedding if first and the head if last.
+    """A model chunk: consecutive layers; the first chunk has the embedding, the last the head.
 
-    Parameters have their names in the whole model. The last chunk of a model with a tied head has
-    a copy of the embedding table.
+    Parameter names are those of the whole model. If the head is tied, the last chunk has a copy of
+    the embedding table.
     """
 
     def __init__(self, config: ModelConfig, chunk: ModelChunk) -> None:
@@ -164,38 +142,39 @@ class DecoderChunk(nn.Layer):
 
     @property
     def head_weight(self) -> paddle.Tensor:
-        """[vocab_size, embedding_size]: the head's own, or the embedding table if they are tied.
+        """The weight of the head, [vocab_size, embedding_size]; the embedding table if tied.
 
-        Under tensor parallelism, this process's rows, with the padding of ``vocab_embedding``.
+        Under tensor parallelism it has the rows of this process, padded as in
+        ``vocab_embedding``.
         """
         weight = self._head_table.weight
         return F.normalize(weight, axis=1, epsilon=1e-12) if self.config.norm_head else weight
 
     def _head(self, use: Callable[[paddle.Tensor], paddle.Tensor]) -> paddle.Tensor:
-        """What ``use`` makes of ``head_weight``, in a call of the layer that has it."""
+        """``use(head_weight)``, called inside the layer that owns the weight."""
         return self._head_table(lambda _: use(self.head_weight))
 
     @property
     def _head_table(self) -> nn.Layer:
-        """The layer whose weight the head has: its own, or the embedding."""
+        """The layer that owns the weight of the head: the head, or the embedding if tied."""
         table = self.embed_tokens if self.lm_head is None else self.lm_head
-        assert table is not None  # the last chunk has one of them
+        assert table is not None  # the last chunk has a head or an embedding
         return table
 
     def use_flash_attention(self, enabled: bool) -> None:
-        """Chooses flash attention, the default, or one that stores [sequence, sequence]."""
+        """Chooses flash attention (the default) or attention that stores [sequence, sequence]."""
         for layer in self.layers:
             layer.self_attn.use_flash_attention = enabled
 
     def use_recompute(self, choice: Recompute | None) -> None:
-        """Chooses what the layers compute again in backward passes; None, the default: nothing."""
+        """Chooses the activations that backward passes recompute; None (the default): none."""
         recompute.use_recompute(zip(self.chunk.layers, self.layers, strict=True), choice)
 
     def use_dropout(self, probability: float) -> None:
-        """Sets the dropout of hidden states in training: after each branch of a layer, and after
-        an embedding with learned positions. The default is 0.
+        """Sets the probability of hidden dropout in training; the default is 0.
 
-        parallel/comm/random_states.py says where its random numbers come from.
+        Dropout applies to the output of each branch, and to the embedding of a model with learned
+        positions. parallel/comm/random_states.py describes its random numbers.
         """
         self._embedding_dropout = probability if self.embed_positions is not None else 0.0
         for layer in self.layers:
@@ -217,12 +196,12 @@ class DecoderChunk(nn.Layer):
                 ``Decoder.hidden_states``; the same for all chunks of a micro batch.
 
         Returns:
-            From the last chunk, the normalised final hidden states, as ``Decoder.hidden_states``;
-            from others the residual stream, [batch, sequence, hidden_size], or its split tokens
-            under sequence parallelism (parallel/tp_layers.py).
+            The last chunk returns the normalised final hidden states, as
+            ``Decoder.hidden_states``. The others return the residual stream, [batch, sequence,
+            hidden_size], or its split tokens under sequence parallelism (parallel/tp_layers.py).
 
         Raises:
-            UserError: an input that the model does not use, see ``Decoder.hidden_states``.
+            UserError: the model does not use one of the inputs, see ``Decoder.hidden_states``.
         """
         if self.config.prefix_lm:
             if document_starts is not None:
@@ -248,7 +227,7 @@ class DecoderChunk(nn.Layer):
     def _finish(
         self, x: paddle.Tensor, residual: paddle.Tensor | None, shape: list[int]
     ) -> paddle.Tensor:
-        """What comes after the layers, for input ids of ``shape``."""
+        """The output of the chunk from the output of its last layer, for input ids of ``shape``."""
         if self.norm is not None:
             x = self.norm(x, residual)[0]
         elif residual is not None:
@@ -259,7 +238,7 @@ class DecoderChunk(nn.Layer):
         return x if self.project_out is None else self.project_out(x)
 
     def _embed(self, input_ids: paddle.Tensor, position_ids: paddle.Tensor | None) -> paddle.Tensor:
-        """[batch, sequence, hidden_size]."""
+        """The embedding of ``input_ids``, [batch, sequence, hidden_size]."""
         assert self.embed_tokens is not None  # the first chunk has it
         x = self.embed_tokens(input_ids)
         scale = self.config.embedding_gradient_scale
@@ -279,7 +258,7 @@ class DecoderChunk(nn.Layer):
         prefix_lengths: paddle.Tensor | None,
         document_starts: paddle.Tensor | None,
     ) -> AttentionInputs:
-        """What the attention of every layer needs, for input ids of ``shape``."""
+        """Masks and rotation for the attention of all layers, for input ids of ``shape``."""
         config, rotation = self.config, None
         batch, seq_length = shape
         if config.position_embedding == "rope":
@@ -294,7 +273,7 @@ class DecoderChunk(nn.Layer):
         return AttentionInputs(batch, seq_length, masks, rotation, query_scale)
 
     def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        """[..., embedding_size] to [..., vocab_size]."""
+        """Logits [..., vocab_size] from ``hidden`` [..., embedding_size]."""
         return self._head(
             lambda weight: gathered_vocab_logits(hidden, weight, self.config.vocab_size)
         )
@@ -307,7 +286,11 @@ class DecoderChunk(nn.Layer):
         token_losses: list[paddle.Tensor] | None = None,
         loss_weight: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
-        """Cross entropy of ``labels``, as ``Decoder.loss``, from the final hidden states."""
+        """Cross entropy of ``labels``, as ``Decoder.loss``, from the final hidden states.
+
+        Args:
+            hidden: [batch, sequence, embedding_size], output of the last chunk.
+        """
         loss = self._head(
             lambda weight: ops.linear_cross_entropy(
                 hidden,
@@ -323,7 +306,7 @@ class DecoderChunk(nn.Layer):
 
 
 class Decoder(DecoderChunk):
-    """A decoder-only language model. ``config`` holds its shape."""
+    """A decoder-only language model with the architecture ``config``."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, ModelChunk(range(config.num_hidden_layers)))
@@ -341,16 +324,22 @@ class Decoder(DecoderChunk):
             input_ids: int64 [batch, sequence], each in [0, vocab_size).
             position_ids: int64 [batch, sequence], or [batch, 2, sequence] with
                 ``position_encoding_2d``.
-            prefix_lengths: int32 [batch]: tokens of each row that see each other both ways.
-            document_starts: int32 [batch, sequence]: for each token, the place in its row of the
-                first token of its document; tokens see only those of their own document. None: a
-                row is one document. Not for a ``prefix_lm`` model.
+            prefix_lengths: int32 [batch], number of first tokens of each row that see each other
+                in both directions.
+            document_starts: int32 [batch, sequence], position in the row of the first token of
+                each token's document; a token sees only its own document. None: a row is one
+                document. Not allowed for a ``prefix_lm`` model.
 
-        The first two are told by ``input_ids`` if they are None: by the special tokens of a
-        ``prefix_lm`` model (masks.py), otherwise positions are 0, 1, 2, ... and there is no prefix.
+        If ``position_ids`` or ``prefix_lengths`` is None, a ``prefix_lm`` model derives it from
+        the special tokens in ``input_ids`` (masks.py). Other models then use positions 0, 1, 2,
+        ... and no prefix.
 
         Returns:
             [batch, sequence, embedding_size] in the dtype of the model.
+
+        Raises:
+            UserError: ``position_ids`` or ``document_starts`` are given to a model that does not
+                use them.
         """
         return self.run(None, input_ids, position_ids, prefix_lengths, document_starts)
 
@@ -361,9 +350,9 @@ class Decoder(DecoderChunk):
         prefix_lengths: paddle.Tensor | None = None,
         document_starts: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
-        """Logits, [batch, sequence, vocab_size], of the token after each of ``input_ids``.
+        """Logits of the next token after each of ``input_ids``, [batch, sequence, vocab_size].
 
-        Args: as for ``hidden_states``.
+        The arguments are those of ``hidden_states``.
         """
         return self.logits(
             self.hidden_states(input_ids, position_ids, prefix_lengths, document_starts)
@@ -381,17 +370,17 @@ class Decoder(DecoderChunk):
         token_losses: list[paddle.Tensor] | None = None,
         loss_weight: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
-        """Cross entropy of the next tokens, without ever holding the logits of the whole batch.
+        """Cross entropy of the next tokens in nats. The logits of the whole batch are never stored.
 
         Args:
             input_ids: int64 [batch, sequence].
-            labels: int64 [batch, sequence], the token after each of ``input_ids``; -100 where
-                none counts.
-            reduction: "mean" over the labels that count, or "sum".
+            labels: int64 [batch, sequence], the token after each of ``input_ids``, or -100 for
+                positions without loss.
+            reduction: "mean" over the labels other than -100, or "sum".
             position_ids, prefix_lengths, document_starts: as for ``hidden_states``.
-            token_losses: a list that receives the loss of each label, float32 [batch, sequence],
-                without gradient.
-            loss_weight: float32 scalar, a factor of the result, and so of its gradient.
+            token_losses: a list to which the loss of each label is appended, float32 [batch,
+                sequence], without gradient.
+            loss_weight: float32 scalar, a factor of the result and its gradient.
 
         Returns:
             A float32 scalar.

@@ -46,7 +46,7 @@ may make another model.
 
 
 def models_page() -> str:
-    """docs/models.md as text."""
+    """The text of docs/models.md."""
     models = {name: registry.load_config(name) for name in registry.known_models()}
     parts = [_INTRODUCTION, "\n## Families\n", _families(), "\n## Names\n"]
     for family in registry.families():
@@ -70,7 +70,7 @@ def _families() -> str:
 
 
 def _names(models: dict[str, ModelConfig]) -> str:
-    """Smallest model first."""
+    """The table of known models, the smallest first."""
     counts = {name: config.num_parameters() for name, config in models.items()}
     rows = [(f"`{name}`", f"{counts[name]:,}") for name in sorted(models, key=counts.__getitem__)]
     return _table(("name", "parameters"), rows)

@@ -20,17 +20,21 @@ def generate(
 ) -> paddle.Tensor:
     """Continues ``input_ids`` by sampling one token after the other.
 
-    Each token recomputes the whole prefix: meant for short samples. Only the last
-    ``max_position_embeddings`` tokens are looked at.
+    There is no key-value cache: each new token recomputes the whole prefix, so that the function
+    suits short samples. The model sees the last ``max_position_embeddings`` tokens.
 
     Args:
         input_ids: int64 [batch, sequence], sequence at least 1.
+        max_new_tokens: number of tokens to append.
         temperature: divides the logits; 0 takes the most likely token.
-        top_k: number of most likely tokens to choose from; 0 for all.
-        seed: of the sampling, which depends on no global state.
+        top_k: number of most likely tokens to sample from; 0: all.
+        seed: of the sampling. No global random state is used.
 
     Returns:
         int64 [batch, sequence + max_new_tokens].
+
+    Raises:
+        UserError: ``input_ids`` has another shape, or ``temperature`` or ``top_k`` is negative.
     """
     if input_ids.ndim != 2 or input_ids.shape[1] < 1:
         raise UserError(
@@ -51,7 +55,7 @@ def generate(
 def _choose(
     logits: np.ndarray, temperature: float, top_k: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """One token per row of ``logits`` [batch, vocab]."""
+    """Samples one token for each row of ``logits`` [batch, vocab]."""
     if temperature == 0:
         return logits.argmax(axis=-1)
     logits = logits.astype(np.float64) / temperature

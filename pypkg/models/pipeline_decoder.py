@@ -1,4 +1,4 @@
-"""A decoder under pipeline parallelism: what one stage has of it."""
+"""The part of a decoder that one pipeline stage holds."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pypkg.models.decoder import DecoderChunk
 from pypkg.models.layers.recompute import Recompute
 from pypkg.parallel.pipeline import Schedule, pipeline_degree, pipeline_rank, virtual_stages
 
-# What a stage hands to the next: the residual stream, and the inputs of the micro batch, from which
-# every stage has its masks and positions as one process has them.
+# The tensors that a stage sends to the next one: the residual stream and the inputs of the micro
+# batch. Every stage derives masks and positions from these inputs, as a model in one process does.
 _STREAM = "stream"
 _INPUTS = ("input_ids", "position_ids", "prefix_lengths", "document_starts")
 _LABELS = ("labels", "token_losses", "loss_weight")
@@ -23,11 +23,11 @@ _LABELS = ("labels", "token_losses", "loss_weight")
 class PipelineDecoder(nn.Layer):
     """The model chunks of this pipeline stage, and the schedule that trains all stages.
 
-    Parameters have the names of the whole model. The last stage's copy of a tied embedding table
-    has ``counted_elsewhere = True``: norms over all parameters leave it out.
+    Parameter names are those of the whole model. The copy of a tied embedding table on the last
+    stage has ``counted_elsewhere = True``, so that norms over all parameters count the table once.
 
     Raises:
-        UserError: the model has fewer layers than the pipeline has parts.
+        UserError: the model has fewer layers than the pipeline has model chunks.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -49,7 +49,7 @@ class PipelineDecoder(nn.Layer):
         )
 
     def _adopt(self, chunk: DecoderChunk) -> None:
-        """Makes the layers of ``chunk`` this layer's own, under the same names."""
+        """Registers the sublayers of ``chunk`` as sublayers of this layer, under the same names."""
         for name, child in chunk.named_children():
             if name != "layers":
                 self.add_sublayer(name, child)
@@ -76,7 +76,7 @@ class PipelineDecoder(nn.Layer):
             chunk.use_flash_attention(enabled)
 
     def use_recompute(self, choice: Recompute | None) -> None:
-        """As of ``Decoder``; intervals count the layers of each chunk."""
+        """See ``Decoder.use_recompute``. Intervals count the layers of each chunk."""
         for chunk in self._chunks:
             chunk.use_recompute(choice)
 
@@ -90,26 +90,30 @@ class PipelineDecoder(nn.Layer):
         micro_batches: Sequence[Mapping[str, Any]],
         scale: Callable[[Tensor], Tensor] = lambda loss: loss,
     ) -> Tensor:
-        """Adds this stage's gradients of the mean loss over ``micro_batches``.
+        """Accumulates the gradients of the mean loss over ``micro_batches`` on this stage.
 
         Args:
-            micro_batches: arguments of ``Decoder.loss`` by name, save ``reduction``; the same on
-                all stages. ``token_losses`` are those of the last stage alone.
+            micro_batches: arguments of ``Decoder.loss`` by name without ``reduction``; equal on all
+                stages. Only the last stage fills ``token_losses``.
             scale: applied to each loss before its backward pass.
 
         Returns:
-            The mean loss, a float32 scalar, on all stages: that of each micro batch over its
-            labels that count, times its ``loss_weight``, then that of these.
+            A float32 scalar, equal on all stages: the mean over micro batches of ``Decoder.loss``,
+            each a mean over its labels times its ``loss_weight``.
         """
         return self._schedule.forward_backward(micro_batches, scale)
 
     def evaluate(self, batch: Mapping[str, Any]) -> Tensor:
-        """The loss of ``batch``, arguments of ``Decoder.loss``, on all stages; no gradients."""
+        """The loss of ``batch`` on all stages, a float32 scalar without gradient.
+
+        Args:
+            batch: arguments of ``Decoder.loss`` by name.
+        """
         return self._schedule.evaluate(batch)
 
 
 class _Handover(nn.Layer):
-    """A model chunk whose input and output are dictionaries, which the schedule sends."""
+    """A model chunk whose input and output are the dictionaries that the schedule sends."""
 
     def __init__(self, chunk: DecoderChunk) -> None:
         super().__init__()
@@ -120,5 +124,5 @@ class _Handover(nn.Layer):
         out = self.chunk.run(state.get(_STREAM), **inputs)
         if self.chunk.chunk.is_last:
             return out
-        # Copies, because the schedule frees what it has sent, and backward passes need these.
+        # These are copies: the schedule frees sent tensors, and backward passes need the values.
         return {_STREAM: out, **{name: value.clone() for name, value in inputs.items()}}

@@ -1,17 +1,20 @@
-"""Models with random weights, from a Hugging Face folder, and to one."""
+"""Creates models with random weights, and loads and saves Hugging Face folders."""
 
 from __future__ import annotations
 
+import logging
+import os
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import paddle
 
+from pypkg import progress
 from pypkg.errors import UserError
-from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.config import ModelConfig, read_json
 from pypkg.models.architecture.registry import (
     config_to_huggingface,
     load_config,
@@ -25,13 +28,28 @@ from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.hub import find_weights
 from pypkg.models.weights.initialization import standard_deviation
-from pypkg.models.weights.model_folder import CONFIG_FILE, DEFAULT_SHARD_SIZE, write_model_folder
+from pypkg.models.weights.missing_head import HEAD, lacks_head
+from pypkg.models.weights.model_folder import (
+    CONFIG_FILE,
+    DEFAULT_SHARD_SIZE,
+    MODEL_STEM,
+    cannot_save,
+    parse_size,
+    publish_model,
+    write_json,
+)
+from pypkg.models.weights.save_plan import SavePlan, TensorSet, Unit
+from pypkg.models.weights.tensor_writer import FileToWrite, ThreadWriter
 from pypkg.models.weights.tied_head import as_stored
 from pypkg.models.weights.tp_shards import tensor_parallel_problems, tp_shard, whole_shape
 from pypkg.parallel import mesh
 from pypkg.parallel.comm import gather
+from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank
+from pypkg.parallel.host import to_host
 from pypkg.parallel.pipeline import pipeline_degree
-from pypkg.parallel.tp_layers import gather_from_tensor_group, tensor_degree, tensor_rank
+from pypkg.parallel.tp_layers import tensor_degree, tensor_rank
+
+logger = logging.getLogger("pypkg.models")
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -42,83 +60,131 @@ Model = Decoder | PipelineDecoder
 def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = None) -> Model:
     """A model with random weights, in train mode.
 
-    Matrices are normal with mean 0 and the standard deviations that ``config.initialization``
-    gives (initialization.py), norm weights 1, biases 0. Every parameter has its own random stream,
-    given by ``seed`` and its name: the result depends on no global state and changes none. Without
-    a seed it differs each time.
+    Matrices are normal with mean 0 and the standard deviation of ``config.initialization``
+    (initialization.py); norm weights are 1 and biases 0. Every parameter has its own random
+    stream, derived from ``seed`` and its name, so that the function neither reads nor changes a
+    global random state.
 
-    Under tensor parallelism each rank draws the same whole matrices, one at a time, and keeps its
-    TP shard; under pipeline parallelism it draws those of its stage alone. So the model does not
-    depend on the degrees. All ranks need the same seed.
+    The weights do not depend on the parallel degrees. Under tensor parallelism each rank draws
+    whole matrices, one at a time, and keeps its TP shard. Under pipeline parallelism a rank draws
+    the matrices of its stage.
+
+    Args:
+        config: the architecture.
+        dtype: float32, float16 or bfloat16.
+        seed: equal on all ranks; None draws a different model each time, in one process.
 
     Raises:
-        UserError: ``dtype`` is not float32, float16 or bfloat16, the model cannot be divided over
-            the processes, or they have no seed.
+        UserError: ``dtype`` is another, the model cannot be divided over the processes, or several
+            processes have no seed.
     """
     if seed is None and (tensor_degree() > 1 or pipeline_degree() > 1):
         raise UserError("seed is None, but processes that divide a model need the same; give one")
     model = _build(config, dtype)
-    entropy = cast(int, np.random.SeedSequence(seed).entropy)  # the seed, or one of the system
+    entropy = cast(int, np.random.SeedSequence(seed).entropy)  # the seed, or system entropy
     for name, parameter in model.named_parameters():
-        if parameter.ndim < 2:
-            continue  # norm weights and biases keep the value that they were made with
-        generator = np.random.default_rng([entropy, zlib.crc32(name.encode())])
-        shape = whole_shape(config, name, parameter.shape, tensor_degree())
-        values = generator.standard_normal(shape, dtype=np.float32)
-        values *= np.float32(standard_deviation(config, name, shape))
-        if shard := tp_shard(config, name, tensor_degree(), tensor_rank()):
-            values = shard.take(values)
-        parameter.set_value(paddle.to_tensor(values).astype(parameter.dtype))
+        if parameter.ndim >= 2:  # norm weights and biases keep their initial value
+            progress.report(f"drawing {name}")
+            values = _drawn(config, name, parameter.shape, entropy)
+            parameter.set_value(paddle.to_tensor(values).astype(parameter.dtype))
     return model
+
+
+def _drawn(config: ModelConfig, name: str, own_shape: Sequence[int], entropy: int) -> np.ndarray:
+    """Initial random values of the matrix ``name``, or of this rank's TP shard; float32."""
+    generator = np.random.default_rng([entropy, zlib.crc32(name.encode())])
+    shape = whole_shape(config, name, list(own_shape), tensor_degree())
+    values = generator.standard_normal(shape, dtype=np.float32)
+    values *= np.float32(standard_deviation(config, name, shape))
+    shard = tp_shard(config, name, tensor_degree(), tensor_rank())
+    return values if shard is None else shard.take(values)
 
 
 def from_pretrained(
     folder: str | Path,
     dtype: str = "float32",
     *,
+    seed: int = 0,
     download: bool = False,
     allow_unknown_config: Collection[str] = (),
     **overrides: Any,
 ) -> Model:
-    """The model in a local folder, or in the Hugging Face cache.
+    """Loads the model in a local folder or in the Hugging Face cache.
 
-    Tensors are read one at a time and converted to ``dtype``; under pipeline parallelism, only
-    those of this stage, and under tensor parallelism, only what this process holds of each.
+    Tensors are read one at a time and converted to ``dtype``. A process reads only the tensors of
+    its pipeline stage, and of each tensor only its TP shard.
 
     Args:
-        folder: with config.json and weights, of a Hugging Face folder or of PaddleNLP, in a format
-            of ``TensorFiles``; or a name such as "bigscience/bloom-560m" in the cache, see
+        folder: path of a folder with config.json and weights in a format of ``TensorFiles``, of
+            Hugging Face or PaddleNLP; or a name such as "bigscience/bloom-560m" in the cache, see
             ``hub.find_weights``.
         dtype: float32, float16 or bfloat16.
-        download: fetch what the cache lacks; otherwise the network is never used.
-        allow_unknown_config: keys of config.json that are ignored if the family does not know them.
+        seed: of the head where the weights are those of a model without it, such as a
+            ``LlamaModel``. It is drawn as ``from_config`` draws it, which the log says.
+        download: download what the cache lacks; False never uses the network.
+        allow_unknown_config: unknown keys of config.json that are ignored instead of refused.
         overrides: fields of ModelConfig that replace those of config.json.
 
     Returns:
         The model in eval mode.
 
     Raises:
-        UserError: no such folder, an unsupported or contradictory configuration, a corrupt file,
-            tensors that are missing, superfluous or of the wrong shape, or a model that cannot be
-            divided over the processes.
+        UserError: the folder does not exist; the configuration is unsupported or contradictory; a
+            file is corrupt; tensors are missing, superfluous or have the wrong shape; or the model
+            cannot be divided over the processes.
     """
     folder = find_weights(folder, download)
     config = stored_config(folder, allow_unknown_config).replace(**overrides)
-    files = TensorFiles(folder)
-    names = stored_weight_map(config, files.shapes())
-    # Before the model is made, which takes its whole memory.
-    names.check(parameter_shapes(config), files.shapes(), str(folder))
+    read = weight_reader(
+        folder, config, dtype, seed
+    )  # before the model, which takes its whole memory
     model = _build(config, dtype)
     for name, parameter in model.named_parameters():
-        parameter.set_value(_read(files, names, config, name, parameter.shape, dtype))
+        progress.report(f"reading {name}")
+        parameter.set_value(read(name, parameter.shape))
     model.eval()
     return model
 
 
-def stored_config(folder: Path, allow_unknown_config: Collection[str] = ()) -> ModelConfig:
-    """The configuration of the weights in ``folder``.
+def weight_reader(
+    folder: Path, config: ModelConfig, dtype: str, seed: int = 0
+) -> Callable[[str, Sequence[int]], np.ndarray]:
+    """A function that reads what this process holds of a parameter.
 
-    It is that of config.json, but untied where the weights hold a head that is not the embedding.
+    Args:
+        folder: as for ``from_pretrained``.
+        config: of the model that takes the weights.
+        seed: as for ``from_pretrained``.
+
+    Returns:
+        The function, of a parameter's name and of the shape of this process's part.
+
+    Raises:
+        UserError: tensors are missing, superfluous or of the wrong shape, or a file is corrupt.
+    """
+    files = TensorFiles(folder)
+    names = stored_weight_map(config, files.shapes())
+    needed = parameter_shapes(config)
+    is_headless = lacks_head(read_json(folder / CONFIG_FILE), names, needed, files.shapes())
+    if is_headless:
+        del needed[HEAD]
+        logger.warning("%s holds a model without its head, which starts with random values", folder)
+    names.check(needed, files.shapes(), str(folder))
+
+    def read(name: str, shape: Sequence[int]) -> np.ndarray:
+        if is_headless and name == HEAD:
+            values = _drawn(config, name, shape, seed)
+            return paddle.to_tensor(values).astype(getattr(paddle, dtype)).numpy()
+        return _read(files, names, config, name, list(shape), dtype)
+
+    return read
+
+
+def stored_config(folder: Path, allow_unknown_config: Collection[str] = ()) -> ModelConfig:
+    """The configuration of the model in ``folder``.
+
+    It is that of config.json, with an untied head if the weights hold a head that differs from the
+    embedding.
 
     Raises:
         UserError: as for ``from_pretrained``.
@@ -139,7 +205,7 @@ def _read(
     own_shape: list[int],
     dtype: str,
 ) -> np.ndarray:
-    """What this process holds of the parameter ``name``."""
+    """The TP shard of the parameter ``name`` that this process holds."""
     shard = tp_shard(config, name, tensor_degree(), tensor_rank())
     if shard is None:
         sources = names.source_shapes(name, own_shape)
@@ -154,85 +220,158 @@ def _read(
 def save_pretrained(
     model: Model, folder: str | Path, max_shard_size: int | str = DEFAULT_SHARD_SIZE
 ) -> None:
-    """Writes a Hugging Face folder: config.json and safetensors, sharded if larger than a shard.
+    """Writes a Hugging Face folder: config.json and one or more safetensors files.
 
-    Every file is written under a temporary name, and renamed when all are complete; weight files
-    of an earlier save that are no longer part of the model are removed then. Other files of the
-    folder stay. One parameter at a time is in host memory.
+    Files have temporary names until all are complete. Then they are renamed, and weight files of
+    an earlier save that do not belong to the model are removed; other files stay.
 
-    All processes call it, and the first writes the files, which are the same as those of one
-    process.
+    All processes must call it and see the same ``folder``. Each writes a part of the parameters, to
+    files of its own. The tensors are those that one process writes.
 
     Args:
-        max_shard_size: bytes, or a number with a unit such as "500MB" or "5GB".
+        model: the model, or the part of it on this process.
+        folder: created if missing.
+        max_shard_size: largest size of a weight file, in bytes or with a unit ("500MB", "5GB").
 
     Raises:
-        UserError: the folder cannot be written to, the disk is full, or ``max_shard_size`` makes
-            no sense.
+        UserError: the folder cannot be written to, the disk is full, ``max_shard_size`` is not a
+            size, or a parameter holds NaN or infinity. Raised on all processes.
     """
-    dtype = model_dtype(model)
-    names = weight_map(model.config)
-    wholes = gathered(model.config, dict(model.named_parameters()))
-    if mesh.current().rank > 0:
-        for _ in wholes:
-            pass
-        return
-    specs = {
-        source: TensorSpec(dtype, shape)
-        for name, whole in parameter_shapes(model.config).items()
-        for source, shape in names.source_shapes(name, whole).items()
-    }
-    tensors = (item for name, whole in wholes for item in names.to_checkpoint(name, whole).items())
-    config = config_to_huggingface(model.config, dtype)
+    folder = Path(folder)
+    rank = mesh.current().rank
+    plan = SavePlan([model_tensors(model, parse_size(max_shard_size))])
+    run = from_first_rank(lambda: _begin_folder(folder))
+    written = {file.name: folder / f".{file.name}.{run}.tmp" for file in plan.files}
+    writer = ThreadWriter(
+        [
+            FileToWrite(written[file.name], file.specs, file.must_be_finite)
+            for file in plan.files_of(rank)
+        ]
+    )
+
+    def finish_files() -> None:
+        try:
+            writer.records()
+        except OSError as error:
+            raise cannot_save(folder, error) from error
+
+    def publish() -> None:
+        documents = {CONFIG_FILE: model_config_json(model), **plan.indices()}
+        try:
+            for name, content in sorted(documents.items(), reverse=True):
+                written[name] = folder / f".{name}.{run}.tmp"
+                write_json(written[name], content)
+            publish_model(folder, written)
+        except OSError as error:
+            raise cannot_save(folder, error) from error
+
     try:
-        write_model_folder(Path(folder), config, specs, tensors, max_shard_size)
+        for name, values in plan.tensors_of(rank):
+            writer.put(name, values)
+        from_all_ranks(finish_files)
+        from_first_rank(publish)
     finally:
-        for _ in wholes:  # the others hand theirs over, even if this process could not write
-            pass
+        writer.abandon()
+        for path in written.values():
+            path.unlink(missing_ok=True)
 
 
-def gathered(
-    config: ModelConfig, tensors: Mapping[str, paddle.Tensor]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Whole parameters, or their gradients, in the order of the model, one at a time.
+def _begin_folder(folder: Path) -> int:
+    """Makes the folder; returns a number for the temporary names of this save."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_save(folder, error) from error
+    return os.getpid()
 
-    All processes have to go through it; see ``gather.over_stages`` for what each gets of it.
+
+def model_tensors(model: Model, max_file_size: int | None = None) -> TensorSet:
+    """The parameters of a model as a Hugging Face folder holds them; all ranks have to call this.
 
     Args:
-        tensors: those of this process, by the name of the parameter.
+        max_file_size: bytes; None: one file for each rank.
     """
-    names = list(tensors) if pipeline_degree() == 1 else list(parameter_shapes(config))
-    return gather.over_stages(
-        names, tensors, lambda name: whole_value(config, name, gather.unsliced(tensors[name]))
+    config, dtype = model.config, model_dtype(model)
+    names, shapes = weight_map(config), parameter_shapes(config)
+    held = dict(model.named_parameters())
+    places = gather.places(shapes, dict.fromkeys(held))
+    units = [
+        Unit(
+            name,
+            {
+                source: TensorSpec(dtype, shape)
+                for source, shape in names.source_shapes(name, shapes[name]).items()
+            },
+            gather.possible_writers(place),
+        )
+        for name, place in places.items()
+    ]
+
+    def read(name: str, writer: int) -> np.ndarray | None:
+        if not gather.takes_part(places[name], writer):
+            return None
+        return whole_parameter(config, name, held[name], writer)
+
+    return TensorSet(
+        MODEL_STEM, units, read, names.to_checkpoint, max_file_size, must_be_finite=True
     )
 
 
-def whole_value(config: ModelConfig, name: str, shard: paddle.Tensor) -> np.ndarray:
-    """The whole tensor of the shape of the parameter ``name``, gathered over the tensor group.
+def model_config_json(model: Model) -> dict[str, Any]:
+    """The keys of config.json."""
+    return config_to_huggingface(model.config, model_dtype(model))
+
+
+def whole_parameter(
+    config: ModelConfig, name: str, tensor: paddle.Tensor, writer: int
+) -> np.ndarray | None:
+    """A parameter, or its gradient, on the rank ``writer``; None on the others.
+
+    All ranks that ``gather.takes_part`` names have to call this.
 
     Args:
-        shard: this rank's TP shard of the parameter, its gradient or its optimizer state.
+        tensor: this rank's TP shard; of a parameter, ZeRO stage 3 may have sliced it.
     """
-    degree = tensor_degree()
-    if tp_shard(config, name, degree, 0) is None:
-        return shard.numpy()
-    values = [value.numpy() for value in gather_from_tensor_group(shard)]
-    whole = np.empty(whole_shape(config, name, shard.shape, degree), values[0].dtype)
-    for rank, value in enumerate(values):
-        held = tp_shard(config, name, degree, rank)
+    sliced = gather.is_sliced(tensor)
+    part = gather.for_tensor_group(
+        tensor.fw_storage if sliced else tensor, tensor if sliced else None, writer
+    )
+    return None if part is None else whole_value(config, name, part, writer)
+
+
+def whole_value(
+    config: ModelConfig, name: str, shard: paddle.Tensor, writer: int
+) -> np.ndarray | None:
+    """The whole tensor of the shape of the parameter ``name``, on the rank ``writer``.
+
+    The ranks of its tensor group have to call this; the others get None.
+
+    Args:
+        shard: the TP shard on this rank of the parameter, its gradient or its optimizer state.
+    """
+    current, member = mesh.current(), mesh.current().coordinates(writer).tensor
+    if tp_shard(config, name, current.tensor_degree, 0) is None:
+        return to_host(shard) if current.tensor_rank == member else None
+    whole = None
+    for rank, part in enumerate(gather.at_member(shard, current.tensor, member)):
+        values = to_host(part)
+        if whole is None:
+            shape = whole_shape(config, name, shard.shape, current.tensor_degree)
+            whole = np.empty(shape, values.dtype)
+        held = tp_shard(config, name, current.tensor_degree, rank)
         assert held is not None  # as on the first rank
-        held.put(value, whole)
+        held.put(values, whole)
     return whole
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a model's parameters, in its order, without making their values.
+    """Names and shapes of the parameters of a model, in its order, without allocating them.
 
-    Shapes are those of the whole parameters, whatever a process holds of them.
+    The shapes are those of whole parameters under every layout.
     """
     _check_divisible(config)
-    # Paddle's names stay free: fleet orders gradients by them, so parameters made later have to get
-    # the same ones in every process, whether or not it has called this.
+    # Paddle's parameter names must not be used up here. fleet orders gradients by name, so that
+    # parameters must have the same names in all processes, also if only some call this function.
     with paddle.LazyGuard(), paddle.utils.unique_name.guard():
         model = Decoder(config)
     return {
@@ -242,12 +381,12 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def model_dtype(model: Model) -> str:
-    """float32, float16 or bfloat16."""
+    """The dtype of the parameters: float32, float16 or bfloat16."""
     return str(model.parameters()[0].dtype).removeprefix("paddle.")
 
 
 def _build(config: ModelConfig, dtype: str) -> Model:
-    """A model of ``dtype``, or this process's stage of it, whose matrices are zero."""
+    """A model of ``dtype``, or the stage of this process, with zero matrices."""
     if dtype not in DTYPES:
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
     _check_divisible(config)

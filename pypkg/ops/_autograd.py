@@ -12,9 +12,10 @@ _RAN_BEFORE = (
 
 
 class BackwardGuard:
-    """``backward_once`` for a PyLayer of several outputs: one backward may come through each.
+    """``backward_once`` for a PyLayer with several outputs.
 
-    ``watch`` its outputs, and call ``ran`` in its backward.
+    The gradients of all outputs may arrive in one backward pass; a second pass raises. The layer
+    passes its outputs to ``watch`` and calls ``ran`` at the end of its backward.
     """
 
     def __init__(self) -> None:
@@ -34,10 +35,11 @@ class BackwardGuard:
 
 
 def backward_once(loss: paddle.Tensor) -> paddle.Tensor:
-    """Lets backward run through the PyLayer that made ``loss`` only once.
+    """Returns ``loss`` with a hook that makes a second backward pass through it raise.
 
-    A PyLayer loses its context in its first backward, even with retain_graph, and a second one
-    ends the process (Paddle 3.3.1). This raises instead; Paddle wraps the error in an OSError.
+    A PyLayer loses its context in the first backward pass, even with retain_graph, and a second
+    pass ends the process (Paddle 3.3.1). The hook raises RuntimeError first; Paddle reports it as
+    an OSError.
     """
     if loss.stop_gradient:
         return loss

@@ -1,8 +1,8 @@
-"""Loads the compiled operators and decides, once, which backend runs them.
+"""Loads the compiled operators and chooses the backend, once per process.
 
-Backends are tried in the order of ``_PROBES``; a probe says whether its backend can run here and
-why. Each operator maps backend names to its implementations and asks ``implementation`` for one,
-so a new backend is one probe here and one entry in the operators that have it.
+The probes of ``_PROBES`` run in order. A probe reports whether its backend can run here, and the
+reason. Each operator maps backend names to its implementations and calls ``implementation`` to
+pick one. A new backend is one probe here and one entry in each operator that has it.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def _load_library(path: Path) -> None:
 
 
 def _check_build(info: Mapping[str, object], path: Path) -> None:
-    """Raises UserError where the library does not fit the running Paddle or this Python code.
+    """Raises UserError if the library does not fit the running Paddle or this Python code.
 
-    A version says little in a checkout, where signatures change between releases, so there the
-    library must come from the very sources that lie beside the package.
+    In a checkout the version number is not enough, because signatures change between releases.
+    There the library must be built from exactly the sources beside the package.
     """
     built_for, running = info["paddle_version"], paddle.version.full_version
     if built_for != running:
@@ -88,8 +88,8 @@ def _check_build(info: Mapping[str, object], path: Path) -> None:
 def _architecture_runs(architecture: str, capability: tuple[int, int]) -> bool:
     """Whether code for e.g. "80-real", "90a-real" or "90" runs on a device of ``capability``.
 
-    Binary code runs on devices of the same major and the same or a later minor version; with an
-    architecture-specific suffix ("a") on that very version only.
+    Binary code runs on devices of the same major version and the same or a later minor version.
+    Code with the architecture-specific suffix "a" runs on exactly that version.
     """
     number = architecture.split("-")[0]
     digits = number.rstrip("af")
@@ -132,14 +132,18 @@ def _probe_compiled() -> _Probe:
 
 
 def _cpu_isa() -> str:
-    """The version of the CPU kernels; raises UserError where PYPKG_CPU_ISA names none of them."""
+    """The version of the CPU kernels in use.
+
+    Raises:
+        UserError: PYPKG_CPU_ISA names an unknown version.
+    """
     from pypkg import _native
 
     return _native.cpu_isa()
 
 
 def _probe_triton() -> _Probe:
-    """Triton compiles for the GPU at hand by itself; on a CPU it only interprets, for tests."""
+    """Triton compiles for the current GPU. On a CPU it only interprets, which the tests use."""
     if importlib.util.find_spec("triton") is None:
         return _Probe(False, 'Triton is not installed (pip install "pypkg[triton]")')
     version = importlib.metadata.version("triton")
@@ -179,7 +183,7 @@ def set_backend(name: str) -> None:
 
 
 def backend() -> str:
-    """The backend in use, not "auto". Decided and logged on the first call."""
+    """The name of the backend in use, never "auto". The first call chooses and logs it."""
     global _chosen
     if _chosen is None:
         name = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
@@ -210,10 +214,14 @@ def _decide(requested: str, setting: str) -> str:
 
 
 def implementation(choices: Mapping[str, Callable], x: paddle.Tensor) -> Callable:
-    """Picks the implementation of one operator for its input ``x`` and the chosen backend.
+    """The implementation of one operator for the chosen backend and the input ``x``.
 
-    The reference always runs float64, which gradient checks use and no kernel takes, and tensors
-    without elements, which Paddle hides from a custom operator where its input is optional.
+    Two kinds of input always run on the reference: float64, which gradient checks use and no
+    kernel supports, and empty tensors, which Paddle drops from the optional inputs of a custom
+    operator.
+
+    Raises:
+        UserError: the Triton backend is chosen and the graph is static.
     """
     if x.dtype == paddle.float64 or 0 in x.shape:
         return choices["reference"]
@@ -231,8 +239,8 @@ def run_compiled(
 ) -> list[paddle.Tensor]:
     """Runs a compiled operator.
 
-    Paddle records custom operators on the tape even under no_grad, so there the inputs are
-    detached: nothing is recorded and nothing is kept alive.
+    Paddle records custom operators on the tape even under no_grad. The inputs are detached there,
+    so that nothing is recorded and no tensor is kept alive.
     """
     if not paddle.is_grad_enabled():
         tensors = [

@@ -1,7 +1,7 @@
-"""The Triton kernels as Paddle operators with gradients: what csrc/paddle is to the CUDA kernels.
+"""The Triton kernels as Paddle operators with gradients, like csrc/paddle for the CUDA kernels.
 
-For dynamic graphs only: a static one has no addresses to give to a kernel. ``pypkg.ops`` has
-checked the arguments. Kernels are imported with the first call, since that imports Triton.
+They run in dynamic graphs only, because the tensors of a static graph have no addresses.
+``pypkg.ops`` checks the arguments. The first call imports the kernels and, with them, Triton.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from paddle.base import core
 from pypkg.ops._autograd import BackwardGuard
 
 Tensors = tuple[paddle.Tensor, ...]
-Gradients = tuple[paddle.Tensor | None, ...]  # None for an input that wants none
+Gradients = tuple[paddle.Tensor | None, ...]  # None: the input requires no gradient
 
 
 def _kernels() -> ModuleType:
@@ -27,7 +27,7 @@ def _kernels() -> ModuleType:
 
 
 def _stream(tensor: paddle.Tensor) -> int | None:
-    """The raw CUDA stream that Paddle works on; None on a CPU, where Triton interprets."""
+    """The raw CUDA stream of Paddle; None on a CPU, where Triton interprets."""
     if tensor.place.is_cpu_place():
         return None
     raw_stream = vars(core)["_get_current_raw_stream"]  # only in the builds for GPUs
@@ -35,7 +35,7 @@ def _stream(tensor: paddle.Tensor) -> int | None:
 
 
 def _matrix(tensor: paddle.Tensor) -> paddle.Tensor:
-    """[rows, last dimension], contiguous; the tensor's own memory where it is that already."""
+    """``tensor`` as a contiguous [rows, last dimension]; a copy only if it is not contiguous."""
     return tensor.detach().contiguous().reshape([-1, tensor.shape[-1]])
 
 
@@ -48,7 +48,7 @@ def _floats(*shape: int) -> paddle.Tensor:
 
 
 def _apply(layer: type[PyLayer], *arguments: object) -> Tensors:
-    """The outputs of a layer that takes a BackwardGuard first."""
+    """The outputs of a layer whose first argument is a BackwardGuard."""
     guard = BackwardGuard()
     outputs = layer.apply(guard, *arguments)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -65,10 +65,11 @@ def rms_norm(
 
 
 class _Context(PyLayerContext):
-    """What every layer keeps for its backward beside tensors.
+    """Values other than tensors that every layer keeps for its backward.
 
     Attributes:
-        wanted: whether each input that is a tensor wants a gradient.
+        guard: raises on a second backward pass.
+        wanted: for each input tensor, whether it requires a gradient.
     """
 
     guard: BackwardGuard
@@ -167,7 +168,7 @@ def rotary_embedding(
 
 @dataclass(frozen=True)
 class _Rotation:
-    """What gets no gradient. A PyLayer looks for tensors in tuples, but not in here."""
+    """The arguments without gradient. A PyLayer finds tensors in tuples, but not in this class."""
 
     cos: paddle.Tensor
     sin: paddle.Tensor
@@ -222,7 +223,7 @@ class _GatedContext(_Context):
 
 
 class _GatedActivation(PyLayer):
-    """Of gate and up, or of one tensor that holds both halves; they are read where they lie."""
+    """The activation of gate and up, or of one packed tensor whose halves are read in place."""
 
     @staticmethod
     def forward(
@@ -258,7 +259,7 @@ class _GatedActivation(PyLayer):
 
 
 class _Columns:
-    """Columns of a matrix, for a kernel: Paddle's slices are views or copies, as its flags say."""
+    """Columns of a matrix as a kernel argument. Paddle's flags decide if its own slices copy."""
 
     def __init__(self, matrix: paddle.Tensor, start: int, count: int) -> None:
         self._matrix, self._start = matrix, start
@@ -274,7 +275,7 @@ class _Columns:
 def _halves(
     matrices: Sequence[paddle.Tensor], gate_first: bool
 ) -> tuple[paddle.Tensor | _Columns, paddle.Tensor | _Columns]:
-    """gate and up, inside the packed matrix where there is but one."""
+    """gate and up: two matrices, or the two halves of one packed matrix."""
     if len(matrices) == 2:
         return matrices[0], matrices[1]
     (packed,) = matrices
@@ -312,7 +313,10 @@ def cross_entropy_gradient(
     ignore_index: int,
     inplace: bool,
 ) -> paddle.Tensor:
-    """(softmax(logits) - [label]) * dloss; over the logits if ``inplace``, whoever shares them."""
+    """(softmax(logits) - [label]) * dloss.
+
+    With ``inplace`` the result overwrites the logits, even if other tensors share their memory.
+    """
     matrix = _matrix(logits)
     gradient = matrix if inplace else _like(matrix)
     _kernels().cross_entropy_backward(

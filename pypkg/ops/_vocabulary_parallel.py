@@ -1,7 +1,7 @@
 """Softmax statistics of a vocabulary that is divided over a group of processes.
 
-Every process holds the same rows and a share of the columns: rank r of a group of n holds the
-columns [r * share, (r + 1) * share), where share is ceil(vocab_size / n). Those past the end of the
+Every process holds the same rows and a share of the columns. Rank r of a group of n holds the
+columns [r * share, (r + 1) * share) with share = ceil(vocab_size / n). Columns past the end of the
 vocabulary are padding.
 """
 
@@ -32,7 +32,7 @@ def shard_of(cols: int, group: Group | None, vocab_size: int | None = None) -> V
         vocab_size: entries of the whole vocabulary; None for all columns of all processes.
 
     Raises:
-        ValueError: that vocabulary does not make shards of ``cols``, or leaves this one empty.
+        ValueError: shards of ``vocab_size`` do not have ``cols`` columns, or this shard is empty.
     """
     rank, size = (0, 1) if group is None else (group.rank, group.nranks)
     if vocab_size is None:
@@ -51,17 +51,18 @@ def merge(
     reduce_max: Reduce,
     reduce_sum: Reduce,
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """Merges the partial results of one shard with those of the others (csrc cross_entropy.h).
+    """Merges the partial results of all shards (csrc/kernels/cross_entropy.h).
 
         M = max(row_max),  S = sum(row_sum * exp(row_max - M)),  lse = M + log(S)
 
     Args:
-        row_max, row_sum, target: this shard's max_j x_j, sum_j exp(x_j - row_max) and logit of the
-            label (0 when it lies elsewhere), all of the shape of the labels.
+        row_max, row_sum, target: max_j x_j, sum_j exp(x_j - row_max) and the logit of the label in
+            this shard, float32 in the shape of the labels. ``target`` is 0 if another shard holds
+            the label.
         reduce_max, reduce_sum: return the maximum and the sum of a tensor over all shards.
 
     Returns:
-        lse and the logit of the label over the whole vocabulary.
+        lse and the logit of the label over the whole vocabulary, in the shape of the labels.
     """
     whole_max = reduce_max(row_max)
     # A shard whose logits are all -inf has row_max - whole_max = nan when the whole row is -inf.
@@ -75,7 +76,7 @@ def merge(
 def merge_over_group(
     row_max: paddle.Tensor, row_sum: paddle.Tensor, target: paddle.Tensor, group: Group
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """``merge`` by two all-reduces over ``group``; every process gets the same result."""
+    """``merge`` with two all-reduces over ``group``; the result is equal on all processes."""
 
     def reduce(operation: Literal[0, 1]) -> Reduce:  # of dist.ReduceOp
         def run(tensor: paddle.Tensor) -> paddle.Tensor:

@@ -50,7 +50,7 @@ def adamw_(
     epsilon: float = 1e-8,
     grad_scale: Tensor | None = None,
 ) -> None:
-    """One step of AdamW (Loshchilov and Hutter, 2019), in place, with t the number of the step::
+    """Runs step t of AdamW (Loshchilov and Hutter, 2019) in place::
 
         g = grad * grad_scale
         moment1 = beta1 * moment1 + (1 - beta1) * g
@@ -59,8 +59,9 @@ def adamw_(
         w = w - learning_rate * (moment1 / c1) / (sqrt(moment2 / c2) + epsilon),
         c1 = 1 - beta1^t, c2 = 1 - beta2^t
 
-    w is the master weight where there is one and the parameter receives it rounded, else it is the
-    parameter. All is computed in float32, like ``paddle.optimizer.AdamW`` up to roundings.
+    w is the master weight if there is one, and the parameter receives w rounded; otherwise w is
+    the parameter. The arithmetic is float32. ``paddle.optimizer.AdamW`` gives the same values up
+    to rounding.
 
     Args:
         params: of any shapes, contiguous, all of one dtype: float32, float16 or bfloat16 (float64
@@ -69,13 +70,16 @@ def adamw_(
         moments1, moments2: float32, shaped like params. Overwritten.
         beta1_powers, beta2_powers: float32 [1] in host memory, beta1^t and beta2^t. Multiplied by
             beta1 and beta2 after the step.
-        masters: float32, shaped like params, for those of 16 bits. Overwritten.
+        masters: float32, shaped like params, or None for float32 params. Overwritten.
+        learning_rate: of this step.
         weight_decays: one for each of params.
-        grad_scale: float32 of one element, on the device of params; None: 1.
+        beta1, beta2, epsilon: as in the formula.
+        grad_scale: float32 with one element on the device of params; None: 1. If it is NaN or
+            infinite, nothing changes but the powers. The host does not wait for it.
 
     Raises:
-        TypeError, ValueError: a number of tensors, a dtype or a shape other than above; a tensor to
-            be overwritten is not contiguous.
+        TypeError, ValueError: a list has another length, a tensor has another dtype or shape, or a
+            tensor that is overwritten is not contiguous.
     """
     step = _Step(**locals())
     _check(step)
@@ -99,28 +103,35 @@ def _check(step: _Step) -> None:
 
 
 def _adamw_reference(step: _Step) -> None:
-    """By Paddle's own operator, tensor by tensor."""
+    """The step with Paddle's own operator, one tensor at a time."""
     dtype = compute_dtype(step.params[0])
     rate = paddle.to_tensor([step.learning_rate], dtype)
-    update: Callable[..., object] = _C_ops.adamw_  # whose stub knows no tensor to be None
+    update: Callable[..., object] = _C_ops.adamw_  # the stub does not accept None
+    scale = step.grad_scale
     for i, (param, grad, decay) in enumerate(zip(step.params, step.grads, step.weight_decays)):
         held = param.detach() if step.masters is None else step.masters[i]
         held = held.astype(dtype)  # itself, if it is of that dtype
         grad = grad.astype(dtype)
-        if step.grad_scale is not None:
-            grad = grad * step.grad_scale.astype(dtype)
+        written, before = (held, step.moments1[i], step.moments2[i]), []
+        if scale is not None:
+            grad = grad * scale.astype(dtype)
+            before = [each.clone() for each in written]
         update(
             *(held, grad, rate, step.moments1[i], step.moments2[i], None),
             *(step.beta1_powers[i], step.beta2_powers[i], None, None),
             *(step.beta1, step.beta2, step.epsilon, 1.0, decay, decay != 0),
             *(False, 1000, False, False, False),
         )
+        if scale is not None:  # where it is not finite, the device takes the old values back
+            for new, old in zip(written, before):
+                paddle.assign(paddle.where(paddle.isfinite(scale), new, old), new)
         if param.dtype != dtype:
             paddle.assign(held.astype(param.dtype), param)
 
 
 def _adamw_compiled(step: _Step) -> None:
-    # Paddle refuses to write in place to leaves that want a gradient; these share their memory.
+    # Paddle refuses in-place writes to leaves that require a gradient. Detached tensors share their
+    # memory.
     params = [param.detach() for param in step.params]
     custom_op(
         "pypkg_adamw",

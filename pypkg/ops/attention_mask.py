@@ -1,4 +1,4 @@
-"""What a query may see, as a description instead of a [sequence, sequence] matrix."""
+"""Attention masks as descriptions instead of [sequence, sequence] matrices."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class AttentionMask:
     - window: i - j < window (the query itself and the window - 1 keys before it);
     - document_starts: document_starts[b, i] == document_starts[b, j].
 
-    ``alibi_slopes`` hides nothing but adds alibi_slopes[h] * (j - i) to the scaled score (Press et
+    ``alibi_slopes`` hide no key; they add alibi_slopes[h] * (j - i) to the scaled score (Press et
     al., 2022).
 
     Args:
         causal: whether keys after the query are hidden.
         window: at least 1, or None for no window.
-        prefix_lengths: [batch] int32: the first keys of each row, which every query of that row
-            sees in both directions (prefix language models). Needs ``causal``.
-        document_starts: [batch, seq_k] int32: for each token the position of the first token of
-            its document, non-decreasing (packed documents). Needs seq_q == seq_k.
+        prefix_lengths: [batch] int32: number of first keys of each row that every query of the row
+            sees (prefix language models). Needs ``causal``.
+        document_starts: [batch, seq_k] int32: position of the first token of each token's
+            document, non-decreasing (packed documents). Needs seq_q == seq_k.
         alibi_slopes: [heads_q] float32.
 
     Raises:

@@ -25,33 +25,34 @@ def cross_entropy(
 ) -> paddle.Tensor:
     """log(sum_j exp(x_j)) - x_label for every row; 0 where the label is ``ignore_index``.
 
-    The log-sum-exp is found in one pass over the logits (Milakov and Gimelshein, 2018), in float32
+    One pass over the logits computes the log-sum-exp (Milakov and Gimelshein, 2018), in float32
     for every dtype.
 
-    **The backward pass writes the gradient over the logits**, so that no second buffer of their
-    size exists. What follows from it:
+    **The backward pass overwrites the logits with their gradient**, which saves a second buffer of
+    their size. Consequences:
 
-    - Do not read the logits, or a ``detach()`` of them, after backward: they hold the gradient.
-    - If another operation still needs the logits in its own backward (a second loss on them, a soft
-      cap before them that saved its output), or backward runs twice through this loss
-      (``retain_graph``), Paddle raises RuntimeError ("modified by an inplace operation"): gradients
-      are never silently wrong.
-    - Logits that are a leaf are left alone, and so are logits of which a view or a base (before
-      ``reshape``, a slice) is alive in backward: there the gradient gets its own buffer. To save
-      the memory, pass the logits as they were made, in any number of dimensions.
+    - The logits, and a ``detach()`` of them, hold the gradient after backward. Do not read them.
+    - Paddle raises RuntimeError ("modified by an inplace operation") if another operation still
+      needs the logits in its own backward, such as a second loss or a soft cap that saved its
+      output, or if backward runs twice through this loss (``retain_graph``). Gradients are never
+      silently wrong.
+    - The gradient gets its own buffer if the logits are a leaf, or if a view or base of them (from
+      ``reshape`` or a slice) is alive in backward. To save the memory, pass the logits as they
+      were made, in any number of dimensions.
 
     ``inplace_backward=False`` always gives the gradient its own buffer and lifts these limits. Only
     the compiled backend overwrites.
 
-    With a ``group`` the vocabulary is divided over its processes: all hold the same rows and
-    labels, and rank r holds the logits of the entries [r * cols, (r + 1) * cols). The loss is that
-    over the whole vocabulary, equal on all; two all-reduces of [rows] values merge the shards.
+    With a ``group`` the vocabulary is divided over its processes. All processes hold the same rows
+    and labels, and rank r holds the logits of the entries [r * cols, (r + 1) * cols). The loss
+    covers the whole vocabulary and is equal on all processes; two all-reduces of [rows] values
+    merge the shards.
 
     Args:
-        logits: [..., vocab] (this process's cols of it with a group); float32, float16 or bfloat16
-            (float64 runs on the reference).
+        logits: [..., vocab], or [..., cols] with a group; float32, float16 or bfloat16 (float64
+            runs on the reference).
         labels: [...] int64, each in [0, vocab) or ``ignore_index``.
-        ignore_index: the label of rows that count nothing.
+        ignore_index: label of the rows that have loss 0 and no gradient.
         group: a ``paddle.distributed`` group, or None when the logits are whole.
         inplace_backward: whether the gradient may overwrite the logits.
 
@@ -60,9 +61,9 @@ def cross_entropy(
 
     Raises:
         TypeError, ValueError: a dtype or shape other than above.
-        IndexError: a label outside the vocabulary, on the CPU. The CUDA kernel gives such a row a
-            NaN loss and gradient instead, which costs no synchronisation.
-        RuntimeError: in backward, when the logits were overwritten since the forward pass.
+        IndexError: a label is outside the vocabulary, on the CPU. The CUDA kernel gives such a row
+            a NaN loss and gradient instead, which needs no synchronisation with the host.
+        RuntimeError: in backward, if the logits were overwritten after the forward pass.
     """
     op = "cross_entropy"
     check_dtype(op, "logits", logits, FLOATING)
@@ -83,11 +84,11 @@ def check_labels(op: str, labels: paddle.Tensor, shape: Sequence[int]) -> None:
 def cross_entropy_reference(
     logits: paddle.Tensor, labels: paddle.Tensor, ignore_index: int = -100
 ) -> paddle.Tensor:
-    """``cross_entropy`` without a group, composed of Paddle primitives and their gradients."""
+    """``cross_entropy`` without a group, composed of Paddle primitives."""
     _check_label_range(labels, logits.shape[-1], ignore_index)
     ignored = labels == ignore_index
     wide = logits.astype(compute_dtype(logits))
-    # Ignored rows count nothing even where their logits are not finite.
+    # The loss of an ignored row is 0 even if its logits are not finite.
     wide = paddle.where(ignored.unsqueeze(-1), paddle.zeros_like(wide), wide)
     safe = paddle.where(ignored, paddle.zeros_like(labels), labels)
     target = paddle.take_along_axis(wide, safe.unsqueeze(-1), axis=-1).squeeze(-1)
@@ -105,7 +106,7 @@ def _cross_entropy_compiled(
     loss, lse = loss_and_lse(logits, labels, ignore_index, shard)
     if logits.stop_gradient or not paddle.is_grad_enabled():
         return loss
-    # Puts the gradient operator behind a loss whose shards only Python could merge.
+    # Python merges the shards of the loss; this operator attaches the gradient to the result.
     settings = (shard.start, ignore_index, inplace)
     return run_compiled("pypkg_cross_entropy", [logits, labels, loss, lse], *settings)[0]
 
@@ -129,12 +130,12 @@ def _cross_entropy_layer(
     shard: VocabularyShard,
     inplace: bool,
 ) -> paddle.Tensor:
-    """From the statistics and the gradient of the backend in use; never over the logits."""
+    """The loss from the statistics and gradient of the backend in use; never overwrites logits."""
     return backward_once(_CrossEntropy.apply(logits, labels, ignore_index, shard))
 
 
 class _Context(PyLayerContext):
-    """What ``_CrossEntropy`` keeps for its backward beside tensors."""
+    """Values other than tensors that ``_CrossEntropy`` keeps for its backward."""
 
     gradient: Callable[..., paddle.Tensor]
     settings: tuple[int, int, bool]
@@ -164,7 +165,15 @@ class _CrossEntropy(PyLayer):
 def loss_and_lse(
     logits: paddle.Tensor, labels: paddle.Tensor, ignore_index: int, shard: VocabularyShard
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """Loss and log-sum-exp per row over the whole vocabulary; records no gradient."""
+    """Loss and log-sum-exp of each row over the whole vocabulary, without recording a gradient.
+
+    Args:
+        logits: [..., cols], the columns of ``shard``.
+        labels: [...] int64.
+
+    Returns:
+        loss and lse, float32 [...] (float64 for float64 logits).
+    """
     statistics = implementation(_STATISTICS, logits)
     settings = (shard.start, shard.vocab_size, ignore_index)
     loss, lse, *partials = statistics(logits.detach(), labels, *settings)
@@ -184,12 +193,16 @@ def logits_gradient(
     ignore_index: int,
     inplace: bool,
 ) -> paddle.Tensor:
-    """(softmax(logits) - [label]) * dloss, in the buffer of the logits if ``inplace`` and unshared.
+    """(softmax(logits) - [label]) * dloss, the gradient of the logits.
 
     Args:
-        logits: [..., cols], the columns from vocab_start of the whole vocabulary; off the tape.
+        logits: [..., cols], the columns from ``vocab_start`` of the whole vocabulary; detached.
         labels: [...] int64.
         lse, dloss: [...], over the whole vocabulary, in the dtype of the loss.
+        inplace: permits the result to overwrite logits whose memory no other tensor shares.
+
+    Returns:
+        [..., cols] in the dtype of logits.
     """
     gradient = implementation(_GRADIENT, logits)
     return gradient(logits, labels, lse, dloss, vocab_start, ignore_index, inplace)
@@ -237,7 +250,7 @@ def _gradient_reference(
     ignore_index: int,
     inplace: bool,
 ) -> paddle.Tensor:
-    """The formula of csrc/kernels/cross_entropy.h in a new buffer: ``inplace`` only permits."""
+    """The formula of csrc/kernels/cross_entropy.h in a new buffer, whatever ``inplace`` permits."""
     wide = logits.astype(lse.dtype)
     columns = paddle.arange(vocab_start, vocab_start + logits.shape[-1])
     hit = (labels.unsqueeze(-1) == columns).astype(lse.dtype)

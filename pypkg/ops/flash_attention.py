@@ -30,23 +30,23 @@ def flash_attention(
 ) -> _Result:
     """softmax(scores + alibi, over the visible keys) v, scores = scale * q k^T (Dao, 2023).
 
-    A query that sees no key gives 0, sends no gradient and has softmax_lse = -inf. Products and
-    softmax accumulate in float32. Memory beside the output is softmax_lse, and in backward one
-    workspace of about the size of the float32 gradient; never [seq_q, seq_k].
+    A query that sees no key has output 0, no gradient and softmax_lse = -inf. Products and softmax
+    accumulate in float32. Memory beside the output: softmax_lse, and in backward one workspace of
+    about the size of the float32 gradient; no [seq_q, seq_k] matrix.
 
     Args:
         q: [batch, seq_q, heads_q, head_dim]; float32, float16 or bfloat16 (float64 runs on the
-            reference). head_dim is at most 256; one that is no multiple of 8 is padded with zeros
-            inside, which copies q, k and v.
+            reference). head_dim is at most 256. A head_dim that is not a multiple of 8 is padded
+            with zeros internally, which copies q, k and v.
         k, v: [batch, seq_k, heads_k, head_dim] in the dtype of q; heads_q is a multiple of heads_k
             (grouped and multi query). Under ``paddle.amp`` q, k and v are cast to the dtype of
             autocasting.
-        mask: what a query sees; causal when None.
-        scale: 1 / sqrt(head_dim) when None.
+        mask: the visible keys of each query; None: causal.
+        scale: None: 1 / sqrt(head_dim).
         return_softmax_lse: also return log(sum(exp(scores))), float32 [batch, heads_q, seq_q],
-            which carries no gradient.
-        softcap: where positive, scores become softcap * tanh(scores / softcap), before ALiBi and
-            mask (Gemma 2: Gemma Team, 2024); 0 for none.
+            without gradient.
+        softcap: if positive, scores become softcap * tanh(scores / softcap) before ALiBi and mask
+            (Gemma 2: Gemma Team, 2024); 0: none.
 
     Returns:
         [batch, seq_q, heads_q, head_dim] in the dtype of q, or the pair with softmax_lse.
@@ -97,9 +97,9 @@ def flash_attention_reference(
     scale: float | None = None,
     softcap: float = 0.0,
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """(out, softmax_lse) of ``flash_attention`` composed of Paddle primitives.
+    """(out, softmax_lse) of ``flash_attention``, composed of Paddle primitives.
 
-    Holds the scores, [batch, heads_q, seq_q, seq_k].
+    It stores the scores, [batch, heads_q, seq_q, seq_k].
     """
     mask = AttentionMask() if mask is None else mask
     dtype = compute_dtype(q)
@@ -119,8 +119,8 @@ def flash_attention_reference(
         j = paddle.arange(seq_k, dtype=dtype).unsqueeze(0)
         scores = scores + mask.alibi_slopes.astype(dtype).reshape([1, -1, 1, 1]) * (j - i)
     visible = mask.visible(seq_q, seq_k)
-    # Hidden scores get a finite floor and a weight of 0: a query that sees nothing then gives 0
-    # and no NaN in the gradient, which -inf would.
+    # Hidden scores get a finite floor and a weight of 0. With -inf, a query that sees no key would
+    # have NaN gradients.
     scores = paddle.where(visible, scores, paddle.full([1], -1e30, dtype=dtype))
     row_max = scores.max(axis=-1, keepdim=True).detach()
     weights = paddle.exp(scores - row_max) * visible.astype(dtype)

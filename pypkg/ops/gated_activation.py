@@ -18,7 +18,7 @@ def swiglu(gate: paddle.Tensor, up: paddle.Tensor | None = None) -> paddle.Tenso
     """silu(gate) * up, with silu(x) = x * sigmoid(x) (Shazeer, 2020).
 
     Args:
-        gate: [..., intermediate]; or, when ``up`` is None, gate and up packed one after the other,
+        gate: [..., intermediate]; if ``up`` is None, gate and up packed in this order,
             [..., 2 * intermediate]. float32, float16 or bfloat16 (float64 runs on the reference).
         up: shaped and typed like gate, or None. Under ``paddle.amp`` different dtypes are cast to
             the dtype of autocasting.
@@ -45,8 +45,8 @@ def geglu(
         gate, up: as for ``swiglu``.
         approximate: "none" for gelu(x) = x * (1 + erf(x / sqrt(2))) / 2, or "tanh" for
             x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2 (Hendrycks and Gimpel, 2016).
-        gate_first: of a packed input, whether the gate is the first half. Without effect on an
-            unpacked one.
+        gate_first: whether the gate is the first half of a packed input; without effect if ``up``
+            is given.
 
     Returns:
         [..., intermediate] in the dtype of gate; computed in float32.

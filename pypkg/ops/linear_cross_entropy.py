@@ -35,33 +35,36 @@ def linear_cross_entropy(
 ) -> paddle.Tensor:
     """``cross_entropy(hidden @ weight.T, labels)``, reduced, one chunk of rows at a time.
 
-    Each chunk's logits are made, turned into their gradient in place and multiplied into the
-    gradients of hidden and weight while they exist, all in the forward pass (as Hsu et al., Liger
-    Kernel, 2024); backward only scales. When no gradient is wanted only the loss is computed.
+    The forward pass computes the logits of a chunk, replaces them by their gradient in place, and
+    adds the products to the gradients of hidden and weight (Hsu et al., Liger Kernel, 2024). The
+    backward pass only scales. If no input requires a gradient, only the loss is computed.
 
-    Peak memory beside the inputs, with d bytes per element of hidden: chunk_bytes for the logits;
-    rows * hidden * d for the gradient of hidden; vocab * hidden * 4 for that of weight, summed in
-    float32; and vocab * hidden * (4, or d + 4 when d is 2) for a chunk's product on its way there,
-    but for 16-bit tensors on a GPU, whose products are added to the sum as they are made.
-    The full logits would take rows * vocab * d.
+    Peak memory beside the inputs, with d bytes per element of hidden:
 
-    With a ``group`` the vocabulary is divided as in ``cross_entropy``: weight holds this process's
-    rows, hidden and labels are the same on all. The gradient of hidden is summed over the group;
-    the loss is equal on all. A ``vocab_size`` that the group does not divide leaves rows at the end
-    of the last process's weight; they take no part, and their gradient is zero.
+    - logits of a chunk: chunk_bytes (the full logits would take rows * vocab * d);
+    - gradient of hidden: rows * hidden * d;
+    - gradient of weight, summed in float32: vocab * hidden * 4;
+    - product of a chunk before it is added to that sum: vocab * hidden * 4, or vocab * hidden *
+      (d + 4) if d is 2. On a GPU, 16-bit products are added as they are made and need no buffer.
+
+    With a ``group`` the vocabulary is divided as in ``cross_entropy``: weight holds the rows of
+    this process; hidden and labels are equal on all processes. The gradient of hidden is summed
+    over the group, and the loss is equal on all processes. If the group size does not divide
+    ``vocab_size``, the weight of the last process ends with unused rows, whose gradient is zero.
 
     Args:
         hidden: [..., hidden]; float32, float16 or bfloat16 (float64 runs on the reference).
         weight: [vocab, hidden] in the dtype of hidden. Under ``paddle.amp`` both are cast to the
             dtype of autocasting.
         labels: [...] int64, each in [0, vocab) or ``ignore_index``.
-        ignore_index: the label of rows that count nothing.
-        reduction: "mean" over the rows that count (0 when none does), or "sum".
+        ignore_index: label of the rows that have loss 0 and no gradient.
+        reduction: "mean" over the rows whose label is not ``ignore_index`` (0 if there are none),
+            or "sum".
         group: a ``paddle.distributed`` group, or None when the weight is whole.
-        chunk_bytes: memory for a chunk's logits; at least one row is taken.
-        vocab_size: entries of the whole vocabulary; None for all rows of all weights.
-        token_losses: a list that receives the loss of every row, float32 [...], 0 where the label
-            does not count; it has no gradient.
+        chunk_bytes: memory for the logits of a chunk; a chunk has at least one row.
+        vocab_size: entries of the whole vocabulary; None: the number of rows of all weights.
+        token_losses: a list to which the loss of every row is appended, float32 [...], 0 for
+            ``ignore_index``, without gradient.
 
     Returns:
         float32 scalar.
@@ -69,7 +72,7 @@ def linear_cross_entropy(
     Raises:
         TypeError, ValueError: a dtype, shape or reduction other than above.
         IndexError: as ``cross_entropy``.
-        OSError: in a second backward through one result (Paddle's form of an error in backward).
+        OSError: in a second backward pass through one result (Paddle's form of errors in backward).
     """
     op = "linear_cross_entropy"
     if reduction not in ("mean", "sum"):
@@ -95,11 +98,12 @@ def linear_cross_entropy(
 
 
 class _Context(PyLayerContext):
-    """What ``_LinearCrossEntropy`` keeps for its backward.
+    """Values that ``_LinearCrossEntropy`` keeps for its backward.
 
     Attributes:
-        gradients: of hidden and weight, for a loss of 1; None where not wanted.
-        scale: of the gradients, 1 / rows that count; None for the sum.
+        gradients: of hidden and weight for an output gradient of 1; None: not required.
+        scale: factor of the gradients, 1 / rows with a label; None for the sum.
+        weight_dtype: dtype of the gradient of weight.
     """
 
     gradients: tuple[paddle.Tensor | None, paddle.Tensor | None]
@@ -167,11 +171,11 @@ def _walk_chunks(
     rows_per_chunk: int,
     losses: list[paddle.Tensor],
 ) -> tuple[paddle.Tensor, paddle.Tensor | None, paddle.Tensor | None]:
-    """The summed loss and, where wanted, its gradients; the weight's in at least float32.
+    """The summed loss and its gradients with respect to hidden and weight.
 
-    The loss of each row is appended to ``losses``, chunk by chunk.
-
-    Gradients are those of the sum, not of the mean: 1 / rows would underflow in float16.
+    The losses of the rows are appended to ``losses``, one tensor per chunk. The gradients are
+    those of the sum, because 1 / rows would underflow in float16. A gradient that is not
+    ``wanted`` is None; that of weight has at least float32.
     """
     wide = compute_dtype(hidden)
     total = paddle.zeros([], dtype=wide)
@@ -199,7 +203,7 @@ def _walk_chunks(
 def _add_product(
     total: paddle.Tensor | None, dlogits: paddle.Tensor, hidden: paddle.Tensor
 ) -> paddle.Tensor:
-    """total + dlogits^T hidden, in at least float32; ``total`` may become the result."""
+    """total + dlogits^T hidden, in at least float32; ``total`` may be overwritten."""
     if _adds_to_float32(dlogits):
         gradients = paddle._C_ops.fused_linear_param_grad_add(
             dlogits, hidden, total, None, True, False
@@ -212,7 +216,7 @@ def _add_product(
 
 
 def _adds_to_float32(x: paddle.Tensor) -> bool:
-    """Whether Paddle can add a product of such matrices to a float32 sum as it is made."""
+    """Whether Paddle can accumulate a product of such matrices directly into a float32 tensor."""
     return x.place.is_gpu_place() and x.dtype in (paddle.float16, paddle.bfloat16)
 
 
@@ -224,7 +228,7 @@ def _loss_and_gradient(
     shard: VocabularyShard,
     want_gradient: bool,
 ) -> tuple[paddle.Tensor, paddle.Tensor | None]:
-    """The loss of each row of a chunk, and the gradient of its logits, made in their place."""
+    """The loss of each row of a chunk, and the gradient of its logits in their memory."""
     logits = matmul(hidden, weight, transpose_y=True)
     loss, lse = loss_and_lse(logits, labels, ignore_index, shard)
     if not want_gradient:
@@ -240,7 +244,7 @@ def linear_cross_entropy_reference(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> paddle.Tensor:
-    """``linear_cross_entropy`` composed of Paddle primitives; holds the full logits."""
+    """``linear_cross_entropy`` composed of Paddle primitives; it stores the full logits."""
     dtype = compute_dtype(hidden)
     logits = paddle.matmul(hidden.astype(dtype), weight.astype(dtype), transpose_y=True)
     total = cross_entropy_reference(logits, labels, ignore_index).sum()

@@ -1,4 +1,4 @@
-"""Matrix products, and the precision they run in on a CPU."""
+"""Matrix products, and their precision on a CPU."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ _precision = "float32"
 
 
 def set_matmul_precision(name: str) -> None:
-    """Chooses how float32 matrices are multiplied on a CPU, for the whole process.
+    """Sets the precision of products of float32 matrices on a CPU, for the whole process.
 
-    ``name`` is "float32", or "bfloat16": operands rounded to bfloat16 and products summed in
-    float32, forward and backward, while all tensors stay float32. Other dtypes and devices, and
-    attention, are not touched.
+    Args:
+        name: "float32", or "bfloat16", which rounds the operands to bfloat16 and sums the products
+            in float32, forward and backward. All tensors stay float32. Other dtypes, other devices
+            and attention are not affected.
 
     Raises:
         UserError: an unknown name, or bfloat16 where the compiled operators or the processor's
@@ -49,7 +50,7 @@ def _check_bfloat16() -> None:
 def matmul(
     x: paddle.Tensor, y: paddle.Tensor, transpose_x: bool = False, transpose_y: bool = False
 ) -> paddle.Tensor:
-    """x @ y, of the transposes where asked, in the precision of ``set_matmul_precision``.
+    """x @ y, optionally transposed, in the precision of ``set_matmul_precision``.
 
     Args:
         x: [..., m, k], or [k, m] with ``transpose_x``.
@@ -69,11 +70,15 @@ def matmul(
 def linear(
     x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None = None
 ) -> paddle.Tensor:
-    """x @ weight + bias: [..., in_features] to [..., out_features].
+    """x @ weight + bias, in the precision of ``set_matmul_precision``.
 
     Args:
+        x: [..., in_features].
         weight: [in_features, out_features].
         bias: [out_features], or None.
+
+    Returns:
+        [..., out_features] in the dtype of x.
     """
     if _precision == "float32":
         return F.linear(x, weight, bias)

@@ -37,8 +37,8 @@ def rms_norm(
         h = x + residual          (h = x without a residual)
         y = h / sqrt(mean(h^2) + epsilon) * weight
 
-    The arithmetic is float32 whatever the dtype; h is rounded to the dtype of x before it is
-    normalised, so y is a function of the residual that is handed on.
+    The arithmetic is float32 for every dtype. h is rounded to the dtype of x before it is
+    normalised, so that y is a function of the returned h.
 
     Args:
         x: [..., hidden]; float32, float16 or bfloat16 (float64 runs on the reference).
@@ -48,7 +48,7 @@ def rms_norm(
             residual of another dtype is cast together with x to the wider of the two.
 
     Returns:
-        y, shaped and typed like x; with a residual the pair (y, h).
+        y, shaped and typed like x; with a residual the pair (y, h), both shaped and typed like x.
 
     Raises:
         TypeError, ValueError: a dtype or shape other than above.

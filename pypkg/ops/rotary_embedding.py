@@ -52,10 +52,11 @@ def rotary_embedding(
         (a, b) -> (a cos[p, i] - b sin[p, i],  b cos[p, i] + a sin[p, i])
 
     for pair i of the token at position p. With ``rotary_dim`` = 2 * cos.shape[1], dimensions
-    [rotary_offset, rotary_offset + rotary_dim) of each head are rotated, the others are copied.
-    Counted from rotary_offset, pair i is dimensions i and i + rotary_dim / 2 (LLaMA, GPT-NeoX), or
-    2i and 2i + 1 when ``interleaved`` (GPT-J, ChatGLM2). Two-dimensional positions are two calls,
-    one on each half of the head. The arithmetic is float32; the gradient is the inverse rotation.
+    [rotary_offset, rotary_offset + rotary_dim) of each head are rotated and the others are copied.
+    Pair i consists of the dimensions i and i + rotary_dim / 2 (LLaMA, GPT-NeoX), or 2i and 2i + 1
+    if ``interleaved`` (GPT-J, ChatGLM2), counted from rotary_offset. Two-dimensional positions
+    take two calls, one for each half of the head. The arithmetic is float32; the gradient is the
+    inverse rotation.
 
     Args:
         q: [batch, sequence, q_heads, head_dim]; float32, float16 or bfloat16 (float64 runs on the
@@ -63,14 +64,16 @@ def rotary_embedding(
         k: [batch, sequence, k_heads, head_dim] in the dtype of q, or None.
         cos, sin: [num_positions, rotary_dim / 2] float32; they receive no gradient.
         position_ids: [batch, sequence] int64, or None for 0, 1, 2, ...
+        interleaved: the pairing of dimensions, see above.
+        rotary_offset: the first rotated dimension.
 
     Returns:
-        q and k rotated (k None stays None).
+        The rotated q and k, shaped and typed like the inputs; None for k = None.
 
     Raises:
         TypeError, ValueError: a dtype or shape other than above.
-        IndexError: a position outside [0, num_positions), on the CPU. The CUDA kernel writes NaN
-            for that token instead, which costs no synchronisation.
+        IndexError: a position is outside [0, num_positions), on the CPU. The CUDA kernel writes NaN
+            for that token instead, which needs no synchronisation with the host.
     """
     _check(q, k, cos, sin, position_ids, rotary_offset)
     function = implementation(_IMPLEMENTATIONS, q)
@@ -179,7 +182,7 @@ def _rotary_embedding_compiled(
     interleaved: bool,
     rotary_offset: int,
 ) -> _Result:
-    # A custom operator cannot leave out an output: without k it rotates keys of no heads.
+    # A custom operator always has all outputs. Without k it rotates keys with 0 heads.
     keys = paddle.empty([*q.shape[:2], 0, q.shape[3]], dtype=q.dtype) if k is None else k
     tensors = [q, keys, cos, sin, position_ids]
     q_out, k_out = run_compiled("pypkg_rotary_embedding", tensors, interleaved, rotary_offset)

@@ -11,7 +11,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # this module also serves where there is no Paddle
     from paddle.distributed.communication.group import Group
@@ -22,6 +22,9 @@ TOPOLOGY_ORDERS = {
     "pp_first": ("dp", "pp", "sharding", "sep", "mp"),
     "sharding_first": ("dp", "sharding", "pp", "sep", "mp"),
 }
+
+
+_AXES = {"dp": "data", "pp": "pipeline", "sharding": "sharding", "mp": "tensor"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,15 @@ class Degrees:
     @property
     def world_size(self) -> int:
         return prod((self.data, self.pipeline, self.sharding, self.tensor))
+
+
+class Coordinates(NamedTuple):
+    """Index of a rank on each axis of the grid."""
+
+    data: int
+    pipeline: int
+    sharding: int
+    tensor: int
 
 
 @dataclass(frozen=True)
@@ -128,6 +140,14 @@ class Mesh:
     def sample_shard(self) -> int:
         """Index of this rank's samples among the ``sample_shards``; data is the outer axis."""
         return self.data_rank * self.sharding_degree + self.sharding_rank
+
+    def coordinates(self, rank: int) -> Coordinates:
+        """Where the rank ``rank`` of the run is in the grid."""
+        found = {}
+        for axis in reversed(TOPOLOGY_ORDERS[self.degrees.topology_order]):
+            length = getattr(self.degrees, _AXES[axis]) if axis in _AXES else 1
+            rank, found[axis] = divmod(rank, length)
+        return Coordinates(**{name: found[axis] for axis, name in _AXES.items()})
 
 
 def _rank_in(group: Group | None) -> int:

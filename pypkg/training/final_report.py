@@ -12,6 +12,7 @@ from pypkg.models.pretrained import Model
 from pypkg.parallel.comm.collective import is_first_rank
 from pypkg.training.checkpoint.folders import checkpoints
 from pypkg.training.feed.samples import Samples
+from pypkg.training.ledger import counts
 from pypkg.training.reporting.outcome import Outcome
 from pypkg.training.reporting.reporters import read_metrics
 from pypkg.training.reporting.summary import Summary, draw_loss_curve, write_sample
@@ -22,6 +23,9 @@ logger = logging.getLogger("pypkg")
 
 def log_stopped(settings: Settings, outcome: Outcome) -> None:
     """The log line of a run that a signal has stopped."""
+    if not settings.do_train:
+        logger.info("stopped during the evaluation, which has no result")
+        return
     found = checkpoints(settings.output_dir)
     saved = f"saved {found[-1][1]}; " if found else ""
     further = "the same command goes on from there"
@@ -66,6 +70,7 @@ def report_outcome(
         sample=sample,
         test_loss=test_loss,
         data=samples.usage(outcome.state.consumed_samples),
+        events=counts(settings.output_dir),
     )
     summary.write(metrics_file.with_name("summary.json"))
     print(summary.text())

@@ -1,19 +1,76 @@
-"""Turns Ctrl-C and SIGTERM into a request that the training loop honours between two steps."""
+"""Turns Ctrl-C and SIGTERM into a request that the run honours where it can stop."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 
+from pypkg.errors import UserError
+from pypkg.parallel.launch import watchdog
+
 _Handler = Callable[[int, FrameType | None], object] | int | None  # as ``signal.signal`` has it
+GRACE = "PYPKG_GRACE_SECONDS"
+
+
+def grace_seconds() -> float | None:
+    """PYPKG_GRACE_SECONDS: from a signal to the end of the process at the latest; None: no limit.
+
+    Raises:
+        UserError: it is not a positive number.
+    """
+    text = os.environ.get(GRACE)
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < threading.TIMEOUT_MAX:
+        raise UserError(
+            f"the environment variable {GRACE} is {text!r}; expected a number of seconds above 0"
+        )
+    return seconds
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came where there is nothing to save."""
+
+
+def raise_on_sigterm() -> None:
+    """From now on SIGTERM raises ``Terminated``, as Ctrl-C raises KeyboardInterrupt.
+
+    Paddle, when it is imported, puts a handler in its place that prints a C++ traceback.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, handle)
 
 
 class InterruptRequest:
-    """While entered, the first signal sets :attr:`signal_number`; a second one interrupts."""
+    """While entered, the first signal sets :attr:`signal_number` and is acknowledged on stderr.
 
-    def __init__(self) -> None:
+    A second Ctrl-C interrupts. A second SIGTERM does nothing more: paddle.distributed.launch sends
+    three of them within a second. If the block has not ended ``grace_seconds`` after the first
+    signal, all ranks end, and what is being saved is given up.
+
+    Args:
+        then: what the run does about a signal, for the acknowledgement.
+
+    Raises:
+        UserError: from ``grace_seconds``.
+    """
+
+    def __init__(self, then: str) -> None:
         self.signal_number: int | None = None
+        self._then = then
+        self._grace = grace_seconds()
+        self._timer: threading.Timer | None = None
         self._previous: dict[int, _Handler] = {}
 
     def __enter__(self) -> InterruptRequest:
@@ -22,13 +79,41 @@ class InterruptRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_number is not None:
-            raise KeyboardInterrupt
-        self.signal_number = number
-
     def __bool__(self) -> bool:
         return self.signal_number is not None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is None:
+            self.signal_number = number
+            within = ""
+            if self._grace is not None:
+                within = f", within {self._grace:g} s"
+                self._timer = threading.Timer(self._grace, self._give_up)
+                self._timer.daemon = True
+                self._timer.start()
+            _say(f"{signal.Signals(number).name}: {self._then}{within}")
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    def _give_up(self) -> None:
+        assert self.signal_number is not None and self._grace is not None
+        code = 128 + self.signal_number
+        message = watchdog.failed(
+            f"{signal.Signals(self.signal_number).name} came {self._grace:g} s ago ({GRACE}), and "
+            "the run has not ended: what it was saving is given up; earlier checkpoints are "
+            "untouched",
+            code,
+        )
+        sys.stdout.flush()
+        _say(f"error: {message}")
+        os._exit(code)
+
+
+def _say(text: str) -> None:
+    """To stderr at once; a signal handler may not use the buffered stream that it interrupts."""
+    os.write(2, f"\n{text}\n".encode())

@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from pypkg.capabilities import ExecutionPlan, probe, resolve
 from pypkg.config import Settings, notices
 from pypkg.config.parser import listed
-from pypkg.data.tokenizers.load import tokenizer_files
+from pypkg.data.tokenizers.load import Tokenizer, tokenizer_files
 from pypkg.errors import UserError
 from pypkg.models import ModelConfig
 from pypkg.models.pretrained import Model
 from pypkg.ops import set_matmul_precision
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
+from pypkg.parallel.launch import watchdog
 from pypkg.parallel.optimizer.distribute import DistributedModel, distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint.checkpointer import Checkpointer
-from pypkg.training.checkpoint.folders import prepare_output_dir
 from pypkg.training.checkpoint.reading import load_trainer_state
 from pypkg.training.feed.data_source import DataSource
 from pypkg.training.feed.samples import Samples
 from pypkg.training.final_report import log_stopped, report_outcome
+from pypkg.training.healing.healer import Healer
+from pypkg.training.ledger import current_events
 from pypkg.training.reporting.metrics import PeakFlops, Throughput, peak_flops
 from pypkg.training.reporting.reporters import Reporter, make_reporters
+from pypkg.training.start.choose_checkpoint import best_checkpoint, checkpoint_to_resume
 from pypkg.training.start.layout import degrees, layout_notices, layout_problems
-from pypkg.training.start.resume import check_resumed
+from pypkg.training.start.output_dir import held_output_dir
+from pypkg.training.start.resume import check_resumed, record_resumed
 from pypkg.training.start.sources import (
-    best_checkpoint,
-    checkpoint_to_resume,
     load_model,
     model_config,
     tokenizer_of,
     tokenizer_source,
 )
+from pypkg.training.start.verify_data import verify_corpora
 from pypkg.training.state import TrainerState
 from pypkg.training.step.activations import dropout_notice, set_activations
 from pypkg.training.step.engine import Engine
@@ -59,22 +63,30 @@ def run(settings: Settings) -> int:
     tokenizer = tokenizer_of(settings)
     config = model_config(settings, tokenizer)
     _start_ranks(settings, config)
-    from_first_rank(lambda: prepare_output_dir(settings.output_dir))
+    if settings.verify_data:
+        from_first_rank(lambda: verify_corpora(settings))
+    with held_output_dir(settings.output_dir, settings.saves) as check_output_dir:
+        return _run(settings, plan, tokenizer, config, check_output_dir)
+
+
+def _run(
+    settings: Settings,
+    plan: ExecutionPlan,
+    tokenizer: Tokenizer | None,
+    config: ModelConfig,
+    check_output_dir: Callable[[], None],
+) -> int:
+    """A run whose ranks have started, in an output_dir of its own."""
     checkpoint = from_first_rank(lambda: checkpoint_to_resume(settings))
     resumed = None if settings.ignore_load_lr_and_optim else checkpoint
     state = _starting_state(settings, resumed)
     model, wrapped, updater = _make_model(settings, plan, checkpoint, config)
     samples = Samples(settings, model.config, state)
-    checkpointer = Checkpointer(
-        settings.output_dir,
-        model,
-        updater,
-        samples,
-        tokenizer_files=tokenizer_files(tokenizer_source(settings)),
-        settings_json=settings.to_json(),
-        keep=settings.save_total_limit,
-        with_optimizer=not settings.ignore_save_lr_and_optim,
-    )
+    checkpointer = _make_checkpointer(settings, model, updater, samples, check_output_dir)
+    healer = Healer(
+        settings, state, checkpointer=checkpointer, samples=samples, start=resumed,
+        events=from_first_rank(lambda: current_events(settings.output_dir)),
+    )  # fmt: skip
     if resumed:
         checkpointer.restore(resumed, state)
     elif checkpoint:
@@ -87,11 +99,12 @@ def run(settings: Settings) -> int:
     flops_per_token = model.config.flops_per_token(settings.max_seq_length)
     throughput = Throughput(flops_per_token, _peak(plan.dtype))
     trainer = Trainer(
-        settings, engine, state, data=data, checkpointer=checkpointer, reporters=reporters,
-        throughput=throughput,
+        settings, engine, state, data=data, checkpointer=checkpointer, healer=healer,
+        reporters=reporters, throughput=throughput,
     )  # fmt: skip
     try:
         outcome = trainer.train() if settings.do_train else trainer.evaluate_only()
+        check_output_dir()
         if isinstance(engine, MeasuredEngine):
             print_rank_times(engine.times)
         if outcome.exit_code:
@@ -118,6 +131,9 @@ def _starting_state(settings: Settings, resumed: Path | None) -> TrainerState:
         return TrainerState()
     state = load_trainer_state(resumed, settings.max_seq_length)
     check_resumed(settings, resumed, state)
+    if settings.do_train:
+        degrees = mesh.current().degrees
+        from_first_rank(lambda: record_resumed(settings, resumed, state, degrees))
     return state
 
 
@@ -137,7 +153,8 @@ def _start_ranks(settings: Settings, config: ModelConfig) -> None:
         raise UserError(listed(problems, "problems with the layout"))
     for line in layout_notices(settings, world_size):
         logger.info(line)
-    mesh.initialize(degrees(settings, world_size))
+    with watchdog.starting_fleet():
+        mesh.initialize(degrees(settings, world_size))
 
 
 def _make_model(
@@ -162,6 +179,28 @@ def _make_model(
         logger.info(notice)
     sharding = ModelTpSharding(config)
     return model, *distribute(model, _update_options(settings), mesh.current(), sharding)
+
+
+def _make_checkpointer(
+    settings: Settings,
+    model: Model,
+    updater: Updater,
+    samples: Samples,
+    check_output_dir: Callable[[], None],
+) -> Checkpointer:
+    return Checkpointer(
+        settings.output_dir,
+        model,
+        updater,
+        samples,
+        tokenizer_files=tokenizer_files(tokenizer_source(settings)),
+        settings_json=settings.to_json(),
+        keep=settings.save_total_limit,
+        with_optimizer=not settings.ignore_save_lr_and_optim,
+        async_memory=settings.async_save_bytes,
+        seq_length=settings.max_seq_length,
+        check_output_dir=check_output_dir,
+    )
 
 
 def _make_engine(

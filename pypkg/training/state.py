@@ -23,6 +23,8 @@ class TrainerState:
         skipped_steps: steps of ``global_step`` that skip_data_intervals passed over.
         best_loss: lowest validation loss of a checkpoint, with load_best_model_at_end.
         best_checkpoint: name of the folder of that checkpoint.
+        spike_history: ``SpikeDetector.history``.
+        pending_evaluation: a signal has cut short the evaluation that is due at ``global_step``.
     """
 
     global_step: int = 0
@@ -36,6 +38,13 @@ class TrainerState:
     skipped_steps: int = 0
     best_loss: float | None = None
     best_checkpoint: str | None = None
+    spike_history: dict[str, list[float]] = field(default_factory=dict)
+    pending_evaluation: bool = False
+
+    def become(self, other: TrainerState) -> None:
+        """Takes all values of ``other``."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(other, each.name))
 
     @classmethod
     def from_json(cls, values: Any) -> TrainerState:
@@ -73,6 +82,14 @@ def _are_finite(values: Any) -> bool:
     return isinstance(values, list) and all(map(_is_finite, values))
 
 
+def _is_loss_scale(value: Any) -> bool:
+    names = {"scale", "finite_steps", "overflowed_steps", "skipped_steps"}
+    return isinstance(value, dict) and (
+        not value
+        or (value.keys() == names and all(map(_is_finite, value.values())) and value["scale"] > 0)
+    )
+
+
 _COUNT = (_is_count, "a whole number, not negative")
 _LOSS = (_is_loss, "a finite number or null")
 _OBJECT = (lambda value: isinstance(value, dict), "an object")
@@ -84,11 +101,16 @@ _CHECKS = {
     "initial_loss": _LOSS,
     "best_loss": _LOSS,
     "best_checkpoint": (lambda value: value is None or isinstance(value, str), "a name or null"),
+    "pending_evaluation": (lambda value: isinstance(value, bool), "true or false"),
     "pending_losses": (_are_finite, "a list of finite numbers"),
     "pending_source_losses": (
         lambda value: isinstance(value, list) and all(map(_are_finite, value)),
         "a list of lists of finite numbers",
     ),
+    "spike_history": (
+        lambda value: isinstance(value, dict) and all(map(_are_finite, value.values())),
+        "an object of lists of finite numbers",
+    ),
     "data_order": _OBJECT,
-    "loss_scale": _OBJECT,
+    "loss_scale": (_is_loss_scale, "an object of a positive scale and three numbers of steps"),
 }

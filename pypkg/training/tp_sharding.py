@@ -8,6 +8,7 @@ from paddle import Tensor
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.pretrained import parameter_shapes, whole_value
 from pypkg.models.weights.tp_shards import tp_shard
+from pypkg.parallel.optimizer.protocol import ReadSlices
 from pypkg.parallel.tp_layers import tensor_degree, tensor_rank
 
 
@@ -20,9 +21,11 @@ class ModelTpSharding:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return parameter_shapes(self._config)
 
-    def gather(self, name: str, shard: Tensor) -> np.ndarray:
-        return whole_value(self._config, name, shard)
+    def gather(self, name: str, shard: Tensor, writer: int) -> np.ndarray | None:
+        return whole_value(self._config, name, shard, writer)
 
-    def take(self, name: str, whole: np.ndarray) -> np.ndarray:
+    def read(self, name: str, read: ReadSlices, rows: tuple[int, int] | None = None) -> np.ndarray:
         shard = tp_shard(self._config, name, tensor_degree(), tensor_rank())
-        return whole if shard is None else shard.take(whole)
+        if shard is None:
+            return read(()) if rows is None else read((slice(*rows),))
+        return shard.read(read, rows)

@@ -14,14 +14,12 @@ from paddle import Tensor
 
 from pypkg.config import Settings
 from pypkg.data import Batch, TimedIterator
-from pypkg.errors import UserError
 from pypkg.parallel import mesh
-from pypkg.parallel.comm.collective import mean_over_sample_shards, ranks_where
 from pypkg.parallel.comm.random_states import seed_step
 from pypkg.parallel.launch import watchdog
-from pypkg.parallel.launch.rendezvous import named
 from pypkg.training.checkpoint.folders import checkpoint_name
 from pypkg.training.feed.data_source import DataSource
+from pypkg.training.healing.healer import Healer
 from pypkg.training.interrupt import InterruptRequest
 from pypkg.training.reporting.metrics import Throughput, peak_memory_bytes
 from pypkg.training.reporting.outcome import Outcome, perplexity
@@ -30,14 +28,23 @@ from pypkg.training.reporting.reporters import Reporter
 from pypkg.training.reporting.source_losses import SourceLosses
 from pypkg.training.state import TrainerState
 from pypkg.training.step.engine import Engine
+from pypkg.training.step.pending_steps import BadStep, PendingSteps
 from pypkg.training.step.schedule import learning_rate
 
 logger = logging.getLogger("pypkg")
 
 
 class Saver(Protocol):
+    """Writes checkpoints. All ranks call each method at the same points of the run."""
+
     def save(self, state: TrainerState) -> Path:
-        """Writes a checkpoint and returns its folder; all ranks have to call it."""
+        """Writes a checkpoint, or begins to; returns the folder that it will be."""
+
+    def poll(self) -> None:
+        """Called after every step: completes a checkpoint that has been written meanwhile."""
+
+    def wait(self) -> None:
+        """Completes the checkpoint that is being written."""
 
 
 class Trainer:
@@ -49,6 +56,7 @@ class Trainer:
     Args:
         data: this rank's batches.
         checkpointer: writes a checkpoint when one is due.
+        healer: says which steps are passed over, and goes back when one went wrong.
         reporters: receive the metrics of a logged step; none but on the first rank.
         throughput: measures tokens per second.
     """
@@ -61,6 +69,7 @@ class Trainer:
         *,
         data: DataSource,
         checkpointer: Saver,
+        healer: Healer,
         reporters: Sequence[Reporter],
         throughput: Throughput,
     ) -> None:
@@ -69,73 +78,131 @@ class Trainer:
         self.state = state
         self.data = data
         self.checkpointer = checkpointer
+        self.healer = healer
         self.reporters = reporters
         self.throughput = throughput
         self.final_loss: float | None = None
         self.eval_loss: float | None = None
-        self._losses: list[Tensor] = [paddle.to_tensor(x) for x in state.pending_losses]
-        self._loss_steps = [state.global_step] * len(self._losses)  # each was finite
-        self._is_first_part = state.global_step == state.skipped_steps
-        self._source_losses = SourceLosses(
-            data.sources.get("train", ()), state.pending_source_losses
-        )
         self._eval_source_losses = SourceLosses(data.sources.get("valid", ()))
-        self._tokens = 0
         self._warned_of_no_labels = False
         self._saved_step: int | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Starts from ``state``, as it is now: at the start of the run or after going back."""
+        state = self.state
+        self._pending = PendingSteps(
+            state.pending_losses,
+            has_loss_scale=self.settings.fp16,
+            judge=self.healer.spikes.judge,
+        )
+        self._is_first_part = state.global_step == state.skipped_steps
+        self._source_losses = SourceLosses(
+            self.data.sources.get("train", ()), state.pending_source_losses
+        )
+        self._tokens = 0
         self._evaluated_step: int | None = None
+        self._last_update: tuple[float, Tensor] | None = None  # learning rate and gradient norm
 
     def train(self) -> Outcome:
         """Runs to max_steps or to a signal; leaves a checkpoint of the last step either way.
 
         Raises:
-            UserError: the loss is not a finite number, or saving fails.
+            UserError: a step went wrong and there is no way back, or saving fails.
         """
         settings, state = self.settings, self.state
-        assert settings.eval_steps is not None  # Settings derives it
-        batches = TimedIterator(self.data.train_batches(state.consumed_samples))
-        with InterruptRequest() as interrupt, Progress(settings, state.global_step) as progress:
+        watchdog.wait_for_all()  # loading may have taken some ranks longer
+        self._read_from_here()
+        then = "the run saves after the step or the batch of an evaluation, and ends"
+        with InterruptRequest(then) as interrupt, Progress(settings, state.global_step) as progress:
+            if state.pending_evaluation and self._evaluates:
+                self._evaluate(progress, interrupt)
+                self._note_best()  # the checkpoint was saved without the result
             self.throughput.restart()
-            while state.global_step < settings.max_steps and not watchdog.reached(
-                state.global_step, interrupt.signal_number
+            while state.global_step < settings.max_steps and not watchdog.is_to_stop(
+                interrupt.signal_number
             ):
-                if settings.skips(state.global_step + 1):
-                    self._skip(batches)
-                    progress.advance()
-                    continue
-                rate = learning_rate(settings, state.global_step - state.skipped_steps)
-                grad_norm = self._step(batches, rate)
-                if _due(state.global_step, settings.logging_steps, settings.max_steps) or (
-                    settings.logging_first_step and state.global_step == 1
-                ):
-                    self._log(rate, grad_norm, batches.seconds_per_item(), progress)
-                if self._evaluates and _due(
-                    state.global_step, settings.evaluation_interval, settings.max_steps
-                ):
-                    self._evaluate(progress)
-                if settings.saves and _due(
-                    state.global_step, settings.save_interval, settings.max_steps
-                ):
-                    self._save()
-                progress.advance()
+                try:
+                    self._advance(progress, interrupt)
+                except BadStep as bad:
+                    self._go_back(bad, progress)
             stopped_by = watchdog.finish(interrupt.signal_number)
             if stopped_by and settings.saves:
-                self._save()
+                self._save_before_the_end()
+            self.checkpointer.wait()
             return self._outcome(128 + stopped_by if stopped_by else 0)
+
+    def _read_from_here(self) -> None:
+        self._batches = TimedIterator(self.data.train_batches(self.state.consumed_samples))
+
+    def _advance(self, progress: Progress, interrupt: InterruptRequest) -> None:
+        """The next step, and what is due after it.
+
+        Raises:
+            BadStep: this step or one before it went wrong; nothing was logged or saved since.
+        """
+        settings, state = self.settings, self.state
+        is_left_out = self.healer.leaves_out(state)
+        if is_left_out:
+            self._skip()
+        else:
+            self._step(learning_rate(settings, state.global_step - state.skipped_steps))
+        self.checkpointer.poll()
+        # What is due on a step without training is left out, but at the end of the run.
+        if not is_left_out or state.global_step == settings.max_steps:
+            if _due(state.global_step, settings.logging_steps, settings.max_steps) or (
+                settings.logging_first_step and state.global_step == 1
+            ):
+                self._log(progress)
+            if self._evaluates and _due(
+                state.global_step, settings.evaluation_interval, settings.max_steps
+            ):
+                self._evaluate(progress, interrupt)
+            if settings.saves and _due(
+                state.global_step, settings.save_interval, settings.max_steps
+            ):
+                self._save()
+        progress.advance()
+
+    def _go_back(self, bad: BadStep, progress: Progress) -> None:
+        """To a checkpoint before a step that went wrong.
+
+        Raises:
+            UserError: there is none, or the run has gone back too often.
+        """
+        watchdog.at(self.state.global_step, "going back to a checkpoint")
+        self.checkpointer.wait()
+        self.healer.go_back(bad, self.state)
+        self.state.pending_evaluation = False  # made at the start, and its row stays
+        step = self.state.global_step
+        self._begin()
+        self._read_from_here()
+        self._saved_step, self.eval_loss = step, None
+        for reporter in self.reporters:
+            reporter.rewind(step)
+        progress.rewind(step)
+        self.throughput.restart()
 
     def evaluate_only(self) -> Outcome:
         """Loss on the validation split, without training."""
-        with Progress(self.settings, self.state.global_step) as progress:
+        watchdog.wait_for_all()
+        with (
+            InterruptRequest("the evaluation ends after the batch") as interrupt,
+            Progress(self.settings, self.state.global_step) as progress,
+        ):
             if self._evaluates:
-                self._evaluate(progress)
+                self._evaluate(progress, interrupt)
+            stopped_by = watchdog.finish(interrupt.signal_number)
+        if stopped_by and self.state.pending_evaluation:
+            return self._outcome(128 + stopped_by)
         return self._outcome(0)
 
     @property
     def _evaluates(self) -> bool:
         return self.settings.evaluates and "valid" in self.data.sources
 
-    def _step(self, batches: Iterator[Batch], rate: float) -> Tensor:
-        """One optimizer step over gradient_accumulation_steps micro batches; returns the norm.
+    def _step(self, rate: float) -> None:
+        """One optimizer step over gradient_accumulation_steps micro batches.
 
         Where no label of the global batch counts, nothing is updated and there is no loss.
         """
@@ -147,7 +214,7 @@ class Trainer:
         watchdog.at(step, "reading samples")
         micro_batches = [
             self._source_losses.watch(batch)
-            for batch in islice(batches, settings.gradient_accumulation_steps)
+            for batch in islice(self._batches, settings.gradient_accumulation_steps)
         ]
         watchdog.at(step, "forward and backward")
         loss = self.engine.forward_backward(micro_batches)
@@ -158,14 +225,13 @@ class Trainer:
             self._warn_of_no_labels(step)
         else:
             grad_norm = self.engine.update(rate)
-            self._losses.append(loss)
-            self._loss_steps.append(step)
+            self._pending.add(step, loss, grad_norm)
+        self._last_update = rate, grad_norm
         shards = mesh.current().sample_shards
         for batch in micro_batches:
             state.consumed_samples += batch["input_ids"].shape[0] * shards
             self._tokens += batch["input_ids"].size * shards
         state.global_step += 1
-        return grad_norm
 
     def _warn_of_no_labels(self, step: int) -> None:
         if not self._warned_of_no_labels:
@@ -177,24 +243,23 @@ class Trainer:
             )
         self._warned_of_no_labels = True
 
-    def _skip(self, batches: Iterator[Batch]) -> None:
+    def _skip(self) -> None:
         """Passes over the samples of a step; as in PaddleNLP, the learning rate waits."""
         state = self.state
         watchdog.at(state.global_step + 1, "skipping samples")
-        for batch in islice(batches, self.settings.gradient_accumulation_steps):
+        for batch in islice(self._batches, self.settings.gradient_accumulation_steps):
             state.consumed_samples += batch["input_ids"].shape[0] * mesh.current().sample_shards
         state.global_step += 1
         state.skipped_steps += 1
 
-    def _log(
-        self, rate: float, grad_norm: Tensor, wait_per_batch: float, progress: Progress
-    ) -> None:
+    def _log(self, progress: Progress) -> None:
         watchdog.at(self.state.global_step, "reporting the loss")
-        losses = self._finite_losses()
-        self._losses.clear()
-        self._loss_steps.clear()
-        if not losses:  # no label counted
+        wait_per_batch = self._batches.seconds_per_item()
+        losses = self._good_losses()
+        self._pending.clear()
+        if not losses or self._last_update is None:  # no label counted, or no step was trained
             return
+        rate, grad_norm = self._last_update
         self.final_loss = math.fsum(losses) / len(losses)
         speed = self.throughput.interval(self._tokens / mesh.current().world_size)
         metrics = {
@@ -215,10 +280,25 @@ class Trainer:
         self._report(metrics)
         progress.log(self.state.global_step, metrics)
 
-    def _evaluate(self, progress: Progress) -> None:
-        watchdog.at(self.state.global_step, "evaluation")
-        batches = self.data.eval_batches()
-        self.eval_loss = self.engine.evaluate(map(self._eval_source_losses.watch, batches))
+    def _until_stopped(
+        self, batches: Iterator[Batch], interrupt: InterruptRequest
+    ) -> Iterator[Batch]:
+        """``batches``, or the first of them, on all ranks equally many, if a signal comes."""
+        for number, batch in enumerate(batches, 1):
+            if number > 1 and watchdog.is_to_stop(interrupt.signal_number):
+                self.state.pending_evaluation = True
+                return
+            watchdog.at(self.state.global_step, f"batch {number} of the evaluation")
+            yield batch
+
+    def _evaluate(self, progress: Progress, interrupt: InterruptRequest) -> None:
+        """Leaves ``state.pending_evaluation`` true if a signal cuts the evaluation short."""
+        self.state.pending_evaluation = False
+        batches = self._until_stopped(self.data.eval_batches(), interrupt)
+        loss = self.engine.evaluate(map(self._eval_source_losses.watch, batches))
+        if self.state.pending_evaluation:
+            return
+        self.eval_loss = loss
         self._eval_source_losses.collect()
         self._evaluated_step = self.state.global_step
         metrics = {"eval_loss": self.eval_loss, "eval_perplexity": perplexity(self.eval_loss)}
@@ -233,14 +313,22 @@ class Trainer:
         if self._saved_step == self.state.global_step:
             return
         watchdog.at(self.state.global_step, "saving")
-        self.state.pending_losses = self._finite_losses()
+        self.state.pending_losses = self._good_losses()
         self.state.pending_source_losses = self._source_losses.sums()
+        self.state.spike_history = self.healer.spikes.history()
         self._count_tokens()
         self._note_best()
         folder = self.checkpointer.save(self.state)
+        self.healer.saved(self.state, folder)
         self._saved_step = self.state.global_step
-        logger.info("saved %s", folder)
         self.throughput.restart()
+
+    def _save_before_the_end(self) -> None:
+        """A checkpoint for a run that a signal stops, if its steps were good."""
+        try:
+            self._save()
+        except BadStep as bad:
+            logger.warning("%s: nothing is saved; the next run finds it again", bad)
 
     def _note_best(self) -> None:
         """Whether the checkpoint that is about to be written has the lowest validation loss."""
@@ -251,38 +339,16 @@ class Trainer:
         if state.best_loss is None or loss < state.best_loss:
             state.best_loss, state.best_checkpoint = loss, checkpoint_name(state)
 
-    def _finite_losses(self) -> list[float]:
-        """Losses since the last log line, fetched from the device in one go.
+    def _good_losses(self) -> list[float]:
+        """Losses since the last log line.
 
         Raises:
-            UserError: one of them is NaN or infinite; nothing has been saved since it arose.
+            BadStep: one of the steps went wrong; nothing was saved since.
         """
-        if not self._losses:
-            return []
-        stacked = mean_over_sample_shards(paddle.stack(self._losses))
-        losses = [float(x) for x in stacked.numpy()]
-        state, s = self.state, self.settings
-        if self._is_first_part and state.initial_loss is None:
+        losses, state = self._pending.fetch(), self.state
+        if losses and self._is_first_part and state.initial_loss is None:
             state.initial_loss = losses[0]
-        for index, (step, loss) in enumerate(zip(self._loss_steps, losses, strict=True)):
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"the loss is {loss} at step {step}{self._culprits(index)} "
-                    f"(learning_rate {s.learning_rate}, max_grad_norm {s.max_grad_norm}, "
-                    f"warmup_steps {s.warmup_steps}, "
-                    f"per_device_train_batch_size {s.per_device_train_batch_size}, seed {s.seed}, "
-                    f"max_seq_length {s.max_seq_length}). Training stopped; checkpoints in "
-                    f"{s.output_dir} are from before. Lower learning_rate or lengthen the warm-up, "
-                    "then start the same command again."
-                )
         return losses
-
-    def _culprits(self, index: int) -> str:
-        """Which ranks have a loss that is not finite, where there are several."""
-        if mesh.current().world_size == 1:
-            return ""
-        ranks = ranks_where(not math.isfinite(float(self._losses[index])))
-        return f" on {named(ranks)}"
 
     def _count_tokens(self) -> int:
         self.state.consumed_tokens += self._tokens

@@ -7,17 +7,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pypkg.bench.ops.bench import Limits, bench_operator
+from pypkg.bench.ops.bench import Limits, OperatorCase, bench_case
 from pypkg.bench.ops.case import (
     OURS,
     Baseline,
     BenchmarkError,
-    Operator,
-    Update,
-    UpdateShape,
     Workload,
+    with_sum,
 )
-from pypkg.bench.ops.cases import adamw, operators
+from pypkg.bench.ops.cases import adamw, operator_cases
 from pypkg.bench.ops.frameworks import available_frameworks
 from pypkg.bench.ops.limits import ThreadedCopy, best_matmul_rate
 from pypkg.bench.ops.suite import default_workloads
@@ -32,8 +30,8 @@ _CONFIG = ModelConfig(
     num_attention_heads=6,
     num_key_value_heads=2,
 )
-_OPERATORS = operators([Workload("tiny", _CONFIG, batch=2, sequence=9)])
-_NAMES = [each.name for each in _OPERATORS]
+_CASES = operator_cases([Workload("tiny", _CONFIG, batch=2, sequence=9)])
+_NAMES = list(dict.fromkeys(each.op for each in _CASES))
 
 
 @pytest.fixture(scope="module")
@@ -46,31 +44,31 @@ def limits(frameworks) -> Limits:
     return Limits(ThreadedCopy(2), frameworks["paddle"])
 
 
-def _operator(name: str) -> Operator | Update:
-    return _OPERATORS[_NAMES.index(name)]
+def _case(op: str, dtype: str = "float32", **changes) -> OperatorCase:
+    first = next(each for each in _CASES if each.op == op)
+    return dataclasses.replace(first, dtype=dtype, **changes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", _NAMES)
 def test_every_baseline_is_validated_and_timed(name, dtype, frameworks, limits) -> None:
-    operator = _operator(name)
-    shape = operator.shapes[0]
-    rows = bench_operator(operator, shape, dtype, frameworks, limits, seconds=0.0)
+    case = _case(name, dtype)
+    rows = bench_case(case, frameworks, limits, seconds=0.0)
     able = [
-        each for each in operator.baselines if dtype in each.dtypes and each.framework in frameworks
+        each for each in case.baselines if dtype in each.dtypes and each.framework in frameworks
     ]
-    if dtype not in operator.baselines[0].dtypes:
+    if dtype not in case.baselines[0].dtypes:
         assert rows == []
         return
     assert able[0].name == OURS
     assert [(row["baseline"], row["pass"]) for row in rows] == [
-        (each.name, part) for each in able for part in operator.passes
+        (each.name, part) for each in able for part in case.passes or with_sum(case.work)
     ]
     for row in rows:
         assert row["lower_quartile"] <= row["median"] <= row["upper_quartile"]
         assert row["median"] > 0 and row["limit"] > 0 and 0 < row["error"] <= 1
-        assert (row["bytes"] > 0) == (operator.bound != "compute")
-        assert (row["flops"] > 0) == (operator.bound == "compute")
+        assert (row["bytes"] > 0) == (case.bound != "compute")
+        assert (row["flops"] > 0) == (case.bound == "compute")
 
 
 def _wrong_in_forward(gate):
@@ -105,29 +103,28 @@ def _not_a_number(gate):
 )
 @pytest.mark.parametrize("position", [0, 1])
 def test_a_wrong_baseline_ends_the_run(function, where, position, frameworks, limits) -> None:
-    operator = _operator("swiglu")
     wrong = Baseline(OURS if position == 0 else "baseline", "paddle", function)
-    baselines = [operator.baselines[0], operator.baselines[1]]
+    baselines = list(_case("swiglu").baselines[:2])
     baselines[position] = wrong
-    operator = dataclasses.replace(operator, baselines=tuple(baselines))
+    case = _case("swiglu", baselines=tuple(baselines))
     with pytest.raises(BenchmarkError, match=f"{wrong.name} is wrong in its {where}"):
-        bench_operator(operator, operator.shapes[0], "float32", frameworks, limits, 0.0)
+        bench_case(case, frameworks, limits, 0.0)
 
 
-def _with_bfloat16(update: Update) -> Update:
-    """For those that have it on a CPU too; only a GPU is benchmarked so."""
+def _step_in_bfloat16() -> OperatorCase:
+    """With the baselines that support bfloat16 on a CPU; the benchmark runs it on GPUs only."""
     baselines = [
         dataclasses.replace(each, dtypes=("float32", "bfloat16"))
-        for each in update.baselines
+        for each in _case("adamw").baselines
         if not each.name.startswith("Paddle")
     ]
-    return dataclasses.replace(update, baselines=tuple(baselines))
+    return _case("adamw", "bfloat16", baselines=tuple(baselines))
 
 
 def test_a_step_of_bfloat16_parameters_goes_through_master_weights(frameworks, limits) -> None:
-    update = _with_bfloat16(_operator("adamw"))
-    rows = bench_operator(update, update.shapes[0], "bfloat16", frameworks, limits, 0.0)
-    here = [each.name for each in update.baselines if each.framework in frameworks]
+    case = _step_in_bfloat16()
+    rows = bench_case(case, frameworks, limits, 0.0)
+    here = [each.name for each in case.baselines if each.framework in frameworks]
     assert [row["baseline"] for row in rows] == here
     assert {row["pass"] for row in rows} == {"step"}
     assert all(0 < row["error"] <= 1 for row in rows)
@@ -166,11 +163,9 @@ def _wrong_state(kind: str):
     ],
 )
 def test_a_wrong_step_ends_the_run(function, dtype, where, frameworks, limits) -> None:
-    update = dataclasses.replace(
-        _operator("adamw"), baselines=(Baseline(OURS, "paddle", function),)
-    )
+    case = _case("adamw", dtype, baselines=(Baseline(OURS, "paddle", function),))
     with pytest.raises(BenchmarkError, match=rf"{OURS} is wrong in its {where}"):
-        bench_operator(update, update.shapes[0], dtype, frameworks, limits, 0.0)
+        bench_case(case, frameworks, limits, 0.0)
 
 
 def test_every_slice_of_a_large_parameter_is_compared(monkeypatch, frameworks, limits) -> None:
@@ -188,13 +183,14 @@ def test_every_slice_of_a_large_parameter_is_compared(monkeypatch, frameworks, l
 
         return run
 
-    update = dataclasses.replace(
-        _operator("adamw"),
+    case = _case(
+        "adamw",
         baselines=(Baseline(OURS, "paddle", make),),
-        shapes=(UpdateShape("one", ((5, 7),), adamw_work(5 * 7)),),
+        work=adamw_work(5 * 7),
+        method=dataclasses.replace(_case("adamw").method, parameters=((5, 7),)),
     )
     with pytest.raises(BenchmarkError, match="moment1 0"):
-        bench_operator(update, update.shapes[0], "float32", frameworks, limits, 0.0)
+        bench_case(case, frameworks, limits, 0.0)
 
 
 def test_gradient_of_a_small_probability_is_not_lost_beside_that_of_the_label(
@@ -204,28 +200,26 @@ def test_gradient_of_a_small_probability_is_not_lost_beside_that_of_the_label(
     import paddle
 
     def no_softmax(logits, labels):
-        loss = _operator("cross_entropy").reference(logits, labels)
+        loss = _case("cross_entropy").method.reference(logits, labels)
         wide = logits.astype("float32")
         target = paddle.take_along_axis(wide, labels.unsqueeze(-1), axis=-1).squeeze(-1)
         return loss.detach() - target + target.detach()
 
-    operator = dataclasses.replace(
-        _operator("cross_entropy"), baselines=(Baseline(OURS, "paddle", no_softmax),)
-    )
+    ours = Baseline(OURS, "paddle", no_softmax)
+    case = _case("cross_entropy", "bfloat16", baselines=(ours,))
     with pytest.raises(BenchmarkError, match="gradient of logits"):
-        bench_operator(operator, operator.shapes[0], "bfloat16", frameworks, limits, 0.0)
+        bench_case(case, frameworks, limits, 0.0)
 
 
 def test_counted_work() -> None:
     """rms_norm of [18, 48] in bfloat16: 2 and 3 passes over x, and the weights."""
-    shape = _operator("rms_norm").shapes[0]
-    forward, backward = shape.work.values()
+    forward, backward = _case("rms_norm").work.values()
     assert forward.bytes(2) == (2 * 18 * 48 + 48) * 2
     assert (forward + backward).bytes(2) == (5 * 18 * 48 + 3 * 48) * 2
-    attention = _operator("flash_attention").shapes[0]
+    attention = _case("flash_attention")
     pairs = 9 * 10 // 2  # of the causal mask
     assert attention.work["forward"].flops == 2 * 2 * 2 * 6 * pairs * 8
-    step = _operator("adamw").shapes[0]
+    step = _case("adamw")
     weights = 2 * 96 * 48 + 48 * (48 + 2 * 16) + 48 * 48 + 3 * 48 * 40 + 3 * 48
     assert step.work["step"].bytes(4) == step.work["step"].bytes(2) == 28 * weights
 
@@ -236,25 +230,24 @@ def test_products_in_bfloat16_are_left_out_with_a_note_where_there_are_none(
     from pypkg.bench.ops.cases import matmul
 
     monkeypatch.setattr(matmul._native, "matmul_bfloat16_supported", lambda: False)
-    (operator,) = matmul.operators([Workload("tiny", _CONFIG, batch=2, sequence=9)])
-    assert "AVX512_BF16" in operator.notes[0]
-    assert bench_operator(operator, operator.shapes[0], "float32", frameworks, limits, 0.0) == []
+    case, *_ = matmul.cases([Workload("tiny", _CONFIG, batch=2, sequence=9)])
+    assert "AVX512_BF16" in case.notes[0]
+    assert bench_case(case, frameworks, limits, 0.0) == []
 
 
 def test_products_in_float32_pass_no_float32_baseline_that_rounds(frameworks, limits) -> None:
     """A baseline that says it computes in float32 is held to that."""
     if "torch" not in frameworks:
         pytest.skip("torch is not installed, and is the baseline that rounds")
-    operator = _operator("matmul")
-    rounds = next(each for each in operator.baselines if each.name == "torch, bfloat16 autocast")
+    names = [each.name for each in _case("matmul").baselines]
+    rounds = _case("matmul").baselines[names.index("torch, bfloat16 autocast")]
     claimed = dataclasses.replace(rounds, name=OURS, precision=None)
-    operator = dataclasses.replace(operator, baselines=(claimed,))
     with pytest.raises(BenchmarkError, match="output 0"):
-        bench_operator(operator, operator.shapes[0], "float32", frameworks, limits, 0.0)
+        bench_case(_case("matmul", baselines=(claimed,)), frameworks, limits, 0.0)
 
 
 def test_default_shapes_are_those_of_the_models() -> None:
-    labels = [shape.label for each in operators(default_workloads()) for shape in each.shapes]
+    labels = [each.shape for each in operator_cases(default_workloads())]
     assert "llama-58m, gate_up_proj: [2048, 512] x [512, 2752]" in labels
     assert "llama-2-7b, o_proj: [256, 4096] x [4096, 4096]" in labels
     assert "llama-58m: [2048, 512]" in labels

@@ -49,7 +49,11 @@ def test_every_paddlenlp_key_is_known_once():
         "ops_backend", "num_threads", "eval_iters", "sample_prompt", "sample_tokens",
         "matmul_precision", "blend_by", "blend_temperature", "sample_order",
         "reset_attention_mask", "reset_position_ids", "eod_mask_loss",
-        "download", "allow_unknown_config", "loss_normalization",
+        "download", "allow_unknown_config", "loss_normalization", "verify_checkpoint",
+        "max_rollbacks", "rollback_window", "rollback_skip_steps",
+        "loss_spike_threshold", "grad_norm_spike_threshold", "spike_window",
+        "verify_data",
+        "async_save_memory",
     }  # fmt: skip
     expected = set((FIXTURES / "keys.txt").read_text(encoding="utf-8").split())
     expected |= set((FIXTURES / "keys_auto.txt").read_text(encoding="utf-8").split())

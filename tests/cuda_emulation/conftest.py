@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "gpu")]
+sys.path.insert(0, str(HERE))
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ def outputs(tmp_path):
     return sorted(file.name for file in folder.iterdir()) if folder.exists() else []
 
 
-ALL = ["corpus.bin", "corpus.idx", "corpus.meta.json"]
+ALL = ["corpus.bin", "corpus.idx", "corpus.manifest.json", "corpus.meta.json"]
 
 
 def command(tmp_path, *options, unit=None, **values):

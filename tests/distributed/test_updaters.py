@@ -18,8 +18,8 @@ WORKER = Path(__file__).parent / "workers" / "updaters_worker.py"
 
 def case(family: str, stage: int = 0, accumulation: int = 1, **changes: Any) -> dict:
     """``changes``: degrees, what the worker knows, and options of the updater."""
-    own = {key: changes.pop(key) for key in ("then", "recompute", "evaluates", "skipped")
-           if key in changes}  # fmt: skip
+    own = {key: changes.pop(key) for key in ("then", "recompute", "evaluates", "skipped",
+           "overflows") if key in changes}  # fmt: skip
     degrees = {key: changes.pop(key) for key in ("data", "pipeline", "sharding", "tensor",
                "sequence_parallel") if key in changes}  # fmt: skip
     options = {"sharding_stage": stage, **changes}
@@ -33,12 +33,12 @@ def layout(stage: int = 0, **degrees: int) -> dict:
 
 SCALE = {"initial": 1024.0, "growth_interval": 2}
 ON_TWO = [
-    case("llama", data=2),
-    case("multi_query", tensor=2, accumulation=2, master_grad=True),
-    case("gpt3", data=2, accumulation=2, offload=True),
-    case("bloom", 1, 2, sharding=2),
-    case("opt", 2, 2, sharding=2, recompute="full", evaluates=True),
-    case("opt", 3, 2, sharding=2, recompute="full", evaluates=True),
+    case("llama", data=2, overflows=True),
+    case("multi_query", tensor=2, accumulation=2, master_grad=True, overflows=True),
+    case("gpt3", data=2, accumulation=2, offload=True, overflows=True),
+    case("bloom", 1, 2, sharding=2, overflows=True),
+    case("opt", 2, 2, sharding=2, recompute="full", evaluates=True, overflows=True),
+    case("opt", 3, 2, sharding=2, recompute="full", evaluates=True, overflows=True),
     case("llama", 3, 1, sharding=2, recompute="core_attn"),
     case("baichuan2_7b", 3, 2, sharding=2, recompute="full_attn", evaluates=True),
     case("llama", 0, 2, data=2, skipped=2, loss_scale=SCALE),
@@ -64,7 +64,7 @@ ON_FOUR = [
     case("llama", 0, 2, tensor=2, data=2),
 ]
 PIPELINES = [
-    case("bloom", 1, 2, sharding=2, pipeline=2),
+    case("bloom", 1, 2, sharding=2, pipeline=2, overflows=True),
     case("opt", 0, 2, data=2, pipeline=2, master_grad=True),
     case("multi_query", 0, 2, tensor=2, pipeline=2, then=layout(3, sharding=4)),
     case("multi_query", 3, 2, sharding=4, then=layout(1, sharding=2, pipeline=2)),
@@ -78,6 +78,11 @@ RESUMED = [
 ]
 
 
+# Bytes that a rank writes, relative to the mean: a stage of these pipelines has one layer and the
+# embedding or the head, an owner of stages 1 and 2 the state of what fleet gives it.
+LARGEST_SHARE = 1.2
+
+
 @pytest.mark.parametrize(
     ("nproc", "cases"),
     [(2, ON_TWO), (2, RESUMED), (4, ON_FOUR), (4, PIPELINES)],
@@ -85,12 +90,19 @@ RESUMED = [
 )
 def test_same_as_one_process(tmp_path, nproc, cases):
     results = run_ranks(WORKER, nproc, [tmp_path, json.dumps(cases)], timeout=150)
-    for each, result in zip(cases, results[0], strict=True):
+    for index, (each, result) in enumerate(zip(cases, results[0], strict=True)):
         assert result["clipped"], each
         assert result["loss"] < 1e-5, (each, result)
         assert result["norm"] < 1e-4, (each, result)
         assert result["parameters"] < 1e-5, (each, result)
         assert result["state"] < 1e-5, (each, result)
+        assert result["kept"] is (True if "overflows" in each else None), each
+        if "then" in each:  # a rank reads what it holds, of the rows of the stages' slices as well
+            of_case = [rank[index] for rank in results]
+            assert all(0.9 < rank["read"] < 1.05 for rank in of_case), (each, of_case)
+            assert all(rank["weights_kept"] and rank["state_kept"] for rank in of_case), each
+            written = [rank["num_bytes"] for rank in of_case]
+            assert max(written) < LARGEST_SHARE * sum(written) / nproc, (each, written)
     for index, each in enumerate(cases):
         if "skipped" not in each:
             continue

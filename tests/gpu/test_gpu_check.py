@@ -13,7 +13,7 @@ import pytest
 
 from pypkg.bench.report.page import read_result, render
 
-SCRIPT = Path(__file__).resolve().parent / "gpu_check.py"
+SCRIPT = Path(__file__).resolve().parent / "tools" / "gpu_check.py"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -54,7 +54,7 @@ def test_variants_are_versions_of_every_case():
 
     maker = Maker(_native, None, "cpu", use_compile=False, variants={"kThreads=1": _native})
     versions = {
-        (case.op, case.pass_name): list(case.versions)
+        (case.op, case.passes[0]): list(case.method.versions)
         for case in suites.cases(maker, suites.SUITES)
     }
     assert versions["swiglu", "forward"] == ["CUDA", "CUDA kThreads=1"]
@@ -68,7 +68,7 @@ def test_a_failed_check_fails_the_script(tmp_path: Path):
     pytest.importorskip("torch", reason="gpu_check compares with torch, which is not installed")
     program = (
         f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
-        "import checks, gpu_check\n"
+        "import gpu_check, checks\n"
         "checks.UNIT.update(bfloat16=1e-9)\n"
         f"sys.exit(gpu_check.main(['--device', 'cpu', '--output', {str(tmp_path / 'r.json')!r}]))\n"
     )

@@ -12,7 +12,7 @@ import pytest
 import sanitize
 
 SCRIPT = Path(sanitize.__file__)
-KERNELS = SCRIPT.parents[2] / "csrc" / "kernels"
+KERNELS = SCRIPT.parents[3] / "csrc" / "kernels"
 FAKE = """#!{python}
 import json, os, pathlib, sys
 folder = pathlib.Path({folder!r})

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "distributed" / "testing"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 from distributed_testing import REPO, run_ranks
 from matrix_cells import COLUMNS, COMBINATIONS, LAYOUTS, MORE_ROWS, ROWS
@@ -86,8 +86,10 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         "Every tick is a run: five optimizer steps of a tiny model of the row's kind, on CPU",
         "processes that talk over gloo, from the same weights and the same global batch as one",
-        "process, with clipping at work. It is given where losses agree within",
-        f"{LIMITS['loss_diff']:g} (relative), gradient norms within {LIMITS['grad_norm_diff']:g}",
+        "process, with clipping at work. The samples differ in their number of labels, from none",
+        "to all, so a layout has to divide by the global number. It is given where losses agree",
+        f"within {LIMITS['loss_diff']:g} (relative), gradient norms within",
+        f"{LIMITS['grad_norm_diff']:g}",
         f"and final parameters, gathered, within {LIMITS['parameter_diff']:g} of the largest",
         "element of each. Written by `make matrix`; the differences of each cell are in",
         "[capability_matrix.json](capability_matrix.json).",

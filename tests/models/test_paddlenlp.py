@@ -13,8 +13,9 @@ import paddle
 import pytest
 from model_testing import GOLDEN
 
+from pypkg.conversion.converter import convert_model
 from pypkg.errors import UserError
-from pypkg.models import from_pretrained
+from pypkg.models import from_config, from_pretrained
 from pypkg.models.architecture.registry import (
     config_from_huggingface,
     config_to_paddlenlp,
@@ -61,12 +62,29 @@ def test_logits(folder: str) -> None:
     _assert_logits(MODELS / folder, folder.rpartition("_")[0])
 
 
-def test_chatglm() -> None:
+def _assert_chatglm_logits(folder: Path, expected: Path) -> None:
     """Its input has a prefix of eleven tokens, which see each other."""
-    model = from_pretrained(PADDLENLP / "chatglm/model")
-    logits = model(paddle.to_tensor(np.load(PADDLENLP / "chatglm/ids.npy")))
-    expected = np.load(PADDLENLP / "chatglm/logits.npy")
-    np.testing.assert_allclose(logits.numpy(), expected, atol=TOLERANCE)
+    logits = from_pretrained(folder)(paddle.to_tensor(np.load(PADDLENLP / "chatglm/ids.npy")))
+    np.testing.assert_allclose(logits.numpy(), np.load(expected), atol=TOLERANCE)
+
+
+def test_chatglm() -> None:
+    _assert_chatglm_logits(PADDLENLP / "chatglm/model", PADDLENLP / "chatglm/logits.npy")
+
+
+def test_chatglm_of_another_depth(tmp_path: Path) -> None:
+    """PaddleNLP weighs its residual stream by its depth; a Hugging Face folder of it says so."""
+    folder = PADDLENLP / "chatglm_3_layers"
+    _assert_chatglm_logits(folder, folder / "logits.npy")
+    convert_model(folder, tmp_path / "imported")
+    assert _keys(tmp_path / "imported")["residual_alpha"] == 6**0.5
+    _assert_chatglm_logits(tmp_path / "imported", folder / "logits.npy")
+    convert_model(tmp_path / "imported", tmp_path / "exported", layout="paddlenlp")
+    assert "residual_alpha" not in _keys(tmp_path / "exported")
+    _assert_chatglm_logits(tmp_path / "exported", folder / "logits.npy")
+    config = load_config(tmp_path / "imported").replace(residual_alpha=56**0.5)
+    with pytest.raises(UserError, match=r"PaddleNLP's chatglm model cannot be one with residual_"):
+        config_to_paddlenlp(config)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt"])
@@ -77,9 +95,45 @@ def test_fused_matrices(name: str) -> None:
     _assert_logits(PADDLENLP / "fused" / name, name)
 
 
-@pytest.mark.parametrize("name", ["llama_tp4", "qwen_tp2"])
+@pytest.mark.parametrize("name", ["gpt", "chatglm_v2"])
+def test_models_without_the_prefix(name: str) -> None:
+    """Saved from ``GPTModel`` and ``ChatGLMv2Model``: the one is tied, the other holds its head."""
+    _assert_logits(PADDLENLP / "base" / name, name)
+
+
+@pytest.mark.parametrize("folder", [name for name in FOLDERS if name.endswith("_pdparams")])
+def test_names_of_every_family_without_the_prefix(folder: str) -> None:
+    stored = TensorFiles(MODELS / folder).shapes()
+    shapes = {n if n.startswith("lm_head") else n.partition(".")[2]: stored[n] for n in stored}
+    config = load_config(MODELS / folder)
+    stored_weight_map(config, shapes).check(parameter_shapes(config), shapes, folder)
+
+
+def test_names_without_the_prefix_that_are_those_of_hugging_face_as_well() -> None:
+    """``ChatGLMModel``; its matrices lie the other way round."""
+    expected = PADDLENLP / "chatglm_3_layers/logits.npy"
+    _assert_chatglm_logits(PADDLENLP / "base/chatglm", expected)
+
+
+def test_a_model_without_its_head(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A ``LlamaModel``: its last hidden states are PaddleNLP's, and a seed makes the head."""
+    folder = PADDLENLP / "base/llama"
+    model = from_pretrained(folder, seed=3)
+    assert "a model without its head, which starts with random values" in caplog.text
+    hidden = model.hidden_states(paddle.to_tensor(np.load(MODELS / "ids.npy"))).numpy()
+    np.testing.assert_allclose(hidden, np.load(PADDLENLP / "base/llama.npy"), atol=TOLERANCE)
+    drawn = from_config(model.config, seed=3).lm_head.weight.numpy()
+    assert np.array_equal(model.lm_head.weight.numpy(), drawn)
+    with pytest.raises(UserError, match=r"a model without its head.*continue_training"):
+        convert_model(folder, tmp_path / "out")
+    whole = _copied(folder, tmp_path / "llama", architectures=["LlamaForCausalLM"])
+    with pytest.raises(UserError, match=r"missing: lm_head\.weight"):
+        from_pretrained(whole)
+
+
+@pytest.mark.parametrize("name", ["llama_tp4", "qwen_tp2", "chatglm_v2_tp2"])
 def test_parts_of_tensor_parallel_ranks(name: str) -> None:
-    _assert_logits(PADDLENLP / "parts" / name, name.partition("_")[0])
+    _assert_logits(PADDLENLP / "parts" / name, name.rpartition("_")[0])
 
 
 @pytest.mark.parametrize(
@@ -176,18 +230,32 @@ def test_a_tensor_parallel_rank_reads_its_part(folder: str) -> None:
     assert divided > 10
 
 
-def test_opt_follows_transformers() -> None:
-    """Its names and keys are read; the logits of PaddleNLP's own OPT are wrong by more than 1."""
-    model = from_pretrained(PADDLENLP / "opt")
-    assert (model.config.model_type, model.config.intermediate_size) == ("opt", 64)
-    stored = TensorFiles(PADDLENLP / "opt")
-    parameters = {name: value.numpy() for name, value in model.named_parameters()}
-    for ours, theirs in (
-        ("embed_positions.weight", "opt.embeddings.position_embeddings.weight"),
-        ("layers.1.post_attention_layernorm.bias", "opt.decoder.layers.1.norm2.bias"),
-        ("layers.1.mlp.up_proj.weight", "opt.decoder.layers.1.linear1.weight"),
-    ):
-        assert np.array_equal(parameters[ours], stored.read(theirs, "float32"))
+def test_opt(tmp_path: Path) -> None:
+    """Its head is a matrix of its own, also where it equals the embedding."""
+
+    def assert_logits(folder: Path) -> None:
+        logits = from_pretrained(folder)(paddle.to_tensor(np.load(MODELS / "ids.npy")))
+        expected = np.load(PADDLENLP / "opt/logits.npy")
+        np.testing.assert_allclose(logits.numpy(), expected, atol=TOLERANCE)
+
+    assert_logits(PADDLENLP / "opt")
+    convert_model(PADDLENLP / "opt", tmp_path / "imported")
+    assert _keys(tmp_path / "imported")["tie_word_embeddings"] is False
+    assert_logits(tmp_path / "imported")
+    convert_model(tmp_path / "imported", tmp_path / "exported", layout="paddlenlp")
+    assert_logits(tmp_path / "exported")
+    one, other = (TensorFiles(folder) for folder in (PADDLENLP / "opt", tmp_path / "exported"))
+    assert one.shapes() == other.shapes()
+
+
+def test_a_tied_opt_is_written_with_its_head(tmp_path: Path) -> None:
+    """PaddleNLP would begin with a random one."""
+    convert_model(GOLDEN / "opt", tmp_path, layout="paddlenlp")
+    stored = TensorFiles(tmp_path)
+    names = ("lm_head.decoder_weight", "opt.embeddings.word_embeddings.weight")
+    head, table = (stored.read(name, "float32") for name in names)
+    assert np.array_equal(head, table)
+    assert load_config(GOLDEN / "opt") == from_pretrained(tmp_path).config
 
 
 @pytest.mark.parametrize(
@@ -198,7 +266,6 @@ def test_opt_follows_transformers() -> None:
         ("gpt", {"normalize_before": False}, "normalize_before is False"),
         ("gpt", {"scale_qk_coeff": 2.0}, r"scale_qk_coeff is 2\.0"),
         ("gpt", {"hidden_activation": "relu"}, "hidden_activation is 'relu'"),
-        ("chatglm_v2", {"architectures": ["ChatGLMForCausalLM"]}, "num_hidden_layers is 2"),
         ("qwen", {"use_long_sequence_strategies": True}, "use_long_sequence_strategies is True"),
         ("llama", {"architectures": ["GemmaForCausalLM"], "model_type": "gemma"}, "Gemma"),
     ],

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 from pypkg.errors import UserError
 from pypkg.models import ModelConfig, from_config, from_pretrained, pretrained, save_pretrained
 from pypkg.models.architecture import registry
-from pypkg.models.weights import model_folder
+from pypkg.models.weights import tensor_writer
+from pypkg.models.weights.tensor_writer import FileToWrite
 
 FIXTURES = ["llama", "llama_variants/biased"]
 SINGLE = "model.safetensors"
@@ -178,19 +179,35 @@ def test_failed_save_leaves_the_earlier_one(
 ) -> None:
     save_pretrained(from_config(tiny_config, seed=1), tmp_path, max_shard_size="20KB")
     before = _files(tmp_path)
-    original, calls = model_folder.write_tensors, []
+    calls = []
 
-    def full_disk(path: Path, *args: object) -> int:
-        calls.append(path)
-        if len(calls) == 3:
-            path.write_bytes(b"half a fi")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return original(path, *args)
+    class FullDisk(tensor_writer._File):
+        def __init__(self, what: FileToWrite) -> None:
+            calls.append(what.path)
+            super().__init__(what)
+            if len(calls) == 3:
+                raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(model_folder, "write_tensors", full_disk)
+    monkeypatch.setattr(tensor_writer, "_File", FullDisk)
     with pytest.raises(UserError, match=r"cannot save the model in .*No space left on device"):
         save_pretrained(from_config(tiny_config, seed=2), tmp_path, max_shard_size="20KB")
     assert len(calls) == 3
+    assert _files(tmp_path) == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_are_not_finite_are_not_saved(
+    tiny_config: ModelConfig, tmp_path: Path, dtype: str, value: float
+) -> None:
+    model = from_config(tiny_config, dtype, seed=1)
+    save_pretrained(model, tmp_path)
+    before = _files(tmp_path)
+    parameter = model.layers[1].mlp.down_proj.weight
+    parameter.set_value(paddle.full_like(parameter, value))
+    message = r"layers\.1\.mlp\.down_proj\.weight holds values that are NaN or"
+    with pytest.raises(UserError, match=message):
+        save_pretrained(model, tmp_path)
     assert _files(tmp_path) == before
 
 

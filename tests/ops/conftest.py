@@ -1,16 +1,10 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import paddle
 import pytest
+import triton_kernels
 
 from pypkg import ops
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "gpu"))
-
-import triton_kernels
 
 HAS_TRITON = triton_kernels.installed()
 if HAS_TRITON and not paddle.device.get_device().startswith("gpu"):

@@ -138,6 +138,22 @@ def test_as_paddles_optimizer(compiled):
             np.testing.assert_allclose(got, expected, rtol=8 * unit, atol=16 * unit * RATE)
 
 
+@pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("has_masters", [False, True])
+def test_a_scale_that_is_not_finite_changes_nothing(each_backend, has_masters, scale):
+    """Bit for bit, whatever the gradients are; the powers alone count the step."""
+    tensors = Tensors("bfloat16" if has_masters else "float32", has_masters)
+    tensors.step(gradients(0), 0.37)
+    lists = (tensors.params, tensors.moments1, tensors.moments2, tensors.masters or [])
+    before = [each.astype("float32").numpy() for held in lists for each in held]
+    grads = [each * np.nan for each in gradients(1)]
+    tensors.step(grads, scale)
+    after = [each.astype("float32").numpy() for held in lists for each in held]
+    for got, expected in zip(after, before, strict=True):
+        np.testing.assert_array_equal(got, expected)
+    np.testing.assert_allclose(tensors.powers1[0].item(), BETA1**3, rtol=1e-6)
+
+
 def test_threads_do_not_matter(compiled):
     results = []
     for count in (1, 2, 3, 2):

@@ -27,7 +27,7 @@ CASES = [
 ]
 
 pytestmark = pytest.mark.skipif(
-    not launch.INTERPRETED, reason="there is a GPU: tests/gpu/gpu_check.py checks the kernels on it"
+    not launch.INTERPRETED, reason="there is a GPU: `make gpu-check` checks the kernels on it"
 )
 
 

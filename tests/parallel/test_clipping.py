@@ -111,9 +111,13 @@ def test_the_loss_scale_is_taken_out(max_norm, expected):
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
-def test_gradients_that_are_not_finite_are_skipped_only_with_a_loss_scale(bad):
-    assert clipped(1.0, paddle.to_tensor([1.0, bad]), unscale=lambda: 512.0).skipped
-    assert not clipped(1.0, paddle.to_tensor([1.0, bad])).skipped
+@pytest.mark.parametrize("max_norm", [0.0, 1.0])
+def test_gradients_that_are_not_finite(bad, max_norm):
+    """With a loss scale the host skips them, without one the factor tells the device to."""
+    assert clipped(max_norm, paddle.to_tensor([1.0, bad]), unscale=lambda: 512.0).skipped
+    clip = clipped(max_norm, paddle.to_tensor([1.0, bad]))
+    assert not clip.skipped
+    assert math.isnan(clip.factor.item())
 
 
 def test_one_process_is_its_own_mesh():

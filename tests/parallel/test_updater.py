@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 import pytest
 from plain_adamw import build_adamw, clip_by_global_norm, optimizer_state
+from whole_values import SlicesOf, whole_state
 
 from pypkg.parallel import mesh
 from pypkg.parallel.comm import gather
@@ -55,7 +56,7 @@ class Run:
         return values(self.layer)
 
     def state(self) -> dict[str, np.ndarray]:
-        return {name: value.copy() for name, value in self.updater.state()}
+        return whole_state(self.updater)
 
 
 def values(model: paddle.nn.Layer) -> dict[str, np.ndarray]:
@@ -102,14 +103,14 @@ def test_resuming_is_exact():
     saved = first.state()
     second = Run()
     second.layer.set_state_dict({k: paddle.to_tensor(v) for k, v in first.values().items()})
-    second.updater.load_state(saved.__getitem__)
+    second.updater.load_state(SlicesOf(saved))
     assert second.train(range(2, 4)) == first.train(range(2, 4))
     assert_same(second.values(), first.values())
 
 
 def test_state_of_another_model_is_refused():
     with pytest.raises(KeyError, match=r"first\.weight\.moment1"):
-        Run().updater.load_state({}.__getitem__)
+        Run().updater.load_state(SlicesOf({}))
 
 
 def test_loss_scale_changes_nothing_but_the_range():
@@ -131,6 +132,21 @@ def test_an_overflow_skips_the_step_and_lowers_the_scale():
     assert np.isfinite(run.train(range(1))).all()
 
 
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@pytest.mark.parametrize("options", [{}, {"offload": True}, {"max_norm": 0.0}])
+def test_gradients_that_are_not_finite_change_nothing(options, bad):
+    """Without a loss scale, on the device; AdamW's powers alone count the step."""
+    run = Run(**options)
+    run.train(range(2))
+    before, state = run.values(), run.state()
+    run.model.forward_backward([{"x": batch(2)}], lambda loss: loss * bad)
+    assert not np.isfinite(run.updater.step(1e-2).item())
+    assert_same(run.values(), before)
+    moments = [name for name in state if "moment" in name]
+    after = run.state()
+    assert_same({name: after[name] for name in moments}, {name: state[name] for name in moments})
+
+
 @pytest.mark.parametrize("offload", [False, True])
 def test_half_precision_gradients_are_unscaled_in_float32(offload):
     """A gradient of 2^-140, made with a scale of 2^15, is nothing in bfloat16 without it."""
@@ -140,7 +156,7 @@ def test_half_precision_gradients_are_unscaled_in_float32(offload):
     for parameter in model.parameters():
         parameter.grad = paddle.full(parameter.shape, 2.0**-125, "float32").astype("bfloat16")
     updater.step(1e-2)
-    for key, value in updater.state():
+    for key, value in whole_state(updater).items():
         if key.endswith(".moment1"):
             np.testing.assert_array_equal(value, np.full_like(value, 2.0**-140))
     assert np.float32(2.0**-140) > 0
@@ -158,8 +174,8 @@ def test_state_of_half_precision_parameters_has_master_weights(offload):
         for state_name in adamw.state_names(parameter.dtype):
             shape = [1] if adamw.is_scalar(state_name) else parameter.shape
             given[f"{name}.{state_name}"] = random.normal(size=shape).astype(np.float32)
-    updater.load_state(given.__getitem__)
-    assert_same(dict(updater.state()), given)
+    updater.load_state(SlicesOf(given))
+    assert_same(whole_state(updater), given)
     assert "first.weight.master_weight" in given
 
 
@@ -223,8 +239,33 @@ def test_a_bucket_has_one_dtype():
 
 
 def test_the_first_stage_that_holds_a_name_hands_it_over(monkeypatch):
-    def all_gather_object(lists, own, group):
-        lists += [own, ["b", "tied"], ["tied", "z"]]
+    def all_gather_object(stages, own, group):
+        stages += [own, {"b": 1, "tied": 0}, {"tied": 1, "z": 0}]
 
     monkeypatch.setattr(gather.dist, "all_gather_object", all_gather_object)
-    assert gather._holders({"tied", "a"}, None) == {"a": 0, "tied": 0, "b": 1, "z": 2}
+    grid = mesh.Mesh(mesh.Degrees(pipeline=3, sharding=2), pipeline=object())
+    monkeypatch.setattr(gather.mesh, "current", lambda: grid)
+    found = gather.places(["a", "b", "nowhere", "tied", "z"], {"tied": 1, "a": None})
+    assert found == {"a": (0, None), "b": (1, 1), "tied": (0, 1), "z": (2, 0)}
+    assert list(found) == ["a", "b", "tied", "z"]
+    writers = {name: gather.possible_writers(place) for name, place in found.items()}
+    assert writers == {"a": (0, 1), "b": (3,), "tied": (1,), "z": (4,)}
+
+
+@pytest.mark.parametrize("order", list(mesh.TOPOLOGY_ORDERS))
+def test_coordinates_of_ranks(order):
+    """The last axis of the order runs fastest, and every place of the grid has one rank."""
+    degrees = mesh.Degrees(data=2, pipeline=3, sharding=2, tensor=4, topology_order=order)
+    grid = mesh.Mesh(degrees)
+    found = [grid.coordinates(rank) for rank in range(degrees.world_size)]
+    outer, inner = "pipeline", "sharding"
+    if order == "sharding_first":
+        outer, inner = inner, outer
+    expected = [
+        {"data": data, outer: first, inner: second, "tensor": tensor}
+        for data in range(2)
+        for first in range(getattr(degrees, outer))
+        for second in range(getattr(degrees, inner))
+        for tensor in range(4)
+    ]
+    assert [each._asdict() for each in found] == expected

@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 import pytest
 from tiny_configs import KEYS, tiny
-from training_testing import Workplace, write_corpus
+from training_testing import Workplace, healer, write_corpus
 
 from pypkg.config import load_settings
 from pypkg.data import (
@@ -89,8 +89,14 @@ class Batches:
 
 
 class NoCheckpoints:
-    def save(self, state: TrainerState) -> Path:
+    def save(self, state: TrainerState) -> None:
         raise AssertionError("save_strategy is no")
+
+    def poll(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        pass
 
 
 class Losses:
@@ -117,12 +123,14 @@ def test_loss_falls(family: str, dataset: Dataset, tmp_path: Path):
     objective = objective_of(config, SEQ_LENGTH, settings.seed)
     losses = Losses()
     options = UpdateOptions(beta1=0.9, beta2=0.95, weight_decay=0.1, max_grad_norm=1.0)
+    state = TrainerState()
     trainer = Trainer(
         settings,
         Engine(*distribute(model, options, mesh.current())),
-        TrainerState(),
+        state,
         data=Batches(dataset, objective),
         checkpointer=NoCheckpoints(),
+        healer=healer(settings, state),
         reporters=[losses],
         throughput=Throughput(config.flops_per_token(SEQ_LENGTH), None),
     )

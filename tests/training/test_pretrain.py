@@ -10,11 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from training_testing import ROOT, VOCAB_SIZE, environment, write_corpus, write_model
+
+from pypkg.training.checkpoint.lock import Holder
+from pypkg.training.ledger import events
 
 
 def wait_for_step(workplace, process: subprocess.Popen, step: int) -> None:
@@ -120,12 +125,32 @@ def test_nan_loss_stops_and_keeps_the_checkpoint(workplace):
     assert workplace.run(max_steps=4).returncode == 0
     checkpoint = workplace.output_dir / "checkpoint-4" / "model.safetensors"
     before = checkpoint.read_bytes()
-    done = workplace.run(learning_rate=1e38, min_learning_rate=1e38, max_grad_norm=0, save_steps=1)
-    assert_user_error(done, "the loss is", "at step", "learning_rate 1e+38", "max_grad_norm 0")
+    diverging = {"learning_rate": 1e38, "min_learning_rate": 1e38, "max_grad_norm": 0}
+    done = workplace.run(**diverging, save_steps=100)
+    assert_user_error(done, "is nan", "at step", "learning_rate 1e+38", "max_grad_norm 0")
+    assert workplace.steps() == [4]
+    done = workplace.run(**diverging, save_steps=1)  # the weights are looked at before the loss
+    assert_user_error(done, "holds values that are NaN or infinite", "Lower learning_rate")
     assert checkpoint.read_bytes() == before
     for step in workplace.steps():
         file = workplace.output_dir / f"checkpoint-{step}" / "trainer_state.json"
         assert all(np.isfinite(json.loads(file.read_text())["pending_losses"]))
+
+
+def test_a_step_that_is_nan_is_not_saved(workplace):
+    """The rate makes it so at step 2, and again after going back; step 1 is the only one saved."""
+    done = workplace.run(
+        learning_rate=3e19, min_learning_rate=3e19, warmup_steps=0, save_steps=1,
+        save_total_limit=1,
+    )  # fmt: skip
+    assert_user_error(done, "is nan at step 5", "max_rollbacks (3)")
+    assert workplace.steps() == [1]
+    with safe_open(workplace.output_dir / "checkpoint-1" / "model.safetensors", "numpy") as file:
+        assert all(np.isfinite(file.get_tensor(name)).all() for name in sorted(file.keys()))
+    assert [(e["event"], e["step"]) for e in events(workplace.output_dir)] == [
+        ("rollback", 2), ("skipped", 2), ("rollback", 3), ("skipped", 3), ("rollback", 4),
+        ("skipped", 4), ("stopped", 5),
+    ]  # fmt: skip
 
 
 def test_disk_full_while_saving(workplace):
@@ -245,6 +270,12 @@ def damage_config(folder: Path) -> None:
     (folder / "model" / "config.json").write_text('{"architectures": ["X"]}')
 
 
+def hold_output_dir(folder: Path) -> None:
+    (folder / "out").mkdir()
+    held = json.dumps(asdict(Holder.of_this_process()))
+    (folder / "out" / ".lock").write_text(held)
+
+
 @pytest.mark.parametrize(
     ("damage", "settings", "words"),
     [
@@ -257,6 +288,7 @@ def damage_config(folder: Path) -> None:
         (shrink_vocabulary, {}, ["corpus.bin", "document", "vocab_size"]),
         (damage_config, {}, ["config.json", "LlamaForCausalLM"]),
         (lambda folder: (folder / "out").write_text(""), {}, ["output_dir"]),
+        (hold_output_dir, {}, ["output_dir", "is in use by process", "on", "since"]),
         (lambda folder: None, {"resume_from_checkpoint": "/nowhere"}, ["resume_from_checkpoint"]),
         (lambda folder: None, {"model_name_or_path": "facebook/llama-7c"}, ["facebook/llama-7b"]),
         (lambda folder: None, {"bf16": True}, ["bf16"]),
@@ -273,6 +305,7 @@ def test_bad_input_is_told_without_a_traceback(workplace, damage, settings, word
     ("damage", "settings", "words"),
     [
         (damage_config, {}, ["config.json", "LlamaForCausalLM"]),  # before Paddle is imported
+        (hold_output_dir, {"nproc": 2}, ["is in use by process"]),
         (shrink_vocabulary, {}, ["corpus.bin", "document", "vocab_size"]),  # and after
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from disk_log import DiskLog
 
+from pypkg.training.ledger import counts, record
 from pypkg.training.reporting.outcome import Outcome
 from pypkg.training.reporting.reporters import JsonLinesReporter, read_metrics
 from pypkg.training.reporting.summary import Summary, draw_loss_curve
@@ -59,3 +60,26 @@ def test_the_loss_curve_is_replaced_in_one_step(metrics, disk):
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "rename loss_curve.png.tmp loss_curve.png" in disk.events
     disk.check()
+
+
+def test_a_run_that_goes_back_drops_the_steps_after_its_checkpoint(metrics):
+    reporter = JsonLinesReporter(metrics, last_step=2)
+    reporter.report(3, {"loss": 3.0})
+    reporter.rewind(1)
+    reporter.report(2, {"loss": 7.0})
+    assert [(r["global_step"], r["loss"]) for r in read_metrics(metrics)] == [(1, 1.0), (2, 7.0)]
+    reporter.close()
+
+
+def test_the_summary_counts_what_happened(tmp_path):
+    record(tmp_path, "rollback", step=7)
+    record(tmp_path, "overwritten", step=0)
+    for _ in range(2):
+        record(tmp_path, "rollback", step=7)
+    record(tmp_path, "skipped", step=7, samples=[12, 16])
+    record(tmp_path, "skipped", step=9, samples=[20, 24])
+    outcome = Outcome(TrainerState(), 2.0, None, None, None, 0)
+    summary = Summary(outcome, None, None, None, [], events=counts(tmp_path))
+    assert summary.as_dict()["events"] == {"rollback": 2, "skipped": 2, "skipped_samples": 8}
+    assert "2 rollback, 2 skipped, 8 skipped_samples" in summary.text()
+    assert "events" not in Summary(outcome, None, None, None, []).text()

@@ -205,3 +205,16 @@ def test_source_losses_count_labels():
     alone = SourceLosses(["only"])
     assert alone.watch({"labels": labels, "sources": np.zeros(3)}) == {"labels": labels}
     assert alone.take() == {}
+
+
+def test_documents_of_samples_by_corpus(tmp_path):
+    """Each document is a sample and one token more."""
+    for name in ("a", "b"):
+        write_corpus(tmp_path / name, [np.arange(9)] * 8)
+    given = f"0.5 {tmp_path / 'a'} 0.5 {tmp_path / 'b'}"
+    settings = settings_with(input_dir=given, split="1,0,0", max_seq_length=8, do_train=True)
+    found = samples.Samples(settings, tiny("llama"), TrainerState()).documents(0, 4)
+    assert found.keys() == {"a", "b"}
+    for documents in found.values():
+        assert documents == sorted(set(documents))
+        assert 2 <= len(documents) <= 4 and documents[0] >= 0 and documents[-1] < 8

@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 import pytest
 from paddle import Tensor
-from training_testing import Clock
+from training_testing import Clock, healer
 
 from pypkg.config import load_settings
 from pypkg.data import Batch
@@ -45,6 +45,7 @@ class TimedEngine:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.losses: list[float | None] = [float(step) for step in range(1, 13)]
+        self.norms = [1.0] * 12
 
     def forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor | None:
         loss = self.losses.pop(0)
@@ -52,7 +53,7 @@ class TimedEngine:
 
     def update(self, rate: float) -> Tensor:
         self.clock.seconds += 1
-        return paddle.ones([])
+        return paddle.to_tensor(self.norms.pop(0))
 
     def evaluate(self, batches: Iterator[Batch]) -> float:
         self.clock.seconds += 100
@@ -82,9 +83,14 @@ class Saver:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
 
-    def save(self, state: TrainerState) -> Path:
+    def save(self, state: TrainerState) -> None:
         self._clock.seconds += 1000
-        return Path("checkpoint")
+
+    def poll(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        pass
 
 
 class Rows:
@@ -96,6 +102,9 @@ class Rows:
     def report(self, step: int, metrics: dict[str, float]) -> None:
         if "loss" in metrics:
             self.by_step[step] = metrics
+
+    def rewind(self, step: int) -> None:
+        raise AssertionError(step)
 
     def of(self, name: str) -> dict[int, float]:
         return {step: metrics[name] for step, metrics in self.by_step.items()}
@@ -114,12 +123,14 @@ def make_trainer(clock: Clock, rows: Rows, tmp_path: Path) -> Any:
     def make(seconds_per_batch: float = 0.0, **settings: Any) -> Trainer:
         given = SETTINGS | {"output_dir": tmp_path} | settings
         words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
+        loaded, state = load_settings(words), TrainerState()
         return Trainer(
-            load_settings(words),
+            loaded,
             TimedEngine(clock),
-            TrainerState(),
+            state,
             data=Data(clock, seconds_per_batch),
             checkpointer=Saver(clock),
+            healer=healer(loaded, state),
             reporters=[rows],
             throughput=Throughput(1.0, None),
         )
@@ -231,6 +242,39 @@ def test_the_step_whose_loss_is_not_finite_is_named(make_trainer: Any, step: int
     trainer.engine.losses[step - 1] = math.nan
     with pytest.raises(UserError, match=f"the loss is nan at step {step} "):
         trainer.train()
+
+
+@pytest.mark.parametrize("step", [1, 5, 8])
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_step_whose_gradient_norm_is_not_finite_is_not_saved(
+    make_trainer: Any, step: int, norm: float
+) -> None:
+    """Its loss is finite, and a checkpoint is due before the log line."""
+    trainer = make_trainer(logging_steps=12, save_steps=1)
+    saved = record_saves(trainer)
+    trainer.engine.norms[step - 1] = norm
+    with pytest.raises(UserError, match=f"the gradient norm is {norm} at step {step} "):
+        trainer.train()
+    assert saved == list(range(1, step))
+
+
+def test_a_loss_scale_makes_norms_that_are_not_finite_common(make_trainer: Any, rows: Rows) -> None:
+    trainer = make_trainer(logging_steps=4, save_strategy="no", fp16=True)
+    trainer.engine.norms[1] = math.inf
+    trainer.train()
+    assert list(rows.of("loss")) == [4, 8, 12]
+
+
+def record_saves(trainer: Trainer) -> list[int]:
+    """Steps whose checkpoints are written from now on."""
+    saved, save = [], trainer.checkpointer.save
+
+    def recorded(state: TrainerState) -> Path:
+        saved.append(state.global_step)
+        return save(state)
+
+    trainer.checkpointer.save = recorded
+    return saved
 
 
 def test_steps_without_labels_change_nothing_and_say_so_once(

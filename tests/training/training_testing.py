@@ -12,7 +12,10 @@ from pathlib import Path
 import forked
 import numpy as np
 
+from pypkg.config import Settings
 from pypkg.data import IndexedDatasetWriter
+from pypkg.training.healing.healer import Healer
+from pypkg.training.state import TrainerState
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCAB_SIZE = 64
@@ -26,6 +29,20 @@ class Clock:
 
     def __call__(self) -> float:
         return self.seconds
+
+
+class NoWayBack:
+    """What a ``Healer`` takes as checkpointer and samples, for runs that never go back."""
+
+    def reload(self, checkpoint: Path) -> TrainerState:
+        raise AssertionError(f"{checkpoint} is gone back to")
+
+    def documents(self, first: int, stop: int) -> dict[str, list[int]]:
+        return {"corpus": list(range(first, stop))}
+
+
+def healer(settings: Settings, state: TrainerState) -> Healer:
+    return Healer(settings, state, checkpointer=NoWayBack(), samples=NoWayBack(), start=None)
 
 
 @dataclass

@@ -43,6 +43,8 @@ def run_preprocess(options: argparse.Namespace) -> dict[str, Any]:
         UserError: the interpreter for PaddleNLP cannot be run.
         BenchmarkError: a baseline failed, or its corpus is not that of the others.
     """
+    if options.paddlenlp is not None:
+        _run([options.paddlenlp, "--version"])
     with tempfile.TemporaryDirectory(prefix="pypkg-bench-") as name:
         folder = Path(name)
         documents, text_bytes = _write_text(folder / "text.jsonl", options.megabytes * 1_000_000)

@@ -1,22 +1,24 @@
-"""The description of an operator in the benchmark: shapes, work, reference and baselines.
+"""The cases of the benchmarks of operators and kernels.
 
-Each module of ``cases`` defines ``Operator`` objects, or an ``Update`` for an optimizer step. A
+Modules of ``cases`` define those of the operators, modules of ``gpu`` those of the kernels. A
 baseline of any framework is one line there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from pypkg.bench.ops.work import ELEMENT_SIZE, PASSES, STEP, PassWork, Work
+from pypkg.bench.ops.work import ELEMENT_SIZE, PASSES, PassWork, Work
 from pypkg.bench.timing import Summary
 from pypkg.models.architecture.config import ModelConfig
 
 Inputs = dict[str, np.ndarray]
+Method = TypeVar("Method", covariant=True)
+Value = TypeVar("Value", float, Work)
 
 OURS = "pypkg"
 COMPOSITION = "Paddle composition"
@@ -30,7 +32,12 @@ class BenchmarkError(Exception):
 
 @dataclass(frozen=True)
 class Workload:
-    """A model and a batch; operators take their shapes from it."""
+    """A model and a batch, from which cases derive their shapes.
+
+    Attributes:
+        batch: sequences of the batch.
+        sequence: tokens of a sequence.
+    """
 
     name: str
     config: ModelConfig
@@ -39,21 +46,21 @@ class Workload:
 
     @property
     def tokens(self) -> int:
+        """Number of tokens of the batch."""
         return self.batch * self.sequence
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """One way to compute an operator.
+    """One implementation of an operator, by this package or by another one.
 
     Args:
-        name: as in the table.
-        framework: "paddle" or "torch"; the baseline is left out where that is not installed.
-        function: takes the inputs by name and returns a tensor or a tuple of tensors. ``Update``
-            describes the function of an optimizer step.
+        name: in the table.
+        framework: "paddle" or "torch". The baseline is left out if it is not installed.
+        function: runs the operator; the method of the case defines its arguments and result.
         dtypes: the dtypes of cases that it supports on this device.
-        precision: the dtype that it computes in and is validated for; None: that of the case.
-        tensors: the dtype of its tensors; None: that of the case.
+        precision: dtype of its arithmetic, for which it is validated; None: that of the case.
+        tensors: dtype of its tensors; None: that of the case.
     """
 
     name: str
@@ -65,127 +72,83 @@ class Baseline:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """An operator at one size. ``inputs`` makes float32 and integer arrays from a generator."""
+class BenchmarkCase(Generic[Method]):
+    """One operator at one shape and dtype: its work, and its implementations.
 
-    label: str
-    inputs: Callable[[np.random.Generator], Inputs]
-    work: PassWork
-
-
-@dataclass(frozen=True)
-class Operator:
-    """An operator with its reference and baselines.
+    Both benchmarks use this class: that of the operators, which runs Paddle operators with their
+    gradients, and that of the kernels, which runs kernels on a GPU without Paddle.
 
     Args:
-        name: of the function in ``pypkg.ops``, with the variant, as in "rms_norm+residual".
-        counted: what ``Work`` counts per pass, in words, for the report.
-        bound: "memory" or "compute": the limit of the machine that times are compared with.
-        gradients: the inputs that get a gradient. The dtype of a case applies to these; other
-            inputs keep their own.
-        reference: the function in any precision, on Paddle tensors; validation runs it in float64.
-        baselines: ours is the first.
-        shapes: the sizes.
-        passes: those reported.
-        overwritten: the inputs whose memory a baseline may write to; each run gets fresh ones.
-        bfloat16_tolerance: how far a bfloat16 result may be off, relative to its size and that of
+        op: name in the report: a function of ``pypkg.ops`` with its variant, as in
+            "rms_norm+residual"; a key of ``work.COUNTED``.
+        shape: label of the shape in the report.
+        work: of each pass.
+        baselines: the implementations; the first one is ours.
+        method: creates the inputs, and runs and validates the baselines: ``Differentiated`` and
+            ``InPlaceUpdate`` for operators, ``KernelComparison`` for kernels.
+        dtype: of the tensors whose dtype varies with the case.
+        bound: limit of the machine that times are compared with: "memory", "memory in place",
+            "compute", or "memory and compute".
+        passes: the passes to report; empty: those of ``work``, and their sum if there are two.
+        bfloat16_tolerance: largest error of a bfloat16 result, relative to its size and that of
             its neighbours. The default is for results that are rounded (to 2^-9) once or twice.
+        yardstick: shape of another case of this operator and pass. The report gives the rate of
+            this case as a share of the rate of that case.
         notes: lines for the report.
     """
 
-    name: str
-    counted: str
-    bound: str
-    gradients: tuple[str, ...]
-    reference: Callable
-    baselines: tuple[Baseline, ...]
-    shapes: tuple[Shape, ...]
-    passes: tuple[str, ...] = PASSES
-    overwritten: tuple[str, ...] = ()
-    bfloat16_tolerance: float = 2.0**-6
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class UpdateShape:
-    """The shapes of the parameters that a step updates, and its work."""
-
-    label: str
-    parameters: tuple[tuple[int, ...], ...]
+    op: str
+    shape: str
     work: PassWork
-
-
-@dataclass(frozen=True)
-class Update:
-    """An optimizer step with its reference and baselines.
-
-    It is one pass over many tensors, bound by memory, in place. Tensors are compared with the
-    reference after the first step; timed steps continue from there.
-
-    Args:
-        name, counted, notes, bfloat16_tolerance: as for ``Operator``.
-        inputs: makes the float32 arrays of one parameter, by kind, from a generator, its shape and
-            the dtype of the case.
-        rounded: the kinds that the dtype of a case applies to; all others are float32.
-        reference: the values of one parameter after a step, by kind, given slices of its flattened
-            inputs in float64, and its shape.
-        baselines: ours is the first. Their functions take a list of tensors per kind, by name, and
-            return the step: a function without arguments that updates those tensors.
-        shapes: the sizes.
-    """
-
-    name: str
-    counted: str
-    inputs: Callable[[np.random.Generator, tuple[int, ...], str], Inputs]
-    rounded: tuple[str, ...]
-    reference: Callable[[Inputs, tuple[int, ...]], Inputs]
     baselines: tuple[Baseline, ...]
-    shapes: tuple[UpdateShape, ...]
-    bfloat16_tolerance: float = Operator.bfloat16_tolerance
+    method: Method
+    dtype: str = "float32"
+    bound: str = "memory"
+    passes: tuple[str, ...] = ()
+    bfloat16_tolerance: float = 2.0**-6
+    yardstick: str | None = None
     notes: tuple[str, ...] = ()
-    bound: ClassVar[str] = "memory in place"
-    passes: ClassVar[tuple[str, ...]] = (STEP,)
 
-    def dtype(self, kind: str, of_case: str) -> str:
-        """The dtype of the tensors of a kind."""
-        return of_case if kind in self.rounded else "float32"
+    def row(
+        self,
+        pass_name: str,
+        baseline: str,
+        milliseconds: Summary,
+        *,
+        limit: float,
+        error: float | None,
+    ) -> dict[str, Any]:
+        """One measurement in the form of the report.
+
+        Args:
+            milliseconds: the times of the pass.
+            limit: milliseconds that the machine needs at least for the work of the pass.
+            error: the largest error found in validation; None if nothing was compared.
+        """
+        work = with_sum(self.work)[pass_name]
+        return {
+            "op": self.op,
+            "shape": self.shape,
+            "dtype": self.dtype,
+            "pass": pass_name,
+            "baseline": baseline,
+            **asdict(milliseconds),
+            "bytes": work.bytes(ELEMENT_SIZE[self.dtype]),
+            "flops": work.flops,
+            "limit": limit,
+            "error": error,
+        }
 
 
-def result_row(
-    op: str,
-    shape: str,
-    dtype: str,
-    pass_name: str,
-    baseline: str,
-    summary: Summary,
-    *,
-    work: Work,
-    limit: float,
-    error: float | None,
-) -> dict[str, Any]:
-    """One measurement, as the report reads it, of a framework's function or of a kernel alone.
-
-    Args:
-        summary: of the times, in milliseconds.
-        work: of the pass; it is counted in elements of ``dtype``.
-        limit: milliseconds that the machine needs for that work at best.
-        error: the largest one, as the suite measures it; None where nothing was compared.
-    """
-    return {
-        "op": op,
-        "shape": shape,
-        "dtype": dtype,
-        "pass": pass_name,
-        "baseline": baseline,
-        **asdict(summary),
-        "bytes": work.bytes(ELEMENT_SIZE[dtype]),
-        "flops": work.flops,
-        "limit": limit,
-        "error": error,
-    }
+def with_sum(passes: Mapping[str, Value]) -> dict[str, Value]:
+    """``passes``, with the sum of forward and backward if there are both."""
+    forward, backward, both = PASSES
+    if not {forward, backward} <= passes.keys():
+        return dict(passes)
+    return {**passes, both: passes[forward] + passes[backward]}
 
 
 def normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> np.ndarray:
-    """float32 values of a normal distribution with mean 0."""
+    """Normally distributed float32 values with mean 0 and standard deviation ``scale``."""
     values = rng.standard_normal(shape, dtype=np.float32)
     return values if scale == 1.0 else values * np.float32(scale)

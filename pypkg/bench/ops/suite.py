@@ -1,4 +1,4 @@
-"""``python -m pypkg.bench ops``: every operator at every shape, on Paddle's device."""
+"""``python -m pypkg.bench ops``: all cases of the operators, on the device of Paddle."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from pypkg import _native, ops
-from pypkg.bench.ops.bench import DTYPES, Limits, bench_operator
-from pypkg.bench.ops.case import TORCH, Operator, Update, Workload
-from pypkg.bench.ops.cases import operators
+from pypkg.bench.ops.bench import DTYPES, Limits, OperatorCase, bench_case
+from pypkg.bench.ops.case import TORCH, Workload
+from pypkg.bench.ops.cases import operator_cases
 from pypkg.bench.ops.frameworks import TorchFramework, available_frameworks
 from pypkg.bench.ops.limits import MATMUL_SIZE, ThreadedCopy, best_matmul_rate
+from pypkg.bench.ops.work import COUNTED
 from pypkg.errors import UserError
 from pypkg.models.architecture.registry import load_config
 
@@ -31,18 +32,18 @@ def default_workloads() -> list[Workload]:
 
 
 def run_operators(options: argparse.Namespace) -> dict[str, Any]:
-    """The measurements that the command line asks for.
+    """Runs the benchmark that the command line requests.
 
     Raises:
-        UserError: an operator that does not exist.
+        UserError: --op names an unknown operator.
         BenchmarkError: the result of a baseline differs from the reference.
     """
     frameworks, notes = available_frameworks(options.threads)
-    chosen = _choose(operators(default_workloads()), options.op)
+    chosen = _choose(operator_cases(default_workloads()), options.op)
     torch = frameworks.get("torch")
     if options.torch_compile and isinstance(torch, TorchFramework):
         chosen = [_with_torch_compile(each, torch) for each in chosen]
-    notes += [note for each in chosen for note in each.notes]
+    notes += dict.fromkeys(note for each in chosen for note in each.notes)
     backend = ops.backend()
     if backend == "reference":
         notes.append("the compiled operators were not in use: pypkg ran its Paddle composition")
@@ -51,14 +52,14 @@ def run_operators(options: argparse.Namespace) -> dict[str, Any]:
     rate, source = best_matmul_rate(frameworks)
     limits = Limits(ThreadedCopy(options.threads), frameworks[source])
     rows = []
-    for operator in chosen:
-        for shape in operator.shapes:
-            for dtype in options.dtype or DTYPES:
-                logger.info("%s, %s, %s", operator.name, shape.label, dtype)
-                found = bench_operator(operator, shape, dtype, frameworks, limits, options.seconds)
-                if not found:
-                    logger.info("  left out: pypkg has none for %s tensors here", dtype)
-                rows += found
+    for each in chosen:
+        for dtype in options.dtype or DTYPES:
+            case = dataclasses.replace(each, dtype=dtype)
+            logger.info("%s, %s, %s", case.op, case.shape, dtype)
+            found = bench_case(case, frameworks, limits, options.seconds)
+            if not found:
+                logger.info("  left out: pypkg does not support %s tensors here", dtype)
+            rows += found
     copies = [limits.copy.seconds(_COPY_CHECK_BYTES) for _ in range(5)]
     return {
         "kind": "ops",
@@ -70,35 +71,33 @@ def run_operators(options: argparse.Namespace) -> dict[str, Any]:
             "matmul_flops_per_second": rate,
             "matmul_source": f"{source}, float32, {MATMUL_SIZE} x {MATMUL_SIZE}",
         },
-        "counted": {each.name: each.counted for each in chosen},
+        "counted": {each.op: COUNTED[each.op] for each in chosen},
         "notes": notes,
         "rows": rows,
     }
 
 
-def _choose(
-    known: Sequence[Operator | Update], names: Sequence[str] | None
-) -> list[Operator | Update]:
-    unknown = sorted(set(names or ()) - {each.name for each in known})
+def _choose(known: Sequence[OperatorCase], names: Sequence[str] | None) -> list[OperatorCase]:
+    operators = dict.fromkeys(each.op for each in known)
+    unknown = sorted(set(names or ()) - operators.keys())
     if unknown:
         raise UserError(
-            f"--op {unknown[0]} is not a benchmarked operator; use one of "
-            f"{', '.join(each.name for each in known)}"
+            f"--op {unknown[0]} is not a benchmarked operator; use one of {', '.join(operators)}"
         )
-    return [each for each in known if not names or each.name in names]
+    return [each for each in known if not names or each.op in names]
 
 
-def _with_torch_compile(operator: Operator | Update, torch: TorchFramework) -> Operator | Update:
+def _with_torch_compile(case: OperatorCase, torch: TorchFramework) -> OperatorCase:
     twins = [
         dataclasses.replace(each, name="torch.compile", function=torch.compile(each.function))
-        for each in operator.baselines
+        for each in case.baselines
         if each.name == TORCH
     ]
-    return dataclasses.replace(operator, baselines=(*operator.baselines, *twins))
+    return dataclasses.replace(case, baselines=(*case.baselines, *twins))
 
 
 def _device() -> str:
-    """What runs: results of a CPU held to a narrower instruction set are results of their own."""
+    """The name of the device; for a CPU with a restricted instruction set, also that set."""
     import paddle
 
     if paddle.device.get_device().startswith("gpu"):

@@ -1,6 +1,6 @@
-"""The work of each pass of an operator, which the benchmarks of CPUs and GPUs count alike.
+"""The work of each pass of an operator, as both benchmarks count it.
 
-Bytes are those of inputs read once and outputs written once. Needs neither Paddle nor torch.
+Each input is read once and each output written once. The module needs neither Paddle nor torch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Work:
 
 PassWork = Mapping[str, Work]
 
-# What ``Work`` counts of each operator, in words.
+# Description of the counted work of each operator.
 COUNTED = {
     "rms_norm": "forward reads x and weight, writes y; backward reads x, dy and weight, writes dx "
     "and dweight",
@@ -57,6 +57,12 @@ COUNTED = {
     "head_dim (two products), backward 10 x head_dim (five products)",
     "cross_entropy": "forward reads logits and labels, writes the loss of each row; backward reads "
     "logits, labels and loss gradients, writes the logits' gradient",
+    "linear_cross_entropy": "forward one product of 2 x rows x hidden x vocabulary, backward two. "
+    "pypkg computes the gradients during forward, so the two passes are only compared together",
+    "matmul": "forward one product of 2 x rows x inputs x outputs, backward two. Tensors are "
+    "float32; pypkg and torch's autocast round both operands to bfloat16 within the time, `torch, "
+    "bfloat16` is given bfloat16 tensors, weight gradient included. With float32 products pypkg's "
+    "matmul is Paddle's. The limit is that of float32 products",
     "adamw": "28 bytes per parameter. float32: a step reads weight, gradient and both moments, and "
     "writes all but the gradient. bfloat16: it reads gradient, float32 master weight and moments, "
     "and writes these and the parameter",
@@ -64,7 +70,7 @@ COUNTED = {
 
 
 def rms_norm(rows: int, hidden: int, with_residual: bool = False) -> PassWork:
-    """Of x [rows, hidden]."""
+    """The work for x [rows, hidden]."""
     forward, backward = (4, 4) if with_residual else (2, 3)
     return {
         FORWARD: Work(elements=forward * rows * hidden + hidden),
@@ -73,7 +79,7 @@ def rms_norm(rows: int, hidden: int, with_residual: bool = False) -> PassWork:
 
 
 def rotary_embedding(batch: int, sequence: int, heads: int, head_dim: int) -> PassWork:
-    """Of q and k, which have ``heads`` heads together; tables are [sequence, head_dim / 2]."""
+    """The work for q and k with ``heads`` heads in total; tables are [sequence, head_dim / 2]."""
     both = Work(
         elements=2 * batch * sequence * heads * head_dim,
         other_bytes=2 * sequence * (head_dim // 2) * 4,
@@ -82,7 +88,7 @@ def rotary_embedding(batch: int, sequence: int, heads: int, head_dim: int) -> Pa
 
 
 def gated_activation(rows: int, columns: int) -> PassWork:
-    """Of gate and up [rows, columns] each."""
+    """The work for gate and up, each [rows, columns]."""
     return {
         FORWARD: Work(elements=3 * rows * columns),
         BACKWARD: Work(elements=5 * rows * columns),
@@ -90,13 +96,17 @@ def gated_activation(rows: int, columns: int) -> PassWork:
 
 
 def flash_attention(pairs: int, heads: int, head_dim: int) -> PassWork:
-    """``pairs``: visible pairs of a query and a key of one head, over the whole batch."""
+    """The work of attention.
+
+    Args:
+        pairs: visible pairs of a query and a key of one head, over the whole batch.
+    """
     forward = 4 * pairs * heads * head_dim
     return {FORWARD: Work(flops=forward), BACKWARD: Work(flops=5 * forward // 2)}
 
 
 def cross_entropy(rows: int, vocab: int) -> PassWork:
-    """Of logits [rows, vocab] with int64 labels and float32 losses."""
+    """The work for logits [rows, vocab] with int64 labels and float32 losses."""
     per_row = rows * (8 + 4)
     return {
         FORWARD: Work(elements=rows * vocab, other_bytes=per_row),
@@ -105,23 +115,23 @@ def cross_entropy(rows: int, vocab: int) -> PassWork:
 
 
 def matmul(rows: int, inputs: int, outputs: int) -> PassWork:
-    """Of [rows, inputs] x [inputs, outputs], and the gradients of both."""
+    """The work of [rows, inputs] x [inputs, outputs], and of the gradients of both."""
     product = 2 * rows * inputs * outputs
     return {FORWARD: Work(flops=product), BACKWARD: Work(flops=2 * product)}
 
 
 def adamw(parameters: int) -> PassWork:
-    """In float32, or in 16 bits with 16-bit gradients and master weights."""
+    """The work of a step in float32, or in 16 bits with 16-bit gradients and master weights."""
     return {STEP: Work(other_bytes=28 * parameters)}
 
 
 def visible_pairs(mask: str, sequence: int, size: int = 0) -> int:
-    """Pairs of a query and a key that it sees, for one head of one sequence.
+    """Number of visible pairs of a query and a key, for one head of one sequence.
 
     Args:
-        mask: "full", or one of those that are causal: "causal", "alibi" and "softcap" alone;
-            "prefix", whose first ``size`` keys all queries see; "window" of the last ``size`` keys;
-            "documents" of ``size`` tokens each, of which the last may be shorter.
+        mask: "full", or a causal mask: "causal", "alibi" and "softcap" see all keys before the
+            query; "prefix": all queries also see the first ``size`` keys; "window": the last
+            ``size`` keys; "documents": documents of ``size`` tokens, the last may be shorter.
     """
     if mask == "full":
         return sequence**2

@@ -1,4 +1,4 @@
 """Finished corpora: reading, writing, checking, merging and splitting ``.bin/.idx`` pairs.
 
-The byte layout is described in ``files.py``; only ``writer.py`` and ``merge_split.py`` write.
+``files.py`` describes the byte layout. Only ``writer.py`` and ``merge_split.py`` write.
 """

@@ -1,4 +1,4 @@
-"""Whether the files of a corpus agree with themselves and one another."""
+"""Consistency checks of the files of a corpus."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from pypkg.data.corpus.files import CorpusFiles, wrong
 from pypkg.errors import UserError
 
-_CHECKED_AT_A_TIME = 1 << 20  # sequences; bounds the memory that checking takes
+_CHECKED_AT_A_TIME = 1 << 20  # sequences; bounds the memory of the checks
 
 
 def errors(files: CorpusFiles) -> Iterator[UserError]:
-    """What makes the corpus unusable, or reading it leave the files; the first of each kind."""
+    """Errors that make the corpus unusable or reads exceed a file; the first error of each kind."""
     yield from _wrong_sizes(files)
     yield from _outside_of_tokens(files)
     yield from _wrong_documents(files)
@@ -25,7 +25,7 @@ def errors(files: CorpusFiles) -> Iterator[UserError]:
 
 
 def _wrong_sizes(files: CorpusFiles) -> Iterator[UserError]:
-    """Sizes and pointers that cannot be, whatever the token file holds."""
+    """Sizes and pointers that are invalid for every token file."""
     itemsize = files.tokens.itemsize
     for sequence, size, pointer in _sequences_that(
         files, lambda sizes, at: (sizes < 0) | (at < 0) | (at % itemsize != 0)
@@ -60,7 +60,7 @@ def _outside_of_tokens(files: CorpusFiles) -> Iterator[UserError]:
 def _sequences_that(
     files: CorpusFiles, are_bad: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> Iterator[tuple[int, int, int]]:
-    """Number, size and pointer of the sequences for which ``are_bad(sizes, pointers)`` holds."""
+    """(number, size, pointer) of the sequences for which ``are_bad(sizes, pointers)`` is true."""
     for first in range(0, len(files.sizes), _CHECKED_AT_A_TIME):
         sizes = files.sizes[first : first + _CHECKED_AT_A_TIME].astype(np.int64)
         pointers = files.pointers[first : first + _CHECKED_AT_A_TIME]

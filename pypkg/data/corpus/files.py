@@ -1,7 +1,7 @@
 """The files of a corpus: ``.bin/.idx`` of Megatron-LM and PaddleNLP, and PaddleNLP's older ones.
 
-``<prefix>.bin`` holds the token ids of all documents one after another. ``<prefix>.idx``, all
-little-endian and without padding:
+``<prefix>.bin`` holds the token ids of all documents back to back. ``<prefix>.idx`` is
+little-endian without padding:
 
 ====================  ==================  ======================================================
 offset                type                content
@@ -17,8 +17,8 @@ offset                type                content
 34 + 12 n + 8 m       int8 [n], optional  modes, written by Megatron-LM for images; not used here
 ====================  ==================  ======================================================
 
-The ``.idx`` of ``data_impl`` lazy and cached has another form, that of fairseq, over the same .bin;
-d is 4 bytes where PaddleNLP wrote the sizes, and 8 where Megatron-LM did:
+With ``data_impl`` lazy and cached the ``.bin`` is the same and the ``.idx`` has the form of
+fairseq. d is 4 bytes in files of PaddleNLP and 8 bytes in files of Megatron-LM:
 
 =========================  ==================  =================================================
 offset                     type                content
@@ -35,12 +35,13 @@ offset                     type                content
 72 + (16 + d) n            int64 [m]           sequence with which each document begins
 =========================  ==================  =================================================
 
-Older forms: ``<prefix>_ids.npy`` is one array of token ids, and ``<prefix>_idx.npz`` holds
-``lens``, tokens of each sequence, and ``docs``, sequence with which each document begins. Older
-still, ``<prefix>_ids.npz`` holds ``ids`` and ``lens``; each sequence is a document.
+Two older forms are NumPy files. In the first, ``<prefix>_ids.npy`` is one array of token ids, and
+``<prefix>_idx.npz`` holds ``lens``, the tokens of each sequence, and ``docs``, the first sequence
+of each document. In the oldest form, ``<prefix>_ids.npz`` holds ``ids`` and ``lens``, and each
+sequence is a document.
 
-Beside any of these ``<prefix>.lsm`` may hold a byte for each token, in the same order: 0 where it
-does not count for the loss.
+A corpus of any form may have a ``<prefix>.lsm`` with one byte for each token, in the same order:
+0 for tokens that do not count for the loss.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ from typing import Any
 
 import numpy as np
 
+from pypkg.data.corpus.mapping import map_file, map_npy, read_npy_header
 from pypkg.errors import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -81,17 +83,18 @@ _SUFFIXES = (*INDEX_SUFFIXES, *TOKEN_SUFFIXES, ".lsm")
 
 @dataclass
 class CorpusFiles:
-    """The contents of the files, not checked yet against one another.
+    """The contents of the files, before they are checked against each other.
 
     Attributes:
-        tokens: [tokens], all of them, in the dtype of the file.
-        sizes: int32 [sequences], tokens of each sequence.
-        pointers: int64 [sequences], byte at which each sequence begins in ``tokens``.
-        document_indices: int64 [documents + 1], sequence with which each document begins.
-        loss_mask: uint8 [tokens], or None where there is no .lsm.
-        token_file, index_file: for messages.
-        sizes_at, documents_at: byte of the index file where these begin; None in NumPy's files.
-        token_remainder: bytes at the end of the token file that make no whole token.
+        tokens: [tokens], all tokens in the dtype of the file.
+        sizes: int32 [sequences], number of tokens of each sequence.
+        pointers: int64 [sequences], byte offset of each sequence in ``tokens``.
+        document_indices: int64 [documents + 1], first sequence of each document.
+        token_file, index_file: paths, for messages.
+        sizes_at, documents_at: byte offsets of these arrays in the index file; None for NumPy
+            files.
+        token_remainder: number of bytes after the last whole token of the token file.
+        loss_mask: uint8 [tokens], or None without an .lsm file.
     """
 
     tokens: np.ndarray
@@ -107,11 +110,14 @@ class CorpusFiles:
 
 
 def open_corpus_files(prefix: str) -> CorpusFiles:
-    """Maps the files into memory. As in PaddleNLP, the forms of NumPy win over ``.bin/.idx``.
+    """Maps the files into memory. As in PaddleNLP, NumPy files take precedence over ``.bin/.idx``.
+
+    Args:
+        prefix: path without the suffixes of the files.
 
     Raises:
-        UserError: a file is missing, unreadable, truncated or of another format; the message names
-            the file, the field with its offset, what was found and what was expected.
+        UserError: a file is missing, unreadable, truncated or of another format. The message names
+            the file, the field with its offset, the value found and the value expected.
     """
     ids, index, both = (Path(prefix + end) for end in ("_ids.npy", "_idx.npz", "_ids.npz"))
     if ids.exists() and index.exists():
@@ -135,7 +141,7 @@ def open_corpus_files(prefix: str) -> CorpusFiles:
 
 
 def prefix_of(path: str) -> str:
-    """The prefix of a corpus that is named by it or by one of its files."""
+    """The prefix of a corpus, given the prefix or the path of one of its files."""
     for suffix in _SUFFIXES:
         if path.endswith(suffix):
             return path[: -len(suffix)]
@@ -230,7 +236,7 @@ def _open_lazy(token_file: Path, index_file: Path, index: np.ndarray) -> CorpusF
 
 
 def _map_tokens(file: Path, dtype: np.dtype) -> tuple[np.ndarray, int]:
-    """The whole tokens of a .bin, and the number of bytes that are left over."""
+    """The whole tokens of a .bin file, and the number of bytes after them."""
     contents = map_bytes(file)
     remainder = contents.size % dtype.itemsize
     return contents[: contents.size - remainder].view(dtype), remainder
@@ -245,7 +251,7 @@ def _check_sizes(sizes: np.ndarray, file: Path, field: str, offset: int | None =
 def _open_npy(token_file: Path, index_file: Path) -> CorpusFiles:
     arrays = _read_npz(index_file, ("lens", "docs"))
     try:
-        tokens = np.asarray(np.load(token_file, mmap_mode="r", allow_pickle=False))
+        tokens = map_npy(token_file)
     except OSError as error:
         raise _cannot_read(token_file, error) from error
     except Exception as error:  # a corrupt file can make NumPy raise almost anything
@@ -304,19 +310,12 @@ def _read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array of an .npz, of which no more memory is taken than the archive says it has bytes."""
+    """An array of an .npz. The allocation is at most the size that the archive lists for it."""
     info = archive.getinfo(name + ".npy")
     with archive.open(info) as data:
-        version = np.lib.format.read_magic(data)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read_header is None:
-            raise ValueError(f"array '{name}' has the unknown version {version}")
-        shape, fortran_order, dtype = read_header(data)
+        shape, fortran_order, dtype = read_npy_header(data)
         num_bytes = dtype.itemsize * int(np.prod(shape, dtype=object))
-        if dtype.hasobject or fortran_order or num_bytes != info.file_size - data.tell():
+        if fortran_order or num_bytes != info.file_size - data.tell():
             raise ValueError(
                 f"the header of array '{name}' says {dtype} of shape {shape}, but "
                 f"{info.file_size - data.tell()} bytes follow"
@@ -328,17 +327,23 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def map_bytes(path: Path) -> np.ndarray:
-    """uint8 [bytes] of a file, mapped into memory."""
+    """The bytes of a file, uint8 [bytes], mapped into memory.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     try:
-        if path.stat().st_size == 0:  # cannot be mapped
-            return np.empty(0, np.uint8)
-        return np.asarray(np.memmap(path, np.uint8, mode="r"))
+        return map_file(path)
     except OSError as error:
         raise _cannot_read(path, error) from error
 
 
 def wrong(file: Path, field: str, offset: int | None, found: object, expected: object) -> UserError:
-    """The error for a field of a file that is not what it should be."""
+    """The error for a wrong field of a file.
+
+    Args:
+        offset: byte offset of the field; None: not known.
+    """
     where = field if offset is None else f"{field} at byte {offset}"
     return UserError(
         f"{file}: {where}: found {found}, expected {expected}. Make the file again, or copy it anew"

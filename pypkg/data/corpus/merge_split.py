@@ -1,4 +1,4 @@
-"""Corpora made of documents of other corpora: merged, or split."""
+"""Merging and splitting corpora."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ _SPLITS = ("train", "valid", "test")
 
 
 def merge_corpora(prefixes: Sequence[str], output_prefix: str) -> str:
-    """Writes the documents of all corpora, in this order, as one; returns what was done.
+    """Writes the documents of all corpora, in this order, as one corpus.
 
-    The token dtype is the smallest that holds those of all. Where one has a loss mask, the tokens
-    of the others count for the loss.
+    The token dtype is the smallest that holds the dtypes of all corpora. If only some corpora have
+    a loss mask, all tokens of the others count for the loss.
+
+    Returns:
+        A message with the result.
 
     Raises:
         UserError: a corpus cannot be read or would be overwritten, or the disk is full.
@@ -45,16 +48,20 @@ def merge_corpora(prefixes: Sequence[str], output_prefix: str) -> str:
 def split_corpus(
     prefix: str, output_prefix: str, valid: float, test: float, seed: int | None
 ) -> list[str]:
-    """Writes ``<output_prefix>_train``, ``_valid`` and ``_test``; returns what was done.
+    """Writes ``<output_prefix>_train``, ``_valid`` and ``_test``.
 
-    Documents keep their order within each.
+    Each part keeps the order of the documents.
 
     Args:
-        valid, test: number of documents, or below 1 their share of all; 0 for none.
-        seed: chooses them at random; None takes the last ones, those for the test at the end.
+        valid, test: number of documents of a part, or a share of all documents if below 1; 0: no
+            such part.
+        seed: of a random choice; None takes the last documents, with the test part at the end.
+
+    Returns:
+        One message for each part.
 
     Raises:
-        UserError: nothing is asked for, or nothing would be left to train on.
+        UserError: both parts are empty, or no document is left for training.
     """
     corpus = IndexedDataset(prefix)
     num_documents = len(corpus.document_indices) - 1
@@ -96,12 +103,12 @@ def split_corpus(
 def add_documents(
     writer: IndexedDatasetWriter, corpus: IndexedDataset, first: int, end: int
 ) -> None:
-    """Adds the documents ``first`` to ``end`` of a corpus, wherever their tokens lie."""
+    """Adds the documents [first, end) of a corpus; their tokens need not be adjacent."""
     starts = corpus.document_indices[first : end + 1].astype(np.int64)
     sizes = corpus.sizes[starts[0] : starts[-1]]
     itemsize = corpus.tokens.itemsize
     places = corpus.pointers[starts[0] : starts[-1]] // itemsize
-    # Runs of sequences that follow one another in the file are copied at once.
+    # Sequences that are adjacent in the file are copied together.
     follows = places[1:] == places[:-1] + sizes[:-1]
     borders = np.concatenate([[0], np.flatnonzero(~follows) + 1, [len(sizes)]])
     for run, run_end in zip(borders[:-1].tolist(), borders[1:].tolist()):
@@ -115,7 +122,7 @@ def add_documents(
 
 
 def _runs(values: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """Value, begin and end of each run of equal values."""
+    """(value, start, end) of each run of equal values."""
     borders = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
     for begin, end in pairwise(borders):
         yield int(values[begin]), begin, end

@@ -1,4 +1,4 @@
-"""Reading a corpus; its files are described in :mod:`pypkg.data.corpus.files`."""
+"""Reading a corpus; :mod:`pypkg.data.corpus.files` describes its files."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ logger = logging.getLogger("pypkg")
 class IndexedDataset:
     """The token ids of a corpus, mapped into memory.
 
+    The constructor checks sizes and offsets, so that later reads stay within the files.
+
     Attributes:
         prefix: path without ``.bin``.
-        tokens: [tokens], all of them, in the dtype of the file.
-        sizes: int32 [sequences], tokens of each sequence.
-        pointers: int64 [sequences], byte at which each sequence begins in ``tokens``.
-        document_indices: int64 [documents + 1], sequence with which each document begins.
-        loss_mask: uint8 [tokens], in the order of ``tokens``: 0 where a token does not count for
-            the loss. None where there is no ``.lsm``.
+        tokens: [tokens], all tokens in the dtype of the file.
+        sizes: int32 [sequences], number of tokens of each sequence.
+        pointers: int64 [sequences], byte offset of each sequence in ``tokens``.
+        document_indices: int64 [documents + 1], first sequence of each document.
+        loss_mask: uint8 [tokens], in the order of ``tokens``: 0 for tokens that do not count for
+            the loss. None without an ``.lsm`` file.
         num_tokens: sum of ``sizes``.
-        token_file, index_file: the two files, for messages.
-
-    Everything is checked when the files are opened, so that later reads stay inside of them.
+        token_file, index_file: paths of the two files, for messages.
 
     Raises:
         UserError: a file is missing, unreadable, truncated or wrong, or there are no tokens. The
-            message names the file, the field with its offset, what was found and what was expected.
+            message names the file, the field with its offset, the value found and the value
+            expected.
     """
 
     def __init__(self, prefix: str | os.PathLike[str]) -> None:
@@ -61,19 +62,23 @@ class IndexedDataset:
         return len(self.sizes)
 
     def __getitem__(self, sequence: int) -> np.ndarray:
-        """The token ids of a sequence: a view in the dtype of the file."""
+        """The token ids of a sequence, [tokens]: a view in the dtype of the file.
+
+        Raises:
+            IndexError: there is no such sequence.
+        """
         return self.tokens[self._tokens_of(sequence)]
 
     def loss_mask_of(self, sequence: int) -> np.ndarray | None:
-        """uint8 [tokens], the loss mask of a sequence; None where there is no ``.lsm``."""
+        """The loss mask of a sequence, uint8 [tokens]; None without an ``.lsm`` file."""
         return None if self.loss_mask is None else self.loss_mask[self._tokens_of(sequence)]
 
     def document_of(self, sequence: int) -> int:
-        """The document that a sequence belongs to."""
+        """The number of the document that a sequence belongs to."""
         return int(np.searchsorted(self.document_indices, sequence, side="right")) - 1
 
     def document_sizes(self) -> np.ndarray:
-        """int64 [documents], tokens of each document."""
+        """The number of tokens of each document, int64 [documents]."""
         ends = np.concatenate([[0], np.cumsum(self.sizes, dtype=np.int64)])
         return np.diff(ends[self.document_indices])
 

@@ -1,4 +1,4 @@
-"""Everything that is wrong with a finished corpus, not only what makes it unusable."""
+"""All problems of a finished corpus, including those that do not make it unusable."""
 
 from __future__ import annotations
 
@@ -10,31 +10,36 @@ import numpy as np
 
 from pypkg.data.corpus.checks import errors
 from pypkg.data.corpus.files import CorpusFiles, open_corpus_files
+from pypkg.data.corpus.manifest import changed_files
 from pypkg.errors import UserError
 
 _TOKENS_AT_A_TIME = 1 << 24
 
 
 def validate(prefix: str, vocab_size: int | None = None) -> list[str]:
-    """A description of each kind of problem with a corpus; of many alike the first is told.
+    """Descriptions of the problems of a corpus, one for each kind of problem.
 
     Args:
-        vocab_size: when given, token ids have to be below it.
+        vocab_size: exclusive upper bound of the token ids; None: not checked.
+
+    Returns:
+        Messages; each describes the first problem of its kind. Empty for a corpus in order.
     """
     try:
         files = open_corpus_files(prefix)
     except UserError as error:
-        return [str(error)]
+        return [str(error), *(changed_files(prefix) or ())]
     problems = [str(error) for error in errors(files)]
     problems += _layout_problems(files)
     problems += _token_problems(files, vocab_size)
     problems += _mask_problems(files, prefix)
     problems += _summary_problems(files, Path(prefix + ".meta.json"))
+    problems += changed_files(prefix) or ()
     return problems
 
 
 def _layout_problems(files: CorpusFiles) -> Iterator[str]:
-    """Sequences that do not follow one another without a gap, and what is left over."""
+    """Gaps and overlaps between sequences, and bytes that belong to no sequence."""
     if files.token_remainder:
         yield (
             f"{files.token_file}: {files.token_remainder} bytes at the end, from byte "
@@ -113,7 +118,7 @@ def _mask_problems(files: CorpusFiles, prefix: str) -> Iterator[str]:
 
 
 def _summary_problems(files: CorpusFiles, meta_file: Path) -> Iterator[str]:
-    """Whether the summary that preprocessing left is that of these files."""
+    """Differences between the files and the summary that preprocessing wrote."""
     if not meta_file.exists():
         return
     try:

@@ -1,4 +1,4 @@
-"""Writing ``.bin/.idx``; the layout is in :mod:`pypkg.data.corpus.files`."""
+"""Writing ``.bin/.idx``; :mod:`pypkg.data.corpus.files` describes the layout."""
 
 from __future__ import annotations
 
@@ -8,17 +8,32 @@ from pathlib import Path
 
 import numpy as np
 
+from pypkg.checksums import Checksum
 from pypkg.data.corpus.files import CODES, HEADER, MAGIC, MAX_SEQUENCE_TOKENS, VERSION
+from pypkg.data.corpus.manifest import MANIFEST_SUFFIX, corpus_manifest
+from pypkg.data.corpus.mapping import map_file
 from pypkg.errors import UserError
 from pypkg.files import OutputFile
 
-_BLOCK_TOKENS = 1 << 22  # that are written at a time
+_BLOCK_TOKENS = 1 << 22  # tokens written at a time
+
+
+class _SummedFile(OutputFile):
+    """With the checksum of what was written, which need not be what the disk holds."""
+
+    def __init__(self, path: Path, suffix: str = ".tmp") -> None:
+        super().__init__(path, suffix)
+        self.checksum = Checksum()
+
+    def write(self, data: bytes | memoryview) -> None:
+        super().write(data)
+        self.checksum.update(data)
 
 
 class IndexedDatasetWriter:
-    """Writes a corpus under ``<prefix>.bin`` and ``<prefix>.idx``.
+    """Writes a corpus under ``<prefix>.bin`` and ``<prefix>.idx``, and its manifest.
 
-    Nothing stands under these names before :meth:`commit` has written everything to the disk::
+    The files have these names only after :meth:`commit` has written them to the disk::
 
         with IndexedDatasetWriter("data/corpus", np.uint16) as writer:
             writer.add_document(token_ids)
@@ -38,7 +53,12 @@ class IndexedDatasetWriter:
     ) -> None:
         """
         Args:
-            loss_mask: also write ``<prefix>.lsm``, from what :meth:`add_tokens` is given.
+            prefix: path of the corpus without suffix.
+            dtype: of the tokens in the file, a value of ``files.DTYPES``.
+            loss_mask: also write ``<prefix>.lsm`` from the masks given to :meth:`add_tokens`.
+
+        Raises:
+            ValueError: the format has no code for ``dtype``.
         """
         self.prefix = os.fspath(prefix)
         self.dtype = np.dtype(dtype)
@@ -46,11 +66,11 @@ class IndexedDatasetWriter:
             raise ValueError(f"dtype {self.dtype} has no code; use one of {list(CODES)}")
         self._sizes = array("i")
         self._document_indices = array("q", [0])
-        self._bin = OutputFile(Path(self.prefix + ".bin"))
-        self._outputs = [self._bin]
+        self._bin = _SummedFile(Path(self.prefix + ".bin"))
+        self._outputs: list[OutputFile] = [self._bin]
         self._mask = None
         if loss_mask:
-            self._mask = OutputFile(Path(self.prefix + ".lsm"))
+            self._mask = _SummedFile(Path(self.prefix + ".lsm"))
             self._outputs.append(self._mask)
 
     def __enter__(self) -> IndexedDatasetWriter:
@@ -72,7 +92,11 @@ class IndexedDatasetWriter:
         """Adds a sequence to the current document.
 
         Args:
-            token_ids: [tokens], numbers that the dtype of the file holds.
+            token_ids: int [tokens], within the range of the dtype of the file.
+
+        Raises:
+            UserError: the sequence is longer than the format allows.
+            ValueError: an id is out of range.
         """
         token_ids = np.asarray(token_ids)
         if token_ids.size > MAX_SEQUENCE_TOKENS:
@@ -93,11 +117,11 @@ class IndexedDatasetWriter:
         self.end_document()
 
     def add_tokens(self, tokens: np.ndarray, loss_mask: np.ndarray | None = None) -> None:
-        """Adds the tokens of many sequences, whose sizes :meth:`add_sizes` tells.
+        """Adds the tokens of many sequences; :meth:`add_sizes` adds their sizes.
 
         Args:
-            tokens: [tokens], which the dtype of the file holds.
-            loss_mask: uint8 [tokens]; None where all count for the loss.
+            tokens: int [tokens], within the range of the dtype of the file.
+            loss_mask: uint8 [tokens]; None: all tokens count for the loss.
         """
         for first in range(0, tokens.size, _BLOCK_TOKENS):
             block = tokens[first : first + _BLOCK_TOKENS]
@@ -107,28 +131,32 @@ class IndexedDatasetWriter:
                 self._mask.write(np.ascontiguousarray(mask[: block.size]).data)
 
     def add_sizes(self, sizes: np.ndarray, sequences_per_document: np.ndarray) -> None:
-        """Adds whole documents, whose tokens were or will be added by :meth:`add_tokens`.
+        """Adds the sizes of whole documents; :meth:`add_tokens` adds their tokens.
 
         Args:
-            sizes: int32 [sequences], tokens of each sequence.
-            sequences_per_document: int [documents].
+            sizes: int32 [sequences], number of tokens of each sequence.
+            sequences_per_document: int [documents], number of sequences of each document.
         """
         starts = np.cumsum(sequences_per_document, dtype=np.int64) + len(self._sizes)
         self._sizes.frombytes(sizes.astype(np.int32).tobytes())
         self._document_indices.frombytes(starts.tobytes())
 
     def document_sizes(self) -> np.ndarray:
-        """int64 [documents], tokens of each document so far."""
+        """The number of tokens of each document added so far, int64 [documents]."""
         ends = np.concatenate(
             [[0], np.cumsum(np.frombuffer(self._sizes, np.int32), dtype=np.int64)]
         )
         return np.diff(ends[np.frombuffer(self._document_indices, np.int64)])
 
     def commit(self, order: np.ndarray | None = None) -> None:
-        """Brings everything to the disk and gives the files their names.
+        """Writes everything to the disk and gives the files their final names.
 
         Args:
-            order: int [documents], in which the documents stand in the files; by default as added.
+            order: int [documents], the numbers of the documents in the order of the files; None:
+                the order in which they were added.
+
+        Raises:
+            ValueError: ``order`` is given for a corpus with a loss mask.
         """
         self._bin.sync()
         if self._mask is not None:
@@ -140,20 +168,34 @@ class IndexedDatasetWriter:
                 raise ValueError("a corpus with a loss mask keeps the order of its documents")
             sizes, starts = self._reorder(sizes, starts, order)
         ends = np.cumsum(sizes, dtype=np.int64)
-        index = OutputFile(Path(self.prefix + ".idx"))
+        index = _SummedFile(Path(self.prefix + ".idx"))
         self._outputs.append(index)
         index.write(HEADER.pack(MAGIC, VERSION, CODES[self.dtype], len(sizes), len(starts)))
         for values in (sizes, (ends - sizes) * self.dtype.itemsize, starts):
             index.write(values.data)
         index.sync()
-        # Without its index a .bin is no corpus, so that no moment shows files of two corpora.
+        manifest = self._write_manifest(index)
+        # Removes the old index first: a .bin without .idx is not a corpus, so that files of the old
+        # and the new corpus never make a pair.
         index.path.unlink(missing_ok=True)
         self._bin.publish()
         if self._mask is None:
             Path(self.prefix + ".lsm").unlink(missing_ok=True)
         else:
             self._mask.publish()
+        manifest.publish()
         index.publish()
+
+    def _write_manifest(self, index: _SummedFile) -> OutputFile:
+        files = {".bin": self._bin, ".idx": index}
+        if self._mask is not None:
+            files[".lsm"] = self._mask
+        manifest = OutputFile(Path(self.prefix + MANIFEST_SUFFIX))
+        self._outputs.append(manifest)
+        records = {suffix: file.checksum.record() for suffix, file in files.items()}
+        manifest.write(corpus_manifest(records))
+        manifest.sync()
+        return manifest
 
     def _check_range(self, token_ids: np.ndarray) -> None:
         if token_ids.size == 0 or token_ids.dtype == self.dtype or self.dtype.kind == "f":
@@ -167,15 +209,14 @@ class IndexedDatasetWriter:
     def _reorder(
         self, sizes: np.ndarray, starts: np.ndarray, order: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Writes the tokens anew, document by document; returns the sizes and starts of that."""
-        ordered = OutputFile(self._bin.path, ".ordered.tmp")
+        """Rewrites the tokens in ``order``; returns the sizes and document starts of the result."""
+        ordered = _SummedFile(self._bin.path, ".ordered.tmp")
         self._outputs.append(ordered)
         ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]) * self.dtype.itemsize
         bounds = ends[starts].tolist()
-        if bounds[-1] > 0:  # an empty file cannot be mapped
-            tokens = np.asarray(np.memmap(self._bin.temporary, np.uint8, mode="r"))
-            for document in order.tolist():
-                ordered.write(tokens[bounds[document] : bounds[document + 1]].data)
+        tokens = map_file(self._bin.temporary)
+        for document in order.tolist():
+            ordered.write(tokens[bounds[document] : bounds[document + 1]].data)
         ordered.sync()
         self._bin.discard()
         self._bin = ordered

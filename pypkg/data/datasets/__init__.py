@@ -1,4 +1,4 @@
-"""Which tokens are sample i: GPT samples of one corpus, blends, concatenations, their order.
+"""Datasets of samples: GPT samples of one corpus, blends, concatenations, and sample orders.
 
-``build.py`` makes them from paths and weights.
+``build.py`` creates them from paths and weights.
 """

@@ -1,4 +1,4 @@
-"""What every dataset of samples offers."""
+"""The interface of all datasets."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pypkg.data.corpus.reader import IndexedDataset
 
 @dataclass(frozen=True)
 class BatchRows:
-    """Rows of a batch that samples are read into.
+    """The arrays of a batch, and the rows that a read fills.
 
     Attributes:
         text: int64 [batch, seq_length + 1], the tokens.
         rows: int64 [n], the row of each sample.
-        document_starts: int32, the shape of ``text``, or None: for each token, the place in its
-            row of the first token of its document.
-        loss_mask: int64, the shape of ``text``, or None: 0 for each token that does not count for
-            the loss, see :attr:`Dataset.has_loss_mask`.
+        document_starts: int32 [batch, seq_length + 1], position in the row of the first token of
+            each token's document; None: not needed.
+        loss_mask: int64 [batch, seq_length + 1], 0 for tokens that do not count for the loss (see
+            :attr:`Dataset.has_loss_mask`); None: not needed.
     """
 
     text: np.ndarray
@@ -29,16 +29,18 @@ class BatchRows:
     loss_mask: np.ndarray | None = None
 
     def select(self, chosen: np.ndarray) -> BatchRows:
-        """The rows where ``chosen``, bool [n], is true, of the same batch."""
+        """The same batch with those of ``rows`` for which ``chosen``, bool [n], is true."""
         return replace(self, rows=self.rows[chosen])
 
 
 class Dataset(ABC):
-    """Samples of seq_length + 1 tokens: inputs without the last, labels without the first.
+    """Samples of seq_length + 1 tokens.
+
+    The inputs of the model are a sample without its last token, the labels without its first.
 
     Attributes:
-        seq_length: tokens that the model sees.
-        corpora: the files that samples come from.
+        seq_length: number of tokens that the model sees.
+        corpora: the corpora that samples come from.
     """
 
     seq_length: int
@@ -53,30 +55,34 @@ class Dataset(ABC):
         """Copies samples into a batch.
 
         Args:
-            samples: int64 [n], their numbers.
-            out: where they go; sample i to row ``out.rows[i]``.
+            samples: int64 [n], sample numbers.
+            out: the destination; ``samples[i]`` goes to row ``out.rows[i]``.
         """
 
     @abstractmethod
     def document_at(self, sample: int, offset: int) -> tuple[IndexedDataset, int]:
-        """The corpus, and in it the document, that token ``offset`` of a sample comes from."""
+        """The corpus, and the document number in it, of token ``offset`` of a sample."""
+
+    @abstractmethod
+    def documents(self, sample: int) -> tuple[IndexedDataset, list[int]]:
+        """The corpus of a sample, and in it the documents that its tokens come from, in order."""
 
     def sources(self, samples: np.ndarray) -> np.ndarray:
-        """int64 [n]: for each of the samples, which of ``corpora`` it comes from."""
+        """The index in ``corpora`` of the corpus of each sample, int64 [n]."""
         return np.zeros(len(samples), np.int64)
 
     def samples_consumed(self, count: int) -> list[int]:
-        """How many samples each of ``corpora`` has given when the first ``count`` were consumed."""
+        """For each of ``corpora``, the number of its samples among the first ``count`` samples."""
         return [count]
 
     @property
     @abstractmethod
     def samples_per_epoch(self) -> int:
-        """Number of samples that hold the tokens of the split once, of all its corpora."""
+        """Number of samples in one pass over the tokens of the split, summed over all corpora."""
 
     @property
     def has_loss_mask(self) -> bool:
-        """Whether a corpus tells which tokens count for the loss; in others all do."""
+        """Whether a corpus has a loss mask. In a corpus without one, all tokens count."""
         return any(corpus.loss_mask is not None for corpus in self.corpora)
 
     def read(
@@ -85,14 +91,22 @@ class Dataset(ABC):
         document_starts: np.ndarray | None = None,
         loss_mask: np.ndarray | None = None,
     ) -> np.ndarray:
-        """int64 [n, seq_length + 1], the samples with the numbers ``samples`` int64 [n]."""
+        """Reads samples into a new array.
+
+        Args:
+            samples: int64 [n], sample numbers.
+            document_starts, loss_mask: arrays to fill, as in :class:`BatchRows`, or None.
+
+        Returns:
+            int64 [n, seq_length + 1].
+        """
         text = np.empty((len(samples), self.seq_length + 1), np.int64)
         rows = np.arange(len(samples))
         self.read_into(samples, BatchRows(text, rows, document_starts, loss_mask))
         return text
 
     def __getitem__(self, sample: int) -> dict[str, np.ndarray]:
-        """``text``: int64 [seq_length + 1].
+        """One sample as a dict with ``text``: int64 [seq_length + 1].
 
         Raises:
             IndexError: there is no such sample.

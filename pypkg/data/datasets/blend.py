@@ -1,4 +1,4 @@
-"""Several datasets drawn from by weight, in the order of Megatron-LM and PaddleNLP."""
+"""Weighted blends of datasets, in the sample order of Megatron-LM and PaddleNLP."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MAX_DATASETS = np.iinfo(np.int16).max
 
 
 def parse_blend(data_prefix: Sequence[str]) -> tuple[list[float], list[str]]:
-    """Weights, adding up to 1, and prefixes of ``["0.3", "path a", "0.7", "path b"]``.
+    """Weights, normalised to sum 1, and prefixes of ``["0.3", "path a", "0.7", "path b"]``.
 
     Raises:
-        UserError: the list is not made of pairs, or a weight is no positive number.
+        UserError: the list does not consist of pairs, or a weight is not a positive number.
     """
     form = "expected weight and prefix in turn, such as 0.3 data/a 0.7 data/b"
     if len(data_prefix) % 2 or not data_prefix:
@@ -46,14 +46,15 @@ def parse_blend(data_prefix: Sequence[str]) -> tuple[list[float], list[str]]:
 def blend_weights(
     corpora: Sequence[IndexedDataset], given: Sequence[float], blend_by: str, temperature: float
 ) -> list[float]:
-    """The weights of a blend, adding up to 1.
+    """The weights of a blend, with sum 1.
 
     Args:
-        given: weights by hand.
-        blend_by: "weights", the given ones; "size", proportional to the tokens of the corpora;
-            "temperature", proportional to tokens ** (1 / temperature), which favours small
-            corpora (Raffel et al., 2020, "Exploring the Limits of Transfer Learning", section
-            3.5.2, temperature-scaled mixing).
+        given: the weights of the settings.
+        blend_by: "weights": the given weights; "size": proportional to the tokens of the corpora;
+            "temperature": proportional to tokens ** (1 / temperature), which favours small
+            corpora (temperature-scaled mixing: Raffel et al., 2020, "Exploring the Limits of
+            Transfer Learning", section 3.5.2).
+        temperature: see ``blend_by``.
     """
     if blend_by == "weights":
         return list(given)
@@ -64,16 +65,18 @@ def blend_weights(
 
 
 def member_samples(weights: Sequence[float], num_samples: int) -> list[int]:
-    """Samples that each member is built with: its share, half a percent and 20 more."""
+    """The number of samples to build of each member: its share plus half a percent plus 20."""
     return [math.ceil(num_samples * weight * 1.005) + 20 for weight in weights]
 
 
 class BlendedDataset(Dataset):
-    """``size`` samples of ``datasets``, at each step of the one that lags its weight the most.
+    """``size`` samples of ``datasets``, drawn by weight.
+
+    Each sample comes from the member whose number of samples so far is furthest below its weight.
 
     Attributes:
-        dataset_index: int16 [size], the member that gives sample i.
-        dataset_sample_index: int64 [size], which of the member's samples that is.
+        dataset_index: int16 [size], the member of each sample.
+        dataset_sample_index: int64 [size], the number of each sample in its member.
     """
 
     def __init__(
@@ -113,6 +116,10 @@ class BlendedDataset(Dataset):
         member = self.datasets[self.dataset_index[sample]]
         return member.document_at(int(self.dataset_sample_index[sample]), offset)
 
+    def documents(self, sample: int) -> tuple[IndexedDataset, list[int]]:
+        member = self.datasets[self.dataset_index[sample]]
+        return member.documents(int(self.dataset_sample_index[sample]))
+
     def sources(self, samples: np.ndarray) -> np.ndarray:
         return self.dataset_index[samples].astype(np.int64)
 
@@ -125,7 +132,7 @@ class BlendedDataset(Dataset):
 
 
 def share_weights(weights: Sequence[float], present: Sequence[bool]) -> list[float]:
-    """Weights of the members that are present, adding up to 1; unchanged where all are."""
+    """The weights of the present members, normalised to sum 1; unchanged if all are present."""
     kept = [weight for weight, there in zip(weights, present) if there]
     return kept if all(present) else _normalised(kept)
 

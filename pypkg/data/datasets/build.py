@@ -1,4 +1,4 @@
-"""From names of files to the train, valid and test datasets."""
+"""Builds the train, valid and test datasets from the paths of corpora."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def resolve_input_dir(input_dir: str, weighted: bool = True) -> list[str]:
     """The ``data_prefix`` list that the setting ``input_dir`` stands for.
 
     Args:
-        input_dir: a folder, of which every corpus in it gets the weight 1; the prefix of one
-            corpus; or weights and prefixes in turn, ``"0.3 data/a 0.7 data/b"``, in which a prefix
-            with spaces stands in quotes.
-        weighted: False where the weights come from elsewhere: then a list holds prefixes alone,
-            ``"data/a data/b"``, which get the weight 1.
+        input_dir: a folder, whose corpora all get the weight 1; the prefix of one corpus; or
+            alternating weights and prefixes, ``"0.3 data/a 0.7 data/b"``, where a prefix with
+            spaces is quoted.
+        weighted: whether a list has weights. With False it has only prefixes, ``"data/a data/b"``,
+            which get the weight 1.
 
     Raises:
-        UserError: there is nothing of this kind.
+        UserError: ``input_dir`` is none of these.
     """
     if os.path.isdir(input_dir):
         prefixes = _prefixes_in(input_dir)
@@ -92,13 +92,13 @@ def _without_weights(parts: Sequence[str]) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class OrderOptions:
-    """How samples are chosen beyond what PaddleNLP knows.
+    """Options of the sample order that PaddleNLP does not have.
 
     Attributes:
         kind: "run", PaddleNLP's order, or "epoch"; see the setting ``sample_order``.
-        blend_by, blend_temperature: as the settings; see ``blend.blend_weights``.
-        earlier: of the checkpoint that is resumed.
-        consumed: samples of the train split that had been consumed at that checkpoint.
+        blend_by, blend_temperature: the settings of this name; see ``blend.blend_weights``.
+        earlier: the order in the checkpoint from which the run resumes, or None.
+        consumed: number of samples of the train split consumed before that checkpoint.
     """
 
     kind: str = "run"
@@ -120,21 +120,24 @@ def build_train_valid_test_datasets(
     rank: int = 0,
     local_rank: int = 0,
 ) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
-    """The three datasets; the samples and their order are those of PaddleNLP.
+    """Builds the three datasets with the samples and the sample order of PaddleNLP.
 
     Args:
-        data_prefix: ``["path"]``, or weights and paths in turn, ``["0.3", "path a", "0.7", ...]``.
-        splits_string: shares of train, valid and test, ``949,50,1``; documents in file order.
-        seq_length: tokens that the model sees; a sample has one more.
-        train_valid_test_num_samples: how many samples each is asked for; there may be more.
-        seed: of the order of documents and samples, for each dataset anew.
-        data_cache: a folder to keep the index maps in; None for ``index-cache`` beside the data.
-        share_folder: all machines of the run see the same folders, see :class:`IndexCache`.
-        rank, local_rank: of this process in the run and on its machine; one of them decides which
-            process builds the index maps.
+        data_prefix: ``["path"]``, or alternating weights and paths, ``["0.3", "path a", "0.7",
+            ...]``.
+        splits_string: shares of train, valid and test, ``949,50,1``, of the documents in file
+            order.
+        seq_length: number of tokens that the model sees; a sample has one more.
+        train_valid_test_num_samples: the least number of samples of each dataset.
+        seed: of the order of documents and samples; each dataset starts with it.
+        data_cache: folder of the index maps; None: ``index-cache`` beside the data.
+        share_folder: whether all machines of the run see the same folders, see
+            :class:`IndexCache`.
+        rank, local_rank: of this process in the run and on its machine; they decide which process
+            builds the index maps.
 
     Returns:
-        train, valid, test; None for one whose split holds no document or only empty ones.
+        train, valid, test; None for a split without tokens.
 
     Raises:
         UserError: files, weights or split are wrong, or the train split is smaller than a sample.
@@ -155,14 +158,16 @@ def build_datasets(
     *,
     cache: IndexCache | None = None,
 ) -> tuple[tuple[Dataset | None, Dataset | None, Dataset | None], SampleOrder | None]:
-    """As :func:`build_train_valid_test_datasets`, and the order of the train split.
+    """Builds the three datasets, and returns them with the order of the train split.
+
+    Arguments and errors are those of :func:`build_train_valid_test_datasets`, except:
 
     Args:
-        train_valid_test_num_samples: that of the train split counts from the beginning of the
-            run, also where it is resumed. None, for validation or test, is the whole split: one
-            epoch of each corpus, whatever its weight, without a sample that comes twice.
-        options: see there.
-        cache: where index maps are looked for and kept; None builds them in memory.
+        train_valid_test_num_samples: the number for the train split counts from the beginning of
+            the run, also in a resumed run. None, for validation or test, stands for the whole
+            split: each sample of each corpus once, regardless of the weights.
+        options: options of the sample order.
+        cache: reads and stores index maps; None builds them in memory.
     """
     wanted = list(train_valid_test_num_samples)
     if seq_length < 1 or any(number is not None and number < 0 for number in wanted):
@@ -228,7 +233,7 @@ def _make_dataset(
     blended: bool,
     cache: IndexCache | None,
 ) -> Dataset:
-    """The dataset of a split, of which ``num_samples`` are wanted from the beginning of the run."""
+    """The dataset of a split with ``num_samples`` samples from the beginning of the run."""
     wanted = max(num_samples - order.start, 0)
     counts = member_samples(order.weights, wanted) if blended else [wanted]
     members: list[Dataset] = []
@@ -246,7 +251,7 @@ def _whole_split(
     """Every sample of a split once.
 
     Raises:
-        UserError: no corpus has as many tokens in it as one sample.
+        UserError: no corpus has the tokens of one sample in this split.
     """
     enough = [part for part in ranges if part.num_tokens > order.seq_length]
     for part in ranges:

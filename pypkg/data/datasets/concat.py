@@ -1,4 +1,4 @@
-"""Datasets made of others: one after another, or from some sample on."""
+"""Concatenated datasets, and datasets that begin at a later sample."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pypkg.data.datasets.base import BatchRows, Dataset
 
 
 class ChainedDataset(Dataset):
-    """The samples of ``parts``, orders of the same corpus, one after another."""
+    """The concatenation of ``parts``, which are sample orders of one corpus."""
 
     def __init__(self, parts: Sequence[Dataset]) -> None:
         self.parts = list(parts)
@@ -36,6 +36,10 @@ class ChainedDataset(Dataset):
         number = int(self._part_of(np.array(sample)))
         return self.parts[number].document_at(sample - self._begin(number), offset)
 
+    def documents(self, sample: int) -> tuple[IndexedDataset, list[int]]:
+        number = int(self._part_of(np.array(sample)))
+        return self.parts[number].documents(sample - self._begin(number))
+
     def _part_of(self, samples: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._ends, samples, side="right")
 
@@ -44,7 +48,7 @@ class ChainedDataset(Dataset):
 
 
 class WholeSplit(ChainedDataset):
-    """The samples of ``parts``, each of another corpus, one after another; none comes twice."""
+    """The concatenation of ``parts``, each of another corpus and each with every sample once."""
 
     def __init__(self, parts: Sequence[Dataset]) -> None:
         super().__init__(parts)
@@ -64,7 +68,7 @@ class WholeSplit(ChainedDataset):
 
 
 class LaterDataset(Dataset):
-    """Sample i, from ``start`` on, is sample i - start + first of ``dataset``."""
+    """Samples from ``start`` on: sample i is sample i - start + first of ``dataset``."""
 
     def __init__(self, dataset: Dataset, start: int, first: int) -> None:
         self.dataset = dataset
@@ -87,6 +91,9 @@ class LaterDataset(Dataset):
 
     def document_at(self, sample: int, offset: int) -> tuple[IndexedDataset, int]:
         return self.dataset.document_at(sample + self._shift, offset)
+
+    def documents(self, sample: int) -> tuple[IndexedDataset, list[int]]:
+        return self.dataset.documents(sample + self._shift)
 
     def sources(self, samples: np.ndarray) -> np.ndarray:
         return self.dataset.sources(samples + self._shift)

@@ -1,4 +1,4 @@
-"""Samples of seq_length + 1 tokens, drawn from documents that follow one another."""
+"""Samples of seq_length + 1 tokens, cut from a sequence of documents."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ logger = logging.getLogger("pypkg")
 class GPTDataset(Dataset):
     """Samples of one split of one corpus, for causal language modelling.
 
-    ``dataset[i]["text"]`` is int64 [seq_length + 1]: inputs without the last token, labels without
-    the first. There are at least ``num_samples`` of them, usually more: whole epochs.
+    ``dataset[i]["text"]`` is int64 [seq_length + 1]. The dataset has all samples of the smallest
+    number of whole epochs with at least ``num_samples`` samples.
 
     Attributes:
         name: train, valid or test, for messages.
-        corpus: the files.
+        corpus: the corpus.
         doc_idx, sample_idx, shuffle_idx: the index maps, see ``pypkg.data.index.maps.IndexMaps``.
     """
 
@@ -44,14 +44,18 @@ class GPTDataset(Dataset):
         cache: IndexCache | None = None,
         splits_string: str = "",
     ) -> None:
-        """Samples of the sequences ``first`` to ``end``, which hold some token.
+        """Builds the dataset of the sequences ``first`` to ``end`` - 1.
 
         Args:
-            cache: where the index maps are looked for and kept; None builds them in memory.
-            splits_string: what the split was named by, to find maps of PaddleNLP.
+            first, end: sequences with at least one token in total.
+            num_samples: the least number of samples.
+            seq_length: number of tokens that the model sees.
+            seed: of the order of documents and samples.
+            cache: reads and stores index maps; None builds them in memory.
+            splits_string: the setting ``split``, by which PaddleNLP names its index maps.
 
         Raises:
-            UserError: samples of the train split are asked for and it has fewer tokens than one.
+            UserError: the train split has fewer tokens than one sample.
         """
         self.name = name
         self.corpus = corpus
@@ -109,7 +113,7 @@ class GPTDataset(Dataset):
     def _sample_reader(
         self, file: str | Path, values: np.ndarray, pointers: np.ndarray
     ) -> _native.SampleReader:
-        """Reads samples of ``values``, of which each token has one."""
+        """A reader of samples of ``values``, an array with one value per token."""
         return _native.SampleReader(
             str(file),
             values,
@@ -141,6 +145,19 @@ class GPTDataset(Dataset):
             offset -= int(self.corpus.sizes[self.doc_idx[position]])
             position += 1
         return self.corpus, self.corpus.document_of(int(self.doc_idx[position]))
+
+    def documents(self, sample: int) -> tuple[IndexedDataset, list[int]]:
+        position, begin = self.sample_idx[self.shuffle_idx[sample]].tolist()
+        left = begin + self.seq_length + 1
+        found: dict[int, None] = {}  # documents in order
+        while left > 0:
+            sequence = int(self.doc_idx[position])
+            size = int(self.corpus.sizes[sequence])
+            if size > 0:
+                found[self.corpus.document_of(sequence)] = None
+            left -= size
+            position += 1
+        return self.corpus, list(found)
 
 
 def _mebibytes(num_bytes: int) -> str:

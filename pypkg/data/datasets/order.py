@@ -1,15 +1,16 @@
-"""Which samples of which corpus a run draws, as its checkpoints keep it.
+"""The sample order of a run, as stored in its checkpoints.
 
-The samples of a corpus come in an order that is made for some number of them: PaddleNLP's "run"
-order for as many as the run needs, the "epoch" order for one epoch. When a resumed run needs more,
-because it was made longer or its batches larger, the order is not made anew, which would repeat
-some documents and skip others, but goes on to its end, whole epochs, and a further part follows.
+The order of the samples of a corpus is built for a number of samples: PaddleNLP's "run" order for
+the samples of the run, the "epoch" order for one epoch. A resumed run may need more samples,
+because it has more steps or larger batches. A new order for the larger number would repeat some
+documents and skip others. Instead the run consumes the old order to its end, which is a number of
+whole epochs, and appends a further part.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,15 @@ logger = logging.getLogger("pypkg")
 
 @dataclass
 class CorpusOrder:
-    """The samples that a corpus gives.
+    """The sample order of one corpus.
 
     Attributes:
-        name: of the corpus' files, without folder.
-        documents, tokens: in the split, to know the corpus by.
-        parts: what number of samples each part of its order is made for; part k with the seed of
-            the run + k.
-        first: its samples that had been consumed when the blend began.
-        position: its samples that have been consumed.
+        name: file name of the corpus, without folder and suffix.
+        documents, tokens: their numbers in the split, which identify the corpus.
+        parts: the number of samples that each part of the order is built for. Part k uses the
+            seed of the run + k.
+        first: number of samples of the corpus consumed before the current blend.
+        position: number of samples of the corpus consumed so far.
     """
 
     name: str
@@ -52,13 +53,14 @@ class CorpusOrder:
 
 @dataclass
 class SampleOrder:
-    """The order of a train split.
+    """The sample order of a train split.
 
     Attributes:
         kind: "run" or "epoch".
-        split, seq_length, seed: what else decides the order of a corpus.
-        weights: of the corpora, adding up to 1.
-        start: the samples of the run that had been consumed when the blend began.
+        split, seq_length, seed: the other settings that determine the order of a corpus.
+        weights: weights of the corpora, with sum 1.
+        corpora: the orders of the corpora.
+        start: number of samples of the run consumed before the current blend.
     """
 
     kind: str
@@ -74,7 +76,11 @@ class SampleOrder:
             raise ValueError(f"sample_order {self.kind!r} is no order of samples")
 
     def to_json(self, positions: Sequence[int]) -> dict[str, Any]:
-        """For a checkpoint at which ``positions`` of the corpora have been consumed."""
+        """The order as a JSON object for a checkpoint.
+
+        Args:
+            positions: number of samples consumed of each corpus.
+        """
         state = asdict(self)
         for corpus, position in zip(state["corpora"], positions, strict=True):
             corpus["position"] = position
@@ -82,15 +88,26 @@ class SampleOrder:
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> SampleOrder:
-        """The inverse of :meth:`to_json`."""
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: a field is missing, unknown or of a value that no run has; it is named.
+        """
+        _check_fields("", state, _FIELDS)
+        for number, corpus in enumerate(state["corpora"]):
+            _check_fields(f"corpora[{number}].", corpus, _CORPUS_FIELDS)
+        if len(state["weights"]) != len(state["corpora"]):
+            raise ValueError(
+                f"weights has {len(state['weights'])} entries, corpora {len(state['corpora'])}"
+            )
         corpora = [CorpusOrder(**corpus) for corpus in state["corpora"]]
         return cls(**{**state, "corpora": corpora})
 
     def resume(self, earlier: SampleOrder, consumed: int) -> None:
-        """Goes on from the order of a checkpoint that was saved after ``consumed`` samples.
+        """Continues the order of a checkpoint that was saved after ``consumed`` samples.
 
-        The same corpora with the same weights: exactly where it was. Other ones: a new blend, to
-        which each corpus gives the samples that come after those it has given.
+        If corpora and weights are the same, the run continues the old blend. Otherwise a new blend
+        begins, in which each corpus continues after its consumed samples.
         """
         changed = [
             f"{name} was {getattr(earlier, name)!r} and is {getattr(self, name)!r}"
@@ -131,7 +148,7 @@ class SampleOrder:
         )
 
     def provide(self, corpus: CorpusOrder, needed: int) -> None:
-        """Adds parts to the order of a corpus until it has ``needed`` samples."""
+        """Appends parts to the order of a corpus until it has at least ``needed`` samples."""
         tokens, seq_length = corpus.tokens, self.seq_length
         in_epoch = (tokens - 1) // seq_length
         if self.kind == "epoch" and in_epoch > 0:
@@ -144,13 +161,55 @@ class SampleOrder:
             corpus.parts.append(needed - has)
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+def _is_list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(holds, value))
+
+
+_Check = tuple[Callable[[Any], bool], str]
+_TEXT: _Check = (lambda value: isinstance(value, str), "a text")
+_COUNT: _Check = (_is_count, "a whole number, not negative")
+_FIELDS: dict[str, _Check] = {
+    "kind": (lambda value: value in ("run", "epoch"), '"run" or "epoch"'),
+    "split": _TEXT,
+    "seq_length": (lambda value: _is_count(value) and value > 0, "a positive whole number"),
+    "seed": _COUNT,
+    "weights": (_is_list_of(_is_share), "a list of numbers from 0 to 1"),
+    "corpora": (_is_list_of(lambda value: isinstance(value, dict)), "a list of objects"),
+    "start": _COUNT,
+}
+_CORPUS_FIELDS: dict[str, _Check] = {
+    "name": _TEXT,
+    "documents": _COUNT,
+    "tokens": _COUNT,
+    "parts": (_is_list_of(_is_count), "a list of whole numbers"),
+    "first": _COUNT,
+    "position": _COUNT,
+}
+
+
+def _check_fields(where: str, values: Mapping[str, Any], checks: Mapping[str, _Check]) -> None:
+    for name in checks.keys() ^ values.keys():
+        raise ValueError(f"{where}{name} is {'unknown' if name in values else 'missing'}")
+    for name, (holds, expected) in checks.items():
+        if not holds(values[name]):
+            raise ValueError(f"{where}{name} is {values[name]!r:.60}; expected {expected}")
+
+
 def part_length(tokens: int, seq_length: int, num_samples: int) -> int:
-    """Samples in an order that is made for ``num_samples``: whole epochs."""
+    """Number of samples of an order built for ``num_samples``: those of whole epochs."""
     return (num_epochs(tokens, seq_length, num_samples) * tokens - 1) // seq_length
 
 
 def corpus_order(corpus: IndexedDataset, first: int, end: int) -> CorpusOrder:
-    """The order, without parts yet, of the sequences ``first`` to ``end`` of a corpus."""
+    """An order without parts for the sequences ``first`` to ``end`` - 1 of a corpus."""
     return CorpusOrder(
         name=Path(corpus.prefix).name,
         documents=end - first,
@@ -162,7 +221,7 @@ def corpus_order(corpus: IndexedDataset, first: int, end: int) -> CorpusOrder:
 def _matched(
     corpora: Sequence[CorpusOrder], earlier: Sequence[CorpusOrder]
 ) -> list[CorpusOrder | None]:
-    """For each of ``corpora``, the same one among the earlier ones; none of these twice."""
+    """For each of ``corpora``, its match among ``earlier``, or None; each match is used once."""
     left = list(earlier)
     found: list[CorpusOrder | None] = []
     for corpus in corpora:

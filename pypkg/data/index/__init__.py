@@ -1,1 +1,1 @@
-"""Index maps of a corpus (PaddleNLP's sample order) and the cache that keeps them on disk."""
+"""Index maps of a corpus (PaddleNLP's sample order) and their cache on disk."""

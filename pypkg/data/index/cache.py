@@ -1,8 +1,8 @@
-"""Index maps kept on disk, so that they are built once and shared by all processes.
+"""A cache of index maps on disk, so that one process builds them for all processes.
 
-They lie in ``index-cache/`` beside the data, or in a folder of the user's choice. The name of a
-set says what it was made of, a fingerprint of the data included: maps of other data, or for other
-settings, are never taken. Where nothing can be written, every process builds its own in memory.
+The folder is ``index-cache/`` beside the data, or the setting ``data_cache``. The name of a set of
+maps is a hash of the settings and a fingerprint of the data, so that maps for other data or
+settings are never used. If no folder is writable, every process builds the maps in memory.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from pypkg.errors import UserError
 logger = logging.getLogger("pypkg")
 
 FOLDER = "index-cache"
-TIME_LIMIT = 1800.0  # seconds that a process waits for another that builds
-# Seconds after which any process builds what the first one has not begun to build: it may be
-# still starting, have died, or have failed; then the others see the error themselves.
+TIME_LIMIT = 1800.0  # seconds that a process waits for another one that builds
+# If the process that should build has not begun after this many seconds, any process builds. It
+# may still be starting, have died, or have failed; in the last case the others get the same error.
 _HEAD_START = 5.0
-_VERSION = 1  # of the maps: another number where their contents change
+_VERSION = 1  # of the contents of the maps; a change of the contents needs a new number
 
 
 class IndexCache:
-    """The folders in which sets of arrays are looked for and kept.
+    """The folders from which sets of arrays are read, and to which they are written.
 
     Args:
-        data_cache: a folder of the user's choice; it is looked through after the one beside the
-            data, and is the one that is written to.
-        share_folder: all machines see the same folders. Then rank 0 of the run builds, otherwise
-            local rank 0 of each machine.
+        data_cache: a folder that is read after the one beside the data, and written instead of it;
+            None: only the folder beside the data.
+        share_folder: whether all machines see the same folders. If so, rank 0 of the run builds;
+            otherwise local rank 0 of each machine.
         time_limit: seconds to wait for another process.
         rank: of this process in the run.
         local_rank: of this process on its machine.
@@ -79,10 +79,11 @@ class IndexCache:
         num_samples: int,
         splits_string: str,
     ) -> IndexMaps:
-        """The index maps of a plan, from the cache or built.
+        """The index maps of a plan, read from the cache or built.
 
         Args:
-            name, num_samples, splits_string: of the dataset, by which PaddleNLP names its files.
+            name, num_samples, splits_string: arguments of the dataset, from which PaddleNLP derives
+                its file names.
 
         Raises:
             UserError: data_cache cannot be written to, or another process builds for too long.
@@ -112,7 +113,16 @@ class IndexCache:
     def blending_indices(
         self, weights: np.ndarray, size: int, build: Callable[[], tuple[np.ndarray, np.ndarray]]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The indices of a blend; kept in data_cache alone, as the members may lie anywhere."""
+        """The indices of a blend, read from ``data_cache`` or built.
+
+        The folder beside the data is not used, because the members of a blend may have different
+        folders.
+
+        Args:
+            weights: float64 [members].
+            size: number of samples of the blend.
+            build: computes the two arrays of :class:`BlendedDataset`.
+        """
         if self._data_cache is None:
             return build()
         layout: Layout = {
@@ -142,8 +152,8 @@ class IndexCache:
         layout: Layout,
         build: Callable[[], Arrays],
     ) -> Arrays:
-        """The set of arrays that ``description`` stands for: found in a folder, or built and kept
-        in the last of them."""
+        """The set with ``description``: read from one of ``folders``, or built and written to the
+        last one."""
         name = set_name(description)
         for folder in folders:
             found = read_set(folder, name, layout)
@@ -165,7 +175,7 @@ class IndexCache:
         return self._goes_first or wait.seconds > _HEAD_START
 
     def _build(self, job: _Job) -> Arrays | None:
-        """The set, built unless it has appeared; None while another process is building."""
+        """The set, read if it exists by now, else built; None while another process builds it."""
         with try_lock(job.folder) as mine:
             found = job.read()
             if found is not None or not mine:
@@ -197,7 +207,7 @@ class IndexCache:
         return [beside] if self._data_cache is None else [beside, self._data_cache]
 
     def _fingerprint(self, corpus: IndexedDataset, first: int, end: int) -> str:
-        """Of all that index maps depend on in a corpus: the sizes of the sequences."""
+        """A hash of the sizes of the sequences. Maps depend on nothing else in a corpus."""
         key = (corpus.prefix, first, end)
         if key not in self._fingerprints:
             self._fingerprints[key] = hashlib.sha256(corpus.sizes[first:end].data).hexdigest()
@@ -206,7 +216,7 @@ class IndexCache:
 
 @dataclass(frozen=True)
 class _Job:
-    """A set of arrays that has to be made and kept in a folder."""
+    """A set of arrays to build and to write to a folder."""
 
     what: str
     folder: Path
@@ -220,7 +230,10 @@ class _Job:
 
 
 def _obstacle(job: _Job) -> str | None:
-    """Why the folder, made if it is missing, cannot keep the set; None if it seems that it can."""
+    """The reason why the set cannot be written to the folder; None if there is none.
+
+    The folder is created if it is missing.
+    """
     needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in job.layout.values())
     try:
         job.folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
-"""A set of arrays in a folder: each in an ``.npy`` of its own, and ``<name>.dsc`` written last.
+"""A set of arrays in a folder: one ``.npy`` file for each array, and ``<name>.dsc``.
 
-``<name>.dsc`` is JSON: what the arrays are, and a checksum of each. Files get their names when
-they are complete and on the disk, so the set is there once its ``.dsc`` is. A name stands for the
-contents: two processes that write the same set write the same bytes, in whatever order.
+``<name>.dsc`` is a JSON description of the arrays with a checksum of each, and is written last.
+Files get their final names when they are complete and on the disk, so that a set with a ``.dsc`` is
+complete. The name determines the contents: processes that write the same set at the same time
+write the same bytes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from pypkg import progress
+from pypkg.data.corpus.mapping import map_npy
 from pypkg.files import write_file
 
 logger = logging.getLogger("pypkg")
@@ -30,25 +33,25 @@ Layout = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 Arrays = dict[str, np.ndarray]
 
 _TEMPORARY = ".tmp"
-_ABANDONED_AFTER = 3600  # seconds since a temporary file was written to
+_ABANDONED_AFTER = 3600  # seconds since the last write to a temporary file
 
 
 def set_name(description: Mapping[str, Any]) -> str:
-    """The name of the set that a description, which JSON can hold, stands for."""
+    """The name of the set with a description, which is a JSON object."""
     text = json.dumps(description, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def array_file(folder: Path, name: str, key: str) -> Path:
-    """The file of one array; the name is PaddleNLP's."""
+    """The file of one array, with PaddleNLP's name."""
     return folder / f"{name}_{key}.npy"
 
 
 def read_set(folder: Path, name: str, layout: Layout) -> Arrays | None:
-    """The arrays, mapped into memory; None unless all are there and whole.
+    """The arrays of a set, mapped into memory; None if a file is missing or damaged.
 
     Args:
-        layout: shape and dtype that each must have.
+        layout: expected shape and dtype of each array.
     """
     try:
         checksums = json.loads(_description_file(folder, name).read_text("utf-8"))["crc32"]
@@ -62,6 +65,7 @@ def read_set(folder: Path, name: str, layout: Layout) -> Arrays | None:
     if arrays is None:
         return None
     for key, array in arrays.items():
+        progress.report(f"reading {array_file(folder, name, key).name}")
         if zlib.crc32(array.data) != expected[key]:
             logger.warning("cannot use %s: it is damaged", array_file(folder, name, key))
             return None
@@ -69,12 +73,12 @@ def read_set(folder: Path, name: str, layout: Layout) -> Arrays | None:
 
 
 def map_arrays(folder: Path, name: str, layout: Layout) -> Arrays | None:
-    """The arrays, mapped into memory, whatever they hold; None unless all have their layout."""
+    """The arrays, mapped into memory; None if shape or dtype differ. Contents are not checked."""
     arrays = {}
     for key, (shape, dtype) in layout.items():
         file = array_file(folder, name, key)
         try:
-            array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+            array = map_npy(file)
         except Exception as error:  # a corrupt file can make NumPy raise almost anything
             logger.warning("cannot use %s: %s", file, error)
             return None
@@ -93,20 +97,21 @@ def map_arrays(folder: Path, name: str, layout: Layout) -> Arrays | None:
 
 
 def write_set(folder: Path, name: str, description: Mapping[str, Any], arrays: Arrays) -> None:
-    """Writes the set.
+    """Writes the arrays, then the description.
 
     Raises:
-        UserError: the folder cannot be written to or is full; nothing of the set is left then.
+        UserError: the folder cannot be written to or is full. Files of the set are removed.
     """
     contents = {
         **description,
         "crc32": {key: zlib.crc32(array.data) for key, array in arrays.items()},
     }
     files = [array_file(folder, name, key) for key in arrays]
-    # The temporary name is this process's own: a lock may not reach all machines.
+    # Each process has its own temporary names, because locks do not work across all machines.
     suffix = f".{socket.gethostname()}.{os.getpid()}{_TEMPORARY}"
     try:
         for file, array in zip(files, arrays.values()):
+            progress.report(f"writing {file.name}")
             values = array.reshape(-1).view(np.uint8).data
             write_file(file, _npy_header(array), values, suffix=suffix)
         text = json.dumps(contents, indent=1).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""Who builds in a folder: one process at a time, and none that has died."""
+"""A lock on a folder: one process at a time builds in it, and a dead process holds no lock."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _LONGEST_PAUSE = 1.0
 
 @contextmanager
 def try_lock(folder: Path) -> Iterator[bool]:
-    """Whether this process may build in the folder, until the end of the block.
+    """Yields whether this process holds the lock of the folder, until the end of the block.
 
-    The system takes the lock back from a process that ends, however it does. On a file system
-    without locks everyone may build; that costs time but does no harm, see
-    :mod:`pypkg.data.index.cache_files`.
+    The system releases the lock of a process that ends for any reason. On a file system without
+    locks every process may build, which costs time and does no harm (see
+    :mod:`pypkg.data.index.cache_files`).
 
     Raises:
         OSError: the folder cannot be written to.
@@ -52,14 +52,14 @@ def _lock(descriptor: int) -> bool:
 
 
 def _sign(descriptor: int) -> None:
-    """Says who has the lock, where there is room for it."""
+    """Writes the name of this process into the lock file, if the disk has room."""
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
 
 def holder(folder: Path) -> str:
-    """The process that has the lock, or was the last to have it."""
+    """The name of the process that holds the lock, or held it last."""
     try:
         return (folder / LOCK_FILE).read_text("utf-8", "replace") or "another process"
     except OSError:
@@ -67,11 +67,12 @@ def holder(folder: Path) -> str:
 
 
 class Wait:
-    """The pauses between looks at what another process builds.
+    """The pauses of a process that waits for another one to build.
 
     Args:
-        what: that is waited for, for messages.
-        time_limit: seconds.
+        what: the awaited object, for messages.
+        folder: the locked folder.
+        time_limit: seconds after which :meth:`pause` raises.
     """
 
     def __init__(self, what: str, folder: Path, time_limit: float) -> None:
@@ -84,14 +85,14 @@ class Wait:
 
     @property
     def seconds(self) -> float:
-        """Since the wait began."""
+        """Seconds since the wait began."""
         return time.monotonic() - self._start
 
     def pause(self) -> None:
-        """Sleeps a little, longer from time to time.
+        """Sleeps; pauses grow longer with time.
 
         Raises:
-            UserError: the time is up.
+            UserError: the wait has reached ``time_limit``.
         """
         waited = self.seconds
         if waited > self._time_limit:

@@ -1,8 +1,8 @@
-"""Which tokens make sample i: the index maps of Megatron-LM and PaddleNLP.
+"""The index maps of Megatron-LM and PaddleNLP, which define the tokens of sample i.
 
-The same files, split, seed and sequence length give the same samples in the same order as there.
-What these call documents are the sequences of the file. Terms: T tokens in an epoch of the split,
-s ``seq_length``, E epochs.
+Equal files, split, seed and sequence length give equal samples in equal order. "Documents" of
+Megatron-LM and PaddleNLP are the sequences of the file. Symbols: T tokens in an epoch of the
+split, s = ``seq_length``, E epochs.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pypkg import _native
+from pypkg import _native, progress
 from pypkg.errors import UserError
 
 logger = logging.getLogger("pypkg")
 
 
 def split_boundaries(splits_string: str, num_documents: int) -> list[int]:
-    """First and end document of train, valid and test.
+    """The boundaries of train, valid and test in the documents.
 
     Args:
-        splits_string: shares such as ``949,50,1``, ``949/50/1`` or ``100``; missing ones are 0.
+        splits_string: shares such as ``949,50,1``, ``949/50/1`` or ``100``; missing shares are 0.
 
     Returns:
-        Four rising numbers: split i holds the documents from ``[i]`` up to ``[i + 1]``.
+        Four ascending numbers: split i holds the documents [b[i], b[i + 1]).
 
     Raises:
-        UserError: not one to three numbers of which none is negative and one is not zero.
+        UserError: ``splits_string`` is not one to three non-negative numbers with a positive sum.
     """
     separator = "," if "," in splits_string else "/"
     try:
@@ -48,22 +48,23 @@ def split_boundaries(splits_string: str, num_documents: int) -> list[int]:
     for share in shares:
         boundaries.append(boundaries[-1] + round(share * num_documents))
     surplus = boundaries[-1] - num_documents
-    # Taking the surplus away can lead below 0 where the first split is empty.
+    # Subtracting the surplus may give a negative number if the first split is empty.
     return [0] + [max(boundary - surplus, 0) for boundary in boundaries[1:]]
 
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """What decides the index maps, apart from the sizes of the sequences.
+    """The parameters of index maps. Maps depend on them and on the sizes of the sequences.
 
     Attributes:
-        first, end: the sequences of the split.
+        first, end: the sequences [first, end) of the split.
         seq_length, seed: as for the dataset.
         epochs: E.
-        samples: how many there are, (E * T - 1) // s.
-        separate_last: the last epoch is shuffled by itself: less than 80 % of it is needed.
-        border: the samples before it are shuffled together, and those from it on; ``samples``
-            unless ``separate_last``.
+        samples: number of samples, (E * T - 1) // s.
+        separate_last: whether the last epoch is shuffled separately, because the run needs less
+            than 80 % of it.
+        border: samples [0, border) are shuffled together, and so are samples [border, samples).
+            Equal to ``samples`` unless ``separate_last``.
     """
 
     first: int
@@ -81,7 +82,7 @@ class IndexPlan:
         return self.epochs * (self.end - self.first)
 
     def layout(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape and dtype of the maps, under PaddleNLP's names for them."""
+        """Shape and dtype of each map, by PaddleNLP's name."""
         documents = np.dtype(index_dtype(max(self.positions, self.end)))
         return {
             "doc_idx": ((self.positions,), documents),
@@ -93,10 +94,11 @@ class IndexPlan:
 def plan_index_maps(
     sizes: np.ndarray, first: int, end: int, num_samples: int, seq_length: int, seed: int
 ) -> IndexPlan:
-    """The plan for at least ``num_samples`` samples of the sequences ``first`` to ``end``.
+    """The plan for at least ``num_samples`` samples of the sequences [first, end).
 
     Args:
-        sizes: int32 [sequences] of the whole file; those of the split hold at least one token.
+        sizes: int32 [sequences], number of tokens of each sequence of the file. The split has at
+            least one token.
     """
     tokens = int(sizes[first:end].sum(dtype=np.int64))
     epochs = num_epochs(tokens, seq_length, num_samples)
@@ -109,13 +111,13 @@ def plan_index_maps(
 
 @dataclass(frozen=True)
 class IndexMaps:
-    """The order of samples.
+    """The three arrays that define the order of samples.
 
     Attributes:
-        document_index: [E * documents], sequences in the order in which they are read.
-        sample_index: [samples + 1, 2], where each sample begins: position in ``document_index``
-            and token in that sequence. Both are int32, or int64 where that is too small.
-        shuffle_index: uint32 or int64 [samples], the sample that is drawn i-th.
+        document_index: int32 or int64 [E * documents], sequences in reading order.
+        sample_index: int32 or int64 [samples + 1, 2], beginning of each sample: position in
+            ``document_index`` and token in that sequence. int64 is used if int32 is too small.
+        shuffle_index: uint32 or int64 [samples], the number of the sample drawn i-th.
     """
 
     document_index: np.ndarray
@@ -132,8 +134,12 @@ class IndexMaps:
 
 
 def build_index_maps(sizes: np.ndarray, plan: IndexPlan) -> IndexMaps:
-    """The index maps for a plan; ``sizes`` as for :func:`plan_index_maps`."""
-    # One generator, in this order: documents, then samples.
+    """Builds the index maps of a plan.
+
+    Args:
+        sizes: as for :func:`plan_index_maps`.
+    """
+    # One generator shuffles first the documents, then the samples.
     random = np.random.RandomState(plan.seed)
     with _stage("order of %s documents", plan.positions):
         document_index = _shuffled_documents(plan, random)
@@ -146,8 +152,9 @@ def build_index_maps(sizes: np.ndarray, plan: IndexPlan) -> IndexMaps:
 
 @contextmanager
 def _stage(what: str, count: int) -> Iterator[None]:
-    """Logs how long something took, if it was long enough to wonder what goes on."""
+    """Reports progress, and logs the duration of the block if a user would notice it."""
     start = time.perf_counter()
+    progress.report(f"index maps: {what}" % f"{count:,}")
     yield
     seconds = time.perf_counter() - start
     if seconds > 1:
@@ -155,7 +162,11 @@ def _stage(what: str, count: int) -> Iterator[None]:
 
 
 def num_epochs(tokens: int, seq_length: int, num_samples: int) -> int:
-    """Smallest E of at least 1 with (E * tokens - 1) // seq_length >= num_samples."""
+    """The smallest E >= 1 with (E * tokens - 1) // seq_length >= num_samples.
+
+    Raises:
+        ValueError: ``tokens`` is 0.
+    """
     if tokens <= 0:
         raise ValueError("no number of epochs over no tokens gives a sample")
     return max(1, -(-(num_samples * seq_length + 1) // tokens))
@@ -164,24 +175,33 @@ def num_epochs(tokens: int, seq_length: int, num_samples: int) -> int:
 def build_sample_index(
     sizes: np.ndarray, document_index: np.ndarray, seq_length: int, num_samples: int
 ) -> np.ndarray:
-    """[num_samples + 1, 2] in the dtype of ``document_index``; see :class:`IndexMaps`."""
+    """``sample_index`` of :class:`IndexMaps`, in the dtype of ``document_index``.
+
+    Args:
+        sizes: int32 [sequences], number of tokens of each sequence.
+        document_index: [E * documents], sequences in reading order.
+    """
     sample_index = np.empty((num_samples + 1, 2), document_index.dtype)
     _native.build_sample_index(sizes, document_index, seq_length, sample_index)
     return sample_index
 
 
 def index_dtype(count: int) -> type[np.signedinteger]:
-    """int32 where it can number ``count`` things from 0, else int64."""
+    """int32 if it can hold the numbers 0 to ``count`` - 1, else int64."""
     return np.int32 if count - 1 <= np.iinfo(np.int32).max else np.int64
 
 
 def shuffle_dtype(num_samples: int) -> type[np.integer]:
-    """uint32 or, from 2^32 - 2 samples on, int64; the limit is the one of Megatron-LM."""
+    """uint32 below 2^32 - 2 samples, else int64. The limit is that of Megatron-LM."""
     return np.int64 if num_samples >= np.iinfo(np.uint32).max - 1 else np.uint32
 
 
 def shuffle(array: np.ndarray, random: np.random.RandomState) -> None:
-    """``random.shuffle(array)``, bit for bit, several times faster; array has 4 or 8 byte items."""
+    """Shuffles ``array`` in place, with the result of ``random.shuffle`` and several times faster.
+
+    Args:
+        array: one dimension, items of 4 or 8 bytes.
+    """
     state = random.get_state(legacy=False)
     generator = state["state"]
     generator["pos"] = _native.shuffle(array, generator["key"], generator["pos"])
@@ -189,7 +209,7 @@ def shuffle(array: np.ndarray, random: np.random.RandomState) -> None:
 
 
 def _shuffled_documents(plan: IndexPlan, random: np.random.RandomState) -> np.ndarray:
-    """All epochs shuffled together, or the last one by itself."""
+    """``document_index``: all epochs shuffled together, or the last one separately."""
     _, dtype = plan.layout()["doc_idx"]
     epoch = np.arange(plan.first, plan.end, dtype=dtype)
     documents = epoch if plan.epochs == 1 else np.tile(epoch, plan.epochs)
@@ -201,7 +221,7 @@ def _shuffled_documents(plan: IndexPlan, random: np.random.RandomState) -> np.nd
 
 
 def _shuffled_samples(plan: IndexPlan, random: np.random.RandomState) -> np.ndarray:
-    """The samples below ``border`` shuffled, then those from it on."""
+    """``shuffle_index``: the samples before ``border`` shuffled, then the others."""
     shape, dtype = plan.layout()["shuffle_idx"]
     index = np.arange(shape[0], dtype=dtype)
     shuffle(index[: plan.border], random)

@@ -1,9 +1,9 @@
-"""Index maps that PaddleNLP has written, taken if they fit the data.
+"""Index maps written by PaddleNLP, used if they match the data.
 
-PaddleNLP (paddlenlp/data/causal_dataset.py) names the files by the MD5 of a text that holds the
-path of the data but nothing about their contents, and keeps them when the data change. So what
-depends on the data is compared with them before the maps are used: the documents, each as often as
-there are epochs, and the beginning of every sample.
+PaddleNLP (paddlenlp/data/causal_dataset.py) names the files by the MD5 of a text. The text has the
+path of the data and nothing about their contents, so that PaddleNLP keeps old maps when the data
+change. Before maps are used, the parts that depend on the data are checked: each document must
+occur once per epoch, and every sample must begin at the right token.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger("pypkg")
 def paddlenlp_description(
     prefix: str, name: str, num_samples: int, plan: IndexPlan, splits_string: str
 ) -> str:
-    """The text that PaddleNLP identifies index maps by."""
+    """The text by which PaddleNLP identifies index maps."""
     return (
         "GPT Dataset\n\n"
         f"Data prefix {prefix}\n"
@@ -38,10 +38,12 @@ def paddlenlp_description(
 def read_paddlenlp_maps(
     folder: Path, description: str, sizes: np.ndarray, plan: IndexPlan
 ) -> IndexMaps | None:
-    """The maps that PaddleNLP keeps in a folder; None where there are none that fit the data.
+    """The maps that PaddleNLP has written to a folder; None if there are none or they do not match.
 
     Args:
-        sizes: int32 [sequences] of the whole corpus.
+        folder: the folder of the maps.
+        description: result of ``paddlenlp_description``.
+        sizes: int32 [sequences], number of tokens of each sequence of the corpus.
     """
     name = hashlib.md5(description.encode(), usedforsecurity=False).hexdigest()
     layout = plan.layout()
@@ -78,7 +80,7 @@ def _fits(maps: IndexMaps, sizes: np.ndarray, plan: IndexPlan) -> bool:
 
 
 def _is_shuffled(numbers: np.ndarray, first: int, count: int) -> bool:
-    """Whether the numbers are ``first`` and the ``count`` - 1 after it, each equally often."""
+    """Whether ``numbers`` are [first, first + count), each number equally often."""
     if numbers.size == 0:
         return True
     if numbers.min() < first or numbers.max() >= first + count:

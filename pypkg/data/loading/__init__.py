@@ -1,4 +1,4 @@
-"""From samples to batches: objectives, packing, the loader and its prefetch thread.
+"""Batches of samples: objectives, packing, the loader and its prefetch threads.
 
 Nothing here imports Paddle.
 """

@@ -1,4 +1,4 @@
-"""Batches of a dataset from any position on."""
+"""Iterates over batches of a dataset, from any position."""
 
 from __future__ import annotations
 
@@ -18,17 +18,25 @@ SOURCES = "sources"
 
 
 class BatchLoader:
-    """Batches of one rank: a dict of arrays by the names of the arguments of a model's ``loss``.
+    """The micro batches of one rank.
 
-    ``input_ids`` and ``labels`` are int64 [micro_batch_size, seq_length]; the objective makes them,
-    and what else a batch holds. A global batch is the next ``micro_batch_size *
-    data_parallel_size`` samples of the dataset; the rank takes its part of them. What remains at
-    the end and does not fill a global batch is left out, for every rank alike, or with
-    ``every_sample`` filled up with rows that have no label, so that each sample counts once. Then a
-    mean over labels, not over batches, is that of the dataset, and a rank's last batch may have no
-    label at all.
+    A batch is a dict of arrays whose keys are argument names of ``Decoder.loss``:
 
-    Iterating raises ``UserError`` where a token id lies outside of the vocabulary.
+    - ``input_ids``, ``labels``: int64 [micro_batch_size, seq_length];
+    - ``position_ids``: int64 [micro_batch_size, seq_length] or [micro_batch_size, 2, seq_length],
+      with ``Packing.reset_position_ids`` or the objective ``BlankInfilling``;
+    - ``prefix_lengths``: int32 [micro_batch_size], with the objective ``BlankInfilling``;
+    - ``document_starts``: int32 [micro_batch_size, seq_length], with
+      ``Packing.reset_attention_mask``;
+    - ``sources``: int64 [micro_batch_size], with ``with_sources``; not an argument of the loss.
+
+    The ranks together consume ``micro_batch_size * data_parallel_size`` samples of the dataset per
+    batch, and each rank takes its part. By default, samples at the end that do not fill a batch of
+    all ranks are dropped. With ``every_sample``, rows without labels fill the last batch, so that
+    each sample counts once. The mean over labels is then that of the dataset, and the last batch of
+    a rank may have no label.
+
+    Iteration raises ``UserError`` if a token id is outside the vocabulary.
     """
 
     def __init__(
@@ -48,18 +56,22 @@ class BatchLoader:
     ) -> None:
         """
         Args:
-            consumed_samples: position in the dataset to begin at, counted over all ranks.
-            objective: makes a batch of samples, from nothing but them and their numbers.
-            vocab_size: when given, ids outside of 0 to ``vocab_size`` - 1 are an error.
-            packing: what a sample's documents do not share; needs the ``causal`` objective.
-            with_sources: batches hold ``sources`` as well, int64 [micro_batch_size]: for each
-                sample, the number of its corpus among the dataset's. The loss does not take it.
-            threads: that make batches ahead; 0 makes them where they are asked for.
-            every_sample: the last global batch may be a part of one, for evaluation.
+            dataset: the samples.
+            micro_batch_size: samples of a batch of one rank.
+            consumed_samples: number of samples, of all ranks, to skip at the beginning.
+            objective: creates a batch from samples and their numbers.
+            packing: separation of the documents in a sample; needs the ``causal`` objective.
+            with_sources: add ``sources``, the index of each sample's corpus in
+                ``dataset.corpora``, to the batches.
+            data_parallel_rank, data_parallel_size: rank among the processes that read different
+                samples, and their number.
+            vocab_size: token ids must be in [0, vocab_size); None: not checked.
+            threads: number of threads that create batches ahead; 0 creates them on demand.
+            every_sample: also yield an incomplete last batch, for evaluation.
 
         Raises:
-            UserError: the position lies behind the end of the dataset, or there is a loss mask that
-                the objective cannot use.
+            UserError: ``consumed_samples`` exceeds the dataset, or a corpus has a loss mask and the
+                objective does not support it.
         """
         if not 0 <= consumed_samples <= len(dataset):
             raise UserError(
@@ -93,7 +105,7 @@ class BatchLoader:
         threads = min(self._threads, len(self))
         if threads == 0:
             return self._read(self._starts)
-        # Thread k makes every threads-th batch, from the k-th on.
+        # Thread k creates the batches k, k + threads, k + 2 threads, ...
         turns = [self._read(self._starts[k::threads]) for k in range(threads)]
         return prefetch_in_turn(turns, max(_BATCHES_AHEAD, threads))
 
@@ -101,7 +113,7 @@ class BatchLoader:
         shape = (self._batch_size, self._dataset.seq_length + 1)
         for start in starts:
             numbers = np.arange(start, start + self._batch_size)
-            beyond = numbers >= len(self._dataset)  # filled up with the last sample, unlabelled
+            beyond = numbers >= len(self._dataset)  # these rows hold the last sample without labels
             samples = np.where(beyond, len(self._dataset) - 1, numbers)
             document_starts = None if self._packing is None else np.empty(shape, np.int32)
             loss_mask = np.empty(shape, np.int64) if self._dataset.has_loss_mask else None

@@ -1,4 +1,4 @@
-"""What a model learns to predict from a sample: the next token, or the blanks of GLM."""
+"""Training objectives: next-token prediction, and the blank infilling of GLM."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from pypkg.errors import UserError
 
-# By the names of the arguments of a model's ``loss``.
+# Arrays by argument name of ``Decoder.loss``.
 Batch = dict[str, np.ndarray]
 
 # (numbers of the samples in the dataset [batch], their tokens int64 [batch, seq_length + 1])
@@ -17,62 +17,75 @@ Objective = Callable[[np.ndarray, np.ndarray], Batch]
 
 IGNORED_LABEL = -100
 
-_MASK_SHARE = 0.3  # of the samples have [MASK] spans, the others one [gMASK] suffix
-_MASKED_TOKENS = 0.15  # share of the sequence that the spans of a sample add up to
+_MASK_SHARE = 0.3  # share of the samples with [MASK] spans; the others have one [gMASK] suffix
+_MASKED_TOKENS = 0.15  # total length of the spans of a sample, as a share of the sequence
 _MEAN_SPAN = 3
 
 
 def causal(samples: np.ndarray, text: np.ndarray) -> Batch:
-    """Next-token prediction: input_ids and labels, int64 [batch, seq_length], shifted by one.
+    """Next-token prediction: labels are the inputs shifted by one token.
 
-    Both are copies. Labels are written to where a loss mask applies, and a batch of one sample is
-    contiguous as it is, so that ``np.ascontiguousarray`` would let the two share memory.
+    Args:
+        samples: int64 [batch], sample numbers; not used.
+        text: int64 [batch, seq_length + 1], the tokens of the samples.
+
+    Returns:
+        input_ids, labels: int64 [batch, seq_length]. Both are copies, because a loss mask is
+        applied to the labels in place. ``np.ascontiguousarray`` would not copy a batch of one
+        sample, and the two would share memory.
     """
     return {"input_ids": text[:, :-1].copy(), "labels": text[:, 1:].copy()}
 
 
 @dataclass(frozen=True)
 class BlankInfilling:
-    """The pre-training objective of GLM: fill in the blanks of a text, in any order.
+    """The pre-training objective of GLM: fill in the blanks of a text.
 
-    A sample becomes a context with blanks, seen in both directions, and after it the blanks'
-    contents, generated from left to right (Du et al., 2022, "GLM: General Language Model
-    Pretraining with Autoregressive Blank Infilling"). As GLM-130B was trained (Zeng et al., 2022,
-    "GLM-130B: An Open Bilingual Pre-trained Model", section 2.2), 30 % of the samples have short
-    blanks [MASK], the others one long blank [gMASK] at the end. With s = ``seq_length``:
+    A sample becomes a context with blanks, which is seen in both directions, followed by the
+    contents of the blanks, which are generated from left to right (Du et al., 2022, "GLM: General
+    Language Model Pretraining with Autoregressive Blank Infilling"). As in the training of GLM-130B
+    (Zeng et al., 2022, "GLM-130B: An Open Bilingual Pre-trained Model", section 2.2), 30 % of the
+    samples have short blanks [MASK], and the others have one long blank [gMASK] at the end. With
+    s = ``seq_length``:
 
-    **[gMASK]**. The first s - 1 tokens x of the sample are cut at a place drawn uniformly; at
+    **[gMASK]**. The first s - 1 tokens x of the sample are cut at a uniformly drawn position. At
     least one token is generated, and the context may be empty::
 
         input_ids  x[0] ... x[c-1]  [gMASK]  sop   x[c]    ...  x[s-3]
         labels      -   ...   -        -     x[c]  x[c+1]  ...  x[s-2]
 
-    **[MASK]**. Lengths of spans are drawn from a Poisson distribution of mean 3, without zeros,
-    until they add up to 15 % of s; the last one is shortened to meet that. Of the first s - 2k
-    tokens, k being the number of spans, the spans are cut out at places drawn uniformly, no two
-    of them adjacent, and a [MASK] stands in for each. They follow in random order, each after
-    its own sop and ending with eop in the labels::
+    **[MASK]**. The lengths of the spans are drawn from a Poisson distribution with mean 3, without
+    zeros, until their sum is 15 % of s; the last span is shortened to match. With k spans, the
+    spans are taken out of the first s - 2k tokens at uniformly drawn positions, no two adjacent. A
+    [MASK] replaces each span. The spans follow in random order; each begins with sop, and its
+    labels end with eop::
 
         input_ids  x[0] [MASK] x[3] ... [MASK] x[9]  sop   x[6]  x[7]  x[8]  sop   x[1]  x[2]
         labels      -     -     -   ...   -     -    x[6]  x[7]  x[8]  eop   x[1]  x[2]  eop
 
-    Either way the sequence is s long without padding, and one or more tokens at the end of the
-    sample are left out. Documents are not kept apart: a span may hold the end of one.
+    In both cases the sequence has length s without padding, and one or more tokens at the end of
+    the sample are unused. Document boundaries are ignored: a span may contain the end of one.
 
-    Positions follow the models' own code for one blank and, for several, GLM's (blocklm_utils.py
-    of THUDM/GLM): a context token's position is its index; all tokens of a blank, sop included,
-    have the position of its mask, and its block position counts 1, 2, ... from sop on (0 in the
-    context). ``two_dimensional`` models (ChatGLM-6B) get both, the others (GLM-130B) the first
-    alone - save that for [gMASK] the single position simply counts on, as generate.py of
-    THUDM/GLM-130B has it.
+    Positions are those of the models' own code for one blank, and those of GLM (blocklm_utils.py of
+    THUDM/GLM) for several. The position of a context token is its index. All tokens of a blank,
+    including sop, have the position of its mask; their block positions are 1, 2, ... from sop on,
+    and 0 in the context. ``two_dimensional`` models (ChatGLM-6B) get positions and block positions.
+    The others (GLM-130B) get only positions, which continue to count after [gMASK], as in
+    generate.py of THUDM/GLM-130B.
 
-    All random choices follow from ``seed`` and the number of the sample, by NumPy's RandomState,
-    whose streams are the same in every version: a resumed run sees what it would have seen.
+    All random choices depend only on ``seed`` and the number of the sample. They come from NumPy's
+    RandomState, whose streams are equal in all versions. A resumed run has the same batches.
 
     Attributes:
+        seq_length: length of the sequences.
         mask_id, gmask_id, sop_id, eop_id: ids of [MASK], [gMASK], and the tokens that start and
-            end what is generated.
-        two_dimensional: position_ids are [batch, 2, seq_length], else [batch, seq_length].
+            end a generated span.
+        two_dimensional: whether position_ids are [batch, 2, seq_length] instead of [batch,
+            seq_length].
+        seed: of the random choices.
+
+    Raises:
+        UserError: ``seq_length`` is below 3.
     """
 
     seq_length: int
@@ -92,16 +105,17 @@ class BlankInfilling:
     def __call__(self, samples: np.ndarray, text: np.ndarray) -> Batch:
         """
         Args:
-            samples: [batch], numbers of the samples in their dataset.
-            text: int64 [batch, seq_length + 1], their tokens.
+            samples: int64 [batch], sample numbers in the dataset.
+            text: int64 [batch, seq_length + 1], the tokens of the samples.
 
         Returns:
-            input_ids, labels: int64 [batch, seq_length]; labels are -100 up to the first sop.
-            position_ids: int64 [batch, seq_length] or [batch, 2, seq_length].
-            prefix_lengths: int32 [batch], the length of the context, which is the index of the
-                first sop.
+            A dict with
+
+            - input_ids, labels: int64 [batch, seq_length]; labels are -100 before the first sop;
+            - position_ids: int64 [batch, seq_length] or [batch, 2, seq_length];
+            - prefix_lengths: int32 [batch], length of the context, the index of the first sop.
         """
-        random = np.random.RandomState()  # seeded anew for each row: quicker than a new one
+        random = np.random.RandomState()  # seeding it for each row is faster than creating one
         rows = [self._row(int(sample), tokens, random) for sample, tokens in zip(samples, text)]
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         batch["prefix_lengths"] = batch["prefix_lengths"].astype(np.int32)
@@ -114,7 +128,7 @@ class BlankInfilling:
         return self._continue(tokens[: self.seq_length - 1], random)
 
     def _continue(self, tokens: np.ndarray, random: np.random.RandomState) -> Batch:
-        """[gMASK] in place of the rest of ``tokens``."""
+        """The row in which [gMASK] replaces the end of ``tokens``."""
         cut = random.randint(0, len(tokens))
         context, rest = tokens[:cut], tokens[cut:]
         input_ids = np.concatenate([context, [self.gmask_id, self.sop_id], rest[:-1]])
@@ -127,11 +141,11 @@ class BlankInfilling:
         )
 
     def _fill_spans(self, tokens: np.ndarray, random: np.random.RandomState) -> Batch:
-        """[MASK] in place of short spans of ``tokens``."""
+        """The row in which [MASK] replaces short spans of ``tokens``."""
         lengths = self._span_lengths(random)
         tokens = tokens[: self.seq_length - 2 * len(lengths)]
         starts = _places(lengths, len(tokens), random)
-        # After the cut, span i follows the tokens before it and the i masks of earlier spans.
+        # After the spans are taken out, i masks of earlier spans precede the mask of span i.
         masks = starts - np.cumsum(lengths) + lengths + np.arange(len(lengths))
         kept = np.ones(len(tokens), bool)
         kept[np.repeat(starts + 1, lengths - 1) + _count_up(lengths - 1)] = False
@@ -140,9 +154,9 @@ class BlankInfilling:
         context = context[kept]
 
         order = random.permutation(len(lengths))
-        blocks = lengths[order] + 1  # a span, and sop before it or eop behind it
+        blocks = lengths[order] + 1  # length of a span with sop in the inputs, or eop in the labels
         place = _count_up(blocks)
-        origin = np.repeat(starts[order], blocks) + place  # of the label, until its span ends
+        origin = np.repeat(starts[order], blocks) + place  # index of the label in ``tokens``
         is_end = place == np.repeat(lengths[order], blocks)
         spans = tokens[np.where(is_end, 0, origin)]
         labels = np.where(is_end, self.eop_id, spans)
@@ -156,7 +170,7 @@ class BlankInfilling:
         )
 
     def _span_lengths(self, random: np.random.RandomState) -> np.ndarray:
-        """At least one, adding up to the share of the sequence that is masked."""
+        """Lengths of one or more spans; their sum is the masked share of the sequence."""
         lengths: list[int] = []
         left = max(1, int(_MASKED_TOKENS * self.seq_length))
         while left > 0:
@@ -174,7 +188,7 @@ class BlankInfilling:
         positions: np.ndarray,
         block_positions: np.ndarray,
     ) -> Batch:
-        """One row; ``block_positions`` are those after the context."""
+        """The row with its positions; ``block_positions`` are those after the context."""
         if self.two_dimensional:
             blocks = np.concatenate([np.zeros(prefix_length, np.int64), block_positions])
             positions = np.stack([positions, blocks])
@@ -187,16 +201,16 @@ class BlankInfilling:
 
 
 def _places(lengths: np.ndarray, total: int, random: np.random.RandomState) -> np.ndarray:
-    """Starts of spans of these lengths in ``total`` tokens, in order, a gap between any two.
+    """Random starts of non-adjacent spans with these lengths in ``total`` tokens, in order.
 
-    Without the spans there are total - sum(lengths) tokens and one more slot beside them than
-    that; each span takes a slot of its own.
+    The total - sum(lengths) tokens outside the spans have one more slot between and around them
+    than their number. Each span takes a different slot.
     """
     slots = np.sort(random.permutation(total - lengths.sum() + 1)[: len(lengths)])
     return slots + np.cumsum(lengths) - lengths
 
 
 def _count_up(lengths: np.ndarray) -> np.ndarray:
-    """0, 1, ... up to each of ``lengths`` in turn."""
+    """The concatenation of 0, 1, ..., length - 1 for each of ``lengths``."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)

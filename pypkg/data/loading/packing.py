@@ -1,4 +1,4 @@
-"""Keeping apart the documents that a sample holds."""
+"""Separation of the documents within a sample."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pypkg.data.loading.objectives import IGNORED_LABEL, Batch
 
 @dataclass(frozen=True)
 class Packing:
-    """What ends with a document inside a sample. The names are Megatron-LM's.
+    """What is reset at document boundaries in a sample. The names are those of Megatron-LM.
 
-    A document is what the corpus file lists as a sequence, whatever tokens it ends with. A sample
-    may begin in the middle of one; that counts as its beginning.
+    A document is a sequence of the corpus file, regardless of its last token. The part of a
+    document at the beginning of a sample counts as a document.
 
     Attributes:
-        reset_attention_mask: tokens see only those of their own document.
-        reset_position_ids: positions count from 0 in each document.
-        eod_mask_loss: the first token of a document does not count as the one to predict after
-            the last token of the document before.
+        reset_attention_mask: tokens see only tokens of their own document.
+        reset_position_ids: positions restart at 0 in each document.
+        eod_mask_loss: the first token of a document is not a label for the last token of the
+            document before it.
     """
 
     reset_attention_mask: bool = False
@@ -34,12 +34,12 @@ class Packing:
         """
         Args:
             batch: input_ids and labels of the next-token objective, int64 [batch, seq_length].
-            document_starts: int32 [batch, seq_length + 1], for each token of the samples, the
-                place of the first token of its document.
+            document_starts: int32 [batch, seq_length + 1], position in the sample of the first
+                token of each token's document.
 
         Returns:
-            The batch, with document_starts int32 and position_ids int64 [batch, seq_length] where
-            they are asked for.
+            The batch; with ``reset_attention_mask`` it has document_starts, int32 [batch,
+            seq_length], and with ``reset_position_ids`` position_ids, int64 [batch, seq_length].
         """
         starts = np.ascontiguousarray(document_starts[:, :-1])
         place = np.arange(document_starts.shape[1])

@@ -1,4 +1,4 @@
-"""Running iterators ahead in threads, and how long their consumer waits for them."""
+"""Prefetching of iterators in threads, and the time that their consumer waits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-_EXIT_SECONDS = 10.0  # that the end of the program waits for an item that is being made
+_EXIT_SECONDS = 10.0  # wait at the end of the program for an item that a thread is creating
 
 
 @dataclass
@@ -21,11 +21,11 @@ class _End:
 
 
 def prefetch(source: Iterator[T], depth: int) -> Generator[T, None, None]:
-    """The items of ``source``, up to ``depth`` of them made ahead by a background thread.
+    """Yields the items of ``source``; a background thread creates up to ``depth`` items ahead.
 
-    What ``source`` raises is raised here, after the items before it. The thread ends when the
-    iterator is exhausted, closed or forgotten, and at the latest when the program ends, which
-    waits some seconds for the item in hand.
+    An exception of ``source`` is raised here, after the items before it. The thread ends when the
+    iterator is exhausted, closed or garbage-collected, at the latest at the end of the program,
+    which waits up to 10 seconds for an item in progress.
     """
     items: queue.Queue[Any] = queue.Queue(depth)
     stop = threading.Event()
@@ -35,7 +35,7 @@ def prefetch(source: Iterator[T], depth: int) -> Generator[T, None, None]:
         stop.set()
         thread.join(_EXIT_SECONDS)
 
-    # A thread that returns from C++ to an interpreter that is being torn down aborts the process.
+    # A thread that returns from C++ into an interpreter during shutdown aborts the process.
     atexit.register(end)
     thread.start()
     try:
@@ -53,10 +53,10 @@ def prefetch(source: Iterator[T], depth: int) -> Generator[T, None, None]:
 
 
 def prefetch_in_turn(sources: Sequence[Iterator[T]], depth: int) -> Iterator[T]:
-    """One item of each of ``sources`` in turn, each made ahead by a thread of its own.
+    """Yields one item of each of ``sources`` in turn; each source has a thread of its own.
 
-    It ends with the first of them that ends. Otherwise as :func:`prefetch`, ``depth`` being that
-    of all together.
+    The iterator ends when the first source ends. Exceptions and threads behave as in
+    :func:`prefetch`. ``depth`` is the number of items ahead of all sources together.
     """
     ahead = [prefetch(source, max(1, depth // len(sources))) for source in sources]
     try:
@@ -73,7 +73,7 @@ def prefetch_in_turn(sources: Sequence[Iterator[T]], depth: int) -> Iterator[T]:
 
 
 class TimedIterator(Generic[T]):
-    """The items of ``source``; measures how long its consumer waits for them."""
+    """Yields the items of ``source`` and measures the time that the consumer waits for them."""
 
     def __init__(self, source: Iterator[T]) -> None:
         self._source = source
@@ -93,7 +93,7 @@ class TimedIterator(Generic[T]):
         return item
 
     def seconds_per_item(self) -> float:
-        """Mean time that an item was waited for since the last call."""
+        """Mean wait per item in seconds since the last call."""
         seconds, items = self._seconds, self._items
         self._seconds, self._items = 0.0, 0
         return seconds / max(items, 1)
@@ -111,7 +111,7 @@ def _fill(source: Iterator[Any], items: queue.Queue[Any], stop: threading.Event)
 
 
 def _put(item: Any, items: queue.Queue[Any], stop: threading.Event) -> bool:
-    """Waits for a free place; False when the consumer has gone."""
+    """Puts ``item`` into the queue when it has room; returns False if the consumer is gone."""
     while not stop.is_set():
         try:
             items.put(item, timeout=0.1)

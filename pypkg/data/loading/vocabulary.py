@@ -1,4 +1,4 @@
-"""Token ids that the model has no embedding for, found before they are looked up."""
+"""Detects token ids outside the vocabulary of the model."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _SCANNED_TOKENS = 1 << 24
 
 
 def check_vocabulary(dataset: Dataset, vocab_size: int) -> None:
-    """Looks through the first 16 million tokens of each corpus for ids that do not fit.
+    """Checks the token ids in the first 16 million tokens of each corpus.
 
-    A tokenizer that is not the model's shows up here, at start. The rest is checked batch by
-    batch, by :func:`check_batch`.
+    The check detects the tokenizer of another model at start. :func:`check_batch` checks the other
+    tokens batch by batch.
 
     Raises:
-        UserError: one is negative or not below ``vocab_size``.
+        UserError: an id is negative or not below ``vocab_size``.
     """
     for corpus in dataset.corpora:
         tokens = corpus.tokens[:_SCANNED_TOKENS]
@@ -32,7 +32,12 @@ def check_vocabulary(dataset: Dataset, vocab_size: int) -> None:
 
 
 def check_batch(dataset: Dataset, samples: np.ndarray, text: np.ndarray, vocab_size: int) -> None:
-    """Looks through ``text`` [batch, tokens], the ``samples`` [batch] of ``dataset``.
+    """Checks the token ids of a batch.
+
+    Args:
+        dataset: the dataset of the batch, for the message.
+        samples: int64 [batch], sample numbers.
+        text: int64 [batch, tokens], their tokens.
 
     Raises:
         UserError: an id is negative or not below ``vocab_size``.

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from pypkg.data.preprocess.segmentation import (
     words_of,
 )
 from pypkg.data.preprocess.shards import FileShardFolder, FileShardWriter
-from pypkg.data.tokenizers.load import Tokenizer, load_tokenizer
+from pypkg.data.tokenizers.load import Tokenizer
 
 _BATCH_BYTES = 1 << 20  # of text that is tokenized at a time
 _BATCH_DOCUMENTS = 4096
@@ -47,23 +46,20 @@ class Progress:
 
 
 def make_encoder(
-    options: PreparationOptions, tokenizer: Tokenizer | Path, shards: FileShardFolder, threads: int
+    options: PreparationOptions, shards: FileShardFolder, threads: int, tokenizer: Tokenizer
 ) -> Callable[[Task], Iterator[Progress | Problem]]:
     """The function that tokenizes a unit into a file shard in ``shards`` and reports along the way.
 
     Args:
-        tokenizer: a loaded one, or the file to load it from.
         threads: of the tokenizers library.
 
     Raises:
-        UserError: the tokenizer or a package that an option needs is missing.
+        UserError: a package that an option needs is missing.
     """
     # The tokenizers library reads these when it makes its threads, at the first batch. Even one
     # thread of its own is faster than none.
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    if isinstance(tokenizer, Path):
-        tokenizer = load_tokenizer(tokenizer)
     encoder = _Encoder(options, tokenizer, shards.dtype)
     return partial(_encode_unit, encoder, options, shards)
 

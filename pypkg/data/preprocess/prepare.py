@@ -42,6 +42,10 @@ logger = logging.getLogger("pypkg")
 
 _LARGEST_UINT16 = 65535
 _NAMED_FILES = 20  # of those that are lost
+_KEPT = (
+    "What is finished is kept in {}: the same command goes on from there if the files can be read "
+    "by then, and begins anew if they have changed or are left out."
+)
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,11 @@ class _Problems:
             if self._count == self._shown:
                 logger.warning("more such documents are only counted")
 
-    def raise_lost_files(self) -> None:
+    def raise_lost_files(self, kept: Path | None = None) -> None:
         """
+        Args:
+            kept: folder of what is finished.
+
         Raises:
             UserError: a file could not be read, or not to its end.
         """
@@ -117,6 +124,7 @@ class _Problems:
                         "names:",
                         *described[:_NAMED_FILES],
                         *more,
+                        *([_KEPT.format(kept)] if kept and kept.is_dir() else []),
                     ]
                 )
             )
@@ -284,9 +292,9 @@ def _encode_units(
         return
     processes = min(options.workers, len(missing))
     threads = max(1, options.workers // processes)
-    # Other processes read the file again; in this one a large tokenizer takes seconds to read.
-    source = tokenizer if processes == 1 else tokenizer.file
-    setup = partial(make_encoder, options, source, shards, threads)
+    # Reading a large tokenizer takes seconds: this process has done so, and others do it once.
+    load = (lambda: tokenizer) if processes == 1 else partial(load_tokenizer, tokenizer.file)
+    setup = partial(make_encoder, options, shards, threads)
     tasks = [Task(number, units[number]) for number in missing]
     problems = _Problems(options.on_error)
     documents = tokens = 0
@@ -294,7 +302,7 @@ def _encode_units(
     total = sum(span.file_bytes for task in tasks for span in task.unit)
     with (
         _progress_bar("tokenizing", total) as bar,
-        closing(run_tasks(setup, tasks, processes)) as events,
+        closing(run_tasks(load, setup, tasks, processes)) as events,
     ):
         for event in events:
             if isinstance(event, Problem):
@@ -308,7 +316,7 @@ def _encode_units(
             if bar.disable and documents >= next_log:
                 next_log = documents + options.log_interval
                 logger.info("%s documents, %s tokens", f"{documents:,}", f"{tokens:,}")
-    problems.raise_lost_files()
+    problems.raise_lost_files(kept=shards.path)
 
 
 def _document_order(num_documents: int, shuffle_seed: int | None) -> np.ndarray | None:

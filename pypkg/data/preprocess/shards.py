@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pypkg.data.corpus.files import MAX_SEQUENCE_TOKENS
+from pypkg.data.corpus.mapping import map_file
 from pypkg.data.preprocess.filters import DIGEST_BYTES
 from pypkg.errors import UserError
 from pypkg.files import OutputFile, write_file
@@ -106,8 +107,7 @@ class FileShardFolder:
             num_bytes = int(shard.sizes.sum(dtype=np.int64)) * self.dtype.itemsize
             if token_file.stat().st_size != num_bytes:
                 return None
-            if num_bytes:
-                shard.tokens = np.asarray(np.memmap(token_file, self.dtype, mode="r"))
+            shard.tokens = map_file(token_file).view(self.dtype)
             return shard
         except Exception:  # whatever a damaged file makes NumPy raise: the unit is done again
             return None

@@ -1,21 +1,31 @@
-"""Tasks done by several processes, with what they report along the way."""
+"""Tasks done by several processes, with what they report along the way.
+
+The processes are forks of one that is started for them and has loaded what they share, such as a
+tokenizer of hundreds of megabytes: it is read once, and lies in memory once. A fork of the main
+process would be cheaper still, but it would copy the locks of threads that are lost in the copy:
+those of a progress bar, and those that the tokenizers library has made here.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import multiprocessing
+import os
 import signal
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from pypkg.errors import UserError
 
 # Does a task, yielding what there is to report.
 Work = Callable[[Any], Iterator[Any]]
+Shared = TypeVar("Shared")
 
 _CLOSING_SECONDS = 10.0
 
@@ -26,22 +36,20 @@ class _Failure:
     is_user_error: bool
 
 
-@dataclass(frozen=True)
-class _Worker:
-    process: BaseProcess
-    connection: Connection
-
-
 _DONE = "done"
 
 
 def run_tasks(
-    setup: Callable[[], Work], tasks: Sequence[Any], num_processes: int
+    load: Callable[[], Shared],
+    setup: Callable[[Shared], Work],
+    tasks: Sequence[Any],
+    num_processes: int,
 ) -> Generator[Any, None, None]:
     """Does all tasks and yields what they report, in the order in which it comes.
 
     Args:
-        setup: makes the function that does a task, once in each process; can be pickled.
+        load: makes what the processes share, once, and starts no thread; can be pickled.
+        setup: makes of it the function that does a task, once in each process; can be pickled.
         num_processes: with 1, all is done in this process.
 
     Raises:
@@ -51,88 +59,185 @@ def run_tasks(
     When the iterator is closed or raises, the processes are ended at once.
     """
     if num_processes == 1:
-        work = setup()
+        work = setup(load())
         for task in tasks:
             yield from work(task)
         return
-    workers = [_start(setup) for _ in range(num_processes)]
+    workers = _Workers(load, setup, num_processes)
     try:
-        yield from _supervise(workers, list(tasks))
-        for worker in workers:
-            worker.connection.close()
-            worker.process.join(_CLOSING_SECONDS)
+        yield from workers.do(list(tasks))
+        workers.join()
     finally:
-        for worker in workers:
-            worker.process.kill()
-            worker.process.join()
-            worker.connection.close()
+        workers.kill()
 
 
-def _start(setup: Callable[[], Work]) -> _Worker:
-    # Forking would copy the state of threads that the tokenizers library has started here.
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, setup), daemon=True)
-    with _interrupts_held_back():  # inherited: Ctrl-C is this process's to handle
-        process.start()
-    there.close()
-    return _Worker(process, here)
+class _Workers:
+    """The processes, seen from the main one."""
+
+    def __init__(
+        self, load: Callable[[], Shared], setup: Callable[[Shared], Work], count: int
+    ) -> None:
+        context = multiprocessing.get_context("spawn")
+        pairs = [context.Pipe() for _ in range(count)]
+        self._connections = [here for here, _ in pairs]
+        ends, end = context.Pipe(duplex=False)
+        self._ends: Connection = ends  # number and exit code of each worker that has ended
+        theirs = [there for _, there in pairs]
+        self._parent: BaseProcess = context.Process(
+            target=_fork_workers, args=(theirs, end, load, setup), daemon=True
+        )
+        # Ctrl-C is the main process's to handle.
+        with _held_back(signal.SIGINT), _one_blas_thread():
+            self._parent.start()
+        for connection in (*theirs, end):
+            connection.close()
+
+    def do(self, tasks: list[Any]) -> Iterator[Any]:
+        """Gives out ``tasks`` and yields what is reported."""
+        tasks.reverse()
+        busy = [each for each in self._connections if _give_task(each, tasks)]
+        while busy:
+            for connection in wait(busy):
+                assert isinstance(connection, Connection)
+                try:
+                    event = connection.recv()
+                except (EOFError, OSError) as error:
+                    raise self._killed(self._connections.index(connection)) from error
+                if isinstance(event, _Failure):
+                    raise (UserError if event.is_user_error else RuntimeError)(event.message)
+                if event != _DONE:
+                    yield event
+                elif not _give_task(connection, tasks):
+                    busy.remove(connection)
+
+    def join(self) -> None:
+        """Waits until the processes have ended, for some seconds."""
+        for connection in self._connections:
+            connection.close()
+        self._parent.join(_CLOSING_SECONDS)
+
+    def kill(self) -> None:
+        """Ends the processes at once."""
+        self._parent.terminate()
+        self._parent.join(_CLOSING_SECONDS)
+        if self._parent.is_alive():  # and cannot end its workers
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._parent.ident or 0, signal.SIGKILL)
+            self._parent.join()
+        for connection in (*self._connections, self._ends):
+            connection.close()
+
+    def _killed(self, number: int) -> UserError:
+        code = None
+        with contextlib.suppress(EOFError):  # the process that forked them was killed itself
+            while self._ends.poll(_CLOSING_SECONDS):
+                ended, code = self._ends.recv()
+                if ended == number:
+                    break
+        how = f"was killed by signal {-code}" if code and code < 0 else f"ended with {code}"
+        return UserError(
+            f"a worker process {how}; if memory ran out, use fewer --workers. What is finished is "
+            "kept: the same command goes on from there"
+        )
+
+
+def _give_task(connection: Connection, tasks: list[Any]) -> bool:
+    """Hands the next task to a worker; returns False if there is none."""
+    if not tasks:
+        return False
+    with contextlib.suppress(OSError):  # it has ended, and what it left to read says why
+        connection.send(tasks.pop())
+    return True
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _held_back(number: signal.Signals) -> Iterator[None]:
+    """Holds back a signal, in processes that are started meanwhile for good."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _supervise(workers: Sequence[_Worker], tasks: list[Any]) -> Iterator[Any]:
-    tasks.reverse()
-    busy: dict[Connection, _Worker] = {}
-    for worker in workers:
-        _next_task(worker, tasks, busy)
-    while busy:
-        ready = set(wait(list(busy)))
-        for worker in [each for connection, each in busy.items() if connection in ready]:
-            try:
-                event = worker.connection.recv()
-            except (EOFError, OSError) as error:
-                raise _killed(worker) from error
-            if isinstance(event, _Failure):
-                raise (UserError if event.is_user_error else RuntimeError)(event.message)
-            if event == _DONE:
-                _next_task(worker, tasks, busy)
-            else:
-                yield event
-
-
-def _next_task(worker: _Worker, tasks: list[Any], busy: dict[Connection, _Worker]) -> None:
-    if not tasks:
-        busy.pop(worker.connection, None)
-        return
-    busy[worker.connection] = worker
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """A process started meanwhile holds no threads of OpenBLAS after NumPy is imported."""
+    name = "OPENBLAS_NUM_THREADS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
     try:
-        worker.connection.send(tasks.pop())
-    except OSError as error:
-        raise _killed(worker) from error
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
-def _killed(worker: _Worker) -> UserError:
-    worker.process.join(_CLOSING_SECONDS)
-    code = worker.process.exitcode
-    how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with {code}"
-    return UserError(
-        f"a worker process {how}; if memory ran out, use fewer --workers. What is finished is "
-        "kept: the same command goes on from there"
-    )
+def _fork_workers(
+    connections: Sequence[Connection],
+    end: Connection,
+    load: Callable[[], Shared],
+    setup: Callable[[Shared], Work],
+) -> None:
+    """What the process runs that the workers are forked from."""
+    os.setpgid(0, 0)
+    numbers: dict[int, int] = {}  # of a worker by its process
+    try:
+        shared = load()
+        gc.freeze()  # a collection would write to the pages that the workers share
+        with _held_back(signal.SIGTERM):
+            for number, connection in enumerate(connections):
+                process = os.fork()
+                if process == 0:
+                    others = [each for each in (*connections, end) if each is not connection]
+                    _be_worker(connection, others, setup, shared)
+                numbers[process] = number
+            signal.signal(signal.SIGTERM, lambda *_: _kill(numbers))
+    except UserError as error:
+        _send_to_all(connections, _Failure(str(error), True))
+    except Exception:
+        _send_to_all(connections, _Failure(traceback.format_exc(), False))
+    for connection in connections:
+        connection.close()
+    while numbers:
+        process, status = os.wait()
+        with contextlib.suppress(OSError):  # the main process has gone
+            end.send((numbers.pop(process), os.waitstatus_to_exitcode(status)))
 
 
-def _serve(connection: Connection, setup: Callable[[], Work]) -> None:
+def _kill(processes: Iterable[int]) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(process, signal.SIGKILL)
+
+
+def _send_to_all(connections: Sequence[Connection], failure: _Failure) -> None:
+    for connection in connections:
+        with contextlib.suppress(OSError):
+            connection.send(failure)
+
+
+def _be_worker(
+    connection: Connection,
+    others: Sequence[Connection],
+    setup: Callable[[Shared], Work],
+    shared: Shared,
+) -> NoReturn:
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        for other in others:  # the main process sees a worker's end by its connection
+            other.close()
+        _serve(connection, setup, shared)
+    finally:
+        os._exit(0)
+
+
+def _serve(connection: Connection, setup: Callable[[Shared], Work], shared: Shared) -> None:
     """What a worker process runs, until the other end is closed."""
     try:
-        work = setup()
+        work = setup(shared)
         while True:
             for event in work(connection.recv()):
                 connection.send(event)

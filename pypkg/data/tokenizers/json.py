@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
 
 from pypkg.data.tokenizers.base import Tokenizer, library_errors, read_special_names
+
+_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
+_INSIDE_LETTER = {bytes([byte]) for byte in range(0x80, 0xC0)}  # of UTF-8, after its first byte
 
 
 class BackendTokenizer(Tokenizer):
@@ -38,6 +43,25 @@ class BackendTokenizer(Tokenizer):
         return self._backend.get_vocab(with_added_tokens=True)
 
 
+def _check_prefix(content: bytes) -> None:
+    """Finds what ends the process in the library (0.23): a merge that the prefix cuts in a letter.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if not _PREFIX.search(content):  # nearly always, and known without parsing the file
+        return
+    model = json.loads(content)["model"]
+    size = len(model["continuing_subword_prefix"].encode())
+    for merge in model.get("merges") or ():
+        right = (merge.split(" ") if isinstance(merge, str) else merge)[-1].encode()
+        if len(right) < size or right[size : size + 1] in _INSIDE_LETTER:
+            raise ValueError(
+                f"the merge {merge!r} does not have the continuing_subword_prefix "
+                f"{model['continuing_subword_prefix']!r}"
+            )
+
+
 class JsonTokenizer(BackendTokenizer):
     """A ``tokenizer.json`` of any model that the library knows."""
 
@@ -47,6 +71,7 @@ class JsonTokenizer(BackendTokenizer):
             UserError: the file cannot be read, or lacks a token that the files beside it name.
         """
         with library_errors(f"{file} is not a tokenizer that the tokenizers library can read"):
+            _check_prefix(file.read_bytes())
             backend = tokenizers.Tokenizer.from_file(str(file))
         # A file can ask for both, which would cut off documents or lengthen them.
         backend.no_truncation()

@@ -1,4 +1,4 @@
-"""What a model is, without Paddle: its configuration, families, weight names and layer split.
+"""Descriptions of models: configuration, families, weight names and layer split.
 
-Everything here runs on a machine without Paddle.
+Nothing here imports Paddle.
 """

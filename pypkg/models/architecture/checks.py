@@ -1,4 +1,4 @@
-"""Checks of the fields of ``ModelConfig``: types, choices, and what contradicts what."""
+"""Checks of the fields of ``ModelConfig``: types, choices, and contradictions between fields."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pypkg.errors import UserError
 
 _Choice = TypeVar("_Choice")
 
-# Rope scalings: keys that must be there, keys that may be. The formulas are in positions.py.
+# Required and optional keys of each rope scaling. The formulas are in positions.py.
 _ROPE_SCALING_KEYS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "default": (frozenset(), frozenset()),
     "linear": (frozenset({"factor"}), frozenset()),
@@ -42,7 +42,7 @@ _ROPE_SCALING_KEYS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         ),
     ),
 }
-# What files carry beside these: told elsewhere, or read by no formula.
+# Further keys in files. They repeat other fields, or no formula reads them.
 _ROPE_SCALING_IGNORED = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
 _SIZES = (
     "vocab_size",
@@ -95,15 +95,17 @@ _TOKEN_IDS = (
     "gmask_token_id",
     "mask_token_id",
 )
+# Far beyond any model, and below what takes the memory of a machine to describe.
+_MOST_LAYERS, _LARGEST_SIZE, _MOST_PARAMETERS = 100_000, 2**31 - 1, 10**14
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 _LAYER_TYPES = (FULL_ATTENTION, SLIDING_ATTENTION)
 
 
 def chosen(name: str, value: str, choices: Mapping[str, _Choice]) -> _Choice:
-    """What ``choices`` has for ``value``, the value of the field ``name``.
+    """``choices[value]`` for the value of the field ``name``.
 
     Raises:
-        UserError: it has nothing; the field, the value and the choices are named.
+        UserError: ``value`` is not a key of ``choices``. The message names field, value and keys.
     """
     if value not in choices:
         raise UserError(f"{name} must be one of {', '.join(choices)}, found {value!r}")
@@ -111,12 +113,25 @@ def chosen(name: str, value: str, choices: Mapping[str, _Choice]) -> _Choice:
 
 
 def check_size(name: str, value: Any) -> None:
-    """Raises UserError unless ``value`` is a positive integer."""
+    """Raises UserError unless ``value`` is a positive integer that a model can have."""
     _check_integer(name, value, 1, "a positive integer")
+    largest = _MOST_LAYERS if name == "num_hidden_layers" else _LARGEST_SIZE
+    if value > largest:
+        raise UserError(f"{name} must be at most {largest:,}, found {value:,}")
+
+
+def check_num_parameters(number: int) -> None:
+    """Raises UserError for more parameters than any machine can hold."""
+    if number > _MOST_PARAMETERS:
+        raise UserError(
+            f"the sizes in config.json make a model of {number:.2e} parameters; at most "
+            f"{_MOST_PARAMETERS:.0e} are possible. Check vocab_size, hidden_size, "
+            "intermediate_size and num_hidden_layers"
+        )
 
 
 def check_types(values: Mapping[str, Any]) -> None:
-    """Raises UserError for a field of the wrong type or outside its choices.
+    """Raises UserError if a field has the wrong type or is not one of its choices.
 
     Args:
         values: every field of ModelConfig by name.
@@ -155,16 +170,16 @@ def check_types(values: Mapping[str, Any]) -> None:
 
 
 def _listed(value: Any) -> list[Any]:
-    """A list of what may be None, one value or a list."""
+    """``value`` as a list: empty for None, with one element for a single value."""
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def check_consistency(values: Mapping[str, Any], rotary_dim: int) -> None:
-    """Raises UserError for values that are valid alone and contradict each other.
+    """Raises UserError if fields, each valid by itself, contradict each other.
 
     Args:
         values: every field of ModelConfig by name.
-        rotary_dim: dimensions of a head that are rotated by one kind of position.
+        rotary_dim: number of dimensions of a head that one kind of position rotates.
     """
     heads, key_value_heads = values["num_attention_heads"], values["num_key_value_heads"]
     if heads % key_value_heads:
@@ -235,7 +250,15 @@ def _check_positive_number(name: str, value: Any) -> None:
 
 
 def normalised_rope_scaling(scaling: Any, max_positions: int) -> dict[str, Any] | None:
-    """``scaling`` with its type under ``rope_type`` and only keys that a formula reads."""
+    """``scaling`` with its type under ``rope_type`` and without keys that no formula reads.
+
+    Args:
+        scaling: ``rope_scaling`` of a config.json, or None.
+        max_positions: ``max_position_embeddings``, the default of the trained length.
+
+    Raises:
+        UserError: the type is unknown, or a key is missing, unknown or has a wrong value.
+    """
     if scaling is None:
         return None
     if not isinstance(scaling, Mapping):
@@ -250,7 +273,11 @@ def normalised_rope_scaling(scaling: Any, max_positions: int) -> dict[str, Any] 
         for key, value in scaling.items()
         if key not in _ROPE_SCALING_IGNORED and value is not None
     }
-    if kind in ("default", "linear", "dynamic"):  # saved with them at times, and not used by them
+    if kind in (
+        "default",
+        "linear",
+        "dynamic",
+    ):  # some files hold these keys; the types ignore them
         values.pop("original_max_position_embeddings", None)
     if missing := sorted(required - set(values)):
         raise UserError(f"rope_scaling of type {kind} lacks {', '.join(missing)}")

@@ -1,6 +1,6 @@
-"""The shape of a model: one dataclass, in which every difference between families is a field.
+"""``ModelConfig``: one dataclass for all families, with a field for every difference.
 
-Nothing here imports Paddle, so that planning and parameter counts run anywhere.
+Nothing here imports Paddle, so that planning and parameter counts run without it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from pypkg.models.architecture.checks import (
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder-only language model.
+    """The architecture of a decoder-only language model.
 
-    Dropout is not among the fields: it is a setting of training.
+    Field names and meanings are those of Hugging Face configurations where these have the field.
+    Sizes count elements, lengths count tokens. Dropout is a training setting and not part of it.
 
     Raises:
-        UserError: a value is of the wrong type, or values contradict each other.
+        UserError: a value has the wrong type, or values contradict each other.
     """
 
     vocab_size: int
@@ -41,8 +42,8 @@ class ModelConfig:
     num_attention_heads: int
     num_key_value_heads: int = None  # type: ignore[assignment]  # None: num_attention_heads
     head_dim: int = None  # type: ignore[assignment]  # None: hidden_size / num_attention_heads
-    # Width of the embedding and of the head; linear layers lead to hidden_size and back if it is
-    # another. None: hidden_size.
+    # Width of the embedding and of the head. If it differs from hidden_size, linear layers project
+    # to hidden_size and back. None: hidden_size.
     embedding_size: int = None  # type: ignore[assignment]
     max_position_embeddings: int = 2048
 
@@ -51,35 +52,35 @@ class ModelConfig:
     embedding_norm: bool = False  # a norm right after the embedding
     branch_norm: bool = False  # a norm on the output of each branch, before it is added
     final_norm: bool = True
-    # How the branches f, attention and MLP, come to the stream x:
+    # How a branch f (attention or MLP) updates the residual stream x:
     # pre: x + f(norm(x)); post: norm(x + f(x)); normed: residual_alpha * norm(x) + f(norm(x)).
     residual: str = "pre"
     residual_alpha: float = 1.0
 
     position_embedding: str = "rope"  # or alibi, learned, none
-    position_offset: int = 0  # rows of the learned table before that of position 0
+    position_offset: int = 0  # row of the learned table for position 0
     rope_theta: float = 10000.0
-    # None, or rope_type, one of linear, dynamic, llama3, yarn, and the parameters of that type
-    # under the names that Hugging Face files use.
+    # None, or a dict with rope_type (linear, dynamic, llama3 or yarn) and the parameters of that
+    # type under their Hugging Face names.
     rope_scaling: dict[str, Any] | None = None
-    partial_rotary_factor: float = 1.0  # the part of each head, its first dimensions, that turns
+    partial_rotary_factor: float = 1.0  # rotated fraction of each head, its first dimensions
     rope_interleaved: bool = False  # pairs are dimensions 2i and 2i + 1, not i and i + half
     position_encoding_2d: bool = False  # half of each head by position, half by block position
-    # Only in evaluation, and only on sequences longer than this: the base of the rotation grows
-    # (dynamic NTK), or queries grow with the logarithm of their position. None: never.
+    # Evaluation only, for sequences longer than this length: dynamic NTK increases the rotary base;
+    # logn attention scales queries with the logarithm of their position. None: never.
     dynamic_ntk_length: int | None = None
     logn_attention_length: int | None = None
 
     sliding_window: int | None = None  # a token sees itself and the sliding_window - 1 before it
-    # "full_attention" or "sliding_attention" for each layer, as in Hugging Face files. None: all
-    # layers have the sliding window if there is one.
+    # "full_attention" or "sliding_attention" for each layer, as in Hugging Face files. None:
+    # sliding_attention in all layers if sliding_window is set, else full_attention.
     layer_types: tuple[str, ...] = None  # type: ignore[assignment]
-    # Scores are q k^T / sqrt(query_pre_attn_scalar); None: sqrt(head_dim). A soft cap c makes them
+    # Scores are q k^T / sqrt(query_pre_attn_scalar); None: head_dim. A soft cap c turns scores into
     # c tanh(scores / c) before the mask (Gemma 2: Gemma Team, 2024); None: no cap.
     query_pre_attn_scalar: float | None = None
     attn_logit_softcapping: float | None = None
     # Tokens before the first sop_token_id of a row see each other in both directions. Positions
-    # from there on are told by the row's gmask_token_id or mask_token_id (masks.py).
+    # from sop_token_id on follow from the gmask_token_id or mask_token_id of the row (masks.py).
     prefix_lm: bool = False
     sop_token_id: int | None = None
     gmask_token_id: int | None = None
@@ -93,14 +94,14 @@ class ModelConfig:
     gated_mlp: bool = True  # down(activation(gate(x)) * up(x)), not down(activation(up(x)))
     tie_word_embeddings: bool = False
     norm_head: bool = False  # rows of the head are normalised to length 1 in each forward
-    embedding_gradient_scale: float = 1.0  # of what flows back into the embedding
+    embedding_gradient_scale: float = 1.0  # factor of the gradient of the embedding output
 
     initializer_range: float = 0.02
     initialization: str = "normal"  # or scaled_residual, deepnorm (initialization.py)
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
-    model_type: str = "llama"  # whose file format the model is read from and written to
+    model_type: str = "llama"  # family whose file format is used to read and write the model
 
     def __post_init__(self) -> None:
         check_size("hidden_size", self.hidden_size)
@@ -140,7 +141,7 @@ class ModelConfig:
 
     @property
     def rotary_dim(self) -> int:
-        """Dimensions of a head that turn with one kind of position."""
+        """Number of dimensions of a head that one kind of position rotates."""
         if self.position_encoding_2d:
             return self.head_dim // 2
         return int(self.head_dim * self.partial_rotary_factor)
@@ -148,12 +149,13 @@ class ModelConfig:
     def replace(self, **overrides: Any) -> ModelConfig:
         """A copy with some fields changed.
 
-        ``head_dim``, ``num_key_value_heads`` and ``embedding_size`` follow a change of the sizes
-        that they were derived from, unless they are given. So does ``layer_types`` if all layers
-        are alike; otherwise fewer layers are the first ones.
+        If the sizes change that ``head_dim``, ``num_key_value_heads`` or ``embedding_size`` was
+        derived from, the derived field is derived again, unless ``overrides`` give it. The same
+        holds for ``layer_types`` if all layers have one type. If the types differ, a model with
+        fewer layers keeps the types of the first layers.
 
         Raises:
-            UserError: an unknown field, or a result that makes no sense.
+            UserError: a field is unknown, or the result is not a valid configuration.
         """
         names = [field.name for field in dataclasses.fields(self)]
         for name in overrides:
@@ -194,19 +196,19 @@ class ModelConfig:
     def flops_per_token(self, seq_length: int) -> float:
         """Floating-point operations of one training step per token, forward and backward.
 
-        6 N + 12 L h s (Chowdhery et al., 2022, appendix B): N is ``num_parameters()``, all of
-        them, the embedding table included although looking it up costs nothing; L is the number
-        of layers, h the width of the query heads together and s ``seq_length``. Attention is
-        counted in full, without halving it for the causal mask, and recomputation is not counted.
-        This is the convention of published model FLOPs utilisation, MFU = flops_per_token *
-        tokens_per_second / peak_flops.
+        The formula is 6 N + 12 L h s (Chowdhery et al., 2022, appendix B). N is
+        ``num_parameters()``, which includes the embedding table; L is the number of layers, h the
+        total width of the query heads and s ``seq_length``. Attention is counted in full, without
+        halving for the causal mask, and recomputation is not counted. Published values of model
+        FLOPs utilisation use this convention: MFU = flops_per_token * tokens_per_second /
+        peak_flops.
         """
         attention = 12 * self.num_hidden_layers * self.query_size * seq_length
         return float(6 * self.num_parameters() + attention)
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """The end of an error message about an unknown name: the closest known ones, if any."""
+    """A suggestion for an error message about an unknown name: the closest known names, or ""."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), list(by_lower), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(by_lower[match] for match in close)}?" if close else ""
@@ -216,7 +218,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        UserError: the file is missing, unreadable, not JSON (with line and column), no object.
+        UserError: the file is missing, unreadable, not JSON (with line and column) or no object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

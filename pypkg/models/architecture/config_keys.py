@@ -1,7 +1,7 @@
-"""Keys of config.json that mean the same in every family, beside those that describe the model.
+"""Keys of config.json that have the same meaning in every family and do not describe the model.
 
-A key that neither this file nor the family knows is refused (``Family.read_config``): it may change
-the model. Nothing here imports Paddle.
+``Family.read_config`` refuses a key that neither this file nor the family knows, because it may
+change the model. Nothing here imports Paddle.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PROGRAM = (
     "name_or_path paddlenlp_version tf_legacy_loss torch_dtype torchscript transformers.js_config "
     "transformers_version unsloth_fixed unsloth_version use_bfloat16"
 )
-# How PaddleNLP runs a model: parallelism, recompute, fused operators, generation.
+# Keys with which PaddleNLP chooses parallelism, recompute, fused operators and generation.
 _PADDLENLP = (
     "context_parallel_degree dpo_config fuse_attention_ffn fuse_attention_qkv "
     "fuse_sequence_parallel_allreduce immediate_clear_past_key_value kto_config "
@@ -45,11 +45,11 @@ _PADDLENLP = (
     "use_fused_dropout_add use_fused_linear use_fused_linear_cross_entropy use_fused_rms_norm "
     "use_fused_rope use_last_token_for_generation virtual_pp_degree"
 )
-# They change nothing that training computes, whatever their value is.
+# Keys that do not affect training with any value.
 UNUSED = frozenset(
     f"{_GENERATION} {_TOKENS} {_HEADS_OF_OTHER_TASKS} {_PROGRAM} {_PADDLENLP}".split()
 )
-# They change nothing at these values, or at null; at others they make another model.
+# Keys that do not affect the model with these values or null; other values change the model.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "cross_attention_hidden_size": (),
@@ -58,7 +58,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "quantization_config": ({},),
     "use_long_sequence_strategies": (False,),
 }
-# Probabilities of dropout, under the names that any family uses.
+# Dropout probabilities, under the names of all families.
 _DROPOUTS = (
     "activation_dropout attention_dropout attention_probs_dropout_prob attn_dropout_prob "
     "attn_pdrop dropout embd_pdrop emb_dropout_prob hidden_dropout hidden_dropout_prob layerdrop "

@@ -1,4 +1,4 @@
-"""What a model family is: how its config.json reads and what its tensors are called.
+"""``Family``: the config.json keys and the tensor names of a model family.
 
 Nothing here imports Paddle.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pypkg.errors import UserError
+from pypkg.models.architecture.checks import check_num_parameters, check_size
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.config_keys import DROPOUTS, NEUTRAL, UNUSED
 from pypkg.models.architecture.weight_map import WeightMap
@@ -21,7 +22,7 @@ logger = logging.getLogger("pypkg.models")
 
 Keys = Mapping[str, Any]
 
-# Token ids, whose keys in config.json have the same name everywhere.
+# Token ids. Their keys in config.json have the same name in every family.
 TOKEN_IDS = {name: name for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
@@ -31,29 +32,30 @@ def _nothing(_: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One family.
+    """A model family: how to read and write its config.json, and its weight map.
 
     Args:
-        name: ``ModelConfig.model_type``.
-        weight_map: the names and layouts of the tensors for a configuration.
-        keys: field of ModelConfig to its key in config.json, or to several names of one key, of
-            which the first is written.
-        model_type: in config.json; ``name`` if empty.
-        architectures: the class names in config.json; the first is written.
-        auto_map: where transformers finds the classes of families that bring their own code.
-        distinctive_key: a key that only this one of several families of a ``model_type`` has.
-        fields: values of fields where a config.json has no key for them.
-        fixed: keys that change the computation, with the only value that is supported.
-        neutral: further ones, with the values under which they change nothing, as null does. They
-            are not written.
-        unused: keys that change nothing here whatever their value is.
-        extensions: field to a key that the original implementation does not read. It is followed,
-            which is logged, and written where it differs from the default.
-        dropouts: keys of dropout probabilities. They are not followed, which is logged if one is
-            not 0, and 0 is written.
-        reads: keys that ``read_more`` takes beside ``keys``; it is given no others.
-        read_more: fields that take more than one key to read.
-        write_more: their keys.
+        name: value of ``ModelConfig.model_type``.
+        weight_map: returns the names and layouts of the tensors for a configuration.
+        keys: field of ModelConfig -> key in config.json. If a key has several names, all are read
+            and the first is written.
+        model_type: value in config.json; empty: ``name``.
+        architectures: class names in config.json; the first is written.
+        auto_map: ``auto_map`` of config.json, for families whose repositories contain model code.
+        distinctive_key: a key that distinguishes this family from others of the same
+            ``model_type``.
+        fields: constant fields of ModelConfig that config.json has no key for.
+        fixed: keys that affect the model, with the only supported value. They are written.
+        neutral: keys that affect the model, with the values that have no effect; null has none
+            either. They are not written.
+        unused: keys that have no effect with any value.
+        extensions: field of ModelConfig -> key that the original implementation does not read. The
+            value applies, which is logged, and the key is written if it is not the default.
+        dropouts: keys of dropout probabilities. They are ignored, which is logged if one is not 0,
+            and written as 0.
+        reads: keys that ``read_more`` receives in addition to ``keys``.
+        read_more: computes fields from several keys.
+        write_more: computes the keys of these fields.
     """
 
     name: str
@@ -74,7 +76,7 @@ class Family:
     write_more: Callable[[ModelConfig], dict[str, Any]] = _nothing
 
     def recognises(self, keys: Keys) -> bool:
-        """Whether a config.json is of this family."""
+        """Whether the keys of a config.json belong to this family."""
         if self.distinctive_key and self.distinctive_key not in keys:
             return False
         architectures = keys.get("architectures") or []
@@ -83,14 +85,15 @@ class Family:
         )
 
     def read_config(self, keys: Keys, allow_unknown_config: Collection[str] = ()) -> ModelConfig:
-        """The configuration in a config.json.
+        """The configuration that a config.json describes.
 
         Args:
-            allow_unknown_config: keys that are ignored if the family does not know them.
+            keys: the object in config.json.
+            allow_unknown_config: unknown keys that are ignored instead of refused.
 
         Raises:
-            UserError: a key is missing or not known, or a value wrong or not supported; all keys
-                that are not known or not supported are named.
+            UserError: a key is missing or unknown, or a value is wrong or not supported. The
+                message names all keys that are unknown or not supported.
         """
         self._check_keys(keys, allow_unknown_config)
         if active := tuple(key for key in keys if self._is_dropout(key) and keys[key]):
@@ -106,6 +109,8 @@ class Family:
                 if keys.get(key) is not None:
                     values[name] = keys[key]
                     break
+        if values.get("num_hidden_layers") is not None:  # which ``read_more`` may count up to
+            check_size("num_hidden_layers", values["num_hidden_layers"])
         read = {key: keys[key] for key in keys if key in self.known_keys()}
         try:
             values.update(self.read_more(read))
@@ -116,7 +121,9 @@ class Family:
         if missing := [name for name in _REQUIRED if values.get(name) is None]:
             written = [self.key(name) for name in missing]
             raise UserError(f"config.json lacks {', '.join(written)}")
-        return ModelConfig(model_type=self.name, **values)
+        config = ModelConfig(model_type=self.name, **values)
+        check_num_parameters(config.num_parameters())
+        return config
 
     def known_keys(self) -> frozenset[str]:
         """The keys that this family reads."""
@@ -124,11 +131,11 @@ class Family:
         return frozenset((*named, *self.extensions.values(), *self.reads))
 
     def _check_keys(self, keys: Keys, allowed: Collection[str]) -> None:
-        """Refuses what reading would pass over although it may change the model."""
+        """Raises UserError for keys that reading would ignore and that may change the model."""
         read, problems, unknown = self.known_keys(), [], []
         for key, value in keys.items():
             if key in self.fixed:
-                # null says false, and no text or number.
+                # null equals false, but no string or number.
                 if value != self.fixed[key] and not (value is None and not self.fixed[key]):
                     problems.append(self._needs(key, value, (self.fixed[key],)))
             elif value is None or key in read or key in self.unused or self._is_dropout(key):
@@ -161,10 +168,10 @@ class Family:
         return key in DROPOUTS or key in self.dropouts
 
     def write_config(self, config: ModelConfig) -> dict[str, Any]:
-        """The keys of a config.json, in the form of transformers 4, which 5 reads as well.
+        """The keys of a config.json in the form of transformers 4, which transformers 5 also reads.
 
         Raises:
-            UserError: the family's config.json has no way to say what ``config`` says.
+            UserError: a config.json of the family cannot express ``config``.
         """
         keys = {
             "model_type": self.model_type or self.name,
@@ -188,17 +195,17 @@ class Family:
         return keys
 
     def _names(self, name: str) -> tuple[str, ...]:
-        """The names of the key of the field ``name``."""
+        """All names of the key for the field ``name``."""
         key = self.keys.get(name, name)
         return (key,) if isinstance(key, str) else key
 
     def key(self, name: str) -> str:
-        """The key that the field ``name`` is written to."""
+        """The key under which the field ``name`` is written."""
         return self._names(name)[0]
 
 
 def differing_fields(config: ModelConfig, other: ModelConfig) -> list[str]:
-    """What differs between two configurations, as "field=value of ``config``"."""
+    """The fields in which ``config`` differs from ``other``, as "field=value" of ``config``."""
     return [
         f"{each.name}={getattr(config, each.name)!r}"
         for each in dataclasses.fields(ModelConfig)
@@ -212,7 +219,7 @@ _REQUIRED = tuple(name for name, value in _DEFAULTS.items() if value is dataclas
 
 @functools.cache
 def _log_dropout(name: str, keys: tuple[str, ...]) -> None:
-    """Once per family and set of keys."""
+    """Logs ignored dropout keys, once per family and set of keys."""
     logger.warning(
         "config.json of the %s model asks for dropout (%s), which is not followed; the setting "
         "hidden_dropout_prob brings dropout of hidden states",
@@ -223,7 +230,7 @@ def _log_dropout(name: str, keys: tuple[str, ...]) -> None:
 
 @functools.cache
 def _log_extension(name: str, key: str) -> None:
-    """Once per family and key."""
+    """Logs the use of an extension key, once per family and key."""
     logger.warning(
         "config.json of the %s model has %s, which the original implementation does not read; it "
         "is followed here, so other programs compute another model from this folder",

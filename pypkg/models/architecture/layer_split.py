@@ -1,8 +1,8 @@
-"""How pipeline parallelism cuts a model: which stage has which layers.
+"""Division of a model into pipeline stages.
 
-Each of the ``stages`` pipeline stages has ``virtual_stages`` model chunks (Narayanan et al., 2021:
-interleaved schedule). Chunk k belongs to stage k % stages, so a micro batch passes every stage
-``virtual_stages`` times.
+Each of the ``stages`` pipeline stages has ``virtual_stages`` model chunks (interleaved schedule of
+Narayanan et al., 2021). Chunk k belongs to stage k % stages, so that a micro batch visits every
+stage ``virtual_stages`` times.
 Nothing here imports Paddle.
 """
 
@@ -15,12 +15,12 @@ from pypkg.errors import UserError
 
 @dataclass(frozen=True)
 class ModelChunk:
-    """Consecutive layers of a model, with the embedding or the head at its ends.
+    """Consecutive layers of a model; the first chunk has the embedding, the last one the head.
 
     Attributes:
-        layers: their numbers in the model.
-        is_first: has the embedding.
-        is_last: has the final norm and the head.
+        layers: numbers of the layers in the model, from 0.
+        is_first: whether the chunk has the embedding.
+        is_last: whether the chunk has the final norm and the head.
     """
 
     layers: range
@@ -31,13 +31,13 @@ class ModelChunk:
 def layer_ranges(num_layers: int, chunks: int) -> list[range]:
     """Layer numbers of each model chunk, in the order of a forward pass.
 
-    Each chunk has ``num_layers // chunks`` layers. The remaining layers go, one each, to the second
-    chunk and those after it, then to the first; the last never gets one. The last chunk has the
-    head, which takes the time of several layers. The first has the embedding and the most micro
-    batches in flight.
+    Each chunk has ``num_layers // chunks`` layers. The second and the following chunks get one of
+    the remaining layers each, then the first chunk; the last chunk gets none. The last chunk has
+    the head, which takes the time of several layers. The first chunk has the embedding and the
+    most micro batches in flight.
 
     Raises:
-        UserError: fewer layers than chunks.
+        UserError: there are fewer layers than chunks.
     """
     if num_layers < chunks:
         raise UserError(
@@ -56,10 +56,10 @@ def layer_ranges(num_layers: int, chunks: int) -> list[range]:
 
 
 def cut(num_layers: int, stages: int, virtual_stages: int = 1) -> list[ModelChunk]:
-    """The model chunks in the order of a forward pass; a single one is the whole model.
+    """The model chunks in the order of a forward pass. With one chunk, it is the whole model.
 
     Raises:
-        UserError: fewer layers than chunks.
+        UserError: there are fewer layers than chunks.
     """
     ranges = layer_ranges(num_layers, stages * virtual_stages)
     last = len(ranges) - 1

@@ -1,4 +1,4 @@
-"""The Hugging Face format that began with LLaMA and that later families share: keys and names.
+"""The config.json keys and tensor names of LLaMA, which later families share.
 
 Nothing here imports Paddle.
 """
@@ -14,7 +14,7 @@ from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.family import TOKEN_IDS, Keys
 from pypkg.models.architecture.weight_map import WeightMap, linear, same_layout
 
-# Field to key.
+# Field of ModelConfig -> key in config.json.
 LLAMA_KEYS = {
     name: name
     for name in (
@@ -30,14 +30,14 @@ LLAMA_KEYS = {
         "initializer_range",
     )
 } | {"norm_eps": "rms_norm_eps", **TOKEN_IDS}
-# What the decoder can do and no implementation of these families reads from their config.json.
+# Features of the decoder that no original implementation of these families reads from config.json.
 LLAMA_EXTENSIONS = {
     "sliding_window": "sliding_window",
     "layer_types": "layer_types",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "mlp_bias": "mlp_bias",
 }
-# The keys that read_rope and read_window read beside those of the sizes.
+# The keys that read_rope and read_window read, in addition to those of the sizes.
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
 WINDOW_KEYS = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
 
@@ -48,12 +48,12 @@ def llama_weight_map(
     gate_up: Sequence[str] = ("gate_proj", "up_proj"),
     layer_norms: Mapping[str, str] | None = None,
 ) -> WeightMap:
-    """The weight map, given what differs between families.
+    """The weight map of a family in the format of LLaMA.
 
     Args:
-        qkv: below ``self_attn``, one name per projection, or one for query | key | value.
-        gate_up: below ``mlp``, likewise.
-        layer_norms: our norms in a layer to theirs.
+        qkv: names below ``self_attn``: one per projection, or one for query | key | value.
+        gate_up: names below ``mlp``: one per projection, or one for gate | up.
+        layer_norms: name of a norm in a layer here -> name in the checkpoint.
     """
     ours, theirs = "layers.{}.", "model.layers.{}."
     norms = {
@@ -82,22 +82,25 @@ def llama_weight_map(
         [config.intermediate_size] * 2 if len(gate_up) > 1 else (),
     )
     weights += linear(f"{ours}mlp.down_proj", f"{theirs}mlp.down_proj")
-    # Old exports carry the rotary frequencies; a tied head may be stored a second time.
+    # Old exports contain the rotary frequencies. A tied head may be stored twice.
     ignored = [r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"]
     if config.tie_word_embeddings:
         ignored.append(r"lm_head\.weight")
-    return WeightMap(weights, ignored)
+    return WeightMap(weights, ignored, prefix="model.")
 
 
 def read_rope(keys: Keys, partial: bool = False) -> dict[str, Any]:
     """The fields of the rotary embedding.
 
-    transformers 4 writes ``rope_theta``, ``rope_scaling`` and ``partial_rotary_factor``,
-    transformers 5 all of them into ``rope_parameters``. If a file has ``rope_scaling`` and
-    ``rope_parameters``, the first counts and nothing of the second, as in transformers 5.
+    transformers 4 writes ``rope_theta``, ``rope_scaling`` and ``partial_rotary_factor``.
+    transformers 5 writes all of them into ``rope_parameters``. If a file has both ``rope_scaling``
+    and ``rope_parameters``, only ``rope_scaling`` is used, as in transformers 5.
 
     Args:
-        partial: whether the family rotates a part of each head only; half of it by default.
+        partial: whether the family rotates only a part of each head; by default the half.
+
+    Raises:
+        UserError: a value has the wrong type, or the model does not support a partial rotation.
     """
     scaling = keys.get("rope_scaling") or keys.get("rope_parameters") or {}
     if not isinstance(scaling, Mapping):
@@ -114,15 +117,15 @@ def read_rope(keys: Keys, partial: bool = False) -> dict[str, Any]:
 
 
 def write_rope(config: ModelConfig) -> dict[str, Any]:
-    """The keys of ``read_rope`` in the form of transformers 4, without the part."""
+    """The keys of ``read_rope`` in the form of transformers 4, without the rotated fraction."""
     return {"rope_theta": config.rope_theta, "rope_scaling": config.rope_scaling}
 
 
 def read_window(keys: Keys) -> dict[str, Any]:
-    """The fields of a sliding window that is off unless ``use_sliding_window`` is true.
+    """The fields of the sliding window, which applies only if ``use_sliding_window`` is true.
 
-    ``layer_types``, which transformers 5 writes, wins over ``max_window_layers``, the number of
-    layers before the first one that has the window.
+    ``max_window_layers`` is the number of layers before the first one with a window.
+    ``layer_types``, which transformers 5 writes, takes precedence over it.
     """
     types = keys.get("layer_types")
     if not keys.get("use_sliding_window") or keys.get("sliding_window") is None:
@@ -137,7 +140,7 @@ def read_window(keys: Keys) -> dict[str, Any]:
 
 
 def write_window(config: ModelConfig) -> dict[str, Any]:
-    """The keys of ``read_window``."""
+    """The keys from which ``read_window`` reads the fields of ``config``."""
     return {
         "use_sliding_window": config.sliding_window is not None,
         "sliding_window": config.sliding_window,

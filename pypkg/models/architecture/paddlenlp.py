@@ -1,26 +1,25 @@
-"""Models as PaddleNLP 3 stores them: the keys of its config.json, and its names and layouts.
+"""The model format of PaddleNLP 3: config.json keys, tensor names and layouts.
 
-Its matrices are [in, out] where those of Hugging Face folders are [out, in]; the output matrix of
-a head of its own too. Query, key and value may be fused (``fuse_attention_qkv``), and gate and up
-projection (``fuse_attention_ffn``); config.json does not say so, the names of the tensors do.
+PaddleNLP stores matrices as [in, out], Hugging Face folders as [out, in]; this includes the matrix
+of an untied head. Query, key and value may be fused (``fuse_attention_qkv``), and so may gate and
+up projection (``fuse_attention_ffn``). The tensor names show the fusion; config.json does not.
 Nothing here imports Paddle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
-from pypkg.models.architecture.weight_map import Packing, Weight, WeightMap, linear, same_layout
-
-Keys = Mapping[str, Any]
+from pypkg.models.architecture.paddlenlp_formats import FORMATS, Format, Keys, format_of
+from pypkg.models.architecture.weight_map import Packing, Shape, Weight, WeightMap, linear
 
 VERSION_KEY = "paddlenlp_version"
 _VERSION = "3.0.0b4"  # the one that the fixtures come from
-# Keys of Hugging Face folders that its code does not read: a model that needs one is refused.
+# Keys of Hugging Face folders that PaddleNLP does not read. A model that needs one is refused.
 _UNREAD = frozenset(
     {
         *("auto_map", "head_dim", "attention_bias", "mlp_bias", "rope_scaling", "rope_ratio"),
@@ -30,206 +29,28 @@ _UNREAD = frozenset(
 _ROPE_TYPES = {"linear": "linear", "dynamic": "dynamic_ntk"}  # of transformers, of PaddleNLP
 _FUSED_QKV = "self_attn.qkv_proj.weight"
 _FUSED_GATE_UP = "mlp.gate_up_fused_proj.weight"
-_NO_PARAMETERS = (r".*\.rotary_(emb|pos_emb)\.inv_freq",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Format:
-    """What PaddleNLP calls a family.
-
-    Args:
-        family: ``ModelConfig.model_type``.
-        architecture: the class name in config.json.
-        model_type: in config.json; ``family`` if empty.
-        prefix: of its tensor names, which replaces ``huggingface_prefix``.
-        keys: key in the config.json of the Hugging Face folder -> its key.
-        implied: keys of the Hugging Face folder whose value it always has.
-        fixed: keys of its own that change the computation, with the only value that is supported.
-        unread: keys of the Hugging Face folder that its code does not follow, beside ``_UNREAD``.
-        weights: the entries of the weight map, given that of the Hugging Face folder; None: its
-            names differ in their prefix alone.
-    """
-
-    family: str
-    architecture: str
-    prefix: str
-    huggingface_prefix: str = "model."
-    model_type: str = ""
-    keys: Mapping[str, str] = field(default_factory=dict)
-    implied: Mapping[str, Any] = field(default_factory=dict)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    unread: tuple[str, ...] = ()
-    weights: Callable[[ModelConfig, bool], list[Weight]] | None = None
-
-
-def _gpt_weights(config: ModelConfig, is_fused: bool) -> list[Weight]:
-    ours, theirs = "layers.{}.", "gpt.decoder.layers.{}."
-    weights = same_layout(
-        {
-            "embed_tokens": "gpt.embeddings.word_embeddings",
-            "embed_positions": "gpt.embeddings.position_embeddings",
-            f"{ours}input_layernorm": f"{theirs}norm1",
-            f"{ours}post_attention_layernorm": f"{theirs}norm2",
-            "norm": "gpt.decoder.norm",
-            "lm_head": "lm_head",
-        }
-    )
-    return weights + _plain_layers(config, ours, theirs, is_fused)
-
-
-def _opt_weights(config: ModelConfig, is_fused: bool) -> list[Weight]:
-    ours, theirs = "layers.{}.", "opt.decoder.layers.{}."
-    weights = same_layout(
-        {
-            "embed_tokens": "opt.embeddings.word_embeddings",
-            "embed_positions": "opt.embeddings.position_embeddings",
-            f"{ours}input_layernorm": f"{theirs}norm1",
-            f"{ours}post_attention_layernorm": f"{theirs}norm2",
-            "norm": "opt.decoder.final_layer_norm",
-            "lm_head": "lm_head",
-        }
-    )
-    weights += linear("project_in", "opt.embeddings.project_in")
-    weights += linear("project_out", "opt.decoder.project_out")
-    return weights + _plain_layers(config, ours, theirs, is_fused)
-
-
-def _plain_layers(config: ModelConfig, ours: str, theirs: str, is_fused: bool) -> list[Weight]:
-    attention = f"{theirs}self_attn."
-    if is_fused:
-        packing = Packing(config.num_attention_heads, (0, 1, 2))
-        weights = linear(f"{ours}self_attn.qkv_proj", f"{attention}qkv_proj", packing=packing)
-    else:
-        qkv = [f"{attention}{name}_proj" for name in "qkv"]
-        weights = linear(f"{ours}self_attn.qkv_proj", qkv, [config.query_size] * 3)
-    weights += linear(f"{ours}self_attn.o_proj", f"{attention}out_proj")
-    weights += linear(f"{ours}mlp.up_proj", f"{theirs}linear1")
-    weights += linear(f"{ours}mlp.down_proj", f"{theirs}linear2")
-    return weights
-
-
-FORMATS = (
-    Format(family="llama", architecture="LlamaForCausalLM", prefix="llama."),
-    Format(family="mistral", architecture="MistralForCausalLM", prefix="mistral."),
-    Format(
-        family="qwen2",
-        architecture="Qwen2ForCausalLM",
-        prefix="qwen2.",
-        unread=("sliding_window",),
-    ),
-    Format(
-        family="qwen",
-        architecture="QWenForCausalLM",
-        prefix="qwen.",
-        huggingface_prefix="transformer.",
-    ),
-    Format(
-        family="bloom",
-        architecture="BloomForCausalLM",
-        prefix="bloom.",
-        huggingface_prefix="transformer.",
-        implied={"tie_word_embeddings": True},
-    ),
-    Format(
-        family="chatglm",
-        architecture="ChatGLMForCausalLM",
-        prefix="chatglm.transformer.",
-        huggingface_prefix="transformer.",
-        keys={"num_layers": "num_hidden_layers"},
-        implied={"tie_word_embeddings": True},
-        # The weight of its residual stream follows the depth, that of the original does not.
-        fixed={"num_hidden_layers": 28},
-    ),
-    Format(
-        family="chatglm2",
-        architecture="ChatGLMv2ForCausalLM",
-        model_type="chatglm_v2",
-        prefix="chatglm_v2.",
-        huggingface_prefix="transformer.",
-        keys={
-            "padded_vocab_size": "vocab_size",
-            "num_layers": "num_hidden_layers",
-            "seq_length": "max_sequence_length",
-        },
-        implied={"multi_query_attention": True, "model_type": "chatglm"},
-    ),
-    Format(
-        family="gpt2",
-        architecture="GPTForCausalLM",
-        model_type="gpt",
-        prefix="gpt.",
-        keys={
-            "n_embd": "hidden_size",
-            "n_inner": "intermediate_size",
-            "n_layer": "num_hidden_layers",
-            "n_head": "num_attention_heads",
-            "n_positions": "max_position_embeddings",
-            "attn_pdrop": "attention_probs_dropout_prob",
-            "resid_pdrop": "hidden_dropout_prob",
-        },
-        # Its code passes approximate=True to GELU and epsilon=1e-5 to norms, whatever the keys say.
-        implied={
-            "tie_word_embeddings": True,
-            "model_type": "gpt2",
-            "activation_function": "gelu_new",
-            "layer_norm_epsilon": 1e-5,
-        },
-        fixed={"normalize_before": True, "scale_qk_coeff": 1.0, "hidden_activation": "gelu"},
-        weights=_gpt_weights,
-    ),
-    Format(
-        family="opt",
-        architecture="OPTForCausalLM",
-        prefix="opt.",
-        keys={
-            "ffn_dim": "intermediate_size",
-            "activation_function": "hidden_act",
-            "do_layer_norm_before": "normalize_before",
-            "init_std": "initializer_range",
-            "dropout": "hidden_dropout_prob",
-            "attention_dropout": "attention_probs_dropout_prob",
-        },
-        implied={"tie_word_embeddings": True},
-        weights=_opt_weights,
-    ),
-)
-
-
-def format_of(family: str) -> Format | None:
-    """The format of a family, ``ModelConfig.model_type``; None: PaddleNLP does not have it."""
-    return next((each for each in FORMATS if each.family == family), None)
+_NO_PARAMETERS = (r"(.*\.)?rotary_(emb|pos_emb)\.inv_freq",)
 
 
 def describes(keys: Keys) -> bool:
-    """Whether a config.json is PaddleNLP's."""
+    """Whether the keys are those of a PaddleNLP config.json."""
     return VERSION_KEY in keys or any(_has_own_name(each, keys) for each in FORMATS)
 
 
 def _has_own_name(each: Format, keys: Keys) -> bool:
-    """Whether ``keys`` name the format by what no Hugging Face folder says."""
+    """Whether ``keys`` identify the format with a value that no Hugging Face folder has."""
     own_type = each.model_type and keys.get("model_type") == each.model_type
     own_class = each.architecture in ("GPTForCausalLM", "ChatGLMv2ForCausalLM", "QWenForCausalLM")
     return bool(own_type or (own_class and each.architecture in (keys.get("architectures") or [])))
 
 
 def huggingface_keys(keys: Keys) -> dict[str, Any]:
-    """The keys of a Hugging Face folder that say what ``keys``, of PaddleNLP's config.json, say.
+    """The Hugging Face keys that describe the same model as ``keys`` of a PaddleNLP config.json.
 
     Raises:
-        UserError: the family is none that both have, or a value is not supported.
+        UserError: Hugging Face or PaddleNLP lacks the family, or a value is not supported.
     """
-    names = keys.get("architectures") or []
-    found = [
-        each
-        for each in FORMATS
-        if each.architecture in names or keys.get("model_type") == (each.model_type or each.family)
-    ]
-    if not found:
-        raise UserError(
-            f"architectures {names} of PaddleNLP is not supported; supported are "
-            f"{', '.join(each.architecture for each in FORMATS)}"
-        )
-    stored = found[0]
+    stored = _described(keys)
     for key, supported in stored.fixed.items():
         if keys.get(key) is not None and keys[key] != supported:
             raise UserError(
@@ -243,11 +64,28 @@ def huggingface_keys(keys: Keys) -> dict[str, Any]:
     return translated
 
 
+def fields_of(keys: Keys) -> dict[str, Any]:
+    """Fields of ModelConfig that PaddleNLP's config.json tells beyond ``huggingface_keys``."""
+    return _described(keys).fields(keys)
+
+
+def _described(keys: Keys) -> Format:
+    names = keys.get("architectures") or []
+    for each in FORMATS:
+        own_type = each.model_type or each.family
+        if each.architecture in names or keys.get("model_type") == own_type:
+            return each
+    raise UserError(
+        f"architectures {names} of PaddleNLP is not supported; supported are "
+        f"{', '.join(each.architecture for each in FORMATS)}"
+    )
+
+
 def keys_of(family: str, huggingface: Keys, dtype: str) -> dict[str, Any]:
-    """The inverse of ``huggingface_keys``; keys that PaddleNLP does not follow are left out.
+    """The inverse of ``huggingface_keys``, without keys that PaddleNLP does not read.
 
     Raises:
-        UserError: PaddleNLP does not have the family.
+        UserError: PaddleNLP lacks the family.
     """
     stored = _required(family)
     keys = {
@@ -276,10 +114,12 @@ def weight_map(config: ModelConfig, huggingface: WeightMap, found: Iterable[str]
 
     Args:
         huggingface: the map of the family's Hugging Face folder.
-        found: names in a checkpoint, which tell whether its matrices are fused; none: they are not.
+        found: names in a checkpoint, which tell whether its matrices are fused, and whether it is
+            of the model without its head (``LlamaModel``), whose names have no prefix; none: they
+            are not, and it is of the whole model.
 
     Raises:
-        UserError: PaddleNLP does not have the family.
+        UserError: PaddleNLP lacks the family.
     """
     stored = _required(config.model_type)
     names = list(found)
@@ -295,7 +135,9 @@ def weight_map(config: ModelConfig, huggingface: WeightMap, found: Iterable[str]
     ignored = list(_NO_PARAMETERS)
     if config.tie_word_embeddings:
         ignored.append(r"lm_head\.(decoder_)?weight")
-    return WeightMap([_turned(each, config) for each in weights], ignored)
+    turned = [_turned(each, config, stored) for each in weights]
+    whole = WeightMap(turned, ignored, prefix=_model_prefix(stored))
+    return whole.fitted_to(names) if names else whole
 
 
 def _required(family: str) -> Format:
@@ -308,10 +150,39 @@ def _required(family: str) -> Format:
     return stored
 
 
-def is_stored_as(config: ModelConfig, found: Iterable[str]) -> bool:
-    """Whether the tensors ``found`` have PaddleNLP's names of the family of ``config``."""
+def is_stored_as(config: ModelConfig, huggingface: WeightMap, found: Mapping[str, Shape]) -> bool:
+    """Whether the tensors ``found`` are PaddleNLP's of the family of ``config``.
+
+    Its prefix tells. Names of the model without its head have none, and may be those of a Hugging
+    Face folder as well: there the shape of a matrix that is not square tells.
+
+    Args:
+        huggingface: the map of the family's Hugging Face folder.
+        found: names and shapes.
+    """
     stored = format_of(config.model_type)
-    return stored is not None and any(name.startswith(stored.prefix) for name in found)
+    if stored is None:
+        return False
+    if any(name.startswith(_model_prefix(stored)) for name in found):
+        return True
+    shape = (config.intermediate_size, config.hidden_size)
+
+    def fits(names: WeightMap) -> bool:
+        sources = names.source_shapes("layers.0.mlp.down_proj.weight", shape)
+        return sources.items() <= found.items()
+
+    names = weight_map(config, huggingface, found)
+    return fits(names) and not fits(huggingface.fitted_to(found))
+
+
+def head_of(family: str) -> str:
+    """The tensor in which PaddleNLP stores the head of a tied model as well; empty: in none."""
+    return _required(family).head
+
+
+def _model_prefix(stored: Format) -> str:
+    """What names of the model have before those of the same model without its head."""
+    return stored.prefix.partition(".")[0] + "."
 
 
 def _renamed(weight: Weight, stored: Format) -> Weight:
@@ -323,13 +194,14 @@ def _renamed(weight: Weight, stored: Format) -> Weight:
     return replace(weight, sources=tuple(sources))
 
 
-def _turned(weight: Weight, config: ModelConfig) -> Weight:
-    own_head = weight.name == "lm_head.weight" and not config.tie_word_embeddings
+def _turned(weight: Weight, config: ModelConfig, stored: Format) -> Weight:
+    has_own_head = not config.tie_word_embeddings and not stored.head
+    own_head = weight.name == "lm_head.weight" and has_own_head
     return replace(weight, turned=weight.transpose or own_head)
 
 
 def _fused(config: ModelConfig, prefix: str, qkv: bool, gate_up: bool) -> dict[str, Weight]:
-    """The entries of fused matrices by the name of the parameter."""
+    """The weight map entries of fused matrices, by parameter name."""
     ours, theirs = "layers.{}.", f"{prefix}layers.{{}}."
     queries = config.num_attention_heads // config.num_key_value_heads
     packing = Packing(config.num_key_value_heads, (0, 1, 2), (queries, 1, 1))

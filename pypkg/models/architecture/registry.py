@@ -1,12 +1,12 @@
-"""Families by the names in config.json, and models by the names people know them under.
+"""The registry of model families and of known model names.
 
-Nothing here imports Paddle or reaches for the network.
+Nothing here imports Paddle or uses the network.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pypkg.errors import UserError
 from pypkg.models.architecture import paddlenlp
 from pypkg.models.architecture.config import ModelConfig, nearest, read_json
 from pypkg.models.architecture.family import Family, differing_fields
-from pypkg.models.architecture.weight_map import WeightMap
+from pypkg.models.architecture.weight_map import Shape, WeightMap
 from pypkg.paths import configs_dir
 
 # One line per module in families/.
@@ -35,7 +35,7 @@ _MODULES = (
     "qwen3",
 )
 _SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([bm])(\d?)(?![a-z0-9])")
-_SIMILAR = 1.5  # the larger by the smaller
+_SIMILAR = 1.5  # limit of the ratio of the larger size to the smaller one
 _FAMILIES: tuple[Family, ...] = tuple(
     family
     for name in _MODULES
@@ -44,23 +44,25 @@ _FAMILIES: tuple[Family, ...] = tuple(
 
 
 def known_models() -> list[str]:
-    """The names that resolve to a shipped configuration, sorted."""
+    """The model names that the package has a configuration for, sorted."""
     return sorted(_files_by_name())
 
 
 def load_config(
     name_or_folder: str | Path, allow_unknown_config: Collection[str] = ()
 ) -> ModelConfig:
-    """The configuration of a known model, or of a folder that holds a config.json.
+    """The configuration of a folder with a config.json, or of a known model.
 
-    A folder wins over a name; the case of a name does not matter.
+    A folder takes precedence over a name. Names are not case-sensitive.
 
     Args:
-        allow_unknown_config: keys of config.json that are ignored if the family does not know
-            them; any other unknown key is an error.
+        name_or_folder: path of a folder, or one of ``known_models()``.
+        allow_unknown_config: unknown keys of config.json that are ignored; any other unknown key
+            is an error.
 
     Raises:
-        UserError: neither is there (the nearest known names are listed), or config.json is wrong.
+        UserError: there is no such folder and no such model (the message lists the nearest known
+            names), or config.json is wrong.
     """
     if Path(name_or_folder).is_dir():
         return _read_config(Path(name_or_folder) / "config.json", allow_unknown_config)
@@ -76,9 +78,9 @@ def load_config(
 
 
 def _of_similar_size(name: str) -> list[str]:
-    """The known models that have about the size in ``name``, or no size in their name.
+    """The known models whose name has about the same size as ``name``, or no size.
 
-    A larger or smaller one of a family has nearly the same name, and is no slip of the keyboard.
+    Names of other sizes of a family differ in few characters but are not misspellings.
     """
     wanted = _size(name)
 
@@ -90,7 +92,7 @@ def _of_similar_size(name: str) -> list[str]:
 
 
 def _size(name: str) -> float:
-    """Millions of parameters that ``name`` tells, as in llama-58m and bloom-7b1; 0: none."""
+    """Millions of parameters according to ``name``, as in llama-58m and bloom-7b1; 0: no size."""
     found = _SIZE.findall(name.lower())
     if not found:
         return 0.0
@@ -104,27 +106,37 @@ def families() -> tuple[Family, ...]:
 
 
 def num_parameters(name_or_folder: str | Path) -> int:
-    """Number of parameters, computed from the configuration without making any weight."""
+    """Number of parameters, computed from the configuration alone.
+
+    Args:
+        name_or_folder: as for ``load_config``.
+    """
     return load_config(name_or_folder).num_parameters()
 
 
 def config_from_huggingface(
     keys: Mapping[str, Any], allow_unknown_config: Collection[str] = ()
 ) -> ModelConfig:
-    """The configuration that the keys of a config.json describe, Hugging Face's or PaddleNLP's.
+    """The configuration that a config.json of Hugging Face or PaddleNLP describes.
 
     Args:
-        allow_unknown_config: keys that are ignored if the family does not know them.
+        keys: the object in config.json.
+        allow_unknown_config: unknown keys that are ignored instead of refused.
 
     Raises:
-        UserError: the family is not supported, a value is wrong, or a key is not known.
+        UserError: the family is not supported, a value is wrong, or a key is unknown.
     """
     if not isinstance(keys.get("architectures"), (list, type(None))):
         raise UserError(
             f"architectures must be a list of class names or null, found {keys['architectures']!r}"
         )
     if paddlenlp.describes(keys):
-        keys = paddlenlp.huggingface_keys(keys)
+        config = _read_keys(paddlenlp.huggingface_keys(keys), allow_unknown_config)
+        return config.replace(**paddlenlp.fields_of(keys))
+    return _read_keys(keys, allow_unknown_config)
+
+
+def _read_keys(keys: Mapping[str, Any], allow_unknown_config: Collection[str]) -> ModelConfig:
     for family in _FAMILIES:
         if family.recognises(keys):
             return family.read_config(keys, allow_unknown_config)
@@ -137,26 +149,32 @@ def config_from_huggingface(
 
 
 def config_to_huggingface(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
-    """The keys of a config.json that describes ``config`` with weights of ``dtype``."""
+    """The keys of a Hugging Face config.json for ``config`` with weights of ``dtype``.
+
+    Raises:
+        UserError: the config.json of the family cannot express ``config``.
+    """
     return {**_family(config).write_config(config), "torch_dtype": dtype, "use_cache": True}
 
 
 def config_key(config: ModelConfig, field: str) -> str:
-    """What the config.json of the family of ``config`` calls the field ``field``."""
+    """The key of ``field``, a field of ModelConfig, in the config.json of the family."""
     return _family(config).key(field)
 
 
 def config_to_paddlenlp(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
-    """The keys of PaddleNLP's config.json for ``config`` with weights of ``dtype``.
+    """The keys of a PaddleNLP config.json for ``config`` with weights of ``dtype``.
 
     Raises:
-        UserError: PaddleNLP does not have the family, or the keys cannot say what ``config`` says.
+        UserError: PaddleNLP lacks the family, or its config.json cannot express ``config``.
     """
     family = _family(config)
     written = family.write_config(config)
     followed = {key: written[key] for key in written if key not in family.extensions.values()}
     keys = paddlenlp.keys_of(config.model_type, followed, dtype)
     restored = config_from_huggingface(keys)
+    if paddlenlp.head_of(config.model_type):  # the weights tell whether it is tied
+        restored = restored.replace(tie_word_embeddings=config.tie_word_embeddings)
     if lost := differing_fields(config, restored):
         raise UserError(
             f"PaddleNLP's {config.model_type} model cannot be one with {', '.join(lost)}"
@@ -165,19 +183,19 @@ def config_to_paddlenlp(config: ModelConfig, dtype: str = "float32") -> dict[str
 
 
 def weight_map(config: ModelConfig) -> WeightMap:
-    """The weight map of the Hugging Face folders of the family that ``config`` belongs to."""
+    """The weight map of Hugging Face folders for the family of ``config``."""
     return _family(config).weight_map(config)
 
 
-def stored_weight_map(config: ModelConfig, found: Iterable[str]) -> WeightMap:
-    """The weight map of a checkpoint whose tensors have the names ``found``.
+def stored_weight_map(config: ModelConfig, found: Mapping[str, Shape]) -> WeightMap:
+    """The weight map of a checkpoint whose tensors have the names and shapes ``found``.
 
-    They are those of Hugging Face folders, with or without the family's prefix, or PaddleNLP's.
+    They are those of Hugging Face folders or PaddleNLP's, with or without the family's prefix.
     """
-    names = list(found)
-    if paddlenlp.is_stored_as(config, names):
-        return paddlenlp.weight_map(config, weight_map(config), names)
-    return weight_map(config).fitted_to(names)
+    huggingface = weight_map(config)
+    if paddlenlp.is_stored_as(config, huggingface, found):
+        return paddlenlp.weight_map(config, huggingface, found)
+    return huggingface.fitted_to(found)
 
 
 def _family(config: ModelConfig) -> Family:
@@ -189,9 +207,9 @@ def _family(config: ModelConfig) -> Family:
 
 
 def _files_by_name() -> dict[str, Path]:
-    """Every known name with the file that describes it.
+    """The configuration file of every known name.
 
-    aliases.json names models that differ from another one only in their weights.
+    aliases.json lists models that share their configuration with another model.
     """
     folder = configs_dir() / "models"
     files = {file.stem.replace("--", "/"): file for file in folder.glob("*.json")}

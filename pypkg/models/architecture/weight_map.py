@@ -1,8 +1,7 @@
-"""Weight maps: which tensors of a checkpoint make up which parameter, read in both directions.
+"""Weight maps: the correspondence of parameters and the tensors of a checkpoint.
 
-A map is data. Reading it from left to right imports a checkpoint, from right to left exports one,
-of parameters or of anything shaped like them, gradients for example. Arrays are NumPy; bfloat16
-travels as its bits in uint16. Nothing here imports Paddle.
+One map serves import and export, of parameters and of values with their shapes, such as gradients.
+Arrays are NumPy arrays; bfloat16 is stored as its bits in uint16. Nothing here imports Paddle.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import numpy as np
 
 from pypkg.errors import UserError
 
-_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer, or of an expert in it
-_COPY = re.compile(r"(?:^|(?<=\.))\w+\.\d+\.")  # what there are several of, and which one it is
+_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")  # index of a layer, or of an expert in a layer
+_COPY = re.compile(r"(?:^|(?<=\.))\w+\.\d+\.")  # a numbered part of a name, such as "layers.3."
 _MAX_LISTED = 20
 
 Shape = tuple[int, ...]
@@ -24,23 +23,28 @@ Range = tuple[int, int]  # from, up to
 
 
 def kind_of(name: str) -> str:
-    """The name of a parameter without layer and index: what all of its kind have in common.
+    """The kind of a parameter: its name without numbered parts.
 
-    ``layers.3.self_attn.o_proj.weight`` is a ``self_attn.o_proj.weight``. Of what a layer has
-    several of, such as ``layers.3.mlp.experts.7.up_proj.weight``, each is a ``mlp.up_proj.weight``.
+    The kind of ``layers.3.self_attn.o_proj.weight`` is ``self_attn.o_proj.weight``. The kind of
+    ``layers.3.mlp.experts.7.up_proj.weight`` is ``mlp.up_proj.weight``.
     """
     return _COPY.sub("", name)
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How a checkpoint packs several matrices into one output axis: [groups, matrices, size].
+    """The order in which a checkpoint packs several matrices into one output axis.
 
-    Parameters here are [matrices, groups, size]; ``order`` lists the checkpoint's index of each
-    matrix. Query, key and value within each head are ``Packing(num_heads, (0, 1, 2))``, and two
-    halves in reverse order are ``Packing(1, (1, 0))``. ``widths`` are the relative sizes of the
-    matrices of a group, in the checkpoint's order, where they differ: four queries that share a
-    key and a value are ``Packing(num_key_value_heads, (0, 1, 2), (4, 1, 1))``.
+    The axis is [groups, matrices, size] in the checkpoint and [matrices, groups, size] here.
+    Query, key and value within each head are ``Packing(num_heads, (0, 1, 2))``; two halves in
+    reverse order are ``Packing(1, (1, 0))``; groups of four queries, one key and one value are
+    ``Packing(num_key_value_heads, (0, 1, 2), (4, 1, 1))``.
+
+    Args:
+        groups: number of groups.
+        order: for each matrix here, its index in a group of the checkpoint.
+        widths: relative sizes of the matrices of a group, in the order of the checkpoint; empty if
+            they are equal.
     """
 
     groups: int
@@ -48,7 +52,7 @@ class Packing:
     widths: tuple[int, ...] = ()
 
     def to_model(self, value: np.ndarray) -> np.ndarray:
-        """``value``, a NumPy array of any dtype, with its first axis in the model's order."""
+        """``value`` with its first axis rearranged from the checkpoint's order to the model's."""
         return value[self._places(len(value))]
 
     def to_checkpoint(self, value: np.ndarray) -> np.ndarray:
@@ -56,7 +60,7 @@ class Packing:
         return value[np.argsort(self._places(len(value)))]
 
     def _places(self, length: int) -> np.ndarray:
-        """The checkpoint's index of each entry of the model's axis of ``length``."""
+        """For each entry of the model's axis of ``length``, its index in the checkpoint."""
         grouped = np.arange(length).reshape(self.groups, -1)
         widths = np.array(self.widths or (1,) * len(self.order))
         ends = np.cumsum(widths) * grouped.shape[1] // widths.sum()
@@ -66,17 +70,24 @@ class Packing:
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter of ours and what holds it in a checkpoint.
+    """A kind of parameter and the checkpoint tensors that hold it.
 
-    ``{}`` in names stands for an index: of the layer, then of what a layer has several of, such as
-    ``model.layers.{}.mlp.experts.{}.up_proj.weight``. A source may number them, ``{0}`` and
-    ``{1}``, where its order is another, or leave some out.
+    ``{}`` in a name stands for an index: first that of the layer, then that of a numbered part of
+    the layer, as in ``model.layers.{}.mlp.experts.{}.up_proj.weight``. A source that has the
+    indices in another order, or only some of them, refers to them as ``{0}`` and ``{1}``.
 
-    Several sources are joined along their first axis, which is the output axis of a matrix, in
-    the given order; ``sizes`` are their lengths there. ``packing`` then puts that axis in our
-    order, and ``transpose`` turns the [out, in] of the checkpoint into the [in, out] of a Paddle
-    linear layer. ``turned`` says that the checkpoint stores each matrix the other way round from
-    what the rest of the entry describes, [in, out] for [out, in].
+    Import joins the sources along their first axis, the output axis of a matrix; then applies
+    ``packing`` to this axis; then transposes.
+
+    Args:
+        name: of the parameter in this package.
+        sources: names in the checkpoint, in the order in which they are joined.
+        sizes: lengths of the sources along the first axis; empty for one source.
+        transpose: whether [out, in] of the checkpoint becomes the [in, out] of a Paddle linear
+            layer.
+        packing: order of matrices along the joined axis; None: that of the model.
+        turned: whether the checkpoint stores the transpose of the matrices that the other
+            arguments describe, [in, out] for [out, in].
     """
 
     name: str
@@ -87,15 +98,15 @@ class Weight:
     turned: bool = False
 
     def turn(self, value: np.ndarray) -> np.ndarray:
-        """A tensor of the checkpoint the way round that the entry describes, and back."""
+        """``value`` transposed if ``turned``; converts stored to described layout and back."""
         return value.T if self.turned else value
 
 
 def same_layout(names: Mapping[str, str]) -> list[Weight]:
-    """Weights and biases of layers that a checkpoint stores as we do: norms and tables.
+    """Weights and biases of layers with the same layout in the checkpoint: norms and tables.
 
     Args:
-        names: our layer to theirs, without the ending.
+        names: layer here -> layer in the checkpoint, without ".weight" and ".bias".
     """
     return [
         Weight(f"{ours}.{kind}", (f"{theirs}.{kind}",))
@@ -111,11 +122,12 @@ def linear(
     transpose: bool = True,
     packing: Packing | None = None,
 ) -> list[Weight]:
-    """Weight and bias of a linear layer; see ``Weight``.
+    """Weight and bias of a linear layer.
 
     Args:
-        ours: our layer, without the ending.
-        theirs: its layer or layers in the checkpoint.
+        ours: layer here, without ".weight" and ".bias".
+        theirs: layer or layers in the checkpoint.
+        sizes, packing: see ``Weight``.
         transpose: whether the checkpoint stores [out, in].
     """
     layers = (theirs,) if isinstance(theirs, str) else theirs
@@ -135,11 +147,11 @@ class WeightMap:
     """The weights of a family.
 
     Args:
-        weights: one entry per kind of parameter; entries that a model has no parameter for, such
-            as the bias of a layer without bias, are not used.
-        ignored: regular expressions for whole names in a checkpoint that are not parameters.
-        prefix: what some checkpoints leave out: released ones are at times of the model without
-            its head, which the original implementation loads as well.
+        weights: one entry per kind of parameter. Entries without a parameter in the model, such as
+            the bias of a layer without bias, are not used.
+        ignored: regular expressions that match whole names of tensors that are not parameters.
+        prefix: prefix of the names that some checkpoints omit. Some released checkpoints hold the
+            model without its head and omit it; the original implementations load them as well.
     """
 
     def __init__(
@@ -156,7 +168,10 @@ class WeightMap:
         return tuple(self._weights.values())
 
     def fitted_to(self, found: Iterable[str]) -> WeightMap:
-        """The map for a checkpoint with the names ``found``: without the prefix if it has none."""
+        """The map for a checkpoint with the tensor names ``found``.
+
+        It is this map, without ``prefix`` if no name in ``found`` has it.
+        """
         prefix = self._prefix
         if not prefix or any(name.startswith(prefix) for name in found):
             return self
@@ -168,15 +183,15 @@ class WeightMap:
         return WeightMap(weights, (pattern.removeprefix(escaped) for pattern in self._patterns))
 
     def is_ignored(self, source: str) -> bool:
-        """Whether a tensor of a checkpoint is known not to be a parameter."""
+        """Whether the checkpoint tensor ``source`` is known not to be a parameter."""
         return any(pattern.fullmatch(source) for pattern in self._ignored)
 
     def holds(self, name: str) -> bool:
-        """Whether checkpoints of the family hold the parameter ``name``."""
+        """Whether the map has an entry for the parameter ``name``."""
         return _INDEX.sub("{}", name) in self._weights
 
     def source_shapes(self, name: str, shape: Sequence[int]) -> dict[str, Shape]:
-        """The tensors that hold the parameter ``name`` of ``shape``, with their shapes."""
+        """Names and shapes of the checkpoint tensors of the parameter ``name`` with ``shape``."""
         weight, sources = self._find(name)
         joined = tuple(shape)[::-1] if weight.transpose else tuple(shape)
         sizes = weight.sizes or (joined[0],)
@@ -186,7 +201,7 @@ class WeightMap:
         return dict(zip(sources, shapes, strict=True))
 
     def to_model(self, name: str, sources: Sequence[np.ndarray]) -> np.ndarray:
-        """The parameter ``name`` from its tensors, which are in the order of source_shapes."""
+        """The parameter ``name``, from its checkpoint tensors in the order of ``source_shapes``."""
         weight, _ = self._find(name)
         parts = [weight.turn(source) for source in sources]
         joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=0)
@@ -202,13 +217,16 @@ class WeightMap:
         ranges: Sequence[Range],
         read: Callable[[str, Sequence[slice]], np.ndarray],
     ) -> np.ndarray:
-        """``ranges`` of an axis of the parameter ``name``, concatenated; nothing else is read.
+        """Reads only some ranges of an axis of the parameter ``name`` and concatenates them.
 
         Args:
             shape: of the whole parameter.
-            axis: of the parameter that ``ranges`` index.
-            ranges: (start, stop) pairs, such as those of a TP shard.
-            read: returns the elements of a tensor of the checkpoint, given its name and slices.
+            axis: axis of the parameter.
+            ranges: (start, stop) pairs along ``axis``, such as those of a TP shard.
+            read: returns the elements of a checkpoint tensor, given its name and slices.
+
+        Returns:
+            An array with the shape of the parameter except for ``axis``.
         """
         weight, sources = self._find(name)
         if weight.transpose:
@@ -233,7 +251,7 @@ class WeightMap:
 
     @staticmethod
     def _stored_slices(weight: Weight, shape: Sequence[int], cut: Sequence[slice]) -> list[slice]:
-        """``cut``, slices of a matrix as the entry describes it, for the matrix as it is stored."""
+        """``cut``, slices of the matrix that ``weight`` describes, as slices of the stored one."""
         if not weight.turned:
             return list(cut)
         return [*cut, *[slice(None)] * (len(shape) - len(cut))][::-1]
@@ -241,11 +259,11 @@ class WeightMap:
     def _runs(
         self, name: str, shape: Sequence[int], ranges: Sequence[Range]
     ) -> list[tuple[str, tuple[slice]]]:
-        """Source and slice of its first axis, in the order that makes up ``ranges``."""
+        """(source, slice of its first axis) pairs whose concatenation is ``ranges``."""
         weight, sources = self._find(name)
         length = shape[-1] if weight.transpose else shape[0]
         sizes = weight.sizes or (length,)
-        rows = np.arange(length)  # where each entry of ours lies among the joined sources
+        rows = np.arange(length)  # for each entry of the parameter, its index in the joined sources
         if weight.packing:
             rows = weight.packing.to_model(rows)
         rows = np.concatenate([rows[start:stop] for start, stop in ranges])
@@ -260,7 +278,7 @@ class WeightMap:
         return runs
 
     def to_checkpoint(self, name: str, value: np.ndarray) -> dict[str, np.ndarray]:
-        """The tensors that hold ``value``, the parameter ``name`` or something shaped like it."""
+        """The checkpoint tensors for ``value``: parameter ``name``, its gradient or its state."""
         weight, sources = self._find(name)
         joined = value.T if weight.transpose else value
         if weight.packing:
@@ -274,10 +292,15 @@ class WeightMap:
     def check(
         self, parameters: Mapping[str, Sequence[int]], found: Mapping[str, Shape], where: str
     ) -> None:
-        """Compares what the parameters need with the tensors ``found`` in the checkpoint ``where``.
+        """Checks that a checkpoint has exactly the tensors of the parameters.
+
+        Args:
+            parameters: shapes of the parameters by name.
+            found: shapes of the checkpoint tensors by name.
+            where: the checkpoint, for the message.
 
         Raises:
-            UserError: tensors are missing, superfluous or of another shape; all are listed.
+            UserError: tensors are missing, superfluous or have another shape; all are listed.
         """
         expected: dict[str, Shape] = {}
         for name, shape in parameters.items():

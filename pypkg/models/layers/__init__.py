@@ -1,1 +1,1 @@
-"""The layers that the decoder is made of, and what they share: positions, masks, recompute."""
+"""The layers of the decoder, and their positions, masks and recompute."""

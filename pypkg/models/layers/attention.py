@@ -28,13 +28,13 @@ from pypkg.parallel.tp_layers import (
 
 @dataclass(frozen=True, eq=False)
 class AttentionInputs:
-    """What attention needs beside the hidden states; the same for all layers.
+    """The inputs of attention other than the hidden states, shared by all layers.
 
     Args:
         batch, sequence: shape of the input ids.
-        masks: which tokens see which, for each type of layer.
-        rotation: of queries and keys by their positions, or None.
-        query_scale: [sequence] factors of the queries, or None.
+        masks: mask of each layer type (``ModelConfig.layer_types``).
+        rotation: rotary embedding of queries and keys, or None.
+        query_scale: factors of the queries, float32 [sequence], or None.
     """
 
     batch: int
@@ -47,15 +47,15 @@ class AttentionInputs:
 class Attention(nn.Layer):
     """Grouped-query attention of layer ``layer_number`` of the model.
 
-    The three input projections are one matrix, whose columns are query | key | value. Under tensor
-    parallelism each process has some of the query heads, and the key-value heads that they need.
+    One matrix holds the three input projections; its columns are query | key | value. Under tensor
+    parallelism each process has some query heads and the key-value heads that they use.
     """
 
     def __init__(self, config: ModelConfig, layer_number: int) -> None:
         super().__init__()
         self._layer_type = config.layer_types[layer_number]
-        self.use_flash_attention = True  # False: an attention that stores its weights
-        self.recompute: Recompute | None = None  # what backward passes compute again
+        self.use_flash_attention = True  # False: attention that stores [sequence, sequence]
+        self.recompute: Recompute | None = None  # activations recomputed in backward passes
         self._head_dim = config.head_dim
         divisor = config.query_pre_attn_scalar
         self._scale = None if divisor is None else divisor**-0.5
@@ -64,7 +64,7 @@ class Attention(nn.Layer):
         first, stop = key_value_range(config, degree, tensor_rank())
         key_value_size = (stop - first) * config.head_dim
         self._sizes = [config.query_size // degree, key_value_size, key_value_size]
-        width = degree * sum(self._sizes)  # more than the parameter has if heads are replicated
+        width = degree * sum(self._sizes)  # exceeds the parameter's width if heads are replicated
         self.qkv_proj = column_linear(config.hidden_size, width, config.qkv_bias)
         self.o_proj = row_linear(
             config.query_size, config.hidden_size, config.attention_output_bias
@@ -74,7 +74,7 @@ class Attention(nn.Layer):
         self._sum_partial_gradients(config, first)
 
     def _sum_partial_gradients(self, config: ModelConfig, first_key_value_head: int) -> None:
-        """Of what several processes use for heads of their own each."""
+        """Sums the gradients of parameters that several processes use, each for its own heads."""
         for norm in (self.q_norm, self.k_norm):
             if norm is not None:
                 sum_gradient_over_tensor_group(norm.weight)
@@ -85,7 +85,11 @@ class Attention(nn.Layer):
                 )
 
     def forward(self, x: paddle.Tensor, inputs: AttentionInputs) -> paddle.Tensor:
-        """[batch, sequence, hidden], or split tokens (parallel/tp_layers.py), to the same shape."""
+        """The output of the block, shaped like x.
+
+        Args:
+            x: [batch, sequence, hidden], or its split tokens (parallel/tp_layers.py).
+        """
         projected = self.qkv_proj(x)
         query, key, value = (
             part.reshape([inputs.batch, inputs.sequence, -1, self._head_dim])
@@ -108,5 +112,5 @@ class Attention(nn.Layer):
 
 
 def _plain_attention(*args: Any, **kwargs: Any) -> paddle.Tensor:
-    """``ops.flash_attention`` that stores [batch, heads, sequence, sequence]."""
+    """``ops.flash_attention`` by an implementation that stores [batch, heads, seq, seq] scores."""
     return ops.flash_attention_reference(*args, **kwargs)[0]

@@ -1,4 +1,4 @@
-"""Dropout of hidden states, with masks that fit the layout."""
+"""Dropout of hidden states under tensor and sequence parallelism."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from pypkg.parallel.tp_layers import is_sequence_parallel
 
 
 def dropout(x: paddle.Tensor, probability: float, training: bool, is_split: bool) -> paddle.Tensor:
-    """``x`` with elements set to 0 at random, and the others scaled so that the mean stays.
+    """Sets random elements of ``x`` to 0 and scales the others by 1 / (1 - probability).
 
-    Under tensor parallelism the processes of a group drop the same elements of an ``x`` that each
-    has whole. Where sequence parallelism has its tokens split, each draws for its own tokens.
+    Under tensor parallelism all processes of a group hold the same ``x`` and drop the same
+    elements. If sequence parallelism splits ``x``, each process draws for its own tokens.
 
     Args:
-        is_split: whether ``x`` is one of those that sequence parallelism splits.
+        x: of any shape.
+        probability: of dropping an element, in [0, 1).
+        training: False returns ``x``.
+        is_split: whether sequence parallelism splits the tokens of ``x``.
     """
     if not training or probability == 0.0:
         return x

@@ -11,7 +11,7 @@ from pypkg.models.architecture.config import ModelConfig
 
 
 class LearnedPositions(nn.Layer):
-    """A table of one vector per position; weight [positions + offset, hidden_size]."""
+    """A table with one vector per position. The weight is [positions + offset, hidden_size]."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -22,7 +22,11 @@ class LearnedPositions(nn.Layer):
         )
 
     def forward(self, seq_length: int, position_ids: paddle.Tensor | None) -> paddle.Tensor:
-        """[1 or batch, sequence, hidden_size].
+        """The vectors of the positions, [1 or batch, sequence, hidden_size].
+
+        Args:
+            seq_length: number of tokens.
+            position_ids: int64 [batch, sequence]; None: 0, 1, 2, ...
 
         Raises:
             UserError: the sequence is longer than the table.

@@ -1,4 +1,4 @@
-"""Attention masks of a model, as descriptions for ``ops.flash_attention``."""
+"""Attention masks of a model, as arguments of ``ops.flash_attention``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pypkg.parallel.tp_layers import tensor_degree, tensor_rank
 def alibi_slopes(num_heads: int) -> list[float]:
     """ALiBi slopes, one per head (Press et al., 2022).
 
-    For n heads, n a power of two, they are the geometric series that starts at 2^(-8/n) and has
-    that ratio. For other n, the series of the next lower power of two comes first, then every
-    second slope of the next higher one, as in the authors' code.
+    For n heads, n a power of two, they are the geometric series with first term and ratio
+    2^(-8/n). For other n they are the series of the next lower power of two, followed by every
+    second slope of the next higher power of two, as in the authors' code.
 
     Returns:
         ``num_heads`` slopes.
@@ -32,7 +32,7 @@ def alibi_slopes(num_heads: int) -> list[float]:
 
 
 class Masks:
-    """Makes the masks of a model. ALiBi slopes are cached for the device of the last call."""
+    """Creates the masks of a model. ALiBi slopes are cached for the device of the last call."""
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
@@ -47,11 +47,10 @@ class Masks:
         """The mask of each layer type of the model (``ModelConfig.layer_types``).
 
         Args:
-            prefix_lengths: int32 [batch], the tokens of each row that see each other in both
-                directions; None: attention is causal.
-            document_starts: int32 [batch, sequence], for each token the position of the first
-                token of its document; a token sees its own document only. None: a row is one
-                document.
+            prefix_lengths: int32 [batch], number of first tokens of each row that see each other
+                in both directions; None: attention is causal.
+            document_starts: int32 [batch, sequence], position of the first token of each token's
+                document; a token sees only its own document. None: a row is one document.
         """
         config = self._config
         make = partial(
@@ -70,7 +69,7 @@ class Masks:
         device = paddle.get_device()
         if self._slopes is None or self._device != device:
             slopes = alibi_slopes(self._config.num_attention_heads)
-            heads = len(slopes) // tensor_degree()  # those of this process
+            heads = len(slopes) // tensor_degree()  # heads of this process
             own = slopes[tensor_rank() * heads :][:heads]
             self._slopes = paddle.to_tensor(own, dtype="float32")
             self._device = device
@@ -127,7 +126,7 @@ def derived_positions(config: ModelConfig, input_ids: paddle.Tensor) -> paddle.T
 
 
 def _first(input_ids: paddle.Tensor, token: int | None) -> paddle.Tensor:
-    """Index of the first ``token`` of each row, or the length of the row: int64 [batch]."""
+    """int64 [batch]: index of the first ``token`` of each row, or the row length without one."""
     assert token is not None  # ModelConfig requires it of a prefix_lm model
     sequence = input_ids.shape[1]
     index = paddle.arange(sequence, dtype="int64").unsqueeze(0)

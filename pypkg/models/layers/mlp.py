@@ -29,7 +29,7 @@ _PLAIN: dict[str, _Activation] = {
 
 
 class GatedMLP(nn.Layer):
-    """down(activation(gate(x)) * up(x)), with one matrix whose columns are gate | up."""
+    """down(activation(gate(x)) * up(x)). One matrix holds both projections, columns gate | up."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

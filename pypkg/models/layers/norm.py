@@ -1,4 +1,4 @@
-"""Normalisation layers, with the residual add before them."""
+"""Normalisation layers with an optional residual add."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ _NORMS = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
 
 
 def make_norm(config: ModelConfig) -> nn.Layer:
-    """The norm of ``config`` over hidden_size."""
+    """The normalisation layer that ``config`` describes, over hidden_size."""
     return chosen("norm", config.norm, _NORMS)(config.hidden_size, config.norm_eps)
 
 
 def make_block_norm(config: ModelConfig) -> nn.Layer:
-    """``make_norm`` for a place where sequence parallelism has the tokens split."""
+    """``make_norm`` for the part of a layer in which sequence parallelism splits the tokens."""
     norm = make_norm(config)
     sum_split_token_gradients(norm)
     return norm

@@ -1,7 +1,7 @@
 """Rotary position embedding: frequencies, their scalings for long sequences, and tables.
 
-Angles are computed in float32, as in the original implementations. The weights were trained with
-these angles, from which more exact ones would differ at distant positions.
+Angles are computed in float32, as in the original implementations. Released weights were trained
+with these angles, and more exact angles would differ at distant positions.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ Scaling = dict[str, Any]  # ``ModelConfig.rope_scaling``
 def inverse_frequencies(
     config: ModelConfig, seq_length: int, training: bool = True
 ) -> tuple[np.ndarray, float]:
-    """The rotary frequencies: radians per position, one for each pair of dimensions.
+    """The rotary frequencies in radians per position, one for each pair of dimensions.
 
     Args:
-        seq_length: of the current sequence; only the dynamic scalings depend on it.
-        training: ``dynamic_ntk_length`` applies in evaluation only.
+        seq_length: length of the current sequence; only dynamic scalings depend on it.
+        training: whether the model trains; ``dynamic_ntk_length`` applies only in evaluation.
 
     Returns:
-        The frequencies, float32 [rotary_dim / 2], and the factor that the scaling applies to
-        cosines and sines.
+        The frequencies, float32 [rotary_dim / 2], and the factor of cosines and sines.
     """
     scaling, trained = config.rope_scaling, config.dynamic_ntk_length
     if trained is not None and _exceeds(seq_length, trained, training):
@@ -46,7 +45,10 @@ def inverse_frequencies(
 def rotary_tables(
     config: ModelConfig, seq_length: int, num_positions: int, training: bool = True
 ) -> np.ndarray:
-    """Cosines and sines of positions 0, 1, ...: float32 [2, num_positions, rotary_dim / 2]."""
+    """Cosines and sines of positions 0, 1, ..., float32 [2, num_positions, rotary_dim / 2].
+
+    ``seq_length`` and ``training`` are those of ``inverse_frequencies``.
+    """
     frequencies, factor = inverse_frequencies(config, seq_length, training)
     angles = np.outer(np.arange(num_positions, dtype=np.float32), frequencies)
     return np.stack([np.cos(angles), np.sin(angles)]) * np.float32(factor)
@@ -58,9 +60,9 @@ class Rotation:
 
     Args:
         cos, sin: float32 [positions, rotary_dim / 2].
-        position_ids: int64 [batch, sequence], one for each part of the head that has its own
-            positions; (None,) for 0, 1, 2, ...
-        interleaved: whether dimensions 2i and 2i + 1 form pair i, instead of i and i + half.
+        position_ids: one int64 [batch, sequence] for each part of the head with its own positions;
+            (None,): positions 0, 1, 2, ...
+        interleaved: whether pair i is the dimensions 2i and 2i + 1, instead of i and i + half.
     """
 
     cos: paddle.Tensor
@@ -71,7 +73,7 @@ class Rotation:
     def __call__(
         self, query: paddle.Tensor, key: paddle.Tensor
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Both [batch, sequence, heads, head_dim]."""
+        """The rotated query and key, each [batch, sequence, heads, head_dim] like its input."""
         rotary_dim = 2 * self.cos.shape[1]
         for part, position_ids in enumerate(self.position_ids):
             query, key = ops.rotary_embedding(
@@ -87,9 +89,9 @@ class Rotation:
 
 
 class RotaryTable:
-    """The cosine and sine tables of a model, made on first use and shared by its layers.
+    """The cosine and sine tables of a model, computed on first use and shared by its layers.
 
-    The tables are float32 whatever the dtype of the model, and not part of its state.
+    The tables are float32 for every dtype of the model, and not part of the state dict.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -103,12 +105,14 @@ class RotaryTable:
         """The rotation on the current device.
 
         Args:
-            position_ids: int64 [batch, sequence], or, for a model with ``position_encoding_2d``,
-                [batch, 2, sequence] with positions and block positions; None for 0, 1, 2, ...
+            seq_length: number of tokens.
+            position_ids: int64 [batch, sequence]; for a model with ``position_encoding_2d``,
+                [batch, 2, sequence] with positions and block positions; None: 0, 1, 2, ...
+            training: whether the model trains, see ``inverse_frequencies``.
         """
         config = self._config
         num_positions = max(seq_length, config.max_position_embeddings)
-        # A table serves all shorter sequences, unless its base grew with the sequence length.
+        # A table is valid for shorter sequences, unless its base depends on the sequence length.
         grown_for = seq_length if _exceeds(seq_length, config.dynamic_ntk_length, training) else 0
         key = (num_positions, grown_for, paddle.get_device())
         if self._tables is None or key != self._key:
@@ -124,7 +128,7 @@ class RotaryTable:
 def logn_query_scale(config: ModelConfig, seq_length: int, training: bool) -> paddle.Tensor | None:
     """Factors of the queries: log(i) / log(n) for the i-th token if i > n, else 1.
 
-    n is ``logn_attention_length``. The scaling applies in evaluation only, as in Qwen (Su, 2021,
+    n is ``logn_attention_length``. The scaling applies only in evaluation, as in Qwen (Su, 2021,
     https://kexue.fm/archives/8823).
 
     Returns:
@@ -153,9 +157,9 @@ def _linear(config: ModelConfig, scaling: Scaling, seq_length: int) -> tuple[np.
 
 
 def _dynamic(config: ModelConfig, scaling: Scaling, seq_length: int) -> tuple[np.ndarray, float]:
-    """Dynamic NTK: the base grows once a sequence is longer than those trained on.
+    """Dynamic NTK: the base grows with sequences that are longer than the trained length.
 
-    The formula is that of transformers (credited there to the Reddit users bloc97 and emozilla).
+    The formula is that of transformers, which credits the Reddit users bloc97 and emozilla.
     """
     factor, trained = scaling["factor"], config.max_position_embeddings
     stretch = factor * max(seq_length, trained) / trained - (factor - 1)
@@ -164,7 +168,7 @@ def _dynamic(config: ModelConfig, scaling: Scaling, seq_length: int) -> tuple[np
 
 
 def _dynamic_in_steps(config: ModelConfig, seq_length: int, trained: int) -> np.ndarray:
-    """Dynamic NTK as Qwen has it: the base grows once per doubling of the length.
+    """Dynamic NTK of Qwen: the base grows in steps, once per doubling of the length.
 
     The formula is that of Qwen's modeling_qwen.py (get_ntk_alpha).
     """
@@ -174,7 +178,7 @@ def _dynamic_in_steps(config: ModelConfig, seq_length: int, trained: int) -> np.
 
 
 def _llama3(config: ModelConfig, scaling: Scaling, seq_length: int) -> tuple[np.ndarray, float]:
-    """Llama 3.1: long wavelengths divided by a factor, short ones kept, a ramp in between.
+    """Llama 3.1: divides low frequencies by a factor, keeps high ones, interpolates in between.
 
     The formula is that of Meta's llama-models repository (apply_scaling).
     """
@@ -188,16 +192,16 @@ def _llama3(config: ModelConfig, scaling: Scaling, seq_length: int) -> tuple[np.
 
 
 def _yarn(config: ModelConfig, scaling: Scaling, seq_length: int) -> tuple[np.ndarray, float]:
-    """YaRN (Peng et al., 2023): as llama3 but with the ramp over dimensions, and cosines and
-    sines scaled, which sharpens the attention.
+    """YaRN (Peng et al., 2023): interpolates over dimensions, and scales cosines and sines.
 
-    ``mscale`` and ``mscale_all_dim`` are DeepSeek-V2's addition, ``truncate`` is GPT-OSS's.
+    The scale sharpens the attention. ``mscale`` and ``mscale_all_dim`` come from DeepSeek-V2,
+    ``truncate`` from GPT-OSS.
     """
     dim = config.rotary_dim
     factor, trained = scaling["factor"], scaling["original_max_position_embeddings"]
 
     def dimension_of(rotations: float) -> float:
-        """The index of the pair that makes that many rotations over the trained length."""
+        """The index of the pair that makes ``rotations`` turns over the trained length."""
         return (
             dim * math.log(trained / (rotations * 2 * math.pi)) / (2 * math.log(config.rope_theta))
         )
@@ -208,7 +212,7 @@ def _yarn(config: ModelConfig, scaling: Scaling, seq_length: int) -> tuple[np.nd
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
     if low == high:
-        high += 0.001  # a step instead of a division by zero
+        high += 0.001  # avoids a division by zero
     ramp = np.clip((np.arange(dim // 2, dtype=np.float32) - low) / (high - low), 0.0, 1.0)
     frequencies = _frequencies(config.rope_theta, dim)
     blended = frequencies / factor * ramp + frequencies * (1 - ramp)

@@ -1,8 +1,8 @@
-"""Activation recompute: what a layer keeps for its backward pass, and what it computes again.
+"""Activation recompute: the choice of activations that backward passes recompute.
 
-The choice is made inside the layer, so that it is the same for a layer of a whole model and of a
-pipeline stage. fleet's recompute does the work: it runs a function once without keeping anything
-but its inputs, and again, from the same random states, when gradients need the rest.
+The layer itself makes the choice, so that it is the same in a whole model and in a pipeline stage.
+fleet's recompute does the work. In the forward pass it keeps only the inputs of a function; in the
+backward pass it runs the function again from the same random states.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ FULL, ATTENTION_BLOCK, ATTENTION = "full", "full_attn", "core_attn"
 
 @dataclass(frozen=True)
 class Recompute:
-    """Which layers compute what again.
+    """Which layers recompute which activations.
 
     Attributes:
-        granularity: "full", the whole layer; "full_attn", its attention block with projections;
-            "core_attn", attention alone.
-        skipped_layers: numbers of layers in the model that keep everything.
-        interval: of the layers of each model chunk, the first and every ``interval``-th after it
-            recompute; 0: none. A whole model is one chunk.
-        use_reentrant: recompute inside an autograd function instead of hooks on what is kept.
-            Same results; the function calls backward within backward.
+        granularity: "full", the whole layer; "full_attn", the attention block with projections;
+            "core_attn", attention without projections.
+        skipped_layers: numbers of layers in the model that keep all activations.
+        interval: the first layer of each model chunk and every ``interval``-th layer after it
+            recompute; 0: none. A model without pipeline is one chunk.
+        use_reentrant: use an autograd function that calls backward within backward, instead of
+            hooks on saved tensors. The results are equal.
     """
 
     granularity: str = FULL
@@ -37,16 +37,22 @@ class Recompute:
     use_reentrant: bool = False
 
     def covers(self, number: int, position: int) -> bool:
-        """Whether layer ``number`` of the model recomputes, the ``position``-th of its stage."""
+        """Whether a layer recomputes.
+
+        Args:
+            number: of the layer in the model.
+            position: of the layer in its model chunk.
+        """
         is_due = self.interval > 0 and position % self.interval == 0
         return is_due and number not in self.skipped_layers
 
 
 def use_recompute(layers: Iterable[tuple[int, nn.Layer]], choice: Recompute | None) -> None:
-    """Sets what the decoder layers of a stage recompute when they train; None: nothing.
+    """Sets the activations that decoder layers recompute in training.
 
     Args:
-        layers: number in the model and layer, in the order in which the stage runs them.
+        layers: (number in the model, layer) pairs of a model chunk, in the order of a forward pass.
+        choice: None: no layer recomputes.
     """
     for position, (number, layer) in enumerate(layers):
         covered = choice if choice is not None and choice.covers(number, position) else None
@@ -54,11 +60,11 @@ def use_recompute(layers: Iterable[tuple[int, nn.Layer]], choice: Recompute | No
 
 
 def recomputed(layer: nn.Layer, granularity: str, function: Callable[..., Any], *args: Any) -> Any:
-    """``function(*args)``, computed again in the backward pass if ``layer`` is to.
+    """``function(*args)``, recomputed in the backward pass if ``layer`` is set to do so.
 
     Args:
-        layer: has ``recompute``, its choice or None. Nothing is recomputed unless it trains.
-        granularity: of ``function``; it runs plainly if the choice is another.
+        layer: its attribute ``recompute`` is the choice, or None. Recompute needs training mode.
+        granularity: the granularity of the choice for which ``function`` is recomputed.
         function: returns a tensor, or a tuple of tensors and None.
     """
     choice = layer.recompute if layer.training and paddle.is_grad_enabled() else None

@@ -1,1 +1,1 @@
-"""Weights in and out: initial values, tensor-parallel shards, model folders, file formats."""
+"""Weights: initial values, tensor-parallel shards, model folders and file formats."""

@@ -1,4 +1,4 @@
-"""Folders of models, by path or by name in the Hugging Face cache. Nothing here imports Paddle."""
+"""Finds model folders by path or in the Hugging Face cache. Nothing here imports Paddle."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from pathlib import Path
 
 from pypkg.errors import UserError
 
-# Weights of other frameworks and formats, which nothing here reads.
+# Weights of other frameworks and formats, which this package does not read.
 _NOT_READ = ["*.h5", "*.msgpack", "*.ot", "*.onnx", "*.tflite", "*.gguf", "original/*"]
 
 
 def find_weights(name_or_folder: str | Path, download: bool = False) -> Path:
-    """The folder of a model: the one given, or the snapshot of branch main in the cache.
+    """The folder of a model: the given folder, or the snapshot of branch main in the cache.
 
-    A folder wins over a name. In the cache, the case of a name does not matter.
+    A folder takes precedence over a name. Names in the cache are not case-sensitive.
 
     Args:
         name_or_folder: a folder, or a name on the Hugging Face Hub such as "bigscience/bloom-560m".
-        download: fetch what the cache lacks from the Hub. Otherwise the network is never used.
+        download: download what the cache lacks; False never uses the network.
 
     Raises:
-        UserError: there is neither such a folder nor such a snapshot; the message names the cache.
+        UserError: there is no such folder and no such snapshot. The message names the cache.
     """
     if Path(name_or_folder).is_dir():
         return Path(name_or_folder)
@@ -30,7 +30,7 @@ def find_weights(name_or_folder: str | Path, download: bool = False) -> Path:
     try:
         if download:
             return Path(snapshot_download(name, cache_dir=cache, ignore_patterns=_NOT_READ))
-        # The library may know of more files than were wanted. Readers name those that they miss.
+        # A snapshot may be incomplete. The readers name the files that they miss.
         return Path(
             snapshot_download(
                 _cached_name(name, cache),
@@ -50,7 +50,7 @@ def find_weights(name_or_folder: str | Path, download: bool = False) -> Path:
 
 
 def _cached_name(name: str, cache: Path) -> str:
-    """``name`` as the cache spells it."""
+    """``name`` in the upper and lower case of the cache."""
     wanted = f"models--{name.replace('/', '--')}".lower()
     if cache.is_dir():
         for folder in sorted(cache.iterdir()):

@@ -1,4 +1,4 @@
-"""Standard deviations of random weights, as each family's authors chose them."""
+"""Standard deviations of random weights, as the authors of each family chose them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ _OUTPUTS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 
 
 def standard_deviation(config: ModelConfig, name: str, shape: Sequence[int]) -> float | np.ndarray:
-    """Of the normal distribution that the matrix ``name`` of ``shape`` is drawn from.
+    """The standard deviation of the normal distribution of the matrix ``name`` with ``shape``.
 
-    One number, or one per column. ``config.initialization`` is one of
+    It depends on ``config.initialization``, with L layers:
 
-    - normal: ``initializer_range`` everywhere;
-    - scaled_residual: that, but divided by sqrt(2 L) where a branch of one of the L layers ends
-      (Radford et al., 2019; Megatron-LM, which OPT and BLOOM were trained with);
-    - deepnorm: in the layers that of Glorot and Bengio (2010), sqrt(2 / (inputs + outputs)), times
-      (2 L)^-0.5 in the MLP, the values and the attention output (Wang et al., 2022; Zeng et al.,
-      2022, section 2.1); elsewhere ``initializer_range``.
+    - normal: ``initializer_range``;
+    - scaled_residual: ``initializer_range``, divided by sqrt(2 L) for the last matrix of each
+      branch (Radford et al., 2019; Megatron-LM, with which OPT and BLOOM were trained);
+    - deepnorm: ``initializer_range`` outside the layers. Inside, sqrt(2 / (inputs + outputs))
+      (Glorot and Bengio, 2010), multiplied by (2 L)^-0.5 in the MLP, the value projection and the
+      attention output (Wang et al., 2022; Zeng et al., 2022, section 2.1).
+
+    Returns:
+        One number, or an array with one number per column.
     """
     scheme = chosen("initialization", config.initialization, _SCHEMES)
     return scheme(config, name, shape)

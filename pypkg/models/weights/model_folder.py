@@ -1,4 +1,4 @@
-"""Writes a Hugging Face folder as its tensors come: config.json and safetensors, sharded if large.
+"""Writes a Hugging Face folder, config.json and safetensors files, one tensor at a time.
 
 Nothing here imports Paddle.
 """
@@ -18,9 +18,11 @@ import numpy as np
 from pypkg.errors import UserError
 from pypkg.files import publish_files
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
-from pypkg.models.weights.formats.tensor_files import INDEX_FILE, SINGLE_FILE
+from pypkg.models.weights.formats.tensor_files import INDEX_FILE
+from pypkg.models.weights.save_plan import shard_name, split_by_size
 
 CONFIG_FILE = "config.json"
+MODEL_STEM = "model"  # of the names of weight files
 DEFAULT_SHARD_SIZE = "5GB"
 _WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -34,23 +36,23 @@ def write_model_folder(
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     metadata_format: str = "pt",
 ) -> None:
-    """Writes config.json, safetensors and, if there are several, their index.
+    """Writes config.json and safetensors files, with an index if there are several.
 
-    Every file is written under a temporary name, and renamed when all are complete; weight files
-    of an earlier save that are no longer part of the model are removed then. Other files of the
-    folder stay.
+    Files have temporary names until all are complete. Then they are renamed, and weight files of
+    an earlier save that do not belong to the model are removed; other files stay.
 
     Args:
         config: the keys of config.json.
-        specs: of every tensor by name, in the order in which ``tensors`` gives them.
-        max_shard_size: bytes, or a number with a unit such as "500MB" or "5GB".
-        metadata_format: "pt" for Hugging Face's matrices, "np" for PaddleNLP's.
+        specs: of every tensor by name, in the order of ``tensors``.
+        tensors: (name, array) pairs.
+        max_shard_size: largest size of a weight file, in bytes or with a unit ("500MB", "5GB").
+        metadata_format: "pt" for the layout of Hugging Face, "np" for that of PaddleNLP.
 
     Raises:
-        UserError: the folder cannot be written to, the disk is full, or ``max_shard_size`` makes
-            no sense.
+        UserError: the folder cannot be written to, the disk is full, or ``max_shard_size`` is not
+            a size.
     """
-    shards = _plan_shards(specs, parse_size(max_shard_size))
+    shards = split_by_size(specs, parse_size(max_shard_size)) or [{}]
     written: dict[str, Path] = {}  # final name -> temporary file
 
     def temporary(name: str) -> Path:
@@ -62,30 +64,60 @@ def write_model_folder(
         index: dict[str, str] = {}
         coming = iter(tensors)
         for number, shard in enumerate(shards, start=1):
-            file = SINGLE_FILE if len(shards) == 1 else _shard_name(number, len(shards))
+            file = shard_name(MODEL_STEM, number, len(shards))
             index.update(dict.fromkeys(shard, file))
             write_tensors(temporary(file), shard, islice(coming, len(shard)), metadata_format)
         if len(shards) > 1:
             total = sum(spec.num_bytes for spec in specs.values())
             listing = {"metadata": {"total_size": total}, "weight_map": index}
-            _write_json(temporary(INDEX_FILE), listing)
-        _write_json(temporary(CONFIG_FILE), config)
-        publish_files({path: folder / name for name, path in written.items()})
-        for path in folder.iterdir():
-            if _WEIGHT_FILE.fullmatch(path.name) and path.name not in written:
-                path.unlink()
+            write_json(temporary(INDEX_FILE), listing)
+        write_json(temporary(CONFIG_FILE), config)
+        publish_model(folder, written)
     except OSError as error:
-        raise UserError(
-            f"cannot save the model in {folder}: {error.strerror}; choose a folder that can be "
-            "written to and has room"
-        ) from error
+        raise cannot_save(folder, error) from error
     finally:
         for path in written.values():
             path.unlink(missing_ok=True)
 
 
+def publish_model(folder: Path, written: Mapping[str, Path]) -> None:
+    """Gives the files of a model their names, and removes weight files of an earlier save.
+
+    Args:
+        written: temporary path of each file by its final name.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    publish_files({path: folder / name for name, path in written.items()})
+    for path in folder.iterdir():
+        if _WEIGHT_FILE.fullmatch(path.name) and path.name not in written:
+            path.unlink()
+
+
+def cannot_save(folder: Path, error: OSError) -> UserError:
+    """What a user is told where ``folder`` cannot be written."""
+    return UserError(
+        f"cannot save the model in {folder}: {error.strerror}; choose a folder that can be "
+        "written to and has room"
+    )
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a file of JSON, which is not on the disk yet.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def parse_size(size: int | str) -> int:
-    """Bytes in a number with a unit, such as "500MB" or "1.5GiB"."""
+    """The number of bytes of a size such as "500MB" or "1.5GiB".
+
+    Raises:
+        UserError: ``size`` is not a positive size.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
     number, unit = match.groups() if match else ("0", "")
     num_bytes = int(float(number) * (_UNITS.get(unit.upper(), 0) if unit else 1))
@@ -94,24 +126,3 @@ def parse_size(size: int | str) -> int:
             f"max_shard_size must be a positive number of bytes or such as '5GB', found {size!r}"
         )
     return num_bytes
-
-
-def _plan_shards(specs: Mapping[str, TensorSpec], max_size: int) -> list[dict[str, TensorSpec]]:
-    """The tensors of each shard, in order."""
-    shards: list[dict[str, TensorSpec]] = [{}]
-    size = 0
-    for name, spec in specs.items():
-        if shards[-1] and size + spec.num_bytes > max_size:
-            shards.append({})
-            size = 0
-        shards[-1][name] = spec
-        size += spec.num_bytes
-    return shards
-
-
-def _shard_name(number: int, count: int) -> str:
-    return f"model-{number:05d}-of-{count:05d}.safetensors"
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A stored head that is not the embedding which config.json ties it to.
+"""Detects a stored head that differs from the embedding although config.json ties the two.
 
 Nothing here imports Paddle.
 """
@@ -16,27 +16,27 @@ from pypkg.models.weights.formats.tensor_files import TensorFiles
 
 logger = logging.getLogger("pypkg.models")
 
-_ROWS = 4096  # that are compared at once
+_ROWS = 4096  # rows compared at a time
 
 
 def as_stored(config: ModelConfig, files: TensorFiles, folder: Path) -> ModelConfig:
-    """``config``, with ``tie_word_embeddings`` false if the weights hold a head of its own.
+    """``config``, with ``tie_word_embeddings`` false if the weights hold a different head.
 
-    Checkpoints of tied models often store the head a second time. One that differs from the
-    embedding is used, as transformers 5 does, which the log says.
+    Checkpoints of tied models often store the head as well. If it differs from the embedding, the
+    stored head is used, as in transformers 5, and this is logged.
     """
     if not config.tie_word_embeddings:
         return config
     untied = config.replace(tie_word_embeddings=False)
-    specs = files.specs()
-    names = stored_weight_map(untied, specs)
+    found = files.shapes()
+    names = stored_weight_map(untied, found)
     if not names.holds("lm_head.weight"):
         return config
     shape = (config.vocab_size, config.embedding_size)
     (head,), (table,) = (
         names.source_shapes(name, shape) for name in ("lm_head.weight", "embed_tokens.weight")
     )
-    if not {head, table} <= specs.keys() or _equal(files, head, table):
+    if not {head, table} <= found.keys() or _equal(files, head, table):
         return config
     logger.warning(
         "%s: tie_word_embeddings is true, but %s differs from %s; the stored head is used and "

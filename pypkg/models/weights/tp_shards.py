@@ -1,8 +1,8 @@
 """The TP shard of each parameter that a rank holds under tensor parallelism.
 
-A table gives the axis that is divided, in this package's layout of the parameters, and the matrices
-that lie side by side along it, each of which is divided on its own. A parameter that the table does
-not name is replicated on every rank.
+A table gives the divided axis of each kind of parameter, in the layout of this package, and the
+matrices that lie side by side along it. Each matrix is divided separately. A parameter without
+entry is replicated on every rank.
 Nothing here imports Paddle.
 """
 
@@ -16,17 +16,17 @@ import numpy as np
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.weight_map import kind_of
 
-Range = tuple[int, int]  # from, up to
+Range = tuple[int, int]  # start, stop
 
 
 @dataclass(frozen=True)
 class TPShard:
-    """What one rank holds of a parameter: ``ranges`` of ``axis``, concatenated, then padding.
+    """The shard of a parameter on one rank: concatenated ``ranges`` of ``axis``, then padding.
 
     Attributes:
-        axis: of the parameter in our layout.
-        ranges: (start, stop) in the whole parameter, in the order of the shard.
-        length: of the shard along the axis; zeros fill what the ranges leave.
+        axis: divided axis of the parameter, in the layout of this package.
+        ranges: (start, stop) pairs in the whole parameter, in the order of the shard.
+        length: length of the shard along the axis; zeros follow the ranges.
     """
 
     axis: int
@@ -35,16 +35,34 @@ class TPShard:
 
     def take(self, whole: np.ndarray) -> np.ndarray:
         """The shard, padded, of ``whole``, an array of any dtype."""
-        index = (slice(None),) * self.axis
-        return self.padded(
-            np.concatenate(
-                [whole[(*index, slice(start, stop))] for start, stop in self.ranges], self.axis
-            )
+        return self.read(lambda cut: whole[tuple(cut)])
+
+    def read(
+        self, read: Callable[[Sequence[slice]], np.ndarray], rows: Range | None = None
+    ) -> np.ndarray:
+        """The shard, padded, or some of its rows; nothing else is read.
+
+        Args:
+            read: returns the elements that slices, one per axis from the first on, select of the
+                whole parameter.
+            rows: (start, stop) along the first axis of the shard; None: all.
+        """
+        before: tuple[slice, ...] = (slice(None),) * self.axis
+        ranges, length = self.ranges, self.length
+        if rows is not None and self.axis == 0:
+            ranges, length = _cut(ranges, rows), rows[1] - rows[0]
+        elif rows is not None:
+            before = (slice(*rows), *before[1:])
+        return self._padded(
+            np.concatenate([read((*before, slice(*each))) for each in ranges], self.axis), length
         )
 
     def padded(self, value: np.ndarray) -> np.ndarray:
         """``value``, the concatenated ranges, followed by zeros up to ``length``."""
-        missing = self.length - value.shape[self.axis]
+        return self._padded(value, self.length)
+
+    def _padded(self, value: np.ndarray, length: int) -> np.ndarray:
+        missing = length - value.shape[self.axis]
         if not missing:
             return value
         widths = [(0, missing if axis == self.axis else 0) for axis in range(value.ndim)]
@@ -58,12 +76,22 @@ class TPShard:
             at += stop - start
 
 
+def _cut(ranges: Sequence[Range], rows: Range) -> tuple[Range, ...]:
+    """What ``rows`` of the concatenated ``ranges`` are of the whole; at least one, if empty."""
+    found, at = [], 0
+    for start, stop in ranges:
+        first, last = (min(max(row - at, 0), stop - start) for row in rows)
+        found.append((start + first, start + last))
+        at += stop - start
+    return tuple(each for each in found if each[0] < each[1]) or ((0, 0),)
+
+
 @dataclass(frozen=True)
 class _Split:
-    """How one kind of parameter is divided.
+    """The division of one kind of parameter.
 
-    ``matrices`` gives, for a configuration, a degree and a rank, the length of each matrix along
-    the axis and the rank's range of it.
+    ``matrices`` maps (configuration, degree, rank) to one pair per matrix: its length along the
+    axis, and the range of the rank.
     """
 
     axis: int  # of the weight; a bias has one axis
@@ -76,9 +104,9 @@ def _even(length: int, degree: int, rank: int) -> tuple[int, Range]:
 
 
 def key_value_range(config: ModelConfig, degree: int, rank: int) -> Range:
-    """The key-value heads (start, stop) of a rank: those that its query heads attend with.
+    """(start, stop) of the key-value heads of a rank, which its query heads use.
 
-    With fewer key-value heads than ranks, consecutive ranks hold the same head.
+    If there are fewer key-value heads than ranks, consecutive ranks hold the same head.
     """
     heads = config.num_key_value_heads
     start = rank * heads // degree
@@ -109,7 +137,7 @@ _TABLE: dict[str, _Split] = {
 
 
 def tp_shard(config: ModelConfig, name: str, degree: int, rank: int) -> TPShard | None:
-    """The shard that ``rank`` of ``degree`` holds of the parameter ``name``; None: all of it."""
+    """The shard of the parameter ``name`` on ``rank`` of ``degree``; None: the whole parameter."""
     layer, _, ending = kind_of(name).rpartition(".")
     split = _TABLE.get(layer)
     if degree == 1 or split is None or (ending == "bias" and split.axis == 0):
@@ -126,7 +154,7 @@ def tp_shard(config: ModelConfig, name: str, degree: int, rank: int) -> TPShard 
 def whole_shape(
     config: ModelConfig, name: str, shape: Sequence[int], degree: int
 ) -> tuple[int, ...]:
-    """Shape of the whole parameter ``name``, whose shards have ``shape``."""
+    """Shape of the whole parameter ``name`` whose shards have ``shape``."""
     last = tp_shard(config, name, degree, degree - 1)
     if last is None:
         return tuple(shape)
@@ -135,7 +163,7 @@ def whole_shape(
 
 
 def tensor_parallel_problems(config: ModelConfig, degree: int) -> list[str]:
-    """Why the model cannot be divided over ``degree`` ranks, one message each; empty if it can."""
+    """The reasons why ``degree`` ranks cannot divide the model; empty if they can."""
     problems = []
     heads, key_value_heads = config.num_attention_heads, config.num_key_value_heads
     sizes = {"num_attention_heads": heads, "intermediate_size": config.intermediate_size}
@@ -159,7 +187,7 @@ def tensor_parallel_problems(config: ModelConfig, degree: int) -> list[str]:
 
 
 def _degrees(config: ModelConfig) -> list[int]:
-    """The degrees up to 64 that fit heads and widths."""
+    """The degrees up to 64 that divide heads and widths."""
     key_value_heads = config.num_key_value_heads
     return [
         degree

@@ -18,7 +18,7 @@ _VECTOR_BYTES = 16
 
 @triton.jit
 def _finite(x):
-    """What is subtracted in exponents: -inf - (-inf) would be NaN."""
+    """x, or 0 for -inf: a subtrahend in exponents, where -inf - (-inf) would be NaN."""
     return tl.where(x == -float("inf"), 0.0, x)
 
 
@@ -27,8 +27,9 @@ def forward_kernel(
     logits, labels, loss, lse, row_max, row_sum, target, cols, vocab_start, vocab_size,
     ignore_index, GROUPS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """One program per row, one pass. SIZE neighbouring elements, which one thread loads as a
-    vector, share a running maximum and sum, so the loop needs no exchange between threads."""
+    """One program per row, one pass. A thread loads SIZE neighbouring elements as a vector and
+    keeps one running maximum and sum for them, so that the loop needs no exchange between threads.
+    """
     row = tl.program_id(0).to(tl.int64)
     x_row = logits + row * cols
     within = tl.arange(0, GROUPS)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
@@ -74,7 +75,7 @@ def backward_kernel(
     counts = label != ignore_index
     log_sum = tl.load(lse + row)
     scale = tl.load(dloss + row)
-    # Logits of an ignored row are not read: they may hold anything, NaN too.
+    # The logits of an ignored row are not read, because they may be NaN.
     x = tl.load(logits + row * cols + col, mask=(col < cols) & counts, other=0.0).to(tl.float32)
     hit = tl.where(col == label - vocab_start, 1.0, 0.0)
     gradient = (tl.exp2((x - log_sum) * LOG2_E) - hit) * scale
@@ -96,7 +97,7 @@ def cross_entropy_forward(
     ignore_index: int = -100,
     stream: int | None = None,
 ) -> None:
-    """As ``pypkg._native.cross_entropy_forward``."""
+    """See ``pypkg._native.cross_entropy_forward``."""
     rows, cols = logits.shape
     size = _VECTOR_BYTES // (4 if str(logits.dtype).endswith("float32") else 2)
     groups = min(_FORWARD_GROUPS, triton.next_power_of_2(triton.cdiv(cols, size)))
@@ -119,7 +120,7 @@ def cross_entropy_backward(
     ignore_index: int = -100,
     stream: int | None = None,
 ) -> None:
-    """As ``pypkg._native.cross_entropy_backward``; dlogits may be logits."""
+    """See ``pypkg._native.cross_entropy_backward``; dlogits may be logits."""
     rows, cols = logits.shape
     width = min(_BACKWARD_COLS, triton.next_power_of_2(cols))
     launch(

@@ -10,12 +10,12 @@ import triton.language as tl
 from .launch import launch, tile, warps
 
 _TILE = 2048
-_MAX_COLS = 2048  # of a tile; longer rows are cut
+_MAX_COLS = 2048  # columns of a tile; longer rows take several tiles
 
 
 @triton.jit
 def _tanh(x):
-    # Without the overflow of exp(2x): exp(-2|x|) is at most 1.
+    # exp(2x) could overflow; exp(-2|x|) is at most 1.
     shrunk = tl.exp(-2.0 * tl.abs(x))
     size = (1.0 - shrunk) / (1.0 + shrunk)
     return tl.where(x < 0, -size, size)
@@ -67,7 +67,7 @@ def backward_kernel(
     u = tl.load(up + up_at, mask=inside, other=0.0).to(tl.float32)
     d = tl.load(dout + row * cols + col, mask=inside, other=0.0).to(tl.float32)
     value, derivative = _activate(g, activation)
-    tl.debug_barrier()  # dup may be up, which dup's value does not wait for
+    tl.debug_barrier()  # dup may be the memory of up: all threads read up before one writes dup
     tl.store(dgate + gate_at, (d * u * derivative).to(dgate.dtype.element_ty), mask=inside)
     tl.store(dup + up_at, (d * value).to(dup.dtype.element_ty), mask=inside)
 
@@ -75,7 +75,7 @@ def backward_kernel(
 def gated_activation_forward(
     gate: Any, up: Any, out: Any, activation: str = "silu", *, stream: int | None = None
 ) -> None:
-    """As ``pypkg._native.gated_activation_forward``."""
+    """See ``pypkg._native.gated_activation_forward``."""
     _launch_over_matrix(forward_kernel, gate, up, [gate, up, out], activation, stream)
 
 
@@ -89,7 +89,7 @@ def gated_activation_backward(
     *,
     stream: int | None = None,
 ) -> None:
-    """As ``pypkg._native.gated_activation_backward``."""
+    """See ``pypkg._native.gated_activation_backward``."""
     _launch_over_matrix(backward_kernel, gate, up, [gate, up, dout, dgate, dup], activation, stream)
 
 

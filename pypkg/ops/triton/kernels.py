@@ -1,4 +1,4 @@
-"""The kernels under one name, as ``pypkg._native`` has them. Importing it imports Triton."""
+"""All Triton kernels in one module, like ``pypkg._native``. Importing it imports Triton."""
 
 from .cross_entropy import cross_entropy_backward, cross_entropy_forward
 from .gated_activation import gated_activation_backward, gated_activation_forward

@@ -7,10 +7,10 @@ from typing import Any
 import triton
 from triton.runtime import driver
 
-# Decided when a kernel is declared: TRITON_INTERPRET=1 at import runs all of them in Python.
+# Triton reads TRITON_INTERPRET when a kernel is declared. With 1, all kernels run in Python.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
-# Multiplications and additions become one rounding, as nvcc makes them; Triton's default changes.
+# Fuses multiplication and addition, like nvcc. Triton's default differs between versions.
 COMPILER_OPTIONS = {"enable_fp_fusion": True}
 
 _THREADS_PER_WARP = 32
@@ -18,7 +18,7 @@ _MAX_WARPS = 32
 
 
 class Pointer:
-    """The memory of a tensor as Triton takes it, whatever framework the tensor is of."""
+    """The memory of a tensor of any framework as a Triton argument."""
 
     def __init__(self, tensor: Any) -> None:
         self._address = tensor.data_ptr()
@@ -27,8 +27,8 @@ class Pointer:
     def data_ptr(self) -> int:
         return self._address
 
-    # The interpreter copies tensors to the CPU before a kernel and back after it, by way of their
-    # storage. Ours are on the CPU already, and it works on them where they are.
+    # The interpreter copies the storage of a tensor to the CPU before a kernel and back after it.
+    # These tensors are on the CPU already, so that it works on their own memory.
     def untyped_storage(self) -> Pointer:
         return self
 
@@ -56,11 +56,11 @@ class Pointer:
 def launch(
     kernel: Any, grid: tuple[int, ...], *arguments: Any, stream: int | None, **constants: Any
 ) -> None:
-    """Runs ``kernel`` on a grid of programs; nothing where the grid is empty.
+    """Runs ``kernel`` on a grid of programs, or returns at once for an empty grid.
 
     Args:
-        arguments: tensors (anything with ``data_ptr()`` and ``dtype``), numbers or None.
-        stream: a raw CUDA stream; None for what Triton takes for the current one, torch's.
+        arguments: tensors (objects with ``data_ptr()`` and ``dtype``), numbers or None.
+        stream: a raw CUDA stream; None: Triton's current stream, which is torch's.
         constants: ``tl.constexpr`` parameters and Triton's own options, such as ``num_warps``.
     """
     if 0 in grid:
@@ -80,18 +80,18 @@ def launch(
 
 
 def tile(cols: int, elements: int) -> tuple[int, int]:
-    """Rows and columns, powers of two, of a tile of about ``elements`` that holds whole rows."""
+    """(rows, columns), powers of two, of a tile with whole rows and about ``elements`` elements."""
     width = triton.next_power_of_2(cols)
     return max(1, elements // width), width
 
 
 def warps(elements: int, per_thread: int) -> int:
-    """Warps, a power of two, of which each thread gets about ``per_thread`` elements."""
+    """Number of warps, a power of two, so that a thread has about ``per_thread`` elements."""
     return max(1, min(_MAX_WARPS, elements // (per_thread * _THREADS_PER_WARP)))
 
 
 def multiprocessors() -> int:
-    """Of the current GPU."""
+    """Number of multiprocessors of the current GPU."""
     if INTERPRETED:
         return 2
     active = driver.active

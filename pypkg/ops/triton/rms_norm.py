@@ -42,7 +42,7 @@ def forward_kernel(
 def backward_kernel(
     dy, h, weight, rstd, dx, partial, dh, rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr
 ):
-    """Each program walks over tiles of rows and writes its own row of partial sums of dweight."""
+    """Each program loops over tiles of rows and writes one row of partial sums of dweight."""
     slot = tl.program_id(0)
     col = tl.arange(0, COLS)
     dweight = tl.zeros([ROWS, COLS], tl.float32)
@@ -54,12 +54,12 @@ def backward_kernel(
         x = tl.load(h + at, mask=inside, other=0.0).to(tl.float32)
         scale = tl.load(rstd + row, mask=row < rows, other=0.0)[:, None]
         dweight += g * x * scale
-        # Read again for every tile, from cache: registers are what limits long rows.
+        # The weight is read from cache for every tile, because registers limit long rows.
         w = tl.load(weight + col, mask=col < cols, other=0.0).to(tl.float32)
         g *= w[None, :]
         projection = tl.sum(g * x, 1)[:, None] / cols * scale * scale
-        if COLS > 8192:  # too much to keep in registers beside dweight; it is in cache
-            tl.debug_barrier()  # or the compiler would keep it
+        if COLS > 8192:  # too long for registers beside dweight; the cache holds it
+            tl.debug_barrier()  # without it the compiler keeps the row in registers
             g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32) * w[None, :]
             x = tl.load(h + at, mask=inside, other=0.0).to(tl.float32)
         out = scale * (g - x * projection)
@@ -72,7 +72,7 @@ def backward_kernel(
 
 @triton.jit
 def reduce_kernel(partial, dweight, slots, cols, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """dweight = sum over the partial rows, in an order that is always the same."""
+    """dweight = sum of the partial rows, in a fixed order."""
     col = tl.program_id(0) * COLS + tl.arange(0, COLS)
     total = tl.zeros([ROWS, COLS], tl.float32)
     for first in range(0, slots, ROWS):
@@ -94,10 +94,10 @@ def rms_norm_forward(
     epsilon: float = 1e-6,
     stream: int | None = None,
 ) -> None:
-    """As ``pypkg._native.rms_norm_forward``.
+    """See ``pypkg._native.rms_norm_forward``.
 
     Raises:
-        ValueError: rows of more than MAX_COLS.
+        ValueError: rows have more than MAX_COLS elements.
     """
     rows, cols = x.shape
     height, width = _tile(cols)
@@ -109,7 +109,7 @@ def rms_norm_forward(
 
 
 def rms_norm_backward_workspace(h: Any) -> int:
-    """Floats of workspace that ``rms_norm_backward`` needs."""
+    """Number of float32 elements of the workspace that ``rms_norm_backward`` needs."""
     return _slots(*h.shape) * h.shape[1]
 
 
@@ -125,7 +125,7 @@ def rms_norm_backward(
     *,
     stream: int | None = None,
 ) -> None:
-    """As ``pypkg._native.rms_norm_backward``."""
+    """See ``pypkg._native.rms_norm_backward``."""
     rows, cols = h.shape
     height, width = _tile(cols)
     slots = _slots(rows, cols)
@@ -150,8 +150,8 @@ def _tile(cols: int) -> tuple[int, int]:
 
 
 def _slots(rows: int, cols: int) -> int:
-    """Programs of the backward kernel. It depends on the shape and the device alone, so that sums
-    are formed in the same order in every call."""
+    """Number of programs of the backward kernel. It depends only on the shape and the device, so
+    that every call sums in the same order."""
     height, width = _tile(cols)
-    per_multiprocessor = 1 if width > 4096 else 2  # as many as run at once, so that none is late
+    per_multiprocessor = 1 if width > 4096 else 2  # as many as run at the same time
     return min(triton.cdiv(rows, height), per_multiprocessor * multiprocessors())

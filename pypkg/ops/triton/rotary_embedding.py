@@ -54,8 +54,8 @@ def rotary_kernel(
     interleaved: tl.constexpr, inverse: tl.constexpr, offset: tl.constexpr, half: tl.constexpr,
     head_dim: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr, COPIED: tl.constexpr,
 ):  # fmt: skip
-    """One program per token and group of heads, those of q first. Everything a program reads it
-    reads before it writes there, so outputs may be the inputs."""
+    """One program per token and group of heads; the heads of q come first. A program reads its
+    elements before it writes them, so that outputs may be the inputs."""
     token = tl.program_id(0).to(tl.int64)
     position = tl.load(position_ids + token) if position_ids is not None else token % sequence
     pair = tl.arange(0, PAIRS)[None, :]
@@ -88,7 +88,7 @@ def rotary_embedding(
     inverse: bool = False,
     stream: int | None = None,
 ) -> None:
-    """As ``pypkg._native.rotary_embedding``."""
+    """See ``pypkg._native.rotary_embedding``."""
     batch, sequence, q_heads, head_dim = q.shape
     k_heads = 0 if k is None else k.shape[2]
     num_positions, half = cos.shape

@@ -10,6 +10,7 @@ import paddle.distributed as dist
 
 from pypkg.errors import UserError
 from pypkg.parallel import mesh
+from pypkg.parallel.launch import watchdog
 
 T = TypeVar("T")
 
@@ -22,7 +23,7 @@ def is_first_rank() -> bool:
 def from_first_rank(make: Callable[[], T]) -> T:
     """Calls ``make`` on rank 0 only and returns its result on every rank.
 
-    Every rank must call this. The result must be picklable.
+    Every rank must call this. The result must be picklable. ``make`` may take any time.
 
     Raises:
         UserError: on every rank, if ``make`` raises it.
@@ -38,15 +39,52 @@ def from_first_rank(make: Callable[[], T]) -> T:
             cause: UserError | None = error
         else:
             cause = None
+        watchdog.wait_for_all()
         dist.broadcast_object_list(told, src=0)
         if cause is not None:
             raise cause
     else:
+        watchdog.wait_for_all()
         dist.broadcast_object_list(told, src=0)
     value, message = told[0]
     if message is not None:
         raise UserError(message)
     return value
+
+
+def from_all_ranks(make: Callable[[], T]) -> list[T]:
+    """Calls ``make`` on every rank and returns the results, by rank, on every rank.
+
+    Every rank must call this. The results must be picklable. ``make`` may take any time.
+
+    Raises:
+        UserError: on every rank, if ``make`` raises it on one.
+    """
+    if mesh.current().world_size == 1:
+        return [make()]
+    cause: UserError | None = None
+    try:
+        own: tuple = (make(), None)
+    except UserError as error:
+        own, cause = (None, str(error)), error
+    told: list = []
+    watchdog.wait_for_all()
+    dist.all_gather_object(told, own)
+    if cause is not None:
+        raise cause
+    for _, message in told:
+        if message is not None:
+            raise UserError(message)
+    return [value for value, _ in told]
+
+
+def on_all_ranks(flag: bool) -> bool:
+    """Whether ``flag`` is true on every rank. Every rank must call this."""
+    if mesh.current().world_size == 1:
+        return flag
+    least = paddle.to_tensor([int(flag)], dtype="int32")
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return bool(least.item())
 
 
 def mean_over_sample_shards(value: paddle.Tensor) -> paddle.Tensor:

@@ -1,11 +1,11 @@
-"""What several processes hold in parts, brought together one array at a time."""
+"""Tensors of the whole model, which ranks hold in parts, brought to the rank that writes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
-import numpy as np
 import paddle
 import paddle.distributed as dist
 from paddle import Tensor
@@ -14,96 +14,106 @@ from paddle.distributed.communication.group import Group
 from pypkg.parallel import mesh
 
 
+class Place(NamedTuple):
+    """Where a tensor of the whole model lies.
+
+    Attributes:
+        stage: the first pipeline stage that has it.
+        owner: sharding rank that alone has it; None: all of them have it, or a slice of it.
+    """
+
+    stage: int
+    owner: int | None = None
+
+
+def places(names: Iterable[str], held: Mapping[str, int | None]) -> dict[str, Place]:
+    """The places of the tensors of all pipeline stages; all ranks have to call this.
+
+    Args:
+        names: of the whole model, whose order the result has. Those that no stage has are left out.
+        held: owner of each tensor of this rank's stage, as ``Place.owner``.
+    """
+    group = mesh.current().pipeline
+    stages: list[Mapping[str, int | None]] = []
+    if group is None:
+        stages = [held]
+    else:
+        dist.all_gather_object(stages, dict(held), group=group)
+    found: dict[str, Place] = {}
+    for stage, owners in reversed(list(enumerate(stages))):
+        found |= {name: Place(stage, owner) for name, owner in owners.items()}
+    return {name: found[name] for name in names if name in found}
+
+
+def possible_writers(place: Place) -> tuple[int, ...]:
+    """The ranks that get a tensor without it leaving its pipeline stage and its owner."""
+    current = mesh.current()
+    return tuple(
+        rank
+        for rank in range(current.world_size)
+        if (at := current.coordinates(rank)).pipeline == place.stage
+        and place.owner in (None, at.sharding)
+    )
+
+
+def takes_part(place: Place, writer: int) -> bool:
+    """Whether this rank hands a part of a tensor to ``writer``, or is it."""
+    current, at = mesh.current(), mesh.current().coordinates(writer)
+    return current.pipeline_rank == place.stage and current.data_rank == at.data
+
+
 def is_sliced(parameter: Tensor) -> bool:
-    """Whether stage 3 of sharding has only this process's slice of ``parameter`` now."""
+    """Whether stage 3 of sharding has only this rank's slice of ``parameter`` now."""
     return getattr(parameter, "status", "all") == "part"
 
 
-def unsliced(parameter: Tensor) -> Tensor:
-    """``parameter`` as the layers use it, from all slices if it is in slices; it stays as it is.
-
-    All processes of the sharding group have to call this.
-    """
-    return joined(parameter.fw_storage, parameter) if is_sliced(parameter) else parameter
-
-
-def joined(part: Tensor, like: Tensor) -> Tensor:
-    """Flat slices of the sharding group's processes as one tensor of the shape of ``like``."""
-    parts: list[Tensor] = []
-    dist.all_gather(parts, part.detach(), group=mesh.current().sharding)
-    return paddle.concat(parts)[: int(np.prod(like.shape))].reshape(like.shape)
-
-
-def over_stages(
-    names: Sequence[str], held: Collection[str], read: Callable[[str], np.ndarray]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Named arrays of all pipeline stages, in the order of ``names``, one at a time.
-
-    Every process has to go through it, and those of a stage call ``read`` in the same order. The
-    process of rank 0 gets all arrays; others get those of their own stage, of which a copy that an
-    earlier stage has too is left out.
+def for_tensor_group(tensor: Tensor, like: Tensor | None, writer: int) -> Tensor | None:
+    """What this rank adds to a tensor that its tensor group brings to ``writer``.
 
     Args:
-        names: of the whole model.
-        held: those that this process's stage has.
-        read: the array of one of them.
-    """
-    group = mesh.current().pipeline
-    if group is None:
-        for name in names:
-            if name in held:
-                yield name, read(name)
-        return
-    holders = _holders(held, group)
-    for name in names:
-        if name not in holders:
-            continue
-        array = read(name) if group.rank == holders[name] else None
-        if is_gathering():
-            array = to_first_rank(array, holders[name])
-        if array is not None:
-            yield name, array
-
-
-def _holders(held: Collection[str], pipeline: Group) -> dict[str, int]:
-    """The first stage that has each name."""
-    lists: list[list[str]] = []
-    dist.all_gather_object(lists, sorted(held), group=pipeline)
-    return {
-        name: stage
-        for stage, names in reversed(list(enumerate(lists)))
-        for name in names
-    }  # fmt: skip
-
-
-def is_gathering() -> bool:
-    """Whether this process is in the pipeline of rank 0."""
-    current = mesh.current()
-    return current.data_rank == current.sharding_rank == current.tensor_rank == 0
-
-
-def to_first_rank(array: np.ndarray | None, stage: int) -> np.ndarray | None:
-    """Brings an array of a pipeline stage to rank 0; all processes of its pipeline call this.
-
-    Args:
-        array: on the process of ``stage``; None on the others.
+        tensor: this rank's TP shard, or its flat slice of the TP shard.
+        like: of the shape of the TP shard, where ``tensor`` is a slice; None: it is no slice.
 
     Returns:
-        It, on rank 0 and on the process of ``stage``; None on the others.
+        The TP shard on the ranks of the writer's tensor group; None on the others.
     """
-    group = mesh.current().pipeline
-    if group is None or stage == 0:
-        return array
-    source = group.ranks[stage]
-    described: list[Any] = [None if array is None else (array.shape, str(array.dtype))]
-    dist.broadcast_object_list(described, src=source, group=group)
-    shape, dtype = described[0]
-    # Bytes, since NumPy and the process groups do not know the same types.
-    if array is None:
-        sent = paddle.empty([int(np.prod(shape)) * np.dtype(dtype).itemsize], dtype="uint8")
-    else:
-        sent = paddle.to_tensor(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-    dist.broadcast(sent, src=source, group=group)
-    if group.rank == 0:
-        array = sent.numpy().view(dtype).reshape(shape)
-    return array
+    current, at = mesh.current(), mesh.current().coordinates(writer)
+    if like is None:
+        return tensor if current.sharding_rank == at.sharding else None
+    parts = list(at_member(tensor, current.sharding, at.sharding))
+    if not parts:
+        return None
+    size = math.prod(like.shape)
+    return paddle.concat(parts)[:size].reshape(like.shape)
+
+
+@paddle.no_grad()
+def at_member(tensor: Tensor, group: Group | None, member: int) -> Iterator[Tensor]:
+    """The tensors of all ranks of ``group``, in its order, on one of them; none on the others.
+
+    All ranks of the group have to iterate to the end. A rank sends only when the member is ready to
+    receive, so that one tensor at a time is on the way. Messages have no limit of time of their
+    own, which a member that waits for its disk would exceed.
+
+    Args:
+        tensor: this rank's, of the same shape and dtype on all of them.
+        group: None: this rank alone.
+        member: rank in the group.
+    """
+    tensor = tensor.detach()
+    if group is None:
+        yield tensor
+        return
+    turn = paddle.zeros([1], "int32")
+    if group.rank != member:
+        dist.recv(turn, src=group.ranks[member], group=group)
+        dist.send(tensor.contiguous(), dst=group.ranks[member], group=group)
+        return
+    for index, rank in enumerate(group.ranks):
+        if index == member:
+            yield tensor
+            continue
+        dist.send(turn, dst=rank, group=group)
+        received = paddle.empty(tensor.shape, tensor.dtype)
+        dist.recv(received, src=rank, group=group)
+        yield received

@@ -1,8 +1,8 @@
 """Process groups with a store each.
 
 All gloo groups of Paddle 3.3.1 use the same keys of one store, so members of one group connect to
-those of another. Here each group has its own store, on its first member. The store is not needed
-after all members have created the group.
+those of another. Here each group has its own store, on its first member's host. The store is not
+needed after all members have created the group.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from paddle.base import core
+
+from pypkg.parallel.endpoints import own_host
 
 ProcessGroup: TypeAlias = core.ProcessGroupGloo
 
@@ -28,7 +30,7 @@ class Group:
         process_group: kept alive, because ``group_of`` finds it by identity.
         number: Paddle's id of the group, the same on all members.
         store: of this group; kept alive, because other members may still connect to it.
-        mailboxes: addresses at which the members receive messages, by rank.
+        mailboxes: host:port at which the members receive messages, by rank.
     """
 
     process_group: ProcessGroup
@@ -54,7 +56,7 @@ def install(mailbox_address: str) -> None:
     """Replaces the method with which Paddle creates gloo groups.
 
     Args:
-        mailbox_address: where this process receives messages.
+        mailbox_address: host:port at which this process receives messages.
     """
 
     def create(store: core.TCPStore, rank: int, size: int, number: int = 0) -> ProcessGroup:
@@ -73,23 +75,24 @@ def _mailbox_key(rank: int) -> str:
     return f"mailbox/{rank}"
 
 
-def _port_key(number: int) -> str:
+def _store_key(number: int) -> str:
     return f"pypkg/group/{number}"
 
 
 def _find_store(store: core.TCPStore, number: int) -> core.TCPStore:
-    port = int(store.get(_port_key(number)))
-    return core.TCPStore("127.0.0.1", port, False, 0, _STORE_TIMEOUT)
+    host, _, port = store.get(_store_key(number)).decode().rpartition(":")
+    return core.TCPStore(host, int(port), False, 0, _STORE_TIMEOUT)
 
 
 def _make_store(store: core.TCPStore, number: int) -> core.TCPStore:
-    """On a free port of this machine, which another process may take before we do."""
+    """On a free port of this host, which another process may take before we do."""
+    host = own_host()
     for _ in range(20):
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((host, 0))
             port = probe.getsockname()[1]
         with contextlib.suppress(Exception):  # Paddle's own errors, of several types
-            own = core.TCPStore("127.0.0.1", port, True, 0, _STORE_TIMEOUT)
-            store.set(_port_key(number), str(port))
+            own = core.TCPStore(host, port, True, 0, _STORE_TIMEOUT)
+            store.set(_store_key(number), f"{host}:{port}")
             return own
-    raise RuntimeError("no free port for the store of a process group")
+    raise RuntimeError(f"no free port of {host} for the store of a process group")

@@ -6,6 +6,7 @@ groups are NCCL's.
 
 - groups.py: several groups in one run.
 - collectives.py: the collectives that gloo lacks, and sums of float16.
+- interface.py: groups over several hosts.
 - p2p.py: messages between pipeline stages.
 - mpu.py: operators of tensor-parallel layers without a CPU kernel.
 - devices.py: code of fleet that requires a GPU.
@@ -29,7 +30,8 @@ def install() -> None:
     """Installs all of them. It is called before fleet starts; a second call changes nothing.
 
     Raises:
-        UserError: the adapter was not written for this version of Paddle.
+        UserError: the adapter was not written for this version of Paddle, or this rank's endpoint
+            is not an address of this machine.
     """
     global _is_installed
     if _is_installed:
@@ -40,8 +42,9 @@ def install() -> None:
             f"several CPU processes need Paddle {' or '.join(SUPPORTED)}, whose gloo groups are "
             f"completed here, and this is Paddle {version}; install that one, or run in one process"
         )
-    from pypkg.parallel.gloo import collectives, devices, groups, mpu, p2p
+    from pypkg.parallel.gloo import collectives, devices, groups, interface, mpu, p2p
 
+    interface.choose_interface()
     groups.install(p2p.install())
     collectives.install()
     mpu.install()

@@ -1,30 +1,33 @@
 """Point-to-point messages with the semantics of NCCL: sends do not block, order is kept.
 
 A send of gloo blocks until the receiver takes it, and its tag counts the operations of the whole
-group, so pipelines deadlock or mix up their messages. Here each process has a mailbox: a thread
-reads a Unix socket and queues messages by group and sender.
+group, so pipelines deadlock or mix up their messages. Here each process has a mailbox: threads read
+TCP connections and queue messages by group and sender. A message is a JSON line of what it is,
+and the bytes of an array; nothing that is received is executed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import queue
+import socket
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable
-from multiprocessing.connection import Client, Connection, Listener
-from typing import Any
+from multiprocessing.connection import Connection
 
 import numpy as np
 import paddle
 from paddle import Tensor
 
+from pypkg.parallel.endpoints import own_host
 from pypkg.parallel.gloo.collectives import Done
 from pypkg.parallel.gloo.groups import ProcessGroup, group_of
+from pypkg.parallel.host import to_host
 
 Channel = tuple[int, int]  # number of the group, rank of the sender in it
 
-_BITS: Any = "uint16"  # of a bfloat16, which NumPy lacks; Paddle's stubs lack it too
 _TIMEOUT = 1800.0  # seconds without a message; as long as NCCL waits
 
 
@@ -32,7 +35,8 @@ class Mailbox:
     """The incoming messages of a process, and its connections to other mailboxes."""
 
     def __init__(self) -> None:
-        self._listener = Listener(family="AF_UNIX")
+        self._host = own_host()
+        self._server = socket.create_server((self._host, 0), backlog=1024)
         self._queues: defaultdict[Channel, queue.SimpleQueue] = defaultdict(queue.SimpleQueue)
         self._connections: dict[str, Connection] = {}
         self._lock = threading.Lock()
@@ -40,13 +44,19 @@ class Mailbox:
 
     @property
     def address(self) -> str:
-        return self._listener.address
+        """host:port."""
+        return f"{self._host}:{self._server.getsockname()[1]}"
 
     def put(self, address: str, channel: Channel, array: np.ndarray) -> None:
         """Sends to the mailbox at ``address``."""
         if address not in self._connections:
-            self._connections[address] = Client(address)
-        self._connections[address].send((channel, array))
+            host, _, port = address.rpartition(":")
+            connected = socket.create_connection((host, int(port)))
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._connections[address] = Connection(connected.detach())
+        connection = self._connections[address]
+        connection.send_bytes(json.dumps([*channel, array.dtype.str, array.shape]).encode())
+        connection.send_bytes(array.reshape(-1).view(np.uint8).data)
 
     def get(self, channel: Channel) -> np.ndarray:
         """The next message of a channel.
@@ -68,14 +78,17 @@ class Mailbox:
 
     def _accept(self) -> None:
         while True:
-            connection = self._listener.accept()
+            accepted, _ = self._server.accept()
+            connection = Connection(accepted.detach())
             threading.Thread(target=self._read, args=(connection,), daemon=True).start()
 
     def _read(self, connection: Connection) -> None:
-        with contextlib.suppress(EOFError, OSError):  # the other process has ended
+        # The other process has ended, or is none of this run.
+        with contextlib.suppress(EOFError, OSError, ValueError):
             while True:
-                channel, array = connection.recv()
-                self._queue(channel).put(array)
+                number, sender, dtype, shape = json.loads(connection.recv_bytes())
+                array = np.frombuffer(connection.recv_bytes(), dtype).reshape(shape)
+                self._queue((number, sender)).put(array)
 
 
 class Receipt:
@@ -121,8 +134,7 @@ class _Methods:
         self, group: ProcessGroup, tensor: Tensor, destination: int, sync_op: bool = True
     ) -> Done:
         known = group_of(group)
-        plain = tensor.view(_BITS) if tensor.dtype == paddle.bfloat16 else tensor
-        array = plain.contiguous().numpy()
+        array = np.ascontiguousarray(to_host(tensor))
         self._mailbox.put(known.mailboxes[destination], (known.number, group.rank()), array)
         return Done()
 

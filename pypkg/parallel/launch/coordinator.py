@@ -4,70 +4,50 @@ from __future__ import annotations
 
 import contextlib
 import selectors
-import socket
 import threading
 import time
-from dataclasses import dataclass
 from typing import Any
 
-from pypkg.errors import UserError
+from pypkg import file_handles
+from pypkg.parallel.launch import verdicts
 from pypkg.parallel.launch.message_stream import MessageStream
+from pypkg.parallel.launch.ports import listen
 from pypkg.parallel.launch.rendezvous import Limits, differences, missing, named
+from pypkg.parallel.launch.verdicts import Failure, Member, Verdict
 
 # One failure makes other ranks fail too. All reports are awaited before a rank is blamed.
 _SECONDS_FOR_THE_CAUSE = 1.5
 _SECONDS_FOR_LAST_WORDS = 3.0
 
 
-@dataclass
-class _Member:
-    """The last known state of a rank."""
-
-    stream: MessageStream
-    heard: float
-    step: int | None = None
-    operation: str = "starting"
-    count: int = 0
-    idle: float = 0.0
-    communicates: bool = False
-    settings: dict[str, Any] | None = None
-    failure: dict[str, Any] | None = None
-    gone: bool = False
-    left: bool = False
-    begun: dict[str, Any] | None = None
-
-    @property
-    def place(self) -> str:
-        step = "before the first step" if self.step is None else f"at step {self.step}"
-        return f"{step}, {self.operation}"
-
-
 class Coordinator:
     """Monitors ``size`` ranks in a thread of its own, until ``close`` or a verdict.
 
-    A verdict is the message {"message", "exit_code", "ranks", "stacks"}, sent to all ranks. Each
-    rank ends its process when it receives one. ``ranks`` lists the ranks at fault; ``stacks`` asks
-    every rank to print its Python stacks.
+    Each rank ends its process when it receives a verdict (``verdicts.Verdict``). The heartbeats of
+    the coordinator tell the ranks that rank 0 still runs, and where it is.
     """
 
     def __init__(self, address: tuple[str, int], size: int, limits: Limits) -> None:
         """
         Raises:
-            UserError: the port is taken.
+            UserError: the port is taken, or so many connections cannot be open at a time.
         """
+        # Paddle's store on rank 0 has a connection of every rank as well.
+        file_handles.require(2 * size, f"The connections of {size} ranks to rank 0")
         self._size = size
         self._limits = limits
-        self._members: dict[int, _Member] = {}
+        self._members: dict[int, Member] = {}
         self._ranks: dict[MessageStream, int] = {}
-        self._started_at = self._ticked = time.monotonic()
+        self._clock = limits.clock()
         self._heartbeat_due = 0.0
         self._decide_at: float | None = None
         self._started = False
         self._stop_signal: int | None = None
+        self._met = 0  # how many waits for all ranks have ended
         self._over_at: float | None = None
         self._closing = False
         self._selector = selectors.DefaultSelector()
-        self._server = _listen(address)
+        self._server = listen(address)
         self._selector.register(self._server, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="pypkg-coordinator", daemon=True)
         self._thread.start()
@@ -84,7 +64,9 @@ class Coordinator:
     def _run(self) -> None:
         tick = min(0.1, self._limits.heartbeat_interval)
         while not self._closing and not self._is_over():
-            for key, _ in self._selector.select(tick):
+            ready = self._selector.select(tick)
+            self._clock.tick()
+            for key, _ in ready:
                 if isinstance(key.fileobj, MessageStream):
                     self._read(key.fileobj)
                 else:
@@ -120,7 +102,7 @@ class Coordinator:
         for message in messages:
             if stream in self._ranks:
                 member = self._members[self._ranks[stream]]
-                member.heard = time.monotonic()
+                member.heard = self._clock.seconds
                 with contextlib.suppress(KeyError):  # incomplete messages are ignored
                     self._handle(member, message)
             elif message.get("kind") == "join":
@@ -138,28 +120,35 @@ class Coordinator:
         rank = message.get("rank")
         if not isinstance(rank, int) or not 0 <= rank < self._size or rank in self._members:
             text = f"an unexpected rank {rank} joined a run of {self._size} ranks"
-            stream.send("verdict", message=text, exit_code=2, ranks=[rank], stacks=False)
+            stream.send("verdict", **Verdict(text, 2)._asdict())
             return
         self._ranks[stream] = rank
-        self._members[rank] = _Member(stream, time.monotonic())
+        self._members[rank] = Member(stream, self._clock.seconds)
+        stream.send("welcome")
 
-    def _handle(self, member: _Member, message: dict[str, Any]) -> None:
+    def _handle(self, member: Member, message: dict[str, Any]) -> None:
         kind = message["kind"]
         if kind in ("heartbeat", "failed"):
-            for name in ("step", "operation", "count", "idle", "communicates"):
+            for name in ("step", "operation", "count", "idle", "waits"):
                 setattr(member, name, message[name])
         if kind == "settings":
             member.settings = message["settings"]
             self._compare_settings()
         elif kind == "failed":
-            member.failure = {**message, "at": time.monotonic()}
+            names = ("message", "exit_code", "details", "lost_coordinator")
+            content = {name: message[name] for name in names}
+            member.failure = Failure(**content, at=self._clock.seconds)
             self._decide_soon()
         elif kind == "stop" and self._stop_signal is None:
             self._stop_signal = message["signal"]
-            self._send_to_all("ask")
-        elif kind == "begun":
-            member.begun = message
-            self._agree_on_the_last_step()
+            rank = next(r for r, each in self._members.items() if each is member)
+            self._send_to_all("ask", rank=rank, signal=self._stop_signal)
+        elif kind == "answer":
+            member.answer = message
+            self._agree_on_the_last_point()
+        elif kind == "arrived":
+            member.arrivals = message["arrivals"]
+            self._let_pass()
         elif kind == "left":
             member.left = True
 
@@ -168,11 +157,9 @@ class Coordinator:
             if not member.gone:
                 member.stream.send(kind, **content)
 
-    def _verdict(self, message: str, exit_code: int, ranks: list[int], stacks: bool) -> None:
+    def _end(self, verdict: Verdict) -> None:
         self._over_at = time.monotonic() + _SECONDS_FOR_LAST_WORDS
-        self._send_to_all(
-            "verdict", message=message, exit_code=exit_code, ranks=ranks, stacks=stacks
-        )
+        self._send_to_all("verdict", **verdict._asdict())
 
     def _compare_settings(self) -> None:
         settings = {r: m.settings for r, m in self._members.items() if m.settings is not None}
@@ -184,44 +171,53 @@ class Coordinator:
             self._send_to_all("start")
             return
         listed = "\n".join(f"  - {line}" for line in found)
-        self._verdict(
-            f"the ranks have different settings:\n{listed}\nStart all of them with the same "
-            "settings file and command line.",
-            2, sorted(settings), stacks=False,
-        )  # fmt: skip
+        self._end(
+            Verdict(
+                f"the ranks have different settings:\n{listed}\nStart all of them with the same "
+                "settings file and command line.",
+                2,
+            )
+        )
 
-    def _agree_on_the_last_step(self) -> None:
-        """All ranks stop after the latest step that one of them has begun; none if one is done."""
+    def _agree_on_the_last_point(self) -> None:
+        """All ranks stop at the first point that none of them has passed; none if one is done."""
         members = self._members.values()
-        begun = [member.begun for member in members if member.begun]
-        if any(member.left for member in members) or any(each.get("finished") for each in begun):
-            self._send_to_all("last_step", step=None, signal=None)
-        elif len(begun) == len(members):
-            step = max(each["step"] for each in begun)
-            self._send_to_all("last_step", step=step, signal=self._stop_signal)
+        answers = [member.answer for member in members if member.answer]
+        if any(member.left for member in members) or any(each["finished"] for each in answers):
+            self._send_to_all("last_point", point=None, signal=None)
+        elif len(answers) == len(members):
+            point = max(each["passed"] for each in answers)
+            self._send_to_all("last_point", point=point, signal=self._stop_signal)
+
+    def _let_pass(self) -> None:
+        """Ends a wait for all ranks when the last one has come to it."""
+        arrivals = min(member.arrivals for member in self._members.values())
+        if arrivals > self._met and len(self._members) == self._size:
+            self._met = arrivals
+            self._send_to_all("met", arrivals=arrivals)
 
     def _check_time_limits(self) -> None:
-        now = time.monotonic()
-        if now - self._ticked > self._limits.silence / 2:  # this process itself was suspended
-            for member in self._members.values():
-                member.heard = now
-        self._ticked = now
+        now = self._clock.seconds
         if now > self._heartbeat_due:
             self._heartbeat_due = now + self._limits.heartbeat_interval
             first = self._members.get(0)
             self._send_to_all("heartbeat", place=first.place if first else "starting")
         if self._decide_at is not None:
-            if now > self._decide_at or self._all_have_failed():
-                self._decide()
+            if time.monotonic() > self._decide_at or self._all_have_failed():
+                pause = self._clock.recent_pause()
+                self._end(verdicts.of_failures(self._members, self._size, now, pause))
         elif not self._started:
-            if now - self._started_at > self._limits.start:
+            if now > self._limits.start:
                 text = missing(set(self._members), self._size, self._limits.start)
                 if len(self._members) == self._size:
                     silent = [r for r, m in self._members.items() if m.settings is None]
                     text = f"{named(silent)} sent no settings within {self._limits.start:g} s"
-                self._verdict(text, 1, [], stacks=False)
-        elif not self._find_silent(now):
-            self._find_hanging()
+                self._end(Verdict(text, 1))
+        else:
+            verdict = verdicts.of_silence(self._members, now, self._limits.silence)
+            verdict = verdict or verdicts.of_hang(self._members, self._limits.hang)
+            if verdict:
+                self._end(verdict)
 
     def _decide_soon(self) -> None:
         if self._decide_at is None and self._over_at is None:
@@ -230,64 +226,3 @@ class Coordinator:
     def _all_have_failed(self) -> bool:
         failed = [member.failure is not None for member in self._members.values()]
         return len(failed) == self._size and all(failed)
-
-    def _decide(self) -> None:
-        """Blames the ranks that died, or else the first rank that reported a failure."""
-        dead = [r for r, m in self._members.items() if m.gone and not m.left and not m.failure]
-        if dead:
-            places = "; ".join(f"rank {r} died {self._members[r].place}" for r in dead)
-            text = f"{places}. Its own output may say why; a kill leaves none."
-            self._verdict(text, 1, dead, stacks=False)
-            return
-        failures = {r: m.failure for r, m in self._members.items() if m.failure}
-        rank = min(failures, key=lambda r: failures[r]["at"])
-        failure = failures[rank]
-        text = failure["message"]
-        if len({each["message"] for each in failures.values()}) > 1 or len(failures) < self._size:
-            text = f"rank {rank}, {self._members[rank].place}: {text}"
-        if failure["details"]:
-            text = f"{text}\n{failure['details']}"
-        self._verdict(text, failure["exit_code"], [rank], stacks=False)
-
-    def _find_silent(self, now: float) -> bool:
-        limit = self._limits.silence
-        silent = [
-            rank
-            for rank, member in self._members.items()
-            if not member.left and not member.gone and now - member.heard > limit
-        ]
-        if silent:
-            places = "; ".join(f"rank {r} was last {self._members[r].place}" for r in silent)
-            text = f"no heartbeat from {named(silent)} for {limit:g} s: {places}"
-            self._verdict(text, 1, silent, stacks=False)
-        return bool(silent)
-
-    def _find_hanging(self) -> None:
-        there = {r: m for r, m in self._members.items() if not m.left}
-        limit = self._limits.hang
-        if not limit or all(member.idle <= limit for member in there.values()):
-            return
-        first = min(member.count for member in there.values())
-        behind = [r for r, m in there.items() if m.count == first]
-        behind = [r for r in behind if not there[r].communicates] or behind
-        places = "; ".join(f"rank {r} is {there[r].place}" for r in behind)
-        others = [f"rank {r} {m.place}" for r, m in there.items() if r not in behind]
-        text = (
-            f"no progress for {limit:g} s. {places}"
-            + (f", and the others wait: {'; '.join(others)}" if others else "")
-            + ". Each rank has printed its Python stacks to its own output. PYPKG_HANG_SECONDS "
-            "sets this limit."
-        )
-        self._verdict(text, 1, behind, stacks=True)
-
-
-def _listen(address: tuple[str, int]) -> socket.socket:
-    host, port = address
-    local = host in ("127.0.0.1", "localhost")
-    try:
-        return socket.create_server((host if local else "", port), backlog=1024)
-    except OSError as error:
-        raise UserError(
-            f"the first rank cannot listen at port {port}: {error.strerror}. Another run may use "
-            "it; set PYPKG_WATCH_ENDPOINT to host:port with a free port, the same on all ranks."
-        ) from error

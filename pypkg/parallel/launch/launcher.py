@@ -123,7 +123,7 @@ def _start(
 
 
 def _wait(ranks: Sequence[subprocess.Popen], signals: list[int]) -> None:
-    """Until all ranks have ended, or a grace period after a failure or a second signal is over."""
+    """Until all ranks have ended, or a grace period after a failure or a second Ctrl-C is over."""
     told, deadline = 0, None
     while any(not _has_ended(process) for process in ranks):
         while told < len(signals):
@@ -133,7 +133,7 @@ def _wait(ranks: Sequence[subprocess.Popen], signals: list[int]) -> None:
                     process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
             told += 1
         failed = any(_has_ended(process, failed=True) for process in ranks)
-        if deadline is None and (failed or told > 1):
+        if deadline is None and (failed or signals.count(signal.SIGINT) > 1):
             deadline = time.monotonic() + _SECONDS_AFTER_A_FAILURE
         if deadline is not None and time.monotonic() > deadline:
             return

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 import threading
 from typing import Any
 
 _LONGEST_LINE = 1 << 20
+_BEGIN = b'{"kind": "'
 
 
 class MessageStream:
@@ -21,6 +23,16 @@ class MessageStream:
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether something can be received, waiting up to ``seconds`` for it.
+
+        Raises:
+            ValueError, OSError: this end is closed.
+        """
+        poll = select.poll()  # select.select takes no descriptor above 1023
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
 
     def send(self, kind: str, **content: Any) -> None:
         """Sends a message and waits for no answer. A closed peer is ignored."""
@@ -44,6 +56,13 @@ class MessageStream:
         if not all(isinstance(message, dict) and "kind" in message for message in messages):
             return None
         return messages
+
+    def has_message(self) -> bool:
+        """Whether what the peer has sent begins as a message does; it stays to be received."""
+        try:
+            return self._socket.recv(len(_BEGIN), socket.MSG_PEEK) == _BEGIN
+        except OSError:
+            return False
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

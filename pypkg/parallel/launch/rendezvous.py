@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pypkg.errors import UserError
+from pypkg.parallel import endpoints
+from pypkg.parallel.launch.clock import RunningClock
 
 ENDPOINT = "PYPKG_WATCH_ENDPOINT"
 # Settings that may differ between machines: data locations and host resources.
 _LOCAL_SETTINGS = {"input_dir", "data_cache", "num_threads", "disable_tqdm"}
+_MOST_HOSTS = 4  # that a message names
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Limits:
         silence: without a heartbeat. A thread of every rank sends heartbeats continuously, except
             while other code holds Python's interpreter lock. A process that ends is noticed at
             once; a machine that loses its network, after this time.
+            Ranks and coordinator watch each other by the same limit.
         hang: without progress of any rank, as NCCL's timeout; 0 disables the limit.
     """
 
@@ -35,6 +39,10 @@ class Limits:
     def heartbeat_interval(self) -> float:
         """Seconds between two heartbeats."""
         return min(1.0, self.silence / 4, self.hang / 4 or 1.0)
+
+    def clock(self) -> RunningClock:
+        """A clock by which another rank's silence is measured."""
+        return RunningClock(max(self.silence / 8, self.heartbeat_interval))
 
 
 def limits() -> Limits:
@@ -72,18 +80,40 @@ def rendezvous_endpoint() -> tuple[str, int]:
         UserError: the environment has no endpoints, or the given one is not host:port.
     """
     master = os.environ.get("PADDLE_MASTER", "")
-    endpoints = os.environ.get("PADDLE_TRAINER_ENDPOINTS", "").split(",")
-    first_host = endpoints[0].rpartition(":")[0]
-    free = [e for e in endpoints if e and e != master and e.rpartition(":")[0] == first_host]
+    known = os.environ.get("PADDLE_TRAINER_ENDPOINTS", "").split(",")
+    first_host = known[0].rpartition(":")[0]
+    free = [e for e in known if e and e != master and e.rpartition(":")[0] == first_host]
     given = os.environ.get(ENDPOINT)
     host, _, port = (given or (free[0] if free else master)).rpartition(":")
     if not host or not port.isdigit():
         raise UserError(
             f"several processes were started, but {ENDPOINT} is {given!r}, PADDLE_MASTER "
-            f"{master!r} and PADDLE_TRAINER_ENDPOINTS {','.join(endpoints)!r}; expected host:port. "
+            f"{master!r} and PADDLE_TRAINER_ENDPOINTS {','.join(known)!r}; expected host:port. "
             "Start them with --nproc or python -m paddle.distributed.launch."
         )
     return host, int(port) + (0 if given or free else 1)
+
+
+def fleet_endpoint() -> tuple[str, tuple[str, int]]:
+    """Where rank 0 serves fleet's store: the name of the variable that says so, host and port.
+
+    The order of the variables is that of ``paddle.distributed.init_parallel_env``.
+
+    Raises:
+        UserError: the variable is not host:port.
+    """
+    environment = os.environ
+    name, given = "PADDLE_MASTER", environment.get("PADDLE_MASTER", "")
+    if environment.get("MASTER_ADDR") and environment.get("MASTER_PORT"):
+        name = "MASTER_ADDR and MASTER_PORT"
+        given = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+    elif not given:
+        name = "PADDLE_TRAINER_ENDPOINTS"
+        given = environment.get(name, "").split(",")[0]
+    host, _, port = given.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"{name} is {given!r}; expected host:port, the address of rank 0")
+    return name, (host, int(port))
 
 
 def comparable(settings_json: str, version: str) -> dict[str, Any]:
@@ -113,17 +143,43 @@ def differences(settings: Mapping[int, Mapping[str, Any]]) -> list[str]:
 def missing(joined: set[int], size: int, seconds: float) -> str:
     """The error message for ranks that have not joined in time."""
     absent = sorted(set(range(size)) - joined)
-    endpoints = os.environ.get("PADDLE_TRAINER_ENDPOINTS", "").split(",")
-    where = [endpoints[rank] for rank in absent if len(endpoints) == size]
     return (
         f"of {size} ranks, {named(sorted(joined))} joined within {seconds:g} s; missing: "
-        f"{named(absent)}" + (f" ({', '.join(where)})" if where else "") + ". Look at the output "
-        "of the missing ranks. PYPKG_START_SECONDS sets this limit."
+        f"{named(absent)}. Look at the output of the missing ranks. PYPKG_START_SECONDS sets this "
+        f"limit.{loopback_hint()}"
+    )
+
+
+def loopback_hint() -> str:
+    """Why the machines of a run may not reach one another; empty where nothing suggests it."""
+    host_of = endpoints.hosts()
+    machines = endpoints.launched_machines()
+    if machines < 2 or not host_of or not all(map(endpoints.is_loopback, host_of)):
+        return ""
+    return (
+        f" The launcher was told of {machines} machines, but all endpoints "
+        f"are on {host_of[0]}, which other machines do not reach: give paddle.distributed.launch "
+        "--host ADDRESS with the address of each machine."
     )
 
 
 def named(ranks: list[int]) -> str:
-    """ "rank 3", "ranks 0 and 3", "ranks 0 to 7", "no rank"."""
+    """ "rank 3", "ranks 0 and 3", "ranks 0 to 7", "no rank".
+
+    In a run on several hosts, with their names: "ranks 0 to 7 (10.0.0.1) and rank 8 (10.0.0.2)".
+    """
+    host_of = endpoints.hosts()
+    if len(set(host_of)) < 2 or not ranks or ranks[-1] >= len(host_of):
+        return _listed(ranks)
+    by_host: dict[str, list[int]] = {}
+    for rank in ranks:
+        by_host.setdefault(host_of[rank], []).append(rank)
+    if len(by_host) > _MOST_HOSTS:
+        return _listed(ranks)
+    return " and ".join(f"{_listed(own)} ({host})" for host, own in by_host.items())
+
+
+def _listed(ranks: list[int]) -> str:
     if len(ranks) > 2 and ranks == list(range(ranks[0], ranks[-1] + 1)):
         return f"ranks {ranks[0]} to {ranks[-1]}"
     if len(ranks) < 2:

@@ -1,28 +1,29 @@
 """Ends the whole run, with one message, when a rank dies, fails or hangs.
 
 A thread of every rank sends heartbeats with the rank's progress to the coordinator on rank 0
-(coordinator.py), and ends the process when the coordinator decides so: a rank that waits in a
-collective for a dead peer cannot be interrupted in another way. In a run of one process, all
-functions do nothing.
+(coordinator.py), and ends the process when the coordinator decides so, or when it hears no more of
+the coordinator: a rank that waits in a collective for a dead peer cannot be interrupted in another
+way. In a run of one process, all functions do nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
-import select
-import socket
+import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
-from pypkg import __version__
-from pypkg.errors import UserError
+from pypkg import __version__, progress
 from pypkg.parallel import mesh
 from pypkg.parallel.launch.coordinator import Coordinator
-from pypkg.parallel.launch.message_stream import MessageStream
-from pypkg.parallel.launch.rendezvous import Limits, comparable, limits, rendezvous_endpoint
+from pypkg.parallel.launch.ports import check_fleet_port, join
+from pypkg.parallel.launch.rendezvous import comparable, limits, named, rendezvous_endpoint
+from pypkg.parallel.launch.verdicts import is_failed_wait, line_of_wait, place
 
 _SECONDS_FOR_A_VERDICT = 10.0
 
@@ -31,49 +32,72 @@ class Watchdog:
     """This rank's connection to the coordinator; rank 0 also runs the coordinator."""
 
     def __init__(self, rank: int, size: int) -> None:
+        self._rank = rank
         self._limits = limits()
         address = rendezvous_endpoint()
         self._coordinator = Coordinator(address, size, self._limits) if rank == 0 else None
-        self._stream = MessageStream(_connect(address, self._limits))
-        self._place: tuple[int | None, str, int, float] = (None, "starting", 0, time.monotonic())
+        self._stream = join(address, rank, self._limits)
+        self._clock = self._limits.clock()
+        self._place: tuple[int | None, str, int, float] = (None, "starting", 0, 0.0)
+        self._heard = 0.0  # when the coordinator last sent something
+        self._place_of_first = place(None, "starting")
         self._is_failing = False
         self._is_ending = False
         self._has_left = False
-        self._steps = threading.Lock()  # guards the next three
-        self._begun = 0  # the last step that this rank has begun
+        self._points = 0  # at which the run could have stopped
+        self._pass = threading.Lock()  # guards the next three
+        self._passed = 0  # points that this rank has passed
         self._has_finished = False
         self._is_asked = False
         self._asked = threading.Event()
         self._agreed = threading.Event()
         self._compared = threading.Event()
         self._decided = threading.Event()
-        self._last_step: int | None = None
+        self._last_point: int | None = None
         self._stop_signal: int | None = None
         self._verdict = ""
-        self._stream.send("join", rank=rank)
+        self._arrivals = 0  # at waits for all ranks
+        self._is_waiting = False
+        self._met = 0  # such waits that are over
+        self._meeting = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="pypkg-watchdog", daemon=True)
         self._thread.start()
 
     def at(self, step: int, operation: str) -> None:
-        self._place = (step, operation, self._place[2] + 1, time.monotonic())
+        self._place = (step, operation, self._place[2] + 1, self._clock.seconds)
+
+    def progress(self, operation: str) -> None:
+        step, _, count, _ = self._place
+        self._place = (step, operation, count + 1, self._clock.seconds)
 
     def compare_settings(self, settings_json: str) -> None:
+        if self._coordinator is not None:
+            check_fleet_port()
         self._stream.send("settings", settings=comparable(settings_json, __version__))
         self._compared.wait(2 * self._limits.start)  # the verdict arrives earlier
 
-    def reached(self, step: int, signal_number: int | None) -> bool:
+    def wait_for_all(self) -> None:
+        self._arrivals += 1
+        self._is_waiting = True
+        self._stream.send("arrived", arrivals=self._arrivals)
+        with self._meeting:
+            self._meeting.wait_for(lambda: self._met >= self._arrivals)
+        self._is_waiting = False
+
+    def is_to_stop(self, signal_number: int | None) -> bool:
         if signal_number is not None and not self._asked.is_set():
             self._stream.send("stop", signal=signal_number)
             self._asked.wait(self._limits.start)
-        with self._steps:
+        self._points += 1
+        with self._pass:
             if not self._is_asked:
-                self._begun = step + 1
+                self._passed = self._points
                 return False
         self._agreed.wait(self._limits.start)
-        return self._last_step is not None and step >= self._last_step
+        return self._last_point is not None and self._points > self._last_point
 
     def finish(self) -> int | None:
-        with self._steps:
+        with self._pass:
             self._has_finished = not self._is_asked
             if self._has_finished:
                 return None
@@ -84,13 +108,17 @@ class Watchdog:
         if self._is_ending:  # the watchdog thread has printed the cause already
             threading.Event().wait()
         self._is_failing = True
-        self._stream.send(
-            "failed", message=message, exit_code=exit_code, details=details, **self._heartbeat()
-        )
+        self._report_failure(message, exit_code, details)
         self._decided.wait(_SECONDS_FOR_A_VERDICT)
         if self._coordinator is not None:
             self._coordinator.join()
-        return self._verdict or message
+        if self._verdict:
+            return self._verdict
+        silence = self._clock.seconds - self._heard
+        if silence <= 2 * self._limits.heartbeat_interval or not is_failed_wait(message):
+            return message
+        line = line_of_wait(message)
+        return f"{self._silence_of_first(silence)}; this rank waited and failed: {line}"
 
     def leave(self) -> None:
         self._has_left = True
@@ -100,55 +128,70 @@ class Watchdog:
         self._stream.close()
 
     def _answer(self) -> None:
-        """Sends the step that this rank has begun, in which its main thread may wait for others."""
-        with self._steps:
+        """Sends the last point that this rank has passed; it may wait for others after it."""
+        with self._pass:
             self._is_asked = True
-            begun, has_finished = self._begun, self._has_finished
+            passed, has_finished = self._passed, self._has_finished
         self._asked.set()
-        self._stream.send("begun", step=begun, finished=has_finished)
+        self._stream.send("answer", passed=passed, finished=has_finished)
 
     def _heartbeat(self) -> dict[str, Any]:
         step, operation, count, since = self._place
-        idle = time.monotonic() - since
         return {
             "step": step,
             "operation": operation,
             "count": count,
-            "idle": idle,
-            "communicates": False,
+            "idle": self._clock.seconds - since,
+            "waits": self._is_waiting,
         }
+
+    def _report_failure(
+        self, message: str, exit_code: int, details: str, lost_coordinator: bool = False
+    ) -> None:
+        self._stream.send(
+            "failed", message=message, exit_code=exit_code, details=details,
+            lost_coordinator=lost_coordinator, **self._heartbeat(),
+        )  # fmt: skip
 
     def _run(self) -> None:
         due = 0.0
         while not self._has_left:
-            if time.monotonic() >= due:
-                self._stream.send("heartbeat", **self._heartbeat())
-                due = time.monotonic() + self._limits.heartbeat_interval
             try:
-                ready, _, _ = select.select(
-                    [self._stream], [], [], self._limits.heartbeat_interval / 4
-                )
+                ready = self._stream.wait(self._limits.heartbeat_interval / 4)
                 messages = self._stream.receive() if ready else []
             except (OSError, ValueError):  # closed by leave()
                 return
+            now = self._clock.tick()
             if messages is None:
-                if not (self._has_left or self._is_failing):
-                    self._end(
-                        "rank 0 ended without a message; its own output may say why", 1, False
-                    )
+                self._lose_connection()
                 return
             for message in messages:
+                self._heard = now
                 self._handle(message)
+            if now - self._heard > self._limits.silence and not self._is_failing:
+                self._lose_coordinator(now - self._heard)
+            if time.monotonic() >= due:
+                self._stream.send("heartbeat", **self._heartbeat())
+                due = time.monotonic() + self._limits.heartbeat_interval
 
     def _handle(self, message: dict[str, Any]) -> None:
         kind = message["kind"]
-        if kind == "start":
+        if kind == "heartbeat":
+            self._place_of_first = message["place"]
+        elif kind == "start":
             self._compared.set()
         elif kind == "ask":
             self._answer()
-        elif kind == "last_step":
-            self._last_step, self._stop_signal = message["step"], message["signal"]
+            if self._rank == 0 and message["rank"] != 0:  # whose output is the run's
+                name = signal.Signals(message["signal"]).name
+                print(f"{named([message['rank']])} received {name}: the run ends", file=sys.stderr)
+        elif kind == "last_point":
+            self._last_point, self._stop_signal = message["point"], message["signal"]
             self._agreed.set()
+        elif kind == "met":
+            with self._meeting:
+                self._met = message["arrivals"]
+                self._meeting.notify_all()
         elif kind == "closed":
             self._has_left = True
         elif kind == "verdict":
@@ -156,6 +199,32 @@ class Watchdog:
             self._decided.set()
             if not self._is_failing:
                 self._end(message["message"], message["exit_code"], message["stacks"])
+
+    def _lose_connection(self) -> None:
+        if self._has_left or self._verdict:
+            return
+        text = (
+            f"{named([0])} ended without a message, and was last {self._place_of_first}. Its own "
+            "output may say why"
+        )
+        if self._is_failing:
+            self._verdict = text
+            self._decided.set()
+        else:
+            self._end(text, 1, False)
+
+    def _lose_coordinator(self, silence: float) -> None:
+        text = self._silence_of_first(silence)
+        # Rank 0 may be only stopped. It reads this if it goes on.
+        self._report_failure(text, 1, "", lost_coordinator=True)
+        self._end(text, 1, False)
+
+    def _silence_of_first(self, silence: float) -> str:
+        first = named([0])
+        return (
+            f"no heartbeat from {first} for {silence:.0f} s: {first} was last "
+            f"{self._place_of_first}"
+        )
 
     def _end(self, message: str, exit_code: int, stacks: bool) -> None:
         """Ends the process, whatever its main thread is waiting for."""
@@ -177,11 +246,12 @@ def start() -> None:
     """Joins the rendezvous of a run of several processes and starts monitoring.
 
     Raises:
-        UserError: rank 0 cannot be reached within the start limit.
+        UserError: rank 0 cannot listen at its port, or cannot be reached within the start limit.
     """
     global _watchdog
     if mesh.launched_processes() > 1:
         _watchdog = Watchdog(mesh.launched_rank(), mesh.launched_processes())
+        progress.listen(_watchdog.progress)
 
 
 def is_on() -> bool:
@@ -190,9 +260,30 @@ def is_on() -> bool:
 
 
 def compare_settings(settings_json: str) -> None:
-    """Waits until all ranks have sent equal settings; ends all ranks if settings differ."""
+    """Waits until all ranks have sent equal settings; ends all ranks if settings differ.
+
+    Raises:
+        UserError: on rank 0, if another program holds the port of fleet's store.
+    """
     if _watchdog is not None:
         _watchdog.compare_settings(settings_json)
+
+
+@contextlib.contextmanager
+def starting_fleet() -> Iterator[None]:
+    """Ends this rank if the block takes longer than the start limit.
+
+    Fleet's C++ code holds the interpreter lock while it waits, for up to 15 minutes, for a rank
+    that may have ended, so the thread of the watchdog cannot run. Python's faulthandler can.
+    """
+    if _watchdog is None:
+        yield
+        return
+    faulthandler.dump_traceback_later(limits().start, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def at(step: int, operation: str) -> None:
@@ -201,16 +292,28 @@ def at(step: int, operation: str) -> None:
         _watchdog.at(step, operation)
 
 
-def reached(step: int, signal_number: int | None) -> bool:
-    """Whether all ranks stop before ``step + 1`` because one of them received a signal.
+def wait_for_all() -> None:
+    """Waits, for as long as it takes, until all ranks have called this as often as this one.
+
+    It comes before a collective of ranks of which one may be late by more than the collective's
+    own limit (30 s over gloo), such as after rank 0 has written a file. The silence and hang limits
+    still hold.
+    """
+    if _watchdog is not None:
+        _watchdog.wait_for_all()
+
+
+def is_to_stop(signal_number: int | None) -> bool:
+    """Whether all ranks stop here because one of them received a signal.
+
+    All ranks have to call this at the same points of the run.
 
     Args:
-        step: the last step that this rank has completed.
         signal_number: the signal that this rank received, or None.
     """
     if _watchdog is None:
         return signal_number is not None
-    return _watchdog.reached(step, signal_number)
+    return _watchdog.is_to_stop(signal_number)
 
 
 def finish(signal_number: int | None) -> int | None:
@@ -234,23 +337,6 @@ def leave() -> None:
     """Reports that this rank has finished, and ends monitoring."""
     global _watchdog
     if _watchdog is not None:
+        progress.listen(None)
         _watchdog.leave()
         _watchdog = None
-
-
-def _connect(address: tuple[str, int], waiting: Limits) -> socket.socket:
-    deadline = time.monotonic() + waiting.start
-    while True:
-        try:
-            connection = socket.create_connection(address, timeout=5)
-            connection.settimeout(None)
-            return connection
-        except OSError as error:
-            if time.monotonic() > deadline:
-                host, port = address
-                raise UserError(
-                    f"rank {mesh.launched_rank()} could not reach rank 0 at {host}:{port} within "
-                    f"{waiting.start:g} s ({error.strerror or error}). Is rank 0 running? "
-                    "PYPKG_START_SECONDS sets this limit."
-                ) from error
-            time.sleep(0.2)

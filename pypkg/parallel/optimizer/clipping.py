@@ -76,15 +76,15 @@ class GlobalNormClip:
 
     After each call ``norm`` is the norm and ``factor`` the number that gradients have to be
     multiplied by so that their norm is at most ``max_norm``: float32 scalars, the same on all
-    ranks, not synchronised with the host.
+    ranks, not synchronised with the host. Where the norm is not finite, ``factor`` is NaN, which
+    tells the optimizer to change nothing.
 
     Args:
         max_norm: 0 only measures.
         contributions: what this rank adds for each parameter, by its Paddle name.
         is_alone: whether there is one rank.
-        unscale: returns the loss scale that gradients still hold. With it, gradients that are not
-            finite set ``skipped`` and are not updated with. None: the scale is 1, and gradients
-            that are not finite reach the update.
+        unscale: returns the loss scale that gradients still hold. With it, the host waits for the
+            norm, and gradients that are not finite set ``skipped``. None: the scale is 1.
     """
 
     def __init__(
@@ -124,6 +124,7 @@ class GlobalNormClip:
         self.factor = paddle.ones([]) if scale == 1.0 else paddle.full([], 1.0 / scale)
         if self.max_norm > 0:
             self.factor = self.factor * paddle.clip(self.max_norm / (self.norm + 1e-6), max=1.0)
+        self.factor = self.factor + self.norm * 0.0  # NaN where the norm is not finite
         return held
 
     def _global_norm(self, held: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 from paddle import Tensor, nn
 
+from pypkg.parallel.host import to_host
 from pypkg.parallel.mesh import Mesh
 from pypkg.parallel.optimizer.factory import UpdateOptions, make_optimizers
-from pypkg.parallel.optimizer.protocol import Optimizer, TpSharding
+from pypkg.parallel.optimizer.protocol import Optimizer, ReadSlices, TpSharding
 from pypkg.parallel.optimizer.updater import Updater
 
 
@@ -119,8 +120,8 @@ class _WholeParameters:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return self._shapes
 
-    def gather(self, name: str, shard: Tensor) -> np.ndarray:
-        return shard.numpy()
+    def gather(self, name: str, shard: Tensor, writer: int) -> np.ndarray | None:
+        return to_host(shard)
 
-    def take(self, name: str, whole: np.ndarray) -> np.ndarray:
-        return whole
+    def read(self, name: str, read: ReadSlices, rows: tuple[int, int] | None = None) -> np.ndarray:
+        return read(()) if rows is None else read((slice(*rows),))

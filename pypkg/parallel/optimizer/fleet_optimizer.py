@@ -59,6 +59,10 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
         """All state tensors that this rank holds now."""
         return [tensor for state in self._state.values() for tensor in state.values()]
 
+    def forget_state(self) -> None:
+        """Goes back to before the first update."""
+        self._state.clear()
+
     @staticmethod
     def assign(state: Tensor, array: np.ndarray) -> None:
         """Overwrites a tensor of ``state_of`` in the memory where it is."""

@@ -6,13 +6,16 @@ a class that implements it and a line in factory.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import paddle
 from paddle import Tensor
+
+# The elements of an array that slices, one per axis from the first on, select; none: all.
+ReadSlices: TypeAlias = Callable[[Sequence[slice]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Optimizer(Protocol):
         """One step for all of ``updates``, in place.
 
         Args:
-            grad_scale: float32 scalar on the device, by which gradients are multiplied first.
+            grad_scale: float32 scalar on the device, by which gradients are multiplied first. NaN:
+                gradients are not finite, and no parameter and no state in the shape of one changes.
         """
 
 
@@ -68,13 +72,18 @@ class TpSharding(Protocol):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the whole model's parameters, in its order."""
 
-    def gather(self, name: str, shard: Tensor) -> np.ndarray:
-        """The whole array from the shards of the tensor group, all of which have to call it.
+    def gather(self, name: str, shard: Tensor, writer: int) -> np.ndarray | None:
+        """The whole array on the rank ``writer``, whose tensor group has to call it; else None.
 
         Args:
             name: a parameter.
             shard: this rank's, of the parameter or of a state tensor that is shaped like it.
         """
 
-    def take(self, name: str, whole: np.ndarray) -> np.ndarray:
-        """The inverse of ``gather``: this rank's shard."""
+    def read(self, name: str, read: ReadSlices, rows: tuple[int, int] | None = None) -> np.ndarray:
+        """The inverse of ``gather``: this rank's shard, or some of its rows.
+
+        Args:
+            read: of the whole array; called for what the shard holds of it and nothing else.
+            rows: (start, stop) along the first axis of the shard; None: all.
+        """

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import paddle
-import paddle.distributed as dist
 from paddle import Tensor, nn
 
 from pypkg.parallel.comm import gather
+from pypkg.parallel.host import to_host
 from pypkg.parallel.mesh import Mesh
 from pypkg.parallel.optimizer.clipping import GlobalNormClip, NormContribution
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.fleet_optimizer import Assignment, FleetOptimizer
 from pypkg.parallel.optimizer.loss_scaling import LossScaler
-from pypkg.parallel.optimizer.protocol import Optimizer, TpSharding
+from pypkg.parallel.optimizer.protocol import Optimizer, ReadSlices, TpSharding
 from pypkg.parallel.optimizer.zero import ZERO_STAGES, ZeroStage0, names_of
 
 
@@ -77,8 +79,9 @@ class Updater:
     def step(self, learning_rate: float) -> Tensor:
         """Updates the parameters by the mean gradient over all sample shards, and clears it.
 
-        All ranks have to call it. With a loss scale, a step whose gradients are not finite changes
-        only the scale.
+        All ranks have to call it. A step whose gradients are not finite changes no parameter. With
+        a loss scale it changes the scale alone. Without one, the devices decide, and scalar state,
+        such as AdamW's powers of beta, counts the step.
 
         Returns:
             The global norm before clipping, without the loss scale: a float32 scalar, the same on
@@ -92,25 +95,23 @@ class Updater:
             self.scaler.update(self._clip.skipped)
         return self._clip.norm
 
-    def state(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Optimizer state of whole parameters as (``<parameter>.<state name>``, array).
-
-        All ranks have to iterate to the end; rank 0 gets every array. Before the first update there
-        is none.
-        """
-        keys = list(self.state_shapes())
-        held = {key for key in keys if key.rpartition(".")[0] in self._parameters}
-
-        def read(key: str) -> np.ndarray:
-            name, _, state_name = key.rpartition(".")
-            return self._read(name, state_name)
-
-        yield from gather.over_stages(keys, held, read)
+    def state_places(self) -> dict[str, gather.Place]:
+        """Where the tensors of ``state_shapes`` lie; all ranks have to call this."""
+        held = {name: self.zero.placement(p).owner for name, p in self._parameters.items()}
+        keys = self.state_shapes()
+        of_parameters = gather.places(self._tp_sharding.shapes(), held)
+        return {
+            key: of_parameters[name]
+            for key in keys
+            if (name := key.rpartition(".")[0]) in of_parameters
+        }
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of what ``state`` yields, all float32, in its order."""
-        if not self._has_state:
-            return {}
+        """Shapes of the whole state tensors, all float32; none before the first update."""
+        return self.full_state_shapes() if self._has_state else {}
+
+    def full_state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """``state_shapes`` after the first update."""
         return {
             f"{name}.{state_name}": (1,) if optimizer.is_scalar(state_name) else shape
             for name, shape in self._tp_sharding.shapes().items()
@@ -118,50 +119,82 @@ class Updater:
             for state_name in optimizer.state_names(self._dtype)
         }
 
-    def load_state(self, read: Callable[[str], np.ndarray]) -> None:
-        """Restores what ``state`` yielded, under any layout.
+    def load_state(self, read: Callable[[str, Sequence[slice]], np.ndarray]) -> None:
+        """Restores what ``read_state`` returned, under any layout.
 
         Args:
-            read: returns the array of a key; called for the keys that this rank needs.
-
-        Raises:
-            KeyError: from ``read``, for a key that is missing.
+            read: returns the elements of a key's array that slices, one per axis from the first
+                on, select; called for what this rank holds and little else.
         """
         for name, parameter in self._parameters.items():
             optimizer_parameter = self.zero.optimizer_parameter(parameter)
             if optimizer_parameter is None:
                 continue
             for state_name, value in self.optimizer.state_of(optimizer_parameter).items():
-                array = read(f"{name}.{state_name}")
-                if not self._optimizer_of[name].is_scalar(state_name):
-                    array = self._tp_sharding.take(name, array)
-                    array = _slice(array, self.zero.placement(parameter).bounds)
+                of_key = partial(read, f"{name}.{state_name}")
+                if self._optimizer_of[name].is_scalar(state_name):
+                    array = of_key(())
+                else:
+                    bounds = self.zero.placement(parameter).bounds
+                    array = self._held(name, of_key, parameter.shape, bounds)
                 self.optimizer.assign(value, array)
         self._has_state = True
 
-    def _read(self, name: str, state_name: str) -> np.ndarray:
-        """One state tensor of a parameter of this pipeline stage, whole."""
+    def assign_parameters(self, read: Callable[[str, Sequence[int]], np.ndarray]) -> None:
+        """Overwrites the parameters of this rank in place, and forgets the optimizer state.
+
+        Args:
+            read: returns a parameter, or this rank's TP shard of it, by name and shape.
+        """
+        for name, parameter in self._parameters.items():
+            self.zero.assign(parameter, read(name, parameter.shape))
+        self.optimizer.forget_state()
+        self._has_state = False
+
+    def _held(
+        self, name: str, read: ReadSlices, shape: Sequence[int], bounds: tuple[int, int] | None
+    ) -> np.ndarray:
+        """What this rank holds of a state tensor.
+
+        Args:
+            read: of the whole tensor.
+            shape: of the TP shard.
+            bounds: of the slice of the flattened shard, which zeros fill beyond its end; None: all.
+        """
+        if bounds is None:
+            return self._tp_sharding.read(name, read)
+        start, stop = bounds
+        width = math.prod(shape[1:])
+        first, end = (min(each, shape[0]) for each in (start // width, -(-stop // width)))
+        rows = self._tp_sharding.read(name, read, (first, end)).reshape(-1)
+        held = rows[start - first * width : stop - first * width]
+        return np.pad(held, (0, stop - start - held.size))
+
+    def read_state(self, key: str, place: gather.Place, writer: int) -> np.ndarray | None:
+        """A state tensor as one process would hold it, on the rank ``writer``; None on the others.
+
+        All ranks have to call this, for all keys in the order of ``state_places``.
+
+        Args:
+            key: ``<parameter>.<state name>``.
+            place: of the key, in ``state_places``.
+            writer: one of ``gather.possible_writers(place)``.
+        """
+        if not gather.takes_part(place, writer):
+            return None
+        name, _, state_name = key.rpartition(".")
         parameter = self._parameters[name]
-        is_scalar = self._optimizer_of[name].is_scalar(state_name)
-        placement = self.zero.placement(parameter)
-        optimizer_parameter = self.zero.optimizer_parameter(parameter)
-        value = None
-        if optimizer_parameter is not None:
-            value = self.optimizer.state_of(optimizer_parameter)[state_name]
-        if placement.owner is not None:
-            shape = [1] if is_scalar else parameter.shape
-            sent = paddle.empty(shape, "float32") if value is None else _on_device(value)
-            group = self._mesh.sharding
-            assert group is not None  # which has the owner
-            dist.broadcast(sent, src=group.ranks[placement.owner], group=group)
-            value = sent
-        assert value is not None  # this rank's, or received from the owner
-        if is_scalar:
-            return value.numpy()
-        value = _on_device(value)
-        if placement.bounds is not None:
-            value = gather.joined(value, parameter)
-        return self._tp_sharding.gather(name, value)
+        held = self.zero.optimizer_parameter(parameter)
+        if held is None:  # another rank's, which is in no slices
+            return None
+        value = self.optimizer.state_of(held)[state_name]
+        if self._optimizer_of[name].is_scalar(state_name):
+            return to_host(value) if self._mesh.rank == writer else None
+        if self._mesh.tensor is not None or self.zero.placement(parameter).bounds is not None:
+            value = _on_device(value)
+        like = parameter if self.zero.placement(parameter).bounds is not None else None
+        part = gather.for_tensor_group(value, like, writer)
+        return None if part is None else self._tp_sharding.gather(name, part, writer)
 
 
 def _assign(
@@ -178,14 +211,6 @@ def _assign(
 
 
 def _on_device(tensor: Tensor) -> Tensor:
-    """A copy on the device whose collectives this rank uses."""
-    return tensor._copy_to(paddle.framework._current_expected_place(), True)
-
-
-def _slice(whole: np.ndarray, bounds: tuple[int, int] | None) -> np.ndarray:
-    """``whole[start:stop]`` of the flattened array, padded with zeros; None: ``whole`` itself."""
-    if bounds is None:
-        return whole
-    start, stop = bounds
-    held = whole.reshape(-1)[start:stop]
-    return np.pad(held, (0, stop - start - held.size))
+    """On the device whose collectives this rank uses; what is there already is not copied."""
+    place = paddle.framework._current_expected_place()
+    return tensor if str(tensor.place) == str(place) else tensor._copy_to(place, True)

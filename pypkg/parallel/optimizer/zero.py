@@ -26,10 +26,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+import paddle
 import paddle.distributed as dist
 from paddle import Tensor, nn
 from paddle.distributed.communication.group import Group
 
+from pypkg.parallel.comm import gather
 from pypkg.parallel.mesh import Mesh
 from pypkg.parallel.optimizer.clipping import NormContribution, norm_contribution
 from pypkg.parallel.optimizer.data_parallel import average_gradients
@@ -114,6 +117,24 @@ class ZeroStage0:
             else:
                 found[own] = NormContribution(False)
         return found
+
+    @paddle.no_grad()
+    def assign(self, parameter: Tensor, values: np.ndarray) -> None:
+        """Overwrites what this rank holds of ``parameter``, in the memory where it is.
+
+        Args:
+            values: of the parameter, or of this rank's TP shard of it, in its dtype.
+        """
+        held = parameter
+        if gather.is_sliced(parameter):
+            bounds = self.placement(parameter).bounds
+            assert bounds is not None  # or there would be no slice
+            values = values.reshape(-1)[slice(*bounds)]
+            values = np.pad(values, (0, bounds[1] - bounds[0] - values.size))
+            held = parameter.fw_storage
+        copied = paddle.empty(held.shape, held.dtype)
+        copied.set_value(values)
+        paddle.assign(copied, held.detach())
 
     def step(self) -> None:
         """Averages the gradients over the sample shards and updates the parameters."""

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from pypkg.models import save_pretrained
-from pypkg.models.pretrained import Model
-from pypkg.parallel.comm.collective import is_first_rank
+from pypkg.errors import UserError
+from pypkg.models.pretrained import (
+    Model,
+    model_config_json,
+    model_dtype,
+    model_tensors,
+    weight_reader,
+)
+from pypkg.models.weights.model_folder import (
+    CONFIG_FILE,
+    DEFAULT_SHARD_SIZE,
+    parse_size,
+    write_json,
+)
+from pypkg.models.weights.tensor_writer import FileToWrite, TensorWriter, ThreadWriter
+from pypkg.models.weights.writer_process import ProcessWriter
+from pypkg.parallel.comm.collective import is_first_rank, on_all_ranks
 from pypkg.parallel.optimizer.updater import Updater
-from pypkg.training.checkpoint.reading import load_optimizer
-from pypkg.training.checkpoint.writing import save_checkpoint
+from pypkg.training.checkpoint.reading import load_optimizer, load_trainer_state
+from pypkg.training.checkpoint.writing import CheckpointWriting, optimizer_tensors
 from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
@@ -24,6 +38,14 @@ class RecordsOrder(Protocol):
         """Stores the order of samples in ``state.data_order``."""
 
 
+class _Pending(NamedTuple):
+    """A checkpoint that is being written, when it began, and for how long training stood still."""
+
+    writing: CheckpointWriting
+    began: float
+    stall: float
+
+
 class Checkpointer:
     """Saves and restores model, optimizer state, loss scale, order of samples and tokenizer.
 
@@ -32,10 +54,18 @@ class Checkpointer:
         model: this rank's, as ``save_pretrained`` takes it.
         updater: of that model.
         samples: knows the order of samples.
-        tokenizer_files: copied into each checkpoint.
+        tokenizer_files: read here, and written into each checkpoint.
         settings_json: the settings of the run.
         keep: number of checkpoints to keep; None or 0 keeps all.
         with_optimizer: whether optimizer state is saved.
+        async_memory: bytes of host memory in which a rank holds what it has yet to write while
+            training goes on; None: training stands still until a checkpoint is complete.
+        seq_length: tokens of a sample, for a checkpoint of PaddleNLP.
+        check_output_dir: called before each save; raises UserError where the run may no longer
+            write there.
+
+    Raises:
+        UserError: a file of the tokenizer cannot be read.
     """
 
     def __init__(
@@ -49,32 +79,92 @@ class Checkpointer:
         settings_json: str,
         keep: int | None,
         with_optimizer: bool = True,
+        async_memory: int | None = None,
+        seq_length: int = 0,
+        check_output_dir: Callable[[], None] = lambda: None,
     ) -> None:
         self._output_dir = output_dir
         self._model, self._updater, self._samples = model, updater, samples
-        self._tokenizer_files = tokenizer_files
+        self._tokenizer = {file.name: _read(file) for file in tokenizer_files if is_first_rank()}
         self._settings_json, self._keep = settings_json, keep
         self._with_optimizer = with_optimizer
+        self._seq_length = seq_length
+        self._check_output_dir = check_output_dir
+        self._async_memory = async_memory
+        self._pending: _Pending | None = None
 
     def save(self, state: TrainerState) -> Path:
-        """Writes ``checkpoint-<global_step>`` and returns its folder; all ranks have to call it.
+        """Writes ``checkpoint-<global_step>``, or begins to; all ranks have to call it.
 
-        ``state`` receives the order of samples and the loss scale.
+        ``state`` receives the order of samples and the loss scale. A checkpoint that is still being
+        written is completed first.
+
+        Returns:
+            The folder, which has this name when it is complete.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written; on every rank.
+            UserError: the disk is full, the folder cannot be written or is no longer this run's,
+                or a weight is NaN or infinite; on every rank.
         """
+        self._check_output_dir()
+        self.wait()
+        began = time.monotonic()
         self._samples.record(state)
         if self._updater.scaler is not None:
             state.loss_scale = self._updater.scaler.state()
-        return save_checkpoint(
+        tensor_sets = [model_tensors(self._model, parse_size(DEFAULT_SHARD_SIZE))]
+        if self._with_optimizer:
+            tensor_sets.append(optimizer_tensors(self._updater))
+        writing = CheckpointWriting(
             self._output_dir,
             state,
-            save_model=self._save_model_and_tokenizer,
-            updater=self._updater if self._with_optimizer else None,
+            tensor_sets=tensor_sets,
+            add_files=self._add_files,
             settings_json=self._settings_json,
             keep=self._keep,
+            make_writer=self._make_writer,
         )
+        self._pending = _Pending(writing, began, time.monotonic() - began)
+        if self._async_memory is None:
+            self.wait()
+        return writing.folder
+
+    def poll(self) -> None:
+        """Completes the checkpoint that is being written, if all ranks have written their files.
+
+        All ranks have to call this at the same points of the run.
+
+        Raises:
+            UserError: as ``save``.
+        """
+        if self._pending is not None and on_all_ranks(self._pending.writing.is_done()):
+            self.wait()
+
+    def wait(self) -> None:
+        """Completes the checkpoint that is being written, if there is one.
+
+        All ranks have to call this at the same points of the run.
+
+        Raises:
+            UserError: as ``save``.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        folder = pending.writing.finish()
+        seconds = time.monotonic() - pending.began
+        if self._async_memory is None:
+            logger.info("saved %s in %.1f s", folder, seconds)
+        else:
+            logger.info(
+                "saved %s in %.1f s, of which training stood still for %.1f s",
+                *(folder, seconds, pending.stall),
+            )
+
+    def _make_writer(self, files: Sequence[FileToWrite]) -> TensorWriter:
+        if self._async_memory is None:
+            return ThreadWriter(files)
+        return ProcessWriter(files, self._async_memory)
 
     def restore(self, checkpoint: Path, state: TrainerState) -> None:
         """Loads optimizer state and loss scale, for a model that has the weights of ``checkpoint``.
@@ -90,8 +180,35 @@ class Checkpointer:
             self._updater.scaler.load_state(state.loss_scale)
         logger.info("resuming from %s at step %d", checkpoint, state.global_step)
 
-    def _save_model_and_tokenizer(self, folder: Path) -> None:
-        save_pretrained(self._model, folder)
-        if is_first_rank():
-            for file in self._tokenizer_files:
-                shutil.copy(file, folder)
+    def reload(self, checkpoint: Path) -> TrainerState:
+        """Puts model, optimizer and loss scale back to ``checkpoint``, in place.
+
+        All ranks have to call it, under the layout that the model has.
+
+        Returns:
+            The state of ``checkpoint``.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        state = load_trainer_state(checkpoint, self._seq_length)
+        config = self._model.config
+        read = weight_reader(checkpoint, config, model_dtype(self._model))
+        self._updater.assign_parameters(read)
+        self.restore(checkpoint, state)
+        return state
+
+    def _add_files(self, folder: Path) -> None:
+        write_json(folder / CONFIG_FILE, model_config_json(self._model))
+        for name, content in self._tokenizer.items():
+            (folder / name).write_bytes(content)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{file}, a part of the tokenizer, cannot be read: {error.strerror}. Set "
+            "tokenizer_name_or_path to a folder that stays while the run starts."
+        ) from error

@@ -14,13 +14,20 @@ import shutil
 from pathlib import Path
 
 from pypkg.errors import UserError
+from pypkg.files import sync
+from pypkg.models.weights.save_plan import index_name
+from pypkg.training.checkpoint.manifest import MANIFEST_FILE
 from pypkg.training.state import TrainerState
 
-OPTIMIZER_FILE = "optimizer.safetensors"
+OPTIMIZER_STEM = "optimizer"
+OPTIMIZER_FILE = f"{OPTIMIZER_STEM}.safetensors"
+OPTIMIZER_INDEX = index_name(OPTIMIZER_STEM)  # PaddleNLP has one of the same name
 STATE_FILE = "trainer_state.json"
 SETTINGS_FILE = "settings.json"
 TEMPORARY_PREFIX = "tmp-checkpoint-"
+DAMAGED_PREFIX = "damaged-"
 _NAME = re.compile(r"checkpoint-(\d+)$")
+_REPLACED = re.compile(rf"{TEMPORARY_PREFIX}(\d+)-.*\.old$")  # by files.replace_folder
 
 
 def checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
@@ -30,10 +37,21 @@ def checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
         return []
     found = []
     for entry in folder.iterdir():
-        match = _NAME.match(entry.name)
-        if match and (entry / STATE_FILE).is_file():
-            found.append((int(match.group(1)), entry))
+        step = step_in_name(entry)
+        if step is not None and is_marked(entry):
+            found.append((step, entry))
     return sorted(found)
+
+
+def is_marked(folder: Path) -> bool:
+    """Whether a folder is, or once was, a whole checkpoint."""
+    return any((folder / name).is_file() for name in (STATE_FILE, MANIFEST_FILE))
+
+
+def step_in_name(folder: Path) -> int | None:
+    """N of a folder named checkpoint-N, else None."""
+    match = _NAME.match(folder.name)
+    return int(match.group(1)) if match else None
 
 
 def checkpoint_name(state: TrainerState) -> str:
@@ -42,7 +60,7 @@ def checkpoint_name(state: TrainerState) -> str:
 
 
 def prepare_output_dir(output_dir: str | Path) -> None:
-    """Makes the folder, proves that it can be written, and removes what a killed save left.
+    """Makes the folder and proves that it can be written.
 
     Raises:
         UserError: it cannot be made or written.
@@ -58,8 +76,53 @@ def prepare_output_dir(output_dir: str | Path) -> None:
             f"output_dir {str(folder)!r} cannot be written: {error.strerror}. "
             "Set output_dir to a folder you may write."
         ) from error
-    for stale in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        shutil.rmtree(stale, ignore_errors=True)
+
+
+def remove_unfinished(output_dir: str | Path) -> None:
+    """Removes what killed saves left; only for the run that holds the lock of ``output_dir``.
+
+    A checkpoint that was being replaced by one of the same step gets its name back.
+    """
+    for stale in Path(output_dir).glob(f"{TEMPORARY_PREFIX}*"):
+        replaced = _REPLACED.match(stale.name)
+        if replaced and not stale.with_name(f"checkpoint-{replaced.group(1)}").exists():
+            stale.rename(stale.with_name(f"checkpoint-{replaced.group(1)}"))
+        else:
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Removes a checkpoint: at every moment its folder is whole, or no longer under its name.
+
+    Raises:
+        UserError: it cannot be renamed.
+    """
+    aside = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name}-{os.getpid()}")
+    try:
+        os.rename(folder, aside)
+        sync(folder.parent)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be removed: {error.strerror}") from error
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def set_aside(folder: Path) -> Path:
+    """Gives a damaged checkpoint a name that no run takes or removes, and returns its new path.
+
+    Raises:
+        UserError: it cannot be renamed.
+    """
+    name = f"{DAMAGED_PREFIX}{folder.name}"
+    names = (name, *(f"{name}.{number}" for number in range(2, 1000)))
+    aside = next(path for path in map(folder.with_name, names) if not path.exists())
+    try:
+        os.rename(folder, aside)
+    except OSError as error:
+        raise UserError(
+            f"{folder} is damaged and cannot be renamed to {aside.name}: {error.strerror}. Move it "
+            "away, then start the same command again."
+        ) from error
+    return aside
 
 
 def surplus(output_dir: str | Path, keep: int, best: str | None) -> list[Path]:

@@ -2,7 +2,8 @@
 
 - ``optimizer.pdopt``, a pickle, or one file per rank (``optimizer.tp00_pp01_shard00.pdopt``), whose
   state has the names that Paddle gave the parameters; the file of weights of the same rank says
-  which is which.
+  which is which. With ``split_param``, a file holds flat slices of parameters, padded with zeros
+  (paddle/distributed/fleet/utils/tensor_fusion_helper.py, ``ShardingGradView``).
 - ``optimizer-00001-of-00002.safetensors`` with an index, of ``unified_checkpoint``: whole
   parameters, under names such as ``llama.norm.weight/moment1_0``. Master weights of 16-bit models
   lie in ``master_weights-*.safetensors``, under the names of the parameters.
@@ -13,20 +14,26 @@ The learning rate is a function of the step here, so ``scheduler.pdparams`` is n
 from __future__ import annotations
 
 import logging
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pypkg.errors import UserError
-from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.config import ModelConfig, read_json
 from pypkg.models.architecture.registry import stored_weight_map
 from pypkg.models.pretrained import parameter_shapes
 from pypkg.models.weights.formats.paddle import PARAMETER_NAMES, read_paddle_object
-from pypkg.models.weights.formats.paddle_parts import Rank, join_ranks, part_files
-from pypkg.models.weights.formats.stored_tensor import JoinedTensor, StoredTensor
+from pypkg.models.weights.formats.paddle_parts import Rank, join_ranks, part_files, table_shape
+from pypkg.models.weights.formats.stored_tensor import (
+    JoinedTensor,
+    SlicedTensor,
+    Slices,
+    StoredTensor,
+)
 from pypkg.models.weights.formats.tensor_files import TensorFiles, read_file_shards
 from pypkg.training.state import TrainerState
 
@@ -38,7 +45,7 @@ _UNIFIED, _UNIFIED_MASTER = (
     f"{name}.safetensors.index.json" for name in ("optimizer", "master_weights")
 )
 _WEIGHTS = "model_state.pdparams"
-_OPTIMIZER_FILE = re.compile(r"optimizer(?:\.(?:tp(\d+))?_?(?:pp(\d+))?_?(?:shard\d+)?)?\.pdopt")
+_OPTIMIZER_FILE = re.compile(r"optimizer(?:\.(?:tp(\d+))?_?(?:pp(\d+))?_?(?:shard(\d+))?)?\.pdopt")
 _ACCUMULATOR = re.compile(
     r"(.+?)(?:_fp32_master_0)?_(moment1|moment2|beta1_pow_acc|beta2_pow_acc)_0"
 )
@@ -82,7 +89,10 @@ def trainer_state(content: Mapping[str, Any], file: Path, seq_length: int) -> Tr
 
 def has_optimizer(checkpoint: Path) -> bool:
     """Whether a folder holds optimizer state of PaddleNLP."""
-    return (checkpoint / _UNIFIED).is_file() or bool(_optimizer_files(checkpoint))
+    if (checkpoint / _UNIFIED).is_file():  # a name that our own index has too
+        names = read_json(checkpoint / _UNIFIED).get("weight_map")
+        return not isinstance(names, dict) or any("/" in name for name in names)
+    return bool(_optimizer_files(checkpoint))
 
 
 class OptimizerState:
@@ -103,10 +113,14 @@ class OptimizerState:
         self._has_master = any(state == _MASTER_WEIGHT for _, state in self._tensors)
         self._master_read = False
 
-    def read(self, key: str) -> np.ndarray:
-        """The state ``<parameter>.<state name>``, in float32 and in our layout.
+    def read(self, key: str, cut: Sequence[slice] = ()) -> np.ndarray:
+        """The state ``<parameter>.<state name>``, in float32 and in our layout, or a part of it.
 
         The master weights of a float32 run are its weights.
+
+        Args:
+            cut: slices of the axes, from the first on; of the last of them alone what it selects
+                is read.
 
         Raises:
             UserError: there is none, or it is of another shape.
@@ -115,21 +129,35 @@ class OptimizerState:
         sources = self._map.source_shapes(parameter, self._shapes[parameter])
         self._master_read |= state == _MASTER_WEIGHT
         if state == _MASTER_WEIGHT and not self._has_master:
-            values = [self._weights.read(source, "float32") for source in sources]
-            return self._map.to_model(parameter, values)
+            return self._read(parameter, cut, self._weights.read)
         stored = {source: self._find(parameter, source, state) for source in sources}
-        values = [tensor.read(source, "float32") for source, tensor in stored.items()]
         if state.endswith("_pow_acc"):
-            return values[0].reshape(1)
-        for (source, shape), value in zip(sources.items(), values, strict=True):
-            if value.shape != shape:
+            (source, tensor), *_ = stored.items()
+            return tensor.read(source, "float32").reshape(1)
+        for source, shape in sources.items():
+            if stored[source].shape != shape:
                 raise UserError(
-                    f"{self._checkpoint}: {state} of {source} has shape {list(value.shape)}, "
-                    f"expected {list(shape)}. Parts of parameters, as sharding stage 1 with "
-                    "split_param writes them, are not supported: save with unified_checkpoint, or "
-                    "set ignore_load_lr_and_optim to take only the weights."
+                    f"{self._checkpoint}: {state} of {source} has shape "
+                    f"{list(stored[source].shape)}, expected {list(shape)}; it is of another "
+                    "model. Set ignore_load_lr_and_optim to take only the weights."
                 )
-        return self._map.to_model(parameter, values)
+        return self._read(
+            parameter, cut, lambda source, dtype, of: stored[source].read(source, dtype, of)
+        )
+
+    def _read(
+        self, parameter: str, cut: Sequence[slice], read: Callable[[str, str, Slices], np.ndarray]
+    ) -> np.ndarray:
+        shape = self._shapes[parameter]
+        if not cut:
+            sources = self._map.source_shapes(parameter, shape)
+            return self._map.to_model(parameter, [read(each, "float32", ()) for each in sources])
+        *before, last = cut
+        bounds = last.indices(shape[len(before)])[:2]
+        found = self._map.read_ranges(
+            parameter, shape, len(before), [bounds], lambda source, of: read(source, "float32", of)
+        )
+        return found[tuple(before)]
 
     def log_unread(self) -> None:
         """Says so if master weights were left, because the run that goes on is in float32."""
@@ -154,12 +182,14 @@ class OptimizerState:
     def _of_ranks(self) -> dict[_Key, JoinedTensor]:
         """From .pdopt files."""
         weight_files = part_files(self._checkpoint) or {(0, 0): self._checkpoint / _WEIGHTS}
-        held: dict[Rank, dict[_Key, StoredTensor]] = {rank: {} for rank in weight_files}
-        for path, rank in _optimizer_files(self._checkpoint).items():
+        files: dict[Rank, list[Path]] = {rank: [] for rank in weight_files}
+        for path, rank in _optimizer_files(self._checkpoint):
             if rank not in weight_files:
                 raise UserError(f"{path} has no file of weights of the same rank beside it")
-            held[rank] |= _with_model_names(path, weight_files[rank])
+            files[rank].append(path)
+        held = {rank: _of_rank(files[rank], weight_files[rank]) for rank in weight_files}
         shapes = self._weights.shapes()
+        table = table_shape(shapes)
         whole: dict[_Key, JoinedTensor] = {}
         for stage in {pp for _, pp in held}:
             ranks = [held[rank] for rank in sorted(held) if rank[1] == stage]
@@ -168,44 +198,73 @@ class OptimizerState:
                 expected = shapes.get(name)
                 if state.endswith("_pow_acc"):
                     expected = shards[0].shape
-                whole[name, state] = join_ranks(name, shards, expected)
+                whole[name, state] = join_ranks(name, shards, expected, table)
         return whole
 
 
-def _optimizer_files(checkpoint: Path) -> dict[Path, Rank]:
-    found = {}
-    for path in sorted(checkpoint.iterdir()):
+def _optimizer_files(checkpoint: Path) -> list[tuple[Path, Rank]]:
+    """The .pdopt files, in the order of sharding ranks."""
+    found = []
+    for path in checkpoint.iterdir():
         if match := _OPTIMIZER_FILE.fullmatch(path.name):
-            found[path] = (int(match.group(1) or 0), int(match.group(2) or 0))
-    return found
+            tp, pp, shard = (int(number or 0) for number in match.groups())
+            found.append((shard, path, (tp, pp)))
+    return [(path, rank) for _, path, rank in sorted(found)]
 
 
-def _with_model_names(path: Path, weights: Path) -> dict[_Key, StoredTensor]:
-    """The state in a .pdopt by the names of the model, which ``weights`` of the same rank tells."""
+def _of_rank(paths: Iterable[Path], weights: Path) -> dict[_Key, StoredTensor | SlicedTensor]:
+    """The state of a tensor-parallel rank and stage by the names of the model.
+
+    Args:
+        paths: its .pdopt files, in the order of sharding ranks.
+        weights: its file of weights, which tells the names and the shapes.
+    """
+    held = read_paddle_object(weights) if weights.is_file() else {}
     names: dict[str, list[str]] = {}  # of Paddle -> of the model, two for a tied head
-    told = read_paddle_object(weights).get(PARAMETER_NAMES) if weights.is_file() else None
-    if not told:
+    for name, of_paddle in _dict_of(held, PARAMETER_NAMES).items():
+        names.setdefault(str(of_paddle), []).append(name)
+    found: dict[_Key, list[StoredTensor]] = {}
+    for path in paths:
+        if not names:
+            raise UserError(
+                f"{path} names its state as Paddle named the parameters, and {weights} does not "
+                "tell which these are. Save with unified_checkpoint, or set "
+                "ignore_load_lr_and_optim to take only the weights."
+            )
+        for (of_paddle, state), value in _accumulators(read_paddle_object(path)):
+            for name in names.get(of_paddle, ()):
+                found.setdefault((name, state), []).append(value)
+    return {key: _unsliced(key, values, held.get(key[0])) for key, values in found.items()}
+
+
+def _unsliced(key: _Key, values: list[StoredTensor], parameter: Any) -> StoredTensor | SlicedTensor:
+    """The state ``key`` of ``parameter``, of which each sharding rank may have a flat slice."""
+    name, state = key
+    if state.endswith("_pow_acc") or not isinstance(parameter, StoredTensor):
+        return values[-1]
+    shape = parameter.shape
+    if values[-1].shape == shape or any(len(value.shape) != 1 for value in values):
+        return values[-1]
+    length = sum(value.shape[0] for value in values)
+    if length < math.prod(shape):
         raise UserError(
-            f"{path} names its state as Paddle named the parameters, and {weights} does not tell "
-            "which these are. Save with unified_checkpoint, or set ignore_load_lr_and_optim to "
-            "take only the weights."
+            f"{values[0].file}: {state} of {name} has shape {[length]}, expected {list(shape)}. "
+            "Sharding stage 1 with split_param writes slices of parameters, and the file of a "
+            "sharding rank is missing. Set ignore_load_lr_and_optim to take only the weights."
         )
-    for name, of_paddle in told.items():
-        names.setdefault(of_paddle, []).append(name)
-    content = read_paddle_object(path)
-    found: dict[_Key, StoredTensor] = {}
-    for key, value in _accumulators(content):
-        of_paddle, state = key
-        for name in names.get(of_paddle, ()):
-            found[name, state] = value
-    return found
+    return SlicedTensor.of(values, shape)
+
+
+def _dict_of(content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = content.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def _accumulators(content: Mapping[str, Any]) -> Iterable[tuple[_Key, StoredTensor]]:
     for name, value in content.items():
         if isinstance(value, StoredTensor) and (match := _ACCUMULATOR.fullmatch(name)):
             yield (match.group(1), match.group(2)), value
-    for name, value in content.get(_MASTER_WEIGHTS, {}).items():
+    for name, value in _dict_of(content, _MASTER_WEIGHTS).items():
         if isinstance(value, StoredTensor):
             yield (name, _MASTER_WEIGHT), value
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.weights.formats.safetensors import read_safetensors
+from pypkg.models.weights.formats.stored_tensor import JoinedTensor, Shape, StoredTensor
+from pypkg.models.weights.formats.tensor_files import read_file_shards
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint import paddlenlp
-from pypkg.training.checkpoint.folders import OPTIMIZER_FILE, STATE_FILE
+from pypkg.training.checkpoint.folders import OPTIMIZER_FILE, OPTIMIZER_INDEX, STATE_FILE
 from pypkg.training.state import TrainerState
 
 
@@ -45,39 +48,53 @@ def load_optimizer(
 ) -> None:
     """Reads the optimizer state that belongs to the parameters of this rank, ours or PaddleNLP's.
 
+    Only what this rank holds is read.
+
     Args:
         config: of the model, without which PaddleNLP's state cannot be read.
 
     Raises:
-        UserError: the file is missing, damaged, or of another model.
+        UserError: it is missing, damaged, or of another model.
     """
-    file = Path(checkpoint) / OPTIMIZER_FILE
     if config is not None and paddlenlp.has_optimizer(Path(checkpoint)):
         stored = paddlenlp.OptimizerState(Path(checkpoint), config)
         updater.load_state(stored.read)
         stored.log_unread()
         return
-    if not file.is_file():
+    tensors = _optimizer_tensors(Path(checkpoint))
+    if tensors:  # else saved before the first update
+        _check_model(tensors, updater.full_state_shapes())
+        updater.load_state(lambda name, cut: _read(tensors[name], name, cut))
+
+
+def _optimizer_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
+    """Where the optimizer state lies: in one file, or in those that an index lists."""
+    file, index = checkpoint / OPTIMIZER_FILE, checkpoint / OPTIMIZER_INDEX
+    if not file.is_file() and not index.is_file():
         raise UserError(
             f"{checkpoint} holds no {OPTIMIZER_FILE}, nor PaddleNLP's optimizer state, as "
             "checkpoints with ignore_save_lr_and_optim do. Resume from another one, or set "
             "ignore_load_lr_and_optim to take only its weights."
         )
     try:
-        with safe_open(file, framework="numpy") as stored:
-            names = set(stored.keys())
+        return read_safetensors(file) if file.is_file() else read_file_shards(index)
+    except UserError as error:
+        path = file if file.is_file() else index
+        raise UserError(f"{path} cannot be read: {error}. Resume from an older one.") from error
 
-            def read(name: str) -> np.ndarray:
-                if name not in names:
-                    raise KeyError(name)
-                return stored.get_tensor(name)
 
-            if names:  # else saved before the first update
-                updater.load_state(read)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} cannot be read: {error}. Resume from an older one.") from error
-    except KeyError as error:
-        raise UserError(
-            f"{file} holds no {error.args[0]}: it belongs to another model. Set "
-            "overwrite_output_dir to start anew, or choose another output_dir."
-        ) from error
+def _check_model(tensors: Mapping[str, StoredTensor], expected: Mapping[str, Shape]) -> None:
+    """Raises UserError if a state tensor is missing or of another shape."""
+    folder = next(iter(tensors.values())).file.parent
+    for name, shape in expected.items():
+        stored = tensors.get(name)
+        if stored is None or stored.shape != shape:
+            found = "does not hold" if stored is None else f"holds {list(stored.shape)} for"
+            raise UserError(
+                f"optimizer state of {folder} {found} {name} {list(shape)}: it belongs to another "
+                "model. Set overwrite_output_dir to start anew, or choose another output_dir."
+            )
+
+
+def _read(tensor: StoredTensor, name: str, cut: Sequence[slice]) -> np.ndarray:
+    return JoinedTensor((tensor,)).read(name, "float32", cut)

@@ -1,119 +1,198 @@
-"""Writing a checkpoint that is either whole or absent."""
+"""Writing a checkpoint that is either whole or absent.
+
+All ranks write: each tensor has one writer, which alone brings it to host memory. The files lie in
+a temporary folder until all ranks have finished. Then the first rank adds the small files and
+renames the folder.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors import SafetensorError
+import numpy as np
 
+from pypkg.checksums import FileRecord
 from pypkg.errors import UserError
 from pypkg.files import replace_folder
-from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
-from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
+from pypkg.models.weights.formats.safetensors import TensorSpec
+from pypkg.models.weights.model_folder import write_json
+from pypkg.models.weights.save_plan import SavePlan, TensorSet, Unit
+from pypkg.models.weights.tensor_writer import (
+    FileToWrite,
+    NotFiniteError,
+    TensorWriter,
+    ThreadWriter,
+)
+from pypkg.parallel import mesh
+from pypkg.parallel.comm import gather
+from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank, is_first_rank
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint.folders import (
-    OPTIMIZER_FILE,
+    OPTIMIZER_STEM,
     SETTINGS_FILE,
     STATE_FILE,
     TEMPORARY_PREFIX,
     checkpoint_name,
     checkpoints,
+    remove_checkpoint,
     surplus,
 )
+from pypkg.training.checkpoint.manifest import write_manifest
 from pypkg.training.state import TrainerState
 
+logger = logging.getLogger("pypkg")
 
-def save_checkpoint(
-    output_dir: str | Path,
-    state: TrainerState,
-    *,
-    save_model: Callable[[Path], None],
-    updater: Updater | None,
-    settings_json: str,
-    keep: int | None = None,
-) -> Path:
-    """Writes ``checkpoint-<global_step>`` and then removes the oldest beyond ``keep``.
 
-    The newest and ``state.best_checkpoint`` always stay.
+def optimizer_tensors(updater: Updater) -> TensorSet:
+    """The optimizer state as a checkpoint holds it; all ranks have to call this."""
+    places, shapes = updater.state_places(), updater.state_shapes()
 
-    All ranks have to call this; the first writes what the others hand over.
+    def read(key: str, writer: int) -> np.ndarray | None:
+        return updater.read_state(key, places[key], writer)
+
+    units = [
+        Unit(key, {key: TensorSpec("float32", shapes[key])}, gather.possible_writers(place))
+        for key, place in places.items()
+    ]
+    return TensorSet(OPTIMIZER_STEM, units, read, lambda key, value: {key: value})
+
+
+class CheckpointWriting:
+    """A checkpoint that is being written: ``checkpoint-<global_step>`` in ``output_dir``.
+
+    All ranks make one and call ``finish``, after which the oldest checkpoints beyond ``keep`` are
+    removed; the newest and ``state.best_checkpoint`` always stay.
 
     Args:
-        save_model: writes the weights into a folder; every rank takes part.
-        updater: whose state is written, in the form of whole parameters; None writes none.
+        output_dir: which all ranks see.
+        tensor_sets: what is written.
+        add_files: writes further files into a folder; called on the first rank.
+        make_writer: of this rank's files. ``put`` of what it makes returns when the tensor may
+            change.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written; earlier checkpoints are
-            untouched and nothing half-written stays. Raised on every rank.
+        UserError: the folder cannot be written; earlier checkpoints are untouched and nothing
+            half-written stays. Raised on every rank.
     """
-    final = Path(output_dir) / checkpoint_name(state)
-    temporary = Path(output_dir) / f"{TEMPORARY_PREFIX}{state.global_step}-{os.getpid()}"
-    failure: UserError | None = None
-    moments = updater.state() if updater is not None else iter(())
-    from_first_rank(lambda: _begin(final, temporary))
-    try:
-        with _saving(final, temporary):
-            save_model(temporary)
-            if updater is not None and is_first_rank():
-                shapes = updater.state_shapes().items()
-                specs = {name: TensorSpec("float32", shape) for name, shape in shapes}
-                write_tensors(temporary / OPTIMIZER_FILE, specs, moments)
-    except UserError as error:  # the others learn of it at the next thing done together
-        failure = error
-    for _ in moments:  # what other ranks hand over, and what this one could not write
-        pass
 
-    def finish() -> None:
-        if failure is not None:
-            raise failure
-        with _saving(final, temporary):
-            (temporary / SETTINGS_FILE).write_text(settings_json, encoding="utf-8")
-            (temporary / STATE_FILE).write_text(
-                json.dumps(asdict(state), indent=2), encoding="utf-8"
-            )
-            replace_folder(temporary, final)
-        if keep is not None and keep > 0:
-            for folder in surplus(output_dir, keep, state.best_checkpoint):
-                shutil.rmtree(folder, ignore_errors=True)
+    def __init__(
+        self,
+        output_dir: str | Path,
+        state: TrainerState,
+        *,
+        tensor_sets: Sequence[TensorSet],
+        add_files: Callable[[Path], None],
+        settings_json: str,
+        keep: int | None = None,
+        make_writer: Callable[[Sequence[FileToWrite]], TensorWriter] = ThreadWriter,
+    ) -> None:
+        self.folder = Path(output_dir) / checkpoint_name(state)
+        self._state, self._state_json = state, json.dumps(asdict(state), indent=2)
+        self._best = state.best_checkpoint
+        self._add_files, self._settings_json, self._keep = add_files, settings_json, keep
+        self._plan = SavePlan(tensor_sets)
+        self._temporary = from_first_rank(self._begin)
+        rank = mesh.current().rank
+        self._writer = make_writer(
+            [
+                FileToWrite(self._temporary / file.name, file.specs, file.must_be_finite)
+                for file in self._plan.files_of(rank)
+            ]
+        )
+        try:
+            for name, values in self._plan.tensors_of(rank):
+                self._writer.put(name, values)
+            self._writer.close()
+        except BaseException:
+            self._abandon()
+            raise
 
-    from_first_rank(finish)
-    return final
+    def is_done(self) -> bool:
+        """Whether this rank has written its files, or failed to."""
+        return self._writer.is_done()
+
+    def finish(self) -> Path:
+        """Waits for the files of all ranks and gives the folder its name.
+
+        Raises:
+            UserError: the disk is full, the folder cannot be written, or a weight is NaN or
+                infinite; as for the class.
+        """
+        try:
+            told = from_all_ranks(self._records)
+        except BaseException:
+            self._abandon()
+            raise
+        records = {name: record for each in told for name, record in each.items()}
+        from_first_rank(lambda: self._publish(records))
+        return self.folder
+
+    def _begin(self) -> Path:
+        name = f"{TEMPORARY_PREFIX}{self._state.global_step}-{os.getpid()}"
+        temporary = self.folder.with_name(name)
+        with self._errors():
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        return temporary
+
+    def _records(self) -> dict[str, FileRecord]:
+        with self._errors():
+            return self._writer.records()
+
+    def _publish(self, records: Mapping[str, FileRecord]) -> None:
+        try:
+            with self._errors():
+                temporary = self._temporary
+                for name, index in self._plan.indices().items():
+                    write_json(temporary / name, index)
+                self._add_files(temporary)
+                (temporary / SETTINGS_FILE).write_text(self._settings_json, encoding="utf-8")
+                (temporary / STATE_FILE).write_text(self._state_json, encoding="utf-8")
+                layout = asdict(mesh.current().degrees)
+                write_manifest(temporary, self._state, layout, records)
+                replace_folder(temporary, self.folder)
+        except BaseException:
+            self._abandon()
+            raise
+        if self._keep is not None and self._keep > 0:
+            for folder in surplus(self.folder.parent, self._keep, self._best):
+                try:
+                    remove_checkpoint(folder)
+                except UserError as error:
+                    logger.warning("%s", error)
+
+    def _abandon(self) -> None:
+        self._writer.abandon()
+        if is_first_rank():
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, UserError) as error:
+            older = checkpoints(self.folder.parent)
+            kept = f" The last complete checkpoint is {older[-1][1]}." if older else ""
+            raise UserError(
+                f"saving {self.folder} failed: {_reason(error)}.{kept} {_way_out(error)}"
+            ) from error
 
 
-def _begin(final: Path, temporary: Path) -> None:
-    with _saving(final, temporary):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+def _way_out(error: Exception) -> str:
+    if isinstance(error, NotFiniteError):
+        return "Lower learning_rate or lengthen the warm-up, then start the same command again."
+    return "Free some space or set output_dir to another disk, then start the same command again."
 
 
-@contextlib.contextmanager
-def _saving(final: Path, temporary: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError, UserError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        older = checkpoints(final.parent)
-        kept = f" The last complete checkpoint is {older[-1][1]}." if older else ""
-        raise UserError(
-            f"saving {final} failed: {_reason(error)}.{kept} Free some space or set output_dir to "
-            "another disk, then start the same command again."
-        ) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, UserError) and error.__cause__ is not None:
-        error = error.__cause__
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    if full or "No space left" in str(error):
+def _reason(error: Exception) -> str:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full"
     return getattr(error, "strerror", None) or str(error)

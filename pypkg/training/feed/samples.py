@@ -16,6 +16,7 @@ from pypkg.data import (
     BlankInfilling,
     Dataset,
     IndexCache,
+    IndexedDataset,
     Objective,
     OrderOptions,
     Packing,
@@ -29,6 +30,7 @@ from pypkg.errors import UserError
 from pypkg.models import ModelConfig
 from pypkg.parallel import mesh
 from pypkg.training.feed.distributed_batches import SharedBatches, from_reader, is_reader
+from pypkg.training.feed.same_data import check_same_data
 from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
@@ -53,7 +55,8 @@ class Samples:
             state: of the checkpoint to resume, with its order of samples.
 
         Raises:
-            UserError: the data cannot be read, are too small, or do not fit model or settings.
+            UserError: the data cannot be read, are too small, do not fit model or settings, or
+                differ between ranks.
         """
         self._settings = settings
         self._config = config
@@ -65,6 +68,7 @@ class Samples:
         self.sources: dict[str, list[str]] = (
             from_reader(lambda: self._open(state)) if self._one_reads else self._open(state)
         )
+        check_same_data(self._corpora() if is_reader() or not self._one_reads else None)
         self.labels_vary = self._has_loss_mask() or config.prefix_lm or settings.eod_mask_loss
 
     def train_batches(self, start: int) -> Iterator[Batch]:
@@ -115,6 +119,18 @@ class Samples:
             )
         ]
 
+    def documents(self, first: int, stop: int) -> dict[str, list[int]]:
+        """Documents by corpus that training samples ``first`` to ``stop`` - 1 are made of.
+
+        Rank 0 may call this, and other ranks that read samples.
+        """
+        dataset, found = self._datasets["train"], dict[str, set[int]]()
+        for sample in range(first, stop):
+            corpus, documents = dataset.documents(sample)
+            name = self.sources["train"][dataset.corpora.index(corpus)]
+            found.setdefault(name, set()).update(documents)
+        return {name: sorted(documents) for name, documents in found.items()}
+
     def _open(self, state: TrainerState) -> dict[str, list[str]]:
         s, shards = self._settings, mesh.current().sample_shards
         numbers = _wanted_samples(s, state, shards)
@@ -161,6 +177,15 @@ class Samples:
             split: short_names([corpus.prefix for corpus in dataset.corpora])
             for split, dataset in self._datasets.items()
         }
+
+    def _corpora(self) -> list[IndexedDataset]:
+        """Of all splits, each once, in the order of the blend."""
+        found = {
+            corpus.prefix: corpus
+            for dataset in self._datasets.values()
+            for corpus in dataset.corpora
+        }
+        return list(found.values())
 
     def _say_what_is_evaluated(self, numbers: list[int | None]) -> None:
         """Logs how many samples an evaluation takes of how many; ``numbers`` are all of a run."""
@@ -219,11 +244,10 @@ def _earlier_order(state: TrainerState) -> SampleOrder | None:
         return None
     try:
         return SampleOrder.from_json(state.data_order)
-    except (KeyError, TypeError) as error:
+    except ValueError as error:
         raise UserError(
-            f"the data_order in the checkpoint's trainer_state.json is not one that this version "
-            f"writes ({error!r}); resume from another checkpoint, or set overwrite_output_dir to "
-            "start anew"
+            f"trainer_state.json of the checkpoint: data_order is none that a run writes: {error}. "
+            "Resume from another checkpoint, or set overwrite_output_dir to start anew."
         ) from error
 
 

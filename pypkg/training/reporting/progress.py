@@ -38,6 +38,10 @@ class Progress:
     def advance(self) -> None:
         self._bar.update(1)
 
+    def rewind(self, step: int) -> None:
+        """The run has gone back to ``step``."""
+        self._bar.update(step - self._bar.n)
+
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """One line for ``metrics`` at ``step``; the latest values stay visible in the bar."""
         if "loss" in metrics:

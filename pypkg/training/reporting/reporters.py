@@ -16,6 +16,9 @@ class Reporter(Protocol):
 
     def report(self, step: int, metrics: dict[str, float]) -> None: ...
 
+    def rewind(self, step: int) -> None:
+        """The run has gone back to ``step``."""
+
     def close(self) -> None: ...
 
 
@@ -28,6 +31,10 @@ class JsonLinesReporter:
     """
 
     def __init__(self, file: Path, last_step: int) -> None:
+        self._open(file, last_step)
+
+    def _open(self, file: Path, last_step: int) -> None:
+        self._file = file
         rows = [row for row in read_metrics(file) if row["global_step"] <= last_step]
         try:
             write_file(file, "".join(map(_line, rows)).encode())
@@ -38,6 +45,10 @@ class JsonLinesReporter:
     def report(self, step: int, metrics: dict[str, float]) -> None:
         self._stream.write(_line({"global_step": step, **metrics}))
         self._stream.flush()
+
+    def rewind(self, step: int) -> None:
+        self._stream.close()
+        self._open(self._file, step)
 
     def close(self) -> None:
         self._stream.close()
@@ -52,6 +63,9 @@ class ScalarWriterReporter:
     def report(self, step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(f"train/{name}", value, step)
+
+    def rewind(self, step: int) -> None:
+        """Nothing: these files only grow, and the later value of a step is the last one in them."""
 
     def close(self) -> None:
         self._writer.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Summary:
     sample: str | None
     data: list[dict[str, object]]
     test_loss: float | None = None
+    events: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """The figures by name, for summary.json; losses in nats per token."""
@@ -46,6 +47,7 @@ class Summary:
             "loss_curve": _text(self.loss_curve),
             "sample": self.sample,
             "data": self.data,
+            "events": self.events,
         }
 
     def text(self) -> str:
@@ -78,6 +80,9 @@ class Summary:
             ("loss curve", values["loss_curve"] or 'not drawn: pip install ".[plot]" draws it')
         )
         rows += [("data", _usage(row)) for row in self.data]
+        if self.events:
+            told = ", ".join(f"{count} {name}" for name, count in self.events.items())
+            rows.append(("events", f"{told} (ledger.jsonl)"))
         width = max(len(name) for name, _ in rows)
         lines = ["summary", *(f"  {name:<{width}}  {value}" for name, value in rows)]
         if self.sample is not None:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from pypkg.checksums import SealError
 from pypkg.config import Settings, load_settings
 from pypkg.errors import UserError
+from pypkg.parallel.mesh import Degrees
+from pypkg.training.checkpoint.folders import SETTINGS_FILE
+from pypkg.training.checkpoint.manifest import read_manifest
+from pypkg.training.ledger import record
 from pypkg.training.state import TrainerState
 from pypkg.training.step.schedule import learning_rate
 
@@ -38,10 +46,76 @@ def check_resumed(settings: Settings, checkpoint: Path, state: TrainerState) -> 
         logger.warning(jump)
 
 
-def _jump(settings: Settings, checkpoint: Path, state: TrainerState) -> str | None:
-    earlier = None
+def record_resumed(
+    settings: Settings, checkpoint: Path, state: TrainerState, degrees: Degrees
+) -> None:
+    """Tells the ledger that a run goes on from ``checkpoint``, and what of its layout changes.
+
+    Warns of another global batch. One rank alone calls this.
+    """
+    folder, step, layout = settings.output_dir, state.global_step, asdict(degrees)
+    record(folder, "resumed", step=step, checkpoint=str(checkpoint), layout=layout)
+    earlier = _earlier_layout(checkpoint)
+    if earlier and earlier != layout:
+        record(folder, "layout_changed", step=step, before=earlier, after=layout)
+    before = _earlier_batch(checkpoint, state, earlier)
+    after = _global_batch(settings, layout)
+    if before is None or before == after:
+        return
+    record(folder, "global_batch_changed", step=step, before=before, after=after)
+    shards = degrees.data * degrees.sharding
+    logger.warning(
+        "a step takes %d samples (per_device_train_batch_size %d x gradient_accumulation_steps %d "
+        "x %d ranks with samples of their own), but the steps before %s took %d; %s",
+        *(after, settings.per_device_train_batch_size, settings.gradient_accumulation_steps),
+        *(shards, checkpoint, before, _way_to_batch(settings, before, shards)),
+    )
+
+
+def _way_to_batch(s: Settings, samples: int, shards: int) -> str:
+    """Which setting makes a global batch of ``samples``."""
+    for name, other in (
+        ("gradient_accumulation_steps", s.per_device_train_batch_size),
+        ("per_device_train_batch_size", s.gradient_accumulation_steps),
+    ):
+        if samples % (other * shards) == 0:
+            return f"{name} {samples // (other * shards)} keeps {samples}"
+    return f"no setting keeps {samples}, which {shards} ranks do not divide in these micro batches"
+
+
+def _global_batch(s: Settings, layout: Mapping[str, Any]) -> int:
+    shards = layout["data"] * layout["sharding"]
+    return s.per_device_train_batch_size * s.gradient_accumulation_steps * shards
+
+
+def _earlier_layout(checkpoint: Path) -> Mapping[str, Any] | None:
+    """That of the run that wrote ``checkpoint``; None where it does not tell."""
+    with contextlib.suppress(OSError, SealError, UserError):
+        manifest = read_manifest(checkpoint)
+        return manifest.layout if manifest is not None else None
+    return None
+
+
+def _earlier_batch(
+    checkpoint: Path, state: TrainerState, layout: Mapping[str, Any] | None
+) -> int | None:
+    """Samples of a step before ``checkpoint``; None where it does not tell."""
+    earlier = _earlier_settings(checkpoint)
+    if earlier is not None and layout is not None and {"data", "sharding"} <= layout.keys():
+        return _global_batch(earlier, layout)
+    if state.global_step and state.consumed_samples % state.global_step == 0:
+        return state.consumed_samples // state.global_step
+    return None
+
+
+def _earlier_settings(checkpoint: Path) -> Settings | None:
     with contextlib.suppress(UserError):  # of another version, or not there
-        earlier = load_settings([str(checkpoint / "settings.json")])
+        return load_settings([str(checkpoint / SETTINGS_FILE)])
+    return None
+
+
+def _jump(settings: Settings, checkpoint: Path, state: TrainerState) -> str | None:
+    earlier = _earlier_settings(checkpoint)
     if earlier is None:
         return None
     updates = state.global_step - state.skipped_steps

@@ -1,9 +1,8 @@
-"""Where a run starts from: its checkpoint, the model's configuration and weights, the tokenizer."""
+"""What a run starts from: the model's configuration and weights, the tokenizer."""
 
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 
 from pypkg.config import Settings
@@ -13,9 +12,7 @@ from pypkg.models import ModelConfig, from_config, from_pretrained
 from pypkg.models.architecture.registry import load_config
 from pypkg.models.pretrained import Model, stored_config
 from pypkg.models.weights.hub import find_weights
-from pypkg.training.checkpoint.folders import checkpoints
 from pypkg.training.start.start_up import folder_with_weights
-from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
 
@@ -55,46 +52,6 @@ def tokenizer_of(settings: Settings) -> Tokenizer | None:
     return None
 
 
-def checkpoint_to_resume(settings: Settings) -> Path | None:
-    """The checkpoint that the run goes on from; None where it starts anew.
-
-    ``resume_from_checkpoint`` wins, else it is the newest in ``output_dir``. With
-    ``overwrite_output_dir`` those in ``output_dir`` are removed; one rank alone may call this.
-
-    Raises:
-        UserError: with ``ignore_load_lr_and_optim``, ``output_dir`` holds checkpoints already. The
-            steps count from 0 again, so those of the new run would mix with them.
-    """
-    found = checkpoints(settings.output_dir)
-    if found and settings.ignore_load_lr_and_optim and not settings.overwrite_output_dir:
-        raise UserError(
-            f"ignore_load_lr_and_optim is true, which counts steps from 0 again, but output_dir "
-            f"{settings.output_dir!r} holds {found[-1][1].name} already. Set output_dir to another "
-            "folder and resume_from_checkpoint to the checkpoint whose weights to take."
-        )
-    if settings.resume_from_checkpoint:
-        return Path(settings.resume_from_checkpoint)
-    if not found:
-        return None
-    if settings.overwrite_output_dir:
-        logger.info("overwrite_output_dir: starting anew, removing %d checkpoints", len(found))
-        for _, folder in found:
-            shutil.rmtree(folder)
-        return None
-    return found[-1][1]
-
-
-def best_checkpoint(settings: Settings, state: TrainerState) -> Path | None:
-    """The checkpoint that the run ends with, with ``load_best_model_at_end``; else None."""
-    if not settings.load_best_model_at_end or state.best_checkpoint is None:
-        return None
-    best = Path(settings.output_dir, state.best_checkpoint)
-    if best.is_dir():
-        return best
-    logger.warning("the best checkpoint, %s, is gone: the run ends with the last model", best)
-    return None
-
-
 def model_config(settings: Settings, tokenizer: Tokenizer | None) -> ModelConfig:
     """The configuration of the model that a new run trains.
 
@@ -123,7 +80,11 @@ def load_model(
     if settings.continue_training:
         folder = folder_with_weights(settings)
         return from_pretrained(
-            folder, dtype=dtype, allow_unknown_config=allowed, **settings.model_overrides
+            folder,
+            dtype=dtype,
+            seed=settings.seed,
+            allow_unknown_config=allowed,
+            **settings.model_overrides,
         )
     return from_config(config, dtype=dtype, seed=settings.seed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from pypkg.training.step.normalization import label_count, loss_weights
 _NORMALIZATIONS = ("global", "micro_batch")
 
 
+@dataclass(eq=False)
 class Engine:
     """Forward, backward and update under the current mesh.
 
@@ -34,20 +36,16 @@ class Engine:
         ValueError: another ``normalization``.
     """
 
-    def __init__(
-        self,
-        model: DistributedModel,
-        updater: Updater,
-        *,
-        normalization: str = "global",
-        labels_vary: bool = True,
-    ) -> None:
-        self.model = model
-        self.updater = updater
-        if normalization not in _NORMALIZATIONS:
-            raise ValueError(f"loss_normalization {normalization!r} is not implemented")
-        self._is_global = normalization == "global"
-        self._labels_vary = labels_vary
+    model: DistributedModel
+    updater: Updater
+    _: KW_ONLY
+    normalization: str = "global"
+    labels_vary: bool = True
+
+    def __post_init__(self) -> None:
+        if self.normalization not in _NORMALIZATIONS:
+            raise ValueError(f"loss_normalization {self.normalization!r} is not implemented")
+        self._is_global = self.normalization == "global"
 
     def forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor | None:
         """Accumulates this rank's gradients of the step's loss. All ranks have to call it.
@@ -58,7 +56,7 @@ class Engine:
             there is no gradient then, and nothing to update.
         """
         batches = [to_device(batch) for batch in micro_batches]
-        if self._is_global and self._labels_vary:
+        if self._is_global and self.labels_vary:
             weights = loss_weights([label_count(batch) for batch in micro_batches])
             if weights is None:
                 return None

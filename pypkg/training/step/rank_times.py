@@ -26,8 +26,6 @@ from pypkg.data import Batch
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import is_first_rank
 from pypkg.parallel.comm.traffic import GROUPS, Traffic
-from pypkg.parallel.optimizer.distribute import DistributedModel
-from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.feed.data_source import DataSource
 from pypkg.training.reporting.metrics import peak_memory_bytes
 from pypkg.training.step.engine import Engine
@@ -54,15 +52,8 @@ class Times:
 class MeasuredEngine(Engine):
     """An Engine that measures its steps. All ranks of a run have one, or none."""
 
-    def __init__(
-        self,
-        model: DistributedModel,
-        updater: Updater,
-        *,
-        normalization: str = "global",
-        labels_vary: bool = True,
-    ) -> None:
-        super().__init__(model, updater, normalization=normalization, labels_vary=labels_vary)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._traffic = Traffic()
         self._first, self._rest = Times(), Times()
 

@@ -67,7 +67,7 @@ def test_order_of_documents(tmp_path):
     assert corpus.document_indices.tolist() == [0, 2, 4, 6, 8, 10]
     read = [np.concatenate([corpus[2 * i], corpus[2 * i + 1]]).tolist() for i in range(5)]
     assert read == [documents[i].tolist() for i in (4, 2, 0, 3, 1)]
-    assert names(tmp_path) == ["c.bin", "c.idx"]
+    assert names(tmp_path) == ["c.bin", "c.idx", "c.manifest.json"]
 
 
 @pytest.mark.parametrize("documents", [[], [[], []]])
@@ -93,13 +93,13 @@ def test_earlier_corpus_survives_a_failed_run(make_corpus, tmp_path):
         writer.add_document(np.arange(1000))
         raise RuntimeError
     assert IndexedDataset(prefix)[0].tolist() == [1, 2, 3]
-    assert names(tmp_path) == ["corpus.bin", "corpus.idx"]
+    assert names(tmp_path) == ["corpus.bin", "corpus.idx", "corpus.manifest.json"]
 
 
 def test_leftovers_of_a_killed_run_are_overwritten(tmp_path, make_corpus):
     (tmp_path / "corpus.bin.tmp").write_bytes(bytes(1000))
     assert IndexedDataset(make_corpus([[7]])).num_tokens == 1
-    assert names(tmp_path) == ["corpus.bin", "corpus.idx"]
+    assert names(tmp_path) == ["corpus.bin", "corpus.idx", "corpus.manifest.json"]
     assert (tmp_path / "corpus.bin").stat().st_size == 2
 
 
@@ -114,11 +114,12 @@ def rewrite(prefix: str, loss_mask: bool, order: np.ndarray | None) -> None:
 UNMASKED = [
     "unlink corpus.idx",
     "rename corpus.bin.tmp corpus.bin",
+    "rename corpus.manifest.json.tmp corpus.manifest.json",
     "rename corpus.idx.tmp corpus.idx",
 ]
-MASKED = [*UNMASKED[:2], "rename corpus.lsm.tmp corpus.lsm", UNMASKED[2]]
+MASKED = [*UNMASKED[:2], "rename corpus.lsm.tmp corpus.lsm", *UNMASKED[2:]]
 ORDERED = [
-    "unlink corpus.bin.tmp", UNMASKED[0], "rename corpus.bin.ordered.tmp corpus.bin", UNMASKED[2],
+    "unlink corpus.bin.tmp", UNMASKED[0], "rename corpus.bin.ordered.tmp corpus.bin", *UNMASKED[2:],
 ]  # fmt: skip
 
 
@@ -134,7 +135,8 @@ def test_order_of_sync_and_rename(make_corpus, monkeypatch, loss_mask, order, ex
     assert disk.changes() == expected
     disk.check()
     before = disk.events[: disk.events.index("unlink corpus.idx")]
-    assert {"fsync corpus.idx.tmp", f"fsync {expected[-2].split()[1]}"} <= set(before)
+    renamed = [event.split()[1] for event in expected if event.startswith("rename")]
+    assert {f"fsync {name}" for name in renamed} <= set(before)
 
 
 def test_a_loss_mask_of_the_earlier_corpus_is_removed_before_the_index_comes(
@@ -144,7 +146,7 @@ def test_a_loss_mask_of_the_earlier_corpus_is_removed_before_the_index_comes(
     rewrite(prefix, True, None)
     disk = DiskLog(monkeypatch)
     rewrite(prefix, False, None)
-    assert disk.changes() == [*UNMASKED[:2], "unlink corpus.lsm", UNMASKED[2]]
+    assert disk.changes() == [*UNMASKED[:2], "unlink corpus.lsm", *UNMASKED[2:]]
 
 
 @pytest.mark.parametrize("event", MASKED)
@@ -227,5 +229,5 @@ def test_disk_full(tmp_path, make_corpus, limit, documents, tokens, ordered, fil
     assert run.returncode == 2, run.stderr
     assert f"cannot write {tmp_path / file}: File too large" in run.stdout
     assert run.stderr == ""
-    assert names(tmp_path) == ["corpus.bin", "corpus.idx"]
+    assert names(tmp_path) == ["corpus.bin", "corpus.idx", "corpus.manifest.json"]
     assert IndexedDataset(prefix)[0].tolist() == [1, 2, 3]

@@ -12,6 +12,7 @@ from corpora import GOLDEN, counting_documents
 
 from pypkg import _native
 from pypkg.data import build_datasets, build_train_valid_test_datasets, resolve_input_dir
+from pypkg.data.datasets.concat import ChainedDataset, LaterDataset
 from pypkg.errors import UserError
 
 CASES = json.loads((GOLDEN / "cases.json").read_text())["cases"]
@@ -75,6 +76,21 @@ def test_document_at(make_corpus):
             corpus, document = train.document_at(sample, offset)
             assert token in documents[document]
             assert corpus is train.corpus
+
+
+@pytest.mark.parametrize("is_blend", [False, True])
+def test_documents_of_a_sample(make_corpus, is_blend):
+    """Those of its tokens, in order; alone, in a blend and from a later position on."""
+    prefix = make_corpus(counting_documents([3, 0, 5, 1, 7, 2]))
+    given = ["0.5", prefix, "0.5", prefix] if is_blend else [prefix]
+    (train, _, _) = build(given, num_samples=(30, 0, 0))
+    later = LaterDataset(ChainedDataset([train, train]), 3, 5)
+    for sample in range(len(train)):
+        at = [train.document_at(sample, offset) for offset in range(train.seq_length + 1)]
+        corpus, documents = train.documents(sample)
+        assert corpus is at[0][0]
+        assert documents == list(dict.fromkeys(document for _, document in at))
+        assert later.documents(len(train) + sample - 2) == (corpus, documents)
 
 
 def test_samples_out_of_range(make_corpus):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -241,3 +242,27 @@ def test_sources_are_those_of_the_samples(prefixes):
         for batch in loader:
             for text, source in zip(batch["input_ids"].tolist(), batch["sources"]):
                 assert names[source] == prefixes[corpus_of(text)]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kind", "random"), ("split", 7), ("seq_length", 0), ("seq_length", True), ("seed", -1),
+        ("weights", [0.5]), ("weights", ["1", 1]), ("weights", [float("nan"), 1]), ("corpora", {}),
+        ("corpora", [7, 8]), ("start", 1.5), ("end", 0), ("corpora[1].name", None),
+        ("corpora[1].parts", "12"), ("corpora[1].parts", [-1]), ("corpora[1].position", "1"),
+        ("corpora[1].last", 3),
+    ],
+)  # fmt: skip
+def test_an_order_that_no_run_writes_is_named(prefixes, field, value):
+    dataset, order = build(blend(prefixes, a=1, b=3), 60)
+    state = order.to_json(dataset.samples_consumed(4))
+    assert SampleOrder.from_json(state).corpora[1].name == "b"
+    where = state["corpora"][1] if "." in field else state
+    where[field.rpartition(".")[2]] = value
+    with pytest.raises(ValueError, match=re.escape(field)):
+        SampleOrder.from_json(state)
+    del where[field.rpartition(".")[2]]
+    if field not in ("end", "corpora[1].last"):
+        with pytest.raises(ValueError, match=re.escape(f"{field} is missing")):
+            SampleOrder.from_json(state)

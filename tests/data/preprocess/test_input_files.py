@@ -174,6 +174,7 @@ def test_all_lost_files_are_named_and_the_rest_is_kept(
     error = capsys.readouterr().err
     assert "2 of the files cannot be read to the end" in error
     assert all(f"  {root}/unreadable-{n}.txt: cannot be read" in error for n in (1, 2))
+    assert ".parts: the same command goes on from there" in error
     assert run(tmp_path, workers=1) == 2
     assert "2 of 4 units were finished earlier" in capsys.readouterr().err
 

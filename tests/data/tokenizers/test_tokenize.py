@@ -116,6 +116,33 @@ def test_wrong_files(folder, file, contents, said):
         load_tokenizer(folder)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "merge", "is_read"),
+    [
+        ("#", ["a", "é"], False),  # would end the process
+        ("#", "a é", False),
+        ("###", ["a", "b"], False),
+        ("é", ["a", "é"], True),
+        ("#", ["a", "#b"], True),
+        (None, ["a", "é"], True),
+    ],
+)
+def test_a_prefix_that_merges_do_not_have(tmp_path, prefix, merge, is_read):
+    model = {
+        "type": "BPE",
+        "continuing_subword_prefix": prefix,
+        "vocab": {name: i for i, name in enumerate(("a", "b", "é", "#b", "aé", "ab"))},
+        "merges": [merge],
+    }
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    if is_read:
+        assert load_tokenizer(tmp_path).encode("a")
+    else:
+        with pytest.raises(UserError, match=r"the merge .* does not have the continuing_subword_p"):
+            load_tokenizer(tmp_path)
+
+
 def test_folders_without_a_tokenizer(tmp_path):
     with pytest.raises(UserError, match=r"no tokenizer in .*nowhere: expected one of tokenizer"):
         load_tokenizer(tmp_path / "nowhere")

@@ -1,6 +1,7 @@
 """pypkg.pretrain with a fault: FAULT RANK STEP, then its own arguments.
 
-FAULT happens on RANK in the update of STEP: raise, hang, die, or nan.
+FAULT happens on RANK in the update of STEP: raise, hang, die, or nan. With slow, it is bringing a
+file to the disk, from the one numbered STEP on: the first takes longer than gloo waits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,21 @@ from pypkg import pretrain
 from pypkg.parallel import mesh
 
 
+def install_slow_disk(number: int) -> None:
+    fsync, calls = os.fsync, []
+
+    def slow(descriptor: int) -> None:
+        calls.append(None)
+        if len(calls) == number:
+            time.sleep(33)
+        fsync(descriptor)
+
+    os.fsync = slow
+
+
 def install(fault: str, step: int) -> None:
+    if fault == "slow":
+        return install_slow_disk(step)
     from pypkg.training.step.engine import Engine
 
     forward_backward, calls = Engine.forward_backward, []

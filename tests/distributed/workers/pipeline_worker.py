@@ -22,15 +22,15 @@ from parity import (
     largest_difference,
     load,
     randomise_vectors,
-    same_files,
+    same_model,
 )
+from whole_values import whole_parameters
 
 from pypkg.errors import UserError
 from pypkg.models import from_config, save_pretrained
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.layers.masks import derived_positions
 from pypkg.models.layers.recompute import Recompute
-from pypkg.models.pretrained import gathered
 from pypkg.parallel import mesh
 
 
@@ -118,7 +118,7 @@ def measure(model, layout: Layout) -> dict[str, Any]:
         step_of = type(model).forward_backward if is_staged else one_process_step
         result["losses"].append(step_of(model, batches).item())
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-        result["gradients"].append(dict(gathered(model.config, gradients)))
+        result["gradients"].append(whole_parameters(model.config, gradients, True))
         result["tied"] = (
             float(np.linalg.norm(gradients["embed_tokens.weight"].numpy()))
             if ("embed_tokens.weight" in gradients)
@@ -175,7 +175,7 @@ def compare(case: str, folder: Path, layout: Layout, expected: dict | None) -> d
             "expected_token_losses": expected["token_losses"],
             "names": list(expected["gradients"][0]),
             "gradients": list(differences),
-            "saved_alike": same_files(folder / case, folder / f"{case}-again"),
+            "saved_alike": same_model(folder / case, folder / f"{case}-again"),
         }
     return result
 

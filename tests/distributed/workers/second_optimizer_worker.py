@@ -13,12 +13,12 @@ import numpy as np
 import paddle
 from distributed_testing import REPO, report
 from paddle import Tensor
+from whole_values import SlicesOf, whole_parameters, whole_state
 
 sys.path.insert(0, str(REPO / "tests" / "models"))
 from tiny_configs import tiny
 
 from pypkg.models import from_config
-from pypkg.models.pretrained import gathered
 from pypkg.parallel import mesh
 from pypkg.parallel.optimizer.distribute import distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions, make_optimizers
@@ -68,7 +68,7 @@ def train(options: UpdateOptions, resumes: bool) -> tuple[dict, dict]:
         optimizers = (SgdWithMomentum(), *make_optimizers(layer, options))
         model, updater = distribute(layer, options, mesh.current(), optimizers=optimizers)
         if state:
-            updater.load_state(state.__getitem__)
+            updater.load_state(SlicesOf(state))
         current = mesh.current()
         for step in steps:
             rows = {
@@ -81,8 +81,8 @@ def train(options: UpdateOptions, resumes: bool) -> tuple[dict, dict]:
             model.eval()
             model.evaluate(rows)
             model.train()
-        values = dict(gathered(CONFIG, dict(layer.named_parameters())))
-        state = {name: array.copy() for name, array in updater.state()}
+        values = whole_parameters(CONFIG, dict(layer.named_parameters()))
+        state = whole_state(updater)
     return values, state
 
 

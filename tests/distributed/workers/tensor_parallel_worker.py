@@ -21,11 +21,11 @@ from parity import (
     largest_difference,
     load,
     randomise_vectors,
-    same_files,
+    same_model,
 )
+from whole_values import whole_parameters
 
 from pypkg.models import from_config, save_pretrained
-from pypkg.models.pretrained import gathered
 from pypkg.parallel import mesh
 
 
@@ -39,7 +39,7 @@ def measure(model) -> tuple[float, np.ndarray, dict[str, np.ndarray]]:
     with paddle.no_grad():
         logits = model(ids)
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    return loss.item(), logits.numpy(), dict(gathered(model.config, gradients))
+    return loss.item(), logits.numpy(), whole_parameters(model.config, gradients)
 
 
 def compare(case: str, folder: Path, expected: tuple | None) -> dict:
@@ -62,7 +62,7 @@ def compare(case: str, folder: Path, expected: tuple | None) -> dict:
             "logits": float(np.abs(logits - expected[1]).max()),
             "gradient": difference,
             "gradient_of": worst,
-            "saved_alike": same_files(saved, again),
+            "saved_alike": same_model(saved, again),
         }
     return result
 

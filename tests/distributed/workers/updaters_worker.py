@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,27 +22,34 @@ import paddle.distributed as dist
 from distributed_testing import REPO, report
 from paddle.distributed.fleet.base import topology
 from plain_adamw import build_adamw, clip_by_global_norm, optimizer_state
+from whole_values import SlicesOf, slices_of, whole_parameters, whole_state
 
 sys.path.insert(0, str(REPO / "tests" / "models"))
 from tiny_configs import tiny
 
 from pypkg.models import from_config
 from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.registry import weight_map
 from pypkg.models.decoder import Decoder
 from pypkg.models.layers.recompute import Recompute
-from pypkg.models.pretrained import gathered
+from pypkg.models.pretrained import model_tensors
+from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.parallel import mesh
-from pypkg.parallel.comm.collective import mean_over_sample_shards
+from pypkg.parallel.comm.collective import from_first_rank, mean_over_sample_shards
 from pypkg.parallel.optimizer.data_parallel import gradient_of
 from pypkg.parallel.optimizer.distribute import DistributedModel, distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
+from pypkg.training.checkpoint.reading import load_optimizer
+from pypkg.training.checkpoint.writing import CheckpointWriting, optimizer_tensors
+from pypkg.training.state import TrainerState
 from pypkg.training.tp_sharding import ModelTpSharding
 
 SEED, ROWS, SEQUENCE, STEPS, RATE = 3, 8, 16, 5, 1e-3
 ADAMW = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-6, "weight_decay": 0.5}
 MAX_NORM = 0.7
+CHECKED = ("memory", "scaler", "kept", "read", "num_bytes", "weights_kept", "state_kept")
 CHANGES = {"multi_query": ("chatglm2", {"num_key_value_heads": 1})}
 
 
@@ -54,13 +62,14 @@ def new_model(config: ModelConfig, wholes: Mapping | None = None) -> Decoder:
     """Under every layout the same: from ``wholes``, or random, with vectors away from 1 and 0."""
     model = from_config(config, seed=SEED)
     tp_sharding = ModelTpSharding(config)
+    shapes = tp_sharding.shapes()
     for name, parameter in model.named_parameters():
         if wholes is not None:
-            parameter.set_value(tp_sharding.take(name, wholes[name]))
+            parameter.set_value(tp_sharding.read(name, slices_of(wholes[name])))
         elif parameter.ndim == 1:
-            whole = tp_sharding.gather(name, parameter)
+            whole = np.full(shapes[name], parameter[0].item(), np.float32)
             whole += np.random.default_rng(len(name)).normal(0, 0.1, whole.shape)
-            parameter.set_value(tp_sharding.take(name, whole))
+            parameter.set_value(tp_sharding.read(name, slices_of(whole)))
     return model
 
 
@@ -144,6 +153,19 @@ def evaluate(run: Trained, batch: dict) -> None:
     run.model.train()
 
 
+def is_kept(run: Trained, case: dict, parameters: dict, state: dict) -> bool:
+    """Whether a step that overflows on the last rank leaves parameters and moments as they are."""
+    before = {name: value.copy() for name, value in (parameters | state).items()}
+    train(run, range(STEPS, STEPS + 1), case | {"skipped": STEPS})
+    parameters, state = whole(run)
+    after = parameters | state
+    return all(
+        np.array_equal(after[name], value)
+        for name, value in before.items()
+        if not name.endswith("_pow_acc")
+    )
+
+
 def held_bytes(updater: Updater) -> dict[str, int]:
     """What this rank holds when an update begins, views of one buffer counted once."""
     zero = updater.zero
@@ -209,10 +231,11 @@ def new_run(case: dict, wholes: Mapping | None = None) -> Trained:
 def run_case(case: dict, folder: Path) -> dict[str, Any]:
     """Trains under a layout; after two steps under another one, if the case has one."""
     start(case)
-    run = new_run(case)
+    run, read = new_run(case), None
     first = range(2 if "then" in case else STEPS)
     losses, norms, memory = train(run, first, case)
     parameters, state = whole(run)
+    kept = is_kept(run, case, parameters, state) if case.get("overflows") else None
     if "then" in case:
         if mesh.current().rank == 0:
             np.savez(folder / "parameters.npz", **parameters)
@@ -222,19 +245,59 @@ def run_case(case: dict, folder: Path) -> dict[str, Any]:
         start(case)
         with np.load(folder / "parameters.npz") as wholes, np.load(folder / "state.npz") as saved:
             run = new_run(case, wholes)
-            run.updater.load_state(saved.__getitem__)
+            source = SlicesOf(saved)
+            run.updater.load_state(source)
+            held = sum(tensor.size for tensor in run.updater.optimizer.state_tensors())
+            read = source.elements / held
         more = train(run, range(2, STEPS), case)
         losses, norms, memory = losses + more[0], norms + more[1], more[2]
         parameters, state = whole(run)
+    written = write_and_read(run, folder, parameters, state) if "then" in case else {}
     scaler = None if run.updater.scaler is None else run.updater.scaler.state()
     return {"losses": losses, "norms": norms, "parameters": parameters, "state": state,
-            "memory": memory, "scaler": scaler}  # fmt: skip
+            "memory": memory, "scaler": scaler, "read": read, "kept": kept,
+            **written}  # fmt: skip
 
 
 def whole(run: Trained) -> tuple[dict, dict]:
-    """Parameters and optimizer state, complete on rank 0."""
+    """Parameters and optimizer state, complete on every rank."""
     named = dict(run.layer.named_parameters())
-    return dict(gathered(run.config, named)), dict(run.updater.state())
+    return whole_parameters(run.config, named), whole_state(run.updater)
+
+
+def write_and_read(run: Trained, folder: Path, parameters: dict, state: dict) -> dict[str, Any]:
+    """A checkpoint of ``run``: bytes that this rank writes, and whether it holds what it should."""
+    output_dir = from_first_rank(lambda: tempfile.mkdtemp(dir=folder))
+    checkpoint = CheckpointWriting(
+        output_dir,
+        TrainerState(global_step=STEPS),
+        tensor_sets=[model_tensors(run.layer), optimizer_tensors(run.updater)],
+        add_files=lambda _: None,
+        settings_json="{}",
+    )
+    own = checkpoint._plan.files_of(mesh.current().rank)
+    num_bytes = sum(spec.num_bytes for file in own for spec in file.specs.values())
+    path = checkpoint.finish()
+    damage_state(run.updater)
+    load_optimizer(path, run.updater)
+    files, names = TensorFiles(path), weight_map(run.config)
+    stored = {
+        source: value
+        for name, whole in parameters.items()
+        for source, value in names.to_checkpoint(name, whole).items()
+    }
+    again = whole_state(run.updater)
+    return {
+        "num_bytes": num_bytes,
+        "weights_kept": files.shapes().keys() == stored.keys()
+        and all(np.array_equal(files.read(n, "float32"), value) for n, value in stored.items()),
+        "state_kept": all(np.array_equal(again[key], value) for key, value in state.items()),
+    }
+
+
+def damage_state(updater: Updater) -> None:
+    for tensor in updater.optimizer.state_tensors():
+        tensor.set_value(paddle.full_like(tensor, -1.0))
 
 
 def start(case: dict) -> None:
@@ -270,7 +333,7 @@ def main(folder: Path, cases: list[dict]) -> None:
     for case in cases:
         result = run_case(case, folder)
         compared = compare(result, expected[reference(case)]) if expected else {}
-        results.append(compared | {key: result[key] for key in ("memory", "scaler")})
+        results.append(compared | {key: result[key] for key in CHECKED if key in result})
     report(results)
 
 

@@ -144,7 +144,7 @@ def test_what_is_not_supported_is_refused(fixture: str, changes: dict, message: 
 @pytest.mark.parametrize(
     ("fixture", "changes", "field"),
     [
-        ("chatglm", {"num_hidden_layers": 2, "residual_alpha": 2.0}, "residual_alpha=2.0"),
+        ("chatglm", {"branch_norm": True}, "branch_norm=True"),
         ("bloom", {"intermediate_size": 100}, "intermediate_size=100"),
         ("mistral", {"norm_head": True}, "norm_head=True"),
         ("gpt3", {"activation": "silu"}, "activation"),

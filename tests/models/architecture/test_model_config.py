@@ -82,6 +82,12 @@ def test_written_keys_read_back_equal(changes: dict) -> None:
         ({"hidden_size": float("inf")}, "hidden_size must be a positive integer, found inf"),
         ({"bos_token_id": "1"}, "bos_token_id must be an integer, found '1'"),
         ({"eos_token_id": [1, 2.0]}, "eos_token_id must be an integer or a list of them"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be at most 100,000, found 1,000,0"),
+        ({"vocab_size": 10**12}, "vocab_size must be at most 2,147,483,647"),
+        (
+            {"intermediate_size": 2**31 - 1, "hidden_size": 2**20, "num_hidden_layers": 9},
+            r"e\+16 parameters; at most 1e\+14",
+        ),
         ({"mlp_bias": "no"}, "mlp_bias must be true or false, found 'no'"),
         ({"intermediate_size": None}, "lacks intermediate_size"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'.*'silu'"),
@@ -113,6 +119,15 @@ def test_written_keys_read_back_equal(changes: dict) -> None:
 def test_impossible_values_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         registry.config_from_huggingface(_keys(**changes))
+
+
+def test_layers_are_counted_before_their_types_are_made() -> None:
+    """``max_window_layers`` makes a list with an entry for each."""
+    keys = json.loads((GOLDEN / "family_variants/qwen2_tied_window/config.json").read_text())
+    del keys["layer_types"]
+    assert registry.config_from_huggingface(keys).num_hidden_layers == 2
+    with pytest.raises(UserError, match="num_hidden_layers must be at most 100,000"):
+        registry.config_from_huggingface({**keys, "num_hidden_layers": 10**9})
 
 
 def test_unknown_architecture_lists_the_supported() -> None:

@@ -32,7 +32,14 @@ def test_import_export_import(fixture: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fixture", "prefix"), [("gpt3", "transformer."), ("opt", "model."), ("bloom", "transformer.")]
+    ("fixture", "prefix"),
+    [
+        ("gpt3", "transformer."),
+        ("opt", "model."),
+        ("bloom", "transformer."),
+        ("llama", "model."),
+        ("qwen", "transformer."),
+    ],
 )
 def test_checkpoints_of_the_model_without_its_head(
     fixture: str, prefix: str, tmp_path: Path

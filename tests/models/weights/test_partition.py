@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from tiny_configs import KEYS, tiny
 
 from pypkg.models.architecture.registry import weight_map
 from pypkg.models.pretrained import parameter_shapes
-from pypkg.models.weights.tp_shards import tensor_parallel_problems, tp_shard, whole_shape
+from pypkg.models.weights.tp_shards import (
+    TPShard,
+    tensor_parallel_problems,
+    tp_shard,
+    whole_shape,
+)
 
 
 @pytest.mark.parametrize("degree", [2, 4])
@@ -73,3 +80,19 @@ def test_what_a_layer_has_several_of_is_divided_like_one(kind, axis):
     shard = tp_shard(config, several, 2, 1)
     assert shard == tp_shard(config, one, 2, 1)
     assert shard.axis == axis
+
+
+@pytest.mark.parametrize("rows", [(0, 3), (5, 9), (60, 66), (7, 7)])
+@pytest.mark.parametrize("shard", [TPShard(0, ((0, 8), (20, 70)), 66), TPShard(1, ((2, 5),), 4)])
+def test_rows_of_a_shard(shard: TPShard, rows: tuple[int, int]) -> None:
+    """Those of the whole shard, from what lies in them alone."""
+    whole = np.arange(1.0, 80 * 6 + 1).reshape(80, 6)
+    read = []
+
+    def read_slices(cut: Sequence[slice]) -> np.ndarray:
+        read.append(whole[tuple(cut)].size)
+        return whole[tuple(cut)]
+
+    found = shard.read(read_slices, rows)
+    np.testing.assert_array_equal(found, shard.take(whole)[slice(*rows)])
+    assert sum(read) == np.count_nonzero(found)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
+from checkpoint_testing import updater_of
 from disk_log import DiskLog
 from tiny_configs import tiny
+from whole_values import whole_state
 
 from pypkg.errors import UserError
 from pypkg.models import from_config
@@ -22,9 +26,14 @@ from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint import writing
 from pypkg.training.checkpoint.checkpointer import Checkpointer
-from pypkg.training.checkpoint.folders import checkpoints, prepare_output_dir, surplus
+from pypkg.training.checkpoint.folders import (
+    checkpoints,
+    prepare_output_dir,
+    remove_unfinished,
+    surplus,
+)
 from pypkg.training.checkpoint.reading import load_optimizer, load_trainer_state
-from pypkg.training.checkpoint.writing import save_checkpoint
+from pypkg.training.checkpoint.writing import CheckpointWriting, optimizer_tensors
 from pypkg.training.state import TrainerState
 
 
@@ -33,36 +42,28 @@ def make(seed: int = 0) -> Updater:
     return updater_of(paddle.nn.Linear(64, 64))
 
 
-def updater_of(model: paddle.nn.Layer) -> Updater:
-    """After one step, so that there is state."""
-    _, updater = distribute(model, UpdateOptions(weight_decay=0.1), mesh.current())
-    model(paddle.ones([2, model.parameters()[0].shape[0]])).sum().backward()
-    updater.step(0.1)
-    return updater
-
-
 def save(output_dir: Path, step: int, keep: int | None = None, **changes: object) -> Path:
+    updater = changes.pop("updater", None) or make()
     arguments = {
-        "save_model": lambda folder: (folder / "model.bin").write_bytes(b"m" * 1000),
-        "updater": make(),
+        "tensor_sets": [optimizer_tensors(updater)],
+        "add_files": lambda folder: (folder / "model.bin").write_bytes(b"m" * 1000),
         "settings_json": "{}",
         "keep": keep,
     }
-    return save_checkpoint(output_dir, TrainerState(global_step=step), **(arguments | changes))
+    state = changes.pop("state", TrainerState(global_step=step))
+    return CheckpointWriting(output_dir, state, **(arguments | changes)).finish()
 
 
 def test_round_trip(tmp_path):
     updater = make()
     state = TrainerState(7, 70, 700, 5.5, [0.1, 1 / 3], data_order={"seed": 1})
-    folder = save_checkpoint(
-        tmp_path, state, save_model=lambda f: None, updater=updater, settings_json='{"a": 1}',
-    )  # fmt: skip
+    folder = save(tmp_path, 7, state=state, updater=updater, settings_json='{"a": 1}')
     assert folder == tmp_path / "checkpoint-7"
     assert load_trainer_state(folder) == state
     assert json.loads((folder / "settings.json").read_text()) == {"a": 1}
     resumed = make(1)
     load_optimizer(folder, resumed)
-    found, expected = dict(resumed.state()), dict(updater.state())
+    found, expected = whole_state(resumed), whole_state(updater)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert np.array_equal(found[name], value), name
@@ -74,7 +75,7 @@ def test_a_checkpoint_before_the_first_update_has_no_optimizer_state(tmp_path):
     folder = save(tmp_path, 1, updater=fresh)
     resumed = distribute(paddle.nn.Linear(8, 8), UpdateOptions(weight_decay=0.1), mesh.current())[1]
     load_optimizer(folder, resumed)
-    assert not list(resumed.state())
+    assert whole_state(resumed) == {}
 
 
 def test_the_best_and_the_newest_stay(tmp_path):
@@ -121,9 +122,30 @@ def test_unfinished_and_foreign_folders_do_not_count(tmp_path):
     (tmp_path / "tmp-checkpoint-6-1").mkdir()
     (tmp_path / "notes").mkdir()
     assert checkpoints(tmp_path) == []
-    prepare_output_dir(tmp_path)
+    remove_unfinished(tmp_path)
     assert not (tmp_path / "tmp-checkpoint-6-1").exists()
     assert (tmp_path / "notes").exists()
+
+
+def test_a_kill_while_a_checkpoint_is_replaced(tmp_path, monkeypatch):
+    """Between the two renames neither the old nor the new folder has the name."""
+    before = (save(tmp_path, 3, settings_json='{"run": 1}') / "settings.json").read_text()
+    rename = os.rename
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target).name == "checkpoint-3":
+            raise SystemExit  # stands for a kill: what cleans up after an error does not run
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", killed)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    with pytest.raises(SystemExit):
+        save(tmp_path, 3, settings_json='{"run": 2}')
+    monkeypatch.undo()
+    assert checkpoints(tmp_path) == []
+    remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+    assert (tmp_path / "checkpoint-3" / "settings.json").read_text() == before
 
 
 def test_disk_full_leaves_the_older_checkpoint_and_nothing_else(tmp_path):
@@ -149,7 +171,7 @@ def test_error_while_writing_the_model_cleans_up(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        save(tmp_path, 1, save_model=explode)
+        save(tmp_path, 1, add_files=explode)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -158,7 +180,7 @@ def test_no_space_left_is_named(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match="the disk is full"):
-        save(tmp_path, 1, save_model=full)
+        save(tmp_path, 1, add_files=full)
 
 
 def test_output_dir_that_cannot_be_made(tmp_path):
@@ -206,6 +228,36 @@ class Order:
         state.data_order = {"kind": "run"}
 
 
+def test_a_tokenizer_whose_folder_vanishes_is_saved_all_the_same(tmp_path):
+    file = tmp_path / "tokenizer" / "tokenizer.json"
+    file.parent.mkdir()
+    file.write_text("{}")
+    model = from_config(tiny("llama"), seed=1)
+    _, updater = distribute(model, UpdateOptions(), mesh.current())
+    arguments = {"tokenizer_files": [file], "settings_json": "{}", "keep": None}
+    checkpointer = Checkpointer(tmp_path / "out", model, updater, Order(), **arguments)
+    shutil.rmtree(file.parent)
+    folder = checkpointer.save(TrainerState(global_step=1))
+    assert (folder / "tokenizer.json").read_text() == "{}"
+    with pytest.raises(UserError, match="a part of the tokenizer, cannot be read"):
+        Checkpointer(tmp_path / "out", model, updater, Order(), **arguments)
+
+
+def test_nothing_is_saved_into_an_output_dir_that_is_no_longer_the_runs(tmp_path):
+    def refuse() -> None:
+        raise UserError("taken over")
+
+    model = from_config(tiny("llama"), seed=1)
+    _, updater = distribute(model, UpdateOptions(), mesh.current())
+    checkpointer = Checkpointer(
+        tmp_path / "out", model, updater, Order(), tokenizer_files=[], settings_json="{}",
+        keep=None, check_output_dir=refuse,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="taken over"):
+        checkpointer.save(TrainerState(global_step=1))
+    assert not (tmp_path / "out").exists()
+
+
 def test_checkpointer_restores_optimizer_state_and_loss_scale(tmp_path):
     """And a checkpoint holds weights, order of samples and the tokenizer's files."""
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -226,7 +278,8 @@ def test_checkpointer_restores_optimizer_state_and_loss_scale(tmp_path):
     for _ in range(3):
         model.forward_backward([{"input_ids": ids, "labels": ids}], updater.scale)
         updater.step(1e-3)
-    folder = checkpointer.save(TrainerState(global_step=3))
+    checkpointer.save(TrainerState(global_step=3))
+    folder = tmp_path / "out" / "checkpoint-3"
     saved = load_trainer_state(folder)
     assert saved.data_order == {"kind": "run"}
     assert (folder / "tokenizer.json").is_file() and (folder / "model.safetensors").is_file()
@@ -234,6 +287,45 @@ def test_checkpointer_restores_optimizer_state_and_loss_scale(tmp_path):
     checkpointer.restore(folder, saved)
     assert resumed.scaler.state() == updater.scaler.state()
     assert resumed.scaler.scale == 2048.0
-    found, expected = dict(resumed.state()), dict(updater.state())
+    found, expected = whole_state(resumed), whole_state(updater)
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[name], value) for name, value in expected.items())
+
+
+def test_going_back_in_place_trains_on_as_before(tmp_path):
+    """Weights, optimizer state and loss scale; also to a checkpoint of before the first update."""
+    layer = from_config(tiny("llama"), seed=1)
+    options = UpdateOptions(loss_scale=LossScale(1024.0, growth_interval=2))
+    model, updater = distribute(layer, options, mesh.current())
+    checkpointer = Checkpointer(
+        tmp_path, layer, updater, Order(), tokenizer_files=[], settings_json="{}", keep=None
+    )
+    ids = paddle.arange(8, 24).reshape([2, 8])
+
+    def step() -> float:
+        loss = model.forward_backward([{"input_ids": ids, "labels": ids}], updater.scale)
+        updater.step(1e-2)
+        return loss.item()
+
+    folders, losses = [], []
+    for number in range(4):
+        folders.append(checkpointer.save(TrainerState(global_step=number)))
+        losses.append(step())
+    for number in (2, 0, 3):
+        assert checkpointer.reload(folders[number]).global_step == number
+        assert [step() for _ in range(number, 4)] == losses[number:]
+
+
+def test_weights_of_16_bits_go_back_in_place(tmp_path):
+    layer = from_config(tiny("llama"), dtype="bfloat16", seed=1)
+    _, updater = distribute(layer, UpdateOptions(), mesh.current())
+    checkpointer = Checkpointer(
+        tmp_path, layer, updater, Order(), tokenizer_files=[], settings_json="{}", keep=None
+    )
+    before = [parameter.clone() for parameter in layer.parameters()]
+    folder = checkpointer.save(TrainerState())
+    for parameter in layer.parameters():
+        parameter.set_value(paddle.zeros_like(parameter))
+    checkpointer.reload(folder)
+    for parameter, value in zip(layer.parameters(), before, strict=True):
+        assert parameter.dtype == paddle.bfloat16 and bool((parameter == value).all())

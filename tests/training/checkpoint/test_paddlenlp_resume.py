@@ -9,18 +9,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from distributed_testing import run_ranks
 from safetensors.numpy import load_file, save_file
 from test_pretrain import assert_user_error
 from training_testing import ROOT, Workplace
 
 from pypkg.errors import UserError
 from pypkg.models.architecture.registry import load_config
+from pypkg.models.pretrained import parameter_shapes
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.training.checkpoint import paddlenlp
 from pypkg.training.checkpoint.reading import load_trainer_state
 
 RUNS = ROOT / "tests/golden/paddlenlp/run"
-FORMS = ("plain", "unified", "sharded_plain", "sharded_unified")
+PRETRAIN_WORKER = ROOT / "tests/distributed/workers/pretrain_worker.py"
+FORMS = (
+    "plain",
+    "unified",
+    "sharded_plain",
+    "sharded_unified",
+    "sharded_split",
+    "sharded_split_tp",
+)
 
 
 @pytest.fixture
@@ -103,9 +113,8 @@ def test_begins_with_the_weights_of_paddlenlp(paddlenlp_run: Workplace) -> None:
 def test_goes_on_under_another_layout(
     paddlenlp_run: Workplace, form: str, layout: dict[str, object], sample_ranks: int
 ) -> None:
-    settings = _settings(form, sample_ranks) | layout | {"nproc": 2}
-    done = paddlenlp_run.execute(paddlenlp_run.command(**settings))
-    assert done.returncode == 0, done.stderr
+    arguments = paddlenlp_run.command(**_settings(form, sample_ranks) | layout)[3:]
+    assert run_ranks(PRETRAIN_WORKER, 2, arguments) == [0, 0]
     _assert_goes_on(paddlenlp_run, form)
 
 
@@ -148,6 +157,18 @@ def test_all_forms_hold_the_same_state() -> None:
     assert _moment(RUNS / "plain/checkpoint-5", f"{KEYS[0]}.beta1_pow_acc") == pytest.approx(0.9**6)
 
 
+@pytest.mark.parametrize("form", ["sharded_split", "sharded_split_tp"])
+def test_slices_hold_the_state_of_whole_parameters(form: str) -> None:
+    """Up to rounding: the norm of the gradient is summed in another order."""
+    one, other = (RUNS / run / "checkpoint-5" for run in ("sharded_plain", form))
+    config = load_config(one)
+    states = [paddlenlp.OptimizerState(folder, config) for folder in (one, other)]
+    for name in parameter_shapes(config):
+        for state in ("moment1", "moment2"):
+            first, second = (each.read(f"{name}.{state}") for each in states)
+            np.testing.assert_allclose(second, first, rtol=1e-3, atol=1e-5 * abs(first).max())
+
+
 def _dump(path: Path, content: dict) -> None:
     path.write_bytes(pickle.dumps(content, protocol=4))
 
@@ -187,6 +208,27 @@ def _shard(name: str, value: np.ndarray, rank: int) -> np.ndarray:
         return value
     is_row = any(word in name for word in ("embed", "o_proj", "down_proj"))
     return np.split(value, 2, 0 if is_row else 1)[rank]
+
+
+def test_slices_that_end_within_a_row(tmp_path: Path) -> None:
+    """Of three sharding ranks, whose numbers are not in the order of their names."""
+    folder = tmp_path / "checkpoint-5"
+    shutil.copytree(RUNS / "plain/checkpoint-5", folder)
+    content = pickle.loads((folder / "optimizer.pdopt").read_bytes())
+    (folder / "optimizer.pdopt").unlink()
+    name = "embedding_0.w_0_moment1_0"
+    padded = np.append(content[name].reshape(-1), np.zeros(40, np.float32))
+    files = [folder / f"optimizer.shard{rank}.pdopt" for rank in ("09", "99", "100")]
+    for file, piece in zip(files, np.split(padded, [45, 5100]), strict=True):
+        _dump(file, {name: piece})
+    key = f"{KEYS[0]}.moment1"
+    assert np.array_equal(_moment(folder, key), content[name])
+    _dump(files[-1], {name: piece + 1})
+    with pytest.raises(UserError, match=r"beyond 5120 are not zero; the file is of another model"):
+        _moment(folder, key)
+    files[-1].unlink()
+    with pytest.raises(UserError, match=r"\[5100\], expected \[160, 32\].* rank is missing"):
+        _moment(folder, key)
 
 
 @pytest.mark.parametrize("form", ["plain", "unified"])

@@ -15,6 +15,7 @@ from pypkg.data.datasets.order import SampleOrder
 from pypkg.ops import set_matmul_precision
 from pypkg.parallel import mesh
 from pypkg.parallel.optimizer.zero import ZERO_STAGES
+from pypkg.training.checkpoint.verify import verify
 from pypkg.training.reporting.reporters import make_reporters
 from pypkg.training.start.layout import degrees
 from pypkg.training.step.activations import recompute_choice
@@ -50,6 +51,7 @@ HONOURED: dict[str, Callable[..., Any]] = {
     "sample_order": lambda s: SampleOrder(s.sample_order, "1", 8, 0, [], []),
     "ops_backend": lambda s: probe("cpu", s.ops_backend),
     "loss_normalization": lambda s: Engine(None, None, normalization=s.loss_normalization),
+    "verify_checkpoint": lambda s, tmp_path: verify(tmp_path, s.verify_checkpoint),
     "matmul_precision": lambda s: set_matmul_precision(s.matmul_precision),
 }
 # Words of PaddleNLP's *_config settings; each has a row in config/suboptions.py, which refuses it,

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import pytest
 from test_pretrain import assert_user_error
 
+from pypkg.config import load_settings
 from pypkg.errors import UserError
+from pypkg.parallel.mesh import Degrees
+from pypkg.training.checkpoint.manifest import write_manifest
 from pypkg.training.checkpoint.reading import load_trainer_state
+from pypkg.training.ledger import events
 from pypkg.training.reporting.reporters import make_reporters, read_metrics
+from pypkg.training.start.resume import record_resumed
 from pypkg.training.state import TrainerState
 
 
@@ -61,13 +71,15 @@ def test_more_steps_and_fewer_steps(workplace):
 def test_a_run_beyond_all_memory(workplace):
     assert workplace.run(max_steps=4).returncode == 0
     file = workplace.output_dir / "checkpoint-4" / "trainer_state.json"
-    state = json.loads(file.read_text())
+    text = file.read_text()
+    state = json.loads(text)
     for consumed in (10**12, 2**63 - 1):
         file.write_text(json.dumps(state | {"consumed_samples": consumed}))
         assert_user_error(
-            workplace.run(max_steps=6), f"consumed_samples of the checkpoint is {consumed:,}"
+            workplace.run(max_steps=6, verify_checkpoint="no"),
+            f"consumed_samples of the checkpoint is {consumed:,}",
         )
-    file.write_text(json.dumps(state))
+    file.write_text(text)
     assert_user_error(workplace.run(max_steps=10**12), "max_steps 1,000,000,000,000")
 
 
@@ -78,8 +90,8 @@ def test_a_run_beyond_all_memory(workplace):
         {"global_step": None}, {"consumed_samples": -1}, {"consumed_samples": 10**30},
         {"consumed_tokens": []}, {"initial_loss": "x"}, {"initial_loss": float("inf")},
         {"pending_losses": [["a"]]}, {"pending_losses": 3}, {"pending_source_losses": [1.0]},
-        {"data_order": 7}, {"loss_scale": [1]}, {"skipped_steps": 5}, {"best_checkpoint": 1},
-        {"best_loss": "low"}, {"epoch": 1},
+        {"data_order": 7}, {"loss_scale": [1]}, {"loss_scale": {"scale": 2.0}},
+        {"skipped_steps": 5}, {"best_checkpoint": 1}, {"best_loss": "low"}, {"epoch": 1},
     ],
     ids=str,
 )  # fmt: skip
@@ -126,3 +138,69 @@ def test_metrics_that_are_a_folder_or_end_early(tmp_path):
     file.mkdir()
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         make_reporters((), tmp_path, None, 9)
+
+
+DEGREES = Degrees(data=2, sharding=2)
+
+
+def checkpoint_of(folder: Path, layout: Degrees | None, **settings: Any) -> TrainerState:
+    """What a run with 4 ranks of samples of their own says about a step of 2 x 3 samples each."""
+    given = BATCH | {"output_dir": str(folder)} | settings
+    (folder / "settings.json").write_text(json.dumps(given))
+    state = TrainerState(global_step=10, consumed_samples=240)
+    if layout is not None:
+        write_manifest(folder, state, asdict(layout))
+    return state
+
+
+BATCH = {
+    "model_name_or_path": "none", "input_dir": "none", "max_steps": 20,
+    "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+@pytest.mark.parametrize(
+    ("layout", "changes", "expected"),
+    [
+        (Degrees(data=4), {}, None),
+        (Degrees(tensor=2, data=4), {}, None),
+        (Degrees(data=2), {"gradient_accumulation_steps": 6}, None),
+        (Degrees(data=8), {}, "takes 48 samples.*per_device_train_batch_size 1 keeps 24"),
+        (Degrees(data=2), {}, "takes 12 samples.*gradient_accumulation_steps 6 keeps 24"),
+        (Degrees(sharding=5), {}, "takes 30 samples.*no setting keeps 24"),
+    ],
+)
+def test_another_global_batch_is_warned_of(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    has_manifest: bool,
+    layout: Degrees,
+    changes: dict[str, int],
+    expected: str | None,
+) -> None:
+    """A checkpoint without a manifest tells by its samples and steps."""
+    state = checkpoint_of(tmp_path, DEGREES if has_manifest else None)
+    given = BATCH | {"output_dir": str(tmp_path / "out")} | changes
+    settings = load_settings([word for k, v in given.items() for word in (f"--{k}", str(v))])
+    with caplog.at_level(logging.WARNING, "pypkg"):
+        record_resumed(settings, tmp_path, state, layout)
+    kinds = [event["event"] for event in events(tmp_path / "out")]
+    changed = ["layout_changed"] * has_manifest
+    if expected is None:
+        assert caplog.text == ""
+        assert kinds == ["resumed", *changed]
+    else:
+        assert re.search(expected, caplog.text), caplog.text
+        assert "24" in caplog.text
+        assert kinds == ["resumed", *changed, "global_batch_changed"]
+        event = events(tmp_path / "out")[-1]
+        assert (event["step"], event["before"]) == (10, 24)
+
+
+def test_the_same_layout_is_no_change(tmp_path: Path) -> None:
+    state = checkpoint_of(tmp_path, DEGREES)
+    settings = load_settings([str(tmp_path / "settings.json")])
+    record_resumed(settings, tmp_path, state, DEGREES)
+    (event,) = events(tmp_path)
+    assert event.items() >= {"event": "resumed", "step": 10, "checkpoint": str(tmp_path)}.items()

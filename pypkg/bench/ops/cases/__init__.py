@@ -1,10 +1,11 @@
-"""The operators that are benchmarked. A new one is a module here and a line below."""
+"""The cases of the operators. A new operator is a module here and a line below."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pypkg.bench.ops.case import Operator, Update, Workload
+from pypkg.bench.ops.bench import OperatorCase
+from pypkg.bench.ops.case import Workload
 from pypkg.bench.ops.cases import (
     adamw,
     cross_entropy,
@@ -26,6 +27,6 @@ _MODULES = (
 )
 
 
-def operators(workloads: Sequence[Workload]) -> list[Operator | Update]:
-    """Every operator, at the shapes that the workloads give."""
-    return [operator for module in _MODULES for operator in module.operators(workloads)]
+def operator_cases(workloads: Sequence[Workload]) -> list[OperatorCase]:
+    """The cases of all operators at the shapes of the workloads, with dtype float32."""
+    return [case for module in _MODULES for case in module.cases(workloads)]

@@ -15,21 +15,21 @@ from pypkg.bench.ops import work
 from pypkg.bench.ops.case import (
     OURS,
     Baseline,
+    BenchmarkCase,
     Inputs,
-    Update,
-    UpdateShape,
     Workload,
     normal,
 )
+from pypkg.bench.ops.update_run import InPlaceUpdate
 from pypkg.models.pretrained import parameter_shapes
 
-# A model of more parameters than this is timed by one layer.
+# Of a model with more parameters, one layer is timed.
 _LARGEST_MODEL = 2**28
 _ONE_LAYER = "layers.0."
-# The learning rate makes a step as large as the weights are, so that an error in it shows; times
-# do not depend on it.
+# With this learning rate a step is as large as the weights, so that an error in it shows. Times do
+# not depend on it.
 _LEARNING_RATE, _BETA1, _BETA2, _EPSILON, _WEIGHT_DECAY = 0.5, 0.9, 0.95, 1e-8, 0.1
-_NUMBER = 10  # of the step that is compared
+_NUMBER = 10  # number of the compared step
 
 Tensors = dict[str, list[Any]]
 
@@ -39,7 +39,7 @@ def _decay(shape: Sequence[int]) -> float:
 
 
 def _powers(count: int) -> list[list[paddle.Tensor]]:
-    """Per parameter, in host memory."""
+    """The powers of beta1 and beta2, one per parameter, in host memory."""
     host = paddle.CPUPlace()
     return [
         [paddle.to_tensor([beta**_NUMBER], "float32", place=host) for _ in range(count)]
@@ -72,13 +72,13 @@ def _ours(tensors: Tensors) -> Callable[[], None]:
 
 
 def _paddle(tensors: Tensors) -> Callable[[], None]:
-    """The operator that ``paddle.optimizer.AdamW`` runs for each parameter, without its Python."""
+    """Calls the operator of ``paddle.optimizer.AdamW`` for each parameter, without its Python."""
     params = tensors["param"]
     has_masters = "master" in tensors
     masters = tensors.get("master", [None] * len(params))
     rate = paddle.to_tensor([_LEARNING_RATE], "float32")
     states = [tensors["moment1"], tensors["moment2"], *_powers(len(params)), masters]
-    update: Callable[..., object] = _C_ops.adamw_  # whose stub knows no tensor to be None
+    update: Callable[..., object] = _C_ops.adamw_  # the stub does not accept None
 
     def step() -> None:
         for param, grad, m, v, power1, power2, master in zip(params, tensors["grad"], *states):
@@ -93,7 +93,7 @@ def _paddle(tensors: Tensors) -> Callable[[], None]:
 
 
 def _torch(tensors: Tensors) -> Callable[[], None]:
-    """With master weights: what is done in torch, whose fused AdamW keeps one dtype."""
+    """The usual code with master weights in torch, whose fused AdamW supports only one dtype."""
     import torch
 
     params, grads = tensors["param"], tensors["grad"]
@@ -111,7 +111,7 @@ def _torch(tensors: Tensors) -> Callable[[], None]:
 
     def step() -> None:
         for weight, grad in zip(weights, grads):
-            weight.grad = grad.to(weight.dtype)  # itself, if it is of that dtype
+            weight.grad = grad.to(weight.dtype)  # no copy if the dtype is equal
         optimizer.step()
         if weights is not params:
             torch._foreach_copy_(params, weights)
@@ -140,35 +140,28 @@ def _reference(inputs: Inputs, shape: tuple[int, ...]) -> Inputs:
     return {**left, "master": weight} if "master" in inputs else left
 
 
-def _shape(workload: Workload) -> UpdateShape:
+def _case(workload: Workload) -> BenchmarkCase[InPlaceUpdate]:
+    # Training on CPUs has float32 parameters; Paddle's operator supports no others there.
+    on_gpu = paddle.device.get_device().startswith("gpu")
+    dtypes = ("float32", "bfloat16") if on_gpu else ("float32",)
     shapes, what = parameter_shapes(workload.config), ""
     if sum(map(math.prod, shapes.values())) > _LARGEST_MODEL:
         shapes = {name: each for name, each in shapes.items() if name.startswith(_ONE_LAYER)}
         what = ", one layer"
     size = sum(map(math.prod, shapes.values()))
-    return UpdateShape(
+    return BenchmarkCase(
+        "adamw",
         f"{workload.name}{what}: {len(shapes)} tensors, {size / 1e6:.1f} M",
-        tuple(shapes.values()),
         work.adamw(size),
+        (
+            Baseline(OURS, "paddle", _ours, dtypes),
+            Baseline("Paddle, each tensor", "paddle", _paddle, dtypes),
+            Baseline("torch, fused", "torch", _torch, dtypes),
+        ),
+        InPlaceUpdate(tuple(shapes.values()), _inputs, ("param", "grad"), _reference),
+        bound="memory in place",
     )
 
 
-def operators(workloads: Sequence[Workload]) -> list[Update]:
-    # Training on CPUs keeps float32 parameters; Paddle's operator takes no others there.
-    on_gpu = paddle.device.get_device().startswith("gpu")
-    dtypes = ("float32", "bfloat16") if on_gpu else ("float32",)
-    return [
-        Update(
-            name="adamw",
-            counted=work.COUNTED["adamw"],
-            inputs=_inputs,
-            rounded=("param", "grad"),
-            reference=_reference,
-            baselines=(
-                Baseline(OURS, "paddle", _ours, dtypes),
-                Baseline("Paddle, each tensor", "paddle", _paddle, dtypes),
-                Baseline("torch, fused", "torch", _torch, dtypes),
-            ),
-            shapes=tuple(_shape(workload) for workload in workloads),
-        )
-    ]
+def cases(workloads: Sequence[Workload]) -> list[BenchmarkCase[InPlaceUpdate]]:
+    return [_case(workload) for workload in workloads]

@@ -17,17 +17,17 @@ from pypkg.bench.ops.case import (
     PADDLE,
     TORCH,
     Baseline,
+    BenchmarkCase,
     Inputs,
-    Operator,
-    Shape,
     Workload,
     normal,
 )
+from pypkg.bench.ops.run import Differentiated
 
 if TYPE_CHECKING:
     import torch
 
-# A weight of this many values makes the products slow enough: fewer rows are timed then.
+# With a weight of this many values the products are slow, and fewer rows are timed.
 _LARGE_WEIGHT = 2**26
 _FEW_ROWS = 128
 
@@ -54,20 +54,28 @@ def _torch_linear(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tens
     return cross_entropy(linear(hidden, weight), labels)
 
 
-def _shape(workload: Workload) -> Shape:
+def _case(workload: Workload) -> BenchmarkCase[Differentiated]:
     rows, vocab = workload.tokens, workload.config.vocab_size
 
     def inputs(rng: np.random.Generator) -> Inputs:
         return {"logits": normal(rng, rows, vocab), "labels": rng.integers(0, vocab, rows)}
 
-    return Shape(
+    reference = ops.cross_entropy_reference
+    return BenchmarkCase(
+        "cross_entropy",
         f"{workload.name}: [{rows}, {vocab}]",
-        inputs,
         work.cross_entropy(rows, vocab),
+        (
+            Baseline(OURS, "paddle", ops.cross_entropy),
+            Baseline(COMPOSITION, "paddle", reference),
+            Baseline(PADDLE, "paddle", _paddle, dtypes=("float32",)),
+            Baseline(TORCH, "torch", _torch),
+        ),
+        Differentiated(inputs, ("logits",), reference, overwritten=("logits",)),
     )
 
 
-def _linear_shape(workload: Workload) -> Shape:
+def _linear_case(workload: Workload) -> BenchmarkCase[Differentiated]:
     vocab, width = workload.config.vocab_size, workload.config.hidden_size
     rows = workload.tokens if vocab * width < _LARGE_WEIGHT else min(workload.tokens, _FEW_ROWS)
 
@@ -78,43 +86,20 @@ def _linear_shape(workload: Workload) -> Shape:
             "labels": rng.integers(0, vocab, rows),
         }
 
-    return Shape(
+    return BenchmarkCase(
+        "linear_cross_entropy",
         f"{workload.name}: [{rows}, {width}] x [{width}, {vocab}]",
-        inputs,
         work.matmul(rows, width, vocab),
+        (
+            Baseline(OURS, "paddle", ops.linear_cross_entropy, dtypes=("float32",)),
+            Baseline(PADDLE, "paddle", _paddle_linear, dtypes=("float32",)),
+            Baseline(TORCH, "torch", _torch_linear),
+        ),
+        Differentiated(inputs, ("hidden", "weight"), ops.linear_cross_entropy_reference),
+        bound="compute",
+        passes=("forward+backward",),
     )
 
 
-def operators(workloads: Sequence[Workload]) -> list[Operator]:
-    return [
-        Operator(
-            name="cross_entropy",
-            counted=work.COUNTED["cross_entropy"],
-            bound="memory",
-            gradients=("logits",),
-            reference=ops.cross_entropy_reference,
-            baselines=(
-                Baseline(OURS, "paddle", ops.cross_entropy),
-                Baseline(COMPOSITION, "paddle", ops.cross_entropy_reference),
-                Baseline(PADDLE, "paddle", _paddle, dtypes=("float32",)),
-                Baseline(TORCH, "torch", _torch),
-            ),
-            shapes=tuple(_shape(workload) for workload in workloads),
-            overwritten=("logits",),
-        ),
-        Operator(
-            name="linear_cross_entropy",
-            counted="forward one product of 2 x rows x hidden x vocabulary, backward two. pypkg "
-            "computes the gradients during forward, so the two passes are only compared together",
-            bound="compute",
-            gradients=("hidden", "weight"),
-            reference=ops.linear_cross_entropy_reference,
-            baselines=(
-                Baseline(OURS, "paddle", ops.linear_cross_entropy, dtypes=("float32",)),
-                Baseline(PADDLE, "paddle", _paddle_linear, dtypes=("float32",)),
-                Baseline(TORCH, "torch", _torch_linear),
-            ),
-            shapes=tuple(_linear_shape(workload) for workload in workloads),
-            passes=("forward+backward",),
-        ),
-    ]
+def cases(workloads: Sequence[Workload]) -> list[BenchmarkCase[Differentiated]]:
+    return [*map(_case, workloads), *map(_linear_case, workloads)]

@@ -17,17 +17,17 @@ from pypkg.bench.ops.case import (
     PADDLE,
     TORCH,
     Baseline,
+    BenchmarkCase,
     Inputs,
-    Operator,
-    Shape,
     Workload,
     normal,
 )
+from pypkg.bench.ops.run import Differentiated
 
 if TYPE_CHECKING:
     import torch
 
-# Enough to keep every core busy; the Paddle baselines hold [sequence, sequence] for each.
+# Enough to occupy every core; the Paddle baselines store [sequence, sequence] for each head.
 _MAX_HEADS = 8
 
 
@@ -48,7 +48,7 @@ def _torch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return out.transpose(1, 2)
 
 
-def _shape(workload: Workload) -> Shape:
+def _case(workload: Workload) -> BenchmarkCase[Differentiated]:
     config = workload.config
     batch, sequence, dim = workload.batch, workload.sequence, config.head_dim
     heads = min(config.num_attention_heads, _MAX_HEADS)
@@ -62,31 +62,23 @@ def _shape(workload: Workload) -> Shape:
         }
 
     pairs = batch * work.visible_pairs("causal", sequence)
-    return Shape(
+    return BenchmarkCase(
+        "flash_attention",
         f"{workload.name}: [{batch}, {sequence}, {heads}, {dim}]",
-        inputs,
         work.flash_attention(pairs, heads, dim),
+        (
+            Baseline(OURS, "paddle", ops.flash_attention),
+            Baseline(COMPOSITION, "paddle", _reference),
+            Baseline(PADDLE, "paddle", _paddle, dtypes=("float32",)),
+            Baseline(TORCH, "torch", _torch),
+        ),
+        Differentiated(inputs, ("q", "k", "v"), _reference),
+        bound="compute",
+        # Backward subtracts sum(dout * out) with the rounded out. For a query whose weight lies on
+        # one key, the exact gradient is near 0 and this rounding remains; torch has the same error.
+        bfloat16_tolerance=2.0**-3,
     )
 
 
-def operators(workloads: Sequence[Workload]) -> list[Operator]:
-    return [
-        Operator(
-            name="flash_attention",
-            counted=work.COUNTED["flash_attention"],
-            bound="compute",
-            gradients=("q", "k", "v"),
-            reference=_reference,
-            baselines=(
-                Baseline(OURS, "paddle", ops.flash_attention),
-                Baseline(COMPOSITION, "paddle", _reference),
-                Baseline(PADDLE, "paddle", _paddle, dtypes=("float32",)),
-                Baseline(TORCH, "torch", _torch),
-            ),
-            shapes=tuple(_shape(workload) for workload in workloads),
-            # Backward subtracts sum(dout * out) with out as it was rounded. For a query whose
-            # weight lies on one key the exact gradient is near 0, and that rounding remains;
-            # torch's error is the same.
-            bfloat16_tolerance=2.0**-3,
-        )
-    ]
+def cases(workloads: Sequence[Workload]) -> list[BenchmarkCase[Differentiated]]:
+    return [_case(workload) for workload in workloads]

@@ -16,11 +16,11 @@ from pypkg.bench.ops.case import (
     PADDLE,
     TORCH,
     Baseline,
-    Operator,
-    Shape,
+    BenchmarkCase,
     Workload,
     normal,
 )
+from pypkg.bench.ops.run import Differentiated
 
 if TYPE_CHECKING:
     import torch
@@ -40,36 +40,28 @@ def _torch(activation: str) -> Callable[[torch.Tensor], torch.Tensor]:
     return run
 
 
-def _shape(workload: Workload) -> Shape:
+def _case(
+    name: str, activation: str, workload: Workload, *others: Baseline
+) -> BenchmarkCase[Differentiated]:
     rows, ffn = workload.tokens, workload.config.intermediate_size
-    return Shape(
+    reference = _reference(activation)
+    return BenchmarkCase(
+        name,
         f"{workload.name}: [{rows}, 2 x {ffn}]",
-        lambda rng: {"gate": normal(rng, rows, 2 * ffn)},
         work.gated_activation(rows, ffn),
-    )
-
-
-def _operator(name: str, activation: str, shapes: tuple[Shape, ...], *others: Baseline) -> Operator:
-    return Operator(
-        name=name,
-        counted=work.COUNTED[name],
-        bound="memory",
-        gradients=("gate",),
-        reference=_reference(activation),
-        baselines=(
+        (
             Baseline(OURS, "paddle", getattr(ops, name)),
-            Baseline(COMPOSITION, "paddle", _reference(activation)),
+            Baseline(COMPOSITION, "paddle", reference),
             *others,
             Baseline(TORCH, "torch", _torch(activation)),
         ),
-        shapes=shapes,
+        Differentiated(lambda rng: {"gate": normal(rng, rows, 2 * ffn)}, ("gate",), reference),
     )
 
 
-def operators(workloads: Sequence[Workload]) -> list[Operator]:
-    shapes = tuple(_shape(workload) for workload in workloads)
+def cases(workloads: Sequence[Workload]) -> list[BenchmarkCase[Differentiated]]:
     theirs = Baseline(PADDLE, "paddle", lambda gate: F.swiglu(gate), dtypes=("float32",))
     return [
-        _operator("swiglu", "silu", shapes, theirs),
-        _operator("geglu", "gelu", shapes),
+        *(_case("swiglu", "silu", each, theirs) for each in workloads),
+        *(_case("geglu", "gelu", each) for each in workloads),
     ]

@@ -16,20 +16,24 @@ from pypkg.bench.ops.case import (
     PADDLE,
     TORCH,
     Baseline,
+    BenchmarkCase,
     Inputs,
-    Operator,
-    Shape,
     Workload,
     normal,
 )
+from pypkg.bench.ops.run import Differentiated
 
 if TYPE_CHECKING:
     import torch
 
-# A product takes rows x weight operations: beyond so many weights a layer is left out, and from
-# so many on fewer rows are timed.
+# A product takes rows x weight operations. A layer with more weights than the first number is left
+# out; from the second number on, fewer rows are timed.
 _LARGEST_WEIGHT, _LARGE_WEIGHT = 2**25, 2**24
 _FEW_ROWS = 256
+_NOT_SUPPORTED = (
+    "matmul was left out: products in bfloat16 need a processor with AVX512_BF16 and the compiled "
+    "operators"
+)
 
 
 def _ours(x: paddle.Tensor, y: paddle.Tensor) -> paddle.Tensor:
@@ -52,7 +56,7 @@ def _torch_autocast(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def _layers(workload: Workload) -> dict[str, tuple[int, int]]:
-    """The products of a decoder layer: name, and inputs and outputs of the weight."""
+    """Names of the products of a decoder layer, with the inputs and outputs of their weights."""
     config = workload.config
     hidden, ffn = config.hidden_size, config.intermediate_size
     heads = config.num_attention_heads, config.num_key_value_heads
@@ -65,59 +69,44 @@ def _layers(workload: Workload) -> dict[str, tuple[int, int]]:
     }
 
 
-def _shapes(workload: Workload) -> list[Shape]:
+def _cases(workload: Workload) -> list[BenchmarkCase[Differentiated]]:
+    supported = _native.matmul_bfloat16_supported() and ops.backend() == "compiled"
     found = []
     for layer, (width, out) in _layers(workload).items():
         if width * out > _LARGEST_WEIGHT:
             continue
         few = width * out >= _LARGE_WEIGHT
         rows = min(workload.tokens, _FEW_ROWS) if few else workload.tokens
-
         found.append(
-            Shape(
+            BenchmarkCase(
+                "matmul",
                 f"{workload.name}, {layer}: [{rows}, {width}] x [{width}, {out}]",
-                partial(_inputs, rows, width, out),
                 work.matmul(rows, width, out),
+                _baselines(supported),
+                Differentiated(partial(_inputs, rows, width, out), ("x", "y"), paddle.matmul),
+                bound="compute",
+                notes=() if supported else (_NOT_SUPPORTED,),
             )
         )
     return found
+
+
+def _baselines(supported: bool) -> tuple[Baseline, ...]:
+    only = ("float32",)
+    ours = only if supported else ()
+    return (
+        Baseline(OURS, "paddle", _ours, ours, precision="bfloat16"),
+        Baseline("pypkg, float32 products", "paddle", ops.matmul, only),
+        Baseline(PADDLE, "paddle", paddle.matmul, only),
+        Baseline(TORCH, "torch", _torch, only),
+        Baseline("torch, bfloat16 autocast", "torch", _torch_autocast, only, "bfloat16"),
+        Baseline("torch, bfloat16", "torch", _torch, only, "bfloat16", "bfloat16"),
+    )
 
 
 def _inputs(rows: int, width: int, out: int, rng: np.random.Generator) -> Inputs:
     return {"x": normal(rng, rows, width), "y": normal(rng, width, out, scale=width**-0.5)}
 
 
-def operators(workloads: Sequence[Workload]) -> list[Operator]:
-    supported = _native.matmul_bfloat16_supported() and ops.backend() == "compiled"
-    return [
-        Operator(
-            name="matmul",
-            counted="forward one product of 2 x rows x inputs x outputs, backward two. Tensors "
-            "are float32; pypkg and torch's autocast round both operands to bfloat16 within the "
-            "time, `torch, bfloat16` is given bfloat16 tensors, weight gradient included. With "
-            "float32 products pypkg's matmul is Paddle's. The limit is that of float32 products",
-            bound="compute",
-            gradients=("x", "y"),
-            reference=paddle.matmul,
-            baselines=(
-                Baseline(
-                    *(OURS, "paddle", _ours, ("float32",) if supported else ()),
-                    precision="bfloat16",
-                ),
-                Baseline("pypkg, float32 products", "paddle", ops.matmul, ("float32",)),
-                Baseline(PADDLE, "paddle", paddle.matmul, ("float32",)),
-                Baseline(TORCH, "torch", _torch, ("float32",)),
-                Baseline(
-                    "torch, bfloat16 autocast", "torch", _torch_autocast, ("float32",), "bfloat16"
-                ),
-                Baseline("torch, bfloat16", "torch", _torch, ("float32",), "bfloat16", "bfloat16"),
-            ),
-            shapes=tuple(shape for workload in workloads for shape in _shapes(workload)),
-            notes=()
-            if supported
-            else (
-                "matmul was left out: products in bfloat16 need a processor with AVX512_BF16 and "
-                "the compiled operators",
-            ),
-        )
-    ]
+def cases(workloads: Sequence[Workload]) -> list[BenchmarkCase[Differentiated]]:
+    return [case for workload in workloads for case in _cases(workload)]

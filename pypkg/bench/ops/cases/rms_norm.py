@@ -15,12 +15,12 @@ from pypkg.bench.ops.case import (
     OURS,
     TORCH,
     Baseline,
+    BenchmarkCase,
     Inputs,
-    Operator,
-    Shape,
     Workload,
     normal,
 )
+from pypkg.bench.ops.run import Differentiated
 
 if TYPE_CHECKING:
     import torch
@@ -61,37 +61,22 @@ _BASELINES = (
 )
 
 
-def _shape(workload: Workload, with_residual: bool) -> Shape:
+def _case(workload: Workload, with_residual: bool) -> BenchmarkCase[Differentiated]:
     rows, hidden = workload.tokens, workload.config.hidden_size
+    names = ("x", "weight", "residual") if with_residual else ("x", "weight")
 
     def inputs(rng: np.random.Generator) -> Inputs:
-        arrays = {"x": normal(rng, rows, hidden), "weight": normal(rng, hidden)}
-        if with_residual:
-            arrays["residual"] = normal(rng, rows, hidden)
-        return arrays
+        shapes = {"x": (rows, hidden), "weight": (hidden,), "residual": (rows, hidden)}
+        return {name: normal(rng, *shapes[name]) for name in names}
 
-    label = f"{workload.name}: [{rows}, {hidden}]"
-    return Shape(label, inputs, work.rms_norm(rows, hidden, with_residual))
+    return BenchmarkCase(
+        "rms_norm+residual" if with_residual else "rms_norm",
+        f"{workload.name}: [{rows}, {hidden}]",
+        work.rms_norm(rows, hidden, with_residual),
+        _BASELINES,
+        Differentiated(inputs, names, _reference),
+    )
 
 
-def operators(workloads: Sequence[Workload]) -> list[Operator]:
-    return [
-        Operator(
-            name="rms_norm",
-            counted=work.COUNTED["rms_norm"],
-            bound="memory",
-            gradients=("x", "weight"),
-            reference=_reference,
-            baselines=_BASELINES,
-            shapes=tuple(_shape(workload, False) for workload in workloads),
-        ),
-        Operator(
-            name="rms_norm+residual",
-            counted=work.COUNTED["rms_norm+residual"],
-            bound="memory",
-            gradients=("x", "weight", "residual"),
-            reference=_reference,
-            baselines=_BASELINES,
-            shapes=tuple(_shape(workload, True) for workload in workloads),
-        ),
-    ]
+def cases(workloads: Sequence[Workload]) -> list[BenchmarkCase[Differentiated]]:
+    return [_case(each, residual) for residual in (False, True) for each in workloads]

@@ -14,12 +14,12 @@ from pypkg.bench.ops.case import (
     OURS,
     TORCH,
     Baseline,
+    BenchmarkCase,
     Inputs,
-    Operator,
-    Shape,
     Workload,
     normal,
 )
+from pypkg.bench.ops.run import Differentiated
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ def _torch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
-    # The tables in the dtype of q, as transformers has them: nothing is promoted to float32.
+    # As in transformers, the tables have the dtype of q, so that nothing is promoted to float32.
     cos, sin = (table.to(q.dtype)[None, :, None, :] for table in (cos, sin))
 
     def rotate(x: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def _torch(
     return rotate(q), rotate(k)
 
 
-def _shape(workload: Workload) -> Shape:
+def _case(workload: Workload) -> BenchmarkCase[Differentiated]:
     config = workload.config
     batch, sequence, dim = workload.batch, workload.sequence, config.head_dim
     heads = (config.num_attention_heads, config.num_key_value_heads)
@@ -55,26 +55,18 @@ def _shape(workload: Workload) -> Shape:
             "sin": np.sin(angles).astype(np.float32),
         }
 
-    return Shape(
+    return BenchmarkCase(
+        "rotary_embedding",
         f"{workload.name}: [{batch}, {sequence}, {heads[0]}+{heads[1]}, {dim}]",
-        inputs,
         work.rotary_embedding(batch, sequence, sum(heads), dim),
+        (
+            Baseline(OURS, "paddle", ops.rotary_embedding),
+            Baseline(COMPOSITION, "paddle", ops.rotary_embedding_reference),
+            Baseline(TORCH, "torch", _torch),
+        ),
+        Differentiated(inputs, ("q", "k"), ops.rotary_embedding_reference),
     )
 
 
-def operators(workloads: Sequence[Workload]) -> list[Operator]:
-    return [
-        Operator(
-            name="rotary_embedding",
-            counted=work.COUNTED["rotary_embedding"],
-            bound="memory",
-            gradients=("q", "k"),
-            reference=ops.rotary_embedding_reference,
-            baselines=(
-                Baseline(OURS, "paddle", ops.rotary_embedding),
-                Baseline(COMPOSITION, "paddle", ops.rotary_embedding_reference),
-                Baseline(TORCH, "torch", _torch),
-            ),
-            shapes=tuple(_shape(workload) for workload in workloads),
-        )
-    ]
+def cases(workloads: Sequence[Workload]) -> list[BenchmarkCase[Differentiated]]:
+    return [_case(workload) for workload in workloads]

@@ -1,4 +1,4 @@
-"""Benchmark cases of the optimizer's step, in place, over the tensors of a model."""
+"""Cases of the optimizer step, in place, over the tensors of a model."""
 
 from __future__ import annotations
 
@@ -9,23 +9,34 @@ import torch
 from torch.optim.adamw import adamw as torch_adamw
 
 from pypkg.bench.ops import work
-from pypkg.bench.ops.gpu.case import BenchmarkCase, Maker, Run, Tensors, address, filling, named
+from pypkg.bench.ops.gpu.case import (
+    KernelCase,
+    Maker,
+    Run,
+    Tensors,
+    address,
+    filling,
+    kernel_case,
+    named,
+)
 
-# The learning rate makes a step as large as the weights are, so that a difference in it shows.
+# With this learning rate a step is as large as the weights, so that a difference in it shows.
 SETTINGS = {"beta1": 0.9, "beta2": 0.95}
 RATE, EPSILON, DECAY = 0.5, 1e-8, 0.1
-NUMBER = 10  # of the step that is compared
-# Dtype of parameters and gradients, and whether there are master weights.
+NUMBER = 10  # number of the compared step
+# Dtype of parameters and gradients, and the presence of master weights.
 FORMS = ("float32", "bfloat16, masters")
 
 
 @dataclass
 class State:
-    """Vectors, one per parameter.
+    """The state of an optimizer step: vectors, one per parameter.
 
     Attributes:
-        weights: float32; what a step is computed from.
-        params: in the dtype of the gradients; the weights themselves in float32.
+        weights: float32, the input of the step.
+        params: in the dtype of the gradients; with float32 gradients, the same list as weights.
+        grads: float32 or bfloat16.
+        moments1, moments2: float32.
     """
 
     weights: list[torch.Tensor]
@@ -43,7 +54,7 @@ class State:
         return cls([p.float() for p in params], params, grads, moments1, [r * r for r in roots])
 
     def copy(self) -> State:
-        """Shares the gradients, which a step only reads."""
+        """A copy that shares the gradients, which a step only reads."""
         weights = [each.clone() for each in self.weights]
         params = weights if self.params[0].dtype == torch.float32 else self.params
         copies = [[each.clone() for each in kind] for kind in (self.moments1, self.moments2)]
@@ -57,7 +68,7 @@ class State:
 
 
 def _torch(state: State) -> Run:
-    """torch's fused AdamW keeps one dtype, so it is given float32 gradients and weights."""
+    """The step in torch. Its fused AdamW needs one dtype: gradients and weights are float32."""
     device = state.weights[0].device
     steps = [torch.tensor(NUMBER - 1.0, device=device) for _ in state.weights]
     half = state.params is not state.weights
@@ -86,36 +97,38 @@ def _calls(mk: Maker, state: State, form: str) -> dict[str, Callable[[], None]]:
     return mk.calls("adamw", tensors, None, **SETTINGS, learning_rate=RATE, epsilon=EPSILON)
 
 
-def adamw(mk: Maker, label: str, sizes: Sequence[int], form: str) -> BenchmarkCase:
-    """``form``: one of ``FORMS``."""
+def adamw(mk: Maker, label: str, sizes: Sequence[int], form: str) -> KernelCase:
+    """The case of a step over vectors of these sizes; ``form`` is one of ``FORMS``."""
     dtype = torch.float32 if form == "float32" else torch.bfloat16
     initial = State.random(mk, sizes, dtype)
     state = initial.copy()
     results = (*state.params, *state.moments1, *state.moments2)
-    return BenchmarkCase(
+    return kernel_case(
         *("adamw", "step", f"{label}, {form}"),
         filling(results, named("CUDA", _calls(mk, state, form))),
         {"AdamW(fused)": _torch(initial.copy())},
         work.adamw(sum(sizes))["step"],
         dtype=str(dtype).removeprefix("torch."),
-        restore=lambda: state.assign(initial),  # and keeps alive what the kernels know by address
+        restore=lambda: state.assign(
+            initial
+        ),  # also keeps the tensors alive, as the kernels have their addresses
     )
 
 
 def _layer(hidden: int, intermediate: int) -> list[int]:
-    """Norm, qkv, o, norm, gate and up, down of a LLaMA."""
+    """Sizes of the parameters of a LLaMA layer: norm, qkv, o, norm, gate and up, down."""
     projections = [3 * hidden**2, hidden**2], [2 * hidden * intermediate, hidden * intermediate]
     return [size for pair in projections for size in (hidden, *pair)]
 
 
 def _models(device: str) -> dict[str, list[int]]:
-    if device == "cpu":  # tiny, to try the script out
+    if device == "cpu":  # tiny sizes for a dry run of the script
         return {"tiny": _layer(16, 24)}
     small = [32000 * 512, *8 * _layer(512, 1376), 512, 32000 * 512]
     return {"layer of 7B": _layer(4096, 11008), "58M": small}
 
 
-def cases(mk: Maker) -> Iterator[BenchmarkCase]:
+def cases(mk: Maker) -> Iterator[KernelCase]:
     for label, sizes in _models(mk.device).items():
         for form in FORMS:
             yield adamw(mk, label, sizes, form)

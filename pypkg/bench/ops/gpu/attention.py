@@ -14,7 +14,16 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from pypkg.bench.ops.gpu.case import BenchmarkCase, Maker, Run, Tensors, filling, gradients, named
+from pypkg.bench.ops.gpu.case import (
+    KernelCase,
+    Maker,
+    Run,
+    Tensors,
+    filling,
+    gradients,
+    kernel_case,
+    named,
+)
 from pypkg.bench.ops.gpu.kernel_choice import flash_attention_kernel
 from pypkg.bench.ops.work import BACKWARD, FORWARD, Work, visible_pairs
 from pypkg.bench.ops.work import flash_attention as flash_attention_work
@@ -170,7 +179,7 @@ class Baselines:
         return out.transpose(1, 2)
 
 
-def attention(mk: Maker, shape: Shape) -> Iterator[BenchmarkCase]:
+def attention(mk: Maker, shape: Shape) -> Iterator[KernelCase]:
     mask = Mask(shape, mk.device)
     q, k, v, dout = (
         mk.random(shape.batch, shape.sequence, heads, shape.head_dim, dtype=shape.dtype)
@@ -215,7 +224,7 @@ def _case(
     results: Tensors,
     baselines: dict[str, Run],
     work: Work,
-) -> BenchmarkCase:
+) -> KernelCase:
     def on(kernel: str, call: Callable[[], None]) -> Callable[[], None]:
         def chosen() -> None:
             with flash_attention_kernel(kernel):
@@ -230,7 +239,7 @@ def _case(
     yardstick = None
     if shape.mask not in ("causal", "full"):
         yardstick = str(replace(shape, mask="causal"))
-    return BenchmarkCase(
+    return kernel_case(
         *("flash_attention", pass_name, str(shape)),
         *(filling(results, runs), baselines, work),
         dtype=str(shape.dtype).removeprefix("torch."),
@@ -242,10 +251,10 @@ def has_hopper_kernels(device: str) -> bool:
     return device == "cuda" and torch.cuda.get_device_capability() == (9, 0)
 
 
-def cases(mk: Maker) -> Iterator[BenchmarkCase]:
+def cases(mk: Maker) -> Iterator[KernelCase]:
     """On a GPU 16k tokens in every call, as attention is usually compared."""
     masks = ("alibi", "prefix", "documents", "window", "softcap")
-    if mk.device == "cpu":  # tiny, to try the script out
+    if mk.device == "cpu":  # tiny sizes for a dry run of the script
         for mask in ("causal", *masks):
             yield from attention(mk, Shape(1, 64, 4, 2, 64, mask))
         return

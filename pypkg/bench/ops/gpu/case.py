@@ -1,70 +1,95 @@
-"""What a benchmark case is made of, and how it is validated and timed.
+"""Cases of kernels: their construction, validation and timing.
 
-A case holds its inputs, the versions of our kernel, the baselines that compute the same function,
-and the work of one run. Every version is validated at the timed shape before it is timed.
+A case holds its inputs, the versions of our kernel, and baselines that compute the same function.
+Every version is validated at the timed shape before it is timed.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from pypkg.bench.ops.case import OURS, result_row
+from pypkg.bench.ops.case import OURS, Baseline, BenchmarkCase
 from pypkg.bench.ops.work import ELEMENT_SIZE, Work
 from pypkg.bench.timing import summarize
 
-# Both sides round to 16 bits, ours and the baseline, at different places.
+# Ours and the baseline round to 16 bits at different places.
 ALLOWED_DIFFERENCE = 2e-2
 
 Tensors = tuple[torch.Tensor, ...]
 Run = Callable[[], Tensors]
 
 
-@dataclass
-class BenchmarkCase:
-    """
-    Attributes:
-        pass_name: "forward", "backward", "forward+backward" or "step".
-        versions: of ours, by name; each fills the tensors that it returns.
-        baselines: by name; each returns tensors equal to those.
-        work: of one run.
-        yardstick: the shape of an earlier case of this operator and pass, relative to whose
-            rate that of this case is reported.
-        restore: where ours updates in place: brings back what it was given at first.
+@dataclass(frozen=True)
+class KernelComparison:
+    """Runs our kernels and the baselines of one pass, and compares their results.
+
+    The function of a baseline takes no arguments and returns its results. Our versions fill and
+    return the same tensors.
+
+    Args:
+        versions: our kernels by name, such as "CUDA" and "Triton".
+        restore: for kernels that update tensors in place: resets them to their initial values.
     """
 
-    op: str
-    pass_name: str
-    shape: str
-    versions: dict[str, Run]
-    baselines: dict[str, Run]
-    work: Work
-    dtype: str = "bfloat16"
-    yardstick: str | None = None
+    versions: Mapping[str, Run]
     restore: Callable[[], None] | None = None
-    notes: list[str] = field(default_factory=list)
 
-    @property
-    def bytes(self) -> int:
-        return self.work.bytes(ELEMENT_SIZE[self.dtype])
 
-    def __str__(self) -> str:
-        return f"{self.op} {self.pass_name} {self.shape}"
+KernelCase = BenchmarkCase[KernelComparison]
+
+
+def kernel_case(
+    op: str,
+    pass_name: str,
+    shape: str,
+    versions: Mapping[str, Run],
+    baselines: Mapping[str, Run],
+    work: Work,
+    dtype: str = "bfloat16",
+    yardstick: str | None = None,
+    restore: Callable[[], None] | None = None,
+) -> KernelCase:
+    """The case of one pass of an operator.
+
+    Args:
+        pass_name: "forward", "backward", "forward+backward" or "step".
+        versions, restore: see ``KernelComparison``.
+        baselines: implementations in torch by name; they return results equal to ours.
+        work: of the pass.
+        dtype, yardstick: see ``BenchmarkCase``.
+    """
+    first = next(iter(versions))
+    ours = {OURS if name == first else f"{OURS}, {name}": run for name, run in versions.items()}
+    return BenchmarkCase(
+        *(op, shape, {pass_name: work}),
+        tuple(Baseline(name, "torch", run) for name, run in {**ours, **baselines}.items()),
+        KernelComparison(versions, restore),
+        dtype=dtype,
+        bound="memory and compute",
+        passes=(pass_name,),
+        yardstick=yardstick,
+    )
+
+
+def label(case: KernelCase) -> str:
+    """Operator, pass and shape, for messages."""
+    return f"{case.op} {case.passes[0]} {case.shape}"
 
 
 def address(tensor: torch.Tensor) -> tuple[int, tuple[int, ...], str, str]:
-    """A contiguous tensor as a kernel argument that costs little host time."""
+    """A contiguous tensor as a kernel argument, which takes little host time to pass."""
     assert tensor.is_contiguous()
     dtype = str(tensor.dtype).removeprefix("torch.")
     return tensor.data_ptr(), tuple(tensor.shape), dtype, tensor.device.type
 
 
 def _liger() -> Any | None:
-    """Liger's functions, where it is installed."""
+    """The functions of Liger, or None if it is not installed."""
     if importlib.util.find_spec("liger_kernel") is None:
         return None
     from liger_kernel.transformers import functional
@@ -73,7 +98,7 @@ def _liger() -> Any | None:
 
 
 class Maker:
-    """Tensors on the device, and calls of kernels with them."""
+    """Creates tensors on the device, and calls of kernels with them."""
 
     def __init__(
         self,
@@ -85,9 +110,11 @@ class Maker:
     ):
         """
         Args:
-            kernels, triton: modules with the compiled kernels, and with Triton's.
-            use_compile: functions of torch are timed compiled, too.
-            variants: modules like ``kernels``, by name.
+            kernels: the module of the compiled kernels.
+            triton: the module of the Triton kernels, or None.
+            device: "cuda" or "cpu".
+            use_compile: whether functions of torch are also timed with torch.compile.
+            variants: further modules like ``kernels``, by name.
         """
         self.kernels, self.triton, self.device = kernels, triton, device
         self.use_compile = use_compile
@@ -103,17 +130,17 @@ class Maker:
         return torch.full(shape, float("nan"), dtype=dtype, device=self.device)
 
     def workspace(self, name: str, *tensors: torch.Tensor) -> torch.Tensor:
-        """As large as any version says that it needs."""
+        """A float32 workspace with the largest size that any version needs."""
         addresses = [address(x) for x in tensors]
         floats = max(getattr(module, name)(*addresses) for module in self._modules.values())
         return self.empty(floats, dtype=torch.float32)
 
     def call(self, name: str, *arguments: Any, **settings: Any) -> Callable[[], None]:
-        """Of a compiled kernel."""
+        """A call of a compiled kernel."""
         return self.calls(name, *arguments, **settings)[""]
 
     def calls(self, name: str, *arguments: Any, **settings: Any) -> dict[str, Callable[[], None]]:
-        """Of a compiled kernel, "", and of its variants."""
+        """Calls of a compiled kernel (key "") and of its variants."""
         given = [address(a) if isinstance(a, torch.Tensor) else a for a in arguments]
         described = {
             key: address(a) if isinstance(a, torch.Tensor) else a for key, a in settings.items()
@@ -131,7 +158,7 @@ class Maker:
         return {variant: of(module) for variant, module in self._modules.items()}
 
     def call_triton(self, name: str, *arguments: Any, **settings: Any) -> Callable[[], None] | None:
-        """None without Triton."""
+        """A call of a Triton kernel; None without Triton."""
         if self.triton is None:
             return None
         kernel = getattr(self.triton, name)
@@ -140,19 +167,19 @@ class Maker:
     def versions(
         self, results: Tensors, name: str, *arguments: Any, **settings: Any
     ) -> dict[str, Run]:
-        """The compiled kernels and Triton's, which take the same arguments and fill ``results``."""
+        """The compiled kernels and the Triton kernel, which fill ``results``."""
         compiled = self.calls(name, *arguments, **settings)
         triton = self.call_triton(name, *arguments, **settings)
         return filling(results, {**named("CUDA", compiled), "Triton": triton})
 
 
 def named(kernel: str, calls: dict[str, Callable[[], None]]) -> dict[str, Callable[[], None]]:
-    """``calls``, by variant, under the name of their kernel."""
+    """``calls``, by variant, with the name of the kernel in their keys."""
     return {f"{kernel} {variant}".strip(): call for variant, call in calls.items()}
 
 
 def filling(results: Tensors, runs: Mapping[str, Callable[[], None] | None]) -> dict[str, Run]:
-    """Versions that fill ``results``; None is one that there is not."""
+    """Versions that fill and return ``results``; runs that are None are left out."""
 
     def returning(run: Callable[[], None]) -> Run:
         def call() -> Tensors:
@@ -165,7 +192,7 @@ def filling(results: Tensors, runs: Mapping[str, Callable[[], None] | None]) -> 
 
 
 def gradients(make_output: Callable[[], torch.Tensor], inputs: Tensors, dout: torch.Tensor) -> Run:
-    """Runs torch's backward alone, but for the first call."""
+    """A run of torch's backward pass; the first call also runs the forward pass."""
     output: list[torch.Tensor] = []
 
     def run() -> Tensors:
@@ -176,65 +203,74 @@ def gradients(make_output: Callable[[], torch.Tensor], inputs: Tensors, dout: to
     return run
 
 
-def validate(case: BenchmarkCase, expected: Tensors) -> float:
-    """Largest relative difference (2-norm) between a version of ours and a baseline's tensors."""
+def validate(case: KernelCase, expected: Tensors) -> float:
+    """The largest relative difference (2-norm) between our versions and ``expected``.
+
+    Raises:
+        AssertionError: a difference exceeds ALLOWED_DIFFERENCE.
+    """
     worst = 0.0
-    for version, run in case.versions.items():
-        if case.restore:
-            case.restore()
+    for version, run in case.method.versions.items():
+        if case.method.restore:
+            case.method.restore()
         else:
             for tensor in run():
                 tensor.fill_(float("nan"))  # all versions write to the same tensors
         for ours, theirs in zip(run(), expected, strict=True):
             difference = (ours.double() - theirs.double()).norm() / theirs.double().norm()
             if not difference <= ALLOWED_DIFFERENCE:
-                where = f"{case}, {version}"
-                raise AssertionError(f"{where}: off by {difference:.2e}")
+                raise AssertionError(f"{label(case)}, {version}: off by {difference:.2e}")
             worst = max(worst, float(difference))
     return worst
 
 
-def measure(case: BenchmarkCase, timer: Any, limits: dict[str, float]) -> list[dict[str, Any]]:
-    """A row for each version and each baseline, in the form of ``python -m pypkg.bench ops``.
+def measure(
+    case: KernelCase, timer: Any, limits: dict[str, float]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Validates and times the case.
 
-    The first version goes by the name of ours there.
+    Args:
+        limits: bytes and operations per second, by unit.
+
+    Returns:
+        A row for each of our versions and for each baseline, and notes on baselines that failed.
 
     Raises:
-        AssertionError: a version and a baseline disagree.
+        AssertionError: one of our versions and a baseline disagree.
     """
-    times, difference = {}, None
-    for name, run in case.baselines.items():
+    ours = case.baselines[: len(case.method.versions)]
+    difference: float | None = None
+    theirs, notes = {}, []
+    for baseline in case.baselines[len(ours) :]:
         try:
-            expected = run()
-        except Exception as error:  # a baseline may be missing on this GPU or in this torch
-            case.notes.append(f"{case}, {name}: {str(error).splitlines()[0][:200]}")
+            expected = baseline.function()
+        except Exception as error:  # this GPU or this torch may not support the baseline
+            reason = str(error).splitlines()[0][:200]
+            notes.append(f"{label(case)}, {baseline.name}: {reason}")
             continue
         difference = max(validate(case, expected), difference or 0.0)
         del expected
-        times[name] = timer.times(run)
-    seconds_at_limit = case.bytes / limits["GB/s"] + case.work.flops / limits["TFLOP/s"]
-    first = next(iter(case.versions))
-    ours = {
-        OURS if version == first else f"{OURS}, {version}": timer.times(run)
-        for version, run in case.versions.items()
-    }
-    return [
+        theirs[baseline.name] = timer.times(baseline.function)
+    times = {each.name: timer.times(each.function) for each in ours}
+    (pass_name,) = case.passes
+    work = case.work[pass_name]
+    seconds = work.bytes(ELEMENT_SIZE[case.dtype]) / limits["GB/s"] + work.flops / limits["TFLOP/s"]
+    rows = [
         {
-            **result_row(
-                *(case.op, case.shape, case.dtype, case.pass_name, name),
-                summarize([1e3 * each for each in seconds]),
-                work=case.work,
-                limit=1e3 * seconds_at_limit,
+            **case.row(
+                *(pass_name, name, summarize([1e3 * each for each in samples])),
+                limit=1e3 * seconds,
                 error=difference,
             ),
-            "yardstick": case.yardstick if name in ours else None,
+            "yardstick": case.yardstick if name in times else None,
         }
-        for name, seconds in {**ours, **times}.items()
+        for name, samples in {**times, **theirs}.items()
     ]
+    return rows, notes
 
 
 def set_against_yardsticks(rows: Sequence[dict[str, Any]]) -> None:
-    """Adds "of_yardstick", the rate as a share of the yardstick's, where that was measured."""
+    """Adds "of_yardstick", the rate as a share of that of the yardstick, if both were measured."""
 
     def rate(row: dict[str, Any]) -> float:
         return (row["bytes"] or row["flops"]) / row["median"]

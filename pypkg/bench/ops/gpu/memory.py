@@ -1,7 +1,7 @@
-"""Benchmark cases of the operators bound by memory: sizes of large models, several times the L2.
+"""Cases of the kernels bound by memory, at sizes of large models that exceed the L2 several times.
 
-Liger's kernels are baselines where liger_kernel is installed. They get copies of the inputs, which
-their backward passes overwrite.
+Liger's kernels are baselines if liger_kernel is installed. They get copies of the inputs, because
+their backward passes overwrite them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from pypkg.bench.ops.gpu.case import BenchmarkCase, Maker, Run, Tensors, filling, gradients, named
+from pypkg.bench.ops.gpu.case import (
+    KernelCase,
+    Maker,
+    Run,
+    Tensors,
+    filling,
+    gradients,
+    kernel_case,
+    named,
+)
 from pypkg.bench.ops.work import BACKWARD, FORWARD
 from pypkg.bench.ops.work import cross_entropy as cross_entropy_work
 from pypkg.bench.ops.work import gated_activation as gated_activation_work
@@ -22,7 +31,7 @@ from pypkg.bench.ops.work import rotary_embedding as rotary_embedding_work
 
 
 class Baselines:
-    """Plain functions of torch, compiled too where that is wanted, and Liger's."""
+    """Baselines of torch, with and without torch.compile, and of Liger."""
 
     def __init__(self, mk: Maker):
         self._use_compile = mk.use_compile
@@ -35,9 +44,13 @@ class Baselines:
         inputs: Tensors,
         liger: Callable[[Any], Callable[..., Any]] | None = None,
     ) -> dict[str, Run]:
-        """Args:
-        name: of the plain function in the table.
-        liger: picks the function that takes the same inputs from Liger's.
+        """Baselines of a forward pass.
+
+        Args:
+            name: of the plain function in the table.
+            plain: the function in torch.
+            inputs: its arguments.
+            liger: selects the function with the same arguments from those of Liger.
         """
         calls = {name: _call(plain, inputs)}
         if self._use_compile:
@@ -54,7 +67,10 @@ class Baselines:
         dout: torch.Tensor,
         liger: Callable[[Any], Callable[..., Any]] | None = None,
     ) -> dict[str, Run]:
-        """As ``forward``, of the gradients of all inputs, given that of the only output."""
+        """Baselines of a backward pass: the gradients of ``inputs``, given that of the only output.
+
+        The other arguments are those of ``forward``.
+        """
 
         def of(function: Callable[..., Any], inputs: Tensors) -> Run:
             leaves = tuple(x.detach().requires_grad_() for x in inputs)
@@ -77,7 +93,7 @@ def _call(function: Callable[..., Any], inputs: Tensors) -> Run:
     return run
 
 
-def rms_norm(mk: Maker, rows: int, cols: int) -> Iterator[BenchmarkCase]:
+def rms_norm(mk: Maker, rows: int, cols: int) -> Iterator[KernelCase]:
     epsilon, shape, baselines = 1e-6, f"{rows}x{cols}", Baselines(mk)
     x, r, weight = mk.random(rows, cols), mk.random(rows, cols), mk.random(cols)
     y, h, rstd = mk.empty(rows, cols), mk.empty(rows, cols), mk.empty(rows, dtype=torch.float32)
@@ -98,13 +114,13 @@ def rms_norm(mk: Maker, rows: int, cols: int) -> Iterator[BenchmarkCase]:
         return lambda x, r, weight: add(x, r, weight, epsilon, in_place=False)
 
     arguments = ("rms_norm_forward", x, weight, y, rstd)
-    yield BenchmarkCase(
+    yield kernel_case(
         *("rms_norm+residual", "forward", shape),
         mk.versions((y, h), *arguments, r, h, epsilon=epsilon),
         baselines.forward("add, F.rms_norm", with_residual, (x, r, weight), liger_with_residual),
         fused[FORWARD],
     )
-    yield BenchmarkCase(
+    yield kernel_case(
         *("rms_norm", "forward", shape, mk.versions((y,), *arguments, epsilon=epsilon)),
         *(baselines.forward("F.rms_norm", plain, (x, weight), liger), work[FORWARD]),
     )
@@ -117,14 +133,14 @@ def rms_norm(mk: Maker, rows: int, cols: int) -> Iterator[BenchmarkCase]:
         triton = mk.call_triton(*backward, workspace)
     compiled = mk.calls(*backward, mk.workspace("rms_norm_backward_workspace", x))
     versions = {**named("CUDA", compiled), "Triton": triton}
-    yield BenchmarkCase(
+    yield kernel_case(
         *("rms_norm", "backward", shape, filling((dx, dweight), versions)),
         *(baselines.backward("F.rms_norm", plain, (x, weight), dy, liger), work[BACKWARD]),
     )
 
 
-def rotary(mk: Maker, tokens: int, heads: tuple[int, int]) -> Iterator[BenchmarkCase]:
-    """The backward pass is the same kernel with -sin."""
+def rotary(mk: Maker, tokens: int, heads: tuple[int, int]) -> Iterator[KernelCase]:
+    """The case of the forward pass; the backward pass is the same kernel with -sin."""
     head_dim = 128
     q, k = (mk.random(1, tokens, count, head_dim) for count in heads)
     angles = torch.rand(tokens, head_dim // 2, device=mk.device) * 6
@@ -148,7 +164,7 @@ def rotary(mk: Maker, tokens: int, heads: tuple[int, int]) -> Iterator[Benchmark
         return run
 
     outputs = mk.empty(*q.shape), mk.empty(*k.shape)
-    yield BenchmarkCase(
+    yield kernel_case(
         *("rotary_embedding", "forward", f"{tokens}x{heads[0]}+{heads[1]}x{head_dim}"),
         mk.versions(outputs, "rotary_embedding", q, k, cos, sin, *outputs),
         Baselines(mk).forward("eager", both, (q, k), liger),
@@ -156,9 +172,7 @@ def rotary(mk: Maker, tokens: int, heads: tuple[int, int]) -> Iterator[Benchmark
     )
 
 
-def gated_activation(
-    mk: Maker, rows: int, cols: int, name: str = "swiglu"
-) -> Iterator[BenchmarkCase]:
+def gated_activation(mk: Maker, rows: int, cols: int, name: str = "swiglu") -> Iterator[KernelCase]:
     gate, up, dout = (mk.random(rows, cols) for _ in range(3))
     out, dgate, dup = (mk.empty(rows, cols) for _ in range(3))
     work, shape, baselines = gated_activation_work(rows, cols), f"{rows}x{cols}", Baselines(mk)
@@ -171,18 +185,18 @@ def gated_activation(
         return getattr(functional, f"liger_{name}")
 
     forward = ("gated_activation_forward", gate, up, out, activation)
-    yield BenchmarkCase(
+    yield kernel_case(
         *(name, "forward", shape, mk.versions((out,), *forward)),
         *(baselines.forward("eager", plain, (gate, up), liger), work[FORWARD]),
     )
     backward = ("gated_activation_backward", gate, up, dout, dgate, dup, activation)
-    yield BenchmarkCase(
+    yield kernel_case(
         *(name, "backward", shape, mk.versions((dgate, dup), *backward)),
         *(baselines.backward("eager", plain, (gate, up), dout, liger), work[BACKWARD]),
     )
 
 
-def cross_entropy(mk: Maker, rows: int, cols: int) -> Iterator[BenchmarkCase]:
+def cross_entropy(mk: Maker, rows: int, cols: int) -> Iterator[KernelCase]:
     logits, shape, baselines = mk.random(rows, cols), f"{rows}x{cols}", Baselines(mk)
     labels = torch.randint(cols, (rows,), device=mk.device, generator=mk.generator)
     loss, lse = (mk.empty(rows, dtype=torch.float32) for _ in range(2))
@@ -193,13 +207,13 @@ def cross_entropy(mk: Maker, rows: int, cols: int) -> Iterator[BenchmarkCase]:
         return F.cross_entropy(logits.float(), labels, reduction="none")
 
     forward = ("cross_entropy_forward", logits, labels, loss, lse)
-    yield BenchmarkCase(
+    yield kernel_case(
         *("cross_entropy", "forward", shape, mk.versions((loss,), *forward)),
         *(baselines.forward("F.cross_entropy", plain, (logits,)), work[FORWARD]),
     )
     mk.call(*forward)()  # lse
     backward = ("cross_entropy_backward", logits, labels, lse, dloss, dlogits)
-    yield BenchmarkCase(
+    yield kernel_case(
         *("cross_entropy", "backward", shape, mk.versions((dlogits,), *backward)),
         *(baselines.backward("F.cross_entropy", plain, (logits,), dloss), work[BACKWARD]),
     )
@@ -213,8 +227,8 @@ def _both_passes(
     labels: torch.Tensor,
     forward: tuple[Any, ...],
     dlogits: torch.Tensor,
-) -> BenchmarkCase:
-    """Liger's forward pass makes the gradient too, in the memory of the logits."""
+) -> KernelCase:
+    """The case of both passes. Liger computes the gradient in forward, over the logits."""
     (rows, cols), lse = logits.shape, forward[-1]
     work = cross_entropy_work(rows, cols)
     ones = torch.ones_like(lse)
@@ -235,15 +249,15 @@ def _both_passes(
         baselines["torch.compile"] = lambda: torch.autograd.grad(compiled(leaf), leaf, ones)
     if mk.liger:
         baselines["Liger"] = partial(liger, mk.liger)
-    return BenchmarkCase(
+    return kernel_case(
         *("cross_entropy", "forward+backward", f"{rows}x{cols}"),
         filling((dlogits,), {"CUDA": ours}),
         *(baselines, work[FORWARD] + work[BACKWARD]),
     )
 
 
-def cases(mk: Maker) -> Iterator[BenchmarkCase]:
-    if mk.device == "cpu":  # tiny, to try the script out
+def cases(mk: Maker) -> Iterator[KernelCase]:
+    if mk.device == "cpu":  # tiny sizes for a dry run of the script
         yield from rms_norm(mk, 64, 256)
         yield from rotary(mk, 32, (4, 2))
         yield from gated_activation(mk, 64, 256)

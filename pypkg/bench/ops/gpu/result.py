@@ -29,7 +29,7 @@ def ops_result(
         limits: operations or bytes per second, by unit.
     """
     described = describe_run([], available_cores())
-    described["command"] = shlex.join(["python", "tests/gpu/gpu_check.py", *_told(arguments)])
+    described["command"] = shlex.join(["python", "tests/gpu/tools/gpu_check.py", *_told(arguments)])
     described["machine"] |= gpu_facts() if device == "cuda" else {}
     for package in ("triton", "liger_kernel"):
         try:

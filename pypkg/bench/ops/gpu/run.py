@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pypkg.errors import UserError
 
-SCRIPT = Path(__file__).resolve().parents[4] / "tests" / "gpu" / "gpu_check.py"
+SCRIPT = Path(__file__).resolve().parents[4] / "tests" / "gpu" / "tools" / "gpu_check.py"
 
 
 def run_gpu_kernels(options: argparse.Namespace) -> int:

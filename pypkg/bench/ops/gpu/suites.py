@@ -1,13 +1,13 @@
-"""The benchmark of every kernel against the best that torch, Liger and FlexAttention offer."""
+"""The suites of the benchmark of the kernels, with torch, Liger and FlexAttention as baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from pypkg.bench.ops.gpu import adamw, attention, memory
-from pypkg.bench.ops.gpu.case import BenchmarkCase, Maker
+from pypkg.bench.ops.gpu.case import KernelCase, Maker
 
-# In the order of their weight, should the time not be enough for all.
+# The most important first, in case the time is not enough for all.
 SUITES = {
     "attention": attention.cases,
     "memory": memory.cases,
@@ -15,7 +15,7 @@ SUITES = {
 }
 
 
-def cases(mk: Maker, suites: Sequence[str]) -> Iterator[BenchmarkCase]:
-    """Sizes of large models on a GPU, tiny ones on a CPU (to try the script out)."""
+def cases(mk: Maker, suites: Sequence[str]) -> Iterator[KernelCase]:
+    """Yields the cases: sizes of large models on a GPU, tiny sizes on a CPU for a dry run."""
     for name in suites:
         yield from SUITES[name](mk)

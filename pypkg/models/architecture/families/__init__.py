@@ -1,5 +1,5 @@
-"""One module per model family, each with ``FAMILIES``: its ``Family`` or, where file formats differ
-in a detail, several of them.
+"""One module per model family. Its ``FAMILIES`` hold one ``Family`` per file format of the family.
+
 
 A module here imports only ``config``, ``family``, ``llama_format`` and ``weight_map`` of
 ``pypkg.models.architecture``.

@@ -1,9 +1,9 @@
-"""Baichuan and Baichuan 2 (Yang et al., 2023): LLaMA, at 13B with ALiBi; 2 with a normed head.
+"""Baichuan and Baichuan 2 (Yang et al., 2023): LLaMA; ALiBi at 13B; a normalised head in version 2.
 
-The original has a class per size and one config.json for all. What that does not tell is told by
-the released sizes: a vocabulary of 125696 is Baichuan 2, hidden_size 5120, or no
-max_position_embeddings, is ALiBi. For other sizes there are two keys of ours, ``norm_head`` and
-``position_embedding``, which win.
+The original code has a class per size, and its config.json does not name the differences. They
+follow from the released sizes: vocab_size 125696 is Baichuan 2; hidden_size 5120, or a missing
+max_position_embeddings, is ALiBi. For other sizes, the keys ``norm_head`` and
+``position_embedding``, which this package adds, take precedence.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.family import TOKEN_IDS, Family
 from pypkg.models.architecture.weight_map import Packing, WeightMap, linear, same_layout
 
-# The original computes the weight of the residual stream from the depth of the released model,
-# whatever its own depth is.
+# The original code computes the weight of the residual stream from the depth of the released
+# model, for models of any depth.
 _RESIDUAL_ALPHA = (2 * 28) ** 0.5
 
 
@@ -83,8 +83,10 @@ FAMILIES = (
             "quantization_bit": (0,),
         },
         unused=("output_predict", "prefix_projection", "quantization_embeddings"),
+        # Of models of PaddleNLP, where it follows the depth.
+        extensions={"residual_alpha": "residual_alpha"},
         weight_map=_weight_map,
-        # The token that begins what is generated is called bos here, and sop in GLM-130B.
+        # This family calls the first generated token bos; GLM-130B calls it sop.
         read_more=lambda keys: {"sop_token_id": keys.get("bos_token_id")},
     ),
 )

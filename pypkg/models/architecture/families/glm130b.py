@@ -1,8 +1,8 @@
 """GLM-130B (Zeng et al., 2022): DeepNorm, GEGLU, a prefix language model.
 
-Its implementation, SwissArmyTransformer, has no config.json: the keys are those of its command
-line (configs/model_glm_130b.sh) with underscores, and ``embedding_gradient_scale``, which the
-paper calls the embedding layer gradient shrink and sets to 0.1.
+The original implementation, SwissArmyTransformer, has no config.json. The keys are its command-line
+options (configs/model_glm_130b.sh) with underscores, and ``embedding_gradient_scale``: the
+embedding layer gradient shrink of the paper, 0.1 there.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """GLM-4 (GLM team, 2024) in transformers' own format, and its successor GLM-4-0414.
 
-The second norms the output of each branch as well.
+GLM-4-0414 also normalises the output of each branch.
 """
 
 from __future__ import annotations

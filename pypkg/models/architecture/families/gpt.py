@@ -92,7 +92,7 @@ FAMILIES = (
             "add_cross_attention": False,
         },
         neutral={
-            "hidden_activation": ("gelu",),  # this one and the next three are PaddleNLP's
+            "hidden_activation": ("gelu",),  # PaddleNLP's, like the next three keys
             "layer_norm_eps": (1e-5,),
             "normalize_before": (True,),
             "scale_qk_coeff": (1.0,),

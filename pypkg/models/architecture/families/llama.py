@@ -16,7 +16,7 @@ from pypkg.models.architecture.llama_format import (
     write_rope,
 )
 
-# PaddleNLP's rope_scaling_type to ours; its ntk changes rope_theta instead.
+# PaddleNLP's rope_scaling_type -> rope_type. PaddleNLP's ntk changes rope_theta instead.
 _PADDLENLP_SCALINGS = {"linear": "linear", "dynamic_ntk": "dynamic"}
 
 
@@ -31,10 +31,10 @@ def _read(keys: Keys) -> dict[str, Any]:
 
 
 def _read_rope(keys: Keys) -> dict[str, Any]:
-    """``read_rope`` that knows PaddleNLP's keys as well.
+    """``read_rope`` extended by PaddleNLP's keys.
 
-    Its linear and dynamic_ntk are transformers' linear and dynamic. Its ntk multiplies the base by
-    factor^(d / (d - 2)), d being head_dim, at every length.
+    PaddleNLP's linear and dynamic_ntk are linear and dynamic of transformers. Its ntk multiplies
+    the base by factor^(d / (d - 2)) with d = head_dim, for every sequence length.
     """
     kind, factor = keys.get("rope_scaling_type"), keys.get("rope_scaling_factor", 1.0)
     fields = read_rope(keys)

@@ -1,4 +1,4 @@
-"""OPT (Zhang et al., 2022); opt-350m norms after its branches and has a narrow embedding."""
+"""OPT (Zhang et al., 2022). opt-350m has norms after its branches and a narrow embedding."""
 
 from __future__ import annotations
 

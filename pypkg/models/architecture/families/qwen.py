@@ -1,6 +1,6 @@
-"""Qwen, the first (Bai et al., 2023): LLaMA with biases of query, key and value.
+"""Qwen 1 (Bai et al., 2023): LLaMA with biases of query, key and value.
 
-In evaluation, sequences longer than ``seq_length`` get a larger rotary base and larger queries.
+In evaluation, sequences longer than ``seq_length`` have a larger rotary base and scaled queries.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _weight_map(config: ModelConfig) -> WeightMap:
     weights += linear(f"{ours}mlp.gate_up_proj", gate_up, [config.intermediate_size] * 2)
     weights += linear(f"{ours}mlp.down_proj", f"{theirs}mlp.c_proj")
     ignored = [r"transformer\.rotary_emb\.inv_freq", r"transformer\.h\.\d+\.attn\..*inv_freq"]
-    return WeightMap(weights, ignored)
+    return WeightMap(weights, ignored, prefix="transformer.")
 
 
 def _read(keys: Keys) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Formats of weight files: each says where a tensor lies, one reader takes slices from there."""
+"""Formats of weight files. Each module locates tensors in a file; ``stored_tensor`` reads them."""

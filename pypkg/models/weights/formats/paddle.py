@@ -1,9 +1,9 @@
-"""Files that ``paddle.save`` wrote, .pdparams and .pdopt, read without Paddle and without trust.
+"""Reads files of ``paddle.save`` (.pdparams, .pdopt) without Paddle and without running them.
 
-Such a file is a pickle of a dict in which a tensor is a NumPy array: of float32, float16 and so
-on, and bfloat16 as its bits in uint16 (https://github.com/PaddlePaddle/Paddle,
-python/paddle/framework/io.py). ``PickleReader`` reads it in bounded time and memory. An array says
-where in the file its elements lie, so no more of the file is read than the opcodes between them.
+Such a file is a pickle of a dict in which tensors are NumPy arrays; bfloat16 is stored as its bits
+in uint16 (https://github.com/PaddlePaddle/Paddle, python/paddle/framework/io.py). ``PickleReader``
+reads it in bounded time and memory. Arrays are located and not read: only the opcodes between them
+are.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ from pypkg.models.weights.formats.pickle_reader import (
     ORDERED_DICT,
     Call,
     PickleReader,
-    Refused,
     Restorable,
     Span,
+    user_errors,
 )
 from pypkg.models.weights.formats.stored_tensor import STORAGE, StoredTensor, contiguous_strides
 
 PARAMETER_NAMES = "StructuredToParameterName@@"  # key of a dict: name in the model -> Paddle's
 _IN_PIECES = "UnpackBigParamInfor@@"  # key of arrays that protocols 2 and 3 cut into pieces
+_TRUSTED = (
+    "load it where Paddle is installed, with paddle.load(path), and paddle.save its state dict "
+    "alone"
+)
 # NumPy's code -> dtype.
 _DTYPES = {
     "f4": "float32",
@@ -110,10 +114,13 @@ _NAMES: dict[tuple[str, str], Any] = {
 
 
 def read_paddle_file(path: Path) -> dict[str, StoredTensor]:
-    """Where the tensors of a file of weights lie, by name in the model.
+    """Locates the tensors in a file of weights.
+
+    Returns:
+        Stored tensors by their name in the model.
 
     Raises:
-        UserError: as for ``read_paddle_object``; the file holds no tensors by name.
+        UserError: as for ``read_paddle_object``, or the file holds no tensors by name.
     """
     tensors = {
         name: value
@@ -129,14 +136,14 @@ def read_paddle_object(path: Path) -> dict[str, Any]:
     """The dict that ``paddle.save`` wrote: tensors, plain values, and dicts of them, to depth 3.
 
     Raises:
-        UserError: the file cannot be read, is damaged, or holds anything but that.
+        UserError: the file cannot be read, is damaged, or holds objects of another kind.
     """
-    try:
-        with (
-            open(path, "rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer,
-        ):
-            content = PickleReader(buffer, _NAMES).load()
+    with (
+        user_errors(path, _TRUSTED),
+        open(path, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer,
+    ):
+        content = PickleReader(buffer, _NAMES).load()
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__} instead of a dict")
         if _IN_PIECES in content:
@@ -145,21 +152,8 @@ def read_paddle_object(path: Path) -> dict[str, Any]:
                 "write it anew where Paddle is installed: "
                 "paddle.save(paddle.load(path), path, protocol=4)"
             )
-        return _Locator(path).located(content, 3)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except Refused as error:
-        raise UserError(
-            f"{path} was not loaded: {error}. Only tensors, dicts, lists and plain values are, as "
-            "anything else in a pickle may run code. If you trust its origin, load it where Paddle "
-            "is installed, with paddle.load(path), and paddle.save its state dict alone"
-        ) from error
-    except Exception as error:  # a damaged or hostile pickle can fail in any way
-        raise UserError(
-            f"{path} is damaged or truncated ({error or type(error).__name__}); get it again"
-        ) from error
+        located = _Locator(path).located(content, 3)
+    return located
 
 
 class _Locator:
@@ -170,7 +164,7 @@ class _Locator:
         self._done: dict[tuple[int, int], dict[str, Any]] = {}
 
     def located(self, values: dict[Any, Any], depth: int) -> dict[str, Any]:
-        """``values`` with stored tensors; dicts deeper than ``depth`` and lists are left out."""
+        """``values`` with stored tensors, without lists and without dicts deeper than ``depth``."""
         key = (id(values), depth)
         if key not in self._done:
             found: dict[str, Any] = {}

@@ -1,22 +1,29 @@
 """The weights of a PaddleNLP run under tensor or pipeline parallelism: a file per rank.
 
-``model_state.tp01_pp00.pdparams`` holds what tensor-parallel rank 1 has of pipeline stage 0; a part
-of the name is missing where the degree is 1. Names are those of the whole model. How a tensor is
-divided follows paddlenlp/transformers/*/modeling.py (``_get_tensor_parallel_mappings``), where
-matrices are [in, out]: layers that are parallel over their outputs have a block of the columns and
-of the bias, those that are parallel over their inputs, and embeddings, a block of the rows.
+``model_state.tp01_pp00.pdparams`` holds the shards of tensor-parallel rank 1 in pipeline stage 0;
+the part of the name for a degree of 1 is missing. Tensor names are those of the whole model. The
+division follows ``_get_tensor_parallel_mappings`` in paddlenlp/transformers/*/modeling.py, where
+matrices are [in, out]. A column-parallel layer has a block of the columns and of the bias. A
+row-parallel layer and an embedding have a block of the rows.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from pypkg.errors import UserError
 from pypkg.models.weights.formats.paddle import read_paddle_file
-from pypkg.models.weights.formats.stored_tensor import JoinedTensor, Shape, StoredTensor
+from pypkg.models.weights.formats.stored_tensor import (
+    JoinedTensor,
+    Shape,
+    SlicedTensor,
+    StoredTensor,
+)
 
 _PART = r"{stem}\.(?:tp(\d+))?_?(?:pp(\d+))?\.{suffix}"
 _COLUMNS = re.compile(
@@ -24,15 +31,17 @@ _COLUMNS = re.compile(
     r"project_in|project_out)"
     r"\.(weight|bias)"
 )
-_HALVES = re.compile(r".*\.gate_up_fused_proj\.(weight|bias)")  # a rank has a block of each
-_THIRDS = re.compile(r".*\.c_attn\.(weight|bias)")  # query, key and value, likewise
+# Matrices that one tensor packs: a rank has a block of each. Those of ChatGLMv2 are in its encoder.
+_HALVES = re.compile(r".*(\.gate_up_fused_proj|\bencoder\..*\.dense_h_to_4h)\.(weight|bias)")
+_THIRDS = re.compile(r".*\.c_attn\.(weight|bias)")
+_QUERY_KEY_VALUE = re.compile(r".*\bencoder\..*\.query_key_value\.(weight|bias)")
 _ROWS = re.compile(r".*\.(o_proj|down_proj|out_proj|linear2|dense|dense_4h_to_h|c_proj)\.weight")
-_TABLE = re.compile(r".*\.(embed_tokens|wte|word_embeddings)\.weight")
-_HEAD = re.compile(r"lm_head\.weight|.*\.output_layer\.weight")
+_TABLE = re.compile(r"(.*\.)?(embed_tokens|wte|word_embeddings)\.weight")
+_HEAD = re.compile(r"lm_head\.weight|(.*\.)?output_layer\.weight")
 # Whole on every rank where the degree does not divide the vocabulary or the key-value heads.
-_AT_TIMES_WHOLE = re.compile(r".*\.([kv]_proj|embed_tokens|wte|word_embeddings)\..*|lm_head\..*")
-# Its query-key-value and gated matrices are divided in a way of their own.
-_UNSUPPORTED = "chatglm_v2."
+_AT_TIMES_WHOLE = re.compile(
+    r".*\.[kv]_proj\..*|(.*\.)?(embed_tokens|wte|word_embeddings)\..*|lm_head\..*"
+)
 
 Rank = tuple[int, int]  # tensor-parallel, pipeline
 
@@ -40,10 +49,13 @@ Rank = tuple[int, int]  # tensor-parallel, pipeline
 def part_files(
     folder: Path, stem: str = "model_state", suffix: str = "pdparams"
 ) -> dict[Rank, Path]:
-    """The files of the ranks in a folder; empty if there are none.
+    """The files of all ranks in a folder; empty if there are none.
+
+    Args:
+        stem, suffix: of the file names.
 
     Raises:
-        UserError: files of ranks are missing.
+        UserError: the files of some ranks are missing.
     """
     pattern = re.compile(_PART.format(stem=stem, suffix=suffix))
     found: dict[Rank, Path] = {}
@@ -65,21 +77,13 @@ def part_files(
 
 
 def merge_parts(parts: dict[Rank, Path]) -> dict[str, JoinedTensor]:
-    """The whole tensors, as what joins them from the ranks' files.
+    """The whole tensors by name, each joined from the files of the ranks.
 
     Raises:
         UserError: a file cannot be read, or the ranks do not belong together.
     """
     held = {rank: read_paddle_file(path) for rank, path in sorted(parts.items())}
-    table = next(
-        (
-            tensor.shape
-            for tensors in held.values()
-            for name, tensor in tensors.items()
-            if _TABLE.fullmatch(name)
-        ),
-        None,
-    )
+    table = table_shape({name: t.shape for rank in held.values() for name, t in rank.items()})
     merged: dict[str, JoinedTensor] = {}
     for stage in sorted({pp for _, pp in parts}):
         files, ranks = zip(*((parts[rank], held[rank]) for rank in held if rank[1] == stage))
@@ -93,55 +97,69 @@ def merge_parts(parts: dict[Rank, Path]) -> dict[str, JoinedTensor]:
     return merged
 
 
+def table_shape(shapes: Mapping[str, Shape]) -> Shape | None:
+    """Shape of the embedding among tensors with ``shapes``, whole or of a rank; None: no such."""
+    return next((shape for name, shape in shapes.items() if _TABLE.fullmatch(name)), None)
+
+
 def join_ranks(
     name: str,
-    shards: list[StoredTensor],
+    shards: Sequence[StoredTensor | SlicedTensor],
     whole: Shape | None = None,
     table: Shape | None = None,
 ) -> JoinedTensor:
-    """The whole tensor ``name`` of a model, or one shaped like it, from what each rank holds.
+    """The whole tensor ``name``, or its optimizer state, joined from the shards of the ranks.
 
     Args:
         shards: in the order of tensor-parallel ranks.
-        whole: shape of the whole, if it is known.
-        table: shape of a rank's part of the embedding, which a tied head has as well.
+        whole: shape of the whole tensor, if known.
+        table: shape of the shard of the embedding on a rank, or of all of it. A tied head has the
+            same, and its width is that of all queries of a ChatGLMv2 layer.
 
     Raises:
         UserError: the shards do not belong together.
     """
     if len(shards) == 1 or shards[0].shape == whole:
         return JoinedTensor((shards[0],))
-    if name.startswith(_UNSUPPORTED):
-        raise UserError(
-            f"{shards[0].file}: the tensor-parallel parts of a ChatGLMv2 model are not supported; "
-            "save it with unified_checkpoint, or with tensor_parallel_degree 1"
-        )
-    parts = 2 if _HALVES.fullmatch(name) else 3 if _THIRDS.fullmatch(name) else 1
-    if _COLUMNS.fullmatch(name) or parts > 1:
-        axis = len(shards[0].shape) - 1
-    elif _ROWS.fullmatch(name) or _TABLE.fullmatch(name):
-        axis = 0
-    elif _HEAD.fullmatch(name):
-        # [hidden, vocabulary], but [vocabulary, hidden] where it is the embedding.
-        is_tied = shards[0].shape == table or (
-            whole is not None and whole[-1] == shards[0].shape[-1]
-        )
-        axis = 0 if is_tied else 1
-    else:
+    axis = _divided_axis(name, shards[0].shape, whole, table)
+    if axis is None:
         return JoinedTensor((shards[0],))  # every rank has the whole
     _check_same(name, shards)
     if whole is None and _AT_TIMES_WHOLE.fullmatch(name) and _are_equal(name, shards):
         return JoinedTensor((shards[0],))
-    length = shards[0].shape[axis] // parts
-    pieces = [
-        shard.narrow(axis, part * length, (part + 1) * length)
-        for part in range(parts)
-        for shard in shards
-    ]
+    bounds = _blocks(name, shards[0], axis, len(shards), table)
+    pieces = [shard.narrow(axis, *block) for block in pairwise(bounds) for shard in shards]
     return JoinedTensor(tuple(pieces), axis)
 
 
-def _check_same(name: str, shards: list[StoredTensor]) -> None:
+def _divided_axis(name: str, shard: Shape, whole: Shape | None, table: Shape | None) -> int | None:
+    """The axis along which ranks divide a tensor; None: each has the whole."""
+    if any(kind.fullmatch(name) for kind in (_COLUMNS, _HALVES, _THIRDS, _QUERY_KEY_VALUE)):
+        return len(shard) - 1
+    if _ROWS.fullmatch(name) or _TABLE.fullmatch(name):
+        return 0
+    if _HEAD.fullmatch(name):
+        # [hidden, vocabulary], but [vocabulary, hidden] where it is the embedding.
+        is_tied = shard == table or (whole is not None and whole[-1] == shard[-1])
+        return 0 if is_tied else 1
+    return None
+
+
+def _blocks(
+    name: str, shard: StoredTensor | SlicedTensor, axis: int, ranks: int, table: Shape | None
+) -> list[int]:
+    """Where the matrices that one tensor packs begin and end along a rank's divided axis."""
+    length = shard.shape[axis]
+    if _QUERY_KEY_VALUE.fullmatch(name):
+        if table is None:
+            raise UserError(f"{shard.file}: no rank has an embedding, whose width divides {name}")
+        query = table[-1] // ranks
+        return [0, query, (query + length) // 2, length]
+    parts = 2 if _HALVES.fullmatch(name) else 3 if _THIRDS.fullmatch(name) else 1
+    return [length * part // parts for part in range(parts + 1)]
+
+
+def _check_same(name: str, shards: Sequence[StoredTensor | SlicedTensor]) -> None:
     for shard in shards:
         if shard.shape != shards[0].shape:
             raise UserError(
@@ -150,8 +168,8 @@ def _check_same(name: str, shards: list[StoredTensor]) -> None:
             )
 
 
-def _are_equal(name: str, shards: list[StoredTensor]) -> bool:
-    """Whether two ranks hold the same, by their first rows: parts of random weights differ."""
+def _are_equal(name: str, shards: Sequence[StoredTensor | SlicedTensor]) -> bool:
+    """Whether two ranks hold equal tensors, judged by their first rows; random weights differ."""
     first, second = (
         JoinedTensor((shard,)).read(name, "float32", [slice(0, 8)]) for shard in shards[:2]
     )

@@ -1,29 +1,33 @@
-"""Reads a pickle without running it: an interpreter of the opcodes that files of weights need.
+"""Reads pickles of weights with an interpreter of its own, which calls only permitted functions.
 
-A pickle is a program. Python's own unpickler runs it in C, where a few bytes can ask for a memo of
-four GiB, or build nested tuples whose hash takes for ever. The interpreter here makes dicts with
-plain keys, lists, tuples, strings, numbers and what its caller names, and nothing else. Its bounds:
+A pickle is a program. In Python's unpickler, a few bytes can allocate a memo of four GiB, or build
+nested tuples whose hash takes practically forever. This interpreter creates dicts with plain keys,
+lists, tuples, strings, numbers, and the objects that its caller permits. Its bounds:
 
-- Time: at most ``MAX_OPCODES`` opcodes, each of which takes constant time or time in proportion to
-  what it pops off the stack.
-- Memory: in proportion to the opcodes, about 100 bytes for each. The memo is a dict, so it holds
-  what was stored and no more. Bytes are not copied: the result says where in the buffer they lie.
-  A string is at most ``MAX_STRING`` bytes, and all strings together lie in the buffer.
-- Depth: no value is hashed, compared or printed but strings and numbers, so nothing recurses. A
-  caller that walks the result has to bound its own depth.
+- Time: at most ``MAX_OPCODES`` opcodes. An opcode takes constant time, or time proportional to the
+  values that it pops off the stack.
+- Memory: about 100 bytes per opcode. The memo is a dict and holds only stored values. Bytes are not
+  copied; the result refers to their place in the buffer. A string has at most ``MAX_STRING``
+  bytes, and all strings together fit into the buffer.
+- Depth: only strings and numbers are hashed, compared or printed, so that nothing recurses. A
+  caller that walks the result must bound its own depth.
 
-The opcodes are those of https://docs.python.org/3/library/pickletools.html, protocols 2 to 5, and
-the few of older ones that name something to call.
+The opcodes are those of protocols 2 to 5 (https://docs.python.org/3/library/pickletools.html), and
+the few opcodes of older protocols that name a callable.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from mmap import mmap
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from pypkg.errors import UserError
 
 MAX_OPCODES = 1 << 23  # a state dict of 100 000 tensors takes about 60 for each
 MAX_STRING = 1 << 20  # bytes
@@ -37,15 +41,43 @@ class Refused(Exception):
     """The pickle asks for something that is neither a tensor nor a plain value."""
 
 
+@contextlib.contextmanager
+def user_errors(path: Path, trusted: str) -> Iterator[None]:
+    """Turns the exceptions of reading a pickle file into errors of the user.
+
+    Args:
+        path: the file.
+        trusted: the way to load a file of trusted origin, with its framework.
+
+    Raises:
+        UserError: the block raised ``Refused`` or any other exception.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except Refused as error:
+        raise UserError(
+            f"{path} was not loaded: {error}. Only tensors, dicts, lists and plain values are, as "
+            f"anything else in a pickle may run code. If you trust its origin, {trusted}"
+        ) from error
+    except Exception as error:  # a damaged or hostile file can fail in any way
+        raise UserError(
+            f"{path} is damaged or truncated ({error or type(error).__name__}); get it again"
+        ) from error
+
+
 class Span(NamedTuple):
-    """A bytes object of the pickle, by its place in the buffer; the bytes are not copied."""
+    """The place of a bytes object in the buffer: ``length`` bytes from ``offset``; not copied."""
 
     offset: int
     length: int
 
 
 class Call(NamedTuple):
-    """What a pickle may call. A tuple, so that no pickle can change it."""
+    """A function that a pickle may call. A tuple is immutable, so that no pickle can change it."""
 
     function: Callable[..., Any]
 
@@ -57,10 +89,10 @@ class Restorable(ABC):
 
     @abstractmethod
     def restore(self, state: Any) -> None:
-        """Takes the state.
+        """Sets the state of the object.
 
         Raises:
-            ValueError: the state makes no sense.
+            ValueError: the state is invalid.
         """
 
 
@@ -68,7 +100,7 @@ def _ordered_dict() -> collections.OrderedDict[Any, Any]:
     return collections.OrderedDict()
 
 
-ORDERED_DICT = Call(_ordered_dict)  # without arguments: a copy would take time for each call
+ORDERED_DICT = Call(_ordered_dict)  # takes no arguments: copying one would take unbounded time
 
 
 class PickleReader:
@@ -76,8 +108,8 @@ class PickleReader:
 
     Args:
         buffer: holds the pickle from its first byte on.
-        names: what a pickle may ask for, by module and name.
-        find: what a persistent reference stands for; None: there is none.
+        names: the objects that the pickle may refer to, by (module, name).
+        find: resolves a persistent reference; None: such references are refused.
     """
 
     def __init__(
@@ -92,11 +124,11 @@ class PickleReader:
         self._memo: dict[int, Any] = {}
 
     def load(self) -> Any:
-        """The object.
+        """The unpickled object.
 
         Raises:
-            Refused: it asks for what ``names`` does not have.
-            Exception: of any kind, if the pickle is damaged or exceeds a bound.
+            Refused: the pickle refers to an object that is not in ``names``.
+            Exception: any kind, if the pickle is damaged or exceeds a bound.
         """
         for _ in range(MAX_OPCODES):
             opcode = self._bytes(1)
@@ -138,7 +170,7 @@ class PickleReader:
         return self._bytes(end + 1 - self._at)[:-1].decode()
 
     def _to_mark(self) -> list[Any]:
-        """What lies above the topmost mark, which is taken off as well."""
+        """Pops the values above the topmost mark, and the mark, and returns the values."""
         at = len(self._stack) - 1
         while self._stack[at] is not _MARK:
             at -= 1
@@ -203,7 +235,7 @@ class PickleReader:
         target = self._stack[-1]
         if isinstance(target, Restorable):
             target.restore(state)
-        elif not isinstance(target, collections.OrderedDict):  # whose attributes do not matter
+        elif not isinstance(target, collections.OrderedDict):  # its attributes are ignored
             raise ValueError(f"a state for a {type(target).__name__}")
 
     def _refer(self) -> None:

@@ -1,9 +1,9 @@
-"""One safetensors file: where its tensors lie, and writing it tensor by tensor.
+"""Locates the tensors of a safetensors file, and writes such a file tensor by tensor.
 
-The format is https://github.com/huggingface/safetensors#format: eight bytes with the length of a
-JSON header, the header, then the tensors back to back. Read and written here because the
-library's NumPy interface knows no bfloat16, and builds a whole file in memory to write it. Nothing
-here imports Paddle.
+The format (https://github.com/huggingface/safetensors#format) is the length of a JSON header in
+eight bytes, the header, and the tensors back to back. The NumPy interface of the safetensors
+library does not support bfloat16 and builds a whole file in memory, so that this module reads and
+writes the format itself. Nothing here imports Paddle.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pypkg.models.weights.formats.stored_tensor import (
     contiguous_strides,
 )
 
-# Name of a dtype in a safetensors header -> name here and in Paddle.
+# dtype name in a safetensors header -> dtype name here and in Paddle.
 _DTYPES = {
     "F32": "float32",
     "F16": "float16",
@@ -44,14 +44,14 @@ _DTYPES = {
     "BOOL": "bool",
 }
 _CODES = {name: code for code, name in _DTYPES.items()}
-# PaddleNLP's files, whose metadata says "np", hold bfloat16 as its bits: NumPy has no bfloat16.
+# PaddleNLP's files have the metadata "np" and store bfloat16 as uint16, as NumPy has no bfloat16.
 _NUMPY_FORMAT = "np"
 _NUMPY_BFLOAT16 = "U16"
 _MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
 
 
 class TensorSpec(NamedTuple):
-    """What a file says of a tensor."""
+    """dtype and shape of a tensor in a file."""
 
     dtype: str
     shape: Shape
@@ -63,12 +63,12 @@ class TensorSpec(NamedTuple):
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """Where the tensors of a file lie, by name. Only the header is read.
+    """Locates the tensors of a file, by name. Only the header is read.
 
-    In a file whose metadata says ``"format": "np"``, uint16 is bfloat16.
+    In a file with the metadata ``"format": "np"``, uint16 stands for bfloat16.
 
     Raises:
-        UserError: the file is corrupt or truncated, or a dtype is none of the format's.
+        UserError: the file is corrupt or truncated, or a dtype is unknown.
     """
     header, start, size = _read_header(path)
     metadata = header.pop("__metadata__", None)
@@ -105,7 +105,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """The header, where the tensors begin and the size of the file, in bytes."""
+    """The header, the byte at which the tensors begin, and the size of the file in bytes."""
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
@@ -140,6 +140,20 @@ def write_tensors(
     Returns:
         Number of bytes of tensor data.
     """
+    header, end = encoded_header(specs, metadata_format)
+    with open(path, "wb") as file:
+        file.write(header)
+        for (name, spec), (given, values) in zip(specs.items(), tensors, strict=True):
+            if given != name or values.shape != tuple(spec.shape):
+                raise ValueError(f"expected {name} {spec.shape}, got {given} {values.shape}")
+            file.write(np.ascontiguousarray(values, STORAGE[spec.dtype]).data)
+    return end
+
+
+def encoded_header(
+    specs: Mapping[str, TensorSpec], metadata_format: str = "pt"
+) -> tuple[bytes, int]:
+    """What a file begins with, and the number of bytes of tensor data that follow."""
     header: dict[str, object] = {"__metadata__": {"format": metadata_format}}
     codes = dict(_CODES)
     if metadata_format == _NUMPY_FORMAT:
@@ -154,11 +168,4 @@ def write_tensors(
         }
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # tensors start at a multiple of 8 bytes
-    with open(path, "wb") as file:
-        file.write(len(encoded).to_bytes(8, "little"))
-        file.write(encoded)
-        for (name, spec), (given, values) in zip(specs.items(), tensors, strict=True):
-            if given != name or values.shape != tuple(spec.shape):
-                raise ValueError(f"expected {name} {spec.shape}, got {given} {values.shape}")
-            file.write(np.ascontiguousarray(values, STORAGE[spec.dtype]).data)
-    return end
+    return len(encoded).to_bytes(8, "little") + encoded, end

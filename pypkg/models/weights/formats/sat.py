@@ -1,10 +1,10 @@
 """Checkpoints of SwissArmyTransformer, the format of GLM-130B: a file per tensor-parallel rank.
 
-``mp_rank_XX_model_states.pt`` holds what rank XX had, in the layout of
-https://github.com/THUDM/SwissArmyTransformer (sat/mpu/layers.py): a layer that is parallel over
-its outputs has a block of the rows of the whole matrix, one that is parallel over its inputs a
-block of its columns. The rows of a gated layer are two halves of the same length, and a rank has
-a block of each.
+``mp_rank_XX_model_states.pt`` holds the shards of rank XX in the layout of
+https://github.com/THUDM/SwissArmyTransformer (sat/mpu/layers.py), where matrices are [out, in]. A
+column-parallel layer (parallel over outputs) has a block of the rows of the whole matrix, a
+row-parallel layer a block of its columns. The rows of a gated layer are two halves of equal
+length, and a rank has a block of each half.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _COLUMNS = re.compile(r".*(attention\.dense|mlp\.dense_4h_to_h)\.weight")
 
 
 def sat_files(folder: Path) -> list[Path]:
-    """The rank files of a checkpoint in the order of ranks; none if it is of another format.
+    """The rank files of a checkpoint in the order of ranks; empty for another format.
 
     Raises:
-        UserError: files of ranks are missing.
+        UserError: the files of some ranks are missing.
     """
     try:
         if (folder / _LATEST).is_file():
@@ -51,7 +51,7 @@ def sat_files(folder: Path) -> list[Path]:
 
 
 def merge_ranks(files: list[Path]) -> dict[str, JoinedTensor]:
-    """The whole tensors, as what joins them from the ranks' files. No tensor is read.
+    """The whole tensors by name, each joined from the files of the ranks. No tensor is read.
 
     Raises:
         UserError: a file cannot be read, or the ranks do not belong together.
@@ -83,7 +83,7 @@ def _merge(name: str, shards: list[StoredTensor]) -> JoinedTensor:
 
 
 def _check_same(name: str, shards: list[StoredTensor], axis: int | None) -> None:
-    """Shapes must be equal, except along the axis that they are joined along."""
+    """Raises UserError unless the shapes are equal, except along the joined axis."""
 
     def fixed(shard: StoredTensor) -> tuple:
         return tuple(length for at, length in enumerate(shard.shape) if at != axis)

@@ -1,7 +1,7 @@
-"""A tensor stored in a file: its place and strides, and reading all or a slice of it.
+"""A tensor stored in a file: its offset and strides, and how to read it or a slice of it.
 
-Arrays are NumPy; bfloat16 arrays are uint16 with the bits, as in Paddle. Nothing here imports
-Paddle.
+Arrays are NumPy arrays; bfloat16 is stored as its bits in uint16, as in Paddle. Nothing here
+imports Paddle.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 from pypkg.errors import UserError
 
 Shape = tuple[int, ...]
-# One slice per axis, without steps; axes that are left out at the end are whole.
+# One slice per axis, without steps; missing slices at the end select whole axes.
 Slices = Sequence[slice]
 
-# dtype -> NumPy type that carries it in a file. Weights are of the first four.
+# dtype -> NumPy type of its bytes in a file. Weights have one of the first four dtypes.
 STORAGE: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
@@ -40,13 +40,13 @@ STORAGE: dict[str, np.dtype[Any]] = {
     "bool": np.dtype("?"),
 }
 FLOATS = ("float32", "float16", "bfloat16", "float64")
-_BLOCK = 1 << 24  # bytes that are read at once: what a read holds beside its result
+_BLOCK = 1 << 24  # bytes per read, the memory that a read needs beside its result
 
 
 class StoredTensor(NamedTuple):
-    """A strided tensor in a file. A tuple, so that nothing an unpickler does can change it.
+    """A strided tensor in a file. A tuple is immutable, so that no pickle can change it.
 
-    ``strides`` count elements, ``offset`` bytes from the start of the file.
+    ``strides`` are in elements, ``offset`` is in bytes from the start of the file.
     """
 
     file: Path
@@ -66,7 +66,7 @@ class StoredTensor(NamedTuple):
         return math.prod(self.shape) * self.itemsize
 
     def narrow(self, axis: int, start: int, stop: int) -> StoredTensor:
-        """The slice [start, stop) along an axis, which reads no bytes."""
+        """The slice [start, stop) along an axis, without reading it."""
         shape = (*self.shape[:axis], stop - start, *self.shape[axis + 1 :])
         offset = self.offset + start * self.strides[axis] * self.itemsize
         return self._replace(shape=shape, offset=offset)
@@ -80,12 +80,88 @@ class StoredTensor(NamedTuple):
             )
         )
 
+    def read_into(self, out: np.ndarray, dtype: str) -> None:
+        """Reads and converts all elements to ``out``, an array of the same shape.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        # In the order in which the axes lie in the file, a transposed matrix reads like any other.
+        order = sorted(range(len(self.shape)), key=lambda axis: -self.strides[axis])
+        ordered = self._replace(
+            shape=tuple(self.shape[axis] for axis in order),
+            strides=tuple(self.strides[axis] for axis in order),
+        )
+        try:
+            with open(self.file, "rb", buffering=0) as file:
+                _read_blocks(file, ordered, out.transpose(order), dtype, 0)
+        except OSError as error:
+            raise UserError(f"cannot read {self.file}: {error.strerror}") from error
+
+
+class SlicedTensor(NamedTuple):
+    """A tensor stored flat, in slices that follow one another and end in zeros that pad it.
+
+    ``whole`` is its shape, and ``bounds`` are the start and the stop of the part that is meant, of
+    one axis each.
+    """
+
+    slices: tuple[StoredTensor, ...]
+    whole: Shape
+    bounds: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, slices: Sequence[StoredTensor], shape: Shape) -> SlicedTensor:
+        """All of a tensor of ``shape``; ``slices`` have one axis and at least as many elements."""
+        return cls(tuple(slices), shape, tuple((0, length) for length in shape))
+
+    @property
+    def file(self) -> Path:
+        """The file of the first slice, for error messages."""
+        return self.slices[0].file
+
+    @property
+    def dtype(self) -> str:
+        """dtype of the first slice; reading converts each slice from its own."""
+        return self.slices[0].dtype
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the part that is meant."""
+        return tuple(stop - start for start, stop in self.bounds)
+
+    def narrow(self, axis: int, start: int, stop: int) -> SlicedTensor:
+        """The slice [start, stop) along an axis, which reads no bytes."""
+        first = self.bounds[axis][0]
+        bounds = (*self.bounds[:axis], (first + start, first + stop), *self.bounds[axis + 1 :])
+        return self._replace(bounds=bounds)
+
+    def read_into(self, out: np.ndarray, dtype: str) -> None:
+        """Reads and converts the part that is meant to ``out``; all slices are read for it.
+
+        Raises:
+            UserError: a file cannot be read, or what pads the tensor is not zero.
+        """
+        flat = np.empty(sum(each.shape[0] for each in self.slices), STORAGE[dtype])
+        end = 0
+        for each in self.slices:
+            start, end = end, end + each.shape[0]
+            each.read_into(flat[start:end], dtype)
+        length = math.prod(self.whole)
+        if flat[length:].any():
+            raise UserError(
+                f"{self.slices[-1].file}: a tensor of shape {list(self.whole)} lies in "
+                f"{len(flat)} elements, and those beyond {length} are not zero; the file is of "
+                "another model"
+            )
+        out[...] = flat[:length].reshape(self.whole)[tuple(slice(*each) for each in self.bounds)]
+
 
 @dataclass(frozen=True)
 class JoinedTensor:
-    """A tensor stored in file shards, which are concatenated along ``axis``."""
+    """A tensor stored in several shards that are concatenated along ``axis``."""
 
-    shards: tuple[StoredTensor, ...]
+    shards: tuple[StoredTensor | SlicedTensor, ...]
     axis: int = 0
 
     @property
@@ -103,20 +179,21 @@ class JoinedTensor:
         return (*first[: self.axis], length, *first[self.axis + 1 :])
 
     def read(self, name: str, dtype: str, slices: Slices = ()) -> np.ndarray:
-        """The elements that ``slices`` select, converted to ``dtype``; no other bytes are read.
+        """Reads the elements that ``slices`` select and converts them to ``dtype``.
 
         Args:
             name: of the tensor, for error messages.
             dtype: float32, float16, bfloat16 (returned as its bits in uint16) or float64.
-            slices: one per axis, with step 1; missing ones select the whole axis.
+            slices: one per axis, with step 1; missing slices select whole axes. Other bytes are
+                not read.
 
         Raises:
             UserError: a stored dtype is not one of FLOATS, or a file cannot be read.
-            ValueError: a slice has a step, or there are more than axes.
+            ValueError: a slice has a step, or there are more slices than axes.
         """
         bounds = _bounds(self.shape, slices)
         out = np.empty([stop - start for start, stop in bounds], STORAGE[dtype])
-        before = 0  # start of the shard along the axis of the whole
+        before = 0  # start of the shard in the whole tensor along the axis
         for shard in self.shards:
             if shard.dtype not in FLOATS:
                 raise UserError(
@@ -134,17 +211,21 @@ class JoinedTensor:
                     start, stop = first, last
                 shard = shard.narrow(axis, start, stop)
             if target.size:
-                _read_into(shard, target, dtype)
+                shard.read_into(target, dtype)
         return out
 
 
 def contiguous_strides(shape: Shape) -> Shape:
-    """Strides, in elements, of a tensor whose last axis runs fastest."""
+    """Strides in elements of a contiguous tensor in C order."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def convert(values: np.ndarray, from_dtype: str, to_dtype: str) -> np.ndarray:
-    """``values`` in another floating-point dtype, rounded to nearest even."""
+    """``values`` in another floating-point dtype, rounded to nearest even.
+
+    Args:
+        from_dtype, to_dtype: names of dtypes; bfloat16 arrays hold the bits in uint16.
+    """
     if from_dtype == to_dtype:
         return values
     if from_dtype == "bfloat16":
@@ -154,12 +235,12 @@ def convert(values: np.ndarray, from_dtype: str, to_dtype: str) -> np.ndarray:
     values = values.astype(np.float32)
     bits = values.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
-    # The addition would carry a NaN over into an infinity or a number.
+    # The addition below would turn a NaN into an infinity or a number.
     return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
 
 
 def _bounds(shape: Shape, slices: Slices) -> list[tuple[int, int]]:
-    """Start and stop along every axis."""
+    """(start, stop) along every axis."""
     if len(slices) > len(shape):
         raise ValueError(f"{len(slices)} slices for a tensor of shape {list(shape)}")
     bounds = []
@@ -171,25 +252,10 @@ def _bounds(shape: Shape, slices: Slices) -> list[tuple[int, int]]:
     return bounds
 
 
-def _read_into(tensor: StoredTensor, out: np.ndarray, dtype: str) -> None:
-    """Reads and converts ``tensor`` to ``out``, an array of the same shape."""
-    # In the order in which the axes lie in the file, a transposed matrix reads like any other.
-    order = sorted(range(len(tensor.shape)), key=lambda axis: -tensor.strides[axis])
-    ordered = tensor._replace(
-        shape=tuple(tensor.shape[axis] for axis in order),
-        strides=tuple(tensor.strides[axis] for axis in order),
-    )
-    try:
-        with open(tensor.file, "rb", buffering=0) as file:
-            _read_blocks(file, ordered, out.transpose(order), dtype, 0)
-    except OSError as error:
-        raise UserError(f"cannot read {tensor.file}: {error.strerror}") from error
-
-
 def _read_blocks(
     file: FileIO, tensor: StoredTensor, out: np.ndarray, dtype: str, axis: int
 ) -> None:
-    """Reads runs of at most _BLOCK bytes that lie back to back; axes before ``axis`` are done."""
+    """Reads contiguous runs of at most _BLOCK bytes; recurses over the axes from ``axis`` on."""
     contiguous = tensor.is_contiguous()
     if contiguous and (tensor.num_bytes <= _BLOCK or axis == len(tensor.shape)):
         data = np.empty(tensor.shape, STORAGE[tensor.dtype])

@@ -1,7 +1,7 @@
 """The tensors of a folder in any supported format, read one at a time, whole or in slices.
 
-Arrays are NumPy; bfloat16 arrays are uint16 with the bits, as in Paddle. Nothing here imports
-Paddle.
+Arrays are NumPy arrays; bfloat16 is stored as its bits in uint16, as in Paddle. Nothing here
+imports Paddle.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _Reader = Callable[[Path], dict[str, StoredTensor]]
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-# Names that Hugging Face's tools and PaddleNLP write, in the order in which they are looked for.
+# File names of Hugging Face and PaddleNLP, in the order in which they are tried.
 _SINGLE_AND_INDEX: tuple[tuple[str, str, _Reader], ...] = (
     (SINGLE_FILE, INDEX_FILE, read_safetensors),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", read_torch_file),
     ("model_state.pdparams", "model_state.pdparams.index.json", read_paddle_file),
 )
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth")
-# What trainers leave beside the weights in files of PyTorch.
+# PyTorch files that trainers write beside the weights.
 _NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
 
 
@@ -47,7 +47,8 @@ class TensorFiles:
         files: paths of the files that hold the tensors.
 
     Raises:
-        UserError: there are no such files, or one is corrupt, truncated or missing; it is named.
+        UserError: there are no such files, or one is corrupt, truncated or missing. The message
+            names it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -71,8 +72,8 @@ class TensorFiles:
 
         Args:
             dtype: float32, float16, bfloat16 or float64.
-            slices: one per axis, without steps; axes left out at the end are whole. Only the
-                bytes that they select are read.
+            slices: one per axis, without steps; missing slices at the end select whole axes. Other
+                bytes are not read.
         """
         return self._tensors[name].read(name, dtype, slices)
 
@@ -107,7 +108,7 @@ def _each_alone(tensors: dict[str, StoredTensor]) -> dict[str, JoinedTensor]:
 
 
 def read_file_shards(index: Path, read_file: _Reader = read_safetensors) -> dict[str, StoredTensor]:
-    """Where the tensors of the file shards lie that an index file lists, by name.
+    """Locates the tensors of the file shards that an index file lists, by name.
 
     Raises:
         UserError: the index or a file shard is missing or damaged.

@@ -1,10 +1,9 @@
-"""PyTorch's .bin, .pt and .pth files, read without PyTorch and without trusting them.
+"""Reads PyTorch files (.bin, .pt, .pth) without PyTorch and without running their pickles.
 
-Since PyTorch 1.6 such a file is an uncompressed zip archive: ``<name>/data.pkl`` is a pickle of
-the object, and its tensors refer to storages ``<name>/data/<key>``, which hold nothing but
-numbers (https://github.com/pytorch/pytorch, torch/serialization.py). The pickle is read by
-``PickleReader``, which bounds its time and memory; what it makes here are dicts, lists, plain
-values, and tensors that say where in the file they lie.
+Since PyTorch 1.6 such a file is an uncompressed zip archive. ``<name>/data.pkl`` is a pickle of
+the object, and its tensors refer to storages ``<name>/data/<key>``, which contain only numbers
+(https://github.com/pytorch/pytorch, torch/serialization.py). ``PickleReader`` reads the pickle in
+bounded time and memory, as dicts, lists, plain values and stored tensors.
 """
 
 from __future__ import annotations
@@ -15,7 +14,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from pypkg.errors import UserError
-from pypkg.models.weights.formats.pickle_reader import ORDERED_DICT, Call, PickleReader, Refused
+from pypkg.models.weights.formats.pickle_reader import (
+    ORDERED_DICT,
+    Call,
+    PickleReader,
+    Refused,
+    user_errors,
+)
 from pypkg.models.weights.formats.stored_tensor import STORAGE, StoredTensor
 
 _STORAGES = {
@@ -37,42 +42,30 @@ _MAX_AXES = 64
 _MAX_KEY = 100  # characters
 _LOCAL_HEADER = 30  # bytes of a zip member's header before its name and extra field
 _RESAVE = "torch.save(torch.load(path, map_location='cpu', weights_only=True), path)"
+_TRUSTED = (
+    "load it where PyTorch is installed, with torch.load(path, map_location='cpu', "
+    "weights_only=False), and torch.save its state dict alone"
+)
 
 
 def read_torch_file(path: Path) -> dict[str, StoredTensor]:
-    """Where the tensors of a state dict lie, by name.
+    """Locates the tensors of a state dict, by name.
 
     The state dict is the object in the file, or its entry "module", "state_dict" or "model".
-    Entries of the state dict that are no tensors are left out.
+    Entries that are not tensors are ignored.
 
     Raises:
-        UserError: the file is damaged, of the format before PyTorch 1.6, or holds anything but
-            tensors, dicts, lists and plain values.
+        UserError: the file is damaged, has the format before PyTorch 1.6, or holds objects other
+            than tensors, dicts, lists and plain values.
     """
-    try:
-        with open(path, "rb") as file:
-            if file.read(2) != b"PK":
-                raise UserError(
-                    f"{path} is not a zip archive, so it is damaged or was written by PyTorch "
-                    "before 1.6 or with _use_new_zipfile_serialization=False; write it anew where "
-                    f"PyTorch is installed: {_RESAVE}"
-                )
-            content = _unpickle(path, file)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except Refused as error:
-        raise UserError(
-            f"{path} was not loaded: {error}. Only tensors, dicts, lists and plain values are, as "
-            "anything else in a pickle may run code. If you trust its origin, load it where "
-            "PyTorch is installed, with torch.load(path, map_location='cpu', weights_only=False), "
-            "and torch.save its state dict alone"
-        ) from error
-    except Exception as error:  # a damaged or hostile archive or pickle can fail in any way
-        raise UserError(
-            f"{path} is damaged or truncated ({error or type(error).__name__}); get it again"
-        ) from error
+    with user_errors(path, _TRUSTED), open(path, "rb") as file:
+        if file.read(2) != b"PK":
+            raise UserError(
+                f"{path} is not a zip archive, so it is damaged or was written by PyTorch "
+                "before 1.6 or with _use_new_zipfile_serialization=False; write it anew where "
+                f"PyTorch is installed: {_RESAVE}"
+            )
+        content = _unpickle(path, file)
     return _state_dict(path, content)
 
 
@@ -121,7 +114,7 @@ class _Storage(NamedTuple):
 
 
 class _Storages:
-    """Finds the bytes of a storage in the archive."""
+    """Locates storages in the archive."""
 
     def __init__(
         self, path: Path, file: BinaryIO, members: Mapping[str, zipfile.ZipInfo], folder: str
@@ -174,7 +167,7 @@ def _make_parameter(tensor: StoredTensor, *_: Any) -> StoredTensor:
 def _make_tensor(
     storage: _Storage, first: int, shape: tuple, strides: tuple, *_: Any
 ) -> StoredTensor:
-    """In place of torch._utils._rebuild_tensor_v2: a tensor that says where it lies."""
+    """Replaces torch._utils._rebuild_tensor_v2: returns the place of the tensor in the file."""
     if not isinstance(storage, _Storage):
         raise ValueError(f"a tensor in {_shown(storage)}")
     if len(shape) != len(strides) or len(shape) > _MAX_AXES:
@@ -191,7 +184,7 @@ def _make_tensor(
 
 
 def _shown(value: Any) -> str:
-    """A string itself, of anything else the type: a value of a pickle may print for ever."""
+    """A string as it is, or the type name of another value, whose repr may be unbounded."""
     return repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
 
 

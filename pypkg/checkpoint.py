@@ -1,0 +1,163 @@
+"""``python -m pypkg.checkpoint``: whether checkpoints are whole, and what they hold.
+
+Exit codes: 0 done, 1 ``verify`` found damage, 2 a folder that cannot be used, 130 stopped by
+Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pypkg.checksums import SealError
+from pypkg.errors import UserError
+from pypkg.logs import configure_logging
+from pypkg.markdown import table
+from pypkg.training.checkpoint.folders import DAMAGED_PREFIX, checkpoints, is_marked
+from pypkg.training.checkpoint.manifest import MANIFEST_FILE, Manifest, read_manifest
+from pypkg.training.checkpoint.verify import Report, verify
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    options = vars(_parser().parse_args(arguments))
+    configure_logging()
+    try:
+        return options.pop("run")(**options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; checkpoints are as they were", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pypkg checkpoint",
+        description="Whether checkpoints of a run are whole, and what they hold.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, run, of in (
+        ("verify", _verify, "a checkpoint, or the output_dir of a run"),
+        ("list", _list, "the output_dir of a run"),
+        ("inspect", _inspect, "a checkpoint"),
+    ):
+        text = (run.__doc__ or "").splitlines()[0]
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.set_defaults(run=run)
+        command.add_argument("folder", type=Path, metavar="FOLDER", help=of)
+        if name == "verify":
+            command.add_argument(
+                "--sizes", action="store_true", help="look at the lengths of files alone"
+            )
+    return parser
+
+
+def _verify(folder: Path, sizes: bool) -> int:
+    """Compares every file with the manifest; exit code 1 if something is damaged."""
+    code = 0
+    for each in [folder] if is_marked(folder) else _checkpoints_in(folder):
+        report = verify(each, "sizes" if sizes else "checksums")
+        print(f"{each}: {_verdict(report)}")
+        for problem in report.damage:
+            print(f"  {problem}")
+            code = 1
+        for name in report.unlisted:
+            print(f"  {name} is not listed in the manifest")
+    return code
+
+
+def _list(folder: Path) -> int:
+    """Shows the checkpoints of a run, the damaged ones that it has set aside included."""
+    rows = []
+    for each in _checkpoints_in(folder):
+        report = verify(each, "sizes")
+        if report.manifest is None:
+            rows.append((each.name, "", "", "", "", "", "", _verdict(report)))
+            continue
+        m = report.manifest
+        saved = time.localtime((each / MANIFEST_FILE).stat().st_mtime)
+        rows.append(
+            (
+                each.name, f"{m.step:,}", f"{m.consumed_samples:,}", f"{m.consumed_tokens:,}",
+                f"{_size(m) / 1e9:,.3f}", _layout(m), time.strftime("%Y-%m-%d %H:%M:%S", saved),
+                _verdict(report),
+            )
+        )  # fmt: skip
+    head = ("checkpoint", "step", "samples", "tokens", "GB", "layout", "saved", "files, by size")
+    print("\n".join(table(head, rows)))
+    return 0
+
+
+def _inspect(folder: Path) -> int:
+    """Shows the manifest of a checkpoint."""
+    try:
+        manifest = read_manifest(folder)
+    except (SealError, OSError) as error:
+        raise UserError(f"{error}. `pypkg checkpoint verify {folder}` tells more.") from error
+    if manifest is None:
+        raise UserError(
+            f"{folder} has no {MANIFEST_FILE}: it is no checkpoint, or one of an earlier version "
+            f"or of PaddleNLP. `pypkg convert inspect {folder}` shows weights."
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    print(f"step      {manifest.step:,}")
+    print(f"samples   {manifest.consumed_samples:,}")
+    print(f"tokens    {manifest.consumed_tokens:,}")
+    print(f"model     {manifest.model or 'not known'} (digest of config.json)")
+    print(f"layout    {_layout(manifest)}")
+    print(f"versions  {versions}")
+    print(f"files     {len(manifest.files)}, {_size(manifest):,} bytes\n")
+    rows = [
+        (name, record.digest, f"{record.size:,}") for name, record in manifest.files.items()
+    ]  # fmt: skip
+    print("\n".join(table(("file", "XXH3", "bytes"), rows, text_columns=2)))
+    return 0
+
+
+def _checkpoints_in(folder: Path) -> list[Path]:
+    """Of a run, oldest first, then those that it has set aside.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = [path for _, path in checkpoints(folder)]
+    found += sorted(folder.glob(f"{DAMAGED_PREFIX}checkpoint-*"))
+    if not found:
+        raise UserError(
+            f"{folder} is neither a checkpoint nor a folder with checkpoints; give the output_dir "
+            "of a run or a checkpoint-N folder in it"
+        )
+    return found
+
+
+def _verdict(report: Report) -> str:
+    if report.damage:
+        return "damaged"
+    if report.manifest is None:
+        return "no manifest, cannot be verified"
+    return "whole"
+
+
+def _size(manifest: Manifest) -> int:
+    """Bytes of all files that the manifest lists."""
+    return sum(record.size for record in manifest.files.values())
+
+
+def _layout(manifest: Manifest) -> str:
+    """The axes with more than one rank, such as "tensor 2, data 4"."""
+    used = [
+        f"{axis} {ranks}"
+        for axis, ranks in manifest.layout.items()
+        if type(ranks) is int and ranks > 1
+    ]
+    return ", ".join(used) or "one process"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

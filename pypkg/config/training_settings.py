@@ -1,0 +1,118 @@
+"""The settings of the optimizer, and of what a run logs, evaluates and saves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pypkg.config.model_data import ModelDataSettings
+from pypkg.config.setting import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(ModelDataSettings):
+    """The fields of ``Settings`` that follow those of model and data."""
+
+    # Optimizer and learning rate
+    learning_rate: float = setting(5e-5, "learning rate after warm-up", above=0)
+    min_learning_rate: float = setting(1e-5, "final learning rate of a decay", at_least=0)
+    lr_scheduler_type: str = setting(
+        "linear",
+        "shape of the learning rate after warm-up; constant has no warm-up",
+        choices=("linear", "cosine", "constant", "constant_with_warmup"),
+    )
+    warmup_steps: int = setting(
+        0, "steps of linear warm-up; a value above 0 overrides warmup_ratio", at_least=0
+    )
+    warmup_ratio: float = setting(
+        0.0, "warm-up steps as a fraction of max_steps", at_least=0, at_most=1
+    )
+    decay_steps: float | None = setting(
+        None, "step at which min_learning_rate is reached; by default max_steps", above=0
+    )
+    weight_decay: float = setting(0.0, "AdamW's, of matrices; 0 for norms and biases", at_least=0)
+    adam_beta1: float = setting(0.9, "decay rate of AdamW's first moment", at_least=0, below=1)
+    adam_beta2: float = setting(0.999, "decay rate of AdamW's second moment", at_least=0, below=1)
+    adam_epsilon: float = setting(1e-8, "added to AdamW's denominator", above=0)
+    max_grad_norm: float = setting(
+        1.0,
+        "gradients are scaled down to this global norm if theirs is larger; 0 disables clipping",
+        at_least=0,
+    )
+
+    # Logging, evaluation, checkpoints
+    logging_steps: int = setting(500, "steps between log lines", at_least=1)
+    logging_first_step: bool = setting(False, "log the first step as well")
+    logging_dir: str | None = setting(
+        None, "folder of VisualDL or TensorBoard records; by default output_dir/runs"
+    )
+    report_to: tuple[str, ...] = setting(
+        (),
+        "visualdl, tensorboard, both or none; metrics.jsonl is always written",
+        choices=("none", "visualdl", "tensorboard"),
+    )
+    disable_tqdm: bool | None = setting(
+        None, "true: no progress bar; by default one is shown on a terminal"
+    )
+    skip_profile_timer: bool = setting(
+        True,
+        "false: every rank measures its steps, and a table at the end of the run says where the "
+        "time went and what was sent",
+    )
+    evaluation_strategy: str | None = setting(
+        None,
+        "when the validation split is evaluated; epoch: after the last step, since PaddleNLP's "
+        "epoch is the whole run; by default steps if do_eval is true, else no",
+        choices=("no", "steps", "epoch"),
+    )
+    eval_steps: int | None = setting(
+        None, "steps between evaluations; by default logging_steps", at_least=1
+    )
+    max_evaluate_steps: int = setting(
+        -1, "cap on the batches of an evaluation; -1 for none", at_least=-1
+    )
+    save_strategy: str = setting(
+        "steps",
+        "when checkpoints are written; epoch: after the last step, as in evaluation_strategy",
+        choices=("no", "steps", "epoch"),
+    )
+    save_steps: int = setting(500, "steps between checkpoints", at_least=1)
+    save_total_limit: int | None = setting(
+        None, "checkpoints kept, oldest deleted first; by default all", at_least=1
+    )
+    use_async_save: bool = setting(
+        False,
+        "training goes on while a process of each rank writes its part of a checkpoint; one "
+        "checkpoint at a time, and the run ends when the last is complete",
+    )
+    async_save_memory: float = setting(
+        8.0,
+        "GiB of host memory in which a rank holds what use_async_save has yet to write; what is "
+        "beyond waits for the disk, and training with it",
+        above=0,
+    )
+    load_best_model_at_end: bool = setting(
+        False,
+        "keep the checkpoint of the lowest validation loss, and end the run with its model: test "
+        "loss, sample and summary",
+    )
+    metric_for_best_model: str | None = setting(
+        None,
+        "what load_best_model_at_end compares: loss, ppl or perplexity, with or without eval_ "
+        "before it, which all choose the same model",
+    )
+    greater_is_better: bool | None = setting(
+        None, "must be false, since a loss is compared; by default false"
+    )
+    overwrite_output_dir: bool = setting(False, "start anew although output_dir holds checkpoints")
+    resume_from_checkpoint: str | None = setting(
+        None, "checkpoint folder to go on from; by default the last one in output_dir"
+    )
+    ignore_load_lr_and_optim: bool = setting(
+        False,
+        "take only the weights from resume_from_checkpoint: optimizer state, steps, learning rate "
+        "and data start anew",
+    )
+    ignore_save_lr_and_optim: bool = setting(
+        False,
+        "write checkpoints without the optimizer state, which only ignore_load_lr_and_optim reads",
+    )

@@ -1,0 +1,198 @@
+"""What PaddleNLP 3 calls each family: its classes, prefixes, keys and names.
+
+Nothing here imports Paddle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.weight_map import Packing, Weight, linear, same_layout
+
+Keys = Mapping[str, Any]
+
+_OPT_HEAD = "lm_head.decoder_weight"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """What PaddleNLP calls a family.
+
+    Args:
+        family: ``ModelConfig.model_type``.
+        architecture: the class name in config.json.
+        model_type: in config.json; ``family`` if empty.
+        prefix: of its tensor names, which replaces ``huggingface_prefix``.
+        keys: key in the config.json of the Hugging Face folder -> its key.
+        implied: keys of the Hugging Face folder whose value it always has.
+        fields: of ModelConfig, that its keys tell and those of the Hugging Face folder do not.
+        fixed: keys of its own that change the computation, with the only value that is supported.
+        unread: keys of the Hugging Face folder that its code does not follow, beside ``_UNREAD``.
+        head: name of a head that is stored as a [vocabulary, hidden] matrix of its own, whether or
+            not it equals the embedding; config.json does not say.
+        weights: the entries of the weight map, given that of the Hugging Face folder; None: its
+            names differ in their prefix alone.
+    """
+
+    family: str
+    architecture: str
+    prefix: str
+    huggingface_prefix: str = "model."
+    model_type: str = ""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    implied: Mapping[str, Any] = field(default_factory=dict)
+    fields: Callable[[Keys], dict[str, Any]] = lambda _: {}
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+    head: str = ""
+    weights: Callable[[ModelConfig, bool], list[Weight]] | None = None
+
+
+def _residual_alpha(keys: Keys) -> dict[str, Any]:
+    """The weight of ChatGLM-6B's residual stream, which follows the depth of the model.
+
+    In the original code it is that of 28 layers, whatever the depth is.
+    """
+    layers = keys.get("num_hidden_layers")
+    return {"residual_alpha": (2 * layers) ** 0.5} if isinstance(layers, int) else {}
+
+
+def _gpt_weights(config: ModelConfig, is_fused: bool) -> list[Weight]:
+    ours, theirs = "layers.{}.", "gpt.decoder.layers.{}."
+    weights = same_layout(
+        {
+            "embed_tokens": "gpt.embeddings.word_embeddings",
+            "embed_positions": "gpt.embeddings.position_embeddings",
+            f"{ours}input_layernorm": f"{theirs}norm1",
+            f"{ours}post_attention_layernorm": f"{theirs}norm2",
+            "norm": "gpt.decoder.norm",
+            "lm_head": "lm_head",
+        }
+    )
+    return weights + _plain_layers(config, ours, theirs, is_fused)
+
+
+def _opt_weights(config: ModelConfig, is_fused: bool) -> list[Weight]:
+    ours, theirs = "layers.{}.", "opt.decoder.layers.{}."
+    weights = same_layout(
+        {
+            "embed_tokens": "opt.embeddings.word_embeddings",
+            "embed_positions": "opt.embeddings.position_embeddings",
+            f"{ours}input_layernorm": f"{theirs}norm1",
+            f"{ours}post_attention_layernorm": f"{theirs}norm2",
+            "norm": "opt.decoder.final_layer_norm",
+        }
+    )
+    weights.append(Weight("lm_head.weight", (_OPT_HEAD,)))
+    weights += linear("project_in", "opt.embeddings.project_in")
+    weights += linear("project_out", "opt.decoder.project_out")
+    return weights + _plain_layers(config, ours, theirs, is_fused)
+
+
+def _plain_layers(config: ModelConfig, ours: str, theirs: str, is_fused: bool) -> list[Weight]:
+    attention = f"{theirs}self_attn."
+    if is_fused:
+        packing = Packing(config.num_attention_heads, (0, 1, 2))
+        weights = linear(f"{ours}self_attn.qkv_proj", f"{attention}qkv_proj", packing=packing)
+    else:
+        qkv = [f"{attention}{name}_proj" for name in "qkv"]
+        weights = linear(f"{ours}self_attn.qkv_proj", qkv, [config.query_size] * 3)
+    weights += linear(f"{ours}self_attn.o_proj", f"{attention}out_proj")
+    weights += linear(f"{ours}mlp.up_proj", f"{theirs}linear1")
+    weights += linear(f"{ours}mlp.down_proj", f"{theirs}linear2")
+    return weights
+
+
+FORMATS = (
+    Format(family="llama", architecture="LlamaForCausalLM", prefix="llama."),
+    Format(family="mistral", architecture="MistralForCausalLM", prefix="mistral."),
+    Format(
+        family="qwen2",
+        architecture="Qwen2ForCausalLM",
+        prefix="qwen2.",
+        unread=("sliding_window",),
+    ),
+    Format(
+        family="qwen",
+        architecture="QWenForCausalLM",
+        prefix="qwen.",
+        huggingface_prefix="transformer.",
+    ),
+    Format(
+        family="bloom",
+        architecture="BloomForCausalLM",
+        prefix="bloom.",
+        huggingface_prefix="transformer.",
+        implied={"tie_word_embeddings": True},
+    ),
+    Format(
+        family="chatglm",
+        architecture="ChatGLMForCausalLM",
+        prefix="chatglm.transformer.",
+        huggingface_prefix="transformer.",
+        keys={"num_layers": "num_hidden_layers"},
+        implied={"tie_word_embeddings": True},
+        fields=_residual_alpha,
+    ),
+    Format(
+        family="chatglm2",
+        architecture="ChatGLMv2ForCausalLM",
+        model_type="chatglm_v2",
+        prefix="chatglm_v2.",
+        huggingface_prefix="transformer.",
+        keys={
+            "padded_vocab_size": "vocab_size",
+            "num_layers": "num_hidden_layers",
+            "seq_length": "max_sequence_length",
+        },
+        implied={"multi_query_attention": True, "model_type": "chatglm"},
+    ),
+    Format(
+        family="gpt2",
+        architecture="GPTForCausalLM",
+        model_type="gpt",
+        prefix="gpt.",
+        keys={
+            "n_embd": "hidden_size",
+            "n_inner": "intermediate_size",
+            "n_layer": "num_hidden_layers",
+            "n_head": "num_attention_heads",
+            "n_positions": "max_position_embeddings",
+            "attn_pdrop": "attention_probs_dropout_prob",
+            "resid_pdrop": "hidden_dropout_prob",
+        },
+        # Its code passes approximate=True to GELU and epsilon=1e-5 to norms, whatever the keys say.
+        implied={
+            "tie_word_embeddings": True,
+            "model_type": "gpt2",
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": 1e-5,
+        },
+        fixed={"normalize_before": True, "scale_qk_coeff": 1.0, "hidden_activation": "gelu"},
+        weights=_gpt_weights,
+    ),
+    Format(
+        family="opt",
+        architecture="OPTForCausalLM",
+        prefix="opt.",
+        keys={
+            "ffn_dim": "intermediate_size",
+            "activation_function": "hidden_act",
+            "do_layer_norm_before": "normalize_before",
+            "init_std": "initializer_range",
+            "dropout": "hidden_dropout_prob",
+            "attention_dropout": "attention_probs_dropout_prob",
+        },
+        implied={"tie_word_embeddings": True},
+        head=_OPT_HEAD,
+        weights=_opt_weights,
+    ),
+)
+
+
+def format_of(family: str) -> Format | None:
+    """The format of a family, ``ModelConfig.model_type``; None: PaddleNLP does not have it."""
+    return next((each for each in FORMATS if each.family == family), None)

@@ -1,0 +1,172 @@
+"""Which rank writes which tensors into which file.
+
+A plan is a function of shapes and of where tensors lie, so every rank makes the same one. Nothing
+here imports Paddle.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pypkg.models.weights.formats.safetensors import TensorSpec
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one rank brings to host memory at once: a parameter, or a state tensor of one.
+
+    Attributes:
+        specs: the tensors that hold it in a file, by name.
+        ranks: those that may write it.
+    """
+
+    name: str
+    specs: Mapping[str, TensorSpec]
+    ranks: Sequence[int]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(spec.num_bytes for spec in self.specs.values())
+
+
+@dataclass(frozen=True)
+class TensorSet:
+    """Tensors of the whole model that are written to files with a common stem.
+
+    Attributes:
+        stem: of the names of the files, such as "model".
+        units: in the order of the model.
+        read: brings a unit, by name, to the rank that writes it; None on the others. All ranks call
+            it for all units in their order.
+        to_file: the tensors of a unit, by name, from what ``read`` returned.
+        max_file_size: bytes; a larger tensor has a file to itself. None: no limit.
+        must_be_finite: whether NaN and infinity are errors.
+    """
+
+    stem: str
+    units: Sequence[Unit]
+    read: Callable[[str, int], np.ndarray | None]
+    to_file: Callable[[str, np.ndarray], Mapping[str, np.ndarray]]
+    max_file_size: int | None = None
+    must_be_finite: bool = False
+
+    def total_size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(unit.num_bytes for unit in self.units)
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file of a set, the rank that writes it, and its tensors in order."""
+
+    stem: str
+    name: str
+    rank: int
+    specs: Mapping[str, TensorSpec]
+    must_be_finite: bool
+
+
+class SavePlan:
+    """Spreads the units of all ``sets`` evenly, by bytes, over the ranks that may write them.
+
+    Attributes:
+        files: all files of all ranks.
+    """
+
+    def __init__(self, sets: Sequence[TensorSet]) -> None:
+        self._sets = sets
+        self._writers = _assign([(each.stem, unit) for each in sets for unit in each.units])
+        self.files = [file for each in sets for file in self._files_of(each)]
+
+    def files_of(self, rank: int) -> list[PlannedFile]:
+        """Those that ``rank`` writes, in the order in which it gets their tensors."""
+        return [file for file in self.files if file.rank == rank]
+
+    def tensors_of(self, rank: int) -> Iterator[tuple[str, np.ndarray]]:
+        """The tensors that ``rank`` writes, one unit at a time; all ranks iterate to the end."""
+        for each in self._sets:
+            for unit in each.units:
+                writer = self._writers[each.stem, unit.name]
+                value = each.read(unit.name, writer)
+                if writer == rank:
+                    assert value is not None  # what ``read`` promises
+                    yield from each.to_file(unit.name, value).items()
+
+    def indices(self) -> dict[str, dict[str, Any]]:
+        """Index of each set of several files, by its name, in Hugging Face's form."""
+        found = {}
+        for each in self._sets:
+            files = [file for file in self.files if file.stem == each.stem]
+            if len(files) > 1:
+                found[index_name(each.stem)] = {
+                    "metadata": {"total_size": each.total_size()},
+                    "weight_map": {name: file.name for file in files for name in file.specs},
+                }
+        return found
+
+    def _files_of(self, tensors: TensorSet) -> list[PlannedFile]:
+        shards: list[tuple[int, dict[str, TensorSpec]]] = []
+        for rank in sorted({rank for unit in tensors.units for rank in unit.ranks}):
+            specs: dict[str, TensorSpec] = {}
+            for unit in tensors.units:
+                if self._writers[tensors.stem, unit.name] == rank:
+                    specs |= unit.specs
+            shards += [(rank, shard) for shard in split_by_size(specs, tensors.max_file_size)]
+        shards = shards or [(0, {})]  # a set without tensors is an empty file
+        return [
+            PlannedFile(
+                tensors.stem,
+                shard_name(tensors.stem, number, len(shards)),
+                rank,
+                shard,
+                tensors.must_be_finite,
+            )
+            for number, (rank, shard) in enumerate(shards, start=1)
+        ]
+
+
+def split_by_size(
+    specs: Mapping[str, TensorSpec], max_size: int | None
+) -> list[dict[str, TensorSpec]]:
+    """The tensors of each file shard of at most ``max_size`` bytes, in order."""
+    shards: list[dict[str, TensorSpec]] = []
+    size = 0
+    for name, spec in specs.items():
+        if not shards or (max_size is not None and size + spec.num_bytes > max_size):
+            shards.append({})
+            size = 0
+        shards[-1][name] = spec
+        size += spec.num_bytes
+    return shards
+
+
+def shard_name(stem: str, number: int, count: int) -> str:
+    """Name of the file ``number``, from 1 on, of ``count``, as Hugging Face's tools have it."""
+    if count == 1:
+        return f"{stem}.safetensors"
+    return f"{stem}-{number:05d}-of-{count:05d}.safetensors"
+
+
+def index_name(stem: str) -> str:
+    """Name of the index of several files."""
+    return f"{stem}.safetensors.index.json"
+
+
+def _assign(units: Sequence[tuple[str, Unit]]) -> dict[tuple[str, str], int]:
+    """The rank that writes each unit, by stem and name: the least loaded of those that may.
+
+    Units with the fewest such ranks come first, and of these the largest.
+    """
+    loads: Counter[int] = Counter()
+    found: dict[tuple[str, str], int] = {}
+    for stem, unit in sorted(units, key=lambda each: (len(each[1].ranks), -each[1].num_bytes)):
+        rank = min(unit.ranks, key=lambda each: (loads[each], each))
+        loads[rank] += unit.num_bytes
+        found[stem, unit.name] = rank
+    return found

@@ -1,0 +1,204 @@
+"""Which ranks are at fault when a run cannot go on, and what its users are told.
+
+The functions judge the states of the ranks that the coordinator keeps. Times are seconds of its
+``RunningClock``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pypkg.parallel.launch.message_stream import MessageStream
+from pypkg.parallel.launch.rendezvous import named
+
+# What gloo, NCCL and the mailboxes of pypkg.parallel.gloo say where the fault is another rank's.
+_FAILED_WAIT = re.compile(
+    r"gloo.*TIMEOUT|Timed out waiting|(Connection|Socket) closed|Connection reset|Broken pipe"
+    r"|no message from rank|unhandled system error|remote error",
+    re.IGNORECASE,
+)
+_SECONDS_OF_SILENCE = 5.0  # after which a rank may be why another one's wait has failed
+_LONGEST_LINE = 300
+
+
+@dataclass
+class Failure:
+    """What a rank said of its own end.
+
+    Attributes:
+        details: a traceback, or empty.
+        at: when it was heard.
+        lost_coordinator: the rank has ended because it heard nothing from rank 0.
+    """
+
+    message: str
+    exit_code: int
+    details: str
+    at: float
+    lost_coordinator: bool = False
+
+
+@dataclass
+class Member:
+    """The last known state of a rank.
+
+    Attributes:
+        heard: when its last message came.
+        count: how often it has reported progress.
+        idle: seconds since then.
+        waits: it waits for all other ranks.
+        arrivals: how often it has come to such a wait.
+        gone: its connection is closed.
+        left: it has ended well.
+        answer: to the question where it can stop.
+    """
+
+    stream: MessageStream
+    heard: float
+    step: int | None = None
+    operation: str = "starting"
+    count: int = 0
+    idle: float = 0.0
+    waits: bool = False
+    arrivals: int = 0
+    settings: dict[str, Any] | None = None
+    failure: Failure | None = None
+    gone: bool = False
+    left: bool = False
+    answer: dict[str, Any] | None = None
+
+    @property
+    def place(self) -> str:
+        """Step and operation, for messages."""
+        return place(self.step, self.operation)
+
+
+class Verdict(NamedTuple):
+    """How the run ends: sent to all ranks, each of which prints it and ends its process.
+
+    Attributes:
+        stacks: whether every rank prints its Python stacks.
+    """
+
+    message: str
+    exit_code: int
+    stacks: bool = False
+
+
+Members = Mapping[int, Member]
+
+
+def is_failed_wait(message: str) -> bool:
+    """Whether an error is that of a collective whose other ranks did not take part."""
+    return _FAILED_WAIT.search(message) is not None
+
+
+def line_of_wait(message: str) -> str:
+    """The line of a failed wait's error that says so; Paddle puts it into a frame of others."""
+    lines = [line.strip() for line in message.splitlines() if is_failed_wait(line)]
+    return (lines or message.splitlines() or [""])[0][:_LONGEST_LINE]
+
+
+def place(step: int | None, operation: str) -> str:
+    """Where a rank is, for messages."""
+    return f"{'before the first step' if step is None else f'at step {step}'}, {operation}"
+
+
+def of_silence(members: Members, now: float, limit: float) -> Verdict | None:
+    """Ranks without a heartbeat for ``limit`` seconds."""
+    silent = [
+        rank
+        for rank, member in members.items()
+        if not member.left and not member.gone and now - member.heard > limit
+    ]
+    if not silent:
+        return None
+    return Verdict(
+        f"no heartbeat from {named(silent)} for {limit:g} s: {_were(members, silent)}", 1
+    )
+
+
+def of_hang(members: Members, limit: float) -> Verdict | None:
+    """Ranks that are furthest behind, when none has made progress for ``limit`` seconds."""
+    there = {rank: member for rank, member in members.items() if not member.left}
+    if not limit or not there or any(member.idle <= limit for member in there.values()):
+        return None
+    behind = [rank for rank, member in there.items() if not member.waits] or list(there)
+    first = min(there[rank].count for rank in behind)
+    behind = [rank for rank in behind if there[rank].count == first]
+    others = [rank for rank in there if rank not in behind]
+    return Verdict(
+        f"no progress for {limit:g} s. {_are(members, behind)}"
+        + (f", and the others wait: {_are(members, others)}" if others else "")
+        + ". Each rank has printed its Python stacks to its own output. PYPKG_HANG_SECONDS "
+        "sets this limit.",
+        1,
+        stacks=True,
+    )
+
+
+def of_failures(members: Members, size: int, now: float, pause: float) -> Verdict:
+    """After a rank has failed or died: the rank that was the first cause.
+
+    In this order: rank 0, where the others have lost it; ranks that died; those whose silence or
+    delay made others fail in a wait; the first that reported a failure.
+
+    Args:
+        size: number of ranks of the run.
+        pause: seconds for which the process of the coordinator was stopped before.
+    """
+    failures = {rank: m.failure for rank, m in members.items() if m.failure is not None}
+    lost = [rank for rank, failure in failures.items() if failure.lost_coordinator]
+    if lost:
+        return Verdict(f"{named(lost)} ended: {failures[lost[0]].message}", 1)
+    dead = [r for r, m in members.items() if m.gone and not m.left and not m.failure]
+    if dead:
+        places = "; ".join(f"{named([r])} died {members[r].place}" for r in dead)
+        text = f"{places}. Its own output may say why; a kill leaves none."
+        return Verdict(_with_pause(text, pause), 1)
+    causes = {r: failure for r, failure in failures.items() if not is_failed_wait(failure.message)}
+    rank = min(causes or failures, key=lambda r: failures[r].at)
+    failure, member = failures[rank], members[rank]
+    awaited = "" if causes else _awaited(members, rank, now)
+    if awaited or (pause and not causes):
+        line = line_of_wait(failure.message)
+        text = f"{awaited}{named([rank])}, {member.place}, waited and failed: {line}"
+        return Verdict(_with_pause(text, pause), failure.exit_code)
+    text = failure.message
+    if len({each.message for each in failures.values()}) > 1 or len(failures) < size:
+        text = f"{named([rank])}, {member.place}: {text}"
+    if failure.details:
+        text = f"{text}\n{failure.details}"
+    return Verdict(text, failure.exit_code)
+
+
+def _awaited(members: Members, waiting: int, now: float) -> str:
+    """For whom the rank ``waiting`` has waited; empty if that is unknown."""
+    others = {r: m for r, m in members.items() if m.failure is None and not (m.left or m.gone)}
+    silence = {rank: now - member.heard for rank, member in others.items()}
+    silent = [rank for rank in others if silence[rank] > _SECONDS_OF_SILENCE]
+    if silent:
+        longest = max(silence[rank] for rank in silent)
+        return f"no heartbeat from {named(silent)} for {longest:.0f} s: {_were(members, silent)}; "
+    behind = [r for r, m in others.items() if m.count < members[waiting].count and not m.waits]
+    return f"{_are(members, behind)}; " if behind else ""
+
+
+def _with_pause(text: str, pause: float) -> str:
+    if not pause:
+        return text
+    return (
+        f"{named([0])} did not run for {pause:.0f} s (it was stopped, or its machine was "
+        f"suspended), and the other ranks may have ended because of that. {text}"
+    )
+
+
+def _are(members: Members, ranks: list[int]) -> str:
+    return "; ".join(f"{named([rank])} is {members[rank].place}" for rank in ranks)
+
+
+def _were(members: Members, ranks: list[int]) -> str:
+    return "; ".join(f"{named([rank])} was last {members[rank].place}" for rank in ranks)

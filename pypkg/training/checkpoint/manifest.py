@@ -1,0 +1,136 @@
+"""manifest.json of a checkpoint: what was written, so that damage is noticed.
+
+It is written last and lists every other file of the folder with its size and checksum. Its last
+key is the digest of the manifest itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pypkg import __version__
+from pypkg.checksums import (
+    ALGORITHM,
+    FileRecord,
+    SealError,
+    bytes_digest,
+    file_records,
+    read_sealed_json,
+    sealed_json,
+)
+from pypkg.errors import UserError
+from pypkg.models.weights.model_folder import CONFIG_FILE
+from pypkg.training.state import TrainerState
+
+MANIFEST_FILE = "manifest.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds.
+
+    Attributes:
+        step, consumed_samples, consumed_tokens: those of ``TrainerState``.
+        model: ``model_fingerprint``; None in a folder without config.json.
+        layout: number of ranks on each axis, and options of the axes (``mesh.Degrees``).
+        versions: of pypkg and Paddle, by name.
+        files: size and checksum of every other file, by path relative to the folder.
+    """
+
+    step: int
+    consumed_samples: int
+    consumed_tokens: int
+    model: str | None
+    layout: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
+
+
+def write_manifest(
+    folder: Path,
+    state: TrainerState,
+    layout: Mapping[str, Any],
+    records: Mapping[str, FileRecord] | None = None,
+) -> None:
+    """Writes manifest.json into a folder that is otherwise complete.
+
+    Args:
+        layout: as ``Manifest.layout``.
+        records: of files whose writers know them, by relative path; other files are read.
+
+    Raises:
+        OSError: a file cannot be read or the disk is full.
+    """
+    known = dict(records or {})
+    others = [path for path in listed_files(folder) if path not in known]
+    read = file_records(folder / path for path in others)
+    known |= {path: read[folder / path] for path in others}
+    manifest = Manifest(
+        step=state.global_step,
+        consumed_samples=state.consumed_samples,
+        consumed_tokens=state.consumed_tokens,
+        model=model_fingerprint(folder),
+        layout=layout,
+        versions={"pypkg": __version__, "paddle": _paddle_version()},
+        files=dict(sorted(known.items())),
+    )
+    content = {"format": _FORMAT, "checksum": ALGORITHM, **asdict(manifest)}
+    (folder / MANIFEST_FILE).write_bytes(sealed_json(content))
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a checkpoint; None where there is none, as in those of earlier versions.
+
+    Raises:
+        SealError: it is not what was written.
+        OSError: it cannot be read.
+        UserError: a later version of this package has written it.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        content = read_sealed_json(path)
+    except FileNotFoundError:
+        return None
+    if content.get("format") != _FORMAT or content.get("checksum") != ALGORITHM:
+        raise UserError(
+            f"{path} has format {content.get('format')!r} and checksum "
+            f"{content.get('checksum')!r}; this version reads {_FORMAT} and {ALGORITHM}. Use the "
+            "version of pypkg that wrote it, or set verify_checkpoint to no."
+        )
+    del content["format"], content["checksum"]
+    try:
+        files = {name: FileRecord(**record) for name, record in content.pop("files").items()}
+        return Manifest(**content, files=files)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SealError(f"{path} lacks what a manifest holds: {error}") from error
+
+
+def listed_files(folder: Path) -> list[str]:
+    """Paths of all files below ``folder`` but its manifest, relative to it, sorted."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    names = (path.relative_to(folder).as_posix() for path in found)
+    return sorted(name for name in names if name != MANIFEST_FILE)
+
+
+def model_fingerprint(folder: Path) -> str | None:
+    """Digest of what config.json says, whatever its order of keys; None where there is none.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        content = json.loads((folder / CONFIG_FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+    return bytes_digest(json.dumps(content, sort_keys=True).encode())
+
+
+def _paddle_version() -> str:
+    import paddle  # reading manifests needs none
+
+    return paddle.__version__

@@ -1,0 +1,153 @@
+"""Whether a checkpoint is whole: its files against its manifest, its numbers against one another.
+
+Nothing here imports Paddle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pypkg.checksums import FileRecord, SealError, file_record
+from pypkg.errors import UserError
+from pypkg.models.weights.formats.safetensors import read_safetensors
+from pypkg.models.weights.formats.tensor_files import TensorFiles
+from pypkg.models.weights.model_folder import CONFIG_FILE
+from pypkg.training.checkpoint.folders import STATE_FILE, step_in_name
+from pypkg.training.checkpoint.manifest import (
+    Manifest,
+    listed_files,
+    model_fingerprint,
+    read_manifest,
+)
+
+_FILES_AT_A_TIME = 8
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check of a checkpoint found.
+
+    Attributes:
+        folder: of the checkpoint.
+        manifest: None if there is none that can be read.
+        damage: one sentence for each fault; empty if the checkpoint is whole.
+        unlisted: files that the manifest does not list, by relative path.
+    """
+
+    folder: Path
+    manifest: Manifest | None
+    damage: tuple[str, ...]
+    unlisted: tuple[str, ...] = ()
+
+
+def verify(
+    folder: Path, checks: str = "checksums", on_read: Callable[[int], None] | None = None
+) -> Report:
+    """Checks a checkpoint.
+
+    One without a manifest, of an earlier version or of PaddleNLP, is checked for completeness
+    alone: its files of tensors have to be as long as their headers say.
+
+    Args:
+        checks: "checksums" reads every file, "sizes" only looks at their lengths.
+        on_read: called, from several threads, with the number of bytes of each block read.
+
+    Raises:
+        UserError: a later version of this package has written the checkpoint.
+    """
+    if checks not in ("checksums", "sizes"):
+        raise ValueError(f"checks is {checks!r}; expected checksums or sizes")
+    try:
+        manifest = read_manifest(folder)
+    except (SealError, OSError) as error:
+        return Report(folder, None, (str(error),))
+    if manifest is None:
+        damage = [*_missing_parts(folder), *_contradictions(folder, None)]
+        return Report(folder, None, tuple(damage))
+    damage = _changed_files(folder, manifest, checks == "checksums", on_read)
+    damage += _contradictions(folder, manifest)
+    unlisted = [name for name in listed_files(folder) if name not in manifest.files]
+    return Report(folder, manifest, tuple(damage), tuple(unlisted))
+
+
+def _changed_files(
+    folder: Path, manifest: Manifest, reads: bool, on_read: Callable[[int], None] | None
+) -> list[str]:
+    def check(name: str) -> str | None:
+        return _difference(folder / name, manifest.files[name], reads, on_read)
+
+    largest_first = sorted(manifest.files, key=lambda name: -manifest.files[name].size)
+    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+        found = dict(zip(largest_first, pool.map(check, largest_first), strict=True))
+    return [problem for _, problem in sorted(found.items()) if problem is not None]
+
+
+def _difference(
+    path: Path, expected: FileRecord, reads: bool, on_read: Callable[[int], None] | None
+) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != expected.size:
+            return f"{path.name} has {size:,} bytes, expected {expected.size:,}"
+        if reads and file_record(path, on_read).digest != expected.digest:
+            return f"{path.name} has another checksum than when it was written"
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except OSError as error:
+        return f"{path.name} cannot be read: {error.strerror}"
+    return None
+
+
+def _missing_parts(folder: Path) -> Iterator[str]:
+    """What a checkpoint without a manifest lacks of a whole one."""
+    if not (folder / CONFIG_FILE).is_file():
+        yield f"{CONFIG_FILE} is missing"
+    try:
+        TensorFiles(folder)
+        for path in sorted(folder.glob("*.safetensors")):
+            read_safetensors(path)
+    except UserError as error:
+        yield str(error)
+
+
+def _contradictions(folder: Path, manifest: Manifest | None) -> Iterator[str]:
+    """Between the name of the folder, the trainer's state, the manifest and the model."""
+    try:
+        state = json.loads((folder / STATE_FILE).read_bytes())
+        step = state["global_step"]
+    except FileNotFoundError:
+        if manifest is None:  # else the manifest lists it, and it was told of already
+            yield f"{STATE_FILE} is missing"
+        return
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        yield f"{STATE_FILE} cannot be read: {error!r}"
+        return
+    named = step_in_name(folder)
+    if named is not None and named != step:
+        yield f"{STATE_FILE} is of step {step}, but the folder is named {folder.name}"
+    if manifest is not None:
+        yield from _differences_from_manifest(folder, state, manifest)
+
+
+def _differences_from_manifest(
+    folder: Path, state: dict[str, Any], manifest: Manifest
+) -> Iterator[str]:
+    for key, expected in (
+        ("global_step", manifest.step),
+        ("consumed_samples", manifest.consumed_samples),
+        ("consumed_tokens", manifest.consumed_tokens),
+    ):
+        if state.get(key) != expected:
+            yield f"{STATE_FILE} has {key} {state.get(key)!r}, the manifest {expected}"
+    try:
+        fingerprint = model_fingerprint(folder)
+    except (OSError, ValueError, RecursionError) as error:
+        yield f"{CONFIG_FILE} cannot be read: {error}"
+        return
+    if fingerprint not in (None, manifest.model):
+        yield f"{CONFIG_FILE} describes another model than the manifest"

@@ -1,0 +1,86 @@
+"""Whether all ranks read the same corpora, of which each machine may have its own copy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import paddle.distributed as dist
+
+from pypkg.checksums import Checksum
+from pypkg.data import IndexedDataset
+from pypkg.errors import UserError
+from pypkg.parallel import mesh
+from pypkg.parallel.launch import watchdog
+from pypkg.parallel.launch.rendezvous import named
+
+_BLOCKS = 16  # of the tokens that are compared, the first and the last among them
+_BLOCK_BYTES = 4096
+
+
+class _Fingerprint(NamedTuple):
+    tokens: int
+    sequences: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.tokens:,} tokens in {self.sequences:,} sequences, digest {self.digest[:8]}"
+
+
+def check_same_data(corpora: Sequence[IndexedDataset] | None) -> None:
+    """Compares the corpora of the ranks: all sizes of sequences, and some of the tokens.
+
+    Every rank must call this.
+
+    Args:
+        corpora: in the order of the blend; None on a rank that reads none.
+
+    Raises:
+        UserError: on every rank, if two ranks have different corpora.
+    """
+    if mesh.current().world_size == 1:
+        return
+    own = None
+    if corpora is not None:
+        own = [(os.path.basename(each.prefix), _fingerprint(each)) for each in corpora]
+    watchdog.wait_for_all()  # one machine may have read and built for longer
+    found: list[list[tuple[str, _Fingerprint]] | None] = []
+    dist.all_gather_object(found, own)
+    readers = {rank: lists for rank, lists in enumerate(found) if lists is not None}
+    if problem := _difference(readers):
+        raise UserError(
+            f"the ranks read different data: {problem}. Give every machine the same files in "
+            "input_dir."
+        )
+
+
+def _difference(readers: dict[int, list[tuple[str, _Fingerprint]]]) -> str:
+    """The first corpus that differs, with the ranks that have each form of it; empty if none."""
+    counts: dict[int, list[int]] = {}
+    for rank, corpora in readers.items():
+        counts.setdefault(len(corpora), []).append(rank)
+    if len(counts) > 1:
+        return ", ".join(f"{count} corpora on {named(ranks)}" for count, ranks in counts.items())
+    for number in range(min(counts, default=0)):
+        forms: dict[_Fingerprint, list[int]] = {}
+        for rank, corpora in readers.items():
+            forms.setdefault(corpora[number][1], []).append(rank)
+        if len(forms) > 1:
+            name = readers[min(readers)][number][0]
+            listed = "; ".join(f"{form} on {named(ranks)}" for form, ranks in forms.items())
+            return f"corpus {name} has {listed}"
+    return ""
+
+
+def _fingerprint(corpus: IndexedDataset) -> _Fingerprint:
+    checksum = Checksum()
+    checksum.update(corpus.sizes.data)
+    for array in (corpus.tokens, corpus.loss_mask):
+        if array is None:
+            continue
+        per_block = min(_BLOCK_BYTES // array.itemsize, array.size)
+        for start in np.linspace(0, array.size - per_block, _BLOCKS, dtype=np.int64).tolist():
+            checksum.update(array[start : start + per_block].data)
+    return _Fingerprint(corpus.num_tokens, len(corpus), checksum.record().digest)

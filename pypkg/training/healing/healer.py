@@ -1,0 +1,175 @@
+"""Going back to the newest good checkpoint when a step went wrong, and passing over its samples."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from pypkg.config import Settings
+from pypkg.errors import UserError
+from pypkg.parallel import mesh
+from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
+from pypkg.training.checkpoint.folders import remove_checkpoint
+from pypkg.training.healing.left_out import LeftOut
+from pypkg.training.healing.spikes import SpikeDetector
+from pypkg.training.ledger import LEDGER_FILE, Event, record
+from pypkg.training.state import TrainerState
+from pypkg.training.step.pending_steps import BadStep
+
+logger = logging.getLogger("pypkg")
+
+
+class Reloads(Protocol):
+    def reload(self, checkpoint: Path) -> TrainerState:
+        """Puts model and optimizer back to a checkpoint; all ranks have to call it."""
+
+
+class KnowsDocuments(Protocol):
+    def documents(self, first: int, stop: int) -> dict[str, list[int]]:
+        """Documents by corpus that training samples ``first`` to ``stop`` - 1 are made of."""
+
+
+class Healer:
+    """Every rank of a run has one and makes the same calls; the first writes the ledger.
+
+    Attributes:
+        spikes: judges the steps of the run.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        state: TrainerState,
+        *,
+        checkpointer: Reloads,
+        samples: KnowsDocuments,
+        start: Path | None,
+        events: Sequence[Event] = (),
+    ) -> None:
+        """
+        Args:
+            state: of the run, at its start.
+            start: the checkpoint that ``state`` is of; None for a run that starts anew.
+            events: ``current_events`` of the run.
+        """
+        self._settings = settings
+        self._checkpointer, self._samples = checkpointer, samples
+        self._events = list(events)
+        self._left_out = LeftOut(settings.skips, self._events)
+        self._told = {e["samples"][0] for e in self._events if e["event"] == "skipped"}
+        self._good = [] if start is None else [(state.global_step, start)]
+        self._step_samples = (
+            settings.per_device_train_batch_size
+            * settings.gradient_accumulation_steps
+            * mesh.current().sample_shards
+        )
+        self.spikes = SpikeDetector(
+            (settings.loss_spike_threshold, settings.grad_norm_spike_threshold),
+            settings.spike_window,
+        )
+        self.spikes.load(state.spike_history)
+
+    def leaves_out(self, state: TrainerState) -> bool:
+        """Whether the step that follows ``state`` is passed over; the ledger gets it once."""
+        first, step = state.consumed_samples, state.global_step + 1
+        stop = first + self._step_samples
+        reason = self._left_out.reason(step, first, stop)
+        if reason is None:
+            return False
+        if first not in self._told and is_first_rank():
+            record(
+                self._settings.output_dir,
+                "skipped",
+                step=step,
+                reason=reason,
+                samples=[first, stop],
+                documents=self._samples.documents(first, stop),
+            )
+        self._told.add(first)
+        return True
+
+    def saved(self, state: TrainerState, folder: Path) -> None:
+        """Notes that ``folder`` holds ``state``, whose steps were good."""
+        if not self._settings.ignore_save_lr_and_optim:
+            self._good.append((state.global_step, folder))
+
+    def go_back(self, bad: BadStep, state: TrainerState) -> None:
+        """Overwrites ``state``, model and optimizer by those of a checkpoint before ``bad``.
+
+        From then on the samples of ``bad`` are passed over. All ranks have to call it.
+
+        Raises:
+            UserError: there is no such checkpoint, or the run has gone back too often already.
+        """
+        event = from_first_rank(lambda: self._decide(bad, state))
+        self._events.append(event)
+        self._left_out.add(event)
+        checkpoint = Path(event["checkpoint"])
+        logger.warning(
+            "%s: going back to %s, and leaving out the samples of steps %d to %d",
+            *(bad, checkpoint, *event["steps"]),
+        )
+        self._good = [each for each in self._good if each[0] <= event["to_step"]]
+        state.become(self._checkpointer.reload(checkpoint))
+        self.spikes.load(state.spike_history)
+
+    def _decide(self, bad: BadStep, state: TrainerState) -> Event:
+        """Records the rollback, or that the run stops."""
+        s = self._settings
+        first = max(bad.step - s.rollback_skip_steps + 1, 1)
+        good = [each for each in self._good if each[0] < bad.step and each[1].is_dir()]
+        if not good:
+            raise self._stop(bad, "there is no checkpoint to go back to")
+        if not self._may_go_back(bad.step):
+            raise self._stop(
+                bad,
+                f"max_rollbacks ({s.max_rollbacks}) in rollback_window ({s.rollback_window}) steps "
+                f"are used up, as {Path(s.output_dir, LEDGER_FILE)} tells",
+            )
+        # The newest before all that is left out. The steps of the oldest stay in any case.
+        to_step, checkpoint = next((g for g in reversed(good) if g[0] < first), good[0])
+        first = max(first, to_step + 1)
+        for step, folder in good:
+            if step > to_step:  # of steps that are left out, or follow them
+                remove_checkpoint(folder)
+
+        def samples_before(step: int) -> int:
+            return state.consumed_samples - (state.global_step - step + 1) * self._step_samples
+
+        return record(
+            s.output_dir,
+            "rollback",
+            step=bad.step,
+            reason=bad.reason,
+            checkpoint=str(checkpoint),
+            to_step=to_step,
+            steps=[first, bad.step],
+            samples=[samples_before(first), samples_before(bad.step + 1)],
+        )
+
+    def _may_go_back(self, step: int) -> bool:
+        """Whether the run has gone back less than ``max_rollbacks`` times in the window.
+
+        A run that has stopped and was started again, with other settings perhaps, counts anew.
+        """
+        earliest, recent = step - self._settings.rollback_window, 0
+        for event in self._events:
+            if event["event"] == "stopped":
+                recent = 0
+            recent += event["event"] == "rollback" and event["step"] > earliest
+        return recent < self._settings.max_rollbacks
+
+    def _stop(self, bad: BadStep, why: str) -> UserError:
+        """The end of the run, after its event."""
+        s = self._settings
+        record(s.output_dir, "stopped", step=bad.step, reason=bad.reason)
+        return UserError(
+            f"{bad} (learning_rate {s.learning_rate}, max_grad_norm {s.max_grad_norm}, "
+            f"warmup_steps {s.warmup_steps}, "
+            f"per_device_train_batch_size {s.per_device_train_batch_size}, seed {s.seed}, "
+            f"max_seq_length {s.max_seq_length}), and {why}. Training stopped; checkpoints in "
+            f"{s.output_dir} are from before. Lower learning_rate or lengthen the warm-up, then "
+            "start the same command again."
+        )

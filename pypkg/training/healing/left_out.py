@@ -1,0 +1,44 @@
+"""Which global batches a run passes over: those named by hand, and those that rollbacks name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from pypkg.training.ledger import Event
+
+
+class LeftOut:
+    """Steps by number, from ``skip_data_intervals``, and samples by number, from the ledger.
+
+    Rollbacks name samples, not steps, because a run that goes on with another global batch has the
+    same samples in other steps.
+
+    Args:
+        by_hand: whether the step of a number, from 1, is in ``skip_data_intervals``.
+        events: of the ledger.
+    """
+
+    def __init__(self, by_hand: Callable[[int], bool], events: Iterable[Event] = ()) -> None:
+        self._by_hand = by_hand
+        self._samples: list[tuple[int, int]] = []
+        for event in events:
+            self.add(event)
+
+    def add(self, event: Event) -> None:
+        """Leaves out the samples of ``event``, if it is a rollback."""
+        if event["event"] == "rollback":
+            first, stop = event["samples"]
+            self._samples.append((first, stop))
+
+    def reason(self, step: int, first: int, stop: int) -> str | None:
+        """Why a global batch is passed over: "skip_data_intervals", "rollback", or None.
+
+        Args:
+            step: its number, from 1.
+            first, stop: its samples are those from ``first`` to before ``stop``.
+        """
+        if self._by_hand(step):
+            return "skip_data_intervals"
+        if any(begin < stop and first < end for begin, end in self._samples):
+            return "rollback"
+        return None

@@ -1,0 +1,116 @@
+"""The ledger of a run: what has happened to it, one JSON object a line, appended and never changed.
+
+``output_dir/ledger.jsonl`` outlives every process of the run. A line is::
+
+    {"time": "2026-01-31T12:00:00+00:00", "event": "rollback", "step": 70, ...}
+
+``time`` is UTC, ``step`` the number of completed steps, or null where there is none, and the other
+fields depend on the event. A line is on the disk before ``record`` returns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pypkg.errors import UserError
+from pypkg.files import append_line
+
+LEDGER_FILE = "ledger.jsonl"
+OVERWRITTEN = "overwritten"  # the event at which a run started anew in the folder of another
+
+Event = dict[str, Any]
+
+
+def record(output_dir: str | Path, event: str, *, step: int | None = None, **fields: Any) -> Event:
+    """Appends an event. One rank of a run calls this; other programs may append at the same time.
+
+    What a crash left of a last line is removed first.
+
+    Args:
+        output_dir: of the run; made if it is missing.
+        event: its kind, such as "rollback".
+        step: completed steps.
+        fields: values that JSON knows.
+
+    Returns:
+        The event as it was written.
+
+    Raises:
+        UserError: the file cannot be written.
+        ValueError: a field is NaN or infinite, which JSON cannot hold.
+    """
+    file = Path(output_dir, LEDGER_FILE)
+    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    row = {"time": time, "event": event, "step": step, **fields}
+    line = json.dumps(row, allow_nan=False)
+    try:
+        append_line(file, line.encode())
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be written: {error.strerror}. Free some space, or set output_dir to a "
+            "folder you may write."
+        ) from error
+    return row
+
+
+def events(output_dir: str | Path) -> list[Event]:
+    """All events of a run, oldest first; a last line that a crash has cut short is left out.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    file = Path(output_dir, LEDGER_FILE)
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}. {_ELSEWHERE}") from error
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not _is_event(row):
+            raise UserError(
+                f"line {number} of {file} is not one that this program writes: {line[:60]!r}; "
+                f'expected an object with "event" and "step". {_ELSEWHERE}'
+            )
+        rows.append(row)
+    return rows
+
+
+def current_events(output_dir: str | Path) -> list[Event]:
+    """The events since overwrite_output_dir last started the run anew."""
+    found = events(output_dir)
+    starts = [number for number, event in enumerate(found) if event["event"] == OVERWRITTEN]
+    return found[starts[-1] + 1 :] if starts else found
+
+
+def counts(output_dir: str | Path) -> dict[str, int]:
+    """How often each kind of event is among ``current_events``, and the number of skipped samples.
+
+    Raises:
+        UserError: as for ``events``.
+    """
+    found = current_events(output_dir)
+    total = Counter(event["event"] for event in found)
+    for event in found:
+        if event["event"] == "skipped":
+            first, stop = event["samples"]
+            total["skipped_samples"] += stop - first
+    return dict(sorted(total.items()))
+
+
+_ELSEWHERE = "Move it away, or set output_dir to another folder."
+
+
+def _is_event(row: Any) -> bool:
+    if not isinstance(row, dict) or not isinstance(row.get("event"), str):
+        return False
+    return row.get("step") is None or type(row["step"]) is int

@@ -1,0 +1,149 @@
+"""Which checkpoint a run goes on from: a whole one."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from pypkg.config import Settings
+from pypkg.errors import UserError
+from pypkg.training.checkpoint.folders import (
+    checkpoints,
+    is_marked,
+    remove_checkpoint,
+    set_aside,
+    step_in_name,
+)
+from pypkg.training.checkpoint.verify import Report, verify
+from pypkg.training.ledger import OVERWRITTEN, events, record
+from pypkg.training.start.read_progress import read_progress
+from pypkg.training.start.start_up import folder_with_weights
+from pypkg.training.state import TrainerState
+
+logger = logging.getLogger("pypkg")
+
+
+def checkpoint_to_resume(settings: Settings) -> Path | None:
+    """The checkpoint that the run goes on from; None where it starts anew.
+
+    ``resume_from_checkpoint`` wins, else it is the newest whole one in ``output_dir``; damaged
+    ones that are newer are set aside. With ``overwrite_output_dir`` those in ``output_dir`` are
+    removed; one rank alone may call this.
+
+    Raises:
+        UserError: the checkpoint that is named, or each one in ``output_dir``, is damaged, or that
+            whose weights a new run with ``continue_training`` starts from; or, with
+            ``ignore_load_lr_and_optim``, ``output_dir`` holds checkpoints already. The steps count
+            from 0 again, so those of the new run would mix with them.
+    """
+    found = [folder for _, folder in checkpoints(settings.output_dir)]
+    if found and settings.ignore_load_lr_and_optim and not settings.overwrite_output_dir:
+        raise UserError(
+            f"ignore_load_lr_and_optim is true, which counts steps from 0 again, but output_dir "
+            f"{settings.output_dir!r} holds {found[-1].name} already. Set output_dir to another "
+            "folder and resume_from_checkpoint to the checkpoint whose weights to take."
+        )
+    if settings.resume_from_checkpoint:
+        return _named_checkpoint(Path(settings.resume_from_checkpoint), settings)
+    if settings.overwrite_output_dir:
+        if found:
+            logger.info("overwrite_output_dir: starting anew, removing %d checkpoints", len(found))
+        for folder in found:
+            remove_checkpoint(folder)
+        if events(settings.output_dir):
+            record(settings.output_dir, OVERWRITTEN, step=0)
+        found = []
+    newest = _newest_whole(found, settings)
+    if newest is None and settings.continue_training:
+        _check_first_weights(folder_with_weights(settings), settings)
+    return newest
+
+
+def best_checkpoint(settings: Settings, state: TrainerState) -> Path | None:
+    """The checkpoint that the run ends with, with ``load_best_model_at_end``; else None."""
+    if not settings.load_best_model_at_end or state.best_checkpoint is None:
+        return None
+    best = Path(settings.output_dir, state.best_checkpoint)
+    if not best.is_dir():
+        logger.warning("the best checkpoint, %s, is gone: the run ends with the last model", best)
+        return None
+    if damage := _damage(best, settings.verify_checkpoint):
+        logger.warning(
+            "the best checkpoint, %s, is damaged (%s): the run ends with the last model",
+            *(best, "; ".join(damage)),
+        )
+        return None
+    return best
+
+
+def _named_checkpoint(folder: Path, settings: Settings) -> Path:
+    if not is_marked(folder):
+        return folder  # weights alone, or no checkpoint, which reading it tells
+    if damage := _damage(folder, settings.verify_checkpoint):
+        raise UserError(
+            f"resume_from_checkpoint is {str(folder)!r}, which is damaged: {'; '.join(damage)}. "
+            "Name another checkpoint, or set verify_checkpoint to no to take it as it is."
+        )
+    return folder
+
+
+def _check_first_weights(folder: Path, settings: Settings) -> None:
+    """Checks the folder that ``continue_training`` starts from, if it is a checkpoint of a run."""
+    if is_marked(folder) and (damage := _damage(folder, settings.verify_checkpoint)):
+        raise UserError(
+            f"model_name_or_path is the checkpoint {str(folder)!r}, which is damaged: "
+            f"{'; '.join(damage)}. Name another one, or set verify_checkpoint to no to take it as "
+            "it is."
+        )
+
+
+def _newest_whole(found: list[Path], settings: Settings) -> Path | None:
+    """Of checkpoints from the oldest to the newest; the damaged ones behind it are set aside."""
+    damaged: list[tuple[Path, str]] = []
+    for folder in reversed(found):
+        damage = _damage(folder, settings.verify_checkpoint)
+        if not damage:
+            for other, faults in damaged:
+                kept_as = set_aside(other).name
+                logger.warning("%s is damaged and kept as %s: %s", other, kept_as, faults)
+                record(
+                    *(settings.output_dir, "damaged_checkpoint"),
+                    checkpoint=other.name, kept_as=kept_as, damage=faults, step=step_in_name(other),
+                )  # fmt: skip
+            return folder
+        damaged.append((folder, "; ".join(damage)))
+    if not damaged:
+        return None
+    listed = "\n".join(f"  - {folder.name}: {faults}" for folder, faults in damaged)
+    raise UserError(
+        f"no checkpoint in output_dir {settings.output_dir!r} is whole:\n{listed}\nName a "
+        "checkpoint of another folder in resume_from_checkpoint, set overwrite_output_dir to start "
+        "anew, or set verify_checkpoint to no to take the newest as it is."
+    )
+
+
+def _damage(folder: Path, checks: str) -> tuple[str, ...]:
+    """What is wrong with a checkpoint; nothing if it is not to be checked."""
+    if checks == "no":
+        return ()
+    started = time.monotonic()
+    report = verify(folder, checks, read_progress(str(folder)))
+    if not report.damage:
+        _log_checked(report, checks, time.monotonic() - started)
+    return report.damage
+
+
+def _log_checked(report: Report, checks: str, seconds: float) -> None:
+    if report.manifest is None:
+        logger.info(
+            "%s has no manifest, as checkpoints of earlier versions and of PaddleNLP: its contents "
+            "cannot be verified",
+            report.folder,
+        )
+        return
+    size = sum(record.size for record in report.manifest.files.values())
+    logger.info(
+        "%s is whole: %d files, %.3g GB, by %s in %.1f s",
+        *(report.folder, len(report.manifest.files), size / 1e9, checks, seconds),
+    )

@@ -1,0 +1,48 @@
+"""Folders that differ between the machines of a run are told at its start."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from distributed_testing import REPO, run_ranks
+
+sys.path.insert(0, str(REPO / "tests" / "training"))
+from training_testing import counting_documents, write_corpus
+
+WORKER = Path(__file__).parent / "workers" / "machines_worker.py"
+
+
+def test_one_output_dir(tmp_path):
+    folders = [tmp_path / "out"] * 2
+    assert run_ranks(WORKER, 2, ["checkpoints", *folders]) == ["", ""]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_output_dir_of_its_own(tmp_path):
+    """On every rank the message names the one that sees another folder, or none."""
+    (tmp_path / "other").mkdir()
+    folders = [tmp_path / "out", tmp_path / "out", tmp_path / "other", tmp_path / "missing"]
+    for said in run_ranks(WORKER, 4, ["checkpoints", *folders]):
+        assert "is not the same folder on all machines" in said
+        assert "ranks 2 and 3 cannot see what rank 0 writes there" in said
+        assert "all machines share" in said
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_only_checkpoints_need_it_everywhere(tmp_path):
+    folders = [tmp_path / "out", tmp_path / "missing"]
+    assert run_ranks(WORKER, 2, ["metrics", *folders]) == ["", ""]
+
+
+def test_copies_of_the_data_and_other_data(tmp_path):
+    documents = counting_documents()
+    write_corpus(tmp_path / "one", documents)
+    write_corpus(tmp_path / "copy", documents)
+    documents[0][0] += 1
+    write_corpus(tmp_path / "other", documents)
+    one, copy, other = (tmp_path / name for name in ("one", "copy", "other"))
+    assert run_ranks(WORKER, 3, ["data", one, "-", copy]) == [""] * 3
+    for said in run_ranks(WORKER, 3, ["data", one, "-", other]):
+        assert said.startswith("the ranks read different data: corpus one has ")
+        assert "on rank 0; " in said and "on rank 2. Give every machine the same files" in said

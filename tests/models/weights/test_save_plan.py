@@ -1,0 +1,98 @@
+"""Which rank writes which tensors: each one writer, evenly by bytes, whatever the layout."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from pypkg.models.weights.formats.safetensors import TensorSpec
+from pypkg.models.weights.save_plan import SavePlan, TensorSet, Unit
+
+
+def tensor_set(
+    stem: str, sizes: dict[str, int], ranks: dict[str, tuple[int, ...]], limit: int | None = None
+) -> TensorSet:
+    """Units of one tensor each of so many float32."""
+    units = [Unit(n, {n: TensorSpec("float32", (size,))}, ranks[n]) for n, size in sizes.items()]
+    return TensorSet(
+        stem,
+        units,
+        lambda name, writer: np.zeros(sizes[name], np.float32),
+        lambda n, v: {n: v},
+        limit,
+    )
+
+
+def sizes_of(layers: int) -> dict[str, int]:
+    """Of a model whose table is a fifth of it."""
+    names = {f"layers.{i}.{kind}": size for i in range(layers)
+             for kind, size in (("norm", 64), ("qkv", 3 * 64**2), ("up", 4 * 64**2))}  # fmt: skip
+    return {"table": layers * 7 * 64**2 // 4, **names}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_bytes_are_spread_evenly(world_size):
+    sizes, everyone = sizes_of(24), tuple(range(world_size))
+    sets = [
+        tensor_set(stem, sizes, dict.fromkeys(sizes, everyone)) for stem in ("model", "optimizer")
+    ]
+    plan = SavePlan(sets)
+    loads = Counter()
+    for file in plan.files:
+        loads[file.rank] += sum(spec.num_bytes for spec in file.specs.values())
+    total = sum(each.total_size() for each in sets)
+    assert sum(loads.values()) == total
+    assert max(loads.values()) <= 1.05 * total / world_size
+    for stem in ("model", "optimizer"):
+        names = [name for file in plan.files if file.stem == stem for name in file.specs]
+        assert sorted(names) == sorted(sizes)
+
+
+def test_a_tensor_is_written_where_it_lies():
+    """State of the owners 0 and 1; weights, which both have, make up for what owners write."""
+    state = {"a": 900, "b": 100}
+    weights = {"c": 400, "d": 400}
+    plan = SavePlan(
+        [
+            tensor_set("model", weights, dict.fromkeys(weights, (0, 1))),
+            tensor_set("optimizer", state, {"a": (0,), "b": (1,)}),
+        ]
+    )
+    assert {name: file.rank for file in plan.files for name in file.specs} == {
+        "a": 0, "b": 1, "c": 1, "d": 1,
+    }  # fmt: skip
+
+
+def test_files_and_indices():
+    sizes = {"a": 10, "b": 10, "c": 10, "d": 50}
+    ranks = {"a": (0,), "b": (1,), "c": (0,), "d": (1,)}
+    plan = SavePlan([tensor_set("model", sizes, ranks, 80), tensor_set("optimizer", {}, {})])
+    assert [(file.name, file.rank, list(file.specs)) for file in plan.files] == [
+        ("model-00001-of-00003.safetensors", 0, ["a", "c"]),
+        ("model-00002-of-00003.safetensors", 1, ["b"]),
+        ("model-00003-of-00003.safetensors", 1, ["d"]),
+        ("optimizer.safetensors", 0, []),
+    ]
+    assert plan.indices() == {
+        "model.safetensors.index.json": {
+            "metadata": {"total_size": 320},
+            "weight_map": {
+                "a": "model-00001-of-00003.safetensors",
+                "c": "model-00001-of-00003.safetensors",
+                "b": "model-00002-of-00003.safetensors",
+                "d": "model-00003-of-00003.safetensors",
+            },
+        }
+    }
+
+
+def test_a_rank_gets_its_tensors_in_the_order_of_its_files():
+    sizes = sizes_of(5)
+    plan = SavePlan([tensor_set("model", sizes, dict.fromkeys(sizes, (0, 1, 2)), 4 * 64**3)])
+    for rank in range(3):
+        files = plan.files_of(rank)
+        assert [name for file in files for name in file.specs] == [
+            name for name, _ in plan.tensors_of(rank)
+        ]

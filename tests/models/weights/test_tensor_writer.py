@@ -1,0 +1,172 @@
+"""Files written beside the thread that brings the tensors."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from pypkg.checksums import file_record
+from pypkg.errors import UserError
+from pypkg.models.weights import tensor_writer
+from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
+from pypkg.models.weights.tensor_writer import (
+    FileToWrite,
+    NotFiniteError,
+    ThreadWriter,
+    all_finite,
+)
+from pypkg.models.weights.writer_process import ProcessWriter
+
+
+def files_and_tensors(folder: Path) -> tuple[list[FileToWrite], dict[str, np.ndarray]]:
+    random = np.random.default_rng(0)
+    tensors = {
+        "a": random.normal(size=(300, 50)).astype(np.float32),
+        "turned": random.normal(size=(50, 300)).astype(np.float32).T,
+        "scalar": np.ones(1, np.float32),
+        "empty": np.zeros((0, 3), np.float32),
+    }
+    specs = {name: TensorSpec("float32", value.shape) for name, value in tensors.items()}
+    first = {name: specs[name] for name in ("a", "turned")}
+    second = {name: specs[name] for name in ("scalar", "empty")}
+    names = ("one.safetensors", "two.safetensors", "none.safetensors")
+    return [
+        FileToWrite(folder / name, each)
+        for name, each in zip(names, (first, second, {}), strict=True)
+    ], tensors
+
+
+def test_files_and_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one call writes them, in blocks of a few rows."""
+    monkeypatch.setattr(tensor_writer, "BLOCK", 1000)
+    monkeypatch.setattr(tensor_writer, "_WRITE_BACK", 5000)
+    files, tensors = files_and_tensors(tmp_path)
+    writer = ThreadWriter(files)
+    for name, value in tensors.items():
+        writer.put(name, value)
+    records = writer.records()
+    assert writer.is_done()
+    for file in files:
+        write_tensors(tmp_path / "expected", file.specs, [(n, tensors[n]) for n in file.specs])
+        assert file.path.read_bytes() == (tmp_path / "expected").read_bytes()
+        assert records[file.path.name] == file_record(file.path)
+    assert np.array_equal(load_file(files[0].path)["turned"], tensors["turned"])
+
+
+def test_tensors_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is larger than the limit is on its way alone."""
+    files, tensors = files_and_tensors(tmp_path)
+    monkeypatch.setattr(tensor_writer, "_AHEAD", 1000)
+    disk, original = threading.Event(), tensor_writer.FileSequence.write
+
+    def slow(self: object, name: str, values: np.ndarray) -> None:
+        disk.wait()
+        original(self, name, values)
+
+    monkeypatch.setattr(tensor_writer.FileSequence, "write", slow)
+    writer = ThreadWriter(files)
+    handed = []
+
+    def hand_over() -> None:
+        for name, value in tensors.items():
+            writer.put(name, value)
+            handed.append(name)
+
+    thread = threading.Thread(target=hand_over)
+    thread.start()
+    thread.join(0.3)
+    assert handed in ([], ["a"])
+    disk.set()
+    thread.join()
+    assert len(writer.records()) == 3
+
+
+def test_a_failure_is_told_at_the_end(tmp_path: Path) -> None:
+    """The ranks go on with what they do together until then."""
+    files, tensors = files_and_tensors(tmp_path / "missing")
+    writer = ThreadWriter(files)
+    for name, value in tensors.items():
+        writer.put(name, value)
+    with pytest.raises(FileNotFoundError):
+        writer.records()
+
+
+@pytest.mark.parametrize(
+    ("put", "message"),
+    [(["turned"], "expected a"), (["a"], "turned is missing"), (["a", "turned"], "scalar is miss")],
+)
+def test_tensors_that_are_not_due(tmp_path: Path, put: list[str], message: str) -> None:
+    files, tensors = files_and_tensors(tmp_path)
+    writer = ThreadWriter(files)
+    for name in put:
+        writer.put(name, tensors[name])
+    with pytest.raises(ValueError, match=message):
+        writer.records()
+
+
+def test_weights_that_are_not_finite(tmp_path: Path) -> None:
+    values = np.zeros((10, 4), np.float32)
+    values[7, 1] = np.nan
+    files = [FileToWrite(tmp_path / "f", {"w": TensorSpec("float32", (10, 4))}, True)]
+    writer = ThreadWriter(files)
+    writer.put("w", values)
+    with pytest.raises(UserError, match="w holds values that are NaN or infinite"):
+        writer.records()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_all_finite(dtype: str) -> None:
+    """Also where the sum overflows."""
+    largest = {"float32": 3.4e38, "float16": 65504.0, "bfloat16": 3.3e38}[dtype]
+    values = np.full(100, largest, np.float32)
+
+    def stored() -> np.ndarray:
+        if dtype == "bfloat16":
+            return (values.view(np.uint32) >> 16).astype(np.uint16)
+        return values.astype(dtype)
+
+    assert all_finite(stored(), dtype)
+    for bad in (np.nan, np.inf, -np.inf):
+        values[42] = bad
+        assert not all_finite(stored(), dtype)
+
+
+@pytest.mark.parametrize("memory", [4000, 1 << 20])
+def test_another_process_writes_the_same_files(tmp_path: Path, memory: int) -> None:
+    """Whatever passes through the ring at once; the tensors change after they are handed over."""
+    files, tensors = files_and_tensors(tmp_path)
+    writer = ProcessWriter(files, memory)
+    for name, value in tensors.items():
+        handed = value.copy()
+        writer.put(name, handed)
+        handed[...] = 0.0
+    records = writer.records()
+    assert writer.is_done()
+    for file in files:
+        write_tensors(tmp_path / "expected", file.specs, [(n, tensors[n]) for n in file.specs])
+        assert file.path.read_bytes() == (tmp_path / "expected").read_bytes()
+        assert records[file.path.name] == file_record(file.path)
+
+
+def test_failures_of_the_other_process(tmp_path: Path) -> None:
+    files, tensors = files_and_tensors(tmp_path / "missing")
+    writer = ProcessWriter(files, 1000)
+    for name, value in tensors.items():
+        writer.put(name, value)
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        writer.records()
+    values = np.full((10, 4), np.inf, np.float32)
+    writer = ProcessWriter(
+        [FileToWrite(tmp_path / "f", {"w": TensorSpec("float32", (10, 4))}, True)], 1000
+    )
+    writer.put("w", values)
+    with pytest.raises(NotFiniteError, match="w holds values that are NaN or infinite"):
+        writer.records()
+    writer = ProcessWriter(files, 1000)
+    writer.abandon()
+    with pytest.raises(UserError, match="has ended with code -9"):
+        writer.records()

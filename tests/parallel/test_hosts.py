@@ -1,0 +1,108 @@
+"""Ranks on several hosts: their names in messages, and the network interface of this one."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import numpy as np
+import pytest
+
+from pypkg.errors import UserError
+from pypkg.parallel.gloo.interface import choose_interface
+from pypkg.parallel.gloo.p2p import Mailbox
+from pypkg.parallel.launch.rendezvous import missing, named
+
+TWO_HOSTS = "10.0.0.1:7001,10.0.0.1:7002,10.0.0.1:7003,10.0.0.2:7001"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words"),
+    [
+        ([], "no rank"),
+        ([1], "rank 1 (10.0.0.1)"),
+        ([0, 1, 2], "ranks 0 to 2 (10.0.0.1)"),
+        ([0, 1, 3], "ranks 0 and 1 (10.0.0.1) and rank 3 (10.0.0.2)"),
+    ],
+)
+def test_names_of_ranks_on_several_hosts(monkeypatch, ranks, words):
+    monkeypatch.setenv("PADDLE_TRAINER_ENDPOINTS", TWO_HOSTS)
+    assert named(ranks) == words
+
+
+def test_many_hosts_are_not_listed(monkeypatch):
+    monkeypatch.setenv(
+        "PADDLE_TRAINER_ENDPOINTS", ",".join(f"10.0.0.{host}:7001" for host in range(1, 9))
+    )
+    assert named([0, 1, 2, 3, 4, 5]) == "ranks 0 to 5"
+
+
+def test_one_host_goes_without_saying(monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINER_ENDPOINTS", "10.0.0.1:7001,10.0.0.1:7002")
+    assert named([0, 1]) == "ranks 0 and 1"
+
+
+def test_machines_that_call_themselves_localhost(monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINER_ENDPOINTS", "127.0.1.1:7001,127.0.1.1:7002")
+    monkeypatch.setenv("PADDLE_NNODES", "2")
+    text = missing({0}, 2, 5.0)
+    assert "missing: rank 1" in text
+    assert "all endpoints are on 127.0.1.1" in text and "--host ADDRESS" in text
+    monkeypatch.setenv("PADDLE_NNODES", "1")
+    assert "--host" not in missing({0}, 2, 5.0)
+
+
+@pytest.fixture
+def no_interface_chosen(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")  # so that the end of the test restores it
+
+
+def test_the_interface_of_the_endpoint(monkeypatch, no_interface_chosen):
+    monkeypatch.setenv("PADDLE_CURRENT_ENDPOINT", "127.0.0.1:7001")
+    choose_interface()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+
+
+def test_an_interface_that_the_user_chose_stays(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    monkeypatch.setenv("PADDLE_CURRENT_ENDPOINT", "192.0.2.7:7001")
+    choose_interface()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0"
+
+
+def test_an_endpoint_of_another_machine(monkeypatch, no_interface_chosen):
+    monkeypatch.setenv("PADDLE_CURRENT_ENDPOINT", "192.0.2.7:7001")  # for documentation only
+    with pytest.raises(UserError, match=r"192\.0\.2\.7.*127\.0\.0\.1 \(lo\).*--host ADDRESS"):
+        choose_interface()
+
+
+def test_a_host_without_an_address(monkeypatch, no_interface_chosen):
+    def unknown(name: str) -> str:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "gethostbyname", unknown)
+    monkeypatch.setenv("PADDLE_CURRENT_ENDPOINT", "node-7:7001")
+    with pytest.raises(UserError, match=r"'node-7', which cannot be looked up.*--host ADDRESS"):
+        choose_interface()
+
+
+def test_messages_between_mailboxes():
+    """They keep their order, dtype and shape, whoever else connects to the port."""
+    one, other = Mailbox(), Mailbox()
+    host, port = one.address.split(":")
+    with socket.create_connection((host, int(port))) as stranger:
+        stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
+    with socket.create_connection((host, int(port))) as stranger:
+        stranger.sendall(b"\0\0\0\x02no")
+    arrays = [
+        np.arange(6, dtype="float32").reshape(2, 3), np.array([True, False]), np.zeros((0, 4), "i8"),
+        np.array(2.5), np.arange(1 << 18, dtype="uint16"),
+    ]  # fmt: skip
+    for array in arrays:
+        other.put(one.address, (3, 1), array)
+    other.put(one.address, (3, 2), arrays[0])
+    for array in arrays:
+        found = one.get((3, 1))
+        assert found.dtype == array.dtype and found.shape == array.shape
+        np.testing.assert_array_equal(found, array)
+    np.testing.assert_array_equal(one.get((3, 2)), arrays[0])

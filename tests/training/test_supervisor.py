@@ -1,0 +1,207 @@
+"""``pypkg supervise`` around a command that writes checkpoints and ends as its script says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pypkg import supervise
+from pypkg.errors import UserError
+from pypkg.training.supervisor import Policy
+
+REPO = Path(__file__).resolve().parents[2]
+
+# Each start takes the next line of plan.txt: a step whose checkpoint is written, or -, and how the
+# attempt ends: an exit code, "kill", or "wait" for a signal, which is its exit code then.
+COMMAND = """
+import os, pathlib, signal, subprocess, sys, time
+folder = pathlib.Path(sys.argv[1])
+plan = (folder / "plan.txt").read_text().splitlines()
+starts = folder / "starts"
+number = len(starts.read_text()) if starts.exists() else 0
+starts.write_text("x" * (number + 1))
+step, end = plan[number].split()
+if step != "-":
+    checkpoint = folder / "out" / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+if end == "orphan":
+    rank = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    (folder / "orphan").write_text(str(rank.pid))
+if end in ("kill", "orphan"):
+    os.kill(os.getpid(), signal.SIGKILL)
+if end == "wait":
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(143))
+    (folder / "waits").touch()
+    time.sleep(600)
+sys.exit(int(end))
+"""
+
+
+class Supervised:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "command.py").write_text(COMMAND)
+
+    def start(self, plan: str, *options: str, **variables: str) -> subprocess.Popen:
+        (self.folder / "plan.txt").write_text("\n".join(plan.split(", ")))
+        words = ["--output_dir", str(self.folder / "out"), "--backoff", "0.05", *options]
+        command = [sys.executable, str(self.folder / "command.py"), str(self.folder)]
+        return subprocess.Popen(
+            [sys.executable, "-m", "pypkg.supervise", *words, "--", *command],
+            env={**os.environ, "PYTHONPATH": str(REPO), **variables},
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run(self, plan: str, *options: str) -> tuple[int, str]:
+        process = self.start(plan, *options)
+        _, told = process.communicate(timeout=120)
+        return process.returncode, told
+
+    @property
+    def starts(self) -> int:
+        return len((self.folder / "starts").read_text())
+
+    def ledger(self) -> list[tuple]:
+        rows = map(json.loads, (self.folder / "out/ledger.jsonl").read_text().splitlines())
+        return [(row["event"], row["step"], row["exit_code"], row["fruitless"]) for row in rows]
+
+
+@pytest.fixture
+def supervised(tmp_path: Path) -> Supervised:
+    return Supervised(tmp_path)
+
+
+def test_restarts_while_there_is_progress(supervised):
+    code, told = supervised.run("10 1, - 1, 20 kill, - 0", "--max_restarts", "2")
+    assert code == 0, told
+    assert supervised.starts == 4
+    assert supervised.ledger() == [
+        ("restart", 10, 1, 0), ("restart", 10, 1, 1), ("restart", 20, 137, 0)
+    ]  # fmt: skip
+
+
+def test_gives_up_after_restarts_without_a_checkpoint(supervised):
+    code, told = supervised.run("10 1, - 1, - 9, 30 0", "--max_restarts", "2")
+    assert (code, supervised.starts) == (9, 3)
+    assert supervised.ledger()[-1] == ("given_up", 10, 9, 2)
+    assert "not started again after exit code 9" in told
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ("- 1, 10 0", "not started again after exit code 1"),  # nothing has worked yet
+        ("10 2, 20 0", "exit code 2 is a mistake in settings or files"),
+        ("10 143, 20 0", "exit code 143 says that somebody has stopped the run"),
+        ("10 15, 20 0", "exit code 15 says that somebody has stopped the run"),
+    ],
+)
+def test_ends_that_are_not_repeated(supervised, plan, words):
+    code, told = supervised.run(plan)
+    assert (code, supervised.starts) == (int(plan.split()[1].rstrip(",")), 1)
+    assert words in told
+
+
+def test_no_restarts(supervised):
+    assert supervised.run("10 1, 20 0", "--max_restarts", "0")[0] == 1
+    assert supervised.starts == 1
+
+
+def _started(supervised: Supervised, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while not (supervised.folder / "waits").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_sigterm_is_forwarded_and_ends_the_run(supervised):
+    process = supervised.start("10 wait, 20 0")
+    _started(supervised, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert (process.returncode, supervised.starts) == (143, 1)
+
+
+def test_sigterm_in_the_pause_before_a_restart(supervised):
+    process = supervised.start("10 1, 20 0", "--backoff", "500")
+    deadline = time.monotonic() + 60
+    while not (supervised.folder / "out/ledger.jsonl").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert (process.returncode, supervised.starts) == (143, 1)
+
+
+def test_sigusr1_stops_the_run_and_queues_the_slurm_job_again(supervised):
+    tools = supervised.folder / "bin"
+    tools.mkdir()
+    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {supervised.folder}/scontrol\n')
+    (tools / "scontrol").chmod(0o755)
+    path = f"{tools}:{os.environ['PATH']}"
+    process = supervised.start("10 wait, 20 0", PATH=path, SLURM_JOB_ID="4711")
+    _started(supervised, process)
+    process.send_signal(signal.SIGUSR1)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, supervised.starts) == (143, 1), told
+    assert (supervised.folder / "scontrol").read_text() == "requeue 4711\n"
+
+
+def test_ranks_that_outlive_their_launcher_are_killed_before_a_restart(supervised):
+    code, told = supervised.run("10 orphan, - 0")
+    assert (code, supervised.starts) == (0, 2), told
+    assert not Path("/proc", (supervised.folder / "orphan").read_text()).exists()
+
+
+def test_pauses():
+    policy = Policy(backoff=10, max_backoff=100)
+    assert [policy.delay(n) for n in range(6)] == [10, 20, 40, 80, 100, 100]
+    assert policy.delay(10**6) == 100
+
+
+def test_the_output_dir_of_a_launch_line(tmp_path):
+    settings = tmp_path / "run.json"
+    settings.write_text(json.dumps({"output_dir": "here", "max_steps": 5}))
+    for line in (
+        f"pypkg pretrain {settings} --nproc 4",
+        f"python -m pypkg.pretrain {settings}",
+        f"python -m paddle.distributed.launch --nnodes 2 /a/run_pretrain.py {settings}",
+    ):
+        assert supervise._output_dir(line.split()) == Path("here")
+    assert supervise._output_dir(["pypkg", "pretrain", "--output_dir", "there"]) == Path("there")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("python train.py", "give --output_dir before --"),
+        ("pypkg pretrain --output_dir x --overwrite_output_dir true", "overwrite_output_dir is"),
+        ("pypkg pretrain --output_dir x --resume_from_checkpoint y", "resume_from_checkpoint is"),
+    ],
+)
+def test_launch_lines_that_cannot_be_supervised(line, words):
+    with pytest.raises(UserError, match=words):
+        supervise._output_dir(line.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "there is no launch line"),
+        (["--backoff", "-1", "--", "true"], "--backoff is -1.0; expected 0 or more"),
+        (["--output_dir", "x", "--", "/no/such/program"], "'/no/such/program' cannot be started"),
+    ],
+)
+def test_mistakes_in_the_command_line(arguments, words, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    assert supervise.main(arguments) == 2
+    assert words in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
