@@ -169,6 +169,21 @@ PYPKG_INLINE void add_alibi(float slope, int64_t distance, Sums<X>& scores) {
   }
 }
 
+// Which blocks a thread holds packed. A block has one slot, so a thread that returns to a block
+// finds it there unless it has packed another block of the same slot since.
+class PackedBlocks {
+ public:
+  // Slots for the blocks of a head, or of several that are taken in turn; at most 4096 rows or so.
+  static int64_t slots(int64_t blocks) { return std::min(blocks, kMostSlots); }
+
+  // Gives the slot to the block; false where the block is in it already.
+  bool take(int64_t block, int64_t slot) { return std::exchange(held_[slot], block) != block; }
+
+ private:
+  static constexpr int64_t kMostSlots = 43;
+  int64_t held_[kMostSlots] = {};  // numbers of blocks, counted from 1
+};
+
 // One scratch structure per thread, its arrays carved from one allocation.
 template <class Scratch>
 class ThreadScratch {

@@ -116,16 +116,16 @@ PYPKG_INLINE void multiply_columns(Sums<X>& sums, const float* a, int64_t first,
                               end - begin);
 }
 
-// Packs factor * source[0:count, 0:columns] into panels of `rows` rows; the rest is zero.
+// Packs factor * source[0:count, 0:columns] into panels of `rows` rows; the rest is zero. Row by
+// row: rows of a head are pages apart, and the next one is the slowest to come.
 template <class X, class T>
 PYPKG_INLINE void pack(const T* source, int64_t stride, int64_t count, int64_t columns,
                        float factor, float* panels, int64_t rows) {
-  for (int64_t c = 0; c < columns; c += X::kWidth) {
-    float* panel = panels + c * rows;
-    const int64_t width = columns - c < X::kWidth ? columns - c : X::kWidth;
-    for (int64_t r = 0; r < count; ++r) {
+  for (int64_t r = 0; r < count; ++r) {
+    for (int64_t c = 0; c < columns; c += X::kWidth) {
       const T* from = source + r * stride + c;
-      float* to = panel + r * X::kWidth;
+      float* to = panels + c * rows + r * X::kWidth;
+      const int64_t width = columns - c < X::kWidth ? columns - c : X::kWidth;
       if (width == X::kWidth) {
 #pragma omp simd
         for (int64_t l = 0; l < X::kWidth; ++l) to[l] = factor * to_float(from[l]);
@@ -134,21 +134,47 @@ PYPKG_INLINE void pack(const T* source, int64_t stride, int64_t count, int64_t c
           to[l] = l < width ? factor * to_float(from[l]) : 0.0f;
       }
     }
-    std::memset(panel + count * X::kWidth, 0, (rows - count) * X::kWidth * sizeof(float));
+  }
+  for (int64_t c = 0; c < columns; c += X::kWidth) {
+    std::memset(panels + c * rows + count * X::kWidth, 0,
+                (rows - count) * X::kWidth * sizeof(float));
   }
 }
 
+// Four rows of four elements become four columns. `to` has rows of kStride floats.
+template <int64_t kStride, class T>
+PYPKG_INLINE void transpose_four(const T* from, int64_t stride, float factor, float* to) {
+  typedef float Quad __attribute__((vector_size(4 * sizeof(float))));
+  Quad row[4];
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r) {
+    const T* at = from + r * stride;
+    row[r] = factor * Quad{to_float(at[0]), to_float(at[1]), to_float(at[2]), to_float(at[3])};
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c)
+    store(to + c * kStride, Quad{row[0][c], row[1][c], row[2][c], row[3][c]});
+}
+
 // Packs the transpose, factor * source[0:count, 0:columns]^T, into panels of padded(columns) rows
-// that hold kWidth source rows each; the rest, up to `rows` source rows, is zero.
+// that hold kWidth source rows each; the rest, up to `rows` source rows, is zero. columns is a
+// multiple of four.
 template <class X, class T>
 PYPKG_INLINE void pack_transposed(const T* source, int64_t stride, int64_t count, int64_t columns,
                                   float factor, float* panels, int64_t rows) {
+  static_assert(X::kWidth % 4 == 0);
   const int64_t depth = padded<X>(columns);
-  std::memset(panels, 0, rows * depth * sizeof(float));
-  for (int64_t r = 0; r < count; ++r) {
-    float* panel = panels + (r - r % X::kWidth) * depth + r % X::kWidth;
+  if (count < rows || columns < depth) std::memset(panels, 0, rows * depth * sizeof(float));
+  int64_t r = 0;
+  for (; r + 4 <= count; r += 4) {
+    float* to = panels + (r - r % X::kWidth) * depth + r % X::kWidth;
+    for (int64_t c = 0; c < columns; c += 4)
+      transpose_four<X::kWidth>(source + r * stride + c, stride, factor, to + c * X::kWidth);
+  }
+  for (; r < count; ++r) {
+    float* to = panels + (r - r % X::kWidth) * depth + r % X::kWidth;
     for (int64_t c = 0; c < columns; ++c)
-      panel[c * X::kWidth] = factor * to_float(source[r * stride + c]);
+      to[c * X::kWidth] = factor * to_float(source[r * stride + c]);
   }
 }
 
@@ -156,9 +182,9 @@ PYPKG_INLINE void pack_transposed(const T* source, int64_t stride, int64_t count
 template <class X, class T>
 PYPKG_INLINE void unpack(const float* panels, int64_t rows, int64_t count, int64_t columns,
                          const float* factor, T* target, int64_t stride) {
-  for (int64_t c = 0; c < columns; c += X::kWidth) {
-    const int64_t width = columns - c < X::kWidth ? columns - c : X::kWidth;
-    for (int64_t r = 0; r < count; ++r) {
+  for (int64_t r = 0; r < count; ++r) {
+    for (int64_t c = 0; c < columns; c += X::kWidth) {
+      const int64_t width = columns - c < X::kWidth ? columns - c : X::kWidth;
       const float* from = panels + c * rows + r * X::kWidth;
       T* to = target + r * stride + c;
 #pragma omp simd

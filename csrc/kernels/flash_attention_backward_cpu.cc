@@ -38,14 +38,26 @@ struct Scratch {
   float* v_transposed;
   float* dk;  // kKeys rows
   float* dv;
-  float* q;     // kQueries rows, times scale
-  float* dout;  // kQueries rows
+  float* q;     // slots of kQueries rows, times scale
+  float* dout;  // slots of kQueries rows
   float* p;     // [kQueries, kKeys]
   float* ds;
   float lse[kQueries];
   float delta[kQueries];
   VisibleKeys visible;
+  PackedBlocks packed;  // in the slots of q and dout
 };
+
+// A block of queries and the gradients of their outputs.
+struct QueryPanels {
+  const float* q;
+  const float* dout;
+};
+
+// Slots for the blocks of queries of the heads that share a key head.
+int64_t query_slots(const FlashAttentionShape& s) {
+  return PackedBlocks::slots(s.heads_q / s.heads_k * blocks(s.seq_q, kQueries));
+}
 
 // The rows of each panel of p and ds that hold anything; outside of them both are zero.
 template <class X>
@@ -57,13 +69,14 @@ struct LiveRows {
 // of the block on, and the gradients of their scores.
 template <class X>
 PYPKG_INLINE void backward_tile(const Head& head, BlockState state, int64_t row, int64_t query,
-                                int64_t key, int64_t k, const Scratch& scratch) {
+                                int64_t key, int64_t k, const QueryPanels& panels,
+                                const Scratch& scratch) {
   using Vec = typename X::Vec;
   const int64_t columns = head.s.head_dim, depth = padded<X>(columns);
   float* p = scratch.p + query * kKeys + k;
   float* ds = scratch.ds + query * kKeys + k;
   Sums<X> tile;
-  multiply_rows(tile, scratch.q, kQueries, query, scratch.k_transposed + k * depth, columns);
+  multiply_rows(tile, panels.q, kQueries, query, scratch.k_transposed + k * depth, columns);
   const bool capped = head.s.softcap > 0.0f;
   if (capped) cap_scores<X>(head.s.softcap, tile, ds);
   if (head.s.mask.alibi_slopes) {
@@ -79,7 +92,7 @@ PYPKG_INLINE void backward_tile(const Head& head, BlockState state, int64_t row,
       tile.at[r][v] = fast_exp<Vec>(tile.at[r][v] - scratch.lse[query + r]);
   tile.store_to(p, kKeys);
   Sums<X> dp;
-  multiply_rows(dp, scratch.dout, kQueries, query, scratch.v_transposed + k * depth, columns);
+  multiply_rows(dp, panels.dout, kQueries, query, scratch.v_transposed + k * depth, columns);
 #pragma GCC unroll 16
   for (int r = 0; r < X::kRows; ++r)
 #pragma GCC unroll 4
@@ -94,7 +107,8 @@ PYPKG_INLINE void backward_tile(const Head& head, BlockState state, int64_t row,
 // Probabilities p and score gradients ds of a block.
 template <class X>
 PYPKG_INLINE LiveRows<X> backward_scores(const Head& head, BlockState block, int64_t row,
-                                         int64_t key, const Scratch& scratch) {
+                                         int64_t key, const QueryPanels& panels,
+                                         const Scratch& scratch) {
   LiveRows<X> live;
   for (int64_t k = 0; k < kKeys; k += X::kWidth) {
     Range& rows = live.of_panel[k / X::kWidth];
@@ -110,7 +124,7 @@ PYPKG_INLINE LiveRows<X> backward_scores(const Head& head, BlockState block, int
         continue;
       }
       rows = {std::min(rows.begin, r0), r0 + X::kRows};
-      backward_tile<X>(head, state, row, r0, key, k, scratch);
+      backward_tile<X>(head, state, row, r0, key, k, panels, scratch);
     }
   }
   return live;
@@ -156,6 +170,26 @@ PYPKG_INLINE void accumulate_query_gradient(const Scratch& scratch, int64_t dept
   }
 }
 
+// The block of queries from `row` on, which this thread may hold packed from another block of keys.
+template <class T, class X>
+PYPKG_INLINE QueryPanels query_panels(const FlashAttentionBackward& p, const Head& head,
+                                      int64_t row, Scratch& scratch) {
+  const FlashAttentionShape& s = p.shape;
+  const int64_t floats = padded<X>(s.head_dim) * kQueries;
+  const int64_t number = (head.b * s.heads_q + head.h) * blocks(s.seq_q, kQueries) + row / kQueries;
+  const int64_t slot = number % query_slots(s);
+  float* q = scratch.q + slot * floats;
+  float* dout = scratch.dout + slot * floats;
+  if (scratch.packed.take(number + 1, slot)) {
+    const int64_t count = std::min(kQueries, s.seq_q - row), stride = head.q_stride();
+    pack<X>(static_cast<const T*>(p.q) + head.q_offset(row), stride, count, s.head_dim, s.scale, q,
+            kQueries);
+    pack<X>(static_cast<const T*>(p.dout) + head.q_offset(row), stride, count, s.head_dim, 1.0f,
+            dout, kQueries);
+  }
+  return {q, dout};
+}
+
 // One block of keys against one block of queries of one head.
 template <class T, class X>
 PYPKG_INLINE void backward_pair(const FlashAttentionBackward& p, const Head& head, BlockState block,
@@ -163,10 +197,7 @@ PYPKG_INLINE void backward_pair(const FlashAttentionBackward& p, const Head& hea
   const FlashAttentionShape& s = p.shape;
   const int64_t depth = padded<X>(s.head_dim);
   const int64_t count = std::min(kQueries, s.seq_q - row);
-  pack<X>(static_cast<const T*>(p.q) + head.q_offset(row), head.q_stride(), count, s.head_dim,
-          s.scale, scratch.q, kQueries);
-  pack<X>(static_cast<const T*>(p.dout) + head.q_offset(row), head.q_stride(), count, s.head_dim,
-          1.0f, scratch.dout, kQueries);
+  const QueryPanels panels = query_panels<T, X>(p, head, row, scratch);
   // +inf makes every probability 0: rows past the end and rows that see no key.
   std::fill_n(scratch.lse, kQueries, kInfinity);
   std::fill_n(scratch.delta, kQueries, 0.0f);
@@ -176,9 +207,9 @@ PYPKG_INLINE void backward_pair(const FlashAttentionBackward& p, const Head& hea
     scratch.delta[r] = p.workspace[head.row_index(row + r)];
   }
   if (block == BlockState::kPartial) scratch.visible.set(head, row);
-  const LiveRows<X> live = backward_scores<X>(head, block, row, key, scratch);
-  accumulate_key_gradient<X>(scratch.p, scratch.dout, depth, live, scratch.dv);
-  accumulate_key_gradient<X>(scratch.ds, scratch.q, depth, live, scratch.dk);
+  const LiveRows<X> live = backward_scores<X>(head, block, row, key, panels, scratch);
+  accumulate_key_gradient<X>(scratch.p, panels.dout, depth, live, scratch.dv);
+  accumulate_key_gradient<X>(scratch.ds, panels.q, depth, live, scratch.dk);
   accumulate_query_gradient<X>(scratch, depth, live, dq);
 }
 
@@ -282,8 +313,8 @@ void backward(const FlashAttentionBackward& p) {
                                            {&Scratch::v_transposed, depth * kKeys},
                                            {&Scratch::dk, depth * kKeys},
                                            {&Scratch::dv, depth * kKeys},
-                                           {&Scratch::q, depth * kQueries},
-                                           {&Scratch::dout, depth * kQueries},
+                                           {&Scratch::q, query_slots(s) * depth * kQueries},
+                                           {&Scratch::dout, query_slots(s) * depth * kQueries},
                                            {&Scratch::p, kKeys * kQueries},
                                            {&Scratch::ds, kKeys * kQueries}});
 #pragma omp parallel num_threads(threads)

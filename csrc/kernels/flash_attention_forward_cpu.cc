@@ -13,13 +13,20 @@ constexpr int64_t kStrip = std::lcm(X::kWidth, X::kRows);
 // Cache-sized operands of one thread; panels as in cpu_panels.h.
 struct Scratch {
   float* q;       // transposed: kQueries queries
-  float* k;       // kKeys rows
-  float* v;       // kKeys rows
+  float* k;       // slots of kKeys rows
+  float* v;       // slots of kKeys rows
   float* out;     // kQueries rows, not yet divided by row_sum
   float* scores;  // [kKeys, kStrip]
   float row_max[kQueries];
   float row_sum[kQueries];
   VisibleKeys visible;
+  PackedBlocks packed;  // in the slots of k and v
+};
+
+// A block of keys and its values.
+struct KeyPanels {
+  const float* k;
+  const float* v;
 };
 
 // Scores of the kWidth queries from `query` of the block on against a block of keys, kStrip apart;
@@ -27,7 +34,8 @@ struct Scratch {
 // scores are -inf.
 template <class X>
 PYPKG_INLINE Range score_panel(const Head& head, BlockState block, int64_t first_row, int64_t query,
-                               int64_t key, const Scratch& scratch, float* scores) {
+                               int64_t key, const float* keys, const Scratch& scratch,
+                               float* scores) {
   const int64_t row = first_row + query, depth = padded<X>(head.s.head_dim);
   Range seen{kKeys, 0};
   for (int64_t k = 0; k < kKeys && key + k < head.s.seq_k; k += X::kRows) {
@@ -39,7 +47,7 @@ PYPKG_INLINE Range score_panel(const Head& head, BlockState block, int64_t first
       tile.fill(-kInfinity);
     } else {
       seen = {std::min(seen.begin, k), k + X::kRows};
-      multiply_rows(tile, scratch.k, kKeys, k, scratch.q + query * depth, head.s.head_dim);
+      multiply_rows(tile, keys, kKeys, k, scratch.q + query * depth, head.s.head_dim);
       if (head.s.softcap > 0.0f) cap_scores<X>(head.s.softcap, tile);
       if (head.s.mask.alibi_slopes) {
         add_alibi<X, Columns::kQueries>(head.slope(), key + k - head.position(row), tile);
@@ -103,13 +111,14 @@ PYPKG_INLINE void accumulate_strip(const float* scores, const Range* seen, const
 // kStrip queries from `first` of the block on against a block of keys.
 template <class X>
 PYPKG_INLINE void attend_strip(const Head& head, BlockState block, int64_t first_row, int64_t first,
-                               int64_t key, Scratch& scratch) {
+                               int64_t key, const KeyPanels& panels, Scratch& scratch) {
   const int64_t depth = padded<X>(head.s.head_dim);
   Range seen[kStrip<X> / X::kWidth];
   Range all{kKeys, 0};
   for (int64_t q = 0; q < kStrip<X>; q += X::kWidth) {
     Range& keys = seen[q / X::kWidth];
-    keys = score_panel<X>(head, block, first_row, first + q, key, scratch, scratch.scores + q);
+    keys = score_panel<X>(head, block, first_row, first + q, key, panels.k, scratch,
+                          scratch.scores + q);
     all = all.joined(keys);
   }
   if (all.empty()) return;
@@ -118,7 +127,27 @@ PYPKG_INLINE void attend_strip(const Head& head, BlockState block, int64_t first
     softmax_vector<X>(scratch.scores + l, all, scratch.row_max + first + l,
                       scratch.row_sum + first + l, shrink + l);
   }
-  accumulate_strip<X>(scratch.scores, seen, shrink, scratch.v, first, depth, scratch.out);
+  accumulate_strip<X>(scratch.scores, seen, shrink, panels.v, first, depth, scratch.out);
+}
+
+// The block of keys from `key` on, which this thread may hold packed from another block of queries.
+template <class T, class X>
+PYPKG_INLINE KeyPanels key_panels(const FlashAttentionForward& p, const Head& head, int64_t key,
+                                  Scratch& scratch) {
+  const FlashAttentionShape& s = p.shape;
+  const int64_t key_blocks = blocks(s.seq_k, kKeys), floats = padded<X>(s.head_dim) * kKeys;
+  const int64_t number = (head.b * s.heads_k + head.key_head()) * key_blocks + key / kKeys;
+  const int64_t slot = number % PackedBlocks::slots(key_blocks);
+  float* k = scratch.k + slot * floats;
+  float* v = scratch.v + slot * floats;
+  if (scratch.packed.take(number + 1, slot)) {
+    const int64_t count = std::min(kKeys, s.seq_k - key), stride = head.k_stride();
+    pack<X>(static_cast<const T*>(p.k) + head.k_offset(key), stride, count, s.head_dim, 1.0f, k,
+            kKeys);
+    pack<X>(static_cast<const T*>(p.v) + head.k_offset(key), stride, count, s.head_dim, 1.0f, v,
+            kKeys);
+  }
+  return {k, v};
 }
 
 template <class T, class X>
@@ -137,13 +166,9 @@ PYPKG_INLINE void forward_block(const FlashAttentionForward& p, const Head& head
   for (int64_t key = 0; key < s.seq_k; key += kKeys) {
     const BlockState block = head.state(first_row, kQueries, key, kKeys);
     if (block == BlockState::kSkip) continue;
-    const int64_t keys = std::min(kKeys, s.seq_k - key);
-    pack<X>(static_cast<const T*>(p.k) + head.k_offset(key), head.k_stride(), keys, s.head_dim,
-            1.0f, scratch.k, kKeys);
-    pack<X>(static_cast<const T*>(p.v) + head.k_offset(key), head.k_stride(), keys, s.head_dim,
-            1.0f, scratch.v, kKeys);
+    const KeyPanels panels = key_panels<T, X>(p, head, key, scratch);
     for (int64_t q = 0; q < count; q += kStrip<X>) {
-      attend_strip<X>(head, block, first_row, q, key, scratch);
+      attend_strip<X>(head, block, first_row, q, key, panels, scratch);
     }
   }
 
@@ -163,19 +188,22 @@ void forward(const FlashAttentionForward& p) {
   using X = Tile<kIsa>;
   const FlashAttentionShape& s = p.shape;
   const int64_t depth = padded<X>(s.head_dim), query_blocks = blocks(s.seq_q, kQueries);
+  const int64_t slots = PackedBlocks::slots(blocks(s.seq_k, kKeys));
   const int threads = num_threads();
   ThreadScratch<Scratch> scratch(threads, {{&Scratch::q, depth * kQueries},
-                                           {&Scratch::k, depth * kKeys},
-                                           {&Scratch::v, depth * kKeys},
+                                           {&Scratch::k, slots * depth * kKeys},
+                                           {&Scratch::v, slots * depth * kKeys},
                                            {&Scratch::out, depth * kQueries},
                                            {&Scratch::scores, kStrip<X> * kKeys}});
-  const int64_t heads = s.batch * s.heads_q;
+  // Head by head, for the keys that a thread has packed, and several blocks of queries at a time.
   // Last rows first: under a causal mask they are the longest, and short ones fill the gaps.
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int64_t task = heads * query_blocks - 1; task >= 0; --task) {
-    const int64_t index = task % heads;
+  const int64_t tasks = s.batch * s.heads_q * query_blocks;
+  const int64_t at_once = std::clamp<int64_t>(tasks / (8 * threads), 1, query_blocks);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, at_once)
+  for (int64_t task = 0; task < tasks; ++task) {
+    const int64_t index = task / query_blocks, block = query_blocks - 1 - task % query_blocks;
     const Head head{s, index / s.heads_q, index % s.heads_q};
-    CpuVersion<kIsa, forward_block<T, X>>::run(p, head, task / heads * kQueries, scratch.mine());
+    CpuVersion<kIsa, forward_block<T, X>>::run(p, head, block * kQueries, scratch.mine());
   }
 }
 
