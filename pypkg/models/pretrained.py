@@ -162,7 +162,7 @@ def weight_reader(
     def read(name: str, shape: Sequence[int]) -> np.ndarray:
         if name not in needed:
             values = _drawn(config, name, shape, seed)
-            return paddle.to_tensor(values).astype(getattr(paddle, dtype)).numpy()
+            return to_host(paddle.to_tensor(values).astype(getattr(paddle, dtype)))
         return _read(files, names, config, name, list(shape), dtype)
 
     return read

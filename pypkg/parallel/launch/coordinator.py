@@ -18,6 +18,7 @@ from pypkg.parallel.launch.verdicts import Failure, Member, Verdict
 # One failure makes other ranks fail too. All reports are awaited before a rank is blamed.
 _SECONDS_FOR_THE_CAUSE = 1.5
 _SECONDS_FOR_LAST_WORDS = 3.0
+_SECONDS_TO_CLOSE = 2.0  # at most, until the ranks have read that monitoring has ended
 
 
 class Coordinator:
@@ -75,8 +76,9 @@ class Coordinator:
                 self._check_time_limits()
         if self._closing:
             self._send_to_all("closed")
+        deadline = time.monotonic() + _SECONDS_TO_CLOSE
         for stream in self._ranks:
-            stream.close()
+            stream.finish(max(deadline - time.monotonic(), 0.0))
         self._server.close()
 
     def _is_over(self) -> bool:

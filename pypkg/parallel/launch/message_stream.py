@@ -7,6 +7,7 @@ import json
 import select
 import socket
 import threading
+import time
 from typing import Any
 
 _LONGEST_LINE = 1 << 20
@@ -63,6 +64,21 @@ class MessageStream:
             return self._socket.recv(len(_BEGIN), socket.MSG_PEEK) == _BEGIN
         except OSError:
             return False
+
+    def finish(self, seconds: float) -> None:
+        """Sends no more, waits up to ``seconds`` until the peer has closed, and closes this end.
+
+        Closing with data unread would reset the connection, and the peer would lose messages that
+        it has not received yet.
+        """
+        deadline = time.monotonic() + seconds
+        with contextlib.suppress(OSError, ValueError):  # this end is closed already
+            self._socket.shutdown(socket.SHUT_WR)
+            while self.wait(max(deadline - time.monotonic(), 0.0)):
+                with contextlib.suppress(BlockingIOError):  # another thread has received it
+                    if not self._socket.recv(1 << 16, socket.MSG_DONTWAIT):
+                        break
+        self.close()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

@@ -26,6 +26,7 @@ from pypkg.parallel.launch.rendezvous import comparable, limits, named, rendezvo
 from pypkg.parallel.launch.verdicts import is_failed_wait, line_of_wait, place
 
 _SECONDS_FOR_A_VERDICT = 10.0
+_SECONDS_TO_LEAVE = 5.0  # at most, until rank 0 has read that this rank leaves
 
 
 class Watchdog:
@@ -123,9 +124,9 @@ class Watchdog:
     def leave(self) -> None:
         self._has_left = True
         self._stream.send("left")
+        self._stream.finish(_SECONDS_TO_LEAVE)
         if self._coordinator is not None:
             self._coordinator.close()
-        self._stream.close()
 
     def _answer(self) -> None:
         """Sends the last point that this rank has passed; it may wait for others after it."""
@@ -194,6 +195,7 @@ class Watchdog:
                 self._meeting.notify_all()
         elif kind == "closed":
             self._has_left = True
+            self._stream.close()
         elif kind == "verdict":
             self._verdict = message["message"]
             self._decided.set()
