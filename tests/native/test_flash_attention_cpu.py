@@ -78,6 +78,13 @@ def test_shapes(rng, shape, dtype, causal):
     check(arrays, run(*arrays, scale, causal=causal), scale, causal=causal)
 
 
+@pytest.mark.parametrize("seq_q, seq_k", [(4200, 4200), (4200, 90), (90, 4200)])
+def test_more_rows_than_packed_blocks_are_kept(rng, seq_q, seq_k):
+    """Beyond 4096 rows of a head a packed block takes the place of an earlier one."""
+    arrays = inputs(rng, "float32", 1, seq_q, seq_k, 1, 1, 8)
+    check(arrays, run(*arrays, 0.3, causal=True), 0.3, causal=True)
+
+
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("alibi", [False, True])
 @pytest.mark.parametrize("prefix", [False, True])

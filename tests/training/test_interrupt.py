@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from training_testing import healer
+from training_testing import SavesAtOnce, healer
 
 from pypkg import pretrain
 from pypkg.config import load_settings
@@ -67,7 +67,7 @@ class Data:
         return (next(batches) for _ in range(EVAL_BATCHES))
 
 
-class Saver:
+class Saver(SavesAtOnce):
     """Keeps step and ``pending_evaluation`` of each checkpoint."""
 
     def __init__(self) -> None:
@@ -76,12 +76,6 @@ class Saver:
     def save(self, state: TrainerState) -> Path:
         self.saved.append((state.global_step, state.pending_evaluation))
         return Path("checkpoint")
-
-    def poll(self) -> None:
-        pass
-
-    def wait(self) -> None:
-        pass
 
 
 class Rows:

@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 import pytest
 from paddle import Tensor
-from training_testing import Clock, healer
+from training_testing import Clock, SavesAtOnce, healer
 
 from pypkg.config import load_settings
 from pypkg.data import Batch
@@ -77,7 +77,7 @@ class Data:
         return iter(())
 
 
-class Saver:
+class Saver(SavesAtOnce):
     """A checkpoint takes 1000 s."""
 
     def __init__(self, clock: Clock) -> None:
@@ -86,12 +86,6 @@ class Saver:
     def save(self, state: TrainerState) -> Path:
         self._clock.seconds += 1000
         return Path("checkpoint")
-
-    def poll(self) -> None:
-        pass
-
-    def wait(self) -> None:
-        pass
 
 
 class Rows:

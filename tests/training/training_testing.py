@@ -101,6 +101,16 @@ class Workplace:
         return sorted(int(f.name.split("-")[1]) for f in self.output_dir.glob("checkpoint-*"))
 
 
+class SavesAtOnce:
+    """What a checkpointer does besides saving, where a checkpoint is complete at once."""
+
+    def poll(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        pass
+
+
 def environment() -> dict[str, str]:
     """This process's environment without what importing Paddle here has put into it."""
     hidden = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYPKG_NUM_THREADS")
