@@ -64,8 +64,14 @@ def load_config(
         UserError: there is no such folder and no such model (the message lists the nearest known
             names), or config.json is wrong.
     """
-    if Path(name_or_folder).is_dir():
-        return _read_config(Path(name_or_folder) / "config.json", allow_unknown_config)
+    folder = Path(name_or_folder)
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise UserError(
+                f"the folder {str(folder)!r} is no model: it holds no config.json. Give a folder "
+                "that holds one, or a name that `python -m pypkg.models` lists"
+            )
+        return _read_config(folder / "config.json", allow_unknown_config)
     files = {name.lower(): file for name, file in _files_by_name().items()}
     file = files.get(str(name_or_folder).lower())
     if file is None:
