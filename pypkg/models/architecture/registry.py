@@ -64,23 +64,23 @@ def load_config(
         UserError: there is no such folder and no such model (the message lists the nearest known
             names), or config.json is wrong.
     """
-    folder = Path(name_or_folder)
-    if folder.is_dir():
-        if not (folder / "config.json").exists():
+    if Path(name_or_folder).is_dir():
+        file = Path(name_or_folder) / "config.json"
+        if not file.exists():
             raise UserError(
-                f"the folder {str(folder)!r} is no model: it holds no config.json. Give a folder "
-                "that holds one, or a name that `python -m pypkg.models` lists"
+                f"{file} does not exist, so {str(name_or_folder)!r} is no model. Give a folder "
+                "that holds a config.json, or a name that `python -m pypkg.models` lists"
             )
-        return _read_config(folder / "config.json", allow_unknown_config)
+        return _read_config(file, allow_unknown_config)
     files = {name.lower(): file for name, file in _files_by_name().items()}
-    file = files.get(str(name_or_folder).lower())
-    if file is None:
+    known = files.get(str(name_or_folder).lower())
+    if known is None:
         hint = nearest(str(name_or_folder), _of_similar_size(str(name_or_folder))) or "."
         raise UserError(
             f"{str(name_or_folder)!r} is neither a folder nor a known model{hint} Give the path of "
             "a folder that holds a config.json, or a name that `python -m pypkg.models` lists"
         )
-    return _read_config(file)
+    return _read_config(known)
 
 
 def _of_similar_size(name: str) -> list[str]:
