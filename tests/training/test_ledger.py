@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from pypkg.errors import UserError
-from pypkg.training.ledger import LEDGER_FILE, events, record
+from pypkg.training.ledger import (
+    LEDGER_FILE,
+    OVERWRITTEN,
+    counts,
+    current_events,
+    events,
+    record,
+)
 
 
 def test_what_is_recorded_is_read(tmp_path: Path) -> None:
@@ -61,3 +68,15 @@ def test_a_ledger_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / LEDGER_FILE).mkdir()
     with pytest.raises(UserError, match="cannot be written"):
         record(tmp_path, "rollback")
+
+
+def test_what_counts_came_after_the_last_new_start(tmp_path: Path) -> None:
+    for step in (1, 2):
+        record(tmp_path, "skipped", step=step, samples=[10 * step, 10 * step + 4])
+        record(tmp_path, OVERWRITTEN)
+    kept = [
+        record(tmp_path, "skipped", step=step, samples=[10 * step, 10 * step + 4])
+        for step in (3, 4)
+    ]
+    assert current_events(tmp_path) == kept
+    assert counts(tmp_path) == {"skipped": 2, "skipped_samples": 8}

@@ -20,6 +20,7 @@ from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.training.checkpoint.checkpointer import Checkpointer
 from pypkg.training.checkpoint.folders import checkpoints
 from pypkg.training.checkpoint.reading import load_optimizer, load_trainer_state
+from pypkg.training.checkpoint.verify import verify
 from pypkg.training.state import TrainerState
 
 
@@ -62,6 +63,7 @@ def test_a_checkpoint_is_of_the_step_at_which_it_began(tmp_path, memory):
     ((_, folder),) = checkpoints(tmp_path)
     assert folder.name == "checkpoint-1"
     assert load_trainer_state(folder).global_step == 1
+    assert verify(folder).damage == ()
     for name, parameter in from_pretrained(folder).named_parameters():
         assert np.array_equal(parameter.numpy(), weights[name]), name
         assert not np.array_equal(run.values()[name], weights[name])

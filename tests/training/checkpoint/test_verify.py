@@ -13,7 +13,7 @@ from checkpoint_testing import DAMAGES, KINDS, save
 from pypkg.checksums import FileRecord, file_record, sealed_json
 from pypkg.errors import UserError
 from pypkg.training.checkpoint.folders import checkpoints
-from pypkg.training.checkpoint.manifest import read_manifest, write_manifest
+from pypkg.training.checkpoint.manifest import model_fingerprint, read_manifest, write_manifest
 from pypkg.training.checkpoint.verify import verify
 from pypkg.training.state import TrainerState
 
@@ -97,6 +97,16 @@ def test_another_model_is_noticed_by_sizes_as_well(checkpoint):
     file.write_text(file.read_text().replace("64", "32"))
     (problem,) = verify(checkpoint, "sizes").damage
     assert problem == "config.json describes another model than the manifest"
+
+
+def test_the_order_of_keys_makes_no_other_model(tmp_path):
+    keys = {"hidden_size": 64, "vocab_size": 100}
+    found = set()
+    for order in (list(keys), list(reversed(keys))):
+        content = json.dumps({key: keys[key] for key in order})
+        (tmp_path / "config.json").write_text(content)
+        found.add(model_fingerprint(tmp_path))
+    assert len(found) == 1
 
 
 def test_the_manifest_of_another_checkpoint(checkpoint, tmp_path):
