@@ -17,6 +17,7 @@ import pytest
 import sentencepiece
 from test_tokenizer_kinds import byte_alphabet, train_sentencepiece
 
+from pypkg.data.tokenizers import tiktoken
 from pypkg.data.tokenizers.load import find_tokenizer, load_tokenizer, tokenizer_files
 from pypkg.errors import UserError
 
@@ -227,15 +228,35 @@ def test_long_texts_of_llama3(tmp_path):
     write("ChatGLM4Tokenizer", tmp_path / "one")
     tokenizer = load_tokenizer(tmp_path)
     unbroken = load_tokenizer(tmp_path / "one")
-    texts = [
-        "a xx" + ".in" * 8_400 + " a\u2003" + "\n \r" * 8_334,
-        "in " * 133_334,
-        "",
-    ]
-    for text, row in zip(texts, tokenizer.encode_batch(texts), strict=True):
-        assert row == [i for piece in in_pieces(text) for i in unbroken.encode(piece)]
-        assert tokenizer.encode(text[:60_000]) == tokenizer.encode_batch([text[:60_000]])[0]
-    assert tokenizer.encode(texts[0]) != unbroken.encode(texts[0])
+    text = "a xx" + ".in" * 8_400 + " a\u2003" + "\n \r" * 8_334
+    expected = [i for piece in in_pieces(text) for i in unbroken.encode(piece)]
+    assert tokenizer.encode(text) == expected != unbroken.encode(text)
+    assert tokenizer.encode_batch(["", text, "in"]) == [[], expected, tokenizer.encode("in")]
+    for text in ("in " * 133_334, "x" * 25_000, " " * 25_001 + "x", "in \n" * 10 + "x" * 450_000):
+        assert tiktoken._cut(text) == in_pieces(text)
+
+
+@pytest.mark.parametrize("kind", ["Llama3", "Qwen2Tokenizer"])
+def test_an_empty_added_token(tmp_path, kind):
+    """tiktoken would look for it for ever."""
+    write(kind, tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"": 500}')
+    with pytest.raises(UserError, match=r"gives the id 500 to an empty token"):
+        load_tokenizer(tmp_path)
+
+
+def test_two_added_tokens_of_one_id(tmp_path):
+    write_ranks(tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"<a>": 501, "<b>": 501}')
+    with pytest.raises(UserError, match=r"give the id 501 to '<a>' and to '<b>'"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_json_without_tokens(tmp_path):
+    model = {"type": "BPE", "vocab": {}, "merges": []}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    with pytest.raises(UserError, match=r"tokenizer.json holds a tokenizer without any token"):
+        load_tokenizer(tmp_path)
 
 
 def test_ranks_of_other_patterns(tmp_path):
