@@ -43,14 +43,14 @@ class _Run:
 
         from pypkg.models import from_config
         from pypkg.models.architecture.registry import load_config
-        from pypkg.models.weights.writer_process import RingMemory
+        from pypkg.models.weights.writer_process import WriterProcess
         from pypkg.parallel import mesh
         from pypkg.parallel.optimizer.distribute import distribute
         from pypkg.parallel.optimizer.factory import UpdateOptions
         from pypkg.training.tp_sharding import ModelTpSharding
 
         self._folder = Path(task["folder"])
-        self._ring = RingMemory(8 * _GIB)
+        self._writer = WriterProcess(8 * _GIB)
         config = load_config(task["config"])
         self._layer = from_config(config, seed=0)
         self._layer.train()
@@ -74,7 +74,7 @@ class _Run:
         folder, result["sync"] = self._save(ThreadWriter)
         size = sum(path.stat().st_size for path in folder.iterdir())
         _remove(folder)
-        folder, result["async"] = self._save(partial(ProcessWriter, memory=self._ring))
+        folder, result["async"] = self._save(partial(ProcessWriter, process=self._writer))
         result["load"] = self._load(folder)
         _remove(folder)
         result["dd"] = from_first_rank(lambda: _seconds_of_dd(self._folder / "dd", size))
