@@ -16,6 +16,7 @@ from pypkg.models.weights.formats.tensor_files import read_file_shards
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint import paddlenlp
 from pypkg.training.checkpoint.folders import OPTIMIZER_FILE, OPTIMIZER_INDEX, STATE_FILE
+from pypkg.training.checkpoint.manifest import MANIFEST_KEY
 from pypkg.training.state import TrainerState
 
 
@@ -33,6 +34,8 @@ def load_trainer_state(checkpoint: str | Path, seq_length: int = 0) -> TrainerSt
         content = json.loads(file.read_text(encoding="utf-8"))
         if paddlenlp.is_trainer_state(content):
             return paddlenlp.trainer_state(content, file, seq_length)
+        if isinstance(content, dict):
+            content.pop(MANIFEST_KEY, None)
         return TrainerState.from_json(content)
     except FileNotFoundError as error:
         raise UserError(
