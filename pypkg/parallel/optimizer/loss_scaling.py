@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pypkg.errors import UserError
 
-# Steps in a row whose gradients overflow at the least scale, after which no later one is waited for.
+# Steps in a row whose gradients may overflow at the least scale.
 MOST_OVERFLOWS = 20
 
 
@@ -59,9 +59,9 @@ class LossScaler:
         self._overflowed_at_least = self._overflowed_at_least + 1 if at_least else 0
         if self._overflowed_at_least == MOST_OVERFLOWS:
             raise UserError(
-                f"the gradients of {MOST_OVERFLOWS} steps in a row are not finite in float16, though "
-                "the loss scale is 1, its least value: nothing was trained in these steps. Train "
-                "with bf16, or lower learning_rate, and start the same command again."
+                f"the gradients of {MOST_OVERFLOWS} steps in a row are not finite in float16, "
+                "though the loss scale is 1, its least value: nothing was trained in these steps. "
+                "Train with bf16, or lower learning_rate, and start the same command again."
             )
         self._finite = 0 if skipped else self._finite + 1
         self._overflowed = self._overflowed + 1 if skipped else 0

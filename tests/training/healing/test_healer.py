@@ -194,7 +194,7 @@ def test_a_line_of_the_ledger_names_few_documents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step of a large batch has thousands."""
-    few, many = list(range(100)), list(range(5, 1005, 10)) + [2000]
+    few, many = list(range(100)), [*range(5, 1005, 10), 2000]
     monkeypatch.setattr(Data, "documents", lambda *_: {"few": few, "many": many})
     (event,) = Run(tmp_path, {7: math.nan}).train().events("skipped")
     assert event["documents"] == {"few": few, "many": {"count": 101, "first": 5, "last": 2000}}
