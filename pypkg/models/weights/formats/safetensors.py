@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pypkg.errors import UserError
+from pypkg.models.architecture.config import unique_keys
 from pypkg.models.weights.formats.stored_tensor import (
     STORAGE,
     Shape,
@@ -141,24 +142,13 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
         raise UserError(f"{path} is truncated or not a safetensors file: it ends in its header")
     header = None
     with suppress(ValueError, RecursionError):
-        header = json.loads(text, object_pairs_hook=_without_doubles)
+        header = json.loads(text, object_pairs_hook=unique_keys)
     if not isinstance(header, dict):
         raise UserError(
             f"{path} is corrupt or not a safetensors file: its header is not JSON, or "
             "names a tensor twice"
         )
     return header, 8 + length, size
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """
-    Raises:
-        ValueError: a key occurs twice.
-    """
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return found
 
 
 def write_tensors(
