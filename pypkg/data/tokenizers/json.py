@@ -10,6 +10,7 @@ from pathlib import Path
 import tokenizers
 
 from pypkg.data.tokenizers.base import Tokenizer, library_errors, read_special_names
+from pypkg.errors import UserError
 
 _PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
 _INSIDE_LETTER = {bytes([byte]) for byte in range(0x80, 0xC0)}  # of UTF-8, after its first byte
@@ -22,7 +23,10 @@ class BackendTokenizer(Tokenizer):
         self.file = file
         self.sources = (file,)
         self._backend = backend
-        self.vocab_size = 1 + max(self.vocabulary().values())
+        vocabulary = self.vocabulary()
+        if not vocabulary:
+            raise UserError(f"{file} holds a tokenizer without any token; the file is not complete")
+        self.vocab_size = 1 + max(vocabulary.values())
 
     def encode(self, text: str) -> list[int]:
         with library_errors(f"{self.file} cannot encode a text"):

@@ -44,6 +44,7 @@ from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint.reading import load_optimizer
 from pypkg.training.checkpoint.writing import CheckpointWriting, optimizer_tensors
 from pypkg.training.state import TrainerState
+from pypkg.training.step.normalization import loss_weights
 from pypkg.training.tp_sharding import ModelTpSharding
 
 SEED, ROWS, SEQUENCE, STEPS, RATE = 3, 8, 16, 5, 1e-3
@@ -73,18 +74,21 @@ def new_model(config: ModelConfig, wholes: Mapping | None = None) -> Decoder:
     return model
 
 
-def batch_of(config: ModelConfig, step: int) -> dict[str, np.ndarray]:
-    """One global batch; all rows have the same number of labels that count."""
+def batch_of(config: ModelConfig, step: int, unequal: bool) -> dict[str, np.ndarray]:
+    """One global batch; with ``unequal``, rows have 0 to 12 labels that count, else all 12."""
     generator = np.random.default_rng(100 + step)
     shape = [ROWS, SEQUENCE]
     batch = {name: generator.integers(8, 4000, shape) for name in ("input_ids", "labels")}
     batch["labels"][:, ::5] = -100
+    if unequal:
+        kept = generator.permutation(np.linspace(0, SEQUENCE, ROWS).astype(int))
+        batch["labels"][np.arange(SEQUENCE) >= kept[:, None]] = -100
     if config.prefix_lm:
         batch["input_ids"][:, 6:8] = config.gmask_token_id, config.sop_token_id
     return batch
 
 
-def one_process(family: str, skipped: int | None) -> dict[str, Any]:
+def one_process(family: str, skipped: int | None, unequal: bool) -> dict[str, Any]:
     """Plain Paddle: losses, norms, final parameters and state; without the update of one step."""
     config = config_of(family)
     model = new_model(config)
@@ -92,7 +96,8 @@ def one_process(family: str, skipped: int | None) -> dict[str, Any]:
     optimizer.set_lr(RATE)
     losses, norms = [], []
     for step in range(STEPS):
-        loss = model.loss(**{k: paddle.to_tensor(v) for k, v in batch_of(config, step).items()})
+        batch = batch_of(config, step, unequal)
+        loss = model.loss(**{name: paddle.to_tensor(value) for name, value in batch.items()})
         loss.backward()
         norms.append(clip_by_global_norm(model.parameters(), MAX_NORM).item())
         if step == skipped:
@@ -126,9 +131,15 @@ def train(run: Trained, steps: range, case: dict) -> tuple:
     losses, norms = [], []
     for step in steps:
         shards = current.sample_shards * accumulation
-        rows = {name: np.split(whole, shards) for name, whole in batch_of(config, step).items()}
+        whole = batch_of(config, step, case.get("unequal", False))
+        rows = {name: np.split(values, shards) for name, values in whole.items()}
         own = range(accumulation * current.sample_shard, accumulation * (current.sample_shard + 1))
         batches = [{k: paddle.to_tensor(parts[i]) for k, parts in rows.items()} for i in own]
+        if case.get("unequal"):
+            weights = loss_weights([int((rows["labels"][i] != -100).sum()) for i in own])
+            assert weights is not None
+            for batch, weight in zip(batches, weights, strict=True):
+                batch["loss_weight"] = paddle.to_tensor(weight, dtype="float32")
         if case.get("evaluates"):
             evaluate(run, batches[0])
         overflows = step == case.get("skipped") and current.rank == current.world_size - 1
@@ -317,7 +328,7 @@ def compare(result: dict, expected: dict) -> dict[str, float]:
 
 
 def reference(case: dict) -> tuple:
-    return case["family"], case.get("skipped")
+    return case["family"], case.get("skipped"), case.get("unequal", False)
 
 
 def main(folder: Path, cases: list[dict]) -> None:
