@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from pypkg.attention_choice import AttentionNeeds, choose_attention
 from pypkg.capabilities import ExecutionPlan, probe, resolve
 from pypkg.config import Settings, notices
 from pypkg.config.parser import listed
 from pypkg.data.tokenizers.load import Tokenizer, tokenizer_files
 from pypkg.errors import UserError
 from pypkg.models import ModelConfig
-from pypkg.models.pretrained import Model
+from pypkg.models.building import Model
 from pypkg.ops import set_matmul_precision
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
@@ -62,6 +65,7 @@ def run(settings: Settings) -> int:
     plan = _choose_execution(settings)
     tokenizer = tokenizer_of(settings)
     config = model_config(settings, tokenizer)
+    plan = replace(plan, attention=_choose_attention(plan, config))
     _start_ranks(settings, config)
     if settings.verify_data:
         from_first_rank(lambda: verify_corpora(settings))
@@ -81,7 +85,7 @@ def _run(
     resumed = None if settings.ignore_load_lr_and_optim else checkpoint
     state = _starting_state(settings, resumed)
     model, wrapped, updater = _make_model(settings, plan, checkpoint, config)
-    samples = Samples(settings, model.config, state)
+    samples = Samples(settings, model.config, state, resumed)
     files = _tokenizer_files(settings, tokenizer)
     checkpointer = _make_checkpointer(settings, model, updater, samples, files, check_output_dir)
     healer = Healer(
@@ -147,6 +151,21 @@ def _choose_execution(settings: Settings) -> ExecutionPlan:
     return plan
 
 
+def _choose_attention(plan: ExecutionPlan, config: ModelConfig) -> str:
+    """The attention of the model; selects the set of GPU kernels that is known to be fastest."""
+    needs = AttentionNeeds(
+        dtype=plan.dtype,
+        head_dim=config.head_dim,
+        alibi=config.position_embedding == "alibi",
+        softcap=bool(config.attn_logit_softcapping),
+    )
+    choice = choose_attention(plan.attention, needs, plan.capabilities)
+    if choice.kernel:
+        os.environ.setdefault("PYPKG_FLASH_ATTENTION", choice.kernel)
+    logger.info(choice.describe())
+    return choice.backend
+
+
 def _start_ranks(settings: Settings, config: ModelConfig) -> None:
     """Makes the mesh that the settings ask for, after checking that it is possible."""
     world_size = mesh.launched_processes()
@@ -166,8 +185,9 @@ def _make_model(
     Returns:
         The model, the same wrapped for the layout, and what updates it.
     """
-    model = load_model(settings, plan.dtype, checkpoint, config)
-    model.use_flash_attention(plan.flash_attention)
+    is_sliced = settings.sharding_stage == 3 and mesh.current().sharding is not None
+    model, read = load_model(settings, plan.dtype, checkpoint, config, filled=not is_sliced)
+    model.use_attention(plan.attention)
     set_activations(model, settings)
     model.train()
     config = model.config
@@ -179,7 +199,8 @@ def _make_model(
     if settings.do_train and (notice := dropout_notice(settings, config)):
         logger.info(notice)
     sharding = ModelTpSharding(config)
-    return model, *distribute(model, _update_options(settings), mesh.current(), sharding)
+    options = _update_options(settings)
+    return model, *distribute(model, options, mesh.current(), sharding, read=read)
 
 
 def _tokenizer_files(settings: Settings, tokenizer: Tokenizer | None) -> list[Path]:

@@ -103,7 +103,7 @@ class CheckpointWriting:
         rank = mesh.current().rank
         self._writer = make_writer(
             [
-                FileToWrite(self._temporary / file.name, file.specs, file.must_be_finite)
+                FileToWrite(self._temporary / file.name, file.specs)
                 for file in self._plan.files_of(rank)
             ]
         )
