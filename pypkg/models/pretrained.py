@@ -266,9 +266,7 @@ def save_pretrained(
     run = from_first_rank(lambda: _begin_folder(folder))
     written = {file.name: folder / f".{file.name}.{run}.tmp" for file in plan.files}
     own = plan.files_of(rank)
-    writer = ThreadWriter(
-        [FileToWrite(written[file.name], file.specs, file.must_be_finite) for file in own]
-    )
+    writer = ThreadWriter([FileToWrite(written[file.name], file.specs) for file in own])
 
     def finish_files() -> None:
         try:
@@ -333,9 +331,7 @@ def model_tensors(model: Model, max_file_size: int | None = None) -> TensorSet:
             return None
         return whole_parameter(config, name, held[name], writer)
 
-    return TensorSet(
-        MODEL_STEM, units, read, names.to_checkpoint, max_file_size, must_be_finite=True
-    )
+    return TensorSet(MODEL_STEM, units, read, names.to_checkpoint, max_file_size)
 
 
 def model_config_json(model: Model) -> dict[str, Any]:

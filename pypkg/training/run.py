@@ -85,7 +85,7 @@ def _run(
     resumed = None if settings.ignore_load_lr_and_optim else checkpoint
     state = _starting_state(settings, resumed)
     model, wrapped, updater = _make_model(settings, plan, checkpoint, config)
-    samples = Samples(settings, model.config, state)
+    samples = Samples(settings, model.config, state, resumed)
     files = _tokenizer_files(settings, tokenizer)
     checkpointer = _make_checkpointer(settings, model, updater, samples, files, check_output_dir)
     healer = Healer(
