@@ -170,6 +170,17 @@ def test_nothing_is_left_by_builders_that_died(corpus):
     assert not old.exists() and new.exists()
 
 
+def test_a_folder_is_tidied_once_for_all_its_sets(make_corpus, monkeypatch):
+    """Looking through a folder for each set that is built takes the square of their number."""
+    tidied = []
+    monkeypatch.setattr(cache, "remove_abandoned", tidied.append)
+    index_cache = IndexCache()
+    prefixes = [make_corpus(counting_documents(SIZES), name) for name in ("one", "two")]
+    for prefix in prefixes:
+        train(prefix, cache=index_cache)
+    assert tidied == sorted({Path(prefix).parent / FOLDER for prefix in prefixes})
+
+
 def test_a_small_disk_is_noticed_before_building(corpus, builds, tmp_path, monkeypatch, logged):
     usage = namedtuple("usage", "total used free")(10**9, 10**9, 100)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
