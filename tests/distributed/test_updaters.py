@@ -114,6 +114,7 @@ def test_same_as_one_process(tmp_path, nproc, cases):
             assert all(0.9 < rank["read"] < 1.05 for rank in of_case), (each, of_case)
             assert all(rank["weights_kept"] and rank["state_kept"] for rank in of_case), each
             written = [rank["num_bytes"] for rank in of_case]
+            assert written == [rank["converted"] for rank in of_case], each
             assert max(written) < LARGEST_SHARE * sum(written) / nproc, (each, written)
     for index, each in enumerate(cases):
         if "skipped" not in each:

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +35,7 @@ from pypkg.models.decoder import Decoder
 from pypkg.models.layers.recompute import Recompute
 from pypkg.models.pretrained import model_tensors
 from pypkg.models.weights.formats.tensor_files import TensorFiles
+from pypkg.models.weights.save_plan import TensorSet
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_first_rank, mean_over_sample_shards
 from pypkg.parallel.optimizer.data_parallel import gradient_of
@@ -50,7 +52,16 @@ from pypkg.training.tp_sharding import ModelTpSharding
 SEED, ROWS, SEQUENCE, STEPS, RATE = 3, 8, 16, 5, 1e-3
 ADAMW = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-6, "weight_decay": 0.5}
 MAX_NORM = 0.7
-CHECKED = ("memory", "scaler", "kept", "read", "num_bytes", "weights_kept", "state_kept")
+CHECKED = (
+    "memory",
+    "scaler",
+    "kept",
+    "read",
+    "num_bytes",
+    "converted",
+    "weights_kept",
+    "state_kept",
+)
 CHANGES = {"multi_query": ("chatglm2", {"num_key_value_heads": 1})}
 
 
@@ -279,10 +290,14 @@ def whole(run: Trained) -> tuple[dict, dict]:
 def write_and_read(run: Trained, folder: Path, parameters: dict, state: dict) -> dict[str, Any]:
     """A checkpoint of ``run``: bytes that this rank writes, and whether it holds what it should."""
     output_dir = from_first_rank(lambda: tempfile.mkdtemp(dir=folder))
+    converted = Counter()
     checkpoint = CheckpointWriting(
         output_dir,
         TrainerState(global_step=STEPS),
-        tensor_sets=[model_tensors(run.layer), optimizer_tensors(run.updater)],
+        tensor_sets=[
+            counting(each, converted)
+            for each in (model_tensors(run.layer), optimizer_tensors(run.updater))
+        ],
         add_files=lambda _: None,
         settings_json="{}",
     )
@@ -299,10 +314,22 @@ def write_and_read(run: Trained, folder: Path, parameters: dict, state: dict) ->
     again = whole_state(run.updater)
     return {
         "num_bytes": num_bytes,
+        "converted": converted.total(),
         "weights_kept": files.shapes().keys() == stored.keys()
         and all(np.array_equal(files.read(n, "float32"), value) for n, value in stored.items()),
         "state_kept": all(np.array_equal(again[key], value) for key, value in state.items()),
     }
+
+
+def counting(tensors: TensorSet, converted: Counter) -> TensorSet:
+    """``tensors``, of which the bytes that this rank brings to host memory are counted."""
+
+    def read(name: str, writer: int) -> np.ndarray | None:
+        value = tensors.read(name, writer)
+        converted[tensors.stem] += 0 if value is None else value.nbytes
+        return value
+
+    return replace(tensors, read=read)
 
 
 def damage_state(updater: Updater) -> None:
