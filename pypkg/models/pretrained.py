@@ -44,7 +44,7 @@ from pypkg.models.weights.tp_shards import tensor_parallel_problems, tp_shard, w
 from pypkg.parallel import mesh
 from pypkg.parallel.comm import gather
 from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank
-from pypkg.parallel.host import to_host
+from pypkg.parallel.host_memory import to_host
 from pypkg.parallel.pipeline import pipeline_degree
 from pypkg.parallel.tp_layers import tensor_degree, tensor_rank
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pypkg.errors import UserError
-from pypkg.files import append_line
+from pypkg.files import append_line, read_json_lines
 
 LEDGER_FILE = "ledger.jsonl"
 OVERWRITTEN = "overwritten"  # the event at which a run started anew in the folder of another
@@ -63,26 +63,12 @@ def events(output_dir: str | Path) -> list[Event]:
     Raises:
         UserError: the file cannot be read, or holds something else.
     """
-    file = Path(output_dir, LEDGER_FILE)
-    try:
-        lines = file.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}. {_ELSEWHERE}") from error
-    rows = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not _is_event(row):
-            raise UserError(
-                f"line {number} of {file} is not one that this program writes: {line[:60]!r}; "
-                f'expected an object with "event" and "step". {_ELSEWHERE}'
-            )
-        rows.append(row)
-    return rows
+    return read_json_lines(
+        Path(output_dir, LEDGER_FILE),
+        _is_event,
+        'an object with "event" and "step"',
+        "Move it away, or set output_dir to another folder.",
+    )
 
 
 def current_events(output_dir: str | Path) -> list[Event]:
@@ -105,9 +91,6 @@ def counts(output_dir: str | Path) -> dict[str, int]:
             first, stop = event["samples"]
             total["skipped_samples"] += stop - first
     return dict(sorted(total.items()))
-
-
-_ELSEWHERE = "Move it away, or set output_dir to another folder."
 
 
 def _is_event(row: Any) -> bool:
