@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _split(given: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before and after the first "--"."""
+    """The words before and after the first "--"."""
     if "--" not in given:
         return given, []
     place = given.index("--")

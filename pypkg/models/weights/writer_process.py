@@ -59,7 +59,7 @@ class Ring:
         self._bytes = memory[_HEADER:]
 
     def empty(self) -> None:
-        """As at the start."""
+        """Resets the ring to its initial state."""
         self._counters[:] = 0
 
     def taken(self) -> int:
