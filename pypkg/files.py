@@ -9,13 +9,11 @@ crash is written by one of these functions.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from pypkg import progress
 from pypkg.errors import UserError
@@ -173,41 +171,27 @@ def _remove_torn_line(descriptor: int) -> None:
         os.ftruncate(descriptor, end)
 
 
-def read_json_lines(
-    path: Path, is_row: Callable[[Any], bool], expected: str, way_out: str
-) -> list[Any]:
-    """The rows of a file that holds one JSON value a line; none if the file is missing.
-
-    A last line without a newline is left out: a crash has cut it short.
+def read_lines(path: Path, way_out: str) -> tuple[list[bytes], bytes]:
+    """The lines of a file to which lines are appended; none if the file is missing.
 
     Args:
         path: of the file.
-        is_row: whether a decoded line is one that belongs there.
-        expected: what the error says of such a line, such as "an object of numbers".
-        way_out: a sentence that ends the errors.
+        way_out: a sentence that ends the error.
+
+    Returns:
+        The complete lines without their newlines, and what follows the last newline: empty, or a
+        line that a crash has cut short.
 
     Raises:
-        UserError: the file cannot be read, or a line is not JSON or not a row; names the line.
+        UserError: the file cannot be read.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        *lines, torn = path.read_bytes().split(b"\n")
     except FileNotFoundError:
-        return []
+        return [], b""
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}. {way_out}") from error
-    rows = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not is_row(row):
-            raise UserError(
-                f"line {number} of {path} is not one that this program writes: {line[:60]!r}; "
-                f"expected {expected}. {way_out}"
-            )
-        rows.append(row)
-    return rows
+    return lines, torn
 
 
 def publish_files(files: Mapping[Path, Path]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pypkg.errors import UserError
-from pypkg.files import read_json_lines, write_file
+from pypkg.files import read_lines, write_file
 
 
 class Reporter(Protocol):
@@ -81,7 +81,20 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
     Raises:
         UserError: it cannot be read, or holds something else.
     """
-    return read_json_lines(file, _is_row, 'an object of numbers with "global_step"', _ELSEWHERE)
+    lines, _ = read_lines(file, _ELSEWHERE)
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not _is_row(row):
+            raise UserError(
+                f"line {number} of {file} is not one that this program writes: {line[:60]!r}; "
+                f'expected an object of numbers with "global_step". {_ELSEWHERE}'
+            )
+        rows.append(row)
+    return rows
 
 
 _ELSEWHERE = "Move it away, or set output_dir to another folder."
