@@ -44,7 +44,7 @@ from pypkg.parallel import mesh
 from pypkg.parallel.comm import gather
 from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank
 from pypkg.parallel.comm.slices import ReadParameter, read_elements
-from pypkg.parallel.host import to_host
+from pypkg.parallel.host_memory import to_host
 from pypkg.parallel.tp_layers import tensor_degree, tensor_rank
 
 

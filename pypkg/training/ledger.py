@@ -19,7 +19,7 @@ from typing import Any
 
 from pypkg.checksums import SealError, read_sealed_line, sealed_line
 from pypkg.errors import UserError
-from pypkg.files import append_line
+from pypkg.files import append_line, read_lines
 
 logger = logging.getLogger("pypkg")
 
@@ -70,14 +70,9 @@ def events(output_dir: str | Path) -> list[Event]:
         UserError: the file cannot be read, or a line is not what was written.
     """
     file = Path(output_dir, LEDGER_FILE)
-    try:
-        lines = file.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}. {_ELSEWHERE}") from error
+    lines, torn = read_lines(file, _ELSEWHERE)
     rows = []
-    for number, line in enumerate(lines[:-1], start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             rows.append(read_sealed_line(line))
         except SealError as error:
@@ -85,8 +80,8 @@ def events(output_dir: str | Path) -> list[Event]:
                 f"line {number} of {file} is not what was written, {error}: {line[:60]!r}. "
                 f"{_ELSEWHERE}"
             ) from error
-    if lines[-1]:
-        logger.warning("the last line of %s is cut short and left out: %.60r", file, lines[-1])
+    if torn:
+        logger.warning("the last line of %s is cut short and left out: %.60r", file, torn)
     return rows
 
 

@@ -88,7 +88,7 @@ def test_a_host_without_an_address(monkeypatch, no_interface_chosen):
 
 
 def test_messages_between_mailboxes():
-    """They keep their order, dtype and shape, whoever else connects to the port."""
+    """They keep their order, dtype and shape, even if another program connects to the port."""
     one, other = Mailbox(), Mailbox()
     host, port = one.address.split(":")
     with socket.create_connection((host, int(port))) as stranger:

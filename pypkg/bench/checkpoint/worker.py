@@ -141,7 +141,7 @@ class _Run:
 
 
 class _Memory:
-    """By how much the resident memory of this process has grown at most."""
+    """The largest growth of the resident memory of this process, in bytes."""
 
     def __init__(self) -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew

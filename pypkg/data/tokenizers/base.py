@@ -1,4 +1,4 @@
-"""What every kind of tokenizer offers, whatever files it is read from."""
+"""The interface of all tokenizers, and readers of the files that they share."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text``; none is added at its beginning or end."""
+        """Ids of ``text``, without tokens for its beginning or end."""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, made by several threads (``RAYON_NUM_THREADS``)."""
+        """Ids of each text, encoded by several threads (``RAYON_NUM_THREADS``)."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
@@ -50,7 +50,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def id_of(self, token: str) -> int | None:
-        """Id of a token by its text, such as ``[gMASK]``; None where there is none."""
+        """Id of a token by its text, such as ``[gMASK]``; None if there is none."""
 
     def vocabulary(self) -> dict[str, int]:
         """Ids of all tokens by their text."""
@@ -73,9 +73,9 @@ class Tokenizer(ABC):
 
 @contextmanager
 def library_errors(message: str) -> Iterator[None]:
-    """Turns whatever a tokenizer library raises into a UserError that begins with ``message``.
+    """Raises every error of a tokenizer library as a UserError that begins with ``message``.
 
-    A panic of a Rust library is no ``Exception``, and its class cannot be imported.
+    A panic of a Rust library is not an ``Exception``, and its class is not importable.
     """
     try:
         yield
@@ -99,15 +99,15 @@ def missing_package(file: Path, package: str) -> UserError:
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    """The contents of ``tokenizer_config.json``; nothing where there is none."""
+    """The contents of ``tokenizer_config.json``; empty if the file is missing."""
     return read_json(folder / CONFIG_FILE)
 
 
 def read_special_names(folder: Path) -> dict[str, str]:
     """The tokens that the files name as ``bos_token`` and ``eos_token``.
 
-    ``tokenizer_config.json`` wins over ``special_tokens_map.json``. Either has the token's text
-    or, in long form, a dictionary with it.
+    ``tokenizer_config.json`` has priority over ``special_tokens_map.json``. Both hold the
+    text of the token or, in long form, a dictionary with it.
     """
     names = {}
     for file in (_SPECIAL_TOKENS_FILE, CONFIG_FILE):
@@ -121,9 +121,9 @@ def read_special_names(folder: Path) -> dict[str, str]:
 
 
 def read_added_tokens(folder: Path) -> dict[str, int]:
-    """Ids of tokens beside the vocabulary file's own.
+    """Ids of the tokens that are not in the vocabulary file, by text.
 
-    They stand in ``added_tokens.json`` (text to id) or, from transformers 4.34 on, under
+    The files are ``added_tokens.json`` (text to id) or, from transformers 4.34 on, under
     ``added_tokens_decoder`` in ``tokenizer_config.json`` (id to token).
 
     Raises:
@@ -158,10 +158,10 @@ def read_added_tokens(folder: Path) -> dict[str, int]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is no file.
+    """The object in a JSON file; empty if the file is missing.
 
     Raises:
-        UserError: the file cannot be read, is no JSON, is nested too deeply or holds no object.
+        UserError: the file is not readable, not JSON, too deeply nested, or not an object.
     """
     try:
         contents = json.loads(file.read_text("utf-8"))

@@ -38,8 +38,8 @@ class ByteLevelTokenizer(BackendTokenizer):
     """``vocab.json`` with the ``merges.txt`` beside it.
 
     ``tokenizer_class`` of tokenizer_config.json, else ``model_type`` of config.json, decides how
-    text is cut into words. Qwen2's text is put into Unicode form NFC first. A special token that
-    stands in a text becomes that token.
+    text is split into words. Qwen2 normalizes text to Unicode form NFC first. The text of a
+    special token is encoded as that token.
     """
 
     def __init__(self, file: Path) -> None:
@@ -126,7 +126,7 @@ def _set_words(backend: tokenizers.Tokenizer, kind: str, config: dict[str, Any])
 
 
 def _added_tokens(special: list[str], config: dict[str, Any]) -> list[tokenizers.AddedToken]:
-    """The tokens that are cut out of a text first, as tokenizer_config.json describes them."""
+    """The tokens that are matched before the split, as tokenizer_config.json describes them."""
     decoder = config.get("added_tokens_decoder")
     listed = decoder.values() if isinstance(decoder, dict) else ()
     described = {token.get("content"): token for token in listed if isinstance(token, dict)}

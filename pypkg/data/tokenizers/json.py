@@ -17,7 +17,7 @@ _INSIDE_LETTER = {bytes([byte]) for byte in range(0x80, 0xC0)}  # of UTF-8, afte
 
 
 class BackendTokenizer(Tokenizer):
-    """A tokenizer of the library, wherever it comes from."""
+    """A tokenizer of the ``tokenizers`` library."""
 
     def __init__(self, file: Path, backend: tokenizers.Tokenizer) -> None:
         self.file = file
@@ -48,7 +48,7 @@ class BackendTokenizer(Tokenizer):
 
 
 def _check_prefix(content: bytes) -> None:
-    """Finds what ends the process in the library (0.23): a merge that the prefix cuts in a letter.
+    """Rejects merges that abort the library (0.23): the prefix splits a character of the merge.
 
     Raises:
         ValueError: there is one.

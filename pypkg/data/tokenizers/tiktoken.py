@@ -73,17 +73,17 @@ class RankTokenizer(Tokenizer):
     """Byte-pair encoding by rank, with the library tiktoken.
 
     Args:
-        file: that the ranks were read from.
+        file: source of the ranks.
         ranks: rank by token.
-        words: pattern that cuts text into words.
+        words: regular expression that splits text into words.
         special: ids of the special tokens by name.
-        special_in_text: whether a special token that stands in a text becomes that token.
+        special_in_text: whether the text of a special token is encoded as that token.
         shift: id of rank 0.
-        nfc: whether text is put into Unicode form NFC first.
+        nfc: whether text is normalized to Unicode form NFC first.
         in_pieces: whether a long text is encoded in pieces, as Meta's code for Llama 3 does.
 
     Raises:
-        UserError: the package tiktoken is not installed, or it refuses the ranks.
+        UserError: the package tiktoken is not installed, or it rejects the ranks.
     """
 
     def __init__(
@@ -212,8 +212,8 @@ class TiktokenTokenizer(RankTokenizer):
     def __init__(self, file: Path) -> None:
         """
         Raises:
-            UserError: the package tiktoken is not installed, the file is no rank file of these
-                models, or a token that the files beside it name does not exist.
+            UserError: the package tiktoken is not installed, the file is not a rank file of
+                these models, or a token that the files beside it name does not exist.
         """
         ranks = read_ranks(file)
         if len(ranks) in _OTHER_PATTERNS:
@@ -262,8 +262,8 @@ def read_ranks(file: Path) -> dict[bytes, int]:
     """Rank by token, from lines of a token in base64 and its rank.
 
     Raises:
-        UserError: the file cannot be read, a line is no rank, two tokens have the same one, or one
-            of the 256 bytes is missing.
+        UserError: the file cannot be read, a line is not a rank, two tokens have the same one, or
+            one of the 256 bytes is missing.
     """
     try:
         lines = file.read_bytes().splitlines()

@@ -23,7 +23,7 @@ from paddle import Tensor
 from pypkg.parallel.endpoints import own_host
 from pypkg.parallel.gloo.collectives import Done
 from pypkg.parallel.gloo.groups import ProcessGroup, group_of
-from pypkg.parallel.host import to_host
+from pypkg.parallel.host_memory import to_host
 
 Channel = tuple[int, int]  # number of the group, rank of the sender in it
 

@@ -9,7 +9,7 @@ import numpy as np
 from paddle import Tensor, nn
 
 from pypkg.parallel.comm.slices import ReadParameter
-from pypkg.parallel.host import to_host
+from pypkg.parallel.host_memory import to_host
 from pypkg.parallel.mesh import Mesh
 from pypkg.parallel.optimizer.factory import UpdateOptions, make_optimizers
 from pypkg.parallel.optimizer.protocol import Optimizer, ReadSlices, TpSharding

@@ -16,7 +16,7 @@ from paddle import Tensor, nn
 from paddle.distributed.fleet.meta_parallel.sharding.group_sharded_stage3 import GroupShardedStage3
 
 from pypkg.parallel.comm.slices import read_elements
-from pypkg.parallel.host import to_host
+from pypkg.parallel.host_memory import to_host
 from pypkg.parallel.mesh import Mesh
 
 # What ``ReadParameter`` returns of one parameter, given elements, or None for all.

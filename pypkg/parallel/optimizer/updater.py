@@ -11,7 +11,7 @@ from paddle import Tensor, nn
 
 from pypkg.parallel.comm import gather
 from pypkg.parallel.comm.slices import ReadParameter, read_elements
-from pypkg.parallel.host import to_host
+from pypkg.parallel.host_memory import to_host
 from pypkg.parallel.mesh import Mesh
 from pypkg.parallel.optimizer.clipping import GlobalNormClip, NormContribution
 from pypkg.parallel.optimizer.factory import UpdateOptions

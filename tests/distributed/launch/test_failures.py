@@ -11,7 +11,9 @@ from pathlib import Path
 
 import forked
 import pytest
-from distributed_testing import REPO, free_ports, rank_environment, start_rank
+from distributed_testing import REPO, rank_environment, start_rank
+
+from pypkg.parallel.launch.launcher import free_ports
 
 sys.path.insert(0, str(REPO / "tests" / "training"))
 from training_testing import Workplace, counting_documents, environment, write_corpus, write_model

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pypkg.checksums import file_record
+from pypkg.checksums import FileRecord, file_record
 from pypkg.errors import UserError
 from pypkg.models.weights import tensor_writer
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
@@ -40,6 +41,19 @@ def files_and_tensors(folder: Path) -> tuple[list[FileToWrite], dict[str, np.nda
     ], tensors
 
 
+def check_files(
+    folder: Path,
+    files: list[FileToWrite],
+    tensors: dict[str, np.ndarray],
+    records: Mapping[str, FileRecord],
+) -> None:
+    """Each file has the bytes that one call writes, and its record."""
+    for file in files:
+        write_tensors(folder / "expected", file.specs, [(n, tensors[n]) for n in file.specs])
+        assert file.path.read_bytes() == (folder / "expected").read_bytes()
+        assert records[file.path.name] == file_record(file.path)
+
+
 def test_files_and_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As one call writes them, in blocks of a few rows."""
     monkeypatch.setattr(tensor_writer, "BLOCK", 1000)
@@ -50,10 +64,7 @@ def test_files_and_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         writer.put(name, value)
     records = writer.records()
     assert writer.is_done()
-    for file in files:
-        write_tensors(tmp_path / "expected", file.specs, [(n, tensors[n]) for n in file.specs])
-        assert file.path.read_bytes() == (tmp_path / "expected").read_bytes()
-        assert records[file.path.name] == file_record(file.path)
+    check_files(tmp_path, files, tensors, records)
     assert np.array_equal(load_file(files[0].path)["turned"], tensors["turned"])
 
 
@@ -148,10 +159,7 @@ def test_another_process_writes_the_same_files(tmp_path: Path, memory: int) -> N
             handed[...] = 0.0
         records = writer.records()
         assert writer.is_done()
-    for file in files:
-        write_tensors(tmp_path / "expected", file.specs, [(n, tensors[n]) for n in file.specs])
-        assert file.path.read_bytes() == (tmp_path / "expected").read_bytes()
-        assert records[file.path.name] == file_record(file.path)
+    check_files(tmp_path, files, tensors, records)
 
 
 def test_failures_of_the_other_process(tmp_path: Path) -> None:
