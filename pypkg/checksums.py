@@ -19,6 +19,7 @@ import xxhash
 from pypkg import progress
 
 ALGORITHM = "xxh3_128"
+_Render = Callable[[Mapping[str, Any]], bytes]
 _DIGEST_KEY = "digest"  # of a sealed file
 _BLOCK = 4 << 20  # bytes that a thread reads at a time
 _THREADS = 8  # files in flight; reading and hashing release the interpreter lock
@@ -104,8 +105,7 @@ class SealError(ValueError):
 
 def sealed_json(content: Mapping[str, Any]) -> bytes:
     """``content`` as a JSON file with the digest of itself under the last key, "digest"."""
-    digest = bytes_digest(_rendered(content))
-    return _rendered({**content, _DIGEST_KEY: digest})
+    return _sealed(content, _rendered)
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
@@ -115,14 +115,8 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
         SealError: a byte of the file differs from what was written.
         OSError: it cannot be read.
     """
-    data = path.read_bytes()
-    try:
-        content = json.loads(data)
-        del content[_DIGEST_KEY]
-        is_whole = data == sealed_json(content)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        is_whole = False
-    if not is_whole:
+    content = _unsealed(path.read_bytes(), _rendered)
+    if content is None:
         raise SealError(f"{path} differs from what was written: its own digest does not fit")
     return content
 
@@ -133,8 +127,7 @@ def sealed_line(content: Mapping[str, Any]) -> bytes:
     Raises:
         ValueError: a value is NaN or infinite, which JSON cannot hold.
     """
-    digest = bytes_digest(_rendered_line(content))
-    return _rendered_line({**content, _DIGEST_KEY: digest})
+    return _sealed(content, _rendered_line)
 
 
 def read_sealed_line(line: bytes) -> dict[str, Any]:
@@ -143,15 +136,24 @@ def read_sealed_line(line: bytes) -> dict[str, Any]:
     Raises:
         SealError: a byte differs from what was written.
     """
-    try:
-        content = json.loads(line)
-        del content[_DIGEST_KEY]
-        is_whole = line == sealed_line(content)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        is_whole = False
-    if not is_whole:
+    content = _unsealed(line, _rendered_line)
+    if content is None:
         raise SealError("its own digest does not fit")
     return content
+
+
+def _sealed(content: Mapping[str, Any], render: _Render) -> bytes:
+    return render({**content, _DIGEST_KEY: bytes_digest(render(content))})
+
+
+def _unsealed(data: bytes, render: _Render) -> dict[str, Any] | None:
+    """What ``_sealed`` was given; None if it cannot have returned ``data``."""
+    try:
+        content = json.loads(data)
+        del content[_DIGEST_KEY]
+        return content if data == _sealed(content, render) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def _rendered_line(content: Mapping[str, Any]) -> bytes:
