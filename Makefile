@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNS ?= runs/quickstart
 STDLIB = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['stdlib'])")
-NATIVE_SOURCES := $(shell find csrc cmake -type f) $(wildcard tools/*_*.py) \
+NATIVE_SOURCES := $(shell find csrc cmake -type f) tools/build_backend.py tools/find_paddle.py \
   CMakeLists.txt setup.py pyproject.toml
 CPP_FILES = $(shell git ls-files -co --exclude-standard '*.cc' '*.h' '*.cu' '*.cuh')
 
