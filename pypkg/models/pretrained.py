@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import zlib
+import secrets
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import paddle
@@ -26,7 +26,7 @@ from pypkg.models.pipeline_decoder import PipelineDecoder
 from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.hub import find_weights
-from pypkg.models.weights.initialization import standard_deviation
+from pypkg.models.weights.initialization import fill_random
 from pypkg.models.weights.missing_head import stored_parameters
 from pypkg.models.weights.model_folder import (
     CONFIG_FILE,
@@ -57,10 +57,9 @@ def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = 
     """A model with random weights, in train mode.
 
     Matrices are normal with mean 0 and the standard deviation of ``config.initialization``
-    (initialization.py); norm weights are 1 and biases 0. Every parameter has its own random
-    stream, derived from ``seed`` and its name; no global random state is used. The weights do not
-    depend on the parallel degrees: a rank draws the whole matrices of its pipeline stage, one at a
-    time, and keeps its TP shards.
+    (initialization.py); norm weights are 1 and biases 0. An element depends on ``seed``, the name
+    of its parameter and its place in the whole parameter alone; no global random state is used.
+    So the weights do not depend on the parallel degrees, and a rank makes what it holds.
 
     Args:
         dtype: float32, float16 or bfloat16.
@@ -73,23 +72,18 @@ def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = 
     if seed is None and (tensor_degree() > 1 or pipeline_degree() > 1):
         raise UserError("seed is None, but processes that divide a model need the same; give one")
     model = _build(config, dtype)
-    entropy = cast(int, np.random.SeedSequence(seed).entropy)  # the seed, or system entropy
+    seed = secrets.randbits(64) if seed is None else seed
     for name, parameter in model.named_parameters():
-        if parameter.ndim >= 2:  # norm weights and biases keep their initial value
+        if parameter.ndim == 2:  # norm weights and biases keep their initial value
             progress.report(f"drawing {name}")
-            values = _drawn(config, name, parameter.shape, entropy)
-            parameter.set_value(paddle.to_tensor(values).astype(parameter.dtype))
+            _fill_random(parameter, config, name, seed)
     return model
 
 
-def _drawn(config: ModelConfig, name: str, own_shape: Sequence[int], entropy: int) -> np.ndarray:
-    """Initial random values of the matrix ``name``, or of this rank's TP shard; float32."""
-    generator = np.random.default_rng([entropy, zlib.crc32(name.encode())])
-    shape = whole_shape(config, name, list(own_shape), tensor_degree())
-    values = generator.standard_normal(shape, dtype=np.float32)
-    values *= np.float32(standard_deviation(config, name, shape))
-    shard = tp_shard(config, name, tensor_degree(), tensor_rank())
-    return values if shard is None else shard.take(values)
+def _fill_random(part: paddle.Tensor, config: ModelConfig, name: str, seed: int) -> None:
+    """``part``: the matrix ``name``, or this rank's TP shard of it."""
+    degree, rank = tensor_degree(), tensor_rank()
+    fill_random(part, config, name, seed, part.shape, degree=degree, rank=rank)
 
 
 def from_pretrained(
@@ -161,8 +155,9 @@ def weight_reader(
 
     def read(name: str, shape: Sequence[int]) -> np.ndarray:
         if name not in needed:
-            values = _drawn(config, name, shape, seed)
-            return to_host(paddle.to_tensor(values).astype(getattr(paddle, dtype)))
+            part = paddle.empty(shape, dtype)
+            _fill_random(part, config, name, seed)
+            return to_host(part)
         return _read(files, names, config, name, list(shape), dtype)
 
     return read

@@ -22,6 +22,7 @@ SOURCES = [
     *sorted(HERE.glob("*.cc")),
     PYTHON / "adamw.cc",
     PYTHON / "kernels.cc",
+    PYTHON / "random_normal.cc",
     PYTHON / "arguments.cc",
 ]
 FLAGS = [
