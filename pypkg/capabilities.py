@@ -6,7 +6,9 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pypkg.build_info import DIGEST
 from pypkg.config import Settings, listed
 from pypkg.errors import UserError
 from pypkg.paths import library_dir
@@ -21,7 +23,9 @@ class Capabilities:
     """A device and the software that drives it.
 
     ``compute_capability`` is None for a CPU. ``ops_backend`` is the implementation that the
-    operators have settled on, and ``compiled_ops`` says what the compiled library was built for.
+    operators have settled on, ``compiled_ops`` says what the compiled library was built for, and
+    ``kernel_sources`` is the digest of its sources. ``paddle_flash_attention``: whether this Paddle
+    holds FlashAttention.
     """
 
     device: str  # "cpu" or "gpu"
@@ -31,6 +35,8 @@ class Capabilities:
     paddle: str
     ops_backend: str  # "compiled", "triton" or "reference"
     compiled_ops: str
+    kernel_sources: str | None = None
+    paddle_flash_attention: bool = False
 
     def bfloat16_obstacle(self) -> str | None:
         """Why this device cannot train in bfloat16, or None if it can."""
@@ -46,12 +52,22 @@ class Capabilities:
             return "training in float16 needs a GPU, and the device is a CPU"
         return None
 
-    def flash_attention_obstacle(self) -> str | None:
-        """Why there is no flash attention on this device, or None if there is."""
+    def own_attention_obstacle(self) -> str | None:
+        """Why our flash attention cannot run on this device, or None if it can."""
         if self.compute_capability and self.compute_capability < _MIN_COMPUTE_CAPABILITY:
             return f"flash attention {self._too_old()}"
         if self.ops_backend != "compiled":
-            return f"flash attention needs compiled operators, not the {self.ops_backend} ones"
+            return f"our flash attention needs compiled operators, not the {self.ops_backend} ones"
+        return None
+
+    def paddle_attention_obstacle(self) -> str | None:
+        """Why Paddle's flash attention cannot run on this device, or None if it can."""
+        if self.compute_capability is None:
+            return "Paddle's flash attention needs a GPU, and the device is a CPU"
+        if self.compute_capability < _MIN_COMPUTE_CAPABILITY:
+            return f"Paddle's flash attention {self._too_old()}"
+        if not self.paddle_flash_attention:
+            return "the installed Paddle was built without flash attention"
         return None
 
     def _too_old(self) -> str:
@@ -63,11 +79,15 @@ class Capabilities:
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionPlan:
-    """What a run uses: the device, the type of parameters and activations, the attention."""
+    """What a run uses: the device, the type of parameters and activations, the attention.
+
+    ``attention`` is "auto", "flash" (all but the reference), "pypkg", "paddle" or "reference";
+    attention_choice.py turns it into what the model runs.
+    """
 
     capabilities: Capabilities
     dtype: str  # "float32", "bfloat16" or "float16"
-    flash_attention: bool
+    attention: str
     reasons: tuple[str, ...] = ()
     matmul_precision: str = "float32"  # of float32 matrices on a CPU
 
@@ -88,7 +108,6 @@ class ExecutionPlan:
                 f"operators: {c.ops_backend} (compiled: {c.compiled_ops})",
                 self.dtype
                 + (" with bfloat16 products" if self.matmul_precision == "bfloat16" else ""),
-                f"flash attention {'on' if self.flash_attention else 'off'}",
                 *self.reasons,
             ]
         )
@@ -137,6 +156,8 @@ def probe(device: str | None = None, ops_backend: str | None = None) -> Capabili
         + (f" with CUDA {paddle.version.cuda()}" if cuda else " for CPUs"),
         ops_backend=ops.backend(),
         compiled_ops=_describe_compiled_ops(library_dir() / "build_info.json"),
+        kernel_sources=_build_info(library_dir() / "build_info.json").get(DIGEST),
+        paddle_flash_attention=device == "gpu" and _has_flash_attention(),
     )
 
 
@@ -162,11 +183,7 @@ def resolve(settings: Settings, capabilities: Capabilities) -> ExecutionPlan:
     to_float32 = "set it to false to train in float32"
     float16 = settings.fp16 and decide("fp16", capabilities.float16_obstacle(), to_float32)
     bfloat16 = not settings.fp16 and decide("bf16", capabilities.bfloat16_obstacle(), to_float32)
-    flash_attention = decide(
-        "use_flash_attention",
-        capabilities.flash_attention_obstacle(),
-        "set it to false, or leave it out",
-    )
+    attention = _asked_attention(settings, capabilities, problems)
     if settings.matmul_precision == "bfloat16" and capabilities.compute_capability is not None:
         problems.append(
             'matmul_precision is "bfloat16", which is for CPUs, but the device is a GPU; set bf16 '
@@ -177,14 +194,50 @@ def resolve(settings: Settings, capabilities: Capabilities) -> ExecutionPlan:
     return ExecutionPlan(
         capabilities=capabilities,
         dtype="float16" if float16 else "bfloat16" if bfloat16 else "float32",
-        flash_attention=flash_attention,
+        attention=attention,
         reasons=tuple(reasons),
         matmul_precision=settings.matmul_precision,
     )
 
 
+def _asked_attention(settings: Settings, capabilities: Capabilities, problems: list[str]) -> str:
+    """``attention_backend``, or what PaddleNLP's ``use_flash_attention`` says of it."""
+    asked, flash = settings.attention_backend, settings.use_flash_attention
+    obstacles = {
+        "pypkg": capabilities.own_attention_obstacle(),
+        "paddle": capabilities.paddle_attention_obstacle(),
+    }
+    if flash is not None and asked != "auto" and flash == (asked == "reference"):
+        problems.append(
+            f"use_flash_attention is {str(flash).lower()}, but attention_backend is {asked!r}; "
+            "leave one of them out"
+        )
+    elif obstacle := obstacles.get(asked):
+        problems.append(f"attention_backend is {asked!r}, but {obstacle}; leave it out")
+    elif flash and asked == "auto" and None not in obstacles.values():
+        problems.append(
+            f"use_flash_attention is true, but {', and '.join(filter(None, obstacles.values()))}; "
+            "set it to false, or leave it out"
+        )
+    if flash is False:
+        return "reference"
+    return "flash" if flash and asked == "auto" else asked
+
+
+def _has_flash_attention() -> bool:
+    """Whether Paddle was built with FlashAttention, as Paddle itself asks."""
+    import paddle
+
+    return bool(paddle.framework._global_flags().get("FLAGS_flash_attn_available", False))
+
+
+def _build_info(file: Path) -> dict[str, Any]:
+    info: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return info
+
+
 def _describe_compiled_ops(build_info: Path) -> str:
-    info = json.loads(build_info.read_text(encoding="utf-8")) if build_info.is_file() else {}
+    info = _build_info(build_info)
     if not info.get("paddle_version"):
         return "not built"
     flavour = f"CUDA {info['cuda_version']}" if info["cuda_version"] else "CPU only"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -30,31 +31,24 @@ V100 = device("V100", (7, 0), "reference")
 A100 = device("A100", (8, 0), "compiled")
 H100 = device("H100", (9, 0), "compiled")
 H100_TRITON = device("H100", (9, 0), "triton")
-H100_REFERENCE = device("H100", (9, 0), "reference")
+H100_PADDLE = dataclasses.replace(H100, paddle_flash_attention=True)
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "dtype", "flash_attention", "reasons"),
+    ("capabilities", "dtype", "reasons"),
     [
-        (CPU, "float32", True, ["training in bfloat16 needs a GPU, and the device is a CPU"]),
-        (CPU_REFERENCE, "float32", False,
-         ["bfloat16 needs a GPU", "flash attention needs compiled operators"]),
-        (V100, "float32", False,
-         ["bfloat16 needs compute capability 8.0, and V100 has 7.0",
-          "flash attention needs compute capability 8.0, and V100 has 7.0"]),
-        (A100, "bfloat16", True, []),
-        (H100, "bfloat16", True, []),
-        (H100_TRITON, "bfloat16", False,
-         ["flash attention needs compiled operators, not the triton ones"]),
-        (H100_REFERENCE, "bfloat16", False,
-         ["flash attention needs compiled operators, not the reference ones"]),
+        (CPU, "float32", ["training in bfloat16 needs a GPU, and the device is a CPU"]),
+        (CPU_REFERENCE, "float32", ["bfloat16 needs a GPU"]),
+        (V100, "float32", ["bfloat16 needs compute capability 8.0, and V100 has 7.0"]),
+        (A100, "bfloat16", []),
+        (H100, "bfloat16", []),
+        (H100_TRITON, "bfloat16", []),
     ],
     ids=lambda value: getattr(value, "device_name", None),
-)  # fmt: skip
-def test_left_to_default_the_device_decides(capabilities, dtype, flash_attention, reasons):
+)
+def test_left_to_default_the_device_decides(capabilities, dtype, reasons):
     plan = resolve(Settings(), capabilities)
-    assert plan.dtype == dtype
-    assert plan.flash_attention is flash_attention
+    assert (plan.dtype, plan.attention) == (dtype, "auto")
     assert plan.device == capabilities.device
     assert len(plan.reasons) == len(reasons)
     for given, expected in zip(plan.reasons, reasons):
@@ -75,9 +69,29 @@ def test_what_was_asked_for_and_cannot_be_is_refused_with_every_reason():
         resolve(Settings(use_flash_attention=True), CPU_REFERENCE)
 
 
+@pytest.mark.parametrize(
+    ("settings", "capabilities", "expected"),
+    [
+        ({"attention_backend": "paddle"}, CPU, "Paddle's flash attention needs a GPU"),
+        ({"attention_backend": "paddle"}, V100, "needs compute capability 8.0, and V100 has 7.0"),
+        ({"attention_backend": "paddle"}, H100, "Paddle was built without flash attention"),
+        ({"attention_backend": "pypkg"}, H100_TRITON, "needs compiled operators, not the triton"),
+        ({"attention_backend": "pypkg"}, V100, "needs compute capability 8.0, and V100 has 7.0"),
+        ({"attention_backend": "pypkg", "use_flash_attention": False}, H100, "leave one of them"),
+        ({"attention_backend": "reference", "use_flash_attention": True}, H100, "leave one of"),
+    ],
+)
+def test_an_attention_that_cannot_be_is_refused(settings, capabilities, expected):
+    with pytest.raises(UserError, match=expected):
+        resolve(Settings(**settings), capabilities)
+
+
 def test_what_was_asked_for_and_can_be_is_done():
     plan = resolve(Settings(bf16=True, use_flash_attention=True), H100)
-    assert (plan.dtype, plan.flash_attention) == ("bfloat16", True)
+    assert (plan.dtype, plan.attention) == ("bfloat16", "flash")
+    for name in ("auto", "pypkg", "reference"):
+        assert resolve(Settings(attention_backend=name), H100).attention == name
+    assert resolve(Settings(attention_backend="paddle"), H100_PADDLE).attention == "paddle"
 
 
 def test_float16_is_taken_only_when_asked_for():
@@ -90,7 +104,7 @@ def test_float16_is_taken_only_when_asked_for():
 def test_what_was_turned_off_is_off_without_comment():
     for capabilities in (CPU, V100, H100):
         plan = resolve(Settings(bf16=False, use_flash_attention=False), capabilities)
-        assert (plan.dtype, plan.flash_attention, plan.reasons) == ("float32", False, ())
+        assert (plan.dtype, plan.attention, plan.reasons) == ("float32", "reference", ())
 
 
 def test_description_is_one_line_that_says_it_all():
@@ -98,7 +112,7 @@ def test_description_is_one_line_that_says_it_all():
     assert "\n" not in line
     assert line.startswith("device: V100 (compute capability 7.0, 80 GiB); Paddle 3.3.1 with CUDA")
     assert "operators: reference (compiled: built for Paddle 3.3.1, CUDA 12.6)" in line
-    assert "; float32; flash attention off; " in line
+    assert "; float32; bfloat16 needs " in line
     assert "compute capability" not in resolve(Settings(), CPU).describe()
 
 

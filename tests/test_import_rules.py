@@ -41,6 +41,8 @@ class Rule(NamedTuple):
 # For each module, the rule with the longest matching name holds.
 _ARCHITECTURE = "pypkg.models.architecture"
 RULES = (
+    Rule("pypkg.attention_choice", ("pypkg.attention_record", "pypkg.capabilities")),
+    Rule("pypkg.attention_record", ("pypkg.build_info",)),
     Rule("pypkg.build_info"),
     Rule("pypkg.checksums"),
     Rule("pypkg.errors"),
@@ -67,8 +69,9 @@ RULES = (
                           "pypkg.parallel.mesh", "pypkg.parallel.pipeline", "pypkg.parallel.host"),
          paddle=True),
     Rule("pypkg.planner", ("pypkg.config", _ARCHITECTURE)),
-    Rule("pypkg.training", ("pypkg.config", "pypkg.capabilities", "pypkg.ops", "pypkg.parallel",
-                            "pypkg.data", "pypkg.models", "pypkg.threads"), paddle=True),
+    Rule("pypkg.training", ("pypkg.attention_choice", "pypkg.config", "pypkg.capabilities",
+                            "pypkg.ops", "pypkg.parallel", "pypkg.data", "pypkg.models",
+                            "pypkg.threads"), paddle=True),
     Rule("pypkg.conversion", ("pypkg.models", "pypkg.data.tokenizers")),
     Rule("pypkg.bench", _ANYTHING, paddle=True),
     # Command lines: parse, call, report.
@@ -107,7 +110,8 @@ COMMAND_LINES = (
 
 # These run where no Paddle is installed. (The rules above look at each file, this at all that it
 # draws in.)
-WITHOUT_PADDLE = ("pypkg", "pypkg.config", "pypkg.errors", "pypkg.models.architecture.config",
+WITHOUT_PADDLE = ("pypkg", "pypkg.attention_choice", "pypkg.attention_record",
+                  "pypkg.config", "pypkg.errors", "pypkg.models.architecture.config",
                   "pypkg.models.architecture.registry", "pypkg.threads", "pypkg.capabilities",
                   "pypkg.models.weights.formats.tensor_files", "pypkg.models.weights.model_folder",
                   "pypkg.models.weights.hub", "pypkg.models.weights.writer_process",

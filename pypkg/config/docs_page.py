@@ -49,9 +49,9 @@ no setting: it starts N CPU processes, which are one run; on GPUs
   first step changes nothing. Its warm-up by `warmup_ratio` is cut to whole steps.
 - The log and metrics.jsonl give the rate that a step used. PaddleNLP logs that of the next step.
 - A `warmup_steps` above 0 wins over `warmup_ratio`.
-- Where `bf16` or `use_flash_attention` are left out, the device decides, and one line in the log
-  says what was decided and why. Where they are set to true and the device cannot, the run is
-  refused.
+- Where `bf16` or `use_flash_attention` are left out, the device decides, and the log says what was
+  decided and why. Where they are set to true and the device cannot, the run is refused.
+  `attention_backend` is explained in [operators.md](operators.md#which-implementation-runs).
 - The number of processes launched divided by `tensor_parallel_degree` times
   `pipeline_parallel_degree` is how many train on samples of their own. With `sharding` they divide
   the optimizer state, all of them or `sharding_parallel_degree` at a time; the others are copies

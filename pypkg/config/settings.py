@@ -187,6 +187,12 @@ class Settings(TrainingSettings):
         "shuffled by itself, so that a longer run begins like a shorter one",
         choices=("run", "epoch"),
     )
+    attention_backend: str = setting(
+        "auto",
+        "attention: pypkg, our kernels; paddle, Paddle's flash attention; reference, which stores "
+        "the attention weights; auto, ours on a CPU, and on a GPU the faster one that is checked",
+        choices=("auto", "pypkg", "paddle", "reference"),
+    )
     ops_backend: str | None = setting(
         None,
         "implementation of the operators; by default PYPKG_OPS_BACKEND, else auto",

@@ -161,10 +161,14 @@ class DecoderChunk(nn.Layer):
         assert table is not None  # the last chunk has a head or an embedding
         return table
 
-    def use_flash_attention(self, enabled: bool) -> None:
-        """Chooses flash attention (the default) or attention that stores [sequence, sequence]."""
+    def use_attention(self, backend: str) -> None:
+        """Chooses the attention: "pypkg" (the default), "paddle", or "reference".
+
+        The reference stores [batch, heads, sequence, sequence]. Paddle's flash attention needs a
+        GPU and 16 bits, and has no ALiBi and no soft cap.
+        """
         for layer in self.layers:
-            layer.self_attn.use_flash_attention = enabled
+            layer.self_attn.backend = backend
 
     def use_recompute(self, choice: Recompute | None) -> None:
         """Chooses the activations that backward passes recompute; None (the default): none."""

@@ -70,10 +70,10 @@ class PipelineDecoder(nn.Layer):
     def eval(self) -> PipelineDecoder:
         return self.train(False)
 
-    def use_flash_attention(self, enabled: bool) -> None:
+    def use_attention(self, backend: str) -> None:
         """As of ``Decoder``."""
         for chunk in self._chunks:
-            chunk.use_flash_attention(enabled)
+            chunk.use_attention(backend)
 
     def use_recompute(self, choice: Recompute | None) -> None:
         """See ``Decoder.use_recompute``. Intervals count the layers of each chunk."""

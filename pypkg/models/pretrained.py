@@ -52,6 +52,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 Model = Decoder | PipelineDecoder
 
+_known_shapes: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {}  # of ``parameter_shapes``
+
 
 def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = None) -> Model:
     """A model with random weights, in train mode.
@@ -347,17 +349,22 @@ def whole_value(
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the parameters of a model, in its order, without allocating them.
 
-    The shapes are those of whole parameters under every layout.
+    The shapes are those of whole parameters under every layout. They are computed once for a
+    configuration, since every save asks for them and the layers of a large model take seconds.
     """
-    _check_divisible(config)
-    # Paddle's parameter names must not be used up here. fleet orders gradients by name, so that
-    # parameters must have the same names in all processes, also if only some call this function.
-    with paddle.LazyGuard(), paddle.utils.unique_name.guard():
-        model = Decoder(config)
-    return {
-        name: whole_shape(config, name, parameter.shape, tensor_degree())
-        for name, parameter in model.named_parameters()
-    }
+    degree = tensor_degree()
+    key = repr(config), degree
+    if key not in _known_shapes:
+        _check_divisible(config)
+        # Paddle's parameter names must not be used up here. fleet orders gradients by name, so that
+        # parameters must have the same names in all processes, also if only some call this.
+        with paddle.LazyGuard(), paddle.utils.unique_name.guard():
+            model = Decoder(config)
+        _known_shapes[key] = {
+            name: whole_shape(config, name, parameter.shape, degree)
+            for name, parameter in model.named_parameters()
+        }
+    return dict(_known_shapes[key])
 
 
 def model_dtype(model: Model) -> str:

@@ -155,7 +155,7 @@ def _probe_triton() -> _Probe:
     if capability < _TRITON_CAPABILITY:
         needed, found = (".".join(map(str, each)) for each in (_TRITON_CAPABILITY, capability))
         return _Probe(False, f"Triton needs compute capability {needed}, this device has {found}")
-    return _Probe(True, f"kernels of Triton {version}; attention is Paddle's composition")
+    return _Probe(True, f"kernels of Triton {version}; it has none of attention")
 
 
 def _probe_reference() -> _Probe:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from pypkg.attention_choice import AttentionNeeds, choose_attention
 from pypkg.capabilities import ExecutionPlan, probe, resolve
 from pypkg.config import Settings, notices
 from pypkg.config.parser import listed
@@ -62,6 +65,7 @@ def run(settings: Settings) -> int:
     plan = _choose_execution(settings)
     tokenizer = tokenizer_of(settings)
     config = model_config(settings, tokenizer)
+    plan = replace(plan, attention=_choose_attention(plan, config))
     _start_ranks(settings, config)
     if settings.verify_data:
         from_first_rank(lambda: verify_corpora(settings))
@@ -147,6 +151,21 @@ def _choose_execution(settings: Settings) -> ExecutionPlan:
     return plan
 
 
+def _choose_attention(plan: ExecutionPlan, config: ModelConfig) -> str:
+    """The attention of the model; selects the set of GPU kernels that is known to be fastest."""
+    needs = AttentionNeeds(
+        dtype=plan.dtype,
+        head_dim=config.head_dim,
+        alibi=config.position_embedding == "alibi",
+        softcap=bool(config.attn_logit_softcapping),
+    )
+    choice = choose_attention(plan.attention, needs, plan.capabilities)
+    if choice.kernel:
+        os.environ.setdefault("PYPKG_FLASH_ATTENTION", choice.kernel)
+    logger.info(choice.describe())
+    return choice.backend
+
+
 def _start_ranks(settings: Settings, config: ModelConfig) -> None:
     """Makes the mesh that the settings ask for, after checking that it is possible."""
     world_size = mesh.launched_processes()
@@ -167,7 +186,7 @@ def _make_model(
         The model, the same wrapped for the layout, and what updates it.
     """
     model = load_model(settings, plan.dtype, checkpoint, config)
-    model.use_flash_attention(plan.flash_attention)
+    model.use_attention(plan.attention)
     set_activations(model, settings)
     model.train()
     config = model.config

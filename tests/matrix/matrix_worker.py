@@ -87,7 +87,7 @@ def make_reference(folder: Path, layout: Layout, row: str, dtype: str) -> None:
             noise = paddle.to_tensor(noise, dtype="float32").astype(parameter.dtype)
             parameter.set_value(parameter + noise)
     save_pretrained(model, folder / "weights")
-    model.use_flash_attention(not layout.stored_attention)
+    model.use_attention("reference" if layout.stored_attention else "pypkg")
     losses, norms = train(model, sharding_stage=0)
     save_pretrained(model, folder / "trained")
     np.savez(folder / "curve.npz", losses=losses, norms=norms)

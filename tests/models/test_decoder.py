@@ -185,7 +185,7 @@ def test_attention_that_stores_its_weights_gives_the_same_loss(
     model = from_config(tiny_config.replace(initializer_range=0.3), seed=1)
     input_ids, labels = _ids(tiny_config, 0), _ids(tiny_config, 1)
     flash = model.loss(input_ids, labels)
-    model.use_flash_attention(False)
+    model.use_attention("reference")
     stored = model.loss(input_ids, labels)
     np.testing.assert_allclose(stored.item(), flash.item(), rtol=1e-6)
 

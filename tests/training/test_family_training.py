@@ -113,7 +113,13 @@ class Losses:
         pass
 
 
-@pytest.mark.parametrize("family", KEYS)
+def by_tier(family: str):
+    """Each objective, kind of position and residual stream is quick."""
+    is_quick = family in ("llama", "gpt3", "bloom", "chatglm", "glm130b")
+    return pytest.param(family, marks=() if is_quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("family", map(by_tier, KEYS))
 def test_loss_falls(family: str, dataset: Dataset, tmp_path: Path):
     given = {"model_name_or_path": family, "input_dir": "unused", "output_dir": tmp_path}
     words = [w for k, v in (given | SETTINGS).items() for w in (f"--{k}", str(v))]

@@ -65,16 +65,22 @@ def load_config(
             names), or config.json is wrong.
     """
     if Path(name_or_folder).is_dir():
-        return _read_config(Path(name_or_folder) / "config.json", allow_unknown_config)
+        file = Path(name_or_folder) / "config.json"
+        if not file.exists():
+            raise UserError(
+                f"{file} does not exist, so {str(name_or_folder)!r} is no model. Give a folder "
+                "that holds a config.json, or a name that `python -m pypkg.models` lists"
+            )
+        return _read_config(file, allow_unknown_config)
     files = {name.lower(): file for name, file in _files_by_name().items()}
-    file = files.get(str(name_or_folder).lower())
-    if file is None:
+    known = files.get(str(name_or_folder).lower())
+    if known is None:
         hint = nearest(str(name_or_folder), _of_similar_size(str(name_or_folder))) or "."
         raise UserError(
             f"{str(name_or_folder)!r} is neither a folder nor a known model{hint} Give the path of "
             "a folder that holds a config.json, or a name that `python -m pypkg.models` lists"
         )
-    return _read_config(file)
+    return _read_config(known)
 
 
 def _of_similar_size(name: str) -> list[str]:

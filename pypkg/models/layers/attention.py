@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -54,7 +54,7 @@ class Attention(nn.Layer):
     def __init__(self, config: ModelConfig, layer_number: int) -> None:
         super().__init__()
         self._layer_type = config.layer_types[layer_number]
-        self.use_flash_attention = True  # False: attention that stores [sequence, sequence]
+        self.backend = PYPKG  # a name of BACKENDS
         self.recompute: Recompute | None = None  # activations recomputed in backward passes
         self._head_dim = config.head_dim
         divisor = config.query_pre_attn_scalar
@@ -102,7 +102,7 @@ class Attention(nn.Layer):
         if inputs.query_scale is not None:
             query = query * inputs.query_scale.astype(query.dtype).reshape([1, -1, 1, 1])
         attend = partial(
-            ops.flash_attention if self.use_flash_attention else _plain_attention,
+            BACKENDS[self.backend],
             mask=inputs.masks[self._layer_type],
             scale=self._scale,
             softcap=self._softcap,
@@ -114,3 +114,11 @@ class Attention(nn.Layer):
 def _plain_attention(*args: Any, **kwargs: Any) -> paddle.Tensor:
     """``ops.flash_attention`` by an implementation that stores [batch, heads, seq, seq] scores."""
     return ops.flash_attention_reference(*args, **kwargs)[0]
+
+
+PYPKG, PADDLE, REFERENCE = "pypkg", "paddle", "reference"
+BACKENDS: dict[str, Callable[..., Any]] = {
+    PYPKG: ops.flash_attention,
+    PADDLE: ops.paddle_flash_attention,
+    REFERENCE: _plain_attention,
+}

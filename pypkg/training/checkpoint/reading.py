@@ -15,7 +15,12 @@ from pypkg.models.weights.formats.stored_tensor import JoinedTensor, Shape, Stor
 from pypkg.models.weights.formats.tensor_files import read_file_shards
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint import paddlenlp
-from pypkg.training.checkpoint.folders import OPTIMIZER_FILE, OPTIMIZER_INDEX, STATE_FILE
+from pypkg.training.checkpoint.folders import (
+    OPTIMIZER_FILE,
+    OPTIMIZER_INDEX,
+    STATE_FILE,
+    checkpoints,
+)
 from pypkg.training.state import TrainerState
 
 
@@ -35,9 +40,15 @@ def load_trainer_state(checkpoint: str | Path, seq_length: int = 0) -> TrainerSt
             return paddlenlp.trainer_state(content, file, seq_length)
         return TrainerState.from_json(content)
     except FileNotFoundError as error:
+        inside = checkpoints(checkpoint)
         raise UserError(
-            f"{checkpoint} is not a checkpoint: it holds no {STATE_FILE}. resume_from_checkpoint "
-            "takes a checkpoint-N folder of an earlier output_dir."
+            f"{checkpoint} is not a checkpoint: it holds no {STATE_FILE}. "
+            + (
+                f"It is the output_dir of a run whose newest checkpoint is {inside[-1][1]}: name "
+                "that one in resume_from_checkpoint."
+                if inside
+                else "resume_from_checkpoint takes a checkpoint-N folder of an earlier output_dir."
+            )
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read: {error}. Resume from an older one.") from error

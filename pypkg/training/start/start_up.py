@@ -46,12 +46,15 @@ def load_run_settings(arguments: Sequence[str], world_size: int) -> Settings:
     raise UserError(listed(list(dict.fromkeys(problems)), "problems in the settings"))
 
 
-_OF_A_DEVICE = ("device", "bf16", "fp16", "use_flash_attention", "matmul_precision", "ops_backend")
+_OF_A_DEVICE = (
+    *("device", "bf16", "fp16", "use_flash_attention", "attention_backend", "matmul_precision"),
+    "ops_backend",
+)
 
 
 def _asks_for_a_device(s: Settings) -> bool:
     asked = (s.device == "gpu", s.bf16, s.fp16, s.use_flash_attention, s.ops_backend)
-    return any(asked) or s.matmul_precision != "float32"
+    return any(asked) or s.matmul_precision != "float32" or s.attention_backend != "auto"
 
 
 def _device_problems(settings: Settings) -> list[str]:

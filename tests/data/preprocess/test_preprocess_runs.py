@@ -18,7 +18,7 @@ from preprocess_testing import ALL, command, outputs, run, texts
 from pypkg.data.preprocess import files
 from pypkg.data.preprocess.shards import FileShardFolder, FileShardWriter
 
-UNIT_BYTES = 1 << 20
+UNIT_BYTES = 1 << 18
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def small_units(monkeypatch):
 def units_of(tmp_path, number: int = 6) -> Path:
     """A file of as many units; the last documents of three or more repeat the first."""
     file = tmp_path / "big.jsonl"
-    texts = [f"several words of text {n % 1000:04} " * 100 for n in range(400 * number)]
+    texts = [f"several words of text {n % 250:04} " * 100 for n in range(100 * number)]
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return file
 
@@ -47,14 +47,14 @@ def test_disk_full(tmp_path, tokenizer, workers):
 
 def test_disk_full_while_file_shards_are_joined(tmp_path, tokenizer, small_units, capsys):
     values = {"input_path": units_of(tmp_path, 3), "workers": 1}
-    done = run_with_limit(4_000_000, command(tmp_path, unit=UNIT_BYTES, **values))
+    done = run_with_limit(1_000_000, command(tmp_path, unit=UNIT_BYTES, **values))
     assert done.returncode == 2
     assert f"error: cannot write {tmp_path / 'out' / 'corpus.bin'}: File too large" in done.stderr
     assert outputs(tmp_path) == ["corpus.parts"]
     assert run(tmp_path, **values) == 0
     assert "resumed          3 of 3 units" in capsys.readouterr().out
     assert outputs(tmp_path) == ALL
-    assert len(texts(tmp_path, tokenizer)) == 1200
+    assert len(texts(tmp_path, tokenizer)) == 300
 
 
 def run_with_limit(file_bytes: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:
@@ -158,10 +158,10 @@ def test_result_does_not_depend_on_processes(tmp_path, tokenizer, small_units):
         values = {"input_path": file, "workers": workers, "output_prefix": prefix}
         assert run(tmp_path, "--deduplicate", **values) == 0
         summary = json.loads(prefix.with_suffix(".meta.json").read_text())
-        assert summary["documents"] == 1000
-        assert summary["dropped"] == {"duplicate": 200}
-        assert sum(count for _, count in summary["lengths"]) == 1000
+        assert summary["documents"] == 250
+        assert summary["dropped"] == {"duplicate": 50}
+        assert sum(count for _, count in summary["lengths"]) == 250
         results.append([prefix.with_suffix(s).read_bytes() for s in (".bin", ".idx")])
     assert results[0] == results[1] == results[2]
     found = texts(tmp_path, tokenizer, "out1/c")
-    assert found == [f"several words of text {n:04} " * 100 for n in range(1000)]
+    assert found == [f"several words of text {n:04} " * 100 for n in range(250)]

@@ -5,6 +5,9 @@ versions are checked and timed beside them where Triton is installed. Writes eve
 file, prints a table last and exits with 1 if a check failed. `--device cpu` tries the script out on
 the CPU kernels that are installed already, and interprets Triton.
 
+On a GPU whose checks have all passed it also writes the timings of attention to the record that
+`attention_backend: auto` reads (pypkg/attention_record.py).
+
 The file is a result for the page of benchmarks: put it into docs/benchmarks/, named after the GPU,
 and run `python -m pypkg.bench report`.
 """
@@ -31,11 +34,13 @@ import checks
 import hopper_cases
 import kernel_cases
 
+from pypkg.attention_record import timings_of, write_timings
 from pypkg.bench.ops.case import OURS
 from pypkg.bench.ops.gpu import suites, timers
 from pypkg.bench.ops.gpu.attention import has_hopper_kernels
 from pypkg.bench.ops.gpu.case import Maker, label, measure, set_against_yardsticks
 from pypkg.bench.ops.gpu.result import gpu_facts, ops_result
+from pypkg.build_info import digest
 
 
 class TorchBackend:
@@ -147,6 +152,19 @@ def run_benchmarks(mk: Maker, names: list[str], deadline: float) -> Benchmarks:
     return found
 
 
+def record_attention(device: str, rows: list[dict[str, Any]]) -> None:
+    """Writes what ``attention_backend: auto`` reads; on a CPU it says what it would write."""
+    timings = timings_of(rows, OURS)
+    if device == "cuda" and timings:
+        sources = digest(Path(__file__).resolve().parents[3] / "csrc")
+        gpu, today = torch.cuda.get_device_name(), time.strftime("%Y-%m-%d")
+        print(f"attention of {gpu} recorded in {write_timings(gpu, sources, today, timings)}")
+        return
+    print(
+        f"attention is not recorded: {'no GPU' if timings else 'no shape was timed beside torch'}"
+    )
+
+
 def print_table(found: Benchmarks) -> None:
     """A line for each version of ours, beside the fastest baseline."""
     rates = [found.limits["GB/s"] / 1e9, found.limits["TFLOP/s"] / 1e12]
@@ -225,6 +243,8 @@ def main(argv: list[str] | None = None) -> int:
         given = sys.argv[1:] if argv is None else argv
         result = ops_result(given, found.limits, found.rows, found.notes, args.device)
         report |= result
+        if not (failed or args.no_checks):
+            record_attention(args.device, found.rows)
     report["seconds"] = time.monotonic() - started
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(report, indent=1))

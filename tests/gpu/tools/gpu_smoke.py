@@ -2,7 +2,8 @@
 
 Runs every column and combination of the capability matrix that fits the GPUs present, on models of
 several kinds, in bfloat16 (float32 master weights) and, where asked, float32, each against the same
-steps on one GPU, and writes a report. Needs paddlepaddle-gpu.
+steps on one GPU, and writes a report. First, our attention and Paddle's flash attention are
+compared, each as the second opinion on the other. Needs paddlepaddle-gpu.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "distributed" / "testing"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "models"))
 from matrix_cells import LAYOUTS
 from run_matrix import LIMITS, Conditions, run_layout
+from second_opinion import compare_attention
 
 ROWS = ["LLaMA2-70B", "BaiChuan-13B", "GPT3", "Bloom-176B", "ChatGLM-6B", "GLM-130B"]
 # bfloat16 has 8 bits: a unit in the last place is 2^-8 = 4e-3. Losses are means over thousands of
@@ -37,6 +39,16 @@ def environment(rank: int) -> dict[str, str]:
     }
 
 
+def second_opinion() -> list[dict]:
+    """Our attention against Paddle's on the first GPU."""
+    from pypkg import ops
+
+    rows = compare_attention(ops.flash_attention, ops.paddle_flash_attention, 1024, (64, 128, 256))
+    passed = sum(row["passed"] for row in rows)
+    print(f"our attention against Paddle's: {passed} of {len(rows)} agree", flush=True)
+    return rows
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
@@ -53,6 +65,7 @@ def main() -> int:
     device = paddle.device.cuda.get_device_name()
     fitting = [name for name, each in LAYOUTS.items() if each.degrees.world_size <= gpus]
     print(f"{gpus} x {device}: {len(fitting)} of {len(LAYOUTS)} layouts fit", flush=True)
+    attention = second_opinion()
     cells: dict[str, dict[str, dict]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for dtype in options.dtypes:
@@ -71,11 +84,13 @@ def main() -> int:
         "paddle": paddle.__version__,
         "cuda": paddle.version.cuda(),
         "left_out": sorted(set(LAYOUTS) - set(fitting)),
+        "attention": attention,
         "cells": cells,
     }
     options.report.parent.mkdir(parents=True, exist_ok=True)
     options.report.write_text(json.dumps(report, indent=2) + "\n")
-    failed = [
+    failed = [f"attention {row['case']}" for row in attention if not row["passed"]]
+    failed += [
         f"{name}: {row}" for name, row_cells in cells.items()
         for row, cell in row_cells.items() if not cell["passed"]
     ]  # fmt: skip

@@ -173,7 +173,7 @@ def test_dropout_is_not_applied_and_said_once(caplog: pytest.LogCaptureFixture) 
         ("[" * 100_000, "is not usable JSON: .*recursion"),
         ('{"vocab_size": ' + "1" * 5000 + "}", "is not usable JSON: .*digits"),
         (b"\xff\xfe", "not UTF-8"),
-        (None, "cannot read .*No such file"),
+        (None, "config.json does not exist, so .* is no model"),
     ],
 )
 def test_unreadable_file(text: str | bytes | None, message: str, tmp_path: Path) -> None:

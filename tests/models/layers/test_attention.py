@@ -72,7 +72,7 @@ def test_scale_and_soft_cap(
     backend: str, config: ModelConfig, fields: dict[str, float], flash: bool
 ) -> None:
     model = from_config(config.replace(**fields), seed=1)
-    model.use_flash_attention(flash)
+    model.use_attention("pypkg" if flash else "reference")
     assert_equals_dense(model)
     ids, _ = _batch(config)
     plain = from_config(config, seed=1)(ids).numpy()

@@ -86,7 +86,7 @@ def test_each_setting_changes_what_it_says(family: str, flash: bool):
     """A later document does not depend on an earlier one exactly if attention is reset."""
     config = tiny(family)
     model = from_config(config, seed=4)
-    model.use_flash_attention(flash)
+    model.use_attention("pypkg" if flash else "reference")
     model.eval()
     documents = make_documents()
     other = [[(document + 1) % 4000 for document in row[:-1]] + row[-1:] for row in documents]

@@ -68,7 +68,7 @@ def test_losses_and_gradients_are_the_same_bit_for_bit(family):
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_with_an_attention_that_stores_its_weights(granularity):
     model = make("llama")
-    model.use_flash_attention(False)
+    model.use_attention("reference")
     expected = train_twice(model)
     model.use_recompute(Recompute(granularity))
     assert_same(train_twice(model), expected)
@@ -163,7 +163,7 @@ def allocated() -> int:
 def trained_model(layers: int, choice: Recompute | None):
     """A model whose attention stores its weights, of which there is more to save; and its ids."""
     model = from_config(WIDE.replace(num_hidden_layers=layers), seed=1)
-    model.use_flash_attention(False)
+    model.use_attention("reference")
     model.use_recompute(choice)
     model.train()
     ids = paddle.to_tensor(np.full([BATCH, WIDE_SEQUENCE], 7))

@@ -40,7 +40,9 @@ def _shapes() -> dict[str, tuple[int, ...]]:
     }
 
 
-@pytest.mark.parametrize("stored", ["float32", "bfloat16", "torch"])
+@pytest.mark.parametrize(
+    "stored", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16", "torch"]
+)
 def test_peak_memory(tmp_path: Path, stored: str) -> None:
     shapes = _shapes()
     keys = config_to_huggingface(CONFIG)

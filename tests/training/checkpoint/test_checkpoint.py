@@ -220,6 +220,12 @@ def test_damaged_state(tmp_path, damage, message):
         load_trainer_state(folder)
 
 
+def test_the_output_dir_named_in_place_of_a_checkpoint(tmp_path):
+    newest = save(tmp_path, 1)
+    with pytest.raises(UserError, match=f"is not a checkpoint.* newest checkpoint is {newest}"):
+        load_trainer_state(tmp_path)
+
+
 def test_damaged_or_foreign_optimizer_file(tmp_path):
     folder = save(tmp_path, 1)
     file = folder / "optimizer.safetensors"

@@ -12,6 +12,7 @@ from pypkg.capabilities import probe
 from pypkg.config import Settings
 from pypkg.data.datasets.blend import blend_weights
 from pypkg.data.datasets.order import SampleOrder
+from pypkg.models.layers.attention import BACKENDS
 from pypkg.ops import set_matmul_precision
 from pypkg.parallel import mesh
 from pypkg.parallel.optimizer.zero import ZERO_STAGES
@@ -50,6 +51,7 @@ HONOURED: dict[str, Callable[..., Any]] = {
     "blend_by": lambda s: blend_weights([], [], s.blend_by, s.blend_temperature),
     "sample_order": lambda s: SampleOrder(s.sample_order, "1", 8, 0, [], []),
     "ops_backend": lambda s: probe("cpu", s.ops_backend),
+    "attention_backend": lambda s: BACKENDS[s.attention_backend],
     "loss_normalization": lambda s: Engine(None, None, normalization=s.loss_normalization),
     "verify_checkpoint": lambda s, tmp_path: verify(tmp_path, s.verify_checkpoint),
     "matmul_precision": lambda s: set_matmul_precision(s.matmul_precision),

@@ -65,6 +65,11 @@ def test_a_layout_that_does_not_fit_is_among_them():
     assert len(unknown) == 2 and "needs 2 processes" in unknown[1]
 
 
+def test_a_folder_without_a_model(tmp_path):
+    [found] = problems(model_name_or_path=str(tmp_path))
+    assert found.startswith(f"{tmp_path}/config.json does not exist, so '{tmp_path}' is no model.")
+
+
 def test_several_limits_of_the_device_are_several_lines():
     found = problems(fp16=True, ops_backend="reference", use_flash_attention=True, use_fp8=True)
     assert [line.split(" is ")[0] for line in found] == ["use_fp8", "fp16", "use_flash_attention"]
