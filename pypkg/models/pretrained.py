@@ -157,7 +157,7 @@ def weight_reader(
 
     def read(name: str, shape: Sequence[int]) -> np.ndarray:
         if name not in needed:
-            part = paddle.empty(shape, dtype)
+            part = paddle.empty(shape, getattr(paddle, dtype))
             _fill_random(part, config, name, seed)
             return to_host(part)
         return _read(files, names, config, name, list(shape), dtype)

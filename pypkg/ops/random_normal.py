@@ -68,4 +68,4 @@ def random_normal_(
         stream=raw_stream(target) or 0,
     )  # fmt: skip
     if is_copy:
-        out.detach().copy_(target, True)
+        out.set_value(target)
