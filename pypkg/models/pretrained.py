@@ -73,12 +73,13 @@ def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = 
     """
     if seed is None and (tensor_degree() > 1 or pipeline_degree() > 1):
         raise UserError("seed is None, but processes that divide a model need the same; give one")
-    model = _build(config, dtype)
+    with progress.phase("model"):
+        model = _build(config, dtype)
     seed = secrets.randbits(64) if seed is None else seed
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 2:  # norm weights and biases keep their initial value
-            progress.report(f"drawing {name}")
-            _fill_random(parameter, config, name, seed)
+    with progress.phase("weights"):
+        for name, parameter in progress.through(list(model.named_parameters()), "drawing"):
+            if parameter.ndim == 2:  # norm weights and biases keep their initial value
+                _fill_random(parameter, config, name, seed)
     return model
 
 
@@ -126,10 +127,11 @@ def from_pretrained(
     read = weight_reader(
         folder, config, dtype, seed
     )  # before the model, which takes its whole memory
-    model = _build(config, dtype)
-    for name, parameter in model.named_parameters():
-        progress.report(f"reading {name}")
-        parameter.set_value(read(name, parameter.shape))
+    with progress.phase("model"):
+        model = _build(config, dtype)
+    with progress.phase("weights"):
+        for name, parameter in progress.through(list(model.named_parameters()), "reading"):
+            parameter.set_value(read(name, parameter.shape))
     model.eval()
     return model
 
