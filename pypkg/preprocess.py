@@ -15,7 +15,8 @@ from pathlib import Path
 
 from pypkg.data.corpus_tools import TOOLS, add_tool_parsers
 from pypkg.data.preprocess.options import PreparationOptions, add_options, with_joined_values
-from pypkg.data.preprocess.prepare import Summary, prepare
+from pypkg.data.preprocess.prepare import prepare
+from pypkg.data.preprocess.summary import Summary
 from pypkg.errors import UserError
 from pypkg.file_handles import raise_limit
 from pypkg.logs import configure_logging

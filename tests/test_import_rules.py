@@ -89,8 +89,8 @@ RULES = (
 ROOMS = {
     "pypkg.data": ("corpus_tools", "preprocess", "loading", "datasets", "index", "corpus",
                    "tokenizers", "optional_packages"),
-    "pypkg.models": ("__main__", "docs_page", "generate", "pretrained", "pipeline_decoder",
-                     "decoder", "layers", "weights", "architecture"),
+    "pypkg.models": ("__main__", "docs_page", "generate", "pretrained", "building",
+                     "pipeline_decoder", "decoder", "layers", "weights", "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
                        "host", "process_end", "endpoints"),
     "pypkg.training": ("supervisor", "run", "final_report", "start", "trainer", "healing", "step",

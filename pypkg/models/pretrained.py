@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ from pypkg.models.architecture.registry import (
     weight_map,
 )
 from pypkg.models.architecture.weight_map import WeightMap
-from pypkg.models.decoder import Decoder
-from pypkg.models.pipeline_decoder import PipelineDecoder
+from pypkg.models.building import Model, build_filled, parameter_shapes
 from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.hub import find_weights
@@ -40,19 +40,13 @@ from pypkg.models.weights.model_folder import (
 from pypkg.models.weights.save_plan import SavePlan, TensorSet, Unit
 from pypkg.models.weights.tensor_writer import FileToWrite, ThreadWriter
 from pypkg.models.weights.tied_head import as_stored
-from pypkg.models.weights.tp_shards import tensor_parallel_problems, tp_shard, whole_shape
+from pypkg.models.weights.tp_shards import tp_shard, whole_shape
 from pypkg.parallel import mesh
 from pypkg.parallel.comm import gather
 from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank
+from pypkg.parallel.comm.slices import ReadParameter, read_elements
 from pypkg.parallel.host import to_host
-from pypkg.parallel.pipeline import pipeline_degree
 from pypkg.parallel.tp_layers import tensor_degree, tensor_rank
-
-DTYPES = ("float32", "float16", "bfloat16")
-
-Model = Decoder | PipelineDecoder
-
-_known_shapes: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {}  # of ``parameter_shapes``
 
 
 def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = None) -> Model:
@@ -71,22 +65,44 @@ def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = 
         UserError: ``dtype`` is another, the model cannot be divided over the processes, or several
             processes have no seed.
     """
-    if seed is None and (tensor_degree() > 1 or pipeline_degree() > 1):
+    return build_filled(config, dtype, random_weights(config, dtype, seed))
+
+
+def random_weights(config: ModelConfig, dtype: str, seed: int | None = None) -> ReadParameter:
+    """The weights of ``from_config``, for a model whose parameters are filled one by one.
+
+    Args and errors are those of ``from_config``.
+    """
+    if seed is None and mesh.current().world_size > 1:
         raise UserError("seed is None, but processes that divide a model need the same; give one")
-    with progress.phase("model"):
-        model = _build(config, dtype)
-    seed = secrets.randbits(64) if seed is None else seed
-    with progress.phase("weights"):
-        for name, parameter in progress.through(list(model.named_parameters()), "drawing"):
-            if parameter.ndim == 2:  # norm weights and biases keep their initial value
-                _fill_random(parameter, config, name, seed)
-    return model
+    known_seed = secrets.randbits(64) if seed is None else seed
+
+    def read(
+        name: str, shape: Sequence[int], elements: tuple[int, int] | None = None
+    ) -> np.ndarray | None:
+        if len(shape) < 2:
+            return None  # norm weights and biases keep their initial value
+        progress.report(f"drawing {name}")
+        return _drawn(config, name, shape, known_seed, dtype, elements)
+
+    return read
 
 
-def _fill_random(part: paddle.Tensor, config: ModelConfig, name: str, seed: int) -> None:
-    """``part``: the matrix ``name``, or this rank's TP shard of it."""
+def _drawn(
+    config: ModelConfig,
+    name: str,
+    own_shape: Sequence[int],
+    seed: int,
+    dtype: str,
+    elements: tuple[int, int] | None,
+) -> np.ndarray:
+    """Initial random values of the matrix ``name``: what ``ReadParameter`` returns."""
+    start, stop = elements or (0, math.prod(own_shape))
+    part = paddle.empty([stop - start], getattr(paddle, dtype))
     degree, rank = tensor_degree(), tensor_rank()
-    fill_random(part, config, name, seed, part.shape, degree=degree, rank=rank)
+    fill_random(part, config, name, seed, own_shape, degree=degree, rank=rank, start=start)
+    values = to_host(part)
+    return values.reshape(own_shape) if elements is None else values
 
 
 def from_pretrained(
@@ -122,32 +138,40 @@ def from_pretrained(
             file is corrupt; tensors are missing, superfluous or have the wrong shape; or the model
             cannot be divided over the processes.
     """
-    folder = find_weights(folder, download)
-    config = stored_config(folder, allow_unknown_config).replace(**overrides)
-    read = weight_reader(
-        folder, config, dtype, seed
-    )  # before the model, which takes its whole memory
-    with progress.phase("model"):
-        model = _build(config, dtype)
-    with progress.phase("weights"):
-        for name, parameter in progress.through(list(model.named_parameters()), "reading"):
-            parameter.set_value(read(name, parameter.shape))
+    options: dict[str, Any] = {"seed": seed, "download": download, **overrides}
+    config, read = stored_weights(
+        folder, dtype, allow_unknown_config=allow_unknown_config, **options
+    )
+    model = build_filled(config, dtype, read)
     model.eval()
     return model
 
 
-def weight_reader(
-    folder: Path, config: ModelConfig, dtype: str, seed: int = 0
-) -> Callable[[str, Sequence[int]], np.ndarray]:
+def stored_weights(
+    folder: str | Path,
+    dtype: str = "float32",
+    *,
+    seed: int = 0,
+    download: bool = False,
+    allow_unknown_config: Collection[str] = (),
+    **overrides: Any,
+) -> tuple[ModelConfig, ReadParameter]:
+    """The configuration and the weights of ``from_pretrained``, to be read one by one.
+
+    Args and errors are those of ``from_pretrained``.
+    """
+    folder = find_weights(folder, download)
+    config = stored_config(folder, allow_unknown_config).replace(**overrides)
+    return config, weight_reader(folder, config, dtype, seed)
+
+
+def weight_reader(folder: Path, config: ModelConfig, dtype: str, seed: int = 0) -> ReadParameter:
     """A function that reads what this process holds of a parameter.
 
     Args:
         folder: as for ``from_pretrained``.
         config: of the model that takes the weights.
         seed: as for ``from_pretrained``.
-
-    Returns:
-        The function, of a parameter's name and of the shape of this process's part.
 
     Raises:
         UserError: tensors are missing, superfluous or of the wrong shape, or a file is corrupt.
@@ -157,12 +181,13 @@ def weight_reader(
     needed = stored_parameters(folder, names, parameter_shapes(config), files.shapes())
     names.check(needed, files.shapes(), str(folder))
 
-    def read(name: str, shape: Sequence[int]) -> np.ndarray:
+    def read(
+        name: str, shape: Sequence[int], elements: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        progress.report(f"reading {name}")
         if name not in needed:
-            part = paddle.empty(shape, getattr(paddle, dtype))
-            _fill_random(part, config, name, seed)
-            return to_host(part)
-        return _read(files, names, config, name, list(shape), dtype)
+            return _drawn(config, name, shape, seed, dtype, elements)
+        return _read(files, names, config, name, list(shape), dtype, elements)
 
     return read
 
@@ -191,17 +216,26 @@ def _read(
     name: str,
     own_shape: list[int],
     dtype: str,
+    elements: tuple[int, int] | None,
 ) -> np.ndarray:
-    """The TP shard of the parameter ``name`` that this process holds."""
+    """What ``ReadParameter`` returns; no other bytes are read than those of its rows."""
     shard = tp_shard(config, name, tensor_degree(), tensor_rank())
-    if shard is None:
+    if shard is None and elements is None:
         sources = names.source_shapes(name, own_shape)
         return names.to_model(name, [files.read(source, dtype) for source in sources])
-    shape = whole_shape(config, name, own_shape, tensor_degree())
-    values = names.read_ranges(
-        name, shape, shard.axis, shard.ranges, lambda source, cut: files.read(source, dtype, cut)
-    )
-    return shard.padded(values)
+    whole = whole_shape(config, name, own_shape, tensor_degree())
+
+    def read_cut(cut: Sequence[slice]) -> np.ndarray:
+        return names.read_slices(
+            name, whole, cut, lambda source, stored: files.read(source, dtype, stored)
+        )
+
+    def read_rows(rows: tuple[int, int] | None) -> np.ndarray:
+        if shard is not None:
+            return shard.read(read_cut, rows)
+        return read_cut(() if rows is None else (slice(*rows),))
+
+    return read_rows(None) if elements is None else read_elements(read_rows, own_shape, elements)
 
 
 def save_pretrained(
@@ -229,9 +263,7 @@ def save_pretrained(
     run = from_first_rank(lambda: _begin_folder(folder))
     written = {file.name: folder / f".{file.name}.{run}.tmp" for file in plan.files}
     own = plan.files_of(rank)
-    writer = ThreadWriter(
-        [FileToWrite(written[file.name], file.specs, file.must_be_finite) for file in own]
-    )
+    writer = ThreadWriter([FileToWrite(written[file.name], file.specs) for file in own])
 
     def finish_files() -> None:
         try:
@@ -296,9 +328,7 @@ def model_tensors(model: Model, max_file_size: int | None = None) -> TensorSet:
             return None
         return whole_parameter(config, name, held[name], writer)
 
-    return TensorSet(
-        MODEL_STEM, units, read, names.to_checkpoint, max_file_size, must_be_finite=True
-    )
+    return TensorSet(MODEL_STEM, units, read, names.to_checkpoint, max_file_size)
 
 
 def model_config_json(model: Model) -> dict[str, Any]:
@@ -348,45 +378,6 @@ def whole_value(
     return whole
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the parameters of a model, in its order, without allocating them.
-
-    The shapes are those of whole parameters under every layout. They are computed once for a
-    configuration, since every save asks for them and the layers of a large model take seconds.
-    """
-    degree = tensor_degree()
-    key = repr(config), degree
-    if key not in _known_shapes:
-        _check_divisible(config)
-        # Paddle's parameter names must not be used up here. fleet orders gradients by name, so that
-        # parameters must have the same names in all processes, also if only some call this.
-        with paddle.LazyGuard(), paddle.utils.unique_name.guard():
-            model = Decoder(config)
-        _known_shapes[key] = {
-            name: whole_shape(config, name, parameter.shape, degree)
-            for name, parameter in model.named_parameters()
-        }
-    return dict(_known_shapes[key])
-
-
 def model_dtype(model: Model) -> str:
     """The dtype of the parameters: float32, float16 or bfloat16."""
     return str(model.parameters()[0].dtype).removeprefix("paddle.")
-
-
-def _build(config: ModelConfig, dtype: str) -> Model:
-    """A model of ``dtype``, or the stage of this process, with zero matrices."""
-    if dtype not in DTYPES:
-        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
-    _check_divisible(config)
-    before = paddle.get_default_dtype()
-    paddle.set_default_dtype(getattr(paddle, dtype))
-    try:
-        return Decoder(config) if pipeline_degree() == 1 else PipelineDecoder(config)
-    finally:
-        paddle.set_default_dtype(before)
-
-
-def _check_divisible(config: ModelConfig) -> None:
-    if problems := tensor_parallel_problems(config, tensor_degree()):
-        raise UserError("\n".join(problems))

@@ -181,8 +181,8 @@ def test_positions_are_those_that_the_model_derives(family: str, dataset: Datase
 def test_end_of_a_blank_is_needed():
     config = tiny("glm130b")
     assert objective_of(config.replace(eos_token_id=[7, 8]), SEQ_LENGTH, 0).eop_id == 7
-    with pytest.raises(UserError, match="eos_token_id"):
-        objective_of(config.replace(eos_token_id=None), SEQ_LENGTH, 0)
+    with pytest.raises(UserError, match=r"config.json of the model folder/glm lacks eos_token_id"):
+        objective_of(config.replace(eos_token_id=None), SEQ_LENGTH, 0, "folder/glm")
 
 
 class Bytes:

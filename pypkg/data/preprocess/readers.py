@@ -55,6 +55,8 @@ def read_documents(
             yield from read_parquet(span, json_key, report, replace)
             return
         with open(file.path, "rb") as raw:
+            if file.compression and not raw.peek(1):  # the libraries take it for an empty text
+                raise _BrokenFrame(f"it has no byte, and is no {file.compression} file")
             lines = _Lines(raw, span, report, replace)
             if span.start == 0 and lines.peek().startswith(_UTF16_MARKS):
                 report(Problem(NOT_UTF8, file.path, _UTF16, file_lost=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from pypkg.errors import UserError
 CONFIG_FILE = "tokenizer_config.json"
 _SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
+MODEL_FILE = "config.json"
+_ID = re.compile(r"[0-9]{1,10}")
 
 
 class Tokenizer(ABC):
@@ -122,13 +125,23 @@ def read_added_tokens(folder: Path) -> dict[str, int]:
 
     They stand in ``added_tokens.json`` (text to id) or, from transformers 4.34 on, under
     ``added_tokens_decoder`` in ``tokenizer_config.json`` (id to token).
+
+    Raises:
+        UserError: a file cannot be read, or an id is no whole number from 0 to 2^31 - 1.
     """
     added = dict(read_json(folder / ADDED_TOKENS_FILE))
     decoder = read_tokenizer_config(folder).get("added_tokens_decoder")
     for number, token in decoder.items() if isinstance(decoder, dict) else ():
-        if isinstance(token, dict) and isinstance(token.get("content"), str) and number.isdigit():
-            added[token["content"]] = int(number)
-    return {text: number for text, number in added.items() if isinstance(number, int)}
+        if isinstance(token, dict) and isinstance(token.get("content"), str):
+            added[token["content"]] = int(number) if _ID.fullmatch(number) else number
+    for text, number in added.items():
+        if type(number) is not int or not 0 <= number < 2**31:
+            raise UserError(
+                f"{folder}: {ADDED_TOKENS_FILE} or added_tokens_decoder of {CONFIG_FILE} gives the "
+                f"token {text[:40]!r} the id {str(number)[:40]!r}; expected a whole number from 0 "
+                f"to {2**31 - 1}"
+            )
+    return added
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def fill_random(
     if shard is not None:
         pieces[shard.axis] = list(_held(shard))
     columns = list(_by_deviation(pieces[1], standard_deviation(config, name, shape)))
-    stop = min(start + out.size, math.prod(own_shape))
+    stop = max(start, min(start + out.size, math.prod(own_shape)))
     rectangles = [
         (row, column, deviation)
         for rows_of_band, columns_of_band in _bands(start, stop, own_shape[1])

@@ -12,7 +12,6 @@ import contextlib
 import json
 import queue
 import socket
-import struct
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from pypkg.parallel.host import to_host
 Channel = tuple[int, int]  # number of the group, rank of the sender in it
 
 _TIMEOUT = 1800.0  # seconds without a message; as long as NCCL waits
-_LENGTH = struct.Struct("!I")  # of the JSON line
+_LENGTH = 4  # bytes that say how long the JSON line is, the highest first
 _LONGEST_LINE = 1 << 16  # bytes; what claims to be longer is no message
 
 
@@ -58,7 +57,7 @@ class Mailbox:
             self._connections[address] = connected
         connection = self._connections[address]
         line = json.dumps([*channel, array.dtype.str, array.shape]).encode()
-        connection.sendall(_LENGTH.pack(len(line)) + line)
+        connection.sendall(len(line).to_bytes(_LENGTH, "big") + line)
         connection.sendall(array.reshape(-1).view(np.uint8).data)
 
     def get(self, channel: Channel) -> np.ndarray:
@@ -88,7 +87,8 @@ class Mailbox:
         # The other process has ended, or is none of this run.
         with connection, contextlib.suppress(EOFError, OSError, ValueError):
             while True:
-                (length,) = _LENGTH.unpack(_received(connection, np.empty(_LENGTH.size, np.uint8)))
+                prefix = _received(connection, np.empty(_LENGTH, np.uint8))
+                length = int.from_bytes(prefix.tobytes(), "big")
                 if length > _LONGEST_LINE:
                     return
                 line = _received(connection, np.empty(length, np.uint8))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from preprocess_testing import ALL, command, outputs, run, texts
 
-from pypkg.data.preprocess import files
+from pypkg.data.preprocess import files, summary
 from pypkg.data.preprocess.shards import FileShardFolder, FileShardWriter
 
 UNIT_BYTES = 1 << 18
@@ -106,6 +106,52 @@ def test_interrupted_and_run_again(tmp_path, tokenizer, small_units, capsys, sen
     assert run(tmp_path, **values, output_prefix=tmp_path / "whole" / "corpus") == 0
     for name in ("corpus.bin", "corpus.idx"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+def test_a_corpus_that_was_damaged_at_the_same_size_is_made_anew(
+    tmp_path, tokenizer, capsys, suffix
+):
+    small = tmp_path / "small.jsonl"
+    small.write_text('{"text": "short"}\n')
+    assert run(tmp_path, input_path=small) == 0
+    file = tmp_path / "out" / f"corpus{suffix}"
+    good = file.read_bytes()
+    file.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+    os.utime(file, ns=(1, 1))  # a clock with coarse steps could show no change
+    capsys.readouterr()
+    assert run(tmp_path, input_path=small) == 0
+    captured = capsys.readouterr()
+    assert f"made anew: {file} has another checksum than when it was written" in captured.err
+    assert "up to date" not in captured.out
+    assert file.read_bytes() == good
+
+
+def test_a_copied_corpus_is_up_to_date(tmp_path, tokenizer, capsys, monkeypatch):
+    """Its files have other times, so that their checksums decide, once."""
+    small = tmp_path / "small.jsonl"
+    small.write_text('{"text": "short"}\n')
+    assert run(tmp_path, input_path=small) == 0
+    file, meta = (tmp_path / "out" / name for name in ("corpus.bin", "corpus.meta.json"))
+    for earlier in (False, True):  # a summary of an earlier version has no times
+        os.utime(file, ns=(2 + earlier, 2 + earlier))
+        if earlier:
+            contents = json.loads(meta.read_text())
+            del contents["modified"]
+            meta.write_text(json.dumps(contents))
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            for _ in range(2):
+                assert run(tmp_path, input_path=small) == 0
+                assert "up to date" in capsys.readouterr().out
+                patch.setattr(summary, "changed_files", None)  # not called again
+    # Without a manifest nobody knows whether the files are the same.
+    os.utime(file, ns=(1, 1))
+    (tmp_path / "out" / "corpus.manifest.json").unlink()
+    assert run(tmp_path, input_path=small) == 0
+    captured = capsys.readouterr()
+    assert "have changed, and it has no manifest" in captured.err
+    assert "up to date" not in captured.out
 
 
 @pytest.mark.parametrize("change", [-2, 2])

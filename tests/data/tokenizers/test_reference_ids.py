@@ -1,8 +1,9 @@
 """Ids of the libraries that write the files, on texts in ten scripts.
 
 ``tests/golden/tokenizers`` holds a byte-level vocabulary of 500 entries and the ids that
-transformers 5.24.0, mistral_common 1.13.1 and PaddleNLP 3.0.0b4 give with it. Tests write that
-vocabulary in the format of each.
+transformers 5.24.0, mistral_common 1.13.1, PaddleNLP 3.0.0b4 and llama_models 0.3.0 give with it,
+and those of tiktoken 0.14.0 with the pattern and special tokens of tokenization_chatglm.py of
+THUDM/glm-4-9b-chat. Tests write that vocabulary in the format of each.
 """
 
 from __future__ import annotations
@@ -87,7 +88,9 @@ def write_tekken(folder: Path, **changes: object) -> None:
 def write(kind: str, folder: Path) -> None:
     if kind in ("GPT2Tokenizer", "GPTTokenizer", "Qwen2Tokenizer"):
         write_byte_level(folder, kind)
-    elif kind == "Llama3Tokenizer":
+    elif kind == "Llama3":  # as Meta ships it, with nothing beside
+        write_ranks(folder)
+    elif kind in ("Llama3Tokenizer", "ChatGLM4Tokenizer"):
         write_ranks(folder)
         write_config(folder, tokenizer_class=kind)
     else:
@@ -103,7 +106,8 @@ def test_ids_are_those_of_the_reference(tmp_path, reference):
     assert len(expected) == len(TEXTS) >= 10
     for name, text in TEXTS.items():
         assert tokenizer.encode(text) == expected[name], name
-        if name != "decomposed":  # some put it into Unicode form NFC
+        if name != "decomposed" or kind in ("Llama3", "ChatGLM4Tokenizer"):
+            # The others put it into Unicode form NFC, or some of them.
             assert tokenizer.decode(expected[name]) == text
     assert tokenizer.encode_batch(list(TEXTS.values())) == list(expected.values())
 
@@ -114,6 +118,8 @@ def test_ids_are_those_of_the_reference(tmp_path, reference):
         ("GPT2Tokenizer", 501, 500, 500),
         ("Qwen2Tokenizer", 501, None, 500),
         ("Llama3Tokenizer", 756, 500, 501),
+        ("Llama3", 756, 500, 501),
+        ("ChatGLM4Tokenizer", 514, None, 500),
         ("Tekkenizer", 490, 1, 2),
     ],
 )
@@ -187,6 +193,72 @@ def test_glm4_lists_all_special_tokens(tmp_path):
     assert tokenizer.decode(tokenizer.encode(TEXTS["decomposed"])) == TEXTS["decomposed"]
 
 
+def test_special_tokens_of_glm4(tmp_path):
+    """Known from the model's config.json where no tokenizer_config.json lists them."""
+    write_ranks(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "chatglm"}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.bos_id) == (514, 500, None)
+    names = ("[MASK]", "[gMASK]", "<sop>", "<|observation|>", "<|end_of_video|>")
+    assert [tokenizer.id_of(name) for name in names] == [501, 502, 504, 509, 513]
+    assert [file.name for file in tokenizer.sources] == ["tokenizer.model", "config.json"]
+
+
+def in_pieces(text: str) -> list[str]:
+    """As llama/tokenizer.py of meta-llama/llama3 describes it, a character at a time."""
+    pieces = []
+    for first in range(0, len(text), 400_000):
+        pieces.append("")
+        run, was_blank = 0, None
+        for letter in text[first : first + 400_000]:
+            run = run + 1 if letter.isspace() is was_blank else 1
+            was_blank = letter.isspace()
+            if run > 25_000:
+                pieces.append("")
+                run = 1
+            pieces[-1] += letter
+    return pieces
+
+
+def test_long_texts_of_llama3(tmp_path):
+    """Meta's code encodes them in pieces, which no token crosses."""
+    write_ranks(tmp_path)
+    (tmp_path / "one").mkdir()
+    write("ChatGLM4Tokenizer", tmp_path / "one")
+    tokenizer = load_tokenizer(tmp_path)
+    unbroken = load_tokenizer(tmp_path / "one")
+    texts = [
+        "a xx" + ".in" * 8_400 + " a\u2003" + "\n \r" * 8_334,
+        "in " * 133_334,
+        "",
+    ]
+    for text, row in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        assert row == [i for piece in in_pieces(text) for i in unbroken.encode(piece)]
+        assert tokenizer.encode(text[:60_000]) == tokenizer.encode_batch([text[:60_000]])[0]
+    assert tokenizer.encode(texts[0]) != unbroken.encode(texts[0])
+
+
+def test_ranks_of_other_patterns(tmp_path):
+    """A file of OpenAI's or of Llama 4 does not say itself how text is cut into words."""
+    known = set(tokens())
+    more = [b"%06d" % i for i in range(100_256 - len(known))]
+    lines = [base64.b64encode(t) + b" %d\n" % i for i, t in enumerate([*tokens(), *more])]
+    (tmp_path / "cl100k_base.tiktoken").write_bytes(b"".join(lines))
+    with pytest.raises(UserError, match=r"100256 ranks of cl100k_base of OpenAI.*tokenizer.json"):
+        load_tokenizer(tmp_path / "cl100k_base.tiktoken")
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [{"\u00b2": {"content": "x"}}, {"9" * 5000: {"content": "x"}}, {"-1": {"content": "x"}}],
+)
+def test_wrong_ids_of_added_tokens(tmp_path, decoder):
+    write_byte_level(tmp_path, "Qwen2Tokenizer")
+    write_config(tmp_path, tokenizer_class="Qwen2Tokenizer", added_tokens_decoder=decoder)
+    with pytest.raises(UserError, match=r"gives the token 'x' the id .*expected a whole number"):
+        load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize(
     "name", ["sentencepiece.bpe.model", "tokenizer.model.v3", "tokenizer.model.v11"]
 )
@@ -242,8 +314,10 @@ def test_two_tokens_of_one_rank(tmp_path):
 
 
 def test_text_that_tiktoken_refuses(tmp_path):
-    """Its pattern backtracks over two million blanks and gives up."""
+    """Its pattern backtracks over two million blanks and gives up, but in Meta's pieces."""
     write_ranks(tmp_path)
+    assert load_tokenizer(tmp_path).encode(" " * 2_000_000)
+    write("Llama3Tokenizer", tmp_path)
     with pytest.raises(UserError, match=r"tokenizer.model cannot encode a text"):
         load_tokenizer(tmp_path).encode(" " * 2_000_000)
 

@@ -16,7 +16,7 @@ from training_testing import ROOT, Workplace
 
 from pypkg.errors import UserError
 from pypkg.models.architecture.registry import load_config
-from pypkg.models.pretrained import parameter_shapes
+from pypkg.models.building import parameter_shapes
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.training.checkpoint import paddlenlp
 from pypkg.training.checkpoint.reading import load_trainer_state

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoint_testing import DAMAGES, KINDS, save
+from checkpoint_testing import DAMAGES, KINDS, as_of_an_earlier_version, save
 
 from pypkg.checksums import FileRecord, file_record, sealed_json
 from pypkg.errors import UserError
@@ -145,8 +145,14 @@ def test_records_of_writers_are_taken_as_they_are(tmp_path):
 
 @pytest.fixture
 def unlisted(checkpoint) -> Path:
+    return as_of_an_earlier_version(checkpoint)
+
+
+@pytest.mark.parametrize("checks", ["checksums", "sizes"])
+def test_a_manifest_that_was_written_and_is_missing_is_damage(checkpoint, checks):
     (checkpoint / "manifest.json").unlink()
-    return checkpoint
+    (problem,) = verify(checkpoint, checks).damage
+    assert problem == ("manifest.json is missing, but trainer_state.json says that it was written")
 
 
 def test_a_checkpoint_without_a_manifest_is_accepted(unlisted):
