@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from pypkg import progress
 from pypkg.config import help_text
 from pypkg.errors import UserError
 from pypkg.file_handles import raise_limit
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         load_run_settings,  # needs NumPy, which the help does not
     )
 
+    progress.begin_start()
     end_with_launcher()
     configure_logging(mesh.launched_rank())
     raise_limit()
@@ -52,9 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = load_run_settings(arguments, mesh.launched_processes())
         watchdog.compare_settings(settings.to_json())
         logger.info(configure_cpu(settings.num_threads))
-        import_paddle()
-        raise_on_sigterm()  # once more, in place of Paddle's handler
-        from pypkg.training.run import run  # uses Paddle, which must have seen the threads chosen
+        with progress.phase("import"):
+            import_paddle()
+            raise_on_sigterm()  # once more, in place of Paddle's handler
+            from pypkg.training.run import run  # uses Paddle, which must have seen the threads
 
         code = run(settings)
         watchdog.leave()

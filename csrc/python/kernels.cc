@@ -366,6 +366,7 @@ void bind_kernels(py::module_& m) {
   bind_cross_entropy(m);
   bind_flash_attention(m);
   bind_adamw(m);
+  bind_random_normal(m);
 }
 
 }  // namespace pypkg

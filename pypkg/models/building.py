@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import paddle
 
+from pypkg import progress
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.decoder import Decoder
@@ -26,11 +27,13 @@ def build_filled(config: ModelConfig, dtype: str, read: ReadParameter) -> Model:
     Raises:
         UserError: ``dtype`` is not one of DTYPES, or the model cannot be divided over the ranks.
     """
-    model = _build(config, dtype)
-    for name, parameter in model.named_parameters():
-        values = read(name, parameter.shape)
-        if values is not None:
-            parameter.set_value(values)
+    with progress.phase("model"):
+        model = _build(config, dtype)
+    with progress.phase("weights"):
+        for name, parameter in progress.through(list(model.named_parameters()), "filling"):
+            values = read(name, parameter.shape)
+            if values is not None:
+                parameter.set_value(values)
     return model
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
-import zlib
+import secrets
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import paddle
@@ -25,7 +26,7 @@ from pypkg.models.building import Model, build_filled, parameter_shapes
 from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.hub import find_weights
-from pypkg.models.weights.initialization import standard_deviation
+from pypkg.models.weights.initialization import fill_random
 from pypkg.models.weights.missing_head import stored_parameters
 from pypkg.models.weights.model_folder import (
     CONFIG_FILE,
@@ -52,10 +53,9 @@ def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = 
     """A model with random weights, in train mode.
 
     Matrices are normal with mean 0 and the standard deviation of ``config.initialization``
-    (initialization.py); norm weights are 1 and biases 0. Every parameter has its own random
-    stream, derived from ``seed`` and its name; no global random state is used. The weights do not
-    depend on the parallel degrees: a rank draws the whole matrices of its pipeline stage, one at a
-    time, and keeps its TP shards.
+    (initialization.py); norm weights are 1 and biases 0. An element depends on ``seed``, the name
+    of its parameter and its place in the whole parameter alone; no global random state is used.
+    So the weights do not depend on the parallel degrees, and a rank makes what it holds.
 
     Args:
         dtype: float32, float16 or bfloat16.
@@ -75,7 +75,7 @@ def random_weights(config: ModelConfig, dtype: str, seed: int | None = None) -> 
     """
     if seed is None and mesh.current().world_size > 1:
         raise UserError("seed is None, but processes that divide a model need the same; give one")
-    entropy = cast(int, np.random.SeedSequence(seed).entropy)  # the seed, or system entropy
+    known_seed = secrets.randbits(64) if seed is None else seed
 
     def read(
         name: str, shape: Sequence[int], elements: tuple[int, int] | None = None
@@ -83,7 +83,7 @@ def random_weights(config: ModelConfig, dtype: str, seed: int | None = None) -> 
         if len(shape) < 2:
             return None  # norm weights and biases keep their initial value
         progress.report(f"drawing {name}")
-        return _drawn(config, name, shape, entropy, dtype, elements)
+        return _drawn(config, name, shape, known_seed, dtype, elements)
 
     return read
 
@@ -92,20 +92,17 @@ def _drawn(
     config: ModelConfig,
     name: str,
     own_shape: Sequence[int],
-    entropy: int,
+    seed: int,
     dtype: str,
     elements: tuple[int, int] | None,
 ) -> np.ndarray:
     """Initial random values of the matrix ``name``: what ``ReadParameter`` returns."""
-    generator = np.random.default_rng([entropy, zlib.crc32(name.encode())])
-    shape = whole_shape(config, name, list(own_shape), tensor_degree())
-    values = generator.standard_normal(shape, dtype=np.float32)
-    values *= np.float32(standard_deviation(config, name, shape))
-    shard = tp_shard(config, name, tensor_degree(), tensor_rank())
-    values = values if shard is None else shard.take(values)
-    if elements is not None:
-        values = read_elements(lambda rows: values[slice(*rows)], own_shape, elements)
-    return to_host(paddle.to_tensor(values).astype(getattr(paddle, dtype)))
+    start, stop = elements or (0, math.prod(own_shape))
+    part = paddle.empty([stop - start], getattr(paddle, dtype))
+    degree, rank = tensor_degree(), tensor_rank()
+    fill_random(part, config, name, seed, own_shape, degree=degree, rank=rank, start=start)
+    values = to_host(part)
+    return values.reshape(own_shape) if elements is None else values
 
 
 def from_pretrained(

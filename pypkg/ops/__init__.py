@@ -9,6 +9,7 @@ from pypkg.ops.gated_activation import gated_activation_reference, geglu, swiglu
 from pypkg.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from pypkg.ops.matmul import linear, matmul, set_matmul_precision
 from pypkg.ops.paddle_attention import paddle_flash_attention
+from pypkg.ops.random_normal import random_normal_
 from pypkg.ops.rms_norm import rms_norm, rms_norm_reference
 from pypkg.ops.rotary_embedding import rotary_embedding, rotary_embedding_reference
 
@@ -27,6 +28,7 @@ __all__ = [
     "linear_cross_entropy_reference",
     "matmul",
     "paddle_flash_attention",
+    "random_normal_",
     "rms_norm",
     "rms_norm_reference",
     "rotary_embedding",

@@ -234,6 +234,16 @@ def implementation(choices: Mapping[str, Callable], x: paddle.Tensor) -> Callabl
     return choices[name]
 
 
+def raw_stream(tensor: paddle.Tensor) -> int | None:
+    """The CUDA stream that Paddle uses on the device of ``tensor``; None on a CPU."""
+    from paddle.base import core
+
+    if tensor.place.is_cpu_place():
+        return None
+    current = vars(core)["_get_current_raw_stream"]  # only in the builds for GPUs
+    return current(tensor.place.gpu_device_id())
+
+
 def run_compiled(
     op: str, tensors: Sequence[paddle.Tensor | None], *attributes: object
 ) -> list[paddle.Tensor]:

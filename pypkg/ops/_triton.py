@@ -12,9 +12,9 @@ from types import ModuleType
 
 import paddle
 from paddle.autograd import PyLayer, PyLayerContext
-from paddle.base import core
 
 from pypkg.ops._autograd import BackwardGuard
+from pypkg.ops._library import raw_stream
 
 Tensors = tuple[paddle.Tensor, ...]
 Gradients = tuple[paddle.Tensor | None, ...]  # None: the input requires no gradient
@@ -24,14 +24,6 @@ def _kernels() -> ModuleType:
     from pypkg.ops.triton import kernels
 
     return kernels
-
-
-def _stream(tensor: paddle.Tensor) -> int | None:
-    """The raw CUDA stream of Paddle; None on a CPU, where Triton interprets."""
-    if tensor.place.is_cpu_place():
-        return None
-    raw_stream = vars(core)["_get_current_raw_stream"]  # only in the builds for GPUs
-    return raw_stream(tensor.place.gpu_device_id())
 
 
 def _matrix(tensor: paddle.Tensor) -> paddle.Tensor:
@@ -91,7 +83,7 @@ class _RmsNorm(PyLayer):
     ) -> paddle.Tensor:
         h, w = _matrix(x), weight.detach().contiguous()
         y, rstd = _like(h), _floats(h.shape[0])
-        _kernels().rms_norm_forward(h, w, y, rstd, epsilon=epsilon, stream=_stream(x))
+        _kernels().rms_norm_forward(h, w, y, rstd, epsilon=epsilon, stream=raw_stream(x))
         ctx.guard, ctx.wanted = guard, [not each.stop_gradient for each in (x, weight)]
         ctx.save_for_backward(h, w, rstd)
         return y.reshape(x.shape)
@@ -115,7 +107,7 @@ class _AddRmsNorm(PyLayer):
         rows, w = _matrix(x), weight.detach().contiguous()
         y, h, rstd = _like(rows), _like(rows), _floats(rows.shape[0])
         _kernels().rms_norm_forward(
-            rows, w, y, rstd, _matrix(residual), h, epsilon=epsilon, stream=_stream(x)
+            rows, w, y, rstd, _matrix(residual), h, epsilon=epsilon, stream=raw_stream(x)
         )
         ctx.guard = guard
         ctx.wanted = [not each.stop_gradient for each in (x, residual, weight)]
@@ -141,7 +133,7 @@ def _rms_norm_gradients(
     kernels.rms_norm_backward(
         *(_matrix(dy), h, weight, rstd, dx, dweight, workspace),
         None if dh is None else _matrix(dh),
-        stream=_stream(h),
+        stream=raw_stream(h),
     )
     return dx.reshape(dy.shape), dweight
 
@@ -205,7 +197,7 @@ def _rotate(heads: Sequence[paddle.Tensor], rotation: _Rotation, inverse: bool) 
         rotary_offset=rotation.rotary_offset,
         interleaved=rotation.interleaved,
         inverse=inverse,
-        stream=_stream(inputs[0]),
+        stream=raw_stream(inputs[0]),
     )
     return tuple(outputs)
 
@@ -239,7 +231,7 @@ class _GatedActivation(PyLayer):
         ctx.save_for_backward(*matrices)
         gate, up = _halves(matrices, gate_first)
         out = paddle.empty(gate.shape, dtype=matrices[0].dtype)
-        _kernels().gated_activation_forward(gate, up, out, activation, stream=_stream(out))
+        _kernels().gated_activation_forward(gate, up, out, activation, stream=raw_stream(out))
         return out.reshape([*inputs[0].shape[:-1], out.shape[1]])
 
     @staticmethod
@@ -252,7 +244,7 @@ class _GatedActivation(PyLayer):
             _matrix(dout),
             *_halves(gradients, ctx.gate_first),
             ctx.activation,
-            stream=_stream(dout),
+            stream=raw_stream(dout),
         )
         shaped = [each.reshape([*dout.shape[:-1], each.shape[1]]) for each in gradients]
         return _wanted(ctx, shaped)
@@ -299,7 +291,7 @@ def cross_entropy_statistics(
         vocab_start=vocab_start,
         vocab_size=vocab_size,
         ignore_index=ignore_index,
-        stream=_stream(logits),
+        stream=raw_stream(logits),
     )
     return tuple(each.reshape(labels.shape) for each in outputs)
 
@@ -325,6 +317,6 @@ def cross_entropy_gradient(
         gradient,
         vocab_start=vocab_start,
         ignore_index=ignore_index,
-        stream=_stream(logits),
+        stream=raw_stream(logits),
     )
     return gradient.reshape(logits.shape)

@@ -24,6 +24,7 @@ from pypkg.parallel.optimizer.distribute import DistributedModel, distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
+from pypkg.progress import phase
 from pypkg.training.checkpoint.checkpointer import Checkpointer
 from pypkg.training.checkpoint.reading import load_trainer_state
 from pypkg.training.feed.data_source import DataSource
@@ -66,7 +67,8 @@ def run(settings: Settings) -> int:
     tokenizer = tokenizer_of(settings)
     config = model_config(settings, tokenizer)
     plan = replace(plan, attention=_choose_attention(plan, config))
-    _start_ranks(settings, config)
+    with phase("ranks"):
+        _start_ranks(settings, config)
     if settings.verify_data:
         from_first_rank(lambda: verify_corpora(settings))
     with held_output_dir(settings.output_dir, settings.saves) as check_output_dir:
@@ -85,7 +87,8 @@ def _run(
     resumed = None if settings.ignore_load_lr_and_optim else checkpoint
     state = _starting_state(settings, resumed)
     model, wrapped, updater = _make_model(settings, plan, checkpoint, config)
-    samples = Samples(settings, model.config, state, resumed)
+    with phase("data index"):
+        samples = Samples(settings, model.config, state, resumed)
     files = _tokenizer_files(settings, tokenizer)
     checkpointer = _make_checkpointer(settings, model, updater, samples, files, check_output_dir)
     healer = Healer(
@@ -93,7 +96,8 @@ def _run(
         events=from_first_rank(lambda: current_events(settings.output_dir)),
     )  # fmt: skip
     if resumed:
-        checkpointer.restore(resumed, state)
+        with phase("optimizer"):
+            checkpointer.restore(resumed, state)
     elif checkpoint:
         logger.info("weights of %s; the rest starts anew (ignore_load_lr_and_optim)", checkpoint)
     reporters = _make_reporters(settings, state)
@@ -200,7 +204,8 @@ def _make_model(
         logger.info(notice)
     sharding = ModelTpSharding(config)
     options = _update_options(settings)
-    return model, *distribute(model, options, mesh.current(), sharding, read=read)
+    with phase("optimizer"):
+        return model, *distribute(model, options, mesh.current(), sharding, read=read)
 
 
 def _tokenizer_files(settings: Settings, tokenizer: Tokenizer | None) -> list[Path]:

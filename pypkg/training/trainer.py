@@ -17,6 +17,7 @@ from pypkg.data import Batch, TimedIterator
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.random_states import seed_step
 from pypkg.parallel.launch import watchdog
+from pypkg.progress import end_start, phase
 from pypkg.training.checkpoint.folders import checkpoint_name
 from pypkg.training.feed.data_source import DataSource
 from pypkg.training.healing.healer import Healer
@@ -86,6 +87,8 @@ class Trainer:
         self._eval_source_losses = SourceLosses(data.sources.get("valid", ()))
         self._warned_of_no_labels = False
         self._saved_step: int | None = None
+        self._has_started = False
+        self._start_seconds: dict[str, float] = {}  # by phase, for the first line of metrics
         self._begin()
 
     def _begin(self) -> None:
@@ -146,7 +149,9 @@ class Trainer:
         if is_left_out:
             self._skip()
         else:
-            self._step(learning_rate(settings, state.global_step - state.skipped_steps))
+            rate = learning_rate(settings, state.global_step - state.skipped_steps)
+            step = self._step if self._has_started else self._first_step
+            step(rate)
         self.checkpointer.poll()
         # What is due on a step without training is left out, but at the end of the run.
         if not is_left_out or state.global_step == settings.max_steps:
@@ -233,6 +238,18 @@ class Trainer:
             self._tokens += batch["input_ids"].size * shards
         state.global_step += 1
 
+    def _first_step(self, rate: float) -> None:
+        """The first step of this process, which ends the start of the run."""
+        with phase("first step"):
+            self._step(rate)
+            if self._last_update is not None:
+                float(self._last_update[1])  # waits for the device
+        self._has_started = True
+        seconds = end_start()
+        self._start_seconds = {
+            f"start_{name.replace(' ', '_')}_seconds": value for name, value in seconds.items()
+        }
+
     def _warn_of_no_labels(self, step: int) -> None:
         if not self._warned_of_no_labels:
             logger.warning(
@@ -274,6 +291,8 @@ class Trainer:
             ),
         }
         metrics |= _named("loss", self._source_losses.take())
+        metrics |= self._start_seconds
+        self._start_seconds = {}
         mfu = self.throughput.mfu(speed)
         if mfu is not None:
             metrics["mfu"] = mfu

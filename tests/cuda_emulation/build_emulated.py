@@ -23,6 +23,7 @@ BINDINGS = [
     HERE / "module.cc",
     PYTHON / "adamw.cc",
     PYTHON / "kernels.cc",
+    PYTHON / "random_normal.cc",
     PYTHON / "arguments.cc",
 ]
 SOURCES = [

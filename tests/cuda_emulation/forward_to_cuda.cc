@@ -4,6 +4,7 @@
 #include "cross_entropy.h"
 #include "flash_attention.h"
 #include "gated_activation.h"
+#include "random_normal.h"
 #include "rms_norm.h"
 #include "rotary_embedding.h"
 
@@ -15,6 +16,7 @@ int num_threads() { return 1; }
 void adamw_cpu(const AdamW& p) { adamw_cuda(p, nullptr); }
 void rms_norm_forward_cpu(const RmsNormForward& p) { rms_norm_forward_cuda(p, nullptr); }
 void rms_norm_backward_cpu(const RmsNormBackward& p) { rms_norm_backward_cuda(p, nullptr); }
+void random_normal_cpu(const RandomNormal& p) { random_normal_cuda(p, nullptr); }
 int64_t rms_norm_backward_workspace_cpu(int64_t rows, int64_t cols) {
   return rms_norm_backward_workspace_cuda(rows, cols);
 }

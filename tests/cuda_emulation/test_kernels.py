@@ -8,7 +8,7 @@ import checks
 import hopper_cases
 import kernel_cases
 import pytest
-from guarded_memory import GuardedBackend
+from guarded_memory import GuardedArray, GuardedBackend
 
 CASES = kernel_cases.small_cases()
 HOPPER_BACKWARD = [
@@ -47,3 +47,19 @@ def test_cpu_kernels_agree_with_float64(case: checks.Case):
     from pypkg import _native
 
     checks.check(case, GuardedBackend(_native))
+
+
+@pytest.mark.parametrize("dtype", checks.DTYPES)
+def test_random_numbers_have_the_bits_of_the_cpu_kernel(dtype: str, emulated: ModuleType):
+    from pypkg import _native
+
+    drawn = []
+    for kernels in (emulated, _native):
+        out = GuardedArray((5 * 700,), dtype)
+        kernels.random_normal(
+            out,
+            **{"key": 2**63 + 1, "stream_id": 2**40, "deviation": 0.02, "first": 2**37 + 5},
+            **{"rows": 5, "cols": 600, "out_stride": 700, "index_stride": 1000},
+        )
+        drawn.append(out.storage.tobytes())
+    assert drawn[0] == drawn[1]

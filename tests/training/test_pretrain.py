@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -68,9 +69,27 @@ def test_trains_and_reports(workplace):
     assert (workplace.output_dir / "loss_curve.png").read_bytes()[:4] == b"\x89PNG"
     for word in ("training loss", "validation loss", "perplexity", "tokens/s", "peak memory"):
         assert word in done.stdout
+    assert_start_is_told(workplace, done.stderr)
     line = next(line for line in done.stderr.splitlines() if "step 60/60 | loss" in line)
     for word in ("lr ", "grad norm", "tokens/s", "GiB", "MFU", "left"):
         assert word in line
+
+
+def assert_start_is_told(workplace, log):
+    """In one line of the log, and in the first row of metrics.jsonl alone."""
+    (line,) = [line for line in log.splitlines() if "to the end of the first step" in line]
+    total = float(re.search(r"start, ([0-9.]+) s", line).group(1))
+    told = dict(part.rsplit(" ", 1) for part in line.split("step: ")[1].split(" | "))
+    phases = ["import", "ranks", "model", "weights", "optimizer", "data index", "first step"]
+    assert list(told) == [*phases, "other"]
+    assert sum(map(float, told.values())) == pytest.approx(total, abs=0.05)
+    rows = (workplace.output_dir / "metrics.jsonl").read_text().splitlines()
+    first, *others = [json.loads(row) for row in rows]
+    for name, value in told.items():
+        assert first[f"start_{name.replace(' ', '_')}_seconds"] == pytest.approx(
+            float(value), abs=0.006
+        )
+    assert not any(name.startswith("start_") for row in others for name in row)
 
 
 def test_killed_and_resumed_gives_the_same_floats(make_workplace):

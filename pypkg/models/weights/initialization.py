@@ -1,20 +1,139 @@
-"""Standard deviations of random weights, as the authors of each family chose them."""
+"""Random weights: their standard deviations, as the authors of each family chose them, and filling.
+
+A weight depends on the seed, the name of its parameter and its place in the whole parameter alone.
+So each rank makes what it holds and nothing else, under every layout.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-import numpy as np
+from paddle import Tensor
 
 from pypkg.models.architecture.checks import chosen
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.weight_map import kind_of
+from pypkg.models.weights.tp_shards import Range, TPShard, tp_shard, whole_shape
+from pypkg.ops import random_normal_
+
+# Of matrices side by side: the columns of each, and its standard deviation.
+Deviations = tuple[tuple[int, float], ...]
 
 _OUTPUTS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 
 
-def standard_deviation(config: ModelConfig, name: str, shape: Sequence[int]) -> float | np.ndarray:
+def fill_random(
+    out: Tensor,
+    config: ModelConfig,
+    name: str,
+    seed: int,
+    own_shape: Sequence[int],
+    *,
+    degree: int = 1,
+    rank: int = 0,
+    start: int = 0,
+) -> None:
+    """Overwrites ``out`` with random weights: a slice of this rank's part of the matrix ``name``.
+
+    The part is that of tensor parallelism, the whole matrix without it. It is taken as flat, and
+    out receives its elements from ``start`` on. What lies beyond the part, and the rows that pad a
+    divided vocabulary, become 0.
+
+    Args:
+        out: contiguous, of any shape; float32, float16 or bfloat16.
+        seed: of the run.
+        own_shape: of the part.
+        degree, rank: of tensor parallelism.
+        start: of the slice.
+    """
+    shape = whole_shape(config, name, own_shape, degree)
+    shard = tp_shard(config, name, degree, rank)
+    pieces = [[_Piece(0, 0, length)] for length in own_shape]
+    if shard is not None:
+        pieces[shard.axis] = list(_held(shard))
+    columns = list(_by_deviation(pieces[1], standard_deviation(config, name, shape)))
+    stop = max(start, min(start + out.size, math.prod(own_shape)))
+    rectangles = [
+        (row, column, deviation)
+        for rows_of_band, columns_of_band in _bands(start, stop, own_shape[1])
+        for row in _cut(pieces[0], rows_of_band)
+        for whole_column, deviation in columns
+        for column in _cut([whole_column], columns_of_band)
+    ]
+    if sum(row.length * column.length for row, column, _ in rectangles) < out.size:
+        out.detach().zero_()
+    key, stream = _stream(seed, name)
+    for row, column, deviation in rectangles:
+        random_normal_(
+            out, key=key, stream=stream, deviation=deviation,
+            rows=row.length, cols=column.length,
+            first=row.whole * shape[1] + column.whole, index_stride=shape[1],
+            offset=row.own * own_shape[1] + column.own - start, out_stride=own_shape[1],
+        )  # fmt: skip
+
+
+def _stream(seed: int, name: str) -> tuple[int, int]:
+    """Key and stream of ``random_normal_``."""
+    digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Neighbouring rows or columns, from ``own`` on in the part and ``whole`` in the matrix."""
+
+    own: int
+    whole: int
+    length: int
+
+
+def _held(shard: TPShard) -> Iterator[_Piece]:
+    own = 0
+    for start, stop in shard.ranges:
+        yield _Piece(own, start, stop - start)
+        own += stop - start
+
+
+def _cut(pieces: Sequence[_Piece], band: Range) -> Iterator[_Piece]:
+    """What lies in ``band``, (start, stop) of the part."""
+    for piece in pieces:
+        first, last = max(piece.own, band[0]), min(piece.own + piece.length, band[1])
+        if first < last:
+            yield _Piece(first, piece.whole + first - piece.own, last - first)
+
+
+def _by_deviation(
+    columns: Sequence[_Piece], deviation: float | Deviations
+) -> Iterator[tuple[_Piece, float]]:
+    if isinstance(deviation, float):
+        yield from ((piece, deviation) for piece in columns)
+        return
+    begin = 0
+    for width, each in deviation:
+        for piece in columns:
+            first = max(piece.whole, begin)
+            last = min(piece.whole + piece.length, begin + width)
+            if first < last:
+                yield _Piece(piece.own + first - piece.whole, first, last - first), each
+        begin += width
+
+
+def _bands(start: int, stop: int, width: int) -> Iterator[tuple[Range, Range]]:
+    """Rows and columns of the rectangles that elements [start, stop) of a flat matrix make up."""
+    (first, begin), (last, end) = divmod(start, width), divmod(stop, width)
+    if first == last:
+        yield (first, first + 1), (begin, end)
+        return
+    if begin:
+        yield (first, first + 1), (begin, width)
+    yield (first + bool(begin), last), (0, width)
+    yield (last, last + 1), (0, end)
+
+
+def standard_deviation(config: ModelConfig, name: str, shape: Sequence[int]) -> float | Deviations:
     """The standard deviation of the normal distribution of the matrix ``name`` with ``shape``.
 
     It depends on ``config.initialization``, with L layers:
@@ -27,7 +146,7 @@ def standard_deviation(config: ModelConfig, name: str, shape: Sequence[int]) -> 
       attention output (Wang et al., 2022; Zeng et al., 2022, section 2.1).
 
     Returns:
-        One number, or an array with one number per column.
+        One number, or one for each of several matrices side by side.
     """
     scheme = chosen("initialization", config.initialization, _SCHEMES)
     return scheme(config, name, shape)
@@ -43,15 +162,13 @@ def _scaled_residual(config: ModelConfig, name: str, shape: Sequence[int]) -> fl
     return config.initializer_range
 
 
-def _deepnorm(config: ModelConfig, name: str, shape: Sequence[int]) -> float | np.ndarray:
+def _deepnorm(config: ModelConfig, name: str, shape: Sequence[int]) -> float | Deviations:
     beta = (2 * config.num_hidden_layers) ** -0.5
     (inputs, outputs), kind = shape, kind_of(name)
     if kind == "self_attn.qkv_proj.weight":
         widths = (config.query_size, config.key_value_size, config.key_value_size)
         gains = (1.0, 1.0, beta)
-        return np.concatenate(
-            [np.full(width, gain * _glorot(inputs, width)) for width, gain in zip(widths, gains)]
-        ).astype(np.float32)
+        return tuple((width, gain * _glorot(inputs, width)) for width, gain in zip(widths, gains))
     if kind == "mlp.gate_up_proj.weight":
         return beta * _glorot(inputs, outputs // 2)  # two matrices side by side
     if kind in (*_OUTPUTS, "mlp.up_proj.weight"):
@@ -63,7 +180,7 @@ def _glorot(inputs: int, outputs: int) -> float:
     return math.sqrt(2.0 / (inputs + outputs))
 
 
-_SCHEMES: dict[str, Callable[[ModelConfig, str, Sequence[int]], float | np.ndarray]] = {
+_SCHEMES: dict[str, Callable[[ModelConfig, str, Sequence[int]], float | Deviations]] = {
     "normal": _normal,
     "scaled_residual": _scaled_residual,
     "deepnorm": _deepnorm,

@@ -10,9 +10,10 @@ import numpy as np
 import references as ref
 from adamw_cases import adamw_case
 from checks import DTYPES, FLOAT32_ERROR, Backend, Case, Comparison, tolerance
+from random_normal_cases import random_normal_case
 
 # Operations without a Triton kernel.
-WITHOUT_TRITON = ("flash_attention", "adamw")
+WITHOUT_TRITON = ("flash_attention", "adamw", "random_normal")
 
 # --- RMS norm -------------------------------------------------------------------------------------
 
@@ -256,6 +257,9 @@ def small_cases() -> list[Case]:
             adamw_case(dtype, (1, 37, 5003, 4096, 8)),
             adamw_case(dtype, (7,) * 70),  # more than one launch holds
             adamw_case(dtype, (1000, 9), dtype, misaligned=True),
+            random_normal_case(dtype, 3, 700, first=2**36 - 1000),
+            random_normal_case(dtype, 7, 65, first=61, offset=3, gap=9, index_stride=500),
+            random_normal_case(dtype, 1, 1, first=127, misaligned=True),
         ]
     for dtype in ("float16", "bfloat16"):
         cases.append(adamw_case(dtype, (760, 4097, 3), dtype, masters=True))
@@ -276,5 +280,6 @@ def large_cases() -> list[Case]:
             cross_entropy_case(dtype, 300, 50257),
             cross_entropy_case(dtype, 200, 32000, shift=True),
             adamw_case(dtype, (3000001, 4096, 500000), dtype, masters=dtype != "float32"),
+            random_normal_case(dtype, 4096, 1376, first=2750, gap=5, index_stride=11008),
         ]
     return cases + attention_cases.large_cases()

@@ -13,6 +13,7 @@ import kernel_cases as kc
 import numpy as np
 from adamw_cases import adamw_case
 from checks import Case
+from random_normal_cases import random_normal_case
 
 # A query with one key has no gradient, nor has the norm of one column, and with few theirs is
 # small: rounding is all that is left of it, and there is no size to hold that against.
@@ -109,6 +110,19 @@ def adamw(rng: np.random.Generator, dtype: str, elements: int) -> Case:
     return adamw_case(dtype, sizes, grad_dtype, masters, rng.random() < 0.2)
 
 
+def random_normal(rng: np.random.Generator, dtype: str, elements: int) -> Case:
+    cols = size(rng, elements // 2)
+    rows = size(rng, max(1, elements // (2 * cols)))
+    return random_normal_case(
+        *(dtype, rows, cols),
+        first=size(rng, 2**40) - 1,
+        offset=size(rng, 100) - 1,
+        gap=0 if _flip(rng) else size(rng, cols),
+        index_stride=cols + (0 if _flip(rng) else size(rng, 2**20)),
+        misaligned=rng.random() < 0.2,
+    )
+
+
 def _flip(rng: np.random.Generator) -> bool:
     return bool(rng.random() < 0.5)
 
@@ -120,4 +134,5 @@ DRAWS: dict[str, Draw] = {
     "cross_entropy": cross_entropy,
     "flash_attention": flash_attention,
     "adamw": adamw,
+    "random_normal": random_normal,
 }

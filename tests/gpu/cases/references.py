@@ -174,3 +174,41 @@ def adamw(
     v = betas[1] * moments[1] + (1 - betas[1]) * grad**2
     denominator = np.sqrt(v / (1 - betas[1] ** t)) + epsilon
     return weight * (1 - rate * decay) - rate * (m / (1 - betas[0] ** t)) / denominator, (m, v)
+
+
+def philox4x32(
+    counters: Array, stream: int, key: int, rounds: int = 10
+) -> tuple[Array, Array, Array, Array]:
+    """The four words of 128-bit counters, of which ``stream`` is the upper half (Salmon et al.,
+    "Parallel Random Numbers: As Easy as 1, 2, 3", 2011), as uint64."""
+    low = np.uint64(0xFFFFFFFF)
+    counters = counters.astype(np.uint64)
+    c0, c1 = counters & low, counters >> np.uint64(32)
+    c2, c3 = (np.full_like(c0, part) for part in (stream & 0xFFFFFFFF, stream >> 32))
+    k0, k1 = key & 0xFFFFFFFF, key >> 32
+    for _ in range(rounds):
+        first, second = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1 = (second >> np.uint64(32)) ^ c1 ^ np.uint64(k0), second & low
+        c2, c3 = (first >> np.uint64(32)) ^ c3 ^ np.uint64(k1), first & low
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+def random_normal(indices: Array, stream: int, key: int) -> Array:
+    """The numbers of a stream with these indices, by Box and Muller.
+
+    Of 64 numbers, i and i + 16 are one pair, and so are i + 32 and i + 48, for i < 16.
+    What the logarithm is taken of has 24 bits; all else is exact.
+    """
+    words = philox4x32(indices // 64 * 16 + indices % 16, stream, key)
+    is_late, is_second = indices % 64 >= 32, indices % 32 >= 16
+    radius_word = np.where(is_late, words[2], words[0])
+    angle_word = np.where(is_late, words[3], words[1])
+    uniform = ((radius_word // np.uint64(2)).astype(np.float32) + np.float32(0.5)) / 2**31
+    radius = np.sqrt(-2 * np.log(uniform.astype(np.float64)))
+    fraction = angle_word % np.uint64(2**30)  # of a quarter turn, in two's complement
+    fraction = np.where(fraction >= 2**29, fraction - 2.0**30, fraction) / 2**29
+    sine, cosine = np.sin(np.pi / 4 * fraction), np.cos(np.pi / 4 * fraction)
+    cosine = np.where(angle_word >= 2**31, -cosine, cosine)
+    is_swapped = angle_word // np.uint64(2**30) % np.uint64(2) == 1
+    return radius * np.where(is_swapped ^ is_second, sine, cosine)

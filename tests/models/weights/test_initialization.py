@@ -1,15 +1,21 @@
-"""Standard deviations of random weights, measured on weights that were drawn."""
+"""Random weights: their deviations, measured, and that parts are those of the whole."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+import paddle
 import pytest
+from tiny_configs import tiny
 
 from pypkg.models import ModelConfig, from_config
 from pypkg.models.architecture.registry import load_config
-from pypkg.models.weights.initialization import standard_deviation
+from pypkg.models.pretrained import parameter_shapes
+from pypkg.models.weights.initialization import fill_random, standard_deviation
+from pypkg.models.weights.tp_shards import tp_shard
+from pypkg.parallel.host import to_host
 
 _CONFIG = ModelConfig(
     vocab_size=512,
@@ -94,3 +100,68 @@ def test_what_a_layer_has_several_of_is_drawn_like_one(initialization: str, kind
     assert (drawn == config.initializer_range) == (
         initialization == "scaled_residual" and kind != "down_proj"
     )
+
+
+def _filled(
+    config: ModelConfig, name: str, shape: Sequence[int], dtype: str = "float32", **place: int
+) -> np.ndarray:
+    """A part of a matrix; ``size`` elements of it from ``start`` on, or all."""
+    size = place.pop("size", math.prod(shape))
+    out = paddle.full([size], float("nan"), dtype)
+    paddle.base.core.host_memory_stat_reset_peak_value("Allocated", 0)
+    before = paddle.base.core.host_memory_stat_current_value("Allocated", 0)
+    fill_random(out, config, name, 7, shape, **place)
+    assert paddle.base.core.host_memory_stat_peak_value("Allocated", 0) == before
+    return to_host(out)
+
+
+def _matrices(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    return {name: shape for name, shape in parameter_shapes(config).items() if len(shape) == 2}
+
+
+@pytest.mark.parametrize("degree", [2, 4])
+@pytest.mark.parametrize("family", ["llama", "chatglm2", "glm130b", "bloom"])
+def test_a_rank_makes_its_part_of_the_whole(family: str, degree: int) -> None:
+    config = tiny(family).replace(vocab_size=1021)  # the last rank's rows are padded
+    for name, shape in _matrices(config).items():
+        whole = _filled(config, name, shape).reshape(shape)
+        for rank in range(degree):
+            shard = tp_shard(config, name, degree, rank)
+            expected = whole if shard is None else shard.take(whole)
+            own = _filled(config, name, expected.shape, degree=degree, rank=rank)
+            np.testing.assert_array_equal(own, expected.reshape(-1), err_msg=name)
+
+
+@pytest.mark.parametrize("slices", [2, 3, 7])
+def test_slices_of_a_part_make_it_up(slices: int) -> None:
+    """As ZeRO stage 3 cuts them: flat, of one size, the last one followed by zeros."""
+    config = tiny("glm130b").replace(vocab_size=1021)
+    for name, shape in _matrices(config).items():
+        shard = tp_shard(config, name, 2, 1)
+        own_shape = shape if shard is None else shard.take(np.empty(shape, bool)).shape
+        part = _filled(config, name, own_shape, degree=2, rank=1)
+        size = -(-part.size // slices) + 5
+        made = [
+            _filled(config, name, own_shape, degree=2, rank=1, start=i * size, size=size)
+            for i in range(slices)
+        ]
+        expected = np.pad(part, (0, slices * size - part.size))
+        np.testing.assert_array_equal(np.concatenate(made), expected, err_msg=name)
+
+
+def test_every_name_and_seed_has_numbers_of_its_own() -> None:
+    config = tiny("llama")
+    first = _filled(config, "layers.0.self_attn.o_proj.weight", (64, 64))
+    other = _filled(config, "layers.1.self_attn.o_proj.weight", (64, 64))
+    assert np.isin(first, other).mean() < 0.01  # by chance
+    out = paddle.empty([64, 64])
+    fill_random(out, config, "layers.0.self_attn.o_proj.weight", 8, (64, 64))
+    assert np.isin(first, out.numpy()).mean() < 0.01
+
+
+def test_what_cannot_be_filled_is_refused() -> None:
+    config, name = tiny("llama"), "layers.0.self_attn.o_proj.weight"
+    with pytest.raises(TypeError, match="float64"):
+        fill_random(paddle.zeros([64, 64], "float64"), config, name, 1, (64, 64))
+    with pytest.raises(ValueError, match="contiguous"):
+        fill_random(paddle.zeros([64, 128])[:, :64].T, config, name, 1, (64, 64))
