@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pypkg.checksums import SealError
+from pypkg.command_line import exit_code
 from pypkg.errors import UserError
 from pypkg.logs import configure_logging
 from pypkg.markdown import table
@@ -25,14 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     options = vars(_parser().parse_args(arguments))
     configure_logging()
-    try:
-        return options.pop("run")(**options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; checkpoints are as they were", file=sys.stderr)
-        return 130
+    run = options.pop("run")
+    return exit_code(lambda: run(**options), "interrupted; checkpoints are as they were")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -99,7 +99,7 @@ def file_records(
 
 
 class SealError(ValueError):
-    """A sealed JSON file is not byte for byte what was written."""
+    """A sealed JSON file, or a line of one, is not byte for byte what was written."""
 
 
 def sealed_json(content: Mapping[str, Any]) -> bytes:
@@ -125,6 +125,37 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
     if not is_whole:
         raise SealError(f"{path} differs from what was written: its own digest does not fit")
     return content
+
+
+def sealed_line(content: Mapping[str, Any]) -> bytes:
+    """``content`` as a line of JSON, without its end, sealed as by ``sealed_json``.
+
+    Raises:
+        ValueError: a value is NaN or infinite, which JSON cannot hold.
+    """
+    digest = bytes_digest(_rendered_line(content))
+    return _rendered_line({**content, _DIGEST_KEY: digest})
+
+
+def read_sealed_line(line: bytes) -> dict[str, Any]:
+    """What ``sealed_line`` was given.
+
+    Raises:
+        SealError: a byte differs from what was written.
+    """
+    try:
+        content = json.loads(line)
+        del content[_DIGEST_KEY]
+        is_whole = line == sealed_line(content)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        is_whole = False
+    if not is_whole:
+        raise SealError("its own digest does not fit")
+    return content
+
+
+def _rendered_line(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, allow_nan=False).encode()
 
 
 def _rendered(content: Mapping[str, Any]) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pypkg.errors import UserError
+from pypkg.command_line import exit_code
 from pypkg.file_handles import raise_limit
 from pypkg.logs import configure_logging
 from pypkg.threads import import_paddle
@@ -33,15 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(arguments))
     configure_logging()
     raise_limit()
-    try:
-        print(options.pop("run")(**options))
+    run = options.pop("run")
+
+    def print_result() -> int:
+        print(run(**options))
         return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing half-written is left", file=sys.stderr)
-        return 130
+
+    return exit_code(print_result, "interrupted; nothing half-written is left")
 
 
 def _parser() -> argparse.ArgumentParser:

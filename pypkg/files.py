@@ -171,6 +171,29 @@ def _remove_torn_line(descriptor: int) -> None:
         os.ftruncate(descriptor, end)
 
 
+def read_lines(path: Path, way_out: str) -> tuple[list[bytes], bytes]:
+    """The lines of a file to which lines are appended; none if the file is missing.
+
+    Args:
+        path: of the file.
+        way_out: a sentence that ends the error.
+
+    Returns:
+        The complete lines without their newlines, and what follows the last newline: empty, or a
+        line that a crash has cut short.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        *lines, torn = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return [], b""
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}. {way_out}") from error
+    return lines, torn
+
+
 def publish_files(files: Mapping[Path, Path]) -> None:
     """Renames complete temporary files to their final names, in order.
 

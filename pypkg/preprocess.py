@@ -13,38 +13,35 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pypkg.command_line import exit_code
 from pypkg.data.corpus_tools import TOOLS, add_tool_parsers
 from pypkg.data.preprocess.options import PreparationOptions, add_options, with_joined_values
-from pypkg.data.preprocess.prepare import Summary, prepare
-from pypkg.errors import UserError
+from pypkg.data.preprocess.prepare import prepare
+from pypkg.data.preprocess.summary import Summary
 from pypkg.file_handles import raise_limit
 from pypkg.logs import configure_logging
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     configure_logging()
     raise_limit()
-    try:
-        if arguments and arguments[0] in TOOLS:
-            return _use_tool(arguments)
-        options = vars(_parser().parse_args(with_joined_values(arguments)))
-        # The tokenizers library reads these when it makes its threads, at the first batch.
-        os.environ["RAYON_NUM_THREADS"] = str(options["workers"])
-        os.environ["TOKENIZERS_PARALLELISM"] = "true"
-        print(_report(prepare(PreparationOptions(**options)), options["output_prefix"]))
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "interrupted; nothing half-written is left, and what is finished is kept: the same "
-            "command goes on from there",
-            file=sys.stderr,
-        )
-        return 130
+    is_tool = bool(given) and given[0] in TOOLS
+    return exit_code(
+        lambda: _use_tool(given) if is_tool else _prepare(given),
+        "interrupted; nothing half-written is left, and what is finished is kept: the same "
+        "command goes on from there",
+    )
+
+
+def _prepare(arguments: Sequence[str]) -> int:
+    options = vars(_parser().parse_args(with_joined_values(arguments)))
+    # The tokenizers library reads these when it makes its threads, at the first batch.
+    os.environ["RAYON_NUM_THREADS"] = str(options["workers"])
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    print(_report(prepare(PreparationOptions(**options)), options["output_prefix"]))
+    return 0
 
 
 def _use_tool(arguments: Sequence[str]) -> int:

@@ -32,6 +32,25 @@ _COMMANDS = ("pretrain", "pypkg.pretrain", "run_pretrain.py")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    own, command = _split(given)
+    options = _parser().parse_args(own)
+    configure_logging()
+    try:
+        if not command:
+            raise UserError("there is no launch line; give it after --, such as -- pypkg pretrain")
+        for name in ("max_restarts", "backoff", "max_backoff"):
+            if not 0 <= getattr(options, name) < sys.maxsize:
+                raise UserError(f"--{name} is {getattr(options, name)}; expected 0 or more")
+        output_dir = options.output_dir or _output_dir(command)
+        policy = Policy(options.max_restarts, options.backoff, options.max_backoff)
+        return Supervisor(command, output_dir, policy).run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pypkg supervise",
         usage="pypkg supervise [OPTIONS] -- LAUNCH LINE",
@@ -61,26 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output_dir", type=Path, metavar="DIR",
                         help="of the run; by default that of the launch line")  # fmt: skip
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    own, command = _split(given)
-    options = parser.parse_args(own)
-    configure_logging()
-    try:
-        if not command:
-            raise UserError("there is no launch line; give it after --, such as -- pypkg pretrain")
-        for name in ("max_restarts", "backoff", "max_backoff"):
-            if not 0 <= getattr(options, name) < sys.maxsize:
-                raise UserError(f"--{name} is {getattr(options, name)}; expected 0 or more")
-        output_dir = options.output_dir or _output_dir(command)
-        policy = Policy(options.max_restarts, options.backoff, options.max_backoff)
-        return Supervisor(command, output_dir, policy).run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return parser
 
 
 def _split(given: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before and after the first "--"."""
+    """The words before and after the first "--"."""
     if "--" not in given:
         return given, []
     place = given.index("--")

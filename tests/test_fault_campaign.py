@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 import fault_campaign  # noqa: E402
-from fault_campaign import CAMPAIGNS, Place, corpus_place, count_noticed, damage_rows  # noqa: E402
+from fault_campaign import (  # noqa: E402
+    CAMPAIGNS,
+    Place,
+    corpus_place,
+    count_noticed,
+    damage_rows,
+    flip,
+    index_place,
+    ledger_place,
+)
+from kill_campaign import Counts, table_of  # noqa: E402
 
 
 @pytest.mark.parametrize("name", CAMPAIGNS)
@@ -61,8 +72,30 @@ def test_the_checksums_of_a_corpus_miss_nothing(tmp_path):
 
 def test_tables_go_between_their_marks():
     page = "a\n<!-- kills: begin -->\nold\n<!-- kills: end -->\nb\n"
-    put = fault_campaign._put(page, "kills", ["| new |"])
+    put = fault_campaign.put_table(page, "kills", ["| new |"])
     assert put == "a\n<!-- kills: begin -->\n| new |\n<!-- kills: end -->\nb\n"
-    for name in ("damage", "kills"):
+    for name in ("damage", "kills", "disk"):
         text = fault_campaign.PAGE.read_text()
-        assert fault_campaign._put(text, name, ["| new |"]) != text
+        assert fault_campaign.put_table(text, name, ["| new |"]) != text
+
+
+def test_a_table_sums_the_layouts():
+    one = asdict(Counts(faults=3, lost=1, untold=1, orphans=2, slowest_end=1.5))
+    two = asdict(Counts(faults=4, while_saving=2, slowest_end=0.5))
+    lines = table_of({"kills: dp2": one, "kills: tp2": two, "disk: dp2": two}, "kills")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    by_column = [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
+    assert [row["layout"] for row in by_column] == ["dp2", "tp2", "all"]
+    for column, values in (
+        ("kills", ["3", "4", "7"]), ("lost", ["1", "0", "1"]), ("in a save", ["0", "2", "2"]),
+        ("ranks left", ["3", "0", "3"]),
+    ):  # fmt: skip
+        assert [row[column] for row in by_column] == values
+    assert table_of({"disk: dp2": two}, "disk")[-1].split("|")[2].strip() == "4"
+
+
+def test_what_loading_a_damaged_ledger_or_index_tells(tmp_path):
+    for place in (ledger_place(tmp_path / "a", tmp_path / "b"), index_place(tmp_path / "c")):
+        assert not any(check() for check in place.checks.values())
+        for file, noticed in count_noticed(place, flip, 30, random.Random(0)).items():
+            assert noticed == {"checksums": 30}, file

@@ -29,6 +29,9 @@ FORBIDDEN = {
         r"|https?://\d+\.\d+\.\d+\.\d+"
     ),
     "a reference to a tracker that readers do not have": re.compile(r"\bissue\s+#?\d", re.I),
+    "a term of our own: say heartbeat, every rank, separator": re.compile(
+        r"\bsigns? of lif[e]\b|\broll cal[l]\b|\bwhoeve[r]\b|\bwhat stand[s]\b", re.I
+    ),
     "work left undone": re.compile(r"\b(?:TOD[O]|FIXM[E]|XX[X])\b"),
 }
 
@@ -78,6 +81,8 @@ def test_nothing_forbidden():
         "http://10.0." "0.1:8080/",
         "fixes issue" " #12",
         "# TO" "DO: later",
+        "waits for a sign of li" "fe",
+        "who" "ever has it",
     ],
 )  # fmt: skip
 def test_the_patterns_find_what_they_should(line):

@@ -1,35 +1,33 @@
-"""Which damage of checkpoints and corpora is noticed, and what kills leave: docs/reliability.md.
+"""Which damage of checkpoints, corpora and ledgers is noticed: docs/reliability.md.
 
-    python tools/fault_campaign.py                             # all, tables on standard output
+    python tools/fault_campaign.py                             # all, the table on standard output
     python tools/fault_campaign.py --only flips --count 100    # one of them, with fewer faults
-    python tools/fault_campaign.py --update                    # tables into docs/reliability.md
+    python tools/fault_campaign.py --update                    # the table into docs/reliability.md
 
-The campaigns work on a small run of this package, which is made in a temporary folder:
+The campaigns work on small runs of this package, which are made in a temporary folder:
 
 - ``flips``: one bit of a file, at a random place, is the opposite.
 - ``truncations``: a file ends at a random place.
 - ``zeros``: up to 4096 bytes from a random place on are zeros.
 - ``swaps``: the bytes between two random places are those of the same file of an older checkpoint,
-  or of another corpus.
-- ``kills``: a run that saves at every step is killed at a random time. Then every folder with the
-  name of a checkpoint has to be whole, and none older than the newest one seen before may be the
-  newest now. In the end a run goes on, and its weights have to be those of a run that was never
-  killed, bit for bit.
+  of another corpus or of another run.
 
-A change that leaves a file as it was is no fault and is drawn again.
+A change that leaves a file as it was is no fault and is drawn again. ``kill_campaign.py`` is about
+kills and full disks.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,14 +40,21 @@ import numpy as np  # noqa: E402
 from pypkg.data import IndexedDatasetWriter  # noqa: E402
 from pypkg.data.corpus.manifest import MANIFEST_SUFFIX, changed_files  # noqa: E402
 from pypkg.data.corpus.validate import validate  # noqa: E402
+from pypkg.data.index.cache_files import read_set, set_name, write_set  # noqa: E402
+from pypkg.errors import UserError  # noqa: E402
 from pypkg.files import write_file  # noqa: E402
 from pypkg.markdown import table  # noqa: E402
-from pypkg.training.checkpoint.folders import checkpoints  # noqa: E402
-from pypkg.training.checkpoint.manifest import MANIFEST_FILE, listed_files  # noqa: E402
+from pypkg.training.checkpoint.folders import STATE_FILE, checkpoints  # noqa: E402
+from pypkg.training.checkpoint.manifest import (  # noqa: E402
+    MANIFEST_FILE,
+    MANIFEST_KEY,
+    listed_files,
+)
 from pypkg.training.checkpoint.verify import verify  # noqa: E402
+from pypkg.training.ledger import LEDGER_FILE, events, record  # noqa: E402
 
 PAGE = ROOT / "docs" / "reliability.md"
-FAULTS, KILLS = 1000, 40  # of each kind of file, and of a run
+FAULTS = 1000  # of each kind of file
 _VOCAB_SIZE = 300
 _BLOCK = 4096
 _MODEL = {
@@ -143,23 +148,27 @@ def make_corpus(prefix: Path, seed: int) -> None:
 class Run:
     """A run of ``pypkg pretrain`` with a small model in a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, has_tokenizer: bool = True) -> None:
         self.folder = folder
-        self.output_dir = folder / "out"
         make_corpus(folder / "data" / "corpus", seed=0)
+        (folder / "model").mkdir()
+        (folder / "model" / "config.json").write_text(json.dumps(_MODEL))
+        self._tokenizer = folder / ("tokenizer" if has_tokenizer else "model")
+        if has_tokenizer:
+            self._make_tokenizer(folder)
+
+    def _make_tokenizer(self, folder: Path) -> None:
         text = folder / "text.txt"
         text.write_text("the quick brown fox jumps over the lazy dog\n" * 50)
         self._call(
             "preprocess", "--input_path", text, "--train_tokenizer", _VOCAB_SIZE,
-            "--tokenizer_name_or_path", folder / "tokenizer", "--output_prefix", folder / "t",
+            "--tokenizer_name_or_path", self._tokenizer, "--output_prefix", folder / "t",
         )  # fmt: skip
-        (folder / "model").mkdir()
-        (folder / "model" / "config.json").write_text(json.dumps(_MODEL))
 
     def command(self, output_dir: Path, **settings: object) -> list[str]:
         given = {
             "model_name_or_path": self.folder / "model", "output_dir": output_dir,
-            "tokenizer_name_or_path": self.folder / "tokenizer",
+            "tokenizer_name_or_path": self._tokenizer,
             "input_dir": self.folder / "data", "split": "1,0,0", "max_seq_length": 16,
             "per_device_train_batch_size": 2, "do_train": True, "num_threads": 1,
             "decay_steps": 10_000, "sample_order": "epoch", "learning_rate": 0.01,
@@ -175,12 +184,6 @@ class Run:
             capture_output=True,
             env=_environment(),
         )
-
-    def start(self, output_dir: Path, **settings: object) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            self.command(output_dir, **settings), env=_environment(),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
 
     def _call(self, *words: object) -> None:
         subprocess.run(
@@ -198,21 +201,78 @@ def _link(link: Path, file: Path) -> None:
     link.symlink_to(file)
 
 
-def checkpoint_place(checkpoint: Path, older: Path) -> Place:
-    """A checkpoint, with and without its manifest."""
-    names = [*listed_files(checkpoint), MANIFEST_FILE]
-    bare = checkpoint.parent / "bare" / checkpoint.name
-    for name in names[:-1]:
-        _link(bare / name, checkpoint / name)
+def checkpoint_place(checkpoint: Path, older: Path, names: Sequence[str]) -> Place:
+    """Files of a checkpoint."""
     return Place(
         {name: checkpoint / name for name in names},
         {name: older / name for name in names},
         {
             "checksums": lambda: bool(verify(checkpoint).damage),
             "sizes": lambda: bool(verify(checkpoint, "sizes").damage),
-            "no manifest": lambda: bool(verify(bare).damage),
         },
     )
+
+
+def earlier_place(checkpoint: Path, older: Path, names: Sequence[str]) -> Place:
+    """The same of checkpoints of an earlier version, which had no manifest."""
+    folder = checkpoint.parent / "earlier"
+    copies = [Path(shutil.copytree(each, folder / each.name)) for each in (older, checkpoint)]
+    for copy in copies:
+        (copy / MANIFEST_FILE).unlink()
+        state = json.loads((copy / STATE_FILE).read_bytes())
+        del state[MANIFEST_KEY]
+        (copy / STATE_FILE).write_text(json.dumps(state, indent=2))
+    return Place(
+        {name: copies[1] / name for name in names},
+        {name: copies[0] / name for name in names},
+        {"no manifest": lambda: bool(verify(copies[1]).damage)},
+    )
+
+
+def ledger_place(folder: Path, other: Path) -> Place:
+    """The ledger of a run that went back, started again and resumed; one of other steps."""
+    for output_dir, step in ((folder, 70), (other, 91)):
+        record(output_dir, "rollback", step=step, samples=[100, 200], steps=[step - 1, step])
+        record(output_dir, "restart", step=step + 9, exit_code=137, fruitless=0, host="a")
+        record(output_dir, "resumed", step=step + 10, checkpoint=f"checkpoint-{step + 10}")
+    return Place(
+        {LEDGER_FILE: folder / LEDGER_FILE},
+        {LEDGER_FILE: other / LEDGER_FILE},
+        {"checksums": lambda: _is_told(lambda: events(folder))},
+    )
+
+
+def index_place(folder: Path) -> Place:
+    """Index maps as a run keeps them beside its data, of two corpora."""
+    layout = {"document_index": ((500,), np.dtype(np.int32))}
+    name = set_name({"content": "index maps"})
+    for seed, each in enumerate((folder, folder / "other")):
+        each.mkdir(parents=True)
+        values = np.random.default_rng(seed).permutation(500).astype(np.int32)
+        write_set(each, name, {"content": "index maps"}, {"document_index": values})
+    files = {path.suffix: path for path in sorted(folder.glob(f"{name}*"))}
+    return Place(
+        {f"index map {suffix}": path for suffix, path in files.items()},
+        {f"index map {suffix}": folder / "other" / path.name for suffix, path in files.items()},
+        {"checksums": lambda: _is_told(lambda: read_set(folder, name, layout))},
+    )
+
+
+def _is_told(read: Callable[[], object]) -> bool:
+    """Whether reading ends with an error, or warns."""
+    told: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = told.append  # type: ignore[method-assign]
+    logger = logging.getLogger("pypkg")
+    logger.propagate = False  # thousands of warnings
+    logger.addHandler(handler)
+    try:
+        read()
+    except UserError:
+        return True
+    finally:
+        logger.removeHandler(handler)
+    return bool(told)
 
 
 def corpus_place(folder: Path) -> Place:
@@ -236,122 +296,65 @@ def corpus_place(folder: Path) -> Place:
 
 
 def damage_rows(places: Sequence[Place], name: str, count: int, seed: int) -> list[list[str]]:
-    """Rows of the table of a campaign, one for each file."""
-    rows = []
+    """Rows of the table of a campaign, one for each file; a file may be in several places."""
+    found: dict[str, dict[str, int]] = {}
     for place in places:
-        for file, noticed in count_noticed(
-            place, CAMPAIGNS[name], count, random.Random(f"{name} {seed}")
-        ).items():
-            if file.endswith(MANIFEST_FILE):
-                del noticed["no manifest"]  # where there is none, it has no damage
-            cells = [str(noticed.get(title, "")) for title in ("checksums", "sizes", "no manifest")]
-            rows.append([name, file, str(count), *cells])
-    return rows
-
-
-@dataclass
-class Kills:
-    """What was found after kills.
-
-    Attributes:
-        damaged: kills after which a folder with the name of a checkpoint was not whole.
-        lost: kills after which the newest checkpoint was older than one seen before.
-        while_saving: kills that left an unfinished save.
-        is_equal: whether the last run had the weights of one that was never killed.
-    """
-
-    kills: int = 0
-    damaged: int = 0
-    lost: int = 0
-    while_saving: int = 0
-    is_equal: bool = False
-
-
-def kill_runs(run: Run, count: int, rng: random.Random) -> Kills:
-    """Kills a run ``count`` times; it goes on from what the kill before has left."""
-    result = Kills()
-    settings = {"save_steps": 1, "save_total_limit": 2}
-    newest = 0
-    for _ in range(count):
-        process = run.start(run.output_dir, max_steps=10_000, **settings)
-        if rng.random() < 0.8:  # while it trains and saves, else while it starts
-            _wait_for_step(run, process, newest + 1)
-            newest += 1
-        time.sleep(rng.uniform(0, 0.5))
-        process.kill()
-        process.wait()
-        found = checkpoints(run.output_dir)
-        last = found[-1][0] if found else 0
-        result.kills += 1
-        result.damaged += any(verify(folder).damage for _, folder in found)
-        result.lost += last < newest
-        result.while_saving += any(run.output_dir.glob("tmp-checkpoint-*"))
-        newest = last
-    whole = run.folder / "whole"
-    steps = newest + 1
-    run.finish(run.output_dir, max_steps=steps, **settings)
-    run.finish(whole, max_steps=steps, save_steps=steps)
-    weights = [
-        (folder / f"checkpoint-{steps}" / "model.safetensors").read_bytes()
-        for folder in (run.output_dir, whole)
+        rng = random.Random(f"{name} {seed}")
+        for file, noticed in count_noticed(place, CAMPAIGNS[name], count, rng).items():
+            if file.endswith(MANIFEST_SUFFIX):
+                noticed.pop("no manifest", None)  # where there is none, it has no damage
+            found.setdefault(file, {}).update(noticed)
+    return [
+        [name, file, str(count), *(str(noticed.get(title, "")) for title in _CHECKS)]
+        for file, noticed in found.items()
     ]
-    result.is_equal = weights[0] == weights[1]
-    return result
 
 
-def _wait_for_step(run: Run, process: subprocess.Popen[bytes], step: int) -> None:
-    while not any(found >= step for found, _ in checkpoints(run.output_dir)):
-        if process.poll() is not None:
-            raise RuntimeError(f"the run ended with exit code {process.returncode}")
-        time.sleep(0.002)
+_CHECKS = ("checksums", "sizes", "no manifest")
+
+
+def make_places(run: Run) -> list[Place]:
+    """All that is damaged: of a run of one process, and of one of two ranks."""
+    places = []
+    for name, settings in (("one", {}), ("two", {"nproc": 2, "sharding": "stage2"})):
+        run.finish(run.folder / name, max_steps=8, save_steps=4, **settings)
+        older, newer = (folder for _, folder in checkpoints(run.folder / name))
+        names = [*listed_files(newer), MANIFEST_FILE]
+        if name == "two":  # the others are as those of one process
+            names = [each for each in names if "-of-" in each or "index" in each]
+        places.append(checkpoint_place(newer, older, names))
+        if name == "one":
+            places.append(earlier_place(newer, older, names[:-1]))
+    places.append(corpus_place(run.folder / "corpora"))
+    places.append(ledger_place(run.folder / "ledger", run.folder / "other ledger"))
+    places.append(index_place(run.folder / "index"))
+    return places
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description="Damages checkpoints and corpora, and kills runs; tells what is noticed."
+        description="Damages checkpoints, corpora and ledgers; tells what is noticed."
     )
-    everything = [*CAMPAIGNS, "kills"]
-    parser.add_argument("--only", nargs="+", choices=everything, default=everything)
-    parser.add_argument("--count", type=int, help=f"faults of a file ({FAULTS}), kills ({KILLS})")
+    parser.add_argument("--only", nargs="+", choices=CAMPAIGNS, default=list(CAMPAIGNS))
+    parser.add_argument("--count", type=int, default=FAULTS, help=f"faults of a file ({FAULTS})")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--update", action="store_true", help=f"writes the tables to {PAGE.name}")
+    parser.add_argument("--update", action="store_true", help=f"writes the table to {PAGE.name}")
     options = parser.parse_args(arguments)
-    text = PAGE.read_text(encoding="utf-8") if options.update else ""
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder))
-        for name, lines in _tables(run, options.only, options.count, options.seed).items():
-            print("\n".join(lines))
-            text = _put(text, name, lines)
+        places = make_places(Run(Path(folder)))
+        rows = [
+            row
+            for name in options.only
+            for row in damage_rows(places, name, options.count, options.seed)
+        ]
+    lines = table(("campaign", "file", "faults", *_CHECKS), rows, text_columns=2)
+    print("\n".join(lines))
     if options.update:
-        write_file(PAGE, text.encode())
+        write_file(PAGE, put_table(PAGE.read_text(encoding="utf-8"), "damage", lines).encode())
     return 0
 
 
-def _tables(
-    run: Run, campaigns: Sequence[str], count: int | None, seed: int
-) -> dict[str, list[str]]:
-    """Lines of the tables by their name in the page."""
-    tables = {}
-    rows: list[list[str]] = []
-    names = [name for name in campaigns if name in CAMPAIGNS]
-    if names:
-        run.finish(run.folder / "damaged", max_steps=8, save_steps=4)
-        older, newer = (folder for _, folder in checkpoints(run.folder / "damaged"))
-        places = [checkpoint_place(newer, older), corpus_place(run.folder / "corpora")]
-        for name in names:
-            rows += damage_rows(places, name, count or FAULTS, seed)
-        head = ("campaign", "file", "faults", "checksums", "sizes", "no manifest")
-        tables["damage"] = table(head, rows, text_columns=2)
-    if "kills" in campaigns:
-        found = kill_runs(run, count or KILLS, random.Random(seed))
-        head = ("kills", "left an unfinished save", "damaged checkpoint", "lost checkpoint", "end")
-        end = "weights as without kills" if found.is_equal else "other weights"
-        row = [found.kills, found.while_saving, found.damaged, found.lost, end]
-        tables["kills"] = table(head, [[str(cell) for cell in row]])
-    return tables
-
-
-def _put(page: str, name: str, lines: Sequence[str]) -> str:
+def put_table(page: str, name: str, lines: Sequence[str]) -> str:
     """The page with the lines between the marks of ``name``."""
     pattern = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
     return re.sub(pattern, lambda m: m[1] + "\n".join(lines) + "\n" + m[2], page, flags=re.DOTALL)

@@ -3,14 +3,16 @@
     python tools/faults.py                       # all faults, table on standard output
     python tools/faults.py --only parallel       # those of one room, or whose file matches
     python tools/faults.py --tree OLD --json old.json      # another checkout of the project
-    python tools/faults.py --baseline old.json --update    # table into tests/README.md
+    python tools/faults.py --new --update        # those without a result in tests/README.md
+    python tools/faults.py --check               # tries none: does each still apply?
 
 A fault (tools/faults.json) is one line of code with a mistake that a person could make: ``old`` is
 replaced by ``new`` in the first of ``files`` that exists (a file that has moved has several names).
 ``tests`` are those that belong to the file; they are found by name, wherever they lie. A fault is
 caught if one of them fails. Before that they have to pass on the unchanged copy. Tests that do not
 end in time prove nothing on a busy machine; such a fault is tried again by the next call. Faults
-below csrc/ are compiled, into the copy alone.
+below csrc/ are compiled, into the copy alone. ``--update`` puts what was tried into the table of
+tests/README.md and leaves its other rows as they are.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +41,7 @@ SECONDS = 900  # limit of the tests of one fault
 # A fault may make the tests slower, and the machine may be busier than before.
 SLOWER, LEAST_SECONDS = 8, 120
 _SET_CHILD_SUBREAPER = 36  # prctl(2)
+_ROW = re.compile(r"^\| (\w+) \| `(.+)` \| (\S+) \| (.+) \| (\S+) \|$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,26 @@ class Fault:
     def key(self) -> str:
         old, new = (" ".join(text.split()) for text in (self.old, self.new))
         return f"{Path(self.files[0]).name}: {old} -> {new or '(nothing)'}"
+
+    def locate(self, folder: Path) -> tuple[Path, list[str]]:
+        """The file below ``folder`` that holds the line, and the paths of the tests.
+
+        Raises:
+            LookupError: the fault does not apply there; the message says why.
+        """
+        file = next((folder / each for each in self.files if (folder / each).is_file()), None)
+        if file is None:
+            raise LookupError(f"no file {self.files[0]}")
+        count = file.read_text(encoding="utf-8").count(self.old)
+        if count != 1:
+            raise LookupError(f"the line stands {count} times in {file.name}")
+        tests = []
+        for name in self.tests:
+            found = next(folder.glob(f"tests/**/{Path(name).name}"), None)
+            if found is None:
+                raise LookupError(f"no test file {name}")
+            tests.append(str(found.relative_to(folder)))
+        return file, tests
 
 
 @dataclass
@@ -139,15 +162,11 @@ class Tree:
         def result(outcome: str, by: str = "") -> Result:
             return Result(fault.key, fault.room, outcome, by, time.perf_counter() - start)
 
-        file = next((self.folder / f for f in fault.files if (self.folder / f).is_file()), None)
-        if file is None:
-            return result(f"no file {fault.files[0]}")
+        try:
+            file, tests = fault.locate(self.folder)
+        except LookupError as error:
+            return result(str(error))
         text = file.read_text(encoding="utf-8")
-        if text.count(fault.old) != 1:
-            return result(f"the line stands {text.count(fault.old)} times in {file.name}")
-        tests = self._paths(fault.tests)
-        if not tests:
-            return result(f"no tests {' '.join(fault.tests)}")
         compiled = "csrc" in file.relative_to(self.folder).parts
         if compiled and self._build is None:
             self._compile()
@@ -164,10 +183,6 @@ class Tree:
             if compiled:
                 self._compile()
         return result(outcome, by)
-
-    def _paths(self, names: list[str]) -> list[str]:
-        found = [next(self.folder.glob(f"tests/**/{Path(name).name}"), None) for name in names]
-        return [str(path.relative_to(self.folder)) for path in found if path is not None]
 
     def _limit(self, tests: list[str]) -> float | None:
         """Seconds that ``tests`` may take with a fault; None if they do not pass without it."""
@@ -213,73 +228,129 @@ class Tree:
         subprocess.run(["cmake", "--build", str(self._build)], check=True, capture_output=True)
 
 
-def table(results: list[Result], baseline: dict[str, str]) -> str:
-    """The Markdown of tests/README.md; ``baseline``: outcomes of an earlier suite by fault."""
+def load_faults() -> list[Fault]:
+    """Those of tools/faults.json."""
+    return [Fault(**each) for each in json.loads(FAULTS.read_text(encoding="utf-8"))]
+
+
+def cell(key: str) -> str:
+    """A fault as the table shows it."""
+    return key.replace("|", "\\|").replace("`", "'")
+
+
+def rows_of(page: str) -> dict[str, tuple[str, Result]]:
+    """Rows of the table in ``page``: the outcome in an earlier suite and the result, by cell."""
+    rows = {}
+    table = page.partition(BEGIN)[2].partition(END)[0]
+    for row in re.finditer(
+        r"^\| (\w+) \| `(.+)` \| (\S+) \| (.+) \| (\S+) \|$", table, re.MULTILINE
+    ):
+        room, shown, before, outcome, by = row.groups()
+        rows[shown] = (before, Result(shown, room, outcome, "" if by == "-" else by))
+    return rows
+
+
+def problems(faults: Sequence[Fault], page: str, folder: Path = ROOT) -> list[str]:
+    """Faults that do not apply in ``folder``, and those that the table has no outcome for."""
+    found, rows = [], rows_of(page)
+    for fault in faults:
+        try:
+            fault.locate(folder)
+        except LookupError as error:
+            found.append(f"{error}: {fault.key}")
+        if cell(fault.key) not in rows or not rows[cell(fault.key)][1].tried:
+            found.append(f"not tried: {fault.key}")
+    return found
+
+
+def table(results: Sequence[Result], before: Mapping[str, str]) -> str:
+    """The Markdown of tests/README.md; ``before``: outcomes of an earlier suite by cell."""
     tried = [r for r in results if r.tried]
-    caught = sum(r.outcome == "caught" for r in tried)
-    lines = [f"{caught} of {len(tried)} faults are caught ({caught / max(1, len(tried)):.0%})."]
-    if baseline:
-        both = [r for r in tried if baseline.get(r.key) in ("caught", "survived")]
-        before = sum(baseline[r.key] == "caught" for r in both)
-        now = sum(r.outcome == "caught" for r in both)
+    lines = [f"{_share(tried)} of the faults are caught."]
+    known = [r for r in tried if before.get(cell(r.key)) in ("caught", "survived")]
+    if known:
+        earlier = sum(before[cell(r.key)] == "caught" for r in known)
         lines[0] += (
-            f" Of {len(both)} that were also tried on the suite before it was divided into tiers, "
-            f"that one caught {before}, this one {now}."
+            f" Of {len(known)} that were also tried on the suite before it was divided into tiers, "
+            f"that one caught {earlier}, this one {sum(r.outcome == 'caught' for r in known)}."
         )
     if len(tried) < len(results):
         lines[0] += f" {len(results) - len(tried)} were not tried."
+    rooms = dict.fromkeys(r.room for r in tried)
+    shares = [_share([r for r in tried if r.room == room]) for room in rooms]
+    lines += ["", _row(rooms), _row(["---"] * len(rooms)), _row(shares), ""]
+    lines += [_row(["room", "fault", "before", "now", "first test that fails"]), _row(["---"] * 5)]
     lines += [
-        "",
-        "| room | fault | before | now | first test that fails |",
-        "|---|---|---|---|---|",
+        _row([r.room, f"`{cell(r.key)}`", before.get(cell(r.key), "-"), r.outcome, r.by or "-"])
+        for r in results
     ]
-    for r in results:
-        fault = r.key.replace("|", "\\|").replace("`", "'")
-        before = baseline.get(r.key, "")
-        before = before if before in ("caught", "survived") else "-"
-        lines.append(f"| {r.room} | `{fault}` | {before} | {r.outcome} | {r.by or '-'} |")
     return "\n".join(lines)
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _share(results: Sequence[Result]) -> str:
+    caught = sum(r.outcome == "caught" for r in results)
+    return f"{caught} of {len(results)} ({caught / max(1, len(results)):.0%})"
+
+
+def try_all(faults: Sequence[Fault], source: Path, store: Path | None) -> dict[str, Result]:
+    """Results by key; those that ``store`` holds are taken from there, new ones added to it."""
+    done: dict[str, Result] = {}
+    if store and store.exists():
+        stored = [Result(**each) for each in json.loads(store.read_text(encoding="utf-8"))]
+        done = {result.key: result for result in stored if result.tried}
+    with tempfile.TemporaryDirectory() as folder:
+        tree = None
+        for number, fault in enumerate(faults, start=1):
+            if fault.key not in done:
+                tree = tree or Tree(source, Path(folder))
+                done[fault.key] = tree.try_fault(fault)
+                if store:
+                    rows = [asdict(each) for each in done.values()]
+                    store.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            print(f"{number}/{len(faults)} {done[fault.key].outcome}: {fault.key}", flush=True)
+    return done
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tree", type=Path, default=ROOT, help="checkout to put faults into")
     parser.add_argument("--only", default="", help="regular expression for room or file")
+    parser.add_argument("--new", action="store_true", help="those without a result in the table")
     parser.add_argument("--json", type=Path, help="where results go; what is in it is not redone")
-    parser.add_argument("--baseline", type=Path, help="results of an earlier suite, to compare")
-    parser.add_argument("--update", action="store_true", help="put the table into tests/README.md")
+    parser.add_argument("--update", action="store_true", help="put results into tests/README.md")
+    parser.add_argument("--check", action="store_true", help="only say which do not apply")
     options = parser.parse_args()
-    faults = [Fault(**each) for each in json.loads(FAULTS.read_text(encoding="utf-8"))]
-    faults = [f for f in faults if re.search(options.only, f"{f.room} {f.files[0]}")]
-    done: dict[str, Result] = {}
-    if options.json and options.json.exists():
-        stored = json.loads(options.json.read_text(encoding="utf-8"))
-        done = {each["key"]: Result(**each) for each in stored}
-        done = {key: result for key, result in done.items() if result.tried}
-    with tempfile.TemporaryDirectory() as folder:
-        tree = None
-        for number, fault in enumerate(faults, start=1):
-            if fault.key not in done:
-                tree = tree or Tree(options.tree.resolve(), Path(folder))
-                done[fault.key] = tree.try_fault(fault)
-                if options.json:
-                    rows = [asdict(each) for each in done.values()]
-                    options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-            result = done[fault.key]
-            print(f"{number}/{len(faults)} {result.outcome}: {fault.key}", flush=True)
-    results = [done[fault.key] for fault in faults]
-    baseline = {}
-    if options.baseline:
-        stored = json.loads(options.baseline.read_text(encoding="utf-8"))
-        baseline = {each["key"]: each["outcome"] for each in stored}
-    text = table(results, baseline)
+    faults, page = load_faults(), PAGE.read_text(encoding="utf-8")
+    if options.check:
+        found = problems(faults, page, options.tree)
+        print(*found, f"{len(faults)} faults, {len(found)} problems", sep="\n")
+        return 1 if found else 0
+    rows = rows_of(page)
+    chosen = [
+        fault
+        for fault in faults
+        if re.search(options.only, f"{fault.room} {fault.files[0]}")
+        and not (options.new and cell(fault.key) in rows and rows[cell(fault.key)][1].tried)
+    ]
+    done = try_all(chosen, options.tree.resolve(), options.json)
+    before = {shown: outcome for shown, (outcome, _) in rows.items()}
     if options.update:
-        page = PAGE.read_text(encoding="utf-8")
-        before, _, rest = page.partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        results = [
+            done.get(f.key)
+            or (replace(rows[cell(f.key)][1], key=f.key) if cell(f.key) in rows else None)
+            or Result(f.key, f.room, "not tried")
+            for f in faults
+        ]
+        start, _, rest = page.partition(BEGIN)
+        text = f"{start}{BEGIN}\n{table(results, before)}\n{END}{rest.partition(END)[2]}"
+        PAGE.write_text(text, encoding="utf-8")
     else:
-        print(text)
-    return 0 if all(r.outcome == "caught" for r in results) else 1
+        print(table([done[fault.key] for fault in chosen], before))
+    return 0 if all(done[fault.key].outcome == "caught" for fault in chosen) else 1
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pypkg.config.settings import Settings, setting_fields
 def value_problems(
     settings: Settings, given: Collection[str], skip: Collection[str] = ()
 ) -> list[str]:
-    """What is impossible in ``settings``, one sentence each.
+    """The invalid values and combinations in ``settings``, one sentence each.
 
     ``given`` names the settings that are not at their default. ``skip`` names those already
     complained about; checks that involve them are left out.

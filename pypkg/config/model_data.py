@@ -50,7 +50,12 @@ class ModelDataSettings:
     do_train: bool = setting(False, "run the training loop")
     do_eval: bool = setting(False, "evaluate on the validation split")
     do_predict: bool = setting(False, "after training, evaluate on the test split")
-    seed: int = setting(42, "seed of the random weights and of the order of samples", at_least=0)
+    seed: int = setting(
+        42,
+        "seed of the random weights and of the order of samples",
+        at_least=0,
+        at_most=2**32 - 1,  # numpy.random.RandomState takes no larger one
+    )
     max_steps: int = setting(
         -1, "number of optimizer steps of the whole run", at_least=1, required=True
     )

@@ -10,7 +10,7 @@ _Check = Callable[[Settings], Iterator[str]]
 
 
 def parallel_problems(settings: Settings) -> list[str]:
-    """What is impossible whatever the model and the number of processes, one sentence each."""
+    """Combinations that no model or number of processes makes valid, one sentence each."""
     return [problem for _, check in PARALLEL_CHECKS for problem in check(settings)]
 
 

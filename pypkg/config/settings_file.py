@@ -37,7 +37,11 @@ def read_file(name: str) -> Content:
         )
     try:
         text = Path(name).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a null byte in the name
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"the settings file {name} cannot be read: {error}. Save it as UTF-8."
+        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
             f"the settings file {name} cannot be read: {reason}. Check the path and its "
@@ -59,7 +63,11 @@ def _read_json(name: str, text: str, doubled: list[str]) -> Any:
     except json.JSONDecodeError as error:
         place = _place(text, error.lineno, error.colno)
         raise UserError(f"{name} is not valid JSON: {error.msg} {place}") from error
-    except (ValueError, RecursionError) as error:  # a number or nesting beyond Python's limits
+    except ValueError as error:  # beyond Python's limit
+        raise UserError(
+            f"{name} is not usable JSON: it holds a number of more than 4,300 digits"
+        ) from error
+    except RecursionError as error:
         raise UserError(f"{name} is not usable JSON: {error}") from error
 
 
@@ -80,7 +88,11 @@ def _read_yaml(name: str, text: str, doubled: list[str]) -> Any:
         mark = error.problem_mark
         place = _place(text, mark.line + 1, mark.column + 1) if mark else ""
         raise UserError(f"{name} is not valid YAML: {error.problem} {place}") from error
-    except (yaml.YAMLError, TypeError, RecursionError) as error:  # TypeError: a list as a key
+    except TypeError as error:
+        raise UserError(
+            f"{name} is not usable YAML: a list or a mapping stands where a key is expected"
+        ) from error
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{name} is not usable YAML: {error}") from error
     if not isinstance(values, dict):
         return values

@@ -32,7 +32,7 @@ _METRICS = tuple(
 
 
 def support_problems(settings: Settings, skip: Collection[str] = ()) -> list[str]:
-    """What this version does not implement, one sentence each.
+    """The settings that this version does not implement, one sentence each.
 
     ``skip`` names settings that are already complained about.
     """

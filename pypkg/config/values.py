@@ -11,6 +11,7 @@ from typing import Any
 from pypkg.config.settings import Settings, setting_fields
 
 _TRUE = frozenset({"true", "t", "yes", "y", "on", "1"})
+_LARGEST_INT = 2**63 - 1
 _FALSE = frozenset({"false", "f", "no", "n", "off", "0"})
 
 
@@ -57,6 +58,8 @@ def _to_int(raw: Any) -> int:
         if not number.is_integer():
             raise ConversionError("a whole number")
         number = int(number)
+    if abs(number) > _LARGEST_INT:
+        raise ConversionError("a whole number of at most 64 bits")
     return number
 
 

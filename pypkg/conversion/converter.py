@@ -22,7 +22,7 @@ from pypkg.models.architecture.registry import (
     stored_weight_map,
     weight_map,
 )
-from pypkg.models.pretrained import parameter_shapes
+from pypkg.models.building import parameter_shapes
 from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.formats.stored_tensor import convert
 from pypkg.models.weights.formats.tensor_files import TensorFiles

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,8 +21,7 @@ from pypkg.models.architecture.registry import (
     weight_map,
 )
 from pypkg.models.architecture.weight_map import WeightMap
-from pypkg.models.decoder import Decoder
-from pypkg.models.pipeline_decoder import PipelineDecoder
+from pypkg.models.building import Model, build_filled, parameter_shapes
 from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.hub import find_weights
@@ -40,17 +39,13 @@ from pypkg.models.weights.model_folder import (
 from pypkg.models.weights.save_plan import SavePlan, TensorSet, Unit
 from pypkg.models.weights.tensor_writer import FileToWrite, ThreadWriter
 from pypkg.models.weights.tied_head import as_stored
-from pypkg.models.weights.tp_shards import tensor_parallel_problems, tp_shard, whole_shape
+from pypkg.models.weights.tp_shards import tp_shard, whole_shape
 from pypkg.parallel import mesh
 from pypkg.parallel.comm import gather
 from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank
-from pypkg.parallel.host import to_host
-from pypkg.parallel.pipeline import pipeline_degree
+from pypkg.parallel.comm.slices import ReadParameter, read_elements
+from pypkg.parallel.host_memory import to_host
 from pypkg.parallel.tp_layers import tensor_degree, tensor_rank
-
-DTYPES = ("float32", "float16", "bfloat16")
-
-Model = Decoder | PipelineDecoder
 
 
 def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = None) -> Model:
@@ -70,26 +65,47 @@ def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = 
         UserError: ``dtype`` is another, the model cannot be divided over the processes, or several
             processes have no seed.
     """
-    if seed is None and (tensor_degree() > 1 or pipeline_degree() > 1):
+    return build_filled(config, dtype, random_weights(config, dtype, seed))
+
+
+def random_weights(config: ModelConfig, dtype: str, seed: int | None = None) -> ReadParameter:
+    """The weights of ``from_config``, for a model whose parameters are filled one by one.
+
+    Args and errors are those of ``from_config``.
+    """
+    if seed is None and mesh.current().world_size > 1:
         raise UserError("seed is None, but processes that divide a model need the same; give one")
-    model = _build(config, dtype)
     entropy = cast(int, np.random.SeedSequence(seed).entropy)  # the seed, or system entropy
-    for name, parameter in model.named_parameters():
-        if parameter.ndim >= 2:  # norm weights and biases keep their initial value
-            progress.report(f"drawing {name}")
-            values = _drawn(config, name, parameter.shape, entropy)
-            parameter.set_value(paddle.to_tensor(values).astype(parameter.dtype))
-    return model
+
+    def read(
+        name: str, shape: Sequence[int], elements: tuple[int, int] | None = None
+    ) -> np.ndarray | None:
+        if len(shape) < 2:
+            return None  # norm weights and biases keep their initial value
+        progress.report(f"drawing {name}")
+        return _drawn(config, name, shape, entropy, dtype, elements)
+
+    return read
 
 
-def _drawn(config: ModelConfig, name: str, own_shape: Sequence[int], entropy: int) -> np.ndarray:
-    """Initial random values of the matrix ``name``, or of this rank's TP shard; float32."""
+def _drawn(
+    config: ModelConfig,
+    name: str,
+    own_shape: Sequence[int],
+    entropy: int,
+    dtype: str,
+    elements: tuple[int, int] | None,
+) -> np.ndarray:
+    """Initial random values of the matrix ``name``: what ``ReadParameter`` returns."""
     generator = np.random.default_rng([entropy, zlib.crc32(name.encode())])
     shape = whole_shape(config, name, list(own_shape), tensor_degree())
     values = generator.standard_normal(shape, dtype=np.float32)
     values *= np.float32(standard_deviation(config, name, shape))
     shard = tp_shard(config, name, tensor_degree(), tensor_rank())
-    return values if shard is None else shard.take(values)
+    values = values if shard is None else shard.take(values)
+    if elements is not None:
+        values = read_elements(lambda rows: values[slice(*rows)], own_shape, elements)
+    return to_host(paddle.to_tensor(values).astype(getattr(paddle, dtype)))
 
 
 def from_pretrained(
@@ -125,31 +141,40 @@ def from_pretrained(
             file is corrupt; tensors are missing, superfluous or have the wrong shape; or the model
             cannot be divided over the processes.
     """
-    folder = find_weights(folder, download)
-    config = stored_config(folder, allow_unknown_config).replace(**overrides)
-    read = weight_reader(
-        folder, config, dtype, seed
-    )  # before the model, which takes its whole memory
-    model = _build(config, dtype)
-    for name, parameter in model.named_parameters():
-        progress.report(f"reading {name}")
-        parameter.set_value(read(name, parameter.shape))
+    options: dict[str, Any] = {"seed": seed, "download": download, **overrides}
+    config, read = stored_weights(
+        folder, dtype, allow_unknown_config=allow_unknown_config, **options
+    )
+    model = build_filled(config, dtype, read)
     model.eval()
     return model
 
 
-def weight_reader(
-    folder: Path, config: ModelConfig, dtype: str, seed: int = 0
-) -> Callable[[str, Sequence[int]], np.ndarray]:
+def stored_weights(
+    folder: str | Path,
+    dtype: str = "float32",
+    *,
+    seed: int = 0,
+    download: bool = False,
+    allow_unknown_config: Collection[str] = (),
+    **overrides: Any,
+) -> tuple[ModelConfig, ReadParameter]:
+    """The configuration and the weights of ``from_pretrained``, to be read one by one.
+
+    Args and errors are those of ``from_pretrained``.
+    """
+    folder = find_weights(folder, download)
+    config = stored_config(folder, allow_unknown_config).replace(**overrides)
+    return config, weight_reader(folder, config, dtype, seed)
+
+
+def weight_reader(folder: Path, config: ModelConfig, dtype: str, seed: int = 0) -> ReadParameter:
     """A function that reads what this process holds of a parameter.
 
     Args:
         folder: as for ``from_pretrained``.
         config: of the model that takes the weights.
         seed: as for ``from_pretrained``.
-
-    Returns:
-        The function, of a parameter's name and of the shape of this process's part.
 
     Raises:
         UserError: tensors are missing, superfluous or of the wrong shape, or a file is corrupt.
@@ -159,11 +184,13 @@ def weight_reader(
     needed = stored_parameters(folder, names, parameter_shapes(config), files.shapes())
     names.check(needed, files.shapes(), str(folder))
 
-    def read(name: str, shape: Sequence[int]) -> np.ndarray:
+    def read(
+        name: str, shape: Sequence[int], elements: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        progress.report(f"reading {name}")
         if name not in needed:
-            values = _drawn(config, name, shape, seed)
-            return to_host(paddle.to_tensor(values).astype(getattr(paddle, dtype)))
-        return _read(files, names, config, name, list(shape), dtype)
+            return _drawn(config, name, shape, seed, dtype, elements)
+        return _read(files, names, config, name, list(shape), dtype, elements)
 
     return read
 
@@ -192,17 +219,26 @@ def _read(
     name: str,
     own_shape: list[int],
     dtype: str,
+    elements: tuple[int, int] | None,
 ) -> np.ndarray:
-    """The TP shard of the parameter ``name`` that this process holds."""
+    """What ``ReadParameter`` returns; no other bytes are read than those of its rows."""
     shard = tp_shard(config, name, tensor_degree(), tensor_rank())
-    if shard is None:
+    if shard is None and elements is None:
         sources = names.source_shapes(name, own_shape)
         return names.to_model(name, [files.read(source, dtype) for source in sources])
-    shape = whole_shape(config, name, own_shape, tensor_degree())
-    values = names.read_ranges(
-        name, shape, shard.axis, shard.ranges, lambda source, cut: files.read(source, dtype, cut)
-    )
-    return shard.padded(values)
+    whole = whole_shape(config, name, own_shape, tensor_degree())
+
+    def read_cut(cut: Sequence[slice]) -> np.ndarray:
+        return names.read_slices(
+            name, whole, cut, lambda source, stored: files.read(source, dtype, stored)
+        )
+
+    def read_rows(rows: tuple[int, int] | None) -> np.ndarray:
+        if shard is not None:
+            return shard.read(read_cut, rows)
+        return read_cut(() if rows is None else (slice(*rows),))
+
+    return read_rows(None) if elements is None else read_elements(read_rows, own_shape, elements)
 
 
 def save_pretrained(
@@ -230,9 +266,7 @@ def save_pretrained(
     run = from_first_rank(lambda: _begin_folder(folder))
     written = {file.name: folder / f".{file.name}.{run}.tmp" for file in plan.files}
     own = plan.files_of(rank)
-    writer = ThreadWriter(
-        [FileToWrite(written[file.name], file.specs, file.must_be_finite) for file in own]
-    )
+    writer = ThreadWriter([FileToWrite(written[file.name], file.specs) for file in own])
 
     def finish_files() -> None:
         try:
@@ -297,9 +331,7 @@ def model_tensors(model: Model, max_file_size: int | None = None) -> TensorSet:
             return None
         return whole_parameter(config, name, held[name], writer)
 
-    return TensorSet(
-        MODEL_STEM, units, read, names.to_checkpoint, max_file_size, must_be_finite=True
-    )
+    return TensorSet(MODEL_STEM, units, read, names.to_checkpoint, max_file_size)
 
 
 def model_config_json(model: Model) -> dict[str, Any]:
@@ -349,40 +381,6 @@ def whole_value(
     return whole
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the parameters of a model, in its order, without allocating them.
-
-    The shapes are those of whole parameters under every layout.
-    """
-    _check_divisible(config)
-    # Paddle's parameter names must not be used up here. fleet orders gradients by name, so that
-    # parameters must have the same names in all processes, also if only some call this function.
-    with paddle.LazyGuard(), paddle.utils.unique_name.guard():
-        model = Decoder(config)
-    return {
-        name: whole_shape(config, name, parameter.shape, tensor_degree())
-        for name, parameter in model.named_parameters()
-    }
-
-
 def model_dtype(model: Model) -> str:
     """The dtype of the parameters: float32, float16 or bfloat16."""
     return str(model.parameters()[0].dtype).removeprefix("paddle.")
-
-
-def _build(config: ModelConfig, dtype: str) -> Model:
-    """A model of ``dtype``, or the stage of this process, with zero matrices."""
-    if dtype not in DTYPES:
-        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
-    _check_divisible(config)
-    before = paddle.get_default_dtype()
-    paddle.set_default_dtype(getattr(paddle, dtype))
-    try:
-        return Decoder(config) if pipeline_degree() == 1 else PipelineDecoder(config)
-    finally:
-        paddle.set_default_dtype(before)
-
-
-def _check_divisible(config: ModelConfig) -> None:
-    if problems := tensor_parallel_problems(config, tensor_degree()):
-        raise UserError("\n".join(problems))

@@ -12,7 +12,7 @@ import ctypes
 
 
 def skip_destructors() -> None:
-    """From now on this process, when Python has ended, ends at once with the exit code it has.
+    """Makes this process end without C++ destructors after Python has ended; keeps its exit code.
 
     Python's own end (its atexit functions, flushing of files) stays. Where the C library has no
     on_exit, which glibc has, nothing changes.

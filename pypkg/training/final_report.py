@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pypkg.config import Settings
 from pypkg.data.tokenizers.load import Tokenizer
+from pypkg.models.building import Model
 from pypkg.models.decoder import Decoder
-from pypkg.models.pretrained import Model
 from pypkg.parallel.comm.collective import is_first_rank
 from pypkg.training.checkpoint.folders import checkpoints
 from pypkg.training.feed.samples import Samples

@@ -115,5 +115,5 @@ class InterruptRequest:
 
 
 def _say(text: str) -> None:
-    """To stderr at once; a signal handler may not use the buffered stream that it interrupts."""
+    """Writes to stderr unbuffered; a signal handler may interrupt the buffered stream."""
     os.write(2, f"\n{text}\n".encode())

@@ -2,22 +2,26 @@
 
 ``output_dir/ledger.jsonl`` outlives every process of the run. A line is::
 
-    {"time": "2026-01-31T12:00:00+00:00", "event": "rollback", "step": 70, ...}
+    {"time": "2026-01-31T12:00:00+00:00", "event": "rollback", "step": 70, ..., "digest": "..."}
 
-``time`` is UTC, ``step`` the number of completed steps, or null where there is none, and the other
-fields depend on the event. A line is on the disk before ``record`` returns.
+``time`` is UTC, ``step`` the number of completed steps, or null where there is none, ``digest`` the
+checksum of the rest of the line, and the other fields depend on the event. A line is on the disk
+before ``record`` returns.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from pypkg.checksums import SealError, read_sealed_line, sealed_line
 from pypkg.errors import UserError
-from pypkg.files import append_line
+from pypkg.files import append_line, read_lines
+
+logger = logging.getLogger("pypkg")
 
 LEDGER_FILE = "ledger.jsonl"
 OVERWRITTEN = "overwritten"  # the event at which a run started anew in the folder of another
@@ -46,9 +50,9 @@ def record(output_dir: str | Path, event: str, *, step: int | None = None, **fie
     file = Path(output_dir, LEDGER_FILE)
     time = datetime.now(timezone.utc).isoformat(timespec="seconds")
     row = {"time": time, "event": event, "step": step, **fields}
-    line = json.dumps(row, allow_nan=False)
+    line = sealed_line(row)
     try:
-        append_line(file, line.encode())
+        append_line(file, line)
     except OSError as error:
         raise UserError(
             f"{file} cannot be written: {error.strerror}. Free some space, or set output_dir to a "
@@ -58,30 +62,26 @@ def record(output_dir: str | Path, event: str, *, step: int | None = None, **fie
 
 
 def events(output_dir: str | Path) -> list[Event]:
-    """All events of a run, oldest first; a last line that a crash has cut short is left out.
+    """All events of a run, oldest first.
+
+    A last line that a crash has cut short is left out, with a warning.
 
     Raises:
-        UserError: the file cannot be read, or holds something else.
+        UserError: the file cannot be read, or a line is not what was written.
     """
     file = Path(output_dir, LEDGER_FILE)
-    try:
-        lines = file.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}. {_ELSEWHERE}") from error
+    lines, torn = read_lines(file, _ELSEWHERE)
     rows = []
-    for number, line in enumerate(lines[:-1], start=1):
+    for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not _is_event(row):
+            rows.append(read_sealed_line(line))
+        except SealError as error:
             raise UserError(
-                f"line {number} of {file} is not one that this program writes: {line[:60]!r}; "
-                f'expected an object with "event" and "step". {_ELSEWHERE}'
-            )
-        rows.append(row)
+                f"line {number} of {file} is not what was written, {error}: {line[:60]!r}. "
+                f"{_ELSEWHERE}"
+            ) from error
+    if torn:
+        logger.warning("the last line of %s is cut short and left out: %.60r", file, torn)
     return rows
 
 
@@ -108,9 +108,3 @@ def counts(output_dir: str | Path) -> dict[str, int]:
 
 
 _ELSEWHERE = "Move it away, or set output_dir to another folder."
-
-
-def _is_event(row: Any) -> bool:
-    if not isinstance(row, dict) or not isinstance(row.get("event"), str):
-        return False
-    return row.get("step") is None or type(row["step"]) is int

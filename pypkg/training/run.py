@@ -15,7 +15,7 @@ from pypkg.config.parser import listed
 from pypkg.data.tokenizers.load import Tokenizer, tokenizer_files
 from pypkg.errors import UserError
 from pypkg.models import ModelConfig
-from pypkg.models.pretrained import Model
+from pypkg.models.building import Model
 from pypkg.ops import set_matmul_precision
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
@@ -85,7 +85,7 @@ def _run(
     resumed = None if settings.ignore_load_lr_and_optim else checkpoint
     state = _starting_state(settings, resumed)
     model, wrapped, updater = _make_model(settings, plan, checkpoint, config)
-    samples = Samples(settings, model.config, state)
+    samples = Samples(settings, model.config, state, resumed)
     files = _tokenizer_files(settings, tokenizer)
     checkpointer = _make_checkpointer(settings, model, updater, samples, files, check_output_dir)
     healer = Healer(
@@ -185,7 +185,8 @@ def _make_model(
     Returns:
         The model, the same wrapped for the layout, and what updates it.
     """
-    model = load_model(settings, plan.dtype, checkpoint, config)
+    is_sliced = settings.sharding_stage == 3 and mesh.current().sharding is not None
+    model, read = load_model(settings, plan.dtype, checkpoint, config, filled=not is_sliced)
     model.use_attention(plan.attention)
     set_activations(model, settings)
     model.train()
@@ -198,7 +199,8 @@ def _make_model(
     if settings.do_train and (notice := dropout_notice(settings, config)):
         logger.info(notice)
     sharding = ModelTpSharding(config)
-    return model, *distribute(model, _update_options(settings), mesh.current(), sharding)
+    options = _update_options(settings)
+    return model, *distribute(model, options, mesh.current(), sharding, read=read)
 
 
 def _tokenizer_files(settings: Settings, tokenizer: Tokenizer | None) -> list[Path]:

@@ -6,7 +6,8 @@ import numpy as np
 from paddle import Tensor
 
 from pypkg.models.architecture.config import ModelConfig
-from pypkg.models.pretrained import parameter_shapes, whole_value
+from pypkg.models.building import parameter_shapes
+from pypkg.models.pretrained import whole_value
 from pypkg.models.weights.tp_shards import tp_shard
 from pypkg.parallel.optimizer.protocol import ReadSlices
 from pypkg.parallel.tp_layers import tensor_degree, tensor_rank

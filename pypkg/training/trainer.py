@@ -165,7 +165,7 @@ class Trainer:
         progress.advance()
 
     def _go_back(self, bad: BadStep, progress: Progress) -> None:
-        """To a checkpoint before a step that went wrong.
+        """Restores a checkpoint from before the step that went wrong.
 
         Raises:
             UserError: there is none, or the run has gone back too often.

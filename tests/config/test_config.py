@@ -126,6 +126,7 @@ def test_unknown_keys_name_their_neighbours(tmp_path):
     [
         ("max_steps", "many", 'max_steps is "many" in {file}; expected a whole number'),
         ("max_steps", 1.5, "max_steps is 1.5 in {file}; expected a whole number"),
+        ("seed", 2**63, f"seed is {2**63} in {{file}}; expected a whole number of at most 64 bits"),
         ("max_steps", True, "max_steps is true in {file}; expected a whole number"),
         ("learning_rate", [1], "learning_rate is [1] in {file}; expected a number"),
         ("learning_rate", "nan", 'learning_rate is "nan" in {file}; expected a number'),
@@ -196,6 +197,7 @@ def test_missing_settings_are_all_named():
         ({"per_device_train_batch_size": 0}, ["is 0; expected at least 1"]),
         ({"gradient_accumulation_steps": -2}, ["is -2; expected at least 1"]),
         ({"save_steps": 0}, ["save_steps is 0; expected at least 1"]),
+        ({"seed": 2**32}, ["seed is 4294967296; expected at most 4294967295"]),
         ({"eval_steps": 0}, ["eval_steps is 0; expected at least 1"]),
         ({"logging_steps": 0}, ["logging_steps is 0; expected at least 1"]),
         ({"save_total_limit": 0}, ["save_total_limit is 0; expected at least 1"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from test_config import MINIMAL
@@ -26,7 +27,7 @@ def test_a_missing_file_a_folder_and_a_binary_file(tmp_path):
     assert "cannot be read: Is a directory" in _error([str(folder)])
     binary = tmp_path / "binary.json"
     binary.write_bytes(b"\xff\xfe\x00")
-    assert "binary.json cannot be read" in _error([str(binary)])
+    assert re.search("binary.json cannot be read.* Save it as UTF-8", _error([str(binary)]))
     assert "expected a settings file ending in .json, .yaml" in _error(["run.toml"])
     assert "cannot be read" in _error(["a\0b.json"])
 
@@ -44,7 +45,7 @@ def test_invalid_json_shows_the_place(tmp_path):
     file.write_text("[" * 100_000, encoding="utf-8")
     assert "JSON" in _error([str(file)])
     file.write_text('{"seed": ' + "9" * 5000 + "}", encoding="utf-8")
-    assert "JSON" in _error([str(file)])
+    assert "run.json is not usable JSON: it holds a number of more" in _error([str(file)])
 
 
 def test_not_an_object_and_doubled_keys(tmp_path):
@@ -118,7 +119,7 @@ def test_yaml_that_cannot_be_used(tmp_path):
         ("", "holds nothing; expected an object"),
         ("- 1", "holds a list; expected an object"),
         ("seed: 1\nseed: 2", "'seed' occurs more than once"),
-        ("[1]: 2", "is not usable YAML"),
+        ("[1]: 2", "is not usable YAML: a list or a mapping stands where a key is expected"),
         ("seed: *a", "undefined alias"),
         ("seed: \x01", "YAML"),
         ("seed: x", 'seed is "x" in'),

@@ -17,15 +17,20 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 KERNELS = ROOT / "csrc" / "kernels"
 PYTHON = ROOT / "csrc" / "python"
-SOURCES = [
-    *sorted(KERNELS.glob("*.cu"), key=lambda path: path.stat().st_size, reverse=True),
-    *sorted(HERE.glob("*.cc")),
+# One compilation, since pybind11's headers take longest, and without optimisation: they compute
+# nothing.
+BINDINGS = [
+    HERE / "module.cc",
     PYTHON / "adamw.cc",
     PYTHON / "kernels.cc",
     PYTHON / "arguments.cc",
 ]
+SOURCES = [
+    *sorted(KERNELS.glob("*.cu"), key=lambda path: path.stat().st_size, reverse=True),
+    *sorted(set(HERE.glob("*.cc")) - set(BINDINGS)),
+]
 FLAGS = [
-    *("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing"),
+    *("-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing"),
     # Fibers are switched by longjmp, which the fortified C library takes for an error.
     *("-U_FORTIFY_SOURCE", "-DPYPKG_CUDA_EMULATION"),
     *(f"-I{folder}" for folder in (HERE, KERNELS, PYTHON, pybind11.get_include())),
@@ -37,7 +42,7 @@ def build(compiler: str = "g++") -> Path:
     """Returns the module's path; compiles only what is not in build/cuda_emulation already."""
     headers = sorted(path for folder in (HERE, KERNELS, PYTHON) for path in folder.glob("*.*h"))
     digest = hashlib.sha256(" ".join([compiler, *FLAGS]).encode())
-    for path in [*SOURCES, *headers]:
+    for path in [*BINDINGS, *SOURCES, *headers]:
         digest.update(path.read_bytes())
     folder = ROOT / "build" / "cuda_emulation" / digest.hexdigest()[:16]
     module = folder / f"_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -45,13 +50,17 @@ def build(compiler: str = "g++") -> Path:
         return module
     shutil.rmtree(folder.parent, ignore_errors=True)  # builds of older sources
     folder.mkdir(parents=True, exist_ok=True)
-    objects = [folder / f"{source.name}.o" for source in SOURCES]
+    bindings = folder / "bindings.cc"
+    bindings.write_text("".join(f'#include "{source}"\n' for source in BINDINGS))
+    sources = {bindings: "-O0"} | dict.fromkeys(SOURCES, "-O1")
+    objects = [folder / f"{source.name}.o" for source in sources]
 
     def compile_one(source: Path, target: Path) -> None:
-        _run([compiler, *FLAGS, "-x", "c++", "-c", str(source), "-o", str(target)])
+        flags = [*FLAGS, sources[source]]
+        _run([compiler, *flags, "-x", "c++", "-c", str(source), "-o", str(target)])
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(compile_one, SOURCES, objects))
+        list(pool.map(compile_one, sources, objects))
     unfinished = module.with_suffix(".tmp")
     _run([compiler, "-shared", *map(str, objects), "-o", str(unfinished)])
     unfinished.rename(module)

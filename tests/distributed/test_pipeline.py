@@ -15,22 +15,29 @@ from pypkg.models import from_config
 from pypkg.parallel import mesh
 
 WORKER = Path(__file__).parent / "workers" / "pipeline_worker.py"
-# Tied and untied, each kind of residual stream, each kind of position, a prefix.
-SOME = ("llama", "gpt3", "bloom", "opt_350m", "glm130b", "chatglm")
+# Together they have tied and untied tables, each kind of residual stream and of position, a prefix.
+QUICK = [
+    ("two", FAMILIES),
+    ("four", ("gpt3", "chatglm")),
+    ("interleaved", ("llama", "gpt3", "glm130b")),
+    ("tensor", ("odd_vocabulary_tied", "baichuan2_13b", "bloom")),
+    ("sequence", ("odd_vocabulary_tied", "multi_query", "chatglm")),
+    ("data", ("qwen",)),
+    ("sharding", ("opt",)),
+]
+SLOW = [
+    ("four", ("llama", "bloom", "opt_350m", "glm130b")),
+    ("interleaved", ("bloom", "opt_350m", "chatglm")),
+    ("interleaved_four", ("qwen2", "gpt3")),
+    ("tensor", ("llama", "gpt3", "opt_350m", "glm130b", "chatglm")),
+    ("sequence", ("llama", "gpt3", "bloom", "opt_350m", "glm130b")),
+    ("data", ("opt",)),
+    ("sharding", ("glm4",)),
+]
 
 
 @pytest.mark.parametrize(
-    ("name", "cases"),
-    [
-        ("two", FAMILIES),
-        ("four", SOME),
-        ("interleaved", SOME),
-        ("interleaved_four", ("qwen2", "gpt3")),
-        ("tensor", ("odd_vocabulary_tied", "baichuan2_13b", *SOME)),
-        ("sequence", ("odd_vocabulary_tied", "multi_query", *SOME)),
-        ("data", ("qwen", "opt")),
-        ("sharding", ("glm4", "opt")),
-    ],
+    ("name", "cases"), [*QUICK, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)]
 )
 def test_same_as_one_process(tmp_path, name, cases):
     degrees = LAYOUTS[name].degrees

@@ -38,13 +38,13 @@ def arguments(workplace: Workplace, **settings: object) -> list[str]:
 
 
 def metrics(workplace: Workplace, first: int = 1) -> dict[tuple[int, str], float]:
-    """Every loss, by step and name, from step ``first`` on."""
+    """Every loss and gradient norm, by step and name, from step ``first`` on."""
     lines = (workplace.output_dir / "metrics.jsonl").read_text().splitlines()
     return {
         (row["global_step"], name): value
         for row in map(json.loads, lines)
         for name, value in row.items()
-        if name.split("/")[0] in ("loss", "eval_loss") and row["global_step"] >= first
+        if name.split("/")[0] in ("loss", "eval_loss", "grad_norm") and row["global_step"] >= first
     }
 
 
@@ -76,16 +76,19 @@ def assert_same(found: dict, expected: dict) -> None:
         assert found[key] == pytest.approx(value, rel=1e-4), key
 
 
-@pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (2, 2)])
-def test_one_process_reads_for_all(tmp_path, whole, tensor, pipeline):
-    """Where the others look for the data, there is nothing."""
+@pytest.mark.parametrize(("data", "pipeline", "tensor"), [(1, 1, 2), (1, 2, 2), (2, 1, 2)])
+def test_one_process_reads_for_all(tmp_path, whole, data, pipeline, tensor):
+    """Of each sample shard. Where the others look for the data, there is nothing."""
     workplace, blend = make(tmp_path)
+    for shard in range(1, data):  # the first rank of a shard reads
+        (tmp_path / f"data{shard * pipeline * tensor}").symlink_to(tmp_path / "data0")
     blend = blend.replace("data0", "data{rank}")
     given = {
         "input_dir": blend, "distributed_dataloader": True, "dataloader_num_workers": 1,
         "tensor_parallel_degree": tensor, "pipeline_parallel_degree": pipeline,
+        "gradient_accumulation_steps": 2 // data, "per_device_eval_batch_size": 2 // data,
     }  # fmt: skip
-    codes = run_ranks(WORKER, tensor * pipeline, arguments(workplace, **given), timeout=120)
+    codes = run_ranks(WORKER, data * pipeline * tensor, arguments(workplace, **given), timeout=120)
     assert set(codes) == {0}
     assert_same(metrics(workplace), metrics(whole))
 

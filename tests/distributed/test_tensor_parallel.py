@@ -15,8 +15,18 @@ WORKER = Path(__file__).parent / "workers" / "tensor_parallel_worker.py"
 ON_FOUR = ("llama", "qwen3", "chatglm2", "baichuan_13b", "odd_vocabulary_norm_head")
 
 
-@pytest.mark.parametrize("sequence_parallel", [False, True])
-@pytest.mark.parametrize(("nproc", "cases"), [(2, CASES), (4, ON_FOUR)])
+@pytest.mark.parametrize(
+    ("nproc", "cases", "sequence_parallel"),
+    [
+        (2, ON_FOUR, False),
+        (2, CASES, True),
+        (4, ON_FOUR, True),
+        pytest.param(
+            2, tuple(case for case in CASES if case not in ON_FOUR), False, marks=pytest.mark.slow
+        ),
+        pytest.param(4, ON_FOUR, False, marks=pytest.mark.slow),
+    ],
+)
 def test_same_as_one_process(tmp_path, nproc, cases, sequence_parallel):
     arguments = [tmp_path, int(sequence_parallel), *cases]
     results = run_ranks(WORKER, nproc, arguments, timeout=90)

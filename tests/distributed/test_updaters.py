@@ -1,7 +1,8 @@
 """Updates under every layout on CPU processes against plain Paddle in one process.
 
 Losses, norms, parameters and optimizer state of five steps, from the same weights and the same
-global batches. Gradients are clipped in all of them.
+global batches. Gradients are clipped in all of them. With a loss scale, micro batches differ in
+their number of labels.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ WORKER = Path(__file__).parent / "workers" / "updaters_worker.py"
 def case(family: str, stage: int = 0, accumulation: int = 1, **changes: Any) -> dict:
     """``changes``: degrees, what the worker knows, and options of the updater."""
     own = {key: changes.pop(key) for key in ("then", "recompute", "evaluates", "skipped",
-           "overflows") if key in changes}  # fmt: skip
+           "overflows", "unequal") if key in changes}  # fmt: skip
     degrees = {key: changes.pop(key) for key in ("data", "pipeline", "sharding", "tensor",
                "sequence_parallel") if key in changes}  # fmt: skip
     options = {"sharding_stage": stage, **changes}
@@ -41,31 +42,36 @@ ON_TWO = [
     case("opt", 3, 2, sharding=2, recompute="full", evaluates=True, overflows=True),
     case("llama", 3, 1, sharding=2, recompute="core_attn"),
     case("baichuan2_7b", 3, 2, sharding=2, recompute="full_attn", evaluates=True),
-    case("llama", 0, 2, data=2, skipped=2, loss_scale=SCALE),
-    case("llama", 1, 2, sharding=2, skipped=2, loss_scale=SCALE),
-    case("llama", 2, 2, sharding=2, skipped=2, loss_scale=SCALE),
-    case("llama", 3, 2, sharding=2, skipped=2, loss_scale=SCALE),
+    case("llama", 0, 2, data=2, skipped=2, loss_scale=SCALE, unequal=True),
+    case("llama", 1, 2, sharding=2, skipped=2, loss_scale=SCALE, unequal=True),
+    case("llama", 2, 2, sharding=2, skipped=2, loss_scale=SCALE, unequal=True),
+    case("llama", 3, 2, sharding=2, skipped=2, loss_scale=SCALE, unequal=True),
 ]
 ON_FOUR = [
     case("llama", 1, 2, sharding=2, data=2, offload=True),
     case("llama", 2, 2, sharding=2, data=2, offload=True),
     case("llama", 3, 2, sharding=2, data=2, offload=True),
     case("bloom", 1, 2, sharding=2, tensor=2),
-    case("bloom", 2, 2, sharding=2, tensor=2),
-    case("bloom", 3, 2, sharding=2, tensor=2),
-    case("baichuan2_7b", 1, 2, sharding=2, tensor=2, sequence_parallel=True, master_grad=True),
     case("baichuan2_7b", 2, 2, sharding=2, tensor=2, sequence_parallel=True, master_grad=True),
-    case("baichuan2_7b", 3, 2, sharding=2, tensor=2, sequence_parallel=True, master_grad=True),
-    case("multi_query", 1, sharding=2, tensor=2),
-    case("multi_query", 2, sharding=2, tensor=2),
     case("multi_query", 3, sharding=2, tensor=2),
     case("multi_query", 0, tensor=4, sequence_parallel=True),
     case("multi_query", 3, 2, sharding=4),
     case("llama", 0, 2, tensor=2, data=2),
+    case("llama", 0, 2, tensor=2, data=2, skipped=2, loss_scale=SCALE, unequal=True),
+]
+# The same models under the other stages.
+MORE_ON_FOUR = [
+    case("bloom", 2, 2, sharding=2, tensor=2),
+    case("bloom", 3, 2, sharding=2, tensor=2),
+    case("baichuan2_7b", 1, 2, sharding=2, tensor=2, sequence_parallel=True, master_grad=True),
+    case("baichuan2_7b", 3, 2, sharding=2, tensor=2, sequence_parallel=True, master_grad=True),
+    case("multi_query", 1, sharding=2, tensor=2),
+    case("multi_query", 2, sharding=2, tensor=2),
 ]
 PIPELINES = [
     case("bloom", 1, 2, sharding=2, pipeline=2, overflows=True),
     case("opt", 0, 2, data=2, pipeline=2, master_grad=True),
+    case("llama", 1, 2, sharding=2, pipeline=2, skipped=2, loss_scale=SCALE, unequal=True),
     case("multi_query", 0, 2, tensor=2, pipeline=2, then=layout(3, sharding=4)),
     case("multi_query", 3, 2, sharding=4, then=layout(1, sharding=2, pipeline=2)),
 ]
@@ -85,8 +91,14 @@ LARGEST_SHARE = 1.2
 
 @pytest.mark.parametrize(
     ("nproc", "cases"),
-    [(2, ON_TWO), (2, RESUMED), (4, ON_FOUR), (4, PIPELINES)],
-    ids=["two", "resumed", "four", "pipelines"],
+    [
+        (2, ON_TWO),
+        (2, RESUMED),
+        (4, ON_FOUR),
+        pytest.param(4, MORE_ON_FOUR, marks=pytest.mark.slow),
+        (4, PIPELINES),
+    ],
+    ids=["two", "resumed", "four", "more on four", "pipelines"],
 )
 def test_same_as_one_process(tmp_path, nproc, cases):
     results = run_ranks(WORKER, nproc, [tmp_path, json.dumps(cases)], timeout=150)
@@ -102,6 +114,7 @@ def test_same_as_one_process(tmp_path, nproc, cases):
             assert all(0.9 < rank["read"] < 1.05 for rank in of_case), (each, of_case)
             assert all(rank["weights_kept"] and rank["state_kept"] for rank in of_case), each
             written = [rank["num_bytes"] for rank in of_case]
+            assert written == [rank["converted"] for rank in of_case], each
             assert max(written) < LARGEST_SHARE * sum(written) / nproc, (each, written)
     for index, each in enumerate(cases):
         if "skipped" not in each:

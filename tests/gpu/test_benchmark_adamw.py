@@ -51,7 +51,7 @@ def test_a_step_that_writes_nothing_is_refused():
 
 def test_the_small_model_is_the_one_of_the_other_benchmarks():
     from pypkg.models.architecture.registry import load_config
-    from pypkg.models.pretrained import parameter_shapes
+    from pypkg.models.building import parameter_shapes
 
     shapes = parameter_shapes(load_config("llama-58m")).values()
     assert sorted(torch.Size(shape).numel() for shape in shapes) == sorted(

@@ -21,6 +21,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("each_backend", names, indirect=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Interpreted Triton kernels take long, and other dtypes than float32 only change the casts."""
+    for item in items:
+        given = getattr(item, "callspec", None)
+        if given is None or given.params.get("each_backend") != "triton":
+            continue
+        if given.params.get("dtype", "float32") != "float32":
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def each_backend(request):
     """Runs a test on every backend; one that is not built is a failure, not a skip."""

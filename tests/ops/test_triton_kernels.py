@@ -59,6 +59,12 @@ class OnGuardedArrays:
         return call
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+def by_tier(case: checks.Case):
+    """float16 and bfloat16 differ in the casts alone."""
+    marks = pytest.mark.slow if case.dtype == "float16" else ()
+    return pytest.param(case, id=str(case), marks=marks)
+
+
+@pytest.mark.parametrize("case", map(by_tier, CASES))
 def test_kernels_agree_with_float64(case: checks.Case):
     checks.check(case, GuardedBackend(OnGuardedArrays()))

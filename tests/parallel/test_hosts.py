@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pypkg.errors import UserError
+from pypkg.parallel import endpoints
 from pypkg.parallel.gloo.interface import choose_interface
 from pypkg.parallel.gloo.p2p import Mailbox
 from pypkg.parallel.launch.rendezvous import missing, named
@@ -87,7 +88,7 @@ def test_a_host_without_an_address(monkeypatch, no_interface_chosen):
 
 
 def test_messages_between_mailboxes():
-    """They keep their order, dtype and shape, whoever else connects to the port."""
+    """They keep their order, dtype and shape, even if another program connects to the port."""
     one, other = Mailbox(), Mailbox()
     host, port = one.address.split(":")
     with socket.create_connection((host, int(port))) as stranger:
@@ -107,3 +108,8 @@ def test_messages_between_mailboxes():
         assert found.dtype == array.dtype and found.shape == array.shape
         np.testing.assert_array_equal(found, array)
     np.testing.assert_array_equal(one.get((3, 2)), arrays[0])
+
+
+def test_the_port_is_what_follows_the_last_colon(monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINER_ENDPOINTS", "fe80::1:7001,one.example:7002")
+    assert endpoints.hosts() == ["fe80::1", "one.example"]

@@ -8,7 +8,8 @@ from dataclasses import replace
 import paddle
 import pytest
 
-from pypkg.parallel.optimizer.loss_scaling import LossScale, LossScaler
+from pypkg.errors import UserError
+from pypkg.parallel.optimizer.loss_scaling import MOST_OVERFLOWS, LossScale, LossScaler
 
 FAST = LossScale(initial=16.0, growth_interval=2, backoff_interval=2)
 
@@ -37,6 +38,19 @@ def test_growth_and_backoff(skipped, expected):
 
 def test_the_scale_is_at_least_one():
     assert scales(replace(FAST, initial=2.0, backoff_interval=1), [True] * 3) == [1.0] * 3
+
+
+def test_overflows_at_the_least_scale_end_the_run():
+    """But not those of two bad stretches with a good step between them."""
+    scaler = LossScaler(replace(FAST, initial=1.0, backoff_interval=1))
+    for _ in range(2):
+        for _ in range(MOST_OVERFLOWS - 1):
+            scaler.update(True)
+        scaler.update(False)
+    for _ in range(MOST_OVERFLOWS - 1):
+        scaler.update(True)
+    with pytest.raises(UserError, match=r"20 steps in a row .* the loss scale is 1, .* bf16"):
+        scaler.update(True)
 
 
 @pytest.mark.parametrize("saved", range(7))

@@ -79,7 +79,7 @@ def serve(connection: socket.socket) -> dict[str, Any] | None:
                 os.close(file)
             connection.close()
             return json.loads(message)
-        os.setpgid(child, child)  # here too: whoever hears of the child may signal its group
+        os.setpgid(child, child)  # here too: a program that knows the child may signal its group
         children.add(child)
         for file in files:
             os.close(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,15 @@ def save(output_dir: Path, step: int, keep: int | None = None) -> Path:
         settings_json='{"max_steps": 100}',
         keep=keep,
     ).finish()
+
+
+def as_of_an_earlier_version(checkpoint: Path) -> Path:
+    """Without a manifest, and without what says that there was one."""
+    (checkpoint / "manifest.json").unlink()
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    del state["manifest"]
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    return checkpoint
 
 
 def flip(path: Path, random: np.random.Generator) -> None:

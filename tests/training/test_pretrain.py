@@ -19,6 +19,7 @@ from safetensors import safe_open
 from training_testing import ROOT, VOCAB_SIZE, environment, write_corpus, write_model
 
 from pypkg.training.checkpoint.lock import Holder
+from pypkg.training.checkpoint.verify import verify
 from pypkg.training.ledger import events
 
 
@@ -100,6 +101,21 @@ def test_resume_between_two_log_lines_gives_the_same_mean(make_workplace):
     (broken.output_dir / "checkpoint-7").rename(broken.folder / "aside")
     assert broken.run(logging_steps=5, save_steps=100).returncode == 0
     assert broken.losses()[10] == whole.losses()[10]
+
+
+@pytest.mark.slow
+def test_sigterm_while_checkpoints_are_written_beside_training(workplace):
+    """A save is under way at every step; the last one is complete, and nothing else is left."""
+    given = {"save_steps": 1, "save_total_limit": 1, "use_async_save": True}
+    process = start(workplace, max_steps=100000, eval_steps=100000, **given)
+    wait_for_step(workplace, process, 5)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143, stderr
+    [step] = workplace.steps()
+    assert step == max(workplace.losses())
+    assert not verify(workplace.output_dir / f"checkpoint-{step}").damage
+    assert list(workplace.output_dir.glob("tmp-*")) == []
 
 
 @pytest.mark.parametrize(

@@ -122,10 +122,12 @@ def _started(supervised: Supervised, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-def test_sigterm_is_forwarded_and_ends_the_run(supervised):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_run_is_told_to_save_and_ends(supervised, number):
+    """By SIGTERM, which a run knows; SIGHUP, of a closed terminal, would kill it."""
     process = supervised.start("10 wait, 20 0")
     _started(supervised, process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     process.communicate(timeout=60)
     assert (process.returncode, supervised.starts) == (143, 1)
 

@@ -43,14 +43,15 @@ class _Run:
 
         from pypkg.models import from_config
         from pypkg.models.architecture.registry import load_config
-        from pypkg.models.weights.writer_process import RingMemory
+        from pypkg.models.weights.save_plan import SavePlan
+        from pypkg.models.weights.writer_process import WriterProcess
         from pypkg.parallel import mesh
         from pypkg.parallel.optimizer.distribute import distribute
         from pypkg.parallel.optimizer.factory import UpdateOptions
         from pypkg.training.tp_sharding import ModelTpSharding
 
         self._folder = Path(task["folder"])
-        self._ring = RingMemory(8 * _GIB)
+        self._writer = WriterProcess(8 * _GIB)
         config = load_config(task["config"])
         self._layer = from_config(config, seed=0)
         self._layer.train()
@@ -63,6 +64,8 @@ class _Run:
         model.forward_backward([batch] * stages, self._updater.scale)
         self._updater.step(1e-3)
         model.eval()
+        own = SavePlan(self._tensor_sets()).files_of(mesh.current().rank)
+        self._writer.prepare(spec for file in own for spec in file.specs.values())
 
     def measure(self) -> dict[str, Any]:
         """One round: the disk alone, a save that is awaited, one that is not, and loading."""
@@ -74,18 +77,24 @@ class _Run:
         folder, result["sync"] = self._save(ThreadWriter)
         size = sum(path.stat().st_size for path in folder.iterdir())
         _remove(folder)
-        folder, result["async"] = self._save(partial(ProcessWriter, memory=self._ring))
+        folder, result["async"] = self._save(partial(ProcessWriter, process=self._writer))
         result["load"] = self._load(folder)
         _remove(folder)
         result["dd"] = from_first_rank(lambda: _seconds_of_dd(self._folder / "dd", size))
         return result | {"bytes": size}
 
+    def _tensor_sets(self) -> list[Any]:
+        from pypkg.models.pretrained import model_tensors
+        from pypkg.training.checkpoint.writing import optimizer_tensors
+
+        return [model_tensors(self._layer), optimizer_tensors(self._updater)]
+
     def _save(self, make_writer: Callable[..., Any]) -> tuple[Path, dict[str, float]]:
-        from pypkg.models.pretrained import model_config_json, model_tensors
+        from pypkg.models.pretrained import model_config_json
         from pypkg.models.weights.model_folder import CONFIG_FILE, write_json
         from pypkg.parallel import mesh
         from pypkg.parallel.comm.collective import from_all_ranks
-        from pypkg.training.checkpoint.writing import CheckpointWriting, optimizer_tensors
+        from pypkg.training.checkpoint.writing import CheckpointWriting
         from pypkg.training.state import TrainerState
 
         from_all_ranks(lambda: None)
@@ -94,7 +103,7 @@ class _Run:
         writing = CheckpointWriting(
             self._folder,
             TrainerState(global_step=1),
-            tensor_sets=[model_tensors(self._layer), optimizer_tensors(self._updater)],
+            tensor_sets=self._tensor_sets(),
             add_files=lambda to: write_json(to / CONFIG_FILE, model_config_json(self._layer)),
             settings_json="{}",
             make_writer=make_writer,
@@ -132,7 +141,7 @@ class _Run:
 
 
 class _Memory:
-    """By how much the resident memory of this process has grown at most."""
+    """The largest growth of the resident memory of this process, in bytes."""
 
     def __init__(self) -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew

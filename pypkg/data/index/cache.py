@@ -69,6 +69,7 @@ class IndexCache:
         self._time_limit = time_limit
         self._goes_first = (rank if share_folder else local_rank) == 0
         self._fingerprints: dict[tuple[str, int, int], str] = {}
+        self._tidied: set[Path] = set()  # folders without files of processes that have died
 
     def index_maps(
         self,
@@ -180,7 +181,9 @@ class IndexCache:
             found = job.read()
             if found is not None or not mine:
                 return found
-            remove_abandoned(job.folder)
+            if job.folder not in self._tidied:
+                self._tidied.add(job.folder)
+                remove_abandoned(job.folder)
             built = job.build()
             try:
                 write_set(job.folder, job.name, job.description, built)

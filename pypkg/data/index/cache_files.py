@@ -54,8 +54,11 @@ def read_set(folder: Path, name: str, layout: Layout) -> Arrays | None:
         layout: expected shape and dtype of each array.
     """
     try:
-        checksums = json.loads(_description_file(folder, name).read_text("utf-8"))["crc32"]
+        description = json.loads(_description_file(folder, name).read_text("utf-8"))
+        checksums = description.pop("crc32")
         expected = {key: int(checksums[key]) for key in layout}
+        if set_name(description) != name:
+            raise ValueError("it describes another set than its name says")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

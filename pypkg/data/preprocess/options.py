@@ -77,7 +77,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparationOptions:
-    """What ``python -m pypkg.preprocess`` is told, in the order of ``--help``."""
+    """The options of ``python -m pypkg.preprocess``, in the order of ``--help``."""
 
     input_path: Path = _option(  # noqa: RUF009 - a dataclass field
         _INPUT,
@@ -192,7 +192,7 @@ class PreparationOptions:
     )
     cn_split_dimer: str = _option(
         _WORDS,
-        "what stands between these words (a blank)",
+        "separator of these words (a blank)",
         default=" ",
         tokens=True,
     )
@@ -260,7 +260,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def with_joined_values(arguments: Sequence[str]) -> list[str]:
-    """``--doc_spliter ---`` as ``--doc_spliter=---``: argparse takes no value that has a dash."""
+    """Joins ``--doc_spliter ---`` to ``--doc_spliter=---``: argparse rejects such values alone."""
     names = {f"--{f.name}": f for f in fields(PreparationOptions)}
     joined: list[str] = []
     for argument in arguments:

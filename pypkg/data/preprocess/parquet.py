@@ -1,4 +1,4 @@
-"""Documents from Parquet files."""
+"""Reads documents from Parquet files."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _TEXT_TYPES = {
 
 
 def read_parquet(span: Span, column: str, report: Report, replace: bool) -> Iterator[Document]:
-    """The documents of some row groups.
+    """Yields the documents of some row groups.
 
     Args:
-        column: name of a column, or names separated by dots: a field of structs.
-        report: called with each row that cannot be used, or once for the file.
-        replace: take a row that is not UTF-8, with U+FFFD for what is wrong.
+        column: name of a column; dots separate the names of nested struct fields.
+        report: called with each row that is not usable, or once if the file is not readable.
+        replace: keep a row that is not UTF-8, with U+FFFD in place of invalid bytes.
     """
     path = span.file.path
     parquet = require("pyarrow.parquet", "pyarrow", path)
@@ -72,7 +72,7 @@ def read_parquet(span: Span, column: str, report: Report, replace: bool) -> Iter
 
 
 def _find(schema: Any, column: str) -> tuple[list[str], Any]:
-    """The names that lead to a column, and its type; None where there is no such column."""
+    """The path of a column, name by name, and its type; None if there is no such column."""
     if column in schema.names:
         return [column], schema.field(column).type
     names = column.split(".")
@@ -99,7 +99,7 @@ def _holds_text(pyarrow: Any, kind: Any) -> bool:
 
 
 def _bytes(pyarrow: Any, values: Any, fields: Sequence[str]) -> Any:
-    """The column as an array of bytes; ``fields`` lead to it through structs."""
+    """The column as an array of bytes; ``fields`` is its path through structs."""
     from pyarrow.compute import struct_field
 
     if fields:

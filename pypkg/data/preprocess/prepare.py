@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,11 +31,17 @@ from pypkg.data.preprocess.files import (
 from pypkg.data.preprocess.options import PreparationOptions
 from pypkg.data.preprocess.readers import read_documents
 from pypkg.data.preprocess.shards import FileShardFolder
+from pypkg.data.preprocess.summary import (
+    Summary,
+    meta_file,
+    previous_summary,
+    sizes_and_times,
+    write_summary,
+)
 from pypkg.data.preprocess.workers import run_tasks
 from pypkg.data.tokenizers.load import Tokenizer, load_tokenizer
 from pypkg.data.tokenizers.train_bpe import is_trained, train_tokenizer
 from pypkg.errors import UserError
-from pypkg.files import write_file
 
 logger = logging.getLogger("pypkg")
 
@@ -46,42 +51,6 @@ _KEPT = (
     "What is finished is kept in {}: the same command goes on from there if the files can be read "
     "by then, and begins anew if they have changed or are left out."
 )
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The summary of a corpus, stored in ``<prefix>.meta.json``.
-
-    Attributes:
-        documents, sequences, tokens: their numbers in the corpus.
-        text_bytes: UTF-8 bytes of its documents.
-        dropped: number of documents left out, by reason.
-        lengths: histogram of documents: [n, count] for documents with n to 2 n - 1 tokens.
-        vocab_size, tokenizer: size and file of the tokenizer.
-        dtype: of the tokens in the file.
-        outputs: size of each file in bytes, by name.
-        seconds: duration of the run.
-        fingerprint: digest of everything that the outputs depend on.
-        resumed: "n of m": the number of units that an interrupted run had finished, and of all.
-        mended: number of documents in which U+FFFD replaces invalid UTF-8.
-        reused: whether the corpus existed before and was made in the same way.
-    """
-
-    documents: int
-    sequences: int
-    tokens: int
-    text_bytes: int
-    dropped: dict[str, int]
-    lengths: list[list[int]]
-    vocab_size: int
-    dtype: str
-    tokenizer: str
-    outputs: dict[str, int]
-    seconds: float
-    fingerprint: str
-    resumed: str = ""
-    mended: int = 0
-    reused: bool = field(default=False, compare=False)
 
 
 class _Problems:
@@ -163,23 +132,23 @@ def prepare(options: PreparationOptions) -> Summary:
         shuffle_seed=options.shuffle_seed,
         on_error=options.on_error,
     )
-    previous = _previous_summary(options.output_prefix, fingerprint)
+    previous = previous_summary(options.output_prefix, fingerprint)
     if previous is not None:
         return previous
     shards = FileShardFolder(options.output_prefix, dtype)
     made = _make(options, tokenizer, files, fingerprint, shards)
+    outputs, modified = sizes_and_times(options.output_prefix)
     summary = Summary(
         **made,
         vocab_size=tokenizer.vocab_size,
         dtype=dtype.name,
         tokenizer=str(options.tokenizer_name_or_path),
-        outputs=_output_sizes(options.output_prefix),
+        outputs=outputs,
+        modified=modified,
         seconds=round(time.monotonic() - start, 1),
         fingerprint=fingerprint,
     )
-    contents = asdict(summary)
-    del contents["reused"]
-    write_file(_meta_file(options.output_prefix), json.dumps(contents, indent=2).encode() + b"\n")
+    write_summary(options.output_prefix, summary)
     shards.remove()
     return summary
 
@@ -213,7 +182,7 @@ def _make(
                 f"--input_path {options.input_path} gave no tokens: {len(files)} files, no "
                 f"document is left; dropped: {_named_counts(counts.dropped)}"
             )
-        _meta_file(options.output_prefix).unlink(missing_ok=True)
+        meta_file(options.output_prefix).unlink(missing_ok=True)
         sizes = writer.document_sizes()
         writer.commit(_document_order(writer.num_documents, options.shuffle_seed))
     return {
@@ -356,23 +325,3 @@ def _sha256(files: Sequence[Path]) -> str:
 def _fingerprint(files: Sequence[TextFile], **settings: object) -> str:
     inputs = [(f.name, f.size, f.mtime_ns, f.kind, f.compression) for f in files]
     return hashlib.sha256(json.dumps([inputs, settings], sort_keys=True).encode()).hexdigest()
-
-
-def _meta_file(prefix: str) -> Path:
-    return Path(prefix + ".meta.json")
-
-
-def _output_sizes(prefix: str) -> dict[str, int]:
-    files = (Path(prefix + ".bin"), Path(prefix + ".idx"))
-    return {file.name: file.stat().st_size for file in files}
-
-
-def _previous_summary(prefix: str, fingerprint: str) -> Summary | None:
-    """The summary of an earlier run, if its files exist and have the same fingerprint."""
-    try:
-        contents = json.loads(_meta_file(prefix).read_text())
-        if contents["fingerprint"] != fingerprint or contents["outputs"] != _output_sizes(prefix):
-            return None
-        return Summary(**contents, reused=True)
-    except (OSError, ValueError, KeyError, TypeError):  # missing, or of another program
-        return None

@@ -1,4 +1,4 @@
-"""Documents from pieces of text files and JSON lines; Parquet is read by ``parquet.py``."""
+"""Reads documents from pieces of text files and JSON lines. ``parquet.py`` reads Parquet."""
 
 from __future__ import annotations
 
@@ -36,18 +36,16 @@ _DECODER = json.JSONDecoder()
 def read_documents(
     span: Span, json_key: str, doc_spliter: str | None, report: Report, replace: bool = False
 ) -> Iterator[Document]:
-    """The documents of a piece of a file.
-
-    A byte order mark of UTF-8 is no part of a document.
+    """Yields the documents of a piece of a file. A byte order mark of UTF-8 is skipped.
 
     Args:
-        json_key: field of a JSON line, or column of a Parquet file, that holds the text; names
-            separated by dots lead to a field within a field.
-        doc_spliter: line between the documents of a text file; None where a file is one document.
+        json_key: field of a JSON line, or column of a Parquet file, that holds the text; dots
+            separate the names of nested fields.
+        doc_spliter: line between the documents of a text file; None if a file is one document.
         report: called with each document that cannot be used, and with a file that cannot be read
             to its end; it may raise.
-        replace: take a document that is not UTF-8, with U+FFFD for each byte or lone surrogate
-            that is wrong; ``report`` is told of it.
+        replace: keep a document that is not UTF-8, with U+FFFD in place of each invalid byte or
+            lone surrogate; ``report`` is called too.
     """
     file = span.file
     try:
@@ -55,6 +53,8 @@ def read_documents(
             yield from read_parquet(span, json_key, report, replace)
             return
         with open(file.path, "rb") as raw:
+            if file.compression and not raw.peek(1):  # the libraries take it for an empty text
+                raise _BrokenFrame(f"it has no byte, and is no {file.compression} file")
             lines = _Lines(raw, span, report, replace)
             if span.start == 0 and lines.peek().startswith(_UTF16_MARKS):
                 report(Problem(NOT_UTF8, file.path, _UTF16, file_lost=True))
@@ -75,7 +75,7 @@ def read_documents(
 
 
 class _Lines:
-    """Reads lines of a span, keeping count of where it is."""
+    """Reads the lines of a span of a file and counts lines and bytes."""
 
     def __init__(self, raw: io.BufferedReader, span: Span, report: Report, replace: bool) -> None:
         self.span = span
@@ -105,7 +105,7 @@ class _Lines:
                 yield self._without_mark(line)
 
     def peek(self) -> bytes:
-        """Some bytes from the beginning, without reading them."""
+        """The next bytes of the file; the position does not move."""
         return self._data.peek(_READ_BYTES)
 
     def read(self) -> bytes:
@@ -113,13 +113,16 @@ class _Lines:
         return self._without_mark(data)
 
     def document(self, data: bytes, line: int | None, byte: int) -> Iterator[Document]:
-        """The document that ``data`` is, which begins at this place; none if it is not UTF-8."""
+        """Yields ``data``, which begins at this place, as a document if ``decode`` returns text."""
         text = self.decode(data, line, byte)
         if text is not None:
             yield Document(text, self.file_bytes(len(data)))
 
     def decode(self, data: bytes, line: int | None, byte: int) -> str | None:
-        """The text of bytes that begin at this place; None, and a report, if they are not UTF-8."""
+        """Text of bytes that begin at this place.
+
+        Invalid UTF-8 is reported. The result is then None or, with ``replace``, the repaired text.
+        """
         try:
             return data.decode()
         except UnicodeDecodeError as error:
@@ -129,7 +132,7 @@ class _Lines:
         return data.decode(errors="replace") if self.replace else None
 
     def file_bytes(self, num_bytes: int) -> int:
-        """What ``num_bytes`` of text, just read, took of the file."""
+        """Bytes of the (compressed) file behind the last ``num_bytes`` bytes of text."""
         if self._end is not None:
             return num_bytes
         seen, self._seen = self._seen, self._raw.tell()
@@ -143,7 +146,7 @@ class _Lines:
         )
 
     def _without_mark(self, data: bytes) -> bytes:
-        """Takes off a byte order mark. JSON lines may hold several, of files that were joined."""
+        """Removes a byte order mark. JSON lines joined from several files hold several."""
         if data.startswith(BOM) and (self.byte == 0 or self.span.file.kind == JSON_LINES):
             self.byte += len(BOM)
             return data[len(BOM) :]
@@ -151,7 +154,7 @@ class _Lines:
 
 
 def _lines_of(data: bytes) -> list[bytes]:
-    """``data``, a line by its line feed, or the lines of a file whose lines end in CR alone."""
+    """Yields ``data``, one line, or its lines if the file ends lines with CR alone."""
     if b"\r" in data and not data.endswith(b"\n"):
         return data.splitlines(keepends=True)
     return [data]
@@ -179,14 +182,14 @@ def _read_json_lines(lines: _Lines, json_key: str) -> Iterator[Document]:
 
 
 def _read_json_value(lines: _Lines, json_key: str) -> Iterator[Document]:
-    """Of a file that is no JSON lines: an array of records, or records over several lines each."""
+    """Reads a file that is not JSON lines: an array of records, or records of several lines."""
     yield from _json_documents(lines, lines.read(), None, json_key)
 
 
 def _json_documents(
     lines: _Lines, data: bytes, line: int | None, json_key: str
 ) -> Iterator[Document]:
-    """The documents of a line, or of a file where ``line`` is None."""
+    """Yields the documents of a line, or of the whole file if ``line`` is None."""
     content, byte = lines.decode(data, line, lines.byte), lines.byte
     if content is None:
         return
@@ -216,7 +219,7 @@ def _json_documents(
 
 
 def _json_values(content: str) -> list[Any]:
-    """The JSON values in a text, one after another; usually there is one."""
+    """All JSON values in a text, in order; usually there is one."""
     try:
         return [json.loads(content)]
     except json.JSONDecodeError as error:
@@ -234,7 +237,7 @@ def _json_values(content: str) -> list[Any]:
 
 
 def _text_of(record: Any, json_key: str) -> str | None:
-    """The field; where there is none of that name, the one that its parts lead to."""
+    """The field of that name; if there is none, the nested field that its dotted parts name."""
     names = [json_key]
     if isinstance(record, dict) and json_key not in record:
         names = json_key.split(".")
@@ -255,7 +258,7 @@ class _BrokenFrame(Exception):
 
 
 class _ZstdReader(io.RawIOBase):
-    """Zstandard frames one after another; unlike the package's reader it sees a truncated one."""
+    """Reads Zstandard frames in sequence. Unlike the package's reader, it detects truncation."""
 
     def __init__(self, zstandard: Any, raw: io.BufferedReader) -> None:
         self._error = zstandard.ZstdError

@@ -1,7 +1,7 @@
-"""Sentences of a document, and words of Chinese text.
+"""Splits documents into sentences, and Chinese text into words.
 
-Whole-word masking wants to know which characters make a word: every piece but the first of a
-word gets the mark ``##``, so that 使用 becomes 使 ##用.
+Whole-word masking needs the words of a text. Every piece of a word except the first gets the
+prefix ``##``: 使用 becomes 使 ##用.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LONGEST_WORD = 6  # pieces
 
 
 def sentence_splitter(chinese: bool) -> Callable[[str], list[str]]:
-    """A function that cuts a text into sentences: at line breaks for Chinese, else by NLTK.
+    """A function that splits text into sentences: Chinese at line breaks, other text by NLTK.
 
     Raises:
         UserError: NLTK or its English sentence model is not installed.
@@ -41,7 +41,7 @@ def sentence_splitter(chinese: bool) -> Callable[[str], list[str]]:
 
 
 def word_segmenter(name: str) -> Callable[[str], Iterable[str]]:
-    """A function that cuts Chinese text into words: ``jieba``, or LAC's ``lac`` or ``seg``.
+    """A function that splits Chinese text into words with ``jieba``, or LAC's ``lac`` or ``seg``.
 
     Raises:
         UserError: the package is not installed.
@@ -56,9 +56,9 @@ def word_segmenter(name: str) -> Callable[[str], Iterable[str]]:
 
 
 def words_of(divider: str) -> Callable[[str], list[str]]:
-    """A function for text that is divided into words already.
+    """A function that splits text at a separator between its words.
 
-    Of two dividers in a row, the second stands for itself.
+    The second of two separators in a row is a word.
     """
 
     def split(text: str) -> list[str]:
@@ -74,12 +74,12 @@ def words_of(divider: str) -> Callable[[str], list[str]]:
 
 
 def mark_words(pieces: Sequence[str], words: Iterable[str]) -> list[str]:
-    """Marks the pieces of words: all but the first of a word get ``##``.
+    """Prefixes every piece of a word except the first with ``##``.
 
     Args:
-        pieces: of a text, by a WordPiece tokenizer, which makes each Chinese character one.
-        words: of the same text. At each Chinese piece the longest word of at most six pieces that
-            begins there counts.
+        pieces: WordPiece tokens of a text; each Chinese character is one token.
+        words: of the same text. The longest word of at most six pieces that begins at a Chinese
+            piece is used.
     """
     known = set(words)
     marked: list[str] = []
@@ -97,7 +97,7 @@ def mark_words(pieces: Sequence[str], words: Iterable[str]) -> list[str]:
 
 
 class WholeWords:
-    """Encodes Chinese text with marks for whole-word masking."""
+    """Encodes Chinese text with the prefixes of whole-word masking."""
 
     def __init__(self, tokenizer: Tokenizer, segment: Callable[[str], Iterable[str]]) -> None:
         """

@@ -1,9 +1,10 @@
-"""What every kind of tokenizer offers, whatever files it is read from."""
+"""The interface of all tokenizers, and readers of the files that they share."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from pypkg.errors import UserError
 CONFIG_FILE = "tokenizer_config.json"
 _SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
+MODEL_FILE = "config.json"
+_ID = re.compile(r"[0-9]{1,10}")
 
 
 class Tokenizer(ABC):
@@ -35,11 +38,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text``; none is added at its beginning or end."""
+        """Ids of ``text``, without tokens for its beginning or end."""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, made by several threads (``RAYON_NUM_THREADS``)."""
+        """Ids of each text, encoded by several threads (``RAYON_NUM_THREADS``)."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
@@ -47,7 +50,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def id_of(self, token: str) -> int | None:
-        """Id of a token by its text, such as ``[gMASK]``; None where there is none."""
+        """Id of a token by its text, such as ``[gMASK]``; None if there is none."""
 
     def vocabulary(self) -> dict[str, int]:
         """Ids of all tokens by their text."""
@@ -70,9 +73,9 @@ class Tokenizer(ABC):
 
 @contextmanager
 def library_errors(message: str) -> Iterator[None]:
-    """Turns whatever a tokenizer library raises into a UserError that begins with ``message``.
+    """Raises every error of a tokenizer library as a UserError that begins with ``message``.
 
-    A panic of a Rust library is no ``Exception``, and its class cannot be imported.
+    A panic of a Rust library is not an ``Exception``, and its class is not importable.
     """
     try:
         yield
@@ -96,15 +99,15 @@ def missing_package(file: Path, package: str) -> UserError:
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    """The contents of ``tokenizer_config.json``; nothing where there is none."""
+    """The contents of ``tokenizer_config.json``; empty if the file is missing."""
     return read_json(folder / CONFIG_FILE)
 
 
 def read_special_names(folder: Path) -> dict[str, str]:
     """The tokens that the files name as ``bos_token`` and ``eos_token``.
 
-    ``tokenizer_config.json`` wins over ``special_tokens_map.json``. Either has the token's text
-    or, in long form, a dictionary with it.
+    ``tokenizer_config.json`` has priority over ``special_tokens_map.json``. Both hold the
+    text of the token or, in long form, a dictionary with it.
     """
     names = {}
     for file in (_SPECIAL_TOKENS_FILE, CONFIG_FILE):
@@ -118,24 +121,47 @@ def read_special_names(folder: Path) -> dict[str, str]:
 
 
 def read_added_tokens(folder: Path) -> dict[str, int]:
-    """Ids of tokens beside the vocabulary file's own.
+    """Ids of the tokens that are not in the vocabulary file, by text.
 
-    They stand in ``added_tokens.json`` (text to id) or, from transformers 4.34 on, under
+    The files are ``added_tokens.json`` (text to id) or, from transformers 4.34 on, under
     ``added_tokens_decoder`` in ``tokenizer_config.json`` (id to token).
+
+    Raises:
+        UserError: a file cannot be read, an id is no whole number from 0 to 2^31 - 1, or a token
+            is empty.
     """
     added = dict(read_json(folder / ADDED_TOKENS_FILE))
     decoder = read_tokenizer_config(folder).get("added_tokens_decoder")
     for number, token in decoder.items() if isinstance(decoder, dict) else ():
-        if isinstance(token, dict) and isinstance(token.get("content"), str) and number.isdigit():
-            added[token["content"]] = int(number)
-    return {text: number for text, number in added.items() if isinstance(number, int)}
+        if isinstance(token, dict) and isinstance(token.get("content"), str):
+            added[token["content"]] = int(number) if _ID.fullmatch(number) else number
+    by_id: dict[int, str] = {}
+    for text, number in added.items():
+        if type(number) is not int or not 0 <= number < 2**31:
+            raise UserError(
+                f"{folder}: {ADDED_TOKENS_FILE} or added_tokens_decoder of {CONFIG_FILE} gives the "
+                f"token {text[:40]!r} the id {str(number)[:40]!r}; expected a whole number from 0 "
+                f"to {2**31 - 1}"
+            )
+        if not text:  # which is everywhere in a text, so that the libraries never get to its end
+            raise UserError(
+                f"{folder}: {ADDED_TOKENS_FILE} or added_tokens_decoder of {CONFIG_FILE} gives the "
+                f"id {number} to an empty token; expected a token of one character or more"
+            )
+        other = by_id.setdefault(number, text)
+        if other != text:
+            raise UserError(
+                f"{folder}: {ADDED_TOKENS_FILE} and added_tokens_decoder of {CONFIG_FILE} give the "
+                f"id {number} to {other!r} and to {text!r}; expected an id of its own for each"
+            )
+    return added
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is no file.
+    """The object in a JSON file; empty if the file is missing.
 
     Raises:
-        UserError: the file cannot be read, is no JSON, is nested too deeply or holds no object.
+        UserError: the file is not readable, not JSON, too deeply nested, or not an object.
     """
     try:
         contents = json.loads(file.read_text("utf-8"))

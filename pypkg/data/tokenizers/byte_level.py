@@ -11,6 +11,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from pypkg.data.tokenizers.base import (
     ADDED_TOKENS_FILE,
     CONFIG_FILE,
+    MODEL_FILE,
     library_errors,
     read_added_tokens,
     read_json,
@@ -22,7 +23,6 @@ from pypkg.data.tokenizers.tiktoken import QWEN_WORDS
 from pypkg.errors import UserError
 
 MERGES_FILE = "merges.txt"
-_MODEL_FILE = "config.json"
 _END = "<|endoftext|>"  # ends a document, unless the files beside name another token
 
 # The files do not say how text is cut into words; the tokenizer's class or the model does.
@@ -38,8 +38,8 @@ class ByteLevelTokenizer(BackendTokenizer):
     """``vocab.json`` with the ``merges.txt`` beside it.
 
     ``tokenizer_class`` of tokenizer_config.json, else ``model_type`` of config.json, decides how
-    text is cut into words. Qwen2's text is put into Unicode form NFC first. A special token that
-    stands in a text becomes that token.
+    text is split into words. Qwen2 normalizes text to Unicode form NFC first. The text of a
+    special token is encoded as that token.
     """
 
     def __init__(self, file: Path) -> None:
@@ -64,7 +64,7 @@ class ByteLevelTokenizer(BackendTokenizer):
         special = [token for token in (*added, *names.values(), _END) if token in vocabulary]
         backend.add_tokens(_added_tokens(special, config))
         super().__init__(file, backend)
-        beside = (folder / name for name in (CONFIG_FILE, ADDED_TOKENS_FILE, _MODEL_FILE))
+        beside = (folder / name for name in (CONFIG_FILE, ADDED_TOKENS_FILE, MODEL_FILE))
         self.sources = (file, folder / MERGES_FILE, *(path for path in beside if path.is_file()))
         end = self.id_of(_END)
         self.bos_id = self._named_id(names, "bos_token", end if kind == _GPT2 else None)
@@ -75,12 +75,12 @@ def _kind(file: Path, config: dict[str, Any]) -> str:
     name = config.get("tokenizer_class")
     if isinstance(name, str) and name.removesuffix("Fast") in _CLASSES:
         return _CLASSES[name.removesuffix("Fast")]
-    model_type = read_json(file.parent / _MODEL_FILE).get("model_type")
+    model_type = read_json(file.parent / MODEL_FILE).get("model_type")
     if isinstance(model_type, str) and name is None and model_type in _MODEL_TYPES:
         return _MODEL_TYPES[model_type]
     raise UserError(
         f"{file}: how its text is cut into words is not known: tokenizer_class in {CONFIG_FILE} is "
-        f"{name!r}, model_type in {_MODEL_FILE} is {model_type!r}; expected one of "
+        f"{name!r}, model_type in {MODEL_FILE} is {model_type!r}; expected one of "
         f"{', '.join(_CLASSES)}. Give a tokenizer.json, or write the tokenizer_class"
     )
 
@@ -126,10 +126,10 @@ def _set_words(backend: tokenizers.Tokenizer, kind: str, config: dict[str, Any])
 
 
 def _added_tokens(special: list[str], config: dict[str, Any]) -> list[tokenizers.AddedToken]:
-    """The tokens that are cut out of a text first, as tokenizer_config.json describes them."""
+    """The tokens that are matched before the split, as tokenizer_config.json describes them."""
     decoder = config.get("added_tokens_decoder")
     listed = decoder.values() if isinstance(decoder, dict) else ()
-    described = {token["content"]: token for token in listed if isinstance(token, dict)}
+    described = {token.get("content"): token for token in listed if isinstance(token, dict)}
     found = []
     for content in dict.fromkeys(special):
         values = described.get(content, {})

@@ -10,19 +10,23 @@ from pathlib import Path
 import tokenizers
 
 from pypkg.data.tokenizers.base import Tokenizer, library_errors, read_special_names
+from pypkg.errors import UserError
 
 _PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
 _INSIDE_LETTER = {bytes([byte]) for byte in range(0x80, 0xC0)}  # of UTF-8, after its first byte
 
 
 class BackendTokenizer(Tokenizer):
-    """A tokenizer of the library, wherever it comes from."""
+    """A tokenizer of the ``tokenizers`` library."""
 
     def __init__(self, file: Path, backend: tokenizers.Tokenizer) -> None:
         self.file = file
         self.sources = (file,)
         self._backend = backend
-        self.vocab_size = 1 + max(self.vocabulary().values())
+        vocabulary = self.vocabulary()
+        if not vocabulary:
+            raise UserError(f"{file} holds a tokenizer without any token; the file is not complete")
+        self.vocab_size = 1 + max(vocabulary.values())
 
     def encode(self, text: str) -> list[int]:
         with library_errors(f"{self.file} cannot encode a text"):
@@ -44,7 +48,7 @@ class BackendTokenizer(Tokenizer):
 
 
 def _check_prefix(content: bytes) -> None:
-    """Finds what ends the process in the library (0.23): a merge that the prefix cuts in a letter.
+    """Rejects merges that abort the library (0.23): the prefix splits a character of the merge.
 
     Raises:
         ValueError: there is one.

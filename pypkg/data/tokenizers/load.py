@@ -1,4 +1,4 @@
-"""Tokenizers from local files, of the kind that is there."""
+"""Loads a tokenizer from local files; the kind of file decides the class."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ _SUFFIXES = {".model": _read_model, ".tiktoken": TiktokenTokenizer}
 def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
     """Reads the tokenizer in a folder, or a tokenizer file of any name.
 
-    A folder is looked through for the kinds of files that docs/data.md lists, in that order. If it
-    holds several kinds, the log names the one that is read. Which tokens begin and end a document
-    is read from ``tokenizer_config.json`` or ``special_tokens_map.json`` beside the file, or is
-    what the kind of file says.
+    docs/data.md lists the kinds of files that are searched for in a folder, in order. If the folder
+    holds several kinds, the log names the one that is read. ``tokenizer_config.json`` or
+    ``special_tokens_map.json`` beside the file name the tokens that begin and end a document;
+    without these, the kind of file determines them.
 
     Raises:
         UserError: a file is missing or cannot be read, or the optional package that reads it is
@@ -71,7 +71,7 @@ def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
 
 
 def find_tokenizer(folder_or_file: str | os.PathLike[str]) -> Path | None:
-    """The file that :func:`load_tokenizer` would read; None where there is none."""
+    """The file that :func:`load_tokenizer` would read; None if there is none."""
     path = Path(folder_or_file)
     if path.is_file():
         return path
@@ -79,7 +79,7 @@ def find_tokenizer(folder_or_file: str | os.PathLike[str]) -> Path | None:
 
 
 def _found(folder: Path) -> list[Path]:
-    """The files of ``folder`` that hold a vocabulary, one of each kind, the one to read first."""
+    """The vocabulary files of ``folder``, one of each kind, in order of priority."""
     found = []
     for pattern, _ in _KINDS:
         files = [file for file in folder.glob(pattern) if file.is_file()]
@@ -103,7 +103,7 @@ def _reader(file: Path) -> Callable[[Path], Tokenizer]:
 
 
 def tokenizer_files(folder_or_file: str | os.PathLike[str]) -> list[Path]:
-    """The files that make up the tokenizer of a folder, to be copied with a model; or the file."""
+    """The files of the tokenizer in a folder, which are copied with a model; or the file itself."""
     folder = Path(folder_or_file)
     if folder.is_file():
         return [folder]

@@ -20,15 +20,15 @@ from pypkg.errors import UserError
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model and the tokens that were added beside it.
 
-    Added tokens have ids and count for ``vocab_size``, but text is never encoded to them: what
-    looks like one in a document is text.
+    Added tokens have ids and count in ``vocab_size``. Text is never encoded to them, even where it
+    spells one.
     """
 
     def __init__(self, file: Path) -> None:
         """
         Raises:
-            UserError: the package sentencepiece is not installed, the file is no such model, or a
-                token that the files beside it name does not exist.
+            UserError: the package sentencepiece is not installed, the file is not such a model, or
+                a token that the files beside it name does not exist.
         """
         try:
             import sentencepiece
@@ -66,12 +66,12 @@ class SentencePieceTokenizer(Tokenizer):
 class ChatGLMTokenizer(SentencePieceTokenizer):
     """``ice_text.model`` of ChatGLM-6B.
 
-    Three differences to the model by itself (tokenization_chatglm.py of THUDM/chatglm-6b):
+    It differs from a plain SentencePiece model (tokenization_chatglm.py of THUDM/chatglm-6b):
 
     - a line break is the piece ``<n>``, a tab ``<|tab|>``, and a run of 2 to 80 blanks
       ``<|blank_2|>`` to ``<|blank_80|>``;
     - ids are shifted by ``num_image_tokens`` of tokenizer_config.json: 20000 in the first release
-      and where the key is missing, 0 in version 1.1;
+      and if the key is missing, 0 in version 1.1;
     - documents begin with ``<sop>`` and end with ``<eop>``, unless tokenizer_config.json says
       otherwise. ``id_of`` knows ``[MASK]`` and ``[gMASK]``.
     """
@@ -120,5 +120,5 @@ class ChatGLMTokenizer(SentencePieceTokenizer):
 
 
 def _present(number: int) -> int | None:
-    """SentencePiece says -1 for a token that a model does not have."""
+    """The id, or None for -1: SentencePiece returns -1 for a missing token."""
     return None if number < 0 else number

@@ -24,7 +24,7 @@ class TekkenTokenizer(RankTokenizer):
     def __init__(self, file: Path) -> None:
         """
         Raises:
-            UserError: the package tiktoken is not installed, or the file is no ``tekken.json``.
+            UserError: the package tiktoken is not installed, or the file is not a ``tekken.json``.
         """
         contents = read_json(file)
         try:

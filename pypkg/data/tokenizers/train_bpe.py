@@ -29,8 +29,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path, fingerp
     The same texts give the same tokenizer, byte for byte.
 
     Args:
-        vocab_size: ids, of which 3 are special tokens and 256 are bytes.
-        fingerprint: of the texts and settings, found again by :func:`is_trained`.
+        vocab_size: number of ids; 3 are special tokens and 256 are bytes.
+        fingerprint: digest of the texts and settings; :func:`is_trained` compares it.
     """
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -63,7 +63,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path, fingerp
 
 
 def is_trained(folder: Path, fingerprint: str) -> bool:
-    """Whether the folder holds what training with this fingerprint made.
+    """Whether the folder holds the tokenizer that was trained with this fingerprint.
 
     Raises:
         UserError: it holds a tokenizer that was not trained here.

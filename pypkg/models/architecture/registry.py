@@ -5,6 +5,7 @@ Nothing here imports Paddle or uses the network.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from importlib import import_module
@@ -64,7 +65,7 @@ def load_config(
         UserError: there is no such folder and no such model (the message lists the nearest known
             names), or config.json is wrong.
     """
-    if Path(name_or_folder).is_dir():
+    if os.path.isdir(name_or_folder):  # False, not an error, for a name too long for a path
         file = Path(name_or_folder) / "config.json"
         if not file.exists():
             raise UserError(

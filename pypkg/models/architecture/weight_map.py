@@ -209,64 +209,49 @@ class WeightMap:
             joined = weight.packing.to_model(joined)
         return np.ascontiguousarray(joined.T if weight.transpose else joined)
 
-    def read_ranges(
+    def read_slices(
         self,
         name: str,
         shape: Sequence[int],
-        axis: int,
-        ranges: Sequence[Range],
+        cut: Sequence[slice],
         read: Callable[[str, Sequence[slice]], np.ndarray],
     ) -> np.ndarray:
-        """Reads only some ranges of an axis of the parameter ``name`` and concatenates them.
+        """Reads the elements of the parameter ``name`` that ``cut`` selects, and no others.
 
         Args:
             shape: of the whole parameter.
-            axis: axis of the parameter.
-            ranges: (start, stop) pairs along ``axis``, such as those of a TP shard.
+            cut: one slice per axis, without steps; missing slices at the end select whole axes.
             read: returns the elements of a checkpoint tensor, given its name and slices.
-
-        Returns:
-            An array with the shape of the parameter except for ``axis``.
         """
-        weight, sources = self._find(name)
+        weight, _ = self._find(name)
+        whole = [slice(None)] * (len(shape) - len(cut))
+        bounds = [each.indices(n)[:2] for each, n in zip((*cut, *whole), shape, strict=True)]
         if weight.transpose:
-            axis = len(shape) - 1 - axis
-        if axis == 0:
-            pieces = [
-                weight.turn(read(source, self._stored_slices(weight, shape, cut)))
-                for source, cut in self._runs(name, shape, ranges)
-            ]
-            joined = np.concatenate(pieces, axis=0)
-            return np.ascontiguousarray(joined.T if weight.transpose else joined)
-        before = (slice(None),) * axis
-        parts = [
-            [
-                read(source, self._stored_slices(weight, shape, (*before, slice(*bounds))))
-                for bounds in ranges
-            ]
-            for source in sources
+            bounds.reverse()
+        others = [slice(*each) for each in bounds[1:]]
+        pieces = [
+            weight.turn(read(source, self._stored_slices(weight, (run, *others))))
+            for source, run in self._runs(name, shape, bounds[0])
         ]
-        stored_axis = len(shape) - 1 - axis if weight.turned else axis
-        return self.to_model(name, [np.concatenate(each, axis=stored_axis) for each in parts])
+        joined = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=0)
+        return np.ascontiguousarray(joined.T if weight.transpose else joined)
 
     @staticmethod
-    def _stored_slices(weight: Weight, shape: Sequence[int], cut: Sequence[slice]) -> list[slice]:
+    def _stored_slices(weight: Weight, cut: Sequence[slice]) -> list[slice]:
         """``cut``, slices of the matrix that ``weight`` describes, as slices of the stored one."""
-        if not weight.turned:
-            return list(cut)
-        return [*cut, *[slice(None)] * (len(shape) - len(cut))][::-1]
+        return list(cut)[::-1] if weight.turned else list(cut)
 
-    def _runs(
-        self, name: str, shape: Sequence[int], ranges: Sequence[Range]
-    ) -> list[tuple[str, tuple[slice]]]:
-        """(source, slice of its first axis) pairs whose concatenation is ``ranges``."""
+    def _runs(self, name: str, shape: Sequence[int], bounds: Range) -> list[tuple[str, slice]]:
+        """(source, slice of its first axis) pairs whose concatenation is the range ``bounds``."""
         weight, sources = self._find(name)
+        if bounds[0] >= bounds[1]:
+            return [(sources[0], slice(0, 0))]
         length = shape[-1] if weight.transpose else shape[0]
         sizes = weight.sizes or (length,)
         rows = np.arange(length)  # for each entry of the parameter, its index in the joined sources
         if weight.packing:
             rows = weight.packing.to_model(rows)
-        rows = np.concatenate([rows[start:stop] for start, stop in ranges])
+        rows = rows[slice(*bounds)]
         offsets = np.cumsum((0, *sizes))
         owners = np.searchsorted(offsets, rows, side="right") - 1
         breaks = np.flatnonzero((np.diff(rows) != 1) | (np.diff(owners) != 0)) + 1
@@ -274,7 +259,7 @@ class WeightMap:
         for run in np.split(rows, breaks):
             owner = np.searchsorted(offsets, run[0], side="right") - 1
             start = int(run[0] - offsets[owner])
-            runs.append((sources[owner], (slice(start, start + len(run)),)))
+            runs.append((sources[owner], slice(start, start + len(run))))
         return runs
 
     def to_checkpoint(self, name: str, value: np.ndarray) -> dict[str, np.ndarray]:

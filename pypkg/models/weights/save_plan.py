@@ -46,7 +46,6 @@ class TensorSet:
             it for all units in their order.
         to_file: the tensors of a unit, by name, from what ``read`` returned.
         max_file_size: bytes; a larger tensor has a file to itself. None: no limit.
-        must_be_finite: whether NaN and infinity are errors.
     """
 
     stem: str
@@ -54,7 +53,6 @@ class TensorSet:
     read: Callable[[str, int], np.ndarray | None]
     to_file: Callable[[str, np.ndarray], Mapping[str, np.ndarray]]
     max_file_size: int | None = None
-    must_be_finite: bool = False
 
     def total_size(self) -> int:
         """Bytes of all tensors."""
@@ -69,7 +67,6 @@ class PlannedFile:
     name: str
     rank: int
     specs: Mapping[str, TensorSpec]
-    must_be_finite: bool
 
 
 class SavePlan:
@@ -129,7 +126,6 @@ class SavePlan:
                 shard_name(tensors.stem, number, len(shards)),
                 rank,
                 shard,
-                tensors.must_be_finite,
             )
             for number, (rank, shard) in enumerate(shards, start=1)
         ]

@@ -37,12 +37,10 @@ class FileToWrite:
 
     Attributes:
         specs: of its tensors by name, in order.
-        must_be_finite: whether NaN and infinity are errors.
     """
 
     path: Path
     specs: Mapping[str, TensorSpec]
-    must_be_finite: bool = False
 
 
 class TensorWriter(Protocol):
@@ -62,7 +60,7 @@ class TensorWriter(Protocol):
 
         Raises:
             OSError: the disk is full or a file cannot be written.
-            NotFiniteError: a tensor that must be finite is not.
+            NotFiniteError: a tensor holds NaN or infinity.
             UserError: the writing has ended without a result.
         """
 
@@ -82,7 +80,7 @@ class FileSequence:
         """Writes the next tensor.
 
         Raises:
-            NotFiniteError: it has to be finite and is not.
+            NotFiniteError: it holds NaN or infinity.
             ValueError: it is not the tensor that is due.
         """
         spec = self.begin(name, values.shape)
@@ -99,9 +97,9 @@ class FileSequence:
     def append(self, block: np.ndarray) -> None:
         """The next block of the tensor, C-contiguous, in its dtype."""
         assert self._file is not None  # ``begin`` has been called
-        if self._file.must_be_finite and not all_finite(block, self._spec.dtype):
+        if not all_finite(block, self._spec.dtype):
             raise NotFiniteError(
-                f"{self._name} holds values that are NaN or infinite; such weights are not saved"
+                f"{self._name} holds values that are NaN or infinite; such values are not saved"
             )
         self._file.append(block)
 
@@ -126,7 +124,6 @@ class _File:
     """A file that is being written."""
 
     def __init__(self, what: FileToWrite) -> None:
-        self.must_be_finite = what.must_be_finite
         self._name = what.path.name
         self._checksum = Checksum()
         self._file = open(what.path, "wb", buffering=0)  # noqa: SIM115

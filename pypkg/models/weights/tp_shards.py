@@ -57,10 +57,6 @@ class TPShard:
             np.concatenate([read((*before, slice(*each))) for each in ranges], self.axis), length
         )
 
-    def padded(self, value: np.ndarray) -> np.ndarray:
-        """``value``, the concatenated ranges, followed by zeros up to ``length``."""
-        return self._padded(value, self.length)
-
     def _padded(self, value: np.ndarray, length: int) -> np.ndarray:
         missing = length - value.shape[self.axis]
         if not missing:

@@ -1,8 +1,8 @@
 """What a process hands to its process groups: operations, elements, bytes and seconds.
 
 A count is kept for each group of the mesh and each operation. The size of an operation is that of
-the tensor that this process hands to it: for a gather its own part, for a reduce-scatter the whole
-input, for a broadcast the tensor whoever has it, for a message what is sent. A receive has no size.
+the tensor that this process passes to it: for a gather its own part, for a reduce-scatter the whole
+input, for a broadcast the tensor on every rank, for a message the tensor sent. A receive has none.
 
 While ``Traffic.counting`` is at work the methods of the process groups' class are replaced by ones
 that count; otherwise nothing here runs. That sees every operation that Python starts. Not seen are
@@ -61,7 +61,7 @@ GROUPS = (*AXES, "world", OTHER)
 
 @dataclass
 class Count:
-    """Of one operation in one group."""
+    """The sums of one operation in one group: calls, elements, bytes and seconds."""
 
     operations: int = 0
     elements: int = 0

@@ -85,7 +85,7 @@ def _find_store(store: core.TCPStore, number: int) -> core.TCPStore:
 
 
 def _make_store(store: core.TCPStore, number: int) -> core.TCPStore:
-    """On a free port of this host, which another process may take before we do."""
+    """Creates the store on a free port of this host; another process may take the port first."""
     host = own_host()
     for _ in range(20):
         with socket.socket() as probe:

@@ -2,8 +2,8 @@
 
 A send of gloo blocks until the receiver takes it, and its tag counts the operations of the whole
 group, so pipelines deadlock or mix up their messages. Here each process has a mailbox: threads read
-TCP connections and queue messages by group and sender. A message is a JSON line of what it is,
-and the bytes of an array; nothing that is received is executed.
+TCP connections and queue messages by group and sender. A message is the length of a JSON line, the
+line, which says what it is, and the bytes of an array; nothing that is received is executed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import socket
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 
 import numpy as np
 import paddle
@@ -24,11 +23,13 @@ from paddle import Tensor
 from pypkg.parallel.endpoints import own_host
 from pypkg.parallel.gloo.collectives import Done
 from pypkg.parallel.gloo.groups import ProcessGroup, group_of
-from pypkg.parallel.host import to_host
+from pypkg.parallel.host_memory import to_host
 
 Channel = tuple[int, int]  # number of the group, rank of the sender in it
 
 _TIMEOUT = 1800.0  # seconds without a message; as long as NCCL waits
+_LENGTH = 4  # bytes that say how long the JSON line is, the highest first
+_LONGEST_LINE = 1 << 16  # bytes; what claims to be longer is no message
 
 
 class Mailbox:
@@ -38,7 +39,7 @@ class Mailbox:
         self._host = own_host()
         self._server = socket.create_server((self._host, 0), backlog=1024)
         self._queues: defaultdict[Channel, queue.SimpleQueue] = defaultdict(queue.SimpleQueue)
-        self._connections: dict[str, Connection] = {}
+        self._connections: dict[str, socket.socket] = {}
         self._lock = threading.Lock()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -53,10 +54,11 @@ class Mailbox:
             host, _, port = address.rpartition(":")
             connected = socket.create_connection((host, int(port)))
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._connections[address] = Connection(connected.detach())
+            self._connections[address] = connected
         connection = self._connections[address]
-        connection.send_bytes(json.dumps([*channel, array.dtype.str, array.shape]).encode())
-        connection.send_bytes(array.reshape(-1).view(np.uint8).data)
+        line = json.dumps([*channel, array.dtype.str, array.shape]).encode()
+        connection.sendall(len(line).to_bytes(_LENGTH, "big") + line)
+        connection.sendall(array.reshape(-1).view(np.uint8).data)
 
     def get(self, channel: Channel) -> np.ndarray:
         """The next message of a channel.
@@ -79,16 +81,36 @@ class Mailbox:
     def _accept(self) -> None:
         while True:
             accepted, _ = self._server.accept()
-            connection = Connection(accepted.detach())
-            threading.Thread(target=self._read, args=(connection,), daemon=True).start()
+            threading.Thread(target=self._read, args=(accepted,), daemon=True).start()
 
-    def _read(self, connection: Connection) -> None:
+    def _read(self, connection: socket.socket) -> None:
         # The other process has ended, or is none of this run.
-        with contextlib.suppress(EOFError, OSError, ValueError):
+        with connection, contextlib.suppress(EOFError, OSError, ValueError):
             while True:
-                number, sender, dtype, shape = json.loads(connection.recv_bytes())
-                array = np.frombuffer(connection.recv_bytes(), dtype).reshape(shape)
+                prefix = _received(connection, np.empty(_LENGTH, np.uint8))
+                length = int.from_bytes(prefix.tobytes(), "big")
+                if length > _LONGEST_LINE:
+                    return
+                line = _received(connection, np.empty(length, np.uint8))
+                number, sender, dtype, shape = json.loads(line.tobytes())
+                array = np.empty(shape, dtype)
+                _received(connection, array.reshape(-1).view(np.uint8))
                 self._queue((number, sender)).put(array)
+
+
+def _received(connection: socket.socket, into: np.ndarray) -> np.ndarray:
+    """``into``, of uint8, filled with what comes; copied once.
+
+    Raises:
+        EOFError: the connection ends before.
+    """
+    left = into.data
+    while left:
+        count = connection.recv_into(left, 0, socket.MSG_WAITALL)
+        if not count:
+            raise EOFError
+        left = left[count:]
+    return into
 
 
 class Receipt:
@@ -115,10 +137,8 @@ class Receipt:
         return self._is_done
 
     def _take(self) -> None:
-        received = paddle.to_tensor(self._mailbox.get(self._channel)).reshape(self._tensor.shape)
-        if self._tensor.dtype == paddle.bfloat16:
-            received = received.view("bfloat16")
-        paddle.assign(received, self._tensor)
+        own = to_host(self._tensor)
+        np.copyto(own, self._mailbox.get(self._channel).reshape(own.shape))
         self._is_done = True
 
 

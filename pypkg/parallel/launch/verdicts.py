@@ -26,7 +26,7 @@ _LONGEST_LINE = 300
 
 @dataclass
 class Failure:
-    """What a rank said of its own end.
+    """The failure that a rank reported.
 
     Attributes:
         details: a traceback, or empty.
@@ -176,7 +176,7 @@ def of_failures(members: Members, size: int, now: float, pause: float) -> Verdic
 
 
 def _awaited(members: Members, waiting: int, now: float) -> str:
-    """For whom the rank ``waiting`` has waited; empty if that is unknown."""
+    """The ranks that the rank ``waiting`` waits for; empty if that is unknown."""
     others = {r: m for r, m in members.items() if m.failure is None and not (m.left or m.gone)}
     silence = {rank: now - member.heard for rank, member in others.items()}
     silent = [rank for rank in others if silence[rank] > _SECONDS_OF_SILENCE]

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from paddle import Tensor, nn
 
-from pypkg.parallel.host import to_host
+from pypkg.parallel.comm.slices import ReadParameter
+from pypkg.parallel.host_memory import to_host
 from pypkg.parallel.mesh import Mesh
 from pypkg.parallel.optimizer.factory import UpdateOptions, make_optimizers
 from pypkg.parallel.optimizer.protocol import Optimizer, ReadSlices, TpSharding
@@ -80,6 +81,7 @@ def distribute(
     mesh: Mesh,
     tp_sharding: TpSharding | None = None,
     optimizers: Sequence[Optimizer] | None = None,
+    read: ReadParameter | None = None,
 ) -> tuple[DistributedModel, Updater]:
     """Wraps ``model`` for data parallelism and ZeRO. All ranks have to call it, once.
 
@@ -89,6 +91,8 @@ def distribute(
         mesh: of this rank.
         tp_sharding: required with tensor or pipeline parallelism.
         optimizers: the first that takes a parameter updates it; None: those of ``make_optimizers``.
+        read: in ZeRO stage 3, fills the parameters of a model that has no memory for them yet: this
+            rank then never holds more than its slices and one layer. None: they have their values.
 
     Returns:
         The wrapped model, and the updater of its parameters.
@@ -104,9 +108,11 @@ def distribute(
         raise ValueError(f"sharding_stage is 0, but the sharding degree is {mesh.sharding_degree}")
     if mesh.pipeline is not None and options.sharding_stage > 1:
         raise ValueError(f"sharding_stage {options.sharding_stage} and pipeline parallelism")
+    if read is not None and (mesh.sharding is None or options.sharding_stage < 3):
+        raise ValueError(f"read is given, but sharding_stage is {options.sharding_stage}")
     if optimizers is None:
         optimizers = make_optimizers(model, options)
-    updater = Updater(model, options, mesh, tp_sharding, optimizers)
+    updater = Updater(model, options, mesh, tp_sharding, optimizers, read)
     loss = updater.zero.loss
     return (model if loss is None else WrappedModel(model, loss)), updater
 

@@ -110,6 +110,6 @@ def _host() -> object:
 
 
 def _move(tensors: Iterable[Tensor], place: object) -> None:
-    """To ``place``; each stays the same tensor object."""
+    """Moves tensors to ``place``; each stays the same tensor object."""
     for tensor in tensors:
         tensor._copy_to(place, True)._share_buffer_to(tensor)

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pypkg.errors import UserError
+
+# Steps in a row whose gradients may overflow at the least scale.
+MOST_OVERFLOWS = 20
+
 
 @dataclass(frozen=True)
 class LossScale:
@@ -37,14 +42,27 @@ class LossScaler:
         self.skipped_steps = 0
         self._finite = 0
         self._overflowed = 0
+        self._overflowed_at_least = 0  # in a row at scale 1; a resumed run counts anew
 
     def update(self, skipped: bool) -> None:
         """Adapts the scale; called after each step.
 
         Args:
             skipped: the gradients of the step were not finite.
+
+        Raises:
+            UserError: they were not in ``MOST_OVERFLOWS`` steps in a row at scale 1, which does not
+                shrink: the run would skip steps for ever.
         """
         options = self.options
+        at_least = skipped and self.scale <= 1.0
+        self._overflowed_at_least = self._overflowed_at_least + 1 if at_least else 0
+        if self._overflowed_at_least == MOST_OVERFLOWS:
+            raise UserError(
+                f"the gradients of {MOST_OVERFLOWS} steps in a row are not finite in float16, "
+                "though the loss scale is 1, its least value: nothing was trained in these steps. "
+                "Train with bf16, or lower learning_rate, and start the same command again."
+            )
         self._finite = 0 if skipped else self._finite + 1
         self._overflowed = self._overflowed + 1 if skipped else 0
         self.skipped_steps += skipped

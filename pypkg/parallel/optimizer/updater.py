@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -11,14 +10,15 @@ import paddle
 from paddle import Tensor, nn
 
 from pypkg.parallel.comm import gather
-from pypkg.parallel.host import to_host
+from pypkg.parallel.comm.slices import ReadParameter, read_elements
+from pypkg.parallel.host_memory import to_host
 from pypkg.parallel.mesh import Mesh
 from pypkg.parallel.optimizer.clipping import GlobalNormClip, NormContribution
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.fleet_optimizer import Assignment, FleetOptimizer
 from pypkg.parallel.optimizer.loss_scaling import LossScaler
 from pypkg.parallel.optimizer.protocol import Optimizer, ReadSlices, TpSharding
-from pypkg.parallel.optimizer.zero import ZERO_STAGES, ZeroStage0, names_of
+from pypkg.parallel.optimizer.zero import ZERO_STAGES, ZeroStage0, ZeroStage3, names_of
 
 
 class Updater:
@@ -38,8 +38,12 @@ class Updater:
         mesh: Mesh,
         tp_sharding: TpSharding,
         optimizers: Sequence[Optimizer],
+        read: ReadParameter | None = None,
     ) -> None:
         """
+        Args:
+            read: as of ``distribute``.
+
         Raises:
             ValueError: none of the optimizers takes a parameter.
         """
@@ -69,7 +73,8 @@ class Updater:
             model.parameters(), assignments, self._clip, options.offload
         )
         stage = options.sharding_stage if mesh.sharding is not None else 0
-        self.zero: ZeroStage0 = ZERO_STAGES[stage](model, self.optimizer, mesh, options.master_grad)
+        make = ZERO_STAGES[stage] if read is None else partial(ZeroStage3, read=read)
+        self.zero: ZeroStage0 = make(model, self.optimizer, mesh, options.master_grad)
         contributions.update(self.zero.norm_contributions())
 
     def scale(self, loss: Tensor) -> Tensor:
@@ -140,14 +145,10 @@ class Updater:
                 self.optimizer.assign(value, array)
         self._has_state = True
 
-    def assign_parameters(self, read: Callable[[str, Sequence[int]], np.ndarray]) -> None:
-        """Overwrites the parameters of this rank in place, and forgets the optimizer state.
-
-        Args:
-            read: returns a parameter, or this rank's TP shard of it, by name and shape.
-        """
+    def assign_parameters(self, read: ReadParameter) -> None:
+        """Overwrites the parameters of this rank in place, and forgets the optimizer state."""
         for name, parameter in self._parameters.items():
-            self.zero.assign(parameter, read(name, parameter.shape))
+            self.zero.assign(parameter, partial(read, name, parameter.shape))
         self.optimizer.forget_state()
         self._has_state = False
 
@@ -163,12 +164,7 @@ class Updater:
         """
         if bounds is None:
             return self._tp_sharding.read(name, read)
-        start, stop = bounds
-        width = math.prod(shape[1:])
-        first, end = (min(each, shape[0]) for each in (start // width, -(-stop // width)))
-        rows = self._tp_sharding.read(name, read, (first, end)).reshape(-1)
-        held = rows[start - first * width : stop - first * width]
-        return np.pad(held, (0, stop - start - held.size))
+        return read_elements(lambda rows: self._tp_sharding.read(name, read, rows), shape, bounds)
 
     def read_state(self, key: str, place: gather.Place, writer: int) -> np.ndarray | None:
         """A state tensor as one process would hold it, on the rank ``writer``; None on the others.

@@ -9,7 +9,7 @@ stage  parameters          gradients                       optimizer state
 3      flat equal slices   flat equal slices               flat equal slices
 =====  ==================  ==============================  ==================================
 
-Fleet does the work: DygraphShardingOptimizer in stage 1, group_sharded_parallel in stages 2 and 3.
+Fleet does the work: DygraphShardingOptimizer in stage 1, GroupSharded* in stages 2 and 3.
 Stages 2 and 3 reduce gradients in every backward pass, stages 0 and 1 once before the update.
 
 Fleet holds more memory than the table says. In stage 2, between forward and backward pass, it holds
@@ -24,7 +24,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 import paddle
@@ -33,6 +34,7 @@ from paddle import Tensor, nn
 from paddle.distributed.communication.group import Group
 
 from pypkg.parallel.comm import gather
+from pypkg.parallel.comm.slices import ReadParameter
 from pypkg.parallel.mesh import Mesh
 from pypkg.parallel.optimizer.clipping import NormContribution, norm_contribution
 from pypkg.parallel.optimizer.data_parallel import average_gradients
@@ -119,19 +121,18 @@ class ZeroStage0:
         return found
 
     @paddle.no_grad()
-    def assign(self, parameter: Tensor, values: np.ndarray) -> None:
+    def assign(
+        self, parameter: Tensor, read: Callable[[tuple[int, int] | None], np.ndarray | None]
+    ) -> None:
         """Overwrites what this rank holds of ``parameter``, in the memory where it is.
 
         Args:
-            values: of the parameter, or of this rank's TP shard of it, in its dtype.
+            read: ``ReadParameter``, given the elements of the slice, or None for all.
         """
-        held = parameter
-        if gather.is_sliced(parameter):
-            bounds = self.placement(parameter).bounds
-            assert bounds is not None  # or there would be no slice
-            values = values.reshape(-1)[slice(*bounds)]
-            values = np.pad(values, (0, bounds[1] - bounds[0] - values.size))
-            held = parameter.fw_storage
+        is_sliced = gather.is_sliced(parameter)
+        held = parameter.fw_storage if is_sliced else parameter
+        values = read(self.placement(parameter).bounds if is_sliced else None)
+        assert values is not None  # a checkpoint has every parameter
         copied = paddle.empty(held.shape, held.dtype)
         copied.set_value(values)
         paddle.assign(copied, held.detach())
@@ -179,30 +180,12 @@ class ZeroStage1(ZeroStage0):
 class _GroupSharded(ZeroStage0):
     """What stages 2 and 3 have in common: fleet reduces gradients, also over the data group."""
 
-    _LEVEL: ClassVar[Literal["os_g", "p_g_os"]]  # fleet's name of the stage
-
     def __init__(
         self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, has_main_grad: bool
     ) -> None:
-        from paddle.distributed.sharding import group_sharded_parallel
-
         super().__init__(model, optimizer, mesh, has_main_grad)
         assert mesh.sharding is not None  # or there would be no stage
         self._check_names(mesh.sharding)
-        # Fleet's own offload (stage 2) requires float16 and no data parallelism; FleetOptimizer
-        # offloads in every stage.
-        self._wrapped, self._optimizer, _ = group_sharded_parallel(
-            _Loss(model),
-            self._optimizer,
-            self._LEVEL,
-            group=mesh.sharding,
-            dp_group=mesh.data,
-            buffer_max_size=BUCKET_ELEMENTS,
-            segment_size=max((p.size for p in self.parameters if p.ndim == 1), default=0),
-            sync_comm=True,
-        )
-        optimizer._master_weights.clear()  # copies that fleet makes for Paddle's own optimizers
-        self.loss = self._wrapped
 
     def _check_names(self, sharding: Group) -> None:
         """Fleet orders gradients by Paddle's names, which therefore must agree across ranks.
@@ -236,16 +219,61 @@ class _Loss(nn.Layer):
 class ZeroStage2(_GroupSharded):
     """Owners receive gradients in every backward pass and broadcast parameters after the update."""
 
-    _LEVEL = "os_g"
+    def __init__(
+        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, has_main_grad: bool
+    ) -> None:
+        from paddle.distributed.sharding import group_sharded_parallel
+
+        super().__init__(model, optimizer, mesh, has_main_grad)
+        # Fleet's own offload requires float16 and no data parallelism; FleetOptimizer offloads in
+        # every stage.
+        self.loss, self._optimizer, _ = group_sharded_parallel(
+            _Loss(model),
+            self._optimizer,
+            "os_g",
+            group=mesh.sharding,
+            dp_group=mesh.data,
+            buffer_max_size=BUCKET_ELEMENTS,
+        )
+        optimizer._master_weights.clear()  # copies that fleet makes for Paddle's own optimizers
 
     def placement(self, parameter: Tensor) -> Placement:
         return Placement(owner=self._optimizer.param2rank[parameter.name])
 
 
 class ZeroStage3(_GroupSharded):
-    """Each rank holds a slice of every matrix; a layer gathers its weights when it is called."""
+    """Each rank holds a slice of every matrix; a layer gathers its weights when it is called.
 
-    _LEVEL = "p_g_os"
+    Args:
+        read: fills the parameters of a model that has no memory for them yet, of each only what
+            this rank holds. None: the parameters have their values.
+    """
+
+    def __init__(
+        self,
+        model: nn.Layer,
+        optimizer: FleetOptimizer,
+        mesh: Mesh,
+        has_main_grad: bool,
+        read: ReadParameter | None = None,
+    ) -> None:
+        from pypkg.parallel.optimizer.sliced_layers import sliced
+
+        super().__init__(model, optimizer, mesh, has_main_grad)
+        self._wrapped = sliced(
+            _Loss(model),
+            self._optimizer,
+            mesh,
+            slices_above=max((p.size for p in self.parameters if p.ndim == 1), default=0),
+            read={}
+            if read is None
+            else {
+                p.name: partial(read, name, tuple(p.shape)) for name, p in model.named_parameters()
+            },
+        )
+        self._optimizer = self._wrapped._optim
+        optimizer._master_weights.clear()  # copies that fleet makes for Paddle's own optimizers
+        self.loss = self._wrapped
 
     def placement(self, parameter: Tensor) -> Placement:
         bounds = self._wrapped._param2buffer.get(parameter.name)

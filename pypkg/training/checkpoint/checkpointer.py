@@ -22,8 +22,10 @@ from pypkg.models.weights.model_folder import (
     parse_size,
     write_json,
 )
+from pypkg.models.weights.save_plan import SavePlan, TensorSet
 from pypkg.models.weights.tensor_writer import FileToWrite, TensorWriter, ThreadWriter
-from pypkg.models.weights.writer_process import ProcessWriter, RingMemory
+from pypkg.models.weights.writer_process import ProcessWriter, WriterProcess
+from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank, on_all_ranks
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint.reading import load_optimizer, load_trainer_state
@@ -94,7 +96,8 @@ class Checkpointer:
         self._with_optimizer = with_optimizer
         self._seq_length, self._verify_checkpoint = seq_length, verify_checkpoint
         self._check_output_dir = check_output_dir
-        self._ring = None if async_memory is None else RingMemory(async_memory)
+        self._writer = None if async_memory is None else WriterProcess(async_memory)
+        self._is_prepared = self._writer is None
         self._pending: _Pending | None = None
 
     def save(self, state: TrainerState) -> Path:
@@ -116,33 +119,33 @@ class Checkpointer:
         self._samples.record(state)
         if self._updater.scaler is not None:
             state.loss_scale = self._updater.scaler.state()
-        tensor_sets = [model_tensors(self._model, parse_size(DEFAULT_SHARD_SIZE))]
-        if self._with_optimizer:
-            tensor_sets.append(optimizer_tensors(self._updater))
         writing = CheckpointWriting(
             self._output_dir,
             state,
-            tensor_sets=tensor_sets,
+            tensor_sets=self._tensor_sets(),
             add_files=self._add_files,
             settings_json=self._settings_json,
             keep=self._keep,
             make_writer=self._make_writer,
         )
         self._pending = _Pending(writing, began, time.monotonic() - began)
-        if self._ring is None:
+        if self._writer is None:
             self.wait()
         return writing.folder
 
     def poll(self) -> None:
         """Completes the checkpoint that is being written, if all ranks have written their files.
 
-        All ranks have to call this at the same points of the run.
+        After the first update it makes ready for asynchronous saves, so that the first one takes no
+        longer than the others. All ranks have to call this at the same points of the run.
 
         Raises:
             UserError: as ``save``.
         """
         if self._pending is not None and on_all_ranks(self._pending.writing.is_done()):
             self.wait()
+        if not self._is_prepared and self._updater.state_shapes():
+            self._prepare()
 
     def wait(self) -> None:
         """Completes the checkpoint that is being written, if there is one.
@@ -158,7 +161,7 @@ class Checkpointer:
         pending, self._pending = self._pending, None
         folder = pending.writing.finish()
         seconds = time.monotonic() - pending.began
-        if self._ring is None:
+        if self._writer is None:
             logger.info("saved %s in %.1f s", folder, seconds)
         else:
             logger.info(
@@ -166,8 +169,20 @@ class Checkpointer:
                 *(folder, seconds, pending.stall),
             )
 
+    def _tensor_sets(self) -> list[TensorSet]:
+        found = [model_tensors(self._model, parse_size(DEFAULT_SHARD_SIZE))]
+        if self._with_optimizer:
+            found.append(optimizer_tensors(self._updater))
+        return found
+
+    def _prepare(self) -> None:
+        assert self._writer is not None  # else there is nothing to prepare
+        own = SavePlan(self._tensor_sets()).files_of(mesh.current().rank)
+        self._writer.prepare(spec for file in own for spec in file.specs.values())
+        self._is_prepared = True
+
     def _make_writer(self, files: Sequence[FileToWrite]) -> TensorWriter:
-        return ThreadWriter(files) if self._ring is None else ProcessWriter(files, self._ring)
+        return ThreadWriter(files) if self._writer is None else ProcessWriter(files, self._writer)
 
     def restore(self, checkpoint: Path, state: TrainerState) -> None:
         """Loads optimizer state and loss scale, for a model that has the weights of ``checkpoint``.

@@ -59,7 +59,7 @@ class Holder:
 
     @classmethod
     def of_this_process(cls) -> Holder:
-        """With a token of its own."""
+        """The holder that this process is, with a token of its own."""
         return cls(
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -134,7 +134,7 @@ class OutputLock:
             )
         raise UserError(
             f"output_dir {str(self._folder)!r} was taken over by {holder or 'another run'}, since "
-            "this run gave no sign of life for too long. It writes nothing more there. Wait for "
+            "this run sent no heartbeat for too long. It writes nothing more there. Wait for "
             "the other run, or set output_dir to another folder."
         )
 
@@ -195,7 +195,7 @@ class OutputLock:
                     return
             elif not is_told:
                 logger.info(
-                    "%s is held by %s; waiting for a sign of life for up to %d s",
+                    "%s is held by %s; waiting for a heartbeat for up to %d s",
                     *(self._path, holder or "a run", SILENCE_SECONDS),
                 )
                 is_told = True

@@ -27,6 +27,7 @@ from pypkg.models.weights.model_folder import CONFIG_FILE
 from pypkg.training.state import TrainerState
 
 MANIFEST_FILE = "manifest.json"
+MANIFEST_KEY = "manifest"  # of trainer_state.json: names the manifest that is beside it
 _FORMAT = 1
 
 

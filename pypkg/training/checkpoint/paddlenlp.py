@@ -25,7 +25,7 @@ import numpy as np
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig, read_json
 from pypkg.models.architecture.registry import stored_weight_map
-from pypkg.models.pretrained import parameter_shapes
+from pypkg.models.building import parameter_shapes
 from pypkg.models.weights.formats.paddle import PARAMETER_NAMES, read_paddle_object
 from pypkg.models.weights.formats.paddle_parts import Rank, join_ranks, part_files, table_shape
 from pypkg.models.weights.formats.stored_tensor import (
@@ -119,8 +119,7 @@ class OptimizerState:
         The master weights of a float32 run are its weights.
 
         Args:
-            cut: slices of the axes, from the first on; of the last of them alone what it selects
-                is read.
+            cut: slices of the axes, from the first on; what they select is read, and no more.
 
         Raises:
             UserError: there is none, or it is of another shape.
@@ -152,12 +151,9 @@ class OptimizerState:
         if not cut:
             sources = self._map.source_shapes(parameter, shape)
             return self._map.to_model(parameter, [read(each, "float32", ()) for each in sources])
-        *before, last = cut
-        bounds = last.indices(shape[len(before)])[:2]
-        found = self._map.read_ranges(
-            parameter, shape, len(before), [bounds], lambda source, of: read(source, "float32", of)
+        return self._map.read_slices(
+            parameter, shape, cut, lambda source, of: read(source, "float32", of)
         )
-        return found[tuple(before)]
 
     def log_unread(self) -> None:
         """Says so if master weights were left, because the run that goes on is in float32."""

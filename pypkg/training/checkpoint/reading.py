@@ -21,6 +21,7 @@ from pypkg.training.checkpoint.folders import (
     STATE_FILE,
     checkpoints,
 )
+from pypkg.training.checkpoint.manifest import MANIFEST_KEY
 from pypkg.training.state import TrainerState
 
 
@@ -38,6 +39,8 @@ def load_trainer_state(checkpoint: str | Path, seq_length: int = 0) -> TrainerSt
         content = json.loads(file.read_text(encoding="utf-8"))
         if paddlenlp.is_trainer_state(content):
             return paddlenlp.trainer_state(content, file, seq_length)
+        if isinstance(content, dict):
+            content.pop(MANIFEST_KEY, None)
         return TrainerState.from_json(content)
     except FileNotFoundError as error:
         inside = checkpoints(checkpoint)

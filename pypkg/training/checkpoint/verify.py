@@ -19,6 +19,8 @@ from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.model_folder import CONFIG_FILE
 from pypkg.training.checkpoint.folders import STATE_FILE, step_in_name
 from pypkg.training.checkpoint.manifest import (
+    MANIFEST_FILE,
+    MANIFEST_KEY,
     Manifest,
     listed_files,
     model_fingerprint,
@@ -51,7 +53,8 @@ def verify(
     """Checks a checkpoint.
 
     One without a manifest, of an earlier version or of PaddleNLP, is checked for completeness
-    alone: its files of tensors have to be as long as their headers say.
+    alone: its files of tensors have to be as long as their headers say. trainer_state.json of this
+    version says that a manifest was written, so its absence is damage.
 
     Args:
         checks: "checksums" reads every file, "sizes" only looks at their lengths.
@@ -143,6 +146,8 @@ def _contradictions(folder: Path, manifest: Manifest | None) -> Iterator[str]:
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         yield f"{STATE_FILE} cannot be read: {error!r}"
         return
+    if manifest is None and MANIFEST_KEY in state:
+        yield f"{MANIFEST_FILE} is missing, but {STATE_FILE} says that it was written"
     named = step_in_name(folder)
     if named is not None and named != step:
         yield f"{STATE_FILE} is of step {step}, but the folder is named {folder.name}"

@@ -45,7 +45,7 @@ from pypkg.training.checkpoint.folders import (
     remove_checkpoint,
     surplus,
 )
-from pypkg.training.checkpoint.manifest import write_manifest
+from pypkg.training.checkpoint.manifest import MANIFEST_FILE, MANIFEST_KEY, write_manifest
 from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
@@ -96,14 +96,14 @@ class CheckpointWriting:
     ) -> None:
         self.folder = Path(output_dir) / checkpoint_name(state)
         self._state = replace(state)  # training goes on before the manifest is written
-        self._state_json = json.dumps(asdict(state), indent=2)
+        self._state_json = json.dumps({**asdict(state), MANIFEST_KEY: MANIFEST_FILE}, indent=2)
         self._add_files, self._settings_json, self._keep = add_files, settings_json, keep
         self._plan = SavePlan(tensor_sets)
         self._temporary = from_first_rank(self._begin)
         rank = mesh.current().rank
         self._writer = make_writer(
             [
-                FileToWrite(self._temporary / file.name, file.specs, file.must_be_finite)
+                FileToWrite(self._temporary / file.name, file.specs)
                 for file in self._plan.files_of(rank)
             ]
         )

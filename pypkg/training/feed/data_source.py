@@ -24,7 +24,7 @@ class DataSource(Protocol):
         """
 
     def train_batches(self, start: int) -> Iterator[Batch]:
-        """From the ``start``-th sample of the run on, counted over all ranks."""
+        """Training batches from sample ``start`` of the run on, counted over all ranks."""
 
     def eval_batches(self, split: str = "valid") -> Iterator[Batch]:
         """Those of ``split``, from its first sample on."""

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from pypkg.config import Settings
@@ -29,6 +30,7 @@ from pypkg.data import (
 from pypkg.errors import UserError
 from pypkg.models import ModelConfig
 from pypkg.parallel import mesh
+from pypkg.training.checkpoint.folders import STATE_FILE
 from pypkg.training.feed.distributed_batches import SharedBatches, from_reader, is_reader
 from pypkg.training.feed.same_data import check_same_data
 from pypkg.training.state import TrainerState
@@ -49,10 +51,17 @@ class Samples:
         labels_vary: whether samples may differ in their number of labels.
     """
 
-    def __init__(self, settings: Settings, config: ModelConfig, state: TrainerState) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        config: ModelConfig,
+        state: TrainerState,
+        checkpoint: Path | None = None,
+    ) -> None:
         """
         Args:
             state: of the checkpoint to resume, with its order of samples.
+            checkpoint: its folder, which errors name.
 
         Raises:
             UserError: the data cannot be read, are too small, do not fit model or settings, or
@@ -60,7 +69,10 @@ class Samples:
         """
         self._settings = settings
         self._config = config
-        self._objective = objective_of(config, settings.max_seq_length, settings.seed)
+        self._checkpoint = checkpoint
+        self._objective = objective_of(
+            config, settings.max_seq_length, settings.seed, settings.model_name_or_path
+        )
         self._packing = packing_of(settings, config)
         self._order: SampleOrder | None = None
         self._datasets: dict[str, Dataset] = {}
@@ -138,7 +150,7 @@ class Samples:
             kind=s.sample_order,
             blend_by=s.blend_by,
             blend_temperature=s.blend_temperature,
-            earlier=_earlier_order(state),
+            earlier=_earlier_order(state, self._checkpoint),
             consumed=state.consumed_samples,
         )
         prefixes = resolve_input_dir(s.input_dir, weighted=s.blend_by == "weights")
@@ -158,9 +170,10 @@ class Samples:
         except MemoryError as error:
             raise UserError(
                 f"the order of {most:,} samples does not fit into memory: consumed_samples "
-                f"of the checkpoint is {state.consumed_samples:,}, max_steps {s.max_steps:,} and a "
-                f"step takes {s.per_device_train_batch_size * s.gradient_accumulation_steps:,} per "
-                "rank. Lower max_steps, or resume from another checkpoint."
+                f"of the checkpoint is {state.consumed_samples:,} ({self._checkpoint or 'none'}), "
+                f"max_steps {s.max_steps:,} and a step takes "
+                f"{s.per_device_train_batch_size * s.gradient_accumulation_steps:,} per rank. "
+                "Lower max_steps, or resume from another checkpoint."
             ) from error
         for (split, name), wanted, dataset in zip(_SPLITS.items(), numbers, datasets):
             if dataset is not None:
@@ -238,7 +251,7 @@ def _reads_alone() -> bool:
     return current.tensor_degree * current.pipeline_degree == 1
 
 
-def _earlier_order(state: TrainerState) -> SampleOrder | None:
+def _earlier_order(state: TrainerState, checkpoint: Path | None) -> SampleOrder | None:
     """The order of samples in a checkpoint; None for a new run."""
     if not state.data_order:
         return None
@@ -246,7 +259,7 @@ def _earlier_order(state: TrainerState) -> SampleOrder | None:
         return SampleOrder.from_json(state.data_order)
     except ValueError as error:
         raise UserError(
-            f"trainer_state.json of the checkpoint: data_order is none that a run writes: {error}. "
+            f"{Path(checkpoint or '', STATE_FILE)}: data_order is none that a run writes: {error}. "
             "Resume from another checkpoint, or set overwrite_output_dir to start anew."
         ) from error
 
@@ -284,8 +297,13 @@ def short_names(prefixes: list[str]) -> list[str]:
     ]
 
 
-def objective_of(config: ModelConfig, seq_length: int, seed: int) -> Objective:
+def objective_of(
+    config: ModelConfig, seq_length: int, seed: int, model: str | None = None
+) -> Objective:
     """The objective of a model: blank infilling for a ``prefix_lm`` model, else the next token.
+
+    Args:
+        model: name or folder of the model, which the error names.
 
     Raises:
         UserError: the configuration lacks the token that ends a blank.
@@ -295,7 +313,10 @@ def objective_of(config: ModelConfig, seq_length: int, seed: int) -> Objective:
     eop = config.eos_token_id
     eop = eop[0] if isinstance(eop, list) else eop
     if eop is None:
-        raise UserError("the model's config.json lacks eos_token_id, which ends what fills a blank")
+        raise UserError(
+            f"the config.json of the model {model or ''} lacks eos_token_id, which ends what fills "
+            "a blank; add it, as the original model has it"
+        )
     mask, gmask, sop = config.mask_token_id, config.gmask_token_id, config.sop_token_id
     assert mask is not None and gmask is not None and sop is not None  # ModelConfig requires them
     return BlankInfilling(

@@ -21,6 +21,9 @@ from pypkg.training.step.pending_steps import BadStep
 logger = logging.getLogger("pypkg")
 
 
+_MOST_LISTED = 100  # documents of a corpus in a line of the ledger
+
+
 class Reloads(Protocol):
     def reload(self, checkpoint: Path) -> TrainerState:
         """Puts model and optimizer back to a checkpoint; all ranks have to call it."""
@@ -85,7 +88,7 @@ class Healer:
                 step=step,
                 reason=reason,
                 samples=[first, stop],
-                documents=self._samples.documents(first, stop),
+                documents=_bounded(self._samples.documents(first, stop)),
             )
         self._told.add(first)
         return True
@@ -173,3 +176,13 @@ class Healer:
             f"{s.output_dir} are from before. Lower learning_rate or lengthen the warm-up, then "
             "start the same command again."
         )
+
+
+def _bounded(documents: dict[str, list[int]]) -> dict[str, list[int] | dict[str, int]]:
+    """Documents by corpus, sorted; of many their number, the first and the last."""
+    return {
+        corpus: found
+        if len(found) <= _MOST_LISTED
+        else {"count": len(found), "first": found[0], "last": found[-1]}
+        for corpus, found in documents.items()
+    }

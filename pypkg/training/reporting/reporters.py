@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pypkg.errors import UserError
-from pypkg.files import write_file
+from pypkg.files import read_lines, write_file
 
 
 class Reporter(Protocol):
@@ -81,14 +81,7 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
     Raises:
         UserError: it cannot be read, or holds something else.
     """
-    try:
-        lines = file.read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}. {_ELSEWHERE}") from error
-    if lines and not lines[-1].endswith(b"\n"):
-        lines.pop()
+    lines, _ = read_lines(file, _ELSEWHERE)
     rows = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -8,10 +8,12 @@ from pathlib import Path
 from pypkg.config import Settings
 from pypkg.data.tokenizers.load import Tokenizer, find_tokenizer, load_tokenizer
 from pypkg.errors import UserError
-from pypkg.models import ModelConfig, from_config, from_pretrained
+from pypkg.models import ModelConfig
 from pypkg.models.architecture.registry import load_config
-from pypkg.models.pretrained import Model, stored_config
+from pypkg.models.building import Model, build_filled, build_without_memory
+from pypkg.models.pretrained import random_weights, stored_config, stored_weights
 from pypkg.models.weights.hub import find_weights
+from pypkg.parallel.comm.slices import ReadParameter
 from pypkg.training.start.start_up import folder_with_weights
 
 logger = logging.getLogger("pypkg")
@@ -66,27 +68,36 @@ def model_config(settings: Settings, tokenizer: Tokenizer | None) -> ModelConfig
 
 
 def load_model(
-    settings: Settings, dtype: str, checkpoint: Path | None, config: ModelConfig
-) -> Model:
+    settings: Settings, dtype: str, checkpoint: Path | None, config: ModelConfig, filled: bool
+) -> tuple[Model, ReadParameter | None]:
     """This rank's model: of the checkpoint, of ``model_name_or_path``, or with random weights.
 
     Args:
         dtype: "float32", "float16" or "bfloat16", of the parameters.
         config: for random weights.
+        filled: whether the parameters get their values here.
+
+    Returns:
+        The model, and None if it is filled; else what fills its parameters, which have no memory.
     """
     allowed = settings.allow_unknown_config
     if checkpoint:
-        return from_pretrained(checkpoint, dtype=dtype, allow_unknown_config=allowed)
-    if settings.continue_training:
-        folder = folder_with_weights(settings)
-        return from_pretrained(
-            folder,
-            dtype=dtype,
+        config, read = stored_weights(checkpoint, dtype, allow_unknown_config=allowed)
+    elif settings.continue_training:
+        config, read = stored_weights(
+            folder_with_weights(settings),
+            dtype,
             seed=settings.seed,
             allow_unknown_config=allowed,
             **settings.model_overrides,
         )
-    return from_config(config, dtype=dtype, seed=settings.seed)
+    else:
+        read = random_weights(config, dtype, settings.seed)
+    return (
+        (build_filled(config, dtype, read), None)
+        if filled
+        else (build_without_memory(config, dtype), read)
+    )
 
 
 def _grown_to_fit(

@@ -2,8 +2,9 @@
 
 Arguments: a JSON object with prefix, and optionally data_cache, share_folder, time_limit, rank,
 local_rank, build_seconds (what building takes), start_after (a file to wait for), built_file
-(touched when building begins), file_size_limit (of what the process may write), user (to become),
-fail (what building raises).
+(touched when building begins), head_start (seconds that the first process has before any other
+builds), file_size_limit (of what the process may write), user (to become), fail (what building
+raises).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pypkg.errors import UserError
 
 def main() -> None:
     options = json.loads(sys.argv[1])
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     built = 0
     build = cache.build_index_maps
 
@@ -42,6 +43,7 @@ def main() -> None:
         return build(*arguments)
 
     cache.build_index_maps = slow_build
+    cache._HEAD_START = options.get("head_start", cache._HEAD_START)
     if "file_size_limit" in options:
         limit = options["file_size_limit"]
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -8,12 +8,12 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from corpora import counting_documents
@@ -27,33 +27,35 @@ NOBODY = 65534
 
 
 class Process:
-    """A running worker."""
+    """A running worker, forked; its output goes to pipes, which a limit of file sizes leaves."""
 
     def __init__(self, options: dict) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(WORKER), json.dumps(options)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        (out, theirs_out), (err, theirs_err) = os.pipe(), os.pipe()
+        self._stdout, self._stderr = os.fdopen(out), os.fdopen(err)
+        with open(theirs_out, "w") as stdout, open(theirs_err, "w") as stderr:
+            self._process = forked.start(
+                [WORKER, json.dumps(options)],
+                environment=os.environ, stdout=stdout, stderr=stderr,
+            )  # fmt: skip
 
     def ready(self) -> None:
         """Waits until it is about to build the dataset."""
-        assert self._process.stdout.readline() == "ready\n", self._process.stderr.read()
+        assert self._stdout.readline() == "ready\n", self._stderr.read()
 
     def report(self, timeout: float = 60) -> dict:
         """What it printed at its end, and its log as ``log``."""
-        stdout, stderr = self._process.communicate(timeout=timeout)
-        assert self._process.returncode == 0, stderr
+        code = self._process.wait(timeout)
+        stdout, stderr = self._stdout.read(), self._stderr.read()
+        assert code == 0, stderr
         return {**json.loads(stdout.splitlines()[-1]), "log": stderr}
 
-    def signal(self, number: int) -> None:
-        self._process.send_signal(number)
+    def kill(self) -> None:
+        self._process.send_signal(signal.SIGKILL)
 
     def end(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        forked.kill_group(self._process)
+        self._stdout.close()
+        self._stderr.close()
 
 
 @pytest.fixture
@@ -145,19 +147,19 @@ def test_a_builder_that_is_killed_is_replaced(start, expected, tmp_path, folder)
     same_job.ready(), other_job.ready()
     time.sleep(0.3)
     (folder / FOLDER / "x_doc_idx.npy.host.1.tmp").write_bytes(b"half written")
-    dead.signal(signal.SIGKILL)
+    dead.kill()
     reports = [same_job.report(), other_job.report()]
     assert [report["samples"] for report in reports] == [expected] * 2
     assert [report["built"] for report in reports] == [0, 1]
 
 
 def test_a_rank_takes_over_from_a_first_that_never_comes(start, expected):
-    report = start(1).report()
+    report = start(1, head_start=0.1).report()
     assert report["samples"] == expected and report["built"] == 1
 
 
 def test_every_rank_shows_the_error(start):
-    processes = [start(rank, fail="no more of this") for rank in (0, 1)]
+    processes = [start(rank, fail="no more of this", head_start=0.1) for rank in (0, 1)]
     assert [process.report()["error"] for process in processes] == ["no more of this"] * 2
 
 
@@ -221,7 +223,8 @@ def test_full_disk(start, expected, tmp_path, folder, limit):
 
 
 def test_every_rank_meets_the_full_disk(start, tmp_path):
-    ranks = [start(n, file_size_limit=200, data_cache=str(tmp_path / "own")) for n in (0, 1)]
+    options = {"file_size_limit": 200, "data_cache": str(tmp_path / "own"), "head_start": 0.1}
+    ranks = [start(rank, **options) for rank in (0, 1)]
     for rank in ranks:
         assert "data_cache cannot keep" in rank.report()["error"]
 
@@ -253,7 +256,8 @@ def test_a_disk_that_fills_up(start, expected, small_disk):
                 break
     report = builder.report()
     assert "No space left" in report["error"] and "data_cache cannot keep" in report["error"]
-    report = start(1, data_cache=str(small_disk)).report()
+    report = start(1, data_cache=str(small_disk), head_start=0.1).report()
     assert "MiB free of the" in report["error"] and report["built"] == 0
     (small_disk / "other").unlink()
-    assert start(1, data_cache=str(small_disk)).report()["samples"] == expected
+    report = start(1, data_cache=str(small_disk), head_start=0.1).report()
+    assert report["samples"] == expected

@@ -69,6 +69,7 @@ def test_what_is_left_out_is_named(tmp_path, folder, tokenizer, capsys):
     assert said.count("left out") == 5  # not what --exclude names
 
 
+@pytest.mark.timeout(60)  # a loop that is followed has no end
 def test_links_are_followed_once(tmp_path, folder, tokenizer, capsys):
     root = folder("a.txt", "sub/b.txt")
     other = tmp_path / "elsewhere"

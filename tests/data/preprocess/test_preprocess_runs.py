@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from preprocess_testing import ALL, command, outputs, run, texts
 
-from pypkg.data.preprocess import files
+from pypkg.data.preprocess import files, summary
 from pypkg.data.preprocess.shards import FileShardFolder, FileShardWriter
 
-UNIT_BYTES = 1 << 20
+UNIT_BYTES = 1 << 18
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def small_units(monkeypatch):
 def units_of(tmp_path, number: int = 6) -> Path:
     """A file of as many units; the last documents of three or more repeat the first."""
     file = tmp_path / "big.jsonl"
-    texts = [f"several words of text {n % 1000:04} " * 100 for n in range(400 * number)]
+    texts = [f"several words of text {n % 250:04} " * 100 for n in range(100 * number)]
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return file
 
@@ -47,14 +47,14 @@ def test_disk_full(tmp_path, tokenizer, workers):
 
 def test_disk_full_while_file_shards_are_joined(tmp_path, tokenizer, small_units, capsys):
     values = {"input_path": units_of(tmp_path, 3), "workers": 1}
-    done = run_with_limit(4_000_000, command(tmp_path, unit=UNIT_BYTES, **values))
+    done = run_with_limit(1_000_000, command(tmp_path, unit=UNIT_BYTES, **values))
     assert done.returncode == 2
     assert f"error: cannot write {tmp_path / 'out' / 'corpus.bin'}: File too large" in done.stderr
     assert outputs(tmp_path) == ["corpus.parts"]
     assert run(tmp_path, **values) == 0
     assert "resumed          3 of 3 units" in capsys.readouterr().out
     assert outputs(tmp_path) == ALL
-    assert len(texts(tmp_path, tokenizer)) == 1200
+    assert len(texts(tmp_path, tokenizer)) == 300
 
 
 def run_with_limit(file_bytes: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:
@@ -108,6 +108,52 @@ def test_interrupted_and_run_again(tmp_path, tokenizer, small_units, capsys, sen
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+def test_a_corpus_that_was_damaged_at_the_same_size_is_made_anew(
+    tmp_path, tokenizer, capsys, suffix
+):
+    small = tmp_path / "small.jsonl"
+    small.write_text('{"text": "short"}\n')
+    assert run(tmp_path, input_path=small) == 0
+    file = tmp_path / "out" / f"corpus{suffix}"
+    good = file.read_bytes()
+    file.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+    os.utime(file, ns=(1, 1))  # a clock with coarse steps could show no change
+    capsys.readouterr()
+    assert run(tmp_path, input_path=small) == 0
+    captured = capsys.readouterr()
+    assert f"made anew: {file} has another checksum than when it was written" in captured.err
+    assert "up to date" not in captured.out
+    assert file.read_bytes() == good
+
+
+def test_a_copied_corpus_is_up_to_date(tmp_path, tokenizer, capsys, monkeypatch):
+    """Its files have other times, so that their checksums decide, once."""
+    small = tmp_path / "small.jsonl"
+    small.write_text('{"text": "short"}\n')
+    assert run(tmp_path, input_path=small) == 0
+    file, meta = (tmp_path / "out" / name for name in ("corpus.bin", "corpus.meta.json"))
+    for earlier in (False, True):  # a summary of an earlier version has no times
+        os.utime(file, ns=(2 + earlier, 2 + earlier))
+        if earlier:
+            contents = json.loads(meta.read_text())
+            del contents["modified"]
+            meta.write_text(json.dumps(contents))
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            for _ in range(2):
+                assert run(tmp_path, input_path=small) == 0
+                assert "up to date" in capsys.readouterr().out
+                patch.setattr(summary, "changed_files", None)  # not called again
+    # Without a manifest nobody knows whether the files are the same.
+    os.utime(file, ns=(1, 1))
+    (tmp_path / "out" / "corpus.manifest.json").unlink()
+    assert run(tmp_path, input_path=small) == 0
+    captured = capsys.readouterr()
+    assert "have changed, and it has no manifest" in captured.err
+    assert "up to date" not in captured.out
+
+
 @pytest.mark.parametrize("change", [-2, 2])
 def test_a_file_shard_of_another_length_is_not_finished(tmp_path, change):
     folder = FileShardFolder(str(tmp_path / "corpus"), np.dtype(np.uint16))
@@ -158,10 +204,10 @@ def test_result_does_not_depend_on_processes(tmp_path, tokenizer, small_units):
         values = {"input_path": file, "workers": workers, "output_prefix": prefix}
         assert run(tmp_path, "--deduplicate", **values) == 0
         summary = json.loads(prefix.with_suffix(".meta.json").read_text())
-        assert summary["documents"] == 1000
-        assert summary["dropped"] == {"duplicate": 200}
-        assert sum(count for _, count in summary["lengths"]) == 1000
+        assert summary["documents"] == 250
+        assert summary["dropped"] == {"duplicate": 50}
+        assert sum(count for _, count in summary["lengths"]) == 250
         results.append([prefix.with_suffix(s).read_bytes() for s in (".bin", ".idx")])
     assert results[0] == results[1] == results[2]
     found = texts(tmp_path, tokenizer, "out1/c")
-    assert found == [f"several words of text {n:04} " * 100 for n in range(1000)]
+    assert found == [f"several words of text {n:04} " * 100 for n in range(250)]

@@ -1,8 +1,9 @@
 """Ids of the libraries that write the files, on texts in ten scripts.
 
 ``tests/golden/tokenizers`` holds a byte-level vocabulary of 500 entries and the ids that
-transformers 5.24.0, mistral_common 1.13.1 and PaddleNLP 3.0.0b4 give with it. Tests write that
-vocabulary in the format of each.
+transformers 5.24.0, mistral_common 1.13.1, PaddleNLP 3.0.0b4 and llama_models 0.3.0 give with it,
+and those of tiktoken 0.14.0 with the pattern and special tokens of tokenization_chatglm.py of
+THUDM/glm-4-9b-chat. Tests write that vocabulary in the format of each.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pytest
 import sentencepiece
 from test_tokenizer_kinds import byte_alphabet, train_sentencepiece
 
+from pypkg.data.tokenizers import tiktoken
 from pypkg.data.tokenizers.load import find_tokenizer, load_tokenizer, tokenizer_files
 from pypkg.errors import UserError
 
@@ -87,7 +89,9 @@ def write_tekken(folder: Path, **changes: object) -> None:
 def write(kind: str, folder: Path) -> None:
     if kind in ("GPT2Tokenizer", "GPTTokenizer", "Qwen2Tokenizer"):
         write_byte_level(folder, kind)
-    elif kind == "Llama3Tokenizer":
+    elif kind == "Llama3":  # as Meta ships it, with nothing beside
+        write_ranks(folder)
+    elif kind in ("Llama3Tokenizer", "ChatGLM4Tokenizer"):
         write_ranks(folder)
         write_config(folder, tokenizer_class=kind)
     else:
@@ -103,7 +107,8 @@ def test_ids_are_those_of_the_reference(tmp_path, reference):
     assert len(expected) == len(TEXTS) >= 10
     for name, text in TEXTS.items():
         assert tokenizer.encode(text) == expected[name], name
-        if name != "decomposed":  # some put it into Unicode form NFC
+        if name != "decomposed" or kind in ("Llama3", "ChatGLM4Tokenizer"):
+            # The others put it into Unicode form NFC, or some of them.
             assert tokenizer.decode(expected[name]) == text
     assert tokenizer.encode_batch(list(TEXTS.values())) == list(expected.values())
 
@@ -114,6 +119,8 @@ def test_ids_are_those_of_the_reference(tmp_path, reference):
         ("GPT2Tokenizer", 501, 500, 500),
         ("Qwen2Tokenizer", 501, None, 500),
         ("Llama3Tokenizer", 756, 500, 501),
+        ("Llama3", 756, 500, 501),
+        ("ChatGLM4Tokenizer", 514, None, 500),
         ("Tekkenizer", 490, 1, 2),
     ],
 )
@@ -187,6 +194,90 @@ def test_glm4_lists_all_special_tokens(tmp_path):
     assert tokenizer.decode(tokenizer.encode(TEXTS["decomposed"])) == TEXTS["decomposed"]
 
 
+def test_special_tokens_of_glm4(tmp_path):
+    """Known from the model's config.json where no tokenizer_config.json lists them."""
+    write_ranks(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "chatglm"}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.bos_id) == (514, 500, None)
+    names = ("[MASK]", "[gMASK]", "<sop>", "<|observation|>", "<|end_of_video|>")
+    assert [tokenizer.id_of(name) for name in names] == [501, 502, 504, 509, 513]
+    assert [file.name for file in tokenizer.sources] == ["tokenizer.model", "config.json"]
+
+
+def in_pieces(text: str) -> list[str]:
+    """As llama/tokenizer.py of meta-llama/llama3 describes it, a character at a time."""
+    begins = []
+    run, was_blank = 0, None
+    for place, letter in enumerate(text):
+        is_blank = letter.isspace()
+        run = run + 1 if is_blank is was_blank else 1
+        was_blank = is_blank
+        if place % 400_000 == 0 or run > 25_000:
+            begins.append(place)
+            run = 1
+    return [text[begin:end] for begin, end in zip(begins, [*begins[1:], None])]
+
+
+def test_long_texts_of_llama3(tmp_path):
+    """Meta's code encodes them in pieces, which no token crosses."""
+    write_ranks(tmp_path)
+    (tmp_path / "one").mkdir()
+    write("ChatGLM4Tokenizer", tmp_path / "one")
+    tokenizer = load_tokenizer(tmp_path)
+    unbroken = load_tokenizer(tmp_path / "one")
+    text = "a xx" + ".in" * 8_400 + " a\u2003in"
+    expected = [i for piece in in_pieces(text) for i in unbroken.encode(piece)]
+    assert tokenizer.encode(text) == expected != unbroken.encode(text)
+    assert tokenizer.encode_batch(["", text, "in"]) == [[], expected, tokenizer.encode("in")]
+    for text in ("in " * 133_334, "x" * 25_000, " " * 25_001 + "x", "in \n" * 10 + "x" * 450_000):
+        assert tiktoken._cut(text) == in_pieces(text)
+
+
+@pytest.mark.parametrize("kind", ["Llama3", "Qwen2Tokenizer"])
+def test_an_empty_added_token(tmp_path, kind):
+    """tiktoken would look for it for ever."""
+    write(kind, tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"": 500}')
+    with pytest.raises(UserError, match=r"gives the id 500 to an empty token"):
+        load_tokenizer(tmp_path)
+
+
+def test_two_added_tokens_of_one_id(tmp_path):
+    write_ranks(tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"<a>": 501, "<b>": 501}')
+    with pytest.raises(UserError, match=r"give the id 501 to '<a>' and to '<b>'"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_json_without_tokens(tmp_path):
+    model = {"type": "BPE", "vocab": {}, "merges": []}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    with pytest.raises(UserError, match=r"tokenizer.json holds a tokenizer without any token"):
+        load_tokenizer(tmp_path)
+
+
+def test_ranks_of_other_patterns(tmp_path):
+    """A file of OpenAI's or of Llama 4 does not say itself how text is cut into words."""
+    known = set(tokens())
+    more = [b"%06d" % i for i in range(100_256 - len(known))]
+    lines = [base64.b64encode(t) + b" %d\n" % i for i, t in enumerate([*tokens(), *more])]
+    (tmp_path / "cl100k_base.tiktoken").write_bytes(b"".join(lines))
+    with pytest.raises(UserError, match=r"100256 ranks of cl100k_base of OpenAI.*tokenizer.json"):
+        load_tokenizer(tmp_path / "cl100k_base.tiktoken")
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [{"\u00b2": {"content": "x"}}, {"9" * 5000: {"content": "x"}}, {"-1": {"content": "x"}}],
+)
+def test_wrong_ids_of_added_tokens(tmp_path, decoder):
+    write_byte_level(tmp_path, "Qwen2Tokenizer")
+    write_config(tmp_path, tokenizer_class="Qwen2Tokenizer", added_tokens_decoder=decoder)
+    with pytest.raises(UserError, match=r"gives the token 'x' the id .*expected a whole number"):
+        load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize(
     "name", ["sentencepiece.bpe.model", "tokenizer.model.v3", "tokenizer.model.v11"]
 )
@@ -242,8 +333,10 @@ def test_two_tokens_of_one_rank(tmp_path):
 
 
 def test_text_that_tiktoken_refuses(tmp_path):
-    """Its pattern backtracks over two million blanks and gives up."""
+    """Its pattern backtracks over two million blanks and gives up, but in Meta's pieces."""
     write_ranks(tmp_path)
+    assert load_tokenizer(tmp_path).encode(" " * 2_000_000)
+    write("Llama3Tokenizer", tmp_path)
     with pytest.raises(UserError, match=r"tokenizer.model cannot encode a text"):
         load_tokenizer(tmp_path).encode(" " * 2_000_000)
 

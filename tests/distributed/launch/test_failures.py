@@ -11,7 +11,9 @@ from pathlib import Path
 
 import forked
 import pytest
-from distributed_testing import REPO, free_ports, rank_environment, start_rank
+from distributed_testing import REPO, rank_environment, start_rank
+
+from pypkg.parallel.launch.launcher import free_ports
 
 sys.path.insert(0, str(REPO / "tests" / "training"))
 from training_testing import Workplace, counting_documents, environment, write_corpus, write_model
@@ -108,9 +110,8 @@ def test_a_missing_rank(workplace, monkeypatch):
     assert "of 2 ranks, rank 0 joined within 3 s; missing: rank 1" in ranks.said(0)
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_on_all_ranks_and_another_layout_goes_on(workplace, number):
     """Two data-parallel ranks are stopped; one process, then a tensor-parallel pair, go on."""
     whole = {**SETTINGS, "max_steps": 100, "save_steps": 100}

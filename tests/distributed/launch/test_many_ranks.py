@@ -7,11 +7,11 @@ import resource
 import socket
 
 import pytest
-from distributed_testing import free_ports
 
 from pypkg.errors import UserError
 from pypkg.file_handles import raise_limit
 from pypkg.parallel.launch.coordinator import Coordinator
+from pypkg.parallel.launch.launcher import free_ports
 from pypkg.parallel.launch.message_stream import MessageStream
 from pypkg.parallel.launch.rendezvous import Limits
 

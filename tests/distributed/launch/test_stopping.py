@@ -8,8 +8,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from distributed_testing import free_ports
 
+from pypkg.parallel.launch.launcher import free_ports
 from pypkg.parallel.launch.watchdog import Watchdog
 
 STEPS = 6

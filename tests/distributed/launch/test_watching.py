@@ -14,11 +14,12 @@ from pathlib import Path
 
 import forked
 import pytest
-from distributed_testing import free_ports, rank_environment, start_rank
+from distributed_testing import rank_environment, start_rank
 
 from pypkg import progress
 from pypkg.errors import UserError
 from pypkg.parallel.launch import clock, verdicts
+from pypkg.parallel.launch.launcher import free_ports
 from pypkg.parallel.launch.verdicts import Failure, Member
 from pypkg.parallel.launch.watchdog import Watchdog
 

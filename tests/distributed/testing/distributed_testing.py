@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +15,8 @@ from typing import IO, Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "processes"))
 import forked
+
+from pypkg.parallel.launch.launcher import free_ports
 
 REPO = Path(__file__).resolve().parents[3]
 RankProcess = subprocess.Popen | forked.Process
@@ -42,14 +42,6 @@ def rank_environment(rank: int, ports: Sequence[int]) -> dict[str, str]:
             [str(REPO), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
         ),
     }
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def run_ranks(

@@ -132,7 +132,7 @@ def _add_pipeline(sent: Sent, degrees: Degrees, pipeline_rank: int, m: int) -> N
 
 
 def _add_stage_1(sent: Sent, layout: Layout, m: int, owned: Sequence[Sequence[int]]) -> None:
-    """An operation for each parameter, whoever owns it."""
+    """An operation for each parameter, whichever rank owns it."""
     for operation in ("reduce", "broadcast"):
         sent[f"sharding {operation}"] = [_NUM_PARAMETERS, _PARAMETERS, _PARAMETERS * _FLOAT]
 

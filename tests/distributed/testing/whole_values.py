@@ -8,7 +8,8 @@ import numpy as np
 import paddle
 
 from pypkg.models.architecture.config import ModelConfig
-from pypkg.models.pretrained import parameter_shapes, whole_parameter
+from pypkg.models.building import parameter_shapes
+from pypkg.models.pretrained import whole_parameter
 from pypkg.parallel import mesh
 from pypkg.parallel.comm import gather
 from pypkg.parallel.comm.collective import from_all_ranks

@@ -45,7 +45,7 @@ class Layout:
 
     degrees: mesh.Degrees
     num_layers: int = 3
-    counts: tuple[int, int] = (4, 5)
+    counts: tuple[int, int] = (3, 2)
     recomputes: bool = False
 
 

@@ -75,7 +75,8 @@ def model_results(family: str) -> dict:
         norms[str(probability)] = float(np.linalg.norm(expected[1][whole]))
         if not is_same(train(model), expected):
             differing.append(f"again, {probability}")
-        for granularity in (FULL, ATTENTION_BLOCK, ATTENTION):
+        # Without dropout there is less to get wrong.
+        for granularity in (FULL, ATTENTION_BLOCK, ATTENTION) if probability else ():
             for use_reentrant in (False, True):
                 choice = Recompute(granularity, use_reentrant=use_reentrant)
                 model.use_recompute(choice)

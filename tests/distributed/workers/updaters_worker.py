@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +35,7 @@ from pypkg.models.decoder import Decoder
 from pypkg.models.layers.recompute import Recompute
 from pypkg.models.pretrained import model_tensors
 from pypkg.models.weights.formats.tensor_files import TensorFiles
+from pypkg.models.weights.save_plan import TensorSet
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_first_rank, mean_over_sample_shards
 from pypkg.parallel.optimizer.data_parallel import gradient_of
@@ -44,12 +46,22 @@ from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint.reading import load_optimizer
 from pypkg.training.checkpoint.writing import CheckpointWriting, optimizer_tensors
 from pypkg.training.state import TrainerState
+from pypkg.training.step.normalization import loss_weights
 from pypkg.training.tp_sharding import ModelTpSharding
 
 SEED, ROWS, SEQUENCE, STEPS, RATE = 3, 8, 16, 5, 1e-3
 ADAMW = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-6, "weight_decay": 0.5}
 MAX_NORM = 0.7
-CHECKED = ("memory", "scaler", "kept", "read", "num_bytes", "weights_kept", "state_kept")
+CHECKED = (
+    "memory",
+    "scaler",
+    "kept",
+    "read",
+    "num_bytes",
+    "converted",
+    "weights_kept",
+    "state_kept",
+)
 CHANGES = {"multi_query": ("chatglm2", {"num_key_value_heads": 1})}
 
 
@@ -73,18 +85,21 @@ def new_model(config: ModelConfig, wholes: Mapping | None = None) -> Decoder:
     return model
 
 
-def batch_of(config: ModelConfig, step: int) -> dict[str, np.ndarray]:
-    """One global batch; all rows have the same number of labels that count."""
+def batch_of(config: ModelConfig, step: int, unequal: bool) -> dict[str, np.ndarray]:
+    """One global batch; with ``unequal``, rows have 0 to 12 labels that count, else all 12."""
     generator = np.random.default_rng(100 + step)
     shape = [ROWS, SEQUENCE]
     batch = {name: generator.integers(8, 4000, shape) for name in ("input_ids", "labels")}
     batch["labels"][:, ::5] = -100
+    if unequal:
+        kept = generator.permutation(np.linspace(0, SEQUENCE, ROWS).astype(int))
+        batch["labels"][np.arange(SEQUENCE) >= kept[:, None]] = -100
     if config.prefix_lm:
         batch["input_ids"][:, 6:8] = config.gmask_token_id, config.sop_token_id
     return batch
 
 
-def one_process(family: str, skipped: int | None) -> dict[str, Any]:
+def one_process(family: str, skipped: int | None, unequal: bool) -> dict[str, Any]:
     """Plain Paddle: losses, norms, final parameters and state; without the update of one step."""
     config = config_of(family)
     model = new_model(config)
@@ -92,7 +107,8 @@ def one_process(family: str, skipped: int | None) -> dict[str, Any]:
     optimizer.set_lr(RATE)
     losses, norms = [], []
     for step in range(STEPS):
-        loss = model.loss(**{k: paddle.to_tensor(v) for k, v in batch_of(config, step).items()})
+        batch = batch_of(config, step, unequal)
+        loss = model.loss(**{name: paddle.to_tensor(value) for name, value in batch.items()})
         loss.backward()
         norms.append(clip_by_global_norm(model.parameters(), MAX_NORM).item())
         if step == skipped:
@@ -126,9 +142,15 @@ def train(run: Trained, steps: range, case: dict) -> tuple:
     losses, norms = [], []
     for step in steps:
         shards = current.sample_shards * accumulation
-        rows = {name: np.split(whole, shards) for name, whole in batch_of(config, step).items()}
+        whole = batch_of(config, step, case.get("unequal", False))
+        rows = {name: np.split(values, shards) for name, values in whole.items()}
         own = range(accumulation * current.sample_shard, accumulation * (current.sample_shard + 1))
         batches = [{k: paddle.to_tensor(parts[i]) for k, parts in rows.items()} for i in own]
+        if case.get("unequal"):
+            weights = loss_weights([int((rows["labels"][i] != -100).sum()) for i in own])
+            assert weights is not None
+            for batch, weight in zip(batches, weights, strict=True):
+                batch["loss_weight"] = paddle.to_tensor(weight, dtype="float32")
         if case.get("evaluates"):
             evaluate(run, batches[0])
         overflows = step == case.get("skipped") and current.rank == current.world_size - 1
@@ -268,10 +290,14 @@ def whole(run: Trained) -> tuple[dict, dict]:
 def write_and_read(run: Trained, folder: Path, parameters: dict, state: dict) -> dict[str, Any]:
     """A checkpoint of ``run``: bytes that this rank writes, and whether it holds what it should."""
     output_dir = from_first_rank(lambda: tempfile.mkdtemp(dir=folder))
+    converted = Counter()
     checkpoint = CheckpointWriting(
         output_dir,
         TrainerState(global_step=STEPS),
-        tensor_sets=[model_tensors(run.layer), optimizer_tensors(run.updater)],
+        tensor_sets=[
+            counting(each, converted)
+            for each in (model_tensors(run.layer), optimizer_tensors(run.updater))
+        ],
         add_files=lambda _: None,
         settings_json="{}",
     )
@@ -288,10 +314,22 @@ def write_and_read(run: Trained, folder: Path, parameters: dict, state: dict) ->
     again = whole_state(run.updater)
     return {
         "num_bytes": num_bytes,
+        "converted": converted.total(),
         "weights_kept": files.shapes().keys() == stored.keys()
         and all(np.array_equal(files.read(n, "float32"), value) for n, value in stored.items()),
         "state_kept": all(np.array_equal(again[key], value) for key, value in state.items()),
     }
+
+
+def counting(tensors: TensorSet, converted: Counter) -> TensorSet:
+    """``tensors``, of which the bytes that this rank brings to host memory are counted."""
+
+    def read(name: str, writer: int) -> np.ndarray | None:
+        value = tensors.read(name, writer)
+        converted[tensors.stem] += 0 if value is None else value.nbytes
+        return value
+
+    return replace(tensors, read=read)
 
 
 def damage_state(updater: Updater) -> None:
@@ -317,7 +355,7 @@ def compare(result: dict, expected: dict) -> dict[str, float]:
 
 
 def reference(case: dict) -> tuple:
-    return case["family"], case.get("skipped")
+    return case["family"], case.get("skipped"), case.get("unequal", False)
 
 
 def main(folder: Path, cases: list[dict]) -> None:

@@ -172,6 +172,7 @@ def test_dropout_is_not_applied_and_said_once(caplog: pytest.LogCaptureFixture) 
         ("[1]", "must hold a JSON object, found a list"),
         ("[" * 100_000, "is not usable JSON: .*recursion"),
         ('{"vocab_size": ' + "1" * 5000 + "}", "is not usable JSON: .*digits"),
+        ('{"vocab_size": 64, "vocab_size": 65}', "'vocab_size' occurs more than once"),
         (b"\xff\xfe", "not UTF-8"),
         (None, "config.json does not exist, so .* is no model"),
     ],
@@ -182,6 +183,11 @@ def test_unreadable_file(text: str | bytes | None, message: str, tmp_path: Path)
     with pytest.raises(UserError, match=message) as error:
         registry.load_config(tmp_path)
     assert str(tmp_path / "config.json") in str(error.value)
+
+
+def test_a_name_that_is_too_long_for_a_path() -> None:
+    with pytest.raises(UserError, match="neither a folder nor a known model"):
+        registry.load_config("x" * 5000)
 
 
 def test_wrong_value_names_the_file(tmp_path: Path) -> None:

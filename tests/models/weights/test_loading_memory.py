@@ -14,7 +14,7 @@ from torch_writing import write_torch_file
 
 from pypkg.models import ModelConfig
 from pypkg.models.architecture.registry import config_to_huggingface, weight_map
-from pypkg.models.pretrained import parameter_shapes
+from pypkg.models.building import parameter_shapes
 from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.model_folder import write_model_folder
 
@@ -40,7 +40,9 @@ def _shapes() -> dict[str, tuple[int, ...]]:
     }
 
 
-@pytest.mark.parametrize("stored", ["float32", "bfloat16", "torch"])
+@pytest.mark.parametrize(
+    "stored", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16", "torch"]
+)
 def test_peak_memory(tmp_path: Path, stored: str) -> None:
     shapes = _shapes()
     keys = config_to_huggingface(CONFIG)

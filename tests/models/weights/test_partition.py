@@ -9,7 +9,7 @@ import pytest
 from tiny_configs import KEYS, tiny
 
 from pypkg.models.architecture.registry import weight_map
-from pypkg.models.pretrained import parameter_shapes
+from pypkg.models.building import parameter_shapes
 from pypkg.models.weights.tp_shards import (
     TPShard,
     tensor_parallel_problems,
@@ -41,10 +41,17 @@ def test_parts(family, degree):
                 elements_read.append(value.size)
                 return value
 
-            values = names.read_ranges(name, shape, shard.axis, shard.ranges, read)
-            assert sum(elements_read) == values.size
-            own = shard.padded(values)
+            def read_cut(cut, name=name, shape=shape, read=read):
+                return names.read_slices(name, shape, cut, read)
+
+            own = shard.read(read_cut)
+            held = sum(stop - start for start, stop in shard.ranges)
+            assert sum(elements_read) == own.size // own.shape[shard.axis] * held
             np.testing.assert_array_equal(own, shard.take(whole))
+            elements_read.clear()
+            rows = (own.shape[0] // 3, own.shape[0] // 3 + 2)
+            np.testing.assert_array_equal(shard.read(read_cut, rows), own[slice(*rows)])
+            assert sum(elements_read) <= own[slice(*rows)].size
             assert whole_shape(config, name, own.shape, degree) == shape
             shard.put(own, rebuilt)
         else:

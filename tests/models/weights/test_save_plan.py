@@ -65,6 +65,19 @@ def test_a_tensor_is_written_where_it_lies():
     }  # fmt: skip
 
 
+def test_what_one_rank_alone_may_write_is_assigned_first():
+    """A larger tensor that both have goes to the rank with nothing of its own."""
+    plan = SavePlan(
+        [
+            tensor_set("model", {"large": 1000}, {"large": (0, 1)}),
+            tensor_set("optimizer", {"own": 900}, {"own": (0,)}),
+        ]
+    )
+    assert {name: file.rank for file in plan.files for name in file.specs} == {
+        "large": 1, "own": 0,
+    }  # fmt: skip
+
+
 def test_files_and_indices():
     sizes = {"a": 10, "b": 10, "c": 10, "d": 50}
     ranks = {"a": (0,), "b": (1,), "c": (0,), "d": (1,)}

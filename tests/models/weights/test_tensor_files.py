@@ -96,6 +96,9 @@ def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
 
 
+_HALF = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
 def _corrupt(header: object, data: bytes = b"\0" * 8) -> Callable[[Path], None]:
     return lambda path: _write_raw(path, header, data)
 
@@ -135,6 +138,17 @@ def _corrupt(header: object, data: bytes = b"\0" * 8) -> Callable[[Path], None]:
         (
             _corrupt({"x": {"dtype": "F32", "shape": [2], "data_offsets": [-16, -8]}}),
             "x has no valid header",
+        ),
+        # What the format forbids, and its own library refuses.
+        (
+            _corrupt({"x": _HALF, "y": _HALF}, b"\0" * 4),
+            "y begins at byte .*, and tensor x ends at",
+        ),
+        (_corrupt({"x": _HALF | {"data_offsets": [4, 8]}}), "x begins at byte .*, and the header"),
+        (_corrupt({"x": _HALF}), "tensor x ends at byte .*, the file has .* no tensor"),
+        (
+            _corrupt(b'{"x":%s,"x":%s}' % ((json.dumps(_HALF).encode(),) * 2), b"\0" * 4),
+            "names a tensor twice",
         ),
     ],
 )

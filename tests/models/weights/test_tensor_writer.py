@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pypkg.checksums import file_record
+from pypkg.checksums import FileRecord, file_record
 from pypkg.errors import UserError
 from pypkg.models.weights import tensor_writer
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
@@ -19,7 +20,7 @@ from pypkg.models.weights.tensor_writer import (
     ThreadWriter,
     all_finite,
 )
-from pypkg.models.weights.writer_process import ProcessWriter, RingMemory
+from pypkg.models.weights.writer_process import ProcessWriter, WriterProcess
 
 
 def files_and_tensors(folder: Path) -> tuple[list[FileToWrite], dict[str, np.ndarray]]:
@@ -40,6 +41,19 @@ def files_and_tensors(folder: Path) -> tuple[list[FileToWrite], dict[str, np.nda
     ], tensors
 
 
+def check_files(
+    folder: Path,
+    files: list[FileToWrite],
+    tensors: dict[str, np.ndarray],
+    records: Mapping[str, FileRecord],
+) -> None:
+    """Each file has the bytes that one call writes, and its record."""
+    for file in files:
+        write_tensors(folder / "expected", file.specs, [(n, tensors[n]) for n in file.specs])
+        assert file.path.read_bytes() == (folder / "expected").read_bytes()
+        assert records[file.path.name] == file_record(file.path)
+
+
 def test_files_and_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As one call writes them, in blocks of a few rows."""
     monkeypatch.setattr(tensor_writer, "BLOCK", 1000)
@@ -50,10 +64,7 @@ def test_files_and_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         writer.put(name, value)
     records = writer.records()
     assert writer.is_done()
-    for file in files:
-        write_tensors(tmp_path / "expected", file.specs, [(n, tensors[n]) for n in file.specs])
-        assert file.path.read_bytes() == (tmp_path / "expected").read_bytes()
-        assert records[file.path.name] == file_record(file.path)
+    check_files(tmp_path, files, tensors, records)
     assert np.array_equal(load_file(files[0].path)["turned"], tensors["turned"])
 
 
@@ -111,7 +122,7 @@ def test_tensors_that_are_not_due(tmp_path: Path, put: list[str], message: str) 
 def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     values = np.zeros((10, 4), np.float32)
     values[7, 1] = np.nan
-    files = [FileToWrite(tmp_path / "f", {"w": TensorSpec("float32", (10, 4))}, True)]
+    files = [FileToWrite(tmp_path / "f", {"w": TensorSpec("float32", (10, 4))})]
     writer = ThreadWriter(files)
     writer.put("w", values)
     with pytest.raises(UserError, match="w holds values that are NaN or infinite"):
@@ -139,36 +150,33 @@ def test_all_finite(dtype: str) -> None:
 def test_another_process_writes_the_same_files(tmp_path: Path, memory: int) -> None:
     """Whatever passes through the ring at once; the tensors change after they are handed over."""
     files, tensors = files_and_tensors(tmp_path)
-    ring = RingMemory(memory)
-    for _ in range(2):  # the ring is used again
-        writer = ProcessWriter(files, ring)
+    process = WriterProcess(memory)
+    for _ in range(2):  # the process is used again
+        writer = ProcessWriter(files, process)
         for name, value in tensors.items():
             handed = value.copy(order="K")
             writer.put(name, handed)
             handed[...] = 0.0
         records = writer.records()
         assert writer.is_done()
-    for file in files:
-        write_tensors(tmp_path / "expected", file.specs, [(n, tensors[n]) for n in file.specs])
-        assert file.path.read_bytes() == (tmp_path / "expected").read_bytes()
-        assert records[file.path.name] == file_record(file.path)
+    check_files(tmp_path, files, tensors, records)
 
 
 def test_failures_of_the_other_process(tmp_path: Path) -> None:
     files, tensors = files_and_tensors(tmp_path / "missing")
-    writer = ProcessWriter(files, RingMemory(1000))
+    writer = ProcessWriter(files, WriterProcess(1000))
     for name, value in tensors.items():
         writer.put(name, value)
     with pytest.raises(FileNotFoundError, match="No such file"):
         writer.records()
     values = np.full((10, 4), np.inf, np.float32)
     writer = ProcessWriter(
-        [FileToWrite(tmp_path / "f", {"w": TensorSpec("float32", (10, 4))}, True)], RingMemory(1000)
+        [FileToWrite(tmp_path / "f", {"w": TensorSpec("float32", (10, 4))})], WriterProcess(1000)
     )
     writer.put("w", values)
     with pytest.raises(NotFiniteError, match="w holds values that are NaN or infinite"):
         writer.records()
-    writer = ProcessWriter(files, RingMemory(1000))
+    writer = ProcessWriter(files, WriterProcess(1000))
     writer.abandon()
     with pytest.raises(UserError, match="has ended with code -9"):
         writer.records()

@@ -2,52 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any
 
+import forked
 import numpy as np
 import paddle
 import pytest
-from tiny_configs import tiny
+from async_run import Run
+from training_testing import environment
 from whole_values import whole_state
 
 from pypkg.errors import UserError
-from pypkg.models import from_config, from_pretrained
-from pypkg.parallel import mesh
-from pypkg.parallel.optimizer.distribute import distribute
-from pypkg.parallel.optimizer.factory import UpdateOptions
-from pypkg.training.checkpoint.checkpointer import Checkpointer
+from pypkg.models import from_pretrained
 from pypkg.training.checkpoint.folders import checkpoints
 from pypkg.training.checkpoint.reading import load_optimizer, load_trainer_state
-from pypkg.training.state import TrainerState
-
-
-class Order:
-    def record(self, state: TrainerState) -> None:
-        state.data_order = {"kind": "run"}
-
-
-class Run:
-    """A model that is trained, and what saves it."""
-
-    def __init__(self, folder: Path, memory: int = 1 << 30) -> None:
-        self.layer = from_config(tiny("llama"), seed=1)
-        self._model, self.updater = distribute(self.layer, UpdateOptions(), mesh.current())
-        self.state = TrainerState()
-        self.checkpointer = Checkpointer(
-            folder, self.layer, self.updater, Order(),
-            tokenizer_files=[], settings_json="{}", keep=1, async_memory=memory,
-        )  # fmt: skip
-
-    def step(self) -> None:
-        ids = paddle.arange(8, 24).reshape([2, 8])
-        self._model.forward_backward([{"input_ids": ids, "labels": ids}], self.updater.scale)
-        self.updater.step(1e-2)
-        self.state.global_step += 1
-
-    def values(self) -> dict[str, Any]:
-        return {name: p.numpy() for name, p in self.layer.named_parameters()}
+from pypkg.training.checkpoint.verify import check_whole, verify
 
 
 @pytest.mark.parametrize("memory", [100_000, 1 << 30])
@@ -62,6 +36,7 @@ def test_a_checkpoint_is_of_the_step_at_which_it_began(tmp_path, memory):
     ((_, folder),) = checkpoints(tmp_path)
     assert folder.name == "checkpoint-1"
     assert load_trainer_state(folder).global_step == 1
+    assert verify(folder).damage == ()
     for name, parameter in from_pretrained(folder).named_parameters():
         assert np.array_equal(parameter.numpy(), weights[name]), name
         assert not np.array_equal(run.values()[name], weights[name])
@@ -115,6 +90,71 @@ def test_weights_that_are_not_finite_are_told_as_well(tmp_path):
     with pytest.raises(UserError, match="holds values that are NaN or infinite"):
         run.checkpointer.wait()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("memory", [None, 1 << 30])
+def test_optimizer_state_that_is_not_finite(tmp_path, memory):
+    """Neither kind of save writes it; the older checkpoint stays."""
+    run = Run(tmp_path, memory)
+    run.step()
+    run.checkpointer.save(run.state)
+    run.step()
+    moment = run.updater.optimizer.state_tensors()[0]
+    moment.set_value(paddle.full_like(moment, float("inf")))
+    with pytest.raises(UserError, match=r"NaN or infinite.*checkpoint-1"):
+        run.checkpointer.save(run.state)
+        run.checkpointer.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+def test_the_first_save_finds_its_process_at_work(tmp_path):
+    """It starts after the first step, and serves all saves."""
+    run = Run(tmp_path)
+    run.checkpointer.poll()
+    assert run.checkpointer._writer._process is None
+    for _ in range(3):
+        run.step()
+        run.checkpointer.poll()
+        process = run.checkpointer._writer._process
+        run.checkpointer.save(run.state)
+        run.checkpointer.wait()
+        assert run.checkpointer._writer._process is process and process.poll() is None
+
+
+def test_what_follows_sigterm_waits_for_the_save(tmp_path):
+    """As the trainer does: it saves the step that it reached, and waits."""
+    run = Run(tmp_path)
+    run.step()
+    number = run.pause_writer()
+    run.checkpointer.save(run.state)
+    run.step()
+    assert checkpoints(tmp_path) == []
+    threading.Timer(0.2, os.kill, (number, signal.SIGCONT)).start()
+    run.checkpointer.save(run.state)
+    assert [step for step, _ in checkpoints(tmp_path)] == [1]
+    run.checkpointer.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+def test_a_kill_during_a_save_leaves_the_older_checkpoint(tmp_path):
+    """And the process that writes ends by itself."""
+    script = Path(__file__).with_name("async_run.py")
+    paths = [str(path) for path in map(Path, sys.path) if path.is_dir()]
+    done = forked.run(
+        [script, tmp_path / "out"],
+        environment={**environment(), "PYTHONPATH": os.pathsep.join(paths)},
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    number = int(done.stdout)
+    os.kill(number, signal.SIGCONT)
+    command, deadline = Path(f"/proc/{number}/cmdline"), time.monotonic() + 100
+    while command.exists() and command.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not command.exists() or not command.read_bytes()  # a zombie has none
+    ((step, folder),) = checkpoints(tmp_path / "out")
+    assert step == 1
+    check_whole(folder, "checksums")
 
 
 TP2 = {"nproc": 2, "tensor_parallel_degree": 2}

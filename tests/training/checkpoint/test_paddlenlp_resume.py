@@ -16,7 +16,7 @@ from training_testing import ROOT, Workplace
 
 from pypkg.errors import UserError
 from pypkg.models.architecture.registry import load_config
-from pypkg.models.pretrained import parameter_shapes
+from pypkg.models.building import parameter_shapes
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.training.checkpoint import paddlenlp
 from pypkg.training.checkpoint.reading import load_trainer_state
@@ -25,10 +25,10 @@ RUNS = ROOT / "tests/golden/paddlenlp/run"
 PRETRAIN_WORKER = ROOT / "tests/distributed/workers/pretrain_worker.py"
 FORMS = (
     "plain",
-    "unified",
-    "sharded_plain",
+    pytest.param("unified", marks=pytest.mark.slow),
+    pytest.param("sharded_plain", marks=pytest.mark.slow),
     "sharded_unified",
-    "sharded_split",
+    pytest.param("sharded_split", marks=pytest.mark.slow),
     "sharded_split_tp",
 )
 
@@ -105,8 +105,13 @@ def test_begins_with_the_weights_of_paddlenlp(paddlenlp_run: Workplace) -> None:
     ("form", "layout", "sample_ranks"),
     [
         ("plain", {"tensor_parallel_degree": 2}, 1),
-        ("unified", {"pipeline_parallel_degree": 2}, 1),
-        ("sharded_plain", {"sharding": "stage1", "sharding_parallel_degree": 2}, 2),
+        pytest.param("unified", {"pipeline_parallel_degree": 2}, 1, marks=pytest.mark.slow),
+        pytest.param(
+            "sharded_plain",
+            {"sharding": "stage1", "sharding_parallel_degree": 2},
+            2,
+            marks=pytest.mark.slow,
+        ),
         ("sharded_unified", {"sharding": "stage3", "sharding_parallel_degree": 2}, 2),
     ],
 )

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoint_testing import DAMAGES, KINDS, save
+from checkpoint_testing import DAMAGES, KINDS, as_of_an_earlier_version, save
 
 from pypkg.checksums import FileRecord, file_record, sealed_json
 from pypkg.errors import UserError
 from pypkg.training.checkpoint.folders import checkpoints
-from pypkg.training.checkpoint.manifest import read_manifest, write_manifest
+from pypkg.training.checkpoint.manifest import model_fingerprint, read_manifest, write_manifest
 from pypkg.training.checkpoint.verify import verify
 from pypkg.training.state import TrainerState
 
@@ -99,6 +99,16 @@ def test_another_model_is_noticed_by_sizes_as_well(checkpoint):
     assert problem == "config.json describes another model than the manifest"
 
 
+def test_the_order_of_keys_makes_no_other_model(tmp_path):
+    keys = {"hidden_size": 64, "vocab_size": 100}
+    found = set()
+    for order in (list(keys), list(reversed(keys))):
+        content = json.dumps({key: keys[key] for key in order})
+        (tmp_path / "config.json").write_text(content)
+        found.add(model_fingerprint(tmp_path))
+    assert len(found) == 1
+
+
 def test_the_manifest_of_another_checkpoint(checkpoint, tmp_path):
     (tmp_path / "other").mkdir()
     shutil.copy(save(tmp_path / "other", 10) / "manifest.json", checkpoint)
@@ -145,8 +155,14 @@ def test_records_of_writers_are_taken_as_they_are(tmp_path):
 
 @pytest.fixture
 def unlisted(checkpoint) -> Path:
+    return as_of_an_earlier_version(checkpoint)
+
+
+@pytest.mark.parametrize("checks", ["checksums", "sizes"])
+def test_a_manifest_that_was_written_and_is_missing_is_damage(checkpoint, checks):
     (checkpoint / "manifest.json").unlink()
-    return checkpoint
+    (problem,) = verify(checkpoint, checks).damage
+    assert problem == ("manifest.json is missing, but trainer_state.json says that it was written")
 
 
 def test_a_checkpoint_without_a_manifest_is_accepted(unlisted):

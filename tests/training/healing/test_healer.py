@@ -190,6 +190,16 @@ def test_a_bad_step_ends_as_if_it_had_been_skipped_by_hand(
         }.items()  # fmt: skip
 
 
+def test_a_line_of_the_ledger_names_few_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of a large batch has thousands."""
+    few, many = list(range(100)), [*range(5, 1005, 10), 2000]
+    monkeypatch.setattr(Data, "documents", lambda *_: {"few": few, "many": many})
+    (event,) = Run(tmp_path, {7: math.nan}).train().events("skipped")
+    assert event["documents"] == {"few": few, "many": {"count": 101, "first": 5, "last": 2000}}
+
+
 def test_several_bad_steps_and_the_last_one(tmp_path: Path) -> None:
     healed = Run(tmp_path, {6: math.nan, 12: math.nan}, {7: math.nan}).train()
     assert [event["step"] for event in healed.events("rollback")] == [6, 7, 12]

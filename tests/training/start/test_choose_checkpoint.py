@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint_testing import flip, save
+from checkpoint_testing import as_of_an_earlier_version, flip, save
 
 from pypkg.config import Settings
 from pypkg.errors import UserError
@@ -131,7 +131,7 @@ def test_sizes_alone_and_no_check(run):
 
 def test_a_checkpoint_of_an_earlier_version(run, caplog):
     caplog.set_level(logging.INFO, "pypkg")
-    (run / "checkpoint-30" / "manifest.json").unlink()
+    as_of_an_earlier_version(run / "checkpoint-30")
     assert choose(run) == "checkpoint-30"
     assert "checkpoint-30 has no manifest" in caplog.text
     assert "cannot be verified" in caplog.text

@@ -77,8 +77,11 @@ def test_a_run_beyond_all_memory(workplace):
         file.write_text(json.dumps(state | {"consumed_samples": consumed}))
         assert_user_error(
             workplace.run(max_steps=6, verify_checkpoint="no"),
-            f"consumed_samples of the checkpoint is {consumed:,}",
+            f"consumed_samples of the checkpoint is {consumed:,} ({file.parent})",
         )
+    broken = state["data_order"] | {"corpora": 3}
+    file.write_text(json.dumps(state | {"data_order": broken}))
+    assert_user_error(workplace.run(max_steps=6, verify_checkpoint="no"), f"{file}: data_order is")
     file.write_text(text)
     assert_user_error(workplace.run(max_steps=10**12), "max_steps 1,000,000,000,000")
 

@@ -21,7 +21,7 @@ from pypkg.bench.ops.case import (
     normal,
 )
 from pypkg.bench.ops.update_run import InPlaceUpdate
-from pypkg.models.pretrained import parameter_shapes
+from pypkg.models.building import parameter_shapes
 
 # Of a model with more parameters, one layer is timed.
 _LARGEST_MODEL = 2**28

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pypkg.errors import UserError
+from pypkg.models.architecture.config import unique_keys
 from pypkg.models.weights.formats.stored_tensor import (
     STORAGE,
     Shape,
@@ -101,7 +102,31 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
                 f"{tensor.num_bytes} bytes, its header says {end - first}"
             )
         tensors[name] = tensor
+    _check_back_to_back(path, tensors, start, size)
     return tensors
+
+
+def _check_back_to_back(
+    path: Path, tensors: Mapping[str, StoredTensor], start: int, size: int
+) -> None:
+    """
+    Raises:
+        UserError: the bytes after the header do not all belong to one tensor each, as the format
+            demands.
+    """
+    end, before = start, "the header"
+    for name, tensor in sorted(tensors.items(), key=lambda t: (t[1].offset, t[1].num_bytes)):
+        if tensor.offset != end:
+            raise UserError(
+                f"{path} is corrupt: tensor {name} begins at byte {tensor.offset}, and {before} "
+                f"ends at byte {end}; tensors stand back to back. Get the file again"
+            )
+        end, before = end + tensor.num_bytes, f"tensor {name}"
+    if end != size:
+        raise UserError(
+            f"{path} is corrupt: {before} ends at byte {end}, the file has {size}, and no tensor "
+            "is said to be in the rest. Get the file again"
+        )
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
@@ -117,9 +142,12 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
         raise UserError(f"{path} is truncated or not a safetensors file: it ends in its header")
     header = None
     with suppress(ValueError, RecursionError):
-        header = json.loads(text)
+        header = json.loads(text, object_pairs_hook=unique_keys)
     if not isinstance(header, dict):
-        raise UserError(f"{path} is corrupt or not a safetensors file: its header is not JSON")
+        raise UserError(
+            f"{path} is corrupt or not a safetensors file: its header is not JSON, or "
+            "names a tensor twice"
+        )
     return header, 8 + length, size
 
 

@@ -12,7 +12,7 @@ from tiny_configs import tiny
 
 from pypkg.models import from_config
 from pypkg.models.pretrained import whole_parameter
-from pypkg.parallel.host import to_host
+from pypkg.parallel.host_memory import to_host
 
 PACKAGE = Path(__file__).resolve().parents[2] / "pypkg"
 
@@ -59,4 +59,4 @@ def test_tensor_numpy_is_called_on_no_view():
         for line in path.read_text().splitlines()
         if re.search(r"\.(numpy|tolist)\(\)", line)
     }
-    assert {name for name, _ in called} == {"parallel/host.py", "models/generate.py"}, called
+    assert {name for name, _ in called} == {"parallel/host_memory.py", "models/generate.py"}, called

@@ -1,0 +1,78 @@
+"""Building a model: its parameters are filled one by one, or have no memory yet."""
+
+from __future__ import annotations
+
+import paddle
+
+from pypkg.errors import UserError
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.decoder import Decoder
+from pypkg.models.pipeline_decoder import PipelineDecoder
+from pypkg.models.weights.tp_shards import tensor_parallel_problems, whole_shape
+from pypkg.parallel.comm.slices import ReadParameter
+from pypkg.parallel.pipeline import pipeline_degree
+from pypkg.parallel.tp_layers import tensor_degree
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+Model = Decoder | PipelineDecoder
+
+_known_shapes: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {}  # of ``parameter_shapes``
+
+
+def build_filled(config: ModelConfig, dtype: str, read: ReadParameter) -> Model:
+    """A model of ``dtype``, or the stage of this process, with the values of ``read``.
+
+    Raises:
+        UserError: ``dtype`` is not one of DTYPES, or the model cannot be divided over the ranks.
+    """
+    model = _build(config, dtype)
+    for name, parameter in model.named_parameters():
+        values = read(name, parameter.shape)
+        if values is not None:
+            parameter.set_value(values)
+    return model
+
+
+def build_without_memory(config: ModelConfig, dtype: str) -> Model:
+    """As ``build_filled``, but no parameter has memory before its ``initialize`` is called."""
+    with paddle.LazyGuard():
+        return _build(config, dtype)
+
+
+def _build(config: ModelConfig, dtype: str) -> Model:
+    if dtype not in DTYPES:
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
+    _check_divisible(config)
+    before = paddle.get_default_dtype()
+    paddle.set_default_dtype(getattr(paddle, dtype))
+    try:
+        return Decoder(config) if pipeline_degree() == 1 else PipelineDecoder(config)
+    finally:
+        paddle.set_default_dtype(before)
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the parameters of a model, in its order, without allocating them.
+
+    The shapes are those of whole parameters under every layout. They are computed once for a
+    configuration, since every save asks for them and the layers of a large model take seconds.
+    """
+    degree = tensor_degree()
+    key = repr(config), degree
+    if key not in _known_shapes:
+        _check_divisible(config)
+        # Paddle's parameter names must not be used up here. fleet orders gradients by name, so that
+        # parameters must have the same names in all processes, also if only some call this.
+        with paddle.LazyGuard(), paddle.utils.unique_name.guard():
+            model = Decoder(config)
+        _known_shapes[key] = {
+            name: whole_shape(config, name, parameter.shape, degree)
+            for name, parameter in model.named_parameters()
+        }
+    return dict(_known_shapes[key])
+
+
+def _check_divisible(config: ModelConfig) -> None:
+    if problems := tensor_parallel_problems(config, tensor_degree()):
+        raise UserError("\n".join(problems))
