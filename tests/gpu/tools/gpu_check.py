@@ -239,12 +239,12 @@ def main(argv: list[str] | None = None) -> int:
         names = args.suite or list(suites.SUITES)
         found = run_benchmarks(maker, names, started + args.budget)
         failed += found.failed
+        if not (failed or args.no_checks):
+            record_attention(args.device, found.rows)
         print_table(found)
         given = sys.argv[1:] if argv is None else argv
         result = ops_result(given, found.limits, found.rows, found.notes, args.device)
         report |= result
-        if not (failed or args.no_checks):
-            record_attention(args.device, found.rows)
     report["seconds"] = time.monotonic() - started
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(report, indent=1))
