@@ -4,6 +4,9 @@ Environment variables
     PYPKG_PADDLE_PYTHON      interpreter whose Paddle is compiled against (default: looked for)
     PYPKG_BUILD_PADDLE_OPS   0: only the framework-neutral kernels, no Paddle needed
     PYPKG_WITH_CUDA          1 or 0: force the CUDA kernels on or off (default: as the Paddle found)
+    PYPKG_CUDA_ARCHITECTURES GPUs to compile for, such as "80-real;90a-real;90-virtual"; by default
+                             80, 86, 89, 90a, 100 and 120, as far as nvcc knows them, and PTX of the
+                             highest for later GPUs (tools/cuda_architectures.py)
     PYPKG_STRICT_LINK        1: unresolved symbols fail the link (used in CI)
     MAX_JOBS                 parallel compile jobs
 """
@@ -11,7 +14,6 @@ Environment variables
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +26,12 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
 
+from cuda_architectures import (  # noqa: E402
+    ArchitectureError,
+    chosen_architectures,
+    find_nvcc,
+    nvcc_version,
+)
 from find_paddle import Paddle, find_paddle, not_found_message  # noqa: E402
 
 
@@ -81,7 +89,7 @@ class BuildPy(build_py):
 def _paddle_options() -> list[str]:
     if _flag("PYPKG_BUILD_PADDLE_OPS") is False:
         cuda = _flag("PYPKG_WITH_CUDA") or False
-        return ["-DPYPKG_BUILD_PADDLE_OPS=OFF", f"-DPYPKG_WITH_CUDA={'ON' if cuda else 'OFF'}"]
+        return ["-DPYPKG_BUILD_PADDLE_OPS=OFF", *_cuda_options(cuda)]
     paddle = find_paddle()
     if not paddle.found:
         raise BuildError(not_found_message(paddle))
@@ -94,13 +102,24 @@ def _paddle_options() -> list[str]:
         "-DPYPKG_BUILD_PADDLE_OPS=ON",
         f"-DPYPKG_PADDLE_DIR={paddle.folder}",
         f"-DPYPKG_PADDLE_VERSION={paddle.version}",
-        f"-DPYPKG_WITH_CUDA={'ON' if with_cuda else 'OFF'}",
+        *_cuda_options(with_cuda),
     ]
+
+
+def _cuda_options(with_cuda: bool) -> list[str]:
+    if not with_cuda:
+        return ["-DPYPKG_WITH_CUDA=OFF"]
+    try:
+        architectures = ";".join(chosen_architectures())
+    except ArchitectureError as error:
+        raise BuildError(str(error)) from error
+    print(f"pypkg: compiling CUDA kernels for {architectures}", flush=True)
+    return ["-DPYPKG_WITH_CUDA=ON", f"-DPYPKG_CUDA_ARCHITECTURES={architectures}"]
 
 
 def _check_nvcc(paddle: Paddle) -> None:
     home = os.environ.get("CUDA_HOME")
-    nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None) or shutil.which("nvcc")
+    nvcc = find_nvcc()
     skip = "\nTo build without CUDA kernels: PYPKG_WITH_CUDA=0 (slower reference operators on GPU)."
     if nvcc is None:
         raise BuildError(
@@ -108,11 +127,13 @@ def _check_nvcc(paddle: Paddle) -> None:
             f"in CUDA_HOME ({home or 'not set'}) nor on PATH.\nInstall the CUDA {paddle.cuda} "
             f"toolkit or point CUDA_HOME at it.{skip}"
         )
-    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-    release = re.search(r"release (\d+)\.(\d+)", version)
-    if paddle.cuda and release and release.group(1) != paddle.cuda.split(".")[0]:
+    try:
+        major, minor = nvcc_version(nvcc)
+    except ArchitectureError as error:
+        raise BuildError(str(error)) from error
+    if paddle.cuda and str(major) != paddle.cuda.split(".")[0]:
         raise BuildError(
-            f"{nvcc} is CUDA {release.group(1)}.{release.group(2)}, but Paddle {paddle.version} is "
+            f"{nvcc} is CUDA {major}.{minor}, but Paddle {paddle.version} is "
             f"built for CUDA {paddle.cuda}: the major versions must agree.\nPoint CUDA_HOME at a "
             f"CUDA {paddle.cuda.split('.')[0]} toolkit.{skip}"
         )

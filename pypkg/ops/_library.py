@@ -86,17 +86,21 @@ def _check_build(info: Mapping[str, object], path: Path) -> None:
 
 
 def _architecture_runs(architecture: str, capability: tuple[int, int]) -> bool:
-    """Whether code for e.g. "80-real", "90a-real" or "90" runs on a device of ``capability``.
+    """Whether code for e.g. "80-real", "90a-real", "90-virtual" or "90" runs on ``capability``.
 
-    Binary code runs on devices of the same major version and the same or a later minor version.
-    Code with the architecture-specific suffix "a" runs on exactly that version.
+    Machine code ("-real") runs on devices of the same major version and the same or a later minor
+    version. PTX ("-virtual") runs on every later device, whose driver compiles it. A name without
+    either is both. Code with the suffix "a" runs on exactly that version, in either form, and with
+    "f" on the devices of machine code.
     """
-    number = architecture.split("-")[0]
+    number, _, form = architecture.partition("-")
     digits = number.rstrip("af")
-    major, minor = int(digits[:-1]), int(digits[-1])
-    if number != digits:
-        return capability == (major, minor)
-    return capability[0] == major and capability[1] >= minor
+    version = int(digits[:-1]), int(digits[-1])
+    if number.endswith("a"):
+        return capability == version
+    if capability[0] == version[0]:
+        return capability >= version
+    return number == digits and form != "real" and capability > version
 
 
 def _probe_compiled() -> _Probe:

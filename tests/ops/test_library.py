@@ -241,6 +241,14 @@ def test_triton_asked_for_where_it_cannot_run(
         ("90a-real", (9, 1), False),
         ("100a-real", (10, 0), True),
         ("100-real", (10, 3), True),
+        ("100f-real", (10, 3), True),
+        ("100f-virtual", (12, 0), False),
+        ("90-virtual", (9, 0), True),
+        ("90-virtual", (12, 0), True),
+        ("90-virtual", (8, 9), False),
+        ("90a-virtual", (10, 0), False),
+        ("86", (12, 0), True),
+        ("120-virtual", (10, 0), False),
     ],
 )
 def test_architecture_runs(architecture, capability, runs):

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).resolve().parents[3]
 BUILD = ROOT / "build" / "gpu-check"
+
+
+def of_this_gpu() -> str:
+    """The architecture of the GPU that torch uses, "" without one. Hopper kernels need the "a"."""
+    if not torch.cuda.is_available():
+        return ""
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}{minor}{'a' if (major, minor) == (9, 0) else ''}-real"
 
 
 def build(source: Path, folder: Path) -> Path:
@@ -19,6 +30,8 @@ def build(source: Path, folder: Path) -> Path:
         if shutil.which(tool) is None:
             sys.exit(f"{tool} is not on PATH; the build needs it")
     package = folder / "pypkg"
+    environment = dict(os.environ)
+    environment.setdefault("PYPKG_CUDA_ARCHITECTURES", of_this_gpu())
     options = [
         *("-G", "Ninja", f"-DPYPKG_OUTPUT_DIR={package}", f"-DPython_EXECUTABLE={sys.executable}"),
         *("-DPYPKG_WITH_CUDA=ON", "-DPYPKG_BUILD_PADDLE_OPS=OFF", "-DCMAKE_BUILD_TYPE=Release"),
@@ -28,7 +41,7 @@ def build(source: Path, folder: Path) -> Path:
         ["cmake", "--build", str(folder)],
     ):
         result = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
         )
         if result.returncode != 0:
             sys.exit(f"{' '.join(command)} failed:\n{result.stdout[-8000:]}")
