@@ -50,6 +50,10 @@ def held_output_dir(output_dir: str | Path, saves: bool) -> Iterator[Callable[[]
         if saves and mesh.current().world_size > 1:
             _check_shared(output_dir)
         yield lambda: from_first_rank(lambda: held[0].check())
+    except (UserError, OSError):
+        for lock in held:
+            lock.check()  # a folder that is gone explains why a file cannot be written
+        raise
     finally:
         for lock in held:
             lock.release()
