@@ -209,7 +209,7 @@ def _make_model(
 
 
 def _tokenizer_files(settings: Settings, tokenizer: Tokenizer | None) -> list[Path]:
-    """What checkpoints hold of the tokenizer.
+    """The files of the tokenizer that checkpoints hold.
 
     Raises:
         UserError: its files have vanished since it was loaded.

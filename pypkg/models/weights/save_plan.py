@@ -18,7 +18,7 @@ from pypkg.models.weights.formats.safetensors import TensorSpec
 
 @dataclass(frozen=True)
 class Unit:
-    """What one rank brings to host memory at once: a parameter, or a state tensor of one.
+    """A parameter, or a state tensor of one, which a rank copies to host memory in one piece.
 
     Attributes:
         specs: the tensors that hold it in a file, by name.

@@ -207,6 +207,6 @@ def _assign(
 
 
 def _on_device(tensor: Tensor) -> Tensor:
-    """On the device whose collectives this rank uses; what is there already is not copied."""
+    """``tensor`` on the device of this rank's collectives; it is not copied if it is there."""
     place = paddle.framework._current_expected_place()
     return tensor if str(tensor.place) == str(place) else tensor._copy_to(place, True)

@@ -178,7 +178,7 @@ class ZeroStage1(ZeroStage0):
 
 
 class _GroupSharded(ZeroStage0):
-    """What stages 2 and 3 have in common: fleet reduces gradients, also over the data group."""
+    """The common base of stages 2 and 3: fleet reduces gradients, also over the data group."""
 
     def __init__(
         self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, has_main_grad: bool
