@@ -23,6 +23,8 @@ from pypkg.models.architecture.registry import (
 )
 from pypkg.models.architecture.weight_map import WeightMap
 from pypkg.models.building import Model, build_filled, parameter_shapes
+from pypkg.models.division import division
+from pypkg.models.weights.assembly import Division
 from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.hub import find_weights
@@ -259,8 +261,11 @@ def save_pretrained(
     plan = SavePlan([model_tensors(model, parse_size(max_shard_size))])
     run = from_first_rank(lambda: _begin_folder(folder))
     written = {file.name: folder / f".{file.name}.{run}.tmp" for file in plan.files}
-    own = plan.files_of(rank)
-    writer = ThreadWriter([FileToWrite(written[file.name], file.specs) for file in own])
+    own, units = plan.files_of(rank), plan.units()
+    writer = ThreadWriter(
+        [FileToWrite(written[file.name], file.specs) for file in own],
+        [unit for unit in units if unit.writer == rank],
+    )
 
     def finish_files() -> None:
         try:
@@ -279,8 +284,8 @@ def save_pretrained(
             raise cannot_save(folder, error) from error
 
     try:
-        for name, values in plan.tensors_of(rank):
-            writer.put(name, values)
+        for unit, part in plan.parts_of(rank, units):
+            writer.put(unit, part)
         from_all_ranks(finish_files)
         from_first_rank(publish)
     finally:
@@ -308,24 +313,33 @@ def model_tensors(model: Model, max_file_size: int | None = None) -> TensorSet:
     names, shapes = weight_map(config), parameter_shapes(config)
     held = dict(model.named_parameters())
     places = gather.places(shapes, dict.fromkeys(held))
-    units = [
-        Unit(
-            name,
-            {
-                source: TensorSpec(dtype, shape)
-                for source, shape in names.source_shapes(name, shapes[name]).items()
-            },
-            gather.possible_writers(place),
-        )
-        for name, place in places.items()
-    ]
+
+    def part(name: str) -> np.ndarray:
+        tensor = held[name]
+        return to_host(tensor.fw_storage if gather.is_sliced(tensor) else tensor)
+
+    def unit(name: str, place: gather.Place) -> Unit:
+        shape = shapes[name]
+        specs = {
+            source: TensorSpec(dtype, stored)
+            for source, stored in names.source_shapes(name, shape).items()
+        }
+        of_rank = _division(config, name, held[name]) if name in held else None
+        return Unit(name, shape, specs, gather.possible_writers(place), of_rank)
 
     def read(name: str, writer: int) -> np.ndarray | None:
         if not gather.takes_part(places[name], writer):
             return None
         return whole_parameter(config, name, held[name], writer)
 
-    return TensorSet(MODEL_STEM, units, read, names.to_checkpoint, max_file_size)
+    units = [unit(name, place) for name, place in places.items()]
+    return TensorSet(MODEL_STEM, units, read, names.to_checkpoint, max_file_size, part)
+
+
+def _division(config: ModelConfig, name: str, tensor: paddle.Tensor) -> Division | None:
+    is_sliced = gather.is_sliced(tensor)
+    held = tensor.fw_storage if is_sliced else tensor
+    return division(config, name, tensor.shape, held.size * held.element_size(), is_sliced)
 
 
 def model_config_json(model: Model) -> dict[str, Any]:
