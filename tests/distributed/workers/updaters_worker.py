@@ -63,9 +63,11 @@ def config_of(family: str) -> ModelConfig:
     return tiny(name).replace(**changes)
 
 
-def new_model(config: ModelConfig, wholes: Mapping | None = None) -> Decoder:
+def new_model(
+    config: ModelConfig, wholes: Mapping | None = None, dtype: str = "float32"
+) -> Decoder:
     """Under every layout the same: from ``wholes``, or random, with vectors away from 1 and 0."""
-    model = from_config(config, seed=SEED)
+    model = from_config(config, dtype, seed=SEED)
     tp_sharding = ModelTpSharding(config)
     shapes = tp_sharding.shapes()
     for name, parameter in model.named_parameters():
@@ -74,7 +76,8 @@ def new_model(config: ModelConfig, wholes: Mapping | None = None) -> Decoder:
         elif parameter.ndim == 1:
             whole = np.full(shapes[name], parameter[0].item(), np.float32)
             whole += np.random.default_rng(len(name)).normal(0, 0.1, whole.shape)
-            parameter.set_value(tp_sharding.read(name, slices_of(whole)))
+            own = paddle.to_tensor(tp_sharding.read(name, slices_of(whole)))
+            parameter.set_value(own.astype(parameter.dtype))
     return model
 
 
@@ -152,7 +155,8 @@ def train(run: Trained, steps: range, case: dict) -> tuple:
         memory = held_bytes(updater)
         norms.append(updater.step(RATE).item())
         assert all(
-            gradient_of(p) is None or not gradient_of(p).any() for p in run.layer.parameters()
+            gradient_of(p) is None or not gradient_of(p).astype("float32").any()
+            for p in run.layer.parameters()
         )
     return losses, norms, memory
 
@@ -235,7 +239,7 @@ def new_run(case: dict, wholes: Mapping | None = None) -> Trained:
         options = replace(options, loss_scale=LossScale(**options.loss_scale))
     # The same names in all processes, whatever the stages of another layout have made before.
     with paddle.utils.unique_name.guard():
-        model = new_model(config, wholes)
+        model = new_model(config, wholes, case.get("dtype", "float32"))
     model.train()
     if "recompute" in case:
         model.use_recompute(Recompute(case["recompute"]))
