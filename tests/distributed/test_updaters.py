@@ -149,7 +149,6 @@ def test_memory_of_each_rank(tmp_path):
         states = [memory[stage][rank]["state"] for rank in range(ranks)]
         assert abs(sum(states) - whole["state"]) < 300
         assert max(states) < 0.6 * whole["state"]
-    # Every rank has a buffer that would do for the rank that owns most.
-    largest = max(memory[2][rank]["state"] for rank in range(ranks)) / 2
-    for rank in range(ranks):
-        assert memory[2][rank]["gradients"] <= largest + padding
+    for rank in range(ranks):  # two moments for each gradient
+        owned = memory[2][rank]["state"] / 2
+        assert owned - 300 < memory[2][rank]["gradients"] <= owned + padding

@@ -97,7 +97,7 @@ def _reduced_over_data(layout: Layout, sharding_rank: int, owned: Sequence[Seque
         return _PARAMETERS
     if layout.sharding_stage == 1:
         return sum(owned[sharding_rank])
-    return max(sum(map(_padded, sizes)) for sizes in owned)
+    return sum(map(_padded, owned[sharding_rank]))
 
 
 def _add_tensor(sent: Sent, layout: Layout, pipeline_rank: int, m: int) -> None:
@@ -138,10 +138,9 @@ def _add_stage_1(sent: Sent, layout: Layout, m: int, owned: Sequence[Sequence[in
 
 
 def _add_stage_2(sent: Sent, layout: Layout, m: int, owned: Sequence[Sequence[int]]) -> None:
-    """A buffer for each owner, in which parameters are padded; all as long as the longest."""
-    lengths = [sum(map(_padded, sizes)) for sizes in owned]
-    _add(sent, "sharding reduce", m * len(owned), max(lengths))
-    for length in lengths:
+    """A bucket and a buffer of parameters for each owner; in both, each parameter is padded."""
+    for length in (sum(map(_padded, sizes)) for sizes in owned):
+        _add(sent, "sharding reduce", m, length)
         _add(sent, "sharding broadcast", 1, length)
 
 
