@@ -38,6 +38,7 @@ from pypkg.parallel.comm.slices import ReadParameter
 from pypkg.parallel.mesh import Mesh
 from pypkg.parallel.optimizer.clipping import NormContribution, norm_contribution
 from pypkg.parallel.optimizer.data_parallel import average_gradients
+from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.fleet_optimizer import FleetOptimizer
 from pypkg.parallel.optimizer.gradient_reducer import GradientReducer
 from pypkg.parallel.optimizer.main_grad import with_main_grad
@@ -75,17 +76,17 @@ class ZeroStage0:
     Args:
         model: of this rank. Stages 2 and 3 change its parameters in place.
         optimizer: what fleet's optimizer wraps.
-        has_main_grad: gradients accumulate in float32.
+        options: of the update.
     """
 
     def __init__(
-        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, has_main_grad: bool
+        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, options: UpdateOptions
     ) -> None:
         self.loss: Callable[..., Tensor] | None = getattr(model, "loss", None)
         self.parameters = [p for p in model.parameters() if not p.stop_gradient]
         self._mesh = mesh
         self._optimizer: Any = (
-            with_main_grad(self.parameters, optimizer) if has_main_grad else optimizer
+            with_main_grad(self.parameters, optimizer) if options.master_grad else optimizer
         )
 
     def placement(self, parameter: Tensor) -> Placement:
@@ -155,14 +156,14 @@ class ZeroStage1(ZeroStage0):
     """Owners receive gradients once, before the update, and broadcast parameters after it."""
 
     def __init__(
-        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, has_main_grad: bool
+        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, options: UpdateOptions
     ) -> None:
         from paddle.distributed import fleet
         from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import (
             dygraph_sharding_optimizer,
         )
 
-        super().__init__(model, optimizer, mesh, has_main_grad)
+        super().__init__(model, optimizer, mesh, options)
         self._groups = fleet.get_hybrid_communicate_group()
         # Reads main_grad itself, so it wraps the optimizer without MixPrecisionOptimizer.
         self._optimizer = dygraph_sharding_optimizer.DygraphShardingOptimizer(
@@ -184,9 +185,9 @@ class _GroupSharded(ZeroStage0):
     """What stages 2 and 3 have in common: fleet reduces gradients, also over the data group."""
 
     def __init__(
-        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, has_main_grad: bool
+        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, options: UpdateOptions
     ) -> None:
-        super().__init__(model, optimizer, mesh, has_main_grad)
+        super().__init__(model, optimizer, mesh, options)
         assert mesh.sharding is not None  # or there would be no stage
         self._check_names(mesh.sharding)
 
@@ -222,29 +223,34 @@ class _Loss(nn.Layer):
 class ZeroStage2(_GroupSharded):
     """Owners receive gradients in every backward pass and broadcast parameters after the update.
 
+    If gradients are reduced once in a step, this is stage 1 with messages beside the last backward
+    pass. Fleet's own overlap of stage 1 fuses parameters, so that an optimizer would no longer see
+    their names and shapes.
+
     Attributes:
         reducer: holds the gradients.
     """
 
     def __init__(
-        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, has_main_grad: bool
+        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, options: UpdateOptions
     ) -> None:
         from paddle.distributed.fleet.meta_parallel.sharding import (
             group_sharded_optimizer_stage2,
         )
         from paddle.distributed.fleet.utils.mix_precision_utils import MixPrecisionOptimizer
 
-        super().__init__(model, optimizer, mesh, has_main_grad=False)
+        super().__init__(model, optimizer, mesh, replace(options, master_grad=False))
         assert mesh.sharding is not None
-        self._has_main_grad = has_main_grad
-        if has_main_grad:
+        self._has_main_grad = options.master_grad
+        self._reduces_once = options.reduces_once
+        if options.master_grad:
             for parameter in self.parameters:
                 parameter.main_grad = None
         # Fleet's own offload requires float16 and no data parallelism; FleetOptimizer offloads in
         # every stage.
         self._optimizer = group_sharded_optimizer_stage2.GroupShardedOptimizerStage2(
             optimizer._parameter_list,
-            MixPrecisionOptimizer(optimizer) if has_main_grad else optimizer,
+            MixPrecisionOptimizer(optimizer) if options.master_grad else optimizer,
             group=mesh.sharding,
             pretrain_sync_models=False,  # every rank makes the same weights
             dp_group=mesh.data,
@@ -254,11 +260,14 @@ class ZeroStage2(_GroupSharded):
             self.parameters,
             self._optimizer.param2rank,
             mesh.sharding,
-            paddle.float32 if has_main_grad else self.parameters[0].dtype,
+            paddle.float32 if options.master_grad else self.parameters[0].dtype,
         )
 
     def placement(self, parameter: Tensor) -> Placement:
         return Placement(owner=self._optimizer.param2rank[parameter.name])
+
+    def begin_step(self, micro_batches: int) -> None:
+        self.reducer.begin_step(micro_batches if self._reduces_once else 1)
 
     def step(self) -> None:
         self.reducer.finish(over=self._mesh.data)
@@ -291,12 +300,12 @@ class ZeroStage3(_GroupSharded):
         model: nn.Layer,
         optimizer: FleetOptimizer,
         mesh: Mesh,
-        has_main_grad: bool,
+        options: UpdateOptions,
         read: ReadParameter | None = None,
     ) -> None:
         from pypkg.parallel.optimizer.sliced_layers import sliced
 
-        super().__init__(model, optimizer, mesh, has_main_grad)
+        super().__init__(model, optimizer, mesh, options)
         self._wrapped = sliced(
             _Loss(model),
             self._optimizer,

@@ -45,6 +45,7 @@ class Layout:
 
     degrees: Degrees
     sharding_stage: int = 0
+    reduces_once: bool = False
     recomputes: bool = False
 
 
@@ -56,6 +57,7 @@ LAYOUTS = {
     "pipeline": Layout(Degrees(pipeline=2)),
     "stage 1, data": Layout(Degrees(sharding=2, data=2), 1),
     "stage 2, data": Layout(Degrees(sharding=2, data=2), 2),
+    "stage 2, once": Layout(Degrees(sharding=2), 2, reduces_once=True),
     "stage 3, recompute": Layout(Degrees(sharding=2), 3, recomputes=True),
     "tensor, sequence, pipeline": Layout(Degrees(tensor=2, pipeline=2, sequence_parallel=True)),
 }
@@ -140,7 +142,7 @@ def _add_stage_1(sent: Sent, layout: Layout, m: int, owned: Sequence[Sequence[in
 def _add_stage_2(sent: Sent, layout: Layout, m: int, owned: Sequence[Sequence[int]]) -> None:
     """A bucket and a buffer of parameters for each owner; in both, each parameter is padded."""
     for length in (sum(map(_padded, sizes)) for sizes in owned):
-        _add(sent, "sharding reduce", m, length)
+        _add(sent, "sharding reduce", 1 if layout.reduces_once else m, length)
         _add(sent, "sharding broadcast", 1, length)
 
 
