@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import paddle
 import pytest
-from pypkg.parallel.host import to_host
 from tiny_configs import tiny
 
 from pypkg.models import ModelConfig, from_config
@@ -16,6 +15,7 @@ from pypkg.models.architecture.registry import load_config
 from pypkg.models.pretrained import parameter_shapes
 from pypkg.models.weights.initialization import fill_random, standard_deviation
 from pypkg.models.weights.tp_shards import tp_shard
+from pypkg.parallel.host_memory import to_host
 
 _CONFIG = ModelConfig(
     vocab_size=512,
