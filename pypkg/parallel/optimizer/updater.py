@@ -89,8 +89,10 @@ class Updater:
             model.parameters(), assignments, self._clip, options.offload
         )
         stage = options.sharding_stage if mesh.sharding is not None else 0
+        if stage == 1 and options.reduces_once:
+            stage = 2
         make = ZERO_STAGES[stage] if read is None else partial(ZeroStage3, read=read)
-        self.zero: ZeroStage0 = make(model, self.optimizer, mesh, options.master_grad)
+        self.zero: ZeroStage0 = make(model, self.optimizer, mesh, options)
         contributions.update(self.zero.norm_contributions())
 
     def scale(self, loss: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ from pypkg.parallel.optimizer.distribute import DistributedModel, distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
+from pypkg.parallel.optimizer.zero import ZeroStage2
 from pypkg.training.step.normalization import loss_weights
 from pypkg.training.tp_sharding import ModelTpSharding
 
@@ -194,6 +195,9 @@ def held_bytes(updater: Updater) -> dict[str, int]:
     weights = [s.buffer for kinds in getattr(zero._optimizer, "param_storages", {}).values()
                for s in kinds.values()]  # fmt: skip
     gradients = [s.buffer for s in storages]
+    if isinstance(zero, ZeroStage2):
+        zero.reducer.wait()
+        gradients += zero.reducer.buffers()
     for parameter in zero.parameters:
         weights += [parameter, getattr(parameter, "fw_storage", None)]
         gradients += [gradient_of(parameter), getattr(parameter, "bw_storage", None)]
