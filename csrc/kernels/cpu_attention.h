@@ -40,18 +40,22 @@ PYPKG_INLINE Range joined(const Range* of_panels, int64_t first) {
   return of_panels[first / X::kWidth].joined(of_panels[(first + X::kRows - 1) / X::kWidth]);
 }
 
-// One head of one sequence: where it lies in [batch, sequence, heads, head_dim].
+// One head of one sequence: where it lies in [batch, sequence, heads, head_dim]. q stands for its
+// gradient too, k for v and the gradients of both, and out for its gradient.
 struct Head {
   const FlashAttentionShape& s;
   int64_t b;
   int64_t h;  // query head
 
   int64_t key_head() const { return h / (s.heads_q / s.heads_k); }
-  int64_t q_stride() const { return s.heads_q * s.head_dim; }
-  int64_t k_stride() const { return s.heads_k * s.head_dim; }
-  int64_t q_offset(int64_t row) const { return ((b * s.seq_q + row) * s.heads_q + h) * s.head_dim; }
+  int64_t q_offset(int64_t row) const {
+    return (b * s.seq_q + row) * s.q_stride() + h * s.head_dim;
+  }
   int64_t k_offset(int64_t row) const {
-    return ((b * s.seq_k + row) * s.heads_k + key_head()) * s.head_dim;
+    return (b * s.seq_k + row) * s.k_stride() + key_head() * s.head_dim;
+  }
+  int64_t out_offset(int64_t row) const {
+    return (b * s.seq_q + row) * s.out_stride() + h * s.head_dim;
   }
   int64_t row_index(int64_t row) const { return (b * s.heads_q + h) * s.seq_q + row; }
   int64_t position(int64_t row) const { return row + s.seq_k - s.seq_q; }

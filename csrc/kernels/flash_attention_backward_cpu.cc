@@ -175,8 +175,8 @@ template <class T>
 PYPKG_INLINE void compute_delta(const FlashAttentionBackward& p, const Head& head,
                                 int64_t first_row, int64_t count, float* delta) {
   for (int64_t r = 0; r < count; ++r) {
-    const T* dout = static_cast<const T*>(p.dout) + head.q_offset(first_row + r);
-    const T* out = static_cast<const T*>(p.out) + head.q_offset(first_row + r);
+    const T* dout = static_cast<const T*>(p.dout) + head.out_offset(first_row + r);
+    const T* out = static_cast<const T*>(p.out) + head.out_offset(first_row + r);
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
     for (int64_t c = 0; c < p.shape.head_dim; ++c) sum += to_float(dout[c]) * to_float(out[c]);
@@ -195,11 +195,11 @@ PYPKG_INLINE QueryPanels query_panels(const FlashAttentionBackward& p, const Hea
   const QueryPanels panels{scratch.q + slot * floats, scratch.dout + slot * floats,
                            scratch.lse + slot * kQueries, scratch.delta + slot * kQueries};
   if (scratch.packed.take(number + 1, slot)) {
-    const int64_t count = std::min(kQueries, s.seq_q - row), stride = head.q_stride();
-    pack<X>(static_cast<const T*>(p.q) + head.q_offset(row), stride, count, s.head_dim, s.scale,
-            panels.q, kQueries);
-    pack<X>(static_cast<const T*>(p.dout) + head.q_offset(row), stride, count, s.head_dim, 1.0f,
-            panels.dout, kQueries);
+    const int64_t count = std::min(kQueries, s.seq_q - row);
+    pack<X>(static_cast<const T*>(p.q) + head.q_offset(row), s.q_stride(), count, s.head_dim,
+            s.scale, panels.q, kQueries);
+    pack<X>(static_cast<const T*>(p.dout) + head.out_offset(row), s.out_stride(), count, s.head_dim,
+            1.0f, panels.dout, kQueries);
     std::fill_n(panels.lse, kQueries, kInfinity);
     std::fill_n(panels.delta, kQueries, 0.0f);
     for (int64_t r = 0; r < count; ++r) {
@@ -231,7 +231,7 @@ PYPKG_INLINE void pack_keys(const FlashAttentionBackward& p, const Head& head, i
   const int64_t count = std::min(kKeys, p.shape.seq_k - key);
   const T* k = static_cast<const T*>(p.k) + head.k_offset(key);
   const T* v = static_cast<const T*>(p.v) + head.k_offset(key);
-  const int64_t stride = head.k_stride(), columns = p.shape.head_dim;
+  const int64_t stride = p.shape.k_stride(), columns = p.shape.head_dim;
   pack<X>(k, stride, count, columns, 1.0f, scratch.k, kKeys);
   pack_transposed<X>(k, stride, count, columns, 1.0f, scratch.k_transposed, kKeys);
   pack_transposed<X>(v, stride, count, columns, 1.0f, scratch.v_transposed, kKeys);
@@ -245,7 +245,7 @@ PYPKG_INLINE void unpack_key_gradients(const FlashAttentionBackward& p, const He
   std::fill_n(one, kKeys, 1.0f);
   for (const auto& [panels, target] : {std::pair(scratch.dk, p.dk), std::pair(scratch.dv, p.dv)}) {
     unpack<X>(panels, kKeys, count, p.shape.head_dim, one,
-              static_cast<T*>(target) + head.k_offset(key), head.k_stride());
+              static_cast<T*>(target) + head.k_offset(key), p.shape.k_stride());
   }
 }
 
@@ -296,7 +296,7 @@ PYPKG_INLINE void write_query_gradient(const FlashAttentionBackward& p, const He
   float scale[kQueries];
   std::fill_n(scale, kQueries, s.scale);
   unpack<X>(total, kQueries, std::min(kQueries, s.seq_q - row), s.head_dim, scale,
-            static_cast<T*>(p.dq) + head.q_offset(row), head.q_stride());
+            static_cast<T*>(p.dq) + head.q_offset(row), s.q_stride());
 }
 
 template <class T, CpuIsa kIsa>

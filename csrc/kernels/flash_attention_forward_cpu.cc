@@ -141,7 +141,7 @@ PYPKG_INLINE KeyPanels key_panels(const FlashAttentionForward& p, const Head& he
   float* k = scratch.k + slot * floats;
   float* v = scratch.v + slot * floats;
   if (scratch.packed.take(number + 1, slot)) {
-    const int64_t count = std::min(kKeys, s.seq_k - key), stride = head.k_stride();
+    const int64_t count = std::min(kKeys, s.seq_k - key), stride = s.k_stride();
     pack<X>(static_cast<const T*>(p.k) + head.k_offset(key), stride, count, s.head_dim, 1.0f, k,
             kKeys);
     pack<X>(static_cast<const T*>(p.v) + head.k_offset(key), stride, count, s.head_dim, 1.0f, v,
@@ -156,7 +156,7 @@ PYPKG_INLINE void forward_block(const FlashAttentionForward& p, const Head& head
   const FlashAttentionShape& s = p.shape;
   const int64_t depth = padded<X>(s.head_dim);
   const int64_t count = std::min(kQueries, s.seq_q - first_row);
-  pack_transposed<X>(static_cast<const T*>(p.q) + head.q_offset(first_row), head.q_stride(), count,
+  pack_transposed<X>(static_cast<const T*>(p.q) + head.q_offset(first_row), s.q_stride(), count,
                      s.head_dim, s.scale, scratch.q, kQueries);
   std::fill_n(scratch.out, depth * kQueries, 0.0f);
   std::fill_n(scratch.row_max, kQueries, -kInfinity);
@@ -180,7 +180,7 @@ PYPKG_INLINE void forward_block(const FlashAttentionForward& p, const Head& head
     lse[r] = scratch.row_max[r] + std::log(sum);
   }
   unpack<X>(scratch.out, kQueries, count, s.head_dim, factor,
-            static_cast<T*>(p.out) + head.q_offset(first_row), head.q_stride());
+            static_cast<T*>(p.out) + head.out_offset(first_row), s.out_stride());
 }
 
 template <class T, CpuIsa kIsa>
