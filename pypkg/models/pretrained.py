@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 from collections.abc import Collection, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import paddle
+from paddle import Tensor
 
 from pypkg import progress
 from pypkg.errors import UserError
@@ -67,10 +67,10 @@ def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = 
         UserError: ``dtype`` is another, the model cannot be divided over the processes, or several
             processes have no seed.
     """
-    return build_filled(config, dtype, random_weights(config, dtype, seed))
+    return build_filled(config, dtype, random_weights(config, seed))
 
 
-def random_weights(config: ModelConfig, dtype: str, seed: int | None = None) -> ReadParameter:
+def random_weights(config: ModelConfig, seed: int | None = None) -> ReadParameter:
     """The weights of ``from_config``, for a model whose parameters are filled one by one.
 
     Args and errors are those of ``from_config``.
@@ -80,31 +80,27 @@ def random_weights(config: ModelConfig, dtype: str, seed: int | None = None) -> 
     known_seed = secrets.randbits(64) if seed is None else seed
 
     def read(
-        name: str, shape: Sequence[int], elements: tuple[int, int] | None = None
-    ) -> np.ndarray | None:
-        if len(shape) < 2:
-            return None  # norm weights and biases keep their initial value
-        progress.report(f"drawing {name}")
-        return _drawn(config, name, shape, known_seed, dtype, elements)
+        name: str, shape: Sequence[int], out: Tensor, elements: tuple[int, int] | None = None
+    ) -> None:
+        if len(shape) > 1:  # norm weights and biases keep their initial value
+            _draw(out, config, name, shape, known_seed, elements)
 
     return read
 
 
-def _drawn(
+def _draw(
+    out: Tensor,
     config: ModelConfig,
     name: str,
     own_shape: Sequence[int],
     seed: int,
-    dtype: str,
     elements: tuple[int, int] | None,
-) -> np.ndarray:
-    """Initial random values of the matrix ``name``: what ``ReadParameter`` returns."""
-    start, stop = elements or (0, math.prod(own_shape))
-    part = paddle.empty([stop - start], getattr(paddle, dtype))
+) -> None:
+    """Overwrites ``out`` with initial random values of the matrix ``name``; see ReadParameter."""
+    progress.report(f"drawing {name}")
     degree, rank = tensor_degree(), tensor_rank()
-    fill_random(part, config, name, seed, own_shape, degree=degree, rank=rank, start=start)
-    values = to_host(part)
-    return values.reshape(own_shape) if elements is None else values
+    start = elements[0] if elements else 0
+    fill_random(out, config, name, seed, own_shape, degree=degree, rank=rank, start=start)
 
 
 def from_pretrained(
@@ -184,12 +180,13 @@ def weight_reader(folder: Path, config: ModelConfig, dtype: str, seed: int = 0) 
     names.check(needed, files.shapes(), str(folder))
 
     def read(
-        name: str, shape: Sequence[int], elements: tuple[int, int] | None = None
-    ) -> np.ndarray:
-        progress.report(f"reading {name}")
+        name: str, shape: Sequence[int], out: Tensor, elements: tuple[int, int] | None = None
+    ) -> None:
         if name not in needed:
-            return _drawn(config, name, shape, seed, dtype, elements)
-        return _read(files, names, config, name, list(shape), dtype, elements)
+            _draw(out, config, name, shape, seed, elements)
+            return
+        progress.report(f"reading {name}")
+        out.set_value(_read(files, names, config, name, list(shape), dtype, elements))
 
     return read
 
@@ -220,7 +217,7 @@ def _read(
     dtype: str,
     elements: tuple[int, int] | None,
 ) -> np.ndarray:
-    """What ``ReadParameter`` returns; no other bytes are read than those of its rows."""
+    """The values of ``ReadParameter``; no other bytes are read than those of its rows."""
     shard = tp_shard(config, name, tensor_degree(), tensor_rank())
     if shard is None and elements is None:
         sources = names.source_shapes(name, own_shape)

@@ -134,7 +134,7 @@ def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess
 
 
 def _results(name: str, processes: Sequence[subprocess.Popen]) -> list[Round]:
-    """What the first of the processes printed, when all have ended."""
+    """The JSON lines that the first process printed; waits until all have ended."""
     try:
         said = [process.communicate() for process in processes]
     finally:

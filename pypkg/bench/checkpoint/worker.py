@@ -175,7 +175,7 @@ def _remove(folder: Path) -> None:
 
 
 def _seconds_of_dd(path: Path, size: int) -> float:
-    """Of ``dd`` with fsync, which writes ``size`` bytes, up to whole blocks."""
+    """Seconds in which ``dd`` with fsync writes ``size`` bytes, rounded to whole blocks."""
     block = 4 << 20
     command = ["dd", "if=/dev/zero", f"of={path}", f"bs={block}", f"count={-(-size // block)}"]
     begin = time.perf_counter()

@@ -20,7 +20,7 @@ from pypkg.models.weights.formats.stored_tensor import Shape
 
 @dataclass(frozen=True)
 class Unit:
-    """What one rank brings to host memory at once: a parameter, or a state tensor of one.
+    """A parameter, or a state tensor of one, which a rank copies to host memory in one piece.
 
     Attributes:
         shape: of the parameter.

@@ -98,7 +98,7 @@ def is_sliced(parameter: Tensor) -> bool:
 
 
 def for_tensor_group(tensor: Tensor, like: Tensor | None, writer: int) -> Tensor | None:
-    """What this rank adds to a tensor that its tensor group brings to ``writer``.
+    """This rank's TP shard of a tensor that its tensor group gathers to ``writer``.
 
     Args:
         tensor: this rank's TP shard, or its flat slice of the TP shard.

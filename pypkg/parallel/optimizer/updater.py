@@ -89,8 +89,10 @@ class Updater:
             model.parameters(), assignments, self._clip, options.offload
         )
         stage = options.sharding_stage if mesh.sharding is not None else 0
+        if stage == 1 and options.reduces_once:
+            stage = 2
         make = ZERO_STAGES[stage] if read is None else partial(ZeroStage3, read=read)
-        self.zero: ZeroStage0 = make(model, self.optimizer, mesh, options.master_grad)
+        self.zero: ZeroStage0 = make(model, self.optimizer, mesh, options)
         contributions.update(self.zero.norm_contributions())
 
     def scale(self, loss: Tensor) -> Tensor:
@@ -234,6 +236,6 @@ def _assign(
 
 
 def _on_device(tensor: Tensor) -> Tensor:
-    """On the device whose collectives this rank uses; what is there already is not copied."""
+    """``tensor`` on the device of this rank's collectives; it is not copied if it is there."""
     place = paddle.framework._current_expected_place()
     return tensor if str(tensor.place) == str(place) else tensor._copy_to(place, True)

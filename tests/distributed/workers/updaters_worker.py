@@ -38,6 +38,7 @@ from pypkg.parallel.optimizer.distribute import DistributedModel, distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
+from pypkg.parallel.optimizer.zero import ZeroStage2
 from pypkg.training.step.normalization import loss_weights
 from pypkg.training.tp_sharding import ModelTpSharding
 
@@ -63,9 +64,11 @@ def config_of(family: str) -> ModelConfig:
     return tiny(name).replace(**changes)
 
 
-def new_model(config: ModelConfig, wholes: Mapping | None = None) -> Decoder:
+def new_model(
+    config: ModelConfig, wholes: Mapping | None = None, dtype: str = "float32"
+) -> Decoder:
     """Under every layout the same: from ``wholes``, or random, with vectors away from 1 and 0."""
-    model = from_config(config, seed=SEED)
+    model = from_config(config, dtype, seed=SEED)
     tp_sharding = ModelTpSharding(config)
     shapes = tp_sharding.shapes()
     for name, parameter in model.named_parameters():
@@ -74,7 +77,8 @@ def new_model(config: ModelConfig, wholes: Mapping | None = None) -> Decoder:
         elif parameter.ndim == 1:
             whole = np.full(shapes[name], parameter[0].item(), np.float32)
             whole += np.random.default_rng(len(name)).normal(0, 0.1, whole.shape)
-            parameter.set_value(tp_sharding.read(name, slices_of(whole)))
+            own = paddle.to_tensor(tp_sharding.read(name, slices_of(whole)))
+            parameter.set_value(own.astype(parameter.dtype))
     return model
 
 
@@ -152,7 +156,8 @@ def train(run: Trained, steps: range, case: dict) -> tuple:
         memory = held_bytes(updater)
         norms.append(updater.step(RATE).item())
         assert all(
-            gradient_of(p) is None or not gradient_of(p).any() for p in run.layer.parameters()
+            gradient_of(p) is None or not gradient_of(p).astype("float32").any()
+            for p in run.layer.parameters()
         )
     return losses, norms, memory
 
@@ -190,6 +195,9 @@ def held_bytes(updater: Updater) -> dict[str, int]:
     weights = [s.buffer for kinds in getattr(zero._optimizer, "param_storages", {}).values()
                for s in kinds.values()]  # fmt: skip
     gradients = [s.buffer for s in storages]
+    if isinstance(zero, ZeroStage2):
+        zero.reducer.wait()
+        gradients += zero.reducer.buffers()
     for parameter in zero.parameters:
         weights += [parameter, getattr(parameter, "fw_storage", None)]
         gradients += [gradient_of(parameter), getattr(parameter, "bw_storage", None)]
@@ -235,7 +243,7 @@ def new_run(case: dict, wholes: Mapping | None = None) -> Trained:
         options = replace(options, loss_scale=LossScale(**options.loss_scale))
     # The same names in all processes, whatever the stages of another layout have made before.
     with paddle.utils.unique_name.guard():
-        model = new_model(config, wholes)
+        model = new_model(config, wholes, case.get("dtype", "float32"))
     model.train()
     if "recompute" in case:
         model.use_recompute(Recompute(case["recompute"]))
