@@ -30,7 +30,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-from pypkg.threads import cpu_environment
+from pypkg.device.threads import cpu_environment
 
 REPO = Path(__file__).resolve().parents[2]
 _SERVER = Path(__file__).with_name("fork_server.py")

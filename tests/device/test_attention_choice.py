@@ -7,10 +7,16 @@ import json
 
 import pytest
 
-from pypkg import attention_record
-from pypkg.attention_choice import AttentionNeeds, choose_attention
-from pypkg.attention_record import Timing, record_path, recorded_timings, timings_of, write_timings
-from pypkg.capabilities import Capabilities
+from pypkg.device import attention_record
+from pypkg.device.attention_choice import AttentionNeeds, choose_attention
+from pypkg.device.attention_record import (
+    Timing,
+    record_path,
+    recorded_timings,
+    timings_of,
+    write_timings,
+)
+from pypkg.device.capabilities import Capabilities
 from pypkg.errors import UserError
 
 SOURCES = "1f" * 32
