@@ -268,5 +268,7 @@ def run_compiled(
 
 def custom_op(op: str, *arguments: object) -> list[paddle.Tensor]:
     """Runs the compiled operator ``op`` on tensors, lists of tensors, None and attributes."""
-    run: Callable[..., list[paddle.Tensor]] = vars(_C_ops)["_run_custom_op"]  # not in the stubs
-    return run(op, *arguments)
+    return _run_custom_op(op, *arguments)
+
+
+_run_custom_op: Callable[..., list[paddle.Tensor]] = vars(_C_ops)["_run_custom_op"]  # no stub

@@ -211,7 +211,7 @@ def _make_model(
 
 
 def _tokenizer_files(settings: Settings, tokenizer: Tokenizer | None) -> list[Path]:
-    """What checkpoints hold of the tokenizer.
+    """The files of the tokenizer that checkpoints hold.
 
     Raises:
         UserError: its files have vanished since it was loaded.
@@ -270,6 +270,7 @@ def _update_options(settings: Settings) -> UpdateOptions:
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         sharding_stage=settings.sharding_stage,
+        reduces_once=settings.reduces_once,
         offload=settings.offloads_optimizer,
         loss_scale=LossScale(settings.scale_loss) if settings.fp16 else None,
         master_grad=settings.amp_master_grad,
