@@ -37,6 +37,7 @@ import checks
 import hopper_cases
 import kernel_cases
 
+from pypkg.bench.ops.case import OURS
 from pypkg.bench.ops.gpu import suites, timers
 from pypkg.bench.ops.gpu.attention import has_hopper_kernels
 from pypkg.bench.ops.gpu.case import Maker, label, measure, set_against_yardsticks
