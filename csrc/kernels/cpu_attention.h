@@ -188,6 +188,21 @@ class PackedBlocks {
   int64_t held_[kMostSlots] = {};  // numbers of blocks, counted from 1
 };
 
+// Tasks [begin, end) that a thread takes at once, in order. `units` are heads whose tasks share what a
+// thread packs, so all but the last are taken whole; `at_once` tasks of those, so that threads end
+// together.
+inline std::vector<Range> task_ranges(int64_t units, int64_t tasks_of_unit, int64_t at_once,
+                                      int64_t threads) {
+  const int64_t whole = std::max<int64_t>(0, units / threads - 1) * threads;
+  std::vector<Range> ranges;
+  for (int64_t unit = 0; unit < units; ++unit) {
+    const int64_t first = unit * tasks_of_unit, step = unit < whole ? tasks_of_unit : at_once;
+    for (int64_t task = 0; task < tasks_of_unit; task += step)
+      ranges.push_back({first + task, first + std::min(task + step, tasks_of_unit)});
+  }
+  return ranges;
+}
+
 // One scratch structure per thread, its arrays carved from one allocation.
 template <class Scratch>
 class ThreadScratch {
