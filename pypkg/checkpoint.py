@@ -116,7 +116,7 @@ def _inspect(folder: Path) -> int:
 
 
 def _checkpoints_in(folder: Path) -> list[Path]:
-    """Of a run, oldest first, then those that it has set aside.
+    """The checkpoints of a run, oldest first, then those that it has set aside.
 
     Raises:
         UserError: there are none.

@@ -142,7 +142,7 @@ class Mesh:
         return self.data_rank * self.sharding_degree + self.sharding_rank
 
     def coordinates(self, rank: int) -> Coordinates:
-        """Where the rank ``rank`` of the run is in the grid."""
+        """The coordinates of the rank ``rank`` of the run in the grid."""
         found = {}
         for axis in reversed(TOPOLOGY_ORDERS[self.degrees.topology_order]):
             length = getattr(self.degrees, _AXES[axis]) if axis in _AXES else 1

@@ -135,7 +135,7 @@ def _run(
 
 
 def _starting_state(settings: Settings, resumed: Path | None) -> TrainerState:
-    """That of the checkpoint that the run goes on from."""
+    """The state of the checkpoint that the run goes on from."""
     if resumed is None:
         return TrainerState()
     state = load_trainer_state(resumed, settings.max_seq_length)

@@ -42,7 +42,7 @@ _LENGTH_BYTES = 8  # of the number that precedes a task
 
 
 class _Task(NamedTuple):
-    """What the process is told of a save."""
+    """The description of a save that the process gets."""
 
     files: Sequence[FileToWrite]
     units: Sequence[PlannedUnit]
@@ -96,7 +96,7 @@ class WriterProcess:
         return not self._area.is_finished() and self.returncode() is None
 
     def answer(self) -> Any:
-        """What it said when it finished.
+        """The result that the process sent when it finished.
 
         Raises:
             UserError: it ended instead.

@@ -82,7 +82,7 @@ def load_optimizer(
 
 
 def _optimizer_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
-    """Where the optimizer state lies: in one file, or in those that an index lists."""
+    """The files of the optimizer state: one, or those that an index lists."""
     file, index = checkpoint / OPTIMIZER_FILE, checkpoint / OPTIMIZER_INDEX
     if not file.is_file() and not index.is_file():
         raise UserError(
