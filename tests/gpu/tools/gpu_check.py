@@ -7,7 +7,7 @@ the CPU kernels that are installed already, and interprets Triton. Where another
 paddlepaddle-gpu, its flash attention is timed too.
 
 On a GPU whose checks have all passed it also writes the timings of attention to the record that
-`attention_backend: auto` reads (pypkg/attention_record.py).
+`attention_backend: auto` reads (pypkg/device/attention_record.py).
 
 The file is a result for the page of benchmarks: put it into docs/benchmarks/, named after the GPU,
 and run `python -m pypkg.bench report`.
@@ -37,13 +37,13 @@ import checks
 import hopper_cases
 import kernel_cases
 
-from pypkg.attention_record import PADDLE, timings_of, write_timings
 from pypkg.bench.ops.case import OURS
 from pypkg.bench.ops.gpu import suites, timers
 from pypkg.bench.ops.gpu.attention import has_hopper_kernels
 from pypkg.bench.ops.gpu.case import Maker, label, measure, set_against_yardsticks
 from pypkg.bench.ops.gpu.result import gpu_facts, ops_result
 from pypkg.build_info import digest
+from pypkg.device.attention_record import PADDLE, timings_of, write_timings
 
 
 class TorchBackend:

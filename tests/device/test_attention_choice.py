@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from pypkg import attention_record
-from pypkg.attention_choice import AttentionNeeds, choose_attention
-from pypkg.attention_record import (
+from pypkg.device import attention_record
+from pypkg.device.attention_choice import AttentionNeeds, choose_attention
+from pypkg.device.attention_record import (
     PADDLE,
     Timing,
     record_path,
@@ -17,7 +17,7 @@ from pypkg.attention_record import (
     timings_of,
     write_timings,
 )
-from pypkg.capabilities import Capabilities
+from pypkg.device.capabilities import Capabilities
 from pypkg.errors import UserError
 
 SOURCES = "1f" * 32
