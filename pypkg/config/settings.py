@@ -1,7 +1,7 @@
 """The settings that a run honours, one field each. Names and defaults are PaddleNLP's.
 
 A default of None means that the value follows from other settings (see ``__post_init__``) or from
-the device (see ``pypkg.capabilities``).
+the device (see ``pypkg.device.capabilities``).
 """
 
 from __future__ import annotations
@@ -47,9 +47,13 @@ class Settings(TrainingSettings):
         choices=("cpu", "gpu"),
     )
     bf16: bool | None = setting(
-        None, "compute in bfloat16; by default if the device supports it and fp16 is false"
+        None,
+        "compute in bfloat16; by default if the device is a GPU that supports it and fp16 is "
+        'false; on a CPU only with `device` "cpu"',
     )
-    fp16: bool = setting(False, "compute in float16 with a dynamic loss scale")
+    fp16: bool = setting(
+        False, 'compute in float16 with a dynamic loss scale; on a CPU only with `device` "cpu"'
+    )
     scale_loss: float = setting(2.0**15, "initial loss scale of float16", above=0)
     offload_optim: bool = setting(
         False, "keep the optimizer state in host memory between updates, as sharding's offload does"

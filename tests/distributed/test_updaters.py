@@ -64,7 +64,14 @@ ON_FOUR = [
     case("llama", 3, 2, sharding=2, data=2, offload=True),
     case("bloom", 1, 2, sharding=2, tensor=2),
     case("baichuan2_7b", 2, 2, sharding=2, tensor=2, sequence_parallel=True, master_grad=True),
-    case("multi_query", 3, sharding=2, tensor=2, overlap_input_gradients=True),
+    case(
+        "multi_query",
+        3,
+        sharding=2,
+        tensor=2,
+        overlap_input_gradients=True,
+        then=layout(3, sharding=2, tensor=2),
+    ),
     case("multi_query", 0, tensor=4, sequence_parallel=True),
     case("multi_query", 3, 2, sharding=4),
     case("llama", 0, 2, tensor=2, data=2),
@@ -124,6 +131,7 @@ def test_same_as_one_process(tmp_path, nproc, cases):
             of_case = [rank[index] for rank in results]
             assert all(0.9 < rank["read"] < 1.05 for rank in of_case), (each, of_case)
             assert all(rank["weights_kept"] and rank["state_kept"] for rank in of_case), each
+            assert all(rank["same_files"] for rank in of_case), each
             written = [rank["num_bytes"] for rank in of_case]
             assert written == [rank["converted"] for rank in of_case], each
             assert max(written) < LARGEST_SHARE * sum(written) / nproc, (each, written)

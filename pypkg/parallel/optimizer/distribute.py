@@ -70,8 +70,11 @@ class WrappedModel:
         total = None
         for batch in micro_batches:
             loss = self.loss(**batch) / len(micro_batches)
+            value = loss.detach()
             scale(loss).backward()
-            total = loss.detach() if total is None else total + loss.detach()
+            # The graph holds what recompute keeps; the next forward pass must not find it alive.
+            del loss
+            total = value if total is None else total + value
         assert total is not None  # a step has at least one micro batch
         return total
 

@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import paddle
 from paddle import Tensor, nn
 from paddle.distributed.communication import stream
@@ -36,8 +35,8 @@ from pypkg.parallel.optimizer.data_parallel import average
 AHEAD = 4
 # Reductions under way at a time.
 IN_FLIGHT = 2
-# What ``ReadParameter`` returns of one parameter, given elements, or None for all.
-Read = Callable[[tuple[int, int] | None], np.ndarray | None]
+# ``ReadParameter`` of one parameter: overwrites a tensor, given elements, or None for all.
+Read = Callable[[Tensor, tuple[int, int] | None], None]
 
 
 def sliced(
@@ -53,9 +52,7 @@ def sliced(
     for parameter in model.parameters():
         if not parameter._is_initialized() and parameter.size <= slices_above:
             parameter.initialize()
-            values = read[parameter.name](None)
-            if values is not None:
-                parameter.set_value(values)
+            read[parameter.name](parameter, None)
     return SlicedLayers(
         model,
         optimizer,
@@ -188,16 +185,12 @@ class SlicedLayers(GroupShardedStage3):
     def _param_storage(self, param: Tensor, buffer_size: int) -> None:
         """Makes the slice of this rank; fleet calls it once for each parameter that it divides."""
         elements = self._param2buffer[param.name][self._rank]
-        values = self._slice(param, elements)
-        assert values is not None  # matrices alone are divided
         held = paddle.empty([elements[1] - elements[0]], param.dtype)
-        held.set_value(values)
+        if param._is_initialized():
+            whole = to_host(param)
+            held.set_value(read_elements(lambda rows: whole[slice(*rows)], whole.shape, elements))
+        else:
+            self._read[param.name](held, elements)
         held.name = "slice@" + param.name
         param.fw_storage, param.status = held, "part"
         param._clear_data()
-
-    def _slice(self, param: Tensor, elements: tuple[int, int]) -> np.ndarray | None:
-        if not param._is_initialized():
-            return self._read[param.name](elements)
-        whole = to_host(param)
-        return read_elements(lambda rows: whole[slice(*rows)], whole.shape, elements)

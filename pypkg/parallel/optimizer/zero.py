@@ -26,7 +26,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import paddle
 import paddle.distributed as dist
 from paddle import Tensor, nn
@@ -122,19 +121,17 @@ class ZeroStage0:
 
     @paddle.no_grad()
     def assign(
-        self, parameter: Tensor, read: Callable[[tuple[int, int] | None], np.ndarray | None]
+        self, parameter: Tensor, read: Callable[[Tensor, tuple[int, int] | None], None]
     ) -> None:
         """Overwrites what this rank holds of ``parameter``, in the memory where it is.
 
         Args:
-            read: ``ReadParameter``, given the elements of the slice, or None for all.
+            read: overwrites a tensor, given the elements of the slice, or None for all.
         """
         is_sliced = gather.is_sliced(parameter)
         held = parameter.fw_storage if is_sliced else parameter
-        values = read(self.placement(parameter).bounds if is_sliced else None)
-        assert values is not None  # a checkpoint has every parameter
         copied = paddle.empty(held.shape, held.dtype)
-        copied.set_value(values)
+        read(copied, self.placement(parameter).bounds if is_sliced else None)
         paddle.assign(copied, held.detach())
 
     def begin_step(self, micro_batches: int) -> None:
@@ -181,7 +178,7 @@ class ZeroStage1(ZeroStage0):
 
 
 class _GroupSharded(ZeroStage0):
-    """What stages 2 and 3 have in common: fleet reduces gradients, also over the data group."""
+    """The common base of stages 2 and 3: fleet reduces gradients, also over the data group."""
 
     def __init__(
         self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, options: UpdateOptions

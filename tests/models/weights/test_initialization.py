@@ -159,6 +159,19 @@ def test_every_name_and_seed_has_numbers_of_its_own() -> None:
     assert np.isin(first, out.numpy()).mean() < 0.01
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_building_takes_no_more_memory_than_the_weights(dtype: str) -> None:
+    core = paddle.base.core
+    core.host_memory_stat_reset_peak_value("Allocated", 0)
+    before = core.host_memory_stat_current_value("Allocated", 0)
+    model = from_config(_CONFIG, dtype, seed=5)
+    kept = core.host_memory_stat_current_value("Allocated", 0) - before
+    largest = max(p.size * p.element_size() for p in model.parameters())
+    assert kept >= sum(p.size * p.element_size() for p in model.parameters())
+    peak = core.host_memory_stat_peak_value("Allocated", 0) - before
+    assert peak < kept + largest / 8
+
+
 def test_what_cannot_be_filled_is_refused() -> None:
     config, name = tiny("llama"), "layers.0.self_attn.o_proj.weight"
     with pytest.raises(TypeError, match="float64"):
