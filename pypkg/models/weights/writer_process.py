@@ -197,7 +197,12 @@ def main() -> None:
     areas: dict[AreaPlace, Area] = {}
     while content := _next_task(is_alive):
         task: _Task = pickle.loads(content)
-        areas = {place: areas.get(place) or place.open() for place in task.places.values()}
+        try:
+            areas = {place: areas.get(place) or place.open() for place in task.places.values()}
+        except OSError:  # the areas go with the processes that train
+            if not is_alive():
+                break
+            raise
         staging = Staging(task.rank, {r: areas[p] for r, p in task.places.items()}, task.places)
         area = staging.areas[task.rank]
         try:

@@ -72,18 +72,23 @@ def write_and_read(
 def write_through_memory(model: Decoder, updater: Updater, output_dir: str, expected: Path) -> bool:
     """Whether ranks that hand each other parts through memory write the files of ``expected``.
 
-    Threads write them, and processes, which get a part of what they write at a time.
+    Threads write them, and processes, which get a part of what they write at a time. Where each
+    rank is on a machine of its own, its process gets from it what communication has brought.
     """
     found = []
-    for memory, make_writer in (
-        (SharedMemory(None), ThreadWriter),
-        (SharedMemory(100_000), partial(ProcessWriter, process=WRITER_PROCESS)),
+    in_process = partial(ProcessWriter, process=WRITER_PROCESS)
+    apart = SharedMemory(100_000)
+    apart._hosts = [str(rank) for rank in range(mesh.current().world_size)]
+    for memory, make_writer, watched in (
+        (SharedMemory(None), ThreadWriter, without_communication),
+        (SharedMemory(100_000), in_process, without_communication),
+        (apart, in_process, lambda tensors: tensors),
     ):
         checkpoint = CheckpointWriting(
             output_dir,
             TrainerState(global_step=2 + len(found)),
             tensor_sets=[
-                without_communication(each)
+                watched(each)
                 for each in (model_tensors(model), optimizer_tensors(updater, model.config))
             ],
             add_files=lambda _: None,
