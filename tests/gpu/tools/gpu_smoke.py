@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2] / "matrix"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "distributed" / "testing"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "models"))
-from pypkg.threads import import_paddle
+from pypkg.device.threads import import_paddle
 
 import_paddle()  # with the flags of a run, which ranks inherit
 from exactness import check_exactness  # noqa: E402
