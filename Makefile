@@ -43,6 +43,8 @@ pretrain: install  ## pre-train a small LLaMA on the Python standard library's s
 	$(BIN)/python -m pypkg.pretrain configs/quickstart.json --output_dir $(RUNS)/checkpoints \
 	  --input_dir $(RUNS)/data --tokenizer_name_or_path $(RUNS)/tokenizer
 
+# Python keeps compiled files, or each process that a test starts compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 # Two files at a time, since tests of several processes mostly wait; in the order of conftest.py.
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 

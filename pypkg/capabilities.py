@@ -170,34 +170,55 @@ def resolve(settings: Settings, capabilities: Capabilities) -> ExecutionPlan:
     problems: list[str] = []
     reasons: list[str] = []
 
-    def decide(name: str, obstacle: str | None, way_out: str) -> bool:
-        asked = getattr(settings, name)
-        if asked is False:
-            return False
-        if obstacle and asked:
-            problems.append(f"{name} is true, but {obstacle}; {way_out}")
-        elif obstacle:
-            reasons.append(obstacle)
-        return not obstacle
-
-    to_float32 = "set it to false to train in float32"
-    float16 = settings.fp16 and decide("fp16", capabilities.float16_obstacle(), to_float32)
-    bfloat16 = not settings.fp16 and decide("bf16", capabilities.bfloat16_obstacle(), to_float32)
+    dtype = _asked_dtype(settings, capabilities, problems, reasons)
     attention = _asked_attention(settings, capabilities, problems)
-    if settings.matmul_precision == "bfloat16" and capabilities.compute_capability is not None:
+    narrow = settings.matmul_precision == "bfloat16"
+    if narrow and capabilities.compute_capability is not None:
         problems.append(
             'matmul_precision is "bfloat16", which is for CPUs, but the device is a GPU; set bf16 '
             "to true instead"
+        )
+    elif narrow and dtype != "float32":
+        problems.append(
+            'matmul_precision is "bfloat16", which is for float32 tensors, but the run is in '
+            f"{dtype}; leave it out"
         )
     if problems:
         raise UserError(listed(problems, "settings that this device cannot follow"))
     return ExecutionPlan(
         capabilities=capabilities,
-        dtype="float16" if float16 else "bfloat16" if bfloat16 else "float32",
+        dtype=dtype,
         attention=attention,
         reasons=tuple(reasons),
         matmul_precision=settings.matmul_precision,
     )
+
+
+def _asked_dtype(
+    settings: Settings, capabilities: Capabilities, problems: list[str], reasons: list[str]
+) -> str:
+    """The dtype of parameters and activations. A CPU computes in 16 bits only if named as device.
+
+    A run that was meant for a GPU and finds none is refused: on a CPU it would take years.
+    """
+    if settings.fp16:
+        name, dtype, obstacle = "fp16", "float16", capabilities.float16_obstacle()
+    else:
+        name, dtype, obstacle = "bf16", "bfloat16", capabilities.bfloat16_obstacle()
+    asked: bool | None = getattr(settings, name)
+    if asked is False:
+        return "float32"
+    if asked and capabilities.compute_capability is None and settings.device == "cpu":
+        reasons.append("operators compute in float32, which takes longer than a run in float32")
+        return dtype
+    if obstacle and asked:
+        way_out = "set it to false to train in float32"
+        if capabilities.compute_capability is None:
+            way_out += ', or device to "cpu" to compute in float32 on tensors of 16 bits'
+        problems.append(f"{name} is true, but {obstacle}; {way_out}")
+    elif obstacle:
+        reasons.append(obstacle)
+    return "float32" if obstacle else dtype
 
 
 def _asked_attention(settings: Settings, capabilities: Capabilities, problems: list[str]) -> str:

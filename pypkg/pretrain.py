@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         watchdog.compare_settings(settings.to_json())
         logger.info(configure_cpu(settings.num_threads))
         with progress.phase("import"):
-            import_paddle()
+            for line in import_paddle():
+                logger.info(line)
             raise_on_sigterm()  # once more, in place of Paddle's handler
             from pypkg.training.run import run  # uses Paddle, which must have seen the threads
 

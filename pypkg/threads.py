@@ -39,6 +39,10 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 _MKL_DISPATCH = "MKL_DEBUG_CPU_TYPE"
 _PADDLE_COMPLAINTS = ("OMP_NUM_THREADS",)
+# What makes gradients on a GPU the same bit for bit from run to run: Paddle otherwise adds the rows
+# of an embedding's gradient, and the query gradient of its flash attention, by atomics in whatever
+# order the threads come, and in the dtype of the gradient. Neither flag changes anything on a CPU.
+_DETERMINISTIC = {"FLAGS_embedding_deterministic": "1", "FLAGS_cudnn_deterministic": "1"}
 
 
 def configure_cpu(num_threads: int = 0) -> str:
@@ -96,13 +100,22 @@ def _keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
-def import_paddle() -> None:
-    """Imports Paddle without its warnings about what is so on purpose.
+def import_paddle() -> list[str]:
+    """Imports Paddle with deterministic gradients, without warnings about what is so on purpose.
 
     These are that OMP_NUM_THREADS is above 1, and that there is no ccache, which speeds up a
     compilation that does not take place.
+
+    Returns:
+        Lines for the log: one for each flag of the user that was kept instead of ours.
     """
     os.environ.setdefault("GLOG_minloglevel", "1")  # no lines about its own stores and ports
+    kept = [
+        f"kept from the environment: {name}={os.environ[name]}; results on a GPU may differ from "
+        f"run to run unless it is {value}"
+        for name, value in _DETERMINISTIC.items()
+        if os.environ.setdefault(name, value) != value
+    ]
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output), warnings.catch_warnings():
@@ -112,6 +125,7 @@ def import_paddle() -> None:
         for line in output.getvalue().splitlines():
             if not any(each in line for each in _PADDLE_COMPLAINTS):
                 print(line, file=sys.stderr)
+    return kept
 
 
 def available_cores() -> int:

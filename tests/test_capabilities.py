@@ -101,6 +101,18 @@ def test_float16_is_taken_only_when_asked_for():
         resolve(Settings(fp16=True), CPU)
 
 
+@pytest.mark.parametrize("name, dtype", [("bf16", "bfloat16"), ("fp16", "float16")])
+def test_a_cpu_takes_16_bits_only_where_it_is_the_device_that_was_asked_for(name, dtype):
+    plan = resolve(Settings(**{name: True}, device="cpu"), CPU)
+    assert plan.dtype == dtype
+    assert "operators compute in float32" in plan.describe()
+    assert resolve(Settings(device="cpu"), CPU).dtype == "float32"
+    with pytest.raises(UserError, match=f'{name} is true, but .*, or device to "cpu" to compute'):
+        resolve(Settings(**{name: True}), CPU)
+    with pytest.raises(UserError, match=f'matmul_precision is "bfloat16", .* in {dtype}; leave'):
+        resolve(Settings(**{name: True}, device="cpu", matmul_precision="bfloat16"), CPU)
+
+
 def test_what_was_turned_off_is_off_without_comment():
     for capabilities in (CPU, V100, H100):
         plan = resolve(Settings(bf16=False, use_flash_attention=False), capabilities)

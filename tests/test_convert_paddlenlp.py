@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,10 @@ import pytest
 from pypkg import convert
 from pypkg.models.architecture.registry import load_config
 from pypkg.models.weights.formats.tensor_files import TensorFiles
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+
+import check_paddlenlp_export
 
 GOLDEN = Path(__file__).parent / "golden"
 WEIGHTS = "model.safetensors"
@@ -85,3 +91,25 @@ def test_a_vocabulary_grows_in_hugging_face_folders(
     source = PADDLENLP / "llama_pdparams"
     assert _run("resize-vocab", source, tmp_path / "out", "--vocab_size", "200") == 2
     assert "pypkg.convert import SRC DST" in capsys.readouterr().err
+
+
+def test_exports_are_those_that_paddlenlp_has_loaded(tmp_path: Path) -> None:
+    """exports.json records the exports that PaddleNLP 3.0.0b4 loaded as the models they are of."""
+    recorded = json.loads(check_paddlenlp_export.RECORD.read_text())
+    cases = check_paddlenlp_export.make_exports(tmp_path)
+    assert len(cases) == len(recorded) >= 14
+    for case in cases:
+        record = recorded[case.name]
+        assert record["paddlenlp"].startswith("3.0.0b4") and record["same"]
+        assert check_paddlenlp_export.digest(case.export) == record["sha256"], case.name
+        assert len(TensorFiles(case.export).specs()) <= record["tensors"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "PYPKG_PADDLENLP_PYTHON" not in os.environ,
+    reason="PYPKG_PADDLENLP_PYTHON does not name the Python of an environment with PaddleNLP",
+)
+def test_paddlenlp_loads_the_exports(tmp_path: Path) -> None:
+    found = check_paddlenlp_export.check(os.environ["PYPKG_PADDLENLP_PYTHON"], tmp_path)
+    assert found == json.loads(check_paddlenlp_export.RECORD.read_text())

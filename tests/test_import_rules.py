@@ -92,7 +92,7 @@ RULES = (
 ROOMS = {
     "pypkg.data": ("corpus_tools", "preprocess", "loading", "datasets", "index", "corpus",
                    "tokenizers", "optional_packages"),
-    "pypkg.models": ("__main__", "docs_page", "generate", "pretrained", "building",
+    "pypkg.models": ("__main__", "docs_page", "generate", "pretrained", "division", "building",
                      "pipeline_decoder", "decoder", "layers", "weights", "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
                        "host_memory", "process_end", "endpoints"),

@@ -171,6 +171,31 @@ for action in (lambda: paddle.matmul(a, a), adamw.step):
     assert time.monotonic() - started < 120
 
 
+def test_gradients_are_deterministic_unless_the_user_has_said_otherwise(tmp_path):
+    """Paddle reads the flags when it is imported; here an empty module stands for it."""
+    (tmp_path / "paddle.py").touch()
+    code = (
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from pypkg.threads import import_paddle\n"
+        "print(import_paddle())\n"
+        "print(*[os.environ[f'FLAGS_{each}_deterministic'] for each in ('embedding', 'cudnn')])"
+    )
+
+    def output(**flags: str) -> list[str]:
+        kept = {k: v for k, v in os.environ.items() if k not in threads._DETERMINISTIC}
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+            env=kept | flags,
+        )  # fmt: skip
+        return done.stdout.splitlines()
+
+    assert output() == ["[]", "1 1"]
+    said, flags = output(FLAGS_embedding_deterministic="0")
+    assert flags == "0 1"
+    assert "kept from the environment: FLAGS_embedding_deterministic=0; " in said
+
+
 def test_other_output_of_the_import_is_not_swallowed(tmp_path):
     (tmp_path / "paddle.py").write_text(
         "import sys\n"

@@ -161,7 +161,11 @@ def start(
 
 
 def run(
-    arguments: Sequence[object], *, environment: Mapping[str, str], timeout: float
+    arguments: Sequence[object],
+    *,
+    environment: Mapping[str, str],
+    timeout: float,
+    cwd: Path = REPO,
 ) -> subprocess.CompletedProcess[str]:
     """As subprocess.run with captured text; no process of the group is left.
 
@@ -169,7 +173,7 @@ def run(
         subprocess.TimeoutExpired: after ``timeout`` seconds.
     """
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-        process = start(arguments, environment=environment, stdout=stdout, stderr=stderr)
+        process = start(arguments, environment=environment, stdout=stdout, stderr=stderr, cwd=cwd)
         try:
             code = process.wait(timeout)
         finally:

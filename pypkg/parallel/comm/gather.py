@@ -56,6 +56,24 @@ def possible_writers(place: Place) -> tuple[int, ...]:
     )
 
 
+def holders(writer: int, over_tensor: bool, over_sharding: bool) -> tuple[int, ...]:
+    """The ranks whose parts make a tensor that ``writer`` writes, by tensor and sharding rank.
+
+    Args:
+        over_tensor: whether the ranks of a tensor group hold TP shards of it.
+        over_sharding: whether the ranks of a sharding group hold slices of it.
+    """
+    current, at = mesh.current(), mesh.current().coordinates(writer)
+    found = {
+        (place.tensor, place.sharding): rank
+        for rank in range(current.world_size)
+        if (place := current.coordinates(rank))[:2] == (at.data, at.pipeline)
+        and (over_tensor or place.tensor == at.tensor)
+        and (over_sharding or place.sharding == at.sharding)
+    }
+    return tuple(found[place] for place in sorted(found))
+
+
 def takes_part(place: Place, writer: int) -> bool:
     """Whether this rank hands a part of a tensor to ``writer``, or is it."""
     current, at = mesh.current(), mesh.current().coordinates(writer)
@@ -68,7 +86,7 @@ def is_sliced(parameter: Tensor) -> bool:
 
 
 def for_tensor_group(tensor: Tensor, like: Tensor | None, writer: int) -> Tensor | None:
-    """What this rank adds to a tensor that its tensor group brings to ``writer``.
+    """This rank's TP shard of a tensor that its tensor group gathers to ``writer``.
 
     Args:
         tensor: this rank's TP shard, or its flat slice of the TP shard.

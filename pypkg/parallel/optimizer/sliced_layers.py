@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import paddle
 from paddle import Tensor, nn
 from paddle.distributed.fleet.meta_parallel.sharding.group_sharded_stage3 import GroupShardedStage3
@@ -19,8 +18,8 @@ from pypkg.parallel.comm.slices import read_elements
 from pypkg.parallel.host_memory import to_host
 from pypkg.parallel.mesh import Mesh
 
-# What ``ReadParameter`` returns of one parameter, given elements, or None for all.
-Read = Callable[[tuple[int, int] | None], np.ndarray | None]
+# ``ReadParameter`` of one parameter: overwrites a tensor, given elements, or None for all.
+Read = Callable[[Tensor, tuple[int, int] | None], None]
 
 
 def sliced(
@@ -36,9 +35,7 @@ def sliced(
     for parameter in model.parameters():
         if not parameter._is_initialized() and parameter.size <= slices_above:
             parameter.initialize()
-            values = read[parameter.name](None)
-            if values is not None:
-                parameter.set_value(values)
+            read[parameter.name](parameter, None)
     return _SlicedLayers(
         model,
         optimizer,
@@ -62,16 +59,12 @@ class _SlicedLayers(GroupShardedStage3):
     def _param_storage(self, param: Tensor, buffer_size: int) -> None:
         """Makes the slice of this rank; fleet calls it once for each parameter that it divides."""
         elements = self._param2buffer[param.name][self._rank]
-        values = self._slice(param, elements)
-        assert values is not None  # matrices alone are divided
         held = paddle.empty([elements[1] - elements[0]], param.dtype)
-        held.set_value(values)
+        if param._is_initialized():
+            whole = to_host(param)
+            held.set_value(read_elements(lambda rows: whole[slice(*rows)], whole.shape, elements))
+        else:
+            self._read[param.name](held, elements)
         held.name = "slice@" + param.name
         param.fw_storage, param.status = held, "part"
         param._clear_data()
-
-    def _slice(self, param: Tensor, elements: tuple[int, int]) -> np.ndarray | None:
-        if not param._is_initialized():
-            return self._read[param.name](elements)
-        whole = to_host(param)
-        return read_elements(lambda rows: whole[slice(*rows)], whole.shape, elements)

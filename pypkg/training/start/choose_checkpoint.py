@@ -134,7 +134,7 @@ def _check_first_weights(folder: Path, settings: Settings, parts: Parts) -> None
 
 
 def _newest_whole(found: list[Path], settings: Settings, parts: Parts) -> Path | None:
-    """Of checkpoints from the oldest to the newest; the damaged ones behind it are set aside."""
+    """The newest whole one of ``found`` (oldest first); newer damaged ones are set aside."""
     damaged: list[tuple[Path, str]] = []
     for folder in reversed(found):
         damage = _damage(folder, settings.verify_checkpoint, parts)

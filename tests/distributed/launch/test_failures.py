@@ -72,7 +72,14 @@ class Ranks:
     [
         ("raise", ["rank 1", "at step 3, forward and backward", "broken on purpose"]),
         ("die", ["rank 1 died at step 3, forward and backward"]),
-        ("hang", ["no progress for 8 s", "rank 1 is at step 3, forward and backward"]),
+        (
+            "hang",
+            [
+                "no progress for 8 s",
+                "rank 1 is at step 3, forward and backward",
+                "(most recent call first)",  # a stack trace
+            ],
+        ),
         ("nan", ["the loss is nan at step 3 on rank 1"]),
     ],
 )

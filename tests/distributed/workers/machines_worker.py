@@ -42,7 +42,8 @@ def tensors() -> TensorSet:
     """Eight tensors that any rank may write."""
     every = range(mesh.current().world_size)
     values = {name: np.full([64, 16], number, np.float32) for number, name in enumerate(NAMES)}
-    units = [Unit(name, {name: TensorSpec("float32", (64, 16))}, every) for name in NAMES]
+    spec = TensorSpec("float32", (64, 16))
+    units = [Unit(name, spec.shape, {name: spec}, every) for name in NAMES]
 
     def read(name: str, writer: int) -> np.ndarray | None:
         return values[name] if writer == mesh.current().rank else None

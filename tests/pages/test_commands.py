@@ -1,32 +1,26 @@
-"""Every command of the pages exists, with its options; test_readme.py runs those of README.md."""
+"""Every command of the pages exists, with its options; test_running.py runs those of blocks."""
 
 from __future__ import annotations
 
-import re
 import shlex
-from pathlib import Path
 
 import pytest
+from page_blocks import blocks, inline_commands
 
 from pypkg import checkpoint, convert, preprocess, supervise
 from pypkg.__main__ import COMMANDS
+from pypkg.bench import __main__ as bench
 from pypkg.config.settings import Settings
+from pypkg.data.corpus_tools import TOOLS
 
-REPO = Path(__file__).resolve().parent.parent
-PAGES = (REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md")))
-PARSERS = {"checkpoint": checkpoint, "convert": convert, "preprocess": preprocess}
+PARSERS = {"bench": bench, "checkpoint": checkpoint, "convert": convert, "preprocess": preprocess}
 OF_PRETRAIN = {"nproc"}  # an option of the launcher
+SYNOPSIS = "["  # of optional words, which no shell takes
 
 
-def command_lines(text: str) -> list[list[str]]:
-    """The words of each pypkg command in the bash blocks of a page, without ``pypkg``."""
-    found = []
-    for block in re.findall(r"^```(?:bash|sh)?\n(.*?)^```$", text, re.M | re.S):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(re.sub(r"^(?:python -m pypkg\.)", "pypkg ", line), comments=True)
-            if words[:1] == ["pypkg"]:
-                found.append(words[1:])
-    return found
+def words_of(command: str) -> list[str]:
+    """The words of a command after ``pypkg``, in either of its forms."""
+    return shlex.split(command.replace("python -m pypkg.", "pypkg ", 1))[1:]
 
 
 def check(words: list[str]) -> None:
@@ -38,17 +32,21 @@ def check(words: list[str]) -> None:
         supervise._parser().parse_args(rest[:place])
         if rest[place + 1 : place + 2] == ["pypkg"]:
             check(rest[place + 2 :])
-    elif name in PARSERS:
+    elif name == "preprocess" and rest[:1] and rest[0] in TOOLS:
+        preprocess._tool_parser().parse_args(rest)
+    elif name in PARSERS and rest:
         PARSERS[name]._parser().parse_args(rest)
     elif name == "pretrain":
         keys = {word[2:].partition("=")[0] for word in rest if word.startswith("--")}
         assert keys <= set(Settings.__dataclass_fields__) | OF_PRETRAIN
 
 
+FOUND = [(block.page, command) for block in blocks() for command in block.commands]
+FOUND += inline_commands()
 COMMAND_LINES = [
-    pytest.param(words, id=f"{page.stem}: {' '.join(words)[:50]}")
-    for page in PAGES
-    for words in command_lines(page.read_text(encoding="utf-8"))
+    pytest.param(words_of(command), id=f"{page}: {command[:50]}")
+    for page, command in dict.fromkeys(FOUND)
+    if command.startswith(("pypkg ", "python -m pypkg.")) and SYNOPSIS not in command
 ]
 
 
