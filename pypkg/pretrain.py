@@ -16,13 +16,13 @@ from pathlib import Path
 
 from pypkg import progress
 from pypkg.config import help_text
+from pypkg.device.threads import configure_cpu, import_paddle
 from pypkg.errors import UserError
 from pypkg.file_handles import raise_limit
 from pypkg.logs import configure_logging
 from pypkg.parallel import mesh
 from pypkg.parallel.launch import watchdog
 from pypkg.parallel.launch.launcher import end_with_launcher, launch, take_nproc
-from pypkg.threads import configure_cpu, import_paddle
 from pypkg.training.checkpoint.lock import refuse_if_in_use
 
 logger = logging.getLogger("pypkg")

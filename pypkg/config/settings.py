@@ -1,7 +1,7 @@
 """The settings that a run honours, one field each. Names and defaults are PaddleNLP's.
 
 A default of None means that the value follows from other settings (see ``__post_init__``) or from
-the device (see ``pypkg.capabilities``).
+the device (see ``pypkg.device.capabilities``).
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ def division(
     """
     current = mesh.current()
     degree = current.tensor_degree
+    if degree == 1 and not is_sliced:
+        return None
     of_ranks = [tp_shard(config, name, degree, rank) for rank in range(degree)]
     shards = tuple(each for each in of_ranks if each is not None)
     if not shards and not is_sliced:

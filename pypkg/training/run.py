@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pypkg.attention_choice import AttentionNeeds, choose_attention
-from pypkg.capabilities import ExecutionPlan, probe, resolve
 from pypkg.config import Settings, notices
 from pypkg.config.parser import listed
 from pypkg.data.tokenizers.load import Tokenizer, tokenizer_files
+from pypkg.device.attention_choice import AttentionNeeds, choose_attention
+from pypkg.device.capabilities import ExecutionPlan, probe, resolve
 from pypkg.errors import UserError
 from pypkg.models import ModelConfig
 from pypkg.models.building import Model

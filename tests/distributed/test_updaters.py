@@ -20,7 +20,7 @@ WORKER = Path(__file__).parent / "workers" / "updaters_worker.py"
 def case(family: str, stage: int = 0, accumulation: int = 1, **changes: Any) -> dict:
     """``changes``: degrees, what the worker knows, and options of the updater."""
     own = {key: changes.pop(key) for key in ("then", "recompute", "evaluates", "skipped",
-           "overflows", "unequal") if key in changes}  # fmt: skip
+           "overflows", "unequal", "delayed") if key in changes}  # fmt: skip
     degrees = {key: changes.pop(key) for key in ("data", "pipeline", "sharding", "tensor",
                "sequence_parallel") if key in changes}  # fmt: skip
     options = {"sharding_stage": stage, **changes}
@@ -38,12 +38,13 @@ ON_TWO = [
     case("multi_query", tensor=2, accumulation=2, master_grad=True, overflows=True),
     case("gpt3", data=2, accumulation=2, offload=True, overflows=True),
     case("bloom", 1, 2, sharding=2, overflows=True),
-    case("opt", 2, 2, sharding=2, recompute="full", evaluates=True, overflows=True),
-    case("opt", 3, 2, sharding=2, recompute="full", evaluates=True, overflows=True),
+    case("opt", 2, 2, sharding=2, recompute="full", evaluates=True, overflows=True, delayed=True),
+    case("opt", 3, 2, sharding=2, recompute="full", evaluates=True, overflows=True, delayed=True),
     case("bloom", 1, 2, sharding=2, reduces_once=True, overflows=True),
     case("llama", 2, 4, sharding=2, recompute="full", reduces_once=True, evaluates=True),
     case("llama", 3, 1, sharding=2, recompute="core_attn"),
     case("baichuan2_7b", 3, 2, sharding=2, recompute="full_attn", evaluates=True),
+    case("baichuan2_7b", 3, 2, sharding=2, delayed=True),
     case("llama", 0, 2, data=2, skipped=2, loss_scale=SCALE, unequal=True),
     case("llama", 1, 2, sharding=2, skipped=2, loss_scale=SCALE, unequal=True),
     case("llama", 2, 2, sharding=2, skipped=2, loss_scale=SCALE, unequal=True),
@@ -121,6 +122,8 @@ def test_same_as_one_process(tmp_path, nproc, cases):
             written = [rank["num_bytes"] for rank in of_case]
             assert written == [rank["converted"] for rank in of_case], each
             assert max(written) < LARGEST_SHARE * sum(written) / nproc, (each, written)
+        if "delayed" in each and each["options"]["sharding_stage"] == 3:
+            assert_overlapped(results, index)
     for index, each in enumerate(cases):
         if "skipped" not in each:
             continue
@@ -128,6 +131,15 @@ def test_same_as_one_process(tmp_path, nproc, cases):
         assert [rank[index]["scaler"] for rank in results] == [
             {"scale": 2048.0, "finite_steps": 0, "overflowed_steps": 0, "skipped_steps": 1}
         ] * nproc
+
+
+def assert_overlapped(results: list, index: int) -> None:
+    """Layers compute while weights are gathered and gradients reduced; the last have none left."""
+    for rank in results:
+        gathers, beside = rank[index]["overlapped"]["gather"]
+        assert 0 < gathers == beside
+        reductions, beside = rank[index]["overlapped"]["reduce_scatter"]
+        assert 0.5 * reductions < beside
 
 
 def test_memory_of_each_rank(tmp_path):

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pypkg.threads import configure_cpu, import_paddle
+from pypkg.device.threads import configure_cpu, import_paddle
 
 _GIB = 2**30
 

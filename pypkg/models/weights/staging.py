@@ -13,7 +13,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -28,8 +28,9 @@ _PUT, _MAY_TAKE, _DONE = range(3)  # places of the counters in the header
 _COUNTERS = 8
 _ABSENT = -1  # instead of the position of a part
 _ALL = np.iinfo(np.int64).max  # a position beyond all parts
-_COPYING_THREADS = min(4, len(os.sched_getaffinity(0)))  # one core does not fill the memory bus
-_LARGE = 1 << 20  # bytes that are worth more than one thread
+_COPYING_THREADS = min(4, len(os.sched_getaffinity(0)))
+_PIECE = 4 << 20  # bytes that a thread copies at a time
+_COPIED_AT_ONCE = 256 << 20  # bytes of parts that are not let go before they are copied
 
 
 class AreaSize(NamedTuple):
@@ -171,6 +172,9 @@ class Staging:
 class Sender:
     """Puts the parts of a rank into its area.
 
+    Threads copy several parts at a time: one core does not fill the memory bus, and most parts are
+    too small to be worth dividing.
+
     Args:
         staging: of that rank.
         on_wait: called again and again while there is no room.
@@ -179,11 +183,14 @@ class Sender:
     def __init__(self, staging: Staging, on_wait: Callable[[], None] = lambda: None) -> None:
         self._rank, self._areas = staging.rank, staging.areas
         self._area, self._on_wait = staging.areas[staging.rank], on_wait
+        self._position = 0  # after the last part
         self._waiting: deque[tuple[int, int, int]] = deque()  # start, end and writer of parts
+        self._copies: list[Future[None]] = []
+        self._copying = 0  # bytes of the copies
         self._pool = ThreadPoolExecutor(_COPYING_THREADS)  # starts no thread before it is used
 
     def put(self, unit: int, writer: int, values: np.ndarray) -> None:
-        """Copies a part in; waits for room.
+        """Begins to copy a part, which must not change before ``flush``; waits for room.
 
         Args:
             unit: number of the tensor.
@@ -192,29 +199,52 @@ class Sender:
         progress.report("handing over a checkpoint")
         area, capacity = self._area, self._area.size.capacity
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        start = int(area.counters[_PUT])
-        start += -start % ALIGNMENT
+        start = self._position + -self._position % ALIGNMENT
         if data.size <= capacity < start % capacity + data.size:  # it would lie across the end
             start += capacity - start % capacity
-        self._waiting.append((start, start + data.size, writer))
-        area.counters[_PUT] = start
+        self._position = start + data.size
+        self._waiting.append((start, self._position, writer))
         area.table[unit, 1] = data.size
         area.table[unit, 0] = start
         if data.size <= capacity:
-            self._wait_for_room(start + data.size)
+            self._wait_for_room(self._position, start)
             self._copy(area.data[start % capacity :][: data.size], data)
-            area.counters[_PUT] = start + data.size
             return
         while data.size:  # a part larger than the area passes in pieces
-            room = self._wait_for_room(start + 1)
+            room = self._wait_for_room(start + 1, start)
             piece = min(data.size, room + 1, capacity - start % capacity)
             area.data[start % capacity :][:piece] = data[:piece]
             start, data = start + piece, data[piece:]
-            area.counters[_PUT] = start
+            self._publish(start)
 
-    def _wait_for_room(self, end: int) -> int:
-        """Returns when positions before ``end`` are free; with how many bytes beyond it are."""
+    def flush(self) -> None:
+        """Lets writers take all parts; those that were put may change."""
+        self._publish(self._position)
+
+    def _publish(self, position: int) -> None:
+        for copy in self._copies:
+            copy.result()
+        self._copies.clear()
+        self._copying = 0
+        self._area.counters[_PUT] = position
+
+    def _copy(self, to: np.ndarray, data: np.ndarray) -> None:
+        for start in range(0, data.size, _PIECE):
+            cut = slice(start, start + _PIECE)
+            self._copies.append(self._pool.submit(np.copyto, to[cut], data[cut]))
+        self._copying += data.size
+        if self._copying > _COPIED_AT_ONCE:
+            self.flush()
+
+    def _wait_for_room(self, end: int, put: int) -> int:
+        """Returns when positions before ``end`` are free; with how many bytes beyond it are.
+
+        Args:
+            put: position up to which parts are in the area, or are being copied.
+        """
         seen = -1
+        if self._tail() + self._area.size.capacity < end:
+            self._publish(put)
         while (room := self._tail() + self._area.size.capacity - end) < 0:
             self._area.let_take()
             if room != seen:
@@ -232,15 +262,7 @@ class Sender:
             if taken < end:
                 return max(start, taken)
             self._waiting.popleft()
-        return int(self._area.counters[_PUT])
-
-    def _copy(self, to: np.ndarray, data: np.ndarray) -> None:
-        if data.size < _LARGE:
-            np.copyto(to, data)
-            return
-        count = -(-data.size // _COPYING_THREADS)
-        cuts = [slice(start, start + count) for start in range(0, data.size, count)]
-        list(self._pool.map(lambda cut: np.copyto(to[cut], data[cut]), cuts))
+        return self._position
 
 
 class Receiver:

@@ -53,7 +53,7 @@ class TensorWriter(Protocol):
         """Hands over this rank's part of the next unit; waits while too many are on their way."""
 
     def close(self) -> None:
-        """Says that all parts have been handed over."""
+        """Says that all parts have been handed over; where they are copied, waits for that."""
 
     def is_done(self) -> bool:
         """Whether nothing is left to do, after ``close``."""
@@ -224,6 +224,7 @@ class ThreadWriter:
         if self._rank not in (None, unit.writer):
             assert self._sender is not None  # or there were no parts for others
             self._sender.put(unit.number, unit.writer, part)
+            self._sender.flush()  # its writer may be what this rank will wait for
             return
         with self._changed:
             self._changed.wait_for(

@@ -128,7 +128,7 @@ class WriterProcess:
 class ProcessWriter:
     """Copies the parts of this rank to shared memory, for the processes that write.
 
-    ``put`` returns when the part is copied, and may change.
+    The parts are copied, and may change, when ``close`` returns.
 
     Args:
         units: that this rank writes, in order.
@@ -153,6 +153,7 @@ class ProcessWriter:
         self._sender.put(unit.number, unit.writer, values)
 
     def close(self) -> None:
+        self._sender.flush()
         self._area.let_take()
 
     def is_done(self) -> bool:

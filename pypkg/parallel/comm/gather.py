@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import NamedTuple
 
 import paddle
@@ -47,7 +48,11 @@ def places(names: Iterable[str], held: Mapping[str, int | None]) -> dict[str, Pl
 
 def possible_writers(place: Place) -> tuple[int, ...]:
     """The ranks that get a tensor without it leaving its pipeline stage and its owner."""
-    current = mesh.current()
+    return _possible_writers(mesh.current(), place)
+
+
+@cache  # asked for each tensor of a save
+def _possible_writers(current: mesh.Mesh, place: Place) -> tuple[int, ...]:
     return tuple(
         rank
         for rank in range(current.world_size)
@@ -63,7 +68,14 @@ def holders(writer: int, over_tensor: bool, over_sharding: bool) -> tuple[int, .
         over_tensor: whether the ranks of a tensor group hold TP shards of it.
         over_sharding: whether the ranks of a sharding group hold slices of it.
     """
-    current, at = mesh.current(), mesh.current().coordinates(writer)
+    return _holders(mesh.current(), writer, over_tensor, over_sharding)
+
+
+@cache
+def _holders(
+    current: mesh.Mesh, writer: int, over_tensor: bool, over_sharding: bool
+) -> tuple[int, ...]:
+    at = current.coordinates(writer)
     found = {
         (place.tensor, place.sharding): rank
         for rank in range(current.world_size)

@@ -15,9 +15,8 @@ gradients in every backward pass, stages 0 and 1 once before the update.
 
 Ranks hold more memory than the table says. In stage 2, a backward pass has buckets of other owners'
 gradients, which are being filled or sent (gradient_reducer.py). In stage 3, vectors, and matrices
-no larger than the largest vector, are whole on every rank. Weights are gathered one layer at a
-time, without overlap: fleet's prefetching requires that each layer is used once in a fixed order,
-which neither recompute nor tied embeddings do.
+no larger than the largest vector, are whole on every rank, and the matrices of a few layers are
+gathered before they are used (sliced_layers.py).
 """
 
 from __future__ import annotations

@@ -116,8 +116,8 @@ class CheckpointWriting:
         add_files: writes further files into a folder; called on the leader of each place.
         memory: through which the ranks of a machine hand each other what is whole on none of them;
             None: by communication.
-        make_writer: of this rank's files and units. ``put`` of what it makes returns when the part
-            may change.
+        make_writer: of this rank's files and units. The tensors may change when ``close`` of what
+            it makes returns, or with a writer that copies nothing, when ``finish`` does.
         places: which ranks see the same ``output_dir``.
 
     Raises:

@@ -18,7 +18,7 @@ from pypkg.parallel.launch.launcher import free_ports
 sys.path.insert(0, str(REPO / "tests" / "training"))
 from training_testing import Workplace, counting_documents, environment, write_corpus, write_model
 
-FAULTY = Path(__file__).parents[1] / "workers" / "faulty_rank.py"
+FAULTY = Path(__file__).with_name("faulty_rank.py")
 SETTINGS = {"max_steps": 6, "save_steps": 2, "num_threads": 1, "do_eval": False}
 QUICK = {"PYPKG_HANG_SECONDS": "8", "PYPKG_START_SECONDS": "30", "PYPKG_SILENCE_SECONDS": "8"}
 

@@ -25,7 +25,7 @@ from pypkg.parallel.launch.launcher import free_ports
 from pypkg.parallel.launch.verdicts import Failure, Member
 from pypkg.parallel.launch.watchdog import Watchdog
 
-WATCHED = Path(__file__).parents[1] / "workers" / "watched_rank.py"
+WATCHED = Path(__file__).with_name("watched_rank.py")
 TIMEOUT = (
     "RuntimeError: [/paddle/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:80] TIMEOUT "
     "self_rank = none pair_rank = 1 peer_str = none"

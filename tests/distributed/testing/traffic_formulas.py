@@ -162,8 +162,8 @@ def _add_stage_3(sent: Sent, layout: Layout, m: int, owned: Sequence[Sequence[in
     elements //= z
     sent["sharding all_gather"] = [m * gathers, m * elements, m * elements * _FLOAT]
     vectors = (2 * _LAYERS + 1) * _padded(CONFIG.hidden_size)
-    reduced = m * matrices + vectors
-    sent["sharding all_reduce"] = [m * _NUM_MATRICES + 1, reduced, reduced * _FLOAT]
+    sent["sharding reduce_scatter"] = [m * _NUM_MATRICES, m * matrices, m * matrices * _FLOAT]
+    _add(sent, "sharding all_reduce", 1, vectors)
 
 
 def _padded(size: int) -> int:

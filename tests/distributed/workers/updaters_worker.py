@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import paddle
 import paddle.distributed as dist
+from delayed import Trace, delayed
 from distributed_testing import REPO, report
 from paddle.distributed.fleet.base import topology
 from plain_adamw import build_adamw, clip_by_global_norm, optimizer_state
@@ -37,6 +38,7 @@ from pypkg.parallel.optimizer.data_parallel import gradient_of
 from pypkg.parallel.optimizer.distribute import DistributedModel, distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
+from pypkg.parallel.optimizer.sliced_layers import SlicedLayers
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.parallel.optimizer.zero import ZeroStage2
 from pypkg.training.step.normalization import loss_weights
@@ -47,6 +49,7 @@ ADAMW = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-6, "weight_decay": 0.5}
 MAX_NORM = 0.7
 CHECKED = (
     "memory",
+    "overlapped",
     "scaler",
     "kept",
     "read",
@@ -191,7 +194,9 @@ def is_kept(run: Trained, case: dict, parameters: dict, state: dict) -> bool:
 def held_bytes(updater: Updater) -> dict[str, int]:
     """What this rank holds when an update begins, views of one buffer counted once."""
     zero = updater.zero
-    wrapped = zero.loss if isinstance(zero.loss, paddle.nn.Layer) else None
+    wrapped = zero.loss if isinstance(zero.loss, SlicedLayers) else None
+    if wrapped is not None:
+        wrapped.wait()
     storages = [s for kinds in getattr(wrapped, "_grad_storages", {}).values()
                 for s in (kinds.values() if isinstance(kinds, dict) else [kinds])]  # fmt: skip
     weights = [s.buffer for kinds in getattr(zero._optimizer, "param_storages", {}).values()
@@ -253,10 +258,19 @@ def new_run(case: dict, wholes: Mapping | None = None) -> Trained:
     return Trained(config, model, *distribute(model, options, mesh.current(), tp_sharding))
 
 
-def run_case(case: dict, folder: Path) -> dict[str, Any]:
+def run_delayed(case: dict, folder: Path) -> dict[str, Any]:
+    """``run_case`` with operations that do nothing until they are waited for."""
+    with delayed() as trace:
+        result = run_case(case, folder, trace)
+    return result | {"overlapped": trace.counts()}
+
+
+def run_case(case: dict, folder: Path, trace: Trace | None = None) -> dict[str, Any]:
     """Trains under a layout; after two steps under another one, if the case has one."""
     start(case)
     run, read = new_run(case), None
+    if trace is not None:
+        trace.watch(run.layer)
     first = range(2 if "then" in case else STEPS)
     losses, norms, memory = train(run, first, case)
     parameters, state = whole(run)
@@ -323,7 +337,7 @@ def main(folder: Path, cases: list[dict]) -> None:
                     expected[key] = one_process(*key)
     results = []
     for case in cases:
-        result = run_case(case, folder)
+        result = (run_delayed if case.get("delayed") else run_case)(case, folder)
         compared = compare(result, expected[reference(case)]) if expected else {}
         results.append(compared | {key: result[key] for key in CHECKED if key in result})
     report(results)

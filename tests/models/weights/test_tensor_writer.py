@@ -183,10 +183,11 @@ def test_another_process_writes_the_same_files(tmp_path: Path, memory: int) -> N
     process = WriterProcess()
     for _ in range(2):  # the process is used again
         writer = process_writer(files, memory, process)
-        for unit in units_of(files):
-            handed = tensors[unit.name].copy(order="K")
-            writer.put(unit, handed)
-            handed[...] = 0.0
+        handed = {name: value.copy(order="K") for name, value in tensors.items()}
+        write_all(writer, files, handed)
+        writer.close()
+        for value in handed.values():
+            value[...] = 0.0
         records = writer.records()
         assert writer.is_done()
     check_files(tmp_path, files, tensors, records)

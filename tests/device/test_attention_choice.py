@@ -7,10 +7,17 @@ import json
 
 import pytest
 
-from pypkg import attention_record
-from pypkg.attention_choice import AttentionNeeds, choose_attention
-from pypkg.attention_record import Timing, record_path, recorded_timings, timings_of, write_timings
-from pypkg.capabilities import Capabilities
+from pypkg.device import attention_record
+from pypkg.device.attention_choice import AttentionNeeds, choose_attention
+from pypkg.device.attention_record import (
+    PADDLE,
+    Timing,
+    record_path,
+    recorded_timings,
+    timings_of,
+    write_timings,
+)
+from pypkg.device.capabilities import Capabilities
 from pypkg.errors import UserError
 
 SOURCES = "1f" * 32
@@ -137,3 +144,13 @@ def test_timings_of_a_benchmark():
         *row("4x4096x16x96 causal", "SDPA flash", 3.0)[:1],
     ]  # fmt: skip
     assert timings_of(rows, "pypkg") == {128: Timing("hopper", 6.0, "SDPA flash", 10.0)}
+
+
+def test_ours_is_compared_with_what_auto_would_take_otherwise():
+    """Paddle's, where it was timed at every shape, and not torch's, be that faster or slower."""
+    first, second = "2x8192x16x128 causal", "4x4096x32/8x128 causal"
+    ours = [*row(first, "pypkg", 4.0), *row(second, "pypkg", 1.0)]
+    torch = [*row(first, "SDPA flash", 2.0), *row(second, "SDPA flash", 1.0)]
+    paddle = [*row(first, PADDLE, 5.0), *row(second, PADDLE, 2.0)]
+    assert timings_of(ours + torch + paddle, "pypkg")[128] == Timing("ampere", 10.0, PADDLE, 14.0)
+    assert timings_of(ours + torch + paddle[:2], "pypkg")[128].other == "SDPA flash"

@@ -14,11 +14,11 @@ from pypkg import convert
 from pypkg.models.architecture.registry import load_config
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 import check_paddlenlp_export
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 WEIGHTS = "model.safetensors"
 PADDLENLP = GOLDEN / "paddlenlp/models"
 PADDLENLP_MODELS = sorted(path.name for path in PADDLENLP.glob("*_safetensors"))

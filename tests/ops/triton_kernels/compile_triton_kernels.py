@@ -90,7 +90,8 @@ def rms_norm_launches(dtype: str, cols: int) -> list[Launch]:
     floats = Tensor("float32", (8192,))
     plain = lambda: kernels.rms_norm_forward(x, weight, x, floats)  # noqa: E731
     added = lambda: kernels.rms_norm_forward(x, weight, x, floats, x, x)  # noqa: E731
-    back = lambda: kernels.rms_norm_backward(x, x, weight, floats, x, weight, floats, x)  # noqa: E731
+    gradients = (x, weight, floats, x, x)
+    back = lambda: kernels.rms_norm_backward(x, x, weight, floats, *gradients)  # noqa: E731
     name = f"rms_norm {dtype} {cols}"
     return [
         *record(name, plain),

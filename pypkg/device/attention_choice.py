@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pypkg.attention_record import Timing, recorded_timings
-from pypkg.capabilities import Capabilities
+from pypkg.device.attention_record import Timing, recorded_timings
+from pypkg.device.capabilities import Capabilities
 from pypkg.errors import UserError
 
 _REFERENCE = "attention stores [batch, heads, sequence, sequence]"

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from pypkg import threads
+from pypkg.device import threads
 
 VARIABLES = (
     "OMP_NUM_THREADS",
@@ -76,7 +76,7 @@ def test_freed_memory_is_reused_instead_of_faulted_in_again(clean):
     """Page faults of taking and dropping 64 MiB ten times: about 16,384 each time by default."""
     code = (
         "import resource, numpy as np\n"
-        "from pypkg.threads import configure_cpu\n"
+        "from pypkg.device.threads import configure_cpu\n"
         "configure_cpu(1)\n"
         "np.ones(2**24, np.float32)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
@@ -97,7 +97,7 @@ def test_affinity_is_respected():
     one_core = min(os.sched_getaffinity(0))
     code = (
         f"import os; os.sched_setaffinity(0, {{{one_core}}})\n"
-        "from pypkg.threads import available_cores; print(available_cores())"
+        "from pypkg.device.threads import available_cores; print(available_cores())"
     )
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -142,7 +142,7 @@ def test_paddle_multiplies_and_updates_with_the_threads_it_was_given():
     # The main thread works alone between the parallel loops, longer where it is interrupted.
     code = """
 import time
-from pypkg.threads import configure_cpu, import_paddle
+from pypkg.device.threads import configure_cpu, import_paddle
 configure_cpu(2)
 import_paddle()
 import paddle
@@ -177,7 +177,7 @@ def test_gradients_are_deterministic_unless_the_user_has_said_otherwise(tmp_path
     code = (
         "import os, sys\n"
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from pypkg.threads import import_paddle\n"
+        "from pypkg.device.threads import import_paddle\n"
         "print(import_paddle())\n"
         "print(*[os.environ[f'FLAGS_{each}_deterministic'] for each in ('embedding', 'cudnn')])"
     )
@@ -205,7 +205,7 @@ def test_other_output_of_the_import_is_not_swallowed(tmp_path):
         encoding="utf-8",
     )
     done = subprocess.run(
-        [sys.executable, "-c", "from pypkg.threads import import_paddle; import_paddle()"],
+        [sys.executable, "-c", "from pypkg.device.threads import import_paddle; import_paddle()"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},

@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 
 from pypkg import convert
 
-LLAMA = Path(__file__).parent / "golden" / "llama"
+LLAMA = Path(__file__).parents[1] / "golden" / "llama"
 END = "<|end|>"
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pypkg.capabilities import Capabilities, _describe_compiled_ops, probe, resolve
 from pypkg.config import Settings
+from pypkg.device.capabilities import Capabilities, _describe_compiled_ops, probe, resolve
 from pypkg.errors import UserError
 
 

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed; it comes with .[test]")
 
 SCRIPT = Path(__file__).resolve().parent / "compile_triton_kernels.py"
-ROOT = SCRIPT.parents[2]
+ROOT = SCRIPT.parents[3]
 # Loads of one value per row, and the cosines of a few pairs.
 PER_ROW = {"b64", "b32", "b16"}
 REGISTERS = 65536  # of a multiprocessor

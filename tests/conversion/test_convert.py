@@ -24,12 +24,12 @@ from pypkg.models.pretrained import from_pretrained, stored_config
 from pypkg.models.weights import model_folder
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 
-MODELS = Path(__file__).parent / "models"
+MODELS = Path(__file__).parents[1] / "models"
 sys.path.append(str(MODELS))  # the writers of PyTorch's and SAT's files
 from sat_writing import write_ranks  # noqa: E402
 from torch_writing import write_torch_file  # noqa: E402
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = sorted(path.parent.name for path in GOLDEN.glob("*/model.safetensors"))
 WEIGHTS = "model.safetensors"
 
