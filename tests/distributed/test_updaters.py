@@ -130,6 +130,8 @@ def test_same_as_one_process(tmp_path, nproc, cases):
         if "then" in each:  # a rank reads what it holds, of the rows of the stages' slices as well
             of_case = [rank[index] for rank in results]
             assert all(0.9 < rank["read"] < 1.05 for rank in of_case), (each, of_case)
+            for what in ("read_weights", "read_state"):  # from the files
+                assert all(0.9 < rank[what] < 1.05 for rank in of_case), (each, what, of_case)
             assert all(rank["weights_kept"] and rank["state_kept"] for rank in of_case), each
             assert all(rank["same_files"] for rank in of_case), each
             written = [rank["num_bytes"] for rank in of_case]
