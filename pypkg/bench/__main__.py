@@ -179,6 +179,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_paddlenlp(step)
 
+    _add_data(commands, measured)
+    _add_checkpoint(commands, measured)
+    commands.add_parser("report", help="make docs/benchmarks.md from docs/benchmarks/*.json")
+    return parser
+
+
+def _add_data(commands: Any, measured: argparse.ArgumentParser) -> None:
     preprocess = commands.add_parser("preprocess", parents=[measured], help="text to tokens")
     preprocess.add_argument("--megabytes", type=_positive, default=128, help="of text")
     preprocess.add_argument("--vocab-size", type=_positive, default=32000)
@@ -203,10 +210,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="site-packages with fast_dataindex or megatron-core; may be repeated",
     )
-
-    _add_checkpoint(commands, measured)
-    commands.add_parser("report", help="make docs/benchmarks.md from docs/benchmarks/*.json")
-    return parser
 
 
 def _add_checkpoint(commands: Any, measured: argparse.ArgumentParser) -> None:

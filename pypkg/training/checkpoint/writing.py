@@ -62,7 +62,7 @@ from pypkg.training.checkpoint.folders import (
     surplus,
 )
 from pypkg.training.checkpoint.manifest import MANIFEST_FILE, MANIFEST_KEY, write_manifest
-from pypkg.training.checkpoint.shared_memory import SharedMemory
+from pypkg.training.checkpoint.shared_memory import SharedMemory, SharedMemoryError
 from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
@@ -147,7 +147,8 @@ class CheckpointWriting:
         self._plan = SavePlan(tensor_sets)
         self._places = places
         rank = mesh.current().rank
-        staging = Staging(rank) if memory is None else memory.begin(self._plan)
+        with self._errors():
+            staging = Staging(rank) if memory is None else memory.begin(self._plan)
         units = self._plan.units(no_memory_is_shared if memory is None else memory.is_shared)
         self._temporary = places.from_leader(self._begin)
         self._writer = make_writer(
@@ -259,6 +260,8 @@ class CheckpointWriting:
 def _way_out(error: Exception) -> str:
     if isinstance(error, NotFiniteError):
         return "Lower learning_rate or lengthen the warm-up, then start the same command again."
+    if isinstance(error, SharedMemoryError):
+        return "Raise the limits of this process (ulimit -a), then start the same command again."
     return "Free some space or set output_dir to another disk, then start the same command again."
 
 
