@@ -6,15 +6,14 @@ Nothing here imports Paddle.
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pypkg import progress
 from pypkg.checksums import Checksum, FileRecord, SealError
 from pypkg.errors import UserError
-from pypkg.files import replace_folder
+from pypkg.files import new_folder
 from pypkg.training.checkpoint.folders import TEMPORARY_PREFIX, step_in_name
 from pypkg.training.checkpoint.manifest import Manifest, put_manifest, read_manifest
 
@@ -111,21 +110,11 @@ def _holder(name: str, record: FileRecord, parts: Mapping[Path, Manifest], write
 
 def _write(output: Path, manifest: Manifest, sources: Mapping[str, Path]) -> None:
     temporary = output.with_name(f"{TEMPORARY_PREFIX}{output.name}-{os.getpid()}")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    with new_folder(output, temporary):
         for name, folder in sources.items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             _copy(folder / name, temporary / name, manifest.files[name])
         put_manifest(temporary, manifest)
-        replace_folder(temporary, output)
-    except OSError as error:
-        raise UserError(
-            f"{output} cannot be written: {error.strerror}. Give a folder that can be written and "
-            "has room."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _copy(source: Path, target: Path, expected: FileRecord) -> None:
@@ -135,13 +124,9 @@ def _copy(source: Path, target: Path, expected: FileRecord) -> None:
         UserError: it cannot be read, or is not what was written.
         OSError: the target cannot be written.
     """
-    try:
-        reading = open(source, "rb", buffering=0)  # noqa: SIM115
-    except OSError as error:
-        raise UserError(f"{source} cannot be read: {error.strerror}") from error
     checksum = Checksum()
-    with reading, open(target, "wb") as file:
-        while block := reading.read(_BLOCK):
+    with open(target, "wb") as file:
+        for block in _blocks(source):
             checksum.update(block)
             file.write(block)
             progress.report(f"copying {source.name}")
@@ -150,3 +135,12 @@ def _copy(source: Path, target: Path, expected: FileRecord) -> None:
             f"{source} has another size or checksum than when it was written. Give an undamaged "
             "copy, or the parts of an older checkpoint."
         )
+
+
+def _blocks(source: Path) -> Iterator[bytes]:
+    try:
+        with open(source, "rb", buffering=0) as file:
+            while block := file.read(_BLOCK):
+                yield block
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error.strerror}") from error

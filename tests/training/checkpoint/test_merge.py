@@ -137,7 +137,7 @@ def test_an_output_that_cannot_be(parts, tmp_path):
     check_refused("exists already", parts, tmp_path / "machine0")
     check_refused("named after step 30, but", parts, tmp_path / "new" / "checkpoint-30")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot write"):
         merge(parts, tmp_path / "file" / "whole")
 
 
