@@ -112,6 +112,14 @@ def test_a_part_that_is_damaged(parts, tmp_path, name):
     check_refused(f"{name} has another size or checksum", parts, tmp_path / "new" / "whole")
 
 
+def test_a_part_that_cannot_be_read(parts, tmp_path):
+    """A file that opens, and fails at its first byte."""
+    broken = parts[1] / FILES[1]
+    broken.unlink()
+    broken.symlink_to("/proc/self/mem")
+    check_refused(f"{broken} cannot be read", parts, tmp_path / "new" / "whole")
+
+
 def test_parts_of_different_steps(parts, tmp_path):
     other = make(tmp_path / "other", step=30)
     words = "is of step 20 and .* of step 30: they are parts of different checkpoints"
