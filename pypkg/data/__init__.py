@@ -1,4 +1,9 @@
-"""Token files, samples and batches. Nothing here imports Paddle."""
+"""Token files, samples and batches. Nothing here imports Paddle.
+
+From bottom to top: ``tokenizers``, ``corpus`` (.bin/.idx), ``index`` (which tokens make sample i),
+``datasets`` (samples), ``loading`` (batches), ``preprocess`` (text to .bin/.idx). Ranks and world
+size come as values. The sample order is PaddleNLP's and stays the same in all versions.
+"""
 
 from pypkg.data.corpus.reader import IndexedDataset
 from pypkg.data.corpus.writer import IndexedDatasetWriter

@@ -1,4 +1,9 @@
-"""Fused operators on Paddle tensors, each with a reference composed of Paddle primitives."""
+"""Fused operators on Paddle tensors, each with a reference composed of Paddle primitives.
+
+A module for each operator, those of attention and of the loss in rooms of their own. The public
+functions are the names below. Every operator asks ``dispatch`` for the backend, and the reference
+defines its result; a kernel changes together with it. Nothing here knows models or ranks.
+"""
 
 from pypkg.ops.adamw import adamw_
 from pypkg.ops.attention.attention_mask import AttentionMask
