@@ -5,6 +5,7 @@
     python tools/faults.py --tree OLD --json old.json      # another checkout of the project
     python tools/faults.py --new --update        # those without a result in tests/README.md
     python tools/faults.py --check               # tries none: does each still apply?
+    python tools/faults.py --quick               # against the tests of `make test` alone
 
 A fault (tools/faults.json) is one line of code with a mistake that a person could make: ``old`` is
 replaced by ``new`` in the first of ``files`` that exists (a file that has moved has several names).
@@ -41,6 +42,7 @@ SECONDS = 900  # limit of the tests of one fault
 # A fault may make the tests slower, and the machine may be busier than before.
 SLOWER, LEAST_SECONDS = 8, 120
 _SET_CHILD_SUBREAPER = 36  # prctl(2)
+_NO_TESTS = 5  # exit code of pytest; with --quick, where all tests of a fault are slow
 _ROW = re.compile(r"^\| (\w+) \| `(.+)` \| (\S+) \| (.+) \| (\S+) \|$", re.MULTILINE)
 
 
@@ -149,8 +151,9 @@ def run_to_the_end(
 class Tree:
     """A copy of a checkout in which faults are put and taken back."""
 
-    def __init__(self, source: Path, folder: Path) -> None:
+    def __init__(self, source: Path, folder: Path, quick: bool = False) -> None:
         self.folder = folder
+        self._marker = "not slow" if quick else "slow or not slow"
         left_out = shutil.ignore_patterns(".git", ".venv", "build", "runs", "__pycache__")
         shutil.copytree(source, folder, ignore=left_out, dirs_exist_ok=True)
         self._seconds: dict[tuple[str, ...], float | None] = {}
@@ -198,14 +201,14 @@ class Tree:
         """The outcome of a run of ``tests``, and the first test that fails."""
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         # Markers that leave slow tests out of a quick run do not hold here.
-        command += ["-o", "addopts=", "-m", "slow or not slow"]
+        command += ["-o", "addopts=", "-m", self._marker]
         environment = {**os.environ, "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
         code, output = run_to_the_end(command, self.folder, environment, seconds)
         if code is None:
             return f"no end in {seconds:.0f} s", ""
-        first = re.search(r"^(?:FAILED|ERROR) (?:\S*/)?(\S+)", output, re.MULTILINE)
-        outcome = "survived" if code == 0 else "caught"
-        return outcome, first.group(1).partition("[")[0] if first else ""
+        first = re.search(r"^(?:FAILED|ERROR) ([^\s\[]*/)?([^\s\[]+)", output, re.MULTILINE)
+        outcome = "survived" if code in (0, _NO_TESTS) else "caught"
+        return outcome, first.group(2) if first else ""
 
     def _compile(self) -> None:
         """Builds the libraries into the copy; the first time configures, later ones are quick."""
@@ -296,8 +299,13 @@ def _share(results: Sequence[Result]) -> str:
     return f"{caught} of {len(results)} ({caught / max(1, len(results)):.0%})"
 
 
-def try_all(faults: Sequence[Fault], source: Path, store: Path | None) -> dict[str, Result]:
-    """Results by key; those that ``store`` holds are taken from there, new ones added to it."""
+def try_all(
+    faults: Sequence[Fault], source: Path, store: Path | None, quick: bool = False
+) -> dict[str, Result]:
+    """Results by key; those that ``store`` holds are taken from there, new ones added to it.
+
+    ``quick``: only tests that are not marked slow count.
+    """
     done: dict[str, Result] = {}
     if store and store.exists():
         stored = [Result(**each) for each in json.loads(store.read_text(encoding="utf-8"))]
@@ -306,7 +314,7 @@ def try_all(faults: Sequence[Fault], source: Path, store: Path | None) -> dict[s
         tree = None
         for number, fault in enumerate(faults, start=1):
             if fault.key not in done:
-                tree = tree or Tree(source, Path(folder))
+                tree = tree or Tree(source, Path(folder), quick)
                 done[fault.key] = tree.try_fault(fault)
                 if store:
                     rows = [asdict(each) for each in done.values()]
@@ -320,10 +328,13 @@ def main() -> int:
     parser.add_argument("--tree", type=Path, default=ROOT, help="checkout to put faults into")
     parser.add_argument("--only", default="", help="regular expression for room or file")
     parser.add_argument("--new", action="store_true", help="those without a result in the table")
+    parser.add_argument("--quick", action="store_true", help="without the tests marked slow")
     parser.add_argument("--json", type=Path, help="where results go; what is in it is not redone")
     parser.add_argument("--update", action="store_true", help="put results into tests/README.md")
     parser.add_argument("--check", action="store_true", help="only say which do not apply")
     options = parser.parse_args()
+    if options.quick and options.update:
+        parser.error("--update takes results of both tiers; leave out --quick")
     faults, page = load_faults(), PAGE.read_text(encoding="utf-8")
     if options.check:
         found = problems(faults, page, options.tree)
@@ -336,7 +347,7 @@ def main() -> int:
         if re.search(options.only, f"{fault.room} {fault.files[0]}")
         and not (options.new and cell(fault.key) in rows and rows[cell(fault.key)][1].tried)
     ]
-    done = try_all(chosen, options.tree.resolve(), options.json)
+    done = try_all(chosen, options.tree.resolve(), options.json, options.quick)
     before = {shown: outcome for shown, (outcome, _) in rows.items()}
     if options.update:
         results = [

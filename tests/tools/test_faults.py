@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import faults
+import pytest
 
 # A process in a session of its own, like a rank of a test; its parent goes on or ends at once.
 LEAVES_A_RANK = 'setsid sleep 600 & echo $!; exec sleep "$0"'
@@ -50,6 +51,23 @@ def test_a_fault_that_no_longer_applies_is_named(tmp_path):
     ]
     (tmp_path / "tests" / "new" / "test_code.py").unlink()
     assert faults.problems(others[:1], page, tmp_path)[0].startswith("no test file")
+
+
+@pytest.mark.parametrize(("quick", "outcome"), [(False, "caught"), (True, "survived")])
+def test_the_quick_tier_has_no_slow_tests(tmp_path, monkeypatch, quick, outcome):
+    """A fault whose only tests are slow survives the quick tier, which then has no test to run."""
+    expressions = []
+
+    def run(command, *_):
+        expressions.append(command[command.index("-m", command.index("-o")) + 1])
+        code = 5 if expressions[-1] == "not slow" else 1
+        return code, "FAILED tests/new/test_code.py::test_x[a/b c-1] - assert 0"
+
+    monkeypatch.setattr(faults, "run_to_the_end", run)
+    (tmp_path / "source").mkdir()
+    tree = faults.Tree(tmp_path / "source", tmp_path / "copy", quick)
+    assert tree._run(["tests/new/test_code.py"], 1.0) == (outcome, "test_code.py::test_x")
+    assert expressions == ["not slow" if quick else "slow or not slow"]
 
 
 def test_rows_of_the_table_are_kept():
