@@ -45,7 +45,8 @@ class SharedMemory:
 
     def is_shared(self, ranks: Sequence[int]) -> bool:
         """Whether ``ranks`` see the areas of each other; the same on all of them."""
-        return self._is_visible and len({self._hosts[rank] for rank in ranks}) == 1
+        host = self._hosts[ranks[0]]
+        return self._is_visible and all(self._hosts[rank] == host for rank in ranks)
 
     def prepare(self, plan: SavePlan) -> None:
         """Makes an area for ``plan``; in a thread, the system allocates all of its memory.
