@@ -43,12 +43,14 @@ class _Run:
 
         from pypkg.models import from_config
         from pypkg.models.architecture.registry import load_config
+        from pypkg.models.pretrained import model_tensors
         from pypkg.models.weights.save_plan import SavePlan
         from pypkg.models.weights.writer_process import WriterProcess
         from pypkg.parallel import mesh
         from pypkg.parallel.optimizer.distribute import distribute
         from pypkg.parallel.optimizer.factory import UpdateOptions
         from pypkg.training.checkpoint.shared_memory import SharedMemory
+        from pypkg.training.checkpoint.writing import optimizer_tensors
         from pypkg.training.tp_sharding import ModelTpSharding
 
         self._folder = Path(task["folder"])
@@ -69,7 +71,9 @@ class _Run:
         self._updater.step(1e-3)
         model.eval()
         self._writer.start()
-        beside.prepare(SavePlan(self._tensor_sets()))
+        sets = [model_tensors(self._layer), optimizer_tensors(self._updater, config)]
+        self._plan = SavePlan(sets)
+        beside.prepare(self._plan)
 
     def measure(self) -> dict[str, Any]:
         """One round: the disk alone, a save that is awaited, one that is not, and loading."""
@@ -87,12 +91,6 @@ class _Run:
         result["dd"] = from_first_rank(lambda: _seconds_of_dd(self._folder / "dd", size))
         return result | {"bytes": size}
 
-    def _tensor_sets(self) -> list[Any]:
-        from pypkg.models.pretrained import model_tensors
-        from pypkg.training.checkpoint.writing import optimizer_tensors
-
-        return [model_tensors(self._layer), optimizer_tensors(self._updater, self._layer.config)]
-
     def _save(self, kind: str, make_writer: Callable[..., Any]) -> tuple[Path, dict[str, float]]:
         from pypkg.models.pretrained import model_config_json
         from pypkg.models.weights.model_folder import CONFIG_FILE, write_json
@@ -107,7 +105,7 @@ class _Run:
         writing = CheckpointWriting(
             self._folder,
             TrainerState(global_step=1),
-            tensor_sets=self._tensor_sets(),
+            plan=self._plan,
             add_files=lambda to: write_json(to / CONFIG_FILE, model_config_json(self._layer)),
             settings_json="{}",
             memory=self._memory[kind],

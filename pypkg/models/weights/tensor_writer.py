@@ -19,10 +19,11 @@ import numpy as np
 from pypkg import progress
 from pypkg.checksums import Checksum, FileRecord
 from pypkg.errors import UserError
+from pypkg.models.weights.area import Staging
 from pypkg.models.weights.formats.safetensors import TensorSpec, encoded_header
 from pypkg.models.weights.formats.stored_tensor import STORAGE
 from pypkg.models.weights.save_plan import PlannedUnit
-from pypkg.models.weights.staging import Receiver, Sender, Staging
+from pypkg.models.weights.staging import Receiver, Sender
 
 BLOCK = 16 << 20  # bytes that are checked, summed and written at once
 _AHEAD = 256 << 20  # bytes of tensors that wait for the disk
@@ -64,6 +65,7 @@ class TensorWriter(Protocol):
         Raises:
             OSError: the disk is full or a file cannot be written.
             NotFiniteError: a tensor holds NaN or infinity.
+            LostRankError: a rank has ended that has yet to hand over a part.
             UserError: the writing has ended without a result.
         """
 
@@ -210,7 +212,6 @@ class ThreadWriter:
         if staging is not None and staging.areas:
             self._sender, self._receiver = Sender(staging), Receiver(staging, self._check)
             self._area = staging.areas[staging.rank]
-            self._area.let_take()
         self._waiting: deque[tuple[PlannedUnit, np.ndarray]] = deque()
         self._held = 0  # bytes of the waiting parts and the one in work
         self._in_work = 0
@@ -252,6 +253,8 @@ class ThreadWriter:
         return self._files.records
 
     def abandon(self) -> None:
+        if self._area is not None:
+            self._area.give_up()
         with self._changed:
             self._is_done = True
             self._changed.notify_all()

@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 from pypkg.checksums import FileRecord, file_record
 from pypkg.errors import UserError
 from pypkg.models.weights import tensor_writer
+from pypkg.models.weights.area import AreaSize, Staging, new_area
 from pypkg.models.weights.assembly import Assembly
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
 from pypkg.models.weights.save_plan import PlannedUnit, as_it_is
-from pypkg.models.weights.staging import AreaSize, Staging, new_area
 from pypkg.models.weights.tensor_writer import (
     FileToWrite,
     NotFiniteError,
