@@ -17,7 +17,8 @@ from functools import partial
 
 import numpy as np
 
-from pypkg import _native, progress
+from pypkg import _native
+from pypkg.console import progress
 from pypkg.models.weights.area import ALIGNMENT, PUT, Area, LostRankError, Staging
 
 PAUSE = 0.001  # seconds between two looks at a counter
