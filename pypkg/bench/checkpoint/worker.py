@@ -73,9 +73,11 @@ class _Run:
         sets = [model_tensors(self._layer), optimizer_tensors(self._updater, config)]
         self._plan = SavePlan(sets)
         self._num_bytes = sum(self._plan.num_bytes_of(r) for r in range(mesh.current().world_size))
-        self._disk_alone()  # a virtual machine's host gives memory when it is first used
         self._writer.start()
-        beside.prepare(self._plan)
+        # Memory that a virtual machine's host gives at its first use is no part of a save: not that
+        # of the copies, and not that in which the system keeps what is on its way to the disk.
+        beside.emptied(self._plan)
+        self._disk_alone()
 
     def measure(self, disk_first: bool) -> dict[str, Any]:
         """One round: a save that is awaited, one that is not, loading, and the disk alone.

@@ -46,8 +46,7 @@ def render(result: Result) -> list[str]:
         "time of the save that is awaited",
         "- `share`: bytes that the rank with the most writes, relative to the mean of all ranks; "
         "`read`: bytes that a rank reads when it loads, at most, relative to what the model before "
-        "ZeRO and its optimizer state hold; `host`: growth of a rank's memory during the save, in "
-        "the first round with the memory of `use_async_save`, which is allocated meanwhile",
+        "ZeRO and its optimizer state hold; `host`: growth of a rank's memory during the save",
         "",
         *table(head, body, text_columns=1),
     ]
