@@ -54,6 +54,7 @@ RULES = (
     Rule(f"{_ARCHITECTURE}.families", tuple(f"{_ARCHITECTURE}.{name}" for name in
                                             ("config", "family", "llama_format", "weight_map"))),
     Rule("pypkg.models.weights", (_ARCHITECTURE,)),
+    Rule("pypkg.models.weights.staging", ("pypkg._native", "pypkg.models.weights.area")),
     Rule("pypkg.models.weights.initialization",
          (_ARCHITECTURE, "pypkg.models.weights.tp_shards", "pypkg.ops"), paddle=True),
     Rule("pypkg.models", ("pypkg.ops", "pypkg.parallel.comm", "pypkg.parallel.tp_layers",
