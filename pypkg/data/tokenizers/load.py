@@ -6,15 +6,17 @@ import logging
 import os
 import re
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from pypkg.data.tokenizers.base import Tokenizer
+from pypkg.data.tokenizers.base import MAX_VOCABULARY, Tokenizer
 from pypkg.data.tokenizers.byte_level import MERGES_FILE, ByteLevelTokenizer
 from pypkg.data.tokenizers.json import JsonTokenizer
 from pypkg.data.tokenizers.sentencepiece import ChatGLMTokenizer, SentencePieceTokenizer
 from pypkg.data.tokenizers.tekken import TekkenTokenizer
 from pypkg.data.tokenizers.tiktoken import TiktokenTokenizer, is_rank_file
 from pypkg.errors import UserError
+from pypkg.json_files import check_link
 
 logger = logging.getLogger("pypkg")
 
@@ -55,8 +57,8 @@ def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
             not installed; it is named.
     """
     path = Path(folder_or_file)
-    if path.is_file():
-        return _reader(path)(path)
+    if os.path.isfile(path):  # False, not an error, for a name too long for a path
+        return _read(path)
     found = _found(path)
     if not found:
         raise UserError(
@@ -67,13 +69,13 @@ def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
     if others:
         names = ", ".join(other.name for other in others)
         logger.info("tokenizer: %s is read; %s beside it: not read", file, names)
-    return _reader(file)(file)
+    return _read(file)
 
 
 def find_tokenizer(folder_or_file: str | os.PathLike[str]) -> Path | None:
     """The file that :func:`load_tokenizer` would read; None if there is none."""
     path = Path(folder_or_file)
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     return next(iter(_found(path)), None)
 
@@ -81,8 +83,12 @@ def find_tokenizer(folder_or_file: str | os.PathLike[str]) -> Path | None:
 def _found(folder: Path) -> list[Path]:
     """The vocabulary files of ``folder``, one of each kind, in order of priority."""
     found = []
+    names = os.listdir(folder) if os.path.isdir(folder) else []
     for pattern, _ in _KINDS:
-        files = [file for file in folder.glob(pattern) if file.is_file()]
+        matching = [folder / name for name in names if fnmatchcase(name, pattern)]
+        for file in matching:
+            check_link(file)
+        files = [file for file in matching if file.is_file()]
         if pattern == _VOCABULARY and not (folder / MERGES_FILE).is_file():
             continue  # another kind of vocabulary
         if files:
@@ -93,6 +99,22 @@ def _found(folder: Path) -> list[Path]:
 def _version(file: Path) -> list[int]:
     """The numbers in a name such as ``tokenizer.model.v3``."""
     return [int(number) for number in re.findall(r"\d+", file.name)]
+
+
+def _read(file: Path) -> Tokenizer:
+    """Reads the file.
+
+    Raises:
+        UserError: as ``load_tokenizer``, or an id is negative or does not fit into the 32 bits of
+            a corpus.
+    """
+    tokenizer = _reader(file)(file)
+    if tokenizer.vocab_size > MAX_VOCABULARY:
+        raise UserError(
+            f"the largest token id of {file} is {tokenizer.vocab_size - 1}; expected at most "
+            f"{MAX_VOCABULARY - 1}. The file is damaged"
+        )
+    return tokenizer
 
 
 def _reader(file: Path) -> Callable[[Path], Tokenizer]:
