@@ -16,7 +16,7 @@ from pypkg.data.tokenizers.sentencepiece import ChatGLMTokenizer, SentencePieceT
 from pypkg.data.tokenizers.tekken import TekkenTokenizer
 from pypkg.data.tokenizers.tiktoken import TiktokenTokenizer, is_rank_file
 from pypkg.errors import UserError
-from pypkg.json_files import check_link
+from pypkg.files.json_files import check_link
 
 logger = logging.getLogger("pypkg")
 

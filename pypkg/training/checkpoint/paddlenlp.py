@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from pypkg.errors import UserError
-from pypkg.json_files import read_json
+from pypkg.files.json_files import read_json
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.registry import stored_weight_map
 from pypkg.models.building import parameter_shapes

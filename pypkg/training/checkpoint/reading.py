@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pypkg.errors import UserError
-from pypkg.json_files import unique_keys
+from pypkg.files.json_files import unique_keys
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.weights.formats.opening import is_file
 from pypkg.models.weights.formats.safetensors import read_safetensors

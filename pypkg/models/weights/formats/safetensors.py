@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pypkg.errors import UserError
-from pypkg.json_files import unique_keys
+from pypkg.files.json_files import unique_keys
 from pypkg.models.weights.formats.opening import open_file
 from pypkg.models.weights.formats.stored_tensor import (
     MAX_AXES,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pypkg.errors import UserError
-from pypkg.json_files import read_json
+from pypkg.files.json_files import read_json
 from pypkg.models.weights.formats.opening import is_file
 from pypkg.models.weights.formats.paddle import read_paddle_file
 from pypkg.models.weights.formats.paddle_parts import merge_parts, part_files
