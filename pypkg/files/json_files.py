@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from pypkg.errors import UserError
+from pypkg.files.links import check_link
 
 _MOST_LEVELS = 100
 
@@ -60,17 +60,3 @@ def _is_deeper(value: Any, levels: int) -> bool:
         held = [each for each in level if isinstance(each, (dict, list))]
         level = [v for each in held for v in (each.values() if isinstance(each, dict) else each)]
     return bool(level)
-
-
-def check_link(path: Path) -> None:
-    """Checks that ``path`` is no link that leads nowhere, which looks like a missing file.
-
-    The folders of Hugging Face's cache are links to files that may have been removed.
-
-    Raises:
-        UserError: it is one.
-    """
-    if path.is_symlink() and not path.exists():
-        raise UserError(
-            f"{path} is a link to {os.readlink(path)}, which is not there; mend or remove the link"
-        )

@@ -6,7 +6,6 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pypkg.data.tokenizers.base import MAX_VOCABULARY, Tokenizer
@@ -16,7 +15,7 @@ from pypkg.data.tokenizers.sentencepiece import ChatGLMTokenizer, SentencePieceT
 from pypkg.data.tokenizers.tekken import TekkenTokenizer
 from pypkg.data.tokenizers.tiktoken import TiktokenTokenizer, is_rank_file
 from pypkg.errors import UserError
-from pypkg.files.json_files import check_link
+from pypkg.files.links import files_named
 
 logger = logging.getLogger("pypkg")
 
@@ -83,13 +82,9 @@ def find_tokenizer(folder_or_file: str | os.PathLike[str]) -> Path | None:
 def _found(folder: Path) -> list[Path]:
     """The vocabulary files of ``folder``, one of each kind, in order of priority."""
     found = []
-    names = os.listdir(folder) if os.path.isdir(folder) else []
     for pattern, _ in _KINDS:
-        matching = [folder / name for name in names if fnmatchcase(name, pattern)]
-        for file in matching:
-            check_link(file)
-        files = [file for file in matching if file.is_file()]
-        if pattern == _VOCABULARY and not (folder / MERGES_FILE).is_file():
+        files = files_named(folder, [pattern])
+        if pattern == _VOCABULARY and not files_named(folder, [MERGES_FILE]):
             continue  # another kind of vocabulary
         if files:
             found.append(max(files, key=_version))
@@ -127,8 +122,6 @@ def _reader(file: Path) -> Callable[[Path], Tokenizer]:
 def tokenizer_files(folder_or_file: str | os.PathLike[str]) -> list[Path]:
     """The files of the tokenizer in a folder, which are copied with a model; or the file itself."""
     folder = Path(folder_or_file)
-    if folder.is_file():
+    if os.path.isfile(folder):
         return [folder]
-    patterns = ("*token*", MERGES_FILE, *(name for name, _ in _KINDS))
-    found = {file for pattern in patterns for file in folder.glob(pattern)}
-    return sorted(file for file in found if file.is_file())
+    return files_named(folder, ("*token*", MERGES_FILE, *(name for name, _ in _KINDS)))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from pypkg.files.json_files import check_link
+from pypkg.files.links import check_link
 
 
 class FileElsewhere(NamedTuple):
