@@ -74,7 +74,9 @@ def test_no_end_anywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert generation is None
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "special_tokens_map.json", "chat_template.jinja"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "special_tokens_map.json", "chat_template.jinja"]
+)
 def test_a_file_to_copy_that_is_a_link_to_nowhere(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
