@@ -80,7 +80,8 @@ def trainer_state(content: Mapping[str, Any], file: Path, seq_length: int) -> Tr
         if type(number) is not int or not 0 <= number < 2**63:
             raise UserError(
                 f"{file}: {key} must be a number of at least 0 and at most 2^63 - 1, found "
-                f"{number!r}. Resume from another checkpoint, or set ignore_load_lr_and_optim to take only its weights."
+                f"{number!r}. Resume from another checkpoint, or set ignore_load_lr_and_optim to "
+                "take only its weights."
             )
         return number
 
