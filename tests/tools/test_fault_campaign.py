@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import fault_campaign  # noqa: E402
+from campaign_faults import Counts  # noqa: E402
 from fault_campaign import (  # noqa: E402
     CAMPAIGNS,
     Place,
@@ -23,7 +24,7 @@ from fault_campaign import (  # noqa: E402
     index_place,
     ledger_place,
 )
-from kill_campaign import Counts, table_of  # noqa: E402
+from kill_campaign import table_of  # noqa: E402
 
 
 @pytest.mark.parametrize("name", CAMPAIGNS)
@@ -74,7 +75,7 @@ def test_tables_go_between_their_marks():
     page = "a\n<!-- kills: begin -->\nold\n<!-- kills: end -->\nb\n"
     put = fault_campaign.put_table(page, "kills", ["| new |"])
     assert put == "a\n<!-- kills: begin -->\n| new |\n<!-- kills: end -->\nb\n"
-    for name in ("damage", "kills", "disk"):
+    for name in ("damage", "kills", "disk", "links"):
         text = fault_campaign.PAGE.read_text()
         assert fault_campaign.put_table(text, name, ["| new |"]) != text
 
