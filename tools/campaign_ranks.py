@@ -28,7 +28,7 @@ class Ranks:
     """The processes of one start of a run; none is left after the context.
 
     Args:
-        folders: in which each rank runs, and has its output_dir.
+        folders: in which each rank runs, and has its output_dir and, but for rank 0, its log.
         hosts: on which each runs; empty: all on this machine.
     """
 
@@ -37,7 +37,8 @@ class Ranks:
     ) -> None:
         words = run.command(OUTPUT_DIR, disable_tqdm=True, **settings)[4:]
         ports = free_ports(len(folders))
-        self._logs = [run.folder / f"rank{rank}.log" for rank in range(len(folders))]
+        self._logs = [run.folder / "rank0.log"]
+        self._logs += [folder / f"rank{rank}.log" for rank, folder in enumerate(folders) if rank]
         self.processes: list[RankProcess] = []
         for rank, (log, own_folder) in enumerate(zip(self._logs, folders, strict=True)):
             variables = environment() | {"PYTHONPATH": str(ROOT)}

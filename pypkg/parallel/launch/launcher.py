@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pypkg.errors import UserError
+from pypkg.logs import say
 from pypkg.parallel.launch import kills
 from pypkg.parallel.launch.rendezvous import ENDPOINT
 
@@ -157,10 +158,10 @@ def _end(process: subprocess.Popen) -> int:
 
 
 def _show_death(rank: int, kill: str, log_folder: Path) -> None:
-    print(f"rank {rank} was ended by {kill}", file=sys.stderr)
+    say(f"rank {rank} was ended by {kill}")
     if rank:
         text = _log(log_folder, rank).read_text(errors="replace").splitlines()[-_LINES_SHOWN:]
-        print(*(f"[rank {rank}] {line}" for line in text), sep="\n", file=sys.stderr)
+        say("\n".join(f"[rank {rank}] {line}" for line in text))
 
 
 def _log(folder: Path, rank: int) -> Path:
