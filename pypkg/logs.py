@@ -28,7 +28,7 @@ def say(text: str) -> None:
     It does not go through Python's buffer, so a signal handler may call it.
     """
     with suppress(OSError):
-        os.write(2, f"{text}\n".encode())
+        os.write(2, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def configure_logging(rank: int = 0) -> None:

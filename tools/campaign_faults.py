@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "several_hosts")]
 
 from campaign_ranks import OUTPUT_DIR, Ranks, within  # noqa: E402
 from fault_campaign import Run  # noqa: E402

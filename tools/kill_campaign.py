@@ -39,7 +39,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "several_hosts")]
 
 import netns  # noqa: E402
 from campaign_faults import Campaign, Counts  # noqa: E402
