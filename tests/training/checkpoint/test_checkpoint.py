@@ -105,6 +105,19 @@ def test_keeps_the_newest_in_order_of_steps(tmp_path):
     assert [step for step, _ in checkpoints(tmp_path)] == [10, 100]
 
 
+def test_of_a_checkpoint_that_was_moved_the_link_alone_is_removed(tmp_path):
+    """To another disk, with a symbolic link under its old name."""
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    for step in (9, 10):
+        shutil.move(save(run, step), disk / str(step))
+        (run / f"checkpoint-{step}").symlink_to(disk / str(step))
+    save(run, 11, keep=2)
+    (run / "tmp-checkpoint-checkpoint-8-1").symlink_to(disk / "9")  # of a killed removal
+    remove_unfinished(run)
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoint-10", "checkpoint-11"]
+    assert verify(disk / "9").damage == ()
+
+
 def test_saving_the_same_step_again_replaces_it(tmp_path):
     save(tmp_path, 3, settings_json='{"run": 1}')
     folder = save(tmp_path, 3, settings_json='{"run": 2}')
