@@ -3,9 +3,10 @@
 from pypkg.ops._library import backend, set_backend
 from pypkg.ops.adamw import adamw_
 from pypkg.ops.attention_mask import AttentionMask
+from pypkg.ops.blocks import attention_block, gated_mlp_block
 from pypkg.ops.cross_entropy import cross_entropy, cross_entropy_reference
 from pypkg.ops.flash_attention import flash_attention, flash_attention_reference
-from pypkg.ops.gated_activation import gated_activation_reference, geglu, swiglu
+from pypkg.ops.gated_activation import GATED, gated_activation_reference, geglu, swiglu
 from pypkg.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from pypkg.ops.matmul import linear, matmul, set_matmul_precision
 from pypkg.ops.packed_attention import packed_attention, split_heads
@@ -15,14 +16,17 @@ from pypkg.ops.rms_norm import rms_norm, rms_norm_reference
 from pypkg.ops.rotary_embedding import rotary_embedding, rotary_embedding_reference
 
 __all__ = [
+    "GATED",
     "AttentionMask",
     "adamw_",
+    "attention_block",
     "backend",
     "cross_entropy",
     "cross_entropy_reference",
     "flash_attention",
     "flash_attention_reference",
     "gated_activation_reference",
+    "gated_mlp_block",
     "geglu",
     "linear",
     "linear_cross_entropy",
