@@ -11,13 +11,13 @@ from collections.abc import Sequence
 
 import paddle
 
-from pypkg.ops._checks import FLOATING, check_dtype, check_shape, has_dtype
-from pypkg.ops._library import backend, run_compiled
-from pypkg.ops.attention_mask import AttentionMask
-from pypkg.ops.flash_attention import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM
+from pypkg.ops.attention.attention_mask import AttentionMask
+from pypkg.ops.attention.flash_attention import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM
+from pypkg.ops.attention.packed_attention import packed_attention
+from pypkg.ops.dispatch.checks import FLOATING, check_dtype, check_shape, has_dtype
+from pypkg.ops.dispatch.library import backend, run_compiled
 from pypkg.ops.gated_activation import ACTIVATIONS, GATED
 from pypkg.ops.matmul import linear, products_are_plain
-from pypkg.ops.packed_attention import packed_attention
 
 
 @paddle.jit.not_to_static
