@@ -48,7 +48,7 @@ RULES = (
     Rule("pypkg.device.capabilities", ("pypkg.config", "pypkg.ops"), paddle=True),
     Rule("pypkg.ops", ("pypkg._native",), paddle=True),
     Rule("pypkg.ops.triton"),  # loads by itself where there is torch and no Paddle
-    Rule("pypkg.parallel", ("pypkg.config", "pypkg.ops", "pypkg.logs"), paddle=True),
+    Rule("pypkg.parallel", ("pypkg.config", "pypkg.ops", "pypkg.console.logs"), paddle=True),
     Rule("pypkg.data", ("pypkg.config", "pypkg._native")),
     Rule(_ARCHITECTURE),
     Rule(f"{_ARCHITECTURE}.families", tuple(f"{_ARCHITECTURE}.{name}" for name in
@@ -63,7 +63,7 @@ RULES = (
          paddle=True),
     Rule("pypkg.planner", ("pypkg.config", _ARCHITECTURE)),
     Rule("pypkg.training", ("pypkg.config", "pypkg.data", "pypkg.device", "pypkg.models",
-                            "pypkg.ops", "pypkg.parallel", "pypkg.logs"), paddle=True),
+                            "pypkg.ops", "pypkg.parallel", "pypkg.console.logs"), paddle=True),
     Rule("pypkg.conversion", ("pypkg.models", "pypkg.data.tokenizers")),
     Rule("pypkg.bench", _ANYTHING, paddle=True),
     # Command lines: parse, call, report.
@@ -79,8 +79,8 @@ RULES = (
 # those below it. What a package lacks here has no rooms.
 ROOMS = {
     "pypkg.device": ("attention_choice", "capabilities", "attention_record", "threads"),
-    "pypkg.ops": ("blocks", "attention", "loss", "adamw", "gated_activation", "matmul", "random_normal",
-                  "rms_norm", "rotary_embedding", "dispatch", "triton"),
+    "pypkg.ops": ("blocks", "attention", "loss", "adamw", "gated_activation", "matmul",
+                  "random_normal", "rms_norm", "rotary_embedding", "dispatch", "triton"),
     "pypkg.data": ("corpus_tools", "preprocess", "loading", "datasets", "index", "corpus",
                    "tokenizers", "optional_packages"),
     "pypkg.models": ("__main__", "docs_page", "generate", "pretrained", "division", "building",

@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-from pypkg.errors import UserError
 from pypkg.console.logs import say
+from pypkg.errors import UserError
 from pypkg.parallel.launch import watchdog
 
 _Handler = Callable[[int, FrameType | None], object] | int | None  # as ``signal.signal`` has it

@@ -13,8 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pypkg.errors import UserError
 from pypkg.console.logs import say
+from pypkg.errors import UserError
 from pypkg.parallel.launch import kills
 from pypkg.parallel.launch.rendezvous import ENDPOINT
 
