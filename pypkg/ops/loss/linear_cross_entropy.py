@@ -18,7 +18,9 @@ from pypkg.ops.loss.cross_entropy import (
 from pypkg.ops.loss.vocabulary_parallel import VocabularyShard, shard_of
 from pypkg.ops.matmul import matmul
 
-DEFAULT_CHUNK_BYTES = 256 * 2**20
+_CHUNK_BYTES = 256 * 2**20
+# As fast on a CPU as twice as much, and less of the peak memory of a training step, which is here.
+_CPU_CHUNK_BYTES = 128 * 2**20
 
 
 @paddle.jit.not_to_static
@@ -29,7 +31,7 @@ def linear_cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     group: Group | None = None,
-    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     vocab_size: int | None = None,
     token_losses: list[paddle.Tensor] | None = None,
 ) -> paddle.Tensor:
@@ -62,7 +64,8 @@ def linear_cross_entropy(
         reduction: "mean" over the rows whose label is not ``ignore_index`` (0 if there are none),
             or "sum".
         group: a ``paddle.distributed`` group, or None when the weight is whole.
-        chunk_bytes: memory for the logits of a chunk; a chunk has at least one row.
+        chunk_bytes: memory for the logits of a chunk, which has at least one row; None: 128 MiB on
+            a CPU, 256 MiB elsewhere.
         vocab_size: entries of the whole vocabulary; None: the number of rows of all weights.
         token_losses: a list to which the loss of every row is appended, float32 [...], 0 for
             ``ignore_index``, without gradient.
@@ -88,6 +91,8 @@ def linear_cross_entropy(
     check_shape(op, "weight", weight, ["vocab", hidden.shape[-1]])
     check_labels(op, labels, hidden.shape[:-1])
     cols = weight.shape[0]
+    if chunk_bytes is None:
+        chunk_bytes = _CPU_CHUNK_BYTES if hidden.place.is_cpu_place() else _CHUNK_BYTES
     rows_per_chunk = max(1, chunk_bytes // (cols * hidden.element_size()))
     record = paddle.is_grad_enabled()
     wanted = (record and not hidden.stop_gradient, record and not weight.stop_gradient)

@@ -188,6 +188,14 @@ def test_memory(compiled):
     assert with_gradients < rows * vocab * 4 / 3
 
 
+@paddle.no_grad()
+def test_default_chunk_on_a_cpu(compiled):
+    """2048 rows of a vocabulary of 32000 are 250 MiB of logits; a chunk of them is 128 MiB."""
+    hidden, weight = paddle.zeros([2048, 8]), paddle.zeros([32000, 8])
+    y = paddle.zeros([2048], "int64")
+    assert peak_of(lambda: linear_cross_entropy(hidden, weight, y)) < 130 * 2**20
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
