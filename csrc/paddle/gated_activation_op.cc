@@ -1,4 +1,4 @@
-#include "gated_activation.h"
+#include "gated_activation/gated_activation.h"
 #include "tensors.h"
 
 namespace pypkg {

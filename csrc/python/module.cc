@@ -2,14 +2,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "common.h"
-#include "cpu_isa.h"
+#include "common/common.h"
+#include "common/cpu_isa.h"
+#include "data/mapped_file.h"
+#include "data/sample_index.h"
+#include "data/sample_reader.h"
+#include "data/shuffle.h"
 #include "kernels.h"
-#include "mapped_file.h"
-#include "matmul.h"
-#include "sample_index.h"
-#include "sample_reader.h"
-#include "shuffle.h"
+#include "matmul/matmul.h"
 #include "streaming_copy.h"
 
 namespace py = pybind11;
