@@ -89,7 +89,7 @@ PYPKG_INLINE void backward_tile(const Head& head, BlockState state, int64_t row,
   for (int r = 0; r < X::kRows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < X::kVectors; ++v)
-      tile.at[r][v] = fast_exp<Vec>(tile.at[r][v] - panels.lse[query + r]);
+      tile.at[r][v] = fast_exp<Vec, false>(tile.at[r][v] - panels.lse[query + r]);
   tile.store_to(p, kKeys);
   Sums<X> dp;
   multiply_rows(dp, panels.dout, kQueries, query, scratch.v_transposed + k * depth, columns);
@@ -151,14 +151,19 @@ PYPKG_INLINE void accumulate_key_gradient(const float* a, const float* b, int64_
 template <class X>
 PYPKG_INLINE void accumulate_query_gradient(const Scratch& scratch, int64_t depth,
                                             const LiveRows<X>& live, float* dq) {
+  Range live_keys[kQueries / X::kRows];
   for (int64_t r0 = 0; r0 < kQueries; r0 += X::kRows) {
-    Range keys{kKeys, 0};
+    Range& keys = live_keys[r0 / X::kRows];
+    keys = {kKeys, 0};
     for (int64_t k = 0; k < kKeys; k += X::kWidth) {
       const Range rows = live.of_panel[k / X::kWidth];
       if (rows.begin <= r0 && r0 < rows.end) keys = keys.joined({k, k + X::kWidth});
     }
-    if (keys.empty()) continue;
-    for (int64_t c = 0; c < depth; c += X::kWidth) {
+  }
+  for (int64_t c = 0; c < depth; c += X::kWidth) {
+    for (int64_t r0 = 0; r0 < kQueries; r0 += X::kRows) {
+      const Range keys = live_keys[r0 / X::kRows];
+      if (keys.empty()) continue;
       float* to = dq + c * kQueries + r0 * X::kWidth;
       Sums<X> tile;
       tile.load_from(to);

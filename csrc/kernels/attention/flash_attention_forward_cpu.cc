@@ -31,11 +31,14 @@ struct KeyPanels {
 
 // Scores of the kWidth queries from `query` of the block on against a block of keys, kStrip apart;
 // returns the keys (counted within the block) that any of the queries sees. Of the others the
-// scores are -inf.
+// scores are -inf. `highest` becomes the highest score of each query.
 template <class X>
 PYPKG_INLINE Range score_panel(const Head& head, BlockState block, int64_t first_row, int64_t query,
                                int64_t key, const float* keys, const Scratch& scratch,
-                               float* scores) {
+                               float* scores, float* highest) {
+  using Vec = typename X::Vec;
+  Vec max[X::kVectors];
+  std::fill_n(max, X::kVectors, Vec{} - kInfinity);
   const int64_t row = first_row + query, depth = padded<X>(head.s.head_dim);
   Range seen{kKeys, 0};
   for (int64_t k = 0; k < kKeys && key + k < head.s.seq_k; k += X::kRows) {
@@ -57,22 +60,24 @@ PYPKG_INLINE Range score_panel(const Head& head, BlockState block, int64_t first
       }
     }
     tile.store_to(scores + k * kStrip<X>, kStrip<X>);
+#pragma GCC unroll 16
+    for (int r = 0; r < X::kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < X::kVectors; ++v)
+        max[v] = tile.at[r][v] > max[v] ? tile.at[r][v] : max[v];
   }
+  for (int v = 0; v < X::kVectors; ++v) store(highest + v * X::kLanes, max[v]);
   return seen;
 }
 
 // Turns scores into exp(score - maximum) over all keys so far; returns by how much what was summed
-// before has to shrink. One vector of queries.
+// before has to shrink. One vector of queries, `highest` being their highest new scores.
 template <class X>
-PYPKG_INLINE void softmax_vector(float* scores, Range keys, float* row_max, float* row_sum,
-                                 float* shrink) {
+PYPKG_INLINE void softmax_vector(float* scores, Range keys, const float* highest, float* row_max,
+                                 float* row_sum, float* shrink) {
   using Vec = typename X::Vec;
-  const Vec old_max = load<Vec>(row_max);
-  Vec max = old_max;
-  for (int64_t k = keys.begin; k < keys.end; ++k) {
-    const Vec row = load<Vec>(scores + k * kStrip<X>);
-    max = row > max ? row : max;
-  }
+  const Vec old_max = load<Vec>(row_max), new_max = load<Vec>(highest);
+  const Vec max = new_max > old_max ? new_max : old_max;
   const Vec shift = max == -kInfinity ? Vec{} : max;  // a query that has seen no key yet
   Vec sum = {};
   for (int64_t k = keys.begin; k < keys.end; ++k) {
@@ -115,16 +120,17 @@ PYPKG_INLINE void attend_strip(const Head& head, BlockState block, int64_t first
   const int64_t depth = padded<X>(head.s.head_dim);
   Range seen[kStrip<X> / X::kWidth];
   Range all{kKeys, 0};
+  float highest[kStrip<X>];
   for (int64_t q = 0; q < kStrip<X>; q += X::kWidth) {
     Range& keys = seen[q / X::kWidth];
     keys = score_panel<X>(head, block, first_row, first + q, key, panels.k, scratch,
-                          scratch.scores + q);
+                          scratch.scores + q, highest + q);
     all = all.joined(keys);
   }
   if (all.empty()) return;
   float shrink[kStrip<X>];
   for (int64_t l = 0; l < kStrip<X>; l += X::kLanes) {
-    softmax_vector<X>(scratch.scores + l, all, scratch.row_max + first + l,
+    softmax_vector<X>(scratch.scores + l, all, highest + l, scratch.row_max + first + l,
                       scratch.row_sum + first + l, shrink + l);
   }
   accumulate_strip<X>(scratch.scores, seen, shrink, panels.v, first, depth, scratch.out);

@@ -81,10 +81,13 @@ struct Sums {
   }
 };
 
-// sums[r] += sum_k a[r * kRowStride + k * kDepthStride] * b[k, :] for k < depth.
-template <class X, int64_t kRowStride, int64_t kDepthStride>
+// sums[r] += sum_k a[r * kRowStride + k * kDepthStride] * b[k, :] for k < depth. kAsksNext: asks
+// for the kRows rows of the panel below these, which the next tile takes from the second-level
+// cache.
+template <class X, int64_t kRowStride, int64_t kDepthStride, bool kAsksNext = false>
 PYPKG_INLINE void multiply_add(Sums<X>& sums, const float* a, const float* b, int64_t depth) {
   for (int64_t k = 0; k < depth; ++k) {
+    if constexpr (kAsksNext) __builtin_prefetch(a + X::kRows * (X::kWidth + k));
     typename X::Vec right[X::kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < X::kVectors; ++v)
@@ -105,7 +108,8 @@ PYPKG_INLINE void multiply_rows(Sums<X>& sums, const float* a, int64_t rows, int
                                 const float* b, int64_t depth) {
   for (int64_t k = 0; k < depth; k += X::kWidth) {
     const int64_t count = depth - k < X::kWidth ? depth - k : X::kWidth;
-    multiply_add<X, X::kWidth, 1>(sums, a + k * rows + first * X::kWidth, b + k * X::kWidth, count);
+    multiply_add<X, X::kWidth, 1, true>(sums, a + k * rows + first * X::kWidth, b + k * X::kWidth,
+                                        count);
   }
 }
 

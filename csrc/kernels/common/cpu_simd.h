@@ -69,12 +69,14 @@ struct BitsOf<float> {
 
 // e^x within 1 ulp, of a float or of a vector of them, branch-free so that loops over floats
 // vectorise. Results below 2e-38 are flushed to zero: denormals are slow, and no sum with a larger
-// term notices. kMayOverflow: false where x is never above 88.7.
+// term notices. kMayOverflow: false where x is never above 88, which takes fewer instructions.
 template <class F, bool kMayOverflow = true>
 PYPKG_INLINE F fast_exp(const F& x) {
   using Bits = typename BitsOf<F>::type;
   constexpr float kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer
+  // 1.5 * 2^23: adding it leaves the nearest integer. With the bias of an exponent added too, the
+  // lowest bits of the sum are the exponent bits of 2^n.
+  constexpr float kRound = kMayOverflow ? 12582912.0f : 12582912.0f + 127.0f;
   constexpr float kLowest = -86.9f, kHighest = 88.722839f;
   const F shifted = x * kLog2E + kRound;
   const F n = shifted - kRound;
@@ -85,16 +87,20 @@ PYPKG_INLINE F fast_exp(const F& x) {
   p = p * r + 1.6666520e-1f;
   p = p * r + 4.9999994e-1f;
   p = p * r * r + r + 1.0f;
-  // Adds n to the exponent of p; the bits of kRound above n are shifted out.
-  F result = bit_cast<F>(bit_cast<Bits>(p) + (bit_cast<Bits>(shifted) << 23));
-  result = x < kLowest ? F{} : result;
-  if constexpr (kMayOverflow)
-    result = x > kHighest ? F{} + std::numeric_limits<float>::infinity() : result;
-  if constexpr (std::is_same_v<F, float>) {
-    return x == x ? result : x;
+  const Bits exponent = bit_cast<Bits>(shifted) << 23;  // the bits of kRound are shifted out
+  if constexpr (!kMayOverflow) {
+    const F result = p * bit_cast<F>(exponent);  // NaN stays
+    return x < kLowest ? F{} : result;
   } else {
-    return bit_cast<F>(bit_cast<Bits>(result) |
-                       (x != x));  // all bits set are NaN; AVX2 selects slowly
+    F result = bit_cast<F>(bit_cast<Bits>(p) + exponent);
+    result = x < kLowest ? F{} : result;
+    result = x > kHighest ? F{} + std::numeric_limits<float>::infinity() : result;
+    if constexpr (std::is_same_v<F, float>) {
+      return x == x ? result : x;
+    } else {
+      // All bits set are NaN; AVX2 selects slowly.
+      return bit_cast<F>(bit_cast<Bits>(result) | (x != x));
+    }
   }
 }
 

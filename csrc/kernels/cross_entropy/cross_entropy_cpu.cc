@@ -29,14 +29,16 @@ PYPKG_INLINE MaxAndSum reduce_row(const T* x, int64_t cols) {
       max = value > max ? value : max;
     }
     if (max > total.max) {
-      total.sum *= fast_exp(total.max - max);
+      total.sum *= fast_exp<float, false>(total.max - max);
       total.max = max;
     }
     // All -inf so far: shift by 0, so that -inf adds 0 and NaN (which no maximum shows) stays.
     const float shift = total.max == -kInfinity ? 0.0f : total.max;
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t c = begin; c < end; ++c) sum += fast_exp(to_float(x[c]) - shift);
+    for (int64_t c = begin; c < end; ++c) {
+      sum += fast_exp<float, false>(to_float(x[c]) - shift);
+    }
     total.sum += sum;
   }
   return total;
@@ -45,7 +47,9 @@ PYPKG_INLINE MaxAndSum reduce_row(const T* x, int64_t cols) {
 template <class T>
 PYPKG_INLINE void softmax_row(const T* x, float lse, float scale, T* dx, int64_t cols) {
 #pragma omp simd
-  for (int64_t c = 0; c < cols; ++c) dx[c] = from_float<T>(fast_exp(to_float(x[c]) - lse) * scale);
+  for (int64_t c = 0; c < cols; ++c) {
+    dx[c] = from_float<T>(fast_exp<float, false>(to_float(x[c]) - lse) * scale);
+  }
 }
 
 void check_labels(const CrossEntropyForward& p) {
@@ -88,7 +92,8 @@ PYPKG_INLINE void backward_row(const CrossEntropyBackward& p, int64_t r) {
   const bool here = column >= 0 && column < p.cols;
   const float target = here ? to_float(x[column]) : 0.0f;  // read before dx, which may alias x
   softmax_row(x, p.lse[r], p.dloss[r], dx, p.cols);
-  if (here) dx[column] = from_float<T>((fast_exp(target - p.lse[r]) - 1.0f) * p.dloss[r]);
+  if (here)
+    dx[column] = from_float<T>((fast_exp<float, false>(target - p.lse[r]) - 1.0f) * p.dloss[r]);
 }
 
 }  // namespace
