@@ -327,6 +327,8 @@ def hold_output_dir(folder: Path) -> None:
         (lambda folder: (folder / "out").write_text(""), {}, ["output_dir"]),
         (hold_output_dir, {}, ["output_dir", "is in use by process", "on", "since"]),
         (lambda folder: None, {"resume_from_checkpoint": "/nowhere"}, ["resume_from_checkpoint"]),
+        (lambda folder: None, {"resume_from_checkpoint": "x" * 300}, ["File name too long"]),
+        (lambda folder: None, {"tokenizer_name_or_path": "x" * 300}, ["no tokenizer in xxx"]),
         (lambda folder: None, {"model_name_or_path": "facebook/llama-7c"}, ["facebook/llama-7b"]),
         (lambda folder: None, {"bf16": True}, ["bf16"]),
         (lambda folder: None, {"tensor_parallel_degree": 2}, ["tensor_parallel_degree"]),

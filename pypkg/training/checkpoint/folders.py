@@ -46,7 +46,8 @@ def checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
 
 def is_marked(folder: Path) -> bool:
     """Whether a folder is, or once was, a whole checkpoint."""
-    return any((folder / name).is_file() for name in (STATE_FILE, MANIFEST_FILE))
+    # os.path answers False, and raises nothing, for a name that is too long for a path.
+    return any(os.path.isfile(folder / name) for name in (STATE_FILE, MANIFEST_FILE))
 
 
 def step_in_name(folder: Path) -> int | None:
