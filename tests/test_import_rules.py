@@ -78,8 +78,8 @@ RULES = (
 # those below it. What a package lacks here has no rooms.
 ROOMS = {
     "pypkg.device": ("attention_choice", "capabilities", "attention_record", "threads"),
-    "pypkg.ops": ("blocks", "attention", "loss", "adamw", "gated_activation", "matmul", "random_normal",
-                  "rms_norm", "rotary_embedding", "dispatch", "triton"),
+    "pypkg.ops": ("blocks", "attention", "loss", "adamw", "gated_activation", "matmul",
+                  "random_normal", "rms_norm", "rotary_embedding", "dispatch", "triton"),
     "pypkg.data": ("corpus_tools", "preprocess", "loading", "datasets", "index", "corpus",
                    "tokenizers", "optional_packages"),
     "pypkg.models": ("__main__", "docs_page", "generate", "pretrained", "division", "building",
