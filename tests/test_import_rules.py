@@ -48,12 +48,13 @@ RULES = (
     Rule("pypkg.device.capabilities", ("pypkg.config", "pypkg.ops"), paddle=True),
     Rule("pypkg.ops", ("pypkg._native",), paddle=True),
     Rule("pypkg.ops.triton"),  # loads by itself where there is torch and no Paddle
-    Rule("pypkg.parallel", ("pypkg.config", "pypkg.ops"), paddle=True),
+    Rule("pypkg.parallel", ("pypkg.config", "pypkg.ops", "pypkg.logs"), paddle=True),
     Rule("pypkg.data", ("pypkg.config", "pypkg._native")),
     Rule(_ARCHITECTURE),
     Rule(f"{_ARCHITECTURE}.families", tuple(f"{_ARCHITECTURE}.{name}" for name in
                                             ("config", "family", "llama_format", "weight_map"))),
     Rule("pypkg.models.weights", (_ARCHITECTURE,)),
+    Rule("pypkg.models.weights.staging", ("pypkg._native", "pypkg.models.weights.area")),
     Rule("pypkg.models.weights.initialization",
          (_ARCHITECTURE, "pypkg.models.weights.tp_shards", "pypkg.ops"), paddle=True),
     Rule("pypkg.models", ("pypkg.ops", "pypkg.parallel.comm", "pypkg.parallel.tp_layers",
@@ -62,7 +63,7 @@ RULES = (
          paddle=True),
     Rule("pypkg.planner", ("pypkg.config", _ARCHITECTURE)),
     Rule("pypkg.training", ("pypkg.config", "pypkg.data", "pypkg.device", "pypkg.models",
-                            "pypkg.ops", "pypkg.parallel"), paddle=True),
+                            "pypkg.ops", "pypkg.parallel", "pypkg.logs"), paddle=True),
     Rule("pypkg.conversion", ("pypkg.models", "pypkg.data.tokenizers")),
     Rule("pypkg.bench", _ANYTHING, paddle=True),
     # Command lines: parse, call, report.

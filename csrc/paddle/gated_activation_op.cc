@@ -1,4 +1,4 @@
-#include "gated_activation.h"
+#include "gated_activation/gated_activation.h"
 #include "products.h"
 #include "tensors.h"
 

@@ -3,10 +3,10 @@
 // A row of qkv holds the heads of one token, query | key | value. Queries and keys are rotated in
 // place, attention reads all three with the stride of a row, and its backward pass writes one
 // packed gradient, so that nothing is split, concatenated or copied.
+#include "attention/flash_attention.h"
 #include "attention_arguments.h"
-#include "flash_attention.h"
 #include "products.h"
-#include "rotary_embedding.h"
+#include "rotary_embedding/rotary_embedding.h"
 #include "tensors.h"
 
 namespace pypkg {

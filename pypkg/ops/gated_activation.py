@@ -12,7 +12,7 @@ from pypkg.ops.dispatch import triton_operators
 from pypkg.ops.dispatch.checks import FLOATING, check_dtype, check_shape, compute_dtype
 from pypkg.ops.dispatch.library import implementation, run_compiled
 
-# Values of pypkg::Activation in csrc/kernels/gated_activation.h.
+# Values of pypkg::Activation in csrc/kernels/gated_activation/gated_activation.h.
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 
 
