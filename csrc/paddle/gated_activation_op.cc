@@ -1,5 +1,5 @@
 #include "gated_activation/gated_activation.h"
-#include "gated_activation_glue.h"
+#include "products.h"
 #include "tensors.h"
 
 namespace pypkg {
@@ -130,17 +130,29 @@ std::vector<Shape> packed_grad_shapes(const Shape& packed, const OptionalShape&)
   return {packed};
 }
 
+// The gated feed-forward block: projection to gate and up, activation, projection of the result.
+std::vector<Tensor> block_forward(const Tensor& x, const Tensor& gate_up_weight,
+                                  const Tensor& down_weight, int64_t activation) {
+  const Tensor gate_up = product(x, gate_up_weight);
+  const Tensor activated = packed_forward(gate_up, activation, /*gate_first=*/true)[0];
+  return {product(activated, down_weight), gate_up, activated};
+}
+
+std::vector<Tensor> block_backward(const Tensor& x, const Tensor& gate_up_weight,
+                                   const Tensor& down_weight, const Tensor& gate_up,
+                                   const Tensor& activated, const OptionalTensor& dout_or_none,
+                                   int64_t activation) {
+  Shape out_shape = x.shape();
+  out_shape.back() = down_weight.shape()[1];
+  const Tensor dout = gradient_or_zeros(dout_or_none, out_shape, x);
+  Tensor dactivated = input_gradient(dout, down_weight);
+  const Tensor ddown_weight = weight_gradient(activated, dout);
+  const Tensor dgate_up = packed_backward(gate_up, dactivated, activation, /*gate_first=*/true)[0];
+  dactivated.reset();  // before the next tensors are made
+  return {input_gradient(dgate_up, gate_up_weight), weight_gradient(x, dgate_up), ddown_weight};
+}
+
 }  // namespace
-
-Tensor packed_gated_activation_forward(const Tensor& packed, int64_t activation, bool gate_first) {
-  return packed_forward(packed, activation, gate_first)[0];
-}
-
-Tensor packed_gated_activation_backward(const Tensor& packed, const OptionalTensor& dout,
-                                        int64_t activation, bool gate_first) {
-  return packed_backward(packed, dout, activation, gate_first)[0];
-}
-
 }  // namespace pypkg
 
 PD_BUILD_OP(pypkg_gated_activation)
@@ -172,3 +184,17 @@ PD_BUILD_GRAD_OP(pypkg_packed_gated_activation)
     .Attrs({"activation: int64_t", "gate_first: bool"})
     .SetKernelFn(PD_KERNEL(pypkg::packed_backward))
     .SetInferShapeFn(PD_INFER_SHAPE(pypkg::packed_grad_shapes));
+
+// What follows Out are outputs because the backward pass needs them; their gradients have no use.
+PD_BUILD_OP(pypkg_mlp_block)
+    .Inputs({"X", "GateUpWeight", "DownWeight"})
+    .Outputs({paddle::Optional("Out"), "GateUp", "Activated"})
+    .Attrs({"activation: int64_t"})
+    .SetKernelFn(PD_KERNEL(pypkg::block_forward));
+
+PD_BUILD_GRAD_OP(pypkg_mlp_block)
+    .Inputs({"X", "GateUpWeight", "DownWeight", "GateUp", "Activated",
+             paddle::Grad(paddle::Optional("Out"))})
+    .Outputs({paddle::Grad("X"), paddle::Grad("GateUpWeight"), paddle::Grad("DownWeight")})
+    .Attrs({"activation: int64_t"})
+    .SetKernelFn(PD_KERNEL(pypkg::block_backward));
