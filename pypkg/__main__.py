@@ -29,6 +29,9 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     "Pre-training": (
         Command("preprocess", "pypkg.preprocess", "text to .bin/.idx, training of a tokenizer"),
         Command("pretrain", "pypkg.pretrain", "train a model, or resume a run"),
+        Command(
+            "doctor", "pypkg.doctor", "whether the machines can carry a run; ways to mend them"
+        ),
         Command("supervise", "pypkg.supervise", "start a run again after a crash"),
     ),
     "Models": (

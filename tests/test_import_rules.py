@@ -80,6 +80,7 @@ RULES = (
     Rule("pypkg.preprocess", _ANYTHING),
     Rule("pypkg.convert", _ANYTHING),
     Rule("pypkg.supervise", _ANYTHING),
+    Rule("pypkg.doctor", _ANYTHING),
     Rule("pypkg.checkpoint", _ANYTHING),
     Rule("pypkg.__main__"),  # runs the others by name
     Rule("pypkg.completion", ("pypkg.__main__",)),
@@ -95,15 +96,16 @@ ROOMS = {
                      "pipeline_decoder", "decoder", "layers", "weights", "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
                        "host_memory", "process_end", "endpoints"),
-    "pypkg.training": ("supervisor", "run", "final_report", "start", "trainer", "healing", "step",
-                       "feed", "checkpoint", "reporting", "interrupt", "tp_sharding", "ledger",
-                       "state"),
+    "pypkg.training": ("supervisor", "run", "doctor", "final_report", "start", "trainer", "healing",
+                       "step", "feed", "checkpoint", "reporting", "interrupt", "tp_sharding",
+                       "ledger", "state"),
     "pypkg.bench": ("__main__", "report", "train_step", "checkpoint", "data", "ops",
                     "environment", "timing"),
 }  # fmt: skip
 COMMAND_LINES = (
     "pypkg.pretrain",
     "pypkg.supervise",
+    "pypkg.doctor",
     "pypkg.preprocess",
     "pypkg.convert",
     "pypkg.plan",
@@ -121,7 +123,7 @@ WITHOUT_PADDLE = ("pypkg", "pypkg.device.attention_choice", "pypkg.device.attent
                   "pypkg.models.architecture.layer_split",
                   "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.weights.tp_shards",
                   "pypkg.parallel.mesh", "pypkg.convert", "pypkg.checkpoint", "pypkg.preprocess",
-                  "pypkg.pretrain", "pypkg.supervise", "pypkg.__main__",
+                  "pypkg.pretrain", "pypkg.supervise", "pypkg.doctor", "pypkg.__main__",
                   "pypkg.completion")  # fmt: skip
 
 
