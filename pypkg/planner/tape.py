@@ -1,15 +1,17 @@
 """A training step without numbers: which tensors exist when, and how many bytes they take.
 
-A ``Tensor`` here has a size and no values. Operators record what their backward passes need, and
-``Tape.backward`` runs these in the order of Paddle's engine. Memory is freed as Paddle frees it:
-with the last reference. The model of the planner is therefore written like the model itself, with
-the same local variables, and CPython's reference counts do the rest.
+A ``Tensor`` here has a size and no values. Operators record what their backward passes keep, and
+``Tape.backward`` runs these in the order of Paddle's engine (paddle/fluid/eager/backward.cc).
+Memory is freed as Paddle frees it, with its last reference. The planner's model is therefore
+written like the model itself, with the same local variables, and the reference counts of CPython
+decide.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
@@ -19,54 +21,24 @@ class Peak:
 
     Attributes:
         total: bytes.
-        terms: the same by what they were for.
+        terms: the same by what they are for.
     """
 
     total: int = 0
     terms: dict[str, int] = field(default_factory=dict)
 
 
-class Tape:
-    """Counts what is allocated, by term, and remembers the peak.
-
-    Args:
-        granularity: each allocation is rounded up to a multiple of it, in bytes.
-    """
-
-    def __init__(self, granularity: int = 1) -> None:
-        self.allocated = 0
-        self.terms: dict[str, int] = {}
-        self.peak = Peak()
-        self.is_recording = True
-        self._granularity = granularity
-
-    def allocate(self, num_bytes: int, term: str) -> Memory:
-        """Memory that is freed with its last reference."""
-        rounded = -(-num_bytes // self._granularity) * self._granularity
-        self._add(rounded, term)
-        if self.allocated > self.peak.total:
-            self.peak = Peak(self.allocated, dict(self.terms))
-        return Memory(self, rounded, term)
-
-    def free(self, num_bytes: int, term: str) -> None:
-        """Called by ``Memory`` alone."""
-        self._add(-num_bytes, term)
-
-    def _add(self, num_bytes: int, term: str) -> None:
-        self.allocated += num_bytes
-        self.terms[term] = self.terms.get(term, 0) + num_bytes
-
-
 class Memory:
-    """Allocated bytes; views of a tensor share one."""
+    """Allocated bytes; a tensor and its views share one."""
 
     __slots__ = ("_tape", "num_bytes", "term")
 
     def __init__(self, tape: Tape, num_bytes: int, term: str) -> None:
         self._tape, self.num_bytes, self.term = tape, num_bytes, term
+        tape._count(num_bytes, term)
 
     def __del__(self) -> None:
-        self._tape.free(self.num_bytes, self.term)
+        self._tape._count(-self.num_bytes, self.term)
 
 
 class Tensor:
@@ -75,8 +47,8 @@ class Tensor:
     Attributes:
         num_bytes: of its elements.
         memory: where they are.
-        node: what made it, and ``slot``, its number among the outputs; None: an input, a parameter,
-            or what was made while nothing was recorded.
+        node: what made it, and ``slot``, its number among the outputs. None: an input, or a tensor
+            that was made while nothing was recorded.
     """
 
     __slots__ = ("memory", "node", "num_bytes", "slot")
@@ -86,38 +58,155 @@ class Tensor:
     ) -> None:
         self.num_bytes, self.memory, self.node, self.slot = num_bytes, memory, node, slot
 
+    def detach(self) -> Tensor:
+        """The same memory without a history."""
+        return Tensor(self.num_bytes, self.memory)
+
 
 class Parameter(Tensor):
-    """A tensor whose gradient accumulates."""
+    """A tensor whose gradient accumulates.
+
+    Attributes:
+        gradient: what was accumulated; None: nothing yet.
+        on_gradient: called after each accumulation, as Paddle's backward hooks are.
+    """
 
     __slots__ = ("gradient", "on_gradient")
 
-    def __init__(self, num_bytes: int, memory: Memory) -> None:
-        super().__init__(num_bytes, memory)
+    def __init__(self, tape: Tape, num_bytes: int, term: str) -> None:
+        super().__init__(num_bytes, tape.memory(num_bytes, term))
         self.gradient: Tensor | None = None
-        # Called after each accumulation, as Paddle's backward hooks are.
         self.on_gradient: Callable[[Parameter], None] | None = None
 
+    def accumulate(self, gradient: Tensor) -> None:
+        if self.gradient is None:
+            self.gradient = gradient
+        if self.on_gradient is not None:
+            self.on_gradient(self)
 
-# The gradient of an input: its own memory (None), that of the gradient of output k (k), or none.
-NO_GRADIENT = -1
+
+Gradients = Sequence[Tensor | None]
+Backward = Callable[[list[Tensor | None]], Gradients]
 
 
 class Node:
-    """The backward pass of an operator; see ``Tape.op`` for its arguments."""
+    """An operator's backward pass: gradients of the outputs to gradients of ``inputs``."""
 
-    __slots__ = ("gradients", "num_outputs", "run", "saved", "scratch", "slots", "targets")
+    __slots__ = ("backward", "num_outputs", "slots", "targets")
 
-    def __init__(
-        self,
-        inputs: Sequence[Tensor],
-        num_outputs: int,
-        saved: Sequence[Tensor],
-        gradients: Sequence[int | None],
-        scratch: int,
-    ) -> None:
-        self.targets = [each if isinstance(each, Parameter) else each.node for each in inputs]
+    def __init__(self, inputs: Sequence[Tensor], num_outputs: int, backward: Backward) -> None:
+        self.targets: list[Node | Parameter | None] = [
+            each if isinstance(each, Parameter) else each.node for each in inputs
+        ]
         self.slots = [each.slot for each in inputs]
-        self.saved = [each.memory for each in saved]
-        self.gradients = [each.num_bytes for each in inputs] and list(gradients)
-        self.num_outputs, self.scratch = num_outputs, scratch
+        self.num_outputs = num_outputs
+        self.backward: Backward | None = backward
+
+
+class Tape:
+    """Counts what is allocated, by term, and keeps the peak.
+
+    Args:
+        granularity: bytes of which each allocation is a multiple.
+
+    Attributes:
+        peak: since the last ``reset_peak``.
+        is_recording: whether operators keep what their backward passes need.
+    """
+
+    def __init__(self, granularity: int = 1) -> None:
+        self.allocated = 0
+        self.terms: dict[str, int] = {}
+        self.peak = Peak()
+        self.is_recording = True
+        self._granularity = granularity
+
+    def _count(self, num_bytes: int, term: str) -> None:
+        rounded = -(-num_bytes // self._granularity) * self._granularity
+        self.allocated += rounded
+        self.terms[term] = self.terms.get(term, 0) + rounded
+        if self.allocated > self.peak.total:
+            self.peak = Peak(self.allocated, dict(self.terms))
+
+    def reset_peak(self) -> None:
+        self.peak = Peak(self.allocated, dict(self.terms))
+
+    def memory(self, num_bytes: int, term: str) -> Memory:
+        """New memory, which is freed with its last reference."""
+        return Memory(self, num_bytes, term)
+
+    def empty(self, num_bytes: int, term: str) -> Tensor:
+        """A new tensor without history."""
+        return Tensor(num_bytes, self.memory(num_bytes, term))
+
+    @contextmanager
+    def recording(self, is_on: bool) -> Iterator[None]:
+        """Turns ``is_recording`` on or off for the block."""
+        before, self.is_recording = self.is_recording, is_on
+        try:
+            yield
+        finally:
+            self.is_recording = before
+
+    def record(
+        self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], backward: Backward
+    ) -> None:
+        """Makes ``outputs`` results of an operator.
+
+        Args:
+            inputs: what gradients go to.
+            outputs: tensors without history.
+            backward: given the gradients of the outputs, each a tensor or None, returns those of
+                the inputs. What it refers to is kept until it has run.
+        """
+        if not self.is_recording:
+            return
+        if all(each.node is None and not isinstance(each, Parameter) for each in inputs):
+            return
+        node = Node(inputs, len(outputs), backward)
+        for slot, output in enumerate(outputs):
+            output.node, output.slot = node, slot
+
+    def backward(self, loss: Tensor) -> None:
+        """Runs the backward passes of all that led to ``loss``, a scalar."""
+        assert loss.node is not None
+        waiting = _consumers(loss.node)
+        incoming: dict[Node, list[Tensor | None]] = {loss.node: [self.empty(4, "gradients")]}
+        ready: deque[Node] = deque([loss.node])
+        root = loss.node
+        del loss
+        while ready:
+            node = ready.popleft()
+            arrived = incoming.pop(node)
+            assert node.backward is not None, "a second backward pass through one result"
+            gradients = node.backward(arrived)
+            node.backward = None
+            for target, slot, gradient in zip(node.targets, node.slots, gradients, strict=True):
+                if isinstance(target, Parameter):
+                    if gradient is not None:
+                        target.accumulate(gradient)
+                elif target is not None:
+                    held = incoming.setdefault(target, [None] * target.num_outputs)
+                    if held[slot] is None:
+                        held[slot] = gradient
+                    waiting[target] -= 1
+                    if not waiting[target]:
+                        ready.append(target)
+                gradient = None
+            del gradients, arrived
+        del root
+
+
+def _consumers(root: Node) -> dict[Node, int]:
+    """How many gradients each node waits for."""
+    found: dict[Node, int] = {root: 0}
+    ready = [root]
+    while ready:
+        for target in ready.pop().targets:
+            if target is None or isinstance(target, Parameter):
+                continue
+            if target not in found:
+                found[target] = 0
+                ready.append(target)
+            found[target] += 1
+    return found
