@@ -150,8 +150,67 @@ class Operators:
         self.tape.record([packed], [out], lambda incoming: [self.like(kept)])
         return out
 
-    def activation(self, x: Tensor) -> Tensor:
-        """An activation that keeps its input."""
+    def activation(self, x: Tensor, name: str) -> Tensor:
+        """An activation, which keeps its input; relu its output."""
+        out = self.like(x, ACTIVATIONS)
+        if name == "relu":
+            kept = out.detach()
+            self.tape.record([x], [out], lambda incoming: [kept and incoming[0]])  # in place
+        else:
+            kept = x.detach()
+            self.tape.record([x], [out], lambda incoming: [self.like(kept)])
+        return out
+
+    def layer_norm(self, x: Tensor, weight: Parameter, bias: Parameter, rows: int) -> Tensor:
+        """The norm of each of ``rows`` rows, with mean and variance."""
         out, kept = self.like(x, ACTIVATIONS), x.detach()
-        self.tape.record([x], [out], lambda incoming: [self.like(kept)])
+        statistics = [self.floats(rows), self.floats(rows)]
+
+        def backward(incoming: list[Tensor | None]) -> Gradients:
+            assert statistics
+            return [self.like(kept), self.like(weight), self.like(bias)]
+
+        self.tape.record([x, weight, bias], [out], backward)
+        return out
+
+    def scale(self, x: Tensor) -> Tensor:
+        """x times a number; nothing is kept."""
+        out = self.like(x, ACTIVATIONS)
+        self.tape.record([x], [out], lambda incoming: [self._passed_on(incoming[0])])
+        return out
+
+    def embedding(self, weight: Parameter, elements: int) -> Tensor:
+        """Rows of a table."""
+        out = self.new(elements)
+        self.tape.record([weight], [out], lambda incoming: [self.like(weight)])
+        return out
+
+    def rows_of(self, table: Parameter, elements: int) -> Tensor:
+        """The first rows of a table, a view; the gradient is a whole table."""
+        out = Tensor(elements * self.dtype_bytes, table.memory)
+        self.tape.record([table], [out], lambda incoming: [self.like(table)])
+        return out
+
+    def add_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        """x + rows, for each row of the batch."""
+        out = self.like(x, ACTIVATIONS)
+
+        def backward(incoming: list[Tensor | None], size: int = rows.num_bytes) -> Gradients:
+            return [self._passed_on(incoming[0]), self.tape.empty(size, GRADIENTS)]
+
+        self.tape.record([x, rows], [out], backward)
+        return out
+
+    def normalized(self, weight: Tensor, rows: int) -> Tensor:
+        """Rows of length 1: weight / max(norm, epsilon)."""
+        norm = self.new(rows)
+        kept = [weight.detach(), norm.detach()]
+        self.tape.record([weight], [norm], lambda incoming: [kept[0] and self.like(kept[0])])
+        largest, smaller = self.like(norm, ACTIVATIONS), norm.detach()
+        self.tape.record([norm], [largest], lambda incoming: [self.like(smaller)])
+        out = self.like(weight, ACTIVATIONS)
+        held = [each.detach() for each in (weight, largest, out)]
+        self.tape.record(
+            [weight, largest], [out], lambda incoming: [self.like(held[0]), self.like(held[1])]
+        )
         return out
