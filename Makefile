@@ -15,7 +15,7 @@ CPP_FILES = $(shell git ls-files -co --exclude-standard '*.cc' '*.h' '*.cu' '*.c
 
 .DEFAULT_GOAL := help
 .PHONY: help install pretrain test test-slow test-durations matrix lint format build docs site bench \
-  gpu-check gpu-stress gpu-sanitize gpu-smoke clean
+  gpu-check gpu-stress gpu-sanitize gpu-smoke gpu-day clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,8 @@ pretrain: install  ## pre-train a small LLaMA on the Python standard library's s
 	$(BIN)/python -m pypkg.pretrain configs/quickstart.json --output_dir $(RUNS)/checkpoints \
 	  --input_dir $(RUNS)/data --tokenizer_name_or_path $(RUNS)/tokenizer
 
+# Python keeps compiled files, or each process that a test starts compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 # Two files at a time, since tests of several processes mostly wait; in the order of conftest.py.
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
@@ -109,6 +111,10 @@ gpu-sanitize:  ## every kernel under memcheck, racecheck, synccheck and initchec
 # Needs GPUs and paddlepaddle-gpu: make PADDLE="paddlepaddle-gpu==3.3.1 ..." gpu-smoke
 gpu-smoke: install  ## the same strategies on the GPUs present, in bfloat16 over NCCL, with a report
 	$(BIN)/python tests/gpu/tools/gpu_smoke.py
+
+# Needs what the others need; the part that trains is left out without paddlepaddle-gpu in .venv.
+gpu-day:  ## all of these in turn, with one dated result; GPU_DAY="--from stress" goes on after a repair
+	$(PYTHON) tests/gpu/tools/gpu_day.py $(GPU_DAY)
 
 clean:  ## remove build products, keep .venv and runs/
 	rm -rf build dist *.egg-info pypkg/_lib pypkg/_native*.so $(VENV)/.installed

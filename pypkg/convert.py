@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pypkg.command_line import exit_code
+from pypkg.device.threads import import_paddle
 from pypkg.file_handles import raise_limit
 from pypkg.logs import configure_logging
-from pypkg.threads import import_paddle
 
 if TYPE_CHECKING:
     from pypkg.conversion.converter import Converted

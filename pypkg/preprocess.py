@@ -45,10 +45,14 @@ def _prepare(arguments: Sequence[str]) -> int:
 
 
 def _use_tool(arguments: Sequence[str]) -> int:
+    options = vars(_tool_parser().parse_args(arguments))
+    return options.pop("run")(**options)
+
+
+def _tool_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pypkg preprocess", allow_abbrev=False)
     add_tool_parsers(parser.add_subparsers(required=True))
-    options = vars(parser.parse_args(arguments))
-    return options.pop("run")(**options)
+    return parser
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from pypkg import progress
 from pypkg.config import help_text
+from pypkg.device.threads import configure_cpu, import_paddle
 from pypkg.errors import UserError
 from pypkg.file_handles import raise_limit
 from pypkg.logs import configure_logging
 from pypkg.parallel import mesh
 from pypkg.parallel.launch import watchdog
 from pypkg.parallel.launch.launcher import end_with_launcher, launch, take_nproc
-from pypkg.threads import configure_cpu, import_paddle
 from pypkg.training.checkpoint.lock import refuse_if_in_use
 
 logger = logging.getLogger("pypkg")
@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         watchdog.compare_settings(settings.to_json())
         logger.info(configure_cpu(settings.num_threads))
         with progress.phase("import"):
-            import_paddle()
+            for line in import_paddle():
+                logger.info(line)
             raise_on_sigterm()  # once more, in place of Paddle's handler
             from pypkg.training.run import run  # uses Paddle, which must have seen the threads
 

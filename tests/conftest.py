@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from durations import recorded
 
-from pypkg.threads import configure_cpu, import_paddle
+from pypkg.device.threads import configure_cpu, import_paddle
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 configure_cpu()

@@ -42,8 +42,6 @@ class Rule(NamedTuple):
 # For each module, the rule with the longest matching name holds.
 _ARCHITECTURE = "pypkg.models.architecture"
 RULES = (
-    Rule("pypkg.attention_choice", ("pypkg.attention_record", "pypkg.capabilities")),
-    Rule("pypkg.attention_record", ("pypkg.build_info",)),
     Rule("pypkg.build_info"),
     Rule("pypkg.checksums"),
     Rule("pypkg.command_line"),
@@ -55,8 +53,9 @@ RULES = (
     Rule("pypkg.progress"),
     Rule("pypkg.logs"),
     Rule("pypkg.config"),
-    Rule("pypkg.threads", paddle=True),  # imports it after the threads are set
-    Rule("pypkg.capabilities", ("pypkg.config", "pypkg.ops"), paddle=True),
+    Rule("pypkg.device"),
+    Rule("pypkg.device.threads", paddle=True),  # imports it after the threads are set
+    Rule("pypkg.device.capabilities", ("pypkg.config", "pypkg.ops"), paddle=True),
     Rule("pypkg.ops", ("pypkg._native",), paddle=True),
     Rule("pypkg.ops.triton"),  # loads by itself where there is torch and no Paddle
     Rule("pypkg.parallel", ("pypkg.config", "pypkg.ops"), paddle=True),
@@ -72,9 +71,8 @@ RULES = (
                           "pypkg.parallel.host_memory"),
          paddle=True),
     Rule("pypkg.planner", ("pypkg.config", _ARCHITECTURE)),
-    Rule("pypkg.training", ("pypkg.attention_choice", "pypkg.config", "pypkg.capabilities",
-                            "pypkg.ops", "pypkg.parallel", "pypkg.data", "pypkg.models",
-                            "pypkg.threads"), paddle=True),
+    Rule("pypkg.training", ("pypkg.config", "pypkg.data", "pypkg.device", "pypkg.models",
+                            "pypkg.ops", "pypkg.parallel"), paddle=True),
     Rule("pypkg.conversion", ("pypkg.models", "pypkg.data.tokenizers")),
     Rule("pypkg.bench", _ANYTHING, paddle=True),
     # Command lines: parse, call, report.
@@ -90,9 +88,10 @@ RULES = (
 # The rooms of a package from the highest to the lowest: a module imports from its own room and from
 # those below it. What a package lacks here has no rooms.
 ROOMS = {
+    "pypkg.device": ("attention_choice", "capabilities", "attention_record", "threads"),
     "pypkg.data": ("corpus_tools", "preprocess", "loading", "datasets", "index", "corpus",
                    "tokenizers", "optional_packages"),
-    "pypkg.models": ("__main__", "docs_page", "generate", "pretrained", "building",
+    "pypkg.models": ("__main__", "docs_page", "generate", "pretrained", "division", "building",
                      "pipeline_decoder", "decoder", "layers", "weights", "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
                        "host_memory", "process_end", "endpoints"),
@@ -113,9 +112,10 @@ COMMAND_LINES = (
 
 # These run where no Paddle is installed. (The rules above look at each file, this at all that it
 # draws in.)
-WITHOUT_PADDLE = ("pypkg", "pypkg.attention_choice", "pypkg.attention_record",
+WITHOUT_PADDLE = ("pypkg", "pypkg.device.attention_choice", "pypkg.device.attention_record",
+                  "pypkg.device.capabilities", "pypkg.device.threads",
                   "pypkg.config", "pypkg.errors", "pypkg.models.architecture.config",
-                  "pypkg.models.architecture.registry", "pypkg.threads", "pypkg.capabilities",
+                  "pypkg.models.architecture.registry",
                   "pypkg.models.weights.formats.tensor_files", "pypkg.models.weights.model_folder",
                   "pypkg.models.weights.hub", "pypkg.models.weights.writer_process",
                   "pypkg.models.architecture.layer_split",

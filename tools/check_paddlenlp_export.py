@@ -1,26 +1,33 @@
 """Checks that PaddleNLP loads what ``pypkg convert export --format paddlenlp`` writes.
 
 It needs two environments: this package's own, in which the script runs, and one with
-paddlenlp 3.0.0b4, whose Python is the only argument:
+paddlenlp 3.0.0b4, whose Python is the argument:
 
-    python tools/check_paddlenlp_export.py OTHER_ENVIRONMENT/bin/python
+    python tools/check_paddlenlp_export.py OTHER_ENVIRONMENT/bin/python [--update]
 
 Models that PaddleNLP saved, in tests/golden/paddlenlp, are imported and exported here. PaddleNLP
 loads the original and the result with ``from_pretrained``. All tensors of the two have to be the
-same, bit for bit, and the logits of models in float32 equal.
+same, bit for bit, and the logits of models in float32 equal. ``--update`` records the exports that
+PaddleNLP loaded this way, by their digests, in tests/golden/paddlenlp/exports.json. A test
+compares the exports of the present code with that record, without PaddleNLP.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests/golden/paddlenlp"
+RECORD = GOLDEN / "exports.json"
 CODE = """
-import sys
-import numpy as np, paddle
+import json, sys
+import numpy as np, paddle, paddlenlp
 from paddlenlp.transformers import AutoModelForCausalLM
 
 def load(folder, dtype):
@@ -45,8 +52,7 @@ def logits(model):
     found = model(ids, **more)
     return (found[0] if isinstance(found, (tuple, list)) else found).numpy()
 
-wrong = 0
-for case in sys.argv[1:]:
+for case in sys.argv[2:]:
     name, dtype, original, export = case.split("=")
     first, second = load(original, dtype), load(export, dtype)
     one, other = first.state_dict(), second.state_dict()
@@ -55,14 +61,28 @@ for case in sys.argv[1:]:
     error = abs(logits(first) - logits(second)).max() if dtype == "float32" else 0.0
     print(f"{name} ({dtype}): {len(one)} tensors, {len(differing)} differ {differing[:3]}; "
           f"largest difference of a logit {error:.1e}", flush=True)
-    wrong += bool(differing) or not error == 0.0
-print(f"{wrong} of {len(sys.argv) - 1} models are wrong")
-sys.exit(int(wrong > 0))
+    with open(sys.argv[1], "a") as file:
+        result = {"name": name, "tensors": len(one), "paddlenlp": paddlenlp.__version__,
+                  "same": not differing and float(error) == 0.0}
+        file.write(json.dumps(result) + "\\n")
 """
 
 
-def main(python: str) -> int:
-    """Returns 0 if PaddleNLP makes the same model of each export as of its original."""
+@dataclass(frozen=True)
+class Case:
+    """A model of PaddleNLP and what this package exports of it."""
+
+    name: str
+    dtype: str
+    original: Path
+    export: Path
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.dtype}={self.original}={self.export}"
+
+
+def make_exports(work: Path) -> list[Case]:
+    """Imports each model of the golden folder and exports it again, below ``work``."""
     from pypkg.conversion.converter import convert_model
 
     originals = {
@@ -75,16 +95,54 @@ def main(python: str) -> int:
         "chatglm_3_layers": GOLDEN / "chatglm_3_layers",
         "llama_bfloat16": GOLDEN / "bfloat16/llama",
     }
+    cases = []
+    for name, original in originals.items():
+        imported, export = work / "imported" / name, work / name
+        convert_model(original, imported)
+        convert_model(imported, export, layout="paddlenlp")
+        dtype = "bfloat16" if name.endswith("bfloat16") else "float32"
+        cases.append(Case(name, dtype, original, export))
+    return cases
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of the names and contents of all files; of JSON files of the values in them."""
+    found = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        if path.suffix == ".json":
+            content = json.dumps(json.loads(content), sort_keys=True).encode()
+        for part in (path.name.encode(), content):
+            found.update(len(part).to_bytes(8, "little") + part)
+    return found.hexdigest()
+
+
+def check(python: str, work: Path) -> dict[str, dict]:
+    """What PaddleNLP in the environment of ``python`` makes of each export, by name.
+
+    Raises:
+        subprocess.CalledProcessError: PaddleNLP loads one of the models not at all.
+    """
+    cases, results = make_exports(work), work / "results.jsonl"
+    subprocess.run([python, "-c", CODE, str(results), *map(str, cases)], check=True)
+    rows = {row.pop("name"): row for row in map(json.loads, results.read_text().splitlines())}
+    return {case.name: {**rows[case.name], "sha256": digest(case.export)} for case in cases}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0 if PaddleNLP makes the same model of each export as of its original."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("python", help="the Python of an environment with PaddleNLP")
+    parser.add_argument("--update", action="store_true", help=f"write {RECORD.name}")
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as work:
-        cases = []
-        for name, original in originals.items():
-            imported, export = Path(work, "imported", name), Path(work, name)
-            convert_model(original, imported)
-            convert_model(imported, export, layout="paddlenlp")
-            dtype = "bfloat16" if name.endswith("bfloat16") else "float32"
-            cases.append(f"{name}={dtype}={original}={export}")
-        return subprocess.run([python, "-c", CODE, *cases], check=False).returncode
+        found = check(options.python, Path(work))
+    wrong = [name for name, result in found.items() if not result["same"]]
+    print(f"{len(wrong)} of {len(found)} models are wrong: {', '.join(wrong) or 'none'}")
+    if options.update and not wrong:
+        RECORD.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main())

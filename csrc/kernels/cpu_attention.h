@@ -40,18 +40,22 @@ PYPKG_INLINE Range joined(const Range* of_panels, int64_t first) {
   return of_panels[first / X::kWidth].joined(of_panels[(first + X::kRows - 1) / X::kWidth]);
 }
 
-// One head of one sequence: where it lies in [batch, sequence, heads, head_dim].
+// One head of one sequence: where it lies in [batch, sequence, heads, head_dim]. q stands for its
+// gradient too, k for v and the gradients of both, and out for its gradient.
 struct Head {
   const FlashAttentionShape& s;
   int64_t b;
   int64_t h;  // query head
 
   int64_t key_head() const { return h / (s.heads_q / s.heads_k); }
-  int64_t q_stride() const { return s.heads_q * s.head_dim; }
-  int64_t k_stride() const { return s.heads_k * s.head_dim; }
-  int64_t q_offset(int64_t row) const { return ((b * s.seq_q + row) * s.heads_q + h) * s.head_dim; }
+  int64_t q_offset(int64_t row) const {
+    return (b * s.seq_q + row) * s.q_stride() + h * s.head_dim;
+  }
   int64_t k_offset(int64_t row) const {
-    return ((b * s.seq_k + row) * s.heads_k + key_head()) * s.head_dim;
+    return (b * s.seq_k + row) * s.k_stride() + key_head() * s.head_dim;
+  }
+  int64_t out_offset(int64_t row) const {
+    return (b * s.seq_q + row) * s.out_stride() + h * s.head_dim;
   }
   int64_t row_index(int64_t row) const { return (b * s.heads_q + h) * s.seq_q + row; }
   int64_t position(int64_t row) const { return row + s.seq_k - s.seq_q; }
@@ -183,6 +187,21 @@ class PackedBlocks {
   static constexpr int64_t kMostSlots = 43;
   int64_t held_[kMostSlots] = {};  // numbers of blocks, counted from 1
 };
+
+// Tasks [begin, end) that a thread takes at once, in order. `units` are heads whose tasks share what a
+// thread packs, so all but the last are taken whole; `at_once` tasks of those, so that threads end
+// together.
+inline std::vector<Range> task_ranges(int64_t units, int64_t tasks_of_unit, int64_t at_once,
+                                      int64_t threads) {
+  const int64_t whole = std::max<int64_t>(0, units / threads - 1) * threads;
+  std::vector<Range> ranges;
+  for (int64_t unit = 0; unit < units; ++unit) {
+    const int64_t first = unit * tasks_of_unit, step = unit < whole ? tasks_of_unit : at_once;
+    for (int64_t task = 0; task < tasks_of_unit; task += step)
+      ranges.push_back({first + task, first + std::min(task + step, tasks_of_unit)});
+  }
+  return ranges;
+}
 
 // One scratch structure per thread, its arrays carved from one allocation.
 template <class Scratch>

@@ -6,6 +6,8 @@
 // transposed, by column, so one packing serves every product.
 #pragma once
 
+#include <algorithm>
+
 #include "cpu_simd.h"
 
 namespace pypkg {
@@ -116,12 +118,22 @@ PYPKG_INLINE void multiply_columns(Sums<X>& sums, const float* a, int64_t first,
                               end - begin);
 }
 
-// Packs factor * source[0:count, 0:columns] into panels of `rows` rows; the rest is zero. Row by
-// row: rows of a head are pages apart, and the next one is the slowest to come.
+// Rows of a head are pages apart, where processors do not look ahead. So a row is asked for while the
+// one kRowsAhead before it is in work.
+constexpr int64_t kRowsAhead = 8;
+
+template <bool kToWrite, class T>
+PYPKG_INLINE void prefetch_row(const T* row, int64_t columns) {
+  for (int64_t c = 0; c < columns; c += 64 / static_cast<int64_t>(sizeof(T)))
+    __builtin_prefetch(row + c, kToWrite);
+}
+
+// Packs factor * source[0:count, 0:columns] into panels of `rows` rows; the rest is zero.
 template <class X, class T>
 PYPKG_INLINE void pack(const T* source, int64_t stride, int64_t count, int64_t columns,
                        float factor, float* panels, int64_t rows) {
   for (int64_t r = 0; r < count; ++r) {
+    if (r + kRowsAhead < count) prefetch_row<false>(source + (r + kRowsAhead) * stride, columns);
     for (int64_t c = 0; c < columns; c += X::kWidth) {
       const T* from = source + r * stride + c;
       float* to = panels + c * rows + r * X::kWidth;
@@ -167,6 +179,8 @@ PYPKG_INLINE void pack_transposed(const T* source, int64_t stride, int64_t count
   if (count < rows || columns < depth) std::memset(panels, 0, rows * depth * sizeof(float));
   int64_t r = 0;
   for (; r + 4 <= count; r += 4) {
+    for (int64_t ahead = r + kRowsAhead; ahead < std::min(r + kRowsAhead + 4, count); ++ahead)
+      prefetch_row<false>(source + ahead * stride, columns);
     float* to = panels + (r - r % X::kWidth) * depth + r % X::kWidth;
     for (int64_t c = 0; c < columns; c += 4)
       transpose_four<X::kWidth>(source + r * stride + c, stride, factor, to + c * X::kWidth);
@@ -183,6 +197,7 @@ template <class X, class T>
 PYPKG_INLINE void unpack(const float* panels, int64_t rows, int64_t count, int64_t columns,
                          const float* factor, T* target, int64_t stride) {
   for (int64_t r = 0; r < count; ++r) {
+    if (r + kRowsAhead < count) prefetch_row<true>(target + (r + kRowsAhead) * stride, columns);
     for (int64_t c = 0; c < columns; c += X::kWidth) {
       const int64_t width = columns - c < X::kWidth ? columns - c : X::kWidth;
       const float* from = panels + c * rows + r * X::kWidth;

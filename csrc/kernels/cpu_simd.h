@@ -6,6 +6,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "common.h"
@@ -68,8 +69,8 @@ struct BitsOf<float> {
 
 // e^x within 1 ulp, of a float or of a vector of them, branch-free so that loops over floats
 // vectorise. Results below 2e-38 are flushed to zero: denormals are slow, and no sum with a larger
-// term notices.
-template <class F>
+// term notices. kMayOverflow: false where x is never above 88.7.
+template <class F, bool kMayOverflow = true>
 PYPKG_INLINE F fast_exp(const F& x) {
   using Bits = typename BitsOf<F>::type;
   constexpr float kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
@@ -87,8 +88,13 @@ PYPKG_INLINE F fast_exp(const F& x) {
   // Adds n to the exponent of p; the bits of kRound above n are shifted out.
   F result = bit_cast<F>(bit_cast<Bits>(p) + (bit_cast<Bits>(shifted) << 23));
   result = x < kLowest ? F{} : result;
-  result = x > kHighest ? F{} + std::numeric_limits<float>::infinity() : result;
-  return x == x ? result : x;
+  if constexpr (kMayOverflow)
+    result = x > kHighest ? F{} + std::numeric_limits<float>::infinity() : result;
+  if constexpr (std::is_same_v<F, float>) {
+    return x == x ? result : x;
+  } else {
+    return bit_cast<F>(bit_cast<Bits>(result) | (x != x));  // all bits set are NaN; AVX2 selects slowly
+  }
 }
 
 // tanh(x) with a relative error below 3e-7. Below 0.625 x + x^3 P(x^2), as 1 - 2 / (e^2x + 1)

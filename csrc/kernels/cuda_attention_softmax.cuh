@@ -96,7 +96,7 @@ __device__ void store_result(const FlashAttentionForward& p, const BlockTask& ta
       }
     }
   }
-  const HeadRows<T> out(static_cast<T*>(p.out), task.b, shape.seq_q, task.head, shape.heads_q,
+  const HeadRows<T> out(static_cast<T*>(p.out), task.b, shape.seq_q, task.head, shape.out_stride(),
                         shape.head_dim);
   store_rows(acc, inverse_sum, tile, out, task.first, shape.seq_q);
 }

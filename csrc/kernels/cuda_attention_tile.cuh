@@ -57,17 +57,18 @@ struct SharedTile {
   }
 };
 
-// Rows of a [batch, sequence, heads, head_dim] tensor that belong to one batch and head.
+// Rows of a [batch, sequence, heads, head_dim] tensor, with `token_stride` elements from one token
+// to the next, that belong to one batch and head.
 template <typename T>
 struct HeadRows {
   T* data;         // row 0, dimension 0
   int64_t stride;  // elements from row to row
   int head_dim;
 
-  __device__ HeadRows(T* tensor, int64_t b, int64_t sequence, int64_t head, int64_t heads,
+  __device__ HeadRows(T* tensor, int64_t b, int64_t sequence, int64_t head, int64_t token_stride,
                       int64_t head_dim_)
-      : data(tensor + (b * sequence * heads + head) * head_dim_),
-        stride(heads * head_dim_),
+      : data(tensor + b * sequence * token_stride + head * head_dim_),
+        stride(token_stride),
         head_dim(head_dim_) {}
 };
 

@@ -286,9 +286,11 @@ __device__ __forceinline__ void run_roles(const MakeProducer& make_producer,
 
 // --- launching ----------------------------------------------------------------------------------
 
+// `token_stride` elements lie from one token of the tensor to the next.
 inline TensorMap head_rows_map(const FlashAttentionShape& shape, const void* tensor,
-                               int64_t sequence, int64_t heads, int box_rows) {
-  const uint64_t row = 2 * shape.head_dim, token = row * heads;
+                               int64_t sequence, int64_t heads, int64_t token_stride,
+                               int box_rows) {
+  const uint64_t row = 2 * shape.head_dim, token = 2 * token_stride;
   const uint64_t dims[] = {uint64_t(shape.head_dim), uint64_t(heads), uint64_t(sequence),
                            uint64_t(shape.batch)};
   const uint32_t box[] = {kBoxDims, 1, uint32_t(box_rows), 1};
@@ -304,6 +306,7 @@ inline TileOrder tile_order(int64_t batch, int64_t heads, int64_t rows, int64_t 
           std::min(batch * heads, together), last_first};
 }
 
+// Of `queries`, the first is q, and what follows lies like out.
 template <typename Tiling>
 QueryWork<Tiling::kHeld> query_work(const FlashAttentionShape& shape,
                                     const void* const (&queries)[Tiling::kHeld], const void* k,
@@ -312,10 +315,11 @@ QueryWork<Tiling::kHeld> query_work(const FlashAttentionShape& shape,
       tile_order(shape.batch, shape.heads_q, shape.seq_q, 4 * shape.seq_k * shape.head_dim,
                  shape.heads_q / shape.heads_k, shape.mask.causal),
       {},
-      head_rows_map(shape, k, shape.seq_k, shape.heads_k, Tiling::kKeys),
-      head_rows_map(shape, v, shape.seq_k, shape.heads_k, Tiling::kKeys)};
+      head_rows_map(shape, k, shape.seq_k, shape.heads_k, shape.k_stride(), Tiling::kKeys),
+      head_rows_map(shape, v, shape.seq_k, shape.heads_k, shape.k_stride(), Tiling::kKeys)};
   for (int i = 0; i < Tiling::kHeld; ++i) {
-    work.held[i] = head_rows_map(shape, queries[i], shape.seq_q, shape.heads_q, kGroupRows);
+    work.held[i] = head_rows_map(shape, queries[i], shape.seq_q, shape.heads_q,
+                                 i == 0 ? shape.q_stride() : shape.out_stride(), kGroupRows);
   }
   return work;
 }

@@ -24,6 +24,7 @@ void check_shape(const FlashAttentionShape& shape, std::initializer_list<const v
   };
   require(shape.head_dim > 0 && shape.head_dim % 8 == 0 && shape.head_dim <= kMaxHeadDim,
           "head_dim must be a multiple of 8, at most " + std::to_string(kMaxHeadDim));
+  require(shape.token_stride % 8 == 0, "token_stride must be a multiple of 8");
   require(shape.softcap >= 0 && std::isfinite(shape.softcap),
           "softcap must be 0 (none) or a positive number");
   require(shape.heads_k > 0 && shape.heads_q % shape.heads_k == 0,

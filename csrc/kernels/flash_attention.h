@@ -2,9 +2,9 @@
 //
 //   out = softmax(scores + alibi, over visible keys) v,  scores = scale * q k^T
 //
-// Layout is [batch, sequence, heads, head_dim], contiguous. heads_q is a multiple of heads_k
-// (grouped and multi query). A row that sees no key gives out = 0 and softmax_lse = -inf, and
-// sends no gradient. Products and softmax accumulate in float32.
+// Layout is [batch, sequence, heads, head_dim], contiguous but for a token_stride. heads_q is a
+// multiple of heads_k (grouped and multi query). A row that sees no key gives out = 0 and
+// softmax_lse = -inf, and sends no gradient. Products and softmax accumulate in float32.
 #pragma once
 
 #include "attention_mask.h"
@@ -21,10 +21,19 @@ struct FlashAttentionShape {
   int64_t heads_q = 0;
   int64_t heads_k = 0;
   int64_t head_dim = 0;  // a multiple of 8, at most kMaxHeadDim
+  // Elements from one token to the next in q, k, v and their gradients, which may be columns of one
+  // packed matrix; a multiple of 8. 0: each is contiguous. out and dout always are.
+  int64_t token_stride = 0;
   float scale = 1.0f;
   float softcap = 0.0f;  // > 0: scores become softcap * tanh(scores / softcap)
   AttentionMask mask;
   DType dtype = DType::kFloat32;
+
+  PYPKG_HOST_DEVICE int64_t out_stride() const { return heads_q * head_dim; }
+  PYPKG_HOST_DEVICE int64_t q_stride() const { return token_stride ? token_stride : out_stride(); }
+  PYPKG_HOST_DEVICE int64_t k_stride() const {
+    return token_stride ? token_stride : heads_k * head_dim;
+  }
 };
 
 struct FlashAttentionForward {

@@ -53,10 +53,10 @@ __device__ __forceinline__ void load_queries(KeyGradientStorage<Tiling, T>& shar
                                              const TileQueryWalk<Tiling>& walk) {
   const FlashAttentionShape& shape = p.shape;
   const int64_t b = walk.task.b, head = walk.head_q();
-  const HeadRows<const T> q(static_cast<const T*>(p.q), b, shape.seq_q, head, shape.heads_q,
+  const HeadRows<const T> q(static_cast<const T*>(p.q), b, shape.seq_q, head, shape.q_stride(),
                             shape.head_dim);
-  const HeadRows<const T> dout(static_cast<const T*>(p.dout), b, shape.seq_q, head, shape.heads_q,
-                               shape.head_dim);
+  const HeadRows<const T> dout(static_cast<const T*>(p.dout), b, shape.seq_q, head,
+                               shape.out_stride(), shape.head_dim);
   load_tile<Tiling::kThreads>(shared.q[stage], q, walk.first, shape.seq_q);
   load_tile<Tiling::kThreads>(shared.dout[stage], dout, walk.first, shape.seq_q);
   const int row = threadIdx.x;
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(BackwardTiling<T, kHeadDim>::kThreads,
   const FlashAttentionShape& shape = p.shape;
   const BlockTask task(shape.seq_k, Tiling::kHeld, shape.heads_k, false);
   const auto rows_of = [&](auto* tensor) {
-    return HeadRows(tensor, task.b, shape.seq_k, task.head, shape.heads_k, shape.head_dim);
+    return HeadRows(tensor, task.b, shape.seq_k, task.head, shape.k_stride(), shape.head_dim);
   };
   load_tile<Tiling::kThreads>(shared.k, rows_of(static_cast<const T*>(p.k)), task.first,
                               shape.seq_k);
@@ -164,23 +164,24 @@ __global__ void __launch_bounds__(BackwardTiling<T, kHeadDim>::kThreads,
   const BlockTask task(shape.seq_q, Tiling::kHeld, shape.heads_q, shape.mask.causal);
   const int64_t head_k = task.head / (shape.heads_q / shape.heads_k);
   const ScoreRule rule(shape, task.b, task.head);
-  const auto query_rows = [&](auto* tensor) {
-    return HeadRows(tensor, task.b, shape.seq_q, task.head, shape.heads_q, shape.head_dim);
+  const auto query_rows = [&](auto* tensor, int64_t stride) {
+    return HeadRows(tensor, task.b, shape.seq_q, task.head, stride, shape.head_dim);
   };
   const auto load_keys = [&](int stage, int first) {
     const HeadRows<const T> k(static_cast<const T*>(p.k), task.b, shape.seq_k, head_k,
-                              shape.heads_k, shape.head_dim);
+                              shape.k_stride(), shape.head_dim);
     const HeadRows<const T> v(static_cast<const T*>(p.v), task.b, shape.seq_k, head_k,
-                              shape.heads_k, shape.head_dim);
+                              shape.k_stride(), shape.head_dim);
     load_tile<kThreads>(shared.k[stage], k, first, shape.seq_k);
     load_tile<kThreads>(shared.v[stage], v, first, shape.seq_k);
   };
   const auto seek = [&](int first, BlockState& state) {
     return rule.template next_key_block<Tiling::kHeld, kWalked>(task.first, first, state);
   };
-  load_tile<kThreads>(shared.q, query_rows(static_cast<const T*>(p.q)), task.first, shape.seq_q);
-  load_tile<kThreads>(shared.dout, query_rows(static_cast<const T*>(p.dout)), task.first,
-                      shape.seq_q);
+  load_tile<kThreads>(shared.q, query_rows(static_cast<const T*>(p.q), shape.q_stride()),
+                      task.first, shape.seq_q);
+  load_tile<kThreads>(shared.dout, query_rows(static_cast<const T*>(p.dout), shape.out_stride()),
+                      task.first, shape.seq_q);
   BlockState state = BlockState::kSkip;
   int first_key = seek(0, state);
   if (first_key < shape.seq_k) load_keys(0, first_key);
@@ -223,7 +224,7 @@ __global__ void __launch_bounds__(BackwardTiling<T, kHeadDim>::kThreads,
   copy_async_wait_all();
   __syncthreads();
   store_rows(dq, RowValues<kRowTiles>::all(shape.scale), shared.q,
-             query_rows(static_cast<T*>(p.dq)), task.first, shape.seq_q);
+             query_rows(static_cast<T*>(p.dq), shape.q_stride()), task.first, shape.seq_q);
 }
 
 // --- launching ----------------------------------------------------------------------------------

@@ -1,3 +1,5 @@
+#include <atomic>
+
 #include "cpu_attention.h"
 
 namespace pypkg {
@@ -15,20 +17,16 @@ int64_t key_chunks(const FlashAttentionShape& s) {
 struct Workspace {
   int64_t query_blocks;
   int64_t block_floats;  // of dq: one block of kQueries rows in panels
-  int64_t rows;          // batch * heads_q * seq_q
   int64_t heads;         // batch * heads_q
 
   explicit Workspace(const FlashAttentionShape& s)
       : query_blocks(blocks(s.seq_q, kQueries)),
         block_floats(kQueries * padded<Tile<CpuIsa::kV4>>(s.head_dim)),
-        rows(s.batch * s.heads_q * s.seq_q),
         heads(s.batch * s.heads_q) {}
-  int64_t floats(int64_t chunks) const {
-    return rows + chunks * heads * query_blocks * block_floats;
-  }
-  // delta[row] = sum(dout * out) comes first, then dq[chunk][batch][head][block].
+  int64_t floats(int64_t chunks) const { return chunks * heads * query_blocks * block_floats; }
+  // dq[chunk][batch][head][block].
   float* dq(float* workspace, int64_t chunk, int64_t head, int64_t block) const {
-    return workspace + rows + ((chunk * heads + head) * query_blocks + block) * block_floats;
+    return workspace + ((chunk * heads + head) * query_blocks + block) * block_floats;
   }
 };
 
@@ -38,20 +36,22 @@ struct Scratch {
   float* v_transposed;
   float* dk;  // kKeys rows
   float* dv;
-  float* q;     // slots of kQueries rows, times scale
-  float* dout;  // slots of kQueries rows
-  float* p;     // [kQueries, kKeys]
+  float* q;      // slots of kQueries rows, times scale
+  float* dout;   // slots of kQueries rows
+  float* lse;    // slots of kQueries
+  float* delta;  // slots of kQueries
+  float* p;      // [kQueries, kKeys]
   float* ds;
-  float lse[kQueries];
-  float delta[kQueries];
   VisibleKeys visible;
-  PackedBlocks packed;  // in the slots of q and dout
+  PackedBlocks packed;  // in the slots
 };
 
 // A block of queries and the gradients of their outputs.
 struct QueryPanels {
-  const float* q;
-  const float* dout;
+  float* q;
+  float* dout;
+  float* lse;    // softmax_lse; +inf makes every probability 0: rows past the end, rows without keys
+  float* delta;  // sum(dout * out), the part of the softmax gradient that is equal for all keys
 };
 
 // Slots for the blocks of queries of the heads that share a key head.
@@ -89,7 +89,7 @@ PYPKG_INLINE void backward_tile(const Head& head, BlockState state, int64_t row,
   for (int r = 0; r < X::kRows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < X::kVectors; ++v)
-      tile.at[r][v] = fast_exp<Vec>(tile.at[r][v] - scratch.lse[query + r]);
+      tile.at[r][v] = fast_exp<Vec>(tile.at[r][v] - panels.lse[query + r]);
   tile.store_to(p, kKeys);
   Sums<X> dp;
   multiply_rows(dp, panels.dout, kQueries, query, scratch.v_transposed + k * depth, columns);
@@ -98,7 +98,7 @@ PYPKG_INLINE void backward_tile(const Head& head, BlockState state, int64_t row,
 #pragma GCC unroll 4
     for (int v = 0; v < X::kVectors; ++v) {
       const int64_t at = r * kKeys + v * X::kLanes;
-      dp.at[r][v] = load<Vec>(p + at) * (dp.at[r][v] - scratch.delta[query + r]);
+      dp.at[r][v] = load<Vec>(p + at) * (dp.at[r][v] - panels.delta[query + r]);
       if (capped) dp.at[r][v] *= load<Vec>(ds + at);
     }
   dp.store_to(ds, kKeys);
@@ -170,6 +170,20 @@ PYPKG_INLINE void accumulate_query_gradient(const Scratch& scratch, int64_t dept
   }
 }
 
+// delta[r] = sum(dout * out) of the rows from `first_row` on.
+template <class T>
+PYPKG_INLINE void compute_delta(const FlashAttentionBackward& p, const Head& head,
+                                int64_t first_row, int64_t count, float* delta) {
+  for (int64_t r = 0; r < count; ++r) {
+    const T* dout = static_cast<const T*>(p.dout) + head.out_offset(first_row + r);
+    const T* out = static_cast<const T*>(p.out) + head.out_offset(first_row + r);
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t c = 0; c < p.shape.head_dim; ++c) sum += to_float(dout[c]) * to_float(out[c]);
+    delta[r] = sum;
+  }
+}
+
 // The block of queries from `row` on, which this thread may hold packed from another block of keys.
 template <class T, class X>
 PYPKG_INLINE QueryPanels query_panels(const FlashAttentionBackward& p, const Head& head,
@@ -178,16 +192,23 @@ PYPKG_INLINE QueryPanels query_panels(const FlashAttentionBackward& p, const Hea
   const int64_t floats = padded<X>(s.head_dim) * kQueries;
   const int64_t number = (head.b * s.heads_q + head.h) * blocks(s.seq_q, kQueries) + row / kQueries;
   const int64_t slot = number % query_slots(s);
-  float* q = scratch.q + slot * floats;
-  float* dout = scratch.dout + slot * floats;
+  const QueryPanels panels{scratch.q + slot * floats, scratch.dout + slot * floats,
+                           scratch.lse + slot * kQueries, scratch.delta + slot * kQueries};
   if (scratch.packed.take(number + 1, slot)) {
-    const int64_t count = std::min(kQueries, s.seq_q - row), stride = head.q_stride();
-    pack<X>(static_cast<const T*>(p.q) + head.q_offset(row), stride, count, s.head_dim, s.scale, q,
-            kQueries);
-    pack<X>(static_cast<const T*>(p.dout) + head.q_offset(row), stride, count, s.head_dim, 1.0f,
-            dout, kQueries);
+    const int64_t count = std::min(kQueries, s.seq_q - row);
+    pack<X>(static_cast<const T*>(p.q) + head.q_offset(row), s.q_stride(), count, s.head_dim,
+            s.scale, panels.q, kQueries);
+    pack<X>(static_cast<const T*>(p.dout) + head.out_offset(row), s.out_stride(), count, s.head_dim,
+            1.0f, panels.dout, kQueries);
+    std::fill_n(panels.lse, kQueries, kInfinity);
+    std::fill_n(panels.delta, kQueries, 0.0f);
+    for (int64_t r = 0; r < count; ++r) {
+      const float lse = p.softmax_lse[head.row_index(row + r)];
+      if (lse != -kInfinity) panels.lse[r] = lse;
+    }
+    compute_delta<T>(p, head, row, count, panels.delta);
   }
-  return {q, dout};
+  return panels;
 }
 
 // One block of keys against one block of queries of one head.
@@ -196,16 +217,7 @@ PYPKG_INLINE void backward_pair(const FlashAttentionBackward& p, const Head& hea
                                 int64_t row, int64_t key, Scratch& scratch, float* dq) {
   const FlashAttentionShape& s = p.shape;
   const int64_t depth = padded<X>(s.head_dim);
-  const int64_t count = std::min(kQueries, s.seq_q - row);
   const QueryPanels panels = query_panels<T, X>(p, head, row, scratch);
-  // +inf makes every probability 0: rows past the end and rows that see no key.
-  std::fill_n(scratch.lse, kQueries, kInfinity);
-  std::fill_n(scratch.delta, kQueries, 0.0f);
-  for (int64_t r = 0; r < count; ++r) {
-    const float lse = p.softmax_lse[head.row_index(row + r)];
-    if (lse != -kInfinity) scratch.lse[r] = lse;
-    scratch.delta[r] = p.workspace[head.row_index(row + r)];
-  }
   if (block == BlockState::kPartial) scratch.visible.set(head, row);
   const LiveRows<X> live = backward_scores<X>(head, block, row, key, panels, scratch);
   accumulate_key_gradient<X>(scratch.p, panels.dout, depth, live, scratch.dv);
@@ -219,7 +231,7 @@ PYPKG_INLINE void pack_keys(const FlashAttentionBackward& p, const Head& head, i
   const int64_t count = std::min(kKeys, p.shape.seq_k - key);
   const T* k = static_cast<const T*>(p.k) + head.k_offset(key);
   const T* v = static_cast<const T*>(p.v) + head.k_offset(key);
-  const int64_t stride = head.k_stride(), columns = p.shape.head_dim;
+  const int64_t stride = p.shape.k_stride(), columns = p.shape.head_dim;
   pack<X>(k, stride, count, columns, 1.0f, scratch.k, kKeys);
   pack_transposed<X>(k, stride, count, columns, 1.0f, scratch.k_transposed, kKeys);
   pack_transposed<X>(v, stride, count, columns, 1.0f, scratch.v_transposed, kKeys);
@@ -233,7 +245,7 @@ PYPKG_INLINE void unpack_key_gradients(const FlashAttentionBackward& p, const He
   std::fill_n(one, kKeys, 1.0f);
   for (const auto& [panels, target] : {std::pair(scratch.dk, p.dk), std::pair(scratch.dv, p.dv)}) {
     unpack<X>(panels, kKeys, count, p.shape.head_dim, one,
-              static_cast<T*>(target) + head.k_offset(key), head.k_stride());
+              static_cast<T*>(target) + head.k_offset(key), p.shape.k_stride());
   }
 }
 
@@ -268,20 +280,6 @@ void backward_chunk(const FlashAttentionBackward& p, int64_t b, int64_t key_head
   }
 }
 
-// delta[row] = sum(dout * out), the part of the softmax gradient that is the same for every key.
-template <class T>
-PYPKG_INLINE void compute_delta(const FlashAttentionBackward& p, const Head& head,
-                                int64_t first_row, int64_t count) {
-  for (int64_t row = first_row; row < first_row + count; ++row) {
-    const T* dout = static_cast<const T*>(p.dout) + head.q_offset(row);
-    const T* out = static_cast<const T*>(p.out) + head.q_offset(row);
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t c = 0; c < p.shape.head_dim; ++c) sum += to_float(dout[c]) * to_float(out[c]);
-    p.workspace[head.row_index(row)] = sum;
-  }
-}
-
 // dq of one block: the sum over the chunks, in their order.
 template <class T, class X>
 PYPKG_INLINE void write_query_gradient(const FlashAttentionBackward& p, const Head& head,
@@ -298,7 +296,7 @@ PYPKG_INLINE void write_query_gradient(const FlashAttentionBackward& p, const He
   float scale[kQueries];
   std::fill_n(scale, kQueries, s.scale);
   unpack<X>(total, kQueries, std::min(kQueries, s.seq_q - row), s.head_dim, scale,
-            static_cast<T*>(p.dq) + head.q_offset(row), head.q_stride());
+            static_cast<T*>(p.dq) + head.q_offset(row), s.q_stride());
 }
 
 template <class T, CpuIsa kIsa>
@@ -306,7 +304,8 @@ void backward(const FlashAttentionBackward& p) {
   using X = Tile<kIsa>;
   const FlashAttentionShape& s = p.shape;
   const int64_t depth = padded<X>(s.head_dim), query_blocks = blocks(s.seq_q, kQueries);
-  const int64_t chunks = key_chunks(s), heads = s.batch * s.heads_q;
+  const int64_t chunks = key_chunks(s), key_heads = s.batch * s.heads_k;
+  const int64_t blocks_of_key_head = s.heads_q / s.heads_k * query_blocks;
   const int threads = num_threads();
   ThreadScratch<Scratch> scratch(threads, {{&Scratch::k, depth * kKeys},
                                            {&Scratch::k_transposed, depth * kKeys},
@@ -315,27 +314,24 @@ void backward(const FlashAttentionBackward& p) {
                                            {&Scratch::dv, depth * kKeys},
                                            {&Scratch::q, query_slots(s) * depth * kQueries},
                                            {&Scratch::dout, query_slots(s) * depth * kQueries},
+                                           {&Scratch::lse, query_slots(s) * kQueries},
+                                           {&Scratch::delta, query_slots(s) * kQueries},
                                            {&Scratch::p, kKeys * kQueries},
                                            {&Scratch::ds, kKeys * kQueries}});
-#pragma omp parallel num_threads(threads)
-  {
-#pragma omp for schedule(static)
-    for (int64_t task = 0; task < heads * query_blocks; ++task) {
-      const int64_t index = task / query_blocks, row = task % query_blocks * kQueries;
-      CpuVersion<kIsa, compute_delta<T>>::run(p, Head{s, index / s.heads_q, index % s.heads_q}, row,
-                                              std::min(kQueries, s.seq_q - row));
-    }
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < s.batch * s.heads_k * chunks; ++task) {
+  const std::vector<Range> ranges = task_ranges(key_heads, chunks, 1, threads);
+  std::vector<std::atomic<int64_t>> done(key_heads);  // chunks
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (size_t taken = 0; taken < ranges.size(); ++taken) {
+    for (int64_t task = ranges[taken].begin; task < ranges[taken].end; ++task) {
       const int64_t index = task / chunks;
       backward_chunk<T, kIsa>(p, index / s.heads_k, index % s.heads_k, task % chunks,
                               scratch.mine());
-    }
-#pragma omp for schedule(static)
-    for (int64_t task = 0; task < heads * query_blocks; ++task) {
-      const int64_t index = task / query_blocks;
-      CpuVersion<kIsa, write_query_gradient<T, X>>::run(
-          p, Head{s, index / s.heads_q, index % s.heads_q}, task % query_blocks);
+      if (done[index].fetch_add(1, std::memory_order_acq_rel) + 1 < chunks) continue;
+      for (int64_t block = 0; block < blocks_of_key_head; ++block) {
+        const int64_t row = index * blocks_of_key_head + block, head = row / query_blocks;
+        CpuVersion<kIsa, write_query_gradient<T, X>>::run(
+            p, Head{s, head / s.heads_q, head % s.heads_q}, row % query_blocks);
+      }
     }
   }
 }

@@ -208,8 +208,8 @@ class KeyGradientConsumer {
   __device__ __forceinline__ void store(const BlockTask& task, const Gradient& gradient,
                                         float factor, HeldTile<T, kHeadDim>& tile, void* target) {
     const FlashAttentionShape& shape = p_.attention.shape;
-    const HeadRows<T> rows(static_cast<T*>(target), task.b, shape.seq_k, task.head, shape.heads_k,
-                           shape.head_dim);
+    const HeadRows<T> rows(static_cast<T*>(target), task.b, shape.seq_k, task.head,
+                           shape.k_stride(), shape.head_dim);
     store_rows(gradient, RowValues<1>::all(factor), tile.result, rows, task.first, shape.seq_k);
   }
 
@@ -263,7 +263,7 @@ class QueryGradientConsumer {
       accumulate(task, dq);
       named_barrier_sync(kStoreBarrier + group_, kGroupThreads);
       const HeadRows<T> rows(static_cast<T*>(p_.attention.dq), task.b, shape.seq_q, task.head,
-                             shape.heads_q, shape.head_dim);
+                             shape.q_stride(), shape.head_dim);
       store_rows(dq, RowValues<1>::all(shape.scale), shared_.held[0].result, rows, task.first,
                  shape.seq_q);
       fence_proxy_async();
@@ -369,12 +369,13 @@ void launch_key_gradients(const HopperBackward& backward, Stream stream) {
   const FlashAttentionBackward& p = backward.attention;
   const FlashAttentionShape& s = p.shape;
   const int64_t walked_bytes = 4 * s.seq_q * s.head_dim * (s.heads_q / s.heads_k);
-  const KeyGradientParams params{backward,
-                                 tile_order(s.batch, s.heads_k, s.seq_k, walked_bytes, 1, false),
-                                 {head_rows_map(s, p.k, s.seq_k, s.heads_k, kGroupRows),
-                                  head_rows_map(s, p.v, s.seq_k, s.heads_k, kGroupRows)},
-                                 head_rows_map(s, p.q, s.seq_q, s.heads_q, kQueries),
-                                 head_rows_map(s, p.dout, s.seq_q, s.heads_q, kQueries)};
+  const KeyGradientParams params{
+      backward,
+      tile_order(s.batch, s.heads_k, s.seq_k, walked_bytes, 1, false),
+      {head_rows_map(s, p.k, s.seq_k, s.heads_k, s.k_stride(), kGroupRows),
+       head_rows_map(s, p.v, s.seq_k, s.heads_k, s.k_stride(), kGroupRows)},
+      head_rows_map(s, p.q, s.seq_q, s.heads_q, s.q_stride(), kQueries),
+      head_rows_map(s, p.dout, s.seq_q, s.heads_q, s.out_stride(), kQueries)};
   launch_hopper<KeyGradientStorage<T, kHeadDim>>(
       attention_site("flash_attention_backward (Hopper, dk and dv)", s),
       hopper_key_gradient_kernel<T, kHeadDim, kCapped>, params, params.order, stream);

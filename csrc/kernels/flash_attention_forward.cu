@@ -42,11 +42,11 @@ __global__ void __launch_bounds__(ForwardTiling<T, kHeadDim>::kThreads)
   const int64_t head_k = task.head / (shape.heads_q / shape.heads_k);
   const ScoreRule rule(shape, task.b, task.head);
   const HeadRows<const T> q(static_cast<const T*>(p.q), task.b, shape.seq_q, task.head,
-                            shape.heads_q, shape.head_dim);
-  const HeadRows<const T> k(static_cast<const T*>(p.k), task.b, shape.seq_k, head_k, shape.heads_k,
-                            shape.head_dim);
-  const HeadRows<const T> v(static_cast<const T*>(p.v), task.b, shape.seq_k, head_k, shape.heads_k,
-                            shape.head_dim);
+                            shape.q_stride(), shape.head_dim);
+  const HeadRows<const T> k(static_cast<const T*>(p.k), task.b, shape.seq_k, head_k,
+                            shape.k_stride(), shape.head_dim);
+  const HeadRows<const T> v(static_cast<const T*>(p.v), task.b, shape.seq_k, head_k,
+                            shape.k_stride(), shape.head_dim);
   const auto seek = [&](int first, BlockState& state) {
     return rule.template next_key_block<Tiling::kQueries, kKeys>(task.first, first, state);
   };

@@ -76,11 +76,11 @@ PYPKG_INLINE void softmax_vector(float* scores, Range keys, float* row_max, floa
   const Vec shift = max == -kInfinity ? Vec{} : max;  // a query that has seen no key yet
   Vec sum = {};
   for (int64_t k = keys.begin; k < keys.end; ++k) {
-    const Vec row = fast_exp<Vec>(load<Vec>(scores + k * kStrip<X>) - shift);
+    const Vec row = fast_exp<Vec, false>(load<Vec>(scores + k * kStrip<X>) - shift);
     sum += row;
     store(scores + k * kStrip<X>, row);
   }
-  const Vec factor = fast_exp<Vec>(old_max - shift);
+  const Vec factor = fast_exp<Vec, false>(old_max - shift);
   store(row_max, max);
   store(row_sum, load<Vec>(row_sum) * factor + sum);
   store(shrink, factor);
@@ -141,7 +141,7 @@ PYPKG_INLINE KeyPanels key_panels(const FlashAttentionForward& p, const Head& he
   float* k = scratch.k + slot * floats;
   float* v = scratch.v + slot * floats;
   if (scratch.packed.take(number + 1, slot)) {
-    const int64_t count = std::min(kKeys, s.seq_k - key), stride = head.k_stride();
+    const int64_t count = std::min(kKeys, s.seq_k - key), stride = s.k_stride();
     pack<X>(static_cast<const T*>(p.k) + head.k_offset(key), stride, count, s.head_dim, 1.0f, k,
             kKeys);
     pack<X>(static_cast<const T*>(p.v) + head.k_offset(key), stride, count, s.head_dim, 1.0f, v,
@@ -156,7 +156,7 @@ PYPKG_INLINE void forward_block(const FlashAttentionForward& p, const Head& head
   const FlashAttentionShape& s = p.shape;
   const int64_t depth = padded<X>(s.head_dim);
   const int64_t count = std::min(kQueries, s.seq_q - first_row);
-  pack_transposed<X>(static_cast<const T*>(p.q) + head.q_offset(first_row), head.q_stride(), count,
+  pack_transposed<X>(static_cast<const T*>(p.q) + head.q_offset(first_row), s.q_stride(), count,
                      s.head_dim, s.scale, scratch.q, kQueries);
   std::fill_n(scratch.out, depth * kQueries, 0.0f);
   std::fill_n(scratch.row_max, kQueries, -kInfinity);
@@ -180,7 +180,7 @@ PYPKG_INLINE void forward_block(const FlashAttentionForward& p, const Head& head
     lse[r] = scratch.row_max[r] + std::log(sum);
   }
   unpack<X>(scratch.out, kQueries, count, s.head_dim, factor,
-            static_cast<T*>(p.out) + head.q_offset(first_row), head.q_stride());
+            static_cast<T*>(p.out) + head.out_offset(first_row), s.out_stride());
 }
 
 template <class T, CpuIsa kIsa>
@@ -195,15 +195,16 @@ void forward(const FlashAttentionForward& p) {
                                            {&Scratch::v, slots * depth * kKeys},
                                            {&Scratch::out, depth * kQueries},
                                            {&Scratch::scores, kStrip<X> * kKeys}});
-  // Head by head, for the keys that a thread has packed, and several blocks of queries at a time.
   // Last rows first: under a causal mask they are the longest, and short ones fill the gaps.
-  const int64_t tasks = s.batch * s.heads_q * query_blocks;
-  const int64_t at_once = std::clamp<int64_t>(tasks / (8 * threads), 1, query_blocks);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, at_once)
-  for (int64_t task = 0; task < tasks; ++task) {
-    const int64_t index = task / query_blocks, block = query_blocks - 1 - task % query_blocks;
-    const Head head{s, index / s.heads_q, index % s.heads_q};
-    CpuVersion<kIsa, forward_block<T, X>>::run(p, head, block * kQueries, scratch.mine());
+  const int64_t group = s.heads_q / s.heads_k, tasks_of_unit = group * query_blocks;
+  const std::vector<Range> ranges = task_ranges(s.batch * s.heads_k, tasks_of_unit, 2, threads);
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (size_t taken = 0; taken < ranges.size(); ++taken) {
+    for (int64_t task = ranges[taken].begin; task < ranges[taken].end; ++task) {
+      const int64_t index = task / query_blocks, block = query_blocks - 1 - task % query_blocks;
+      const Head head{s, index / s.heads_q, index % s.heads_q};
+      CpuVersion<kIsa, forward_block<T, X>>::run(p, head, block * kQueries, scratch.mine());
+    }
   }
 }
 

@@ -183,6 +183,7 @@ __global__ void __launch_bounds__(kMaxThreads) backward_kernel(RmsNormBackward p
         dh.set(i, dh[i] + rstd * (dy[v][i] * weight[i] - h[v][i] * projection));
       }
       dh.store(static_cast<T*>(p.dx) + start + col);
+      if (p.dresidual) dh.store(static_cast<T*>(p.dresidual) + start + col);
     }
   }
 #pragma unroll
@@ -218,6 +219,7 @@ __global__ void __launch_bounds__(kMaxThreads)
       partial[col] = before + g * x * rstd;
       const float dx_norm = rstd * (g * to_float(weight[col]) - x * projection);
       dx[col] = from_float<T>((dh ? to_float(dh[col]) : 0.0f) + dx_norm);
+      if (p.dresidual) static_cast<T*>(p.dresidual)[row * p.cols + col] = dx[col];
     }
   }
 }
@@ -274,7 +276,7 @@ int64_t rms_norm_backward_workspace_cuda(int64_t rows, int64_t cols) {
 void rms_norm_backward_cuda(const RmsNormBackward& p, Stream stream) {
   if (p.cols == 0) return;
   const LaunchSite site{"rms_norm_backward", {p.rows, p.cols}};
-  const bool aligned = all_aligned({p.dy, p.dh, p.h, p.weight, p.dx});
+  const bool aligned = all_aligned({p.dy, p.dh, p.h, p.weight, p.dx, p.dresidual});
   const int64_t slots = partial_rows(p.rows, p.cols);
   dispatch_row_and_weight(p.dtype, p.weight_dtype, [&](auto row_tag, auto weight_tag) {
     using T = typename decltype(row_tag)::type;

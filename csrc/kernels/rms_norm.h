@@ -33,6 +33,7 @@ struct RmsNormBackward {
   const void* weight = nullptr;  // [cols]
   const float* rstd = nullptr;   // [rows]
   void* dx = nullptr;            // [rows, cols], overwritten; may alias dy or dh
+  void* dresidual = nullptr;     // [rows, cols], overwritten with dx once more; or null
   void* dweight = nullptr;       // [cols] in weight_dtype, overwritten
   float* workspace = nullptr;    // rms_norm_backward_workspace_*() floats, uninitialised
   int64_t rows = 0;

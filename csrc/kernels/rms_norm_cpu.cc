@@ -85,6 +85,10 @@ void backward(const RmsNormBackward& p) {
       row(static_cast<const T*>(p.dy) + offset, dh ? dh + offset : nullptr,
           static_cast<const T*>(p.h) + offset, static_cast<const W*>(p.weight), p.rstd[r],
           static_cast<T*>(p.dx) + offset, dweight, p.cols);
+      if (p.dresidual) {  // the row is in the cache
+        std::copy_n(static_cast<const T*>(p.dx) + offset, p.cols,
+                    static_cast<T*>(p.dresidual) + offset);
+      }
     }
   }
   W* dweight = static_cast<W*>(p.dweight);

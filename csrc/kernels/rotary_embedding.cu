@@ -48,6 +48,7 @@ __global__ void __launch_bounds__(512, 2) rotary_kernel(RotaryEmbedding p, Units
   const int offset = p.rotary_offset, half = p.rotary_dim / 2;
   const int64_t tokens = p.batch * p.sequence;
   const int heads = p.q_heads + (p.k ? p.k_heads : 0);
+  const int64_t q_stride = p.q_stride ? p.q_stride : p.q_heads * p.head_dim;
   for (int64_t token = blockIdx.x; token < tokens; token += gridDim.x) {
     float cos[kSize] = {}, sin[kSize] = {};
     if (unit < units.rotated) {
@@ -62,7 +63,7 @@ __global__ void __launch_bounds__(512, 2) rotary_kernel(RotaryEmbedding p, Units
     }
     for (int head = threadIdx.y; head < heads; head += blockDim.y) {
       const bool is_q = head < p.q_heads;
-      const int64_t start = is_q ? (token * p.q_heads + head) * p.head_dim
+      const int64_t start = is_q ? token * q_stride + head * p.head_dim
                                  : (token * p.k_heads + head - p.q_heads) * p.head_dim;
       const T* source = static_cast<const T*>(is_q ? p.q : p.k) + start;
       T* target = static_cast<T*>(is_q ? p.q_out : p.k_out) + start;
@@ -100,7 +101,8 @@ void launch_rotary(const RotaryEmbedding& p, Stream stream) {
 
 // Whether every unit starts at a multiple of `size` elements and none straddles a boundary.
 bool divides(const RotaryEmbedding& p, int size) {
-  return p.head_dim % size == 0 && p.rotary_offset % size == 0 && p.rotary_dim / 2 % size == 0;
+  return p.head_dim % size == 0 && p.q_stride % size == 0 && p.rotary_offset % size == 0 &&
+         p.rotary_dim / 2 % size == 0;
 }
 
 }  // namespace

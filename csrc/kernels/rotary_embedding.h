@@ -23,6 +23,7 @@ struct RotaryEmbedding {
   int64_t q_heads = 0;
   int64_t k_heads = 0;
   int64_t head_dim = 0;
+  int64_t q_stride = 0;    // elements from one token of q and q_out to the next; 0: contiguous
   int64_t rotary_dim = 0;  // even
   int64_t rotary_offset = 0;
   int64_t num_positions = 0;

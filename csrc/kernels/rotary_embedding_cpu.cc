@@ -33,10 +33,11 @@ PYPKG_INLINE void rotate_interleaved(const T* in, T* out, const float* cos, cons
 
 template <class T>
 PYPKG_INLINE void rotate_heads(const RotaryEmbedding& p, const void* input, void* output,
-                               int64_t token, int64_t heads, const float* cos, const float* sin) {
+                               int64_t token, int64_t heads, int64_t stride, const float* cos,
+                               const float* sin) {
   const float sign = p.inverse ? -1.0f : 1.0f;
   for (int64_t head = 0; head < heads; ++head) {
-    const int64_t offset = (token * heads + head) * p.head_dim;
+    const int64_t offset = token * stride + head * p.head_dim;
     const T* in = static_cast<const T*>(input) + offset;
     T* out = static_cast<T*>(output) + offset;
     if (in != out) {
@@ -76,14 +77,17 @@ void check_positions(const RotaryEmbedding& p) {
 void rotary_embedding_cpu(const RotaryEmbedding& params) {
   check_positions(params);
   dispatch_dtype(params.dtype, "rotary_embedding", [&](auto t) {
+    const int64_t q_heads = params.q_heads, k_heads = params.k_heads;
+    const int64_t k_stride = k_heads * params.head_dim;
+    const int64_t q_stride = params.q_stride ? params.q_stride : q_heads * params.head_dim;
     const auto rotate = cpu_version<rotate_heads<decltype(t)>>();
 #pragma omp parallel for num_threads(num_threads()) schedule(static)
     for (int64_t token = 0; token < params.batch * params.sequence; ++token) {
       const int64_t row = position_of(params, token) * (params.rotary_dim / 2);
       const float* cos = params.cos + row;
       const float* sin = params.sin + row;
-      rotate(params, params.q, params.q_out, token, params.q_heads, cos, sin);
-      if (params.k) rotate(params, params.k, params.k_out, token, params.k_heads, cos, sin);
+      rotate(params, params.q, params.q_out, token, q_heads, q_stride, cos, sin);
+      if (params.k) rotate(params, params.k, params.k_out, token, k_heads, k_stride, cos, sin);
     }
   });
 }

@@ -1,5 +1,4 @@
-#include <cmath>
-
+#include "attention_arguments.h"
 #include "flash_attention.h"
 #include "tensors.h"
 
@@ -7,41 +6,6 @@ namespace pypkg {
 namespace {
 
 using paddle::Tensor;
-
-AttentionMask check_mask(const Tensor& q, int64_t seq_k, const OptionalTensor& prefix_lengths,
-                         const OptionalTensor& document_starts, const OptionalTensor& alibi_slopes,
-                         bool causal, int64_t window) {
-  const Shape shape = q.shape();
-  if (prefix_lengths) {
-    check_shape("flash_attention: prefix_lengths", *prefix_lengths, {shape[0]});
-    check_dtype("flash_attention: prefix_lengths", *prefix_lengths, paddle::DataType::INT32);
-    check_place("flash_attention: prefix_lengths", *prefix_lengths, q);
-  }
-  if (document_starts) {
-    check_shape("flash_attention: document_starts", *document_starts, {shape[0], seq_k});
-    check_dtype("flash_attention: document_starts", *document_starts, paddle::DataType::INT32);
-    check_place("flash_attention: document_starts", *document_starts, q);
-    if (shape[1] != seq_k) {
-      reject("flash_attention: document_starts need as many queries as keys, got ", shape[1],
-             " and ", seq_k);
-    }
-  }
-  if (alibi_slopes) {
-    check_shape("flash_attention: alibi_slopes", *alibi_slopes, {shape[2]});
-    check_dtype("flash_attention: alibi_slopes", *alibi_slopes, paddle::DataType::FLOAT32);
-    check_place("flash_attention: alibi_slopes", *alibi_slopes, q);
-  }
-  if (window < 0 || window > INT32_MAX) {
-    reject("flash_attention: window must be 0 (none) or more, got ", window);
-  }
-  AttentionMask mask;
-  mask.causal = causal;
-  mask.window = static_cast<int32_t>(window);
-  mask.prefix_lengths = data_or_null<int32_t>(prefix_lengths);
-  mask.document_starts = data_or_null<int32_t>(document_starts);
-  mask.alibi_slopes = data_or_null<float>(alibi_slopes);
-  return mask;
-}
 
 FlashAttentionShape check(const Tensor& q, const Tensor& k, const Tensor& v,
                           const OptionalTensor& prefix_lengths,
@@ -66,19 +30,9 @@ FlashAttentionShape check(const Tensor& q, const Tensor& k, const Tensor& v,
   shape.scale = scale;
   shape.softcap = softcap;
   shape.dtype = kernel_dtype("flash_attention: q", q);
-  if (shape.head_dim < 8 || shape.head_dim > kMaxHeadDim || shape.head_dim % 8 != 0) {
-    reject("flash_attention: head_dim must be a multiple of 8 up to ", kMaxHeadDim, ", got ",
-           shape.head_dim);
-  }
-  if (!(softcap >= 0) || !std::isfinite(softcap)) {
-    reject("flash_attention: softcap must be 0 (none) or a positive number, got ", softcap);
-  }
-  if (shape.heads_k == 0 || shape.heads_q % shape.heads_k != 0) {
-    reject("flash_attention: the ", shape.heads_q, " heads of q must be a multiple of the ",
-           shape.heads_k, " of k and v");
-  }
-  shape.mask =
-      check_mask(q, shape.seq_k, prefix_lengths, document_starts, alibi_slopes, causal, window);
+  check_attention("flash_attention", shape);
+  shape.mask = check_mask("flash_attention", q, shape, prefix_lengths, document_starts,
+                          alibi_slopes, causal, window);
   return shape;
 }
 

@@ -54,15 +54,20 @@ std::vector<Tensor> forward(const Tensor& x, const Tensor* residual, const Tenso
   return {y, rstd};
 }
 
-// Gradients of h and of the weight.
+// Gradients of h and of the weight; between them, where there was a residual, the gradient of h
+// once more. x and residual have one gradient, but each needs it in memory of its own: Paddle adds
+// what else arrives at a tensor to its gradient in place.
 std::vector<Tensor> backward(const Tensor& h, const Tensor& weight, const Tensor& rstd,
-                             const OptionalTensor& dy_or_none, const Tensor* dh) {
+                             const OptionalTensor& dy_or_none, const Tensor* dh,
+                             bool has_residual) {
   const Sizes sizes = check_input(h, weight);
   const Tensor dy = gradient_or_zeros(dy_or_none, h.shape(), h);
   check_shape("rms_norm: gradient of y", dy, h.shape());
   check_dtype("rms_norm: gradient of y", dy, h.dtype());
   check_shape("rms_norm: rstd", rstd, {sizes.rows});
   Tensor dx = empty(h.shape(), h.dtype(), h);
+  Tensor dresidual;
+  if (has_residual) dresidual = empty(h.shape(), h.dtype(), h);
   Tensor dweight = empty(weight.shape(), weight.dtype(), h);
   Tensor scratch = workspace(h, PYPKG_FORMS(rms_norm_backward_workspace), sizes.rows, sizes.cols);
 
@@ -79,11 +84,13 @@ std::vector<Tensor> backward(const Tensor& h, const Tensor& weight, const Tensor
   params.weight = raw(weight);
   params.rstd = rstd.data<float>();
   params.dx = raw(&dx);
+  if (has_residual) params.dresidual = raw(&dresidual);
   params.dweight = raw(&dweight);
   params.workspace = scratch.data<float>();
   params.rows = sizes.rows;
   params.cols = sizes.cols;
   launch(h, PYPKG_FORMS(rms_norm_backward), params);
+  if (has_residual) return {dx, dresidual, dweight};
   return {dx, dweight};
 }
 
@@ -93,7 +100,7 @@ std::vector<Tensor> rms_norm(const Tensor& x, const Tensor& weight, float epsilo
 
 std::vector<Tensor> rms_norm_grad(const Tensor& x, const Tensor& weight, const Tensor& rstd,
                                   const OptionalTensor& dy) {
-  return backward(x, weight, rstd, dy, nullptr);
+  return backward(x, weight, rstd, dy, nullptr, /*has_residual=*/false);
 }
 
 std::vector<Tensor> add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight,
@@ -104,10 +111,7 @@ std::vector<Tensor> add_rms_norm(const Tensor& x, const Tensor& residual, const 
 std::vector<Tensor> add_rms_norm_grad(const OptionalTensor& h, const Tensor& weight,
                                       const Tensor& rstd, const OptionalTensor& dy,
                                       const OptionalTensor& dh) {
-  const std::vector<Tensor> gradients = backward(*h, weight, rstd, dy, dh.get_ptr());
-  // x and residual have one gradient, but each needs it in memory of its own: Paddle adds what else
-  // arrives at a tensor to its gradient in place.
-  return {gradients[0], paddle::experimental::assign(gradients[0]), gradients[1]};
+  return backward(*h, weight, rstd, dy, dh.get_ptr(), /*has_residual=*/true);
 }
 
 Shape row_shape(const Shape& x) {

@@ -57,7 +57,7 @@ void bind_rms_norm(py::module_& m) {
   m.def(
       "rms_norm_backward",
       [](object dy, object h, object weight, object rstd, object dx, object dweight,
-         object workspace, object dh, std::intptr_t stream) {
+         object workspace, object dh, object dresidual, std::intptr_t stream) {
         Arguments args("rms_norm_backward", stream);
         RmsNormBackward p;
         p.dy = args.required("dy", dy, "T", {"rows", "cols"});
@@ -67,6 +67,7 @@ void bind_rms_norm(py::module_& m) {
         p.dx = args.required("dx", dx, "T", {"rows", "cols"});
         p.dweight = args.required("dweight", dweight, "W", {"cols"});
         p.dh = args.optional("dh", dh, "T", {"rows", "cols"});
+        p.dresidual = args.optional("dresidual", dresidual, "T", {"rows", "cols"});
         p.rows = args["rows"];
         p.cols = args["cols"];
         p.workspace = args.workspace(
@@ -76,9 +77,10 @@ void bind_rms_norm(py::module_& m) {
         args.run(p, PYPKG_KERNEL(rms_norm_backward));
       },
       "dx is the gradient of h (of x and residual alike), dh what arrives at residual_out. "
-      "dy, h, dx (may be dy or dh), dh: [rows, cols]; weight, dweight: [cols]; rstd: [rows].",
+      "dresidual receives dx once more. dy, h, dx (may be dy or dh), dh, dresidual: [rows, cols]; "
+      "weight, dweight: [cols]; rstd: [rows].",
       arg("dy"), arg("h"), arg("weight"), arg("rstd"), arg("dx"), arg("dweight"), arg("workspace"),
-      arg("dh") = py::none(), py::kw_only(), arg("stream") = 0);
+      arg("dh") = py::none(), arg("dresidual") = py::none(), py::kw_only(), arg("stream") = 0);
 }
 
 void bind_rotary_embedding(py::module_& m) {
@@ -86,7 +88,7 @@ void bind_rotary_embedding(py::module_& m) {
       "rotary_embedding",
       [](object q, object k, object cos, object sin, object q_out, object k_out,
          object position_ids, int64_t rotary_offset, bool interleaved, bool inverse,
-         std::intptr_t stream) {
+         int64_t q_stride, std::intptr_t stream) {
         Arguments args("rotary_embedding", stream);
         RotaryEmbedding p;
         p.q = args.required("q", q, "T", {"batch", "sequence", "q_heads", "head_dim"});
@@ -104,6 +106,9 @@ void bind_rotary_embedding(py::module_& m) {
         p.k_heads = p.k ? args["k_heads"] : 0;
         p.head_dim = args["head_dim"];
         p.num_positions = args["num_positions"];
+        args.check(q_stride == 0 || q_stride >= p.q_heads * p.head_dim,
+                   "q_stride " + std::to_string(q_stride) + " must be 0 or a token of q at least");
+        p.q_stride = q_stride;
         p.rotary_dim = 2 * args["rotary_dim / 2"];
         p.rotary_offset = rotary_offset;
         args.check(rotary_offset >= 0 && rotary_offset + p.rotary_dim <= p.head_dim,
@@ -117,10 +122,12 @@ void bind_rotary_embedding(py::module_& m) {
       },
       "Rotates q and k (or None): [batch, sequence, heads, head_dim]. cos, sin: float32 "
       "[num_positions, rotary_dim / 2]; position_ids: int64 [batch, sequence]. inverse=True gives "
-      "the gradient. Outputs may be the inputs.",
+      "the gradient. Outputs may be the inputs. q_stride: elements from one token of q and q_out "
+      "to "
+      "the next; 0: contiguous.",
       arg("q"), arg("k"), arg("cos"), arg("sin"), arg("q_out"), arg("k_out"),
       arg("position_ids") = py::none(), py::kw_only(), arg("rotary_offset") = 0,
-      arg("interleaved") = false, arg("inverse") = false, arg("stream") = 0);
+      arg("interleaved") = false, arg("inverse") = false, arg("q_stride") = 0, arg("stream") = 0);
 }
 
 Activation parse_activation(const Arguments& args, const std::string& name) {
@@ -236,7 +243,7 @@ struct MaskArguments {
 };
 
 FlashAttentionShape attention_shape(Arguments& args, float scale, float softcap,
-                                    const MaskArguments& mask) {
+                                    const MaskArguments& mask, int64_t token_stride = 0) {
   FlashAttentionShape s;
   s.batch = args["batch"];
   s.seq_q = args["seq_q"];
@@ -244,9 +251,13 @@ FlashAttentionShape attention_shape(Arguments& args, float scale, float softcap,
   s.heads_q = args["heads_q"];
   s.heads_k = args["heads_k"];
   s.head_dim = args["head_dim"];
+  s.token_stride = token_stride;
   s.scale = scale;
   s.softcap = softcap;
   s.dtype = args.dtype("T");
+  args.check(
+      token_stride == 0 || token_stride >= s.heads_q * s.head_dim,
+      "token_stride " + std::to_string(token_stride) + " must be 0 or a token of q at least");
   args.check(s.heads_k > 0 && s.heads_q % s.heads_k == 0, "heads_q " + std::to_string(s.heads_q) +
                                                               " must be a multiple of heads_k " +
                                                               std::to_string(s.heads_k));
@@ -271,7 +282,7 @@ void bind_flash_attention(py::module_& m) {
       "flash_attention_forward",
       [](object q, object k, object v, object out, object softmax_lse, float scale, float softcap,
          bool causal, int32_t window, object prefix_lengths, object document_starts,
-         object alibi_slopes, std::intptr_t stream) {
+         object alibi_slopes, int64_t token_stride, std::intptr_t stream) {
         Arguments args("flash_attention_forward", stream);
         FlashAttentionForward p;
         p.q = args.required("q", q, "T", {"batch", "seq_q", "heads_q", "head_dim"});
@@ -281,18 +292,20 @@ void bind_flash_attention(py::module_& m) {
         p.softmax_lse =
             args.required("softmax_lse", softmax_lse, "float32", {"batch", "heads_q", "seq_q"});
         p.shape = attention_shape(args, scale, softcap,
-                                  {causal, window, prefix_lengths, document_starts, alibi_slopes});
+                                  {causal, window, prefix_lengths, document_starts, alibi_slopes},
+                                  token_stride);
         args.run(p, PYPKG_KERNEL(flash_attention_forward));
       },
       "out = softmax(scores + alibi, over visible keys) v with scores = scale * q k^T, made "
       "softcap * tanh(scores / softcap) where softcap > 0. q, out: [batch, seq_q, heads_q, "
       "head_dim]; k, v: [batch, seq_k, heads_k, head_dim]; softmax_lse: float32 [batch, heads_q, "
       "seq_q]; prefix_lengths: int32 [batch]; document_starts: int32 [batch, seq_k]; alibi_slopes: "
-      "float32 [heads_q].",
+      "float32 [heads_q]; token_stride: elements from one token of q, k and v to the next, 0: each "
+      "is contiguous.",
       arg("q"), arg("k"), arg("v"), arg("out"), arg("softmax_lse"), py::kw_only(), arg("scale"),
       arg("softcap") = 0.0f, arg("causal") = true, arg("window") = 0,
       arg("prefix_lengths") = py::none(), arg("document_starts") = py::none(),
-      arg("alibi_slopes") = py::none(), arg("stream") = 0);
+      arg("alibi_slopes") = py::none(), arg("token_stride") = 0, arg("stream") = 0);
   m.def(
       "flash_attention_backward_workspace",
       [](object q, object k) {
@@ -309,7 +322,7 @@ void bind_flash_attention(py::module_& m) {
       [](object dout, object q, object k, object v, object out, object softmax_lse, object dq,
          object dk, object dv, object workspace, float scale, float softcap, bool causal,
          int32_t window, object prefix_lengths, object document_starts, object alibi_slopes,
-         std::intptr_t stream) {
+         int64_t token_stride, std::intptr_t stream) {
         Arguments args("flash_attention_backward", stream);
         FlashAttentionBackward p;
         p.dout = args.required("dout", dout, "T", {"batch", "seq_q", "heads_q", "head_dim"});
@@ -323,16 +336,20 @@ void bind_flash_attention(py::module_& m) {
         p.dk = args.required("dk", dk, "T", {"batch", "seq_k", "heads_k", "head_dim"});
         p.dv = args.required("dv", dv, "T", {"batch", "seq_k", "heads_k", "head_dim"});
         p.shape = attention_shape(args, scale, softcap,
-                                  {causal, window, prefix_lengths, document_starts, alibi_slopes});
+                                  {causal, window, prefix_lengths, document_starts, alibi_slopes},
+                                  token_stride);
         p.workspace = args.workspace(
             workspace, args.evaluate(PYPKG_KERNEL(flash_attention_backward_workspace), p.shape));
         args.run(p, PYPKG_KERNEL(flash_attention_backward));
       },
-      "Gradients dq, dk, dv of flash_attention_forward, whose arguments and results these are.",
+      "Gradients dq, dk, dv of flash_attention_forward, whose arguments and results these are. "
+      "They "
+      "have the token_stride of q, k and v.",
       arg("dout"), arg("q"), arg("k"), arg("v"), arg("out"), arg("softmax_lse"), arg("dq"),
       arg("dk"), arg("dv"), arg("workspace"), py::kw_only(), arg("scale"), arg("softcap") = 0.0f,
       arg("causal") = true, arg("window") = 0, arg("prefix_lengths") = py::none(),
-      arg("document_starts") = py::none(), arg("alibi_slopes") = py::none(), arg("stream") = 0);
+      arg("document_starts") = py::none(), arg("alibi_slopes") = py::none(),
+      arg("token_stride") = 0, arg("stream") = 0);
   m.def(
       "key_block_state",
       [](int64_t i_begin, int64_t i_end, int64_t j_begin, int64_t j_end, object document_starts,

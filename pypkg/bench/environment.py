@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pypkg import __version__
-from pypkg.threads import available_cores
+from pypkg.device.threads import available_cores
 
 _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "torch", "transformers", "numpy")
 # Environment variables that restrict the timed libraries to narrower instruction sets.

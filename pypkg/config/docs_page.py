@@ -190,7 +190,7 @@ def _sub_options() -> list[tuple[str, ...]]:
         (
             f"`{option.setting}`",
             f"`{option.name}`",
-            here[option.refused] + option.why if option.why else "always so",
+            here[option.refused] + option.why if option.why else option.does or "always so",
         )
         for option in SUB_OPTIONS
     ]

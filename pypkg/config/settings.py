@@ -1,7 +1,7 @@
 """The settings that a run honours, one field each. Names and defaults are PaddleNLP's.
 
 A default of None means that the value follows from other settings (see ``__post_init__``) or from
-the device (see ``pypkg.capabilities``).
+the device (see ``pypkg.device.capabilities``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pypkg.config.setting import SEE_BELOW, interval, setting, split_words
-from pypkg.config.suboptions import option_names
+from pypkg.config.suboptions import REDUCE_ONCE, STAGE_OF_WORD, option_names
 from pypkg.config.training_settings import TrainingSettings
 
 # PaddleNLP's run_pretrain evaluates this many batches, whatever the settings say.
@@ -47,9 +47,13 @@ class Settings(TrainingSettings):
         choices=("cpu", "gpu"),
     )
     bf16: bool | None = setting(
-        None, "compute in bfloat16; by default if the device supports it and fp16 is false"
+        None,
+        "compute in bfloat16; by default if the device is a GPU that supports it and fp16 is "
+        'false; on a CPU only with `device` "cpu"',
     )
-    fp16: bool = setting(False, "compute in float16 with a dynamic loss scale")
+    fp16: bool = setting(
+        False, 'compute in float16 with a dynamic loss scale; on a CPU only with `device` "cpu"'
+    )
     scale_loss: float = setting(2.0**15, "initial loss scale of float16", above=0)
     offload_optim: bool = setting(
         False, "keep the optimizer state in host memory between updates, as sharding's offload does"
@@ -284,6 +288,14 @@ class Settings(TrainingSettings):
     def offloads_optimizer(self) -> bool:
         """Whether the optimizer state stays in host memory between updates."""
         return self.offload_optim or self.sharding_offload
+
+    @property
+    def reduces_once(self) -> bool:
+        """Whether stage 1 or 2 reduces in the last backward pass of a step."""
+        return self.pipeline_parallel_degree <= 1 and any(
+            word in REDUCE_ONCE and STAGE_OF_WORD[word] == self.sharding_stage
+            for word in self.sharding_parallel_config
+        )
 
     @property
     def evaluates(self) -> bool:

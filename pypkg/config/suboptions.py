@@ -2,6 +2,7 @@
 
 Most of them choose how fleet overlaps or fuses communication, not what is computed. None is passed
 over in silence: what changes nothing is said in the log, and what cannot be had is refused.
+PaddleNLP has all of them but ``reduce_once_per_step``.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from typing import NamedTuple
 class SubOption(NamedTuple):
     """One word of a *_config setting.
 
-    ``why`` says why it changes nothing, or why it is refused; empty for what happens anyway.
+    ``why`` says why it changes nothing, or why it is refused; ``does`` what it does. Both are empty
+    for what happens anyway.
     """
 
     setting: str
     name: str
     why: str = ""
     refused: bool = False
+    does: str = ""
 
 
 _OVERLAP = "communication is not overlapped further; the results are the same"
@@ -83,9 +86,21 @@ SUB_OPTIONS: tuple[SubOption, ...] = (
     ),
     SubOption(_SHARDING, "enable_tensor_fusion", _FUSED),
     SubOption(_SHARDING, "enable_overlap", _OVERLAP),
-    SubOption(_SHARDING, "enable_stage1_tensor_fusion", _FUSED),
-    SubOption(_SHARDING, "enable_stage1_overlap", _OVERLAP),
-    SubOption(_SHARDING, "enable_stage2_overlap", _OVERLAP),
+    SubOption(_SHARDING, "enable_stage1_tensor_fusion", does="as enable_stage1_overlap"),
+    SubOption(
+        _SHARDING,
+        "enable_stage1_overlap",
+        does="stage 1 reduces gradients in buckets beside the last backward pass of a step, and "
+        "broadcasts one buffer for each owner; not with pipeline stages, whose schedule needs "
+        "whole gradients at its end",
+    ),
+    SubOption(_SHARDING, "enable_stage2_overlap"),
+    SubOption(
+        _SHARDING,
+        "reduce_once_per_step",
+        does="stage 2 adds up the gradients of all micro batches and reduces the sum in the "
+        "backward pass of the last one; a rank holds all gradients until then",
+    ),
     SubOption(
         _SHARDING,
         "split_param",
@@ -99,6 +114,16 @@ SUB_OPTIONS: tuple[SubOption, ...] = (
     SubOption(_DATA, "enable_allreduce_avg_in_gradinent_scale", _AUTO),
     SubOption(_DATA, "gradient_sync_after_accumulate", _AUTO),
 )
+
+# The sharding stage that a word of sharding_parallel_config is about.
+STAGE_OF_WORD = {
+    "enable_stage1_tensor_fusion": 1,
+    "enable_stage1_overlap": 1,
+    "enable_stage2_overlap": 2,
+    "reduce_once_per_step": 2,
+}
+# With these, gradients are reduced in the last backward pass of a step alone.
+REDUCE_ONCE = ("enable_stage1_tensor_fusion", "enable_stage1_overlap", "reduce_once_per_step")
 
 
 def option_names(setting: str) -> tuple[str, ...]:

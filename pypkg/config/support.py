@@ -9,7 +9,7 @@ from typing import Any
 from pypkg.config.known_keys import NO_EFFECT, REFUSED, KnownKey
 from pypkg.config.parser import listed
 from pypkg.config.settings import Settings, setting_fields
-from pypkg.config.suboptions import SUB_OPTIONS, SubOption
+from pypkg.config.suboptions import STAGE_OF_WORD, SUB_OPTIONS, SubOption
 from pypkg.errors import UserError
 
 
@@ -66,6 +66,7 @@ def notices(settings: Settings) -> list[str]:
     found = [(row.name, row.why) for row, _ in _asked_for(NO_EFFECT, settings)]
     found += _without_what_they_belong_to(settings)
     idle = {name for name, _ in found}
+    found += [each for each in _words_without_their_stage(settings) if each[0] not in idle]
     found += [
         (f"{option.setting} {option.name}", option.why)
         for option in _sub_options(settings)
@@ -106,6 +107,23 @@ def _without_what_they_belong_to(s: Settings) -> list[tuple[str, str]]:
         for name, (is_on, what) in belongs_to.items()
         if not is_on and getattr(s, name) != defaults[name]
     ]
+
+
+def _words_without_their_stage(s: Settings) -> list[tuple[str, str]]:
+    """Words of sharding_parallel_config that do nothing under this stage, or beside a pipeline."""
+    found = []
+    for word in s.sharding_parallel_config:
+        stage = STAGE_OF_WORD.get(word)
+        if stage is None or s.sharding_stage == 0:
+            continue
+        if s.sharding_stage != stage:
+            why = f"it matters only with sharding stage{stage}"
+        elif s.pipeline_parallel_degree > 1:
+            why = "the schedule of a pipeline needs whole gradients at its end"
+        else:
+            continue
+        found.append((f"sharding_parallel_config {word}", why))
+    return found
 
 
 def _asked_for(rows: tuple[KnownKey, ...], settings: Settings) -> list[tuple[KnownKey, Any]]:

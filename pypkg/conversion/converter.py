@@ -40,7 +40,7 @@ _ROWS = 1024  # of a table that are averaged at once
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written."""
+    """The result of a conversion."""
 
     family: str
     vocab_size: int
@@ -193,7 +193,7 @@ class _Plan:
         self._specs, self._left_out = self._planned(dtype)
 
     def _planned(self, dtype: str | None) -> tuple[dict[str, TensorSpec], list[str]]:
-        """What is written, in order, and which tensors are left out."""
+        """The tensors to write, in order, and the names of those that are left out."""
         specs: dict[str, TensorSpec] = {}
         used: set[str] = set()
         for name, shape in self._shapes.items():

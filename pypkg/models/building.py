@@ -22,7 +22,7 @@ _known_shapes: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {}  # of ``pa
 
 
 def build_filled(config: ModelConfig, dtype: str, read: ReadParameter) -> Model:
-    """A model of ``dtype``, or the stage of this process, with the values of ``read``.
+    """A model of ``dtype``, or the stage of this process, filled by ``read``.
 
     Raises:
         UserError: ``dtype`` is not one of DTYPES, or the model cannot be divided over the ranks.
@@ -31,9 +31,7 @@ def build_filled(config: ModelConfig, dtype: str, read: ReadParameter) -> Model:
         model = _build(config, dtype)
     with progress.phase("weights"):
         for name, parameter in progress.through(list(model.named_parameters()), "filling"):
-            values = read(name, parameter.shape)
-            if values is not None:
-                parameter.set_value(values)
+            read(name, parameter.shape, parameter)
     return model
 
 

@@ -71,7 +71,7 @@ class PipelineDecoder(nn.Layer):
         return self.train(False)
 
     def use_attention(self, backend: str) -> None:
-        """As of ``Decoder``."""
+        """Same as the method of ``Decoder``, for all chunks of this rank."""
         for chunk in self._chunks:
             chunk.use_attention(backend)
 
@@ -81,7 +81,7 @@ class PipelineDecoder(nn.Layer):
             chunk.use_recompute(choice)
 
     def use_dropout(self, probability: float) -> None:
-        """As of ``Decoder``."""
+        """Same as the method of ``Decoder``, for all chunks of this rank."""
         for chunk in self._chunks:
             chunk.use_dropout(probability)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 from collections.abc import Collection, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import paddle
+from paddle import Tensor
 
 from pypkg import progress
 from pypkg.errors import UserError
@@ -23,6 +23,8 @@ from pypkg.models.architecture.registry import (
 )
 from pypkg.models.architecture.weight_map import WeightMap
 from pypkg.models.building import Model, build_filled, parameter_shapes
+from pypkg.models.division import division
+from pypkg.models.weights.assembly import Division
 from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.hub import find_weights
@@ -65,10 +67,10 @@ def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = 
         UserError: ``dtype`` is another, the model cannot be divided over the processes, or several
             processes have no seed.
     """
-    return build_filled(config, dtype, random_weights(config, dtype, seed))
+    return build_filled(config, dtype, random_weights(config, seed))
 
 
-def random_weights(config: ModelConfig, dtype: str, seed: int | None = None) -> ReadParameter:
+def random_weights(config: ModelConfig, seed: int | None = None) -> ReadParameter:
     """The weights of ``from_config``, for a model whose parameters are filled one by one.
 
     Args and errors are those of ``from_config``.
@@ -78,31 +80,27 @@ def random_weights(config: ModelConfig, dtype: str, seed: int | None = None) -> 
     known_seed = secrets.randbits(64) if seed is None else seed
 
     def read(
-        name: str, shape: Sequence[int], elements: tuple[int, int] | None = None
-    ) -> np.ndarray | None:
-        if len(shape) < 2:
-            return None  # norm weights and biases keep their initial value
-        progress.report(f"drawing {name}")
-        return _drawn(config, name, shape, known_seed, dtype, elements)
+        name: str, shape: Sequence[int], out: Tensor, elements: tuple[int, int] | None = None
+    ) -> None:
+        if len(shape) > 1:  # norm weights and biases keep their initial value
+            _draw(out, config, name, shape, known_seed, elements)
 
     return read
 
 
-def _drawn(
+def _draw(
+    out: Tensor,
     config: ModelConfig,
     name: str,
     own_shape: Sequence[int],
     seed: int,
-    dtype: str,
     elements: tuple[int, int] | None,
-) -> np.ndarray:
-    """Initial random values of the matrix ``name``: what ``ReadParameter`` returns."""
-    start, stop = elements or (0, math.prod(own_shape))
-    part = paddle.empty([stop - start], getattr(paddle, dtype))
+) -> None:
+    """Overwrites ``out`` with initial random values of the matrix ``name``; see ReadParameter."""
+    progress.report(f"drawing {name}")
     degree, rank = tensor_degree(), tensor_rank()
-    fill_random(part, config, name, seed, own_shape, degree=degree, rank=rank, start=start)
-    values = to_host(part)
-    return values.reshape(own_shape) if elements is None else values
+    start = elements[0] if elements else 0
+    fill_random(out, config, name, seed, own_shape, degree=degree, rank=rank, start=start)
 
 
 def from_pretrained(
@@ -182,12 +180,13 @@ def weight_reader(folder: Path, config: ModelConfig, dtype: str, seed: int = 0) 
     names.check(needed, files.shapes(), str(folder))
 
     def read(
-        name: str, shape: Sequence[int], elements: tuple[int, int] | None = None
-    ) -> np.ndarray:
-        progress.report(f"reading {name}")
+        name: str, shape: Sequence[int], out: Tensor, elements: tuple[int, int] | None = None
+    ) -> None:
         if name not in needed:
-            return _drawn(config, name, shape, seed, dtype, elements)
-        return _read(files, names, config, name, list(shape), dtype, elements)
+            _draw(out, config, name, shape, seed, elements)
+            return
+        progress.report(f"reading {name}")
+        out.set_value(_read(files, names, config, name, list(shape), dtype, elements))
 
     return read
 
@@ -218,7 +217,7 @@ def _read(
     dtype: str,
     elements: tuple[int, int] | None,
 ) -> np.ndarray:
-    """What ``ReadParameter`` returns; no other bytes are read than those of its rows."""
+    """The values of ``ReadParameter``; no other bytes are read than those of its rows."""
     shard = tp_shard(config, name, tensor_degree(), tensor_rank())
     if shard is None and elements is None:
         sources = names.source_shapes(name, own_shape)
@@ -262,8 +261,11 @@ def save_pretrained(
     plan = SavePlan([model_tensors(model, parse_size(max_shard_size))])
     run = from_first_rank(lambda: _begin_folder(folder))
     written = {file.name: folder / f".{file.name}.{run}.tmp" for file in plan.files}
-    own = plan.files_of(rank)
-    writer = ThreadWriter([FileToWrite(written[file.name], file.specs) for file in own])
+    own, units = plan.files_of(rank), plan.units()
+    writer = ThreadWriter(
+        [FileToWrite(written[file.name], file.specs) for file in own],
+        [unit for unit in units if unit.writer == rank],
+    )
 
     def finish_files() -> None:
         try:
@@ -282,8 +284,8 @@ def save_pretrained(
             raise cannot_save(folder, error) from error
 
     try:
-        for name, values in plan.tensors_of(rank):
-            writer.put(name, values)
+        for unit, part in plan.parts_of(rank, units):
+            writer.put(unit, part)
         from_all_ranks(finish_files)
         from_first_rank(publish)
     finally:
@@ -311,24 +313,33 @@ def model_tensors(model: Model, max_file_size: int | None = None) -> TensorSet:
     names, shapes = weight_map(config), parameter_shapes(config)
     held = dict(model.named_parameters())
     places = gather.places(shapes, dict.fromkeys(held))
-    units = [
-        Unit(
-            name,
-            {
-                source: TensorSpec(dtype, shape)
-                for source, shape in names.source_shapes(name, shapes[name]).items()
-            },
-            gather.possible_writers(place),
-        )
-        for name, place in places.items()
-    ]
+
+    def part(name: str) -> np.ndarray:
+        tensor = held[name]
+        return to_host(tensor.fw_storage if gather.is_sliced(tensor) else tensor)
+
+    def unit(name: str, place: gather.Place) -> Unit:
+        shape = shapes[name]
+        specs = {
+            source: TensorSpec(dtype, stored)
+            for source, stored in names.source_shapes(name, shape).items()
+        }
+        of_rank = _division(config, name, held[name]) if name in held else None
+        return Unit(name, shape, specs, gather.possible_writers(place), of_rank)
 
     def read(name: str, writer: int) -> np.ndarray | None:
         if not gather.takes_part(places[name], writer):
             return None
         return whole_parameter(config, name, held[name], writer)
 
-    return TensorSet(MODEL_STEM, units, read, names.to_checkpoint, max_file_size)
+    units = [unit(name, place) for name, place in places.items()]
+    return TensorSet(MODEL_STEM, units, read, names.to_checkpoint, max_file_size, part)
+
+
+def _division(config: ModelConfig, name: str, tensor: paddle.Tensor) -> Division | None:
+    is_sliced = gather.is_sliced(tensor)
+    held = tensor.fw_storage if is_sliced else tensor
+    return division(config, name, tensor.shape, held.size * held.element_size(), is_sliced)
 
 
 def model_config_json(model: Model) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pypkg.ops.flash_attention import flash_attention, flash_attention_reference
 from pypkg.ops.gated_activation import gated_activation_reference, geglu, swiglu
 from pypkg.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from pypkg.ops.matmul import linear, matmul, set_matmul_precision
+from pypkg.ops.packed_attention import packed_attention, split_heads
 from pypkg.ops.paddle_attention import paddle_flash_attention
 from pypkg.ops.random_normal import random_normal_
 from pypkg.ops.rms_norm import rms_norm, rms_norm_reference
@@ -27,6 +28,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_cross_entropy_reference",
     "matmul",
+    "packed_attention",
     "paddle_flash_attention",
     "random_normal_",
     "rms_norm",
@@ -35,5 +37,6 @@ __all__ = [
     "rotary_embedding_reference",
     "set_backend",
     "set_matmul_precision",
+    "split_heads",
     "swiglu",
 ]

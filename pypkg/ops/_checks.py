@@ -9,22 +9,25 @@ import paddle
 FLOATING = (paddle.float32, paddle.float16, paddle.bfloat16, paddle.float64)
 
 
-def _dtype_name(dtype: paddle.dtype) -> str:
+def dtype_name(dtype: paddle.dtype) -> str:
+    """``float32`` and so on."""
     return str(dtype).removeprefix("paddle.")
 
 
 def check_dtype(op: str, name: str, tensor: paddle.Tensor, allowed: Sequence[paddle.dtype]) -> None:
     """Raises TypeError unless ``tensor`` is a paddle.Tensor of one of the ``allowed`` dtypes."""
-    if not hasattr(tensor, "dtype") or not hasattr(tensor, "stop_gradient"):
+    if not isinstance(tensor, paddle.Tensor) and not hasattr(tensor, "stop_gradient"):
         raise TypeError(f"{op}: {name} must be a paddle.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in allowed:
-        expected = " or ".join(_dtype_name(dtype) for dtype in allowed)
-        raise TypeError(f"{op}: {name} must be {expected}, got {_dtype_name(tensor.dtype)}")
+        expected = " or ".join(dtype_name(dtype) for dtype in allowed)
+        raise TypeError(f"{op}: {name} must be {expected}, got {dtype_name(tensor.dtype)}")
 
 
 def check_shape(op: str, name: str, tensor: paddle.Tensor, expected: Sequence[int | str]) -> None:
     """Raises ValueError unless the shape is ``expected``; a string names a free dimension."""
     shape = list(tensor.shape)
+    if shape == expected:  # the common case, and the fastest to decide
+        return
     matches = len(shape) == len(expected) and all(
         isinstance(want, str) or want == have for want, have in zip(expected, shape)
     )

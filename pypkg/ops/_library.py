@@ -220,9 +220,9 @@ def _decide(requested: str, setting: str) -> str:
 def implementation(choices: Mapping[str, Callable], x: paddle.Tensor) -> Callable:
     """The implementation of one operator for the chosen backend and the input ``x``.
 
-    Two kinds of input always run on the reference: float64, which gradient checks use and no
-    kernel supports, and empty tensors, which Paddle drops from the optional inputs of a custom
-    operator.
+    Three kinds of input always run on the reference: float64, which gradient checks use and no
+    kernel supports; float16 on a CPU, which no CPU kernel supports; and empty tensors, which Paddle
+    drops from the optional inputs of a custom operator.
 
     Raises:
         UserError: the Triton backend is chosen and the graph is static.
@@ -230,6 +230,8 @@ def implementation(choices: Mapping[str, Callable], x: paddle.Tensor) -> Callabl
     if x.dtype == paddle.float64 or 0 in x.shape:
         return choices["reference"]
     name = backend()
+    if name == "compiled" and x.dtype == paddle.float16 and x.place.is_cpu_place():
+        return choices["reference"]
     if name == "triton" and not paddle.in_dynamic_mode():
         raise UserError(
             "the Triton operators run in dynamic graphs only, and this is a static one; set "
@@ -266,5 +268,7 @@ def run_compiled(
 
 def custom_op(op: str, *arguments: object) -> list[paddle.Tensor]:
     """Runs the compiled operator ``op`` on tensors, lists of tensors, None and attributes."""
-    run: Callable[..., list[paddle.Tensor]] = vars(_C_ops)["_run_custom_op"]  # not in the stubs
-    return run(op, *arguments)
+    return _run_custom_op(op, *arguments)
+
+
+_run_custom_op: Callable[..., list[paddle.Tensor]] = vars(_C_ops)["_run_custom_op"]  # no stub

@@ -91,7 +91,8 @@ class _RmsNorm(PyLayer):
     @staticmethod
     def backward(ctx: _Context, dy: paddle.Tensor) -> Gradients:
         ctx.guard.ran()
-        return _wanted(ctx, _rms_norm_gradients(ctx.saved_tensor(), dy, None))
+        dx, _, dweight = _rms_norm_gradients(ctx.saved_tensor(), dy, None, False)
+        return _wanted(ctx, (dx, dweight))
 
 
 class _AddRmsNorm(PyLayer):
@@ -117,25 +118,27 @@ class _AddRmsNorm(PyLayer):
     @staticmethod
     def backward(ctx: _Context, dy: paddle.Tensor, dh: paddle.Tensor) -> Gradients:
         ctx.guard.ran()
-        dx, dweight = _rms_norm_gradients(ctx.saved_tensor(), dy, dh)
         # Paddle adds to gradients in place, so x and residual cannot share one.
-        dresidual = dx.clone() if all(ctx.wanted[:2]) else dx
-        return _wanted(ctx, (dx, dresidual, dweight))
+        is_twice = all(ctx.wanted[:2])
+        return _wanted(ctx, _rms_norm_gradients(ctx.saved_tensor(), dy, dh, is_twice))
 
 
 def _rms_norm_gradients(
-    saved: Sequence[paddle.Tensor], dy: paddle.Tensor, dh: paddle.Tensor | None
+    saved: Sequence[paddle.Tensor], dy: paddle.Tensor, dh: paddle.Tensor | None, is_twice: bool
 ) -> Tensors:
+    """dx; a second one, if ``is_twice`` in memory of its own; dweight."""
     h, weight, rstd = saved
     kernels = _kernels()
     dx, dweight = _like(h), _like(weight)
+    second = _like(h) if is_twice else None
     workspace = _floats(kernels.rms_norm_backward_workspace(h))
     kernels.rms_norm_backward(
         *(_matrix(dy), h, weight, rstd, dx, dweight, workspace),
         None if dh is None else _matrix(dh),
+        second,
         stream=raw_stream(h),
     )
-    return dx.reshape(dy.shape), dweight
+    return dx.reshape(dy.shape), (dx if second is None else second).reshape(dy.shape), dweight
 
 
 def rotary_embedding(

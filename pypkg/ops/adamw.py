@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import paddle
 from paddle import Tensor, _C_ops
 
-from pypkg.ops._checks import FLOATING, check_dtype, compute_dtype
-from pypkg.ops._library import custom_op, implementation
+from pypkg.ops._checks import FLOATING, check_dtype, compute_dtype, dtype_name
+from pypkg.ops._library import implementation, raw_stream
 
 Tensors = Sequence[Tensor]
 
@@ -130,17 +130,66 @@ def _adamw_reference(step: _Step) -> None:
 
 
 def _adamw_compiled(step: _Step) -> None:
-    # Paddle refuses in-place writes to leaves that require a gradient. Detached tensors share their
-    # memory.
-    params = [param.detach() for param in step.params]
-    custom_op(
-        "pypkg_adamw",
-        *(params, list(step.grads), list(step.moments1), list(step.moments2)),
-        *(list(step.beta1_powers), list(step.beta2_powers)),
-        list(step.masters or ()),
-        step.grad_scale,
-        *(list(step.weight_decays), step.learning_rate, step.beta1, step.beta2, step.epsilon),
+    """One call of the kernel with the addresses of all tensors.
+
+    A custom operator of Paddle takes longer to hand over the lists than the kernel to update small
+    tensors.
+    """
+    from pypkg import _native
+
+    first, masters = step.params[0], step.masters or ()
+    grad_dtype, scale = step.grads[0].dtype, step.grad_scale
+    grads = [each if each.is_contiguous() else each.contiguous() for each in step.grads]
+    _check_alike("params", step.params, step.params, first.dtype)
+    _check_alike("gradient", grads, step.params, grad_dtype)
+    states = (("moment1", step.moments1), ("moment2", step.moments2), ("master", masters))
+    for name, tensors in states:
+        _check_alike(name, tensors, step.params, paddle.float32)
+    for power in (*step.beta1_powers, *step.beta2_powers):
+        if power.dtype != paddle.float32 or power.shape != [1] or not power.place.is_cpu_place():
+            raise ValueError(f"adamw_: powers must be float32 [1] in host memory, got {power}")
+    if scale is not None:
+        is_fit = scale.dtype == paddle.float32 and scale.size == 1 and scale.place == first.place
+        if not is_fit:
+            raise ValueError(f"adamw_: grad_scale must be one float32 beside params, got {scale}")
+    _native.adamw_at(
+        params=_addresses(step.params),
+        grads=_addresses(grads),
+        moments1=_addresses(step.moments1),
+        moments2=_addresses(step.moments2),
+        masters=_addresses(masters),
+        beta1_powers=_addresses(step.beta1_powers),
+        beta2_powers=_addresses(step.beta2_powers),
+        sizes=[each.size for each in step.params],
+        weight_decays=step.weight_decays,
+        dtype=dtype_name(first.dtype),
+        grad_dtype=dtype_name(grad_dtype),
+        grad_scale=0 if scale is None else scale.data_ptr(),
+        learning_rate=step.learning_rate,
+        beta1=step.beta1,
+        beta2=step.beta2,
+        epsilon=step.epsilon,
+        stream=raw_stream(first),
     )
+
+
+def _addresses(tensors: Tensors) -> list[int]:
+    return [each.data_ptr() for each in tensors]
+
+
+def _check_alike(name: str, tensors: Tensors, params: Tensors, dtype: paddle.dtype) -> None:
+    """Raises ValueError unless each tensor has ``dtype`` and shape and place of its parameter."""
+    place = params[0].place
+    for tensor, param in zip(tensors, params):
+        if tensor.dtype != dtype:
+            expected, found = dtype_name(dtype), dtype_name(tensor.dtype)
+            raise ValueError(f"adamw_: {name} must be {expected}, got {found}")
+        if tensor.shape != param.shape:
+            raise ValueError(
+                f"adamw_: {name} must have shape {list(param.shape)}, got {list(tensor.shape)}"
+            )
+        if tensor.place != place:
+            raise ValueError(f"adamw_: {name} must be on {place}, got {tensor.place}")
 
 
 _IMPLEMENTATIONS = {

@@ -13,7 +13,7 @@ from pypkg.ops._library import implementation, run_compiled
 from pypkg.ops.attention_mask import AttentionMask
 
 MAX_HEAD_DIM = 256
-_HEAD_DIM_MULTIPLE = 8
+HEAD_DIM_MULTIPLE = 8
 
 _Result: TypeAlias = paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor]
 
@@ -140,7 +140,7 @@ def _flash_attention_compiled(
     softcap: float,
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
     head_dim = q.shape[3]
-    padding = -head_dim % _HEAD_DIM_MULTIPLE
+    padding = -head_dim % HEAD_DIM_MULTIPLE
     if padding:
         q, k, v = (F.pad(each, [0, 0, 0, 0, 0, 0, 0, padding]) for each in (q, k, v))
     out, softmax_lse = run_compiled(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import paddle
 import paddle.nn.functional as F
+from paddle import _C_ops
 
 from pypkg.errors import UserError
 from pypkg.ops._library import backend, run_compiled
@@ -81,6 +85,23 @@ def linear(
         [..., out_features] in the dtype of x.
     """
     if _precision == "float32":
+        if bias is None and paddle.in_dynamic_mode():
+            return _product()(x, weight)
         return F.linear(x, weight, bias)
     out = matmul(x, weight)
     return out if bias is None else out + bias
+
+
+@functools.cache
+def _product() -> Callable[[paddle.Tensor, paddle.Tensor], paddle.Tensor]:
+    """What ``F.linear`` runs without a bias in this build of Paddle.
+
+    ``F.linear`` looks at the build and at flags in every call, which takes longer than the product
+    of small matrices. The flags are read here once.
+    """
+    if not paddle.is_compiled_with_cuda():
+        return lambda x, weight: _C_ops.linear(x, weight, None)
+    flags = ("FLAGS_use_legacy_linear", "FLAGS_use_accuracy_compatible_kernel")
+    if any(paddle.get_flags(list(flags)).values()):
+        return F.linear
+    return lambda x, weight: _C_ops.matmul(x, weight, False, False)

@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pypkg.attention_choice import AttentionNeeds, choose_attention
-from pypkg.capabilities import ExecutionPlan, probe, resolve
 from pypkg.config import Settings, notices
 from pypkg.config.parser import listed
 from pypkg.data.tokenizers.load import Tokenizer, tokenizer_files
+from pypkg.device.attention_choice import AttentionNeeds, choose_attention
+from pypkg.device.capabilities import ExecutionPlan, probe, resolve
 from pypkg.errors import UserError
 from pypkg.models import ModelConfig
 from pypkg.models.building import Model
-from pypkg.ops import set_matmul_precision
+from pypkg.ops import half_on_cpu, set_matmul_precision
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
 from pypkg.parallel.launch import watchdog
@@ -151,6 +151,8 @@ def _choose_execution(settings: Settings) -> ExecutionPlan:
         logger.info(line)
     plan = resolve(settings, probe(settings.device, settings.ops_backend))
     set_matmul_precision(plan.matmul_precision)
+    if plan.device == "cpu" and plan.dtype != "float32":
+        half_on_cpu.install()
     logger.info(plan.describe())
     return plan
 
@@ -209,7 +211,7 @@ def _make_model(
 
 
 def _tokenizer_files(settings: Settings, tokenizer: Tokenizer | None) -> list[Path]:
-    """What checkpoints hold of the tokenizer.
+    """The files of the tokenizer that checkpoints hold.
 
     Raises:
         UserError: its files have vanished since it was loaded.
@@ -268,6 +270,7 @@ def _update_options(settings: Settings) -> UpdateOptions:
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         sharding_stage=settings.sharding_stage,
+        reduces_once=settings.reduces_once,
         offload=settings.offloads_optimizer,
         loss_scale=LossScale(settings.scale_loss) if settings.fp16 else None,
         master_grad=settings.amp_master_grad,

@@ -21,13 +21,15 @@ def one_round(seconds: float) -> dict[str, Any]:
 
 def test_a_row_and_its_line() -> None:
     row = summary("alone", [one_round(1.0), one_round(2.0), one_round(3.0)])
-    assert row["sync_total"]["median"] == 2.0 and row["async_stall"]["median"] == 0.5
+    assert row["sync_total"]["median"] == 2.0 and row["async_stall"]["median"] == 0.625
+    assert row["first_async_stall"] == 0.25
     assert row["of_disk"]["median"] == pytest.approx(0.45)
     twice = summary("tp2", [one_round(4.0)])
     lines = checkpoint.render({"workload": "a model", "rows": [row, twice]})
     assert lines[0] == "- a model; 2.00 GB"
     cells = [cell.strip() for cell in lines[-1].split("|")[1:-1]]
-    assert cells == ["tp2", "4.00", "4.00-4.00", "0.50", "0.23", "2.00", "1.00", "4.00", "1.50",
+    assert cells == ["tp2", "4.00", "4.00-4.00", "0.50", "0.23", "2.00", "1.00", "1.00", "4.00",
+                     "1.50",
                      "1.02", "1.04", "3"]  # fmt: skip
 
 

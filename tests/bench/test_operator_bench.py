@@ -16,6 +16,7 @@ from pypkg.bench.ops.case import (
     with_sum,
 )
 from pypkg.bench.ops.cases import adamw, operator_cases
+from pypkg.bench.ops.fill_run import NormalFill
 from pypkg.bench.ops.frameworks import available_frameworks
 from pypkg.bench.ops.limits import ThreadedCopy, best_matmul_rate
 from pypkg.bench.ops.suite import default_workloads
@@ -165,6 +166,23 @@ def _wrong_state(kind: str):
 def test_a_wrong_step_ends_the_run(function, dtype, where, frameworks, limits) -> None:
     case = _case("adamw", dtype, baselines=(Baseline(OURS, "paddle", function),))
     with pytest.raises(BenchmarkError, match=rf"{OURS} is wrong in its {where}"):
+        bench_case(case, frameworks, limits, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "where"),
+    [
+        (lambda out: out.normal_(0.001, 0.02), "mean"),
+        (lambda out: out.normal_(0.0, 0.0206), "mean magnitude"),
+        (lambda out: out.uniform_(-0.02 * 3**0.5, 0.02 * 3**0.5), "mean magnitude"),
+        (lambda out: out, "mean"),  # leaves NaN
+    ],
+)
+def test_wrong_random_numbers_end_the_run(wrong, where, frameworks, limits) -> None:
+    case = _case("random_normal", method=NormalFill((200, 250), 0.02))
+    assert bench_case(case, frameworks, limits, 0.0)
+    case = dataclasses.replace(case, baselines=(Baseline(OURS, "paddle", wrong),))
+    with pytest.raises(BenchmarkError, match=f"{where}: the error"):
         bench_case(case, frameworks, limits, 0.0)
 
 

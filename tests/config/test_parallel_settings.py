@@ -6,7 +6,7 @@ import pytest
 from test_config import load, problems
 
 from pypkg.config import check_supported, load_settings, notices
-from pypkg.config.suboptions import SUB_OPTIONS
+from pypkg.config.suboptions import STAGE_OF_WORD, SUB_OPTIONS
 from pypkg.errors import UserError
 
 
@@ -175,7 +175,10 @@ def test_no_follow_up_of_a_wrong_type(tmp_path):
 def test_no_sub_option_is_silently_ignored(tmp_path, option):
     """All but what happens anyway is refused, or said to change nothing, with the reason."""
     layout = {"tensor_parallel_degree": 2, "sequence_parallel": True, "do_train": True}
-    layout |= {"pipeline_parallel_degree": 2, "sharding": "stage1"}
+    if option.name in STAGE_OF_WORD:
+        layout |= {"sharding": f"stage{STAGE_OF_WORD[option.name]}"}
+    else:
+        layout |= {"pipeline_parallel_degree": 2, "sharding": "stage1"}
     settings = load(tmp_path, {**layout, option.setting: option.name})
     if option.refused:
         with pytest.raises(UserError, match=f"{option.setting} holds {option.name}, but "):
@@ -184,6 +187,32 @@ def test_no_sub_option_is_silently_ignored(tmp_path, option):
     check_supported(settings)
     said = [f"{option.setting} {option.name} has no effect: {option.why}"] if option.why else []
     assert notices(settings) == said
+
+
+@pytest.mark.parametrize(
+    ("word", "sharding", "reduces_once"),
+    [
+        ("enable_stage1_tensor_fusion", "stage1", True),
+        ("enable_stage1_overlap", "stage1", True),
+        ("enable_stage1_overlap", "stage2", False),
+        ("reduce_once_per_step", "stage2", True),
+        ("reduce_once_per_step", "stage1", False),
+        ("enable_stage2_overlap", "stage2", False),
+        ("split_param", "stage1", False),
+    ],
+)
+def test_when_gradients_are_reduced_once_in_a_step(tmp_path, word, sharding, reduces_once):
+    extra = {"sharding": sharding, "sharding_parallel_config": word}
+    settings = load(tmp_path, extra)
+    assert settings.reduces_once == reduces_once
+    if word != "split_param" and not sharding.endswith(str(STAGE_OF_WORD[word])):
+        assert notices(settings) == [
+            f"sharding_parallel_config {word} has no effect: "
+            f"it matters only with sharding stage{STAGE_OF_WORD[word]}"
+        ]
+    staged = load(tmp_path, {**extra, "sharding": "stage1", "pipeline_parallel_degree": 2})
+    assert not staged.reduces_once
+    assert len(notices(staged)) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from distributed_testing import REPO
+from distributed_testing import REPO, run_ranks
 
 sys.path.insert(0, str(REPO / "tests" / "training"))
 from training_testing import Workplace, counting_documents, write_corpus, write_model
 
 from pypkg.training.step.rank_times import Times, table
 
+PRETRAIN = Path(__file__).parent / "workers" / "pretrain_worker.py"
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -24,14 +24,16 @@ def workplace(tmp_path: Path) -> Workplace:
     return Workplace(tmp_path)
 
 
-def run(workplace: Workplace, nproc: int, **settings: object) -> subprocess.CompletedProcess:
+def run(workplace: Workplace, nproc: int, **settings: object) -> list[str]:
+    """What each rank writes."""
     given = {"max_steps": 5, "eval_steps": 5, "save_steps": 5, "num_threads": 1, **settings}
     if nproc == 1:
         result = workplace.run(**given)
-    else:
-        result = workplace.execute([*workplace.command(**given), "--nproc", str(nproc)])
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result
+        assert result.returncode == 0, result.stderr[-3000:]
+        return [result.stdout]
+    arguments = workplace.command(**given)[3:]
+    assert run_ranks(PRETRAIN, nproc, arguments, logs=workplace.folder) == [0] * nproc
+    return [(workplace.folder / f"{rank}.log").read_text() for rank in range(nproc)]
 
 
 def rows_of(output: str) -> list[dict[str, float]]:
@@ -54,10 +56,10 @@ def rows_of(output: str) -> list[dict[str, float]]:
 
 
 def test_table_of_two_stages(workplace):
-    result = run(
+    output, other = run(
         workplace, 2, pipeline_parallel_degree=2, skip_profile_timer=False, logging_steps=5
     )
-    rows = rows_of(result.stdout)
+    rows = rows_of(output)
     assert [row["rank"] for row in rows] == [0, 1]
     for row in rows:
         parts = [row[name] for name in ("compute", "communication", "data", "stages")]
@@ -72,11 +74,12 @@ def test_table_of_two_stages(workplace):
     tokens, loss = 2 * 16, 4 + 8
     for row, bytes_of_token in zip(rows, (32 * 4 + 8, 32 * 4), strict=True):
         assert row["pipeline"] == pytest.approx(2 * tokens * bytes_of_token + loss, rel=1e-3)
-    assert result.stdout.count("ranks: ") == 1
+    assert output.count("ranks: ") == 1 and "ranks: " not in other
 
 
 def test_table_of_one_process(workplace):
-    (row,) = rows_of(run(workplace, 1, skip_profile_timer=False).stdout)
+    (output,) = run(workplace, 1, skip_profile_timer=False)
+    (row,) = rows_of(output)
     assert set(row) == {
         "rank", "peak_memory", "tokens/s", "step", "compute", "communication", "data",
     }  # fmt: skip
@@ -85,7 +88,7 @@ def test_table_of_one_process(workplace):
 
 
 def test_no_table_unless_asked_for(workplace):
-    assert "ranks: " not in run(workplace, 1).stdout
+    assert "ranks: " not in run(workplace, 1)[0]
 
 
 def test_losses_are_the_same(workplace, tmp_path):

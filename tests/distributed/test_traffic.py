@@ -14,7 +14,13 @@ from traffic_formulas import LAYOUTS, expected
 WORKER = Path(__file__).parent / "workers" / "traffic_worker.py"
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+SLOW = {"stage 2, once"}  # tests/parallel/test_gradient_reducer.py counts its reductions as well
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in LAYOUTS],
+)
 def test_as_the_formulas_say(name):
     layout = LAYOUTS[name]
     for result in run_ranks(WORKER, layout.degrees.world_size, [name], timeout=120):

@@ -94,15 +94,19 @@ def models() -> dict[str, PreTrainedModel]:
     }
 
 
-def freeze(model: PreTrainedModel, folder: Path) -> None:
-    """Writes the model, with every parameter moved away from its first value, and its outputs."""
+def freeze(model: PreTrainedModel, folder: Path, first_id: int) -> None:
+    """Writes the model, with every parameter moved away from its first value, and its outputs.
+
+    Args:
+        first_id: the lowest of the input ids; those below get no gradient.
+    """
     model.eval()
     model.set_attn_implementation("eager")
     with torch.no_grad():
         for parameter in model.parameters():  # biases too, so that a lost one is noticed
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder)
-    input_ids = torch.randint(4, _VOCAB, (2, _SEQUENCE))  # padding gets no gradient there
+    input_ids = torch.randint(first_id, _VOCAB, (2, _SEQUENCE))
     labels = torch.randint(0, _VOCAB, (2, _SEQUENCE))
     labels[0, :5] = -100
     logits = model(input_ids).logits
@@ -119,7 +123,7 @@ def freeze(model: PreTrainedModel, folder: Path) -> None:
 def main() -> None:
     torch.manual_seed(3)
     for name, model in models().items():
-        freeze(model, OUT / name)
+        freeze(model, OUT / name, first_id=4)  # beyond those of padding
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import json
 from pathlib import Path
 
 import torch
+from make_family_variants import freeze
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -152,23 +153,7 @@ def biased(folder: Path) -> None:
         attn_implementation="eager",
     )
     torch.manual_seed(3)
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():  # biases too, so that a lost one is noticed
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(folder)
-    input_ids = torch.randint(0, 96, (2, 24))
-    labels = torch.randint(0, 96, (2, 24))
-    labels[0, :5] = -100
-    logits = model(input_ids).logits
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-    loss.backward()
-    tensors = {"input_ids": input_ids, "labels": labels, "logits": logits.detach()}
-    tensors["loss"] = loss.detach()
-    for name, parameter in model.named_parameters():
-        tensors[f"grad.{name}"] = parameter.grad
-    save_file(tensors, folder / "io.safetensors")
-    (folder / "generation_config.json").unlink(missing_ok=True)
+    freeze(LlamaForCausalLM(config), folder, first_id=0)
 
 
 def main() -> None:

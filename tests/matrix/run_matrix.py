@@ -112,9 +112,9 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 _NOT_PROVEN = """## What CPU processes cannot prove
-- bfloat16 and float16 arithmetic, loss scaling on real overflows, and float32 master weights and
-  main gradients beside 16-bit parameters: Paddle has no 16-bit matrix product on a CPU. Their
-  arithmetic is unit-tested in float32 (`tests/distributed/test_updaters.py`).
+- The 16-bit arithmetic of GPUs. These cells are in float32. `tests/distributed/test_half.py`
+  trains in bfloat16 and float16 with operators that compute in float32: master weights, main
+  gradients and loss scaling beside 16-bit parameters.
 - The CUDA kernels inside Paddle, and fleet's own GPU operators for tensor parallelism, in whose
   place the gloo adapter puts CPU ones (`pypkg/parallel/gloo/mpu.py`).
 - The order and overlap of NCCL's operations: messages over gloo are buffered, which can hide a

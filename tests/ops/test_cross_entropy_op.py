@@ -35,6 +35,8 @@ def test_reference_is_the_formula():
 @pytest.mark.parametrize("shape", [(1, 1), (1, 760), (3, 1128), (2, 5, 64), (300, 17), (7, 32000)])
 @pytest.mark.parametrize("inplace", [True, False])
 def test_values_and_gradients(each_backend, dtype, shape, inplace):
+    if each_backend == "triton":  # interpreted, and a program has one row: more show nothing
+        shape = (min(shape[0], 20), *shape[1:])
     labels = labels_of(shape[:-1], shape[-1])
     inputs = [parameter(random(shape, 0, 3.0), dtype)]
     exact = [parameter(as_float64(inputs[0]), "float64")]

@@ -1,15 +1,11 @@
-"""What fleet is asked for: the schedule of a number of micro batches, and the size of buckets."""
+"""What fleet is asked for: the schedule of a number of micro batches."""
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
-from paddle.distributed.sharding import group_sharded_parallel
 
 from pypkg.errors import UserError
 from pypkg.parallel import pipeline
-from pypkg.parallel.optimizer.zero import BUCKET_ELEMENTS
 
 
 class Engine:
@@ -42,9 +38,3 @@ def test_schedule_of_interleaved_stages(interleaved, count, all_forward_first):
     chosen = interleaved._engine_for(count)
     assert (chosen is interleaved._all_forward_first) == all_forward_first
     assert chosen.accumulate_steps == count
-
-
-def test_buckets_of_gradients_have_the_size_that_fleet_chooses():
-    """A larger one changes no result, but holds all gradients at once."""
-    default = inspect.signature(group_sharded_parallel).parameters["buffer_max_size"].default
-    assert default == BUCKET_ELEMENTS

@@ -29,7 +29,7 @@ _OPENMP_LIBRARIES = ("libgomp", "libiomp5")
 
 def preload() -> list[str]:
     """Imports what the scripts import; returns the paths of the loaded OpenMP libraries."""
-    from pypkg.threads import import_paddle
+    from pypkg.device.threads import import_paddle
 
     import_paddle()
     import matplotlib
@@ -116,7 +116,7 @@ def become(request: dict[str, Any], server: int, openmp: list[str]) -> None:
 
     import paddle
 
-    from pypkg import threads
+    from pypkg.device import threads
     from pypkg.training.reporting import metrics
 
     # Half of a short run's time would go into the speed of the processor, which no test looks at.

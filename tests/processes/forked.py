@@ -30,7 +30,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-from pypkg.threads import cpu_environment
+from pypkg.device.threads import cpu_environment
 
 REPO = Path(__file__).resolve().parents[2]
 _SERVER = Path(__file__).with_name("fork_server.py")
@@ -78,7 +78,7 @@ class _Server:
             "PYTHONPATH": os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")]),
         }
         self._folder = tempfile.TemporaryDirectory()
-        preloaded = [_build_no_delay(Path(self._folder.name)), os.environ.get("LD_PRELOAD")]
+        preloaded = [_build_gloo_sockets(Path(self._folder.name)), os.environ.get("LD_PRELOAD")]
         preload = {"LD_PRELOAD": ":".join(filter(None, preloaded))}
         with theirs:
             self._process = subprocess.Popen(
@@ -128,12 +128,12 @@ class _Server:
         self._folder.cleanup()
 
 
-def _build_no_delay(folder: Path) -> str | None:
-    """The compiled no_delay.c; None without a compiler, where groups take seconds longer."""
+def _build_gloo_sockets(folder: Path) -> str | None:
+    """The compiled gloo_sockets.c; None without a compiler, where groups take seconds longer."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         return None
-    library, source = folder / "no_delay.so", str(_SERVER.with_name("no_delay.c"))
+    library, source = folder / "gloo_sockets.so", str(_SERVER.with_name("gloo_sockets.c"))
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
     return str(library)
 
@@ -161,7 +161,11 @@ def start(
 
 
 def run(
-    arguments: Sequence[object], *, environment: Mapping[str, str], timeout: float
+    arguments: Sequence[object],
+    *,
+    environment: Mapping[str, str],
+    timeout: float,
+    cwd: Path = REPO,
 ) -> subprocess.CompletedProcess[str]:
     """As subprocess.run with captured text; no process of the group is left.
 
@@ -169,7 +173,7 @@ def run(
         subprocess.TimeoutExpired: after ``timeout`` seconds.
     """
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-        process = start(arguments, environment=environment, stdout=stdout, stderr=stderr)
+        process = start(arguments, environment=environment, stdout=stdout, stderr=stderr, cwd=cwd)
         try:
             code = process.wait(timeout)
         finally:

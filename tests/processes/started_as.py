@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from pypkg.threads import configure_cpu
+from pypkg.device.threads import configure_cpu
 
 if sys.argv[2:] == ["configure"]:
     configure_cpu(3)

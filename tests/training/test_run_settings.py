@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from distributed_testing import run_ranks
+from training_testing import ROOT
 
 from pypkg.training.checkpoint.reading import load_trainer_state
+
+PRETRAIN = ROOT / "tests/distributed/workers/pretrain_worker.py"
 
 
 def test_skipped_steps_pass_over_their_samples(make_workplace):
@@ -64,12 +68,13 @@ def test_the_whole_split_counts_once_whatever_the_batches(make_workplace):
     losses = {}
     for rows, processes in ((1, 1), (4, 1), (50, 1), (5, 2)):
         place = make_workplace(f"{rows}-{processes}")
-        done = place.run(
+        arguments = place.command(
             eval_iters=-1, do_train=False, do_predict=True, split="60,20,20",
-            per_device_eval_batch_size=rows, nproc=processes,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert "an evaluation takes 25 samples of the validation split, which has 25" in done.stderr
+            per_device_eval_batch_size=rows,
+        )[3:]  # fmt: skip
+        assert run_ranks(PRETRAIN, processes, arguments, logs=place.folder) == [0] * processes
+        said = (place.folder / "0.log").read_text()
+        assert "an evaluation takes 25 samples of the validation split, which has 25" in said
         summary = json.loads((place.output_dir / "summary.json").read_text())
         losses[rows, processes] = (summary["eval_loss"], summary["test_loss"])
     assert len({round(loss, 3) for loss, _ in losses.values()}) == 1

@@ -152,6 +152,28 @@ def test_how_much_an_evaluation_covers(tmp_path, caplog, batches, said):
     assert said in caplog.text
 
 
+def test_repeated_evaluations_take_the_same_first_samples(tmp_path):
+    """PaddleNLP's second evaluation goes on where its first one ended."""
+    write_corpus(tmp_path / "corpus", counting_documents())
+
+    def evaluated(batches: int, times: int) -> list[np.ndarray]:
+        settings = settings_with(
+            input_dir=tmp_path, split="1,1,0", max_seq_length=8, do_eval=True, eval_iters=batches,
+            per_device_eval_batch_size=3,
+        )  # fmt: skip
+        data = samples.Samples(settings, tiny("llama"), TrainerState())
+        return [
+            np.concatenate([batch["input_ids"] for batch in data.eval_batches()])
+            for _ in range(times)
+        ]
+
+    first, second, third = evaluated(2, times=3)
+    assert first.shape == (6, 8)
+    assert np.array_equal(first, second) and np.array_equal(first, third)
+    (whole,) = evaluated(4, times=1)
+    assert np.array_equal(whole[:6], first) and not np.array_equal(whole[6:], first)
+
+
 def test_packing_of_every_family():
     apart = settings_with(reset_attention_mask=True, reset_position_ids=True)
     positions_alone = settings_with(reset_position_ids=True)

@@ -83,12 +83,16 @@ def run_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
 def summary(layout: str, rounds: Sequence[Round]) -> dict[str, Any]:
     """A row of the result: medians and quartiles over the rounds, in seconds.
 
-    ``of_disk`` is the time of ``dd``, divided by that of the awaited save of the same round.
+    ``of_disk`` is the time of ``dd``, divided by that of the awaited save of the same round. The
+    first save of a process that goes on meanwhile is apart from the later ones, if there are any.
     """
     row: dict[str, Any] = {"layout": layout, "bytes": rounds[0]["bytes"]}
+    if "async" in rounds[0]:
+        stalls = [each["async"]["stall"] for each in rounds]
+        row["first_async_stall"] = stalls[0]
+        row["async_stall"] = asdict(summarize(stalls[1:] or stalls))
     for kind, part in (
         ("sync", "total"),
-        ("async", "stall"),
         ("async", "total"),
         ("load", "total"),
     ):
@@ -130,7 +134,7 @@ def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess
 
 
 def _results(name: str, processes: Sequence[subprocess.Popen]) -> list[Round]:
-    """What the first of the processes printed, when all have ended."""
+    """The JSON lines that the first process printed; waits until all have ended."""
     try:
         said = [process.communicate() for process in processes]
     finally:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pypkg.threads import configure_cpu, import_paddle
+from pypkg.device.threads import configure_cpu, import_paddle
 
 _GIB = 2**30
 
@@ -48,10 +48,14 @@ class _Run:
         from pypkg.parallel import mesh
         from pypkg.parallel.optimizer.distribute import distribute
         from pypkg.parallel.optimizer.factory import UpdateOptions
+        from pypkg.training.checkpoint.shared_memory import SharedMemory
         from pypkg.training.tp_sharding import ModelTpSharding
 
         self._folder = Path(task["folder"])
-        self._writer = WriterProcess(8 * _GIB)
+        self._writer = WriterProcess()
+        is_alone = mesh.current().world_size == 1
+        beside = SharedMemory(8 * _GIB)
+        self._memory = {"sync": None if is_alone else SharedMemory(None), "async": beside}
         config = load_config(task["config"])
         self._layer = from_config(config, seed=0)
         self._layer.train()
@@ -64,8 +68,8 @@ class _Run:
         model.forward_backward([batch] * stages, self._updater.scale)
         self._updater.step(1e-3)
         model.eval()
-        own = SavePlan(self._tensor_sets()).files_of(mesh.current().rank)
-        self._writer.prepare(spec for file in own for spec in file.specs.values())
+        self._writer.start()
+        beside.prepare(SavePlan(self._tensor_sets()))
 
     def measure(self) -> dict[str, Any]:
         """One round: the disk alone, a save that is awaited, one that is not, and loading."""
@@ -74,10 +78,10 @@ class _Run:
         from pypkg.parallel.comm.collective import from_first_rank
 
         result: dict[str, Any] = {}
-        folder, result["sync"] = self._save(ThreadWriter)
-        size = sum(path.stat().st_size for path in folder.iterdir())
+        folder, result["sync"] = self._save("sync", ThreadWriter)
+        size = from_first_rank(lambda: sum(path.stat().st_size for path in folder.iterdir()))
         _remove(folder)
-        folder, result["async"] = self._save(partial(ProcessWriter, process=self._writer))
+        folder, result["async"] = self._save("async", partial(ProcessWriter, process=self._writer))
         result["load"] = self._load(folder)
         _remove(folder)
         result["dd"] = from_first_rank(lambda: _seconds_of_dd(self._folder / "dd", size))
@@ -87,9 +91,9 @@ class _Run:
         from pypkg.models.pretrained import model_tensors
         from pypkg.training.checkpoint.writing import optimizer_tensors
 
-        return [model_tensors(self._layer), optimizer_tensors(self._updater)]
+        return [model_tensors(self._layer), optimizer_tensors(self._updater, self._layer.config)]
 
-    def _save(self, make_writer: Callable[..., Any]) -> tuple[Path, dict[str, float]]:
+    def _save(self, kind: str, make_writer: Callable[..., Any]) -> tuple[Path, dict[str, float]]:
         from pypkg.models.pretrained import model_config_json
         from pypkg.models.weights.model_folder import CONFIG_FILE, write_json
         from pypkg.parallel import mesh
@@ -106,6 +110,7 @@ class _Run:
             tensor_sets=self._tensor_sets(),
             add_files=lambda to: write_json(to / CONFIG_FILE, model_config_json(self._layer)),
             settings_json="{}",
+            memory=self._memory[kind],
             make_writer=make_writer,
         )
         stall = time.perf_counter() - begin
@@ -170,7 +175,7 @@ def _remove(folder: Path) -> None:
 
 
 def _seconds_of_dd(path: Path, size: int) -> float:
-    """Of ``dd`` with fsync, which writes ``size`` bytes, up to whole blocks."""
+    """Seconds in which ``dd`` with fsync writes ``size`` bytes, rounded to whole blocks."""
     block = 4 << 20
     command = ["dd", "if=/dev/zero", f"of={path}", f"bs={block}", f"count={-(-size // block)}"]
     begin = time.perf_counter()

@@ -84,8 +84,8 @@ class BenchmarkCase(Generic[Method]):
         shape: label of the shape in the report.
         work: of each pass.
         baselines: the implementations; the first one is ours.
-        method: creates the inputs, and runs and validates the baselines: ``Differentiated`` and
-            ``InPlaceUpdate`` for operators, ``KernelComparison`` for kernels.
+        method: creates the inputs, and runs and validates the baselines: ``Differentiated``,
+            ``InPlaceUpdate`` and ``NormalFill`` for operators, ``KernelComparison`` for kernels.
         dtype: of the tensors whose dtype varies with the case.
         bound: limit of the machine that times are compared with: "memory", "memory in place",
             "compute", or "memory and compute".

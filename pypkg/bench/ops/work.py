@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 FORWARD, BACKWARD, _ = PASSES = ("forward", "backward", "forward+backward")
 STEP = "step"
+FILL = "fill"
 ELEMENT_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes
 
 
@@ -66,6 +67,7 @@ COUNTED = {
     "adamw": "28 bytes per parameter. float32: a step reads weight, gradient and both moments, and "
     "writes all but the gradient. bfloat16: it reads gradient, float32 master weight and moments, "
     "and writes these and the parameter",
+    "random_normal": "every element is written once; nothing is read",
 }
 
 
@@ -123,6 +125,11 @@ def matmul(rows: int, inputs: int, outputs: int) -> PassWork:
 def adamw(parameters: int) -> PassWork:
     """The work of a step in float32, or in 16 bits with 16-bit gradients and master weights."""
     return {STEP: Work(other_bytes=28 * parameters)}
+
+
+def random_normal(elements: int) -> PassWork:
+    """The work of overwriting a tensor."""
+    return {FILL: Work(elements=elements)}
 
 
 def visible_pairs(mask: str, sequence: int, size: int = 0) -> int:

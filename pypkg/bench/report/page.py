@@ -29,7 +29,8 @@ commands `python -m pypkg.bench ops`, `train-step`, `preprocess`, `data-index`, 
 - Baselines take turns, one run each per round, and each round begins with the next of them. A turn
   is an untimed run and a timed one, so that the timed run finds its own memory in the caches. Times
   are medians over the rounds. Passes are those of training: forward records what backward needs,
-  and backward gets the gradient of the outputs. A `step` is one optimizer step, in place.
+  and backward gets the gradient of the outputs. A `step` is one optimizer step, in place; a `fill`
+  overwrites one tensor. Random numbers are validated by their moments.
 - `GB/s` and `GFLOP/s` are the work named below each operator divided by the time. Bytes are those
   of inputs read once and outputs written once. Operations are those of matrix products alone.
 - `of limit` is the time at the machine's limit, measured in the same run, divided by our time. For

@@ -10,14 +10,14 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from pypkg.device.threads import cpu_environment
 from pypkg.errors import UserError
 from pypkg.paths import library_dir
-from pypkg.threads import cpu_environment
 
 logger = logging.getLogger("pypkg")
 
 # glibc returns large buffers to the system, so that every use causes page faults. With these
-# variables it keeps them, as pypkg.threads does for pypkg.
+# variables it keeps them, as pypkg.device.threads does for pypkg.
 _KEEP_BUFFERS = {
     "GLIBC_TUNABLES": f"glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={2**31 - 1}"
 }

@@ -147,7 +147,7 @@ _STACKS = {
 
 
 def _start_paddle(task: Mapping[str, Any]) -> None:
-    from pypkg.threads import configure_cpu, import_paddle
+    from pypkg.device.threads import configure_cpu, import_paddle
 
     configure_cpu(task["threads"])
     import_paddle()

@@ -95,6 +95,7 @@ _TOKEN_IDS = (
     "gmask_token_id",
     "mask_token_id",
 )
+_NO_TOKEN_ID = "{} must be {}, found {!r}; leave it out or set it to null if there is no such token"
 # Far beyond any model, and below what takes the memory of a machine to describe.
 _MOST_LAYERS, _LARGEST_SIZE, _MOST_PARAMETERS = 100_000, 2**31 - 1, 10**14
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
@@ -152,11 +153,12 @@ def check_types(values: Mapping[str, Any]) -> None:
         if values[name] is not None:
             _check_positive_number(name, values[name])
     for name in _TOKEN_IDS:
-        if values[name] is not None and type(values[name]) is not int:
-            raise UserError(f"{name} must be an integer, found {values[name]!r}")
+        if values[name] is not None and not _is_token_id(values[name]):
+            raise UserError(_NO_TOKEN_ID.format(name, "an integer from 0 on", values[name]))
     ends = values["eos_token_id"]
-    if any(type(each) is not int for each in _listed(ends)):
-        raise UserError(f"eos_token_id must be an integer or a list of them, found {ends!r}")
+    if not all(map(_is_token_id, _listed(ends))):
+        wanted = "an integer from 0 on or a list of them"
+        raise UserError(_NO_TOKEN_ID.format("eos_token_id", wanted, ends))
     for name, choices in _CHOICES.items():
         if values[name] not in choices:
             raise UserError(f"{name} must be one of {', '.join(choices)}, found {values[name]!r}")
@@ -167,6 +169,10 @@ def check_types(values: Mapping[str, Any]) -> None:
         raise UserError(
             f"layer_types must be a list of {' and '.join(_LAYER_TYPES)}, found {types!r}"
         )
+
+
+def _is_token_id(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _listed(value: Any) -> list[Any]:

@@ -62,9 +62,9 @@ class Attention(nn.Layer):
         self._softcap = config.attn_logit_softcapping or 0.0
         degree = tensor_degree()
         first, stop = key_value_range(config, degree, tensor_rank())
-        key_value_size = (stop - first) * config.head_dim
-        self._sizes = [config.query_size // degree, key_value_size, key_value_size]
-        width = degree * sum(self._sizes)  # exceeds the parameter's width if heads are replicated
+        self._heads_q, self._heads_k = config.num_attention_heads // degree, stop - first
+        # Exceeds the parameter's width if heads are replicated.
+        width = degree * (self._heads_q + 2 * self._heads_k) * config.head_dim
         self.qkv_proj = column_linear(config.hidden_size, width, config.qkv_bias)
         self.o_proj = row_linear(
             config.query_size, config.hidden_size, config.attention_output_bias
@@ -81,7 +81,10 @@ class Attention(nn.Layer):
         if tensor_degree() > config.num_key_value_heads:
             for parameter in self.qkv_proj.parameters():
                 sum_replica_gradients(
-                    parameter, self._sizes[0], first_key_value_head, config.num_key_value_heads
+                    parameter,
+                    self._heads_q * self._head_dim,
+                    first_key_value_head,
+                    config.num_key_value_heads,
                 )
 
     def forward(self, x: paddle.Tensor, inputs: AttentionInputs) -> paddle.Tensor:
@@ -90,11 +93,40 @@ class Attention(nn.Layer):
         Args:
             x: [batch, sequence, hidden], or its split tokens (parallel/tp_layers.py).
         """
-        projected = self.qkv_proj(x)
-        query, key, value = (
-            part.reshape([inputs.batch, inputs.sequence, -1, self._head_dim])
-            for part in paddle.split(projected, self._sizes, axis=-1)
+        qkv = self.qkv_proj(x)
+        attend = self._attend_packed if self._is_packed(inputs) else self._attend_split
+        return self.o_proj(attend(qkv, inputs))
+
+    def _is_packed(self, inputs: AttentionInputs) -> bool:
+        """Whether one operator can take qkv as it is: nothing comes between the projection and it,
+        but a rotation by one kind of positions.
+        """
+        rotation = inputs.rotation
+        return (
+            self.backend == PYPKG
+            and self.q_norm is None
+            and inputs.query_scale is None
+            and (rotation is None or len(rotation.position_ids) == 1)
         )
+
+    def _attend_packed(self, qkv: paddle.Tensor, inputs: AttentionInputs) -> paddle.Tensor:
+        rotation = inputs.rotation
+        rotary: tuple[Any, ...] = (None, None, None, False)
+        if rotation is not None:
+            rotary = (rotation.cos, rotation.sin, *rotation.position_ids, rotation.interleaved)
+        # Recompute runs the operator again, on the same qkv.
+        is_repeated = self.recompute is not None and self.recompute.granularity == ATTENTION
+
+        def attend(qkv: paddle.Tensor) -> paddle.Tensor:
+            return ops.packed_attention(
+                *(qkv, inputs.batch, self._heads_q, self._heads_k, inputs.masks[self._layer_type]),
+                *(*rotary, self._scale, self._softcap, not is_repeated),
+            )
+
+        return recomputed(self, ATTENTION, attend, qkv)
+
+    def _attend_split(self, qkv: paddle.Tensor, inputs: AttentionInputs) -> paddle.Tensor:
+        query, key, value = ops.split_heads(qkv, inputs.batch, self._heads_q, self._heads_k)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query)[0], self.k_norm(key)[0]
         if inputs.rotation is not None:
@@ -108,7 +140,7 @@ class Attention(nn.Layer):
             softcap=self._softcap,
         )
         out = recomputed(self, ATTENTION, attend, query, key, value)
-        return self.o_proj(out.reshape([*projected.shape[:-1], self._sizes[0]]))
+        return out.reshape([*qkv.shape[:-1], self._heads_q * self._head_dim])
 
 
 def _plain_attention(*args: Any, **kwargs: Any) -> paddle.Tensor:

@@ -96,7 +96,7 @@ def publish_model(folder: Path, written: Mapping[str, Path]) -> None:
 
 
 def cannot_save(folder: Path, error: OSError) -> UserError:
-    """What a user is told where ``folder`` cannot be written."""
+    """The error for a ``folder`` in which a model cannot be saved."""
     return UserError(
         f"cannot save the model in {folder}: {error.strerror}; choose a folder that can be "
         "written to and has room"

@@ -13,21 +13,28 @@ from typing import Any
 
 import numpy as np
 
+from pypkg.models.weights.assembly import Assembly, Division
 from pypkg.models.weights.formats.safetensors import TensorSpec
+from pypkg.models.weights.formats.stored_tensor import Shape
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What one rank brings to host memory at once: a parameter, or a state tensor of one.
+    """A parameter, or a state tensor of one, which a rank copies to host memory in one piece.
 
     Attributes:
+        shape: of the parameter.
         specs: the tensors that hold it in a file, by name.
         ranks: those that may write it.
+        division: the parts of it that ranks hold; None where a rank holds all of it, or where this
+            rank holds nothing.
     """
 
     name: str
+    shape: Shape
     specs: Mapping[str, TensorSpec]
     ranks: Sequence[int]
+    division: Division | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -43,9 +50,10 @@ class TensorSet:
         stem: of the names of the files, such as "model".
         units: in the order of the model.
         read: brings a unit, by name, to the rank that writes it; None on the others. All ranks call
-            it for all units in their order.
-        to_file: the tensors of a unit, by name, from what ``read`` returned.
+            it for all such units in their order.
+        to_file: the tensors of a unit, by name, from the whole value.
         max_file_size: bytes; a larger tensor has a file to itself. None: no limit.
+        part: this rank's part of a unit with a division, by name.
     """
 
     stem: str
@@ -53,6 +61,7 @@ class TensorSet:
     read: Callable[[str, int], np.ndarray | None]
     to_file: Callable[[str, np.ndarray], Mapping[str, np.ndarray]]
     max_file_size: int | None = None
+    part: Callable[[str], np.ndarray] | None = None
 
     def total_size(self) -> int:
         """Bytes of all tensors."""
@@ -69,6 +78,36 @@ class PlannedFile:
     specs: Mapping[str, TensorSpec]
 
 
+@dataclass(frozen=True)
+class PlannedUnit:
+    """A unit as its writer gets it; the process that writes is told of it.
+
+    Attributes:
+        number: of the unit among all of the plan.
+        dtype: of its tensors.
+        writer: rank that writes it.
+        sources: ranks that hand it their parts, in the order of ``assembly``.
+        to_file: as ``TensorSet.to_file``.
+    """
+
+    number: int
+    name: str
+    dtype: str
+    writer: int
+    sources: tuple[int, ...]
+    assembly: Assembly
+    to_file: Callable[[str, np.ndarray], Mapping[str, np.ndarray]]
+
+    def tensors(self, parts: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
+        """The tensors in a file, by name, from the parts of ``sources``."""
+        return self.to_file(self.name, self.assembly.whole(parts))
+
+
+def no_memory_is_shared(ranks: Sequence[int]) -> bool:
+    """Ranks hand each other parts by communication alone."""
+    return False
+
+
 class SavePlan:
     """Spreads the units of all ``sets`` evenly, by bytes, over the ranks that may write them.
 
@@ -78,7 +117,7 @@ class SavePlan:
 
     def __init__(self, sets: Sequence[TensorSet]) -> None:
         self._sets = sets
-        self._writers = _assign([(each.stem, unit) for each in sets for unit in each.units])
+        self._writers = _assign([(each.stem, unit) for each, unit in self._all_units()])
         self.files = [file for each in sets for file in self._files_of(each)]
 
     def files_of(self, rank: int) -> list[PlannedFile]:
@@ -89,15 +128,53 @@ class SavePlan:
         """Bytes of the tensors that ``rank`` writes."""
         return sum(spec.num_bytes for file in self.files_of(rank) for spec in file.specs.values())
 
-    def tensors_of(self, rank: int) -> Iterator[tuple[str, np.ndarray]]:
-        """The tensors that ``rank`` writes, one unit at a time; all ranks iterate to the end."""
-        for each in self._sets:
-            for unit in each.units:
-                writer = self._writers[each.stem, unit.name]
-                value = each.read(unit.name, writer)
-                if writer == rank:
+    def units(
+        self, share_memory: Callable[[Sequence[int]], bool] = no_memory_is_shared
+    ) -> list[PlannedUnit]:
+        """All units in the order in which ranks hand them over.
+
+        Args:
+            share_memory: whether ranks hand each other parts through memory. Otherwise the unit is
+                brought to its writer by communication, and the writer hands over all of it.
+        """
+        found: list[PlannedUnit] = []
+        for each, unit in self._all_units():
+            writer = self._writers[each.stem, unit.name]
+            sources: tuple[int, ...] = (writer,)
+            assembly = Assembly(unit.shape)
+            if unit.division is not None and share_memory(unit.division.holders(writer)):
+                sources, assembly = unit.division.holders(writer), unit.division.assembly
+            dtype = next(iter(unit.specs.values())).dtype
+            planned = (len(found), unit.name, dtype, writer, sources, assembly, each.to_file)
+            found.append(PlannedUnit(*planned))
+        return found
+
+    def parts_of(
+        self, rank: int, units: Sequence[PlannedUnit]
+    ) -> Iterator[tuple[PlannedUnit, np.ndarray]]:
+        """What ``rank`` hands over of ``units``, one at a time; all ranks iterate to the end."""
+        for planned, (each, unit) in zip(units, self._all_units(), strict=True):
+            if len(planned.sources) == 1:
+                value = each.read(unit.name, planned.writer)
+                if planned.writer == rank:
                     assert value is not None  # what ``read`` promises
-                    yield from each.to_file(unit.name, value).items()
+                    yield planned, value
+            elif rank in planned.sources:
+                assert each.part is not None  # or there would be no division
+                yield planned, each.part(unit.name)
+
+    def part_bytes(self, units: Sequence[PlannedUnit], rank: int) -> list[int]:
+        """Bytes of each part that ``rank`` hands over of ``units``."""
+        return [
+            unit.num_bytes
+            if len(planned.sources) == 1 or unit.division is None
+            else unit.division.part_bytes
+            for planned, (_, unit) in zip(units, self._all_units(), strict=True)
+            if rank in planned.sources
+        ]
+
+    def _all_units(self) -> Iterator[tuple[TensorSet, Unit]]:
+        return ((each, unit) for each in self._sets for unit in each.units)
 
     def indices(self) -> dict[str, dict[str, Any]]:
         """Index of each set of several files, by its name, in Hugging Face's form."""
@@ -156,6 +233,11 @@ def shard_name(stem: str, number: int, count: int) -> str:
 def index_name(stem: str) -> str:
     """Name of the index of several files."""
     return f"{stem}.safetensors.index.json"
+
+
+def as_it_is(name: str, value: np.ndarray) -> dict[str, np.ndarray]:
+    """``TensorSet.to_file`` where a file holds the unit itself."""
+    return {name: value}
 
 
 def _assign(units: Sequence[tuple[str, Unit]]) -> dict[tuple[str, str], int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +21,13 @@ from pypkg.checksums import Checksum, FileRecord
 from pypkg.errors import UserError
 from pypkg.models.weights.formats.safetensors import TensorSpec, encoded_header
 from pypkg.models.weights.formats.stored_tensor import STORAGE
+from pypkg.models.weights.save_plan import PlannedUnit
+from pypkg.models.weights.staging import Receiver, Sender, Staging
 
 BLOCK = 16 << 20  # bytes that are checked, summed and written at once
 _AHEAD = 256 << 20  # bytes of tensors that wait for the disk
 _WRITE_BACK = 32 << 20  # bytes after which the kernel is told to begin with writing
+_TILE = 128  # rows and columns of a matrix that are transposed at once, in the caches
 
 
 class NotFiniteError(UserError):
@@ -44,13 +47,13 @@ class FileToWrite:
 
 
 class TensorWriter(Protocol):
-    """Writes files as their tensors come."""
+    """Writes the files of a rank, and hands other ranks what they write, as parts come."""
 
-    def put(self, name: str, values: np.ndarray) -> None:
-        """Hands over the next tensor; waits while too many are on their way to the disk."""
+    def put(self, unit: PlannedUnit, part: np.ndarray) -> None:
+        """Hands over this rank's part of the next unit; waits while too many are on their way."""
 
     def close(self) -> None:
-        """Says that all tensors have been handed over."""
+        """Says that all parts have been handed over; where they are copied, waits for that."""
 
     def is_done(self) -> bool:
         """Whether nothing is left to do, after ``close``."""
@@ -74,7 +77,7 @@ class FileSequence:
     def __init__(self, files: Sequence[FileToWrite]) -> None:
         self.records: dict[str, FileRecord] = {}
         self._tensors = self._walk(files)
-        self._file: _File | None = None
+        self._buffer = np.empty(0, np.uint8)
 
     def write(self, name: str, values: np.ndarray) -> None:
         """Writes the next tensor.
@@ -83,25 +86,26 @@ class FileSequence:
             NotFiniteError: it holds NaN or infinity.
             ValueError: it is not the tensor that is due.
         """
-        spec = self.begin(name, values.shape)
+        file, due, spec = next(self._tensors)
+        if (name, values.shape) != (due, tuple(spec.shape)):
+            raise ValueError(f"expected {due} {spec.shape}, got {name} {values.shape}")
         for block in row_blocks(values):
-            self.append(np.ascontiguousarray(block, STORAGE[spec.dtype]))
+            ordered = self._in_order(block, STORAGE[spec.dtype])
+            if not all_finite(ordered, spec.dtype):
+                raise NotFiniteError(
+                    f"{name} holds values that are NaN or infinite; such values are not saved"
+                )
+            file.append(ordered)
 
-    def begin(self, name: str, shape: tuple[int, ...]) -> TensorSpec:
-        """Makes ready for the blocks of the next tensor."""
-        self._file, self._name, self._spec = next(self._tensors)
-        if (name, shape) != (self._name, tuple(self._spec.shape)):
-            raise ValueError(f"expected {self._name} {self._spec.shape}, got {name} {shape}")
-        return self._spec
-
-    def append(self, block: np.ndarray) -> None:
-        """The next block of the tensor, C-contiguous, in its dtype."""
-        assert self._file is not None  # ``begin`` has been called
-        if not all_finite(block, self._spec.dtype):
-            raise NotFiniteError(
-                f"{self._name} holds values that are NaN or infinite; such values are not saved"
-            )
-        self._file.append(block)
+    def _in_order(self, block: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """``block`` in C order; the array is valid until the next call."""
+        if block.flags.c_contiguous and block.dtype == dtype:
+            return block
+        if self._buffer.size < block.nbytes:
+            self._buffer = np.empty(block.nbytes, np.uint8)
+        ordered = self._buffer[: block.nbytes].view(dtype).reshape(block.shape)
+        copy_in_tiles(ordered, block)
+        return ordered
 
     def finish(self) -> None:
         """Brings the last file to the disk.
@@ -157,31 +161,79 @@ class _File:
             self._handed = self._written
 
 
+def write_units(
+    files: FileSequence,
+    units: Sequence[PlannedUnit],
+    take: Callable[[PlannedUnit, int], np.ndarray],
+    release: Callable[[], None],
+) -> None:
+    """Writes all files of a rank.
+
+    Args:
+        units: that the rank writes, in order.
+        take: the part of a unit that a rank hands over, in the dtype of its storage.
+        release: called when nothing of what was taken is needed any more.
+    """
+    for unit in units:
+        parts = [take(unit, source) for source in unit.sources]
+        for name, values in unit.tensors(parts).items():
+            files.write(name, values)
+        del parts
+        release()
+    files.finish()
+
+
+class _AbandonedError(Exception):
+    """The rank has given up the save."""
+
+
 class ThreadWriter:
     """A ``TensorWriter`` in a thread of this process.
 
-    Arrays are written as they are when their turn comes, so they must not change before.
+    This rank's parts of what it writes are written as they are when their turn comes, so they must
+    not change before.
+
+    Args:
+        units: that this rank writes, in order.
+        staging: with areas where parts of others come, or go to others, through memory.
     """
 
-    def __init__(self, files: Sequence[FileToWrite]) -> None:
-        self._files = FileSequence(files)
-        self._waiting: deque[tuple[str, np.ndarray]] = deque()
-        self._held = 0  # bytes of the waiting tensors and the one in work
+    def __init__(
+        self,
+        files: Sequence[FileToWrite],
+        units: Sequence[PlannedUnit],
+        staging: Staging | None = None,
+    ) -> None:
+        self._files, self._units = FileSequence(files), units
+        self._rank = None if staging is None else staging.rank
+        self._sender = self._receiver = self._area = None
+        if staging is not None and staging.areas:
+            self._sender, self._receiver = Sender(staging), Receiver(staging, self._check)
+            self._area = staging.areas[staging.rank]
+            self._area.let_take()
+        self._waiting: deque[tuple[PlannedUnit, np.ndarray]] = deque()
+        self._held = 0  # bytes of the waiting parts and the one in work
+        self._in_work = 0
         self._is_closed = self._is_done = False
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="pypkg-writer", daemon=True)
         self._thread.start()
 
-    def put(self, name: str, values: np.ndarray) -> None:
+    def put(self, unit: PlannedUnit, part: np.ndarray) -> None:
+        if self._rank not in (None, unit.writer):
+            assert self._sender is not None  # or there were no parts for others
+            self._sender.put(unit.number, unit.writer, part)
+            self._sender.flush()  # its writer may be what this rank will wait for
+            return
         with self._changed:
             self._changed.wait_for(
-                lambda: not self._held or self._held + values.nbytes <= _AHEAD or self._is_done
+                lambda: not self._held or self._held + part.nbytes <= _AHEAD or self._is_done
             )
             if self._is_done:  # it has failed, which ``records`` tells
                 return
-            self._waiting.append((name, values))
-            self._held += values.nbytes
+            self._waiting.append((unit, part))
+            self._held += part.nbytes
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -207,25 +259,44 @@ class ThreadWriter:
 
     def _run(self) -> None:
         try:
-            while (item := self._next()) is not None:
-                self._files.write(*item)
-                with self._changed:
-                    self._held -= item[1].nbytes
-                    self._changed.notify_all()
-            if not self._is_done:
-                self._files.finish()
+            write_units(self._files, self._units, self._take, self._release)
+        except _AbandonedError:
+            pass
         except BaseException as error:
             self._failure = error
         finally:
+            if self._area is not None:
+                self._area.take_nothing_more()
             with self._changed:
                 self._is_done = True
                 self._waiting.clear()
                 self._changed.notify_all()
 
-    def _next(self) -> tuple[str, np.ndarray] | None:
+    def _take(self, unit: PlannedUnit, source: int) -> np.ndarray:
+        if self._receiver is not None and source != self._rank:
+            return self._receiver.take(unit.number, source).view(STORAGE[unit.dtype])
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closed or self._is_done)
-            return self._waiting.popleft() if self._waiting and not self._is_done else None
+            self._check()
+            if not self._waiting:
+                raise ValueError(f"{unit.name} is missing")
+            found, part = self._waiting.popleft()
+        if found.number != unit.number:
+            raise ValueError(f"expected {unit.name}, got {found.name}")
+        self._in_work = part.nbytes
+        return part
+
+    def _release(self) -> None:
+        if self._receiver is not None:
+            self._receiver.release()
+        with self._changed:
+            self._held -= self._in_work
+            self._in_work = 0
+            self._changed.notify_all()
+
+    def _check(self) -> None:
+        if self._is_done:
+            raise _AbandonedError
 
 
 def row_blocks(values: np.ndarray) -> Iterator[np.ndarray]:
@@ -236,6 +307,17 @@ def row_blocks(values: np.ndarray) -> Iterator[np.ndarray]:
     rows = max(1, BLOCK * len(values) // max(values.nbytes, 1))
     for start in range(0, len(values), rows):
         yield values[start : start + rows]
+
+
+def copy_in_tiles(to: np.ndarray, values: np.ndarray) -> None:
+    """Copies ``values`` to ``to``; a transposed matrix tile by tile, as its columns are rows."""
+    if values.ndim != 2 or values.strides[0] >= values.strides[1]:
+        np.copyto(to, values)
+        return
+    for row in range(0, len(values), _TILE):
+        for column in range(0, values.shape[1], _TILE):
+            tile = (slice(row, row + _TILE), slice(column, column + _TILE))
+            to[tile] = values[tile]
 
 
 def all_finite(values: np.ndarray, dtype: str) -> bool:

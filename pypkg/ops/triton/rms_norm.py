@@ -40,8 +40,9 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    dy, h, weight, rstd, dx, partial, dh, rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr
-):
+    dy, h, weight, rstd, dx, partial, dh, dresidual, rows, cols,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
     """Each program loops over tiles of rows and writes one row of partial sums of dweight."""
     slot = tl.program_id(0)
     col = tl.arange(0, COLS)
@@ -66,6 +67,8 @@ def backward_kernel(
         if dh is not None:
             out += tl.load(dh + at, mask=inside, other=0.0).to(tl.float32)
         tl.store(dx + at, out.to(dx.dtype.element_ty), mask=inside)
+        if dresidual is not None:
+            tl.store(dresidual + at, out.to(dx.dtype.element_ty), mask=inside)
     sums = tl.sum(dweight, 0)
     tl.store(partial + slot.to(tl.int64) * cols + col, sums, mask=col < cols)
 
@@ -122,6 +125,7 @@ def rms_norm_backward(
     dweight: Any,
     workspace: Any,
     dh: Any = None,
+    dresidual: Any = None,
     *,
     stream: int | None = None,
 ) -> None:
@@ -131,7 +135,7 @@ def rms_norm_backward(
     slots = _slots(rows, cols)
     launch(
         backward_kernel, (slots,),
-        *(dy, h, weight, rstd, dx, workspace, dh, rows, cols),
+        *(dy, h, weight, rstd, dx, workspace, dh, dresidual, rows, cols),
         ROWS=height, COLS=width, num_warps=min(16, warps(height * width, 16)), stream=stream,
     )  # fmt: skip
     launch(

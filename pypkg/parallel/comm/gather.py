@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import NamedTuple
 
 import paddle
@@ -47,13 +48,42 @@ def places(names: Iterable[str], held: Mapping[str, int | None]) -> dict[str, Pl
 
 def possible_writers(place: Place) -> tuple[int, ...]:
     """The ranks that get a tensor without it leaving its pipeline stage and its owner."""
-    current = mesh.current()
+    return _possible_writers(mesh.current(), place)
+
+
+@cache  # asked for each tensor of a save
+def _possible_writers(current: mesh.Mesh, place: Place) -> tuple[int, ...]:
     return tuple(
         rank
         for rank in range(current.world_size)
         if (at := current.coordinates(rank)).pipeline == place.stage
         and place.owner in (None, at.sharding)
     )
+
+
+def holders(writer: int, over_tensor: bool, over_sharding: bool) -> tuple[int, ...]:
+    """The ranks whose parts make a tensor that ``writer`` writes, by tensor and sharding rank.
+
+    Args:
+        over_tensor: whether the ranks of a tensor group hold TP shards of it.
+        over_sharding: whether the ranks of a sharding group hold slices of it.
+    """
+    return _holders(mesh.current(), writer, over_tensor, over_sharding)
+
+
+@cache
+def _holders(
+    current: mesh.Mesh, writer: int, over_tensor: bool, over_sharding: bool
+) -> tuple[int, ...]:
+    at = current.coordinates(writer)
+    found = {
+        (place.tensor, place.sharding): rank
+        for rank in range(current.world_size)
+        if (place := current.coordinates(rank))[:2] == (at.data, at.pipeline)
+        and (over_tensor or place.tensor == at.tensor)
+        and (over_sharding or place.sharding == at.sharding)
+    }
+    return tuple(found[place] for place in sorted(found))
 
 
 def takes_part(place: Place, writer: int) -> bool:
@@ -68,7 +98,7 @@ def is_sliced(parameter: Tensor) -> bool:
 
 
 def for_tensor_group(tensor: Tensor, like: Tensor | None, writer: int) -> Tensor | None:
-    """What this rank adds to a tensor that its tensor group brings to ``writer``.
+    """This rank's TP shard of a tensor that its tensor group gathers to ``writer``.
 
     Args:
         tensor: this rank's TP shard, or its flat slice of the TP shard.

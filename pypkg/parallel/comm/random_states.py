@@ -44,7 +44,7 @@ def stream(name: str) -> Iterator[None]:
 
 
 def _make_known(name: str) -> None:
-    """To fleet's tracker, whose states recompute saves and restores."""
+    """Adds the state ``name`` to fleet's tracker, whose states recompute saves and restores."""
     tracker = get_rng_state_tracker()
     if name not in tracker.states_:  # the tracker wants seeds that it has not seen
         tracker.add(name, _mixed((len(tracker.seeds_), *name.encode())))

@@ -7,24 +7,27 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
+from paddle import Tensor
 
 
 class ReadParameter(Protocol):
-    """Makes what a rank holds of a parameter, and little more."""
+    """Writes what a rank holds of a parameter into the memory of a tensor."""
 
     def __call__(
-        self, name: str, shape: Sequence[int], elements: tuple[int, int] | None = None
-    ) -> np.ndarray | None:
-        """A parameter in its dtype (bfloat16 as its bits in uint16).
+        self,
+        name: str,
+        shape: Sequence[int],
+        out: Tensor,
+        elements: tuple[int, int] | None = None,
+    ) -> None:
+        """Overwrites ``out``; a parameter with one axis may keep its initial value.
 
         Args:
             name: of the parameter in the model.
             shape: of the parameter, or of this rank's TP shard of it.
-            elements: (start, stop) of the flattened shard; the result is flat, with zeros beyond
-                the end of the shard. None: all, in ``shape``.
-
-        Returns:
-            None for a parameter with one axis that keeps its initial value.
+            out: contiguous, in the dtype of the parameter; of ``shape``, or [stop - start].
+            elements: (start, stop) of the flattened shard, with zeros beyond the end of the shard.
+                None: all.
         """
 
 

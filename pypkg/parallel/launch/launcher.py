@@ -83,7 +83,7 @@ def end_with_launcher() -> None:
 
 
 def rank_environment(rank: int, ports: Sequence[int]) -> dict[str, str]:
-    """What a rank is told: this process's environment, and two ports more than there are ranks."""
+    """Environment of a rank. ``ports`` holds two ports, then one for each rank."""
     master, watch, *endpoints = (f"127.0.0.1:{port}" for port in ports)
     return {
         **os.environ,

@@ -34,7 +34,7 @@ def listen(address: tuple[str, int]) -> socket.socket:
 
 
 def check_fleet_port() -> None:
-    """On rank 0, before fleet serves its store there. Paddle aborts the process on a taken port.
+    """Checks fleet's port on rank 0 before fleet binds it: Paddle aborts on a taken port.
 
     Raises:
         UserError: another program listens at the port.

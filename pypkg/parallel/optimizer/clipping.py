@@ -36,7 +36,7 @@ class NormContribution:
     start: int = 0
 
     def squares(self, gradient: Tensor) -> Tensor:
-        """Sum of the squares of the elements that count, a float32 scalar.
+        """Sum of the squares of the elements that count, float32 [1].
 
         Args:
             gradient: [..., width], or the flat slice of it that this rank holds.
@@ -49,7 +49,7 @@ class NormContribution:
                 gradient = gradient * (place % self.width < self.columns).astype(gradient.dtype)
             else:
                 gradient = gradient[..., : self.columns]
-        return paddle._C_ops.squared_l2_norm(gradient).reshape([])
+        return paddle._C_ops.squared_l2_norm(gradient)
 
 
 def norm_contribution(parameter: Tensor, mesh: Mesh) -> NormContribution:
@@ -133,7 +133,7 @@ class GlobalNormClip:
             for parameter, gradient in held
             if self._contributions[parameter.name].counts
         ]
-        total = paddle.stack(squares).sum() if squares else paddle.zeros([])
+        total = paddle.concat(squares).sum() if squares else paddle.zeros([])
         if not self._is_alone:
             dist.all_reduce(total)
         return total.sqrt()

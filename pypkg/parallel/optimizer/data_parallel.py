@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import paddle
 import paddle.distributed as dist
@@ -18,17 +18,22 @@ def gradient_of(parameter: Tensor) -> Tensor | None:
     return parameter.main_grad if hasattr(parameter, "main_grad") else parameter.grad
 
 
-@paddle.no_grad()
 def average_gradients(
     parameters: Iterable[Tensor], group: Group, bucket_bytes: int = BUCKET_BYTES
 ) -> None:
+    """``average`` of the gradients of ``parameters``, as far as they have any."""
+    gradients = [gradient_of(parameter) for parameter in parameters]
+    average([g for g in gradients if g is not None], group, bucket_bytes)
+
+
+@paddle.no_grad()
+def average(gradients: Sequence[Tensor], group: Group, bucket_bytes: int = BUCKET_BYTES) -> None:
     """Replaces each gradient by its mean over ``group``; all ranks of the group have to call it.
 
     One bucket at a time is copied, which takes at most ``bucket_bytes`` of memory. A gradient that
     is larger than a bucket is sent without a copy.
     """
-    gradients = [gradient_of(parameter) for parameter in parameters]
-    for bucket in _buckets([g for g in gradients if g is not None], bucket_bytes):
+    for bucket in _buckets(gradients, bucket_bytes):
         flat = bucket[0] if len(bucket) == 1 else paddle.concat([g.flatten() for g in bucket])
         flat.scale_(1.0 / group.nranks)
         dist.all_reduce(flat, group=group)
@@ -38,7 +43,7 @@ def average_gradients(
                 paddle.assign(piece.reshape(gradient.shape), gradient)
 
 
-def _buckets(gradients: list[Tensor], limit: int) -> Iterator[list[Tensor]]:
+def _buckets(gradients: Sequence[Tensor], limit: int) -> Iterator[list[Tensor]]:
     """Runs of gradients of one dtype that take at most ``limit`` bytes together."""
     bucket: list[Tensor] = []
     held = 0

@@ -49,10 +49,13 @@ class WrappedModel:
     Args:
         model: the layer, for its mode.
         loss: the layer's loss, wrapped for data parallelism or a ZeRO stage.
+        begin_step: told the number of micro batches before their backward passes.
     """
 
-    def __init__(self, model: nn.Layer, loss: Callable[..., Tensor]) -> None:
-        self._model, self.loss = model, loss
+    def __init__(
+        self, model: nn.Layer, loss: Callable[..., Tensor], begin_step: Callable[[int], None]
+    ) -> None:
+        self._model, self.loss, self._begin_step = model, loss, begin_step
 
     def train(self) -> None:
         self._model.train()
@@ -63,11 +66,15 @@ class WrappedModel:
     def forward_backward(
         self, micro_batches: Sequence[Mapping[str, Any]], scale: Callable[[Tensor], Tensor]
     ) -> Tensor:
+        self._begin_step(len(micro_batches))
         total = None
         for batch in micro_batches:
             loss = self.loss(**batch) / len(micro_batches)
+            value = loss.detach()
             scale(loss).backward()
-            total = loss.detach() if total is None else total + loss.detach()
+            # The graph holds what recompute keeps; the next forward pass must not find it alive.
+            del loss
+            total = value if total is None else total + value
         assert total is not None  # a step has at least one micro batch
         return total
 
@@ -108,13 +115,16 @@ def distribute(
         raise ValueError(f"sharding_stage is 0, but the sharding degree is {mesh.sharding_degree}")
     if mesh.pipeline is not None and options.sharding_stage > 1:
         raise ValueError(f"sharding_stage {options.sharding_stage} and pipeline parallelism")
+    if mesh.pipeline is not None and options.reduces_once:
+        raise ValueError("reduces_once and pipeline parallelism, which sums tied gradients before")
     if read is not None and (mesh.sharding is None or options.sharding_stage < 3):
         raise ValueError(f"read is given, but sharding_stage is {options.sharding_stage}")
     if optimizers is None:
         optimizers = make_optimizers(model, options)
     updater = Updater(model, options, mesh, tp_sharding, optimizers, read)
-    loss = updater.zero.loss
-    return (model if loss is None else WrappedModel(model, loss)), updater
+    zero = updater.zero
+    wrapped = model if zero.loss is None else WrappedModel(model, zero.loss, zero.begin_step)
+    return wrapped, updater
 
 
 class _WholeParameters:

@@ -19,6 +19,8 @@ class UpdateOptions:
         beta1, beta2, epsilon, weight_decay: of AdamW.
         max_grad_norm: global norm that gradients are clipped to; 0 turns clipping off.
         sharding_stage: ZeRO stage, 0 to 3 (zero.py); without a sharding group it has no effect.
+        reduces_once: stages 1 and 2 reduce the sum of a step's gradients beside its last backward
+            pass. Stage 1 otherwise reduces after it, stage 2 the gradients of each micro batch.
         offload: optimizer state stays in host memory between the updates.
         loss_scale: for float16; None: the loss is not scaled.
         master_grad: gradients of 16-bit parameters accumulate in float32.
@@ -30,6 +32,7 @@ class UpdateOptions:
     weight_decay: float = 0.0
     max_grad_norm: float = 0.0
     sharding_stage: int = 0
+    reduces_once: bool = False
     offload: bool = False
     loss_scale: LossScale | None = None
     master_grad: bool = False

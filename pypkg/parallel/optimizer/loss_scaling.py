@@ -72,7 +72,7 @@ class LossScaler:
             self.scale, self._finite = self.scale * options.growth, 0
 
     def state(self) -> dict[str, float]:
-        """What resuming needs, as JSON numbers."""
+        """The state that a resumed run needs, as JSON numbers."""
         return {
             "scale": self.scale,
             "finite_steps": self._finite,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import paddle
@@ -19,6 +20,21 @@ from pypkg.parallel.optimizer.fleet_optimizer import Assignment, FleetOptimizer
 from pypkg.parallel.optimizer.loss_scaling import LossScaler
 from pypkg.parallel.optimizer.protocol import Optimizer, ReadSlices, TpSharding
 from pypkg.parallel.optimizer.zero import ZERO_STAGES, ZeroStage0, ZeroStage3, names_of
+
+
+class HeldState(NamedTuple):
+    """This rank's part of a state tensor that is shaped like its parameter.
+
+    Attributes:
+        name: of the parameter.
+        shape: of the parameter, or of this rank's TP shard of it.
+        is_sliced: whether ``value`` is a flat slice.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    is_sliced: bool
+    value: Tensor
 
 
 class Updater:
@@ -73,8 +89,10 @@ class Updater:
             model.parameters(), assignments, self._clip, options.offload
         )
         stage = options.sharding_stage if mesh.sharding is not None else 0
+        if stage == 1 and options.reduces_once:
+            stage = 2
         make = ZERO_STAGES[stage] if read is None else partial(ZeroStage3, read=read)
-        self.zero: ZeroStage0 = make(model, self.optimizer, mesh, options.master_grad)
+        self.zero: ZeroStage0 = make(model, self.optimizer, mesh, options)
         contributions.update(self.zero.norm_contributions())
 
     def scale(self, loss: Tensor) -> Tensor:
@@ -166,6 +184,17 @@ class Updater:
             return self._tp_sharding.read(name, read)
         return read_elements(lambda rows: self._tp_sharding.read(name, read, rows), shape, bounds)
 
+    def held_state(self, key: str) -> HeldState | None:
+        """This rank's part of a state tensor; None where it has none, or has a scalar."""
+        name, _, state_name = key.rpartition(".")
+        parameter = self._parameters.get(name)
+        held = None if parameter is None else self.zero.optimizer_parameter(parameter)
+        if parameter is None or held is None or self._optimizer_of[name].is_scalar(state_name):
+            return None
+        is_sliced = self.zero.placement(parameter).bounds is not None
+        value = self.optimizer.state_of(held)[state_name]
+        return HeldState(name, tuple(parameter.shape), is_sliced, value)
+
     def read_state(self, key: str, place: gather.Place, writer: int) -> np.ndarray | None:
         """A state tensor as one process would hold it, on the rank ``writer``; None on the others.
 
@@ -207,6 +236,6 @@ def _assign(
 
 
 def _on_device(tensor: Tensor) -> Tensor:
-    """On the device whose collectives this rank uses; what is there already is not copied."""
+    """``tensor`` on the device of this rank's collectives; it is not copied if it is there."""
     place = paddle.framework._current_expected_place()
     return tensor if str(tensor.place) == str(place) else tensor._copy_to(place, True)

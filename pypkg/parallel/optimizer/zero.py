@@ -9,15 +9,14 @@ stage  parameters          gradients                       optimizer state
 3      flat equal slices   flat equal slices               flat equal slices
 =====  ==================  ==============================  ==================================
 
-Fleet does the work: DygraphShardingOptimizer in stage 1, GroupSharded* in stages 2 and 3.
-Stages 2 and 3 reduce gradients in every backward pass, stages 0 and 1 once before the update.
+Fleet does the work: DygraphShardingOptimizer in stage 1, GroupShardedOptimizerStage2, and
+GroupShardedStage3; gradient_reducer.py sums the gradients of stage 2. Stages 2 and 3 reduce
+gradients in every backward pass, stages 0 and 1 once before the update.
 
-Fleet holds more memory than the table says. In stage 2, between forward and backward pass, it holds
-one bucket of gradients for each owner, of at most ``BUCKET_ELEMENTS`` elements (32 MiB in float32);
-every rank allocates as many as the rank that owns most. In stage 3, vectors, and matrices no larger
-than the largest vector, are whole on every rank. Weights are gathered one layer at a time, without
-overlap: fleet's prefetching requires that each layer is used once in a fixed order, which neither
-recompute nor tied embeddings do.
+Ranks hold more memory than the table says. In stage 2, a backward pass has buckets of other owners'
+gradients, which are being filled or sent (gradient_reducer.py). In stage 3, vectors, and matrices
+no larger than the largest vector, are whole on every rank, and the matrices of a few layers are
+gathered before they are used (sliced_layers.py).
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import paddle
 import paddle.distributed as dist
 from paddle import Tensor, nn
@@ -38,10 +36,11 @@ from pypkg.parallel.comm.slices import ReadParameter
 from pypkg.parallel.mesh import Mesh
 from pypkg.parallel.optimizer.clipping import NormContribution, norm_contribution
 from pypkg.parallel.optimizer.data_parallel import average_gradients
+from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.fleet_optimizer import FleetOptimizer
+from pypkg.parallel.optimizer.gradient_reducer import GradientReducer
 from pypkg.parallel.optimizer.main_grad import with_main_grad
 
-BUCKET_ELEMENTS = 2**23  # fleet's own default
 _SLICE = "slice@"  # fleet's prefix of a slice's name
 
 
@@ -75,17 +74,17 @@ class ZeroStage0:
     Args:
         model: of this rank. Stages 2 and 3 change its parameters in place.
         optimizer: what fleet's optimizer wraps.
-        has_main_grad: gradients accumulate in ``main_grad``, see main_grad.py.
+        options: of the update.
     """
 
     def __init__(
-        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, has_main_grad: bool
+        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, options: UpdateOptions
     ) -> None:
         self.loss: Callable[..., Tensor] | None = getattr(model, "loss", None)
         self.parameters = [p for p in model.parameters() if not p.stop_gradient]
         self._mesh = mesh
         self._optimizer: Any = (
-            with_main_grad(self.parameters, optimizer) if has_main_grad else optimizer
+            with_main_grad(self.parameters, optimizer) if options.master_grad else optimizer
         )
 
     def placement(self, parameter: Tensor) -> Placement:
@@ -122,20 +121,21 @@ class ZeroStage0:
 
     @paddle.no_grad()
     def assign(
-        self, parameter: Tensor, read: Callable[[tuple[int, int] | None], np.ndarray | None]
+        self, parameter: Tensor, read: Callable[[Tensor, tuple[int, int] | None], None]
     ) -> None:
         """Overwrites what this rank holds of ``parameter``, in the memory where it is.
 
         Args:
-            read: ``ReadParameter``, given the elements of the slice, or None for all.
+            read: overwrites a tensor, given the elements of the slice, or None for all.
         """
         is_sliced = gather.is_sliced(parameter)
         held = parameter.fw_storage if is_sliced else parameter
-        values = read(self.placement(parameter).bounds if is_sliced else None)
-        assert values is not None  # a checkpoint has every parameter
         copied = paddle.empty(held.shape, held.dtype)
-        copied.set_value(values)
+        read(copied, self.placement(parameter).bounds if is_sliced else None)
         paddle.assign(copied, held.detach())
+
+    def begin_step(self, micro_batches: int) -> None:
+        """Says how many backward passes follow until ``step``."""
 
     def step(self) -> None:
         """Averages the gradients over the sample shards and updates the parameters."""
@@ -152,14 +152,14 @@ class ZeroStage1(ZeroStage0):
     """Owners receive gradients once, before the update, and broadcast parameters after it."""
 
     def __init__(
-        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, has_main_grad: bool
+        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, options: UpdateOptions
     ) -> None:
         from paddle.distributed import fleet
         from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import (
             dygraph_sharding_optimizer,
         )
 
-        super().__init__(model, optimizer, mesh, has_main_grad)
+        super().__init__(model, optimizer, mesh, options)
         self._groups = fleet.get_hybrid_communicate_group()
         # Reads main_grad itself, so it wraps the optimizer without MixPrecisionOptimizer.
         self._optimizer = dygraph_sharding_optimizer.DygraphShardingOptimizer(
@@ -178,12 +178,12 @@ class ZeroStage1(ZeroStage0):
 
 
 class _GroupSharded(ZeroStage0):
-    """What stages 2 and 3 have in common: fleet reduces gradients, also over the data group."""
+    """The common base of stages 2 and 3: fleet reduces gradients, also over the data group."""
 
     def __init__(
-        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, has_main_grad: bool
+        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, options: UpdateOptions
     ) -> None:
-        super().__init__(model, optimizer, mesh, has_main_grad)
+        super().__init__(model, optimizer, mesh, options)
         assert mesh.sharding is not None  # or there would be no stage
         self._check_names(mesh.sharding)
 
@@ -217,28 +217,70 @@ class _Loss(nn.Layer):
 
 
 class ZeroStage2(_GroupSharded):
-    """Owners receive gradients in every backward pass and broadcast parameters after the update."""
+    """Owners receive gradients in every backward pass and broadcast parameters after the update.
+
+    If gradients are reduced once in a step, this is stage 1 with messages beside the last backward
+    pass. Fleet's own overlap of stage 1 fuses parameters, so that an optimizer would no longer see
+    their names and shapes.
+
+    Attributes:
+        reducer: holds the gradients.
+    """
 
     def __init__(
-        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, has_main_grad: bool
+        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, options: UpdateOptions
     ) -> None:
-        from paddle.distributed.sharding import group_sharded_parallel
+        from paddle.distributed.fleet.meta_parallel.sharding import (
+            group_sharded_optimizer_stage2,
+        )
+        from paddle.distributed.fleet.utils.mix_precision_utils import MixPrecisionOptimizer
 
-        super().__init__(model, optimizer, mesh, has_main_grad)
+        super().__init__(model, optimizer, mesh, replace(options, master_grad=False))
+        assert mesh.sharding is not None
+        self._has_main_grad = options.master_grad
+        self._reduces_once = options.reduces_once
+        if options.master_grad:
+            for parameter in self.parameters:
+                parameter.main_grad = None
         # Fleet's own offload requires float16 and no data parallelism; FleetOptimizer offloads in
         # every stage.
-        self.loss, self._optimizer, _ = group_sharded_parallel(
-            _Loss(model),
-            self._optimizer,
-            "os_g",
+        self._optimizer = group_sharded_optimizer_stage2.GroupShardedOptimizerStage2(
+            optimizer._parameter_list,
+            MixPrecisionOptimizer(optimizer) if options.master_grad else optimizer,
             group=mesh.sharding,
+            pretrain_sync_models=False,  # every rank makes the same weights
             dp_group=mesh.data,
-            buffer_max_size=BUCKET_ELEMENTS,
         )
         optimizer._master_weights.clear()  # copies that fleet makes for Paddle's own optimizers
+        self.reducer = GradientReducer(
+            self.parameters,
+            self._optimizer.param2rank,
+            mesh.sharding,
+            paddle.float32 if options.master_grad else self.parameters[0].dtype,
+        )
 
     def placement(self, parameter: Tensor) -> Placement:
         return Placement(owner=self._optimizer.param2rank[parameter.name])
+
+    def begin_step(self, micro_batches: int) -> None:
+        self.reducer.begin_step(micro_batches if self._reduces_once else 1)
+
+    def step(self) -> None:
+        self.reducer.finish(over=self._mesh.data)
+        for parameter, gradient in self.reducer.gradients():
+            if self._has_main_grad:
+                parameter.main_grad = gradient
+            else:
+                parameter._copy_gradient_from(gradient)  # shares the memory
+        self._optimizer.step()
+
+    def clear(self) -> None:
+        for parameter in self.parameters:
+            if self._has_main_grad:
+                parameter.main_grad = None
+            else:
+                parameter.clear_gradient(False)
+        self.reducer.clear()
 
 
 class ZeroStage3(_GroupSharded):
@@ -254,12 +296,12 @@ class ZeroStage3(_GroupSharded):
         model: nn.Layer,
         optimizer: FleetOptimizer,
         mesh: Mesh,
-        has_main_grad: bool,
+        options: UpdateOptions,
         read: ReadParameter | None = None,
     ) -> None:
         from pypkg.parallel.optimizer.sliced_layers import sliced
 
-        super().__init__(model, optimizer, mesh, has_main_grad)
+        super().__init__(model, optimizer, mesh, options)
         self._wrapped = sliced(
             _Loss(model),
             self._optimizer,

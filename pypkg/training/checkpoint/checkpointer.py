@@ -22,13 +22,15 @@ from pypkg.models.weights.model_folder import (
     parse_size,
     write_json,
 )
-from pypkg.models.weights.save_plan import SavePlan, TensorSet
+from pypkg.models.weights.save_plan import PlannedUnit, SavePlan, TensorSet
+from pypkg.models.weights.staging import Staging
 from pypkg.models.weights.tensor_writer import FileToWrite, TensorWriter, ThreadWriter
 from pypkg.models.weights.writer_process import ProcessWriter, WriterProcess
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank, on_all_ranks
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint.reading import load_optimizer, load_trainer_state
+from pypkg.training.checkpoint.shared_memory import SharedMemory
 from pypkg.training.checkpoint.verify import check_whole
 from pypkg.training.checkpoint.writing import CheckpointWriting, optimizer_tensors
 from pypkg.training.state import TrainerState
@@ -96,7 +98,9 @@ class Checkpointer:
         self._with_optimizer = with_optimizer
         self._seq_length, self._verify_checkpoint = seq_length, verify_checkpoint
         self._check_output_dir = check_output_dir
-        self._writer = None if async_memory is None else WriterProcess(async_memory)
+        self._writer = None if async_memory is None else WriterProcess()
+        is_alone = mesh.current().world_size == 1
+        self._memory = None if self._writer is None and is_alone else SharedMemory(async_memory)
         self._is_prepared = self._writer is None
         self._pending: _Pending | None = None
 
@@ -126,6 +130,7 @@ class Checkpointer:
             add_files=self._add_files,
             settings_json=self._settings_json,
             keep=self._keep,
+            memory=self._memory,
             make_writer=self._make_writer,
         )
         self._pending = _Pending(writing, began, time.monotonic() - began)
@@ -172,17 +177,22 @@ class Checkpointer:
     def _tensor_sets(self) -> list[TensorSet]:
         found = [model_tensors(self._model, parse_size(DEFAULT_SHARD_SIZE))]
         if self._with_optimizer:
-            found.append(optimizer_tensors(self._updater))
+            found.append(optimizer_tensors(self._updater, self._model.config))
         return found
 
     def _prepare(self) -> None:
         assert self._writer is not None  # else there is nothing to prepare
-        own = SavePlan(self._tensor_sets()).files_of(mesh.current().rank)
-        self._writer.prepare(spec for file in own for spec in file.specs.values())
+        self._writer.start()
+        assert self._memory is not None  # as there is a writer
+        self._memory.prepare(SavePlan(self._tensor_sets()))
         self._is_prepared = True
 
-    def _make_writer(self, files: Sequence[FileToWrite]) -> TensorWriter:
-        return ThreadWriter(files) if self._writer is None else ProcessWriter(files, self._writer)
+    def _make_writer(
+        self, files: Sequence[FileToWrite], units: Sequence[PlannedUnit], staging: Staging
+    ) -> TensorWriter:
+        if self._writer is None:
+            return ThreadWriter(files, units, staging)
+        return ProcessWriter(files, units, staging, self._writer)
 
     def restore(self, checkpoint: Path, state: TrainerState) -> None:
         """Loads optimizer state and loss scale, for a model that has the weights of ``checkpoint``.

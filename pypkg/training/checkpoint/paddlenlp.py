@@ -176,7 +176,7 @@ class OptimizerState:
         )
 
     def _of_ranks(self) -> dict[_Key, JoinedTensor]:
-        """From .pdopt files."""
+        """The state in the .pdopt files of all ranks, joined to whole tensors."""
         weight_files = part_files(self._checkpoint) or {(0, 0): self._checkpoint / _WEIGHTS}
         files: dict[Rank, list[Path]] = {rank: [] for rank in weight_files}
         for path, rank in _optimizer_files(self._checkpoint):

@@ -32,7 +32,7 @@ _FILES_AT_A_TIME = 8
 
 @dataclass(frozen=True)
 class Report:
-    """What a check of a checkpoint found.
+    """The result of a check of a checkpoint.
 
     Attributes:
         folder: of the checkpoint.
@@ -123,7 +123,7 @@ def _difference(
 
 
 def _missing_parts(folder: Path) -> Iterator[str]:
-    """What a checkpoint without a manifest lacks of a whole one."""
+    """The parts of a whole checkpoint that one without a manifest lacks."""
     if not (folder / CONFIG_FILE).is_file():
         yield f"{CONFIG_FILE} is missing"
     try:

@@ -16,15 +16,27 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from pypkg.checksums import FileRecord
 from pypkg.errors import UserError
 from pypkg.files import replace_folder
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.division import division
+from pypkg.models.weights.assembly import Division
 from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.model_folder import write_json
-from pypkg.models.weights.save_plan import SavePlan, TensorSet, Unit
+from pypkg.models.weights.save_plan import (
+    PlannedUnit,
+    SavePlan,
+    TensorSet,
+    Unit,
+    as_it_is,
+    no_memory_is_shared,
+)
+from pypkg.models.weights.staging import Staging
 from pypkg.models.weights.tensor_writer import (
     FileToWrite,
     NotFiniteError,
@@ -34,6 +46,7 @@ from pypkg.models.weights.tensor_writer import (
 from pypkg.parallel import mesh
 from pypkg.parallel.comm import gather
 from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank, is_first_rank
+from pypkg.parallel.host_memory import to_host
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint.folders import (
     OPTIMIZER_STEM,
@@ -46,23 +59,46 @@ from pypkg.training.checkpoint.folders import (
     surplus,
 )
 from pypkg.training.checkpoint.manifest import MANIFEST_FILE, MANIFEST_KEY, write_manifest
+from pypkg.training.checkpoint.shared_memory import SharedMemory
 from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
 
+# Of a rank's files and units, in order, and of the memory that it shares.
+MakeWriter: TypeAlias = Callable[
+    [Sequence[FileToWrite], Sequence[PlannedUnit], Staging], TensorWriter
+]
 
-def optimizer_tensors(updater: Updater) -> TensorSet:
-    """The optimizer state as a checkpoint holds it; all ranks have to call this."""
+
+def optimizer_tensors(updater: Updater, config: ModelConfig | None = None) -> TensorSet:
+    """The optimizer state as a checkpoint holds it; all ranks have to call this.
+
+    Args:
+        config: of the model. None: ranks hand each other no parts through memory.
+    """
     places, shapes = updater.state_places(), updater.state_shapes()
 
     def read(key: str, writer: int) -> np.ndarray | None:
         return updater.read_state(key, places[key], writer)
 
-    units = [
-        Unit(key, {key: TensorSpec("float32", shapes[key])}, gather.possible_writers(place))
-        for key, place in places.items()
-    ]
-    return TensorSet(OPTIMIZER_STEM, units, read, lambda key, value: {key: value})
+    def part(key: str) -> np.ndarray:
+        held = updater.held_state(key)
+        assert held is not None  # or there is no division
+        return to_host(held.value)
+
+    def parts(key: str) -> Division | None:
+        held = updater.held_state(key)
+        if config is None or held is None:
+            return None
+        num_bytes = held.value.size * held.value.element_size()
+        return division(config, held.name, held.shape, num_bytes, held.is_sliced)
+
+    def unit(key: str, place: gather.Place) -> Unit:
+        specs = {key: TensorSpec("float32", shapes[key])}
+        return Unit(key, shapes[key], specs, gather.possible_writers(place), parts(key))
+
+    units = [unit(key, place) for key, place in places.items()]
+    return TensorSet(OPTIMIZER_STEM, units, read, as_it_is, part=part)
 
 
 class CheckpointWriting:
@@ -75,8 +111,10 @@ class CheckpointWriting:
         output_dir: which all ranks see.
         tensor_sets: what is written.
         add_files: writes further files into a folder; called on the first rank.
-        make_writer: of this rank's files. ``put`` of what it makes returns when the tensor may
-            change.
+        memory: through which the ranks of a machine hand each other what is whole on none of them;
+            None: by communication.
+        make_writer: of this rank's files and units. The tensors may change when ``close`` of what
+            it makes returns, or with a writer that copies nothing, when ``finish`` does.
 
     Raises:
         UserError: the folder cannot be written; earlier checkpoints are untouched and nothing
@@ -92,24 +130,29 @@ class CheckpointWriting:
         add_files: Callable[[Path], None],
         settings_json: str,
         keep: int | None = None,
-        make_writer: Callable[[Sequence[FileToWrite]], TensorWriter] = ThreadWriter,
+        memory: SharedMemory | None = None,
+        make_writer: MakeWriter = ThreadWriter,
     ) -> None:
         self.folder = Path(output_dir) / checkpoint_name(state)
         self._state = replace(state)  # training goes on before the manifest is written
         self._state_json = json.dumps({**asdict(state), MANIFEST_KEY: MANIFEST_FILE}, indent=2)
         self._add_files, self._settings_json, self._keep = add_files, settings_json, keep
         self._plan = SavePlan(tensor_sets)
-        self._temporary = from_first_rank(self._begin)
         rank = mesh.current().rank
+        staging = Staging(rank) if memory is None else memory.begin(self._plan)
+        units = self._plan.units(no_memory_is_shared if memory is None else memory.is_shared)
+        self._temporary = from_first_rank(self._begin)
         self._writer = make_writer(
             [
                 FileToWrite(self._temporary / file.name, file.specs)
                 for file in self._plan.files_of(rank)
-            ]
+            ],
+            [unit for unit in units if unit.writer == rank],
+            staging,
         )
         try:
-            for name, values in self._plan.tensors_of(rank):
-                self._writer.put(name, values)
+            for unit, part in self._plan.parts_of(rank, units):
+                self._writer.put(unit, part)
             self._writer.close()
         except BaseException:
             self._abandon()

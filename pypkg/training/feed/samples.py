@@ -192,7 +192,7 @@ class Samples:
         }
 
     def _corpora(self) -> list[IndexedDataset]:
-        """Of all splits, each once, in the order of the blend."""
+        """The corpora of all splits, each once, in the order of the blend."""
         found = {
             corpus.prefix: corpus
             for dataset in self._datasets.values()

@@ -99,7 +99,7 @@ def _check_first_weights(folder: Path, settings: Settings) -> None:
 
 
 def _newest_whole(found: list[Path], settings: Settings) -> Path | None:
-    """Of checkpoints from the oldest to the newest; the damaged ones behind it are set aside."""
+    """The newest whole one of ``found`` (oldest first); newer damaged ones are set aside."""
     damaged: list[tuple[Path, str]] = []
     for folder in reversed(found):
         damage = _damage(folder, settings.verify_checkpoint)
@@ -124,7 +124,7 @@ def _newest_whole(found: list[Path], settings: Settings) -> Path | None:
 
 
 def _damage(folder: Path, checks: str) -> tuple[str, ...]:
-    """What is wrong with a checkpoint; nothing if it is not to be checked."""
+    """The damage of a checkpoint; empty if it has none or is not checked."""
     if checks == "no":
         return ()
     started = time.monotonic()

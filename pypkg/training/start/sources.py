@@ -92,7 +92,7 @@ def load_model(
             **settings.model_overrides,
         )
     else:
-        read = random_weights(config, dtype, settings.seed)
+        read = random_weights(config, settings.seed)
     return (
         (build_filled(config, dtype, read), None)
         if filled

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pypkg.capabilities import probe, resolve
 from pypkg.config import Settings, listed
 from pypkg.config.parser import read_settings
 from pypkg.config.support import support_problems
+from pypkg.device.capabilities import probe, resolve
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.registry import load_config

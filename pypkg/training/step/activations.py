@@ -30,7 +30,7 @@ def dropout_notice(settings: Settings, config: ModelConfig) -> str | None:
 
 
 def recompute_choice(settings: Settings) -> Recompute | None:
-    """What the layers recompute; None: nothing.
+    """The parts that layers recompute; None if they recompute nothing.
 
     Raises:
         ValueError: no layer knows recompute_granularity.

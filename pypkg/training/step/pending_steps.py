@@ -85,7 +85,7 @@ class PendingSteps:
         return list(self._losses)
 
     def _fault(self, loss: float, norm: float) -> str:
-        """What is wrong with a step; nothing if it is good."""
+        """The fault of a step; empty if the step is good."""
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         if not math.isfinite(norm) and not self._has_loss_scale:

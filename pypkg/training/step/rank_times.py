@@ -63,7 +63,7 @@ class MeasuredEngine(Engine):
 
     @property
     def times(self) -> Times:
-        """Of this rank, without the first step, a warm-up, unless it is the only one."""
+        """The sums of this rank. The first step, a warm-up, counts only if there is no other."""
         times = self._rest if self._rest.steps else self._first
         times.peak_memory = peak_memory_bytes()
         return times

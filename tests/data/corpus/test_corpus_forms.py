@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpora import GOLDEN
+from damaged_corpora import changes, damage, read_everything
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -235,40 +236,13 @@ def test_loss_mask_of_another_size(tmp_path, size):
         assert part in str(error.value)
 
 
-def read_everything(prefix: str) -> None:
-    """Opens and reads a corpus, which either agrees with itself or raises UserError."""
-    try:
-        corpus = IndexedDataset(prefix)
-    except UserError as error:
-        assert prefix in str(error)
-        return
-    for sequence in range(len(corpus)):
-        ids, mask = corpus[sequence], corpus.loss_mask_of(sequence)
-        assert len(ids) == corpus.sizes[sequence]
-        assert mask is None or len(mask) == len(ids)
-        float(ids.sum())  # touches every byte
-    assert corpus.num_tokens == corpus.document_sizes().sum() > 0
-
-
-changes = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=4)
-
-
-def change(file: Path, flips: list[tuple[int, int]], cut: int, tail: bytes) -> None:
-    data = bytearray(file.read_bytes())
-    data = data[: len(data) - cut] if cut else data
-    for position, value in flips:
-        if data:
-            data[position % len(data)] = value
-    file.write_bytes(bytes(data) + tail)
-
-
 @settings(max_examples=250, deadline=None)
 @given(flips=changes, cut=st.integers(0, 700), tail=st.binary(max_size=9), packed=st.booleans())
 def test_fuzzed_ids_npz(tmp_path_factory, flips, cut, tail, packed):
     file = tmp_path_factory.mktemp("fuzz") / "c_ids.npz"
     save = np.savez_compressed if packed else np.savez
     save(file, ids=np.arange(6, dtype=np.uint16), lens=np.array([4, 0, 2]))
-    change(file, flips, cut, tail)
+    damage(file, flips, cut, tail)
     read_everything(str(file).removesuffix("_ids.npz"))
 
 
@@ -280,6 +254,6 @@ def test_fuzzed_ids_npz(tmp_path_factory, flips, cut, tail, packed):
 def test_fuzzed_masked_pair(tmp_path_factory, flips, index_flips, cut, tail, name):
     folder = tmp_path_factory.mktemp("fuzz")
     prefix = write_pair(folder, bytes(5))
-    change(folder / name, flips, cut, tail)
-    change(folder / "c.idx", index_flips, 0, b"")
+    damage(folder / name, flips, cut, tail)
+    damage(folder / "c.idx", index_flips)
     read_everything(prefix)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpora import GOLDEN
+from damaged_corpora import changes, damage, read_everything
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -182,38 +183,13 @@ def test_wrong_npy_form(tmp_path, ids, arrays, said):
     assert "c_id" in str(error.value)
 
 
-def read_everything(prefix: str) -> None:
-    """Opens and reads a corpus, which either agrees with itself or raises UserError."""
-    try:
-        corpus = IndexedDataset(prefix)
-    except UserError as error:
-        assert prefix in str(error)
-        return
-    lengths = [len(corpus[i]) for i in range(len(corpus))]
-    assert lengths == corpus.sizes.tolist()
-    assert sum(lengths) == corpus.num_tokens > 0
-    sum(float(corpus[i].sum()) for i in range(len(corpus)))  # touches every byte
-    assert all(
-        0 <= corpus.document_of(i) < len(corpus.document_indices) for i in range(len(corpus))
-    )
-
-
-changes = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=4)
-
-
-def changed(data: bytes, flips: list[tuple[int, int]], cut: int, tail: bytes) -> bytes:
-    damaged = bytearray(data[: len(data) - cut] if cut else data)
-    for position, value in flips:
-        if damaged:
-            damaged[position % len(damaged)] = value
-    return bytes(damaged) + tail
-
-
 @settings(max_examples=400, deadline=None)
 @given(flips=changes, cut=st.integers(0, 120), tail=st.binary(max_size=9))
 def test_fuzzed_index(tmp_path_factory, flips, cut, tail):
     folder = tmp_path_factory.mktemp("fuzz")
-    read_everything(write_pair(folder, changed(index_bytes(), flips, cut, tail)))
+    prefix = write_pair(folder, index_bytes())
+    damage(Path(f"{prefix}.idx"), flips, cut, tail)
+    read_everything(prefix)
 
 
 @settings(max_examples=200, deadline=None)
@@ -224,6 +200,5 @@ def test_fuzzed_npy_form(tmp_path_factory, index_flips, ids_flips, cut, tail):
         folder, np.arange(6, dtype=np.uint16), lens=np.array([4, 2]), docs=np.array([0, 2])
     )
     for name, flips in (("c_idx.npz", index_flips), ("c_ids.npy", ids_flips)):
-        file = folder / name
-        file.write_bytes(changed(file.read_bytes(), flips, cut, tail))
+        damage(folder / name, flips, cut, tail)
     read_everything(prefix)

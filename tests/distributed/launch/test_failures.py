@@ -18,7 +18,7 @@ from pypkg.parallel.launch.launcher import free_ports
 sys.path.insert(0, str(REPO / "tests" / "training"))
 from training_testing import Workplace, counting_documents, environment, write_corpus, write_model
 
-FAULTY = Path(__file__).parents[1] / "workers" / "faulty_rank.py"
+FAULTY = Path(__file__).with_name("faulty_rank.py")
 SETTINGS = {"max_steps": 6, "save_steps": 2, "num_threads": 1, "do_eval": False}
 QUICK = {"PYPKG_HANG_SECONDS": "8", "PYPKG_START_SECONDS": "30", "PYPKG_SILENCE_SECONDS": "8"}
 
@@ -72,7 +72,14 @@ class Ranks:
     [
         ("raise", ["rank 1", "at step 3, forward and backward", "broken on purpose"]),
         ("die", ["rank 1 died at step 3, forward and backward"]),
-        ("hang", ["no progress for 8 s", "rank 1 is at step 3, forward and backward"]),
+        (
+            "hang",
+            [
+                "no progress for 8 s",
+                "rank 1 is at step 3, forward and backward",
+                "(most recent call first)",  # a stack trace
+            ],
+        ),
         ("nan", ["the loss is nan at step 3 on rank 1"]),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from distributed_testing import run_ranks
 
-WORKER = Path(__file__).parents[1] / "workers" / "process_end_worker.py"
+WORKER = Path(__file__).with_name("process_end_worker.py")
 
 
 def test_others_may_go_at_any_time_and_exit_code_and_output_stay():

@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import forked
 import pytest
-from distributed_testing import rank_environment, start_rank
+from distributed_testing import REPO, rank_environment, start_rank
 
 from pypkg import progress
 from pypkg.errors import UserError
@@ -23,7 +25,7 @@ from pypkg.parallel.launch.launcher import free_ports
 from pypkg.parallel.launch.verdicts import Failure, Member
 from pypkg.parallel.launch.watchdog import Watchdog
 
-WATCHED = Path(__file__).parents[1] / "workers" / "watched_rank.py"
+WATCHED = Path(__file__).with_name("watched_rank.py")
 TIMEOUT = (
     "RuntimeError: [/paddle/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:80] TIMEOUT "
     "self_rank = none pair_rank = 1 peer_str = none"
@@ -301,3 +303,22 @@ def test_a_run_that_was_stopped_as_a_whole_goes_on(ranks):
     ranks.stop.touch()
     assert [process.wait(60) for process in ranks.processes] == [0, 0]
     assert not any(ranks.said(rank) for rank in range(2))
+
+
+def test_a_rank_whose_fleet_start_takes_too_long_ends_with_a_stack_trace():
+    """As where another rank has ended, and fleet's own wait lasts for 15 minutes."""
+    script = (
+        "import time\n"
+        "from pypkg.parallel.launch import watchdog\n"
+        "watchdog._watchdog = object()\n"
+        "def wait_in_fleet():\n"
+        "    time.sleep(600)\n"
+        "with watchdog.starting_fleet():\n"
+        "    wait_in_fleet()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(REPO), "PYPKG_START_SECONDS": "0.2"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr and "in wait_in_fleet" in done.stderr

@@ -51,12 +51,14 @@ def run_ranks(
     timeout: float = 120.0,
     environment: Callable[[int], Mapping[str, str]] = lambda rank: {},
     fork: bool = True,
+    logs: Path | None = None,
 ) -> list[Any]:
     """Runs ``script`` as ``nproc`` ranks; each has to call ``report`` once.
 
     Args:
         environment: variables of a rank beside, or instead of, those of ``rank_environment``.
         fork: whether the ranks are forked (`forked.py`), or started with an interpreter each.
+        logs: where the output of each rank stays, as RANK.log; None: nowhere.
 
     Returns:
         What the ranks reported, by rank.
@@ -67,15 +69,15 @@ def run_ranks(
     """
     ports = free_ports(nproc)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        processes = []
+        folder, processes = Path(name), []
+        logs = logs or folder
         for rank in range(nproc):
             variables = {
                 **rank_environment(rank, ports),
                 **environment(rank),
                 _RESULTS: str(folder),
             }
-            with (folder / f"{rank}.log").open("wb") as log:
+            with (logs / f"{rank}.log").open("wb") as log:
                 processes.append(start_rank([script, *arguments], variables, log, fork))
             if rank == 0 and nproc > 1:
                 _wait_for_listener(ports[0])
@@ -84,7 +86,7 @@ def run_ranks(
         finally:
             for process in processes:
                 forked.kill_group(process)
-        assert not any(codes) and None not in codes, _failure(codes, folder, timeout)
+        assert not any(codes) and None not in codes, _failure(codes, logs, timeout)
         return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(nproc)]
 
 
@@ -121,7 +123,7 @@ def _wait(processes: list[RankProcess], deadline: float) -> list[int | None]:
         time.sleep(0.05)
 
 
-def _failure(codes: list[int | None], folder: Path, timeout: float) -> str:
+def _failure(codes: list[int | None], logs: Path, timeout: float) -> str:
     """Which ranks are to blame; the others are named, but what they wrote would hide the reason."""
     to_blame = [rank for rank, code in enumerate(codes) if code]
     lines = [f"{len(to_blame)} of {len(codes)} ranks failed; exit codes {codes} (None: running)"]
@@ -129,7 +131,7 @@ def _failure(codes: list[int | None], folder: Path, timeout: float) -> str:
         lines = [f"ranks still run after {timeout:g} s; exit codes {codes} (None: running)"]
         to_blame = [rank for rank, code in enumerate(codes) if code is None]
     for rank in to_blame:
-        text = (folder / f"{rank}.log").read_text(errors="replace")[-4000:]
+        text = (logs / f"{rank}.log").read_text(errors="replace")[-4000:]
         lines.append(f"--- rank {rank}, exit code {codes[rank]}\n{text}")
     return "\n".join(lines)
 

@@ -45,6 +45,7 @@ class Layout:
 
     degrees: Degrees
     sharding_stage: int = 0
+    reduces_once: bool = False
     recomputes: bool = False
 
 
@@ -56,6 +57,7 @@ LAYOUTS = {
     "pipeline": Layout(Degrees(pipeline=2)),
     "stage 1, data": Layout(Degrees(sharding=2, data=2), 1),
     "stage 2, data": Layout(Degrees(sharding=2, data=2), 2),
+    "stage 2, once": Layout(Degrees(sharding=2), 2, reduces_once=True),
     "stage 3, recompute": Layout(Degrees(sharding=2), 3, recomputes=True),
     "tensor, sequence, pipeline": Layout(Degrees(tensor=2, pipeline=2, sequence_parallel=True)),
 }
@@ -97,7 +99,7 @@ def _reduced_over_data(layout: Layout, sharding_rank: int, owned: Sequence[Seque
         return _PARAMETERS
     if layout.sharding_stage == 1:
         return sum(owned[sharding_rank])
-    return max(sum(map(_padded, sizes)) for sizes in owned)
+    return sum(map(_padded, owned[sharding_rank]))
 
 
 def _add_tensor(sent: Sent, layout: Layout, pipeline_rank: int, m: int) -> None:
@@ -138,10 +140,9 @@ def _add_stage_1(sent: Sent, layout: Layout, m: int, owned: Sequence[Sequence[in
 
 
 def _add_stage_2(sent: Sent, layout: Layout, m: int, owned: Sequence[Sequence[int]]) -> None:
-    """A buffer for each owner, in which parameters are padded; all as long as the longest."""
-    lengths = [sum(map(_padded, sizes)) for sizes in owned]
-    _add(sent, "sharding reduce", m * len(owned), max(lengths))
-    for length in lengths:
+    """A bucket and a buffer of parameters for each owner; in both, each parameter is padded."""
+    for length in (sum(map(_padded, sizes)) for sizes in owned):
+        _add(sent, "sharding reduce", 1 if layout.reduces_once else m, length)
         _add(sent, "sharding broadcast", 1, length)
 
 
@@ -161,8 +162,8 @@ def _add_stage_3(sent: Sent, layout: Layout, m: int, owned: Sequence[Sequence[in
     elements //= z
     sent["sharding all_gather"] = [m * gathers, m * elements, m * elements * _FLOAT]
     vectors = (2 * _LAYERS + 1) * _padded(CONFIG.hidden_size)
-    reduced = m * matrices + vectors
-    sent["sharding all_reduce"] = [m * _NUM_MATRICES + 1, reduced, reduced * _FLOAT]
+    sent["sharding reduce_scatter"] = [m * _NUM_MATRICES, m * matrices, m * matrices * _FLOAT]
+    _add(sent, "sharding all_reduce", 1, vectors)
 
 
 def _padded(size: int) -> int:

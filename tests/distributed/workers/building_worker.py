@@ -70,7 +70,7 @@ def make(case: Mapping[str, Any], folder: Path) -> paddle.nn.Layer:
     is_sliced = case["degrees"].get("sharding", 1) > 1
     if not is_sliced:
         return from_pretrained(folder) if case["stored"] else from_config(CONFIG, seed=SEED)
-    config, read = CONFIG, random_weights(CONFIG, "float32", SEED)
+    config, read = CONFIG, random_weights(CONFIG, SEED)
     if case["stored"]:
         config, read = stored_weights(folder)
     model = build_without_memory(config, "float32")

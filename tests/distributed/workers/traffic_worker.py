@@ -26,7 +26,11 @@ def make_engine(layout: Layout) -> Engine:
     model = from_config(CONFIG, seed=1)
     if layout.recomputes:
         model.use_recompute(Recompute("full"))
-    options = UpdateOptions(max_grad_norm=1.0, sharding_stage=layout.sharding_stage)
+    options = UpdateOptions(
+        max_grad_norm=1.0,
+        sharding_stage=layout.sharding_stage,
+        reduces_once=layout.reduces_once,
+    )
     wrapped, updater = distribute(model, options, mesh.current(), ModelTpSharding(CONFIG))
     return Engine(wrapped, updater, labels_vary=False)  # as without masks
 

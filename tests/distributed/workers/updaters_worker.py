@@ -9,8 +9,6 @@ import json
 import math
 import os
 import sys
-import tempfile
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,32 +18,29 @@ from typing import Any
 import numpy as np
 import paddle
 import paddle.distributed as dist
+from delayed import Trace, delayed
 from distributed_testing import REPO, report
 from paddle.distributed.fleet.base import topology
 from plain_adamw import build_adamw, clip_by_global_norm, optimizer_state
 from whole_values import SlicesOf, slices_of, whole_parameters, whole_state
+from written_checkpoint import write_and_read
 
 sys.path.insert(0, str(REPO / "tests" / "models"))
 from tiny_configs import tiny
 
 from pypkg.models import from_config
 from pypkg.models.architecture.config import ModelConfig
-from pypkg.models.architecture.registry import weight_map
 from pypkg.models.decoder import Decoder
 from pypkg.models.layers.recompute import Recompute
-from pypkg.models.pretrained import model_tensors
-from pypkg.models.weights.formats.tensor_files import TensorFiles
-from pypkg.models.weights.save_plan import TensorSet
 from pypkg.parallel import mesh
-from pypkg.parallel.comm.collective import from_first_rank, mean_over_sample_shards
+from pypkg.parallel.comm.collective import mean_over_sample_shards
 from pypkg.parallel.optimizer.data_parallel import gradient_of
 from pypkg.parallel.optimizer.distribute import DistributedModel, distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
+from pypkg.parallel.optimizer.sliced_layers import SlicedLayers
 from pypkg.parallel.optimizer.updater import Updater
-from pypkg.training.checkpoint.reading import load_optimizer
-from pypkg.training.checkpoint.writing import CheckpointWriting, optimizer_tensors
-from pypkg.training.state import TrainerState
+from pypkg.parallel.optimizer.zero import ZeroStage2
 from pypkg.training.step.normalization import loss_weights
 from pypkg.training.tp_sharding import ModelTpSharding
 
@@ -54,10 +49,12 @@ ADAMW = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-6, "weight_decay": 0.5}
 MAX_NORM = 0.7
 CHECKED = (
     "memory",
+    "overlapped",
     "scaler",
     "kept",
     "read",
     "num_bytes",
+    "same_files",
     "converted",
     "weights_kept",
     "state_kept",
@@ -70,9 +67,11 @@ def config_of(family: str) -> ModelConfig:
     return tiny(name).replace(**changes)
 
 
-def new_model(config: ModelConfig, wholes: Mapping | None = None) -> Decoder:
+def new_model(
+    config: ModelConfig, wholes: Mapping | None = None, dtype: str = "float32"
+) -> Decoder:
     """Under every layout the same: from ``wholes``, or random, with vectors away from 1 and 0."""
-    model = from_config(config, seed=SEED)
+    model = from_config(config, dtype, seed=SEED)
     tp_sharding = ModelTpSharding(config)
     shapes = tp_sharding.shapes()
     for name, parameter in model.named_parameters():
@@ -81,7 +80,8 @@ def new_model(config: ModelConfig, wholes: Mapping | None = None) -> Decoder:
         elif parameter.ndim == 1:
             whole = np.full(shapes[name], parameter[0].item(), np.float32)
             whole += np.random.default_rng(len(name)).normal(0, 0.1, whole.shape)
-            parameter.set_value(tp_sharding.read(name, slices_of(whole)))
+            own = paddle.to_tensor(tp_sharding.read(name, slices_of(whole)))
+            parameter.set_value(own.astype(parameter.dtype))
     return model
 
 
@@ -159,7 +159,8 @@ def train(run: Trained, steps: range, case: dict) -> tuple:
         memory = held_bytes(updater)
         norms.append(updater.step(RATE).item())
         assert all(
-            gradient_of(p) is None or not gradient_of(p).any() for p in run.layer.parameters()
+            gradient_of(p) is None or not gradient_of(p).astype("float32").any()
+            for p in run.layer.parameters()
         )
     return losses, norms, memory
 
@@ -191,12 +192,17 @@ def is_kept(run: Trained, case: dict, parameters: dict, state: dict) -> bool:
 def held_bytes(updater: Updater) -> dict[str, int]:
     """What this rank holds when an update begins, views of one buffer counted once."""
     zero = updater.zero
-    wrapped = zero.loss if isinstance(zero.loss, paddle.nn.Layer) else None
+    wrapped = zero.loss if isinstance(zero.loss, SlicedLayers) else None
+    if wrapped is not None:
+        wrapped.wait()
     storages = [s for kinds in getattr(wrapped, "_grad_storages", {}).values()
                 for s in (kinds.values() if isinstance(kinds, dict) else [kinds])]  # fmt: skip
     weights = [s.buffer for kinds in getattr(zero._optimizer, "param_storages", {}).values()
                for s in kinds.values()]  # fmt: skip
     gradients = [s.buffer for s in storages]
+    if isinstance(zero, ZeroStage2):
+        zero.reducer.wait()
+        gradients += zero.reducer.buffers()
     for parameter in zero.parameters:
         weights += [parameter, getattr(parameter, "fw_storage", None)]
         gradients += [gradient_of(parameter), getattr(parameter, "bw_storage", None)]
@@ -242,7 +248,7 @@ def new_run(case: dict, wholes: Mapping | None = None) -> Trained:
         options = replace(options, loss_scale=LossScale(**options.loss_scale))
     # The same names in all processes, whatever the stages of another layout have made before.
     with paddle.utils.unique_name.guard():
-        model = new_model(config, wholes)
+        model = new_model(config, wholes, case.get("dtype", "float32"))
     model.train()
     if "recompute" in case:
         model.use_recompute(Recompute(case["recompute"]))
@@ -250,10 +256,19 @@ def new_run(case: dict, wholes: Mapping | None = None) -> Trained:
     return Trained(config, model, *distribute(model, options, mesh.current(), tp_sharding))
 
 
-def run_case(case: dict, folder: Path) -> dict[str, Any]:
+def run_delayed(case: dict, folder: Path) -> dict[str, Any]:
+    """``run_case`` with operations that do nothing until they are waited for."""
+    with delayed() as trace:
+        result = run_case(case, folder, trace)
+    return result | {"overlapped": trace.counts()}
+
+
+def run_case(case: dict, folder: Path, trace: Trace | None = None) -> dict[str, Any]:
     """Trains under a layout; after two steps under another one, if the case has one."""
     start(case)
     run, read = new_run(case), None
+    if trace is not None:
+        trace.watch(run.layer)
     first = range(2 if "then" in case else STEPS)
     losses, norms, memory = train(run, first, case)
     parameters, state = whole(run)
@@ -274,7 +289,9 @@ def run_case(case: dict, folder: Path) -> dict[str, Any]:
         more = train(run, range(2, STEPS), case)
         losses, norms, memory = losses + more[0], norms + more[1], more[2]
         parameters, state = whole(run)
-    written = write_and_read(run, folder, parameters, state) if "then" in case else {}
+    written = (
+        write_and_read(run.layer, run.updater, folder, parameters, state) if "then" in case else {}
+    )
     scaler = None if run.updater.scaler is None else run.updater.scaler.state()
     return {"losses": losses, "norms": norms, "parameters": parameters, "state": state,
             "memory": memory, "scaler": scaler, "read": read, "kept": kept,
@@ -285,56 +302,6 @@ def whole(run: Trained) -> tuple[dict, dict]:
     """Parameters and optimizer state, complete on every rank."""
     named = dict(run.layer.named_parameters())
     return whole_parameters(run.config, named), whole_state(run.updater)
-
-
-def write_and_read(run: Trained, folder: Path, parameters: dict, state: dict) -> dict[str, Any]:
-    """A checkpoint of ``run``: bytes that this rank writes, and whether it holds what it should."""
-    output_dir = from_first_rank(lambda: tempfile.mkdtemp(dir=folder))
-    converted = Counter()
-    checkpoint = CheckpointWriting(
-        output_dir,
-        TrainerState(global_step=STEPS),
-        tensor_sets=[
-            counting(each, converted)
-            for each in (model_tensors(run.layer), optimizer_tensors(run.updater))
-        ],
-        add_files=lambda _: None,
-        settings_json="{}",
-    )
-    num_bytes = checkpoint.num_bytes_of(mesh.current().rank)
-    path = checkpoint.finish()
-    damage_state(run.updater)
-    load_optimizer(path, run.updater)
-    files, names = TensorFiles(path), weight_map(run.config)
-    stored = {
-        source: value
-        for name, whole in parameters.items()
-        for source, value in names.to_checkpoint(name, whole).items()
-    }
-    again = whole_state(run.updater)
-    return {
-        "num_bytes": num_bytes,
-        "converted": converted.total(),
-        "weights_kept": files.shapes().keys() == stored.keys()
-        and all(np.array_equal(files.read(n, "float32"), value) for n, value in stored.items()),
-        "state_kept": all(np.array_equal(again[key], value) for key, value in state.items()),
-    }
-
-
-def counting(tensors: TensorSet, converted: Counter) -> TensorSet:
-    """``tensors``, of which the bytes that this rank brings to host memory are counted."""
-
-    def read(name: str, writer: int) -> np.ndarray | None:
-        value = tensors.read(name, writer)
-        converted[tensors.stem] += 0 if value is None else value.nbytes
-        return value
-
-    return replace(tensors, read=read)
-
-
-def damage_state(updater: Updater) -> None:
-    for tensor in updater.optimizer.state_tensors():
-        tensor.set_value(paddle.full_like(tensor, -1.0))
 
 
 def start(case: dict) -> None:
@@ -368,7 +335,7 @@ def main(folder: Path, cases: list[dict]) -> None:
                     expected[key] = one_process(*key)
     results = []
     for case in cases:
-        result = run_case(case, folder)
+        result = (run_delayed if case.get("delayed") else run_case)(case, folder)
         compared = compare(result, expected[reference(case)]) if expected else {}
         results.append(compared | {key: result[key] for key in CHECKED if key in result})
     report(results)

@@ -57,16 +57,18 @@ def rms_norm_case(
         )
         needed = be.kernels.rms_norm_backward_workspace(h)
 
-        def backward(dx: Any) -> np.ndarray:
+        def backward(dx: Any, dresidual: Any = None) -> np.ndarray:
             workspace = be.poisoned((needed,), "float32")
             dweight = be.poisoned((cols,), weight_dtype)
             be.kernels.rms_norm_backward(
-                dy, h, weight, rstd, dx, dweight, workspace, dh, stream=be.stream
+                dy, h, weight, rstd, dx, dweight, workspace, dh, dresidual, stream=be.stream
             )
             return be.numpy(dweight)
 
-        dx = empty()
-        dweight = backward(dx)
+        dx, dresidual = empty(), empty() if residual else None
+        dweight = backward(dx, dresidual)
+        if residual:
+            yield Comparison("dresidual", be.numpy(dresidual), be.numpy(dx), 0.0)
         yield Comparison("dx", be.numpy(dx), expected_dx, tolerance(dtype))
         yield Comparison("dweight", dweight, expected_dweight, tolerance(weight_dtype))
         again = backward(dy)

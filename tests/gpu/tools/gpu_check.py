@@ -3,10 +3,11 @@
 Needs a GPU, nvcc, CMake, Ninja and a Python with torch, NumPy and pybind11; no Paddle. The Triton
 versions are checked and timed beside them where Triton is installed. Writes everything to a JSON
 file, prints a table last and exits with 1 if a check failed. `--device cpu` tries the script out on
-the CPU kernels that are installed already, and interprets Triton.
+the CPU kernels that are installed already, and interprets Triton. Where another Python has
+paddlepaddle-gpu, its flash attention is timed too.
 
 On a GPU whose checks have all passed it also writes the timings of attention to the record that
-`attention_backend: auto` reads (pypkg/attention_record.py).
+`attention_backend: auto` reads (pypkg/device/attention_record.py).
 
 The file is a result for the page of benchmarks: put it into docs/benchmarks/, named after the GPU,
 and run `python -m pypkg.bench report`.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paddle_python
 import torch
 import triton_kernels
 from kernel_build import BUILD, build, load_kernels, load_module
@@ -34,13 +37,13 @@ import checks
 import hopper_cases
 import kernel_cases
 
-from pypkg.attention_record import timings_of, write_timings
 from pypkg.bench.ops.case import OURS
 from pypkg.bench.ops.gpu import suites, timers
 from pypkg.bench.ops.gpu.attention import has_hopper_kernels
 from pypkg.bench.ops.gpu.case import Maker, label, measure, set_against_yardsticks
 from pypkg.bench.ops.gpu.result import gpu_facts, ops_result
 from pypkg.build_info import digest
+from pypkg.device.attention_record import PADDLE, timings_of, write_timings
 
 
 class TorchBackend:
@@ -152,6 +155,19 @@ def run_benchmarks(mk: Maker, names: list[str], deadline: float) -> Benchmarks:
     return found
 
 
+def time_paddle_attention(python: Path, device: str, found: Benchmarks) -> None:
+    """Adds rows of Paddle's flash attention, which ``auto`` takes where ours is not faster."""
+    obstacle = None if device == "cpu" else paddle_python.obstacle(python)
+    try:
+        if obstacle is None:
+            kind = "gpu" if device == "cuda" else "cpu"
+            found.rows += paddle_python.attention_rows(python, found.rows, OURS, PADDLE, kind)
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        obstacle = str(error)
+    if obstacle:
+        found.notes.append(f"{PADDLE} is not compared with: {obstacle}")
+
+
 def record_attention(device: str, rows: list[dict[str, Any]]) -> None:
     """Writes what ``attention_backend: auto`` reads; on a CPU it says what it would write."""
     timings = timings_of(rows, OURS)
@@ -210,6 +226,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-benchmark", action="store_true", help="checks only")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no-triton", action="store_true", help="leave the Triton versions out")
+    parser.add_argument(
+        "--paddle-python",
+        type=Path,
+        default=paddle_python.default_python(),
+        help="the Python whose Paddle times its flash attention; left out if it sees no GPU",
+    )
     parser.add_argument("--budget", type=float, default=500, help="seconds, build included")
     return parser.parse_args(argv)
 
@@ -238,6 +260,7 @@ def main(argv: list[str] | None = None) -> int:
         maker = Maker(kernels, triton, args.device, use_compile, variants)
         names = args.suite or list(suites.SUITES)
         found = run_benchmarks(maker, names, started + args.budget)
+        time_paddle_attention(args.paddle_python, args.device, found)
         failed += found.failed
         if not (failed or args.no_checks):
             record_attention(args.device, found.rows)

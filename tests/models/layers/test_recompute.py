@@ -12,6 +12,7 @@ from tiny_configs import KEYS, tiny
 from pypkg.models import from_config
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.layers.recompute import ATTENTION, ATTENTION_BLOCK, FULL, Recompute, use_recompute
+from pypkg.parallel.optimizer.distribute import WrappedModel
 
 GRANULARITIES = (FULL, ATTENTION_BLOCK, ATTENTION)
 BATCH, SEQUENCE = 2, 24
@@ -213,3 +214,17 @@ def test_a_step_with_recompute_peaks_lower():
         model.loss(ids, ids).backward()
         peaks[choice] = paddle.base.core.host_memory_stat_peak_value("Allocated", 0) - before
     assert peaks[Recompute()] < 0.3 * peaks[None]
+
+
+def test_the_graph_of_a_micro_batch_is_gone_before_the_next():
+    """With it go the inputs of all layers, of which recompute would otherwise hold two sets."""
+    model, ids = trained_model(24, Recompute())
+    model.use_attention("pypkg")
+    batch = {"input_ids": ids, "labels": ids}
+    wrapped, memory, peaks = WrappedModel(model, model.loss), paddle.base.core, []
+    for micro_batches in (1, 3):
+        before = allocated()
+        memory.host_memory_stat_reset_peak_value("Allocated", 0)
+        wrapped.forward_backward([batch] * micro_batches, lambda loss: loss)
+        peaks.append(memory.host_memory_stat_peak_value("Allocated", 0) - before)
+    assert peaks[1] < 1.05 * peaks[0]

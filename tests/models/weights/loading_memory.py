@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pypkg.threads import configure_cpu, import_paddle
+from pypkg.device.threads import configure_cpu, import_paddle
 
 
 def _memory(field: str) -> int:

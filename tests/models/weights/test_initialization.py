@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import paddle
 import pytest
-from pypkg.parallel.host import to_host
 from tiny_configs import tiny
 
 from pypkg.models import ModelConfig, from_config
@@ -16,6 +15,7 @@ from pypkg.models.architecture.registry import load_config
 from pypkg.models.pretrained import parameter_shapes
 from pypkg.models.weights.initialization import fill_random, standard_deviation
 from pypkg.models.weights.tp_shards import tp_shard
+from pypkg.parallel.host_memory import to_host
 
 _CONFIG = ModelConfig(
     vocab_size=512,
@@ -157,6 +157,19 @@ def test_every_name_and_seed_has_numbers_of_its_own() -> None:
     out = paddle.empty([64, 64])
     fill_random(out, config, "layers.0.self_attn.o_proj.weight", 8, (64, 64))
     assert np.isin(first, out.numpy()).mean() < 0.01
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_building_takes_no_more_memory_than_the_weights(dtype: str) -> None:
+    core = paddle.base.core
+    core.host_memory_stat_reset_peak_value("Allocated", 0)
+    before = core.host_memory_stat_current_value("Allocated", 0)
+    model = from_config(_CONFIG, dtype, seed=5)
+    kept = core.host_memory_stat_current_value("Allocated", 0) - before
+    largest = max(p.size * p.element_size() for p in model.parameters())
+    assert kept >= sum(p.size * p.element_size() for p in model.parameters())
+    peak = core.host_memory_stat_peak_value("Allocated", 0) - before
+    assert peak < kept + largest / 8
 
 
 def test_what_cannot_be_filled_is_refused() -> None:

@@ -15,7 +15,9 @@ def tensor_set(
     stem: str, sizes: dict[str, int], ranks: dict[str, tuple[int, ...]], limit: int | None = None
 ) -> TensorSet:
     """Units of one tensor each of so many float32."""
-    units = [Unit(n, {n: TensorSpec("float32", (size,))}, ranks[n]) for n, size in sizes.items()]
+    units = [
+        Unit(n, (size,), {n: TensorSpec("float32", (size,))}, ranks[n]) for n, size in sizes.items()
+    ]
     return TensorSet(
         stem,
         units,
@@ -107,5 +109,5 @@ def test_a_rank_gets_its_tensors_in_the_order_of_its_files():
     for rank in range(3):
         files = plan.files_of(rank)
         assert [name for file in files for name in file.specs] == [
-            name for name, _ in plan.tensors_of(rank)
+            unit.name for unit, _ in plan.parts_of(rank, plan.units())
         ]

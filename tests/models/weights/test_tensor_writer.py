@@ -13,10 +13,14 @@ from safetensors.numpy import load_file
 from pypkg.checksums import FileRecord, file_record
 from pypkg.errors import UserError
 from pypkg.models.weights import tensor_writer
+from pypkg.models.weights.assembly import Assembly
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
+from pypkg.models.weights.save_plan import PlannedUnit, as_it_is
+from pypkg.models.weights.staging import AreaSize, Staging, new_area
 from pypkg.models.weights.tensor_writer import (
     FileToWrite,
     NotFiniteError,
+    TensorWriter,
     ThreadWriter,
     all_finite,
 )
@@ -41,6 +45,33 @@ def files_and_tensors(folder: Path) -> tuple[list[FileToWrite], dict[str, np.nda
     ], tensors
 
 
+def units_of(files: list[FileToWrite]) -> list[PlannedUnit]:
+    """One for each tensor, which rank 0 writes."""
+    specs = [item for file in files for item in file.specs.items()]
+    return [
+        PlannedUnit(number, name, spec.dtype, 0, (0,), Assembly(spec.shape), as_it_is)
+        for number, (name, spec) in enumerate(specs)
+    ]
+
+
+def write_all(
+    writer: TensorWriter, files: list[FileToWrite], tensors: dict[str, np.ndarray]
+) -> None:
+    for unit in units_of(files):
+        writer.put(unit, tensors[unit.name])
+
+
+def process_writer(
+    files: list[FileToWrite], memory: int, process: WriterProcess | None = None
+) -> ProcessWriter:
+    """Of rank 0, alone on its machine, with an area of so many bytes."""
+    units = units_of(files)
+    _, place, area = new_area(AreaSize(memory, 1, len(units)))
+    area.empty()
+    staging = Staging(0, {0: area}, {0: place})
+    return ProcessWriter(files, units, staging, process or WriterProcess())
+
+
 def check_files(
     folder: Path,
     files: list[FileToWrite],
@@ -59,9 +90,8 @@ def test_files_and_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(tensor_writer, "BLOCK", 1000)
     monkeypatch.setattr(tensor_writer, "_WRITE_BACK", 5000)
     files, tensors = files_and_tensors(tmp_path)
-    writer = ThreadWriter(files)
-    for name, value in tensors.items():
-        writer.put(name, value)
+    writer = ThreadWriter(files, units_of(files))
+    write_all(writer, files, tensors)
     records = writer.records()
     assert writer.is_done()
     check_files(tmp_path, files, tensors, records)
@@ -79,13 +109,13 @@ def test_tensors_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         original(self, name, values)
 
     monkeypatch.setattr(tensor_writer.FileSequence, "write", slow)
-    writer = ThreadWriter(files)
+    writer = ThreadWriter(files, units_of(files))
     handed = []
 
     def hand_over() -> None:
-        for name, value in tensors.items():
-            writer.put(name, value)
-            handed.append(name)
+        for unit in units_of(files):
+            writer.put(unit, tensors[unit.name])
+            handed.append(unit.name)
 
     thread = threading.Thread(target=hand_over)
     thread.start()
@@ -99,9 +129,8 @@ def test_tensors_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_failure_is_told_at_the_end(tmp_path: Path) -> None:
     """The ranks go on with what they do together until then."""
     files, tensors = files_and_tensors(tmp_path / "missing")
-    writer = ThreadWriter(files)
-    for name, value in tensors.items():
-        writer.put(name, value)
+    writer = ThreadWriter(files, units_of(files))
+    write_all(writer, files, tensors)
     with pytest.raises(FileNotFoundError):
         writer.records()
 
@@ -112,9 +141,10 @@ def test_a_failure_is_told_at_the_end(tmp_path: Path) -> None:
 )
 def test_tensors_that_are_not_due(tmp_path: Path, put: list[str], message: str) -> None:
     files, tensors = files_and_tensors(tmp_path)
-    writer = ThreadWriter(files)
-    for name in put:
-        writer.put(name, tensors[name])
+    writer = ThreadWriter(files, units_of(files))
+    for unit in units_of(files):
+        if unit.name in put:
+            writer.put(unit, tensors[unit.name])
     with pytest.raises(ValueError, match=message):
         writer.records()
 
@@ -123,8 +153,8 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     values = np.zeros((10, 4), np.float32)
     values[7, 1] = np.nan
     files = [FileToWrite(tmp_path / "f", {"w": TensorSpec("float32", (10, 4))})]
-    writer = ThreadWriter(files)
-    writer.put("w", values)
+    writer = ThreadWriter(files, units_of(files))
+    writer.put(units_of(files)[0], values)
     with pytest.raises(UserError, match="w holds values that are NaN or infinite"):
         writer.records()
 
@@ -146,37 +176,39 @@ def test_all_finite(dtype: str) -> None:
         assert not all_finite(stored(), dtype)
 
 
-@pytest.mark.parametrize("memory", [4000, 1 << 20])
+@pytest.mark.parametrize("memory", [4096, 1 << 20])
 def test_another_process_writes_the_same_files(tmp_path: Path, memory: int) -> None:
-    """Whatever passes through the ring at once; the tensors change after they are handed over."""
+    """Whatever fits in the memory at once; the tensors change after they are handed over."""
     files, tensors = files_and_tensors(tmp_path)
-    process = WriterProcess(memory)
+    process = WriterProcess()
     for _ in range(2):  # the process is used again
-        writer = ProcessWriter(files, process)
-        for name, value in tensors.items():
-            handed = value.copy(order="K")
-            writer.put(name, handed)
-            handed[...] = 0.0
+        writer = process_writer(files, memory, process)
+        handed = {name: value.copy(order="K") for name, value in tensors.items()}
+        write_all(writer, files, handed)
+        writer.close()
+        for value in handed.values():
+            value[...] = 0.0
         records = writer.records()
         assert writer.is_done()
     check_files(tmp_path, files, tensors, records)
 
 
 def test_failures_of_the_other_process(tmp_path: Path) -> None:
+    """A part that nobody takes any more waits for no room."""
     files, tensors = files_and_tensors(tmp_path / "missing")
-    writer = ProcessWriter(files, WriterProcess(1000))
-    for name, value in tensors.items():
-        writer.put(name, value)
+    writer = process_writer(files, 1024)
+    write_all(writer, files, tensors)
     with pytest.raises(FileNotFoundError, match="No such file"):
         writer.records()
     values = np.full((10, 4), np.inf, np.float32)
-    writer = ProcessWriter(
-        [FileToWrite(tmp_path / "f", {"w": TensorSpec("float32", (10, 4))})], WriterProcess(1000)
-    )
-    writer.put("w", values)
+    files = [FileToWrite(tmp_path / "f", {"w": TensorSpec("float32", (10, 4))})]
+    writer = process_writer(files, 1024)
+    writer.put(units_of(files)[0], values)
     with pytest.raises(NotFiniteError, match="w holds values that are NaN or infinite"):
         writer.records()
-    writer = ProcessWriter(files, WriterProcess(1000))
+    files, tensors = files_and_tensors(tmp_path)
+    writer = process_writer(files, 1024)
     writer.abandon()
+    write_all(writer, files, tensors)
     with pytest.raises(UserError, match="has ended with code -9"):
         writer.records()

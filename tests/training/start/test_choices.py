@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pypkg.capabilities import probe
 from pypkg.config import Settings
 from pypkg.data.datasets.blend import blend_weights
 from pypkg.data.datasets.order import SampleOrder
+from pypkg.device.capabilities import probe
 from pypkg.models.layers.attention import BACKENDS
 from pypkg.ops import set_matmul_precision
 from pypkg.parallel import mesh

@@ -12,6 +12,7 @@ from pypkg.bench.ops.cases import (
     flash_attention,
     gated_activation,
     matmul,
+    random_normal,
     rms_norm,
     rotary_embedding,
 )
@@ -24,6 +25,7 @@ _MODULES = (
     cross_entropy,
     matmul,
     adamw,
+    random_normal,
 )
 
 

@@ -13,7 +13,7 @@ import torch
 from pypkg.bench.environment import describe_run
 from pypkg.bench.ops.gpu import timers
 from pypkg.bench.ops.work import COUNTED
-from pypkg.threads import available_cores
+from pypkg.device.threads import available_cores
 
 
 def ops_result(

@@ -1,0 +1,131 @@
+"""Which GPUs have run the attention kernels, and how fast: what ``attention_backend: auto`` reads.
+
+``make gpu-check`` writes the record when every check of attention has passed on a GPU. It is JSON:
+
+    {"gpus": {"NVIDIA H100 80GB HBM3": {
+        "date": "2026-03-01", "csrc_sha256": "...",
+        "head_dims": {"128": {"kernel": "hopper", "milliseconds": 3.1,
+                              "other": "Paddle flash", "other_milliseconds": 3.4}}}}}
+
+Times are of causal attention in bfloat16, forward and backward together, summed over the shapes
+that were timed; the figures above are made up. An entry holds for the sources that it names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pypkg.build_info import DIGEST
+from pypkg.errors import UserError
+from pypkg.files import write_file
+
+VARIABLE = "PYPKG_ATTENTION_RECORD"
+PADDLE = "Paddle flash"  # the baseline that ``auto`` takes where ours is not faster
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times of one head_dim: of the faster of our ``kernel``s, and of the ``other`` attention.
+
+    The other is Paddle's flash attention, which ``auto`` takes in place of ours; where it was not
+    timed, the fastest in torch.
+    """
+
+    kernel: str  # "ampere" or "hopper"
+    milliseconds: float
+    other: str
+    other_milliseconds: float
+
+    @property
+    def faster(self) -> bool:
+        return self.milliseconds < self.other_milliseconds
+
+
+def record_path() -> Path:
+    """PYPKG_ATTENTION_RECORD, else pypkg/attention.json in the user's cache folder."""
+    if given := os.environ.get(VARIABLE):
+        return Path(given)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "pypkg" / "attention.json"
+
+
+def recorded_timings(gpu: str, sources: str | None) -> dict[int, Timing]:
+    """The timings, by head_dim, of ``gpu`` with kernels of the digest ``sources``.
+
+    Raises:
+        UserError: the file is not such a record.
+    """
+    path = record_path()
+    try:
+        entry = _read(path)["gpus"].get(gpu)
+        if entry is None or sources is None or entry[DIGEST] != sources:
+            return {}
+        return {int(dim): Timing(**timing) for dim, timing in entry["head_dims"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not a record of attention kernels ({error!r}). Remove it, or name another "
+            f"file in {VARIABLE}; `make gpu-check` on this GPU writes a new one."
+        ) from error
+
+
+def write_timings(gpu: str, sources: str, date: str, timings: Mapping[int, Timing]) -> Path:
+    """Replaces the entry of ``gpu``; those of other GPUs stay. Returns the file."""
+    path = record_path()
+    record = _read(path)
+    record["gpus"][gpu] = {
+        "date": date,
+        DIGEST: sources,
+        "head_dims": {str(dim): asdict(timing) for dim, timing in timings.items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, (json.dumps(record, indent=2) + "\n").encode())
+    return path
+
+
+def timings_of(rows: Iterable[Mapping[str, Any]], ours: str) -> dict[int, Timing]:
+    """The timings that rows of the benchmark of attention give.
+
+    A head_dim counts if our kernel and a baseline have run at the same shapes, both passes of each.
+
+    Args:
+        rows: of flash_attention: ``shape`` ("4x4096x16x128 causal"), ``pass``, ``dtype``,
+            ``baseline`` and ``median`` in milliseconds.
+        ours: the ``baseline`` of our Ampere kernels; those for Hopper are "``ours``, hopper".
+    """
+    kernels = {ours: "ampere", f"{ours}, hopper": "hopper"}
+    found: dict[int, dict[str, dict[tuple[str, str], float]]] = {}
+    for row in rows:
+        sizes, _, mask = row["shape"].partition(" ")
+        if row["op"] == "flash_attention" and mask == "causal" and row["dtype"] == "bfloat16":
+            versions = found.setdefault(int(sizes.rsplit("x", 1)[1]), {})
+            versions.setdefault(row["baseline"], {})[row["shape"], row["pass"]] = row["median"]
+    timings: dict[int, Timing] = {}
+    for head_dim, versions in found.items():
+        wanted = max(map(len, versions.values()))
+        totals = {
+            name: sum(cases.values())
+            for name, cases in versions.items()
+            if len(cases) == wanted and {name_of_pass for _, name_of_pass in cases} == _PASSES
+        }
+        own = {kernels[name]: total for name, total in totals.items() if name in kernels}
+        others = {name: total for name, total in totals.items() if not name.startswith(ours)}
+        if own and others:
+            kernel = min(own, key=own.__getitem__)
+            other = PADDLE if PADDLE in others else min(others, key=others.__getitem__)
+            timings[head_dim] = Timing(kernel, own[kernel], other, others[other])
+    return timings
+
+
+_PASSES = {"forward", "backward"}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {"gpus": {}}
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record

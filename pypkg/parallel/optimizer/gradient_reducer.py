@@ -1,0 +1,249 @@
+"""Gradients that are summed on their owners while the backward pass still runs (ZeRO stage 2).
+
+The gradients of each owner form buckets, in the order in which a backward pass makes them. As soon
+as a bucket has all of its gradients, its reduction is started and the backward pass goes on. It is
+waited for when its memory is needed again, and before the update.
+
+Fleet's GroupShardedStage2 has one bucket for each owner, which is complete only at the end of the
+backward pass, and reduces each matrix above 2^23 elements by itself. Its overlap adds the gradients
+of the next micro batch to a buffer that may still be in transit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import paddle
+import paddle.distributed as dist
+from paddle import Tensor
+from paddle.distributed.communication.group import Group
+
+# Of all owners' buckets together, since each owner has one that is being filled.
+BUCKET_BYTES = 128 * 2**20
+# Reductions under way at a time: the next ones have been filled when the first is waited for.
+IN_FLIGHT = 2
+_ALIGNMENT = 256  # bytes; vector loads of the operators need 16
+
+
+@dataclass
+class _Bucket:
+    """Gradients that are reduced to one owner together.
+
+    Attributes:
+        owner: rank in the group.
+        parameters: in the order of their gradients in the buffer.
+        starts: of each parameter's gradient in the buffer, in elements, by Paddle name.
+        size: of the buffer, in elements.
+        buffer: the sums so far, flat, or the gradient itself where there is one alone. None: none.
+        filled: names of the parameters whose gradient is in the buffer.
+        missing: how many more gradients of a parameter belong to the next reduction; without zeros.
+        changed: there are gradients that are not reduced yet.
+        task: the reduction under way.
+    """
+
+    owner: int
+    parameters: list[Tensor] = field(default_factory=list)
+    starts: dict[str, int] = field(default_factory=dict)
+    size: int = 0
+    buffer: Tensor | None = None
+    filled: set[str] = field(default_factory=set)
+    missing: dict[str, int] = field(default_factory=dict)
+    changed: bool = False
+    task: Any = None
+
+    def drop(self) -> None:
+        """Gives the buffer back."""
+        self.buffer = None
+        self.filled.clear()
+
+
+class GradientReducer:
+    """Takes the gradients of parameters as backward passes make them, and sums them on owners.
+
+    All ranks of the group have to make it alike, and their backward passes have to make gradients
+    in the same order. Gradients are in the reducer and no longer in ``parameter.grad``.
+
+    Args:
+        parameters: in the order in which the model uses them.
+        owners: rank in the group that gets the sum, by Paddle name.
+        dtype: of the sums, a Paddle dtype.
+        bucket_bytes: of all owners' buckets together. A gradient that is larger than its owner's
+            part is sent by itself, without a copy.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        owners: Mapping[str, int],
+        group: Group,
+        dtype: paddle.dtype,
+        bucket_bytes: int = BUCKET_BYTES,
+    ) -> None:
+        self._group, self._dtype = group, dtype
+        # Float16 sums overflow; wider ones are divided once, before the update.
+        self._divides_first = dtype == paddle.float16
+        self._passes = 1
+        self._in_flight: deque[_Bucket] = deque()
+        item = paddle.empty([1], dtype).element_size()
+        self._buckets = _divide(
+            parameters, owners, bucket_bytes // group.nranks // item, _ALIGNMENT // item
+        )
+        for bucket in self._buckets:
+            self._expect(bucket)
+            for parameter in bucket.parameters:
+                parameter._register_backward_hook(self._taker(bucket, parameter))
+
+    def begin_step(self, passes: int) -> None:
+        """Says after how many backward passes from now on a gradient is reduced."""
+        if passes != self._passes:
+            self._passes = passes
+            for bucket in self._buckets:
+                self._expect(bucket)
+
+    @paddle.no_grad()
+    def finish(self, over: Group | None = None) -> None:
+        """Ends the step's reductions: what this rank owns is then the mean over all ranks.
+
+        Args:
+            over: a further group whose ranks have gradients of other samples.
+        """
+        for bucket in self._buckets:
+            if bucket.changed:  # a parameter has had fewer gradients than expected
+                self._reduce(bucket)
+        self.wait()
+        factor = 1.0 if self._divides_first else 1.0 / self._group.nranks
+        if over is not None:
+            factor *= 1.0 / over.nranks
+        for bucket in self._owned():
+            assert bucket.buffer is not None
+            bucket.buffer.scale_(factor)
+            if over is not None:
+                dist.all_reduce(bucket.buffer, group=over)
+
+    def wait(self) -> None:
+        """Until no reduction is under way; this rank then holds what it owns."""
+        while self._in_flight:
+            self._wait(self._in_flight[0])
+
+    def gradients(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Parameters of this rank that have a gradient, and the gradient: a view of the buffer."""
+        for bucket in self._owned():
+            for parameter in bucket.parameters:
+                if parameter.name in bucket.filled:
+                    yield parameter, self._view(bucket, parameter)
+
+    def buffers(self) -> list[Tensor]:
+        """All that are held now."""
+        return [bucket.buffer for bucket in self._buckets if bucket.buffer is not None]
+
+    def clear(self) -> None:
+        """Drops all gradients."""
+        for bucket in self._buckets:
+            bucket.drop()
+
+    def _owned(self) -> Iterator[_Bucket]:
+        for bucket in self._buckets:
+            if bucket.owner == self._group.rank and bucket.buffer is not None:
+                yield bucket
+
+    def _expect(self, bucket: _Bucket) -> None:
+        bucket.missing = dict.fromkeys(bucket.starts, self._passes)
+
+    def _taker(self, bucket: _Bucket, parameter: Tensor) -> Callable[..., None]:
+        @paddle.no_grad()
+        def take(*_: object) -> None:
+            self._wait(bucket)
+            self._add(bucket, parameter)
+            parameter.clear_gradient(False)
+            name = parameter.name
+            left = bucket.missing.pop(name, 0) - 1
+            if left > 0:
+                bucket.missing[name] = left
+            if not bucket.missing:
+                self._reduce(bucket)
+
+        return take
+
+    def _add(self, bucket: _Bucket, parameter: Tensor) -> None:
+        gradient = parameter.grad
+        assert gradient is not None  # the hook runs after the accumulation
+        if self._divides_first:
+            gradient.scale_(1.0 / self._group.nranks)
+        if gradient.dtype != self._dtype:
+            gradient = gradient.astype(self._dtype)
+        bucket.changed = True
+        if parameter.name in bucket.filled:
+            self._view(bucket, parameter).add_(gradient)
+            return
+        bucket.filled.add(parameter.name)
+        if len(bucket.parameters) == 1:
+            bucket.buffer = _sharing(gradient)  # keeps the memory that the parameter lets go
+            return
+        if bucket.buffer is None:
+            bucket.buffer = paddle.empty([bucket.size], self._dtype)
+        paddle.assign(gradient, self._view(bucket, parameter))
+
+    def _view(self, bucket: _Bucket, parameter: Tensor) -> Tensor:
+        assert bucket.buffer is not None
+        if len(bucket.parameters) == 1:
+            return _sharing(bucket.buffer)
+        start = bucket.starts[parameter.name]
+        view = bucket.buffer._slice(start, start + parameter.size)
+        view.get_tensor()._set_dims(parameter.shape)
+        return view
+
+    def _reduce(self, bucket: _Bucket) -> None:
+        """Starts it."""
+        for parameter in bucket.parameters:
+            if parameter.name not in bucket.filled:
+                self._view(bucket, parameter).zero_()
+        while len(self._in_flight) >= IN_FLIGHT:
+            self._wait(self._in_flight[0])
+        assert bucket.buffer is not None
+        bucket.task = dist.reduce(
+            bucket.buffer, self._group.ranks[bucket.owner], group=self._group, sync_op=False
+        )
+        bucket.changed = False
+        self._in_flight.append(bucket)
+        self._expect(bucket)
+
+    def _wait(self, bucket: _Bucket) -> None:
+        """Until the bucket may be changed; others' gradients are dropped then."""
+        if bucket.task is None:
+            return
+        bucket.task.wait()
+        bucket.task = None
+        self._in_flight.remove(bucket)
+        if bucket.owner != self._group.rank:
+            bucket.drop()
+
+
+def _sharing(tensor: Tensor) -> Tensor:
+    """Another tensor in the same memory. (A detached one is emptied with the first.)"""
+    return tensor._slice(0, tensor.shape[0])
+
+
+def _divide(
+    parameters: Sequence[Tensor], owners: Mapping[str, int], limit: int, unit: int
+) -> list[_Bucket]:
+    """Buckets of at most ``limit`` elements, or one parameter, in the order of a backward pass.
+
+    Args:
+        unit: elements to a multiple of which each gradient is padded.
+    """
+    buckets: list[_Bucket] = []
+    open_of: dict[int, _Bucket] = {}
+    for parameter in reversed(parameters):
+        owner = owners[parameter.name]
+        padded = -(-parameter.size // unit) * unit
+        bucket = open_of.get(owner)
+        if bucket is None or bucket.size + padded > limit:
+            bucket = open_of[owner] = _Bucket(owner)
+            buckets.append(bucket)
+        bucket.parameters.append(parameter)
+        bucket.starts[parameter.name] = bucket.size
+        bucket.size += padded
+    return buckets

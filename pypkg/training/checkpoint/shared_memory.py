@@ -1,0 +1,97 @@
+"""The areas of shared memory through which the ranks of a machine hand each other parts."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+
+from pypkg.models.weights.save_plan import SavePlan
+from pypkg.models.weights.staging import ALIGNMENT, Area, AreaPlace, AreaSize, Staging, new_area
+from pypkg.parallel import mesh
+from pypkg.parallel.comm.collective import from_all_ranks
+from pypkg.parallel.endpoints import hosts
+
+_SYNCHRONOUS = 64 << 20  # bytes of parts that wait for a writer while training stands still
+
+
+class SharedMemory:
+    """This rank's area, and those of the other ranks of its machine, kept from save to save.
+
+    Memory that a save is the first to use costs time that it should not take. No file system has
+    the memory, so that nothing is left of it when the processes have ended.
+
+    Args:
+        limit: bytes of parts that the area holds at most, where processes write while training goes
+            on. It takes no more than the parts do. None: only what goes to other ranks passes
+            through it, while this rank waits.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = None if limit is None else max(ALIGNMENT, limit - limit % ALIGNMENT)
+        size, found = mesh.current().world_size, hosts()
+        self._hosts = found if len(found) == size else [str(rank) for rank in range(size)]
+        self._descriptor: int | None = None
+        self._own: tuple[AreaPlace, Area] | None = None
+        self._touching: threading.Thread | None = None
+        self._told: list[AreaPlace] = []
+        self._areas: dict[int, Area] = {}
+        self._is_visible = True  # until a rank fails to open the area of another
+
+    def is_shared(self, ranks: Sequence[int]) -> bool:
+        """Whether ``ranks`` see the areas of each other; the same on all of them."""
+        return self._is_visible and len({self._hosts[rank] for rank in ranks}) == 1
+
+    def prepare(self, plan: SavePlan) -> None:
+        """Makes an area for ``plan``; in a thread, the system allocates all of its memory."""
+        current, units = mesh.current(), plan.units(self.is_shared)
+        capacity = _SYNCHRONOUS
+        if self._limit is not None:
+            needed = sum(
+                -(-each // ALIGNMENT) * ALIGNMENT for each in plan.part_bytes(units, current.rank)
+            )
+            capacity = max(ALIGNMENT, min(needed, self._limit))
+        wanted = AreaSize(capacity, current.world_size, len(units))
+        if self._own is not None and self._own[0].size.holds(wanted):
+            return
+        self._close()
+        self._descriptor, place, area = new_area(wanted)
+        self._own = place, area
+        if self._limit is not None:
+            self._touching = threading.Thread(target=area.touch, daemon=True)
+            self._touching.start()
+
+    def begin(self, plan: SavePlan) -> Staging:
+        """The areas for a save, all empty; all ranks have to call this."""
+        self.prepare(plan)
+        if self._touching is not None:
+            self._touching.join()
+        assert self._own is not None  # it is prepared
+        place, area = self._own
+        area.empty()
+        rank = mesh.current().rank
+        told = from_all_ranks(lambda: place)
+        if told != self._told:
+            self._told, self._areas = told, {rank: area}
+            self._is_visible = all(from_all_ranks(lambda: self._open(told)))
+        shown = self._areas if self._is_visible else {rank: area}
+        return Staging(rank, shown, {each: told[each] for each in shown})
+
+    def _open(self, places: Sequence[AreaPlace]) -> bool:
+        """Opens the areas of the other ranks of this machine; returns whether it could."""
+        own = mesh.current().rank
+        for rank, place in enumerate(places):
+            if rank != own and self._hosts[rank] == self._hosts[own]:
+                try:
+                    self._areas[rank] = place.open()
+                except OSError:
+                    return False
+        return True
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor = self._own = None
+
+    def __del__(self) -> None:
+        self._close()
