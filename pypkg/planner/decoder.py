@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.layer_split import ModelChunk
@@ -28,6 +29,17 @@ class Batch:
     @property
     def tokens(self) -> int:
         return self.rows * self.sequence
+
+
+def attention_workspace(config: ModelConfig, batch: Batch) -> int:
+    """Floats that the backward pass of attention takes on a CPU (flash_attention_backward_cpu.cc)."""
+    queries, keys, lanes = 96, 96, 16
+    blocks = -(-batch.sequence // queries)
+    chunks = max(
+        1, min(-(-16 // (batch.rows * config.num_key_value_heads)), 4, -(-batch.sequence // keys))
+    )
+    padded = -(-config.head_dim // lanes) * lanes
+    return chunks * batch.rows * config.num_attention_heads * blocks * queries * padded
 
 
 class Decoder:
@@ -126,8 +138,20 @@ class _Layer:
     def __init__(self, model: Decoder, number: int) -> None:
         self._model, self._config = model, model.config
         self._name = f"layers.{number}"
+        self.recompute = ""  # granularity, or nothing
+
+    def _recomputed(self, granularity, function, *inputs):
+        if self.recompute != granularity:
+            return function(*inputs)
+        return self._model.ops.tape.recomputed(function, inputs)
 
     def __call__(
+        self, x: Tensor, residual: Tensor | None, batch: Batch
+    ) -> tuple[Tensor, Tensor | None]:
+        forward = partial(self._forward, batch=batch)
+        return self._recomputed("full", forward, x, residual)
+
+    def _forward(
         self, x: Tensor, residual: Tensor | None, batch: Batch
     ) -> tuple[Tensor, Tensor | None]:
         x, residual = self._add("input_layernorm", self._attention, x, residual, batch)
@@ -143,7 +167,9 @@ class _Layer:
         return branch(x, batch), stream
 
     def _attention(self, x: Tensor, batch: Batch) -> Tensor:
-        return self._branch_norm("attention_branch_norm", self._self_attention(x, batch), batch)
+        attention = partial(self._self_attention, batch=batch)
+        (x,) = self._recomputed("full_attn", attention, x)
+        return self._branch_norm("attention_branch_norm", x, batch)
 
     def _feed_forward(self, x: Tensor, batch: Batch) -> Tensor:
         return self._branch_norm("mlp_branch_norm", self._mlp(x, batch), batch)
@@ -153,24 +179,43 @@ class _Layer:
             return x
         return self._model.norm(f"{self._name}.{name}", x, None, batch.tokens)[0]
 
-    def _self_attention(self, x: Tensor, batch: Batch) -> Tensor:
-        model, config, ops = self._model, self._config, self._model.ops
-        tokens, name = batch.tokens, f"{self._name}.self_attn"
+    def _self_attention(self, x: Tensor, batch: Batch) -> list[Tensor]:
+        model, config, name = self._model, self._config, f"{self._name}.self_attn"
+        width = config.query_size + 2 * config.key_value_size
+        qkv = model.linear(f"{name}.qkv_proj", x, batch.tokens * width)
+        is_packed = not config.qk_norm and not config.position_encoding_2d
+        out = self._attend_packed(qkv, batch) if is_packed else self._attend_split(qkv, batch)
+        return [model.linear(f"{name}.o_proj", out, batch.tokens * config.hidden_size)]
+
+    def _attend_packed(self, qkv: Tensor, batch: Batch) -> Tensor:
+        config, ops = self._config, self._model.ops
+        is_copied = config.position_embedding == "rope" and self.recompute == "core_attn"
+        attend = partial(
+            ops.packed_attention,
+            out_elements=batch.tokens * config.query_size,
+            rows=batch.tokens * config.num_attention_heads,
+            workspace=attention_workspace(config, batch),
+            is_copied=is_copied,
+        )
+        return self._recomputed("core_attn", lambda qkv: [attend(qkv)], qkv)[0]
+
+    def _attend_split(self, qkv: Tensor, batch: Batch) -> Tensor:
+        config, ops, tokens = self._config, self._model.ops, batch.tokens
+        name, heads = f"{self._name}.self_attn", config.num_attention_heads
         sizes = [tokens * config.query_size, *[tokens * config.key_value_size] * 2]
-        projected = model.linear(f"{name}.qkv_proj", x, sum(sizes))
-        query, key, value = (ops.contiguous(part) for part in ops.split(projected, sizes))
+        query, key, value = (ops.contiguous(part) for part in ops.split(qkv, sizes))
         if config.qk_norm:
-            query = ops.rms_norm(
-                query, model.parameters[f"{name}.q_norm.weight"], tokens * config.num_attention_heads
-            )
-            key = ops.rms_norm(
-                key, model.parameters[f"{name}.k_norm.weight"], tokens * config.num_key_value_heads
-            )
+            norms = [self._model.parameters[f"{name}.{each}_norm.weight"] for each in "qk"]
+            query = ops.rms_norm(query, norms[0], tokens * heads)
+            key = ops.rms_norm(key, norms[1], tokens * config.num_key_value_heads)
         if config.position_embedding == "rope":
             for _ in range(1 + config.position_encoding_2d):
                 query, key = ops.rotary(query, key)
-        out = ops.attention(query, key, value, tokens * config.num_attention_heads, 0)
-        return model.linear(f"{name}.o_proj", ops.view(out), tokens * config.hidden_size)
+        attend = partial(
+            ops.attention, rows=tokens * heads, workspace=attention_workspace(config, batch)
+        )
+        (out,) = self._recomputed("core_attn", lambda q, k, v: [attend(q, k, v)], query, key, value)
+        return ops.view(out)
 
     def _mlp(self, x: Tensor, batch: Batch) -> Tensor:
         model, config, ops = self._model, self._config, self._model.ops

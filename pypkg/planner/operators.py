@@ -143,6 +143,24 @@ class Operators:
         self.tape.record([q, k, v], [out], backward)
         return out
 
+    def packed_attention(
+        self, qkv: Tensor, out_elements: int, rows: int, workspace: int, is_copied: bool
+    ) -> Tensor:
+        """Rotation and flash attention of packed qkv, which is rotated in place or in a copy."""
+        rotated = self.like(qkv, ACTIVATIONS) if is_copied else qkv.detach()
+        out, lse = self.new(out_elements), self.floats(rows)
+        kept = out.detach()
+
+        def backward(incoming: list[Tensor | None]) -> Gradients:
+            assert lse and kept
+            gradient = self.like(rotated)
+            scratch = self.floats(workspace, WORKSPACE)
+            del scratch
+            return [gradient]
+
+        self.tape.record([qkv], [out], backward)
+        return out
+
     def gated(self, packed: Tensor) -> Tensor:
         """activation(gate) * up of a packed pair."""
         out = self.tape.empty(packed.num_bytes // 2, ACTIVATIONS)

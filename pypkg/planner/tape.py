@@ -10,7 +10,7 @@ decide.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -159,9 +159,13 @@ class Tape:
             backward: given the gradients of the outputs, each a tensor or None, returns those of
                 the inputs. What it refers to is kept until it has run.
         """
+        if any(each.node is not None or isinstance(each, Parameter) for each in inputs):
+            self._always_record(inputs, outputs, backward)
+
+    def _always_record(
+        self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], backward: Backward
+    ) -> None:
         if not self.is_recording:
-            return
-        if all(each.node is None and not isinstance(each, Parameter) for each in inputs):
             return
         node = Node(inputs, len(outputs), backward)
         for slot, output in enumerate(outputs):
@@ -169,38 +173,100 @@ class Tape:
 
     def backward(self, loss: Tensor) -> None:
         """Runs the backward passes of all that led to ``loss``, a scalar."""
-        assert loss.node is not None
-        waiting = _consumers(loss.node)
-        incoming: dict[Node, list[Tensor | None]] = {loss.node: [self.empty(4, "gradients")]}
-        ready: deque[Node] = deque([loss.node])
-        root = loss.node
-        del loss
+        self.backward_from([loss], [self.empty(4, "gradients")])
+
+    def backward_from(self, outputs: list[Tensor], gradients: list[Tensor | None]) -> None:
+        """Runs the backward passes of all that led to ``outputs``, given their gradients.
+
+        Both lists are emptied, so that what they alone refer to is freed in time.
+        """
+        incoming: dict[Node, list[Tensor | None]] = {}
+        while outputs:
+            output, gradient = outputs.pop(), gradients.pop()
+            if output.node is not None:
+                held = incoming.setdefault(output.node, [None] * output.node.num_outputs)
+                held[output.slot] = gradient
+        waiting = _consumers(incoming)
+        del output, gradient
+        ready = deque(node for node in incoming if not waiting[node])
         while ready:
             node = ready.popleft()
-            arrived = incoming.pop(node)
+            arrived = incoming.pop(node, [None] * node.num_outputs)
             assert node.backward is not None, "a second backward pass through one result"
-            gradients = node.backward(arrived)
+            gradients = list(node.backward(arrived))
             node.backward = None
-            for target, slot, gradient in zip(node.targets, node.slots, gradients, strict=True):
-                if isinstance(target, Parameter):
-                    if gradient is not None:
-                        target.accumulate(gradient)
-                elif target is not None:
-                    held = incoming.setdefault(target, [None] * target.num_outputs)
-                    if held[slot] is None:
-                        held[slot] = gradient
-                    waiting[target] -= 1
-                    if not waiting[target]:
-                        ready.append(target)
-                gradient = None
+            _hand_on(node, gradients, incoming, waiting, ready)
             del gradients, arrived
-        del root
+
+    def recomputed(
+        self, function: Callable[..., Sequence[Tensor | None]], inputs: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        """``function(*inputs)``, of which only the inputs are kept until the backward pass.
+
+        That runs it again and then its backward pass, whose parameters accumulate gradients.
+        """
+        if not self.is_recording:
+            return list(function(*inputs))
+        with self.recording(False):
+            outputs = list(function(*inputs))
+        kept = [None if each is None else each.detach() for each in inputs]
+
+        def backward(incoming: list[Tensor | None]) -> Gradients:
+            leaves = [None if each is None else _Leaf.of(each) for each in kept]
+            again = list(function(*leaves))
+            present = [each for each in again if each is not None]
+            del again
+            self.backward_from(present, [*incoming])
+            return [each.node.gradient for each in leaves if each is not None]
+
+        present = [each for each in outputs if each is not None]
+        self._always_record([each for each in inputs if each is not None], present, backward)
+        return outputs
 
 
-def _consumers(root: Node) -> dict[Node, int]:
+class _Leaf(Node):
+    """Where a backward pass within another ends: keeps the gradient that arrives."""
+
+    __slots__ = ("gradient",)
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Tensor:
+        leaf = cls([], 1, lambda incoming: [])
+        leaf.gradient = None
+
+        def keep(incoming: list[Tensor | None]) -> Gradients:
+            leaf.gradient = incoming[0]
+            return []
+
+        leaf.backward = keep
+        return Tensor(tensor.num_bytes, tensor.memory, leaf)
+
+
+def _hand_on(
+    node: Node,
+    gradients: list[Tensor | None],
+    incoming: dict[Node, list[Tensor | None]],
+    waiting: dict[Node, int],
+    ready: deque[Node],
+) -> None:
+    """Gives the gradients that ``node`` has made to what they are of."""
+    for target, slot, gradient in zip(node.targets, node.slots, gradients, strict=True):
+        if isinstance(target, Parameter):
+            if gradient is not None:
+                target.accumulate(gradient)
+        elif target is not None:
+            held = incoming.setdefault(target, [None] * target.num_outputs)
+            if held[slot] is None:  # else it is added in place
+                held[slot] = gradient
+            waiting[target] -= 1
+            if not waiting[target]:
+                ready.append(target)
+
+
+def _consumers(roots: Iterable[Node]) -> dict[Node, int]:
     """How many gradients each node waits for."""
-    found: dict[Node, int] = {root: 0}
-    ready = [root]
+    found: dict[Node, int] = dict.fromkeys(roots, 0)
+    ready = list(found)
     while ready:
         for target in ready.pop().targets:
             if target is None or isinstance(target, Parameter):
