@@ -92,7 +92,7 @@ Backward = Callable[[list[Tensor | None]], Gradients]
 class Node:
     """An operator's backward pass: gradients of the outputs to gradients of ``inputs``."""
 
-    __slots__ = ("backward", "num_outputs", "slots", "targets")
+    __slots__ = ("backward", "held", "num_outputs", "slots", "targets")
 
     def __init__(self, inputs: Sequence[Tensor], num_outputs: int, backward: Backward) -> None:
         self.targets: list[Node | Parameter | None] = [
@@ -101,6 +101,7 @@ class Node:
         self.slots = [each.slot for each in inputs]
         self.num_outputs = num_outputs
         self.backward: Backward | None = backward
+        self.held: object = None  # what lives as long as the graph
 
 
 class Tape:
@@ -159,17 +160,17 @@ class Tape:
             backward: given the gradients of the outputs, each a tensor or None, returns those of
                 the inputs. What it refers to is kept until it has run.
         """
-        if any(each.node is not None or isinstance(each, Parameter) for each in inputs):
+        is_wanted = any(each.node is not None or isinstance(each, Parameter) for each in inputs)
+        if self.is_recording and is_wanted:
             self._always_record(inputs, outputs, backward)
 
     def _always_record(
         self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], backward: Backward
-    ) -> None:
-        if not self.is_recording:
-            return
+    ) -> Node:
         node = Node(inputs, len(outputs), backward)
         for slot, output in enumerate(outputs):
             output.node, output.slot = node, slot
+        return node
 
     def backward(self, loss: Tensor) -> None:
         """Runs the backward passes of all that led to ``loss``, a scalar."""
@@ -188,6 +189,7 @@ class Tape:
                 held[output.slot] = gradient
         waiting = _consumers(incoming)
         del output, gradient
+        graph = list(incoming)  # all of it hangs on the nodes of the outputs
         ready = deque(node for node in incoming if not waiting[node])
         while ready:
             node = ready.popleft()
@@ -197,6 +199,7 @@ class Tape:
             node.backward = None
             _hand_on(node, gradients, incoming, waiting, ready)
             del gradients, arrived
+        del graph
 
     def recomputed(
         self, function: Callable[..., Sequence[Tensor | None]], inputs: Sequence[Tensor | None]
@@ -216,11 +219,14 @@ class Tape:
             again = list(function(*leaves))
             present = [each for each in again if each is not None]
             del again
-            self.backward_from(present, [*incoming])
+            arrived = incoming[:]
+            incoming.clear()  # each gradient is freed when its own node has run
+            self.backward_from(present, arrived)
             return [each.node.gradient for each in leaves if each is not None]
 
         present = [each for each in outputs if each is not None]
-        self._always_record([each for each in inputs if each is not None], present, backward)
+        node = self._always_record([each for each in inputs if each is not None], present, backward)
+        node.held = kept  # Paddle's hooks on saved tensors keep the arguments of the function
         return outputs
 
 
