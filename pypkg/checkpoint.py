@@ -1,4 +1,4 @@
-"""``python -m pypkg.checkpoint``: whether checkpoints are whole, and what they hold.
+"""``python -m pypkg.checkpoint``: whether checkpoints are whole, what they hold; joining parts.
 
 Exit codes: 0 done, 1 ``verify`` found damage, 2 a folder that cannot be used, 130 stopped by
 Ctrl-C.
@@ -19,6 +19,7 @@ from pypkg.logs import configure_logging
 from pypkg.markdown import table
 from pypkg.training.checkpoint.folders import DAMAGED_PREFIX, checkpoints, is_marked
 from pypkg.training.checkpoint.manifest import MANIFEST_FILE, Manifest, read_manifest
+from pypkg.training.checkpoint.merge import merge
 from pypkg.training.checkpoint.verify import Report, verify
 
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pypkg checkpoint",
-        description="Whether checkpoints of a run are whole, and what they hold.",
+        description="Whether checkpoints of a run are whole, what they hold; joins parts of one.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -50,6 +51,15 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--sizes", action="store_true", help="look at the lengths of files alone"
             )
+    text = (_merge.__doc__ or "").splitlines()[0]
+    command = commands.add_parser("merge", help=text, description=text, allow_abbrev=False)
+    command.set_defaults(run=_merge)
+    command.add_argument(
+        "folders", type=Path, nargs="+", metavar="FOLDER", help="checkpoint-N of each machine"
+    )
+    command.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="the whole checkpoint; is made"
+    )
     return parser
 
 
@@ -107,7 +117,11 @@ def _inspect(folder: Path) -> int:
     print(f"model     {manifest.model or 'not known'} (digest of config.json)")
     print(f"layout    {_layout(manifest)}")
     print(f"versions  {versions}")
-    print(f"files     {len(manifest.files)}, {_size(manifest):,} bytes\n")
+    print(f"files     {len(manifest.files)}, {_size(manifest):,} bytes")
+    for writers, files in manifest.elsewhere.items():
+        size = sum(record.size for record in files.values())
+        print(f"elsewhere {len(files)}, {size:,} bytes, written by {writers}")
+    print()
     rows = [
         (name, record.digest, f"{record.size:,}") for name, record in manifest.files.items()
     ]  # fmt: skip
@@ -115,8 +129,15 @@ def _inspect(folder: Path) -> int:
     return 0
 
 
+def _merge(folders: list[Path], output: Path) -> int:
+    """Joins the parts that machines with allow_local_output hold of one checkpoint."""
+    manifest = merge(folders, output)
+    print(f"{output}: {len(manifest.files)} files, {_size(manifest):,} bytes")
+    return 0
+
+
 def _checkpoints_in(folder: Path) -> list[Path]:
-    """Of a run, oldest first, then those that it has set aside.
+    """The checkpoints of a run, oldest first, then those that it has set aside.
 
     Raises:
         UserError: there are none.
@@ -136,7 +157,7 @@ def _verdict(report: Report) -> str:
         return "damaged"
     if report.manifest is None:
         return "no manifest, cannot be verified"
-    return "whole"
+    return "a whole part" if report.manifest.elsewhere else "whole"
 
 
 def _size(manifest: Manifest) -> int:

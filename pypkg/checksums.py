@@ -27,7 +27,7 @@ _THREADS = 8  # files in flight; reading and hashing release the interpreter loc
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file held when it was written.
+    """Size and digest of a file when it was written.
 
     Attributes:
         size: bytes.
@@ -51,7 +51,7 @@ class Checksum:
         self._size += memoryview(block).nbytes
 
     def record(self) -> FileRecord:
-        """Of everything appended so far."""
+        """The size and digest of everything appended so far."""
         return FileRecord(self._size, self._hash.hexdigest())
 
 
@@ -109,7 +109,7 @@ def sealed_json(content: Mapping[str, Any]) -> bytes:
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
-    """What ``sealed_json`` was given.
+    """The content that ``sealed_json`` was given.
 
     Raises:
         SealError: a byte of the file differs from what was written.
@@ -131,7 +131,7 @@ def sealed_line(content: Mapping[str, Any]) -> bytes:
 
 
 def read_sealed_line(line: bytes) -> dict[str, Any]:
-    """What ``sealed_line`` was given.
+    """The content that ``sealed_line`` was given.
 
     Raises:
         SealError: a byte differs from what was written.
@@ -147,7 +147,7 @@ def _sealed(content: Mapping[str, Any], render: _Render) -> bytes:
 
 
 def _unsealed(data: bytes, render: _Render) -> dict[str, Any] | None:
-    """What ``_sealed`` was given; None if it cannot have returned ``data``."""
+    """The content that ``_sealed`` was given; None if it cannot have returned ``data``."""
     try:
         content = json.loads(data)
         del content[_DIGEST_KEY]

@@ -213,6 +213,29 @@ def publish_files(files: Mapping[Path, Path]) -> None:
         sync(folder)
 
 
+@contextmanager
+def new_folder(final: Path, temporary: Path) -> Iterator[None]:
+    """``temporary``, made anew for the block, takes the place of ``final`` at its end.
+
+    If anything fails, ``final`` is as it was and ``temporary`` is gone.
+
+    Raises:
+        UserError: a folder or file cannot be written.
+    """
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield
+        replace_folder(temporary, final)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {final}: {error.strerror}; choose a folder that can be written to and "
+            "has room"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def replace_folder(temporary: Path, final: Path) -> None:
     """Gives a complete folder its final name; a folder of that name is removed afterwards.
 

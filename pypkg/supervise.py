@@ -92,7 +92,7 @@ def _split(given: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _output_dir(command: Sequence[str]) -> Path:
-    """That of the settings in a launch line.
+    """The ``output_dir`` of the settings in a launch line.
 
     Raises:
         UserError: the line is not one of pretrain, its settings cannot be read, or it would not

@@ -188,9 +188,9 @@ class PackedBlocks {
   int64_t held_[kMostSlots] = {};  // numbers of blocks, counted from 1
 };
 
-// Tasks [begin, end) that a thread takes at once, in order. `units` are heads whose tasks share what a
-// thread packs, so all but the last are taken whole; `at_once` tasks of those, so that threads end
-// together.
+// Tasks [begin, end) that a thread takes at once, in order. `units` are heads whose tasks share
+// what a thread packs, so all but the last are taken whole; `at_once` tasks of those, so that
+// threads end together.
 inline std::vector<Range> task_ranges(int64_t units, int64_t tasks_of_unit, int64_t at_once,
                                       int64_t threads) {
   const int64_t whole = std::max<int64_t>(0, units / threads - 1) * threads;

@@ -118,8 +118,8 @@ PYPKG_INLINE void multiply_columns(Sums<X>& sums, const float* a, int64_t first,
                               end - begin);
 }
 
-// Rows of a head are pages apart, where processors do not look ahead. So a row is asked for while the
-// one kRowsAhead before it is in work.
+// Rows of a head are pages apart, where processors do not look ahead. So a row is asked for while
+// the one kRowsAhead before it is in work.
 constexpr int64_t kRowsAhead = 8;
 
 template <bool kToWrite, class T>

@@ -93,7 +93,8 @@ PYPKG_INLINE F fast_exp(const F& x) {
   if constexpr (std::is_same_v<F, float>) {
     return x == x ? result : x;
   } else {
-    return bit_cast<F>(bit_cast<Bits>(result) | (x != x));  // all bits set are NaN; AVX2 selects slowly
+    return bit_cast<F>(bit_cast<Bits>(result) |
+                       (x != x));  // all bits set are NaN; AVX2 selects slowly
   }
 }
 

@@ -50,7 +50,7 @@ struct Scratch {
 struct QueryPanels {
   float* q;
   float* dout;
-  float* lse;    // softmax_lse; +inf makes every probability 0: rows past the end, rows without keys
+  float* lse;  // softmax_lse; +inf makes every probability 0: rows past the end, rows without keys
   float* delta;  // sum(dout * out), the part of the softmax gradient that is equal for all keys
 };
 

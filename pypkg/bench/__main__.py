@@ -1,11 +1,11 @@
 """Command line of the benchmarks.
 
 ``python -m pypkg.bench ops`` times the operators. With ``--device cuda`` it times the kernels on a
-GPU against torch, which needs nvcc and no Paddle. ``train-step`` times whole training steps,
-``preprocess`` tokenization, ``data-index`` the construction of index maps and ``data-loading`` the
-assembly of batches. ``report`` writes docs/benchmarks.md and its figures from the recorded results.
-Exit codes: 0 success; 1 a baseline failed or its result differs from the reference; 2 an invalid
-setting.
+GPU against torch, which needs nvcc and no Paddle. ``train-step`` times whole training steps, and
+with ``--host-time`` the host's part of them, ``preprocess`` tokenization, ``data-index`` the
+construction of index maps and ``data-loading`` the assembly of batches. ``report`` writes
+docs/benchmarks.md and its figures from the recorded results. Exit codes: 0 success; 1 a baseline
+failed or its result differs from the reference; 2 an invalid setting.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         raise UserError("--update-docs needs all operators and dtypes; leave out --op and --dtype")
     if options.update_docs and not _DOCS.is_dir():
         raise UserError(f"--update-docs needs a checkout of the project; {_DOCS} does not exist")
+    if options.command == "train-step" and options.host_time:
+        options.threads = 1
     run = {
         "ops": _run_operators,
         "train-step": _run_train_step,
@@ -96,6 +98,10 @@ def _run_operators(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_train_step(options: argparse.Namespace) -> dict[str, Any]:
+    if options.host_time:
+        from pypkg.bench.train_step.host_time import run_host_time
+
+        return run_host_time(options)
     from pypkg.bench.train_step.suite import run_train_step
 
     return run_train_step(options)
@@ -166,8 +172,20 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--seq", type=_positive, default=512, help="tokens per sequence")
     step.add_argument("--steps", type=_positive, default=5, help="timed steps per baseline")
     step.add_argument("--baseline", action="append", metavar="NAME", help="only this; repeatable")
+    step.add_argument(
+        "--host-time",
+        action="store_true",
+        help="of many layers of small matrices on one thread, forward and backward and update",
+    )
     _add_paddlenlp(step)
 
+    _add_data(commands, measured)
+    _add_checkpoint(commands, measured)
+    commands.add_parser("report", help="make docs/benchmarks.md from docs/benchmarks/*.json")
+    return parser
+
+
+def _add_data(commands: Any, measured: argparse.ArgumentParser) -> None:
     preprocess = commands.add_parser("preprocess", parents=[measured], help="text to tokens")
     preprocess.add_argument("--megabytes", type=_positive, default=128, help="of text")
     preprocess.add_argument("--vocab-size", type=_positive, default=32000)
@@ -192,10 +210,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="site-packages with fast_dataindex or megatron-core; may be repeated",
     )
-
-    _add_checkpoint(commands, measured)
-    commands.add_parser("report", help="make docs/benchmarks.md from docs/benchmarks/*.json")
-    return parser
 
 
 def _add_checkpoint(commands: Any, measured: argparse.ArgumentParser) -> None:

@@ -290,6 +290,12 @@ class Settings(TrainingSettings):
         return self.offload_optim or self.sharding_offload
 
     @property
+    def overlaps_input_gradients(self) -> bool:
+        """Whether tensor parallelism sums input gradients while it computes weight gradients."""
+        kind = "sp_async_reduce_scatter" if self.sequence_parallel else "mp_async_allreduce"
+        return f"enable_{kind}" in self.tensor_parallel_config
+
+    @property
     def reduces_once(self) -> bool:
         """Whether stage 1 or 2 reduces in the last backward pass of a step."""
         return self.pipeline_parallel_degree <= 1 and any(

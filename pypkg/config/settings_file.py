@@ -20,7 +20,7 @@ class Content(NamedTuple):
 
 
 def read_file(name: str) -> Content:
-    """What the settings file ``name`` holds; its ending, .json, .yaml or .yml, says the syntax.
+    """The contents of the settings file ``name``, whose ending is .json, .yaml or .yml.
 
     Values of a YAML file stay text, since what looks like a number or a truth value there depends
     on the version of YAML: ``3e-5`` and ``no`` do. The type of the setting decides.
@@ -109,7 +109,7 @@ def _as_dict(pairs: list[tuple[Any, Any]], doubled: list[str]) -> dict[Any, Any]
 
 
 def _place(text: str, line: int, column: int) -> str:
-    """Where a mistake is, with the line and a mark below the column; both count from 1."""
+    """The place of a mistake, its line, and a mark below the column; both count from 1."""
     lines = text.splitlines() or [""]
     shown = lines[min(line, len(lines)) - 1]
     return f"at line {line}, column {column}:\n  {shown}\n  {' ' * (column - 1)}^"

@@ -33,14 +33,29 @@ _SEQUENCE, _DATA = "sequence_parallel_config", "data_parallel_config"
 _SHARDING = "sharding_parallel_config"
 
 SUB_OPTIONS: tuple[SubOption, ...] = (
-    SubOption(_TENSOR, "enable_mp_async_allreduce", _OVERLAP),
-    SubOption(_TENSOR, "enable_mp_skip_c_identity", _FUSED),
+    SubOption(
+        _TENSOR,
+        "enable_mp_async_allreduce",
+        does="the input gradient of qkv, gate and up projections is all-reduced beside the product "
+        "of their weight gradient; on GPUs set CUDA_DEVICE_MAX_CONNECTIONS=1 with it",
+    ),
+    SubOption(
+        _TENSOR,
+        "enable_mp_skip_c_identity",
+        does="column- and row-parallel layers do not copy their input and the gradient of their "
+        "output",
+    ),
     SubOption(
         _TENSOR,
         "enable_mp_fused_linear_param_grad_add",
-        "weight gradients are added outside the matrix product; the results are the same",
+        "Paddle's operator adds to the gradient of the parameter itself, past the hooks that "
+        "reduce gradients here; the results are the same",
     ),
-    SubOption(_TENSOR, "enable_sp_async_reduce_scatter", _OVERLAP),
+    SubOption(
+        _TENSOR,
+        "enable_sp_async_reduce_scatter",
+        does="as enable_mp_async_allreduce, of the reduce-scatter of sequence_parallel",
+    ),
     SubOption(_TENSOR, "enable_delay_scale_loss", _SCALE),
     SubOption(_TENSOR, "sync_param", "whole parameters stay equal by their equal gradients"),
     SubOption(_TENSOR, "sync_grad", "gradients of whole parameters are equal or summed already"),
@@ -115,6 +130,12 @@ SUB_OPTIONS: tuple[SubOption, ...] = (
     SubOption(_DATA, "gradient_sync_after_accumulate", _AUTO),
 )
 
+# Words of tensor_parallel_config, and whether they are about sequence parallelism.
+OF_SEQUENCE_PARALLEL = {
+    "enable_mp_async_allreduce": False,
+    "enable_mp_skip_c_identity": False,
+    "enable_sp_async_reduce_scatter": True,
+}
 # The sharding stage that a word of sharding_parallel_config is about.
 STAGE_OF_WORD = {
     "enable_stage1_tensor_fusion": 1,

@@ -9,7 +9,12 @@ from typing import Any
 from pypkg.config.known_keys import NO_EFFECT, REFUSED, KnownKey
 from pypkg.config.parser import listed
 from pypkg.config.settings import Settings, setting_fields
-from pypkg.config.suboptions import STAGE_OF_WORD, SUB_OPTIONS, SubOption
+from pypkg.config.suboptions import (
+    OF_SEQUENCE_PARALLEL,
+    STAGE_OF_WORD,
+    SUB_OPTIONS,
+    SubOption,
+)
 from pypkg.errors import UserError
 
 
@@ -66,7 +71,9 @@ def notices(settings: Settings) -> list[str]:
     found = [(row.name, row.why) for row, _ in _asked_for(NO_EFFECT, settings)]
     found += _without_what_they_belong_to(settings)
     idle = {name for name, _ in found}
-    found += [each for each in _words_without_their_stage(settings) if each[0] not in idle]
+    if "tensor_parallel_config" not in idle:
+        found += _words_of_the_other_tensor_layout(settings)
+    found += _words_without_their_stage(settings)
     found += [
         (f"{option.setting} {option.name}", option.why)
         for option in _sub_options(settings)
@@ -106,6 +113,18 @@ def _without_what_they_belong_to(s: Settings) -> list[tuple[str, str]]:
         (name, f"it matters only with {what}")
         for name, (is_on, what) in belongs_to.items()
         if not is_on and getattr(s, name) != defaults[name]
+    ]
+
+
+def _words_of_the_other_tensor_layout(s: Settings) -> list[tuple[str, str]]:
+    """Words of tensor_parallel_config for layers that are not used."""
+    return [
+        (
+            f"tensor_parallel_config {word}",
+            f"it matters only {'with' if of_sequence else 'without'} sequence_parallel",
+        )
+        for word, of_sequence in OF_SEQUENCE_PARALLEL.items()
+        if word in s.tensor_parallel_config and of_sequence != s.sequence_parallel
     ]
 
 

@@ -103,6 +103,11 @@ class TrainingSettings(ModelDataSettings):
     greater_is_better: bool | None = setting(
         None, "must be false, since a loss is compared; by default false"
     )
+    allow_local_output: bool = setting(
+        False,
+        "let each machine keep its own part of the checkpoints where output_dir is no folder that "
+        "all machines share; a run of the same machines goes on from them",
+    )
     overwrite_output_dir: bool = setting(False, "start anew although output_dir holds checkpoints")
     resume_from_checkpoint: str | None = setting(
         None, "checkpoint folder to go on from; by default the last one in output_dir"

@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from pypkg import files
 from pypkg.errors import UserError
-from pypkg.files import replace_folder
 
 # Tokenizers, generation settings, and the code of models that ships with their weights.
 _COMPANIONS = (
@@ -42,17 +42,8 @@ def new_folder(destination: Path, source: Path, overwrite: bool) -> Iterator[Pat
     destination, source = destination.absolute(), source.resolve()
     _check(destination, source, overwrite)
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    with files.new_folder(destination, temporary):
         yield temporary
-        replace_folder(temporary, destination)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {destination}: {error.strerror}; choose a folder that can be written "
-            "to and has room"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _check(destination: Path, source: Path, overwrite: bool) -> None:

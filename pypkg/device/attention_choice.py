@@ -13,7 +13,7 @@ _REFERENCE = "attention stores [batch, heads, sequence, sequence]"
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionNeeds:
-    """What a model asks of attention."""
+    """The requirements of a model on attention."""
 
     dtype: str  # "float32", "bfloat16" or "float16"
     head_dim: int
@@ -21,7 +21,7 @@ class AttentionNeeds:
     softcap: bool = False
 
     def paddle_lacks(self) -> str | None:
-        """What Paddle's flash attention does not do of this, or None."""
+        """The requirements that Paddle's flash attention does not meet, as text; None if none."""
         lacks = {
             "float32": self.dtype == "float32",
             "ALiBi": self.alibi,

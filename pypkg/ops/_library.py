@@ -227,10 +227,12 @@ def implementation(choices: Mapping[str, Callable], x: paddle.Tensor) -> Callabl
     Raises:
         UserError: the Triton backend is chosen and the graph is static.
     """
-    if x.dtype == paddle.float64 or 0 in x.shape:
+    dtype = x.dtype
+    is_known = dtype in (paddle.float32, paddle.bfloat16)  # in this order, most need one look
+    if 0 in x.shape or (not is_known and dtype == paddle.float64):
         return choices["reference"]
     name = backend()
-    if name == "compiled" and x.dtype == paddle.float16 and x.place.is_cpu_place():
+    if not is_known and name == "compiled" and dtype == paddle.float16 and x.place.is_cpu_place():
         return choices["reference"]
     if name == "triton" and not paddle.in_dynamic_mode():
         raise UserError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import paddle
 from paddle import Tensor, _C_ops
 
-from pypkg.ops._checks import FLOATING, check_dtype, compute_dtype, dtype_name
+from pypkg.ops._checks import FLOATING, check_dtype, compute_dtype, dtype_name, has_dtype
 from pypkg.ops._library import implementation, raw_stream
 
 Tensors = Sequence[Tensor]
@@ -140,13 +141,15 @@ def _adamw_compiled(step: _Step) -> None:
     first, masters = step.params[0], step.masters or ()
     grad_dtype, scale = step.grads[0].dtype, step.grad_scale
     grads = [each if each.is_contiguous() else each.contiguous() for each in step.grads]
-    _check_alike("params", step.params, step.params, first.dtype)
-    _check_alike("gradient", grads, step.params, grad_dtype)
+    shapes = [each.shape for each in step.params]
+    _check_alike("params", step.params, first.dtype, shapes, first.place)
+    _check_alike("gradient", grads, grad_dtype, shapes, first.place)
     states = (("moment1", step.moments1), ("moment2", step.moments2), ("master", masters))
     for name, tensors in states:
-        _check_alike(name, tensors, step.params, paddle.float32)
+        _check_alike(name, tensors, paddle.float32, shapes, first.place)
     for power in (*step.beta1_powers, *step.beta2_powers):
-        if power.dtype != paddle.float32 or power.shape != [1] or not power.place.is_cpu_place():
+        is_fit = has_dtype(power, paddle.float32) and power.shape == [1]
+        if not is_fit or (paddle.is_compiled_with_cuda() and not power.place.is_cpu_place()):
             raise ValueError(f"adamw_: powers must be float32 [1] in host memory, got {power}")
     if scale is not None:
         is_fit = scale.dtype == paddle.float32 and scale.size == 1 and scale.place == first.place
@@ -160,7 +163,7 @@ def _adamw_compiled(step: _Step) -> None:
         masters=_addresses(masters),
         beta1_powers=_addresses(step.beta1_powers),
         beta2_powers=_addresses(step.beta2_powers),
-        sizes=[each.size for each in step.params],
+        sizes=[math.prod(shape) for shape in shapes],
         weight_decays=step.weight_decays,
         dtype=dtype_name(first.dtype),
         grad_dtype=dtype_name(grad_dtype),
@@ -177,18 +180,24 @@ def _addresses(tensors: Tensors) -> list[int]:
     return [each.data_ptr() for each in tensors]
 
 
-def _check_alike(name: str, tensors: Tensors, params: Tensors, dtype: paddle.dtype) -> None:
-    """Raises ValueError unless each tensor has ``dtype`` and shape and place of its parameter."""
-    place = params[0].place
-    for tensor, param in zip(tensors, params):
-        if tensor.dtype != dtype:
+def _check_alike(
+    name: str,
+    tensors: Tensors,
+    dtype: paddle.dtype,
+    shapes: Sequence[Sequence[int]],
+    place: object,
+) -> None:
+    """Raises ValueError unless each tensor has ``dtype``, its shape of ``shapes`` and ``place``."""
+    has_places = paddle.is_compiled_with_cuda()
+    for tensor, shape in zip(tensors, shapes):
+        if not has_dtype(tensor, dtype):
             expected, found = dtype_name(dtype), dtype_name(tensor.dtype)
             raise ValueError(f"adamw_: {name} must be {expected}, got {found}")
-        if tensor.shape != param.shape:
+        if tensor.shape != shape:
             raise ValueError(
-                f"adamw_: {name} must have shape {list(param.shape)}, got {list(tensor.shape)}"
+                f"adamw_: {name} must have shape {list(shape)}, got {list(tensor.shape)}"
             )
-        if tensor.place != place:
+        if has_places and tensor.place != place:
             raise ValueError(f"adamw_: {name} must be on {place}, got {tensor.place}")
 
 

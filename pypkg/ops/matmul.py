@@ -94,7 +94,7 @@ def linear(
 
 @functools.cache
 def _product() -> Callable[[paddle.Tensor, paddle.Tensor], paddle.Tensor]:
-    """What ``F.linear`` runs without a bias in this build of Paddle.
+    """The operator that ``F.linear`` runs without a bias in this build of Paddle.
 
     ``F.linear`` looks at the build and at flags in every call, which takes longer than the product
     of small matrices. The flags are read here once.

@@ -7,7 +7,7 @@ from typing import TypeAlias, overload
 import paddle
 
 from pypkg.ops import _triton
-from pypkg.ops._checks import FLOATING, check_dtype, check_shape, compute_dtype
+from pypkg.ops._checks import FLOATING, check_dtype, check_shape, compute_dtype, has_dtype
 from pypkg.ops._library import implementation, run_compiled
 
 _Result: TypeAlias = paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor]
@@ -55,15 +55,17 @@ def rms_norm(
     """
     check_dtype("rms_norm", "x", x, FLOATING)
     if residual is not None:
-        check_dtype("rms_norm", "residual", residual, FLOATING)
-        if residual.dtype != x.dtype and paddle.amp.is_autocast_enabled():
-            x, residual = x.astype("float32"), residual.astype("float32")
-        check_dtype("rms_norm", "residual", residual, (x.dtype,))
+        if not has_dtype(residual, x.dtype):
+            check_dtype("rms_norm", "residual", residual, FLOATING)
+            if paddle.amp.is_autocast_enabled():
+                x, residual = x.astype("float32"), residual.astype("float32")
+            check_dtype("rms_norm", "residual", residual, (x.dtype,))
         check_shape("rms_norm", "residual", residual, x.shape)
     if len(x.shape) == 0:
         raise ValueError("rms_norm: x must have at least one dimension, got shape []")
-    allowed = (x.dtype,) if x.dtype == paddle.float64 else (x.dtype, paddle.float32)
-    check_dtype("rms_norm", "weight", weight, allowed)
+    if not has_dtype(weight, x.dtype):
+        allowed = (x.dtype,) if x.dtype == paddle.float64 else (x.dtype, paddle.float32)
+        check_dtype("rms_norm", "weight", weight, allowed)
     check_shape("rms_norm", "weight", weight, [x.shape[-1]])
     return implementation(_IMPLEMENTATIONS, x)(x, weight, epsilon, residual)
 

@@ -37,6 +37,9 @@ class Degrees:
         sharding: ranks that train on their own samples and share one optimizer state (ZeRO).
         tensor: ranks that hold one TP shard of every layer each.
         sequence_parallel: whether the tensor group splits the tokens between the layers.
+        overlap_input_gradients: whether a column-parallel layer computes its weight gradient while
+            the tensor group sums its input gradient.
+        skip_identity: whether column- and row-parallel layers do without copies of their inputs.
         topology_order: a key of TOPOLOGY_ORDERS, the order of the axes.
         virtual_stages: model chunks per pipeline stage (1: not interleaved).
     """
@@ -46,6 +49,8 @@ class Degrees:
     sharding: int = 1
     tensor: int = 1
     sequence_parallel: bool = False
+    overlap_input_gradients: bool = False
+    skip_identity: bool = False
     topology_order: str = "pp_first"
     virtual_stages: int = 1
 
@@ -142,7 +147,7 @@ class Mesh:
         return self.data_rank * self.sharding_degree + self.sharding_rank
 
     def coordinates(self, rank: int) -> Coordinates:
-        """Where the rank ``rank`` of the run is in the grid."""
+        """The coordinates of the rank ``rank`` of the run in the grid."""
         found = {}
         for axis in reversed(TOPOLOGY_ORDERS[self.degrees.topology_order]):
             length = getattr(self.degrees, _AXES[axis]) if axis in _AXES else 1

@@ -42,7 +42,7 @@ def pipeline_degree() -> int:
 
 
 def pipeline_rank() -> int:
-    """Which of them this process is in."""
+    """The stage of this process."""
     return mesh.current().pipeline_rank
 
 

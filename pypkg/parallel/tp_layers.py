@@ -18,6 +18,7 @@ from typing import Any
 import paddle
 import paddle.distributed as dist
 from paddle import nn
+from paddle.autograd import PyLayer
 from paddle.distributed.communication.group import Group
 
 from pypkg.errors import UserError
@@ -60,6 +61,10 @@ def column_linear(in_features: int, out_features: int, has_bias: bool) -> nn.Lay
     layer_class = ColumnSequenceParallelLinear if is_sequence_parallel() else ColumnParallelLinear
     layer = layer_class(in_features, out_features, _zeros(), has_bias, gather_output=False)
     layer.linear = _linear
+    layer.mp_skip_c_identity = mesh.current().degrees.skip_identity
+    if mesh.current().degrees.overlap_input_gradients:
+        overlapped: Any = layer
+        overlapped.forward = functools.partial(_overlapped, layer)
     return layer
 
 
@@ -80,6 +85,7 @@ def row_linear(in_features: int, out_features: int, has_bias: bool) -> nn.Layer:
     layer_class = RowSequenceParallelLinear if is_sequence_parallel() else RowParallelLinear
     layer = layer_class(in_features, out_features, _zeros(), has_bias, input_is_parallel=True)
     layer.linear = _linear
+    layer.mp_skip_c_identity = mesh.current().degrees.skip_identity
     if has_bias and is_sequence_parallel():
         sum_gradient_over_tensor_group(layer.bias)
     return layer
@@ -103,6 +109,60 @@ def _linear(
 ) -> paddle.Tensor:
     """The product of fleet's layers; follows ``ops.set_matmul_precision`` as plain layers do."""
     return linear(x, weight, bias)
+
+
+def _overlapped(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
+    return OverlappedColumnLinear.apply(
+        x, layer.weight, layer.bias, tensor_group(), gathers=is_sequence_parallel()
+    )
+
+
+class OverlappedColumnLinear(PyLayer):
+    """A column-parallel product; its input gradient is summed beside the weight gradient's product.
+
+    Paddle's InnerOverlapLinear and SPInnerOverlapLinear do the same with Paddle's own products,
+    which do not follow ``ops.set_matmul_precision``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: paddle.Tensor,
+        weight: paddle.Tensor,
+        bias: paddle.Tensor | None,
+        group: Group,
+        gathers: bool,
+    ) -> paddle.Tensor:
+        """
+        Args:
+            x: [..., in_features]; with ``gathers`` [tokens of this rank, in_features].
+            weight: [in_features, out_features of this rank].
+            bias: [out_features of this rank], or None.
+            gathers: sequence parallelism: gathers ``x``, and reduce-scatters its gradient.
+        """
+        if gathers:
+            own, x = x, paddle.empty([group.nranks * x.shape[0], *x.shape[1:]], x.dtype)
+            dist.stream.all_gather(x, own, group=group)
+        ctx.group, ctx.gathers, ctx.has_bias = group, gathers, bias is not None
+        ctx.save_for_backward(x, weight)
+        return linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
+        x, weight = ctx.saved_tensor()
+        of_x = matmul(gradient, weight, transpose_y=True)
+        if ctx.gathers:
+            whole = of_x
+            of_x = paddle.empty([whole.shape[0] // ctx.group.nranks, *whole.shape[1:]], whole.dtype)
+            task: Any = dist.stream.reduce_scatter(of_x, whole, group=ctx.group, sync_op=False)
+        else:
+            task = dist.stream.all_reduce(of_x, group=ctx.group, sync_op=False)
+        rows = gradient.reshape([-1, gradient.shape[-1]])
+        gradients = [of_x, matmul(x.reshape([-1, x.shape[-1]]), rows, transpose_x=True)]
+        if ctx.has_bias:
+            gradients.append(rows.sum(0))
+        task.wait()
+        return tuple(gradients)
 
 
 def vocab_embedding(vocab_size: int, hidden_size: int) -> nn.Layer:

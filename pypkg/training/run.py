@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from pypkg.training.reporting.metrics import PeakFlops, Throughput, peak_flops
 from pypkg.training.reporting.reporters import Reporter, make_reporters
 from pypkg.training.start.choose_checkpoint import best_checkpoint, checkpoint_to_resume
 from pypkg.training.start.layout import degrees, layout_notices, layout_problems
-from pypkg.training.start.output_dir import held_output_dir
+from pypkg.training.start.output_dir import HeldOutput, held_output_dir
 from pypkg.training.start.resume import check_resumed, record_resumed
 from pypkg.training.start.sources import (
     load_model,
@@ -71,8 +71,9 @@ def run(settings: Settings) -> int:
         _start_ranks(settings, config)
     if settings.verify_data:
         from_first_rank(lambda: verify_corpora(settings))
-    with held_output_dir(settings.output_dir, settings.saves) as check_output_dir:
-        return _run(settings, plan, tokenizer, config, check_output_dir)
+    local = settings.allow_local_output
+    with held_output_dir(settings.output_dir, settings.saves, local) as output:
+        return _run(settings, plan, tokenizer, config, output)
 
 
 def _run(
@@ -80,20 +81,21 @@ def _run(
     plan: ExecutionPlan,
     tokenizer: Tokenizer | None,
     config: ModelConfig,
-    check_output_dir: Callable[[], None],
+    output: HeldOutput,
 ) -> int:
     """A run whose ranks have started, in an output_dir of its own."""
-    checkpoint = from_first_rank(lambda: checkpoint_to_resume(settings))
+    checkpoint = checkpoint_to_resume(settings, output.parts)
     resumed = None if settings.ignore_load_lr_and_optim else checkpoint
     state = _starting_state(settings, resumed)
     model, wrapped, updater = _make_model(settings, plan, checkpoint, config)
     with phase("data index"):
         samples = Samples(settings, model.config, state, resumed)
     files = _tokenizer_files(settings, tokenizer)
-    checkpointer = _make_checkpointer(settings, model, updater, samples, files, check_output_dir)
+    checkpointer = _make_checkpointer(settings, model, updater, samples, files, output)
     healer = Healer(
         settings, state, checkpointer=checkpointer, samples=samples, start=resumed,
         events=from_first_rank(lambda: current_events(settings.output_dir)),
+        places=output.parts.places,
     )  # fmt: skip
     if resumed:
         with phase("optimizer"):
@@ -113,13 +115,13 @@ def _run(
     )  # fmt: skip
     try:
         outcome = trainer.train() if settings.do_train else trainer.evaluate_only()
-        check_output_dir()
+        output.check()
         if isinstance(engine, MeasuredEngine):
             print_rank_times(engine.times)
         if outcome.exit_code:
             log_stopped(settings, outcome)
             return outcome.exit_code
-        best = from_first_rank(lambda: best_checkpoint(settings, state))
+        best = best_checkpoint(settings, state, output.parts)
         if best is not None:
             logger.info("the best model is %s (validation loss %.4f)", best, state.best_loss)
             model, wrapped, updater = _make_model(settings, plan, best, config)
@@ -135,7 +137,7 @@ def _run(
 
 
 def _starting_state(settings: Settings, resumed: Path | None) -> TrainerState:
-    """That of the checkpoint that the run goes on from."""
+    """The state of the checkpoint that the run goes on from."""
     if resumed is None:
         return TrainerState()
     state = load_trainer_state(resumed, settings.max_seq_length)
@@ -232,7 +234,7 @@ def _make_checkpointer(
     updater: Updater,
     samples: Samples,
     tokenizer_files: Sequence[Path],
-    check_output_dir: Callable[[], None],
+    output: HeldOutput,
 ) -> Checkpointer:
     return Checkpointer(
         settings.output_dir,
@@ -246,7 +248,8 @@ def _make_checkpointer(
         async_memory=settings.async_save_bytes,
         seq_length=settings.max_seq_length,
         verify_checkpoint=settings.verify_checkpoint,
-        check_output_dir=check_output_dir,
+        check_output_dir=output.check,
+        parts=output.parts,
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 from test_config import load, problems
 
 from pypkg.config import check_supported, load_settings, notices
-from pypkg.config.suboptions import STAGE_OF_WORD, SUB_OPTIONS
+from pypkg.config.suboptions import OF_SEQUENCE_PARALLEL, STAGE_OF_WORD, SUB_OPTIONS
 from pypkg.errors import UserError
 
 
@@ -175,6 +175,7 @@ def test_no_follow_up_of_a_wrong_type(tmp_path):
 def test_no_sub_option_is_silently_ignored(tmp_path, option):
     """All but what happens anyway is refused, or said to change nothing, with the reason."""
     layout = {"tensor_parallel_degree": 2, "sequence_parallel": True, "do_train": True}
+    layout["sequence_parallel"] = OF_SEQUENCE_PARALLEL.get(option.name, True)
     if option.name in STAGE_OF_WORD:
         layout |= {"sharding": f"stage{STAGE_OF_WORD[option.name]}"}
     else:
@@ -187,6 +188,20 @@ def test_no_sub_option_is_silently_ignored(tmp_path, option):
     check_supported(settings)
     said = [f"{option.setting} {option.name} has no effect: {option.why}"] if option.why else []
     assert notices(settings) == said
+
+
+@pytest.mark.parametrize("of_sequence", [False, True])
+@pytest.mark.parametrize("word", OF_SEQUENCE_PARALLEL)
+def test_words_of_the_other_tensor_layout_are_pointed_out(tmp_path, word, of_sequence):
+    extra = {"tensor_parallel_degree": 2, "sequence_parallel": of_sequence}
+    settings = load(tmp_path, {**extra, "tensor_parallel_config": word})
+    belongs = OF_SEQUENCE_PARALLEL[word] == of_sequence
+    assert settings.overlaps_input_gradients == (belongs and "async" in word)
+    needed = "with" if OF_SEQUENCE_PARALLEL[word] else "without"
+    line = (
+        f"tensor_parallel_config {word} has no effect: it matters only {needed} sequence_parallel"
+    )
+    assert notices(settings) == ([] if belongs else [line])
 
 
 @pytest.mark.parametrize(

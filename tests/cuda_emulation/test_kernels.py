@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import ModuleType
 
 import checks
 import hopper_cases
 import kernel_cases
+import numpy as np
 import pytest
 from guarded_memory import GuardedArray, GuardedBackend
 
@@ -63,3 +65,59 @@ def test_random_numbers_have_the_bits_of_the_cpu_kernel(dtype: str, emulated: Mo
         )
         drawn.append(out.storage.tobytes())
     assert drawn[0] == drawn[1]
+
+
+def _packed_attention(kernels: ModuleType, dtype: str, is_packed: bool) -> list[bytes]:
+    """Rotation, attention and its gradients on heads of one packed matrix, or of three tensors."""
+    batch, sequence, heads_q, heads_k, head_dim = 2, 150, 4, 2, 32
+    heads = (heads_q, heads_k, heads_k)
+    starts = [0, heads_q, heads_q + heads_k, sum(heads)]
+    width = sum(heads) * head_dim
+    rng = np.random.default_rng(0)
+    qkv = rng.standard_normal((batch, sequence, sum(heads), head_dim))
+    backend = GuardedBackend(kernels)
+
+    def parts(values: np.ndarray) -> tuple[list[GuardedArray], list[object]]:
+        """Arrays that hold query, key and value, and the three as arguments."""
+        if not is_packed:
+            split = [backend.array(values[:, :, i:j], dtype) for i, j in pairwise(starts)]
+            return split, list(split)
+        whole = backend.array(values, dtype)
+        at, item = whole.storage.ctypes.data, whole.storage.itemsize
+        named = [
+            (at + i * head_dim * item, [batch, sequence, j - i, head_dim], dtype, "cpu")
+            for i, j in pairwise(starts)
+        ]
+        return [whole], named
+
+    stride = width if is_packed else 0
+    held, (query, key, value) = parts(qkv)
+    angles = rng.uniform(-3, 3, (sequence, head_dim // 2))
+    tables = [backend.array(f(angles), "float32") for f in (np.cos, np.sin)]
+    if is_packed:  # queries and keys are one run of heads
+        both = (query[0], [batch, sequence, heads_q + heads_k, head_dim], dtype, "cpu")
+        kernels.rotary_embedding(both, None, *tables, both, None, q_stride=stride)
+    else:
+        kernels.rotary_embedding(query, key, *tables, query, key)
+    shape = (batch, sequence, heads_q, head_dim)
+    out, lse = GuardedArray(shape, dtype), GuardedArray((batch, heads_q, sequence), "float32")
+    options = {"scale": 0.2, "token_stride": stride}
+    kernels.flash_attention_forward(query, key, value, out, lse, **options)
+    dout = backend.array(rng.standard_normal(shape), dtype)
+    gradients, (dq, dk, dv) = parts(np.full_like(qkv, np.nan))
+    floats = kernels.flash_attention_backward_workspace(query, key)
+    workspace = GuardedArray((floats,), "float32")
+    kernels.flash_attention_backward(
+        dout, query, key, value, out, lse, dq, dk, dv, workspace, **options
+    )
+    results = [np.concatenate([e.numpy() for e in each], axis=2) for each in (held, gradients)]
+    return [each.tobytes() for each in (*results, out.numpy(), lse.numpy())]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kernel"), [("float32", "ampere"), ("float16", "ampere"), ("bfloat16", "hopper")]
+)
+def test_packed_heads_have_the_bits_of_separate_ones(emulated: ModuleType, dtype: str, kernel: str):
+    with hopper_cases.flash_attention_kernel(kernel):
+        found = [_packed_attention(emulated, dtype, is_packed) for is_packed in (False, True)]
+    assert found[0] == found[1]

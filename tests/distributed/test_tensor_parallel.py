@@ -16,23 +16,25 @@ ON_FOUR = ("llama", "qwen3", "chatglm2", "baichuan_13b", "odd_vocabulary_norm_he
 
 
 @pytest.mark.parametrize(
-    ("nproc", "cases", "sequence_parallel"),
+    ("nproc", "cases", "sequence_parallel", "overlaps"),
     [
-        (2, ON_FOUR, False),
-        (2, CASES, True),
-        (4, ON_FOUR, True),
+        (2, ON_FOUR, False, True),
+        (2, CASES, True, False),
+        (4, ON_FOUR, True, True),
         pytest.param(
-            2, tuple(case for case in CASES if case not in ON_FOUR), False, marks=pytest.mark.slow
+            *(2, tuple(case for case in CASES if case not in ON_FOUR), False, False),
+            marks=pytest.mark.slow,
         ),
-        pytest.param(4, ON_FOUR, False, marks=pytest.mark.slow),
+        pytest.param(4, ON_FOUR, False, False, marks=pytest.mark.slow),
     ],
 )
-def test_same_as_one_process(tmp_path, nproc, cases, sequence_parallel):
-    arguments = [tmp_path, int(sequence_parallel), *cases]
+def test_same_as_one_process(tmp_path, nproc, cases, sequence_parallel, overlaps):
+    arguments = [tmp_path, int(sequence_parallel), int(overlaps), *cases]
     results = run_ranks(WORKER, nproc, arguments, timeout=90)
     for rank, by_case in enumerate(results):
         assert sorted(by_case) == sorted(cases)
         for case, result in by_case.items():
+            assert result["overlapped"] == overlaps, (rank, case)
             assert result["drawn_alike"] and result["finite"], (rank, case)
     for case, result in results[0].items():
         assert result["saved_alike"], case

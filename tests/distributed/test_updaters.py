@@ -22,7 +22,8 @@ def case(family: str, stage: int = 0, accumulation: int = 1, **changes: Any) -> 
     own = {key: changes.pop(key) for key in ("then", "recompute", "evaluates", "skipped",
            "overflows", "unequal", "delayed") if key in changes}  # fmt: skip
     degrees = {key: changes.pop(key) for key in ("data", "pipeline", "sharding", "tensor",
-               "sequence_parallel") if key in changes}  # fmt: skip
+               "sequence_parallel", "overlap_input_gradients", "skip_identity")
+               if key in changes}  # fmt: skip
     options = {"sharding_stage": stage, **changes}
     return {"family": family, "accumulation": accumulation, "degrees": degrees,
             "options": options, **own}  # fmt: skip
@@ -35,7 +36,14 @@ def layout(stage: int = 0, **degrees: int) -> dict:
 SCALE = {"initial": 1024.0, "growth_interval": 2}
 ON_TWO = [
     case("llama", data=2, overflows=True),
-    case("multi_query", tensor=2, accumulation=2, master_grad=True, overflows=True),
+    case(
+        "multi_query",
+        tensor=2,
+        accumulation=2,
+        master_grad=True,
+        overflows=True,
+        skip_identity=True,
+    ),
     case("gpt3", data=2, accumulation=2, offload=True, overflows=True),
     case("bloom", 1, 2, sharding=2, overflows=True),
     case("opt", 2, 2, sharding=2, recompute="full", evaluates=True, overflows=True, delayed=True),
@@ -56,7 +64,14 @@ ON_FOUR = [
     case("llama", 3, 2, sharding=2, data=2, offload=True),
     case("bloom", 1, 2, sharding=2, tensor=2),
     case("baichuan2_7b", 2, 2, sharding=2, tensor=2, sequence_parallel=True, master_grad=True),
-    case("multi_query", 3, sharding=2, tensor=2, then=layout(3, sharding=2, tensor=2)),
+    case(
+        "multi_query",
+        3,
+        sharding=2,
+        tensor=2,
+        overlap_input_gradients=True,
+        then=layout(3, sharding=2, tensor=2),
+    ),
     case("multi_query", 0, tensor=4, sequence_parallel=True),
     case("multi_query", 3, 2, sharding=4),
     case("llama", 0, 2, tensor=2, data=2),
@@ -115,6 +130,8 @@ def test_same_as_one_process(tmp_path, nproc, cases):
         if "then" in each:  # a rank reads what it holds, of the rows of the stages' slices as well
             of_case = [rank[index] for rank in results]
             assert all(0.9 < rank["read"] < 1.05 for rank in of_case), (each, of_case)
+            for what in ("read_weights", "read_state"):  # from the files
+                assert all(0.9 < rank[what] < 1.05 for rank in of_case), (each, what, of_case)
             assert all(rank["weights_kept"] and rank["state_kept"] for rank in of_case), each
             assert all(rank["same_files"] for rank in of_case), each
             written = [rank["num_bytes"] for rank in of_case]

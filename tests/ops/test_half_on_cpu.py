@@ -9,7 +9,9 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 from op_testing import random
+from tiny_configs import KEYS, tiny
 
+from pypkg.models import from_config
 from pypkg.ops import half_on_cpu, linear_cross_entropy, rms_norm, rms_norm_reference
 
 DTYPES = ("bfloat16", "float16")
@@ -90,6 +92,27 @@ def test_our_operators_take_float16_by_their_reference(half, compiled):
     x, weight = x.astype("float16"), weight.astype("float16")
     found, expected = rms_norm(x, weight), rms_norm_reference(x, weight)
     assert found.dtype == paddle.float16 and np.array_equal(found.numpy(), expected.numpy())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", KEYS)
+def test_every_family(half, compiled, family, dtype):
+    """Loss, norm of the gradients and their dtypes; layouts are in distributed/test_half.py."""
+    config, found = tiny(family), []
+    tokens = np.random.default_rng(0).integers(8, 4000, [2, 2, 16])
+    if config.prefix_lm:
+        tokens[0, :, 6:8] = config.gmask_token_id, config.sop_token_id
+    input_ids, labels = map(paddle.to_tensor, tokens)
+    for each in ("float32", dtype):
+        model = from_config(config, each, seed=3)
+        loss = model.loss(input_ids=input_ids, labels=labels)
+        loss.backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        assert {gradient.dtype for gradient in gradients} == {getattr(paddle, each)}
+        squares = sum(float((g.astype("float32") ** 2).sum()) for g in gradients)
+        found.append([loss.item(), squares**0.5])
+    np.testing.assert_allclose(found[1], found[0], rtol=5e-3)
 
 
 @pytest.mark.parametrize("counted", [3, 7])

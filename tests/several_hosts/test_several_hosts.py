@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import netns
 import pytest
@@ -16,6 +17,8 @@ from distributed_testing import REPO
 
 sys.path.insert(0, str(REPO / "tests" / "training"))
 from training_testing import Workplace, counting_documents, environment, write_corpus, write_model
+
+from pypkg.training.checkpoint.merge import merge
 
 pytestmark = [
     pytest.mark.slow,
@@ -185,6 +188,32 @@ def test_an_output_folder_that_is_not_shared(hosts, tmp_path):
     for number in range(2):
         assert "is not the same folder on all machines" in run.said(number)
         assert f"rank 1 ({hosts[1].address}) cannot see" in run.said(number)
+
+
+def test_each_host_keeps_its_part(hosts, reference, tmp_path):
+    """A host dies; both go on from their parts, bit for bit. Merged, they go on in one process."""
+    run, own = Run(hosts, tmp_path), tmp_path / "own"
+    own.mkdir()
+    run.workplace.output_dir.mkdir()
+    local: dict[str, Any] = {"allow_local_output": True, "save_total_limit": 4}
+    local["mounts"] = {run.workplace.output_dir: own}
+    run.start(**local)
+    run.wait_for_step(60)
+    hosts[1].kill()
+    assert run.launchers[0].wait(SECONDS_TO_END) != 0
+    hosts[1].mend()
+    run.start(**local)
+    assert run.codes(180) == [0, 0], run.said(0) + run.said(1)
+    assert "resuming from" in run.said(0)
+    assert run.losses() == reference
+    merge([run.workplace.output_dir / "checkpoint-150", own / "checkpoint-150"], tmp_path / "whole")
+    alone = Workplace(tmp_path, "alone")
+    settings = SETTINGS | {"gradient_accumulation_steps": 4, "max_steps": 160, "decay_steps": STEPS}
+    done = alone.run(**settings, resume_from_checkpoint=tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    found = alone.losses()
+    assert sorted(found) == list(range(151, 161))
+    assert found == pytest.approx({step: reference[step] for step in found}, rel=1e-4)
 
 
 def test_data_that_differ(hosts, tmp_path):

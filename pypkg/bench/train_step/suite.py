@@ -17,6 +17,8 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,7 +56,7 @@ def run_train_step(options: argparse.Namespace) -> dict[str, Any]:
     baselines, notes = choose_baselines(options)
     task = {name: getattr(options, name) for name in ("config", "batch", "seq", "threads")}
     expected = math.log(config.vocab_size)
-    first_losses, samples, (rate, source) = _train(baselines, task, options.steps, expected)
+    first_losses, samples, (rate, source) = train(baselines, task, options.steps, expected)
     tokens = options.batch * options.seq
     rows = [
         {
@@ -68,8 +70,6 @@ def run_train_step(options: argparse.Namespace) -> dict[str, Any]:
         }
         for name, steps in samples.items()
     ]
-    last_losses = {row["baseline"]: row["last_loss"] for row in rows}
-    check_same_loss("last", last_losses, _LAST_LOSS_TOLERANCE)
     return {
         "kind": "train-step",
         "device": "cpu",
@@ -82,10 +82,18 @@ def run_train_step(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _train(
-    baselines: Sequence[Baseline], task: Mapping[str, Any], steps: int, expected: float
+def train(
+    baselines: Sequence[Baseline],
+    task: Mapping[str, Any],
+    turns: int,
+    expected: float,
+    steps_per_turn: int = 1,
 ) -> tuple[dict[str, float], dict[str, list[dict[str, float]]], tuple[float, str]]:
-    """Losses of the untimed first step, the timed steps, and the best matrix product rate."""
+    """Losses of the untimed first step, the timed steps, and the best matrix product rate.
+
+    Raises:
+        BenchmarkError: a baseline failed, or its losses differ from those of the others.
+    """
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         task = {**task, "folder": folder}
         logger.info("making the weights that all begin with")
@@ -95,12 +103,15 @@ def _train(
         for baseline in baselines:
             logger.info("starting %s", baseline.name)
             workers[baseline.name] = stack.enter_context(start_worker(baseline, task))
-        runs = {name: each.step for name, each in workers.items()}
-        warm_up = interleave(runs, 1, _PAUSE)
+        warm_up = interleave({name: each.step for name, each in workers.items()}, 1, _PAUSE)
         first_losses = {name: result["loss"] for name, (result,) in warm_up.items()}
         check_first_losses(first_losses, expected)
-        logger.info("timing %d steps each, in turns", steps)
-        samples = interleave(runs, steps, _PAUSE)
+        logger.info("timing %d steps each, in turns", turns * steps_per_turn)
+        runs = {name: partial(each.steps, steps_per_turn) for name, each in workers.items()}
+        taken = interleave(runs, turns, _PAUSE)
+        samples = {name: list(chain.from_iterable(each)) for name, each in taken.items()}
+        last_losses = {name: each[-1]["loss"] for name, each in samples.items()}
+        check_same_loss("last", last_losses, _LAST_LOSS_TOLERANCE)
         rates += [(each.matmul_rate, name) for name, each in workers.items()]
     return first_losses, samples, max(rates)
 
@@ -115,8 +126,15 @@ class Worker:
         self._log = log
         self.matmul_rate: float = self._receive()["matmul_rate"]
 
+    def steps(self, count: int) -> list[dict[str, float]]:
+        """``step``, ``count`` times."""
+        return [self.step() for _ in range(count)]
+
     def step(self) -> dict[str, float]:
-        """Trains one step; returns its loss, its seconds and the peak_rss_bytes so far."""
+        """Trains one step; returns its loss, the peak_rss_bytes so far, and the seconds.
+
+        ``update_seconds`` is the part after the backward pass.
+        """
         try:
             self._commands.write("step\n")
             self._commands.flush()

@@ -5,6 +5,7 @@ The Python of PaddleNLP's environment runs this file by its path and has no pypk
 
 Protocol: the argument is a JSON object. Standard output has one JSON object per line, first the
 rate of a matrix product, then the result of each step. The process ends with its standard input.
+A step calls the function that it is given between its backward pass and its update.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-Step = Callable[[], float]
+Step = Callable[[Callable[[], None]], float]
 
 _NOT_MEASURED = 0.0  # the limit is the fastest product of all processes
 _LEARNING_RATE, _BETAS, _EPSILON, _WEIGHT_DECAY, _MAX_NORM = 1e-3, (0.9, 0.95), 1e-8, 0.1, 1.0
@@ -60,8 +61,9 @@ def train_pypkg(task: Mapping[str, Any]) -> tuple[float, Step]:
     wrapped, updater = distribute(model, options, mesh.current())
     input_ids, labels = (paddle.to_tensor(each) for each in _batch(task, model.config.vocab_size))
 
-    def step() -> float:
+    def step(update_begins: Callable[[], None]) -> float:
         loss = wrapped.forward_backward([{"input_ids": input_ids, "labels": labels}], updater.scale)
+        update_begins()
         updater.step(_LEARNING_RATE)
         return float(loss)
 
@@ -90,11 +92,12 @@ def train_transformers(task: Mapping[str, Any]) -> tuple[float, Step]:
     batch = _batch(task, model.config.vocab_size)
     input_ids, labels = (torch.from_numpy(each) for each in batch)
 
-    def step() -> float:
+    def step(update_begins: Callable[[], None]) -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=task["autocast"]):
             # shift_labels means that the labels are already those of the next tokens.
             loss = model(input_ids, labels=labels, shift_labels=labels, use_cache=False).loss
         loss.backward()
+        update_begins()
         torch.nn.utils.clip_grad_norm_(parameters, _MAX_NORM)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -128,8 +131,9 @@ def train_paddlenlp(task: Mapping[str, Any]) -> tuple[float, Step]:
     batch = _batch(task, model.config.vocab_size)
     inputs = dict(zip(("input_ids", "labels"), (paddle.to_tensor(each) for each in batch)))
 
-    def step() -> float:
+    def step(update_begins: Callable[[], None]) -> float:
         loss = trainer.training_step(model, inputs)
+        update_begins()
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
         trainer.optimizer.clear_grad()
@@ -158,7 +162,7 @@ def _batch(task: Mapping[str, Any], vocab_size: int) -> tuple[np.ndarray, np.nda
     return np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
 
 
-def _no_step() -> float:
+def _no_step(_: Callable[[], None]) -> float:
     raise RuntimeError("this process does not train")
 
 
@@ -170,12 +174,22 @@ def main(argument: str) -> None:
         rate, step = _STACKS[task["stack"]](task)
         print(json.dumps({"matmul_rate": rate}), file=answers)
         for _ in sys.stdin:
-            start = time.perf_counter()
-            loss = step()
-            seconds = time.perf_counter() - start
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            answer = {"loss": loss, "seconds": seconds, "peak_rss_bytes": peak}
-            print(json.dumps(answer), file=answers)
+            print(json.dumps(_timed(step)), file=answers)
+
+
+def _timed(step: Step) -> dict[str, float]:
+    """The answer of one step."""
+    times = [time.perf_counter()]
+    loss = step(lambda: times.append(time.perf_counter()))
+    times.append(time.perf_counter())
+    start, update, end = times
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "loss": loss,
+        "seconds": end - start,
+        "update_seconds": end - update,
+        "peak_rss_bytes": peak,
+    }
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def corpus_manifest(records: Mapping[str, FileRecord]) -> bytes:
 
 
 def changed_files(prefix: str, on_read: Callable[[int], None] | None = None) -> list[str] | None:
-    """What differs from the manifest, one sentence each; None where a corpus has no manifest.
+    """The differences from the manifest, one sentence each; None if a corpus has no manifest.
 
     Args:
         on_read: called, from several threads, with the number of bytes of each block read.

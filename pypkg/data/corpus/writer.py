@@ -19,7 +19,7 @@ _BLOCK_TOKENS = 1 << 22  # tokens written at a time
 
 
 class _SummedFile(OutputFile):
-    """With the checksum of what was written, which need not be what the disk holds."""
+    """A file with the checksum of the bytes written to it; the disk may hold others."""
 
     def __init__(self, path: Path, suffix: str = ".tmp") -> None:
         super().__init__(path, suffix)

@@ -183,7 +183,7 @@ def _fork_workers(
     load: Callable[[], Shared],
     setup: Callable[[Shared], Work],
 ) -> None:
-    """What the process runs that the workers are forked from."""
+    """The main function of the process that the workers are forked from."""
     os.setpgid(0, 0)
     numbers: dict[int, int] = {}  # of a worker by its process
     try:

@@ -178,7 +178,7 @@ def _cut(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a rank file does not say."""
+    """The properties of a tokenizer that its rank file does not hold."""
 
     words: str
     special: tuple[str, ...]

@@ -181,7 +181,7 @@ def head_of(family: str) -> str:
 
 
 def _model_prefix(stored: Format) -> str:
-    """What names of the model have before those of the same model without its head."""
+    """The prefix that a model without its head leaves out of its names."""
     return stored.prefix.partition(".")[0] + "."
 
 

@@ -19,7 +19,7 @@ _OPT_HEAD = "lm_head.decoder_weight"
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """What PaddleNLP calls a family.
+    """The names that PaddleNLP gives to a family and its parts.
 
     Args:
         family: ``ModelConfig.model_type``.

@@ -98,7 +98,7 @@ def _held(shard: TPShard) -> Iterator[_Piece]:
 
 
 def _cut(pieces: Sequence[_Piece], band: Range) -> Iterator[_Piece]:
-    """What lies in ``band``, (start, stop) of the part."""
+    """The elements in ``band``, (start, stop) of the part."""
     for piece in pieces:
         first, last = max(piece.own, band[0]), min(piece.own + piece.length, band[1])
         if first < last:

@@ -121,7 +121,7 @@ class SavePlan:
         self.files = [file for each in sets for file in self._files_of(each)]
 
     def files_of(self, rank: int) -> list[PlannedFile]:
-        """Those that ``rank`` writes, in the order in which it gets their tensors."""
+        """The files that ``rank`` writes, in the order in which it gets their tensors."""
         return [file for file in self.files if file.rank == rank]
 
     def num_bytes_of(self, rank: int) -> int:
@@ -152,7 +152,7 @@ class SavePlan:
     def parts_of(
         self, rank: int, units: Sequence[PlannedUnit]
     ) -> Iterator[tuple[PlannedUnit, np.ndarray]]:
-        """What ``rank`` hands over of ``units``, one at a time; all ranks iterate to the end."""
+        """The parts that ``rank`` hands over, one at a time; all ranks iterate to the end."""
         for planned, (each, unit) in zip(units, self._all_units(), strict=True):
             if len(planned.sources) == 1:
                 value = each.read(unit.name, planned.writer)

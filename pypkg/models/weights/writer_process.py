@@ -42,7 +42,7 @@ _LENGTH_BYTES = 8  # of the number that precedes a task
 
 
 class _Task(NamedTuple):
-    """What the process is told of a save."""
+    """The description of a save that the process gets."""
 
     files: Sequence[FileToWrite]
     units: Sequence[PlannedUnit]
@@ -96,7 +96,7 @@ class WriterProcess:
         return not self._area.is_finished() and self.returncode() is None
 
     def answer(self) -> Any:
-        """What it said when it finished.
+        """The result that the process sent when it finished.
 
         Raises:
             UserError: it ended instead.
@@ -197,7 +197,12 @@ def main() -> None:
     areas: dict[AreaPlace, Area] = {}
     while content := _next_task(is_alive):
         task: _Task = pickle.loads(content)
-        areas = {place: areas.get(place) or place.open() for place in task.places.values()}
+        try:
+            areas = {place: areas.get(place) or place.open() for place in task.places.values()}
+        except OSError:  # the areas go with the processes that train
+            if not is_alive():
+                break
+            raise
         staging = Staging(task.rank, {r: areas[p] for r, p in task.places.items()}, task.places)
         area = staging.areas[task.rank]
         try:

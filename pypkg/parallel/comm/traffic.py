@@ -142,7 +142,7 @@ class Traffic:
         return call
 
     def _operation(self, name: str) -> str:
-        """Where a method counts. The receives of a batch are waited for at its end."""
+        """The operation that a method counts as. Receives of a batch are waited for at its end."""
         return _METHODS[name][0] if name in _METHODS else "recv"
 
     def _name_of(self, process_group: Any) -> str:

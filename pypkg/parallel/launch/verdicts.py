@@ -103,7 +103,7 @@ def line_of_wait(message: str) -> str:
 
 
 def place(step: int | None, operation: str) -> str:
-    """Where a rank is, for messages."""
+    """Step and operation as text."""
     return f"{'before the first step' if step is None else f'at step {step}'}, {operation}"
 
 

@@ -41,7 +41,7 @@ class NormContribution:
         Args:
             gradient: [..., width], or the flat slice of it that this rank holds.
         """
-        if gradient.dtype in HALF:
+        if gradient.element_size() == 2:
             gradient = gradient.astype("float32")  # squares overflow in 16 bits
         if self.columns is not None:
             if gradient.ndim == 1:  # a flat slice, or a bias

@@ -17,7 +17,7 @@ from pypkg.parallel.optimizer.updater import Updater
 
 
 class DistributedModel(Protocol):
-    """What a training step calls. Pipeline stages implement it themselves, with a schedule.
+    """A model as a training step calls it. Pipeline stages implement it with a schedule.
 
     A micro batch holds the arguments of the model's ``loss`` by name: int64 ``input_ids`` and
     ``labels`` of shape [batch, sequence], and what else the model takes.

@@ -173,7 +173,7 @@ class Updater:
     def _held(
         self, name: str, read: ReadSlices, shape: Sequence[int], bounds: tuple[int, int] | None
     ) -> np.ndarray:
-        """What this rank holds of a state tensor.
+        """The part of a state tensor that this rank holds.
 
         Args:
             read: of the whole tensor.

@@ -88,7 +88,7 @@ class ZeroStage0:
         )
 
     def placement(self, parameter: Tensor) -> Placement:
-        """Where the state of ``parameter`` is."""
+        """The place of the state of ``parameter``."""
         return Placement()
 
     def optimizer_parameter(self, parameter: Tensor) -> Tensor | None:

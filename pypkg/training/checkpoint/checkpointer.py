@@ -27,11 +27,11 @@ from pypkg.models.weights.staging import Staging
 from pypkg.models.weights.tensor_writer import FileToWrite, TensorWriter, ThreadWriter
 from pypkg.models.weights.writer_process import ProcessWriter, WriterProcess
 from pypkg.parallel import mesh
-from pypkg.parallel.comm.collective import from_first_rank, is_first_rank, on_all_ranks
+from pypkg.parallel.comm.collective import on_all_ranks
 from pypkg.parallel.optimizer.updater import Updater
+from pypkg.training.checkpoint.parts import Parts
 from pypkg.training.checkpoint.reading import load_optimizer, load_trainer_state
 from pypkg.training.checkpoint.shared_memory import SharedMemory
-from pypkg.training.checkpoint.verify import check_whole
 from pypkg.training.checkpoint.writing import CheckpointWriting, optimizer_tensors
 from pypkg.training.state import TrainerState
 
@@ -70,6 +70,7 @@ class Checkpointer:
             "sizes" or "no".
         check_output_dir: called before a checkpoint is written and before it gets its name; raises
             UserError where the run may no longer write there.
+        parts: where the checkpoints of the run lie.
 
     Raises:
         UserError: a file of the tokenizer cannot be read.
@@ -90,10 +91,13 @@ class Checkpointer:
         seq_length: int = 0,
         verify_checkpoint: str = "checksums",
         check_output_dir: Callable[[], None] = lambda: None,
+        parts: Parts | None = None,
     ) -> None:
         self._output_dir = output_dir
         self._model, self._updater, self._samples = model, updater, samples
-        self._tokenizer = {file.name: _read(file) for file in tokenizer_files if is_first_rank()}
+        self._parts = parts or Parts()
+        is_leader = self._parts.places.is_leader
+        self._tokenizer = {file.name: _read(file) for file in tokenizer_files if is_leader}
         self._settings_json, self._keep = settings_json, keep
         self._with_optimizer = with_optimizer
         self._seq_length, self._verify_checkpoint = seq_length, verify_checkpoint
@@ -132,6 +136,7 @@ class Checkpointer:
             keep=self._keep,
             memory=self._memory,
             make_writer=self._make_writer,
+            places=self._parts.places,
         )
         self._pending = _Pending(writing, began, time.monotonic() - began)
         if self._writer is None:
@@ -219,7 +224,8 @@ class Checkpointer:
         Raises:
             UserError: a file is missing or damaged.
         """
-        from_first_rank(lambda: check_whole(checkpoint, self._verify_checkpoint))
+        self._parts.check_whole(checkpoint, self._verify_checkpoint)
+        self._parts.open(checkpoint)
         state = load_trainer_state(checkpoint, self._seq_length)
         config = self._model.config
         read = weight_reader(checkpoint, config, model_dtype(self._model))

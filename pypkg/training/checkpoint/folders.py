@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def prepare_output_dir(output_dir: str | Path) -> None:
         UserError: it cannot be made or written.
     """
     folder = Path(output_dir)
-    probe = folder / f".write-test-{os.getpid()}"
+    probe = folder / f".write-test-{secrets.token_hex(8)}"  # several machines may do so at once
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"x")

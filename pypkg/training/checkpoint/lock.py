@@ -255,7 +255,7 @@ def _refusal(path: Path, holder: Holder | None) -> str:
 
 
 def _holder(path: Path) -> Holder | None:
-    """Who holds the lock; None where there is no file, or none that says it."""
+    """The holder of the lock; None if there is no file, or the file names none."""
     try:
         return Holder(**json.loads(path.read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):

@@ -1,7 +1,8 @@
 """manifest.json of a checkpoint: what was written, so that damage is noticed.
 
 It is written last and lists every other file of the folder with its size and checksum. Its last
-key is the digest of the manifest itself.
+key is the digest of the manifest itself. Without a shared output_dir each machine has the manifest
+of its part of the checkpoint, which also lists the files that lie elsewhere.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from pypkg.training.state import TrainerState
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_KEY = "manifest"  # of trainer_state.json: names the manifest that is beside it
-_FORMAT = 1
+_FORMAT, _FORMAT_OF_PARTS = 1, 2
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes:
         step, consumed_samples, consumed_tokens: those of ``TrainerState``.
@@ -41,6 +42,9 @@ class Manifest:
         layout: number of ranks on each axis, and options of the axes (``mesh.Degrees``).
         versions: of pypkg and Paddle, by name.
         files: size and checksum of every other file, by path relative to the folder.
+        elsewhere: the same of the files that other machines hold, by a description of the ranks
+            that wrote them, such as "ranks 8 to 15 (10.0.0.2)"; empty if the folder is a whole
+            checkpoint.
     """
 
     step: int
@@ -50,6 +54,7 @@ class Manifest:
     layout: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, FileRecord] = field(default_factory=dict)
+    elsewhere: Mapping[str, Mapping[str, FileRecord]] = field(default_factory=dict)
 
 
 def write_manifest(
@@ -57,11 +62,12 @@ def write_manifest(
     state: TrainerState,
     layout: Mapping[str, Any],
     records: Mapping[str, FileRecord] | None = None,
+    elsewhere: Mapping[str, Mapping[str, FileRecord]] | None = None,
 ) -> None:
     """Writes manifest.json into a folder that is otherwise complete.
 
     Args:
-        layout: as ``Manifest.layout``.
+        layout, elsewhere: as in ``Manifest``.
         records: of files whose writers know them, by relative path; other files are read.
 
     Raises:
@@ -79,9 +85,23 @@ def write_manifest(
         layout=layout,
         versions={"pypkg": __version__, "paddle": _paddle_version()},
         files=dict(sorted(known.items())),
+        elsewhere=elsewhere or {},
     )
-    content = {"format": _FORMAT, "checksum": ALGORITHM, **asdict(manifest)}
-    (folder / MANIFEST_FILE).write_bytes(sealed_json(content))
+    put_manifest(folder, manifest)
+
+
+def put_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes ``manifest`` into a folder.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    content = asdict(manifest)
+    if not manifest.elsewhere:
+        del content["elsewhere"]  # earlier versions do not know it, and read whole checkpoints
+    form = _FORMAT_OF_PARTS if manifest.elsewhere else _FORMAT
+    sealed = sealed_json({"format": form, "checksum": ALGORITHM, **content})
+    (folder / MANIFEST_FILE).write_bytes(sealed)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -97,16 +117,18 @@ def read_manifest(folder: Path) -> Manifest | None:
         content = read_sealed_json(path)
     except FileNotFoundError:
         return None
-    if content.get("format") != _FORMAT or content.get("checksum") != ALGORITHM:
+    known = content.get("format") in (_FORMAT, _FORMAT_OF_PARTS)
+    if not known or content.get("checksum") != ALGORITHM:
         raise UserError(
             f"{path} has format {content.get('format')!r} and checksum "
-            f"{content.get('checksum')!r}; this version reads {_FORMAT} and {ALGORITHM}. Use the "
-            "version of pypkg that wrote it, or set verify_checkpoint to no."
+            f"{content.get('checksum')!r}; this version reads {_FORMAT}, {_FORMAT_OF_PARTS} and "
+            f"{ALGORITHM}. Use the version of pypkg that wrote it, or set verify_checkpoint to no."
         )
     del content["format"], content["checksum"]
     try:
-        files = {name: FileRecord(**record) for name, record in content.pop("files").items()}
-        return Manifest(**content, files=files)
+        files = _records(content.pop("files"))
+        elsewhere = {of: _records(each) for of, each in content.pop("elsewhere", {}).items()}
+        return Manifest(**content, files=files, elsewhere=elsewhere)
     except (KeyError, TypeError, AttributeError) as error:
         raise SealError(f"{path} lacks what a manifest holds: {error}") from error
 
@@ -129,6 +151,10 @@ def model_fingerprint(folder: Path) -> str | None:
     except FileNotFoundError:
         return None
     return bytes_digest(json.dumps(content, sort_keys=True).encode())
+
+
+def _records(content: Mapping[str, Any]) -> dict[str, FileRecord]:
+    return {name: FileRecord(**record) for name, record in content.items()}
 
 
 def _paddle_version() -> str:

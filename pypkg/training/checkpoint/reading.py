@@ -10,6 +10,7 @@ import numpy as np
 
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.weights.formats.opening import is_file
 from pypkg.models.weights.formats.safetensors import read_safetensors
 from pypkg.models.weights.formats.stored_tensor import JoinedTensor, Shape, StoredTensor
 from pypkg.models.weights.formats.tensor_files import read_file_shards
@@ -82,18 +83,18 @@ def load_optimizer(
 
 
 def _optimizer_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
-    """Where the optimizer state lies: in one file, or in those that an index lists."""
+    """The files of the optimizer state: one, or those that an index lists."""
     file, index = checkpoint / OPTIMIZER_FILE, checkpoint / OPTIMIZER_INDEX
-    if not file.is_file() and not index.is_file():
+    if not is_file(file) and not is_file(index):
         raise UserError(
             f"{checkpoint} holds no {OPTIMIZER_FILE}, nor PaddleNLP's optimizer state, as "
             "checkpoints with ignore_save_lr_and_optim do. Resume from another one, or set "
             "ignore_load_lr_and_optim to take only its weights."
         )
     try:
-        return read_safetensors(file) if file.is_file() else read_file_shards(index)
+        return read_safetensors(file) if is_file(file) else read_file_shards(index)
     except UserError as error:
-        path = file if file.is_file() else index
+        path = file if is_file(file) else index
         raise UserError(f"{path} cannot be read: {error}. Resume from an older one.") from error
 
 

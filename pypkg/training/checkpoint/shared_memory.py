@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Sequence
 
+from pypkg.errors import UserError
 from pypkg.models.weights.save_plan import SavePlan
 from pypkg.models.weights.staging import ALIGNMENT, Area, AreaPlace, AreaSize, Staging, new_area
 from pypkg.parallel import mesh
@@ -13,6 +14,10 @@ from pypkg.parallel.comm.collective import from_all_ranks
 from pypkg.parallel.endpoints import hosts
 
 _SYNCHRONOUS = 64 << 20  # bytes of parts that wait for a writer while training stands still
+
+
+class SharedMemoryError(UserError):
+    """The system refuses the memory of an area."""
 
 
 class SharedMemory:
@@ -43,7 +48,11 @@ class SharedMemory:
         return self._is_visible and len({self._hosts[rank] for rank in ranks}) == 1
 
     def prepare(self, plan: SavePlan) -> None:
-        """Makes an area for ``plan``; in a thread, the system allocates all of its memory."""
+        """Makes an area for ``plan``; in a thread, the system allocates all of its memory.
+
+        Raises:
+            SharedMemoryError: the system refuses the memory.
+        """
         current, units = mesh.current(), plan.units(self.is_shared)
         capacity = _SYNCHRONOUS
         if self._limit is not None:
@@ -55,27 +64,42 @@ class SharedMemory:
         if self._own is not None and self._own[0].size.holds(wanted):
             return
         self._close()
-        self._descriptor, place, area = new_area(wanted)
+        try:
+            self._descriptor, place, area = new_area(wanted)
+        except OSError as error:
+            raise SharedMemoryError(
+                f"shared memory of {wanted.capacity >> 20} MiB for a checkpoint: {error.strerror}"
+            ) from error
         self._own = place, area
         if self._limit is not None:
             self._touching = threading.Thread(target=area.touch, daemon=True)
             self._touching.start()
 
     def begin(self, plan: SavePlan) -> Staging:
-        """The areas for a save, all empty; all ranks have to call this."""
+        """The areas for a save, all empty; all ranks have to call this.
+
+        Raises:
+            UserError: on every rank, if the system refuses one the memory.
+        """
+        rank = mesh.current().rank
+        told = from_all_ranks(lambda: self._emptied(plan))
+        assert self._own is not None  # it is prepared
+        area = self._own[1]
+        if told != self._told:
+            self._told, self._areas = told, {rank: area}
+            self._is_visible = all(from_all_ranks(lambda: self._open(told)))
+        shown = self._areas if self._is_visible else {rank: area}
+        return Staging(rank, shown, {each: told[each] for each in shown})
+
+    def _emptied(self, plan: SavePlan) -> AreaPlace:
+        """The place of this rank's area, which holds nothing."""
         self.prepare(plan)
         if self._touching is not None:
             self._touching.join()
         assert self._own is not None  # it is prepared
         place, area = self._own
         area.empty()
-        rank = mesh.current().rank
-        told = from_all_ranks(lambda: place)
-        if told != self._told:
-            self._told, self._areas = told, {rank: area}
-            self._is_visible = all(from_all_ranks(lambda: self._open(told)))
-        shown = self._areas if self._is_visible else {rank: area}
-        return Staging(rank, shown, {each: told[each] for each in shown})
+        return place
 
     def _open(self, places: Sequence[AreaPlace]) -> bool:
         """Opens the areas of the other ranks of this machine; returns whether it could."""

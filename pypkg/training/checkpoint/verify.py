@@ -6,9 +6,9 @@ Nothing here imports Paddle.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Report:
 def verify(
     folder: Path, checks: str = "checksums", on_read: Callable[[int], None] | None = None
 ) -> Report:
-    """Checks a checkpoint.
+    """Checks a checkpoint, or the part of one that a machine holds.
 
     One without a manifest, of an earlier version or of PaddleNLP, is checked for completeness
     alone: its files of tensors have to be as long as their headers say. trainer_state.json of this
@@ -63,8 +63,18 @@ def verify(
     Raises:
         UserError: a later version of this package has written the checkpoint.
     """
-    if checks not in ("checksums", "sizes"):
-        raise ValueError(f"checks is {checks!r}; expected checksums or sizes")
+    report = survey(folder)
+    files = report.manifest.files if report.manifest is not None else {}
+    changed = changed_files(folder, files, checks, on_read)
+    return replace(report, damage=(*ordered(changed), *report.damage))
+
+
+def survey(folder: Path) -> Report:
+    """``verify`` without the files that the manifest lists.
+
+    Raises:
+        UserError: as ``verify``.
+    """
     try:
         manifest = read_manifest(folder)
     except (SealError, OSError) as error:
@@ -72,38 +82,37 @@ def verify(
     if manifest is None:
         damage = [*_missing_parts(folder), *_contradictions(folder, None)]
         return Report(folder, None, tuple(damage))
-    damage = _changed_files(folder, manifest, checks == "checksums", on_read)
-    damage += _contradictions(folder, manifest)
     unlisted = [name for name in listed_files(folder) if name not in manifest.files]
-    return Report(folder, manifest, tuple(damage), tuple(unlisted))
+    return Report(folder, manifest, tuple(_contradictions(folder, manifest)), tuple(unlisted))
 
 
-def check_whole(folder: Path, checks: str) -> None:
-    """Looks for damage before a run goes back to a checkpoint.
+def changed_files(
+    folder: Path,
+    files: Mapping[str, FileRecord],
+    checks: str,
+    on_read: Callable[[int], None] | None = None,
+) -> dict[str, str]:
+    """What is wrong with each of ``files`` that differs from its record, by name.
 
     Args:
-        checks: as ``verify``; "no" checks nothing.
-
-    Raises:
-        UserError: the checkpoint is damaged.
+        files: records by path relative to ``folder``.
+        checks, on_read: as ``verify``.
     """
-    if checks != "no" and (damage := verify(folder, checks).damage):
-        raise UserError(
-            f"the run has to go back to {folder}, which is damaged: {'; '.join(damage)}. Start the "
-            "same command again: it goes on from the newest whole checkpoint."
-        )
+    if checks not in ("checksums", "sizes"):
+        raise ValueError(f"checks is {checks!r}; expected checksums or sizes")
 
-
-def _changed_files(
-    folder: Path, manifest: Manifest, reads: bool, on_read: Callable[[int], None] | None
-) -> list[str]:
     def check(name: str) -> str | None:
-        return _difference(folder / name, manifest.files[name], reads, on_read)
+        return _difference(folder / name, files[name], checks == "checksums", on_read)
 
-    largest_first = sorted(manifest.files, key=lambda name: -manifest.files[name].size)
+    largest_first = sorted(files, key=lambda name: -files[name].size)
     with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
         found = dict(zip(largest_first, pool.map(check, largest_first), strict=True))
-    return [problem for _, problem in sorted(found.items()) if problem is not None]
+    return {name: problem for name, problem in found.items() if problem is not None}
+
+
+def ordered(changed: Mapping[str, str]) -> list[str]:
+    """The problems that ``changed_files`` has found, in the order of the files' names."""
+    return [problem for _, problem in sorted(changed.items())]
 
 
 def _difference(

@@ -2,7 +2,7 @@
 
 All ranks write: each tensor has one writer, which alone brings it to host memory. The files lie in
 a temporary folder until all ranks have finished. Then the first rank adds the small files and
-renames the folder.
+renames the folder. Where the machines share no output_dir, the first rank of each place does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -45,8 +46,10 @@ from pypkg.models.weights.tensor_writer import (
 )
 from pypkg.parallel import mesh
 from pypkg.parallel.comm import gather
-from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank, is_first_rank
+from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank
+from pypkg.parallel.comm.places import Places
 from pypkg.parallel.host_memory import to_host
+from pypkg.parallel.launch.rendezvous import named
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint.folders import (
     OPTIMIZER_STEM,
@@ -59,7 +62,7 @@ from pypkg.training.checkpoint.folders import (
     surplus,
 )
 from pypkg.training.checkpoint.manifest import MANIFEST_FILE, MANIFEST_KEY, write_manifest
-from pypkg.training.checkpoint.shared_memory import SharedMemory
+from pypkg.training.checkpoint.shared_memory import SharedMemory, SharedMemoryError
 from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
@@ -108,13 +111,14 @@ class CheckpointWriting:
     removed; the newest and ``state.best_checkpoint`` always stay.
 
     Args:
-        output_dir: which all ranks see.
+        output_dir: which all ranks see, or those of a place.
         tensor_sets: what is written.
-        add_files: writes further files into a folder; called on the first rank.
+        add_files: writes further files into a folder; called on the leader of each place.
         memory: through which the ranks of a machine hand each other what is whole on none of them;
             None: by communication.
         make_writer: of this rank's files and units. The tensors may change when ``close`` of what
             it makes returns, or with a writer that copies nothing, when ``finish`` does.
+        places: which ranks see the same ``output_dir``.
 
     Raises:
         UserError: the folder cannot be written; earlier checkpoints are untouched and nothing
@@ -132,16 +136,21 @@ class CheckpointWriting:
         keep: int | None = None,
         memory: SharedMemory | None = None,
         make_writer: MakeWriter = ThreadWriter,
+        places: Places = Places(),  # noqa: B008 (it is immutable)
     ) -> None:
         self.folder = Path(output_dir) / checkpoint_name(state)
         self._state = replace(state)  # training goes on before the manifest is written
         self._state_json = json.dumps({**asdict(state), MANIFEST_KEY: MANIFEST_FILE}, indent=2)
+        if not places.is_one:
+            self._state_json = from_first_rank(lambda: self._state_json)
         self._add_files, self._settings_json, self._keep = add_files, settings_json, keep
         self._plan = SavePlan(tensor_sets)
+        self._places = places
         rank = mesh.current().rank
-        staging = Staging(rank) if memory is None else memory.begin(self._plan)
+        with self._errors():
+            staging = Staging(rank) if memory is None else memory.begin(self._plan)
         units = self._plan.units(no_memory_is_shared if memory is None else memory.is_shared)
-        self._temporary = from_first_rank(self._begin)
+        self._temporary = places.from_leader(self._begin)
         self._writer = make_writer(
             [
                 FileToWrite(self._temporary / file.name, file.specs)
@@ -174,12 +183,14 @@ class CheckpointWriting:
                 infinite; as for the class.
         """
         try:
-            told = from_all_ranks(self._records)
+            records = from_all_ranks(self._records)
+            self._places.from_leader(lambda: self._complete(records))
+            self._places.from_leader(self._publish)
         except BaseException:
             self._abandon()
             raise
-        records = {name: record for each in told for name, record in each.items()}
-        from_first_rank(lambda: self._publish(records))
+        if self._places.is_leader:
+            self._remove_surplus()
         return self.folder
 
     def _begin(self) -> Path:
@@ -194,31 +205,44 @@ class CheckpointWriting:
         with self._errors():
             return self._writer.records()
 
-    def _publish(self, records: Mapping[str, FileRecord]) -> None:
-        try:
-            with self._errors():
-                temporary = self._temporary
-                for name, index in self._plan.indices().items():
-                    write_json(temporary / name, index)
-                self._add_files(temporary)
-                (temporary / SETTINGS_FILE).write_text(self._settings_json, encoding="utf-8")
-                (temporary / STATE_FILE).write_text(self._state_json, encoding="utf-8")
-                layout = asdict(mesh.current().degrees)
-                write_manifest(temporary, self._state, layout, records)
-                replace_folder(temporary, self.folder)
-        except BaseException:
-            self._abandon()
-            raise
-        if self._keep is not None and self._keep > 0:
-            for folder in surplus(self.folder.parent, self._keep, self._state.best_checkpoint):
-                try:
-                    remove_checkpoint(folder)
-                except UserError as error:
-                    logger.warning("%s", error)
+    def _complete(self, records: Sequence[dict[str, FileRecord]]) -> None:
+        """Adds the small files, and the manifest of what the ranks of this place have written."""
+        places = self._places
+        by_place = [
+            dict(ChainMap(*(records[rank] for rank in places.ranks(index))))
+            for index in range(len(places.leaders))
+        ]
+        elsewhere = {
+            named(places.ranks(index)): files
+            for index, files in enumerate(by_place)
+            if index != places.index
+        }
+        with self._errors():
+            temporary = self._temporary
+            for name, index in self._plan.indices().items():
+                write_json(temporary / name, index)
+            self._add_files(temporary)
+            (temporary / SETTINGS_FILE).write_text(self._settings_json, encoding="utf-8")
+            (temporary / STATE_FILE).write_text(self._state_json, encoding="utf-8")
+            layout, own = asdict(mesh.current().degrees), by_place[places.index]
+            write_manifest(temporary, self._state, layout, own, elsewhere)
+
+    def _publish(self) -> None:
+        with self._errors():
+            replace_folder(self._temporary, self.folder)
+
+    def _remove_surplus(self) -> None:
+        if self._keep is None or self._keep <= 0:
+            return
+        for folder in surplus(self.folder.parent, self._keep, self._state.best_checkpoint):
+            try:
+                remove_checkpoint(folder)
+            except UserError as error:
+                logger.warning("%s", error)
 
     def _abandon(self) -> None:
         self._writer.abandon()
-        if is_first_rank():
+        if self._places.is_leader:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     @contextlib.contextmanager
@@ -236,6 +260,8 @@ class CheckpointWriting:
 def _way_out(error: Exception) -> str:
     if isinstance(error, NotFiniteError):
         return "Lower learning_rate or lengthen the warm-up, then start the same command again."
+    if isinstance(error, SharedMemoryError):
+        return "Raise the limits of this process (ulimit -a), then start the same command again."
     return "Free some space or set output_dir to another disk, then start the same command again."
 
 

@@ -27,4 +27,4 @@ class DataSource(Protocol):
         """Training batches from sample ``start`` of the run on, counted over all ranks."""
 
     def eval_batches(self, split: str = "valid") -> Iterator[Batch]:
-        """Those of ``split``, from its first sample on."""
+        """The batches of ``split``, from its first sample on."""

@@ -11,6 +11,7 @@ from pypkg.config import Settings
 from pypkg.errors import UserError
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
+from pypkg.parallel.comm.places import Places
 from pypkg.training.checkpoint.folders import remove_checkpoint
 from pypkg.training.healing.left_out import LeftOut
 from pypkg.training.healing.spikes import SpikeDetector
@@ -50,14 +51,16 @@ class Healer:
         samples: KnowsDocuments,
         start: Path | None,
         events: Sequence[Event] = (),
+        places: Places = Places(),  # noqa: B008 (it is immutable)
     ) -> None:
         """
         Args:
             state: of the run, at its start.
             start: the checkpoint that ``state`` is of; None for a run that starts anew.
             events: ``current_events`` of the run.
+            places: which ranks see the same output_dir.
         """
-        self._settings = settings
+        self._settings, self._places = settings, places
         self._checkpointer, self._samples = checkpointer, samples
         self._events = list(events)
         self._left_out = LeftOut(settings.skips, self._events)
@@ -109,11 +112,13 @@ class Healer:
         event = from_first_rank(lambda: self._decide(bad, state))
         self._events.append(event)
         self._left_out.add(event)
-        checkpoint = Path(event["checkpoint"])
+        checkpoint = dict(self._good)[event["to_step"]]
         logger.warning(
             "%s: going back to %s, and leaving out the samples of steps %d to %d",
             *(bad, checkpoint, *event["steps"]),
         )
+        if not self._places.is_one:
+            self._places.from_leaders(lambda: self._remove_after(event["to_step"]))
         self._good = [each for each in self._good if each[0] <= event["to_step"]]
         state.become(self._checkpointer.reload(checkpoint))
         self.spikes.load(state.spike_history)
@@ -134,9 +139,7 @@ class Healer:
         # The newest before all that is left out. The steps of the oldest stay in any case.
         to_step, checkpoint = next((g for g in reversed(good) if g[0] < first), good[0])
         first = max(first, to_step + 1)
-        for step, folder in good:
-            if step > to_step:  # of steps that are left out, or follow them
-                remove_checkpoint(folder)
+        self._remove_after(to_step)
 
         def samples_before(step: int) -> int:
             return state.consumed_samples - (state.global_step - step + 1) * self._step_samples
@@ -151,6 +154,12 @@ class Healer:
             steps=[first, bad.step],
             samples=[samples_before(first), samples_before(bad.step + 1)],
         )
+
+    def _remove_after(self, step: int) -> None:
+        """Removes the checkpoints of steps that are left out, or follow them, in this place."""
+        for number, folder in self._good:
+            if number > step and folder.is_dir():
+                remove_checkpoint(folder)
 
     def _may_go_back(self, step: int) -> bool:
         """Whether the run has gone back less than ``max_rollbacks`` times in the window.

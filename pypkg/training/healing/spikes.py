@@ -62,7 +62,7 @@ class SpikeDetector:
         return None
 
     def history(self) -> dict[str, list[float]]:
-        """What resuming needs: the values that the next step is compared with."""
+        """The values that the next step is compared with, which a resumed run needs."""
         return {name: list(values) for name, values in self._history.items()}
 
     def load(self, history: dict[str, list[float]]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pypkg.config import Settings
 from pypkg.errors import UserError
+from pypkg.parallel.comm.collective import from_first_rank
 from pypkg.training.checkpoint.folders import (
     checkpoints,
     is_marked,
@@ -15,7 +16,8 @@ from pypkg.training.checkpoint.folders import (
     set_aside,
     step_in_name,
 )
-from pypkg.training.checkpoint.verify import Report, verify
+from pypkg.training.checkpoint.parts import Parts
+from pypkg.training.checkpoint.verify import Report
 from pypkg.training.ledger import OVERWRITTEN, events, record
 from pypkg.training.start.read_progress import read_progress
 from pypkg.training.start.start_up import folder_with_weights
@@ -24,12 +26,12 @@ from pypkg.training.state import TrainerState
 logger = logging.getLogger("pypkg")
 
 
-def checkpoint_to_resume(settings: Settings) -> Path | None:
-    """The checkpoint that the run goes on from; None where it starts anew.
+def checkpoint_to_resume(settings: Settings, parts: Parts | None = None) -> Path | None:
+    """The checkpoint that the run goes on from, ready to be read; None where it starts anew.
 
-    ``resume_from_checkpoint`` wins, else it is the newest whole one in ``output_dir``; damaged
-    ones that are newer are set aside. With ``overwrite_output_dir`` those in ``output_dir`` are
-    removed; one rank alone may call this.
+    ``resume_from_checkpoint`` wins, else it is the newest one in ``output_dir`` that is whole,
+    taking all machines together; damaged ones that are newer are set aside. With
+    ``overwrite_output_dir`` those in ``output_dir`` are removed. All ranks have to call this.
 
     Raises:
         UserError: the checkpoint that is named, or each one in ``output_dir``, is damaged, or that
@@ -37,7 +39,15 @@ def checkpoint_to_resume(settings: Settings) -> Path | None:
             ``ignore_load_lr_and_optim``, ``output_dir`` holds checkpoints already. The steps count
             from 0 again, so those of the new run would mix with them.
     """
-    found = [folder for _, folder in checkpoints(settings.output_dir)]
+    parts = parts or Parts()
+    chosen = _choose(settings, parts)
+    if chosen is not None:
+        parts.open(chosen)
+    return chosen
+
+
+def _choose(settings: Settings, parts: Parts) -> Path | None:
+    found = _all_checkpoints(settings, parts)
     if found and settings.ignore_load_lr_and_optim and not settings.overwrite_output_dir:
         raise UserError(
             f"ignore_load_lr_and_optim is true, which counts steps from 0 again, but output_dir "
@@ -45,42 +55,64 @@ def checkpoint_to_resume(settings: Settings) -> Path | None:
             "folder and resume_from_checkpoint to the checkpoint whose weights to take."
         )
     if settings.resume_from_checkpoint:
-        return _named_checkpoint(Path(settings.resume_from_checkpoint), settings)
+        return _named_checkpoint(Path(settings.resume_from_checkpoint), settings, parts)
     if settings.overwrite_output_dir:
         if found:
             logger.info("overwrite_output_dir: starting anew, removing %d checkpoints", len(found))
-        for folder in found:
-            remove_checkpoint(folder)
-        if events(settings.output_dir):
-            record(settings.output_dir, OVERWRITTEN, step=0)
+        parts.places.from_leader(lambda: _remove_all(settings))
+        from_first_rank(lambda: _record_new_start(settings))
         found = []
-    newest = _newest_whole(found, settings)
+    newest = _newest_whole(found, settings, parts)
     if newest is None and settings.continue_training:
-        _check_first_weights(folder_with_weights(settings), settings)
+        _check_first_weights(folder_with_weights(settings), settings, parts)
     return newest
 
 
-def best_checkpoint(settings: Settings, state: TrainerState) -> Path | None:
-    """The checkpoint that the run ends with, with ``load_best_model_at_end``; else None."""
+def best_checkpoint(
+    settings: Settings, state: TrainerState, parts: Parts | None = None
+) -> Path | None:
+    """The checkpoint that the run ends with, with ``load_best_model_at_end``; else None.
+
+    It is ready to be read. All ranks have to call this.
+    """
     if not settings.load_best_model_at_end or state.best_checkpoint is None:
         return None
+    parts = parts or Parts()
     best = Path(settings.output_dir, state.best_checkpoint)
-    if not best.is_dir():
+    if not all(parts.places.from_leaders(best.is_dir)):
         logger.warning("the best checkpoint, %s, is gone: the run ends with the last model", best)
         return None
-    if damage := _damage(best, settings.verify_checkpoint):
+    if damage := _damage(best, settings.verify_checkpoint, parts):
         logger.warning(
             "the best checkpoint, %s, is damaged (%s): the run ends with the last model",
             *(best, "; ".join(damage)),
         )
         return None
+    parts.open(best)
     return best
 
 
-def _named_checkpoint(folder: Path, settings: Settings) -> Path:
-    if not is_marked(folder):
+def _all_checkpoints(settings: Settings, parts: Parts) -> list[Path]:
+    """Those that a place has, from the oldest to the newest."""
+    told = parts.places.from_leaders(lambda: checkpoints(settings.output_dir))
+    found = {(step, folder.name) for each in told for step, folder in each}
+    return [Path(settings.output_dir, name) for _, name in sorted(found)]
+
+
+def _remove_all(settings: Settings) -> None:
+    for _, folder in checkpoints(settings.output_dir):
+        remove_checkpoint(folder)
+
+
+def _record_new_start(settings: Settings) -> None:
+    if events(settings.output_dir):
+        record(settings.output_dir, OVERWRITTEN, step=0)
+
+
+def _named_checkpoint(folder: Path, settings: Settings, parts: Parts) -> Path:
+    if not any(parts.places.from_leaders(lambda: is_marked(folder))):
         return folder  # weights alone, or no checkpoint, which reading it tells
-    if damage := _damage(folder, settings.verify_checkpoint):
+    if damage := _damage(folder, settings.verify_checkpoint, parts):
         raise UserError(
             f"resume_from_checkpoint is {str(folder)!r}, which is damaged: {'; '.join(damage)}. "
             "Name another checkpoint, or set verify_checkpoint to no to take it as it is."
@@ -88,29 +120,27 @@ def _named_checkpoint(folder: Path, settings: Settings) -> Path:
     return folder
 
 
-def _check_first_weights(folder: Path, settings: Settings) -> None:
+def _check_first_weights(folder: Path, settings: Settings, parts: Parts) -> None:
     """Checks the folder that ``continue_training`` starts from, if it is a checkpoint of a run."""
-    if is_marked(folder) and (damage := _damage(folder, settings.verify_checkpoint)):
+    if not any(parts.places.from_leaders(lambda: is_marked(folder))):
+        return
+    if damage := _damage(folder, settings.verify_checkpoint, parts):
         raise UserError(
             f"model_name_or_path is the checkpoint {str(folder)!r}, which is damaged: "
             f"{'; '.join(damage)}. Name another one, or set verify_checkpoint to no to take it as "
             "it is."
         )
+    parts.open(folder)
 
 
-def _newest_whole(found: list[Path], settings: Settings) -> Path | None:
+def _newest_whole(found: list[Path], settings: Settings, parts: Parts) -> Path | None:
     """The newest whole one of ``found`` (oldest first); newer damaged ones are set aside."""
     damaged: list[tuple[Path, str]] = []
     for folder in reversed(found):
-        damage = _damage(folder, settings.verify_checkpoint)
+        damage = _damage(folder, settings.verify_checkpoint, parts)
         if not damage:
             for other, faults in damaged:
-                kept_as = set_aside(other).name
-                logger.warning("%s is damaged and kept as %s: %s", other, kept_as, faults)
-                record(
-                    *(settings.output_dir, "damaged_checkpoint"),
-                    checkpoint=other.name, kept_as=kept_as, damage=faults, step=step_in_name(other),
-                )  # fmt: skip
+                _set_aside(other, faults, settings, parts)
             return folder
         damaged.append((folder, "; ".join(damage)))
     if not damaged:
@@ -123,13 +153,26 @@ def _newest_whole(found: list[Path], settings: Settings) -> Path | None:
     )
 
 
-def _damage(folder: Path, checks: str) -> tuple[str, ...]:
-    """The damage of a checkpoint; empty if it has none or is not checked."""
-    if checks == "no":
-        return ()
+def _set_aside(folder: Path, faults: str, settings: Settings, parts: Parts) -> None:
+    """Renames what each place has of a damaged checkpoint."""
+    kept = parts.places.from_leaders(lambda: set_aside(folder).name if folder.exists() else None)
+
+    def tell() -> None:
+        kept_as = next(name for name in kept if name is not None)
+        logger.warning("%s is damaged and kept as %s: %s", folder, kept_as, faults)
+        record(
+            *(settings.output_dir, "damaged_checkpoint"),
+            checkpoint=folder.name, kept_as=kept_as, damage=faults, step=step_in_name(folder),
+        )  # fmt: skip
+
+    from_first_rank(tell)
+
+
+def _damage(folder: Path, checks: str, parts: Parts) -> tuple[str, ...]:
+    """What is wrong with a checkpoint; with "no" nothing but a machine that has none of it."""
     started = time.monotonic()
-    report = verify(folder, checks, read_progress(str(folder)))
-    if not report.damage:
+    report = parts.verify(folder, checks, read_progress(str(folder)))
+    if not report.damage and checks != "no":
         _log_checked(report, checks, time.monotonic() - started)
     return report.damage
 

@@ -2,59 +2,81 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from pypkg.errors import UserError
 from pypkg.parallel import mesh
-from pypkg.parallel.comm.collective import from_first_rank, is_first_rank, ranks_where
+from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank
+from pypkg.parallel.comm.places import Places
 from pypkg.parallel.launch import watchdog
 from pypkg.parallel.launch.rendezvous import named
 from pypkg.training.checkpoint.folders import prepare_output_dir, remove_unfinished
 from pypkg.training.checkpoint.lock import OutputLock
+from pypkg.training.checkpoint.parts import Parts
 
-# In which a network file system shows on one machine what another has written.
+# In which a network file system shows on one machine a folder that another has made.
 _SECONDS_TO_APPEAR = 10.0
 
 
+@dataclass(frozen=True)
+class HeldOutput:
+    """The output folder while the run holds it.
+
+    Attributes:
+        parts: where its checkpoints lie.
+        check: makes sure, called by all ranks, that the run may still write there; else it raises
+            UserError on each.
+    """
+
+    parts: Parts
+    check: Callable[[], None]
+
+
 @contextmanager
-def held_output_dir(output_dir: str | Path, saves: bool) -> Iterator[Callable[[], None]]:
+def held_output_dir(
+    output_dir: str | Path, saves: bool, allow_local: bool = False
+) -> Iterator[HeldOutput]:
     """Makes ``output_dir`` and holds its lock until the end of the block; for all ranks.
 
     Evaluation alone needs it as well, since it rewrites metrics.jsonl.
 
     Args:
         saves: whether the run writes checkpoints; if not, rank 0 alone needs the folder.
-
-    Yields:
-        What makes sure, called by all ranks, that the run may still write there; else it raises
-        UserError on each.
+        allow_local: whether machines may have a folder of their own each. Each is then made, held
+            and kept like that of rank 0.
 
     Raises:
         UserError: on every rank, if rank 0 cannot write the folder, another run holds it, or a rank
             does not see what rank 0 writes there.
     """
-    held: list[OutputLock] = []  # on the first rank one
+    held: list[OutputLock] = []  # on the first rank of each folder one
+    parts = Parts()
 
     def take() -> None:
-        prepare_output_dir(output_dir)
-        held.append(OutputLock(output_dir, on_wait=_tell_watchdog))
-        remove_unfinished(output_dir)
+        if not held:
+            prepare_output_dir(output_dir)
+            held.append(OutputLock(output_dir, on_wait=_tell_watchdog))
+            remove_unfinished(output_dir)
 
     try:
         from_first_rank(take)
-        if saves and mesh.current().world_size > 1:
-            _check_shared(output_dir)
-        yield lambda: from_first_rank(lambda: held[0].check())
+        if (saves or allow_local) and mesh.current().world_size > 1:
+            places = _find_places(Path(output_dir), allow_local)
+            places.from_leaders(take)
+            parts = Parts(places)
+        yield HeldOutput(parts, lambda: parts.places.from_leader(lambda: held[0].check()))
+        parts.wait()
     except (UserError, OSError):
         for lock in held:
             lock.check()  # a folder that is gone explains why a file cannot be written
         raise
     finally:
+        parts.close()
         for lock in held:
             lock.release()
 
@@ -63,34 +85,42 @@ def _tell_watchdog() -> None:
     watchdog.at(0, "waiting for the lock of output_dir")
 
 
-def _check_shared(output_dir: str | Path) -> None:
-    probe = Path(output_dir) / from_first_rank(lambda: _write_probe(output_dir))
-    blind = ranks_where(not _appears(probe))
-    if is_first_rank():
-        probe.unlink(missing_ok=True)
-    if blind:
+def _find_places(output_dir: Path, allow_local: bool) -> Places:
+    """Which ranks see the same folder: those that find the same mark in it.
+
+    Raises:
+        UserError: a rank has no such folder, or, unless ``allow_local``, another one than rank 0.
+    """
+    name = f".place-{from_first_rank(lambda: secrets.token_hex(8))}"
+    mark = output_dir / name
+    from_all_ranks(lambda: _make_mark(mark, allow_local))
+    seen = from_all_ranks(lambda: _read_mark(mark))
+    if mesh.current().rank == seen.index(seen[mesh.current().rank]):
+        mark.unlink(missing_ok=True)
+    blind = [rank for rank, each in enumerate(seen) if each is None or each != seen[0]]
+    if blind and (not allow_local or None in seen):
         raise UserError(
             f"output_dir {str(output_dir)!r} is not the same folder on all machines: "
             f"{named(blind)} cannot see what {named([0])} writes there. Every rank writes "
             "its part of a checkpoint there, and reads it when the run goes on. Set output_dir to "
-            'a folder that all machines share, or set save_strategy to "no".'
+            "a folder that all machines share, set allow_local_output to let each machine keep "
+            'its own part, or set save_strategy to "no".'
         )
+    return Places(tuple(seen.index(each) for each in seen) if blind else ())
 
 
-def _write_probe(output_dir: str | Path) -> str:
-    """The name of a file that no machine has looked for yet."""
-    name = f".seen-by-all-{secrets.token_hex(8)}"
-    Path(output_dir, name).touch()
-    return name
-
-
-def _appears(file: Path) -> bool:
+def _make_mark(mark: Path, makes_folder: bool) -> None:
+    """Makes the file if no rank that sees this folder has, and writes who made it."""
+    if makes_folder:
+        prepare_output_dir(mark.parent)
     deadline = time.monotonic() + _SECONDS_TO_APPEAR
-    while True:
-        with suppress(OSError):
-            os.listdir(file.parent)  # asks the server of a network file system for the folder anew
-            if file.exists():
-                return True
-        if time.monotonic() > deadline:
-            return False
+    while not mark.parent.is_dir() and time.monotonic() < deadline:
         time.sleep(0.1)
+    with suppress(OSError), open(mark, "x", encoding="ascii") as file:
+        file.write(secrets.token_hex(8))
+
+
+def _read_mark(mark: Path) -> str | None:
+    with suppress(OSError):
+        return mark.read_text(encoding="ascii")
+    return None

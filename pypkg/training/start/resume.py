@@ -73,7 +73,7 @@ def record_resumed(
 
 
 def _way_to_batch(s: Settings, samples: int, shards: int) -> str:
-    """Which setting makes a global batch of ``samples``."""
+    """The setting that keeps a global batch of ``samples``, or that none does, as text."""
     for name, other in (
         ("gradient_accumulation_steps", s.per_device_train_batch_size),
         ("per_device_train_batch_size", s.gradient_accumulation_steps),
@@ -89,7 +89,7 @@ def _global_batch(s: Settings, layout: Mapping[str, Any]) -> int:
 
 
 def _earlier_layout(checkpoint: Path) -> Mapping[str, Any] | None:
-    """That of the run that wrote ``checkpoint``; None where it does not tell."""
+    """The layout of the run that wrote ``checkpoint``; None if it is not recorded."""
     with contextlib.suppress(OSError, SealError, UserError):
         manifest = read_manifest(checkpoint)
         return manifest.layout if manifest is not None else None

@@ -121,7 +121,7 @@ def _first_told(reason: str) -> str:
 
 
 def _culprits(loss: Tensor) -> str:
-    """Which ranks have a loss that is not finite, where there are several."""
+    """The ranks whose loss is not finite, as text; empty for one process."""
     if mesh.current().world_size == 1:
         return ""
     ranks = ranks_where(not math.isfinite(float(loss)))

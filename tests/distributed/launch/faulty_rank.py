@@ -55,10 +55,11 @@ def main() -> int:
     fault, rank, step, *arguments = sys.argv[1:]
     import_paddle = pretrain.import_paddle
 
-    def import_with_fault() -> None:
-        import_paddle()
+    def import_with_fault() -> list[str]:
+        lines = import_paddle()
         if mesh.launched_rank() == int(rank):
             install(fault, int(step))
+        return lines
 
     pretrain.import_paddle = import_with_fault
     return pretrain.main(arguments)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import paddle
-from whole_values import whole_state
+from whole_values import whole_parameters, whole_state
 
 from pypkg.models.architecture.registry import weight_map
 from pypkg.models.decoder import Decoder
-from pypkg.models.pretrained import model_tensors
+from pypkg.models.pretrained import model_config_json, model_tensors, weight_reader
+from pypkg.models.weights.formats import stored_tensor
 from pypkg.models.weights.formats.tensor_files import TensorFiles
+from pypkg.models.weights.model_folder import write_json
 from pypkg.models.weights.save_plan import TensorSet
 from pypkg.models.weights.tensor_writer import ThreadWriter
 from pypkg.models.weights.writer_process import ProcessWriter, WriterProcess
@@ -44,46 +48,102 @@ def write_and_read(
         tensor_sets=[
             counting(each, converted) for each in (model_tensors(model), optimizer_tensors(updater))
         ],
-        add_files=lambda _: None,
+        add_files=lambda to: write_json(to / "config.json", model_config_json(model)),
         settings_json="{}",
     )
     num_bytes = checkpoint.num_bytes_of(mesh.current().rank)
     path = checkpoint.finish()
     same_files = write_through_memory(model, updater, output_dir, path)
-    damage_state(updater)
-    load_optimizer(path, updater)
+    loaded = load(model, updater, path)
     files, names = TensorFiles(path), weight_map(model.config)
     stored = {
         source: value
         for name, whole in parameters.items()
         for source, value in names.to_checkpoint(name, whole).items()
     }
-    again = whole_state(updater)
+    again = whole_state(updater) | whole_parameters(model.config, dict(model.named_parameters()))
     return {
+        **loaded,
         "num_bytes": num_bytes,
         "converted": converted.total(),
         "same_files": same_files,
         "weights_kept": files.shapes().keys() == stored.keys()
         and all(np.array_equal(files.read(n, "float32"), value) for n, value in stored.items()),
-        "state_kept": all(np.array_equal(again[key], value) for key, value in state.items()),
+        "state_kept": all(
+            np.array_equal(again[key], value) for key, value in (state | parameters).items()
+        ),
     }
+
+
+def load(model: Decoder, updater: Updater, checkpoint: Path) -> dict[str, Any]:
+    """Loads weights and optimizer state in place of others.
+
+    Returns:
+        Bytes of tensors that the calls of read have returned, for each byte that this rank holds.
+    """
+    for parameter in model.parameters():
+        held = getattr(parameter, "fw_storage", parameter)
+        held.set_value(paddle.full_like(held, -1.0))
+    damage_state(updater)
+    weights = [getattr(each, "fw_storage", each) for each in model.parameters()]
+    with ReadBytes() as read:
+        updater.assign_parameters(weight_reader(checkpoint, model.config, "float32"))
+    ratios = [read.total / num_bytes(weights)]
+    with ReadBytes() as read:
+        load_optimizer(checkpoint, updater)
+    ratios.append(read.total / num_bytes(updater.optimizer.state_tensors()))
+    return {"read_weights": ratios[0], "read_state": ratios[1]}
+
+
+def num_bytes(tensors: Iterable[paddle.Tensor]) -> int:
+    return sum(tensor.size * tensor.element_size() for tensor in tensors)
+
+
+class ReadBytes:
+    """Counts the bytes that the reader of tensors reads from files, without their headers."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def __enter__(self) -> ReadBytes:
+        self._open_file, counter = stored_tensor.open_file, self
+
+        class Counted(io.FileIO):
+            def readinto(self, buffer: Any) -> int:
+                count = super().readinto(buffer)
+                counter.total += count
+                return count
+
+        def open_file(path: Path) -> tuple[io.RawIOBase, int]:
+            return Counted(path), path.stat().st_size
+
+        stored_tensor.open_file = open_file
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        stored_tensor.open_file = self._open_file
 
 
 def write_through_memory(model: Decoder, updater: Updater, output_dir: str, expected: Path) -> bool:
     """Whether ranks that hand each other parts through memory write the files of ``expected``.
 
-    Threads write them, and processes, which get a part of what they write at a time.
+    Threads write them, and processes, which get a part of what they write at a time. Where each
+    rank is on a machine of its own, its process gets from it what communication has brought.
     """
     found = []
-    for memory, make_writer in (
-        (SharedMemory(None), ThreadWriter),
-        (SharedMemory(100_000), partial(ProcessWriter, process=WRITER_PROCESS)),
+    in_process = partial(ProcessWriter, process=WRITER_PROCESS)
+    apart = SharedMemory(100_000)
+    apart._hosts = [str(rank) for rank in range(mesh.current().world_size)]
+    for memory, make_writer, watched in (
+        (SharedMemory(None), ThreadWriter, without_communication),
+        (SharedMemory(100_000), in_process, without_communication),
+        (apart, in_process, lambda tensors: tensors),
     ):
         checkpoint = CheckpointWriting(
             output_dir,
             TrainerState(global_step=2 + len(found)),
             tensor_sets=[
-                without_communication(each)
+                watched(each)
                 for each in (model_tensors(model), optimizer_tensors(updater, model.config))
             ],
             add_files=lambda _: None,

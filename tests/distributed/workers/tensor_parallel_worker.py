@@ -1,17 +1,20 @@
 """One rank of test_tensor_parallel.py: models over all ranks against the same in one process.
 
-Arguments: a folder for files, whether to use sequence parallelism (0 or 1), names of
-parity.CASES.
+Arguments: a folder for files, whether to use sequence parallelism (0 or 1), whether layers overlap
+communication and do without copies (0 or 1), names of parity.CASES.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
+import paddle.distributed as dist
 from distributed_testing import report
 from parity import (
     SEED,
@@ -27,6 +30,25 @@ from whole_values import whole_parameters
 
 from pypkg.models import from_config, save_pretrained
 from pypkg.parallel import mesh
+
+overlapped: list[tuple[int, ...]] = []  # shapes of gradients that were summed beside a product
+
+
+def note_overlap() -> None:
+    """Fills ``overlapped``."""
+    all_reduce, reduce_scatter = dist.stream.all_reduce, dist.stream.reduce_scatter
+
+    def noting(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def call(
+            tensor: paddle.Tensor, *arguments: Any, sync_op: bool = True, **options: Any
+        ) -> Any:
+            if not sync_op:
+                overlapped.append(tuple(tensor.shape))
+            return operation(tensor, *arguments, sync_op=sync_op, **options)
+
+        return call
+
+    dist.stream.all_reduce, dist.stream.reduce_scatter = map(noting, (all_reduce, reduce_scatter))
 
 
 def measure(model) -> tuple[float, np.ndarray, dict[str, np.ndarray]]:
@@ -44,6 +66,7 @@ def measure(model) -> tuple[float, np.ndarray, dict[str, np.ndarray]]:
 
 def compare(case: str, folder: Path, expected: tuple | None) -> dict:
     """What the ranks make of the model that one process has saved; None: nothing to compare."""
+    overlapped.clear()
     saved, again = folder / case, folder / f"{case}-again"
     model = load(case, saved)
     loss, logits, gradients = measure(model)
@@ -53,6 +76,7 @@ def compare(case: str, folder: Path, expected: tuple | None) -> dict:
             bool(paddle.isfinite(parameter.grad).all())  # of padding rows as well
             for parameter in model.parameters()
         ),
+        "overlapped": len(overlapped) > 0,
         "drawn_alike": drawn_alike(model, from_config(case_config(case), seed=SEED)),
     }
     if expected is not None:
@@ -67,7 +91,7 @@ def compare(case: str, folder: Path, expected: tuple | None) -> dict:
     return result
 
 
-def main(folder: Path, sequence_parallel: bool, cases: list[str]) -> None:
+def main(folder: Path, sequence_parallel: bool, overlaps: bool, cases: list[str]) -> None:
     expected = {}
     if os.environ["PADDLE_TRAINER_ID"] == "0":  # alone, until the mesh is made
         for case in cases:
@@ -75,10 +99,18 @@ def main(folder: Path, sequence_parallel: bool, cases: list[str]) -> None:
             randomise_vectors(model)
             save_pretrained(model, folder / case)
             expected[case] = measure(model)
+    note_overlap()
     degree = mesh.launched_processes()
-    mesh.initialize(mesh.Degrees(tensor=degree, sequence_parallel=sequence_parallel))
+    mesh.initialize(
+        mesh.Degrees(
+            tensor=degree,
+            sequence_parallel=sequence_parallel,
+            overlap_input_gradients=overlaps,
+            skip_identity=overlaps,
+        )
+    )
     report({case: compare(case, folder, expected.get(case)) for case in cases})
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2] == "1", sys.argv[3:])
+    main(Path(sys.argv[1]), sys.argv[2] == "1", sys.argv[3] == "1", sys.argv[4:])

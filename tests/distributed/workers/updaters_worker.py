@@ -53,6 +53,8 @@ CHECKED = (
     "scaler",
     "kept",
     "read",
+    "read_weights",
+    "read_state",
     "num_bytes",
     "same_files",
     "converted",

@@ -42,9 +42,8 @@ def rms_norm_case(
         h = empty() if residual else None
         be.kernels.rms_norm_forward(x, weight, y, rstd, r, h, epsilon=epsilon, stream=be.stream)
         if residual:
-            yield Comparison(
-                "residual_out", be.numpy(h), be.numpy(x) + be.numpy(r), tolerance(dtype)
-            )
+            summed = be.numpy(x) + be.numpy(r)
+            yield Comparison("residual_out", be.numpy(h), summed, tolerance(dtype))
         h = h if residual else x
         h_values, w_values = be.numpy(h), be.numpy(weight)
         expected_y, expected_rstd = ref.rms_norm(h_values, w_values, epsilon)

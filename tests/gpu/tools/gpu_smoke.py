@@ -3,7 +3,8 @@
 Runs every column and combination of the capability matrix that fits the GPUs present, on models of
 several kinds, in bfloat16 (float32 master weights) and, where asked, float32, each against the same
 steps on one GPU, and writes a report. First, our attention and Paddle's flash attention are
-compared, each as the second opinion on the other. Needs paddlepaddle-gpu.
+compared, each as the second opinion on the other, and what has to be exact is checked: main
+gradients, and gradients that are the same in every run. Needs paddlepaddle-gpu.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2] / "matrix"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "distributed" / "testing"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "models"))
-from matrix_cells import LAYOUTS
-from run_matrix import LIMITS, Conditions, run_layout
-from second_opinion import compare_attention
+from pypkg.device.threads import import_paddle
+
+import_paddle()  # with the flags of a run, which ranks inherit
+from exactness import check_exactness  # noqa: E402
+from matrix_cells import LAYOUTS  # noqa: E402
+from run_matrix import LIMITS, Conditions, run_layout  # noqa: E402
+from second_opinion import compare_attention  # noqa: E402
 
 ROWS = ["LLaMA2-70B", "BaiChuan-13B", "GPT3", "Bloom-176B", "ChatGLM-6B", "GLM-130B"]
 # bfloat16 has 8 bits: a unit in the last place is 2^-8 = 4e-3. Losses are means over thousands of
@@ -65,7 +70,7 @@ def main() -> int:
     device = paddle.device.cuda.get_device_name()
     fitting = [name for name, each in LAYOUTS.items() if each.degrees.world_size <= gpus]
     print(f"{gpus} x {device}: {len(fitting)} of {len(LAYOUTS)} layouts fit", flush=True)
-    attention = second_opinion()
+    attention, exact = second_opinion(), check_exactness()
     cells: dict[str, dict[str, dict]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for dtype in options.dtypes:
@@ -85,11 +90,13 @@ def main() -> int:
         "cuda": paddle.version.cuda(),
         "left_out": sorted(set(LAYOUTS) - set(fitting)),
         "attention": attention,
+        "exactness": exact,
         "cells": cells,
     }
     options.report.parent.mkdir(parents=True, exist_ok=True)
     options.report.write_text(json.dumps(report, indent=2) + "\n")
     failed = [f"attention {row['case']}" for row in attention if not row["passed"]]
+    failed += [f"exactness {row['case']}" for row in exact if not row["passed"]]
     failed += [
         f"{name}: {row}" for name, row_cells in cells.items()
         for row, cell in row_cells.items() if not cell["passed"]

@@ -22,7 +22,7 @@ CONFIG = ModelConfig(
     vocab_size=10_000,
     hidden_size=512,
     intermediate_size=2048,
-    num_hidden_layers=12,
+    num_hidden_layers=8,
     num_attention_heads=8,
 )
 LARGEST = 4 * CONFIG.vocab_size * CONFIG.hidden_size

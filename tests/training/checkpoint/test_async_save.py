@@ -20,8 +20,9 @@ from whole_values import whole_state
 from pypkg.errors import UserError
 from pypkg.models import from_pretrained
 from pypkg.training.checkpoint.folders import checkpoints
+from pypkg.training.checkpoint.parts import Parts
 from pypkg.training.checkpoint.reading import load_optimizer, load_trainer_state
-from pypkg.training.checkpoint.verify import check_whole, verify
+from pypkg.training.checkpoint.verify import verify
 
 
 @pytest.mark.parametrize("memory", [100_000, 1 << 30])
@@ -154,7 +155,7 @@ def test_a_kill_during_a_save_leaves_the_older_checkpoint(tmp_path):
     assert not command.exists() or not command.read_bytes()  # a zombie has none
     ((step, folder),) = checkpoints(tmp_path / "out")
     assert step == 1
-    check_whole(folder, "checksums")
+    Parts().check_whole(folder, "checksums")
 
 
 TP2 = {"nproc": 2, "tensor_parallel_degree": 2}

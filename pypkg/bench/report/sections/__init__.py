@@ -11,6 +11,7 @@ from pypkg.bench.report.sections import (
     checkpoint,
     data_index,
     data_loading,
+    host_time,
     operators,
     preprocess,
     train_step,
@@ -19,6 +20,7 @@ from pypkg.bench.report.sections import (
 SECTIONS: dict[str, ModuleType] = {
     "ops": operators,
     "train-step": train_step,
+    "host-time": host_time,
     "preprocess": preprocess,
     "data-index": data_index,
     "data-loading": data_loading,

@@ -83,7 +83,7 @@ class _Array(Restorable):
         self.is_fortran = is_fortran is True
 
     def stored_in(self, path: Path) -> StoredTensor:
-        """Where the array lies."""
+        """The array as a tensor stored in the file ``path``."""
         if self.shape is None:
             raise ValueError("an array without a state")
         shape = self.shape

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ import numpy as np
 
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import unique_keys
+from pypkg.models.weights.formats.opening import open_file
 from pypkg.models.weights.formats.stored_tensor import (
     STORAGE,
     Shape,
@@ -132,8 +134,9 @@ def _check_back_to_back(
 def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     """The header, the byte at which the tensors begin, and the size of the file in bytes."""
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
+        raw, size = open_file(path)
+        with BufferedReader(raw) as file:
+            file.seek(0)
             length = int.from_bytes(file.read(8), "little")
             text = file.read(length) if 8 + length <= min(size, _MAX_HEADER) else b""
     except OSError as error:

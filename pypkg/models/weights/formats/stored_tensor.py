@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import FileIO
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pypkg.errors import UserError
+from pypkg.models.weights.formats.opening import open_file
 
 Shape = tuple[int, ...]
 # One slice per axis, without steps; missing slices at the end select whole axes.
@@ -93,7 +94,7 @@ class StoredTensor(NamedTuple):
             strides=tuple(self.strides[axis] for axis in order),
         )
         try:
-            with open(self.file, "rb", buffering=0) as file:
+            with open_file(self.file)[0] as file:
                 _read_blocks(file, ordered, out.transpose(order), dtype, 0)
         except OSError as error:
             raise UserError(f"cannot read {self.file}: {error.strerror}") from error
@@ -253,7 +254,7 @@ def _bounds(shape: Shape, slices: Slices) -> list[tuple[int, int]]:
 
 
 def _read_blocks(
-    file: FileIO, tensor: StoredTensor, out: np.ndarray, dtype: str, axis: int
+    file: RawIOBase, tensor: StoredTensor, out: np.ndarray, dtype: str, axis: int
 ) -> None:
     """Reads contiguous runs of at most _BLOCK bytes; recurses over the axes from ``axis`` on."""
     contiguous = tensor.is_contiguous()

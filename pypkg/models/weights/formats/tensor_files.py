@@ -13,6 +13,7 @@ import numpy as np
 
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import read_json
+from pypkg.models.weights.formats.opening import is_file
 from pypkg.models.weights.formats.paddle import read_paddle_file
 from pypkg.models.weights.formats.paddle_parts import merge_parts, part_files
 from pypkg.models.weights.formats.safetensors import TensorSpec, read_safetensors
@@ -80,9 +81,9 @@ class TensorFiles:
 
 def _find(folder: Path) -> dict[str, JoinedTensor]:
     for single, index, read_file in _SINGLE_AND_INDEX:
-        if (folder / single).is_file():
+        if is_file(folder / single):
             return _each_alone(read_file(folder / single))
-        if (folder / index).is_file():
+        if is_file(folder / index):
             return _each_alone(read_file_shards(folder / index, read_file))
     if parts := part_files(folder):
         return merge_parts(parts)
@@ -123,7 +124,7 @@ def read_file_shards(index: Path, read_file: _Reader = read_safetensors) -> dict
             )
     entries: dict[str, StoredTensor] = {}
     for shard in sorted(set(weight_map.values())):
-        if not (index.parent / shard).is_file():
+        if not is_file(index.parent / shard):
             raise UserError(f"{index} lists the file {shard}, which is not in {index.parent}")
         entries.update(read_file(index.parent / shard))
     if absent := [name for name in weight_map if name not in entries]:

@@ -1,0 +1,120 @@
+"""How many bytes the operators of a decoder layer read and write, beside the least possible.
+
+The operators of the forward pass are recorded as they run, and those of the backward pass are the
+nodes of the graph: each has to belong to an operator whose bytes ``COSTS`` knows. A copy, a split
+or an addition that finds its way into the layer is in no row and fails the test.
+
+The least is a pass in which each step of the layer (norm with residual, product, attention with
+rotation, activation) reads its operands once and writes its results once. The gradient of a product
+is two products.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
+
+import paddle
+import pytest
+from paddle import _C_ops
+
+from pypkg import ops
+from pypkg.models.decoder import Decoder
+from pypkg.ops import _library
+
+Sizes = list[int]  # elements of the tensors of an operator
+# The proportions of a layer of llama-7b at 8192 tokens, divided by 32.
+HIDDEN, INTERMEDIATE, TOKENS, HEADS = 128, 344, 256, 4
+
+
+def _packed(read: Sizes, written: Sizes) -> tuple[int, int, int, int]:
+    qkv, out, lse = read[0], written[0], written[2]
+    rotary = 2 * (qkv - out)  # queries and keys, read and written in place; heads_k = heads_q
+    least_forward, least_backward = qkv + out + lse, 2 * qkv + 2 * out + lse
+    return least_forward + rotary, least_backward + rotary, least_forward, least_backward
+
+
+def _norm(read: Sizes, written: Sizes) -> tuple[int, int, int, int]:
+    x, forward = read[0], sum(read) + sum(written)
+    # Reads h and the gradients of y and h; writes that of x, and once more as that of residual.
+    return forward, 5 * x, forward, 4 * x
+
+
+def _product(read: Sizes, written: Sizes) -> tuple[int, int, int, int]:
+    both = sum(read) + sum(written)
+    return both, 2 * both, both, 2 * both
+
+
+def _activation(read: Sizes, written: Sizes) -> tuple[int, int, int, int]:
+    forward, backward = read[0] + written[0], 2 * read[0] + written[0]
+    return forward, backward, forward, backward
+
+
+# By operator: node of the backward pass, and elements moved forward and backward, and the least.
+COSTS: dict[str, tuple[str, Callable[[Sizes, Sizes], tuple[int, int, int, int]]]] = {
+    "pypkg_add_rms_norm": ("CustomOpGradNode: pypkg_add_rms_norm_grad", _norm),
+    "linear": ("MatmulGradNode", _product),
+    "pypkg_packed_attention": ("CustomOpGradNode: pypkg_packed_attention_grad", _packed),
+    "pypkg_packed_gated_activation": (
+        "CustomOpGradNode: pypkg_packed_gated_activation_grad",
+        _activation,
+    ),
+}
+
+
+@pytest.fixture
+def ran(monkeypatch) -> list[tuple[str, Sizes, Sizes]]:
+    """Name, sizes of inputs and sizes of outputs of each of Paddle's operators that runs."""
+    record: list[tuple[str, Sizes, Sizes]] = []
+
+    def recording(name: str, run: Callable) -> Callable:
+        def call(*args):
+            results = run(*args)
+            given = args[1:] if name == "custom" else args
+            outputs = results if isinstance(results, (list, tuple)) else [results]
+            record.append((args[0] if name == "custom" else name, _sizes(given), _sizes(outputs)))
+            return results
+
+        return call
+
+    for name, function in vars(_C_ops).items():
+        if callable(function) and not name.startswith("_"):
+            monkeypatch.setattr(_C_ops, name, recording(name, function))
+    monkeypatch.setattr(_library, "_run_custom_op", recording("custom", _library._run_custom_op))
+    return record
+
+
+def _sizes(values) -> Sizes:
+    return [prod(each.shape) for each in values if isinstance(each, paddle.Tensor)]
+
+
+def _nodes(outputs: list[paddle.Tensor]) -> Counter[str]:
+    """Names of the nodes of the graph that do more than accumulate, with their numbers."""
+    nodes, waiting = {}, [each.grad_fn for each in outputs]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node.node_ptr() not in nodes:
+            nodes[node.node_ptr()] = node.name()
+            waiting += node.next_functions
+    return Counter(name for name in nodes.values() if name != "GradNodeAccumulation")
+
+
+def test_a_layer_moves_little_more_than_it_must(tiny_config, ran) -> None:
+    ops.set_backend("compiled")
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "head_dim": HIDDEN // HEADS}
+    heads = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS}
+    decoder = Decoder(replace(tiny_config, **sizes, **heads))
+    inputs = decoder._attention_inputs([1, TOKENS], None, None, None)
+    x, residual = (paddle.ones([1, TOKENS, HIDDEN]) for _ in range(2))
+    x.stop_gradient = residual.stop_gradient = False
+    ran.clear()
+    outputs = decoder.layers[0](x, residual, inputs)
+    moved = least = 0
+    for name, read, written in ran:
+        *counted, least_forward, least_backward = COSTS[name][1](read, written)
+        moved, least = moved + sum(counted), least + least_forward + least_backward
+    assert _nodes(list(outputs)) == Counter(COSTS[name][0] for name, *_ in ran)
+    assert len(ran) == 8
+    assert 1.0 < moved / least <= 1.15, moved / least
