@@ -11,15 +11,24 @@ from collections.abc import Sequence
 from pypkg.planner.tape import Gradients, Parameter, Tape, Tensor
 
 ACTIVATIONS, GRADIENTS, WORKSPACE, LOGITS = "activations", "gradients", "workspace", "logits"
+COMMUNICATION = "communication"
 
 _FLOAT = 4
+_LOSS_CHUNK_BYTES = 256 * 2**20  # DEFAULT_CHUNK_BYTES of ops/linear_cross_entropy.py
+# rms_norm.cu shares rows out to 132 multiprocessors of an H100 at most; an A100 has 108.
+_MULTIPROCESSORS = 132
 
 
 class Operators:
-    """Operators on ``tape``, for a model whose elements take ``dtype_bytes`` bytes."""
+    """Operators on ``tape``.
 
-    def __init__(self, tape: Tape, dtype_bytes: int) -> None:
-        self.tape, self.dtype_bytes = tape, dtype_bytes
+    Args:
+        dtype_bytes: of an element of the model.
+        is_gpu: whether the kernels of GPUs run; their workspaces differ from those of CPUs.
+    """
+
+    def __init__(self, tape: Tape, dtype_bytes: int, is_gpu: bool = False) -> None:
+        self.tape, self.dtype_bytes, self.is_gpu = tape, dtype_bytes, is_gpu
 
     def new(self, elements: int, term: str = ACTIVATIONS) -> Tensor:
         """A tensor of the model's dtype."""
@@ -35,6 +44,17 @@ class Operators:
 
     def _elements(self, tensor: Tensor) -> int:
         return tensor.num_bytes // self.dtype_bytes
+
+    def _scratch(self, floats: int) -> None:
+        """Memory that a kernel has while it runs."""
+        self.floats(floats, WORKSPACE)
+
+    def _row_partials(self, rows: int, columns: int) -> int:
+        """Floats for partial sums of a norm's weight gradient (kernels/rms_norm*)."""
+        if self.is_gpu:
+            each = min(max(8192 // max(columns, 1), 4), 32)
+            return min(rows, each * _MULTIPROCESSORS) * columns
+        return min(max(rows // 16, 1), 64) * columns
 
     def view(self, x: Tensor) -> Tensor:
         """A reshape of contiguous memory: no copy in either direction."""
@@ -82,7 +102,9 @@ class Operators:
 
         def backward(incoming: list[Tensor | None], x: Tensor = x.detach()) -> Gradients:
             assert rstd
-            return [self.like(x), self.like(weight)]
+            gradients = [self.like(x), self.like(weight)]
+            self._scratch(self._row_partials(rows, x.num_bytes // rows // self.dtype_bytes))
+            return gradients
 
         self.tape.record([x, weight], [out], backward)
         return out
@@ -96,8 +118,9 @@ class Operators:
 
         def backward(incoming: list[Tensor | None]) -> Gradients:
             assert rstd
-            gradients = [self.like(kept), self.like(weight)]
-            return [gradients[0], self.like(kept), gradients[1]]
+            gradients = [self.like(kept), self.like(kept), self.like(weight)]
+            self._scratch(self._row_partials(rows, kept.num_bytes // rows // self.dtype_bytes))
+            return gradients
 
         self.tape.record([x, residual, weight], [out, stream], backward)
         return out, stream
@@ -136,8 +159,7 @@ class Operators:
         def backward(incoming: list[Tensor | None]) -> Gradients:
             assert lse
             gradients = [self.like(each) for each in kept[:3]]
-            scratch = self.floats(workspace, WORKSPACE)
-            del scratch
+            self._scratch(workspace)
             return gradients
 
         self.tape.record([q, k, v], [out], backward)
@@ -154,8 +176,7 @@ class Operators:
         def backward(incoming: list[Tensor | None]) -> Gradients:
             assert lse and kept
             gradient = self.like(rotated)
-            scratch = self.floats(workspace, WORKSPACE)
-            del scratch
+            self._scratch(workspace)
             return [gradient]
 
         self.tape.record([qkv], [out], backward)
@@ -222,13 +243,59 @@ class Operators:
     def normalized(self, weight: Tensor, rows: int) -> Tensor:
         """Rows of length 1: weight / max(norm, epsilon)."""
         norm = self.new(rows)
-        kept = [weight.detach(), norm.detach()]
-        self.tape.record([weight], [norm], lambda incoming: [kept[0] and self.like(kept[0])])
+        # A parameter is kept as it is: where it is emptied, so is what the operator has kept.
+        source = weight if isinstance(weight, Parameter) else weight.detach()
+        kept = norm.detach()
+        self.tape.record([weight], [norm], lambda incoming: [kept and self.like(source)])
         largest, smaller = self.like(norm, ACTIVATIONS), norm.detach()
         self.tape.record([norm], [largest], lambda incoming: [self.like(smaller)])
         out = self.like(weight, ACTIVATIONS)
-        held = [each.detach() for each in (weight, largest, out)]
+        held = [each.detach() for each in (largest, out)]
         self.tape.record(
-            [weight, largest], [out], lambda incoming: [self.like(held[0]), self.like(held[1])]
+            [weight, largest], [out], lambda incoming: [self.like(source), self.like(held[0])]
         )
         return out
+
+    def linear_cross_entropy(
+        self, hidden: Tensor, weight: Tensor, tokens: int, num_rows: int, is_divided: bool
+    ) -> Tensor:
+        """The head and its loss, a chunk of tokens at a time (ops/linear_cross_entropy.py).
+
+        Args:
+            num_rows: of ``weight``, one for each entry of the vocabulary that this rank holds.
+            is_divided: whether other ranks hold other entries.
+        """
+        chunk = max(1, _LOSS_CHUNK_BYTES // (num_rows * self.dtype_bytes))
+        width, elements = self._elements(hidden) // tokens, self._elements(weight)
+        adds_in_place = self.is_gpu and self.dtype_bytes == 2
+        dhidden, dweight = self.like(hidden), None
+        losses, total = [], self.floats(1, LOGITS)
+        for start in range(0, tokens, chunk):
+            count = min(chunk, tokens - start)
+            logits = self.new(count * num_rows, LOGITS)
+            statistics = [self.floats(count, LOGITS) for _ in range(5 if is_divided else 2)]
+            losses.append(statistics.pop())
+            del statistics
+            self.new(count * width, GRADIENTS)  # the product, which goes to its rows of dhidden
+            if dweight is None:
+                product = None if adds_in_place else self.new(elements, GRADIENTS)
+                dweight = product if self.dtype_bytes == _FLOAT else self.floats(elements, GRADIENTS)
+                del product
+            elif not adds_in_place:
+                narrow = self.new(elements, GRADIENTS)
+                wide = narrow if self.dtype_bytes == _FLOAT else self.floats(elements, GRADIENTS)
+                del narrow, wide
+            del logits
+        del losses
+        gradients: list[Tensor | None] = [dhidden, dweight]
+        del dhidden, dweight
+
+        def backward(incoming: list[Tensor | None]) -> Gradients:
+            of_hidden, of_weight = gradients
+            gradients.clear()
+            if self.dtype_bytes != _FLOAT:
+                of_weight = self.new(elements, GRADIENTS)
+            return [of_hidden, of_weight]
+
+        self.tape.record([hidden, weight], [total], backward)
+        return total

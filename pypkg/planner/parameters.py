@@ -12,7 +12,7 @@ from pypkg.models.weights.tp_shards import tp_shard
 
 
 @dataclass(frozen=True)
-class Parameter:
+class ParameterShape:
     """A parameter of a rank.
 
     Attributes:
@@ -33,7 +33,7 @@ class Parameter:
 
 def parameters(
     config: ModelConfig, chunk: ModelChunk, degree: int = 1, rank: int = 0
-) -> list[Parameter]:
+) -> list[ParameterShape]:
     """The parameters of a model chunk on one rank, in the order of the model.
 
     Args:
@@ -44,7 +44,7 @@ def parameters(
         shard = tp_shard(config, name, degree, rank)
         if shard is not None:
             shape = (*shape[: shard.axis], shard.length, *shape[shard.axis + 1 :])
-        found.append(Parameter(name, shape, layer))
+        found.append(ParameterShape(name, shape, layer))
     return found
 
 

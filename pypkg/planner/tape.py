@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
+Part = str | int  # the number of a layer in its model chunk, or a name
+
+
 @dataclass
 class Peak:
     """The most bytes that were allocated at once.
@@ -46,7 +49,7 @@ class Tensor:
 
     Attributes:
         num_bytes: of its elements.
-        memory: where they are.
+        memory: where they are; None: the tensor was cleared.
         node: what made it, and ``slot``, its number among the outputs. None: an input, or a tensor
             that was made while nothing was recorded.
     """
@@ -54,9 +57,13 @@ class Tensor:
     __slots__ = ("memory", "node", "num_bytes", "slot")
 
     def __init__(
-        self, num_bytes: int, memory: Memory, node: Node | None = None, slot: int = 0
+        self, num_bytes: int, memory: Memory | None, node: Node | None = None, slot: int = 0
     ) -> None:
         self.num_bytes, self.memory, self.node, self.slot = num_bytes, memory, node, slot
+
+    def clear(self) -> None:
+        """Lets go of the memory, which views may still hold."""
+        self.memory = None
 
     def detach(self) -> Tensor:
         """The same memory without a history."""
@@ -67,22 +74,36 @@ class Parameter(Tensor):
     """A tensor whose gradient accumulates.
 
     Attributes:
+        name: in the model.
         gradient: what was accumulated; None: nothing yet.
+        hook: what a gradient becomes before it is accumulated.
         on_gradient: called after each accumulation, as Paddle's backward hooks are.
     """
 
-    __slots__ = ("gradient", "on_gradient")
+    __slots__ = ("gradient", "hook", "name", "on_gradient")
 
-    def __init__(self, tape: Tape, num_bytes: int, term: str) -> None:
-        super().__init__(num_bytes, tape.memory(num_bytes, term))
+    def __init__(self, name: str, num_bytes: int, memory: Memory | None) -> None:
+        super().__init__(num_bytes, memory)
+        self.name = name
         self.gradient: Tensor | None = None
+        self.hook: Callable[[Tensor], Tensor] | None = None
         self.on_gradient: Callable[[Parameter], None] | None = None
 
     def accumulate(self, gradient: Tensor) -> None:
+        """Adds ``gradient`` in place, or takes its memory if there is nothing yet."""
+        if self.hook is not None:
+            gradient = self.hook(gradient)
         if self.gradient is None:
             self.gradient = gradient
+        del gradient
         if self.on_gradient is not None:
             self.on_gradient(self)
+
+    def clear_gradient(self) -> None:
+        """Frees the gradient, also where others refer to the same tensor, as Paddle does."""
+        if self.gradient is not None:
+            self.gradient.clear()
+            self.gradient = None
 
 
 Gradients = Sequence[Tensor | None]
@@ -92,9 +113,11 @@ Backward = Callable[[list[Tensor | None]], Gradients]
 class Node:
     """An operator's backward pass: gradients of the outputs to gradients of ``inputs``."""
 
-    __slots__ = ("backward", "held", "num_outputs", "slots", "targets")
+    __slots__ = ("backward", "held", "num_outputs", "part", "slots", "targets")
 
-    def __init__(self, inputs: Sequence[Tensor], num_outputs: int, backward: Backward) -> None:
+    def __init__(
+        self, inputs: Sequence[Tensor], num_outputs: int, backward: Backward, part: Part = ""
+    ) -> None:
         self.targets: list[Node | Parameter | None] = [
             each if isinstance(each, Parameter) else each.node for each in inputs
         ]
@@ -102,35 +125,74 @@ class Node:
         self.num_outputs = num_outputs
         self.backward: Backward | None = backward
         self.held: object = None  # what lives as long as the graph
+        self.part = part  # that recorded it
 
 
 class Tape:
-    """Counts what is allocated, by term, and keeps the peak.
+    """Counts what is allocated, by term, and keeps the peaks.
 
     Args:
         granularity: bytes of which each allocation is a multiple.
 
     Attributes:
-        peak: since the last ``reset_peak``.
+        allocated: bytes now.
+        terms: the same by term.
         is_recording: whether operators keep what their backward passes need.
+        part: of the model that runs; ``parts`` keeps a peak for each. Backward passes of operators
+            belong to the part in which the operators were recorded.
+        phase: what the step does now.
     """
 
     def __init__(self, granularity: int = 1) -> None:
         self.allocated = 0
         self.terms: dict[str, int] = {}
-        self.peak = Peak()
         self.is_recording = True
+        self.part: Part = ""
+        self.phase = ""
         self._granularity = granularity
+        self._parts: dict[tuple[str, Part], Peak] = {}
+        self._highest = 0  # since ``part`` began
+        self._is_highest = False  # whether that is now
 
     def _count(self, num_bytes: int, term: str) -> None:
+        if num_bytes < 0 and self._is_highest:
+            self._note()
         rounded = -(-num_bytes // self._granularity) * self._granularity
         self.allocated += rounded
         self.terms[term] = self.terms.get(term, 0) + rounded
-        if self.allocated > self.peak.total:
-            self.peak = Peak(self.allocated, dict(self.terms))
+        if self.allocated > self._highest:
+            self._highest, self._is_highest = self.allocated, True
+
+    def _note(self) -> None:
+        self._is_highest = False
+        key = self.phase, self.part
+        known = self._parts.get(key)
+        if known is None or self.allocated > known.total:
+            self._parts[key] = Peak(self.allocated, dict(self.terms))
+
+    def enter(self, part: Part, phase: str | None = None) -> None:
+        """From now on peaks are those of ``part``, and of ``phase`` if it is given."""
+        if self._is_highest:
+            self._note()
+        self.part = part
+        if phase is not None:
+            self.phase = phase
+        self._highest, self._is_highest = self.allocated, True
+
+    def peaks(self) -> dict[tuple[str, Part], Peak]:
+        """The peak of each part in each phase."""
+        self.enter(self.part)
+        return dict(self._parts)
+
+    @property
+    def peak(self) -> Peak:
+        """The highest of ``peaks``."""
+        return max(self.peaks().values(), key=lambda peak: peak.total)
 
     def reset_peak(self) -> None:
-        self.peak = Peak(self.allocated, dict(self.terms))
+        """Forgets all peaks but what is allocated now."""
+        self._parts.clear()
+        self._highest, self._is_highest = self.allocated, True
 
     def memory(self, num_bytes: int, term: str) -> Memory:
         """New memory, which is freed with its last reference."""
@@ -167,10 +229,14 @@ class Tape:
     def _always_record(
         self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], backward: Backward
     ) -> Node:
-        node = Node(inputs, len(outputs), backward)
+        node = Node(inputs, len(outputs), backward, self.part)
         for slot, output in enumerate(outputs):
             output.node, output.slot = node, slot
         return node
+
+    def parameter(self, name: str, num_bytes: int, term: str) -> Parameter:
+        """A parameter in new memory."""
+        return Parameter(name, num_bytes, self.memory(num_bytes, term))
 
     def backward(self, loss: Tensor) -> None:
         """Runs the backward passes of all that led to ``loss``, a scalar."""
@@ -181,20 +247,25 @@ class Tape:
 
         Both lists are emptied, so that what they alone refer to is freed in time.
         """
-        incoming: dict[Node, list[Tensor | None]] = {}
+        incoming: _Incoming = {}
         while outputs:
             output, gradient = outputs.pop(), gradients.pop()
             if output.node is not None:
                 held = incoming.setdefault(output.node, [None] * output.node.num_outputs)
                 held[output.slot] = gradient
-        waiting = _consumers(incoming)
-        del output, gradient
-        graph = list(incoming)  # all of it hangs on the nodes of the outputs
-        ready = deque(node for node in incoming if not waiting[node])
+        graph = [node for node in incoming if isinstance(node, Node)]  # all of it hangs on them
+        waiting = _consumers(graph)
+        output = gradient = held = None
+        ready: deque[Node | Parameter] = deque(node for node in graph if not waiting[node])
         while ready:
             node = ready.popleft()
+            if isinstance(node, Parameter):
+                _accumulate(node, incoming)
+                continue
             arrived = incoming.pop(node, [None] * node.num_outputs)
             assert node.backward is not None, "a second backward pass through one result"
+            if node.part != self.part:
+                self.enter(node.part)
             gradients = list(node.backward(arrived))
             node.backward = None
             _hand_on(node, gradients, incoming, waiting, ready)
@@ -215,7 +286,7 @@ class Tape:
         kept = [None if each is None else each.detach() for each in inputs]
 
         def backward(incoming: list[Tensor | None]) -> Gradients:
-            leaves = [None if each is None else _Leaf.of(each) for each in kept]
+            leaves = [None if each is None else _Leaf.of(each, self.part) for each in kept]
             again = list(function(*leaves))
             present = [each for each in again if each is not None]
             del again
@@ -236,8 +307,8 @@ class _Leaf(Node):
     __slots__ = ("gradient",)
 
     @classmethod
-    def of(cls, tensor: Tensor) -> Tensor:
-        leaf = cls([], 1, lambda incoming: [])
+    def of(cls, tensor: Tensor, part: Part) -> Tensor:
+        leaf = cls([], 1, lambda incoming: [], part)
         leaf.gradient = None
 
         def keep(incoming: list[Tensor | None]) -> Gradients:
@@ -248,37 +319,51 @@ class _Leaf(Node):
         return Tensor(tensor.num_bytes, tensor.memory, leaf)
 
 
+# Gradients that have arrived, by what they are of: one for each output.
+_Incoming = dict[Node | Parameter, list[Tensor | None]]
+
+
+def _accumulate(parameter: Parameter, incoming: _Incoming) -> None:
+    gradient = incoming.pop(parameter)[0]
+    if gradient is not None:
+        parameter.accumulate(gradient)
+
+
 def _hand_on(
     node: Node,
     gradients: list[Tensor | None],
-    incoming: dict[Node, list[Tensor | None]],
-    waiting: dict[Node, int],
-    ready: deque[Node],
+    incoming: _Incoming,
+    waiting: dict[Node | Parameter, int],
+    ready: deque[Node | Parameter],
 ) -> None:
     """Gives the gradients that ``node`` has made to what they are of."""
     for target, slot, gradient in zip(node.targets, node.slots, gradients, strict=True):
+        if target is None:
+            continue
+        outputs = 1 if isinstance(target, Parameter) else target.num_outputs
+        held = incoming.setdefault(target, [None] * outputs)
+        if held[slot] is None:  # else it is added in place
+            held[slot] = gradient
+        waiting[target] -= 1
+        if waiting[target]:
+            continue
         if isinstance(target, Parameter):
-            if gradient is not None:
-                target.accumulate(gradient)
-        elif target is not None:
-            held = incoming.setdefault(target, [None] * target.num_outputs)
-            if held[slot] is None:  # else it is added in place
-                held[slot] = gradient
-            waiting[target] -= 1
-            if not waiting[target]:
-                ready.append(target)
+            ready.appendleft(target)
+        else:
+            ready.append(target)
 
 
-def _consumers(roots: Iterable[Node]) -> dict[Node, int]:
-    """How many gradients each node waits for."""
-    found: dict[Node, int] = dict.fromkeys(roots, 0)
-    ready = list(found)
+def _consumers(roots: Iterable[Node]) -> dict[Node | Parameter, int]:
+    """How many gradients each node and parameter waits for."""
+    found: dict[Node | Parameter, int] = dict.fromkeys(roots, 0)
+    ready = list(roots)
     while ready:
         for target in ready.pop().targets:
-            if target is None or isinstance(target, Parameter):
+            if target is None:
                 continue
             if target not in found:
                 found[target] = 0
-                ready.append(target)
+                if isinstance(target, Node):
+                    ready.append(target)
             found[target] += 1
     return found
