@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.layer_split import ModelChunk
 from pypkg.parallel.mesh import Degrees
-from pypkg.planner.operators import Operators
+from pypkg.planner.operators import INPUTS, Operators
 from pypkg.planner.tape import Parameter, Tensor
 from pypkg.planner.tensor_parallel import Shard, TensorParallel
 
@@ -27,10 +27,12 @@ class Batch:
 
     Attributes:
         rows, sequence: its shape in tokens.
+        positions: what rotations keep of its positions.
     """
 
     rows: int
     sequence: int
+    positions: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -101,6 +103,8 @@ class Decoder:
             tape.enter(EMBEDDING)
             x = self.tp.split(self._embed(batch))
         assert x is not None
+        if self.config.position_encoding_2d:  # contiguous copies of both positions (RotaryTable)
+            batch = replace(batch, positions=tape.empty(16 * batch.tokens, INPUTS))
         residual: Tensor | None = None
         for place, layer in enumerate(self.layers):
             tape.enter(place)
@@ -267,7 +271,7 @@ class _Layer:
             key = self._head_norm(f"{name}.k_norm", key, tokens * shard.key_value_heads)
         if config.position_embedding == "rope":
             for _ in range(1 + config.position_encoding_2d):
-                query, key = ops.rotary(query, key)
+                query, key = ops.rotary(query, key, batch.positions)
         attend = partial(
             ops.attention,
             rows=tokens * heads,

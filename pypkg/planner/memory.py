@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from pypkg.config import Settings
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.layer_split import ModelChunk, cut
 from pypkg.parallel.mesh import Degrees
+from pypkg.planner.decoder import Batch
+from pypkg.planner.extension import extended_step
+from pypkg.planner.step import StepPlan, sharding_rank
+from pypkg.planner.zero import UpdateLayout
 
 # The terms of a peak, in the order of a table. A term that takes nothing is left out of a plan.
 TERMS = (
@@ -87,4 +92,106 @@ def plan_memory(
     Raises:
         UserError: the layout or a setting is not planned yet.
     """
-    raise UserError(f"not planned yet: {degrees}")
+    _check(settings, degrees, device)
+    dtype_bytes = 4 if _is_wide(settings, device) else 2
+    chunks = cut(config.num_hidden_layers, degrees.pipeline, degrees.virtual_stages)
+    ranks = []
+    for stage in range(degrees.pipeline):
+        for tensor_rank in _different_shards(config, degrees.tensor):
+            step = StepPlan(
+                config=config,
+                chunk=chunks[stage],
+                degrees=degrees,
+                pipeline_rank=stage,
+                tensor_rank=tensor_rank,
+                dtype_bytes=dtype_bytes,
+                is_gpu=device == "gpu",
+                batch=Batch(settings.per_device_train_batch_size, settings.max_seq_length),
+                micro_batches=settings.gradient_accumulation_steps,
+                input_bytes=_input_bytes(settings, config),
+                label_bytes=8 * settings.per_device_train_batch_size * settings.max_seq_length,
+                stage=_zero_stage(settings, degrees),
+                update=UpdateLayout(
+                    sharding=degrees.sharding,
+                    data=degrees.data,
+                    has_main_grad=settings.amp_master_grad and dtype_bytes == 2,
+                    reduces_once=settings.reduces_once,
+                    offloads=settings.offloads_optimizer,
+                ),
+                recompute=_recompute(settings, chunks[stage], degrees.pipeline),
+            )
+            ranks.append(_rank_memory(stage, tensor_rank, step))
+    return MemoryPlan(degrees, tuple(ranks))
+
+
+def _rank_memory(stage: int, tensor_rank: int, step: StepPlan) -> RankMemory:
+    owner = sharding_rank(step)
+    found = extended_step(replace(step, update=replace(step.update, rank=owner)))
+    state = sum(found.state.values())
+    phases = dict.fromkeys(PHASES, 0)
+    for (phase, _), peak in found.peaks.items():
+        phases[phase] = max(phases[phase], peak.total + state)
+    highest = max(found.peaks.values(), key=lambda peak: peak.total)
+    terms = {**highest.terms, **found.state}
+    ordered = {name: terms[name] for name in TERMS if terms.get(name)}
+    return RankMemory(stage, tensor_rank, ordered, phases)
+
+
+def _different_shards(config: ModelConfig, degree: int) -> Iterable[int]:
+    """The ranks of a tensor group that may differ: the first, and the last, whose rows of the
+    vocabulary are fewer."""
+    return range(degree) if config.vocab_size % degree else (0,)
+
+
+def _zero_stage(settings: Settings, degrees: Degrees) -> int:
+    """As ``Updater`` chooses it."""
+    stage = settings.sharding_stage if degrees.sharding > 1 else 0
+    return 2 if stage == 1 and settings.reduces_once else stage
+
+
+def _is_wide(settings: Settings, device: str) -> bool:
+    """Whether the run is in float32; on a GPU bfloat16 is the default (device/capabilities.py)."""
+    return not (settings.fp16 or (settings.bf16 if settings.bf16 is not None else device == "gpu"))
+
+
+def _input_bytes(settings: Settings, config: ModelConfig) -> int:
+    """A micro batch on the device (data/loading/loader.py)."""
+    rows, length = settings.per_device_train_batch_size, settings.max_seq_length
+    tokens, int64, int32 = rows * length, 8, 4
+    total = 2 * tokens * int64  # input_ids and labels
+    if config.prefix_lm:  # positions, and the lengths of prefixes
+        return total + (1 + config.position_encoding_2d) * tokens * int64 + rows * int32
+    if settings.reset_attention_mask:
+        total += tokens * int32
+    return total + settings.reset_position_ids * tokens * int64
+
+
+def _recompute(settings: Settings, chunk: ModelChunk, pipeline: int) -> dict[int, str]:
+    """The granularity of each layer that recomputes (training/step/activations.py)."""
+    interval = settings.pp_recompute_interval if pipeline > 1 else 1
+    if not settings.recompute or interval < 1:
+        return {}
+    return {
+        number: settings.recompute_granularity
+        for place, number in enumerate(chunk.layers)
+        if place % interval == 0 and number not in settings.no_recompute_layers
+    }
+
+
+def _check(settings: Settings, degrees: Degrees, device: str) -> None:
+    """
+    Raises:
+        UserError: names what is not planned.
+    """
+    unplanned = {
+        f"virtual_pp_degree {degrees.virtual_stages}": degrees.virtual_stages > 1,
+        f"hidden_dropout_prob {settings.hidden_dropout_prob}": settings.hidden_dropout_prob > 0,
+        "use_flash_attention false": settings.use_flash_attention is False,
+        "recompute_use_reentrant": settings.recompute and settings.recompute_use_reentrant,
+        "16 bits on a CPU": device == "cpu" and not _is_wide(settings, device),
+    }
+    if found := [name for name, is_used in unplanned.items() if is_used]:
+        raise UserError(
+            f"memory is not planned yet for {', '.join(found)}; leave it out for a plan, or measure "
+            "a step of the run itself (peak_memory_gib in its log)"
+        )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pypkg.planner.tape import Gradients, Parameter, Tape, Tensor
 
 ACTIVATIONS, GRADIENTS, WORKSPACE, LOGITS = "activations", "gradients", "workspace", "logits"
-COMMUNICATION = "communication"
+COMMUNICATION, INPUTS = "communication", "inputs"
 
 _FLOAT = 4
 _LOSS_CHUNK_BYTES = 256 * 2**20  # DEFAULT_CHUNK_BYTES of ops/linear_cross_entropy.py
@@ -141,11 +141,11 @@ class Operators:
         self.tape.record([x], [out], lambda incoming: incoming)
         return out
 
-    def rotary(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotated q and k; the tables are kept elsewhere."""
+    def rotary(self, q: Tensor, k: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Rotated q and k; the positions are kept, and the tables elsewhere."""
         outs = [self.like(q, ACTIVATIONS), self.like(k, ACTIVATIONS)]
 
-        def backward(incoming: list[Tensor | None]) -> Gradients:
+        def backward(incoming: list[Tensor | None], kept: object = positions) -> Gradients:
             return [None if each is None else self.like(each) for each in incoming]
 
         self.tape.record([q, k], outs, backward)

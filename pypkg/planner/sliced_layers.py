@@ -82,8 +82,13 @@ class Stage3(Stage0):
         """What stays whole has its gradient in a flat buffer."""
         parameter.clear_gradient()
 
+    def accumulate_all(self) -> None:
+        for name in self._uses:
+            size = self._sizes[name] * self._gradient_bytes
+            self._sums[name] = self._ops.tape.empty(size, GRADIENTS)
+
     def begin_pass(self) -> None:
-        self._wait()
+        self.wait()
         if self.order:
             self._expected, self.order = self.order, []
 
@@ -173,13 +178,12 @@ class Stage3(Stage0):
         name, (own, _) = self._reductions.popleft()
         self._sums.setdefault(name, own)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
         while self._reductions:
             self._add_first_reduction()
         self._coming.clear()
 
     def step(self) -> None:
-        self._wait()
         if self._layout.data > 1:
             self._average(self._sizes[name] for name in self._uses)
         self._update()

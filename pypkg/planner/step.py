@@ -9,16 +9,17 @@ from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.layer_split import ModelChunk
 from pypkg.parallel.mesh import Degrees
 from pypkg.planner.decoder import EMBEDDING, HEAD, Batch, Decoder
-from pypkg.planner.operators import Operators
-from pypkg.planner.parameters import parameters
+from pypkg.planner.operators import INPUTS, Operators
+from pypkg.planner.parameters import ParameterShape, parameters
+from pypkg.planner.pipeline import BACKWARD, FORWARD, Schedule
 from pypkg.planner.sliced_layers import Stage3
 from pypkg.planner.tape import Part, Peak, Tape
 from pypkg.planner.tensor_parallel import Shard
 from pypkg.planner.zero import Stage0, Stage1, Stage2, UpdateLayout, fullest, owners
 
-FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
-INPUTS, TABLES = "inputs", "tables"
-_INT64, _INT32, _FLOAT = 8, 4, 4
+UPDATE = "update"
+TABLES = "tables"
+_FLOAT = 4
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,11 @@ class StepPlan:
 
     Attributes:
         chunk: of the model.
-        tensor_rank: in the tensor group.
+        pipeline_rank, tensor_rank: of the rank.
         dtype_bytes: of the model's elements.
         is_gpu: whether GPUs' kernels run.
         batch: a micro batch; ``micro_batches`` of them make the rank's share of a global batch.
-        input_bytes: of a micro batch on the device.
+        input_bytes: of a micro batch on the device; ``label_bytes`` of them are labels.
         stage: of ZeRO.
         update: its layout.
         recompute: granularity by layer number.
@@ -40,12 +41,14 @@ class StepPlan:
     config: ModelConfig
     chunk: ModelChunk
     degrees: Degrees
+    pipeline_rank: int
     tensor_rank: int
     dtype_bytes: int
     is_gpu: bool
     batch: Batch
     micro_batches: int
     input_bytes: int
+    label_bytes: int
     stage: int
     update: UpdateLayout
     recompute: Mapping[int, str]
@@ -66,20 +69,33 @@ class StepMemory:
 
 def run_step(plan: StepPlan) -> StepMemory:
     """The memory of a step after the first one."""
-    shapes = parameters(plan.config, plan.chunk, plan.degrees.tensor, plan.tensor_rank)
+    shapes = _shapes(plan)
     expected: Sequence[str] = ()
     if plan.stage == 3:  # the order of a step is the prediction of the next
         first = _Step(plan, shapes)
         first.run(1)
         expected = first.zero.order
     step = _Step(plan, shapes, expected)
-    # The second micro batch finds gradients; those after it are like it.
-    step.run(min(plan.micro_batches, 2))
+    step.run(min(plan.micro_batches, step.different_passes()))
     return StepMemory(step.tape.peaks(), step.zero.state())
 
 
+def run_update(plan: StepPlan) -> StepMemory:
+    """The update alone, after passes that have left all gradients."""
+    step = _Step(plan, _shapes(plan))
+    step.zero.begin_step(1)
+    step.zero.accumulate_all()
+    step.update()
+    found = {key: peak for key, peak in step.tape.peaks().items() if key[0] == UPDATE}
+    return StepMemory(found, step.zero.state())
+
+
+def _shapes(plan: StepPlan) -> list[ParameterShape]:
+    return parameters(plan.config, plan.chunk, plan.degrees.tensor, plan.tensor_rank)
+
+
 class _Step:
-    def __init__(self, plan: StepPlan, shapes: Sequence, expected: Sequence[str] = ()) -> None:
+    def __init__(self, plan: StepPlan, shapes: Sequence[ParameterShape], expected: Sequence[str] = ()) -> None:
         self.tape = Tape()
         self.tape.phase = FORWARD
         ops = Operators(self.tape, plan.dtype_bytes, plan.is_gpu)
@@ -92,26 +108,49 @@ class _Step:
         )
         self.tables = self.tape.empty(_table_bytes(plan, shard), TABLES)
 
+        self.schedule = Schedule(
+            self.decoder,
+            plan.batch,
+            plan.input_bytes - plan.label_bytes,
+            plan.pipeline_rank,
+            plan.degrees.pipeline,
+        )
+
+    def different_passes(self) -> int:
+        """Micro batches after which a step only repeats itself: the second that has as many others
+        in flight finds the gradients of the first."""
+        return self.schedule.startup_steps(self.plan.micro_batches) + 2
+
     def run(self, passes: int) -> None:
         plan, tape, zero = self.plan, self.tape, self.zero
         inputs = tape.empty(plan.micro_batches * plan.input_bytes, INPUTS)
         zero.begin_step(passes)
-        for _ in range(passes):
-            tape.enter(EMBEDDING, FORWARD)
-            zero.begin_pass()
-            derived = tape.empty(_derived_bytes(plan), INPUTS)
-            loss = self.decoder.loss_of(self.decoder.run(None, plan.batch), plan.batch)
-            del derived
-            tape.enter(HEAD, BACKWARD)
-            tape.backward(loss)
-            del loss
+        if plan.degrees.pipeline > 1:
+            self.schedule.run(passes)
+        else:
+            for _ in range(passes):
+                self._pass()
         del inputs
-        tape.enter("", UPDATE)
-        zero.step()
-        zero.clear()
+        self.update()
+
+    def update(self) -> None:
+        self.zero.wait()
+        self.tape.enter("", UPDATE)
+        self.zero.step()
+        self.zero.clear()
+
+    def _pass(self) -> None:
+        """A micro batch of a model that is not divided into stages."""
+        plan, tape = self.plan, self.tape
+        tape.enter(EMBEDDING, FORWARD)
+        self.zero.begin_pass()
+        loss = self.decoder.loss_of(self.decoder.run(None, plan.batch), plan.batch)
+        tape.enter(HEAD, BACKWARD)
+        tape.backward(loss)
+        del loss
 
 
-def _zero(plan: StepPlan, ops: Operators, shapes: Sequence, expected: Sequence[str]) -> Stage0:
+def _zero(plan: StepPlan, ops: Operators, shapes: Sequence[ParameterShape], expected: Sequence[str]) -> Stage0:
     if plan.stage == 3:
         return Stage3(ops, shapes, plan.update, expected)
     return (Stage0, Stage1, Stage2)[plan.stage](ops, shapes, plan.update)
@@ -126,20 +165,10 @@ def _table_bytes(plan: StepPlan, shard: Shard) -> int:
     return shard.heads * _FLOAT if config.position_embedding == "alibi" else 0
 
 
-def _derived_bytes(plan: StepPlan) -> int:
-    """Positions and prefix lengths that a prefix model derives from its input ids."""
-    config, batch = plan.config, plan.batch
-    if not config.prefix_lm:
-        return 0
-    rows = 1 + config.position_encoding_2d
-    has_positions = config.position_embedding in ("rope", "learned")
-    return has_positions * rows * batch.tokens * _INT64 + batch.rows * _INT32
-
-
 def sharding_rank(plan: StepPlan) -> int:
     """The rank in the sharding group that owns most."""
     if plan.stage not in (1, 2):
         return 0
-    shapes = parameters(plan.config, plan.chunk, plan.degrees.tensor, plan.tensor_rank)
+    shapes = _shapes(plan)
     found = owners(shapes, plan.update.sharding, is_sorted=plan.stage == 1)
     return fullest(shapes, found, plan.update.sharding)

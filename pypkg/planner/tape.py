@@ -286,7 +286,7 @@ class Tape:
         kept = [None if each is None else each.detach() for each in inputs]
 
         def backward(incoming: list[Tensor | None]) -> Gradients:
-            leaves = [None if each is None else _Leaf.of(each, self.part) for each in kept]
+            leaves = [None if each is None else leaf_of(each, self.part) for each in kept]
             again = list(function(*leaves))
             present = [each for each in again if each is not None]
             del again
@@ -302,21 +302,22 @@ class Tape:
 
 
 class _Leaf(Node):
-    """Where a backward pass within another ends: keeps the gradient that arrives."""
+    """Where a backward pass ends: keeps the gradient that arrives."""
 
     __slots__ = ("gradient",)
 
-    @classmethod
-    def of(cls, tensor: Tensor, part: Part) -> Tensor:
-        leaf = cls([], 1, lambda incoming: [], part)
-        leaf.gradient = None
+    def __init__(self, part: Part) -> None:
+        super().__init__([], 1, self._keep, part)
+        self.gradient: Tensor | None = None
 
-        def keep(incoming: list[Tensor | None]) -> Gradients:
-            leaf.gradient = incoming[0]
-            return []
+    def _keep(self, incoming: list[Tensor | None]) -> Gradients:
+        self.gradient = incoming[0]
+        return []
 
-        leaf.backward = keep
-        return Tensor(tensor.num_bytes, tensor.memory, leaf)
+
+def leaf_of(tensor: Tensor, part: Part = "") -> Tensor:
+    """A tensor in the same memory whose node, a leaf, keeps its ``gradient``."""
+    return Tensor(tensor.num_bytes, tensor.memory, _Leaf(part))
 
 
 # Gradients that have arrived, by what they are of: one for each output.

@@ -129,6 +129,14 @@ class Stage0:
     def begin_pass(self) -> None:
         """A forward pass of a micro batch begins."""
 
+    def accumulate_all(self) -> None:
+        """What backward passes leave in the end."""
+        for parameter in reversed(self.parameters.values()):
+            parameter.accumulate(self._ops.like(parameter, GRADIENTS))
+
+    def wait(self) -> None:
+        """Until no message of the passes is under way."""
+
     def step(self) -> None:
         """Averages, clips and updates."""
         if self._layout.data > 1:
@@ -277,9 +285,11 @@ class Stage2(Stage0):
         if bucket.owner != self._layout.rank:
             bucket.buffer = None
 
-    def step(self) -> None:
+    def wait(self) -> None:
         while self._in_flight:
             self._wait(self._in_flight[0])
+
+    def step(self) -> None:
         self._update()
 
     def clear(self) -> None:
