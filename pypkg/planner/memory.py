@@ -118,7 +118,7 @@ def plan_memory(
                     reduces_once=settings.reduces_once,
                     offloads=settings.offloads_optimizer,
                 ),
-                recompute=_recompute(settings, chunks[stage], degrees.pipeline),
+                recompute=recomputed_layers(settings, chunks[stage], degrees.pipeline),
             )
             ranks.append(_rank_memory(stage, tensor_rank, step))
     return MemoryPlan(degrees, tuple(ranks))
@@ -166,7 +166,7 @@ def _input_bytes(settings: Settings, config: ModelConfig) -> int:
     return total + settings.reset_position_ids * tokens * int64
 
 
-def _recompute(settings: Settings, chunk: ModelChunk, pipeline: int) -> dict[int, str]:
+def recomputed_layers(settings: Settings, chunk: ModelChunk, pipeline: int) -> dict[int, str]:
     """The granularity of each layer that recomputes (training/step/activations.py)."""
     interval = settings.pp_recompute_interval if pipeline > 1 else 1
     if not settings.recompute or interval < 1:
