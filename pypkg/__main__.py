@@ -29,9 +29,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     "Pre-training": (
         Command("preprocess", "pypkg.preprocess", "text to .bin/.idx, training of a tokenizer"),
         Command("pretrain", "pypkg.pretrain", "train a model, or resume a run"),
-        Command(
-            "doctor", "pypkg.doctor", "whether the machines can carry a run; ways to mend them"
-        ),
+        Command("doctor", "pypkg.doctor", "whether the machines can carry a run"),
         Command("supervise", "pypkg.supervise", "start a run again after a crash"),
     ),
     "Models": (
@@ -42,7 +40,9 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     "Reference": (
         Command("config", "pypkg.config.__main__", "settings of pretrain, all or by name"),
         Command("bench", "pypkg.bench.__main__", "benchmarks of operators, steps and data"),
-        Command("completion", "pypkg.completion", "completion script for bash, zsh or fish"),
+        Command(
+            "completion", "pypkg.console.completion", "completion script for bash, zsh or fish"
+        ),
     ),
 }
 COMMANDS = {command.name: command for group in GROUPS.values() for command in group}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pypkg.models.architecture.registry import load_config
-from pypkg.planner.published import (
+from pypkg.planner.time.published import (
     BUFFER_BYTES,
     NORM_HEAD_BYTES,
     PUBLISHED,

@@ -11,9 +11,9 @@ from pypkg.config import Settings
 from pypkg.errors import UserError
 from pypkg.models.architecture.registry import load_config
 from pypkg.parallel.mesh import Degrees
-from pypkg.planner.gpus import GPUS, load_gpu
-from pypkg.planner.layer_time import Batch, LayerTime
-from pypkg.planner.step_time import Cluster, StepTime, plan_time
+from pypkg.planner.time.gpus import GPUS, load_gpu
+from pypkg.planner.time.layer_time import Batch, LayerTime
+from pypkg.planner.time.step_time import Cluster, StepTime, plan_time
 
 LLAMA = load_config("meta-llama/Llama-2-7b")
 GPU = GPUS["a100-80g"]

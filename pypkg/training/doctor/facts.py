@@ -18,9 +18,9 @@ import paddle
 from pypkg import __version__
 from pypkg.device.capabilities import Capabilities
 from pypkg.device.threads import available_cores
+from pypkg.files.paths import library_dir
 from pypkg.parallel import endpoints, mesh
 from pypkg.parallel.launch import watchdog
-from pypkg.paths import library_dir
 
 _NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")
 

@@ -9,7 +9,7 @@ import pytest
 from training_testing import Workplace
 
 from pypkg import ops
-from pypkg.config.parser import load_settings
+from pypkg.config.reading.parser import load_settings
 from pypkg.device.capabilities import probe
 from pypkg.doctor import main
 from pypkg.errors import UserError
