@@ -63,7 +63,7 @@ class Decoder:
     Args:
         parameters: by name.
         call: runs its layers.
-        recompute: granularity by layer number; "" for those that recompute nothing.
+        recompute: granularity of each layer; "": it recomputes nothing.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class Decoder:
         degrees: Degrees,
         parameters: Mapping[str, Parameter],
         call: Call = run_directly,
-        recompute: Mapping[int, str] | None = None,
+        recompute: Sequence[str] = (),
     ) -> None:
         self.ops, self.shard, self.config, self.chunk = ops, shard, shard.config, chunk
         self.tp = TensorParallel(ops, degrees)
         self.parameters, self.call = parameters, call
-        self.layers = [_Layer(self, number, (recompute or {}).get(number, ""))
-                       for number in chunk.layers]  # fmt: skip
+        choices = recompute or [""] * len(chunk.layers)
+        self.layers = [_Layer(self, *each) for each in zip(chunk.layers, choices, strict=True)]
         self._hook_gradients()
 
     def _hook_gradients(self) -> None:

@@ -276,7 +276,8 @@ class Operators:
             statistics = [self.floats(count, LOGITS) for _ in range(5 if is_divided else 2)]
             losses.append(statistics.pop())
             del statistics
-            self.new(count * width, GRADIENTS)  # the product, which goes to its rows of dhidden
+            # The product goes to its rows of dhidden, which takes another copy (set_value).
+            self.new(2 * count * width, GRADIENTS)
             if dweight is None:
                 product = None if adds_in_place else self.new(elements, GRADIENTS)
                 dweight = product if self.dtype_bytes == _FLOAT else self.floats(elements, GRADIENTS)

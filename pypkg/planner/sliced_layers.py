@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from pypkg.models.architecture.parameter_shapes import ParameterShape
 from pypkg.planner.operators import ACTIVATIONS, COMMUNICATION, GRADIENTS, Operators
-from pypkg.planner.parameters import ParameterShape
 from pypkg.planner.tape import Gradients, Parameter, Tensor
 from pypkg.planner.zero import IN_FLIGHT, WEIGHTS, Stage0, UpdateLayout, aligned
 
@@ -39,6 +39,8 @@ class Stage3(Stage0):
         self._full_gradients: dict[str, Tensor] = {}
         self._coming: dict[str, Tensor] = {}
         self._reductions: deque[tuple[str, list[Tensor]]] = deque()
+        # On a CPU the task of gloo's all-gather, which fleet keeps, holds the slice.
+        self._held_by_tasks: dict[str, Tensor] = {}
         self._uses: dict[str, int] = {}
         self._layers: dict[str, list[str]] = {}
         self._expected, self.order = list(expected), []
@@ -137,7 +139,9 @@ class Stage3(Stage0):
 
     def _take(self, name: str, whole: Tensor) -> None:
         self.parameters[name].memory = whole.memory
-        del self._slices[name]
+        part = self._slices.pop(name)
+        if not self._ops.is_gpu:
+            self._held_by_tasks[name] = part
 
     def _need(self, layer: str) -> None:
         """Fleet's _allgather_buffer."""
@@ -156,6 +160,7 @@ class Stage3(Stage0):
     def _drop(self, name: str) -> None:
         item = self._ops.dtype_bytes
         self._slices[name] = self._ops.tape.empty(self._sizes[name] * item, WEIGHTS)
+        self._held_by_tasks.pop(name, None)
         self.parameters[name].clear()
 
     def _reduce(self, parameter: Parameter) -> None:
@@ -166,8 +171,8 @@ class Stage3(Stage0):
             while len(self._reductions) >= IN_FLIGHT:
                 self._add_first_reduction()
             own = tape.empty(gradient.num_bytes // self._layout.sharding, GRADIENTS)
-            if not self._ops.is_gpu:
-                self._ops.like(gradient, COMMUNICATION)
+            if not self._ops.is_gpu:  # reduce_scatter_tensor of parallel/gloo sums a copy
+                tape.empty(gradient.num_bytes + own.num_bytes, COMMUNICATION)
             self._reductions.append((name, [own, gradient]))
             parameter.clear_gradient()
         if parameter.memory is not None:
