@@ -63,6 +63,7 @@ class Decoder:
     Args:
         parameters: by name.
         call: runs its layers.
+        begin_recompute: called before layers run again, with the name of the last of them.
         recompute: granularity of each layer; "": it recomputes nothing.
     """
 
@@ -74,11 +75,12 @@ class Decoder:
         degrees: Degrees,
         parameters: Mapping[str, Parameter],
         call: Call = run_directly,
+        begin_recompute: Callable[[str], None] = lambda last: None,
         recompute: Sequence[str] = (),
     ) -> None:
         self.ops, self.shard, self.config, self.chunk = ops, shard, shard.config, chunk
         self.tp = TensorParallel(ops, degrees)
-        self.parameters, self.call = parameters, call
+        self.parameters, self.call, self.begin_recompute = parameters, call, begin_recompute
         choices = recompute or [""] * len(chunk.layers)
         self.layers = [_Layer(self, *each) for each in zip(chunk.layers, choices, strict=True)]
         self._hook_gradients()
@@ -194,13 +196,24 @@ class _Layer:
     def __init__(self, model: Decoder, number: int, recompute: str) -> None:
         self._model, self._config, self._shard = model, model.config, model.shard
         self._name, self._recompute = f"layers.{number}", recompute
+        # Paddle recomputes when the first operator of a backward pass asks for what it has saved,
+        # which the layer of the output does.
+        last = "mlp_branch_norm" if self._config.branch_norm else "mlp.down_proj"
+        if self._config.residual == "post":
+            last = "post_attention_layernorm"
+        lasts = {FULL: last, ATTENTION_BLOCK: "self_attn.o_proj"}
+        self._begin = {
+            granularity: partial(model.begin_recompute, f"{self._name}.{name}")
+            for granularity, name in lasts.items()
+        }
 
     def _recomputed(
         self, granularity: str, function: Callable[..., Sequence[Tensor | None]], *inputs
     ):
         if self._recompute != granularity:
             return function(*inputs)
-        return self._model.ops.tape.recomputed(function, inputs)
+        begin = self._begin.get(granularity, lambda: None)
+        return self._model.ops.tape.recomputed(function, inputs, begin)
 
     def __call__(self, x: Tensor, residual: Tensor | None, batch: Batch) -> State:
         return self._recomputed(FULL, partial(self._forward, batch=batch), x, residual)

@@ -105,6 +105,7 @@ class _Step:
         self._decoder = Decoder(
             *(ops, shard, plan.chunk, plan.degrees, self.zero.parameters),
             call=self.zero.call,
+            begin_recompute=self.zero.begin_recompute,
             recompute=plan.recompute,
         )
         self._tables = self.tape.empty(_table_bytes(plan, shard), TABLES)

@@ -110,6 +110,9 @@ class Stage0:
         """Runs a layer."""
         return function()
 
+    def begin_recompute(self, last: str) -> None:
+        """Layers up to ``last`` are about to run again: its backward pass has begun."""
+
     def owned(self) -> list[ParameterShape]:
         """What this rank updates; a slice has the size of the slice."""
         return list(self._shapes)
