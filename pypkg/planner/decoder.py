@@ -27,11 +27,13 @@ class Batch:
 
     Attributes:
         rows, sequence: its shape in tokens.
+        has_dropout: whether hidden states are dropped out.
         positions: what rotations keep of its positions.
     """
 
     rows: int
     sequence: int
+    has_dropout: bool = False
     positions: Tensor | None = None
 
     @property
@@ -174,6 +176,7 @@ class Decoder:
                 lambda: [ops.rows_of(positions, batch.sequence * config.hidden_size)],
             )[0]
             x = ops.add_rows(x, rows)
+            x = ops.dropout(x) if batch.has_dropout else x
         return x if not config.embedding_norm else self.norm("embed_norm", x, None, tokens)[0]
 
     def _finish(self, x: Tensor, residual: Tensor | None, batch: Batch) -> Tensor:
@@ -242,10 +245,14 @@ class _Layer:
     def _attention(self, x: Tensor, batch: Batch) -> Tensor:
         attention = partial(self._self_attention, batch=batch)
         (x,) = self._recomputed(ATTENTION_BLOCK, attention, x)
-        return self._branch_norm("attention_branch_norm", x, batch)
+        return self._branch_norm("attention_branch_norm", self._dropout(x, batch), batch)
 
     def _feed_forward(self, x: Tensor, batch: Batch) -> Tensor:
-        return self._branch_norm("mlp_branch_norm", self._mlp(x, batch), batch)
+        x = self._dropout(self._mlp(x, batch), batch)
+        return self._branch_norm("mlp_branch_norm", x, batch)
+
+    def _dropout(self, x: Tensor, batch: Batch) -> Tensor:
+        return self._model.ops.dropout(x) if batch.has_dropout else x
 
     def _branch_norm(self, name: str, x: Tensor, batch: Batch) -> Tensor:
         if not self._config.branch_norm:
@@ -290,9 +297,7 @@ class _Layer:
             rows=tokens * heads,
             workspace=attention_workspace(shard, batch, ops.is_gpu),
         )
-        (out,) = self._recomputed(
-            ATTENTION, lambda q, k, v: [attend(q, k, v)], query, key, value
-        )
+        (out,) = self._recomputed(ATTENTION, lambda q, k, v: [attend(q, k, v)], query, key, value)
         return ops.view(out)
 
     def _head_norm(self, name: str, x: Tensor, rows: int) -> Tensor:

@@ -64,8 +64,7 @@ def _deeper(few: Peaks, more: Peaks, layers: int) -> Peaks:
 def _linear(at: Peak, after_one: Peak, steps: int) -> Peak:
     """at + steps * (after_one - at), for each term."""
     terms = {
-        name: at.terms.get(name, 0)
-        + steps * (after_one.terms.get(name, 0) - at.terms.get(name, 0))
+        name: at.terms.get(name, 0) + steps * (after_one.terms.get(name, 0) - at.terms.get(name, 0))
         for name in {**at.terms, **after_one.terms}
     }
     return Peak(sum(terms.values()), terms)

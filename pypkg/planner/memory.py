@@ -107,7 +107,11 @@ def plan_memory(
                 tensor_rank=tensor_rank,
                 dtype_bytes=dtype_bytes,
                 is_gpu=device == "gpu",
-                batch=Batch(settings.per_device_train_batch_size, settings.max_seq_length),
+                batch=Batch(
+                    settings.per_device_train_batch_size,
+                    settings.max_seq_length,
+                    has_dropout=settings.hidden_dropout_prob > 0,
+                ),
                 startup=startup,
                 steady=steady,
                 sent_bytes=_input_bytes(settings, config) - _label_bytes(settings),
@@ -207,14 +211,16 @@ def _check(settings: Settings, degrees: Degrees, device: str) -> None:
         UserError: names what is not planned.
     """
     unplanned = {
-        f"virtual_pp_degree {degrees.virtual_stages}": degrees.virtual_stages > 1,
-        f"hidden_dropout_prob {settings.hidden_dropout_prob}": settings.hidden_dropout_prob > 0,
-        "use_flash_attention false": settings.use_flash_attention is False,
+        "virtual_pp_degree": degrees.virtual_stages > 1,
+        "use_flash_attention": settings.use_flash_attention is False,
+        "attention_backend": settings.attention_backend not in ("auto", "pypkg"),
+        "ops_backend": settings.ops_backend not in (None, "auto", "compiled"),
+        "matmul_precision": settings.matmul_precision != "float32",
         "recompute_use_reentrant": settings.recompute and settings.recompute_use_reentrant,
-        "16 bits on a CPU": device == "cpu" and not _is_wide(settings, device),
+        "bf16 or fp16 (on a CPU)": device == "cpu" and not _is_wide(settings, device),
     }
     if found := [name for name, is_used in unplanned.items() if is_used]:
         raise UserError(
-            f"memory is not planned yet for {', '.join(found)}; leave it out for a plan, or measure "
-            "a step of the run itself (peak_memory_gib in its log)"
+            f"memory is not planned yet for the value of {', '.join(found)}; plan with the default, "
+            "or read peak_memory_gib in the log of a run"
         )

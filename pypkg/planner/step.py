@@ -20,6 +20,8 @@ from pypkg.planner.zero import Stage0, Stage1, Stage2, UpdateLayout, fullest, ow
 
 UPDATE, TABLES = "update", "tables"
 _FLOAT = 4
+# Bytes; Paddle's allocator for GPUs rounds up to them (GpuMinChunkSize in its gpu_info.cc).
+_GPU_CHUNK = 256
 
 Peaks = Mapping[tuple[str, Part], Peak]  # by phase and part of the chunk
 
@@ -97,7 +99,7 @@ class _Step:
     def __init__(
         self, plan: StepPlan, shapes: Sequence[ParameterShape], expected: Sequence[str] = ()
     ) -> None:
-        self._plan, self.tape = plan, Tape()
+        self._plan, self.tape = plan, Tape(_GPU_CHUNK if plan.is_gpu else 1)
         self.tape.phase = FORWARD
         ops = Operators(self.tape, plan.dtype_bytes, plan.is_gpu)
         shard = Shard(plan.config, plan.degrees.tensor, plan.tensor_rank)

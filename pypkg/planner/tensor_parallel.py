@@ -111,8 +111,10 @@ class TensorParallel:
         if ops.is_gpu:  # c_embedding, which keeps the ids alone
             return self._all_reduce(ops.embedding(table, tokens * width))
         rows = ops.embedding(table, tokens * width)
-        out, mask, places = ops.like(rows, ACTIVATIONS), ops.new(tokens), ops.tape.empty(
-            8 * tokens, ACTIVATIONS
+        out, mask, places = (
+            ops.like(rows, ACTIVATIONS),
+            ops.new(tokens),
+            ops.tape.empty(8 * tokens, ACTIVATIONS),
         )
         kept = rows.detach()
 
