@@ -74,7 +74,7 @@ RULES = (
     Rule("pypkg.doctor", _ANYTHING),
     Rule("pypkg.checkpoint", _ANYTHING),
     Rule("pypkg.__main__"),  # runs the others by name
-    Rule("pypkg.plan", ("pypkg.config", _ARCHITECTURE, "pypkg.planner", "pypkg.console.logs")),
+    Rule("pypkg.plan", _ANYTHING),
 )  # fmt: skip
 # The rooms of a package from the highest to the lowest: a module imports from its own room and from
 # those below it. What a package lacks here has no rooms.
@@ -115,7 +115,8 @@ WITHOUT_PADDLE = ("pypkg", "pypkg.device.attention_choice", "pypkg.device.attent
                   "pypkg.models.architecture.layer_split",
                   "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.weights.tp_shards",
                   "pypkg.parallel.mesh", "pypkg.convert", "pypkg.checkpoint", "pypkg.preprocess",
-                  "pypkg.pretrain", "pypkg.supervise", "pypkg.doctor", "pypkg.__main__",
+                  "pypkg.pretrain", "pypkg.supervise", "pypkg.doctor", "pypkg.plan",
+                  "pypkg.__main__",
                   "pypkg.console.completion")  # fmt: skip
 
 

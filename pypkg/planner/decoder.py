@@ -27,11 +27,13 @@ class Batch:
 
     Attributes:
         rows, sequence: its shape in tokens.
+        has_dropout: whether hidden states are dropped out.
         positions: what rotations keep of its positions.
     """
 
     rows: int
     sequence: int
+    has_dropout: bool = False
     positions: Tensor | None = None
 
     @property
@@ -63,7 +65,8 @@ class Decoder:
     Args:
         parameters: by name.
         call: runs its layers.
-        recompute: granularity by layer number; "" for those that recompute nothing.
+        begin_recompute: called before layers run again, with the name of the last of them.
+        recompute: granularity of each layer; "": it recomputes nothing.
     """
 
     def __init__(
@@ -74,13 +77,14 @@ class Decoder:
         degrees: Degrees,
         parameters: Mapping[str, Parameter],
         call: Call = run_directly,
-        recompute: Mapping[int, str] | None = None,
+        begin_recompute: Callable[[str], None] = lambda last: None,
+        recompute: Sequence[str] = (),
     ) -> None:
         self.ops, self.shard, self.config, self.chunk = ops, shard, shard.config, chunk
         self.tp = TensorParallel(ops, degrees)
-        self.parameters, self.call = parameters, call
-        self.layers = [_Layer(self, number, (recompute or {}).get(number, ""))
-                       for number in chunk.layers]  # fmt: skip
+        self.parameters, self.call, self.begin_recompute = parameters, call, begin_recompute
+        choices = recompute or [""] * len(chunk.layers)
+        self.layers = [_Layer(self, *each) for each in zip(chunk.layers, choices, strict=True)]
         self._hook_gradients()
 
     def _hook_gradients(self) -> None:
@@ -172,6 +176,7 @@ class Decoder:
                 lambda: [ops.rows_of(positions, batch.sequence * config.hidden_size)],
             )[0]
             x = ops.add_rows(x, rows)
+            x = ops.dropout(x) if batch.has_dropout else x
         return x if not config.embedding_norm else self.norm("embed_norm", x, None, tokens)[0]
 
     def _finish(self, x: Tensor, residual: Tensor | None, batch: Batch) -> Tensor:
@@ -194,13 +199,24 @@ class _Layer:
     def __init__(self, model: Decoder, number: int, recompute: str) -> None:
         self._model, self._config, self._shard = model, model.config, model.shard
         self._name, self._recompute = f"layers.{number}", recompute
+        # Paddle recomputes when the first operator of a backward pass asks for what it has saved,
+        # which the layer of the output does.
+        last = "mlp_branch_norm" if self._config.branch_norm else "mlp.down_proj"
+        if self._config.residual == "post":
+            last = "post_attention_layernorm"
+        lasts = {FULL: last, ATTENTION_BLOCK: "self_attn.o_proj"}
+        self._begin = {
+            granularity: partial(model.begin_recompute, f"{self._name}.{name}")
+            for granularity, name in lasts.items()
+        }
 
     def _recomputed(
         self, granularity: str, function: Callable[..., Sequence[Tensor | None]], *inputs
     ):
         if self._recompute != granularity:
             return function(*inputs)
-        return self._model.ops.tape.recomputed(function, inputs)
+        begin = self._begin.get(granularity, lambda: None)
+        return self._model.ops.tape.recomputed(function, inputs, begin)
 
     def __call__(self, x: Tensor, residual: Tensor | None, batch: Batch) -> State:
         return self._recomputed(FULL, partial(self._forward, batch=batch), x, residual)
@@ -229,10 +245,14 @@ class _Layer:
     def _attention(self, x: Tensor, batch: Batch) -> Tensor:
         attention = partial(self._self_attention, batch=batch)
         (x,) = self._recomputed(ATTENTION_BLOCK, attention, x)
-        return self._branch_norm("attention_branch_norm", x, batch)
+        return self._branch_norm("attention_branch_norm", self._dropout(x, batch), batch)
 
     def _feed_forward(self, x: Tensor, batch: Batch) -> Tensor:
-        return self._branch_norm("mlp_branch_norm", self._mlp(x, batch), batch)
+        x = self._dropout(self._mlp(x, batch), batch)
+        return self._branch_norm("mlp_branch_norm", x, batch)
+
+    def _dropout(self, x: Tensor, batch: Batch) -> Tensor:
+        return self._model.ops.dropout(x) if batch.has_dropout else x
 
     def _branch_norm(self, name: str, x: Tensor, batch: Batch) -> Tensor:
         if not self._config.branch_norm:
@@ -277,9 +297,7 @@ class _Layer:
             rows=tokens * heads,
             workspace=attention_workspace(shard, batch, ops.is_gpu),
         )
-        (out,) = self._recomputed(
-            ATTENTION, lambda q, k, v: [attend(q, k, v)], query, key, value
-        )
+        (out,) = self._recomputed(ATTENTION, lambda q, k, v: [attend(q, k, v)], query, key, value)
         return ops.view(out)
 
     def _head_norm(self, name: str, x: Tensor, rows: int) -> Tensor:

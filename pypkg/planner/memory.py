@@ -11,8 +11,8 @@ from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.layer_split import ModelChunk, cut
 from pypkg.parallel.mesh import Degrees
 from pypkg.planner.decoder import Batch
-from pypkg.planner.extension import extended_step
-from pypkg.planner.step import StepPlan, sharding_rank
+from pypkg.planner.extension import extended_passes
+from pypkg.planner.step import StepPlan, run_update, sharding_rank
 from pypkg.planner.zero import UpdateLayout
 
 # The terms of a peak, in the order of a table. A term that takes nothing is left out of a plan.
@@ -96,20 +96,25 @@ def plan_memory(
     dtype_bytes = 4 if _is_wide(settings, device) else 2
     chunks = cut(config.num_hidden_layers, degrees.pipeline, degrees.virtual_stages)
     ranks = []
-    for stage in range(degrees.pipeline):
+    for stage, chunk in enumerate(chunks):
+        recompute = recomputed_layers(settings, chunk, degrees.pipeline)
+        startup, steady = _different_passes(settings, degrees.pipeline, stage)
         for tensor_rank in _different_shards(config, degrees.tensor):
             step = StepPlan(
                 config=config,
-                chunk=chunks[stage],
+                chunk=replace(chunk, layers=range(len(chunk.layers))),
                 degrees=degrees,
-                pipeline_rank=stage,
                 tensor_rank=tensor_rank,
                 dtype_bytes=dtype_bytes,
                 is_gpu=device == "gpu",
-                batch=Batch(settings.per_device_train_batch_size, settings.max_seq_length),
-                micro_batches=settings.gradient_accumulation_steps,
-                input_bytes=_input_bytes(settings, config),
-                label_bytes=8 * settings.per_device_train_batch_size * settings.max_seq_length,
+                batch=Batch(
+                    settings.per_device_train_batch_size,
+                    settings.max_seq_length,
+                    has_dropout=settings.hidden_dropout_prob > 0,
+                ),
+                startup=startup,
+                steady=steady,
+                sent_bytes=_input_bytes(settings, config) - _label_bytes(settings),
                 stage=_zero_stage(settings, degrees),
                 update=UpdateLayout(
                     sharding=degrees.sharding,
@@ -118,23 +123,40 @@ def plan_memory(
                     reduces_once=settings.reduces_once,
                     offloads=settings.offloads_optimizer,
                 ),
-                recompute=recomputed_layers(settings, chunks[stage], degrees.pipeline),
+                recompute=recompute,
             )
-            ranks.append(_rank_memory(stage, tensor_rank, step))
+            inputs = settings.gradient_accumulation_steps * _input_bytes(settings, config)
+            ranks.append(_rank_memory(stage, step, inputs))
     return MemoryPlan(degrees, tuple(ranks))
 
 
-def _rank_memory(stage: int, tensor_rank: int, step: StepPlan) -> RankMemory:
+def _rank_memory(stage: int, step: StepPlan, inputs: int) -> RankMemory:
+    """Adds what is there in all passes, ``inputs`` bytes, and all the time, the state."""
     owner = sharding_rank(step)
-    found = extended_step(replace(step, update=replace(step.update, rank=owner)))
-    state = sum(found.state.values())
-    phases = dict.fromkeys(PHASES, 0)
-    for (phase, _), peak in found.peaks.items():
-        phases[phase] = max(phases[phase], peak.total + state)
-    highest = max(found.peaks.values(), key=lambda peak: peak.total)
-    terms = {**highest.terms, **found.state}
-    ordered = {name: terms[name] for name in TERMS if terms.get(name)}
-    return RankMemory(stage, tensor_rank, ordered, phases)
+    step = replace(step, update=replace(step.update, rank=owner))
+    update, state = run_update(step)
+    found = [
+        (phase, {**peak.terms, "inputs": peak.terms.get("inputs", 0) + inputs})
+        for (phase, _), peak in extended_passes(step).items()
+    ]
+    found.append((PHASES[-1], update.terms))
+    phases, highest = dict.fromkeys(PHASES, 0), {}
+    for phase, terms in found:
+        with_state = {**terms, **state, "moments": state["moments"] + terms.get("moments", 0)}
+        total = sum(with_state.values())
+        if total > max(phases.values()):
+            highest = with_state
+        phases[phase] = max(phases[phase], total)
+    ordered = {name: highest[name] for name in TERMS if highest.get(name)}
+    return RankMemory(stage, step.tensor_rank, ordered, phases)
+
+
+def _different_passes(settings: Settings, stages: int, stage: int) -> tuple[int, int]:
+    """``startup`` and ``steady`` of a stage: the second of the steady micro batches finds the
+    gradients of the first, and the others are like it."""
+    micro_batches = settings.gradient_accumulation_steps
+    startup = min(stages - stage - 1, micro_batches)
+    return startup, min(micro_batches - startup, 2)
 
 
 def _different_shards(config: ModelConfig, degree: int) -> Iterable[int]:
@@ -154,6 +176,10 @@ def _is_wide(settings: Settings, device: str) -> bool:
     return not (settings.fp16 or (settings.bf16 if settings.bf16 is not None else device == "gpu"))
 
 
+def _label_bytes(settings: Settings) -> int:
+    return settings.per_device_train_batch_size * settings.max_seq_length * 8
+
+
 def _input_bytes(settings: Settings, config: ModelConfig) -> int:
     """A micro batch on the device (data/loading/loader.py)."""
     rows, length = settings.per_device_train_batch_size, settings.max_seq_length
@@ -166,16 +192,17 @@ def _input_bytes(settings: Settings, config: ModelConfig) -> int:
     return total + settings.reset_position_ids * tokens * int64
 
 
-def recomputed_layers(settings: Settings, chunk: ModelChunk, pipeline: int) -> dict[int, str]:
-    """The granularity of each layer that recomputes (training/step/activations.py)."""
+def recomputed_layers(settings: Settings, chunk: ModelChunk, pipeline: int) -> tuple[str, ...]:
+    """The granularity of each layer, or "" (training/step/activations.py)."""
     interval = settings.pp_recompute_interval if pipeline > 1 else 1
-    if not settings.recompute or interval < 1:
-        return {}
-    return {
-        number: settings.recompute_granularity
+
+    def is_due(place: int, number: int) -> bool:
+        return interval > 0 and place % interval == 0 and number not in settings.no_recompute_layers
+
+    return tuple(
+        settings.recompute_granularity if settings.recompute and is_due(place, number) else ""
         for place, number in enumerate(chunk.layers)
-        if place % interval == 0 and number not in settings.no_recompute_layers
-    }
+    )
 
 
 def _check(settings: Settings, degrees: Degrees, device: str) -> None:
@@ -184,14 +211,16 @@ def _check(settings: Settings, degrees: Degrees, device: str) -> None:
         UserError: names what is not planned.
     """
     unplanned = {
-        f"virtual_pp_degree {degrees.virtual_stages}": degrees.virtual_stages > 1,
-        f"hidden_dropout_prob {settings.hidden_dropout_prob}": settings.hidden_dropout_prob > 0,
-        "use_flash_attention false": settings.use_flash_attention is False,
+        "virtual_pp_degree": degrees.virtual_stages > 1,
+        "use_flash_attention": settings.use_flash_attention is False,
+        "attention_backend": settings.attention_backend not in ("auto", "pypkg"),
+        "ops_backend": settings.ops_backend not in (None, "auto", "compiled"),
+        "matmul_precision": settings.matmul_precision != "float32",
         "recompute_use_reentrant": settings.recompute and settings.recompute_use_reentrant,
-        "16 bits on a CPU": device == "cpu" and not _is_wide(settings, device),
+        "bf16 or fp16 (on a CPU)": device == "cpu" and not _is_wide(settings, device),
     }
     if found := [name for name, is_used in unplanned.items() if is_used]:
         raise UserError(
-            f"memory is not planned yet for {', '.join(found)}; leave it out for a plan, or measure "
-            "a step of the run itself (peak_memory_gib in its log)"
+            f"memory is not planned yet for the value of {', '.join(found)}; plan with the default, "
+            "or read peak_memory_gib in the log of a run"
         )

@@ -218,6 +218,18 @@ class Operators:
         self.tape.record([x], [out], lambda incoming: [self._passed_on(incoming[0])])
         return out
 
+    def dropout(self, x: Tensor) -> Tensor:
+        """x with random zeros; the mask is kept, a byte for each element."""
+        out = self.like(x, ACTIVATIONS)
+        mask = self.tape.empty(self._elements(x), ACTIVATIONS)
+
+        def backward(incoming: list[Tensor | None], mask: Tensor = mask) -> Gradients:
+            return [self._passed_on(incoming[0])]
+
+        del mask
+        self.tape.record([x], [out], backward)
+        return out
+
     def embedding(self, weight: Parameter, elements: int) -> Tensor:
         """Rows of a table."""
         out = self.new(elements)
@@ -228,7 +240,7 @@ class Operators:
         """The first rows of a table, a view; the gradient is a whole table."""
         out = Tensor(elements * self.dtype_bytes, table.memory)
         self.tape.record([table], [out], lambda incoming: [self.like(table)])
-        return out
+        return self.view(out)  # with an axis for the batch
 
     def add_rows(self, x: Tensor, rows: Tensor) -> Tensor:
         """x + rows, for each row of the batch."""
@@ -276,10 +288,13 @@ class Operators:
             statistics = [self.floats(count, LOGITS) for _ in range(5 if is_divided else 2)]
             losses.append(statistics.pop())
             del statistics
-            self.new(count * width, GRADIENTS)  # the product, which goes to its rows of dhidden
+            # The product goes to its rows of dhidden, which takes another copy (set_value).
+            self.new(2 * count * width, GRADIENTS)
             if dweight is None:
                 product = None if adds_in_place else self.new(elements, GRADIENTS)
-                dweight = product if self.dtype_bytes == _FLOAT else self.floats(elements, GRADIENTS)
+                dweight = (
+                    product if self.dtype_bytes == _FLOAT else self.floats(elements, GRADIENTS)
+                )
                 del product
             elif not adds_in_place:
                 narrow = self.new(elements, GRADIENTS)

@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from math import prod
+from dataclasses import replace
 
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.layer_split import ModelChunk
+from pypkg.models.architecture.parameter_shapes import ParameterShape, whole_parameters
 from pypkg.models.weights.tp_shards import tp_shard
-
-
-@dataclass(frozen=True)
-class ParameterShape:
-    """A parameter of a rank.
-
-    Attributes:
-        name: in the layout of this package.
-        shape: of the TP shard that the rank holds.
-        layer: number of its layer in the model; None outside the layers.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    layer: int | None
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
 
 
 def parameters(
@@ -40,70 +19,10 @@ def parameters(
         degree, rank: of the tensor-parallel group.
     """
     found = []
-    for name, shape, layer in _whole(config, chunk):
-        shard = tp_shard(config, name, degree, rank)
+    for whole in whole_parameters(config, chunk):
+        shard = tp_shard(config, whole.name, degree, rank)
         if shard is not None:
-            shape = (*shape[: shard.axis], shard.length, *shape[shard.axis + 1 :])
-        found.append(ParameterShape(name, shape, layer))
+            before, after = whole.shape[: shard.axis], whole.shape[shard.axis + 1 :]
+            whole = replace(whole, shape=(*before, shard.length, *after))
+        found.append(whole)
     return found
-
-
-_Named = tuple[str, tuple[int, ...], int | None]
-
-
-def _whole(config: ModelConfig, chunk: ModelChunk) -> Iterator[_Named]:
-    """Name, shape and layer of each whole parameter, in the order of models/decoder.py."""
-    hidden, width, vocabulary = config.hidden_size, config.embedding_size, config.vocab_size
-    is_first, is_last, is_tied = chunk.is_first, chunk.is_last, config.tie_word_embeddings
-    if is_first or (is_last and is_tied):
-        yield "embed_tokens.weight", (vocabulary, width), None
-    if is_first and width != hidden:
-        yield "project_in.weight", (width, hidden), None
-    if is_first and config.position_embedding == "learned":
-        rows = config.max_position_embeddings + config.position_offset
-        yield "embed_positions.weight", (rows, hidden), None
-    if is_first and config.embedding_norm:
-        yield from _norm(config, "embed_norm", None)
-    for number in chunk.layers:
-        yield from _layer(config, number)
-    if is_last and config.final_norm:
-        yield from _norm(config, "norm", None)
-    if is_last and width != hidden:
-        yield "project_out.weight", (hidden, width), None
-    if is_last and not is_tied:
-        yield "lm_head.weight", (vocabulary, width), None
-
-
-def _layer(config: ModelConfig, number: int) -> Iterator[_Named]:
-    at, hidden, ffn = f"layers.{number}.", config.hidden_size, config.intermediate_size
-    attention, mlp = f"{at}self_attn.", f"{at}mlp."
-    up = 2 * ffn if config.gated_mlp else ffn
-    qkv = config.query_size + 2 * config.key_value_size
-    yield from _norm(config, f"{at}input_layernorm", number)
-    yield from _linear(f"{attention}qkv_proj", hidden, qkv, config.qkv_bias, number)
-    output_bias = config.attention_output_bias
-    yield from _linear(f"{attention}o_proj", config.query_size, hidden, output_bias, number)
-    if config.qk_norm:
-        yield f"{attention}q_norm.weight", (config.head_dim,), number
-        yield f"{attention}k_norm.weight", (config.head_dim,), number
-    yield from _norm(config, f"{at}post_attention_layernorm", number)
-    name = "gate_up_proj" if config.gated_mlp else "up_proj"
-    yield from _linear(f"{mlp}{name}", hidden, up, config.mlp_bias, number)
-    yield from _linear(f"{mlp}down_proj", ffn, hidden, config.mlp_bias, number)
-    if config.branch_norm:
-        yield from _norm(config, f"{at}attention_branch_norm", number)
-        yield from _norm(config, f"{at}mlp_branch_norm", number)
-
-
-def _norm(config: ModelConfig, name: str, layer: int | None) -> Iterator[_Named]:
-    yield f"{name}.weight", (config.hidden_size,), layer
-    if config.norm == "layer_norm":
-        yield f"{name}.bias", (config.hidden_size,), layer
-
-
-def _linear(
-    name: str, inputs: int, outputs: int, has_bias: bool, layer: int | None
-) -> Iterator[_Named]:
-    yield f"{name}.weight", (inputs, outputs), layer
-    if has_bias:
-        yield f"{name}.bias", (outputs,), layer

@@ -39,23 +39,19 @@ class Schedule:
     Args:
         decoder: the model chunk of the stage.
         sent_bytes: of the inputs that go along with the residual stream.
-        stage, stages: index and number of pipeline stages.
     """
 
-    def __init__(
-        self, decoder: Decoder, batch: Batch, sent_bytes: int, stage: int, stages: int
-    ) -> None:
+    def __init__(self, decoder: Decoder, batch: Batch, sent_bytes: int) -> None:
         self._decoder, self._batch, self._sent_bytes = decoder, batch, sent_bytes
-        self._stage, self._stages = stage, stages
         self._tape: Tape = decoder.ops.tape
 
-    def startup_steps(self, micro_batches: int) -> int:
-        """Forward passes before the first backward pass."""
-        return min(self._stages - self._stage - 1, micro_batches)
+    def run(self, startup: int, steady: int) -> None:
+        """The passes of a step.
 
-    def run(self, micro_batches: int) -> None:
-        """All passes of a step."""
-        startup = self.startup_steps(micro_batches)
+        Args:
+            startup: forward passes before the first backward pass.
+            steady: pairs of a forward and a backward pass after these.
+        """
         inputs: list[_Message | None] = []
         outputs: list[_Message | Tensor] = []
         for _ in range(startup):
@@ -64,8 +60,8 @@ class Schedule:
             inputs.append(received)
             outputs.append(output)
             self._release(output)
-        received = self._receive() if micro_batches > startup else None
-        for step in range(micro_batches - startup):
+        received = self._receive() if steady else None
+        for step in range(steady):
             output = self._forward(received)
             gradient = self._receive_gradient()
             inputs.append(received)
@@ -73,7 +69,7 @@ class Schedule:
             self._release(output)
             received, output = inputs.pop(0), outputs.pop(0)
             sent = self._backward(received, output, gradient)
-            received = None if step == micro_batches - startup - 1 else self._receive()
+            received = None if step == steady - 1 else self._receive()
         for _ in range(startup):
             received, output = inputs.pop(0), outputs.pop(0)
             gradient = self._receive_gradient()
@@ -81,7 +77,7 @@ class Schedule:
         del sent
 
     def _receive(self) -> _Message | None:
-        if self._stage == 0:
+        if self._decoder.chunk.is_first:
             return None
         self._tape.enter(EMBEDDING, FORWARD)
         elements = self._decoder.tp.tokens(self._batch.tokens) * self._decoder.config.hidden_size
@@ -101,7 +97,7 @@ class Schedule:
             output.clear()
 
     def _receive_gradient(self) -> Tensor | None:
-        if self._stage == self._stages - 1:
+        if self._decoder.chunk.is_last:
             return None
         self._tape.enter(HEAD, BACKWARD)
         elements = self._decoder.tp.tokens(self._batch.tokens) * self._decoder.config.hidden_size

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from pypkg.models.architecture.parameter_shapes import ParameterShape
 from pypkg.planner.operators import ACTIVATIONS, COMMUNICATION, GRADIENTS, Operators
-from pypkg.planner.parameters import ParameterShape
 from pypkg.planner.tape import Gradients, Parameter, Tensor
 from pypkg.planner.zero import IN_FLIGHT, WEIGHTS, Stage0, UpdateLayout, aligned
 
@@ -39,9 +39,12 @@ class Stage3(Stage0):
         self._full_gradients: dict[str, Tensor] = {}
         self._coming: dict[str, Tensor] = {}
         self._reductions: deque[tuple[str, list[Tensor]]] = deque()
+        # On a CPU the task of gloo's all-gather, which fleet keeps, holds the slice.
+        self._held_by_tasks: dict[str, Tensor] = {}
         self._uses: dict[str, int] = {}
         self._layers: dict[str, list[str]] = {}
         self._expected, self.order = list(expected), []
+        self._prepared = ""  # the layer whose backward pass is prepared
         super().__init__(ops, shapes, layout)
         whole = [each for each in shapes if not self._is_sliced(each)]
         size = sum(aligned(each.size, ops.dtype_bytes) for each in whole)
@@ -104,17 +107,28 @@ class Stage3(Stage0):
         copies = [self._ops.like(each, ACTIVATIONS) for each in outputs]
 
         def backward(incoming: list[Tensor | None]) -> Gradients:
-            self._fetch(name)
-            self._need(name)
-            for each in self._layers[name]:
-                if each not in self._full_gradients:
-                    self._full_gradients[each] = self._whole(each, GRADIENTS, self._gradient_bytes)
-                    if not self._layout.has_main_grad:
-                        self.parameters[each].gradient = self._full_gradients[each].detach()
+            if name == self._prepared:
+                self._prepared = ""
+            else:
+                self._prepare(name)
             return incoming
 
         self._ops.tape.record(outputs, copies, backward)
         return copies
+
+    def _prepare(self, layer: str) -> None:
+        """Weights and gradients for the backward pass of ``layer``."""
+        self._fetch(layer)
+        self._need(layer)
+        for name in self._layers[layer]:
+            if name not in self._full_gradients:
+                self._full_gradients[name] = self._whole(name, GRADIENTS, self._gradient_bytes)
+                if not self._layout.has_main_grad:
+                    self.parameters[name].gradient = self._full_gradients[name].detach()
+
+    def begin_recompute(self, last: str) -> None:
+        self._prepare(last)
+        self._prepared = last
 
     def _whole(self, name: str, term: str, item: int) -> Tensor:
         return self._ops.tape.empty(self._sizes[name] * self._layout.sharding * item, term)
@@ -137,7 +151,9 @@ class Stage3(Stage0):
 
     def _take(self, name: str, whole: Tensor) -> None:
         self.parameters[name].memory = whole.memory
-        del self._slices[name]
+        part = self._slices.pop(name)
+        if not self._ops.is_gpu:
+            self._held_by_tasks[name] = part
 
     def _need(self, layer: str) -> None:
         """Fleet's _allgather_buffer."""
@@ -156,6 +172,7 @@ class Stage3(Stage0):
     def _drop(self, name: str) -> None:
         item = self._ops.dtype_bytes
         self._slices[name] = self._ops.tape.empty(self._sizes[name] * item, WEIGHTS)
+        self._held_by_tasks.pop(name, None)
         self.parameters[name].clear()
 
     def _reduce(self, parameter: Parameter) -> None:
@@ -166,7 +183,7 @@ class Stage3(Stage0):
             while len(self._reductions) >= IN_FLIGHT:
                 self._add_first_reduction()
             own = tape.empty(gradient.num_bytes // self._layout.sharding, GRADIENTS)
-            if not self._ops.is_gpu:
+            if not self._ops.is_gpu:  # reduce_scatter_tensor of parallel/gloo sums a copy
                 self._ops.like(gradient, COMMUNICATION)
             self._reductions.append((name, [own, gradient]))
             parameter.clear_gradient()

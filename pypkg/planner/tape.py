@@ -273,11 +273,15 @@ class Tape:
         del graph
 
     def recomputed(
-        self, function: Callable[..., Sequence[Tensor | None]], inputs: Sequence[Tensor | None]
+        self,
+        function: Callable[..., Sequence[Tensor | None]],
+        inputs: Sequence[Tensor | None],
+        begin: Callable[[], None] = lambda: None,
     ) -> list[Tensor | None]:
         """``function(*inputs)``, of which only the inputs are kept until the backward pass.
 
-        That runs it again and then its backward pass, whose parameters accumulate gradients.
+        That calls ``begin``, runs the function again and then its backward pass, whose parameters
+        accumulate gradients.
         """
         if not self.is_recording:
             return list(function(*inputs))
@@ -286,6 +290,7 @@ class Tape:
         kept = [None if each is None else each.detach() for each in inputs]
 
         def backward(incoming: list[Tensor | None]) -> Gradients:
+            begin()
             leaves = [None if each is None else leaf_of(each, self.part) for each in kept]
             again = list(function(*leaves))
             present = [each for each in again if each is not None]

@@ -111,8 +111,10 @@ class TensorParallel:
         if ops.is_gpu:  # c_embedding, which keeps the ids alone
             return self._all_reduce(ops.embedding(table, tokens * width))
         rows = ops.embedding(table, tokens * width)
-        out, mask, places = ops.like(rows, ACTIVATIONS), ops.new(tokens), ops.tape.empty(
-            8 * tokens, ACTIVATIONS
+        out, mask, places = (
+            ops.like(rows, ACTIVATIONS),
+            ops.new(tokens),
+            ops.tape.empty(8 * tokens, ACTIVATIONS),
         )
         kept = rows.detach()
 
@@ -186,15 +188,18 @@ class TensorParallel:
     def _scattered(self, whole: Tensor) -> Tensor:
         """The part of this rank of the sum over the group."""
         out = self._ops.tape.empty(whole.num_bytes // self.degree, GRADIENTS)
-        if not self._ops.is_gpu:  # reduce_scatter_tensor of parallel/gloo/collectives.py
-            self._ops.like(whole, COMMUNICATION)
+        self._sum_a_copy(whole.num_bytes)
         return out
+
+    def _sum_a_copy(self, size: int) -> None:
+        """reduce_scatter_tensor of parallel/gloo/collectives.py: a copy is summed and cut."""
+        if not self._ops.is_gpu:
+            self._ops.tape.empty(size + size // self.degree, COMMUNICATION)
 
     def _reduce_scatter(self, x: Tensor) -> Tensor:
         ops, size = self._ops, x.num_bytes
         out = ops.tape.empty(size // self.degree, ACTIVATIONS)
-        if not ops.is_gpu:
-            ops.like(x, COMMUNICATION)
+        self._sum_a_copy(size)
         ops.tape.record([x], [out], lambda incoming: [ops.tape.empty(size, GRADIENTS)])
         return out
 

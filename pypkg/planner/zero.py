@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from pypkg.models.architecture.parameter_shapes import ParameterShape
 from pypkg.planner.operators import COMMUNICATION, GRADIENTS, WORKSPACE, Operators
-from pypkg.planner.parameters import ParameterShape
 from pypkg.planner.tape import Parameter, Tensor
 
 WEIGHTS, MASTER_WEIGHTS, MOMENTS, BUCKETS = "weights", "master weights", "moments", "buckets"
@@ -110,15 +110,18 @@ class Stage0:
         """Runs a layer."""
         return function()
 
+    def begin_recompute(self, last: str) -> None:
+        """Layers up to ``last`` are about to run again: its backward pass has begun."""
+
     def owned(self) -> list[ParameterShape]:
         """What this rank updates; a slice has the size of the slice."""
         return list(self._shapes)
 
     def state(self) -> dict[str, int]:
         """Bytes of optimizer state by term; on a CPU with AdamW's two powers of each parameter."""
-        if self._layout.offloads:
-            return {}
         elements = sum(each.size for each in self.owned())
+        if self._layout.offloads:
+            elements = 0
         masters = elements * _FLOAT if self._ops.dtype_bytes < _FLOAT else 0
         powers = 0 if self._ops.is_gpu else 2 * _FLOAT * len(self.owned())
         return {MASTER_WEIGHTS: masters, MOMENTS: 2 * elements * _FLOAT + powers}
@@ -150,12 +153,13 @@ class Stage0:
             parameter.clear_gradient()
 
     def _average(self, sizes: Iterable[int]) -> None:
-        """data_parallel.py: one bucket at a time is copied, unless it is one gradient."""
+        """data_parallel.py: one bucket at a time is joined, and split, which copies, unless it is
+        one gradient."""
         held, count = 0, 0
         for size in (*(each * self._gradient_bytes for each in sizes), BUCKET_BYTES):
             if count and held + size > BUCKET_BYTES:
                 if count > 1:
-                    self._ops.tape.empty(held, BUCKETS)
+                    self._ops.tape.empty(2 * held, BUCKETS)
                 held, count = 0, 0
             held, count = held + size, count + 1
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 from tiny_configs import tiny
 
 from pypkg.config import Settings
@@ -14,6 +11,7 @@ from pypkg.models.architecture.config import ModelConfig
 from pypkg.parallel.mesh import Degrees
 from pypkg.planner.memory import MemoryPlan, plan_memory
 
+TOLERANCE = 0.02  # of what is measured
 MEASURED_STEP = 2  # the third: it has optimizer state, and stage 3 predicts its order
 # What takes most: rows of a micro batch, tokens in a row, micro batches, and changes of the model.
 SIZES: dict[str, dict[str, Any]] = {
@@ -31,11 +29,12 @@ LAYOUTS: dict[str, tuple[dict[str, Any], str]] = {
     "tp2+sp": ({"tensor": 2, "sequence_parallel": True}, ""),
     "pp2": ({"pipeline": 2}, ""),
 }
+DEEP = {"pp5": ({"pipeline": 5}, "")}  # beside LAYOUTS, not measured
 GRANULARITIES = ("", "full", "full_attn", "core_attn")
 
 
 def case_of(family: str, layout: str, granularity: str, size: str, layers: int = 2) -> dict:
-    degrees, sharding = LAYOUTS[layout]
+    degrees, sharding = {**LAYOUTS, **DEEP}[layout]
     return {"family": family, "layout": layout, "degrees": degrees, "sharding": sharding,
             "granularity": granularity, "size": size, "layers": layers}  # fmt: skip
 
@@ -48,7 +47,8 @@ def config_of(case: dict[str, Any]) -> ModelConfig:
     return config.replace(**changes)
 
 
-def settings_of(case: dict[str, Any]) -> Settings:
+def settings_of(case: dict[str, Any], **changes: Any) -> Settings:
+    """The settings of a case, and ``changes``."""
     size, degrees = SIZES[case["size"]], case["degrees"]
     micro_batches = max(size["micro_batches"], 2 * degrees.get("pipeline", 1) - 1)
     return Settings(
@@ -61,6 +61,7 @@ def settings_of(case: dict[str, Any]) -> Settings:
         sharding=(case["sharding"],) if case["sharding"] else (),
         tensor_parallel_degree=degrees.get("tensor", 1),
         pipeline_parallel_degree=degrees.get("pipeline", 1),
+        **changes,
     )
 
 

@@ -17,6 +17,7 @@ from pypkg.planner.time.layer_time import OURS, Batch, Implementation, LayerTime
 # by `pypkg bench train-step --host-time` (docs/benchmarks.md). A device that is faster waits.
 HOST_SECONDS_PER_LAYER = 1.11e-3
 _HOST_RATE = 20e9  # bytes per second between a GPU and host memory; PCIe 4.0 x16 has 32e9
+_HOP = 5e-6  # seconds from a rank of a ring to the next, assumed
 _DISK_RATE = 1e9  # bytes per second at which a checkpoint is written, assumed
 # The terms of a step, in the order of a table.
 TERMS = (
@@ -181,7 +182,8 @@ class _Step:
         settings, layer = self._settings, self._layer
         layers = sum(len(chunk.layers) for chunk in chunks)
         again = sum(
-            len(recomputed_layers(settings, chunk, self._degrees.pipeline)) for chunk in chunks
+            sum(map(bool, recomputed_layers(settings, chunk, self._degrees.pipeline)))
+            for chunk in chunks
         )
         parts = {
             "full": layer.forward,
@@ -221,19 +223,24 @@ class _Step:
             reduce, send = (each * n * (z - 1) / z / rate for each in (gradient, width))
             if stage == 3:
                 gathers = 3 if settings.recompute else 2
-                exposed = m * max(0.0, gathers * send + reduce - work)
+                hops = (gathers + 1) * self._operations() * (z - 1) * _HOP
+                exposed = m * max(0.0, gathers * send + reduce + hops - work)
             elif settings.reduces_once:
                 exposed = max(0.0, reduce - backward) + send
             elif stage == 2:
                 overlap = backward if self._made.gradients_overlap else 0.0
                 exposed = m * max(0.0, reduce - overlap) + send
             else:
-                exposed = reduce + send
+                exposed = reduce + send + 2 * self._operations() * (z - 1) * _HOP
         if d > 1:
             held = n / z if stage >= 2 else n
             rate = self._cluster.rate(self._stride("data"), d)
             exposed += 2 * gradient * held * (d - 1) / d / rate
         return exposed
+
+    def _operations(self) -> int:
+        """Matrices of a rank: each is reduced, sent and gathered by itself in stages 1 and 3."""
+        return 4 * self._config.num_hidden_layers // self._degrees.pipeline + 2
 
     def _update(self) -> float:
         """AdamW reads and writes 24 bytes of state, reads a gradient and writes a weight."""
