@@ -39,7 +39,9 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     "Reference": (
         Command("config", "pypkg.config.__main__", "settings of pretrain, all or by name"),
         Command("bench", "pypkg.bench.__main__", "benchmarks of operators, steps and data"),
-        Command("completion", "pypkg.completion", "completion script for bash, zsh or fish"),
+        Command(
+            "completion", "pypkg.console.completion", "completion script for bash, zsh or fish"
+        ),
     ),
 }
 COMMANDS = {command.name: command for group in GROUPS.values() for command in group}

@@ -12,11 +12,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pypkg.checksums import SealError
-from pypkg.command_line import exit_code
+from pypkg.console.command_line import exit_code
+from pypkg.console.logs import configure_logging
+from pypkg.console.markdown import table
 from pypkg.errors import UserError
-from pypkg.logs import configure_logging
-from pypkg.markdown import table
+from pypkg.files.checksums import SealError
 from pypkg.training.checkpoint.folders import DAMAGED_PREFIX, checkpoints, is_marked
 from pypkg.training.checkpoint.manifest import MANIFEST_FILE, Manifest, read_manifest
 from pypkg.training.checkpoint.merge import merge

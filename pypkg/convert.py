@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pypkg.command_line import exit_code
+from pypkg.console.command_line import exit_code
+from pypkg.console.logs import configure_logging
 from pypkg.device.threads import import_paddle
-from pypkg.file_handles import raise_limit
-from pypkg.logs import configure_logging
+from pypkg.files.file_handles import raise_limit
 
 if TYPE_CHECKING:
     from pypkg.conversion.converter import Converted

@@ -13,13 +13,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pypkg.command_line import exit_code
+from pypkg.console.command_line import exit_code
+from pypkg.console.logs import configure_logging
 from pypkg.data.corpus_tools import TOOLS, add_tool_parsers
 from pypkg.data.preprocess.options import PreparationOptions, add_options, with_joined_values
 from pypkg.data.preprocess.prepare import prepare
 from pypkg.data.preprocess.summary import Summary
-from pypkg.file_handles import raise_limit
-from pypkg.logs import configure_logging
+from pypkg.files.file_handles import raise_limit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,12 +14,12 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from pypkg import progress
 from pypkg.config import help_text
+from pypkg.console import progress
+from pypkg.console.logs import configure_logging
 from pypkg.device.threads import configure_cpu, import_paddle
 from pypkg.errors import UserError
-from pypkg.file_handles import raise_limit
-from pypkg.logs import configure_logging
+from pypkg.files.file_handles import raise_limit
 from pypkg.parallel import mesh
 from pypkg.parallel.launch import watchdog
 from pypkg.parallel.launch.launcher import end_with_launcher, launch, take_nproc

@@ -18,9 +18,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pypkg.config.parser import read_settings
+from pypkg.config.reading.parser import read_settings
+from pypkg.console.logs import configure_logging
 from pypkg.errors import UserError
-from pypkg.logs import configure_logging
 from pypkg.parallel.launch.launcher import take_nproc
 from pypkg.training.supervisor import Policy, Supervisor
 

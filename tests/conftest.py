@@ -17,7 +17,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 configure_cpu()
 import_paddle()
 
-from pypkg.ops import _library  # noqa: E402  imports Paddle
+from pypkg.ops.dispatch import library  # noqa: E402  imports Paddle
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -34,9 +34,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def process_as_it_was() -> Iterator[None]:
     """A command line that a test runs here configures logging and operators for the process."""
-    logger, chosen = logging.getLogger("pypkg"), _library._chosen
+    logger, chosen = logging.getLogger("pypkg"), library._chosen
     handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
     yield
-    _library._chosen = chosen
+    library._chosen = chosen
     logger.handlers[:], logger.propagate = handlers, propagate
     logger.setLevel(level)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pypkg.checkpoint import main
-from pypkg.checksums import file_record
+from pypkg.files.checksums import file_record
 from pypkg.training.checkpoint.manifest import write_manifest
 from pypkg.training.state import TrainerState
 

@@ -14,9 +14,9 @@ import pytest
 
 from pypkg import __version__, config
 from pypkg.__main__ import COMMANDS, help_text, main
-from pypkg.completion import completion_script, options_of
 from pypkg.config.docs_page import explain_settings
 from pypkg.config.settings import setting_fields
+from pypkg.console.completion import completion_script, options_of
 from pypkg.errors import UserError
 
 REPO = Path(__file__).resolve().parent.parent

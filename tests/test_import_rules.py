@@ -17,15 +17,11 @@ CSRC = REPO / "csrc"
 
 # Leaves, which anything may import.
 _BASE = (
-    "pypkg.build_info",
-    "pypkg.checksums",
-    "pypkg.command_line",
+    "pypkg.console.command_line",
+    "pypkg.console.markdown",
+    "pypkg.console.progress",
     "pypkg.errors",
-    "pypkg.file_handles",
     "pypkg.files",
-    "pypkg.markdown",
-    "pypkg.paths",
-    "pypkg.progress",
     "pypkg.__version__",
 )
 _ANYTHING = ("pypkg",)
@@ -42,16 +38,10 @@ class Rule(NamedTuple):
 # For each module, the rule with the longest matching name holds.
 _ARCHITECTURE = "pypkg.models.architecture"
 RULES = (
-    Rule("pypkg.build_info"),
-    Rule("pypkg.checksums"),
-    Rule("pypkg.command_line"),
     Rule("pypkg.errors"),
-    Rule("pypkg.file_handles"),
     Rule("pypkg.files"),
-    Rule("pypkg.markdown"),
-    Rule("pypkg.paths"),
-    Rule("pypkg.progress"),
-    Rule("pypkg.logs"),
+    Rule("pypkg.console"),
+    Rule("pypkg.console.completion", ("pypkg.__main__",)),
     Rule("pypkg.config"),
     Rule("pypkg.device"),
     Rule("pypkg.device.threads", paddle=True),  # imports it after the threads are set
@@ -83,13 +73,14 @@ RULES = (
     Rule("pypkg.supervise", _ANYTHING),
     Rule("pypkg.checkpoint", _ANYTHING),
     Rule("pypkg.__main__"),  # runs the others by name
-    Rule("pypkg.completion", ("pypkg.__main__",)),
-    Rule("pypkg.plan", ("pypkg.config", _ARCHITECTURE, "pypkg.planner", "pypkg.logs")),
+    Rule("pypkg.plan", ("pypkg.config", _ARCHITECTURE, "pypkg.planner", "pypkg.console.logs")),
 )  # fmt: skip
 # The rooms of a package from the highest to the lowest: a module imports from its own room and from
 # those below it. What a package lacks here has no rooms.
 ROOMS = {
     "pypkg.device": ("attention_choice", "capabilities", "attention_record", "threads"),
+    "pypkg.ops": ("attention", "loss", "adamw", "gated_activation", "matmul", "random_normal",
+                  "rms_norm", "rotary_embedding", "dispatch", "triton"),
     "pypkg.data": ("corpus_tools", "preprocess", "loading", "datasets", "index", "corpus",
                    "tokenizers", "optional_packages"),
     "pypkg.models": ("__main__", "docs_page", "generate", "pretrained", "division", "building",
@@ -123,7 +114,7 @@ WITHOUT_PADDLE = ("pypkg", "pypkg.device.attention_choice", "pypkg.device.attent
                   "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.weights.tp_shards",
                   "pypkg.parallel.mesh", "pypkg.convert", "pypkg.checkpoint", "pypkg.preprocess",
                   "pypkg.pretrain", "pypkg.supervise", "pypkg.__main__",
-                  "pypkg.completion")  # fmt: skip
+                  "pypkg.console.completion")  # fmt: skip
 
 
 def module_name(file: Path) -> str:
@@ -228,8 +219,8 @@ def test_the_package_itself_imports_nothing():
 @pytest.mark.parametrize(
     ("module", "source", "forbidden"),
     [
-        ("pypkg.config.parser", "import paddle.nn", "paddle.nn"),
-        ("pypkg.config.parser", "def f():\n    from pypkg import ops", "pypkg.ops"),
+        ("pypkg.config.reading.parser", "import paddle.nn", "paddle.nn"),
+        ("pypkg.config.reading.parser", "def f():\n    from pypkg import ops", "pypkg.ops"),
         ("pypkg.parallel.mesh", "from pypkg.models import decoder", "pypkg.models.decoder"),
         (
             "pypkg.models.decoder",
@@ -251,6 +242,8 @@ def test_the_package_itself_imports_nothing():
         ("pypkg.data.newcomer.file", "", "in no room"),
         ("pypkg.data.index.cache", "from pypkg.data.datasets import build", "room above"),
         ("pypkg.models.layers.mlp", "from pypkg.models.decoder import Decoder", "room above"),
+        ("pypkg.ops.dispatch.library", "from pypkg.ops.rms_norm import rms_norm", "room above"),
+        ("pypkg.files.atomic", "from pypkg.console.completion import main", "completion.main"),
     ],
 )
 def test_the_rules_bite(module, source, forbidden):
@@ -264,8 +257,8 @@ def test_the_rules_bite(module, source, forbidden):
     [
         ("pypkg.models.decoder", "import paddle\nfrom pypkg import ops"),
         ("pypkg.models.decoder", "from pypkg.parallel.tp_layers import column_linear"),
-        ("pypkg.config.parser", "import json\nfrom pypkg.errors import UserError"),
-        ("pypkg.config.parser", "from pypkg.config.settings import Settings"),
+        ("pypkg.config.reading.parser", "import json\nfrom pypkg.errors import UserError"),
+        ("pypkg.config.reading.parser", "from pypkg.config.settings import Settings"),
         ("pypkg.training.run", "import paddle\nfrom pypkg import models, data, ops"),
     ],
 )

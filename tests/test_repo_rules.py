@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,13 @@ FILE_LINES = 400
 KERNEL_LINES = 600
 FUNCTION_LINES = 60
 LONGER_FUNCTIONS = {"pypkg/training/trainer.py": 120}
+FOLDER_FILES = 13
+# Pages and data, one thing a file; a module for each family.
+LARGER_FOLDERS = {
+    *(".", "configs/models", "docs", "docs/benchmarks"),
+    "tests/golden/paddlenlp_configs",
+    *("csrc/kernels", "csrc/python", "pypkg/models/architecture/families"),
+}
 
 # Each pattern is written so that it does not match itself.
 FORBIDDEN = {
@@ -104,6 +113,31 @@ def test_file_length():
         for file, lines in lengths.items()
         if lines > (KERNEL_LINES if file.startswith("csrc/kernels/") else FILE_LINES)
     } == {}
+
+
+def folder_sizes(files: Iterable[Path]) -> Counter[str]:
+    """Number of files directly in each folder, by its path from the root of the repository."""
+    return Counter(file.relative_to(REPO).parent.as_posix() for file in files)
+
+
+def test_folder_size():
+    """A folder beyond the limit has a second idea in it; tests/README.md says where tests go."""
+    sizes = folder_sizes(FILES)
+    assert sizes["tests/ops"] > 5
+    larger = {folder for folder, count in sizes.items() if count > FOLDER_FILES}
+    assert larger == LARGER_FOLDERS
+
+
+def test_rooms_say_what_lives_there():
+    """Every folder of the package is a package, and its __init__ has a docstring."""
+    folders = {file.parent for file in PYTHON if name(file).startswith("pypkg/")}
+    assert len(folders) > 30
+    assert [
+        folder
+        for folder in sorted(folders)
+        if not (folder / "__init__.py").is_file()
+        or not ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    ] == []
 
 
 def function_lengths(source: str) -> dict[str, int]:

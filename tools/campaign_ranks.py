@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT, ROOT / "tests" / "distributed" / "testing", ROOT / "tests" / "training"):
+TESTS = ROOT / "tests"
+for folder in (ROOT, TESTS / "distributed" / "testing", TESTS / "training" / "testing"):
     sys.path.insert(0, str(folder))
 
 from distributed_testing import RankProcess, free_ports, rank_environment, start_rank  # noqa: E402

@@ -37,13 +37,13 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
+from pypkg.console.markdown import table  # noqa: E402
 from pypkg.data import IndexedDatasetWriter  # noqa: E402
 from pypkg.data.corpus.manifest import MANIFEST_SUFFIX, changed_files  # noqa: E402
 from pypkg.data.corpus.validate import validate  # noqa: E402
 from pypkg.data.index.cache_files import read_set, set_name, write_set  # noqa: E402
 from pypkg.errors import UserError  # noqa: E402
 from pypkg.files import write_file  # noqa: E402
-from pypkg.markdown import table  # noqa: E402
 from pypkg.training.checkpoint.folders import STATE_FILE, checkpoints  # noqa: E402
 from pypkg.training.checkpoint.manifest import (  # noqa: E402
     MANIFEST_FILE,

@@ -43,8 +43,8 @@ sys.path.insert(0, str(ROOT))
 from campaign_ranks import Ranks, within  # noqa: E402
 from fault_campaign import PAGE, Run, put_table  # noqa: E402
 
+from pypkg.console.markdown import table  # noqa: E402
 from pypkg.files import write_file  # noqa: E402
-from pypkg.markdown import table  # noqa: E402
 from pypkg.training.checkpoint.folders import TEMPORARY_PREFIX, checkpoints  # noqa: E402
 from pypkg.training.checkpoint.verify import verify  # noqa: E402
 from pypkg.training.ledger import events  # noqa: E402

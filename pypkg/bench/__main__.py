@@ -21,10 +21,10 @@ from typing import Any
 
 from pypkg.bench.environment import describe_run
 from pypkg.bench.ops.case import BenchmarkError
+from pypkg.console.logs import configure_logging
 from pypkg.device.threads import available_cores, configure_cpu, import_paddle
 from pypkg.errors import UserError
 from pypkg.files import write_file
-from pypkg.logs import configure_logging
 
 logger = logging.getLogger("pypkg")
 

@@ -9,12 +9,12 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from pypkg import markdown
 from pypkg.config.known_keys import NO_EFFECT, REFUSED, KnownKey
+from pypkg.config.reading.values import setting_types
 from pypkg.config.setting import SEE_BELOW
 from pypkg.config.settings import setting_fields
 from pypkg.config.suboptions import SUB_OPTIONS
-from pypkg.config.values import setting_types
+from pypkg.console import markdown
 from pypkg.errors import UserError
 
 _INTRODUCTION = """\

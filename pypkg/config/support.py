@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from pypkg.config.known_keys import NO_EFFECT, REFUSED, KnownKey
-from pypkg.config.parser import listed
+from pypkg.config.reading.parser import listed
 from pypkg.config.settings import Settings, setting_fields
 from pypkg.config.suboptions import (
     OF_SEQUENCE_PARALLEL,

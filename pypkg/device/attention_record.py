@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pypkg.build_info import DIGEST
 from pypkg.errors import UserError
 from pypkg.files import write_file
+from pypkg.files.build_info import DIGEST
 
 VARIABLE = "PYPKG_ATTENTION_RECORD"
 PADDLE = "Paddle flash"  # the baseline that ``auto`` takes where ours is not faster

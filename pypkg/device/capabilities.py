@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pypkg.build_info import DIGEST
 from pypkg.config import Settings, listed
 from pypkg.errors import UserError
-from pypkg.paths import library_dir
+from pypkg.files.build_info import DIGEST
+from pypkg.files.paths import library_dir
 
 # Ampere is the first architecture with bfloat16 tensor cores, and the oldest that our CUDA kernels
 # are compiled for.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import paddle
 
-from pypkg import progress
+from pypkg.console import progress
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.parameter_shapes import whole_parameters

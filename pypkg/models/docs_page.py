@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pypkg import markdown
+from pypkg.console import markdown
 from pypkg.models.architecture import registry
 from pypkg.models.architecture.config import ModelConfig
 

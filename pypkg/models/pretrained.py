@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from pypkg import progress
+from pypkg.console import progress
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.registry import (

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import paddle
 from paddle import Tensor, _C_ops
 
-from pypkg.ops._checks import FLOATING, check_dtype, compute_dtype, dtype_name, has_dtype
-from pypkg.ops._library import implementation, raw_stream
+from pypkg.ops.dispatch.checks import FLOATING, check_dtype, compute_dtype, dtype_name, has_dtype
+from pypkg.ops.dispatch.library import implementation, raw_stream
 
 Tensors = Sequence[Tensor]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import paddle
 import paddle.nn.functional as F
 
-from pypkg.ops import _triton
-from pypkg.ops._checks import FLOATING, check_dtype, check_shape, compute_dtype
-from pypkg.ops._library import implementation, run_compiled
+from pypkg.ops.dispatch import triton_operators
+from pypkg.ops.dispatch.checks import FLOATING, check_dtype, check_shape, compute_dtype
+from pypkg.ops.dispatch.library import implementation, run_compiled
 
 # Values of pypkg::Activation in csrc/kernels/gated_activation.h.
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
@@ -110,6 +110,6 @@ def _gated_activation_compiled(
 
 _IMPLEMENTATIONS = {
     "compiled": _gated_activation_compiled,
-    "triton": _triton.gated_activation,
+    "triton": triton_operators.gated_activation,
     "reference": gated_activation_reference,
 }

@@ -10,7 +10,7 @@ import paddle.nn.functional as F
 from paddle import _C_ops
 
 from pypkg.errors import UserError
-from pypkg.ops._library import backend, run_compiled
+from pypkg.ops.dispatch.library import backend, run_compiled
 
 PRECISIONS = ("float32", "bfloat16")
 _precision = "float32"

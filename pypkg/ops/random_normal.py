@@ -5,8 +5,8 @@ from __future__ import annotations
 import paddle
 from paddle import Tensor
 
-from pypkg.ops._checks import check_dtype
-from pypkg.ops._library import backend, raw_stream
+from pypkg.ops.dispatch.checks import check_dtype
+from pypkg.ops.dispatch.library import backend, raw_stream
 
 DTYPES = (paddle.float32, paddle.float16, paddle.bfloat16)
 

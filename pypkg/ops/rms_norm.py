@@ -6,9 +6,9 @@ from typing import TypeAlias, overload
 
 import paddle
 
-from pypkg.ops import _triton
-from pypkg.ops._checks import FLOATING, check_dtype, check_shape, compute_dtype, has_dtype
-from pypkg.ops._library import implementation, run_compiled
+from pypkg.ops.dispatch import triton_operators
+from pypkg.ops.dispatch.checks import FLOATING, check_dtype, check_shape, compute_dtype, has_dtype
+from pypkg.ops.dispatch.library import implementation, run_compiled
 
 _Result: TypeAlias = paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor]
 
@@ -96,6 +96,6 @@ def _rms_norm_compiled(
 
 _IMPLEMENTATIONS = {
     "compiled": _rms_norm_compiled,
-    "triton": _triton.rms_norm,
+    "triton": triton_operators.rms_norm,
     "reference": rms_norm_reference,
 }

@@ -6,9 +6,9 @@ from typing import overload
 
 import paddle
 
-from pypkg.ops import _triton
-from pypkg.ops._checks import FLOATING, check_dtype, check_shape, compute_dtype
-from pypkg.ops._library import implementation, run_compiled
+from pypkg.ops.dispatch import triton_operators
+from pypkg.ops.dispatch.checks import FLOATING, check_dtype, check_shape, compute_dtype
+from pypkg.ops.dispatch.library import implementation, run_compiled
 
 _Result = tuple[paddle.Tensor, paddle.Tensor | None]
 
@@ -191,6 +191,6 @@ def _rotary_embedding_compiled(
 
 _IMPLEMENTATIONS = {
     "compiled": _rotary_embedding_compiled,
-    "triton": _triton.rotary_embedding,
+    "triton": triton_operators.rotary_embedding,
     "reference": rotary_embedding_reference,
 }

@@ -17,9 +17,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pypkg.checksums import SealError, read_sealed_line, sealed_line
 from pypkg.errors import UserError
 from pypkg.files import append_line, read_lines
+from pypkg.files.checksums import SealError, read_sealed_line, sealed_line
 
 logger = logging.getLogger("pypkg")
 

@@ -9,14 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from pypkg.config import Settings, notices
-from pypkg.config.parser import listed
+from pypkg.config.reading.parser import listed
+from pypkg.console.progress import phase
 from pypkg.data.tokenizers.load import Tokenizer, tokenizer_files
 from pypkg.device.attention_choice import AttentionNeeds, choose_attention
 from pypkg.device.capabilities import ExecutionPlan, probe, resolve
 from pypkg.errors import UserError
 from pypkg.models import ModelConfig
 from pypkg.models.building import Model
-from pypkg.ops import half_on_cpu, set_matmul_precision
+from pypkg.ops import set_matmul_precision
+from pypkg.ops.dispatch import half_on_cpu
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
 from pypkg.parallel.launch import watchdog
@@ -24,7 +26,6 @@ from pypkg.parallel.optimizer.distribute import DistributedModel, distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
-from pypkg.progress import phase
 from pypkg.training.checkpoint.checkpointer import Checkpointer
 from pypkg.training.checkpoint.reading import load_trainer_state
 from pypkg.training.feed.data_source import DataSource

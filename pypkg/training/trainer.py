@@ -13,11 +13,11 @@ import paddle
 from paddle import Tensor
 
 from pypkg.config import Settings
+from pypkg.console.progress import end_start, phase
 from pypkg.data import Batch, TimedIterator
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.random_states import seed_step
 from pypkg.parallel.launch import watchdog
-from pypkg.progress import end_start, phase
 from pypkg.training.checkpoint.folders import checkpoint_name
 from pypkg.training.feed.data_source import DataSource
 from pypkg.training.healing.healer import Healer

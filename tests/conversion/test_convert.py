@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from disk_log import DiskLog
 from safetensors.numpy import load_file
+from sat_writing import write_ranks
+from torch_writing import write_torch_file
 
 from pypkg import convert
 from pypkg.conversion.destination import copy_companions
@@ -23,11 +25,6 @@ from pypkg.models.architecture.registry import load_config
 from pypkg.models.pretrained import from_pretrained, stored_config
 from pypkg.models.weights import model_folder
 from pypkg.models.weights.formats.tensor_files import TensorFiles
-
-MODELS = Path(__file__).parents[1] / "models"
-sys.path.append(str(MODELS))  # the writers of PyTorch's and SAT's files
-from sat_writing import write_ranks  # noqa: E402
-from torch_writing import write_torch_file  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = sorted(path.parent.name for path in GOLDEN.glob("*/model.safetensors"))

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 
+import check_paddlenlp_export
 import numpy as np
 import pytest
 
 from pypkg import convert
 from pypkg.models.architecture.registry import load_config
 from pypkg.models.weights.formats.tensor_files import TensorFiles
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
-import check_paddlenlp_export
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WEIGHTS = "model.safetensors"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from preprocess_testing import DOCUMENTS
 
+from pypkg.console.logs import configure_logging
 from pypkg.data import IndexedDatasetWriter
 from pypkg.data.tokenizers.train_bpe import train_tokenizer
-from pypkg.logs import configure_logging
 
 
 @pytest.fixture

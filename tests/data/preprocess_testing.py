@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pypkg import preprocess
 from pypkg.data import IndexedDataset
-from pypkg.data.preprocess.documents import Problem
-from pypkg.data.preprocess.files import TextFile, find_text_files, plan_units
-from pypkg.data.preprocess.readers import read_documents
+from pypkg.data.preprocess.input.documents import Problem
+from pypkg.data.preprocess.input.files import TextFile, find_text_files, plan_units
+from pypkg.data.preprocess.input.readers import read_documents
 from pypkg.data.tokenizers.load import load_tokenizer
 
 DOCUMENTS = {

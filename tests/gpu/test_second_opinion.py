@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from second_opinion import compare_attention
 
 from pypkg import ops
-
-sys.path.insert(0, str(Path(__file__).parent / "tools"))
-from second_opinion import compare_attention
 
 
 def reference(q, k, v, mask):

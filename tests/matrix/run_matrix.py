@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 from distributed_testing import REPO, run_ranks
 from matrix_cells import COLUMNS, COMBINATIONS, LAYOUTS, MORE_ROWS, ROWS
 
-from pypkg.markdown import table
+from pypkg.console.markdown import table
 
 WORKER = Path(__file__).with_name("matrix_worker.py")
 LIMITS = {"loss_diff": 1e-5, "grad_norm_diff": 1e-4, "parameter_diff": 1e-5}
@@ -112,9 +112,9 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 _NOT_PROVEN = """## What CPU processes cannot prove
-- The 16-bit arithmetic of GPUs. These cells are in float32. `tests/distributed/test_half.py`
-  trains in bfloat16 and float16 with operators that compute in float32: master weights, main
-  gradients and loss scaling beside 16-bit parameters.
+- The 16-bit arithmetic of GPUs. These cells are in float32.
+  `tests/distributed/optimizer/test_half.py` trains in bfloat16 and float16 with operators that
+  compute in float32: master weights, main gradients and loss scaling beside 16-bit parameters.
 - The CUDA kernels inside Paddle, and fleet's own GPU operators for tensor parallelism, in whose
   place the gloo adapter puts CPU ones (`pypkg/parallel/gloo/mpu.py`).
 - The order and overlap of NCCL's operations: messages over gloo are buffered, which can hide a

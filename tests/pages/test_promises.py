@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from page_blocks import REPO
 
-from pypkg import progress, supervise
+from pypkg import supervise
 from pypkg.config.settings import Settings
+from pypkg.console import progress
 from pypkg.parallel.launch import rendezvous
 from pypkg.parallel.optimizer import loss_scaling
 from pypkg.training.checkpoint import lock

@@ -33,7 +33,7 @@ NOT_RUN = {
     "python -m paddle.distributed.launch --nnodes": "needs hosts with GPUs; tests/several_hosts "
     "runs the same line over hosts made of network namespaces, on CPUs",
     "pypkg checkpoint merge machine0": "needs the parts of two machines, which "
-    "distributed/test_local_output.py makes and merges",
+    "distributed/runs/test_local_output.py makes and merges",
     "torch.save(": "needs torch, which the package does not; it repairs a file of torch alone",
 }
 

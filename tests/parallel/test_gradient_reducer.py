@@ -14,8 +14,8 @@ import numpy as np
 import paddle
 import pytest
 
-from pypkg.parallel.optimizer import gradient_reducer
-from pypkg.parallel.optimizer.gradient_reducer import IN_FLIGHT, GradientReducer
+from pypkg.parallel.optimizer.zero import gradient_reducer
+from pypkg.parallel.optimizer.zero.gradient_reducer import IN_FLIGHT, GradientReducer
 
 WIDTH, LAYERS, RANKS = 6, 4, 2
 

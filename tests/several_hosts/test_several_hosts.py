@@ -14,8 +14,6 @@ from typing import Any
 import netns
 import pytest
 from distributed_testing import REPO
-
-sys.path.insert(0, str(REPO / "tests" / "training"))
 from training_testing import Workplace, counting_documents, environment, write_corpus, write_model
 
 from pypkg.training.checkpoint.merge import merge

@@ -7,15 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-from cuda_architectures import (  # noqa: E402
+from cuda_architectures import (
     ArchitectureError,
     default_architectures,
     parse_architectures,
 )
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(

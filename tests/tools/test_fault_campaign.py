@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import random
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import fault_campaign
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import fault_campaign  # noqa: E402
-from fault_campaign import (  # noqa: E402
+from fault_campaign import (
     CAMPAIGNS,
     Place,
     corpus_place,
@@ -23,7 +18,9 @@ from fault_campaign import (  # noqa: E402
     index_place,
     ledger_place,
 )
-from kill_campaign import Counts, table_of  # noqa: E402
+from kill_campaign import Counts, table_of
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("name", CAMPAIGNS)

@@ -9,12 +9,10 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import find_paddle
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import find_paddle  # noqa: E402
 
 
 def fake_python(folder: Path, answer: dict | None) -> Path:

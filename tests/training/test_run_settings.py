@@ -10,7 +10,7 @@ from training_testing import ROOT
 
 from pypkg.training.checkpoint.reading import load_trainer_state
 
-PRETRAIN = ROOT / "tests/distributed/workers/pretrain_worker.py"
+PRETRAIN = ROOT / "tests/distributed/runs/pretrain_worker.py"
 
 
 def test_skipped_steps_pass_over_their_samples(make_workplace):

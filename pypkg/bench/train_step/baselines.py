@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from pypkg.device.threads import cpu_environment
 from pypkg.errors import UserError
-from pypkg.paths import library_dir
+from pypkg.files.paths import library_dir
 
 logger = logging.getLogger("pypkg")
 

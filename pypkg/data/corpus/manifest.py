@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from pypkg.checksums import (
+from pypkg.files.checksums import (
     ALGORITHM,
     FileRecord,
     SealError,

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pypkg.checksums import Checksum
 from pypkg.data.corpus.files import CODES, HEADER, MAGIC, MAX_SEQUENCE_TOKENS, VERSION
 from pypkg.data.corpus.manifest import MANIFEST_SUFFIX, corpus_manifest
 from pypkg.data.corpus.mapping import map_file
 from pypkg.errors import UserError
 from pypkg.files import OutputFile
+from pypkg.files.checksums import Checksum
 
 _BLOCK_TOKENS = 1 << 22  # tokens written at a time
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from pypkg import progress
+from pypkg.console import progress
 from pypkg.data.corpus.mapping import map_npy
 from pypkg.files import write_file
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pypkg import _native, progress
+from pypkg import _native
+from pypkg.console import progress
 from pypkg.errors import UserError
 
 logger = logging.getLogger("pypkg")

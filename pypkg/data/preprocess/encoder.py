@@ -12,11 +12,11 @@ from functools import partial
 import numpy as np
 
 from pypkg.data.loading.prefetch import prefetch
-from pypkg.data.preprocess.documents import Document, Problem
-from pypkg.data.preprocess.files import Unit
 from pypkg.data.preprocess.filters import DUPLICATE, EMPTY, digest, text_filter
+from pypkg.data.preprocess.input.documents import Document, Problem
+from pypkg.data.preprocess.input.files import Unit
+from pypkg.data.preprocess.input.readers import read_documents
 from pypkg.data.preprocess.options import PreparationOptions
-from pypkg.data.preprocess.readers import read_documents
 from pypkg.data.preprocess.segmentation import (
     WholeWords,
     sentence_splitter,

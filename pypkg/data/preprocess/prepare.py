@@ -19,17 +19,17 @@ from tqdm import tqdm
 
 from pypkg.data.corpus.writer import IndexedDatasetWriter
 from pypkg.data.preprocess.assemble import assemble
-from pypkg.data.preprocess.documents import Document, LineCounter, Problem
 from pypkg.data.preprocess.encoder import Progress, Task, make_encoder
-from pypkg.data.preprocess.files import (
+from pypkg.data.preprocess.input.documents import Document, LineCounter, Problem
+from pypkg.data.preprocess.input.files import (
     TextFile,
     Unit,
     check_unchanged,
     find_text_files,
     plan_units,
 )
+from pypkg.data.preprocess.input.readers import read_documents
 from pypkg.data.preprocess.options import PreparationOptions
-from pypkg.data.preprocess.readers import read_documents
 from pypkg.data.preprocess.shards import FileShardFolder
 from pypkg.data.preprocess.summary import (
     Summary,

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pypkg import progress
+from pypkg.console import progress
 
 ALIGNMENT = 64  # bytes; of a part in an area
 PAUSE = 0.001  # seconds between two looks at a counter

@@ -16,9 +16,9 @@ from typing import Protocol
 
 import numpy as np
 
-from pypkg import progress
-from pypkg.checksums import Checksum, FileRecord
+from pypkg.console import progress
 from pypkg.errors import UserError
+from pypkg.files.checksums import Checksum, FileRecord
 from pypkg.models.weights.formats.safetensors import TensorSpec, encoded_header
 from pypkg.models.weights.formats.stored_tensor import STORAGE
 from pypkg.models.weights.save_plan import PlannedUnit

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pypkg import progress
-from pypkg.checksums import FileRecord
+from pypkg.console import progress
 from pypkg.errors import UserError
+from pypkg.files.checksums import FileRecord
 from pypkg.models.weights.formats.stored_tensor import STORAGE
 from pypkg.models.weights.save_plan import PlannedUnit
 from pypkg.models.weights.staging import PAUSE, Area, AreaPlace, Receiver, Sender, Staging

@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Any
 
-from pypkg import file_handles
+from pypkg.files import file_handles
 from pypkg.parallel.launch import verdicts
 from pypkg.parallel.launch.message_stream import MessageStream
 from pypkg.parallel.launch.ports import listen

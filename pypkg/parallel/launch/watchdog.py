@@ -18,7 +18,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from pypkg import __version__, progress
+from pypkg import __version__
+from pypkg.console import progress
 from pypkg.parallel import mesh
 from pypkg.parallel.launch.coordinator import Coordinator
 from pypkg.parallel.launch.ports import check_fleet_port, join

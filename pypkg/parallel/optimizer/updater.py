@@ -19,7 +19,7 @@ from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.fleet_optimizer import Assignment, FleetOptimizer
 from pypkg.parallel.optimizer.loss_scaling import LossScaler
 from pypkg.parallel.optimizer.protocol import Optimizer, ReadSlices, TpSharding
-from pypkg.parallel.optimizer.zero import ZERO_STAGES, ZeroStage0, ZeroStage3, names_of
+from pypkg.parallel.optimizer.zero.stages import ZERO_STAGES, ZeroStage0, ZeroStage3, names_of
 
 
 class HeldState(NamedTuple):

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pypkg import __version__
-from pypkg.checksums import (
+from pypkg.errors import UserError
+from pypkg.files.checksums import (
     ALGORITHM,
     FileRecord,
     SealError,
@@ -23,7 +24,6 @@ from pypkg.checksums import (
     read_sealed_json,
     sealed_json,
 )
-from pypkg.errors import UserError
 from pypkg.models.weights.model_folder import CONFIG_FILE
 from pypkg.training.state import TrainerState
 

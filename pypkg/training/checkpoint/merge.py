@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pypkg import progress
-from pypkg.checksums import Checksum, FileRecord, SealError
+from pypkg.console import progress
 from pypkg.errors import UserError
 from pypkg.files import new_folder
+from pypkg.files.checksums import Checksum, FileRecord, SealError
 from pypkg.training.checkpoint.folders import TEMPORARY_PREFIX, step_in_name
 from pypkg.training.checkpoint.manifest import Manifest, put_manifest, read_manifest
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pypkg.checksums import FileRecord
 from pypkg.errors import UserError
+from pypkg.files.checksums import FileRecord
 from pypkg.models.weights.formats.opening import FileElsewhere, read_elsewhere
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_all_ranks

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pypkg.checksums import FileRecord, SealError, file_record
 from pypkg.errors import UserError
+from pypkg.files.checksums import FileRecord, SealError, file_record
 from pypkg.models.weights.formats.safetensors import read_safetensors
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.model_folder import CONFIG_FILE

@@ -21,9 +21,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from pypkg.checksums import FileRecord
 from pypkg.errors import UserError
 from pypkg.files import replace_folder
+from pypkg.files.checksums import FileRecord
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.division import division
 from pypkg.models.weights.assembly import Division

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import paddle.distributed as dist
 
-from pypkg.checksums import Checksum
 from pypkg.data import IndexedDataset
 from pypkg.errors import UserError
+from pypkg.files.checksums import Checksum
 from pypkg.parallel import mesh
 from pypkg.parallel.launch import watchdog
 from pypkg.parallel.launch.rendezvous import named

@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pypkg.checksums import SealError
 from pypkg.config import Settings, load_settings
 from pypkg.errors import UserError
+from pypkg.files.checksums import SealError
 from pypkg.parallel.mesh import Degrees
 from pypkg.training.checkpoint.folders import SETTINGS_FILE
 from pypkg.training.checkpoint.manifest import read_manifest

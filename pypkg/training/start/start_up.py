@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pypkg.config import Settings, listed
-from pypkg.config.parser import read_settings
+from pypkg.config.reading.parser import read_settings
 from pypkg.config.support import support_problems
 from pypkg.device.capabilities import probe, resolve
 from pypkg.errors import UserError

@@ -6,7 +6,7 @@ import logging
 import time
 
 from pypkg.config import Settings
-from pypkg.config.parser import listed
+from pypkg.config.reading.parser import listed
 from pypkg.data.corpus.manifest import MANIFEST_SUFFIX, changed_files
 from pypkg.data.datasets.build import resolve_input_dir
 from pypkg.errors import UserError

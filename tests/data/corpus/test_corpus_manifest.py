@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from pypkg import preprocess
-from pypkg.checksums import file_record, sealed_json
 from pypkg.config import Settings
 from pypkg.data import IndexedDatasetWriter
 from pypkg.data.corpus.manifest import changed_files
 from pypkg.data.corpus.validate import validate
 from pypkg.errors import UserError
+from pypkg.files.checksums import file_record, sealed_json
 from pypkg.training.start.verify_data import verify_corpora
 
 SUFFIXES = (".bin", ".idx", ".lsm", ".manifest.json")

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from preprocess_testing import read, text_files
 
-from pypkg.data.preprocess import files
-from pypkg.data.preprocess.files import plan_units
+from pypkg.data.preprocess.input import files
+from pypkg.data.preprocess.input.files import plan_units
 from pypkg.errors import UserError
 
 TEXTS = [f"text {number} é" for number in range(300)]

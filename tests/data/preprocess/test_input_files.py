@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from preprocess_testing import ALL, outputs, run, texts
 
-from pypkg.data.preprocess import files, prepare, readers
+from pypkg.data.preprocess import prepare
+from pypkg.data.preprocess.input import files, readers
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from preprocess_testing import read
 
-from pypkg.data.preprocess import files
+from pypkg.data.preprocess.input import files
 
 BOM = b"\xef\xbb\xbf"
 RECORDS = [{"text": "a é"}, {"text": "b", "n": 1}, {"text": "[c]"}]

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from preprocess_testing import ALL, command, outputs, run, texts
 
-from pypkg.data.preprocess import files, summary
+from pypkg.data.preprocess import summary
+from pypkg.data.preprocess.input import files
 from pypkg.data.preprocess.shards import FileShardFolder, FileShardWriter
 
 UNIT_BYTES = 1 << 18

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from preprocess_testing import text_files
 
-from pypkg.data.preprocess import files
-from pypkg.data.preprocess.documents import LineCounter
-from pypkg.data.preprocess.files import JSON_LINES, PARQUET, TEXT, plan_units
-from pypkg.data.preprocess.readers import read_documents
+from pypkg.data.preprocess.input import files
+from pypkg.data.preprocess.input.documents import LineCounter
+from pypkg.data.preprocess.input.files import JSON_LINES, PARQUET, TEXT, plan_units
+from pypkg.data.preprocess.input.readers import read_documents
 
 
 @pytest.fixture

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import forked
 import pytest
 from distributed_testing import REPO, rank_environment, start_rank
+from training_testing import Workplace, counting_documents, environment, write_corpus, write_model
 
 from pypkg.parallel.launch.launcher import free_ports
-
-sys.path.insert(0, str(REPO / "tests" / "training"))
-from training_testing import Workplace, counting_documents, environment, write_corpus, write_model
 
 FAULTY = Path(__file__).with_name("faulty_rank.py")
 SETTINGS = {"max_steps": 6, "save_steps": 2, "num_threads": 1, "do_eval": False}

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 from distributed_testing import REPO
-
-sys.path.insert(0, str(REPO / "tests" / "training"))
 from training_testing import Workplace, counting_documents, environment, write_corpus, write_model
 
 

@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from pypkg.errors import UserError
-from pypkg.file_handles import raise_limit
+from pypkg.files.file_handles import raise_limit
 from pypkg.parallel.launch.coordinator import Coordinator
 from pypkg.parallel.launch.launcher import free_ports
 from pypkg.parallel.launch.message_stream import MessageStream

@@ -18,7 +18,7 @@ import forked
 import pytest
 from distributed_testing import REPO, rank_environment, start_rank
 
-from pypkg import progress
+from pypkg.console import progress
 from pypkg.errors import UserError
 from pypkg.parallel.launch import clock, verdicts
 from pypkg.parallel.launch.launcher import free_ports

@@ -13,7 +13,7 @@ from typing import Any
 import paddle
 from paddle import Tensor
 
-from pypkg.parallel.optimizer import gradient_reducer, sliced_layers
+from pypkg.parallel.optimizer.zero import gradient_reducer, sliced_layers
 
 
 class Task:

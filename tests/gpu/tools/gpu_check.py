@@ -42,8 +42,8 @@ from pypkg.bench.ops.gpu import suites, timers
 from pypkg.bench.ops.gpu.attention import has_hopper_kernels
 from pypkg.bench.ops.gpu.case import Maker, label, measure, set_against_yardsticks
 from pypkg.bench.ops.gpu.result import gpu_facts, ops_result
-from pypkg.build_info import digest
 from pypkg.device.attention_record import PADDLE, timings_of, write_timings
+from pypkg.files.build_info import digest
 
 
 class TorchBackend:

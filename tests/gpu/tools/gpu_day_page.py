@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # nothing is installed on a GPU
-from pypkg.markdown import table
+from pypkg.console.markdown import table
 
 PAGE = "gpu.md"
 DAYS = "gpu_days"

@@ -11,9 +11,9 @@ import pytest
 from tiny_configs import KEYS, tiny
 
 from pypkg.errors import UserError
+from pypkg.files.paths import configs_dir
 from pypkg.models.architecture import registry
 from pypkg.models.docs_page import models_page
-from pypkg.paths import configs_dir
 
 # Exact numbers; aliases share that of the model whose file they name. Where they were published:
 # - LLaMA, Mistral, Qwen, GPT-2, GLM-4, OPT-125m and -350m: the number of elements in the released

@@ -22,7 +22,7 @@ from paddle import _C_ops
 
 from pypkg import ops
 from pypkg.models.decoder import Decoder
-from pypkg.ops import _library
+from pypkg.ops.dispatch import library
 
 Sizes = list[int]  # elements of the tensors of an operator
 # The proportions of a layer of llama-7b at 8192 tokens, divided by 32.
@@ -82,7 +82,7 @@ def ran(monkeypatch) -> list[tuple[str, Sizes, Sizes]]:
     for name, function in vars(_C_ops).items():
         if callable(function) and not name.startswith("_"):
             monkeypatch.setattr(_C_ops, name, recording(name, function))
-    monkeypatch.setattr(_library, "_run_custom_op", recording("custom", _library._run_custom_op))
+    monkeypatch.setattr(library, "_run_custom_op", recording("custom", library._run_custom_op))
     return record
 
 

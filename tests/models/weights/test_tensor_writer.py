@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pypkg.checksums import FileRecord, file_record
 from pypkg.errors import UserError
+from pypkg.files.checksums import FileRecord, file_record
 from pypkg.models.weights import tensor_writer
 from pypkg.models.weights.assembly import Assembly
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors

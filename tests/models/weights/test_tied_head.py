@@ -12,11 +12,11 @@ from model_testing import GOLDEN
 from safetensors.numpy import load_file, save_file
 
 from pypkg import convert
+from pypkg.files.paths import configs_dir
 from pypkg.models import from_pretrained
 from pypkg.models.architecture.registry import config_from_huggingface
 from pypkg.models.pretrained import stored_config
 from pypkg.models.weights import tied_head
-from pypkg.paths import configs_dir
 
 TIED = "gpt3"
 IDS = [[3, 1, 4, 1, 5]]

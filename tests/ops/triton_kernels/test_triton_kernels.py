@@ -5,22 +5,17 @@ Arrays end before an inaccessible page and lie among canaries, so that masks are
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed; it comes with .[test]")
 
-TESTS = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(TESTS / "cuda_emulation"))
+import checks
+import kernel_cases
+from guarded_memory import GuardedArray, GuardedBackend
 
-import checks  # noqa: E402
-import kernel_cases  # noqa: E402
-from guarded_memory import GuardedArray, GuardedBackend  # noqa: E402
-
-from pypkg.ops.triton import kernels, launch  # noqa: E402
+from pypkg.ops.triton import kernels, launch
 
 CASES = [
     case for case in kernel_cases.small_cases() if case.operation not in kernel_cases.WITHOUT_TRITON

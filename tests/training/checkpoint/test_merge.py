@@ -11,8 +11,8 @@ import pytest
 from checkpoint_testing import flip
 
 from pypkg.checkpoint import main
-from pypkg.checksums import file_records
 from pypkg.errors import UserError
+from pypkg.files.checksums import file_records
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.training.checkpoint.manifest import (

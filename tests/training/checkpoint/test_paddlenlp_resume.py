@@ -22,7 +22,7 @@ from pypkg.training.checkpoint import paddlenlp
 from pypkg.training.checkpoint.reading import load_trainer_state
 
 RUNS = ROOT / "tests/golden/paddlenlp/run"
-PRETRAIN_WORKER = ROOT / "tests/distributed/workers/pretrain_worker.py"
+PRETRAIN_WORKER = ROOT / "tests/distributed/runs/pretrain_worker.py"
 FORMS = (
     "plain",
     pytest.param("unified", marks=pytest.mark.slow),

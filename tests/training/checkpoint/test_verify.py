@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from checkpoint_testing import DAMAGES, KINDS, as_of_an_earlier_version, save
 
-from pypkg.checksums import FileRecord, file_record, sealed_json
 from pypkg.errors import UserError
+from pypkg.files.checksums import FileRecord, file_record, sealed_json
 from pypkg.training.checkpoint.folders import checkpoints
 from pypkg.training.checkpoint.manifest import model_fingerprint, read_manifest, write_manifest
 from pypkg.training.checkpoint.verify import verify

@@ -15,7 +15,7 @@ from pypkg.device.capabilities import probe
 from pypkg.models.layers.attention import BACKENDS
 from pypkg.ops import set_matmul_precision
 from pypkg.parallel import mesh
-from pypkg.parallel.optimizer.zero import ZERO_STAGES
+from pypkg.parallel.optimizer.zero.stages import ZERO_STAGES
 from pypkg.training.checkpoint.verify import verify
 from pypkg.training.reporting.reporters import make_reporters
 from pypkg.training.start.layout import degrees

@@ -7,7 +7,7 @@ from typing import Any
 
 from pypkg.bench.report.quantities import median_and_quartiles
 from pypkg.bench.report.result import Result
-from pypkg.markdown import table
+from pypkg.console.markdown import table
 
 TITLE = "Checkpoints"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pypkg.bench.ops.case import OURS
 from pypkg.bench.report.quantities import median_and_quartiles
 from pypkg.bench.report.result import Result
-from pypkg.markdown import table
+from pypkg.console.markdown import table
 
 TITLE = "Sample indices"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pypkg.bench.report.quantities import milliseconds
 from pypkg.bench.report.result import Result
-from pypkg.markdown import table
+from pypkg.console.markdown import table
 
 TITLE = "Tokens to batches"
 

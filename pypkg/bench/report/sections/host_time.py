@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pypkg.bench.report.result import Result
-from pypkg.markdown import table
+from pypkg.console.markdown import table
 
 TITLE = "Host time"
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pypkg.bench.ops.case import OURS
 from pypkg.bench.report.quantities import milliseconds
 from pypkg.bench.report.result import Result, Row, device_name, result_name
+from pypkg.console.markdown import table
 from pypkg.errors import UserError
-from pypkg.markdown import table
 
 TITLE = "Operators"
 

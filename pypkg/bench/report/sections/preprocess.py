@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pypkg.bench.report.quantities import median_and_quartiles
 from pypkg.bench.report.result import Result
-from pypkg.markdown import table
+from pypkg.console.markdown import table
 
 TITLE = "Text to tokens"
 

@@ -1,0 +1,152 @@
+"""Reads settings from a file and the command line, and reports every problem at once.
+
+The syntax is that of PaddleNLP's run_pretrain: an optional first argument that ends in ``.json``,
+``.yaml`` or ``.yml``, then ``--key value`` pairs, which win over the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pypkg.config.checks import value_problems
+from pypkg.config.known_keys import NO_EFFECT, REFUSED
+from pypkg.config.reading.settings_file import read_file
+from pypkg.config.reading.values import ConversionError, convert, setting_types
+from pypkg.config.settings import Settings, setting_fields
+from pypkg.errors import UserError
+
+_COMMAND_LINE = "on the command line"
+
+
+class _Given(NamedTuple):
+    value: Any
+    origin: str  # "in FILE" or "on the command line"
+
+
+class Reading(NamedTuple):
+    """Settings, what is wrong with them, and the names of those that have a default instead."""
+
+    settings: Settings
+    problems: list[str]
+    bad: set[str]
+
+
+def load_settings(argv: Sequence[str]) -> Settings:
+    """Settings from ``[CONFIG.json] [--key value ...]``, without the program's name.
+
+    A null, or the text None, stands for the default. Whether this version can do what is asked
+    is ``check_supported``'s to say.
+
+    Raises:
+        UserError: lists everything that is wrong: an unreadable file, unknown or doubled keys,
+            wrong types, impossible values.
+    """
+    settings, problems, _ = read_settings(argv)
+    if problems:
+        raise UserError(listed(problems, "problems in the settings"))
+    return settings
+
+
+def read_settings(argv: Sequence[str]) -> Reading:
+    """As ``load_settings``, for callers that have problems of their own to add.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    problems: list[str] = []
+    given: dict[str, _Given] = {}
+    arguments = list(argv)
+    if arguments and not arguments[0].startswith("--"):
+        name = arguments.pop(0)
+        content, doubled = read_file(name)
+        given.update({key: _Given(value, f"in {name}") for key, value in content.items()})
+        problems += [
+            f"{key!r} occurs more than once in {name}; keep one of them" for key in doubled
+        ]
+    given.update(_read_command_line(arguments, problems))
+    values, bad = _convert_all(given, problems)
+    own = {spec.name for spec in setting_fields()} & set(values)
+    others = {key: value for key, value in values.items() if key not in own}
+    settings = Settings(**{key: values[key] for key in own}, other_keys=others)
+    problems += value_problems(settings, own, skip=bad)
+    return Reading(settings, problems, bad)
+
+
+def listed(problems: Sequence[str], title: str) -> str:
+    """One message for several problems: each on its own line, unless there is only one."""
+    if len(problems) == 1:
+        return problems[0]
+    return "\n".join([f"{len(problems)} {title}:", *(f"  - {each}" for each in problems)])
+
+
+def _read_command_line(arguments: Sequence[str], problems: list[str]) -> dict[str, _Given]:
+    """--key value, --key=value, --key value value (a list), --flag and --no_flag."""
+    given: dict[str, _Given] = {}
+    types = _known_types()
+    position = 0
+    while position < len(arguments):
+        argument = arguments[position]
+        position += 1
+        if not argument.startswith("--"):
+            problems.append(f"{argument!r} {_COMMAND_LINE} belongs to no --key")
+            continue
+        key, equals, text = argument[2:].partition("=")
+        values = [text] if equals else []
+        while position < len(arguments) and not arguments[position].startswith("--"):
+            values.append(arguments[position])
+            position += 1
+        key = _full_name(key, types)
+        if not values and key.startswith("no_") and types.get(key[3:]) is bool:
+            key, values = key[3:], ["false"]
+        if not values and types.get(key) is bool:
+            values = ["true"]
+        if not values and key in types:
+            problems.append(f"--{key} has no value; expected --{key} VALUE")
+            continue
+        given[key] = _Given(values[0] if len(values) == 1 else values, _COMMAND_LINE)
+    return given
+
+
+def _full_name(key: str, known: dict[str, Any]) -> str:
+    """The only key that starts with ``key``, as argparse would have it; else ``key`` itself."""
+    if key in known:
+        return key
+    longer = [name for name in known if name.startswith(key)] if key else []
+    return longer[0] if len(longer) == 1 else key
+
+
+def _known_types() -> dict[str, Any]:
+    return {**setting_types(), **{row.name: row.type for row in (*NO_EFFECT, *REFUSED)}}
+
+
+def _convert_all(given: dict[str, _Given], problems: list[str]) -> tuple[dict[str, Any], set[str]]:
+    """The values that have the right type, and the names of those that have not."""
+    types = _known_types()
+    values: dict[str, Any] = {}
+    bad: set[str] = set()
+    for key, (raw, origin) in given.items():
+        if key not in types:
+            problems.append(_unknown(key, origin, list(types)))
+        elif raw is not None and raw != "None":  # otherwise the default
+            try:
+                values[key] = convert(raw, types[key])
+            except ConversionError as error:
+                problems.append(f"{key} is {_shown(raw)} {origin}; expected {error}")
+                bad.add(key)
+    return values, bad
+
+
+def _shown(raw: Any) -> str:
+    try:
+        return json.dumps(raw)
+    except RecursionError:
+        return "a list or object nested too deeply"
+
+
+def _unknown(key: str, origin: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key.replace("-", "_"), known, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else "docs/configuration.md lists all keys"
+    return f"unknown setting {key!r} {origin}; {hint}"

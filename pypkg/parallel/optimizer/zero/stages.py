@@ -1,0 +1,325 @@
+"""ZeRO stages: which rank of the sharding group updates which parameter (Rajbhandari et al., 2020).
+
+=====  ==================  ==============================  ==================================
+stage  parameters          gradients                       optimizer state
+=====  ==================  ==============================  ==================================
+0      whole               whole                           whole
+1      whole               whole until the update          each parameter's on its owner
+2      whole               each parameter's on its owner   each parameter's on its owner
+3      flat equal slices   flat equal slices               flat equal slices
+=====  ==================  ==============================  ==================================
+
+Fleet does the work: DygraphShardingOptimizer in stage 1, GroupShardedOptimizerStage2, and
+GroupShardedStage3; gradient_reducer.py sums the gradients of stage 2. Stages 2 and 3 reduce
+gradients in every backward pass, stages 0 and 1 once before the update.
+
+Ranks hold more memory than the table says. In stage 2, a backward pass has buckets of other owners'
+gradients, which are being filled or sent (gradient_reducer.py). In stage 3, vectors, and matrices
+no larger than the largest vector, are whole on every rank, and the matrices of a few layers are
+gathered before they are used (sliced_layers.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import paddle
+import paddle.distributed as dist
+from paddle import Tensor, nn
+from paddle.distributed.communication.group import Group
+
+from pypkg.parallel.comm import gather
+from pypkg.parallel.comm.slices import ReadParameter
+from pypkg.parallel.mesh import Mesh
+from pypkg.parallel.optimizer.clipping import NormContribution, norm_contribution
+from pypkg.parallel.optimizer.data_parallel import average_gradients
+from pypkg.parallel.optimizer.factory import UpdateOptions
+from pypkg.parallel.optimizer.fleet_optimizer import FleetOptimizer
+from pypkg.parallel.optimizer.main_grad import with_main_grad
+from pypkg.parallel.optimizer.zero.gradient_reducer import GradientReducer
+
+_SLICE = "slice@"  # fleet's prefix of a slice's name
+
+
+def names_of(parameter: Tensor) -> tuple[str, str]:
+    """Paddle names under which an optimizer may see ``parameter``: its own and its slice's."""
+    return parameter.name, _SLICE + parameter.name
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where in the sharding group the optimizer state of a parameter is.
+
+    Attributes:
+        owner: sharding rank that has all of it; None: it is not on one rank alone.
+        bounds: start and stop of this rank's slice of the flattened parameter; the last slice may
+            reach beyond the parameter's end. None: the state is not sliced.
+    """
+
+    owner: int | None = None
+    bounds: tuple[int, int] | None = None
+
+
+class ZeroStage0:
+    """Stage 0, and what the stages have in common.
+
+    Attributes:
+        loss: the model's loss function, wrapped for this stage; a backward pass from its result
+            leaves gradients in the parameters. None for a pipeline stage, which has no ``loss``.
+        parameters: the trainable ones of this rank.
+
+    Args:
+        model: of this rank. Stages 2 and 3 change its parameters in place.
+        optimizer: what fleet's optimizer wraps.
+        options: of the update.
+    """
+
+    def __init__(
+        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, options: UpdateOptions
+    ) -> None:
+        self.loss: Callable[..., Tensor] | None = getattr(model, "loss", None)
+        self.parameters = [p for p in model.parameters() if not p.stop_gradient]
+        self._mesh = mesh
+        self._optimizer: Any = (
+            with_main_grad(self.parameters, optimizer) if options.master_grad else optimizer
+        )
+
+    def placement(self, parameter: Tensor) -> Placement:
+        """The place of the state of ``parameter``."""
+        return Placement()
+
+    def optimizer_parameter(self, parameter: Tensor) -> Tensor | None:
+        """The tensor that this rank's optimizer updates for ``parameter``: itself, or its slice.
+
+        None where another rank updates it.
+        """
+        placement = self.placement(parameter)
+        if placement.bounds is not None:
+            # Fleet names its slice anew for each update; between them it has no name of ours.
+            slice_of_rank = parameter.fw_storage.detach()
+            slice_of_rank.name = names_of(parameter)[1]
+            return slice_of_rank
+        return parameter if placement.owner in (None, self._mesh.sharding_rank) else None
+
+    def norm_contributions(self) -> dict[str, NormContribution]:
+        """What this rank adds to the global norm, by the Paddle names of optimizer parameters."""
+        found = {}
+        for parameter in self.parameters:
+            placement = self.placement(parameter)
+            contribution = norm_contribution(parameter, self._mesh)
+            own, of_slice = names_of(parameter)
+            if placement.bounds is not None:
+                found[of_slice] = replace(contribution, start=placement.bounds[0])
+            elif self._mesh.sharding_rank == (placement.owner or 0):
+                found[own] = contribution
+            else:
+                found[own] = NormContribution(False)
+        return found
+
+    @paddle.no_grad()
+    def assign(
+        self, parameter: Tensor, read: Callable[[Tensor, tuple[int, int] | None], None]
+    ) -> None:
+        """Overwrites what this rank holds of ``parameter``, in the memory where it is.
+
+        Args:
+            read: overwrites a tensor, given the elements of the slice, or None for all.
+        """
+        is_sliced = gather.is_sliced(parameter)
+        held = parameter.fw_storage if is_sliced else parameter
+        copied = paddle.empty(held.shape, held.dtype)
+        read(copied, self.placement(parameter).bounds if is_sliced else None)
+        paddle.assign(copied, held.detach())
+
+    def begin_step(self, micro_batches: int) -> None:
+        """Says how many backward passes follow until ``step``."""
+
+    def step(self) -> None:
+        """Averages the gradients over the sample shards and updates the parameters."""
+        if self._mesh.data is not None:
+            average_gradients(self.parameters, self._mesh.data)
+        self._optimizer.step()
+
+    def clear(self) -> None:
+        """Drops the gradients."""
+        self._optimizer.clear_grad(set_to_zero=False)
+
+
+class ZeroStage1(ZeroStage0):
+    """Owners receive gradients once, before the update, and broadcast parameters after it."""
+
+    def __init__(
+        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, options: UpdateOptions
+    ) -> None:
+        from paddle.distributed import fleet
+        from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import (
+            dygraph_sharding_optimizer,
+        )
+
+        super().__init__(model, optimizer, mesh, options)
+        self._groups = fleet.get_hybrid_communicate_group()
+        # Reads main_grad itself, so it wraps the optimizer without MixPrecisionOptimizer.
+        self._optimizer = dygraph_sharding_optimizer.DygraphShardingOptimizer(
+            optimizer, self._groups
+        )
+        self._owned = self._optimizer.filter_parameters(self.parameters, self._groups)
+
+    def placement(self, parameter: Tensor) -> Placement:
+        return Placement(owner=self._optimizer._param2rank[parameter.name])
+
+    def step(self) -> None:
+        self._optimizer.reduce_gradients(self.parameters, self._groups)
+        if self._mesh.data is not None:
+            average_gradients(self._owned, self._mesh.data)
+        self._optimizer.step()
+
+
+class _GroupSharded(ZeroStage0):
+    """The common base of stages 2 and 3: fleet reduces gradients, also over the data group."""
+
+    def __init__(
+        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, options: UpdateOptions
+    ) -> None:
+        super().__init__(model, optimizer, mesh, options)
+        assert mesh.sharding is not None  # or there would be no stage
+        self._check_names(mesh.sharding)
+
+    def _check_names(self, sharding: Group) -> None:
+        """Fleet orders gradients by Paddle's names, which therefore must agree across ranks.
+
+        Raises:
+            RuntimeError: they differ.
+        """
+        names: list[list[str]] = []
+        dist.all_gather_object(names, [p.name for p in self.parameters], group=sharding)
+        if any(each != names[0] for each in names):
+            raise RuntimeError("Paddle names of parameters differ across the sharding group")
+
+    def step(self) -> None:
+        self._optimizer.step()
+
+    def clear(self) -> None:
+        self._optimizer.clear_grad()
+
+
+class _Loss(nn.Layer):
+    """A model whose ``forward`` is its loss, because fleet wraps a layer's ``forward``."""
+
+    def __init__(self, model: nn.Layer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        return self.model.loss(**batch)
+
+
+class ZeroStage2(_GroupSharded):
+    """Owners receive gradients in every backward pass and broadcast parameters after the update.
+
+    If gradients are reduced once in a step, this is stage 1 with messages beside the last backward
+    pass. Fleet's own overlap of stage 1 fuses parameters, so that an optimizer would no longer see
+    their names and shapes.
+
+    Attributes:
+        reducer: holds the gradients.
+    """
+
+    def __init__(
+        self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, options: UpdateOptions
+    ) -> None:
+        from paddle.distributed.fleet.meta_parallel.sharding import (
+            group_sharded_optimizer_stage2,
+        )
+        from paddle.distributed.fleet.utils.mix_precision_utils import MixPrecisionOptimizer
+
+        super().__init__(model, optimizer, mesh, replace(options, master_grad=False))
+        assert mesh.sharding is not None
+        self._has_main_grad = options.master_grad
+        self._reduces_once = options.reduces_once
+        if options.master_grad:
+            for parameter in self.parameters:
+                parameter.main_grad = None
+        # Fleet's own offload requires float16 and no data parallelism; FleetOptimizer offloads in
+        # every stage.
+        self._optimizer = group_sharded_optimizer_stage2.GroupShardedOptimizerStage2(
+            optimizer._parameter_list,
+            MixPrecisionOptimizer(optimizer) if options.master_grad else optimizer,
+            group=mesh.sharding,
+            pretrain_sync_models=False,  # every rank makes the same weights
+            dp_group=mesh.data,
+        )
+        optimizer._master_weights.clear()  # copies that fleet makes for Paddle's own optimizers
+        self.reducer = GradientReducer(
+            self.parameters,
+            self._optimizer.param2rank,
+            mesh.sharding,
+            paddle.float32 if options.master_grad else self.parameters[0].dtype,
+        )
+
+    def placement(self, parameter: Tensor) -> Placement:
+        return Placement(owner=self._optimizer.param2rank[parameter.name])
+
+    def begin_step(self, micro_batches: int) -> None:
+        self.reducer.begin_step(micro_batches if self._reduces_once else 1)
+
+    def step(self) -> None:
+        self.reducer.finish(over=self._mesh.data)
+        for parameter, gradient in self.reducer.gradients():
+            if self._has_main_grad:
+                parameter.main_grad = gradient
+            else:
+                parameter._copy_gradient_from(gradient)  # shares the memory
+        self._optimizer.step()
+
+    def clear(self) -> None:
+        for parameter in self.parameters:
+            if self._has_main_grad:
+                parameter.main_grad = None
+            else:
+                parameter.clear_gradient(False)
+        self.reducer.clear()
+
+
+class ZeroStage3(_GroupSharded):
+    """Each rank holds a slice of every matrix; a layer gathers its weights when it is called.
+
+    Args:
+        read: fills the parameters of a model that has no memory for them yet, of each only what
+            this rank holds. None: the parameters have their values.
+    """
+
+    def __init__(
+        self,
+        model: nn.Layer,
+        optimizer: FleetOptimizer,
+        mesh: Mesh,
+        options: UpdateOptions,
+        read: ReadParameter | None = None,
+    ) -> None:
+        from pypkg.parallel.optimizer.zero.sliced_layers import sliced
+
+        super().__init__(model, optimizer, mesh, options)
+        self._wrapped = sliced(
+            _Loss(model),
+            self._optimizer,
+            mesh,
+            slices_above=max((p.size for p in self.parameters if p.ndim == 1), default=0),
+            read={}
+            if read is None
+            else {
+                p.name: partial(read, name, tuple(p.shape)) for name, p in model.named_parameters()
+            },
+        )
+        self._optimizer = self._wrapped._optim
+        optimizer._master_weights.clear()  # copies that fleet makes for Paddle's own optimizers
+        self.loss = self._wrapped
+
+    def placement(self, parameter: Tensor) -> Placement:
+        bounds = self._wrapped._param2buffer.get(parameter.name)
+        return Placement() if bounds is None else Placement(bounds=bounds[self._mesh.sharding_rank])
+
+
+ZERO_STAGES = {0: ZeroStage0, 1: ZeroStage1, 2: ZeroStage2, 3: ZeroStage3}

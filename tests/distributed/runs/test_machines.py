@@ -1,0 +1,73 @@
+"""Folders that differ between the machines of a run are told at its start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distributed_testing import run_ranks
+from training_testing import counting_documents, write_corpus
+
+from pypkg.training.checkpoint.manifest import read_manifest
+
+WORKER = Path(__file__).with_name("machines_worker.py")
+
+
+def test_one_output_dir(tmp_path):
+    folders = [tmp_path / "out"] * 2
+    assert run_ranks(WORKER, 2, ["checkpoints", *folders]) == ["", ""]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_output_dir_of_its_own(tmp_path):
+    """On every rank the message names the one that sees another folder, or none."""
+    (tmp_path / "other").mkdir()
+    folders = [tmp_path / "out", tmp_path / "out", tmp_path / "other", tmp_path / "missing"]
+    for said in run_ranks(WORKER, 4, ["checkpoints", *folders]):
+        assert "is not the same folder on all machines" in said
+        assert "ranks 2 and 3 cannot see what rank 0 writes there" in said
+        assert "all machines share" in said and "set allow_local_output to let each" in said
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_parts_of_a_checkpoint(tmp_path):
+    """Two machines of two ranks: each keeps its part, checks it, and reads the rest from the other.
+
+    Damage of the second machine's part is told on every rank.
+    """
+    one, other = tmp_path / "one", tmp_path / "other"
+    results = run_ranks(WORKER, 4, ["parts", one, one, other, other])
+    kept = Path(f"{one}-kept")
+    assert sorted(path.name for path in kept.iterdir()) == [".lock", "checkpoint-2"]
+    assert sorted(path.name for path in other.iterdir()) == ["away"], "no lock, probe or checkpoint"
+    held = [read_manifest(kept / "checkpoint-2"), read_manifest(one / "checkpoint-2")]
+    assert held[0] == held[1] is not None
+    (writers,) = held[0].elsewhere
+    theirs = set(held[0].elsewhere[writers])
+    own = {name for name in held[0].files if name.startswith("model-")}
+    assert writers == "ranks 2 and 3" and len(own) == len(theirs) == 2 and not own & theirs
+    for rank, said in enumerate(results):
+        assert said["locked"] and said["whole"] == [] and said["read"], rank
+        assert set(said["opened"]) == (own if rank < 2 else theirs), "the others come by network"
+        assert said["gone"] == said["unchecked"] == ["ranks 2 and 3: there is no checkpoint-2"]
+        (flipped,), (other_save,) = said["flipped"], said["other save"]
+        assert flipped.startswith("ranks 2 and 3: model-0") and "another checksum" in flipped
+        assert "of this save, which ranks 2 and 3 wrote, is on no machine" in other_save
+        assert "pypkg checkpoint merge" in other_save
+
+
+def test_only_checkpoints_need_it_everywhere(tmp_path):
+    folders = [tmp_path / "out", tmp_path / "missing"]
+    assert run_ranks(WORKER, 2, ["metrics", *folders]) == ["", ""]
+
+
+def test_copies_of_the_data_and_other_data(tmp_path):
+    documents = counting_documents()
+    write_corpus(tmp_path / "one", documents)
+    write_corpus(tmp_path / "copy", documents)
+    documents[0][0] += 1
+    write_corpus(tmp_path / "other", documents)
+    one, copy, other = (tmp_path / name for name in ("one", "copy", "other"))
+    assert run_ranks(WORKER, 3, ["data", one, "-", copy]) == [""] * 3
+    for said in run_ranks(WORKER, 3, ["data", one, "-", other]):
+        assert said.startswith("the ranks read different data: corpus one has ")
+        assert "on rank 0; " in said and "on rank 2. Give every machine the same files" in said
