@@ -216,7 +216,8 @@ class _Layer:
         if self._recompute != granularity:
             return function(*inputs)
         begin = self._begin.get(granularity, lambda: None)
-        return self._model.ops.tape.recomputed(function, inputs, begin)
+        keeps = granularity != ATTENTION  # which is an operator of ours alone
+        return self._model.ops.tape.recomputed(function, inputs, begin, keeps)
 
     def __call__(self, x: Tensor, residual: Tensor | None, batch: Batch) -> State:
         return self._recomputed(FULL, partial(self._forward, batch=batch), x, residual)

@@ -277,11 +277,16 @@ class Tape:
         function: Callable[..., Sequence[Tensor | None]],
         inputs: Sequence[Tensor | None],
         begin: Callable[[], None] = lambda: None,
+        keeps: bool = False,
     ) -> list[Tensor | None]:
         """``function(*inputs)``, of which only the inputs are kept until the backward pass.
 
         That calls ``begin``, runs the function again and then its backward pass, whose parameters
         accumulate gradients.
+
+        Args:
+            keeps: whether the inputs live as long as the graph. They do where an operator of Paddle
+                saves a tensor, whose hook knows them; our own operators let go of theirs.
         """
         if not self.is_recording:
             return list(function(*inputs))
@@ -302,7 +307,7 @@ class Tape:
 
         present = [each for each in outputs if each is not None]
         node = self._always_record([each for each in inputs if each is not None], present, backward)
-        node.held = kept  # Paddle's hooks on saved tensors keep the arguments of the function
+        node.held = (kept, function) if keeps else None
         return outputs
 
 
