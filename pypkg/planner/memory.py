@@ -97,7 +97,7 @@ def plan_memory(
     chunks = cut(config.num_hidden_layers, degrees.pipeline, degrees.virtual_stages)
     ranks = []
     for stage, chunk in enumerate(chunks):
-        recompute = _recompute(settings, chunk, degrees.pipeline)
+        recompute = recomputed_layers(settings, chunk, degrees.pipeline)
         startup, steady = _different_passes(settings, degrees.pipeline, stage)
         for tensor_rank in _different_shards(config, degrees.tensor):
             step = StepPlan(
@@ -192,7 +192,7 @@ def _input_bytes(settings: Settings, config: ModelConfig) -> int:
     return total + settings.reset_position_ids * tokens * int64
 
 
-def _recompute(settings: Settings, chunk: ModelChunk, pipeline: int) -> tuple[str, ...]:
+def recomputed_layers(settings: Settings, chunk: ModelChunk, pipeline: int) -> tuple[str, ...]:
     """The granularity of each layer, or "" (training/step/activations.py)."""
     interval = settings.pp_recompute_interval if pipeline > 1 else 1
 
