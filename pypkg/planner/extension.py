@@ -1,10 +1,10 @@
 """The passes of a deep model in a long pipeline from those of a few layers and micro batches.
 
 All layers of a chunk are alike. While one of them runs, each of the others has either saved tensors
-or gradients, and what the running one allocates does not depend on their number. So the peak of each
-part of a chunk is linear in the number of layers and in the place of the layer among them; and
-likewise in the number of micro batches that are in flight. Three layers are a first, a last, and one
-that is neither.
+or gradients, and what the running one allocates does not depend on their number. So the peak of
+each part of a chunk is linear in the number of layers and in the place of the layer among them; and
+likewise in the number of micro batches that are in flight. Three layers are a first, a last, and
+one that is neither.
 """
 
 from __future__ import annotations

@@ -64,10 +64,10 @@ class Operators:
 
     def linear(self, x: Tensor, weight: Parameter, bias: Parameter | None, outputs: int) -> Tensor:
         """x @ weight + bias, with ``outputs`` elements."""
-        out = self.new(outputs)
+        out, kept = self.new(outputs), x.detach()
 
-        def backward(incoming: list[Tensor | None], x: Tensor = x.detach()) -> Gradients:
-            return [self.like(x), self.like(weight)]
+        def backward(incoming: list[Tensor | None]) -> Gradients:
+            return [self.like(kept), self.like(weight)]
 
         self.tape.record([x, weight], [out], backward)
         return out if bias is None else self.add_bias(out, bias)
@@ -98,12 +98,12 @@ class Operators:
 
     def rms_norm(self, x: Tensor, weight: Parameter, rows: int) -> Tensor:
         """The norm of each of ``rows`` rows."""
-        out, rstd = self.like(x, ACTIVATIONS), self.floats(rows)
+        out, rstd, kept = self.like(x, ACTIVATIONS), self.floats(rows), x.detach()
 
-        def backward(incoming: list[Tensor | None], x: Tensor = x.detach()) -> Gradients:
+        def backward(incoming: list[Tensor | None]) -> Gradients:
             assert rstd
-            gradients = [self.like(x), self.like(weight)]
-            self._scratch(self._row_partials(rows, x.num_bytes // rows // self.dtype_bytes))
+            gradients = [self.like(kept), self.like(weight)]
+            self._scratch(self._row_partials(rows, kept.num_bytes // rows // self.dtype_bytes))
             return gradients
 
         self.tape.record([x, weight], [out], backward)

@@ -1,6 +1,6 @@
 """ZeRO stage 3: the counterpart of parallel/optimizer/sliced_layers.py and fleet's stage 3.
 
-A layer's matrices are gathered before it runs, in either direction, and are slices again afterwards.
+A layer's matrices are gathered before it runs, in either direction, and are slices again after it.
 Weights of the next layers are on their way meanwhile, in the order of the last micro batch.
 """
 

@@ -9,14 +9,12 @@ import json
 import sys
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPO / "tests" / "models"))
-sys.path.insert(0, str(REPO / "tests" / "distributed" / "testing"))
-from distributed_testing import run_ranks
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "distributed" / "testing"))
+from distributed_testing import REPO, run_ranks
 from planned_memory import GRANULARITIES, LAYOUTS, SIZES, case_of, errors, world_size
-from tiny_configs import KEYS
-
 from pypkg.markdown import table
+from tiny_configs import KEYS
 
 PAGE = REPO / "docs" / "planning.md"
 WORKER = REPO / "tests" / "distributed" / "layouts" / "memory_worker.py"
