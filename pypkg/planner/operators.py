@@ -14,7 +14,7 @@ ACTIVATIONS, GRADIENTS, WORKSPACE, LOGITS = "activations", "gradients", "workspa
 COMMUNICATION, INPUTS = "communication", "inputs"
 
 _FLOAT = 4
-_LOSS_CHUNK_BYTES = 256 * 2**20  # DEFAULT_CHUNK_BYTES of ops/linear_cross_entropy.py
+_LOSS_CHUNK_BYTES = 256 * 2**20  # DEFAULT_CHUNK_BYTES of ops/loss/linear_cross_entropy.py
 # rms_norm.cu shares rows out to 132 multiprocessors of an H100 at most; an A100 has 108.
 _MULTIPROCESSORS = 132
 
@@ -271,7 +271,7 @@ class Operators:
     def linear_cross_entropy(
         self, hidden: Tensor, weight: Tensor, tokens: int, num_rows: int, is_divided: bool
     ) -> Tensor:
-        """The head and its loss, a chunk of tokens at a time (ops/linear_cross_entropy.py).
+        """The head and its loss, a chunk of tokens at a time (ops/loss/linear_cross_entropy.py).
 
         Args:
             num_rows: of ``weight``, one for each entry of the vocabulary that this rank holds.
