@@ -113,7 +113,8 @@ WITHOUT_PADDLE = ("pypkg", "pypkg.device.attention_choice", "pypkg.device.attent
                   "pypkg.models.architecture.layer_split",
                   "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.weights.tp_shards",
                   "pypkg.parallel.mesh", "pypkg.planner.memory", "pypkg.convert",
-                  "pypkg.checkpoint", "pypkg.preprocess", "pypkg.pretrain", "pypkg.supervise", "pypkg.__main__",
+                  "pypkg.checkpoint", "pypkg.preprocess", "pypkg.pretrain", "pypkg.supervise",
+                  "pypkg.__main__",
                   "pypkg.console.completion")  # fmt: skip
 
 
