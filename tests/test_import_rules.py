@@ -114,8 +114,9 @@ WITHOUT_PADDLE = ("pypkg", "pypkg.device.attention_choice", "pypkg.device.attent
                   "pypkg.models.weights.hub", "pypkg.models.weights.writer_process",
                   "pypkg.models.architecture.layer_split",
                   "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.weights.tp_shards",
-                  "pypkg.parallel.mesh", "pypkg.convert", "pypkg.checkpoint", "pypkg.preprocess",
-                  "pypkg.pretrain", "pypkg.supervise", "pypkg.doctor", "pypkg.plan",
+                  "pypkg.parallel.mesh", "pypkg.planner.memory", "pypkg.convert",
+                  "pypkg.checkpoint", "pypkg.preprocess", "pypkg.pretrain", "pypkg.supervise",
+                  "pypkg.doctor", "pypkg.plan",
                   "pypkg.__main__",
                   "pypkg.console.completion")  # fmt: skip
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
-from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.layer_split import ModelChunk
 from pypkg.parallel.mesh import Degrees
 from pypkg.planner.operators import INPUTS, Operators
@@ -211,12 +211,13 @@ class _Layer:
         }
 
     def _recomputed(
-        self, granularity: str, function: Callable[..., Sequence[Tensor | None]], *inputs
-    ):
+        self, granularity: str, function: Callable[..., Any], *inputs: Tensor | None
+    ) -> Any:
         if self._recompute != granularity:
             return function(*inputs)
         begin = self._begin.get(granularity, lambda: None)
-        return self._model.ops.tape.recomputed(function, inputs, begin)
+        keeps = granularity != ATTENTION  # which is an operator of ours alone
+        return self._model.ops.tape.recomputed(function, inputs, begin, keeps)
 
     def __call__(self, x: Tensor, residual: Tensor | None, batch: Batch) -> State:
         return self._recomputed(FULL, partial(self._forward, batch=batch), x, residual)

@@ -1,10 +1,10 @@
 """The passes of a deep model in a long pipeline from those of a few layers and micro batches.
 
 All layers of a chunk are alike. While one of them runs, each of the others has either saved tensors
-or gradients, and what the running one allocates does not depend on their number. So the peak of each
-part of a chunk is linear in the number of layers and in the place of the layer among them; and
-likewise in the number of micro batches that are in flight. Three layers are a first, a last, and one
-that is neither.
+or gradients, and what the running one allocates does not depend on their number. So the peak of
+each part of a chunk is linear in the number of layers and in the place of the layer among them; and
+likewise in the number of micro batches that are in flight. Three layers are a first, a last, and
+one that is neither.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import functools
 from dataclasses import replace
 
 from pypkg.planner.step import Peaks, StepPlan, run_passes
-from pypkg.planner.tape import Peak
+from pypkg.planner.tape import Part, Peak
 
 _LAYERS, _STARTUP = 3, 2
 
@@ -47,7 +47,8 @@ def _with_layers(plan: StepPlan, layers: int) -> StepPlan:
 
 def _deeper(few: Peaks, more: Peaks, layers: int) -> Peaks:
     """The peaks of ``layers`` layers; of those in the middle only the first and the last."""
-    steps, found = layers - _LAYERS, {}
+    steps = layers - _LAYERS
+    found: dict[tuple[str, Part], Peak] = {}
     for (phase, part), peak in few.items():
         if part == 1:
             first = _linear(peak, more[phase, 1], steps)

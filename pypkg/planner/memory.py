@@ -221,6 +221,6 @@ def _check(settings: Settings, degrees: Degrees, device: str) -> None:
     }
     if found := [name for name, is_used in unplanned.items() if is_used]:
         raise UserError(
-            f"memory is not planned yet for the value of {', '.join(found)}; plan with the default, "
-            "or read peak_memory_gib in the log of a run"
+            f"memory is not planned yet for the value of {', '.join(found)}; plan with the "
+            "default, or read peak_memory_gib in the log of a run"
         )

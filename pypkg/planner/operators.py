@@ -14,7 +14,7 @@ ACTIVATIONS, GRADIENTS, WORKSPACE, LOGITS = "activations", "gradients", "workspa
 COMMUNICATION, INPUTS = "communication", "inputs"
 
 _FLOAT = 4
-_LOSS_CHUNK_BYTES = 256 * 2**20  # DEFAULT_CHUNK_BYTES of ops/linear_cross_entropy.py
+_LOSS_CHUNK_BYTES = 256 * 2**20  # DEFAULT_CHUNK_BYTES of ops/loss/linear_cross_entropy.py
 # rms_norm.cu shares rows out to 132 multiprocessors of an H100 at most; an A100 has 108.
 _MULTIPROCESSORS = 132
 
@@ -64,10 +64,10 @@ class Operators:
 
     def linear(self, x: Tensor, weight: Parameter, bias: Parameter | None, outputs: int) -> Tensor:
         """x @ weight + bias, with ``outputs`` elements."""
-        out = self.new(outputs)
+        out, kept = self.new(outputs), x.detach()
 
-        def backward(incoming: list[Tensor | None], x: Tensor = x.detach()) -> Gradients:
-            return [self.like(x), self.like(weight)]
+        def backward(incoming: list[Tensor | None]) -> Gradients:
+            return [self.like(kept), self.like(weight)]
 
         self.tape.record([x, weight], [out], backward)
         return out if bias is None else self.add_bias(out, bias)
@@ -98,12 +98,12 @@ class Operators:
 
     def rms_norm(self, x: Tensor, weight: Parameter, rows: int) -> Tensor:
         """The norm of each of ``rows`` rows."""
-        out, rstd = self.like(x, ACTIVATIONS), self.floats(rows)
+        out, rstd, kept = self.like(x, ACTIVATIONS), self.floats(rows), x.detach()
 
-        def backward(incoming: list[Tensor | None], x: Tensor = x.detach()) -> Gradients:
+        def backward(incoming: list[Tensor | None]) -> Gradients:
             assert rstd
-            gradients = [self.like(x), self.like(weight)]
-            self._scratch(self._row_partials(rows, x.num_bytes // rows // self.dtype_bytes))
+            gradients = [self.like(kept), self.like(weight)]
+            self._scratch(self._row_partials(rows, kept.num_bytes // rows // self.dtype_bytes))
             return gradients
 
         self.tape.record([x, weight], [out], backward)
@@ -271,7 +271,7 @@ class Operators:
     def linear_cross_entropy(
         self, hidden: Tensor, weight: Tensor, tokens: int, num_rows: int, is_divided: bool
     ) -> Tensor:
-        """The head and its loss, a chunk of tokens at a time (ops/linear_cross_entropy.py).
+        """The head and its loss, a chunk of tokens at a time (ops/loss/linear_cross_entropy.py).
 
         Args:
             num_rows: of ``weight``, one for each entry of the vocabulary that this rank holds.

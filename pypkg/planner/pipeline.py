@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pypkg.planner.decoder import EMBEDDING, HEAD, Batch, Decoder
 from pypkg.planner.operators import ACTIVATIONS, GRADIENTS, INPUTS
-from pypkg.planner.tape import Tape, Tensor, leaf_of
+from pypkg.planner.tape import Tape, Tensor, gradient_of, leaf_of
 
 FORWARD, BACKWARD = "forward", "backward"
 
@@ -112,4 +112,4 @@ class Schedule:
             self._tape.backward_from([output.stream], [gradient])
         else:
             self._tape.backward(output)
-        return None if received is None else received.stream.node.gradient
+        return None if received is None else gradient_of(received.stream)

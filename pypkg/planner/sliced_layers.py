@@ -1,6 +1,6 @@
-"""ZeRO stage 3: the counterpart of parallel/optimizer/sliced_layers.py and fleet's stage 3.
+"""ZeRO stage 3: the counterpart of parallel/optimizer/zero/sliced_layers.py, and of fleet.
 
-A layer's matrices are gathered before it runs, in either direction, and are slices again afterwards.
+A layer's matrices are gathered before it runs, in either direction, and are slices again after it.
 Weights of the next layers are on their way meanwhile, in the order of the last micro batch.
 """
 
@@ -21,9 +21,8 @@ AHEAD = 4  # sliced_layers.py
 class Stage3(Stage0):
     """Slices of matrices; vectors, and matrices no larger than the largest vector, stay whole.
 
-    Attributes:
-        order: layers in the order in which a micro batch needs their weights; an earlier instance's
-            is the prediction of this one.
+    Args:
+        expected: ``order`` of the last micro batch, the prediction of this one.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class Stage3(Stage0):
         self._held_by_tasks: dict[str, Tensor] = {}
         self._uses: dict[str, int] = {}
         self._layers: dict[str, list[str]] = {}
-        self._expected, self.order = list(expected), []
+        self._expected = list(expected)
         self._prepared = ""  # the layer whose backward pass is prepared
         super().__init__(ops, shapes, layout)
         whole = [each for each in shapes if not self._is_sliced(each)]

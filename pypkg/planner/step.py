@@ -61,7 +61,8 @@ class StepPlan:
 
 def run_passes(plan: StepPlan) -> Peaks:
     """The peaks of a step after the first, without optimizer state and the batch."""
-    shapes, expected = _shapes(plan), []
+    shapes = _shapes(plan)
+    expected: Sequence[str] = ()
     if plan.stage == 3:  # the order of a micro batch is the prediction of the next
         first = _Step(plan, shapes)
         first.run()

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-
 Part = str | int  # the number of a layer in its model chunk, or a name
 
 
@@ -247,15 +246,9 @@ class Tape:
 
         Both lists are emptied, so that what they alone refer to is freed in time.
         """
-        incoming: _Incoming = {}
-        while outputs:
-            output, gradient = outputs.pop(), gradients.pop()
-            if output.node is not None:
-                held = incoming.setdefault(output.node, [None] * output.node.num_outputs)
-                held[output.slot] = gradient
+        incoming = _arrived(outputs, gradients)
         graph = [node for node in incoming if isinstance(node, Node)]  # all of it hangs on them
         waiting = _consumers(graph)
-        output = gradient = held = None
         ready: deque[Node | Parameter] = deque(node for node in graph if not waiting[node])
         while ready:
             node = ready.popleft()
@@ -277,11 +270,16 @@ class Tape:
         function: Callable[..., Sequence[Tensor | None]],
         inputs: Sequence[Tensor | None],
         begin: Callable[[], None] = lambda: None,
+        keeps: bool = False,
     ) -> list[Tensor | None]:
         """``function(*inputs)``, of which only the inputs are kept until the backward pass.
 
         That calls ``begin``, runs the function again and then its backward pass, whose parameters
         accumulate gradients.
+
+        Args:
+            keeps: whether the inputs live as long as the graph. They do where an operator of Paddle
+                saves a tensor, whose hook knows them; our own operators let go of theirs.
         """
         if not self.is_recording:
             return list(function(*inputs))
@@ -298,11 +296,11 @@ class Tape:
             arrived = incoming[:]
             incoming.clear()  # each gradient is freed when its own node has run
             self.backward_from(present, arrived)
-            return [each.node.gradient for each in leaves if each is not None]
+            return [gradient_of(each) for each in leaves if each is not None]
 
         present = [each for each in outputs if each is not None]
         node = self._always_record([each for each in inputs if each is not None], present, backward)
-        node.held = kept  # Paddle's hooks on saved tensors keep the arguments of the function
+        node.held = (kept, function) if keeps else None
         return outputs
 
 
@@ -320,13 +318,30 @@ class _Leaf(Node):
         return []
 
 
+def gradient_of(leaf: Tensor) -> Tensor | None:
+    """What has arrived at a tensor of ``leaf_of``."""
+    assert isinstance(leaf.node, _Leaf)
+    return leaf.node.gradient
+
+
 def leaf_of(tensor: Tensor, part: Part = "") -> Tensor:
-    """A tensor in the same memory whose node, a leaf, keeps its ``gradient``."""
+    """A tensor in the same memory that keeps its gradient."""
     return Tensor(tensor.num_bytes, tensor.memory, _Leaf(part))
 
 
 # Gradients that have arrived, by what they are of: one for each output.
 _Incoming = dict[Node | Parameter, list[Tensor | None]]
+
+
+def _arrived(outputs: list[Tensor], gradients: list[Tensor | None]) -> _Incoming:
+    """The gradients by the nodes of the outputs; both lists are emptied."""
+    incoming: _Incoming = {}
+    while outputs:
+        output, gradient = outputs.pop(), gradients.pop()
+        if output.node is not None:
+            held = incoming.setdefault(output.node, [None] * output.node.num_outputs)
+            held[output.slot] = gradient
+    return incoming
 
 
 def _accumulate(parameter: Parameter, incoming: _Incoming) -> None:

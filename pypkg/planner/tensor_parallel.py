@@ -1,8 +1,8 @@
 """What tensor and sequence parallelism allocate: the counterpart of parallel/tp_layers.py.
 
-Fleet's layers (paddle/distributed/fleet/layers/mpu, utils/sequence_parallel_utils.py) copy the input
-of a column-parallel layer and the gradient of a row-parallel layer's output; sums over the group
-are in place. On a CPU the adapter in parallel/gloo adds copies, which have the term
+Fleet's layers (paddle/distributed/fleet/layers/mpu, utils/sequence_parallel_utils.py) copy the
+input of a column-parallel layer and the gradient of a row-parallel layer's output; sums over the
+group are in place. On a CPU the adapter in parallel/gloo adds copies, which have the term
 "communication".
 """
 

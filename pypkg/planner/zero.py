@@ -1,4 +1,4 @@
-"""Gradients and optimizer state of the ZeRO stages: the counterpart of parallel/optimizer/zero.py.
+"""Gradients and optimizer state of the ZeRO stages: of parallel/optimizer/zero/stages.py.
 
 Each class holds the parameters of a rank on the tape, takes their gradients as backward passes make
 them, and allocates what an update allocates. Optimizer state does not change within a step and is
@@ -80,11 +80,13 @@ class Stage0:
 
     Attributes:
         parameters: by name.
+        order: in stage 3 the layers in the order in which a micro batch needs their weights.
     """
 
     def __init__(
         self, ops: Operators, shapes: Sequence[ParameterShape], layout: UpdateLayout
     ) -> None:
+        self.order: list[str] = []
         self._ops, self._shapes, self._layout = ops, shapes, layout
         self._gradient_bytes = _FLOAT if layout.has_main_grad else ops.dtype_bytes
         self._main: dict[str, Tensor] = {}
@@ -214,7 +216,8 @@ class Stage2(Stage0):
         self, ops: Operators, shapes: Sequence[ParameterShape], layout: UpdateLayout
     ) -> None:
         self._owners = owners(shapes, layout.sharding, is_sorted=False)
-        self._passes, self._in_flight = 1, []
+        self._passes = 1
+        self._in_flight: list[_Bucket] = []
         super().__init__(ops, shapes, layout)
 
     def _parameter(self, shape: ParameterShape) -> Parameter:

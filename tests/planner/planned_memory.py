@@ -67,3 +67,34 @@ def settings_of(case: dict[str, Any], **changes: Any) -> Settings:
 
 def plan_of(case: dict[str, Any]) -> MemoryPlan:
     return plan_memory(settings_of(case), config_of(case), Degrees(**case["degrees"]), "cpu")
+
+
+def world_size(layout: str) -> int:
+    return Degrees(**LAYOUTS[layout][0]).world_size
+
+
+def errors(cases: list[dict[str, Any]], ranks: list[dict[str, Any]]) -> list[float]:
+    """(plan - measured) / measured of each case, where it is largest.
+
+    Args:
+        ranks: what the ranks reported (distributed/layouts/memory_worker.py).
+    """
+    return [
+        max((_error(case, number, place, ranks) for place in {tuple(r["place"]) for r in ranks}),
+            key=abs)
+        for number, case in enumerate(cases)
+    ]  # fmt: skip
+
+
+def _error(
+    case: dict[str, Any], number: int, place: tuple[int, int], ranks: list[dict[str, Any]]
+) -> float:
+    """Of the ranks in one pipeline stage with one rank in the tensor group, the one with most."""
+    peaks = [
+        max(rank["results"][number][window] for window in ("passes", "update"))
+        for rank in ranks
+        if tuple(rank["place"]) == place
+    ]
+    at_stage = [each for each in plan_of(case).ranks if each.pipeline_rank == place[0]]
+    planned = next((each for each in at_stage if each.tensor_rank == place[1]), at_stage[0])
+    return planned.peak / max(peaks) - 1

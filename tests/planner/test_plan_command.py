@@ -86,15 +86,18 @@ def test_no_layout_is_missed():
 
 
 def test_the_launch_line_of_a_search(capsys):
-    arguments = [CONFIG, "--gpus", "16", "--network", "100", "--search"]
+    arguments = [CONFIG, "--max_seq_length", "2048", "--recompute", "true"]
+    arguments += ["--gpus", "16", "--network", "100", "--search"]
     assert main(arguments) == 0
     out = capsys.readouterr().out.splitlines()
     changes = json.loads(out[-2].removeprefix("the first one changes "))
     assert out[-1].startswith("python -m paddle.distributed.launch --nnodes 2 --rank N --master")
     for name, value in changes.items():
         assert f"--{name} {json.dumps(value)}" in out[-1]
+    assert f"{CONFIG} --max_seq_length 2048 --" in out[-1] and out[-1].count("--recompute ") == 1
     # Those keys give the layout of the first line.
-    assert main([*arguments[:-1], *out[-1].split(f"{CONFIG} ")[1].replace('"', "").split()]) == 0
+    words = out[-1].split(f"{CONFIG} ")[1].replace('"', "").split()
+    assert main([CONFIG, *words, *arguments[-5:-1]]) == 0
     speed = out[1].split()[1]
     assert f"{speed} tokens/s per GPU" in capsys.readouterr().out
 

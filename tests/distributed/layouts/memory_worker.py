@@ -12,7 +12,8 @@ from typing import Any
 from distributed_testing import REPO, report
 from paddle.distributed.fleet.base import topology
 
-sys.path[:0] = [str(REPO / "tests" / "planner"), str(REPO / "tests" / "models")]
+sys.path.insert(0, str(REPO / "tests" / "planner"))
+sys.path.insert(0, str(REPO / "tests" / "models"))
 from measured_memory import measure
 
 from pypkg.parallel import mesh
