@@ -71,9 +71,10 @@ RULES = (
     Rule("pypkg.preprocess", _ANYTHING),
     Rule("pypkg.convert", _ANYTHING),
     Rule("pypkg.supervise", _ANYTHING),
+    Rule("pypkg.doctor", _ANYTHING),
     Rule("pypkg.checkpoint", _ANYTHING),
     Rule("pypkg.__main__"),  # runs the others by name
-    Rule("pypkg.plan", ("pypkg.config", _ARCHITECTURE, "pypkg.planner", "pypkg.console.logs")),
+    Rule("pypkg.plan", _ANYTHING),
 )  # fmt: skip
 # The rooms of a package from the highest to the lowest: a module imports from its own room and from
 # those below it. What a package lacks here has no rooms.
@@ -87,15 +88,16 @@ ROOMS = {
                      "pipeline_decoder", "decoder", "layers", "weights", "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
                        "host_memory", "process_end", "endpoints"),
-    "pypkg.training": ("supervisor", "run", "final_report", "start", "trainer", "healing", "step",
-                       "feed", "checkpoint", "reporting", "interrupt", "tp_sharding", "ledger",
-                       "state"),
+    "pypkg.training": ("supervisor", "run", "doctor", "final_report", "start", "trainer", "healing",
+                       "step", "feed", "checkpoint", "reporting", "interrupt", "tp_sharding",
+                       "ledger", "state"),
     "pypkg.bench": ("__main__", "report", "train_step", "checkpoint", "data", "ops",
                     "environment", "timing"),
 }  # fmt: skip
 COMMAND_LINES = (
     "pypkg.pretrain",
     "pypkg.supervise",
+    "pypkg.doctor",
     "pypkg.preprocess",
     "pypkg.convert",
     "pypkg.plan",
@@ -114,6 +116,7 @@ WITHOUT_PADDLE = ("pypkg", "pypkg.device.attention_choice", "pypkg.device.attent
                   "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.weights.tp_shards",
                   "pypkg.parallel.mesh", "pypkg.planner.memory", "pypkg.convert",
                   "pypkg.checkpoint", "pypkg.preprocess", "pypkg.pretrain", "pypkg.supervise",
+                  "pypkg.doctor", "pypkg.plan",
                   "pypkg.__main__",
                   "pypkg.console.completion")  # fmt: skip
 

@@ -28,6 +28,7 @@ from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint.checkpointer import Checkpointer
 from pypkg.training.checkpoint.reading import load_trainer_state
+from pypkg.training.doctor.examination import warn_at_start
 from pypkg.training.feed.data_source import DataSource
 from pypkg.training.feed.samples import Samples
 from pypkg.training.final_report import log_stopped, report_outcome
@@ -70,6 +71,7 @@ def run(settings: Settings) -> int:
     plan = replace(plan, attention=_choose_attention(plan, config))
     with phase("ranks"):
         _start_ranks(settings, config)
+    warn_at_start(plan.capabilities, settings, config, plan.dtype)
     if settings.verify_data:
         from_first_rank(lambda: verify_corpora(settings))
     local = settings.allow_local_output
