@@ -204,18 +204,20 @@ class _Layer:
         last = "mlp_branch_norm" if self._config.branch_norm else "mlp.down_proj"
         if self._config.residual == "post":
             last = "post_attention_layernorm"
-        lasts = {FULL: last, ATTENTION_BLOCK: "self_attn.o_proj"}
-        self._begin = {
-            granularity: partial(model.begin_recompute, f"{self._name}.{name}")
-            for granularity, name in lasts.items()
-        }
+        self._lasts = {FULL: last, ATTENTION_BLOCK: "self_attn.o_proj"}
+
+    def _begin_recompute(self, last: str, incoming: list[Tensor | None]) -> None:
+        if last:
+            self._model.begin_recompute(f"{self._name}.{last}")
+        if last.endswith("_proj"):
+            self._model.tp.gather_gradient(incoming)
 
     def _recomputed(
         self, granularity: str, function: Callable[..., Any], *inputs: Tensor | None
     ) -> Any:
         if self._recompute != granularity:
             return function(*inputs)
-        begin = self._begin.get(granularity, lambda: None)
+        begin = partial(self._begin_recompute, self._lasts.get(granularity, ""))
         keeps = granularity != ATTENTION  # which is an operator of ours alone
         return self._model.ops.tape.recomputed(function, inputs, begin, keeps)
 

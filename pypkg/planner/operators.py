@@ -74,10 +74,13 @@ class Operators:
 
     def add_bias(self, x: Tensor, bias: Parameter) -> Tensor:
         """x + bias; nothing is kept."""
-        out = self.like(x, ACTIVATIONS)
+        out, size = self.like(x, ACTIVATIONS), x.num_bytes
 
         def backward(incoming: list[Tensor | None]) -> Gradients:
-            return [self._passed_on(incoming[0]), self.like(bias)]
+            gradient = incoming[0]
+            # Sequence parallelism may have gathered it before (TensorParallel.gather_gradient).
+            is_copied = gradient is None or gradient.num_bytes == size
+            return [self._passed_on(gradient) if is_copied else gradient, self.like(bias)]
 
         self.tape.record([x, bias], [out], backward)
         return out

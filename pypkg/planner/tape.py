@@ -269,13 +269,13 @@ class Tape:
         self,
         function: Callable[..., Sequence[Tensor | None]],
         inputs: Sequence[Tensor | None],
-        begin: Callable[[], None] = lambda: None,
+        begin: Callable[[list[Tensor | None]], None] = lambda incoming: None,
         keeps: bool = False,
     ) -> list[Tensor | None]:
         """``function(*inputs)``, of which only the inputs are kept until the backward pass.
 
-        That calls ``begin``, runs the function again and then its backward pass, whose parameters
-        accumulate gradients.
+        That calls ``begin`` with the gradients of the outputs, runs the function again and then its
+        backward pass, whose parameters accumulate gradients.
 
         Args:
             keeps: whether the inputs live as long as the graph. They do where an operator of Paddle
@@ -288,7 +288,7 @@ class Tape:
         kept = [None if each is None else each.detach() for each in inputs]
 
         def backward(incoming: list[Tensor | None]) -> Gradients:
-            begin()
+            begin(incoming)
             leaves = [None if each is None else leaf_of(each, self.part) for each in kept]
             again = list(function(*leaves))
             present = [each for each in again if each is not None]

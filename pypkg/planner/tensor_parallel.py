@@ -153,6 +153,15 @@ class TensorParallel:
         ops.tape.record([x], [out], backward)
         return out
 
+    def gather_gradient(self, incoming: list[Tensor | None]) -> None:
+        """The backward pass of a row-parallel layer's sum, which needs nothing that was saved.
+
+        It runs before the layer is recomputed, and then passes on what it has made.
+        """
+        if self.splits_tokens and incoming[0] is not None:
+            size = incoming[0].num_bytes * self.degree
+            incoming[0] = self._ops.tape.empty(size, GRADIENTS)
+
     def sum_over_group(self, gradient: Tensor) -> Tensor:
         """The hook of a parameter that the ranks of the group use for a part each."""
         return self._ops.like(gradient, GRADIENTS)
@@ -192,15 +201,21 @@ class TensorParallel:
         return out
 
     def _sum_a_copy(self, size: int) -> None:
-        """reduce_scatter_tensor of parallel/gloo/collectives.py: a copy is summed and cut."""
+        """reduce_scatter_tensor of parallel/gloo/collectives.py: a copy is summed."""
         if not self._ops.is_gpu:
-            self._ops.tape.empty(size + size // self.degree, COMMUNICATION)
+            self._ops.tape.empty(size, COMMUNICATION)
 
     def _reduce_scatter(self, x: Tensor) -> Tensor:
         ops, size = self._ops, x.num_bytes
         out = ops.tape.empty(size // self.degree, ACTIVATIONS)
         self._sum_a_copy(size)
-        ops.tape.record([x], [out], lambda incoming: [ops.tape.empty(size, GRADIENTS)])
+
+        def backward(incoming: list[Tensor | None]) -> Gradients:
+            gradient = incoming[0]
+            is_whole = gradient is not None and gradient.num_bytes == size
+            return [gradient if is_whole else ops.tape.empty(size, GRADIENTS)]
+
+        ops.tape.record([x], [out], backward)
         return out
 
     def _overlapped(

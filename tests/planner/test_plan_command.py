@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from pypkg.config import Settings
-from pypkg.models.architecture.registry import load_config
+from pypkg.models.architecture.registry import known_models, load_config
 from pypkg.parallel.mesh import Degrees
 from pypkg.plan import main
+from pypkg.planner.memory import plan_memory
 from pypkg.planner.search.best import search
 from pypkg.planner.search.plan import OUTSIDE, make_plan, what_would_do
 from pypkg.planner.time.gpus import GPUS
@@ -28,6 +29,7 @@ BASE = Settings(
     bf16=True, max_seq_length=4096, gradient_accumulation_steps=16, sharding=("stage2",),
     per_device_train_batch_size=1, save_strategy="no", evaluation_strategy="no",
 )  # fmt: skip
+ONE_OF_EACH_FAMILY = {load_config(name).model_type: name for name in known_models()}
 
 
 def test_a_layout_that_fits(capsys):
@@ -79,6 +81,7 @@ def test_a_search():
     assert planned.largest.peak == best.largest.peak
 
 
+@pytest.mark.slow
 def test_no_layout_is_missed():
     """The search ends early; another that looks at all layouts finds nothing faster."""
     few, all_of_them = (search(BASE, LLAMA, 4, 16, NODE, count) for count in (3, 1000))
@@ -106,6 +109,13 @@ def test_gpus_that_no_layout_fits(capsys):
     assert main([CONFIG, "--gpus", "2", "--gpu", "a100-40g", "--search",
                  "--sharding_parallel_degree", "1"]) == 1  # fmt: skip
     assert "no layout fits these GPUs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [*ONE_OF_EACH_FAMILY.values(), "meta-llama/Llama-3.1-8B"])
+def test_models_of_every_family_are_planned(name):
+    config = load_config(name)
+    memory = plan_memory(BASE, config, Degrees(sharding=8)).largest
+    assert memory.peak > 2 * config.num_parameters()  # the weights
 
 
 def test_a_picture(tmp_path):
