@@ -107,10 +107,7 @@ def _run(
     elif checkpoint:
         logger.info("weights of %s; the rest starts anew (ignore_load_lr_and_optim)", checkpoint)
     reporters = _make_reporters(settings, state)
-    run_plan = plan_of_run(settings, config, plan.capabilities) if is_first_rank() else None
-    if run_plan is not None:
-        compare_with_capacity(run_plan, plan.capabilities.memory_bytes)
-        reporters.append(PlanReporter(run_plan, state.global_step))
+    reporters += _plan_reporters(settings, config, plan, state)
     data: DataSource = samples
     engine = _make_engine(settings, samples, wrapped, updater)
     if isinstance(engine, MeasuredEngine):
@@ -294,6 +291,17 @@ def _make_reporters(settings: Settings, state: TrainerState) -> list[Reporter]:
     return make_reporters(
         settings.report_to, Path(settings.output_dir), settings.logging_dir, state.global_step
     )
+
+
+def _plan_reporters(
+    settings: Settings, config: ModelConfig, plan: ExecutionPlan, state: TrainerState
+) -> list[Reporter]:
+    """Of a run on a GPU, on the first rank: what compares its plan with what it takes."""
+    run_plan = plan_of_run(settings, config, plan.capabilities) if is_first_rank() else None
+    if run_plan is None:
+        return []
+    compare_with_capacity(run_plan, plan.capabilities.memory_bytes)
+    return [PlanReporter(run_plan, state.global_step)]
 
 
 def _peak(dtype: str) -> PeakFlops | None:
