@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from pypkg.models.architecture.parameter_shapes import ParameterShape
 from pypkg.planner.operators import ACTIVATIONS, COMMUNICATION, GRADIENTS, Operators
+from pypkg.planner.pipeline import BACKWARD
 from pypkg.planner.tape import Gradients, Parameter, Tensor
 from pypkg.planner.zero import IN_FLIGHT, WEIGHTS, Stage0, UpdateLayout, aligned
 
@@ -40,6 +41,7 @@ class Stage3(Stage0):
         self._reductions: deque[tuple[str, list[Tensor]]] = deque()
         # On a CPU the task of gloo's all-gather, which fleet keeps, holds the slice.
         self._held_by_tasks: dict[str, Tensor] = {}
+        self._held_by_recompute: dict[str, Tensor] = {}
         self._uses: dict[str, int] = {}
         self._layers: dict[str, list[str]] = {}
         self._expected = list(expected)
@@ -98,14 +100,30 @@ class Stage3(Stage0):
         self._fetch(name)
         self._need(name)
         outputs = list(function())
+        if self._ops.tape.phase == BACKWARD:
+            self._hold(name)
         self._release(name)
         return self._handed_on(name, outputs)
+
+    def _hold(self, layer: str) -> None:
+        """Paddle's recompute shares the memory of a weight that has no gradient yet, so that it
+        outlives the release of the weight until the backward pass has used it."""
+        if self._layout.has_main_grad:
+            return
+        for name in self._layers[layer]:
+            if self.parameters[name].gradient is None:
+                self._held_by_recompute[name] = self.parameters[name].detach()
 
     def _handed_on(self, name: str, outputs: list[Tensor]) -> list[Tensor]:
         """ForwardPostHooks: copies, whose backward pass gathers the weights and makes gradients."""
         copies = [self._ops.like(each, ACTIVATIONS) for each in outputs]
 
+        sizes = [each.num_bytes for each in outputs]
+
         def backward(incoming: list[Tensor | None]) -> Gradients:
+            for place, size in enumerate(sizes):
+                if incoming[place] is None:  # a PyLayer is given zeros
+                    incoming[place] = self._ops.tape.empty(size, GRADIENTS)
             if name == self._prepared:
                 self._prepared = ""
             else:
@@ -177,6 +195,7 @@ class Stage3(Stage0):
     def _reduce(self, parameter: Parameter) -> None:
         """A matrix has its gradient of a micro batch."""
         name, tape = parameter.name, self._ops.tape
+        self._held_by_recompute.pop(name, None)
         gradient = self._full_gradients.pop(name, None)
         if gradient is not None:
             while len(self._reductions) >= IN_FLIGHT:
