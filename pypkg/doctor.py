@@ -116,7 +116,7 @@ def _report(findings: Sequence[Finding]) -> int:
 
     if mesh.launched_rank() == 0:
         for finding in findings:
-            print(f"{finding.severity.name.lower():<9}{finding.line()}")
+            print(finding.labelled())
         counts = [sum(each.severity == kind for each in findings) for kind in Severity]
         print(f"{counts[Severity.WARNING]} warnings, {counts[Severity.ERROR]} errors")
     return exit_code(findings)

@@ -116,7 +116,7 @@ def _search(
             best = found.fitting[0]
             changes = changed_keys(best, settings)
             print(f"\nthe first one changes {json.dumps(changes)}")
-            print(launch_line(best, rest[0] if rest else "CONFIG.json", changes))
+            print(launch_line(best, rest, changes))
     return 0 if found.fitting else 1
 
 

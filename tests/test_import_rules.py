@@ -63,7 +63,7 @@ RULES = (
     Rule("pypkg.planner", ("pypkg.config", _ARCHITECTURE, "pypkg.models.weights.tp_shards",
                            "pypkg.parallel.mesh")),
     Rule("pypkg.training", ("pypkg.config", "pypkg.data", "pypkg.device", "pypkg.models",
-                            "pypkg.ops", "pypkg.parallel"), paddle=True),
+                            "pypkg.ops", "pypkg.parallel", "pypkg.planner"), paddle=True),
     Rule("pypkg.conversion", ("pypkg.models", "pypkg.data.tokenizers")),
     Rule("pypkg.bench", _ANYTHING, paddle=True),
     # Command lines: parse, call, report.

@@ -22,7 +22,9 @@ def extended_passes(plan: StepPlan) -> Peaks:
     """``run_passes(plan)``, of which not all that is alike is run."""
     degrees = replace(plan.degrees, data=1, sharding=1, pipeline=min(plan.degrees.pipeline, 2))
     update = replace(plan.update, data=1, offloads=False)
-    return _passes(replace(plan, degrees=degrees, update=update))
+    # A dict and a list, which no key of a cache may hold; sizes do not depend on either.
+    config = replace(plan.config, rope_scaling=None, eos_token_id=None)
+    return _passes(replace(plan, config=config, degrees=degrees, update=update))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -35,6 +35,7 @@ from pypkg.training.final_report import log_stopped, report_outcome
 from pypkg.training.healing.healer import Healer
 from pypkg.training.ledger import current_events
 from pypkg.training.reporting.metrics import PeakFlops, Throughput, peak_flops
+from pypkg.training.reporting.planned import PlanReporter, compare_with_capacity, plan_of_run
 from pypkg.training.reporting.reporters import Reporter, make_reporters
 from pypkg.training.start.choose_checkpoint import best_checkpoint, checkpoint_to_resume
 from pypkg.training.start.layout import degrees, layout_notices, layout_problems
@@ -106,6 +107,10 @@ def _run(
     elif checkpoint:
         logger.info("weights of %s; the rest starts anew (ignore_load_lr_and_optim)", checkpoint)
     reporters = _make_reporters(settings, state)
+    run_plan = plan_of_run(settings, config, plan.capabilities) if is_first_rank() else None
+    if run_plan is not None:
+        compare_with_capacity(run_plan, plan.capabilities.memory_bytes)
+        reporters.append(PlanReporter(run_plan, state.global_step))
     data: DataSource = samples
     engine = _make_engine(settings, samples, wrapped, updater)
     if isinstance(engine, MeasuredEngine):

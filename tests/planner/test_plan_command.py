@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from pypkg.config import Settings
-from pypkg.models.architecture.registry import load_config
+from pypkg.models.architecture.registry import known_models, load_config
 from pypkg.parallel.mesh import Degrees
 from pypkg.plan import main
+from pypkg.planner.memory import plan_memory
 from pypkg.planner.search.best import search
 from pypkg.planner.search.plan import OUTSIDE, make_plan, what_would_do
 from pypkg.planner.time.gpus import GPUS
@@ -28,6 +29,7 @@ BASE = Settings(
     bf16=True, max_seq_length=4096, gradient_accumulation_steps=16, sharding=("stage2",),
     per_device_train_batch_size=1, save_strategy="no", evaluation_strategy="no",
 )  # fmt: skip
+ONE_OF_EACH_FAMILY = {load_config(name).model_type: name for name in known_models()}
 
 
 def test_a_layout_that_fits(capsys):
@@ -79,6 +81,7 @@ def test_a_search():
     assert planned.largest.peak == best.largest.peak
 
 
+@pytest.mark.slow
 def test_no_layout_is_missed():
     """The search ends early; another that looks at all layouts finds nothing faster."""
     few, all_of_them = (search(BASE, LLAMA, 4, 16, NODE, count) for count in (3, 1000))
@@ -86,15 +89,18 @@ def test_no_layout_is_missed():
 
 
 def test_the_launch_line_of_a_search(capsys):
-    arguments = [CONFIG, "--gpus", "16", "--network", "100", "--search"]
+    arguments = [CONFIG, "--max_seq_length", "2048", "--recompute", "true"]
+    arguments += ["--gpus", "16", "--network", "100", "--search"]
     assert main(arguments) == 0
     out = capsys.readouterr().out.splitlines()
     changes = json.loads(out[-2].removeprefix("the first one changes "))
     assert out[-1].startswith("python -m paddle.distributed.launch --nnodes 2 --rank N --master")
     for name, value in changes.items():
         assert f"--{name} {json.dumps(value)}" in out[-1]
+    assert f"{CONFIG} --max_seq_length 2048 --" in out[-1] and out[-1].count("--recompute ") == 1
     # Those keys give the layout of the first line.
-    assert main([*arguments[:-1], *out[-1].split(f"{CONFIG} ")[1].replace('"', "").split()]) == 0
+    words = out[-1].split(f"{CONFIG} ")[1].replace('"', "").split()
+    assert main([CONFIG, *words, *arguments[-5:-1]]) == 0
     speed = out[1].split()[1]
     assert f"{speed} tokens/s per GPU" in capsys.readouterr().out
 
@@ -103,6 +109,13 @@ def test_gpus_that_no_layout_fits(capsys):
     assert main([CONFIG, "--gpus", "2", "--gpu", "a100-40g", "--search",
                  "--sharding_parallel_degree", "1"]) == 1  # fmt: skip
     assert "no layout fits these GPUs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [*ONE_OF_EACH_FAMILY.values(), "meta-llama/Llama-3.1-8B"])
+def test_models_of_every_family_are_planned(name):
+    config = load_config(name)
+    memory = plan_memory(BASE, config, Degrees(sharding=8)).largest
+    assert memory.peak > 2 * config.num_parameters()  # the weights
 
 
 def test_a_picture(tmp_path):

@@ -157,8 +157,19 @@ def changed_keys(plan: Plan, base: Any) -> dict[str, Any]:
     return found
 
 
-def launch_line(plan: Plan, config_file: str, changes: dict[str, Any]) -> str:
-    """The command that starts the run with ``changes``."""
+def launch_line(plan: Plan, arguments: Sequence[str], changes: dict[str, Any]) -> str:
+    """The command that starts the run with ``changes``.
+
+    Args:
+        arguments: of ``pypkg pretrain`` before the changes.
+    """
+    config_file, *given = arguments or ["CONFIG.json"]
+    kept = [
+        word
+        for key, value in zip(given[::2], given[1::2])
+        if key.removeprefix("--") not in changes
+        for word in (key, value)
+    ]
     node = min(plan.cluster.gpus_per_node, plan.degrees.world_size)
     nodes = plan.degrees.world_size // node
     several = f"--nnodes {nodes} --rank N --master HOST:PORT " if nodes > 1 else ""
@@ -167,7 +178,7 @@ def launch_line(plan: Plan, config_file: str, changes: dict[str, Any]) -> str:
                      for name, value in changes.items())  # fmt: skip
     return (
         f'python -m paddle.distributed.launch {several}--gpus "{gpus}" run_pretrain.py '
-        f"{config_file} {words}".rstrip()
+        f"{' '.join([config_file, *kept])} {words}".rstrip()
     )
 
 

@@ -123,6 +123,20 @@ def load_gpu(name: str) -> Gpu:
         ) from error
 
 
+def gpu_of_device(name: str, memory: int) -> Gpu | None:
+    """The entry of a device, by the name and the bytes of memory that CUDA tells.
+
+    None for a GPU that the table lacks, such as another form factor.
+    """
+    if "PCIe" in name or "NVL" in name:
+        return None
+    for gpu in GPUS.values():
+        model = gpu.name.partition("-")[0].upper()
+        if model in name and abs(memory / gpu.memory - 1) < 0.1:
+            return gpu
+    return None
+
+
 def _checked(gpu: Gpu) -> Gpu:
     for field in dataclasses.fields(Gpu):
         value = getattr(gpu, field.name)

@@ -44,6 +44,10 @@ class Finding:
         remedy = f". {self.remedy}" if self.remedy else ""
         return f"{self.check}: {self.what}{place}{remedy}"
 
+    def labelled(self) -> str:
+        """The line after its severity, as commands print it."""
+        return f"{self.severity.name.lower():<9}{self.line()}"
+
 
 def exit_code(findings: Iterable[Finding]) -> int:
     """0: all is well; 1: there are warnings; 2: there are errors."""

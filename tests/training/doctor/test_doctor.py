@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from pypkg.device.capabilities import probe
 from pypkg.doctor import main
 from pypkg.errors import UserError
 from pypkg.training.doctor import facts, inputs, operators
+from pypkg.training.doctor.dry_run import dry_run
 from pypkg.training.doctor.examination import warn_at_start
 from pypkg.training.doctor.findings import exit_code
 from pypkg.training.doctor.inputs import input_findings, write_rate
@@ -187,3 +189,39 @@ def test_the_command_on_two_ranks(workplace):
     result = workplace.execute(command)
     assert result.returncode == 2
     assert "error    data: " in result.stdout
+
+
+def test_a_dry_run(workplace, capsys):
+    settings, _ = run_of(workplace, device="cpu")
+    assert dry_run(settings, 1) == 0
+    out = capsys.readouterr().out
+    assert "ok       plan: " in out and "GiB of tensors" in out and "corpora with" in out
+    assert not workplace.output_dir.exists()
+    (workplace.folder / "data" / "corpus.idx").unlink()
+    assert dry_run(settings, 1) == 2
+    assert "error    data: " in capsys.readouterr().out
+
+
+def test_a_dry_run_of_what_does_not_fit(workplace, capsys, monkeypatch):
+    small = replace(probe("cpu"), memory_bytes=2**18)
+    monkeypatch.setattr("pypkg.training.doctor.dry_run.probe", lambda *_: small)
+    settings, _ = run_of(workplace, device="cpu")
+    assert dry_run(settings, 1) == 2
+    assert "error    plan: " in capsys.readouterr().out
+    gpu = replace(
+        small, device="gpu", device_name="NVIDIA A100-SXM4-80GB", compute_capability=(8, 0),
+        memory_bytes=79 * 2**30,
+    )  # fmt: skip
+    monkeypatch.setattr("pypkg.training.doctor.dry_run.probe", lambda *_: gpu)
+    monkeypatch.setattr("pypkg.training.doctor.facts._free_gpu_memory", lambda: None)
+    settings, _ = run_of(workplace)
+    dry_run(settings, 1)
+    assert "tokens/s per GPU" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_command_starts_nothing(workplace):
+    command = [*workplace.command(), "--dry_run", "--nproc", "2"]
+    result = workplace.execute(command)
+    assert result.returncode in (0, 1), result.stderr
+    assert "plan: " in result.stdout and not workplace.output_dir.exists()
