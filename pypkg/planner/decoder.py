@@ -65,7 +65,8 @@ class Decoder:
     Args:
         parameters: by name.
         call: runs its layers.
-        begin_recompute: called before layers run again, with the name of the last of them.
+        begin_recompute: called before layers run again, with the name of the last of them and the
+            gradients of its outputs.
         recompute: granularity of each layer; "": it recomputes nothing.
     """
 
@@ -77,7 +78,7 @@ class Decoder:
         degrees: Degrees,
         parameters: Mapping[str, Parameter],
         call: Call = run_directly,
-        begin_recompute: Callable[[str], None] = lambda last: None,
+        begin_recompute: Callable[[str, list], None] = lambda last, incoming: None,
         recompute: Sequence[str] = (),
     ) -> None:
         self.ops, self.shard, self.config, self.chunk = ops, shard, shard.config, chunk
@@ -208,7 +209,7 @@ class _Layer:
 
     def _begin_recompute(self, last: str, incoming: list[Tensor | None]) -> None:
         if last:
-            self._model.begin_recompute(f"{self._name}.{last}")
+            self._model.begin_recompute(f"{self._name}.{last}", incoming)
         if last.endswith("_proj"):
             self._model.tp.gather_gradient(incoming)
 
@@ -219,7 +220,9 @@ class _Layer:
             return function(*inputs)
         begin = partial(self._begin_recompute, self._lasts.get(granularity, ""))
         keeps = granularity != ATTENTION  # which is an operator of ours alone
-        return self._model.ops.tape.recomputed(function, inputs, begin, keeps)
+        return self._model.ops.tape.recomputed(
+            function, inputs, begin, keeps, waits=granularity == FULL
+        )
 
     def __call__(self, x: Tensor, residual: Tensor | None, batch: Batch) -> State:
         return self._recomputed(FULL, partial(self._forward, batch=batch), x, residual)

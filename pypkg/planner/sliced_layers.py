@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from pypkg.models.architecture.parameter_shapes import ParameterShape
 from pypkg.planner.operators import ACTIVATIONS, COMMUNICATION, GRADIENTS, Operators
+from pypkg.planner.pipeline import BACKWARD
 from pypkg.planner.tape import Gradients, Parameter, Tensor
 from pypkg.planner.zero import IN_FLIGHT, WEIGHTS, Stage0, UpdateLayout, aligned
 
@@ -40,9 +41,11 @@ class Stage3(Stage0):
         self._reductions: deque[tuple[str, list[Tensor]]] = deque()
         # On a CPU the task of gloo's all-gather, which fleet keeps, holds the slice.
         self._held_by_tasks: dict[str, Tensor] = {}
+        self._held_by_recompute: dict[str, Tensor] = {}
         self._uses: dict[str, int] = {}
         self._layers: dict[str, list[str]] = {}
         self._expected = list(expected)
+        self._zeros: Tensor | None = None  # made for a layer whose backward pass is prepared
         self._prepared = ""  # the layer whose backward pass is prepared
         super().__init__(ops, shapes, layout)
         whole = [each for each in shapes if not self._is_sliced(each)]
@@ -98,14 +101,31 @@ class Stage3(Stage0):
         self._fetch(name)
         self._need(name)
         outputs = list(function())
+        if self._ops.tape.phase == BACKWARD:
+            self._hold(name)
         self._release(name)
         return self._handed_on(name, outputs)
+
+    def _hold(self, layer: str) -> None:
+        """Paddle's recompute shares the memory of a weight that has no gradient yet, so that it
+        outlives the release of the weight until the backward pass has used it."""
+        if self._layout.has_main_grad:
+            return
+        for name in self._layers[layer]:
+            if self.parameters[name].gradient is None:
+                self._held_by_recompute[name] = self.parameters[name].detach()
 
     def _handed_on(self, name: str, outputs: list[Tensor]) -> list[Tensor]:
         """ForwardPostHooks: copies, whose backward pass gathers the weights and makes gradients."""
         copies = [self._ops.like(each, ACTIVATIONS) for each in outputs]
 
+        sizes = [each.num_bytes for each in outputs]
+
         def backward(incoming: list[Tensor | None]) -> Gradients:
+            for place, size in enumerate(sizes):
+                if incoming[place] is None:  # a PyLayer is given zeros
+                    zeros = self._zeros or self._ops.tape.empty(size, GRADIENTS)
+                    incoming[place], self._zeros = zeros, None
             if name == self._prepared:
                 self._prepared = ""
             else:
@@ -125,9 +145,11 @@ class Stage3(Stage0):
                 if not self._layout.has_main_grad:
                     self.parameters[name].gradient = self._full_gradients[name].detach()
 
-    def begin_recompute(self, last: str) -> None:
+    def begin_recompute(self, last: str, incoming: list[Tensor | None]) -> None:
         self._prepare(last)
         self._prepared = last
+        if "norm" in last and incoming[0] is not None:  # whose sum goes nowhere
+            self._zeros = self._ops.like(incoming[0], GRADIENTS)
 
     def _whole(self, name: str, term: str, item: int) -> Tensor:
         return self._ops.tape.empty(self._sizes[name] * self._layout.sharding * item, term)
@@ -177,6 +199,7 @@ class Stage3(Stage0):
     def _reduce(self, parameter: Parameter) -> None:
         """A matrix has its gradient of a micro batch."""
         name, tape = parameter.name, self._ops.tape
+        self._held_by_recompute.pop(name, None)
         gradient = self._full_gradients.pop(name, None)
         if gradient is not None:
             while len(self._reductions) >= IN_FLIGHT:

@@ -112,7 +112,7 @@ Backward = Callable[[list[Tensor | None]], Gradients]
 class Node:
     """An operator's backward pass: gradients of the outputs to gradients of ``inputs``."""
 
-    __slots__ = ("backward", "held", "num_outputs", "part", "slots", "targets")
+    __slots__ = ("backward", "held", "num_outputs", "part", "slots", "targets", "waits")
 
     def __init__(
         self, inputs: Sequence[Tensor], num_outputs: int, backward: Backward, part: Part = ""
@@ -125,6 +125,7 @@ class Node:
         self.backward: Backward | None = backward
         self.held: object = None  # what lives as long as the graph
         self.part = part  # that recorded it
+        self.waits = False  # until nothing else is ready: many nodes in one
 
 
 class Tape:
@@ -255,6 +256,9 @@ class Tape:
             if isinstance(node, Parameter):
                 _accumulate(node, incoming)
                 continue
+            if node.waits and ready:
+                ready.append(node)
+                continue
             arrived = incoming.pop(node, [None] * node.num_outputs)
             assert node.backward is not None, "a second backward pass through one result"
             if node.part != self.part:
@@ -271,6 +275,7 @@ class Tape:
         inputs: Sequence[Tensor | None],
         begin: Callable[[list[Tensor | None]], None] = lambda incoming: None,
         keeps: bool = False,
+        waits: bool = False,
     ) -> list[Tensor | None]:
         """``function(*inputs)``, of which only the inputs are kept until the backward pass.
 
@@ -280,6 +285,7 @@ class Tape:
         Args:
             keeps: whether the inputs live as long as the graph. They do where an operator of Paddle
                 saves a tensor, whose hook knows them; our own operators let go of theirs.
+            waits: whether what else is ready runs before. Paddle's engine takes turns.
         """
         if not self.is_recording:
             return list(function(*inputs))
@@ -301,6 +307,7 @@ class Tape:
         present = [each for each in outputs if each is not None]
         node = self._always_record([each for each in inputs if each is not None], present, backward)
         node.held = (kept, function) if keeps else None
+        node.waits = waits
         return outputs
 
 

@@ -112,7 +112,7 @@ class Stage0:
         """Runs a layer."""
         return function()
 
-    def begin_recompute(self, last: str) -> None:
+    def begin_recompute(self, last: str, incoming: list[Tensor | None]) -> None:
         """Layers up to ``last`` are about to run again: its backward pass has begun."""
 
     def owned(self) -> list[ParameterShape]:

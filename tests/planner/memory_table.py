@@ -46,12 +46,13 @@ def row(layout: str) -> list[str]:
 
 
 def main(layouts: list[str]) -> None:
+    measured = {layout: row(layout) for layout in layouts}
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(START)
     inside, after = rest.split(END)
     known = [[cell.strip() for cell in line.strip("| ").split("|")]
              for line in inside.splitlines() if line.startswith("|")]  # fmt: skip
-    rows = {cells[0]: cells for cells in known} | {layout: row(layout) for layout in layouts}
+    rows = {cells[0]: cells for cells in known} | measured
     head = ["layout", *(granularity or "none" for granularity in GRANULARITIES)]
     lines = table(head, [rows[layout] for layout in LAYOUTS if layout in rows])
     PAGE.write_text(f"{before}{START}\n" + "\n".join(lines) + f"\n\n{END}{after}", encoding="utf-8")
