@@ -50,7 +50,8 @@ def test_ranks_other_than_0_write_warnings_only(
 @pytest.mark.parametrize("output", ["full disk", "closed pipe"])
 def test_lines_that_cannot_be_written_are_lost_and_nothing_else(output):
     script = (
-        "import logging, sys; from pypkg.console.logs import configure_logging, say; configure_logging();"
+        "import logging, sys; from pypkg.console.logs import configure_logging, say;"
+        "configure_logging();"
         "logging.getLogger('pypkg').info('a'); say('b'); logging.getLogger('pypkg').info('c');"
         "sys.exit(143)"
     )
