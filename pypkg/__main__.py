@@ -29,6 +29,8 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     "Pre-training": (
         Command("preprocess", "pypkg.preprocess", "text to .bin/.idx, training of a tokenizer"),
         Command("pretrain", "pypkg.pretrain", "train a model, or resume a run"),
+        Command("plan", "pypkg.plan", "memory, time and price of a run before it is started"),
+        Command("doctor", "pypkg.doctor", "whether the machines can carry a run"),
         Command("supervise", "pypkg.supervise", "start a run again after a crash"),
     ),
     "Models": (

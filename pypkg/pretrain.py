@@ -1,6 +1,7 @@
 """``python -m pypkg.pretrain CONFIG.json [--key value ...]``: pre-trains a model.
 
 The settings are PaddleNLP's (docs/configuration.md); the command line wins over the file.
+``--dry_run`` plans the run, looks at what it reads and writes, and starts nothing.
 ``--nproc N`` starts N CPU processes on this machine, the ranks of one run. Exit codes: 0 done; 2 an
 invalid setting or file; 130 stopped by Ctrl-C and 143 by SIGTERM, both with a checkpoint saved; 1
 another error.
@@ -27,6 +28,7 @@ from pypkg.parallel.launch.launcher import end_with_launcher, launch, take_nproc
 from pypkg.training.checkpoint.lock import refuse_if_in_use
 
 logger = logging.getLogger("pypkg")
+_DRY_RUN = "--dry_run"
 
 _ROOM = "Checkpoints are untouched. Free some space, then start the same command again."
 
@@ -48,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     raise_limit()
     try:
         arguments, processes = take_nproc(arguments)
+        if _DRY_RUN in arguments:
+            return _dry_run([word for word in arguments if word != _DRY_RUN], processes)
         if processes > 1:
             settings = load_run_settings(arguments, processes)
             refuse_if_in_use(settings.output_dir)  # the logs of its ranks are there
@@ -88,6 +92,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cause = watchdog.failed(f"{type(error).__name__}: {error}", 1, traceback.format_exc())
         say(f"error: {cause}")
         return 1
+
+
+def _dry_run(arguments: Sequence[str], processes: int) -> int:
+    """On the first rank; others of a launcher have nothing to do."""
+    if mesh.launched_rank() > 0:
+        return 0
+    from pypkg.training.start.start_up import load_run_settings
+
+    ranks = max(processes, mesh.launched_processes())
+    if processes > 1:
+        arguments = [*arguments, "--device", "cpu"]  # as the launcher of CPU processes
+    settings = load_run_settings(arguments, ranks)
+    configure_cpu(settings.num_threads)
+    import_paddle()
+    from pypkg.training.doctor.dry_run import dry_run
+
+    return dry_run(settings, ranks)
 
 
 if __name__ == "__main__":

@@ -61,9 +61,11 @@ RULES = (
                           "pypkg.parallel.mesh", "pypkg.parallel.pipeline",
                           "pypkg.parallel.host_memory"),
          paddle=True),
-    Rule("pypkg.planner", ("pypkg.config", _ARCHITECTURE)),
+    Rule("pypkg.planner", ("pypkg.config", _ARCHITECTURE, "pypkg.models.weights.tp_shards",
+                           "pypkg.parallel.mesh")),
     Rule("pypkg.training", ("pypkg.config", "pypkg.data", "pypkg.device", "pypkg.models",
-                            "pypkg.ops", "pypkg.parallel", "pypkg.console.logs"), paddle=True),
+                            "pypkg.ops", "pypkg.parallel", "pypkg.planner", "pypkg.console.logs"),
+         paddle=True),
     Rule("pypkg.conversion", ("pypkg.models", "pypkg.data.tokenizers")),
     Rule("pypkg.bench", _ANYTHING, paddle=True),
     # Command lines: parse, call, report.
@@ -71,9 +73,10 @@ RULES = (
     Rule("pypkg.preprocess", _ANYTHING),
     Rule("pypkg.convert", _ANYTHING),
     Rule("pypkg.supervise", _ANYTHING),
+    Rule("pypkg.doctor", _ANYTHING),
     Rule("pypkg.checkpoint", _ANYTHING),
     Rule("pypkg.__main__"),  # runs the others by name
-    Rule("pypkg.plan", ("pypkg.config", _ARCHITECTURE, "pypkg.planner", "pypkg.console.logs")),
+    Rule("pypkg.plan", _ANYTHING),
 )  # fmt: skip
 # The rooms of a package from the highest to the lowest: a module imports from its own room and from
 # those below it. What a package lacks here has no rooms.
@@ -87,15 +90,16 @@ ROOMS = {
                      "pipeline_decoder", "decoder", "layers", "weights", "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
                        "host_memory", "process_end", "endpoints"),
-    "pypkg.training": ("supervisor", "run", "final_report", "start", "trainer", "healing", "step",
-                       "feed", "checkpoint", "reporting", "interrupt", "tp_sharding", "ledger",
-                       "state"),
+    "pypkg.training": ("supervisor", "run", "doctor", "final_report", "start", "trainer", "healing",
+                       "step", "feed", "checkpoint", "reporting", "interrupt", "tp_sharding",
+                       "ledger", "state"),
     "pypkg.bench": ("__main__", "report", "train_step", "checkpoint", "data", "ops",
                     "environment", "timing"),
 }  # fmt: skip
 COMMAND_LINES = (
     "pypkg.pretrain",
     "pypkg.supervise",
+    "pypkg.doctor",
     "pypkg.preprocess",
     "pypkg.convert",
     "pypkg.plan",
@@ -112,8 +116,10 @@ WITHOUT_PADDLE = ("pypkg", "pypkg.device.attention_choice", "pypkg.device.attent
                   "pypkg.models.weights.hub", "pypkg.models.weights.writer_process",
                   "pypkg.models.architecture.layer_split",
                   "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.weights.tp_shards",
-                  "pypkg.parallel.mesh", "pypkg.convert", "pypkg.checkpoint", "pypkg.preprocess",
-                  "pypkg.pretrain", "pypkg.supervise", "pypkg.__main__",
+                  "pypkg.parallel.mesh", "pypkg.planner.memory", "pypkg.convert",
+                  "pypkg.checkpoint", "pypkg.preprocess", "pypkg.pretrain", "pypkg.supervise",
+                  "pypkg.doctor", "pypkg.plan",
+                  "pypkg.__main__",
                   "pypkg.console.completion")  # fmt: skip
 
 

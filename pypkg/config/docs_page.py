@@ -94,10 +94,11 @@ These PaddleNLP keys are known, and any value other than the ones shown is refus
 
 
 _USAGE = """\
-usage: pypkg pretrain [CONFIG.json] [--KEY VALUE ...] [--nproc N]
+usage: pypkg pretrain [CONFIG.json] [--KEY VALUE ...] [--nproc N] [--dry_run]
 
 Pre-trains a model, and resumes from the newest checkpoint in output_dir.
 --KEY VALUE wins over CONFIG.json. --nproc N starts N CPU processes as one run.
+--dry_run plans the run, looks at what it reads and writes, and starts nothing.
 Required: {required}.
 """
 

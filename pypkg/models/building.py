@@ -7,9 +7,10 @@ import paddle
 from pypkg.console import progress
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.parameter_shapes import whole_parameters
 from pypkg.models.decoder import Decoder
 from pypkg.models.pipeline_decoder import PipelineDecoder
-from pypkg.models.weights.tp_shards import tensor_parallel_problems, whole_shape
+from pypkg.models.weights.tp_shards import tensor_parallel_problems
 from pypkg.parallel.comm.slices import ReadParameter
 from pypkg.parallel.pipeline import pipeline_degree
 from pypkg.parallel.tp_layers import tensor_degree
@@ -17,8 +18,6 @@ from pypkg.parallel.tp_layers import tensor_degree
 DTYPES = ("float32", "float16", "bfloat16")
 
 Model = Decoder | PipelineDecoder
-
-_known_shapes: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {}  # of ``parameter_shapes``
 
 
 def build_filled(config: ModelConfig, dtype: str, read: ReadParameter) -> Model:
@@ -56,22 +55,10 @@ def _build(config: ModelConfig, dtype: str) -> Model:
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the parameters of a model, in its order, without allocating them.
 
-    The shapes are those of whole parameters under every layout. They are computed once for a
-    configuration, since every save asks for them and the layers of a large model take seconds.
+    The shapes are those of whole parameters under every layout.
     """
-    degree = tensor_degree()
-    key = repr(config), degree
-    if key not in _known_shapes:
-        _check_divisible(config)
-        # Paddle's parameter names must not be used up here. fleet orders gradients by name, so that
-        # parameters must have the same names in all processes, also if only some call this.
-        with paddle.LazyGuard(), paddle.utils.unique_name.guard():
-            model = Decoder(config)
-        _known_shapes[key] = {
-            name: whole_shape(config, name, parameter.shape, degree)
-            for name, parameter in model.named_parameters()
-        }
-    return dict(_known_shapes[key])
+    _check_divisible(config)
+    return {each.name: each.shape for each in whole_parameters(config)}
 
 
 def _check_divisible(config: ModelConfig) -> None:

@@ -28,12 +28,14 @@ from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.checkpoint.checkpointer import Checkpointer
 from pypkg.training.checkpoint.reading import load_trainer_state
+from pypkg.training.doctor.examination import warn_at_start
 from pypkg.training.feed.data_source import DataSource
 from pypkg.training.feed.samples import Samples
 from pypkg.training.final_report import log_stopped, report_outcome
 from pypkg.training.healing.healer import Healer
 from pypkg.training.ledger import current_events
 from pypkg.training.reporting.metrics import PeakFlops, Throughput, peak_flops
+from pypkg.training.reporting.planned import PlanReporter, compare_with_capacity, plan_of_run
 from pypkg.training.reporting.reporters import Reporter, make_reporters
 from pypkg.training.start.choose_checkpoint import best_checkpoint, checkpoint_to_resume
 from pypkg.training.start.layout import degrees, layout_notices, layout_problems
@@ -70,6 +72,7 @@ def run(settings: Settings) -> int:
     plan = replace(plan, attention=_choose_attention(plan, config))
     with phase("ranks"):
         _start_ranks(settings, config)
+    warn_at_start(plan.capabilities, settings, config, plan.dtype)
     if settings.verify_data:
         from_first_rank(lambda: verify_corpora(settings))
     local = settings.allow_local_output
@@ -104,6 +107,7 @@ def _run(
     elif checkpoint:
         logger.info("weights of %s; the rest starts anew (ignore_load_lr_and_optim)", checkpoint)
     reporters = _make_reporters(settings, state)
+    reporters += _plan_reporters(settings, config, plan, state)
     data: DataSource = samples
     engine = _make_engine(settings, samples, wrapped, updater)
     if isinstance(engine, MeasuredEngine):
@@ -287,6 +291,17 @@ def _make_reporters(settings: Settings, state: TrainerState) -> list[Reporter]:
     return make_reporters(
         settings.report_to, Path(settings.output_dir), settings.logging_dir, state.global_step
     )
+
+
+def _plan_reporters(
+    settings: Settings, config: ModelConfig, plan: ExecutionPlan, state: TrainerState
+) -> list[Reporter]:
+    """Of a run on a GPU, on the first rank: what compares its plan with what it takes."""
+    run_plan = plan_of_run(settings, config, plan.capabilities) if is_first_rank() else None
+    if run_plan is None:
+        return []
+    compare_with_capacity(run_plan, plan.capabilities.memory_bytes)
+    return [PlanReporter(run_plan, state.global_step)]
 
 
 def _peak(dtype: str) -> PeakFlops | None:

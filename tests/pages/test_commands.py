@@ -14,7 +14,7 @@ from pypkg.config.settings import Settings
 from pypkg.data.corpus_tools import TOOLS
 
 PARSERS = {"bench": bench, "checkpoint": checkpoint, "convert": convert, "preprocess": preprocess}
-OF_PRETRAIN = {"nproc"}  # an option of the launcher
+OF_PRETRAIN = {"nproc", "dry_run"}  # options of the command line alone
 SYNOPSIS = "["  # of optional words, which no shell takes
 
 

@@ -43,8 +43,10 @@ def take_nproc(arguments: Sequence[str]) -> tuple[list[str], int]:
     return rest, int(number)
 
 
-def launch(arguments: Sequence[str], processes: int, log_folder: Path) -> int:
-    """Runs ``python -m pypkg.pretrain *arguments`` as ``processes`` ranks; returns an exit code.
+def launch(
+    arguments: Sequence[str], processes: int, log_folder: Path, module: str = "pypkg.pretrain"
+) -> int:
+    """Runs ``python -m module *arguments`` as ``processes`` ranks; returns an exit code.
 
     Rank 0 writes to this terminal. The other ranks write to ``log_folder``/workerlog.N, and the end
     of that file is shown if they are killed. Signals are forwarded. No rank outlives this process.
@@ -59,7 +61,8 @@ def launch(arguments: Sequence[str], processes: int, log_folder: Path) -> int:
     out_of_memory = kills.out_of_memory_kills()
     try:
         for rank in range(processes):
-            ranks.append(_start(arguments, rank_environment(rank, ports), rank, log_folder))
+            command = [sys.executable, "-m", module, *arguments, "--device", "cpu"]  # the last wins
+            ranks.append(_start(command, rank_environment(rank, ports), rank, log_folder))
         _wait(ranks, signals)
     finally:
         codes = [_end(process) for process in ranks]
@@ -105,10 +108,9 @@ def rank_environment(rank: int, ports: Sequence[int]) -> dict[str, str]:
 
 
 def _start(
-    arguments: Sequence[str], environment: dict[str, str], rank: int, log_folder: Path
+    command: Sequence[str], environment: dict[str, str], rank: int, log_folder: Path
 ) -> subprocess.Popen:
-    # The last --device wins. Each rank leads a process group, so that its workers end with it.
-    command = [sys.executable, "-m", "pypkg.pretrain", *arguments, "--device", "cpu"]
+    # Each rank leads a process group, so that its workers end with it.
     with contextlib.ExitStack() as stack:
         log = None
         if rank:

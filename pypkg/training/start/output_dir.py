@@ -66,7 +66,7 @@ def held_output_dir(
     try:
         from_first_rank(take)
         if (saves or allow_local) and mesh.current().world_size > 1:
-            places = _find_places(Path(output_dir), allow_local)
+            places = find_places(Path(output_dir), allow_local)
             places.from_leaders(take)
             parts = Parts(places)
         yield HeldOutput(parts, lambda: parts.places.from_leader(lambda: _check(held[0], parts)))
@@ -95,7 +95,7 @@ def _tell_watchdog() -> None:
     watchdog.at(0, "waiting for the lock of output_dir")
 
 
-def _find_places(output_dir: Path, allow_local: bool) -> Places:
+def find_places(output_dir: Path, allow_local: bool) -> Places:
     """Which ranks see the same folder: those that find the same mark in it.
 
     Raises:

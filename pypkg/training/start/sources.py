@@ -101,13 +101,18 @@ def load_model(
     )
 
 
+def grown_vocab_size(tokenizer: Tokenizer) -> int:
+    """The vocab_size that a model gets whose own is less than the tokenizer's."""
+    return -(-tokenizer.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+
+
 def _grown_to_fit(
     config: ModelConfig, settings: Settings, tokenizer: Tokenizer | None
 ) -> ModelConfig:
     """Vocabulary and positions raised to what tokenizer and samples need, as PaddleNLP does."""
     needed = 0
     if tokenizer is not None:
-        needed = -(-tokenizer.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+        needed = grown_vocab_size(tokenizer)
     changes = {
         name: value
         for name, value in (

@@ -17,11 +17,16 @@ from pypkg.models.weights.model_folder import CONFIG_FILE
 from pypkg.training.start.layout import layout_problems, process_problems
 
 
-def load_run_settings(arguments: Sequence[str], world_size: int) -> Settings:
+def load_run_settings(
+    arguments: Sequence[str], world_size: int, runs_here: bool = True
+) -> Settings:
     """The settings that the command line ``arguments`` give to a run of ``world_size`` processes.
 
     Paddle is imported only where something is wrong and the settings ask for what a device may
     lack. Without another problem, assembling the run says what the device cannot do.
+
+    Args:
+        runs_here: whether problems of this machine's device belong to those of the settings.
 
     Raises:
         UserError: lists all problems: what ``load_settings`` and ``check_supported`` say, an
@@ -41,7 +46,7 @@ def load_run_settings(arguments: Sequence[str], world_size: int) -> Settings:
         problems += process_problems(settings, world_size)
     if not problems:
         return settings
-    if _asks_for_a_device(settings) and bad.isdisjoint(_OF_A_DEVICE):
+    if runs_here and _asks_for_a_device(settings) and bad.isdisjoint(_OF_A_DEVICE):
         problems += _device_problems(settings)
     raise UserError(listed(list(dict.fromkeys(problems)), "problems in the settings"))
 

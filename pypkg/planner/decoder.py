@@ -1,0 +1,324 @@
+"""The decoder in shapes: the counterpart of models/decoder.py, models/layers and the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from pypkg.models.architecture.layer_split import ModelChunk
+from pypkg.parallel.mesh import Degrees
+from pypkg.planner.operators import INPUTS, Operators
+from pypkg.planner.tape import Parameter, Tensor
+from pypkg.planner.tensor_parallel import Shard, TensorParallel
+
+EMBEDDING, HEAD = "embedding", "head"  # parts of a chunk beside the numbers of its layers
+FULL, ATTENTION_BLOCK, ATTENTION = "full", "full_attn", "core_attn"  # models/layers/recompute.py
+
+# Runs a layer that has parameters of its own, of a name, and returns its outputs.
+Call = Callable[[str, Callable[[], Sequence[Tensor]]], Sequence[Tensor]]
+State = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro batch.
+
+    Attributes:
+        rows, sequence: its shape in tokens.
+        has_dropout: whether hidden states are dropped out.
+        positions: what rotations keep of its positions.
+    """
+
+    rows: int
+    sequence: int
+    has_dropout: bool = False
+    positions: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.sequence
+
+
+def attention_workspace(shard: Shard, batch: Batch, is_gpu: bool) -> int:
+    """Floats that the backward pass of attention takes (kernels/flash_attention_backward*)."""
+    if is_gpu:  # one number for each row
+        return batch.tokens * shard.heads
+    queries, keys, lanes = 96, 96, 16
+    blocks = -(-batch.sequence // queries)
+    chunks = max(
+        1, min(-(-16 // (batch.rows * shard.key_value_heads)), 4, -(-batch.sequence // keys))
+    )
+    padded = -(-shard.config.head_dim // lanes) * lanes
+    return chunks * batch.rows * shard.heads * blocks * queries * padded
+
+
+def run_directly(name: str, function: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
+    """The ``Call`` of layers that nothing is added to."""
+    return function()
+
+
+class Decoder:
+    """A model chunk of one rank.
+
+    Args:
+        parameters: by name.
+        call: runs its layers.
+        begin_recompute: called before layers run again, with the name of the last of them and the
+            gradients of its outputs.
+        recompute: granularity of each layer; "": it recomputes nothing.
+    """
+
+    def __init__(
+        self,
+        ops: Operators,
+        shard: Shard,
+        chunk: ModelChunk,
+        degrees: Degrees,
+        parameters: Mapping[str, Parameter],
+        call: Call = run_directly,
+        begin_recompute: Callable[[str, list], None] = lambda last, incoming: None,
+        recompute: Sequence[str] = (),
+    ) -> None:
+        self.ops, self.shard, self.config, self.chunk = ops, shard, shard.config, chunk
+        self.tp = TensorParallel(ops, degrees)
+        self.parameters, self.call, self.begin_recompute = parameters, call, begin_recompute
+        choices = recompute or [""] * len(chunk.layers)
+        self.layers = [_Layer(self, *each) for each in zip(chunk.layers, choices, strict=True)]
+        self._hook_gradients()
+
+    def _hook_gradients(self) -> None:
+        """Parameters whose gradients the tensor group sums (tp_layers.py, layers/attention.py)."""
+        if self.tp.degree == 1:
+            return
+        replicates = self.tp.degree > self.config.num_key_value_heads
+        for name, parameter in self.parameters.items():
+            kind = name.rpartition(".")[0].rpartition(".")[2]
+            is_split = self.tp.splits_tokens and ("norm" in kind or name.endswith("_proj.bias"))
+            if "qkv_proj" in name and replicates:
+                parameter.hook = partial(self.tp.sum_replicas, self.shard)
+            elif kind in ("q_norm", "k_norm") or (is_split and kind != "embed_norm"):
+                parameter.hook = self.tp.sum_over_group
+
+    def run(self, x: Tensor | None, batch: Batch) -> Tensor:
+        """The counterpart of ``DecoderChunk.run``."""
+        tape = self.ops.tape
+        if self.chunk.is_first:
+            tape.enter(EMBEDDING)
+            x = self.tp.split(self._embed(batch))
+        assert x is not None
+        if self.config.position_encoding_2d:  # contiguous copies of both positions (RotaryTable)
+            batch = replace(batch, positions=tape.empty(16 * batch.tokens, INPUTS))
+        residual: Tensor | None = None
+        for place, layer in enumerate(self.layers):
+            tape.enter(place)
+            x, residual = layer(x, residual, batch)
+        tape.enter(HEAD)
+        return self._finish(x, residual, batch)
+
+    def loss_of(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """The counterpart of ``DecoderChunk.loss_of``."""
+        table = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
+        parameter = self.parameters[f"{table}.weight"]
+
+        def head() -> list[Tensor]:
+            weight: Tensor = parameter
+            if self.config.norm_head:
+                weight = self.ops.normalized(weight, self.shard.padded_rows)
+            return [
+                self.ops.linear_cross_entropy(
+                    *(hidden, weight, batch.tokens, self.shard.rows), is_divided=self.tp.degree > 1
+                )
+            ]
+
+        return self.call(table, head)[0]
+
+    def norm(self, name: str, x: Tensor, residual: Tensor | None, rows: int) -> Sequence[Tensor]:
+        """The norm of x + residual, and x + residual."""
+        return self.call(name, lambda: self._norm(name, x, residual, rows))
+
+    def _norm(self, name: str, x: Tensor, residual: Tensor | None, rows: int) -> tuple:
+        ops, weight = self.ops, self.parameters[f"{name}.weight"]
+        if self.config.norm == "layer_norm":
+            if residual is not None:
+                x = ops.add(x, residual)
+            return ops.layer_norm(x, weight, self.parameters[f"{name}.bias"], rows), x
+        if residual is None:
+            return ops.rms_norm(x, weight, rows), x
+        return ops.add_rms_norm(x, residual, weight, rows)
+
+    def linear(self, name: str, x: Tensor, outputs: int, kind: str = "linear") -> Tensor:
+        """A linear layer with ``outputs`` output elements.
+
+        Args:
+            kind: "linear", or "column_linear" or "row_linear" where tensor parallelism divides it.
+        """
+        weight, bias = self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias")
+        function = self.ops.linear if kind == "linear" else getattr(self.tp, kind)
+        return self.call(name, lambda: [function(x, weight, bias, outputs)])[0]
+
+    def _embed(self, batch: Batch) -> Tensor:
+        config, ops, tokens = self.config, self.ops, batch.tokens
+        table = self.parameters["embed_tokens.weight"]
+        x = self.call(
+            "embed_tokens", lambda: [self.tp.embedding(table, tokens, config.embedding_size)]
+        )[0]
+        if config.embedding_gradient_scale != 1.0:
+            scaled = ops.scale(x)
+            x = ops.add(scaled, ops.scale(x.detach()))
+            del scaled
+        if config.embedding_size != config.hidden_size:
+            x = self.linear("project_in", x, tokens * config.hidden_size)
+        if config.position_embedding == "learned":
+            positions = self.parameters["embed_positions.weight"]
+            rows = self.call(
+                "embed_positions",
+                lambda: [ops.rows_of(positions, batch.sequence * config.hidden_size)],
+            )[0]
+            x = ops.add_rows(x, rows)
+            x = ops.dropout(x) if batch.has_dropout else x
+        return x if not config.embedding_norm else self.norm("embed_norm", x, None, tokens)[0]
+
+    def _finish(self, x: Tensor, residual: Tensor | None, batch: Batch) -> Tensor:
+        config, tokens = self.config, self.tp.tokens(batch.tokens)
+        if self.chunk.is_last and config.final_norm:
+            x = self.norm("norm", x, residual, tokens)[0]
+        elif residual is not None:
+            x = self.ops.add(x, residual)
+        if not self.chunk.is_last:
+            return x
+        x = self.tp.gather(x)
+        if config.embedding_size != config.hidden_size:
+            x = self.linear("project_out", x, batch.tokens * config.embedding_size)
+        return x
+
+
+class _Layer:
+    """The counterpart of ``DecoderLayer``."""
+
+    def __init__(self, model: Decoder, number: int, recompute: str) -> None:
+        self._model, self._config, self._shard = model, model.config, model.shard
+        self._name, self._recompute = f"layers.{number}", recompute
+        # Paddle recomputes when the first operator of a backward pass asks for what it has saved,
+        # which the layer of the output does.
+        last = "mlp_branch_norm" if self._config.branch_norm else "mlp.down_proj"
+        if self._config.residual == "post":
+            last = "post_attention_layernorm"
+        self._lasts = {FULL: last, ATTENTION_BLOCK: "self_attn.o_proj"}
+
+    def _begin_recompute(self, last: str, incoming: list[Tensor | None]) -> None:
+        if last:
+            self._model.begin_recompute(f"{self._name}.{last}", incoming)
+        if last.endswith("_proj"):
+            self._model.tp.gather_gradient(incoming)
+
+    def _recomputed(
+        self, granularity: str, function: Callable[..., Any], *inputs: Tensor | None
+    ) -> Any:
+        if self._recompute != granularity:
+            return function(*inputs)
+        begin = partial(self._begin_recompute, self._lasts.get(granularity, ""))
+        keeps = granularity != ATTENTION  # which is an operator of ours alone
+        return self._model.ops.tape.recomputed(
+            function, inputs, begin, keeps, waits=granularity == FULL
+        )
+
+    def __call__(self, x: Tensor, residual: Tensor | None, batch: Batch) -> State:
+        return self._recomputed(FULL, partial(self._forward, batch=batch), x, residual)
+
+    def _forward(self, x: Tensor, residual: Tensor | None, batch: Batch) -> State:
+        x, residual = self._add("input_layernorm", self._attention, x, residual, batch)
+        return self._add("post_attention_layernorm", self._feed_forward, x, residual, batch)
+
+    def _add(
+        self,
+        norm: str,
+        branch: Callable[[Tensor, Batch], Tensor],
+        x: Tensor,
+        residual: Tensor | None,
+        batch: Batch,
+    ) -> State:
+        model, name = self._model, f"{self._name}.{norm}"
+        rows = model.tp.tokens(batch.tokens)
+        if self._config.residual == "post":
+            return model.norm(name, branch(x, batch), x, rows)[0], None
+        x, stream = model.norm(name, x, residual, rows)
+        if self._config.residual == "normed":
+            return branch(x, batch), model.ops.scale(x)
+        return branch(x, batch), stream
+
+    def _attention(self, x: Tensor, batch: Batch) -> Tensor:
+        attention = partial(self._self_attention, batch=batch)
+        (x,) = self._recomputed(ATTENTION_BLOCK, attention, x)
+        return self._branch_norm("attention_branch_norm", self._dropout(x, batch), batch)
+
+    def _feed_forward(self, x: Tensor, batch: Batch) -> Tensor:
+        x = self._dropout(self._mlp(x, batch), batch)
+        return self._branch_norm("mlp_branch_norm", x, batch)
+
+    def _dropout(self, x: Tensor, batch: Batch) -> Tensor:
+        return self._model.ops.dropout(x) if batch.has_dropout else x
+
+    def _branch_norm(self, name: str, x: Tensor, batch: Batch) -> Tensor:
+        if not self._config.branch_norm:
+            return x
+        rows = self._model.tp.tokens(batch.tokens)
+        return self._model.norm(f"{self._name}.{name}", x, None, rows)[0]
+
+    def _self_attention(self, x: Tensor, batch: Batch) -> list[Tensor]:
+        model, config, name = self._model, self._config, f"{self._name}.self_attn"
+        width = self._shard.query_size + 2 * self._shard.key_value_size
+        qkv = model.linear(f"{name}.qkv_proj", x, batch.tokens * width, "column_linear")
+        is_packed = not config.qk_norm and not config.position_encoding_2d
+        out = self._attend_packed(qkv, batch) if is_packed else self._attend_split(qkv, batch)
+        outputs = batch.tokens * config.hidden_size
+        return [model.linear(f"{name}.o_proj", out, outputs, "row_linear")]
+
+    def _attend_packed(self, qkv: Tensor, batch: Batch) -> Tensor:
+        ops, shard = self._model.ops, self._shard
+        is_repeated = self._recompute == ATTENTION
+        attend = partial(
+            ops.packed_attention,
+            out_elements=batch.tokens * shard.query_size,
+            rows=batch.tokens * shard.heads,
+            workspace=attention_workspace(shard, batch, ops.is_gpu),
+            is_copied=self._config.position_embedding == "rope" and is_repeated,
+        )
+        return self._recomputed(ATTENTION, lambda qkv: [attend(qkv)], qkv)[0]
+
+    def _attend_split(self, qkv: Tensor, batch: Batch) -> Tensor:
+        model, config, shard, tokens = self._model, self._config, self._shard, batch.tokens
+        ops, name, heads = model.ops, f"{self._name}.self_attn", shard.heads
+        sizes = [tokens * shard.query_size, *[tokens * shard.key_value_size] * 2]
+        query, key, value = (ops.contiguous(part) for part in ops.split(qkv, sizes))
+        if config.qk_norm:
+            query = self._head_norm(f"{name}.q_norm", query, tokens * heads)
+            key = self._head_norm(f"{name}.k_norm", key, tokens * shard.key_value_heads)
+        if config.position_embedding == "rope":
+            for _ in range(1 + config.position_encoding_2d):
+                query, key = ops.rotary(query, key, batch.positions)
+        attend = partial(
+            ops.attention,
+            rows=tokens * heads,
+            workspace=attention_workspace(shard, batch, ops.is_gpu),
+        )
+        (out,) = self._recomputed(ATTENTION, lambda q, k, v: [attend(q, k, v)], query, key, value)
+        return ops.view(out)
+
+    def _head_norm(self, name: str, x: Tensor, rows: int) -> Tensor:
+        model = self._model
+        weight = model.parameters[f"{name}.weight"]
+        return model.call(name, lambda: [model.ops.rms_norm(x, weight, rows), x])[0]
+
+    def _mlp(self, x: Tensor, batch: Batch) -> Tensor:
+        model, config, ops = self._model, self._config, self._model.ops
+        name, inner = f"{self._name}.mlp", batch.tokens * self._shard.intermediate_size
+        if config.gated_mlp:
+            x = model.linear(f"{name}.gate_up_proj", x, 2 * inner, "column_linear")
+            x = ops.gated(x)
+        else:
+            x = model.linear(f"{name}.up_proj", x, inner, "column_linear")
+            x = ops.activation(x, config.activation)
+        outputs = batch.tokens * config.hidden_size
+        return model.linear(f"{name}.down_proj", x, outputs, "row_linear")

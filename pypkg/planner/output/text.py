@@ -1,0 +1,234 @@
+"""A plan as tables for a terminal, and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pypkg.planner.memory import RankMemory
+from pypkg.planner.search.best import Found, reason
+from pypkg.planner.search.plan import OUTSIDE, Plan, what_would_do
+
+_GIB = 2**30
+# Settings that a search changes, in the order of a launch line.
+CHANGED = (
+    "tensor_parallel_degree", "sequence_parallel", "pipeline_parallel_degree", "virtual_pp_degree",
+    "sharding", "sharding_parallel_degree", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "recompute", "recompute_granularity",
+)  # fmt: skip
+
+
+def describe(plan: Plan, tokens: float | None, price: float | None) -> list[str]:
+    """The lines of a plan."""
+    return [*_head(plan), "", *_memory(plan), "", *_time(plan), *_cost(plan, tokens, price)]
+
+
+def layout_of(plan: Plan) -> str:
+    """Degrees, stage and recompute in a few words."""
+    d, s = plan.degrees, plan.settings
+    parts = [
+        f"{name} {degree}"
+        for name, degree in (("data", d.data), ("pipeline", d.pipeline), ("tensor", d.tensor))
+        if degree > 1
+    ]
+    if d.sharding > 1:
+        parts.append(f"sharding {d.sharding} (stage{s.sharding_stage})")
+    if d.sequence_parallel:
+        parts.append("sequence parallel")
+    if s.recompute:
+        parts.append(f"recompute {s.recompute_granularity}")
+    return ", ".join(parts) or "one process"
+
+
+def _head(plan: Plan) -> list[str]:
+    config, s, gpu = plan.config, plan.settings, plan.cluster.gpu
+    return [
+        f"model   {config.model_type}, {config.num_parameters() / 1e6:,.0f} M parameters",
+        f"GPUs    {plan.degrees.world_size} x {gpu.name}, {gpu.memory / _GIB:.1f} GiB each, "
+        f"{plan.cluster.gpus_per_node} a machine ({gpu.source})",
+        f"layout  {layout_of(plan)}",
+        f"batch   {s.gradient_accumulation_steps} micro batches of "
+        f"{s.per_device_train_batch_size} x {s.max_seq_length} tokens a rank, "
+        f"{plan.time.tokens:,} tokens a step",
+    ]
+
+
+def _memory(plan: Plan) -> list[str]:
+    """Terms by rank; the columns are pipeline stages."""
+    ranks = largest_of_each_stage(plan)
+    names = list(dict.fromkeys(name for rank in ranks for name in rank.terms))
+    several = len(ranks) > 1
+    header = "memory of a rank, GiB" + (", by pipeline stage" if several else "")
+    lines = [header]
+    if several:
+        lines.append(f"{'':<18}" + "".join(f"{rank.pipeline_rank:>8}" for rank in ranks))
+    for name in names:
+        cells = "".join(f"{rank.terms.get(name, 0) / _GIB:>8.2f}" for rank in ranks)
+        lines.append(f"{name:<18}{cells}")
+    lines.append(f"{'peak':<18}" + "".join(f"{rank.peak / _GIB:>8.2f}" for rank in ranks))
+    lines.append(f"{'in the':<18}" + "".join(f"{rank.peak_phase:>8}" for rank in ranks))
+    usable = (
+        f"{plan.capacity / _GIB:.1f} GiB for tensors, "
+        f"with {OUTSIDE / _GIB:.1f} for context, NCCL and fragments"
+    )
+    if plan.fits:
+        lines.append(f"fits: {-plan.short / _GIB:.1f} GiB are left of {usable}")
+    else:
+        lines.append(f"does not fit: {reason(plan)}; there are {usable}")
+        way = what_would_do(plan)
+        lines.append(
+            "no single change makes it fit; --search looks for layouts"
+            if way is None
+            else f"{way[0]} would do: {way[1].largest.peak / _GIB:.1f} GiB, "
+            f"{way[1].time.tokens_per_second:,.0f} tokens/s per GPU"
+        )
+    return lines
+
+
+def largest_of_each_stage(plan: Plan) -> list[RankMemory]:
+    """The largest rank of each pipeline stage."""
+    stages: dict[int, RankMemory] = {}
+    for rank in plan.memory.ranks:
+        held = stages.get(rank.pipeline_rank)
+        if held is None or rank.peak > held.peak:
+            stages[rank.pipeline_rank] = rank
+    return list(stages.values())
+
+
+def _time(plan: Plan) -> list[str]:
+    step = plan.time
+    lines = ["time of a step, ms"]
+    for name, seconds in step.terms.items():
+        lines.append(f"{name:<26}{1e3 * seconds:>10,.1f}{100 * seconds / step.seconds:>7.1f} %")
+    lines.append(f"{'step':<26}{1e3 * step.seconds:>10,.1f}")
+    lines.append(
+        f"{step.tokens_per_second:,.0f} tokens/s per GPU, give or take "
+        f"{100 * plan.uncertainty:.0f} %; MFU {100 * plan.mfu:.1f} %"
+    )
+    return lines
+
+
+def _cost(plan: Plan, tokens: float | None, price: float | None) -> list[str]:
+    if tokens is None:
+        return []
+    line = f"{tokens:,.0f} tokens: {plan.time.days(tokens):,.1f} days"
+    if price is not None:
+        line += f", {plan.time.price(tokens, price):,.0f} at {price:g} a GPU hour"
+    return [line]
+
+
+def describe_search(found: Found, tokens: float | None, price: float | None) -> list[str]:
+    """The lines of a search: what fits, and why the rest does not."""
+    lines = [
+        f"{'':>3}{'tokens/s':>9}{'MFU %':>7}{'GiB':>7}{'days' if tokens else '':>9}"
+        f"{'price' if price and tokens else '':>12}  micro batch, layout"
+    ]
+    for number, plan in enumerate(found.fitting, 1):
+        days = f"{plan.time.days(tokens):,.1f}" if tokens else ""
+        cost = f"{plan.time.price(tokens, price):,.0f}" if price and tokens else ""
+        s = plan.settings
+        lines.append(
+            f"{number:>3}{plan.time.tokens_per_second:>9,.0f}{100 * plan.mfu:>7.1f}"
+            f"{plan.largest.peak / _GIB:>7.1f}{days:>9}{cost:>12}  "
+            f"{s.gradient_accumulation_steps} x {s.per_device_train_batch_size}, {layout_of(plan)}"
+        )
+    if not found.fitting:
+        lines = ["no layout fits these GPUs"]
+    nearest = found.too_large[:5]
+    if nearest:
+        lines.append("faster, or nearest to fitting, but too large:")
+    lines += [f"  {reason(plan)}; {layout_of(plan)}" for plan in nearest]
+    if found.too_large_by_state:
+        lines.append(
+            f"{found.too_large_by_state} others: weights and optimizer state alone are too large"
+        )
+    return lines
+
+
+def changed_keys(plan: Plan, base: Any) -> dict[str, Any]:
+    """The settings in which a plan differs from ``base``, as a JSON file has them."""
+    found = {}
+    for name in CHANGED:
+        value = getattr(plan.settings, name)
+        if value != getattr(base, name):
+            found[name] = " ".join(value) if isinstance(value, tuple) else value
+    return found
+
+
+def launch_line(plan: Plan, arguments: Sequence[str], changes: dict[str, Any]) -> str:
+    """The command that starts the run with ``changes``.
+
+    Args:
+        arguments: of ``pypkg pretrain`` before the changes.
+    """
+    config_file, *given = arguments or ["CONFIG.json"]
+    kept = [
+        word
+        for key, value in zip(given[::2], given[1::2])
+        if key.removeprefix("--") not in changes
+        for word in (key, value)
+    ]
+    node = min(plan.cluster.gpus_per_node, plan.degrees.world_size)
+    nodes = plan.degrees.world_size // node
+    several = f"--nnodes {nodes} --rank N --master HOST:PORT " if nodes > 1 else ""
+    gpus = ",".join(map(str, range(node)))
+    words = " ".join(f"--{name} {json.dumps(value) if isinstance(value, (bool, str)) else value}"
+                     for name, value in changes.items())  # fmt: skip
+    return (
+        f'python -m paddle.distributed.launch {several}--gpus "{gpus}" run_pretrain.py '
+        f"{' '.join([config_file, *kept])} {words}".rstrip()
+    )
+
+
+def as_json(plan: Plan, tokens: float | None, price: float | None) -> dict[str, Any]:
+    """A plan for other programs; bytes and seconds."""
+    step = plan.time
+    found: dict[str, Any] = {
+        "model": plan.config.model_type,
+        "parameters": plan.config.num_parameters(),
+        "gpus": plan.degrees.world_size,
+        "gpu": dataclasses.asdict(plan.cluster.gpu),
+        "degrees": dataclasses.asdict(plan.degrees),
+        "settings": {name: getattr(plan.settings, name) for name in CHANGED},
+        "fits": plan.fits,
+        "capacity_bytes": plan.capacity,
+        "ranks": [
+            {
+                "pipeline_rank": rank.pipeline_rank,
+                "tensor_rank": rank.tensor_rank,
+                "peak_bytes": rank.peak,
+                "peak_phase": rank.peak_phase,
+                "terms": dict(rank.terms),
+            }
+            for rank in plan.memory.ranks
+        ],
+        "step_seconds": step.seconds,
+        "step_terms": dict(step.terms),
+        "tokens_per_step": step.tokens,
+        "tokens_per_second_per_gpu": step.tokens_per_second,
+        "uncertainty": plan.uncertainty,
+        "mfu": plan.mfu,
+    }
+    if tokens is not None:
+        found["days"] = step.days(tokens)
+        if price is not None:
+            found["price"] = step.price(tokens, price)
+    return found
+
+
+def search_as_json(
+    found: Found, base: Any, tokens: float | None, price: float | None
+) -> dict[str, Sequence[Any]]:
+    """A search for other programs: each fitting layout with the keys that it changes."""
+    return {
+        "fitting": [
+            {**as_json(plan, tokens, price), "changed_keys": changed_keys(plan, base)}
+            for plan in found.fitting
+        ],
+        "too_large": [
+            {"layout": layout_of(plan), "short_bytes": plan.short, "reason": reason(plan)}
+            for plan in found.too_large
+        ],
+    }

@@ -1,0 +1,131 @@
+"""The plan of one layout: memory against capacity, and time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pypkg.config import Settings
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.parallel.mesh import Degrees
+from pypkg.planner.memory import MemoryPlan, RankMemory, plan_memory
+from pypkg.planner.time.step_time import Cluster, StepTime, plan_time
+
+# Bytes that a process takes beside tensors: context, NCCL, fragments. PaddleNLP's page of published
+# runs tells 2 to 3 GB; this is the upper end. It has not been measured with this package.
+OUTSIDE = 3 * 10**9
+# Parts by which a speed may be off: the largest deviation from the published runs (A100 within a
+# machine), and an assumption elsewhere, where no run is behind the plan.
+PROVEN, UNPROVEN = 0.1, 0.25
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a layout takes.
+
+    Attributes:
+        settings, config, degrees, cluster: what was planned.
+        memory, time: of a step.
+    """
+
+    settings: Settings
+    config: ModelConfig
+    degrees: Degrees
+    cluster: Cluster
+    memory: MemoryPlan
+    time: StepTime
+
+    @property
+    def capacity(self) -> int:
+        """Bytes that tensors of a rank may take."""
+        return self.cluster.gpu.memory - OUTSIDE
+
+    @property
+    def largest(self) -> RankMemory:
+        """The rank that needs most."""
+        return self.memory.largest
+
+    @property
+    def short(self) -> int:
+        """Bytes that are missing; negative: that are left."""
+        return self.largest.peak - self.capacity
+
+    @property
+    def fits(self) -> bool:
+        return self.short <= 0
+
+    @property
+    def uncertainty(self) -> float:
+        """Part by which the speed may be off."""
+        within = self.degrees.world_size <= self.cluster.gpus_per_node
+        is_proven = within and self.cluster.gpu.name.startswith("a100")
+        return PROVEN if is_proven else UNPROVEN
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs utilisation, 0 to 1."""
+        gpu = self.cluster.gpu
+        peak = gpu.matmul_flops if element_bytes(self.settings) == 2 else gpu.matmul_flops_float32
+        return self.time.mfu(self.config, self.settings.max_seq_length, peak)
+
+
+def element_bytes(settings: Settings) -> int:
+    """Of weights and activations on a GPU, where bfloat16 is the default."""
+    return 4 if settings.bf16 is False and not settings.fp16 else 2
+
+
+def make_plan(settings: Settings, config: ModelConfig, degrees: Degrees, cluster: Cluster) -> Plan:
+    """The plan of a layout without problems.
+
+    Raises:
+        UserError: the layout or a setting is not planned yet.
+    """
+    memory = plan_memory(settings, config, degrees)
+    return Plan(
+        settings, config, degrees, cluster, memory, time_of(settings, config, degrees, cluster)
+    )
+
+
+def time_of(
+    settings: Settings, config: ModelConfig, degrees: Degrees, cluster: Cluster
+) -> StepTime:
+    """The time of a step in the dtype of the settings."""
+    return plan_time(settings, config, degrees, cluster, element_bytes(settings))
+
+
+def largest_term(plan: Plan) -> str:
+    """The term that takes most on the largest rank."""
+    terms = plan.largest.terms
+    return max(terms, key=lambda name: terms[name])
+
+
+def what_would_do(plan: Plan) -> tuple[str, Plan] | None:
+    """The fastest of a few changes of one setting that makes the plan fit; None: none of them does.
+
+    Each keeps the global batch: recompute, a smaller micro batch, a higher stage of sharding.
+    """
+    found = []
+    for label, changed in _changes(plan):
+        candidate = make_plan(changed, plan.config, plan.degrees, plan.cluster)
+        if candidate.fits:
+            found.append((label, candidate))
+    return min(found, key=lambda each: each[1].time.seconds, default=None)
+
+
+def _changes(plan: Plan) -> list[tuple[str, Settings]]:
+    s = plan.settings
+    found = []
+    granularities = ("core_attn", "full_attn", "full")
+    done = granularities.index(s.recompute_granularity) if s.recompute else -1
+    for name in granularities[done + 1 :]:
+        changed = replace(s, recompute=True, recompute_granularity=name)
+        found.append((f"recompute {name}", changed))
+    rows = s.per_device_train_batch_size
+    while rows % 2 == 0:
+        rows //= 2
+        more = s.gradient_accumulation_steps * s.per_device_train_batch_size // rows
+        changed = replace(s, per_device_train_batch_size=rows, gradient_accumulation_steps=more)
+        found.append((f"a micro batch of {rows}", changed))
+    if plan.degrees.sharding > 1 and plan.degrees.pipeline == 1:
+        for stage in range(s.sharding_stage + 1, 4):
+            found.append((f"sharding stage{stage}", replace(s, sharding=(f"stage{stage}",))))
+    return found

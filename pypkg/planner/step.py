@@ -1,0 +1,151 @@
+"""The passes of a training step of one rank on the tape, and the update after them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.layer_split import ModelChunk
+from pypkg.models.architecture.parameter_shapes import ParameterShape
+from pypkg.parallel.mesh import Degrees
+from pypkg.planner.decoder import EMBEDDING, HEAD, Batch, Decoder
+from pypkg.planner.operators import Operators
+from pypkg.planner.parameters import parameters
+from pypkg.planner.pipeline import BACKWARD, FORWARD, Schedule
+from pypkg.planner.sliced_layers import Stage3
+from pypkg.planner.tape import Part, Peak, Tape
+from pypkg.planner.tensor_parallel import Shard
+from pypkg.planner.zero import Stage0, Stage1, Stage2, UpdateLayout, fullest, owners
+
+UPDATE, TABLES = "update", "tables"
+_FLOAT = 4
+# Bytes; Paddle's allocator for GPUs rounds up to them (GpuMinChunkSize in its gpu_info.cc).
+_GPU_CHUNK = 256
+
+Peaks = Mapping[tuple[str, Part], Peak]  # by phase and part of the chunk
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What a rank does in a step.
+
+    Attributes:
+        chunk: of the model, whose layers count from 0.
+        tensor_rank: in the tensor group.
+        dtype_bytes: of the model's elements.
+        is_gpu: whether GPUs' kernels run.
+        batch: a micro batch.
+        startup, steady: micro batches whose forward passes come before the first backward pass, and
+            those after them. The others of a step do as the last of these.
+        sent_bytes: of the inputs that go from stage to stage with a micro batch.
+        stage: of ZeRO.
+        update: its layout.
+        recompute: granularity of each layer of the chunk; "": it recomputes nothing.
+    """
+
+    config: ModelConfig
+    chunk: ModelChunk
+    degrees: Degrees
+    tensor_rank: int
+    dtype_bytes: int
+    is_gpu: bool
+    batch: Batch
+    startup: int
+    steady: int
+    sent_bytes: int
+    stage: int
+    update: UpdateLayout
+    recompute: tuple[str, ...]
+
+
+def run_passes(plan: StepPlan) -> Peaks:
+    """The peaks of a step after the first, without optimizer state and the batch."""
+    shapes = _shapes(plan)
+    expected: Sequence[str] = ()
+    if plan.stage == 3:  # the order of a micro batch is the prediction of the next
+        first = _Step(plan, shapes)
+        first.run()
+        expected = first.zero.order
+    step = _Step(plan, shapes, expected)
+    step.run()
+    return step.tape.peaks()
+
+
+def run_update(plan: StepPlan) -> tuple[Peak, Mapping[str, int]]:
+    """The peak of an update without optimizer state; and that state, bytes by term."""
+    step = _Step(plan, _shapes(plan))
+    step.zero.begin_step(1)
+    step.zero.accumulate_all()
+    step.zero.wait()
+    step.tape.enter("", UPDATE)
+    step.zero.step()
+    return step.tape.peaks()[UPDATE, ""], step.zero.state()
+
+
+def sharding_rank(plan: StepPlan) -> int:
+    """The rank in the sharding group that owns most."""
+    if plan.stage not in (1, 2):
+        return 0
+    shapes = _shapes(plan)
+    found = owners(shapes, plan.update.sharding, is_sorted=plan.stage == 1)
+    return fullest(shapes, found, plan.update.sharding)
+
+
+def _shapes(plan: StepPlan) -> list[ParameterShape]:
+    return parameters(plan.config, plan.chunk, plan.degrees.tensor, plan.tensor_rank)
+
+
+class _Step:
+    def __init__(
+        self, plan: StepPlan, shapes: Sequence[ParameterShape], expected: Sequence[str] = ()
+    ) -> None:
+        self._plan, self.tape = plan, Tape(_GPU_CHUNK if plan.is_gpu else 1)
+        self.tape.phase = FORWARD
+        ops = Operators(self.tape, plan.dtype_bytes, plan.is_gpu)
+        shard = Shard(plan.config, plan.degrees.tensor, plan.tensor_rank)
+        self.zero = _zero(plan, ops, shapes, expected)
+        self._decoder = Decoder(
+            *(ops, shard, plan.chunk, plan.degrees, self.zero.parameters),
+            call=self.zero.call,
+            begin_recompute=self.zero.begin_recompute,
+            recompute=plan.recompute,
+        )
+        self._tables = self.tape.empty(_table_bytes(plan, shard), TABLES)
+
+    def run(self) -> None:
+        """The passes."""
+        plan = self._plan
+        self.zero.begin_step(plan.startup + plan.steady)
+        if plan.degrees.pipeline > 1:
+            schedule = Schedule(self._decoder, plan.batch, plan.sent_bytes)
+            schedule.run(plan.startup, plan.steady)
+        else:
+            for _ in range(plan.steady):
+                self._pass()
+
+    def _pass(self) -> None:
+        """A micro batch of a model that is not divided into stages."""
+        decoder, batch = self._decoder, self._plan.batch
+        self.tape.enter(EMBEDDING, FORWARD)
+        self.zero.begin_pass()
+        loss = decoder.loss_of(decoder.run(None, batch), batch)
+        self.tape.enter(HEAD, BACKWARD)
+        self.tape.backward(loss)
+
+
+def _zero(
+    plan: StepPlan, ops: Operators, shapes: Sequence[ParameterShape], expected: Sequence[str]
+) -> Stage0:
+    if plan.stage == 3:
+        return Stage3(ops, shapes, plan.update, expected)
+    return (Stage0, Stage1, Stage2)[plan.stage](ops, shapes, plan.update)
+
+
+def _table_bytes(plan: StepPlan, shard: Shard) -> int:
+    """Cosines and sines (layers/positions.py), or ALiBi slopes (layers/masks.py)."""
+    config = plan.config
+    if config.position_embedding == "rope":
+        positions = max(plan.batch.sequence, config.max_position_embeddings)
+        return positions * config.rotary_dim * _FLOAT
+    return shard.heads * _FLOAT if config.position_embedding == "alibi" else 0

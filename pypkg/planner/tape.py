@@ -1,0 +1,397 @@
+"""A training step without numbers: which tensors exist when, and how many bytes they take.
+
+A ``Tensor`` here has a size and no values. Operators record what their backward passes keep, and
+``Tape.backward`` runs these in the order of Paddle's engine (paddle/fluid/eager/backward.cc).
+Memory is freed as Paddle frees it, with its last reference. The planner's model is therefore
+written like the model itself, with the same local variables, and the reference counts of CPython
+decide.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+Part = str | int  # the number of a layer in its model chunk, or a name
+
+
+@dataclass
+class Peak:
+    """The most bytes that were allocated at once.
+
+    Attributes:
+        total: bytes.
+        terms: the same by what they are for.
+    """
+
+    total: int = 0
+    terms: dict[str, int] = field(default_factory=dict)
+
+
+class Memory:
+    """Allocated bytes; a tensor and its views share one."""
+
+    __slots__ = ("_tape", "num_bytes", "term")
+
+    def __init__(self, tape: Tape, num_bytes: int, term: str) -> None:
+        self._tape, self.num_bytes, self.term = tape, num_bytes, term
+        tape._count(num_bytes, term)
+
+    def __del__(self) -> None:
+        self._tape._count(-self.num_bytes, self.term)
+
+
+class Tensor:
+    """A tensor without values.
+
+    Attributes:
+        num_bytes: of its elements.
+        memory: where they are; None: the tensor was cleared.
+        node: what made it, and ``slot``, its number among the outputs. None: an input, or a tensor
+            that was made while nothing was recorded.
+    """
+
+    __slots__ = ("memory", "node", "num_bytes", "slot")
+
+    def __init__(
+        self, num_bytes: int, memory: Memory | None, node: Node | None = None, slot: int = 0
+    ) -> None:
+        self.num_bytes, self.memory, self.node, self.slot = num_bytes, memory, node, slot
+
+    def clear(self) -> None:
+        """Lets go of the memory, which views may still hold."""
+        self.memory = None
+
+    def detach(self) -> Tensor:
+        """The same memory without a history."""
+        return Tensor(self.num_bytes, self.memory)
+
+
+class Parameter(Tensor):
+    """A tensor whose gradient accumulates.
+
+    Attributes:
+        name: in the model.
+        gradient: what was accumulated; None: nothing yet.
+        hook: what a gradient becomes before it is accumulated.
+        on_gradient: called after each accumulation, as Paddle's backward hooks are.
+    """
+
+    __slots__ = ("gradient", "hook", "name", "on_gradient")
+
+    def __init__(self, name: str, num_bytes: int, memory: Memory | None) -> None:
+        super().__init__(num_bytes, memory)
+        self.name = name
+        self.gradient: Tensor | None = None
+        self.hook: Callable[[Tensor], Tensor] | None = None
+        self.on_gradient: Callable[[Parameter], None] | None = None
+
+    def accumulate(self, gradient: Tensor) -> None:
+        """Adds ``gradient`` in place, or takes its memory if there is nothing yet."""
+        if self.hook is not None:
+            gradient = self.hook(gradient)
+        if self.gradient is None:
+            self.gradient = gradient
+        del gradient
+        if self.on_gradient is not None:
+            self.on_gradient(self)
+
+    def clear_gradient(self) -> None:
+        """Frees the gradient, also where others refer to the same tensor, as Paddle does."""
+        if self.gradient is not None:
+            self.gradient.clear()
+            self.gradient = None
+
+
+Gradients = Sequence[Tensor | None]
+Backward = Callable[[list[Tensor | None]], Gradients]
+
+
+class Node:
+    """An operator's backward pass: gradients of the outputs to gradients of ``inputs``."""
+
+    __slots__ = ("backward", "held", "num_outputs", "part", "slots", "targets", "waits")
+
+    def __init__(
+        self, inputs: Sequence[Tensor], num_outputs: int, backward: Backward, part: Part = ""
+    ) -> None:
+        self.targets: list[Node | Parameter | None] = [
+            each if isinstance(each, Parameter) else each.node for each in inputs
+        ]
+        self.slots = [each.slot for each in inputs]
+        self.num_outputs = num_outputs
+        self.backward: Backward | None = backward
+        self.held: object = None  # what lives as long as the graph
+        self.part = part  # that recorded it
+        self.waits = False  # until nothing else is ready: many nodes in one
+
+
+class Tape:
+    """Counts what is allocated, by term, and keeps the peaks.
+
+    Args:
+        granularity: bytes of which each allocation is a multiple.
+
+    Attributes:
+        allocated: bytes now.
+        terms: the same by term.
+        is_recording: whether operators keep what their backward passes need.
+        part: of the model that runs; ``parts`` keeps a peak for each. Backward passes of operators
+            belong to the part in which the operators were recorded.
+        phase: what the step does now.
+    """
+
+    def __init__(self, granularity: int = 1) -> None:
+        self.allocated = 0
+        self.terms: dict[str, int] = {}
+        self.is_recording = True
+        self.part: Part = ""
+        self.phase = ""
+        self._granularity = granularity
+        self._parts: dict[tuple[str, Part], Peak] = {}
+        self._highest = 0  # since ``part`` began
+        self._is_highest = False  # whether that is now
+
+    def _count(self, num_bytes: int, term: str) -> None:
+        if num_bytes < 0 and self._is_highest:
+            self._note()
+        rounded = -(-num_bytes // self._granularity) * self._granularity
+        self.allocated += rounded
+        self.terms[term] = self.terms.get(term, 0) + rounded
+        if self.allocated > self._highest:
+            self._highest, self._is_highest = self.allocated, True
+
+    def _note(self) -> None:
+        self._is_highest = False
+        key = self.phase, self.part
+        known = self._parts.get(key)
+        if known is None or self.allocated > known.total:
+            self._parts[key] = Peak(self.allocated, dict(self.terms))
+
+    def enter(self, part: Part, phase: str | None = None) -> None:
+        """From now on peaks are those of ``part``, and of ``phase`` if it is given."""
+        if self._is_highest:
+            self._note()
+        self.part = part
+        if phase is not None:
+            self.phase = phase
+        self._highest, self._is_highest = self.allocated, True
+
+    def peaks(self) -> dict[tuple[str, Part], Peak]:
+        """The peak of each part in each phase."""
+        self.enter(self.part)
+        return dict(self._parts)
+
+    @property
+    def peak(self) -> Peak:
+        """The highest of ``peaks``."""
+        return max(self.peaks().values(), key=lambda peak: peak.total)
+
+    def reset_peak(self) -> None:
+        """Forgets all peaks but what is allocated now."""
+        self._parts.clear()
+        self._highest, self._is_highest = self.allocated, True
+
+    def memory(self, num_bytes: int, term: str) -> Memory:
+        """New memory, which is freed with its last reference."""
+        return Memory(self, num_bytes, term)
+
+    def empty(self, num_bytes: int, term: str) -> Tensor:
+        """A new tensor without history."""
+        return Tensor(num_bytes, self.memory(num_bytes, term))
+
+    @contextmanager
+    def recording(self, is_on: bool) -> Iterator[None]:
+        """Turns ``is_recording`` on or off for the block."""
+        before, self.is_recording = self.is_recording, is_on
+        try:
+            yield
+        finally:
+            self.is_recording = before
+
+    def record(
+        self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], backward: Backward
+    ) -> None:
+        """Makes ``outputs`` results of an operator.
+
+        Args:
+            inputs: what gradients go to.
+            outputs: tensors without history.
+            backward: given the gradients of the outputs, each a tensor or None, returns those of
+                the inputs. What it refers to is kept until it has run.
+        """
+        is_wanted = any(each.node is not None or isinstance(each, Parameter) for each in inputs)
+        if self.is_recording and is_wanted:
+            self._always_record(inputs, outputs, backward)
+
+    def _always_record(
+        self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], backward: Backward
+    ) -> Node:
+        node = Node(inputs, len(outputs), backward, self.part)
+        for slot, output in enumerate(outputs):
+            output.node, output.slot = node, slot
+        return node
+
+    def parameter(self, name: str, num_bytes: int, term: str) -> Parameter:
+        """A parameter in new memory."""
+        return Parameter(name, num_bytes, self.memory(num_bytes, term))
+
+    def backward(self, loss: Tensor) -> None:
+        """Runs the backward passes of all that led to ``loss``, a scalar."""
+        self.backward_from([loss], [self.empty(4, "gradients")])
+
+    def backward_from(self, outputs: list[Tensor], gradients: list[Tensor | None]) -> None:
+        """Runs the backward passes of all that led to ``outputs``, given their gradients.
+
+        Both lists are emptied, so that what they alone refer to is freed in time.
+        """
+        incoming = _arrived(outputs, gradients)
+        graph = [node for node in incoming if isinstance(node, Node)]  # all of it hangs on them
+        waiting = _consumers(graph)
+        ready: deque[Node | Parameter] = deque(node for node in graph if not waiting[node])
+        while ready:
+            node = ready.popleft()
+            if isinstance(node, Parameter):
+                _accumulate(node, incoming)
+                continue
+            if node.waits and ready:
+                ready.append(node)
+                continue
+            arrived = incoming.pop(node, [None] * node.num_outputs)
+            assert node.backward is not None, "a second backward pass through one result"
+            if node.part != self.part:
+                self.enter(node.part)
+            gradients = list(node.backward(arrived))
+            node.backward = None
+            _hand_on(node, gradients, incoming, waiting, ready)
+            del gradients, arrived
+        del graph
+
+    def recomputed(
+        self,
+        function: Callable[..., Sequence[Tensor | None]],
+        inputs: Sequence[Tensor | None],
+        begin: Callable[[list[Tensor | None]], None] = lambda incoming: None,
+        keeps: bool = False,
+        waits: bool = False,
+    ) -> list[Tensor | None]:
+        """``function(*inputs)``, of which only the inputs are kept until the backward pass.
+
+        That calls ``begin`` with the gradients of the outputs, runs the function again and then its
+        backward pass, whose parameters accumulate gradients.
+
+        Args:
+            keeps: whether the inputs live as long as the graph. They do where an operator of Paddle
+                saves a tensor, whose hook knows them; our own operators let go of theirs.
+            waits: whether what else is ready runs before. Paddle's engine takes turns.
+        """
+        if not self.is_recording:
+            return list(function(*inputs))
+        with self.recording(False):
+            outputs = list(function(*inputs))
+        kept = [None if each is None else each.detach() for each in inputs]
+
+        def backward(incoming: list[Tensor | None]) -> Gradients:
+            begin(incoming)
+            leaves = [None if each is None else leaf_of(each, self.part) for each in kept]
+            again = list(function(*leaves))
+            present = [each for each in again if each is not None]
+            del again
+            arrived = incoming[:]
+            incoming.clear()  # each gradient is freed when its own node has run
+            self.backward_from(present, arrived)
+            return [gradient_of(each) for each in leaves if each is not None]
+
+        present = [each for each in outputs if each is not None]
+        node = self._always_record([each for each in inputs if each is not None], present, backward)
+        node.held = (kept, function) if keeps else None
+        node.waits = waits
+        return outputs
+
+
+class _Leaf(Node):
+    """Where a backward pass ends: keeps the gradient that arrives."""
+
+    __slots__ = ("gradient",)
+
+    def __init__(self, part: Part) -> None:
+        super().__init__([], 1, self._keep, part)
+        self.gradient: Tensor | None = None
+
+    def _keep(self, incoming: list[Tensor | None]) -> Gradients:
+        self.gradient = incoming[0]
+        return []
+
+
+def gradient_of(leaf: Tensor) -> Tensor | None:
+    """What has arrived at a tensor of ``leaf_of``."""
+    assert isinstance(leaf.node, _Leaf)
+    return leaf.node.gradient
+
+
+def leaf_of(tensor: Tensor, part: Part = "") -> Tensor:
+    """A tensor in the same memory that keeps its gradient."""
+    return Tensor(tensor.num_bytes, tensor.memory, _Leaf(part))
+
+
+# Gradients that have arrived, by what they are of: one for each output.
+_Incoming = dict[Node | Parameter, list[Tensor | None]]
+
+
+def _arrived(outputs: list[Tensor], gradients: list[Tensor | None]) -> _Incoming:
+    """The gradients by the nodes of the outputs; both lists are emptied."""
+    incoming: _Incoming = {}
+    while outputs:
+        output, gradient = outputs.pop(), gradients.pop()
+        if output.node is not None:
+            held = incoming.setdefault(output.node, [None] * output.node.num_outputs)
+            held[output.slot] = gradient
+    return incoming
+
+
+def _accumulate(parameter: Parameter, incoming: _Incoming) -> None:
+    gradient = incoming.pop(parameter)[0]
+    if gradient is not None:
+        parameter.accumulate(gradient)
+
+
+def _hand_on(
+    node: Node,
+    gradients: list[Tensor | None],
+    incoming: _Incoming,
+    waiting: dict[Node | Parameter, int],
+    ready: deque[Node | Parameter],
+) -> None:
+    """Gives the gradients that ``node`` has made to what they are of."""
+    for target, slot, gradient in zip(node.targets, node.slots, gradients, strict=True):
+        if target is None:
+            continue
+        outputs = 1 if isinstance(target, Parameter) else target.num_outputs
+        held = incoming.setdefault(target, [None] * outputs)
+        if held[slot] is None:  # else it is added in place
+            held[slot] = gradient
+        waiting[target] -= 1
+        if waiting[target]:
+            continue
+        if isinstance(target, Parameter):
+            ready.appendleft(target)
+        else:
+            ready.append(target)
+
+
+def _consumers(roots: Iterable[Node]) -> dict[Node | Parameter, int]:
+    """How many gradients each node and parameter waits for."""
+    found: dict[Node | Parameter, int] = dict.fromkeys(roots, 0)
+    ready = list(roots)
+    while ready:
+        for target in ready.pop().targets:
+            if target is None:
+                continue
+            if target not in found:
+                found[target] = 0
+                if isinstance(target, Node):
+                    ready.append(target)
+            found[target] += 1
+    return found

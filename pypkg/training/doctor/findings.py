@@ -1,0 +1,76 @@
+"""A finding of the doctor, and the exit code that findings give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TypeVar
+
+from pypkg.errors import UserError
+from pypkg.parallel.launch.rendezvous import named
+
+T = TypeVar("T")
+
+
+class Severity(IntEnum):
+    """How bad a finding is; also the exit code of ``pypkg doctor`` if nothing is worse."""
+
+    OK = 0
+    WARNING = 1  # the run starts, but may be slow or end early
+    ERROR = 2  # the run cannot start, or cannot finish
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        check: what was looked at, in a word or two.
+        what: the values found, and what was expected.
+        where: ranks and host; empty where there is one process.
+        remedy: how to mend it; empty if nothing is wrong.
+    """
+
+    severity: Severity
+    check: str
+    what: str
+    where: str = ""
+    remedy: str = ""
+
+    def line(self) -> str:
+        """One line for a terminal or a log."""
+        place = f" on {self.where}" if self.where else ""
+        remedy = f". {self.remedy}" if self.remedy else ""
+        return f"{self.check}: {self.what}{place}{remedy}"
+
+    def labelled(self) -> str:
+        """The line after its severity, as commands print it."""
+        return f"{self.severity.name.lower():<9}{self.line()}"
+
+
+def exit_code(findings: Iterable[Finding]) -> int:
+    """0: all is well; 1: there are warnings; 2: there are errors."""
+    return int(max((each.severity for each in findings), default=Severity.OK))
+
+
+def place_of(ranks: Sequence[int], size: int) -> str:
+    """Where something was found: "ranks 0 to 7 (10.0.0.1)"; empty in a run of one process."""
+    return named(list(ranks)) if size > 1 else ""
+
+
+def by_value(values: Sequence[T], key: Callable[[T], Hashable]) -> Iterator[tuple[T, list[int]]]:
+    """The first of the ``values`` (by rank) with each key, and the ranks that have this key."""
+    ranks: dict[Hashable, list[int]] = {}
+    for rank, value in enumerate(values):
+        ranks.setdefault(key(value), []).append(rank)
+    for own in ranks.values():
+        yield values[own[0]], own
+
+
+def told(check: str, examine: Callable[[], str]) -> Finding:
+    """The finding of ``examine``, which says what is well or raises what is wrong as UserError."""
+    try:
+        return Finding(Severity.OK, check, examine())
+    except UserError as error:
+        return Finding(Severity.ERROR, check, "; ".join(str(error).splitlines()))

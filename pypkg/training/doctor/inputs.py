@@ -1,0 +1,162 @@
+"""Checks of what a run reads and writes: corpora, tokenizer, output_dir, speed of the disk."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pypkg.config import Settings
+from pypkg.data import IndexedDataset
+from pypkg.data.datasets.build import resolve_input_dir
+from pypkg.errors import UserError
+from pypkg.models import ModelConfig
+from pypkg.parallel import mesh
+from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank
+from pypkg.training.checkpoint.lock import refuse_if_in_use
+from pypkg.training.doctor.facts import nearest_folder
+from pypkg.training.doctor.findings import Finding, Severity, told
+from pypkg.training.doctor.machine import Needs
+from pypkg.training.feed.same_data import check_same_data
+from pypkg.training.start.output_dir import find_places
+from pypkg.training.start.sources import grown_vocab_size, tokenizer_of
+from pypkg.training.start.verify_data import verify_corpora
+
+_PROBE_BYTES = 256 * 2**20
+_BLOCK = b"\x5a" * (8 * 2**20)
+_LONG = 600.0  # seconds of a checkpoint
+
+
+def input_findings(settings: Settings, config: ModelConfig, needs: Needs) -> list[Finding]:
+    """Reads and writes; all ranks have to call this."""
+    found = [told("data", lambda: _data(settings))]
+    if not found[0].severity:
+        found.append(told("checksums", lambda: _checksums(settings)))
+    found.append(_tokenizer(settings, config))
+    if settings.saves and settings.do_train:
+        found.append(told("output_dir", lambda: _output_dir(settings)))
+        if not found[-1].severity:
+            found += _disk_rate(Path(settings.output_dir), needs)
+    return found
+
+
+def _data(settings: Settings) -> str:
+    """Opens every corpus on every rank and compares them.
+
+    Raises:
+        UserError: one cannot be read, or differs between machines.
+    """
+    corpora: list[IndexedDataset] = []
+
+    def open_all() -> None:
+        corpora.extend(IndexedDataset(prefix) for prefix in _prefixes(settings))
+
+    from_all_ranks(open_all)
+    check_same_data(corpora)
+    tokens = sum(each.num_tokens for each in corpora)
+    same = ", the same on all ranks" if mesh.current().world_size > 1 else ""
+    return f"{len(corpora)} corpora with {tokens:,} tokens{same}"
+
+
+def _prefixes(settings: Settings) -> list[str]:
+    weighted = settings.blend_by == "weights"
+    parts = resolve_input_dir(settings.input_dir, weighted=weighted)
+    return parts if len(parts) == 1 else parts[1::2]
+
+
+def _checksums(settings: Settings) -> str:
+    from_first_rank(lambda: verify_corpora(settings))
+    return "no corpus differs from its manifest"
+
+
+def _tokenizer(settings: Settings, config: ModelConfig) -> Finding:
+    check = "tokenizer"
+    try:
+        tokenizer = tokenizer_of(settings)
+    except UserError as error:
+        return Finding(Severity.ERROR, check, str(error))
+    if tokenizer is None:
+        return Finding(Severity.OK, check, "there is none beside the model")
+    size, vocabulary = tokenizer.vocab_size, config.vocab_size
+    if size > vocabulary and settings.continue_training:
+        return Finding(
+            Severity.ERROR, check,
+            f"it has {size:,} entries, and the weights of the model {vocabulary:,}",
+            remedy="Enlarge the vocabulary with pypkg convert, or take the model's own tokenizer",
+        )  # fmt: skip
+    if size > vocabulary:
+        return Finding(
+            Severity.WARNING, check,
+            f"it has {size:,} entries, so vocab_size is raised from {vocabulary:,} to "
+            f"{grown_vocab_size(tokenizer):,}",
+            remedy="Set vocab_size in config.json to keep the sizes that were planned",
+        )  # fmt: skip
+    return Finding(Severity.OK, check, f"{size:,} entries, vocab_size {vocabulary:,}")
+
+
+def _output_dir(settings: Settings) -> str:
+    """Looks for one mark in the folder, or in the nearest one above it that exists.
+
+    Raises:
+        UserError: another run writes there, or it is not the same or writable everywhere.
+    """
+    folder = Path(settings.output_dir)
+    from_first_rank(lambda: refuse_if_in_use(folder))
+    existing = from_first_rank(lambda: nearest_folder(folder))
+    from_all_ranks(lambda: _require_writable(existing))
+    if mesh.current().world_size == 1:
+        return f"{existing} can be written"
+    places = find_places(existing, settings.allow_local_output)
+    return f"{existing} can be written; {len(places.leaders)} folders for all ranks"
+
+
+def _require_writable(folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(
+            f"output_dir cannot be made in {folder}, which this process may not write. Set "
+            "output_dir to a folder you may write."
+        )
+
+
+def _disk_rate(output_dir: Path, needs: Needs) -> Iterator[Finding]:
+    """Writes a file on rank 0 and removes it. Ranks that write at once share the disk's rate."""
+    try:
+        rate = from_first_rank(lambda: write_rate(nearest_folder(output_dir), _PROBE_BYTES))
+    except UserError as error:
+        yield Finding(Severity.ERROR, "disk rate", str(error))
+        return
+    seconds = needs.checkpoint / rate
+    text = f"{rate / 1e9:.2g} GB/s, so a checkpoint takes {seconds:.2g} s if one rank writes it"
+    if seconds > _LONG:
+        yield Finding(
+            Severity.WARNING, "disk rate", text,
+            remedy="Use a faster disk, or use_async_save, which trains on while it writes",
+        )  # fmt: skip
+    else:
+        yield Finding(Severity.OK, "disk rate", text)
+
+
+def write_rate(folder: Path, size: int) -> float:
+    """Bytes per second at which a file of ``size`` bytes comes to the disk in ``folder``.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    probe = folder / f".write-test-{secrets.token_hex(8)}"
+    started = time.perf_counter()
+    try:
+        with probe.open("wb") as file:
+            for start in range(0, size, len(_BLOCK)):
+                file.write(_BLOCK[: size - start])
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(
+            f"{folder} takes no file of {size / 1e6:.0f} MB: {error.strerror}. Free some space, or "
+            "set output_dir to another folder."
+        ) from error
+    finally:
+        probe.unlink(missing_ok=True)
+    return size / (time.perf_counter() - started)

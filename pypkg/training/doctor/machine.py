@@ -1,0 +1,157 @@
+"""Checks of machines: versions, clocks, cores, memory that processes share, limits, disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+
+from pypkg.config import Settings
+from pypkg.models import ModelConfig
+from pypkg.parallel.launch.rendezvous import named
+from pypkg.training.doctor.facts import Facts
+from pypkg.training.doctor.findings import Finding, Severity, by_value, place_of
+
+_CLOCKS_APART = 2.0  # seconds; logs and locks of output_dir compare times of machines
+# What NCCL's user guide gives a container of several GPUs ("Troubleshooting": --shm-size=1g, and
+# --ulimit memlock=-1). Docker's default is 64 MiB.
+_SHARED_MEMORY = 2**30
+_FILES_PER_RANK = 2  # connections of rank 0 (docs/several_hosts.md)
+_FILES = 1024
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run asks of its machines.
+
+    Attributes:
+        checkpoint: bytes of one checkpoint; 0: none is written.
+        kept: checkpoints that exist at once, with the one that is being written; None: all stay.
+        staged: host memory of each rank for checkpoints that are written while training goes on.
+    """
+
+    checkpoint: int = 0
+    kept: int | None = None
+    staged: int = 0
+
+
+def needs_of(settings: Settings, config: ModelConfig, dtype: str) -> Needs:
+    """The needs of a run.
+
+    A checkpoint holds the weights, and with the optimizer two float32 moments of each; training in
+    16 bits adds float32 master weights.
+    """
+    if not settings.do_train or not settings.saves:
+        return Needs()
+    weight, state = (4, 8) if dtype == "float32" else (2, 12)
+    per_parameter = weight + (0 if settings.ignore_save_lr_and_optim else state)
+    limit = settings.save_total_limit
+    return Needs(
+        checkpoint=config.num_parameters() * per_parameter,
+        kept=limit + 1 if limit else None,
+        staged=settings.async_save_bytes or 0,
+    )
+
+
+def machine_findings(facts: Sequence[Facts], needs: Needs) -> list[Finding]:
+    """What the facts of all ranks, by rank, say about their machines."""
+    found = [*_versions(facts), *_clocks(facts), *_disk(facts[0], needs)]
+    for fact, ranks in by_value(facts, lambda fact: fact.host):
+        found += _machine(fact, needs, place_of(ranks, len(facts)))
+    if not found:
+        machines = len({fact.host for fact in facts})
+        found = [Finding(Severity.OK, "machines", f"{machines} with {len(facts)} ranks")]
+    return found
+
+
+def _versions(facts: Sequence[Facts]) -> Iterator[Finding]:
+    for name, shown in (
+        ("package", "pypkg"), ("paddle", "Paddle"), ("python", "Python"),
+        ("kernel_sources", "kernels from sources"),
+    ):  # fmt: skip
+        forms = [(getattr(fact, name), ranks) for fact, ranks in by_value(facts, attrgetter(name))]
+        if len(forms) > 1:
+            listed = "; ".join(f"{str(form)[:24]} on {named(ranks)}" for form, ranks in forms)
+            severity = Severity.WARNING if name == "python" else Severity.ERROR
+            yield Finding(
+                severity, "versions", f"{shown} differ: {listed}",
+                remedy="Install the same on every machine",
+            )  # fmt: skip
+
+
+def _clocks(facts: Sequence[Facts]) -> Iterator[Finding]:
+    times = [fact.clock for fact in facts]
+    apart = max(times) - min(times)
+    if apart > _CLOCKS_APART and len({fact.host for fact in facts}) > 1:
+        early, late = times.index(min(times)), times.index(max(times))
+        yield Finding(
+            Severity.WARNING, "clocks",
+            f"{named([early])} is {apart:.1f} s behind {named([late])}",
+            remedy="Synchronise the machines, with chrony for example",
+        )  # fmt: skip
+
+
+def _disk(fact: Facts, needs: Needs) -> Iterator[Finding]:
+    if not needs.checkpoint or fact.disk_free is None:
+        return
+    free, one = fact.disk_free, needs.checkpoint
+    shown = (
+        f"{free / 1e9:.3g} GB are free where output_dir is, and a checkpoint takes {one / 1e9:.3g}"
+    )
+    if free < one:
+        yield Finding(
+            Severity.ERROR, "disk", f"{shown} GB",
+            remedy="Free some space, or set output_dir to another disk",
+        )  # fmt: skip
+    elif needs.kept is not None and free < one * needs.kept:
+        yield Finding(
+            Severity.WARNING, "disk",
+            f"{shown} GB; with save_total_limit {needs.kept - 1} there are up to {needs.kept}",
+            remedy="Free some space, or lower save_total_limit",
+        )  # fmt: skip
+
+
+def _machine(fact: Facts, needs: Needs, where: str) -> Iterator[Finding]:
+    yield from _cores(fact, where)
+    yield from _memory(fact, needs, where)
+    if fact.open_files is not None and fact.open_files < _FILES:
+        yield Finding(
+            Severity.WARNING, "open files", f"the limit is {fact.open_files}", where,
+            f"Raise it to {_FILES} or more: ulimit -n",
+        )  # fmt: skip
+    if fact.device == "gpu" and fact.locked_memory is not None and fact.locked_memory < _GIB:
+        yield Finding(
+            Severity.WARNING, "locked memory",
+            f"the limit is {fact.locked_memory / 2**20:.3g} MiB, too low for InfiniBand", where,
+            "Raise it: ulimit -l unlimited, or docker run --ulimit memlock=-1",
+        )  # fmt: skip
+
+
+def _cores(fact: Facts, where: str) -> Iterator[Finding]:
+    busy = fact.ranks * (fact.threads if fact.device == "cpu" else 1)
+    if busy > fact.cores:
+        each = f" with {fact.threads} threads each" if fact.device == "cpu" else ""
+        yield Finding(
+            Severity.WARNING, "cores",
+            f"{fact.ranks} ranks{each} share {fact.cores} cores", where,
+            "Start fewer ranks, lower num_threads, or allow the processes more cores",
+        )  # fmt: skip
+
+
+def _memory(fact: Facts, needs: Needs, where: str) -> Iterator[Finding]:
+    shared, several = fact.shared_memory, fact.device == "gpu" and fact.ranks > 1
+    if several and shared is not None and shared < _SHARED_MEMORY:
+        yield Finding(
+            Severity.WARNING, "shared memory",
+            f"/dev/shm has {shared / 2**20:.0f} MiB free, less than the 1 GiB that NCCL asks for",
+            where, "Enlarge it: docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm",
+        )  # fmt: skip
+    staged = fact.ranks * needs.staged
+    if fact.host_free is not None and fact.host_free < staged:
+        yield Finding(
+            Severity.ERROR, "memory",
+            f"{fact.host_free / _GIB:.3g} GiB are free, and use_async_save with async_save_memory "
+            f"takes up to {staged / _GIB:.3g} for {fact.ranks} ranks", where,
+            "Lower async_save_memory, or leave out use_async_save",
+        )  # fmt: skip

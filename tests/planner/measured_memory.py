@@ -1,0 +1,73 @@
+"""The peak of allocated bytes of this process in a training step, exact to the byte."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.base import core
+from planned_memory import MEASURED_STEP, config_of, settings_of
+
+from pypkg.config import Settings
+from pypkg.models import from_config
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.parallel import mesh
+from pypkg.parallel.optimizer.distribute import distribute
+from pypkg.training.run import _update_options
+from pypkg.training.step.activations import set_activations
+from pypkg.training.step.engine import Engine
+from pypkg.training.tp_sharding import ModelTpSharding
+
+
+def allocated() -> int:
+    return core.host_memory_stat_current_value("Allocated", 0)
+
+
+def peak() -> int:
+    return core.host_memory_stat_peak_value("Allocated", 0)
+
+
+def restart_peak() -> None:
+    core.host_memory_stat_reset_peak_value("Allocated", 0)
+
+
+def make_engine(config: ModelConfig, settings: Settings) -> Engine:
+    with paddle.utils.unique_name.guard():
+        model = from_config(config, "float32", seed=1)
+    set_activations(model, settings)
+    model.train()
+    tp_sharding = ModelTpSharding(config)
+    wrapped, updater = distribute(model, _update_options(settings), mesh.current(), tp_sharding)
+    return Engine(wrapped, updater, labels_vary=False)
+
+
+def batches_of(config: ModelConfig, settings: Settings) -> list[dict[str, np.ndarray]]:
+    shape = (settings.per_device_train_batch_size, settings.max_seq_length)
+    batch = {name: np.full(shape, 9) for name in ("input_ids", "labels")}
+    if config.prefix_lm:  # as the objective of prefix models
+        positions = (shape[0], 2, shape[1]) if config.position_encoding_2d else shape
+        batch["position_ids"] = np.zeros(positions, np.int64)
+        batch["prefix_lengths"] = np.full(shape[:1], 7, np.int32)
+    return [batch] * settings.gradient_accumulation_steps
+
+
+def measure(case: dict[str, Any]) -> dict[str, int]:
+    """Peaks of the passes and of the update, in bytes beyond what there was before the model."""
+    config, settings = config_of(case), settings_of(case)
+    gc.collect()
+    before = allocated()
+    engine, batches = make_engine(config, settings), batches_of(config, settings)
+    for _ in range(MEASURED_STEP):
+        engine.forward_backward(batches)
+        engine.update(1e-3)
+    restart_peak()
+    held = allocated() - before
+    loss = engine.forward_backward(batches)
+    passes = peak() - before
+    restart_peak()
+    engine.update(1e-3)
+    update = peak() - before
+    del engine, loss
+    return {"passes": passes, "update": update, "held": held}

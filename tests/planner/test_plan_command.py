@@ -1,0 +1,161 @@
+"""``pypkg plan``: what it prints, its errors, the search and the picture."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from pypkg.config import Settings
+from pypkg.models.architecture.registry import known_models, load_config
+from pypkg.parallel.mesh import Degrees
+from pypkg.plan import main
+from pypkg.planner.memory import plan_memory
+from pypkg.planner.search.best import search
+from pypkg.planner.search.plan import OUTSIDE, make_plan, what_would_do
+from pypkg.planner.time.gpus import GPUS
+from pypkg.planner.time.step_time import Cluster
+
+REPO = Path(__file__).resolve().parents[2]
+CONFIG = str(REPO / "configs/pretrain/llama/pretrain-llama2_13b-tp2sd4_stage2.json")
+LLAMA = load_config("meta-llama/Llama-2-13b")
+GPU = GPUS["a100-80g"]
+NODE = Cluster(GPU, 8, GPU.link)
+BASE = Settings(
+    bf16=True, max_seq_length=4096, gradient_accumulation_steps=16, sharding=("stage2",),
+    per_device_train_batch_size=1, save_strategy="no", evaluation_strategy="no",
+)  # fmt: skip
+ONE_OF_EACH_FAMILY = {load_config(name).model_type: name for name in known_models()}
+
+
+def test_a_layout_that_fits(capsys):
+    assert main([CONFIG, "--gpus", "8", "--tokens", "1T", "--price", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "layout  tensor 2, sharding 4 (stage2)" in out
+    assert "262,144 tokens a step" in out and "give or take 10 %" in out
+    assert "fits: " in out and "at 2 a GPU hour" in out
+
+
+def test_json_adds_up(capsys):
+    assert main([CONFIG, "--gpus", "8", "--tokens", "1T", "--price", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (rank,) = found["ranks"]
+    assert sum(rank["terms"].values()) == rank["peak_bytes"] <= found["capacity_bytes"]
+    assert sum(found["step_terms"].values()) == pytest.approx(found["step_seconds"])
+    assert found["price"] == pytest.approx(found["days"] * 24 * 8 * 2)
+    speed = found["tokens_per_step"] / found["step_seconds"] / 8
+    assert found["tokens_per_second_per_gpu"] == pytest.approx(speed)
+
+
+def test_a_layout_that_does_not_fit_says_what_would_do(capsys):
+    arguments = [CONFIG, "--gpus", "8", "--per_device_train_batch_size", "4"]
+    assert main([*arguments, "--gpu", "a100-40g"]) == 1
+    out = capsys.readouterr().out
+    assert "does not fit: " in out and "GiB short: " in out
+    assert "would do: " in out or "no single change makes it fit" in out
+
+
+def test_what_would_do_is_the_fastest_change():
+    settings = Settings(**{**vars(BASE), "per_device_train_batch_size": 4})
+    plan = make_plan(settings, LLAMA, Degrees(tensor=2, sharding=4), NODE)
+    assert not plan.fits and plan.short == plan.largest.peak - (GPU.memory - OUTSIDE)
+    label, way = what_would_do(plan)
+    assert label == "a micro batch of 2" and way.fits
+    assert way.time.tokens == plan.time.tokens
+
+
+def test_a_search():
+    found = search(BASE, LLAMA, 8, 64, NODE)
+    assert len(found.fitting) == 10
+    speeds = [plan.time.tokens_per_second for plan in found.fitting]
+    assert speeds == sorted(speeds, reverse=True)
+    assert all(plan.fits and plan.time.tokens == 64 * 4096 for plan in found.fitting)
+    assert found.too_large and not any(plan.fits for plan in found.too_large)
+    assert found.too_large_by_state > 0  # no sharding at all
+    best = found.fitting[0]
+    planned = make_plan(best.settings, LLAMA, best.degrees, NODE)
+    assert planned.largest.peak == best.largest.peak
+
+
+@pytest.mark.slow
+def test_no_layout_is_missed():
+    """The search ends early; another that looks at all layouts finds nothing faster."""
+    few, all_of_them = (search(BASE, LLAMA, 4, 16, NODE, count) for count in (3, 1000))
+    assert [plan.degrees for plan in few.fitting] == [p.degrees for p in all_of_them.fitting[:3]]
+
+
+def test_the_launch_line_of_a_search(capsys):
+    arguments = [CONFIG, "--max_seq_length", "2048", "--recompute", "true"]
+    arguments += ["--gpus", "16", "--network", "100", "--search"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out.splitlines()
+    changes = json.loads(out[-2].removeprefix("the first one changes "))
+    assert out[-1].startswith("python -m paddle.distributed.launch --nnodes 2 --rank N --master")
+    for name, value in changes.items():
+        assert f"--{name} {json.dumps(value)}" in out[-1]
+    assert f"{CONFIG} --max_seq_length 2048 --" in out[-1] and out[-1].count("--recompute ") == 1
+    # Those keys give the layout of the first line.
+    words = out[-1].split(f"{CONFIG} ")[1].replace('"', "").split()
+    assert main([CONFIG, *words, *arguments[-5:-1]]) == 0
+    speed = out[1].split()[1]
+    assert f"{speed} tokens/s per GPU" in capsys.readouterr().out
+
+
+def test_gpus_that_no_layout_fits(capsys):
+    assert main([CONFIG, "--gpus", "2", "--gpu", "a100-40g", "--search",
+                 "--sharding_parallel_degree", "1"]) == 1  # fmt: skip
+    assert "no layout fits these GPUs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [*ONE_OF_EACH_FAMILY.values(), "meta-llama/Llama-3.1-8B"])
+def test_models_of_every_family_are_planned(name):
+    config = load_config(name)
+    memory = plan_memory(BASE, config, Degrees(sharding=8)).largest
+    assert memory.peak > 2 * config.num_parameters()  # the weights
+
+
+def test_a_picture(tmp_path):
+    file = tmp_path / "plan.svg"
+    arguments = ["--pipeline_parallel_degree", "2", "--sharding", "stage1", "--picture", str(file)]
+    assert main([CONFIG, "--gpus", "8", *arguments]) == 0
+    root = ElementTree.parse(file).getroot()
+    texts = [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"stage 0", "stage 1", "80 GPU", "77 tensors", "activations"} <= set(texts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gpus", "6", "--sharding_parallel_degree", "4"], "sharding_parallel_degree (4)"),
+        (["--gpus", "7"], "tensor_parallel_degree"),
+        (["--gpu", "b100"], "one of a100-40g"),
+        (["--gpus", "16"], "need --network"),
+        (["--gpus", "16", "--nodes", "3"], "multiple of --nodes"),
+        (["--gpus", "0"], "--gpus is 0"),
+        (["--price", "-1", "--gpus", "8"], "--price is -1"),
+        (["--recompute_granularity", "most"], "recompute_granularity"),
+        (["--no_such_key", "1"], "no_such_key"),
+        (["--device", "cpu"], "plans are for GPUs"),
+        (["--virtual_pp_degree", "2", "--pipeline_parallel_degree", "4", "--sharding", "stage1"],
+         "virtual_pp_degree"),
+    ],
+)  # fmt: skip
+def test_errors(capsys, arguments, words):
+    given = arguments if "--gpus" in arguments else ["--gpus", "8", *arguments]
+    assert main([CONFIG, *given]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and words in error
+    assert "bf16" not in error  # the machine of the plan is not that of the run
+
+
+def test_it_runs_without_paddle():
+    code = (
+        "import sys; sys.modules['paddle'] = None; from pypkg.plan import main; "
+        f"assert main([{CONFIG!r}, '--gpus', '7']) == 2; "
+        f"sys.exit(main([{CONFIG!r}, '--gpus', '8']))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
