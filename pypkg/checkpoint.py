@@ -67,8 +67,8 @@ def _verify(folder: Path, sizes: bool) -> int:
     """Compares every file with the manifest; exit code 1 if something is damaged."""
     code = 0
     for each in [folder] if is_marked(folder) else _checkpoints_in(folder):
-        report = verify(each, "sizes" if sizes else "checksums")
-        print(f"{each}: {_verdict(report)}")
+        report, verdict = _checked(each, "sizes" if sizes else "checksums")
+        print(f"{each}: {verdict}")
         for problem in report.damage:
             print(f"  {problem}")
             code = 1
@@ -77,13 +77,22 @@ def _verify(folder: Path, sizes: bool) -> int:
     return code
 
 
+def _checked(folder: Path, checks: str) -> tuple[Report, str]:
+    """As ``verify``, and a verdict; a checkpoint of a later version hides no other one."""
+    try:
+        report = verify(folder, checks)
+    except UserError as error:
+        return Report(folder, None, (str(error),)), "of a later version"
+    return report, _verdict(report)
+
+
 def _list(folder: Path) -> int:
     """Shows the checkpoints of a run, the damaged ones that it has set aside included."""
     rows = []
     for each in _checkpoints_in(folder):
-        report = verify(each, "sizes")
+        report, verdict = _checked(each, "sizes")
         if report.manifest is None:
-            rows.append((each.name, "", "", "", "", "", "", _verdict(report)))
+            rows.append((each.name, "", "", "", "", "", "", verdict))
             continue
         m = report.manifest
         saved = time.localtime((each / MANIFEST_FILE).stat().st_mtime)
@@ -91,7 +100,7 @@ def _list(folder: Path) -> int:
             (
                 each.name, f"{m.step:,}", f"{m.consumed_samples:,}", f"{m.consumed_tokens:,}",
                 f"{_size(m) / 1e9:,.3f}", _layout(m), time.strftime("%Y-%m-%d %H:%M:%S", saved),
-                _verdict(report),
+                verdict,
             )
         )  # fmt: skip
     head = ("checkpoint", "step", "samples", "tokens", "GB", "layout", "saved", "files, by size")

@@ -9,6 +9,7 @@ another error.
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import traceback
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from pypkg.config import help_text
 from pypkg.console import progress
-from pypkg.console.logs import configure_logging
+from pypkg.console.logs import configure_logging, say
 from pypkg.device.threads import configure_cpu, import_paddle
 from pypkg.errors import UserError
 from pypkg.files.file_handles import raise_limit
@@ -28,6 +29,8 @@ from pypkg.training.checkpoint.lock import refuse_if_in_use
 
 logger = logging.getLogger("pypkg")
 _DRY_RUN = "--dry_run"
+
+_ROOM = "Checkpoints are untouched. Free some space, then start the same command again."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         watchdog.leave()
         return code
     except UserError as error:
-        print(f"error: {watchdog.failed(str(error), 2)}", file=sys.stderr)
+        say(f"error: {watchdog.failed(str(error), 2)}")
         return 2
     except KeyboardInterrupt as error:
         code = 143 if isinstance(error, Terminated) else 130
@@ -76,15 +79,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text += "; the last checkpoint is untouched"
         told = watchdog.failed(text, code)
         if text not in told:  # a launcher ends the ranks beside one that has failed
-            print(f"error: {told}", file=sys.stderr)
+            say(f"error: {told}")
             return 1
-        print(text, file=sys.stderr)
+        say(text)
         return code
     except Exception as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            say(f"error: {watchdog.failed(f'the disk is full: {error}. {_ROOM}', 2)}")
+            return 2
         if not watchdog.is_on():
             raise
         cause = watchdog.failed(f"{type(error).__name__}: {error}", 1, traceback.format_exc())
-        print(f"error: {cause}", file=sys.stderr)
+        say(f"error: {cause}")
         return 1
 
 

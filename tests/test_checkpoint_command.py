@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pypkg.checkpoint import main
-from pypkg.files.checksums import file_record
+from pypkg.files.checksums import file_record, sealed_json
 from pypkg.training.checkpoint.manifest import write_manifest
 from pypkg.training.state import TrainerState
 
@@ -76,6 +76,17 @@ def test_list_and_verify_without_a_manifest(run, capsys):
     assert "checkpoint-9" in capsys.readouterr().out
     assert main(["verify", str(run / "checkpoint-9")]) == 1  # it has no weights either
     assert "has none of model.safetensors" in capsys.readouterr().out
+
+
+def test_one_of_a_later_version_hides_no_other(run, capsys):
+    manifest = run / "checkpoint-9" / "manifest.json"
+    manifest.write_bytes(sealed_json({"format": 9, "checksum": "xxh3_128"}))
+    assert main(["verify", str(run)]) == 1
+    first, why, last = capsys.readouterr().out.splitlines()
+    assert first == f"{run}/checkpoint-9: of a later version" and "has format 9" in why
+    assert last == f"{run}/checkpoint-10: whole"
+    assert main(["list", str(run)]) == 0
+    assert "of a later version" in capsys.readouterr().out
 
 
 def test_inspect_shows_the_manifest(run, capsys):

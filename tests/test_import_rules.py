@@ -48,12 +48,13 @@ RULES = (
     Rule("pypkg.device.capabilities", ("pypkg.config", "pypkg.ops"), paddle=True),
     Rule("pypkg.ops", ("pypkg._native",), paddle=True),
     Rule("pypkg.ops.triton"),  # loads by itself where there is torch and no Paddle
-    Rule("pypkg.parallel", ("pypkg.config", "pypkg.ops"), paddle=True),
+    Rule("pypkg.parallel", ("pypkg.config", "pypkg.ops", "pypkg.logs"), paddle=True),
     Rule("pypkg.data", ("pypkg.config", "pypkg._native")),
     Rule(_ARCHITECTURE),
     Rule(f"{_ARCHITECTURE}.families", tuple(f"{_ARCHITECTURE}.{name}" for name in
                                             ("config", "family", "llama_format", "weight_map"))),
     Rule("pypkg.models.weights", (_ARCHITECTURE,)),
+    Rule("pypkg.models.weights.staging", ("pypkg._native", "pypkg.models.weights.area")),
     Rule("pypkg.models.weights.initialization",
          (_ARCHITECTURE, "pypkg.models.weights.tp_shards", "pypkg.ops"), paddle=True),
     Rule("pypkg.models", ("pypkg.ops", "pypkg.parallel.comm", "pypkg.parallel.tp_layers",
@@ -63,7 +64,8 @@ RULES = (
     Rule("pypkg.planner", ("pypkg.config", _ARCHITECTURE, "pypkg.models.weights.tp_shards",
                            "pypkg.parallel.mesh")),
     Rule("pypkg.training", ("pypkg.config", "pypkg.data", "pypkg.device", "pypkg.models",
-                            "pypkg.ops", "pypkg.parallel", "pypkg.planner"), paddle=True),
+                            "pypkg.ops", "pypkg.parallel", "pypkg.planner", "pypkg.logs"),
+         paddle=True),
     Rule("pypkg.conversion", ("pypkg.models", "pypkg.data.tokenizers")),
     Rule("pypkg.bench", _ANYTHING, paddle=True),
     # Command lines: parse, call, report.
@@ -80,8 +82,8 @@ RULES = (
 # those below it. What a package lacks here has no rooms.
 ROOMS = {
     "pypkg.device": ("attention_choice", "capabilities", "attention_record", "threads"),
-    "pypkg.ops": ("attention", "loss", "adamw", "gated_activation", "matmul", "random_normal",
-                  "rms_norm", "rotary_embedding", "dispatch", "triton"),
+    "pypkg.ops": ("blocks", "attention", "loss", "adamw", "gated_activation", "matmul",
+                  "random_normal", "rms_norm", "rotary_embedding", "dispatch", "triton"),
     "pypkg.data": ("corpus_tools", "preprocess", "loading", "datasets", "index", "corpus",
                    "tokenizers", "optional_packages"),
     "pypkg.models": ("__main__", "docs_page", "generate", "pretrained", "division", "building",

@@ -6,38 +6,52 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
-for folder in (ROOT, TESTS / "distributed" / "testing", TESTS / "training" / "testing"):
+HARNESS = ("distributed/testing", "training/testing", "several_hosts")
+for folder in (ROOT, *(TESTS / name for name in HARNESS)):
     sys.path.insert(0, str(folder))
 
 from distributed_testing import RankProcess, free_ports, rank_environment, start_rank  # noqa: E402
 from fault_campaign import Run  # noqa: E402
+from netns import Host  # noqa: E402
 from training_testing import environment  # noqa: E402
 
+OUTPUT_DIR = Path("out")  # of every run, in the folder of each rank
 _START_SECONDS = "20"  # after which ranks give up one that died while fleet started
+_SILENCE_SECONDS = "15"  # more than a link that is down for 5 s and the retries of TCP after it
 
 
 class Ranks:
-    """The processes of one start of a run; none is left after the context."""
+    """The processes of one start of a run; none is left after the context.
 
-    def __init__(self, run: Run, size: int, output_dir: Path, **settings: object) -> None:
-        words = run.command(output_dir, disable_tqdm=True, **settings)[4:]
-        ports = free_ports(size)
-        self._logs = [run.folder / f"rank{rank}.log" for rank in range(size)]
+    Args:
+        folders: in which each rank runs, and has its output_dir and, but for rank 0, its log.
+        hosts: on which each runs; empty: all on this machine.
+    """
+
+    def __init__(
+        self, run: Run, folders: Sequence[Path], hosts: Sequence[Host] = (), **settings: object
+    ) -> None:
+        words = run.command(OUTPUT_DIR, disable_tqdm=True, **settings)[4:]
+        ports = free_ports(len(folders))
+        self._logs = [run.folder / "rank0.log"]
+        self._logs += [folder / f"rank{rank}.log" for rank, folder in enumerate(folders) if rank]
         self.processes: list[RankProcess] = []
-        for rank, log in enumerate(self._logs):
+        for rank, (log, own_folder) in enumerate(zip(self._logs, folders, strict=True)):
             variables = environment() | {"PYTHONPATH": str(ROOT)}
-            if size > 1:
+            if len(folders) > 1:
                 variables = rank_environment(rank, ports)
+            if hosts:
+                variables |= _addresses(rank, ports, hosts)
             variables["PYPKG_START_SECONDS"] = _START_SECONDS
+            own_folder.mkdir(exist_ok=True)
+            script = [ROOT / "tools/campaign_rank.py", hosts[rank].namespace if hosts else ""]
             with log.open("wb") as stream:
-                self.processes.append(
-                    start_rank(["-m", "pypkg.pretrain", *words], variables, stream)
-                )
+                self.processes.append(start_rank([*script, own_folder, *words], variables, stream))
 
     def __enter__(self) -> Ranks:
         return self
@@ -54,7 +68,10 @@ class Ranks:
         return None not in self.codes()
 
     def said(self) -> str:
-        return "\n".join(log.read_text(errors="replace")[-3000:] for log in self._logs)
+        return "\n".join(map(self.said_by, range(len(self._logs))))
+
+    def said_by(self, rank: int) -> str:
+        return self._logs[rank].read_text(errors="replace")[-3000:]
 
     def leave_orphans(self) -> bool:
         """Whether a group still has a process a while after its leader has ended."""
@@ -64,6 +81,19 @@ class Ranks:
         """Waits for the end of a run that has to succeed."""
         if not within(600.0, self.have_ended) or any(self.codes()):
             raise RuntimeError(f"exit codes {self.codes()}\n{self.said()}")
+
+
+def _addresses(rank: int, ports: Sequence[int], hosts: Sequence[Host]) -> Mapping[str, str]:
+    """What tells a rank that each runs on a host of its own."""
+    endpoints = [f"{host.address}:{port}" for host, port in zip(hosts, ports, strict=True)]
+    return {
+        "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
+        "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
+        "PADDLE_MASTER": endpoints[0],
+        "PADDLE_NNODES": str(len(hosts)),
+        "PADDLE_LOCAL_SIZE": "1",
+        "PYPKG_SILENCE_SECONDS": _SILENCE_SECONDS,
+    }
 
 
 def _has_group(process: RankProcess) -> bool:

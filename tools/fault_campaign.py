@@ -3,6 +3,7 @@
     python tools/fault_campaign.py                             # all, the table on standard output
     python tools/fault_campaign.py --only flips --count 100    # one of them, with fewer faults
     python tools/fault_campaign.py --update                    # the table into docs/reliability.md
+    python tools/fault_campaign.py --json FILE --only flips    # keeps rows in FILE, goes on from it
 
 The campaigns work on small runs of this package, which are made in a temporary folder:
 
@@ -338,15 +339,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=CAMPAIGNS, default=list(CAMPAIGNS))
     parser.add_argument("--count", type=int, default=FAULTS, help=f"faults of a file ({FAULTS})")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="results; those in it are kept")
     parser.add_argument("--update", action="store_true", help=f"writes the table to {PAGE.name}")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        places = make_places(Run(Path(folder)))
-        rows = [
-            row
-            for name in options.only
-            for row in damage_rows(places, name, options.count, options.seed)
-        ]
+    results: dict[str, list[list[str]]] = {}
+    if options.json is not None and options.json.exists():
+        results = json.loads(options.json.read_text())
+    if missing := [name for name in options.only if name not in results]:
+        with tempfile.TemporaryDirectory() as folder:
+            places = make_places(Run(Path(folder)))
+            for name in missing:
+                results[name] = damage_rows(places, name, options.count, options.seed)
+                if options.json is not None:
+                    write_file(options.json, json.dumps(results, indent=1).encode())
+    rows = [row for name in CAMPAIGNS for row in results.get(name, ())]
     lines = table(("campaign", "file", "faults", *_CHECKS), rows, text_columns=2)
     print("\n".join(lines))
     if options.update:

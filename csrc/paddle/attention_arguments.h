@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "flash_attention.h"
+#include "attention/flash_attention.h"
 #include "tensors.h"
 
 namespace pypkg {

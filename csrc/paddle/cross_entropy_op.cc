@@ -1,4 +1,4 @@
-#include "cross_entropy.h"
+#include "cross_entropy/cross_entropy.h"
 #include "tensor_memory.h"
 #include "tensors.h"
 

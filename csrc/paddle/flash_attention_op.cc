@@ -1,5 +1,5 @@
+#include "attention/flash_attention.h"
 #include "attention_arguments.h"
-#include "flash_attention.h"
 #include "tensors.h"
 
 namespace pypkg {

@@ -1,4 +1,5 @@
-#include "gated_activation.h"
+#include "gated_activation/gated_activation.h"
+#include "gated_activation_glue.h"
 #include "tensors.h"
 
 namespace pypkg {
@@ -130,6 +131,16 @@ std::vector<Shape> packed_grad_shapes(const Shape& packed, const OptionalShape&)
 }
 
 }  // namespace
+
+Tensor packed_gated_activation_forward(const Tensor& packed, int64_t activation, bool gate_first) {
+  return packed_forward(packed, activation, gate_first)[0];
+}
+
+Tensor packed_gated_activation_backward(const Tensor& packed, const OptionalTensor& dout,
+                                        int64_t activation, bool gate_first) {
+  return packed_backward(packed, dout, activation, gate_first)[0];
+}
+
 }  // namespace pypkg
 
 PD_BUILD_OP(pypkg_gated_activation)

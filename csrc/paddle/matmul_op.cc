@@ -1,4 +1,4 @@
-#include "matmul.h"
+#include "matmul/matmul.h"
 #include "tensors.h"
 
 namespace pypkg {

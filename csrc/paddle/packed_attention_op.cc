@@ -3,9 +3,10 @@
 // A row of qkv holds the heads of one token, query | key | value. Queries and keys are rotated in
 // place, attention reads all three with the stride of a row, and its backward pass writes one
 // packed gradient, so that nothing is split, concatenated or copied.
+#include "attention/flash_attention.h"
 #include "attention_arguments.h"
-#include "flash_attention.h"
-#include "rotary_embedding.h"
+#include "packed_attention.h"
+#include "rotary_embedding/rotary_embedding.h"
 #include "tensors.h"
 
 namespace pypkg {
@@ -13,50 +14,37 @@ namespace {
 
 using paddle::Tensor;
 
-struct Heads {
-  int64_t batch;
-  int64_t q;
-  int64_t k;
-};
-
-// What rotates queries and keys; no tables: nothing.
-struct Rotation {
-  const OptionalTensor& cos;
-  const OptionalTensor& sin;
-  const OptionalTensor& position_ids;
-  bool interleaved;
-};
-
-FlashAttentionShape attention_shape(const Tensor& qkv, const Heads& heads, float scale,
-                                    float softcap) {
+FlashAttentionShape attention_shape(const Tensor& qkv, const PackedAttention& args) {
   const Shape shape = qkv.shape();
-  if (shape.empty() || heads.batch < 1 || heads.q < 1 || heads.k < 1) {
-    reject("packed_attention: qkv of shape ", to_string(shape), ", ", heads.batch, " rows, ",
-           heads.q, " query heads and ", heads.k, " key heads do not describe attention");
+  if (shape.empty() || args.batch < 1 || args.heads_q < 1 || args.heads_k < 1) {
+    reject("packed_attention: qkv of shape ", to_string(shape), ", ", args.batch, " rows, ",
+           args.heads_q, " query heads and ", args.heads_k, " key heads do not describe attention");
   }
-  const int64_t width = shape.back(), all_heads = heads.q + 2 * heads.k;
+  const int64_t width = shape.back(), all_heads = args.heads_q + 2 * args.heads_k;
   const int64_t tokens = num_elements(shape) / width;
-  if (width % all_heads != 0 || tokens % heads.batch != 0) {
-    reject("packed_attention: qkv must be ", heads.batch, " rows of tokens with ", all_heads,
+  if (width % all_heads != 0 || tokens % args.batch != 0) {
+    reject("packed_attention: qkv must be ", args.batch, " rows of tokens with ", all_heads,
            " heads each, got shape ", to_string(shape));
   }
   FlashAttentionShape s;
-  s.batch = heads.batch;
-  s.seq_q = s.seq_k = tokens / heads.batch;
-  s.heads_q = heads.q;
-  s.heads_k = heads.k;
+  s.batch = args.batch;
+  s.seq_q = s.seq_k = tokens / args.batch;
+  s.heads_q = args.heads_q;
+  s.heads_k = args.heads_k;
   s.head_dim = width / all_heads;
   s.token_stride = width;
-  s.scale = scale;
-  s.softcap = softcap;
+  s.scale = args.scale;
+  s.softcap = args.softcap;
   s.dtype = kernel_dtype("packed_attention: qkv", qkv);
   check_attention("packed_attention", s);
+  s.mask = check_mask("packed_attention", qkv, s, args.prefix_lengths, args.document_starts,
+                      args.alibi_slopes, args.causal, args.window);
   return s;
 }
 
 // Rotates the queries and keys of a packed matrix in place.
 void rotate(void* packed, const Tensor& like, const FlashAttentionShape& s,
-            const Rotation& rotation, bool inverse) {
+            const PackedAttention& rotation, bool inverse) {
   if (!rotation.cos) return;
   if (!rotation.sin) reject("packed_attention: cos is given without sin");
   const Tensor &cos = *rotation.cos, &sin = *rotation.sin;
@@ -115,24 +103,18 @@ Shape out_shape(const Shape& qkv, int64_t heads_q, int64_t heads_k) {
   return shape;
 }
 
-std::vector<Tensor> forward(const Tensor& qkv, const OptionalTensor& cos, const OptionalTensor& sin,
-                            const OptionalTensor& position_ids,
-                            const OptionalTensor& prefix_lengths,
-                            const OptionalTensor& document_starts,
-                            const OptionalTensor& alibi_slopes, int64_t batch, int64_t heads_q,
-                            int64_t heads_k, bool interleaved, float scale, float softcap,
-                            bool causal, int64_t window, bool overwrite) {
+}  // namespace
+
+PackedAttentionResult packed_attention_forward(const Tensor& qkv, const PackedAttention& args,
+                                               bool overwrite) {
   FlashAttentionForward params;
   FlashAttentionShape& s = params.shape;
-  s = attention_shape(qkv, {batch, heads_q, heads_k}, scale, softcap);
-  s.mask = check_mask("packed_attention", qkv, s, prefix_lengths, document_starts, alibi_slopes,
-                      causal, window);
+  s = attention_shape(qkv, args);
   // Without a rotation nothing is written to it.
-  Tensor rotated = overwrite || !cos ? qkv : paddle::experimental::assign(qkv);
-  rotate(raw(&rotated), qkv, s, {cos, sin, position_ids, interleaved},
-         /*inverse=*/false);
-  Tensor out = empty(out_shape(qkv.shape(), heads_q, heads_k), qkv.dtype(), qkv);
-  Tensor softmax_lse = empty({batch, heads_q, s.seq_q}, paddle::DataType::FLOAT32, qkv);
+  Tensor rotated = overwrite || !args.cos ? qkv : paddle::experimental::assign(qkv);
+  rotate(raw(&rotated), qkv, s, args, /*inverse=*/false);
+  Tensor out = empty(out_shape(qkv.shape(), args.heads_q, args.heads_k), qkv.dtype(), qkv);
+  Tensor softmax_lse = empty({s.batch, s.heads_q, s.seq_q}, paddle::DataType::FLOAT32, qkv);
   const Columns columns(raw(&rotated), s);
   params.q = columns.q;
   params.k = columns.k;
@@ -143,22 +125,13 @@ std::vector<Tensor> forward(const Tensor& qkv, const OptionalTensor& cos, const 
   return {out, rotated, softmax_lse};
 }
 
-std::vector<Tensor> backward(const OptionalTensor& cos, const OptionalTensor& sin,
-                             const OptionalTensor& position_ids,
-                             const OptionalTensor& prefix_lengths,
-                             const OptionalTensor& document_starts,
-                             const OptionalTensor& alibi_slopes, const OptionalTensor& out,
-                             const Tensor& rotated, const Tensor& softmax_lse,
-                             const OptionalTensor& dout_or_none, int64_t batch, int64_t heads_q,
-                             int64_t heads_k, bool interleaved, float scale, float softcap,
-                             bool causal, int64_t window, bool) {
+Tensor packed_attention_backward(const Tensor& out, const Tensor& rotated,
+                                 const Tensor& softmax_lse, const Tensor& dout,
+                                 const PackedAttention& args) {
   FlashAttentionBackward params;
   FlashAttentionShape& s = params.shape;
-  s = attention_shape(rotated, {batch, heads_q, heads_k}, scale, softcap);
-  s.mask = check_mask("packed_attention", rotated, s, prefix_lengths, document_starts, alibi_slopes,
-                      causal, window);
-  const Tensor dout = gradient_or_zeros(dout_or_none, out->shape(), rotated);
-  check_shape("packed_attention: gradient of out", dout, out->shape());
+  s = attention_shape(rotated, args);
+  check_shape("packed_attention: gradient of out", dout, out.shape());
   check_dtype("packed_attention: gradient of out", dout, rotated.dtype());
   Tensor dqkv = empty(rotated.shape(), rotated.dtype(), rotated);
   Tensor scratch = workspace(rotated, PYPKG_FORMS(flash_attention_backward_workspace), s);
@@ -167,16 +140,47 @@ std::vector<Tensor> backward(const OptionalTensor& cos, const OptionalTensor& si
   params.q = columns.q;
   params.k = columns.k;
   params.v = columns.v;
-  params.out = raw(*out);
+  params.out = raw(out);
   params.softmax_lse = softmax_lse.data<float>();
   params.dq = gradients.q;
   params.dk = gradients.k;
   params.dv = gradients.v;
   params.workspace = scratch.data<float>();
   launch(rotated, PYPKG_FORMS(flash_attention_backward), params);
-  rotate(raw(&dqkv), rotated, s, {cos, sin, position_ids, interleaved},
-         /*inverse=*/true);
-  return {dqkv};
+  rotate(raw(&dqkv), rotated, s, args, /*inverse=*/true);
+  return dqkv;
+}
+
+namespace {
+
+std::vector<Tensor> forward(const Tensor& qkv, const OptionalTensor& cos, const OptionalTensor& sin,
+                            const OptionalTensor& position_ids,
+                            const OptionalTensor& prefix_lengths,
+                            const OptionalTensor& document_starts,
+                            const OptionalTensor& alibi_slopes, int64_t batch, int64_t heads_q,
+                            int64_t heads_k, bool interleaved, float scale, float softcap,
+                            bool causal, int64_t window, bool overwrite) {
+  const PackedAttentionResult result = packed_attention_forward(
+      qkv,
+      {cos, sin, position_ids, prefix_lengths, document_starts, alibi_slopes, batch, heads_q,
+       heads_k, interleaved, scale, softcap, causal, window},
+      overwrite);
+  return {result.out, result.rotated, result.softmax_lse};
+}
+
+std::vector<Tensor> backward(const OptionalTensor& cos, const OptionalTensor& sin,
+                             const OptionalTensor& position_ids,
+                             const OptionalTensor& prefix_lengths,
+                             const OptionalTensor& document_starts,
+                             const OptionalTensor& alibi_slopes, const OptionalTensor& out,
+                             const Tensor& rotated, const Tensor& softmax_lse,
+                             const OptionalTensor& dout, int64_t batch, int64_t heads_q,
+                             int64_t heads_k, bool interleaved, float scale, float softcap,
+                             bool causal, int64_t window, bool) {
+  return {packed_attention_backward(
+      *out, rotated, softmax_lse, gradient_or_zeros(dout, out->shape(), rotated),
+      {cos, sin, position_ids, prefix_lengths, document_starts, alibi_slopes, batch, heads_q,
+       heads_k, interleaved, scale, softcap, causal, window})};
 }
 
 }  // namespace

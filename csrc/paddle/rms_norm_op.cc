@@ -1,4 +1,4 @@
-#include "rms_norm.h"
+#include "rms_norm/rms_norm.h"
 #include "tensors.h"
 
 namespace pypkg {

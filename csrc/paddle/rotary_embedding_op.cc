@@ -1,4 +1,4 @@
-#include "rotary_embedding.h"
+#include "rotary_embedding/rotary_embedding.h"
 #include "tensors.h"
 
 namespace pypkg {

@@ -7,7 +7,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "common.h"
+#include "common/common.h"
 #include "paddle/phi/api/all.h"
 
 namespace pypkg {

@@ -1,5 +1,5 @@
 // adamw as Python functions: the one kernel whose arguments are lists of arrays.
-#include "adamw.h"
+#include "adamw/adamw.h"
 
 #include <pybind11/stl.h>
 

@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "common.h"
+#include "common/common.h"
 
 // The CPU and the CUDA form of a kernel, as Arguments::run takes them.
 #ifdef PYPKG_WITH_CUDA

@@ -8,11 +8,11 @@
 #include <optional>
 
 #include "arguments.h"
-#include "cross_entropy.h"
-#include "flash_attention.h"
-#include "gated_activation.h"
-#include "rms_norm.h"
-#include "rotary_embedding.h"
+#include "attention/flash_attention.h"
+#include "cross_entropy/cross_entropy.h"
+#include "gated_activation/gated_activation.h"
+#include "rms_norm/rms_norm.h"
+#include "rotary_embedding/rotary_embedding.h"
 
 namespace py = pybind11;
 using py::arg;

@@ -2,24 +2,26 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "common.h"
-#include "cpu_isa.h"
+#include "common/common.h"
+#include "common/cpu_isa.h"
+#include "data/mapped_file.h"
+#include "data/sample_index.h"
+#include "data/sample_reader.h"
+#include "data/shuffle.h"
 #include "kernels.h"
-#include "mapped_file.h"
-#include "matmul.h"
-#include "sample_index.h"
-#include "sample_reader.h"
-#include "shuffle.h"
+#include "matmul/matmul.h"
+#include "streaming_copy.h"
 
 namespace py = pybind11;
 
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "Kernels for NumPy, torch and CuPy arrays; sample indices and the reading of samples.";
+  m.doc() = "Kernels for NumPy, torch and CuPy arrays; sample indices, reading of samples, copies.";
   pypkg::bind_kernels(m);
   pypkg::bind_mapped_file(m);
   pypkg::bind_sample_index(m);
   pypkg::bind_sample_reader(m);
   pypkg::bind_shuffle(m);
+  pypkg::bind_streaming_copy(m);
 
   py::register_exception_translator([](std::exception_ptr thrown) {
     try {

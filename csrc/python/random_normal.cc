@@ -1,5 +1,5 @@
 // random_normal as a Python function.
-#include "random_normal.h"
+#include "random_normal/random_normal.h"
 
 #include "arguments.h"
 #include "kernels.h"

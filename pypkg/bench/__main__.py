@@ -28,6 +28,17 @@ from pypkg.files import write_file
 
 logger = logging.getLogger("pypkg")
 
+_REPRODUCE_CHECKPOINT = """\
+to reproduce the table of docs/benchmarks.md, on a machine that does nothing else:
+  python -m pypkg.bench checkpoint --rounds 5 --folder FOLDER --torch PYTHON --update-docs
+a larger model, whose result goes to a file:
+  python -m pypkg.bench checkpoint --config facebook/opt-350m --folder FOLDER --json FILE
+
+FOLDER lies on the disk to measure: a file system in memory shows no disk. It needs 12 bytes per
+parameter of the model (llama-58m: 0.7 GB; facebook/opt-350m: 4 GB), and the machine four times as
+much memory. The first save under a layout is in the figures. A disk's rate may change twofold from
+one minute to the next: compare a time only with that of dd in the same round.
+"""
 _DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
@@ -214,13 +225,27 @@ def _add_data(commands: Any, measured: argparse.ArgumentParser) -> None:
 
 def _add_checkpoint(commands: Any, measured: argparse.ArgumentParser) -> None:
     checkpoint = commands.add_parser(
-        "checkpoint", parents=[measured], help="saving and loading under each layout"
+        "checkpoint",
+        parents=[measured],
+        help="saving and loading under each layout",
+        description="Times saves, awaited and asynchronous, and loading, under each layout, beside "
+        "dd with fsync and torch.distributed.checkpoint.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_REPRODUCE_CHECKPOINT,
     )
     checkpoint.add_argument("--config", default="llama-58m", help="a known model, or a folder")
-    checkpoint.add_argument("--layout", action="append", metavar="NAME", help="only this")
-    checkpoint.add_argument("--rounds", type=_positive, default=3)
-    checkpoint.add_argument("--folder", type=Path, help="on the disk to measure")
-    checkpoint.add_argument("--torch", metavar="PYTHON", help="interpreter with torch")
+    checkpoint.add_argument(
+        "--layout",
+        action="append",
+        metavar="NAME",
+        help="only this, such as 'sharding2 stage 1'; more than one may be given",
+    )
+    checkpoint.add_argument("--rounds", type=_positive, default=3, help="of each layout")
+    checkpoint.add_argument(
+        "--folder", type=Path, help="on the disk to measure; default: that of temporary files"
+    )
+    checkpoint.add_argument("--torch", metavar="PYTHON", help="interpreter of an environment with "
+                            "torch, for torch.distributed.checkpoint")  # fmt: skip
 
 
 def _add_paddlenlp(command: argparse.ArgumentParser) -> None:

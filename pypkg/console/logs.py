@@ -1,18 +1,34 @@
-"""Log lines of the command lines: to standard error, above any progress bar."""
+"""Log lines of the command lines: to standard error, above any progress bar.
+
+A run outlives its log. Standard error may be a pipe whose reader has ended (``2>&1 | tee``, which
+Ctrl-C ends as well), or a file on a full disk: lines are lost then, and nothing else.
+"""
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
+from contextlib import suppress
 
 from tqdm import tqdm
 
 
 class _AboveProgressBar(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
-        sys.stderr.flush()
+        with suppress(OSError):
+            tqdm.write(self.format(record), file=sys.stderr)
+            sys.stderr.flush()
+
+
+def say(text: str) -> None:
+    """Writes a line to standard error, whatever the log level; one that cannot be written is lost.
+
+    It does not go through Python's buffer, so a signal handler may call it.
+    """
+    with suppress(OSError):
+        os.write(2, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def configure_logging(rank: int = 0) -> None:
@@ -30,3 +46,12 @@ def configure_logging(rank: int = 0) -> None:
     every = rank == 0 or os.environ.get("PYPKG_LOG_ALL_RANKS") == "1"
     logger.setLevel(logging.INFO if every else logging.WARNING)
     logger.propagate = False
+    atexit.register(_forget_unwritten)
+
+
+def _forget_unwritten() -> None:
+    """Lets the process end with its own exit code where standard error cannot be written."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -12,8 +12,8 @@ import numpy as np
 from pypkg.conversion.destination import copy_companions, new_folder
 from pypkg.conversion.generation import with_end, write_generation_config
 from pypkg.errors import UserError
+from pypkg.files.json_files import read_json
 from pypkg.models.architecture import paddlenlp
-from pypkg.models.architecture.config import read_json
 from pypkg.models.architecture.registry import (
     config_from_huggingface,
     config_to_huggingface,

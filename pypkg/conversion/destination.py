@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pypkg import files
 from pypkg.errors import UserError
+from pypkg.files.links import files_named
 
 # Tokenizers, generation settings, and the code of models that ships with their weights.
 _COMPANIONS = (
@@ -65,11 +66,12 @@ def copy_companions(folder: Path, target: Path) -> list[str]:
 
     Returns:
         The names of the files copied, sorted.
+
+    Raises:
+        UserError: one is a link that leads nowhere.
     """
-    names = {path.name for pattern in _COMPANIONS for path in folder.glob(pattern)}
-    copied = sorted(
-        name for name in names if (folder / name).is_file() and not (target / name).exists()
-    )
+    names = [path.name for path in files_named(folder, _COMPANIONS)]
+    copied = [name for name in names if not (target / name).exists()]
     for name in copied:
         shutil.copyfile(folder / name, target / name)
     return copied

@@ -30,11 +30,11 @@ def with_end(
     Args:
         folders: where a tokenizer may be; the first one counts. One that cannot be read is logged.
     """
-    found = next((folder for folder in folders if find_tokenizer(folder)), None)
-    if config.eos_token_id is not None or found is None:
+    if config.eos_token_id is not None:
         return dict(keys), config
     try:
-        end = load_tokenizer(found).eos_id
+        found = next((folder for folder in folders if find_tokenizer(folder)), None)
+        end = load_tokenizer(found).eos_id if found else None
     except UserError as error:
         logger.warning("config.json names no eos_token_id, and the tokenizer none: %s", error)
         return dict(keys), config

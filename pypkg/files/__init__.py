@@ -1,4 +1,4 @@
-"""Files of the package's own: durable writing, digests, and where shipped files lie.
+"""Files: durable writing, objects in JSON, digests, and where shipped files lie.
 
 Leaves that any module may import; they know nothing of models, data or training. ``atomic.py`` is
 the one writer of the package: whatever has to survive a crash goes through its functions, which are

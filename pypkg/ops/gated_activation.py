@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import paddle
 import paddle.nn.functional as F
 
@@ -9,8 +12,8 @@ from pypkg.ops.dispatch import triton_operators
 from pypkg.ops.dispatch.checks import FLOATING, check_dtype, check_shape, compute_dtype
 from pypkg.ops.dispatch.library import implementation, run_compiled
 
-# Values of pypkg::Activation in csrc/kernels/gated_activation.h.
-_ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
+# Values of pypkg::Activation in csrc/kernels/gated_activation/gated_activation.h.
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 
 
 @paddle.jit.not_to_static
@@ -60,6 +63,14 @@ def geglu(
     return _gated_activation("geglu", gate, up, activation, gate_first)
 
 
+# What takes packed gate and up, by the name of the activation.
+GATED: dict[str, Callable[[paddle.Tensor], paddle.Tensor]] = {
+    "silu": swiglu,
+    "gelu": geglu,
+    "gelu_tanh": partial(geglu, approximate="tanh"),
+}
+
+
 def _gated_activation(
     op: str, gate: paddle.Tensor, up: paddle.Tensor | None, activation: str, gate_first: bool
 ) -> paddle.Tensor:
@@ -102,7 +113,7 @@ def gated_activation_reference(
 def _gated_activation_compiled(
     gate: paddle.Tensor, up: paddle.Tensor | None, activation: str, gate_first: bool
 ) -> paddle.Tensor:
-    number = _ACTIVATIONS[activation]
+    number = ACTIVATIONS[activation]
     if up is None:
         return run_compiled("pypkg_packed_gated_activation", [gate], number, gate_first)[0]
     return run_compiled("pypkg_gated_activation", [gate, up], number)[0]

@@ -92,16 +92,29 @@ def linear(
     return out if bias is None else out + bias
 
 
+def products_are_plain() -> bool:
+    """Whether ``linear`` without a bias is Paddle's matmul, which a compiled operator can run."""
+    return _precision == "float32" and not _has_other_linear()
+
+
+@functools.cache
+def _has_other_linear() -> bool:
+    """Whether flags choose another operator for ``F.linear``; they are read once."""
+    if not paddle.is_compiled_with_cuda():
+        return False
+    flags = ("FLAGS_use_legacy_linear", "FLAGS_use_accuracy_compatible_kernel")
+    return any(paddle.get_flags(list(flags)).values())
+
+
 @functools.cache
 def _product() -> Callable[[paddle.Tensor, paddle.Tensor], paddle.Tensor]:
     """The operator that ``F.linear`` runs without a bias in this build of Paddle.
 
     ``F.linear`` looks at the build and at flags in every call, which takes longer than the product
-    of small matrices. The flags are read here once.
+    of small matrices.
     """
     if not paddle.is_compiled_with_cuda():
         return lambda x, weight: _C_ops.linear(x, weight, None)
-    flags = ("FLAGS_use_legacy_linear", "FLAGS_use_accuracy_compatible_kernel")
-    if any(paddle.get_flags(list(flags)).values()):
+    if _has_other_linear():
         return F.linear
     return lambda x, weight: _C_ops.matmul(x, weight, False, False)

@@ -101,6 +101,17 @@ class _Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+def plain_weight(layer: nn.Layer) -> paddle.Tensor | None:
+    """The weight of a linear layer whose call is a product with it and nothing else.
+
+    None where there is a bias, communication, or a hook of the call: in stage 3 of sharding the
+    weight is there only once the layer is called.
+    """
+    if type(layer) is not _Linear or layer._forward_pre_hooks or layer._forward_post_hooks:
+        return None
+    return layer.weight if layer.bias is None else None
+
+
 def _linear(
     x: paddle.Tensor,
     weight: paddle.Tensor,

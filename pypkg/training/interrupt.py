@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
+from pypkg.console.logs import say
 from pypkg.errors import UserError
 from pypkg.parallel.launch import watchdog
 
@@ -96,7 +98,7 @@ class InterruptRequest:
                 self._timer = threading.Timer(self._grace, self._give_up)
                 self._timer.daemon = True
                 self._timer.start()
-            _say(f"{signal.Signals(number).name}: {self._then}{within}")
+            say(f"\n{signal.Signals(number).name}: {self._then}{within}")
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
 
@@ -109,11 +111,7 @@ class InterruptRequest:
             "untouched",
             code,
         )
-        sys.stdout.flush()
-        _say(f"error: {message}")
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        say(f"\nerror: {message}")
         os._exit(code)
-
-
-def _say(text: str) -> None:
-    """Writes to stderr unbuffered; a signal handler may interrupt the buffered stream."""
-    os.write(2, f"\n{text}\n".encode())

@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any
 
 from pypkg.errors import UserError
+from pypkg.parallel.launch import kills
 from pypkg.training.checkpoint.folders import checkpoints
 from pypkg.training.ledger import record
 
@@ -99,7 +100,7 @@ class Supervisor:
         first = newest = self._newest_step()
         fruitless = 0
         while True:
-            before = newest
+            before, out_of_memory = newest, kills.out_of_memory_kills()
             code = self._attempt()
             newest = self._newest_step()
             fruitless = 0 if newest > before else fruitless + 1
@@ -108,6 +109,8 @@ class Supervisor:
             if reason := _reason_to_end(code):
                 logger.error("not started again: %s", reason)
                 return code
+            if number := kills.signal_of(code):
+                logger.error("the run was ended by %s", kills.describe(number, out_of_memory))
             if newest <= first or fruitless >= self._policy.max_restarts:
                 self._give_up(code, newest, fruitless)
                 return code

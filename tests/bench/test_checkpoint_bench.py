@@ -28,9 +28,8 @@ def test_a_row_and_its_line() -> None:
     lines = checkpoint.render({"workload": "a model", "rows": [row, twice]})
     assert lines[0] == "- a model; 2.00 GB"
     cells = [cell.strip() for cell in lines[-1].split("|")[1:-1]]
-    assert cells == ["tp2", "4.00", "4.00-4.00", "0.50", "0.23", "2.00", "1.00", "1.00", "4.00",
-                     "1.50",
-                     "1.02", "1.04", "3"]  # fmt: skip
+    assert cells == ["tp2", "4.00", "4.00-4.00", "0.50", "0.23", "2.00", "1.00", "0.25", "1.00",
+                     "4.00", "1.50", "1.02", "1.04", "3"]  # fmt: skip
 
 
 def test_an_unknown_layout_is_named(capsys: pytest.CaptureFixture) -> None:

@@ -20,6 +20,7 @@ from pypkg.config.settings import setting_fields
 from pypkg.errors import UserError
 
 REPO = Path(__file__).resolve().parents[2]
+NO_PATH = "null bytes and lone surrogates, which no path can have"
 MINIMAL = {
     "model_name_or_path": "llama-58m",
     "input_dir": "data",
@@ -104,6 +105,12 @@ def test_numbers_as_text_and_whole_floats(tmp_path):
     assert settings.seed == 7
 
 
+def test_a_number_for_a_text(tmp_path):
+    """As on the command line, where PaddleNLP puts all values of a file."""
+    assert load(tmp_path, {"split": 100}).split == "100"
+    assert load(tmp_path, {"output_dir": 3}).output_dir == "3"
+
+
 def test_keys_may_be_cut_short_on_the_command_line_only(tmp_path):
     assert load(tmp_path, None, "--learning", "1e-3").learning_rate == 1e-3
     assert "unknown setting 'learning' in" in problems(tmp_path, {"learning": 1e-3})
@@ -132,9 +139,11 @@ def test_unknown_keys_name_their_neighbours(tmp_path):
         ("learning_rate", "nan", 'learning_rate is "nan" in {file}; expected a number'),
         ("do_train", 2, "do_train is 2 in {file}; expected true or false"),
         ("do_train", 1.0, "do_train is 1.0 in {file}; expected true or false"),
-        ("output_dir", 3, "output_dir is 3 in {file}; expected text"),
+        ("output_dir", [3], "output_dir is [3] in {file}; expected text"),
+        ("output_dir", "\0", 'output_dir is "\\u0000" in {file}; expected text without ' + NO_PATH),
+        ("run_name", "\ud800", 'run_name is "\\ud800" in {file}; expected text without ' + NO_PATH),
         ("input_dir", {"a": 1}, 'input_dir is {{"a": 1}} in {file}; expected text'),
-        ("report_to", [1], "report_to is [1] in {file}; expected a list, each item text"),
+        ("report_to", [[1]], "report_to is [[1]] in {file}; expected a list, each item text"),
         ("no_recompute_layers", ["a"],
          'no_recompute_layers is ["a"] in {file}; expected a list, each item a whole number'),
         ("tensor_parallel_degree", "two",

@@ -126,3 +126,18 @@ def test_yaml_that_cannot_be_used(tmp_path):
     ):
         file.write_text(content, encoding="utf-8")
         assert words in _error([str(file)])
+
+
+def test_aliases_that_make_a_value_large(tmp_path):
+    """Nine lists, each of nine times the one before: 9^9 values in a file of a few lines."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    (tmp_path / "run.yaml").write_text("\n".join([*lines, "seed: *a8", "sharding: *a8"]))
+    text = _error([str(tmp_path / "run.yaml")])
+    assert "seed is a list or object of more than 100 values" in text
+    assert "sharding is a list or object of more than 100 values" in text
+
+
+def test_a_long_value_is_shown_in_part(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"seed": "9x" * 100_000}))
+    assert len(_error([str(tmp_path / "run.json")])) < 1000

@@ -1,8 +1,11 @@
-"""Which ranks write which log lines."""
+"""Which ranks write which log lines, and that none of them ends a run."""
 
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -42,3 +45,20 @@ def test_ranks_other_than_0_write_warnings_only(
     logger.warning("a warning")
     written = capsys.readouterr().err.splitlines()
     assert [line.partition("] ")[2] for line in written] == expected
+
+
+@pytest.mark.parametrize("output", ["full disk", "closed pipe"])
+def test_lines_that_cannot_be_written_are_lost_and_nothing_else(output):
+    script = (
+        "import logging, sys; from pypkg.console.logs import configure_logging, say; configure_logging();"
+        "logging.getLogger('pypkg').info('a'); say('b'); logging.getLogger('pypkg').info('c');"
+        "sys.exit(143)"
+    )
+    if output == "full disk":
+        writing = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reading, writing = os.pipe()
+        os.close(reading)
+    done = subprocess.run([sys.executable, "-c", script], stderr=writing)
+    os.close(writing)
+    assert done.returncode == 143

@@ -72,3 +72,18 @@ def test_no_end_anywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     (source / "tokenizer.json").unlink()
     _, generation = _exported(source, tmp_path / "without")
     assert generation is None
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "special_tokens_map.json", "chat_template.jinja"]
+)
+def test_a_file_to_copy_that_is_a_link_to_nowhere(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The result would lack it."""
+    source = _folder(tmp_path / "in")
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to("blob")
+    assert convert.main(["export", str(source), str(tmp_path / "out")]) == 2
+    assert f"{name} is a link to blob, which is not there" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "csrc" / "kernels"
-SOURCES = sorted(KERNELS.glob("*.cu"), key=lambda path: path.stat().st_size, reverse=True)
+SOURCES = sorted(KERNELS.rglob("*.cu"), key=lambda path: path.stat().st_size, reverse=True)
 ARCHITECTURES = ("80", "90a")
 # Float32 attention is there to be exact, not fast; its wide backward does not fit in registers.
 MAY_SPILL = re.compile(r"key_gradient_kernelIfLi(128|256)E|query_gradient_kernelIfLi256E")

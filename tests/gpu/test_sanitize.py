@@ -117,7 +117,7 @@ def test_without_compute_sanitizer(tmp_path: Path):
 
 def test_every_kernel_has_the_name_that_the_tools_look_for():
     """Kernels in the namespace pypkg have it in their mangled names."""
-    sources = [path for path in KERNELS.glob("*.cu") if "__global__" in path.read_text()]
+    sources = [path for path in KERNELS.rglob("*.cu") if "__global__" in path.read_text()]
     assert len(sources) >= 5
     for path in sources:
         text = path.read_text()

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 from variants import ROOT, Variant, VariantError
 
+ADAMW = ROOT / "csrc" / "kernels" / "adamw" / "adamw.cu"
+
 
 def test_one_definition_differs(tmp_path: Path):
     Variant.parse("adamw.cu:kThreads=512").write_sources(tmp_path / "sources")
-    original = (ROOT / "csrc" / "kernels" / "adamw.cu").read_text().splitlines()
-    changed = (tmp_path / "sources" / "csrc" / "kernels" / "adamw.cu").read_text().splitlines()
+    original = ADAMW.read_text().splitlines()
+    changed = (tmp_path / "sources" / ADAMW.relative_to(ROOT)).read_text().splitlines()
     pairs = [pair for pair in zip(original, changed, strict=True) if pair[0] != pair[1]]
     assert pairs == [("constexpr int kThreads = 256;", "constexpr int kThreads = 512;")]
-    same = filecmp.dircmp(ROOT / "csrc" / "kernels", tmp_path / "sources" / "csrc" / "kernels")
+    same = filecmp.dircmp(ADAMW.parent, tmp_path / "sources" / ADAMW.parent.relative_to(ROOT))
     assert same.diff_files == ["adamw.cu"] and not same.left_only
 
 

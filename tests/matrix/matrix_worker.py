@@ -36,6 +36,9 @@ from pypkg.training.tp_sharding import ModelTpSharding
 SEED, STEPS, GLOBAL_BATCH, SEQUENCE = 3, 5, 8, 48
 # Shares of the labels that count, one for each sample: a layout must divide by their global number.
 _KEPT = np.array([0.0, 0.02, 0.1, 0.3, 0.5, 0.7, 1.0, 1.0])
+# Samples of a micro batch of the reference; layouts have one. A mean of the means of micro batches
+# would be the same under all layouts, but not here.
+REFERENCE_SIZE = 2
 LEARNING_RATE = 1e-3
 # Larger than in practice: parameters whose gradient is zero but for rounding (a key's bias) would
 # otherwise move by the sign of that rounding.
@@ -43,8 +46,8 @@ EPSILON = 1e-4
 MAX_GRAD_NORM = 0.5  # below the norms that occur, so that clipping is at work
 
 
-def batches(config: ModelConfig, step: int) -> list[Batch]:
-    """The global batch of ``step``, as micro batches of one sample each."""
+def batches(config: ModelConfig, step: int, size: int) -> list[Batch]:
+    """The global batch of ``step``, as micro batches of ``size`` samples each."""
     objective = causal
     if config.prefix_lm:
         objective = objective_of(config, SEQUENCE, SEED)
@@ -55,11 +58,16 @@ def batches(config: ModelConfig, step: int) -> list[Batch]:
     if not config.prefix_lm:  # whose samples differ in their number of labels as they are
         for batch, kept in zip(micro_batches, generator.permutation(_KEPT), strict=True):
             batch["labels"][generator.random([1, SEQUENCE]) >= kept] = IGNORED_LABEL
-    return micro_batches
+    return [
+        {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        for rows in (micro_batches[i : i + size] for i in range(0, GLOBAL_BATCH, size))
+    ]
 
 
-def train(model: paddle.nn.Layer, sharding_stage: int) -> tuple[list[float], list[float]]:
-    """Losses and gradient norms of the steps."""
+def train(
+    model: paddle.nn.Layer, sharding_stage: int, size: int
+) -> tuple[list[float], list[float]]:
+    """Losses and gradient norms of the steps, with micro batches of ``size`` samples."""
     options = UpdateOptions(
         epsilon=EPSILON,
         weight_decay=0.1,
@@ -70,7 +78,7 @@ def train(model: paddle.nn.Layer, sharding_stage: int) -> tuple[list[float], lis
     shard, shards = mesh.current().sample_shard, mesh.current().sample_shards
     losses, norms = [], []
     for step in range(STEPS):
-        loss = engine.forward_backward(batches(model.config, step)[shard::shards])
+        loss = engine.forward_backward(batches(model.config, step, size)[shard::shards])
         norms.append(engine.update(LEARNING_RATE).item())
         losses.append(mean_over_sample_shards(loss).item())
     return losses, norms
@@ -88,7 +96,7 @@ def make_reference(folder: Path, layout: Layout, row: str, dtype: str) -> None:
             parameter.set_value(parameter + noise)
     save_pretrained(model, folder / "weights")
     model.use_attention("reference" if layout.stored_attention else "pypkg")
-    losses, norms = train(model, sharding_stage=0)
+    losses, norms = train(model, sharding_stage=0, size=REFERENCE_SIZE)
     save_pretrained(model, folder / "trained")
     np.savez(folder / "curve.npz", losses=losses, norms=norms)
 
@@ -99,7 +107,7 @@ def compare(folder: Path, layout: Layout, row: str, dtype: str) -> dict[str, Any
     model = from_pretrained(folder / "weights", dtype, **row_overrides(row))
     model.use_recompute(Recompute(layout.recompute) if layout.recompute else None)
     model.train()
-    losses, norms = train(model, layout.sharding_stage)
+    losses, norms = train(model, layout.sharding_stage, size=1)
     own = folder / "ranks"
     save_pretrained(model, own)
     result = {"seconds": time.perf_counter() - start}

@@ -94,7 +94,7 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def test_the_bits_are_those_of_the_formula(compiled):
-    """Each rounding of csrc/kernels/adamw_update.h, whatever processor runs it."""
+    """Each rounding of csrc/kernels/adamw/adamw_update.h, whatever processor runs it."""
     tensors = Tensors("float32", False)
     beta1, beta2, one = np.float32(BETA1), np.float32(BETA2), np.float32(1)
     power1, power2 = beta1, beta2

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from collections import deque
 
 import numpy as np
+import paddle
 import pytest
 
 from pypkg.errors import UserError
 from pypkg.parallel import endpoints
 from pypkg.parallel.gloo.interface import choose_interface
-from pypkg.parallel.gloo.p2p import Mailbox
+from pypkg.parallel.gloo.p2p import Mailbox, Receipt
 from pypkg.parallel.launch.rendezvous import missing, named
 
 TWO_HOSTS = "10.0.0.1:7001,10.0.0.1:7002,10.0.0.1:7003,10.0.0.2:7001"
@@ -108,6 +111,56 @@ def test_messages_between_mailboxes():
         assert found.dtype == array.dtype and found.shape == array.shape
         np.testing.assert_array_equal(found, array)
     np.testing.assert_array_equal(one.get((3, 2)), arrays[0])
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'[3, 1, "f99", [2]]', "f99"),
+        (b'[3, 1, "|O", [2]]', "elements of object"),
+        (b'[3, 1, "<f4", [-2]]', "negative"),
+        (b'[3, 1, "<f4"]', "not enough values"),
+        (b"{}" * 3, "Extra data"),
+        (None, "it begins with b'GET '"),
+    ],
+)
+def test_what_is_no_message_is_told(line, words, caplog):
+    """The mailbox serves the other ranks on."""
+    one = Mailbox()
+    host, port = one.address.split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as stranger:
+        stranger.sendall(b"GET / HTTP/1.0" if line is None else _prefix(line) + line)
+        with contextlib.suppress(ConnectionResetError):  # it has not read all
+            assert stranger.recv(1) == b"", "the mailbox closes the connection"
+    (told,) = (each.getMessage() for each in caplog.records if each.name == "pypkg")
+    assert words in told and "from 127.0.0.1" in told
+    Mailbox().put(one.address, (3, 1), np.ones(2))
+    assert one.get((3, 1)).tolist() == [1.0, 1.0]
+
+
+def _prefix(line: bytes) -> bytes:
+    return len(line).to_bytes(4, "big")
+
+
+def test_python_objects_are_not_sent():
+    with pytest.raises(TypeError, match="expected numbers"):
+        Mailbox().put("127.0.0.1:1", (3, 1), np.array([None]))
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        (np.zeros((2, 3)), r"float64 \[2, 3\], but float32 \[6\] is expected"),
+        (np.zeros(5, "float32"), r"float32 \[5\], but float32 \[6\] is expected"),
+    ],
+)
+def test_a_message_of_another_kind_than_the_tensor(sent, words):
+    """NumPy would round it, or say only that shapes differ."""
+    mailbox, tensor = Mailbox(), paddle.zeros([6])
+    receipt = Receipt((3, 1), tensor, mailbox, deque())
+    mailbox.put(mailbox.address, (3, 1), sent)
+    with pytest.raises(RuntimeError, match=f"rank 1 of group 3 has sent {words}"):
+        receipt.wait()
 
 
 def test_the_port_is_what_follows_the_last_colon(monkeypatch):

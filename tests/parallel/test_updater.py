@@ -252,6 +252,23 @@ def test_the_first_stage_that_holds_a_name_hands_it_over(monkeypatch):
     assert writers == {"a": (0, 1), "b": (3,), "tied": (1,), "z": (4,)}
 
 
+@pytest.mark.parametrize("over_tensor", [True, False])
+@pytest.mark.parametrize("over_sharding", [True, False])
+def test_holders_of_the_parts_that_a_rank_writes(monkeypatch, over_tensor, over_sharding):
+    """By tensor and sharding rank, of the writer's replica, stage and undivided axes."""
+    grid = mesh.Mesh(mesh.Degrees(data=2, pipeline=2, sharding=2, tensor=3))
+    monkeypatch.setattr(gather.mesh, "current", lambda: grid)
+    for writer in range(grid.world_size):
+        at = grid.coordinates(writer)
+        expected = [
+            at._replace(tensor=tensor, sharding=sharding)
+            for tensor in (range(3) if over_tensor else [at.tensor])
+            for sharding in (range(2) if over_sharding else [at.sharding])
+        ]
+        found = gather.holders(writer, over_tensor, over_sharding)
+        assert [grid.coordinates(rank) for rank in found] == expected
+
+
 @pytest.mark.parametrize("order", list(mesh.TOPOLOGY_ORDERS))
 def test_coordinates_of_ranks(order):
     """The last axis of the order runs fastest, and every place of the grid has one rank."""

@@ -40,10 +40,11 @@ class Host:
 
     Attributes:
         address: IPv4 address of its interface.
+        namespace: name of its network namespace.
     """
 
     address: str
-    _namespace: str
+    namespace: str
     _bridge: str
     _port: str
 
@@ -65,7 +66,7 @@ class Host:
         )
         script += "exec " + shlex.join(map(str, command))
         return subprocess.Popen(
-            ["ip", "netns", "exec", self._namespace, "bash", "-c", script],
+            ["ip", "netns", "exec", self.namespace, "bash", "-c", script],
             env=dict(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
@@ -99,7 +100,7 @@ class Host:
 
     def processes(self) -> list[int]:
         """Ids of the processes that run here."""
-        return [int(pid) for pid in _ip("netns", "pids", self._namespace).split()]
+        return [int(pid) for pid in _ip("netns", "pids", self.namespace).split()]
 
 
 @contextmanager
@@ -114,9 +115,9 @@ def network(size: int) -> Iterator[list[Host]]:
         _ip("-n", bridge, "link", "set", "bridge", "up")
         for number in range(1, size + 1):
             host = Host(f"{_SUBNET}.{number}", f"{name}-{number}", bridge, f"port{number}")
-            _ip("netns", "add", host._namespace)
+            _ip("netns", "add", host.namespace)
             hosts.append(host)
-            inside = ("-n", host._namespace)
+            inside = ("-n", host.namespace)
             _ip(
                 *inside, "link", "add", "eth0", "type", "veth",
                 "peer", "name", host._port, "netns", bridge,
@@ -129,7 +130,7 @@ def network(size: int) -> Iterator[list[Host]]:
     finally:
         for host in hosts:
             host.kill_processes()
-            _ip("netns", "delete", host._namespace)
+            _ip("netns", "delete", host.namespace)
         subprocess.run(["ip", "netns", "delete", bridge], capture_output=True)
 
 

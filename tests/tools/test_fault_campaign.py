@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fault_campaign
 import pytest
+from campaign_faults import Counts
 from fault_campaign import (
     CAMPAIGNS,
     Place,
@@ -18,7 +19,7 @@ from fault_campaign import (
     index_place,
     ledger_place,
 )
-from kill_campaign import Counts, table_of
+from kill_campaign import table_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,7 +72,7 @@ def test_tables_go_between_their_marks():
     page = "a\n<!-- kills: begin -->\nold\n<!-- kills: end -->\nb\n"
     put = fault_campaign.put_table(page, "kills", ["| new |"])
     assert put == "a\n<!-- kills: begin -->\n| new |\n<!-- kills: end -->\nb\n"
-    for name in ("damage", "kills", "disk"):
+    for name in ("damage", "kills", "disk", "links"):
         text = fault_campaign.PAGE.read_text()
         assert fault_campaign.put_table(text, name, ["| new |"]) != text
 

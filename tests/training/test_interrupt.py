@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -195,7 +196,7 @@ def test_a_grace_that_is_no_time(monkeypatch, value):
         InterruptRequest("the run saves")
 
 
-def test_sigterm_before_the_first_step_ends_with_its_code(monkeypatch, capsys):
+def test_sigterm_before_the_first_step_ends_with_its_code(monkeypatch, capfd):
     def load(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -205,4 +206,38 @@ def test_sigterm_before_the_first_step_ends_with_its_code(monkeypatch, capsys):
         assert pretrain.main(["run.json"]) == 143
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert capsys.readouterr().err == "stopped by SIGTERM; the last checkpoint is untouched\n"
+    assert capfd.readouterr().err == "stopped by SIGTERM; the last checkpoint is untouched\n"
+
+
+def test_a_full_disk_is_no_crash(monkeypatch, capfd):
+    """Of any file; those with a message of their own say which."""
+
+    def load(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run.log")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(start_up, "load_run_settings", load)
+    try:
+        assert pretrain.main(["run.json"]) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    told = capfd.readouterr().err
+    assert (
+        told.startswith("error: the disk is full: ") and "run.log" in told and "Trace" not in told
+    )
+
+
+def test_a_signal_is_honoured_where_nobody_reads_what_is_said(capfd):
+    """Ctrl-C also ends the reader of ``2>&1 | tee``; a closed pipe must not cost the checkpoint."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    kept = os.dup(2)
+    os.dup2(writing, 2)
+    try:
+        with InterruptRequest("the run saves") as request:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert request.signal_number == signal.SIGINT
+    finally:
+        os.dup2(kept, 2)
+        for each in (kept, writing):
+            os.close(each)

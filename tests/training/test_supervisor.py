@@ -86,6 +86,8 @@ def test_restarts_while_there_is_progress(supervised):
     assert supervised.ledger() == [
         ("restart", 10, 1, 0), ("restart", 10, 1, 1), ("restart", 20, 137, 0)
     ]  # fmt: skip
+    assert told.count("the run was ended by SIGKILL") == 1
+    assert "`dmesg | grep -i 'out of memory'`" in told
 
 
 def test_gives_up_after_restarts_without_a_checkpoint(supervised):

@@ -1,8 +1,8 @@
 """``python -m pypkg.bench checkpoint``: saving and loading under each layout.
 
 A round is a save that is awaited, one that is not, loading, and ``dd`` with fsync, which writes as
-many bytes. The ranks of a layout are processes of this machine. torch.distributed.checkpoint, where
-there is torch, saves as many bytes in one process.
+many bytes; in every other round ``dd`` comes first. The ranks of a layout are processes of this
+machine. torch.distributed.checkpoint, where there is torch, saves as many bytes in one process.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ def main() -> None:
 
     mesh.initialize(mesh.Degrees(**task["degrees"]))
     run = _Run(task)
-    for _ in range(task["rounds"]):
-        result = run.measure()
+    for number in range(task["rounds"]):
+        result = run.measure(disk_first=number % 2 == 1)
         if mesh.current().rank == 0:
             print(json.dumps(result), flush=True)
 
@@ -43,12 +43,14 @@ class _Run:
 
         from pypkg.models import from_config
         from pypkg.models.architecture.registry import load_config
+        from pypkg.models.pretrained import model_tensors
         from pypkg.models.weights.save_plan import SavePlan
         from pypkg.models.weights.writer_process import WriterProcess
         from pypkg.parallel import mesh
         from pypkg.parallel.optimizer.distribute import distribute
         from pypkg.parallel.optimizer.factory import UpdateOptions
         from pypkg.training.checkpoint.shared_memory import SharedMemory
+        from pypkg.training.checkpoint.writing import optimizer_tensors
         from pypkg.training.tp_sharding import ModelTpSharding
 
         self._folder = Path(task["folder"])
@@ -68,30 +70,40 @@ class _Run:
         model.forward_backward([batch] * stages, self._updater.scale)
         self._updater.step(1e-3)
         model.eval()
+        sets = [model_tensors(self._layer), optimizer_tensors(self._updater, config)]
+        self._plan = SavePlan(sets)
+        self._num_bytes = sum(self._plan.num_bytes_of(r) for r in range(mesh.current().world_size))
         self._writer.start()
-        beside.prepare(SavePlan(self._tensor_sets()))
+        # Memory that a virtual machine's host gives at its first use is no part of a save: not that
+        # of the copies, and not that in which the system keeps what is on its way to the disk.
+        beside.emptied(self._plan)
+        self._disk_alone()
 
-    def measure(self) -> dict[str, Any]:
-        """One round: the disk alone, a save that is awaited, one that is not, and loading."""
+    def measure(self, disk_first: bool) -> dict[str, Any]:
+        """One round: a save that is awaited, one that is not, loading, and the disk alone.
+
+        Args:
+            disk_first: whether the disk alone comes first, so that neither always finds it idle.
+        """
         from pypkg.models.weights.tensor_writer import ThreadWriter
         from pypkg.models.weights.writer_process import ProcessWriter
         from pypkg.parallel.comm.collective import from_first_rank
 
-        result: dict[str, Any] = {}
+        result: dict[str, Any] = {"dd": self._disk_alone()} if disk_first else {}
         folder, result["sync"] = self._save("sync", ThreadWriter)
         size = from_first_rank(lambda: sum(path.stat().st_size for path in folder.iterdir()))
         _remove(folder)
         folder, result["async"] = self._save("async", partial(ProcessWriter, process=self._writer))
         result["load"] = self._load(folder)
         _remove(folder)
-        result["dd"] = from_first_rank(lambda: _seconds_of_dd(self._folder / "dd", size))
+        if not disk_first:
+            result["dd"] = self._disk_alone()
         return result | {"bytes": size}
 
-    def _tensor_sets(self) -> list[Any]:
-        from pypkg.models.pretrained import model_tensors
-        from pypkg.training.checkpoint.writing import optimizer_tensors
+    def _disk_alone(self) -> float:
+        from pypkg.parallel.comm.collective import from_first_rank
 
-        return [model_tensors(self._layer), optimizer_tensors(self._updater, self._layer.config)]
+        return from_first_rank(lambda: _seconds_of_dd(self._folder / "dd", self._num_bytes))
 
     def _save(self, kind: str, make_writer: Callable[..., Any]) -> tuple[Path, dict[str, float]]:
         from pypkg.models.pretrained import model_config_json
@@ -107,7 +119,7 @@ class _Run:
         writing = CheckpointWriting(
             self._folder,
             TrainerState(global_step=1),
-            tensor_sets=self._tensor_sets(),
+            plan=self._plan,
             add_files=lambda to: write_json(to / CONFIG_FILE, model_config_json(self._layer)),
             settings_json="{}",
             memory=self._memory[kind],

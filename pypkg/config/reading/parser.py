@@ -19,6 +19,7 @@ from pypkg.config.settings import Settings, setting_fields
 from pypkg.errors import UserError
 
 _COMMAND_LINE = "on the command line"
+_MOST_SHOWN, _LONGEST_SHOWN = 100, 300  # values, characters
 
 
 class _Given(NamedTuple):
@@ -140,10 +141,20 @@ def _convert_all(given: dict[str, _Given], problems: list[str]) -> tuple[dict[st
 
 
 def _shown(raw: Any) -> str:
+    """The value for a message. That of a YAML file may be far larger than the file, by aliases."""
+    left, count = [raw], 0
+    while left:
+        each = left.pop()
+        count += 1
+        if count > _MOST_SHOWN:
+            return f"a list or object of more than {_MOST_SHOWN} values"
+        if isinstance(each, (dict, list)):
+            left += each.values() if isinstance(each, dict) else each
     try:
-        return json.dumps(raw)
+        text = json.dumps(raw)
     except RecursionError:
         return "a list or object nested too deeply"
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."
 
 
 def _unknown(key: str, origin: str, known: list[str]) -> str:

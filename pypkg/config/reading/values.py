@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import types
 import typing
@@ -86,8 +87,16 @@ def _number(raw: Any, expected: str) -> int | float:
 
 
 def _to_str(raw: Any) -> str:
+    if isinstance(raw, int | float) and not isinstance(raw, bool):
+        raw = str(raw)
     if not isinstance(raw, str):
         raise ConversionError("text")
+    try:
+        is_possible = b"\0" not in os.fsencode(raw)
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can spell
+        is_possible = False
+    if not is_possible:
+        raise ConversionError("text without null bytes and lone surrogates, which no path can have")
     return raw
 
 

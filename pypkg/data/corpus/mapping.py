@@ -2,7 +2,7 @@
 
 An array is read-only and stays valid as long as it is referred to. If its file is truncated
 meanwhile, reading a sample raises UserError, and any other read of the lost bytes ends the process
-with a message that names the file (csrc/python/mapped_file.cc).
+with a message that names the file (csrc/python/data/mapped_file.cc).
 """
 
 from __future__ import annotations

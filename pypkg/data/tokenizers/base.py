@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from abc import ABC, abstractmethod
@@ -12,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from pypkg.errors import UserError
+from pypkg.files import json_files
 
 CONFIG_FILE = "tokenizer_config.json"
 _SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
 MODEL_FILE = "config.json"
 _ID = re.compile(r"[0-9]{1,10}")
+MAX_VOCABULARY = 2**31  # ids are stored in 32 bits with a sign
 
 
 class Tokenizer(ABC):
@@ -62,7 +63,10 @@ class Tokenizer(ABC):
         """Id of the token that the files beside the vocabulary name as ``name``."""
         if name not in names:
             return default
-        number = self.id_of(names[name])
+        try:
+            number = self.id_of(names[name])
+        except UnicodeEncodeError:  # JSON can spell lone surrogates, which no token has
+            number = None
         if number is None:
             raise UserError(
                 f"{self.file} has no token '{names[name]}', which the files beside it name as "
@@ -137,11 +141,11 @@ def read_added_tokens(folder: Path) -> dict[str, int]:
             added[token["content"]] = int(number) if _ID.fullmatch(number) else number
     by_id: dict[int, str] = {}
     for text, number in added.items():
-        if type(number) is not int or not 0 <= number < 2**31:
+        if type(number) is not int or not 0 <= number < MAX_VOCABULARY:
             raise UserError(
                 f"{folder}: {ADDED_TOKENS_FILE} or added_tokens_decoder of {CONFIG_FILE} gives the "
                 f"token {text[:40]!r} the id {str(number)[:40]!r}; expected a whole number from 0 "
-                f"to {2**31 - 1}"
+                f"to {MAX_VOCABULARY - 1}"
             )
         if not text:  # which is everywhere in a text, so that the libraries never get to its end
             raise UserError(
@@ -161,14 +165,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if the file is missing.
 
     Raises:
-        UserError: the file is not readable, not JSON, too deeply nested, or not an object.
+        UserError: the file is not readable, not JSON, too deeply nested or not an object, names a
+            key twice, or is a link that leads nowhere.
     """
-    try:
-        contents = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {file}: {error}") from error
-    if not isinstance(contents, dict):
-        raise UserError(f"{file}: found a JSON {type(contents).__name__}, expected an object")
-    return contents
+    return json_files.read_json(file) if os.path.lexists(file) else {}

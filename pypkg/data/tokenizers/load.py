@@ -8,13 +8,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from pypkg.data.tokenizers.base import Tokenizer
+from pypkg.data.tokenizers.base import MAX_VOCABULARY, Tokenizer
 from pypkg.data.tokenizers.byte_level import MERGES_FILE, ByteLevelTokenizer
 from pypkg.data.tokenizers.json import JsonTokenizer
 from pypkg.data.tokenizers.sentencepiece import ChatGLMTokenizer, SentencePieceTokenizer
 from pypkg.data.tokenizers.tekken import TekkenTokenizer
 from pypkg.data.tokenizers.tiktoken import TiktokenTokenizer, is_rank_file
 from pypkg.errors import UserError
+from pypkg.files.links import files_named
 
 logger = logging.getLogger("pypkg")
 
@@ -55,8 +56,8 @@ def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
             not installed; it is named.
     """
     path = Path(folder_or_file)
-    if path.is_file():
-        return _reader(path)(path)
+    if os.path.isfile(path):  # False, not an error, for a name too long for a path
+        return _read(path)
     found = _found(path)
     if not found:
         raise UserError(
@@ -67,13 +68,13 @@ def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
     if others:
         names = ", ".join(other.name for other in others)
         logger.info("tokenizer: %s is read; %s beside it: not read", file, names)
-    return _reader(file)(file)
+    return _read(file)
 
 
 def find_tokenizer(folder_or_file: str | os.PathLike[str]) -> Path | None:
     """The file that :func:`load_tokenizer` would read; None if there is none."""
     path = Path(folder_or_file)
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     return next(iter(_found(path)), None)
 
@@ -82,8 +83,8 @@ def _found(folder: Path) -> list[Path]:
     """The vocabulary files of ``folder``, one of each kind, in order of priority."""
     found = []
     for pattern, _ in _KINDS:
-        files = [file for file in folder.glob(pattern) if file.is_file()]
-        if pattern == _VOCABULARY and not (folder / MERGES_FILE).is_file():
+        files = files_named(folder, [pattern])
+        if pattern == _VOCABULARY and not files_named(folder, [MERGES_FILE]):
             continue  # another kind of vocabulary
         if files:
             found.append(max(files, key=_version))
@@ -93,6 +94,22 @@ def _found(folder: Path) -> list[Path]:
 def _version(file: Path) -> list[int]:
     """The numbers in a name such as ``tokenizer.model.v3``."""
     return [int(number) for number in re.findall(r"\d+", file.name)]
+
+
+def _read(file: Path) -> Tokenizer:
+    """Reads the file.
+
+    Raises:
+        UserError: as ``load_tokenizer``, or an id is negative or does not fit into the 32 bits of
+            a corpus.
+    """
+    tokenizer = _reader(file)(file)
+    if tokenizer.vocab_size > MAX_VOCABULARY:
+        raise UserError(
+            f"the largest token id of {file} is {tokenizer.vocab_size - 1}; expected at most "
+            f"{MAX_VOCABULARY - 1}. The file is damaged"
+        )
+    return tokenizer
 
 
 def _reader(file: Path) -> Callable[[Path], Tokenizer]:
@@ -105,8 +122,6 @@ def _reader(file: Path) -> Callable[[Path], Tokenizer]:
 def tokenizer_files(folder_or_file: str | os.PathLike[str]) -> list[Path]:
     """The files of the tokenizer in a folder, which are copied with a model; or the file itself."""
     folder = Path(folder_or_file)
-    if folder.is_file():
+    if os.path.isfile(folder):
         return [folder]
-    patterns = ("*token*", MERGES_FILE, *(name for name, _ in _KINDS))
-    found = {file for pattern in patterns for file in folder.glob(pattern)}
-    return sorted(file for file in found if file.is_file())
+    return files_named(folder, ("*token*", MERGES_FILE, *(name for name, _ in _KINDS)))

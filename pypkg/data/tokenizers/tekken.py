@@ -6,7 +6,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from pypkg.data.tokenizers.base import read_json
+from pypkg.data.tokenizers.base import MAX_VOCABULARY, read_json
 from pypkg.data.tokenizers.tiktoken import RankTokenizer, check_ranks
 from pypkg.errors import UserError
 
@@ -30,13 +30,17 @@ class TekkenTokenizer(RankTokenizer):
         try:
             config = contents["config"]
             num_special, size = config["default_num_special_tokens"], config["default_vocab_size"]
+            if type(num_special) is not int or not 0 <= num_special <= size < MAX_VOCABULARY:
+                raise ValueError(f"sizes {num_special} and {size}")
             ranks = _ranks(contents["vocab"][: size - num_special])
             special = {
                 token["token_str"]: token["rank"] for token in contents.get("special_tokens") or ()
             }
             words = config["pattern"]
             special = special or {token: i for i, token in enumerate(_FIRST_SPECIAL)}
-        except (KeyError, TypeError, ValueError) as error:
+            if not all(type(i) is int and 0 <= i < num_special for i in special.values()):
+                raise ValueError(f"special tokens whose ranks are not from 0 to {num_special - 1}")
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise UserError(
                 f"{file} is not a tekken.json of Mistral: {type(error).__name__} {error}; expected "
                 "'config' with pattern, default_vocab_size and default_num_special_tokens, and "

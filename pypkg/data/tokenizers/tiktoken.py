@@ -274,12 +274,15 @@ def read_ranks(file: Path) -> dict[bytes, int]:
         if not line.strip():
             continue
         try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
+            code, rank = line.split()
+            token = base64.b64decode(code, validate=True)
+            if token in ranks:
+                raise ValueError("the token occurs twice")
+            ranks[token] = int(rank)
         except (ValueError, binascii.Error) as error:
             raise UserError(
                 f"{file}: line {number} is not a tiktoken rank: found {line[:60]!r}, expected a "
-                "token in base64 and its rank"
+                "token in base64 that no line before has, and its rank"
             ) from error
     check_ranks(file, ranks)
     return ranks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -97,7 +97,7 @@ _TOKEN_IDS = (
 )
 _NO_TOKEN_ID = "{} must be {}, found {!r}; leave it out or set it to null if there is no such token"
 # Far beyond any model, and below what takes the memory of a machine to describe.
-_MOST_LAYERS, _LARGEST_SIZE, _MOST_PARAMETERS = 100_000, 2**31 - 1, 10**14
+_MOST_LAYERS, _LARGEST_SIZE, _MOST_PARAMETERS = 10_000, 2**31 - 1, 10**14
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 _LAYER_TYPES = (FULL_ATTENTION, SLIDING_ATTENTION)
 
@@ -149,6 +149,10 @@ def check_types(values: Mapping[str, Any]) -> None:
             raise UserError(f"{name} must be true or false, found {values[name]!r}")
     for name in _POSITIVE_NUMBERS:
         _check_positive_number(name, values[name])
+    if values["partial_rotary_factor"] > 1:
+        raise UserError(
+            f"partial_rotary_factor ({values['partial_rotary_factor']!r}) must be at most 1"
+        )
     for name in _OPTIONAL_NUMBERS:
         if values[name] is not None:
             _check_positive_number(name, values[name])
@@ -229,7 +233,7 @@ def _check_rotary(values: Mapping[str, Any], rotary_dim: int) -> None:
             f"dimensions; with hidden_size {values['hidden_size']} and num_attention_heads "
             f"{values['num_attention_heads']}, choose sizes that make it even"
         )
-    if fraction > 1 or rotary_dim % 2 or rotary_dim < 2:
+    if rotary_dim % 2 or rotary_dim < 2:
         raise UserError(
             f"partial_rotary_factor ({fraction}) of head_dim "
             f"({head_dim}) must be an even number of dimensions, at least 2 and at most all"
@@ -251,7 +255,7 @@ def _check_integer(name: str, value: Any, minimum: int, expected: str) -> None:
 
 def _check_positive_number(name: str, value: Any) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 < value < math.inf:
+    if not is_number or not 0 < value <= sys.float_info.max:  # also not true of NaN
         raise UserError(f"{name} must be a positive number, found {value!r}")
 
 

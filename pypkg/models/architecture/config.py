@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pypkg.errors import UserError
@@ -212,41 +210,3 @@ def nearest(name: str, known: list[str]) -> str:
     by_lower = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), list(by_lower), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(by_lower[match] for match in close)}?" if close else ""
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a JSON file; the ``object_pairs_hook`` of ``json.loads``.
-
-    Raises:
-        ValueError: a key occurs twice, so that readers differ in the value that they take.
-    """
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"{key!r} occurs more than once; keep one of them")
-        found[key] = value
-    return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        UserError: the file is missing, unreadable, not JSON (with line and column) or no object, or
-            names a key twice.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not JSON: it is not UTF-8 text ({error.reason})") from error
-    except (ValueError, RecursionError) as error:  # a doubled key, or Python's limits
-        raise UserError(f"{path} is not usable JSON: {error}") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, found a {type(value).__name__}")
-    return value

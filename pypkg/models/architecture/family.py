@@ -114,9 +114,12 @@ class Family:
         read = {key: keys[key] for key in keys if key in self.known_keys()}
         try:
             values.update(self.read_more(read))
-        except (AttributeError, TypeError) as error:
+        except UserError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise UserError(
-                f"a {self.name} config.json holds a value of the wrong type: {error}"
+                f"a {self.name} config.json holds a value of the wrong type or size, or lacks one: "
+                f"{type(error).__name__} {error}"
             ) from error
         if missing := [name for name in _REQUIRED if values.get(name) is None]:
             written = [self.key(name) for name in missing]

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pypkg.errors import UserError
+from pypkg.files.json_files import read_json
 from pypkg.files.paths import configs_dir
 from pypkg.models.architecture import paddlenlp
-from pypkg.models.architecture.config import ModelConfig, nearest, read_json
+from pypkg.models.architecture.config import ModelConfig, nearest
 from pypkg.models.architecture.family import Family, differing_fields
 from pypkg.models.architecture.weight_map import Shape, WeightMap
 

@@ -18,6 +18,7 @@ from pypkg.models.layers.recompute import ATTENTION, Recompute, recomputed
 from pypkg.models.weights.tp_shards import key_value_range
 from pypkg.parallel.tp_layers import (
     column_linear,
+    plain_weight,
     row_linear,
     sum_gradient_over_tensor_group,
     sum_replica_gradients,
@@ -93,9 +94,18 @@ class Attention(nn.Layer):
         Args:
             x: [batch, sequence, hidden], or its split tokens (parallel/tp_layers.py).
         """
+        is_packed = self._is_packed(inputs)
+        if is_packed and not self._recomputes_attention:
+            qkv_weight, o_weight = plain_weight(self.qkv_proj), plain_weight(self.o_proj)
+            if qkv_weight is not None and o_weight is not None:
+                return ops.attention_block(x, qkv_weight, o_weight, *self._arguments(inputs))
         qkv = self.qkv_proj(x)
-        attend = self._attend_packed if self._is_packed(inputs) else self._attend_split
+        attend = self._attend_packed if is_packed else self._attend_split
         return self.o_proj(attend(qkv, inputs))
+
+    @property
+    def _recomputes_attention(self) -> bool:
+        return self.recompute is not None and self.recompute.granularity == ATTENTION
 
     def _is_packed(self, inputs: AttentionInputs) -> bool:
         """Whether one operator can take qkv as it is: nothing comes between the projection and it,
@@ -109,19 +119,23 @@ class Attention(nn.Layer):
             and (rotation is None or len(rotation.position_ids) == 1)
         )
 
-    def _attend_packed(self, qkv: paddle.Tensor, inputs: AttentionInputs) -> paddle.Tensor:
+    def _arguments(self, inputs: AttentionInputs) -> tuple[Any, ...]:
+        """What ``ops.packed_attention`` takes after qkv, and ``ops.attention_block`` after x."""
         rotation = inputs.rotation
         rotary: tuple[Any, ...] = (None, None, None, False)
         if rotation is not None:
             rotary = (rotation.cos, rotation.sin, *rotation.position_ids, rotation.interleaved)
+        return (
+            *(inputs.batch, self._heads_q, self._heads_k, inputs.masks[self._layer_type]),
+            *(*rotary, self._scale, self._softcap),
+        )
+
+    def _attend_packed(self, qkv: paddle.Tensor, inputs: AttentionInputs) -> paddle.Tensor:
         # Recompute runs the operator again, on the same qkv.
-        is_repeated = self.recompute is not None and self.recompute.granularity == ATTENTION
+        overwrite = not self._recomputes_attention
 
         def attend(qkv: paddle.Tensor) -> paddle.Tensor:
-            return ops.packed_attention(
-                *(qkv, inputs.batch, self._heads_q, self._heads_k, inputs.masks[self._layer_type]),
-                *(*rotary, self._scale, self._softcap, not is_repeated),
-            )
+            return ops.packed_attention(qkv, *(*self._arguments(inputs), overwrite))
 
         return recomputed(self, ATTENTION, attend, qkv)
 

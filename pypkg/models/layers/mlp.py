@@ -12,14 +12,9 @@ from paddle import nn
 from pypkg import ops
 from pypkg.models.architecture.checks import chosen
 from pypkg.models.architecture.config import ModelConfig
-from pypkg.parallel.tp_layers import column_linear, row_linear
+from pypkg.parallel.tp_layers import column_linear, plain_weight, row_linear
 
 _Activation = Callable[[paddle.Tensor], paddle.Tensor]
-_GATED: dict[str, _Activation] = {
-    "silu": ops.swiglu,
-    "gelu": ops.geglu,
-    "gelu_tanh": partial(ops.geglu, approximate="tanh"),
-}
 _PLAIN: dict[str, _Activation] = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -36,11 +31,15 @@ class GatedMLP(nn.Layer):
         hidden, ffn = config.hidden_size, config.intermediate_size
         self.gate_up_proj = column_linear(hidden, 2 * ffn, config.mlp_bias)
         self.down_proj = row_linear(ffn, hidden, config.mlp_bias)
-        self._activation = chosen("activation", config.activation, _GATED)
+        self._activation = config.activation
+        self._gated = chosen("activation", config.activation, ops.GATED)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[batch, sequence, hidden] to the same shape."""
-        return self.down_proj(self._activation(self.gate_up_proj(x)))
+        gate_up, down = plain_weight(self.gate_up_proj), plain_weight(self.down_proj)
+        if gate_up is not None and down is not None:
+            return ops.gated_mlp_block(x, gate_up, down, self._activation)
+        return self.down_proj(self._gated(self.gate_up_proj(x)))
 
 
 class MLP(nn.Layer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pypkg.errors import UserError
@@ -22,7 +23,7 @@ def find_weights(name_or_folder: str | Path, download: bool = False) -> Path:
     Raises:
         UserError: there is no such folder and no such snapshot. The message names the cache.
     """
-    if Path(name_or_folder).is_dir():
+    if os.path.isdir(name_or_folder):  # False, not an error, for a name too long for a path
         return Path(name_or_folder)
     from huggingface_hub import constants, snapshot_download  # takes a second to import
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pypkg.models.architecture.config import read_json
+from pypkg.files.json_files import read_json
 from pypkg.models.architecture.weight_map import Shape, WeightMap
 
 HEAD = "lm_head.weight"

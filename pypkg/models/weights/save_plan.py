@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heapreplace
 from typing import Any
 
 import numpy as np
@@ -189,13 +190,14 @@ class SavePlan:
         return found
 
     def _files_of(self, tensors: TensorSet) -> list[PlannedFile]:
-        shards: list[tuple[int, dict[str, TensorSpec]]] = []
-        for rank in sorted({rank for unit in tensors.units for rank in unit.ranks}):
-            specs: dict[str, TensorSpec] = {}
-            for unit in tensors.units:
-                if self._writers[tensors.stem, unit.name] == rank:
-                    specs |= unit.specs
-            shards += [(rank, shard) for shard in split_by_size(specs, tensors.max_file_size)]
+        of_ranks: dict[int, dict[str, TensorSpec]] = {}
+        for unit in tensors.units:
+            of_ranks.setdefault(self._writers[tensors.stem, unit.name], {}).update(unit.specs)
+        shards = [
+            (rank, shard)
+            for rank, specs in sorted(of_ranks.items(), key=lambda each: each[0])
+            for shard in split_by_size(specs, tensors.max_file_size)
+        ]
         shards = shards or [(0, {})]  # a set without tensors is an empty file
         return [
             PlannedFile(
@@ -243,12 +245,24 @@ def as_it_is(name: str, value: np.ndarray) -> dict[str, np.ndarray]:
 def _assign(units: Sequence[tuple[str, Unit]]) -> dict[tuple[str, str], int]:
     """The rank that writes each unit, by stem and name: the least loaded of those that may.
 
-    Units with the fewest such ranks come first, and of these the largest.
+    Units with the fewest such ranks come first, and of these the largest. Of ranks with equal loads
+    the first writes.
     """
     loads: Counter[int] = Counter()
     found: dict[tuple[str, str], int] = {}
+    # A heap of loads and ranks for each choice of ranks. Units of one place share a sequence, and
+    # to compare or hash a long one for each unit would cost as much as to look for the least load.
+    heaps: dict[int, list[tuple[int, int]]] = {}
     for stem, unit in sorted(units, key=lambda each: (len(each[1].ranks), -each[1].num_bytes)):
-        rank = min(unit.ranks, key=lambda each: (loads[each], each))
+        heap = heaps.get(id(unit.ranks))
+        if heap is None:
+            heap = heaps[id(unit.ranks)] = [(loads[rank], rank) for rank in unit.ranks]
+            heapify(heap)
+        # Loads only grow: an entry that another heap has outdated is too small, never too large.
+        while heap[0][0] != loads[heap[0][1]]:
+            heapreplace(heap, (loads[heap[0][1]], heap[0][1]))
+        rank = heap[0][1]
         loads[rank] += unit.num_bytes
+        heapreplace(heap, (loads[rank], rank))
         found[stem, unit.name] = rank
     return found

@@ -8,186 +8,64 @@ oldest part has taken it. Nothing here imports Paddle.
 
 from __future__ import annotations
 
-import mmap
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
+from pypkg import _native
 from pypkg.console import progress
+from pypkg.models.weights.area import ALIGNMENT, PUT, Area, LostRankError, Staging
 
-ALIGNMENT = 64  # bytes; of a part in an area
 PAUSE = 0.001  # seconds between two looks at a counter
-_PUT, _MAY_TAKE, _DONE = range(3)  # places of the counters in the header
-_COUNTERS = 8
-_ABSENT = -1  # instead of the position of a part
-_ALL = np.iinfo(np.int64).max  # a position beyond all parts
-_COPYING_THREADS = min(4, len(os.sched_getaffinity(0)))
+_SECONDS_BETWEEN_LOOKS = 1.0  # at whether a rank still runs, while something of it is missing
+_MOST_THREADS = 4  # that copy
 _PIECE = 4 << 20  # bytes that a thread copies at a time
 _COPIED_AT_ONCE = 256 << 20  # bytes of parts that are not let go before they are copied
 
 
-class AreaSize(NamedTuple):
-    """Size of an area.
+class _Patience:
+    """Looks now and then whether the rank that a loop waits for still runs."""
 
-    Attributes:
-        capacity: bytes for parts, a multiple of ``ALIGNMENT``.
-        ranks: number of ranks of the run.
-        units: largest number of tensors of a save.
-    """
+    def __init__(self, staging: Staging) -> None:
+        self._staging = staging
+        self._due = time.monotonic() + _SECONDS_BETWEEN_LOOKS
 
-    capacity: int
-    ranks: int
-    units: int
-
-    @property
-    def header(self) -> int:
-        """Bytes before the parts."""
-        used = 8 * (_COUNTERS + self.ranks + 2 * self.units)
-        return -(-used // mmap.PAGESIZE) * mmap.PAGESIZE
-
-    def holds(self, other: AreaSize) -> bool:
-        """Whether no number of ``other`` is larger."""
-        return all(own >= wanted for own, wanted in zip(self, other, strict=True))
-
-
-class AreaPlace(NamedTuple):
-    """Where processes of the machine find an area.
-
-    Attributes:
-        path: below /proc, of the descriptor of the process that made it.
-        identity: device and inode of the memory, which another process's descriptor has not.
-    """
-
-    path: str
-    identity: tuple[int, int]
-    size: AreaSize
-
-    def open(self) -> Area:
-        """
-        Raises:
-            OSError: this process cannot see it.
-        """
-        descriptor = os.open(self.path, os.O_RDWR)
-        try:
-            status = os.fstat(descriptor)
-            if (status.st_dev, status.st_ino) != tuple(self.identity):
-                raise FileNotFoundError(f"{self.path} is another file")
-            return Area(descriptor, self.size)
-        finally:
-            os.close(descriptor)
-
-
-class Area:
-    """The shared memory of a rank, as each process sees it.
-
-    Attributes:
-        counters: of the rank; see the methods.
-        taken: of the rank as a writer: up to which position of the area of each rank it has taken
-            out its parts.
-        table: position and bytes of the part that the rank has put in, by the number of the tensor.
-        data: the parts; position p is at ``p % capacity``.
-    """
-
-    def __init__(self, descriptor: int, size: AreaSize) -> None:
-        self.size = size
-        self._map = mmap.mmap(descriptor, size.header + size.capacity)
-        memory = np.frombuffer(self._map, np.uint8)
-        numbers = memory[: size.header].view(np.int64)
-        self.counters = numbers[:_COUNTERS]
-        self.taken = numbers[_COUNTERS : _COUNTERS + size.ranks]
-        start = _COUNTERS + size.ranks
-        self.table = numbers[start : start + 2 * size.units].reshape(size.units, 2)
-        self.data = memory[size.header :]
-
-    def touch(self) -> None:
-        """Lets the system allocate all of the memory, which holds nothing yet."""
-        self.data[:: mmap.PAGESIZE] = 0
-
-    def empty(self) -> None:
-        """As at the start; no other process may be at work on it."""
-        self.counters[:] = 0
-        self.taken[:] = 0
-        self.table[:] = _ABSENT
-
-    def let_take(self) -> None:
-        """Lets writers begin: until then they leave the cores to the rank that copies."""
-        self.counters[_MAY_TAKE] = 1
-
-    def is_begun(self, unit: int) -> bool:
-        """Whether writers may take, and the part of the tensor ``unit`` has a position."""
-        return bool(self.counters[_MAY_TAKE]) and self.table[unit, 0] != _ABSENT
-
-    def has_beyond(self, position: int) -> bool:
-        """Whether the byte at ``position`` has been put in."""
-        return self.counters[_PUT] > position
-
-    def take_nothing_more(self) -> None:
-        """Says that the rank, as a writer, waits for no part any more."""
-        self.taken[:] = _ALL
-
-    def finish(self) -> None:
-        """Says that the rank has written its files, or has failed to."""
-        self.counters[_DONE] = 1
-
-    def is_finished(self) -> bool:
-        """Whether ``finish`` has been called."""
-        return bool(self.counters[_DONE])
-
-
-def new_area(size: AreaSize) -> tuple[int, AreaPlace, Area]:
-    """Descriptor, place and memory of a new area, which has no name in any file system.
-
-    Other processes can open it while the descriptor is open.
-    """
-    descriptor = os.memfd_create("pypkg-checkpoint")
-    os.ftruncate(descriptor, size.header + size.capacity)
-    status = os.fstat(descriptor)
-    path = f"/proc/{os.getpid()}/fd/{descriptor}"
-    place = AreaPlace(path, (status.st_dev, status.st_ino), size)
-    return descriptor, place, Area(descriptor, size)
-
-
-@dataclass(frozen=True)
-class Staging:
-    """What a rank knows of the areas of its machine, in a save.
-
-    Attributes:
-        rank: this one.
-        areas: by rank, of those that hand parts to each other through memory, and this rank's.
-        places: of the same areas.
-    """
-
-    rank: int = 0
-    areas: Mapping[int, Area] = field(default_factory=dict)
-    places: Mapping[int, AreaPlace] = field(default_factory=dict)
+    def is_over(self, rank: int) -> bool:
+        """Whether nothing more comes of ``rank``."""
+        if time.monotonic() < self._due:
+            return False
+        self._due = time.monotonic() + _SECONDS_BETWEEN_LOOKS
+        return self._staging.is_lost(rank)
 
 
 class Sender:
     """Puts the parts of a rank into its area.
 
     Threads copy several parts at a time: one core does not fill the memory bus, and most parts are
-    too small to be worth dividing.
+    too small to be worth dividing. Where each rank has one core, its only thread copies.
 
     Args:
         staging: of that rank.
         on_wait: called again and again while there is no room.
+
+    Raises:
+        LostRankError: by each method, if the rank whose parts take the room has ended.
     """
 
     def __init__(self, staging: Staging, on_wait: Callable[[], None] = lambda: None) -> None:
-        self._rank, self._areas = staging.rank, staging.areas
+        self._rank, self._areas, self._staging = staging.rank, staging.areas, staging
         self._area, self._on_wait = staging.areas[staging.rank], on_wait
         self._position = 0  # after the last part
         self._waiting: deque[tuple[int, int, int]] = deque()  # start, end and writer of parts
         self._copies: list[Future[None]] = []
         self._copying = 0  # bytes of the copies
-        self._pool = ThreadPoolExecutor(_COPYING_THREADS)  # starts no thread before it is used
+        count = _copying_threads(len(staging.areas))
+        self._pool = ThreadPoolExecutor(count) if count > 1 else None
 
     def put(self, unit: int, writer: int, values: np.ndarray) -> None:
         """Begins to copy a part, which must not change before ``flush``; waits for room.
@@ -226,12 +104,16 @@ class Sender:
             copy.result()
         self._copies.clear()
         self._copying = 0
-        self._area.counters[_PUT] = position
+        self._area.counters[PUT] = position
 
     def _copy(self, to: np.ndarray, data: np.ndarray) -> None:
         for start in range(0, data.size, _PIECE):
             cut = slice(start, start + _PIECE)
-            self._copies.append(self._pool.submit(np.copyto, to[cut], data[cut]))
+            if self._pool is None:
+                _native.streaming_copy(to[cut], data[cut])
+            else:
+                copy = self._pool.submit(_native.streaming_copy, to[cut], data[cut])
+                self._copies.append(copy)
         self._copying += data.size
         if self._copying > _COPIED_AT_ONCE:
             self.flush()
@@ -242,7 +124,7 @@ class Sender:
         Args:
             put: position up to which parts are in the area, or are being copied.
         """
-        seen = -1
+        seen, patience = -1, _Patience(self._staging)
         if self._tail() + self._area.size.capacity < end:
             self._publish(put)
         while (room := self._tail() + self._area.size.capacity - end) < 0:
@@ -250,6 +132,11 @@ class Sender:
             if room != seen:
                 progress.report("handing over a checkpoint")
                 seen = room
+            if patience.is_over(writer := self._waiting[0][2]):
+                raise LostRankError(
+                    f"rank {writer} of this machine has ended, and has yet to write what rank "
+                    f"{self._rank} handed to it"
+                )
             self._on_wait()
             time.sleep(PAUSE)
         return room
@@ -265,6 +152,14 @@ class Sender:
         return self._position
 
 
+def _copying_threads(ranks: int) -> int:
+    """Of a rank: its share of the cores of a machine with so many, unless it is bound to some."""
+    cores = len(os.sched_getaffinity(0))
+    if cores == os.cpu_count():
+        cores //= ranks
+    return max(1, min(_MOST_THREADS, cores))
+
+
 class Receiver:
     """Takes the parts of the tensors that a rank writes out of the areas of its machine.
 
@@ -274,21 +169,36 @@ class Receiver:
     """
 
     def __init__(self, staging: Staging, check: Callable[[], None]) -> None:
-        self._areas, self._check = staging.areas, check
+        self._areas, self._check, self._staging = staging.areas, check, staging
         self._taken = staging.areas[staging.rank].taken
         self._lent: dict[int, int] = {}  # position after the last part lent, by rank
+
+    def wait_for_copies(self) -> None:
+        """Waits until all ranks of the machine have copied their parts, or have no more room.
+
+        A process that began before would take a core from one of them, for which training stands
+        still.
+
+        Raises:
+            LostRankError: one has ended.
+        """
+        for rank, area in self._areas.items():
+            self._wait(area.may_take, rank)
 
     def take(self, unit: int, source: int) -> np.ndarray:
         """The bytes of the part that ``source`` hands over; valid until ``release``.
 
         Args:
             unit: number of the tensor.
+
+        Raises:
+            LostRankError: the rank that has to put it in has ended.
         """
         area, capacity = self._areas[source], self._areas[source].size.capacity
-        self._wait(partial(area.is_begun, unit))
+        self._wait(partial(area.is_begun, unit), source)
         start, count = (int(each) for each in area.table[unit])
         if count <= capacity:
-            self._wait(partial(area.has_beyond, start + count - 1))
+            self._wait(partial(area.has_beyond, start + count - 1), source)
             self._lent[source] = start + count
             return area.data[start % capacity :][:count]
         return self._collected(area, start, count, source)
@@ -298,8 +208,8 @@ class Receiver:
         capacity, position, end = area.size.capacity, start, start + count
         part = np.empty(count, np.uint8)
         while position < end:
-            self._wait(partial(area.has_beyond, position))
-            piece = min(end, int(area.counters[_PUT])) - position
+            self._wait(partial(area.has_beyond, position), source)
+            piece = min(end, int(area.counters[PUT])) - position
             piece = min(piece, capacity - position % capacity)
             part[position - start :][:piece] = area.data[position % capacity :][:piece]
             position += piece
@@ -312,7 +222,13 @@ class Receiver:
             self._taken[source] = position
         self._lent.clear()
 
-    def _wait(self, is_there: Callable[[], object]) -> None:
+    def _wait(self, is_there: Callable[[], object], source: int) -> None:
+        patience = _Patience(self._staging)
         while not is_there():
             self._check()
+            if patience.is_over(source) and not is_there():
+                raise LostRankError(
+                    f"rank {source} of this machine has ended, and has yet to hand over a part of "
+                    f"what rank {self._staging.rank} writes"
+                )
             time.sleep(PAUSE)

@@ -19,14 +19,23 @@ import numpy as np
 from pypkg.console import progress
 from pypkg.errors import UserError
 from pypkg.files.checksums import Checksum, FileRecord
+from pypkg.models.weights.area import Staging
 from pypkg.models.weights.formats.safetensors import TensorSpec, encoded_header
 from pypkg.models.weights.formats.stored_tensor import STORAGE
 from pypkg.models.weights.save_plan import PlannedUnit
-from pypkg.models.weights.staging import Receiver, Sender, Staging
+from pypkg.models.weights.staging import Receiver, Sender
 
-BLOCK = 16 << 20  # bytes that are checked, summed and written at once
+BLOCK = 16 << 20  # bytes that are brought into the order of the file at once
+_PIECE = 1 << 20  # bytes that are checked, summed and written while they are in a core's cache
 _AHEAD = 256 << 20  # bytes of tensors that wait for the disk
 _WRITE_BACK = 32 << 20  # bytes after which the kernel is told to begin with writing
+# Bits of the exponent, which only NaN and infinity have all.
+_EXPONENTS = {
+    "float64": 0x7FF0_0000_0000_0000,
+    "float32": 0x7F80_0000,
+    "float16": 0x7C00,
+    "bfloat16": 0x7F80,
+}
 _TILE = 128  # rows and columns of a matrix that are transposed at once, in the caches
 
 
@@ -64,6 +73,7 @@ class TensorWriter(Protocol):
         Raises:
             OSError: the disk is full or a file cannot be written.
             NotFiniteError: a tensor holds NaN or infinity.
+            LostRankError: a rank has ended that has yet to hand over a part.
             UserError: the writing has ended without a result.
         """
 
@@ -90,12 +100,15 @@ class FileSequence:
         if (name, values.shape) != (due, tuple(spec.shape)):
             raise ValueError(f"expected {due} {spec.shape}, got {name} {values.shape}")
         for block in row_blocks(values):
-            ordered = self._in_order(block, STORAGE[spec.dtype])
-            if not all_finite(ordered, spec.dtype):
-                raise NotFiniteError(
-                    f"{name} holds values that are NaN or infinite; such values are not saved"
-                )
-            file.append(ordered)
+            ordered = self._in_order(block, STORAGE[spec.dtype]).reshape(-1)
+            count = _PIECE // ordered.itemsize
+            for start in range(0, ordered.size, count):
+                piece = ordered[start : start + count]
+                if not all_finite(piece, spec.dtype):
+                    raise NotFiniteError(
+                        f"{name} holds values that are NaN or infinite; such values are not saved"
+                    )
+                file.append(piece)
 
     def _in_order(self, block: np.ndarray, dtype: np.dtype) -> np.ndarray:
         """``block`` in C order; the array is valid until the next call."""
@@ -140,8 +153,8 @@ class _File:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._file.close()
 
-    def append(self, block: np.ndarray) -> None:
-        self._write(block.reshape(-1).view(np.uint8).data)
+    def append(self, piece: np.ndarray) -> None:
+        self._write(piece.view(np.uint8).data)
 
     def finish(self) -> FileRecord:
         os.fsync(self._file.fileno())
@@ -210,7 +223,6 @@ class ThreadWriter:
         if staging is not None and staging.areas:
             self._sender, self._receiver = Sender(staging), Receiver(staging, self._check)
             self._area = staging.areas[staging.rank]
-            self._area.let_take()
         self._waiting: deque[tuple[PlannedUnit, np.ndarray]] = deque()
         self._held = 0  # bytes of the waiting parts and the one in work
         self._in_work = 0
@@ -252,6 +264,8 @@ class ThreadWriter:
         return self._files.records
 
     def abandon(self) -> None:
+        if self._area is not None:
+            self._area.give_up()
         with self._changed:
             self._is_done = True
             self._changed.notify_all()
@@ -321,14 +335,17 @@ def copy_in_tiles(to: np.ndarray, values: np.ndarray) -> None:
 
 
 def all_finite(values: np.ndarray, dtype: str) -> bool:
-    """Whether no element is NaN or infinite.
+    """Whether no element is NaN or infinite; true for dtypes that have no such values.
+
+    The largest of the bits, as numbers with a sign and without, tell it: two passes that keep pace
+    with the caches, in every dtype, and no sum that could overflow.
 
     Args:
-        values: in the storage of ``dtype``: bfloat16 as its bits.
+        values: contiguous, in the storage of ``dtype``: bfloat16 as its bits.
     """
-    if dtype == "bfloat16":
-        return not ((values & 0x7F80) == 0x7F80).any()
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = values.sum(dtype=np.float32 if dtype == "float16" else None)
-    # A sum of finite numbers may still overflow.
-    return bool(np.isfinite(total)) or bool(np.isfinite(values).all())
+    exponent, size = _EXPONENTS.get(dtype), values.itemsize
+    if exponent is None or not values.size:
+        return True
+    largest_positive = int(values.view(f"i{size}").max())
+    largest = int(values.view(f"u{size}").max())  # of the negative ones, if there are any
+    return largest_positive < exponent and largest < exponent + (1 << 8 * size - 1)

@@ -27,9 +27,10 @@ import numpy as np
 from pypkg.console import progress
 from pypkg.errors import UserError
 from pypkg.files.checksums import FileRecord
+from pypkg.models.weights.area import Area, AreaPlace, LostRankError, Staging
 from pypkg.models.weights.formats.stored_tensor import STORAGE
 from pypkg.models.weights.save_plan import PlannedUnit
-from pypkg.models.weights.staging import PAUSE, Area, AreaPlace, Receiver, Sender, Staging
+from pypkg.models.weights.staging import PAUSE, Receiver, Sender
 from pypkg.models.weights.tensor_writer import (
     FileSequence,
     FileToWrite,
@@ -39,6 +40,7 @@ from pypkg.models.weights.tensor_writer import (
 
 _SOURCES = Path(__file__).resolve().parents[3]  # the folder that the package lies in
 _LENGTH_BYTES = 8  # of the number that precedes a task
+_TOLD_BY_NAME = {each.__name__: each for each in (NotFiniteError, LostRankError)}
 
 
 class _Task(NamedTuple):
@@ -74,14 +76,9 @@ class WriterProcess:
             env={**os.environ, "PYTHONPATH": path},
         )
 
-    def begin(self, task: _Task, area: Area) -> None:
-        """Lets the process write files.
-
-        Args:
-            area: of this rank, in which the process says that it has finished.
-        """
+    def begin(self, task: _Task) -> None:
+        """Lets the process write files; it says in the area of its rank that it has finished."""
         self.start()
-        self._area = area
         assert self._process is not None and self._process.stdin is not None  # it has started
         # What is unpickled there comes from this process alone, through a pipe.
         content = pickle.dumps(task)
@@ -91,20 +88,8 @@ class WriterProcess:
         except BrokenPipeError:  # it has ended, which ``answer`` tells
             pass
 
-    def is_writing(self) -> bool:
-        """Whether it has yet to finish the files of ``begin``."""
-        return not self._area.is_finished() and self.returncode() is None
-
     def answer(self) -> Any:
-        """The result that the process sent when it finished.
-
-        Raises:
-            UserError: it ended instead.
-        """
-        if not self._area.is_finished():
-            raise UserError(
-                f"the process that writes the files has ended with code {self.returncode()}"
-            )
+        """The result that the process sent when it finished."""
         self._answer.seek(0)
         return json.loads(self._answer.read())
 
@@ -128,7 +113,8 @@ class WriterProcess:
 class ProcessWriter:
     """Copies the parts of this rank to shared memory, for the processes that write.
 
-    The parts are copied, and may change, when ``close`` returns.
+    The parts are copied, and may change, when ``close`` returns. The process is told of its files
+    when they are, or when there is no more room: before, it would take a core from those that copy.
 
     Args:
         units: that this rank writes, in order.
@@ -144,9 +130,10 @@ class ProcessWriter:
         process: WriterProcess,
     ) -> None:
         self._process, self._area = process, staging.areas[staging.rank]
-        self._sender = Sender(staging, self._free_others)
-        task = _Task(list(files), list(units), staging.rank, dict(staging.places))
-        process.begin(task, self._area)
+        self._sender = Sender(staging, self._on_wait)
+        self._task = _Task(list(files), list(units), staging.rank, dict(staging.places))
+        self._is_begun = False
+        process.start()
 
     def put(self, unit: PlannedUnit, part: np.ndarray) -> None:
         values = np.asarray(part, STORAGE[unit.dtype])
@@ -155,10 +142,11 @@ class ProcessWriter:
     def close(self) -> None:
         self._sender.flush()
         self._area.let_take()
+        self._begin()
 
     def is_done(self) -> bool:
         self._free_others()
-        return not self._process.is_writing()
+        return self._area.is_finished() or self._process.returncode() is not None
 
     def records(self) -> dict[str, FileRecord]:
         self.close()
@@ -168,16 +156,29 @@ class ProcessWriter:
                 progress.report("waiting for the files of a checkpoint")
                 taken = now
             time.sleep(PAUSE)
+        if not self._area.is_finished():
+            code = self._process.returncode()
+            raise UserError(f"the process that writes the files has ended with code {code}")
         result = self._process.answer()
         if "errno" in result:
             raise OSError(result["errno"], result["message"])
-        if "message" in result:
-            raise NotFiniteError(result["message"])
+        if "error" in result:
+            raise _TOLD_BY_NAME[result["error"]](result["message"])
         return {name: FileRecord(**record) for name, record in result.items()}
 
     def abandon(self) -> None:
-        if self._process.is_writing():
+        self._is_begun = True  # or never will be
+        if not self._area.is_finished():
             self._process.kill()
+            self._area.give_up()
+
+    def _begin(self) -> None:
+        if not self._is_begun:
+            self._is_begun = True
+            self._process.begin(self._task)
+
+    def _on_wait(self) -> None:
+        self._begin()
         self._free_others()
 
     def _free_others(self) -> None:
@@ -197,16 +198,14 @@ def main() -> None:
     areas: dict[AreaPlace, Area] = {}
     while content := _next_task(is_alive):
         task: _Task = pickle.loads(content)
+        areas = {place: areas[place] for place in task.places.values() if place in areas}
         try:
-            areas = {place: areas.get(place) or place.open() for place in task.places.values()}
-        except OSError:  # the areas go with the processes that train
-            if not is_alive():
-                break
-            raise
-        staging = Staging(task.rank, {r: areas[p] for r, p in task.places.items()}, task.places)
-        area = staging.areas[task.rank]
+            own = task.places[task.rank]
+            area = areas[own] = areas.get(own) or own.open()
+        except OSError:  # it goes with the process that trains
+            sys.exit(1)
         try:
-            answer = _write(task, staging, is_alive)
+            answer = _write(task, areas, is_alive)
         except EOFError:
             sys.exit(1)
         finally:
@@ -225,25 +224,43 @@ def _next_task(is_alive: Callable[[], bool]) -> bytes:
     return sys.stdin.buffer.read(length)
 
 
-def _write(task: _Task, staging: Staging, is_alive: Callable[[], bool]) -> Any:
-    """Writes files; returns what ``ProcessWriter.records`` makes its result or exception of."""
+def _write(task: _Task, areas: dict[AreaPlace, Area], is_alive: Callable[[], bool]) -> Any:
+    """Writes files; returns what ``ProcessWriter.records`` makes its result or exception of.
+
+    Args:
+        areas: those that are open, to which the others of the task are added.
+    """
 
     def check() -> None:
         if not is_alive():
             raise EOFError("the process that trains has ended")
 
-    receiver, files = Receiver(staging, check), FileSequence(task.files)
-
     def take(unit: PlannedUnit, source: int) -> np.ndarray:
         return receiver.take(unit.number, source).view(STORAGE[unit.dtype])
 
     try:
+        for rank, place in task.places.items():
+            if place not in areas:
+                areas[place] = _open(rank, place)
+        shown = {rank: areas[place] for rank, place in task.places.items()}
+        receiver = Receiver(Staging(task.rank, shown, task.places), check)
+        receiver.wait_for_copies()
+        files = FileSequence(task.files)
         write_units(files, task.units, take, receiver.release)
     except OSError as error:
         return {"errno": error.errno, "message": error.strerror or str(error)}
-    except NotFiniteError as error:
-        return {"message": str(error)}
+    except (NotFiniteError, LostRankError) as error:
+        return {"error": type(error).__name__, "message": str(error)}
     return {name: asdict(each) for name, each in files.records.items()}
+
+
+def _open(rank: int, place: AreaPlace) -> Area:
+    try:
+        return place.open()
+    except OSError as error:
+        raise LostRankError(
+            f"rank {rank} of this machine has ended, and has yet to hand over its parts"
+        ) from error
 
 
 if __name__ == "__main__":

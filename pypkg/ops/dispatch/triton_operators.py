@@ -286,7 +286,7 @@ def cross_entropy_statistics(
     vocab_size: int,
     ignore_index: int,
 ) -> Tensors:
-    """loss, lse, row_max, row_sum, target of one shard, as in csrc/kernels/cross_entropy.h."""
+    """loss, lse, row_max, row_sum, target of one shard, as in cross_entropy.h."""
     matrix = _matrix(logits)
     outputs = [_floats(matrix.shape[0]) for _ in range(5)]
     _kernels().cross_entropy_forward(

@@ -225,7 +225,7 @@ def _statistics_reference(
     vocab_size: int,
     ignore_index: int,
 ) -> tuple[paddle.Tensor, ...]:
-    """loss, lse, row_max, row_sum, target of one shard, as in csrc/kernels/cross_entropy.h."""
+    """loss, lse, row_max, row_sum, target of one shard, as in cross_entropy.h."""
     _check_label_range(labels, vocab_size, ignore_index)
     cols = logits.shape[-1]
     wide = logits.astype(compute_dtype(logits))
@@ -250,7 +250,7 @@ def _gradient_reference(
     ignore_index: int,
     inplace: bool,
 ) -> paddle.Tensor:
-    """The formula of csrc/kernels/cross_entropy.h in a new buffer, whatever ``inplace`` permits."""
+    """The formula of cross_entropy.h in a new buffer, whatever ``inplace`` permits."""
     wide = logits.astype(lse.dtype)
     columns = paddle.arange(vocab_start, vocab_start + logits.shape[-1])
     hit = (labels.unsqueeze(-1) == columns).astype(lse.dtype)

@@ -51,7 +51,7 @@ def merge(
     reduce_max: Reduce,
     reduce_sum: Reduce,
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """Merges the partial results of all shards (csrc/kernels/cross_entropy.h).
+    """Merges the partial results of all shards (csrc/kernels/cross_entropy/cross_entropy.h).
 
         M = max(row_max),  S = sum(row_sum * exp(row_max - M)),  lse = M + log(S)
 

@@ -1,4 +1,4 @@
-"""Softmax cross entropy: the contract of csrc/kernels/cross_entropy.h in Triton."""
+"""Softmax cross entropy: the contract of cross_entropy.h in Triton."""
 
 from __future__ import annotations
 

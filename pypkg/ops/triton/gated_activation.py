@@ -1,4 +1,4 @@
-"""Gated linear units: the contract of csrc/kernels/gated_activation.h in Triton."""
+"""Gated linear units: the contract of gated_activation.h in Triton."""
 
 from __future__ import annotations
 

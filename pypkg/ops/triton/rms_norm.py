@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation: the contract of csrc/kernels/rms_norm.h in Triton."""
+"""Root-mean-square normalisation: the contract of rms_norm.h in Triton."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding: the contract of csrc/kernels/rotary_embedding.h in Triton."""
+"""Rotary position embedding: the contract of rotary_embedding.h in Triton."""
 
 from __future__ import annotations
 

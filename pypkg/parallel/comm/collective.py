@@ -69,7 +69,12 @@ def from_all_ranks(make: Callable[[], T]) -> list[T]:
         own, cause = (None, str(error)), error
     told: list = []
     watchdog.wait_for_all()
-    dist.all_gather_object(told, own)
+    try:
+        dist.all_gather_object(told, own)
+    except Exception as error:
+        if cause is None:
+            raise
+        raise cause from error  # such as that a rank has ended, which fails the collective too
     if cause is not None:
         raise cause
     for _, message in told:

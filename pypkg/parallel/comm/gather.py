@@ -55,10 +55,15 @@ def possible_writers(place: Place) -> tuple[int, ...]:
 def _possible_writers(current: mesh.Mesh, place: Place) -> tuple[int, ...]:
     return tuple(
         rank
-        for rank in range(current.world_size)
-        if (at := current.coordinates(rank)).pipeline == place.stage
-        and place.owner in (None, at.sharding)
+        for rank, at in enumerate(_grid(current))
+        if at.pipeline == place.stage and place.owner in (None, at.sharding)
     )
+
+
+@cache
+def _grid(current: mesh.Mesh) -> tuple[mesh.Coordinates, ...]:
+    """The coordinates of each rank."""
+    return tuple(current.coordinates(rank) for rank in range(current.world_size))
 
 
 def holders(writer: int, over_tensor: bool, over_sharding: bool) -> tuple[int, ...]:
@@ -68,20 +73,23 @@ def holders(writer: int, over_tensor: bool, over_sharding: bool) -> tuple[int, .
         over_tensor: whether the ranks of a tensor group hold TP shards of it.
         over_sharding: whether the ranks of a sharding group hold slices of it.
     """
-    return _holders(mesh.current(), writer, over_tensor, over_sharding)
+    current = mesh.current()
+    at = _grid(current)[writer]
+    tensor, sharding = None if over_tensor else at.tensor, None if over_sharding else at.sharding
+    return _holders(current, at.data, at.pipeline, tensor, sharding)
 
 
-@cache
+@cache  # the writers of a group share the result
 def _holders(
-    current: mesh.Mesh, writer: int, over_tensor: bool, over_sharding: bool
+    current: mesh.Mesh, data: int, pipeline: int, tensor: int | None, sharding: int | None
 ) -> tuple[int, ...]:
-    at = current.coordinates(writer)
+    """Ranks at these coordinates, of which None stands for all, by tensor and sharding rank."""
     found = {
-        (place.tensor, place.sharding): rank
-        for rank in range(current.world_size)
-        if (place := current.coordinates(rank))[:2] == (at.data, at.pipeline)
-        and (over_tensor or place.tensor == at.tensor)
-        and (over_sharding or place.sharding == at.sharding)
+        (at.tensor, at.sharding): rank
+        for rank, at in enumerate(_grid(current))
+        if (at.data, at.pipeline) == (data, pipeline)
+        and tensor in (None, at.tensor)
+        and sharding in (None, at.sharding)
     }
     return tuple(found[place] for place in sorted(found))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import queue
 import socket
 import threading
@@ -24,6 +25,8 @@ from pypkg.parallel.endpoints import own_host
 from pypkg.parallel.gloo.collectives import Done
 from pypkg.parallel.gloo.groups import ProcessGroup, group_of
 from pypkg.parallel.host_memory import to_host
+
+logger = logging.getLogger("pypkg")
 
 Channel = tuple[int, int]  # number of the group, rank of the sender in it
 
@@ -49,7 +52,13 @@ class Mailbox:
         return f"{self._host}:{self._server.getsockname()[1]}"
 
     def put(self, address: str, channel: Channel, array: np.ndarray) -> None:
-        """Sends to the mailbox at ``address``."""
+        """Sends to the mailbox at ``address``.
+
+        Raises:
+            TypeError: the elements are Python objects.
+        """
+        if array.dtype.hasobject:
+            raise TypeError(f"an array of {array.dtype} cannot be sent; expected numbers")
         if address not in self._connections:
             host, _, port = address.rpartition(":")
             connected = socket.create_connection((host, int(port)))
@@ -84,18 +93,40 @@ class Mailbox:
             threading.Thread(target=self._read, args=(accepted,), daemon=True).start()
 
     def _read(self, connection: socket.socket) -> None:
-        # The other process has ended, or is none of this run.
-        with connection, contextlib.suppress(EOFError, OSError, ValueError):
+        with connection, contextlib.suppress(EOFError, OSError):  # the other process has ended
             while True:
-                prefix = _received(connection, np.empty(_LENGTH, np.uint8))
-                length = int.from_bytes(prefix.tobytes(), "big")
-                if length > _LONGEST_LINE:
+                try:
+                    channel, array = _announced(connection)
+                except ValueError as error:
+                    logger.warning(
+                        "a connection from %s was closed: it has sent no message of a rank (%s)",
+                        *(connection.getpeername()[0], error),
+                    )
                     return
-                line = _received(connection, np.empty(length, np.uint8))
-                number, sender, dtype, shape = json.loads(line.tobytes())
-                array = np.empty(shape, dtype)
                 _received(connection, array.reshape(-1).view(np.uint8))
-                self._queue((number, sender)).put(array)
+                self._queue(channel).put(array)
+
+
+def _announced(connection: socket.socket) -> tuple[Channel, np.ndarray]:
+    """The channel of the next message, and an array for the bytes that follow its line.
+
+    Raises:
+        EOFError: the connection has ended.
+        ValueError: what comes is no message.
+    """
+    prefix = _received(connection, np.empty(_LENGTH, np.uint8))
+    length = int.from_bytes(prefix.tobytes(), "big")
+    if length > _LONGEST_LINE:
+        raise ValueError(f"it begins with {prefix.tobytes()!r}")
+    line = _received(connection, np.empty(length, np.uint8)).tobytes()
+    try:
+        number, sender, dtype, shape = json.loads(line)
+        channel, array = (int(number), int(sender)), np.empty(shape, np.dtype(dtype))
+    except (ValueError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError(f"{line[:80]!r}: {error}") from error
+    if array.dtype.hasobject:
+        raise ValueError(f"{line[:80]!r}: elements of {array.dtype}")
+    return channel, array
 
 
 def _received(connection: socket.socket, into: np.ndarray) -> np.ndarray:
@@ -137,9 +168,23 @@ class Receipt:
         return self._is_done
 
     def _take(self) -> None:
-        own = to_host(self._tensor)
-        np.copyto(own, self._mailbox.get(self._channel).reshape(own.shape))
+        """
+        Raises:
+            RuntimeError: the message has another dtype or number of elements than the tensor.
+        """
+        own, sent = to_host(self._tensor), self._mailbox.get(self._channel)
+        if (sent.dtype, sent.size) != (own.dtype, own.size):
+            number, sender = self._channel
+            raise RuntimeError(
+                f"rank {sender} of group {number} has sent {_kind(sent)}, but {_kind(own)} is "
+                "expected: the ranks do not agree on what they exchange"
+            )
+        np.copyto(own, sent.reshape(own.shape))
         self._is_done = True
+
+
+def _kind(array: np.ndarray) -> str:
+    return f"{array.dtype} {list(array.shape)}"
 
 
 class _Methods:

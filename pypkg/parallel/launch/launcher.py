@@ -13,7 +13,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from pypkg.console.logs import say
 from pypkg.errors import UserError
+from pypkg.parallel.launch import kills
 from pypkg.parallel.launch.rendezvous import ENDPOINT
 
 _LAUNCHER = "PYPKG_LAUNCHER_PID"
@@ -56,6 +58,7 @@ def launch(
     signals: list[int] = []
     before = {each: signal.signal(each, lambda n, _: signals.append(n)) for each in _SIGNALS}
     ranks: list[subprocess.Popen] = []
+    out_of_memory = kills.out_of_memory_kills()
     try:
         for rank in range(processes):
             command = [sys.executable, "-m", module, *arguments, "--device", "cpu"]  # the last wins
@@ -67,7 +70,7 @@ def launch(
             signal.signal(number, handler)
     for rank, code in enumerate(codes):
         if code < 0 and not signals:
-            _show_death(rank, -code, log_folder)
+            _show_death(rank, kills.describe(-code, out_of_memory), log_folder)
     failed = [code for code in codes if code]
     if failed and signals:
         return 128 + signals[0]
@@ -156,11 +159,11 @@ def _end(process: subprocess.Popen) -> int:
     return process.wait()
 
 
-def _show_death(rank: int, number: int, log_folder: Path) -> None:
-    print(f"rank {rank} was ended by {signal.Signals(number).name}", file=sys.stderr)
+def _show_death(rank: int, kill: str, log_folder: Path) -> None:
+    say(f"rank {rank} was ended by {kill}")
     if rank:
         text = _log(log_folder, rank).read_text(errors="replace").splitlines()[-_LINES_SHOWN:]
-        print(*(f"[rank {rank}] {line}" for line in text), sep="\n", file=sys.stderr)
+        say("\n".join(f"[rank {rank}] {line}" for line in text))
 
 
 def _log(folder: Path, rank: int) -> Path:

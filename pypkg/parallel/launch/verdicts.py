@@ -157,7 +157,10 @@ def of_failures(members: Members, size: int, now: float, pause: float) -> Verdic
     dead = [r for r, m in members.items() if m.gone and not m.left and not m.failure]
     if dead:
         places = "; ".join(f"{named([r])} died {members[r].place}" for r in dead)
-        text = f"{places}. Its own output may say why; a kill leaves none."
+        text = (
+            f"{places}. Its own output may say why. A kill leaves none; the kernel's log of its "
+            "machine (dmesg) names processes that were killed because memory ran out."
+        )
         return Verdict(_with_pause(text, pause), 1)
     causes = {r: failure for r, failure in failures.items() if not is_failed_wait(failure.message)}
     rank = min(causes or failures, key=lambda r: failures[r].at)

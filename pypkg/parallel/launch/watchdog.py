@@ -20,6 +20,7 @@ from typing import Any
 
 from pypkg import __version__
 from pypkg.console import progress
+from pypkg.console.logs import say
 from pypkg.parallel import mesh
 from pypkg.parallel.launch.coordinator import Coordinator
 from pypkg.parallel.launch.ports import check_fleet_port, join
@@ -186,7 +187,7 @@ class Watchdog:
             self._answer()
             if self._rank == 0 and message["rank"] != 0:  # whose output is the run's
                 name = signal.Signals(message["signal"]).name
-                print(f"{named([message['rank']])} received {name}: the run ends", file=sys.stderr)
+                say(f"{named([message['rank']])} received {name}: the run ends")
         elif kind == "last_point":
             self._last_point, self._stop_signal = message["point"], message["signal"]
             self._agreed.set()
@@ -232,11 +233,11 @@ class Watchdog:
     def _end(self, message: str, exit_code: int, stacks: bool) -> None:
         """Ends the process, whatever its main thread is waiting for."""
         self._is_ending = True
-        print(f"error: {message}", file=sys.stderr)
+        say(f"error: {message}")
         if stacks:
             faulthandler.dump_traceback(sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
         if self._coordinator is not None:
             self._coordinator.join()
         os._exit(exit_code)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -16,14 +16,14 @@ from pypkg.models.pretrained import (
     model_tensors,
     weight_reader,
 )
+from pypkg.models.weights.area import Staging
 from pypkg.models.weights.model_folder import (
     CONFIG_FILE,
     DEFAULT_SHARD_SIZE,
     parse_size,
     write_json,
 )
-from pypkg.models.weights.save_plan import PlannedUnit, SavePlan, TensorSet
-from pypkg.models.weights.staging import Staging
+from pypkg.models.weights.save_plan import PlannedUnit, SavePlan
 from pypkg.models.weights.tensor_writer import FileToWrite, TensorWriter, ThreadWriter
 from pypkg.models.weights.writer_process import ProcessWriter, WriterProcess
 from pypkg.parallel import mesh
@@ -107,6 +107,7 @@ class Checkpointer:
         self._memory = None if self._writer is None and is_alone else SharedMemory(async_memory)
         self._is_prepared = self._writer is None
         self._pending: _Pending | None = None
+        self._planned: tuple[Mapping[str, tuple[int, ...]], SavePlan] | None = None
 
     def save(self, state: TrainerState) -> Path:
         """Writes ``checkpoint-<global_step>``, or begins to; all ranks have to call it.
@@ -130,7 +131,7 @@ class Checkpointer:
         writing = CheckpointWriting(
             self._output_dir,
             state,
-            tensor_sets=self._tensor_sets(),
+            plan=self._plan(),
             add_files=self._add_files,
             settings_json=self._settings_json,
             keep=self._keep,
@@ -167,8 +168,12 @@ class Checkpointer:
         """
         if self._pending is None:
             return
-        self._check_output_dir()
         pending, self._pending = self._pending, None
+        try:
+            self._check_output_dir()
+        except BaseException:
+            pending.writing.abandon()
+            raise
         folder = pending.writing.finish()
         seconds = time.monotonic() - pending.began
         if self._writer is None:
@@ -179,17 +184,21 @@ class Checkpointer:
                 *(folder, seconds, pending.stall),
             )
 
-    def _tensor_sets(self) -> list[TensorSet]:
-        found = [model_tensors(self._model, parse_size(DEFAULT_SHARD_SIZE))]
-        if self._with_optimizer:
-            found.append(optimizer_tensors(self._updater, self._model.config))
-        return found
+    def _plan(self) -> SavePlan:
+        """Made anew only where the optimizer has other state: training stands still meanwhile."""
+        shapes = self._updater.state_shapes()
+        if self._planned is None or self._planned[0] != shapes:
+            sets = [model_tensors(self._model, parse_size(DEFAULT_SHARD_SIZE))]
+            if self._with_optimizer:
+                sets.append(optimizer_tensors(self._updater, self._model.config))
+            self._planned = shapes, SavePlan(sets)
+        return self._planned[1]
 
     def _prepare(self) -> None:
         assert self._writer is not None  # else there is nothing to prepare
         self._writer.start()
         assert self._memory is not None  # as there is a writer
-        self._memory.prepare(SavePlan(self._tensor_sets()))
+        self._memory.prepare(self._plan())
         self._is_prepared = True
 
     def _make_writer(

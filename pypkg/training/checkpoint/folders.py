@@ -89,11 +89,13 @@ def remove_unfinished(output_dir: str | Path) -> None:
         if replaced and not stale.with_name(f"checkpoint-{replaced.group(1)}").exists():
             stale.rename(stale.with_name(f"checkpoint-{replaced.group(1)}"))
         else:
-            shutil.rmtree(stale, ignore_errors=True)
+            _remove(stale)
 
 
 def remove_checkpoint(folder: Path) -> None:
     """Removes a checkpoint: at every moment its folder is whole, or no longer under its name.
+
+    A symbolic link to a folder elsewhere is removed, and what it names stays.
 
     Raises:
         UserError: it cannot be renamed.
@@ -104,7 +106,15 @@ def remove_checkpoint(folder: Path) -> None:
         sync(folder.parent)
     except OSError as error:
         raise UserError(f"{folder} cannot be removed: {error.strerror}") from error
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder; of a symbolic link to one, the link alone."""
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def set_aside(folder: Path) -> Path:

@@ -6,7 +6,8 @@ recognised:
 
 - on the same machine by its process id and start time, at once;
 - elsewhere, also in another container, by its silence: a file that was not touched for 120 seconds.
-  The time is that of the file system, so the clocks of machines need not agree.
+  The time is that of the file system, so the clocks of machines need not agree. If that clock was
+  set back, the file was touched in the future; then 120 seconds of this process's clock count.
 
 Nothing here imports Paddle.
 """
@@ -183,14 +184,15 @@ class OutputLock:
         Raises:
             UserError: the holder is alive.
         """
-        first_touch = _touched(self._path)
+        first_touch, began = _touched(self._path), time.monotonic()
         is_told = False
         while (touched := _touched(self._path)) is not None:
             holder = _holder(self._path)
             alive = None if holder is None else holder.is_alive()
             if alive or touched != first_touch:
                 raise UserError(_refusal(self._path, holder))
-            if alive is False or self._now() - touched > SILENCE_SECONDS:
+            silence = max(self._now() - touched, time.monotonic() - began)
+            if alive is False or silence > SILENCE_SECONDS:
                 if self._remove(holder, touched):
                     return
             elif not is_told:

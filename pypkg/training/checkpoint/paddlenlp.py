@@ -23,13 +23,17 @@ from typing import Any
 import numpy as np
 
 from pypkg.errors import UserError
-from pypkg.models.architecture.config import ModelConfig, read_json
+from pypkg.files.json_files import read_json
+from pypkg.files.links import files_named
+from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.registry import stored_weight_map
 from pypkg.models.building import parameter_shapes
+from pypkg.models.weights.formats.opening import is_file
 from pypkg.models.weights.formats.paddle import PARAMETER_NAMES, read_paddle_object
 from pypkg.models.weights.formats.paddle_parts import Rank, join_ranks, part_files, table_shape
 from pypkg.models.weights.formats.stored_tensor import (
     JoinedTensor,
+    Shape,
     SlicedTensor,
     Slices,
     StoredTensor,
@@ -44,6 +48,7 @@ _MASTER_WEIGHTS = "master_weights"  # key of a dict in a .pdopt
 _UNIFIED, _UNIFIED_MASTER = (
     f"{name}.safetensors.index.json" for name in ("optimizer", "master_weights")
 )
+_MASTER_FILES = "master_weights-*.safetensors"
 _WEIGHTS = "model_state.pdparams"
 _OPTIMIZER_FILE = re.compile(r"optimizer(?:\.(?:tp(\d+))?_?(?:pp(\d+))?_?(?:shard(\d+))?)?\.pdopt")
 _ACCUMULATOR = re.compile(
@@ -72,10 +77,11 @@ def trainer_state(content: Mapping[str, Any], file: Path, seq_length: int) -> Tr
 
     def counted(key: str) -> int:
         number = content.get(key)
-        if type(number) is not int or number < 0:
+        if type(number) is not int or not 0 <= number < 2**63:
             raise UserError(
-                f"{file}: {key} must be a number of at least 0, found {number!r}. Resume from "
-                "another checkpoint, or set ignore_load_lr_and_optim to take only its weights."
+                f"{file}: {key} must be a number of at least 0 and at most 2^63 - 1, found "
+                f"{number!r}. Resume from another checkpoint, or set ignore_load_lr_and_optim to "
+                "take only its weights."
             )
         return number
 
@@ -89,7 +95,7 @@ def trainer_state(content: Mapping[str, Any], file: Path, seq_length: int) -> Tr
 
 def has_optimizer(checkpoint: Path) -> bool:
     """Whether a folder holds optimizer state of PaddleNLP."""
-    if (checkpoint / _UNIFIED).is_file():  # a name that our own index has too
+    if is_file(checkpoint / _UNIFIED):  # a name that our own index has too
         names = read_json(checkpoint / _UNIFIED).get("weight_map")
         return not isinstance(names, dict) or any("/" in name for name in names)
     return bool(_optimizer_files(checkpoint))
@@ -108,7 +114,7 @@ class OptimizerState:
         self._shapes = parameter_shapes(config)
         self._is_tied = config.tie_word_embeddings
         self._map = stored_weight_map(config, self._weights.shapes())
-        is_unified = (checkpoint / _UNIFIED).is_file()
+        is_unified = is_file(checkpoint / _UNIFIED)
         self._tensors = _unified(checkpoint) if is_unified else self._of_ranks()
         self._has_master = any(state == _MASTER_WEIGHT for _, state in self._tensors)
         self._master_read = False
@@ -132,16 +138,23 @@ class OptimizerState:
         stored = {source: self._find(parameter, source, state) for source in sources}
         if state.endswith("_pow_acc"):
             (source, tensor), *_ = stored.items()
+            if math.prod(tensor.shape) != 1:
+                raise self._of_another_shape(state, source, tensor, (1,))
             return tensor.read(source, "float32").reshape(1)
         for source, shape in sources.items():
             if stored[source].shape != shape:
-                raise UserError(
-                    f"{self._checkpoint}: {state} of {source} has shape "
-                    f"{list(stored[source].shape)}, expected {list(shape)}; it is of another "
-                    "model. Set ignore_load_lr_and_optim to take only the weights."
-                )
+                raise self._of_another_shape(state, source, stored[source], shape)
         return self._read(
             parameter, cut, lambda source, dtype, of: stored[source].read(source, dtype, of)
+        )
+
+    def _of_another_shape(
+        self, state: str, source: str, found: JoinedTensor, expected: Shape
+    ) -> UserError:
+        return UserError(
+            f"{self._checkpoint}: {state} of {source} has shape {list(found.shape)}, expected "
+            f"{list(expected)}; it is of another model. Set ignore_load_lr_and_optim to take only "
+            "the weights."
         )
 
     def _read(
@@ -239,6 +252,7 @@ def _unsliced(key: _Key, values: list[StoredTensor], parameter: Any) -> StoredTe
     if state.endswith("_pow_acc") or not isinstance(parameter, StoredTensor):
         return values[-1]
     shape = parameter.shape
+    _check_equal(key, [value for value in values if value.shape == shape])
     if values[-1].shape == shape or any(len(value.shape) != 1 for value in values):
         return values[-1]
     length = sum(value.shape[0] for value in values)
@@ -249,6 +263,18 @@ def _unsliced(key: _Key, values: list[StoredTensor], parameter: Any) -> StoredTe
             "sharding rank is missing. Set ignore_load_lr_and_optim to take only the weights."
         )
     return SlicedTensor.of(values, shape)
+
+
+def _check_equal(key: _Key, whole: Sequence[StoredTensor]) -> None:
+    """Raises UserError if the files of several ranks hold different states of one parameter."""
+    name, state = key
+    for value in whole[1:]:
+        first, other = (JoinedTensor((each,)).read(name, "float32") for each in (whole[0], value))
+        if not np.array_equal(first, other, equal_nan=True):
+            raise UserError(
+                f"{whole[0].file} and {value.file} hold different {state} of {name}: one of them "
+                "is left from another save. Move it away."
+            )
 
 
 def _dict_of(content: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -270,7 +296,9 @@ def _unified(checkpoint: Path) -> dict[_Key, JoinedTensor]:
     for name, tensor in read_file_shards(checkpoint / _UNIFIED).items():
         parameter, _, state = name.rpartition("/")
         found[parameter, state.removesuffix("_0")] = JoinedTensor((tensor,))
-    if (checkpoint / _UNIFIED_MASTER).is_file():
+    if is_file(checkpoint / _UNIFIED_MASTER):
         for name, tensor in read_file_shards(checkpoint / _UNIFIED_MASTER).items():
             found[name, _MASTER_WEIGHT] = JoinedTensor((tensor,))
+    elif files := files_named(checkpoint, [_MASTER_FILES]):
+        raise UserError(f"{files[0]} is there, but {_UNIFIED_MASTER}, which lists it, is missing")
     return found

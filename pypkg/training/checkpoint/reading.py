@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pypkg.errors import UserError
+from pypkg.files.json_files import unique_keys
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.weights.formats.opening import is_file
 from pypkg.models.weights.formats.safetensors import read_safetensors
@@ -37,7 +38,7 @@ def load_trainer_state(checkpoint: str | Path, seq_length: int = 0) -> TrainerSt
     """
     file = Path(checkpoint) / STATE_FILE
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
         if paddlenlp.is_trainer_state(content):
             return paddlenlp.trainer_state(content, file, seq_length)
         if isinstance(content, dict):

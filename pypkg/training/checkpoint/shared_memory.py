@@ -7,8 +7,8 @@ import threading
 from collections.abc import Sequence
 
 from pypkg.errors import UserError
+from pypkg.models.weights.area import ALIGNMENT, Area, AreaPlace, AreaSize, Staging, new_area
 from pypkg.models.weights.save_plan import SavePlan
-from pypkg.models.weights.staging import ALIGNMENT, Area, AreaPlace, AreaSize, Staging, new_area
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_all_ranks
 from pypkg.parallel.endpoints import hosts
@@ -39,13 +39,14 @@ class SharedMemory:
         self._descriptor: int | None = None
         self._own: tuple[AreaPlace, Area] | None = None
         self._touching: threading.Thread | None = None
-        self._told: list[AreaPlace] = []
+        self._told: Sequence[AreaPlace] = []
         self._areas: dict[int, Area] = {}
         self._is_visible = True  # until a rank fails to open the area of another
 
     def is_shared(self, ranks: Sequence[int]) -> bool:
         """Whether ``ranks`` see the areas of each other; the same on all of them."""
-        return self._is_visible and len({self._hosts[rank] for rank in ranks}) == 1
+        host = self._hosts[ranks[0]]
+        return self._is_visible and all(self._hosts[rank] == host for rank in ranks)
 
     def prepare(self, plan: SavePlan) -> None:
         """Makes an area for ``plan``; in a thread, the system allocates all of its memory.
@@ -75,24 +76,14 @@ class SharedMemory:
             self._touching = threading.Thread(target=area.touch, daemon=True)
             self._touching.start()
 
-    def begin(self, plan: SavePlan) -> Staging:
-        """The areas for a save, all empty; all ranks have to call this.
+    def emptied(self, plan: SavePlan) -> AreaPlace:
+        """The place of this rank's area, which holds nothing and is large enough for ``plan``.
+
+        No save may be at work.
 
         Raises:
-            UserError: on every rank, if the system refuses one the memory.
+            SharedMemoryError: the system refuses the memory.
         """
-        rank = mesh.current().rank
-        told = from_all_ranks(lambda: self._emptied(plan))
-        assert self._own is not None  # it is prepared
-        area = self._own[1]
-        if told != self._told:
-            self._told, self._areas = told, {rank: area}
-            self._is_visible = all(from_all_ranks(lambda: self._open(told)))
-        shown = self._areas if self._is_visible else {rank: area}
-        return Staging(rank, shown, {each: told[each] for each in shown})
-
-    def _emptied(self, plan: SavePlan) -> AreaPlace:
-        """The place of this rank's area, which holds nothing."""
         self.prepare(plan)
         if self._touching is not None:
             self._touching.join()
@@ -100,6 +91,21 @@ class SharedMemory:
         place, area = self._own
         area.empty()
         return place
+
+    def staging(self, places: Sequence[AreaPlace]) -> Staging:
+        """The areas for a save; all ranks have to call this.
+
+        Args:
+            places: of the area of each rank, which is empty.
+        """
+        rank = mesh.current().rank
+        assert self._own is not None  # it is prepared
+        area = self._own[1]
+        if places != self._told:
+            self._told, self._areas = places, {rank: area}
+            self._is_visible = all(from_all_ranks(lambda: self._open(places)))
+        shown = self._areas if self._is_visible else {rank: area}
+        return Staging(rank, shown, {each: places[each] for each in shown})
 
     def _open(self, places: Sequence[AreaPlace]) -> bool:
         """Opens the areas of the other ranks of this machine; returns whether it could."""

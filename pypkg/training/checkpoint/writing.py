@@ -17,7 +17,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from pypkg.files import replace_folder
 from pypkg.files.checksums import FileRecord
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.division import division
+from pypkg.models.weights.area import AreaPlace, LostRankError, Staging
 from pypkg.models.weights.assembly import Division
 from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.model_folder import write_json
@@ -37,7 +38,6 @@ from pypkg.models.weights.save_plan import (
     as_it_is,
     no_memory_is_shared,
 )
-from pypkg.models.weights.staging import Staging
 from pypkg.models.weights.tensor_writer import (
     FileToWrite,
     NotFiniteError,
@@ -46,7 +46,7 @@ from pypkg.models.weights.tensor_writer import (
 )
 from pypkg.parallel import mesh
 from pypkg.parallel.comm import gather
-from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank
+from pypkg.parallel.comm.collective import from_all_ranks
 from pypkg.parallel.comm.places import Places
 from pypkg.parallel.host_memory import to_host
 from pypkg.parallel.launch.rendezvous import named
@@ -104,6 +104,20 @@ def optimizer_tensors(updater: Updater, config: ModelConfig | None = None) -> Te
     return TensorSet(OPTIMIZER_STEM, units, read, as_it_is, part=part)
 
 
+class _Ready(NamedTuple):
+    """What a rank tells the others before they hand over tensors.
+
+    Attributes:
+        area: its shared memory, if there is any.
+        temporary: the folder that it has made, if it leads a place.
+        state_json: the trainer's state, of which that of the first rank is written.
+    """
+
+    area: AreaPlace | None
+    temporary: Path
+    state_json: str
+
+
 class CheckpointWriting:
     """A checkpoint that is being written: ``checkpoint-<global_step>`` in ``output_dir``.
 
@@ -112,7 +126,7 @@ class CheckpointWriting:
 
     Args:
         output_dir: which all ranks see, or those of a place.
-        tensor_sets: what is written.
+        plan: what is written, and by whom.
         add_files: writes further files into a folder; called on the leader of each place.
         memory: through which the ranks of a machine hand each other what is whole on none of them;
             None: by communication.
@@ -130,7 +144,7 @@ class CheckpointWriting:
         output_dir: str | Path,
         state: TrainerState,
         *,
-        tensor_sets: Sequence[TensorSet],
+        plan: SavePlan,
         add_files: Callable[[Path], None],
         settings_json: str,
         keep: int | None = None,
@@ -141,31 +155,42 @@ class CheckpointWriting:
         self.folder = Path(output_dir) / checkpoint_name(state)
         self._state = replace(state)  # training goes on before the manifest is written
         self._state_json = json.dumps({**asdict(state), MANIFEST_KEY: MANIFEST_FILE}, indent=2)
-        if not places.is_one:
-            self._state_json = from_first_rank(lambda: self._state_json)
         self._add_files, self._settings_json, self._keep = add_files, settings_json, keep
-        self._plan = SavePlan(tensor_sets)
-        self._places = places
-        rank = mesh.current().rank
-        with self._errors():
-            staging = Staging(rank) if memory is None else memory.begin(self._plan)
-        units = self._plan.units(no_memory_is_shared if memory is None else memory.is_shared)
-        self._temporary = places.from_leader(self._begin)
-        self._writer = make_writer(
-            [
-                FileToWrite(self._temporary / file.name, file.specs)
-                for file in self._plan.files_of(rank)
-            ],
-            [unit for unit in units if unit.writer == rank],
-            staging,
-        )
+        self._plan, self._memory, self._places = plan, memory, places
+        name = f"{TEMPORARY_PREFIX}{state.global_step}-{os.getpid()}"
+        self._temporary = self.folder.with_name(name)  # on a leader
+        self._writer: TensorWriter | None = None
         try:
-            for unit, part in self._plan.parts_of(rank, units):
-                self._writer.put(unit, part)
-            self._writer.close()
+            self._hand_over(make_writer)
         except BaseException:
-            self._abandon()
+            self.abandon()
             raise
+
+    def _hand_over(self, make_writer: MakeWriter) -> None:
+        """Lets the writers of all ranks begin, and gives them the parts that this rank has."""
+        rank, plan, memory, places = mesh.current().rank, self._plan, self._memory, self._places
+        told = from_all_ranks(self._ready)  # in one message, as training stands still
+        self._state_json = told[0].state_json
+        self._temporary = told[places.leaders[places.index]].temporary
+        areas = [each.area for each in told if each.area is not None]
+        staging = Staging(rank) if memory is None else memory.staging(areas)
+        units = plan.units(no_memory_is_shared if memory is None else memory.is_shared)
+        files = [FileToWrite(self._temporary / f.name, f.specs) for f in plan.files_of(rank)]
+        own = [unit for unit in units if unit.writer == rank]
+        self._writer = writer = make_writer(files, own, staging)
+        with self._errors():
+            for unit, part in plan.parts_of(rank, units):
+                writer.put(unit, part)
+            writer.close()
+
+    def _ready(self) -> _Ready:
+        """Makes what the save needs of this rank."""
+        with self._errors():
+            area = None if self._memory is None else self._memory.emptied(self._plan)
+            if self._places.is_leader:
+                shutil.rmtree(self._temporary, ignore_errors=True)
+                self._temporary.mkdir(parents=True)
+        return _Ready(area, self._temporary, self._state_json)
 
     def num_bytes_of(self, rank: int) -> int:
         """Bytes of the tensors that ``rank`` writes."""
@@ -173,6 +198,7 @@ class CheckpointWriting:
 
     def is_done(self) -> bool:
         """Whether this rank has written its files, or failed to."""
+        assert self._writer is not None  # since the construction
         return self._writer.is_done()
 
     def finish(self) -> Path:
@@ -187,21 +213,14 @@ class CheckpointWriting:
             self._places.from_leader(lambda: self._complete(records))
             self._places.from_leader(self._publish)
         except BaseException:
-            self._abandon()
+            self.abandon()
             raise
         if self._places.is_leader:
             self._remove_surplus()
         return self.folder
 
-    def _begin(self) -> Path:
-        name = f"{TEMPORARY_PREFIX}{self._state.global_step}-{os.getpid()}"
-        temporary = self.folder.with_name(name)
-        with self._errors():
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        return temporary
-
     def _records(self) -> dict[str, FileRecord]:
+        assert self._writer is not None  # since the construction
         with self._errors():
             return self._writer.records()
 
@@ -240,8 +259,10 @@ class CheckpointWriting:
             except UserError as error:
                 logger.warning("%s", error)
 
-    def _abandon(self) -> None:
-        self._writer.abandon()
+    def abandon(self) -> None:
+        """Ends the writing on this rank; its place keeps nothing of the checkpoint."""
+        if self._writer is not None:
+            self._writer.abandon()
         if self._places.is_leader:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
@@ -252,8 +273,10 @@ class CheckpointWriting:
         except (OSError, UserError) as error:
             older = checkpoints(self.folder.parent)
             kept = f" The last complete checkpoint is {older[-1][1]}." if older else ""
+            places = self._places
+            where = "" if places.is_one else f" on {named(places.ranks(places.index))}"
             raise UserError(
-                f"saving {self.folder} failed: {_reason(error)}.{kept} {_way_out(error)}"
+                f"saving {self.folder}{where} failed: {_reason(error)}.{kept} {_way_out(error)}"
             ) from error
 
 
@@ -262,6 +285,8 @@ def _way_out(error: Exception) -> str:
         return "Lower learning_rate or lengthen the warm-up, then start the same command again."
     if isinstance(error, SharedMemoryError):
         return "Raise the limits of this process (ulimit -a), then start the same command again."
+    if isinstance(error, LostRankError):
+        return "The output of that rank may say why. Start the same command again."
     return "Free some space or set output_dir to another disk, then start the same command again."
 
 

@@ -143,6 +143,16 @@ class Samples:
             found.setdefault(name, set()).update(documents)
         return {name: sorted(documents) for name, documents in found.items()}
 
+    def _training_samples(self, state: TrainerState) -> str:
+        """What their number follows from, for an error."""
+        s = self._settings
+        return (
+            f"consumed_samples of the checkpoint is {state.consumed_samples:,} "
+            f"({self._checkpoint or 'none'}), max_steps {s.max_steps:,} and a step takes "
+            f"{s.per_device_train_batch_size * s.gradient_accumulation_steps:,} per rank. Lower "
+            "max_steps, or resume from another checkpoint."
+        )
+
     def _open(self, state: TrainerState) -> dict[str, list[str]]:
         s, shards = self._settings, mesh.current().sample_shards
         numbers = _wanted_samples(s, state, shards)
@@ -168,12 +178,10 @@ class Samples:
                 prefixes, s.split, s.max_seq_length, numbers, s.seed, options, cache=cache
             )
         except MemoryError as error:
+            is_train = numbers[0] == most
+            what = self._training_samples(state) if is_train else _evaluation_samples(s)
             raise UserError(
-                f"the order of {most:,} samples does not fit into memory: consumed_samples "
-                f"of the checkpoint is {state.consumed_samples:,} ({self._checkpoint or 'none'}), "
-                f"max_steps {s.max_steps:,} and a step takes "
-                f"{s.per_device_train_batch_size * s.gradient_accumulation_steps:,} per rank. "
-                "Lower max_steps, or resume from another checkpoint."
+                f"the order of {most:,} samples does not fit into memory: {what}"
             ) from error
         for (split, name), wanted, dataset in zip(_SPLITS.items(), numbers, datasets):
             if dataset is not None:
@@ -282,6 +290,15 @@ def _wanted_samples(s: Settings, state: TrainerState, shards: int) -> list[int |
         evaluated * s.eval_iters * evaluations,
         evaluated * TEST_ITERS if s.do_predict else 0,
     ]
+
+
+def _evaluation_samples(s: Settings) -> str:
+    """What their number follows from, for an error."""
+    return (
+        f"eval_iters is {s.eval_iters:,}, per_device_eval_batch_size "
+        f"{s.per_device_eval_batch_size:,}, and there is an evaluation every {s.eval_steps:,} of "
+        f"{s.max_steps:,} steps. Lower one of the first two, or set eval_iters to -1."
+    )
 
 
 def short_names(prefixes: list[str]) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,13 +40,25 @@ class JsonLinesReporter:
         rows = [row for row in read_metrics(file) if row["global_step"] <= last_step]
         try:
             write_file(file, "".join(map(_line, rows)).encode())
-            self._stream = file.open("a", encoding="utf-8")
+            self._stream = file.open("ab", buffering=0)
         except OSError as error:
             raise UserError(f"{file} cannot be written: {error.strerror}. {_ELSEWHERE}") from error
 
     def report(self, step: int, metrics: dict[str, float]) -> None:
-        self._stream.write(_line({"global_step": step, **metrics}))
-        self._stream.flush()
+        """
+        Raises:
+            UserError: the disk is full, or the file cannot be written.
+        """
+        line = _line({"global_step": step, **metrics}).encode()
+        try:
+            if self._stream.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+            raise UserError(
+                f"{self._file} cannot be written: {reason}. Checkpoints are untouched. Free some "
+                "space, then start the same command again."
+            ) from error
 
     def rewind(self, step: int) -> None:
         self._stream.close()

@@ -69,16 +69,26 @@ def held_output_dir(
             places = find_places(Path(output_dir), allow_local)
             places.from_leaders(take)
             parts = Parts(places)
-        yield HeldOutput(parts, lambda: parts.places.from_leader(lambda: held[0].check()))
+        yield HeldOutput(parts, lambda: parts.places.from_leader(lambda: _check(held[0], parts)))
         parts.wait()
     except (UserError, OSError):
         for lock in held:
-            lock.check()  # a folder that is gone explains why a file cannot be written
+            _check(lock, parts)  # a folder that is gone explains why a file cannot be written
         raise
     finally:
         parts.close()
         for lock in held:
             lock.release()
+
+
+def _check(lock: OutputLock, parts: Parts) -> None:
+    """Names the ranks of this folder, where others have folders of their own under its path."""
+    try:
+        lock.check()
+    except UserError as error:
+        if parts.places.is_one:
+            raise
+        raise UserError(f"{named(parts.places.ranks(parts.places.index))}: {error}") from error
 
 
 def _tell_watchdog() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from pypkg.config import Settings
@@ -26,7 +27,7 @@ def tokenizer_source(settings: Settings) -> Path:
     name = settings.tokenizer_name_or_path
     assert name is not None  # Settings derives it
     path = Path(name)
-    if path.exists():
+    if os.path.exists(path):  # False, not an error, for a name too long for a path
         return path
     try:
         return find_weights(name)

@@ -27,7 +27,7 @@ BINDINGS = [
     PYTHON / "arguments.cc",
 ]
 SOURCES = [
-    *sorted(KERNELS.glob("*.cu"), key=lambda path: path.stat().st_size, reverse=True),
+    *sorted(KERNELS.rglob("*.cu"), key=lambda path: path.stat().st_size, reverse=True),
     *sorted(set(HERE.glob("*.cc")) - set(BINDINGS)),
 ]
 FLAGS = [
@@ -41,7 +41,7 @@ FLAGS = [
 
 def build(compiler: str = "g++") -> Path:
     """Returns the module's path; compiles only what is not in build/cuda_emulation already."""
-    headers = sorted(path for folder in (HERE, KERNELS, PYTHON) for path in folder.glob("*.*h"))
+    headers = sorted(path for folder in (HERE, KERNELS, PYTHON) for path in folder.rglob("*.*h"))
     digest = hashlib.sha256(" ".join([compiler, *FLAGS]).encode())
     for path in [*BINDINGS, *SOURCES, *headers]:
         digest.update(path.read_bytes())

@@ -166,7 +166,8 @@ inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 
-// --- counterparts of csrc/kernels/cuda_launch.cuh -----------------------------------------------
+// --- counterparts of csrc/kernels/common/cuda_launch.cuh
+// -----------------------------------------------
 namespace pypkg {
 
 struct LaunchSite;

@@ -1,9 +1,9 @@
-// Counterparts of csrc/kernels/cuda_hopper_ptx.cuh and cuda_tensor_map.cuh, written from the PTX
-// manual. Copies land, and products are computed, as late as the waits allow; until then their
+// Counterparts of csrc/kernels/common/cuda_hopper_ptx.cuh and cuda_tensor_map.cuh, written from the
+// PTX manual. Copies land, and products are computed, as late as the waits allow; until then their
 // targets hold NaN. What a kernel gets wrong shows as a failure, a deadlock or a wrong result.
 #pragma once
 
-#include "common.h"
+#include "common/common.h"
 #include "cuda_ptx_emulation.h"
 
 namespace cuda_emulation {

@@ -1,4 +1,4 @@
-// Counterparts of csrc/kernels/cuda_ptx.cuh, written from the PTX manual's fragment layouts.
+// Counterparts of csrc/kernels/common/cuda_ptx.cuh, written from the PTX manual's fragment layouts.
 #pragma once
 
 #include "cuda_emulation.h"

@@ -1,8 +1,8 @@
 // Small kernels, right and wrong, that show what the emulation notices.
 #include <pybind11/pybind11.h>
 
-#include "cuda_launch.cuh"
-#include "cuda_ptx.cuh"
+#include "common/cuda_launch.cuh"
+#include "common/cuda_ptx.cuh"
 
 namespace pypkg {
 namespace {

@@ -1,12 +1,12 @@
 // Under the emulation device memory is host memory, and the CPU names run the CUDA kernels: the
 // Python module links against this file in place of the CPU kernels.
-#include "adamw.h"
-#include "cross_entropy.h"
-#include "flash_attention.h"
-#include "gated_activation.h"
-#include "random_normal.h"
-#include "rms_norm.h"
-#include "rotary_embedding.h"
+#include "adamw/adamw.h"
+#include "attention/flash_attention.h"
+#include "cross_entropy/cross_entropy.h"
+#include "gated_activation/gated_activation.h"
+#include "random_normal/random_normal.h"
+#include "rms_norm/rms_norm.h"
+#include "rotary_embedding/rotary_embedding.h"
 
 namespace pypkg {
 

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <vector>
 
-#include "cuda_attention_tile.cuh"
-#include "cuda_hopper_ptx.cuh"
+#include "attention/cuda/cuda_attention_tile.cuh"
+#include "common/cuda_hopper_ptx.cuh"
 
 namespace pypkg {
 namespace {

@@ -118,6 +118,15 @@ def test_nested_parquet_column(tmp_path):
         assert not texts and problem.file_lost and said in problem.detail
 
 
+def test_parquet_column_of_a_name_that_occurs_twice(tmp_path):
+    column = pa.array(["x"])
+    table = pa.Table.from_arrays([column, column], ["text", "text"])
+    pq.write_table(table, tmp_path / "c.parquet")
+    texts, [problem], _ = read(tmp_path / "c.parquet")
+    assert not texts and problem.file_lost
+    assert problem.detail == "'text'; the columns are text, text"
+
+
 @pytest.mark.parametrize(
     "kind",
     [

@@ -315,12 +315,41 @@ def test_the_log_names_what_was_taken(tmp_path, caplog):
     [
         ({"default_vocab_size": None}, "not a tekken.json of Mistral: TypeError"),
         ({"default_vocab_size": 100}, "lacks 176 of the 256 single bytes"),
+        ({"default_vocab_size": 10**12}, "ValueError sizes 20 and 1000000000000"),
+        ({"default_num_special_tokens": -5}, "ValueError sizes -5 and"),
         ({"pattern": "("}, "not a tokenizer that tiktoken can use"),
     ],
 )
 def test_wrong_tekken_files(tmp_path, changes, said):
     write_tekken(tmp_path, **changes)
     with pytest.raises(UserError, match=said):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("rank", [-1, 20, 10**12, "1", None])
+def test_wrong_ranks_of_special_tokens_of_tekken(tmp_path, rank):
+    write_tekken(tmp_path)
+    contents = json.loads((tmp_path / "tekken.json").read_text())
+    contents["special_tokens"] = [{"token_str": "</s>", "rank": rank}]
+    (tmp_path / "tekken.json").write_text(json.dumps(contents))
+    with pytest.raises(UserError, match="special tokens whose ranks are not from 0 to 19"):
+        load_tokenizer(tmp_path)
+
+
+def test_an_infinite_rank_of_tekken(tmp_path):
+    write_tekken(tmp_path)
+    contents = json.loads((tmp_path / "tekken.json").read_text())
+    contents["vocab"][7]["rank"] = float("inf")
+    (tmp_path / "tekken.json").write_text(json.dumps(contents))
+    with pytest.raises(UserError, match=r"not a tekken.json of Mistral: OverflowError"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_token_that_occurs_twice(tmp_path):
+    write_ranks(tmp_path)
+    with (tmp_path / "tokenizer.model").open("a") as file:
+        file.write("YQ== 900\n")
+    with pytest.raises(UserError, match="expected a token in base64 that no line before has"):
         load_tokenizer(tmp_path)
 
 

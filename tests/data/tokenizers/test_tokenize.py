@@ -102,9 +102,11 @@ def test_the_vocabulary_ends_with_the_largest_id(tmp_path):
         ("tokenizer.json", "{", "tokenizer.json is not a tokenizer"),
         ("tokenizer.json", "{}", "tokenizer.json is not a tokenizer"),
         ("tokenizer.json", PANIC, "tokenizer.json is not a tokenizer.*precompiled_charsmap"),
-        ("tokenizer_config.json", "[" * 100_000, "cannot read .*tokenizer_config.json"),
-        ("tokenizer_config.json", "{", "cannot read .*tokenizer_config.json"),
-        ("tokenizer_config.json", "[]", "tokenizer_config.json: found a JSON list"),
+        ("tokenizer_config.json", "[" * 100_000, "tokenizer_config.json is not usable JSON"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json is not JSON"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json must hold a JSON object, found a l"),
+        ("tokenizer_config.json", '{"a": 1, "a": 2}', "'a' occurs more than once; keep one of"),
+        ("tokenizer_config.json", '{"eos_token": "\\ud800"}', r"no token '\ud800'.*eos_token"),
         ("tokenizer_config.json", '{"eos_token": "<none>"}', "no token '<none>'.*eos_token"),
     ],
 )
@@ -114,6 +116,27 @@ def test_wrong_files(folder, file, contents, said):
         (folder / file).write_text(contents)
     with pytest.raises(UserError, match=said):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_link_that_leads_nowhere(folder, file):
+    """It is no missing file: another tokenizer, or none of the special tokens, would be read."""
+    (folder / file).unlink()
+    (folder / file).symlink_to("blob")
+    with pytest.raises(UserError, match=rf"{file} is a link to blob, which is not there"):
+        load_tokenizer(folder)
+
+
+def test_an_id_beyond_the_32_bits_of_a_corpus(tmp_path):
+    for number, said in ((2**31 - 1, None), (2**31, "the largest token id .* is 2147483648")):
+        model = {"type": "WordLevel", "vocab": {"a": 0, "far": number}, "unk_token": "a"}
+        contents = {"version": "1.0", "added_tokens": [], "model": model}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(contents))
+        if said is None:
+            assert load_tokenizer(tmp_path).encode("far") == [number]
+        else:
+            with pytest.raises(UserError, match=said):
+                load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ def test_a_killed_rank_ends_all(workplace):
     output, _ = process.communicate(timeout=40)
     assert process.returncode not in (0, None)
     assert "rank 1 was ended by SIGKILL" in output
+    assert "`dmesg | grep -i 'out of memory'`" in output
     assert_none_left(workplace)
 
 

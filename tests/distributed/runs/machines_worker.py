@@ -1,16 +1,18 @@
 """One rank of test_machines.py: what is said of folders that differ between machines.
 
-Arguments: checkpoints (for a run that writes them), metrics (for one that does not), data or parts
-(for a checkpoint of folders of their own), and an output folder or a corpus for each rank; "-"
-where a rank reads none.
+Arguments: checkpoints (for a run that writes them), metrics (for one that does not), data, parts
+(for a checkpoint of folders of their own), or ThreadWriter or ProcessWriter (for a rank that ends
+in a save), and an output folder or a corpus for each rank; "-" where a rank reads none.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,21 @@ from distributed_testing import report
 from pypkg.data import IndexedDataset
 from pypkg.errors import UserError
 from pypkg.files.checksums import file_record
+from pypkg.models.weights import staging
+from pypkg.models.weights.assembly import Assembly, Division
 from pypkg.models.weights.formats import opening, safetensors, stored_tensor
 from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.model_folder import write_json
-from pypkg.models.weights.save_plan import TensorSet, Unit
+from pypkg.models.weights.save_plan import SavePlan, TensorSet, Unit, as_it_is
+from pypkg.models.weights.tensor_writer import ThreadWriter
+from pypkg.models.weights.writer_process import ProcessWriter, WriterProcess
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_all_ranks
 from pypkg.parallel.comm.file_server import RemoteFile
 from pypkg.training.checkpoint.lock import LOCK_FILE
 from pypkg.training.checkpoint.manifest import put_manifest, read_manifest
+from pypkg.training.checkpoint.shared_memory import SharedMemory
 from pypkg.training.checkpoint.writing import CheckpointWriting
 from pypkg.training.feed.same_data import check_same_data
 from pypkg.training.start import output_dir
@@ -68,7 +75,7 @@ def try_parts(place: str, kept: str) -> dict[str, Any]:
             folder = CheckpointWriting(
                 place,
                 TrainerState(global_step=step),
-                tensor_sets=[tensors()],
+                plan=SavePlan([tensors()]),
                 add_files=lambda to: write_json(to / "config.json", {}),
                 settings_json="{}",
                 keep=1,
@@ -95,6 +102,36 @@ def try_parts(place: str, kept: str) -> dict[str, Any]:
         said["gone"] = on_the_last(lambda: folder.rename(folder.with_name("away")))
         said["unchecked"] = list(parts.verify(folder, "no").damage)
     return said
+
+
+def halves() -> TensorSet:
+    """As ``tensors``; rank 0 writes all, each rank holds half, and rank 1 ends at the second."""
+    spec = TensorSpec("float32", (64, 16))
+    division = Division(lambda writer: (0, 1), 64 * 16 * 2, Assembly(spec.shape, slices=2))
+    units = [Unit(name, spec.shape, {name: spec}, (0,), division) for name in NAMES]
+
+    def part(name: str) -> np.ndarray:
+        if mesh.current().rank == 1 and name == NAMES[1]:
+            report("")
+            os._exit(0)
+        return np.zeros(64 * 8, np.float32)
+
+    return TensorSet("model", units, lambda *_: None, as_it_is, part=part)
+
+
+def save_to_the_end(place: str, writer: str) -> None:
+    """A save in which rank 1 ends, without a watchdog that would end rank 0."""
+    staging._SECONDS_BETWEEN_LOOKS = 0.1
+    in_process = partial(ProcessWriter, process=WriterProcess())
+    CheckpointWriting(
+        place,
+        TrainerState(global_step=1),
+        plan=SavePlan([halves()]),
+        add_files=lambda _: None,
+        settings_json="{}",
+        memory=SharedMemory(1 << 20),
+        make_writer=ThreadWriter if writer == "ThreadWriter" else in_process,
+    ).finish()
 
 
 def rewrite(folder: Path, name: str) -> None:
@@ -131,6 +168,8 @@ if __name__ == "__main__":
             report("")
         elif what == "parts":
             report(try_parts(place, places[0] + "-kept"))
+        elif what.endswith("Writer"):
+            save_to_the_end(place, what)
         else:
             with output_dir.held_output_dir(place, saves=what == "checkpoints"):
                 pass

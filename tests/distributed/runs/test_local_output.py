@@ -22,7 +22,8 @@ WORKER = Path(__file__).with_name("local_output_worker.py")
 @pytest.mark.slow
 def test_runs_go_on_from_their_parts(tmp_path: Path) -> None:
     common = settings(tmp_path)
-    first, second = run_ranks(WORKER, 2, [tmp_path, *common], timeout=150)
+    given = ["resuming", tmp_path, *common, "--do_eval", "false"]
+    first, second = run_ranks(WORKER, 2, given, timeout=150)
     assert {key: str(said).replace("local0", "local1") for key, said in first.items()} == {
         key: str(said) for key, said in second.items()
     }
@@ -75,15 +76,50 @@ def test_runs_go_on_from_their_parts(tmp_path: Path) -> None:
     assert resumed.losses() == pytest.approx({step: further[step] for step in (7, 8)}, rel=1e-5)
 
 
+@pytest.mark.slow
+def test_saves_beside_training_the_best_model_and_a_folder_that_vanishes(tmp_path: Path) -> None:
+    common = settings(tmp_path)
+    first, second = run_ranks(WORKER, 2, ["saving", tmp_path, *common], timeout=150)
+    assert [first.pop(name) for name in ("shared", "beside")] == [0, 0], first
+    assert [second.pop(name) for name in ("shared", "beside")] == [0, 0], second
+
+    # The parts make what a run without asynchronous saves has in one folder; the best one stays.
+    parts = [tmp_path / f"beside{rank}" for rank in range(2)]
+    for step in (2, 6):
+        name, merged = f"checkpoint-{step}", tmp_path / f"merged-{step}"
+        merge([part / name for part in parts], merged)
+        assert verify(merged).damage == () and results(merged) == results(
+            tmp_path / "shared" / name
+        )
+    assert json.loads((merged / "trainer_state.json").read_text())["best_checkpoint"] == (
+        "checkpoint-2"
+    )
+    for part in parts:
+        assert sorted(each.name for each in part.glob("checkpoint-*")) == [
+            "checkpoint-2", "checkpoint-6",
+        ]  # fmt: skip
+        assert not [*part.glob("tmp-*"), *part.glob(".*")]
+    summary = json.loads((parts[0] / "summary.json").read_text())
+    assert Path(summary["checkpoint"]).name == "checkpoint-2"
+
+    # A folder that vanishes on the second machine ends both, with its name; the first keeps what
+    # was complete, and nothing of the other save.
+    for name, message in first.items():
+        told = second[name]
+        assert "rank 1: output_dir" in told and "was removed or replaced" in told, (name, told)
+        assert "rank 1" in message and str(tmp_path / "local1") in message, (name, message)
+        assert sorted(each.name for each in (tmp_path / f"{name} 0").glob("*point*")) == [
+            "checkpoint-2"
+        ], name
+
+
 def settings(folder: Path) -> list[str]:
     """Those of all runs, with a corpus and a model."""
     write_corpus(folder / "data" / "corpus", counting_documents())
     write_model(folder / "model")
     workplace = Workplace(folder)
-    common = workplace.command(
-        save_steps=2, decay_steps=8, do_eval=False, max_rollbacks=1, save_total_limit=2
-    )[3:]
-    for name in ("--output_dir", "--max_steps"):
+    common = workplace.command(save_steps=2, decay_steps=8, max_rollbacks=1, save_total_limit=2)[3:]
+    for name in ("--output_dir", "--max_steps", "--do_eval"):
         place = common.index(name)
         del common[place : place + 2]
     return common

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from distributed_testing import run_ranks
 from training_testing import counting_documents, write_corpus
 
@@ -53,6 +54,17 @@ def test_parts_of_a_checkpoint(tmp_path):
         assert flipped.startswith("ranks 2 and 3: model-0") and "another checksum" in flipped
         assert "of this save, which ranks 2 and 3 wrote, is on no machine" in other_save
         assert "pypkg checkpoint merge" in other_save
+
+
+@pytest.mark.parametrize(
+    "writer", ["ThreadWriter", pytest.param("ProcessWriter", marks=pytest.mark.slow)]
+)
+def test_a_rank_that_ends_in_a_save_is_named(tmp_path, writer):
+    """Though no watchdog ends the other one, which waits for its parts."""
+    said, _ = run_ranks(WORKER, 2, [writer, tmp_path, tmp_path])
+    assert said.startswith(f"saving {tmp_path / 'checkpoint-1'} failed: rank 1 of this machine has")
+    assert "has yet to hand over" in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_checkpoints_need_it_everywhere(tmp_path):

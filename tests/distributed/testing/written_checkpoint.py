@@ -21,7 +21,7 @@ from pypkg.models.pretrained import model_config_json, model_tensors, weight_rea
 from pypkg.models.weights.formats import stored_tensor
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.model_folder import write_json
-from pypkg.models.weights.save_plan import TensorSet
+from pypkg.models.weights.save_plan import SavePlan, TensorSet
 from pypkg.models.weights.tensor_writer import ThreadWriter
 from pypkg.models.weights.writer_process import ProcessWriter, WriterProcess
 from pypkg.parallel import mesh
@@ -45,9 +45,12 @@ def write_and_read(
     checkpoint = CheckpointWriting(
         output_dir,
         TrainerState(global_step=1),
-        tensor_sets=[
-            counting(each, converted) for each in (model_tensors(model), optimizer_tensors(updater))
-        ],
+        plan=SavePlan(
+            [
+                counting(each, converted)
+                for each in (model_tensors(model), optimizer_tensors(updater))
+            ]
+        ),
         add_files=lambda to: write_json(to / "config.json", model_config_json(model)),
         settings_json="{}",
     )
@@ -142,10 +145,12 @@ def write_through_memory(model: Decoder, updater: Updater, output_dir: str, expe
         checkpoint = CheckpointWriting(
             output_dir,
             TrainerState(global_step=2 + len(found)),
-            tensor_sets=[
-                watched(each)
-                for each in (model_tensors(model), optimizer_tensors(updater, model.config))
-            ],
+            plan=SavePlan(
+                [
+                    watched(each)
+                    for each in (model_tensors(model), optimizer_tensors(updater, model.config))
+                ]
+            ),
             add_files=lambda _: None,
             settings_json="{}",
             memory=memory,

@@ -50,10 +50,11 @@ class Variant:
         compiled = shutil.ignore_patterns("__pycache__", "_lib", "*.so")
         for name in ("csrc", "pypkg"):  # the build reads the version from the package
             shutil.copytree(ROOT / name, folder / name, ignore=compiled)
-        path = folder / "csrc" / "kernels" / self.file
-        if not path.is_file():
-            names = ", ".join(sorted(each.name for each in path.parent.glob("*.cu*")))
+        files = {each.name: each for each in (folder / "csrc" / "kernels").rglob("*.cu*")}
+        if self.file not in files:
+            names = ", ".join(sorted(files))
             raise VariantError(f"{self.file} is none of the kernels' files: {names}")
+        path = files[self.file]
         definition = re.compile(rf"(constexpr \w+ {self.constant} = )([^;,]+)([;,])")
         text, count = definition.subn(rf"\g<1>{self.value}\g<3>", path.read_text())
         if count != 1:

@@ -75,7 +75,10 @@ _COUNTS_WITH = {
     "rope_scaling_factor": {"rope_scaling_type": "linear"},
 }
 _VALUES = (7, True, False, "relu", 0.25, [1, 2], {"rope_type": "linear", "factor": 2.0})
-_STRANGE = ("text", -1, 0, 1.5, float("inf"), float("nan"), [], [[1]], {}, {"rope_type": [1]}, None)
+_STRANGE = (
+    *("text", -1, 0, 1.5, float("inf"), float("nan"), [], [[1]], {}, {"rope_type": [1]}, None),
+    *(1e308, 1e-308, 10**400),
+)
 
 
 def _other_than(value: Any) -> Any:
@@ -99,6 +102,23 @@ def test_a_strange_value_of_any_key_is_read_or_refused(name: str) -> None:
         for value in _STRANGE:
             with suppress(UserError):
                 config_from_huggingface({**keys, key: value}).num_parameters()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": None},
+        {"num_attention_heads": 0},
+        {"head_dim": 2},
+        {"rope_scaling_factor": 1e308},
+        {"rope_scaling_factor": -2.0},
+    ],
+    ids=str,
+)
+def test_sizes_that_paddlenlps_ntk_cannot_be_computed_from(changes: dict) -> None:
+    ntk = {"rope_scaling_type": "ntk", "rope_scaling_factor": 2.0}
+    with pytest.raises(UserError):
+        config_from_huggingface({**KEYS["llama"], **ntk, **changes})
 
 
 def test_all_unknown_keys_are_named_at_once_with_a_way_out(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_written_keys_read_back_equal(changes: dict) -> None:
         ({"eos_token_id": -1}, "eos_token_id must .* found -1; leave it out or set it to null"),
         ({"eos_token_id": [2, -1]}, r"eos_token_id must .* list of them, found \[2, -1\]"),
         ({"eos_token_id": [1, 2.0]}, "eos_token_id must be an integer from 0 on or a list of them"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be at most 100,000, found 1,000,0"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be at most 10,000, found 1,000,0"),
         ({"vocab_size": 10**12}, "vocab_size must be at most 2,147,483,647"),
         (
             {"intermediate_size": 2**31 - 1, "hidden_size": 2**20, "num_hidden_layers": 9},
@@ -130,7 +130,7 @@ def test_layers_are_counted_before_their_types_are_made() -> None:
     keys = json.loads((GOLDEN / "family_variants/qwen2_tied_window/config.json").read_text())
     del keys["layer_types"]
     assert registry.config_from_huggingface(keys).num_hidden_layers == 2
-    with pytest.raises(UserError, match="num_hidden_layers must be at most 100,000"):
+    with pytest.raises(UserError, match="num_hidden_layers must be at most 10,000"):
         registry.config_from_huggingface({**keys, "num_hidden_layers": 10**9})
 
 
@@ -175,6 +175,7 @@ def test_dropout_is_not_applied_and_said_once(caplog: pytest.LogCaptureFixture) 
         ('{"hidden_size": 64,\n "x" 3}', "is not JSON: .* at line 2, column 6"),
         ("[1]", "must hold a JSON object, found a list"),
         ("[" * 100_000, "is not usable JSON: .*recursion"),
+        ('{"hidden_size": ' + "[" * 900 + "]" * 900 + "}", "it has more than 100 levels"),
         ('{"vocab_size": ' + "1" * 5000 + "}", "is not usable JSON: .*digits"),
         ('{"vocab_size": 64, "vocab_size": 65}', "'vocab_size' occurs more than once"),
         (b"\xff\xfe", "not UTF-8"),
@@ -187,6 +188,11 @@ def test_unreadable_file(text: str | bytes | None, message: str, tmp_path: Path)
     with pytest.raises(UserError, match=message) as error:
         registry.load_config(tmp_path)
     assert str(tmp_path / "config.json") in str(error.value)
+
+
+def test_a_file_that_begins_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(_keys()), encoding="utf-8-sig")
+    assert registry.load_config(tmp_path) == registry.config_from_huggingface(_keys())
 
 
 def test_a_name_that_is_too_long_for_a_path() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -78,6 +79,49 @@ def test_what_one_rank_alone_may_write_is_assigned_first():
     assert {name: file.rank for file in plan.files for name in file.specs} == {
         "large": 1, "own": 0,
     }  # fmt: skip
+
+
+def test_each_unit_goes_to_the_least_loaded_rank():
+    """Of those that may write it, found by looking at all of them, whatever others may write."""
+    random = np.random.default_rng(0)
+    choices = [(0, 1, 2, 3), (2, 3), (1,), (3, 0), (0, 1, 2, 3)]
+    ranks = {str(i): choices[random.integers(len(choices))] for i in range(300)}
+    sizes = {name: int(random.integers(1, 50)) for name in ranks}
+    plan = SavePlan([tensor_set("model", sizes, ranks)])
+    loads = dict.fromkeys(range(4), 0)
+    expected = {}
+    for name in sorted(sizes, key=lambda name: (len(ranks[name]), -sizes[name])):
+        expected[name] = min(ranks[name], key=lambda rank: (loads[rank], rank))
+        loads[expected[name]] += sizes[name]
+    assert {name: file.rank for file in plan.files for name in file.specs} == expected
+
+
+class Ranks(Sequence[int]):
+    """0 to ``count`` - 1, which counts how often somebody asks for one."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self.asked = count, 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index):
+        self.asked += 1
+        return range(self._count)[index]
+
+    def __iter__(self) -> Iterator[int]:
+        return (self[index] for index in range(self._count))
+
+
+def test_ranks_are_looked_through_once_for_all_tensors():
+    """Else a plan for 1,024 ranks takes seconds, in each of which training may stand still."""
+    everyone, names = Ranks(1024), [str(i) for i in range(2000)]
+    plan = SavePlan(
+        [tensor_set("model", dict.fromkeys(names, 8), dict.fromkeys(names, everyone), 64)]
+    )
+    assert everyone.asked <= 2 * 1024
+    writers = Counter(file.rank for file in plan.files for _ in file.specs)
+    assert set(writers) == set(range(1024)) and set(writers.values()) == {1, 2}
 
 
 def test_files_and_indices():

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
-from pypkg.models.weights.staging import (
+from pypkg.models.weights import staging
+from pypkg.models.weights.area import (
     Area,
     AreaPlace,
     AreaSize,
-    Receiver,
-    Sender,
+    LostRankError,
     Staging,
     new_area,
 )
+from pypkg.models.weights.staging import Receiver, Sender
 
 RANKS, UNITS = 3, 60
 
@@ -86,6 +89,26 @@ def test_every_part_arrives_whatever_fits_at_once(capacity: int) -> None:
                *(lambda rank=rank: write(rank) for rank in range(RANKS)))  # fmt: skip
 
 
+def test_writers_leave_the_cores_to_ranks_that_copy() -> None:
+    """A rank without room waits for them, so they begin."""
+    first, second, third = stagings(256)
+    begun = threading.Event()
+
+    def write() -> None:
+        Receiver(first, lambda: None).wait_for_copies()
+        begun.set()
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    first.areas[0].let_take()
+    third.areas[2].let_take()
+    sender = Sender(second, lambda: second.areas[1].take_nothing_more() if begun.wait(60) else None)
+    sender.put(0, 1, np.zeros(200, np.uint8))
+    assert not begun.is_set()
+    sender.put(1, 1, np.zeros(200, np.uint8))
+    assert begun.is_set()
+
+
 def test_a_writer_that_has_ended_holds_nobody_up() -> None:
     """The parts that it would have taken make room for those of the others."""
     first, second, _ = stagings(256)
@@ -109,6 +132,73 @@ def test_a_part_that_will_not_come_is_no_endless_wait() -> None:
 
     with pytest.raises(EOFError):
         Receiver(stagings(256)[0], check).take(0, 1)
+
+
+@pytest.fixture
+def beside_another(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Staging, subprocess.Popen]]:
+    """Of rank 0, which may look at once whether rank 1, another process, still runs."""
+    monkeypatch.setattr(staging, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    size = AreaSize(256, 2, UNITS)
+    _, place, area = new_area(size)
+    code = (
+        f"from pypkg.models.weights.area import AreaSize, new_area; {size=}\n"
+        "_, place, area = new_area(size); area.empty()\n"
+        "print(place.path, *place.identity, flush=True); input()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None  # it is a pipe
+    path, device, inode = process.stdout.readline().split()
+    other = AreaPlace(path, (int(device), int(inode)), size)
+    area.empty()
+    yield Staging(0, {0: area, 1: other.open()}, {0: place, 1: other}), process
+    process.communicate()
+
+
+def test_a_rank_that_has_ended_is_named(
+    beside_another: tuple[Staging, subprocess.Popen],
+) -> None:
+    """By one that waits for a part of it, and by one whose parts it has yet to take."""
+    own, process = beside_another
+    waits = 0
+
+    def check() -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 5:  # until then the other runs, and is waited for
+            process.kill()
+            process.wait()
+
+    with pytest.raises(LostRankError, match=r"rank 1 of this machine has ended.* hand over a p"):
+        Receiver(own, check).take(0, 1)
+    assert waits >= 5
+    sender = Sender(own)
+    sender.put(0, 1, np.zeros(200, np.uint8))
+    with pytest.raises(LostRankError, match=r"rank 1 of this machine has ended.* rank 0 handed"):
+        sender.put(1, 1, np.zeros(200, np.uint8))
+
+
+def test_what_a_rank_has_put_in_before_its_end_arrives(
+    beside_another: tuple[Staging, subprocess.Popen],
+) -> None:
+    own, process = beside_another
+    part = np.arange(200, dtype=np.uint8)
+    sender = Sender(Staging(1, own.areas, own.places))  # as the other process would do
+    sender.put(3, 0, part)
+    sender.flush()
+    process.kill()
+    process.wait()
+    assert np.array_equal(Receiver(own, lambda: None).take(3, 1), part)
+
+
+def test_a_rank_that_has_given_up_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though its process goes on."""
+    monkeypatch.setattr(staging, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    first, second, _ = stagings(256)
+    second.areas[1].give_up()
+    with pytest.raises(LostRankError, match="rank 1 "):
+        Receiver(first, lambda: None).take(0, 1)
 
 
 def test_another_file_is_no_area() -> None:

@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 from pypkg.errors import UserError
 from pypkg.files.checksums import FileRecord, file_record
 from pypkg.models.weights import tensor_writer
+from pypkg.models.weights.area import AreaSize, Staging, new_area
 from pypkg.models.weights.assembly import Assembly
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
 from pypkg.models.weights.save_plan import PlannedUnit, as_it_is
-from pypkg.models.weights.staging import AreaSize, Staging, new_area
 from pypkg.models.weights.tensor_writer import (
     FileToWrite,
     NotFiniteError,
@@ -88,6 +88,7 @@ def check_files(
 def test_files_and_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As one call writes them, in blocks of a few rows."""
     monkeypatch.setattr(tensor_writer, "BLOCK", 1000)
+    monkeypatch.setattr(tensor_writer, "_PIECE", 300)
     monkeypatch.setattr(tensor_writer, "_WRITE_BACK", 5000)
     files, tensors = files_and_tensors(tmp_path)
     writer = ThreadWriter(files, units_of(files))
@@ -159,11 +160,12 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
         writer.records()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_all_finite(dtype: str) -> None:
-    """Also where the sum overflows."""
-    largest = {"float32": 3.4e38, "float16": 65504.0, "bfloat16": 3.3e38}[dtype]
-    values = np.full(100, largest, np.float32)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_all_finite(dtype: str, sign: int) -> None:
+    """Beside values of one sign, the largest that there are; no dtype of integers has others."""
+    largest = {"float64": 1.7e308, "float32": 3.4e38, "float16": 65504.0, "bfloat16": 3.38e38}
+    values = np.full(100, sign * largest[dtype], np.float64 if dtype == "float64" else np.float32)
 
     def stored() -> np.ndarray:
         if dtype == "bfloat16":
@@ -174,6 +176,8 @@ def test_all_finite(dtype: str) -> None:
     for bad in (np.nan, np.inf, -np.inf):
         values[42] = bad
         assert not all_finite(stored(), dtype)
+    assert all_finite(np.full(3, 0xFFFFFFFF, np.uint32), "uint32")
+    assert all_finite(stored()[:0], dtype)
 
 
 @pytest.mark.parametrize("memory", [4096, 1 << 20])

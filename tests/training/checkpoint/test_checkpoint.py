@@ -20,6 +20,7 @@ from whole_values import whole_state
 from pypkg.config import Settings
 from pypkg.errors import UserError
 from pypkg.models import from_config
+from pypkg.models.weights.save_plan import SavePlan
 from pypkg.parallel import mesh
 from pypkg.parallel.optimizer.distribute import distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
@@ -48,7 +49,7 @@ def make(seed: int = 0) -> Updater:
 def save(output_dir: Path, step: int, keep: int | None = None, **changes: object) -> Path:
     updater = changes.pop("updater", None) or make()
     arguments = {
-        "tensor_sets": [optimizer_tensors(updater)],
+        "plan": SavePlan([optimizer_tensors(updater)]),
         "add_files": lambda folder: (folder / "model.bin").write_bytes(b"m" * 1000),
         "settings_json": "{}",
         "keep": keep,
@@ -104,6 +105,19 @@ def test_keeps_the_newest_in_order_of_steps(tmp_path):
     assert [step for step, _ in checkpoints(tmp_path)] == [10, 100]
 
 
+def test_of_a_checkpoint_that_was_moved_the_link_alone_is_removed(tmp_path):
+    """To another disk, with a symbolic link under its old name."""
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    for step in (9, 10):
+        shutil.move(save(run, step), disk / str(step))
+        (run / f"checkpoint-{step}").symlink_to(disk / str(step))
+    save(run, 11, keep=2)
+    (run / "tmp-checkpoint-checkpoint-8-1").symlink_to(disk / "9")  # of a killed removal
+    remove_unfinished(run)
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoint-10", "checkpoint-11"]
+    assert verify(disk / "9").damage == ()
+
+
 def test_saving_the_same_step_again_replaces_it(tmp_path):
     save(tmp_path, 3, settings_json='{"run": 1}')
     folder = save(tmp_path, 3, settings_json='{"run": 2}')
@@ -154,7 +168,7 @@ def test_a_kill_while_a_checkpoint_is_replaced(tmp_path, monkeypatch):
 def test_training_that_goes_on_while_a_checkpoint_is_written_changes_nothing_in_it(tmp_path):
     state = TrainerState(3, 30, 300, best_checkpoint="checkpoint-1")
     writing = CheckpointWriting(
-        tmp_path, state, tensor_sets=[optimizer_tensors(make())], settings_json="{}",
+        tmp_path, state, plan=SavePlan([optimizer_tensors(make())]), settings_json="{}",
         add_files=lambda folder: save_model(folder),
     )  # fmt: skip
     state.global_step, state.consumed_samples, state.best_checkpoint = 4, 40, "checkpoint-3"

@@ -129,6 +129,16 @@ def test_a_holder_elsewhere_that_falls_silent_while_it_is_watched(tmp_path, paus
     assert len(passed) == 5
 
 
+def test_a_clock_that_was_set_back(tmp_path, pause, monkeypatch):
+    """The dead holder's last touch is an hour in the future."""
+    leave_lock(tmp_path, elsewhere(), silent=-3600)
+    monotonic, passed = lock.time.monotonic, []
+    pause(lambda: passed.append(SILENCE_SECONDS / 4))
+    monkeypatch.setattr(lock.time, "monotonic", lambda: monotonic() + sum(passed))
+    OutputLock(tmp_path).release()
+    assert len(passed) == 4
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "\x00" * 300])
 def test_a_lock_that_names_nobody(tmp_path, pause, content):
     """As a kill between making and writing it leaves it."""

@@ -310,6 +310,45 @@ def test_incomplete_state_is_told(tmp_path: Path) -> None:
         _moment(folder, f"{KEYS[0]}.moment1")
 
 
+def test_a_file_that_is_left_from_another_save(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-5"
+    shutil.copytree(RUNS / "sharded_plain/checkpoint-5", folder)
+    expected = _moment(folder, f"{KEYS[0]}.moment1")
+    shutil.copy(folder / "optimizer.shard00.pdopt", folder / "optimizer.shard02.pdopt")
+    assert np.array_equal(_moment(folder, f"{KEYS[0]}.moment1"), expected)
+    shutil.copy(RUNS / "plain/checkpoint-5/optimizer.pdopt", folder / "optimizer.shard02.pdopt")
+    with pytest.raises(UserError, match=r"shard00.pdopt and .*shard02.pdopt hold different moment"):
+        _moment(folder, f"{KEYS[0]}.moment1")
+
+
+def test_master_weights_without_their_index(tmp_path: Path) -> None:
+    """The 16-bit weights would take their place."""
+    folder = tmp_path / "checkpoint-5"
+    shutil.copytree(RUNS / "unified/checkpoint-5", folder)
+    (folder / "master_weights-00001-of-00001.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"but master_weights.safetensors.index.json, .* missing"):
+        _moment(folder, f"{KEYS[0]}.moment1")
+
+
+def test_powers_that_are_no_numbers(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-5"
+    shutil.copytree(RUNS / "unified/checkpoint-5", folder)
+    file = folder / "optimizer-00001-of-00001.safetensors"
+    tensors = load_file(file)
+    powers = {name: np.ones(3, np.float32) for name in tensors if "pow_acc" in name}
+    save_file(tensors | powers, file)
+    with pytest.raises(UserError, match=r"beta1_pow_acc of .* has shape \[3\], expected \[1\]"):
+        _moment(folder, f"{KEYS[0]}.beta1_pow_acc")
+
+
+@pytest.mark.parametrize("number", [10**30, True, -1])
+def test_counts_that_no_run_has(tmp_path: Path, number: int) -> None:
+    content = json.loads((RUNS / "plain/checkpoint-5/trainer_state.json").read_text())
+    (tmp_path / "trainer_state.json").write_text(json.dumps({**content, "global_step": number}))
+    with pytest.raises(UserError, match="global_step must be a number"):
+        load_trainer_state(tmp_path)
+
+
 def test_a_trainer_state_without_samples_is_told(tmp_path: Path) -> None:
     content = json.loads((RUNS / "plain/checkpoint-5/trainer_state.json").read_text())
     del content["consumed_samples"]

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from disk_log import DiskLog
 
+from pypkg.errors import UserError
 from pypkg.training.ledger import counts, record
 from pypkg.training.reporting.outcome import Outcome
 from pypkg.training.reporting.reporters import JsonLinesReporter, make_reporters, read_metrics
@@ -40,6 +41,15 @@ def test_a_resumed_run_drops_the_steps_after_its_checkpoint(metrics):
     reporter.report(2, {"loss": 7.0})
     assert [row["loss"] for row in read_metrics(metrics)] == [1.0, 7.0]
     reporter.close()
+
+
+def test_a_full_disk_is_told(metrics):
+    reporter = JsonLinesReporter(metrics, last_step=3)
+    reporter.close()
+    with open("/dev/full", "ab", buffering=0) as full:  # which it always is
+        reporter._stream = full
+        with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written: the disk is full"):
+            reporter.report(4, {"loss": 4.0})
 
 
 def test_a_crash_on_resuming_leaves_the_metrics(metrics, disk):

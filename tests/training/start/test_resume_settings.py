@@ -84,6 +84,8 @@ def test_a_run_beyond_all_memory(workplace):
     assert_user_error(workplace.run(max_steps=6, verify_checkpoint="no"), f"{file}: data_order is")
     file.write_text(text)
     assert_user_error(workplace.run(max_steps=10**12), "max_steps 1,000,000,000,000")
+    long = workplace.run(max_steps=6, do_eval=True, eval_steps=2, eval_iters=10**12)
+    assert_user_error(long, "eval_iters is 1,000,000,000,000")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import paddle
 
 from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.model_folder import write_model_folder
+from pypkg.models.weights.save_plan import SavePlan
 from pypkg.parallel import mesh
 from pypkg.parallel.optimizer.distribute import distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
@@ -47,7 +48,7 @@ def save(output_dir: Path, step: int, keep: int | None = None) -> Path:
     return CheckpointWriting(
         output_dir,
         TrainerState(step, 4 * step, 64 * step, data_order={"seed": step}),
-        tensor_sets=[optimizer_tensors(updater_of(paddle.nn.Linear(8, 8)))],
+        plan=SavePlan([optimizer_tensors(updater_of(paddle.nn.Linear(8, 8)))]),
         add_files=lambda folder: save_model(folder, step),
         settings_json='{"max_steps": 100}',
         keep=keep,

@@ -25,6 +25,7 @@ def render(result: Result) -> list[str]:
                 _cell(row.get("of_disk")),
                 "" if alone is None else f"{sync / alone['sync_total']['median']:.2f}",
                 f"{row['async_stall']['median']:.2f}",
+                f"{row['async_stall']['median'] / sync:.2f}",
                 _number(row, "first_async_stall", 1),
                 f"{row['async_total']['median']:.2f}",
                 _cell(row.get("load_total")),
@@ -35,17 +36,17 @@ def render(result: Result) -> list[str]:
         )
     head = [
         "layout", "save, s", "quartiles", "GB/s", "of disk", "vs alone", "async stall, s",
-        "first, s", "async save, s", "load, s", "share", "read", "host MiB",
+        "of save", "first, s", "async save, s", "load, s", "share", "read", "host MiB",
     ]  # fmt: skip
     return [
         f"- {result['workload']}; {result['rows'][0]['bytes'] / 1e9:.2f} GB",
         "- `of disk`: time of `dd` with fsync that writes as many bytes in the same round, divided "
         "by the time of the save; `async stall`: how long training stands still with "
-        "`use_async_save`, after the first save, whose time is beside it",
+        "`use_async_save`, after the first save, whose time is `first`; `of save`: divided by the "
+        "time of the save that is awaited",
         "- `share`: bytes that the rank with the most writes, relative to the mean of all ranks; "
         "`read`: bytes that a rank reads when it loads, at most, relative to what the model before "
-        "ZeRO and its optimizer state hold; `host`: growth of a rank's memory during the save, in "
-        "the first round with the memory of `use_async_save`, which is allocated meanwhile",
+        "ZeRO and its optimizer state hold; `host`: growth of a rank's memory during the save",
         "",
         *table(head, body, text_columns=1),
     ]

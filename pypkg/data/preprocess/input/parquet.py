@@ -72,10 +72,8 @@ def read_parquet(span: Span, column: str, report: Report, replace: bool) -> Iter
 
 
 def _find(schema: Any, column: str) -> tuple[list[str], Any]:
-    """The path of a column, name by name, and its type; None if there is no such column."""
-    if column in schema.names:
-        return [column], schema.field(column).type
-    names = column.split(".")
+    """The path of a column, name by name, and its type; None if none or several have the name."""
+    names = [column] if column in schema.names else column.split(".")
     kind: Any = None
     for depth, name in enumerate(names):
         fields = schema.names if depth == 0 else _field_names(kind)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from pypkg.files.links import check_link
+
 
 class FileElsewhere(NamedTuple):
     """A file on another machine: its size in bytes, and what opens it for reading."""
@@ -30,8 +32,15 @@ def read_elsewhere(files: Mapping[Path, FileElsewhere]) -> None:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file, here or elsewhere."""
-    return path in _elsewhere or path.is_file()
+    """Whether there is a file, here or elsewhere.
+
+    Raises:
+        UserError: it is a link that leads nowhere.
+    """
+    if path in _elsewhere:
+        return True
+    check_link(path)
+    return path.is_file()
 
 
 def open_file(path: Path) -> tuple[io.RawIOBase, int]:

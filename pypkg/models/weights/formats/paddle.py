@@ -22,7 +22,12 @@ from pypkg.models.weights.formats.pickle_reader import (
     Span,
     user_errors,
 )
-from pypkg.models.weights.formats.stored_tensor import STORAGE, StoredTensor, contiguous_strides
+from pypkg.models.weights.formats.stored_tensor import (
+    MAX_AXES,
+    STORAGE,
+    StoredTensor,
+    contiguous_strides,
+)
 
 PARAMETER_NAMES = "StructuredToParameterName@@"  # key of a dict: name in the model -> Paddle's
 _IN_PIECES = "UnpackBigParamInfor@@"  # key of arrays that protocols 2 and 3 cut into pieces
@@ -45,7 +50,6 @@ _DTYPES = {
     "u8": "uint64",
     "b1": "bool",
 }
-_MAX_AXES = 32  # NumPy's own
 
 
 class _DType(Restorable):
@@ -75,7 +79,7 @@ class _Array(Restorable):
         _, shape, dtype, is_fortran, place = state
         if not (isinstance(dtype, _DType) and isinstance(place, Span) and isinstance(shape, tuple)):
             raise ValueError("an array without shape, dtype or bytes")
-        if len(shape) > _MAX_AXES or not all(type(n) is int and n >= 0 for n in shape):
+        if len(shape) > MAX_AXES or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError("an array whose shape is none")
         if math.prod(shape) * STORAGE[dtype.name].itemsize != place.length:
             raise ValueError(f"an array of shape {shape} in {place.length} bytes")

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pypkg.errors import UserError
-from pypkg.models.architecture.config import unique_keys
+from pypkg.files.json_files import unique_keys
 from pypkg.models.weights.formats.opening import open_file
 from pypkg.models.weights.formats.stored_tensor import (
+    MAX_AXES,
     STORAGE,
     Shape,
     StoredTensor,
@@ -50,6 +51,7 @@ _CODES = {name: code for code, name in _DTYPES.items()}
 # PaddleNLP's files have the metadata "np" and store bfloat16 as uint16, as NumPy has no bfloat16.
 _NUMPY_FORMAT = "np"
 _NUMPY_BFLOAT16 = "U16"
+_MAX_NUMBER = 1 << 63  # an offset or a length
 _MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
 
 
@@ -83,9 +85,11 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         try:
             first, end = fields["data_offsets"]
             shape = tuple(fields["shape"])
+            if len(shape) > MAX_AXES:
+                raise ValueError(f"a shape of {len(shape)} axes")
             if not all(type(each) is int for each in (first, end, *shape)):
                 raise TypeError(f"data_offsets {first}, {end} and shape {shape} are not integers")
-            if not 0 <= first <= end or any(length < 0 for length in shape):
+            if first > end or not all(0 <= each < _MAX_NUMBER for each in (first, end, *shape)):
                 raise ValueError(f"data_offsets {first}, {end} and shape {shape}")
             dtype = dtypes[fields["dtype"]]
         except (KeyError, TypeError, ValueError) as error:

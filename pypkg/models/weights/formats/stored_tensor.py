@@ -40,7 +40,9 @@ STORAGE: dict[str, np.dtype[Any]] = {
     "uint8": np.dtype("u1"),
     "bool": np.dtype("?"),
 }
+MAX_AXES = 32  # NumPy's before version 2
 FLOATS = ("float32", "float16", "bfloat16", "float64")
+_RANGES = {"float16": 0, "bfloat16": 1, "float32": 1, "float64": 2}  # in ascending order
 _BLOCK = 1 << 24  # bytes per read, the memory that a read needs beside its result
 
 
@@ -189,7 +191,8 @@ class JoinedTensor:
                 not read.
 
         Raises:
-            UserError: a stored dtype is not one of FLOATS, or a file cannot be read.
+            UserError: a stored dtype is not one of FLOATS, a value is beyond the largest of
+                ``dtype``, or a file cannot be read.
             ValueError: a slice has a step, or there are more slices than axes.
         """
         bounds = _bounds(self.shape, slices)
@@ -213,7 +216,20 @@ class JoinedTensor:
                 shard = shard.narrow(axis, start, stop)
             if target.size:
                 shard.read_into(target, dtype)
+                self._check_range(name, shard, target, dtype)
         return out
+
+    @staticmethod
+    def _check_range(
+        name: str, shard: StoredTensor | SlicedTensor, values: np.ndarray, dtype: str
+    ) -> None:
+        """Raises UserError if the conversion to ``dtype`` has made a value infinite."""
+        if _RANGES[shard.dtype] > _RANGES[dtype] and np.isinf(values).any():
+            raise UserError(
+                f"{shard.file}: tensor {name} of dtype {shard.dtype} holds values beyond "
+                f"{np.finfo(dtype).max:.6g}, the largest of {dtype}; choose another dtype, such as "
+                "bfloat16, or look what is wrong with the file"
+            )
 
 
 def contiguous_strides(shape: Shape) -> Shape:
@@ -231,9 +247,10 @@ def convert(values: np.ndarray, from_dtype: str, to_dtype: str) -> np.ndarray:
         return values
     if from_dtype == "bfloat16":
         values = (values.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(over="ignore"):  # which JoinedTensor.read notices
+        values = values.astype(STORAGE[to_dtype] if to_dtype != "bfloat16" else np.float32)
     if to_dtype != "bfloat16":
-        return values.astype(STORAGE[to_dtype])
-    values = values.astype(np.float32)
+        return values
     bits = values.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
     # The addition below would turn a NaN into an infinity or a number.

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pypkg.errors import UserError
-from pypkg.models.architecture.config import read_json
+from pypkg.files.json_files import read_json
 from pypkg.models.weights.formats.opening import is_file
 from pypkg.models.weights.formats.paddle import read_paddle_file
 from pypkg.models.weights.formats.paddle_parts import merge_parts, part_files
@@ -123,10 +123,16 @@ def read_file_shards(index: Path, read_file: _Reader = read_safetensors) -> dict
                 f"{index}: {name} must be the name of a file beside it, found {shard!r}"
             )
     entries: dict[str, StoredTensor] = {}
+    shards: dict[str, dict[str, StoredTensor]] = {}
     for shard in sorted(set(weight_map.values())):
         if not is_file(index.parent / shard):
             raise UserError(f"{index} lists the file {shard}, which is not in {index.parent}")
-        entries.update(read_file(index.parent / shard))
+        shards[shard] = read_file(index.parent / shard)
+        entries.update(shards[shard])
+    # Where several files hold a tensor, as file shards of an earlier save may, the index decides.
+    entries |= {
+        name: shards[shard][name] for name, shard in weight_map.items() if name in shards[shard]
+    }
     if absent := [name for name in weight_map if name not in entries]:
         raise UserError(f"{index} lists the tensor {absent[0]}, which no file holds")
     return entries

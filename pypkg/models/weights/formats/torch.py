@@ -21,7 +21,7 @@ from pypkg.models.weights.formats.pickle_reader import (
     Refused,
     user_errors,
 )
-from pypkg.models.weights.formats.stored_tensor import STORAGE, StoredTensor
+from pypkg.models.weights.formats.stored_tensor import MAX_AXES, STORAGE, StoredTensor
 
 _STORAGES = {
     "FloatStorage": "float32",
@@ -38,7 +38,6 @@ _STORAGES = {
 _WRAPPERS = ("module", "state_dict", "model")  # keys under which training scripts put the weights
 _MAX_PICKLE = 1 << 28  # bytes; a model of 100 000 tensors takes a tenth of it
 _MAX_NUMBER = 1 << 63  # a length, stride or offset, in elements
-_MAX_AXES = 64
 _MAX_KEY = 100  # characters
 _LOCAL_HEADER = 30  # bytes of a zip member's header before its name and extra field
 _RESAVE = "torch.save(torch.load(path, map_location='cpu', weights_only=True), path)"
@@ -170,7 +169,7 @@ def _make_tensor(
     """Replaces torch._utils._rebuild_tensor_v2: returns the place of the tensor in the file."""
     if not isinstance(storage, _Storage):
         raise ValueError(f"a tensor in {_shown(storage)}")
-    if len(shape) != len(strides) or len(shape) > _MAX_AXES:
+    if len(shape) != len(strides) or len(shape) > MAX_AXES:
         raise ValueError(f"a tensor of shape with {len(shape)} axes and {len(strides)} strides")
     numbers = (first, *shape, *strides)
     if not all(type(number) is int and 0 <= number <= _MAX_NUMBER for number in numbers):

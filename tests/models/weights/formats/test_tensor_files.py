@@ -19,7 +19,7 @@ from pypkg.errors import UserError
 from pypkg.models.weights.formats import stored_tensor
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
 from pypkg.models.weights.formats.stored_tensor import convert
-from pypkg.models.weights.formats.tensor_files import SINGLE_FILE, TensorFiles
+from pypkg.models.weights.formats.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFiles
 
 
 def _write_raw(path: Path, header: object, data: bytes) -> None:
@@ -128,6 +128,9 @@ def _corrupt(header: object, data: bytes = b"\0" * 8) -> Callable[[Path], None]:
                 (["2"], ["0", "8"], "are not integers"),
                 ({"2": 1}, [0, 8], r"shape \('2',\) are not integers"),
                 (None, [0, 8], "x has no valid header"),
+                ([10**4000, 10**4000], [0, 8], "x has no valid header"),
+                ([2], [0, 10**4299], "x has no valid header"),
+                ([1] * 100_000, [0, 8], "a shape of 100000 axes"),
             )
         ),
         (_corrupt(b'{"x":' * 100_000), "header is not JSON"),
@@ -177,6 +180,39 @@ def test_unsupported_dtype_is_named(tmp_path: Path) -> None:
     save_file({"x": np.arange(6)}, tmp_path / SINGLE_FILE)
     with pytest.raises(UserError, match=r"tensor x is of dtype int64; .*one of float32, float16"):
         TensorFiles(tmp_path).read("x", "float32")
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(np.float32(70_000), "float16"), (np.float64(1e39), "float32")]
+)
+def test_values_that_a_dtype_cannot_hold(tmp_path: Path, value: np.floating, dtype: str) -> None:
+    """They would become infinite."""
+    save_file({"x": np.array([1, value], value.dtype)}, tmp_path / SINGLE_FILE)
+    files = TensorFiles(tmp_path)
+    assert files.read("x", dtype, [slice(1)]).tolist() == [1]
+    with pytest.raises(UserError, match=rf"tensor x .* holds values beyond .* largest of {dtype}"):
+        files.read("x", dtype)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin.index.json"])
+def test_a_link_that_leads_nowhere(tmp_path: Path, name: str) -> None:
+    """Weights in another format beside it are not read in its place."""
+    (tmp_path / name).symlink_to("blob")
+    (tmp_path / "model_state.pdparams").write_bytes(b"")
+    with pytest.raises(UserError, match=rf"{name} is a link to blob, which is not there"):
+        TensorFiles(tmp_path)
+
+
+def test_the_index_decides_between_files_that_hold_one_tensor(tmp_path: Path) -> None:
+    for value, name in enumerate(("a", "b", "c")):
+        save_file({"x": np.full(2, value, np.float32)}, tmp_path / name)
+    weight_map = {"weight_map": {"x": "b", "y": "a", "z": "c"}}
+    (tmp_path / INDEX_FILE).write_text(json.dumps(weight_map))
+    with pytest.raises(UserError, match="lists the tensor y, which no file holds"):
+        TensorFiles(tmp_path)
+    for other, name in (("y", "a"), ("z", "c")):
+        save_file({"x": np.full(2, 9, np.float32), other: np.zeros(1)}, tmp_path / name)
+    assert TensorFiles(tmp_path).read("x", "float32").tolist() == [1, 1]
 
 
 SLICES = [

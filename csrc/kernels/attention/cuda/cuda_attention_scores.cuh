@@ -1,0 +1,137 @@
+// Scores of a block of queries against a block of keys: scale, soft cap, ALiBi and mask; and which
+// blocks to visit. Shared by the forward and the backward kernels.
+#pragma once
+
+#include "attention/cuda/cuda_attention_tile.cuh"
+#include "attention/flash_attention.h"
+
+namespace pypkg {
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kLn2 = 0.69314718055994531f;
+
+// One thread block's share of the work: blocks of rows of one (batch, head), from a flat index.
+struct BlockTask {
+  int64_t b, head;
+  int first;
+
+  // Neighbouring indices share the head, whose other operand then stays in cache. `last_first`
+  // turns the order inside a head around: under a causal mask the last queries have most to do,
+  // and what starts first should be the longest.
+  __device__ BlockTask(int64_t rows, int rows_per_block, int64_t heads, bool last_first) {
+    const int64_t blocks = ceil_div<int64_t>(rows, rows_per_block);
+    const int64_t index = blockIdx.x % blocks;
+    first = (last_first ? blocks - 1 - index : index) * rows_per_block;
+    head = blockIdx.x / blocks % heads;
+    b = blockIdx.x / blocks / heads;
+  }
+  __device__ BlockTask(int64_t b_, int64_t head_, int first_) : b(b_), head(head_), first(first_) {}
+};
+
+// For 16-bit types with an absolute error below 2^-21; for float32 the accurate one.
+template <typename T>
+__device__ __forceinline__ float hyperbolic_tangent(float x) {
+  if constexpr (std::is_same_v<T, float>) return tanhf(x);
+  const float squared = exp2_approximate(2 * kLog2E * fabsf(x));  // of exp(|x|); may be infinite
+  return copysignf(1.0f - __fdividef(2.0f, squared + 1.0f), x);
+}
+
+// Scores in units of log 2 (exp2 is one instruction), for one batch and query head.
+class ScoreRule {
+ public:
+  __device__ ScoreRule(const FlashAttentionShape& shape, int64_t b, int64_t head_q)
+      : mask_(shape.mask),
+        b_(b),
+        seq_q_(shape.seq_q),
+        seq_k_(shape.seq_k),
+        scale_(shape.scale * kLog2E),
+        softcap_(shape.softcap * kLog2E),
+        to_softcap_(shape.scale / shape.softcap),
+        slope_(shape.mask.alibi_slopes ? shape.mask.alibi_slopes[head_q] * kLog2E : 0.0f) {}
+
+  // Of queries [q_first, q_first + kQueries) and keys [k_first, k_first + kKeys); what lies beyond
+  // the sequences is never seen.
+  template <int kQueries, int kKeys>
+  __device__ BlockState block_state(int q_first, int k_first) const {
+    const int q_end = min(q_first + kQueries, seq_q_);
+    const int k_end = min(k_first + kKeys, seq_k_);
+    const BlockState state =
+        key_block_state(mask_, b_, position(q_first), position(q_end), k_first, k_end, seq_k_);
+    const bool whole = q_end == q_first + kQueries && k_end == k_first + kKeys;
+    return state == BlockState::kFull && !whole ? BlockState::kPartial : state;
+  }
+
+  // First key of the next block, at or after `first`, that is not skipped; seq_k or more if none.
+  template <int kQueries, int kKeys>
+  __device__ int next_key_block(int q_first, int first, BlockState& state) const {
+    for (; first < seq_k_; first += kKeys) {
+      state = block_state<kQueries, kKeys>(q_first, first);
+      if (state != BlockState::kSkip) break;
+    }
+    return first;
+  }
+
+  // Turns products q k into tanh(scale * q k / softcap), in place.
+  template <typename T, int kRowTiles, int kColTiles>
+  __device__ __forceinline__ void to_tangents(float (&scores)[kRowTiles][kColTiles][4]) const {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < kColTiles; ++n) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          scores[m][n][c] = hyperbolic_tangent<T>(scores[m][n][c] * to_softcap_);
+        }
+      }
+    }
+  }
+
+  // Turns products q k, or what to_tangents made of them if kCapped, into scores, in place; -inf
+  // where the query does not see the key. Rows of the accumulator are queries, or keys if
+  // kRowsAreKeys.
+  template <bool kRowsAreKeys, bool kCapped, int kRowTiles, int kColTiles>
+  __device__ __forceinline__ void apply(float (&scores)[kRowTiles][kColTiles][4], int first_row,
+                                        int first_col, BlockState state) const {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < kColTiles; ++n) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) scores[m][n][c] *= kCapped ? softcap_ : scale_;
+      }
+    }
+    if (mask_.alibi_slopes == nullptr && state == BlockState::kFull) return;
+    const int row0 = first_row + row_in_tile(0, 0), col0 = first_col + col_in_tile(0, 0);
+    // Key minus query position of this lane's first element; exact up to 2^24.
+    const float distance0 = kRowsAreKeys ? row0 - position(col0) : col0 - position(row0);
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < kColTiles; ++n) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          const int row_step = 16 * m + 8 * (c / 2), col_step = 8 * n + c % 2;
+          const int step = kRowsAreKeys ? row_step - col_step : col_step - row_step;
+          scores[m][n][c] += slope_ * (distance0 + static_cast<float>(step));
+          const int q = kRowsAreKeys ? col0 + col_step : row0 + row_step;
+          const int k = kRowsAreKeys ? row0 + row_step : col0 + col_step;
+          if (state == BlockState::kPartial && !visible(q, k)) scores[m][n][c] = -INFINITY;
+        }
+      }
+    }
+  }
+
+ private:
+  __device__ int position(int q) const { return q + seq_k_ - seq_q_; }
+
+  __device__ bool visible(int q, int k) const {
+    return q < seq_q_ && k < seq_k_ && is_visible(mask_, b_, position(q), k, seq_k_);
+  }
+
+  const AttentionMask& mask_;
+  const int64_t b_;
+  const int seq_q_, seq_k_;  // at most 2^24
+  const float scale_, softcap_, to_softcap_, slope_;
+};
+
+}  // namespace pypkg

@@ -1,0 +1,349 @@
+// What the attention kernels for Hopper (sm_90a) share, after FlashAttention-3 (Shah et al., 2024).
+//
+// A block stays on its multiprocessor and walks over tiles of rows. One group of four warps, the
+// producer, has the copy engine bring the rows of a tile, and what they are multiplied with,
+// through rings of buffers; a pair of barriers for each says when it is full and when it is empty.
+// Two other groups, the consumers, hold 64 rows of a tile each and multiply.
+//
+// Heads are padded to 64 or 128 dimensions, which the copy engine fills with zeros.
+#pragma once
+
+#include "attention/cuda/cuda_attention_scores.cuh"
+#include "attention/cuda/flash_attention_cuda.h"
+#include "common/cuda_hopper_ptx.cuh"
+
+namespace pypkg {
+
+constexpr int kGroupThreads = 128;
+constexpr int kConsumerGroups = 2;
+constexpr int kConsumers = kConsumerGroups * kGroupThreads;
+constexpr int kHopperThreads = kConsumers + kGroupThreads;
+constexpr int kGroupRows = 64;  // of a tile, of one consumer group
+constexpr int kTileRows = kConsumerGroups * kGroupRows;
+constexpr int kBoxDims = 64;
+
+// --- tiles in shared memory ---------------------------------------------------------------------
+
+// Rows as the copy engine writes them, swizzled, for wgmma to read.
+template <typename T, int kRows, int kHeadDim>
+struct BoxTile {
+  alignas(1024) T data[kHeadDim / kBoxDims][kRows][kBoxDims];
+};
+
+// The rows that the consumers hold, until their place becomes the way out of the result.
+template <typename T, int kHeadDim>
+union HeldTile {
+  BoxTile<T, kGroupRows, kHeadDim> group[kConsumerGroups];
+  SharedTile<T, kTileRows, kHeadDim> result;
+};
+
+// --- what is worked on in which order -----------------------------------------------------------
+
+struct TileOrder {
+  int64_t blocks;           // of rows, per head
+  int64_t heads_per_batch;  // that have rows
+  int64_t heads;            // of all batches
+  int64_t heads_together;   // that are worked on together, so that what they walk over is in cache
+  bool last_first;          // where the last rows have most to do
+};
+
+// Where queries are held, of kHeld tensors, and keys and values walked over.
+template <int kHeld>
+struct QueryWork {
+  TileOrder order;
+  TensorMap held[kHeld], k, v;  // [batch, sequence, heads, head_dim]
+};
+
+template <typename T, int kHeadDim, int kHeld_, int kKeys_, int kStages_>
+struct QueryTiling {
+  static constexpr int kHeld = kHeld_;
+  static constexpr int kKeys = kKeys_;      // of a block
+  static constexpr int kStages = kStages_;  // of the rings
+  using KeyTile = BoxTile<T, kKeys, kHeadDim>;
+
+  struct Storage {
+    HeldTile<T, kHeadDim> held[kHeld];
+    KeyTile k[kStages], v[kStages];
+    Mbarrier held_full, held_empty;
+    Mbarrier k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+
+    __device__ void init_barriers();
+  };
+};
+
+#ifdef PYPKG_SM90A_INSTRUCTIONS
+
+// 128 x 24 + 256 x 240 of 65536 registers.
+constexpr int kProducerRegisters = 24;
+constexpr int kConsumerRegisters = 240;
+// Named barriers; 0 is __syncthreads.
+constexpr int kStoreBarrier = 1;  // and 2: a group's rows are done with
+constexpr int kTurnBarrier = 3;   // and 4: a group's turn at the tensor cores
+
+// This block's tiles: of every round one, forwards and backwards in turn, so that what is long and
+// what is short evens out.
+class TileWalk {
+ public:
+  __device__ explicit TileWalk(const TileOrder& order) : order_(order) {}
+
+  __device__ bool done() const { return index() >= order_.blocks * order_.heads; }
+  __device__ void advance() { ++round_; }
+
+  __device__ BlockTask task() const {
+    const int64_t set = index() / (order_.heads_together * order_.blocks);
+    const int64_t in_set = index() % (order_.heads_together * order_.blocks);
+    const int64_t first_head = set * order_.heads_together;
+    const int64_t heads = min(order_.heads_together, order_.heads - first_head);
+    const int64_t block = in_set / heads, head = first_head + in_set % heads;
+    const int64_t turned = order_.last_first ? order_.blocks - 1 - block : block;
+    return BlockTask(head / order_.heads_per_batch, head % order_.heads_per_batch,
+                     static_cast<int>(turned * kTileRows));
+  }
+
+ private:
+  __device__ int64_t index() const {
+    const unsigned place = round_ % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
+    return round_ * gridDim.x + place;
+  }
+
+  const TileOrder& order_;
+  int64_t round_ = 0;
+};
+
+// --- barriers -----------------------------------------------------------------------------------
+
+// A place in a ring of buffers; the parity is that of the barriers' current phase.
+template <int kStages>
+struct RingPlace {
+  int stage = 0;
+  uint32_t parity = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+__device__ __forceinline__ void init_barrier_pair(Mbarrier& full, Mbarrier& empty,
+                                                  int producer_arrivals) {
+  mbarrier_init(full, producer_arrivals);
+  mbarrier_init(empty, kConsumers / kWarpSize);
+}
+
+template <typename T, int kHeadDim, int kHeld, int kKeys, int kStages>
+__device__ void QueryTiling<T, kHeadDim, kHeld, kKeys, kStages>::Storage::init_barriers() {
+  init_barrier_pair(held_full, held_empty, 1);
+  for (int i = 0; i < kStages; ++i) {
+    init_barrier_pair(k_full[i], k_empty[i], 1);
+    init_barrier_pair(v_full[i], v_empty[i], 1);
+  }
+}
+
+// A consumer's way to say that it has read a buffer. One arrival of each warp: what its wait
+// finished is what its own instructions started.
+__device__ __forceinline__ void release(Mbarrier& empty) {
+  __syncwarp();
+  if (lane_id() == 0) mbarrier_arrive(empty);
+}
+
+// --- copies -------------------------------------------------------------------------------------
+
+template <typename T, int kRows, int kHeadDim>
+__device__ __forceinline__ void copy_tile(BoxTile<T, kRows, kHeadDim>& tile, const TensorMap& map,
+                                          Mbarrier& full, int head, int row, int b) {
+#pragma unroll
+  for (int i = 0; i < kHeadDim / kBoxDims; ++i) {
+    copy_tensor_box(tile.data[i], map, full, i * kBoxDims, head, row, b);
+  }
+}
+
+// The rows of a task, of kHeld tensors.
+template <typename T, int kHeadDim, int kHeld>
+__device__ __forceinline__ void copy_held(HeldTile<T, kHeadDim> (&held)[kHeld],
+                                          const TensorMap (&maps)[kHeld], Mbarrier& full,
+                                          const BlockTask& task) {
+  mbarrier_arrive_expect(full, sizeof(held));
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+#pragma unroll
+    for (int g = 0; g < kConsumerGroups; ++g) {
+      copy_tile(held[i].group[g], maps[i], full, task.head, task.first + g * kGroupRows, task.b);
+    }
+  }
+}
+
+// The thread that starts all copies where keys and values are walked over.
+template <typename Tiling>
+class KeyProducer {
+ public:
+  static constexpr int kThreads = 1;
+
+  __device__ KeyProducer(const FlashAttentionShape& shape, const QueryWork<Tiling::kHeld>& work,
+                         typename Tiling::Storage& shared)
+      : shape_(shape), work_(work), shared_(shared) {}
+
+  __device__ void run() {
+    uint32_t parity = 0;
+    for (TileWalk walk(work_.order); !walk.done(); walk.advance()) {
+      const BlockTask task = walk.task();
+      const int head_k = task.head / (shape_.heads_q / shape_.heads_k);
+      const ScoreRule rule(shape_, task.b, task.head);
+      mbarrier_wait(shared_.held_empty, parity ^ 1);
+      parity ^= 1;
+      copy_held(shared_.held, work_.held, shared_.held_full, task);
+      BlockState state;
+      const auto seek = [&](int first) {
+        return rule.template next_key_block<kTileRows, Tiling::kKeys>(task.first, first, state);
+      };
+      for (int key = seek(0); key < shape_.seq_k; key = seek(key + Tiling::kKeys)) {
+        const int stage = place_.stage;
+        mbarrier_wait(shared_.k_empty[stage], place_.parity ^ 1);
+        load_keys(shared_.k[stage], work_.k, shared_.k_full[stage], head_k, key, task.b);
+        mbarrier_wait(shared_.v_empty[stage], place_.parity ^ 1);
+        load_keys(shared_.v[stage], work_.v, shared_.v_full[stage], head_k, key, task.b);
+        place_.advance();
+      }
+    }
+  }
+
+ private:
+  __device__ void load_keys(typename Tiling::KeyTile& tile, const TensorMap& map, Mbarrier& full,
+                            int head, int key, int b) {
+    mbarrier_arrive_expect(full, sizeof(tile));
+    copy_tile(tile, map, full, head, key, b);
+  }
+
+  const FlashAttentionShape& shape_;
+  const QueryWork<Tiling::kHeld>& work_;
+  typename Tiling::Storage& shared_;
+  RingPlace<Tiling::kStages> place_;
+};
+
+// --- products -----------------------------------------------------------------------------------
+
+// Starts d = a b^T over the head dimension, and closes the group of products.
+template <typename T, int kRows, int kHeadDim>
+__device__ __forceinline__ void start_transposed(float (&d)[kRows / 8][4],
+                                                 const BoxTile<T, kGroupRows, kHeadDim>& a,
+                                                 const BoxTile<T, kRows, kHeadDim>& b) {
+#pragma unroll
+  for (int i = 0; i < kHeadDim; i += 16) {
+    const int box = i / kBoxDims, in_box = i % kBoxDims;
+    wgmma_transposed<T>(d, wgmma_descriptor(&a.data[box][0][in_box], 0),
+                        wgmma_descriptor(&b.data[box][0][in_box], 0), i > 0);
+  }
+  wgmma_commit();
+}
+
+// A group's 64 rows of an accumulator, rounded: an operand of the next product.
+template <int kInner>
+using PackedRows = uint32_t[kInner / 16][4];
+
+template <typename T, int kInner>
+__device__ __forceinline__ void pack_rows(PackedRows<kInner>& packed,
+                                          const float (&acc)[kInner / 8][4]) {
+#pragma unroll
+  for (int i = 0; i < kInner / 16; ++i) pack_operand<T>(packed[i], acc[2 * i], acc[2 * i + 1]);
+}
+
+// Starts out += p b over the rows of b, and closes the group of products.
+template <typename T, int kRows, int kHeadDim>
+__device__ __forceinline__ void start_product(float (&out)[kHeadDim / 8][4],
+                                              const PackedRows<kRows>& p,
+                                              const BoxTile<T, kRows, kHeadDim>& b) {
+#pragma unroll
+  for (int i = 0; i < kRows / 16; ++i) {
+    wgmma<T>(out, p[i], wgmma_descriptor(b.data[0][16 * i], sizeof(b.data[0])));
+  }
+  wgmma_commit();
+}
+
+// --- roles --------------------------------------------------------------------------------------
+
+// A kernel's body; its producer and its consumer are made when their warps are known.
+template <typename Storage, typename MakeProducer, typename MakeConsumer>
+__device__ __forceinline__ void run_roles(const MakeProducer& make_producer,
+                                          const MakeConsumer& make_consumer) {
+  auto& shared = dynamic_shared<Storage>();
+  if (threadIdx.x == 0) {
+    shared.init_barriers();
+    mbarrier_init_fence();
+  }
+  __syncthreads();
+  if (threadIdx.x >= kConsumers) {
+    give_up_registers<kProducerRegisters>();
+    auto producer = make_producer(shared);
+    if (threadIdx.x < kConsumers + producer.kThreads) producer.run();
+  } else {
+    take_registers<kConsumerRegisters>();
+    make_consumer(shared).run();
+  }
+}
+
+#endif
+
+// --- launching ----------------------------------------------------------------------------------
+
+// `token_stride` elements lie from one token of the tensor to the next.
+inline TensorMap head_rows_map(const FlashAttentionShape& shape, const void* tensor,
+                               int64_t sequence, int64_t heads, int64_t token_stride,
+                               int box_rows) {
+  const uint64_t row = 2 * shape.head_dim, token = 2 * token_stride;
+  const uint64_t dims[] = {uint64_t(shape.head_dim), uint64_t(heads), uint64_t(sequence),
+                           uint64_t(shape.batch)};
+  const uint32_t box[] = {kBoxDims, 1, uint32_t(box_rows), 1};
+  return make_tensor_map(shape.dtype, tensor, dims, {row, token, token * sequence}, box);
+}
+
+// `walked_bytes` are what `sharing` neighbouring heads walk over.
+inline TileOrder tile_order(int64_t batch, int64_t heads, int64_t rows, int64_t walked_bytes,
+                            int64_t sharing, bool last_first) {
+  constexpr int64_t kCacheBytes = 32 << 20;  // most of the 50 MB of L2
+  const int64_t together = std::max<int64_t>(1, kCacheBytes / walked_bytes) * sharing;
+  return {ceil_div<int64_t>(rows, kTileRows), heads, batch * heads,
+          std::min(batch * heads, together), last_first};
+}
+
+// Of `queries`, the first is q, and what follows lies like out.
+template <typename Tiling>
+QueryWork<Tiling::kHeld> query_work(const FlashAttentionShape& shape,
+                                    const void* const (&queries)[Tiling::kHeld], const void* k,
+                                    const void* v) {
+  QueryWork<Tiling::kHeld> work{
+      tile_order(shape.batch, shape.heads_q, shape.seq_q, 4 * shape.seq_k * shape.head_dim,
+                 shape.heads_q / shape.heads_k, shape.mask.causal),
+      {},
+      head_rows_map(shape, k, shape.seq_k, shape.heads_k, shape.k_stride(), Tiling::kKeys),
+      head_rows_map(shape, v, shape.seq_k, shape.heads_k, shape.k_stride(), Tiling::kKeys)};
+  for (int i = 0; i < Tiling::kHeld; ++i) {
+    work.held[i] = head_rows_map(shape, queries[i], shape.seq_q, shape.heads_q,
+                                 i == 0 ? shape.q_stride() : shape.out_stride(), kGroupRows);
+  }
+  return work;
+}
+
+template <typename Storage, typename Params>
+void launch_hopper(const LaunchSite& site, void (*kernel)(Params), const Params& params,
+                   const TileOrder& order, Stream stream) {
+  launch(site, kernel, dim3(std::min<int64_t>(order.blocks * order.heads, multiprocessor_count())),
+         dim3(kHopperThreads), sizeof(Storage), stream, params);
+}
+
+// Calls f(TypeTag<T>, head_dim, capped) with the head_dim that the actual one is padded to.
+template <typename F>
+void dispatch_hopper(const FlashAttentionShape& shape, F&& f) {
+  dispatch_dtype(shape.dtype, [&](auto tag) {
+    if constexpr (sizeof(typename decltype(tag)::type) == 2) {
+      dispatch_softcap(shape, [&](auto capped) {
+        if (shape.head_dim <= 64) return f(tag, std::integral_constant<int, 64>{}, capped);
+        f(tag, std::integral_constant<int, kMaxHopperHeadDim>{}, capped);
+      });
+    } else {
+      throw std::invalid_argument("flash_attention: float32 on the Hopper kernels");
+    }
+  });
+}
+
+}  // namespace pypkg

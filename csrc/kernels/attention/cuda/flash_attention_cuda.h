@@ -1,0 +1,76 @@
+// Implementations of attention behind flash_attention_*_cuda, and what their launchers share.
+// flash_attention.cu checks the arguments and chooses; another implementation is one more pair of
+// functions here.
+#pragma once
+
+#include <type_traits>
+
+#include "attention/flash_attention.h"
+#include "common/cuda_launch.cuh"
+
+namespace pypkg {
+
+void flash_attention_forward_sm80(const FlashAttentionForward& params, Stream stream);
+
+constexpr int64_t kMaxHopperHeadDim = 128;
+
+// 16-bit types, head_dim at most kMaxHopperHeadDim, at least one query and one key, on a device of
+// compute capability 9.0.
+void flash_attention_forward_sm90(const FlashAttentionForward& params, Stream stream);
+
+// delta [batch, heads_q, seq_q]: sum over dimensions of dout * out.
+void flash_attention_backward_sm80(const FlashAttentionBackward& params, const float* delta,
+                                   Stream stream);
+
+// As flash_attention_forward_sm90.
+void flash_attention_backward_sm90(const FlashAttentionBackward& params, const float* delta,
+                                   Stream stream);
+
+inline LaunchSite attention_site(const char* operation, const FlashAttentionShape& shape) {
+  return {operation,
+          {shape.batch, shape.seq_q, shape.seq_k, shape.heads_q, shape.heads_k, shape.head_dim}};
+}
+
+// One block per `rows_per_block` rows of every batch and head, in a flat grid.
+inline dim3 attention_grid(int64_t batch, int64_t heads, int64_t rows, int rows_per_block) {
+  const int64_t blocks = batch * heads * ceil_div<int64_t>(rows, rows_per_block);
+  if (blocks > INT32_MAX) throw std::invalid_argument("flash_attention: more than 2^31 blocks");
+  return dim3(static_cast<unsigned>(blocks));
+}
+
+// Calls f(capped): a template parameter, so that kernels without a soft cap hold nothing of it.
+template <typename F>
+void dispatch_softcap(const FlashAttentionShape& shape, F&& f) {
+  if (shape.softcap > 0) return f(std::true_type{});
+  f(std::false_type{});
+}
+
+// Calls f(TypeTag<T>, head_dim, capped) with the compiled head_dim that the actual one is padded
+// to.
+template <typename F>
+void dispatch_sm80(const FlashAttentionShape& shape, F&& f) {
+  dispatch_dtype(shape.dtype, [&](auto tag) {
+    const auto call = [&](auto head_dim) {
+      dispatch_softcap(shape, [&](auto capped) { f(tag, head_dim, capped); });
+    };
+    if constexpr (sizeof(typename decltype(tag)::type) == 2) {
+      if (shape.head_dim <= 32) return call(std::integral_constant<int, 32>{});
+      if (shape.head_dim <= 64) return call(std::integral_constant<int, 64>{});
+      if (shape.head_dim <= 96) return call(std::integral_constant<int, 96>{});
+    } else {
+      if (shape.head_dim <= 64) return call(std::integral_constant<int, 64>{});
+    }
+    if (shape.head_dim <= 128) return call(std::integral_constant<int, 128>{});
+    call(std::integral_constant<int, kMaxHeadDim>{});
+  });
+}
+
+// Launches a kernel of flash_attention_*_sm80 whose shared memory is a Storage.
+template <typename Storage, typename... Params, typename... Args>
+void launch_sm80(const LaunchSite& site, void (*kernel)(Params...), dim3 grid, int threads,
+                 Stream stream, const Args&... args) {
+  static_assert(sizeof(Storage) <= 99 * 1024, "what a block may have on 8.6, 8.9 and 12.0");
+  launch(site, kernel, grid, dim3(threads), sizeof(Storage), stream, args...);
+}
+
+}  // namespace pypkg

@@ -1,0 +1,30 @@
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+
+#include "common/common.h"
+
+namespace pypkg {
+namespace {
+
+int read_default() {
+  const char* text = std::getenv("PYPKG_NUM_THREADS");
+  const int wanted = text ? std::atoi(text) : 0;
+  return std::max(1, wanted > 0 ? wanted : omp_get_max_threads());
+}
+
+const int default_threads = read_default();
+std::atomic<int> chosen_threads{0};
+
+}  // namespace
+
+void set_num_threads(int count) { chosen_threads = std::max(0, count); }
+
+int num_threads() {
+  const int count = chosen_threads;
+  return count > 0 ? count : default_threads;
+}
+
+}  // namespace pypkg

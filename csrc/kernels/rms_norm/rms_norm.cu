@@ -1,0 +1,301 @@
+#include "common/cuda_vector.cuh"
+#include "rms_norm/rms_norm.h"
+
+namespace pypkg {
+namespace {
+
+// A row is held in the registers of `threads` threads, `vectors` 16-byte vectors each, and so is
+// read once; vectors == 0 stands for the scalar form that reads rows twice, for rows that are
+// misaligned or too long.
+struct RowLayout {
+  int threads;
+  int rows_per_block;
+  int vectors;
+};
+
+constexpr int kMaxThreads = 512;
+constexpr int kMaxWarps = kMaxThreads / kWarpSize;
+constexpr int kMaxVectors = 4;
+
+RowLayout row_layout(int64_t cols, int vector_size, bool aligned) {
+  const int64_t vectors = cols / vector_size;
+  if (!aligned || cols % vector_size != 0 || vectors > kMaxThreads * kMaxVectors) {
+    return {256, 1, 0};
+  }
+  const int per_thread = vectors <= 256 ? 1 : vectors <= 512 ? 2 : 4;
+  const int threads = ceil_div<int>(ceil_div<int>(vectors, per_thread), kWarpSize) * kWarpSize;
+  // Rows of one warp share a block; they need no block-wide barrier.
+  return {threads, threads == kWarpSize ? 4 : 1, per_thread};
+}
+
+template <typename F>
+void dispatch_vectors(int vectors, F&& f) {
+  switch (vectors) {
+    case 1: return f(std::integral_constant<int, 1>{});
+    case 2: return f(std::integral_constant<int, 2>{});
+    default: return f(std::integral_constant<int, 4>{});
+  }
+}
+
+// Calls f(TypeTag<T>, TypeTag<W>) for the dtype of the rows and that of the weight.
+template <typename F>
+void dispatch_row_and_weight(DType dtype, DType weight_dtype, F&& f) {
+  if (weight_dtype != dtype && weight_dtype != DType::kFloat32) {
+    throw std::invalid_argument(std::string("rms_norm: weight must be float32 or ") +
+                                dtype_name(dtype) + ", not " + dtype_name(weight_dtype));
+  }
+  dispatch_dtype(dtype, [&](auto row_tag) {
+    if (weight_dtype == dtype) {
+      f(row_tag, row_tag);
+    } else {
+      f(row_tag, TypeTag<float>{});
+    }
+  });
+}
+
+// Two sets of warp sums, used in turn: a thread that is one row ahead cannot overwrite sums still
+// being read.
+struct RowSums {
+  float of_warp[2][kMaxWarps];
+};
+
+// Sum over the threads of a row. Blocks of more than one warp per row hold a single row.
+__device__ float row_sum(float value, RowSums& sums, int turn) {
+  value = warp_sum(value);
+  if (blockDim.x == kWarpSize) return value;
+  if (threadIdx.x % kWarpSize == 0) sums.of_warp[turn][threadIdx.x / kWarpSize] = value;
+  __syncthreads();
+  const unsigned lane = threadIdx.x % kWarpSize;
+  return warp_sum(lane < blockDim.x / kWarpSize ? sums.of_warp[turn][lane] : 0.0f);
+}
+
+template <typename T, typename W, int kVectors>
+__global__ void __launch_bounds__(kMaxThreads) forward_kernel(RmsNormForward p) {
+  constexpr int kSize = kVectorSize<T>;
+  RowSums& sums = dynamic_shared<RowSums>();
+  int turn = 0;
+  for (int64_t row = blockIdx.x * int64_t(blockDim.y) + threadIdx.y; row < p.rows;
+       row += gridDim.x * int64_t(blockDim.y), turn ^= 1) {
+    const int64_t start = row * p.cols;
+    Pack<T, kSize> h[kVectors];
+    float sum = 0;
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t col = (threadIdx.x + v * blockDim.x) * kSize;
+      if (col >= p.cols) continue;
+      h[v] = Pack<T, kSize>::load(static_cast<const T*>(p.x) + start + col);
+      if (p.residual) {
+        const auto r = Pack<T, kSize>::load(static_cast<const T*>(p.residual) + start + col);
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) h[v].set(i, h[v][i] + r[i]);
+        h[v].store(static_cast<T*>(p.residual_out) + start + col);
+      }
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) sum += h[v][i] * h[v][i];
+    }
+    const float rstd = rsqrtf(row_sum(sum, sums, turn) / p.cols + p.epsilon);
+    if (threadIdx.x == 0) p.rstd[row] = rstd;
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t col = (threadIdx.x + v * blockDim.x) * kSize;
+      if (col >= p.cols) continue;
+      const auto weight = Pack<W, kSize>::load(static_cast<const W*>(p.weight) + col);
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) h[v].set(i, h[v][i] * rstd * weight[i]);
+      h[v].store(static_cast<T*>(p.y) + start + col);
+    }
+  }
+}
+
+template <typename T, typename W>
+__global__ void __launch_bounds__(kMaxThreads) forward_scalar_kernel(RmsNormForward p) {
+  RowSums& sums = dynamic_shared<RowSums>();
+  int turn = 0;
+  for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x, turn ^= 1) {
+    const T* h = static_cast<const T*>(p.x) + row * p.cols;
+    float sum = 0;
+    if (p.residual) {
+      const T* residual = static_cast<const T*>(p.residual) + row * p.cols;
+      T* residual_out = static_cast<T*>(p.residual_out) + row * p.cols;
+      for (int64_t col = threadIdx.x; col < p.cols; col += blockDim.x) {
+        residual_out[col] = from_float<T>(to_float(h[col]) + to_float(residual[col]));
+      }
+      h = residual_out;  // each thread reads back only what it wrote
+    }
+    for (int64_t col = threadIdx.x; col < p.cols; col += blockDim.x) {
+      sum += to_float(h[col]) * to_float(h[col]);
+    }
+    const float rstd = rsqrtf(row_sum(sum, sums, turn) / p.cols + p.epsilon);
+    if (threadIdx.x == 0) p.rstd[row] = rstd;
+    const W* weight = static_cast<const W*>(p.weight);
+    T* y = static_cast<T*>(p.y) + row * p.cols;
+    for (int64_t col = threadIdx.x; col < p.cols; col += blockDim.x) {
+      y[col] = from_float<T>(to_float(h[col]) * rstd * to_float(weight[col]));
+    }
+  }
+}
+
+// Rows of dweight's partial sums. It depends on the shape and the device alone, so that sums are
+// formed in the same order in every call.
+int64_t partial_rows(int64_t rows, int64_t cols) {
+  const int64_t per_multiprocessor = std::clamp<int64_t>(8192 / std::max<int64_t>(cols, 1), 4, 32);
+  return std::min(rows, per_multiprocessor * multiprocessor_count());
+}
+
+// Each row slot of the grid walks over rows slot, slot + slots, ... and writes its own row of
+// partial sums of dweight into the workspace.
+template <typename T, typename W, int kVectors>
+__global__ void __launch_bounds__(kMaxThreads) backward_kernel(RmsNormBackward p, int64_t slots) {
+  constexpr int kSize = kVectorSize<T>;
+  RowSums& sums = dynamic_shared<RowSums>();
+  const int64_t slot = blockIdx.x * int64_t(blockDim.y) + threadIdx.y;
+  if (slot >= slots) return;
+  float dweight[kVectors][kSize] = {};
+  int turn = 0;
+  for (int64_t row = slot; row < p.rows; row += slots, turn ^= 1) {
+    const int64_t start = row * p.cols;
+    Pack<T, kSize> dy[kVectors], h[kVectors];
+    const float rstd = p.rstd[row];
+    float sum = 0;
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t col = (threadIdx.x + v * blockDim.x) * kSize;
+      if (col >= p.cols) continue;
+      dy[v] = Pack<T, kSize>::load(static_cast<const T*>(p.dy) + start + col);
+      h[v] = Pack<T, kSize>::load(static_cast<const T*>(p.h) + start + col);
+      const auto weight = Pack<W, kSize>::load(static_cast<const W*>(p.weight) + col);
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) {
+        sum += dy[v][i] * weight[i] * h[v][i];
+        dweight[v][i] += dy[v][i] * h[v][i] * rstd;
+      }
+    }
+    const float projection = row_sum(sum, sums, turn) / p.cols * rstd * rstd;
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t col = (threadIdx.x + v * blockDim.x) * kSize;
+      if (col >= p.cols) continue;
+      const auto weight = Pack<W, kSize>::load(static_cast<const W*>(p.weight) + col);
+      Pack<T, kSize> dh = {};
+      if (p.dh) dh = Pack<T, kSize>::load(static_cast<const T*>(p.dh) + start + col);
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) {
+        dh.set(i, dh[i] + rstd * (dy[v][i] * weight[i] - h[v][i] * projection));
+      }
+      dh.store(static_cast<T*>(p.dx) + start + col);
+      if (p.dresidual) dh.store(static_cast<T*>(p.dresidual) + start + col);
+    }
+  }
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t col = (threadIdx.x + v * blockDim.x) * kSize;
+    if (col >= p.cols) continue;
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) p.workspace[slot * p.cols + col + i] = dweight[v][i];
+  }
+}
+
+template <typename T, typename W>
+__global__ void __launch_bounds__(kMaxThreads)
+    backward_scalar_kernel(RmsNormBackward p, int64_t slots) {
+  RowSums& sums = dynamic_shared<RowSums>();
+  const W* weight = static_cast<const W*>(p.weight);
+  float* partial = p.workspace + blockIdx.x * p.cols;
+  int turn = 0;
+  for (int64_t row = blockIdx.x; row < p.rows; row += slots, turn ^= 1) {
+    const T* dy = static_cast<const T*>(p.dy) + row * p.cols;
+    const T* h = static_cast<const T*>(p.h) + row * p.cols;
+    const T* dh = p.dh ? static_cast<const T*>(p.dh) + row * p.cols : nullptr;
+    T* dx = static_cast<T*>(p.dx) + row * p.cols;
+    const float rstd = p.rstd[row];
+    float sum = 0;
+    for (int64_t col = threadIdx.x; col < p.cols; col += blockDim.x) {
+      sum += to_float(dy[col]) * to_float(weight[col]) * to_float(h[col]);
+    }
+    const float projection = row_sum(sum, sums, turn) / p.cols * rstd * rstd;
+    for (int64_t col = threadIdx.x; col < p.cols; col += blockDim.x) {
+      const float g = to_float(dy[col]), x = to_float(h[col]);
+      const float before = row < slots ? 0.0f : partial[col];  // the first row of this slot
+      partial[col] = before + g * x * rstd;
+      const float dx_norm = rstd * (g * to_float(weight[col]) - x * projection);
+      dx[col] = from_float<T>((dh ? to_float(dh[col]) : 0.0f) + dx_norm);
+      if (p.dresidual) static_cast<T*>(p.dresidual)[row * p.cols + col] = dx[col];
+    }
+  }
+}
+
+constexpr int kReduceCols = 32;
+constexpr int kReduceRows = 8;
+
+// dweight = sum over the partial rows, in an order that is always the same.
+template <typename W>
+__global__ void reduce_dweight_kernel(RmsNormBackward p, int64_t slots) {
+  float* sums = dynamic_shared<float[kReduceRows * kReduceCols]>();
+  const int64_t col = blockIdx.x * int64_t(kReduceCols) + threadIdx.x;
+  float sum = 0;
+  if (col < p.cols) {
+    for (int64_t slot = threadIdx.y; slot < slots; slot += kReduceRows) {
+      sum += p.workspace[slot * p.cols + col];
+    }
+  }
+  sums[threadIdx.y * kReduceCols + threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y != 0 || col >= p.cols) return;
+  for (int y = 1; y < kReduceRows; ++y) sum += sums[y * kReduceCols + threadIdx.x];
+  static_cast<W*>(p.dweight)[col] = from_float<W>(sum);
+}
+
+}  // namespace
+
+void rms_norm_forward_cuda(const RmsNormForward& p, Stream stream) {
+  if (p.rows == 0 || p.cols == 0) return;
+  const LaunchSite site{"rms_norm_forward", {p.rows, p.cols}};
+  const bool aligned = all_aligned({p.x, p.residual, p.weight, p.y, p.residual_out});
+  dispatch_row_and_weight(p.dtype, p.weight_dtype, [&](auto row_tag, auto weight_tag) {
+    using T = typename decltype(row_tag)::type;
+    using W = typename decltype(weight_tag)::type;
+    const RowLayout layout = row_layout(p.cols, kVectorSize<T>, aligned);
+    const dim3 block(layout.threads, layout.rows_per_block);
+    const dim3 grid(
+        std::min<int64_t>(ceil_div<int64_t>(p.rows, layout.rows_per_block), kMaxGridBlocks));
+    if (layout.vectors == 0) {
+      launch(site, forward_scalar_kernel<T, W>, grid, block, sizeof(RowSums), stream, p);
+      return;
+    }
+    dispatch_vectors(layout.vectors, [&](auto vectors) {
+      launch(site, forward_kernel<T, W, decltype(vectors)::value>, grid, block, sizeof(RowSums),
+             stream, p);
+    });
+  });
+}
+
+int64_t rms_norm_backward_workspace_cuda(int64_t rows, int64_t cols) {
+  return partial_rows(rows, cols) * cols;
+}
+
+void rms_norm_backward_cuda(const RmsNormBackward& p, Stream stream) {
+  if (p.cols == 0) return;
+  const LaunchSite site{"rms_norm_backward", {p.rows, p.cols}};
+  const bool aligned = all_aligned({p.dy, p.dh, p.h, p.weight, p.dx, p.dresidual});
+  const int64_t slots = partial_rows(p.rows, p.cols);
+  dispatch_row_and_weight(p.dtype, p.weight_dtype, [&](auto row_tag, auto weight_tag) {
+    using T = typename decltype(row_tag)::type;
+    using W = typename decltype(weight_tag)::type;
+    const RowLayout layout = row_layout(p.cols, kVectorSize<T>, aligned);
+    const dim3 block(layout.threads, layout.rows_per_block);
+    const dim3 grid(ceil_div<int64_t>(slots, layout.rows_per_block));
+    if (slots > 0 && layout.vectors == 0) {
+      launch(site, backward_scalar_kernel<T, W>, grid, block, sizeof(RowSums), stream, p, slots);
+    } else if (slots > 0) {
+      dispatch_vectors(layout.vectors, [&](auto vectors) {
+        launch(site, backward_kernel<T, W, decltype(vectors)::value>, grid, block, sizeof(RowSums),
+               stream, p, slots);
+      });
+    }
+    launch(site, reduce_dweight_kernel<W>, dim3(ceil_div<int64_t>(p.cols, kReduceCols)),
+           dim3(kReduceCols, kReduceRows), kReduceRows * kReduceCols * sizeof(float), stream, p,
+           slots);
+  });
+}
+
+}  // namespace pypkg

@@ -1,0 +1,11 @@
+// Copying past the caches.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace pypkg {
+
+// Adds streaming_copy to the module.
+void bind_streaming_copy(pybind11::module_& module);
+
+}  // namespace pypkg

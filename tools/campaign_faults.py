@@ -1,0 +1,279 @@
+"""Faults of a run under one layout, and what is found after each of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import chain
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "several_hosts")]
+
+from campaign_ranks import OUTPUT_DIR, Ranks, within  # noqa: E402
+from fault_campaign import Run  # noqa: E402
+from netns import Host  # noqa: E402
+
+from pypkg.training.checkpoint.folders import TEMPORARY_PREFIX, checkpoints  # noqa: E402
+from pypkg.training.checkpoint.verify import verify  # noqa: E402
+from pypkg.training.ledger import events  # noqa: E402
+
+_SECONDS_TO_END = 60.0  # of ranks whose run has lost one
+_SECONDS_OF_A_CUT = 5.0  # after which a link is mended and the run goes on
+_FILLER = "filler"
+_OF_STARTS = 0.15  # of the instants, the share that is while the ranks start
+_SAVING = {"save_steps": 1, "save_total_limit": 2, "max_steps": 100_000}
+
+
+@dataclass
+class Counts:
+    """What was found after faults of one kind under one layout.
+
+    Attributes:
+        faults: kills, full disks, or links that stay cut.
+        of_one_rank: kills of one rank of several; the others had to end.
+        mended: links that were cut for seconds, after which the run has to go on.
+        while_saving, while_removing: faults that left the folder of a save or of a removal.
+        damaged: faults after which a folder with the name of a checkpoint was not whole.
+        lost: faults after which the newest checkpoint was older than one seen before.
+        wrong_start: starts that went on from another checkpoint than the newest.
+        untold: faults after which a rank did not end, or not with the exit code and the words that
+            it should have.
+        orphans: faults after which a process was left.
+        steps_again: steps that were taken more than once.
+        other_values: steps with other losses or norms than without faults, or another end.
+        slowest_end: seconds until the last rank had ended.
+    """
+
+    faults: int = 0
+    of_one_rank: int = 0
+    mended: int = 0
+    while_saving: int = 0
+    while_removing: int = 0
+    damaged: int = 0
+    lost: int = 0
+    wrong_start: int = 0
+    untold: int = 0
+    orphans: int = 0
+    steps_again: int = 0
+    other_values: int = 0
+    slowest_end: float = 0.0
+
+    def add(self, other: Mapping[str, float]) -> None:
+        """Adds the counts of another layout."""
+        for field in fields(self):
+            mine, theirs = getattr(self, field.name), other[field.name]
+            joined = max(mine, theirs) if field.name == "slowest_end" else mine + theirs
+            setattr(self, field.name, joined)
+
+
+class Campaign:
+    """Faults of one kind of a run under one layout.
+
+    Args:
+        folders: in which each rank runs; ranks of one folder share their output_dir.
+        settings: of the layout.
+        hosts: on which each rank runs; empty: all on this machine.
+
+    Attributes:
+        counts: what was found.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        folders: Sequence[Path],
+        settings: Mapping[str, object],
+        rng: random.Random,
+        hosts: Sequence[Host] = (),
+    ) -> None:
+        self.counts = Counts()
+        self._run, self._folders, self._rng, self._hosts = run, folders, rng, hosts
+        self._places = [folder / OUTPUT_DIR for folder in dict.fromkeys(folders)]
+        self._settings = settings
+        self._seen: dict[int, set[tuple[float, ...]]] = {}  # values of each step
+        self._resumed = 0  # events of the ledger that were looked at
+        self._at_start = 0  # the newest checkpoint at the last start
+
+    def kill(self) -> None:
+        """Starts the run, and kills one rank or all."""
+        with self._started() as ranks:
+            before = self._await_an_instant(ranks, self._rng.random())
+            victims = self._rng.choice([ranks.processes, *([each] for each in ranks.processes)])
+            for process in victims:
+                process.send_signal(signal.SIGKILL)
+            self.counts.of_one_rank += len(victims) < len(self._folders)
+            self._look(ranks, before)
+
+    def fill_the_disk(self) -> None:
+        """Starts the run, and fills its disk so that a save fails."""
+        filler = self._folders[0].parent / _FILLER
+        with self._started() as ranks:
+            start = self._newest()
+            self._wait(ranks, lambda: self._newest() > start)
+            before = self._newest()
+            files = chain(*(each.glob(f"checkpoint-{before}/*") for each in self._places))
+            room = int(self._rng.uniform(0, sum(file.stat().st_size for file in files)))
+
+            def has_ended() -> bool:
+                _fill(filler, room)  # again, since a checkpoint may have been removed
+                return ranks.have_ended()
+
+            within(_SECONDS_TO_END, has_ended)
+            self._look(ranks, before, _says_full)
+        filler.unlink()
+
+    def cut_the_link(self) -> None:
+        """Starts the run, cuts the link of a host for seconds, and later for good."""
+        host = self._rng.choice(self._hosts)
+        with self._started() as ranks:
+            self._await_an_instant(ranks, self._rng.uniform(_OF_STARTS, 1))
+            host.cut()
+            time.sleep(self._rng.uniform(0, _SECONDS_OF_A_CUT))
+            host.mend()
+            before = self._await_an_instant(ranks, self._rng.uniform(_OF_STARTS, 1))
+            self.counts.mended += 1
+            host.cut()
+            try:
+                self._look(ranks, before, self._name_each_other)
+            finally:
+                host.mend()
+
+    def finish(self) -> None:
+        """A run that goes on to its end, and one without a fault, have to be the same."""
+        steps = max(self._newest(), *self._seen) + 1
+        whole = [
+            self._run.folder / f"whole{self._places.index(folder / OUTPUT_DIR)}"
+            for folder in self._folders
+        ]
+        for folders, save_steps in ((self._folders, 1), (whole, steps)):
+            given = self._settings | _SAVING | {"max_steps": steps, "save_steps": save_steps}
+            with Ranks(self._run, folders, self._hosts, **given) as ranks:
+                ranks.finish()
+        self._note_values()
+        self._check_start()
+        expected, counts = _values(whole[0] / OUTPUT_DIR), self.counts
+        counts.other_values += sum(
+            found != {expected.get(step)} for step, found in self._seen.items()
+        )
+        places = [folder / OUTPUT_DIR for folder in dict.fromkeys(whole)]
+        counts.other_values += _tensors(self._places, steps) != _tensors(places, steps)
+
+    def _started(self) -> Ranks:
+        return Ranks(self._run, self._folders, self._hosts, **self._settings | _SAVING)
+
+    def _await_an_instant(self, ranks: Ranks, kind: float) -> int:
+        """Until a random instant; returns the newest checkpoint.
+
+        Args:
+            kind: in [0, 1): while the ranks start, soon after a save, or in a save or a removal.
+        """
+        newest = self._newest()
+        if kind < _OF_STARTS:
+            time.sleep(self._rng.uniform(0, 1.5))
+            return newest
+        self._wait(ranks, lambda: self._newest() > newest)
+        if kind < 0.5:
+            time.sleep(self._rng.uniform(0, 0.5))
+        else:
+            found = self._temporary()
+            self._wait(ranks, lambda: bool(self._temporary() - found))
+            time.sleep(self._rng.uniform(0, 0.02))
+        return max(newest, self._newest())
+
+    def _look(
+        self,
+        ranks: Ranks,
+        before: int,
+        is_told: Callable[[Ranks], bool] = lambda ranks: all(ranks.codes()),
+    ) -> None:
+        """After a fault: at the processes, the checkpoints and the losses.
+
+        Args:
+            before: the newest checkpoint before the fault.
+            is_told: whether the ranks, which have ended, have the codes and words that they should.
+        """
+        counts, began = self.counts, time.monotonic()
+        counts.faults += 1
+        has_ended = within(_SECONDS_TO_END, ranks.have_ended)
+        counts.slowest_end = max(counts.slowest_end, time.monotonic() - began)
+        if not (has_ended and is_told(ranks)):
+            print(f"untold: {ranks.codes()}\n{ranks.said()}", file=sys.stderr)
+            counts.untold += 1
+        counts.orphans += has_ended and ranks.leave_orphans()
+        left = self._temporary()
+        removed = {path for path in left if path.name.startswith(f"{TEMPORARY_PREFIX}checkpoint-")}
+        counts.while_removing += bool(removed)
+        counts.while_saving += bool(left - removed)
+        whole = chain(*(checkpoints(place) for place in self._places))
+        counts.damaged += any(verify(each).damage for _, each in whole)
+        counts.lost += self._newest() < before
+        self._check_start()
+        self._note_values()
+
+    def _name_each_other(self, ranks: Ranks) -> bool:
+        """Whether each of two ranks has ended and named the other one and its host."""
+        names = [f"rank {rank} ({host.address})" for rank, host in enumerate(self._hosts)]
+        return all(ranks.codes()) and all(names[1 - rank] in ranks.said_by(rank) for rank in (0, 1))
+
+    def _check_start(self) -> None:
+        """Whether the last start went on from the newest checkpoint that there was."""
+        found = [each for each in events(self._places[0]) if each["event"] == "resumed"]
+        for event in found[self._resumed :]:
+            self.counts.wrong_start += event["step"] != self._at_start
+        self._resumed = len(found)
+        self._at_start = self._newest()
+
+    def _note_values(self) -> None:
+        newest = self._newest()
+        for step, values in _values(self._places[0]).items():
+            self._seen.setdefault(step, set()).add(values)
+            self.counts.steps_again += step > newest
+
+    def _newest(self) -> int:
+        """The newest checkpoint of which every place has its part."""
+        steps = [{step for step, _ in checkpoints(place)} for place in self._places]
+        return max(set.intersection(*steps), default=0)
+
+    def _temporary(self) -> set[Path]:
+        return set(chain(*(each.glob(f"{TEMPORARY_PREFIX}*") for each in self._places)))
+
+    def _wait(self, ranks: Ranks, is_so: Callable[[], bool]) -> None:
+        def is_over() -> bool:
+            return is_so() or any(code is not None for code in ranks.codes())
+
+        if not within(120.0, is_over, pause=0.001) or not is_so():
+            raise RuntimeError(f"exit codes {ranks.codes()}\n{ranks.said()}")
+
+
+def _says_full(ranks: Ranks) -> bool:
+    return set(ranks.codes()) == {2} and "the disk is full" in ranks.said()
+
+
+def _values(output_dir: Path) -> dict[int, tuple[float, ...]]:
+    """Loss and gradient norm by step, of the rows that are written whole."""
+    file = output_dir / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    return {row["global_step"]: (row["loss"], row["grad_norm"]) for row in rows}
+
+
+def _tensors(places: Sequence[Path], step: int) -> dict[str, bytes]:
+    files = (each.glob(f"checkpoint-{step}/*.safetensors") for each in places)
+    return {file.name: file.read_bytes() for file in chain(*files)}
+
+
+def _fill(filler: Path, room: int) -> None:
+    """Lets a file grow until its disk has no more than ``room`` bytes."""
+    status = os.statvfs(filler.parent)
+    surplus = status.f_bavail * status.f_frsize - room
+    if surplus > 0:
+        with contextlib.suppress(OSError), filler.open("ab") as file:  # the run writes as well
+            os.posix_fallocate(file.fileno(), file.tell(), surplus)
