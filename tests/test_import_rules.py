@@ -48,7 +48,7 @@ RULES = (
     Rule("pypkg.device.capabilities", ("pypkg.config", "pypkg.ops"), paddle=True),
     Rule("pypkg.ops", ("pypkg._native",), paddle=True),
     Rule("pypkg.ops.triton"),  # loads by itself where there is torch and no Paddle
-    Rule("pypkg.parallel", ("pypkg.config", "pypkg.ops", "pypkg.logs"), paddle=True),
+    Rule("pypkg.parallel", ("pypkg.config", "pypkg.ops", "pypkg.console.logs"), paddle=True),
     Rule("pypkg.data", ("pypkg.config", "pypkg._native")),
     Rule(_ARCHITECTURE),
     Rule(f"{_ARCHITECTURE}.families", tuple(f"{_ARCHITECTURE}.{name}" for name in
@@ -64,7 +64,7 @@ RULES = (
     Rule("pypkg.planner", ("pypkg.config", _ARCHITECTURE, "pypkg.models.weights.tp_shards",
                            "pypkg.parallel.mesh")),
     Rule("pypkg.training", ("pypkg.config", "pypkg.data", "pypkg.device", "pypkg.models",
-                            "pypkg.ops", "pypkg.parallel", "pypkg.planner", "pypkg.logs"),
+                            "pypkg.ops", "pypkg.parallel", "pypkg.planner", "pypkg.console.logs"),
          paddle=True),
     Rule("pypkg.conversion", ("pypkg.models", "pypkg.data.tokenizers")),
     Rule("pypkg.bench", _ANYTHING, paddle=True),
