@@ -68,6 +68,7 @@ class Decoder:
         begin_recompute: called before layers run again, with the name of the last of them and the
             gradients of its outputs.
         recompute: granularity of each layer; "": it recomputes nothing.
+        has_hooks: whether calls of layers have hooks, so that no operator takes the place of two.
     """
 
     def __init__(
@@ -80,10 +81,12 @@ class Decoder:
         call: Call = run_directly,
         begin_recompute: Callable[[str, list], None] = lambda last, incoming: None,
         recompute: Sequence[str] = (),
+        has_hooks: bool = False,
     ) -> None:
         self.ops, self.shard, self.config, self.chunk = ops, shard, shard.config, chunk
         self.tp = TensorParallel(ops, degrees)
         self.parameters, self.call, self.begin_recompute = parameters, call, begin_recompute
+        self.is_plain = degrees.tensor == 1 and not has_hooks
         choices = recompute or [""] * len(chunk.layers)
         self.layers = [_Layer(self, *each) for each in zip(chunk.layers, choices, strict=True)]
         self._hook_gradients()
@@ -207,6 +210,21 @@ class _Layer:
             last = "post_attention_layernorm"
         self._lasts = {FULL: last, ATTENTION_BLOCK: "self_attn.o_proj"}
 
+    @property
+    def _is_packed(self) -> bool:
+        return not self._config.qk_norm and not self._config.position_encoding_2d
+
+    @property
+    def _attends_in_one(self) -> bool:
+        config = self._config
+        has_bias = config.qkv_bias or config.attention_output_bias
+        is_one = self._model.is_plain and self._is_packed and not has_bias
+        return is_one and self._recompute != ATTENTION
+
+    @property
+    def _has_mlp_in_one(self) -> bool:
+        return self._model.is_plain and self._config.gated_mlp and not self._config.mlp_bias
+
     def _begin_recompute(self, last: str, incoming: list[Tensor | None]) -> None:
         if last:
             self._model.begin_recompute(f"{self._name}.{last}", incoming)
@@ -219,7 +237,11 @@ class _Layer:
         if self._recompute != granularity:
             return function(*inputs)
         begin = partial(self._begin_recompute, self._lasts.get(granularity, ""))
-        keeps = granularity != ATTENTION  # which is an operator of ours alone
+        keeps = not {
+            FULL: self._attends_in_one and self._has_mlp_in_one and self._config.norm == "rms_norm",
+            ATTENTION_BLOCK: self._attends_in_one,
+            ATTENTION: True,
+        }[granularity]  # is there an operator of Paddle that saves tensors?
         return self._model.ops.tape.recomputed(
             function, inputs, begin, keeps, waits=granularity == FULL
         )
@@ -269,11 +291,25 @@ class _Layer:
     def _self_attention(self, x: Tensor, batch: Batch) -> list[Tensor]:
         model, config, name = self._model, self._config, f"{self._name}.self_attn"
         width = self._shard.query_size + 2 * self._shard.key_value_size
+        if self._attends_in_one:
+            return [self._attend_in_one(x, batch, batch.tokens * width)]
         qkv = model.linear(f"{name}.qkv_proj", x, batch.tokens * width, "column_linear")
-        is_packed = not config.qk_norm and not config.position_encoding_2d
-        out = self._attend_packed(qkv, batch) if is_packed else self._attend_split(qkv, batch)
+        out = self._attend_packed(qkv, batch) if self._is_packed else self._attend_split(qkv, batch)
         outputs = batch.tokens * config.hidden_size
         return [model.linear(f"{name}.o_proj", out, outputs, "row_linear")]
+
+    def _attend_in_one(self, x: Tensor, batch: Batch, width: int) -> Tensor:
+        ops, shard, tokens = self._model.ops, self._shard, batch.tokens
+        return ops.attention_block(
+            x,
+            self._weights("self_attn.qkv_proj", "self_attn.o_proj"),
+            (width, tokens * shard.query_size, tokens * self._config.hidden_size),
+            rows=tokens * shard.heads,
+            workspace=attention_workspace(shard, batch, ops.is_gpu),
+        )
+
+    def _weights(self, *names: str) -> list[Parameter]:
+        return [self._model.parameters[f"{self._name}.{name}.weight"] for name in names]
 
     def _attend_packed(self, qkv: Tensor, batch: Batch) -> Tensor:
         ops, shard = self._model.ops, self._shard
@@ -314,6 +350,9 @@ class _Layer:
     def _mlp(self, x: Tensor, batch: Batch) -> Tensor:
         model, config, ops = self._model, self._config, self._model.ops
         name, inner = f"{self._name}.mlp", batch.tokens * self._shard.intermediate_size
+        if self._has_mlp_in_one:
+            weights = self._weights("mlp.gate_up_proj", "mlp.down_proj")
+            return ops.mlp_block(x, weights, inner, batch.tokens * config.hidden_size)
         if config.gated_mlp:
             x = model.linear(f"{name}.gate_up_proj", x, 2 * inner, "column_linear")
             x = ops.gated(x)

@@ -185,6 +185,55 @@ class Operators:
         self.tape.record([qkv], [out], backward)
         return out
 
+    def attention_block(
+        self,
+        x: Tensor,
+        weights: Sequence[Parameter],
+        elements: Sequence[int],
+        rows: int,
+        workspace: int,
+    ) -> Tensor:
+        """Both projections and attention in one operator (csrc/paddle/attention_block_op.cc).
+
+        Args:
+            weights: of qkv and of the output.
+            elements: of qkv, of what is attended and of the output.
+            rows, workspace: as of ``packed_attention``.
+        """
+        qkv, attended, lse = self.new(elements[0]), self.new(elements[1]), self.floats(rows)
+        out, kept = self.new(elements[2]), x.detach()
+
+        def backward(incoming: list[Tensor | None]) -> Gradients:
+            assert lse
+            inner, of_o = self.like(attended), self.like(weights[1])
+            of_qkv = self.like(qkv)
+            self._scratch(workspace)
+            del inner
+            gradients = [self.like(kept), self.like(weights[0]), of_o]
+            del of_qkv
+            return gradients
+
+        self.tape.record([x, *weights], [out], backward)
+        return out
+
+    def mlp_block(
+        self, x: Tensor, weights: Sequence[Parameter], inner: int, outputs: int
+    ) -> Tensor:
+        """A gated MLP of ``inner`` elements in one operator (csrc/paddle/mlp_block_op.cc)."""
+        gate_up, activated = self.new(2 * inner), self.new(inner)
+        out, kept = self.new(outputs), x.detach()
+
+        def backward(incoming: list[Tensor | None]) -> Gradients:
+            of_activated, of_down = self.like(activated), self.like(weights[1])
+            of_gate_up = self.like(gate_up)
+            del of_activated
+            gradients = [self.like(kept), self.like(weights[0]), of_down]
+            del of_gate_up
+            return gradients
+
+        self.tape.record([x, *weights], [out], backward)
+        return out
+
     def gated(self, packed: Tensor) -> Tensor:
         """activation(gate) * up of a packed pair."""
         out = self.tape.empty(packed.num_bytes // 2, ACTIVATIONS)

@@ -110,6 +110,7 @@ class _Step:
             call=self.zero.call,
             begin_recompute=self.zero.begin_recompute,
             recompute=plan.recompute,
+            has_hooks=plan.stage == 3,
         )
         self._tables = self.tape.empty(_table_bytes(plan, shard), TABLES)
 
