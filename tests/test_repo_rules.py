@@ -26,7 +26,7 @@ FOLDER_FILES = 13
 LARGER_FOLDERS = {
     *(".", "configs/models", "docs", "docs/benchmarks"),
     "tests/golden/paddlenlp_configs",
-    *("pypkg/models/architecture/families", "csrc/paddle"),
+    "pypkg/models/architecture/families",
 }
 
 # Each pattern is written so that it does not match itself.
