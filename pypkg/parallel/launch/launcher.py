@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -23,6 +25,8 @@ _SECONDS_AFTER_A_FAILURE = 15.0  # for the other ranks to end by themselves
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 _LINES_SHOWN = 30
+_FIRST_PORT = 10_000
+_PORTS_OF_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def take_nproc(arguments: Sequence[str]) -> tuple[list[str], int]:
@@ -171,9 +175,28 @@ def _log(folder: Path, rank: int) -> Path:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nothing listens at now."""
+    """Ports of this machine that nothing listens at now.
+
+    They lie below those that the system gives to connections, where it has room: a connection
+    could take one of these before a rank listens at it.
+    """
+    ports = range(_FIRST_PORT, _first_port_of_connections())
+    generator = random.SystemRandom()  # forked processes share the state of the usual one
+    candidates = generator.sample(ports, min(len(ports), 8 * count))
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        free: list[int] = []
+        for port in itertools.chain(candidates, itertools.repeat(0)):  # 0: the system chooses
+            each = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                each.bind(("", port))
+                free.append(each.getsockname()[1])
+            if len(free) == count:
+                break
+        return free
+
+
+def _first_port_of_connections() -> int:
+    try:
+        return int(_PORTS_OF_CONNECTIONS.read_text().split()[0])
+    except OSError:
+        return 0
