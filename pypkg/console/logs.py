@@ -1,7 +1,8 @@
 """Log lines of the command lines: to standard error, above any progress bar.
 
 A run outlives its log. Standard error may be a pipe whose reader has ended (``2>&1 | tee``, which
-Ctrl-C ends as well), or a file on a full disk: lines are lost then, and nothing else.
+Ctrl-C ends as well), or a file on a full disk: lines are lost then, and nothing else. So it is with
+the summary on standard output.
 """
 
 from __future__ import annotations
@@ -31,6 +32,14 @@ def say(text: str) -> None:
         os.write(2, f"{text}\n".encode(errors="backslashreplace"))
 
 
+def show(text: str) -> None:
+    """Prints what a run has come to; where standard output cannot be written it is lost."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        _discard_rest(1)
+
+
 def configure_logging(rank: int = 0) -> None:
     """Sends the package's log lines to standard error; a second call changes nothing.
 
@@ -54,4 +63,9 @@ def _forget_unwritten() -> None:
     try:
         sys.stderr.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        _discard_rest(2)
+
+
+def _discard_rest(descriptor: int) -> None:
+    """Lets the end of the process write what is still in a buffer, to nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

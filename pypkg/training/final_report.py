@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from pypkg.config import Settings
+from pypkg.console.logs import show
 from pypkg.data.tokenizers.load import Tokenizer
 from pypkg.models.building import Model
 from pypkg.models.decoder import Decoder
@@ -73,4 +74,4 @@ def report_outcome(
         events=counts(settings.output_dir),
     )
     summary.write(metrics_file.with_name("summary.json"))
-    print(summary.text())
+    show(summary.text())

@@ -50,16 +50,15 @@ def test_ranks_other_than_0_write_warnings_only(
 @pytest.mark.parametrize("output", ["full disk", "closed pipe"])
 def test_lines_that_cannot_be_written_are_lost_and_nothing_else(output):
     script = (
-        "import logging, sys; from pypkg.console.logs import configure_logging, say;"
-        "configure_logging();"
-        "logging.getLogger('pypkg').info('a'); say('b'); logging.getLogger('pypkg').info('c');"
-        "sys.exit(143)"
+        "import logging, sys; from pypkg.console.logs import configure_logging, say, show;"
+        "configure_logging(); logging.getLogger('pypkg').info('a'); say('b'); show('c');"
+        "logging.getLogger('pypkg').info('d'); sys.exit(143)"
     )
     if output == "full disk":
         writing = os.open("/dev/full", os.O_WRONLY)
     else:
         reading, writing = os.pipe()
         os.close(reading)
-    done = subprocess.run([sys.executable, "-c", script], stderr=writing)
+    done = subprocess.run([sys.executable, "-c", script], stdout=writing, stderr=writing)
     os.close(writing)
     assert done.returncode == 143

@@ -22,6 +22,7 @@ import paddle
 import paddle.distributed as dist
 from paddle import Tensor
 
+from pypkg.console.logs import show
 from pypkg.data import Batch
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import is_first_rank
@@ -156,7 +157,7 @@ def print_rank_times(times: Times) -> None:
         ranks = []
         dist.all_gather_object(ranks, times)
     if is_first_rank():
-        print(table(ranks))
+        show(table(ranks))
 
 
 def table(ranks: Sequence[Times]) -> str:
