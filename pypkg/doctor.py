@@ -112,13 +112,14 @@ def _examine(settings: Settings | None, device: str | None) -> list[Finding]:
 
 def _report(findings: Sequence[Finding]) -> int:
     """Prints the findings on the first rank and returns the exit code."""
-    from pypkg.training.doctor.findings import Severity, exit_code
+    from pypkg.training.doctor.findings import Severity, counted, exit_code
 
     if mesh.launched_rank() == 0:
         for finding in findings:
             print(finding.labelled())
         counts = [sum(each.severity == kind for each in findings) for kind in Severity]
-        print(f"{counts[Severity.WARNING]} warnings, {counts[Severity.ERROR]} errors")
+        warnings, errors = counts[Severity.WARNING], counts[Severity.ERROR]
+        print(f"{counted(warnings, 'warning')}, {counted(errors, 'error')}")
     return exit_code(findings)
 
 

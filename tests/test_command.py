@@ -120,6 +120,9 @@ def test_settings_are_explained_by_name():
 def test_completion_knows_the_options_of_each_command():
     assert {"--learning_rate", "--nproc"} <= set(options_of("pretrain"))
     assert {"--input_path", "--train_tokenizer"} <= set(options_of("preprocess"))
+    for name in ("plan", "doctor"):
+        found = options_of(name)
+        assert "--learning_rate" in found and "--key" not in found
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

@@ -41,7 +41,7 @@ RULES = (
     Rule("pypkg.errors"),
     Rule("pypkg.files"),
     Rule("pypkg.console"),
-    Rule("pypkg.console.completion", ("pypkg.__main__",)),
+    Rule("pypkg.console.completion", ("pypkg.__main__", "pypkg.config")),
     Rule("pypkg.config"),
     Rule("pypkg.device"),
     Rule("pypkg.device.threads", paddle=True),  # imports it after the threads are set
@@ -93,6 +93,9 @@ ROOMS = {
     "pypkg.training": ("supervisor", "run", "doctor", "final_report", "start", "trainer", "healing",
                        "step", "feed", "checkpoint", "reporting", "interrupt", "tp_sharding",
                        "ledger", "state"),
+    "pypkg.planner": ("output", "search", "time", "memory", "extension", "step", "sliced_layers",
+                      "zero", "pipeline", "decoder", "tensor_parallel", "operators", "tape",
+                      "parameters"),
     "pypkg.bench": ("__main__", "report", "train_step", "checkpoint", "data", "ops",
                     "environment", "timing"),
 }  # fmt: skip

@@ -19,8 +19,10 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from pypkg.__main__ import COMMANDS
+from pypkg.config.settings import setting_fields
 
 _OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+_ANY_SETTING = "--key"  # stands in a help text for every setting of pretrain
 
 _BASH = """\
 _pypkg() {{
@@ -63,11 +65,17 @@ def completion_script(shell: str) -> str:
 
 
 def options_of(name: str) -> list[str]:
-    """The options that ``pypkg name --help`` names, each once, in its order."""
+    """The options that ``pypkg name --help`` names, each once, in its order.
+
+    A command whose help says ``--key value`` takes all settings as well.
+    """
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         importlib.import_module(COMMANDS[name].module).main(["--help"])
-    return list(dict.fromkeys(_OPTION.findall(text.getvalue())))
+    found = _OPTION.findall(text.getvalue())
+    if _ANY_SETTING in found:
+        found += [f"--{field.name}" for field in setting_fields()]
+    return [option for option in dict.fromkeys(found) if option != _ANY_SETTING]
 
 
 def _bash(template: str, options: Mapping[str, Sequence[str]]) -> str:

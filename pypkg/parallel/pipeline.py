@@ -37,45 +37,45 @@ MicroBatch = Mapping[str, Any]
 
 
 def pipeline_degree() -> int:
-    """Number of stages, each of which is a process, or several with a part of its layers each."""
+    """Number of pipeline stages; each is one rank, or the ranks of a tensor group."""
     return mesh.current().pipeline_degree
 
 
 def pipeline_rank() -> int:
-    """The stage of this process."""
+    """The pipeline stage of this rank, from 0."""
     return mesh.current().pipeline_rank
 
 
 def virtual_stages() -> int:
-    """Number of parts that a stage has."""
+    """Number of model chunks of each pipeline stage."""
     return mesh.current().degrees.virtual_stages
 
 
 class Schedule:
-    """Runs micro batches through the parts of a model: 1F1B, interleaved if a stage has several.
+    """Runs micro batches through the model chunks: 1F1B, interleaved if a stage has several.
 
     fleet's wrapper broadcasts parameters over the groups in which they are the same, and neither
     reduces, clips nor scales gradients.
 
     Args:
-        parts: those of this stage, in their order. Each takes and returns a dictionary of tensors;
-            the first of all is given a micro batch without labels, and the last of all may return
-            anything, which ``loss`` understands. What is handed on unchanged has to be a copy,
-            since fleet frees it when it is sent.
-        label_names: what of a micro batch only ``loss`` is given.
-        loss: from what the last part returns and the labels of a micro batch, by name.
-        tied: a parameter that the first and the last stage have both, on these; else None.
+        chunks: the model chunks of this stage, in their order. Each takes and returns a dictionary
+            of tensors. The first chunk of the model takes a micro batch without labels. The last
+            one may return anything that ``loss`` takes. A tensor that a chunk passes through has to
+            be copied, since fleet frees tensors that it has sent.
+        label_names: entries of a micro batch that ``loss`` alone takes.
+        loss: called with the output of the last chunk and the labels of a micro batch by name.
+        tied: on the first and the last stage, the parameter that both hold; else None.
     """
 
     def __init__(
         self,
-        parts: Sequence[nn.Layer],
+        chunks: Sequence[nn.Layer],
         label_names: Sequence[str],
         loss: Callable[..., Tensor],
         tied: Tensor | None = None,
     ) -> None:
-        self._parts, self._label_names, self._loss, self._tied = parts, label_names, loss, tied
-        self._layers = _pipeline_layer(parts, lambda output, labels: loss(output, **labels))
+        self._chunks, self._label_names, self._loss, self._tied = chunks, label_names, loss, tied
+        self._layers = _pipeline_layer(chunks, lambda output, labels: loss(output, **labels))
         self._engine = _engine(self._layers, 2 * pipeline_degree())
         self._sent: object = None  # what the cached shapes of fleet's messages are those of
 
@@ -102,6 +102,7 @@ class Schedule:
 
         Raises:
             UserError: too few micro batches for interleaved stages.
+            ValueError: micro batches differ in names, shapes or dtypes.
         """
         count = len(micro_batches)
         signatures = {self._signature(batch) for batch in micro_batches}
@@ -124,12 +125,12 @@ class Schedule:
         """The loss of ``batch``, on all stages."""
         ((state, labels),) = self._inputs_and_labels([batch])
         messages = P2pHelper(use_cache=False)
-        for number, part in enumerate(self._parts):
+        for number, chunk in enumerate(self._chunks):
             is_first = number == 0 and pipeline_rank() == 0
             if not is_first:
                 state = tuple_to_dict_helper(messages.recv_forward(pp_first_stage=False))[0]
-            state = part(state)
-            is_last = number == len(self._parts) - 1 and pipeline_rank() == pipeline_degree() - 1
+            state = chunk(state)
+            is_last = number == len(self._chunks) - 1 and pipeline_rank() == pipeline_degree() - 1
             if not is_last:
                 messages.send_forward(dict_to_tuple_helper(state), pp_last_stage=False)
         loss = self._loss(state, **labels) if is_last else paddle.zeros([], dtype="float32")
@@ -182,10 +183,12 @@ def _sum_tied_gradient(tied: Tensor) -> None:
     dist.all_reduce(gradient, group=_ends(mesh.current()))
 
 
-def _pipeline_layer(parts: Sequence[nn.Layer], loss: Callable[[Any, Any], Tensor]) -> PipelineLayer:
-    """fleet's view of the model; of other stages' parts it only has to know that they exist."""
+def _pipeline_layer(
+    chunks: Sequence[nn.Layer], loss: Callable[[Any, Any], Tensor]
+) -> PipelineLayer:
+    """fleet's view of the model; identities stand for the model chunks of other stages."""
     stages, rank = pipeline_degree(), pipeline_rank()
-    own = iter(parts)
+    own = iter(chunks)
     layers = [
         next(own) if number % stages == rank else nn.Identity()
         for number in range(stages * virtual_stages())

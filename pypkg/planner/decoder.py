@@ -42,7 +42,7 @@ class Batch:
 
 
 def attention_workspace(shard: Shard, batch: Batch, is_gpu: bool) -> int:
-    """Floats that the backward pass of attention takes (kernels/flash_attention_backward*)."""
+    """Floats that the backward pass of attention takes (csrc/kernels/attention)."""
     if is_gpu:  # one number for each row
         return batch.tokens * shard.heads
     queries, keys, lanes = 96, 96, 16

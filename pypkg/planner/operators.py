@@ -50,7 +50,7 @@ class Operators:
         self.floats(floats, WORKSPACE)
 
     def _row_partials(self, rows: int, columns: int) -> int:
-        """Floats for partial sums of a norm's weight gradient (kernels/rms_norm*)."""
+        """Floats for partial sums of a norm's weight gradient (csrc/kernels/rms_norm)."""
         if self.is_gpu:
             each = min(max(8192 // max(columns, 1), 4), 32)
             return min(rows, each * _MULTIPROCESSORS) * columns
@@ -193,7 +193,7 @@ class Operators:
         rows: int,
         workspace: int,
     ) -> Tensor:
-        """Both projections and attention in one operator (csrc/paddle/attention_block_op.cc).
+        """Both projections and attention in one operator (``pypkg_attention_block``).
 
         Args:
             weights: of qkv and of the output.
@@ -219,7 +219,7 @@ class Operators:
     def mlp_block(
         self, x: Tensor, weights: Sequence[Parameter], inner: int, outputs: int
     ) -> Tensor:
-        """A gated MLP of ``inner`` elements in one operator (csrc/paddle/mlp_block_op.cc)."""
+        """A gated MLP, ``inner`` elements wide, in one operator (``pypkg_mlp_block``)."""
         gate_up, activated = self.new(2 * inner), self.new(inner)
         out, kept = self.new(outputs), x.detach()
 

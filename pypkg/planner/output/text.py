@@ -44,12 +44,13 @@ def layout_of(plan: Plan) -> str:
 
 def _head(plan: Plan) -> list[str]:
     config, s, gpu = plan.config, plan.settings, plan.cluster.gpu
+    batches = "micro batch" if s.gradient_accumulation_steps == 1 else "micro batches"
     return [
         f"model   {config.model_type}, {config.num_parameters() / 1e6:,.0f} M parameters",
         f"GPUs    {plan.degrees.world_size} x {gpu.name}, {gpu.memory / _GIB:.1f} GiB each, "
         f"{plan.cluster.gpus_per_node} a machine ({gpu.source})",
         f"layout  {layout_of(plan)}",
-        f"batch   {s.gradient_accumulation_steps} micro batches of "
+        f"batch   {s.gradient_accumulation_steps} {batches} of "
         f"{s.per_device_train_batch_size} x {s.max_seq_length} tokens a rank, "
         f"{plan.time.tokens:,} tokens a step",
     ]

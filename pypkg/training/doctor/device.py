@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pypkg.training.doctor.facts import Facts
-from pypkg.training.doctor.findings import Finding, Severity, by_value, place_of
+from pypkg.training.doctor.findings import Finding, Severity, by_value, counted, place_of
 
 _USED_BY_OTHERS = 2**31  # bytes; a context of CUDA and NCCL's buffers take less
 
@@ -33,7 +33,8 @@ def _problems(fact: Facts, where: str) -> Iterator[Finding]:
         if fact.gpus and fact.paddle_cuda is None:
             yield Finding(
                 Severity.WARNING, "device",
-                f"the machine has {fact.gpus} GPUs, but the installed Paddle is the build for CPUs",
+                f"the machine has {counted(fact.gpus, 'GPU')}, but the installed Paddle is the "
+                "build for CPUs",
                 where, "Install paddlepaddle-gpu",
             )  # fmt: skip
         return

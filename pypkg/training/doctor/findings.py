@@ -68,6 +68,11 @@ def by_value(values: Sequence[T], key: Callable[[T], Hashable]) -> Iterator[tupl
         yield values[own[0]], own
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """ "1 rank", "2 ranks"; ``plural`` is for nouns that do not end in "s" then."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def told(check: str, examine: Callable[[], str]) -> Finding:
     """The finding of ``examine``, which says what is well or raises what is wrong as UserError."""
     try:

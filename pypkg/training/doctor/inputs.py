@@ -17,7 +17,7 @@ from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank
 from pypkg.training.checkpoint.lock import refuse_if_in_use
 from pypkg.training.doctor.facts import nearest_folder
-from pypkg.training.doctor.findings import Finding, Severity, told
+from pypkg.training.doctor.findings import Finding, Severity, counted, told
 from pypkg.training.doctor.machine import Needs
 from pypkg.training.feed.same_data import check_same_data
 from pypkg.training.start.output_dir import find_places
@@ -57,7 +57,7 @@ def _data(settings: Settings) -> str:
     check_same_data(corpora)
     tokens = sum(each.num_tokens for each in corpora)
     same = ", the same on all ranks" if mesh.current().world_size > 1 else ""
-    return f"{len(corpora)} corpora with {tokens:,} tokens{same}"
+    return f"{counted(len(corpora), 'corpus', 'corpora')} with {tokens:,} tokens{same}"
 
 
 def _prefixes(settings: Settings) -> list[str]:
@@ -109,7 +109,8 @@ def _output_dir(settings: Settings) -> str:
     if mesh.current().world_size == 1:
         return f"{existing} can be written"
     places = find_places(existing, settings.allow_local_output)
-    return f"{existing} can be written; {len(places.leaders)} folders for all ranks"
+    folders = counted(len(places.leaders), "folder")
+    return f"{existing} can be written; {folders} for all ranks"
 
 
 def _require_writable(folder: Path) -> None:

@@ -12,7 +12,7 @@ import paddle.distributed as dist
 
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_all_ranks
-from pypkg.training.doctor.findings import Finding, Severity, place_of
+from pypkg.training.doctor.findings import Finding, Severity, counted, place_of
 
 AXES = ("tensor", "sharding", "data", "pipeline")
 _RUNS = 5
@@ -91,9 +91,8 @@ def judge(
                 "GLOO_SOCKET_IFNAME select the network",
             )  # fmt: skip
     if is_well:
-        yield Finding(
-            Severity.OK, check, f"{min(rates.values()):.3g} GB/s or more in {len(rates)} groups"
-        )
+        groups = counted(len(rates), "group")
+        yield Finding(Severity.OK, check, f"{min(rates.values()):.3g} GB/s or more in {groups}")
 
 
 def _groups(current: mesh.Mesh, axis: str) -> list[tuple[int, ...]]:

@@ -10,7 +10,7 @@ from pypkg.config import Settings
 from pypkg.models import ModelConfig
 from pypkg.parallel.launch.rendezvous import named
 from pypkg.training.doctor.facts import Facts
-from pypkg.training.doctor.findings import Finding, Severity, by_value, place_of
+from pypkg.training.doctor.findings import Finding, Severity, by_value, counted, place_of
 
 _CLOCKS_APART = 2.0  # seconds; logs and locks of output_dir compare times of machines
 # What NCCL's user guide gives a container of several GPUs ("Troubleshooting": --shm-size=1g, and
@@ -60,8 +60,8 @@ def machine_findings(facts: Sequence[Facts], needs: Needs) -> list[Finding]:
     for fact, ranks in by_value(facts, lambda fact: fact.host):
         found += _machine(fact, needs, place_of(ranks, len(facts)))
     if not found:
-        machines = len({fact.host for fact in facts})
-        found = [Finding(Severity.OK, "machines", f"{machines} with {len(facts)} ranks")]
+        machines = counted(len({fact.host for fact in facts}), "machine")
+        found = [Finding(Severity.OK, "machines", f"{machines} with {counted(len(facts), 'rank')}")]
     return found
 
 
@@ -131,10 +131,11 @@ def _machine(fact: Facts, needs: Needs, where: str) -> Iterator[Finding]:
 def _cores(fact: Facts, where: str) -> Iterator[Finding]:
     busy = fact.ranks * (fact.threads if fact.device == "cpu" else 1)
     if busy > fact.cores:
-        each = f" with {fact.threads} threads each" if fact.device == "cpu" else ""
+        each = f" with {counted(fact.threads, 'thread')} each" if fact.device == "cpu" else ""
+        share = "shares" if fact.ranks == 1 else "share"
         yield Finding(
             Severity.WARNING, "cores",
-            f"{fact.ranks} ranks{each} share {fact.cores} cores", where,
+            f"{counted(fact.ranks, 'rank')}{each} {share} {counted(fact.cores, 'core')}", where,
             "Start fewer ranks, lower num_threads, or allow the processes more cores",
         )  # fmt: skip
 
@@ -152,6 +153,6 @@ def _memory(fact: Facts, needs: Needs, where: str) -> Iterator[Finding]:
         yield Finding(
             Severity.ERROR, "memory",
             f"{fact.host_free / _GIB:.3g} GiB are free, and use_async_save with async_save_memory "
-            f"takes up to {staged / _GIB:.3g} for {fact.ranks} ranks", where,
+            f"takes up to {staged / _GIB:.3g} for {counted(fact.ranks, 'rank')}", where,
             "Lower async_save_memory, or leave out use_async_save",
         )  # fmt: skip

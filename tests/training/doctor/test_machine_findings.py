@@ -36,6 +36,8 @@ def test_a_machine_in_order(fact):
     found = findings(fact, fact)
     assert exit_code(found) == 0
     assert [each.check for each in found] == ["device", "machines"]
+    assert found[-1].what == "1 machine with 2 ranks"
+    assert findings(fact)[-1].what == "1 machine with 1 rank"
 
 
 @pytest.mark.parametrize(
