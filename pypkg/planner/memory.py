@@ -35,10 +35,10 @@ PHASES = ("forward", "backward", "update")
 
 @dataclass(frozen=True)
 class RankMemory:
-    """What a rank has allocated at its peak; other ranks of the same place have no more.
+    """Memory of a rank at its peak. Ranks with the same coordinates need at most as much.
 
     Attributes:
-        pipeline_rank, tensor_rank: the place.
+        pipeline_rank, tensor_rank: coordinates of the rank.
         terms: bytes by term, in the order of ``TERMS``.
         phases: the most bytes in each of ``PHASES``.
     """
@@ -83,11 +83,10 @@ def plan_memory(
     """The memory of each rank in a training step after the first, which has optimizer state.
 
     Args:
-        settings: of the run; its degrees are not looked at, but its ZeRO stage, recompute, batch
-            and dtype are.
+        settings: of the run; ZeRO stage, recompute, batch and dtype are read, degrees are not.
         config: of the model as it is trained.
         degrees: of a layout without problems (training/start/layout.py).
-        device: "gpu", or "cpu", which is planned to the byte: products accumulate otherwise there.
+        device: "gpu", or "cpu", where the kernels and collectives need other workspaces.
 
     Raises:
         UserError: the layout or a setting is not planned yet.

@@ -16,7 +16,7 @@ def parameters(
     """The parameters of a model chunk on one rank, in the order of the model.
 
     Args:
-        degree, rank: of the tensor-parallel group.
+        degree, rank: size of the tensor-parallel group, and this rank's index in it.
     """
     found = []
     for whole in whole_parameters(config, chunk):

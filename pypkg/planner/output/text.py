@@ -21,7 +21,12 @@ CHANGED = (
 
 
 def describe(plan: Plan, tokens: float | None, price: float | None) -> list[str]:
-    """The lines of a plan."""
+    """A plan as lines of text.
+
+    Args:
+        tokens: of the whole run; None: days and price are left out.
+        price: of a GPU hour; None: the price is left out.
+    """
     return [*_head(plan), "", *_memory(plan), "", *_time(plan), *_cost(plan, tokens, price)]
 
 
@@ -121,7 +126,11 @@ def _cost(plan: Plan, tokens: float | None, price: float | None) -> list[str]:
 
 
 def describe_search(found: Found, tokens: float | None, price: float | None) -> list[str]:
-    """The lines of a search: what fits, and why the rest does not."""
+    """A search as lines of text: the layouts that fit, and why others do not.
+
+    Args:
+        tokens, price: as of ``describe``.
+    """
     lines = [
         f"{'':>3}{'tokens/s':>9}{'MFU %':>7}{'GiB':>7}{'days' if tokens else '':>9}"
         f"{'price' if price and tokens else '':>12}  micro batch, layout"
@@ -184,7 +193,7 @@ def launch_line(plan: Plan, arguments: Sequence[str], changes: dict[str, Any]) -
 
 
 def as_json(plan: Plan, tokens: float | None, price: float | None) -> dict[str, Any]:
-    """A plan for other programs; bytes and seconds."""
+    """A plan as a JSON object; sizes in bytes, times in seconds."""
     step = plan.time
     found: dict[str, Any] = {
         "model": plan.config.model_type,
@@ -222,7 +231,7 @@ def as_json(plan: Plan, tokens: float | None, price: float | None) -> dict[str, 
 def search_as_json(
     found: Found, base: Any, tokens: float | None, price: float | None
 ) -> dict[str, Sequence[Any]]:
-    """A search for other programs: each fitting layout with the keys that it changes."""
+    """A search as a JSON object: each layout that fits, with the keys that it changes."""
     return {
         "fitting": [
             {**as_json(plan, tokens, price), "changed_keys": changed_keys(plan, base)}

@@ -10,17 +10,17 @@ from pypkg.parallel.mesh import Degrees
 from pypkg.planner.memory import MemoryPlan, RankMemory, plan_memory
 from pypkg.planner.time.step_time import Cluster, StepTime, plan_time
 
-# Bytes that a process takes beside tensors: context, NCCL, fragments. PaddleNLP's page of published
-# runs tells 2 to 3 GB; this is the upper end. It has not been measured with this package.
+# Bytes that a process uses beside tensors: context, NCCL, fragments. PaddleNLP's page of published
+# runs reports 2 to 3 GB; this is the upper end. It has not been measured with this package.
 OUTSIDE = 3 * 10**9
-# Parts by which a speed may be off: the largest deviation from the published runs (A100 within a
-# machine), and an assumption elsewhere, where no run is behind the plan.
+# Relative errors of a speed: the largest one against the published runs (A100 within a machine),
+# and an assumption elsewhere, where no run was compared.
 PROVEN, UNPROVEN = 0.1, 0.25
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a layout takes.
+    """Memory and time of one layout.
 
     Attributes:
         settings, config, degrees, cluster: what was planned.
@@ -46,7 +46,7 @@ class Plan:
 
     @property
     def short(self) -> int:
-        """Bytes that are missing; negative: that are left."""
+        """Bytes above the capacity; negative: bytes that are left."""
         return self.largest.peak - self.capacity
 
     @property
@@ -55,7 +55,7 @@ class Plan:
 
     @property
     def uncertainty(self) -> float:
-        """Part by which the speed may be off."""
+        """Largest expected relative error of the speed, 0 to 1."""
         within = self.degrees.world_size <= self.cluster.gpus_per_node
         is_proven = within and self.cluster.gpu.name.startswith("a100")
         return PROVEN if is_proven else UNPROVEN
@@ -69,7 +69,7 @@ class Plan:
 
 
 def element_bytes(settings: Settings) -> int:
-    """Of weights and activations on a GPU, where bfloat16 is the default."""
+    """Bytes of an element of weights and activations on a GPU, where bfloat16 is the default."""
     return 4 if settings.bf16 is False and not settings.fp16 else 2
 
 
@@ -99,9 +99,13 @@ def largest_term(plan: Plan) -> str:
 
 
 def what_would_do(plan: Plan) -> tuple[str, Plan] | None:
-    """The fastest of a few changes of one setting that makes the plan fit; None: none of them does.
+    """The fastest change of one setting that makes the plan fit; None: no change does.
 
-    Each keeps the global batch: recompute, a smaller micro batch, a higher stage of sharding.
+    The changes are recompute, a smaller micro batch and a higher ZeRO stage. Each keeps the global
+    batch.
+
+    Returns:
+        A name of the change, and the plan with it.
     """
     found = []
     for label, changed in _changes(plan):

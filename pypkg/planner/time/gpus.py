@@ -1,4 +1,4 @@
-"""GPUs that a plan knows: memory and rates of data sheets, and which part of a rate is reached."""
+"""GPUs that can be planned for: memory and peak rates of data sheets, and efficiencies."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Gpu:
     """A GPU. Rates are dense and per second; an efficiency is the part of a rate that is reached.
 
     Attributes:
-        memory_mib: that nvidia-smi shows.
+        memory_mib: MiB of memory, as nvidia-smi shows it.
         matmul_flops: of matrix products in bfloat16 and float16.
         matmul_flops_float32: of float32 products outside tensor cores.
-        bandwidth: bytes of its memory.
+        bandwidth: bytes of device memory, read or written.
         link: bytes to other GPUs of the machine, in each direction.
         matmul_efficiency: fitted to PaddleNLP's Llama-2-7b run on A100, for all GPUs.
         attention_efficiency: of matmul_flops in flash attention, forward and backward.
@@ -124,7 +124,7 @@ def load_gpu(name: str) -> Gpu:
 
 
 def gpu_of_device(name: str, memory: int) -> Gpu | None:
-    """The entry of a device, by the name and the bytes of memory that CUDA tells.
+    """The entry of a device, by the name and the bytes of memory that CUDA reports.
 
     None for a GPU that the table lacks, such as another form factor.
     """

@@ -14,7 +14,7 @@ _FLOAT32_ROPE_PASSES = 16  # float32 elements of query or key that operators rea
 
 @dataclass(frozen=True)
 class Seconds:
-    """Seconds by what they are spent on; ``tensor`` is communication of the tensor group."""
+    """Seconds by term; ``tensor`` is communication of the tensor group."""
 
     products: float = 0.0
     attention: float = 0.0
@@ -34,7 +34,7 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Implementation:
-    """What a layer moves and sends beside its matrix products.
+    """How a layer is implemented: memory traffic and messages beside its matrix products.
 
     Attributes:
         stream_passes: over [tokens, hidden_size], forward and backward: norms and residuals.

@@ -52,7 +52,7 @@ class Cluster:
         """Bytes per second that each rank of a group sends in a ring.
 
         Args:
-            stride: between the numbers of neighbouring ranks of the group.
+            stride: difference of the global ranks of two consecutive members.
             size: of the group.
         """
         within = self.gpu.link * self.gpu.link_efficiency
@@ -83,7 +83,7 @@ class StepTime:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of one GPU."""
+        """Tokens per second of one GPU."""
         return self.tokens / self.seconds / self.world_size
 
     def mfu(self, config: ModelConfig, sequence: int, peak: float) -> float:
@@ -91,11 +91,11 @@ class StepTime:
         return config.flops_per_token(sequence) * self.tokens_per_second / peak
 
     def days(self, tokens: float) -> float:
-        """Of a run over ``tokens``."""
+        """Days of a run over ``tokens`` tokens."""
         return tokens / (self.tokens_per_second * self.world_size) / 86400
 
     def price(self, tokens: float, per_gpu_hour: float) -> float:
-        """Of a run over ``tokens``, in the currency of ``per_gpu_hour``."""
+        """Price of a run over ``tokens`` tokens, in the currency of ``per_gpu_hour``."""
         return self.days(tokens) * 24 * self.world_size * per_gpu_hour
 
 
@@ -110,7 +110,7 @@ def plan_time(
     """The time of a step.
 
     Args:
-        settings: of the run; its degrees are not looked at.
+        settings: of the run; its degrees are not read.
         element_bytes: of weights and activations.
     """
     step = _Step(settings, config, degrees, cluster, element_bytes, implementation)
