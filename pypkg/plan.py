@@ -60,13 +60,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--nodes", type=int, help="machines; by default one for every 8 GPUs")
     parser.add_argument(
         "--network", type=float, metavar="GB/s",
-        help="of all adapters of a machine together, each way; needed for several machines",
+        help="rate of all adapters of a machine together, in each direction; required for several "
+        "machines",
     )  # fmt: skip
-    parser.add_argument("--tokens", type=_number, help="of the whole run, such as 1T or 300B")
-    parser.add_argument("--price", type=float, help="of a GPU hour")
-    parser.add_argument("--search", action="store_true", help="all layouts that fit, best first")
+    parser.add_argument(
+        "--tokens", type=_number, help="tokens of the whole run, such as 1T or 300B"
+    )
+    parser.add_argument("--price", type=float, help="price of a GPU hour")
+    parser.add_argument(
+        "--search", action="store_true", help="list the layouts that fit, fastest first"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="memory as stacked bars")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE.svg", help="draw memory as stacked bars"
+    )
     return parser
 
 

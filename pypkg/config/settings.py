@@ -183,7 +183,9 @@ class Settings(TrainingSettings):
         choices=("weights", "size", "temperature"),
     )
     blend_temperature: float = setting(
-        1.0, "1 is by size; the higher, the more of small corpora", at_least=1
+        1.0,
+        "temperature of blend_by; 1 is by size, and higher values favour small corpora",
+        at_least=1,
     )
     sample_order: str = setting(
         "run",
@@ -219,28 +221,32 @@ class Settings(TrainingSettings):
     )
     max_rollbacks: int = setting(
         3,
-        "how often, within rollback_window steps, a run goes back to the newest checkpoint of its "
-        "own and leaves out the samples of a step that went wrong; then it stops. 0: it stops at "
-        "once",
+        "rollbacks allowed within rollback_window steps: the run goes back to its newest "
+        "checkpoint and leaves out the samples of the failed step. After them it stops. 0: it "
+        "stops at the first failed step",
         at_least=0,
     )
-    rollback_window: int = setting(1000, "steps in which max_rollbacks counts", at_least=1)
+    rollback_window: int = setting(
+        1000, "number of steps over which max_rollbacks counts", at_least=1
+    )
     rollback_skip_steps: int = setting(
-        1, "steps left out by a rollback: the one that went wrong and those before it", at_least=1
+        1,
+        "steps whose samples a rollback leaves out: the failed one and those before it",
+        at_least=1,
     )
     loss_spike_threshold: float = setting(
         0.0,
-        "a loss so many standard deviations above the median of the steps before it went wrong; "
-        "0: any finite loss is right. 10 is a start",
+        "standard deviations above the median of the previous steps from which a loss is a spike; "
+        "0: no finite loss is one. 10 is a value to start with",
         at_least=0,
     )
     grad_norm_spike_threshold: float = setting(
-        0.0, "the same of the gradient norm, before clipping", at_least=0
+        0.0, "loss_spike_threshold for the gradient norm before clipping", at_least=0
     )
     spike_window: int = setting(
-        128, "steps whose median and spread a loss or a norm is compared with", at_least=8
+        128, "number of previous steps that give the median and standard deviation", at_least=8
     )
-    sample_prompt: str = setting("", "what the text written at the end of a run starts with")
+    sample_prompt: str = setting("", "start of the text that the model writes at the end of a run")
     sample_tokens: int = setting(
         0, "tokens of text that the model writes at the end of a run; 0 for none", at_least=0
     )
