@@ -55,7 +55,8 @@ def command(tmp_path, *options, unit=None, **values):
     if unit is not None:
         program = [
             "-c",
-            "import sys; from pypkg import preprocess; from pypkg.data.preprocess import files; "
+            "import sys; from pypkg import preprocess; "
+            "from pypkg.data.preprocess.input import files; "
             f"files._LEAST_UNIT = {unit}; sys.exit(preprocess.main(sys.argv[1:]))",
         ]
     return [sys.executable, *program, *arguments(tmp_path, *options, **values)]

@@ -11,7 +11,7 @@ import pytest
 from distributed_testing import run_ranks
 from training_testing import Workplace, counting_documents, write_corpus, write_model
 
-WORKER = Path(__file__).with_name("pretrain_worker.py")
+WORKER = Path(__file__).parent.parent / "runs" / "pretrain_worker.py"
 SETTINGS = {
     "max_steps": 8, "logging_steps": 1, "eval_steps": 4, "save_steps": 4, "num_threads": 1,
     "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2,
