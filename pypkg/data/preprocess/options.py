@@ -115,7 +115,8 @@ class PreparationOptions:
     )
     on_error: str = _option(
         _INPUT,
-        "what to do with a document that is not UTF-8 or not JSON (%(default)s); replace puts "
+        "what to do with a document that is not UTF-8, not JSON, or has no or two values of the "
+        "field (%(default)s); replace puts "
         "U+FFFD where it is not UTF-8, and skips others",
         default="skip",
         choices=("skip", "replace", "stop"),

@@ -128,8 +128,18 @@ class OptimizerState:
             cut: slices of the axes, from the first on; what they select is read, and no more.
 
         Raises:
-            UserError: there is none, or it is of another shape.
+            UserError: there is none, it is of another shape, or it holds NaN or infinity.
         """
+        values = self._values(key, cut)
+        if values.size and not np.isfinite([values.min(), values.max()]).all():
+            raise UserError(
+                f"{self._checkpoint}: {key} holds values that are NaN or infinite. Resume from an "
+                "older checkpoint, or set ignore_load_lr_and_optim to take only the weights."
+            )
+        return values
+
+    def _values(self, key: str, cut: Sequence[slice]) -> np.ndarray:
+        """What ``read`` returns, before its values are checked."""
         parameter, _, state = key.rpartition(".")
         sources = self._map.source_shapes(parameter, self._shapes[parameter])
         self._master_read |= state == _MASTER_WEIGHT

@@ -80,6 +80,24 @@ def test_a_line_that_is_partly_json_is_told_of_once(tmp_path):
     ]
 
 
+def test_a_text_with_two_values_is_told_of(tmp_path):
+    """Readers differ in the value that they take; other keys may occur twice."""
+    (tmp_path / "c.jsonl").write_bytes(
+        b'{"text": "a", "text": "b"}\n{"id": 1, "text": "c", "id": 2}\n'
+        b'{"data": {"text": "d"}, "data": {"text": "e"}}{"data": {"text": "f", "text": "f"}}\n'
+    )
+    texts, problems, _ = read(tmp_path / "c.jsonl")
+    assert texts == ["c"]
+    assert [(p.reason, p.detail, p.line) for p in problems] == [
+        ("a field that the record names more than once", "'text'", 1),
+        ("no text in the field", "'text'", 3),
+        ("no text in the field", "'text'", 3),
+    ]
+    texts, problems, _ = read(tmp_path / "c.jsonl", json_key="data.text")
+    assert texts == []
+    assert [p.detail for p in problems if "more than once" in p.reason] == ["'data'", "'text'"]
+
+
 @pytest.mark.parametrize(
     ("record", "text"),
     [

@@ -341,6 +341,21 @@ def test_powers_that_are_no_numbers(tmp_path: Path) -> None:
         _moment(folder, f"{KEYS[0]}.beta1_pow_acc")
 
 
+@pytest.mark.parametrize("state", ["moment1", "moment2", "beta1_pow_acc"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_state_that_is_not_finite(tmp_path: Path, state: str, value: float) -> None:
+    """One value of it makes weights NaN in the first step."""
+    folder = tmp_path / "checkpoint-5"
+    shutil.copytree(RUNS / "unified/checkpoint-5", folder)
+    file = folder / "optimizer-00001-of-00001.safetensors"
+    tensors = load_file(file)
+    (name,) = (each for each in tensors if each.endswith(f"embed_tokens.weight/{state}_0"))
+    tensors[name].reshape(-1)[-1] = value
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=rf"{KEYS[0]}\.{state} holds values that are NaN or inf"):
+        _moment(folder, f"{KEYS[0]}.{state}")
+
+
 @pytest.mark.parametrize("number", [10**30, True, -1])
 def test_counts_that_no_run_has(tmp_path: Path, number: int) -> None:
     content = json.loads((RUNS / "plain/checkpoint-5/trainer_state.json").read_text())

@@ -61,6 +61,7 @@ class Problem:
 NOT_UTF8 = "not UTF-8"
 NOT_JSON = "not JSON"
 NO_TEXT = "no text in the field"
+DOUBLED_KEY = "a field that the record names more than once"
 UNREADABLE = "cannot be read"
 BROKEN = "broken file, the rest of it is lost"
 

@@ -7,12 +7,14 @@ import io
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from pypkg.data.optional_packages import require
 from pypkg.data.preprocess.input.documents import (
     BROKEN,
+    DOUBLED_KEY,
     NO_TEXT,
     NOT_JSON,
     NOT_UTF8,
@@ -30,7 +32,27 @@ _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # bytes that no UTF-8 has
 _UTF16 = "it begins as UTF-16; convert it, for example by iconv -f UTF-16 -t UTF-8"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _JSON_SPACE = re.compile(r"[ \t\r\n]*")
-_DECODER = json.JSONDecoder()
+
+
+class _Doubled(dict[str, Any]):
+    """An object of JSON that names keys more than once; it holds their last values."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        counts = Counter(key for key, _ in pairs)
+        self.doubled = {key for key, count in counts.items() if count > 1}
+
+
+class _DoubledKey(ValueError):
+    """The text of a record has two values."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _Doubled(pairs)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def read_documents(
@@ -202,7 +224,11 @@ def _json_documents(
         values = [each for v in values for each in (v if isinstance(v, list) else [v])]
     num_bytes = len(data)
     for value in values:
-        text = _text_of(value, json_key)
+        try:
+            text = _text_of(value, json_key)
+        except _DoubledKey as error:
+            lines.report(DOUBLED_KEY, str(error), line, byte)
+            continue
         if text is None:
             lines.report(NO_TEXT, f"'{json_key}'", line, byte)
             continue
@@ -221,7 +247,7 @@ def _json_documents(
 def _json_values(content: str) -> list[Any]:
     """All JSON values in a text, in order; usually there is one."""
     try:
-        return [json.loads(content)]
+        return [_DECODER.decode(content)]
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise
@@ -237,11 +263,17 @@ def _json_values(content: str) -> list[Any]:
 
 
 def _text_of(record: Any, json_key: str) -> str | None:
-    """The field of that name; if there is none, the nested field that its dotted parts name."""
+    """The field of that name; if there is none, the nested field that its dotted parts name.
+
+    Raises:
+        _DoubledKey: the record names the field, or one that it is nested in, more than once.
+    """
     names = [json_key]
     if isinstance(record, dict) and json_key not in record:
         names = json_key.split(".")
     for name in names:
+        if isinstance(record, _Doubled) and name in record.doubled:
+            raise _DoubledKey(f"'{name}'")
         record = record.get(name) if isinstance(record, dict) else None
     return record if isinstance(record, str) else None
 
