@@ -96,7 +96,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[Compiled]:
     def compile_one(job: tuple[Path, str]) -> Compiled:
         source, arch = job
         target = folder / f"{source.stem}_{arch}.o"
-        flags = ["-std=c++17", "-O3", "-Xptxas", "-v", "-Werror", "all-warnings"]
+        flags = [f"-I{KERNELS}", "-std=c++17", "-O3"]
+        flags += ["-Xptxas", "-v", "-Werror", "all-warnings"]
         arch_flag = f"arch=compute_{arch},code=sm_{arch}"
         command = ["nvcc", *flags, "-gencode", arch_flag, "-c", str(source), "-o", str(target)]
         result = subprocess.run(command, capture_output=True, text=True)
