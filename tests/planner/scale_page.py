@@ -199,7 +199,7 @@ QUANTITIES = (
     Quantity(
         "save: total", "s",
         "14 bytes for each parameter / `disk` / machines, as all ranks write at the disk's rate "
-        "(`save`); before: one writer",
+        "(`save`, at most 1); before: one writer",
         lambda run, cost: run.checkpoint / run.machines / (cost["disk"] * 1e9)
         / min(1.0, cost["save"]),
         lambda run, cost: run.checkpoint / (cost["disk"] * 1e9),
