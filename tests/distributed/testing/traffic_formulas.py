@@ -1,7 +1,7 @@
 """What a training step sends, as docs/parallelism.md says, for a tiny LLaMA under some layouts.
 
-Names as there: b s tokens of a micro batch, h the hidden size, L layers, m micro batches, N
-parameters, of which V = (2 L + 1) h are vectors; degrees t, p, d, z.
+Names as there: b s tokens of a micro batch, h the hidden size, L layers, m micro batches, n
+parameters of a rank before ZeRO; degrees t, p, d, z. docs/scale.md shows the same of large models.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pypkg.models.architecture.layer_split import cut
+from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.architecture.layer_split import ModelChunk, cut
+from pypkg.models.architecture.parameter_shapes import ParameterShape, whole_parameters
 from pypkg.models.architecture.registry import config_from_huggingface
 from pypkg.parallel.mesh import Degrees
+from pypkg.planner.parameters import parameters
 
 BATCH, SEQUENCE = 2, 8
 CONFIG = config_from_huggingface(
@@ -29,24 +32,44 @@ CONFIG = config_from_huggingface(
         "rms_norm_eps": 1e-6,
     }
 )
-_TOKENS = BATCH * SEQUENCE
-_ACTIVATIONS = _TOKENS * CONFIG.hidden_size
-_LAYERS = CONFIG.num_hidden_layers
-_PARAMETERS = CONFIG.num_parameters()
-_VECTORS = (2 * _LAYERS + 1) * CONFIG.hidden_size
-_NUM_MATRICES = 4 * _LAYERS + 2  # query-key-value, output, gate-up, down; embedding and head
-_NUM_PARAMETERS = _NUM_MATRICES + 2 * _LAYERS + 1
 _FLOAT, _INT64 = 4, 8  # bytes
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a launch of test_traffic.py trains."""
+    """What is trained: by default by a launch of test_traffic.py.
+
+    Attributes:
+        batch, sequence: of a micro batch.
+        width: bytes of an activation, a weight or a gradient.
+    """
 
     degrees: Degrees
     sharding_stage: int = 0
     reduces_once: bool = False
     recomputes: bool = False
+    config: ModelConfig = CONFIG
+    batch: int = BATCH
+    sequence: int = SEQUENCE
+    width: int = _FLOAT
+
+    @property
+    def tokens(self) -> int:
+        """Of a micro batch."""
+        return self.batch * self.sequence
+
+    @property
+    def activations(self) -> int:
+        """Elements of a micro batch between the layers."""
+        return self.tokens * self.config.hidden_size
+
+    def chunk(self, stage: int) -> ModelChunk:
+        """The layers of a pipeline stage."""
+        return cut(self.config.num_hidden_layers, self.degrees.pipeline)[stage]
+
+    def parameters(self, stage: int) -> list[ParameterShape]:
+        """Of the first tensor-parallel rank of a pipeline stage, before ZeRO."""
+        return parameters(self.config, self.chunk(stage), self.degrees.tensor)
 
 
 LAYOUTS = {
@@ -84,91 +107,112 @@ def expected(
     _add(sent, "world all_reduce", 1, 1)  # squares of the gradient norm
     degrees = layout.degrees
     if degrees.data > 1:
-        _add(sent, "data all_reduce", 1, _reduced_over_data(layout, sharding_rank, owned))
+        elements = _reduced_over_data(layout, pipeline_rank, sharding_rank, owned)
+        _add(sent, "data all_reduce", 1, elements, layout.width)
     if degrees.tensor > 1:
         _add_tensor(sent, layout, pipeline_rank, m)
     if degrees.pipeline > 1:
-        _add_pipeline(sent, degrees, pipeline_rank, m)
+        _add_pipeline(sent, layout, pipeline_rank, m)
     if layout.sharding_stage > 0:
-        _SHARDING[layout.sharding_stage](sent, layout, m, owned)
+        _SHARDING[layout.sharding_stage](sent, layout, pipeline_rank, m, owned)
     return sent
 
 
-def _reduced_over_data(layout: Layout, sharding_rank: int, owned: Sequence[Sequence[int]]) -> int:
+def _reduced_over_data(
+    layout: Layout, stage: int, sharding_rank: int, owned: Sequence[Sequence[int]]
+) -> int:
     if layout.sharding_stage == 0:
-        return _PARAMETERS
+        return sum(each.size for each in layout.parameters(stage))
     if layout.sharding_stage == 1:
         return sum(owned[sharding_rank])
-    return sum(map(_padded, owned[sharding_rank]))
+    return sum(_padded(size, layout.width) for size in owned[sharding_rank])
 
 
 def _add_tensor(sent: Sent, layout: Layout, pipeline_rank: int, m: int) -> None:
     """Attention and MLP of each layer, the embedding, and the head's input gradient."""
     degrees, passes = layout.degrees, 3 if layout.recomputes else 2
-    part = cut(_LAYERS, degrees.pipeline)[pipeline_rank]
-    branches, t = 2 * len(part.layers), degrees.tensor
+    part = layout.chunk(pipeline_rank)
+    branches, t, width = 2 * len(part.layers), degrees.tensor, layout.width
     if part.is_last:
-        _add(sent, "tensor all_reduce", m, _TOKENS)  # the loss: maxima,
-        _add(sent, "tensor all_reduce", m, 2 * _TOKENS)  # sums and the labels' logits
+        _add(sent, "tensor all_reduce", m, layout.tokens)  # the loss: maxima,
+        _add(sent, "tensor all_reduce", m, 2 * layout.tokens)  # sums and the labels' logits
     ends = part.is_first + part.is_last
-    _add(sent, "tensor all_reduce", m * ends, _ACTIVATIONS)
+    _add(sent, "tensor all_reduce", m * ends, layout.activations, width)
     if degrees.sequence_parallel:
-        _add(sent, "tensor all_gather", m * (passes * branches + ends), _ACTIVATIONS // t)
-        _add(sent, "tensor reduce_scatter", m * passes * branches, _ACTIVATIONS)
-        _add(sent, "tensor all_reduce", m * (branches + part.is_last), CONFIG.hidden_size)
+        gathers = m * (passes * branches + ends)
+        _add(sent, "tensor all_gather", gathers, layout.activations // t, width)
+        _add(sent, "tensor reduce_scatter", m * passes * branches, layout.activations, width)
+        whole = {each.name: each.shape for each in whole_parameters(layout.config, part)}
+        for each in layout.parameters(pipeline_rank):
+            if len(each.shape) == 1 and each.shape == whole[each.name]:  # norms
+                _add(sent, "tensor all_reduce", m, each.size, width)
     else:
-        _add(sent, "tensor all_reduce", m * passes * branches, _ACTIVATIONS)
+        _add(sent, "tensor all_reduce", m * passes * branches, layout.activations, width)
 
 
-def _add_pipeline(sent: Sent, degrees: Degrees, pipeline_rank: int, m: int) -> None:
-    """Of two stages."""
-    stream = _ACTIVATIONS // (degrees.tensor if degrees.sequence_parallel else 1)
-    if pipeline_rank == 0:
-        _add(sent, "pipeline send", m, _TOKENS, _INT64)
+def _add_pipeline(sent: Sent, layout: Layout, pipeline_rank: int, m: int) -> None:
+    """Activations to the next stage, with the token ids, and their gradients to the one before."""
+    degrees, part = layout.degrees, layout.chunk(pipeline_rank)
+    stream = layout.activations // (degrees.tensor if degrees.sequence_parallel else 1)
+    if not part.is_last:
+        _add(sent, "pipeline send", m, layout.tokens, _INT64)
         _add(sent, "pipeline recv", m, 0)
-    else:
+        _add(sent, "pipeline send", m, stream, layout.width)
+    if not part.is_first:
         _add(sent, "pipeline recv", 2 * m, 0)
-    _add(sent, "pipeline send", m, stream)
+        _add(sent, "pipeline send", m, stream, layout.width)
     _add(sent, "pipeline broadcast", 1, 1)  # the loss,
     _add(sent, "pipeline broadcast", 1, 1, _INT64)  # after its dtype
 
 
-def _add_stage_1(sent: Sent, layout: Layout, m: int, owned: Sequence[Sequence[int]]) -> None:
+def _add_stage_1(
+    sent: Sent, layout: Layout, stage: int, m: int, owned: Sequence[Sequence[int]]
+) -> None:
     """An operation for each parameter, whichever rank owns it."""
-    for operation in ("reduce", "broadcast"):
-        sent[f"sharding {operation}"] = [_NUM_PARAMETERS, _PARAMETERS, _PARAMETERS * _FLOAT]
+    for each in layout.parameters(stage):
+        for operation in ("reduce", "broadcast"):
+            _add(sent, f"sharding {operation}", 1, each.size, layout.width)
 
 
-def _add_stage_2(sent: Sent, layout: Layout, m: int, owned: Sequence[Sequence[int]]) -> None:
-    """A bucket and a buffer of parameters for each owner; in both, each parameter is padded."""
-    for length in (sum(map(_padded, sizes)) for sizes in owned):
-        _add(sent, "sharding reduce", 1 if layout.reduces_once else m, length)
-        _add(sent, "sharding broadcast", 1, length)
+def _add_stage_2(
+    sent: Sent, layout: Layout, stage: int, m: int, owned: Sequence[Sequence[int]]
+) -> None:
+    """A bucket and a buffer of parameters for each owner; in both, each parameter is padded.
+
+    Large models have more buckets, of as many elements altogether.
+    """
+    width = layout.width
+    for length in (sum(_padded(size, width) for size in sizes) for sizes in owned):
+        _add(sent, "sharding reduce", 1 if layout.reduces_once else m, length, width)
+        _add(sent, "sharding broadcast", 1, length, width)
 
 
-def _add_stage_3(sent: Sent, layout: Layout, m: int, owned: Sequence[Sequence[int]]) -> None:
+def _add_stage_3(
+    sent: Sent, layout: Layout, stage: int, m: int, owned: Sequence[Sequence[int]]
+) -> None:
     """Matrices in slices, gathered in the forward and in the backward pass; vectors whole.
 
     A recomputed layer gathers its matrices once more, but still has the last in its backward pass.
     """
-    z = layout.degrees.sharding
-    matrices = _PARAMETERS - _VECTORS
-    gathers, elements = 2 * _NUM_MATRICES, 2 * matrices
+    z, width, held = layout.degrees.sharding, layout.width, layout.parameters(stage)
+    matrices = [each for each in held if len(each.shape) > 1]
+    gathered = matrices * 2
     if layout.recomputes:
-        down = CONFIG.intermediate_size * CONFIG.hidden_size
-        ends = 2 * CONFIG.vocab_size * CONFIG.hidden_size
-        gathers += 3 * _LAYERS
-        elements += matrices - ends - _LAYERS * down
-    elements //= z
-    sent["sharding all_gather"] = [m * gathers, m * elements, m * elements * _FLOAT]
-    vectors = (2 * _LAYERS + 1) * _padded(CONFIG.hidden_size)
-    sent["sharding reduce_scatter"] = [m * _NUM_MATRICES, m * matrices, m * matrices * _FLOAT]
-    _add(sent, "sharding all_reduce", 1, vectors)
+        last = {each.layer: each for each in matrices}
+        gathered += [
+            each for each in matrices if each.layer is not None and each != last[each.layer]
+        ]
+    for each in gathered:
+        _add(sent, "sharding all_gather", m, each.size // z, width)
+    for each in matrices:
+        _add(sent, "sharding reduce_scatter", m, each.size, width)
+    vectors = sum(_padded(each.size, width) for each in held if len(each.shape) == 1)
+    _add(sent, "sharding all_reduce", 1, vectors, width)
 
 
-def _padded(size: int) -> int:
+def _padded(size: int, width: int) -> int:
     """Fleet's alignment of parameters in a buffer, 256 bytes."""
-    unit = 256 // _FLOAT
+    unit = 256 // width
     return -(-size // unit) * unit
 
 
