@@ -62,7 +62,7 @@ RULES = (
                           "pypkg.parallel.host_memory"),
          paddle=True),
     Rule("pypkg.planner", ("pypkg.config", _ARCHITECTURE, "pypkg.models.weights.tp_shards",
-                           "pypkg.parallel.mesh")),
+                           "pypkg.parallel.mesh", "pypkg.console.svg")),
     Rule("pypkg.training", ("pypkg.config", "pypkg.data", "pypkg.device", "pypkg.models",
                             "pypkg.ops", "pypkg.parallel", "pypkg.planner", "pypkg.console.logs"),
          paddle=True),

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from pypkg.bench.report.svg import svg
+from pypkg.console.svg import svg
 from pypkg.models.architecture.layer_split import layer_ranges
 from pypkg.models.architecture.registry import config_from_huggingface
 from pypkg.models.weights.tp_shards import tp_shard

@@ -15,7 +15,7 @@ from pypkg.bench.report.page import read_result, render, render_page, write_docs
 from pypkg.bench.report.quantities import milliseconds
 from pypkg.bench.report.result import result_name
 from pypkg.bench.report.sections import operators
-from pypkg.bench.report.svg import svg
+from pypkg.console.svg import svg
 from pypkg.errors import UserError
 
 _RUN = {
@@ -237,7 +237,7 @@ def test_a_step_is_one_pass_in_the_table_and_in_the_figure(ops_result) -> None:
 
 def test_figures_without_matplotlib(monkeypatch, ops_result) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for name in ("pypkg.bench.report.figures", "pypkg.bench.report.svg"):
+    for name in ("pypkg.bench.report.figures", "pypkg.console.svg"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
     with pytest.raises(UserError, match=r"pip install 'pypkg\[plot\]'"):

@@ -127,6 +127,12 @@ def test_a_picture(tmp_path):
     assert {"stage 0", "stage 1", "80 GPU", "77 tensors", "activations"} <= set(texts)
 
 
+def test_a_picture_needs_matplotlib(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main([CONFIG, "--gpus", "8", "--picture", str(tmp_path / "plan.svg")]) == 2
+    assert "pip install 'pypkg[plot]'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

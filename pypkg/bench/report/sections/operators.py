@@ -38,7 +38,7 @@ def figures(result: Result) -> dict[str, str]:
     """
     try:
         from pypkg.bench.report.figures import operator_figure
-        from pypkg.bench.report.svg import svg
+        from pypkg.console.svg import svg
     except ModuleNotFoundError as error:
         raise UserError(
             f"figures need {error.name}, which is not installed; install it with "
