@@ -34,10 +34,10 @@ def picture(plan: Plan) -> str:
     axes.set_ylabel("memory of a rank, GiB")
     axes.set_xticks(stages, [f"stage {rank.pipeline_rank}" for rank in ranks])
     below = [0.0] * len(ranks)
-    for term, colour in zip(TERMS, colormaps["tab20"].colors, strict=False):
+    for index, term in enumerate(TERMS):
         sizes = [rank.terms.get(term, 0) / _GIB for rank in ranks]
         if any(sizes):
-            axes.bar(stages, sizes, bottom=below, color=colour, label=term)
+            axes.bar(stages, sizes, bottom=below, color=colormaps["tab20"](index), label=term)
         below = [low + size for low, size in zip(below, sizes, strict=True)]
     for stage, top in enumerate(below):
         axes.text(stage, top, f"{top:.1f}", ha="center", va="bottom")
