@@ -1,11 +1,18 @@
-"""On which host each rank runs: the endpoints, host:port, that the launcher set."""
+"""On which host each rank runs: the endpoints, host:port, that the launcher set; free ports."""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import itertools
 import os
+import random
+import socket
+from pathlib import Path
 
 _LOOPBACK = "127.0.0.1"
+_FIRST_PORT = 10_000
+_PORTS_OF_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def own_host() -> str:
@@ -30,6 +37,34 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nothing listens at now.
+
+    They lie below those that the system gives to connections, where it has room: a connection
+    could take one of these before a rank listens at it.
+    """
+    ports = range(_FIRST_PORT, _first_port_of_connections())
+    generator = random.SystemRandom()  # forked processes share the state of the usual one
+    candidates = generator.sample(ports, min(len(ports), 8 * count))
+    with contextlib.ExitStack() as stack:
+        free: list[int] = []
+        for port in itertools.chain(candidates, itertools.repeat(0)):  # 0: the system chooses
+            each = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                each.bind(("", port))
+                free.append(each.getsockname()[1])
+            if len(free) == count:
+                break
+        return free
+
+
+def _first_port_of_connections() -> int:
+    try:
+        return int(_PORTS_OF_CONNECTIONS.read_text().split()[0])
+    except OSError:
+        return 0
 
 
 def _host(endpoint: str) -> str:

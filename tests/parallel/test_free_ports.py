@@ -1,4 +1,4 @@
-"""Ports that the launcher gives to ranks."""
+"""Ports for ranks and their groups."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import socket
 
 import pytest
 
-from pypkg.parallel.launch import launcher
-from pypkg.parallel.launch.launcher import free_ports
+from pypkg.parallel import endpoints
+from pypkg.parallel.endpoints import free_ports
 
 
 @pytest.fixture
 def connections(tmp_path, monkeypatch):
     """The file with the ports of connections, as of a machine of the test's own."""
     file = tmp_path / "ip_local_port_range"
-    monkeypatch.setattr(launcher, "_PORTS_OF_CONNECTIONS", file)
+    monkeypatch.setattr(endpoints, "_PORTS_OF_CONNECTIONS", file)
     return file
 
 
@@ -28,7 +28,7 @@ def test_no_connection_is_given_such_a_port(connections):
 def test_a_port_that_is_listened_at_is_left_out(connections, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        monkeypatch.setattr(launcher, "_FIRST_PORT", port)
+        monkeypatch.setattr(endpoints, "_FIRST_PORT", port)
         connections.write_text(f"{port + 1} 60999\n")
         assert port not in free_ports(3)
 

@@ -23,7 +23,8 @@ from pypkg.bench.ops.case import BenchmarkError
 from pypkg.bench.timing import summarize
 from pypkg.errors import UserError
 from pypkg.models.architecture.registry import load_config
-from pypkg.parallel.launch.launcher import free_ports, rank_environment
+from pypkg.parallel.endpoints import free_ports
+from pypkg.parallel.launch.launcher import rank_environment
 
 logger = logging.getLogger("pypkg")
 

@@ -8,13 +8,12 @@ needed after all members have created the group.
 from __future__ import annotations
 
 import contextlib
-import socket
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from paddle.base import core
 
-from pypkg.parallel.endpoints import own_host
+from pypkg.parallel.endpoints import free_ports, own_host
 
 ProcessGroup: TypeAlias = core.ProcessGroupGloo
 
@@ -88,9 +87,7 @@ def _make_store(store: core.TCPStore, number: int) -> core.TCPStore:
     """Creates the store on a free port of this host; another process may take the port first."""
     host = own_host()
     for _ in range(20):
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            port = probe.getsockname()[1]
+        port = free_ports(1)[0]
         with contextlib.suppress(Exception):  # Paddle's own errors, of several types
             own = core.TCPStore(host, port, True, 0, _STORE_TIMEOUT)
             store.set(_store_key(number), f"{host}:{port}")

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import itertools
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +14,7 @@ from pathlib import Path
 
 from pypkg.console.logs import say
 from pypkg.errors import UserError
+from pypkg.parallel.endpoints import free_ports
 from pypkg.parallel.launch import kills
 from pypkg.parallel.launch.rendezvous import ENDPOINT
 
@@ -25,8 +23,6 @@ _SECONDS_AFTER_A_FAILURE = 15.0  # for the other ranks to end by themselves
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 _LINES_SHOWN = 30
-_FIRST_PORT = 10_000
-_PORTS_OF_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def take_nproc(arguments: Sequence[str]) -> tuple[list[str], int]:
@@ -172,31 +168,3 @@ def _show_death(rank: int, kill: str, log_folder: Path) -> None:
 
 def _log(folder: Path, rank: int) -> Path:
     return folder / f"workerlog.{rank}"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nothing listens at now.
-
-    They lie below those that the system gives to connections, where it has room: a connection
-    could take one of these before a rank listens at it.
-    """
-    ports = range(_FIRST_PORT, _first_port_of_connections())
-    generator = random.SystemRandom()  # forked processes share the state of the usual one
-    candidates = generator.sample(ports, min(len(ports), 8 * count))
-    with contextlib.ExitStack() as stack:
-        free: list[int] = []
-        for port in itertools.chain(candidates, itertools.repeat(0)):  # 0: the system chooses
-            each = stack.enter_context(socket.socket())
-            with contextlib.suppress(OSError):
-                each.bind(("", port))
-                free.append(each.getsockname()[1])
-            if len(free) == count:
-                break
-        return free
-
-
-def _first_port_of_connections() -> int:
-    try:
-        return int(_PORTS_OF_CONNECTIONS.read_text().split()[0])
-    except OSError:
-        return 0

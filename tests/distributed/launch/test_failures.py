@@ -13,7 +13,7 @@ import pytest
 from distributed_testing import REPO, rank_environment, start_rank
 from training_testing import Workplace, counting_documents, environment, write_corpus, write_model
 
-from pypkg.parallel.launch.launcher import free_ports
+from pypkg.parallel.endpoints import free_ports
 
 FAULTY = Path(__file__).with_name("faulty_rank.py")
 SETTINGS = {"max_steps": 6, "save_steps": 2, "num_threads": 1, "do_eval": False}

@@ -10,8 +10,8 @@ import pytest
 
 from pypkg.errors import UserError
 from pypkg.files.file_handles import raise_limit
+from pypkg.parallel.endpoints import free_ports
 from pypkg.parallel.launch.coordinator import Coordinator
-from pypkg.parallel.launch.launcher import free_ports
 from pypkg.parallel.launch.message_stream import MessageStream
 from pypkg.parallel.launch.rendezvous import Limits
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pypkg.parallel.launch.launcher import free_ports
+from pypkg.parallel.endpoints import free_ports
 from pypkg.parallel.launch.watchdog import Watchdog
 
 STEPS = 6

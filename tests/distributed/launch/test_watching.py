@@ -20,8 +20,8 @@ from distributed_testing import REPO, rank_environment, start_rank
 
 from pypkg.console import progress
 from pypkg.errors import UserError
+from pypkg.parallel.endpoints import free_ports
 from pypkg.parallel.launch import clock, verdicts
-from pypkg.parallel.launch.launcher import free_ports
 from pypkg.parallel.launch.verdicts import Failure, Member
 from pypkg.parallel.launch.watchdog import Watchdog
 

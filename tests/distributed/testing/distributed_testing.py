@@ -16,7 +16,7 @@ from typing import IO, Any
 sys.path.insert(0, str(Path(__file__).parents[2] / "processes"))
 import forked
 
-from pypkg.parallel.launch.launcher import free_ports
+from pypkg.parallel.endpoints import free_ports
 
 REPO = Path(__file__).resolve().parents[3]
 RankProcess = subprocess.Popen | forked.Process
