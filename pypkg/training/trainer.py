@@ -6,11 +6,10 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
-from typing import Protocol
 
 import paddle
 from paddle import Tensor
+from paddle.profiler import RecordEvent
 
 from pypkg.config import Settings
 from pypkg.console.progress import end_start, phase
@@ -27,25 +26,14 @@ from pypkg.training.reporting.outcome import Outcome, perplexity
 from pypkg.training.reporting.progress import Progress
 from pypkg.training.reporting.reporters import Reporter
 from pypkg.training.reporting.source_losses import SourceLosses
-from pypkg.training.state import TrainerState
+from pypkg.training.state import Saver, TrainerState
 from pypkg.training.step.engine import Engine
 from pypkg.training.step.pending_steps import BadStep, PendingSteps
+from pypkg.training.step.phase_times import SAMPLES
+from pypkg.training.step.profiling import StepProfiler
 from pypkg.training.step.schedule import learning_rate
 
 logger = logging.getLogger("pypkg")
-
-
-class Saver(Protocol):
-    """Writes checkpoints. All ranks call each method at the same points of the run."""
-
-    def save(self, state: TrainerState) -> Path:
-        """Writes a checkpoint, or begins to; returns the folder that it will be."""
-
-    def poll(self) -> None:
-        """Called after every step: completes a checkpoint that has been written meanwhile."""
-
-    def wait(self) -> None:
-        """Completes the checkpoint that is being written."""
 
 
 class Trainer:
@@ -60,6 +48,7 @@ class Trainer:
         healer: says which steps are passed over, and goes back when one went wrong.
         reporters: receive the metrics of a logged step; none but on the first rank.
         throughput: measures tokens per second.
+        profiler: is told of each step that is trained; None: nothing is profiled.
     """
 
     def __init__(
@@ -73,6 +62,7 @@ class Trainer:
         healer: Healer,
         reporters: Sequence[Reporter],
         throughput: Throughput,
+        profiler: StepProfiler | None = None,
     ) -> None:
         self.settings = settings
         self.engine = engine
@@ -82,6 +72,7 @@ class Trainer:
         self.healer = healer
         self.reporters = reporters
         self.throughput = throughput
+        self.profiler = profiler
         self.final_loss: float | None = None
         self.eval_loss: float | None = None
         self._eval_source_losses = SourceLosses(data.sources.get("valid", ()))
@@ -152,6 +143,8 @@ class Trainer:
             rate = learning_rate(settings, state.global_step - state.skipped_steps)
             step = self._step if self._has_started else self._first_step
             step(rate)
+            if self.profiler is not None:
+                self.profiler.end_step(state.global_step)
         self.checkpointer.poll()
         # What is due on a step without training is left out, but at the end of the run.
         if not is_left_out or state.global_step == settings.max_steps:
@@ -217,10 +210,11 @@ class Trainer:
         seed_step(settings.seed, state.global_step)
         step = state.global_step + 1
         watchdog.at(step, "reading samples")
-        micro_batches = [
-            self._source_losses.watch(batch)
-            for batch in islice(self._batches, settings.gradient_accumulation_steps)
-        ]
+        with RecordEvent(SAMPLES):
+            micro_batches = [
+                self._source_losses.watch(batch)
+                for batch in islice(self._batches, settings.gradient_accumulation_steps)
+            ]
         watchdog.at(step, "forward and backward")
         loss = self.engine.forward_backward(micro_batches)
         self._source_losses.collect()
