@@ -102,7 +102,7 @@ def _run(folder: Path, name: str, points: int, checks: str) -> Run:
         environment=_environment(info),
         layout=layout_of(info.layout, layers, info.hosts) if info else None,
         checkpoints=found,
-        samples=samples,
+        samples=[*samples, *parts.last_sample(summary, settings.get("sample_prompt"))],
         plan=parts.plan_rows(info.plan if info else None, rows),
         problems=problems,
     )

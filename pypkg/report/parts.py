@@ -92,11 +92,30 @@ def _mark(kind: str, step: int | None, time: str, text: str, tokens_at: TokensOf
 
 
 def _event_text(event: Event) -> str:
+    """The fields of an event; of two layouts, what differs."""
     fields = {name: value for name, value in event.items() if name not in _OF_A_MARK}
-    return ", ".join(
-        f"{name} {value if isinstance(value, str) else json.dumps(value)}"
-        for name, value in fields.items()
-    )
+    if isinstance(fields.get("layout"), dict):
+        fields["layout"] = layout_text(fields["layout"])
+    before, after = fields.get("before"), fields.get("after")
+    if isinstance(before, dict) and isinstance(after, dict):
+        fields["before"] = {key: each for key, each in before.items() if each != after.get(key)}
+        fields["after"] = {key: each for key, each in after.items() if each != before.get(key)}
+    return ", ".join(f"{name} {_value_text(value)}" for name, value in fields.items())
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_value_text(each)}" for key, each in value.items()) or "the same"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def last_sample(summary: Mapping[str, Any], prompt: object) -> list[Sample]:
+    """The text that the model wrote at the end of the run (sample_tokens), if it did."""
+    text, step = summary.get("sample"), summary.get("global_step")
+    if not isinstance(text, str) or not isinstance(step, int):
+        return []
+    start = prompt if isinstance(prompt, str) and text.startswith(prompt) else ""
+    return [Sample(step, start, text.removeprefix(start))]
 
 
 def samples(output_dir: Path) -> list[Sample]:

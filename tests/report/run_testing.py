@@ -24,7 +24,11 @@ LAYOUT = Degrees(data=2, pipeline=2, tensor=2)
 
 def settings(**changes: Any) -> Settings:
     given = {"model_name_or_path": "llama-58m", "max_steps": 60, "logging_steps": 2}
-    return Settings(**given | {"do_train": True, "do_eval": True, "save_steps": 20} | changes)
+    return Settings(
+        **given
+        | {"do_train": True, "do_eval": True, "save_steps": 20, "sample_prompt": "def "}
+        | changes
+    )
 
 
 def metrics(step: int, rate: float) -> dict[str, float]:
@@ -56,7 +60,13 @@ def write_run(folder: Path, rate: float = 0.05, **changes: Any) -> Path:
     reporter.close()
     write_run_info(folder, info(chosen))
     record(folder, "rollback", step=32, reason="the gradient norm is 5", to_step=20, steps=[32, 32])
-    record(folder, "layout_changed", step=40, before={"data": 1}, after={"data": 2})
+    record(
+        folder,
+        "layout_changed",
+        step=40,
+        before={"data": 1, "tensor": 2},
+        after={"data": 2, "tensor": 2},
+    )
     record(folder, "restart", step=None, exit_code=137)
     for step in (20, 40, 60):
         write_checkpoint(folder, step)
@@ -67,7 +77,9 @@ def write_run(folder: Path, rate: float = 0.05, **changes: Any) -> Path:
     texts.append({"step": 40, "prompt": "<b>", "text": " </script><script>alert(1)</script>"})
     lines = "".join(json.dumps(text) + "\n" for text in texts)
     (folder / "samples.jsonl").write_text(lines, encoding="utf-8")
-    (folder / "summary.json").write_text(json.dumps({"global_step": 60}), encoding="utf-8")
+    (folder / "summary.json").write_text(
+        json.dumps({"global_step": 60, "sample": "def main(): pass"}), encoding="utf-8"
+    )
     return folder
 
 

@@ -79,6 +79,7 @@ def test_settings_beside_their_defaults(folder, run):
         "do_eval": ("true", "false"),
         "output_dir": (str(folder), ""),
         "save_steps": ("20", "500"),
+        "sample_prompt": ("def ", ""),
     }
 
 
@@ -134,8 +135,10 @@ def test_events_and_checkpoints_stand_at_their_steps(run):
     assert found >= {
         ("rollback", 32, 32 * 1024.0), ("restart", None, None), ("checkpoint", 60, 60 * 1024.0)
     }  # fmt: skip
-    (text,) = [mark.text for mark in run.marks if mark.kind == "rollback"]
-    assert text == "reason the gradient norm is 5, to_step 20, steps [32, 32]"
+    texts = {mark.kind: mark.text for mark in run.marks}
+    assert texts["rollback"] == "reason the gradient norm is 5, to_step 20, steps [32, 32]"
+    # What stays the same is left out.
+    assert texts["layout_changed"] == "before data 1, after data 2"
 
 
 def test_what_came_before_overwriting_is_left_out(tmp_path):
@@ -154,8 +157,9 @@ def test_the_plan_beside_what_was_measured(run):
 
 def test_samples_and_end(run):
     assert [(sample.step, sample.prompt) for sample in run.samples] == [
-        (20, "Once"), (40, "Once"), (40, "<b>")
+        (20, "Once"), (40, "Once"), (40, "<b>"), (60, "def ")
     ]  # fmt: skip
+    assert run.samples[-1].text == "main(): pass"
     assert run.ended and run.step == run.max_steps == 60
     assert run.figures["training loss"] == f"{2 + 3 * math.exp(-3):.4f}"
     assert run.problems == []

@@ -30,6 +30,7 @@ function showHead(page) {
       element("div", {}, element("dt", {}, name), element("dd", {}, text)));
     head.append(...heading(page.runs, run),
       element("p", {}, `step ${number(run.step)}${of}, ${state}`),
+      element("p", { class: "note" }, run.folder),
       element("dl", { class: "figures" }, figures));
   }
 }

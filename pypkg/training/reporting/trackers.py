@@ -45,7 +45,7 @@ class Tracker(Protocol):
     """A program that shows metrics. Its methods may raise anything."""
 
     def add(self, step: int, metrics: dict[str, float]) -> None:
-        """The metrics of a step, which comes again after a rollback; the later ones count."""
+        """The metrics of a step, which comes again after a rollback."""
 
     def close(self) -> None:
         """Writes what is not written yet."""
@@ -104,7 +104,10 @@ class WeightsAndBiases:
 
 
 class SwanLab:
-    """swanlab. Its own variables decide where the run goes: SWANLAB_MODE, SWANLAB_PROJECT."""
+    """swanlab. Its own variables decide where the run goes: SWANLAB_MODE, SWANLAB_PROJECT.
+
+    It keeps the first value of a step that comes again.
+    """
 
     def __init__(self, run: TrackedRun) -> None:
         import swanlab
@@ -112,9 +115,11 @@ class SwanLab:
         self._module = swanlab
         run.folder.mkdir(parents=True, exist_ok=True)
         swanlab.init(
-            logdir=str(run.folder / "swanlog"),
+            log_dir=str(run.folder / "swanlog"),
             project=os.environ.get("SWANLAB_PROJECT", _PROJECT),
-            experiment_name=run.name,
+            name=run.name,
+            id=os.environ.get("SWANLAB_RUN_ID") or _lasting_id(run, "swanlab"),
+            resume="allow",
             config=run.facts,
         )
 
@@ -167,7 +172,7 @@ class TrackerReporter:
         self._call(lambda tracker: tracker.add(step, metrics))
 
     def rewind(self, step: int) -> None:
-        """Nothing: trackers only grow, and the later value of a step is the last one in them."""
+        """Nothing: trackers only grow."""
 
     def close(self) -> None:
         self._call(lambda tracker: tracker.close())
