@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 from browser import Browser, find_browser
-from run_testing import metrics, write_run
+from run_testing import info, metrics, settings, write_run
 
 from pypkg.files import write_file
 from pypkg.report.collect import collect
 from pypkg.report.page import render
 from pypkg.report.server import PageServer
 from pypkg.training.reporting.reporters import JsonLinesReporter
+from pypkg.training.reporting.run_info import write_run_info
 
 PROGRAM = find_browser()
 SCREENSHOTS = Path(__file__).resolve().parents[2] / "build" / "report-screenshots"
@@ -159,6 +160,15 @@ def test_sections_show_what_the_run_left(browser, folders, tmp_path):
     ):  # fmt: skip
         assert words in text, words
     assert browser.value("document.querySelectorAll('.rank').length") == 8
+
+
+def test_a_run_that_has_logged_nothing_has_a_page(browser, tmp_path):
+    (tmp_path / "run").mkdir()
+    write_run_info(tmp_path / "run", info(settings()))
+    open_page(browser, [tmp_path / "run"], tmp_path / "page.html")
+    assert browser.value("charts.plots.length") == 0
+    assert "step 0 of 60, not ended" in browser.value("document.body.innerText")
+    assert browser.value("document.querySelectorAll('#contents a').length") == 5
 
 
 @pytest.mark.parametrize(

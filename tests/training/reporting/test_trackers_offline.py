@@ -117,7 +117,7 @@ def test_swanlab(tmp_path, caplog):
 
 
 def test_wandb_without_a_network_warns_and_the_run_goes_on(tmp_path, caplog, monkeypatch):
-    pytest.importorskip("wandb")
+    pytest.importorskip("wandb").teardown()  # it reads the environment once in a process
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
