@@ -51,8 +51,9 @@ RULES = (
     Rule("pypkg.parallel", ("pypkg.config", "pypkg.ops", "pypkg.console.logs"), paddle=True),
     Rule("pypkg.data", ("pypkg.config", "pypkg._native")),
     Rule(_ARCHITECTURE),
-    Rule(f"{_ARCHITECTURE}.families", tuple(f"{_ARCHITECTURE}.{name}" for name in
-                                            ("config", "family", "llama_format", "weight_map"))),
+    Rule(f"{_ARCHITECTURE}.families",
+         tuple(f"{_ARCHITECTURE}.{name}" for name in
+               ("config", "family", "llama_format", "megatron_format", "weight_map"))),
     Rule("pypkg.models.weights", (_ARCHITECTURE,)),
     Rule("pypkg.models.weights.staging", ("pypkg._native", "pypkg.models.weights.area")),
     Rule("pypkg.models.weights.initialization",
