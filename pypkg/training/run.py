@@ -87,7 +87,7 @@ def _run(
     config: ModelConfig,
     output: HeldOutput,
 ) -> int:
-    """A run whose ranks have started, in an output_dir of its own."""
+    """The run, after its ranks have started and hold the lock of output_dir."""
     checkpoint = checkpoint_to_resume(settings, output.parts)
     resumed = None if settings.ignore_load_lr_and_optim else checkpoint
     state = _starting_state(settings, resumed)
@@ -142,7 +142,7 @@ def _run(
 
 
 def _starting_state(settings: Settings, resumed: Path | None) -> TrainerState:
-    """The state of the checkpoint that the run goes on from."""
+    """The state of the checkpoint from which the run resumes; of a new run, the initial state."""
     if resumed is None:
         return TrainerState()
     state = load_trainer_state(resumed, settings.max_seq_length)
@@ -196,7 +196,7 @@ def _make_model(
     """This rank's model in train mode, with attention, recompute and dropout as chosen.
 
     Returns:
-        The model, the same wrapped for the layout, and what updates it.
+        The model, the model wrapped for the layout, and the updater.
     """
     is_sliced = settings.sharding_stage == 3 and mesh.current().sharding is not None
     model, read = load_model(settings, plan.dtype, checkpoint, config, filled=not is_sliced)
@@ -296,7 +296,7 @@ def _make_reporters(settings: Settings, state: TrainerState) -> list[Reporter]:
 def _plan_reporters(
     settings: Settings, config: ModelConfig, plan: ExecutionPlan, state: TrainerState
 ) -> list[Reporter]:
-    """Of a run on a GPU, on the first rank: what compares its plan with what it takes."""
+    """On rank 0 of a run on GPUs, the reporter that compares the plan with the run; else none."""
     run_plan = plan_of_run(settings, config, plan.capabilities) if is_first_rank() else None
     if run_plan is None:
         return []
