@@ -64,7 +64,7 @@ class MeasuredEngine(Engine):
 
     @property
     def times(self) -> Times:
-        """The sums of this rank; those of the first step, a warm-up, only if there is no other step."""
+        """The sums of this rank, without the first step, a warm-up, unless it is the only one."""
         times = self._rest if self._rest.steps else self._first
         times.peak_memory = peak_memory_bytes()
         return times

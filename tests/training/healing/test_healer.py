@@ -13,6 +13,7 @@ import numpy as np
 import paddle
 import pytest
 from paddle import Tensor
+from training_testing import SavesAtOnce
 
 from pypkg.config import load_settings
 from pypkg.data import Batch
@@ -68,7 +69,7 @@ class Engine:
         return paddle.to_tensor(norm)
 
 
-class Checkpoints:
+class Checkpoints(SavesAtOnce):
     """Folders, and in memory what they hold."""
 
     def __init__(self, output_dir: Path, engine: Engine) -> None:
@@ -80,12 +81,6 @@ class Checkpoints:
         folder.mkdir(exist_ok=True)
         self.held[folder] = copy.deepcopy(state), self.engine.weight
         return folder
-
-    def poll(self) -> None:
-        pass
-
-    def wait(self) -> None:
-        pass
 
     def reload(self, checkpoint: Path) -> TrainerState:
         state, self.engine.weight = self.held[checkpoint]
