@@ -1,4 +1,4 @@
-"""Who may import whom. docs/architecture.md says why; this says it to the machine."""
+"""Which module may import which. docs/architecture.md gives the reasons."""
 
 from __future__ import annotations
 

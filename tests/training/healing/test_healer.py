@@ -1,4 +1,4 @@
-"""Going back, on an engine whose weight and losses follow from the samples alone."""
+"""Rollbacks, on an engine whose weight and losses follow from the samples alone."""
 
 from __future__ import annotations
 
