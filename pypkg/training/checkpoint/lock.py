@@ -6,9 +6,10 @@ recognised:
 
 - on the same machine by its process id and start time, at once;
 - on another machine or in another container by its silence: the file was not touched for 120
-  seconds. The time is that of the file system, so the clocks of machines need not agree. If that
-  clock was set back, the file was touched in the future; then 120 seconds of this process's clock
-  count.
+  seconds. The time is that of the file system, so the clocks of machines need not agree. That clock
+  may have been set forward since the last touch, so 30 seconds of this process's clock, two
+  heartbeats, must pass without a touch as well. If it was set back, the file was touched in the
+  future; then 120 seconds of this process's clock count.
 
 Nothing here imports Paddle.
 """
@@ -34,6 +35,7 @@ logger = logging.getLogger("pypkg")
 LOCK_FILE = ".lock"
 BEAT_SECONDS = 15.0
 SILENCE_SECONDS = 120.0
+WATCH_SECONDS = 2 * BEAT_SECONDS  # without a touch, however old the file looks
 _LOOK_SECONDS = 1.0  # between two looks at a lock whose holder may be dead
 
 
@@ -192,8 +194,10 @@ class OutputLock:
             alive = None if holder is None else holder.is_alive()
             if alive or touched != first_touch:
                 raise UserError(_refusal(self._path, holder))
-            silence = max(self._now() - touched, time.monotonic() - began)
-            if alive is False or silence > SILENCE_SECONDS:
+            watched = time.monotonic() - began
+            silence = max(self._now() - touched, watched)
+            is_silent = silence > SILENCE_SECONDS and watched > WATCH_SECONDS
+            if alive is False or is_silent:
                 if self._remove(holder, touched):
                     return
             elif not is_told:
