@@ -75,7 +75,7 @@ class OutputFile:
 
         Args:
             durable: False does not wait for the disk. A crash of the machine may then leave a file
-                without its contents, which whoever reads it must notice.
+                without its contents: for files whose readers compare a checksum.
         """
         if durable:
             self.sync()
