@@ -11,6 +11,7 @@ from pypkg.config.reading.parser import listed
 from pypkg.config.settings import Settings, setting_fields
 from pypkg.config.suboptions import (
     OF_SEQUENCE_PARALLEL,
+    REDUCE_ONCE,
     STAGE_OF_WORD,
     SUB_OPTIONS,
     SubOption,
@@ -137,7 +138,7 @@ def _words_without_their_stage(s: Settings) -> list[tuple[str, str]]:
             continue
         if s.sharding_stage != stage:
             why = f"it matters only with sharding stage{stage}"
-        elif s.pipeline_parallel_degree > 1:
+        elif s.pipeline_parallel_degree > 1 and word in REDUCE_ONCE:
             why = "the schedule of a pipeline needs whole gradients at its end"
         else:
             continue

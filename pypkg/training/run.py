@@ -279,6 +279,7 @@ def _update_options(settings: Settings) -> UpdateOptions:
         max_grad_norm=settings.max_grad_norm,
         sharding_stage=settings.sharding_stage,
         reduces_once=settings.reduces_once,
+        overlaps_weights=settings.overlaps_weights,
         offload=settings.offloads_optimizer,
         loss_scale=LossScale(settings.scale_loss) if settings.fp16 else None,
         master_grad=settings.amp_master_grad,

@@ -132,6 +132,7 @@ class Trainer:
             stopped_by = watchdog.finish(interrupt.signal_number)
             if stopped_by and settings.saves:
                 self._save_before_the_end()
+            self.engine.wait()
             self.checkpointer.wait()
             return self._outcome(128 + stopped_by if stopped_by else 0)
 
@@ -198,9 +199,8 @@ class Trainer:
             if self._evaluates:
                 self._evaluate(progress, interrupt)
             stopped_by = watchdog.finish(interrupt.signal_number)
-        if stopped_by and self.state.pending_evaluation:
-            return self._outcome(128 + stopped_by)
-        return self._outcome(0)
+        is_cut_short = stopped_by and self.state.pending_evaluation
+        return self._outcome(128 + stopped_by if is_cut_short else 0)
 
     @property
     def _evaluates(self) -> bool:
@@ -337,6 +337,7 @@ class Trainer:
         self.state.spike_history = self.healer.spikes.history()
         self._count_tokens()
         self._note_best()
+        self.engine.wait()
         folder = self.checkpointer.save(self.state)
         self.healer.saved(self.state, folder)
         self._saved_step = self.state.global_step

@@ -40,6 +40,9 @@ class Engine:
     def forward_backward(self, micro_batches: list[Batch]) -> paddle.Tensor:
         return paddle.ones([])
 
+    def wait(self):
+        """Nothing is under way."""
+
     def update(self, rate: float) -> paddle.Tensor:
         self.updates += 1
         if self.updates == self.signal_at_update:

@@ -22,6 +22,8 @@ class UpdateOptions:
         reduces_once: whether stages 1 and 2 reduce the sums of a step's gradients during its last
             backward pass. Otherwise stage 1 reduces them after it, and stage 2 reduces the
             gradients of each micro batch.
+        overlaps_weights: in stages 1 and 2 updated parameters come beside the next forward pass;
+            ``Updater.wait`` before another use of them.
         offload: optimizer state stays in host memory between the updates.
         loss_scale: for float16; None: the loss is not scaled.
         master_grad: gradients of 16-bit parameters accumulate in float32.
@@ -34,6 +36,7 @@ class UpdateOptions:
     max_grad_norm: float = 0.0
     sharding_stage: int = 0
     reduces_once: bool = False
+    overlaps_weights: bool = False
     offload: bool = False
     loss_scale: LossScale | None = None
     master_grad: bool = False

@@ -118,6 +118,13 @@ class Updater:
             self.scaler.update(self._clip.skipped)
         return self._clip.norm
 
+    def wait(self) -> None:
+        """Until this rank holds the updated parameters, which ``overlaps_weights`` still sends.
+
+        Layers wait for their own when they are called; every other use comes after this.
+        """
+        self.zero.wait()
+
     def state_places(self) -> dict[str, gather.Place]:
         """Which ranks hold the tensors of ``state_shapes``. Every rank must call this."""
         held = {name: self.zero.placement(p).owner for name, p in self._parameters.items()}
@@ -165,6 +172,7 @@ class Updater:
 
     def assign_parameters(self, read: ReadParameter) -> None:
         """Overwrites the parameters of this rank in place, and removes the optimizer state."""
+        self.wait()
         for name, parameter in self._parameters.items():
             self.zero.assign(parameter, partial(read, name, parameter.shape))
         self.optimizer.forget_state()

@@ -71,6 +71,10 @@ class Engine:
         """
         return self.updater.step(learning_rate)
 
+    def wait(self) -> None:
+        """Until this rank holds the updated weights, for another use than a forward pass."""
+        self.updater.wait()
+
     @paddle.no_grad()
     def evaluate(self, micro_batches: Iterable[Batch]) -> float:
         """Mean loss over the labels of ``micro_batches`` of all sample shards, in nats.

@@ -62,6 +62,9 @@ class Engine:
         loss = self._losses.get(self._sample // SAMPLES + 1, 2.0 + self.weight / 1000)
         return paddle.to_tensor(loss)
 
+    def wait(self):
+        """Nothing is under way."""
+
     def update(self, rate: float) -> Tensor:
         norm = self._norms.get(self._sample // SAMPLES + 1, 1.0)
         if math.isfinite(norm):

@@ -40,6 +40,7 @@ from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.fleet_optimizer import FleetOptimizer
 from pypkg.parallel.optimizer.main_grad import with_main_grad
 from pypkg.parallel.optimizer.zero.gradient_reducer import GradientReducer
+from pypkg.parallel.optimizer.zero.weight_broadcast import WeightBroadcast
 
 _SLICE = "slice@"  # fleet's prefix of a slice's name
 
@@ -137,6 +138,9 @@ class ZeroStage0:
     def begin_step(self, micro_batches: int) -> None:
         """Sets the number of backward passes before the next ``step``."""
 
+    def wait(self) -> None:
+        """Until this rank holds the updated parameters; their layers wait by themselves."""
+
     def step(self) -> None:
         """Averages the gradients over the sample shards and updates the parameters."""
         if self._mesh.data is not None:
@@ -166,11 +170,21 @@ class ZeroStage1(ZeroStage0):
             optimizer, self._groups
         )
         self._owned = self._optimizer.filter_parameters(self.parameters, self._groups)
+        self._coming = None
+        if options.overlaps_weights:
+            assert mesh.sharding is not None  # or there would be no stage
+            self._coming = WeightBroadcast(model, self._optimizer._param2rank, mesh.sharding)
+            self._optimizer._sharding_sync_parameters = self._coming.start
 
     def placement(self, parameter: Tensor) -> Placement:
         return Placement(owner=self._optimizer._param2rank[parameter.name])
 
+    def wait(self) -> None:
+        if self._coming is not None:
+            self._coming.wait()
+
     def step(self) -> None:
+        self.wait()
         self._optimizer.reduce_gradients(self.parameters, self._groups)
         if self._mesh.data is not None:
             average_gradients(self._owned, self._mesh.data)
@@ -258,14 +272,23 @@ class ZeroStage2(_GroupSharded):
             mesh.sharding,
             paddle.float32 if options.master_grad else self.parameters[0].dtype,
         )
+        self._coming = None
+        if options.overlaps_weights:
+            self._coming = WeightBroadcast(model, self._optimizer.param2rank, mesh.sharding)
+            self._optimizer._broadcast_params = self._coming.start
 
     def placement(self, parameter: Tensor) -> Placement:
         return Placement(owner=self._optimizer.param2rank[parameter.name])
+
+    def wait(self) -> None:
+        if self._coming is not None:
+            self._coming.wait()
 
     def begin_step(self, micro_batches: int) -> None:
         self.reducer.begin_step(micro_batches if self._reduces_once else 1)
 
     def step(self) -> None:
+        self.wait()
         self.reducer.finish(over=self._mesh.data)
         for parameter, gradient in self.reducer.gradients():
             if self._has_main_grad:
