@@ -1,4 +1,4 @@
-"""Who may import whom. docs/architecture.md says why; this says it to the machine."""
+"""Which module may import which. docs/architecture.md gives the reasons."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ RULES = (
     Rule("pypkg.parallel", ("pypkg.config", "pypkg.ops", "pypkg.console.logs"), paddle=True),
     Rule("pypkg.data", ("pypkg.config", "pypkg._native")),
     Rule(_ARCHITECTURE),
-    Rule(f"{_ARCHITECTURE}.families", tuple(f"{_ARCHITECTURE}.{name}" for name in
-                                            ("config", "family", "llama_format", "weight_map"))),
+    Rule(f"{_ARCHITECTURE}.families",
+         tuple(f"{_ARCHITECTURE}.{name}" for name in
+               ("config", "family", "llama_format", "megatron_format", "weight_map"))),
     Rule("pypkg.models.weights", (_ARCHITECTURE,)),
     Rule("pypkg.models.weights.staging", ("pypkg._native", "pypkg.models.weights.area")),
     Rule("pypkg.models.weights.initialization",
@@ -86,7 +87,8 @@ RULES = (
 ROOMS = {
     "pypkg.device": ("attention_choice", "capabilities", "attention_record", "threads"),
     "pypkg.ops": ("blocks", "attention", "loss", "adamw", "gated_activation", "matmul",
-                  "random_normal", "rms_norm", "rotary_embedding", "dispatch", "triton"),
+                  "random_normal", "rms_norm", "rotary_embedding", "squared_l2_norm", "dispatch",
+                  "triton"),
     "pypkg.data": ("corpus_tools", "preprocess", "loading", "datasets", "index", "corpus",
                    "tokenizers", "optional_packages"),
     "pypkg.models": ("__main__", "docs_page", "generate", "pretrained", "division", "building",

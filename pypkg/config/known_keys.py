@@ -187,8 +187,8 @@ NO_EFFECT: tuple[KnownKey, ...] = (
         "every parameter of a model takes part in every step",
     ),
     KnownKey("log_on_each_node", bool, (True, None), "log lines come once, from the first process"),
-    KnownKey("save_on_each_node", bool, _OFF, "the first process writes the whole checkpoint"),
-    KnownKey("ordered_save_group_size", int, (0, None), "the first process writes checkpoints"),
+    KnownKey("save_on_each_node", bool, _OFF, "allow_local_output keeps a part on each machine"),
+    KnownKey("ordered_save_group_size", int, (0, None), "all ranks write at the same time"),
     KnownKey("pdc_download_timeout", int, (300, None), "it matters only with pdc_download_ckpt"),
     KnownKey(
         "auto_parallel_resume_form_hybrid_parallel",

@@ -94,8 +94,8 @@ class TrainingSettings(ModelDataSettings):
     )
     async_save_memory: float = setting(
         8.0,
-        "GiB of host memory in which a rank holds what use_async_save has yet to write; what is "
-        "beyond waits for the disk, and training with it",
+        "limit in GiB of the host memory from which a rank writes with use_async_save; if its part "
+        "of a checkpoint is larger, training waits for the disk",
         above=0,
     )
     load_best_model_at_end: bool = setting(

@@ -92,7 +92,7 @@ def _run(
     config: ModelConfig,
     output: HeldOutput,
 ) -> int:
-    """A run whose ranks have started, in an output_dir of its own."""
+    """The run, after its ranks have started and hold the lock of output_dir."""
     checkpoint = checkpoint_to_resume(settings, output.parts)
     resumed = None if settings.ignore_load_lr_and_optim else checkpoint
     state = _starting_state(settings, resumed)
@@ -149,7 +149,7 @@ def _run(
 
 
 def _starting_state(settings: Settings, resumed: Path | None) -> TrainerState:
-    """The state of the checkpoint that the run goes on from."""
+    """The state of the checkpoint from which the run resumes; of a new run, the initial state."""
     if resumed is None:
         return TrainerState()
     state = load_trainer_state(resumed, settings.max_seq_length)
@@ -203,7 +203,7 @@ def _make_model(
     """This rank's model in train mode, with attention, recompute and dropout as chosen.
 
     Returns:
-        The model, the same wrapped for the layout, and what updates it.
+        The model, the model wrapped for the layout, and the updater.
     """
     is_sliced = settings.sharding_stage == 3 and mesh.current().sharding is not None
     model, read = load_model(settings, plan.dtype, checkpoint, config, filled=not is_sliced)
@@ -294,6 +294,7 @@ def _update_options(settings: Settings) -> UpdateOptions:
         max_grad_norm=settings.max_grad_norm,
         sharding_stage=settings.sharding_stage,
         reduces_once=settings.reduces_once,
+        overlaps_weights=settings.overlaps_weights,
         offload=settings.offloads_optimizer,
         loss_scale=LossScale(settings.scale_loss) if settings.fp16 else None,
         master_grad=settings.amp_master_grad,

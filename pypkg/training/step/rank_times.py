@@ -1,12 +1,12 @@
 """Time and traffic of each rank, measured by step, and a table of all ranks.
 
-The time of a step is that of fetching its micro batches, of its forward and backward passes and of
-its update, without logging, evaluation and checkpoints. It is divided into
+The time of a step covers fetching its micro batches, the forward and backward passes and the
+update. It excludes logging, evaluation and checkpoints. It is divided into
 
-- data: waiting for micro batches,
-- stages: waiting for other pipeline stages, for their messages and for the last of them to end its
-  backward pass (the bubble and the messages),
-- communication: every other collective, with the wait for other ranks of its group,
+- data: the wait for micro batches;
+- stages: the wait for other pipeline stages, which is their messages and the bubble, until the last
+  of them has ended its backward pass;
+- communication: every other collective, including the wait for other ranks of its group;
 - compute: the rest.
 
 A second table has the host and device time of each phase (``phase_times.py``).
@@ -61,7 +61,7 @@ class Times:
 
 
 class MeasuredEngine(Engine):
-    """An Engine that measures its steps. All ranks of a run have one, or none."""
+    """An Engine that measures its steps. Either all ranks of a run have one, or none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,13 +74,13 @@ class MeasuredEngine(Engine):
 
     @property
     def times(self) -> Times:
-        """The sums of this rank. The first step, a warm-up, counts only if there is no other."""
+        """The sums of this rank, without the first step, a warm-up, unless it is the only one."""
         times = self._rest if self._rest.steps else self._first
         times.peak_memory = peak_memory_bytes()
         return times
 
     def timed(self, data: DataSource) -> DataSource:
-        """``data``; the wait for its training batches counts in the steps to come."""
+        """``data``, with the wait for training batches added to the time of the next step."""
         return _TimedData(data, self._add_wait)
 
     def _add_wait(self, seconds: float) -> None:
@@ -103,7 +103,7 @@ class MeasuredEngine(Engine):
         return norm
 
     def _wait_for_stages(self) -> None:
-        """Waits until all stages have ended their passes; the update would count it otherwise."""
+        """Waits until all stages have ended their passes, which the update would include."""
         group = mesh.current().pipeline
         if group is not None:
             start = time.perf_counter()
@@ -131,7 +131,7 @@ class MeasuredEngine(Engine):
 
 
 class _TimedData:
-    """A data source that reports how long each training batch took to come."""
+    """A data source that reports the wait for each training batch."""
 
     def __init__(self, data: DataSource, waited: Callable[[float], None]) -> None:
         self._data, self._waited = data, waited
@@ -153,7 +153,7 @@ class _TimedData:
 
 
 def print_rank_times(times: Times) -> None:
-    """The first rank prints the table of all ranks. All have to call this, each with its own."""
+    """Prints the table of all ranks on rank 0. Every rank must call this, with its own times."""
     if not times.steps:
         return
     ranks = [times]
@@ -166,9 +166,9 @@ def print_rank_times(times: Times) -> None:
 
 
 def table(ranks: Sequence[Times]) -> str:
-    """A line for each of ``ranks``; tokens/s are those of the run, divided by the world size.
+    """A table with a line for each of ``ranks``; tokens/s are those of the run per rank.
 
-    A column for stages or for a group is there if any rank has a value in it.
+    Columns for stages and groups without a value on any rank are omitted.
     """
     sent = [group for group in GROUPS if any(times.sent.get(group) for times in ranks)]
     parts = ["compute", "communication", "data"]
