@@ -97,6 +97,20 @@ def test_every_chart_draws_its_curves(browser, folders, tmp_path):
     assert browser.value("document.querySelectorAll('#kinds li').length") == 3
 
 
+def test_events_are_drawn_on_the_curves(browser, folders, tmp_path):
+    open_page(browser, folders[:1], tmp_path / "page.html")
+    rollback = """(() => {
+        const plot = charts.plots[0], left = Math.round(plot.valToPos(32, "x", true));
+        const { top, height } = plot.bbox;
+        return [...plot.ctx.getImageData(left - 1, top, 3, height).data].join();
+    })()"""
+    drawn = browser.value(rollback)
+    browser.value("controls.marks.click()")
+    assert browser.value(rollback) != drawn
+    browser.value("controls.marks.click()")
+    assert browser.value(rollback) == drawn
+
+
 def test_zoom_by_drag_and_by_fields_moves_all_charts(browser, folders, tmp_path):
     open_page(browser, folders[:1], tmp_path / "page.html")
     assert browser.value(DOMAIN) == [[2, 60]] * len(browser.value(DOMAIN))
