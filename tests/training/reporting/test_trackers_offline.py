@@ -116,12 +116,10 @@ def test_swanlab(tmp_path, caplog):
     assert "learning_rate" in only(folder, "config.yaml").read_text(encoding="utf-8")
 
 
-def test_wandb_without_a_network_warns_and_the_run_goes_on(tmp_path, caplog, monkeypatch):
+def test_a_key_that_wandb_refuses_warns_and_the_run_goes_on(tmp_path, caplog, monkeypatch):
     pytest.importorskip("wandb").teardown()  # it reads the environment once in a process
     monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
-    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "5")
+    monkeypatch.setenv("WANDB_API_KEY", "too short")
     run = TrackedRun(tmp_path / "runs", "a name", 0, FACTS)
     with caplog.at_level("WARNING", logger="pypkg"):
         for reporter in make_reporters(["wandb"], tmp_path, run):
