@@ -282,6 +282,9 @@ def _update_options(settings: Settings) -> UpdateOptions:
         offload=settings.offloads_optimizer,
         loss_scale=LossScale(settings.scale_loss) if settings.fp16 else None,
         master_grad=settings.amp_master_grad,
+        optim=settings.optim,
+        stochastic_rounding=settings.stochastic_rounding,
+        muon_momentum=settings.muon_momentum,
     )
 
 
