@@ -109,8 +109,8 @@ RESUMED = [
 FAR = {
     "adamw_16bit_moment": 1e-4,
     "adamw_8bit": 0.05,  # blocks of 256 elements are others
-    "lion": 1e-4,
-    "adafactor": 2e-4,
+    "lion": 1e-3,
+    "adafactor": 1e-3,
     "muon": 2e-3,
 }
 
