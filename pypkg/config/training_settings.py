@@ -75,6 +75,13 @@ class TrainingSettings(ModelDataSettings):
         at_least=0,
     )
 
+    z_loss: float = setting(
+        0.0,
+        "factor of the squared log-sum-exp of the logits, which is added to the loss of each label "
+        "in training, as in PaLM, which took 1e-4; 0: none",
+        at_least=0,
+    )
+
     # Logging, evaluation, checkpoints
     logging_steps: int = setting(500, "steps between log lines", at_least=1)
     logging_first_step: bool = setting(False, "log the first step as well")
