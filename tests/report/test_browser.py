@@ -142,12 +142,13 @@ def test_axis_smoothing_and_log_scale(browser, folders, tmp_path):
     assert browser.value(DOMAIN)[0] == [2 * 1024, 60 * 1024]
     change(browser, "smoothing", "0.5", "input")
     loss = [metrics(step, 0.05)["loss"] for step in range(2, 61, 2)]
-    total = share = 0.0
+    total, share, averages = 0.0, 0.0, []
     for value in loss:  # the average without the bias of its start
         total, share = total / 2 + value / 2, share / 2 + 1 / 2
+        averages.append(total / share)
     series = browser.value("charts.plots[0].series.map((each) => each.label)")
     assert series == ["tokens", "loss, as logged", "loss", "eval_loss, as logged", "eval_loss"]
-    assert browser.value("charts.plots[0].data[2].at(-1)") == pytest.approx(total / share)
+    assert browser.value("charts.plots[0].data[2]") == pytest.approx(averages)
     browser.value("controls.log.click()")
     assert browser.value("charts.plots.map((plot) => plot.scales.y.distr)") == [3] * 8
 
