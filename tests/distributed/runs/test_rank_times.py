@@ -95,6 +95,7 @@ def check_profile(folder: Path) -> None:
         names = [event["name"] for event in events if "name" in event]
         assert sum(name.startswith("forward and backward") for name in names) == 2
         assert len((folder / f"rank{rank}.memory.jsonl").read_text().splitlines()) == 2
+        assert "Operator Summary" in (folder / f"rank{rank}.operators.txt").read_text()
 
 
 def test_table_of_one_process(workplace):

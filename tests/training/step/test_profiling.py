@@ -61,6 +61,7 @@ def test_options_that_are_wrong(text, words):
         parse_profiler_options(text)
 
 
+@pytest.mark.slow  # test_rank_times.py has a window of two ranks
 def test_a_window_of_a_run(workplace):
     done = workplace.run(max_steps=6, profiler_options="batch_range=[2,4]; record_shapes=True")
     assert done.returncode == 0, done.stderr[-3000:]
