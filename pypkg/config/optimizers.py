@@ -18,6 +18,29 @@ def is_hidden(name: str) -> bool:
     return not name.startswith(("embed_", "lm_head"))
 
 
+def rate_factor(
+    name: str,
+    shape: Sequence[int],
+    *,
+    width: float = 1.0,
+    embedding: float = 1.0,
+    head: float = 1.0,
+) -> float:
+    """Factor of the learning rate of a parameter.
+
+    Args:
+        shape: of the whole parameter.
+        width: how much wider the model is than that of ``mup_base_width``. Matrices inside the
+            model and the head learn at 1 / width (Yang et al., Tensor Programs V, 2022, table 3).
+        embedding, head: factors of the tables of tokens and positions, and of the head.
+    """
+    if name.startswith("embed_") and len(shape) == 2:
+        return embedding
+    if name.startswith("lm_head"):
+        return head / width
+    return 1.0 / width if len(shape) == 2 else 1.0
+
+
 def is_muons(name: str, shape: Sequence[int]) -> bool:
     """Whether Muon updates a parameter; AdamW updates the others.
 

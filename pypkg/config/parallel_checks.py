@@ -65,6 +65,12 @@ def _check_interleaving(s: Settings) -> Iterator[str]:
             f"of 3 or more, found {max(stages, 1)}; set virtual_pp_degree to 1, or raise "
             "pipeline_parallel_degree"
         )
+    elif s.do_train and s.rampup_batch_size:
+        yield (
+            f"rampup_batch_size is {list(s.rampup_batch_size)}, but interleaved stages "
+            f"(virtual_pp_degree {parts}) do not take every number of micro batches; leave "
+            "rampup_batch_size out, or set virtual_pp_degree to 1"
+        )
     elif s.do_train and not (
         s.gradient_accumulation_steps == stages or s.gradient_accumulation_steps >= 2 * stages
     ):
@@ -148,6 +154,7 @@ PARALLEL_CHECKS: tuple[tuple[tuple[str, ...], _Check], ...] = (
             "pipeline_parallel_degree",
             "virtual_pp_degree",
             "gradient_accumulation_steps",
+            "rampup_batch_size",
             "do_train",
         ),
         _check_interleaving,

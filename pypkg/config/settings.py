@@ -360,7 +360,7 @@ class Settings(TrainingSettings):
     @property
     def model_overrides(self) -> dict[str, Any]:
         """Fields of ModelConfig that these settings replace."""
-        names = ("num_hidden_layers", "initializer_range")
+        names = ("num_hidden_layers", "initializer_range", "mup_base_width")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def to_json(self) -> str:

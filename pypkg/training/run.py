@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pypkg.config import Settings, notices
+from pypkg.config.optimizers import rate_factor
 from pypkg.config.reading.parser import listed
 from pypkg.console.progress import phase
 from pypkg.data.tokenizers.load import Tokenizer, tokenizer_files
@@ -16,7 +17,7 @@ from pypkg.device.attention_choice import AttentionNeeds, choose_attention
 from pypkg.device.capabilities import ExecutionPlan, probe, resolve
 from pypkg.errors import UserError
 from pypkg.models import ModelConfig
-from pypkg.models.building import Model
+from pypkg.models.building import Model, parameter_shapes
 from pypkg.ops import set_matmul_precision
 from pypkg.ops.dispatch import half_on_cpu
 from pypkg.parallel import mesh
@@ -212,7 +213,7 @@ def _make_model(
     if settings.do_train and (notice := dropout_notice(settings, config)):
         logger.info(notice)
     sharding = ModelTpSharding(config)
-    options = _update_options(settings)
+    options = replace(_update_options(settings), rate_factors=_rate_factors(settings, config))
     with phase("optimizer"):
         return model, *distribute(model, options, mesh.current(), sharding, read=read)
 
@@ -285,7 +286,16 @@ def _update_options(settings: Settings) -> UpdateOptions:
         optim=settings.optim,
         stochastic_rounding=settings.stochastic_rounding,
         muon_momentum=settings.muon_momentum,
+        measures_layers=settings.log_layer_grad_norms,
     )
+
+
+def _rate_factors(settings: Settings, config: ModelConfig) -> dict[str, float]:
+    scales = {"embedding": settings.embedding_lr_scale, "head": settings.head_lr_scale}
+    return {
+        name: rate_factor(name, shape, width=config.width_factor, **scales)
+        for name, shape in parameter_shapes(config).items()
+    }
 
 
 def _make_reporters(settings: Settings, state: TrainerState) -> list[Reporter]:

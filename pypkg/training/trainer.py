@@ -19,6 +19,7 @@ from pypkg.parallel import mesh
 from pypkg.parallel.comm.random_states import seed_step
 from pypkg.parallel.launch import watchdog
 from pypkg.training.checkpoint.folders import checkpoint_name
+from pypkg.training.feed.batch_size import BatchSize
 from pypkg.training.feed.data_source import DataSource
 from pypkg.training.healing.healer import Healer
 from pypkg.training.interrupt import InterruptRequest
@@ -89,6 +90,7 @@ class Trainer:
         self._saved_step: int | None = None
         self._has_started = False
         self._start_seconds: dict[str, float] = {}  # by phase, for the first line of metrics
+        self._batch_size = BatchSize(settings, mesh.current().sample_shards)
         self._begin()
 
     def _begin(self) -> None:
@@ -105,7 +107,8 @@ class Trainer:
         )
         self._tokens = 0
         self._evaluated_step: int | None = None
-        self._last_update: tuple[float, Tensor] | None = None  # learning rate and gradient norm
+        # Learning rate, gradient norm, number of micro batches.
+        self._last_update: tuple[float, Tensor, int] | None = None
 
     def train(self) -> Outcome:
         """Runs to max_steps or to a signal; leaves a checkpoint of the last step either way.
@@ -207,20 +210,14 @@ class Trainer:
         return self.settings.evaluates and "valid" in self.data.sources
 
     def _step(self, rate: float) -> None:
-        """One optimizer step over gradient_accumulation_steps micro batches.
-
-        Where no label of the global batch counts, nothing is updated and there is no loss.
-        """
+        """One optimizer step; without a label in the global batch, no update and no loss."""
         settings, state = self.settings, self.state
         # They depend on seed and step alone, so a resumed run draws the same ones without any
         # generator state in the checkpoint.
         seed_step(settings.seed, state.global_step)
         step = state.global_step + 1
         watchdog.at(step, "reading samples")
-        micro_batches = [
-            self._source_losses.watch(batch)
-            for batch in islice(self._batches, settings.gradient_accumulation_steps)
-        ]
+        micro_batches = [self._source_losses.watch(batch) for batch in self._next_batches()]
         watchdog.at(step, "forward and backward")
         loss = self.engine.forward_backward(micro_batches)
         self._source_losses.collect()
@@ -231,12 +228,15 @@ class Trainer:
         else:
             grad_norm = self.engine.update(rate)
             self._pending.add(step, loss, grad_norm)
-        self._last_update = rate, grad_norm
+        self._last_update = rate, grad_norm, len(micro_batches)
         shards = mesh.current().sample_shards
         for batch in micro_batches:
             state.consumed_samples += batch["input_ids"].shape[0] * shards
             self._tokens += batch["input_ids"].size * shards
         state.global_step += 1
+
+    def _next_batches(self) -> Iterator[Batch]:
+        return islice(self._batches, self._batch_size.micro_batches(self.state.consumed_samples))
 
     def _first_step(self, rate: float) -> None:
         """The first step of this process, which ends the start of the run."""
@@ -264,7 +264,7 @@ class Trainer:
         """Passes over the samples of a step; as in PaddleNLP, the learning rate waits."""
         state = self.state
         watchdog.at(state.global_step + 1, "skipping samples")
-        for batch in islice(self._batches, self.settings.gradient_accumulation_steps):
+        for batch in self._next_batches():
             state.consumed_samples += batch["input_ids"].shape[0] * mesh.current().sample_shards
         state.global_step += 1
         state.skipped_steps += 1
@@ -276,7 +276,7 @@ class Trainer:
         self._pending.clear()
         if not losses or self._last_update is None:  # no label counted, or no step was trained
             return
-        rate, grad_norm = self._last_update
+        rate, grad_norm, micro_batches = self._last_update
         self.final_loss = math.fsum(losses) / len(losses)
         speed = self.throughput.interval(self._tokens / mesh.current().world_size)
         metrics = {
@@ -286,11 +286,11 @@ class Trainer:
             "tokens_per_second_per_device": speed,
             "peak_memory_gib": peak_memory_bytes() / 2**30,
             "consumed_tokens": self._count_tokens(),
-            "data_wait_seconds_per_step": (
-                wait_per_batch * self.settings.gradient_accumulation_steps
-            ),
+            "data_wait_seconds_per_step": wait_per_batch * micro_batches,
         }
         metrics |= _named("loss", self._source_losses.take())
+        if self.settings.log_layer_grad_norms:
+            metrics |= _named("grad_norm", self.engine.updater.layer_norms())
         metrics |= self._start_seconds
         self._start_seconds = {}
         mfu = self.throughput.mfu(speed)

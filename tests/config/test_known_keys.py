@@ -24,7 +24,8 @@ def test_every_paddlenlp_key_is_known_once():
         "loss_spike_threshold", "grad_norm_spike_threshold", "spike_window",
         "verify_data", "async_save_memory", "allow_local_output",
         "lr_wsd_decay_steps", "lr_wsd_decay_style", "stochastic_rounding", "muon_momentum",
-        "z_loss",
+        "z_loss", "log_layer_grad_norms", "rampup_batch_size",
+        "mup_base_width", "embedding_lr_scale", "head_lr_scale",
     }  # fmt: skip
     expected = set((FIXTURES / "keys.txt").read_text(encoding="utf-8").split())
     expected |= set((FIXTURES / "keys_auto.txt").read_text(encoding="utf-8").split())

@@ -336,7 +336,8 @@ def test_time_left_after_a_resume(
     monkeypatch.setattr(time, "monotonic", clock)
     with caplog.at_level(logging.INFO, "pypkg"), Progress(settings, 6) as progress:
         clock.seconds += 20
-        progress.log(8, {"loss": 1.5, "tokens_per_second_per_device": 1234.0})
+        metrics = {"loss": 1.5, "tokens_per_second_per_device": 1234.0, "grad_norm/layers.0": 0.5}
+        progress.log(8, metrics)
         clock.seconds += 7180
         progress.log(9, {"eval_loss": 1.25})
     assert [record.getMessage() for record in caplog.records] == [

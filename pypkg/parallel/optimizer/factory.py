@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from paddle import Tensor, nn
 
@@ -33,6 +35,8 @@ class UpdateOptions:
         stochastic_rounding: bfloat16 parameters have no master weights and are rounded
             stochastically.
         muon_momentum: mu of Muon.
+        rate_factors: of the learning rate, by the name of the parameter; 1 where there is none.
+        measures_layers: the gradient norm of each layer is measured beside the global one.
     """
 
     beta1: float = 0.9
@@ -48,6 +52,8 @@ class UpdateOptions:
     optim: str = "adamw"
     stochastic_rounding: bool = False
     muon_momentum: float = 0.95
+    rate_factors: Mapping[str, float] = field(default_factory=dict)
+    measures_layers: bool = False
 
 
 def decays(name: str, parameter: Tensor) -> bool:
@@ -66,12 +72,12 @@ def make_optimizers(model: nn.Layer, options: UpdateOptions) -> tuple[Optimizer,
         ValueError: ``options.optim`` names none.
     """
     decayed = frozenset(n for n, p in model.named_parameters() if decays(n, p))
-    common = {
+    common: dict[str, Any] = {
         "weight_decay": options.weight_decay,
         "decayed": decayed,
         "weights": Weights(options.stochastic_rounding),
     }
-    betas = {"beta1": options.beta1, "beta2": options.beta2}
+    betas: dict[str, Any] = {"beta1": options.beta1, "beta2": options.beta2}
     if options.optim == "lion":
         return (Lion(**betas, **common),)
     if options.optim == "adafactor":

@@ -17,10 +17,16 @@ from pypkg.parallel.optimizer.rules import moments
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which optimizer updates a parameter, and the parameter's name in the model."""
+    """Which optimizer updates a parameter.
+
+    Attributes:
+        name: the parameter's name in the model.
+        rate_factor: of the learning rate.
+    """
 
     name: str
     optimizer: Optimizer
+    rate_factor: float = 1.0
 
 
 class FleetOptimizer(paddle.optimizer.Optimizer):
@@ -102,15 +108,16 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
             _move(state, _host())
 
     def _update(self, params_grads: list[tuple[Tensor, Tensor]]) -> None:
-        """One call of each optimizer for all of its parameters."""
-        updates: dict[int, tuple[Optimizer, list[ParameterUpdate]]] = {}
+        """One call of each optimizer for all of its parameters of one learning rate."""
+        updates: dict[tuple[int, float], tuple[Optimizer, list[ParameterUpdate]]] = {}
         for parameter, gradient in params_grads:
             assigned, state = self._assignments[parameter.name], self.state_of(parameter)
-            _, own = updates.setdefault(id(assigned.optimizer), (assigned.optimizer, []))
+            key = id(assigned.optimizer), assigned.rate_factor
+            _, own = updates.setdefault(key, (assigned.optimizer, []))
             piece = self.pieces[parameter.name]
             own.append(ParameterUpdate(assigned.name, parameter, gradient, state, piece))
-        for optimizer, own in updates.values():
-            optimizer.update(own, self.get_lr(), self._clip.factor)
+        for (_, factor), (optimizer, own) in updates.items():
+            optimizer.update(own, self.get_lr() * factor, self._clip.factor)
 
     def _sharded_state(self, parameter: Tensor) -> list[Tensor]:
         optimizer = self._assignments[parameter.name].optimizer

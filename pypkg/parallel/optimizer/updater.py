@@ -14,7 +14,12 @@ from pypkg.parallel.comm import gather
 from pypkg.parallel.comm.slices import ReadParameter, read_elements
 from pypkg.parallel.host_memory import to_host
 from pypkg.parallel.mesh import Mesh
-from pypkg.parallel.optimizer.clipping import GlobalNormClip, NormContribution
+from pypkg.parallel.optimizer.clipping import (
+    GlobalNormClip,
+    Layers,
+    NormContribution,
+    layer_of,
+)
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.fleet_optimizer import Assignment, FleetOptimizer
 from pypkg.parallel.optimizer.loss_scaling import LossScaler
@@ -81,9 +86,12 @@ class Updater:
             contributions,
             is_alone=mesh.world_size == 1,
             unscale=None if scaler is None else lambda: scaler.scale,
+            layers=self._layers() if options.measures_layers else None,
         )
         assignments = {
-            paddle_name: Assignment(name, self._optimizer_of[name])
+            paddle_name: Assignment(
+                name, self._optimizer_of[name], options.rate_factors.get(name, 1.0)
+            )
             for name, parameter in self._parameters.items()
             for paddle_name in names_of(parameter)
         }
@@ -100,6 +108,28 @@ class Updater:
             bounds = self.zero.placement(parameter).bounds
             piece = Piece(tp_sharding.layout(name), mesh, bounds)
             self.optimizer.pieces.update(dict.fromkeys(names_of(parameter), piece))
+
+    def _layers(self) -> Layers:
+        names = tuple(dict.fromkeys(map(layer_of, self._tp_sharding.shapes())))
+        index = {name: number for number, name in enumerate(names)}
+        return Layers(
+            names,
+            {
+                paddle_name: index[layer_of(name)]
+                for name, parameter in self._parameters.items()
+                for paddle_name in names_of(parameter)
+            },
+        )
+
+    def layer_norms(self) -> dict[str, float]:
+        """Gradient norm of each layer at the last step, before clipping, by the layer's name.
+
+        Empty unless ``measures_layers`` is among the options. The host waits for the device.
+        """
+        norms = self._clip.layer_norms
+        if norms is None:
+            return {}
+        return dict(zip(self._layers().names, map(float, norms.numpy()), strict=True))
 
     def scale(self, loss: Tensor) -> Tensor:
         """``loss`` times the loss scale: what to call ``backward`` on."""

@@ -122,11 +122,15 @@ class AdamW:
         learning_rate: float,
         grad_scale: Tensor,
     ) -> None:
+        first, second = both_moments
+        powers1, powers2 = ([each.state[power] for each in updates] for power in _POWERS)
         ops.adamw_(
             weights,
             gradients,
-            *both_moments,
-            *([each.state[power] for each in updates] for power in _POWERS),
+            first,
+            second,
+            powers1,
+            powers2,
             masters,
             learning_rate=learning_rate,
             weight_decays=[
