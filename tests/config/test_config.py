@@ -242,7 +242,7 @@ def test_missing_settings_are_all_named():
         ({"optim": "adamw_mini"}, ["optim is 'adamw_mini'; expected one of adamw, "]),
         ({"stochastic_rounding": True, "fp16": True}, ["stochastic_rounding", "fp16 is true"]),
         ({"stochastic_rounding": True, "bf16": False}, ["stochastic_rounding", "bf16 is false"]),
-        ({"report_to": ["wandb"]}, ["report_to is 'wandb'", "none, visualdl, tensorboard"]),
+        ({"report_to": ["mlflow"]}, ["report_to is 'mlflow'", "none, visualdl, tensorboard"]),
         ({"device": "tpu"}, ["device is 'tpu'; expected one of cpu, gpu"]),
     ],
 )  # fmt: skip

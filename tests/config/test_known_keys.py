@@ -22,7 +22,7 @@ def test_every_paddlenlp_key_is_known_once():
         "download", "allow_unknown_config", "loss_normalization", "verify_checkpoint",
         "max_rollbacks", "rollback_window", "rollback_skip_steps",
         "loss_spike_threshold", "grad_norm_spike_threshold", "spike_window",
-        "verify_data", "async_save_memory", "allow_local_output",
+        "verify_data", "async_save_memory", "allow_local_output", "profiler_options",
         "lr_wsd_decay_steps", "lr_wsd_decay_style", "stochastic_rounding", "muon_momentum",
         "z_loss", "log_layer_grad_norms", "rampup_batch_size",
         "mup_base_width", "embedding_lr_scale", "head_lr_scale",

@@ -14,6 +14,7 @@ import paddle
 import paddle.distributed as dist
 from paddle import Tensor
 
+from pypkg import ops
 from pypkg.parallel.mesh import Mesh
 
 HALF = (paddle.float16, paddle.bfloat16)
@@ -35,21 +36,18 @@ class NormContribution:
     width: int = 0
     start: int = 0
 
-    def squares(self, gradient: Tensor) -> Tensor:
-        """Sum of the squares of the elements that count, float32 [1].
+    def counted(self, gradient: Tensor) -> Tensor:
+        """The elements that count; among them may be zeros for those that do not.
 
         Args:
             gradient: [..., width], or the flat slice of it that this rank holds.
         """
-        if gradient.element_size() == 2:
-            gradient = gradient.astype("float32")  # squares overflow in 16 bits
-        if self.columns is not None:
-            if gradient.ndim == 1:  # a flat slice, or a bias
-                place = paddle.arange(self.start, self.start + gradient.shape[0])
-                gradient = gradient * (place % self.width < self.columns).astype(gradient.dtype)
-            else:
-                gradient = gradient[..., : self.columns]
-        return paddle._C_ops.squared_l2_norm(gradient)
+        if self.columns is None:
+            return gradient
+        if gradient.ndim == 1:  # a flat slice, or a bias
+            place = paddle.arange(self.start, self.start + gradient.shape[0])
+            return gradient * (place % self.width < self.columns).astype(gradient.dtype)
+        return gradient[..., : self.columns]
 
 
 def norm_contribution(parameter: Tensor, mesh: Mesh) -> NormContribution:
@@ -155,30 +153,33 @@ class GlobalNormClip:
         return held
 
     def _global_norm(self, held: list[tuple[Tensor, Tensor]]) -> Tensor:
-        counted = [p.name for p, _ in held if self._contributions[p.name].counts]
-        squares = [
-            self._contributions[parameter.name].squares(gradient)
-            for parameter, gradient in held
-            if self._contributions[parameter.name].counts
-        ]
+        counted: list[Tensor] = []
+        names = []
+        for parameter, gradient in held:
+            contribution = self._contributions[parameter.name]
+            if contribution.counts:
+                counted.append(contribution.counted(gradient))
+                names.append(parameter.name)
         if self._layers is not None:
-            self.layer_norms = self._norms_of_layers(self._layers, counted, squares)
-        total = paddle.concat(squares).sum() if squares else paddle.zeros([])
+            self.layer_norms = self._norms_of_layers(self._layers, names, counted)
+        total = ops.squared_l2_norm(counted).squeeze()
         if not self._is_alone:
             dist.all_reduce(total)
         return total.sqrt()
 
     def _norms_of_layers(
-        self, layers: Layers, counted: Sequence[str], squares: Sequence[Tensor]
+        self, layers: Layers, names: Sequence[str], counted: Sequence[Tensor]
     ) -> Tensor:
         """
         Args:
-            counted: Paddle names of the parameters whose ``squares`` this rank adds.
+            names: Paddle names of the parameters whose gradients are ``counted``.
         """
-        sums = paddle.zeros([len(layers.names)])
-        if squares:
-            index = paddle.to_tensor([layers.of[name] for name in counted])
-            sums = paddle.index_add(sums, index, 0, paddle.concat(list(squares)))
+        groups: dict[int, list[Tensor]] = {}
+        for name, gradient in zip(names, counted, strict=True):
+            groups.setdefault(layers.of[name], []).append(gradient)
+        sums = paddle.concat(
+            [ops.squared_l2_norm(groups.get(index, ())) for index in range(len(layers.names))]
+        )
         if not self._is_alone:
             dist.all_reduce(sums)
         return sums.sqrt()

@@ -8,7 +8,6 @@ from typing import Any
 
 from paddle import Tensor, nn
 
-from pypkg.config.optimizers import ADAMW_MOMENTS, is_muons
 from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.protocol import Optimizer
 from pypkg.parallel.optimizer.rules.adafactor import Adafactor
@@ -16,6 +15,7 @@ from pypkg.parallel.optimizer.rules.adamw import AdamW
 from pypkg.parallel.optimizer.rules.lion import Lion
 from pypkg.parallel.optimizer.rules.muon import Muon
 from pypkg.parallel.optimizer.rules.weights import Weights
+from pypkg.parallel.update_rules import ADAMW_MOMENTS, is_muons
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,12 @@ class UpdateOptions:
     Attributes:
         beta1, beta2, epsilon, weight_decay: of AdamW, and as far as the optimizer has them.
         max_grad_norm: global norm that gradients are clipped to; 0 turns clipping off.
-        sharding_stage: ZeRO stage, 0 to 3 (zero.py); without a sharding group it has no effect.
-        reduces_once: stages 1 and 2 reduce the sum of a step's gradients beside its last backward
-            pass. Stage 1 otherwise reduces after it, stage 2 the gradients of each micro batch.
+        sharding_stage: ZeRO stage, 0 to 3 (zero/stages.py); no effect without a sharding group.
+        reduces_once: whether stages 1 and 2 reduce the sums of a step's gradients during its last
+            backward pass. Otherwise stage 1 reduces them after it, and stage 2 reduces the
+            gradients of each micro batch.
+        overlaps_weights: in stages 1 and 2 updated parameters come beside the next forward pass;
+            ``Updater.wait`` before another use of them.
         offload: optimizer state stays in host memory between the updates.
         loss_scale: for float16; None: the loss is not scaled.
         master_grad: gradients of 16-bit parameters accumulate in float32.
@@ -46,6 +49,7 @@ class UpdateOptions:
     max_grad_norm: float = 0.0
     sharding_stage: int = 0
     reduces_once: bool = False
+    overlaps_weights: bool = False
     offload: bool = False
     loss_scale: LossScale | None = None
     master_grad: bool = False

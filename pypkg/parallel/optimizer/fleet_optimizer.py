@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import paddle
@@ -15,8 +15,7 @@ from pypkg.parallel.optimizer.protocol import Optimizer, ParameterUpdate
 from pypkg.parallel.optimizer.rules import moments
 
 
-@dataclass(frozen=True)
-class Assignment:
+class Assignment(NamedTuple):
     """Which optimizer updates a parameter.
 
     Attributes:
@@ -41,7 +40,7 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
     Args:
         parameters: those of this rank's model.
         assignments: by the Paddle names under which an optimizer may see a parameter.
-        clip: sees all gradients of this rank before the update.
+        clip: called with all gradients of this rank before the update.
         offload: state in the parameter's shape stays in host memory and is on the device only
             while its parameter is updated. On a CPU this is one copy more and no other change.
     """
@@ -59,7 +58,7 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
         self._state: dict[str, dict[str, Tensor]] = {}
 
     def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        """State tensors of an optimizer parameter by state name; made if there are none yet."""
+        """State tensors of an optimizer parameter, by state name; the first call creates them."""
         name = parameter.name
         if name not in self._state:
             with paddle.no_grad():
@@ -74,7 +73,7 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
         return [tensor for state in self._state.values() for tensor in state.values()]
 
     def forget_state(self) -> None:
-        """Goes back to before the first update."""
+        """Removes all state, as before the first update."""
         self._state.clear()
 
     @staticmethod
@@ -110,12 +109,16 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
     def _update(self, params_grads: list[tuple[Tensor, Tensor]]) -> None:
         """One call of each optimizer for all of its parameters of one learning rate."""
         updates: dict[tuple[int, float], tuple[Optimizer, list[ParameterUpdate]]] = {}
+        assignments, states, pieces = self._assignments, self._state, self.pieces
         for parameter, gradient in params_grads:
-            assigned, state = self._assignments[parameter.name], self.state_of(parameter)
-            key = id(assigned.optimizer), assigned.rate_factor
-            _, own = updates.setdefault(key, (assigned.optimizer, []))
-            piece = self.pieces[parameter.name]
-            own.append(ParameterUpdate(assigned.name, parameter, gradient, state, piece))
+            paddle_name = parameter.name
+            name, optimizer, factor = assignments[paddle_name]
+            state = states.get(paddle_name) or self.state_of(parameter)
+            key = id(optimizer), factor
+            if key not in updates:
+                updates[key] = (optimizer, [])
+            piece = pieces[paddle_name]
+            updates[key][1].append(ParameterUpdate(name, parameter, gradient, state, piece))
         for (_, factor), (optimizer, own) in updates.items():
             optimizer.update(own, self.get_lr() * factor, self._clip.factor)
 

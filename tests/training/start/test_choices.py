@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import paddle
@@ -19,13 +20,14 @@ from pypkg.parallel import mesh
 from pypkg.parallel.optimizer.factory import UpdateOptions, make_optimizers
 from pypkg.parallel.optimizer.zero.stages import ZERO_STAGES
 from pypkg.training.checkpoint.verify import verify
-from pypkg.training.reporting.reporters import make_reporters
+from pypkg.training.reporting.trackers import TrackedRun, make_reporters
 from pypkg.training.start.layout import degrees
 from pypkg.training.step.activations import recompute_choice
 from pypkg.training.step.engine import Engine
 from pypkg.training.step.schedule import learning_rate
 
 NEW = "of_tomorrow"
+TRACKED = TrackedRun(Path("runs"), "run", 0, {})
 
 
 def settings(**values: Any) -> Settings:
@@ -47,7 +49,7 @@ HONOURED: dict[str, Callable[..., Any]] = {
         dataclasses.replace(s, lr_scheduler_type="warmup_stable_decay", lr_wsd_decay_steps=8), 5
     ),
     "optim": lambda s: make_optimizers(paddle.nn.Linear(2, 2), UpdateOptions(optim=s.optim)),
-    "report_to": lambda s, tmp_path: make_reporters(s.report_to, tmp_path, None, 0),
+    "report_to": lambda s, tmp_path: make_reporters(s.report_to, tmp_path, TRACKED),
     "evaluation_strategy": lambda s: s.evaluates,
     "save_strategy": lambda s: s.saves,
     "device": lambda s: probe(s.device),  # paddle.set_device's message names what it takes

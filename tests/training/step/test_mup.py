@@ -10,7 +10,6 @@ import numpy as np
 import paddle
 import pytest
 
-from pypkg.config.optimizers import rate_factor
 from pypkg.errors import UserError
 from pypkg.models import ModelConfig, from_config
 from pypkg.models.building import parameter_shapes
@@ -18,6 +17,7 @@ from pypkg.models.weights.initialization import standard_deviation
 from pypkg.parallel import mesh
 from pypkg.parallel.optimizer.distribute import distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
+from pypkg.parallel.update_rules import rate_factor
 
 BASE, NARROW, WIDE = 32, 128, 512
 VOCABULARY, STEPS, RATE = 64, 4, 1e-2

@@ -1,4 +1,7 @@
-"""The optimizers that ``optim`` names: what a run and a plan of its memory both have to know."""
+"""The optimizers that ``optim`` names: what a run and a plan of its memory both have to know.
+
+Nothing here imports Paddle.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from math import prod
 
 # Form in which AdamW keeps its moments (parallel/optimizer/rules/moments.py), by optimizer.
 ADAMW_MOMENTS = {"adamw": "float32", "adamw_16bit_moment": "bfloat16", "adamw_8bit": "8bit"}
-OPTIMIZERS = (*ADAMW_MOMENTS, "lion", "adafactor", "muon")
 MOMENT_BLOCK = 256  # elements of an 8-bit moment that share a float32 factor
 SMALLEST_8BIT = 4096  # parameters with fewer elements keep float32 moments, as in bitsandbytes
 _FLOAT = 4
