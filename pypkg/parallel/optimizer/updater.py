@@ -35,13 +35,16 @@ class HeldState(NamedTuple):
     Attributes:
         name: of the parameter.
         shape: of the parameter, or of this rank's TP shard of it.
-        is_sliced: whether ``value`` is a flat slice.
+        is_sliced: whether the part is a flat slice.
+        num_bytes: of the part in float32.
+        read: returns the part, float32; state that is kept otherwise is converted by each call.
     """
 
     name: str
     shape: tuple[int, ...]
     is_sliced: bool
-    value: Tensor
+    num_bytes: int
+    read: Callable[[], Tensor]
 
 
 class Updater:
@@ -234,15 +237,17 @@ class Updater:
         return read_elements(lambda rows: self._tp_sharding.read(name, read, rows), shape, bounds)
 
     def held_state(self, key: str) -> HeldState | None:
-        """This rank's part of a state tensor, in float32; None if it has none, or the whole."""
+        """This rank's part of a state tensor; None if it has none, or the whole."""
         name, _, state_name = key.rpartition(".")
         parameter = self._parameters.get(name)
         held = None if parameter is None else self.zero.optimizer_parameter(parameter)
         if parameter is None or held is None or self._is_undivided(name, state_name):
             return None
         is_sliced = self.zero.placement(parameter).bounds is not None
-        value = moments.read(self.optimizer.state_of(held), state_name)
-        return HeldState(name, tuple(parameter.shape), is_sliced, value)
+        state = self.optimizer.state_of(held)
+        num_bytes = 4 * state[state_name].size
+        read = partial(moments.read, state, state_name)
+        return HeldState(name, tuple(parameter.shape), is_sliced, num_bytes, read)
 
     def read_state(self, key: str, place: gather.Place, writer: int) -> np.ndarray | None:
         """The whole state tensor on the rank ``writer``; None on the others.
