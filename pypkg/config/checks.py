@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+from pypkg.config.options.profiler_options import parse_profiler_options
 from pypkg.config.parallel_checks import PARALLEL_CHECKS
-from pypkg.config.profiler_options import parse_profiler_options
 from pypkg.config.settings import Settings, setting_fields
 
 

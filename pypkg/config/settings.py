@@ -13,8 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pypkg.config.options.suboptions import (
+    OVERLAP_WEIGHTS,
+    REDUCE_ONCE,
+    STAGE_OF_WORD,
+    option_names,
+)
 from pypkg.config.setting import SEE_BELOW, interval, setting, split_words
-from pypkg.config.suboptions import OVERLAP_WEIGHTS, REDUCE_ONCE, STAGE_OF_WORD, option_names
 from pypkg.config.training_settings import TrainingSettings
 
 # PaddleNLP's run_pretrain evaluates this many batches, whatever the settings say.

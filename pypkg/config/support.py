@@ -7,15 +7,15 @@ from collections.abc import Collection
 from typing import Any
 
 from pypkg.config.known_keys import NO_EFFECT, REFUSED, KnownKey
-from pypkg.config.reading.parser import listed
-from pypkg.config.settings import Settings, setting_fields
-from pypkg.config.suboptions import (
+from pypkg.config.options.suboptions import (
     OF_SEQUENCE_PARALLEL,
     REDUCE_ONCE,
     STAGE_OF_WORD,
     SUB_OPTIONS,
     SubOption,
 )
+from pypkg.config.reading.parser import listed
+from pypkg.config.settings import Settings, setting_fields
 from pypkg.errors import UserError
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pypkg.config import Settings, notices
-from pypkg.config.profiler_options import parse_profiler_options
+from pypkg.config.options.profiler_options import parse_profiler_options
 from pypkg.config.reading.parser import listed
 from pypkg.console.progress import phase
 from pypkg.data.tokenizers.load import Tokenizer, tokenizer_files

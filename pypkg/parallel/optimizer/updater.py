@@ -237,7 +237,7 @@ class Updater:
         return read_elements(lambda rows: self._tp_sharding.read(name, read, rows), shape, bounds)
 
     def held_state(self, key: str) -> HeldState | None:
-        """This rank's part of a state tensor; None if it has none, or the whole."""
+        """This rank's float32 part of a state tensor; None if it has none, or all of the tensor."""
         name, _, state_name = key.rpartition(".")
         parameter = self._parameters.get(name)
         held = None if parameter is None else self.zero.optimizer_parameter(parameter)

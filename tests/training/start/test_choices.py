@@ -64,7 +64,7 @@ HONOURED: dict[str, Callable[..., Any]] = {
     "verify_checkpoint": lambda s, tmp_path: verify(tmp_path, s.verify_checkpoint),
     "matmul_precision": lambda s: set_matmul_precision(s.matmul_precision),
 }
-# Words of PaddleNLP's *_config settings; each has a row in config/suboptions.py, which refuses it,
+# Words of PaddleNLP's *_config settings; each has a row in options/suboptions.py, which refuses it,
 # says that it has no effect, or names the setting that it stands for.
 SUBOPTIONS = {
     "tensor_parallel_config", "sequence_parallel_config", "pipeline_parallel_config",

@@ -76,6 +76,7 @@ def test_a_decay_that_begins_at_a_checkpoint_is_no_jump(tmp_path, caplog, begins
     plateau = Settings(
         learning_rate=1e-3, min_learning_rate=0.0, max_steps=100, warmup_steps=2,
         lr_scheduler_type="warmup_stable_decay", lr_wsd_decay_steps=10.0, output_dir="runs",
+        model_name_or_path="llama-58m", input_dir="data", do_train=True,
     )  # fmt: skip
     (tmp_path / SETTINGS_FILE).write_text(plateau.to_json())
     decay = dataclasses.replace(

@@ -123,14 +123,14 @@ class AdamW:
         grad_scale: Tensor,
     ) -> None:
         first, second = both_moments
-        powers1, powers2 = ([each.state[power] for each in updates] for power in _POWERS)
+        beta1_powers, beta2_powers = ([each.state[power] for each in updates] for power in _POWERS)
         ops.adamw_(
             weights,
             gradients,
             first,
             second,
-            powers1,
-            powers2,
+            beta1_powers,
+            beta2_powers,
             masters,
             learning_rate=learning_rate,
             weight_decays=[
