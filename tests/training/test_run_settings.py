@@ -107,3 +107,25 @@ def test_a_run_of_new_optimizers_goes_on_where_it_stopped(make_workplace, optim)
     assert tokens == [per_sample * n for n in (2, 4, 6, 10, 14, 20, 26, 32, 38, 44, 50, 56)]
     state = load_trainer_state(stopped.output_dir / "checkpoint-12")
     assert state.consumed_samples == 56
+
+
+@pytest.mark.slow
+def test_a_decay_from_a_checkpoint_of_a_plateau(make_workplace):
+    """In another folder, on the samples that the plateau would have had."""
+    plateau, decay = make_workplace("plateau"), make_workplace("decay")
+    common = {"sample_order": "epoch", "lr_scheduler_type": "warmup_stable_decay"}
+    common |= {"logging_steps": 1, "save_steps": 4, "min_learning_rate": 0.0}
+    done = plateau.run(**common, max_steps=8, lr_wsd_decay_steps=1)
+    assert done.returncode == 0, done.stderr
+    checkpoint = plateau.output_dir / "checkpoint-4"
+    changes = {"max_steps": 7, "lr_wsd_decay_steps": 3, "lr_wsd_decay_style": "linear"}
+    done = decay.run(**common, **changes, resume_from_checkpoint=checkpoint)
+    assert done.returncode == 0, done.stderr
+    assert "the learning rate of step" not in done.stderr
+    assert list(decay.losses()) == [5, 6, 7]
+    # A loss is of the weights before the update, so the first one is that of the plateau.
+    assert decay.losses()[5] == plateau.losses()[5]
+    assert decay.losses()[6] != plateau.losses()[6]
+    peak = plateau.losses("learning_rate")[4]
+    rates = decay.losses("learning_rate")
+    assert list(rates.values()) == pytest.approx([peak * 2 / 3, peak / 3, 0.0], abs=1e-12)
