@@ -139,7 +139,7 @@ class ZeroStage0:
         """Sets the number of backward passes before the next ``step``."""
 
     def wait(self) -> None:
-        """Until this rank holds the updated parameters; their layers wait by themselves."""
+        """Waits until this rank holds the updated parameters. A forward pass needs no call of it."""
 
     def step(self) -> None:
         """Averages the gradients over the sample shards and updates the parameters."""
