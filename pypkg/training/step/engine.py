@@ -72,7 +72,7 @@ class Engine:
         return self.updater.step(learning_rate)
 
     def wait(self) -> None:
-        """Waits until this rank holds the updated weights. A forward pass needs no call of it."""
+        """Waits until this rank holds the updated weights. A forward pass does so itself."""
         self.updater.wait()
 
     @paddle.no_grad()
