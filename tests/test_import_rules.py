@@ -67,6 +67,9 @@ RULES = (
     Rule("pypkg.training", ("pypkg.config", "pypkg.data", "pypkg.device", "pypkg.models",
                             "pypkg.ops", "pypkg.parallel", "pypkg.planner", "pypkg.console.logs"),
          paddle=True),
+    Rule("pypkg.report", ("pypkg.config", _ARCHITECTURE, "pypkg.parallel.mesh",
+                          "pypkg.training.checkpoint", "pypkg.training.ledger",
+                          "pypkg.training.reporting", "pypkg.console.logs")),
     Rule("pypkg.conversion", ("pypkg.models", "pypkg.data.tokenizers")),
     Rule("pypkg.bench", _ANYTHING, paddle=True),
     # Command lines: parse, call, report.
@@ -95,6 +98,8 @@ ROOMS = {
     "pypkg.training": ("supervisor", "run", "doctor", "final_report", "start", "trainer", "healing",
                        "step", "feed", "checkpoint", "reporting", "interrupt", "tp_sharding",
                        "ledger", "state"),
+    "pypkg.report": ("__main__", "server", "page", "collect", "parts", "layout", "settings",
+                     "curves", "document"),
     "pypkg.planner": ("output", "search", "time", "memory", "extension", "step", "sliced_layers",
                       "zero", "pipeline", "decoder", "tensor_parallel", "operators", "tape",
                       "parameters"),
@@ -124,7 +129,7 @@ WITHOUT_PADDLE = ("pypkg", "pypkg.device.attention_choice", "pypkg.device.attent
                   "pypkg.parallel.mesh", "pypkg.planner.memory", "pypkg.convert",
                   "pypkg.checkpoint", "pypkg.preprocess", "pypkg.pretrain", "pypkg.supervise",
                   "pypkg.doctor", "pypkg.plan",
-                  "pypkg.__main__",
+                  "pypkg.report.__main__", "pypkg.__main__",
                   "pypkg.console.completion")  # fmt: skip
 
 

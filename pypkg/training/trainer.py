@@ -6,11 +6,10 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
-from typing import Protocol
 
 import paddle
 from paddle import Tensor
+from paddle.profiler import RecordEvent
 
 from pypkg.config import Settings
 from pypkg.console.progress import end_start, phase
@@ -27,25 +26,14 @@ from pypkg.training.reporting.outcome import Outcome, perplexity
 from pypkg.training.reporting.progress import Progress
 from pypkg.training.reporting.reporters import Reporter
 from pypkg.training.reporting.source_losses import SourceLosses
-from pypkg.training.state import TrainerState
+from pypkg.training.state import Saver, TrainerState
 from pypkg.training.step.engine import Engine
 from pypkg.training.step.pending_steps import BadStep, PendingSteps
+from pypkg.training.step.phase_times import SAMPLES
+from pypkg.training.step.profiling import StepProfiler
 from pypkg.training.step.schedule import learning_rate
 
 logger = logging.getLogger("pypkg")
-
-
-class Saver(Protocol):
-    """Writes checkpoints. All ranks call each method at the same points of the run."""
-
-    def save(self, state: TrainerState) -> Path:
-        """Writes a checkpoint, or starts to write it; returns its future folder."""
-
-    def poll(self) -> None:
-        """Called after every step; completes a checkpoint whose files have been written."""
-
-    def wait(self) -> None:
-        """Waits until the checkpoint that is being written is complete."""
 
 
 class Trainer:
@@ -60,6 +48,7 @@ class Trainer:
         healer: decides which steps are skipped, and rolls back after a bad step.
         reporters: receive the metrics of a logged step; empty on all ranks but rank 0.
         throughput: measures tokens per second.
+        profiler: is told of each step that is trained; None: nothing is profiled.
     """
 
     def __init__(
@@ -73,6 +62,7 @@ class Trainer:
         healer: Healer,
         reporters: Sequence[Reporter],
         throughput: Throughput,
+        profiler: StepProfiler | None = None,
     ) -> None:
         self.settings = settings
         self.engine = engine
@@ -82,6 +72,7 @@ class Trainer:
         self.healer = healer
         self.reporters = reporters
         self.throughput = throughput
+        self.profiler = profiler
         self.final_loss: float | None = None
         self.eval_loss: float | None = None
         self._eval_source_losses = SourceLosses(data.sources.get("valid", ()))
@@ -153,6 +144,8 @@ class Trainer:
             rate = learning_rate(settings, state.global_step - state.skipped_steps)
             step = self._step if self._has_started else self._first_step
             step(rate)
+            if self.profiler is not None:
+                self.profiler.end_step(state.global_step)
         self.checkpointer.poll()
         # A skipped step is not logged, evaluated or saved, unless it is the last one.
         if not is_left_out or state.global_step == settings.max_steps:
@@ -199,8 +192,9 @@ class Trainer:
             if self._evaluates:
                 self._evaluate(progress, interrupt)
             stopped_by = watchdog.finish(interrupt.signal_number)
-        is_cut_short = stopped_by and self.state.pending_evaluation
-        return self._outcome(128 + stopped_by if is_cut_short else 0)
+        if stopped_by and self.state.pending_evaluation:
+            return self._outcome(128 + stopped_by)
+        return self._outcome(0)
 
     @property
     def _evaluates(self) -> bool:
@@ -217,10 +211,11 @@ class Trainer:
         seed_step(settings.seed, state.global_step)
         step = state.global_step + 1
         watchdog.at(step, "reading samples")
-        micro_batches = [
-            self._source_losses.watch(batch)
-            for batch in islice(self._batches, settings.gradient_accumulation_steps)
-        ]
+        with RecordEvent(SAMPLES):
+            micro_batches = [
+                self._source_losses.watch(batch)
+                for batch in islice(self._batches, settings.gradient_accumulation_steps)
+            ]
         watchdog.at(step, "forward and backward")
         loss = self.engine.forward_backward(micro_batches)
         self._source_losses.collect()

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import paddle
 from paddle import Tensor
+from paddle.profiler import RecordEvent
 
 from pypkg.data import Batch
 from pypkg.parallel.comm.collective import mean_over_sample_shards
 from pypkg.parallel.optimizer.distribute import DistributedModel
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.step.normalization import label_count, loss_weights
+from pypkg.training.step.phase_times import FORWARD_BACKWARD, UPDATE
 
 _NORMALIZATIONS = ("global", "micro_batch")
 
@@ -62,14 +64,16 @@ class Engine:
                 return None
             for batch, weight in zip(batches, weights, strict=True):
                 batch["loss_weight"] = paddle.to_tensor(weight, dtype="float32")
-        return self.model.forward_backward(batches, self.updater.scale)
+        with RecordEvent(FORWARD_BACKWARD):
+            return self.model.forward_backward(batches, self.updater.scale)
 
     def update(self, learning_rate: float) -> Tensor:
         """One optimizer step; returns the global gradient norm before clipping, a float32 scalar.
 
         Every rank must call this.
         """
-        return self.updater.step(learning_rate)
+        with RecordEvent(UPDATE):
+            return self.updater.step(learning_rate)
 
     def wait(self) -> None:
         """Waits until this rank holds the updated weights. A forward pass does so itself."""
