@@ -112,7 +112,7 @@ def _attention_arguments(
     scale: float | None,
     softcap: float,
 ) -> tuple[list[paddle.Tensor | None], tuple[object, ...]] | None:
-    """Tensors after x and attributes of the compiled operator; None where the parts have to run."""
+    """Tensors after x, and attributes, of the compiled operator; None if its parts must run."""
     op = "attention_block"
     _check(op, x, qkv_weight=qkv_weight, o_weight=o_weight)
     heads = heads_q + 2 * heads_k
@@ -198,7 +198,7 @@ def _is_one_mlp(
 
 
 def _is_kernel_norm(x: paddle.Tensor, norm: PreNorm) -> bool:
-    """Whether the norm's tensors are what the compiled operator takes; ``rms_norm`` says what not.
+    """Whether the compiled operator takes the norm's tensors; ``rms_norm`` raises on wrong ones.
 
     The operator computes the gradient of the norm's weight, whether wanted or not.
     """

@@ -158,9 +158,10 @@ class Updater:
         return self._clip.norm
 
     def wait(self) -> None:
-        """Until this rank holds the updated parameters, which ``overlaps_weights`` still sends.
+        """Waits until this rank holds the updated parameters, if ``overlaps_weights`` sends them.
 
-        Layers wait for their own when they are called; every other use comes after this.
+        A layer waits for its own parameters when it is called. Every other use of the parameters
+        must call this first.
         """
         self.zero.wait()
 
