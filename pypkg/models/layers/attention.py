@@ -73,6 +73,9 @@ class Attention(nn.Layer):
         )
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        # A tuple is found at once, a sublayer after a search.
+        self._projections = (self.qkv_proj, self.o_proj)
+        self._has_head_norms = config.qk_norm
         self._sum_partial_gradients(config, first)
 
     def _sum_partial_gradients(self, config: ModelConfig, first_key_value_head: int) -> None:
@@ -110,7 +113,7 @@ class Attention(nn.Layer):
         """Norm and block as one operator: the output, and x + residual; None where it cannot be."""
         if not self._is_packed(inputs) or self._recomputes_a_part or has_call_hooks(self):
             return None
-        qkv_weight, o_weight = plain_weight(self.qkv_proj), plain_weight(self.o_proj)
+        qkv_weight, o_weight = map(plain_weight, self._projections)
         if qkv_weight is None or o_weight is None:
             return None
         return ops.normed_attention_block(x, norm, qkv_weight, o_weight, *self._arguments(inputs))
@@ -131,7 +134,7 @@ class Attention(nn.Layer):
         rotation = inputs.rotation
         return (
             self.backend == PYPKG
-            and self.q_norm is None
+            and not self._has_head_norms
             and inputs.query_scale is None
             and (rotation is None or len(rotation.position_ids) == 1)
         )

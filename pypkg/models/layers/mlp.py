@@ -33,6 +33,8 @@ class GatedMLP(nn.Layer):
         self.down_proj = row_linear(ffn, hidden, config.mlp_bias)
         self._activation = config.activation
         self._gated = chosen("activation", config.activation, ops.GATED)
+        # A tuple is found at once, a sublayer after a search.
+        self._projections = (self.gate_up_proj, self.down_proj)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[batch, sequence, hidden] to the same shape."""
@@ -45,7 +47,7 @@ class GatedMLP(nn.Layer):
         self, norm: ops.PreNorm, x: paddle.Tensor
     ) -> tuple[paddle.Tensor, paddle.Tensor] | None:
         """Norm and block as one operator: the output, and x + residual; None where it cannot be."""
-        gate_up, down = plain_weight(self.gate_up_proj), plain_weight(self.down_proj)
+        gate_up, down = map(plain_weight, self._projections)
         if gate_up is None or down is None or has_call_hooks(self):
             return None
         return ops.normed_gated_mlp_block(x, norm, gate_up, down, self._activation)
