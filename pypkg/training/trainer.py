@@ -199,8 +199,8 @@ class Trainer:
             if self._evaluates:
                 self._evaluate(progress, interrupt)
             stopped_by = watchdog.finish(interrupt.signal_number)
-        is_cut_short = stopped_by and self.state.pending_evaluation
-        return self._outcome(128 + stopped_by if is_cut_short else 0)
+        code = 128 + stopped_by if stopped_by and self.state.pending_evaluation else 0
+        return self._outcome(code)
 
     @property
     def _evaluates(self) -> bool:
