@@ -153,7 +153,7 @@ class Settings(TrainingSettings):
     verify_checkpoint: str = setting(
         "checksums",
         "how a checkpoint is checked before the run goes on from it: checksums reads every file, "
-        "sizes looks at their lengths alone, no checks nothing",
+        "sizes compares only their lengths, no skips the check",
         choices=("checksums", "sizes", "no"),
     )
     verify_data: bool = setting(

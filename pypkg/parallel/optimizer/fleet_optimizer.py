@@ -28,7 +28,7 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
     Args:
         parameters: those of this rank's model.
         assignments: by the Paddle names under which an optimizer may see a parameter.
-        clip: sees all gradients of this rank before the update.
+        clip: called with all gradients of this rank before the update.
         offload: state in the parameter's shape stays in host memory and is on the device only
             while its parameter is updated. On a CPU this is one copy more and no other change.
     """
@@ -45,7 +45,7 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
         self._state: dict[str, dict[str, Tensor]] = {}
 
     def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        """State tensors of an optimizer parameter by state name; made if there are none yet."""
+        """State tensors of an optimizer parameter, by state name; the first call creates them."""
         name = parameter.name
         if name not in self._state:
             with paddle.no_grad():
@@ -59,7 +59,7 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
         return [tensor for state in self._state.values() for tensor in state.values()]
 
     def forget_state(self) -> None:
-        """Goes back to before the first update."""
+        """Removes all state, as before the first update."""
         self._state.clear()
 
     @staticmethod
