@@ -19,7 +19,7 @@ from pypkg.models.weights.tp_shards import key_value_range
 from pypkg.parallel.tp_layers import (
     column_linear,
     has_call_hooks,
-    plain_weight,
+    joined_layers,
     row_linear,
     sum_gradient_over_tensor_group,
     sum_replica_gradients,
@@ -100,9 +100,11 @@ class Attention(nn.Layer):
         """
         is_packed = self._is_packed(inputs)
         if is_packed and not self._recomputes_attention:
-            qkv_weight, o_weight = plain_weight(self.qkv_proj), plain_weight(self.o_proj)
-            if qkv_weight is not None and o_weight is not None:
-                return ops.attention_block(x, qkv_weight, o_weight, *self._arguments(inputs))
+            joined = joined_layers(*self._projections)
+            if joined is not None:
+                weights = (joined.column_weight, joined.row_weight)
+                x = joined.enter(x)
+                return joined.leave(ops.attention_block(x, *weights, *self._arguments(inputs)))
         qkv = self.qkv_proj(x)
         attend = self._attend_packed if is_packed else self._attend_split
         return self.o_proj(attend(qkv, inputs))
@@ -113,10 +115,11 @@ class Attention(nn.Layer):
         """Norm and block as one operator: the output, and x + residual; None where it cannot be."""
         if not self._is_packed(inputs) or self._recomputes_a_part or has_call_hooks(self):
             return None
-        qkv_weight, o_weight = map(plain_weight, self._projections)
-        if qkv_weight is None or o_weight is None:
+        joined = joined_layers(*self._projections)
+        if joined is None or joined.is_divided:
             return None
-        return ops.normed_attention_block(x, norm, qkv_weight, o_weight, *self._arguments(inputs))
+        weights = (joined.column_weight, joined.row_weight)
+        return ops.normed_attention_block(x, norm, *weights, *self._arguments(inputs))
 
     @property
     def _recomputes_a_part(self) -> bool:
