@@ -148,15 +148,14 @@ def joined_layers(column: nn.Layer, row: nn.Layer) -> JoinedLayers | None:
     None where there is a bias, communication beside a product, or a hook of a call: in stage 3 of
     sharding a weight is there only once the layer is called. None in a static graph.
     """
-    weights = []
-    for layer in (column, row):
-        parameters = layer._parameters  # a quarter of the time that attributes of a layer take
-        if has_call_hooks(layer) or parameters.get("bias") is not None:
-            return None
-        weights.append(parameters["weight"])
     if "forward" in column.__dict__ or not paddle.in_dynamic_mode():  # _overlapped
         return None
-    return JoinedLayers(column, row, *weights, type(column) is not _Linear)
+    for layer in (column, row):
+        if has_call_hooks(layer) or layer._parameters.get("bias") is not None:
+            return None
+    # Attributes of a layer take four times as long as its dictionary.
+    weights = column._parameters["weight"], row._parameters["weight"]
+    return JoinedLayers(column, row, weights[0], weights[1], type(column) is not _Linear)
 
 
 @functools.cache
