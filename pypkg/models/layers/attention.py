@@ -17,6 +17,7 @@ from pypkg.models.layers.positions import Rotation
 from pypkg.models.layers.recompute import ATTENTION, FULL, Recompute, recomputed
 from pypkg.models.weights.tp_shards import key_value_range
 from pypkg.parallel.tp_layers import (
+    JoinedLayers,
     column_linear,
     has_call_hooks,
     joined_layers,
@@ -73,8 +74,6 @@ class Attention(nn.Layer):
         )
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
-        # A tuple is found at once, a sublayer after a search.
-        self._projections = (self.qkv_proj, self.o_proj)
         self._has_head_norms = config.qk_norm
         self._sum_partial_gradients(config, first)
 
@@ -100,7 +99,7 @@ class Attention(nn.Layer):
         """
         is_packed = self._is_packed(inputs)
         if is_packed and not self._recomputes_attention:
-            joined = joined_layers(*self._projections)
+            joined = self._joined()
             if joined is not None:
                 weights = (joined.column_weight, joined.row_weight)
                 x = joined.enter(x)
@@ -115,11 +114,15 @@ class Attention(nn.Layer):
         """Norm and block as one operator: the output, and x + residual; None where it cannot be."""
         if not self._is_packed(inputs) or self._recomputes_a_part or has_call_hooks(self):
             return None
-        joined = joined_layers(*self._projections)
+        joined = self._joined()
         if joined is None or joined.is_divided:
             return None
         weights = (joined.column_weight, joined.row_weight)
         return ops.normed_attention_block(x, norm, *weights, *self._arguments(inputs))
+
+    def _joined(self) -> JoinedLayers | None:
+        layers = self._sub_layers  # attributes of a layer take several times as long
+        return joined_layers(layers["qkv_proj"], layers["o_proj"])
 
     @property
     def _recomputes_a_part(self) -> bool:

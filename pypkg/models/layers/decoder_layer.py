@@ -39,9 +39,6 @@ class DecoderLayer(nn.Layer):
         self.hidden_dropout = 0.0  # probability, applied to the output of each branch
         self._add = chosen("residual", config.residual, RESIDUALS)
         self._alpha = config.residual_alpha
-        # A tuple is found at once, a sublayer after a search.
-        self._attention_parts = (self.input_layernorm, self.self_attn)
-        self._feed_forward_parts = (self.post_attention_layernorm, self.mlp)
         joins = self._add is RESIDUALS["pre"] and not config.branch_norm
         self._joins_norms = joins  # nothing comes between a norm and its branch, or after that
 
@@ -80,19 +77,18 @@ class DecoderLayer(nn.Layer):
         self, x: paddle.Tensor, residual: paddle.Tensor | None, inputs: AttentionInputs
     ) -> State | None:
         """Norm and attention as one operator, where nothing comes between or after them."""
-        norm, attention = self._attention_parts
-        if not self._is_plain or (first := norm_of_block(norm, residual)) is None:
-            return None
-        return attention.after(first, x, inputs)
+        layers = self._sub_layers  # attributes of a layer take several times as long
+        norm = norm_of_block(layers["input_layernorm"], residual) if self._is_plain else None
+        return None if norm is None else layers["self_attn"].after(norm, x, inputs)
 
     def _joined_feed_forward(
         self, x: paddle.Tensor, residual: paddle.Tensor | None
     ) -> State | None:
         """Norm and MLP as one operator, where nothing comes between or after them."""
-        norm, mlp = self._feed_forward_parts
-        if not self._is_plain or (first := norm_of_block(norm, residual)) is None:
-            return None
-        return mlp.after(first, x)
+        layers = self._sub_layers
+        first = layers["post_attention_layernorm"]
+        norm = norm_of_block(first, residual) if self._is_plain else None
+        return None if norm is None else layers["mlp"].after(norm, x)
 
     @property
     def _is_plain(self) -> bool:
