@@ -84,7 +84,7 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
 
     @paddle.no_grad()
     def step(self) -> None:
-        """``Optimizer.step``, in a third of the time where gradients are in ``grad``."""
+        """``Optimizer.step``, with fewer look-ups for each gradient that is in ``grad``."""
         parameters = self._param_groups  # of which ZeRO leaves each rank its own
         if hasattr(parameters[0], "main_grad"):
             super().step()
