@@ -226,15 +226,16 @@ def _is_one(x: paddle.Tensor, weights: Sequence[paddle.Tensor]) -> bool:
     It multiplies by Paddle's kernels, of which a CPU has those of float32 only. It computes the
     gradient of every weight, whether wanted or not.
     """
-    is_multiplied = x.dtype in (paddle.float32,) or (
-        x.dtype in (paddle.bfloat16, paddle.float16) and x.place.is_gpu_place()
+    dtype = x.dtype
+    is_multiplied = dtype in (paddle.float32,) or (
+        dtype in (paddle.bfloat16, paddle.float16) and x.place.is_gpu_place()
     )
     return (
         is_multiplied
         and 0 not in x.shape
         and products_are_plain()
         and backend() == "compiled"
-        and not (paddle.is_grad_enabled() and any(weight.stop_gradient for weight in weights))
-        and not paddle.amp.is_autocast_enabled()
         and paddle.in_dynamic_mode()
+        and not paddle.amp.is_autocast_enabled()
+        and not (paddle.is_grad_enabled() and True in [each.stop_gradient for each in weights])
     )

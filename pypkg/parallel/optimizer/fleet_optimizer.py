@@ -88,6 +88,16 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
         held = [each for key, each in state.items() if key.startswith(name)]
         _move([each for each in held if str(each.place) != str(place)], place)
 
+    @paddle.no_grad()
+    def step(self) -> None:
+        """``Optimizer.step``, with fewer look-ups for each gradient that is in ``grad``."""
+        parameters = self._param_groups  # of which ZeRO leaves each rank its own
+        if hasattr(parameters[0], "main_grad"):
+            super().step()
+            return
+        pairs = [(p, p._grad_ivar()) for p in parameters if not p.stop_gradient]
+        self._apply_optimize(None, None, [pair for pair in pairs if pair[1] is not None])
+
     def _apply_optimize(
         self,
         loss: object,
