@@ -64,8 +64,16 @@ RULES = (
     Rule("pypkg.planner", ("pypkg.config", _ARCHITECTURE, "pypkg.models.weights.tp_shards",
                            "pypkg.parallel.mesh", "pypkg.console.svg")),
     Rule("pypkg.training", ("pypkg.config", "pypkg.data", "pypkg.device", "pypkg.models",
-                            "pypkg.ops", "pypkg.parallel", "pypkg.planner", "pypkg.console.logs"),
+                            "pypkg.ops", "pypkg.parallel", "pypkg.planner", "pypkg.console.logs",
+                            "pypkg.inference.text", "pypkg.inference.prompts"),
          paddle=True),
+    Rule("pypkg.inference", ("pypkg.data", "pypkg.device", "pypkg.models", "pypkg.ops",
+                             "pypkg.parallel.comm", "pypkg.parallel.mesh",
+                             "pypkg.training.checkpoint.folders",
+                             "pypkg.training.start.attention"),
+         paddle=True),
+    Rule("pypkg.inference.text", ("pypkg.data.tokenizers", "pypkg.models")),
+    Rule("pypkg.inference.prompts"),
     Rule("pypkg.conversion", ("pypkg.models", "pypkg.data.tokenizers")),
     Rule("pypkg.bench", _ANYTHING, paddle=True),
     # Command lines: parse, call, report.
@@ -75,6 +83,8 @@ RULES = (
     Rule("pypkg.supervise", _ANYTHING),
     Rule("pypkg.doctor", _ANYTHING),
     Rule("pypkg.checkpoint", _ANYTHING),
+    Rule("pypkg.generate", _ANYTHING),
+    Rule("pypkg.evaluate", _ANYTHING),
     Rule("pypkg.__main__"),  # runs the others by name
     Rule("pypkg.plan", _ANYTHING),
 )  # fmt: skip
@@ -86,17 +96,19 @@ ROOMS = {
                   "random_normal", "rms_norm", "rotary_embedding", "dispatch", "triton"),
     "pypkg.data": ("corpus_tools", "preprocess", "loading", "datasets", "index", "corpus",
                    "tokenizers", "optional_packages"),
-    "pypkg.models": ("__main__", "docs_page", "generate", "pretrained", "division", "building",
-                     "pipeline_decoder", "decoder", "layers", "weights", "architecture"),
+    "pypkg.models": ("__main__", "docs_page", "generate", "sampling", "pretrained", "division",
+                     "building", "pipeline_decoder", "cached_pass", "decoder", "layers", "weights",
+                     "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh", "gloo",
                        "host_memory", "process_end", "endpoints"),
     "pypkg.training": ("supervisor", "run", "doctor", "final_report", "start", "trainer", "healing",
                        "step", "feed", "checkpoint", "reporting", "interrupt", "tp_sharding",
                        "ledger", "state"),
+    "pypkg.inference": ("lm_eval", "evaluate", "windows", "corpora", "loading", "text", "prompts"),
     "pypkg.planner": ("output", "search", "time", "memory", "extension", "step", "sliced_layers",
                       "zero", "pipeline", "decoder", "tensor_parallel", "operators", "tape",
                       "parameters"),
-    "pypkg.bench": ("__main__", "report", "train_step", "checkpoint", "data", "ops",
+    "pypkg.bench": ("__main__", "report", "generate", "train_step", "checkpoint", "data", "ops",
                     "environment", "timing"),
 }  # fmt: skip
 COMMAND_LINES = (
@@ -107,6 +119,8 @@ COMMAND_LINES = (
     "pypkg.convert",
     "pypkg.plan",
     "pypkg.checkpoint",
+    "pypkg.generate",
+    "pypkg.evaluate",
 )
 
 # These run where no Paddle is installed. (The rules above look at each file, this at all that it
@@ -121,7 +135,7 @@ WITHOUT_PADDLE = ("pypkg", "pypkg.device.attention_choice", "pypkg.device.attent
                   "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.weights.tp_shards",
                   "pypkg.parallel.mesh", "pypkg.planner.memory", "pypkg.convert",
                   "pypkg.checkpoint", "pypkg.preprocess", "pypkg.pretrain", "pypkg.supervise",
-                  "pypkg.doctor", "pypkg.plan",
+                  "pypkg.doctor", "pypkg.plan", "pypkg.generate", "pypkg.evaluate",
                   "pypkg.__main__",
                   "pypkg.console.completion")  # fmt: skip
 

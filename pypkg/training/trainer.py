@@ -6,8 +6,6 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
-from typing import Protocol
 
 import paddle
 from paddle import Tensor
@@ -27,25 +25,13 @@ from pypkg.training.reporting.outcome import Outcome, perplexity
 from pypkg.training.reporting.progress import Progress
 from pypkg.training.reporting.reporters import Reporter
 from pypkg.training.reporting.source_losses import SourceLosses
-from pypkg.training.state import TrainerState
+from pypkg.training.reporting.text_samples import TextSamples
+from pypkg.training.state import Saver, TrainerState
 from pypkg.training.step.engine import Engine
 from pypkg.training.step.pending_steps import BadStep, PendingSteps
 from pypkg.training.step.schedule import learning_rate
 
 logger = logging.getLogger("pypkg")
-
-
-class Saver(Protocol):
-    """Writes checkpoints. All ranks call each method at the same points of the run."""
-
-    def save(self, state: TrainerState) -> Path:
-        """Writes a checkpoint, or begins to; returns the folder that it will be."""
-
-    def poll(self) -> None:
-        """Called after every step: completes a checkpoint that has been written meanwhile."""
-
-    def wait(self) -> None:
-        """Completes the checkpoint that is being written."""
 
 
 class Trainer:
@@ -60,6 +46,7 @@ class Trainer:
         healer: says which steps are passed over, and goes back when one went wrong.
         reporters: receive the metrics of a logged step; none but on the first rank.
         throughput: measures tokens per second.
+        text_samples: writes texts every ``sample_steps``; None: there are none.
     """
 
     def __init__(
@@ -73,6 +60,7 @@ class Trainer:
         healer: Healer,
         reporters: Sequence[Reporter],
         throughput: Throughput,
+        text_samples: TextSamples | None = None,
     ) -> None:
         self.settings = settings
         self.engine = engine
@@ -82,6 +70,7 @@ class Trainer:
         self.healer = healer
         self.reporters = reporters
         self.throughput = throughput
+        self.text_samples = text_samples
         self.final_loss: float | None = None
         self.eval_loss: float | None = None
         self._eval_source_losses = SourceLosses(data.sources.get("valid", ()))
@@ -163,6 +152,11 @@ class Trainer:
                 state.global_step, settings.evaluation_interval, settings.max_steps
             ):
                 self._evaluate(progress, interrupt)
+            if self.text_samples and _due(
+                state.global_step, settings.sample_steps, settings.max_steps
+            ):
+                self.text_samples.write(state.global_step)
+                self._leave_out_time()
             if settings.saves and _due(
                 state.global_step, settings.save_interval, settings.max_steps
             ):
@@ -185,6 +179,8 @@ class Trainer:
         self._saved_step, self.eval_loss = step, None
         for reporter in self.reporters:
             reporter.rewind(step)
+        if self.text_samples:
+            self.text_samples.rewind(step)
         progress.rewind(step)
         self.throughput.restart()
 
@@ -324,7 +320,10 @@ class Trainer:
         metrics |= _named("eval_loss", self._eval_source_losses.take())
         self._report(metrics)
         progress.log(self.state.global_step, metrics)
-        # The time since the last log line is left out, so its tokens are too.
+        self._leave_out_time()
+
+    def _leave_out_time(self) -> None:
+        """Of the time since the last log line, with its tokens, the speed knows nothing."""
         self._count_tokens()
         self.throughput.restart()
 

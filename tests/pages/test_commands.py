@@ -7,13 +7,16 @@ import shlex
 import pytest
 from page_blocks import blocks, inline_commands
 
-from pypkg import checkpoint, convert, preprocess, supervise
+from pypkg import checkpoint, convert, evaluate, generate, preprocess, supervise
 from pypkg.__main__ import COMMANDS
 from pypkg.bench import __main__ as bench
 from pypkg.config.settings import Settings
 from pypkg.data.corpus_tools import TOOLS
 
-PARSERS = {"bench": bench, "checkpoint": checkpoint, "convert": convert, "preprocess": preprocess}
+PARSERS = {
+    "bench": bench, "checkpoint": checkpoint, "convert": convert, "preprocess": preprocess,
+    "generate": generate, "evaluate": evaluate,
+}  # fmt: skip
 OF_PRETRAIN = {"nproc", "dry_run"}  # options of the command line alone
 SYNOPSIS = "["  # of optional words, which no shell takes
 

@@ -12,6 +12,7 @@ from paddle import nn
 
 from pypkg import ops
 from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.layers.kv_cache import KVCache
 from pypkg.models.layers.norm import RMSNorm
 from pypkg.models.layers.positions import Rotation
 from pypkg.models.layers.recompute import ATTENTION, Recompute, recomputed
@@ -35,7 +36,8 @@ class AttentionInputs:
         batch, sequence: shape of the input ids.
         masks: mask of each layer type (``ModelConfig.layer_types``).
         rotation: rotary embedding of queries and keys, or None.
-        query_scale: factors of the queries, float32 [sequence], or None.
+        query_scale: factors of the queries, float32 [sequence] or [batch, sequence], or None.
+        cache: of the tokens before these, which keeps these too; None: there are none before.
     """
 
     batch: int
@@ -43,6 +45,7 @@ class AttentionInputs:
     masks: Mapping[str, ops.AttentionMask]
     rotation: Rotation | None = None
     query_scale: paddle.Tensor | None = None
+    cache: KVCache | None = None
 
 
 class Attention(nn.Layer):
@@ -54,6 +57,7 @@ class Attention(nn.Layer):
 
     def __init__(self, config: ModelConfig, layer_number: int) -> None:
         super().__init__()
+        self._number = layer_number
         self._layer_type = config.layer_types[layer_number]
         self.backend = PYPKG  # a name of BACKENDS
         self.recompute: Recompute | None = None  # activations recomputed in backward passes
@@ -114,6 +118,7 @@ class Attention(nn.Layer):
         rotation = inputs.rotation
         return (
             self.backend == PYPKG
+            and inputs.cache is None
             and self.q_norm is None
             and inputs.query_scale is None
             and (rotation is None or len(rotation.position_ids) == 1)
@@ -146,9 +151,13 @@ class Attention(nn.Layer):
         if inputs.rotation is not None:
             query, key = inputs.rotation(query, key)
         if inputs.query_scale is not None:
-            query = query * inputs.query_scale.astype(query.dtype).reshape([1, -1, 1, 1])
+            scale = inputs.query_scale.astype(query.dtype)
+            query = query * scale.reshape([-1, inputs.sequence, 1, 1])
+        attention = BACKENDS[self.backend]
+        if inputs.cache is not None:
+            attention = partial(inputs.cache.attend, self._number, attention=attention)
         attend = partial(
-            BACKENDS[self.backend],
+            attention,
             mask=inputs.masks[self._layer_type],
             scale=self._scale,
             softcap=self._softcap,
