@@ -121,10 +121,10 @@ class Saver(Protocol):
     """Writes checkpoints. All ranks call each method at the same points of the run."""
 
     def save(self, state: TrainerState) -> Path:
-        """Writes a checkpoint, or begins to; returns the folder that it will be."""
+        """Writes a checkpoint, or starts to write it; returns its future folder."""
 
     def poll(self) -> None:
-        """Called after every step: completes a checkpoint that has been written meanwhile."""
+        """Called after every step; completes a checkpoint whose files have been written."""
 
     def wait(self) -> None:
-        """Completes the checkpoint that is being written."""
+        """Waits until the checkpoint that is being written is complete."""

@@ -73,7 +73,7 @@ class Place:
             text = text.replace("DST", f"DST{self._destinations}")
         words = shlex.split(text)
         module = ["-m", *words] if words[0] == "pypkg" else words[1:]
-        alone = ("pretrain", "convert", "checkpoint", "generate", "evaluate")
+        alone = ("pretrain", "convert", "checkpoint", "generate", "evaluate", "report")
         command = words[1] if words[0] == "pypkg" else module[1].removeprefix("pypkg.")
         if command in alone and "--nproc" not in words:
             self._fork(module)
@@ -108,6 +108,12 @@ def after_training(place: Place) -> None:
 
 def with_notes(place: Place) -> None:
     (place.folder / "notes.txt").write_text("w1 w2 w3\n", encoding="utf-8")
+
+
+def with_two_runs(place: Place) -> None:
+    """checkpoints/ and four/, as README.md names them."""
+    after_training(place)
+    shutil.copytree(place.folder / "checkpoints", place.folder / "four")
 
 
 def with_weights(place: Place) -> None:
@@ -177,6 +183,12 @@ STEPS = {
         ),
     },
     "parallelism": {"python -m pypkg.pretrain CONFIG.json --nproc": Step(TRAINED)},
+    "report": {
+        "pypkg report checkpoints": Step(("page.html",), with_two_runs),
+        "pypkg pretrain run.json --profiler_options": Step(
+            ("checkpoints/profile/rank0.trace.json",), lambda place: place.remove("checkpoints")
+        ),
+    },
     "training": {
         "pypkg checkpoint verify": Step(before=after_training),
         "pypkg supervise -- pypkg": Step(TRAINED, lambda place: place.remove("checkpoints")),
