@@ -40,7 +40,7 @@ from pypkg.training.reporting.planned import PlanReporter, compare_with_capacity
 from pypkg.training.reporting.reporters import Reporter
 from pypkg.training.reporting.run_info import RunInfo, write_run_info
 from pypkg.training.reporting.text_samples import SAMPLES_FILE, TextSamples
-from pypkg.training.reporting.trackers import TrackedRun, make_reporters
+from pypkg.training.reporting.trackers import TrackedRun, TrackerReporter, make_reporters
 from pypkg.training.start.attention import attention_for
 from pypkg.training.start.choose_checkpoint import best_checkpoint, checkpoint_to_resume
 from pypkg.training.start.layout import degrees, layout_notices, layout_problems
@@ -114,7 +114,7 @@ def _run(
     elif checkpoint:
         logger.info("weights of %s; the rest starts anew (ignore_load_lr_and_optim)", checkpoint)
     reporters = _make_reporters(settings, config, plan, state)
-    text_samples = _make_text_samples(settings, model, tokenizer, state)
+    text_samples = _make_text_samples(settings, model, tokenizer, state, reporters)
     data: DataSource = samples
     engine = _make_engine(settings, samples, wrapped, updater)
     if isinstance(engine, MeasuredEngine):
@@ -290,7 +290,11 @@ def _update_options(settings: Settings) -> UpdateOptions:
 
 
 def _make_text_samples(
-    settings: Settings, model: Model, tokenizer: Tokenizer | None, state: TrainerState
+    settings: Settings,
+    model: Model,
+    tokenizer: Tokenizer | None,
+    state: TrainerState,
+    reporters: Sequence[Reporter],
 ) -> TextSamples | None:
     """Of a run with sample_prompts, on every rank."""
     if not settings.sample_prompts:
@@ -298,7 +302,10 @@ def _make_text_samples(
     assert tokenizer is not None  # sample_tokens need it
     prompts = given_prompts(settings.sample_prompts)
     file = Path(settings.output_dir) / SAMPLES_FILE
-    samples = TextSamples(model, tokenizer, prompts, settings.sample_tokens, settings.seed, file)
+    trackers = [each for each in reporters if isinstance(each, TrackerReporter)]
+    samples = TextSamples(
+        model, tokenizer, prompts, settings.sample_tokens, settings.seed, file, trackers
+    )
     samples.rewind(state.global_step)
     return samples
 

@@ -17,6 +17,7 @@ from pypkg.models.generate import room_for
 from pypkg.models.sampling import Sampling
 from pypkg.parallel.comm.collective import is_first_rank
 from pypkg.parallel.launch import watchdog
+from pypkg.training.reporting.trackers import TrackerReporter
 
 logger = logging.getLogger("pypkg")
 
@@ -38,6 +39,7 @@ class TextSamples:
         tokens: most tokens of a text.
         seed: of the choices.
         file: samples.jsonl of the run.
+        trackers: receive the texts too; none but on the first rank.
 
     Raises:
         UserError: a prompt is too long for the model, or has tokens that the model lacks.
@@ -51,9 +53,11 @@ class TextSamples:
         tokens: int,
         seed: int,
         file: Path,
+        trackers: Sequence[TrackerReporter] = (),
     ) -> None:
         self._model, self._tokenizer, self._prompts = model, tokenizer, prompts
         self._tokens, self._seed, self._file = tokens, seed, file
+        self._trackers = trackers
         for prompt in prompts:
             room_for(model.config, [encode_prompt(tokenizer, model.config, prompt)], tokens)
 
@@ -79,6 +83,8 @@ class TextSamples:
             for each in samples:
                 logger.info("step %d, %r -> %r", step, each.prompt, each.text)
                 self._append({"step": step, "prompt": each.prompt, "text": each.text})
+        for tracker in self._trackers:
+            tracker.report_texts(step, [(each.prompt, each.text) for each in samples])
         return samples
 
     def rewind(self, step: int) -> None:

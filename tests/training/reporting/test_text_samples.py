@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from byte_tokenizer import Bytes
@@ -37,7 +38,9 @@ def test_each_step_writes_a_line_for_each_prompt(
     model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "samples.jsonl"
-    samples = TextSamples(model, Bytes(), PROMPTS, 12, 3, file)
+    told: list[tuple] = []
+    tracker = SimpleNamespace(report_texts=lambda step, texts: told.append((step, texts)))
+    samples = TextSamples(model, Bytes(), PROMPTS, 12, 3, file, [tracker])
     with caplog.at_level(logging.INFO, "pypkg"):
         first = samples.write(5)
     assert samples.write(10) == first  # the same weights and random numbers
@@ -45,6 +48,8 @@ def test_each_step_writes_a_line_for_each_prompt(
     expected = [(step, prompt) for step in (5, 10) for prompt in PROMPTS]
     assert [(row["step"], row["prompt"]) for row in rows(file)] == expected
     assert [row["text"] for row in rows(file)] == 2 * [each.text for each in first]
+    texts = [(each.prompt, each.text) for each in first]
+    assert told == [(5, texts), (10, texts)]
     assert first[0].text and first[0].text != first[1].text
     assert f"step 5, 'naïve' -> {first[1].text!r}" in caplog.text
 
