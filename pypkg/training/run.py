@@ -115,16 +115,14 @@ def _run(
         logger.info("weights of %s; the rest starts anew (ignore_load_lr_and_optim)", checkpoint)
     reporters = _make_reporters(settings, config, plan, state)
     text_samples = _make_text_samples(settings, model, tokenizer, state, reporters)
-    data: DataSource = samples
     engine = _make_engine(settings, samples, wrapped, updater)
-    if isinstance(engine, MeasuredEngine):
-        data = engine.timed(samples)
+    data: DataSource = engine.timed(samples) if isinstance(engine, MeasuredEngine) else samples
     profiler = _make_profiler(settings)
     flops_per_token = model.config.flops_per_token(settings.max_seq_length)
-    throughput = Throughput(flops_per_token, _peak(plan.dtype))
     trainer = Trainer(
         settings, engine, state, data=data, checkpointer=checkpointer, healer=healer,
-        reporters=reporters, throughput=throughput, profiler=profiler, text_samples=text_samples,
+        reporters=reporters, throughput=Throughput(flops_per_token, _peak(plan.dtype)),
+        profiler=profiler, text_samples=text_samples,
     )  # fmt: skip
     try:
         outcome = trainer.train() if settings.do_train else trainer.evaluate_only()
