@@ -168,8 +168,7 @@ class Attention(nn.Layer):
         if inputs.rotation is not None:
             query, key = inputs.rotation(query, key)
         if inputs.query_scale is not None:
-            scale = inputs.query_scale.astype(query.dtype)
-            query = query * scale.reshape([-1, inputs.sequence, 1, 1])
+            query = query * inputs.query_scale.astype(query.dtype).unsqueeze([-1, -2])
         attention = BACKENDS[self.backend]
         if inputs.cache is not None:
             attention = partial(inputs.cache.attend, self._number, attention=attention)
