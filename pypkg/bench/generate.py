@@ -60,7 +60,7 @@ def run_generate(options: argparse.Namespace) -> dict[str, Any]:
         logger.info("timing %d rounds, in turns", options.rounds)
         steps = {name: worker.step for name, worker in workers.items()}
         first = interleave(steps, 1, _PAUSE)
-        _check_tokens({name: result["loss"] for name, (result,) in first.items()})
+        check_tokens({name: result["loss"] for name, (result,) in first.items()})
         taken = interleave(steps, options.rounds, _PAUSE)
     rows = [
         {
@@ -85,7 +85,7 @@ def run_generate(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _check_tokens(sums: dict[str, float]) -> None:
+def check_tokens(sums: dict[str, float]) -> None:
     """Raises BenchmarkError unless all baselines have made the same tokens."""
     if len(set(sums.values())) > 1:
         raise BenchmarkError(f"the baselines make different tokens; their checksums are {sums}")
