@@ -105,7 +105,6 @@ class _Writer:
 
     def __init__(self, options: argparse.Namespace) -> None:
         from pypkg.inference.loading import Source, load
-        from pypkg.inference.text import end_tokens
         from pypkg.models.sampling import Sampling
 
         self._options = options
@@ -113,7 +112,7 @@ class _Writer:
         source = Source(options.checkpoint, options.tokenizer, options.dtype, options.device)
         self._tokenizer = source.need_tokenizer("text")
         self._model = load(source)
-        ends = end_tokens(self._model.config, self._tokenizer)
+        ends = source.end_ids(self._model.config, self._tokenizer)
         self._end_ids = frozenset() if options.ignore_eos else ends
         self._told = 0  # number of the text that the terminal shows
 

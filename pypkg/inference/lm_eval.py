@@ -63,6 +63,7 @@ class PypkgLM(TemplateLM):
         self._tokens = source.need_tokenizer("lm-evaluation-harness")
         self._model = load(source)
         config = self._model.config
+        self._ends = source.end_ids(config, self._tokens)
         self._batch_size = int(batch_size)
         self.max_length = int(max_length or min(config.max_position_embeddings, _LONGEST))
         start = self._tokens.eos_id
@@ -139,10 +140,9 @@ class PypkgLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """What the model writes after each context, up to one of its ``until`` texts."""
-        from pypkg.inference.text import complete, end_tokens
+        from pypkg.inference.text import complete
         from pypkg.models.sampling import Sampling
 
-        ends = end_tokens(self._model.config, self._tokens)
         written: list[str] = []
         for first, options, contexts in _alike(requests, self._batch_size):
             until = options.get("until") or []
@@ -160,7 +160,7 @@ class PypkgLM(TemplateLM):
                 contexts,
                 count,
                 sampling,
-                end_ids=ends,
+                end_ids=self._ends,
                 stops=[until] if isinstance(until, str) else until,
                 first_number=first,
                 most_prompt_tokens=self.max_length - count,

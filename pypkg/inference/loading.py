@@ -10,6 +10,9 @@ from pypkg.data.tokenizers.base import Tokenizer
 from pypkg.data.tokenizers.load import find_tokenizer, load_tokenizer
 from pypkg.device.capabilities import probe
 from pypkg.errors import UserError
+from pypkg.files.json_files import read_json
+from pypkg.inference.text import end_tokens
+from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.building import Model
 from pypkg.models.pretrained import from_pretrained
 from pypkg.models.weights.hub import find_weights
@@ -18,6 +21,8 @@ from pypkg.training.checkpoint.folders import checkpoints
 from pypkg.training.start.attention import attention_for
 
 logger = logging.getLogger("pypkg")
+
+_GENERATION_FILE = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,17 @@ class Source:
                 "--tokenizer FOLDER"
             )
         return tokenizer
+
+    def end_ids(self, config: ModelConfig, tokenizer: Tokenizer) -> frozenset[int]:
+        """The tokens that end a text: ``end_tokens``, and those of generation_config.json.
+
+        Raises:
+            UserError: that file is not JSON.
+        """
+        file = self.folder() / _GENERATION_FILE
+        named = read_json(file).get("eos_token_id") if file.is_file() else None
+        more = named if isinstance(named, list) else [named]
+        return end_tokens(config, tokenizer) | {each for each in more if type(each) is int}
 
 
 def load(source: Source) -> Model:

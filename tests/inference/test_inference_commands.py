@@ -10,12 +10,19 @@ from typing import Any
 import forked
 import pytest
 from tiny_configs import tiny
-from training_testing import environment
+from training_testing import (
+    Workplace,
+    counting_documents,
+    environment,
+    write_corpus,
+    write_model,
+)
 
 import pypkg.evaluate
 import pypkg.generate
 from pypkg.data.tokenizers.load import load_tokenizer
 from pypkg.data.tokenizers.train_bpe import train_tokenizer
+from pypkg.inference.loading import Source
 from pypkg.models import from_config, save_pretrained
 
 TEXTS = ["def main(): return 1\n", "import os\nimport sys\n", "class Empty: pass\n"] * 9
@@ -136,6 +143,29 @@ def test_losses_of_several_processes(
         assert several == one | {name: pytest.approx(one[name], rel=1e-6) for name in measured}
 
 
+@pytest.mark.slow
+def test_a_run_writes_texts(run: Path, tmp_path: Path) -> None:
+    """At each of their steps, also after the run has gone on from a checkpoint."""
+    write_corpus(tmp_path / "data" / "corpus", counting_documents())
+    write_model(tmp_path / "model")
+    workplace = Workplace(tmp_path)
+    given = {
+        "tokenizer_name_or_path": run / "checkpoint-20",
+        "sample_prompts": '["def", "import os"]',
+        "sample_steps": 3,
+        "sample_tokens": 8,
+    }
+    for last in (8, 12):
+        done = workplace.run(max_steps=last, **given)
+        assert done.returncode == 0, done.stderr
+    lines = (workplace.output_dir / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["step"] for row in rows] == [n for step in (3, 6, 8, 9, 12) for n in (step, step)]
+    assert [row["prompt"] for row in rows] == ["def", "import os"] * 5
+    assert len({row["text"] for row in rows}) > 2
+    assert "step 12, 'import os' -> " in done.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
@@ -158,6 +188,16 @@ def test_mistakes(
     main = {"generate": pypkg.generate.main, "evaluate": pypkg.evaluate.main}[command]
     assert main([str(run), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_ends_of_generation_config(run: Path, tmp_path: Path) -> None:
+    tokenizer, config = load_tokenizer(run / "checkpoint-20"), tiny("llama")
+    (tmp_path / "config.json").write_text("{}")
+    file = tmp_path / "generation_config.json"
+    for named, more in (("[7, 8]", {7, 8}), ("9", {9}), ("null", set())):
+        file.write_text(f'{{"eos_token_id": {named}}}')
+        found = Source(str(tmp_path)).end_ids(config, tokenizer)
+        assert found == {config.eos_token_id, tokenizer.eos_id} | more
 
 
 def test_a_model_without_a_tokenizer(tmp_path: Path, capsys: Any) -> None:
