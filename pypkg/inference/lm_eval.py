@@ -10,6 +10,7 @@ The harness makes requests of a task's texts and scores the answers; this answer
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ class PypkgLM(TemplateLM):
         batch_size: requests at a time.
         max_length: most tokens that the model reads at once; longer contexts lose their begin.
             None: its max_position_embeddings, at most 2,048.
-        num_threads: on a CPU; 0: all cores.
+        num_threads: on a CPU, unless Paddle is imported already; 0: all cores.
 
     Raises:
         UserError: the model or its tokenizer cannot be loaded.
@@ -53,8 +54,9 @@ class PypkgLM(TemplateLM):
         num_threads: int | str = 0,
     ) -> None:
         super().__init__()
-        configure_cpu(int(num_threads))
-        import_paddle()
+        if "paddle" not in sys.modules:  # else its threads are set already
+            configure_cpu(int(num_threads))
+            import_paddle()
         from pypkg.inference.loading import Source, load
         from pypkg.inference.text import encode_prompt
         from pypkg.inference.windows import Windowing
