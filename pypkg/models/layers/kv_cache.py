@@ -13,6 +13,7 @@ import paddle.nn.functional as F
 from pypkg import ops
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.layers.masks import derived_positions, derived_prefix_lengths
+from pypkg.parallel.host_memory import to_host
 
 _BLOCK = 128  # the capacity is a multiple of it
 _HIDDEN = np.float32(-1e30)  # the score of a key that a query does not see
@@ -143,11 +144,19 @@ class KVCache:
             [batch, sequence, heads_q, head_dim].
         """
         keys, values = self._room(layer, key)
-        for kept, new in ((keys, key), (values, value)):
-            kept[:, :, self._length : self._length + self._new] = new.transpose([0, 2, 1, 3])
+        self._write(keys, key)
+        self._write(values, value)
         if self._length == 0:
             return attention(query, key, value, **options)
         return self._attend(query, keys, values, **options)
+
+    def _write(self, kept: paddle.Tensor, new: paddle.Tensor) -> None:
+        """Puts ``new``, [batch, sequence, heads_k, head_dim], behind what ``kept`` holds."""
+        rows = slice(self._length, self._length + self._new)
+        if kept.place.is_cpu_place():  # Paddle's assignment takes several times as long
+            to_host(kept)[:, :, rows] = to_host(new).transpose([0, 2, 1, 3])
+        else:
+            kept[:, :, rows] = new.transpose([0, 2, 1, 3])
 
     def _room(self, layer: int, like: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Keys and values of ``layer``, each [batch, heads_k, capacity, head_dim]."""
