@@ -66,8 +66,16 @@ RULES = (
                            "pypkg.parallel.mesh", "pypkg.parallel.update_rules",
                            "pypkg.console.svg")),
     Rule("pypkg.training", ("pypkg.config", "pypkg.data", "pypkg.device", "pypkg.models",
-                            "pypkg.ops", "pypkg.parallel", "pypkg.planner", "pypkg.console.logs"),
+                            "pypkg.ops", "pypkg.parallel", "pypkg.planner", "pypkg.console.logs",
+                            "pypkg.inference.text", "pypkg.inference.prompts"),
          paddle=True),
+    Rule("pypkg.inference", ("pypkg.data", "pypkg.device", "pypkg.models", "pypkg.ops",
+                             "pypkg.parallel.comm", "pypkg.parallel.mesh",
+                             "pypkg.training.checkpoint.folders",
+                             "pypkg.training.start.attention"),
+         paddle=True),
+    Rule("pypkg.inference.text", ("pypkg.data.tokenizers", "pypkg.models")),
+    Rule("pypkg.inference.prompts"),
     Rule("pypkg.report", ("pypkg.config", _ARCHITECTURE, "pypkg.parallel.mesh",
                           "pypkg.training.checkpoint", "pypkg.training.ledger",
                           "pypkg.training.reporting", "pypkg.console.logs")),
@@ -80,6 +88,8 @@ RULES = (
     Rule("pypkg.supervise", _ANYTHING),
     Rule("pypkg.doctor", _ANYTHING),
     Rule("pypkg.checkpoint", _ANYTHING),
+    Rule("pypkg.generate", _ANYTHING),
+    Rule("pypkg.evaluate", _ANYTHING),
     Rule("pypkg.__main__"),  # runs the others by name
     Rule("pypkg.plan", _ANYTHING),
 )  # fmt: skip
@@ -92,19 +102,21 @@ ROOMS = {
                   "triton"),
     "pypkg.data": ("corpus_tools", "preprocess", "loading", "datasets", "index", "corpus",
                    "tokenizers", "optional_packages"),
-    "pypkg.models": ("__main__", "docs_page", "generate", "pretrained", "division", "building",
-                     "pipeline_decoder", "decoder", "layers", "weights", "architecture"),
+    "pypkg.models": ("__main__", "docs_page", "generate", "sampling", "pretrained", "division",
+                     "building", "pipeline_decoder", "cached_pass", "decoder", "layers", "weights",
+                     "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tp_layers", "comm", "launch", "mesh",
                        "update_rules", "gloo", "host_memory", "process_end", "endpoints"),
     "pypkg.training": ("supervisor", "run", "doctor", "final_report", "start", "trainer", "healing",
                        "step", "feed", "checkpoint", "reporting", "interrupt", "tp_sharding",
                        "ledger", "state"),
+    "pypkg.inference": ("lm_eval", "evaluate", "windows", "corpora", "loading", "text", "prompts"),
     "pypkg.report": ("__main__", "server", "page", "collect", "parts", "layout", "settings",
                      "curves", "document"),
     "pypkg.planner": ("output", "search", "time", "memory", "extension", "step", "sliced_layers",
                       "zero", "pipeline", "decoder", "tensor_parallel", "operators", "tape",
                       "parameters"),
-    "pypkg.bench": ("__main__", "report", "train_step", "checkpoint", "data", "ops",
+    "pypkg.bench": ("__main__", "report", "generate", "train_step", "checkpoint", "data", "ops",
                     "environment", "timing"),
 }  # fmt: skip
 COMMAND_LINES = (
@@ -115,6 +127,8 @@ COMMAND_LINES = (
     "pypkg.convert",
     "pypkg.plan",
     "pypkg.checkpoint",
+    "pypkg.generate",
+    "pypkg.evaluate",
 )
 
 # These run where no Paddle is installed. (The rules above look at each file, this at all that it
@@ -129,7 +143,7 @@ WITHOUT_PADDLE = ("pypkg", "pypkg.device.attention_choice", "pypkg.device.attent
                   "pypkg.conversion.inspection", "pypkg.data", "pypkg.models.weights.tp_shards",
                   "pypkg.parallel.mesh", "pypkg.planner.memory", "pypkg.convert",
                   "pypkg.checkpoint", "pypkg.preprocess", "pypkg.pretrain", "pypkg.supervise",
-                  "pypkg.doctor", "pypkg.plan",
+                  "pypkg.doctor", "pypkg.plan", "pypkg.generate", "pypkg.evaluate",
                   "pypkg.report.__main__", "pypkg.__main__",
                   "pypkg.console.completion")  # fmt: skip
 

@@ -248,6 +248,21 @@ def _check_blend(s: Settings) -> Iterator[str]:
         )
 
 
+def _check_sample_prompts(s: Settings) -> Iterator[str]:
+    asked = bool(s.sample_prompts)
+    for name in ("sample_steps", "sample_tokens"):
+        if asked and getattr(s, name) == 0:
+            yield (
+                f"sample_prompts are given, but {name} is 0, so no text is written; set {name} to "
+                "1 or more, or leave sample_prompts out"
+            )
+    if s.sample_steps and not asked:
+        yield (
+            f"sample_steps is {s.sample_steps}, but there are no sample_prompts to continue; give "
+            "some, or set sample_steps to 0"
+        )
+
+
 # Each check with the settings that it reads.
 _TOGETHER: tuple[tuple[tuple[str, ...], Callable[[Settings], Iterator[str]]], ...] = (
     (("min_learning_rate", "learning_rate", "lr_scheduler_type"), _check_min_learning_rate),
@@ -285,4 +300,5 @@ _TOGETHER: tuple[tuple[tuple[str, ...], Callable[[Settings], Iterator[str]]], ..
     (("blend_by", "blend_temperature"), _check_blend),
     (("rampup_batch_size",), _check_ramp),
     (("mup_base_width", "optim"), _check_mup),
+    (("sample_prompts", "sample_steps", "sample_tokens"), _check_sample_prompts),
 )

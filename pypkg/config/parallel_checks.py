@@ -106,15 +106,7 @@ def _check_sequence_parallel(s: Settings) -> Iterator[str]:
 
 
 def _check_sample(s: Settings) -> Iterator[str]:
-    if s.sample_tokens == 0:
-        return
-    if s.pipeline_parallel_degree > 1:
-        yield (
-            f"sample_tokens is {s.sample_tokens} and pipeline_parallel_degree "
-            f"{s.pipeline_parallel_degree}, but text is written by a model that no pipeline "
-            "divides; set sample_tokens to 0"
-        )
-    if s.sequence_parallel:
+    if s.sample_tokens and s.sequence_parallel:
         yield (
             f"sample_tokens is {s.sample_tokens} and sequence_parallel is true, but a text grows "
             "by single tokens, which cannot be divided; set one of them to 0 or false"
@@ -169,6 +161,6 @@ PARALLEL_CHECKS: tuple[tuple[tuple[str, ...], _Check], ...] = (
         ),
         _check_sequence_parallel,
     ),
-    (("sample_tokens", "pipeline_parallel_degree", "sequence_parallel"), _check_sample),
+    (("sample_tokens", "sequence_parallel"), _check_sample),
     (("fp16", "bf16", "stochastic_rounding"), _check_precision),
 )

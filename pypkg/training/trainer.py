@@ -26,7 +26,8 @@ from pypkg.training.reporting.metrics import Throughput, peak_memory_bytes
 from pypkg.training.reporting.outcome import Outcome, perplexity
 from pypkg.training.reporting.progress import Progress
 from pypkg.training.reporting.reporters import Reporter
-from pypkg.training.reporting.source_losses import SourceLosses
+from pypkg.training.reporting.source_losses import SourceLosses, named
+from pypkg.training.reporting.text_samples import TextSamples
 from pypkg.training.state import Saver, TrainerState
 from pypkg.training.step.engine import Engine
 from pypkg.training.step.pending_steps import BadStep, PendingSteps
@@ -49,6 +50,7 @@ class Trainer:
         healer: decides which steps are skipped, and rolls back after a bad step.
         reporters: receive the metrics of a logged step; empty on all ranks but rank 0.
         throughput: measures tokens per second.
+        text_samples: writes texts every ``sample_steps``; None: there are none.
         profiler: is told of each step that is trained; None: nothing is profiled.
     """
 
@@ -63,6 +65,7 @@ class Trainer:
         healer: Healer,
         reporters: Sequence[Reporter],
         throughput: Throughput,
+        text_samples: TextSamples | None = None,
         profiler: StepProfiler | None = None,
     ) -> None:
         self.settings = settings
@@ -73,6 +76,7 @@ class Trainer:
         self.healer = healer
         self.reporters = reporters
         self.throughput = throughput
+        self.text_samples = text_samples
         self.profiler = profiler
         self.final_loss: float | None = None
         self.eval_loss: float | None = None
@@ -152,19 +156,23 @@ class Trainer:
         self.checkpointer.poll()
         # A skipped step is not logged, evaluated or saved, unless it is the last one.
         if not is_left_out or state.global_step == settings.max_steps:
-            if _due(state.global_step, settings.logging_steps, settings.max_steps) or (
+            if self._is_due(settings.logging_steps) or (
                 settings.logging_first_step and state.global_step == 1
             ):
                 self._log(progress)
-            if self._evaluates and _due(
-                state.global_step, settings.evaluation_interval, settings.max_steps
-            ):
+            if self._evaluates and self._is_due(settings.evaluation_interval):
                 self._evaluate(progress, interrupt)
-            if settings.saves and _due(
-                state.global_step, settings.save_interval, settings.max_steps
-            ):
+            if self.text_samples and self._is_due(settings.sample_steps):
+                self.text_samples.write(state.global_step)
+                self._leave_out_time()
+            if settings.saves and self._is_due(settings.save_interval):
                 self._save()
         progress.advance()
+
+    def _is_due(self, interval: int) -> bool:
+        """Whether what comes every ``interval`` steps, and at the end of the run, is due."""
+        step = self.state.global_step
+        return step % interval == 0 or step == self.settings.max_steps
 
     def _go_back(self, bad: BadStep, progress: Progress) -> None:
         """Rolls back to a checkpoint before the bad step.
@@ -182,6 +190,8 @@ class Trainer:
         self._saved_step, self.eval_loss = step, None
         for reporter in self.reporters:
             reporter.rewind(step)
+        if self.text_samples:
+            self.text_samples.rewind(step)
         progress.rewind(step)
         self.throughput.restart()
 
@@ -283,9 +293,9 @@ class Trainer:
             "consumed_tokens": self._count_tokens(),
             "data_wait_seconds_per_step": wait_per_batch * micro_batches,
         }
-        metrics |= _named("loss", self._source_losses.take())
+        metrics |= named("loss", self._source_losses.take())
         if self.settings.log_layer_grad_norms:
-            metrics |= _named("grad_norm", self.engine.updater.layer_norms())
+            metrics |= named("grad_norm", self.engine.updater.layer_norms())
         metrics |= self._start_seconds
         self._start_seconds = {}
         mfu = self.throughput.mfu(speed)
@@ -316,10 +326,13 @@ class Trainer:
         self._eval_source_losses.collect()
         self._evaluated_step = self.state.global_step
         metrics = {"eval_loss": self.eval_loss, "eval_perplexity": perplexity(self.eval_loss)}
-        metrics |= _named("eval_loss", self._eval_source_losses.take())
+        metrics |= named("eval_loss", self._eval_source_losses.take())
         self._report(metrics)
         progress.log(self.state.global_step, metrics)
-        # Throughput excludes the time since the last log line, so it excludes its tokens too.
+        self._leave_out_time()
+
+    def _leave_out_time(self) -> None:
+        """Throughput excludes the time since the last log line, so it excludes its tokens too."""
         self._count_tokens()
         self.throughput.restart()
 
@@ -385,11 +398,3 @@ class Trainer:
             peak_memory=peak_memory_bytes(),
             exit_code=exit_code,
         )
-
-
-def _named(prefix: str, values: dict[str, float]) -> dict[str, float]:
-    return {f"{prefix}/{name}": value for name, value in values.items()}
-
-
-def _due(step: int, interval: int, last: int) -> bool:
-    return step % interval == 0 or step == last

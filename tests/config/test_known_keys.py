@@ -17,6 +17,7 @@ def test_every_paddlenlp_key_is_known_once():
     ours = {
         "attention_backend",
         "ops_backend", "num_threads", "eval_iters", "sample_prompt", "sample_tokens",
+        "sample_prompts", "sample_steps",
         "matmul_precision", "blend_by", "blend_temperature", "sample_order",
         "reset_attention_mask", "reset_position_ids", "eod_mask_loss",
         "download", "allow_unknown_config", "loss_normalization", "verify_checkpoint",

@@ -12,6 +12,7 @@ from paddle import nn
 
 from pypkg import ops
 from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.layers.kv_cache import KVCache
 from pypkg.models.layers.norm import RMSNorm
 from pypkg.models.layers.positions import Rotation
 from pypkg.models.layers.recompute import ATTENTION, FULL, Recompute, recomputed
@@ -37,7 +38,8 @@ class AttentionInputs:
         batch, sequence: shape of the input ids.
         masks: mask of each layer type (``ModelConfig.layer_types``).
         rotation: rotary embedding of queries and keys, or None.
-        query_scale: factors of the queries, float32 [sequence], or None.
+        query_scale: factors of the queries, float32 [sequence] or [batch, sequence], or None.
+        cache: of the tokens before these, which keeps these too; None: there are none before.
     """
 
     batch: int
@@ -45,6 +47,7 @@ class AttentionInputs:
     masks: Mapping[str, ops.AttentionMask]
     rotation: Rotation | None = None
     query_scale: paddle.Tensor | None = None
+    cache: KVCache | None = None
 
 
 class Attention(nn.Layer):
@@ -56,6 +59,7 @@ class Attention(nn.Layer):
 
     def __init__(self, config: ModelConfig, layer_number: int) -> None:
         super().__init__()
+        self._number = layer_number
         self._layer_type = config.layer_types[layer_number]
         self.backend = PYPKG  # a name of BACKENDS
         self.recompute: Recompute | None = None  # activations recomputed in backward passes
@@ -140,6 +144,7 @@ class Attention(nn.Layer):
         rotation = inputs.rotation
         return (
             self.backend == PYPKG
+            and inputs.cache is None
             and not self._has_head_norms
             and inputs.query_scale is None
             and (rotation is None or len(rotation.position_ids) == 1)
@@ -172,9 +177,12 @@ class Attention(nn.Layer):
         if inputs.rotation is not None:
             query, key = inputs.rotation(query, key)
         if inputs.query_scale is not None:
-            query = query * inputs.query_scale.astype(query.dtype).reshape([1, -1, 1, 1])
+            query = query * inputs.query_scale.astype(query.dtype).unsqueeze([-1, -2])
+        attention = BACKENDS[self.backend]
+        if inputs.cache is not None:
+            attention = partial(inputs.cache.attend, self._number, attention=attention)
         attend = partial(
-            BACKENDS[self.backend],
+            attention,
             mask=inputs.masks[self._layer_type],
             scale=self._scale,
             softcap=self._softcap,

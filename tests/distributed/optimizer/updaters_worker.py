@@ -31,7 +31,9 @@ from tiny_configs import tiny
 from pypkg.models import from_config
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.decoder import Decoder
+from pypkg.models.generate import generate
 from pypkg.models.layers.recompute import Recompute
+from pypkg.models.sampling import Sampling
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import mean_over_sample_shards
 from pypkg.parallel.optimizer.clipping import layer_of
@@ -196,9 +198,15 @@ def _scaled(updater: Updater, factor: float, loss: paddle.Tensor) -> paddle.Tens
 
 @paddle.no_grad()
 def evaluate(run: Trained, batch: dict) -> None:
+    """A loss, and tokens that are those of the whole model."""
     run.model.eval()
     run.model.evaluate(batch)
+    prompts = [[9, 300, 4], [17]]
+    tokens = generate(run.layer, prompts, 3, Sampling(temperature=0.0))
     run.model.train()
+    alone = new_model(run.config, whole_parameters(run.config, dict(run.layer.named_parameters())))
+    alone.eval()
+    assert tokens == generate(alone, prompts, 3, Sampling(temperature=0.0))
 
 
 def is_kept(run: Trained, case: dict, parameters: dict, state: dict) -> bool:
