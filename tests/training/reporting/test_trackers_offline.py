@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pypkg.training.reporting.trackers import TrackedRun, make_reporters
+from pypkg.training.reporting.trackers import TrackedRun, TrackerReporter, make_reporters
 
 pytestmark = pytest.mark.slow
 
@@ -115,6 +115,26 @@ def test_swanlab(tmp_path, caplog):
              for each in records if each.WhichOneof("record_type") == "scalar"]  # fmt: skip
     assert found == [("loss", 1, 2.5), ("loss/books", 1, 1.0), ("loss", 3, 2.0)]
     assert "learning_rate" in only(folder, "config.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("visualdl", "visualdl"), ("tensorboard", "tensorboardX"), ("wandb", "wandb"),
+        ("swanlab", "swanlab"),
+    ],
+)  # fmt: skip
+def test_each_package_takes_texts(tmp_path, caplog, name, package):
+    pytest.importorskip(package)
+    run = TrackedRun(tmp_path / "runs", "a name", 0, FACTS)
+    with caplog.at_level("WARNING"):
+        _, reporter = make_reporters([name], tmp_path, run)
+        assert isinstance(reporter, TrackerReporter)
+        reporter.report_texts(3, [("once", "upon a time")])
+        reporter.close()
+    assert [each.message for each in caplog.records if "report_to" in each.message] == []
+    files = [file for file in run.folder.rglob("*") if file.is_file()]
+    assert any(b"upon a time" in file.read_bytes() for file in files)
 
 
 def test_wandb_without_a_network_warns_and_the_run_goes_on(tmp_path, caplog, monkeypatch):
