@@ -94,8 +94,8 @@ ROOMS = {
                        "step", "feed", "checkpoint", "reporting", "interrupt", "tp_sharding",
                        "ledger", "state"),
     "pypkg.planner": ("output", "search", "time", "memory", "extension", "step", "sliced_layers",
-                      "zero", "pipeline", "decoder", "tensor_parallel", "operators", "tape",
-                      "parameters"),
+                      "zero", "interleaving", "pipeline", "decoder", "tensor_parallel",
+                      "operators", "tape", "parameters"),
     "pypkg.bench": ("__main__", "report", "train_step", "checkpoint", "data", "ops",
                     "environment", "timing"),
 }  # fmt: skip
