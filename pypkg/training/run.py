@@ -107,13 +107,13 @@ def _run(
     elif checkpoint:
         logger.info("weights of %s; the rest starts anew (ignore_load_lr_and_optim)", checkpoint)
     reporters = _make_reporters(settings, state)
-    reporters += _plan_reporters(settings, config, plan, state)
     data: DataSource = samples
     engine = _make_engine(settings, samples, wrapped, updater)
     if isinstance(engine, MeasuredEngine):
         data = engine.timed(samples)
     flops_per_token = model.config.flops_per_token(settings.max_seq_length)
     throughput = Throughput(flops_per_token, _peak(plan.dtype))
+    reporters += _plan_reporters(settings, config, plan, state)  # nothing else allocates after it
     trainer = Trainer(
         settings, engine, state, data=data, checkpointer=checkpointer, healer=healer,
         reporters=reporters, throughput=throughput,
@@ -296,7 +296,7 @@ def _make_reporters(settings: Settings, state: TrainerState) -> list[Reporter]:
 def _plan_reporters(
     settings: Settings, config: ModelConfig, plan: ExecutionPlan, state: TrainerState
 ) -> list[Reporter]:
-    """Of a run on a GPU, on the first rank: what compares its plan with what it takes."""
+    """On the first rank: what compares the plan of the run with what it takes."""
     run_plan = plan_of_run(settings, config, plan.capabilities) if is_first_rank() else None
     if run_plan is None:
         return []
