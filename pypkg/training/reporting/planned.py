@@ -65,30 +65,27 @@ def plan_of_run(
 
 
 def compare_with_capacity(plan: RunPlan, capacity: int) -> None:
-    """Logs whether the plan fits.
+    """Logs the plan beside the memory that there is, and whether it fits a GPU.
 
     Args:
-        capacity: bytes of a GPU, or of the machine, which its ranks share on a CPU.
+        capacity: bytes of a GPU, or of the machine, which its ranks share on a CPU. There the
+            checks of machines compare the plan with the memory that is free (doctor/machine.py).
     """
     if plan.device == "cpu":
         ranks = _ranks_here()
-        rank, needed, free = plan.largest, ranks * plan.largest.peak, capacity
-        text = f"plan {_gib(needed)} of tensors in {ranks} ranks" if ranks > 1 else _planned(rank)
-        text += f"; the machine has {_gib(free)}"
-    else:
-        rank, needed, free = plan.memory, plan.memory.peak, capacity - OUTSIDE
-        text = f"{_planned(rank)}, room for {free / _GIB:.1f}"
+        of_all = f" in {ranks} ranks" if ranks > 1 else ""
+        planned = _gib(ranks * plan.largest.peak)
+        logger.info("plan %s of tensors%s; the machine has %s", planned, of_all, _gib(capacity))
+        return
+    memory, free = plan.memory, capacity - OUTSIDE
+    text = f"plan {_gib(memory.peak)} of tensors, room for {free / _GIB:.1f}"
     if plan.time is not None:
         text += f"; plan {plan.time.tokens_per_second:,.0f} tokens/s per GPU"
-    if needed > free:
-        most = max(rank.terms.items(), key=lambda term: term[1])[0]
+    if memory.peak > free:
+        most = max(memory.terms.items(), key=lambda term: term[1])[0]
         logger.warning("%s; %s take most. pypkg plan says what would fit", text, most)
     else:
         logger.info(text)
-
-
-def _planned(rank: RankMemory) -> str:
-    return f"plan {_gib(rank.peak)} of tensors"
 
 
 def _gib(size: int) -> str:

@@ -109,7 +109,6 @@ def test_a_cpu_is_compared_with_the_memory_of_the_machine(caplog, monkeypatch):
         monkeypatch.setattr(planned, "_ranks_here", lambda: 4)
         compare_with_capacity(found, 24 * GIB)
     one, four = caplog.records
-    assert one.levelname == "INFO" and four.levelname == "WARNING"
     assert one.message == f"plan {peak / GIB:.3g} GiB of tensors; the machine has 24 GiB"
     assert four.message.startswith(f"plan {4 * peak / GIB:.3g} GiB of tensors in 4 ranks; ")
 
