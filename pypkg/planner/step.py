@@ -129,7 +129,8 @@ class _Step:
             )
             for number, chunk in enumerate(plan.chunks)
         ]
-        self._tables = self.tape.empty(_table_bytes(plan, shard), TABLES)
+        tables = len(plan.chunks) * _table_bytes(plan, shard)
+        self._tables = self.tape.empty(tables, TABLES)
 
     def _parameters_of(self, chunk: ModelChunk) -> dict[str, Parameter]:
         names = [shape.name for shape in _shapes_of(self._plan, chunk)]
@@ -176,7 +177,7 @@ def _zero(
 
 
 def _table_bytes(plan: StepPlan, shard: Shard) -> int:
-    """Cosines and sines (layers/positions.py), or ALiBi slopes (layers/masks.py)."""
+    """Cosines and sines (layers/positions.py), or ALiBi slopes (layers/masks.py), of a chunk."""
     config = plan.config
     if config.position_embedding == "rope":
         positions = max(plan.batch.sequence, config.max_position_embeddings)

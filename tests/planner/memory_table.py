@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "distributed" / "testing"))
 from distributed_testing import REPO, run_ranks
-from planned_memory import GRANULARITIES, LAYOUTS, RECORD, SIZES, error, grid, key_of, peaks
+from planned_memory import LAYOUTS, RECORD, SIZES, error, grid, key_of, peaks
 
 from pypkg.console.markdown import table
 
@@ -39,21 +39,20 @@ def with_table(page: str) -> str:
     """The page with the table as it should be."""
     before, rest = page.split(START)
     after = rest.split(END)[1]
-    head = ["layout", *(granularity or "none" for granularity in GRANULARITIES)]
-    lines = table(head, [_row(layout) for layout in LAYOUTS])
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    rows = [[layout, *(_cell(layout, size, record) for size in SIZES)] for layout in LAYOUTS]
+    lines = table(["layout", *SIZES], rows)
     return f"{before}{START}\n" + "\n".join(lines) + f"\n\n{END}{after}"
 
 
-def _row(layout: str) -> list[str]:
-    """The largest error under a layout for each granularity, in per cent."""
-    record = json.loads(RECORD.read_text(encoding="utf-8"))
-    cells = [layout]
-    for granularity in GRANULARITIES:
-        cases = [each for each in grid([layout], SIZES) if each["granularity"] == granularity]
-        found = [(error(case, record[key_of(case)]), case) for case in cases]
-        largest, case = max(found, key=lambda each: abs(each[0]))
-        cells.append(f"{100 * largest:+.2f} ({case['family']}, {case['size']})")
-    return cells
+def _cell(layout: str, size: str, record: dict[str, dict[str, int]]) -> str:
+    """The largest error of all families under all granularities, in per cent."""
+    cases = grid([layout], [size])
+    found = [(error(case, record[key_of(case)]), case) for case in cases if key_of(case) in record]
+    if len(found) < len(cases):
+        return "not measured"
+    largest, case = max(found, key=lambda each: abs(each[0]))
+    return f"{100 * largest:+.2f} ({case['family']}, {case['granularity'] or 'none'})"
 
 
 def main(arguments: list[str]) -> None:
