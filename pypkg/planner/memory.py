@@ -159,6 +159,8 @@ def step_plan(
             has_main_grad=settings.amp_master_grad and dtype_bytes == 2,
             reduces_once=settings.reduces_once,
             offloads=settings.offloads_optimizer,
+            optim=settings.optim,
+            has_masters=not settings.stochastic_rounding,
         ),
         recompute=tuple(recomputed_layers(settings, chunk, degrees.pipeline) for chunk in own),
         interleaving=place.shortened() if len(own) > 1 else None,

@@ -197,3 +197,12 @@ def test_it_runs_without_paddle():
         f"sys.exit(main([{CONFIG!r}, '--gpus', '8']))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
+
+
+def test_a_search_knows_the_state_of_other_optimizers():
+    """Lion has one moment: layouts fit that AdamW's two rule out by their state alone."""
+    excluded = {}
+    for optim in ("adamw", "lion", "adamw_8bit"):
+        base = Settings(**{**vars(BASE), "optim": optim})
+        excluded[optim] = search(base, LLAMA, 4, 4, NODE, 1).too_large_by_state
+    assert excluded["adamw"] > excluded["lion"] >= excluded["adamw_8bit"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import inf
+from math import inf, prod
 
 from pypkg.config import Settings
+from pypkg.config.optimizers import moment_bytes
 from pypkg.config.parallel_checks import parallel_problems
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
@@ -19,9 +20,9 @@ _ROWS = (1, 2, 4, 8)
 _CHUNKS = 8  # of an interleaved stage, at most
 _SHOWN = 5
 _RECOMPUTE = ("", "full_attn", "full")  # from the fastest to the one that keeps least
-# State that no layout does without, in bytes per parameter: weights, and in 16 bits a gradient, of
-# which sharding divides the part that its stage says; master weights and moments.
-_WEIGHT, _GRADIENT, _STATE = 2, 2, 12
+# State that no layout does without, in bytes per parameter in 16 bits: weights and gradients, of
+# which sharding divides the part that its stage says, and master weights; beside them moments.
+_WEIGHT, _GRADIENT, _MASTER = 2, 2, 4
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def _candidates(
         accumulation, rest = divmod(global_rows, layout.rows * shards)
         if rest or not accumulation or parallel_problems(layout.settings(base, accumulation, "")):
             continue
-        if _least_state(layout, config) > cluster.gpu.memory:
+        if _least_state(base, layout, config) > cluster.gpu.memory:
             by_state += 1
             continue
         choices = []
@@ -214,13 +215,17 @@ def _divisors(number: int) -> list[int]:
     return [each for each in range(1, number + 1) if number % each == 0]
 
 
-def _least_state(layout: Layout, config: ModelConfig) -> float:
+def _least_state(base: Settings, layout: Layout, config: ModelConfig) -> float:
     """Bytes of a rank that no recompute saves; at least."""
     degrees, z = layout.degrees, layout.degrees.sharding
     n = config.num_parameters() / (degrees.tensor * degrees.pipeline)
     weight = _WEIGHT / (z if layout.stage == 3 else 1)
     gradient = _GRADIENT / (z if layout.stage >= 2 else 1)
-    return 0.9 * n * (weight + gradient + _STATE / z)  # stages differ by a layer or so
+    shape = config.hidden_size, config.intermediate_size  # most parameters are in such matrices
+    elements = prod(shape)
+    moments = moment_bytes(base.optim, "layers.0.mlp.up_proj.weight", shape, elements) / elements
+    state = moments + (0 if base.stochastic_rounding else _MASTER)
+    return 0.9 * n * (weight + gradient + state / z)  # stages differ by a layer or so
 
 
 def _until_it_fits(
