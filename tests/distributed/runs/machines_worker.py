@@ -38,7 +38,7 @@ from pypkg.training.checkpoint.lock import LOCK_FILE
 from pypkg.training.checkpoint.manifest import put_manifest, read_manifest
 from pypkg.training.checkpoint.shared_memory import SharedMemory
 from pypkg.training.checkpoint.writing import CheckpointWriting
-from pypkg.training.doctor.links import pair_rates
+from pypkg.training.doctor import links
 from pypkg.training.doctor.ports import port_findings
 from pypkg.training.feed.same_data import check_same_data
 from pypkg.training.start import output_dir
@@ -169,7 +169,8 @@ if __name__ == "__main__":
             check_same_data(None if place == "-" else [IndexedDataset(place)])
             report("")
         elif what == "links":
-            pairs = [[*pair, rate] for pair, rate in pair_rates("data", "cpu", True).items()]
+            links._BYTES["cpu"] = 2**16
+            pairs = [[*pair, rate] for pair, rate in links.pair_rates("data", "cpu", True).items()]
             report([pairs, [finding.line() for finding in port_findings(["a", "b", "b"])]])
         elif what == "parts":
             report(try_parts(place, places[0] + "-kept"))
