@@ -49,10 +49,11 @@ def _cell(layout: str, size: str, record: dict[str, dict[str, int]]) -> str:
     """The largest error of all families under all granularities, in per cent."""
     cases = grid([layout], [size])
     found = [(error(case, record[key_of(case)]), case) for case in cases if key_of(case) in record]
-    if len(found) < len(cases):
+    if not found:
         return "not measured"
     largest, case = max(found, key=lambda each: abs(each[0]))
-    return f"{100 * largest:+.2f} ({case['family']}, {case['granularity'] or 'none'})"
+    shown = f"{100 * largest:+.2f} ({case['family']}, {case['granularity'] or 'none'})"
+    return shown if len(found) == len(cases) else f"{shown}, {len(found)} of {len(cases)}"
 
 
 def main(arguments: list[str]) -> None:
