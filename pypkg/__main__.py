@@ -37,6 +37,8 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     "Models": (
         Command("convert", "pypkg.convert", "import, export and inspect weights"),
         Command("checkpoint", "pypkg.checkpoint", "verify, list and inspect checkpoints"),
+        Command("generate", "pypkg.generate", "text that a model writes after prompts"),
+        Command("evaluate", "pypkg.evaluate", "loss of a model on whole corpora"),
         Command("models", "pypkg.models.__main__", "families and known model names"),
     ),
     "Reference": (

@@ -2,10 +2,10 @@
 
 ``python -m pypkg.bench ops`` times the operators. With ``--device cuda`` it times the kernels on a
 GPU against torch, which needs nvcc and no Paddle. ``train-step`` times whole training steps, and
-with ``--host-time`` the host's part of them, ``preprocess`` tokenization, ``data-index`` the
-construction of index maps and ``data-loading`` the assembly of batches. ``report`` writes
-docs/benchmarks.md and its figures from the recorded results. Exit codes: 0 success; 1 a baseline
-failed or its result differs from the reference; 2 an invalid setting.
+with ``--host-time`` the host's part of them, ``generate`` the generation of tokens, ``preprocess``
+tokenization, ``data-index`` the construction of index maps and ``data-loading`` the assembly of
+batches. ``report`` writes docs/benchmarks.md and its figures from the recorded results. Exit codes:
+0 success; 1 a baseline failed or its result differs from the reference; 2 an invalid setting.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         "data-loading": _run_data_loading,
         "data-index": _run_data_index,
         "checkpoint": _run_checkpoint,
+        "generate": _run_generate,
     }[options.command]
     described = describe_run(arguments, options.threads)
     result = {**described, **run(options)}
@@ -142,6 +143,12 @@ def _run_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
     return run_checkpoint(options)
 
 
+def _run_generate(options: argparse.Namespace) -> dict[str, Any]:
+    from pypkg.bench.generate import run_generate
+
+    return run_generate(options)
+
+
 def _write_docs() -> Path:
     from pypkg.bench.report.page import write_docs
 
@@ -189,6 +196,13 @@ def _parser() -> argparse.ArgumentParser:
         help="of many layers of small matrices on one thread, forward and backward and update",
     )
     _add_paddlenlp(step)
+
+    text = commands.add_parser("generate", parents=[measured], help="generation of tokens")
+    text.add_argument("--config", default="llama-58m", help="a known model, or a folder")
+    text.add_argument("--batch", type=_positive, default=1, help="prompts")
+    text.add_argument("--prompt", type=_positive, default=32, help="tokens of a prompt")
+    text.add_argument("--new", type=_positive, default=128, help="tokens after each prompt")
+    text.add_argument("--rounds", type=_positive, default=5, help="timed runs per baseline")
 
     _add_data(commands, measured)
     _add_checkpoint(commands, measured)

@@ -224,11 +224,42 @@ def _check_resume(s: Settings) -> Iterator[str]:
         )
 
 
+def _check_ramp(s: Settings) -> Iterator[str]:
+    if s.rampup_batch_size and len(s.rampup_batch_size) != 3:
+        yield (
+            f"rampup_batch_size is {list(s.rampup_batch_size)}; expected three numbers: samples of "
+            "the first steps, increment, and samples of the whole ramp"
+        )
+
+
+def _check_mup(s: Settings) -> Iterator[str]:
+    if s.mup_base_width is not None and s.optim in ("adafactor", "muon"):
+        yield (
+            f"mup_base_width is {s.mup_base_width}, but its learning rates are those of AdamW and "
+            f"Lion, and optim is {s.optim!r}; leave mup_base_width out, or choose another optim"
+        )
+
+
 def _check_blend(s: Settings) -> Iterator[str]:
     if s.blend_temperature != 1.0 and s.blend_by != "temperature":
         yield (
             f"blend_temperature is {s.blend_temperature:g}, but blend_by is {s.blend_by!r}; set "
             "blend_by to 'temperature', or leave blend_temperature out"
+        )
+
+
+def _check_sample_prompts(s: Settings) -> Iterator[str]:
+    asked = bool(s.sample_prompts)
+    for name in ("sample_steps", "sample_tokens"):
+        if asked and getattr(s, name) == 0:
+            yield (
+                f"sample_prompts are given, but {name} is 0, so no text is written; set {name} to "
+                "1 or more, or leave sample_prompts out"
+            )
+    if s.sample_steps and not asked:
+        yield (
+            f"sample_steps is {s.sample_steps}, but there are no sample_prompts to continue; give "
+            "some, or set sample_steps to 0"
         )
 
 
@@ -267,4 +298,7 @@ _TOGETHER: tuple[tuple[tuple[str, ...], Callable[[Settings], Iterator[str]]], ..
     (("skip_data_intervals", "max_steps"), _check_skipped_steps),
     (("overwrite_output_dir", "resume_from_checkpoint"), _check_resume),
     (("blend_by", "blend_temperature"), _check_blend),
+    (("rampup_batch_size",), _check_ramp),
+    (("mup_base_width", "optim"), _check_mup),
+    (("sample_prompts", "sample_steps", "sample_tokens"), _check_sample_prompts),
 )

@@ -46,6 +46,13 @@ class ModelDataSettings:
         None, "overrides the standard deviation of random weights", above=0
     )
 
+    mup_base_width: int | None = setting(
+        None,
+        "muP: hidden_size of the model that learning_rate and initializer_range were tuned on; "
+        "those of wider matrices follow",
+        at_least=1,
+    )
+
     # What to do
     do_train: bool = setting(False, "run the training loop")
     do_eval: bool = setting(False, "evaluate on the validation split")

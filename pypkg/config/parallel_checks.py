@@ -65,6 +65,12 @@ def _check_interleaving(s: Settings) -> Iterator[str]:
             f"of 3 or more, found {max(stages, 1)}; set virtual_pp_degree to 1, or raise "
             "pipeline_parallel_degree"
         )
+    elif s.do_train and s.rampup_batch_size:
+        yield (
+            f"rampup_batch_size is {list(s.rampup_batch_size)}, but interleaved stages "
+            f"(virtual_pp_degree {parts}) do not take every number of micro batches; leave "
+            "rampup_batch_size out, or set virtual_pp_degree to 1"
+        )
     elif s.do_train and not (
         s.gradient_accumulation_steps == stages or s.gradient_accumulation_steps >= 2 * stages
     ):
@@ -100,15 +106,7 @@ def _check_sequence_parallel(s: Settings) -> Iterator[str]:
 
 
 def _check_sample(s: Settings) -> Iterator[str]:
-    if s.sample_tokens == 0:
-        return
-    if s.pipeline_parallel_degree > 1:
-        yield (
-            f"sample_tokens is {s.sample_tokens} and pipeline_parallel_degree "
-            f"{s.pipeline_parallel_degree}, but text is written by a model that no pipeline "
-            "divides; set sample_tokens to 0"
-        )
-    if s.sequence_parallel:
+    if s.sample_tokens and s.sequence_parallel:
         yield (
             f"sample_tokens is {s.sample_tokens} and sequence_parallel is true, but a text grows "
             "by single tokens, which cannot be divided; set one of them to 0 or false"
@@ -148,6 +146,7 @@ PARALLEL_CHECKS: tuple[tuple[tuple[str, ...], _Check], ...] = (
             "pipeline_parallel_degree",
             "virtual_pp_degree",
             "gradient_accumulation_steps",
+            "rampup_batch_size",
             "do_train",
         ),
         _check_interleaving,
@@ -162,6 +161,6 @@ PARALLEL_CHECKS: tuple[tuple[tuple[str, ...], _Check], ...] = (
         ),
         _check_sequence_parallel,
     ),
-    (("sample_tokens", "pipeline_parallel_degree", "sequence_parallel"), _check_sample),
+    (("sample_tokens", "sequence_parallel"), _check_sample),
     (("fp16", "bf16", "stochastic_rounding"), _check_precision),
 )

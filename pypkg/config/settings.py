@@ -256,6 +256,14 @@ class Settings(TrainingSettings):
     sample_tokens: int = setting(
         0, "tokens of text that the model writes at the end of a run; 0 for none", at_least=0
     )
+    sample_prompts: tuple[str, ...] = setting(
+        (),
+        "prompts that the model continues by sample_tokens tokens during training, or the name of "
+        "a file of them (.txt, .json, .jsonl)",
+    )
+    sample_steps: int = setting(
+        0, "steps between texts after sample_prompts; they need it to be 1 or more", at_least=0
+    )
 
     other_keys: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -373,7 +381,7 @@ class Settings(TrainingSettings):
     @property
     def model_overrides(self) -> dict[str, Any]:
         """Fields of ModelConfig that these settings replace."""
-        names = ("num_hidden_layers", "initializer_range")
+        names = ("num_hidden_layers", "initializer_range", "mup_base_width")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def to_json(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pypkg.config.model_data import ModelDataSettings
-from pypkg.config.optimizers import OPTIMIZERS
 from pypkg.config.setting import setting
 
 
@@ -14,11 +13,18 @@ class TrainingSettings(ModelDataSettings):
     """The fields of ``Settings`` that follow those of model and data."""
 
     # Optimizer and learning rate
+    rampup_batch_size: tuple[int, ...] = setting(
+        (),
+        "start, increment, samples: a step has start samples of all ranks at first, and increment "
+        "more after each equal part of samples, up to the batch of the other settings "
+        "(Megatron-LM's name)",
+        at_least=1,
+    )
     optim: str = setting(
         "adamw",
         "optimizer. adamw_16bit_moment and adamw_8bit keep AdamW's moments in bfloat16 or 8 bits; "
         "muon updates the matrices between embedding and head, and AdamW the rest",
-        choices=OPTIMIZERS,
+        choices=("adamw", "adamw_16bit_moment", "adamw_8bit", "lion", "adafactor", "muon"),
     )
     stochastic_rounding: bool = setting(
         False,
@@ -26,6 +32,12 @@ class TrainingSettings(ModelDataSettings):
     )
     muon_momentum: float = setting(0.95, "decay rate of Muon's momentum", at_least=0, below=1)
     learning_rate: float = setting(5e-5, "learning rate after warm-up", above=0)
+    embedding_lr_scale: float = setting(
+        1.0, "factor of the learning rate of embeddings of tokens and positions", above=0
+    )
+    head_lr_scale: float = setting(
+        1.0, "factor of the learning rate of a head that is not the embedding", above=0
+    )
     min_learning_rate: float = setting(
         1e-5, "final learning rate of a decay, but not of polynomial", at_least=0
     )
@@ -85,6 +97,10 @@ class TrainingSettings(ModelDataSettings):
     # Logging, evaluation, checkpoints
     logging_steps: int = setting(500, "steps between log lines", at_least=1)
     logging_first_step: bool = setting(False, "log the first step as well")
+    log_layer_grad_norms: bool = setting(
+        False,
+        "record the gradient norm of each layer, before clipping, in metrics.jsonl and report_to",
+    )
     logging_dir: str | None = setting(
         None, "folder of the records of report_to; by default output_dir/runs"
     )

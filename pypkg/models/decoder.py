@@ -70,8 +70,8 @@ class DecoderChunk(nn.Layer):
         )
         self.lm_head = table() if is_last and not is_tied else None
         self._embedding_dropout = 0.0
-        self._rotary_table = RotaryTable(config)
-        self._masks = Masks(config)
+        self.rotary_table = RotaryTable(config)
+        self.masks = Masks(config)
         self._z_loss = 0.0
 
     @property
@@ -156,7 +156,7 @@ class DecoderChunk(nn.Layer):
             if prefix_lengths is None:
                 prefix_lengths = derived_prefix_lengths(self.config, input_ids)
         if self.chunk.is_first:
-            x = split_tokens(self._embed(input_ids, position_ids))
+            x = split_tokens(self.embed(input_ids, position_ids))
         inputs = self._attention_inputs(
             input_ids.shape, position_ids, prefix_lengths, document_starts
         )
@@ -164,9 +164,9 @@ class DecoderChunk(nn.Layer):
         residual = None
         for layer in self.layers:
             x, residual = layer(x, residual, inputs)
-        return self._finish(x, residual, input_ids.shape)
+        return self.finish(x, residual, input_ids.shape)
 
-    def _finish(
+    def finish(
         self, x: paddle.Tensor, residual: paddle.Tensor | None, shape: list[int]
     ) -> paddle.Tensor:
         """The output of the chunk from the output of its last layer, for input ids of ``shape``."""
@@ -179,7 +179,7 @@ class DecoderChunk(nn.Layer):
         x = gather_tokens(x, *shape)
         return x if self.project_out is None else self.project_out(x)
 
-    def _embed(self, input_ids: paddle.Tensor, position_ids: paddle.Tensor | None) -> paddle.Tensor:
+    def embed(self, input_ids: paddle.Tensor, position_ids: paddle.Tensor | None) -> paddle.Tensor:
         """The embedding of ``input_ids``, [batch, sequence, hidden_size]."""
         assert self.embed_tokens is not None  # the first chunk has it
         x = self.embed_tokens(input_ids)
@@ -204,14 +204,14 @@ class DecoderChunk(nn.Layer):
         config, rotation = self.config, None
         batch, seq_length = shape
         if config.position_embedding == "rope":
-            rotation = self._rotary_table(seq_length, position_ids, self.training)
+            rotation = self.rotary_table(seq_length, position_ids, self.training)
         elif position_ids is not None and config.position_embedding != "learned":
             raise UserError(
                 f"position_ids have no effect on a model whose position_embedding is "
                 f"{config.position_embedding}; leave them out"
             )
         query_scale = logn_query_scale(config, seq_length, self.training)
-        masks = self._masks(prefix_lengths, document_starts)
+        masks = self.masks(prefix_lengths, document_starts)
         return AttentionInputs(batch, seq_length, masks, rotation, query_scale)
 
     def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:

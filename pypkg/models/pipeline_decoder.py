@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import paddle
 from paddle import Tensor, nn
 
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.layer_split import cut
+from pypkg.models.cached_pass import cached_pass
 from pypkg.models.decoder import DecoderChunk
+from pypkg.models.layers.kv_cache import KVCache, NewTokens
 from pypkg.models.layers.recompute import Recompute
-from pypkg.parallel.pipeline import Schedule, pipeline_degree, pipeline_rank, virtual_stages
+from pypkg.parallel.pipeline import (
+    Schedule,
+    from_last_stage,
+    pipeline_degree,
+    pipeline_rank,
+    virtual_stages,
+)
 
 # The tensors that a stage sends to the next one: the residual stream and the inputs of the micro
 # batch. Every stage derives masks and positions from these inputs, as a model in one process does.
@@ -44,9 +53,8 @@ class PipelineDecoder(nn.Layer):
         if config.tie_word_embeddings and rank in (0, stages - 1):
             tied = self.embed_tokens.weight
             tied.counted_elsewhere = rank > 0
-        self._schedule = Schedule(
-            [_Handover(chunk) for chunk in self._chunks], _LABELS, self._chunks[-1].loss_of, tied
-        )
+        self._handovers = [_Handover(chunk) for chunk in self._chunks]
+        self._schedule = Schedule(self._handovers, _LABELS, self._chunks[-1].loss_of, tied)
 
     def _adopt(self, chunk: DecoderChunk) -> None:
         """Registers the sublayers of ``chunk`` as sublayers of this layer, under the same names."""
@@ -116,6 +124,28 @@ class PipelineDecoder(nn.Layer):
         """
         return self._schedule.evaluate(batch)
 
+    def next_logits(self, input_ids: Tensor, tokens: NewTokens, cache: KVCache) -> Tensor:
+        """Logits of the token after the last of ``input_ids``, [batch, vocab_size], on all stages.
+
+        Args:
+            input_ids: int64 [batch, sequence], the tokens after those in the cache.
+            tokens: what ``cache.advance(input_ids)`` returned.
+            cache: of the layers of this rank.
+        """
+        for handover in self._handovers:
+            handover.cached = (tokens, cache)
+        try:
+            hidden = self._schedule.forward({"input_ids": input_ids})
+        finally:
+            for handover in self._handovers:
+                handover.cached = None
+        shape = [input_ids.shape[0], self.config.vocab_size]
+        if hidden is None:
+            logits = paddle.empty(shape, self.parameters()[0].dtype)
+        else:
+            logits = self._chunks[-1].logits(hidden[:, -1]).contiguous()
+        return from_last_stage(logits)
+
 
 class _Handover(nn.Layer):
     """A model chunk whose input and output are the dictionaries that the schedule sends."""
@@ -123,10 +153,14 @@ class _Handover(nn.Layer):
     def __init__(self, chunk: DecoderChunk) -> None:
         super().__init__()
         self.chunk = chunk
+        self.cached: tuple[NewTokens, KVCache] | None = None  # of a pass with a cache
 
     def forward(self, state: dict[str, Tensor]) -> dict[str, Tensor] | Tensor:
         inputs = {name: state[name] for name in _INPUTS if name in state}
-        out = self.chunk.run(state.get(_STREAM), **inputs)
+        if self.cached is not None:
+            out = cached_pass(self.chunk, state.get(_STREAM), state["input_ids"], *self.cached)
+        else:
+            out = self.chunk.run(state.get(_STREAM), **inputs)
         if self.chunk.chunk.is_last:
             return out
         # These are copies: the schedule frees sent tensors, and backward passes need the values.

@@ -112,7 +112,7 @@ def _attention_arguments(
     scale: float | None,
     softcap: float,
 ) -> tuple[list[paddle.Tensor | None], tuple[object, ...]] | None:
-    """Tensors after x and attributes of the compiled operator; None where the parts have to run."""
+    """Tensors after x, and attributes, of the compiled operator; None if its parts must run."""
     op = "attention_block"
     _check(op, x, qkv_weight=qkv_weight, o_weight=o_weight)
     heads = heads_q + 2 * heads_k
@@ -198,7 +198,7 @@ def _is_one_mlp(
 
 
 def _is_kernel_norm(x: paddle.Tensor, norm: PreNorm) -> bool:
-    """Whether the norm's tensors are what the compiled operator takes; ``rms_norm`` says what not.
+    """Whether the compiled operator takes the norm's tensors; ``rms_norm`` raises on wrong ones.
 
     The operator computes the gradient of the norm's weight, whether wanted or not.
     """
@@ -226,15 +226,16 @@ def _is_one(x: paddle.Tensor, weights: Sequence[paddle.Tensor]) -> bool:
     It multiplies by Paddle's kernels, of which a CPU has those of float32 only. It computes the
     gradient of every weight, whether wanted or not.
     """
-    is_multiplied = x.dtype in (paddle.float32,) or (
-        x.dtype in (paddle.bfloat16, paddle.float16) and x.place.is_gpu_place()
+    dtype = x.dtype
+    is_multiplied = dtype in (paddle.float32,) or (
+        dtype in (paddle.bfloat16, paddle.float16) and x.place.is_gpu_place()
     )
     return (
         is_multiplied
         and 0 not in x.shape
         and products_are_plain()
         and backend() == "compiled"
-        and not (paddle.is_grad_enabled() and any(weight.stop_gradient for weight in weights))
-        and not paddle.amp.is_autocast_enabled()
         and paddle.in_dynamic_mode()
+        and not paddle.amp.is_autocast_enabled()
+        and not (paddle.is_grad_enabled() and True in [each.stop_gradient for each in weights])
     )

@@ -124,6 +124,16 @@ class Schedule:
     def evaluate(self, batch: MicroBatch) -> Tensor:
         """The loss of ``batch``, on all stages."""
         ((state, labels),) = self._inputs_and_labels([batch])
+        output = self._through_stages(state)
+        loss = paddle.zeros([], dtype="float32") if output is None else self._loss(output, **labels)
+        return from_last_stage(loss)
+
+    @paddle.no_grad()
+    def forward(self, state: State) -> Any:
+        """The output of the last chunk for ``state``, inputs of the model; None on other stages."""
+        return self._through_stages(state)
+
+    def _through_stages(self, state: State) -> Any:
         messages = P2pHelper(use_cache=False)
         for number, chunk in enumerate(self._chunks):
             is_first = number == 0 and pipeline_rank() == 0
@@ -133,11 +143,7 @@ class Schedule:
             is_last = number == len(self._chunks) - 1 and pipeline_rank() == pipeline_degree() - 1
             if not is_last:
                 messages.send_forward(dict_to_tuple_helper(state), pp_last_stage=False)
-        loss = self._loss(state, **labels) if is_last else paddle.zeros([], dtype="float32")
-        group = mesh.current().pipeline
-        assert group is not None
-        dist.broadcast(loss, src=group.ranks[-1], group=group)
-        return loss
+        return state if is_last else None
 
     def _inputs_and_labels(
         self, micro_batches: Sequence[MicroBatch]
@@ -173,6 +179,14 @@ class Schedule:
     @functools.cached_property
     def _all_forward_first(self) -> PipelineParallel:
         return _engine(self._layers, pipeline_degree())
+
+
+def from_last_stage(value: Tensor) -> Tensor:
+    """``value`` of the last stage, on all stages; on the others it has the same shape and dtype."""
+    group = mesh.current().pipeline
+    assert group is not None
+    dist.broadcast(value, src=group.ranks[-1], group=group)
+    return value
 
 
 @paddle.no_grad()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import paddle
 import paddle.distributed as dist
@@ -101,15 +101,75 @@ class _Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-def plain_weight(layer: nn.Layer) -> paddle.Tensor | None:
-    """The weight of a linear layer whose call is a product with it and nothing else.
+class JoinedLayers(NamedTuple):
+    """A column-parallel layer and the row-parallel layer after it, as products with their weights.
 
-    None where there is a bias, communication, or a hook of the call: in stage 3 of sharding the
-    weight is there only once the layer is called.
+    What lies between the products is the caller's; ``enter`` and ``leave`` lie around them.
+
+    Attributes:
+        column, row: the layers.
+        column_weight, row_weight: of this rank.
+        is_divided: whether tensor parallelism divides the layers.
     """
-    if type(layer) is not _Linear or has_call_hooks(layer):
+
+    column: Any
+    row: Any
+    column_weight: paddle.Tensor
+    row_weight: paddle.Tensor
+    is_divided: bool
+
+    def enter(self, x: paddle.Tensor) -> paddle.Tensor:
+        """What the column layer multiplies when it is called with ``x``."""
+        if not self.is_divided:
+            return x
+        if is_sequence_parallel():
+            return _sequence_parallel().AllGatherOp.apply(x)
+        group, skips = self.column.model_parallel_group, self.column.mp_skip_c_identity
+        return _mp_ops()._c_identity(x, group=group, skip_c_identity_dynamic=skips)
+
+    def leave(self, product: paddle.Tensor) -> paddle.Tensor:
+        """The output of the row layer from its product."""
+        if not self.is_divided:
+            return product
+        if is_sequence_parallel():
+            return _sequence_parallel().ReduceScatterOp.apply(product)
+        return _mp_ops()._mp_allreduce(
+            product,
+            group=self.row.model_parallel_group,
+            use_calc_stream=True,
+            use_model_parallel=True,
+            skip_c_identity_dynamic=self.row.mp_skip_c_identity,
+        )
+
+
+def joined_layers(column: nn.Layer, row: nn.Layer) -> JoinedLayers | None:
+    """The layers as one would call them one after the other.
+
+    None where there is a bias, communication beside a product, or a hook of a call: in stage 3 of
+    sharding a weight is there only once the layer is called. None in a static graph.
+    """
+    if "forward" in column.__dict__ or not paddle.in_dynamic_mode():  # _overlapped
         return None
-    return layer.weight if layer.bias is None else None
+    for layer in (column, row):
+        if has_call_hooks(layer) or layer._parameters.get("bias") is not None:
+            return None
+    # Attributes of a layer take four times as long as its dictionary.
+    weights = column._parameters["weight"], row._parameters["weight"]
+    return JoinedLayers(column, row, weights[0], weights[1], type(column) is not _Linear)
+
+
+@functools.cache
+def _mp_ops() -> Any:
+    from paddle.distributed.fleet.layers.mpu import mp_ops
+
+    return mp_ops
+
+
+@functools.cache
+def _sequence_parallel() -> Any:
+    from paddle.distributed.fleet.utils import sequence_parallel_utils
+
+    return sequence_parallel_utils
 
 
 def has_call_hooks(layer: nn.Layer) -> bool:
@@ -222,11 +282,9 @@ def gathered_vocab_logits(
     """
     if tensor_degree() == 1:
         return matmul(hidden, weight, transpose_y=True)
-    from paddle.distributed.fleet.layers.mpu import mp_ops
-
-    shared = mp_ops._c_identity(hidden, group=tensor_group())  # its gradient is summed
+    shared = _mp_ops()._c_identity(hidden, group=tensor_group())  # its gradient is summed
     logits = matmul(shared, weight, transpose_y=True)
-    return mp_ops._c_concat(logits, group=tensor_group())[..., :vocab_size]
+    return _mp_ops()._c_concat(logits, group=tensor_group())[..., :vocab_size]
 
 
 def split_tokens(x: paddle.Tensor) -> paddle.Tensor:

@@ -89,7 +89,8 @@ class Decoder:
         self._number = number
         self.tp = TensorParallel(ops, degrees)
         self.parameters, self.call, self.begin_recompute = parameters, call, begin_recompute
-        self.is_plain = degrees.tensor == 1 and not has_hooks
+        overlaps = degrees.tensor > 1 and degrees.overlap_input_gradients
+        self.joins_layers = not has_hooks and not overlaps  # joined_layers of tp_layers.py
         choices = recompute or [""] * len(chunk.layers)
         self.layers = [_Layer(self, *each) for each in zip(chunk.layers, choices, strict=True)]
         self._hook_gradients()
@@ -225,12 +226,12 @@ class _Layer:
     def _attends_in_one(self) -> bool:
         config = self._config
         has_bias = config.qkv_bias or config.attention_output_bias
-        is_one = self._model.is_plain and self._is_packed and not has_bias
+        is_one = self._model.joins_layers and self._is_packed and not has_bias
         return is_one and self._recompute != ATTENTION
 
     @property
     def _has_mlp_in_one(self) -> bool:
-        return self._model.is_plain and self._config.gated_mlp and not self._config.mlp_bias
+        return self._model.joins_layers and self._config.gated_mlp and not self._config.mlp_bias
 
     def _begin_recompute(self, last: str, incoming: list[Tensor | None]) -> None:
         if last:
@@ -299,7 +300,8 @@ class _Layer:
         model, config, name = self._model, self._config, f"{self._name}.self_attn"
         width = self._shard.query_size + 2 * self._shard.key_value_size
         if self._attends_in_one:
-            return [self._attend_in_one(x, batch, batch.tokens * width)]
+            out = self._attend_in_one(model.tp.enter(x), batch, batch.tokens * width)
+            return [model.tp.leave(out)]
         qkv = model.linear(f"{name}.qkv_proj", x, batch.tokens * width, "column_linear")
         out = self._attend_packed(qkv, batch) if self._is_packed else self._attend_split(qkv, batch)
         outputs = batch.tokens * config.hidden_size
@@ -359,7 +361,8 @@ class _Layer:
         name, inner = f"{self._name}.mlp", batch.tokens * self._shard.intermediate_size
         if self._has_mlp_in_one:
             weights = self._weights("mlp.gate_up_proj", "mlp.down_proj")
-            return ops.mlp_block(x, weights, inner, batch.tokens * config.hidden_size)
+            outputs = batch.tokens * config.hidden_size
+            return model.tp.leave(ops.mlp_block(model.tp.enter(x), weights, inner, outputs))
         if config.gated_mlp:
             x = model.linear(f"{name}.gate_up_proj", x, 2 * inner, "column_linear")
             x = ops.gated(x)

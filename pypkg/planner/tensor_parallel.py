@@ -83,15 +83,23 @@ class TensorParallel:
         self, x: Tensor, weight: Parameter, bias: Parameter | None, outputs: int
     ) -> Tensor:
         """A column-parallel layer with ``outputs`` output elements on this rank."""
-        if self.degree == 1:
-            return self._ops.linear(x, weight, bias, outputs)
-        if self._degrees.overlap_input_gradients:
+        if self.degree > 1 and self._degrees.overlap_input_gradients:
             return self._overlapped(x, weight, bias, outputs)
+        return self._ops.linear(self.enter(x), weight, bias, outputs)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """What a column-parallel layer multiplies, from its input."""
         if self.splits_tokens:
-            x = self.gather(x, sums=True)
-        elif not self._degrees.skip_identity:
-            x = self._identity(x)
-        return self._ops.linear(x, weight, bias, outputs)
+            return self.gather(x, sums=True)
+        if self.degree == 1 or self._degrees.skip_identity:
+            return x
+        return self._identity(x)
+
+    def leave(self, product: Tensor) -> Tensor:
+        """The output of a row-parallel layer without a bias, from its product."""
+        if self.degree == 1:
+            return product
+        return self._reduce_scatter(product) if self.splits_tokens else self._all_reduce(product)
 
     def row_linear(
         self, x: Tensor, weight: Parameter, bias: Parameter | None, outputs: int
@@ -99,8 +107,7 @@ class TensorParallel:
         """A row-parallel layer; ``outputs`` elements before the tokens are split."""
         if self.degree == 1:
             return self._ops.linear(x, weight, bias, outputs)
-        out = self._ops.linear(x, weight, None, outputs)
-        out = self._reduce_scatter(out) if self.splits_tokens else self._all_reduce(out)
+        out = self.leave(self._ops.linear(x, weight, None, outputs))
         return out if bias is None else self._ops.add_bias(out, bias)
 
     def embedding(self, table: Parameter, tokens: int, width: int) -> Tensor:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from pypkg.config.optimizers import moment_bytes, scalars
 from pypkg.models.architecture.parameter_shapes import ParameterShape
+from pypkg.parallel.update_rules import moment_bytes, scalars
 from pypkg.planner.operators import COMMUNICATION, GRADIENTS, WORKSPACE, Operators
 from pypkg.planner.tape import Parameter, Tensor
 

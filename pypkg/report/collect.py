@@ -129,8 +129,11 @@ def _settings(folder: Path, info: RunInfo | None) -> Mapping[str, Any]:
 
 
 def _summary(folder: Path) -> Mapping[str, Any]:
-    file = folder / "summary.json"
-    return read_json(file) if file.is_file() else {}
+    """What the run wrote at its end; empty while it goes on, or has started anew."""
+    file, start = folder / "summary.json", folder / RUN_INFO_FILE
+    if not file.is_file() or (start.is_file() and start.stat().st_mtime > file.stat().st_mtime):
+        return {}
+    return read_json(file)
 
 
 def _environment(info: RunInfo | None) -> dict[str, str]:

@@ -98,7 +98,7 @@ class PlanRow:
     """A planned quantity of the first rank beside the measured one.
 
     Attributes:
-        terms: parts of the planned value, largest first.
+        terms: parts of the plan, largest first, in ``terms_unit``.
     """
 
     quantity: str
@@ -106,6 +106,7 @@ class PlanRow:
     planned: float
     measured: float | None
     terms: dict[str, float]
+    terms_unit: str
 
 
 @dataclass(frozen=True)

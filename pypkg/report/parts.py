@@ -151,7 +151,7 @@ def plan_rows(plan: Mapping[str, Any] | None, rows: Sequence[Mapping[str, float]
              if "tokens_per_second_per_device" in each]  # fmt: skip
     terms = {name: size / _GIB for name, size in _largest_first(plan["memory_terms"]).items()}
     measured = max(memory, default=None)
-    found = [PlanRow("peak memory", "GiB", plan["peak_bytes"] / _GIB, measured, terms)]
+    found = [PlanRow("peak memory", "GiB", plan["peak_bytes"] / _GIB, measured, terms, "GiB")]
     if "tokens_per_second_per_device" in plan:
         found.append(
             PlanRow(
@@ -159,7 +159,8 @@ def plan_rows(plan: Mapping[str, Any] | None, rows: Sequence[Mapping[str, float]
                 "tokens/s per rank",
                 plan["tokens_per_second_per_device"],
                 statistics.median(speed[1:] or speed) if speed else None,
-                {f"{name}, s": each for name, each in _largest_first(plan["step_terms"]).items()},
+                _largest_first(plan["step_terms"]),
+                "s",
             )
         )
     return found

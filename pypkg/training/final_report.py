@@ -9,7 +9,6 @@ from pypkg.config import Settings
 from pypkg.console.logs import show
 from pypkg.data.tokenizers.load import Tokenizer
 from pypkg.models.building import Model
-from pypkg.models.decoder import Decoder
 from pypkg.parallel.comm.collective import is_first_rank
 from pypkg.training.checkpoint.folders import checkpoints
 from pypkg.training.feed.samples import Samples
@@ -56,7 +55,6 @@ def report_outcome(
     if settings.do_predict and "test" in samples.sources:
         test_loss = engine.evaluate(samples.eval_batches("test"))
     if settings.sample_tokens > 0 and tokenizer is not None:
-        assert isinstance(model, Decoder)  # Settings refuse it with pipeline parallelism
         sample = write_sample(
             model, tokenizer, settings.sample_prompt, settings.sample_tokens, settings.seed
         )

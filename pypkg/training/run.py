@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,11 @@ from pypkg.config.options.profiler_options import parse_profiler_options
 from pypkg.config.reading.parser import listed
 from pypkg.console.progress import phase
 from pypkg.data.tokenizers.load import Tokenizer, tokenizer_files
-from pypkg.device.attention_choice import AttentionNeeds, choose_attention
 from pypkg.device.capabilities import ExecutionPlan, probe, resolve
 from pypkg.errors import UserError
+from pypkg.inference.prompts import given_prompts
 from pypkg.models import ModelConfig
-from pypkg.models.building import Model
+from pypkg.models.building import Model, parameter_shapes
 from pypkg.ops import set_matmul_precision
 from pypkg.ops.dispatch import half_on_cpu
 from pypkg.parallel import mesh
@@ -27,6 +26,7 @@ from pypkg.parallel.optimizer.distribute import DistributedModel, distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.updater import Updater
+from pypkg.parallel.update_rules import rate_factor
 from pypkg.training.checkpoint.checkpointer import Checkpointer
 from pypkg.training.checkpoint.reading import load_trainer_state
 from pypkg.training.doctor.examination import warn_at_start
@@ -40,7 +40,9 @@ from pypkg.training.reporting.metrics import PeakFlops, Throughput, peak_flops
 from pypkg.training.reporting.planned import PlanReporter, compare_with_capacity, plan_of_run
 from pypkg.training.reporting.reporters import Reporter
 from pypkg.training.reporting.run_info import RunInfo, write_run_info
-from pypkg.training.reporting.trackers import TrackedRun, make_reporters
+from pypkg.training.reporting.text_samples import SAMPLES_FILE, TextSamples
+from pypkg.training.reporting.trackers import TrackedRun, TrackerReporter, make_reporters
+from pypkg.training.start.attention import attention_for
 from pypkg.training.start.choose_checkpoint import best_checkpoint, checkpoint_to_resume
 from pypkg.training.start.layout import degrees, layout_notices, layout_problems
 from pypkg.training.start.output_dir import HeldOutput, held_output_dir
@@ -74,7 +76,8 @@ def run(settings: Settings) -> int:
     plan = _choose_execution(settings)
     tokenizer = tokenizer_of(settings)
     config = model_config(settings, tokenizer)
-    plan = replace(plan, attention=_choose_attention(plan, config))
+    attention = attention_for(config, plan.dtype, plan.capabilities, plan.attention)
+    plan = replace(plan, attention=attention)
     with phase("ranks"):
         _start_ranks(settings, config)
     warn_at_start(plan.capabilities, settings, config, plan.dtype)
@@ -111,17 +114,19 @@ def _run(
             checkpointer.restore(resumed, state)
     elif checkpoint:
         logger.info("weights of %s; the rest starts anew (ignore_load_lr_and_optim)", checkpoint)
-    data: DataSource = samples
+    # Before the plan is compared: this measures the peak rate, and allocates for it.
+    throughput = Throughput(
+        model.config.flops_per_token(settings.max_seq_length), _peak(plan.dtype)
+    )
+    reporters = _make_reporters(settings, config, plan, state)
+    text_samples = _make_text_samples(settings, model, tokenizer, state, reporters)
     engine = _make_engine(settings, samples, wrapped, updater)
-    if isinstance(engine, MeasuredEngine):
-        data = engine.timed(samples)
+    data: DataSource = engine.timed(samples) if isinstance(engine, MeasuredEngine) else samples
     profiler = _make_profiler(settings)
-    flops_per_token = model.config.flops_per_token(settings.max_seq_length)
-    throughput = Throughput(flops_per_token, _peak(plan.dtype))
-    reporters = _make_reporters(settings, config, plan, state)  # then nothing but steps allocates
     trainer = Trainer(
         settings, engine, state, data=data, checkpointer=checkpointer, healer=healer,
-        reporters=reporters, throughput=throughput, profiler=profiler,
+        reporters=reporters, throughput=throughput,
+        profiler=profiler, text_samples=text_samples,
     )  # fmt: skip
     try:
         outcome = trainer.train() if settings.do_train else trainer.evaluate_only()
@@ -171,21 +176,6 @@ def _choose_execution(settings: Settings) -> ExecutionPlan:
     return plan
 
 
-def _choose_attention(plan: ExecutionPlan, config: ModelConfig) -> str:
-    """The attention of the model; selects the set of GPU kernels that is known to be fastest."""
-    needs = AttentionNeeds(
-        dtype=plan.dtype,
-        head_dim=config.head_dim,
-        alibi=config.position_embedding == "alibi",
-        softcap=bool(config.attn_logit_softcapping),
-    )
-    choice = choose_attention(plan.attention, needs, plan.capabilities)
-    if choice.kernel:
-        os.environ.setdefault("PYPKG_FLASH_ATTENTION", choice.kernel)
-    logger.info(choice.describe())
-    return choice.backend
-
-
 def _start_ranks(settings: Settings, config: ModelConfig) -> None:
     """Makes the mesh that the settings ask for, after checking that it is possible."""
     world_size = mesh.launched_processes()
@@ -219,7 +209,7 @@ def _make_model(
     if settings.do_train and (notice := dropout_notice(settings, config)):
         logger.info(notice)
     sharding = ModelTpSharding(config)
-    options = _update_options(settings)
+    options = replace(_update_options(settings), rate_factors=_rate_factors(settings, config))
     with phase("optimizer"):
         return model, *distribute(model, options, mesh.current(), sharding, read=read)
 
@@ -301,7 +291,37 @@ def _update_options(settings: Settings) -> UpdateOptions:
         optim=settings.optim,
         stochastic_rounding=settings.stochastic_rounding,
         muon_momentum=settings.muon_momentum,
+        measures_layers=settings.log_layer_grad_norms,
     )
+
+
+def _rate_factors(settings: Settings, config: ModelConfig) -> dict[str, float]:
+    scales = {"embedding": settings.embedding_lr_scale, "head": settings.head_lr_scale}
+    return {
+        name: rate_factor(name, shape, width=config.width_factor, **scales)
+        for name, shape in parameter_shapes(config).items()
+    }
+
+
+def _make_text_samples(
+    settings: Settings,
+    model: Model,
+    tokenizer: Tokenizer | None,
+    state: TrainerState,
+    reporters: Sequence[Reporter],
+) -> TextSamples | None:
+    """Of a run with sample_prompts, on every rank."""
+    if not settings.sample_prompts:
+        return None
+    assert tokenizer is not None  # sample_tokens need it
+    prompts = given_prompts(settings.sample_prompts)
+    file = Path(settings.output_dir) / SAMPLES_FILE
+    trackers = [each for each in reporters if isinstance(each, TrackerReporter)]
+    samples = TextSamples(
+        model, tokenizer, prompts, settings.sample_tokens, settings.seed, file, trackers
+    )
+    samples.rewind(state.global_step)
+    return samples
 
 
 def _make_reporters(

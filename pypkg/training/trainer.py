@@ -18,6 +18,7 @@ from pypkg.parallel import mesh
 from pypkg.parallel.comm.random_states import seed_step
 from pypkg.parallel.launch import watchdog
 from pypkg.training.checkpoint.folders import checkpoint_name
+from pypkg.training.feed.batch_size import BatchSize
 from pypkg.training.feed.data_source import DataSource
 from pypkg.training.healing.healer import Healer
 from pypkg.training.interrupt import InterruptRequest
@@ -25,7 +26,8 @@ from pypkg.training.reporting.metrics import Throughput, peak_memory_bytes
 from pypkg.training.reporting.outcome import Outcome, perplexity
 from pypkg.training.reporting.progress import Progress
 from pypkg.training.reporting.reporters import Reporter
-from pypkg.training.reporting.source_losses import SourceLosses
+from pypkg.training.reporting.source_losses import SourceLosses, named
+from pypkg.training.reporting.text_samples import TextSamples
 from pypkg.training.state import Saver, TrainerState
 from pypkg.training.step.engine import Engine
 from pypkg.training.step.pending_steps import BadStep, PendingSteps
@@ -48,6 +50,7 @@ class Trainer:
         healer: decides which steps are skipped, and rolls back after a bad step.
         reporters: receive the metrics of a logged step; empty on all ranks but rank 0.
         throughput: measures tokens per second.
+        text_samples: writes texts every ``sample_steps``; None: there are none.
         profiler: is told of each step that is trained; None: nothing is profiled.
     """
 
@@ -62,6 +65,7 @@ class Trainer:
         healer: Healer,
         reporters: Sequence[Reporter],
         throughput: Throughput,
+        text_samples: TextSamples | None = None,
         profiler: StepProfiler | None = None,
     ) -> None:
         self.settings = settings
@@ -72,6 +76,7 @@ class Trainer:
         self.healer = healer
         self.reporters = reporters
         self.throughput = throughput
+        self.text_samples = text_samples
         self.profiler = profiler
         self.final_loss: float | None = None
         self.eval_loss: float | None = None
@@ -80,6 +85,7 @@ class Trainer:
         self._saved_step: int | None = None
         self._has_started = False
         self._start_seconds: dict[str, float] = {}  # by phase, for the first line of metrics
+        self._batch_size = BatchSize(settings, mesh.current().sample_shards)
         self._begin()
 
     def _begin(self) -> None:
@@ -96,7 +102,8 @@ class Trainer:
         )
         self._tokens = 0
         self._evaluated_step: int | None = None
-        self._last_update: tuple[float, Tensor] | None = None  # learning rate and gradient norm
+        # Learning rate, gradient norm, number of micro batches.
+        self._last_update: tuple[float, Tensor, int] | None = None
 
     def train(self) -> Outcome:
         """Runs to max_steps or to a signal, and saves a checkpoint of the last step.
@@ -149,19 +156,23 @@ class Trainer:
         self.checkpointer.poll()
         # A skipped step is not logged, evaluated or saved, unless it is the last one.
         if not is_left_out or state.global_step == settings.max_steps:
-            if _due(state.global_step, settings.logging_steps, settings.max_steps) or (
+            if self._is_due(settings.logging_steps) or (
                 settings.logging_first_step and state.global_step == 1
             ):
                 self._log(progress)
-            if self._evaluates and _due(
-                state.global_step, settings.evaluation_interval, settings.max_steps
-            ):
+            if self._evaluates and self._is_due(settings.evaluation_interval):
                 self._evaluate(progress, interrupt)
-            if settings.saves and _due(
-                state.global_step, settings.save_interval, settings.max_steps
-            ):
+            if self.text_samples and self._is_due(settings.sample_steps):
+                self.text_samples.write(state.global_step)
+                self._leave_out_time()
+            if settings.saves and self._is_due(settings.save_interval):
                 self._save()
         progress.advance()
+
+    def _is_due(self, interval: int) -> bool:
+        """Whether what comes every ``interval`` steps, and at the end of the run, is due."""
+        step = self.state.global_step
+        return step % interval == 0 or step == self.settings.max_steps
 
     def _go_back(self, bad: BadStep, progress: Progress) -> None:
         """Rolls back to a checkpoint before the bad step.
@@ -179,6 +190,8 @@ class Trainer:
         self._saved_step, self.eval_loss = step, None
         for reporter in self.reporters:
             reporter.rewind(step)
+        if self.text_samples:
+            self.text_samples.rewind(step)
         progress.rewind(step)
         self.throughput.restart()
 
@@ -201,10 +214,7 @@ class Trainer:
         return self.settings.evaluates and "valid" in self.data.sources
 
     def _step(self, rate: float) -> None:
-        """One optimizer step over gradient_accumulation_steps micro batches.
-
-        Where no label of the global batch counts, nothing is updated and there is no loss.
-        """
+        """One optimizer step; without a label in the global batch, no update and no loss."""
         settings, state = self.settings, self.state
         # The numbers depend on seed and step alone, so a resumed run draws the same ones without
         # generator state in the checkpoint.
@@ -212,10 +222,7 @@ class Trainer:
         step = state.global_step + 1
         watchdog.at(step, "reading samples")
         with RecordEvent(SAMPLES):
-            micro_batches = [
-                self._source_losses.watch(batch)
-                for batch in islice(self._batches, settings.gradient_accumulation_steps)
-            ]
+            micro_batches = [self._source_losses.watch(batch) for batch in self._next_batches()]
         watchdog.at(step, "forward and backward")
         loss = self.engine.forward_backward(micro_batches)
         self._source_losses.collect()
@@ -226,12 +233,15 @@ class Trainer:
         else:
             grad_norm = self.engine.update(rate)
             self._pending.add(step, loss, grad_norm)
-        self._last_update = rate, grad_norm
+        self._last_update = rate, grad_norm, len(micro_batches)
         shards = mesh.current().sample_shards
         for batch in micro_batches:
             state.consumed_samples += batch["input_ids"].shape[0] * shards
             self._tokens += batch["input_ids"].size * shards
         state.global_step += 1
+
+    def _next_batches(self) -> Iterator[Batch]:
+        return islice(self._batches, self._batch_size.micro_batches(self.state.consumed_samples))
 
     def _first_step(self, rate: float) -> None:
         """The first step of this process, which ends the start of the run."""
@@ -259,7 +269,7 @@ class Trainer:
         """Skips the samples of a step. As in PaddleNLP, the learning rate does not advance."""
         state = self.state
         watchdog.at(state.global_step + 1, "skipping samples")
-        for batch in islice(self._batches, self.settings.gradient_accumulation_steps):
+        for batch in self._next_batches():
             state.consumed_samples += batch["input_ids"].shape[0] * mesh.current().sample_shards
         state.global_step += 1
         state.skipped_steps += 1
@@ -271,7 +281,7 @@ class Trainer:
         self._pending.clear()
         if not losses or self._last_update is None:  # no label counted, or no step was trained
             return
-        rate, grad_norm = self._last_update
+        rate, grad_norm, micro_batches = self._last_update
         self.final_loss = math.fsum(losses) / len(losses)
         speed = self.throughput.interval(self._tokens / mesh.current().world_size)
         metrics = {
@@ -281,11 +291,11 @@ class Trainer:
             "tokens_per_second_per_device": speed,
             "peak_memory_gib": peak_memory_bytes() / 2**30,
             "consumed_tokens": self._count_tokens(),
-            "data_wait_seconds_per_step": (
-                wait_per_batch * self.settings.gradient_accumulation_steps
-            ),
+            "data_wait_seconds_per_step": wait_per_batch * micro_batches,
         }
-        metrics |= _named("loss", self._source_losses.take())
+        metrics |= named("loss", self._source_losses.take())
+        if self.settings.log_layer_grad_norms:
+            metrics |= named("grad_norm", self.engine.updater.layer_norms())
         metrics |= self._start_seconds
         self._start_seconds = {}
         mfu = self.throughput.mfu(speed)
@@ -316,10 +326,13 @@ class Trainer:
         self._eval_source_losses.collect()
         self._evaluated_step = self.state.global_step
         metrics = {"eval_loss": self.eval_loss, "eval_perplexity": perplexity(self.eval_loss)}
-        metrics |= _named("eval_loss", self._eval_source_losses.take())
+        metrics |= named("eval_loss", self._eval_source_losses.take())
         self._report(metrics)
         progress.log(self.state.global_step, metrics)
-        # Throughput excludes the time since the last log line, so it excludes its tokens too.
+        self._leave_out_time()
+
+    def _leave_out_time(self) -> None:
+        """Throughput excludes the time since the last log line, so it excludes its tokens too."""
         self._count_tokens()
         self.throughput.restart()
 
@@ -385,11 +398,3 @@ class Trainer:
             peak_memory=peak_memory_bytes(),
             exit_code=exit_code,
         )
-
-
-def _named(prefix: str, values: dict[str, float]) -> dict[str, float]:
-    return {f"{prefix}/{name}": value for name, value in values.items()}
-
-
-def _due(step: int, interval: int, last: int) -> bool:
-    return step % interval == 0 or step == last

@@ -17,6 +17,7 @@ def test_every_paddlenlp_key_is_known_once():
     ours = {
         "attention_backend",
         "ops_backend", "num_threads", "eval_iters", "sample_prompt", "sample_tokens",
+        "sample_prompts", "sample_steps",
         "matmul_precision", "blend_by", "blend_temperature", "sample_order",
         "reset_attention_mask", "reset_position_ids", "eod_mask_loss",
         "download", "allow_unknown_config", "loss_normalization", "verify_checkpoint",
@@ -24,7 +25,8 @@ def test_every_paddlenlp_key_is_known_once():
         "loss_spike_threshold", "grad_norm_spike_threshold", "spike_window",
         "verify_data", "async_save_memory", "allow_local_output", "profiler_options",
         "lr_wsd_decay_steps", "lr_wsd_decay_style", "stochastic_rounding", "muon_momentum",
-        "z_loss",
+        "z_loss", "log_layer_grad_norms", "rampup_batch_size",
+        "mup_base_width", "embedding_lr_scale", "head_lr_scale",
     }  # fmt: skip
     expected = set((FIXTURES / "keys.txt").read_text(encoding="utf-8").split())
     expected |= set((FIXTURES / "keys_auto.txt").read_text(encoding="utf-8").split())

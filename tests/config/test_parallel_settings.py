@@ -133,8 +133,6 @@ _SP = {"sequence_parallel": True, "tensor_parallel_degree": 4}
          ["per_device_train_batch_size (3) x max_seq_length (6)", "tensor_parallel_degree (4)"]),
         ({**_SP, "do_eval": 1, "per_device_eval_batch_size": 1, "max_seq_length": 6},
          ["per_device_eval_batch_size (1) x max_seq_length (6)"]),
-        ({"sample_tokens": 8, "pipeline_parallel_degree": 2},
-         ["sample_tokens is 8", "pipeline_parallel_degree 2", "set sample_tokens to 0"]),
         ({**_SP, "sample_tokens": 8}, ["sample_tokens is 8", "sequence_parallel is true"]),
         ({"fp16": True, "bf16": True}, ["fp16 and bf16 are both true"]),
         ({"scale_loss": 0}, ["scale_loss is 0.0; expected more than 0"]),

@@ -7,7 +7,7 @@ import shlex
 import pytest
 from page_blocks import blocks, inline_commands
 
-from pypkg import checkpoint, convert, preprocess, supervise
+from pypkg import checkpoint, convert, evaluate, generate, preprocess, supervise
 from pypkg.__main__ import COMMANDS
 from pypkg.bench import __main__ as bench
 from pypkg.config.settings import Settings
@@ -16,6 +16,7 @@ from pypkg.report import __main__ as report
 
 PARSERS = {
     "bench": bench, "checkpoint": checkpoint, "convert": convert, "preprocess": preprocess,
+    "generate": generate, "evaluate": evaluate,
     "report": report,
 }  # fmt: skip
 OF_PRETRAIN = {"nproc", "dry_run"}  # options of the command line alone

@@ -34,6 +34,7 @@ NOT_RUN = {
     "runs the same line over hosts made of network namespaces, on CPUs",
     "pypkg checkpoint merge machine0": "needs the parts of two machines, which "
     "distributed/runs/test_local_output.py makes and merges",
+    "import lm_eval": "needs lm-eval, which inference/test_lm_eval.py runs where it is installed",
     "torch.save(": "needs torch, which the package does not; it repairs a file of torch alone",
 }
 
@@ -72,7 +73,7 @@ class Place:
             text = text.replace("DST", f"DST{self._destinations}")
         words = shlex.split(text)
         module = ["-m", *words] if words[0] == "pypkg" else words[1:]
-        alone = ("pretrain", "convert", "checkpoint", "report")
+        alone = ("pretrain", "convert", "checkpoint", "generate", "evaluate", "report")
         command = words[1] if words[0] == "pypkg" else module[1].removeprefix("pypkg.")
         if command in alone and "--nproc" not in words:
             self._fork(module)
@@ -103,6 +104,10 @@ class Place:
 def after_training(place: Place) -> None:
     """checkpoints/ of run.json, at its last step."""
     place.run("pypkg pretrain run.json", "bash")
+
+
+def with_notes(place: Place) -> None:
+    (place.folder / "notes.txt").write_text("w1 w2 w3\n", encoding="utf-8")
 
 
 def with_two_runs(place: Place) -> None:
@@ -162,6 +167,14 @@ STEPS = {
         "python -m pypkg.preprocess inspect": Step(),
         "python -m pypkg.pretrain config.json": Step(TRAINED),
         "from pypkg.data import": Step(("data/index-cache",)),
+    },
+    "evaluation_and_generation": {
+        "pypkg generate checkpoints": Step(before=after_training),
+        "from pypkg.models import": Step(before=with_weights),
+        "pypkg evaluate checkpoints --data data/corpus --window": Step(
+            ("losses.json",), with_notes
+        ),
+        "pypkg evaluate checkpoints --data data/corpus --nproc": Step(),
     },
     "migrating_from_paddlenlp": {
         "pypkg convert inspect": Step(("llama/config.json", "llama-paddlenlp/config.json")),

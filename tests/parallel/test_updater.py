@@ -13,6 +13,7 @@ from whole_values import SlicesOf, whole_state
 from pypkg.parallel import mesh
 from pypkg.parallel.comm import gather
 from pypkg.parallel.optimizer import data_parallel
+from pypkg.parallel.optimizer.clipping import layer_of
 from pypkg.parallel.optimizer.distribute import distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions, make_optimizers
 from pypkg.parallel.optimizer.loss_scaling import LossScale
@@ -111,6 +112,37 @@ def test_resuming_is_exact():
 def test_state_of_another_model_is_refused():
     with pytest.raises(KeyError, match=r"first\.weight\.moment1"):
         Run().updater.load_state(SlicesOf({}))
+
+
+def test_parameters_have_learning_rates_of_their_own():
+    """Each as in a run in which its rate is that of all."""
+    factors = {"first.weight": 0.25, "second.weight": 3.0}
+    run = Run(rate_factors=factors)
+    run.train(range(1))
+    for name, value in run.values().items():
+        alone = Run()
+        alone.model.forward_backward([{"x": batch(0)}], alone.updater.scale)
+        alone.updater.step(1e-2 * factors.get(name, 1.0))
+        np.testing.assert_array_equal(value, alone.values()[name], err_msg=name)
+
+
+@pytest.mark.parametrize("scale", [None, LossScale(1024.0)])
+def test_norms_of_layers(scale):
+    """Their squares add up to that of the global norm, which keeps its bits."""
+    plain, run = Run(loss_scale=scale), Run(loss_scale=scale, measures_layers=True)
+    assert plain.train(range(1)) == (norms := run.train(range(1)))
+    assert plain.updater.layer_norms() == {}
+    found = run.updater.layer_norms()
+    assert list(found) == ["first", "norm", "second"]
+    assert sum(norm**2 for norm in found.values()) == pytest.approx(norms[0] ** 2, rel=1e-6)
+    layer = Model()
+    layer.loss(batch(0)).backward()
+    for name in found:
+        squares = sum((p.grad**2).sum().item() for p in getattr(layer, name).parameters())
+        assert found[name] == pytest.approx(squares**0.5, rel=1e-5)
+    assert [layer_of(f"{name}.weight") for name in ("layers.12.mlp", "embed_tokens", "norm")] == [
+        "layers.12", "embed_tokens", "norm",
+    ]  # fmt: skip
 
 
 def test_loss_scale_changes_nothing_but_the_range():

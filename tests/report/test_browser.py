@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 from browser import Browser, find_browser
-from run_testing import metrics, write_run
+from run_testing import info, metrics, settings, write_run
 
 from pypkg.files import write_file
 from pypkg.report.collect import collect
 from pypkg.report.page import render
 from pypkg.report.server import PageServer
 from pypkg.training.reporting.reporters import JsonLinesReporter
+from pypkg.training.reporting.run_info import write_run_info
 
 PROGRAM = find_browser()
 SCREENSHOTS = Path(__file__).resolve().parents[2] / "build" / "report-screenshots"
@@ -96,6 +97,20 @@ def test_every_chart_draws_its_curves(browser, folders, tmp_path):
     assert browser.value("document.querySelectorAll('#kinds li').length") == 3
 
 
+def test_events_are_drawn_on_the_curves(browser, folders, tmp_path):
+    open_page(browser, folders[:1], tmp_path / "page.html")
+    rollback = """(() => {
+        const plot = charts.plots[0], left = Math.round(plot.valToPos(32, "x", true));
+        const { top, height } = plot.bbox;
+        return [...plot.ctx.getImageData(left - 1, top, 3, height).data].join();
+    })()"""
+    drawn = browser.value(rollback)
+    browser.value("controls.marks.click()")
+    assert browser.value(rollback) != drawn
+    browser.value("controls.marks.click()")
+    assert browser.value(rollback) == drawn
+
+
 def test_zoom_by_drag_and_by_fields_moves_all_charts(browser, folders, tmp_path):
     open_page(browser, folders[:1], tmp_path / "page.html")
     assert browser.value(DOMAIN) == [[2, 60]] * len(browser.value(DOMAIN))
@@ -127,12 +142,13 @@ def test_axis_smoothing_and_log_scale(browser, folders, tmp_path):
     assert browser.value(DOMAIN)[0] == [2 * 1024, 60 * 1024]
     change(browser, "smoothing", "0.5", "input")
     loss = [metrics(step, 0.05)["loss"] for step in range(2, 61, 2)]
-    total = share = 0.0
+    total, share, averages = 0.0, 0.0, []
     for value in loss:  # the average without the bias of its start
         total, share = total / 2 + value / 2, share / 2 + 1 / 2
+        averages.append(total / share)
     series = browser.value("charts.plots[0].series.map((each) => each.label)")
     assert series == ["tokens", "loss, as logged", "loss", "eval_loss, as logged", "eval_loss"]
-    assert browser.value("charts.plots[0].data[2].at(-1)") == pytest.approx(total / share)
+    assert browser.value("charts.plots[0].data[2]") == pytest.approx(averages)
     browser.value("controls.log.click()")
     assert browser.value("charts.plots.map((plot) => plot.scales.y.distr)") == [3] * 8
 
@@ -159,6 +175,15 @@ def test_sections_show_what_the_run_left(browser, folders, tmp_path):
     ):  # fmt: skip
         assert words in text, words
     assert browser.value("document.querySelectorAll('.rank').length") == 8
+
+
+def test_a_run_that_has_logged_nothing_has_a_page(browser, tmp_path):
+    (tmp_path / "run").mkdir()
+    write_run_info(tmp_path / "run", info(settings()))
+    open_page(browser, [tmp_path / "run"], tmp_path / "page.html")
+    assert browser.value("charts.plots.length") == 0
+    assert "step 0 of 60, not ended" in browser.value("document.body.innerText")
+    assert browser.value("document.querySelectorAll('#contents a').length") == 5
 
 
 @pytest.mark.parametrize(

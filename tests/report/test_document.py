@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -153,6 +154,7 @@ def test_the_plan_beside_what_was_measured(run):
     assert (memory.planned, memory.measured) == (2.0, 1.5)
     assert list(memory.terms) == ["activations", "weights"]
     assert (speed.planned, speed.measured) == (1000.0, 903.0)
+    assert speed.terms == {"compute": 0.5, "communication": 0.1} and speed.terms_unit == "s"
 
 
 def test_samples_and_end(run):
@@ -163,6 +165,14 @@ def test_samples_and_end(run):
     assert run.ended and run.step == run.max_steps == 60
     assert run.figures["training loss"] == f"{2 + 3 * math.exp(-3):.4f}"
     assert run.problems == []
+
+
+def test_a_run_that_started_again_has_not_ended(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    later = (copy / "summary.json").stat().st_mtime + 10
+    os.utime(copy / RUN_INFO_FILE, (later, later))
+    (found,) = collect([copy], points=10).runs
+    assert not found.ended and len(found.samples) == 3
 
 
 def test_settings_come_from_a_checkpoint_where_the_start_left_none(folder, tmp_path):

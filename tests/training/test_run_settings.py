@@ -80,3 +80,52 @@ def test_the_whole_split_counts_once_whatever_the_batches(make_workplace):
     assert len({round(loss, 3) for loss, _ in losses.values()}) == 1
     for found in losses.values():
         assert found == pytest.approx(losses[1, 1], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optim", ["muon", "adafactor", "adamw_8bit"])
+def test_a_run_of_new_optimizers_goes_on_where_it_stopped(make_workplace, optim):
+    """With a growing batch, a plateau, z-loss and rates of groups: the losses of one whole run."""
+    whole, stopped = make_workplace("whole"), make_workplace("stopped")
+    changes = {
+        "optim": optim, "z_loss": 1e-4, "log_layer_grad_norms": True, "embedding_lr_scale": 0.5,
+        "lr_scheduler_type": "warmup_stable_decay", "lr_wsd_decay_steps": 4, "decay_steps": 12,
+        "gradient_accumulation_steps": 3, "rampup_batch_size": "[2, 2, 12]", "logging_steps": 1,
+        "sample_order": "epoch",
+    }  # fmt: skip
+    done = whole.run(**changes)
+    assert done.returncode == 0, done.stderr
+    assert stopped.run(**changes, max_steps=5).returncode == 0
+    done = stopped.run(**changes)
+    assert done.returncode == 0, done.stderr
+    assert "the learning rate of step" not in done.stderr
+    assert stopped.losses() == whole.losses() and len(whole.losses()) == 12
+    assert stopped.losses("grad_norm/layers.0") == whole.losses("grad_norm/layers.0")
+    # Steps of 2, 2, 2, 4, 4 samples, and then of 6.
+    tokens = list(whole.losses("consumed_tokens").values())
+    per_sample = tokens[0] // 2
+    assert tokens == [per_sample * n for n in (2, 4, 6, 10, 14, 20, 26, 32, 38, 44, 50, 56)]
+    state = load_trainer_state(stopped.output_dir / "checkpoint-12")
+    assert state.consumed_samples == 56
+
+
+@pytest.mark.slow
+def test_a_decay_from_a_checkpoint_of_a_plateau(make_workplace):
+    """In another folder, on the samples that the plateau would have had."""
+    plateau, decay = make_workplace("plateau"), make_workplace("decay")
+    common = {"sample_order": "epoch", "lr_scheduler_type": "warmup_stable_decay"}
+    common |= {"logging_steps": 1, "save_steps": 4, "min_learning_rate": 0.0}
+    done = plateau.run(**common, max_steps=8, lr_wsd_decay_steps=1)
+    assert done.returncode == 0, done.stderr
+    checkpoint = plateau.output_dir / "checkpoint-4"
+    changes = {"max_steps": 7, "lr_wsd_decay_steps": 3, "lr_wsd_decay_style": "linear"}
+    done = decay.run(**common, **changes, resume_from_checkpoint=checkpoint)
+    assert done.returncode == 0, done.stderr
+    assert "the learning rate of step" not in done.stderr
+    assert list(decay.losses()) == [5, 6, 7]
+    # A loss is of the weights before the update, so the first one is that of the plateau.
+    assert decay.losses()[5] == plateau.losses()[5]
+    assert decay.losses()[6] != plateau.losses()[6]
+    peak = plateau.losses("learning_rate")[4]
+    rates = decay.losses("learning_rate")
+    assert list(rates.values()) == pytest.approx([peak * 2 / 3, peak / 3, 0.0], abs=1e-12)

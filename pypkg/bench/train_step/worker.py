@@ -1,4 +1,4 @@
-"""A process of ``train-step``: builds one baseline and trains a step for each line it reads.
+"""A process of ``train-step`` or ``generate``: runs a step of a baseline for each line it reads.
 
 The Python of PaddleNLP's environment runs this file by its path and has no pypkg.
 
@@ -142,11 +142,80 @@ def train_paddlenlp(task: Mapping[str, Any]) -> tuple[float, Step]:
     return _NOT_MEASURED, step
 
 
+def generate_pypkg(task: Mapping[str, Any]) -> tuple[float, Step]:
+    """Our generation; a step continues all prompts, and its update begins at the second token."""
+    _start_paddle(task)
+    from pypkg.models import from_pretrained
+    from pypkg.models.generate import stream
+    from pypkg.models.sampling import Sampling
+
+    model = from_pretrained(task["folder"])
+    prompts = _batch(task, model.config.vocab_size)[0].tolist()
+
+    def step(first_is_there: Callable[[], None]) -> float:
+        made: list[list[int | None]] = []
+        for tokens in stream(model, prompts, task["new"], Sampling(temperature=0.0)):
+            if not made:
+                first_is_there()
+            made.append(tokens)
+        return _checksum(np.array(made).T)
+
+    return _NOT_MEASURED, step
+
+
+def generate_transformers(task: Mapping[str, Any]) -> tuple[float, Step]:
+    """The generation of transformers, as ``generate_pypkg``."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.generation.streamers import BaseStreamer
+
+    torch.set_num_threads(task["threads"])
+    model = AutoModelForCausalLM.from_pretrained(
+        task["folder"], dtype=torch.float32, attn_implementation="sdpa"
+    ).eval()
+    prompts = torch.from_numpy(_batch(task, model.config.vocab_size)[0])
+
+    class Streamer(BaseStreamer):
+        def __init__(self, first_is_there: Callable[[], None]) -> None:
+            self._puts, self._first_is_there = 0, first_is_there
+
+        def put(self, value: Any) -> None:
+            self._puts += 1  # the prompts are the first
+            if self._puts == 2:
+                self._first_is_there()
+
+        def end(self) -> None:
+            pass
+
+    def step(first_is_there: Callable[[], None]) -> float:
+        with torch.no_grad():
+            made = model.generate(
+                prompts,
+                attention_mask=torch.ones_like(prompts),
+                do_sample=False,
+                min_new_tokens=task["new"],
+                max_new_tokens=task["new"],
+                eos_token_id=None,
+                pad_token_id=0,
+                streamer=Streamer(first_is_there),
+            )
+        return _checksum(made[:, prompts.shape[1] :].numpy())
+
+    return _NOT_MEASURED, step
+
+
+def _checksum(tokens: np.ndarray) -> float:
+    """Of int64 [batch, tokens]."""
+    return float((tokens.ravel() * np.arange(1, tokens.size + 1)).sum())
+
+
 _STACKS = {
     "make_weights": make_weights,
     "pypkg": train_pypkg,
     "transformers": train_transformers,
     "paddlenlp": train_paddlenlp,
+    "generate_pypkg": generate_pypkg,
+    "generate_transformers": generate_transformers,
 }
 
 

@@ -204,12 +204,30 @@ def check_consistency(values: Mapping[str, Any], rotary_dim: int) -> None:
         raise UserError("activation relu with gated_mlp is not supported; use silu or gelu")
     if values["norm_head"] and values["tie_word_embeddings"]:
         raise UserError("norm_head needs a head of its own; set tie_word_embeddings to false")
+    if values["mup_base_width"] is not None:
+        _check_mup(values)
     if values["prefix_lm"] and None in (
         values["sop_token_id"],
         values["gmask_token_id"],
         values["mask_token_id"],
     ):
         raise UserError("prefix_lm needs sop_token_id, gmask_token_id and mask_token_id")
+
+
+def _check_mup(values: Mapping[str, Any]) -> None:
+    width = values["mup_base_width"]
+    check_size("mup_base_width", width)
+    if values["tie_word_embeddings"]:
+        raise UserError(
+            f"mup_base_width is {width}, but the head, whose weights and learning rate it scales, "
+            "is the embedding, which it does not; set tie_word_embeddings to false, or leave "
+            "mup_base_width out"
+        )
+    if values["initialization"] == "deepnorm":
+        raise UserError(
+            f"mup_base_width is {width}, but the family's initialization, deepnorm, follows from "
+            "the widths already; leave mup_base_width out"
+        )
 
 
 def _check_layer_types(values: Mapping[str, Any]) -> None:

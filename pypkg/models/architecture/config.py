@@ -96,6 +96,8 @@ class ModelConfig:
 
     initializer_range: float = 0.02
     initialization: str = "normal"  # or scaled_residual, deepnorm (initialization.py)
+    # hidden_size of the model that hyper-parameters were tuned on, for muP; None: no muP.
+    mup_base_width: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -126,6 +128,11 @@ class ModelConfig:
         """The default of ``layer_types``."""
         windowed = self.sliding_window is not None
         return (SLIDING_ATTENTION if windowed else FULL_ATTENTION,) * self.num_hidden_layers
+
+    @property
+    def width_factor(self) -> float:
+        """How much wider this model is than that of ``mup_base_width``; 1 without muP."""
+        return self.hidden_size / (self.mup_base_width or self.hidden_size)
 
     @property
     def query_size(self) -> int:

@@ -12,14 +12,16 @@ from paddle import nn
 
 from pypkg import ops
 from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.layers.kv_cache import KVCache
 from pypkg.models.layers.norm import RMSNorm
 from pypkg.models.layers.positions import Rotation
 from pypkg.models.layers.recompute import ATTENTION, FULL, Recompute, recomputed
 from pypkg.models.weights.tp_shards import key_value_range
 from pypkg.parallel.tp_layers import (
+    JoinedLayers,
     column_linear,
     has_call_hooks,
-    plain_weight,
+    joined_layers,
     row_linear,
     sum_gradient_over_tensor_group,
     sum_replica_gradients,
@@ -36,7 +38,8 @@ class AttentionInputs:
         batch, sequence: shape of the input ids.
         masks: mask of each layer type (``ModelConfig.layer_types``).
         rotation: rotary embedding of queries and keys, or None.
-        query_scale: factors of the queries, float32 [sequence], or None.
+        query_scale: factors of the queries, float32 [sequence] or [batch, sequence], or None.
+        cache: of the tokens before these, which keeps these too; None: there are none before.
     """
 
     batch: int
@@ -44,6 +47,7 @@ class AttentionInputs:
     masks: Mapping[str, ops.AttentionMask]
     rotation: Rotation | None = None
     query_scale: paddle.Tensor | None = None
+    cache: KVCache | None = None
 
 
 class Attention(nn.Layer):
@@ -55,6 +59,7 @@ class Attention(nn.Layer):
 
     def __init__(self, config: ModelConfig, layer_number: int) -> None:
         super().__init__()
+        self._number = layer_number
         self._layer_type = config.layer_types[layer_number]
         self.backend = PYPKG  # a name of BACKENDS
         self.recompute: Recompute | None = None  # activations recomputed in backward passes
@@ -73,6 +78,7 @@ class Attention(nn.Layer):
         )
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self._has_head_norms = config.qk_norm
         self._sum_partial_gradients(config, first)
 
     def _sum_partial_gradients(self, config: ModelConfig, first_key_value_head: int) -> None:
@@ -97,9 +103,11 @@ class Attention(nn.Layer):
         """
         is_packed = self._is_packed(inputs)
         if is_packed and not self._recomputes_attention:
-            qkv_weight, o_weight = plain_weight(self.qkv_proj), plain_weight(self.o_proj)
-            if qkv_weight is not None and o_weight is not None:
-                return ops.attention_block(x, qkv_weight, o_weight, *self._arguments(inputs))
+            joined = self._joined()
+            if joined is not None:
+                weights = (joined.column_weight, joined.row_weight)
+                x = joined.enter(x)
+                return joined.leave(ops.attention_block(x, *weights, *self._arguments(inputs)))
         qkv = self.qkv_proj(x)
         attend = self._attend_packed if is_packed else self._attend_split
         return self.o_proj(attend(qkv, inputs))
@@ -110,10 +118,15 @@ class Attention(nn.Layer):
         """Norm and block as one operator: the output, and x + residual; None where it cannot be."""
         if not self._is_packed(inputs) or self._recomputes_a_part or has_call_hooks(self):
             return None
-        qkv_weight, o_weight = plain_weight(self.qkv_proj), plain_weight(self.o_proj)
-        if qkv_weight is None or o_weight is None:
+        joined = self._joined()
+        if joined is None or joined.is_divided:
             return None
-        return ops.normed_attention_block(x, norm, qkv_weight, o_weight, *self._arguments(inputs))
+        weights = (joined.column_weight, joined.row_weight)
+        return ops.normed_attention_block(x, norm, *weights, *self._arguments(inputs))
+
+    def _joined(self) -> JoinedLayers | None:
+        layers = self._sub_layers  # attributes of a layer take several times as long
+        return joined_layers(layers["qkv_proj"], layers["o_proj"])
 
     @property
     def _recomputes_a_part(self) -> bool:
@@ -131,7 +144,8 @@ class Attention(nn.Layer):
         rotation = inputs.rotation
         return (
             self.backend == PYPKG
-            and self.q_norm is None
+            and inputs.cache is None
+            and not self._has_head_norms
             and inputs.query_scale is None
             and (rotation is None or len(rotation.position_ids) == 1)
         )
@@ -163,9 +177,12 @@ class Attention(nn.Layer):
         if inputs.rotation is not None:
             query, key = inputs.rotation(query, key)
         if inputs.query_scale is not None:
-            query = query * inputs.query_scale.astype(query.dtype).reshape([1, -1, 1, 1])
+            query = query * inputs.query_scale.astype(query.dtype).unsqueeze([-1, -2])
+        attention = BACKENDS[self.backend]
+        if inputs.cache is not None:
+            attention = partial(inputs.cache.attend, self._number, attention=attention)
         attend = partial(
-            BACKENDS[self.backend],
+            attention,
             mask=inputs.masks[self._layer_type],
             scale=self._scale,
             softcap=self._softcap,

@@ -39,6 +39,8 @@ class DecoderLayer(nn.Layer):
         self.hidden_dropout = 0.0  # probability, applied to the output of each branch
         self._add = chosen("residual", config.residual, RESIDUALS)
         self._alpha = config.residual_alpha
+        joins = self._add is RESIDUALS["pre"] and not config.branch_norm
+        self._joins_norms = joins  # nothing comes between a norm and its branch, or after that
 
     def forward(
         self, x: paddle.Tensor, residual: paddle.Tensor | None, inputs: AttentionInputs
@@ -75,24 +77,24 @@ class DecoderLayer(nn.Layer):
         self, x: paddle.Tensor, residual: paddle.Tensor | None, inputs: AttentionInputs
     ) -> State | None:
         """Norm and attention as one operator, where nothing comes between or after them."""
-        norm = norm_of_block(self.input_layernorm, residual)
-        if norm is None or not self._is_plain or self.attention_branch_norm is not None:
-            return None
-        return self.self_attn.after(norm, x, inputs)
+        layers = self._sub_layers  # attributes of a layer take several times as long
+        norm = norm_of_block(layers["input_layernorm"], residual) if self._is_plain else None
+        return None if norm is None else layers["self_attn"].after(norm, x, inputs)
 
     def _joined_feed_forward(
         self, x: paddle.Tensor, residual: paddle.Tensor | None
     ) -> State | None:
         """Norm and MLP as one operator, where nothing comes between or after them."""
-        norm = norm_of_block(self.post_attention_layernorm, residual)
-        if norm is None or not self._is_plain or self.mlp_branch_norm is not None:
-            return None
-        return self.mlp.after(norm, x)
+        layers = self._sub_layers
+        first = layers["post_attention_layernorm"]
+        norm = norm_of_block(first, residual) if self._is_plain else None
+        return None if norm is None else layers["mlp"].after(norm, x)
 
     @property
     def _is_plain(self) -> bool:
         """Whether a branch is added as it is to the stream that its norm has read."""
-        return self._add is RESIDUALS["pre"] and not (self.hidden_dropout and self.training)
+        is_dropped = self.hidden_dropout and self.training
+        return self._joins_norms and not is_dropped
 
     def _attention(self, x: paddle.Tensor, inputs: AttentionInputs) -> paddle.Tensor:
         x = recomputed(self, recompute.ATTENTION_BLOCK, self.self_attn, x, inputs)

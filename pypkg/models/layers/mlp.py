@@ -12,7 +12,13 @@ from paddle import nn
 from pypkg import ops
 from pypkg.models.architecture.checks import chosen
 from pypkg.models.architecture.config import ModelConfig
-from pypkg.parallel.tp_layers import column_linear, has_call_hooks, plain_weight, row_linear
+from pypkg.parallel.tp_layers import (
+    JoinedLayers,
+    column_linear,
+    has_call_hooks,
+    joined_layers,
+    row_linear,
+)
 
 _Activation = Callable[[paddle.Tensor], paddle.Tensor]
 _PLAIN: dict[str, _Activation] = {
@@ -36,19 +42,25 @@ class GatedMLP(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[batch, sequence, hidden] to the same shape."""
-        gate_up, down = plain_weight(self.gate_up_proj), plain_weight(self.down_proj)
-        if gate_up is not None and down is not None:
-            return ops.gated_mlp_block(x, gate_up, down, self._activation)
+        joined = self._joined()
+        if joined is not None:
+            weights = (joined.column_weight, joined.row_weight)
+            return joined.leave(ops.gated_mlp_block(joined.enter(x), *weights, self._activation))
         return self.down_proj(self._gated(self.gate_up_proj(x)))
+
+    def _joined(self) -> JoinedLayers | None:
+        layers = self._sub_layers  # attributes of a layer take several times as long
+        return joined_layers(layers["gate_up_proj"], layers["down_proj"])
 
     def after(
         self, norm: ops.PreNorm, x: paddle.Tensor
     ) -> tuple[paddle.Tensor, paddle.Tensor] | None:
         """Norm and block as one operator: the output, and x + residual; None where it cannot be."""
-        gate_up, down = plain_weight(self.gate_up_proj), plain_weight(self.down_proj)
-        if gate_up is None or down is None or has_call_hooks(self):
+        joined = self._joined()
+        if joined is None or joined.is_divided or has_call_hooks(self):
             return None
-        return ops.normed_gated_mlp_block(x, norm, gate_up, down, self._activation)
+        weights = (joined.column_weight, joined.row_weight)
+        return ops.normed_gated_mlp_block(x, norm, *weights, self._activation)
 
 
 class MLP(nn.Layer):

@@ -38,7 +38,7 @@ def norm_of_block(norm: nn.Layer, residual: paddle.Tensor | None) -> ops.PreNorm
     """
     if residual is None or type(norm) is not RMSNorm or has_call_hooks(norm):
         return None
-    return ops.PreNorm(norm.weight, norm._epsilon, residual)
+    return ops.PreNorm(norm._parameters["weight"], norm._epsilon, residual)
 
 
 class LayerNorm(nn.Layer):

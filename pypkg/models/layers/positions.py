@@ -42,6 +42,15 @@ def inverse_frequencies(
     return compute(config, scaling, seq_length)
 
 
+def depends_on_length(config: ModelConfig) -> bool:
+    """Whether the frequencies depend on the length of the sequence.
+
+    Longer sequences then have other keys for all tokens.
+    """
+    scaling = config.rope_scaling or {}
+    return config.dynamic_ntk_length is not None or scaling.get("rope_type") == "dynamic"
+
+
 def rotary_tables(
     config: ModelConfig, seq_length: int, num_positions: int, training: bool = True
 ) -> np.ndarray:
@@ -125,19 +134,30 @@ class RotaryTable:
         return Rotation(*self._tables, parts, config.rope_interleaved)
 
 
-def logn_query_scale(config: ModelConfig, seq_length: int, training: bool) -> paddle.Tensor | None:
+def logn_query_scale(
+    config: ModelConfig,
+    seq_length: int,
+    training: bool,
+    position_ids: paddle.Tensor | None = None,
+) -> paddle.Tensor | None:
     """Factors of the queries: log(i) / log(n) for the i-th token if i > n, else 1.
 
     n is ``logn_attention_length``. The scaling applies only in evaluation, as in Qwen (Su, 2021,
     https://kexue.fm/archives/8823).
 
+    Args:
+        seq_length: number of tokens.
+        training: whether the model trains.
+        position_ids: int64 [batch, sequence], i - 1 of each query; None: 0, 1, ...
+
     Returns:
-        float32 [seq_length], or None if all factors are 1.
+        float32 [seq_length], or of the shape of ``position_ids``; None if all factors are 1.
     """
     length = config.logn_attention_length
     if length is None or not _exceeds(seq_length, length, training):
         return None
-    scale = np.log(np.arange(1, seq_length + 1)) / math.log(length)
+    positions = np.arange(seq_length) if position_ids is None else position_ids.numpy()
+    scale = np.log(positions + 1) / math.log(length)
     return paddle.to_tensor(np.maximum(scale, 1.0), dtype="float32")
 
 

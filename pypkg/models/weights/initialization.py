@@ -145,11 +145,20 @@ def standard_deviation(config: ModelConfig, name: str, shape: Sequence[int]) -> 
       (Glorot and Bengio, 2010), multiplied by (2 L)^-0.5 in the MLP, the value projection and the
       attention output (Wang et al., 2022; Zeng et al., 2022, section 2.1).
 
+    With ``mup_base_width`` matrices inside the model are divided by the root of ``width_factor``,
+    and those of the head by the factor itself (Yang et al., Tensor Programs V, 2022, table 3).
+
     Returns:
         One number, or one for each of several matrices side by side.
     """
     scheme = chosen("initialization", config.initialization, _SCHEMES)
-    return scheme(config, name, shape)
+    deviation = scheme(config, name, shape)
+    if isinstance(deviation, float) and config.mup_base_width is not None:
+        if name.startswith("lm_head"):
+            return deviation / config.width_factor
+        if not name.startswith("embed_"):
+            return deviation / math.sqrt(config.width_factor)
+    return deviation
 
 
 def _normal(config: ModelConfig, name: str, shape: Sequence[int]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
 import paddle
 import paddle.distributed as dist
 
@@ -81,6 +82,19 @@ def from_all_ranks(make: Callable[[], T]) -> list[T]:
         if message is not None:
             raise UserError(message)
     return [value for value, _ in told]
+
+
+def broadcast_from_first_rank(values: np.ndarray) -> np.ndarray:
+    """The numbers that rank 0 has, on every rank. Every rank must call this, at about one time.
+
+    Args:
+        values: of the same shape and dtype on all ranks.
+    """
+    if mesh.current().world_size == 1:
+        return values
+    shared = paddle.to_tensor(values)
+    dist.broadcast(shared, src=0)
+    return shared.numpy()
 
 
 def on_all_ranks(flag: bool) -> bool:

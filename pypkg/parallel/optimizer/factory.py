@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from paddle import Tensor, nn
 
-from pypkg.config.optimizers import ADAMW_MOMENTS, is_muons
 from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.protocol import Optimizer
 from pypkg.parallel.optimizer.rules.adafactor import Adafactor
@@ -15,6 +15,7 @@ from pypkg.parallel.optimizer.rules.adamw import AdamW
 from pypkg.parallel.optimizer.rules.lion import Lion
 from pypkg.parallel.optimizer.rules.muon import Muon
 from pypkg.parallel.optimizer.rules.weights import Weights
+from pypkg.parallel.update_rules import ADAMW_MOMENTS, is_muons
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class UpdateOptions:
         stochastic_rounding: bfloat16 parameters have no master weights and are rounded
             stochastically.
         muon_momentum: mu of Muon.
+        rate_factors: of the learning rate, by the name of the parameter; 1 where there is none.
+        measures_layers: the gradient norm of each layer is measured beside the global one.
     """
 
     beta1: float = 0.9
@@ -53,6 +56,8 @@ class UpdateOptions:
     optim: str = "adamw"
     stochastic_rounding: bool = False
     muon_momentum: float = 0.95
+    rate_factors: Mapping[str, float] = field(default_factory=dict)
+    measures_layers: bool = False
 
 
 def decays(name: str, parameter: Tensor) -> bool:

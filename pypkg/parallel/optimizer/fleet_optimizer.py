@@ -16,10 +16,16 @@ from pypkg.parallel.optimizer.rules import moments
 
 
 class Assignment(NamedTuple):
-    """Which optimizer updates a parameter, and the parameter's name in the model."""
+    """Which optimizer updates a parameter.
+
+    Attributes:
+        name: the parameter's name in the model.
+        rate_factor: of the learning rate.
+    """
 
     name: str
     optimizer: Optimizer
+    rate_factor: float = 1.0
 
 
 class FleetOptimizer(paddle.optimizer.Optimizer):
@@ -82,6 +88,16 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
         held = [each for key, each in state.items() if key.startswith(name)]
         _move([each for each in held if str(each.place) != str(place)], place)
 
+    @paddle.no_grad()
+    def step(self) -> None:
+        """``Optimizer.step``, with fewer look-ups for each gradient that is in ``grad``."""
+        parameters = self._param_groups  # of which ZeRO leaves each rank its own
+        if hasattr(parameters[0], "main_grad"):
+            super().step()
+            return
+        pairs = [(p, p._grad_ivar()) for p in parameters if not p.stop_gradient]
+        self._apply_optimize(None, None, [pair for pair in pairs if pair[1] is not None])
+
     def _apply_optimize(
         self,
         loss: object,
@@ -101,21 +117,20 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
             _move(state, _host())
 
     def _update(self, params_grads: list[tuple[Tensor, Tensor]]) -> None:
-        """One call of each optimizer for all of its parameters."""
-        updates: dict[int, tuple[Optimizer, list[ParameterUpdate]]] = {}
-        assignments, states = self._assignments, self._state
+        """One call of each optimizer for all of its parameters of one learning rate."""
+        updates: dict[tuple[int, float], tuple[Optimizer, list[ParameterUpdate]]] = {}
+        assignments, states, pieces = self._assignments, self._state, self.pieces
         for parameter, gradient in params_grads:
             paddle_name = parameter.name
-            name, optimizer = assignments[paddle_name]
+            name, optimizer, factor = assignments[paddle_name]
             state = states.get(paddle_name) or self.state_of(parameter)
-            if id(optimizer) not in updates:
-                updates[id(optimizer)] = (optimizer, [])
-            piece = self.pieces[paddle_name]
-            updates[id(optimizer)][1].append(
-                ParameterUpdate(name, parameter, gradient, state, piece)
-            )
-        for optimizer, own in updates.values():
-            optimizer.update(own, self.get_lr(), self._clip.factor)
+            key = id(optimizer), factor
+            if key not in updates:
+                updates[key] = (optimizer, [])
+            piece = pieces[paddle_name]
+            updates[key][1].append(ParameterUpdate(name, parameter, gradient, state, piece))
+        for (_, factor), (optimizer, own) in updates.items():
+            optimizer.update(own, self.get_lr() * factor, self._clip.factor)
 
     def _sharded_state(self, parameter: Tensor) -> list[Tensor]:
         optimizer = self._assignments[parameter.name].optimizer

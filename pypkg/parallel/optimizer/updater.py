@@ -14,7 +14,12 @@ from pypkg.parallel.comm import gather
 from pypkg.parallel.comm.slices import ReadParameter, read_elements
 from pypkg.parallel.host_memory import to_host
 from pypkg.parallel.mesh import Mesh
-from pypkg.parallel.optimizer.clipping import GlobalNormClip, NormContribution
+from pypkg.parallel.optimizer.clipping import (
+    GlobalNormClip,
+    Layers,
+    NormContribution,
+    layer_of,
+)
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.fleet_optimizer import Assignment, FleetOptimizer
 from pypkg.parallel.optimizer.loss_scaling import LossScaler
@@ -30,13 +35,16 @@ class HeldState(NamedTuple):
     Attributes:
         name: of the parameter.
         shape: of the parameter, or of this rank's TP shard of it.
-        is_sliced: whether ``value`` is a flat slice.
+        is_sliced: whether the part is a flat slice.
+        num_bytes: of the part in float32.
+        read: returns the part, float32; state that is kept otherwise is converted by each call.
     """
 
     name: str
     shape: tuple[int, ...]
     is_sliced: bool
-    value: Tensor
+    num_bytes: int
+    read: Callable[[], Tensor]
 
 
 class Updater:
@@ -81,9 +89,12 @@ class Updater:
             contributions,
             is_alone=mesh.world_size == 1,
             unscale=None if scaler is None else lambda: scaler.scale,
+            layers=self._layers() if options.measures_layers else None,
         )
         assignments = {
-            paddle_name: Assignment(name, self._optimizer_of[name])
+            paddle_name: Assignment(
+                name, self._optimizer_of[name], options.rate_factors.get(name, 1.0)
+            )
             for name, parameter in self._parameters.items()
             for paddle_name in names_of(parameter)
         }
@@ -100,6 +111,28 @@ class Updater:
             bounds = self.zero.placement(parameter).bounds
             piece = Piece(tp_sharding.layout(name), mesh, bounds)
             self.optimizer.pieces.update(dict.fromkeys(names_of(parameter), piece))
+
+    def _layers(self) -> Layers:
+        names = tuple(dict.fromkeys(map(layer_of, self._tp_sharding.shapes())))
+        index = {name: number for number, name in enumerate(names)}
+        return Layers(
+            names,
+            {
+                paddle_name: index[layer_of(name)]
+                for name, parameter in self._parameters.items()
+                for paddle_name in names_of(parameter)
+            },
+        )
+
+    def layer_norms(self) -> dict[str, float]:
+        """Gradient norm of each layer at the last step, before clipping, by the layer's name.
+
+        Empty unless ``measures_layers`` is among the options. The host waits for the device.
+        """
+        norms = self._clip.layer_norms
+        if norms is None:
+            return {}
+        return dict(zip(self._layers().names, map(float, norms.numpy()), strict=True))
 
     def scale(self, loss: Tensor) -> Tensor:
         """``loss`` times the loss scale; ``backward`` is called on the result."""
@@ -125,9 +158,10 @@ class Updater:
         return self._clip.norm
 
     def wait(self) -> None:
-        """Until this rank holds the updated parameters, which ``overlaps_weights`` still sends.
+        """Waits until this rank holds the updated parameters, if ``overlaps_weights`` sends them.
 
-        Layers wait for their own when they are called; every other use comes after this.
+        A layer waits for its own parameters when it is called. Every other use of the parameters
+        must call this first.
         """
         self.zero.wait()
 
@@ -211,8 +245,10 @@ class Updater:
         if parameter is None or held is None or self._is_undivided(name, state_name):
             return None
         is_sliced = self.zero.placement(parameter).bounds is not None
-        value = moments.read(self.optimizer.state_of(held), state_name)
-        return HeldState(name, tuple(parameter.shape), is_sliced, value)
+        state = self.optimizer.state_of(held)
+        num_bytes = 4 * state[state_name].size
+        read = partial(moments.read, state, state_name)
+        return HeldState(name, tuple(parameter.shape), is_sliced, num_bytes, read)
 
     def read_state(self, key: str, place: gather.Place, writer: int) -> np.ndarray | None:
         """The whole state tensor on the rank ``writer``; None on the others.

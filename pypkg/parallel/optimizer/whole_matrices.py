@@ -61,10 +61,9 @@ class _Exchange:
 
     def __init__(self, piece: Piece, ranks: Sequence[int]) -> None:
         self._ranks, self._own = ranks, ranks.index(piece.mesh.rank)
-        both = piece.is_divided and piece.is_sliced
-        self._group = None if both else piece.mesh.tensor or piece.mesh.sharding
-        if piece.is_sliced and not piece.is_divided:
-            self._group = piece.mesh.sharding
+        self._group = piece.mesh.tensor if piece.is_divided else piece.mesh.sharding
+        if piece.is_divided and piece.is_sliced:
+            self._group = None  # that of all ranks
 
     def __call__(self, pieces: Sequence[tuple[Piece, Tensor]], compute: Compute) -> list[Tensor]:
         parts = self._to_owners([value for _, value in pieces])

@@ -2,7 +2,7 @@
 // The charts: one uPlot for each title. All share the x axis, its zoom and the cursor.
 
 const CHART_HEIGHT = 240;
-const PAPER_WIDTH = 330; // of a chart on paper, two beside each other
+const PAPER = { width: 330, height: 180 }; // of a chart on paper, two beside each other
 
 class Charts {
   /** `onRange` is called with [from, to], or null for the whole run, when a user zooms. */
@@ -37,7 +37,7 @@ class Charts {
     const axis = { stroke: style("--soft"), grid: { stroke: style("--line"), width: 1 },
       ticks: { stroke: style("--line"), width: 1 }, font: "12px system-ui, sans-serif" };
     const options = {
-      width: this.widthOf(box), height: CHART_HEIGHT, series,
+      ...this.sizeOf(box), series,
       scales: { x: { time: false }, y: { distr: isLog ? 3 : 1 } },
       axes: [
         { ...axis, values: (_, ticks) => ticks.map(short) },
@@ -70,14 +70,15 @@ class Charts {
     this.plots.forEach((plot) => plot.setScale("x", { min, max }));
   }
 
-  widthOf(box) {
-    return this.view.paper ? PAPER_WIDTH : Math.max(box.clientWidth - 20, 200);
+  sizeOf(box) {
+    const onScreen = { width: Math.max(box.clientWidth - 20, 200), height: CHART_HEIGHT };
+    return this.view.paper ? PAPER : onScreen;
   }
 
   fit() {
     for (const plot of this.plots) {
-      const width = this.widthOf(plot.root.parentElement);
-      if (width !== plot.width) plot.setSize({ width, height: CHART_HEIGHT });
+      const size = this.sizeOf(plot.root.parentElement);
+      if (size.width !== plot.width) plot.setSize(size);
     }
   }
 }

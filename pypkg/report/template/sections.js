@@ -83,7 +83,7 @@ function showPlan(page) {
     run.plan.map((row) => [`${row.quantity}, ${row.unit}`, number(row.planned), number(row.measured),
       row.measured === null ? "-" : `${((100 * row.measured) / row.planned).toFixed(1)} %`,
       element("span", { class: "terms" }, Object.entries(row.terms)
-        .map(([name, value]) => `${name} ${number(value)}`).join(", "))]), [1, 2, 3], 4) : null)));
+        .map(([name, value]) => `${name} ${number(value)} ${row.terms_unit}`).join(", "))]), [1, 2, 3], 4) : null)));
 }
 
 const MOST_RANKS = 512; // more are not drawn

@@ -87,14 +87,13 @@ def optimizer_tensors(updater: Updater, config: ModelConfig | None = None) -> Te
     def part(key: str) -> np.ndarray:
         held = updater.held_state(key)
         assert held is not None  # otherwise there is no division
-        return to_host(held.value)
+        return to_host(held.read())
 
     def parts(key: str) -> Division | None:
         held = updater.held_state(key)
         if config is None or held is None:
             return None
-        num_bytes = held.value.size * held.value.element_size()
-        return division(config, held.name, held.shape, num_bytes, held.is_sliced)
+        return division(config, held.name, held.shape, held.num_bytes, held.is_sliced)
 
     def unit(key: str, place: gather.Place) -> Unit:
         specs = {key: TensorSpec("float32", shapes[key])}

@@ -31,6 +31,7 @@ from pypkg.errors import UserError
 from pypkg.models import ModelConfig
 from pypkg.parallel import mesh
 from pypkg.training.checkpoint.folders import STATE_FILE
+from pypkg.training.feed.batch_size import BatchSize
 from pypkg.training.feed.distributed_batches import SharedBatches, from_reader, is_reader
 from pypkg.training.feed.same_data import check_same_data
 from pypkg.training.state import TrainerState
@@ -278,10 +279,9 @@ def _wanted_samples(s: Settings, state: TrainerState, shards: int) -> list[int |
     None: the whole split, each sample once.
     """
     steps = max(s.max_steps - state.global_step, 0)
-    step = s.per_device_train_batch_size * s.gradient_accumulation_steps * shards
     assert s.eval_steps is not None and s.eval_iters is not None  # Settings derives them
     evaluations = s.max_steps // s.eval_steps + 1 if s.evaluates or s.do_eval else 0
-    train = (state.consumed_samples + steps * step) * s.do_train
+    train = BatchSize(s, shards).after(state.consumed_samples, steps) * s.do_train
     if s.whole_splits:
         return [train, None if evaluations else 0, None if s.do_predict else 0]
     evaluated = s.per_device_eval_batch_size * shards

@@ -13,6 +13,7 @@ from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_first_rank, is_first_rank
 from pypkg.parallel.comm.places import Places
 from pypkg.training.checkpoint.folders import remove_checkpoint
+from pypkg.training.feed.batch_size import BatchSize
 from pypkg.training.healing.left_out import LeftOut
 from pypkg.training.healing.spikes import SpikeDetector
 from pypkg.training.ledger import LEDGER_FILE, Event, record
@@ -66,11 +67,7 @@ class Healer:
         self._left_out = LeftOut(settings.skips, self._events)
         self._told = {e["samples"][0] for e in self._events if e["event"] == "skipped"}
         self._good = [] if start is None else [(state.global_step, start)]
-        self._step_samples = (
-            settings.per_device_train_batch_size
-            * settings.gradient_accumulation_steps
-            * mesh.current().sample_shards
-        )
+        self._batch_size = BatchSize(settings, mesh.current().sample_shards)
         self.spikes = SpikeDetector(
             (settings.loss_spike_threshold, settings.grad_norm_spike_threshold),
             settings.spike_window,
@@ -80,7 +77,7 @@ class Healer:
     def leaves_out(self, state: TrainerState) -> bool:
         """Whether the step after ``state`` is skipped. The ledger records a skipped step once."""
         first, step = state.consumed_samples, state.global_step + 1
-        stop = first + self._step_samples
+        stop = first + self._batch_size.samples(first)
         reason = self._left_out.reason(step, first, stop)
         if reason is None:
             return False
@@ -146,7 +143,8 @@ class Healer:
         self._remove_after(to_step)
 
         def samples_before(step: int) -> int:
-            return state.consumed_samples - (state.global_step - step + 1) * self._step_samples
+            steps = state.global_step - step + 1
+            return self._batch_size.before(state.consumed_samples, steps)
 
         return record(
             s.output_dir,

@@ -52,7 +52,11 @@ class Progress:
             )
         done = f"step {step}/{self._max_steps}"
         values = [_FORMATS[name](value) for name, value in metrics.items() if name in _FORMATS]
-        values += [f"{name} {value:.4f}" for name, value in metrics.items() if "/" in name]
+        values += [
+            f"{name} {value:.4f}"
+            for name, value in metrics.items()
+            if "/" in name and not name.startswith("grad_norm/")  # too many for a line
+        ]
         logger.info(" | ".join([done, *values, f"{_duration(self._seconds_left(step))} left"]))
 
     def _seconds_left(self, step: int) -> float:

@@ -74,3 +74,8 @@ class SourceLosses:
         if not sums:
             return {}
         return {name: loss / count for name, loss, count in zip(self.names, *sums) if count > 0}
+
+
+def named(prefix: str, values: dict[str, float]) -> dict[str, float]:
+    """``values`` under the names of metrics: the prefix, a slash and their own."""
+    return {f"{prefix}/{name}": value for name, value in values.items()}

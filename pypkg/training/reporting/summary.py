@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import paddle
-
 from pypkg.data.tokenizers.load import Tokenizer
 from pypkg.files import write_file
-from pypkg.models.decoder import Decoder
-from pypkg.models.generate import generate
+from pypkg.inference.text import complete
+from pypkg.models.building import Model
+from pypkg.models.sampling import Sampling
 from pypkg.training.reporting.outcome import Outcome, perplexity
 from pypkg.training.reporting.reporters import read_metrics
 
@@ -98,21 +97,15 @@ class Summary:
         write_file(file, (json.dumps(self.as_dict(), indent=2) + "\n").encode())
 
 
-def write_sample(model: Decoder, tokenizer: Tokenizer, prompt: str, tokens: int, seed: int) -> str:
+def write_sample(model: Model, tokenizer: Tokenizer, prompt: str, tokens: int, seed: int) -> str:
     """``prompt`` and ``tokens`` more tokens, sampled with top-k 40 at temperature 0.8.
 
-    A ``prefix_lm`` model gets a blank after the prompt, as in its pre-training.
+    The ends of documents do not end it. All ranks have to call it.
     """
-    ids = tokenizer.encode(prompt)
-    if model.config.prefix_lm:
-        gmask, sop = model.config.gmask_token_id, model.config.sop_token_id
-        assert gmask is not None and sop is not None  # ModelConfig requires them
-        ids += [gmask, sop]
-    elif not ids:
-        ids = [0 if tokenizer.bos_id is None else tokenizer.bos_id]
     model.eval()
-    output = generate(model, paddle.to_tensor([ids]), tokens, temperature=0.8, top_k=40, seed=seed)
-    return tokenizer.decode(output[0].numpy().tolist())
+    sampling = Sampling(temperature=0.8, top_k=40, seed=seed)
+    (written,) = complete(model, tokenizer, [prompt], tokens, sampling)
+    return prompt + written.text
 
 
 def draw_loss_curve(metrics_file: Path, picture: Path) -> Path | None:

@@ -47,6 +47,9 @@ class Tracker(Protocol):
     def add(self, step: int, metrics: dict[str, float]) -> None:
         """The metrics of a step, which comes again after a rollback."""
 
+    def add_texts(self, step: int, texts: Sequence[tuple[str, str]]) -> None:
+        """Prompts and what the model wrote after them."""
+
     def close(self) -> None:
         """Writes what is not written yet."""
 
@@ -60,6 +63,10 @@ class ScalarWriter:
     def add(self, step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(f"train/{name}", value, step)
+
+    def add_texts(self, step: int, texts: Sequence[tuple[str, str]]) -> None:
+        for number, (prompt, text) in enumerate(texts):
+            self._writer.add_text(f"samples/{number}", f"{prompt} -> {text}", step)
 
     def close(self) -> None:
         self._writer.close()
@@ -99,6 +106,12 @@ class WeightsAndBiases:
     def add(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log({"global_step": step, **metrics})
 
+    def add_texts(self, step: int, texts: Sequence[tuple[str, str]]) -> None:
+        import wandb
+
+        table = wandb.Table(columns=["prompt", "text"], data=[list(pair) for pair in texts])
+        self._run.log({"global_step": step, "samples": table})
+
     def close(self) -> None:
         self._run.finish()
 
@@ -125,6 +138,10 @@ class SwanLab:
 
     def add(self, step: int, metrics: dict[str, float]) -> None:
         self._module.log(metrics, step=step)
+
+    def add_texts(self, step: int, texts: Sequence[tuple[str, str]]) -> None:
+        shown = [self._module.Text(text, caption=prompt) for prompt, text in texts]
+        self._module.log({"samples": shown}, step=step)
 
     def close(self) -> None:
         self._module.finish()
@@ -170,6 +187,10 @@ class TrackerReporter:
 
     def report(self, step: int, metrics: dict[str, float]) -> None:
         self._call(lambda tracker: tracker.add(step, metrics))
+
+    def report_texts(self, step: int, texts: Sequence[tuple[str, str]]) -> None:
+        """Prompts and what the model wrote after them at ``step``."""
+        self._call(lambda tracker: tracker.add_texts(step, texts))
 
     def rewind(self, step: int) -> None:
         """Nothing: trackers only grow."""

@@ -13,6 +13,7 @@ from pypkg.config.parallel_checks import parallel_problems
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.weights.tp_shards import tensor_parallel_problems
 from pypkg.parallel.mesh import Degrees
+from pypkg.training.feed.batch_size import ramp_problems
 
 
 def degrees(settings: Settings, world_size: int) -> Degrees:
@@ -115,7 +116,7 @@ def process_problems(s: Settings, world_size: int) -> list[str]:
             f"{asked or 'the other degrees'} leave {data} for it; leave it out, or "
             f"{_launch(s.data_parallel_degree * group)}"
         )
-    return problems
+    return problems + ramp_problems(s, world_size // (_tensor(s) * _pipeline(s)))
 
 
 def _launch(processes: int) -> str:

@@ -76,7 +76,7 @@ class Engine:
             return self.updater.step(learning_rate)
 
     def wait(self) -> None:
-        """Until this rank holds the updated weights, for another use than a forward pass."""
+        """Waits until this rank holds the updated weights. A forward pass does so itself."""
         self.updater.wait()
 
     @paddle.no_grad()

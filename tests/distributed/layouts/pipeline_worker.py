@@ -29,8 +29,10 @@ from whole_values import whole_parameters
 from pypkg.errors import UserError
 from pypkg.models import from_config, save_pretrained
 from pypkg.models.architecture.config import ModelConfig
+from pypkg.models.generate import generate
 from pypkg.models.layers.masks import derived_positions
 from pypkg.models.layers.recompute import Recompute
+from pypkg.models.sampling import Sampling
 from pypkg.parallel import mesh
 
 
@@ -126,6 +128,11 @@ def measure(model, layout: Layout) -> dict[str, Any]:
         )
         result["token_losses"] = [each.sum().item() for each in token_losses]
         model.clear_gradients()
+    if not layout.degrees.sequence_parallel:
+        model.eval()
+        prompts = [row[:12] for row in batch_of(model.config, 2, LENGTHS[0])[0].tolist()]
+        result["tokens"] = generate(model, [prompts[0][4:], prompts[1]], 5, Sampling(0.0))
+        model.train()
     return result
 
 
@@ -157,6 +164,7 @@ def compare(case: str, folder: Path, layout: Layout, expected: dict | None) -> d
     result = {
         "losses": found["losses"],
         "token_losses": found["token_losses"],
+        "tokens": found.get("tokens"),
         "tied": found["tied"] if config.tie_word_embeddings else None,
         "parameters": {
             name: bool(getattr(parameter, "counted_elsewhere", False))
@@ -173,6 +181,7 @@ def compare(case: str, folder: Path, layout: Layout, expected: dict | None) -> d
         result |= {
             "expected": expected["losses"],
             "expected_token_losses": expected["token_losses"],
+            "expected_tokens": expected.get("tokens"),
             "names": list(expected["gradients"][0]),
             "gradients": list(differences),
             "saved_alike": same_model(folder / case, folder / f"{case}-again"),

@@ -29,9 +29,11 @@ from parity import (
 from whole_values import whole_parameters
 
 from pypkg.models import from_config, save_pretrained
+from pypkg.ops import blocks
 from pypkg.parallel import mesh
 
 overlapped: list[tuple[int, ...]] = []  # shapes of gradients that were summed beside a product
+ran_blocks: list[str] = []  # operators of whole blocks that ran
 
 
 def note_overlap() -> None:
@@ -51,6 +53,17 @@ def note_overlap() -> None:
     dist.stream.all_reduce, dist.stream.reduce_scatter = map(noting, (all_reduce, reduce_scatter))
 
 
+def note_blocks() -> None:
+    """Fills ``ran_blocks``."""
+    run = blocks.run_compiled
+
+    def noting(name: str, *arguments: Any) -> Any:
+        ran_blocks.append(name)
+        return run(name, *arguments)
+
+    blocks.run_compiled = noting
+
+
 def measure(model) -> tuple[float, np.ndarray, dict[str, np.ndarray]]:
     """Loss, logits, and whole gradients, by name, that two batches have accumulated."""
     ids, labels = batch_of(model.config)
@@ -67,6 +80,7 @@ def measure(model) -> tuple[float, np.ndarray, dict[str, np.ndarray]]:
 def compare(case: str, folder: Path, expected: tuple | None) -> dict:
     """What the ranks make of the model that one process has saved; None: nothing to compare."""
     overlapped.clear()
+    ran_blocks.clear()
     saved, again = folder / case, folder / f"{case}-again"
     model = load(case, saved)
     loss, logits, gradients = measure(model)
@@ -77,6 +91,7 @@ def compare(case: str, folder: Path, expected: tuple | None) -> dict:
             for parameter in model.parameters()
         ),
         "overlapped": len(overlapped) > 0,
+        "blocks": sorted(set(ran_blocks)),
         "drawn_alike": drawn_alike(model, from_config(case_config(case), seed=SEED)),
     }
     if expected is not None:
@@ -100,6 +115,7 @@ def main(folder: Path, sequence_parallel: bool, overlaps: bool, cases: list[str]
             save_pretrained(model, folder / case)
             expected[case] = measure(model)
     note_overlap()
+    note_blocks()
     degree = mesh.launched_processes()
     mesh.initialize(
         mesh.Degrees(

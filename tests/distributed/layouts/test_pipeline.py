@@ -48,6 +48,7 @@ def test_same_as_one_process(tmp_path, name, cases):
         assert all(result["drawn_alike"] for result in of_case), case
         assert expected["saved_alike"], case
         assert expected["losses"] == pytest.approx(expected["expected"], rel=1e-6), case
+        assert all(result["tokens"] == expected["expected_tokens"] for result in of_case), case
         last = next(result for result in reversed(of_case) if result["token_losses"])
         if degrees.data == degrees.sharding == 1:
             assert last["token_losses"] == pytest.approx(

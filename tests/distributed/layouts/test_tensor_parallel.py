@@ -36,6 +36,10 @@ def test_same_as_one_process(tmp_path, nproc, cases, sequence_parallel, overlaps
         for case, result in by_case.items():
             assert result["overlapped"] == overlaps, (rank, case)
             assert result["drawn_alike"] and result["finite"], (rank, case)
+        # What overlaps lies between the products of a block.
+        expected = [] if overlaps else ["pypkg_attention_block", "pypkg_mlp_block"]
+        if "llama" in by_case:
+            assert by_case["llama"]["blocks"] == expected, rank
     for case, result in results[0].items():
         assert result["saved_alike"], case
         assert result["loss"] < 1e-5, (case, result)

@@ -69,3 +69,28 @@ def test_training_in_16_bits(cases):
             assert [result["scaler"] for result in ranks] == [
                 {"scale": 2048.0, "finite_steps": 0, "overflowed_steps": 0, "skipped_steps": 1}
             ] * 2
+
+
+# Beside AdamW, and without master weights.
+OTHERS = [
+    half("bfloat16", "llama", 0, 2, data=2, optim="lion", stochastic_rounding=True),
+    half("bfloat16", "llama", 2, sharding=2, optim="adamw_8bit", stochastic_rounding=True),
+    half("bfloat16", "llama", 3, sharding=2, optim="adamw_16bit_moment", stochastic_rounding=True),
+    half("bfloat16", "multi_query", tensor=2, optim="muon", stochastic_rounding=True),
+    half("bfloat16", "multi_query", tensor=2, optim="muon", master_grad=True),
+    half("bfloat16", "llama", 0, 2, pipeline=2, optim="adafactor", stochastic_rounding=True),
+]
+
+
+@pytest.mark.slow
+def test_other_optimizers_in_16_bits():
+    """Replicas round alike, and a run goes on bit for bit."""
+    results = run_ranks(WORKER, 2, [json.dumps(OTHERS)], timeout=240)
+    for index, each in enumerate(OTHERS):
+        ranks = [rank[index] for rank in results]
+        for result in ranks:
+            assert result["is_resumed"], each
+            assert result["losses"] == ranks[0]["losses"], each
+        expected = ranks[0]["expected"]
+        np.testing.assert_allclose(ranks[0]["losses"], expected["losses"], rtol=2e-3)
+        np.testing.assert_allclose(ranks[0]["norms"], expected["norms"], rtol=2e-2)

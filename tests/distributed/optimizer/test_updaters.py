@@ -61,7 +61,7 @@ ON_TWO = [
         overlaps_weights=True,
         delayed=True,
     ),
-    case("llama", 3, 1, sharding=2, recompute="core_attn"),
+    case("llama", 3, 1, sharding=2, recompute="core_attn", measures_layers=True),
     case("baichuan2_7b", 3, 2, sharding=2, recompute="full_attn", evaluates=True),
     case("baichuan2_7b", 3, 2, sharding=2, delayed=True),
     case("llama", 0, 2, data=2, skipped=2, loss_scale=SCALE, unequal=True),
@@ -85,7 +85,7 @@ ON_FOUR = [
     ),
     case("multi_query", 0, tensor=4, sequence_parallel=True),
     case("multi_query", 3, 2, sharding=4),
-    case("llama", 0, 2, tensor=2, data=2),
+    case("llama", 0, 2, tensor=2, data=2, measures_layers=True),
     case("llama", 0, 2, tensor=2, data=2, skipped=2, loss_scale=SCALE, unequal=True),
 ]
 # The same models under the other stages.
@@ -99,7 +99,7 @@ MORE_ON_FOUR = [
 ]
 PIPELINES = [
     case("bloom", 1, 2, sharding=2, pipeline=2, overflows=True, overlaps_weights=True),
-    case("opt", 0, 2, data=2, pipeline=2, master_grad=True),
+    case("opt", 0, 2, data=2, pipeline=2, master_grad=True, measures_layers=True),
     case("llama", 1, 2, sharding=2, pipeline=2, skipped=2, loss_scale=SCALE, unequal=True),
     case("multi_query", 0, 2, tensor=2, pipeline=2, then=layout(3, sharding=4)),
     case("multi_query", 3, 2, sharding=4, then=layout(1, sharding=2, pipeline=2)),
@@ -185,6 +185,8 @@ def test_same_as_one_process(tmp_path, nproc, cases):
         assert result["parameters"] < 1e-5, (each, result)
         assert result["state"] < 1e-5, (each, result)
         assert result["kept"] is (True if "overflows" in each else None), each
+        if each["options"].get("measures_layers"):
+            assert result["layers"] < 1e-4, (each, result)
         if "then" in each:  # a rank reads what it holds, of the rows of the stages' slices as well
             of_case = [rank[index] for rank in results]
             assert all(0.9 < rank["read"] < 1.05 for rank in of_case), (each, of_case)
@@ -223,6 +225,8 @@ def test_other_optimizers(tmp_path, nproc, cases):
         assert result["loss"] < 1e-4, (each, result)
         assert result["norm"] < 1e-3, (each, result)
         assert result["far"] < FAR[each["options"]["optim"]], (each, result)
+        if "then" in each:
+            assert result["weights_kept"] and result["state_kept"], (each, result)
 
 
 def assert_overlapped(results: list, index: int, options: dict) -> None:

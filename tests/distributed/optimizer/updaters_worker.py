@@ -31,9 +31,12 @@ from tiny_configs import tiny
 from pypkg.models import from_config
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.decoder import Decoder
+from pypkg.models.generate import generate
 from pypkg.models.layers.recompute import Recompute
+from pypkg.models.sampling import Sampling
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import mean_over_sample_shards
+from pypkg.parallel.optimizer.clipping import layer_of
 from pypkg.parallel.optimizer.data_parallel import gradient_of
 from pypkg.parallel.optimizer.distribute import DistributedModel, distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
@@ -124,6 +127,7 @@ def plain_process(family: str, skipped: int | None, unequal: bool) -> dict[str, 
         batch = batch_of(config, step, unequal)
         loss = model.loss(**{name: paddle.to_tensor(value) for name, value in batch.items()})
         loss.backward()
+        layer_norms = norms_of_layers(model)
         norms.append(clip_by_global_norm(model.parameters(), MAX_NORM).item())
         if step == skipped:
             norms[-1] = math.inf
@@ -136,7 +140,16 @@ def plain_process(family: str, skipped: int | None, unequal: bool) -> dict[str, 
         "norms": norms,
         "parameters": {n: p.numpy() for n, p in model.named_parameters()},
         "state": {k: v.numpy() for k, v in optimizer_state(optimizer, model).items()},
+        "layer_norms": layer_norms,
     }
+
+
+def norms_of_layers(model: Decoder) -> dict[str, float]:
+    squares: dict[str, float] = {}
+    for name, parameter in model.named_parameters():
+        layer = layer_of(name)
+        squares[layer] = squares.get(layer, 0.0) + (parameter.grad**2).sum().item()
+    return {layer: math.sqrt(value) for layer, value in squares.items()}
 
 
 @dataclass
@@ -185,9 +198,15 @@ def _scaled(updater: Updater, factor: float, loss: paddle.Tensor) -> paddle.Tens
 
 @paddle.no_grad()
 def evaluate(run: Trained, batch: dict) -> None:
+    """A loss, and tokens that are those of the whole model."""
     run.model.eval()
     run.model.evaluate(batch)
+    prompts = [[9, 300, 4], [17]]
+    tokens = generate(run.layer, prompts, 3, Sampling(temperature=0.0))
     run.model.train()
+    alone = new_model(run.config, whole_parameters(run.config, dict(run.layer.named_parameters())))
+    alone.eval()
+    assert tokens == generate(alone, prompts, 3, Sampling(temperature=0.0))
 
 
 def is_kept(run: Trained, case: dict, parameters: dict, state: dict) -> bool:
@@ -315,7 +334,9 @@ def run_case(case: dict, folder: Path, trace: Trace | None = None) -> dict[str, 
         write_and_read(run.layer, run.updater, folder, parameters, state) if "then" in case else {}
     )
     scaler = None if run.updater.scaler is None else run.updater.scaler.state()
+    layer_norms = run.updater.layer_norms() if case["options"].get("measures_layers") else None
     return {"losses": losses, "norms": norms, "parameters": parameters, "state": state,
+            "layer_norms": layer_norms,
             "memory": memory, "scaler": scaler, "read": read, "kept": kept,
             **written}  # fmt: skip
 
@@ -342,7 +363,16 @@ def compare(result: dict, expected: dict) -> dict[str, float]:
         "far": far(result["parameters"], expected["parameters"]),
         "state": difference(result["state"], expected["state"]),
         "clipped": min(expected["norms"]) > MAX_NORM,
+        "layers": of_layers(result["layer_norms"], expected.get("layer_norms", {})),
     }
+
+
+def of_layers(norms: dict | None, expected: dict) -> float | None:
+    """The largest relative error of the norm of a layer; None if they were not measured."""
+    if norms is None:
+        return None
+    assert list(norms) == list(expected), (list(norms), list(expected))
+    return relative(list(norms.values()), list(expected.values()))
 
 
 def reference(case: dict) -> tuple:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,9 @@ def rows_of(output: str) -> list[dict[str, float]]:
 
 def test_table_of_two_stages(workplace):
     output, other = run(
-        workplace, 2, pipeline_parallel_degree=2, skip_profile_timer=False, logging_steps=5
-    )
+        workplace, 2, pipeline_parallel_degree=2, skip_profile_timer=False, logging_steps=5,
+        profiler_options="batch_range=[1,3]",
+    )  # fmt: skip
     rows = rows_of(output)
     assert [row["rank"] for row in rows] == [0, 1]
     for row in rows:
@@ -70,6 +72,29 @@ def test_table_of_two_stages(workplace):
     for row, bytes_of_token in zip(rows, (32 * 4 + 8, 32 * 4), strict=True):
         assert row["pipeline"] == pytest.approx(2 * tokens * bytes_of_token + loss, rel=1e-3)
     assert output.count("ranks: ") == 1 and "ranks: " not in other
+    check_phases(output, rows)
+    check_profile(workplace.output_dir / "profile")
+
+
+def check_phases(output: str, rows: list[dict[str, float]]) -> None:
+    """The table of phases: on a CPU one time a phase; with the bubble they make up the step."""
+    _, header, *lines = output[output.index("phases: ") :].splitlines()
+    assert header.split() == ["rank", "samples", "forward", "and", "backward", "update"]
+    for line, row in zip(lines[:2], rows, strict=True):
+        rank, *seconds = line.replace(" s", "").split()
+        assert int(rank) == row["rank"]
+        samples, forward_backward, update = map(float, seconds)
+        assert samples == pytest.approx(row["data"], abs=2e-4)
+        assert 0 < forward_backward + update <= row["step"] - samples + 3e-4
+
+
+def check_profile(folder: Path) -> None:
+    """Each rank has recorded its own two steps, which hold its messages."""
+    for rank in (0, 1):
+        events = json.loads((folder / f"rank{rank}.trace.json").read_text())["traceEvents"]
+        names = [event["name"] for event in events if "name" in event]
+        assert sum(name.startswith("forward and backward") for name in names) == 2
+        assert len((folder / f"rank{rank}.memory.jsonl").read_text().splitlines()) == 2
 
 
 def test_table_of_one_process(workplace):

@@ -190,4 +190,4 @@ def counting(tensors: TensorSet, converted: Counter) -> TensorSet:
 
 def damage_state(updater: Updater) -> None:
     for tensor in updater.optimizer.state_tensors():
-        tensor.set_value(paddle.full_like(tensor, -1.0))
+        tensor.set_value(paddle.full_like(tensor, 3.0))

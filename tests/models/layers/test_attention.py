@@ -14,6 +14,7 @@ from pypkg.models.architecture.registry import config_to_huggingface
 from pypkg.models.decoder import Decoder, DecoderChunk
 from pypkg.models.generate import generate
 from pypkg.models.layers.recompute import ATTENTION, ATTENTION_BLOCK, FULL, Recompute
+from pypkg.models.sampling import Sampling
 
 WINDOW = 4
 TYPES = ("sliding_attention", "full_attention", "sliding_attention", "full_attention")
@@ -111,7 +112,9 @@ def test_model_chunks_count_layers_of_the_whole_model(config: ModelConfig) -> No
 def test_generation(config: ModelConfig) -> None:
     model = from_config(config, seed=1)
     ids, _ = _batch(config)
-    tokens = generate(model, ids[:, :3], 8, temperature=0.0)
+    prompts = ids[:, :3].tolist()
+    made = generate(model, prompts, 8, Sampling(temperature=0.0))
+    tokens = paddle.to_tensor(np.concatenate([prompts, made], axis=1))
     weights = {name: value.astype("float64") for name, value in model.named_parameters()}
     logits, _ = dense_loss(config, weights, tokens, tokens)
     np.testing.assert_array_equal(tokens[:, 3:].numpy(), logits[:, 2:-1].numpy().argmax(-1))

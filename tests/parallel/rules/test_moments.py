@@ -10,9 +10,9 @@ import paddle
 import pytest
 from test_rules import Run
 
-from pypkg.config.optimizers import MOMENT_BLOCK
 from pypkg.parallel.optimizer.rules import moments
 from pypkg.parallel.optimizer.rules.rounding import stochastic_bfloat16
+from pypkg.parallel.update_rules import MOMENT_BLOCK
 
 MAPS = json.loads(
     (Path(__file__).resolve().parents[2] / "golden/optimizers.json").read_text(encoding="utf-8")

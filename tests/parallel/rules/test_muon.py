@@ -6,12 +6,12 @@ import numpy as np
 import paddle
 import pytest
 
-from pypkg.config.optimizers import is_muons
 from pypkg.parallel.mesh import Degrees, Mesh
 from pypkg.parallel.optimizer.pieces import MatrixLayout, Piece, divided, joined
 from pypkg.parallel.optimizer.protocol import ParameterUpdate
 from pypkg.parallel.optimizer.rules.muon import Muon, orthogonalized
 from pypkg.parallel.optimizer.rules.weights import Weights
+from pypkg.parallel.update_rules import is_muons
 
 
 class Member:

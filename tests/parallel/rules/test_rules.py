@@ -14,6 +14,7 @@ from whole_values import SlicesOf, whole_state
 from pypkg.parallel import mesh
 from pypkg.parallel.optimizer.distribute import distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
+from pypkg.parallel.update_rules import moment_bytes, scalars
 
 RATE, DECAY = 0.02, 0.1
 GOLDEN = json.loads(
@@ -213,3 +214,13 @@ def test_half_precision_has_master_weights(optim):
 def test_an_unknown_optimizer_is_refused():
     with pytest.raises(ValueError, match="no optimizer 'sgd'"):
         Run(random((4, 4)), "sgd")
+
+
+@pytest.mark.parametrize("shape", [(72, 64), (16, 8), (5000,)])
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_bytes_of_the_state_are_those_of_a_plan(optim, shape):
+    run = Run(random(shape), optim)
+    run.step(random(shape, 1))
+    held = sum(t.size * t.element_size() for t in run.updater.optimizer.state_tensors())
+    planned = moment_bytes(optim, "weight", shape, int(np.prod(shape)))
+    assert held == planned + 4 * scalars(optim, "weight", shape)

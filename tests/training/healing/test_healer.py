@@ -188,6 +188,27 @@ def test_a_bad_step_ends_as_if_it_had_been_skipped_by_hand(
         }.items()  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("step", "key", "samples"), [(3, 3, [4, 8]), (6, 11, [20, 26])], ids=["ramp", "beyond"]
+)
+def test_a_bad_step_of_a_batch_that_grows(
+    tmp_path: Path, step: int, key: int, samples: list[int]
+) -> None:
+    """Steps of 2, 2, 4 and then 6 samples, in micro batches of 2."""
+    ramp = {"rampup_batch_size": "[2, 2, 8]", "gradient_accumulation_steps": 3, "save_steps": 1}
+    skipped = f"[[{step}, {step}]]"
+    by_hand = Run(tmp_path / "hand", {key: math.nan}, skip_data_intervals=skipped, **ramp).train()
+    healed = Run(tmp_path / "healed", {key: math.nan}, **ramp).train()
+    assert healed.result() == by_hand.result()
+    (event,) = healed.events("rollback")
+    assert event.items() >= {"step": step, "steps": [step, step], "samples": samples}.items()
+    assert [event["samples"] for event in healed.events("skipped")] == [samples]
+    assert healed.state.consumed_samples == 2 + 2 + 4 + 9 * 6
+    start = healed.checkpoints.held[tmp_path / "healed" / "checkpoint-2"]
+    resumed = Run(tmp_path / "resumed", start=start, skip_data_intervals=skipped, **ramp).train()
+    assert resumed.engine.weight == healed.engine.weight
+
+
 def test_a_line_of_the_ledger_names_few_documents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

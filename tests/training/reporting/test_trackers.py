@@ -43,6 +43,15 @@ class Fake:
     def log(self, metrics: dict[str, float], step: int | None = None) -> None:
         self._note("log", metrics if step is None else (metrics, step))
 
+    def add_text(self, tag: str, text: str, step: int) -> None:
+        self._note("log", (tag, text, step))
+
+    def Table(self, columns: list[str], data: list[list[str]]) -> tuple:
+        return columns, data
+
+    def Text(self, text: str, caption: str) -> tuple[str, str]:
+        return text, caption
+
     def define_metric(self, name: str, **given: str) -> None:
         self._note("define_metric", (name, given))
 
@@ -104,6 +113,22 @@ def test_every_metric_comes_to_each_tracker(tmp_path, install, name, logged):
     if name in ("wandb", "swanlab"):
         assert start["config"] == FACTS and start["project"] == "pypkg"
         assert start["name"] == "a name"
+
+
+@pytest.mark.parametrize(
+    ("name", "logged"),
+    [
+        ("visualdl", ("samples/0", "once -> upon", 7)),
+        ("tensorboard", ("samples/0", "once -> upon", 7)),
+        ("wandb", {"global_step": 7, "samples": (["prompt", "text"], [["once", "upon"]])}),
+        ("swanlab", ({"samples": [("upon", "once")]}, 7)),
+    ],
+)
+def test_texts_come_to_each_tracker(tmp_path, install, name, logged):
+    fake = install(name)
+    _, reporter = make_reporters([name], tmp_path, tracked(tmp_path))
+    reporter.report_texts(7, [("once", "upon")])
+    assert fake.given("log") == [logged]
 
 
 def test_wandb_has_an_axis_on_which_a_run_may_go_back(tmp_path, install):

@@ -12,7 +12,7 @@ from training_testing import Workplace, counting_documents, write_corpus, write_
 
 from pypkg.config.options.profiler_options import ProfilerOptions, parse_profiler_options
 from pypkg.errors import UserError
-from pypkg.training.step import phase_times
+from pypkg.training.step import phase_times, profiling
 from pypkg.training.step.phase_times import PhaseTimes
 from pypkg.training.step.profiling import StepProfiler
 from pypkg.training.step.rank_times import Times, phase_table
@@ -108,6 +108,16 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
 def test_the_gpu_of_a_run_on_a_cpu_is_an_error(tmp_path):
     with pytest.raises(UserError, match="state=GPU, but the run is on a CPU"):
         StepProfiler(ProfilerOptions(first=0, targets="gpu"), tmp_path, rank=0)
+
+
+def test_memory_of_a_gpu_is_that_of_its_allocator(monkeypatch):
+    cuda = SimpleNamespace(memory_allocated=lambda: 3, memory_reserved=lambda: 5)
+    device = SimpleNamespace(get_device=lambda: "gpu:0", cuda=cuda)
+    monkeypatch.setattr(profiling, "paddle", SimpleNamespace(device=device))
+    monkeypatch.setattr(profiling, "peak_memory_bytes", lambda: 4)
+    assert profiling.memory_bytes() == {"allocated": 3, "reserved": 5, "peak": 4}
+    assert callable(paddle.device.cuda.memory_allocated)
+    assert callable(paddle.device.cuda.memory_reserved)
 
 
 class Event:

@@ -33,7 +33,7 @@ class Adafactor:
 
     A vector has a second moment for each element, in place of row * col / mean of row. A parameter
     counts as one matrix, also where query, key and value lie in it. Sums over a matrix in pieces
-    are those of all ranks: two all-reduces a step, of r + c numbers of each matrix and of one.
+    are those of all ranks, in two all-reduces of r + c numbers and of one for each matrix.
 
     An ``Optimizer`` of matrices or of vectors, since their state differs.
 

@@ -22,8 +22,8 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from pypkg.config.optimizers import MOMENT_BLOCK, SMALLEST_8BIT
 from pypkg.parallel.optimizer.rules.rounding import stochastic_bfloat16
+from pypkg.parallel.update_rules import MOMENT_BLOCK, SMALLEST_8BIT
 
 FORMS = ("float32", "bfloat16", "8bit")
 _LARGEST = ".absmax"

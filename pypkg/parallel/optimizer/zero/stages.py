@@ -139,7 +139,7 @@ class ZeroStage0:
         """Sets the number of backward passes before the next ``step``."""
 
     def wait(self) -> None:
-        """Until this rank holds the updated parameters; their layers wait by themselves."""
+        """Waits until this rank holds the updated parameters. A forward pass does so itself."""
 
     def step(self) -> None:
         """Averages the gradients over the sample shards and updates the parameters."""
@@ -172,7 +172,7 @@ class ZeroStage1(ZeroStage0):
         self._owned = self._optimizer.filter_parameters(self.parameters, self._groups)
         self._coming = None
         if options.overlaps_weights:
-            assert mesh.sharding is not None  # or there would be no stage
+            assert mesh.sharding is not None  # stage 1 needs a sharding group
             self._coming = WeightBroadcast(model, self._optimizer._param2rank, mesh.sharding)
             self._optimizer._sharding_sync_parameters = self._coming.start
 

@@ -1,11 +1,11 @@
-"""Updated weights that come from their owners beside the next forward pass (ZeRO stages 1 and 2).
+"""Broadcasts of updated weights during the next forward pass (ZeRO stages 1 and 2).
 
-After the update the owner of each parameter starts to broadcast it, in the order in which a forward
-pass uses them. A layer waits for its own weights when it is called, so that the weights of later
-layers come while earlier ones compute.
+After the update, the owners of the parameters start to broadcast them, in the order in which a
+forward pass uses them. A layer waits for its own weights when it is called, so the weights of later
+layers arrive while earlier ones compute.
 
 Fleet's overlap of broadcasts registers new hooks on every innermost layer after each update. Here
-the hooks stay and are on whole blocks, whose projections remain without hooks of their own.
+the hooks stay, and they are on whole blocks, so the projections in a block have no hooks.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from paddle.distributed.communication.group import Group
 class WeightBroadcast:
     """The broadcasts of the trainable parameters of ``model``.
 
-    All ranks of the group have to make it alike. Every parameter must be used in a call of the
-    layer that waits for it: the layer in a ``LayerList`` that it belongs to, or else the layer that
-    owns it.
+    All ranks of the group must create it with equal arguments. Every parameter must be used in a
+    call of the layer that waits for it: the layer in a ``LayerList`` that contains it, or else the
+    layer that owns it.
 
     Args:
         owners: rank in the group that has the updated values, by Paddle name.
@@ -33,7 +33,7 @@ class WeightBroadcast:
     def __init__(self, model: nn.Layer, owners: Mapping[str, int], group: Group) -> None:
         self._group, self._owners = group, owners
         self._order: list[Tensor] = []
-        self._tasks: dict[str, Any] = {}  # under way, by Paddle name
+        self._tasks: dict[str, Any] = {}  # broadcasts in flight, by Paddle name
         for layer, parameters in _waiting_layers(model):
             trained = [p for p in parameters if not p.stop_gradient]
             self._order += [p for p in trained if all(p is not other for other in self._order)]
@@ -44,7 +44,7 @@ class WeightBroadcast:
 
     @paddle.no_grad()
     def start(self) -> None:
-        """Starts the broadcasts; all ranks of the group have to call it after their update."""
+        """Starts the broadcasts. Every rank of the group must call this after its update."""
         for parameter in self._order:
             self._tasks[parameter.name] = dist.broadcast(
                 parameter,
@@ -54,7 +54,7 @@ class WeightBroadcast:
             )
 
     def wait(self) -> None:
-        """Until this rank has all weights."""
+        """Waits until this rank has all weights."""
         self._wait(list(self._tasks))
 
     def _wait(self, names: Sequence[str]) -> None:
@@ -67,7 +67,7 @@ class WeightBroadcast:
 
 
 def _waiting_layers(layer: nn.Layer) -> Iterator[tuple[nn.Layer, list[Tensor]]]:
-    """Layers of a model and the parameters that they wait for, in the order of a forward pass."""
+    """Layers of a model, with the parameters for which they wait, in forward order."""
     own = layer.parameters(include_sublayers=False)
     if own:
         yield layer, own

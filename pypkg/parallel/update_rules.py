@@ -1,4 +1,7 @@
-"""The optimizers that ``optim`` names: what a run and a plan of its memory both have to know."""
+"""The optimizers that ``optim`` names: what a run and a plan of its memory both have to know.
+
+Nothing here imports Paddle.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from math import prod
 
 # Form in which AdamW keeps its moments (parallel/optimizer/rules/moments.py), by optimizer.
 ADAMW_MOMENTS = {"adamw": "float32", "adamw_16bit_moment": "bfloat16", "adamw_8bit": "8bit"}
-OPTIMIZERS = (*ADAMW_MOMENTS, "lion", "adafactor", "muon")
 MOMENT_BLOCK = 256  # elements of an 8-bit moment that share a float32 factor
 SMALLEST_8BIT = 4096  # parameters with fewer elements keep float32 moments, as in bitsandbytes
 _FLOAT = 4
@@ -16,6 +18,29 @@ _FLOAT = 4
 def is_hidden(name: str) -> bool:
     """Whether a parameter is inside the model: not an embedding, and not the head."""
     return not name.startswith(("embed_", "lm_head"))
+
+
+def rate_factor(
+    name: str,
+    shape: Sequence[int],
+    *,
+    width: float = 1.0,
+    embedding: float = 1.0,
+    head: float = 1.0,
+) -> float:
+    """Factor of the learning rate of a parameter.
+
+    Args:
+        shape: of the whole parameter.
+        width: how much wider the model is than that of ``mup_base_width``. Matrices inside the
+            model and the head learn at 1 / width (Yang et al., Tensor Programs V, 2022, table 3).
+        embedding, head: factors of the tables of tokens and positions, and of the head.
+    """
+    if name.startswith("embed_") and len(shape) == 2:
+        return embedding
+    if name.startswith("lm_head"):
+        return head / width
+    return 1.0 / width if len(shape) == 2 else 1.0
 
 
 def is_muons(name: str, shape: Sequence[int]) -> bool:

@@ -1,0 +1,48 @@
+"""A pass of a model over tokens that follow those in a key-value cache."""
+
+from __future__ import annotations
+
+import paddle
+
+from pypkg.models.decoder import DecoderChunk
+from pypkg.models.layers.attention import AttentionInputs
+from pypkg.models.layers.kv_cache import KVCache, NewTokens
+from pypkg.models.layers.positions import depends_on_length, logn_query_scale
+
+
+def cached_pass(
+    chunk: DecoderChunk,
+    x: paddle.Tensor | None,
+    input_ids: paddle.Tensor,
+    tokens: NewTokens,
+    cache: KVCache,
+) -> paddle.Tensor:
+    """As ``DecoderChunk.run`` in evaluation, for the tokens after those in ``cache``.
+
+    Args:
+        x: output of the previous chunk; None for the first chunk.
+        input_ids: int64 [batch, sequence], the new tokens.
+        tokens: what ``cache.advance(input_ids)`` returned.
+    """
+    config, positions = chunk.config, tokens.position_ids
+    if chunk.chunk.is_first:
+        x = chunk.embed(input_ids, positions)
+    rotation = None
+    if config.position_embedding == "rope":
+        # Tables of the capacity serve many tokens. Only their frequencies may depend on the length.
+        length = tokens.stop if depends_on_length(config) else cache.capacity
+        rotation = chunk.rotary_table(length, positions, training=False)
+    batch, sequence = input_ids.shape
+    inputs = AttentionInputs(
+        batch,
+        sequence,
+        chunk.masks(tokens.prefix_lengths, tokens.document_starts),
+        rotation,
+        logn_query_scale(config, tokens.stop, False, positions),
+        cache,
+    )
+    assert x is not None  # only the first chunk is called without it
+    residual = None
+    for layer in chunk.layers:
+        x, residual = layer(x, residual, inputs)
+    return chunk.finish(x, residual, input_ids.shape)
