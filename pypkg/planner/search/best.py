@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from math import inf, prod
 
 from pypkg.config import Settings
-from pypkg.config.optimizers import moment_bytes
 from pypkg.config.parallel_checks import parallel_problems
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.weights.tp_shards import tensor_parallel_problems
 from pypkg.parallel.mesh import Degrees
+from pypkg.parallel.update_rules import moment_bytes
 from pypkg.planner.search.plan import Plan, largest_term, make_plan, time_of, what_would_do
 from pypkg.planner.time.step_time import Cluster
 
