@@ -29,7 +29,8 @@ from pypkg.planner.output.text import (
 )
 from pypkg.planner.search.best import search
 from pypkg.planner.search.plan import make_plan
-from pypkg.planner.time.gpus import GPUS, load_gpu
+from pypkg.planner.time.gpu_files import load_gpu
+from pypkg.planner.time.gpus import GPUS
 from pypkg.planner.time.step_time import Cluster
 from pypkg.training.start.layout import degrees
 from pypkg.training.start.start_up import load_run_settings
@@ -55,7 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=int, help="number of GPUs; by default those of the nodes")
     parser.add_argument(
         "--gpu", default="a100-80g", metavar="NAME|FILE",
-        help=f"{', '.join(GPUS)}, or a .json file of a GPU; by default a100-80g",
+        help=f"{', '.join(GPUS)}, or a .json file: a result of make gpu-day, or fields of "
+        "a GPU; by default a100-80g",
     )  # fmt: skip
     parser.add_argument("--nodes", type=int, help="machines; by default one for every 8 GPUs")
     parser.add_argument(

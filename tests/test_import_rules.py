@@ -114,8 +114,8 @@ ROOMS = {
     "pypkg.report": ("__main__", "server", "page", "collect", "parts", "layout", "settings",
                      "curves", "document"),
     "pypkg.planner": ("output", "search", "time", "memory", "extension", "step", "sliced_layers",
-                      "zero", "pipeline", "decoder", "tensor_parallel", "operators", "tape",
-                      "parameters"),
+                      "zero", "interleaving", "pipeline", "decoder", "tensor_parallel",
+                      "operators", "tape", "parameters"),
     "pypkg.bench": ("__main__", "report", "generate", "train_step", "checkpoint", "data", "ops",
                     "environment", "timing"),
 }  # fmt: skip

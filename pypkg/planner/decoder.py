@@ -69,6 +69,7 @@ class Decoder:
             gradients of its outputs.
         recompute: granularity of each layer; "": it recomputes nothing.
         has_hooks: whether calls of layers have hooks, so that no operator takes the place of two.
+        number: of the chunk among those of its stage.
     """
 
     def __init__(
@@ -82,8 +83,10 @@ class Decoder:
         begin_recompute: Callable[[str, list], None] = lambda last, incoming: None,
         recompute: Sequence[str] = (),
         has_hooks: bool = False,
+        number: int = 0,
     ) -> None:
         self.ops, self.shard, self.config, self.chunk = ops, shard, shard.config, chunk
+        self._number = number
         self.tp = TensorParallel(ops, degrees)
         self.parameters, self.call, self.begin_recompute = parameters, call, begin_recompute
         overlaps = degrees.tensor > 1 and degrees.overlap_input_gradients
@@ -105,20 +108,24 @@ class Decoder:
             elif kind in ("q_norm", "k_norm") or (is_split and kind != "embed_norm"):
                 parameter.hook = self.tp.sum_over_group
 
+    def enter(self, place: int | str, phase: str | None = None) -> None:
+        """Peaks are now those of a layer, by its place in the chunk, of EMBEDDING or of HEAD."""
+        self.ops.tape.enter((self._number, place), phase)
+
     def run(self, x: Tensor | None, batch: Batch) -> Tensor:
         """The counterpart of ``DecoderChunk.run``."""
         tape = self.ops.tape
         if self.chunk.is_first:
-            tape.enter(EMBEDDING)
+            self.enter(EMBEDDING)
             x = self.tp.split(self._embed(batch))
         assert x is not None
         if self.config.position_encoding_2d:  # contiguous copies of both positions (RotaryTable)
             batch = replace(batch, positions=tape.empty(16 * batch.tokens, INPUTS))
         residual: Tensor | None = None
         for place, layer in enumerate(self.layers):
-            tape.enter(place)
+            self.enter(place)
             x, residual = layer(x, residual, batch)
-        tape.enter(HEAD)
+        self.enter(HEAD)
         return self._finish(x, residual, batch)
 
     def loss_of(self, hidden: Tensor, batch: Batch) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pypkg.config import Settings
@@ -12,6 +12,7 @@ from pypkg.models.architecture.layer_split import ModelChunk, cut
 from pypkg.parallel.mesh import Degrees
 from pypkg.planner.decoder import Batch
 from pypkg.planner.extension import extended_passes
+from pypkg.planner.interleaving import Interleaving
 from pypkg.planner.step import StepPlan, run_update, sharding_rank
 from pypkg.planner.zero import UpdateLayout
 
@@ -30,6 +31,22 @@ TERMS = (
     "communication",
     "workspace",
 )
+# Relative standard error of each term, assumed: what a rank holds all the time follows from shapes,
+# what operators hold while they run from their implementation.
+TERM_ERRORS = {
+    "weights": 0.001,
+    "gradients": 0.02,
+    "master weights": 0.001,
+    "moments": 0.001,
+    "tables": 0.01,
+    "inputs": 0.05,
+    "activations": 0.1,
+    "logits": 0.1,
+    "gathered weights": 0.1,
+    "buckets": 0.1,
+    "communication": 0.2,
+    "workspace": 0.5,
+}
 PHASES = ("forward", "backward", "update")
 
 
@@ -78,7 +95,11 @@ class MemoryPlan:
 
 
 def plan_memory(
-    settings: Settings, config: ModelConfig, degrees: Degrees, device: str = "gpu"
+    settings: Settings,
+    config: ModelConfig,
+    degrees: Degrees,
+    device: str = "gpu",
+    stages: Iterable[int] | None = None,
 ) -> MemoryPlan:
     """The memory of each rank in a training step after the first, which has optimizer state.
 
@@ -87,48 +108,63 @@ def plan_memory(
         config: of the model as it is trained.
         degrees: of a layout without problems (training/start/layout.py).
         device: "gpu", or "cpu", where the kernels and collectives need other workspaces.
+        stages: pipeline stages to plan; None: all.
 
     Raises:
         UserError: the layout or a setting is not planned yet.
     """
     _check(settings, degrees, device)
-    dtype_bytes = 4 if _is_wide(settings, device) else 2
-    chunks = cut(config.num_hidden_layers, degrees.pipeline, degrees.virtual_stages)
     ranks = []
-    for stage, chunk in enumerate(chunks):
-        recompute = recomputed_layers(settings, chunk, degrees.pipeline)
-        startup, steady = _different_passes(settings, degrees.pipeline, stage)
+    for stage in range(degrees.pipeline) if stages is None else stages:
         for tensor_rank in _different_shards(config, degrees.tensor):
-            step = StepPlan(
-                config=config,
-                chunk=replace(chunk, layers=range(len(chunk.layers))),
-                degrees=degrees,
-                tensor_rank=tensor_rank,
-                dtype_bytes=dtype_bytes,
-                is_gpu=device == "gpu",
-                batch=Batch(
-                    settings.per_device_train_batch_size,
-                    settings.max_seq_length,
-                    has_dropout=settings.hidden_dropout_prob > 0,
-                ),
-                startup=startup,
-                steady=steady,
-                sent_bytes=_input_bytes(settings, config) - _label_bytes(settings),
-                stage=_zero_stage(settings, degrees),
-                update=UpdateLayout(
-                    sharding=degrees.sharding,
-                    data=degrees.data,
-                    has_main_grad=settings.amp_master_grad and dtype_bytes == 2,
-                    reduces_once=settings.reduces_once,
-                    offloads=settings.offloads_optimizer,
-                    optim=settings.optim,
-                    has_masters=not settings.stochastic_rounding,
-                ),
-                recompute=recompute,
-            )
+            step = step_plan(settings, config, degrees, device, stage, tensor_rank)
             inputs = settings.gradient_accumulation_steps * _input_bytes(settings, config)
             ranks.append(_rank_memory(stage, step, inputs))
     return MemoryPlan(degrees, tuple(ranks))
+
+
+def step_plan(
+    settings: Settings,
+    config: ModelConfig,
+    degrees: Degrees,
+    device: str,
+    stage: int,
+    tensor_rank: int,
+) -> StepPlan:
+    """What the ranks of a pipeline stage with one rank in the tensor group do in a step."""
+    dtype_bytes = 4 if _is_wide(settings, device) else 2
+    chunks = cut(config.num_hidden_layers, degrees.pipeline, degrees.virtual_stages)
+    own = chunks[stage :: degrees.pipeline]
+    startup, steady = _different_passes(settings, degrees.pipeline, stage)
+    place = Interleaving(degrees.pipeline, stage, settings.gradient_accumulation_steps)
+    return StepPlan(
+        config=config,
+        chunks=_counted_from_0(own),
+        degrees=degrees,
+        tensor_rank=tensor_rank,
+        dtype_bytes=dtype_bytes,
+        is_gpu=device == "gpu",
+        batch=Batch(
+            settings.per_device_train_batch_size,
+            settings.max_seq_length,
+            has_dropout=settings.hidden_dropout_prob > 0,
+        ),
+        startup=startup,
+        steady=steady,
+        sent_bytes=_input_bytes(settings, config) - _label_bytes(settings),
+        stage=_zero_stage(settings, degrees),
+        update=UpdateLayout(
+            sharding=degrees.sharding,
+            data=degrees.data,
+            has_main_grad=settings.amp_master_grad and dtype_bytes == 2,
+            reduces_once=settings.reduces_once,
+            offloads=settings.offloads_optimizer,
+            optim=settings.optim,
+            has_masters=not settings.stochastic_rounding,
+        ),
+        recompute=tuple(recomputed_layers(settings, chunk, degrees.pipeline) for chunk in own),
+        interleaving=place.shortened() if len(own) > 1 else None,
+    )
 
 
 def _rank_memory(stage: int, step: StepPlan, inputs: int) -> RankMemory:
@@ -150,6 +186,16 @@ def _rank_memory(stage: int, step: StepPlan, inputs: int) -> RankMemory:
         phases[phase] = max(phases[phase], total)
     ordered = {name: highest[name] for name in TERMS if highest.get(name)}
     return RankMemory(stage, step.tensor_rank, ordered, phases)
+
+
+def _counted_from_0(chunks: Sequence[ModelChunk]) -> tuple[ModelChunk, ...]:
+    """The chunks of a stage, so that those of stages that are alike are equal."""
+    found, start = [], 0
+    for chunk in chunks:
+        stop = start + len(chunk.layers)
+        found.append(replace(chunk, layers=range(start, stop)))
+        start = stop
+    return tuple(found)
 
 
 def _different_passes(settings: Settings, stages: int, stage: int) -> tuple[int, int]:
@@ -212,7 +258,6 @@ def _check(settings: Settings, degrees: Degrees, device: str) -> None:
         UserError: names what is not planned.
     """
     unplanned = {
-        "virtual_pp_degree": degrees.virtual_stages > 1,
         "use_flash_attention": settings.use_flash_attention is False,
         "attention_backend": settings.attention_backend not in ("auto", "pypkg"),
         "ops_backend": settings.ops_backend not in (None, "auto", "compiled"),

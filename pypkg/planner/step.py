@@ -10,11 +10,12 @@ from pypkg.models.architecture.layer_split import ModelChunk
 from pypkg.models.architecture.parameter_shapes import ParameterShape
 from pypkg.parallel.mesh import Degrees
 from pypkg.planner.decoder import EMBEDDING, HEAD, Batch, Decoder
+from pypkg.planner.interleaving import Interleaved, Interleaving
 from pypkg.planner.operators import Operators
 from pypkg.planner.parameters import parameters
-from pypkg.planner.pipeline import BACKWARD, FORWARD, Schedule
+from pypkg.planner.pipeline import BACKWARD, FORWARD, Passes, run_1f1b
 from pypkg.planner.sliced_layers import Stage3
-from pypkg.planner.tape import Part, Peak, Tape
+from pypkg.planner.tape import Parameter, Part, Peak, Tape
 from pypkg.planner.tensor_parallel import Shard
 from pypkg.planner.zero import Stage0, Stage1, Stage2, UpdateLayout, fullest, owners
 
@@ -31,21 +32,22 @@ class StepPlan:
     """What a rank does in a step.
 
     Attributes:
-        chunk: of the model, whose layers count from 0.
+        chunks: of the model, whose layers count from 0; several of an interleaved stage.
         tensor_rank: in the tensor group.
         dtype_bytes: of the model's elements.
         is_gpu: whether GPUs' kernels run.
         batch: a micro batch.
         startup, steady: micro batches whose forward passes come before the first backward pass, and
-            those after them. The others of a step do as the last of these.
+            those after them. The others of a step do as the last of these. Stages of one chunk.
+        interleaving: of stages of several chunks.
         sent_bytes: of the inputs that go from stage to stage with a micro batch.
         stage: of ZeRO.
         update: its layout.
-        recompute: granularity of each layer of the chunk; "": it recomputes nothing.
+        recompute: granularity of each layer by chunk; "": it recomputes nothing.
     """
 
     config: ModelConfig
-    chunk: ModelChunk
+    chunks: tuple[ModelChunk, ...]
     degrees: Degrees
     tensor_rank: int
     dtype_bytes: int
@@ -56,7 +58,8 @@ class StepPlan:
     sent_bytes: int
     stage: int
     update: UpdateLayout
-    recompute: tuple[str, ...]
+    recompute: tuple[tuple[str, ...], ...]
+    interleaving: Interleaving | None = None
 
 
 def run_passes(plan: StepPlan) -> Peaks:
@@ -70,6 +73,12 @@ def run_passes(plan: StepPlan) -> Peaks:
     step = _Step(plan, shapes, expected)
     step.run()
     return step.tape.peaks()
+
+
+def kept_after_forward(plan: StepPlan) -> int:
+    """Bytes that the forward pass of a micro batch leaves for its backward pass."""
+    step = _Step(plan, _shapes(plan))
+    return step.kept()
 
 
 def run_update(plan: StepPlan) -> tuple[Peak, Mapping[str, int]]:
@@ -93,7 +102,11 @@ def sharding_rank(plan: StepPlan) -> int:
 
 
 def _shapes(plan: StepPlan) -> list[ParameterShape]:
-    return parameters(plan.config, plan.chunk, plan.degrees.tensor, plan.tensor_rank)
+    return [shape for chunk in plan.chunks for shape in _shapes_of(plan, chunk)]
+
+
+def _shapes_of(plan: StepPlan, chunk: ModelChunk) -> list[ParameterShape]:
+    return parameters(plan.config, chunk, plan.degrees.tensor, plan.tensor_rank)
 
 
 class _Step:
@@ -105,33 +118,53 @@ class _Step:
         ops = Operators(self.tape, plan.dtype_bytes, plan.is_gpu)
         shard = Shard(plan.config, plan.degrees.tensor, plan.tensor_rank)
         self.zero = _zero(plan, ops, shapes, expected)
-        self._decoder = Decoder(
-            *(ops, shard, plan.chunk, plan.degrees, self.zero.parameters),
-            call=self.zero.call,
-            begin_recompute=self.zero.begin_recompute,
-            recompute=plan.recompute,
-            has_hooks=plan.stage == 3,
-        )
-        self._tables = self.tape.empty(_table_bytes(plan, shard), TABLES)
+        self._decoders = [
+            Decoder(
+                *(ops, shard, chunk, plan.degrees, self._parameters_of(chunk)),
+                call=self.zero.call,
+                begin_recompute=self.zero.begin_recompute,
+                recompute=plan.recompute[number],
+                has_hooks=plan.stage == 3,
+                number=number,
+            )
+            for number, chunk in enumerate(plan.chunks)
+        ]
+        tables = len(plan.chunks) * _table_bytes(plan, shard)
+        self._tables = self.tape.empty(tables, TABLES)
+
+    def _parameters_of(self, chunk: ModelChunk) -> dict[str, Parameter]:
+        names = [shape.name for shape in _shapes_of(self._plan, chunk)]
+        return {name: self.zero.parameters[name] for name in names}
 
     def run(self) -> None:
         """The passes."""
         plan = self._plan
         self.zero.begin_step(plan.startup + plan.steady)
-        if plan.degrees.pipeline > 1:
-            schedule = Schedule(self._decoder, plan.batch, plan.sent_bytes)
-            schedule.run(plan.startup, plan.steady)
+        chunks = [Passes(each, plan.batch, plan.sent_bytes) for each in self._decoders]
+        if plan.interleaving is not None:
+            Interleaved(chunks, plan.interleaving).run()
+        elif plan.degrees.pipeline > 1:
+            run_1f1b(chunks[0], plan.startup, plan.steady)
         else:
             for _ in range(plan.steady):
                 self._pass()
 
+    def kept(self) -> int:
+        """Bytes that a forward pass has allocated and not freed."""
+        (decoder,), batch = self._decoders, self._plan.batch
+        before = self.tape.allocated
+        loss = decoder.loss_of(decoder.run(None, batch), batch)
+        kept = self.tape.allocated - before
+        del loss
+        return kept
+
     def _pass(self) -> None:
         """A micro batch of a model that is not divided into stages."""
-        decoder, batch = self._decoder, self._plan.batch
-        self.tape.enter(EMBEDDING, FORWARD)
+        (decoder,), batch = self._decoders, self._plan.batch
+        decoder.enter(EMBEDDING, FORWARD)
         self.zero.begin_pass()
         loss = decoder.loss_of(decoder.run(None, batch), batch)
-        self.tape.enter(HEAD, BACKWARD)
+        decoder.enter(HEAD, BACKWARD)
         self.tape.backward(loss)
 
 
@@ -144,7 +177,7 @@ def _zero(
 
 
 def _table_bytes(plan: StepPlan, shard: Shard) -> int:
-    """Cosines and sines (layers/positions.py), or ALiBi slopes (layers/masks.py)."""
+    """Cosines and sines (layers/positions.py), or ALiBi slopes (layers/masks.py), of a chunk."""
     config = plan.config
     if config.position_embedding == "rope":
         positions = max(plan.batch.sequence, config.max_position_embeddings)

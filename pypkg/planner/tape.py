@@ -10,11 +10,11 @@ decide.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-Part = str | int  # the number of a layer in its model chunk, or a name
+Part = Hashable  # of a model; what is the same part counts together
 
 
 @dataclass

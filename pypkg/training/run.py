@@ -114,15 +114,18 @@ def _run(
             checkpointer.restore(resumed, state)
     elif checkpoint:
         logger.info("weights of %s; the rest starts anew (ignore_load_lr_and_optim)", checkpoint)
+    # Before the plan is compared: this measures the peak rate, and allocates for it.
+    throughput = Throughput(
+        model.config.flops_per_token(settings.max_seq_length), _peak(plan.dtype)
+    )
     reporters = _make_reporters(settings, config, plan, state)
     text_samples = _make_text_samples(settings, model, tokenizer, state, reporters)
     engine = _make_engine(settings, samples, wrapped, updater)
     data: DataSource = engine.timed(samples) if isinstance(engine, MeasuredEngine) else samples
     profiler = _make_profiler(settings)
-    flops_per_token = model.config.flops_per_token(settings.max_seq_length)
     trainer = Trainer(
         settings, engine, state, data=data, checkpointer=checkpointer, healer=healer,
-        reporters=reporters, throughput=Throughput(flops_per_token, _peak(plan.dtype)),
+        reporters=reporters, throughput=throughput,
         profiler=profiler, text_samples=text_samples,
     )  # fmt: skip
     try:

@@ -1,6 +1,7 @@
-"""Lets the tests of this folder import the configurations of the models' tests."""
+"""Lets the tests of this folder import the models' configurations and start ranks."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS / "models"), str(TESTS / "distributed" / "testing")]

@@ -33,9 +33,9 @@ def restart_peak() -> None:
     core.host_memory_stat_reset_peak_value("Allocated", 0)
 
 
-def make_engine(config: ModelConfig, settings: Settings) -> Engine:
+def make_engine(config: ModelConfig, settings: Settings, dtype: str = "float32") -> Engine:
     with paddle.utils.unique_name.guard():
-        model = from_config(config, "float32", seed=1)
+        model = from_config(config, dtype, seed=1)
     set_activations(model, settings)
     model.train()
     tp_sharding = ModelTpSharding(config)

@@ -1,19 +1,21 @@
-"""Compares planned memory with processes and rewrites the table of docs/planning.md.
+"""Measures the memory of processes and rewrites the table of docs/planning.md.
 
-python tests/planner/memory_table.py [LAYOUT ...]; by default all layouts, a minute each.
+python tests/planner/memory_table.py [LAYOUT:SIZE ...]; by default every layout at every size, half
+a minute each. ``--table`` measures nothing. Measured bytes are in measured_memory.json, with which
+tests compare the plans of the present code.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "distributed" / "testing"))
 from distributed_testing import REPO, run_ranks
-from planned_memory import GRANULARITIES, LAYOUTS, SIZES, case_of, errors, world_size
-from tiny_configs import KEYS
+from planned_memory import LAYOUTS, RECORD, SIZES, error, grid, key_of, peaks
 
 from pypkg.console.markdown import table
 
@@ -22,41 +24,44 @@ WORKER = REPO / "tests" / "distributed" / "layouts" / "memory_worker.py"
 START, END = "<!-- memory table -->\n", "<!-- end of the memory table -->\n"
 
 
-def cases_of(layout: str) -> list[dict]:
-    """Every family under every granularity, at the sizes in turn."""
-    sizes = list(SIZES)
-    return [
-        case_of(family, layout, granularity, sizes[(number + place) % len(sizes)])
-        for number, family in enumerate(KEYS)
-        for place, granularity in enumerate(GRANULARITIES)
-    ]
+def measure(layout: str, size: str) -> None:
+    """Adds the cells of a layout at one size to the record."""
+    cases = grid([layout], [size])
+    nproc = LAYOUTS[layout].degrees.world_size
+    ranks = run_ranks(WORKER, nproc, [json.dumps(cases)], timeout=600)
+    record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    record |= {key_of(case): peaks(ranks, number) for number, case in enumerate(cases)}
+    lines = [f"{json.dumps(key)}: {json.dumps(record[key])}" for key in sorted(record)]
+    RECORD.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
-def row(layout: str) -> list[str]:
-    """The largest error under a layout for each granularity, in per cent."""
-    cases = cases_of(layout)
-    ranks = run_ranks(WORKER, world_size(layout), [json.dumps(cases)], timeout=600)
-    found = list(zip(errors(cases, ranks), cases, strict=True))
-    cells = [layout]
-    for granularity in GRANULARITIES:
-        under = [each for each in found if each[1]["granularity"] == granularity]
-        error, case = max(under, key=lambda each: abs(each[0]))
-        cells.append(f"{100 * error:+.2f} ({case['family']}, {case['size']})")
-    return cells
+def with_table(page: str) -> str:
+    """The page with the table as it should be."""
+    before, rest = page.split(START)
+    after = rest.split(END)[1]
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    rows = [[layout, *(_cell(layout, size, record) for size in SIZES)] for layout in LAYOUTS]
+    lines = table(["layout", *SIZES], rows)
+    return f"{before}{START}\n" + "\n".join(lines) + f"\n\n{END}{after}"
 
 
-def main(layouts: list[str]) -> None:
-    measured = {layout: row(layout) for layout in layouts}
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(START)
-    inside, after = rest.split(END)
-    known = [[cell.strip() for cell in line.strip("| ").split("|")]
-             for line in inside.splitlines() if line.startswith("|")]  # fmt: skip
-    rows = {cells[0]: cells for cells in known} | measured
-    head = ["layout", *(granularity or "none" for granularity in GRANULARITIES)]
-    lines = table(head, [rows[layout] for layout in LAYOUTS if layout in rows])
-    PAGE.write_text(f"{before}{START}\n" + "\n".join(lines) + f"\n\n{END}{after}", encoding="utf-8")
+def _cell(layout: str, size: str, record: dict[str, dict[str, int]]) -> str:
+    """The largest error of all families under all granularities, in per cent."""
+    cases = grid([layout], [size])
+    found = [(error(case, record[key_of(case)]), case) for case in cases if key_of(case) in record]
+    if not found:
+        return "not measured"
+    largest, case = max(found, key=lambda each: abs(each[0]))
+    shown = f"{100 * largest:+.2f} ({case['family']}, {case['granularity'] or 'none'})"
+    return shown if len(found) == len(cases) else f"{shown}, {len(found)} of {len(cases)}"
+
+
+def main(arguments: list[str]) -> None:
+    if arguments != ["--table"]:
+        for each in arguments or [":".join(pair) for pair in product(LAYOUTS, SIZES)]:
+            measure(*each.split(":"))
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(LAYOUTS))
+    main(sys.argv[1:])

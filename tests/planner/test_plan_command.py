@@ -68,13 +68,45 @@ def test_what_would_do_is_the_fastest_change():
     assert way.time.tokens == plan.time.tokens
 
 
+def test_layouts_that_need_recompute_say_how_much():
+    node = Cluster(GPUS["a100-40g"], 8, GPU.link)
+    base = Settings(**{**vars(BASE), "max_seq_length": 8192})
+    found = search(base, load_config("meta-llama/Llama-2-7b"), 4, 8, node, 2)
+    assert found.faster
+    for miss in found.faster:
+        name, plan = miss.way
+        assert not miss.plan.fits and plan.fits and name.startswith("recompute ")
+        assert miss.plan.time.seconds < found.fitting[0].time.seconds
+        assert miss.reason == (
+            f"{miss.plan.short / 2**30:.1f} GiB short: activations; {name} would do, at "
+            f"{plan.time.tokens_per_second:,.0f} tokens/s"
+        )
+
+
+def test_interleaved_stages(capsys):
+    """The largest stage is the first; a search plans the first and the last of them."""
+    given = ["--pipeline_parallel_degree", "4", "--virtual_pp_degree", "5", "--sharding", ""]
+    assert main([CONFIG, "--gpus", "8", *given, "--json"]) in (0, 1)
+    found = json.loads(capsys.readouterr().out)
+    sizes = [rank["peak_bytes"] for rank in found["ranks"]]
+    assert len(sizes) == 4 and max(sizes) in (sizes[0], sizes[-1])
+    cluster = Cluster(GPUS["h100-80g"], 8, 100e9)
+    best = search(BASE, LLAMA, 32, 32, cluster).fitting
+    interleaved = [plan for plan in best if plan.degrees.virtual_stages > 1]
+    assert interleaved
+    for plan in interleaved[:3]:
+        whole = make_plan(plan.settings, LLAMA, plan.degrees, cluster)
+        assert whole.largest.peak == plan.largest.peak
+        assert plan.settings.virtual_pp_degree == plan.degrees.virtual_stages
+
+
 def test_a_search():
     found = search(BASE, LLAMA, 8, 64, NODE)
     assert len(found.fitting) == 10
     speeds = [plan.time.tokens_per_second for plan in found.fitting]
     assert speeds == sorted(speeds, reverse=True)
     assert all(plan.fits and plan.time.tokens == 64 * 4096 for plan in found.fitting)
-    assert found.too_large and not any(plan.fits for plan in found.too_large)
+    assert found.too_large and not any(miss.plan.fits for miss in found.too_large)
     assert found.too_large_by_state > 0  # no sharding at all
     best = found.fitting[0]
     planned = make_plan(best.settings, LLAMA, best.degrees, NODE)
@@ -146,8 +178,8 @@ def test_a_picture_needs_matplotlib(tmp_path, capsys, monkeypatch):
         (["--recompute_granularity", "most"], "recompute_granularity"),
         (["--no_such_key", "1"], "no_such_key"),
         (["--device", "cpu"], "plans are for GPUs"),
-        (["--virtual_pp_degree", "2", "--pipeline_parallel_degree", "4", "--sharding", "stage1"],
-         "virtual_pp_degree"),
+        (["--virtual_pp_degree", "2", "--pipeline_parallel_degree", "4", "--sharding", "stage1",
+          "--gradient_accumulation_steps", "7"], "virtual_pp_degree"),
     ],
 )  # fmt: skip
 def test_errors(capsys, arguments, words):
@@ -165,3 +197,12 @@ def test_it_runs_without_paddle():
         f"sys.exit(main([{CONFIG!r}, '--gpus', '8']))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
+
+
+def test_a_search_knows_the_state_of_other_optimizers():
+    """Lion has one moment: layouts fit that AdamW's two rule out by their state alone."""
+    excluded = {}
+    for optim in ("adamw", "lion", "adamw_8bit"):
+        base = Settings(**{**vars(BASE), "optim": optim})
+        excluded[optim] = search(base, LLAMA, 4, 4, NODE, 1).too_large_by_state
+    assert excluded["adamw"] > excluded["lion"] >= excluded["adamw_8bit"]

@@ -70,9 +70,18 @@ def test_trains_and_reports(workplace):
     for word in ("training loss", "validation loss", "perplexity", "tokens/s", "peak memory"):
         assert word in done.stdout
     assert_start_is_told(workplace, done.stderr)
+    assert_plan_is_told(done.stderr)
     line = next(line for line in done.stderr.splitlines() if "step 60/60 | loss" in line)
     for word in ("lr ", "grad norm", "tokens/s", "GiB", "MFU", "left"):
         assert word in line
+
+
+def assert_plan_is_told(log):
+    """At start, and after ten steps beside what Paddle has allocated."""
+    assert re.search(r"plan \S+ GiB of tensors; the machine has \S+ GiB", log)
+    (line,) = [line for line in log.splitlines() if " GiB, measured " in line]
+    planned, measured = map(float, re.search(r"plan (\S+) GiB, measured ([0-9.]+)", line).groups())
+    assert measured == pytest.approx(planned, rel=0.3), line  # 60 kB are not planned
 
 
 def assert_start_is_told(workplace, log):

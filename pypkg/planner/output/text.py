@@ -31,12 +31,13 @@ def describe(plan: Plan, tokens: float | None, price: float | None) -> list[str]
 
 
 def layout_of(plan: Plan) -> str:
-    """Degrees, stage and recompute in a few words."""
+    """Degrees, stage and recompute in a few words. "pipeline 8 x 2" has two chunks in a stage."""
     d, s = plan.degrees, plan.settings
+    pipeline = f"{d.pipeline} x {d.virtual_stages}" if d.virtual_stages > 1 else str(d.pipeline)
     parts = [
         f"{name} {degree}"
-        for name, degree in (("data", d.data), ("pipeline", d.pipeline), ("tensor", d.tensor))
-        if degree > 1
+        for name, degree in (("data", d.data), ("pipeline", pipeline), ("tensor", d.tensor))
+        if degree not in (1, "1")
     ]
     if d.sharding > 1:
         parts.append(f"sharding {d.sharding} (stage{s.sharding_stage})")
@@ -138,23 +139,32 @@ def describe_search(found: Found, tokens: float | None, price: float | None) -> 
     for number, plan in enumerate(found.fitting, 1):
         days = f"{plan.time.days(tokens):,.1f}" if tokens else ""
         cost = f"{plan.time.price(tokens, price):,.0f}" if price and tokens else ""
-        s = plan.settings
         lines.append(
             f"{number:>3}{plan.time.tokens_per_second:>9,.0f}{100 * plan.mfu:>7.1f}"
             f"{plan.largest.peak / _GIB:>7.1f}{days:>9}{cost:>12}  "
-            f"{s.gradient_accumulation_steps} x {s.per_device_train_batch_size}, {layout_of(plan)}"
+            f"{_batches(plan)}, {layout_of(plan)}"
         )
     if not found.fitting:
         lines = ["no layout fits these GPUs"]
-    nearest = found.too_large[:5]
-    if nearest:
-        lines.append("faster, or nearest to fitting, but too large:")
-    lines += [f"  {reason(plan)}; {layout_of(plan)}" for plan in nearest]
+    for title, misses in (
+        ("faster, but too large:", found.faster),
+        ("too large with all of recompute, nearest first:", found.too_large),
+    ):
+        if misses:
+            lines.append(title)
+        for miss in misses:
+            lines.append(f"  {_batches(miss.plan)}, {layout_of(miss.plan)}: {miss.reason}")
     if found.too_large_by_state:
         lines.append(
             f"{found.too_large_by_state} others: weights and optimizer state alone are too large"
         )
     return lines
+
+
+def _batches(plan: Plan) -> str:
+    """Micro batches of a step, and sequences of each."""
+    s = plan.settings
+    return f"{s.gradient_accumulation_steps} x {s.per_device_train_batch_size}"
 
 
 def changed_keys(plan: Plan, base: Any) -> dict[str, Any]:
@@ -238,7 +248,12 @@ def search_as_json(
             for plan in found.fitting
         ],
         "too_large": [
-            {"layout": layout_of(plan), "short_bytes": plan.short, "reason": reason(plan)}
-            for plan in found.too_large
+            {
+                "layout": layout_of(miss.plan),
+                "short_bytes": miss.plan.short,
+                "reason": miss.reason,
+                "remedy": miss.way and miss.way[0],
+            }
+            for miss in (*found.faster, *found.too_large)
         ],
     }

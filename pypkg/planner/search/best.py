@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import inf, prod
 
 from pypkg.config import Settings
 from pypkg.config.parallel_checks import parallel_problems
@@ -11,14 +12,17 @@ from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.weights.tp_shards import tensor_parallel_problems
 from pypkg.parallel.mesh import Degrees
-from pypkg.planner.search.plan import Plan, largest_term, make_plan, time_of
+from pypkg.parallel.update_rules import moment_bytes
+from pypkg.planner.search.plan import Plan, largest_term, make_plan, time_of, what_would_do
 from pypkg.planner.time.step_time import Cluster
 
 _ROWS = (1, 2, 4, 8)
+_CHUNKS = 8  # of an interleaved stage, at most
+_SHOWN = 5
 _RECOMPUTE = ("", "full_attn", "full")  # from the fastest to the one that keeps least
-# State that no layout does without, in bytes per parameter: weights, and in 16 bits a gradient, of
-# which sharding divides the part that its stage says; master weights and moments.
-_WEIGHT, _GRADIENT, _STATE = 2, 2, 12
+# State that no layout does without, in bytes per parameter in 16 bits: weights and gradients, of
+# which sharding divides the part that its stage says, and master weights; beside them moments.
+_WEIGHT, _GRADIENT, _MASTER = 2, 2, 4
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Layout:
             tensor_parallel_degree=d.tensor,
             sequence_parallel=d.sequence_parallel,
             pipeline_parallel_degree=d.pipeline,
-            virtual_pp_degree=1,
+            virtual_pp_degree=d.virtual_stages,
             sharding=(f"stage{self.stage}",) if self.stage else (),
             sharding_parallel_degree=d.sharding if self.stage else -1,
             sharding_degree=-1,
@@ -50,17 +54,43 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Miss:
+    """A layout that is too large.
+
+    Attributes:
+        plan: of the layout.
+        way: the name of a change that makes it fit, and the plan with it; None: no single one does.
+    """
+
+    plan: Plan
+    way: tuple[str, Plan] | None
+
+    @property
+    def reason(self) -> str:
+        """Why it does not fit, and what would do, in a few words."""
+        text = reason(self.plan)
+        if self.way is None:
+            return f"{text}; no single change would do"
+        name, plan = self.way
+        return f"{text}; {name} would do, at {plan.time.tokens_per_second:,.0f} tokens/s"
+
+
+@dataclass(frozen=True)
 class Found:
     """What a search has found.
 
     Attributes:
         fitting: fastest first.
-        too_large: layouts that fit with no recompute, each with all of it, nearest first.
+        faster: layouts that would be faster than the first of ``fitting``, without the recompute
+            that makes them fit; fastest first, at most ``_SHOWN``.
+        too_large: layouts that fit with no recompute, each with all of it, nearest first, at most
+            ``_SHOWN``.
         too_large_by_state: number of layouts whose weights and optimizer state alone do not fit.
     """
 
     fitting: tuple[Plan, ...]
-    too_large: tuple[Plan, ...]
+    faster: tuple[Miss, ...]
+    too_large: tuple[Miss, ...]
     too_large_by_state: int
 
 
@@ -81,33 +111,71 @@ def search(
         base: settings of the run; those of the layout are replaced.
         global_rows: sequences of the global batch.
     """  # fmt: skip
-    candidates = []
+    candidates, by_state = _candidates(base, config, world, global_rows, cluster)
+    fitting: list[Plan] = []
+    recomputed: list[Miss] = []
+    too_large: list[Plan] = []
+    for seconds, accumulation, layout in candidates:
+        limit = fitting[count - 1].time.seconds if len(fitting) >= count else inf
+        if seconds > limit:
+            break
+        tried = _until_it_fits(base, config, layout, accumulation, cluster, limit)
+        if not tried:
+            continue
+        last = tried[-1]
+        (fitting if last.fits else too_large).append(last)
+        if last.fits and len(tried) > 1:
+            name = f"recompute {last.settings.recompute_granularity}"
+            recomputed.append(Miss(tried[0], (name, last)))
+        fitting.sort(key=lambda each: each.time.seconds)
+    best = fitting[0].time.seconds if fitting else inf
+    faster = [miss for miss in recomputed if miss.plan.time.seconds < best]
+    nearest = sorted(too_large, key=lambda each: each.short)[:_SHOWN]
+    return Found(
+        fitting=tuple(fitting[:count]),
+        faster=tuple(faster[:_SHOWN]),
+        too_large=tuple(Miss(plan, what_would_do(plan)) for plan in nearest),
+        too_large_by_state=by_state,
+    )
+
+
+def _candidates(
+    base: Settings, config: ModelConfig, world: int, global_rows: int, cluster: Cluster
+) -> tuple[list[tuple[float, int, Layout]], int]:
+    """Seconds without recompute, micro batches and layout, fastest first; and the number of layouts
+    that are too large by their state."""
+    found = []
     by_state = 0
     for layout in _layouts(config, world, cluster):
         shards = layout.degrees.data * layout.degrees.sharding
         accumulation, rest = divmod(global_rows, layout.rows * shards)
-        if rest or not accumulation:
+        if rest or not accumulation or parallel_problems(layout.settings(base, accumulation, "")):
             continue
-        settings = layout.settings(base, accumulation, "")
-        if parallel_problems(settings):
-            continue
-        if _least_state(layout, config) > cluster.gpu.memory:
+        if _least_state(base, layout, config) > cluster.gpu.memory:
             by_state += 1
             continue
-        seconds = time_of(settings, config, layout.degrees, cluster).seconds
-        candidates.append((seconds, accumulation, layout))
-    fitting: list[Plan] = []
-    too_large: list[Plan] = []
-    for seconds, accumulation, layout in sorted(candidates, key=lambda each: each[0]):
-        if len(fitting) >= count and seconds > fitting[count - 1].time.seconds:
-            break
-        plan = _least_recompute(base, config, layout, accumulation, cluster)
-        if plan is None:
-            continue
-        (fitting if plan.fits else too_large).append(plan)
-        fitting.sort(key=lambda each: each.time.seconds)
-    too_large.sort(key=lambda each: each.short)
-    return Found(tuple(fitting[:count]), tuple(too_large), by_state)
+        choices = []
+        for each in (layout, *_interleaved(layout, config)):
+            settings = each.settings(base, accumulation, "")
+            if not parallel_problems(settings):
+                seconds = time_of(settings, config, each.degrees, cluster).seconds
+                choices.append((seconds, accumulation, each))
+        found.append(choices[0])
+        # The fastest of the interleaved ones; the one that is not interleaved may take less memory.
+        fastest = min(choices, key=lambda each: each[0])
+        if fastest is not choices[0]:
+            found.append(fastest)
+    return sorted(found, key=lambda each: each[0]), by_state
+
+
+def _interleaved(layout: Layout, config: ModelConfig) -> Iterator[Layout]:
+    """The layout with several model chunks in each stage, all with the same number of layers."""
+    layers, rest = divmod(config.num_hidden_layers, layout.degrees.pipeline)
+    if rest or layout.degrees.pipeline == 1:
+        return
+    for chunks in range(2, _CHUNKS + 1):
+        if layers % chunks == 0:
+            yield replace(layout, degrees=replace(layout.degrees, virtual_stages=chunks))
 
 
 def reason(plan: Plan) -> str:
@@ -147,26 +215,55 @@ def _divisors(number: int) -> list[int]:
     return [each for each in range(1, number + 1) if number % each == 0]
 
 
-def _least_state(layout: Layout, config: ModelConfig) -> float:
+def _least_state(base: Settings, layout: Layout, config: ModelConfig) -> float:
     """Bytes of a rank that no recompute saves; at least."""
     degrees, z = layout.degrees, layout.degrees.sharding
     n = config.num_parameters() / (degrees.tensor * degrees.pipeline)
     weight = _WEIGHT / (z if layout.stage == 3 else 1)
     gradient = _GRADIENT / (z if layout.stage >= 2 else 1)
-    return 0.9 * n * (weight + gradient + _STATE / z)  # stages differ by a layer or so
+    shape = config.hidden_size, config.intermediate_size  # most parameters are in such matrices
+    elements = prod(shape)
+    moments = moment_bytes(base.optim, "layers.0.mlp.up_proj.weight", shape, elements) / elements
+    state = moments + (0 if base.stochastic_rounding else _MASTER)
+    return 0.9 * n * (weight + gradient + state / z)  # stages differ by a layer or so
 
 
-def _least_recompute(
-    base: Settings, config: ModelConfig, layout: Layout, accumulation: int, cluster: Cluster
-) -> Plan | None:
-    """The plan with the least recompute that fits, else with the most; None: not planned yet."""
-    plan = None
+def _until_it_fits(
+    base: Settings,
+    config: ModelConfig,
+    layout: Layout,
+    accumulation: int,
+    cluster: Cluster,
+    limit: float,
+) -> list[Plan]:
+    """Plans with more and more recompute, until one fits; empty: not planned yet, or none fits
+    that takes at most ``limit`` seconds."""
+    tried: list[Plan] = []
     for recompute in _RECOMPUTE:
         settings = layout.settings(base, accumulation, recompute)
+        if time_of(settings, config, layout.degrees, cluster).seconds > limit:
+            return []
         try:
-            plan = make_plan(settings, config, layout.degrees, cluster)
+            plan = _plan(settings, config, layout.degrees, cluster)
         except UserError:
-            return None
-        if plan.fits:
+            return []
+        tried += [plan] if plan is not None else []
+        if plan is not None and plan.fits:
             break
-    return plan
+    return tried
+
+
+def _plan(
+    settings: Settings, config: ModelConfig, degrees: Degrees, cluster: Cluster
+) -> Plan | None:
+    """The plan; None: interleaved stages do not fit, since others do not.
+
+    Interleaved stages have more micro batches in flight. The first has most of them, the last the
+    logits. Those between them are alike, with fewer and fewer in flight, and are not planned.
+    """
+    if degrees.virtual_stages == 1:
+        return make_plan(settings, config, degrees, cluster)
+    plain = replace(degrees, virtual_stages=1)
+    if not make_plan(settings, config, plain, cluster).fits:
+        return None
+    return make_plan(settings, config, degrees, cluster, (0, degrees.pipeline - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from pypkg.config import Settings
@@ -73,13 +74,22 @@ def element_bytes(settings: Settings) -> int:
     return 4 if settings.bf16 is False and not settings.fp16 else 2
 
 
-def make_plan(settings: Settings, config: ModelConfig, degrees: Degrees, cluster: Cluster) -> Plan:
+def make_plan(
+    settings: Settings,
+    config: ModelConfig,
+    degrees: Degrees,
+    cluster: Cluster,
+    stages: Iterable[int] | None = None,
+) -> Plan:
     """The plan of a layout without problems.
+
+    Args:
+        stages: pipeline stages whose memory is planned; None: all.
 
     Raises:
         UserError: the layout or a setting is not planned yet.
     """
-    memory = plan_memory(settings, config, degrees)
+    memory = plan_memory(settings, config, degrees, stages=stages)
     return Plan(
         settings, config, degrees, cluster, memory, time_of(settings, config, degrees, cluster)
     )

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
-from pathlib import Path
-
-from pypkg.errors import UserError
+from math import log
+from typing import Any
 
 _MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """The rate of a matrix product [rows, inputs] x [inputs, outputs] in bfloat16."""
+
+    rows: int
+    inputs: int
+    outputs: int
+    flops_per_second: float
+
+    def distance(self, shape: tuple[int, int, int]) -> float:
+        """Between two shapes: of the logarithms of their sizes, squared."""
+        own = (self.rows, self.inputs, self.outputs)
+        return sum(log(x / y) ** 2 for x, y in zip(own, shape, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +38,8 @@ class Gpu:
         attention_efficiency: of matmul_flops in flash attention, forward and backward.
         bandwidth_efficiency: of operators that move memory.
         link_efficiency: of collectives.
+        products: rates by shape, where they were measured; they take the place of
+            matmul_efficiency.
         source: of the figures.
     """
 
@@ -39,6 +53,7 @@ class Gpu:
     attention_efficiency: float = 0.5
     bandwidth_efficiency: float = 0.9
     link_efficiency: float = 0.75
+    products: tuple[Product, ...] = ()
     source: str
 
     @property
@@ -46,8 +61,14 @@ class Gpu:
         """Bytes."""
         return self.memory_mib * _MIB
 
-    def product_rate(self, element_bytes: int) -> float:
-        """FLOP/s that matrix products reach."""
+    def product_rate(self, element_bytes: int, shape: tuple[int, int, int] | None = None) -> float:
+        """FLOP/s that matrix products reach.
+
+        Args:
+            shape: rows, inputs and outputs, for the rate of the nearest shape that was measured.
+        """
+        if self.products and shape is not None and element_bytes == 2:
+            return min(self.products, key=lambda each: each.distance(shape)).flops_per_second
         peak = self.matmul_flops if element_bytes == 2 else self.matmul_flops_float32
         return peak * self.matmul_efficiency
 
@@ -62,10 +83,11 @@ class Gpu:
         return self.bandwidth * self.bandwidth_efficiency
 
 
-_A100 = {"matmul_flops": 312e12, "matmul_flops_float32": 19.5e12}
-# FlashAttention-2 reaches 50 to 73 % of an A100 (Dao, 2023) and 35 % of an H100 (Shah et al.,
-# FlashAttention-3, 2024). Ours has not been timed on a GPU.
-_HOPPER = {
+_A100: dict[str, Any] = {"matmul_flops": 312e12, "matmul_flops_float32": 19.5e12}
+# FlashAttention-2 reaches 50 to 73 % of an A100 (Dao, arXiv:2307.08691, abstract) and 35 % of an
+# H100 (Shah et al., arXiv:2407.08608, abstract). Ours has not been timed on a GPU. L40S has no
+# published figure: that of A100 stands for it.
+_HOPPER: dict[str, Any] = {
     "matmul_flops": 989e12,
     "matmul_flops_float32": 67e12,
     "attention_efficiency": 0.35,
@@ -78,49 +100,17 @@ GPUS = {
         Gpu(name="a100-80g", memory_mib=81920, bandwidth=2.039e12, link=300e9, **_A100,
             source="NVIDIA A100 data sheet, SXM"),
         Gpu(name="a800-80g", memory_mib=81920, bandwidth=2.039e12, link=200e9, **_A100,
-            source="NVIDIA A800 data sheet, SXM"),
+            source="NVIDIA A100 data sheet, SXM; NVLink as the press reports it for A800"),
         Gpu(name="h100-80g", memory_mib=81559, bandwidth=3.35e12, link=450e9, **_HOPPER,
             source="NVIDIA H100 data sheet, SXM"),
         Gpu(name="h800-80g", memory_mib=81559, bandwidth=3.35e12, link=200e9, **_HOPPER,
-            source="NVIDIA H800 data sheet, SXM"),
+            source="NVIDIA H100 data sheet, SXM; NVLink as the press reports it for H800"),
         Gpu(name="h200", memory_mib=143771, bandwidth=4.8e12, link=450e9, **_HOPPER,
             source="NVIDIA H200 data sheet, SXM"),
         Gpu(name="l40s", memory_mib=46068, bandwidth=864e9, link=32e9, matmul_flops=362e12,
             matmul_flops_float32=91.6e12, source="NVIDIA L40S data sheet; PCIe 4.0 x16"),
     )
 }  # fmt: skip
-
-
-def load_gpu(name: str) -> Gpu:
-    """A GPU of the table, or of a JSON file.
-
-    The file has the fields of ``Gpu``, or ``{"like": "a100-80g", ...}`` with those that differ from
-    a GPU of the table, such as an efficiency that was measured.
-
-    Raises:
-        UserError: there is no such GPU, or the file is not of that form.
-    """
-    if name in GPUS:
-        return GPUS[name]
-    path = Path(name)
-    if path.suffix != ".json":
-        raise UserError(
-            f"--gpu is {name!r}; expected one of {', '.join(GPUS)}, or a .json file with fields "
-            "of such a GPU"
-        )
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-        like = given.pop("like", None)
-        known = dataclasses.asdict(GPUS[like]) if like is not None else {}
-        return _checked(Gpu(**{**known, "name": path.stem, "source": str(path), **given}))
-    except OSError as error:
-        raise UserError(f"--gpu {name}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        fields = ", ".join(field.name for field in dataclasses.fields(Gpu))
-        raise UserError(
-            f"--gpu {name} is not the description of a GPU: {error}. Expected a JSON object with "
-            f'"like", one of {", ".join(GPUS)}, and any of {fields}'
-        ) from error
 
 
 def gpu_of_device(name: str, memory: int) -> Gpu | None:
@@ -135,15 +125,3 @@ def gpu_of_device(name: str, memory: int) -> Gpu | None:
         if model in name and abs(memory / gpu.memory - 1) < 0.1:
             return gpu
     return None
-
-
-def _checked(gpu: Gpu) -> Gpu:
-    for field in dataclasses.fields(Gpu):
-        value = getattr(gpu, field.name)
-        if field.name in ("name", "source"):
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise ValueError(f"{field.name} is {value!r}, not a number above 0")
-        if field.name.endswith("_efficiency") and value > 1:
-            raise ValueError(f"{field.name} is {value!r}, above 1")
-    return gpu

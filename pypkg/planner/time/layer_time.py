@@ -165,7 +165,8 @@ class LayerTime:
             flops = 2 * tokens * inputs * outputs
             moved = self._bytes * (tokens * (inputs + outputs) + inputs * outputs)
             seconds += max(
-                flops / self._gpu.product_rate(self._bytes), moved / self._gpu.memory_rate
+                flops / self._gpu.product_rate(self._bytes, (tokens, inputs, outputs)),
+                moved / self._gpu.memory_rate,
             )
         return Seconds(products=seconds)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pypkg.config import Settings
 from pypkg.models.architecture.config import ModelConfig
@@ -33,6 +33,20 @@ TERMS = (
     "evaluation",
     "checkpoints",
 )
+# Relative standard error of each term, assumed; rates of links and of the host vary most.
+TERM_ERRORS = {
+    "matrix products": 0.1,
+    "attention": 0.3,
+    "memory-bound operators": 0.2,
+    "tensor communication": 0.3,
+    "host": 0.5,
+    "pipeline bubble": 0.1,
+    "pipeline communication": 0.3,
+    "gradient communication": 0.5,
+    "optimizer": 0.2,
+    "evaluation": 0.2,
+    "checkpoints": 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,15 @@ class StepTime:
     @property
     def seconds(self) -> float:
         return sum(self.terms.values())
+
+    def training_alone(self) -> StepTime:
+        """Without evaluation and checkpoints, as the log of a run counts speed."""
+        terms = {
+            name: seconds
+            for name, seconds in self.terms.items()
+            if name not in ("evaluation", "checkpoints")
+        }
+        return replace(self, terms=terms)
 
     @property
     def tokens_per_second(self) -> float:

@@ -19,6 +19,7 @@ from pypkg.training.doctor.inputs import input_findings
 from pypkg.training.doctor.links import link_findings
 from pypkg.training.doctor.machine import Needs, machine_findings, needs_of
 from pypkg.training.doctor.operators import operator_findings
+from pypkg.training.doctor.ports import port_findings
 
 logger = logging.getLogger("pypkg")
 
@@ -37,7 +38,11 @@ def examine(
     if settings and config:
         needs = _needs(capabilities, settings, config, dtype)
     found = [*device_findings(facts), *machine_findings(facts, needs), *operator_findings()]
-    found += link_findings(capabilities.device, [fact.host for fact in facts])
+    hosts = [fact.host for fact in facts]
+    if len(hosts) > 1:
+        found += port_findings(hosts)
+    if not any(finding.check == "ports" and finding.severity for finding in found):
+        found += link_findings(capabilities, hosts)  # which would wait for ever
     if settings and config:
         found += input_findings(settings, config, needs)
     return found

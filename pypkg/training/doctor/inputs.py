@@ -13,7 +13,7 @@ from pypkg.data import IndexedDataset
 from pypkg.data.datasets.build import resolve_input_dir
 from pypkg.errors import UserError
 from pypkg.models import ModelConfig
-from pypkg.parallel import mesh
+from pypkg.parallel import endpoints, mesh
 from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank
 from pypkg.training.checkpoint.lock import refuse_if_in_use
 from pypkg.training.doctor.facts import nearest_folder
@@ -67,8 +67,12 @@ def _prefixes(settings: Settings) -> list[str]:
 
 
 def _checksums(settings: Settings) -> str:
-    from_first_rank(lambda: verify_corpora(settings))
-    return "no corpus differs from its manifest"
+    """The first rank of each machine reads all of its corpora."""
+    hosts = endpoints.hosts()
+    is_first_here = not hosts or hosts.index(endpoints.own_host()) == mesh.current().rank
+    from_all_ranks(lambda: verify_corpora(settings) if is_first_here else None)
+    where = f", on {counted(len(set(hosts)), 'machine')}" if len(set(hosts)) > 1 else ""
+    return f"no corpus differs from its manifest{where}"
 
 
 def _tokenizer(settings: Settings, config: ModelConfig) -> Finding:

@@ -10,9 +10,15 @@ from math import inf
 import paddle
 import paddle.distributed as dist
 
+from pypkg.device.capabilities import Capabilities
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_all_ranks
+from pypkg.parallel.launch.rendezvous import named
+from pypkg.planner.time.gpus import gpu_of_device
 from pypkg.training.doctor.findings import Finding, Severity, counted, place_of
+
+Ranks = tuple[int, ...]
+Pair = tuple[int, int]  # sender and receiver
 
 AXES = ("tensor", "sharding", "data", "pipeline")
 _RUNS = 5
@@ -50,52 +56,131 @@ def measure(device: str) -> dict[str, float]:
     return rates
 
 
-def link_findings(device: str, hosts: Sequence[str]) -> list[Finding]:
+def link_findings(capabilities: Capabilities, hosts: Sequence[str]) -> list[Finding]:
     """Measures all axes; all ranks have to call this. ``hosts``: of each rank, by rank."""
-    current = mesh.current()
+    current, device = mesh.current(), capabilities.device
+    gpu = gpu_of_device(capabilities.device_name, capabilities.memory_bytes)
+    link = _SLOW * gpu.link * gpu.link_efficiency / 1e9 if device == "gpu" and gpu else 0.0
     rates = from_all_ranks(lambda: measure(device))
     found: list[Finding] = []
     for axis in AXES:
-        if getattr(current.degrees, axis) > 1:
-            groups = _groups(current, axis)
-            slowest = {group: min(rates[rank][axis] for rank in group) for group in groups}
-            found += judge(axis, slowest, device, hosts)
+        if getattr(current.degrees, axis) == 1:
+            continue
+        groups = _groups(current, axis)
+        slowest = {group: min(rates[rank][axis] for rank in group) for group in groups}
+        least = least_rates(slowest, device, hosts, link)
+        slow = [group for group, rate in slowest.items() if rate < least[group] and len(group) > 2]
+        pairs = _pairs_of(axis, device, slow) if slow else {}  # on all ranks alike
+        found += judge(axis, slowest, least, pairs, len(hosts))
+    return found
+
+
+def _pairs_of(axis: str, device: str, slow: Sequence[Ranks]) -> dict[Pair, float]:
+    """The rates of all links of the slow groups."""
+    takes_part = any(mesh.current().rank in group for group in slow)
+    measured = from_all_ranks(lambda: pair_rates(axis, device, takes_part))
+    return {pair: rate for found in measured for pair, rate in found.items()}
+
+
+def least_rates(
+    rates: Mapping[Ranks, float], device: str, hosts: Sequence[str], link: float = 0.0
+) -> dict[Ranks, float]:
+    """GB/s that each group of an axis should reach.
+
+    Args:
+        link: GB/s that the links of these GPUs within a machine should reach; 0: unknown.
+    """
+    half = _SLOW * statistics.median(rates.values())
+    least = {}
+    for group in rates:
+        within = len({hosts[rank] for rank in group}) == 1
+        usual = max(_LEAST_WITHIN, link) if within else _LEAST_BETWEEN
+        least[group] = max(half, usual if device == "gpu" else 0.0)
+    return least
+
+
+def pair_rates(axis: str, device: str, takes_part: bool) -> dict[Pair, float]:
+    """GB/s from each rank of a slow group to the next one of its ring, measured by the receivers.
+
+    All ranks of the group have to call this; others take no part.
+    """
+    group = getattr(mesh.current(), axis)
+    found: dict[Pair, float] = {}
+    if not takes_part or group is None:
+        return found
+    tensor = paddle.ones([_BYTES[device] // 4])
+    for place, sender in enumerate(group.ranks):
+        receiver = group.ranks[(place + 1) % group.nranks]
+        seconds = []
+        for _ in range(_RUNS):
+            dist.barrier(group)
+            started = time.perf_counter()
+            if group.rank == place:
+                dist.send(tensor, dst=receiver, group=group)
+            elif mesh.current().rank == receiver:
+                dist.recv(tensor, src=sender, group=group)
+                tensor[:1].item()  # waits for the device
+                seconds.append(time.perf_counter() - started)
+        if seconds:
+            found[sender, receiver] = _BYTES[device] / min(seconds) / 1e9
     return found
 
 
 def judge(
-    axis: str, rates: Mapping[tuple[int, ...], float], device: str, hosts: Sequence[str]
+    axis: str,
+    rates: Mapping[Ranks, float],
+    least: Mapping[Ranks, float],
+    pairs: Mapping[Pair, float],
+    size: int,
 ) -> Iterator[Finding]:
-    """The findings of an axis, of which ``rates`` holds the GB/s of each group of ranks."""
-    check, size = f"all-reduce, {axis} axis", len(hosts)
+    """The findings of an axis.
+
+    Args:
+        rates: GB/s of each group of ranks; 0: its sum is wrong.
+        least: GB/s that each should reach.
+        pairs: GB/s between two ranks of slow groups.
+        size: number of ranks.
+    """
+    check = f"all-reduce, {axis} axis"
     median = statistics.median(rates.values())
     is_well = True
     for group, rate in rates.items():
-        least = 0.0
-        if device == "gpu":
-            within = len({hosts[rank] for rank in group}) == 1
-            least = _LEAST_WITHIN if within else _LEAST_BETWEEN
         if rate == 0:
             is_well = False
             yield Finding(
                 Severity.ERROR, check, "the sum is wrong", place_of(group, size),
                 "Test the links of these machines, with nccl-tests for example",
             )  # fmt: skip
-        elif rate < least or rate < _SLOW * median:
+        elif rate < least[group]:
             is_well = False
             yield Finding(
                 Severity.WARNING, check,
-                f"{rate:.3g} GB/s, expected {max(least, _SLOW * median):.3g} or more; the median "
-                f"of the axis is {median:.3g}", place_of(group, size),
-                "NCCL_DEBUG=INFO shows the links in use; NCCL_SOCKET_IFNAME and "
-                "GLOO_SOCKET_IFNAME select the network",
+                f"{rate:.3g} GB/s, expected {least[group]:.3g} or more; the median of the axis is "
+                f"{median:.3g}{_slowest_pair(group, pairs)}", place_of(group, size),
+                "NCCL_DEBUG=INFO and nvidia-smi topo -m show the links in use; NCCL_SOCKET_IFNAME "
+                "and GLOO_SOCKET_IFNAME select the network",
             )  # fmt: skip
     if is_well:
         groups = counted(len(rates), "group")
         yield Finding(Severity.OK, check, f"{min(rates.values()):.3g} GB/s or more in {groups}")
 
 
-def _groups(current: mesh.Mesh, axis: str) -> list[tuple[int, ...]]:
+def _slowest_pair(group: Ranks, pairs: Mapping[Pair, float]) -> str:
+    """Names the slowest link of a group, if it was measured and others are much faster."""
+    own = {pair: rate for pair, rate in pairs.items() if pair[0] in group}
+    if not own:
+        return ""
+    median = statistics.median(own.values())
+    (sender, receiver), rate = min(own.items(), key=lambda each: each[1])
+    if rate >= _SLOW * median:
+        return "; all its links are alike"
+    return (
+        f"; the link from {named([sender])} to {named([receiver])} has {rate:.3g} GB/s, and the "
+        f"median one {median:.3g}"
+    )
+
+
+def _groups(current: mesh.Mesh, axis: str) -> list[Ranks]:
     """The ranks that differ on ``axis`` alone, for each group of the axis."""
     groups: dict[tuple, list[int]] = {}
     for rank in range(current.world_size):

@@ -16,6 +16,7 @@ _CLOCKS_APART = 2.0  # seconds; logs and locks of output_dir compare times of ma
 # What NCCL's user guide gives a container of several GPUs ("Troubleshooting": --shm-size=1g, and
 # --ulimit memlock=-1). Docker's default is 64 MiB.
 _SHARED_MEMORY = 2**30
+_MAY_DIFFER = ("python", "driver_cuda", "device_name")  # the slowest device sets the pace
 _FILES_PER_RANK = 2  # connections of rank 0 (docs/several_hosts.md)
 _FILES = 1024
 _GIB = 2**30
@@ -71,12 +72,14 @@ def machine_findings(facts: Sequence[Facts], needs: Needs) -> list[Finding]:
 def _versions(facts: Sequence[Facts]) -> Iterator[Finding]:
     for name, shown in (
         ("package", "pypkg"), ("paddle", "Paddle"), ("python", "Python"),
-        ("kernel_sources", "kernels from sources"),
+        ("kernel_sources", "kernels from sources"), ("kernels_cuda", "CUDA of the kernels"),
+        ("architectures", "GPU architectures of the kernels"), ("driver_cuda", "GPU drivers"),
+        ("device_name", "devices"),
     ):  # fmt: skip
         forms = [(getattr(fact, name), ranks) for fact, ranks in by_value(facts, attrgetter(name))]
         if len(forms) > 1:
             listed = "; ".join(f"{str(form)[:24]} on {named(ranks)}" for form, ranks in forms)
-            severity = Severity.WARNING if name == "python" else Severity.ERROR
+            severity = Severity.WARNING if name in _MAY_DIFFER else Severity.ERROR
             yield Finding(
                 severity, "versions", f"{shown} differ: {listed}",
                 remedy="Install the same on every machine",

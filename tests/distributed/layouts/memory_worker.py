@@ -15,12 +15,13 @@ from paddle.distributed.fleet.base import topology
 sys.path.insert(0, str(REPO / "tests" / "planner"))
 sys.path.insert(0, str(REPO / "tests" / "models"))
 from measured_memory import measure
+from planned_memory import layout_of
 
 from pypkg.parallel import mesh
 
 
 def start(case: dict[str, Any]) -> None:
-    degrees = mesh.Degrees(**case["degrees"])
+    degrees = layout_of(case).degrees
     if mesh.current().degrees != degrees:
         topology._HYBRID_PARALLEL_GROUP = None  # lets fleet make the groups of another mesh
         mesh.initialize(degrees)

@@ -1,8 +1,8 @@
 """One rank of test_machines.py: what is said of folders that differ between machines.
 
 Arguments: checkpoints (for a run that writes them), metrics (for one that does not), data, parts
-(for a checkpoint of folders of their own), or ThreadWriter or ProcessWriter (for a rank that ends
-in a save), and an output folder or a corpus for each rank; "-" where a rank reads none.
+(for a checkpoint of folders of their own), ThreadWriter or ProcessWriter (for a rank that ends in a
+save), or links, and an output folder or a corpus for each rank; "-" where a rank reads none.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from pypkg.training.checkpoint.lock import LOCK_FILE
 from pypkg.training.checkpoint.manifest import put_manifest, read_manifest
 from pypkg.training.checkpoint.shared_memory import SharedMemory
 from pypkg.training.checkpoint.writing import CheckpointWriting
+from pypkg.training.doctor import links
+from pypkg.training.doctor.ports import port_findings
 from pypkg.training.feed.same_data import check_same_data
 from pypkg.training.start import output_dir
 from pypkg.training.state import TrainerState
@@ -166,6 +168,10 @@ if __name__ == "__main__":
         if what == "data":
             check_same_data(None if place == "-" else [IndexedDataset(place)])
             report("")
+        elif what == "links":
+            links._BYTES["cpu"] = 2**16
+            pairs = [[*pair, rate] for pair, rate in links.pair_rates("data", "cpu", True).items()]
+            report([pairs, [finding.line() for finding in port_findings(["a", "b", "b"])]])
         elif what == "parts":
             report(try_parts(place, places[0] + "-kept"))
         elif what.endswith("Writer"):

@@ -1,4 +1,4 @@
-"""Folders that differ between the machines of a run are told at its start."""
+"""Folders that differ between the machines of a run are told at its start; links between them."""
 
 from __future__ import annotations
 
@@ -65,6 +65,15 @@ def test_a_rank_that_ends_in_a_save_is_named(tmp_path, writer):
     assert said.startswith(f"saving {tmp_path / 'checkpoint-1'} failed: rank 1 of this machine has")
     assert "has yet to hand over" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_links_and_ports_between_ranks():
+    """What the doctor measures where a group of ranks is slow, and whom a machine reaches."""
+    said = run_ranks(WORKER, 3, ["links", "-", "-", "-"])
+    pairs = [pair for rank in said for pair in rank[0]]
+    assert {(sender, receiver) for sender, receiver, _ in pairs} == {(0, 1), (1, 2), (2, 0)}
+    assert all(rate > 0 for *_, rate in pairs)
+    assert [ports for _, ports in said] == [["ports: 2 machines; each reaches the others"]] * 3
 
 
 def test_only_checkpoints_need_it_everywhere(tmp_path):

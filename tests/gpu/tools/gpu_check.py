@@ -122,12 +122,14 @@ class Benchmarks:
     """
     Attributes:
         limits: operations or bytes per second, by unit.
+        products: rates of matrix products by shape.
         rows: of ``measure``.
         failed: cases that computed something else, or that a variant could not do.
         notes: on baselines and cases that were left out.
     """
 
     limits: dict[str, float]
+    products: list[dict[str, float]]
     rows: list[dict[str, Any]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -139,7 +141,7 @@ def run_benchmarks(mk: Maker, names: list[str], deadline: float) -> Benchmarks:
         "GB/s": timers.copy_bandwidth(timer, mk.device),
         "TFLOP/s": timers.matmul_rate(timer, mk.device),
     }
-    found = Benchmarks(limits)
+    found = Benchmarks(limits, timers.product_rates(timer, mk.device))
     for case in suites.cases(mk, names):
         if time.monotonic() > deadline:
             found.notes.append(f"out of time for {label(case)}")
@@ -266,7 +268,9 @@ def main(argv: list[str] | None = None) -> int:
             record_attention(args.device, found.rows)
         print_table(found)
         given = sys.argv[1:] if argv is None else argv
-        result = ops_result(given, found.limits, found.rows, found.notes, args.device)
+        result = ops_result(
+            given, found.limits, found.products, found.rows, found.notes, args.device
+        )
         report |= result
     report["seconds"] = time.monotonic() - started
     args.output.parent.mkdir(parents=True, exist_ok=True)

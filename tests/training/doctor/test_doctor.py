@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,12 +15,12 @@ from pypkg.config.reading.parser import load_settings
 from pypkg.device.capabilities import probe
 from pypkg.doctor import main
 from pypkg.errors import UserError
-from pypkg.training.doctor import facts, inputs, operators
+from pypkg.training.doctor import facts, inputs, operators, ports
 from pypkg.training.doctor.dry_run import dry_run
 from pypkg.training.doctor.examination import warn_at_start
 from pypkg.training.doctor.findings import exit_code
 from pypkg.training.doctor.inputs import input_findings, write_rate
-from pypkg.training.doctor.links import judge
+from pypkg.training.doctor.links import judge, least_rates
 from pypkg.training.doctor.machine import Needs, needs_of
 from pypkg.training.start.sources import model_config
 
@@ -79,9 +80,50 @@ def test_a_wrong_operator_is_named(monkeypatch, name):
 def test_links(monkeypatch, rates, hosts, severity, words):
     ends = ",".join(f"{host}:{port}" for port, host in enumerate(hosts))
     monkeypatch.setenv("PADDLE_TRAINER_ENDPOINTS", ends)
-    found = list(judge("tensor", rates, "gpu", list(hosts)))
+    least = least_rates(rates, "gpu", hosts)
+    found = list(judge("tensor", rates, least, {}, len(hosts)))
     assert exit_code(found) == severity
     assert any(words in each.line() for each in found)
+
+
+def test_a_link_that_is_missing_within_a_machine():
+    """The link of the data sheet is expected within a machine alone."""
+    rates = {(0, 1, 2, 3): 20.0}
+    assert least_rates(rates, "gpu", "aaaa", link=112.5) == {(0, 1, 2, 3): 112.5}
+    assert least_rates(rates, "gpu", "aabb", link=112.5) == {(0, 1, 2, 3): 10.0}
+    assert least_rates(rates, "cpu", "aaaa") == {(0, 1, 2, 3): 10.0}
+
+
+def test_the_slow_link_of_a_group_is_named(monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINER_ENDPOINTS", "a:1,a:2,b:3,b:4")
+    group = (0, 1, 2, 3)
+    pairs = {(0, 1): 90.0, (1, 2): 3.0, (2, 3): 95.0, (3, 0): 85.0}
+    (found,) = judge("data", {group: 3.0}, {group: 112.5}, pairs, 4)
+    assert (
+        "the link from rank 1 (a) to rank 2 (b) has 3 GB/s, and the median one 87.5" in found.what
+    )
+    (found,) = judge("data", {group: 3.0}, {group: 112.5}, {**pairs, (1, 2): 80.0}, 4)
+    assert found.what.endswith("; all its links are alike")
+
+
+def test_ports_that_cannot_be_reached(monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINER_ENDPOINTS", "a:1,a:2,b:3,b:4")
+    hosts = list("aabb")
+    (well,) = ports.judge({rank: {} for rank in range(4)}, hosts)
+    assert well.severity == 0 and well.what == "2 machines; each reaches the others"
+    (found,) = ports.judge({0: {2: "b:40001: timed out"}, 1: {}, 2: {}, 3: {}}, hosts)
+    assert found.severity == 2
+    assert found.line().startswith("ports: no connection to b:40001: timed out on rank 0 (a)")
+    assert "Open all ports" in found.remedy
+
+
+def test_a_port_at_which_nothing_listens():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()[:2]
+        assert ports.unreachable({0: address}) == {}
+    found = ports.unreachable({0: address, 3: address})
+    assert set(found) == {0, 3}
+    assert found[3] == f"127.0.0.1:{address[1]}: Connection refused"
 
 
 def test_a_run_in_order(workplace):
@@ -191,6 +233,7 @@ def test_the_command_on_two_ranks(workplace):
     result = workplace.execute(command)
     assert result.returncode in (0, 1), result.stderr  # a machine may have one core
     assert "all-reduce, data axis: " in result.stdout and "GB/s or more in 1 group" in result.stdout
+    assert "ports: 1 machine; the machine reaches itself" in result.stdout
     assert "1 corpus with" in result.stdout and "the same on all ranks" in result.stdout
     assert result.stdout.endswith(" errors\n")
     (workplace.folder / "data" / "corpus.idx").unlink()

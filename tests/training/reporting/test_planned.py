@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import logging
+import re
 
+import paddle
 import pytest
 
 from pypkg.config import Settings
 from pypkg.device.capabilities import Capabilities
 from pypkg.models.architecture.registry import load_config
+from pypkg.planner import memory as memory_terms
+from pypkg.planner.time import step_time
 from pypkg.planner.time.gpus import GPUS, gpu_of_device
-from pypkg.training.reporting.planned import PlanReporter, compare_with_capacity, plan_of_run
+from pypkg.training.reporting import planned
+from pypkg.training.reporting.planned import (
+    PlanReporter,
+    compare_with_capacity,
+    likely_term,
+    plan_of_run,
+)
 
 GIB = 2**30
 A100 = Capabilities(
@@ -22,6 +32,7 @@ CPU = Capabilities(
     paddle="3.3.1", ops_backend="compiled", compiled_ops="",
 )  # fmt: skip
 LLAMA = load_config("meta-llama/Llama-3.2-1B")
+TINY = load_config("llama-58m")
 SETTINGS = Settings(bf16=True, max_seq_length=2048, per_device_train_batch_size=1)
 
 
@@ -65,12 +76,69 @@ def test_a_deviation_names_a_term(plan, caplog):
         PlanReporter(plan, 0).report(10, metrics(plan, 1.2, 0.7))
     memory, speed = caplog.records
     assert memory.levelname == speed.levelname == "WARNING"
-    assert "off by 20 %" in memory.message and memory.message.endswith("largest term, moments")
-    assert "off by 30 %" in speed.message and speed.message.endswith("matrix products")
+    # Moments take most memory, but their size is known to the byte.
+    assert "off by 20 %" in memory.message and memory.message.endswith("likely in activations")
+    assert "off by 30 %" in speed.message and speed.message.endswith("likely in matrix products")
+
+
+def test_every_term_has_an_error():
+    assert set(memory_terms.TERM_ERRORS) == set(memory_terms.TERMS)
+    assert set(step_time.TERM_ERRORS) == set(step_time.TERMS)
+
+
+def test_the_likely_term_has_the_largest_error():
+    terms = {"moments": 40.0, "activations": 9.0, "workspace": 1.0}
+    assert likely_term(terms, memory_terms.TERM_ERRORS) == "activations"
+    assert likely_term({**terms, "workspace": 2.0}, memory_terms.TERM_ERRORS) == "workspace"
+
+
+def test_speed_is_compared_without_evaluation_and_checkpoints(plan):
+    """As the log counts it: over the time of training steps."""
+    saving = Settings(**{**vars(SETTINGS), "save_strategy": "steps", "save_steps": 10})
+    assert plan_of_run(saving, LLAMA, A100).time == plan.time
+    assert not {"evaluation", "checkpoints"} & set(plan.time.terms)
+
+
+def test_a_cpu_is_compared_with_the_memory_of_the_machine(caplog, monkeypatch):
+    settings = Settings(max_seq_length=2048, per_device_train_batch_size=1)
+    found = plan_of_run(settings, LLAMA, CPU)
+    assert found.time is None
+    peak = found.memory.peak
+    with caplog.at_level(logging.INFO, logger="pypkg"):
+        compare_with_capacity(found, 24 * GIB)
+        monkeypatch.setattr(planned, "_ranks_here", lambda: 4)
+        compare_with_capacity(found, 24 * GIB)
+    one, four = caplog.records
+    assert one.message == f"plan {peak / GIB:.3g} GiB of tensors; the machine has 24 GiB"
+    assert four.message.startswith(f"plan {4 * peak / GIB:.3g} GiB of tensors in 4 ranks; ")
+
+
+def test_a_cpu_is_measured_by_what_paddle_allocates(caplog):
+    found = plan_of_run(Settings(max_seq_length=64, per_device_train_batch_size=1), TINY, CPU)
+    reporter = PlanReporter(found, 0)
+    held = paddle.zeros([found.memory.peak // 4])
+    with caplog.at_level(logging.INFO, logger="pypkg"):
+        reporter.report(10, {"peak_memory_gib": 77.0, "tokens_per_second_per_device": 1.0})
+    (record,) = caplog.records
+    assert record.levelname == "INFO" and re.match(r"plan \S+ GiB, measured [01]\.", record.message)
+    del held
+
+
+def test_what_a_toy_model_takes_beside_its_plan_is_no_deviation(caplog):
+    config = TINY.replace(num_hidden_layers=1, hidden_size=64, intermediate_size=64, vocab_size=64)
+    found = plan_of_run(Settings(max_seq_length=64, per_device_train_batch_size=1), config, CPU)
+    reporter = PlanReporter(found, 0)
+    held = paddle.zeros([found.memory.peak // 3])
+    with caplog.at_level(logging.INFO, logger="pypkg"):
+        reporter.report(10, {"peak_memory_gib": 77.0, "tokens_per_second_per_device": 1.0})
+    assert [each.levelname for each in caplog.records] == ["INFO"]
+    del held
 
 
 def test_where_nothing_is_planned(caplog, monkeypatch):
-    assert plan_of_run(SETTINGS, LLAMA, CPU) is None
+    caplog.set_level(logging.INFO, logger="pypkg")
+    assert plan_of_run(SETTINGS, LLAMA, CPU) is None  # bfloat16 on a CPU
+    assert "bf16 or fp16" in caplog.text
     monkeypatch.setenv("PADDLE_NNODES", "2")
     assert plan_of_run(SETTINGS, LLAMA, A100).time is None
     with caplog.at_level(logging.INFO, logger="pypkg"):

@@ -19,6 +19,7 @@ from pypkg.device.threads import available_cores
 def ops_result(
     arguments: Sequence[str],
     limits: dict[str, float],
+    products: list[dict[str, float]],
     rows: list[dict[str, Any]],
     notes: list[str],
     device: str,
@@ -28,6 +29,7 @@ def ops_result(
     Args:
         arguments: of gpu_check.py; ``--output`` is left out of the recorded command.
         limits: operations or bytes per second, by unit.
+        products: rates of matrix products by shape.
         rows: of ``measure``.
         notes: lines for the report.
         device: "cuda" or "cpu".
@@ -52,6 +54,7 @@ def ops_result(
             "matmul_flops_per_second": limits["TFLOP/s"],
             "matmul_source": f"torch, bfloat16, {size} x {size}",
         },
+        "products": products,
         "counted": {row["op"]: COUNTED[row["op"]] for row in rows},
         "notes": notes,
         "rows": rows,

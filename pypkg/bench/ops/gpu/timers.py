@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 
 import torch
 
@@ -60,6 +62,30 @@ def matmul_rate(timer: CudaTimer | CpuTimer, device: str) -> float:
     n = matmul_size(device)
     a, b = (torch.randn(n, n, device=device).to(torch.bfloat16) for _ in range(2))
     return 2 * n**3 / statistics.median(timer.times(lambda: a @ b))
+
+
+def product_rates(timer: CudaTimer | CpuTimer, device: str) -> list[dict[str, float]]:
+    """FLOP per second of bfloat16 products [rows, inputs] x [inputs, outputs] of decoder layers, by
+    shape. ``pypkg plan --gpu`` reads them."""
+    measured = []
+    for rows, (inputs, outputs) in product(*_products(device)):
+        a = torch.randn(rows, inputs, device=device).to(torch.bfloat16)
+        b = torch.randn(inputs, outputs, device=device).to(torch.bfloat16)
+        seconds = statistics.median(timer.times(partial(torch.matmul, a, b)))
+        rate = 2 * rows * inputs * outputs / seconds
+        measured.append(
+            {"rows": rows, "inputs": inputs, "outputs": outputs, "flops_per_second": rate}
+        )
+    return measured
+
+
+def _products(device: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """Rows, and inputs with outputs: of LLaMA-2 7B, and of 70B divided by 8 in tensor groups."""
+    if device != "cuda":
+        return (16,), ((64, 192), (64, 64))
+    llama_7b = (4096, 12288), (4096, 4096), (4096, 22016), (11008, 4096), (4096, 32000)
+    llama_70b = (8192, 1280), (1024, 8192), (8192, 7168), (3584, 8192), (8192, 4000)
+    return (2048, 4096, 16384), (*llama_7b, *llama_70b)
 
 
 def matmul_size(device: str) -> int:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 
 from pypkg.config import Settings
-from pypkg.errors import UserError
 from pypkg.models.architecture.registry import load_config
 from pypkg.parallel.mesh import Degrees
-from pypkg.planner.time.gpus import GPUS, load_gpu
+from pypkg.planner.time.gpus import GPUS
 from pypkg.planner.time.layer_time import Batch, LayerTime
 from pypkg.planner.time.step_time import Cluster, StepTime, plan_time
 
@@ -150,35 +148,3 @@ def test_speed_days_and_price():
     assert step.days(4000 * 86400.0) == pytest.approx(1)
     assert step.price(4000 * 86400.0, 2.0) == pytest.approx(2 * 8 * 24)
     assert step.mfu(LLAMA, 4096, 312e12) == LLAMA.flops_per_token(4096) * 500 / 312e12
-
-
-def test_a_gpu_of_a_file(tmp_path):
-    file = tmp_path / "ours.json"
-    file.write_text(json.dumps({"like": "a100-80g", "matmul_efficiency": 0.7}))
-    gpu = load_gpu(str(file))
-    assert gpu == replace(GPU, name="ours", source=str(file), matmul_efficiency=0.7)
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ('{"like": "a100"}', "'a100'"),
-        ('{"like": "h200", "matmul_efficiency": 1.5}', "above 1"),
-        ('{"like": "h200", "bandwidth": "fast"}', "not a number above 0"),
-        ('{"like": "h200", "speed": 1}', "speed"),
-        ("[1]", "not the description of a GPU"),
-        ("{", "not the description of a GPU"),
-    ],
-)
-def test_files_that_describe_no_gpu(tmp_path, content, words):
-    file = tmp_path / "gpu.json"
-    file.write_text(content)
-    with pytest.raises(UserError, match=words):
-        load_gpu(str(file))
-
-
-def test_a_gpu_that_is_not_known():
-    with pytest.raises(UserError, match="one of a100-40g, a100-80g"):
-        load_gpu("a100")
-    with pytest.raises(UserError, match="No such file"):
-        load_gpu("none.json")

@@ -1,0 +1,48 @@
+"""Planned memory in bfloat16 against bytes that a process counts; computed in float32 on a CPU."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from distributed_testing import run_ranks
+from planned_memory import TOLERANCE, case_of, config_of, settings_of
+from tiny_configs import KEYS
+
+from pypkg.parallel.mesh import Degrees
+from pypkg.planner.memory import step_plan
+from pypkg.planner.step import kept_after_forward, run_update
+
+WORKER = Path(__file__).with_name("half_worker.py")
+FEW = ("llama", "opt", "baichuan2_7b")
+
+
+def planned(family: str) -> dict[str, int]:
+    case = case_of(family, "1", "", "activations")
+    step = step_plan(settings_of(case), config_of(case), Degrees(), "cpu", 0, 0)
+    step = replace(step, dtype_bytes=2)
+    update, state = run_update(step)
+    return {
+        "kept": kept_after_forward(step),
+        "held": update.terms["weights"] + update.terms.get("tables", 0) + sum(state.values()),
+    }
+
+
+def compare(families: tuple[str, ...]) -> None:
+    cases = [case_of(family, "1", "", "activations") for family in families]
+    (measured,) = run_ranks(WORKER, 1, [json.dumps(cases)])
+    found = {family: planned(family) for family in families}
+    for family, each in zip(families, measured, strict=True):
+        for what, size in each.items():
+            assert found[family][what] == pytest.approx(size, rel=TOLERANCE), (family, what)
+
+
+def test_kept_tensors_and_state_in_16_bits() -> None:
+    compare(FEW)
+
+
+@pytest.mark.slow
+def test_kept_tensors_and_state_of_every_family_in_16_bits() -> None:
+    compare(tuple(KEYS))
