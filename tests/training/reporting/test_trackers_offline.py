@@ -137,7 +137,7 @@ def test_each_package_takes_texts(tmp_path, caplog, name, package):
     assert any(b"upon a time" in file.read_bytes() for file in files)
 
 
-def test_wandb_without_a_network_warns_and_the_run_goes_on(tmp_path, caplog, monkeypatch):
+def test_wandb_that_does_not_start_warns_and_the_run_goes_on(tmp_path, caplog, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_API_KEY", "too short")  # refused before it tries to reach a server
