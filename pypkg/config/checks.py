@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+from pypkg.config.options.profiler_options import parse_profiler_options
 from pypkg.config.parallel_checks import PARALLEL_CHECKS
-from pypkg.config.profiler_options import parse_profiler_options
 from pypkg.config.settings import Settings, setting_fields
 
 
@@ -66,8 +66,13 @@ def _limit_passed(rules: Mapping[str, Any], value: Any) -> str | None:
     return None
 
 
+# The schedules that fall to min_learning_rate, and of them those that do so at decay_steps.
+_TO_A_STEP = ("linear", "cosine", "cosine_with_restarts", "warmup_stable_decay")
+_TO_MIN_LEARNING_RATE = (*_TO_A_STEP, "inverse_sqrt")
+
+
 def _check_min_learning_rate(s: Settings) -> Iterator[str]:
-    if s.lr_scheduler_type in ("linear", "cosine") and s.min_learning_rate > s.learning_rate:
+    if s.lr_scheduler_type in _TO_MIN_LEARNING_RATE and s.min_learning_rate > s.learning_rate:
         yield (
             f"min_learning_rate ({s.min_learning_rate}) is above learning_rate "
             f"({s.learning_rate}); lower the first or raise the second"
@@ -81,7 +86,7 @@ def _check_warmup(s: Settings) -> Iterator[str]:
             "would never be reached; lower warmup_steps or raise max_steps"
         )
     elif (
-        s.lr_scheduler_type in ("linear", "cosine")
+        s.lr_scheduler_type in (*_TO_A_STEP, "polynomial")
         and s.decay_steps is not None
         and s.warmup > s.decay_steps
     ):
@@ -97,6 +102,37 @@ def _check_constant(s: Settings) -> Iterator[str]:
             f"lr_scheduler_type is 'constant', which has no warm-up, but the warm-up is "
             f"{s.warmup:g} steps; use 'constant_with_warmup', or set warmup_steps and "
             "warmup_ratio to 0"
+        )
+
+
+def _check_polynomial(s: Settings) -> Iterator[str]:
+    if s.lr_scheduler_type == "polynomial" and s.lr_end >= s.learning_rate:
+        yield (
+            f"lr_end ({s.lr_end}) is not below learning_rate ({s.learning_rate}); lower the first "
+            "or raise the second"
+        )
+
+
+def _check_restarts(s: Settings) -> Iterator[str]:
+    if s.lr_scheduler_type == "cosine_with_restarts" and s.num_cycles % 1 != 0:
+        yield (
+            f"num_cycles is {s.num_cycles}, but lr_scheduler_type is 'cosine_with_restarts', which "
+            "takes whole cycles; set num_cycles to 1 or more, or lr_scheduler_type to 'cosine'"
+        )
+
+
+def _check_stable_decay(s: Settings) -> Iterator[str]:
+    if s.lr_scheduler_type != "warmup_stable_decay" or s.decay_steps is None:
+        return
+    if s.lr_wsd_decay_steps is None:
+        yield (
+            "lr_scheduler_type is 'warmup_stable_decay', but lr_wsd_decay_steps is not set; set it "
+            "to the steps of the decay, such as a tenth of max_steps"
+        )
+    elif s.warmup + s.lr_wsd_decay_steps > s.decay_steps:
+        yield (
+            f"the warm-up of {s.warmup:g} steps and lr_wsd_decay_steps ({s.lr_wsd_decay_steps:g}) "
+            f"are longer than decay_steps ({s.decay_steps:g}); lower one of the first two"
         )
 
 
@@ -205,6 +241,15 @@ _TOGETHER: tuple[tuple[tuple[str, ...], Callable[[Settings], Iterator[str]]], ..
         _check_warmup,
     ),
     (("lr_scheduler_type", "warmup_steps", "warmup_ratio", "max_steps"), _check_constant),
+    (("lr_scheduler_type", "lr_end", "learning_rate"), _check_polynomial),
+    (("lr_scheduler_type", "num_cycles"), _check_restarts),
+    (
+        (
+            *("lr_scheduler_type", "lr_wsd_decay_steps", "decay_steps", "max_steps"),
+            *("warmup_steps", "warmup_ratio"),
+        ),
+        _check_stable_decay,
+    ),
     (("split",), _check_split),
     (("do_eval", "evaluation_strategy", "eval_iters", "max_evaluate_steps"), _check_evaluation),
     (

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from pypkg.config.known_keys import NO_EFFECT, REFUSED, KnownKey
+from pypkg.config.options.suboptions import SUB_OPTIONS
 from pypkg.config.reading.values import setting_types
 from pypkg.config.setting import SEE_BELOW
 from pypkg.config.settings import setting_fields
-from pypkg.config.suboptions import SUB_OPTIONS
 from pypkg.console import markdown
 from pypkg.errors import UserError
 

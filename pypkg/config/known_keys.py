@@ -44,7 +44,6 @@ _NO_FUSED_GRAD_ADD = (
     "weight gradients are added outside the matrix product; the results are the same"
 )
 _LAUNCHER = "the launcher tells each process its rank"
-_OTHER_SCHEDULE = "no lr_scheduler_type offered here reads it"
 
 NO_EFFECT: tuple[KnownKey, ...] = (
     # The same result either way.
@@ -124,9 +123,6 @@ NO_EFFECT: tuple[KnownKey, ...] = (
     KnownKey("fused_linear_param_grad_add", bool, _OFF, _NO_FUSED_GRAD_ADD),
     KnownKey("transformer_engine_backend", str, _UNSET, "it matters only with use_fp8"),
     KnownKey("use_fast_layer_norm", bool, _OFF, "Paddle's LayerNorm always runs"),
-    KnownKey("lr_end", float, (1e-7, None), _OTHER_SCHEDULE),
-    KnownKey("num_cycles", float, (0.5, None), _OTHER_SCHEDULE),
-    KnownKey("power", float, (1.0, None), _OTHER_SCHEDULE),
     KnownKey("pad_token_id", int, (0, None), "samples are cut to length, never padded"),
     KnownKey("label_names", tuple[str, ...], _UNSET, _PARTS),
     KnownKey("past_index", int, (-1, None), _PARTS),
@@ -250,7 +246,6 @@ REFUSED: tuple[KnownKey, ...] = (
         ("1F1B", "VPP", None),
         "the schedules here are 1F1B and, with virtual_pp_degree above 1, its interleaved form",
     ),
-    KnownKey("optim", str, ("adamw", None), "the only optimizer is AdamW"),
     KnownKey("flatten_param_grads", bool, _OFF, "gradients are not flattened into one buffer"),
     KnownKey("ignore_data_skip", bool, _OFF, "a resumed run goes on at the next sample"),
     KnownKey("save_sharded_model", bool, _OFF, "checkpoints are independent of the layout"),

@@ -118,6 +118,11 @@ def _check_sample(s: Settings) -> Iterator[str]:
 def _check_precision(s: Settings) -> Iterator[str]:
     if s.fp16 and s.bf16:
         yield "fp16 and bf16 are both true; set one of them to false"
+    elif s.stochastic_rounding and (s.fp16 or s.bf16 is False):
+        yield (
+            "stochastic_rounding is true, which is for bfloat16 parameters, but "
+            f"{'fp16 is true' if s.fp16 else 'bf16 is false'}; set bf16 to true and fp16 to false"
+        )
 
 
 _DEGREES = (
@@ -158,5 +163,5 @@ PARALLEL_CHECKS: tuple[tuple[tuple[str, ...], _Check], ...] = (
         _check_sequence_parallel,
     ),
     (("sample_tokens", "pipeline_parallel_degree", "sequence_parallel"), _check_sample),
-    (("fp16", "bf16"), _check_precision),
+    (("fp16", "bf16", "stochastic_rounding"), _check_precision),
 )

@@ -13,12 +13,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pypkg.config.options.suboptions import (
+    OVERLAP_WEIGHTS,
+    REDUCE_ONCE,
+    STAGE_OF_WORD,
+    option_names,
+)
 from pypkg.config.setting import SEE_BELOW, interval, setting, split_words
-from pypkg.config.suboptions import OVERLAP_WEIGHTS, REDUCE_ONCE, STAGE_OF_WORD, option_names
 from pypkg.config.training_settings import TrainingSettings
 
 # PaddleNLP's run_pretrain evaluates this many batches, whatever the settings say.
 _PADDLENLP_EVAL_ITERS = 10
+_WHOLE_WARMUP = ("constant_with_warmup", "polynomial")
 
 
 # PaddleNLP writes these as one text: "stage2 offload".
@@ -356,13 +362,13 @@ class Settings(TrainingSettings):
     def warmup(self) -> float:
         """Warm-up in steps; of a decay with warmup_ratio not always a whole number.
 
-        PaddleNLP's run_pretrain keeps the fraction; its trainer, which makes constant_with_warmup,
-        cuts it off.
+        PaddleNLP's run_pretrain keeps the fraction; its trainer, which makes constant_with_warmup
+        and polynomial, cuts it off.
         """
         if self.warmup_steps > 0:
             return self.warmup_steps
         steps = self.warmup_ratio * self.max_steps
-        return int(steps) if self.lr_scheduler_type == "constant_with_warmup" else steps
+        return int(steps) if self.lr_scheduler_type in _WHOLE_WARMUP else steps
 
     @property
     def model_overrides(self) -> dict[str, Any]:

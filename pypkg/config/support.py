@@ -7,15 +7,15 @@ from collections.abc import Collection
 from typing import Any
 
 from pypkg.config.known_keys import NO_EFFECT, REFUSED, KnownKey
-from pypkg.config.reading.parser import listed
-from pypkg.config.settings import Settings, setting_fields
-from pypkg.config.suboptions import (
+from pypkg.config.options.suboptions import (
     OF_SEQUENCE_PARALLEL,
     REDUCE_ONCE,
     STAGE_OF_WORD,
     SUB_OPTIONS,
     SubOption,
 )
+from pypkg.config.reading.parser import listed
+from pypkg.config.settings import Settings, setting_fields
 from pypkg.errors import UserError
 
 
@@ -98,6 +98,8 @@ def _without_what_they_belong_to(s: Settings) -> list[tuple[str, str]]:
             s.recompute and pipeline,
             "recompute and pipeline_parallel_degree above 1",
         ),
+        **_of_schedules(s.lr_scheduler_type),
+        **_of_optimizers(s.optim),
         "scale_loss": (s.fp16, "fp16"),
         "metric_for_best_model": (s.load_best_model_at_end, "load_best_model_at_end"),
         "greater_is_better": (s.load_best_model_at_end, "load_best_model_at_end"),
@@ -115,6 +117,29 @@ def _without_what_they_belong_to(s: Settings) -> list[tuple[str, str]]:
         for name, (is_on, what) in belongs_to.items()
         if not is_on and getattr(s, name) != defaults[name]
     ]
+
+
+def _of_schedules(kind: str) -> dict[str, tuple[bool, str]]:
+    """Whether the schedule ``kind`` reads a setting, and which do, by the name of the setting."""
+    only = {
+        "lr_end": "polynomial",
+        "power": "polynomial",
+        "num_cycles": "cosine_with_restarts",
+        "lr_wsd_decay_steps": "warmup_stable_decay",
+        "lr_wsd_decay_style": "warmup_stable_decay",
+    }
+    return {name: (kind == of, f"lr_scheduler_type {of}") for name, of in only.items()}
+
+
+def _of_optimizers(optim: str) -> dict[str, tuple[bool, str]]:
+    """``_of_schedules`` of the optimizer."""
+    has_betas, has_epsilon = optim != "adafactor", optim not in ("adafactor", "lion")
+    return {
+        "adam_beta1": (has_betas, "another optim than adafactor"),
+        "adam_beta2": (has_betas, "another optim than adafactor"),
+        "adam_epsilon": (has_epsilon, "another optim than adafactor and lion"),
+        "muon_momentum": (optim == "muon", "optim muon"),
+    }
 
 
 def _words_of_the_other_tensor_layout(s: Settings) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pypkg.config.model_data import ModelDataSettings
+from pypkg.config.optimizers import OPTIMIZERS
 from pypkg.config.setting import setting
 
 
@@ -13,12 +14,28 @@ class TrainingSettings(ModelDataSettings):
     """The fields of ``Settings`` that follow those of model and data."""
 
     # Optimizer and learning rate
+    optim: str = setting(
+        "adamw",
+        "optimizer. adamw_16bit_moment and adamw_8bit keep AdamW's moments in bfloat16 or 8 bits; "
+        "muon updates the matrices between embedding and head, and AdamW the rest",
+        choices=OPTIMIZERS,
+    )
+    stochastic_rounding: bool = setting(
+        False,
+        "bfloat16 parameters have no float32 master weights; updates are rounded stochastically",
+    )
+    muon_momentum: float = setting(0.95, "decay rate of Muon's momentum", at_least=0, below=1)
     learning_rate: float = setting(5e-5, "learning rate after warm-up", above=0)
-    min_learning_rate: float = setting(1e-5, "final learning rate of a decay", at_least=0)
+    min_learning_rate: float = setting(
+        1e-5, "final learning rate of a decay, but not of polynomial", at_least=0
+    )
     lr_scheduler_type: str = setting(
         "linear",
         "shape of the learning rate after warm-up; constant has no warm-up",
-        choices=("linear", "cosine", "constant", "constant_with_warmup"),
+        choices=(
+            *("linear", "cosine", "constant", "constant_with_warmup", "polynomial"),
+            *("cosine_with_restarts", "inverse_sqrt", "warmup_stable_decay"),
+        ),
     )
     warmup_steps: int = setting(
         0, "steps of linear warm-up; a value above 0 overrides warmup_ratio", at_least=0
@@ -29,13 +46,39 @@ class TrainingSettings(ModelDataSettings):
     decay_steps: float | None = setting(
         None, "step at which min_learning_rate is reached; by default max_steps", above=0
     )
-    weight_decay: float = setting(0.0, "AdamW's, of matrices; 0 for norms and biases", at_least=0)
-    adam_beta1: float = setting(0.9, "decay rate of AdamW's first moment", at_least=0, below=1)
-    adam_beta2: float = setting(0.999, "decay rate of AdamW's second moment", at_least=0, below=1)
+    lr_end: float = setting(1e-7, "final learning rate of polynomial", at_least=0)
+    power: float = setting(1.0, "exponent of polynomial; 1 is linear", above=0)
+    num_cycles: float = setting(
+        0.5, "cycles of cosine_with_restarts, a whole number, each from the peak down", above=0
+    )
+    lr_wsd_decay_steps: float | None = setting(
+        None, "last steps before decay_steps in which warmup_stable_decay falls", above=0
+    )
+    lr_wsd_decay_style: str = setting(
+        "minus_sqrt",
+        "fall of warmup_stable_decay: 1 - progress, half a cosine, or 1 - sqrt(progress)",
+        choices=("linear", "cosine", "minus_sqrt"),
+    )
+    weight_decay: float = setting(
+        0.0, "decoupled decay, of matrices; 0 for norms and biases", at_least=0
+    )
+    adam_beta1: float = setting(
+        0.9, "decay rate of AdamW's first moment; beta1 of lion", at_least=0, below=1
+    )
+    adam_beta2: float = setting(
+        0.999, "decay rate of AdamW's second moment; beta2 of lion", at_least=0, below=1
+    )
     adam_epsilon: float = setting(1e-8, "added to AdamW's denominator", above=0)
     max_grad_norm: float = setting(
         1.0,
         "gradients are scaled down to this global norm if theirs is larger; 0 disables clipping",
+        at_least=0,
+    )
+
+    z_loss: float = setting(
+        0.0,
+        "factor of the squared log-sum-exp of the logits, which is added to the loss of each label "
+        "in training, as in PaLM, which took 1e-4; 0: none",
         at_least=0,
     )
 

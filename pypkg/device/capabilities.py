@@ -183,6 +183,11 @@ def resolve(settings: Settings, capabilities: Capabilities) -> ExecutionPlan:
             'matmul_precision is "bfloat16", which is for float32 tensors, but the run is in '
             f"{dtype}; leave it out"
         )
+    if settings.stochastic_rounding and dtype != "bfloat16":
+        problems.append(
+            "stochastic_rounding is true, which is for bfloat16 parameters, but the run is in "
+            f"{dtype}; set bf16 to true, or stochastic_rounding to false"
+        )
     if problems:
         raise UserError(listed(problems, "settings that this device cannot follow"))
     return ExecutionPlan(

@@ -72,6 +72,7 @@ class DecoderChunk(nn.Layer):
         self._embedding_dropout = 0.0
         self._rotary_table = RotaryTable(config)
         self._masks = Masks(config)
+        self._z_loss = 0.0
 
     @property
     def head_weight(self) -> paddle.Tensor:
@@ -116,6 +117,10 @@ class DecoderChunk(nn.Layer):
         self._embedding_dropout = probability if self.embed_positions is not None else 0.0
         for layer in self.layers:
             layer.hidden_dropout = probability
+
+    def use_z_loss(self, factor: float) -> None:
+        """Sets the factor of z-loss in training, of ``ops.linear_cross_entropy``; by default 0."""
+        self._z_loss = factor
 
     def run(
         self,
@@ -237,6 +242,7 @@ class DecoderChunk(nn.Layer):
                 group=tensor_group(),
                 vocab_size=self.config.vocab_size,
                 token_losses=token_losses,
+                z_loss=self._z_loss if self.training else 0.0,
             )
         )
         return loss if loss_weight is None else loss * loss_weight

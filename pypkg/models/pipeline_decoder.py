@@ -85,6 +85,11 @@ class PipelineDecoder(nn.Layer):
         for chunk in self._chunks:
             chunk.use_dropout(probability)
 
+    def use_z_loss(self, factor: float) -> None:
+        """Same as the method of ``Decoder``, for all chunks of this rank."""
+        for chunk in self._chunks:
+            chunk.use_z_loss(factor)
+
     def forward_backward(
         self,
         micro_batches: Sequence[Mapping[str, Any]],

@@ -121,6 +121,8 @@ def plan_memory(
                     has_main_grad=settings.amp_master_grad and dtype_bytes == 2,
                     reduces_once=settings.reduces_once,
                     offloads=settings.offloads_optimizer,
+                    optim=settings.optim,
+                    has_masters=not settings.stochastic_rounding,
                 ),
                 recompute=recompute,
             )

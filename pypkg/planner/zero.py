@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from pypkg.config.optimizers import moment_bytes, scalars
 from pypkg.models.architecture.parameter_shapes import ParameterShape
 from pypkg.planner.operators import COMMUNICATION, GRADIENTS, WORKSPACE, Operators
 from pypkg.planner.tape import Parameter, Tensor
@@ -31,6 +32,8 @@ class UpdateLayout:
         has_main_grad: whether gradients of 16 bits accumulate in float32.
         reduces_once: whether stage 2 reduces in the last backward pass of a step alone.
         offloads: whether optimizer state is in host memory.
+        optim: the optimizer.
+        has_masters: whether parameters of 16 bits have master weights.
     """
 
     sharding: int = 1
@@ -39,6 +42,8 @@ class UpdateLayout:
     has_main_grad: bool = False
     reduces_once: bool = False
     offloads: bool = False
+    optim: str = "adamw"
+    has_masters: bool = True
 
 
 def aligned(elements: int, item: int) -> int:
@@ -120,13 +125,16 @@ class Stage0:
         return list(self._shapes)
 
     def state(self) -> dict[str, int]:
-        """Bytes of optimizer state by term; on a CPU with AdamW's two powers of each parameter."""
-        elements = sum(each.size for each in self.owned())
-        if self._layout.offloads:
-            elements = 0
-        masters = elements * _FLOAT if self._ops.dtype_bytes < _FLOAT else 0
-        powers = 0 if self._ops.is_gpu else 2 * _FLOAT * len(self.owned())
-        return {MASTER_WEIGHTS: masters, MOMENTS: 2 * elements * _FLOAT + powers}
+        """Bytes of optimizer state by term; on a CPU with the scalars of each parameter."""
+        optim, whole = self._layout.optim, {each.name: each.shape for each in self._shapes}
+        owned = self.owned()
+        held = [] if self._layout.offloads else owned
+        has_masters = self._layout.has_masters and self._ops.dtype_bytes < _FLOAT
+        masters = sum(each.size for each in held) * _FLOAT if has_masters else 0
+        moments = sum(moment_bytes(optim, e.name, whole[e.name], e.size) for e in held)
+        count = sum(scalars(optim, each.name, whole[each.name]) for each in owned)
+        numbers = 0 if self._ops.is_gpu else _FLOAT * count
+        return {MASTER_WEIGHTS: masters, MOMENTS: moments + numbers}
 
     def begin_step(self, micro_batches: int) -> None:
         """Says how many backward passes follow until ``step``."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pypkg.config import Settings, notices
-from pypkg.config.profiler_options import parse_profiler_options
+from pypkg.config.options.profiler_options import parse_profiler_options
 from pypkg.config.reading.parser import listed
 from pypkg.console.progress import phase
 from pypkg.data.tokenizers.load import Tokenizer, tokenizer_files
@@ -298,6 +298,9 @@ def _update_options(settings: Settings) -> UpdateOptions:
         offload=settings.offloads_optimizer,
         loss_scale=LossScale(settings.scale_loss) if settings.fp16 else None,
         master_grad=settings.amp_master_grad,
+        optim=settings.optim,
+        stochastic_rounding=settings.stochastic_rounding,
+        muon_momentum=settings.muon_momentum,
     )
 
 

@@ -23,6 +23,8 @@ def test_every_paddlenlp_key_is_known_once():
         "max_rollbacks", "rollback_window", "rollback_skip_steps",
         "loss_spike_threshold", "grad_norm_spike_threshold", "spike_window",
         "verify_data", "async_save_memory", "allow_local_output", "profiler_options",
+        "lr_wsd_decay_steps", "lr_wsd_decay_style", "stochastic_rounding", "muon_momentum",
+        "z_loss",
     }  # fmt: skip
     expected = set((FIXTURES / "keys.txt").read_text(encoding="utf-8").split())
     expected |= set((FIXTURES / "keys_auto.txt").read_text(encoding="utf-8").split())

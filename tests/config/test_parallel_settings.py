@@ -6,7 +6,7 @@ import pytest
 from test_config import load, problems
 
 from pypkg.config import check_supported, load_settings, notices
-from pypkg.config.suboptions import OF_SEQUENCE_PARALLEL, STAGE_OF_WORD, SUB_OPTIONS
+from pypkg.config.options.suboptions import OF_SEQUENCE_PARALLEL, STAGE_OF_WORD, SUB_OPTIONS
 from pypkg.errors import UserError
 
 

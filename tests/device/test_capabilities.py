@@ -113,6 +113,13 @@ def test_a_cpu_takes_16_bits_only_where_it_is_the_device_that_was_asked_for(name
         resolve(Settings(**{name: True}, device="cpu", matmul_precision="bfloat16"), CPU)
 
 
+def test_stochastic_rounding_is_for_bfloat16():
+    plan = resolve(Settings(bf16=True, device="cpu", stochastic_rounding=True), CPU)
+    assert plan.dtype == "bfloat16"
+    with pytest.raises(UserError, match=r"stochastic_rounding is true.* in float32; set bf16"):
+        resolve(Settings(device="cpu", stochastic_rounding=True), CPU)
+
+
 def test_what_was_turned_off_is_off_without_comment():
     for capabilities in (CPU, V100, H100):
         plan = resolve(Settings(bf16=False, use_flash_attention=False), capabilities)

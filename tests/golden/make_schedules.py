@@ -1,7 +1,7 @@
 """Writes schedules.json: the learning rates of PaddleNLP's own schedules, step by step.
 
 Run where PaddleNLP 3.0.0b4 is installed: ``python tests/golden/make_schedules.py``. Linear and
-cosine are the classes that run_pretrain makes; the constant ones come from
+cosine are the classes that run_pretrain makes; the constant ones and polynomial come from
 Trainer.create_scheduler, which run_pretrain leaves them to.
 """
 
@@ -58,6 +58,11 @@ CASES = [
     _case("constant_with_warmup", 30, warmup_ratio=0.15),
     _case("constant_with_warmup", 30, warmup_ratio=0.02),
     _case("constant_with_warmup", 12, warmup_steps=12),
+    _case("polynomial", 12),
+    _case("polynomial", 12, warmup_steps=4, power=2.0, lr_end=1e-5),
+    _case("polynomial", 30, warmup_ratio=0.15, power=0.5),
+    _case("polynomial", 12, warmup_steps=3, decay_steps=7.5, power=3.0, lr_end=0.0),
+    _case("polynomial", 12, warmup_steps=3, decay_steps=20.0),
 ]
 
 
@@ -65,7 +70,8 @@ def _schedule(case: dict) -> LRScheduler:
     """As run_pretrain and its trainer make it."""
     decay = _DECAYS.get(case["lr_scheduler_type"])
     if decay is None:
-        arguments = SimpleNamespace(**case, num_cycles=0.5, lr_end=1e-7, power=1.0)
+        unset = {"num_cycles": 0.5, "lr_end": 1e-7, "power": 1.0}
+        arguments = SimpleNamespace(**(unset | case))
         trainer = SimpleNamespace(args=arguments, lr_scheduler=None)
         return Trainer.create_scheduler(trainer, case["max_steps"])
     return decay(

@@ -147,6 +147,19 @@ def tp_shard(config: ModelConfig, name: str, degree: int, rank: int) -> TPShard 
     return TPShard(0 if ending == "bias" else split.axis, tuple(ranges), max(padded, held))
 
 
+def side_by_side(config: ModelConfig, name: str) -> tuple[int, tuple[int, ...]]:
+    """The matrices that the parameter ``name`` holds: their axis, and their lengths along it.
+
+    The lengths are empty where the parameter is no matrix that tensor parallelism divides.
+    """
+    layer, _, ending = kind_of(name).rpartition(".")
+    split = _TABLE.get(layer)
+    if split is None or (ending == "bias" and split.axis == 0):
+        return 0, ()
+    axis = 0 if ending == "bias" else split.axis
+    return axis, tuple(length for length, _ in split.matrices(config, 1, 0))
+
+
 def whole_shape(
     config: ModelConfig, name: str, shape: Sequence[int], degree: int
 ) -> tuple[int, ...]:

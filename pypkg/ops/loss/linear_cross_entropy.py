@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import paddle
 import paddle.distributed as dist
 from paddle.autograd import PyLayer, PyLayerContext
@@ -34,6 +36,7 @@ def linear_cross_entropy(
     chunk_bytes: int | None = None,
     vocab_size: int | None = None,
     token_losses: list[paddle.Tensor] | None = None,
+    z_loss: float = 0.0,
 ) -> paddle.Tensor:
     """``cross_entropy(hidden @ weight.T, labels)``, reduced, one chunk of rows at a time.
 
@@ -67,8 +70,10 @@ def linear_cross_entropy(
         chunk_bytes: memory for the logits of a chunk, which has at least one row; None: 128 MiB on
             a CPU, 256 MiB elsewhere.
         vocab_size: entries of the whole vocabulary; None: the number of rows of all weights.
-        token_losses: a list to which the loss of every row is appended, float32 [...], 0 for
-            ``ignore_index``, without gradient.
+        token_losses: a list to which the cross entropy of every row is appended, float32 [...], 0
+            for ``ignore_index``, without gradient.
+        z_loss: factor of the square of each row's log-sum-exp, which is added to its loss
+            (Chowdhery et al., PaLM, 2022) and keeps logits from drifting.
 
     Returns:
         float32 scalar.
@@ -99,7 +104,7 @@ def linear_cross_entropy(
     shard = shard_of(cols, group, vocab_size)
     if shard.start + cols > shard.vocab_size:
         weight = weight[: shard.vocab_size - shard.start]
-    settings = (ignore_index, reduction, shard, wanted, rows_per_chunk, token_losses)
+    settings = (ignore_index, reduction, shard, wanted, rows_per_chunk, token_losses, z_loss)
     return backward_once(_LinearCrossEntropy.apply(hidden, weight, labels, *settings))
 
 
@@ -119,6 +124,14 @@ class _Context(PyLayerContext):
     weight_dtype: paddle.dtype
 
 
+class _Loss(NamedTuple):
+    """What is computed of each row: arguments of ``linear_cross_entropy``."""
+
+    ignore_index: int
+    shard: VocabularyShard
+    z_loss: float
+
+
 class _LinearCrossEntropy(PyLayer):
     @staticmethod
     def forward(
@@ -132,12 +145,14 @@ class _LinearCrossEntropy(PyLayer):
         wanted: tuple[bool, bool],
         rows_per_chunk: int,
         token_losses: list[paddle.Tensor] | None,
+        z_loss: float,
     ) -> paddle.Tensor:
         rows = hidden.detach().reshape([-1, hidden.shape[-1]])
         flat_labels = labels.flatten()
         losses: list[paddle.Tensor] = []
+        kind = _Loss(ignore_index, shard, z_loss)
         total, dhidden, dweight = _walk_chunks(
-            rows, weight.detach(), flat_labels, ignore_index, shard, wanted, rows_per_chunk, losses
+            rows, weight.detach(), flat_labels, kind, wanted, rows_per_chunk, losses
         )
         if token_losses is not None:
             none = paddle.zeros([0], dtype=total.dtype)
@@ -189,15 +204,14 @@ def _walk_chunks(
     hidden: paddle.Tensor,
     weight: paddle.Tensor,
     labels: paddle.Tensor,
-    ignore_index: int,
-    shard: VocabularyShard,
+    kind: _Loss,
     wanted: tuple[bool, bool],
     rows_per_chunk: int,
     losses: list[paddle.Tensor],
 ) -> tuple[paddle.Tensor, paddle.Tensor | None, paddle.Tensor | None]:
     """The summed loss and its gradients with respect to hidden and weight.
 
-    The losses of the rows are appended to ``losses``, one tensor per chunk. The gradients are
+    Cross entropies of the rows are appended to ``losses``, one tensor per chunk. The gradients are
     those of the sum, because 1 / rows would underflow in float16. A gradient that is not
     ``wanted`` is None; that of weight has at least float32.
     """
@@ -207,11 +221,11 @@ def _walk_chunks(
     dweight = None
     for start in range(0, hidden.shape[0], rows_per_chunk):
         chunk = slice(start, start + rows_per_chunk)
-        loss, dlogits = _loss_and_gradient(
-            hidden[chunk], weight, labels[chunk], ignore_index, shard, any(wanted)
+        loss, penalty, dlogits = _loss_and_gradient(
+            hidden[chunk], weight, labels[chunk], kind, any(wanted)
         )
         losses.append(loss)
-        total = total + loss.sum()
+        total = total + (loss.sum() if penalty is None else (loss + penalty).sum())
         if dlogits is None:
             continue
         if dhidden is not None:
@@ -248,17 +262,44 @@ def _loss_and_gradient(
     hidden: paddle.Tensor,
     weight: paddle.Tensor,
     labels: paddle.Tensor,
-    ignore_index: int,
-    shard: VocabularyShard,
+    kind: _Loss,
     want_gradient: bool,
-) -> tuple[paddle.Tensor, paddle.Tensor | None]:
-    """The loss of each row of a chunk, and the gradient of its logits in their memory."""
+) -> tuple[paddle.Tensor, paddle.Tensor | None, paddle.Tensor | None]:
+    """Cross entropy and z-loss of each row of a chunk, and the gradient of its logits in their
+    memory; None where there is no z-loss, or no gradient is wanted.
+
+    With z-loss the gradient of logit j is p_j (1 + 2 z lse) - [j is the label], which is that of
+    the cross entropy times 1 + 2 z lse, and 2 z lse more at the label.
+    """
     logits = matmul(hidden, weight, transpose_y=True)
-    loss, lse = loss_and_lse(logits, labels, ignore_index, shard)
+    loss, lse = loss_and_lse(logits, labels, kind.ignore_index, kind.shard)
+    penalty, slope = None, None
+    if kind.z_loss:
+        counts = labels != kind.ignore_index
+        held = paddle.where(counts, lse, paddle.zeros_like(lse))
+        penalty, slope = kind.z_loss * held.square(), 2.0 * kind.z_loss * held
     if not want_gradient:
-        return loss, None
-    ones = paddle.ones_like(loss)
-    return loss, logits_gradient(logits, labels, lse, ones, shard.start, ignore_index, True)
+        return loss, penalty, None
+    factor = paddle.ones_like(loss) if slope is None else 1.0 + slope
+    start, ignored = kind.shard.start, kind.ignore_index
+    gradient = logits_gradient(logits, labels, lse, factor, start, ignored, True)
+    if slope is not None:
+        _add_at_labels(gradient, labels - start, slope)
+    return loss, penalty, gradient
+
+
+def _add_at_labels(dlogits: paddle.Tensor, columns: paddle.Tensor, values: paddle.Tensor) -> None:
+    """Adds ``values`` [rows] to ``dlogits`` [rows, cols] at ``columns``, where they are inside."""
+    is_inside = (columns >= 0) & (columns < dlogits.shape[1])
+    index = columns.clip(0, dlogits.shape[1] - 1).unsqueeze(1)
+    added = paddle.where(is_inside, values, paddle.zeros_like(values)).unsqueeze(1)
+    # Paddle picks no elements of 16-bit floats on a CPU, but their bits.
+    is_half = dlogits.element_size() == 2 and dlogits.place.is_cpu_place()
+    held = dlogits.view("int16") if is_half else dlogits
+    picked = paddle.take_along_axis(held, index, axis=1)
+    picked = picked.view(dlogits.dtype) if is_half else picked
+    changed = (picked.astype(values.dtype) + added).astype(dlogits.dtype)
+    held.put_along_axis_(index, changed.view("int16") if is_half else changed, axis=1)
 
 
 def linear_cross_entropy_reference(
@@ -267,11 +308,16 @@ def linear_cross_entropy_reference(
     labels: paddle.Tensor,
     ignore_index: int = -100,
     reduction: str = "mean",
+    z_loss: float = 0.0,
 ) -> paddle.Tensor:
     """``linear_cross_entropy`` composed of Paddle primitives; it stores the full logits."""
     dtype = compute_dtype(hidden)
     logits = paddle.matmul(hidden.astype(dtype), weight.astype(dtype), transpose_y=True)
-    total = cross_entropy_reference(logits, labels, ignore_index).sum()
+    losses = cross_entropy_reference(logits, labels, ignore_index)
+    if z_loss:
+        lse = paddle.logsumexp(logits, axis=-1)
+        losses = losses + z_loss * lse.square() * (labels != ignore_index).astype(dtype)
+    total = losses.sum()
     if reduction == "sum":
         return total
     return total / (labels != ignore_index).sum().clip(min=1).astype(dtype)

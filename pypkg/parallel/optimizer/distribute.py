@@ -12,6 +12,7 @@ from pypkg.parallel.comm.slices import ReadParameter
 from pypkg.parallel.host_memory import to_host
 from pypkg.parallel.mesh import Mesh
 from pypkg.parallel.optimizer.factory import UpdateOptions, make_optimizers
+from pypkg.parallel.optimizer.pieces import MatrixLayout
 from pypkg.parallel.optimizer.protocol import Optimizer, ReadSlices, TpSharding
 from pypkg.parallel.optimizer.updater import Updater
 
@@ -136,6 +137,9 @@ class _WholeParameters:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return self._shapes
+
+    def layout(self, name: str) -> MatrixLayout:
+        return MatrixLayout(self._shapes[name])
 
     def gather(self, name: str, shard: Tensor, writer: int) -> np.ndarray | None:
         return to_host(shard)

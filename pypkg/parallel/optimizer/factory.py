@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from paddle import Tensor, nn
 
-from pypkg.parallel.optimizer.adamw import AdamW
+from pypkg.config.optimizers import ADAMW_MOMENTS, is_muons
 from pypkg.parallel.optimizer.loss_scaling import LossScale
 from pypkg.parallel.optimizer.protocol import Optimizer
+from pypkg.parallel.optimizer.rules.adafactor import Adafactor
+from pypkg.parallel.optimizer.rules.adamw import AdamW
+from pypkg.parallel.optimizer.rules.lion import Lion
+from pypkg.parallel.optimizer.rules.muon import Muon
+from pypkg.parallel.optimizer.rules.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -16,7 +22,7 @@ class UpdateOptions:
     """How parameters are updated.
 
     Attributes:
-        beta1, beta2, epsilon, weight_decay: of AdamW.
+        beta1, beta2, epsilon, weight_decay: of AdamW, and as far as the optimizer has them.
         max_grad_norm: global norm that gradients are clipped to; 0 turns clipping off.
         sharding_stage: ZeRO stage, 0 to 3 (zero/stages.py); no effect without a sharding group.
         reduces_once: whether stages 1 and 2 reduce the sums of a step's gradients during its last
@@ -27,6 +33,10 @@ class UpdateOptions:
         offload: optimizer state stays in host memory between the updates.
         loss_scale: for float16; None: the loss is not scaled.
         master_grad: gradients of 16-bit parameters accumulate in float32.
+        optim: adamw, adamw_16bit_moment, adamw_8bit, lion, adafactor or muon.
+        stochastic_rounding: bfloat16 parameters have no master weights and are rounded
+            stochastically.
+        muon_momentum: mu of Muon.
     """
 
     beta1: float = 0.9
@@ -40,6 +50,9 @@ class UpdateOptions:
     offload: bool = False
     loss_scale: LossScale | None = None
     master_grad: bool = False
+    optim: str = "adamw"
+    stochastic_rounding: bool = False
+    muon_momentum: float = 0.95
 
 
 def decays(name: str, parameter: Tensor) -> bool:
@@ -52,13 +65,26 @@ def decays(name: str, parameter: Tensor) -> bool:
 
 
 def make_optimizers(model: nn.Layer, options: UpdateOptions) -> tuple[Optimizer, ...]:
-    """The optimizers of a run; the first that takes a parameter updates it."""
-    return (
-        AdamW(
-            beta1=options.beta1,
-            beta2=options.beta2,
-            epsilon=options.epsilon,
-            weight_decay=options.weight_decay,
-            decayed=frozenset(n for n, p in model.named_parameters() if decays(n, p)),
-        ),
-    )
+    """The optimizers of a run; the first that takes a parameter updates it.
+
+    Raises:
+        ValueError: ``options.optim`` names none.
+    """
+    decayed = frozenset(n for n, p in model.named_parameters() if decays(n, p))
+    common: dict[str, Any] = {
+        "weight_decay": options.weight_decay,
+        "decayed": decayed,
+        "weights": Weights(options.stochastic_rounding),
+    }
+    betas: dict[str, Any] = {"beta1": options.beta1, "beta2": options.beta2}
+    if options.optim == "lion":
+        return (Lion(**betas, **common),)
+    if options.optim == "adafactor":
+        return Adafactor(True, **common), Adafactor(False, **common)
+    if options.optim not in ADAMW_MOMENTS and options.optim != "muon":
+        raise ValueError(f"there is no optimizer {options.optim!r}")
+    form = ADAMW_MOMENTS.get(options.optim, "float32")
+    adamw = AdamW(**betas, epsilon=options.epsilon, form=form, **common)
+    if options.optim == "muon":
+        return Muon(momentum=options.muon_momentum, takes=is_muons, **common), adamw
+    return (adamw,)

@@ -10,7 +10,9 @@ import paddle
 from paddle import Tensor
 
 from pypkg.parallel.optimizer.clipping import GlobalNormClip
+from pypkg.parallel.optimizer.pieces import Piece
 from pypkg.parallel.optimizer.protocol import Optimizer, ParameterUpdate
+from pypkg.parallel.optimizer.rules import moments
 
 
 class Assignment(NamedTuple):
@@ -24,6 +26,10 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
     """Hands parameters and gradients from fleet's ZeRO stages to ``Optimizer`` objects.
 
     Paddle's class is the base because fleet checks for it; its accumulators are not used.
+
+    Attributes:
+        pieces: what this rank updates of each parameter, by the names of ``assignments``; filled
+            when the ZeRO stage has divided the parameters.
 
     Args:
         parameters: those of this rank's model.
@@ -42,6 +48,7 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
     ) -> None:
         super().__init__(learning_rate=0.0, parameters=list(parameters))
         self._assignments, self._clip, self._offload = assignments, clip, offload
+        self.pieces: dict[str, Piece] = {}
         self._state: dict[str, dict[str, Tensor]] = {}
 
     def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
@@ -49,7 +56,8 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
         name = parameter.name
         if name not in self._state:
             with paddle.no_grad():
-                self._state[name] = self._assignments[name].optimizer.make_state(parameter)
+                make = self._assignments[name].optimizer.make_state
+                self._state[name] = make(parameter, self.pieces[name].layout.shape)
             if self._offload:
                 _move(self._sharded_state(parameter), _host())
         return self._state[name]
@@ -63,12 +71,16 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
         self._state.clear()
 
     @staticmethod
-    def assign(state: Tensor, array: np.ndarray) -> None:
-        """Overwrites a tensor of ``state_of`` in the memory where it is."""
-        place = state.place
-        state.set_value(np.ascontiguousarray(array))
-        if str(state.place) != str(place):
-            _move([state], place)
+    def assign(state: dict[str, Tensor], name: str, array: np.ndarray) -> None:
+        """Overwrites a tensor of ``state_of``, given as float32, in the memory where it is."""
+        kept = state[name]
+        place = kept.place
+        if kept.dtype == paddle.float32:
+            kept.set_value(np.ascontiguousarray(array))
+        else:
+            moments.write(state, name, paddle.to_tensor(array))
+        held = [each for key, each in state.items() if key.startswith(name)]
+        _move([each for each in held if str(each.place) != str(place)], place)
 
     def _apply_optimize(
         self,
@@ -98,13 +110,21 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
             state = states.get(paddle_name) or self.state_of(parameter)
             if id(optimizer) not in updates:
                 updates[id(optimizer)] = (optimizer, [])
-            updates[id(optimizer)][1].append(ParameterUpdate(name, parameter, gradient, state))
+            piece = self.pieces[paddle_name]
+            updates[id(optimizer)][1].append(
+                ParameterUpdate(name, parameter, gradient, state, piece)
+            )
         for optimizer, own in updates.values():
             optimizer.update(own, self.get_lr(), self._clip.factor)
 
     def _sharded_state(self, parameter: Tensor) -> list[Tensor]:
-        is_scalar = self._assignments[parameter.name].optimizer.is_scalar
-        return [value for name, value in self.state_of(parameter).items() if not is_scalar(name)]
+        optimizer = self._assignments[parameter.name].optimizer
+        shape = self.pieces[parameter.name].layout.shape
+        return [
+            value
+            for name, value in self.state_of(parameter).items()
+            if optimizer.undivided_shape(name, shape) is None
+        ]
 
 
 def _host() -> object:

@@ -1,7 +1,7 @@
 """The interfaces of the optimizer step: an update rule, and how tensor parallelism shards.
 
 ZeRO, clipping, offload and checkpoints know an optimizer by ``Optimizer`` alone. A new optimizer is
-a class that implements it and a line in factory.py.
+a class in rules/ that implements it and a line in factory.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 import paddle
 from paddle import Tensor
+
+from pypkg.parallel.optimizer.pieces import MatrixLayout, Piece
 
 # The elements of an array that slices, one per axis from the first on, select; none: all.
 ReadSlices: TypeAlias = Callable[[Sequence[slice]], np.ndarray]
@@ -26,19 +28,21 @@ class ParameterUpdate(NamedTuple):
             parameter or TP shard, and in ZeRO stage 3 a flat slice of it, ``[n]``. Overwritten.
         gradient: of the parameter's shape, in its dtype or float32.
         state: tensors of ``Optimizer.make_state``. Overwritten.
+        piece: where the tensors lie in the whole parameter.
     """
 
     name: str
     parameter: Tensor
     gradient: Tensor
     state: dict[str, Tensor]
+    piece: Piece
 
 
 class Optimizer(Protocol):
     """An update rule. It holds no state itself: every call is given that of its parameters.
 
-    A state tensor either has the shape of its parameter and is divided as the parameter is, or is
-    a scalar, of shape [1], that every rank with a piece of the parameter holds.
+    A state tensor either has the shape of its parameter and is divided as the parameter is, or it
+    is undivided: every rank with a piece of the parameter holds the whole of it.
     """
 
     def takes(self, name: str, shape: Sequence[int]) -> bool:
@@ -47,11 +51,22 @@ class Optimizer(Protocol):
     def state_names(self, dtype: paddle.dtype) -> tuple[str, ...]:
         """Names of the state tensors of a parameter of ``dtype``."""
 
-    def is_scalar(self, state_name: str) -> bool:
-        """Whether the state tensor has shape [1] instead of the parameter's shape."""
+    def undivided_shape(self, state_name: str, shape: Sequence[int]) -> tuple[int, ...] | None:
+        """The shape of an undivided state tensor of a parameter, whose whole shape is ``shape``.
 
-    def make_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """State before the first update, float32, in the order of ``state_names``."""
+        None: the state tensor is divided as the parameter is.
+        """
+
+    def make_state(self, parameter: Tensor, shape: Sequence[int]) -> dict[str, Tensor]:
+        """State before the first update, in the order of ``state_names``.
+
+        Undivided tensors are float32; others are kept as rules/moments.py says, which may take a
+        further tensor.
+
+        Args:
+            parameter: in the shape that this rank updates.
+            shape: of the whole parameter.
+        """
 
     def update(
         self, updates: Sequence[ParameterUpdate], learning_rate: float, grad_scale: Tensor
@@ -69,6 +84,9 @@ class TpSharding(Protocol):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the whole model's parameters, in its order."""
+
+    def layout(self, name: str) -> MatrixLayout:
+        """The matrices and the TP shards of the parameter ``name``."""
 
     def gather(self, name: str, shard: Tensor, writer: int) -> np.ndarray | None:
         """The whole array on the rank ``writer``, whose tensor group has to call it; else None.

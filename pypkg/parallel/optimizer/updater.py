@@ -18,7 +18,9 @@ from pypkg.parallel.optimizer.clipping import GlobalNormClip, NormContribution
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.fleet_optimizer import Assignment, FleetOptimizer
 from pypkg.parallel.optimizer.loss_scaling import LossScaler
+from pypkg.parallel.optimizer.pieces import Piece
 from pypkg.parallel.optimizer.protocol import Optimizer, ReadSlices, TpSharding
+from pypkg.parallel.optimizer.rules import moments
 from pypkg.parallel.optimizer.zero.stages import ZERO_STAGES, ZeroStage0, ZeroStage3, names_of
 
 
@@ -94,6 +96,10 @@ class Updater:
         make = ZERO_STAGES[stage] if read is None else partial(ZeroStage3, read=read)
         self.zero: ZeroStage0 = make(model, self.optimizer, mesh, options)
         contributions.update(self.zero.norm_contributions())
+        for name, parameter in self._parameters.items():
+            bounds = self.zero.placement(parameter).bounds
+            piece = Piece(tp_sharding.layout(name), mesh, bounds)
+            self.optimizer.pieces.update(dict.fromkeys(names_of(parameter), piece))
 
     def scale(self, loss: Tensor) -> Tensor:
         """``loss`` times the loss scale; ``backward`` is called on the result."""
@@ -143,7 +149,7 @@ class Updater:
     def full_state_shapes(self) -> dict[str, tuple[int, ...]]:
         """``state_shapes`` after the first update."""
         return {
-            f"{name}.{state_name}": (1,) if optimizer.is_scalar(state_name) else shape
+            f"{name}.{state_name}": optimizer.undivided_shape(state_name, shape) or shape
             for name, shape in self._tp_sharding.shapes().items()
             for optimizer in (self._optimizer_of[name],)
             for state_name in optimizer.state_names(self._dtype)
@@ -160,15 +166,20 @@ class Updater:
             optimizer_parameter = self.zero.optimizer_parameter(parameter)
             if optimizer_parameter is None:
                 continue
-            for state_name, value in self.optimizer.state_of(optimizer_parameter).items():
+            state = self.optimizer.state_of(optimizer_parameter)
+            for state_name in self._optimizer_of[name].state_names(self._dtype):
                 of_key = partial(read, f"{name}.{state_name}")
-                if self._optimizer_of[name].is_scalar(state_name):
+                if self._is_undivided(name, state_name):
                     array = of_key(())
                 else:
                     bounds = self.zero.placement(parameter).bounds
                     array = self._held(name, of_key, parameter.shape, bounds)
-                self.optimizer.assign(value, array)
+                self.optimizer.assign(state, state_name, array)
         self._has_state = True
+
+    def _is_undivided(self, name: str, state_name: str) -> bool:
+        shape = self._tp_sharding.shapes()[name]
+        return self._optimizer_of[name].undivided_shape(state_name, shape) is not None
 
     def assign_parameters(self, read: ReadParameter) -> None:
         """Overwrites the parameters of this rank in place, and removes the optimizer state."""
@@ -193,14 +204,14 @@ class Updater:
         return read_elements(lambda rows: self._tp_sharding.read(name, read, rows), shape, bounds)
 
     def held_state(self, key: str) -> HeldState | None:
-        """This rank's part of a state tensor; None if it has none, or the tensor is a scalar."""
+        """This rank's float32 part of a state tensor; None if it has none, or all of the tensor."""
         name, _, state_name = key.rpartition(".")
         parameter = self._parameters.get(name)
         held = None if parameter is None else self.zero.optimizer_parameter(parameter)
-        if parameter is None or held is None or self._optimizer_of[name].is_scalar(state_name):
+        if parameter is None or held is None or self._is_undivided(name, state_name):
             return None
         is_sliced = self.zero.placement(parameter).bounds is not None
-        value = self.optimizer.state_of(held)[state_name]
+        value = moments.read(self.optimizer.state_of(held), state_name)
         return HeldState(name, tuple(parameter.shape), is_sliced, value)
 
     def read_state(self, key: str, place: gather.Place, writer: int) -> np.ndarray | None:
@@ -220,8 +231,8 @@ class Updater:
         held = self.zero.optimizer_parameter(parameter)
         if held is None:  # another rank holds all of it
             return None
-        value = self.optimizer.state_of(held)[state_name]
-        if self._optimizer_of[name].is_scalar(state_name):
+        value = moments.read(self.optimizer.state_of(held), state_name)
+        if self._is_undivided(name, state_name):
             return to_host(value) if self._mesh.rank == writer else None
         if self._mesh.tensor is not None or self.zero.placement(parameter).bounds is not None:
             value = _on_device(value)

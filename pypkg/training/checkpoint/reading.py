@@ -106,7 +106,8 @@ def _check_model(tensors: Mapping[str, StoredTensor], expected: Mapping[str, Sha
             found = "does not hold" if stored is None else f"holds {list(stored.shape)} for"
             raise UserError(
                 f"optimizer state of {folder} {found} {name} {list(shape)}: it belongs to another "
-                "model. Set overwrite_output_dir to start anew, or choose another output_dir."
+                "model or another optim. Set overwrite_output_dir to start anew, or choose another "
+                "output_dir."
             )
 
 

@@ -24,7 +24,8 @@ logger = logging.getLogger("pypkg")
 
 _OF_THE_RATE = (
     "learning_rate", "min_learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio",
-    "decay_steps", "max_steps",
+    "decay_steps", "max_steps", "lr_end", "power", "num_cycles", "lr_wsd_decay_steps",
+    "lr_wsd_decay_style",
 )  # fmt: skip
 
 
@@ -114,13 +115,25 @@ def _earlier_settings(checkpoint: Path) -> Settings | None:
     return None
 
 
+def _decay_begins(earlier: Settings, settings: Settings, updates: int) -> bool:
+    """Whether the rate falls from here on, from where the plateau of ``earlier`` has left it."""
+    length, last = settings.lr_wsd_decay_steps, settings.decay_steps
+    return (
+        settings.lr_scheduler_type == "warmup_stable_decay"
+        and length is not None
+        and last is not None
+        and last - length == updates
+        and learning_rate(earlier, updates) == settings.learning_rate
+    )
+
+
 def _jump(settings: Settings, checkpoint: Path, state: TrainerState) -> str | None:
     earlier = _earlier_settings(checkpoint)
     if earlier is None:
         return None
     updates = state.global_step - state.skipped_steps
     before, now = learning_rate(earlier, updates), learning_rate(settings, updates)
-    if math.isclose(before, now, rel_tol=1e-3):
+    if math.isclose(before, now, rel_tol=1e-3) or _decay_begins(earlier, settings, updates):
         return None
     changed = [
         f"{name} was {getattr(earlier, name)} and is {getattr(settings, name)}"

@@ -10,9 +10,10 @@ from pypkg.models.layers.recompute import ATTENTION, ATTENTION_BLOCK, FULL, Reco
 
 
 def set_activations(model: paddle.nn.Layer, settings: Settings) -> None:
-    """Sets recompute and dropout of ``model``, a whole model or a pipeline stage."""
+    """Sets recompute, dropout and z-loss of ``model``, a whole model or a pipeline stage."""
     model.use_recompute(recompute_choice(settings))
     model.use_dropout(settings.hidden_dropout_prob)
+    model.use_z_loss(settings.z_loss)
 
 
 def dropout_notice(settings: Settings, config: ModelConfig) -> str | None:

@@ -21,7 +21,7 @@ from typing import Any
 import paddle
 from paddle import profiler
 
-from pypkg.config.profiler_options import ProfilerOptions
+from pypkg.config.options.profiler_options import ProfilerOptions
 from pypkg.errors import UserError
 from pypkg.files import write_file
 from pypkg.training.reporting.metrics import peak_memory_bytes

@@ -36,10 +36,10 @@ class SgdWithMomentum:
     def state_names(self, dtype: paddle.dtype) -> tuple[str, ...]:
         return ("velocity",)
 
-    def is_scalar(self, state_name: str) -> bool:
-        return False
+    def undivided_shape(self, state_name: str, shape: Sequence[int]) -> tuple[int, ...] | None:
+        return None
 
-    def make_state(self, parameter: Tensor) -> dict[str, Tensor]:
+    def make_state(self, parameter: Tensor, shape: Sequence[int]) -> dict[str, Tensor]:
         return {"velocity": paddle.zeros(parameter.shape)}
 
     def update(

@@ -8,6 +8,7 @@ their number of labels.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,53 @@ RESUMED = [
 ]
 
 
+# The optimizers beside AdamW. An element is off where rounding decides a sign (lion, and adafactor
+# where a gradient is nothing but rounding), or to which neighbour a value of 16 or 8 bits goes.
+# "far" is the share of elements that are off by more than 1 % of what AdamW changes in these steps.
+FAR = {
+    "adamw_16bit_moment": 1e-4,
+    "adamw_8bit": 0.05,  # blocks of 256 elements are others
+    "lion": 1e-3,
+    "adafactor": 1e-3,
+    "muon": 2e-3,
+}
+
+
+def of_others(optims: Iterable[str], *layouts: dict) -> list[dict]:
+    """Each optimizer under each layout; the keys are those of ``case``."""
+
+    def of(optim: str, layout: dict) -> dict:
+        then = layout.get("then")
+        if then is None:
+            return case(**{"family": "multi_query", **layout, "optim": optim})
+        then = then | {"options": then["options"] | {"optim": optim}}
+        return case(**{"family": "multi_query", **layout, "optim": optim, "then": then})
+
+    return [of(optim, each) for each in layouts for optim in optims]
+
+
+# Those that communicate; the slow cases have all of them.
+OTHERS_ON_TWO = of_others(("adafactor", "muon"), {"tensor": 2}, {"stage": 3, "sharding": 2})
+MORE_OTHERS_ON_TWO = of_others(
+    FAR,
+    {"tensor": 2},
+    {"stage": 3, "sharding": 2},
+    {"data": 2, "accumulation": 2},
+    {"family": "bloom", "stage": 1, "sharding": 2},
+    {"family": "llama", "stage": 2, "sharding": 2, "offload": True},
+    {"stage": 3, "sharding": 2, "then": layout(tensor=2)},
+    {"tensor": 2, "then": layout(1, sharding=2)},
+)
+OTHERS_ON_FOUR = of_others(
+    FAR,
+    {"stage": 3, "sharding": 2, "tensor": 2},
+    {"stage": 2, "sharding": 2, "tensor": 2, "sequence_parallel": True},
+    {"family": "bloom", "tensor": 4, "offload": True},
+    {"family": "llama", "tensor": 2, "pipeline": 2, "accumulation": 2},
+    {"family": "llama", "stage": 1, "sharding": 2, "pipeline": 2, "accumulation": 2},
+)
+
+
 # Bytes that a rank writes, relative to the mean: a stage of these pipelines has one layer and the
 # embedding or the head, an owner of stages 1 and 2 the state of what fleet gives it.
 LARGEST_SHARE = 1.2
@@ -156,6 +204,25 @@ def test_same_as_one_process(tmp_path, nproc, cases):
         assert [rank[index]["scaler"] for rank in results] == [
             {"scale": 2048.0, "finite_steps": 0, "overflowed_steps": 0, "skipped_steps": 1}
         ] * nproc
+
+
+@pytest.mark.parametrize(
+    ("nproc", "cases"),
+    [
+        (2, OTHERS_ON_TWO),
+        pytest.param(2, MORE_OTHERS_ON_TWO, marks=pytest.mark.slow),
+        pytest.param(4, OTHERS_ON_FOUR, marks=pytest.mark.slow),
+    ],
+    ids=["two", "more on two", "four"],
+)
+def test_other_optimizers(tmp_path, nproc, cases):
+    """Under each layout as in one process, and resumed under another one."""
+    results = run_ranks(WORKER, nproc, [tmp_path, json.dumps(cases)], timeout=150)[0]
+    for each, result in zip(cases, results, strict=True):
+        assert result["clipped"], each
+        assert result["loss"] < 1e-4, (each, result)
+        assert result["norm"] < 1e-3, (each, result)
+        assert result["far"] < FAR[each["options"]["optim"]], (each, result)
 
 
 def assert_overlapped(results: list, index: int, options: dict) -> None:

@@ -13,6 +13,7 @@ from pypkg.ops import (
     linear_cross_entropy,
     linear_cross_entropy_reference,
 )
+from pypkg.ops.loss.linear_cross_entropy import _add_at_labels
 
 IGNORE = -100
 ROWS, HIDDEN, VOCAB = 21, 24, 50
@@ -46,15 +47,45 @@ def test_values_and_gradients(each_backend, reduction, rows_per_chunk):
     )
 
 
-def test_float64_is_exact_over_chunks():
+@pytest.mark.parametrize("z_loss", [0.0, 0.3])
+def test_float64_is_exact_over_chunks(z_loss):
     y = labels()
     check_against_reference(
-        lambda h, w: linear_cross_entropy(h, w, y, chunk_bytes=5 * VOCAB * 8),
-        lambda h, w: linear_cross_entropy_reference(h, w, y),
+        lambda h, w: linear_cross_entropy(h, w, y, chunk_bytes=5 * VOCAB * 8, z_loss=z_loss),
+        lambda h, w: linear_cross_entropy_reference(h, w, y, z_loss=z_loss),
         arrays(),
         "float64",
         tolerance=1e-13,
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_slope_is_added_at_the_labels_of_this_shard(dtype):
+    gradient = paddle.full([3, 4], 0.25).astype(dtype)
+    _add_at_labels(gradient, paddle.to_tensor([1, -1, 9]), paddle.to_tensor([0.5, 1.0, 1.0]))
+    expected = np.full((3, 4), 0.25)
+    expected[0, 1] = 0.75
+    np.testing.assert_array_equal(gradient.astype("float32").numpy(), expected)
+
+
+def test_z_loss(each_backend):
+    """The square of each counted row's log-sum-exp, times the factor, and its gradient."""
+    y, z_loss = labels(), 0.3
+    check_against_reference(
+        lambda h, w: linear_cross_entropy(h, w, y, chunk_bytes=4 * VOCAB * 4, z_loss=z_loss),
+        lambda h, w: linear_cross_entropy_reference(h, w, y, z_loss=z_loss),
+        arrays(),
+    )
+    hidden, weight = (paddle.to_tensor(each) for each in arrays())
+    lse = np.log(np.exp(arrays()[0].astype(np.float64) @ arrays()[1].T).sum(1))
+    token_losses: list[paddle.Tensor] = []
+    plain = linear_cross_entropy(hidden, weight, y).item()
+    with_z = linear_cross_entropy(
+        hidden, weight, y, token_losses=token_losses, z_loss=z_loss
+    ).item()
+    counted = y.numpy() != IGNORE
+    assert with_z - plain == pytest.approx(z_loss * (lse[counted] ** 2).mean(), rel=1e-5)
+    assert token_losses[0].sum().item() / counted.sum() == pytest.approx(plain, rel=1e-6)
 
 
 def test_more_dimensions(each_backend):

@@ -44,17 +44,32 @@ def main() -> None:
     assert_close(shard.grad.numpy(), whole.grad.numpy()[:, mine], 5e-6, "gradient of the shard")
 
     hidden, weight = random((ROWS, HIDDEN), 2), random((VOCAB, HIDDEN), 3)
+    for z_loss in (0.0, 0.2):
+        check_linear(hidden, weight, labels, mine, group, z_loss)
+    check_padding_row(hidden, weight, labels, mine, group)
+    report("agreed")
+
+
+def check_linear(
+    hidden: np.ndarray,
+    weight: np.ndarray,
+    labels: paddle.Tensor,
+    mine: slice,
+    group: object,
+    z_loss: float,
+) -> None:
     inputs = [parameter(hidden), parameter(weight[mine])]
-    loss = ops.linear_cross_entropy(*inputs, labels, group=group, chunk_bytes=5 * cols * 4)
+    chunk_bytes = 5 * inputs[1].shape[0] * 4
+    loss = ops.linear_cross_entropy(
+        *inputs, labels, group=group, chunk_bytes=chunk_bytes, z_loss=z_loss
+    )
     loss.backward()
     exact = [parameter(hidden, "float64"), parameter(weight, "float64")]
-    expected = ops.linear_cross_entropy_reference(*exact, labels)
+    expected = ops.linear_cross_entropy_reference(*exact, labels, z_loss=z_loss)
     expected.backward()
     assert_close(loss.numpy(), expected.numpy(), 5e-6, "linear loss")
     assert_close(inputs[0].grad.numpy(), exact[0].grad.numpy(), 5e-6, "gradient of hidden")
     assert_close(inputs[1].grad.numpy(), exact[1].grad.numpy()[mine], 5e-6, "gradient of weight")
-    check_padding_row(hidden, weight, labels, mine, group)
-    report("agreed")
 
 
 def check_padding_row(

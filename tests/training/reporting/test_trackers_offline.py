@@ -120,7 +120,7 @@ def test_wandb_without_a_network_warns_and_the_run_goes_on(tmp_path, caplog, mon
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("WANDB_BASE_URL", "http://localhost:9")  # nothing listens there
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "5")
     run = TrackedRun(tmp_path / "runs", "a name", 0, FACTS)
     with caplog.at_level("WARNING", logger="pypkg"):

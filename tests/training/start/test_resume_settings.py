@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import re
@@ -12,14 +13,15 @@ from typing import Any
 import pytest
 from test_pretrain import assert_user_error
 
-from pypkg.config import load_settings
+from pypkg.config import Settings, load_settings
 from pypkg.errors import UserError
 from pypkg.parallel.mesh import Degrees
+from pypkg.training.checkpoint.folders import SETTINGS_FILE
 from pypkg.training.checkpoint.manifest import write_manifest
 from pypkg.training.checkpoint.reading import load_trainer_state
 from pypkg.training.ledger import events
 from pypkg.training.reporting.reporters import JsonLinesReporter, read_metrics
-from pypkg.training.start.resume import record_resumed
+from pypkg.training.start.resume import check_resumed, record_resumed
 from pypkg.training.state import TrainerState
 
 
@@ -66,6 +68,24 @@ def test_more_steps_and_fewer_steps(workplace):
     assert "max_steps was 8 and is 12" in line and "a decay_steps of 8 keeps" in line
     done = workplace.run(max_steps=13, decay_steps=12)
     assert done.returncode == 0 and "the learning rate of step" not in done.stderr
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_decay_that_begins_at_a_checkpoint_is_no_jump(tmp_path, caplog, begins):
+    """Of warmup_stable_decay; where the decay ends elsewhere, the rate jumps."""
+    plateau = Settings(
+        learning_rate=1e-3, min_learning_rate=0.0, max_steps=100, warmup_steps=2,
+        lr_scheduler_type="warmup_stable_decay", lr_wsd_decay_steps=10.0, output_dir="runs",
+        model_name_or_path="llama-58m", input_dir="data", do_train=True,
+    )  # fmt: skip
+    (tmp_path / SETTINGS_FILE).write_text(plateau.to_json())
+    decay = dataclasses.replace(
+        plateau, max_steps=24, decay_steps=24.0 if begins else 18.0, lr_wsd_decay_steps=4.0
+    )
+    with caplog.at_level("WARNING", "pypkg"):
+        check_resumed(decay, tmp_path, TrainerState(global_step=20))
+    assert ("the learning rate of step 21 is 0" in caplog.text) is not begins
+    assert bool(caplog.text) is not begins
 
 
 def test_a_run_beyond_all_memory(workplace):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import paddle
 import pytest
 from tiny_configs import tiny
 
@@ -48,6 +51,22 @@ def test_a_model_follows_its_settings():
     set_activations(model, Settings())
     assert {layer.recompute for layer in model.layers} == {None}
     assert {layer.hidden_dropout for layer in model.layers} == {0.0}
+
+
+def test_z_loss_is_of_training_alone():
+    config = tiny("llama")
+    model, plain = from_config(config, seed=1), from_config(config, seed=1)
+    set_activations(model, Settings(z_loss=1e-2))
+    batch = {name: paddle.to_tensor([[9, 8, 7, 6]]) for name in ("input_ids", "labels")}
+    for each in (model, plain):
+        each.train()
+    # Logits near zero: the log-sum-exp is about the logarithm of the vocabulary.
+    expected = 1e-2 * math.log(config.vocab_size) ** 2
+    difference = (model.loss(**batch) - plain.loss(**batch)).item()
+    assert difference == pytest.approx(expected, rel=0.05)
+    for each in (model, plain):
+        each.eval()
+    assert model.loss(**batch).item() == plain.loss(**batch).item()
 
 
 def test_no_dropout_is_said_where_paddlenlp_has_it():

@@ -10,7 +10,7 @@ import paddle
 import pytest
 from training_testing import Workplace, counting_documents, write_corpus, write_model
 
-from pypkg.config.profiler_options import ProfilerOptions, parse_profiler_options
+from pypkg.config.options.profiler_options import ProfilerOptions, parse_profiler_options
 from pypkg.errors import UserError
 from pypkg.training.step import phase_times
 from pypkg.training.step.phase_times import PhaseTimes

@@ -1,0 +1,73 @@
+"""Lion: the sign of an interpolated momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import paddle
+from paddle import Tensor
+
+from pypkg.parallel.optimizer.protocol import ParameterUpdate
+from pypkg.parallel.optimizer.rules.weights import STEP, Weights, count_step, new_step
+
+_MOMENT = "moment"
+
+
+class Lion:
+    """Lion (Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023).
+
+    With g the scaled gradient and w the weights::
+
+        w = w - learning_rate * weight_decay * w
+        w = w - learning_rate * sign(beta1 * moment + (1 - beta1) * g)
+        moment = beta2 * moment + (1 - beta2) * g
+
+    An ``Optimizer`` that takes every parameter.
+
+    Args:
+        beta1, beta2: of the formula; the paper uses 0.9 and 0.99.
+        weight_decay: of the formula, for the parameters of the names ``decayed``.
+        weights: how parameters of 16 bits are updated.
+    """
+
+    def __init__(
+        self,
+        *,
+        beta1: float,
+        beta2: float,
+        weight_decay: float,
+        decayed: Collection[str],
+        weights: Weights,
+    ) -> None:
+        self._beta1, self._beta2 = beta1, beta2
+        self._weight_decay, self._decayed, self._weights = weight_decay, decayed, weights
+
+    def takes(self, name: str, shape: Sequence[int]) -> bool:
+        return True
+
+    def state_names(self, dtype: paddle.dtype) -> tuple[str, ...]:
+        return (*self._weights.state_names(dtype), _MOMENT, STEP)
+
+    def undivided_shape(self, state_name: str, shape: Sequence[int]) -> tuple[int, ...] | None:
+        return (1,) if state_name == STEP else None
+
+    def make_state(self, parameter: Tensor, shape: Sequence[int]) -> dict[str, Tensor]:
+        """A zero momentum; for 16 bits, the master weight."""
+        moment = paddle.zeros(parameter.shape, "float32")
+        return {**self._weights.make_state(parameter), _MOMENT: moment, STEP: new_step()}
+
+    @paddle.no_grad()
+    def update(
+        self, updates: Sequence[ParameterUpdate], learning_rate: float, grad_scale: Tensor
+    ) -> None:
+        is_finite = paddle.isfinite(grad_scale)
+        for each in updates:
+            step, moment = count_step(each.state), each.state[_MOMENT]
+            gradient = each.gradient.astype("float32") * grad_scale
+            old = self._weights.read(each)
+            direction = (self._beta1 * moment + (1 - self._beta1) * gradient).sign()
+            decay = self._weight_decay if each.name in self._decayed else 0.0
+            new = old * (1 - learning_rate * decay) - learning_rate * direction
+            changed = self._beta2 * moment + (1 - self._beta2) * gradient
+            paddle.assign(paddle.where(is_finite, changed, moment), moment)
+            self._weights.write(each, paddle.where(is_finite, new, old), step)

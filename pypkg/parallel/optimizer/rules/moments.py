@@ -1,0 +1,134 @@
+"""How optimizer state that is shaped like its parameter is kept in memory.
+
+A tensor is kept in float32, in bfloat16, or in 8 bits by blocks (Dettmers et al., "8-bit Optimizers
+via Block-wise Quantization", 2022). Checkpoints hold float32 whatever the form, so that any
+layout reads them. Writing what was read gives the same bits again, so resuming under the same
+layout is exact.
+
+In 8 bits, the values of each block of ``MOMENT_BLOCK`` elements are divided by the largest
+magnitude, and each is replaced by the nearest of 256 values. Those are the dynamic map of
+bitsandbytes, dense around zero; of the signed one, -1 takes the place of the negative value nearest
+to zero, so that the largest magnitude of a block is exact for either sign. A second moment above
+zero is not rounded to zero, which would make its update enormous.
+"""
+
+from __future__ import annotations
+
+import functools
+from math import prod
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from pypkg.config.optimizers import MOMENT_BLOCK, SMALLEST_8BIT
+from pypkg.parallel.optimizer.rules.rounding import stochastic_bfloat16
+
+FORMS = ("float32", "bfloat16", "8bit")
+_LARGEST = ".absmax"
+
+
+def zeros(name: str, parameter: Tensor, whole: int, form: str) -> dict[str, Tensor]:
+    """The tensors that keep the state ``name`` of a parameter, all zero.
+
+    Args:
+        name: of the state; "moment2" is not negative.
+        parameter: whose shape the state has.
+        whole: number of elements of the whole parameter, whatever the layout.
+        form: one of ``FORMS``.
+
+    Raises:
+        ValueError: another form.
+    """
+    if form not in FORMS:
+        raise ValueError(f"moments in {form!r}; expected one of {', '.join(FORMS)}")
+    if form != "8bit" or whole < SMALLEST_8BIT:
+        dtype: Any = "float32" if form == "8bit" else form
+        return {name: paddle.zeros(parameter.shape, dtype)}
+    dtype = "uint8" if name == "moment2" else "int8"
+    codes = paddle.full(parameter.shape, _zero_code(dtype), dtype)
+    blocks = -(-prod(parameter.shape) // MOMENT_BLOCK)
+    return {name: codes, name + _LARGEST: paddle.zeros([blocks])}
+
+
+@paddle.no_grad()
+def read(state: dict[str, Tensor], name: str) -> Tensor:
+    """The values of ``name``: float32; the tensor itself, if it is kept so."""
+    kept = state[name]
+    largest = state.get(name + _LARGEST)
+    if largest is None:
+        return kept.astype("float32")
+    dtype = "int8" if kept.dtype == paddle.int8 else "uint8"
+    index = kept.reshape([-1]).astype("int32") + (128 if dtype == "int8" else 0)
+    values = paddle.index_select(paddle.to_tensor(dynamic_map(dtype)), index)
+    return (_blocks(values) * largest.unsqueeze(1)).reshape([-1])[: kept.size].reshape(kept.shape)
+
+
+@paddle.no_grad()
+def write(
+    state: dict[str, Tensor], name: str, values: Tensor, key: str = "", step: int = 0
+) -> None:
+    """Overwrites ``name`` with float32 ``values``, in the form and the memory in which it is kept.
+
+    Args:
+        key: where not empty, values are rounded to bfloat16 stochastically, by key and ``step``;
+            else to the nearest.
+    """
+    kept = state[name]
+    if kept.dtype == paddle.float32:
+        if kept is not values:
+            paddle.assign(values, kept)
+        return
+    if kept.dtype == paddle.bfloat16:
+        rounded = stochastic_bfloat16(values, key, step) if key else values.astype("bfloat16")
+        paddle.assign(rounded, kept)
+        return
+    dtype: Any = "int8" if kept.dtype == paddle.int8 else "uint8"
+    blocks = _blocks(values.reshape([-1]))
+    largest = blocks.abs().max(axis=1)
+    scaled = blocks / paddle.where(largest > 0, largest, paddle.ones_like(largest)).unsqueeze(1)
+    table = dynamic_map(dtype)
+    middles = paddle.to_tensor((table[1:] + table[:-1]) / 2)
+    codes = paddle.bucketize(scaled.reshape([-1])[: kept.size], middles, out_int32=True)
+    if dtype == "int8":
+        codes = codes - 128
+    else:  # the update is divided by the root of these, so what is above zero stays so
+        codes = paddle.maximum(codes, (scaled.reshape([-1])[: kept.size] > 0).astype("int32"))
+    paddle.assign(codes.astype(dtype).reshape(kept.shape), kept)
+    paddle.assign(largest, state[name + _LARGEST])
+
+
+def _blocks(flat: Tensor) -> Tensor:
+    """[blocks, MOMENT_BLOCK], zeros behind the last element."""
+    missing = -flat.shape[0] % MOMENT_BLOCK
+    if missing:
+        flat = paddle.concat([flat, paddle.zeros([missing], flat.dtype)])
+    return flat.reshape([-1, MOMENT_BLOCK])
+
+
+def _zero_code(dtype: str) -> int:
+    code = int(np.searchsorted(dynamic_map(dtype), 0.0))
+    return code - 128 if dtype == "int8" else code
+
+
+@functools.cache
+def dynamic_map(dtype: str) -> np.ndarray:
+    """The 256 values of the codes in ascending order, float32.
+
+    Decade e = -6 to 0 below 1 is divided into 2^(e + 6) (int8), or 2^(e + 7) (uint8), equal
+    intervals between 0.1 and 1 times 10^e, whose middles are values. 0 and 1 are added.
+    """
+    values = [0.0, 1.0]
+    for place in range(7):
+        intervals = 2 ** (place + (dtype == "uint8"))
+        edges = np.linspace(0.1, 1.0, intervals + 1)
+        middles = (edges[1:] + edges[:-1]) / 2 * 10.0 ** (place - 6)
+        values += list(middles)
+        if dtype == "int8":
+            values += list(-middles)
+    table = np.sort(np.array(values, np.float32))
+    if dtype == "int8":
+        nearest = int(np.searchsorted(table, 0.0)) - 1
+        table = np.concatenate([[np.float32(-1.0)], np.delete(table, nearest)])
+    return table

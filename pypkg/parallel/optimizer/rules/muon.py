@@ -1,0 +1,152 @@
+"""Muon: momentum whose matrices are made orthogonal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from pypkg.parallel.optimizer.pieces import MatrixLayout, Piece
+from pypkg.parallel.optimizer.protocol import ParameterUpdate
+from pypkg.parallel.optimizer.rules.weights import STEP, Weights, count_step, new_step
+from pypkg.parallel.optimizer.whole_matrices import on_owners
+
+_MOMENT = "momentum"
+# Of the quintic Newton-Schulz iteration, as in Jordan's post and torch.optim.Muon.
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+_ITERATIONS, _EPSILON = 5, 1e-7
+# Root mean square of the updates of AdamW (Liu et al., 2025).
+_ADAMW_RMS = 0.2
+
+
+class Muon:
+    """Muon (Jordan et al., 2024) with updates as large as AdamW's (Liu et al., "Muon is Scalable
+    for LLM Training", 2025), so that learning rate and weight decay are those of AdamW.
+
+    With g the scaled gradient, w the weights, and O the orthogonal factor, as ``orthogonalized``
+    approximates it, of each r x c matrix of the parameter by itself::
+
+        momentum = mu * momentum + (1 - mu) * g
+        w = w - learning_rate * weight_decay * w
+        w = w - learning_rate * 0.2 * sqrt(max(r, c)) * O(mu * momentum + (1 - mu) * g)
+
+    Query, key and value are matrices of their own although they lie in one parameter, and so are
+    gate and up projection. A matrix in pieces is computed by one of the ranks that hold them.
+
+    Args:
+        momentum: mu.
+        weight_decay: of the formula, for the parameters of the names ``decayed``.
+        takes: whether it updates a parameter, by name and whole shape, which has two axes.
+        weights: how parameters of 16 bits are updated.
+    """
+
+    def __init__(
+        self,
+        *,
+        momentum: float,
+        weight_decay: float,
+        decayed: Collection[str],
+        takes: Callable[[str, Sequence[int]], bool],
+        weights: Weights,
+    ) -> None:
+        self._momentum, self._takes = momentum, takes
+        self._weight_decay, self._decayed, self._weights = weight_decay, decayed, weights
+
+    def takes(self, name: str, shape: Sequence[int]) -> bool:
+        return self._takes(name, shape)
+
+    def state_names(self, dtype: paddle.dtype) -> tuple[str, ...]:
+        return (*self._weights.state_names(dtype), _MOMENT, STEP)
+
+    def undivided_shape(self, state_name: str, shape: Sequence[int]) -> tuple[int, ...] | None:
+        return (1,) if state_name == STEP else None
+
+    def make_state(self, parameter: Tensor, shape: Sequence[int]) -> dict[str, Tensor]:
+        """A zero momentum; for 16 bits, the master weight."""
+        moment = paddle.zeros(parameter.shape, "float32")
+        return {**self._weights.make_state(parameter), _MOMENT: moment, STEP: new_step()}
+
+    @paddle.no_grad()
+    def update(
+        self, updates: Sequence[ParameterUpdate], learning_rate: float, grad_scale: Tensor
+    ) -> None:
+        is_finite = paddle.isfinite(grad_scale)
+        pieces = [(each.piece, self._blend(each, grad_scale, is_finite)) for each in updates]
+        for each, direction in zip(updates, on_owners(pieces, _orthogonal_matrices), strict=True):
+            step, old = count_step(each.state), self._weights.read(each)
+            decay = self._weight_decay if each.name in self._decayed else 0.0
+            new = old * (1 - learning_rate * decay)
+            new -= learning_rate * _scales(each.piece) * direction.astype("float32")
+            self._weights.write(each, paddle.where(is_finite, new, old), step)
+
+    def _blend(self, update: ParameterUpdate, grad_scale: Tensor, is_finite: Tensor) -> Tensor:
+        """Moves the momentum; returns what is made orthogonal, bfloat16."""
+        moment, mu = update.state[_MOMENT], self._momentum
+        gradient = update.gradient.astype("float32") * grad_scale
+        new = mu * moment + (1 - mu) * gradient
+        paddle.assign(paddle.where(is_finite, new, moment), moment)
+        return (mu * new + (1 - mu) * gradient).astype("bfloat16")
+
+
+def _scales(piece: Piece) -> Tensor | float:
+    """0.2 * sqrt(max(r, c)) of the matrix of each element."""
+    layout = piece.layout
+    values = [_ADAMW_RMS * math.sqrt(max(shape)) for shape in _shapes(layout)]
+    if len(set(values)) == 1:
+        return values[0]
+    of_whole = np.repeat(values, layout.widths)
+    return piece.along_axis(np.where(piece.places < 0, 0.0, of_whole[piece.places]))
+
+
+def _shapes(layout: MatrixLayout) -> list[tuple[int, int]]:
+    rows, columns = layout.shape
+    if not layout.widths:
+        return [(rows, columns)]
+    if layout.axis == 0:
+        return [(width, columns) for width in layout.widths]
+    return [(rows, width) for width in layout.widths]
+
+
+def _orthogonal_matrices(piece: Piece, whole: Tensor) -> Tensor:
+    """``orthogonalized`` of each matrix of a parameter."""
+    layout = piece.layout
+    if len(layout.widths) < 2:
+        return orthogonalized(whole)
+    matrices = whole.split(list(layout.widths), axis=layout.axis)
+    return paddle.concat([orthogonalized(each) for each in matrices], axis=layout.axis)
+
+
+@paddle.no_grad()
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """U V^T for the singular value decomposition U S V^T, roughly: singular values of 0.7 to 1.2.
+
+    Five Newton-Schulz iterations (Jordan et al., 2024) in bfloat16, whose products are summed in
+    float32.
+
+    Args:
+        matrix: [r, c] of a floating type.
+
+    Returns:
+        bfloat16 [r, c].
+    """
+    x = matrix.astype("float32")
+    x = (x / paddle.clip(paddle.linalg.norm(x), min=_EPSILON)).astype("bfloat16")
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    if is_tall:  # the products are then of the smaller size
+        x = x.T
+    for _ in range(_ITERATIONS):
+        gram = _product(x, x.T).astype("bfloat16")
+        polynomial = _B * gram.astype("float32") + _C * _product(gram, gram)
+        step = _product(polynomial.astype("bfloat16"), x)
+        x = (_A * x.astype("float32") + step).astype("bfloat16")
+    return x.T if is_tall else x
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    """x @ y of bfloat16 matrices, summed in float32: float32, on a GPU rounded to bfloat16."""
+    if x.place.is_cpu_place():  # Paddle multiplies no bfloat16 there
+        return paddle.matmul(x.astype("float32"), y.astype("float32"))
+    return paddle.matmul(x, y).astype("float32")
