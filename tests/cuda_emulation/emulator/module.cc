@@ -17,4 +17,6 @@ PYBIND11_MODULE(_emulated, m) {
   m.def("seed", &cuda_emulation::seed, "Restarts the sequence of scheduling decisions.");
   m.def("take_launches", &cuda_emulation::take_launches,
         "Operations and shapes that were launched since the last call.");
+  m.def("set_shared_memory_limit", &cuda_emulation::set_shared_memory_limit,
+        "Bytes that a block may have, but for the kernels of Hopper.");
 }
