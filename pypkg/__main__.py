@@ -32,6 +32,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("plan", "pypkg.plan", "memory, time and price of a run before it is started"),
         Command("doctor", "pypkg.doctor", "whether the machines can carry a run"),
         Command("supervise", "pypkg.supervise", "start a run again after a crash"),
+        Command("report", "pypkg.report.__main__", "the page of a run: curves, events, settings"),
     ),
     "Models": (
         Command("convert", "pypkg.convert", "import, export and inspect weights"),

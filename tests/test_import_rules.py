@@ -1,4 +1,4 @@
-"""Who may import whom. docs/architecture.md says why; this says it to the machine."""
+"""Which module may import which. docs/architecture.md gives the reasons."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ RULES = (
     Rule("pypkg.parallel", ("pypkg.config", "pypkg.ops", "pypkg.console.logs"), paddle=True),
     Rule("pypkg.data", ("pypkg.config", "pypkg._native")),
     Rule(_ARCHITECTURE),
-    Rule(f"{_ARCHITECTURE}.families", tuple(f"{_ARCHITECTURE}.{name}" for name in
-                                            ("config", "family", "llama_format", "weight_map"))),
+    Rule(f"{_ARCHITECTURE}.families",
+         tuple(f"{_ARCHITECTURE}.{name}" for name in
+               ("config", "family", "llama_format", "megatron_format", "weight_map"))),
     Rule("pypkg.models.weights", (_ARCHITECTURE,)),
     Rule("pypkg.models.weights.staging", ("pypkg._native", "pypkg.models.weights.area")),
     Rule("pypkg.models.weights.initialization",
@@ -66,6 +67,9 @@ RULES = (
     Rule("pypkg.training", ("pypkg.config", "pypkg.data", "pypkg.device", "pypkg.models",
                             "pypkg.ops", "pypkg.parallel", "pypkg.planner", "pypkg.console.logs"),
          paddle=True),
+    Rule("pypkg.report", ("pypkg.config", _ARCHITECTURE, "pypkg.parallel.mesh",
+                          "pypkg.training.checkpoint", "pypkg.training.ledger",
+                          "pypkg.training.reporting", "pypkg.console.logs")),
     Rule("pypkg.conversion", ("pypkg.models", "pypkg.data.tokenizers")),
     Rule("pypkg.bench", _ANYTHING, paddle=True),
     # Command lines: parse, call, report.
@@ -83,7 +87,8 @@ RULES = (
 ROOMS = {
     "pypkg.device": ("attention_choice", "capabilities", "attention_record", "threads"),
     "pypkg.ops": ("blocks", "attention", "loss", "adamw", "gated_activation", "matmul",
-                  "random_normal", "rms_norm", "rotary_embedding", "dispatch", "triton"),
+                  "random_normal", "rms_norm", "rotary_embedding", "squared_l2_norm", "dispatch",
+                  "triton"),
     "pypkg.data": ("corpus_tools", "preprocess", "loading", "datasets", "index", "corpus",
                    "tokenizers", "optional_packages"),
     "pypkg.models": ("__main__", "docs_page", "generate", "pretrained", "division", "building",
@@ -93,6 +98,8 @@ ROOMS = {
     "pypkg.training": ("supervisor", "run", "doctor", "final_report", "start", "trainer", "healing",
                        "step", "feed", "checkpoint", "reporting", "interrupt", "tp_sharding",
                        "ledger", "state"),
+    "pypkg.report": ("__main__", "server", "page", "collect", "parts", "layout", "settings",
+                     "curves", "document"),
     "pypkg.planner": ("output", "search", "time", "memory", "extension", "step", "sliced_layers",
                       "zero", "pipeline", "decoder", "tensor_parallel", "operators", "tape",
                       "parameters"),
@@ -122,7 +129,7 @@ WITHOUT_PADDLE = ("pypkg", "pypkg.device.attention_choice", "pypkg.device.attent
                   "pypkg.parallel.mesh", "pypkg.planner.memory", "pypkg.convert",
                   "pypkg.checkpoint", "pypkg.preprocess", "pypkg.pretrain", "pypkg.supervise",
                   "pypkg.doctor", "pypkg.plan",
-                  "pypkg.__main__",
+                  "pypkg.report.__main__", "pypkg.__main__",
                   "pypkg.console.completion")  # fmt: skip
 
 

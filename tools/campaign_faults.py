@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "several_hosts")]
@@ -26,7 +27,7 @@ from pypkg.training.checkpoint.verify import verify  # noqa: E402
 from pypkg.training.ledger import events  # noqa: E402
 
 _SECONDS_TO_END = 60.0  # of ranks whose run has lost one
-_SECONDS_OF_A_CUT = 5.0  # after which a link is mended and the run goes on
+_SECONDS_AWAY = 5.0  # at most, of a link or a rank, after which the run goes on
 _FILLER = "filler"
 _OF_STARTS = 0.15  # of the instants, the share that is while the ranks start
 _SAVING = {"save_steps": 1, "save_total_limit": 2, "max_steps": 100_000}
@@ -37,9 +38,10 @@ class Counts:
     """What was found after faults of one kind under one layout.
 
     Attributes:
-        faults: kills, full disks, or links that stay cut.
+        faults: kills, full disks, links that stay cut, or ranks that stay stopped.
         of_one_rank: kills of one rank of several; the others had to end.
-        mended: links that were cut for seconds, after which the run has to go on.
+        mended: links that were cut, or ranks that were stopped, for seconds, after which the run
+            has to go on.
         while_saving, while_removing: faults that left the folder of a save or of a removal.
         damaged: faults after which a folder with the name of a checkpoint was not whole.
         lost: faults after which the newest checkpoint was older than one seen before.
@@ -81,6 +83,7 @@ class Campaign:
         folders: in which each rank runs; ranks of one folder share their output_dir.
         settings: of the layout.
         hosts: on which each rank runs; empty: all on this machine.
+        limits: environment variables of all ranks.
 
     Attributes:
         counts: what was found.
@@ -93,9 +96,11 @@ class Campaign:
         settings: Mapping[str, object],
         rng: random.Random,
         hosts: Sequence[Host] = (),
+        limits: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.counts = Counts()
-        self._run, self._folders, self._rng, self._hosts = run, folders, rng, hosts
+        self._run, self._folders, self._rng = run, folders, rng
+        self._hosts, self._limits = hosts, limits
         self._places = [folder / OUTPUT_DIR for folder in dict.fromkeys(folders)]
         self._settings = settings
         self._seen: dict[int, set[tuple[float, ...]]] = {}  # values of each step
@@ -136,7 +141,7 @@ class Campaign:
         with self._started() as ranks:
             self._await_an_instant(ranks, self._rng.uniform(_OF_STARTS, 1))
             host.cut()
-            time.sleep(self._rng.uniform(0, _SECONDS_OF_A_CUT))
+            time.sleep(self._rng.uniform(0, _SECONDS_AWAY))
             host.mend()
             before = self._await_an_instant(ranks, self._rng.uniform(_OF_STARTS, 1))
             self.counts.mended += 1
@@ -145,6 +150,22 @@ class Campaign:
                 self._look(ranks, before, self._name_each_other)
             finally:
                 host.mend()
+
+    def stop_a_rank(self) -> None:
+        """Starts the run, and stops a rank for seconds, and later until the other has ended."""
+        rank = self._rng.randrange(len(self._folders))
+        with self._started() as ranks:
+            process = ranks.processes[rank]
+            self._await_an_instant(ranks, self._rng.uniform(_OF_STARTS, 1))
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(self._rng.uniform(0, _SECONDS_AWAY))
+            process.send_signal(signal.SIGCONT)
+            before = self._await_an_instant(ranks, self._rng.uniform(_OF_STARTS, 1))
+            self.counts.mended += 1
+            process.send_signal(signal.SIGSTOP)
+            within(_SECONDS_TO_END, lambda: ranks.codes()[1 - rank] is not None)
+            process.send_signal(signal.SIGCONT)
+            self._look(ranks, before, lambda ranks: _name_the_stopped(ranks, rank))
 
     def finish(self) -> None:
         """A run that goes on to its end, and one without a fault, have to be the same."""
@@ -155,7 +176,7 @@ class Campaign:
         ]
         for folders, save_steps in ((self._folders, 1), (whole, steps)):
             given = self._settings | _SAVING | {"max_steps": steps, "save_steps": save_steps}
-            with Ranks(self._run, folders, self._hosts, **given) as ranks:
+            with Ranks(self._run, folders, self._hosts, self._limits, **given) as ranks:
                 ranks.finish()
         self._note_values()
         self._check_start()
@@ -167,7 +188,8 @@ class Campaign:
         counts.other_values += _tensors(self._places, steps) != _tensors(places, steps)
 
     def _started(self) -> Ranks:
-        return Ranks(self._run, self._folders, self._hosts, **self._settings | _SAVING)
+        settings = self._settings | _SAVING
+        return Ranks(self._run, self._folders, self._hosts, self._limits, **settings)
 
     def _await_an_instant(self, ranks: Ranks, kind: float) -> int:
         """Until a random instant; returns the newest checkpoint.
@@ -246,11 +268,25 @@ class Campaign:
         return set(chain(*(each.glob(f"{TEMPORARY_PREFIX}*") for each in self._places)))
 
     def _wait(self, ranks: Ranks, is_so: Callable[[], bool]) -> None:
-        def is_over() -> bool:
-            return is_so() or any(code is not None for code in ranks.codes())
+        """Until ``is_so``, once: the folder that it looks for may be gone at the next look."""
+        was_so = False
 
-        if not within(120.0, is_over, pause=0.001) or not is_so():
+        def is_over() -> bool:
+            nonlocal was_so
+            was_so = is_so()
+            return was_so or any(code is not None for code in ranks.codes())
+
+        within(120.0, is_over, pause=0.001)
+        if not was_so:
             raise RuntimeError(f"exit codes {ranks.codes()}\n{ranks.said()}")
+
+
+def _name_the_stopped(ranks: Ranks, stopped: int) -> bool:
+    """Whether both of two ranks have ended, and say that the stopped one was away."""
+    said = [ranks.said_by(rank) for rank in (0, 1)]
+    return all(ranks.codes()) and all(
+        f"no heartbeat from rank {stopped} " in each and "Traceback" not in each for each in said
+    )
 
 
 def _says_full(ranks: Ranks) -> bool:

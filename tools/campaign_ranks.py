@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
@@ -22,7 +23,8 @@ from training_testing import environment  # noqa: E402
 
 OUTPUT_DIR = Path("out")  # of every run, in the folder of each rank
 _START_SECONDS = "20"  # after which ranks give up one that died while fleet started
-_SILENCE_SECONDS = "15"  # more than a link that is down for 5 s and the retries of TCP after it
+# More than a link that is down for 5 s and the retries of TCP after it.
+QUICK_TO_MISS = {"PYPKG_SILENCE_SECONDS": "15"}
 
 
 class Ranks:
@@ -31,10 +33,16 @@ class Ranks:
     Args:
         folders: in which each rank runs, and has its output_dir and, but for rank 0, its log.
         hosts: on which each runs; empty: all on this machine.
+        limits: environment variables of all ranks.
     """
 
     def __init__(
-        self, run: Run, folders: Sequence[Path], hosts: Sequence[Host] = (), **settings: object
+        self,
+        run: Run,
+        folders: Sequence[Path],
+        hosts: Sequence[Host] = (),
+        limits: Mapping[str, str] = MappingProxyType({}),
+        **settings: object,
     ) -> None:
         words = run.command(OUTPUT_DIR, disable_tqdm=True, **settings)[4:]
         ports = free_ports(len(folders))
@@ -47,7 +55,7 @@ class Ranks:
                 variables = rank_environment(rank, ports)
             if hosts:
                 variables |= _addresses(rank, ports, hosts)
-            variables["PYPKG_START_SECONDS"] = _START_SECONDS
+            variables |= {"PYPKG_START_SECONDS": _START_SECONDS, **limits}
             own_folder.mkdir(exist_ok=True)
             script = [ROOT / "tools/campaign_rank.py", hosts[rank].namespace if hosts else ""]
             with log.open("wb") as stream:
@@ -92,7 +100,6 @@ def _addresses(rank: int, ports: Sequence[int], hosts: Sequence[Host]) -> Mappin
         "PADDLE_MASTER": endpoints[0],
         "PADDLE_NNODES": str(len(hosts)),
         "PADDLE_LOCAL_SIZE": "1",
-        "PYPKG_SILENCE_SECONDS": _SILENCE_SECONDS,
     }
 
 

@@ -1,4 +1,4 @@
-"""What kills, full disks and cut links leave of a run: docs/reliability.md.
+"""What kills, full disks, cut links and stopped ranks leave of a run: docs/reliability.md.
 
     python tools/kill_campaign.py --json FILE               # all layouts; goes on from FILE
     python tools/kill_campaign.py --json FILE --only tp2    # those whose name holds "tp2"
@@ -19,6 +19,8 @@ allow_local_output each rank has a folder of its own.
 - ``links``: the same, where each rank has a host of its own (a network namespace, which takes root
   and iproute2) and a link is cut: first for up to 5 s, after which the run has to go on, then for
   good. Both ranks have to end then, and to name the host that they have lost.
+- ``stops``: the same, where one of two ranks is stopped (SIGSTOP): first for up to 5 s, later until
+  the other one has ended. Then it goes on, and has to end. Both have to name the stopped one.
 
 After the last fault a run goes on to its end. The losses and gradient norms of all steps, those
 that were taken again included, and the weights and optimizer state have to be those of a run that
@@ -44,12 +46,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "several_hosts")]
 
 import netns  # noqa: E402
 from campaign_faults import Campaign, Counts  # noqa: E402
+from campaign_ranks import QUICK_TO_MISS  # noqa: E402
 from fault_campaign import PAGE, Run, put_table  # noqa: E402
 
 from pypkg.console.markdown import table  # noqa: E402
 from pypkg.files import write_file  # noqa: E402
 
-USUAL = {"kills": 19, "disk": 5, "links": 2}  # of each layout, with and without use_async_save
+# Faults of each layout, with and without use_async_save.
+USUAL = {"kills": 19, "disk": 5, "links": 2, "stops": 1}
+_OF_TWO_RANKS = ("links", "stops")
 _DISK = 8 << 20  # bytes of the tmpfs
 _LOCAL = "allow_local_output"
 _LAYOUTS: dict[str, tuple[int, dict[str, object]]] = {
@@ -86,11 +91,13 @@ def try_layout(layout: str, is_async: bool, kind: str, count: int, seed: int) ->
         disk = stack.enter_context(_disk(folder / "disk")) if kind == "disk" else folder
         hosts = stack.enter_context(netns.network(size)) if kind == "links" else ()
         folders = [disk / f"place{rank if _LOCAL in settings else 0}" for rank in range(size)]
-        campaign = Campaign(run, folders, settings, rng, hosts)
+        limits = QUICK_TO_MISS if kind in _OF_TWO_RANKS else {}
+        campaign = Campaign(run, folders, settings, rng, hosts, limits)
         fault = {
             "kills": campaign.kill,
             "disk": campaign.fill_the_disk,
             "links": campaign.cut_the_link,
+            "stops": campaign.stop_a_rank,
         }[kind]
         for _ in range(count):
             fault()
@@ -131,6 +138,17 @@ _COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
         "other losses or weights": ("other_values",),
         "not told": ("untold", "orphans"),
     },
+    "stops": {
+        "stopped for up to 5 s": ("mended",),
+        "stopped for longer": ("faults",),
+        "in a save": ("while_saving",),
+        "steps taken again": ("steps_again",),
+        "damaged": ("damaged",),
+        "lost": ("lost",),
+        "wrong start": ("wrong_start",),
+        "other losses or weights": ("other_values",),
+        "not told": ("untold", "orphans"),
+    },
 }
 
 
@@ -149,7 +167,9 @@ def table_of(results: Mapping[str, Mapping[str, float]], kind: str) -> list[str]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Kills runs, fills their disks, cuts their links.")
+    parser = argparse.ArgumentParser(
+        description="Kills and stops runs, fills their disks, cuts their links."
+    )
     parser.add_argument("--json", type=Path, required=True, help="results; those in it are kept")
     parser.add_argument("--only", default="", help="a part of the names to try")
     parser.add_argument("--count", type=int, help=f"of each; by default {USUAL}")
@@ -184,7 +204,7 @@ def _cases() -> dict[str, tuple[str, bool, str]]:
         f"{kind}: {layout}{', use_async_save' if is_async else ''}": (layout, is_async, kind)
         for kind in USUAL
         for layout, (size, _) in _LAYOUTS.items()
-        if kind != "links" or size == 2
+        if kind not in _OF_TWO_RANKS or size == 2
         for is_async in (False, True)
     }
 

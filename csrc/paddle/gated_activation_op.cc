@@ -1,5 +1,6 @@
 #include "gated_activation/gated_activation.h"
 #include "products.h"
+#include "rms_norm_op.h"
 #include "tensors.h"
 
 namespace pypkg {
@@ -152,6 +153,28 @@ std::vector<Tensor> block_backward(const Tensor& x, const Tensor& gate_up_weight
   return {input_gradient(dgate_up, gate_up_weight), weight_gradient(x, dgate_up), ddown_weight};
 }
 
+// The block of rms_norm(x + residual): one operator for two more.
+std::vector<Tensor> normed_block_forward(const Tensor& x, const Tensor& residual,
+                                         const Tensor& norm_weight, const Tensor& gate_up_weight,
+                                         const Tensor& down_weight, int64_t activation,
+                                         float epsilon) {
+  const std::vector<Tensor> norm = add_rms_norm(x, residual, norm_weight, epsilon);
+  const std::vector<Tensor> block = block_forward(norm[0], gate_up_weight, down_weight, activation);
+  return {block[0], norm[1], norm[0], norm[2], block[1], block[2]};
+}
+
+std::vector<Tensor> normed_block_backward(const Tensor& norm_weight, const Tensor& gate_up_weight,
+                                          const Tensor& down_weight, const OptionalTensor& stream,
+                                          const Tensor& normed, const Tensor& rstd,
+                                          const Tensor& gate_up, const Tensor& activated,
+                                          const OptionalTensor& dout, const OptionalTensor& dstream,
+                                          int64_t activation, float) {
+  const std::vector<Tensor> block =
+      block_backward(normed, gate_up_weight, down_weight, gate_up, activated, dout, activation);
+  const std::vector<Tensor> norm = add_rms_norm_grad(stream, norm_weight, rstd, block[0], dstream);
+  return {norm[0], norm[1], norm[2], block[1], block[2]};
+}
+
 }  // namespace
 }  // namespace pypkg
 
@@ -198,3 +221,19 @@ PD_BUILD_GRAD_OP(pypkg_mlp_block)
     .Outputs({paddle::Grad("X"), paddle::Grad("GateUpWeight"), paddle::Grad("DownWeight")})
     .Attrs({"activation: int64_t"})
     .SetKernelFn(PD_KERNEL(pypkg::block_backward));
+
+PD_BUILD_OP(pypkg_normed_mlp_block)
+    .Inputs({"X", "Residual", "NormWeight", "GateUpWeight", "DownWeight"})
+    .Outputs({paddle::Optional("Out"), paddle::Optional("Stream"), "Normed", "Rstd", "GateUp",
+              "Activated"})
+    .Attrs({"activation: int64_t", "epsilon: float"})
+    .SetKernelFn(PD_KERNEL(pypkg::normed_block_forward));
+
+PD_BUILD_GRAD_OP(pypkg_normed_mlp_block)
+    .Inputs({"NormWeight", "GateUpWeight", "DownWeight", paddle::Optional("Stream"), "Normed",
+             "Rstd", "GateUp", "Activated", paddle::Grad(paddle::Optional("Out")),
+             paddle::Grad(paddle::Optional("Stream"))})
+    .Outputs({paddle::Grad("X"), paddle::Grad("Residual"), paddle::Grad("NormWeight"),
+              paddle::Grad("GateUpWeight"), paddle::Grad("DownWeight")})
+    .Attrs({"activation: int64_t", "epsilon: float"})
+    .SetKernelFn(PD_KERNEL(pypkg::normed_block_backward));

@@ -6,6 +6,7 @@
 #include "attention/flash_attention.h"
 #include "attention_arguments.h"
 #include "products.h"
+#include "rms_norm_op.h"
 #include "rotary_embedding/rotary_embedding.h"
 #include "tensors.h"
 
@@ -242,6 +243,38 @@ std::vector<Tensor> block_backward(
   return {input_gradient(dqkv, qkv_weight), weight_gradient(x, dqkv), do_weight};
 }
 
+// The block of rms_norm(x + residual): one operator for two more.
+std::vector<Tensor> normed_block_forward(
+    const Tensor& x, const Tensor& residual, const Tensor& norm_weight, const Tensor& qkv_weight,
+    const Tensor& o_weight, const OptionalTensor& cos, const OptionalTensor& sin,
+    const OptionalTensor& position_ids, const OptionalTensor& prefix_lengths,
+    const OptionalTensor& document_starts, const OptionalTensor& alibi_slopes, int64_t batch,
+    int64_t heads_q, int64_t heads_k, bool interleaved, float scale, float softcap, bool causal,
+    int64_t window, float epsilon) {
+  const std::vector<Tensor> norm = add_rms_norm(x, residual, norm_weight, epsilon);
+  const std::vector<Tensor> block = block_forward(
+      norm[0], qkv_weight, o_weight, cos, sin, position_ids, prefix_lengths, document_starts,
+      alibi_slopes, batch, heads_q, heads_k, interleaved, scale, softcap, causal, window);
+  return {block[0], norm[1], norm[0], norm[2], block[1], block[2], block[3]};
+}
+
+std::vector<Tensor> normed_block_backward(
+    const Tensor& norm_weight, const Tensor& qkv_weight, const Tensor& o_weight,
+    const OptionalTensor& cos, const OptionalTensor& sin, const OptionalTensor& position_ids,
+    const OptionalTensor& prefix_lengths, const OptionalTensor& document_starts,
+    const OptionalTensor& alibi_slopes, const OptionalTensor& stream, const Tensor& normed,
+    const Tensor& rstd, const Tensor& attended, const Tensor& rotated, const Tensor& softmax_lse,
+    const OptionalTensor& dout, const OptionalTensor& dstream, int64_t batch, int64_t heads_q,
+    int64_t heads_k, bool interleaved, float scale, float softcap, bool causal, int64_t window,
+    float) {
+  const std::vector<Tensor> block =
+      block_backward(normed, qkv_weight, o_weight, cos, sin, position_ids, prefix_lengths,
+                     document_starts, alibi_slopes, attended, rotated, softmax_lse, dout, batch,
+                     heads_q, heads_k, interleaved, scale, softcap, causal, window);
+  const std::vector<Tensor> norm = add_rms_norm_grad(stream, norm_weight, rstd, block[0], dstream);
+  return {norm[0], norm[1], norm[2], block[1], block[2]};
+}
+
 }  // namespace
 }  // namespace pypkg
 
@@ -286,3 +319,26 @@ PD_BUILD_GRAD_OP(pypkg_attention_block)
     .Attrs({"batch: int64_t", "heads_q: int64_t", "heads_k: int64_t", "interleaved: bool",
             "scale: float", "softcap: float", "causal: bool", "window: int64_t"})
     .SetKernelFn(PD_KERNEL(pypkg::block_backward));
+
+PD_BUILD_OP(pypkg_normed_attention_block)
+    .Inputs({"X", "Residual", "NormWeight", "QkvWeight", "OWeight", paddle::Optional("Cos"),
+             paddle::Optional("Sin"), paddle::Optional("PositionIds"),
+             paddle::Optional("PrefixLengths"), paddle::Optional("DocumentStarts"),
+             paddle::Optional("AlibiSlopes")})
+    .Outputs({paddle::Optional("Out"), paddle::Optional("Stream"), "Normed", "Rstd", "Attended",
+              "Rotated", "SoftmaxLse"})
+    .Attrs({"batch: int64_t", "heads_q: int64_t", "heads_k: int64_t", "interleaved: bool",
+            "scale: float", "softcap: float", "causal: bool", "window: int64_t", "epsilon: float"})
+    .SetKernelFn(PD_KERNEL(pypkg::normed_block_forward));
+
+PD_BUILD_GRAD_OP(pypkg_normed_attention_block)
+    .Inputs({"NormWeight", "QkvWeight", "OWeight", paddle::Optional("Cos"), paddle::Optional("Sin"),
+             paddle::Optional("PositionIds"), paddle::Optional("PrefixLengths"),
+             paddle::Optional("DocumentStarts"), paddle::Optional("AlibiSlopes"),
+             paddle::Optional("Stream"), "Normed", "Rstd", "Attended", "Rotated", "SoftmaxLse",
+             paddle::Grad(paddle::Optional("Out")), paddle::Grad(paddle::Optional("Stream"))})
+    .Outputs({paddle::Grad("X"), paddle::Grad("Residual"), paddle::Grad("NormWeight"),
+              paddle::Grad("QkvWeight"), paddle::Grad("OWeight")})
+    .Attrs({"batch: int64_t", "heads_q: int64_t", "heads_k: int64_t", "interleaved: bool",
+            "scale: float", "softcap: float", "causal: bool", "window: int64_t", "epsilon: float"})
+    .SetKernelFn(PD_KERNEL(pypkg::normed_block_backward));

@@ -1,5 +1,6 @@
+#include "rms_norm_op.h"
+
 #include "rms_norm/rms_norm.h"
-#include "tensors.h"
 
 namespace pypkg {
 namespace {
@@ -103,6 +104,8 @@ std::vector<Tensor> rms_norm_grad(const Tensor& x, const Tensor& weight, const T
   return backward(x, weight, rstd, dy, nullptr, /*has_residual=*/false);
 }
 
+}  // namespace
+
 std::vector<Tensor> add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight,
                                  float epsilon) {
   return forward(x, &residual, weight, epsilon);
@@ -113,6 +116,8 @@ std::vector<Tensor> add_rms_norm_grad(const OptionalTensor& h, const Tensor& wei
                                       const OptionalTensor& dh) {
   return backward(*h, weight, rstd, dy, dh.get_ptr(), /*has_residual=*/true);
 }
+
+namespace {
 
 Shape row_shape(const Shape& x) {
   int64_t rows = 1;

@@ -29,13 +29,6 @@ T* at(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-DType dtype_named(const std::string& name) {
-  for (const DType each : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
-    if (name == dtype_name(each)) return each;
-  }
-  throw std::invalid_argument("adamw: dtype " + name + " must be float32, float16 or bfloat16");
-}
-
 void adamw_at(const Addresses& params, const Addresses& grads, const Addresses& moments1,
               const Addresses& moments2, const Addresses& masters, const Addresses& beta1_powers,
               const Addresses& beta2_powers, const std::vector<int64_t>& sizes,
@@ -65,8 +58,8 @@ void adamw_at(const Addresses& params, const Addresses& grads, const Addresses& 
   AdamW p;
   p.tensors = entries.data();
   p.count = static_cast<int64_t>(count);
-  p.dtype = dtype_named(dtype);
-  p.grad_dtype = dtype_named(grad_dtype);
+  p.dtype = dtype_named(dtype, "adamw");
+  p.grad_dtype = dtype_named(grad_dtype, "adamw");
   p.learning_rate = learning_rate;
   p.beta1 = beta1;
   p.beta2 = beta2;

@@ -91,6 +91,14 @@ std::string join(const std::vector<std::string>& parts) {
 
 }  // namespace
 
+DType dtype_named(const std::string& name, const char* kernel) {
+  for (const DType each : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    if (name == dtype_name(each)) return each;
+  }
+  throw std::invalid_argument(std::string(kernel) + ": dtype " + name +
+                              " must be float32, float16 or bfloat16");
+}
+
 void Arguments::check(bool condition, const std::string& message) const {
   if (!condition) throw py::value_error(kernel_ + ": " + message);
 }

@@ -34,6 +34,9 @@ struct Array {
   pybind11::object owner;  // keeps data alive
 };
 
+// The dtype of a name: "float32", "float16" or "bfloat16"; others raise ValueError for `kernel`.
+DType dtype_named(const std::string& name, const char* kernel);
+
 // A data pointer whose element type the checks have established.
 struct Pointer {
   void* data = nullptr;

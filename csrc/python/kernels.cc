@@ -384,6 +384,7 @@ void bind_kernels(py::module_& m) {
   bind_flash_attention(m);
   bind_adamw(m);
   bind_random_normal(m);
+  bind_squared_l2_norm(m);
 }
 
 }  // namespace pypkg

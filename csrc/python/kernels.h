@@ -5,7 +5,9 @@
 namespace pypkg {
 
 void bind_kernels(pybind11::module_& m);
-void bind_adamw(pybind11::module_& m);          // one of them
-void bind_random_normal(pybind11::module_& m);  // another
+// Calls these:
+void bind_adamw(pybind11::module_& m);
+void bind_random_normal(pybind11::module_& m);
+void bind_squared_l2_norm(pybind11::module_& m);
 
 }  // namespace pypkg

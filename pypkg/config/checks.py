@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from pypkg.config.parallel_checks import PARALLEL_CHECKS
+from pypkg.config.profiler_options import parse_profiler_options
 from pypkg.config.settings import Settings, setting_fields
 
 
@@ -112,6 +113,21 @@ def _check_split(s: Settings) -> Iterator[str]:
         )
 
 
+def _check_profiler_options(s: Settings) -> Iterator[str]:
+    if s.profiler_options is None:
+        return
+    try:
+        options = parse_profiler_options(s.profiler_options)
+    except ValueError as error:
+        yield f"profiler_options is {s.profiler_options!r}: {error}"
+        return
+    if options.first >= s.max_steps > 0:
+        yield (
+            f"profiler_options begin at step {options.first}, counted from 0, but max_steps is "
+            f"{s.max_steps}; lower the first number of batch_range, or raise max_steps"
+        )
+
+
 def _check_evaluation(s: Settings) -> Iterator[str]:
     if s.do_eval and s.evaluation_strategy == "no":
         yield (
@@ -183,6 +199,7 @@ def _check_blend(s: Settings) -> Iterator[str]:
 # Each check with the settings that it reads.
 _TOGETHER: tuple[tuple[tuple[str, ...], Callable[[Settings], Iterator[str]]], ...] = (
     (("min_learning_rate", "learning_rate", "lr_scheduler_type"), _check_min_learning_rate),
+    (("profiler_options", "max_steps"), _check_profiler_options),
     (
         ("warmup_steps", "warmup_ratio", "max_steps", "decay_steps", "lr_scheduler_type"),
         _check_warmup,

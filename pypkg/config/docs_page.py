@@ -25,71 +25,72 @@ _INTRODUCTION = """\
 python -m pypkg.pretrain CONFIG.json [--key value ...] [--nproc N]
 ```
 
-`CONFIG.json` is one JSON object; `--key value` on the command line wins over it. The file can be
-YAML as well (`.yaml`, `.yml`), or be left out. Names and defaults are those of PaddleNLP's
-`run_pretrain.py`, so its files can be used as they are, as far as the tables below go. `--nproc` is
-no setting: it starts N CPU processes, which are one run; on GPUs
-`python -m paddle.distributed.launch` does that.
+`CONFIG.json` is one JSON object; `--key value` on the command line overrides it. The file may also
+be YAML (`.yaml`, `.yml`), or be left out. Names and defaults are those of PaddleNLP's
+`run_pretrain.py`, so its files can be used without a change, except for the keys that the tables
+below exclude. `--nproc` is not a setting: it starts one run of N CPU processes. On GPUs,
+`python -m paddle.distributed.launch` starts the processes.
 
 - Truth values may be written true/false, 1/0, yes/no, y/n, t/f. `--do_train` alone means true, and
   `--no_do_train` false.
 - Numbers may be written as text ("3e-05"). `null` stands for the default.
 - Lists are JSON lists, or several values: `--report_to visualdl tensorboard`.
-- On the command line a key may be cut short as long as only one key starts like that.
-- An unknown or doubled key, a wrong type, an impossible value, an unknown model, a layout that does
-  not fit and what the device cannot do are errors. All of them are reported at once, and nothing
-  has been started or written by then.
+- On the command line a key may be abbreviated if only one key starts with the given letters.
+- An unknown or doubled key, a wrong type, an impossible value, an unknown model, an invalid layout
+  and a feature that the device lacks are errors. All of them are reported at once, before anything
+  is started or written.
 
 ## How some settings work together
-- The learning rate of optimizer step n = 1, 2, ... is the value of the schedule at n. Linear
-  warm-up from 0 at n = 0 to `learning_rate`, then decay to `min_learning_rate` at `decay_steps`,
-  and that value from there on. So the first step already has learning_rate / warm-up, and the last
-  one of a run with default `decay_steps` has exactly `min_learning_rate`.
+- The learning rate of optimizer step n = 1, 2, ... is the value of the schedule at n. It rises
+  linearly from 0 at n = 0 to `learning_rate`, then decays to `min_learning_rate` at `decay_steps`,
+  and keeps this value. The first step thus has learning_rate / warm-up, and the last step of a run
+  with the default `decay_steps` has exactly `min_learning_rate`.
 - `constant_with_warmup` is one step behind: step n has learning_rate * (n - 1) / warm-up, so the
   first step changes nothing. Its warm-up by `warmup_ratio` is cut to whole steps.
-- The log and metrics.jsonl give the rate that a step used. PaddleNLP logs that of the next step.
-- A `warmup_steps` above 0 wins over `warmup_ratio`.
-- Where `bf16` or `use_flash_attention` are left out, the device decides, and the log says what was
-  decided and why. Where they are set to true and the device cannot, the run is refused.
-  `attention_backend` is explained in [operators.md](operators.md#which-implementation-runs).
-- The number of processes launched divided by `tensor_parallel_degree` times
-  `pipeline_parallel_degree` is how many train on samples of their own. With `sharding` they divide
-  the optimizer state, all of them or `sharding_parallel_degree` at a time; the others are copies
-  (data parallelism). A step sees `per_device_train_batch_size` times
-  `gradient_accumulation_steps` samples from each.
-- What the number of processes and the model make impossible is found before any process group is
-  made, all of it at once.
-- Dropout has to be asked for: without `hidden_dropout_prob` there is none.
+- The log and metrics.jsonl give the rate that a step used. PaddleNLP logs the rate of the next
+  step.
+- A `warmup_steps` above 0 overrides `warmup_ratio`.
+- If `bf16` or `use_flash_attention` are left out, the device decides, and the log gives the
+  decision and the reason. If they are true and the device lacks support, the run is refused.
+  [operators.md](operators.md#which-implementation-runs) explains `attention_backend`.
+- The number of launched processes, divided by `tensor_parallel_degree` times
+  `pipeline_parallel_degree`, is the number of ranks with different samples. With `sharding` these
+  ranks divide the optimizer state, in groups of `sharding_parallel_degree` or all together; the
+  groups are data-parallel replicas. A step takes `per_device_train_batch_size` times
+  `gradient_accumulation_steps` samples from each of these ranks.
+- Layouts that do not fit the model or the number of processes are rejected before any process group
+  is made, with all reasons at once.
+- There is no dropout without `hidden_dropout_prob`.
 - `do_eval: true` evaluates every `eval_steps` steps and after the last one. The strategy `epoch`
-  does so after the last step alone: PaddleNLP reads as many samples as the run needs, and calls
-  that an epoch.
+  evaluates only after the last step, because PaddleNLP reads as many samples as the run needs and
+  calls that an epoch.
 - An evaluation takes the first `eval_iters` batches of the validation split, the same ones each
-  time. PaddleNLP always takes 10 and moves on through the data from one evaluation to the next.
-  With `eval_iters` -1 it takes each sample of the split once, as does `do_predict`, which
-  otherwise takes 100 batches of the test split. The log says how many samples of how many.
+  time. PaddleNLP always takes 10, and each evaluation continues in the data where the last one
+  ended. With `eval_iters` -1 an evaluation takes each sample of the split once. `do_predict` does
+  so too; otherwise it takes 100 batches of the test split. The log gives the numbers of samples.
 - `load_best_model_at_end` compares checkpoints by the validation loss at their step, so
   `save_steps` must be a multiple of `eval_steps`. `save_total_limit` keeps the best one and the
-  newest. The last model stays the one that a longer run resumes from.
-- The learning rate waits during `skip_data_intervals`, as in PaddleNLP.
+  newest. A longer run still resumes from the last model.
+- The learning rate does not advance during `skip_data_intervals`, as in PaddleNLP.
 
 ## Settings
-Default *none* means that the description says what happens without the setting.
+If the default is *none*, the description says what happens without the setting.
 """
 
 _SUB_OPTIONS = """
 ## Inside the *_config settings
-These hold words, divided by spaces. Those that change nothing are pointed out in the log.
+These settings hold words separated by spaces. The log names words that have no effect.
 """
 
 _NO_EFFECT = """
 ## Accepted, without effect
-These PaddleNLP keys may stay in a file. A value other than the ones shown is pointed out in the
-log, with the reason.
+These PaddleNLP keys may stay in a file. If a value differs from the ones shown, the log says that
+it has no effect, and why.
 """
 
 _REFUSED = """
 ## Not possible in this version
-These PaddleNLP keys are known, and any value other than the ones shown is refused at start.
+These PaddleNLP keys are known. Any value other than the ones shown is refused at start.
 """
 
 
@@ -97,8 +98,8 @@ _USAGE = """\
 usage: pypkg pretrain [CONFIG.json] [--KEY VALUE ...] [--nproc N] [--dry_run]
 
 Pre-trains a model, and resumes from the newest checkpoint in output_dir.
---KEY VALUE wins over CONFIG.json. --nproc N starts N CPU processes as one run.
---dry_run plans the run, looks at what it reads and writes, and starts nothing.
+--KEY VALUE overrides CONFIG.json. --nproc N starts N CPU processes as one run.
+--dry_run plans the run, checks what it reads and writes, and starts nothing.
 Required: {required}.
 """
 

@@ -37,7 +37,6 @@ _NO_EXPERT_MODELS = "no supported model is a mixture of experts"
 _NO_AUTO = "layouts are set by degrees, not found or compiled by Paddle's automatic parallelism"
 _NO_AMP_LISTS = "bf16 and fp16 convert the whole model, not single operators"
 _NO_EXPERTS = "it matters only for mixtures of experts"
-_NO_WANDB = "it matters only with Weights & Biases, which report_to does not offer"
 _PARTS = "it matters only to the fine-tuning parts of PaddleNLP's trainer"
 _AUTO_ONLY = "it matters only with enable_auto_parallel"
 _NO_FUSED_ADD = "the bias is added outside the matrix product; the results are the same"
@@ -104,9 +103,18 @@ NO_EFFECT: tuple[KnownKey, ...] = (
     KnownKey("dataloader_drop_last", bool, (True, None), "every training batch is full"),
     KnownKey("num_train_epochs", float, (1.0, None), "max_steps sets the length of the run"),
     KnownKey("model_type", str, _UNSET, "the model's own config.json says its type"),
-    KnownKey("run_name", str, _UNSET, _NO_WANDB),
-    KnownKey("wandb_api_key", str, _UNSET, _NO_WANDB),
-    KnownKey("wandb_http_proxy", str, _UNSET, _NO_WANDB),
+    KnownKey(
+        "wandb_api_key",
+        str,
+        _UNSET,
+        "wandb reads the environment variable WANDB_API_KEY, or what `wandb login` has stored",
+    ),
+    KnownKey(
+        "wandb_http_proxy",
+        str,
+        _UNSET,
+        "wandb reads the environment variables HTTP_PROXY and HTTPS_PROXY",
+    ),
     KnownKey(
         "use_fused_dropout_add", bool, _OFF, "the add is part of the next norm, after any dropout"
     ),
@@ -179,8 +187,8 @@ NO_EFFECT: tuple[KnownKey, ...] = (
         "every parameter of a model takes part in every step",
     ),
     KnownKey("log_on_each_node", bool, (True, None), "log lines come once, from the first process"),
-    KnownKey("save_on_each_node", bool, _OFF, "the first process writes the whole checkpoint"),
-    KnownKey("ordered_save_group_size", int, (0, None), "the first process writes checkpoints"),
+    KnownKey("save_on_each_node", bool, _OFF, "allow_local_output keeps a part on each machine"),
+    KnownKey("ordered_save_group_size", int, (0, None), "all ranks write at the same time"),
     KnownKey("pdc_download_timeout", int, (300, None), "it matters only with pdc_download_ckpt"),
     KnownKey(
         "auto_parallel_resume_form_hybrid_parallel",

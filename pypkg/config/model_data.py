@@ -64,7 +64,7 @@ class ModelDataSettings:
     gradient_accumulation_steps: int = setting(1, "micro batches in an optimizer step", at_least=1)
     skip_data_intervals: tuple[tuple[int, ...], ...] = setting(
         (),
-        "[[first, last], ...]: steps, from 1, whose samples are passed over without training",
+        "[[first, last], ...]: numbers of steps, from 1, whose samples are skipped",
     )
     dataloader_num_workers: int = setting(
         0, "threads that read batches ahead; 0 reads in the training thread", at_least=0

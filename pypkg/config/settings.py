@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pypkg.config.setting import SEE_BELOW, interval, setting, split_words
-from pypkg.config.suboptions import REDUCE_ONCE, STAGE_OF_WORD, option_names
+from pypkg.config.suboptions import OVERLAP_WEIGHTS, REDUCE_ONCE, STAGE_OF_WORD, option_names
 from pypkg.config.training_settings import TrainingSettings
 
 # PaddleNLP's run_pretrain evaluates this many batches, whatever the settings say.
@@ -153,7 +153,7 @@ class Settings(TrainingSettings):
     verify_checkpoint: str = setting(
         "checksums",
         "how a checkpoint is checked before the run goes on from it: checksums reads every file, "
-        "sizes looks at their lengths alone, no checks nothing",
+        "sizes compares only their lengths, no skips the check",
         choices=("checksums", "sizes", "no"),
     )
     verify_data: bool = setting(
@@ -306,6 +306,14 @@ class Settings(TrainingSettings):
         """Whether stage 1 or 2 reduces in the last backward pass of a step."""
         return self.pipeline_parallel_degree <= 1 and any(
             word in REDUCE_ONCE and STAGE_OF_WORD[word] == self.sharding_stage
+            for word in self.sharding_parallel_config
+        )
+
+    @property
+    def overlaps_weights(self) -> bool:
+        """Whether stage 1 or 2 sends updated weights beside the next forward pass."""
+        return any(
+            word in OVERLAP_WEIGHTS and STAGE_OF_WORD[word] == self.sharding_stage
             for word in self.sharding_parallel_config
         )
 

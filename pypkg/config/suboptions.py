@@ -109,7 +109,12 @@ SUB_OPTIONS: tuple[SubOption, ...] = (
         "broadcasts one buffer for each owner; not with pipeline stages, whose schedule needs "
         "whole gradients at its end",
     ),
-    SubOption(_SHARDING, "enable_stage2_overlap"),
+    SubOption(
+        _SHARDING,
+        "enable_stage2_overlap",
+        does="as enable_stage1_broadcast_overlap, in stage 2; gradients are reduced beside the "
+        "backward pass with or without it",
+    ),
     SubOption(
         _SHARDING,
         "reduce_once_per_step",
@@ -122,7 +127,12 @@ SUB_OPTIONS: tuple[SubOption, ...] = (
         "the optimizer state is divided by whole parameters; the results are the same",
     ),
     SubOption(_SHARDING, "disable_stage1_reduce_avg", _FUSED),
-    SubOption(_SHARDING, "enable_stage1_broadcast_overlap", _OVERLAP),
+    SubOption(
+        _SHARDING,
+        "enable_stage1_broadcast_overlap",
+        does="in stage 1 updated weights come from their owners beside the next forward pass, "
+        "parameter by parameter in the order of its layers; a layer waits for its own",
+    ),
     SubOption(_SHARDING, "enable_stage1_allgather_overlap", _OVERLAP),
     SubOption(_SHARDING, "enable_release_grads", "gradients are freed after every step anyway"),
     SubOption(_SHARDING, "enable_fuse_optimizer_states", _FUSED),
@@ -142,9 +152,12 @@ STAGE_OF_WORD = {
     "enable_stage1_overlap": 1,
     "enable_stage2_overlap": 2,
     "reduce_once_per_step": 2,
+    "enable_stage1_broadcast_overlap": 1,
 }
 # With these, gradients are reduced in the last backward pass of a step alone.
 REDUCE_ONCE = ("enable_stage1_tensor_fusion", "enable_stage1_overlap", "reduce_once_per_step")
+# With these, updated weights come beside the next forward pass.
+OVERLAP_WEIGHTS = ("enable_stage1_broadcast_overlap", "enable_stage2_overlap")
 
 
 def option_names(setting: str) -> tuple[str, ...]:

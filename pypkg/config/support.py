@@ -1,4 +1,4 @@
-"""Whether this version can do what the settings ask, and what it will not take notice of."""
+"""Settings that this version does not support, and settings that have no effect."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pypkg.config.reading.parser import listed
 from pypkg.config.settings import Settings, setting_fields
 from pypkg.config.suboptions import (
     OF_SEQUENCE_PARALLEL,
+    REDUCE_ONCE,
     STAGE_OF_WORD,
     SUB_OPTIONS,
     SubOption,
@@ -19,9 +20,9 @@ from pypkg.errors import UserError
 
 
 def check_supported(settings: Settings) -> None:
-    """Refuses what this version does not implement, before anything is started.
+    """Rejects settings that this version does not implement, before anything is started.
 
-    Whether the layout fits the model and the number of processes is said by training/layout.py.
+    training/start/layout.py checks whether the layout fits the model and the number of processes.
 
     Raises:
         UserError: names every such setting with its value, the reason and a way out.
@@ -39,7 +40,7 @@ _METRICS = tuple(
 def support_problems(settings: Settings, skip: Collection[str] = ()) -> list[str]:
     """The settings that this version does not implement, one sentence each.
 
-    ``skip`` names settings that are already complained about.
+    ``skip`` names settings that have a problem already.
     """
     problems = [_refusal(row, value) for row, value in _asked_for(REFUSED, settings)]
     problems += [
@@ -87,7 +88,7 @@ def _sub_options(settings: Settings) -> list[SubOption]:
 
 
 def _without_what_they_belong_to(s: Settings) -> list[tuple[str, str]]:
-    """Settings that are not at their default and do nothing, since what they refine is off."""
+    """Settings with a value other than their default that refine a feature which is off."""
     tensor, pipeline = s.tensor_parallel_degree > 1, s.pipeline_parallel_degree > 1
     belongs_to = {
         "recompute_granularity": (s.recompute, "recompute"),
@@ -129,7 +130,7 @@ def _words_of_the_other_tensor_layout(s: Settings) -> list[tuple[str, str]]:
 
 
 def _words_without_their_stage(s: Settings) -> list[tuple[str, str]]:
-    """Words of sharding_parallel_config that do nothing under this stage, or beside a pipeline."""
+    """Words of sharding_parallel_config without effect in this stage, or with a pipeline."""
     found = []
     for word in s.sharding_parallel_config:
         stage = STAGE_OF_WORD.get(word)
@@ -137,7 +138,7 @@ def _words_without_their_stage(s: Settings) -> list[tuple[str, str]]:
             continue
         if s.sharding_stage != stage:
             why = f"it matters only with sharding stage{stage}"
-        elif s.pipeline_parallel_degree > 1:
+        elif s.pipeline_parallel_degree > 1 and word in REDUCE_ONCE:
             why = "the schedule of a pipeline needs whole gradients at its end"
         else:
             continue

@@ -43,12 +43,15 @@ class TrainingSettings(ModelDataSettings):
     logging_steps: int = setting(500, "steps between log lines", at_least=1)
     logging_first_step: bool = setting(False, "log the first step as well")
     logging_dir: str | None = setting(
-        None, "folder of VisualDL or TensorBoard records; by default output_dir/runs"
+        None, "folder of the records of report_to; by default output_dir/runs"
     )
     report_to: tuple[str, ...] = setting(
         (),
-        "visualdl, tensorboard, both or none; metrics.jsonl is always written",
-        choices=("none", "visualdl", "tensorboard"),
+        "programs that track the run; metrics.jsonl is always written",
+        choices=("none", "visualdl", "tensorboard", "wandb", "swanlab"),
+    )
+    run_name: str | None = setting(
+        None, "name of the run in wandb and swanlab; by default that of output_dir"
     )
     disable_tqdm: bool | None = setting(
         None, "true: no progress bar; by default one is shown on a terminal"
@@ -57,6 +60,11 @@ class TrainingSettings(ModelDataSettings):
         True,
         "false: every rank measures its steps, and a table at the end of the run says where the "
         "time went and what was sent",
+    )
+    profiler_options: str | None = setting(
+        None,
+        'steps to record with Paddle\'s profiler, such as "batch_range=[10,20]; profile_path=DIR": '
+        "a Chrome trace, tables of operators, and memory, of each rank; by default none",
     )
     evaluation_strategy: str | None = setting(
         None,
@@ -86,8 +94,8 @@ class TrainingSettings(ModelDataSettings):
     )
     async_save_memory: float = setting(
         8.0,
-        "GiB of host memory in which a rank holds what use_async_save has yet to write; what is "
-        "beyond waits for the disk, and training with it",
+        "limit in GiB of the host memory from which a rank writes with use_async_save; if its part "
+        "of a checkpoint is larger, training waits for the disk",
         above=0,
     )
     load_best_model_at_end: bool = setting(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pypkg.data.corpus.files import prefix_of
+from pypkg.data.corpus.files import output_prefix_of, prefix_of
 from pypkg.data.corpus.merge_split import merge_corpora, split_corpus
 from pypkg.data.corpus.reader import IndexedDataset
 from pypkg.data.corpus.validate import validate
@@ -92,7 +92,7 @@ def _validate(prefix: Sequence[str], tokenizer_name_or_path: Path | None) -> int
     code = 0
     for each in _prefixes(prefix):
         problems = validate(each, vocab_size)
-        print(f"{each}: {'ok' if not problems else f'{len(problems)} kinds of problems'}")
+        print(f"{each}: {'ok' if not problems else f'problems: {len(problems)}'}")
         for problem in problems:
             print(f"  {problem}")
             code = 1
@@ -109,27 +109,31 @@ def _validate_options(add: Callable[..., Any]) -> None:
     )
 
 
+def _add_output_prefix(add: Callable[..., Any], help_text: str) -> None:
+    add("--output_prefix", required=True, type=output_prefix_of, help=help_text)
+
+
 def _merge(prefix: Sequence[str], output_prefix: str) -> int:
     """Joins corpora, in the order in which they are given."""
-    print(merge_corpora(_prefixes(prefix), prefix_of(output_prefix)))
+    print(merge_corpora(_prefixes(prefix), output_prefix))
     return 0
 
 
 def _merge_options(add: Callable[..., Any]) -> None:
     add("prefix", nargs="+", help="paths of corpora: prefixes, files of them, or folders")
-    add("--output_prefix", required=True, help="path of the result without .bin and .idx")
+    _add_output_prefix(add, "path of the result without .bin and .idx")
 
 
 def _split(prefix: str, output_prefix: str, valid: float, test: float, seed: int | None) -> int:
     """Splits a corpus into training, validation and test set."""
-    for line in split_corpus(_one_prefix(prefix), prefix_of(output_prefix), valid, test, seed):
+    for line in split_corpus(_one_prefix(prefix), output_prefix, valid, test, seed):
         print(line)
     return 0
 
 
 def _split_options(add: Callable[..., Any]) -> None:
     add("prefix", help="path of the corpus: the prefix, one of its files, or its folder")
-    add("--output_prefix", required=True, help="of the results, which end in _train, _valid, _test")
+    _add_output_prefix(add, "of the results, which end in _train, _valid, _test")
     amount = "documents: a number, or a share of all below 1"
     add("--valid", type=_amount, default=0, help=f"{amount}, for validation")
     add("--test", type=_amount, default=0, help=f"{amount}, for the test")

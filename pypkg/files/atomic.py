@@ -67,17 +67,24 @@ class OutputFile:
             self._file.flush()
             os.fsync(self._file.fileno())
 
-    def publish(self) -> None:
+    def publish(self, durable: bool = True) -> None:
         """Brings the file to the disk and gives it its final name.
 
         A writer of several files calls :meth:`sync` on each before it publishes the first, so that
         a full disk leaves all of the old ones.
+
+        Args:
+            durable: False does not wait for the disk. A crash of the machine may then leave a file
+                without its contents: for files whose readers compare a checksum.
         """
-        self.sync()
+        if durable:
+            self.sync()
         with self._errors():
+            self._file.flush()
             os.replace(self.temporary, self.path)
             self._file.close()
-            sync(self.path.parent)
+            if durable:
+                sync(self.path.parent)
 
     def discard(self) -> None:
         """Removes the temporary file, unless it has been published."""
@@ -124,8 +131,14 @@ def _is_open_file(path: Path, descriptor: int) -> bool:
         return False
 
 
-def write_file(path: Path, *blocks: bytes | memoryview, suffix: str = ".tmp") -> None:
+def write_file(
+    path: Path, *blocks: bytes | memoryview, suffix: str = ".tmp", durable: bool = True
+) -> None:
     """Replaces ``path`` by the concatenation of ``blocks`` in one step.
+
+    Args:
+        suffix: of the temporary name.
+        durable: as of ``OutputFile.publish``.
 
     Raises:
         UserError: it cannot be written; the old contents are untouched.
@@ -133,7 +146,7 @@ def write_file(path: Path, *blocks: bytes | memoryview, suffix: str = ".tmp") ->
     with OutputFile(path, suffix) as file:
         for block in blocks:
             file.write(block)
-        file.publish()
+        file.publish(durable)
 
 
 def append_line(path: Path, line: bytes) -> None:

@@ -1,8 +1,4 @@
-"""The decoder: embedding, layers, final norm, head.
-
-A layer returns two tensors: the output of its last branch, and the residual stream without it. The
-next norm adds them in a fused operator, so that the stream is read and written once per norm.
-"""
+"""The decoder: embedding, layers, final norm, head."""
 
 from __future__ import annotations
 
@@ -14,19 +10,17 @@ from paddle import nn
 
 from pypkg import ops
 from pypkg.errors import UserError
-from pypkg.models.architecture.checks import chosen
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.layer_split import ModelChunk
 from pypkg.models.layers import recompute
-from pypkg.models.layers.attention import Attention, AttentionInputs
+from pypkg.models.layers.attention import AttentionInputs
+from pypkg.models.layers.decoder_layer import DecoderLayer
 from pypkg.models.layers.dropout import dropout
 from pypkg.models.layers.learned_positions import LearnedPositions
 from pypkg.models.layers.masks import Masks, derived_positions, derived_prefix_lengths
-from pypkg.models.layers.mlp import make_mlp
 from pypkg.models.layers.norm import make_block_norm, make_norm
 from pypkg.models.layers.positions import RotaryTable, logn_query_scale
-from pypkg.models.layers.recompute import Recompute, recomputed
-from pypkg.models.layers.residual import RESIDUALS, State
+from pypkg.models.layers.recompute import Recompute
 from pypkg.parallel.tp_layers import (
     gather_tokens,
     gathered_vocab_logits,
@@ -37,67 +31,6 @@ from pypkg.parallel.tp_layers import (
 )
 
 _POSITION_EMBEDDINGS = ("rope", "alibi", "learned", "none")
-
-
-class DecoderLayer(nn.Layer):
-    """Attention and MLP, each with its norms and added to the residual stream.
-
-    ``layer_number`` counts the layers of the whole model from 0; the layer's entry of
-    ``config.layer_types`` says which attention it has.
-    """
-
-    def __init__(self, config: ModelConfig, layer_number: int) -> None:
-        super().__init__()
-        self.input_layernorm = make_block_norm(config)
-        self.self_attn = Attention(config, layer_number)
-        self.post_attention_layernorm = make_block_norm(config)
-        self.mlp = make_mlp(config)
-        self.attention_branch_norm = make_block_norm(config) if config.branch_norm else None
-        self.mlp_branch_norm = make_block_norm(config) if config.branch_norm else None
-        self.recompute: Recompute | None = None  # activations recomputed in backward passes
-        self.hidden_dropout = 0.0  # probability, applied to the output of each branch
-        self._add = chosen("residual", config.residual, RESIDUALS)
-        self._alpha = config.residual_alpha
-
-    def forward(
-        self, x: paddle.Tensor, residual: paddle.Tensor | None, inputs: AttentionInputs
-    ) -> State:
-        """The forward pass of the layer.
-
-        Args:
-            x: [batch, sequence, hidden], output of the previous branch; under sequence parallelism
-                the tokens of this rank (parallel/tp_layers.py).
-            residual: the residual stream before ``x`` is added, in the same shape; None: x is the
-                whole stream.
-            inputs: masks and rotation, shared by all layers.
-
-        Returns:
-            Output of the last branch, and the residual stream before it is added; both shaped like
-            x.
-        """
-        return recomputed(self, recompute.FULL, self._forward, x, residual, inputs)
-
-    def _forward(
-        self, x: paddle.Tensor, residual: paddle.Tensor | None, inputs: AttentionInputs
-    ) -> State:
-        state = (x, residual)
-        state = self._add(
-            self.input_layernorm, lambda y: self._attention(y, inputs), state, self._alpha
-        )
-        return self._add(self.post_attention_layernorm, self._feed_forward, state, self._alpha)
-
-    def _attention(self, x: paddle.Tensor, inputs: AttentionInputs) -> paddle.Tensor:
-        x = recomputed(self, recompute.ATTENTION_BLOCK, self.self_attn, x, inputs)
-        x = dropout(x, self.hidden_dropout, self.training, is_split=True)
-        return _through(self.attention_branch_norm, x)
-
-    def _feed_forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = dropout(self.mlp(x), self.hidden_dropout, self.training, is_split=True)
-        return _through(self.mlp_branch_norm, x)
-
-
-def _through(norm: nn.Layer | None, x: paddle.Tensor) -> paddle.Tensor:
-    return x if norm is None else norm(x)[0]
 
 
 class DecoderChunk(nn.Layer):

@@ -15,12 +15,12 @@ from pypkg.parallel.comm import gather
 def division(
     config: ModelConfig, name: str, shape: Sequence[int], part_bytes: int, is_sliced: bool
 ) -> Division | None:
-    """The parts of the parameter ``name``; None where this rank holds all of it.
+    """The parts of the parameter ``name``; None if this rank holds all of it.
 
     Args:
-        shape: of the parameter, or of this rank's TP shard of it.
-        part_bytes: of what this rank holds.
-        is_sliced: whether that is a flat slice, as in ZeRO stage 3.
+        shape: shape of the parameter, or of this rank's TP shard of it.
+        part_bytes: bytes of this rank's part.
+        is_sliced: whether the part is a flat slice, as in ZeRO stage 3.
     """
     current = mesh.current()
     degree = current.tensor_degree

@@ -10,7 +10,13 @@ from pypkg.ops.attention.attention_mask import AttentionMask
 from pypkg.ops.attention.flash_attention import flash_attention, flash_attention_reference
 from pypkg.ops.attention.packed_attention import packed_attention, split_heads
 from pypkg.ops.attention.paddle_attention import paddle_flash_attention
-from pypkg.ops.blocks import attention_block, gated_mlp_block
+from pypkg.ops.blocks import (
+    PreNorm,
+    attention_block,
+    gated_mlp_block,
+    normed_attention_block,
+    normed_gated_mlp_block,
+)
 from pypkg.ops.dispatch.library import backend, set_backend
 from pypkg.ops.gated_activation import GATED, gated_activation_reference, geglu, swiglu
 from pypkg.ops.loss.cross_entropy import cross_entropy, cross_entropy_reference
@@ -19,10 +25,12 @@ from pypkg.ops.matmul import linear, matmul, set_matmul_precision
 from pypkg.ops.random_normal import random_normal_
 from pypkg.ops.rms_norm import rms_norm, rms_norm_reference
 from pypkg.ops.rotary_embedding import rotary_embedding, rotary_embedding_reference
+from pypkg.ops.squared_l2_norm import squared_l2_norm
 
 __all__ = [
     "GATED",
     "AttentionMask",
+    "PreNorm",
     "adamw_",
     "attention_block",
     "backend",
@@ -37,6 +45,8 @@ __all__ = [
     "linear_cross_entropy",
     "linear_cross_entropy_reference",
     "matmul",
+    "normed_attention_block",
+    "normed_gated_mlp_block",
     "packed_attention",
     "paddle_flash_attention",
     "random_normal_",
@@ -47,5 +57,6 @@ __all__ = [
     "set_backend",
     "set_matmul_precision",
     "split_heads",
+    "squared_l2_norm",
     "swiglu",
 ]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import paddle
 from paddle import Tensor, _C_ops
@@ -32,6 +35,34 @@ class _Step:
     beta2: float
     epsilon: float
     grad_scale: Tensor | None
+
+    def kept(self) -> list[Tensor]:
+        """The tensors that a training run hands over in every step."""
+        lists = (self.params, self.moments1, self.moments2, self.beta1_powers, self.beta2_powers)
+        return [*chain(*lists, self.masters or ())]
+
+
+class _Checked:
+    """The kept tensors of the last step, whose checks are not repeated; it keeps none alive.
+
+    The checks take longer than the kernel of small tensors.
+
+    Attributes:
+        shapes, sizes: of the parameters.
+    """
+
+    def __init__(self, step: _Step) -> None:
+        self.shapes = [each.shape for each in step.params]
+        self.sizes = [math.prod(shape) for shape in self.shapes]
+        self._tensors = [weakref.ref(each) for each in step.kept()]
+
+    def holds(self, kept: Tensors) -> bool:
+        """Whether ``kept`` are these objects; their memory may have moved."""
+        known = [tensor() for tensor in self._tensors]
+        return len(known) == len(kept) and all(map(operator.is_, known, kept))
+
+
+_last: _Checked | None = None
 
 
 @paddle.no_grad()
@@ -83,24 +114,50 @@ def adamw_(
             tensor that is overwritten is not contiguous.
     """
     step = _Step(**locals())
-    _check(step)
+    _check_lengths(step)
+    is_checked = _last is not None and _last.holds(step.kept())
+    if not is_checked:
+        _check_kept(step)
     if params:
-        implementation(_IMPLEMENTATIONS, params[0])(step)
+        run = implementation(_IMPLEMENTATIONS, params[0])
+        if run is _adamw_compiled and not is_checked:
+            _check_for_kernel(step)
+        run(step)
 
 
-def _check(step: _Step) -> None:
+def _check_lengths(step: _Step) -> None:
     count = len(step.params)
-    for param in step.params:
-        check_dtype("adamw_", "params", param, FLOATING)
     lists = (step.grads, step.moments1, step.moments2, step.beta1_powers, step.beta2_powers)
     lengths = [len(each) for each in (*lists, step.masters, step.weight_decays) if each is not None]
     if any(length != count for length in lengths):
         raise ValueError(
             f"adamw_: all lists must be as long as params, {count}; lengths are {lengths}"
         )
+
+
+def _check_kept(step: _Step) -> None:
+    """What every implementation needs."""
+    for param in step.params:
+        check_dtype("adamw_", "params", param, FLOATING)
     for tensors in (step.params, step.moments1, step.moments2, step.masters or ()):
         if not all(each.is_contiguous() for each in tensors):
             raise ValueError("adamw_: params, moments and masters must be contiguous")
+
+
+def _check_for_kernel(step: _Step) -> None:
+    """What the kernel relies on."""
+    global _last
+    checked, first = _Checked(step), step.params[0]
+    states = (
+        ("moment1", step.moments1), ("moment2", step.moments2), ("master", step.masters or ())
+    )  # fmt: skip
+    for name, tensors in states:
+        _check_alike(name, tensors, paddle.float32, checked.shapes, first.place)
+    for power in (*step.beta1_powers, *step.beta2_powers):
+        is_fit = has_dtype(power, paddle.float32) and power.shape == [1]
+        if not is_fit or (paddle.is_compiled_with_cuda() and not power.place.is_cpu_place()):
+            raise ValueError(f"adamw_: powers must be float32 [1] in host memory, got {power}")
+    _last = checked
 
 
 def _adamw_reference(step: _Step) -> None:
@@ -138,19 +195,11 @@ def _adamw_compiled(step: _Step) -> None:
     """
     from pypkg import _native
 
-    first, masters = step.params[0], step.masters or ()
-    grad_dtype, scale = step.grads[0].dtype, step.grad_scale
+    assert _last is not None  # made by the checks
+    first, scale, grad_dtype = step.params[0], step.grad_scale, step.grads[0].dtype
+    _check_alike("params", step.params, first.dtype, _last.shapes, first.place)
+    _check_alike("gradient", step.grads, grad_dtype, _last.shapes, first.place)
     grads = [each if each.is_contiguous() else each.contiguous() for each in step.grads]
-    shapes = [each.shape for each in step.params]
-    _check_alike("params", step.params, first.dtype, shapes, first.place)
-    _check_alike("gradient", grads, grad_dtype, shapes, first.place)
-    states = (("moment1", step.moments1), ("moment2", step.moments2), ("master", masters))
-    for name, tensors in states:
-        _check_alike(name, tensors, paddle.float32, shapes, first.place)
-    for power in (*step.beta1_powers, *step.beta2_powers):
-        is_fit = has_dtype(power, paddle.float32) and power.shape == [1]
-        if not is_fit or (paddle.is_compiled_with_cuda() and not power.place.is_cpu_place()):
-            raise ValueError(f"adamw_: powers must be float32 [1] in host memory, got {power}")
     if scale is not None:
         is_fit = scale.dtype == paddle.float32 and scale.size == 1 and scale.place == first.place
         if not is_fit:
@@ -160,10 +209,10 @@ def _adamw_compiled(step: _Step) -> None:
         grads=_addresses(grads),
         moments1=_addresses(step.moments1),
         moments2=_addresses(step.moments2),
-        masters=_addresses(masters),
+        masters=_addresses(step.masters or ()),
         beta1_powers=_addresses(step.beta1_powers),
         beta2_powers=_addresses(step.beta2_powers),
-        sizes=[math.prod(shape) for shape in shapes],
+        sizes=_last.sizes,
         weight_decays=step.weight_decays,
         dtype=dtype_name(first.dtype),
         grad_dtype=dtype_name(grad_dtype),

@@ -44,8 +44,8 @@ def rms_norm(
         x: [..., hidden]; float32, float16 or bfloat16 (float64 runs on the reference).
         weight: [hidden], in the dtype of x or float32.
         epsilon: added to the mean square.
-        residual: [..., hidden] like x, in the dtype of x; or None. Under ``paddle.amp`` a
-            residual of another dtype is cast together with x to the wider of the two.
+        residual: [..., hidden] like x, in the dtype of x; or None. Under ``paddle.amp`` it may
+            have another dtype; both are then cast to float32.
 
     Returns:
         y, shaped and typed like x; with a residual the pair (y, h), both shaped and typed like x.

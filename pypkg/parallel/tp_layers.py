@@ -107,9 +107,14 @@ def plain_weight(layer: nn.Layer) -> paddle.Tensor | None:
     None where there is a bias, communication, or a hook of the call: in stage 3 of sharding the
     weight is there only once the layer is called.
     """
-    if type(layer) is not _Linear or layer._forward_pre_hooks or layer._forward_post_hooks:
+    if type(layer) is not _Linear or has_call_hooks(layer):
         return None
     return layer.weight if layer.bias is None else None
+
+
+def has_call_hooks(layer: nn.Layer) -> bool:
+    """Whether something runs before or after each call of ``layer``."""
+    return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
 
 
 def _linear(

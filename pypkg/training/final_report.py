@@ -45,12 +45,12 @@ def report_outcome(
     tokenizer: Tokenizer | None,
     checkpoint: Path | None = None,
 ) -> None:
-    """Test loss, a sample of text, the loss curve, summary.json, and the summary on stdout.
+    """Writes test loss, a sample of text, the loss curve, summary.json, and the summary on stdout.
 
-    All ranks have to call it; the first writes.
+    Every rank must call this; rank 0 writes.
 
     Args:
-        checkpoint: that ``model`` is of; by default the newest in output_dir.
+        checkpoint: the checkpoint of ``model``; by default the newest in output_dir.
     """
     test_loss, sample = None, None
     if settings.do_predict and "test" in samples.sources:

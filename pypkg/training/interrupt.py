@@ -19,7 +19,7 @@ GRACE = "PYPKG_GRACE_SECONDS"
 
 
 def grace_seconds() -> float | None:
-    """PYPKG_GRACE_SECONDS: from a signal to the end of the process at the latest; None: no limit.
+    """PYPKG_GRACE_SECONDS: limit of the time from a signal to the end of the process; None: none.
 
     Raises:
         UserError: it is not a positive number.
@@ -39,13 +39,13 @@ def grace_seconds() -> float | None:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came where there is nothing to save."""
+    """SIGTERM arrived before there was anything to save."""
 
 
 def raise_on_sigterm() -> None:
-    """From now on SIGTERM raises ``Terminated``, as Ctrl-C raises KeyboardInterrupt.
+    """Makes SIGTERM raise ``Terminated``, as Ctrl-C raises KeyboardInterrupt.
 
-    Paddle, when it is imported, puts a handler in its place that prints a C++ traceback.
+    The import of Paddle replaces this handler by one that prints a C++ traceback.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -62,7 +62,7 @@ class InterruptRequest:
     signal, all ranks end, and what is being saved is given up.
 
     Args:
-        then: what the run does about a signal, for the acknowledgement.
+        then: what the run does after a signal, for the message on stderr.
 
     Raises:
         UserError: from ``grace_seconds``.

@@ -1,4 +1,4 @@
-"""The ledger of a run: what has happened to it, one JSON object a line, appended and never changed.
+"""The ledger of a run: its events, one JSON object a line. Lines are appended and never changed.
 
 ``output_dir/ledger.jsonl`` outlives every process of the run. A line is::
 
@@ -24,7 +24,7 @@ from pypkg.files.checksums import SealError, read_sealed_line, sealed_line
 logger = logging.getLogger("pypkg")
 
 LEDGER_FILE = "ledger.jsonl"
-OVERWRITTEN = "overwritten"  # the event at which a run started anew in the folder of another
+OVERWRITTEN = "overwritten"  # the event that a new run replaces the one in the folder
 
 Event = dict[str, Any]
 
@@ -32,13 +32,13 @@ Event = dict[str, Any]
 def record(output_dir: str | Path, event: str, *, step: int | None = None, **fields: Any) -> Event:
     """Appends an event. One rank of a run calls this; other programs may append at the same time.
 
-    What a crash left of a last line is removed first.
+    An incomplete last line, which a crash has left, is removed first.
 
     Args:
         output_dir: of the run; made if it is missing.
         event: its kind, such as "rollback".
         step: completed steps.
-        fields: values that JSON knows.
+        fields: JSON values.
 
     Returns:
         The event as it was written.
@@ -67,7 +67,7 @@ def events(output_dir: str | Path) -> list[Event]:
     A last line that a crash has cut short is left out, with a warning.
 
     Raises:
-        UserError: the file cannot be read, or a line is not what was written.
+        UserError: the file cannot be read, or a line does not match its digest.
     """
     file = Path(output_dir, LEDGER_FILE)
     lines, torn = read_lines(file, _ELSEWHERE)
@@ -93,7 +93,7 @@ def current_events(output_dir: str | Path) -> list[Event]:
 
 
 def counts(output_dir: str | Path) -> dict[str, int]:
-    """How often each kind of event is among ``current_events``, and the number of skipped samples.
+    """The number of ``current_events`` by kind, and of skipped samples.
 
     Raises:
         UserError: as for ``events``.

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pypkg.config import Settings, notices
+from pypkg.config.profiler_options import parse_profiler_options
 from pypkg.config.reading.parser import listed
 from pypkg.console.progress import phase
 from pypkg.data.tokenizers.load import Tokenizer, tokenizer_files
@@ -34,9 +35,12 @@ from pypkg.training.feed.samples import Samples
 from pypkg.training.final_report import log_stopped, report_outcome
 from pypkg.training.healing.healer import Healer
 from pypkg.training.ledger import current_events
+from pypkg.training.reporting.described import run_info
 from pypkg.training.reporting.metrics import PeakFlops, Throughput, peak_flops
 from pypkg.training.reporting.planned import PlanReporter, compare_with_capacity, plan_of_run
-from pypkg.training.reporting.reporters import Reporter, make_reporters
+from pypkg.training.reporting.reporters import Reporter
+from pypkg.training.reporting.run_info import RunInfo, write_run_info
+from pypkg.training.reporting.trackers import TrackedRun, make_reporters
 from pypkg.training.start.choose_checkpoint import best_checkpoint, checkpoint_to_resume
 from pypkg.training.start.layout import degrees, layout_notices, layout_problems
 from pypkg.training.start.output_dir import HeldOutput, held_output_dir
@@ -51,6 +55,7 @@ from pypkg.training.start.verify_data import verify_corpora
 from pypkg.training.state import TrainerState
 from pypkg.training.step.activations import dropout_notice, set_activations
 from pypkg.training.step.engine import Engine
+from pypkg.training.step.profiling import StepProfiler
 from pypkg.training.step.rank_times import MeasuredEngine, print_rank_times
 from pypkg.training.tp_sharding import ModelTpSharding
 from pypkg.training.trainer import Trainer
@@ -87,7 +92,7 @@ def _run(
     config: ModelConfig,
     output: HeldOutput,
 ) -> int:
-    """A run whose ranks have started, in an output_dir of its own."""
+    """The run, after its ranks have started and hold the lock of output_dir."""
     checkpoint = checkpoint_to_resume(settings, output.parts)
     resumed = None if settings.ignore_load_lr_and_optim else checkpoint
     state = _starting_state(settings, resumed)
@@ -106,21 +111,23 @@ def _run(
             checkpointer.restore(resumed, state)
     elif checkpoint:
         logger.info("weights of %s; the rest starts anew (ignore_load_lr_and_optim)", checkpoint)
-    reporters = _make_reporters(settings, state)
-    reporters += _plan_reporters(settings, config, plan, state)
+    reporters = _make_reporters(settings, config, plan, state)
     data: DataSource = samples
     engine = _make_engine(settings, samples, wrapped, updater)
     if isinstance(engine, MeasuredEngine):
         data = engine.timed(samples)
+    profiler = _make_profiler(settings)
     flops_per_token = model.config.flops_per_token(settings.max_seq_length)
     throughput = Throughput(flops_per_token, _peak(plan.dtype))
     trainer = Trainer(
         settings, engine, state, data=data, checkpointer=checkpointer, healer=healer,
-        reporters=reporters, throughput=throughput,
+        reporters=reporters, throughput=throughput, profiler=profiler,
     )  # fmt: skip
     try:
         outcome = trainer.train() if settings.do_train else trainer.evaluate_only()
         output.check()
+        if profiler is not None:
+            profiler.close()
         if isinstance(engine, MeasuredEngine):
             print_rank_times(engine.times)
         if outcome.exit_code:
@@ -142,7 +149,7 @@ def _run(
 
 
 def _starting_state(settings: Settings, resumed: Path | None) -> TrainerState:
-    """The state of the checkpoint that the run goes on from."""
+    """The state of the checkpoint from which the run resumes; of a new run, the initial state."""
     if resumed is None:
         return TrainerState()
     state = load_trainer_state(resumed, settings.max_seq_length)
@@ -196,7 +203,7 @@ def _make_model(
     """This rank's model in train mode, with attention, recompute and dropout as chosen.
 
     Returns:
-        The model, the same wrapped for the layout, and what updates it.
+        The model, the model wrapped for the layout, and the updater.
     """
     is_sliced = settings.sharding_stage == 3 and mesh.current().sharding is not None
     model, read = load_model(settings, plan.dtype, checkpoint, config, filled=not is_sliced)
@@ -270,6 +277,14 @@ def _make_engine(
     )
 
 
+def _make_profiler(settings: Settings) -> StepProfiler | None:
+    if settings.profiler_options is None or not settings.do_train:
+        return None
+    options = parse_profiler_options(settings.profiler_options)
+    folder = Path(options.folder or Path(settings.output_dir, "profile"))
+    return StepProfiler(options, folder, mesh.current().rank)
+
+
 def _update_options(settings: Settings) -> UpdateOptions:
     return UpdateOptions(
         beta1=settings.adam_beta1,
@@ -279,29 +294,45 @@ def _update_options(settings: Settings) -> UpdateOptions:
         max_grad_norm=settings.max_grad_norm,
         sharding_stage=settings.sharding_stage,
         reduces_once=settings.reduces_once,
+        overlaps_weights=settings.overlaps_weights,
         offload=settings.offloads_optimizer,
         loss_scale=LossScale(settings.scale_loss) if settings.fp16 else None,
         master_grad=settings.amp_master_grad,
     )
 
 
-def _make_reporters(settings: Settings, state: TrainerState) -> list[Reporter]:
-    if not is_first_rank():
-        return []
-    return make_reporters(
-        settings.report_to, Path(settings.output_dir), settings.logging_dir, state.global_step
-    )
-
-
-def _plan_reporters(
+def _make_reporters(
     settings: Settings, config: ModelConfig, plan: ExecutionPlan, state: TrainerState
 ) -> list[Reporter]:
-    """Of a run on a GPU, on the first rank: what compares its plan with what it takes."""
-    run_plan = plan_of_run(settings, config, plan.capabilities) if is_first_rank() else None
-    if run_plan is None:
+    """On the first rank: notes what the run is, and opens what its metrics go to."""
+    if not is_first_rank():
         return []
-    compare_with_capacity(run_plan, plan.capabilities.memory_bytes)
-    return [PlanReporter(run_plan, state.global_step)]
+    run_plan = plan_of_run(settings, config, plan.capabilities)
+    info = run_info(settings, config, plan, run_plan)
+    write_run_info(Path(settings.output_dir), info)
+    reporters = make_reporters(
+        settings.report_to, Path(settings.output_dir), _tracked(settings, info, state)
+    )
+    if run_plan is not None:
+        compare_with_capacity(run_plan, plan.capabilities.memory_bytes)
+        reporters.append(PlanReporter(run_plan, state.global_step))
+    return reporters
+
+
+def _tracked(settings: Settings, info: RunInfo, state: TrainerState) -> TrackedRun:
+    """The run as trackers see it."""
+    output_dir = Path(settings.output_dir)
+    return TrackedRun(
+        folder=Path(settings.logging_dir or output_dir / "runs"),
+        name=settings.run_name or output_dir.resolve().name,
+        last_step=state.global_step,
+        facts={
+            "settings": info.settings,
+            "model": info.model,
+            "layout": info.layout,
+            "environment": info.environment,
+        },
+    )
 
 
 def _peak(dtype: str) -> PeakFlops | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 
 @dataclass
@@ -114,3 +115,16 @@ _CHECKS = {
     "data_order": _OBJECT,
     "loss_scale": (_is_loss_scale, "an object of a positive scale and three numbers of steps"),
 }
+
+
+class Saver(Protocol):
+    """Writes checkpoints. All ranks call each method at the same points of the run."""
+
+    def save(self, state: TrainerState) -> Path:
+        """Writes a checkpoint, or starts to write it; returns its future folder."""
+
+    def poll(self) -> None:
+        """Called after every step; completes a checkpoint whose files have been written."""
+
+    def wait(self) -> None:
+        """Waits until the checkpoint that is being written is complete."""

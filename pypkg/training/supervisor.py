@@ -1,9 +1,9 @@
-"""Starts a run again after a crash or the loss of a host, as long as it makes progress.
+"""Restarts a run after a crash or the loss of a host, as long as it makes progress.
 
-Around any launch line, such as ``pypkg pretrain run.json --nproc 4`` or
-``python -m paddle.distributed.launch run_pretrain.py run.json``; on several hosts, one supervisor
-on each. Paddle's own launcher restarts ranks only where its hosts meet over etcd, without a pause
-and without a look at the progress.
+It runs any launch line, such as ``pypkg pretrain run.json --nproc 4`` or
+``python -m paddle.distributed.launch run_pretrain.py run.json``. On several hosts, each host has a
+supervisor. Paddle's own launcher restarts ranks only with etcd. It restarts them at once, and does
+not check for progress.
 
 Progress is a newer checkpoint in output_dir, from which the next attempt resumes.
 """
@@ -32,7 +32,7 @@ from pypkg.training.ledger import record
 logger = logging.getLogger("pypkg")
 
 _USER_ERROR = 2
-# Of pypkg, and of Paddle's launcher, which exits with the number of the signal.
+# Exit codes of pypkg, and of Paddle's launcher, which exits with the number of the signal.
 _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, int(signal.SIGTERM))
 # Slurm sends SIGUSR1 ahead of the time limit: sbatch --signal=B:USR1@300.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -42,12 +42,12 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 @dataclass(frozen=True)
 class Policy:
-    """When a run is started again.
+    """When and how often a run is restarted.
 
     Attributes:
-        max_restarts: restarts in a row that may bring no new checkpoint; 0 restarts never.
+        max_restarts: limit of consecutive restarts without a new checkpoint; 0: no restarts.
         backoff: seconds before a restart; each restart without a new checkpoint doubles them.
-        max_backoff: seconds before a restart at most.
+        max_backoff: limit of the seconds before a restart.
     """
 
     max_restarts: int = 3
@@ -55,20 +55,20 @@ class Policy:
     max_backoff: float = 600.0
 
     def delay(self, fruitless: int) -> float:
-        """Seconds before the next attempt, after ``fruitless`` attempts without a checkpoint."""
+        """Seconds before the next attempt, after ``fruitless`` ones without a new checkpoint."""
         return min(self.backoff * 2 ** min(fruitless, 30), self.max_backoff)
 
 
 class Supervisor:
-    """Runs ``command`` until it is done, stopped, at fault, or no longer makes progress.
+    """Runs ``command`` until it succeeds, is stopped, has invalid input or makes no progress.
 
     Restarts are recorded in ledger.jsonl of ``output_dir``. Signals are forwarded to the command,
-    which saves and ends, and is not started again; a SIGUSR1 is forwarded as SIGTERM, and the Slurm
-    job is queued again afterwards.
+    which saves and ends, and is not restarted. SIGUSR1 is forwarded as SIGTERM, and the Slurm job
+    is then queued again.
 
     Args:
-        command: starts the run; it leads a process group and session of its own.
-        output_dir: of the run.
+        command: the launch line of the run; it gets a process group and session of its own.
+        output_dir: the output folder of the run.
     """
 
     def __init__(self, command: Sequence[str], output_dir: Path, policy: Policy) -> None:
@@ -80,7 +80,7 @@ class Supervisor:
         self._child: subprocess.Popen | None = None
 
     def run(self) -> int:
-        """Returns the exit code of the last attempt, 128 + n if signal n ended it.
+        """Runs the command; returns its last exit code, or 128 + n if signal n ended it.
 
         Raises:
             UserError: the command cannot be started.
@@ -160,7 +160,7 @@ class Supervisor:
         step = newest if newest >= 0 else None
         try:
             record(self._output_dir, event, step=step, host=socket.gethostname(), **fields)
-        except UserError as error:  # a full disk is no reason to let a run lie
+        except UserError as error:  # a full disk must not prevent a restart
             logger.warning("%s", error)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -175,7 +175,7 @@ class Supervisor:
 
 
 def _reason_to_end(code: int) -> str:
-    """Why an exit code forbids a restart; empty if it is that of a crash."""
+    """The reason why an exit code forbids a restart; empty if it is the code of a crash."""
     if code == _USER_ERROR:
         return "exit code 2 is a mistake in settings or files, which the next attempt repeats"
     if code in _STOPPED:
@@ -184,20 +184,20 @@ def _reason_to_end(code: int) -> str:
 
 
 def _in_child() -> None:
-    """Before the command: it is stopped, and saves, when the supervisor is killed."""
+    """Runs in the child before the command: if the supervisor dies, the child gets SIGTERM."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def _kill_descendants(others: set[int]) -> None:
-    """Kills what an attempt has left: ranks whose launcher was killed would go on to train.
+    """Kills the processes that an attempt has left, such as ranks whose launcher was killed.
 
     Args:
-        others: children that the attempt has not started.
+        others: ids of children that do not belong to the attempt.
     """
     while children := set(_children()) - others:
         for pid in children:
-            os.kill(pid, signal.SIGKILL)  # a child that is not waited for keeps its number
+            os.kill(pid, signal.SIGKILL)  # the id of a child is not reused before it is waited for
             os.waitpid(pid, 0)
 
 

@@ -1,4 +1,4 @@
-"""How tensor parallelism shards the parameters of a model, for arrays that are shaped like them."""
+"""How tensor parallelism shards the parameters of a model, and arrays of the same shapes."""
 
 from __future__ import annotations
 

@@ -6,11 +6,10 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
-from typing import Protocol
 
 import paddle
 from paddle import Tensor
+from paddle.profiler import RecordEvent
 
 from pypkg.config import Settings
 from pypkg.console.progress import end_start, phase
@@ -27,39 +26,29 @@ from pypkg.training.reporting.outcome import Outcome, perplexity
 from pypkg.training.reporting.progress import Progress
 from pypkg.training.reporting.reporters import Reporter
 from pypkg.training.reporting.source_losses import SourceLosses
-from pypkg.training.state import TrainerState
+from pypkg.training.state import Saver, TrainerState
 from pypkg.training.step.engine import Engine
 from pypkg.training.step.pending_steps import BadStep, PendingSteps
+from pypkg.training.step.phase_times import SAMPLES
+from pypkg.training.step.profiling import StepProfiler
 from pypkg.training.step.schedule import learning_rate
 
 logger = logging.getLogger("pypkg")
 
 
-class Saver(Protocol):
-    """Writes checkpoints. All ranks call each method at the same points of the run."""
-
-    def save(self, state: TrainerState) -> Path:
-        """Writes a checkpoint, or begins to; returns the folder that it will be."""
-
-    def poll(self) -> None:
-        """Called after every step: completes a checkpoint that has been written meanwhile."""
-
-    def wait(self) -> None:
-        """Completes the checkpoint that is being written."""
-
-
 class Trainer:
-    """Trains what ``engine`` holds as the settings say, from ``state`` on.
+    """Trains the model of ``engine`` from ``state`` to the end of the run.
 
-    Every rank has one and goes through the same steps. Counts of samples and tokens are those of
-    all ranks; losses, in nats per token, are of this rank until they are reported or saved.
+    Every rank has one and takes the same steps. Numbers of samples and tokens are those of all
+    ranks. Losses, in nats per token, are of this rank until they are reported or saved.
 
     Args:
         data: this rank's batches.
         checkpointer: writes a checkpoint when one is due.
-        healer: says which steps are passed over, and goes back when one went wrong.
-        reporters: receive the metrics of a logged step; none but on the first rank.
+        healer: decides which steps are skipped, and rolls back after a bad step.
+        reporters: receive the metrics of a logged step; empty on all ranks but rank 0.
         throughput: measures tokens per second.
+        profiler: is told of each step that is trained; None: nothing is profiled.
     """
 
     def __init__(
@@ -73,6 +62,7 @@ class Trainer:
         healer: Healer,
         reporters: Sequence[Reporter],
         throughput: Throughput,
+        profiler: StepProfiler | None = None,
     ) -> None:
         self.settings = settings
         self.engine = engine
@@ -82,6 +72,7 @@ class Trainer:
         self.healer = healer
         self.reporters = reporters
         self.throughput = throughput
+        self.profiler = profiler
         self.final_loss: float | None = None
         self.eval_loss: float | None = None
         self._eval_source_losses = SourceLosses(data.sources.get("valid", ()))
@@ -92,7 +83,7 @@ class Trainer:
         self._begin()
 
     def _begin(self) -> None:
-        """Starts from ``state``, as it is now: at the start of the run or after going back."""
+        """Resets the loop to ``state``, at the start of the run or after a rollback."""
         state = self.state
         self._pending = PendingSteps(
             state.pending_losses,
@@ -108,13 +99,13 @@ class Trainer:
         self._last_update: tuple[float, Tensor] | None = None  # learning rate and gradient norm
 
     def train(self) -> Outcome:
-        """Runs to max_steps or to a signal; leaves a checkpoint of the last step either way.
+        """Runs to max_steps or to a signal, and saves a checkpoint of the last step.
 
         Raises:
-            UserError: a step went wrong and there is no way back, or saving fails.
+            UserError: a step went wrong and no rollback is possible, or saving fails.
         """
         settings, state = self.settings, self.state
-        watchdog.wait_for_all()  # loading may have taken some ranks longer
+        watchdog.wait_for_all()  # some ranks may have loaded for longer
         self._read_from_here()
         then = "the run saves after the step or the batch of an evaluation, and ends"
         with InterruptRequest(then) as interrupt, Progress(settings, state.global_step) as progress:
@@ -132,6 +123,7 @@ class Trainer:
             stopped_by = watchdog.finish(interrupt.signal_number)
             if stopped_by and settings.saves:
                 self._save_before_the_end()
+            self.engine.wait()
             self.checkpointer.wait()
             return self._outcome(128 + stopped_by if stopped_by else 0)
 
@@ -139,10 +131,10 @@ class Trainer:
         self._batches = TimedIterator(self.data.train_batches(self.state.consumed_samples))
 
     def _advance(self, progress: Progress, interrupt: InterruptRequest) -> None:
-        """The next step, and what is due after it.
+        """Takes the next step, and logs, evaluates and saves if that is due.
 
         Raises:
-            BadStep: this step or one before it went wrong; nothing was logged or saved since.
+            BadStep: this step or an earlier one went wrong; nothing was logged or saved since.
         """
         settings, state = self.settings, self.state
         is_left_out = self.healer.leaves_out(state)
@@ -152,8 +144,10 @@ class Trainer:
             rate = learning_rate(settings, state.global_step - state.skipped_steps)
             step = self._step if self._has_started else self._first_step
             step(rate)
+            if self.profiler is not None:
+                self.profiler.end_step(state.global_step)
         self.checkpointer.poll()
-        # What is due on a step without training is left out, but at the end of the run.
+        # A skipped step is not logged, evaluated or saved, unless it is the last one.
         if not is_left_out or state.global_step == settings.max_steps:
             if _due(state.global_step, settings.logging_steps, settings.max_steps) or (
                 settings.logging_first_step and state.global_step == 1
@@ -170,15 +164,15 @@ class Trainer:
         progress.advance()
 
     def _go_back(self, bad: BadStep, progress: Progress) -> None:
-        """Restores a checkpoint from before the step that went wrong.
+        """Rolls back to a checkpoint before the bad step.
 
         Raises:
-            UserError: there is none, or the run has gone back too often.
+            UserError: there is no such checkpoint, or the run has rolled back too often.
         """
         watchdog.at(self.state.global_step, "going back to a checkpoint")
         self.checkpointer.wait()
         self.healer.go_back(bad, self.state)
-        self.state.pending_evaluation = False  # made at the start, and its row stays
+        self.state.pending_evaluation = False  # it was made at the start, and its row stays
         step = self.state.global_step
         self._begin()
         self._read_from_here()
@@ -212,15 +206,16 @@ class Trainer:
         Where no label of the global batch counts, nothing is updated and there is no loss.
         """
         settings, state = self.settings, self.state
-        # They depend on seed and step alone, so a resumed run draws the same ones without any
+        # The numbers depend on seed and step alone, so a resumed run draws the same ones without
         # generator state in the checkpoint.
         seed_step(settings.seed, state.global_step)
         step = state.global_step + 1
         watchdog.at(step, "reading samples")
-        micro_batches = [
-            self._source_losses.watch(batch)
-            for batch in islice(self._batches, settings.gradient_accumulation_steps)
-        ]
+        with RecordEvent(SAMPLES):
+            micro_batches = [
+                self._source_losses.watch(batch)
+                for batch in islice(self._batches, settings.gradient_accumulation_steps)
+            ]
         watchdog.at(step, "forward and backward")
         loss = self.engine.forward_backward(micro_batches)
         self._source_losses.collect()
@@ -261,7 +256,7 @@ class Trainer:
         self._warned_of_no_labels = True
 
     def _skip(self) -> None:
-        """Passes over the samples of a step; as in PaddleNLP, the learning rate waits."""
+        """Skips the samples of a step. As in PaddleNLP, the learning rate does not advance."""
         state = self.state
         watchdog.at(state.global_step + 1, "skipping samples")
         for batch in islice(self._batches, self.settings.gradient_accumulation_steps):
@@ -302,7 +297,7 @@ class Trainer:
     def _until_stopped(
         self, batches: Iterator[Batch], interrupt: InterruptRequest
     ) -> Iterator[Batch]:
-        """``batches``, or the first of them, on all ranks equally many, if a signal comes."""
+        """Yields ``batches`` until a signal stops them, after the same number on all ranks."""
         for number, batch in enumerate(batches, 1):
             if number > 1 and watchdog.is_to_stop(interrupt.signal_number):
                 self.state.pending_evaluation = True
@@ -311,7 +306,7 @@ class Trainer:
             yield batch
 
     def _evaluate(self, progress: Progress, interrupt: InterruptRequest) -> None:
-        """Leaves ``state.pending_evaluation`` true if a signal cuts the evaluation short."""
+        """Evaluates and reports; if a signal stops it, ``state.pending_evaluation`` stays true."""
         self.state.pending_evaluation = False
         batches = self._until_stopped(self.data.eval_batches(), interrupt)
         loss = self.engine.evaluate(map(self._eval_source_losses.watch, batches))
@@ -324,7 +319,7 @@ class Trainer:
         metrics |= _named("eval_loss", self._eval_source_losses.take())
         self._report(metrics)
         progress.log(self.state.global_step, metrics)
-        # The time since the last log line is left out, so its tokens are too.
+        # Throughput excludes the time since the last log line, so it excludes its tokens too.
         self._count_tokens()
         self.throughput.restart()
 
@@ -337,20 +332,21 @@ class Trainer:
         self.state.spike_history = self.healer.spikes.history()
         self._count_tokens()
         self._note_best()
+        self.engine.wait()
         folder = self.checkpointer.save(self.state)
         self.healer.saved(self.state, folder)
         self._saved_step = self.state.global_step
         self.throughput.restart()
 
     def _save_before_the_end(self) -> None:
-        """A checkpoint for a run that a signal stops, if its steps were good."""
+        """Saves a checkpoint of a run that a signal stops, if its steps were good."""
         try:
             self._save()
         except BadStep as bad:
             logger.warning("%s: nothing is saved; the next run finds it again", bad)
 
     def _note_best(self) -> None:
-        """Whether the checkpoint that is about to be written has the lowest validation loss."""
+        """Records whether the checkpoint that is about to be written has the lowest eval loss."""
         state = self.state
         loss = self.eval_loss if self._evaluated_step == state.global_step else None
         if not self.settings.load_best_model_at_end or loss is None:

@@ -1,4 +1,4 @@
-"""What the tests of configuration files share."""
+"""Helpers of the tests of configuration files."""
 
 from __future__ import annotations
 

@@ -222,7 +222,7 @@ def test_missing_settings_are_all_named():
         ({"split": "0/0/0"}, ["split is '0/0/0'"]),
         ({"split": "nan,1,1"}, ["split is 'nan,1,1'"]),
         ({"lr_scheduler_type": "polynomial"}, ["'polynomial'", "linear, cosine"]),
-        ({"report_to": ["wandb"]}, ["report_to is 'wandb'", "none, visualdl, tensorboard"]),
+        ({"report_to": ["mlflow"]}, ["report_to is 'mlflow'", "none, visualdl, tensorboard"]),
         ({"device": "tpu"}, ["device is 'tpu'; expected one of cpu, gpu"]),
     ],
 )  # fmt: skip

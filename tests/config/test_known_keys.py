@@ -22,7 +22,7 @@ def test_every_paddlenlp_key_is_known_once():
         "download", "allow_unknown_config", "loss_normalization", "verify_checkpoint",
         "max_rollbacks", "rollback_window", "rollback_skip_steps",
         "loss_spike_threshold", "grad_norm_spike_threshold", "spike_window",
-        "verify_data", "async_save_memory", "allow_local_output",
+        "verify_data", "async_save_memory", "allow_local_output", "profiler_options",
     }  # fmt: skip
     expected = set((FIXTURES / "keys.txt").read_text(encoding="utf-8").split())
     expected |= set((FIXTURES / "keys_auto.txt").read_text(encoding="utf-8").split())

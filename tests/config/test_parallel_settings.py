@@ -231,6 +231,28 @@ def test_when_gradients_are_reduced_once_in_a_step(tmp_path, word, sharding, red
 
 
 @pytest.mark.parametrize(
+    ("word", "sharding", "overlaps"),
+    [
+        ("enable_stage1_broadcast_overlap", "stage1", True),
+        ("enable_stage1_broadcast_overlap", "stage2", False),
+        ("enable_stage2_overlap", "stage2", True),
+        ("enable_stage2_overlap", "stage1", False),
+        ("enable_stage1_overlap", "stage1", False),
+    ],
+)
+def test_when_weights_come_beside_the_forward_pass(tmp_path, word, sharding, overlaps):
+    settings = load(tmp_path, {"sharding": sharding, "sharding_parallel_config": word})
+    assert settings.overlaps_weights == overlaps
+
+
+def test_weights_come_beside_the_forward_pass_of_a_pipeline_too(tmp_path):
+    words = {"sharding_parallel_config": "enable_stage1_broadcast_overlap"}
+    settings = load(tmp_path, {**words, "sharding": "stage1", "pipeline_parallel_degree": 2})
+    assert settings.overlaps_weights
+    assert notices(settings) == []
+
+
+@pytest.mark.parametrize(
     ("extra", "line"),
     [
         ({"recompute_granularity": "core_attn"}, "recompute_granularity has no effect: it matters"),

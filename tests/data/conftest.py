@@ -1,4 +1,4 @@
-"""What the data tests share."""
+"""Fixtures of the data tests."""
 
 from __future__ import annotations
 

@@ -28,6 +28,12 @@ def test_a_file_is_synced_renamed_and_its_folder_synced(tmp_path, disk):
     disk.check()
 
 
+def test_a_file_that_need_not_be_durable_is_whole_and_renamed_alone(tmp_path, disk):
+    write_file(tmp_path / "f", b"one", b"two", durable=False)
+    assert (tmp_path / "f").read_bytes() == b"onetwo"
+    assert disk.events == ["rename f.tmp f"]
+
+
 def test_what_is_written_after_sync_is_synced_by_publish(tmp_path, disk):
     with OutputFile(tmp_path / "f") as file:
         file.write(b"one")

@@ -1,4 +1,4 @@
-"""What the model tests share: every test of numbers on each backend."""
+"""Fixtures of the model tests: every test of numbers runs on each backend."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from itertools import combinations_with_replacement, product
 
 import numpy as np
 import pytest
-from attention_reference import visible_keys
+import references as ref
 
 from pypkg import _native
 
@@ -34,7 +34,7 @@ def test_every_block(seq_q, seq_k, causal):
         [None, *range(seq_k + 1)],
         all_documents(seq_k) if seq_q == seq_k else [None],
     ):
-        visible = visible_keys(
+        visible = ref.visible(
             1,
             seq_q,
             seq_k,

@@ -1,4 +1,4 @@
-"""What the tests of the operators share: inputs, gradients and the comparison with a reference.
+"""Helpers of the operators' tests: inputs, gradients and the comparison with a reference.
 
 The reference runs in float64 on the very values that the operator gets (rounded to its dtype), so
 all of the difference is the operator's. An error is measured against the largest expected value:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import paddle
 import pytest
@@ -209,3 +211,21 @@ def test_the_glue_checks_what_the_kernel_relies_on(compiled):
     t.moments2[2] = t.moments2[2].astype("bfloat16")
     with pytest.raises(ValueError, match="moment2 must be float32, got bfloat16"):
         t.step(gradients(0))
+
+
+def test_a_tensor_that_takes_the_place_of_a_checked_one_is_checked(compiled):
+    """The lists of a run are checked in its first step alone, as long as they hold its tensors."""
+    t = Tensors("float32", False)
+    t.step(gradients(0))
+    t.step(gradients(1))
+    t.moments1[3] = paddle.zeros([17, 31, 18])
+    with pytest.raises(ValueError, match=r"moment1 must have shape \[17, 31, 19\]"):
+        t.step(gradients(2))
+
+
+def test_the_checks_keep_no_tensor_alive(compiled):
+    t = Tensors("float32", False)
+    t.step(gradients(0))
+    moment = weakref.ref(t.moments1[0])
+    del t
+    assert moment() is None

@@ -12,8 +12,12 @@ from pypkg.__main__ import COMMANDS
 from pypkg.bench import __main__ as bench
 from pypkg.config.settings import Settings
 from pypkg.data.corpus_tools import TOOLS
+from pypkg.report import __main__ as report
 
-PARSERS = {"bench": bench, "checkpoint": checkpoint, "convert": convert, "preprocess": preprocess}
+PARSERS = {
+    "bench": bench, "checkpoint": checkpoint, "convert": convert, "preprocess": preprocess,
+    "report": report,
+}  # fmt: skip
 OF_PRETRAIN = {"nproc", "dry_run"}  # options of the command line alone
 SYNOPSIS = "["  # of optional words, which no shell takes
 

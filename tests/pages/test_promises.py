@@ -87,6 +87,7 @@ def test_every_named_test_exists() -> None:
         ("at the end: {} batches", samples.TEST_ITERS),
         ("which a run writes every {} s", lock.BEAT_SECONDS),
         ("if none came for {} s", lock.SILENCE_SECONDS),
+        ("It watches the lock for at least {} s", lock.WATCH_SECONDS),
         ("with a line in the log every {} s", progress.LOG_SECONDS),
         ("after {} such steps in a row at the scale 1", loss_scaling.MOST_OVERFLOWS),
         ("or of more than {} `count`", healer._MOST_LISTED),

@@ -72,7 +72,7 @@ class Place:
             text = text.replace("DST", f"DST{self._destinations}")
         words = shlex.split(text)
         module = ["-m", *words] if words[0] == "pypkg" else words[1:]
-        alone = ("pretrain", "convert", "checkpoint")
+        alone = ("pretrain", "convert", "checkpoint", "report")
         command = words[1] if words[0] == "pypkg" else module[1].removeprefix("pypkg.")
         if command in alone and "--nproc" not in words:
             self._fork(module)
@@ -103,6 +103,12 @@ class Place:
 def after_training(place: Place) -> None:
     """checkpoints/ of run.json, at its last step."""
     place.run("pypkg pretrain run.json", "bash")
+
+
+def with_two_runs(place: Place) -> None:
+    """checkpoints/ and four/, as README.md names them."""
+    after_training(place)
+    shutil.copytree(place.folder / "checkpoints", place.folder / "four")
 
 
 def with_weights(place: Place) -> None:
@@ -164,6 +170,12 @@ STEPS = {
         ),
     },
     "parallelism": {"python -m pypkg.pretrain CONFIG.json --nproc": Step(TRAINED)},
+    "report": {
+        "pypkg report checkpoints": Step(("page.html",), with_two_runs),
+        "pypkg pretrain run.json --profiler_options": Step(
+            ("checkpoints/profile/rank0.trace.json",), lambda place: place.remove("checkpoints")
+        ),
+    },
     "training": {
         "pypkg checkpoint verify": Step(before=after_training),
         "pypkg supervise -- pypkg": Step(TRAINED, lambda place: place.remove("checkpoints")),

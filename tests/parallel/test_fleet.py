@@ -1,4 +1,4 @@
-"""What fleet is asked for: the schedule of a number of micro batches."""
+"""The schedule that fleet gives for a number of micro batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a process that was killed."""
+"""Messages about a process that was killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A forked process is what a started one is."""
+"""A forked process behaves like a started one."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import fault_campaign
 import pytest
-from campaign_faults import Counts
+from campaign_faults import Campaign, Counts
 from fault_campaign import (
     CAMPAIGNS,
     Place,
@@ -72,7 +72,7 @@ def test_tables_go_between_their_marks():
     page = "a\n<!-- kills: begin -->\nold\n<!-- kills: end -->\nb\n"
     put = fault_campaign.put_table(page, "kills", ["| new |"])
     assert put == "a\n<!-- kills: begin -->\n| new |\n<!-- kills: end -->\nb\n"
-    for name in ("damage", "kills", "disk", "links"):
+    for name in ("damage", "kills", "disk", "links", "stops"):
         text = fault_campaign.PAGE.read_text()
         assert fault_campaign.put_table(text, name, ["| new |"]) != text
 
@@ -90,6 +90,21 @@ def test_a_table_sums_the_layouts():
     ):  # fmt: skip
         assert [row[column] for row in by_column] == values
     assert table_of({"disk: dp2": two}, "disk")[-1].split("|")[2].strip() == "4"
+
+
+class RunningRanks:
+    """Ranks that have not ended."""
+
+    def codes(self) -> list[int | None]:
+        return [None, None]
+
+
+def test_what_was_there_once_is_not_waited_for_again(tmp_path):
+    """As the folder of a removal, which a rank has made and removed between two looks."""
+    campaign = Campaign(None, [tmp_path], {}, random.Random(0))
+    looks = iter([False, True, False])
+    campaign._wait(RunningRanks(), lambda: next(looks))
+    assert list(looks) == [False]
 
 
 def test_what_loading_a_damaged_ledger_or_index_tells(tmp_path):

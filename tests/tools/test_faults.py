@@ -1,4 +1,4 @@
-"""tools/faults.py: its runs end with all that they have started; the table is whole."""
+"""tools/faults.py: its runs leave no processes, and its table is complete."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 import pytest
 from tiny_configs import KEYS, tiny
-from training_testing import Workplace, healer, write_corpus
+from training_testing import SavesAtOnce, Workplace, healer, write_corpus
 
 from pypkg.config import load_settings
 from pypkg.data import (
@@ -88,15 +88,9 @@ class Batches:
         return iter(BatchLoader(self._dataset, BATCH, start, objective=self._objective))
 
 
-class NoCheckpoints:
+class NoCheckpoints(SavesAtOnce):
     def save(self, state: TrainerState) -> None:
         raise AssertionError("save_strategy is no")
-
-    def poll(self) -> None:
-        pass
-
-    def wait(self) -> None:
-        pass
 
 
 class Losses:

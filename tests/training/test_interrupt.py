@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,9 @@ class Engine:
 
     def forward_backward(self, micro_batches: list[Batch]) -> paddle.Tensor:
         return paddle.ones([])
+
+    def wait(self):
+        """Nothing is under way."""
 
     def update(self, rate: float) -> paddle.Tensor:
         self.updates += 1
@@ -196,16 +199,21 @@ def test_a_grace_that_is_no_time(monkeypatch, value):
         InterruptRequest("the run saves")
 
 
+def code_of_pretrain(monkeypatch, load: Callable[..., None]) -> int:
+    """The exit code of the command where ``load`` reads the settings."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(start_up, "load_run_settings", load)
+    try:
+        return pretrain.main(["run.json"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_sigterm_before_the_first_step_ends_with_its_code(monkeypatch, capfd):
     def load(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(start_up, "load_run_settings", load)
-    try:
-        assert pretrain.main(["run.json"]) == 143
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    assert code_of_pretrain(monkeypatch, load) == 143
     assert capfd.readouterr().err == "stopped by SIGTERM; the last checkpoint is untouched\n"
 
 
@@ -215,12 +223,7 @@ def test_a_full_disk_is_no_crash(monkeypatch, capfd):
     def load(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run.log")
 
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(start_up, "load_run_settings", load)
-    try:
-        assert pretrain.main(["run.json"]) == 2
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    assert code_of_pretrain(monkeypatch, load) == 2
     told = capfd.readouterr().err
     assert (
         told.startswith("error: the disk is full: ") and "run.log" in told and "Trace" not in told

@@ -1,4 +1,4 @@
-"""What happens to output_dir while a run writes into it, and before it goes on."""
+"""Changes of output_dir while a run writes to it, and before it resumes."""
 
 from __future__ import annotations
 

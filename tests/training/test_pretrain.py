@@ -1,4 +1,4 @@
-"""The command as its users meet it: trains, stops, goes on, and says what is wrong."""
+"""The pretrain command: it trains, stops, resumes and reports mistakes."""
 
 from __future__ import annotations
 

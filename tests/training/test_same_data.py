@@ -1,4 +1,4 @@
-"""What ranks with different files are told of them."""
+"""The error for ranks that have different files."""
 
 from __future__ import annotations
 

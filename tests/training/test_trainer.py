@@ -51,6 +51,9 @@ class TimedEngine:
         loss = self.losses.pop(0)
         return None if loss is None else paddle.to_tensor(loss)
 
+    def wait(self):
+        """Nothing is under way."""
+
     def update(self, rate: float) -> Tensor:
         self.clock.seconds += 1
         return paddle.to_tensor(self.norms.pop(0))

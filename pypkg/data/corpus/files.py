@@ -46,6 +46,7 @@ A corpus of any form may have a ``<prefix>.lsm`` with one byte for each token, i
 
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
 from dataclasses import dataclass
@@ -146,6 +147,21 @@ def prefix_of(path: str) -> str:
         if path.endswith(suffix):
             return path[: -len(suffix)]
     return path
+
+
+def output_prefix_of(path: str) -> str:
+    """:func:`prefix_of` of a corpus that is to be written.
+
+    Raises:
+        UserError: the prefix is a folder, so that the names of the files would begin with a dot.
+    """
+    prefix = prefix_of(path)
+    if os.path.basename(prefix) in ("", ".", ".."):
+        raise UserError(
+            f"--output_prefix is '{path}', a folder; expected the path of the files without .bin "
+            f"and .idx, such as {os.path.join(prefix, 'corpus')}"
+        )
+    return prefix
 
 
 def _open_bin(token_file: Path, index_file: Path) -> CorpusFiles:

@@ -1,9 +1,10 @@
 """A set of arrays in a folder: one ``.npy`` file for each array, and ``<name>.dsc``.
 
 ``<name>.dsc`` is a JSON description of the arrays with a checksum of each, and is written last.
-Files get their final names when they are complete and on the disk, so that a set with a ``.dsc`` is
-complete. The name determines the contents: processes that write the same set at the same time
-write the same bytes.
+Files get their final names when they are complete, so that a set with a ``.dsc`` is complete. The
+name determines the contents: processes that write the same set at the same time write the same
+bytes. Nobody waits for the disk, which would take a blend of many corpora seconds: what a crash of
+the machine loses of a file, the checksums notice, and the set is built again.
 """
 
 from __future__ import annotations
@@ -116,9 +117,9 @@ def write_set(folder: Path, name: str, description: Mapping[str, Any], arrays: A
         for file, array in zip(files, arrays.values()):
             progress.report(f"writing {file.name}")
             values = array.reshape(-1).view(np.uint8).data
-            write_file(file, _npy_header(array), values, suffix=suffix)
+            write_file(file, _npy_header(array), values, suffix=suffix, durable=False)
         text = json.dumps(contents, indent=1).encode() + b"\n"
-        write_file(_description_file(folder, name), text, suffix=suffix)
+        write_file(_description_file(folder, name), text, suffix=suffix, durable=False)
     except BaseException:
         for file in files:
             with suppress(OSError):

@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from pypkg.data.corpus.files import prefix_of
+from pypkg.data.corpus.files import output_prefix_of
 from pypkg.data.preprocess.segmentation import SEGMENTERS
 from pypkg.data.tokenizers.train_bpe import MIN_VOCAB_SIZE
 
@@ -220,7 +220,7 @@ class PreparationOptions:
     output_prefix: str = _option(
         None,
         "path of the outputs without .bin and .idx",
-        type=prefix_of,
+        type=output_prefix_of,
     )
     shuffle_seed: int | None = _option(
         None,

@@ -61,45 +61,36 @@ def _residual_alpha(keys: Keys) -> dict[str, Any]:
 
 
 def _gpt_weights(config: ModelConfig, is_fused: bool) -> list[Weight]:
-    ours, theirs = "layers.{}.", "gpt.decoder.layers.{}."
-    weights = same_layout(
-        {
-            "embed_tokens": "gpt.embeddings.word_embeddings",
-            "embed_positions": "gpt.embeddings.position_embeddings",
-            f"{ours}input_layernorm": f"{theirs}norm1",
-            f"{ours}post_attention_layernorm": f"{theirs}norm2",
-            "norm": "gpt.decoder.norm",
-            "lm_head": "lm_head",
-        }
-    )
-    return weights + _plain_layers(config, ours, theirs, is_fused)
+    outer = same_layout({"norm": "gpt.decoder.norm", "lm_head": "lm_head"})
+    return outer + _plain_decoder(config, "gpt.", is_fused)
 
 
 def _opt_weights(config: ModelConfig, is_fused: bool) -> list[Weight]:
-    ours, theirs = "layers.{}.", "opt.decoder.layers.{}."
+    outer = same_layout({"norm": "opt.decoder.final_layer_norm"})
+    outer.append(Weight("lm_head.weight", (_OPT_HEAD,)))
+    outer += linear("project_in", "opt.embeddings.project_in")
+    outer += linear("project_out", "opt.decoder.project_out")
+    return outer + _plain_decoder(config, "opt.", is_fused)
+
+
+def _plain_decoder(config: ModelConfig, prefix: str, is_fused: bool) -> list[Weight]:
+    """The embeddings and layers of GPT and OPT, which PaddleNLP names alike behind ``prefix``."""
+    ours, theirs = "layers.{}.", prefix + "decoder.layers.{}."
     weights = same_layout(
         {
-            "embed_tokens": "opt.embeddings.word_embeddings",
-            "embed_positions": "opt.embeddings.position_embeddings",
+            "embed_tokens": f"{prefix}embeddings.word_embeddings",
+            "embed_positions": f"{prefix}embeddings.position_embeddings",
             f"{ours}input_layernorm": f"{theirs}norm1",
             f"{ours}post_attention_layernorm": f"{theirs}norm2",
-            "norm": "opt.decoder.final_layer_norm",
         }
     )
-    weights.append(Weight("lm_head.weight", (_OPT_HEAD,)))
-    weights += linear("project_in", "opt.embeddings.project_in")
-    weights += linear("project_out", "opt.decoder.project_out")
-    return weights + _plain_layers(config, ours, theirs, is_fused)
-
-
-def _plain_layers(config: ModelConfig, ours: str, theirs: str, is_fused: bool) -> list[Weight]:
     attention = f"{theirs}self_attn."
     if is_fused:
         packing = Packing(config.num_attention_heads, (0, 1, 2))
-        weights = linear(f"{ours}self_attn.qkv_proj", f"{attention}qkv_proj", packing=packing)
+        weights += linear(f"{ours}self_attn.qkv_proj", f"{attention}qkv_proj", packing=packing)
     else:
         qkv = [f"{attention}{name}_proj" for name in "qkv"]
-        weights = linear(f"{ours}self_attn.qkv_proj", qkv, [config.query_size] * 3)
+        weights += linear(f"{ours}self_attn.qkv_proj", qkv, [config.query_size] * 3)
     weights += linear(f"{ours}self_attn.o_proj", f"{attention}out_proj")
     weights += linear(f"{ours}mlp.up_proj", f"{theirs}linear1")
     weights += linear(f"{ours}mlp.down_proj", f"{theirs}linear2")

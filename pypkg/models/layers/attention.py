@@ -14,10 +14,11 @@ from pypkg import ops
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.layers.norm import RMSNorm
 from pypkg.models.layers.positions import Rotation
-from pypkg.models.layers.recompute import ATTENTION, Recompute, recomputed
+from pypkg.models.layers.recompute import ATTENTION, FULL, Recompute, recomputed
 from pypkg.models.weights.tp_shards import key_value_range
 from pypkg.parallel.tp_layers import (
     column_linear,
+    has_call_hooks,
     plain_weight,
     row_linear,
     sum_gradient_over_tensor_group,
@@ -102,6 +103,22 @@ class Attention(nn.Layer):
         qkv = self.qkv_proj(x)
         attend = self._attend_packed if is_packed else self._attend_split
         return self.o_proj(attend(qkv, inputs))
+
+    def after(
+        self, norm: ops.PreNorm, x: paddle.Tensor, inputs: AttentionInputs
+    ) -> tuple[paddle.Tensor, paddle.Tensor] | None:
+        """Norm and block as one operator: the output, and x + residual; None where it cannot be."""
+        if not self._is_packed(inputs) or self._recomputes_a_part or has_call_hooks(self):
+            return None
+        qkv_weight, o_weight = plain_weight(self.qkv_proj), plain_weight(self.o_proj)
+        if qkv_weight is None or o_weight is None:
+            return None
+        return ops.normed_attention_block(x, norm, qkv_weight, o_weight, *self._arguments(inputs))
+
+    @property
+    def _recomputes_a_part(self) -> bool:
+        """Whether a part of norm and block is recomputed, and another is not."""
+        return self.recompute is not None and self.recompute.granularity != FULL
 
     @property
     def _recomputes_attention(self) -> bool:

@@ -12,7 +12,7 @@ from paddle import nn
 from pypkg import ops
 from pypkg.models.architecture.checks import chosen
 from pypkg.models.architecture.config import ModelConfig
-from pypkg.parallel.tp_layers import column_linear, plain_weight, row_linear
+from pypkg.parallel.tp_layers import column_linear, has_call_hooks, plain_weight, row_linear
 
 _Activation = Callable[[paddle.Tensor], paddle.Tensor]
 _PLAIN: dict[str, _Activation] = {
@@ -41,6 +41,15 @@ class GatedMLP(nn.Layer):
             return ops.gated_mlp_block(x, gate_up, down, self._activation)
         return self.down_proj(self._gated(self.gate_up_proj(x)))
 
+    def after(
+        self, norm: ops.PreNorm, x: paddle.Tensor
+    ) -> tuple[paddle.Tensor, paddle.Tensor] | None:
+        """Norm and block as one operator: the output, and x + residual; None where it cannot be."""
+        gate_up, down = plain_weight(self.gate_up_proj), plain_weight(self.down_proj)
+        if gate_up is None or down is None or has_call_hooks(self):
+            return None
+        return ops.normed_gated_mlp_block(x, norm, gate_up, down, self._activation)
+
 
 class MLP(nn.Layer):
     """down(activation(up(x)))."""
@@ -55,6 +64,9 @@ class MLP(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[batch, sequence, hidden] to the same shape."""
         return self.down_proj(self._activation(self.up_proj(x)))
+
+    def after(self, norm: ops.PreNorm, x: paddle.Tensor) -> None:
+        """There is no such operator."""
 
 
 def make_mlp(config: ModelConfig) -> nn.Layer:

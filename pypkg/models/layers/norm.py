@@ -9,7 +9,7 @@ from paddle import nn
 from pypkg import ops
 from pypkg.models.architecture.checks import chosen
 from pypkg.models.architecture.config import ModelConfig
-from pypkg.parallel.tp_layers import sum_split_token_gradients
+from pypkg.parallel.tp_layers import has_call_hooks, sum_split_token_gradients
 
 
 class RMSNorm(nn.Layer):
@@ -29,6 +29,16 @@ class RMSNorm(nn.Layer):
         if residual is None:
             return ops.rms_norm(x, self.weight, self._epsilon), x
         return ops.rms_norm(x, self.weight, self._epsilon, residual)
+
+
+def norm_of_block(norm: nn.Layer, residual: paddle.Tensor | None) -> ops.PreNorm | None:
+    """``norm(x, residual)`` as the first part of one operator with the block that follows it.
+
+    None where there is no residual, another norm than ``RMSNorm``, or a hook of its call.
+    """
+    if residual is None or type(norm) is not RMSNorm or has_call_hooks(norm):
+        return None
+    return ops.PreNorm(norm.weight, norm._epsilon, residual)
 
 
 class LayerNorm(nn.Layer):

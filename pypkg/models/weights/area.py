@@ -1,7 +1,7 @@
-"""The areas of shared memory in which the ranks of a machine put parts of tensors for each other.
+"""Areas of shared memory through which the ranks of a machine pass parts of tensors to each other.
 
-No file system has a name for an area: it goes with the processes. A rank that has ended is told by
-that, as other processes find its area no more. Nothing here imports Paddle.
+An area has no name in a file system, so it vanishes with the processes. If a rank has ended, other
+processes no longer find its area, and so notice the end. Nothing here imports Paddle.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 
 from pypkg.errors import UserError
 
-ALIGNMENT = 64  # bytes; of a part in an area
-PUT, _MAY_TAKE, _DONE, _GIVEN_UP = range(4)  # places of the counters in the header
+ALIGNMENT = 64  # of parts in an area, in bytes
+PUT, _MAY_TAKE, _DONE, _GIVEN_UP = range(4)  # indices of the counters in the header
 _COUNTERS = 8
-_ABSENT = -1  # instead of the position of a part
+_ABSENT = -1  # the position of a part that is not there
 _ALL = np.iinfo(np.int64).max  # a position beyond all parts
 
 
 class LostRankError(UserError):
-    """A rank has ended, or has given up a save, that has yet to hand over or to take parts."""
+    """A rank has ended or given up a save before it passed or took all parts."""
 
 
 class AreaSize(NamedTuple):
@@ -33,7 +33,7 @@ class AreaSize(NamedTuple):
     Attributes:
         capacity: bytes for parts, a multiple of ``ALIGNMENT``.
         ranks: number of ranks of the run.
-        units: largest number of tensors of a save.
+        units: the largest number of tensors in a save.
     """
 
     capacity: int
@@ -42,21 +42,21 @@ class AreaSize(NamedTuple):
 
     @property
     def header(self) -> int:
-        """Bytes before the parts."""
+        """Size of the header, which precedes the parts, in bytes."""
         used = 8 * (_COUNTERS + self.ranks + 2 * self.units)
         return -(-used // mmap.PAGESIZE) * mmap.PAGESIZE
 
     def holds(self, other: AreaSize) -> bool:
-        """Whether no number of ``other`` is larger."""
+        """Whether an area of ``other`` fits into one of this size."""
         return all(own >= wanted for own, wanted in zip(self, other, strict=True))
 
 
 class AreaPlace(NamedTuple):
-    """Where processes of the machine find an area.
+    """The address of an area for the other processes of the machine.
 
     Attributes:
-        path: below /proc, of the descriptor of the process that made it.
-        identity: device and inode of the memory, which another process's descriptor has not.
+        path: path below /proc of the file descriptor of the process that made the area.
+        identity: device and inode of the memory, to recognise another file at the same path.
     """
 
     path: str
@@ -66,7 +66,7 @@ class AreaPlace(NamedTuple):
     def open(self) -> Area:
         """
         Raises:
-            OSError: this process cannot see it.
+            OSError: this process cannot open the area.
         """
         descriptor = os.open(self.path, os.O_RDWR)
         try:
@@ -77,7 +77,7 @@ class AreaPlace(NamedTuple):
             os.close(descriptor)
 
     def is_there(self) -> bool:
-        """Whether the process that made the area still runs, for one that could open it."""
+        """Whether the process that made the area still runs; for a process that can open it."""
         try:
             return self._is_this(os.stat(self.path))
         except OSError:
@@ -91,11 +91,11 @@ class Area:
     """The shared memory of a rank, as each process sees it.
 
     Attributes:
-        counters: of the rank; see the methods.
-        taken: of the rank as a writer: up to which position of the area of each rank it has taken
-            out its parts.
+        counters: state of the rank; the methods read and set it.
+        taken: for each rank, the position in that rank's area up to which this rank, as a writer,
+            has taken its parts.
         table: position and bytes of the part that the rank has put in, by the number of the tensor.
-        data: the parts; position p is at ``p % capacity``.
+        data: the parts, as a ring buffer: position p is at ``p % capacity``.
     """
 
     def __init__(self, descriptor: int, size: AreaSize) -> None:
@@ -110,17 +110,17 @@ class Area:
         self.data = memory[size.header :]
 
     def touch(self) -> None:
-        """Lets the system allocate all of the memory, which holds nothing yet."""
+        """Makes the system allocate all of the memory. The area must be empty."""
         self.data[:: mmap.PAGESIZE] = 0
 
     def empty(self) -> None:
-        """As at the start; no other process may be at work on it."""
+        """Resets the area to its initial state; no other process may use it meanwhile."""
         self.counters[:] = 0
         self.taken[:] = 0
         self.table[:] = _ABSENT
 
     def let_take(self) -> None:
-        """Says that the rank has copied its parts, or that it has no more room for them."""
+        """Records that the rank has copied its parts, or has no more room for them."""
         self.counters[_MAY_TAKE] = 1
 
     def may_take(self) -> bool:
@@ -136,11 +136,11 @@ class Area:
         return self.counters[PUT] > position
 
     def take_nothing_more(self) -> None:
-        """Says that the rank, as a writer, waits for no part any more."""
+        """Records that the rank, as a writer, waits for no more parts."""
         self.taken[:] = _ALL
 
     def give_up(self) -> None:
-        """Says that the rank puts in no more parts, and takes none."""
+        """Records that the rank has given up the save: it puts in and takes no more parts."""
         self.counters[_GIVEN_UP] = 1
         self.take_nothing_more()
 
@@ -149,7 +149,7 @@ class Area:
         return bool(self.counters[_GIVEN_UP])
 
     def finish(self) -> None:
-        """Says that the rank has written its files, or has failed to."""
+        """Records that the rank has finished writing, with or without an error."""
         self.counters[_DONE] = 1
 
     def is_finished(self) -> bool:
@@ -158,7 +158,7 @@ class Area:
 
 
 def new_area(size: AreaSize) -> tuple[int, AreaPlace, Area]:
-    """Descriptor, place and memory of a new area, which has no name in any file system.
+    """Creates an area; returns its file descriptor, its place and its memory.
 
     Other processes can open it while the descriptor is open.
     """
@@ -172,12 +172,12 @@ def new_area(size: AreaSize) -> tuple[int, AreaPlace, Area]:
 
 @dataclass(frozen=True)
 class Staging:
-    """What a rank knows of the areas of its machine, in a save.
+    """The areas that a rank uses in a save.
 
     Attributes:
-        rank: this one.
-        areas: by rank, of those that hand parts to each other through memory, and this rank's.
-        places: of the same areas.
+        rank: this rank.
+        areas: the area of this rank, and of those that exchange parts with it, by rank.
+        places: the places of these areas, by rank.
     """
 
     rank: int = 0

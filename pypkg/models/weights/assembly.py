@@ -1,4 +1,4 @@
-"""How a tensor of the whole model is made of the parts that ranks hold.
+"""How the parts on the ranks are joined to a tensor of the whole model.
 
 Nothing here imports Paddle.
 """
@@ -17,13 +17,13 @@ from pypkg.models.weights.tp_shards import TPShard
 
 @dataclass(frozen=True)
 class Assembly:
-    """The parts of a tensor: TP shards, or flat slices of each of them, or of the whole.
+    """The parts of a tensor: TP shards, flat slices of each shard, or flat slices of the whole.
 
     Attributes:
-        shape: of the whole tensor.
-        shards: the TP shard of each tensor rank; empty where the tensor is not divided into them.
-        shard_shape: of each TP shard; unused without them.
-        slices: number of slices that follow one another; the last may end in padding.
+        shape: shape of the whole tensor.
+        shards: the TP shard of each tensor rank; empty if the tensor has no TP shards.
+        shard_shape: shape of a TP shard; not used without them.
+        slices: number of consecutive slices of a shard; the last one may end in padding.
     """
 
     shape: Shape
@@ -32,7 +32,7 @@ class Assembly:
     slices: int = 1
 
     def whole(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """The tensor; a single part is not copied.
+        """The tensor, joined from its parts. A single part is not copied.
 
         Args:
             parts: the slices of the first TP shard, then those of the next; of any shape.
@@ -51,10 +51,10 @@ class Division:
     """A tensor that no rank holds as a whole.
 
     Attributes:
-        holders: the ranks that hold the parts, in the order of ``Assembly.whole``, given the rank
+        holders: returns the ranks of the parts, in the order of ``Assembly.whole``, given the rank
             that writes the tensor.
         part_bytes: bytes of each part.
-        assembly: of the parts.
+        assembly: how the parts are joined.
     """
 
     holders: Callable[[int], tuple[int, ...]]

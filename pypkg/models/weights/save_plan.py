@@ -1,7 +1,7 @@
-"""Which rank writes which tensors into which file.
+"""The plan of a save: which rank writes which tensors into which file.
 
-A plan is a function of shapes and of where tensors lie, so every rank makes the same one. Nothing
-here imports Paddle.
+A plan depends only on the shapes of the tensors and on the ranks that hold them, so every rank
+makes the same one. Nothing here imports Paddle.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from pypkg.models.weights.formats.stored_tensor import Shape
 
 @dataclass(frozen=True)
 class Unit:
-    """A parameter, or a state tensor of one, which a rank copies to host memory in one piece.
+    """A parameter, or a state tensor of one, that is copied to host memory as a whole.
 
     Attributes:
         shape: of the parameter.
         specs: the tensors that hold it in a file, by name.
-        ranks: those that may write it.
-        division: the parts of it that ranks hold; None where a rank holds all of it, or where this
-            rank holds nothing.
+        ranks: the ranks that may write it.
+        division: its parts on the ranks; None if a rank holds all of it, or this one nothing.
     """
 
     name: str
@@ -39,7 +38,7 @@ class Unit:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of its tensors."""
+        """Bytes of its tensors in a file."""
         return sum(spec.num_bytes for spec in self.specs.values())
 
 
@@ -48,13 +47,13 @@ class TensorSet:
     """Tensors of the whole model that are written to files with a common stem.
 
     Attributes:
-        stem: of the names of the files, such as "model".
-        units: in the order of the model.
-        read: brings a unit, by name, to the rank that writes it; None on the others. All ranks call
-            it for all such units in their order.
-        to_file: the tensors of a unit, by name, from the whole value.
-        max_file_size: bytes; a larger tensor has a file to itself. None: no limit.
-        part: this rank's part of a unit with a division, by name.
+        stem: stem of the names of the files, such as "model".
+        units: the units in the order of the model.
+        read: gathers the unit of a name on the rank that writes it; returns None on the others.
+            Every rank calls it for all units without a division, in order.
+        to_file: returns the tensors of a unit, by name, from the whole value.
+        max_file_size: bytes; a larger tensor gets a file of its own. None: no limit.
+        part: returns this rank's part of a unit with a division, by name.
     """
 
     stem: str
@@ -81,13 +80,13 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class PlannedUnit:
-    """A unit as its writer gets it; the process that writes is told of it.
+    """A unit as its writer handles it; it is sent to the process that writes.
 
     Attributes:
-        number: of the unit among all of the plan.
-        dtype: of its tensors.
-        writer: rank that writes it.
-        sources: ranks that hand it their parts, in the order of ``assembly``.
+        number: number of the unit in the plan.
+        dtype: dtype of its tensors.
+        writer: the rank that writes it.
+        sources: the ranks that pass their parts to the writer, in the order of ``assembly``.
         to_file: as ``TensorSet.to_file``.
     """
 
@@ -100,12 +99,12 @@ class PlannedUnit:
     to_file: Callable[[str, np.ndarray], Mapping[str, np.ndarray]]
 
     def tensors(self, parts: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
-        """The tensors in a file, by name, from the parts of ``sources``."""
+        """The tensors of the file, by name, from the parts of ``sources``."""
         return self.to_file(self.name, self.assembly.whole(parts))
 
 
 def no_memory_is_shared(ranks: Sequence[int]) -> bool:
-    """Ranks hand each other parts by communication alone."""
+    """A ``share_memory`` for ranks that exchange parts through process groups only."""
     return False
 
 
@@ -132,11 +131,11 @@ class SavePlan:
     def units(
         self, share_memory: Callable[[Sequence[int]], bool] = no_memory_is_shared
     ) -> list[PlannedUnit]:
-        """All units in the order in which ranks hand them over.
+        """All units in the order in which the ranks pass their parts.
 
         Args:
-            share_memory: whether ranks hand each other parts through memory. Otherwise the unit is
-                brought to its writer by communication, and the writer hands over all of it.
+            share_memory: whether the given ranks exchange parts through shared memory. If they do
+                not, ``TensorSet.read`` gathers the unit on its writer, the only source.
         """
         found: list[PlannedUnit] = []
         for each, unit in self._all_units():
@@ -153,19 +152,19 @@ class SavePlan:
     def parts_of(
         self, rank: int, units: Sequence[PlannedUnit]
     ) -> Iterator[tuple[PlannedUnit, np.ndarray]]:
-        """The parts that ``rank`` hands over, one at a time; all ranks iterate to the end."""
+        """Yields the parts that ``rank`` passes on. Every rank must iterate to the end."""
         for planned, (each, unit) in zip(units, self._all_units(), strict=True):
             if len(planned.sources) == 1:
                 value = each.read(unit.name, planned.writer)
                 if planned.writer == rank:
-                    assert value is not None  # what ``read`` promises
+                    assert value is not None  # ``read`` returns it on the writer
                     yield planned, value
             elif rank in planned.sources:
-                assert each.part is not None  # or there would be no division
+                assert each.part is not None  # a unit with a division has one
                 yield planned, each.part(unit.name)
 
     def part_bytes(self, units: Sequence[PlannedUnit], rank: int) -> list[int]:
-        """Bytes of each part that ``rank`` hands over of ``units``."""
+        """Bytes of each part of ``units`` that ``rank`` passes on."""
         return [
             unit.num_bytes
             if len(planned.sources) == 1 or unit.division is None
@@ -243,22 +242,22 @@ def as_it_is(name: str, value: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _assign(units: Sequence[tuple[str, Unit]]) -> dict[tuple[str, str], int]:
-    """The rank that writes each unit, by stem and name: the least loaded of those that may.
+    """The rank that writes each unit, by stem and name: the least loaded of ``Unit.ranks``.
 
-    Units with the fewest such ranks come first, and of these the largest. Of ranks with equal loads
-    the first writes.
+    Units with the fewest possible ranks are assigned first, and of these the largest. If loads are
+    equal, the lowest rank writes.
     """
     loads: Counter[int] = Counter()
     found: dict[tuple[str, str], int] = {}
-    # A heap of loads and ranks for each choice of ranks. Units of one place share a sequence, and
-    # to compare or hash a long one for each unit would cost as much as to look for the least load.
+    # A heap of (load, rank) for each sequence of ranks, by its id: units of one place share the
+    # sequence, and to compare or hash a long one per unit would cost as much as a linear search.
     heaps: dict[int, list[tuple[int, int]]] = {}
     for stem, unit in sorted(units, key=lambda each: (len(each[1].ranks), -each[1].num_bytes)):
         heap = heaps.get(id(unit.ranks))
         if heap is None:
             heap = heaps[id(unit.ranks)] = [(loads[rank], rank) for rank in unit.ranks]
             heapify(heap)
-        # Loads only grow: an entry that another heap has outdated is too small, never too large.
+        # Loads only grow, so an entry that another heap has outdated is too small, never too large.
         while heap[0][0] != loads[heap[0][1]]:
             heapreplace(heap, (loads[heap[0][1]], heap[0][1]))
         rank = heap[0][1]

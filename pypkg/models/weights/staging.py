@@ -1,9 +1,9 @@
-"""Parts of tensors on their way from the ranks of a machine to those that write them.
+"""Passes parts of tensors from the ranks of a machine to the ranks that write them.
 
-A rank copies its parts, one after another, to an area of shared memory. The writers of the tensors
-take them out there, each when its turn comes. The order of the tensors is the same on all ranks, so
-no two of them wait for each other. An area that is full has room again when the writer of the
-oldest part has taken it. Nothing here imports Paddle.
+A rank copies its parts in turn to its area of shared memory, and the writers of the tensors take
+them from there. The order of the tensors is the same on all ranks, so no two ranks wait for each
+other. A full area has room again when the writer of its oldest part has taken that part. Nothing
+here imports Paddle.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from pypkg import _native
 from pypkg.console import progress
 from pypkg.models.weights.area import ALIGNMENT, PUT, Area, LostRankError, Staging
 
-PAUSE = 0.001  # seconds between two looks at a counter
-_SECONDS_BETWEEN_LOOKS = 1.0  # at whether a rank still runs, while something of it is missing
-_MOST_THREADS = 4  # that copy
-_PIECE = 4 << 20  # bytes that a thread copies at a time
-_COPIED_AT_ONCE = 256 << 20  # bytes of parts that are not let go before they are copied
+PAUSE = 0.001  # seconds between two reads of a counter
+_SECONDS_BETWEEN_LOOKS = 1.0  # between two checks whether an awaited rank still runs
+_MOST_THREADS = 4  # limit of the threads that copy
+_PIECE = 4 << 20  # bytes that a thread copies at once
+_COPIED_AT_ONCE = 256 << 20  # limit of the bytes of parts that are being copied
 
 
 class _Patience:
-    """Looks now and then whether the rank that a loop waits for still runs."""
+    """Checks, once a second, whether the rank for which a loop waits still runs."""
 
     def __init__(self, staging: Staging) -> None:
         self._staging = staging
         self._due = time.monotonic() + _SECONDS_BETWEEN_LOOKS
 
     def is_over(self, rank: int) -> bool:
-        """Whether nothing more comes of ``rank``."""
+        """Whether ``rank`` has ended or given up the save."""
         if time.monotonic() < self._due:
             return False
         self._due = time.monotonic() + _SECONDS_BETWEEN_LOOKS
@@ -46,39 +46,39 @@ class _Patience:
 class Sender:
     """Puts the parts of a rank into its area.
 
-    Threads copy several parts at a time: one core does not fill the memory bus, and most parts are
-    too small to be worth dividing. Where each rank has one core, its only thread copies.
+    Threads copy several parts at a time, because one core does not use the whole memory bandwidth
+    and most parts are too small to be divided. If each rank has one core, no threads are started.
 
     Args:
-        staging: of that rank.
-        on_wait: called again and again while there is no room.
+        staging: the areas of that rank.
+        on_wait: called repeatedly while there is no room.
 
     Raises:
-        LostRankError: by each method, if the rank whose parts take the room has ended.
+        LostRankError: by each method, if the rank that has to take the oldest part has ended.
     """
 
     def __init__(self, staging: Staging, on_wait: Callable[[], None] = lambda: None) -> None:
         self._rank, self._areas, self._staging = staging.rank, staging.areas, staging
         self._area, self._on_wait = staging.areas[staging.rank], on_wait
-        self._position = 0  # after the last part
+        self._position = 0  # end of the last part
         self._waiting: deque[tuple[int, int, int]] = deque()  # start, end and writer of parts
         self._copies: list[Future[None]] = []
-        self._copying = 0  # bytes of the copies
+        self._copying = 0  # bytes that are being copied
         count = _copying_threads(len(staging.areas))
         self._pool = ThreadPoolExecutor(count) if count > 1 else None
 
     def put(self, unit: int, writer: int, values: np.ndarray) -> None:
-        """Begins to copy a part, which must not change before ``flush``; waits for room.
+        """Starts to copy a part, which must not change before ``flush``. Waits for room.
 
         Args:
             unit: number of the tensor.
-            writer: rank that takes the part out.
+            writer: the rank that takes the part.
         """
         progress.report("handing over a checkpoint")
         area, capacity = self._area, self._area.size.capacity
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         start = self._position + -self._position % ALIGNMENT
-        if data.size <= capacity < start % capacity + data.size:  # it would lie across the end
+        if data.size <= capacity < start % capacity + data.size:  # it would reach across the end
             start += capacity - start % capacity
         self._position = start + data.size
         self._waiting.append((start, self._position, writer))
@@ -88,7 +88,7 @@ class Sender:
             self._wait_for_room(self._position, start)
             self._copy(area.data[start % capacity :][: data.size], data)
             return
-        while data.size:  # a part larger than the area passes in pieces
+        while data.size:  # a part larger than the area is passed in pieces
             room = self._wait_for_room(start + 1, start)
             piece = min(data.size, room + 1, capacity - start % capacity)
             area.data[start % capacity :][:piece] = data[:piece]
@@ -96,7 +96,7 @@ class Sender:
             self._publish(start)
 
     def flush(self) -> None:
-        """Lets writers take all parts; those that were put may change."""
+        """Completes all copies and lets the writers take them. The parts may change afterwards."""
         self._publish(self._position)
 
     def _publish(self, position: int) -> None:
@@ -119,7 +119,7 @@ class Sender:
             self.flush()
 
     def _wait_for_room(self, end: int, put: int) -> int:
-        """Returns when positions before ``end`` are free; with how many bytes beyond it are.
+        """Waits until positions before ``end`` are free; returns the number of free bytes after it.
 
         Args:
             put: position up to which parts are in the area, or are being copied.
@@ -142,7 +142,7 @@ class Sender:
         return room
 
     def _tail(self) -> int:
-        """Position up to which the writers have taken everything."""
+        """The position up to which the writers have taken all parts."""
         while self._waiting:
             start, end, writer = self._waiting[0]
             taken = int(self._areas[writer].taken[self._rank])
@@ -153,7 +153,7 @@ class Sender:
 
 
 def _copying_threads(ranks: int) -> int:
-    """Of a rank: its share of the cores of a machine with so many, unless it is bound to some."""
+    """Copying threads of a rank: its share of the machine's cores, or the cores it is bound to."""
     cores = len(os.sched_getaffinity(0))
     if cores == os.cpu_count():
         cores //= ranks
@@ -161,38 +161,37 @@ def _copying_threads(ranks: int) -> int:
 
 
 class Receiver:
-    """Takes the parts of the tensors that a rank writes out of the areas of its machine.
+    """Takes the parts of the tensors that a rank writes from the areas of its machine.
 
     Args:
-        staging: of that rank.
-        check: called again and again while a part is missing; raises if it will not come.
+        staging: the areas of that rank.
+        check: called repeatedly while a part is missing; raises if the part will not come.
     """
 
     def __init__(self, staging: Staging, check: Callable[[], None]) -> None:
         self._areas, self._check, self._staging = staging.areas, check, staging
         self._taken = staging.areas[staging.rank].taken
-        self._lent: dict[int, int] = {}  # position after the last part lent, by rank
+        self._lent: dict[int, int] = {}  # end of the last part in use, by rank
 
     def wait_for_copies(self) -> None:
         """Waits until all ranks of the machine have copied their parts, or have no more room.
 
-        A process that began before would take a core from one of them, for which training stands
-        still.
+        Training pauses for the copies. A process that wrote meanwhile would take a core from them.
 
         Raises:
-            LostRankError: one has ended.
+            LostRankError: a rank has ended.
         """
         for rank, area in self._areas.items():
             self._wait(area.may_take, rank)
 
     def take(self, unit: int, source: int) -> np.ndarray:
-        """The bytes of the part that ``source`` hands over; valid until ``release``.
+        """The bytes of the part of ``source``; valid until ``release``.
 
         Args:
             unit: number of the tensor.
 
         Raises:
-            LostRankError: the rank that has to put it in has ended.
+            LostRankError: ``source`` has ended.
         """
         area, capacity = self._areas[source], self._areas[source].size.capacity
         self._wait(partial(area.is_begun, unit), source)
@@ -204,7 +203,7 @@ class Receiver:
         return self._collected(area, start, count, source)
 
     def _collected(self, area: Area, start: int, count: int, source: int) -> np.ndarray:
-        """A part that is larger than the area, which gives room back piece by piece."""
+        """A part that is larger than the area, joined from its pieces."""
         capacity, position, end = area.size.capacity, start, start + count
         part = np.empty(count, np.uint8)
         while position < end:
@@ -217,7 +216,7 @@ class Receiver:
         return part
 
     def release(self) -> None:
-        """Gives room back: what was taken is not needed any more."""
+        """Frees the room of all parts that were taken."""
         for source, position in self._lent.items():
             self._taken[source] = position
         self._lent.clear()

@@ -1,4 +1,4 @@
-"""Writes the files of a rank, with their checksums, beside the thread that brings the tensors.
+"""Writes the files of a rank, with checksums, in parallel to the thread that supplies tensors.
 
 Nothing here imports Paddle.
 """
@@ -25,18 +25,18 @@ from pypkg.models.weights.formats.stored_tensor import STORAGE
 from pypkg.models.weights.save_plan import PlannedUnit
 from pypkg.models.weights.staging import Receiver, Sender
 
-BLOCK = 16 << 20  # bytes that are brought into the order of the file at once
-_PIECE = 1 << 20  # bytes that are checked, summed and written while they are in a core's cache
+BLOCK = 16 << 20  # bytes that are rearranged to the order of the file at once
+_PIECE = 1 << 20  # bytes that are checked, summed and written at once, in a core's cache
 _AHEAD = 256 << 20  # bytes of tensors that wait for the disk
-_WRITE_BACK = 32 << 20  # bytes after which the kernel is told to begin with writing
-# Bits of the exponent, which only NaN and infinity have all.
+_WRITE_BACK = 32 << 20  # bytes after which the kernel is asked to start writing
+# All bits of the exponent are set only in NaN and infinity.
 _EXPONENTS = {
     "float64": 0x7FF0_0000_0000_0000,
     "float32": 0x7F80_0000,
     "float16": 0x7C00,
     "bfloat16": 0x7F80,
 }
-_TILE = 128  # rows and columns of a matrix that are transposed at once, in the caches
+_TILE = 128  # rows and columns of a matrix that are transposed at once, to fit the caches
 
 
 class NotFiniteError(UserError):
@@ -48,7 +48,7 @@ class FileToWrite:
     """A safetensors file of a rank.
 
     Attributes:
-        specs: of its tensors by name, in order.
+        specs: the specs of its tensors by name, in order.
     """
 
     path: Path
@@ -56,29 +56,29 @@ class FileToWrite:
 
 
 class TensorWriter(Protocol):
-    """Writes the files of a rank, and hands other ranks what they write, as parts come."""
+    """Writes the files of a rank, and passes parts to the ranks that write them."""
 
     def put(self, unit: PlannedUnit, part: np.ndarray) -> None:
-        """Hands over this rank's part of the next unit; waits while too many are on their way."""
+        """Adds this rank's part of the next unit; waits while too many parts are pending."""
 
     def close(self) -> None:
-        """Says that all parts have been handed over; where they are copied, waits for that."""
+        """Called after the last ``put``; waits for copies of the parts, if the writer makes any."""
 
     def is_done(self) -> bool:
-        """Whether nothing is left to do, after ``close``."""
+        """Whether all work is done, after ``close``."""
 
     def records(self) -> dict[str, FileRecord]:
-        """Size and checksum of each file by name, all on the disk; waits for them.
+        """Waits until all files are on the disk; returns size and checksum of each, by name.
 
         Raises:
             OSError: the disk is full or a file cannot be written.
             NotFiniteError: a tensor holds NaN or infinity.
-            LostRankError: a rank has ended that has yet to hand over a part.
-            UserError: the writing has ended without a result.
+            LostRankError: a rank has ended before it passed all its parts.
+            UserError: the process that writes has ended without a result.
         """
 
     def abandon(self) -> None:
-        """Ends the writing; files stay as they are."""
+        """Stops writing; files stay as they are."""
 
 
 class FileSequence:
@@ -94,7 +94,7 @@ class FileSequence:
 
         Raises:
             NotFiniteError: it holds NaN or infinity.
-            ValueError: it is not the tensor that is due.
+            ValueError: it is not the next tensor of the file.
         """
         file, due, spec = next(self._tensors)
         if (name, values.shape) != (due, tuple(spec.shape)):
@@ -163,12 +163,12 @@ class _File:
     def _write(self, data: bytes | memoryview) -> None:
         self._checksum.update(data)
         left = memoryview(data)
-        while left:  # one call may write less than it was given
+        while left:  # a call may write fewer bytes than it gets
             left = left[self._file.write(left) :]
         self._written += len(data)
         progress.report(f"writing {self._name}")
         if self._written - self._handed >= _WRITE_BACK:
-            # Otherwise all of it waits for the fsync at the end, and the disk with it.
+            # Otherwise the disk is idle until the fsync at the end.
             length = self._written - self._handed
             os.posix_fadvise(self._file.fileno(), self._handed, length, os.POSIX_FADV_DONTNEED)
             self._handed = self._written
@@ -183,9 +183,9 @@ def write_units(
     """Writes all files of a rank.
 
     Args:
-        units: that the rank writes, in order.
-        take: the part of a unit that a rank hands over, in the dtype of its storage.
-        release: called when nothing of what was taken is needed any more.
+        units: the units that the rank writes, in order.
+        take: returns the part of a unit from a rank, in the dtype of its storage.
+        release: called when the parts that were taken are no longer needed.
     """
     for unit in units:
         parts = [take(unit, source) for source in unit.sources]
@@ -203,12 +203,12 @@ class _AbandonedError(Exception):
 class ThreadWriter:
     """A ``TensorWriter`` in a thread of this process.
 
-    This rank's parts of what it writes are written as they are when their turn comes, so they must
-    not change before.
+    Parts of this rank that it also writes are not copied, so they must not change until ``records``
+    returns.
 
     Args:
-        units: that this rank writes, in order.
-        staging: with areas where parts of others come, or go to others, through memory.
+        units: the units that this rank writes, in order.
+        staging: the areas through which ranks exchange parts; None: they exchange none.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class ThreadWriter:
             self._sender, self._receiver = Sender(staging), Receiver(staging, self._check)
             self._area = staging.areas[staging.rank]
         self._waiting: deque[tuple[PlannedUnit, np.ndarray]] = deque()
-        self._held = 0  # bytes of the waiting parts and the one in work
+        self._held = 0  # bytes of the waiting parts and of the one that is being written
         self._in_work = 0
         self._is_closed = self._is_done = False
         self._failure: BaseException | None = None
@@ -234,15 +234,15 @@ class ThreadWriter:
 
     def put(self, unit: PlannedUnit, part: np.ndarray) -> None:
         if self._rank not in (None, unit.writer):
-            assert self._sender is not None  # or there were no parts for others
+            assert self._sender is not None  # a rank with parts for others has one
             self._sender.put(unit.number, unit.writer, part)
-            self._sender.flush()  # its writer may be what this rank will wait for
+            self._sender.flush()  # this rank may wait for the writer of the part next
             return
         with self._changed:
             self._changed.wait_for(
                 lambda: not self._held or self._held + part.nbytes <= _AHEAD or self._is_done
             )
-            if self._is_done:  # it has failed, which ``records`` tells
+            if self._is_done:  # it has failed; ``records`` raises the error
                 return
             self._waiting.append((unit, part))
             self._held += part.nbytes
@@ -314,7 +314,7 @@ class ThreadWriter:
 
 
 def row_blocks(values: np.ndarray) -> Iterator[np.ndarray]:
-    """Slices of the first axis, of at most ``BLOCK`` bytes where a row is not larger."""
+    """Slices along the first axis of at most ``BLOCK`` bytes, or of one row if it is larger."""
     if values.ndim == 0:
         yield values
         return
@@ -324,7 +324,7 @@ def row_blocks(values: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def copy_in_tiles(to: np.ndarray, values: np.ndarray) -> None:
-    """Copies ``values`` to ``to``; a transposed matrix tile by tile, as its columns are rows."""
+    """Copies ``values`` to ``to``, a transposed matrix tile by tile, to use the caches."""
     if values.ndim != 2 or values.strides[0] >= values.strides[1]:
         np.copyto(to, values)
         return
@@ -337,8 +337,8 @@ def copy_in_tiles(to: np.ndarray, values: np.ndarray) -> None:
 def all_finite(values: np.ndarray, dtype: str) -> bool:
     """Whether no element is NaN or infinite; true for dtypes that have no such values.
 
-    The largest of the bits, as numbers with a sign and without, tell it: two passes that keep pace
-    with the caches, in every dtype, and no sum that could overflow.
+    The largest value of the bits, read as signed and as unsigned integers, decides. These two
+    passes run at the speed of the caches for every dtype, and no sum can overflow.
 
     Args:
         values: contiguous, in the storage of ``dtype``: bfloat16 as its bits.
@@ -347,5 +347,5 @@ def all_finite(values: np.ndarray, dtype: str) -> bool:
     if exponent is None or not values.size:
         return True
     largest_positive = int(values.view(f"i{size}").max())
-    largest = int(values.view(f"u{size}").max())  # of the negative ones, if there are any
+    largest = int(values.view(f"u{size}").max())  # of the negative values, if there are any
     return largest_positive < exponent and largest < exponent + (1 << 8 * size - 1)

@@ -1,9 +1,8 @@
-"""A ``TensorWriter`` whose files another process writes, while this one goes on.
+"""A ``TensorWriter`` whose files another process writes while this one trains.
 
-The ranks of a machine copy their parts to areas of shared memory, from which the other process
-makes the tensors. It is told of its files and units. It is started anew and is no fork, so it
-holds no GPU, and it imports no Paddle. It waits for the next files when it has written some, and
-ends when this process does.
+The ranks of a machine copy their parts to areas of shared memory. The other process joins the parts
+to tensors and writes its files. It is started by an interpreter and is no fork, so it holds no GPU,
+and it imports no Paddle. After a save it waits for the next one. It ends with this process.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ from pypkg.models.weights.tensor_writer import (
     write_units,
 )
 
-_SOURCES = Path(__file__).resolve().parents[3]  # the folder that the package lies in
-_LENGTH_BYTES = 8  # of the number that precedes a task
+_SOURCES = Path(__file__).resolve().parents[3]  # the folder that contains the package
+_LENGTH_BYTES = 8  # size of the number that precedes a task
 _TOLD_BY_NAME = {each.__name__: each for each in (NotFiniteError, LostRankError)}
 
 
 class _Task(NamedTuple):
-    """The description of a save that the process gets."""
+    """The description of a save for the other process."""
 
     files: Sequence[FileToWrite]
     units: Sequence[PlannedUnit]
@@ -53,43 +52,40 @@ class _Task(NamedTuple):
 
 
 class WriterProcess:
-    """The other process, kept from one ``ProcessWriter`` to the next.
-
-    A process that starts costs the time that a save should not take.
-    """
+    """The other process. It is kept from save to save, because starting one takes time."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen | None = None
 
     def start(self) -> None:
-        """Starts the process, if it does not run."""
+        """Starts the process, unless it runs already."""
         if self.returncode() is None:
             return
         self.kill()
         path = os.pathsep.join([str(_SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self._answer = tempfile.TemporaryFile()  # noqa: SIM115, which no pipe's size limits
+        self._answer = tempfile.TemporaryFile()  # noqa: SIM115 (unlike a pipe, it has no size limit)
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=self._answer,
-            start_new_session=True,  # signals of the terminal are for the process that trains
+            start_new_session=True,  # only the process that trains gets signals of the terminal
             env={**os.environ, "PYTHONPATH": path},
         )
 
     def begin(self, task: _Task) -> None:
-        """Lets the process write files; it says in the area of its rank that it has finished."""
+        """Sends the process a task. It records in the area of its rank when it has finished."""
         self.start()
         assert self._process is not None and self._process.stdin is not None  # it has started
-        # What is unpickled there comes from this process alone, through a pipe.
+        # The process unpickles only what comes through this pipe.
         content = pickle.dumps(task)
         try:
             self._process.stdin.write(len(content).to_bytes(_LENGTH_BYTES, "little") + content)
             self._process.stdin.flush()
-        except BrokenPipeError:  # it has ended, which ``answer`` tells
+        except BrokenPipeError:  # the process has ended; ``answer`` reports it
             pass
 
     def answer(self) -> Any:
-        """The result that the process sent when it finished."""
+        """The result of the last task."""
         self._answer.seek(0)
         return json.loads(self._answer.read())
 
@@ -98,7 +94,7 @@ class WriterProcess:
         return 0 if self._process is None else self._process.poll()
 
     def kill(self) -> None:
-        """Ends the process."""
+        """Kills the process."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -113,13 +109,13 @@ class WriterProcess:
 class ProcessWriter:
     """Copies the parts of this rank to shared memory, for the processes that write.
 
-    The parts are copied, and may change, when ``close`` returns. The process is told of its files
-    when they are, or when there is no more room: before, it would take a core from those that copy.
+    The parts may change once ``close`` returns. The process gets its task after the copies, or when
+    the area is full; before that, it would take a core from the threads that copy.
 
     Args:
-        units: that this rank writes, in order.
-        staging: with the area of this rank, which is empty.
-        process: of no other writer that is at work.
+        units: the units that this rank writes, in order.
+        staging: the areas of the save; that of this rank is empty.
+        process: the process; no other writer may use it at the same time.
     """
 
     def __init__(
@@ -167,7 +163,7 @@ class ProcessWriter:
         return {name: FileRecord(**record) for name, record in result.items()}
 
     def abandon(self) -> None:
-        self._is_begun = True  # or never will be
+        self._is_begun = True  # or it never begins
         if not self._area.is_finished():
             self._process.kill()
             self._area.give_up()
@@ -182,13 +178,13 @@ class ProcessWriter:
         self._free_others()
 
     def _free_others(self) -> None:
-        """Lets ranks go on that wait for a process that has ended."""
+        """Releases ranks that wait for a process that has ended."""
         if self._process.returncode() is not None:
             self._area.take_nothing_more()
 
 
 def main() -> None:
-    """The process that writes: the parent as argument, a task for each save."""
+    """The main loop of the process that writes. It takes a task for each save from its pipe."""
     parent = int(sys.argv[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -202,7 +198,7 @@ def main() -> None:
         try:
             own = task.places[task.rank]
             area = areas[own] = areas.get(own) or own.open()
-        except OSError:  # it goes with the process that trains
+        except OSError:  # the process that trains has ended
             sys.exit(1)
         try:
             answer = _write(task, areas, is_alive)
@@ -216,7 +212,7 @@ def main() -> None:
 
 
 def _next_task(is_alive: Callable[[], bool]) -> bytes:
-    """Empty if the process that trains has ended; its other children may hold the pipe open."""
+    """The next task; empty if the process that trains has ended, even if the pipe is open."""
     while not select.select([sys.stdin], [], [], 1.0)[0]:
         if not is_alive():
             return b""
@@ -225,10 +221,10 @@ def _next_task(is_alive: Callable[[], bool]) -> bytes:
 
 
 def _write(task: _Task, areas: dict[AreaPlace, Area], is_alive: Callable[[], bool]) -> Any:
-    """Writes files; returns what ``ProcessWriter.records`` makes its result or exception of.
+    """Writes the files of a task; returns the result or exception for ``ProcessWriter.records``.
 
     Args:
-        areas: those that are open, to which the others of the task are added.
+        areas: the open areas, by place; the other areas of the task are added.
     """
 
     def check() -> None:

@@ -1,5 +1,5 @@
-"""What lies above process groups: collectives, gathers, random states, counts of traffic.
+"""Communication outside of the forward and backward pass; random states; counts of traffic.
 
-For use outside of the forward and backward pass, except ``random_states.py``. Each function says
-which ranks have to call it.
+The docstring of a function says which ranks must call it. ``random_states.py`` alone belongs to the
+forward and backward pass.
 """

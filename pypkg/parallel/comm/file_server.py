@@ -1,8 +1,8 @@
-"""Ranges of files that lie on the disk of another machine of the run.
+"""Serves files to the other ranks of a run, which read them as file objects.
 
-A rank serves files of folders that it offers, and the others read them as if they were open files.
-A request is a line of JSON; the answer is a line of JSON with the number of bytes that follow.
-Requests carry a secret, which the ranks of the run tell one another. Nothing here imports Paddle.
+A rank offers folders, and the others read ranges of the files in them. A request is a line of JSON.
+The answer is a line of JSON with a number of bytes, and then the bytes. Each request carries the
+secret of its server (``Address``). Nothing here imports Paddle.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TIMEOUT = 300.0  # seconds without a byte
 
 
 class Address(NamedTuple):
-    """Where a server listens, and what a request has to hold."""
+    """The address of a server, and the secret that its requests must carry."""
 
     host: str
     port: int
@@ -31,7 +31,7 @@ class Address(NamedTuple):
 
 
 class FileServer:
-    """Serves files from its construction until ``close``, in threads of this process.
+    """A server in threads of this process, from its construction until ``close``.
 
     Args:
         host: IPv4 address of this machine at which other ranks reach it.
@@ -57,7 +57,7 @@ class FileServer:
         return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
 
     def close(self) -> None:
-        """Ends the service."""
+        """Stops accepting connections."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -73,7 +73,7 @@ class _Server(socketserver.ThreadingTCPServer):
 
 
 class _Handler(socketserver.StreamRequestHandler):
-    """A connection: one request after another until the other side closes it."""
+    """Answers the requests of one connection, until the client closes it."""
 
     server: _Server
     disable_nagle_algorithm = True
@@ -83,7 +83,7 @@ class _Handler(socketserver.StreamRequestHandler):
             for line in self.rfile:
                 self._answer(**json.loads(line))
         except (OSError, ValueError, TypeError):
-            pass  # the other side has ended, or is no rank of ours; the connection closes
+            pass  # the client has ended, or is no rank of this run; the connection closes
 
     def _answer(self, secret: str, path: str, offset: int, count: int) -> None:
         if not hmac.compare_digest(secret.encode(), self.server.secret.encode()):
@@ -105,7 +105,7 @@ class _Handler(socketserver.StreamRequestHandler):
 
 
 class RemoteFile(io.RawIOBase):
-    """A file that a server offers, opened for reading.
+    """A file on a server, opened for reading.
 
     Args:
         address: of the server.
@@ -131,7 +131,7 @@ class RemoteFile(io.RawIOBase):
         return offset
 
     def readinto(self, buffer: Any) -> int:
-        """As that of a file.
+        """Reads into ``buffer`` and returns the number of bytes, as ``io.RawIOBase`` defines it.
 
         Raises:
             OSError: the server cannot be reached, has ended, or cannot read the file.
@@ -149,7 +149,7 @@ class RemoteFile(io.RawIOBase):
 
 
 class _Connection:
-    """To a server; one request at a time."""
+    """A connection to a server, for one request at a time."""
 
     def __init__(self, address: Address) -> None:
         self._secret, self._lock = address.secret, threading.Lock()
@@ -157,7 +157,7 @@ class _Connection:
         self._stream = self._socket.makefile("rb")
 
     def read(self, path: str, offset: int, target: memoryview) -> int:
-        """Number of bytes that were read into ``target``."""
+        """Reads from ``offset`` into ``target``; returns the number of bytes."""
         wanted = {"secret": self._secret, "path": path, "offset": offset, "count": len(target)}
         with self._lock:
             self._socket.sendall(json.dumps(wanted).encode() + b"\n")

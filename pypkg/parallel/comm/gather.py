@@ -1,4 +1,4 @@
-"""Tensors of the whole model, which ranks hold in parts, brought to the rank that writes them."""
+"""Gathers tensors of the model, from the ranks that hold parts of them to the rank that writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Place(NamedTuple):
 
     Attributes:
         stage: the first pipeline stage that has it.
-        owner: sharding rank that alone has it; None: all of them have it, or a slice of it.
+        owner: the only sharding rank that has it; None: each has it, or a slice of it.
     """
 
     stage: int
@@ -28,11 +28,14 @@ class Place(NamedTuple):
 
 
 def places(names: Iterable[str], held: Mapping[str, int | None]) -> dict[str, Place]:
-    """The places of the tensors of all pipeline stages; all ranks have to call this.
+    """The places of the tensors of all pipeline stages. Every rank must call this.
 
     Args:
-        names: of the whole model, whose order the result has. Those that no stage has are left out.
-        held: owner of each tensor of this rank's stage, as ``Place.owner``.
+        names: of the tensors of the whole model.
+        held: ``Place.owner`` of each tensor of this rank's pipeline stage, by name.
+
+    Returns:
+        The places by name, in the order of ``names``, without names that no stage has.
     """
     group = mesh.current().pipeline
     stages: list[Mapping[str, int | None]] = []
@@ -47,7 +50,7 @@ def places(names: Iterable[str], held: Mapping[str, int | None]) -> dict[str, Pl
 
 
 def possible_writers(place: Place) -> tuple[int, ...]:
-    """The ranks that get a tensor without it leaving its pipeline stage and its owner."""
+    """The ranks of its pipeline stage, and of its owner if it has one: any of them can write it."""
     return _possible_writers(mesh.current(), place)
 
 
@@ -67,7 +70,7 @@ def _grid(current: mesh.Mesh) -> tuple[mesh.Coordinates, ...]:
 
 
 def holders(writer: int, over_tensor: bool, over_sharding: bool) -> tuple[int, ...]:
-    """The ranks whose parts make a tensor that ``writer`` writes, by tensor and sharding rank.
+    """The ranks whose parts make up a tensor of ``writer``, by tensor rank, then sharding rank.
 
     Args:
         over_tensor: whether the ranks of a tensor group hold TP shards of it.
@@ -83,7 +86,7 @@ def holders(writer: int, over_tensor: bool, over_sharding: bool) -> tuple[int, .
 def _holders(
     current: mesh.Mesh, data: int, pipeline: int, tensor: int | None, sharding: int | None
 ) -> tuple[int, ...]:
-    """Ranks at these coordinates, of which None stands for all, by tensor and sharding rank."""
+    """Ranks at these coordinates (None: any), ordered by tensor rank, then sharding rank."""
     found = {
         (at.tensor, at.sharding): rank
         for rank, at in enumerate(_grid(current))
@@ -95,22 +98,24 @@ def _holders(
 
 
 def takes_part(place: Place, writer: int) -> bool:
-    """Whether this rank hands a part of a tensor to ``writer``, or is it."""
+    """Whether this rank sends a part of a tensor to ``writer``, or is ``writer``."""
     current, at = mesh.current(), mesh.current().coordinates(writer)
     return current.pipeline_rank == place.stage and current.data_rank == at.data
 
 
 def is_sliced(parameter: Tensor) -> bool:
-    """Whether stage 3 of sharding has only this rank's slice of ``parameter`` now."""
+    """Whether ``parameter`` is this rank's slice alone at the moment, as in ZeRO stage 3."""
     return getattr(parameter, "status", "all") == "part"
 
 
 def for_tensor_group(tensor: Tensor, like: Tensor | None, writer: int) -> Tensor | None:
-    """This rank's TP shard of a tensor that its tensor group gathers to ``writer``.
+    """This rank's TP shard of a tensor, if its tensor group contains ``writer``.
+
+    The ranks of the sharding group must call this together if ``tensor`` is a slice.
 
     Args:
         tensor: this rank's TP shard, or its flat slice of the TP shard.
-        like: of the shape of the TP shard, where ``tensor`` is a slice; None: it is no slice.
+        like: a tensor with the shape of the TP shard, if ``tensor`` is a slice; else None.
 
     Returns:
         The TP shard on the ranks of the writer's tensor group; None on the others.
@@ -127,16 +132,16 @@ def for_tensor_group(tensor: Tensor, like: Tensor | None, writer: int) -> Tensor
 
 @paddle.no_grad()
 def at_member(tensor: Tensor, group: Group | None, member: int) -> Iterator[Tensor]:
-    """The tensors of all ranks of ``group``, in its order, on one of them; none on the others.
+    """Yields the tensors of all ranks of ``group`` in order on ``member``; nothing on the others.
 
-    All ranks of the group have to iterate to the end. A rank sends only when the member is ready to
-    receive, so that one tensor at a time is on the way. Messages have no limit of time of their
-    own, which a member that waits for its disk would exceed.
+    Every rank of the group must iterate to the end. A rank sends only when ``member`` is ready to
+    receive, so at most one tensor is in flight. Sends and receives replace a gather, because a
+    member that waits for its disk could exceed the time limit of a gather.
 
     Args:
-        tensor: this rank's, of the same shape and dtype on all of them.
+        tensor: the tensor of this rank; shape and dtype are equal on all ranks.
         group: None: this rank alone.
-        member: rank in the group.
+        member: index of the receiver in the group.
     """
     tensor = tensor.detach()
     if group is None:

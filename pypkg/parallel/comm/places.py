@@ -1,4 +1,4 @@
-"""Which ranks see the same folder: the places of a run whose machines share none."""
+"""Which ranks see the same folder, in a run whose machines do not share one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Places:
-    """The ranks that see the same folder are a place; the first of them is its leader.
+    """The ranks by folder: those that see the same one are a place, and the first is its leader.
 
     Attributes:
-        leader_of: leader of the place of each rank, by rank. Empty: all ranks are one place.
+        leader_of: leader of each rank's place, by rank; empty if all ranks see one folder.
     """
 
     leader_of: tuple[int, ...] = ()
 
     @property
     def leaders(self) -> list[int]:
-        """Leaders of all places; rank 0 is the first."""
+        """The leaders of all places, in order; the first is rank 0."""
         return sorted(set(self.leader_of)) or [0]
 
     @property
@@ -34,7 +34,7 @@ class Places:
 
     @property
     def index(self) -> int:
-        """Of the place of this rank, among ``leaders``."""
+        """Index of this rank's place in ``leaders``."""
         return 0 if self.is_one else self.leaders.index(self.leader_of[mesh.current().rank])
 
     @property
@@ -63,5 +63,5 @@ class Places:
         return [result for each in told for result in each]
 
     def from_leader(self, make: Callable[[], T]) -> T:
-        """As ``from_leaders``; returns the result of the leader of this rank's place."""
+        """As ``from_leaders``, but returns only the result of this rank's leader."""
         return self.from_leaders(make)[self.index]

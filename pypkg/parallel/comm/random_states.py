@@ -1,9 +1,9 @@
-"""Random numbers of a training step, a function of seed, step and the process's place alone.
+"""Random numbers of a training step: a function of the seed, the step and the rank's coordinates.
 
-Two streams, beside Paddle's own, serve what the tensor-parallel group computes together: ``WHOLE``
-gives all its processes the same numbers, for activations that each of them has whole; ``SPLIT``
-gives each its own, for activations of which each has a part. Both differ between processes that
-train on other samples, and between pipeline stages.
+Dropout in a tensor-parallel group needs two streams beside Paddle's own. ``WHOLE`` gives all ranks
+of the group the same numbers, for activations that every rank holds whole. ``SPLIT`` gives each
+rank its own numbers, for activations that are split over the group. Both streams differ between
+data-parallel ranks and between pipeline stages.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ WHOLE, SPLIT = "pypkg_whole", "pypkg_split"
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Starts the random numbers of a step anew; to be called before its first forward pass.
+    """Seeds all streams for a step. Every rank calls this before the first forward pass.
 
-    So a resumed run draws what an uninterrupted one does, with no generator state to save.
+    A resumed run draws the numbers of an uninterrupted one, and no generator state is saved.
     """
     here = mesh.current()
     shared = (seed, step, here.sample_shard, here.pipeline_rank)
@@ -31,7 +31,7 @@ def seed_step(seed: int, step: int) -> None:
         _make_known(name)
         with get_rng_state_tracker().rng_state(name):
             paddle.seed(_mixed((number, *place)))
-    paddle.seed(seed + step)  # last: on a GPU the lines above have seeded the CPU's numbers as well
+    paddle.seed(seed + step)  # last, because on a GPU the lines above also seed the CPU's generator
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What one rank holds of a parameter: its TP shard, or in ZeRO stage 3 a flat slice of that."""
+"""The part of a parameter on one rank: a TP shard, or in ZeRO stage 3 a flat slice of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from paddle import Tensor
 
 
 class ReadParameter(Protocol):
-    """Writes what a rank holds of a parameter into the memory of a tensor."""
+    """A function that writes a rank's part of a parameter into a tensor."""
 
     def __call__(
         self,
@@ -36,7 +36,7 @@ def read_elements(
     shape: Sequence[int],
     elements: tuple[int, int],
 ) -> np.ndarray:
-    """Some elements of a flattened tensor, with zeros beyond its end.
+    """A range of elements of a flattened tensor, with zeros beyond its end.
 
     Args:
         read_rows: returns rows [start, stop) of the tensor.

@@ -1,18 +1,18 @@
-"""What a process hands to its process groups: operations, elements, bytes and seconds.
+"""Counts the communication of a process: operations, elements, bytes and seconds.
 
-A count is kept for each group of the mesh and each operation. The size of an operation is that of
-the tensor that this process passes to it: for a gather its own part, for a reduce-scatter the whole
-input, for a broadcast the tensor on every rank, for a message the tensor sent. A receive has none.
+There is a count for each group of the mesh and each operation. The size of an operation is the size
+of the tensor that this process passes to it: for a gather its own part, for a reduce-scatter the
+whole input, for a broadcast the tensor on every rank, for a send the tensor. A receive has size 0.
 
-While ``Traffic.counting`` is at work the methods of the process groups' class are replaced by ones
-that count; otherwise nothing here runs. That sees every operation that Python starts. Not seen are
-operators of Paddle that communicate inside a kernel, of which only the concatenation of logits on
-GPUs is used here (generating text under tensor parallelism), and sends of parts of a tensor, which
-fleet is told not to use.
+``Traffic.counting`` replaces the methods of the process groups' class by methods that count, for as
+long as its block runs. It sees every operation that Python starts. It does not see operators of
+Paddle that communicate inside a kernel; this package uses one of them, the concatenation of logits
+on GPUs, when it generates text under tensor parallelism. It does not see sends of parts of a tensor
+either, which this package switches off in fleet.
 
-Seconds are those between the call and its end. On a GPU the device is waited for before and after
-each operation, so that they are the device's, and nothing overlaps while it is measured; for
-operations that are only started (``sync_op=False``) they are the host's.
+Seconds are measured from the call of an operation to its end. On a GPU the host synchronizes with
+the device before and after each operation, so nothing overlaps while it is measured. Of operations
+that return at once (``sync_op=False``), only the time of the call is measured.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from paddle.distributed.collective import _get_group_map
 
 from pypkg.parallel import mesh
 
-# Paddle's methods: the operation, and which argument is handed to it (None: none of them).
+# Paddle's methods: the operation, and the index of the argument that is sent (None: none).
 _METHODS: dict[str, tuple[str, int | None]] = {
     "all_gather": ("all_gather", 0),  # or 1, see _handed
     "all_gather_into_tensor": ("all_gather", 1),
@@ -79,7 +79,7 @@ class Traffic:
     """Counts of this process.
 
     Attributes:
-        counts: by group (of ``GROUPS``) and operation, for what there has been.
+        counts: by group (of ``GROUPS``) and operation; only those that occurred.
     """
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class Traffic:
         self._in_batch: set[int] = set()
 
     def total(self, group: str | None = None, operation: str | None = None) -> Count:
-        """The sum over what is not given."""
+        """The count of a group and an operation; None: the sum over all of them."""
         total = Count()
         for (of_group, of_operation), count in self.counts.items():
             if group in (None, of_group) and operation in (None, of_operation):
@@ -96,12 +96,12 @@ class Traffic:
         return total
 
     def clear(self) -> None:
-        """Begins anew."""
+        """Removes all counts."""
         self.counts.clear()
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
-        """Adds what is sent inside of the block; a process by itself sends nothing."""
+        """Counts the operations inside the block; in a run of one process there are none."""
         if mesh.current().world_size == 1:
             yield
             return
@@ -142,7 +142,7 @@ class Traffic:
         return call
 
     def _operation(self, name: str) -> str:
-        """The operation that a method counts as. Receives of a batch are waited for at its end."""
+        """The operation that a method counts as; the end of a batch waits for its receives."""
         return _METHODS[name][0] if name in _METHODS else "recv"
 
     def _name_of(self, process_group: Any) -> str:
@@ -163,7 +163,7 @@ def _handed(name: str, arguments: Sequence[Any]) -> Sequence[Tensor]:
 
 
 def _find_name(process_group: Any) -> str:
-    """The axis that all members are on; not only the mesh's own groups are within one."""
+    """The axis of the mesh that contains all members of a group, which may be a part of it."""
     current = mesh.current()
     axes = {name: group for name in AXES if (group := getattr(current, name)) is not None}
     for number, group in _get_group_map().items():
@@ -178,7 +178,7 @@ def _find_name(process_group: Any) -> str:
 
 
 def _now(is_awaited: bool) -> float:
-    """Time in seconds; on a GPU, when it has done what it has been given."""
+    """Time in seconds; if ``is_awaited``, after the GPU has finished its work."""
     if is_awaited and paddle.device.get_device().startswith("gpu"):
         paddle.device.synchronize()
     return time.perf_counter()

@@ -1,5 +1,5 @@
-"""What fleet lacks on CPU processes that talk over gloo; never loaded where groups are NCCL's.
+"""What fleet lacks on CPU processes that communicate over gloo. It is not loaded for NCCL.
 
-``install.py`` puts it into fleet, once per process. Only ``mesh.py`` imports this room, so no
+``install.py`` installs it into fleet, once per process. Only ``mesh.py`` imports this room, so no
 other code has a branch for CPU processes.
 """

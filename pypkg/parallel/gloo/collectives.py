@@ -14,7 +14,7 @@ from paddle.base import core
 from pypkg.parallel.gloo.groups import ProcessGroup
 
 _SUM, _AVG = core.ReduceOp.SUM, core.ReduceOp.AVG
-# Bound before anything is replaced.
+# Paddle's own methods, bound before ``install`` replaces them.
 _all_reduce = core.ProcessGroup.all_reduce
 _all_gather = core.ProcessGroup.all_gather_into_tensor
 _broadcast = core.ProcessGroup.broadcast
@@ -41,7 +41,7 @@ def all_reduce(
     if op == _AVG:
         all_reduce(group, tensor, _SUM)
         tensor.scale_(1.0 / group.size())
-    elif tensor.dtype == paddle.float16:  # whose sums gloo gets wrong
+    elif tensor.dtype == paddle.float16:  # gloo sums float16 wrongly
         wide = tensor.astype("float32")
         _all_reduce(group, wide, op, True)
         paddle.assign(wide.astype(tensor.dtype), tensor)
@@ -120,8 +120,8 @@ def scatter_tensor(group: ProcessGroup, out: Tensor, tensor: Tensor, source: int
     return Done()
 
 
-# By the names of Paddle's methods. A CPU has no streams, so the variants for the calculation stream
-# of a GPU are the same functions.
+# Functions by the name of the Paddle method that they replace. A CPU has no streams, so the
+# variants for the calculation stream of a GPU are the same functions.
 METHODS: dict[str, Callable[..., Done]] = {
     "all_reduce": all_reduce,
     "allreduce": all_reduce,

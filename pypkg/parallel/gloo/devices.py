@@ -29,9 +29,9 @@ class _Replaced:
 
 
 def install() -> None:
-    """Makes a CPU pass for a GPU in that code, and nowhere else."""
+    """Lets that code run on a CPU; other code still sees a CPU."""
     dist.wait = lambda *_, **__: None  # nothing runs on another stream
-    dist.ParallelEnv._device_id = 0  # which PipelineLayer reads
+    dist.ParallelEnv._device_id = 0  # PipelineLayer reads it
     library: Any = core
     if not hasattr(library, "nccl_version"):
         library.nccl_version = lambda: 21000  # asked whether ReduceOp.AVG exists
@@ -55,7 +55,7 @@ def _install_group_sharded() -> None:
         for name, value in names.items():
             if hasattr(module, name):
                 setattr(module, name, value)
-    # A copy to the CPU is no copy on a CPU, and the storage would be freed under the parameter.
+    # On a CPU, "copy to the CPU" makes no copy, so fleet would free the storage of the parameter.
     storage = importlib.import_module(_SHARDING + "storage").ParamStorage
     add = storage.add_rank_params
     storage.add_rank_params = lambda self, parameters, align, convert_gpu=True: add(

@@ -1,8 +1,8 @@
 """Process groups with a store each.
 
 All gloo groups of Paddle 3.3.1 use the same keys of one store, so members of one group connect to
-those of another. Here each group has its own store, on its first member's host. The store is not
-needed after all members have created the group.
+members of another. Here each group has its own store, on the host of its first member. The store is
+not needed after all members have created the group.
 """
 
 from __future__ import annotations

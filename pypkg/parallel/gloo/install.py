@@ -1,8 +1,7 @@
 """Makes fleet run on CPU processes over gloo as it runs on GPUs over NCCL.
 
-Paddle 3.3.1 trains on several CPU processes in the simplest layouts only. Each module beside this
-one repairs one part, for gloo's process groups and CPU tensors. None of them is loaded when the
-groups are NCCL's.
+Paddle 3.3.1 trains on several CPU processes in the simplest layouts only. Each module of this room
+repairs one part, for gloo's process groups and CPU tensors.
 
 - groups.py: several groups in one run.
 - collectives.py: the collectives that gloo lacks, and sums of float16.
@@ -11,8 +10,8 @@ groups are NCCL's.
 - mpu.py: operators of tensor-parallel layers without a CPU kernel.
 - devices.py: code of fleet that requires a GPU.
 
-One limit remains: an operation in which a rank waits for another for more than 30 seconds fails.
-Paddle's binding of gloo fixes that time.
+One limit remains: an operation fails if a rank waits in it for another for more than 30 seconds.
+Paddle's binding of gloo fixes this time.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _is_installed = False
 
 
 def install() -> None:
-    """Installs all of them. It is called before fleet starts; a second call changes nothing.
+    """Installs all modules, before fleet starts. A second call changes nothing.
 
     Raises:
         UserError: the adapter was not written for this version of Paddle, or this rank's endpoint

@@ -1,4 +1,4 @@
-"""The network interface over which gloo's groups talk."""
+"""The network interface that gloo's groups use."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _SIOCGIFADDR = 0x8915  # linux/sockios.h
 def choose_interface() -> None:
     """Sets GLOO_SOCKET_IFNAME, unless it is set, to the interface of this rank's endpoint.
 
-    Without it gloo takes the address that the host's name stands for, or else the loopback
-    interface, which other hosts do not reach.
+    Without this variable gloo uses the address of the host's name, or else the loopback interface,
+    which other hosts cannot reach.
 
     Raises:
         UserError: no interface has the address of the endpoint.

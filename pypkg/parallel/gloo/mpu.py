@@ -13,7 +13,7 @@ from pypkg.parallel.gloo.groups import ProcessGroup, group_numbered
 
 
 class _Concat(PyLayer):
-    """Concatenates the parts of all ranks; the gradient of each rank is the slice of its part."""
+    """Concatenates the parts of all ranks; the gradient of a part is its slice."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rank: int, size: int, group: ProcessGroup) -> Tensor:
@@ -29,7 +29,7 @@ class _Concat(PyLayer):
 
 
 class _Operators:
-    """Replaces paddle._C_ops in fleet's mp_ops module, with the arguments that are passed there."""
+    """Replaces ``paddle._C_ops`` in fleet's mp_ops module; its methods take the same arguments."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(paddle._C_ops, name)
@@ -44,8 +44,9 @@ class _Operators:
         return _Concat.apply(x, rank, size, group_numbered(group).process_group)
 
     def c_embedding(self, weight: Tensor, ids: Tensor, start: int, vocab_size: int) -> Tensor:
-        """Rows of ``ids``; zero where another rank holds the row. (The gradient of Paddle's kernel
-        is wrong in float64.)
+        """The rows of ``weight`` for ``ids``; zero where another rank holds the row.
+
+        It replaces a kernel whose gradient is wrong in float64.
         """
         own = (ids >= start) & (ids < start + weight.shape[0])
         places = paddle.where(own, ids - start, paddle.zeros_like(ids))

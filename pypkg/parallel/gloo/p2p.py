@@ -2,8 +2,10 @@
 
 A send of gloo blocks until the receiver takes it, and its tag counts the operations of the whole
 group, so pipelines deadlock or mix up their messages. Here each process has a mailbox: threads read
-TCP connections and queue messages by group and sender. A message is the length of a JSON line, the
-line, which says what it is, and the bytes of an array; nothing that is received is executed.
+TCP connections and queue messages by group and sender.
+
+A message is the length of a JSON line, the line with channel, dtype and shape, and the bytes of an
+array. No part of a message is executed.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ logger = logging.getLogger("pypkg")
 
 Channel = tuple[int, int]  # number of the group, rank of the sender in it
 
-_TIMEOUT = 1800.0  # seconds without a message; as long as NCCL waits
-_LENGTH = 4  # bytes that say how long the JSON line is, the highest first
-_LONGEST_LINE = 1 << 16  # bytes; what claims to be longer is no message
+_TIMEOUT = 1800.0  # seconds without a message; the timeout of NCCL
+_LENGTH = 4  # bytes of the length of the JSON line, big-endian
+_LONGEST_LINE = 1 << 16  # bytes; a connection that announces a longer one is closed
 
 
 class Mailbox:
@@ -48,11 +50,11 @@ class Mailbox:
 
     @property
     def address(self) -> str:
-        """host:port."""
+        """host:port of this mailbox."""
         return f"{self._host}:{self._server.getsockname()[1]}"
 
     def put(self, address: str, channel: Channel, array: np.ndarray) -> None:
-        """Sends to the mailbox at ``address``.
+        """Sends ``array`` to the mailbox at ``address``.
 
         Raises:
             TypeError: the elements are Python objects.
@@ -73,7 +75,7 @@ class Mailbox:
         """The next message of a channel.
 
         Raises:
-            RuntimeError: none has come for a long time.
+            RuntimeError: none arrives within 1800 seconds.
         """
         try:
             return self._queue(channel).get(timeout=_TIMEOUT)
@@ -112,7 +114,7 @@ def _announced(connection: socket.socket) -> tuple[Channel, np.ndarray]:
 
     Raises:
         EOFError: the connection has ended.
-        ValueError: what comes is no message.
+        ValueError: the bytes are not a message.
     """
     prefix = _received(connection, np.empty(_LENGTH, np.uint8))
     length = int.from_bytes(prefix.tobytes(), "big")
@@ -130,10 +132,10 @@ def _announced(connection: socket.socket) -> tuple[Channel, np.ndarray]:
 
 
 def _received(connection: socket.socket, into: np.ndarray) -> np.ndarray:
-    """``into``, of uint8, filled with what comes; copied once.
+    """Fills ``into``, of uint8, from the connection; returns it.
 
     Raises:
-        EOFError: the connection ends before.
+        EOFError: the connection ends before it is full.
     """
     left = into.data
     while left:
@@ -193,7 +195,7 @@ class _Methods:
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
         self._posted: defaultdict[Channel, deque[Receipt]] = defaultdict(deque)
-        self._batches: dict[int, list[Receipt]] = {}  # receives of a group between start and end
+        self._batches: dict[int, list[Receipt]] = {}  # receives of an open batch, by group
 
     def send(
         self, group: ProcessGroup, tensor: Tensor, destination: int, sync_op: bool = True
@@ -223,7 +225,7 @@ class _Methods:
 
 
 def install() -> str:
-    """Replaces these methods of gloo's process groups; returns the address of this mailbox."""
+    """Replaces the send and receive methods of gloo's groups; returns this mailbox's address."""
     mailbox = Mailbox()
     methods = _Methods(mailbox)
     replaced: dict[str, Callable[..., object]] = {
@@ -240,7 +242,7 @@ def install() -> str:
 
 
 def _as_method(function: Callable[..., object]) -> Callable[..., object]:
-    """``function`` as a method of a process group, which a bound method would not receive."""
+    """``function`` as a method; as a class attribute a bound method would not get the group."""
 
     @paddle.no_grad()
     def method(group: ProcessGroup, *arguments: object, **options: object) -> object:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import time
 
-_LONG_PAUSE = 5.0  # seconds; a thread of a loaded machine may come late by less
-_RECENT = 60.0  # seconds that a pause is remembered
+_LONG_PAUSE = 5.0  # seconds; a loaded machine delays a thread by less
+_RECENT = 60.0  # seconds for which ``recent_pause`` reports a pause
 
 
 class RunningClock:
     """Seconds for which this process has run.
 
-    A process that was stopped (SIGSTOP, a suspended machine, a debugger) has heard nothing
-    meanwhile and cannot blame others for it. So the time between two ticks counts up to a limit
-    only. One thread ticks; any thread may read.
+    A process that was stopped (SIGSTOP, a suspended machine, a debugger) received no heartbeats
+    meanwhile, which is no fault of the senders. The time between two ticks therefore counts only up
+    to a limit. One thread ticks; any thread may read.
 
     Attributes:
-        seconds: as of the last tick.
+        seconds: the time at the last tick.
 
     Args:
-        longest: seconds that the time between two ticks counts at most.
+        longest: the limit of the time between two ticks, in seconds.
     """
 
     def __init__(self, longest: float) -> None:
@@ -30,7 +30,7 @@ class RunningClock:
         self._ticked = time.monotonic()
 
     def tick(self) -> float:
-        """Moves the clock on; returns ``seconds``."""
+        """Advances the clock; returns ``seconds``."""
         now = time.monotonic()
         elapsed, self._ticked = now - self._ticked, now
         if elapsed > _LONG_PAUSE:

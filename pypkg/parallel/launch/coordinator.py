@@ -15,25 +15,25 @@ from pypkg.parallel.launch.ports import listen
 from pypkg.parallel.launch.rendezvous import Limits, differences, missing, named
 from pypkg.parallel.launch.verdicts import Failure, Member, Verdict
 
-# One failure makes other ranks fail too. All reports are awaited before a rank is blamed.
+# One failure makes other ranks fail too. The coordinator waits for their reports before it decides.
 _SECONDS_FOR_THE_CAUSE = 1.5
 _SECONDS_FOR_LAST_WORDS = 3.0
-_SECONDS_TO_CLOSE = 2.0  # at most, until the ranks have read that monitoring has ended
+_SECONDS_TO_CLOSE = 2.0  # limit of the wait until the ranks have read the last message
 
 
 class Coordinator:
     """Monitors ``size`` ranks in a thread of its own, until ``close`` or a verdict.
 
-    Each rank ends its process when it receives a verdict (``verdicts.Verdict``). The heartbeats of
-    the coordinator tell the ranks that rank 0 still runs, and where it is.
+    A rank that receives a verdict (``verdicts.Verdict``) ends its process. The coordinator sends
+    heartbeats too, which tell the ranks that rank 0 still runs, and its step and operation.
     """
 
     def __init__(self, address: tuple[str, int], size: int, limits: Limits) -> None:
         """
         Raises:
-            UserError: the port is taken, or so many connections cannot be open at a time.
+            UserError: the port is taken, or the limit of open files allows fewer connections.
         """
-        # Paddle's store on rank 0 has a connection of every rank as well.
+        # Every rank also connects to Paddle's store on rank 0.
         file_handles.require(2 * size, f"The connections of {size} ranks to rank 0")
         self._size = size
         self._limits = limits
@@ -44,7 +44,7 @@ class Coordinator:
         self._decide_at: float | None = None
         self._started = False
         self._stop_signal: int | None = None
-        self._met = 0  # how many waits for all ranks have ended
+        self._met = 0  # number of barriers (``wait_for_all``) that all ranks have reached
         self._over_at: float | None = None
         self._closing = False
         self._selector = selectors.DefaultSelector()
@@ -90,7 +90,7 @@ class Coordinator:
 
     def _accept(self) -> None:
         connection, _ = self._server.accept()
-        # Messages are small; a rank that does not read them is not waited for.
+        # Messages are small; a send to a rank that does not read them gives up.
         connection.settimeout(1.0)
         self._selector.register(MessageStream(connection), selectors.EVENT_READ)
 
@@ -182,7 +182,7 @@ class Coordinator:
         )
 
     def _agree_on_the_last_point(self) -> None:
-        """All ranks stop at the first point that none of them has passed; none if one is done."""
+        """Stops all ranks at the first point that no rank has passed; none if one has finished."""
         members = self._members.values()
         answers = [member.answer for member in members if member.answer]
         if any(member.left for member in members) or any(each["finished"] for each in answers):
@@ -192,7 +192,7 @@ class Coordinator:
             self._send_to_all("last_point", point=point, signal=self._stop_signal)
 
     def _let_pass(self) -> None:
-        """Ends a wait for all ranks when the last one has come to it."""
+        """Releases the ranks from a barrier when the last one has reached it."""
         arrivals = min(member.arrivals for member in self._members.values())
         if arrivals > self._met and len(self._members) == self._size:
             self._met = arrivals

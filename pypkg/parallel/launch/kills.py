@@ -1,4 +1,4 @@
-"""What is known of a process that was killed: the kernel counts whom it ends for lack of memory."""
+"""Why a process was killed: by which signal, and whether the kernel ended it for lack of memory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ _LESS_MEMORY = (
 
 
 def out_of_memory_kills() -> int | None:
-    """How many processes of this machine the kernel has ended because memory ran out, since its
-    start; those in a container with a limit of its own included. None where it does not tell.
+    """Number of processes that the kernel has killed for lack of memory since the machine started.
+
+    It includes processes in a container with its own memory limit. None: the kernel has no counter.
     """
     with suppress(OSError, ValueError):
         for line in _COUNTERS.read_text(encoding="ascii").splitlines():
@@ -27,9 +28,10 @@ def out_of_memory_kills() -> int | None:
 
 
 def signal_of(exit_code: int) -> int | None:
-    """The signal that ended a rank, of a launcher's exit code; None: it ended by itself.
+    """The signal that ended a rank, from the exit code of its launcher; None: no signal.
 
-    Shells and this package exit with 128 + n; Paddle's launcher with -n, which becomes 256 - n.
+    Shells and this package exit with 128 + n for signal n. Paddle's launcher exits with -n, which
+    becomes 256 - n.
     """
     for number in (exit_code - 128, 256 - exit_code):
         if number in signal.valid_signals():
@@ -38,10 +40,10 @@ def signal_of(exit_code: int) -> int | None:
 
 
 def describe(number: int, before: int | None) -> str:
-    """The name of the signal that ended a process, and for SIGKILL where to look for the sender.
+    """The name of the signal that ended a process; for SIGKILL also how to find its sender.
 
     Args:
-        number: of the signal.
+        number: number of the signal.
         before: ``out_of_memory_kills`` when the process was started.
     """
     try:

@@ -19,7 +19,7 @@ from pypkg.parallel.launch import kills
 from pypkg.parallel.launch.rendezvous import ENDPOINT
 
 _LAUNCHER = "PYPKG_LAUNCHER_PID"
-_SECONDS_AFTER_A_FAILURE = 15.0  # for the other ranks to end by themselves
+_SECONDS_AFTER_A_FAILURE = 15.0  # in which the other ranks can end by themselves
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 _LINES_SHOWN = 30
@@ -48,8 +48,9 @@ def launch(
 ) -> int:
     """Runs ``python -m module *arguments`` as ``processes`` ranks; returns an exit code.
 
-    Rank 0 writes to this terminal. The other ranks write to ``log_folder``/workerlog.N, and the end
-    of that file is shown if they are killed. Signals are forwarded. No rank outlives this process.
+    Rank 0 writes to this terminal. Rank N writes to ``log_folder``/workerlog.N, and the launcher
+    prints the end of this file if the rank is killed. The launcher forwards signals. No rank
+    outlives it.
 
     Raises:
         UserError: the log folder cannot be written.
@@ -89,7 +90,7 @@ def end_with_launcher() -> None:
 
 
 def rank_environment(rank: int, ports: Sequence[int]) -> dict[str, str]:
-    """Environment of a rank. ``ports`` holds two ports, then one for each rank."""
+    """Environment of a rank, given two ports of rank 0 and then one port of each rank."""
     master, watch, *endpoints = (f"127.0.0.1:{port}" for port in ports)
     return {
         **os.environ,
@@ -129,7 +130,7 @@ def _start(
 
 
 def _wait(ranks: Sequence[subprocess.Popen], signals: list[int]) -> None:
-    """Until all ranks have ended, or a grace period after a failure or a second Ctrl-C is over."""
+    """Waits for all ranks; after a failure or a second Ctrl-C only for a grace period."""
     told, deadline = 0, None
     while any(not _has_ended(process) for process in ranks):
         while told < len(signals):
@@ -147,7 +148,7 @@ def _wait(ranks: Sequence[subprocess.Popen], signals: list[int]) -> None:
 
 
 def _has_ended(process: subprocess.Popen, failed: bool = False) -> bool:
-    """Whether it has ended (or ended with an error, if ``failed``); it stays to be reaped."""
+    """Whether the process has ended (``failed``: with an error). It is not reaped."""
     found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
     return found is not None and not (failed and found.si_status == 0)
 

@@ -1,4 +1,4 @@
-"""Messages between the ranks of a run: a stream of JSON objects, one per line, over a socket."""
+"""Messages between the ranks of a run: JSON objects over a socket, one per line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MessageStream:
         return self._socket.fileno()
 
     def wait(self, seconds: float) -> bool:
-        """Whether something can be received, waiting up to ``seconds`` for it.
+        """Waits up to ``seconds`` for data; returns whether there is any.
 
         Raises:
             ValueError, OSError: this end is closed.
@@ -36,7 +36,7 @@ class MessageStream:
         return bool(poll.poll(seconds * 1000))
 
     def send(self, kind: str, **content: Any) -> None:
-        """Sends a message and waits for no answer. A closed peer is ignored."""
+        """Sends a message. A closed peer is ignored."""
         line = json.dumps({"kind": kind, **content}).encode() + b"\n"
         with self._sending, contextlib.suppress(OSError):
             self._socket.sendall(line)
@@ -59,14 +59,14 @@ class MessageStream:
         return messages
 
     def has_message(self) -> bool:
-        """Whether what the peer has sent begins as a message does; it stays to be received."""
+        """Whether the received data begins like a message. It is not consumed."""
         try:
             return self._socket.recv(len(_BEGIN), socket.MSG_PEEK) == _BEGIN
         except OSError:
             return False
 
     def finish(self, seconds: float) -> None:
-        """Sends no more, waits up to ``seconds`` until the peer has closed, and closes this end.
+        """Stops sending, waits up to ``seconds`` until the peer has closed, and closes this end.
 
         Closing with data unread would reset the connection, and the peer would lose messages that
         it has not received yet.

@@ -1,4 +1,4 @@
-"""The ports of a run: rank 0 listens, the others connect, and errors name who holds what."""
+"""The ports of a run: rank 0 listens, and the other ranks connect."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOCAL = ("127.0.0.1", "localhost")
 
 
 def listen(address: tuple[str, int]) -> socket.socket:
-    """The coordinator's socket.
+    """Opens the coordinator's socket.
 
     Raises:
         UserError: the port is taken.
@@ -50,10 +50,10 @@ def check_fleet_port() -> None:
 
 
 def join(address: tuple[str, int], rank: int, limits: Limits) -> MessageStream:
-    """This rank's connection to the coordinator, which has welcomed it or sent a verdict.
+    """Connects this rank to the coordinator; returns after the coordinator's first message.
 
-    A program that answers as no coordinator does, or closes the connection, may be the last of an
-    earlier run. So the rank tries until the start limit.
+    Another program at the port, or a connection that closes at once, may be the end of an earlier
+    run. The rank therefore retries until the start limit.
 
     Raises:
         UserError: rank 0 cannot be reached within the start limit, or another program holds its
@@ -87,7 +87,7 @@ def join(address: tuple[str, int], rank: int, limits: Limits) -> MessageStream:
 
 
 def _wait_for_an_answer(stream: MessageStream, deadline: float, where: str) -> str:
-    """Waits for the coordinator's first message, which stays to be read; else what is wrong."""
+    """Waits for the coordinator's first message; returns what is wrong, empty if it has come."""
     warn_at = time.monotonic() + _SECONDS_BEFORE_A_WARNING
     while (now := time.monotonic()) < deadline:
         if stream.wait(0.25):

@@ -15,7 +15,7 @@ from pypkg.parallel.launch.clock import RunningClock
 ENDPOINT = "PYPKG_WATCH_ENDPOINT"
 # Settings that may differ between machines: data locations and host resources.
 _LOCAL_SETTINGS = {"input_dir", "data_cache", "num_threads", "disable_tqdm"}
-_MOST_HOSTS = 4  # that a message names
+_MOST_HOSTS = 4  # number of hosts that a message names
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Limits:
 
     Attributes:
         start: until all ranks have joined and sent equal settings.
-        silence: without a heartbeat. A thread of every rank sends heartbeats continuously, except
-            while other code holds Python's interpreter lock. A process that ends is noticed at
-            once; a machine that loses its network, after this time.
-            Ranks and coordinator watch each other by the same limit.
-        hang: without progress of any rank, as NCCL's timeout; 0 disables the limit.
+        silence: time without a heartbeat. A thread of every rank sends heartbeats continuously,
+            except while other code holds Python's interpreter lock. The end of a process is noticed
+            at once, the loss of a machine's network after this time. Ranks and coordinator apply
+            the same limit to each other.
+        hang: time without progress of any rank, like NCCL's timeout; 0 disables the limit.
     """
 
     start: float = 300.0
@@ -41,12 +41,12 @@ class Limits:
         return min(1.0, self.silence / 4, self.hang / 4 or 1.0)
 
     def clock(self) -> RunningClock:
-        """A clock by which another rank's silence is measured."""
+        """A new clock, to measure the time without a heartbeat."""
         return RunningClock(max(self.silence / 8, self.heartbeat_interval))
 
 
 def limits() -> Limits:
-    """Limits from PYPKG_START_SECONDS, PYPKG_SILENCE_SECONDS and PYPKG_HANG_SECONDS, or defaults.
+    """The limits of PYPKG_START_SECONDS, PYPKG_SILENCE_SECONDS and PYPKG_HANG_SECONDS, or defaults.
 
     Raises:
         UserError: a variable is not a number, or too small.
@@ -72,9 +72,9 @@ def limits() -> Limits:
 def rendezvous_endpoint() -> tuple[str, int]:
     """Host and port of rank 0's coordinator; equal on every rank.
 
-    PYPKG_WATCH_ENDPOINT sets it. Otherwise it is one of the first machine's endpoints that the
-    launcher has found free, since fleet listens at PADDLE_MASTER only. Without such an endpoint it
-    is the port after that of PADDLE_MASTER.
+    PYPKG_WATCH_ENDPOINT sets it. The default is one of the first machine's endpoints: the launcher
+    has found them free, and fleet listens at PADDLE_MASTER only. Without such an endpoint, it is
+    the port after PADDLE_MASTER's.
 
     Raises:
         UserError: the environment has no endpoints, or the given one is not host:port.
@@ -95,7 +95,7 @@ def rendezvous_endpoint() -> tuple[str, int]:
 
 
 def fleet_endpoint() -> tuple[str, tuple[str, int]]:
-    """Where rank 0 serves fleet's store: the name of the variable that says so, host and port.
+    """The endpoint of fleet's store on rank 0: name of the variable that sets it, (host, port).
 
     The order of the variables is that of ``paddle.distributed.init_parallel_env``.
 
@@ -127,7 +127,7 @@ def differences(settings: Mapping[int, Mapping[str, Any]]) -> list[str]:
     """One line for each setting that differs between ranks.
 
     Args:
-        settings: the result of ``comparable`` of each rank, by rank.
+        settings: the result of ``comparable``, by rank.
     """
     found = []
     for name in sorted({name for each in settings.values() for name in each}):
@@ -141,7 +141,7 @@ def differences(settings: Mapping[int, Mapping[str, Any]]) -> list[str]:
 
 
 def missing(joined: set[int], size: int, seconds: float) -> str:
-    """The error message for ranks that have not joined in time."""
+    """The error message for ranks that have not joined within ``seconds``."""
     absent = sorted(set(range(size)) - joined)
     return (
         f"of {size} ranks, {named(sorted(joined))} joined within {seconds:g} s; missing: "
@@ -151,7 +151,7 @@ def missing(joined: set[int], size: int, seconds: float) -> str:
 
 
 def loopback_hint() -> str:
-    """Why the machines of a run may not reach one another; empty where nothing suggests it."""
+    """A hint that all endpoints are on the loopback interface; empty if they are not."""
     host_of = endpoints.hosts()
     machines = endpoints.launched_machines()
     if machines < 2 or not host_of or not all(map(endpoints.is_loopback, host_of)):

@@ -1,6 +1,6 @@
-"""Which ranks are at fault when a run cannot go on, and what its users are told.
+"""Decides which rank caused the failure of a run, and writes the message to the user.
 
-The functions judge the states of the ranks that the coordinator keeps. Times are seconds of its
+The functions evaluate the states of the ranks that the coordinator keeps. Times are seconds of its
 ``RunningClock``.
 """
 
@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 from pypkg.parallel.launch.message_stream import MessageStream
 from pypkg.parallel.launch.rendezvous import named
 
-# What gloo, NCCL and the mailboxes of pypkg.parallel.gloo say where the fault is another rank's.
+# Errors of gloo, NCCL and the mailboxes of pypkg.parallel.gloo that another rank has caused.
 _FAILED_WAIT = re.compile(
     r"gloo.*TIMEOUT|Timed out waiting|(Connection|Socket) closed|Connection reset|Broken pipe"
     r"|no message from rank|unhandled system error|remote error",
     re.IGNORECASE,
 )
-_SECONDS_OF_SILENCE = 5.0  # after which a rank may be why another one's wait has failed
+_SECONDS_OF_SILENCE = 5.0  # without a heartbeat; such a rank may have made a wait fail
 _LONGEST_LINE = 300
 
 
@@ -30,8 +30,8 @@ class Failure:
 
     Attributes:
         details: a traceback, or empty.
-        at: when it was heard.
-        lost_coordinator: the rank has ended because it heard nothing from rank 0.
+        at: time at which the report arrived.
+        lost_coordinator: whether the rank ended because rank 0 sent no heartbeat.
     """
 
     message: str
@@ -46,14 +46,14 @@ class Member:
     """The last known state of a rank.
 
     Attributes:
-        heard: when its last message came.
-        count: how often it has reported progress.
-        idle: seconds since then.
-        waits: it waits for all other ranks.
-        arrivals: how often it has come to such a wait.
-        gone: its connection is closed.
-        left: it has ended well.
-        answer: to the question where it can stop.
+        heard: time of its last message.
+        count: number of its progress reports.
+        idle: seconds since the last progress report.
+        waits: whether it waits at a barrier (``watchdog.wait_for_all``).
+        arrivals: number of barriers that it has reached.
+        gone: whether its connection is closed.
+        left: whether it has finished without an error.
+        answer: its answer to the question at which point it can stop.
     """
 
     stream: MessageStream
@@ -72,7 +72,7 @@ class Member:
 
     @property
     def place(self) -> str:
-        """Step and operation, for messages."""
+        """The rank's step and operation as text."""
         return place(self.step, self.operation)
 
 
@@ -92,12 +92,12 @@ Members = Mapping[int, Member]
 
 
 def is_failed_wait(message: str) -> bool:
-    """Whether an error is that of a collective whose other ranks did not take part."""
+    """Whether an error is of a collective in which another rank did not take part."""
     return _FAILED_WAIT.search(message) is not None
 
 
 def line_of_wait(message: str) -> str:
-    """The line of a failed wait's error that says so; Paddle puts it into a frame of others."""
+    """The line of an error that names the failed wait, without Paddle's frame around it."""
     lines = [line.strip() for line in message.splitlines() if is_failed_wait(line)]
     return (lines or message.splitlines() or [""])[0][:_LONGEST_LINE]
 
@@ -108,7 +108,7 @@ def place(step: int | None, operation: str) -> str:
 
 
 def of_silence(members: Members, now: float, limit: float) -> Verdict | None:
-    """Ranks without a heartbeat for ``limit`` seconds."""
+    """The verdict on ranks without a heartbeat for ``limit`` seconds; None: there are none."""
     silent = [
         rank
         for rank, member in members.items()
@@ -122,7 +122,7 @@ def of_silence(members: Members, now: float, limit: float) -> Verdict | None:
 
 
 def of_hang(members: Members, limit: float) -> Verdict | None:
-    """Ranks that are furthest behind, when none has made progress for ``limit`` seconds."""
+    """The verdict if no rank has made progress for ``limit`` s; it names those furthest behind."""
     there = {rank: member for rank, member in members.items() if not member.left}
     if not limit or not there or any(member.idle <= limit for member in there.values()):
         return None
@@ -141,14 +141,14 @@ def of_hang(members: Members, limit: float) -> Verdict | None:
 
 
 def of_failures(members: Members, size: int, now: float, pause: float) -> Verdict:
-    """After a rank has failed or died: the rank that was the first cause.
+    """The verdict after a rank has failed or died. It names the rank that caused the failure.
 
-    In this order: rank 0, where the others have lost it; ranks that died; those whose silence or
-    delay made others fail in a wait; the first that reported a failure.
+    The cause is the first that applies: rank 0, if other ranks have lost it; ranks that died; ranks
+    whose silence or delay made a wait of others fail; the rank that reported a failure first.
 
     Args:
         size: number of ranks of the run.
-        pause: seconds for which the process of the coordinator was stopped before.
+        pause: seconds for which rank 0 was stopped shortly before; 0 if it was not.
     """
     failures = {rank: m.failure for rank, m in members.items() if m.failure is not None}
     lost = [rank for rank, failure in failures.items() if failure.lost_coordinator]

@@ -1,9 +1,9 @@
 """Ends the whole run, with one message, when a rank dies, fails or hangs.
 
 A thread of every rank sends heartbeats with the rank's progress to the coordinator on rank 0
-(coordinator.py), and ends the process when the coordinator decides so, or when it hears no more of
-the coordinator: a rank that waits in a collective for a dead peer cannot be interrupted in another
-way. In a run of one process, all functions do nothing.
+(coordinator.py). It ends the process when the coordinator sends a verdict, or no heartbeat any
+more: nothing else interrupts a rank that waits in a collective for a dead peer. In a run of one
+process, all functions do nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pypkg.parallel.launch.rendezvous import comparable, limits, named, rendezvo
 from pypkg.parallel.launch.verdicts import is_failed_wait, line_of_wait, place
 
 _SECONDS_FOR_A_VERDICT = 10.0
-_SECONDS_TO_LEAVE = 5.0  # at most, until rank 0 has read that this rank leaves
+_SECONDS_TO_LEAVE = 5.0  # limit of the wait until rank 0 has read that this rank leaves
 
 
 class Watchdog:
@@ -42,14 +42,14 @@ class Watchdog:
         self._stream = join(address, rank, self._limits)
         self._clock = self._limits.clock()
         self._place: tuple[int | None, str, int, float] = (None, "starting", 0, 0.0)
-        self._heard = 0.0  # when the coordinator last sent something
+        self._heard = 0.0  # time of the coordinator's last message
         self._place_of_first = place(None, "starting")
         self._is_failing = False
         self._is_ending = False
         self._has_left = False
-        self._points = 0  # at which the run could have stopped
+        self._points = 0  # number of points at which the run could have stopped
         self._pass = threading.Lock()  # guards the next three
-        self._passed = 0  # points that this rank has passed
+        self._passed = 0  # number of points that this rank has passed
         self._has_finished = False
         self._is_asked = False
         self._asked = threading.Event()
@@ -59,9 +59,9 @@ class Watchdog:
         self._last_point: int | None = None
         self._stop_signal: int | None = None
         self._verdict = ""
-        self._arrivals = 0  # at waits for all ranks
+        self._arrivals = 0  # number of barriers (``wait_for_all``) that this rank has reached
         self._is_waiting = False
-        self._met = 0  # such waits that are over
+        self._met = 0  # number of barriers that all ranks have reached
         self._meeting = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="pypkg-watchdog", daemon=True)
         self._thread.start()
@@ -108,7 +108,7 @@ class Watchdog:
         return self._stop_signal
 
     def failed(self, message: str, exit_code: int, details: str) -> str:
-        if self._is_ending:  # the watchdog thread has printed the cause already
+        if self._is_ending:  # the thread of the watchdog has printed the cause
             threading.Event().wait()
         self._is_failing = True
         self._report_failure(message, exit_code, details)
@@ -131,7 +131,7 @@ class Watchdog:
             self._coordinator.close()
 
     def _answer(self) -> None:
-        """Sends the last point that this rank has passed; it may wait for others after it."""
+        """Sends the last point that this rank has passed. The rank may wait behind that point."""
         with self._pass:
             self._is_asked = True
             passed, has_finished = self._passed, self._has_finished
@@ -219,7 +219,7 @@ class Watchdog:
 
     def _lose_coordinator(self, silence: float) -> None:
         text = self._silence_of_first(silence)
-        # Rank 0 may be only stopped. It reads this if it goes on.
+        # Rank 0 may only be stopped. If it continues, it reads this report.
         self._report_failure(text, 1, "", lost_coordinator=True)
         self._end(text, 1, False)
 
@@ -277,8 +277,8 @@ def compare_settings(settings_json: str) -> None:
 def starting_fleet() -> Iterator[None]:
     """Ends this rank if the block takes longer than the start limit.
 
-    Fleet's C++ code holds the interpreter lock while it waits, for up to 15 minutes, for a rank
-    that may have ended, so the thread of the watchdog cannot run. Python's faulthandler can.
+    Fleet's C++ code waits up to 15 minutes for a rank that may have ended. It holds the interpreter
+    lock meanwhile, so the watchdog's thread cannot run. The thread of faulthandler can.
     """
     if _watchdog is None:
         yield
@@ -297,11 +297,10 @@ def at(step: int, operation: str) -> None:
 
 
 def wait_for_all() -> None:
-    """Waits, for as long as it takes, until all ranks have called this as often as this one.
+    """A barrier of all ranks without a time limit of its own. The silence and hang limits hold.
 
-    It comes before a collective of ranks of which one may be late by more than the collective's
-    own limit (30 s over gloo), such as after rank 0 has written a file. The silence and hang limits
-    still hold.
+    It precedes a collective in which a rank may be late by more than the collective's time limit
+    (30 s over gloo), for example because rank 0 writes a file first.
     """
     if _watchdog is not None:
         _watchdog.wait_for_all()
@@ -310,7 +309,7 @@ def wait_for_all() -> None:
 def is_to_stop(signal_number: int | None) -> bool:
     """Whether all ranks stop here because one of them received a signal.
 
-    All ranks have to call this at the same points of the run.
+    Every rank must call this at the same points of the run.
 
     Args:
         signal_number: the signal that this rank received, or None.
@@ -326,14 +325,14 @@ def finish(signal_number: int | None) -> int | None:
     A signal that arrives after a rank's last step stops no rank.
 
     Args:
-        signal_number: the signal that this rank received, or None. It decides alone in a run of
-            one process.
+        signal_number: the signal that this rank received, or None; in a run of one process, the
+            result.
     """
     return signal_number if _watchdog is None else _watchdog.finish()
 
 
 def failed(message: str, exit_code: int, details: str = "") -> str:
-    """Reports the failure of this rank; returns the message about the run to show to the user."""
+    """Reports the failure of this rank; returns the message about the run for the user."""
     return message if _watchdog is None else _watchdog.failed(message, exit_code, details)
 
 

@@ -14,6 +14,7 @@ import paddle
 import paddle.distributed as dist
 from paddle import Tensor
 
+from pypkg import ops
 from pypkg.parallel.mesh import Mesh
 
 HALF = (paddle.float16, paddle.bfloat16)
@@ -35,21 +36,18 @@ class NormContribution:
     width: int = 0
     start: int = 0
 
-    def squares(self, gradient: Tensor) -> Tensor:
-        """Sum of the squares of the elements that count, float32 [1].
+    def counted(self, gradient: Tensor) -> Tensor:
+        """The elements that count; among them may be zeros for those that do not.
 
         Args:
             gradient: [..., width], or the flat slice of it that this rank holds.
         """
-        if gradient.element_size() == 2:
-            gradient = gradient.astype("float32")  # squares overflow in 16 bits
-        if self.columns is not None:
-            if gradient.ndim == 1:  # a flat slice, or a bias
-                place = paddle.arange(self.start, self.start + gradient.shape[0])
-                gradient = gradient * (place % self.width < self.columns).astype(gradient.dtype)
-            else:
-                gradient = gradient[..., : self.columns]
-        return paddle._C_ops.squared_l2_norm(gradient)
+        if self.columns is None:
+            return gradient
+        if gradient.ndim == 1:  # a flat slice, or a bias
+            place = paddle.arange(self.start, self.start + gradient.shape[0])
+            return gradient * (place % self.width < self.columns).astype(gradient.dtype)
+        return gradient[..., : self.columns]
 
 
 def norm_contribution(parameter: Tensor, mesh: Mesh) -> NormContribution:
@@ -128,12 +126,12 @@ class GlobalNormClip:
         return held
 
     def _global_norm(self, held: list[tuple[Tensor, Tensor]]) -> Tensor:
-        squares = [
-            self._contributions[parameter.name].squares(gradient)
-            for parameter, gradient in held
-            if self._contributions[parameter.name].counts
-        ]
-        total = paddle.concat(squares).sum() if squares else paddle.zeros([])
+        counted = []
+        for parameter, gradient in held:
+            contribution = self._contributions[parameter.name]
+            if contribution.counts:
+                counted.append(contribution.counted(gradient))
+        total = ops.squared_l2_norm(counted).squeeze()
         if not self._is_alone:
             dist.all_reduce(total)
         return total.sqrt()

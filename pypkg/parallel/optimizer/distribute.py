@@ -1,4 +1,4 @@
-"""A model wrapped for its layout, and the updater beside it."""
+"""Wraps a model for its layout and makes its updater."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class WrappedModel:
     Args:
         model: the layer, for its mode.
         loss: the layer's loss, wrapped for data parallelism or a ZeRO stage.
-        begin_step: told the number of micro batches before their backward passes.
+        begin_step: called with the number of micro batches before their backward passes.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ def distribute(
     optimizers: Sequence[Optimizer] | None = None,
     read: ReadParameter | None = None,
 ) -> tuple[DistributedModel, Updater]:
-    """Wraps ``model`` for data parallelism and ZeRO. All ranks have to call it, once.
+    """Wraps ``model`` for data parallelism and ZeRO. Every rank must call this, once.
 
     Args:
         model: has ``loss(**batch)``, or is a pipeline stage and a ``DistributedModel`` already. All
@@ -98,8 +98,9 @@ def distribute(
         mesh: of this rank.
         tp_sharding: required with tensor or pipeline parallelism.
         optimizers: the first that takes a parameter updates it; None: those of ``make_optimizers``.
-        read: in ZeRO stage 3, fills the parameters of a model that has no memory for them yet: this
-            rank then never holds more than its slices and one layer. None: they have their values.
+        read: in ZeRO stage 3, fills the parameters of a model that has no memory for them yet. This
+            rank then never holds more than its slices and one layer. None: the parameters have
+            their values.
 
     Returns:
         The wrapped model, and the updater of its parameters.

@@ -18,9 +18,12 @@ class UpdateOptions:
     Attributes:
         beta1, beta2, epsilon, weight_decay: of AdamW.
         max_grad_norm: global norm that gradients are clipped to; 0 turns clipping off.
-        sharding_stage: ZeRO stage, 0 to 3 (zero.py); without a sharding group it has no effect.
-        reduces_once: stages 1 and 2 reduce the sum of a step's gradients beside its last backward
-            pass. Stage 1 otherwise reduces after it, stage 2 the gradients of each micro batch.
+        sharding_stage: ZeRO stage, 0 to 3 (zero/stages.py); no effect without a sharding group.
+        reduces_once: whether stages 1 and 2 reduce the sums of a step's gradients during its last
+            backward pass. Otherwise stage 1 reduces them after it, and stage 2 reduces the
+            gradients of each micro batch.
+        overlaps_weights: in stages 1 and 2 updated parameters come beside the next forward pass;
+            ``Updater.wait`` before another use of them.
         offload: optimizer state stays in host memory between the updates.
         loss_scale: for float16; None: the loss is not scaled.
         master_grad: gradients of 16-bit parameters accumulate in float32.
@@ -33,6 +36,7 @@ class UpdateOptions:
     max_grad_norm: float = 0.0
     sharding_stage: int = 0
     reduces_once: bool = False
+    overlaps_weights: bool = False
     offload: bool = False
     loss_scale: LossScale | None = None
     master_grad: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import paddle
@@ -13,8 +13,7 @@ from pypkg.parallel.optimizer.clipping import GlobalNormClip
 from pypkg.parallel.optimizer.protocol import Optimizer, ParameterUpdate
 
 
-@dataclass(frozen=True)
-class Assignment:
+class Assignment(NamedTuple):
     """Which optimizer updates a parameter, and the parameter's name in the model."""
 
     name: str
@@ -29,7 +28,7 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
     Args:
         parameters: those of this rank's model.
         assignments: by the Paddle names under which an optimizer may see a parameter.
-        clip: sees all gradients of this rank before the update.
+        clip: called with all gradients of this rank before the update.
         offload: state in the parameter's shape stays in host memory and is on the device only
             while its parameter is updated. On a CPU this is one copy more and no other change.
     """
@@ -46,7 +45,7 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
         self._state: dict[str, dict[str, Tensor]] = {}
 
     def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        """State tensors of an optimizer parameter by state name; made if there are none yet."""
+        """State tensors of an optimizer parameter, by state name; the first call creates them."""
         name = parameter.name
         if name not in self._state:
             with paddle.no_grad():
@@ -60,7 +59,7 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
         return [tensor for state in self._state.values() for tensor in state.values()]
 
     def forget_state(self) -> None:
-        """Goes back to before the first update."""
+        """Removes all state, as before the first update."""
         self._state.clear()
 
     @staticmethod
@@ -92,10 +91,14 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
     def _update(self, params_grads: list[tuple[Tensor, Tensor]]) -> None:
         """One call of each optimizer for all of its parameters."""
         updates: dict[int, tuple[Optimizer, list[ParameterUpdate]]] = {}
+        assignments, states = self._assignments, self._state
         for parameter, gradient in params_grads:
-            assigned, state = self._assignments[parameter.name], self.state_of(parameter)
-            _, own = updates.setdefault(id(assigned.optimizer), (assigned.optimizer, []))
-            own.append(ParameterUpdate(assigned.name, parameter, gradient, state))
+            paddle_name = parameter.name
+            name, optimizer = assignments[paddle_name]
+            state = states.get(paddle_name) or self.state_of(parameter)
+            if id(optimizer) not in updates:
+                updates[id(optimizer)] = (optimizer, [])
+            updates[id(optimizer)][1].append(ParameterUpdate(name, parameter, gradient, state))
         for optimizer, own in updates.values():
             optimizer.update(own, self.get_lr(), self._clip.factor)
 

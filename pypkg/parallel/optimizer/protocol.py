@@ -7,8 +7,7 @@ a class that implements it and a line in factory.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import paddle
@@ -18,8 +17,7 @@ from paddle import Tensor
 ReadSlices: TypeAlias = Callable[[Sequence[slice]], np.ndarray]
 
 
-@dataclass(frozen=True)
-class ParameterUpdate:
+class ParameterUpdate(NamedTuple):
     """One parameter's tensors in a step.
 
     Attributes:

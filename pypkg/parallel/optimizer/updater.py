@@ -1,4 +1,4 @@
-"""The optimizer step of every layout, and optimizer state as one process would hold it."""
+"""The optimizer step of every layout, and optimizer state independent of the layout."""
 
 from __future__ import annotations
 
@@ -96,15 +96,15 @@ class Updater:
         contributions.update(self.zero.norm_contributions())
 
     def scale(self, loss: Tensor) -> Tensor:
-        """``loss`` times the loss scale: what to call ``backward`` on."""
+        """``loss`` times the loss scale; ``backward`` is called on the result."""
         return loss if self.scaler is None else loss * self.scaler.scale
 
     def step(self, learning_rate: float) -> Tensor:
-        """Updates the parameters by the mean gradient over all sample shards, and clears it.
+        """Updates the parameters by the mean gradients over all sample shards, and clears those.
 
-        All ranks have to call it. A step whose gradients are not finite changes no parameter. With
-        a loss scale it changes the scale alone. Without one, the devices decide, and scalar state,
-        such as AdamW's powers of beta, counts the step.
+        Every rank must call this. A step whose gradients are not finite changes no parameter. With
+        a loss scale, it changes only the scale. Without one, the devices decide without the host,
+        and scalar state, such as AdamW's powers of beta, still advances.
 
         Returns:
             The global norm before clipping, without the loss scale: a float32 scalar, the same on
@@ -118,8 +118,15 @@ class Updater:
             self.scaler.update(self._clip.skipped)
         return self._clip.norm
 
+    def wait(self) -> None:
+        """Until this rank holds the updated parameters, which ``overlaps_weights`` still sends.
+
+        Layers wait for their own when they are called; every other use comes after this.
+        """
+        self.zero.wait()
+
     def state_places(self) -> dict[str, gather.Place]:
-        """Where the tensors of ``state_shapes`` lie; all ranks have to call this."""
+        """Which ranks hold the tensors of ``state_shapes``. Every rank must call this."""
         held = {name: self.zero.placement(p).owner for name, p in self._parameters.items()}
         keys = self.state_shapes()
         of_parameters = gather.places(self._tp_sharding.shapes(), held)
@@ -143,11 +150,11 @@ class Updater:
         }
 
     def load_state(self, read: Callable[[str, Sequence[slice]], np.ndarray]) -> None:
-        """Restores what ``read_state`` returned, under any layout.
+        """Restores results of ``read_state``, under any layout.
 
         Args:
-            read: returns the elements of a key's array that slices, one per axis from the first
-                on, select; called for what this rank holds and little else.
+            read: given a key and slices, one per axis from the first on, returns the selected
+                elements of its array; called for this rank's part and little else.
         """
         for name, parameter in self._parameters.items():
             optimizer_parameter = self.zero.optimizer_parameter(parameter)
@@ -164,7 +171,8 @@ class Updater:
         self._has_state = True
 
     def assign_parameters(self, read: ReadParameter) -> None:
-        """Overwrites the parameters of this rank in place, and forgets the optimizer state."""
+        """Overwrites the parameters of this rank in place, and removes the optimizer state."""
+        self.wait()
         for name, parameter in self._parameters.items():
             self.zero.assign(parameter, partial(read, name, parameter.shape))
         self.optimizer.forget_state()
@@ -185,7 +193,7 @@ class Updater:
         return read_elements(lambda rows: self._tp_sharding.read(name, read, rows), shape, bounds)
 
     def held_state(self, key: str) -> HeldState | None:
-        """This rank's part of a state tensor; None where it has none, or has a scalar."""
+        """This rank's part of a state tensor; None if it has none, or the tensor is a scalar."""
         name, _, state_name = key.rpartition(".")
         parameter = self._parameters.get(name)
         held = None if parameter is None else self.zero.optimizer_parameter(parameter)
@@ -196,9 +204,9 @@ class Updater:
         return HeldState(name, tuple(parameter.shape), is_sliced, value)
 
     def read_state(self, key: str, place: gather.Place, writer: int) -> np.ndarray | None:
-        """A state tensor as one process would hold it, on the rank ``writer``; None on the others.
+        """The whole state tensor on the rank ``writer``; None on the others.
 
-        All ranks have to call this, for all keys in the order of ``state_places``.
+        Every rank must call this, for all keys in the order of ``state_places``.
 
         Args:
             key: ``<parameter>.<state name>``.
@@ -210,7 +218,7 @@ class Updater:
         name, _, state_name = key.rpartition(".")
         parameter = self._parameters[name]
         held = self.zero.optimizer_parameter(parameter)
-        if held is None:  # another rank's, which is in no slices
+        if held is None:  # another rank holds all of it
             return None
         value = self.optimizer.state_of(held)[state_name]
         if self._optimizer_of[name].is_scalar(state_name):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.planner.time.gpus import Gpu
 
-_LOSS_CHUNK_BYTES = 256 * 2**20  # ops/linear_cross_entropy.py
+_LOSS_CHUNK_BYTES = 256 * 2**20  # ops/loss/linear_cross_entropy.py
 _SCORE_PASSES = 7  # over stored scores, each way: written, mask added, softmax, read
 _FLOAT32_ROPE_PASSES = 16  # float32 elements of query or key that operators read and write
 

@@ -1,4 +1,4 @@
-"""What a checkpoint of a run is made of, and how a run gets it back."""
+"""Assembles the checkpoints of a run, and restores the run from one."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RecordsOrder(Protocol):
 
 
 class _Pending(NamedTuple):
-    """A checkpoint that is being written, when it began, and for how long training stood still."""
+    """A checkpoint in progress: when it began, and how long training has paused for it."""
 
     writing: CheckpointWriting
     began: float
@@ -63,14 +63,13 @@ class Checkpointer:
         settings_json: the settings of the run.
         keep: number of checkpoints to keep; None or 0 keeps all.
         with_optimizer: whether optimizer state is saved.
-        async_memory: bytes of host memory in which a rank holds what it has yet to write while
-            training goes on; None: training stands still until a checkpoint is complete.
+        async_memory: limit in bytes of the host memory from which a rank writes a checkpoint while
+            training continues; None: training pauses until a checkpoint is complete.
         seq_length: tokens of a sample, for a checkpoint of PaddleNLP.
-        verify_checkpoint: how a checkpoint is checked before ``reload`` takes it: "checksums",
-            "sizes" or "no".
+        verify_checkpoint: how ``reload`` checks a checkpoint: "checksums", "sizes" or "no".
         check_output_dir: called before a checkpoint is written and before it gets its name; raises
-            UserError where the run may no longer write there.
-        parts: where the checkpoints of the run lie.
+            UserError if the run may no longer write to output_dir.
+        parts: access to checkpoints that are spread over machines.
 
     Raises:
         UserError: a file of the tokenizer cannot be read.
@@ -110,13 +109,13 @@ class Checkpointer:
         self._planned: tuple[Mapping[str, tuple[int, ...]], SavePlan] | None = None
 
     def save(self, state: TrainerState) -> Path:
-        """Writes ``checkpoint-<global_step>``, or begins to; all ranks have to call it.
+        """Writes ``checkpoint-<global_step>``, or starts to write it. Every rank must call this.
 
         ``state`` receives the order of samples and the loss scale. A checkpoint that is still being
         written is completed first.
 
         Returns:
-            The folder, which has this name when it is complete.
+            The folder. It exists under this name once the checkpoint is complete.
 
         Raises:
             UserError: the disk is full, the folder cannot be written or is no longer this run's,
@@ -147,8 +146,9 @@ class Checkpointer:
     def poll(self) -> None:
         """Completes the checkpoint that is being written, if all ranks have written their files.
 
-        After the first update it makes ready for asynchronous saves, so that the first one takes no
-        longer than the others. All ranks have to call this at the same points of the run.
+        After the first update it also allocates what asynchronous saves need, so that the first
+        save pauses training no longer than later ones. Every rank must call this at the same
+        points of the run.
 
         Raises:
             UserError: as ``save``.
@@ -159,9 +159,9 @@ class Checkpointer:
             self._prepare()
 
     def wait(self) -> None:
-        """Completes the checkpoint that is being written, if there is one.
+        """Waits until the checkpoint that is being written is complete, if there is one.
 
-        All ranks have to call this at the same points of the run.
+        Every rank must call this at the same points of the run.
 
         Raises:
             UserError: as ``save``.
@@ -185,7 +185,7 @@ class Checkpointer:
             )
 
     def _plan(self) -> SavePlan:
-        """Made anew only where the optimizer has other state: training stands still meanwhile."""
+        """The plan of a save. Training pauses to make it, so it is kept until the state changes."""
         shapes = self._updater.state_shapes()
         if self._planned is None or self._planned[0] != shapes:
             sets = [model_tensors(self._model, parse_size(DEFAULT_SHARD_SIZE))]
@@ -197,7 +197,7 @@ class Checkpointer:
     def _prepare(self) -> None:
         assert self._writer is not None  # else there is nothing to prepare
         self._writer.start()
-        assert self._memory is not None  # as there is a writer
+        assert self._memory is not None  # it exists if the writer does
         self._memory.prepare(self._plan())
         self._is_prepared = True
 
@@ -209,7 +209,7 @@ class Checkpointer:
         return ProcessWriter(files, units, staging, self._writer)
 
     def restore(self, checkpoint: Path, state: TrainerState) -> None:
-        """Loads optimizer state and loss scale, for a model that has the weights of ``checkpoint``.
+        """Loads optimizer state and loss scale; the model must have the weights of ``checkpoint``.
 
         Args:
             state: of ``checkpoint``.
@@ -223,9 +223,9 @@ class Checkpointer:
         logger.info("resuming from %s at step %d", checkpoint, state.global_step)
 
     def reload(self, checkpoint: Path) -> TrainerState:
-        """Puts model, optimizer and loss scale back to ``checkpoint``, in place.
+        """Restores model, optimizer and loss scale from ``checkpoint``, in place.
 
-        All ranks have to call it, under the layout that the model has.
+        Every rank must call this. The layout stays that of the model.
 
         Returns:
             The state of ``checkpoint``.

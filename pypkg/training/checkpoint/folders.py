@@ -1,4 +1,4 @@
-"""The checkpoint folders of a run: their names, which are complete, which are removed.
+"""The checkpoint folders of a run: names, completeness, removal.
 
 ``output_dir/checkpoint-N/`` holds a Hugging Face model folder (config.json, safetensors), and
 beside it optimizer.safetensors, trainer_state.json, settings.json and the tokenizer's files. The
@@ -46,12 +46,12 @@ def checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
 
 def is_marked(folder: Path) -> bool:
     """Whether a folder is, or once was, a whole checkpoint."""
-    # os.path answers False, and raises nothing, for a name that is too long for a path.
+    # os.path.isfile returns False for a name that is too long for a path; Path.is_file raises.
     return any(os.path.isfile(folder / name) for name in (STATE_FILE, MANIFEST_FILE))
 
 
 def step_in_name(folder: Path) -> int | None:
-    """N of a folder named checkpoint-N, else None."""
+    """N if the folder is named checkpoint-N; else None."""
     match = _NAME.match(folder.name)
     return int(match.group(1)) if match else None
 
@@ -62,10 +62,10 @@ def checkpoint_name(state: TrainerState) -> str:
 
 
 def prepare_output_dir(output_dir: str | Path) -> None:
-    """Makes the folder and proves that it can be written.
+    """Creates ``output_dir`` and checks that it can be written.
 
     Raises:
-        UserError: it cannot be made or written.
+        UserError: it cannot be created or written.
     """
     folder = Path(output_dir)
     probe = folder / f".write-test-{secrets.token_hex(8)}"  # several machines may do so at once
@@ -81,7 +81,7 @@ def prepare_output_dir(output_dir: str | Path) -> None:
 
 
 def remove_unfinished(output_dir: str | Path) -> None:
-    """Removes what killed saves left; only for the run that holds the lock of ``output_dir``.
+    """Removes the files of killed saves. Only the run that holds the lock may call this.
 
     A checkpoint that was being replaced by one of the same step gets its name back.
     """
@@ -94,9 +94,9 @@ def remove_unfinished(output_dir: str | Path) -> None:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Removes a checkpoint: at every moment its folder is whole, or no longer under its name.
+    """Removes a checkpoint. It is renamed first, so an incomplete folder never has its name.
 
-    A symbolic link to a folder elsewhere is removed, and what it names stays.
+    Of a symbolic link to a folder elsewhere, only the link is removed.
 
     Raises:
         UserError: it cannot be renamed.
@@ -119,7 +119,7 @@ def _remove(folder: Path) -> None:
 
 
 def set_aside(folder: Path) -> Path:
-    """Gives a damaged checkpoint a name that no run takes or removes, and returns its new path.
+    """Renames a damaged checkpoint, so that no run reads or removes it; returns its new path.
 
     Raises:
         UserError: it cannot be renamed.

@@ -1,13 +1,15 @@
-"""One run at a time writes into an output_dir: the lock file, and who holds it.
+"""The lock of an output_dir, so that only one run at a time writes there.
 
 ``output_dir/.lock`` names the process that holds it and is touched every 15 seconds. The file is
 created exclusively, which is atomic on local file systems and NFS. A holder that has died is
 recognised:
 
 - on the same machine by its process id and start time, at once;
-- elsewhere, also in another container, by its silence: a file that was not touched for 120 seconds.
-  The time is that of the file system, so the clocks of machines need not agree. If that clock was
-  set back, the file was touched in the future; then 120 seconds of this process's clock count.
+- on another machine or in another container by its silence: the file was not touched for 120
+  seconds. The time is that of the file system, so the clocks of machines need not agree. That clock
+  may have been set forward since the last touch, so 30 seconds of this process's clock, two
+  heartbeats, must pass without a touch as well. If it was set back, the file was touched in the
+  future; then 120 seconds of this process's clock count.
 
 Nothing here imports Paddle.
 """
@@ -33,6 +35,7 @@ logger = logging.getLogger("pypkg")
 LOCK_FILE = ".lock"
 BEAT_SECONDS = 15.0
 SILENCE_SECONDS = 120.0
+WATCH_SECONDS = 2 * BEAT_SECONDS  # without a touch, however old the file looks
 _LOOK_SECONDS = 1.0  # between two looks at a lock whose holder may be dead
 
 
@@ -44,10 +47,10 @@ class Holder:
         host: name of the machine.
         pid: process id in ``pid_namespace``.
         started: when the process started, in clock ticks since the machine did.
-        boot_id: of the running kernel, so of the machine since its last start.
+        boot_id: id of the running kernel; each start of the machine has another one.
         pid_namespace: in which ``pid`` means this process; containers have their own.
         since: local time at which the lock was taken.
-        token: of this taking of the lock.
+        token: random; identifies this acquisition of the lock.
     """
 
     host: str
@@ -60,7 +63,7 @@ class Holder:
 
     @classmethod
     def of_this_process(cls) -> Holder:
-        """The holder that this process is, with a token of its own."""
+        """This process as a holder, with a new token."""
         return cls(
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -87,7 +90,7 @@ class OutputLock:
     """The lock of ``output_dir``, held from construction until :meth:`release`.
 
     Args:
-        on_wait: called every second while the life of another holder is in question.
+        on_wait: called every second while another holder may still be alive.
 
     Raises:
         UserError: another process holds the lock, or it cannot be written.
@@ -101,7 +104,7 @@ class OutputLock:
         try:
             while not self._create():
                 self._take_from_the_dead()
-            # While it is open, its number stays that of this folder.
+            # While the folder is open, its inode number is not given to another folder.
             self._descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise UserError(
@@ -113,9 +116,9 @@ class OutputLock:
         self._thread.start()
 
     def check(self) -> None:
-        """Makes sure that this run may still write into output_dir.
+        """Checks that this run may still write to output_dir.
 
-        A lock file that was removed is made anew.
+        A lock file that was removed is created again.
 
         Raises:
             UserError: output_dir was removed or replaced, or another run has taken it over.
@@ -140,7 +143,7 @@ class OutputLock:
         )
 
     def release(self) -> None:
-        """Gives the lock back, if it is still this run's."""
+        """Releases the lock, if this run still holds it."""
         self._released.set()
         self._thread.join()
         os.close(self._descriptor)
@@ -163,7 +166,7 @@ class OutputLock:
         return holder is not None and holder.token == self._holder.token
 
     def _create(self) -> bool:
-        """Whether there was no lock file, so that this process has made it."""
+        """Creates the lock file; returns False if there is one."""
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
@@ -191,8 +194,10 @@ class OutputLock:
             alive = None if holder is None else holder.is_alive()
             if alive or touched != first_touch:
                 raise UserError(_refusal(self._path, holder))
-            silence = max(self._now() - touched, time.monotonic() - began)
-            if alive is False or silence > SILENCE_SECONDS:
+            watched = time.monotonic() - began
+            silence = max(self._now() - touched, watched)
+            is_silent = silence > SILENCE_SECONDS and watched > WATCH_SECONDS
+            if alive is False or is_silent:
                 if self._remove(holder, touched):
                     return
             elif not is_told:
@@ -205,9 +210,12 @@ class OutputLock:
             time.sleep(_LOOK_SECONDS)
 
     def _remove(self, holder: Holder | None, touched: float) -> bool:
-        """Removes the lock that ``holder`` left, but no newer one; False while another one does.
+        """Removes the lock of ``holder``, which is dead, but no newer lock.
 
-        Who makes the file ``.lock.<token of the dead>`` may remove that lock; no one else does.
+        Only the process that creates the file ``.lock.<token of the holder>`` removes the lock.
+
+        Returns:
+            False while another process removes it.
         """
         claim = self._path.with_name(f"{LOCK_FILE}.{holder.token if holder else 'unreadable'}")
         try:
@@ -236,10 +244,10 @@ class OutputLock:
 
 
 def refuse_if_in_use(output_dir: str | Path) -> None:
-    """Looks whether a process of this machine holds the lock, before anything is written.
+    """Checks, before anything is written, that no process of this machine holds the lock.
 
     Raises:
-        UserError: one does.
+        UserError: a process holds it.
     """
     path = Path(output_dir) / LOCK_FILE
     holder = _holder(path)
@@ -265,7 +273,7 @@ def _holder(path: Path) -> Holder | None:
 
 
 def _touched(path: Path) -> float | None:
-    """When a file was touched; None where there is none. NFS asks its server at each opening."""
+    """Modification time of a file; None without one. Opening it makes NFS ask the server."""
     try:
         with open(path, "rb") as file:
             return os.fstat(file.fileno()).st_mtime

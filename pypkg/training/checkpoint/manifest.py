@@ -1,4 +1,4 @@
-"""manifest.json of a checkpoint: what was written, so that damage is noticed.
+"""manifest.json of a checkpoint: the record of its files, by which damage is detected.
 
 It is written last and lists every other file of the folder with its size and checksum. Its last
 key is the digest of the manifest itself. Without a shared output_dir each machine has the manifest
@@ -28,7 +28,7 @@ from pypkg.models.weights.model_folder import CONFIG_FILE
 from pypkg.training.state import TrainerState
 
 MANIFEST_FILE = "manifest.json"
-MANIFEST_KEY = "manifest"  # of trainer_state.json: names the manifest that is beside it
+MANIFEST_KEY = "manifest"  # key in trainer_state.json: name of the manifest beside it
 _FORMAT, _FORMAT_OF_PARTS = 1, 2
 
 
@@ -42,9 +42,9 @@ class Manifest:
         layout: number of ranks on each axis, and options of the axes (``mesh.Degrees``).
         versions: of pypkg and Paddle, by name.
         files: size and checksum of every other file, by path relative to the folder.
-        elsewhere: the same of the files that other machines hold, by a description of the ranks
-            that wrote them, such as "ranks 8 to 15 (10.0.0.2)"; empty if the folder is a whole
-            checkpoint.
+        elsewhere: size and checksum of each file on another machine, by a description of the ranks
+            that wrote it, such as "ranks 8 to 15 (10.0.0.2)", and by path. Empty if the folder is a
+            whole checkpoint.
     """
 
     step: int
@@ -68,7 +68,7 @@ def write_manifest(
 
     Args:
         layout, elsewhere: as in ``Manifest``.
-        records: of files whose writers know them, by relative path; other files are read.
+        records: size and checksum of files, by relative path; files without a record are read.
 
     Raises:
         OSError: a file cannot be read or the disk is full.
@@ -98,17 +98,17 @@ def put_manifest(folder: Path, manifest: Manifest) -> None:
     """
     content = asdict(manifest)
     if not manifest.elsewhere:
-        del content["elsewhere"]  # earlier versions do not know it, and read whole checkpoints
+        del content["elsewhere"]  # so that earlier versions can read whole checkpoints
     form = _FORMAT_OF_PARTS if manifest.elsewhere else _FORMAT
     sealed = sealed_json({"format": form, "checksum": ALGORITHM, **content})
     (folder / MANIFEST_FILE).write_bytes(sealed)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a checkpoint; None where there is none, as in those of earlier versions.
+    """The manifest of a checkpoint; None if there is none, as in checkpoints of earlier versions.
 
     Raises:
-        SealError: it is not what was written.
+        SealError: its content does not match its digest.
         OSError: it cannot be read.
         UserError: a later version of this package has written it.
     """
@@ -141,7 +141,7 @@ def listed_files(folder: Path) -> list[str]:
 
 
 def model_fingerprint(folder: Path) -> str | None:
-    """Digest of what config.json says, whatever its order of keys; None where there is none.
+    """Digest of the content of config.json, whatever the order of its keys; None without the file.
 
     Raises:
         ValueError: it is not JSON.
@@ -158,6 +158,6 @@ def _records(content: Mapping[str, Any]) -> dict[str, FileRecord]:
 
 
 def _paddle_version() -> str:
-    import paddle  # reading manifests needs none
+    import paddle  # only writing needs it
 
     return paddle.__version__

@@ -21,10 +21,10 @@ _BLOCK = 4 << 20  # bytes that are copied at a time
 
 
 def merge(folders: Sequence[Path], output: Path) -> Manifest:
-    """Writes the whole checkpoint whose parts are ``folders``, and returns its manifest.
+    """Joins the parts in ``folders`` to a whole checkpoint in ``output``; returns its manifest.
 
     Every file is compared with its checksum as it is copied. ``output`` appears when it is
-    complete. What each part has of its own, such as settings.json, is that of the first part.
+    complete. Files that every part has, such as settings.json, come from the first part.
 
     Raises:
         UserError: a folder is no part of a checkpoint, or one of another save; a file is missing
@@ -76,7 +76,7 @@ def _check_output(output: Path, manifest: Manifest) -> None:
 
 
 def _check_same_save(one: Path, first: Manifest, other: Path, manifest: Manifest) -> None:
-    """Whether the files that two manifests list of one another are the same."""
+    """Raises UserError if two parts are not of the same save, by their manifests."""
     if manifest.step != first.step:
         raise UserError(
             f"{one} is of step {first.step} and {other} of step {manifest.step}: they are parts "
@@ -91,7 +91,7 @@ def _check_same_save(one: Path, first: Manifest, other: Path, manifest: Manifest
 
 
 def _tensor_files(manifest: Manifest) -> dict[str, FileRecord]:
-    """The files of which the whole checkpoint has one each, on whichever machine."""
+    """The tensor files of the whole checkpoint, on all machines."""
     found = dict(manifest.files) | {
         name: record for files in manifest.elsewhere.values() for name, record in files.items()
     }

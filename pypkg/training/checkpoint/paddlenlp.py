@@ -1,9 +1,9 @@
 """A checkpoint of PaddleNLP's trainer, in the forms in which version 3 writes its optimizer state.
 
-- ``optimizer.pdopt``, a pickle, or one file per rank (``optimizer.tp00_pp01_shard00.pdopt``), whose
-  state has the names that Paddle gave the parameters; the file of weights of the same rank says
-  which is which. With ``split_param``, a file holds flat slices of parameters, padded with zeros
-  (paddle/distributed/fleet/utils/tensor_fusion_helper.py, ``ShardingGradView``).
+- ``optimizer.pdopt``, a pickle, or one file per rank (``optimizer.tp00_pp01_shard00.pdopt``). The
+  state has Paddle's names of the parameters; the file of weights of the same rank maps them to the
+  names of the model. With ``split_param``, a file holds flat slices of parameters, padded with
+  zeros (paddle/distributed/fleet/utils/tensor_fusion_helper.py, ``ShardingGradView``).
 - ``optimizer-00001-of-00002.safetensors`` with an index, of ``unified_checkpoint``: whole
   parameters, under names such as ``llama.norm.weight/moment1_0``. Master weights of 16-bit models
   lie in ``master_weights-*.safetensors``, under the names of the parameters.
@@ -43,7 +43,7 @@ from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
 
-_MASTER_WEIGHT = "master_weight"  # its name as a state of ours
+_MASTER_WEIGHT = "master_weight"  # name of the state in this package
 _MASTER_WEIGHTS = "master_weights"  # key of a dict in a .pdopt
 _UNIFIED, _UNIFIED_MASTER = (
     f"{name}.safetensors.index.json" for name in ("optimizer", "master_weights")
@@ -55,7 +55,7 @@ _ACCUMULATOR = re.compile(
     r"(.+?)(?:_fp32_master_0)?_(moment1|moment2|beta1_pow_acc|beta2_pow_acc)_0"
 )
 
-# (name of a tensor of the model, name of a state of ours)
+# (name of a tensor of the model, name of a state of this package)
 _Key = tuple[str, str]
 
 
@@ -72,7 +72,7 @@ def trainer_state(content: Mapping[str, Any], file: Path, seq_length: int) -> Tr
         seq_length: tokens of a sample.
 
     Raises:
-        UserError: it does not say how many steps and samples have been done.
+        UserError: it lacks the number of steps or samples, or one of them is invalid.
     """
 
     def counted(key: str) -> int:
@@ -120,12 +120,12 @@ class OptimizerState:
         self._master_read = False
 
     def read(self, key: str, cut: Sequence[slice] = ()) -> np.ndarray:
-        """The state ``<parameter>.<state name>``, in float32 and in our layout, or a part of it.
+        """The state ``<parameter>.<state name>`` or a part of it, float32, in the model's layout.
 
         The master weights of a float32 run are its weights.
 
         Args:
-            cut: slices of the axes, from the first on; what they select is read, and no more.
+            cut: slices of the axes, from the first on; only the selected elements are read.
 
         Raises:
             UserError: there is none, it is of another shape, or it holds NaN or infinity.
@@ -139,7 +139,7 @@ class OptimizerState:
         return values
 
     def _values(self, key: str, cut: Sequence[slice]) -> np.ndarray:
-        """What ``read`` returns, before its values are checked."""
+        """The result of ``read``, before its values are checked."""
         parameter, _, state = key.rpartition(".")
         sources = self._map.source_shapes(parameter, self._shapes[parameter])
         self._master_read |= state == _MASTER_WEIGHT
@@ -179,7 +179,7 @@ class OptimizerState:
         )
 
     def log_unread(self) -> None:
-        """Says so if master weights were left, because the run that goes on is in float32."""
+        """Logs it if master weights are not used because the resumed run is in float32."""
         if self._has_master and not self._master_read:
             logger.warning(
                 "%s holds float32 master weights of a run in 16 bits; this run is in float32 and "

@@ -1,8 +1,8 @@
-"""What the ranks of a run find out together about a checkpoint: whether it is whole, where it lies.
+"""Checkpoints that are spread over machines: checks of all parts, and reading of remote files.
 
-Where the machines share no output_dir, each of them holds a part of a checkpoint: whole tensors,
-in files of its own, and a manifest that lists the files of the others as well. A rank reads what
-it needs and its machine lacks from the rank that leads the machine which has it.
+Without a shared output_dir, each machine holds a part of a checkpoint: files with whole tensors,
+and a manifest that also lists the files of the other machines. A rank reads a file that its machine
+lacks from the leader of a machine that has it.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from pypkg.training.checkpoint.verify import Report, changed_files, ordered, sur
 
 
 class Parts:
-    """The checkpoints of a run, of which each place has all files or some.
+    """Access to the checkpoints of a run. Each place holds all files of a checkpoint, or some.
 
-    All ranks make one and call each method at the same points of the run.
+    Every rank creates one and calls each method at the same points of the run.
 
     Args:
         places: which ranks see the same output_dir.
 
     Raises:
-        UserError: a rank cannot serve its files to the others.
+        UserError: a rank cannot serve its files to the other ranks.
     """
 
     def __init__(self, places: Places = Places()) -> None:  # noqa: B008 (it is immutable)
@@ -46,12 +46,12 @@ class Parts:
             self._addresses = places.from_leaders(self._serve)
 
     def wait(self) -> None:
-        """Returns when all ranks have read what they need from others."""
+        """Waits until all ranks have read what they need from other machines."""
         if not self.places.is_one:
             from_all_ranks(lambda: None)
 
     def close(self) -> None:
-        """Ends what serves files to other ranks; one rank alone may call it."""
+        """Stops the file server of this rank. A rank may call this without the others."""
         if self._server is not None:
             self._server.close()
         if not self.places.is_one:
@@ -90,7 +90,7 @@ class Parts:
         return replace(reports[self.places.index], damage=tuple(damage))
 
     def check_whole(self, folder: Path, checks: str) -> None:
-        """Looks for damage before a run goes back to a checkpoint.
+        """Checks a checkpoint before the run rolls back to it.
 
         Args:
             checks: as ``verify``.
@@ -105,9 +105,9 @@ class Parts:
             )
 
     def open(self, folder: Path) -> None:
-        """Makes the files of ``folder`` that this rank's place lacks readable.
+        """Makes those files of ``folder`` readable that this rank's place lacks.
 
-        They are read like files under their path here until this is called for another folder.
+        They are read by their local path, until the next call names another folder.
         """
         if self.places.is_one:
             return
@@ -119,7 +119,7 @@ class Parts:
                 if name not in here:
                     opener = partial(RemoteFile, address, str(Path(path, name)))
                     elsewhere.setdefault(folder / name, FileElsewhere(size, opener))
-        disconnect()  # from those that have been idle since the last time
+        disconnect()  # connections of the last call have been idle since
         read_elsewhere(elsewhere)
 
     def _serve(self) -> Address:
@@ -134,7 +134,7 @@ class Parts:
         return self._server.address
 
     def _offer(self, folder: Path) -> dict[str, int]:
-        assert self._server is not None  # on leaders, and where there are several places
+        assert self._server is not None  # leaders have one if there are several places
         return self._server.offer(folder)
 
     def _ranks_here(self) -> list[int]:
@@ -152,7 +152,7 @@ class Parts:
 
 
 def _share(manifest: Manifest | None, ranks: Sequence[int]) -> dict[str, FileRecord]:
-    """The files that this rank checks: of each rank about as many bytes."""
+    """The files that this rank checks; each of ``ranks`` checks about as many bytes."""
     if manifest is None:
         return {}
     shares: dict[int, dict[str, FileRecord]] = {rank: {} for rank in ranks}
@@ -165,7 +165,7 @@ def _share(manifest: Manifest | None, ranks: Sequence[int]) -> dict[str, FileRec
 
 
 def _lacks(manifests: Sequence[Manifest | None]) -> list[str]:
-    """What the manifests of all places say of files that no place has, or has of another save."""
+    """Damage: files of the save that no place has, according to the manifests of all places."""
     found = [each for each in manifests if each is not None]
     if len({(m.step, m.consumed_samples, m.consumed_tokens, m.model) for m in found}) > 1:
         return ["the machines hold checkpoints of different steps or models under this name"]

@@ -31,7 +31,7 @@ def load_trainer_state(checkpoint: str | Path, seq_length: int = 0) -> TrainerSt
     """Reads trainer_state.json, ours or PaddleNLP's.
 
     Args:
-        seq_length: tokens of a sample, from which those of a PaddleNLP run are counted.
+        seq_length: tokens of a sample, to compute the consumed tokens of a PaddleNLP run.
 
     Raises:
         UserError: the folder is no checkpoint, or the file is damaged.
@@ -62,9 +62,7 @@ def load_trainer_state(checkpoint: str | Path, seq_length: int = 0) -> TrainerSt
 def load_optimizer(
     checkpoint: str | Path, updater: Updater, config: ModelConfig | None = None
 ) -> None:
-    """Reads the optimizer state that belongs to the parameters of this rank, ours or PaddleNLP's.
-
-    Only what this rank holds is read.
+    """Reads this rank's part of the optimizer state, of this package or of PaddleNLP.
 
     Args:
         config: of the model, without which PaddleNLP's state cannot be read.

@@ -1,4 +1,4 @@
-"""The areas of shared memory through which the ranks of a machine hand each other parts."""
+"""Shared memory through which the ranks of a machine exchange parts of tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_all_ranks
 from pypkg.parallel.endpoints import hosts
 
-_SYNCHRONOUS = 64 << 20  # bytes of parts that wait for a writer while training stands still
+_SYNCHRONOUS = 64 << 20  # bytes of parts that wait for a writer while training pauses
 
 
 class SharedMemoryError(UserError):
@@ -21,15 +21,15 @@ class SharedMemoryError(UserError):
 
 
 class SharedMemory:
-    """This rank's area, and those of the other ranks of its machine, kept from save to save.
+    """The shared memory of this rank, its area, and the areas of the other ranks of its machine.
 
-    Memory that a save is the first to use costs time that it should not take. No file system has
-    the memory, so that nothing is left of it when the processes have ended.
+    The areas are kept from save to save, because the first use of memory takes time. They belong to
+    no file system, so they vanish with the processes.
 
     Args:
-        limit: bytes of parts that the area holds at most, where processes write while training goes
-            on. It takes no more than the parts do. None: only what goes to other ranks passes
-            through it, while this rank waits.
+        limit: bytes of parts that the area holds at most, for saves that run beside training. An
+            area is never larger than the parts. None: saves pause training, and only parts for
+            other ranks pass through the area.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -41,7 +41,7 @@ class SharedMemory:
         self._touching: threading.Thread | None = None
         self._told: Sequence[AreaPlace] = []
         self._areas: dict[int, Area] = {}
-        self._is_visible = True  # until a rank fails to open the area of another
+        self._is_visible = True  # until a rank cannot open the area of another rank
 
     def is_shared(self, ranks: Sequence[int]) -> bool:
         """Whether ``ranks`` see the areas of each other; the same on all of them."""
@@ -49,7 +49,7 @@ class SharedMemory:
         return self._is_visible and all(self._hosts[rank] == host for rank in ranks)
 
     def prepare(self, plan: SavePlan) -> None:
-        """Makes an area for ``plan``; in a thread, the system allocates all of its memory.
+        """Creates the area for ``plan``. With a limit, a thread makes the system allocate it now.
 
         Raises:
             SharedMemoryError: the system refuses the memory.
@@ -77,9 +77,9 @@ class SharedMemory:
             self._touching.start()
 
     def emptied(self, plan: SavePlan) -> AreaPlace:
-        """The place of this rank's area, which holds nothing and is large enough for ``plan``.
+        """Empties this rank's area and makes it large enough for ``plan``; returns its place.
 
-        No save may be at work.
+        No save may be in progress.
 
         Raises:
             SharedMemoryError: the system refuses the memory.
@@ -87,16 +87,16 @@ class SharedMemory:
         self.prepare(plan)
         if self._touching is not None:
             self._touching.join()
-        assert self._own is not None  # it is prepared
+        assert self._own is not None  # ``prepare`` has made it
         place, area = self._own
         area.empty()
         return place
 
     def staging(self, places: Sequence[AreaPlace]) -> Staging:
-        """The areas for a save; all ranks have to call this.
+        """The areas for a save. Every rank must call this.
 
         Args:
-            places: of the area of each rank, which is empty.
+            places: the place of each rank's empty area.
         """
         rank = mesh.current().rank
         assert self._own is not None  # it is prepared
@@ -108,7 +108,7 @@ class SharedMemory:
         return Staging(rank, shown, {each: places[each] for each in shown})
 
     def _open(self, places: Sequence[AreaPlace]) -> bool:
-        """Opens the areas of the other ranks of this machine; returns whether it could."""
+        """Opens the areas of the other ranks of this machine; returns whether that succeeded."""
         own = mesh.current().rank
         for rank, place in enumerate(places):
             if rank != own and self._hosts[rank] == self._hosts[own]:

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is whole: its files against its manifest, its numbers against one another.
+"""Checks that a checkpoint is complete and undamaged, against its manifest.
 
 Nothing here imports Paddle.
 """
@@ -52,12 +52,12 @@ def verify(
 ) -> Report:
     """Checks a checkpoint, or the part of one that a machine holds.
 
-    One without a manifest, of an earlier version or of PaddleNLP, is checked for completeness
-    alone: its files of tensors have to be as long as their headers say. trainer_state.json of this
-    version says that a manifest was written, so its absence is damage.
+    A checkpoint without a manifest, of an earlier version or of PaddleNLP, is only checked for
+    completeness: its tensor files must be as long as their headers say. trainer_state.json of this
+    version records that a manifest was written, so a missing manifest is damage.
 
     Args:
-        checks: "checksums" reads every file, "sizes" only looks at their lengths.
+        checks: "checksums" reads every file, "sizes" compares only their lengths.
         on_read: called, from several threads, with the number of bytes of each block read.
 
     Raises:
@@ -70,7 +70,7 @@ def verify(
 
 
 def survey(folder: Path) -> Report:
-    """``verify`` without the files that the manifest lists.
+    """``verify`` without a check of the files that the manifest lists.
 
     Raises:
         UserError: as ``verify``.
@@ -92,7 +92,7 @@ def changed_files(
     checks: str,
     on_read: Callable[[int], None] | None = None,
 ) -> dict[str, str]:
-    """What is wrong with each of ``files`` that differs from its record, by name.
+    """The damage of each of ``files`` that differs from its record, by name.
 
     Args:
         files: records by path relative to ``folder``.
@@ -111,7 +111,7 @@ def changed_files(
 
 
 def ordered(changed: Mapping[str, str]) -> list[str]:
-    """The problems that ``changed_files`` has found, in the order of the files' names."""
+    """The results of ``changed_files``, ordered by the name of the file."""
     return [problem for _, problem in sorted(changed.items())]
 
 
@@ -144,12 +144,12 @@ def _missing_parts(folder: Path) -> Iterator[str]:
 
 
 def _contradictions(folder: Path, manifest: Manifest | None) -> Iterator[str]:
-    """Between the name of the folder, the trainer's state, the manifest and the model."""
+    """Contradictions between the folder's name, the trainer's state, manifest and model."""
     try:
         state = json.loads((folder / STATE_FILE).read_bytes())
         step = state["global_step"]
     except FileNotFoundError:
-        if manifest is None:  # else the manifest lists it, and it was told of already
+        if manifest is None:  # a manifest lists the file, so its absence is reported already
             yield f"{STATE_FILE} is missing"
         return
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

@@ -1,8 +1,8 @@
-"""Writing a checkpoint that is either whole or absent.
+"""Writes a checkpoint that is either whole or absent.
 
-All ranks write: each tensor has one writer, which alone brings it to host memory. The files lie in
-a temporary folder until all ranks have finished. Then the first rank adds the small files and
-renames the folder. Where the machines share no output_dir, the first rank of each place does.
+All ranks write. Each tensor has one writer, the only rank that copies it to host memory. The files
+are in a temporary folder until all ranks have finished. Rank 0 then adds the small files and
+renames the folder. Without a shared output_dir, the leader of each place does so.
 """
 
 from __future__ import annotations
@@ -67,17 +67,17 @@ from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
 
-# Of a rank's files and units, in order, and of the memory that it shares.
+# Creates the writer of a rank, given its files, its units in order, and the memory it shares.
 MakeWriter: TypeAlias = Callable[
     [Sequence[FileToWrite], Sequence[PlannedUnit], Staging], TensorWriter
 ]
 
 
 def optimizer_tensors(updater: Updater, config: ModelConfig | None = None) -> TensorSet:
-    """The optimizer state as a checkpoint holds it; all ranks have to call this.
+    """The optimizer state as a checkpoint holds it. Every rank must call this.
 
     Args:
-        config: of the model. None: ranks hand each other no parts through memory.
+        config: of the model. None: ranks do not exchange parts through shared memory.
     """
     places, shapes = updater.state_places(), updater.state_shapes()
 
@@ -86,7 +86,7 @@ def optimizer_tensors(updater: Updater, config: ModelConfig | None = None) -> Te
 
     def part(key: str) -> np.ndarray:
         held = updater.held_state(key)
-        assert held is not None  # or there is no division
+        assert held is not None  # otherwise there is no division
         return to_host(held.value)
 
     def parts(key: str) -> Division | None:
@@ -105,12 +105,12 @@ def optimizer_tensors(updater: Updater, config: ModelConfig | None = None) -> Te
 
 
 class _Ready(NamedTuple):
-    """What a rank tells the others before they hand over tensors.
+    """The message of a rank to all others before they exchange parts.
 
     Attributes:
-        area: its shared memory, if there is any.
-        temporary: the folder that it has made, if it leads a place.
-        state_json: the trainer's state, of which that of the first rank is written.
+        area: the rank's shared memory; None: it has none.
+        temporary: the temporary folder; the rank has created it if it leads a place.
+        state_json: the trainer's state; that of rank 0 is written.
     """
 
     area: AreaPlace | None
@@ -121,22 +121,22 @@ class _Ready(NamedTuple):
 class CheckpointWriting:
     """A checkpoint that is being written: ``checkpoint-<global_step>`` in ``output_dir``.
 
-    All ranks make one and call ``finish``, after which the oldest checkpoints beyond ``keep`` are
-    removed; the newest and ``state.best_checkpoint`` always stay.
+    Every rank creates one and calls ``finish``. ``finish`` also removes the oldest checkpoints
+    beyond ``keep``, but never the newest and ``state.best_checkpoint``.
 
     Args:
-        output_dir: which all ranks see, or those of a place.
-        plan: what is written, and by whom.
+        output_dir: the folder of all ranks, or of the ranks of a place.
+        plan: which tensors are written, and by which rank.
         add_files: writes further files into a folder; called on the leader of each place.
-        memory: through which the ranks of a machine hand each other what is whole on none of them;
-            None: by communication.
-        make_writer: of this rank's files and units. The tensors may change when ``close`` of what
-            it makes returns, or with a writer that copies nothing, when ``finish`` does.
+        memory: shared memory through which the ranks of a machine exchange parts of tensors; None:
+            they use process groups.
+        make_writer: creates the writer of this rank. Tensors may change once the writer's ``close``
+            returns; with a writer that makes no copies, once ``finish`` returns.
         places: which ranks see the same ``output_dir``.
 
     Raises:
-        UserError: the folder cannot be written; earlier checkpoints are untouched and nothing
-            half-written stays. Raised on every rank.
+        UserError: on every rank, if the folder cannot be written. Earlier checkpoints are untouched
+            and no incomplete file stays.
     """
 
     def __init__(
@@ -153,12 +153,12 @@ class CheckpointWriting:
         places: Places = Places(),  # noqa: B008 (it is immutable)
     ) -> None:
         self.folder = Path(output_dir) / checkpoint_name(state)
-        self._state = replace(state)  # training goes on before the manifest is written
+        self._state = replace(state)  # training changes it before the manifest is written
         self._state_json = json.dumps({**asdict(state), MANIFEST_KEY: MANIFEST_FILE}, indent=2)
         self._add_files, self._settings_json, self._keep = add_files, settings_json, keep
         self._plan, self._memory, self._places = plan, memory, places
         name = f"{TEMPORARY_PREFIX}{state.global_step}-{os.getpid()}"
-        self._temporary = self.folder.with_name(name)  # on a leader
+        self._temporary = self.folder.with_name(name)  # ``_hand_over`` replaces it by the leader's
         self._writer: TensorWriter | None = None
         try:
             self._hand_over(make_writer)
@@ -167,9 +167,9 @@ class CheckpointWriting:
             raise
 
     def _hand_over(self, make_writer: MakeWriter) -> None:
-        """Lets the writers of all ranks begin, and gives them the parts that this rank has."""
+        """Starts this rank's writer, and passes the parts that this rank holds to the writers."""
         rank, plan, memory, places = mesh.current().rank, self._plan, self._memory, self._places
-        told = from_all_ranks(self._ready)  # in one message, as training stands still
+        told = from_all_ranks(self._ready)  # one exchange, because training pauses
         self._state_json = told[0].state_json
         self._temporary = told[places.leaders[places.index]].temporary
         areas = [each.area for each in told if each.area is not None]
@@ -184,7 +184,7 @@ class CheckpointWriting:
             writer.close()
 
     def _ready(self) -> _Ready:
-        """Makes what the save needs of this rank."""
+        """Prepares the save on this rank."""
         with self._errors():
             area = None if self._memory is None else self._memory.emptied(self._plan)
             if self._places.is_leader:
@@ -197,12 +197,12 @@ class CheckpointWriting:
         return self._plan.num_bytes_of(rank)
 
     def is_done(self) -> bool:
-        """Whether this rank has written its files, or failed to."""
+        """Whether this rank has finished writing, with or without an error."""
         assert self._writer is not None  # since the construction
         return self._writer.is_done()
 
     def finish(self) -> Path:
-        """Waits for the files of all ranks and gives the folder its name.
+        """Waits for the files of all ranks and renames the folder.
 
         Raises:
             UserError: the disk is full, the folder cannot be written, or a weight is NaN or
@@ -225,7 +225,7 @@ class CheckpointWriting:
             return self._writer.records()
 
     def _complete(self, records: Sequence[dict[str, FileRecord]]) -> None:
-        """Adds the small files, and the manifest of what the ranks of this place have written."""
+        """Adds the small files, and the manifest of the files of this place."""
         places = self._places
         by_place = [
             dict(ChainMap(*(records[rank] for rank in places.ranks(index))))
@@ -260,7 +260,7 @@ class CheckpointWriting:
                 logger.warning("%s", error)
 
     def abandon(self) -> None:
-        """Ends the writing on this rank; its place keeps nothing of the checkpoint."""
+        """Stops the writer of this rank. A leader also removes the temporary folder."""
         if self._writer is not None:
             self._writer.abandon()
         if self._places.is_leader:

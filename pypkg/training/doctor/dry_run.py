@@ -28,7 +28,7 @@ _GIB = 2**30
 def dry_run(settings: Settings, processes: int) -> int:
     """Prints the plan of a run of ``processes`` ranks and findings about what it reads and writes.
 
-    This process alone looks. Settings have been checked.
+    Only this process is examined. ``settings`` must have been checked.
 
     Returns:
         The exit code: 0 all is well, 1 warnings, 2 errors.

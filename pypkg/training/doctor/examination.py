@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from pypkg.config import Settings
 from pypkg.device.capabilities import Capabilities
+from pypkg.errors import UserError
 from pypkg.models import ModelConfig
+from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_all_ranks, is_first_rank
+from pypkg.planner.memory import plan_memory
 from pypkg.training.doctor.device import device_findings
 from pypkg.training.doctor.facts import Facts, observe
 from pypkg.training.doctor.findings import Finding
@@ -29,7 +33,9 @@ def examine(
         dtype: of the parameters.
     """
     facts = _facts(capabilities, settings)
-    needs = needs_of(settings, config, dtype) if settings and config else Needs()
+    needs = Needs()
+    if settings and config:
+        needs = _needs(capabilities, settings, config, dtype)
     found = [*device_findings(facts), *machine_findings(facts, needs), *operator_findings()]
     found += link_findings(capabilities.device, [fact.host for fact in facts])
     if settings and config:
@@ -44,10 +50,23 @@ def warn_at_start(
     facts = _facts(capabilities, settings)
     if not is_first_rank():
         return
-    needs = needs_of(settings, config, dtype)
+    needs = _needs(capabilities, settings, config, dtype)
     for finding in (*device_findings(facts), *machine_findings(facts, needs)):
         if finding.severity:
             logger.warning("%s (pypkg doctor says more)", finding.line())
+
+
+def _needs(
+    capabilities: Capabilities, settings: Settings, config: ModelConfig, dtype: str
+) -> Needs:
+    needs = needs_of(settings, config, dtype)
+    if capabilities.device != "cpu" or not settings.do_train:
+        return needs
+    try:
+        plan = plan_memory(settings, config, mesh.current().degrees, "cpu")
+    except UserError:  # not every run can be planned
+        return needs
+    return replace(needs, tensors=plan.largest.peak)
 
 
 def _facts(capabilities: Capabilities, settings: Settings | None) -> list[Facts]:

@@ -143,7 +143,7 @@ def _limit(name: int) -> int | None:
 
 
 def _driver_cuda() -> tuple[int, int] | None:
-    """By cuDriverGetVersion, which needs a driver and no device."""
+    """Newest CUDA version of the driver, from cuDriverGetVersion, which needs no device."""
     version = ctypes.c_int()
     try:
         library = ctypes.CDLL("libcuda.so.1")
@@ -163,7 +163,7 @@ def _free_memory() -> int | None:
 
 
 def _free_gpu_memory() -> int | None:
-    """By cuMemGetInfo, which asks the context that Paddle has made."""
+    """Free bytes of the GPU, from cuMemGetInfo in the context that Paddle has created."""
     paddle.zeros([1])
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     with suppress(OSError, AttributeError):

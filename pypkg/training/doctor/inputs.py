@@ -30,7 +30,7 @@ _LONG = 600.0  # seconds of a checkpoint
 
 
 def input_findings(settings: Settings, config: ModelConfig, needs: Needs) -> list[Finding]:
-    """Reads and writes; all ranks have to call this."""
+    """Findings about corpora, tokenizer, output_dir and its disk. Every rank must call this."""
     found = [told("data", lambda: _data(settings))]
     if not found[0].severity:
         found.append(told("checksums", lambda: _checksums(settings)))
@@ -43,7 +43,7 @@ def input_findings(settings: Settings, config: ModelConfig, needs: Needs) -> lis
 
 
 def _data(settings: Settings) -> str:
-    """Opens every corpus on every rank and compares them.
+    """Opens every corpus on every rank and compares it between ranks.
 
     Raises:
         UserError: one cannot be read, or differs between machines.
@@ -97,7 +97,7 @@ def _tokenizer(settings: Settings, config: ModelConfig) -> Finding:
 
 
 def _output_dir(settings: Settings) -> str:
-    """Looks for one mark in the folder, or in the nearest one above it that exists.
+    """Checks that all ranks see the same output_dir, or the same nearest folder above it.
 
     Raises:
         UserError: another run writes there, or it is not the same or writable everywhere.

@@ -29,11 +29,14 @@ class Needs:
         checkpoint: bytes of one checkpoint; 0: none is written.
         kept: checkpoints that exist at once, with the one that is being written; None: all stay.
         staged: host memory of each rank for checkpoints that are written while training goes on.
+        tensors: host memory of each rank for the tensors of a step; 0: a GPU holds them, or they
+            are not planned.
     """
 
     checkpoint: int = 0
     kept: int | None = None
     staged: int = 0
+    tensors: int = 0
 
 
 def needs_of(settings: Settings, config: ModelConfig, dtype: str) -> Needs:
@@ -155,4 +158,14 @@ def _memory(fact: Facts, needs: Needs, where: str) -> Iterator[Finding]:
             f"{fact.host_free / _GIB:.3g} GiB are free, and use_async_save with async_save_memory "
             f"takes up to {staged / _GIB:.3g} for {counted(fact.ranks, 'rank')}", where,
             "Lower async_save_memory, or leave out use_async_save",
+        )  # fmt: skip
+    tensors = fact.ranks * needs.tensors
+    if fact.host_free is not None and fact.host_free < tensors:
+        yield Finding(
+            Severity.WARNING, "memory",
+            f"{fact.host_free / _GIB:.3g} GiB are free, and the tensors of "
+            f"{counted(fact.ranks, 'rank')} take up to {tensors / _GIB:.3g}; the kernel may end "
+            "the run without a message", where,
+            "Lower per_device_train_batch_size and raise gradient_accumulation_steps, set "
+            "recompute, or start fewer ranks",
         )  # fmt: skip

@@ -94,8 +94,8 @@ class Samples:
     def eval_batches(self, split: str = "valid") -> Iterator[Batch]:
         """This rank's batches of an evaluation on the split "valid" or "test".
 
-        They are the first ones, or all of them with eval_iters -1; then the last batch may have
-        rows, or be a batch, without labels.
+        They are the first batches of the split, or all of them with eval_iters -1. In the second
+        case rows of the last batch, or all of it, may have no labels.
         """
         s = self._settings
         batches = self._batches(split, s.per_device_eval_batch_size, 0)
@@ -132,7 +132,7 @@ class Samples:
         ]
 
     def documents(self, first: int, stop: int) -> dict[str, list[int]]:
-        """Documents by corpus that training samples ``first`` to ``stop`` - 1 are made of.
+        """Documents by corpus that training samples ``first`` to ``stop`` - 1 contain.
 
         Rank 0 may call this, and other ranks that read samples.
         """
@@ -144,7 +144,7 @@ class Samples:
         return {name: sorted(documents) for name, documents in found.items()}
 
     def _training_samples(self, state: TrainerState) -> str:
-        """What their number follows from, for an error."""
+        """The settings that give the number of training samples, for an error."""
         s = self._settings
         return (
             f"consumed_samples of the checkpoint is {state.consumed_samples:,} "
@@ -209,7 +209,7 @@ class Samples:
         return list(found.values())
 
     def _say_what_is_evaluated(self, numbers: list[int | None]) -> None:
-        """Logs how many samples an evaluation takes of how many; ``numbers`` are all of a run."""
+        """Logs how many samples of its split an evaluation takes; ``numbers``: of the whole run."""
         s = self._settings
         batch = s.per_device_eval_batch_size * mesh.current().sample_shards
         for split, wanted, batches in zip(_SPLITS, numbers, (0, s.eval_iters, TEST_ITERS)):
@@ -273,9 +273,9 @@ def _earlier_order(state: TrainerState, checkpoint: Path | None) -> SampleOrder 
 
 
 def _wanted_samples(s: Settings, state: TrainerState, shards: int) -> list[int | None]:
-    """Samples that the run needs of train, valid and test, with those consumed before.
+    """Number of samples of train, valid and test that the run needs, consumed ones included.
 
-    None is the whole split, each sample once.
+    None: the whole split, each sample once.
     """
     steps = max(s.max_steps - state.global_step, 0)
     step = s.per_device_train_batch_size * s.gradient_accumulation_steps * shards
@@ -293,7 +293,7 @@ def _wanted_samples(s: Settings, state: TrainerState, shards: int) -> list[int |
 
 
 def _evaluation_samples(s: Settings) -> str:
-    """What their number follows from, for an error."""
+    """The settings that give the number of evaluation samples, for an error."""
     return (
         f"eval_iters is {s.eval_iters:,}, per_device_eval_batch_size "
         f"{s.per_device_eval_batch_size:,}, and there is an evaluation every {s.eval_steps:,} of "
@@ -351,7 +351,7 @@ def packing_of(settings: Settings, config: ModelConfig) -> Packing | None:
     """How documents within a sample are separated; None: not at all.
 
     Raises:
-        UserError: the model cannot do that.
+        UserError: the model does not support the separation.
     """
     packing = Packing(
         reset_attention_mask=settings.reset_attention_mask,
@@ -385,6 +385,6 @@ def packing_of(settings: Settings, config: ModelConfig) -> Packing | None:
                 "reset_attention_mask, after which all distances lie within a document, or leave "
                 "reset_position_ids out"
             )
-        # Distances within a document are what they are by themselves.
+        # The model sees distances only, and within a document they do not depend on its position.
         packing = dataclasses.replace(packing, reset_position_ids=False)
     return packing

@@ -1,4 +1,4 @@
-"""Going back to the newest good checkpoint when a step went wrong, and passing over its samples."""
+"""Rolls a run back to the newest good checkpoint after a bad step, and skips its samples."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _MOST_LISTED = 100  # documents of a corpus in a line of the ledger
 
 class Reloads(Protocol):
     def reload(self, checkpoint: Path) -> TrainerState:
-        """Puts model and optimizer back to a checkpoint; all ranks have to call it."""
+        """Restores model and optimizer from a checkpoint. Every rank must call this."""
 
 
 class KnowsDocuments(Protocol):
     def documents(self, first: int, stop: int) -> dict[str, list[int]]:
-        """Documents by corpus that training samples ``first`` to ``stop`` - 1 are made of."""
+        """Documents by corpus that training samples ``first`` to ``stop`` - 1 contain."""
 
 
 class Healer:
-    """Every rank of a run has one and makes the same calls; the first writes the ledger.
+    """Every rank of a run has a healer and makes the same calls; rank 0 writes the ledger.
 
     Attributes:
         spikes: judges the steps of the run.
@@ -56,7 +56,7 @@ class Healer:
         """
         Args:
             state: of the run, at its start.
-            start: the checkpoint that ``state`` is of; None for a run that starts anew.
+            start: the checkpoint of ``state``; None for a new run.
             events: ``current_events`` of the run.
             places: which ranks see the same output_dir.
         """
@@ -78,7 +78,7 @@ class Healer:
         self.spikes.load(state.spike_history)
 
     def leaves_out(self, state: TrainerState) -> bool:
-        """Whether the step that follows ``state`` is passed over; the ledger gets it once."""
+        """Whether the step after ``state`` is skipped. The ledger records a skipped step once."""
         first, step = state.consumed_samples, state.global_step + 1
         stop = first + self._step_samples
         reason = self._left_out.reason(step, first, stop)
@@ -97,14 +97,14 @@ class Healer:
         return True
 
     def saved(self, state: TrainerState, folder: Path) -> None:
-        """Notes that ``folder`` holds ``state``, whose steps were good."""
+        """Records that ``folder`` is a checkpoint of ``state``, whose steps were good."""
         if not self._settings.ignore_save_lr_and_optim:
             self._good.append((state.global_step, folder))
 
     def go_back(self, bad: BadStep, state: TrainerState) -> None:
-        """Overwrites ``state``, model and optimizer by those of a checkpoint before ``bad``.
+        """Restores ``state``, model and optimizer from a checkpoint before ``bad``.
 
-        From then on the samples of ``bad`` are passed over. All ranks have to call it.
+        The run skips the samples of ``bad`` from then on. Every rank must call this.
 
         Raises:
             UserError: there is no such checkpoint, or the run has gone back too often already.
@@ -124,7 +124,11 @@ class Healer:
         self.spikes.load(state.spike_history)
 
     def _decide(self, bad: BadStep, state: TrainerState) -> Event:
-        """Records the rollback, or that the run stops."""
+        """Chooses the checkpoint and records the rollback.
+
+        Raises:
+            UserError: as ``go_back``; the ledger then records that the run stops.
+        """
         s = self._settings
         first = max(bad.step - s.rollback_skip_steps + 1, 1)
         good = [each for each in self._good if each[0] < bad.step and each[1].is_dir()]
@@ -136,7 +140,7 @@ class Healer:
                 f"max_rollbacks ({s.max_rollbacks}) in rollback_window ({s.rollback_window}) steps "
                 f"are used up, as {Path(s.output_dir, LEDGER_FILE)} tells",
             )
-        # The newest before all that is left out. The steps of the oldest stay in any case.
+        # The newest checkpoint before the steps to skip; else the oldest, whose own steps are kept.
         to_step, checkpoint = next((g for g in reversed(good) if g[0] < first), good[0])
         first = max(first, to_step + 1)
         self._remove_after(to_step)
@@ -156,7 +160,7 @@ class Healer:
         )
 
     def _remove_after(self, step: int) -> None:
-        """Removes the checkpoints of steps that are left out, or follow them, in this place."""
+        """Removes the checkpoints of this place after ``step``."""
         for number, folder in self._good:
             if number > step and folder.is_dir():
                 remove_checkpoint(folder)
@@ -164,7 +168,7 @@ class Healer:
     def _may_go_back(self, step: int) -> bool:
         """Whether the run has gone back less than ``max_rollbacks`` times in the window.
 
-        A run that has stopped and was started again, with other settings perhaps, counts anew.
+        The count starts again after the run has stopped, because the user has restarted it.
         """
         earliest, recent = step - self._settings.rollback_window, 0
         for event in self._events:
@@ -174,7 +178,7 @@ class Healer:
         return recent < self._settings.max_rollbacks
 
     def _stop(self, bad: BadStep, why: str) -> UserError:
-        """The end of the run, after its event."""
+        """Records that the run stops; returns the error to raise."""
         s = self._settings
         record(s.output_dir, "stopped", step=bad.step, reason=bad.reason)
         return UserError(
@@ -188,7 +192,7 @@ class Healer:
 
 
 def _bounded(documents: dict[str, list[int]]) -> dict[str, list[int] | dict[str, int]]:
-    """Documents by corpus, sorted; of many their number, the first and the last."""
+    """Documents by corpus, sorted; a long list becomes its length, first and last document."""
     return {
         corpus: found
         if len(found) <= _MOST_LISTED

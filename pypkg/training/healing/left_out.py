@@ -1,4 +1,4 @@
-"""Which global batches a run passes over: those named by hand, and those that rollbacks name."""
+"""Which global batches a run skips: those of ``skip_data_intervals``, and those of rollbacks."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pypkg.training.ledger import Event
 class LeftOut:
     """Steps by number, from ``skip_data_intervals``, and samples by number, from the ledger.
 
-    Rollbacks name samples, not steps, because a run that goes on with another global batch has the
-    same samples in other steps.
+    Rollbacks record samples instead of steps, because with another global batch a resumed run has
+    the same samples in other steps.
 
     Args:
         by_hand: whether the step of a number, from 1, is in ``skip_data_intervals``.
-        events: of the ledger.
+        events: the events of the ledger.
     """
 
     def __init__(self, by_hand: Callable[[int], bool], events: Iterable[Event] = ()) -> None:
@@ -25,13 +25,13 @@ class LeftOut:
             self.add(event)
 
     def add(self, event: Event) -> None:
-        """Leaves out the samples of ``event``, if it is a rollback."""
+        """Adds the samples of ``event``, if it is a rollback."""
         if event["event"] == "rollback":
             first, stop = event["samples"]
             self._samples.append((first, stop))
 
     def reason(self, step: int, first: int, stop: int) -> str | None:
-        """Why a global batch is passed over: "skip_data_intervals", "rollback", or None.
+        """Why a global batch is skipped: "skip_data_intervals", "rollback", or None: it is not.
 
         Args:
             step: its number, from 1.

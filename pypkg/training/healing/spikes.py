@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 # The median absolute deviation of a normal distribution is 0.6745 of its standard deviation.
 _DEVIATIONS_PER_MAD = 1.4826
-_LEAST_SPREAD = 0.01  # of the median: the least that counts as one standard deviation
+_LEAST_SPREAD = 0.01  # lower bound of the standard deviation, as a share of the median
 
 
 def robust_z_score(value: float, history: Sequence[float]) -> float:
-    """By how many standard deviations ``value`` is above the median of ``history``.
+    """The distance of ``value`` above the median of ``history``, in standard deviations.
 
     The standard deviation is estimated by the median absolute deviation, which single outliers do
     not move (Iglewicz and Hoaglin, 1993, "How to Detect and Handle Outliers"), and is at least a
@@ -41,9 +41,9 @@ class SpikeDetector:
         }
 
     def judge(self, loss: float, grad_norm: float) -> str | None:
-        """Why a step is a spike, or None; then later steps are compared with it as well.
+        """The reason why a step is a spike; None if it is none, and then it joins the history.
 
-        A value that is not finite is not judged.
+        A value that is not finite is ignored.
         """
         values = dict(zip(_NAMES, (loss, grad_norm), strict=True))
         for name, history in self._history.items():
@@ -66,7 +66,7 @@ class SpikeDetector:
         return {name: list(values) for name, values in self._history.items()}
 
     def load(self, history: dict[str, list[float]]) -> None:
-        """The inverse of ``history``; what it lacks is forgotten."""
+        """Restores a result of ``history``. A value that it lacks starts with an empty history."""
         for name, values in self._history.items():
             values.clear()
             values.extend(history.get(name, ()))

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import paddle
 
-# Dense peak of one GPU in FLOP/s, from NVIDIA's data sheets: (bfloat16 and float16, float32 as
-# the framework runs it by default, which is TF32 on tensor cores off). The first key within the
-# name counts, so a form factor comes before its family.
+# Dense peak of one GPU in FLOP/s, from NVIDIA's data sheets: (bfloat16 and float16, float32 without
+# TF32, which Paddle leaves off by default). The first key in the name of the GPU is used, so a form
+# factor comes before its family.
 _GPU_PEAKS = {
     "H200 NVL": (835e12, 60e12),
     "H200": (989e12, 67e12),
@@ -31,7 +31,7 @@ _GPU_PEAKS = {
 
 @dataclass(frozen=True)
 class PeakFlops:
-    """Peak FLOP/s that utilisation is relative to, and its source."""
+    """The peak FLOP/s of a device, which utilisation refers to, and the source of the number."""
 
     value: float
     source: str
@@ -81,7 +81,7 @@ class Throughput:
         self._start = time.perf_counter()
 
     def restart(self) -> None:
-        """Leaves out the time since the last interval: an evaluation, a checkpoint."""
+        """Excludes the time since the last interval, such as an evaluation or a checkpoint."""
         self._start = time.perf_counter()
 
     def interval(self, tokens: float) -> float:

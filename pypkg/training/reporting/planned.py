@@ -28,8 +28,8 @@ class RunPlan:
     """What is planned for the first rank.
 
     Attributes:
-        memory: at the peak.
-        time: of a step; None where the GPU is not known, or the network between machines.
+        memory: peak memory of the rank.
+        time: time of a step; None if the GPU or the network between machines is not known.
     """
 
     memory: RankMemory
@@ -39,7 +39,7 @@ class RunPlan:
 def plan_of_run(
     settings: Settings, config: ModelConfig, capabilities: Capabilities
 ) -> RunPlan | None:
-    """The plan of a run whose mesh has started; None on a CPU, or where it is not planned yet."""
+    """The plan of a run whose mesh has started; None on a CPU, or if the planner lacks support."""
     if capabilities.compute_capability is None:
         return None
     degrees = mesh.current().degrees

@@ -1,22 +1,24 @@
-"""Where metrics go besides the log: metrics.jsonl always, VisualDL or TensorBoard when asked."""
+"""What receives the metrics of a run; metrics.jsonl, which every run writes."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from pypkg.errors import UserError
 from pypkg.files import read_lines, write_file
 
+METRICS_FILE = "metrics.jsonl"
+
 
 class Reporter(Protocol):
-    """Receives the metrics of logged steps: floats by name; losses in nats per token."""
+    """Receives what a run logs, in the order of its steps."""
 
-    def report(self, step: int, metrics: dict[str, float]) -> None: ...
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        """The metrics of a logged step: floats by name; losses in nats per token."""
 
     def rewind(self, step: int) -> None:
         """The run has gone back to ``step``."""
@@ -68,23 +70,6 @@ class JsonLinesReporter:
         self._stream.close()
 
 
-class ScalarWriterReporter:
-    """VisualDL and TensorBoard writers share ``add_scalar(tag, value, step)``."""
-
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
-
-    def report(self, step: int, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(f"train/{name}", value, step)
-
-    def rewind(self, step: int) -> None:
-        """Nothing: these files only grow, and the later value of a step is the last one in them."""
-
-    def close(self) -> None:
-        self._writer.close()
-
-
 def _line(row: dict[str, float]) -> str:
     return json.dumps(row) + "\n"
 
@@ -120,36 +105,3 @@ def _is_row(row: Any) -> bool:
         and type(row.get("global_step")) is int
         and all(type(value) in (int, float) for value in row.values())
     )
-
-
-def make_reporters(
-    report_to: Sequence[str], output_dir: Path, logging_dir: str | None, last_step: int
-) -> list[Reporter]:
-    """metrics.jsonl and the writers named in ``report_to`` ("visualdl", "tensorboard").
-
-    Raises:
-        UserError: a writer's package is not installed.
-    """
-    reporters: list[Reporter] = [JsonLinesReporter(output_dir / "metrics.jsonl", last_step)]
-    folder = str(logging_dir or output_dir / "runs")
-    for name in report_to:
-        reporters.append(ScalarWriterReporter(_make_writer(name, folder)))
-    return reporters
-
-
-def _make_writer(name: str, folder: str) -> Any:
-    try:
-        if name == "visualdl":
-            from visualdl import LogWriter
-
-            return LogWriter(logdir=folder)
-        if name == "tensorboard":
-            from tensorboardX import SummaryWriter
-
-            return SummaryWriter(logdir=folder)
-    except ImportError as error:
-        raise UserError(
-            f"report_to is {name!r}, but its package is not installed ({error}). Type: "
-            f'pip install ".[{name}]", or set report_to to "none".'
-        ) from error
-    raise ValueError(f"report_to {name!r} has no writer")

@@ -14,10 +14,10 @@ from pypkg.parallel import mesh
 
 
 class SourceLosses:
-    """Sums of losses by corpus, kept on the device until they are asked for.
+    """Sums of losses by corpus, kept on the device until ``sums`` or ``take`` fetches them.
 
-    A batch passes through ``watch`` before the model. After the model has computed its loss,
-    ``collect`` adds up. All ranks have to make the same calls in the same order.
+    ``watch`` takes a batch before the model does. ``collect`` adds the losses after the model has
+    computed them. Every rank must make the same calls in the same order.
     """
 
     def __init__(self, names: Sequence[str], earlier: Sequence[Sequence[float]] = ()) -> None:
@@ -33,7 +33,7 @@ class SourceLosses:
         self._watched: list[tuple[np.ndarray, np.ndarray, list[paddle.Tensor]]] = []
 
     def watch(self, batch: Batch) -> dict[str, Any]:
-        """The batch for the model: without ``sources``, and asking for the losses of tokens."""
+        """The batch for the model: without ``sources``, and with a request for token losses."""
         sources = batch.pop(SOURCES, None)
         if not self.names or sources is None:
             return batch
@@ -42,7 +42,7 @@ class SourceLosses:
         return {**batch, "token_losses": token_losses}
 
     def collect(self) -> None:
-        """Adds the losses of the batches that were watched; does not wait for the device."""
+        """Adds the losses of the watched batches, without waiting for the device."""
         for sources, labels, token_losses in self._watched:
             if not token_losses:  # another stage of the pipeline has them
                 continue

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: a whole one."""
+"""Chooses the checkpoint from which a run resumes: the newest whole one, or the named one."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ logger = logging.getLogger("pypkg")
 
 
 def checkpoint_to_resume(settings: Settings, parts: Parts | None = None) -> Path | None:
-    """The checkpoint that the run goes on from, ready to be read; None where it starts anew.
+    """The checkpoint from which the run resumes, ready to be read; None for a new run.
 
-    ``resume_from_checkpoint`` wins, else it is the newest one in ``output_dir`` that is whole,
-    taking all machines together; damaged ones that are newer are set aside. With
-    ``overwrite_output_dir`` those in ``output_dir`` are removed. All ranks have to call this.
+    It is ``resume_from_checkpoint`` if that is set. Otherwise it is the newest checkpoint in
+    ``output_dir`` that is whole, all machines taken together; newer damaged ones are renamed. With
+    ``overwrite_output_dir`` the checkpoints in ``output_dir`` are removed. Every rank must call
+    this.
 
     Raises:
-        UserError: the checkpoint that is named, or each one in ``output_dir``, is damaged, or that
-            whose weights a new run with ``continue_training`` starts from; or, with
-            ``ignore_load_lr_and_optim``, ``output_dir`` holds checkpoints already. The steps count
-            from 0 again, so those of the new run would mix with them.
+        UserError: the named checkpoint is damaged, all checkpoints in ``output_dir`` are, or the
+            one whose weights ``continue_training`` starts from is. With
+            ``ignore_load_lr_and_optim``, also if ``output_dir`` holds checkpoints: steps count from
+            0 again, so the checkpoints of both runs would mix.
     """
     parts = parts or Parts()
     chosen = _choose(settings, parts)
@@ -71,9 +72,9 @@ def _choose(settings: Settings, parts: Parts) -> Path | None:
 def best_checkpoint(
     settings: Settings, state: TrainerState, parts: Parts | None = None
 ) -> Path | None:
-    """The checkpoint that the run ends with, with ``load_best_model_at_end``; else None.
+    """The checkpoint with which the run ends under ``load_best_model_at_end``; else None.
 
-    It is ready to be read. All ranks have to call this.
+    It is ready to be read. Every rank must call this.
     """
     if not settings.load_best_model_at_end or state.best_checkpoint is None:
         return None
@@ -93,7 +94,7 @@ def best_checkpoint(
 
 
 def _all_checkpoints(settings: Settings, parts: Parts) -> list[Path]:
-    """Those that a place has, from the oldest to the newest."""
+    """The checkpoints that any place has, oldest first."""
     told = parts.places.from_leaders(lambda: checkpoints(settings.output_dir))
     found = {(step, folder.name) for each in told for step, folder in each}
     return [Path(settings.output_dir, name) for _, name in sorted(found)]
@@ -111,7 +112,7 @@ def _record_new_start(settings: Settings) -> None:
 
 def _named_checkpoint(folder: Path, settings: Settings, parts: Parts) -> Path:
     if not any(parts.places.from_leaders(lambda: is_marked(folder))):
-        return folder  # weights alone, or no checkpoint, which reading it tells
+        return folder  # weights alone, or no checkpoint, which the reader reports
     if damage := _damage(folder, settings.verify_checkpoint, parts):
         raise UserError(
             f"resume_from_checkpoint is {str(folder)!r}, which is damaged: {'; '.join(damage)}. "
@@ -134,7 +135,7 @@ def _check_first_weights(folder: Path, settings: Settings, parts: Parts) -> None
 
 
 def _newest_whole(found: list[Path], settings: Settings, parts: Parts) -> Path | None:
-    """The newest whole one of ``found`` (oldest first); newer damaged ones are set aside."""
+    """The newest whole checkpoint of ``found`` (oldest first); renames newer damaged ones."""
     damaged: list[tuple[Path, str]] = []
     for folder in reversed(found):
         damage = _damage(folder, settings.verify_checkpoint, parts)
@@ -154,7 +155,7 @@ def _newest_whole(found: list[Path], settings: Settings, parts: Parts) -> Path |
 
 
 def _set_aside(folder: Path, faults: str, settings: Settings, parts: Parts) -> None:
-    """Renames what each place has of a damaged checkpoint."""
+    """Renames a damaged checkpoint in each place."""
     kept = parts.places.from_leaders(lambda: set_aside(folder).name if folder.exists() else None)
 
     def tell() -> None:
@@ -169,7 +170,7 @@ def _set_aside(folder: Path, faults: str, settings: Settings, parts: Parts) -> N
 
 
 def _damage(folder: Path, checks: str, parts: Parts) -> tuple[str, ...]:
-    """What is wrong with a checkpoint; with "no" nothing but a machine that has none of it."""
+    """The damage of a checkpoint; with checks "no" only a machine without the folder is damage."""
     started = time.monotonic()
     report = parts.verify(folder, checks, read_progress(str(folder)))
     if not report.damage and checks != "no":

@@ -78,7 +78,7 @@ def _chunks(s: Settings) -> int:
 
 
 def _sharding(s: Settings, shards: int) -> int:
-    """The sharding degree, of ``shards`` ranks with samples of their own."""
+    """The sharding degree. ``shards`` is the number of ranks that train on different samples."""
     if not s.sharding_stage:
         return 1
     if s.wanted_sharding_degree > 0:
@@ -87,7 +87,7 @@ def _sharding(s: Settings, shards: int) -> int:
 
 
 def process_problems(s: Settings, world_size: int) -> list[str]:
-    """Degrees whose product does not fit the world size, whatever the model."""
+    """Problems of degrees whose product does not fit the world size, for any model."""
     given = {
         "tensor_parallel_degree": _tensor(s),
         "pipeline_parallel_degree": _pipeline(s),
@@ -126,7 +126,7 @@ def _launch(processes: int) -> str:
 
 
 def _stage_problems(s: Settings, config: ModelConfig) -> list[str]:
-    """Fewer layers than model chunks, which may differ in size (models/architecture)."""
+    """Problems of a model with fewer layers than model chunks; chunks may differ in size."""
     layers, stages, chunks = config.num_hidden_layers, _pipeline(s), _chunks(s)
     if stages == 1 or layers >= stages * chunks:
         return []

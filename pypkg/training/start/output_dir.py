@@ -19,7 +19,7 @@ from pypkg.training.checkpoint.folders import prepare_output_dir, remove_unfinis
 from pypkg.training.checkpoint.lock import OutputLock
 from pypkg.training.checkpoint.parts import Parts
 
-# In which a network file system shows on one machine a folder that another has made.
+# Within this time a network file system shows a folder that another machine has created.
 _SECONDS_TO_APPEAR = 10.0
 
 
@@ -28,9 +28,9 @@ class HeldOutput:
     """The output folder while the run holds it.
 
     Attributes:
-        parts: where its checkpoints lie.
-        check: makes sure, called by all ranks, that the run may still write there; else it raises
-            UserError on each.
+        parts: access to its checkpoints.
+        check: raises UserError, on every rank, if the run may no longer write there. Every rank
+            must call it.
     """
 
     parts: Parts
@@ -41,20 +41,20 @@ class HeldOutput:
 def held_output_dir(
     output_dir: str | Path, saves: bool, allow_local: bool = False
 ) -> Iterator[HeldOutput]:
-    """Makes ``output_dir`` and holds its lock until the end of the block; for all ranks.
+    """Creates ``output_dir`` and holds its lock until the end of the block. For every rank.
 
-    Evaluation alone needs it as well, since it rewrites metrics.jsonl.
+    A run that only evaluates needs the lock too, because it rewrites metrics.jsonl.
 
     Args:
         saves: whether the run writes checkpoints; if not, rank 0 alone needs the folder.
-        allow_local: whether machines may have a folder of their own each. Each is then made, held
-            and kept like that of rank 0.
+        allow_local: whether each machine may have a folder of its own, which is then created and
+            locked like that of rank 0.
 
     Raises:
         UserError: on every rank, if rank 0 cannot write the folder, another run holds it, or a rank
             does not see what rank 0 writes there.
     """
-    held: list[OutputLock] = []  # on the first rank of each folder one
+    held: list[OutputLock] = []  # one lock on the first rank of each folder
     parts = Parts()
 
     def take() -> None:
@@ -73,7 +73,7 @@ def held_output_dir(
         parts.wait()
     except (UserError, OSError):
         for lock in held:
-            _check(lock, parts)  # a folder that is gone explains why a file cannot be written
+            _check(lock, parts)  # a removed folder explains why a file cannot be written
         raise
     finally:
         parts.close()
@@ -82,7 +82,7 @@ def held_output_dir(
 
 
 def _check(lock: OutputLock, parts: Parts) -> None:
-    """Names the ranks of this folder, where others have folders of their own under its path."""
+    """Checks a lock. With several folders, the error names the ranks of this one."""
     try:
         lock.check()
     except UserError as error:
@@ -96,7 +96,7 @@ def _tell_watchdog() -> None:
 
 
 def find_places(output_dir: Path, allow_local: bool) -> Places:
-    """Which ranks see the same folder: those that find the same mark in it.
+    """Finds which ranks see the same folder: those that read the same mark in it.
 
     Raises:
         UserError: a rank has no such folder, or, unless ``allow_local``, another one than rank 0.
@@ -120,7 +120,7 @@ def find_places(output_dir: Path, allow_local: bool) -> Places:
 
 
 def _make_mark(mark: Path, makes_folder: bool) -> None:
-    """Makes the file if no rank that sees this folder has, and writes who made it."""
+    """Creates a file with a random mark, unless another rank that sees the folder has done so."""
     if makes_folder:
         prepare_output_dir(mark.parent)
     deadline = time.monotonic() + _SECONDS_TO_APPEAR

@@ -1,4 +1,4 @@
-"""How far a check of files at start has come, for the log and the watchdog."""
+"""Reports the progress of a check of files to the log and the watchdog."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SECONDS_BETWEEN_LOG_LINES = 30.0
 
 
 def read_progress(what: str) -> Callable[[int], None]:
-    """A function that is told the number of bytes of each block that was read of ``what``."""
+    """A callback that takes the number of bytes of each block read. ``what``: for the log."""
     total, logged = 0, time.monotonic()
 
     def on_read(count: int) -> None:

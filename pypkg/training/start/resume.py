@@ -1,4 +1,4 @@
-"""What changes where a run goes on from a checkpoint."""
+"""What a resumed run changes: learning rate, layout and global batch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _OF_THE_RATE = (
 
 
 def check_resumed(settings: Settings, checkpoint: Path, state: TrainerState) -> None:
-    """Warns of a learning rate that jumps at the first step after ``checkpoint``.
+    """Logs a warning if the learning rate jumps at the first step after ``checkpoint``.
 
     Raises:
         UserError: ``max_steps`` is below the steps that ``checkpoint`` has completed.
@@ -49,9 +49,9 @@ def check_resumed(settings: Settings, checkpoint: Path, state: TrainerState) -> 
 def record_resumed(
     settings: Settings, checkpoint: Path, state: TrainerState, degrees: Degrees
 ) -> None:
-    """Tells the ledger that a run goes on from ``checkpoint``, and what of its layout changes.
+    """Records in the ledger that a run resumes from ``checkpoint``, with changes of the layout.
 
-    Warns of another global batch. One rank alone calls this.
+    Logs a warning if the global batch changes. Only one rank calls this.
     """
     folder, step, layout = settings.output_dir, state.global_step, asdict(degrees)
     record(folder, "resumed", step=step, checkpoint=str(checkpoint), layout=layout)
@@ -73,7 +73,7 @@ def record_resumed(
 
 
 def _way_to_batch(s: Settings, samples: int, shards: int) -> str:
-    """The setting that keeps a global batch of ``samples``, or that none does, as text."""
+    """A sentence that names the setting which keeps a global batch of ``samples``, if any does."""
     for name, other in (
         ("gradient_accumulation_steps", s.per_device_train_batch_size),
         ("per_device_train_batch_size", s.gradient_accumulation_steps),
@@ -99,7 +99,7 @@ def _earlier_layout(checkpoint: Path) -> Mapping[str, Any] | None:
 def _earlier_batch(
     checkpoint: Path, state: TrainerState, layout: Mapping[str, Any] | None
 ) -> int | None:
-    """Samples of a step before ``checkpoint``; None where it does not tell."""
+    """Samples per step before ``checkpoint``; None if they are not known."""
     earlier = _earlier_settings(checkpoint)
     if earlier is not None and layout is not None and {"data", "sharding"} <= layout.keys():
         return _global_batch(earlier, layout)
@@ -109,7 +109,7 @@ def _earlier_batch(
 
 
 def _earlier_settings(checkpoint: Path) -> Settings | None:
-    with contextlib.suppress(UserError):  # of another version, or not there
+    with contextlib.suppress(UserError):  # the file is of another version, or missing
         return load_settings([str(checkpoint / SETTINGS_FILE)])
     return None
 

@@ -1,4 +1,4 @@
-"""What a run starts from: the model's configuration and weights, the tokenizer."""
+"""The sources of a run: configuration and weights of the model, and tokenizer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tokenizer_source(settings: Settings) -> Path:
 
 
 def tokenizer_of(settings: Settings) -> Tokenizer | None:
-    """The tokenizer; None where it is only looked for beside the model and is not there.
+    """The tokenizer; None if the settings name none and there is none beside the model.
 
     Raises:
         UserError: it cannot be read, or it is missing and ``sample_tokens`` needs it.
@@ -75,11 +75,12 @@ def load_model(
 
     Args:
         dtype: "float32", "float16" or "bfloat16", of the parameters.
-        config: for random weights.
-        filled: whether the parameters get their values here.
+        config: of a model with random weights.
+        filled: whether the parameters get their values before this returns.
 
     Returns:
-        The model, and None if it is filled; else what fills its parameters, which have no memory.
+        The model and None if ``filled``. Otherwise the model, whose parameters have no memory yet,
+        and the function that reads their values.
     """
     allowed = settings.allow_unknown_config
     if checkpoint:
@@ -102,14 +103,14 @@ def load_model(
 
 
 def grown_vocab_size(tokenizer: Tokenizer) -> int:
-    """The vocab_size that a model gets whose own is less than the tokenizer's."""
+    """The vocab_size of a model that would have fewer entries than the tokenizer."""
     return -(-tokenizer.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
 
 
 def _grown_to_fit(
     config: ModelConfig, settings: Settings, tokenizer: Tokenizer | None
 ) -> ModelConfig:
-    """Vocabulary and positions raised to what tokenizer and samples need, as PaddleNLP does."""
+    """``config`` with vocabulary and positions raised to fit tokenizer and samples."""
     needed = 0
     if tokenizer is not None:
         needed = grown_vocab_size(tokenizer)

@@ -20,17 +20,17 @@ from pypkg.training.start.layout import layout_problems, process_problems
 def load_run_settings(
     arguments: Sequence[str], world_size: int, runs_here: bool = True
 ) -> Settings:
-    """The settings that the command line ``arguments`` give to a run of ``world_size`` processes.
+    """The settings of a run of ``world_size`` processes, from its command line.
 
-    Paddle is imported only where something is wrong and the settings ask for what a device may
-    lack. Without another problem, assembling the run says what the device cannot do.
+    Paddle is imported only if there is another problem and the settings need what a device may
+    lack. Otherwise the assembly of the run reports what the device cannot do.
 
     Args:
-        runs_here: whether problems of this machine's device belong to those of the settings.
+        runs_here: whether the run uses this machine's device, so that its problems are listed too.
 
     Raises:
-        UserError: lists all problems: what ``load_settings`` and ``check_supported`` say, an
-            unknown model, a layout that does not fit, and what the device cannot do.
+        UserError: lists all problems: those of ``load_settings`` and ``check_supported``, an
+            unknown model, an invalid layout, and what the device cannot do.
     """
     settings, problems, bad = read_settings(arguments)
     problems += support_problems(settings, skip=bad)
@@ -71,13 +71,13 @@ def _device_problems(settings: Settings) -> list[str]:
 
 
 def _lines(message: str) -> list[str]:
-    """The problems in what ``listed`` has made of them."""
+    """The problems in a message of ``listed``."""
     first, *others = message.splitlines()
     return others or [first]
 
 
 def _config(settings: Settings) -> ModelConfig | None:
-    """The model's configuration; None where it comes with weights that are not here yet.
+    """The model's configuration; None if it comes with weights that are not available yet.
 
     Raises:
         UserError: the model is not known, or its config.json is wrong.
@@ -88,14 +88,14 @@ def _config(settings: Settings) -> ModelConfig | None:
     if settings.continue_training:
         folder = folder_with_weights(settings)
         if not (folder / CONFIG_FILE).is_file():
-            return None  # the weights say what is missing
+            return None  # looking for the weights reports what is missing
         name = str(folder)
     config = load_config(name, settings.allow_unknown_config)
     return config.replace(**settings.model_overrides)
 
 
 def folder_with_weights(settings: Settings) -> Path:
-    """Where the weights of a run with ``continue_training`` lie.
+    """The folder with the weights of a run with ``continue_training``.
 
     Raises:
         UserError: there are none, and ``download`` is false or fails.

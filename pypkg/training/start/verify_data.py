@@ -1,4 +1,4 @@
-"""Whether the corpora of a run are what was written, with ``verify_data``."""
+"""Verification of the corpora of a run, for the setting ``verify_data``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger("pypkg")
 
 
 def verify_corpora(settings: Settings) -> None:
-    """Reads every corpus of ``input_dir`` and compares it with its manifest; for one rank.
+    """Reads every corpus of ``input_dir`` and compares it with its manifest. One rank calls this.
 
     Raises:
         UserError: lists all files that differ.

@@ -16,10 +16,10 @@ def set_activations(model: paddle.nn.Layer, settings: Settings) -> None:
 
 
 def dropout_notice(settings: Settings, config: ModelConfig) -> str | None:
-    """A log line where PaddleNLP would train with dropout and this run does not.
+    """A log line if PaddleNLP would train the model with dropout and this run does not; else None.
 
-    Its GPT and OPT models, which are those with learned positions, take the default 0.1 of its
-    run_pretrain's hidden_dropout_prob and attention_probs_dropout_prob.
+    PaddleNLP's run_pretrain gives GPT and OPT models, the models with learned positions, its
+    default 0.1 of hidden_dropout_prob and attention_probs_dropout_prob.
     """
     if config.position_embedding != "learned" or settings.hidden_dropout_prob > 0:
         return None
@@ -33,7 +33,7 @@ def recompute_choice(settings: Settings) -> Recompute | None:
     """The parts that layers recompute; None if they recompute nothing.
 
     Raises:
-        ValueError: no layer knows recompute_granularity.
+        ValueError: no layer supports recompute_granularity.
     """
     if not settings.recompute:
         return None

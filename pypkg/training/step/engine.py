@@ -1,4 +1,4 @@
-"""One optimizer step over a global batch, whatever the layout."""
+"""One optimizer step over a global batch, under any layout."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import paddle
 from paddle import Tensor
+from paddle.profiler import RecordEvent
 
 from pypkg.data import Batch
 from pypkg.parallel.comm.collective import mean_over_sample_shards
 from pypkg.parallel.optimizer.distribute import DistributedModel
 from pypkg.parallel.optimizer.updater import Updater
 from pypkg.training.step.normalization import label_count, loss_weights
+from pypkg.training.step.phase_times import FORWARD_BACKWARD, UPDATE
 
 _NORMALIZATIONS = ("global", "micro_batch")
 
@@ -29,8 +31,8 @@ class Engine:
         updater: averages gradients, clips and updates.
         normalization: ``global`` divides the losses of a step by the number of labels of the global
             batch; ``micro_batch`` averages the mean losses of the micro batches.
-        labels_vary: whether micro batches may differ in their number of labels. Where they do not,
-            training is the same either way, and ranks need not sum their numbers.
+        labels_vary: whether micro batches may differ in their number of labels. If they cannot,
+            both normalizations are equal, and the ranks need not sum the numbers.
 
     Raises:
         ValueError: another ``normalization``.
@@ -48,12 +50,12 @@ class Engine:
         self._is_global = self.normalization == "global"
 
     def forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor | None:
-        """Accumulates this rank's gradients of the step's loss. All ranks have to call it.
+        """Accumulates this rank's gradients of the loss of a step. Every rank must call this.
 
         Returns:
-            The loss, a float32 scalar whose mean over the sample shards is that of the step; not
-            synchronised with the host. None on all ranks if no label of the global batch counts:
-            there is no gradient then, and nothing to update.
+            The loss, a float32 scalar on the device. Its mean over the sample shards is the loss of
+            the step. None on all ranks if no label of the global batch counts: there is no
+            gradient then, and no update.
         """
         batches = [to_device(batch) for batch in micro_batches]
         if self._is_global and self.labels_vary:
@@ -62,21 +64,27 @@ class Engine:
                 return None
             for batch, weight in zip(batches, weights, strict=True):
                 batch["loss_weight"] = paddle.to_tensor(weight, dtype="float32")
-        return self.model.forward_backward(batches, self.updater.scale)
+        with RecordEvent(FORWARD_BACKWARD):
+            return self.model.forward_backward(batches, self.updater.scale)
 
     def update(self, learning_rate: float) -> Tensor:
         """One optimizer step; returns the global gradient norm before clipping, a float32 scalar.
 
-        All ranks have to call it.
+        Every rank must call this.
         """
-        return self.updater.step(learning_rate)
+        with RecordEvent(UPDATE):
+            return self.updater.step(learning_rate)
+
+    def wait(self) -> None:
+        """Until this rank holds the updated weights, for another use than a forward pass."""
+        self.updater.wait()
 
     @paddle.no_grad()
     def evaluate(self, micro_batches: Iterable[Batch]) -> float:
         """Mean loss over the labels of ``micro_batches`` of all sample shards, in nats.
 
-        With the normalization ``micro_batch``, the mean over the micro batches that have labels.
-        All ranks have to call it, with the same number of micro batches.
+        With the normalization ``micro_batch``, it is the mean over the micro batches that have
+        labels. Every rank must call this, with the same number of micro batches.
 
         Returns:
             The mean; NaN if there is no label.

@@ -1,4 +1,4 @@
-"""What the losses of a step are divided by where micro batches differ in their number of labels."""
+"""Normalization of the losses of a step whose micro batches differ in their number of labels."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def label_count(batch: Batch) -> int:
 
 
 def loss_weights(counts: Sequence[int]) -> list[float] | None:
-    """Factors of the mean losses of micro batches that make their mean the mean over all labels.
+    """Factors for the mean losses of micro batches, which make their mean the mean over all labels.
 
     With c labels in a micro batch, n micro batches on a rank, d sample shards and C labels in the
-    global batch, the factor is ``c * n * d / C``: the mean over the n * d micro batches of factor
-    times mean loss is then the sum of the losses of all labels over C. Where all micro batches have
-    as many labels each factor is exactly 1.
+    global batch, the factor is ``c * n * d / C``. The mean of factor times mean loss over the n * d
+    micro batches is then the sum of the losses of all labels, divided by C. If all micro batches
+    have the same number of labels, each factor is exactly 1.
 
-    All ranks have to call this; the host waits for the sum over the sample shards.
+    Every rank must call this. The host waits for the sum over the sample shards.
 
     Args:
         counts: labels of each of this rank's micro batches.
 
     Returns:
-        A factor for each of ``counts``; None where no micro batch of any rank has a label.
+        A factor for each of ``counts``; None if no micro batch of any rank has a label.
     """
     current = mesh.current()
     total = sum(counts)

@@ -1,4 +1,4 @@
-"""Losses and gradient norms of steps, left on the device until a log line or a checkpoint."""
+"""Losses and gradient norms of steps, kept on the device until a log line or a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pypkg.parallel.launch.rendezvous import named
 
 
 class BadStep(Exception):
-    """A step whose update must not stay. All ranks raise it at the same place.
+    """A step whose update must be undone. All ranks raise it at the same point of the run.
 
     Attributes:
         step: its number, from 1.
@@ -31,11 +31,11 @@ class PendingSteps:
     """The steps since the last log line.
 
     Args:
-        losses: of steps that a checkpoint has as pending; they are known to be good.
-        has_loss_scale: whether steps with a norm that is not finite are common: the loss scale is
-            lowered, and nothing else changes.
-        judge: given the loss and the gradient norm of a step, says what is wrong with them, or
-            None. It is asked once for each step, in order.
+        losses: pending losses of a checkpoint; their steps are known to be good.
+        has_loss_scale: whether there is a loss scale. A gradient norm that is not finite then
+            lowers the scale, skips the update, and is no fault.
+        judge: returns what is wrong with the loss and the gradient norm of a step, or None. It is
+            called once for each step, in order.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class PendingSteps:
         self._waiting.append((step, loss, grad_norm))
 
     def fetch(self) -> list[float]:
-        """Losses since ``clear``, fetched from the device in one go. All ranks have to call it.
+        """Fetches the losses since ``clear`` from the device at once. Every rank must call this.
 
         Raises:
             BadStep: the first step whose loss or norm is not finite, or that ``judge`` rejects.
@@ -93,14 +93,15 @@ class PendingSteps:
         return self._judge(loss, norm) or ""
 
     def clear(self) -> None:
-        """Forgets all steps: they have been logged."""
+        """Removes all steps, after they have been logged."""
         self._losses, self._waiting = [], []
 
 
 def _least(number: int) -> int:
-    """The least ``number`` of the ranks with the same samples: one alone may see what is wrong.
+    """The minimum of ``number`` over the ranks that train on the same samples.
 
-    Ranks with other samples have the same mean losses.
+    One of them may be the only rank that sees a fault. Ranks with other samples see it too, because
+    they have the same mean losses.
     """
     current = mesh.current()
     for group in (current.tensor, current.pipeline):

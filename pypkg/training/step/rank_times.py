@@ -1,13 +1,15 @@
 """Time and traffic of each rank, measured by step, and a table of all ranks.
 
-The time of a step is that of fetching its micro batches, of its forward and backward passes and of
-its update, without logging, evaluation and checkpoints. It is divided into
+The time of a step covers fetching its micro batches, the forward and backward passes and the
+update. It excludes logging, evaluation and checkpoints. It is divided into
 
-- data: waiting for micro batches,
-- stages: waiting for other pipeline stages, for their messages and for the last of them to end its
-  backward pass (the bubble and the messages),
-- communication: every other collective, with the wait for other ranks of its group,
+- data: the wait for micro batches;
+- stages: the wait for other pipeline stages, which is their messages and the bubble, until the last
+  of them has ended its backward pass;
+- communication: every other collective, including the wait for other ranks of its group;
 - compute: the rest.
+
+A second table has the host and device time of each phase (``phase_times.py``).
 """
 
 from __future__ import annotations
@@ -30,6 +32,13 @@ from pypkg.parallel.comm.traffic import GROUPS, Traffic
 from pypkg.training.feed.data_source import DataSource
 from pypkg.training.reporting.metrics import peak_memory_bytes
 from pypkg.training.step.engine import Engine
+from pypkg.training.step.phase_times import (
+    FORWARD_BACKWARD,
+    SAMPLES,
+    UPDATE,
+    PhaseTimes,
+    finish,
+)
 
 
 @dataclass
@@ -43,6 +52,7 @@ class Times:
     stages: float = 0.0
     communication: float = 0.0
     sent: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    phases: PhaseTimes = field(default_factory=PhaseTimes)
     peak_memory: int = 0  # bytes, at the end
 
     @property
@@ -51,7 +61,7 @@ class Times:
 
 
 class MeasuredEngine(Engine):
-    """An Engine that measures its steps. All ranks of a run have one, or none."""
+    """An Engine that measures its steps. Either all ranks of a run have one, or none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,21 +74,22 @@ class MeasuredEngine(Engine):
 
     @property
     def times(self) -> Times:
-        """The sums of this rank. The first step, a warm-up, counts only if there is no other."""
+        """The sums of this rank, without the first step, a warm-up, unless it is the only one."""
         times = self._rest if self._rest.steps else self._first
         times.peak_memory = peak_memory_bytes()
         return times
 
     def timed(self, data: DataSource) -> DataSource:
-        """``data``; the wait for its training batches counts in the steps to come."""
+        """``data``, with the wait for training batches added to the time of the next step."""
         return _TimedData(data, self._add_wait)
 
     def _add_wait(self, seconds: float) -> None:
         self._times.data += seconds
         self._times.seconds += seconds
+        self._times.phases.add(SAMPLES, seconds)
 
     def forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor | None:
-        with self._measuring():
+        with self._measuring(FORWARD_BACKWARD):
             loss = super().forward_backward(micro_batches)
         self._wait_for_stages()
         shards = mesh.current().sample_shards
@@ -86,30 +97,29 @@ class MeasuredEngine(Engine):
         return loss
 
     def update(self, learning_rate: float) -> Tensor:
-        with self._measuring():
+        with self._measuring(UPDATE):
             norm = super().update(learning_rate)
         self._times.steps += 1
         return norm
 
     def _wait_for_stages(self) -> None:
-        """Waits until all stages have ended their passes; the update would count it otherwise."""
+        """Waits until all stages have ended their passes, which the update would include."""
         group = mesh.current().pipeline
         if group is not None:
             start = time.perf_counter()
             dist.all_reduce(paddle.zeros([1]), group=group)
-            _finish()
+            finish()
             seconds = time.perf_counter() - start
             self._times.stages += seconds
             self._times.seconds += seconds
 
     @contextlib.contextmanager
-    def _measuring(self) -> Iterator[None]:
+    def _measuring(self, phase: str) -> Iterator[None]:
         """Adds the block's time and traffic."""
-        start = time.perf_counter()
-        with self._traffic.counting():
-            yield
-            _finish()
         times = self._times
+        start = time.perf_counter()
+        with self._traffic.counting(), times.phases.measuring(phase):
+            yield
         times.seconds += time.perf_counter() - start
         stages = self._traffic.total("pipeline", "recv").seconds
         stages += self._traffic.total("pipeline", "broadcast").seconds  # of the loss
@@ -121,7 +131,7 @@ class MeasuredEngine(Engine):
 
 
 class _TimedData:
-    """A data source that reports how long each training batch took to come."""
+    """A data source that reports the wait for each training batch."""
 
     def __init__(self, data: DataSource, waited: Callable[[float], None]) -> None:
         self._data, self._waited = data, waited
@@ -142,14 +152,8 @@ class _TimedData:
         return self._data.eval_batches(split)
 
 
-def _finish() -> None:
-    """Waits until the GPU is idle."""
-    if paddle.device.get_device().startswith("gpu"):
-        paddle.device.synchronize()
-
-
 def print_rank_times(times: Times) -> None:
-    """The first rank prints the table of all ranks. All have to call this, each with its own."""
+    """Prints the table of all ranks on rank 0. Every rank must call this, with its own times."""
     if not times.steps:
         return
     ranks = [times]
@@ -158,12 +162,13 @@ def print_rank_times(times: Times) -> None:
         dist.all_gather_object(ranks, times)
     if is_first_rank():
         show(table(ranks))
+        show(phase_table(ranks))
 
 
 def table(ranks: Sequence[Times]) -> str:
-    """A line for each of ``ranks``; tokens/s are those of the run, divided by the world size.
+    """A table with a line for each of ``ranks``; tokens/s are those of the run per rank.
 
-    A column for stages or for a group is there if any rank has a value in it.
+    Columns for stages and groups without a value on any rank are omitted.
     """
     sent = [group for group in GROUPS if any(times.sent.get(group) for times in ranks)]
     parts = ["compute", "communication", "data"]
@@ -183,12 +188,38 @@ def table(ranks: Sequence[Times]) -> str:
                 *(_bytes(times.sent.get(group, 0) / steps) for group in sent),
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-             for row in rows]  # fmt: skip
     title = f"ranks: seconds of a step, mean of {ranks[0].steps}"
     if sent:
         title += f", and what a rank sends in it to its group ({', '.join(sent)})"
+    return _aligned(title, rows)
+
+
+def phase_table(ranks: Sequence[Times]) -> str:
+    """A line for each of ``ranks``: seconds of each phase of a step; device times on GPUs alone."""
+    phases = [name for name in (SAMPLES, FORWARD_BACKWARD, UPDATE) if name in ranks[0].phases.host]
+    of_device = any(times.phases.device for times in ranks)
+    head = ["rank"]
+    for name in phases:
+        is_timed = of_device and name in ranks[0].phases.device
+        head += [f"{name}, host", f"{name}, device"] if is_timed else [name]
+    rows = [head]
+    for rank, times in enumerate(ranks):
+        row = [str(rank)]
+        for name in phases:
+            found = [times.phases.host[name]]
+            found += [times.phases.device[name]] if name in times.phases.device else []
+            row += [f"{seconds / max(times.steps, 1):.4f} s" for seconds in found]
+        rows.append(row)
+    title = f"phases: seconds of a step, mean of {ranks[0].steps}"
+    if of_device:
+        title += "; host: until the calls return, device: between events on its stream"
+    return _aligned(title, rows)
+
+
+def _aligned(title: str, rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+             for row in rows]  # fmt: skip
     return "\n".join([title, *(f"  {line}" for line in lines)])
 
 

@@ -165,7 +165,7 @@ def test_several_problems_at_once(tmp_path, capsys):
     assert preprocess.main(arguments) == 1
     out = capsys.readouterr().out
     for part in [
-        f"{prefix}: 8 kinds of problems",
+        f"{prefix}: problems: 8",
         "document 1 at byte 90",
         "1 bytes at the end, from byte 12 on",
         "do not begin where",
@@ -241,6 +241,21 @@ def test_merge_into_an_input(tmp_path, capsys):
     assert preprocess.main(["merge", prefix, "--output_prefix", prefix]) == 2
     assert "is the corpus" in capsys.readouterr().err
     assert documents_of(prefix) == [[[1]]]
+
+
+@pytest.mark.parametrize("prefix", ["", "corpora/", "corpora/.bin", ".."])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["merge", "data/corpus"],
+        ["split", "data/corpus"],
+        ["--input_path", "data", "--tokenizer_name_or_path", "tokenizer"],
+    ],
+)
+def test_a_prefix_of_hidden_files(capsys, command, prefix):
+    assert preprocess.main([*command, "--output_prefix", prefix]) == 2
+    error = capsys.readouterr().err
+    assert f"--output_prefix is '{prefix}', a folder; expected the path of the files" in error
 
 
 def test_merge_without_a_common_type(tmp_path, capsys):

@@ -41,12 +41,13 @@ def corpus(make_corpus) -> str:
     return make_corpus(counting_documents(SIZES))
 
 
-def test_a_set_is_on_the_disk_before_its_description(corpus, monkeypatch):
+def test_a_set_is_whole_before_its_description_and_waits_for_no_disk(corpus, monkeypatch):
+    """Checksums notice what a crash of the machine loses (test_damaged_files_are_made_anew)."""
     disk = DiskLog(monkeypatch)
     train(corpus)
-    disk.check()
     suffixes = [event.rpartition(".")[2] for event in disk.changes()]
     assert suffixes == ["npy", "npy", "npy", "dsc"]
+    assert disk.events == disk.changes()
 
 
 def train(prefix, num_samples=60, cache="beside", seed=3):

@@ -345,19 +345,18 @@ def test_an_infinite_rank_of_tekken(tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_a_token_that_occurs_twice(tmp_path):
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("YQ== 900\n", "expected a token in base64 that no line before has"),
+        ("bm90IHNlZW4= 3\n", "gives 1 of its 501 tokens the rank of another"),
+    ],
+)
+def test_a_token_or_a_rank_that_occurs_twice(tmp_path, line, said):
     write_ranks(tmp_path)
     with (tmp_path / "tokenizer.model").open("a") as file:
-        file.write("YQ== 900\n")
-    with pytest.raises(UserError, match="expected a token in base64 that no line before has"):
-        load_tokenizer(tmp_path)
-
-
-def test_two_tokens_of_one_rank(tmp_path):
-    write_ranks(tmp_path)
-    with (tmp_path / "tokenizer.model").open("a") as file:
-        file.write("bm90IHNlZW4= 3\n")
-    with pytest.raises(UserError, match="gives 1 of its 501 tokens the rank of another"):
+        file.write(line)
+    with pytest.raises(UserError, match=said):
         load_tokenizer(tmp_path)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import forked
 import pytest
 from distributed_testing import REPO, rank_environment, start_rank
-from training_testing import Workplace, counting_documents, environment, write_corpus, write_model
+from training_testing import Workplace, environment, small_workplace
 
 from pypkg.parallel.endpoints import free_ports
 
@@ -22,9 +22,7 @@ QUICK = {"PYPKG_HANG_SECONDS": "8", "PYPKG_START_SECONDS": "30", "PYPKG_SILENCE_
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Workplace:
-    write_corpus(tmp_path / "data" / "corpus", counting_documents())
-    write_model(tmp_path / "model")
-    return Workplace(tmp_path)
+    return small_workplace(tmp_path)
 
 
 class Ranks:

@@ -12,14 +12,12 @@ from pathlib import Path
 
 import pytest
 from distributed_testing import REPO
-from training_testing import Workplace, counting_documents, environment, write_corpus, write_model
+from training_testing import Workplace, environment, small_workplace
 
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Workplace:
-    write_corpus(tmp_path / "data" / "corpus", counting_documents())
-    write_model(tmp_path / "model")
-    return Workplace(tmp_path)
+    return small_workplace(tmp_path)
 
 
 def processes_of(workplace: Workplace) -> list[int]:

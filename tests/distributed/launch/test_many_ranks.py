@@ -1,4 +1,4 @@
-"""Descriptors where a run has a thousand ranks and more."""
+"""File descriptors of a run with a thousand ranks and more."""
 
 from __future__ import annotations
 

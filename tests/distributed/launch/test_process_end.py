@@ -1,4 +1,4 @@
-"""How a rank ends that serves others."""
+"""The end of a rank that serves other ranks."""
 
 from __future__ import annotations
 

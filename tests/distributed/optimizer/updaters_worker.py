@@ -302,6 +302,7 @@ def run_case(case: dict, folder: Path, trace: Trace | None = None) -> dict[str, 
 
 def whole(run: Trained) -> tuple[dict, dict]:
     """Parameters and optimizer state, complete on every rank."""
+    run.updater.wait()
     named = dict(run.layer.named_parameters())
     return whole_parameters(run.config, named), whole_state(run.updater)
 

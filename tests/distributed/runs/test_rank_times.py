@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from distributed_testing import run_ranks
-from training_testing import Workplace, counting_documents, write_corpus, write_model
+from training_testing import Workplace, small_workplace
 
 from pypkg.training.step.rank_times import Times, table
 
@@ -16,9 +16,7 @@ UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Workplace:
-    write_corpus(tmp_path / "data" / "corpus", counting_documents())
-    write_model(tmp_path / "model")
-    return Workplace(tmp_path)
+    return small_workplace(tmp_path)
 
 
 def run(workplace: Workplace, nproc: int, **settings: object) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from distributed_testing import run_ranks
-from training_testing import Workplace, counting_documents, write_corpus, write_model
+from training_testing import small_workplace
 
 from pypkg.training.ledger import events
 
@@ -25,9 +25,7 @@ LAYOUTS = {
 
 @pytest.mark.slow
 def test_under_every_layout(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "data" / "corpus", counting_documents())
-    write_model(tmp_path / "model")
-    workplace = Workplace(tmp_path)
+    workplace = small_workplace(tmp_path)
     common = workplace.command(max_steps=8, save_steps=2, eval_steps=4, hidden_dropout_prob=0.1)[3:]
     place = common.index("--output_dir")
     del common[place : place + 2]

@@ -13,7 +13,7 @@ from typing import Any
 import paddle
 from paddle import Tensor
 
-from pypkg.parallel.optimizer.zero import gradient_reducer, sliced_layers
+from pypkg.parallel.optimizer.zero import gradient_reducer, sliced_layers, weight_broadcast
 
 
 class Task:
@@ -67,10 +67,10 @@ class Trace:
 
 @contextlib.contextmanager
 def delayed() -> Iterator[Trace]:
-    """Delays the operations of ZeRO stages 2 and 3 inside of the block."""
+    """Delays the operations of the ZeRO stages inside of the block."""
     trace = Trace()
     reduce, reduce_scatter = gradient_reducer.dist.reduce, sliced_layers.stream.reduce_scatter
-    gather = sliced_layers._all_gather
+    gather, broadcast = sliced_layers._all_gather, weight_broadcast.dist.broadcast
 
     def starting(kind: str, run: Callable[..., Any]) -> Callable[..., Any]:
         def start(*arguments: Any, sync_op: bool = True, **options: Any) -> Any:
@@ -88,9 +88,11 @@ def delayed() -> Iterator[Trace]:
     gradient_reducer.dist.reduce = starting("reduce", reduce)
     sliced_layers.stream.reduce_scatter = starting("reduce_scatter", reduce_scatter)
     sliced_layers._all_gather = starting_gather
+    weight_broadcast.dist.broadcast = starting("broadcast", broadcast)
     try:
         yield trace
     finally:
         gradient_reducer.dist.reduce = reduce
         sliced_layers.stream.reduce_scatter = reduce_scatter
         sliced_layers._all_gather = gather
+        weight_broadcast.dist.broadcast = broadcast

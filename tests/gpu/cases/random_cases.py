@@ -1,4 +1,4 @@
-"""A case of each kernel at random sizes and settings: shapes that nobody thought of.
+"""Cases of each kernel at random sizes and settings.
 
 A draw takes a random generator, a dtype and how many elements the largest array may have, and
 returns one of the cases of ``kernel_cases``.

@@ -1,4 +1,4 @@
-"""What a step in 16 bits does exactly: float32 sums without a copy, the same bits in every run."""
+"""Properties of a step in 16 bits: float32 sums without a copy, the same bits in every run."""
 
 from __future__ import annotations
 

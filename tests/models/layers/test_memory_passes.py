@@ -56,6 +56,17 @@ def _mlp_block(read: Sizes, written: Sizes) -> tuple[int, int, int, int]:
     )
 
 
+def _normed(block: Callable[[Sizes, Sizes], tuple[int, int, int, int]]) -> Callable:
+    """The cost of a block with the norm before it in one operator."""
+
+    def cost(read: Sizes, written: Sizes) -> tuple[int, int, int, int]:
+        (x, residual, weight, *others), (out, stream, normed, rstd, *kept) = read, written
+        norm = _norm([x, residual, weight], [stream, normed, rstd])
+        return _total(norm, block([normed, *others], [out, *kept]))
+
+    return cost
+
+
 def _total(*parts: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
     forward, backward, least_forward, least_backward = map(sum, zip(*parts, strict=True))
     return forward, backward, least_forward, least_backward
@@ -88,6 +99,14 @@ COSTS: dict[str, tuple[str, Callable[[Sizes, Sizes], tuple[int, int, int, int]]]
     ),
     "pypkg_attention_block": ("CustomOpGradNode: pypkg_attention_block_grad", _attention_block),
     "pypkg_mlp_block": ("CustomOpGradNode: pypkg_mlp_block_grad", _mlp_block),
+    "pypkg_normed_attention_block": (
+        "CustomOpGradNode: pypkg_normed_attention_block_grad",
+        _normed(_attention_block),
+    ),
+    "pypkg_normed_mlp_block": (
+        "CustomOpGradNode: pypkg_normed_mlp_block_grad",
+        _normed(_mlp_block),
+    ),
 }
 
 
@@ -128,17 +147,24 @@ def _nodes(outputs: list[paddle.Tensor]) -> Counter[str]:
     return Counter(name for name in nodes.values() if name != "GradNodeAccumulation")
 
 
-@pytest.mark.parametrize(("in_blocks", "operators"), [(True, 4), (False, 8)])
-def test_a_layer_moves_little_more_than_it_must(tiny_config, ran, in_blocks, operators) -> None:
-    """In blocks, and with operators of their own, as under a hook of a projection."""
+@pytest.mark.parametrize(
+    ("hooked", "operators"),
+    [
+        ((), 2),
+        (("input_layernorm", "post_attention_layernorm"), 4),
+        (("self_attn.o_proj", "mlp.down_proj"), 8),
+    ],
+)
+def test_a_layer_moves_little_more_than_it_must(tiny_config, ran, hooked, operators) -> None:
+    """Two operators where nothing but they is called, and the parts around a hook of a call."""
     ops.set_backend("compiled")
     sizes = {"hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "head_dim": HIDDEN // HEADS}
     heads = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS}
     decoder = Decoder(replace(tiny_config, **sizes, **heads))
     inputs = decoder._attention_inputs([1, TOKENS], None, None, None)
-    if not in_blocks:
-        for projection in (decoder.layers[0].self_attn.o_proj, decoder.layers[0].mlp.down_proj):
-            projection.register_forward_pre_hook(lambda *_: None)
+    sublayers = dict(decoder.layers[0].named_sublayers())
+    for name in hooked:
+        sublayers[name].register_forward_pre_hook(lambda *_: None)
     x, residual = (paddle.ones([1, TOKENS, HIDDEN]) for _ in range(2))
     x.stop_gradient = residual.stop_gradient = False
     ran.clear()

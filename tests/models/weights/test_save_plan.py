@@ -1,4 +1,4 @@
-"""Which rank writes which tensors: each one writer, evenly by bytes, whatever the layout."""
+"""Which rank writes which tensors: one writer for each, evenly by bytes, under every layout."""
 
 from __future__ import annotations
 

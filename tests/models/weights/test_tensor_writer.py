@@ -1,4 +1,4 @@
-"""Files written beside the thread that brings the tensors."""
+"""Files that are written in parallel to the thread that supplies tensors."""
 
 from __future__ import annotations
 

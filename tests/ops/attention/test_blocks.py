@@ -97,6 +97,84 @@ def test_mlp_has_the_bits_of_its_operators(compiled, ran, activation, shape):
     assert ran == ["pypkg_mlp_block"]
 
 
+def normed_results(run: Callable, *given: paddle.Tensor) -> list[np.ndarray]:
+    """Both outputs of ``run``, and the gradients of ``given``."""
+
+    def both(*given: paddle.Tensor) -> paddle.Tensor:
+        return paddle.concat([each.flatten() for each in run(*given)])
+
+    return results(both, *given)
+
+
+@pytest.mark.parametrize("shape", [ROWS, TOKENS])
+def test_norm_and_attention_have_the_bits_of_their_operators(compiled, ran, shape):
+    heads = (BATCH, HEADS_Q, HEADS_K, masks()["documents"])
+    rotation = (*(rotations()["positions"].get(n) for n in ("cos", "sin", "position_ids")), False)
+
+    def parts(x, residual, weight, *projections):
+        y, stream = ops.rms_norm(x, weight, 1e-5, residual)
+        return ops.attention_block(y, *projections, *heads, *rotation, 0.3, 4.0), stream
+
+    def block(x, residual, weight, *projections):
+        norm = ops.PreNorm(weight, 1e-5, residual)
+        return ops.normed_attention_block(x, norm, *projections, *heads, *rotation, 0.3, 4.0)
+
+    given = (shape, shape, (HIDDEN,), *ATTENTION_SHAPES)
+    expected = normed_results(parts, *tensors(*given))
+    ran.clear()
+    for got, wanted in zip(normed_results(block, *tensors(*given)), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    assert ran == ["pypkg_normed_attention_block"]
+
+
+@pytest.mark.parametrize("activation", ops.GATED)
+@pytest.mark.parametrize("used", [0, 1, 2])
+def test_norm_and_mlp_have_the_bits_of_their_operators(compiled, ran, activation, used):
+    """Also where only one of the outputs, 0 or 1, is used; 2: both."""
+
+    def outputs(out, stream):
+        return (out, stream) if used == 2 else ((out, stream)[used],)
+
+    def parts(x, residual, weight, *projections):
+        y, stream = ops.rms_norm(x, weight, 1e-5, residual)
+        return outputs(ops.gated_mlp_block(y, *projections, activation), stream)
+
+    def block(x, residual, weight, *projections):
+        norm = ops.PreNorm(weight, 1e-5, residual)
+        return outputs(*ops.normed_gated_mlp_block(x, norm, *projections, activation))
+
+    given = (ROWS, ROWS, (HIDDEN,), *MLP_SHAPES)
+    leaves = slice(0, 2 if used == 1 else None)  # the stream does not depend on the others
+    found, expected = [], []
+    for run, into in ((parts, expected), (block, found)):
+        inputs = tensors(*given)
+        joined = paddle.concat([each.flatten() for each in run(*inputs)])
+        weights = np.random.default_rng(2).standard_normal(joined.shape)
+        (joined * paddle.to_tensor(weights, joined.dtype)).sum().backward()
+        into += [joined.numpy(), *(each.grad.numpy() for each in inputs[leaves])]
+    for got, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    assert ran[-1] == "pypkg_normed_mlp_block"
+
+
+@pytest.mark.parametrize("change", ["dtype", "frozen"])
+def test_a_norm_that_the_operator_does_not_take_runs_by_itself(compiled, ran, change):
+    x, residual, weight, *projections = tensors(ROWS, ROWS, (HIDDEN,), *MLP_SHAPES)
+    if change == "frozen":
+        weight.stop_gradient = True
+    elif change == "dtype":
+        x, residual, *projections = (each.astype("float64") for each in (x, residual, *projections))
+        weight = weight.astype("float64")
+    ops.normed_gated_mlp_block(x, ops.PreNorm(weight, 1e-5, residual), *projections)
+    assert "pypkg_normed_mlp_block" not in ran
+
+
+def test_mistakes_of_the_norm_are_those_of_rms_norm(compiled):
+    x, residual, weight, *projections = tensors(ROWS, TOKENS, (HIDDEN,), *MLP_SHAPES)
+    with pytest.raises(ValueError, match="rms_norm: residual must have shape"):
+        ops.normed_gated_mlp_block(x, ops.PreNorm(weight, 1e-5, residual), *projections)
+
+
 def test_a_frozen_weight_has_no_gradient(compiled, ran):
     """The operator of the block would compute it; the parts do not."""
     x, gate_up, down = tensors(ROWS, *MLP_SHAPES)

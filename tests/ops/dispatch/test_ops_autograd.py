@@ -1,4 +1,4 @@
-"""What every operator owes Paddle's autograd, whatever it computes."""
+"""Rules of Paddle's autograd that every operator must follow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the Triton backend owes beside values and gradients, which the operators' tests check."""
+"""The Triton backend: everything but values and gradients, which the operators' tests check."""
 
 from __future__ import annotations
 

@@ -15,7 +15,13 @@ import pytest
 
 from pypkg.errors import UserError
 from pypkg.training.checkpoint import lock
-from pypkg.training.checkpoint.lock import SILENCE_SECONDS, Holder, OutputLock
+from pypkg.training.checkpoint.lock import (
+    BEAT_SECONDS,
+    SILENCE_SECONDS,
+    WATCH_SECONDS,
+    Holder,
+    OutputLock,
+)
 
 
 @pytest.fixture
@@ -36,6 +42,15 @@ def pause(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], Non
 
     set_to(lambda: pytest.fail("nothing is to be waited for"))
     return set_to
+
+
+@pytest.fixture
+def passed(pause, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that pauses have taken by this process's clock; each takes as long as a heartbeat."""
+    monotonic, passed = lock.time.monotonic, []
+    pause(lambda: passed.append(BEAT_SECONDS))
+    monkeypatch.setattr(lock.time, "monotonic", lambda: monotonic() + sum(passed))
+    return passed
 
 
 def leave_lock(folder: Path, holder: Holder, silent: float = 0.0) -> Path:
@@ -97,11 +112,12 @@ def test_another_process_with_the_same_number(tmp_path, sleeper, pause):
 
 
 @pytest.mark.parametrize("field", ["boot_id", "pid_namespace"])
-def test_a_silent_holder_elsewhere_is_followed(tmp_path, pause, field):
+def test_a_silent_holder_elsewhere_is_followed(tmp_path, passed, field):
     """On another machine, or in another container of this one, where its number says nothing."""
     holder = replace(of_process(os.getpid()), **{field: "another"})
     leave_lock(tmp_path, holder, silent=SILENCE_SECONDS + 1)
     OutputLock(tmp_path).release()
+    assert sum(passed) == WATCH_SECONDS
 
 
 def test_a_holder_elsewhere_that_gives_a_sign_of_life(tmp_path, pause):
@@ -119,28 +135,36 @@ def test_a_holder_elsewhere_that_gives_a_sign_of_life(tmp_path, pause):
     assert pauses == [0, 1, 0, 1]
 
 
-def test_a_holder_elsewhere_that_falls_silent_while_it_is_watched(tmp_path, pause, monkeypatch):
-    path = leave_lock(tmp_path, elsewhere())
-    now, step = path.stat().st_mtime, SILENCE_SECONDS / 4
-    passed = []
-    pause(lambda: passed.append(step))
+def test_a_holder_elsewhere_that_falls_silent_while_it_is_watched(tmp_path, passed, monkeypatch):
+    now = leave_lock(tmp_path, elsewhere()).stat().st_mtime
     monkeypatch.setattr(OutputLock, "_now", lambda _: now + sum(passed))
     OutputLock(tmp_path).release()
-    assert len(passed) == 5
+    assert SILENCE_SECONDS <= sum(passed) <= SILENCE_SECONDS + BEAT_SECONDS
 
 
-def test_a_clock_that_was_set_back(tmp_path, pause, monkeypatch):
+def test_a_clock_that_was_set_back(tmp_path, passed):
     """The dead holder's last touch is an hour in the future."""
     leave_lock(tmp_path, elsewhere(), silent=-3600)
-    monotonic, passed = lock.time.monotonic, []
-    pause(lambda: passed.append(SILENCE_SECONDS / 4))
-    monkeypatch.setattr(lock.time, "monotonic", lambda: monotonic() + sum(passed))
     OutputLock(tmp_path).release()
-    assert len(passed) == 4
+    assert sum(passed) == SILENCE_SECONDS
+
+
+def test_a_clock_that_was_set_forward(tmp_path, passed, pause):
+    """The holder lives, though its last touch seems to be an hour ago."""
+    path = leave_lock(tmp_path, elsewhere(), silent=3600)
+
+    def touch_in_time() -> None:
+        passed.append(BEAT_SECONDS)
+        path.touch()
+
+    pause(touch_in_time)
+    with pytest.raises(UserError, match="process 4711 on node7"):
+        OutputLock(tmp_path)
+    assert path.exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "\x00" * 300])
-def test_a_lock_that_names_nobody(tmp_path, pause, content):
+def test_a_lock_that_names_nobody(tmp_path, passed, pause, content):
     """As a kill between making and writing it leaves it."""
     path = tmp_path / ".lock"
     path.write_text(content)
@@ -149,6 +173,7 @@ def test_a_lock_that_names_nobody(tmp_path, pause, content):
     with pytest.raises(UserError, match="in use by another run"):
         OutputLock(tmp_path)
     touch(path, SILENCE_SECONDS + 1)
+    pause(lambda: passed.append(BEAT_SECONDS))
     OutputLock(tmp_path).release()
 
 

@@ -170,6 +170,16 @@ def test_a_run_warns_at_start(workplace, monkeypatch, caplog):
     assert "disk: 1e-06 GB are free where output_dir is" in caplog.text
 
 
+def test_a_run_on_a_cpu_that_does_not_fit_is_warned_of(workplace, monkeypatch, caplog):
+    """The kernel ends it without a message, so the log has to have one before."""
+    settings, config = run_of(workplace, device="cpu")
+    monkeypatch.setattr(facts, "_free_memory", lambda: 10_000)
+    with caplog.at_level("WARNING", logger="pypkg"):
+        warn_at_start(probe("cpu"), settings, config, "float32")
+    assert "memory: 9.31e-06 GiB are free, and the tensors of 1 rank take up to" in caplog.text
+    assert "per_device_train_batch_size" in caplog.text
+
+
 def test_settings_get_the_errors_of_pretrain(workplace, capsys):
     assert main(workplace.command(max_steps=-5)[3:]) == 2
     assert "max_steps" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Going back, on an engine whose weight and losses follow from the samples alone."""
+"""Rollbacks, on an engine whose weight and losses follow from the samples alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import paddle
 import pytest
 from paddle import Tensor
+from training_testing import SavesAtOnce
 
 from pypkg.config import load_settings
 from pypkg.data import Batch
@@ -61,6 +62,9 @@ class Engine:
         loss = self._losses.get(self._sample // SAMPLES + 1, 2.0 + self.weight / 1000)
         return paddle.to_tensor(loss)
 
+    def wait(self):
+        """Nothing is under way."""
+
     def update(self, rate: float) -> Tensor:
         norm = self._norms.get(self._sample // SAMPLES + 1, 1.0)
         if math.isfinite(norm):
@@ -68,7 +72,7 @@ class Engine:
         return paddle.to_tensor(norm)
 
 
-class Checkpoints:
+class Checkpoints(SavesAtOnce):
     """Folders, and in memory what they hold."""
 
     def __init__(self, output_dir: Path, engine: Engine) -> None:
@@ -80,12 +84,6 @@ class Checkpoints:
         folder.mkdir(exist_ok=True)
         self.held[folder] = copy.deepcopy(state), self.engine.weight
         return folder
-
-    def poll(self) -> None:
-        pass
-
-    def wait(self) -> None:
-        pass
 
     def reload(self, checkpoint: Path) -> TrainerState:
         state, self.engine.weight = self.held[checkpoint]

@@ -1,11 +1,8 @@
-"""Files of a run outside its checkpoints, which a crash in a write spares; writers of metrics."""
+"""Files of a run outside its checkpoints, which a crash in a write spares."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from disk_log import DiskLog
@@ -13,7 +10,7 @@ from disk_log import DiskLog
 from pypkg.errors import UserError
 from pypkg.training.ledger import counts, record
 from pypkg.training.reporting.outcome import Outcome
-from pypkg.training.reporting.reporters import JsonLinesReporter, make_reporters, read_metrics
+from pypkg.training.reporting.reporters import JsonLinesReporter, read_metrics
 from pypkg.training.reporting.summary import Summary, draw_loss_curve
 from pypkg.training.state import TrainerState
 
@@ -96,32 +93,3 @@ def test_the_summary_counts_what_happened(tmp_path):
     assert summary.as_dict()["events"] == {"rollback": 2, "skipped": 2, "skipped_samples": 8}
     assert "2 rollback, 2 skipped, 8 skipped_samples" in summary.text()
     assert "events" not in Summary(outcome, None, None, None, []).text()
-
-
-@pytest.mark.parametrize(
-    ("name", "package", "writer"),
-    [("visualdl", "visualdl", "LogWriter"), ("tensorboard", "tensorboardX", "SummaryWriter")],
-)
-def test_writers_get_every_metric(tmp_path, monkeypatch, name, package, writer):
-    calls = []
-
-    class Writer:
-        def __init__(self, logdir):
-            calls.append(logdir)
-
-        def add_scalar(self, tag, value, step):
-            calls.append((tag, value, step))
-
-        def close(self):
-            calls.append("closed")
-
-    monkeypatch.setitem(sys.modules, package, SimpleNamespace(**{writer: Writer}))
-    reporters = make_reporters([name], tmp_path, None, last_step=0)
-    for reporter in reporters:
-        reporter.report(3, {"loss": 2.5, "eval_loss": 1.5})
-        reporter.close()
-    assert calls == [
-        str(tmp_path / "runs"), ("train/loss", 2.5, 3), ("train/eval_loss", 1.5, 3), "closed"
-    ]  # fmt: skip
-    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row) for row in rows] == [{"global_step": 3, "loss": 2.5, "eval_loss": 1.5}]

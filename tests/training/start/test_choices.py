@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,13 +18,14 @@ from pypkg.ops import set_matmul_precision
 from pypkg.parallel import mesh
 from pypkg.parallel.optimizer.zero.stages import ZERO_STAGES
 from pypkg.training.checkpoint.verify import verify
-from pypkg.training.reporting.reporters import make_reporters
+from pypkg.training.reporting.trackers import TrackedRun, make_reporters
 from pypkg.training.start.layout import degrees
 from pypkg.training.step.activations import recompute_choice
 from pypkg.training.step.engine import Engine
 from pypkg.training.step.schedule import learning_rate
 
 NEW = "of_tomorrow"
+TRACKED = TrackedRun(Path("runs"), "run", 0, {})
 
 
 def settings(**values: Any) -> Settings:
@@ -41,7 +43,7 @@ def topology(s: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
 # Where each setting with choices is honoured: a call that comes to the choice.
 HONOURED: dict[str, Callable[..., Any]] = {
     "lr_scheduler_type": lambda s: learning_rate(s, 5),
-    "report_to": lambda s, tmp_path: make_reporters(s.report_to, tmp_path, None, 0),
+    "report_to": lambda s, tmp_path: make_reporters(s.report_to, tmp_path, TRACKED),
     "evaluation_strategy": lambda s: s.evaluates,
     "save_strategy": lambda s: s.saves,
     "device": lambda s: probe(s.device),  # paddle.set_device's message names what it takes

@@ -80,7 +80,7 @@ _VPP = {"pipeline_parallel_degree": 4, "virtual_pp_degree": 9}
 )  # fmt: skip
 def test_problems(asked, processes, words):
     found = layout_problems(Settings(**asked), LLAMA, processes)
-    if words is None:  # of the model's sizes, which models/partition.py knows
+    if words is None:  # the sizes of the model do not allow it
         assert [line.split(" ")[0] for line in found] == [
             "num_attention_heads", "intermediate_size", "num_key_value_heads",
         ]  # fmt: skip

@@ -18,7 +18,7 @@ from pypkg.parallel.mesh import Degrees
 from pypkg.training.checkpoint.manifest import write_manifest
 from pypkg.training.checkpoint.reading import load_trainer_state
 from pypkg.training.ledger import events
-from pypkg.training.reporting.reporters import make_reporters, read_metrics
+from pypkg.training.reporting.reporters import JsonLinesReporter, read_metrics
 from pypkg.training.start.resume import record_resumed
 from pypkg.training.state import TrainerState
 
@@ -130,7 +130,7 @@ def test_foreign_metrics_are_an_error_and_stay(tmp_path, content):
     before = b'{"global_step": 1, "loss": 1.0}\n' + content + b'{"global_step": 2}\n'
     file.write_bytes(before)
     with pytest.raises(UserError, match=r"line 2 of .*metrics\.jsonl is not one"):
-        make_reporters((), tmp_path, None, 9)
+        JsonLinesReporter(tmp_path / "metrics.jsonl", last_step=9)
     assert file.read_bytes() == before
 
 
@@ -142,7 +142,7 @@ def test_metrics_that_are_a_folder_or_end_early(tmp_path):
     file.unlink()
     file.mkdir()
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
-        make_reporters((), tmp_path, None, 9)
+        JsonLinesReporter(tmp_path / "metrics.jsonl", last_step=9)
 
 
 DEGREES = Degrees(data=2, sharding=2)

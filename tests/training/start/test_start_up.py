@@ -1,4 +1,4 @@
-"""What is wrong with a run is said at once, and without Paddle where it can be."""
+"""Problems of a run are all reported at once, if possible without Paddle."""
 
 from __future__ import annotations
 

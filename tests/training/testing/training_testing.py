@@ -149,3 +149,10 @@ def counting_documents(number: int = 60) -> list[np.ndarray]:
         (np.arange(rng.integers(10, 60)) + rng.integers(0, VOCAB_SIZE)) % VOCAB_SIZE
         for _ in range(number)
     ]
+
+
+def small_workplace(folder: Path) -> Workplace:
+    """A workplace in ``folder`` with the corpus of ``counting_documents`` and a tiny model."""
+    write_corpus(folder / "data" / "corpus", counting_documents())
+    write_model(folder / "model")
+    return Workplace(folder)

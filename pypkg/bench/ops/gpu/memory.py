@@ -52,12 +52,7 @@ class Baselines:
             inputs: its arguments.
             liger: selects the function with the same arguments from those of Liger.
         """
-        calls = {name: _call(plain, inputs)}
-        if self._use_compile:
-            calls["torch.compile"] = _call(torch.compile(plain, dynamic=False), inputs)
-        if self._liger and liger:
-            calls["Liger"] = _call(liger(self._liger), tuple(x.clone() for x in inputs))
-        return calls
+        return self._each(_call, name, plain, inputs, liger)
 
     def backward(
         self,
@@ -76,12 +71,23 @@ class Baselines:
             leaves = tuple(x.detach().requires_grad_() for x in inputs)
             return gradients(lambda: function(*leaves), leaves, dout)
 
-        calls = {name: of(plain, inputs)}
+        return self._each(of, name, plain, inputs, liger)
+
+    def _each(
+        self,
+        run_of: Callable[[Callable[..., Any], Tensors], Run],
+        name: str,
+        plain: Callable[..., Any],
+        inputs: Tensors,
+        liger: Callable[[Any], Callable[..., Any]] | None,
+    ) -> dict[str, Run]:
+        """What ``run_of`` makes of the function of each baseline and its inputs."""
+        runs = {name: run_of(plain, inputs)}
         if self._use_compile:
-            calls["torch.compile"] = of(torch.compile(plain, dynamic=False), inputs)
+            runs["torch.compile"] = run_of(torch.compile(plain, dynamic=False), inputs)
         if self._liger and liger:
-            calls["Liger"] = of(liger(self._liger), tuple(x.clone() for x in inputs))
-        return calls
+            runs["Liger"] = run_of(liger(self._liger), tuple(x.clone() for x in inputs))
+        return runs
 
 
 def _call(function: Callable[..., Any], inputs: Tensors) -> Run:

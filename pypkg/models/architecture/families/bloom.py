@@ -7,29 +7,22 @@ from typing import Any
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.family import TOKEN_IDS, Family, Keys
-from pypkg.models.architecture.weight_map import Packing, WeightMap, linear, same_layout
+from pypkg.models.architecture.megatron_format import by_head, megatron_layers
+from pypkg.models.architecture.weight_map import WeightMap, same_layout
 
 
 def _weight_map(config: ModelConfig) -> WeightMap:
-    ours, theirs = "layers.{}.", "transformer.h.{}."
     weights = same_layout(
         {
             "embed_tokens": "transformer.word_embeddings",
             "embed_norm": "transformer.word_embeddings_layernorm",
-            f"{ours}input_layernorm": f"{theirs}input_layernorm",
-            f"{ours}post_attention_layernorm": f"{theirs}post_attention_layernorm",
             "norm": "transformer.ln_f",
             "lm_head": "lm_head",
         }
     )
-    weights += linear(
-        f"{ours}self_attn.qkv_proj",
-        f"{theirs}self_attention.query_key_value",
-        packing=Packing(config.num_attention_heads, (0, 1, 2)),
+    weights += megatron_layers(
+        config, "transformer.h.{}.", "self_attention", qkv_packing=by_head(config)
     )
-    weights += linear(f"{ours}self_attn.o_proj", f"{theirs}self_attention.dense")
-    weights += linear(f"{ours}mlp.up_proj", f"{theirs}mlp.dense_h_to_4h")
-    weights += linear(f"{ours}mlp.down_proj", f"{theirs}mlp.dense_4h_to_h")
     ignored = [r"lm_head\.weight"] if config.tie_word_embeddings else []
     return WeightMap(weights, ignored, prefix="transformer.")
 

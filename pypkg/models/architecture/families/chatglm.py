@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.family import TOKEN_IDS, Family
-from pypkg.models.architecture.weight_map import Packing, WeightMap, linear, same_layout
+from pypkg.models.architecture.megatron_format import by_head, megatron_layers
+from pypkg.models.architecture.weight_map import WeightMap, same_layout
 
 # The original code computes the weight of the residual stream from the depth of the released
 # model, for models of any depth.
@@ -12,24 +13,14 @@ _RESIDUAL_ALPHA = (2 * 28) ** 0.5
 
 
 def _weight_map(config: ModelConfig) -> WeightMap:
-    ours, theirs = "layers.{}.", "transformer.layers.{}."
     weights = same_layout(
         {
             "embed_tokens": "transformer.word_embeddings",
-            f"{ours}input_layernorm": f"{theirs}input_layernorm",
-            f"{ours}post_attention_layernorm": f"{theirs}post_attention_layernorm",
             "norm": "transformer.final_layernorm",
             "lm_head": "lm_head",
         }
     )
-    weights += linear(
-        f"{ours}self_attn.qkv_proj",
-        f"{theirs}attention.query_key_value",
-        packing=Packing(config.num_attention_heads, (0, 1, 2)),
-    )
-    weights += linear(f"{ours}self_attn.o_proj", f"{theirs}attention.dense")
-    weights += linear(f"{ours}mlp.up_proj", f"{theirs}mlp.dense_h_to_4h")
-    weights += linear(f"{ours}mlp.down_proj", f"{theirs}mlp.dense_4h_to_h")
+    weights += megatron_layers(config, "transformer.layers.{}.", qkv_packing=by_head(config))
     ignored = [r"transformer\.layers\.\d+\.attention\.rotary_emb\.inv_freq"]
     if config.tie_word_embeddings:
         ignored.append(r"lm_head\.weight")

@@ -6,27 +6,21 @@ from typing import Any
 
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.family import TOKEN_IDS, Family, Keys
-from pypkg.models.architecture.weight_map import WeightMap, linear, same_layout
+from pypkg.models.architecture.megatron_format import megatron_layers
+from pypkg.models.architecture.weight_map import WeightMap, same_layout
 
 _ROPE_BASE = 10000.0
 
 
 def _weight_map(config: ModelConfig) -> WeightMap:
-    ours, theirs = "layers.{}.", "transformer.encoder.layers.{}."
     weights = same_layout(
         {
             "embed_tokens": "transformer.embedding.word_embeddings",
-            f"{ours}input_layernorm": f"{theirs}input_layernorm",
-            f"{ours}post_attention_layernorm": f"{theirs}post_attention_layernorm",
             "norm": "transformer.encoder.final_layernorm",
             "lm_head": "transformer.output_layer",
         }
     )
-    attention = f"{theirs}self_attention."
-    weights += linear(f"{ours}self_attn.qkv_proj", f"{attention}query_key_value")
-    weights += linear(f"{ours}self_attn.o_proj", f"{attention}dense")
-    weights += linear(f"{ours}mlp.gate_up_proj", f"{theirs}mlp.dense_h_to_4h")
-    weights += linear(f"{ours}mlp.down_proj", f"{theirs}mlp.dense_4h_to_h")
+    weights += megatron_layers(config, "transformer.encoder.layers.{}.", "self_attention")
     return WeightMap(weights, [r"transformer\.rotary_pos_emb\.inv_freq"])
 
 

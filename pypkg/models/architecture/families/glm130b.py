@@ -11,29 +11,23 @@ from typing import Any
 
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.family import TOKEN_IDS, Family, Keys
-from pypkg.models.architecture.weight_map import Packing, WeightMap, linear, same_layout
+from pypkg.models.architecture.megatron_format import by_head, megatron_layers
+from pypkg.models.architecture.weight_map import Packing, WeightMap, same_layout
 
 
 def _weight_map(config: ModelConfig) -> WeightMap:
-    ours, theirs = "layers.{}.", "transformer.layers.{}."
     weights = same_layout(
         {
             "embed_tokens": "transformer.word_embeddings",
-            f"{ours}input_layernorm": f"{theirs}input_layernorm",
-            f"{ours}post_attention_layernorm": f"{theirs}post_attention_layernorm",
             "norm": "transformer.final_layernorm",
         }
     )
-    weights += linear(
-        f"{ours}self_attn.qkv_proj",
-        f"{theirs}attention.query_key_value",
-        packing=Packing(config.num_attention_heads, (0, 1, 2)),
+    weights += megatron_layers(
+        config,
+        "transformer.layers.{}.",
+        qkv_packing=by_head(config),
+        gate_up_packing=Packing(1, (1, 0)),
     )
-    weights += linear(f"{ours}self_attn.o_proj", f"{theirs}attention.dense")
-    weights += linear(
-        f"{ours}mlp.gate_up_proj", f"{theirs}mlp.dense_h_to_4h", packing=Packing(1, (1, 0))
-    )
-    weights += linear(f"{ours}mlp.down_proj", f"{theirs}mlp.dense_4h_to_h")
     return WeightMap(weights, [r"mixins\.rotary-embedding\.rotary_emb\.inv_freq"])
 
 

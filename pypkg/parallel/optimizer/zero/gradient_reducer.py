@@ -1,8 +1,8 @@
-"""Gradients that are summed on their owners while the backward pass still runs (ZeRO stage 2).
+"""Reduction of gradients to their owners during the backward pass (ZeRO stage 2).
 
-The gradients of each owner form buckets, in the order in which a backward pass makes them. As soon
-as a bucket has all of its gradients, its reduction is started and the backward pass goes on. It is
-waited for when its memory is needed again, and before the update.
+The gradients of each owner form buckets, in the order in which a backward pass makes them. When a
+bucket has all of its gradients, its reduction starts and the backward pass continues. The host
+waits for the reduction when the bucket's memory is needed again, and before the update.
 
 Fleet's GroupShardedStage2 has one bucket for each owner, which is complete only at the end of the
 backward pass, and reduces each matrix above 2^23 elements by itself. Its overlap adds the gradients
@@ -21,27 +21,27 @@ import paddle.distributed as dist
 from paddle import Tensor
 from paddle.distributed.communication.group import Group
 
-# Of all owners' buckets together, since each owner has one that is being filled.
+# Limit of the buckets of all owners together, because each owner has one that is being filled.
 BUCKET_BYTES = 128 * 2**20
-# Reductions under way at a time: the next ones have been filled when the first is waited for.
+# Reductions in flight at a time.
 IN_FLIGHT = 2
 _ALIGNMENT = 256  # bytes; vector loads of the operators need 16
 
 
 @dataclass
 class _Bucket:
-    """Gradients that are reduced to one owner together.
+    """Gradients that are reduced together, to one owner.
 
     Attributes:
         owner: rank in the group.
         parameters: in the order of their gradients in the buffer.
         starts: of each parameter's gradient in the buffer, in elements, by Paddle name.
         size: of the buffer, in elements.
-        buffer: the sums so far, flat, or the gradient itself where there is one alone. None: none.
+        buffer: the sums so far, flat; for one parameter alone, its gradient. None: there are none.
         filled: names of the parameters whose gradient is in the buffer.
-        missing: how many more gradients of a parameter belong to the next reduction; without zeros.
-        changed: there are gradients that are not reduced yet.
-        task: the reduction under way.
+        missing: number of gradients, by parameter, that the next reduction still needs; no zeros.
+        changed: whether there are gradients that are not reduced yet.
+        task: the reduction in flight, or None.
     """
 
     owner: int
@@ -55,7 +55,7 @@ class _Bucket:
     task: Any = None
 
     def drop(self) -> None:
-        """Gives the buffer back."""
+        """Frees the buffer."""
         self.buffer = None
         self.filled.clear()
 
@@ -63,8 +63,8 @@ class _Bucket:
 class GradientReducer:
     """Takes the gradients of parameters as backward passes make them, and sums them on owners.
 
-    All ranks of the group have to make it alike, and their backward passes have to make gradients
-    in the same order. Gradients are in the reducer and no longer in ``parameter.grad``.
+    All ranks of the group must create it with equal arguments, and their backward passes must make
+    gradients in the same order. The reducer holds the gradients, and ``parameter.grad`` is empty.
 
     Args:
         parameters: in the order in which the model uses them.
@@ -83,7 +83,7 @@ class GradientReducer:
         bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
         self._group, self._dtype = group, dtype
-        # Float16 sums overflow; wider ones are divided once, before the update.
+        # Sums in float16 could overflow. Other dtypes are divided once, before the update.
         self._divides_first = dtype == paddle.float16
         self._passes = 1
         self._in_flight: deque[_Bucket] = deque()
@@ -97,7 +97,7 @@ class GradientReducer:
                 parameter._register_backward_hook(self._taker(bucket, parameter))
 
     def begin_step(self, passes: int) -> None:
-        """Says after how many backward passes from now on a gradient is reduced."""
+        """Sets the number of backward passes after which gradients are reduced."""
         if passes != self._passes:
             self._passes = passes
             for bucket in self._buckets:
@@ -105,13 +105,13 @@ class GradientReducer:
 
     @paddle.no_grad()
     def finish(self, over: Group | None = None) -> None:
-        """Ends the step's reductions: what this rank owns is then the mean over all ranks.
+        """Completes the reductions of a step. Gradients that this rank owns are then the mean.
 
         Args:
-            over: a further group whose ranks have gradients of other samples.
+            over: a further group over which the gradients are averaged too.
         """
         for bucket in self._buckets:
-            if bucket.changed:  # a parameter has had fewer gradients than expected
+            if bucket.changed:  # a parameter had fewer gradients than expected
                 self._reduce(bucket)
         self.wait()
         factor = 1.0 if self._divides_first else 1.0 / self._group.nranks
@@ -124,7 +124,7 @@ class GradientReducer:
                 dist.all_reduce(bucket.buffer, group=over)
 
     def wait(self) -> None:
-        """Until no reduction is under way; this rank then holds what it owns."""
+        """Waits for all reductions; this rank then holds only the gradients that it owns."""
         while self._in_flight:
             self._wait(self._in_flight[0])
 
@@ -136,11 +136,11 @@ class GradientReducer:
                     yield parameter, self._view(bucket, parameter)
 
     def buffers(self) -> list[Tensor]:
-        """All that are held now."""
+        """All buffers that are in use."""
         return [bucket.buffer for bucket in self._buckets if bucket.buffer is not None]
 
     def clear(self) -> None:
-        """Drops all gradients."""
+        """Frees all gradients."""
         for bucket in self._buckets:
             bucket.drop()
 
@@ -180,7 +180,7 @@ class GradientReducer:
             return
         bucket.filled.add(parameter.name)
         if len(bucket.parameters) == 1:
-            bucket.buffer = _sharing(gradient)  # keeps the memory that the parameter lets go
+            bucket.buffer = _sharing(gradient)  # keeps the memory when the parameter frees it
             return
         if bucket.buffer is None:
             bucket.buffer = paddle.empty([bucket.size], self._dtype)
@@ -196,7 +196,7 @@ class GradientReducer:
         return view
 
     def _reduce(self, bucket: _Bucket) -> None:
-        """Starts it."""
+        """Starts the reduction of a bucket."""
         for parameter in bucket.parameters:
             if parameter.name not in bucket.filled:
                 self._view(bucket, parameter).zero_()
@@ -211,7 +211,7 @@ class GradientReducer:
         self._expect(bucket)
 
     def _wait(self, bucket: _Bucket) -> None:
-        """Until the bucket may be changed; others' gradients are dropped then."""
+        """Waits for the reduction of a bucket; frees it if another rank owns it."""
         if bucket.task is None:
             return
         bucket.task.wait()
@@ -222,17 +222,17 @@ class GradientReducer:
 
 
 def _sharing(tensor: Tensor) -> Tensor:
-    """Another tensor in the same memory. (A detached one is emptied with the first.)"""
+    """Another tensor in the same memory. (A detached tensor is emptied with the original.)"""
     return tensor._slice(0, tensor.shape[0])
 
 
 def _divide(
     parameters: Sequence[Tensor], owners: Mapping[str, int], limit: int, unit: int
 ) -> list[_Bucket]:
-    """Buckets of at most ``limit`` elements, or one parameter, in the order of a backward pass.
+    """Buckets of at most ``limit`` elements, or of one parameter, in backward order.
 
     Args:
-        unit: elements to a multiple of which each gradient is padded.
+        unit: each gradient is padded to a multiple of so many elements.
     """
     buckets: list[_Bucket] = []
     open_of: dict[int, _Bucket] = {}

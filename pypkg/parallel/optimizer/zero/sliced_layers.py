@@ -1,15 +1,15 @@
-"""Fleet's layers of ZeRO stage 3, with what fleet does at a higher price.
+"""Fleet's layers of ZeRO stage 3, with cheaper slicing, gathering and reduction.
 
 Slicing. Fleet slices parameters that are whole on every rank: it broadcasts them, and copies each
 to the host and back. Here a parameter without memory is never made whole, and one that has its
 values is sliced without those copies.
 
 Gathering. Fleet's prefetching requires that each layer is used once in a fixed order, which neither
-recompute nor tied embeddings do. Here the order of one micro batch predicts that of the next, so
-that weights are gathered while earlier layers compute. A wrong prediction costs time alone.
+recompute nor tied embeddings do. Here the order of one micro batch predicts the order of the next,
+so weights are gathered while earlier layers compute. A wrong prediction only costs time.
 
-Reduction. Fleet all-reduces each gradient and waits. Here it is reduce-scattered, which sends half
-as much, while the backward pass goes on. The sum over a data group follows once in a step.
+Reduction. Fleet all-reduces each gradient and waits. Here each gradient is reduce-scattered during
+the backward pass, which sends half as much. The sum over a data group follows once in a step.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from pypkg.parallel.host_memory import to_host
 from pypkg.parallel.mesh import Mesh
 from pypkg.parallel.optimizer.data_parallel import average
 
-# Layers whose weights are gathered before they are used; a decoder layer has four with a matrix.
+# Number of layers whose weights are gathered ahead; a decoder layer has four layers with a matrix.
 AHEAD = 4
-# Reductions under way at a time.
+# Reductions in flight at a time.
 IN_FLIGHT = 2
-# ``ReadParameter`` of one parameter: overwrites a tensor, given elements, or None for all.
+# ``ReadParameter`` of one parameter: overwrites a tensor, given its elements (None: all).
 Read = Callable[[Tensor, tuple[int, int] | None], None]
 
 
@@ -45,7 +45,7 @@ def sliced(
     """``model`` in fleet's wrapper, whose attribute ``_optim`` updates it.
 
     Args:
-        optimizer: what fleet's optimizer wraps.
+        optimizer: the optimizer that fleet's optimizer wraps.
         slices_above: parameters with at most so many elements stay whole on every rank.
         read: fills parameters that have no memory yet, by their Paddle names.
     """
@@ -66,13 +66,13 @@ def sliced(
 
 
 class SlicedLayers(GroupShardedStage3):
-    """Fleet's wrapper; a call of it is the forward pass of a micro batch."""
+    """Fleet's wrapper. Its call is the forward pass of a micro batch."""
 
     def __init__(
         self, model: nn.Layer, optimizer: Any, read: Mapping[str, Read], **options: Any
     ) -> None:
         self._read = read
-        # Layers in the order in which the last micro batch and this one need their weights.
+        # Layers in the order in which the last micro batch and this one use their weights.
         self._expected: list[nn.Layer] = []
         self._used: list[nn.Layer] = []
         self._predicts = False
@@ -88,29 +88,29 @@ class SlicedLayers(GroupShardedStage3):
         return super().forward(*inputs, **named)
 
     def wait(self) -> None:
-        """Until nothing is under way; the gradients of the slices are then complete."""
+        """Waits for all communication; the gradients of the slices are then complete."""
         while self._reductions:
             self._add_first_reduction()
-        for _, task in self._coming.values():  # of a wrong prediction
+        for _, task in self._coming.values():  # gathers of a wrong prediction
             task.wait()
         self._coming.clear()
 
     def _register_forward_all_hooks(self, sub_layer: nn.Layer, task_flow: Any) -> None:
-        """Fleet's hooks gather a layer's weights if they are not there; ours come before them."""
+        """Registers hooks that run before fleet's, which gather the weights that are missing."""
         layer: Any = sub_layer  # Paddle's annotation has no hooks that return nothing
         layer.register_forward_pre_hook(lambda layer, _: self._fetch(layer))
         super()._register_forward_all_hooks(sub_layer, task_flow)
         layer.register_forward_post_hook(self._fetch_in_backward)
 
     def _fetch_in_backward(self, layer: nn.Layer, _: Any, outputs: Any) -> None:
-        """Fetches when the gradient of the output arrives, which fleet's own hook is given then."""
+        """Fetches the weights when the gradient of the output arrives, before fleet's own hook."""
         output = outputs if isinstance(outputs, Tensor) else outputs[0]
         if not output.stop_gradient:
             output.register_hook(lambda _: self._fetch(layer))
 
     @paddle.no_grad()
     def _fetch(self, layer: nn.Layer) -> None:
-        """Takes the weights of ``layer`` that are coming, and starts to gather the next."""
+        """Waits for the weights of ``layer``, and starts to gather those of the next layers."""
         for parameter in self._trainable_params[id(layer)]:
             if parameter.name in self._coming:
                 self._take(parameter, *self._coming.pop(parameter.name))
@@ -124,14 +124,14 @@ class SlicedLayers(GroupShardedStage3):
                     self._gather(following)
 
     def _gather(self, layer: nn.Layer) -> None:
-        """Starts it for what is neither there nor coming."""
+        """Starts to gather the weights of ``layer`` that are neither whole nor being gathered."""
         for parameter in self._trainable_params[id(layer)]:
             if parameter.status == "part" and parameter.name not in self._coming:
                 size = self._param2buffer_size[parameter.name]
                 self._coming[parameter.name] = _all_gather(parameter.fw_storage, size, self._group)
 
     def _take(self, parameter: Tensor, whole: Tensor, task: Any) -> None:
-        """As fleet leaves a parameter that it has gathered."""
+        """Gives ``parameter`` its gathered value, in the state in which fleet leaves it."""
         task.wait()
         whole._slice(0, parameter.size)._share_buffer_to(parameter)
         parameter.fw_storage._clear()
@@ -139,7 +139,7 @@ class SlicedLayers(GroupShardedStage3):
         self._task_flow.full_param[parameter.name] = whole, task
 
     def _get_allreduce_fn(self, param: Tensor) -> Callable[..., None]:
-        """What is called when ``param`` has its gradient of a micro batch."""
+        """The function that runs when ``param`` has its gradient of a micro batch."""
         release = super()._get_allreduce_fn(param)
 
         @paddle.no_grad()
@@ -156,7 +156,7 @@ class SlicedLayers(GroupShardedStage3):
         return reduce
 
     def _reduce(self, parameter: Tensor, gradient: Tensor) -> None:
-        """Starts it; ``gradient`` is flat and padded."""
+        """Starts the reduce-scatter of ``gradient``, which is flat and padded."""
         while len(self._reductions) >= IN_FLIGHT:
             self._add_first_reduction()
         gradient.scale_(self._world_size_scaling)
@@ -174,7 +174,7 @@ class SlicedLayers(GroupShardedStage3):
             parameter.bw_storage.add_(own)
 
     def _update_params(self) -> Any:
-        """Makes what the optimizer sees: the slices and their gradients."""
+        """Makes the parameters of the optimizer: the slices with their gradients."""
         self.wait()
         if self._dp_group is not None:
             divided = {p.name: p for layer in self._trainable_params.values() for p in layer}
@@ -183,7 +183,7 @@ class SlicedLayers(GroupShardedStage3):
 
     @paddle.no_grad()
     def _param_storage(self, param: Tensor, buffer_size: int) -> None:
-        """Makes the slice of this rank; fleet calls it once for each parameter that it divides."""
+        """Makes this rank's slice. Fleet calls this once for each parameter that it divides."""
         elements = self._param2buffer[param.name][self._rank]
         held = paddle.empty([elements[1] - elements[0]], param.dtype)
         if param._is_initialized():

@@ -40,6 +40,7 @@ from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.parallel.optimizer.fleet_optimizer import FleetOptimizer
 from pypkg.parallel.optimizer.main_grad import with_main_grad
 from pypkg.parallel.optimizer.zero.gradient_reducer import GradientReducer
+from pypkg.parallel.optimizer.zero.weight_broadcast import WeightBroadcast
 
 _SLICE = "slice@"  # fleet's prefix of a slice's name
 
@@ -64,7 +65,7 @@ class Placement:
 
 
 class ZeroStage0:
-    """Stage 0, and what the stages have in common.
+    """Stage 0, and the common base of all stages.
 
     Attributes:
         loss: the model's loss function, wrapped for this stage; a backward pass from its result
@@ -73,7 +74,7 @@ class ZeroStage0:
 
     Args:
         model: of this rank. Stages 2 and 3 change its parameters in place.
-        optimizer: what fleet's optimizer wraps.
+        optimizer: the optimizer that fleet's optimizer wraps.
         options: of the update.
     """
 
@@ -88,24 +89,24 @@ class ZeroStage0:
         )
 
     def placement(self, parameter: Tensor) -> Placement:
-        """The place of the state of ``parameter``."""
+        """The placement of the optimizer state of ``parameter``."""
         return Placement()
 
     def optimizer_parameter(self, parameter: Tensor) -> Tensor | None:
-        """The tensor that this rank's optimizer updates for ``parameter``: itself, or its slice.
+        """The tensor that this rank's optimizer updates: ``parameter``, or its slice.
 
-        None where another rank updates it.
+        None if another rank updates the parameter.
         """
         placement = self.placement(parameter)
         if placement.bounds is not None:
-            # Fleet names its slice anew for each update; between them it has no name of ours.
+            # Fleet names its slice only for an update.
             slice_of_rank = parameter.fw_storage.detach()
             slice_of_rank.name = names_of(parameter)[1]
             return slice_of_rank
         return parameter if placement.owner in (None, self._mesh.sharding_rank) else None
 
     def norm_contributions(self) -> dict[str, NormContribution]:
-        """What this rank adds to the global norm, by the Paddle names of optimizer parameters."""
+        """This rank's contributions to the global norm, by Paddle name of the parameter."""
         found = {}
         for parameter in self.parameters:
             placement = self.placement(parameter)
@@ -123,7 +124,7 @@ class ZeroStage0:
     def assign(
         self, parameter: Tensor, read: Callable[[Tensor, tuple[int, int] | None], None]
     ) -> None:
-        """Overwrites what this rank holds of ``parameter``, in the memory where it is.
+        """Overwrites this rank's part of ``parameter`` in place.
 
         Args:
             read: overwrites a tensor, given the elements of the slice, or None for all.
@@ -135,7 +136,10 @@ class ZeroStage0:
         paddle.assign(copied, held.detach())
 
     def begin_step(self, micro_batches: int) -> None:
-        """Says how many backward passes follow until ``step``."""
+        """Sets the number of backward passes before the next ``step``."""
+
+    def wait(self) -> None:
+        """Until this rank holds the updated parameters; their layers wait by themselves."""
 
     def step(self) -> None:
         """Averages the gradients over the sample shards and updates the parameters."""
@@ -144,7 +148,7 @@ class ZeroStage0:
         self._optimizer.step()
 
     def clear(self) -> None:
-        """Drops the gradients."""
+        """Clears the gradients."""
         self._optimizer.clear_grad(set_to_zero=False)
 
 
@@ -166,11 +170,21 @@ class ZeroStage1(ZeroStage0):
             optimizer, self._groups
         )
         self._owned = self._optimizer.filter_parameters(self.parameters, self._groups)
+        self._coming = None
+        if options.overlaps_weights:
+            assert mesh.sharding is not None  # or there would be no stage
+            self._coming = WeightBroadcast(model, self._optimizer._param2rank, mesh.sharding)
+            self._optimizer._sharding_sync_parameters = self._coming.start
 
     def placement(self, parameter: Tensor) -> Placement:
         return Placement(owner=self._optimizer._param2rank[parameter.name])
 
+    def wait(self) -> None:
+        if self._coming is not None:
+            self._coming.wait()
+
     def step(self) -> None:
+        self.wait()
         self._optimizer.reduce_gradients(self.parameters, self._groups)
         if self._mesh.data is not None:
             average_gradients(self._owned, self._mesh.data)
@@ -184,14 +198,14 @@ class _GroupSharded(ZeroStage0):
         self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, options: UpdateOptions
     ) -> None:
         super().__init__(model, optimizer, mesh, options)
-        assert mesh.sharding is not None  # or there would be no stage
+        assert mesh.sharding is not None  # stages 2 and 3 need a sharding group
         self._check_names(mesh.sharding)
 
     def _check_names(self, sharding: Group) -> None:
-        """Fleet orders gradients by Paddle's names, which therefore must agree across ranks.
+        """Checks that Paddle's names agree across ranks, because fleet orders gradients by them.
 
         Raises:
-            RuntimeError: they differ.
+            RuntimeError: the names differ.
         """
         names: list[list[str]] = []
         dist.all_gather_object(names, [p.name for p in self.parameters], group=sharding)
@@ -219,8 +233,8 @@ class _Loss(nn.Layer):
 class ZeroStage2(_GroupSharded):
     """Owners receive gradients in every backward pass and broadcast parameters after the update.
 
-    If gradients are reduced once in a step, this is stage 1 with messages beside the last backward
-    pass. Fleet's own overlap of stage 1 fuses parameters, so that an optimizer would no longer see
+    If gradients are reduced once in a step, this is stage 1 that communicates during the last
+    backward pass. Fleet's own overlap of stage 1 fuses parameters, so an optimizer would not see
     their names and shapes.
 
     Attributes:
@@ -258,14 +272,23 @@ class ZeroStage2(_GroupSharded):
             mesh.sharding,
             paddle.float32 if options.master_grad else self.parameters[0].dtype,
         )
+        self._coming = None
+        if options.overlaps_weights:
+            self._coming = WeightBroadcast(model, self._optimizer.param2rank, mesh.sharding)
+            self._optimizer._broadcast_params = self._coming.start
 
     def placement(self, parameter: Tensor) -> Placement:
         return Placement(owner=self._optimizer.param2rank[parameter.name])
+
+    def wait(self) -> None:
+        if self._coming is not None:
+            self._coming.wait()
 
     def begin_step(self, micro_batches: int) -> None:
         self.reducer.begin_step(micro_batches if self._reduces_once else 1)
 
     def step(self) -> None:
+        self.wait()
         self.reducer.finish(over=self._mesh.data)
         for parameter, gradient in self.reducer.gradients():
             if self._has_main_grad:
@@ -287,8 +310,8 @@ class ZeroStage3(_GroupSharded):
     """Each rank holds a slice of every matrix; a layer gathers its weights when it is called.
 
     Args:
-        read: fills the parameters of a model that has no memory for them yet, of each only what
-            this rank holds. None: the parameters have their values.
+        read: fills this rank's parts of the parameters of a model that has no memory for them yet.
+            None: the parameters have their values.
     """
 
     def __init__(

@@ -1,0 +1,7 @@
+"""The page of a run: ``pypkg report OUTPUT_DIR`` writes what a run left as one HTML file.
+
+``collect.py`` reads output_dir into a ``Document`` (``document.py``), ``page.py`` puts the document
+into the template, ``server.py`` serves it while the run goes. The charts are drawn by uPlot
+(``vendor``), everything else by the scripts in ``template``. Nothing here imports Paddle, and
+nothing changes a run.
+"""

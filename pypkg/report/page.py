@@ -1,0 +1,50 @@
+"""The page as one HTML file: template, scripts, styles, plotting library and document."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+
+from pypkg.report.document import Document
+
+_HERE = Path(__file__).resolve().parent
+_STYLES = ("vendor/uPlot.min.css", "template/page.css")
+_SCRIPTS = (
+    "vendor/uPlot.iife.min.js",
+    "template/elements.js",
+    "template/charts.js",
+    "template/sections.js",
+    "template/main.js",
+)
+
+
+def render(document: Document) -> str:
+    """An HTML document that loads nothing: it works from a disk, without a network.
+
+    What a run has written appears in it as JSON alone, which the scripts put into the page as text.
+    """
+    runs = ", ".join(run.name for run in document.runs)
+    parts = {
+        "title": html.escape(f"{runs} - pypkg report"),
+        "styles": _joined(_STYLES),
+        "scripts": "\n".join(f"<script>\n{_read(name)}</script>" for name in _SCRIPTS),
+        "document": _inside_script(document.to_json()),
+    }
+    page = _read("template/page.html")
+    for name, text in parts.items():
+        before, after = page.split(f"<!-- {name} -->")
+        page = before + text + after
+    return page
+
+
+def _inside_script(text: str) -> str:
+    """JSON that ends no script element: "<" stands in its strings alone, and may be escaped."""
+    return text.replace("<", "\\u003c")
+
+
+def _joined(names: tuple[str, ...]) -> str:
+    return "\n".join(map(_read, names))
+
+
+def _read(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")
