@@ -76,10 +76,9 @@ class Block {
  public:
   Block(const std::string& what, const std::function<void()>& body) : what_(what), body_(body) {}
 
-  // `slot` is below kMaxResident and no other running block's.
+  // A slot is that of one running block; step returns whether the block goes on.
   void start(int slot, dim3 grid, dim3 block, dim3 index, size_t shared_bytes,
              std::mt19937& random);
-  // Runs one fiber until it waits or ends. Returns whether the block goes on.
   bool step(std::mt19937& random);
   void let_other_blocks_run();
   bool is_stalled() const { return is_stalled_; }
@@ -117,8 +116,7 @@ class Block {
   int warp_ = -1;          // that runs now
   unsigned patience_ = 0;  // a warp is left after one in so many fibers, and when it must wait
   unsigned lateness_ = 0;  // of deferred events: one before so many fibers
-  int slot_ = 0;
-  size_t shared_bytes_ = 0;
+  size_t slot_ = 0, shared_bytes_ = 0;
   bool is_stalled_ = false;  // the last step ended in a wait for another block
 };
 
@@ -219,7 +217,7 @@ bool Block::step(std::mt19937& random) {
   } else if (!run_deferred(random)) {
     throw std::runtime_error("deadlock in " + what_ + ": " + std::to_string(at_barrier_) +
                              " threads wait at __syncthreads, " + std::to_string(done_) +
-                             " have returned, the rest wait for their warp or a barrier");
+                             " have returned");
   }
   if (done_ < static_cast<int>(fibers_.size())) return true;
   if (!deferred_.empty()) throw std::runtime_error(what_ + " ends with copies under way");
@@ -230,9 +228,8 @@ bool Block::step(std::mt19937& random) {
 }
 
 void Block::let_other_blocks_run() {
-  is_stalled_ = true;
+  is_stalled_ = true, warp_ = -1;
   warps_[running_ / kLanes].runnable.push_back(running_);
-  warp_ = -1;
   suspend();
 }
 
@@ -295,29 +292,23 @@ std::mt19937& generator() {
   return random;
 }
 
-}  // namespace
-
-namespace {
 std::vector<std::string> launched;
-}
+
+}  // namespace
 
 std::vector<std::string> take_launches() { return std::exchange(launched, {}); }
 
 void seed(uint32_t value) { generator().seed(value); }
 
-namespace {
-
 // Runs a block for each index, a few of them at a time, each for some steps before the next.
-void run_blocks(const std::vector<dim3>& order,
-                const std::function<std::unique_ptr<Block>(int slot, dim3 index)>& start) {
-  constexpr int kStallsOfADeadlock = 10000;
+static void run_blocks(const std::vector<dim3>& order,
+                       const std::function<std::unique_ptr<Block>(int slot, dim3 index)>& start) {
   constexpr unsigned kSteps[] = {5, 100, 3000};  // of a block before another one's, at most
   std::mt19937& random = generator();
   std::unique_ptr<Block> resident[kMaxResident];
   const int slots = 1 + random() % kMaxResident;
   const unsigned most_steps = kSteps[random() % 3];
-  size_t begun = 0, ended = 0;
-  int stalls = 0;
+  size_t begun = 0, ended = 0, stalls = 0;
   while (ended < order.size()) {
     const int slot = random() % slots;
     if (!resident[slot]) {
@@ -326,18 +317,15 @@ void run_blocks(const std::vector<dim3>& order,
     }
     for (unsigned steps = 1 + random() % most_steps; steps > 0; --steps) {
       if (!resident[slot]->step(random)) {
-        resident[slot].reset();
-        ++ended;
+        resident[slot].reset(), ++ended;
         break;
       }
       stalls = resident[slot]->is_stalled() ? stalls + 1 : 0;
-      if (stalls == kStallsOfADeadlock) fail("waits for another block in vain");
+      if (stalls == 10000) fail("waits for another block in vain");
       if (stalls > 0) break;
     }
   }
 }
-
-}  // namespace
 
 void launch_blocks(const std::string& what, dim3 grid, dim3 block, size_t shared_bytes,
                    const std::function<void()>& thread_body) {

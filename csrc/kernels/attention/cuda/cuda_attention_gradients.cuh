@@ -38,7 +38,7 @@ struct QuerySums {
   }
 };
 
-// In place. unit is ScoreRule::unit(), lse(m, n, c) what to subtract from that element.
+// In place. unit is ScoreRule::unit, lse(m, n, c) what to subtract from that element.
 template <int kRowTiles, int kColTiles, typename Lse>
 __device__ __forceinline__ void to_probabilities(float (&scores)[kRowTiles][kColTiles][4],
                                                  float unit, const Lse& lse) {

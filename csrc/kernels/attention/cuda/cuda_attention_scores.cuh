@@ -12,7 +12,7 @@ constexpr float kLn2 = 0.69314718055994531f;
 
 // One thread block's share of the work: blocks of rows of one (batch, head), from a flat index.
 struct BlockTask {
-  int64_t b, head;
+  int b, head;
   int first;
 
   // Neighbouring indices share the head, whose other operand then stays in cache. `last_first`
@@ -53,7 +53,10 @@ class ScoreRule {
         adds_(shape.mask.alibi_slopes != nullptr || !(factor_ > 0)) {}
 
   // Positive, so that the largest score stays the largest.
-  __device__ float unit() const { return adds_ ? 1.0f : factor_; }
+  template <bool kCapped>
+  __device__ float unit() const {
+    return kCapped || adds_ ? 1.0f : factor_;
+  }
 
   // Of queries [q_first, q_first + kQueries) and keys [k_first, k_first + kKeys); what lies beyond
   // the sequences is never seen.
@@ -94,11 +97,22 @@ class ScoreRule {
 
   // Turns products q k, or what to_tangents made of them, into scores, in place; -inf where the
   // query does not see the key. Rows of the accumulator are queries, or keys if kRowsAreKeys.
-  template <bool kRowsAreKeys, int kRowTiles, int kColTiles>
+  template <bool kRowsAreKeys, bool kCapped, int kRowTiles, int kColTiles>
   __device__ __forceinline__ void apply(float (&scores)[kRowTiles][kColTiles][4], int first_row,
                                         int first_col, BlockState state) const {
-    const int row0 = first_row + row_in_tile(0, 0), col0 = first_col + col_in_tile(0, 0);
-    if (adds_) add_distances<kRowsAreKeys>(scores, row0, col0);
+    const int lane = opaque(lane_id());
+    const int row0 = first_row + lane / 4, col0 = first_col + 2 * (lane % 4);
+    if constexpr (kCapped) {  // here, for a lack of registers later
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+        for (int n = 0; n < kColTiles; ++n) {
+#pragma unroll
+          for (int c = 0; c < 4; ++c) scores[m][n][c] *= factor_;
+        }
+      }
+    }
+    if (adds_) add_distances<kRowsAreKeys>(scores, row0, col0, kCapped ? 1.0f : factor_);
     if (state == BlockState::kPartial) hide<kRowsAreKeys>(scores, row0, col0);
   }
 
@@ -106,7 +120,7 @@ class ScoreRule {
   // row0 and col0 are of this lane's first element.
   template <bool kRowsAreKeys, int kRowTiles, int kColTiles>
   __device__ __forceinline__ void add_distances(float (&scores)[kRowTiles][kColTiles][4], int row0,
-                                                int col0) const {
+                                                int col0, float factor) const {
     // Key minus query position; exact up to 2^24.
     const float distance0 = kRowsAreKeys ? row0 - position(col0) : col0 - position(row0);
 #pragma unroll
@@ -118,7 +132,7 @@ class ScoreRule {
           const int row_step = 16 * m + 8 * (c / 2), col_step = 8 * n + c % 2;
           const int step = kRowsAreKeys ? row_step - col_step : col_step - row_step;
           scores[m][n][c] =
-              scores[m][n][c] * factor_ + slope_ * (distance0 + static_cast<float>(step));
+              scores[m][n][c] * factor + slope_ * (distance0 + static_cast<float>(step));
         }
       }
     }
@@ -184,7 +198,7 @@ class ScoreRule {
   const int64_t b_;
   const int seq_q_, seq_k_;  // at most 2^24
   const float factor_, to_softcap_, slope_;
-  const bool adds_;  // apply multiplies scores by factor_, as it adds to them
+  const bool adds_;  // to scores, which apply multiplies by factor_ then
 };
 
 }  // namespace pypkg

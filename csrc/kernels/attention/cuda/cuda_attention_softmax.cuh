@@ -10,7 +10,7 @@ namespace pypkg {
 // lane's rows. The sum is of this lane's columns only until the end.
 template <int kRowTiles>
 struct SoftmaxState {
-  const float unit;  // ScoreRule::unit()
+  const float unit;  // ScoreRule::unit
   RowValues<kRowTiles> max = RowValues<kRowTiles>::all(-INFINITY);
   RowValues<kRowTiles> sum = RowValues<kRowTiles>::all(0);
 

@@ -79,7 +79,7 @@ struct HeadRows {
 };
 
 // Starts the copies of rows [first, first + kRows) into a tile by all threads of the block, zeros
-// for rows from `end` on and for dimensions from head_dim on.
+// for rows from `end` on and for dimensions from head_dim on, which are not read.
 template <int kThreads, typename T, int kRows, int kDim>
 __device__ __forceinline__ void load_tile(SharedTile<T, kRows, kDim>& tile,
                                           const HeadRows<const T>& rows, int64_t first,
@@ -88,14 +88,27 @@ __device__ __forceinline__ void load_tile(SharedTile<T, kRows, kDim>& tile,
   static_assert(kRows * Tile::kChunks % kThreads == 0);
   constexpr int kCopies = kRows * Tile::kChunks / kThreads;
   const int thread = opaque(threadIdx.x);
-#pragma unroll(kDim > 128 ? 2 : kCopies)
-  for (int i = 0; i < kCopies; ++i) {
-    const int id = i * kThreads + thread;
-    const int row = id / Tile::kChunks, chunk = id % Tile::kChunks;
+  if constexpr (kThreads % Tile::kChunks == 0) {  // a thread has one chunk of every kStep-th row
+    constexpr int kStep = kThreads / Tile::kChunks;
+    const int row = thread / Tile::kChunks, chunk = thread % Tile::kChunks;
     const int dim = chunk * Tile::kChunkSize;
-    const bool valid = first + row < end && dim < rows.head_dim;
-    const T* source = rows.data + (valid ? (first + row) * rows.stride + dim : 0);
-    copy_async_16(tile.chunk(row, chunk), source, valid);
+    const int left = dim < rows.head_dim ? static_cast<int>(end - first) - row : 0;  // rows
+    const T* source = rows.data + (first + row) * rows.stride + dim;
+#pragma unroll(kDim > 128 ? 2 : kCopies)
+    for (int i = 0; i < kCopies; ++i) {
+      copy_async_16(tile.chunk(row + i * kStep, chunk), source, i * kStep < left);
+      source += kStep * rows.stride;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      const int id = i * kThreads + thread;
+      const int row = id / Tile::kChunks, chunk = id % Tile::kChunks;
+      const int dim = chunk * Tile::kChunkSize;
+      const bool valid = first + row < end && dim < rows.head_dim;
+      const T* source = rows.data + (valid ? (first + row) * rows.stride + dim : 0);
+      copy_async_16(tile.chunk(row, chunk), source, valid);
+    }
   }
 }
 

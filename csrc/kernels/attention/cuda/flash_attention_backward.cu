@@ -197,8 +197,8 @@ __global__ void __launch_bounds__(KeyTiling<T, kHeadDim, kWanted>::kThreads,
         rule.template to_tangents<T>(scores);
         if constexpr (kWantsDk) apply_cap_slopes(dscores, scores, delta_of);
       }
-      rule.template apply<true>(scores, task.first + warp_row, first_query + part, state);
-      to_probabilities(scores, rule.unit(),
+      rule.template apply<true, kCapped>(scores, task.first + warp_row, first_query + part, state);
+      to_probabilities(scores, rule.template unit<kCapped>(),
                        [&](int, int n, int c) { return lse_to_subtract(lse[col_in_tile(n, c)]); });
       if constexpr (kWantsDk && kCapped) to_score_gradients(dscores, scores, NoDelta());
       if constexpr (kWantsDk && !kCapped) to_score_gradients(dscores, scores, delta_of);
@@ -333,11 +333,12 @@ __global__ void __launch_bounds__(BackwardTiling<T, kHeadDim>::kThreads,
       rule.template to_tangents<T>(scores);
       apply_cap_slopes(dscores, scores, delta_of);
     }
-    rule.template apply<false>(scores, task.first + warp_row, this_key, this_state);
+    rule.template apply<false, kCapped>(scores, task.first + warp_row, this_key, this_state);
     if constexpr (!kCapped) {
       multiply_transposed(dscores, shared.dout, warp_row, shared.v[stage]);
     }
-    to_probabilities(scores, rule.unit(), [&](int m, int, int c) { return sums.lse.of[m][c / 2]; });
+    to_probabilities(scores, rule.template unit<kCapped>(),
+                     [&](int m, int, int c) { return sums.lse.of[m][c / 2]; });
     if constexpr (kCapped) {
       to_score_gradients(dscores, scores, NoDelta());
     } else {

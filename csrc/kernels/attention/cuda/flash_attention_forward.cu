@@ -19,10 +19,8 @@ struct ForwardTiling {
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kQueries = kWarps * kRowTiles * 16;
   static constexpr int kBlocksPerMultiprocessor = 8 / kWarps;
-  // What fits into shared memory, where heads of 256 dimensions leave room for few keys.
-  static constexpr int kKeys = kTensorCores     ? (kHeadDim > 128  ? 32
-                                                   : kHeadDim > 96 ? 48
-                                                                   : 64)
+  // What fits into registers, and into shared memory where heads have 256 dimensions.
+  static constexpr int kKeys = kTensorCores     ? (kHeadDim > 64 ? 32 : 64)
                                : kHeadDim > 128 ? 8
                                : kHeadDim > 64  ? 16
                                                 : 32;
@@ -57,7 +55,7 @@ __global__ void __launch_bounds__(ForwardTiling<T, kHeadDim>::kThreads,
 
   const int warp_row = warp_id() * kRowTiles * 16;
   float out[kRowTiles][kHeadDim / 8][4] = {};
-  SoftmaxState<kRowTiles> softmax(rule.unit());
+  SoftmaxState<kRowTiles> softmax(rule.template unit<kCapped>());
   BlockState state = BlockState::kSkip;
   int first_key = seek(0, state);
   load_tile<kThreads>(shared.q, q, task.first, shape.seq_q);
@@ -71,7 +69,7 @@ __global__ void __launch_bounds__(ForwardTiling<T, kHeadDim>::kThreads,
     float scores[kRowTiles][kKeys / 8][4] = {};
     multiply_transposed(scores, shared.q, warp_row, shared.k);
     if constexpr (kCapped) rule.template to_tangents<T>(scores);
-    rule.template apply<false>(scores, task.first + warp_row, first_key, state);
+    rule.template apply<false, kCapped>(scores, task.first + warp_row, first_key, state);
     scale_rows(out, softmax.update(scores));
     first_key = seek(first_key + kKeys, state);
     copy_async_wait_all();

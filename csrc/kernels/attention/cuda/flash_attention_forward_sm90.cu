@@ -42,7 +42,7 @@ class Consumer {
       parity ^= 1;
       float out[1][kHeadDim / 8][4] = {};
       const ScoreRule rule(p_.attention.shape, task.b, task.head);
-      SoftmaxState<1> softmax(rule.unit());
+      SoftmaxState<1> softmax(rule.template unit<kCapped>());
       attend(task, rule, out, softmax);
       named_barrier_sync(kStoreBarrier + group_, kGroupThreads);
       store_result(p_.attention, task, out, softmax, shared_.held[0].result);
@@ -77,7 +77,7 @@ class Consumer {
       pass_turn();
       finish_scores<0>(scores[0]);
       if constexpr (kCapped) rule.template to_tangents<T>(scores);
-      rule.template apply<false>(scores, first_row, key, state);
+      rule.template apply<false, kCapped>(scores, first_row, key, state);
       softmax.update(scores);
       pack_rows<T, kKeys>(p, scores[0]);
     }
@@ -92,7 +92,7 @@ class Consumer {
       pass_turn();
       finish_scores<1>(scores[0]);
       if constexpr (kCapped) rule.template to_tangents<T>(scores);
-      rule.template apply<false>(scores, first_row, key, state);
+      rule.template apply<false, kCapped>(scores, first_row, key, state);
       const RowValues<1> rescale = softmax.update(scores);
       finish_out(out[0], p);
       scale_rows(out, rescale);
