@@ -78,7 +78,8 @@ def test_faults_in_hopper_instructions_are_noticed(emulated: ModuleType, fault: 
         except RuntimeError as error:
             result = str(error)
         noticed += bool(re.search(found, result))
-    assert noticed >= (3 if fault == "no_wait_for_copies" else 8)  # where they do not come in time
+    is_a_race = fault in ("no_wait_for_copies", "wrong_parity")  # copies may come in time
+    assert noticed >= (3 if is_a_race else 8)
 
 
 def test_access_past_shared_memory_crashes(emulated: ModuleType):
