@@ -1,6 +1,6 @@
 """Counts what a kernel executes for one turn of its main loop, from its machine code.
 
-    python tests/gpu/tools/sass_counts.py OBJECT_FILE [PATTERN]
+    python tests/gpu/sass_counts.py OBJECT_FILE [PATTERN]
 
 The main loop is the one with most instructions of the tensor cores, or else the longest. Its usual
 turn is the shortest way around it that takes all of these and all copies to shared memory: where a
