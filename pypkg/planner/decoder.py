@@ -41,10 +41,15 @@ class Batch:
         return self.rows * self.sequence
 
 
-def attention_workspace(shard: Shard, batch: Batch, is_gpu: bool) -> int:
+def attention_workspace(shard: Shard, batch: Batch, ops: Operators) -> int:
     """Floats that the backward pass of attention takes (csrc/kernels/attention)."""
-    if is_gpu:  # one number for each row
-        return batch.tokens * shard.heads
+    if ops.is_gpu:  # a number for each row, and the gradient of queries in float32
+        sums, head_dim, is_wide = 0, shard.config.head_dim, ops.dtype_bytes > 2
+        if 32 < head_dim <= 128 and not is_wide:
+            padded = 64 if head_dim <= 64 else -(-head_dim // 32) * 32
+            tiles = batch.rows * shard.heads * -(-batch.sequence // 64)
+            sums = tiles * (64 * padded + 1) + 1
+        return batch.tokens * shard.heads + sums
     queries, keys, lanes = 96, 96, 16
     blocks = -(-batch.sequence // queries)
     chunks = max(
@@ -314,7 +319,7 @@ class _Layer:
             self._weights("self_attn.qkv_proj", "self_attn.o_proj"),
             (width, tokens * shard.query_size, tokens * self._config.hidden_size),
             rows=tokens * shard.heads,
-            workspace=attention_workspace(shard, batch, ops.is_gpu),
+            workspace=attention_workspace(shard, batch, ops),
         )
 
     def _weights(self, *names: str) -> list[Parameter]:
@@ -327,7 +332,7 @@ class _Layer:
             ops.packed_attention,
             out_elements=batch.tokens * shard.query_size,
             rows=batch.tokens * shard.heads,
-            workspace=attention_workspace(shard, batch, ops.is_gpu),
+            workspace=attention_workspace(shard, batch, ops),
             is_copied=self._config.position_embedding == "rope" and is_repeated,
         )
         return self._recomputed(ATTENTION, lambda qkv: [attend(qkv)], qkv)[0]
@@ -346,7 +351,7 @@ class _Layer:
         attend = partial(
             ops.attention,
             rows=tokens * heads,
-            workspace=attention_workspace(shard, batch, ops.is_gpu),
+            workspace=attention_workspace(shard, batch, ops),
         )
         (out,) = self._recomputed(ATTENTION, lambda q, k, v: [attend(q, k, v)], query, key, value)
         return ops.view(out)

@@ -52,7 +52,9 @@ class Operators:
     def _row_partials(self, rows: int, columns: int) -> int:
         """Floats for partial sums of a norm's weight gradient (csrc/kernels/rms_norm)."""
         if self.is_gpu:
-            each = min(max(8192 // max(columns, 1), 4), 32)
+            vectors = -(-columns // 8)
+            per_thread = 1 if vectors <= 256 else 2 if vectors <= 512 else 4
+            each = max(512 // (-(-vectors // per_thread // 32) * 32), 1)
             return min(rows, each * _MULTIPROCESSORS) * columns
         return min(max(rows // 16, 1), 64) * columns
 

@@ -78,6 +78,38 @@ def test_attention_over_empty_sequences(emulated: ModuleType, seq_q: int, seq_k:
     assert all((x.numpy() == 0).all() for x in (dq, dk, dv))
 
 
+@pytest.mark.parametrize("kernel", ["ampere", "hopper"])
+@pytest.mark.parametrize("scale", [-0.3, 0.0])
+def test_attention_with_a_scale_that_is_not_positive(
+    emulated: ModuleType, monkeypatch: pytest.MonkeyPatch, kernel: str, scale: float
+):
+    """As with queries of the other sign."""
+    monkeypatch.setenv("PYPKG_FLASH_ATTENTION", kernel)
+    rng = np.random.default_rng(0)
+    shape = (1, 70, 1, 32)
+    q, k, v, dout = (rng.standard_normal(shape) for _ in range(4))
+
+    def attend(queries: np.ndarray, factor: float) -> list[np.ndarray]:
+        inputs = [array(x, "bfloat16") for x in (queries, k, v)]
+        out, lse = GuardedArray(shape, "bfloat16"), GuardedArray((1, 1, 70), "float32")
+        emulated.flash_attention_forward(*inputs, out, lse, scale=factor)
+        floats = emulated.flash_attention_backward_workspace(*inputs[:2])
+        gradients = [GuardedArray(shape, "bfloat16") for _ in inputs]
+        emulated.flash_attention_backward(
+            *(array(dout, "bfloat16"), *inputs, out, lse, *gradients),
+            GuardedArray((floats,), "float32"),
+            scale=factor,
+        )
+        return [x.numpy() for x in (out, lse, *gradients)]
+
+    out, lse, dq, dk, dv = attend(q, scale)
+    expected = attend(-q, -scale)
+    for got, wanted in zip((out, lse, -dq, dk, dv), expected):
+        np.testing.assert_allclose(got, wanted, atol=2e-2 * max(1.0, np.abs(wanted).max()))
+    if scale == 0:
+        np.testing.assert_allclose(lse, np.log(np.arange(70) + 1)[None, None], rtol=1e-5)
+
+
 def test_attention_refuses_what_it_cannot_do(emulated: ModuleType):
     def forward(head_dim: int, misaligned: bool = False, softcap: float = 0.0) -> None:
         q, k, v, out = (GuardedArray((1, 3, 1, head_dim), "float16", misaligned) for _ in range(4))
@@ -122,7 +154,8 @@ def test_choice_of_the_attention_kernels(
         array(np.ones((1, n, 1, head_dim)), dtype)
         for n in (seq_q, seq_k, seq_q, seq_q, seq_k, seq_k)
     )
-    lse, workspace = (GuardedArray(shape, "float32") for shape in ((1, 1, seq_q), (seq_q,)))
+    floats = emulated.flash_attention_backward_workspace(q, k)
+    lse, workspace = (GuardedArray(shape, "float32") for shape in ((1, 1, seq_q), (floats,)))
     emulated.take_launches()
     emulated.flash_attention_forward(q, k, k, out, lse, scale=1.0)
     emulated.flash_attention_backward(out, q, k, k, out, lse, dq, dk, dv, workspace, scale=1.0)

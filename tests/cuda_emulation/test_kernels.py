@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from types import ModuleType
 
+import attention_cases
 import checks
 import hopper_cases
 import kernel_cases
@@ -16,6 +17,13 @@ CASES = kernel_cases.small_cases()
 HOPPER_BACKWARD = [
     "flash_attention_backward (Hopper, dk and dv)",
     "flash_attention_backward (Hopper, dq)",
+]
+
+
+SEVEN_PRODUCTS = ["flash_attention_backward (dk, dv)", "flash_attention_backward (dq)"]
+FIVE_PRODUCTS = [
+    "flash_attention_backward (dk, dv, sum of dq)",
+    "flash_attention_backward (dq of its sum)",
 ]
 
 
@@ -42,6 +50,31 @@ def test_emulated_hopper_kernels_agree_with_float64(
         "flash_attention_forward (Hopper)",
         *2 * ["flash_attention_backward (delta)", *HOPPER_BACKWARD],
     ]
+
+
+@pytest.mark.parametrize("mask", ["causal", "documents+full+window50+alibi+softcap1"])
+@pytest.mark.parametrize(
+    ("kib", "dtype", "head_dim", "expected"),
+    [
+        (163, "bfloat16", 128, FIVE_PRODUCTS),
+        (99, "bfloat16", 128, SEVEN_PRODUCTS),
+        (99, "float16", 64, FIVE_PRODUCTS),
+        (163, "bfloat16", 32, SEVEN_PRODUCTS),
+        (163, "float32", 64, SEVEN_PRODUCTS),
+    ],
+)
+def test_backward_kernels_by_shared_memory_of_the_device(
+    emulated: ModuleType, mask: str, kib: int, dtype: str, head_dim: int, expected: list[str]
+):
+    emulated.take_launches()
+    emulated.set_shared_memory_limit(kib * 1024)
+    try:
+        case = attention_cases.attention_case(dtype, mask, 150, heads=(2, 1), head_dim=head_dim)
+        checks.check(case, GuardedBackend(emulated))
+    finally:
+        emulated.set_shared_memory_limit(163 * 1024)
+    backward = ["flash_attention_backward (delta)", *expected]
+    assert operations(emulated) == ["flash_attention_forward", *2 * backward]
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.dtype in checks.CPU_DTYPES], ids=str)

@@ -70,6 +70,11 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 
 inline int multiprocessor_count() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 
+// Bytes that a block may have.
+inline int shared_memory_limit() {
+  return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+}
+
 // 80 for compute capability 8.0.
 inline int compute_capability() {
   return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) +

@@ -37,6 +37,13 @@ __device__ __forceinline__ void copy_async_wait_all() {
   asm volatile("cp.async.wait_group 0;\n" ::: "memory");
 }
 
+// The value, as one that the compiler knows nothing of: what is computed from it stays where it is,
+// and does not take registers around a loop.
+__device__ __forceinline__ int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // Loads four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix
 // l / 8 and receives of each matrix the elements (row l / 4, columns 2 (l % 4) and + 1).
 __device__ __forceinline__ void load_matrices(uint32_t (&matrices)[4], const void* row) {
@@ -73,6 +80,27 @@ __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
+}
+
+// Adds to device memory. Reads nothing back, so the thread does not wait.
+__device__ __forceinline__ void add_to_memory(float* target, float term) {
+  asm volatile("red.global.add.f32 [%0], %1;\n" ::"l"(target), "f"(term) : "memory");
+}
+
+// The counter's value before the call, which adds 1.
+__device__ __forceinline__ int take_ticket(int* counter) { return atomicAdd(counter, 1); }
+
+// What this thread, and threads that have met it at a barrier, wrote before is visible to a thread
+// of any block that waits for the value, and to threads that meet that one at a barrier.
+__device__ __forceinline__ void store_release(int* target, int value) {
+  asm volatile("st.release.gpu.global.s32 [%0], %1;\n" ::"l"(target), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ void wait_for_value(const int* source, int value) {
+  int found;
+  do {
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];\n" : "=r"(found) : "l"(source) : "memory");
+  } while (found != value);
 }
 
 // 2^x to about 22 bits; results below 2^-126 become 0.

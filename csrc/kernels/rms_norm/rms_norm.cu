@@ -1,3 +1,4 @@
+#include "common/cuda_ptx.cuh"
 #include "common/cuda_vector.cuh"
 #include "rms_norm/rms_norm.h"
 
@@ -53,26 +54,43 @@ void dispatch_row_and_weight(DType dtype, DType weight_dtype, F&& f) {
   });
 }
 
-// Two sets of warp sums, used in turn: a thread that is one row ahead cannot overwrite sums still
-// being read.
+// Two sets of warp sums, used in turn: a thread that is one set of rows ahead cannot overwrite sums
+// still being read.
+template <int kRows>
 struct RowSums {
-  float of_warp[2][kMaxWarps];
+  float of_warp[2][kRows][kMaxWarps];
 };
 
-// Sum over the threads of a row. Blocks of more than one warp per row hold a single row.
-__device__ float row_sum(float value, RowSums& sums, int turn) {
-  value = warp_sum(value);
-  if (blockDim.x == kWarpSize) return value;
-  if (threadIdx.x % kWarpSize == 0) sums.of_warp[turn][threadIdx.x / kWarpSize] = value;
+// Replaces values by their sums over the threads of a row, of kRows rows with one barrier. Blocks
+// of more than one warp per row have all their threads at the same rows.
+template <int kRows>
+__device__ __forceinline__ void sum_over_row(float (&values)[kRows], RowSums<kRows>& sums,
+                                             int turn) {
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) values[r] = warp_sum(values[r]);
+  if (blockDim.x == kWarpSize) return;
+  const unsigned lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    if (lane == 0) sums.of_warp[turn][r][warp] = values[r];
+  }
   __syncthreads();
-  const unsigned lane = threadIdx.x % kWarpSize;
-  return warp_sum(lane < blockDim.x / kWarpSize ? sums.of_warp[turn][lane] : 0.0f);
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    values[r] = warp_sum(lane < blockDim.x / kWarpSize ? sums.of_warp[turn][r][lane] : 0.0f);
+  }
+}
+
+__device__ float row_sum(float value, RowSums<1>& sums, int turn) {
+  float values[1] = {value};
+  sum_over_row(values, sums, turn);
+  return values[0];
 }
 
 template <typename T, typename W, int kVectors>
 __global__ void __launch_bounds__(kMaxThreads) forward_kernel(RmsNormForward p) {
   constexpr int kSize = kVectorSize<T>;
-  RowSums& sums = dynamic_shared<RowSums>();
+  RowSums<1>& sums = dynamic_shared<RowSums<1>>();
   int turn = 0;
   for (int64_t row = blockIdx.x * int64_t(blockDim.y) + threadIdx.y; row < p.rows;
        row += gridDim.x * int64_t(blockDim.y), turn ^= 1) {
@@ -109,7 +127,7 @@ __global__ void __launch_bounds__(kMaxThreads) forward_kernel(RmsNormForward p) 
 
 template <typename T, typename W>
 __global__ void __launch_bounds__(kMaxThreads) forward_scalar_kernel(RmsNormForward p) {
-  RowSums& sums = dynamic_shared<RowSums>();
+  RowSums<1>& sums = dynamic_shared<RowSums<1>>();
   int turn = 0;
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x, turn ^= 1) {
     const T* h = static_cast<const T*>(p.x) + row * p.cols;
@@ -135,70 +153,132 @@ __global__ void __launch_bounds__(kMaxThreads) forward_scalar_kernel(RmsNormForw
   }
 }
 
-// Rows of dweight's partial sums. It depends on the shape and the device alone, so that sums are
-// formed in the same order in every call.
+constexpr int kBackwardRegisters = 128;  // at most, of a thread
+constexpr int kResidentThreads = 65536 / kBackwardRegisters;
+
+// Rows of dweight's partial sums: as many as a device has room for at a time, so that the rows are
+// spread evenly. It depends on the shape and the device alone, so that sums are formed in the same
+// order in every call.
 int64_t partial_rows(int64_t rows, int64_t cols) {
-  const int64_t per_multiprocessor = std::clamp<int64_t>(8192 / std::max<int64_t>(cols, 1), 4, 32);
+  const RowLayout layout = row_layout(cols, kVectorBytes / 2, true);  // of a 16-bit type
+  const int64_t per_multiprocessor =
+      layout.vectors ? std::max(kResidentThreads / layout.threads, 1)
+                     : std::clamp<int64_t>(8192 / std::max<int64_t>(cols, 1), 4, 32);
   return std::min(rows, per_multiprocessor * multiprocessor_count());
 }
+
+// Rows that a thread sums up together, with one barrier. While it computes them, its loads of as
+// many more are under way.
+template <int kVectors>
+constexpr int kRowsTogether = kVectors == 4 ? 1 : 2;
+
+template <int kVectors>
+constexpr int kBackwardThreads = kVectors == 4 ? kMaxThreads : 256;
+
+template <typename T, int kVectors>
+struct BackwardRows {
+  static constexpr int kRows = kRowsTogether<kVectors>;
+  using Vector = Pack<T, kVectorSize<T>>;
+  Vector dy[kRows][kVectors], h[kRows][kVectors];
+  float rstd[kRows];
+
+  // Rows first, first + step, ...; those from p.rows on are left as they are.
+  __device__ __forceinline__ void load(const RmsNormBackward& p, int64_t first, int64_t step) {
+    const int thread = opaque(threadIdx.x);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t row = first + r * step;
+      if (row >= p.rows) continue;
+      rstd[r] = p.rstd[row];
+      const T* dy_row = static_cast<const T*>(p.dy) + row * p.cols;
+      const T* h_row = static_cast<const T*>(p.h) + row * p.cols;
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        const int col = (thread + v * blockDim.x) * kVectorSize<T>;
+        if (col >= p.cols) continue;
+        dy[r][v] = Vector::load(dy_row + col);
+        h[r][v] = Vector::load(h_row + col);
+      }
+    }
+  }
+};
 
 // Each row slot of the grid walks over rows slot, slot + slots, ... and writes its own row of
 // partial sums of dweight into the workspace.
 template <typename T, typename W, int kVectors>
-__global__ void __launch_bounds__(kMaxThreads) backward_kernel(RmsNormBackward p, int64_t slots) {
+__global__ void __launch_bounds__(kBackwardThreads<kVectors>,
+                                  kResidentThreads / kBackwardThreads<kVectors>)
+    backward_kernel(RmsNormBackward p, int64_t slots) {
   constexpr int kSize = kVectorSize<T>;
-  RowSums& sums = dynamic_shared<RowSums>();
+  constexpr int kRows = kRowsTogether<kVectors>;
+  using Vector = Pack<T, kSize>;
+  auto& sums = dynamic_shared<RowSums<kRows>>();
   const int64_t slot = blockIdx.x * int64_t(blockDim.y) + threadIdx.y;
   if (slot >= slots) return;
+  const W* weights = static_cast<const W*>(p.weight);
   float dweight[kVectors][kSize] = {};
+  BackwardRows<T, kVectors> rows, next;
+  next.load(p, slot, slots);
   int turn = 0;
-  for (int64_t row = slot; row < p.rows; row += slots, turn ^= 1) {
-    const int64_t start = row * p.cols;
-    Pack<T, kSize> dy[kVectors], h[kVectors];
-    const float rstd = p.rstd[row];
-    float sum = 0;
+  for (int64_t first = slot; first < p.rows; first += kRows * slots, turn ^= 1) {
+    rows = next;
+    next.load(p, first + kRows * slots, slots);
+    float projection[kRows] = {};
+    const int thread = opaque(threadIdx.x);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t col = (threadIdx.x + v * blockDim.x) * kSize;
+      const int col = (thread + v * blockDim.x) * kSize;
       if (col >= p.cols) continue;
-      dy[v] = Pack<T, kSize>::load(static_cast<const T*>(p.dy) + start + col);
-      h[v] = Pack<T, kSize>::load(static_cast<const T*>(p.h) + start + col);
-      const auto weight = Pack<W, kSize>::load(static_cast<const W*>(p.weight) + col);
+      const auto weight = Pack<W, kSize>::load(weights + col);
 #pragma unroll
-      for (int i = 0; i < kSize; ++i) {
-        sum += dy[v][i] * weight[i] * h[v][i];
-        dweight[v][i] += dy[v][i] * h[v][i] * rstd;
+      for (int r = 0; r < kRows; ++r) {
+        if (first + r * slots >= p.rows) continue;
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) {
+          const float product = rows.dy[r][v][i] * rows.h[r][v][i];
+          projection[r] += product * weight[i];
+          dweight[v][i] += product * rows.rstd[r];
+        }
       }
     }
-    const float projection = row_sum(sum, sums, turn) / p.cols * rstd * rstd;
+    sum_over_row(projection, sums, turn);
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t col = (threadIdx.x + v * blockDim.x) * kSize;
-      if (col >= p.cols) continue;
-      const auto weight = Pack<W, kSize>::load(static_cast<const W*>(p.weight) + col);
-      Pack<T, kSize> dh = {};
-      if (p.dh) dh = Pack<T, kSize>::load(static_cast<const T*>(p.dh) + start + col);
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t row = first + r * slots;
+      if (row >= p.rows) continue;
+      const float rstd = rows.rstd[r], shift = projection[r] / p.cols * rstd * rstd;
+      const int64_t start = row * p.cols;
 #pragma unroll
-      for (int i = 0; i < kSize; ++i) {
-        dh.set(i, dh[i] + rstd * (dy[v][i] * weight[i] - h[v][i] * projection));
+      for (int v = 0; v < kVectors; ++v) {
+        const int col = (thread + v * blockDim.x) * kSize;
+        if (col >= p.cols) continue;
+        const auto weight = Pack<W, kSize>::load(weights + col);
+        Vector dx = {};
+        if (p.dh) dx = Vector::load(static_cast<const T*>(p.dh) + start + col);
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) {
+          dx.set(i, dx[i] + rstd * (rows.dy[r][v][i] * weight[i] - rows.h[r][v][i] * shift));
+        }
+        dx.store(static_cast<T*>(p.dx) + start + col);
+        if (p.dresidual) dx.store(static_cast<T*>(p.dresidual) + start + col);
       }
-      dh.store(static_cast<T*>(p.dx) + start + col);
-      if (p.dresidual) dh.store(static_cast<T*>(p.dresidual) + start + col);
     }
   }
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
-    const int64_t col = (threadIdx.x + v * blockDim.x) * kSize;
+    const int col = (threadIdx.x + v * blockDim.x) * kSize;
     if (col >= p.cols) continue;
+    Pack<float, kSize> sum;
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) p.workspace[slot * p.cols + col + i] = dweight[v][i];
+    for (int i = 0; i < kSize; ++i) sum.values[i] = dweight[v][i];
+    sum.store(p.workspace + slot * p.cols + col);
   }
 }
 
 template <typename T, typename W>
 __global__ void __launch_bounds__(kMaxThreads)
     backward_scalar_kernel(RmsNormBackward p, int64_t slots) {
-  RowSums& sums = dynamic_shared<RowSums>();
+  RowSums<1>& sums = dynamic_shared<RowSums<1>>();
   const W* weight = static_cast<const W*>(p.weight);
   float* partial = p.workspace + blockIdx.x * p.cols;
   int turn = 0;
@@ -259,11 +339,11 @@ void rms_norm_forward_cuda(const RmsNormForward& p, Stream stream) {
     const dim3 grid(
         std::min<int64_t>(ceil_div<int64_t>(p.rows, layout.rows_per_block), kMaxGridBlocks));
     if (layout.vectors == 0) {
-      launch(site, forward_scalar_kernel<T, W>, grid, block, sizeof(RowSums), stream, p);
+      launch(site, forward_scalar_kernel<T, W>, grid, block, sizeof(RowSums<1>), stream, p);
       return;
     }
     dispatch_vectors(layout.vectors, [&](auto vectors) {
-      launch(site, forward_kernel<T, W, decltype(vectors)::value>, grid, block, sizeof(RowSums),
+      launch(site, forward_kernel<T, W, decltype(vectors)::value>, grid, block, sizeof(RowSums<1>),
              stream, p);
     });
   });
@@ -276,7 +356,7 @@ int64_t rms_norm_backward_workspace_cuda(int64_t rows, int64_t cols) {
 void rms_norm_backward_cuda(const RmsNormBackward& p, Stream stream) {
   if (p.cols == 0) return;
   const LaunchSite site{"rms_norm_backward", {p.rows, p.cols}};
-  const bool aligned = all_aligned({p.dy, p.dh, p.h, p.weight, p.dx, p.dresidual});
+  const bool aligned = all_aligned({p.dy, p.dh, p.h, p.weight, p.dx, p.dresidual, p.workspace});
   const int64_t slots = partial_rows(p.rows, p.cols);
   dispatch_row_and_weight(p.dtype, p.weight_dtype, [&](auto row_tag, auto weight_tag) {
     using T = typename decltype(row_tag)::type;
@@ -285,11 +365,12 @@ void rms_norm_backward_cuda(const RmsNormBackward& p, Stream stream) {
     const dim3 block(layout.threads, layout.rows_per_block);
     const dim3 grid(ceil_div<int64_t>(slots, layout.rows_per_block));
     if (slots > 0 && layout.vectors == 0) {
-      launch(site, backward_scalar_kernel<T, W>, grid, block, sizeof(RowSums), stream, p, slots);
+      launch(site, backward_scalar_kernel<T, W>, grid, block, sizeof(RowSums<1>), stream, p, slots);
     } else if (slots > 0) {
       dispatch_vectors(layout.vectors, [&](auto vectors) {
-        launch(site, backward_kernel<T, W, decltype(vectors)::value>, grid, block, sizeof(RowSums),
-               stream, p, slots);
+        constexpr int kVectors = decltype(vectors)::value;
+        launch(site, backward_kernel<T, W, kVectors>, grid, block,
+               sizeof(RowSums<kRowsTogether<kVectors>>), stream, p, slots);
       });
     }
     launch(site, reduce_dweight_kernel<W>, dim3(ceil_div<int64_t>(p.cols, kReduceCols)),

@@ -21,8 +21,8 @@ namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr int kMaxThreads = 1024;
-constexpr size_t kSharedBytesEverywhere = 99 * 1024;  // 8.6; what uses an extension needs 9.0
-constexpr size_t kSharedBytesOfHopper = 227 * 1024;
+constexpr size_t kSharedBytesOfHopper = 227 * 1024;  // for what uses an extension
+constexpr int kMaxResident = 3;                      // blocks that run at a time
 
 // Memory that ends at an inaccessible page, so that an access past the end is a crash.
 class GuardedMemory {
@@ -76,7 +76,12 @@ class Block {
  public:
   Block(const std::string& what, const std::function<void()>& body) : what_(what), body_(body) {}
 
-  void run(dim3 grid, dim3 block, dim3 index, size_t shared_bytes, std::mt19937& random);
+  // A slot is that of one running block; step returns whether the block goes on.
+  void start(int slot, dim3 grid, dim3 block, dim3 index, size_t shared_bytes,
+             std::mt19937& random);
+  bool step(std::mt19937& random);
+  void let_other_blocks_run();
+  bool is_stalled() const { return is_stalled_; }
   void barrier();
   unsigned char (*collective(const char* kind, const void* mine, size_t bytes,
                              Finish finish))[kSlotBytes];
@@ -110,12 +115,16 @@ class Block {
   int done_ = 0;
   int warp_ = -1;          // that runs now
   unsigned patience_ = 0;  // a warp is left after one in so many fibers, and when it must wait
+  unsigned lateness_ = 0;  // of deferred events: one before so many fibers
+  size_t slot_ = 0, shared_bytes_ = 0;
+  bool is_stalled_ = false;  // the last step ended in a wait for another block
 };
 
 Block* current_block = nullptr;
+size_t shared_limit = 163 * 1024;
 
 unsigned char* fiber_stack(int index) {
-  static std::vector<std::unique_ptr<GuardedMemory>> stacks(kMaxThreads);
+  static std::vector<std::unique_ptr<GuardedMemory>> stacks(kMaxResident * kMaxThreads);
   if (!stacks[index]) stacks[index] = std::make_unique<GuardedMemory>(kStackBytes);
   return stacks[index]->begin();
 }
@@ -145,7 +154,7 @@ void Block::resume(int index) {
   if (next.started) std::longjmp(next.state, 1);
   next.started = true;
   getcontext(&next.start);
-  next.start.uc_stack.ss_sp = fiber_stack(index);
+  next.start.uc_stack.ss_sp = fiber_stack(slot_ * kMaxThreads + index);
   next.start.uc_stack.ss_size = kStackBytes;
   next.start.uc_link = nullptr;
   makecontext(&next.start, &Block::enter, 0);
@@ -172,8 +181,11 @@ int Block::pick(std::mt19937& random) {
   return index;
 }
 
-void Block::run(dim3 grid, dim3 block, dim3 index, size_t shared_bytes, std::mt19937& random) {
+void Block::start(int slot, dim3 grid, dim3 block, dim3 index, size_t shared_bytes,
+                  std::mt19937& random) {
   const int threads = block.x * block.y * block.z;
+  slot_ = slot;
+  shared_bytes_ = shared_bytes;
   shared_ = std::make_unique<GuardedMemory>(shared_bytes);
   std::memset(shared_->begin(), 0xff, shared_->bytes());
   // Warps abreast, in bursts, or one far ahead of the others.
@@ -181,7 +193,7 @@ void Block::run(dim3 grid, dim3 block, dim3 index, size_t shared_bytes, std::mt1
   patience_ = kPatience[random() % 3];
   // Events happen soon, some time later, or when nothing else can.
   constexpr unsigned kLateness[] = {8, 500, 1u << 31};
-  const unsigned lateness = kLateness[random() % 3];
+  lateness_ = kLateness[random() % 3];
   warps_.resize((threads + kLanes - 1) / kLanes);
   for (int i = 0; i < threads; ++i) {
     auto fiber = std::make_unique<Fiber>();
@@ -192,23 +204,33 @@ void Block::run(dim3 grid, dim3 block, dim3 index, size_t shared_bytes, std::mt1
     fibers_.push_back(std::move(fiber));
     warps_[i / kLanes].runnable.push_back(i);
   }
+}
+
+bool Block::step(std::mt19937& random) {
   current_block = this;
-  while (done_ < threads) {
-    if (random() % lateness == 0) run_deferred(random);
-    const int next = pick(random);
-    if (next < 0) {
-      if (run_deferred(random)) continue;
-      throw std::runtime_error("deadlock in " + what_ + ": " + std::to_string(at_barrier_) +
-                               " threads wait at __syncthreads, " + std::to_string(done_) +
-                               " have returned, the rest wait for their warp or a barrier");
-    }
+  is_stalled_ = false;
+  if (random() % lateness_ == 0) run_deferred(random);
+  const int next = pick(random);
+  if (next >= 0) {
     resume(next);
     if (error_) std::rethrow_exception(error_);
+  } else if (!run_deferred(random)) {
+    throw std::runtime_error("deadlock in " + what_ + ": " + std::to_string(at_barrier_) +
+                             " threads wait at __syncthreads, " + std::to_string(done_) +
+                             " have returned");
   }
+  if (done_ < static_cast<int>(fibers_.size())) return true;
   if (!deferred_.empty()) throw std::runtime_error(what_ + " ends with copies under way");
-  if (shared_bytes > kSharedBytesEverywhere && !extension_.has_value()) {
-    throw std::runtime_error(what_ + ": more shared memory than compute capability 8.6 has");
+  if (shared_bytes_ > shared_limit && !extension_.has_value()) {
+    throw std::runtime_error(what_ + ": more shared memory than a block may have");
   }
+  return false;
+}
+
+void Block::let_other_blocks_run() {
+  is_stalled_ = true, warp_ = -1;
+  warps_[running_ / kLanes].runnable.push_back(running_);
+  suspend();
 }
 
 void Block::wait_on(const void* channel) {
@@ -270,15 +292,40 @@ std::mt19937& generator() {
   return random;
 }
 
-}  // namespace
-
-namespace {
 std::vector<std::string> launched;
-}
+
+}  // namespace
 
 std::vector<std::string> take_launches() { return std::exchange(launched, {}); }
 
 void seed(uint32_t value) { generator().seed(value); }
+
+// Runs a block for each index, a few of them at a time, each for some steps before the next.
+static void run_blocks(const std::vector<dim3>& order,
+                       const std::function<std::unique_ptr<Block>(int slot, dim3 index)>& start) {
+  constexpr unsigned kSteps[] = {5, 100, 3000};  // of a block before another one's, at most
+  std::mt19937& random = generator();
+  std::unique_ptr<Block> resident[kMaxResident];
+  const int slots = 1 + random() % kMaxResident;
+  const unsigned most_steps = kSteps[random() % 3];
+  size_t begun = 0, ended = 0, stalls = 0;
+  while (ended < order.size()) {
+    const int slot = random() % slots;
+    if (!resident[slot]) {
+      if (begun == order.size()) continue;
+      resident[slot] = start(slot, order[begun++]);
+    }
+    for (unsigned steps = 1 + random() % most_steps; steps > 0; --steps) {
+      if (!resident[slot]->step(random)) {
+        resident[slot].reset(), ++ended;
+        break;
+      }
+      stalls = resident[slot]->is_stalled() ? stalls + 1 : 0;
+      if (stalls == 10000) fail("waits for another block in vain");
+      if (stalls > 0) break;
+    }
+  }
+}
 
 void launch_blocks(const std::string& what, dim3 grid, dim3 block, size_t shared_bytes,
                    const std::function<void()>& thread_body) {
@@ -300,9 +347,11 @@ void launch_blocks(const std::string& what, dim3 grid, dim3 block, size_t shared
     }
   }
   std::shuffle(order.begin(), order.end(), generator());
-  for (const dim3& index : order) {
-    Block(what, thread_body).run(grid, block, index, shared_bytes, generator());
-  }
+  run_blocks(order, [&](int slot, dim3 index) {
+    auto started = std::make_unique<Block>(what, thread_body);
+    started->start(slot, grid, block, index, shared_bytes, generator());
+    return started;
+  });
 }
 
 void block_barrier() { current_block->barrier(); }
@@ -312,6 +361,9 @@ void wait_on(const void* channel) { current_block->wait_on(channel); }
 void notify(const void* channel) { current_block->notify(channel); }
 void defer(std::function<void()> event) { current_block->defer(std::move(event)); }
 std::any& block_extension() { return current_block->extension(); }
+void let_other_blocks_run() { current_block->let_other_blocks_run(); }
+void set_shared_memory_limit(size_t bytes) { shared_limit = bytes; }
+size_t shared_memory_limit() { return shared_limit; }
 int lane_index() { return current_block->fiber().index % kLanes; }
 
 void fail(const std::string& message) {

@@ -1,11 +1,11 @@
 // Runs CUDA kernels on the CPU, to test their logic where there is no GPU.
 //
 // The .cu files are compiled as C++ with -DPYPKG_CUDA_EMULATION. Every CUDA thread of a block is a
-// fiber; a block runs until all its fibers have returned. Barriers and warp collectives switch
-// fibers, and the next fiber is picked at random, so that an order that a missing barrier leaves
-// open is taken sooner or later. Shared memory and the targets of copies in flight are filled with
-// NaN, and shared memory ends at an inaccessible page. Not modelled: time, memory ordering inside a
-// warp between collectives, proxies, atomics.
+// fiber. One to three blocks run at a time, each until all its fibers have returned. Barriers and
+// warp collectives switch fibers, and the next fiber is picked at random, so that an order that a
+// missing barrier leaves open is taken sooner or later. Shared memory and the targets of copies in
+// flight are filled with NaN, and shared memory ends at an inaccessible page. Not modelled: time,
+// memory ordering (between blocks, and inside a warp between collectives), proxies.
 #pragma once
 
 #include <any>
@@ -48,6 +48,10 @@ void launch_blocks(const std::string& what, dim3 grid, dim3 block, size_t shared
 void seed(uint32_t value);
 // Operation and shape of each kernel that was launched since the last call.
 std::vector<std::string> take_launches();
+// Bytes of shared memory that a block may have, but for the kernels of Hopper. 163 KiB, as on 8.0,
+// until it is set.
+void set_shared_memory_limit(size_t bytes);
+size_t shared_memory_limit();
 void block_barrier();
 void* shared_memory();
 [[noreturn]] void fail(const std::string& message);
@@ -57,6 +61,7 @@ void check_aligned(const void* pointer, size_t bytes);
 // and state of the block.
 int thread_index();
 void wait_on(const void* channel);
+void let_other_blocks_run();
 void notify(const void* channel);
 void defer(std::function<void()> event);
 std::any& block_extension();
@@ -162,6 +167,7 @@ inline __nv_bfloat16 __float2bfloat16_rn(float x) {
 }
 
 inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
@@ -174,6 +180,7 @@ struct LaunchSite;
 
 inline int multiprocessor_count() { return 2; }
 inline int compute_capability() { return 90; }
+inline int shared_memory_limit() { return static_cast<int>(cuda_emulation::shared_memory_limit()); }
 constexpr int64_t kMaxGridBlocks = 3;  // small, so that blocks have several rows
 
 template <typename Site, typename... Params, typename... Args>

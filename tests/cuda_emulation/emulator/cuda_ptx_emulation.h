@@ -14,6 +14,8 @@ inline void copy_async_4(void* target, const void* source, bool valid) {
 inline void copy_async_commit() { cuda_emulation::copy_async_commit(); }
 inline void copy_async_wait_all() { cuda_emulation::copy_async_wait(0); }
 
+inline int opaque(int value) { return value; }
+
 inline void load_matrix_rows(const char* kind, uint32_t (&matrices)[4], const void* row,
                              bool transposed) {
   cuda_emulation::check_aligned(row, 16);
@@ -77,6 +79,13 @@ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
       cuda_emulation::warp_collective("mma", &operands, sizeof(operands), mma_whole_warp<T>);
   const auto* mine = reinterpret_cast<MmaOperands<T>*>(slots[cuda_emulation::lane_index()]);
   std::memcpy(c, mine->c, sizeof(c));
+}
+
+inline void add_to_memory(float* target, float term) { *target += term; }
+inline int take_ticket(int* counter) { return (*counter)++; }
+inline void store_release(int* target, int value) { *target = value; }
+inline void wait_for_value(const int* source, int value) {
+  while (*source != value) cuda_emulation::let_other_blocks_run();
 }
 
 inline float exp2_approximate(float x) {

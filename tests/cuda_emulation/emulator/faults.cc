@@ -42,6 +42,19 @@ __global__ void mixed_collectives_kernel(float* out, bool mixed) {
   out[threadIdx.x] = value;
 }
 
+// Blocks take numbers, which the threads of each write to the output in the order of their tickets.
+// state: the next ticket, and 1 + the ticket whose turn has passed.
+__global__ void take_turns_kernel(float* out, int* state, int first_ticket, bool wait) {
+  auto& ticket = dynamic_shared<int>();
+  if (threadIdx.x == 0) ticket = take_ticket(&state[0]);
+  __syncthreads();
+  if (threadIdx.x == 0 && ticket > first_ticket && wait) wait_for_value(&state[1], ticket);
+  __syncthreads();
+  add_to_memory(&out[threadIdx.x], out[threadIdx.x] + ticket);
+  __syncthreads();
+  if (threadIdx.x == 0) store_release(&state[1], ticket + 1);
+}
+
 }  // namespace
 
 void bind_faults(pybind11::module_& m) {
@@ -66,6 +79,17 @@ void bind_faults(pybind11::module_& m) {
     } else if (name == "mixed collectives") {
       for (int i = 0; i < kThreads; ++i) expected[i] = i ^ 1;
       launch(site, mixed_collectives_kernel, dim3(1), dim3(kThreads), 0, nullptr, out, faulty);
+    } else if (name == "no wait for the turn" || name == "turn that never comes") {
+      constexpr int kBlocks = 6;
+      int numbers[2] = {}, *state = numbers;
+      const bool wait = !faulty || name == "turn that never comes";
+      const int first_ticket = faulty && wait ? -1 : 0;  // -1: the first block waits too
+      if (first_ticket < 0) state[1] = -1;
+      launch(site, take_turns_kernel, dim3(kBlocks), dim3(kThreads), sizeof(int), nullptr, out,
+             state, first_ticket, wait);
+      float value = 0;
+      for (int i = 0; i < kBlocks; ++i) value += value + i;
+      std::fill_n(expected, kThreads, value);
     } else {
       throw std::invalid_argument(name);
     }

@@ -126,6 +126,13 @@ def small_cases() -> list[Case]:
             attention_case(dtype, "documents", 260, batch=2, heads=(1, 1), head_dim=32),
             attention_case(dtype, "documents+full+window50+alibi", 180, heads=(1, 1), head_dim=40),
         ]
+    cases += [  # several blocks of 128 keys add to the gradient of a tile of queries
+        attention_case("bfloat16", "causal", 270, heads=(2, 1), head_dim=128),
+        attention_case("float16", "full", 70, 520, heads=(1, 1), head_dim=96),
+        attention_case("bfloat16", "window150", 450, heads=(1, 1), head_dim=64),
+        attention_case("bfloat16", "prefix+alibi", 260, batch=2, heads=(1, 1), head_dim=72),
+        attention_case("float16", "documents+full+softcap2", 390, heads=(1, 1), head_dim=128),
+    ]
     cases += [
         attention_case("float16", "causal", 140, heads=(1, 1), head_dim=64),
         attention_case("float16", "documents+alibi", 140, heads=(4, 2), head_dim=128),

@@ -38,17 +38,17 @@ struct QuerySums {
   }
 };
 
-// In place. lse(m, n, c) is what to subtract from that element.
+// In place. unit is ScoreRule::unit, lse(m, n, c) what to subtract from that element.
 template <int kRowTiles, int kColTiles, typename Lse>
 __device__ __forceinline__ void to_probabilities(float (&scores)[kRowTiles][kColTiles][4],
-                                                 const Lse& lse) {
+                                                 float unit, const Lse& lse) {
 #pragma unroll
   for (int n = 0; n < kColTiles; ++n) {
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
-        scores[m][n][c] = exp2_approximate(scores[m][n][c] - lse(m, n, c));
+        scores[m][n][c] = exp2_approximate(scores[m][n][c] * unit - lse(m, n, c));
       }
     }
   }
@@ -112,6 +112,11 @@ struct QueryWalk {
   // Of the block's first query in a [batch, heads_q, seq_q] array.
   __device__ int64_t offset() const {
     return (task.b * shape.heads_q + head_q()) * shape.seq_q + first;
+  }
+  // The block's index in a [batch, heads_q, blocks of queries] array.
+  __device__ int tile() const {
+    const int blocks = ceil_div<int>(shape.seq_q, kQueries);
+    return static_cast<int>(task.b * shape.heads_q + head_q()) * blocks + first / kQueries;
   }
 
   __device__ void advance() {

@@ -12,18 +12,19 @@ constexpr float kLn2 = 0.69314718055994531f;
 
 // One thread block's share of the work: blocks of rows of one (batch, head), from a flat index.
 struct BlockTask {
-  int64_t b, head;
+  int b, head;
   int first;
 
   // Neighbouring indices share the head, whose other operand then stays in cache. `last_first`
   // turns the order inside a head around: under a causal mask the last queries have most to do,
   // and what starts first should be the longest.
-  __device__ BlockTask(int64_t rows, int rows_per_block, int64_t heads, bool last_first) {
+  __device__ BlockTask(int64_t rows, int rows_per_block, int64_t heads, bool last_first,
+                       unsigned flat_index) {
     const int64_t blocks = ceil_div<int64_t>(rows, rows_per_block);
-    const int64_t index = blockIdx.x % blocks;
+    const int64_t index = flat_index % blocks;
     first = (last_first ? blocks - 1 - index : index) * rows_per_block;
-    head = blockIdx.x / blocks % heads;
-    b = blockIdx.x / blocks / heads;
+    head = flat_index / blocks % heads;
+    b = flat_index / blocks / heads;
   }
   __device__ BlockTask(int64_t b_, int64_t head_, int first_) : b(b_), head(head_), first(first_) {}
 };
@@ -36,7 +37,9 @@ __device__ __forceinline__ float hyperbolic_tangent(float x) {
   return copysignf(1.0f - __fdividef(2.0f, squared + 1.0f), x);
 }
 
-// Scores in units of log 2 (exp2 is one instruction), for one batch and query head.
+// Scores for one batch and query head, in units of log 2 (exp2 is one instruction) once they are
+// multiplied by unit(). Where nothing is added to them, that is the scale: the instruction that
+// subtracts the maximum or lse multiplies by it, and no other one does.
 class ScoreRule {
  public:
   __device__ ScoreRule(const FlashAttentionShape& shape, int64_t b, int64_t head_q)
@@ -44,10 +47,16 @@ class ScoreRule {
         b_(b),
         seq_q_(shape.seq_q),
         seq_k_(shape.seq_k),
-        scale_(shape.scale * kLog2E),
-        softcap_(shape.softcap * kLog2E),
+        factor_((shape.softcap > 0 ? shape.softcap : shape.scale) * kLog2E),
         to_softcap_(shape.scale / shape.softcap),
-        slope_(shape.mask.alibi_slopes ? shape.mask.alibi_slopes[head_q] * kLog2E : 0.0f) {}
+        slope_(shape.mask.alibi_slopes ? shape.mask.alibi_slopes[head_q] * kLog2E : 0.0f),
+        adds_(shape.mask.alibi_slopes != nullptr || !(factor_ > 0)) {}
+
+  // Positive, so that the largest score stays the largest.
+  template <bool kCapped>
+  __device__ float unit() const {
+    return kCapped || adds_ ? 1.0f : factor_;
+  }
 
   // Of queries [q_first, q_first + kQueries) and keys [k_first, k_first + kKeys); what lies beyond
   // the sequences is never seen.
@@ -86,23 +95,33 @@ class ScoreRule {
     }
   }
 
-  // Turns products q k, or what to_tangents made of them if kCapped, into scores, in place; -inf
-  // where the query does not see the key. Rows of the accumulator are queries, or keys if
-  // kRowsAreKeys.
+  // Turns products q k, or what to_tangents made of them, into scores, in place; -inf where the
+  // query does not see the key. Rows of the accumulator are queries, or keys if kRowsAreKeys.
   template <bool kRowsAreKeys, bool kCapped, int kRowTiles, int kColTiles>
   __device__ __forceinline__ void apply(float (&scores)[kRowTiles][kColTiles][4], int first_row,
                                         int first_col, BlockState state) const {
+    const int lane = opaque(lane_id());
+    const int row0 = first_row + lane / 4, col0 = first_col + 2 * (lane % 4);
+    if constexpr (kCapped) {  // here, for a lack of registers later
 #pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
+      for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
-      for (int n = 0; n < kColTiles; ++n) {
+        for (int n = 0; n < kColTiles; ++n) {
 #pragma unroll
-        for (int c = 0; c < 4; ++c) scores[m][n][c] *= kCapped ? softcap_ : scale_;
+          for (int c = 0; c < 4; ++c) scores[m][n][c] *= factor_;
+        }
       }
     }
-    if (mask_.alibi_slopes == nullptr && state == BlockState::kFull) return;
-    const int row0 = first_row + row_in_tile(0, 0), col0 = first_col + col_in_tile(0, 0);
-    // Key minus query position of this lane's first element; exact up to 2^24.
+    if (adds_) add_distances<kRowsAreKeys>(scores, row0, col0, kCapped ? 1.0f : factor_);
+    if (state == BlockState::kPartial) hide<kRowsAreKeys>(scores, row0, col0);
+  }
+
+ private:
+  // row0 and col0 are of this lane's first element.
+  template <bool kRowsAreKeys, int kRowTiles, int kColTiles>
+  __device__ __forceinline__ void add_distances(float (&scores)[kRowTiles][kColTiles][4], int row0,
+                                                int col0, float factor) const {
+    // Key minus query position; exact up to 2^24.
     const float distance0 = kRowsAreKeys ? row0 - position(col0) : col0 - position(row0);
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
@@ -112,26 +131,74 @@ class ScoreRule {
         for (int c = 0; c < 4; ++c) {
           const int row_step = 16 * m + 8 * (c / 2), col_step = 8 * n + c % 2;
           const int step = kRowsAreKeys ? row_step - col_step : col_step - row_step;
-          scores[m][n][c] += slope_ * (distance0 + static_cast<float>(step));
-          const int q = kRowsAreKeys ? col0 + col_step : row0 + row_step;
-          const int k = kRowsAreKeys ? row0 + row_step : col0 + col_step;
-          if (state == BlockState::kPartial && !visible(q, k)) scores[m][n][c] = -INFINITY;
+          scores[m][n][c] =
+              scores[m][n][c] * factor + slope_ * (distance0 + static_cast<float>(step));
         }
       }
     }
   }
 
- private:
-  __device__ int position(int q) const { return q + seq_k_ - seq_q_; }
-
-  __device__ bool visible(int q, int k) const {
-    return q < seq_q_ && k < seq_k_ && is_visible(mask_, b_, position(q), k, seq_k_);
+  template <bool kRowsAreKeys, int kRowTiles, int kColTiles>
+  __device__ __forceinline__ void hide(float (&scores)[kRowTiles][kColTiles][4], int row0,
+                                       int col0) const {
+    constexpr int kQueryTiles = kRowsAreKeys ? kColTiles : kRowTiles;
+    constexpr int kKeyTiles = kRowsAreKeys ? kRowTiles : kColTiles;
+    const int q0 = kRowsAreKeys ? col0 : row0, k0 = kRowsAreKeys ? row0 : col0;
+#pragma unroll
+    for (int x = 0; x < kQueryTiles; ++x) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const KeyRange seen = keys_seen_by(q0 + (kRowsAreKeys ? 8 * x + i : 16 * x + 8 * i));
+        const int begin = seen.begin - k0, end = seen.end - k0;
+#pragma unroll
+        for (int y = 0; y < kKeyTiles; ++y) {
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            const int step = kRowsAreKeys ? 16 * y + 8 * j : 8 * y + j;
+            float& score = kRowsAreKeys ? scores[y][x][2 * j + i] : scores[x][y][2 * i + j];
+            if (step < begin || step >= end) score = -INFINITY;
+          }
+        }
+      }
+    }
   }
+
+  struct KeyRange {
+    int begin, end;
+  };
+
+  // The keys that is_visible allows a query: all conditions together leave an interval.
+  __device__ __forceinline__ KeyRange keys_seen_by(int q) const {
+    if (q >= seq_q_) return {0, 0};
+    const int i = position(q);
+    KeyRange keys{0, seq_k_};
+    if (mask_.causal) {
+      const int prefix = mask_.prefix_lengths ? mask_.prefix_lengths[b_] : 0;
+      keys.end = min(seq_k_, max(i + 1, prefix));
+    }
+    if (mask_.window > 0) keys.begin = max(0, i - mask_.window + 1);
+    if (mask_.document_starts) {
+      const int32_t* starts = mask_.document_starts + b_ * seq_k_;
+      keys.begin = max(keys.begin, starts[i]);
+      for (int first = i + 1; first < keys.end;) {  // where the next document starts
+        const int middle = first + (keys.end - first) / 2;
+        if (starts[middle] == starts[i]) {
+          first = middle + 1;
+        } else {
+          keys.end = middle;
+        }
+      }
+    }
+    return keys;
+  }
+
+  __device__ int position(int q) const { return q + seq_k_ - seq_q_; }
 
   const AttentionMask& mask_;
   const int64_t b_;
   const int seq_q_, seq_k_;  // at most 2^24
-  const float scale_, softcap_, to_softcap_, slope_;
+  const float factor_, to_softcap_, slope_;
+  const bool adds_;  // to scores, which apply multiplies by factor_ then
 };
 
 }  // namespace pypkg

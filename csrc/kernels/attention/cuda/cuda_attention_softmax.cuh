@@ -6,15 +6,16 @@
 
 namespace pypkg {
 
-// Running maximum (in units of log 2) and sum of the softmax of a lane's rows. The sum is of this
-// lane's columns only until the end.
+// Running maximum (of scores before they are multiplied by their unit) and sum of the softmax of a
+// lane's rows. The sum is of this lane's columns only until the end.
 template <int kRowTiles>
 struct SoftmaxState {
+  const float unit;  // ScoreRule::unit
   RowValues<kRowTiles> max = RowValues<kRowTiles>::all(-INFINITY);
   RowValues<kRowTiles> sum = RowValues<kRowTiles>::all(0);
 
-  // Replaces scores by exp2(score - max). Returns what everything summed under the old maximum has
-  // to be multiplied by.
+  // Replaces scores by exp2(unit * (score - max)). Returns what everything summed under the old
+  // maximum has to be multiplied by.
   template <int kColTiles>
   __device__ __forceinline__ RowValues<kRowTiles> update(float (&scores)[kRowTiles][kColTiles][4]) {
     RowValues<kRowTiles> rescale;
@@ -31,15 +32,15 @@ struct SoftmaxState {
         new_max = fmaxf(new_max, __shfl_xor_sync(kFullWarp, new_max, 1));
         new_max = fmaxf(new_max, __shfl_xor_sync(kFullWarp, new_max, 2));
         // A row that has seen nothing yet: exp2(-inf - 0) = 0, where -inf - -inf would be NaN.
-        const float subtracted = new_max == -INFINITY ? 0.0f : new_max;
-        rescale.of[m][i] = exp2_approximate(max.of[m][i] - subtracted);
+        const float subtracted = new_max == -INFINITY ? 0.0f : new_max * unit;
+        rescale.of[m][i] = exp2_approximate(max.of[m][i] * unit - subtracted);
         max.of[m][i] = new_max;
         sum.of[m][i] *= rescale.of[m][i];
 #pragma unroll
         for (int n = 0; n < kColTiles; ++n) {
 #pragma unroll
           for (int c = 2 * i; c < 2 * i + 2; ++c) {
-            scores[m][n][c] = exp2_approximate(scores[m][n][c] - subtracted);
+            scores[m][n][c] = exp2_approximate(scores[m][n][c] * unit - subtracted);
             sum.of[m][i] += scores[m][n][c];
           }
         }
@@ -47,6 +48,8 @@ struct SoftmaxState {
     }
     return rescale;
   }
+
+  __device__ explicit SoftmaxState(float unit_) : unit(unit_) {}
 
   __device__ void add_up_lanes() {
 #pragma unroll
@@ -92,7 +95,8 @@ __device__ void store_result(const FlashAttentionForward& p, const BlockTask& ta
       inverse_sum.of[m][i] = sees_nothing ? 0.0f : 1.0f / sum;
       const int64_t row = task.first + warp_id() * kRowTiles * 16 + row_in_tile(m, 2 * i);
       if (lane_id() % 4 == 0 && row < shape.seq_q) {
-        lse[row] = sees_nothing ? -INFINITY : softmax.max.of[m][i] * kLn2 + logf(sum);
+        lse[row] =
+            sees_nothing ? -INFINITY : softmax.max.of[m][i] * softmax.unit * kLn2 + logf(sum);
       }
     }
   }

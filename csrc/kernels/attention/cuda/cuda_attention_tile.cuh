@@ -55,6 +55,12 @@ struct SharedTile {
   __device__ __forceinline__ const T* chunk(int row, int index) const {
     return const_cast<SharedTile*>(this)->chunk(row, index);
   }
+
+  // Rows [first, first + kCount), first a multiple of 8.
+  template <int kCount>
+  __device__ __forceinline__ const SharedTile<T, kCount, kDim>& part(int first) const {
+    return *reinterpret_cast<const SharedTile<T, kCount, kDim>*>(data + first * kDim);
+  }
 };
 
 // Rows of a [batch, sequence, heads, head_dim] tensor, with `token_stride` elements from one token
@@ -73,7 +79,7 @@ struct HeadRows {
 };
 
 // Starts the copies of rows [first, first + kRows) into a tile by all threads of the block, zeros
-// for rows from `end` on and for dimensions from head_dim on.
+// for rows from `end` on and for dimensions from head_dim on, which are not read.
 template <int kThreads, typename T, int kRows, int kDim>
 __device__ __forceinline__ void load_tile(SharedTile<T, kRows, kDim>& tile,
                                           const HeadRows<const T>& rows, int64_t first,
@@ -81,14 +87,28 @@ __device__ __forceinline__ void load_tile(SharedTile<T, kRows, kDim>& tile,
   using Tile = SharedTile<T, kRows, kDim>;
   static_assert(kRows * Tile::kChunks % kThreads == 0);
   constexpr int kCopies = kRows * Tile::kChunks / kThreads;
-#pragma unroll(kDim > 128 ? 2 : kCopies)
-  for (int i = 0; i < kCopies; ++i) {
-    const int id = i * kThreads + threadIdx.x;
-    const int row = id / Tile::kChunks, chunk = id % Tile::kChunks;
+  const int thread = opaque(threadIdx.x);
+  if constexpr (kThreads % Tile::kChunks == 0) {  // a thread has one chunk of every kStep-th row
+    constexpr int kStep = kThreads / Tile::kChunks;
+    const int row = thread / Tile::kChunks, chunk = thread % Tile::kChunks;
     const int dim = chunk * Tile::kChunkSize;
-    const bool valid = first + row < end && dim < rows.head_dim;
-    const T* source = rows.data + (valid ? (first + row) * rows.stride + dim : 0);
-    copy_async_16(tile.chunk(row, chunk), source, valid);
+    const int left = dim < rows.head_dim ? static_cast<int>(end - first) - row : 0;  // rows
+    const T* source = rows.data + (first + row) * rows.stride + dim;
+#pragma unroll(kDim > 128 ? 2 : kCopies)
+    for (int i = 0; i < kCopies; ++i) {
+      copy_async_16(tile.chunk(row + i * kStep, chunk), source, i * kStep < left);
+      source += kStep * rows.stride;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      const int id = i * kThreads + thread;
+      const int row = id / Tile::kChunks, chunk = id % Tile::kChunks;
+      const int dim = chunk * Tile::kChunkSize;
+      const bool valid = first + row < end && dim < rows.head_dim;
+      const T* source = rows.data + (valid ? (first + row) * rows.stride + dim : 0);
+      copy_async_16(tile.chunk(row, chunk), source, valid);
+    }
   }
 }
 
@@ -128,12 +148,15 @@ __device__ __forceinline__ void store_rows(const float (&acc)[kRowTiles][kDim / 
 
 // --- tensor cores -------------------------------------------------------------------------------
 
+// Addresses of operands are computed for each product: kept around the loops over tiles, they would
+// take the registers of results.
+
 // scores[kRowTiles][kCols / 8] += A[a_row ..] B^T, over kDim.
 template <typename T, int kRowTiles, int kARows, int kCols, int kDim>
 __device__ __forceinline__ void multiply_transposed(float (&scores)[kRowTiles][kCols / 8][4],
                                                     const SharedTile<T, kARows, kDim>& a, int a_row,
                                                     const SharedTile<T, kCols, kDim>& b) {
-  const int lane = lane_id();
+  const int lane = opaque(lane_id());
 #pragma unroll
   for (int k = 0; k < kDim / 16; ++k) {
     uint32_t a_parts[kRowTiles][4];
@@ -170,7 +193,7 @@ template <typename T, int kRowTiles, int kInner, int kDim>
 __device__ __forceinline__ void multiply(float (&out)[kRowTiles][kDim / 8][4],
                                          const float (&p)[kRowTiles][kInner / 8][4],
                                          const SharedTile<T, kInner, kDim>& b) {
-  const int lane = lane_id();
+  const int lane = opaque(lane_id());
 #pragma unroll
   for (int k = 0; k < kInner / 16; ++k) {
     uint32_t p_parts[kRowTiles][4];
@@ -186,6 +209,55 @@ __device__ __forceinline__ void multiply(float (&out)[kRowTiles][kDim / 8][4],
       for (int m = 0; m < kRowTiles; ++m) {
         mma_m16n8k16<T>(out[m][2 * d], p_parts[m], b_parts[0], b_parts[1]);
         mma_m16n8k16<T>(out[m][2 * d + 1], p_parts[m], b_parts[2], b_parts[3]);
+      }
+    }
+  }
+}
+
+// Writes this warp's accumulator, rounded to T, into a tile from first_row and first_col on.
+template <typename T, int kRows, int kDim, int kRowTiles, int kColTiles>
+__device__ __forceinline__ void store_operand(SharedTile<T, kRows, kDim>& tile, int first_row,
+                                              int first_col,
+                                              const float (&acc)[kRowTiles][kColTiles][4]) {
+  const int lane = opaque(lane_id());
+#pragma unroll
+  for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+    for (int n = 0; n < kColTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        T* chunk = tile.chunk(first_row + 16 * m + 8 * i + lane / 4, first_col / 8 + n);
+        const uint32_t pair = pack_pair<T>(acc[m][n][2 * i], acc[m][n][2 * i + 1]);
+        *reinterpret_cast<uint32_t*>(chunk + 2 * (lane % 4)) = pair;
+      }
+    }
+  }
+}
+
+// out[kRowTiles][kCols / 8] += A^T[a_col ..] B[.., b_col ..], over the kInner rows of A and B.
+template <typename T, int kRowTiles, int kColTiles, int kInner, int kACols, int kBCols>
+__device__ __forceinline__ void multiply_left_transposed(float (&out)[kRowTiles][kColTiles][4],
+                                                         const SharedTile<T, kInner, kACols>& a,
+                                                         int a_col,
+                                                         const SharedTile<T, kInner, kBCols>& b,
+                                                         int b_col) {
+  const int lane = opaque(lane_id());
+#pragma unroll
+  for (int k = 0; k < kInner / 16; ++k) {
+    uint32_t a_parts[kRowTiles][4];
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+      load_matrices_transposed(
+          a_parts[m], a.chunk(16 * k + lane / 16 * 8 + lane % 8, a_col / 8 + 2 * m + lane / 8 % 2));
+    }
+#pragma unroll
+    for (int n = 0; n < kColTiles / 2; ++n) {
+      uint32_t b_parts[4];
+      load_matrices_transposed(b_parts, b.chunk(16 * k + lane % 16, b_col / 8 + 2 * n + lane / 16));
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+        mma_m16n8k16<T>(out[m][2 * n], a_parts[m], b_parts[0], b_parts[1]);
+        mma_m16n8k16<T>(out[m][2 * n + 1], a_parts[m], b_parts[2], b_parts[3]);
       }
     }
   }

@@ -68,16 +68,27 @@ bool runs_on_hopper(const FlashAttentionShape& shape) {
   return hopper_is_asked_for() && suits;
 }
 
+DqSumSizes dq_sum_sizes(const FlashAttentionShape& shape) {
+  return runs_on_hopper(shape) ? DqSumSizes{} : dq_sum_sizes_sm80(shape);
+}
+
 constexpr int kDeltaThreads = 256;
 
 // delta[b, h, i] = sum over d of dout[b, i, h, d] * out[b, i, h, d]; one warp per sum.
+// Also clears the state of the sums of dq, for the kernels after it.
 template <typename T>
-__global__ void __launch_bounds__(kDeltaThreads) delta_kernel(FlashAttentionBackward p) {
+__global__ void __launch_bounds__(kDeltaThreads)
+    delta_kernel(FlashAttentionBackward p, BackwardWorkspace workspace) {
   constexpr int kSize = kVectorSize<T>;
   const FlashAttentionShape& shape = p.shape;
   const int64_t rows = shape.batch * shape.seq_q * shape.heads_q;
   const int warps = kDeltaThreads / kWarpSize;
   const int lane = threadIdx.x % kWarpSize;
+  const OrderedSums& sums = workspace.dq_sums;
+  for (int64_t i = blockIdx.x * int64_t(kDeltaThreads) + threadIdx.x;
+       i < OrderedSums::num_states(sums.count); i += gridDim.x * int64_t(kDeltaThreads)) {
+    sums.state[i] = 0;
+  }
   for (int64_t row = blockIdx.x * int64_t(warps) + threadIdx.x / kWarpSize; row < rows;
        row += gridDim.x * int64_t(warps)) {
     float sum = 0;
@@ -92,7 +103,7 @@ __global__ void __launch_bounds__(kDeltaThreads) delta_kernel(FlashAttentionBack
     sum = warp_sum(sum);
     const int64_t head = row % shape.heads_q, token = row / shape.heads_q;
     const int64_t b = token / shape.seq_q, i = token % shape.seq_q;
-    if (lane == 0) p.workspace[(b * shape.heads_q + head) * shape.seq_q + i] = sum;
+    if (lane == 0) workspace.delta[(b * shape.heads_q + head) * shape.seq_q + i] = sum;
   }
 }
 
@@ -106,24 +117,26 @@ void flash_attention_forward_cuda(const FlashAttentionForward& p, Stream stream)
 }
 
 int64_t flash_attention_backward_workspace_cuda(const FlashAttentionShape& shape) {
-  return shape.batch * shape.heads_q * shape.seq_q;
+  return BackwardWorkspace::num_floats(shape, dq_sum_sizes(shape));
 }
 
 void flash_attention_backward_cuda(const FlashAttentionBackward& p, Stream stream) {
   const FlashAttentionShape& shape = p.shape;
   check_shape(shape, {p.dout, p.q, p.k, p.v, p.out, p.dq, p.dk, p.dv});
-  const int64_t rows = flash_attention_backward_workspace_cuda(shape);
+  const BackwardWorkspace workspace(shape, dq_sum_sizes(shape), p.workspace);
+  const int64_t rows = BackwardWorkspace::num_deltas(shape);
   if (rows > 0) {
     const int64_t blocks = ceil_div<int64_t>(rows, kDeltaThreads / kWarpSize);
     dispatch_dtype(shape.dtype, [&](auto tag) {
       launch(attention_site("flash_attention_backward (delta)", shape),
              delta_kernel<typename decltype(tag)::type>,
-             dim3(std::min<int64_t>(blocks, kMaxGridBlocks)), dim3(kDeltaThreads), 0, stream, p);
+             dim3(std::min<int64_t>(blocks, kMaxGridBlocks)), dim3(kDeltaThreads), 0, stream, p,
+             workspace);
     });
   }
   if (shape.batch * shape.heads_q == 0) return;
-  if (runs_on_hopper(shape)) return flash_attention_backward_sm90(p, p.workspace, stream);
-  flash_attention_backward_sm80(p, p.workspace, stream);
+  if (runs_on_hopper(shape)) return flash_attention_backward_sm90(p, workspace.delta, stream);
+  flash_attention_backward_sm80(p, workspace, stream);
 }
 
 }  // namespace pypkg

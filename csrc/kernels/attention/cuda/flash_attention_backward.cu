@@ -1,15 +1,35 @@
-// Backward attention for sm_80 and newer, deterministic and without atomics.
+// Backward attention for sm_80 and newer, deterministic: bits are equal from run to run.
 //
-// One kernel holds a tile of keys and values and walks over queries for dk and dv, the other holds
-// a tile of queries and walks over keys for dq. Each recomputes P and dS, the first of them
-// transposed, so that a warp owns whole rows of its outputs and P and dS never leave its registers.
-// What is walked over has two buffers: one arrives while the other is in use. For heads of 256
-// dimensions the first kernel runs twice, for dv and for dk, as registers hold one of them only.
+// A kernel holds a tile of keys and values and walks over queries for dk and dv. Scores are
+// transposed there, so that a warp owns whole rows of its outputs, and P and dS are operands of the
+// next products without leaving its registers. What is walked over has two buffers: one arrives
+// while the other is in use. There are two ways to dq:
+//
+// - Five products. The same kernel multiplies dS, through shared memory, by its keys and adds that
+//   to a sum in device memory in a fixed order; a last kernel rounds the sum. This needs 16-bit
+//   types, up to 128 dimensions, and a device whose blocks may have the shared memory.
+// - Seven products. A second kernel holds a tile of queries and walks over keys, and computes P and
+//   dS again. For heads of 256 dimensions the first kernel runs twice, for dv and for dk, as
+//   registers hold one of them only.
 #include "attention/cuda/cuda_attention_gradients.cuh"
 #include "attention/cuda/flash_attention_cuda.h"
 
 namespace pypkg {
 namespace {
+
+template <int kHeadDim_>
+struct FiveProductTiling {
+  static constexpr int kHeadDim = kHeadDim_;
+  static constexpr int kWarps = 8;
+  static constexpr int kThreads = kWarps * kWarpSize;
+  static constexpr int kRowTiles = 1;
+  static constexpr int kHeld = kWarps * 16;
+  static constexpr int kWalkedQueries = 64;
+  static constexpr int kQueriesTogether = kHeadDim > 96 ? 32 : 64;
+  static constexpr int kBlocksPerMultiprocessor = 1;
+
+  using QueryGradient = OrderedSumLayout<kWalkedQueries, kHeadDim, kWarps>;
+};
 
 template <typename T, int kHeadDim_>
 struct BackwardTiling {
@@ -25,16 +45,25 @@ struct BackwardTiling {
   static constexpr int kWalkedQueries = kTensorCores    ? (kRowTiles * kHeadDim >= 128 ? 16 : 32)
                                         : kHeadDim > 64 ? 8
                                                         : 16;
+  static constexpr int kQueriesTogether = kWalkedQueries;  // whose scores are in registers
   static constexpr int kWalkedKeys = kTensorCores ? (kWide ? 16 : 32) : kHeadDim > 64 ? 8 : 16;
   static constexpr int kBlocksPerMultiprocessor = 2;
 };
 
-// --- dk and dv ----------------------------------------------------------------------------------
+template <typename T, int kHeadDim>
+constexpr bool has_five_products = sizeof(T) == 2 && kHeadDim >= 64 && kHeadDim <= 128;
+
+// --- dk and dv, with dq by five products
+// ----------------------------------------------------------------------------------
 
 // The accumulators of this kernel are transposed: rows are keys, columns are queries, and lse and
 // delta, by query, are in shared memory.
 
-enum class KeyGradients { kBoth, kDk, kDv };
+enum class Wanted { kDkDv, kDk, kDv, kAll };
+
+template <typename T, int kHeadDim, Wanted kWanted>
+using KeyTiling = std::conditional_t<kWanted == Wanted::kAll, FiveProductTiling<kHeadDim>,
+                                     BackwardTiling<T, kHeadDim>>;
 
 template <typename Tiling, typename T>
 struct KeyGradientStorage {
@@ -43,6 +72,17 @@ struct KeyGradientStorage {
   float lse[2][Tiling::kWalkedQueries];
   float delta[2][Tiling::kWalkedQueries];
 };
+
+template <typename Tiling, typename T>
+struct FiveProductStorage : KeyGradientStorage<Tiling, T> {
+  SharedTile<T, Tiling::kHeld, Tiling::kWalkedQueries> dscores;  // transposed: rows are keys
+  unsigned ticket;
+};
+
+template <typename T, int kHeadDim, Wanted kWanted>
+using KeyStorage =
+    std::conditional_t<kWanted == Wanted::kAll, FiveProductStorage<FiveProductTiling<kHeadDim>, T>,
+                       KeyGradientStorage<BackwardTiling<T, kHeadDim>, T>>;
 
 template <typename Tiling>
 using TileQueryWalk = QueryWalk<Tiling::kWalkedQueries, Tiling::kHeld>;
@@ -68,16 +108,48 @@ __device__ __forceinline__ void load_queries(KeyGradientStorage<Tiling, T>& shar
   }
 }
 
-template <typename T, int kHeadDim, bool kCapped, KeyGradients kWanted>
-__global__ void __launch_bounds__(BackwardTiling<T, kHeadDim>::kThreads,
-                                  BackwardTiling<T, kHeadDim>::kBlocksPerMultiprocessor)
-    key_gradient_kernel(const FlashAttentionBackward p, const float* delta) {
-  using Tiling = BackwardTiling<T, kHeadDim>;
-  constexpr bool kWantsDk = kWanted != KeyGradients::kDv, kWantsDv = kWanted != KeyGradients::kDk;
-  constexpr int kRowTiles = Tiling::kRowTiles, kColTiles = Tiling::kWalkedQueries / 8;
-  auto& shared = dynamic_shared<KeyGradientStorage<Tiling, T>>();
+// What a block of keys adds to the gradient of a tile of queries, by the five products.
+template <typename Tiling, typename T>
+__device__ __forceinline__ void add_query_gradient(FiveProductStorage<Tiling, T>& shared,
+                                                   float* sum, bool is_first) {
+  using Layout = typename Tiling::QueryGradient;
+  typename Layout::Accumulator dq = {};
+  multiply_left_transposed(dq, shared.dscores, Layout::first_row(), shared.k, Layout::first_col());
+  float* own = sum + threadIdx.x;
+  const auto for_each = [&](auto&& f) {
+#pragma unroll
+    for (int m = 0; m < Layout::kRowTiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < Layout::kCols / 8; ++n) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) f(own + Layout::position(m, n, c, 0), dq[m][n][c]);
+      }
+    }
+  };
+  if (is_first) {
+    for_each([](float* target, float term) { *target = term; });
+  } else {
+    for_each([](float* target, float term) { add_to_memory(target, term); });
+  }
+}
+
+template <typename T, int kHeadDim, bool kCapped, Wanted kWanted>
+__global__ void __launch_bounds__(KeyTiling<T, kHeadDim, kWanted>::kThreads,
+                                  KeyTiling<T, kHeadDim, kWanted>::kBlocksPerMultiprocessor)
+    key_gradient_kernel(const FlashAttentionBackward p, const BackwardWorkspace workspace) {
+  using Tiling = KeyTiling<T, kHeadDim, kWanted>;
+  constexpr bool kWantsAll = kWanted == Wanted::kAll;
+  constexpr bool kWantsDk = kWanted != Wanted::kDv, kWantsDv = kWanted != Wanted::kDk;
+  constexpr int kRowTiles = Tiling::kRowTiles, kTogether = Tiling::kQueriesTogether;
+  auto& shared = dynamic_shared<KeyStorage<T, kHeadDim, kWanted>>();
   const FlashAttentionShape& shape = p.shape;
-  const BlockTask task(shape.seq_k, Tiling::kHeld, shape.heads_k, false);
+  unsigned flat_index = blockIdx.x;
+  if constexpr (kWantsAll) {
+    if (threadIdx.x == 0) shared.ticket = take_ticket(workspace.dq_sums.ticket());
+    __syncthreads();
+    flat_index = shared.ticket;
+  }
+  const BlockTask task(shape.seq_k, Tiling::kHeld, shape.heads_k, kWantsAll, flat_index);
   const auto rows_of = [&](auto* tensor) {
     return HeadRows(tensor, task.b, shape.seq_k, task.head, shape.k_stride(), shape.head_dim);
   };
@@ -89,50 +161,66 @@ __global__ void __launch_bounds__(BackwardTiling<T, kHeadDim>::kThreads,
   }
   TileQueryWalk<Tiling> walk(shape, task);
   walk.advance();
-  if (!walk.at_end()) load_queries(shared, 0, p, delta, walk);
+  if (!walk.at_end()) load_queries(shared, 0, p, workspace.delta, walk);
   copy_async_commit();
 
   const int warp_row = warp_id() * kRowTiles * 16;
   [[maybe_unused]] float dk[kRowTiles][kHeadDim / 8][4] = {};
   [[maybe_unused]] float dv[kRowTiles][kHeadDim / 8][4] = {};
+  [[maybe_unused]] int tile = -1;  // of queries, to whose dq this block has the turn to add
+  [[maybe_unused]] const auto pass_on_turn = [&] {
+    if (tile >= 0 && threadIdx.x == 0) workspace.dq_sums.pass_on(tile, task.first);
+  };
   for (int stage = 0; !walk.at_end(); stage ^= 1) {
     const ScoreRule rule(shape, task.b, walk.head_q());
     const int first_query = walk.first;
     const BlockState state = walk.state;
     copy_async_wait_all();
-    __syncthreads();  // this stage is here; the other one is done with
+    __syncthreads();  // this stage is here; the other one, and dS, are done with
+    if constexpr (kWantsAll) pass_on_turn();
+    tile = walk.tile();
     walk.advance();
-    if (!walk.at_end()) load_queries(shared, stage ^ 1, p, delta, walk);
+    if (!walk.at_end()) load_queries(shared, stage ^ 1, p, workspace.delta, walk);
     copy_async_commit();
 
-    float scores[kRowTiles][kColTiles][4] = {};  // transposed: rows are keys
-    multiply_transposed(scores, shared.k, warp_row, shared.q[stage]);
-    [[maybe_unused]] float dscores[kRowTiles][kColTiles][4] = {};
-    const auto delta_of = [&](int, int n, int c) { return shared.delta[stage][col_in_tile(n, c)]; };
-    if constexpr (kCapped) {
-      rule.template to_tangents<T>(scores);
-      if constexpr (kWantsDk) {
-        multiply_transposed(dscores, shared.v, warp_row, shared.dout[stage]);
-        apply_cap_slopes(dscores, scores, delta_of);
-      }
-    }
-    rule.template apply<true, kCapped>(scores, task.first + warp_row, first_query, state);
-    to_probabilities(scores, [&](int, int n, int c) {
-      return lse_to_subtract(shared.lse[stage][col_in_tile(n, c)]);
-    });
-    if constexpr (kWantsDv) multiply(dv, scores, shared.dout[stage]);
-    if constexpr (kWantsDk) {
+#pragma unroll 1
+    for (int part = 0; part < Tiling::kWalkedQueries; part += kTogether) {
+      const auto& q = shared.q[stage].template part<kTogether>(part);
+      const auto& dout = shared.dout[stage].template part<kTogether>(part);
+      const float *lse = shared.lse[stage] + part, *delta = shared.delta[stage] + part;
+      const auto delta_of = [&](int, int n, int c) { return delta[col_in_tile(n, c)]; };
+      float scores[kRowTiles][kTogether / 8][4] = {};  // transposed: rows are keys
+      multiply_transposed(scores, shared.k, warp_row, q);
+      [[maybe_unused]] float dscores[kRowTiles][kTogether / 8][4] = {};
+      if constexpr (kWantsDk) multiply_transposed(dscores, shared.v, warp_row, dout);
       if constexpr (kCapped) {
-        to_score_gradients(dscores, scores, NoDelta());
-      } else {
-        multiply_transposed(dscores, shared.v, warp_row, shared.dout[stage]);
-        to_score_gradients(dscores, scores, delta_of);
+        rule.template to_tangents<T>(scores);
+        if constexpr (kWantsDk) apply_cap_slopes(dscores, scores, delta_of);
       }
-      multiply(dk, dscores, shared.q[stage]);
+      rule.template apply<true, kCapped>(scores, task.first + warp_row, first_query + part, state);
+      to_probabilities(scores, rule.template unit<kCapped>(),
+                       [&](int, int n, int c) { return lse_to_subtract(lse[col_in_tile(n, c)]); });
+      if constexpr (kWantsDk && kCapped) to_score_gradients(dscores, scores, NoDelta());
+      if constexpr (kWantsDk && !kCapped) to_score_gradients(dscores, scores, delta_of);
+      if constexpr (kWantsAll) store_operand(shared.dscores, warp_row, part, dscores);
+      if constexpr (kWantsDv) multiply(dv, scores, dout);
+      if constexpr (kWantsDk) multiply(dk, dscores, q);
+    }
+    if constexpr (kWantsAll) {
+      const int neighbour = task.first + Tiling::kHeld;
+      const bool has_neighbour = neighbour < shape.seq_k &&
+                                 rule.template block_state<Tiling::kWalkedQueries, Tiling::kHeld>(
+                                     first_query, neighbour) != BlockState::kSkip;
+      if (has_neighbour && threadIdx.x == 0) workspace.dq_sums.wait(tile, neighbour);
+      __syncthreads();  // dS of all warps is here; it is this block's turn
+      add_query_gradient(shared,
+                         workspace.dq_sums.tiles + int64_t(tile) * Tiling::QueryGradient::kSize,
+                         !has_neighbour);
     }
   }
   copy_async_wait_all();
   __syncthreads();
+  if constexpr (kWantsAll) pass_on_turn();
   using Factor = RowValues<kRowTiles>;
   if constexpr (kWantsDk) {
     store_rows(dk, Factor::all(shape.scale), shared.k, rows_of(static_cast<T*>(p.dk)), task.first,
@@ -141,6 +229,42 @@ __global__ void __launch_bounds__(BackwardTiling<T, kHeadDim>::kThreads,
   if constexpr (kWantsDv) {
     store_rows(dv, Factor::all(1), shared.v, rows_of(static_cast<T*>(p.dv)), task.first,
                shape.seq_k);
+  }
+}
+
+constexpr int kRoundingThreads = 256;
+
+// dq = scale * sum, a tile of queries a block; zero for queries that see no key.
+template <typename T, int kHeadDim>
+__global__ void __launch_bounds__(kRoundingThreads)
+    query_gradient_sum_kernel(const FlashAttentionBackward p, const OrderedSums sums) {
+  using Tiling = FiveProductTiling<kHeadDim>;
+  using Layout = typename Tiling::QueryGradient;
+  constexpr int kChunks = kHeadDim / 8;
+  const FlashAttentionShape& shape = p.shape;
+  const BlockTask task(shape.seq_q, Tiling::kWalkedQueries, shape.heads_q, false, blockIdx.x);
+  const HeadRows<T> rows(static_cast<T*>(p.dq), task.b, shape.seq_q, task.head, shape.q_stride(),
+                         shape.head_dim);
+  const float* sum = sums.tiles + int64_t(blockIdx.x) * Layout::kSize;
+  const bool is_seen = sums.state[blockIdx.x] != 0;
+  // Lanes of a warp have four chunks of eight rows.
+  for (int id = threadIdx.x; id < Tiling::kWalkedQueries * kChunks; id += kRoundingThreads) {
+    const int row = id / (8 * kChunks) * 8 + id / 4 % 8;
+    const int chunk = id / kWarpSize % (kChunks / 4) * 4 + id % 4;
+    if (task.first + row >= shape.seq_q || 8 * chunk >= shape.head_dim) continue;
+    Pack<float, 4> even = {}, odd = {};
+    if (is_seen) {
+      const float* source = sum + Layout::position_of_chunk(row, chunk);
+      even = Pack<float, 4>::load(source);
+      odd = Pack<float, 4>::load(source + Layout::kThreads);
+    }
+    Pack<T, 8> result;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      result.set(2 * i, even[i] * shape.scale);
+      result.set(2 * i + 1, odd[i] * shape.scale);
+    }
+    result.store(rows.data + (task.first + row) * rows.stride + 8 * chunk);
   }
 }
 
@@ -155,13 +279,13 @@ struct QueryGradientStorage {
 template <typename T, int kHeadDim, bool kCapped>
 __global__ void __launch_bounds__(BackwardTiling<T, kHeadDim>::kThreads,
                                   BackwardTiling<T, kHeadDim>::kBlocksPerMultiprocessor)
-    query_gradient_kernel(const FlashAttentionBackward p, const float* delta) {
+    query_gradient_kernel(const FlashAttentionBackward p, const BackwardWorkspace workspace) {
   using Tiling = BackwardTiling<T, kHeadDim>;
   constexpr int kThreads = Tiling::kThreads, kWalked = Tiling::kWalkedKeys;
   constexpr int kRowTiles = Tiling::kRowTiles, kColTiles = kWalked / 8;
   auto& shared = dynamic_shared<QueryGradientStorage<Tiling, T>>();
   const FlashAttentionShape& shape = p.shape;
-  const BlockTask task(shape.seq_q, Tiling::kHeld, shape.heads_q, shape.mask.causal);
+  const BlockTask task(shape.seq_q, Tiling::kHeld, shape.heads_q, shape.mask.causal, blockIdx.x);
   const int64_t head_k = task.head / (shape.heads_q / shape.heads_k);
   const ScoreRule rule(shape, task.b, task.head);
   const auto query_rows = [&](auto* tensor, int64_t stride) {
@@ -189,7 +313,7 @@ __global__ void __launch_bounds__(BackwardTiling<T, kHeadDim>::kThreads,
 
   const int warp_row = warp_id() * kRowTiles * 16;
   const int64_t head_row = (task.b * shape.heads_q + task.head) * shape.seq_q;
-  const auto sums = QuerySums<kRowTiles>::load(p.softmax_lse + head_row, delta + head_row,
+  const auto sums = QuerySums<kRowTiles>::load(p.softmax_lse + head_row, workspace.delta + head_row,
                                                task.first + warp_row, shape.seq_q);
   float dq[kRowTiles][kHeadDim / 8][4] = {};
   for (int stage = 0; first_key < shape.seq_k; stage ^= 1) {
@@ -213,7 +337,8 @@ __global__ void __launch_bounds__(BackwardTiling<T, kHeadDim>::kThreads,
     if constexpr (!kCapped) {
       multiply_transposed(dscores, shared.dout, warp_row, shared.v[stage]);
     }
-    to_probabilities(scores, [&](int m, int, int c) { return sums.lse.of[m][c / 2]; });
+    to_probabilities(scores, rule.template unit<kCapped>(),
+                     [&](int m, int, int c) { return sums.lse.of[m][c / 2]; });
     if constexpr (kCapped) {
       to_score_gradients(dscores, scores, NoDelta());
     } else {
@@ -229,45 +354,86 @@ __global__ void __launch_bounds__(BackwardTiling<T, kHeadDim>::kThreads,
 
 // --- launching ----------------------------------------------------------------------------------
 
-template <typename T, int kHeadDim, bool kCapped, KeyGradients kWanted>
+template <typename T, int kHeadDim, bool kCapped, Wanted kWanted>
 void launch_key_gradients(const char* operation, const FlashAttentionBackward& p,
-                          const float* delta, Stream stream) {
-  using Tiling = BackwardTiling<T, kHeadDim>;
+                          const BackwardWorkspace& workspace, Stream stream) {
+  using Tiling = KeyTiling<T, kHeadDim, kWanted>;
   const FlashAttentionShape& shape = p.shape;
-  launch_sm80<KeyGradientStorage<Tiling, T>>(
+  launch_sm80<KeyStorage<T, kHeadDim, kWanted>, kWanted == Wanted::kAll>(
       attention_site(operation, shape), key_gradient_kernel<T, kHeadDim, kCapped, kWanted>,
       attention_grid(shape.batch, shape.heads_k, shape.seq_k, Tiling::kHeld), Tiling::kThreads,
-      stream, p, delta);
+      stream, p, workspace);
+}
+
+template <typename T, int kHeadDim, bool kCapped>
+void launch_five_products(const FlashAttentionBackward& p, const BackwardWorkspace& workspace,
+                          Stream stream) {
+  const FlashAttentionShape& shape = p.shape;
+  launch_key_gradients<T, kHeadDim, kCapped, Wanted::kAll>(
+      "flash_attention_backward (dk, dv, sum of dq)", p, workspace, stream);
+  launch(attention_site("flash_attention_backward (dq of its sum)", shape),
+         query_gradient_sum_kernel<T, kHeadDim>,
+         attention_grid(shape.batch, shape.heads_q, shape.seq_q,
+                        FiveProductTiling<kHeadDim>::kWalkedQueries),
+         dim3(kRoundingThreads), 0, stream, p, workspace.dq_sums);
+}
+
+template <typename T, int kHeadDim, bool kCapped>
+void launch_seven_products(const FlashAttentionBackward& p, const BackwardWorkspace& workspace,
+                           Stream stream) {
+  using Tiling = BackwardTiling<T, kHeadDim>;
+  const FlashAttentionShape& shape = p.shape;
+  if (shape.seq_k > 0) {
+    if constexpr (Tiling::kWide) {
+      launch_key_gradients<T, kHeadDim, kCapped, Wanted::kDv>("flash_attention_backward (dv)", p,
+                                                              workspace, stream);
+      launch_key_gradients<T, kHeadDim, kCapped, Wanted::kDk>("flash_attention_backward (dk)", p,
+                                                              workspace, stream);
+    } else {
+      launch_key_gradients<T, kHeadDim, kCapped, Wanted::kDkDv>("flash_attention_backward (dk, dv)",
+                                                                p, workspace, stream);
+    }
+  }
+  if (shape.seq_q > 0) {
+    launch_sm80<QueryGradientStorage<Tiling, T>>(
+        attention_site("flash_attention_backward (dq)", shape),
+        query_gradient_kernel<T, kHeadDim, kCapped>,
+        attention_grid(shape.batch, shape.heads_q, shape.seq_q, Tiling::kHeld), Tiling::kThreads,
+        stream, p, workspace);
+  }
 }
 
 }  // namespace
 
-void flash_attention_backward_sm80(const FlashAttentionBackward& p, const float* delta,
-                                   Stream stream) {
-  const FlashAttentionShape& shape = p.shape;
-  dispatch_sm80(shape, [&](auto tag, auto head_dim, auto capped) {
+DqSumSizes dq_sum_sizes_sm80(const FlashAttentionShape& shape) {
+  DqSumSizes sizes;
+  dispatch_sm80(shape, [&](auto tag, auto head_dim, auto) {
+    using T = typename decltype(tag)::type;
+    constexpr int kHeadDim = decltype(head_dim)::value;
+    if constexpr (has_five_products<T, kHeadDim>) {
+      using Tiling = FiveProductTiling<kHeadDim>;
+      constexpr int kNeeded = sizeof(FiveProductStorage<Tiling, T>);
+      if (shape.seq_q == 0 || shape.seq_k == 0 || kNeeded > shared_memory_limit()) return;
+      sizes.tiles =
+          shape.batch * shape.heads_q * ceil_div<int64_t>(shape.seq_q, Tiling::kWalkedQueries);
+      sizes.tile_size = Tiling::QueryGradient::kSize;
+    }
+  });
+  return sizes;
+}
+
+void flash_attention_backward_sm80(const FlashAttentionBackward& p,
+                                   const BackwardWorkspace& workspace, Stream stream) {
+  dispatch_sm80(p.shape, [&](auto tag, auto head_dim, auto capped) {
     using T = typename decltype(tag)::type;
     constexpr int kHeadDim = decltype(head_dim)::value;
     constexpr bool kCapped = decltype(capped)::value;
-    using Tiling = BackwardTiling<T, kHeadDim>;
-    if (shape.seq_k > 0) {
-      if constexpr (Tiling::kWide) {
-        launch_key_gradients<T, kHeadDim, kCapped, KeyGradients::kDv>(
-            "flash_attention_backward (dv)", p, delta, stream);
-        launch_key_gradients<T, kHeadDim, kCapped, KeyGradients::kDk>(
-            "flash_attention_backward (dk)", p, delta, stream);
-      } else {
-        launch_key_gradients<T, kHeadDim, kCapped, KeyGradients::kBoth>(
-            "flash_attention_backward (dk, dv)", p, delta, stream);
+    if constexpr (has_five_products<T, kHeadDim>) {
+      if (workspace.dq_sums.count > 0) {
+        return launch_five_products<T, kHeadDim, kCapped>(p, workspace, stream);
       }
     }
-    if (shape.seq_q > 0) {
-      launch_sm80<QueryGradientStorage<Tiling, T>>(
-          attention_site("flash_attention_backward (dq)", shape),
-          query_gradient_kernel<T, kHeadDim, kCapped>,
-          attention_grid(shape.batch, shape.heads_q, shape.seq_q, Tiling::kHeld), Tiling::kThreads,
-          stream, p, delta);
-    }
+    launch_seven_products<T, kHeadDim, kCapped>(p, workspace, stream);
   });
 }
 

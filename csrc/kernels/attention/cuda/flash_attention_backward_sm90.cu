@@ -169,7 +169,7 @@ class KeyGradientConsumer {
       }
       rule.template apply<true, kCapped>(scores, task.first + warp_id() * 16, walk.first,
                                          walk.state);
-      to_probabilities(scores, by_query(shared_.lse[stage]));
+      to_probabilities(scores, rule.template unit<kCapped>(), by_query(shared_.lse[stage]));
       pack_rows<T, kQueries>(p, scores[0]);
       wgmma_fence();
       start_product(dv[0], p, dout);
@@ -311,7 +311,8 @@ class QueryGradientConsumer {
         apply_cap_slopes(dscores, scores, delta_of);
       }
       rule.template apply<false, kCapped>(scores, first_row, key, state);
-      to_probabilities(scores, [&](int m, int, int c) { return sums.lse.of[m][c / 2]; });
+      to_probabilities(scores, rule.template unit<kCapped>(),
+                       [&](int m, int, int c) { return sums.lse.of[m][c / 2]; });
       if constexpr (kCapped) {
         to_score_gradients(dscores, scores, NoDelta());
       } else {

@@ -5,6 +5,7 @@
 
 #include <type_traits>
 
+#include "attention/cuda/cuda_attention_ordered_sum.cuh"
 #include "attention/flash_attention.h"
 #include "common/cuda_launch.cuh"
 
@@ -18,9 +19,35 @@ constexpr int64_t kMaxHopperHeadDim = 128;
 // compute capability 9.0.
 void flash_attention_forward_sm90(const FlashAttentionForward& params, Stream stream);
 
-// delta [batch, heads_q, seq_q]: sum over dimensions of dout * out.
-void flash_attention_backward_sm80(const FlashAttentionBackward& params, const float* delta,
-                                   Stream stream);
+// Sums of dq that flash_attention_backward_sm80 needs; none where it computes dq otherwise.
+struct DqSumSizes {
+  int64_t tiles = 0;
+  int64_t tile_size = 0;  // floats
+};
+DqSumSizes dq_sum_sizes_sm80(const FlashAttentionShape& shape);
+
+// The parts of the backward pass's workspace.
+struct BackwardWorkspace {
+  OrderedSums dq_sums;
+  float* delta;  // [batch, heads_q, seq_q]: sum over dimensions of dout * out
+
+  BackwardWorkspace(const FlashAttentionShape& shape, const DqSumSizes& sizes, float* memory)
+      : delta(memory + sizes.tiles * sizes.tile_size) {
+    dq_sums.count = sizes.tiles;
+    dq_sums.tiles = memory;
+    dq_sums.state = reinterpret_cast<int*>(delta + num_deltas(shape));
+  }
+
+  static int64_t num_deltas(const FlashAttentionShape& shape) {
+    return shape.batch * shape.heads_q * shape.seq_q;
+  }
+  static int64_t num_floats(const FlashAttentionShape& shape, const DqSumSizes& sizes) {
+    return sizes.tiles * sizes.tile_size + num_deltas(shape) + OrderedSums::num_states(sizes.tiles);
+  }
+};
+
+void flash_attention_backward_sm80(const FlashAttentionBackward& params,
+                                   const BackwardWorkspace& workspace, Stream stream);
 
 // As flash_attention_forward_sm90.
 void flash_attention_backward_sm90(const FlashAttentionBackward& params, const float* delta,
@@ -65,11 +92,12 @@ void dispatch_sm80(const FlashAttentionShape& shape, F&& f) {
   });
 }
 
-// Launches a kernel of flash_attention_*_sm80 whose shared memory is a Storage.
-template <typename Storage, typename... Params, typename... Args>
+// Launches a kernel of flash_attention_*_sm80 whose shared memory is a Storage: at most what a
+// block may have on 8.6, 8.9 and 12.0, or on 8.0 if the caller has asked shared_memory_limit().
+template <typename Storage, bool kNeedsMore = false, typename... Params, typename... Args>
 void launch_sm80(const LaunchSite& site, void (*kernel)(Params...), dim3 grid, int threads,
                  Stream stream, const Args&... args) {
-  static_assert(sizeof(Storage) <= 99 * 1024, "what a block may have on 8.6, 8.9 and 12.0");
+  static_assert(sizeof(Storage) <= (kNeedsMore ? 163 : 99) * 1024, "more than devices have");
   launch(site, kernel, grid, dim3(threads), sizeof(Storage), stream, args...);
 }
 

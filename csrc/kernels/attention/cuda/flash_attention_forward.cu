@@ -14,12 +14,13 @@ struct ForwardTiling {
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr bool kTensorCores = sizeof(T) == 2;
   // What fits into registers without spills: wide heads need more warps with fewer rows each.
-  static constexpr int kRowTiles = kTensorCores && kHeadDim <= 64 ? 2 : 1;  // 16 queries each
-  static constexpr int kWarps = kTensorCores && kHeadDim > 64 ? 8 : 4;
+  static constexpr int kRowTiles = kTensorCores && kHeadDim <= 128 ? 2 : 1;  // 16 queries each
+  static constexpr int kWarps = kTensorCores && kHeadDim > 128 ? 8 : 4;
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kQueries = kWarps * kRowTiles * 16;
-  // What fits into shared memory, where heads of 256 dimensions leave room for few keys.
-  static constexpr int kKeys = kTensorCores     ? (kHeadDim > 128 ? 32 : 64)
+  static constexpr int kBlocksPerMultiprocessor = 8 / kWarps;
+  // What fits into registers, and into shared memory where heads have 256 dimensions.
+  static constexpr int kKeys = kTensorCores     ? (kHeadDim > 64 ? 32 : 64)
                                : kHeadDim > 128 ? 8
                                : kHeadDim > 64  ? 16
                                                 : 32;
@@ -31,14 +32,15 @@ struct ForwardTiling {
 };
 
 template <typename T, int kHeadDim, bool kCapped>
-__global__ void __launch_bounds__(ForwardTiling<T, kHeadDim>::kThreads)
+__global__ void __launch_bounds__(ForwardTiling<T, kHeadDim>::kThreads,
+                                  ForwardTiling<T, kHeadDim>::kBlocksPerMultiprocessor)
     forward_kernel(const FlashAttentionForward p) {
   using Tiling = ForwardTiling<T, kHeadDim>;
   constexpr int kThreads = Tiling::kThreads, kKeys = Tiling::kKeys;
   constexpr int kRowTiles = Tiling::kRowTiles;
   auto& shared = dynamic_shared<typename Tiling::Storage>();
   const FlashAttentionShape& shape = p.shape;
-  const BlockTask task(shape.seq_q, Tiling::kQueries, shape.heads_q, shape.mask.causal);
+  const BlockTask task(shape.seq_q, Tiling::kQueries, shape.heads_q, shape.mask.causal, blockIdx.x);
   const int64_t head_k = task.head / (shape.heads_q / shape.heads_k);
   const ScoreRule rule(shape, task.b, task.head);
   const HeadRows<const T> q(static_cast<const T*>(p.q), task.b, shape.seq_q, task.head,
@@ -53,7 +55,7 @@ __global__ void __launch_bounds__(ForwardTiling<T, kHeadDim>::kThreads)
 
   const int warp_row = warp_id() * kRowTiles * 16;
   float out[kRowTiles][kHeadDim / 8][4] = {};
-  SoftmaxState<kRowTiles> softmax;
+  SoftmaxState<kRowTiles> softmax(rule.template unit<kCapped>());
   BlockState state = BlockState::kSkip;
   int first_key = seek(0, state);
   load_tile<kThreads>(shared.q, q, task.first, shape.seq_q);

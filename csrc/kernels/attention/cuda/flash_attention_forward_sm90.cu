@@ -41,8 +41,9 @@ class Consumer {
       mbarrier_wait(shared_.held_full, parity);
       parity ^= 1;
       float out[1][kHeadDim / 8][4] = {};
-      SoftmaxState<1> softmax;
-      attend(task, out, softmax);
+      const ScoreRule rule(p_.attention.shape, task.b, task.head);
+      SoftmaxState<1> softmax(rule.template unit<kCapped>());
+      attend(task, rule, out, softmax);
       named_barrier_sync(kStoreBarrier + group_, kGroupThreads);
       store_result(p_.attention, task, out, softmax, shared_.held[0].result);
       fence_proxy_async();
@@ -56,10 +57,9 @@ class Consumer {
   using Out = float[1][kHeadDim / 8][4];
   using Probabilities = PackedRows<kKeys>;
 
-  __device__ __forceinline__ void attend(const BlockTask& task, Out& out,
+  __device__ __forceinline__ void attend(const BlockTask& task, const ScoreRule& rule, Out& out,
                                          SoftmaxState<1>& softmax) {
     const FlashAttentionShape& shape = p_.attention.shape;
-    const ScoreRule rule(shape, task.b, task.head);
     const int first_row = task.first + warp_id() * 16;
     BlockState state = BlockState::kSkip;
     const auto seek = [&](int first) {
