@@ -114,10 +114,7 @@ def _run(
             checkpointer.restore(resumed, state)
     elif checkpoint:
         logger.info("weights of %s; the rest starts anew (ignore_load_lr_and_optim)", checkpoint)
-    # Before the plan is compared: this measures the peak rate, and allocates for it.
-    throughput = Throughput(
-        model.config.flops_per_token(settings.max_seq_length), _peak(plan.dtype)
-    )
+    throughput = _make_throughput(settings, model.config, plan)  # before memory is compared
     reporters = _make_reporters(settings, config, plan, state)
     text_samples = _make_text_samples(settings, model, tokenizer, state, reporters)
     engine = _make_engine(settings, samples, wrapped, updater)
@@ -151,6 +148,11 @@ def _run(
     finally:
         for reporter in reporters:
             reporter.close()
+
+
+def _make_throughput(settings: Settings, config: ModelConfig, plan: ExecutionPlan) -> Throughput:
+    """On a CPU this measures the peak rate of products, and allocates matrices for it."""
+    return Throughput(config.flops_per_token(settings.max_seq_length), _peak(plan.dtype))
 
 
 def _starting_state(settings: Settings, resumed: Path | None) -> TrainerState:
