@@ -33,6 +33,9 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("doctor", "pypkg.doctor", "whether the machines can carry a run"),
         Command("supervise", "pypkg.supervise", "start a run again after a crash"),
         Command("report", "pypkg.report.__main__", "the page of a run: curves, events, settings"),
+        Command(
+            "compare-losses", "pypkg.report.compare_losses", "where two runs differ, step by step"
+        ),
     ),
     "Models": (
         Command("convert", "pypkg.convert", "import, export and inspect weights"),
@@ -76,7 +79,7 @@ def help_text() -> str:
     lines = ["usage: pypkg COMMAND [ARGUMENTS]", "       pypkg COMMAND --help", ""]
     for title, commands in GROUPS.items():
         lines.append(f"{title}:")
-        lines += [f"  {command.name:<12}{command.summary}" for command in commands]
+        lines += [f"  {command.name:<16}{command.summary}" for command in commands]
     lines += ["", "  --version   version of the package", "  --help      this text"]
     return "\n".join(lines) + "\n"
 

@@ -2,6 +2,8 @@
 
 ``collect.py`` reads output_dir into a ``Document`` (``document.py``), ``page.py`` puts the document
 into the template, ``server.py`` serves it while the run goes. The charts are drawn by uPlot
-(``vendor``), everything else by the scripts in ``template``. Nothing here imports Paddle, and
-nothing changes a run.
+(``vendor``), everything else by the scripts in ``template``.
+
+``pypkg compare-losses A B`` (``compare_losses.py``) compares two runs step by step
+(``comparison.py``). Nothing here imports Paddle, and nothing changes a run.
 """

@@ -66,7 +66,7 @@ def unique_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _run(folder: Path, name: str, points: int, checks: str) -> Run:
-    _check_is_run(folder)
+    check_is_run(folder)
     problems: list[str] = []
 
     def read(part: Callable[[], _T], otherwise: _T) -> _T:
@@ -81,7 +81,7 @@ def _run(folder: Path, name: str, points: int, checks: str) -> Run:
     tokens_at = TokensOfSteps(rows)
     found: list[CheckpointRow] = read(lambda: parts.checkpoint_rows(folder, checks), [])
     events: list[Event] = read(lambda: current_events(folder), [])
-    settings: Mapping[str, Any] = read(lambda: _settings(folder, info), {})
+    settings: Mapping[str, Any] = read(lambda: saved_settings(folder, info), {})
     summary: Mapping[str, Any] = read(lambda: _summary(folder), {})
     samples: list[Sample] = read(lambda: parts.samples(folder), [])
     layers = info.model.get("num_hidden_layers") if info else None
@@ -108,7 +108,11 @@ def _run(folder: Path, name: str, points: int, checks: str) -> Run:
     )
 
 
-def _check_is_run(folder: Path) -> None:
+def check_is_run(folder: Path) -> None:
+    """
+    Raises:
+        UserError: ``folder`` is no output_dir of a run.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; give the output_dir of a run")
     files = (METRICS_FILE, RUN_INFO_FILE, LEDGER_FILE)
@@ -119,7 +123,7 @@ def _check_is_run(folder: Path) -> None:
         )
 
 
-def _settings(folder: Path, info: RunInfo | None) -> Mapping[str, Any]:
+def saved_settings(folder: Path, info: RunInfo | None) -> Mapping[str, Any]:
     """The settings of the last start, or else of the newest checkpoint."""
     if info is not None:
         return info.settings

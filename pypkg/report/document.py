@@ -176,14 +176,15 @@ class Document:
 
     def to_json(self) -> str:
         """The document as strict JSON."""
-        return json.dumps(_finite(dataclasses.asdict(self)), allow_nan=False)
+        return json.dumps(finite(dataclasses.asdict(self)), allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """``value`` of dicts, lists and scalars, with None for each number that is not finite."""
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

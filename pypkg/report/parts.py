@@ -75,7 +75,7 @@ def marks(
 ) -> list[Mark]:
     """The events of the ledger and the checkpoints, in the order of their times."""
     found = [
-        _mark(event["event"], event["step"], event["time"], _event_text(event), tokens_at)
+        _mark(event["event"], event["step"], event["time"], event_text(event), tokens_at)
         for event in events
     ]
     found += [
@@ -91,7 +91,7 @@ def _mark(kind: str, step: int | None, time: str, text: str, tokens_at: TokensOf
     return Mark(kind, step, tokens, time, text)
 
 
-def _event_text(event: Event) -> str:
+def event_text(event: Event) -> str:
     """The fields of an event; of two layouts, what differs."""
     fields = {name: value for name, value in event.items() if name not in _OF_A_MARK}
     if isinstance(fields.get("layout"), dict):

@@ -13,11 +13,12 @@ from pypkg.bench import __main__ as bench
 from pypkg.config.settings import Settings
 from pypkg.data.corpus_tools import TOOLS
 from pypkg.report import __main__ as report
+from pypkg.report import compare_losses
 
 PARSERS = {
     "bench": bench, "checkpoint": checkpoint, "convert": convert, "preprocess": preprocess,
     "generate": generate, "evaluate": evaluate,
-    "report": report,
+    "report": report, "compare-losses": compare_losses,
 }  # fmt: skip
 OF_PRETRAIN = {"nproc", "dry_run"}  # options of the command line alone
 SYNOPSIS = "["  # of optional words, which no shell takes

@@ -73,7 +73,8 @@ class Place:
             text = text.replace("DST", f"DST{self._destinations}")
         words = shlex.split(text)
         module = ["-m", *words] if words[0] == "pypkg" else words[1:]
-        alone = ("pretrain", "convert", "checkpoint", "generate", "evaluate", "report")
+        alone = ("pretrain", "convert", "checkpoint", "generate", "evaluate", "report",
+                 "compare-losses")  # fmt: skip
         command = words[1] if words[0] == "pypkg" else module[1].removeprefix("pypkg.")
         if command in alone and "--nproc" not in words:
             self._fork(module)
@@ -185,6 +186,7 @@ STEPS = {
     "parallelism": {"python -m pypkg.pretrain CONFIG.json --nproc": Step(TRAINED)},
     "report": {
         "pypkg report checkpoints": Step(("page.html",), with_two_runs),
+        "pypkg compare-losses checkpoints four": Step(),
         "pypkg pretrain run.json --profiler_options": Step(
             ("checkpoints/profile/rank0.trace.json",), lambda place: place.remove("checkpoints")
         ),
@@ -197,6 +199,16 @@ STEPS = {
         "from pypkg.models import": Step(("out/config.json",), with_weights),
         "python -m pypkg.convert import glm-130b-sat": Step(("glm-130b/config.json",)),
         "python -m pypkg.convert inspect": Step(tuple(f"DST{n}/config.json" for n in range(1, 5))),
+    },
+    "debugging_a_loss": {
+        "pypkg pretrain run.json --max_steps 20": Step(("checkpoints/report.html",)),
+        "pypkg preprocess inspect": Step(),
+        "pypkg pretrain run.json --max_steps 40 --loss_spike": Step(),
+        "pypkg evaluate checkpoints --data data/corpus": Step(),
+        "pypkg pretrain run.json --max_steps 40 --logging_steps 1 --output_dir again": Step(
+            ("again/metrics.jsonl", "once-more/metrics.jsonl")
+        ),
+        "pypkg pretrain run.json --max_steps 40 --logging_steps 1 --output_dir tensor": Step(),
     },
 }
 
