@@ -87,6 +87,7 @@ bench: install  ## operators, train step and data tools on this machine, tables 
 docs: install  ## regenerate the pages that are made from the code
 	$(BIN)/python -m pypkg.config > docs/configuration.md
 	$(BIN)/python -m pypkg.models > docs/models.md
+	$(BIN)/python -m pypkg.console.troubleshooting > docs/guides/troubleshooting.md
 	$(BIN)/python docs/parallelism/draw.py
 	$(BIN)/python -m pypkg.bench report
 

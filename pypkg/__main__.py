@@ -80,7 +80,7 @@ def help_text() -> str:
     for title, commands in GROUPS.items():
         lines.append(f"{title}:")
         lines += [f"  {command.name:<16}{command.summary}" for command in commands]
-    lines += ["", "  --version   version of the package", "  --help      this text"]
+    lines += ["", f"  {'--version':<16}version of the package"]
     return "\n".join(lines) + "\n"
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from pypkg.config import help_text
 from pypkg.console import progress
 from pypkg.console.logs import configure_logging, say
+from pypkg.console.troubleshooting import error_text
 from pypkg.device.threads import configure_cpu, import_paddle
 from pypkg.errors import UserError
 from pypkg.files.file_handles import raise_limit
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         watchdog.leave()
         return code
     except UserError as error:
-        say(f"error: {watchdog.failed(str(error), 2)}")
+        say(error_text(watchdog.failed(str(error), 2)))
         return 2
     except KeyboardInterrupt as error:
         code = 143 if isinstance(error, Terminated) else 130
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except Exception as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            say(f"error: {watchdog.failed(f'the disk is full: {error}. {_ROOM}', 2)}")
+            say(error_text(watchdog.failed(f"the disk is full: {error}. {_ROOM}", 2)))
             return 2
         if not watchdog.is_on():
             raise

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from pypkg.config.reading.parser import read_settings
 from pypkg.console.logs import configure_logging
+from pypkg.console.troubleshooting import error_text
 from pypkg.errors import UserError
 from pypkg.parallel.launch.launcher import take_nproc
 from pypkg.training.supervisor import Policy, Supervisor
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         policy = Policy(options.max_restarts, options.backoff, options.max_backoff)
         return Supervisor(command, output_dir, policy).run()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_text(str(error)), file=sys.stderr)
         return 2
 
 

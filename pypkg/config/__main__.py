@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from pypkg.config.docs_page import configuration_page, explain_settings
-from pypkg.errors import UserError
+from pypkg.console.command_line import exit_code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,12 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("words", nargs="*", metavar="WORD", help="such as learning_rate, parallel")
     words = parser.parse_args(arguments).words
-    try:
-        print(explain_settings(words) if words else configuration_page(), end="")
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(words), "interrupted")
+
+
+def _run(words: Sequence[str]) -> int:
+    print(explain_settings(words) if words else configuration_page(), end="")
+    return 0
 
 
 if __name__ == "__main__":

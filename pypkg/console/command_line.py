@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from pypkg.console.troubleshooting import error_text
 from pypkg.errors import UserError
 
 
@@ -16,13 +17,13 @@ def exit_code(run: Callable[[], int], interrupted: str) -> int:
         interrupted: line to print when Ctrl-C stops it; says what is left.
 
     Returns:
-        The code of ``run``; 2 after a UserError, which is printed as ``error: ...``; 130 after
-        Ctrl-C.
+        The code of ``run``; 2 after a UserError, which is printed with its section of the page on
+        troubleshooting; 130 after Ctrl-C.
     """
     try:
         return run()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_text(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)

@@ -118,7 +118,8 @@ def compare(a: Path, b: Path, tolerance: float = 0.0) -> Comparison:
     metrics = []
     last_compared = 0
     for name in _ordered({*points[0], *points[1]}):
-        found, steps = _compare_metric(name, *(each.get(name, {}) for each in points), tolerance)
+        in_a, in_b = (each.get(name, {}) for each in points)
+        found, steps = _compare_metric(name, in_a, in_b, tolerance)
         last_compared = max([last_compared, *steps])
         if name in METRICS or found.first:
             metrics.append(found)

@@ -75,8 +75,9 @@ def test_the_page_is_beside_the_run_by_default(tmp_path, capsys):
 )
 def test_a_mistake_is_one_line_and_exit_code_2(folder, capsys, arguments, words):
     assert main([each.replace("RUN", str(folder)) for each in arguments]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line, section = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and words in line
+    assert section.startswith("see docs/guides/troubleshooting.md#")
 
 
 @contextmanager

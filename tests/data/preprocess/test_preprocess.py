@@ -256,8 +256,8 @@ def test_large_vocabulary_takes_four_bytes(tmp_path, corpus, tokenizer):
 def test_user_errors(tmp_path, corpus, tokenizer, capsys, values, said):
     values = {name: value.format(text=corpus) for name, value in values.items()}
     assert run(tmp_path, **values) == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: ") and said in last
+    lines = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
+    assert len(lines) == 1 and said in lines[0]
     assert outputs(tmp_path) == []
 
 
