@@ -75,21 +75,30 @@ def test_without_a_command_the_help_is_shown_with_exit_code_2(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "message", "section"),
     [
-        (["pretrian"], "error: 'pretrian' is not a command of pypkg; did you mean pretrain?\n"),
-        (["zzz"], "error: 'zzz' is not a command of pypkg; expected one of preprocess, pretrain,"),
-        (["--zzz"], "error: '--zzz' is not a command of pypkg; expected one of"),
-        (["config", "zzz"], "error: no setting has 'zzz' in its name;"),
-        (["pretrain", "missing.json"], "error: the settings file missing.json cannot be read"),
+        (["pretrian"], "error: 'pretrian' is not a command of pypkg; did you mean pretrain?\n", ""),
+        (
+            ["zzz"],
+            "error: 'zzz' is not a command of pypkg; expected one of preprocess, pretrain,",
+            "",
+        ),
+        (["--zzz"], "error: '--zzz' is not a command of pypkg; expected one of", ""),
+        (["config", "zzz"], "error: no setting has 'zzz' in its name;", "unknown-setting"),
+        (
+            ["pretrain", "missing.json"],
+            "error: the settings file missing.json cannot be read",
+            "settings-file",
+        ),
     ],
 )
-def test_a_mistake_is_one_error_line_and_exit_code_2(arguments, message):
+def test_a_mistake_is_one_error_line_and_exit_code_2(arguments, message, section):
     done = run(*arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith(message)
-    assert [each for each in done.stderr.splitlines()[1:] if not each.startswith("see docs/")] == []
+    sections = [f"see docs/guides/troubleshooting.md#{section}"] if section else []
+    assert done.stderr.splitlines()[1:] == sections
 
 
 def test_the_installed_script_is_this_command():
