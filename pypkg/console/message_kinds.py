@@ -264,7 +264,7 @@ _MODELS = (
     Kind(
         "Weights do not fit",
         ("do not fit its configuration", "do not belong together",
-         "files of all ranks are needed", "lists the (tensor|file)", "has no weight_map",
+         "files of all ranks", "lists the (tensor|file)", "has no weight_map",
          "the file is of another model", "of dtype", "gated layer",
          "must be the name of a file beside it", "has none of", "no rank has an embedding",
          "without its head", "has PaddleNLP's names", "which lists it, is missing",

@@ -32,7 +32,7 @@ def error_text(message: str) -> str:
 def kinds_of(message: str) -> list[Kind]:
     """The kinds of a message, each once: one, or for a list of problems those of its items."""
     items: Iterable[str] = [message]
-    if _SEVERAL.match(message):
+    if _SEVERAL.search(message):
         items = message.split(_ITEM)[1:]
     return list(dict.fromkeys(kind for item in items if (kind := _kind_of(item)) is not None))
 

@@ -131,7 +131,8 @@ def test_the_message_of_the_code_belongs_to_its_section(anchor: str, tmp_path: P
 def test_a_list_of_problems_names_the_section_of_each() -> None:
     with pytest.raises(UserError) as caught:
         load_settings(["--max_stepz", "3", "--split", "a", "--sedd", "4"])
-    assert set(anchors(str(caught.value))) == {"unknown-setting", "value-not-possible"}
+    for message in (str(caught.value), f"rank 1 (host b) failed: {caught.value}"):
+        assert set(anchors(message)) == {"unknown-setting", "value-not-possible"}
 
 
 def test_a_message_of_no_kind_is_printed_alone() -> None:
