@@ -32,9 +32,11 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The text of a page in the dialect of Python-Markdown."""
-    return with_python_markdown_lists(re.sub(r"\]\(\.\./(?=\w+\.md)", "](", markdown))
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """The text of a page in the dialect of Python-Markdown, with the root's pages beside docs'."""
+    depth = page.file.src_uri.count("/")
+    out_of_docs = rf"\]\((?:\.\./){{{depth + 1}}}(?=\w+\.md)"
+    return with_python_markdown_lists(re.sub(out_of_docs, f"]({'../' * depth}", markdown))
 
 
 def with_python_markdown_lists(markdown: str) -> str:

@@ -1,4 +1,4 @@
-"""The fenced blocks of README.md, CONTRIBUTING.md and docs/*.md, and their command lines."""
+"""The fenced blocks of README.md, CONTRIBUTING.md, docs/*.md and docs/guides/*.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 REPO = Path(__file__).resolve().parents[2]
-PAGES = (REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md")))
+PAGES = (
+    REPO / "README.md",
+    REPO / "CONTRIBUTING.md",
+    *sorted((REPO / "docs").glob("*.md")),
+    *sorted((REPO / "docs/guides").glob("*.md")),
+)
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.M | re.S)
 _PROGRAMS = ("pypkg", "python", "pip", "make")
 
