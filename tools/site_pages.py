@@ -16,6 +16,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 # File in the root of the repository to page of the site.
 _PAGES = {
     "README.md": "index.md",
+    "README.zh.md": "README.zh.md",
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "CHANGELOG.md": "CHANGELOG.md",
 }
@@ -27,7 +28,7 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds the pages of the root, with links as seen from docs/."""
     for source, page in _PAGES.items():
         text = (_ROOT / source).read_text(encoding="utf-8")
-        text = re.sub(r"\]\(docs/", "](", text)
+        text = re.sub(r"\]\(docs/", "](", text).replace("](README.md", "](index.md")
         files.append(File.generated(config, page, content=text))
     return files
 

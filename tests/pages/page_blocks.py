@@ -17,6 +17,8 @@ PAGES = (
 )
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.M | re.S)
 _PROGRAMS = ("pypkg", "python", "pip", "make")
+# Translations have the blocks of the originals (test_translations.py).
+TRANSLATIONS = (REPO / "README.zh.md", *(page for page in PAGES if page.stem.endswith(".zh")))
 
 
 class Block(NamedTuple):
@@ -40,12 +42,14 @@ class Block(NamedTuple):
 
 
 def blocks() -> list[Block]:
-    """All blocks of all pages, in their order."""
-    return [
-        Block(page.stem, language, textwrap.dedent(text))
-        for page in PAGES
-        for _, language, text in _FENCE.findall(page.read_text(encoding="utf-8"))
-    ]
+    """All blocks of all pages but translations, in their order."""
+    return [each for page in PAGES if page not in TRANSLATIONS for each in blocks_of(page)]
+
+
+def blocks_of(page: Path) -> list[Block]:
+    """The blocks of a page, in their order."""
+    found = _FENCE.findall(page.read_text(encoding="utf-8"))
+    return [Block(page.stem, language, textwrap.dedent(text)) for _, language, text in found]
 
 
 def inline_commands() -> list[tuple[str, str]]:

@@ -22,6 +22,9 @@ from sat_writing import write_ranks
 GOLDEN = REPO / "tests/golden"
 PADDLENLP_RUN = GOLDEN / "paddlenlp/run"
 TRAIN_BLOCK = "# Text to data/corpus.bin"  # of README.md; a script, which has a test of its own
+QUICKSTART = "quickstart"  # its blocks are one script, which has a test of its own
+OWN_TESTS = (QUICKSTART, "several_machines")  # the latter in test_several_machines.py
+CONTINUED = "Qwen/Qwen2.5-0.5B"
 LARGEST_ID = 300
 
 # Beginning of a command or Python block: why no test of this file runs it.
@@ -32,6 +35,7 @@ NOT_RUN = {
     "python -m paddle.distributed.launch --gpus": "needs eight GPUs",
     "python -m paddle.distributed.launch --nnodes": "needs hosts with GPUs; tests/several_hosts "
     "runs the same line over hosts made of network namespaces, on CPUs",
+    "pypkg convert import Qwen/": "downloads a model",
     "pypkg checkpoint merge machine0": "needs the parts of two machines, which "
     "distributed/runs/test_local_output.py makes and merges",
     "import lm_eval": "needs lm-eval, which inference/test_lm_eval.py runs where it is installed",
@@ -45,7 +49,7 @@ def not_run(text: str) -> bool:
 
 def runnable(block: Block) -> list[str]:
     """The command lines of a block that run here, or its Python text."""
-    if block.text.startswith(TRAIN_BLOCK):
+    if block.text.startswith(TRAIN_BLOCK) or block.page in OWN_TESTS:
         return []
     texts = [block.text] if block.language == "python" else block.commands
     return [text for text in texts if not not_run(text)]
@@ -127,6 +131,16 @@ def with_weights(place: Place) -> None:
     shutil.copy(GOLDEN / "glm130b/config.json", place.folder / "THUDM/glm-130b")
 
 
+def with_a_model_of_the_hub(place: Place) -> None:
+    """A tiny Qwen2 with the tokenizer of the template, and continue.json of the page, cut down."""
+    shutil.copytree(GOLDEN / "qwen2", place.folder / CONTINUED)
+    shutil.copytree(place.folder / "tokenizer", place.folder / CONTINUED, dirs_exist_ok=True)
+    (text,) = (block.text for block in blocks() if "cat > continue.json" in block.text)
+    written = text.partition("<<'END'\n")[2].partition("END\n")[0]
+    (place.folder / "continue.json").write_text(written, encoding="utf-8")
+    place.edit("continue.json", max_seq_length=16, gradient_accumulation_steps=1, num_threads=1)
+
+
 def with_a_run_of_paddlenlp(place: Place) -> None:
     """PADDLENLP_OUTPUT, its data, and its settings as run.json (golden/paddlenlp/ORIGIN.md)."""
     place.remove("data", "model")
@@ -161,6 +175,13 @@ STEPS = {
             after_training,
         ),
     },
+    "continuing_a_model": {
+        "pypkg convert inspect": Step(before=with_a_model_of_the_hub),
+        "pypkg preprocess": Step(("new/corpus.bin",)),
+        "pypkg evaluate": Step(("before.json",)),
+        "pypkg pretrain": Step(("continued/checkpoint-200/manifest.json",)),
+        "pypkg evaluate continued": Step(("after.json", "exported/config.json")),
+    },
     "data": {
         "python -m pypkg.preprocess --input_path": Step(
             ("data/corpus.bin", "data/corpus.manifest.json"), lambda place: place.remove("data")
@@ -184,6 +205,11 @@ STEPS = {
         ),
     },
     "parallelism": {"python -m pypkg.pretrain CONFIG.json --nproc": Step(TRAINED)},
+    "performance": {
+        "pypkg plan": Step(),
+        "pypkg pretrain run.json --skip_profile_timer": Step(("timed/checkpoint-30",)),
+        "pypkg pretrain run.json --profiler_options": Step(("profiled/profile/rank0.trace.json",)),
+    },
     "report": {
         "pypkg report checkpoints": Step(("page.html",), with_two_runs),
         "pypkg compare-losses checkpoints four": Step(),
@@ -215,7 +241,8 @@ STEPS = {
 
 def test_every_block_is_run_or_listed():
     found = [(block.page, texts[0]) for block in blocks() if (texts := runnable(block))]
-    listed = [(page, start) for page, steps in STEPS.items() for start in steps]
+    listed = [(page, start) for page in sorted(STEPS) for start in STEPS[page]]
+    found.sort(key=lambda each: each[0])  # the blocks of a page stay in their order
     assert [page for page, _ in found] == [page for page, _ in listed]
     for (_, text), (_, start) in zip(found, listed):
         assert text.startswith(start)
@@ -304,3 +331,16 @@ def test_the_training_block_trains_from_an_empty_folder(
     lines = (tmp_path / "checkpoints/metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
     assert losses[0] > 6 and losses[-1] < losses[0] - 1.5
+
+
+@pytest.mark.slow
+def test_the_quickstart_goes_from_an_empty_folder_to_a_model(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    script = "".join(block.text for block in blocks() if block.page == QUICKSTART)
+    Place(tmp_path, environment).shell(script, limit=500)
+    lines = (tmp_path / "checkpoints/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+    assert losses[-1] < losses[0] - 1
+    for made in ("checkpoints/report.html", "held_out.json", "my-model/model.safetensors"):
+        assert (tmp_path / made).is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import netns
 import pytest
 from distributed_testing import REPO
+from page_blocks import blocks
 from training_testing import Workplace, counting_documents, environment, write_corpus, write_model
 
 from pypkg.training.checkpoint.merge import merge
@@ -46,6 +48,7 @@ class Run:
         self,
         mounts: dict[Path, Path] | None = None,
         around: Sequence[str] = (),
+        script: Path | None = None,
         **settings: object,
     ) -> None:
         """Starts a launcher with one rank on every host.
@@ -53,6 +56,7 @@ class Run:
         Args:
             mounts: folders of their own that all hosts but the first have (`Host.start`).
             around: words before the launch line.
+            script: starts the launcher of a host, from the variables of a Slurm job.
         """
         self.launchers = []
         for number, host in enumerate(self._hosts):
@@ -62,13 +66,24 @@ class Run:
             }
             words = self.workplace.command(**given | settings)[3:]
             log_dir = self.workplace.folder / f"log{number}"
-            command = [
+            command: list[object] = [
                 *around, sys.executable, "-m", "paddle.distributed.launch",
                 "--nnodes", len(self._hosts), "--rank", number, "--nproc_per_node", 1,
                 "--master", f"{self._hosts[0].address}:{MASTER_PORT}", "--host", host.address,
                 "--log_dir", log_dir, REPO / "run_pretrain.py", *words,
             ]  # fmt: skip
-            variables = environment() | {
+            variables = environment()
+            if script is not None:
+                command = ["bash", script, *words]
+                variables |= {
+                    "PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}",
+                    "MACHINES": str(len(self._hosts)),
+                    "MASTER": self._hosts[0].address,
+                    "MASTER_PORT": str(MASTER_PORT),
+                    "SLURM_NODEID": str(number),
+                    "RANKS": "1",
+                }
+            variables |= {
                 "PYTHONPATH": str(REPO),
                 "CUDA_VISIBLE_DEVICES": "",
                 "PYPKG_SILENCE_SECONDS": str(SILENCE),
@@ -174,6 +189,27 @@ def test_three_hosts(tmp_path):
     done = alone.run(**SETTINGS | few | {"gradient_accumulation_steps": 3})
     assert done.returncode == 0, done.stderr
     assert run.losses() == pytest.approx(alone.losses(), rel=1e-5)
+
+
+def test_the_script_of_the_guide(hosts, tmp_path, monkeypatch):
+    """start.sh of docs/guides/several_machines.md finds number and address of its host."""
+    (text,) = (each.text for each in blocks() if "# start.sh:" in each.text)
+    (tmp_path / "start.sh").write_text(text, encoding="utf-8")
+    for name, arguments in (("python", ""), ("pypkg", "-m pypkg ")):
+        program = f'#!/bin/sh\nexec "{sys.executable}" {arguments}"$@"\n'
+        (tmp_path / name).write_text(program, encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)  # the script writes log/ there
+    run = Run(hosts, tmp_path)
+    few = {"max_steps": 4, "save_steps": 4}
+    run.start(script=tmp_path / "start.sh", **few, gradient_accumulation_steps=1)
+    assert run.codes(180) == [0, 0], run.said(0) + run.said(1)
+    alone = Workplace(tmp_path, "alone")
+    done = alone.run(**SETTINGS | few | {"gradient_accumulation_steps": 2})
+    assert done.returncode == 0, done.stderr
+    assert run.losses() == pytest.approx(alone.losses(), rel=1e-5)
+    for number in range(2):
+        assert (tmp_path / f"log/machine{number}/workerlog.0").is_file()
 
 
 def test_an_output_folder_that_is_not_shared(hosts, tmp_path):
