@@ -119,7 +119,8 @@ def _holders(
 
 def takes_part(writer: int) -> bool:
     """Whether this rank sends a part of a tensor to ``writer``, or is ``writer``."""
-    current, at = mesh.current(), mesh.current().coordinates(writer)
+    current = mesh.current()
+    at = _grid(current)[writer]
     return (current.pipeline_rank, current.data_rank) == (at.pipeline, at.data)
 
 
