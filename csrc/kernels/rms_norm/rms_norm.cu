@@ -201,6 +201,26 @@ struct BackwardRows {
       }
     }
   }
+
+  // Values are converted after this. Otherwise the compiler converts bfloat16 as soon as it is
+  // loaded, and a float takes twice the registers.
+  __device__ __forceinline__ void stay_packed() {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        make_opaque(dy[r][v]);
+        make_opaque(h[r][v]);
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ static void make_opaque(Vector& vector) {
+    int* words = reinterpret_cast<int*>(vector.values);
+#pragma unroll
+    for (int w = 0; w < int(sizeof(Vector) / sizeof(int)); ++w) words[w] = opaque(words[w]);
+  }
 };
 
 // Each row slot of the grid walks over rows slot, slot + slots, ... and writes its own row of
@@ -222,6 +242,7 @@ __global__ void __launch_bounds__(kBackwardThreads<kVectors>,
   int turn = 0;
   for (int64_t first = slot; first < p.rows; first += kRows * slots, turn ^= 1) {
     rows = next;
+    rows.stay_packed();
     next.load(p, first + kRows * slots, slots);
     float projection[kRows] = {};
     const int thread = opaque(threadIdx.x);
@@ -242,6 +263,7 @@ __global__ void __launch_bounds__(kBackwardThreads<kVectors>,
       }
     }
     sum_over_row(projection, sums, turn);
+    rows.stay_packed();
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const int64_t row = first + r * slots;

@@ -113,7 +113,7 @@ class KVCache:
         padded = []
         for row, pad in zip(rows, self._padding, strict=True):
             longer = paddle.concat([row, paddle.full([1, 2], -1, dtype="int64")], axis=1)
-            found = derived_positions(self._config, longer)[0].numpy()
+            found = to_host(derived_positions(self._config, longer)[0])
             padded.append(np.pad(found, [(0, 0)] * (found.ndim - 1) + [(int(pad), 0)]))
         positions = np.stack(padded)
         self._next_positions = positions[..., -2]
@@ -216,7 +216,7 @@ class KVCache:
         bias = np.where(hidden, _HIDDEN, np.float32(0))[:, None, None]
         groups = heads_q // heads_k
         if mask.alibi_slopes is not None:
-            slopes = mask.alibi_slopes.numpy().reshape([1, heads_k, groups, 1, 1])
+            slopes = to_host(mask.alibi_slopes).reshape([1, heads_k, groups, 1, 1])
             bias = bias + slopes * (j - i).astype(np.float32)
         elif self._new > 1:
             bias = np.broadcast_to(bias, [len(hidden), 1, groups, self._new, capacity])

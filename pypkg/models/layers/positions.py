@@ -17,6 +17,7 @@ import paddle
 from pypkg import ops
 from pypkg.models.architecture.checks import chosen
 from pypkg.models.architecture.config import ModelConfig
+from pypkg.parallel.host_memory import to_host
 
 Scaling = dict[str, Any]  # ``ModelConfig.rope_scaling``
 
@@ -156,7 +157,7 @@ def logn_query_scale(
     length = config.logn_attention_length
     if length is None or not _exceeds(seq_length, length, training):
         return None
-    positions = np.arange(seq_length) if position_ids is None else position_ids.numpy()
+    positions = np.arange(seq_length) if position_ids is None else to_host(position_ids)
     scale = np.log(positions + 1) / math.log(length)
     return paddle.to_tensor(np.maximum(scale, 1.0), dtype="float32")
 

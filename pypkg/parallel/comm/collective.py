@@ -11,6 +11,7 @@ import paddle.distributed as dist
 
 from pypkg.errors import UserError
 from pypkg.parallel import mesh
+from pypkg.parallel.host_memory import to_host
 from pypkg.parallel.launch import watchdog
 
 T = TypeVar("T")
@@ -94,7 +95,7 @@ def broadcast_from_first_rank(values: np.ndarray) -> np.ndarray:
         return values
     shared = paddle.to_tensor(values)
     dist.broadcast(shared, src=0)
-    return shared.numpy()
+    return to_host(shared)
 
 
 def on_all_ranks(flag: bool) -> bool:

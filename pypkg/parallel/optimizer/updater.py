@@ -132,7 +132,7 @@ class Updater:
         norms = self._clip.layer_norms
         if norms is None:
             return {}
-        return dict(zip(self._layers().names, map(float, norms.numpy()), strict=True))
+        return dict(zip(self._layers().names, map(float, to_host(norms)), strict=True))
 
     def scale(self, loss: Tensor) -> Tensor:
         """``loss`` times the loss scale; ``backward`` is called on the result."""
