@@ -318,21 +318,22 @@ def model_tensors(model: Model, max_file_size: int | None = None) -> TensorSet:
         tensor = held[name]
         return to_host(tensor.fw_storage if gather.is_sliced(tensor) else tensor)
 
-    def unit(name: str, place: gather.Place) -> Unit:
+    def unit(name: str, found: Sequence[gather.Place]) -> Unit:
         shape = shapes[name]
         specs = {
             source: TensorSpec(dtype, stored)
             for source, stored in names.source_shapes(name, shape).items()
         }
         of_rank = _division(config, name, held[name]) if name in held else None
-        return Unit(name, shape, specs, gather.possible_writers(place), of_rank)
+        ranks, *copies = map(gather.possible_writers, found)
+        return Unit(name, shape, specs, ranks, of_rank, copies)
 
     def read(name: str, writer: int) -> np.ndarray | None:
-        if not gather.takes_part(places[name], writer):
+        if not gather.takes_part(writer):
             return None
         return whole_parameter(config, name, held[name], writer)
 
-    units = [unit(name, place) for name, place in places.items()]
+    units = [unit(name, found) for name, found in places.items()]
     return TensorSet(MODEL_STEM, units, read, names.to_checkpoint, max_file_size, part)
 
 

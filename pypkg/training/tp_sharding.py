@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from paddle import Tensor
 
@@ -21,6 +23,10 @@ class ModelTpSharding:
         self._config = config
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        return self._shapes
+
+    @cached_property  # asked for each tensor of a save, while training pauses
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         return parameter_shapes(self._config)
 
     def layout(self, name: str) -> MatrixLayout:

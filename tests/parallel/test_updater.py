@@ -271,18 +271,31 @@ def test_a_bucket_has_one_dtype():
     assert found == [[paddle.float32] * 2, [paddle.bfloat16]]
 
 
-def test_the_first_stage_that_holds_a_name_hands_it_over(monkeypatch):
+@pytest.mark.parametrize(
+    ("degrees", "copies"),
+    [
+        ({"sharding": 2}, [((0, 1), (1,)), ((2, 0), (4,))]),
+        ({"tensor": 2}, [((0, 1), ()), ((2, 0), (4, 5))]),
+        # Sums of three terms and more, which the stages may round differently.
+        ({"sharding": 3}, [((0, 1), (1,))]),
+        ({"sharding": 2, "data": 2}, [((0, 1), (1, 7))]),
+        ({"data": 3, "sharding": 1}, [((0, 1), ())]),
+        ({"tensor": 4, "sharding": 2}, [((0, 1), (4, 5, 6, 7))]),
+    ],
+)
+def test_places_of_a_name_that_two_stages_hold(monkeypatch, degrees, copies):
+    """The last stage is a place too where its copy is equal; the first one always."""
+
     def all_gather_object(stages, own, group):
-        stages += [own, {"b": 1, "tied": 0}, {"tied": 1, "z": 0}]
+        stages += [own, {"b": 1}, {"tied": 0, "z": None}]
 
     monkeypatch.setattr(gather.dist, "all_gather_object", all_gather_object)
-    grid = mesh.Mesh(mesh.Degrees(pipeline=3, sharding=2), pipeline=object())
+    grid = mesh.Mesh(mesh.Degrees(pipeline=3, **degrees), pipeline=object())
     monkeypatch.setattr(gather.mesh, "current", lambda: grid)
     found = gather.places(["a", "b", "nowhere", "tied", "z"], {"tied": 1, "a": None})
-    assert found == {"a": (0, None), "b": (1, 1), "tied": (0, 1), "z": (2, 0)}
     assert list(found) == ["a", "b", "tied", "z"]
-    writers = {name: gather.possible_writers(place) for name, place in found.items()}
-    assert writers == {"a": (0, 1), "b": (3,), "tied": (1,), "z": (4,)}
+    assert (found["a"], found["b"], found["z"]) == (((0, None),), ((1, 1),), ((2, None),))
+    assert [(place, gather.possible_writers(place)) for place in found["tied"]] == copies
 
 
 @pytest.mark.parametrize("over_tensor", [True, False])

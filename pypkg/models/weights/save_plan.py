@@ -6,7 +6,7 @@ makes the same one. Nothing here imports Paddle.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
@@ -28,6 +28,7 @@ class Unit:
         specs: the tensors that hold it in a file, by name.
         ranks: the ranks that may write it.
         division: its parts on the ranks; None if a rank holds all of it, or this one nothing.
+        copies: the ranks that may write an equal copy instead, for each copy.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Unit:
     specs: Mapping[str, TensorSpec]
     ranks: Sequence[int]
     division: Division | None = None
+    copies: Sequence[Sequence[int]] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -242,20 +244,24 @@ def as_it_is(name: str, value: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _assign(units: Sequence[tuple[str, Unit]]) -> dict[tuple[str, str], int]:
-    """The rank that writes each unit, by stem and name: the least loaded of ``Unit.ranks``.
+    """The rank that writes each unit, by stem and name: the least loaded of its possible ranks.
 
-    Units with the fewest possible ranks are assigned first, and of these the largest. If loads are
-    equal, the lowest rank writes.
+    These are ``Unit.ranks``, or the ranks of the copy that ``_chosen_copies`` returns. Units with
+    the fewest possible ranks are assigned first, and of these the largest. If loads are equal, the
+    lowest rank writes.
     """
+    chosen = _chosen_copies(units)
+    possible = [(stem, unit, chosen.get((stem, unit.name), unit.ranks)) for stem, unit in units]
     loads: Counter[int] = Counter()
     found: dict[tuple[str, str], int] = {}
     # A heap of (load, rank) for each sequence of ranks, by its id: units of one place share the
     # sequence, and to compare or hash a long one per unit would cost as much as a linear search.
     heaps: dict[int, list[tuple[int, int]]] = {}
-    for stem, unit in sorted(units, key=lambda each: (len(each[1].ranks), -each[1].num_bytes)):
-        heap = heaps.get(id(unit.ranks))
+    possible.sort(key=lambda each: (len(each[2]), -each[1].num_bytes))
+    for stem, unit, ranks in possible:
+        heap = heaps.get(id(ranks))
         if heap is None:
-            heap = heaps[id(unit.ranks)] = [(loads[rank], rank) for rank in unit.ranks]
+            heap = heaps[id(ranks)] = [(loads[rank], rank) for rank in ranks]
             heapify(heap)
         # Loads only grow, so an entry that another heap has outdated is too small, never too large.
         while heap[0][0] != loads[heap[0][1]]:
@@ -264,4 +270,36 @@ def _assign(units: Sequence[tuple[str, Unit]]) -> dict[tuple[str, str], int]:
         loads[rank] += unit.num_bytes
         heapreplace(heap, (loads[rank], rank))
         found[stem, unit.name] = rank
+    return found
+
+
+def _chosen_copies(units: Sequence[tuple[str, Unit]]) -> dict[tuple[str, str], Sequence[int]]:
+    """The ranks of the copy that is written, of each unit with copies, by stem and name.
+
+    The largest unit is first, and goes to the ranks with the smallest mean load. A unit loads its
+    possible ranks evenly, because those are assigned later.
+    """
+    copied = [each for each in units if each[1].copies]
+    if not copied:
+        return {}
+    totals: Counter[int] = Counter()  # bytes by the id of the ranks, as in ``_assign``
+    possible: dict[int, Sequence[int]] = {}
+    for _, unit in units:
+        if not unit.copies:
+            possible[id(unit.ranks)] = unit.ranks
+            totals[id(unit.ranks)] += unit.num_bytes
+    loads: defaultdict[int, float] = defaultdict(float)
+    for key, ranks in possible.items():
+        for rank in ranks:
+            loads[rank] += totals[key] / len(ranks)
+    found: dict[tuple[str, str], Sequence[int]] = {}
+    for stem, unit in sorted(copied, key=lambda each: -each[1].num_bytes):
+        ranks = min(
+            (unit.ranks, *unit.copies),
+            key=lambda each: sum(loads[rank] for rank in each) / len(each),
+        )
+        even = unit.num_bytes / len(ranks)
+        for rank in ranks:
+            loads[rank] += even
+        found[stem, unit.name] = ranks
     return found

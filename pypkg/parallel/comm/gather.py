@@ -14,28 +14,35 @@ from paddle.distributed.communication.group import Group
 
 from pypkg.parallel import mesh
 
+# Largest number of terms whose sum does not depend on their order.
+_MOST_IN_ANY_ORDER = 2
+
 
 class Place(NamedTuple):
     """Where a tensor of the whole model lies.
 
     Attributes:
-        stage: the first pipeline stage that has it.
-        owner: the only sharding rank that has it; None: each has it, or a slice of it.
+        stage: a pipeline stage that has it.
+        owner: the only sharding rank of the stage that has it; None: each has it, or a slice of it.
     """
 
     stage: int
     owner: int | None = None
 
 
-def places(names: Iterable[str], held: Mapping[str, int | None]) -> dict[str, Place]:
+def places(names: Iterable[str], held: Mapping[str, int | None]) -> dict[str, tuple[Place, ...]]:
     """The places of the tensors of all pipeline stages. Every rank must call this.
+
+    A tied embedding, and optimizer state of it, has two places if the copies of the first and the
+    last stage are equal bit for bit; see ``copies_are_equal``.
 
     Args:
         names: of the tensors of the whole model.
         held: ``Place.owner`` of each tensor of this rank's pipeline stage, by name.
 
     Returns:
-        The places by name, in the order of ``names``, without names that no stage has.
+        The places by name, in the order of ``names``, without names that no stage has. The first
+        place of a name is that of the first stage that has it.
     """
     group = mesh.current().pipeline
     stages: list[Mapping[str, int | None]] = []
@@ -43,10 +50,23 @@ def places(names: Iterable[str], held: Mapping[str, int | None]) -> dict[str, Pl
         stages = [held]
     else:
         dist.all_gather_object(stages, dict(held), group=group)
-    found: dict[str, Place] = {}
-    for stage, owners in reversed(list(enumerate(stages))):
-        found |= {name: Place(stage, owner) for name, owner in owners.items()}
-    return {name: found[name] for name in names if name in found}
+    found: dict[str, list[Place]] = {}
+    for stage, owners in enumerate(stages):
+        for name, owner in owners.items():
+            found.setdefault(name, []).append(Place(stage, owner))
+    count = None if copies_are_equal(mesh.current().degrees) else 1
+    return {name: tuple(found[name][:count]) for name in names if name in found}
+
+
+def copies_are_equal(degrees: mesh.Degrees) -> bool:
+    """Whether the stages that hold a tied embedding hold equal bits of it and of its state.
+
+    Both begin with equal weights and apply the same update to the sum of both gradients. The mean
+    over the sample shards follows, in buckets of the stage, and some optimizers sum statistics over
+    the tensor group. A sum of three or more terms may be rounded in another order on another stage,
+    so the copies are known to be equal only where each of these sums has at most two terms.
+    """
+    return max(degrees.data * degrees.sharding, degrees.tensor) <= _MOST_IN_ANY_ORDER
 
 
 def possible_writers(place: Place) -> tuple[int, ...]:
@@ -97,10 +117,11 @@ def _holders(
     return tuple(found[place] for place in sorted(found))
 
 
-def takes_part(place: Place, writer: int) -> bool:
+def takes_part(writer: int) -> bool:
     """Whether this rank sends a part of a tensor to ``writer``, or is ``writer``."""
-    current, at = mesh.current(), mesh.current().coordinates(writer)
-    return current.pipeline_rank == place.stage and current.data_rank == at.data
+    current = mesh.current()
+    at = _grid(current)[writer]
+    return (current.pipeline_rank, current.data_rank) == (at.pipeline, at.data)
 
 
 def is_sliced(parameter: Tensor) -> bool:

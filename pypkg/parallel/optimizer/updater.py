@@ -165,8 +165,11 @@ class Updater:
         """
         self.zero.wait()
 
-    def state_places(self) -> dict[str, gather.Place]:
-        """Which ranks hold the tensors of ``state_shapes``. Every rank must call this."""
+    def state_places(self) -> dict[str, tuple[gather.Place, ...]]:
+        """Where the tensors of ``state_shapes`` lie, as ``gather.places`` returns it.
+
+        Every rank must call this.
+        """
         held = {name: self.zero.placement(p).owner for name, p in self._parameters.items()}
         keys = self.state_shapes()
         of_parameters = gather.places(self._tp_sharding.shapes(), held)
@@ -250,17 +253,16 @@ class Updater:
         read = partial(moments.read, state, state_name)
         return HeldState(name, tuple(parameter.shape), is_sliced, num_bytes, read)
 
-    def read_state(self, key: str, place: gather.Place, writer: int) -> np.ndarray | None:
+    def read_state(self, key: str, writer: int) -> np.ndarray | None:
         """The whole state tensor on the rank ``writer``; None on the others.
 
         Every rank must call this, for all keys in the order of ``state_places``.
 
         Args:
             key: ``<parameter>.<state name>``.
-            place: of the key, in ``state_places``.
-            writer: one of ``gather.possible_writers(place)``.
+            writer: one of ``gather.possible_writers`` of a place of the key.
         """
-        if not gather.takes_part(place, writer):
+        if not gather.takes_part(writer):
             return None
         name, _, state_name = key.rpartition(".")
         parameter = self._parameters[name]

@@ -82,7 +82,7 @@ def optimizer_tensors(updater: Updater, config: ModelConfig | None = None) -> Te
     places, shapes = updater.state_places(), updater.state_shapes()
 
     def read(key: str, writer: int) -> np.ndarray | None:
-        return updater.read_state(key, places[key], writer)
+        return updater.read_state(key, writer)
 
     def part(key: str) -> np.ndarray:
         held = updater.held_state(key)
@@ -95,11 +95,12 @@ def optimizer_tensors(updater: Updater, config: ModelConfig | None = None) -> Te
             return None
         return division(config, held.name, held.shape, held.num_bytes, held.is_sliced)
 
-    def unit(key: str, place: gather.Place) -> Unit:
+    def unit(key: str, found: Sequence[gather.Place]) -> Unit:
         specs = {key: TensorSpec("float32", shapes[key])}
-        return Unit(key, shapes[key], specs, gather.possible_writers(place), parts(key))
+        ranks, *copies = map(gather.possible_writers, found)
+        return Unit(key, shapes[key], specs, ranks, parts(key), copies)
 
-    units = [unit(key, place) for key, place in places.items()]
+    units = [unit(key, found) for key, found in places.items()]
     return TensorSet(OPTIMIZER_STEM, units, read, as_it_is, part=part)
 
 

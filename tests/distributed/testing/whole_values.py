@@ -46,7 +46,7 @@ def whole_parameters(
     places = gather.places(parameter_shapes(config), dict.fromkeys(tensors))
 
     def read(name: str, writer: int) -> np.ndarray | None:
-        if not gather.takes_part(places[name], writer):
+        if not gather.takes_part(writer):
             return None
         return whole_parameter(config, name, tensors[name], writer)
 
@@ -55,26 +55,31 @@ def whole_parameters(
 
 def whole_state(updater: Updater) -> dict[str, np.ndarray]:
     """Whole optimizer state by key, on every rank."""
-    places = updater.state_places()
-    return _from_writers(places, lambda key, writer: updater.read_state(key, places[key], writer))
+    return _from_writers(updater.state_places(), updater.read_state)
 
 
 def _from_writers(
-    places: Mapping[str, gather.Place],
+    places: Mapping[str, Sequence[gather.Place]],
     read: Callable[[str, int], np.ndarray | None],
     of_first_samples: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Each array by way of one of the ranks that may write it, all of them in turn."""
+    """Each array by way of one of the ranks that may write it, all of them in turn.
+
+    Copies of an array, which a checkpoint may hold instead, have to be equal bit for bit.
+    """
     own = {}
-    for index, (name, place) in enumerate(places.items()):
-        writers = gather.possible_writers(place)
-        if of_first_samples:
-            grid = mesh.current()
-            writers = [r for r in writers if grid.coordinates(r)[::2] == (0, 0)]
-        writer = writers[index % len(writers)]
-        value = read(name, writer)
-        assert (value is not None) == (writer == mesh.current().rank), name
-        if value is not None:
-            own[name] = value.copy()
-    found = {name: value for each in from_all_ranks(lambda: own) for name, value in each.items()}
-    return {name: found[name] for name in places}
+    for index, (name, copies) in enumerate(places.items()):
+        for number, place in enumerate(copies):
+            writers = gather.possible_writers(place)
+            if of_first_samples:
+                grid = mesh.current()
+                writers = [r for r in writers if grid.coordinates(r)[::2] == (0, 0)]
+            writer = writers[index % len(writers)]
+            value = read(name, writer)
+            assert (value is not None) == (writer == mesh.current().rank), name
+            if value is not None:
+                own[name, number] = value.copy()
+    found = {key: value for each in from_all_ranks(lambda: own) for key, value in each.items()}
+    for (name, _), copy in found.items():
+        assert np.array_equal(copy, found[name, 0]), name
+    return {name: found[name, 0] for name in places}

@@ -14,15 +14,23 @@ import numpy as np
 import paddle
 import pytest
 from async_run import Run
+from tiny_configs import tiny
 from training_testing import environment
 from whole_values import whole_state
 
 from pypkg.errors import UserError
-from pypkg.models import from_pretrained
+from pypkg.models import building, from_config, from_pretrained
+from pypkg.models.pretrained import model_tensors
+from pypkg.models.weights.save_plan import SavePlan
+from pypkg.parallel import mesh
+from pypkg.parallel.optimizer.distribute import distribute
+from pypkg.parallel.optimizer.factory import UpdateOptions
+from pypkg.training import tp_sharding
 from pypkg.training.checkpoint.folders import checkpoints
 from pypkg.training.checkpoint.parts import Parts
 from pypkg.training.checkpoint.reading import load_optimizer, load_trainer_state
 from pypkg.training.checkpoint.verify import verify
+from pypkg.training.checkpoint.writing import optimizer_tensors
 
 
 @pytest.mark.parametrize("memory", [100_000, 1 << 30])
@@ -44,6 +52,27 @@ def test_a_checkpoint_is_of_the_step_at_which_it_began(tmp_path, memory):
     load_optimizer(folder, run.updater)
     found = whole_state(run.updater)
     assert all(np.array_equal(found[key], value) for key, value in moments.items())
+
+
+def test_a_save_lists_the_shapes_of_the_model_once(monkeypatch):
+    """Else the pause grows with the square of the number of tensors."""
+    listed = []
+
+    def parameter_shapes(config):
+        listed.append(config)
+        return building.parameter_shapes(config)
+
+    monkeypatch.setattr(tp_sharding, "parameter_shapes", parameter_shapes)
+    config = tiny("llama")
+    layer = from_config(config, seed=1)
+    sharding = tp_sharding.ModelTpSharding(config)
+    model, updater = distribute(layer, UpdateOptions(), mesh.current(), sharding)
+    ids = paddle.arange(8, 24).reshape([2, 8])
+    model.forward_backward([{"input_ids": ids, "labels": ids}], updater.scale)
+    updater.step(1e-2)
+    plan = SavePlan([model_tensors(layer), optimizer_tensors(updater, config)])
+    assert len(list(plan.parts_of(0, plan.units()))) > 2 * len(layer.parameters())
+    assert len(listed) == 1
 
 
 def test_a_complete_one_gets_its_name_after_a_step(tmp_path):

@@ -43,7 +43,9 @@ def render(result: Result) -> list[str]:
         "- `of disk`: time of `dd` with fsync that writes as many bytes in the same round, divided "
         "by the time of the save; `async stall`: how long training stands still with "
         "`use_async_save`, after the first save, whose time is `first`; `of save`: divided by the "
-        "time of the save that is awaited",
+        "time of the save that is awaited. The pause is that of the slowest rank. It is the time "
+        "of its copy, and of one message before it; a rank waits for no copy of another. The copy "
+        "needs a core for each rank: beside other programs, ranks that share cores pause longer",
         "- `share`: bytes that the rank with the most writes, relative to the mean of all ranks; "
         "`read`: bytes that a rank reads when it loads, at most, relative to what the model before "
         "ZeRO and its optimizer state hold; `host`: growth of a rank's memory during the save",
