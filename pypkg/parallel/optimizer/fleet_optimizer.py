@@ -96,7 +96,8 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
             super().step()
             return
         pairs = [(p, p._grad_ivar()) for p in parameters if not p.stop_gradient]
-        self._apply_optimize(None, None, [pair for pair in pairs if pair[1] is not None])
+        pairs = [pair for pair in pairs if pair[1] is not None]
+        self._apply_optimize(loss=None, startup_program=None, params_grads=pairs)
 
     def _apply_optimize(
         self,
