@@ -109,9 +109,9 @@ def test_saves_beside_training_the_best_model_and_a_folder_that_vanishes(tmp_pat
         assert "rank 1: output_dir" in told and "was removed or replaced" in told, (name, told)
         assert "rank 1" in message and str(tmp_path / "local1") in message, (name, message)
         pattern = "checkpoint-*" if name.startswith("beside") else "*point*"
-        assert [each.name for each in (tmp_path / f"{name} 0").glob(pattern)] == [
-            "checkpoint-2"
-        ], name
+        assert [each.name for each in (tmp_path / f"{name} 0").glob(pattern)] == ["checkpoint-2"], (
+            name
+        )
 
 
 def settings(folder: Path) -> list[str]:
