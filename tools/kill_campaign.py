@@ -106,6 +106,18 @@ def try_layout(layout: str, is_async: bool, kind: str, count: int, seed: int) ->
 
 
 # Of the table of each kind: the sum of counts, by its title.
+_HARM = {
+    "damaged": ("damaged",),
+    "lost": ("lost",),
+    "wrong start": ("wrong_start",),
+    "other losses or weights": ("other_values",),
+}
+_OF_A_LOST_RANK: dict[str, tuple[str, ...]] = {
+    "in a save": ("while_saving",),
+    "steps taken again": ("steps_again",),
+    **_HARM,
+    "not told": ("untold", "orphans"),
+}
 _COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
     "kills": {
         "kills": ("faults",),
@@ -113,41 +125,23 @@ _COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
         "in a save": ("while_saving",),
         "in a removal": ("while_removing",),
         "steps taken again": ("steps_again",),
-        "damaged": ("damaged",),
-        "lost": ("lost",),
-        "wrong start": ("wrong_start",),
-        "other losses or weights": ("other_values",),
+        **_HARM,
         "ranks left": ("untold", "orphans"),
     },
     "disk": {
         "full disks": ("faults",),
-        "damaged": ("damaged",),
-        "lost": ("lost",),
-        "wrong start": ("wrong_start",),
-        "other losses or weights": ("other_values",),
+        **_HARM,
         "not told": ("untold", "orphans"),
     },
     "links": {
         "cut for up to 5 s": ("mended",),
         "cut for good": ("faults",),
-        "in a save": ("while_saving",),
-        "steps taken again": ("steps_again",),
-        "damaged": ("damaged",),
-        "lost": ("lost",),
-        "wrong start": ("wrong_start",),
-        "other losses or weights": ("other_values",),
-        "not told": ("untold", "orphans"),
+        **_OF_A_LOST_RANK,
     },
     "stops": {
         "stopped for up to 5 s": ("mended",),
         "stopped for longer": ("faults",),
-        "in a save": ("while_saving",),
-        "steps taken again": ("steps_again",),
-        "damaged": ("damaged",),
-        "lost": ("lost",),
-        "wrong start": ("wrong_start",),
-        "other losses or weights": ("other_values",),
-        "not told": ("untold", "orphans"),
+        **_OF_A_LOST_RANK,
     },
 }
 

@@ -8,12 +8,11 @@ import paddle
 from paddle import Tensor
 
 from pypkg.parallel.optimizer.protocol import ParameterUpdate
-from pypkg.parallel.optimizer.rules.weights import STEP, Weights, count_step, new_step
+from pypkg.parallel.optimizer.rules.one_moment import OneMoment
+from pypkg.parallel.optimizer.rules.weights import Weights, count_step
 
-_MOMENT = "moment"
 
-
-class Lion:
+class Lion(OneMoment):
     """Lion (Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023).
 
     With g the scaled gradient and w the weights::
@@ -30,6 +29,8 @@ class Lion:
         weights: how parameters of 16 bits are updated.
     """
 
+    MOMENT = "moment"
+
     def __init__(
         self,
         *,
@@ -40,21 +41,11 @@ class Lion:
         weights: Weights,
     ) -> None:
         self._beta1, self._beta2 = beta1, beta2
-        self._weight_decay, self._decayed, self._weights = weight_decay, decayed, weights
+        super().__init__(weights)
+        self._weight_decay, self._decayed = weight_decay, decayed
 
     def takes(self, name: str, shape: Sequence[int]) -> bool:
         return True
-
-    def state_names(self, dtype: paddle.dtype) -> tuple[str, ...]:
-        return (*self._weights.state_names(dtype), _MOMENT, STEP)
-
-    def undivided_shape(self, state_name: str, shape: Sequence[int]) -> tuple[int, ...] | None:
-        return (1,) if state_name == STEP else None
-
-    def make_state(self, parameter: Tensor, shape: Sequence[int]) -> dict[str, Tensor]:
-        """A zero momentum; for 16 bits, the master weight."""
-        moment = paddle.zeros(parameter.shape, "float32")
-        return {**self._weights.make_state(parameter), _MOMENT: moment, STEP: new_step()}
 
     @paddle.no_grad()
     def update(
@@ -62,7 +53,7 @@ class Lion:
     ) -> None:
         is_finite = paddle.isfinite(grad_scale)
         for each in updates:
-            step, moment = count_step(each.state), each.state[_MOMENT]
+            step, moment = count_step(each.state), each.state[self.MOMENT]
             gradient = each.gradient.astype("float32") * grad_scale
             old = self._weights.read(each)
             direction = (self._beta1 * moment + (1 - self._beta1) * gradient).sign()

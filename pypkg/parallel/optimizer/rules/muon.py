@@ -11,10 +11,10 @@ from paddle import Tensor
 
 from pypkg.parallel.optimizer.pieces import MatrixLayout, Piece
 from pypkg.parallel.optimizer.protocol import ParameterUpdate
-from pypkg.parallel.optimizer.rules.weights import STEP, Weights, count_step, new_step
+from pypkg.parallel.optimizer.rules.one_moment import OneMoment
+from pypkg.parallel.optimizer.rules.weights import Weights, count_step
 from pypkg.parallel.optimizer.whole_matrices import on_owners
 
-_MOMENT = "momentum"
 # Of the quintic Newton-Schulz iteration, as in Jordan's post and torch.optim.Muon.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _ITERATIONS, _EPSILON = 5, 1e-7
@@ -22,7 +22,7 @@ _ITERATIONS, _EPSILON = 5, 1e-7
 _ADAMW_RMS = 0.2
 
 
-class Muon:
+class Muon(OneMoment):
     """Muon (Jordan et al., 2024) with updates as large as AdamW's (Liu et al., "Muon is Scalable
     for LLM Training", 2025), so that learning rate and weight decay are those of AdamW.
 
@@ -43,6 +43,8 @@ class Muon:
         weights: how parameters of 16 bits are updated.
     """
 
+    MOMENT = "momentum"
+
     def __init__(
         self,
         *,
@@ -53,21 +55,11 @@ class Muon:
         weights: Weights,
     ) -> None:
         self._momentum, self._takes = momentum, takes
-        self._weight_decay, self._decayed, self._weights = weight_decay, decayed, weights
+        super().__init__(weights)
+        self._weight_decay, self._decayed = weight_decay, decayed
 
     def takes(self, name: str, shape: Sequence[int]) -> bool:
         return self._takes(name, shape)
-
-    def state_names(self, dtype: paddle.dtype) -> tuple[str, ...]:
-        return (*self._weights.state_names(dtype), _MOMENT, STEP)
-
-    def undivided_shape(self, state_name: str, shape: Sequence[int]) -> tuple[int, ...] | None:
-        return (1,) if state_name == STEP else None
-
-    def make_state(self, parameter: Tensor, shape: Sequence[int]) -> dict[str, Tensor]:
-        """A zero momentum; for 16 bits, the master weight."""
-        moment = paddle.zeros(parameter.shape, "float32")
-        return {**self._weights.make_state(parameter), _MOMENT: moment, STEP: new_step()}
 
     @paddle.no_grad()
     def update(
@@ -84,7 +76,7 @@ class Muon:
 
     def _blend(self, update: ParameterUpdate, grad_scale: Tensor, is_finite: Tensor) -> Tensor:
         """Moves the momentum; returns what is made orthogonal, bfloat16."""
-        moment, mu = update.state[_MOMENT], self._momentum
+        moment, mu = update.state[self.MOMENT], self._momentum
         gradient = update.gradient.astype("float32") * grad_scale
         new = mu * moment + (1 - mu) * gradient
         paddle.assign(paddle.where(is_finite, new, moment), moment)
