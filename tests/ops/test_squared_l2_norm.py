@@ -26,15 +26,17 @@ def test_against_float64(each_backend, dtype):
     total = ops.squared_l2_norm(values)
     assert total.shape == [1]
     assert total.dtype == (paddle.float64 if dtype == "float64" else paddle.float32)
-    # Runs of 8192 terms in float32: lanes of hundreds of roundings of 2^-24, most of which cancel.
-    assert total.item() == pytest.approx(exact(values), rel=1e-6)
+    # Ours: float32 sums of at most 64 terms join a float64, and the total is rounded once. Paddle's
+    # kernel, which the other backends call, has float32 sums of thousands of terms.
+    rel = 2e-7 if each_backend == "compiled" and dtype in ("float32", "bfloat16") else 2e-6
+    assert total.item() == pytest.approx(exact(values), rel=rel)
 
 
 def test_several_dtypes_and_tensors_that_are_not_contiguous(each_backend):
     values = [*tensors("float32"), *tensors("bfloat16"), tensors("float32")[2].T]
-    assert ops.squared_l2_norm(values).item() == pytest.approx(exact(values), rel=1e-6)
+    assert ops.squared_l2_norm(values).item() == pytest.approx(exact(values), rel=2e-6)
     columns = [tensors("float32")[2][:, ::3]]
-    assert ops.squared_l2_norm(columns).item() == pytest.approx(exact(columns), rel=1e-6)
+    assert ops.squared_l2_norm(columns).item() == pytest.approx(exact(columns), rel=2e-6)
 
 
 def test_of_nothing_it_is_zero(each_backend):

@@ -1,7 +1,7 @@
 // The sum of the squares of all elements of many arrays, on a CPU.
 //
 // Runs of elements are summed in float32 and the runs in float64, in an order that depends on the
-// sizes alone: any number of threads gives the same bits.
+// sizes alone: any number of threads and every instruction set give the same bits.
 #pragma once
 
 #include "common/common.h"

@@ -9,6 +9,8 @@ namespace pypkg {
 namespace {
 
 constexpr int64_t kChunk = 8192;  // elements that a thread takes at a time
+constexpr int64_t kRun = 1024;    // elements summed in float32 before they join a float64
+constexpr int64_t kLanes = 16;    // partial sums of a run, whatever the width of a register
 
 struct Slice {
   const SquaredL2NormArray* array;
@@ -17,11 +19,25 @@ struct Slice {
 };
 
 template <class T>
-PYPKG_INLINE float slice_sum(const Slice& s) {
+PYPKG_INLINE double run_sum(const T* values, int64_t count) {
+  float lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+#pragma omp simd
+    for (int64_t j = 0; j < kLanes; ++j)
+      lanes[j] += to_float(values[i + j]) * to_float(values[i + j]);
+  }
+  for (int64_t j = 0; i < count; ++i, ++j) lanes[j] += to_float(values[i]) * to_float(values[i]);
+  return std::accumulate(lanes, lanes + kLanes, 0.0);
+}
+
+template <class T>
+PYPKG_INLINE double slice_sum(const Slice& s) {
   const T* const values = static_cast<const T*>(s.array->data);
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = s.begin; i < s.end; ++i) sum += to_float(values[i]) * to_float(values[i]);
+  double sum = 0.0;
+  for (int64_t i = s.begin; i < s.end; i += kRun) {
+    sum += run_sum(values + i, std::min(kRun, s.end - i));
+  }
   return sum;
 }
 
@@ -40,7 +56,7 @@ std::vector<Slice> slices(const SquaredL2Norm& p) {
 void squared_l2_norm_cpu(const SquaredL2Norm& params) {
   const std::vector<Slice> all = slices(params);
   const int64_t count = static_cast<int64_t>(all.size());
-  std::vector<float> sums(count);
+  std::vector<double> sums(count);
   dispatch_dtype(params.dtype, "squared_l2_norm", [&](auto element) {
     const auto run = cpu_version<slice_sum<decltype(element)>>();
 #pragma omp parallel for num_threads(num_threads()) schedule(static)
