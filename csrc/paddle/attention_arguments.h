@@ -1,6 +1,7 @@
 // What the operators of attention have in common: the checks of sizes and masks.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "attention/flash_attention.h"
@@ -21,11 +22,13 @@ inline void check_attention(const char* op, const FlashAttentionShape& s) {
   }
 }
 
-// The mask of attention of the given sizes on the device of q.
+// The mask of attention of the given sizes on the device of q. A block of a sequence takes the
+// documents of the whole sequence, other attention those of the keys.
 inline AttentionMask check_mask(const char* op, const paddle::Tensor& q,
                                 const FlashAttentionShape& s, const OptionalTensor& prefix_lengths,
                                 const OptionalTensor& document_starts,
-                                const OptionalTensor& alibi_slopes, bool causal, int64_t window) {
+                                const OptionalTensor& alibi_slopes, bool causal, int64_t window,
+                                bool is_block = false) {
   const auto check = [&](const char* name, const OptionalTensor& tensor, const Shape& shape,
                          paddle::DataType dtype) {
     if (!tensor) return;
@@ -35,9 +38,16 @@ inline AttentionMask check_mask(const char* op, const paddle::Tensor& q,
     check_place(full.c_str(), *tensor, q);
   };
   check("prefix_lengths", prefix_lengths, {s.batch}, paddle::DataType::INT32);
-  check("document_starts", document_starts, {s.batch, s.seq_k}, paddle::DataType::INT32);
+  const int64_t given =
+      document_starts && document_starts->shape().size() == 2 ? document_starts->shape()[1] : 0;
+  const int64_t tokens = is_block ? given : s.seq_k;
+  check("document_starts", document_starts, {s.batch, tokens}, paddle::DataType::INT32);
   check("alibi_slopes", alibi_slopes, {s.heads_q}, paddle::DataType::FLOAT32);
-  if (document_starts && s.seq_q != s.seq_k) {
+  if (is_block && document_starts &&
+      std::max(s.query_offset + s.seq_q, s.key_offset + s.seq_k) > tokens) {
+    reject(op, ": document_starts hold ", tokens, " tokens, fewer than the blocks reach to");
+  }
+  if (!is_block && document_starts && s.seq_q != s.seq_k) {
     reject(op, ": document_starts need as many queries as keys, got ", s.seq_q, " and ", s.seq_k);
   }
   if (window < 0 || window > INT32_MAX) {
@@ -48,6 +58,7 @@ inline AttentionMask check_mask(const char* op, const paddle::Tensor& q,
   mask.window = static_cast<int32_t>(window);
   mask.prefix_lengths = data_or_null<int32_t>(prefix_lengths);
   mask.document_starts = data_or_null<int32_t>(document_starts);
+  mask.tokens = tokens;
   mask.alibi_slopes = data_or_null<float>(alibi_slopes);
   return mask;
 }

@@ -41,7 +41,8 @@ def expected_results(arrays, scale, alibi_slopes=None, softcap=0.0, **mask):
     """What ``run`` returns, in float64."""
     q, k, v, dout = map(load, arrays)
     seen = ref.visible(len(q), q.shape[1], k.shape[1], **mask)
-    out, lse, p = ref.attention(q, k, v, scale, seen, alibi_slopes, softcap)
+    lead = mask["query_offset"] - mask["key_offset"] if "query_offset" in mask else None
+    out, lse, p = ref.attention(q, k, v, scale, seen, alibi_slopes, softcap, lead)
     return out, lse, *ref.attention_gradients(dout, q, k, v, out, p, scale, softcap)
 
 
@@ -50,7 +51,10 @@ def check(arrays, results, scale, **mask):
     # exp makes the rounding of a score, a part in 2^24 of it, a relative error of the probability.
     largest_score = np.abs(reference[1][np.isfinite(reference[1])]).max()
     if "alibi_slopes" in mask:
-        largest_score += mask["alibi_slopes"].max() * max(arrays[0].shape[1], arrays[1].shape[1])
+        farthest = max(arrays[0].shape[1], arrays[1].shape[1])
+        if "query_offset" in mask:
+            farthest += abs(mask["query_offset"] - mask["key_offset"])
+        largest_score += mask["alibi_slopes"].max() * farthest
     # Gradients are sums of dot products of head_dim standard normal numbers, and may cancel.
     magnitude = 2 * np.sqrt(arrays[0].shape[-1])
     for index, (actual, expected) in enumerate(zip(results, reference)):
@@ -121,6 +125,36 @@ def test_masks_with_other_number_of_keys(rng, seq_q, seq_k, window):
         "alibi_slopes": np.array([0.1, 1.0], np.float32),
     }
     check(arrays, run(*arrays, 0.2, **mask), 0.2, **mask)
+
+
+@pytest.fixture(params=_native.cpu_isas())
+def each_isa(request):
+    _native.set_cpu_isa(request.param)
+    yield
+    _native.set_cpu_isa("")
+
+
+@pytest.mark.parametrize("words", ["", "window", "full", "prefix", "documents, alibi"])
+@pytest.mark.parametrize("offsets", [(0, 0), (190, 77), (77, 190), (400, 3), (150, 133)])
+def test_blocks_of_a_longer_sequence(rng, each_isa, words, offsets):
+    """150 queries and 201 keys, from positions that are no multiples of the kernels' blocks on."""
+    arrays = inputs(rng, "float32", 2, 150, 201, 4, 2, 24)
+    mask = {"causal": words != "full", "query_offset": offsets[0], "key_offset": offsets[1]}
+    if words == "window":
+        mask["window"] = 130
+    if words == "prefix":
+        mask["prefix_lengths"] = np.array([0, 250], np.int32)
+    if words.startswith("documents"):
+        mask["document_starts"] = document_starts(2, 600, [170, 1, 130, 64, 235])
+        mask["alibi_slopes"] = np.array([0.5, 0.25, 0.125, 2.0], np.float32)
+    check(arrays, run(*arrays, 0.2, **mask), 0.2, **mask)
+
+
+def test_offsets_that_align_queries_to_the_last_keys_change_no_bit(rng):
+    arrays = inputs(rng, "float32", 1, 70, 170, 2, 1, 40)
+    shifted = run(*arrays, 0.2, window=60, query_offset=1100, key_offset=1000)
+    for actual, wanted in zip(shifted, run(*arrays, 0.2, window=60), strict=True):
+        np.testing.assert_array_equal(actual, wanted)
 
 
 @pytest.mark.parametrize("softcap", [0.25, 2.0, 1000.0])
@@ -203,5 +237,10 @@ def test_bad_masks(rng):
         run(*arrays, 1.0, document_starts=np.zeros((2, 6), np.int32))
     with pytest.raises(ValueError, match=r"prefix_lengths has shape \[1\], expected \[batch = 2\]"):
         run(*arrays, 1.0, prefix_lengths=np.zeros(1, np.int32))
+    with pytest.raises(ValueError, match="6 tokens, fewer than the blocks reach to"):
+        documents = np.zeros((2, 6), np.int32)
+        run(*arrays, 1.0, document_starts=documents, query_offset=2, key_offset=1)
+    with pytest.raises(ValueError, match="query_offset and key_offset must be 0 or more"):
+        run(*arrays, 1.0, query_offset=-1)
     with pytest.raises(ValueError, match=r"window must be 0 .* got -1"):
         run(*arrays, 1.0, window=-1)

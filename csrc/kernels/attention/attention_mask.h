@@ -8,27 +8,27 @@
 
 namespace pypkg {
 
-// Let i be the position of a query and j that of a key; queries are aligned to the last keys, so
-// query row r has position r + (seq_k - seq_q). The key is visible if all of these hold:
+// Let i be the position of a query and j that of a key, in the sequence that their blocks are of.
+// The key is visible if all of these hold:
 //   causal:          j <= i, or j < prefix_lengths[b] when given
 //   window >= 1:     i - j < window (the query itself and window - 1 keys before it)
-//   document_starts: document_starts[b, i] == document_starts[b, j]  (needs seq_q == seq_k)
+//   document_starts: document_starts[b, i] == document_starts[b, j]
 // alibi_slopes adds alibi_slopes[h] * (j - i) to the scaled score (Press et al., 2022).
 struct AttentionMask {
   bool causal = true;
   int32_t window = 0;                        // 0: no window
   const int32_t* prefix_lengths = nullptr;   // [batch] or null
-  const int32_t* document_starts = nullptr;  // [batch, seq_k], position of the first token of the
+  const int32_t* document_starts = nullptr;  // [batch, tokens], position of the first token of the
                                              // document each token is in, non-decreasing; or null
+  int64_t tokens = 0;                        // in a row of document_starts: the whole sequence
   const float* alibi_slopes = nullptr;       // [heads_q] or null
 };
 
-PYPKG_HOST_DEVICE bool is_visible(const AttentionMask& mask, int64_t b, int64_t i, int64_t j,
-                                  int64_t seq_k) {
+PYPKG_HOST_DEVICE bool is_visible(const AttentionMask& mask, int64_t b, int64_t i, int64_t j) {
   if (mask.causal && j > i && !(mask.prefix_lengths && j < mask.prefix_lengths[b])) return false;
   if (mask.window > 0 && i - j >= mask.window) return false;
   if (mask.document_starts) {
-    const int32_t* starts = mask.document_starts + b * seq_k;
+    const int32_t* starts = mask.document_starts + b * mask.tokens;
     if (starts[i] != starts[j]) return false;
   }
   return true;
@@ -41,14 +41,13 @@ enum class BlockState : int {
 };
 
 // State of the block of positions [i_begin, i_end) x [j_begin, j_end). Both ranges must be
-// non-empty and end inside the sequence (positions i may be negative where seq_q > seq_k).
+// non-empty, and inside the sequence if there are document_starts.
 //
 // The answer is exact, for combinations too. Where the two ranges share a position, that position
 // sees itself; where they do not, the pair of positions closest to each other is allowed by every
 // condition that allows any pair, and kFull asks each condition for all pairs.
 PYPKG_HOST_DEVICE BlockState key_block_state(const AttentionMask& mask, int64_t b, int64_t i_begin,
-                                             int64_t i_end, int64_t j_begin, int64_t j_end,
-                                             int64_t seq_k) {
+                                             int64_t i_end, int64_t j_begin, int64_t j_end) {
   const int64_t i_last = i_end - 1;
   const int64_t j_last = j_end - 1;
   bool full = true;
@@ -62,7 +61,7 @@ PYPKG_HOST_DEVICE BlockState key_block_state(const AttentionMask& mask, int64_t 
     full = full && i_last - j_begin < mask.window;
   }
   if (mask.document_starts) {
-    const int32_t* starts = mask.document_starts + b * seq_k;
+    const int32_t* starts = mask.document_starts + b * mask.tokens;
     if (starts[j_last] < starts[i_begin] || starts[j_begin] > starts[i_last]) {
       return BlockState::kSkip;
     }

@@ -58,21 +58,24 @@ struct Head {
     return (b * s.seq_q + row) * s.out_stride() + h * s.head_dim;
   }
   int64_t row_index(int64_t row) const { return (b * s.heads_q + h) * s.seq_q + row; }
-  int64_t position(int64_t row) const { return row + s.seq_k - s.seq_q; }
+  int64_t position(int64_t row) const { return row + s.query_offset; }
+  // From a query to a key, in positions.
+  int64_t distance(int64_t row, int64_t key) const { return key + s.key_offset - position(row); }
   float slope() const { return s.mask.alibi_slopes ? s.mask.alibi_slopes[h] : 0.0f; }
 
-  // The keys that is_visible allows a query: all conditions together leave an interval.
+  // The keys that is_visible allows a query, counted from the first one: all conditions together
+  // leave an interval.
   Range visible_keys(int64_t row) const {
     const AttentionMask& mask = s.mask;
-    const int64_t i = position(row);
+    const int64_t i = position(row) - s.key_offset;
     Range keys{0, s.seq_k};
     if (mask.causal) {
-      const int64_t prefix = mask.prefix_lengths ? mask.prefix_lengths[b] : 0;
+      const int64_t prefix = mask.prefix_lengths ? mask.prefix_lengths[b] - s.key_offset : 0;
       keys.end = std::min(s.seq_k, std::max(i + 1, prefix));
     }
     if (mask.window > 0) keys.begin = std::max<int64_t>(0, i - mask.window + 1);
     if (mask.document_starts) {
-      const int32_t* starts = mask.document_starts + b * s.seq_k;
+      const int32_t* starts = mask.document_starts + b * mask.tokens + s.key_offset;
       const auto document = std::equal_range(starts, starts + s.seq_k, starts[i]);
       keys = {std::max(keys.begin, document.first - starts),
               std::min(keys.end, document.second - starts)};
@@ -84,8 +87,8 @@ struct Head {
   BlockState state(int64_t row, int64_t rows, int64_t key, int64_t keys) const {
     const int64_t row_end = std::min(row + rows, s.seq_q), key_end = std::min(key + keys, s.seq_k);
     if (row >= row_end || key >= key_end) return BlockState::kSkip;
-    const BlockState inside =
-        key_block_state(s.mask, b, position(row), position(row_end), key, key_end, s.seq_k);
+    const BlockState inside = key_block_state(s.mask, b, position(row), position(row_end),
+                                              key + s.key_offset, key_end + s.key_offset);
     const bool whole = row_end == row + rows && key_end == key + keys;
     return inside == BlockState::kFull && !whole ? BlockState::kPartial : inside;
   }

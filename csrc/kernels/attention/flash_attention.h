@@ -24,10 +24,23 @@ struct FlashAttentionShape {
   // Elements from one token to the next in q, k, v and their gradients, which may be columns of one
   // packed matrix; a multiple of 8. 0: each is contiguous. out and dout always are.
   int64_t token_stride = 0;
+  // Positions of the first query and the first key, which the mask goes by. Where queries are
+  // aligned to the last keys they are seq_k - seq_q and 0.
+  int64_t query_offset = 0;
+  int64_t key_offset = 0;
   float scale = 1.0f;
   float softcap = 0.0f;  // > 0: scores become softcap * tanh(scores / softcap)
   AttentionMask mask;
   DType dtype = DType::kFloat32;
+
+  // Whether causality or the window alone hides every key from every query.
+  bool is_hidden() const {
+    if (seq_q == 0 || seq_k == 0 || mask.prefix_lengths) return false;
+    AttentionMask rule = mask;
+    rule.document_starts = nullptr;
+    return key_block_state(rule, 0, query_offset, query_offset + seq_q, key_offset,
+                           key_offset + seq_k) == BlockState::kSkip;
+  }
 
   PYPKG_HOST_DEVICE int64_t out_stride() const { return heads_q * head_dim; }
   PYPKG_HOST_DEVICE int64_t q_stride() const { return token_stride ? token_stride : out_stride(); }
@@ -52,10 +65,10 @@ struct FlashAttentionBackward {
   const void* k = nullptr;
   const void* v = nullptr;
   const void* out = nullptr;
-  const float* softmax_lse = nullptr;
-  void* dq = nullptr;          // overwritten
-  void* dk = nullptr;          // overwritten
-  void* dv = nullptr;          // overwritten
+  const float* softmax_lse = nullptr;  // may be of more keys than k, and out too
+  void* dq = nullptr;                  // overwritten
+  void* dk = nullptr;                  // overwritten
+  void* dv = nullptr;                  // overwritten
   float* workspace = nullptr;  // flash_attention_backward_workspace_*() floats, uninitialised
 };
 

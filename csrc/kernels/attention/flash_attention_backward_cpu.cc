@@ -80,7 +80,7 @@ PYPKG_INLINE void backward_tile(const Head& head, BlockState state, int64_t row,
   const bool capped = head.s.softcap > 0.0f;
   if (capped) cap_scores<X>(head.s.softcap, tile, ds);
   if (head.s.mask.alibi_slopes) {
-    add_alibi<X, Columns::kKeys>(head.slope(), key + k - head.position(row + query), tile);
+    add_alibi<X, Columns::kKeys>(head.slope(), head.distance(row + query, key + k), tile);
   }
   if (state == BlockState::kPartial) {
     mask_tile<X, Columns::kKeys>(scratch.visible, query, key + k, tile);

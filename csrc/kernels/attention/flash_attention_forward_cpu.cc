@@ -53,7 +53,7 @@ PYPKG_INLINE Range score_panel(const Head& head, BlockState block, int64_t first
       multiply_rows(tile, keys, kKeys, k, scratch.q + query * depth, head.s.head_dim);
       if (head.s.softcap > 0.0f) cap_scores<X>(head.s.softcap, tile);
       if (head.s.mask.alibi_slopes) {
-        add_alibi<X, Columns::kQueries>(head.slope(), key + k - head.position(row), tile);
+        add_alibi<X, Columns::kQueries>(head.slope(), head.distance(row, key + k), tile);
       }
       if (state == BlockState::kPartial) {
         mask_tile<X, Columns::kQueries>(scratch.visible, query, key + k, tile);

@@ -56,6 +56,8 @@ COUNTED = {
     "geglu": "as swiglu",
     "flash_attention": "for each visible pair of a query and a key and each head, forward 4 x "
     "head_dim (two products), backward 10 x head_dim (five products)",
+    "flash_attention_with_lse": "as flash_attention; all keys are visible, and backward is "
+    "flash_attention_block_gradients",
     "cross_entropy": "forward reads logits and labels, writes the loss of each row; backward reads "
     "logits, labels and loss gradients, writes the logits' gradient",
     "linear_cross_entropy": "forward one product of 2 x rows x hidden x vocabulary, backward two. "

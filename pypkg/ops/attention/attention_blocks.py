@@ -20,9 +20,10 @@ from pypkg.ops.attention.flash_attention import (
     check_inputs,
     flash_attention_reference,
     heads_first,
+    pad_heads,
 )
 from pypkg.ops.dispatch.checks import check_dtype, check_shape, compute_dtype
-from pypkg.ops.dispatch.library import implementation
+from pypkg.ops.dispatch.library import implementation, run_compiled
 
 
 class BlockCall(NamedTuple):
@@ -70,11 +71,8 @@ def flash_attention_with_lse(
     Raises:
         TypeError, ValueError: a dtype, shape, head_dim, softcap or offset other than above.
     """
-    call = _checked(
-        "flash_attention_with_lse",
-        *(query, key, value),
-        *(mask, scale, softcap, query_offset, key_offset),
-    )
+    op = "flash_attention_with_lse"
+    call = checked_block(op, query, key, value, mask, scale, softcap, query_offset, key_offset)
     return implementation(_FORWARD, query)(query, key, value, call)
 
 
@@ -112,8 +110,7 @@ def flash_attention_block_gradients(
         TypeError, ValueError: a dtype, shape, head_dim, softcap or offset other than above.
     """
     op = "flash_attention_block_gradients"
-    arguments = (mask, scale, softcap, query_offset, key_offset)
-    call = _checked(op, query, key, value, *arguments)
+    call = checked_block(op, query, key, value, mask, scale, softcap, query_offset, key_offset)
     for name, tensor in (("out", out), ("grad_out", grad_out)):
         check_dtype(op, name, tensor, (query.dtype,))
         check_shape(op, name, tensor, query.shape)
@@ -175,7 +172,7 @@ def _by_token(rows: paddle.Tensor) -> paddle.Tensor:
     return rows.transpose([0, 2, 1]).unsqueeze(-1)
 
 
-def _checked(
+def checked_block(
     op: str,
     query: paddle.Tensor,
     key: paddle.Tensor,
@@ -186,6 +183,11 @@ def _checked(
     query_offset: int,
     key_offset: int,
 ) -> BlockCall:
+    """The arguments with their defaults filled in.
+
+    Raises:
+        TypeError, ValueError: as of the operators.
+    """
     mask = AttentionMask() if mask is None else mask
     check_inputs(op, query, key, value, softcap)
     for name, offset in (("query_offset", query_offset), ("key_offset", key_offset)):
@@ -237,13 +239,59 @@ def _block_gradients_reference(
     return dq, of_keys(dk), of_keys(paddle.matmul(p, dout, transpose_x=True))
 
 
+def _with_lse_compiled(
+    query: paddle.Tensor, key: paddle.Tensor, value: paddle.Tensor, call: BlockCall
+) -> tuple[paddle.Tensor, paddle.Tensor]:
+    out, lse = _run("pypkg_flash_attention_block", (query, key, value), (), call)
+    return _cut(out, query.shape[3]), lse
+
+
+def _block_gradients_compiled(
+    query: paddle.Tensor,
+    key: paddle.Tensor,
+    value: paddle.Tensor,
+    out: paddle.Tensor,
+    lse: paddle.Tensor,
+    grad_out: paddle.Tensor,
+    call: BlockCall,
+) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+    padded_out, padded_grad_out = pad_heads(out, grad_out)
+    dq, dk, dv = (
+        _cut(gradient, query.shape[3])
+        for gradient in _run(
+            "pypkg_flash_attention_block_gradients",
+            (query, key, value),
+            (padded_out, lse, padded_grad_out),
+            call,
+        )
+    )
+    return dq, dk, dv
+
+
+def _cut(heads: paddle.Tensor, head_dim: int) -> paddle.Tensor:
+    return heads if heads.shape[3] == head_dim else heads[..., :head_dim]
+
+
+def _run(
+    op: str, qkv: tuple[paddle.Tensor, ...], others: tuple[paddle.Tensor, ...], call: BlockCall
+) -> list[paddle.Tensor]:
+    mask = call.mask
+    masking = (mask.prefix_lengths, mask.document_starts, mask.alibi_slopes)
+    return run_compiled(
+        op,
+        [*pad_heads(*qkv), *masking, *others],
+        *(call.scale, call.softcap, mask.causal, mask.window or 0),
+        *(call.query_offset, call.key_offset),
+    )
+
+
 _FORWARD = {
-    "compiled": _with_lse_reference,
+    "compiled": _with_lse_compiled,
     "triton": _with_lse_reference,  # there is no Triton version
     "reference": _with_lse_reference,
 }
 _GRADIENTS = {
-    "compiled": _block_gradients_reference,
+    "compiled": _block_gradients_compiled,
     "triton": _block_gradients_reference,  # there is no Triton version
     "reference": _block_gradients_reference,
 }

@@ -157,18 +157,23 @@ def _flash_attention_compiled(
     softcap: float,
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
     head_dim = q.shape[3]
-    padding = -head_dim % HEAD_DIM_MULTIPLE
-    if padding:
-        q, k, v = (F.pad(each, [0, 0, 0, 0, 0, 0, 0, padding]) for each in (q, k, v))
     out, softmax_lse = run_compiled(
         "pypkg_flash_attention",
-        [q, k, v, mask.prefix_lengths, mask.document_starts, mask.alibi_slopes],
+        [*pad_heads(q, k, v), mask.prefix_lengths, mask.document_starts, mask.alibi_slopes],
         scale,
         float(softcap),
         mask.causal,
         mask.window or 0,
     )
-    return (out[..., :head_dim] if padding else out), softmax_lse
+    return (out[..., :head_dim] if head_dim % HEAD_DIM_MULTIPLE else out), softmax_lse
+
+
+def pad_heads(*tensors: paddle.Tensor) -> list[paddle.Tensor]:
+    """With zeros, to a head_dim that the kernels take; the tensors themselves if they have one."""
+    padding = -tensors[0].shape[3] % HEAD_DIM_MULTIPLE
+    if not padding:
+        return list(tensors)
+    return [F.pad(each, [0, 0, 0, 0, 0, 0, 0, padding]) for each in tensors]
 
 
 _IMPLEMENTATIONS = {

@@ -22,6 +22,7 @@ PYTHON = ROOT / "csrc" / "python"
 BINDINGS = [
     HERE / "module.cc",
     PYTHON / "adamw.cc",
+    PYTHON / "flash_attention.cc",
     PYTHON / "kernels.cc",
     PYTHON / "random_normal.cc",
     PYTHON / "arguments.cc",

@@ -20,15 +20,15 @@ def document_starts(rng: np.random.Generator, batch: int, sequence: int) -> np.n
     return starts
 
 
-def mask_rule(mask: str, rng: np.random.Generator, batch: int, seq_k: int) -> dict[str, Any]:
+def mask_rule(mask: str, rng: np.random.Generator, batch: int, tokens: int) -> dict[str, Any]:
     """What ``mask`` hides, as arguments of ``ref.visible``; words as in ``attention_case``."""
     words = mask.split("+")
     rule: dict[str, Any] = {"causal": "full" not in words}
     rule["window"] = next((int(w[6:]) for w in words if w.startswith("window")), 0)
     if "prefix" in words:
-        rule["prefix_lengths"] = rng.integers(0, seq_k + 1, batch)
+        rule["prefix_lengths"] = rng.integers(0, tokens + 1, batch)
     if "documents" in words:
-        rule["document_starts"] = document_starts(rng, batch, seq_k)
+        rule["document_starts"] = document_starts(rng, batch, tokens)
     return rule
 
 
@@ -53,14 +53,21 @@ def attention_case(
     heads: tuple[int, int] = (2, 2),
     head_dim: int = 64,
     batch: int = 1,
+    offsets: tuple[int, int] | None = None,
 ) -> Case:
     """mask: words joined by +: full, causal, window<n>, prefix, documents, alibi, and softcap<x>,
-    which caps scores before. Scores are about 1 in size, so a cap of 1 or 2 bends most of them."""
+    which caps scores before. Scores are about 1 in size, so a cap of 1 or 2 bends most of them.
+
+    offsets: positions of the first query and key, of blocks of a longer sequence. The backward pass
+    gets the output merged with that for other keys then."""
     seq_k = seq_q if seq_k is None else seq_k
     softcap = soft_cap(mask)
 
     def run(be: Backend, rng: np.random.Generator) -> Iterator[Comparison]:
-        rule = mask_rule(mask, rng, batch, seq_k)
+        tokens = max(offsets[0] + seq_q, offsets[1] + seq_k) if offsets else seq_k
+        rule = mask_rule(mask, rng, batch, tokens)
+        if offsets:
+            rule |= {"query_offset": offsets[0], "key_offset": offsets[1]}
         seen = ref.visible(batch, seq_q, seq_k, **rule)
         arguments = on_device(be, rule)
         slopes = None
@@ -76,10 +83,15 @@ def attention_case(
         arguments |= {"scale": scale, "softcap": softcap, "stream": be.stream}
         be.kernels.flash_attention_forward(q, k, v, out, lse, **arguments)
         inputs = [be.numpy(x) for x in (q, k, v)]
-        expected_out, expected_lse, p = ref.attention(*inputs, scale, seen, slopes, softcap)
+        expected_out, expected_lse, p = ref.attention(
+            *inputs, scale, seen, slopes, softcap, offsets and offsets[0] - offsets[1]
+        )
         # Probabilities are rounded to the dtype, then the output.
         yield Comparison("out", be.numpy(out), expected_out, tolerance(dtype, 2), 2, 1)
         yield Comparison("softmax_lse", be.numpy(lse), expected_lse, FLOAT32_ERROR)
+
+        if offsets:
+            out, lse, p = merged(be, rng, be.numpy(out), expected_lse, p, dtype)
 
         def backward() -> list[np.ndarray]:
             gradients = [be.poisoned(s, dtype) for s in (q_shape, k_shape, k_shape)]
@@ -105,7 +117,53 @@ def attention_case(
             yield Comparison(f"{name} of a second run", again, got, 0.0)
 
     label = f"{mask}-{batch}x{seq_q}x{seq_k}-{heads[0]}over{heads[1]}x{head_dim}"
+    if offsets:
+        label += f"-at{offsets[0]}and{offsets[1]}"
     return Case("flash_attention", dtype, label, run)
+
+
+def merged(
+    be: Backend, rng: np.random.Generator, out: Any, lse: Any, p: Any, dtype: str
+) -> tuple[Any, Any, Any]:
+    """out, lse and the probabilities of these keys, merged with random ones of other keys."""
+    other_out, other_lse = rng.standard_normal(out.shape), 3 + rng.standard_normal(lse.shape)
+    whole_lse = np.logaddexp(lse, other_lse)
+    shares = [np.exp(each - whole_lse) for each in (lse, other_lse)]
+    own, other = (share.transpose(0, 2, 1)[..., None] for share in shares)
+    whole = be.array(own * out + other * other_out, dtype)
+    return whole, be.array(whole_lse, "float32"), p * shares[0][..., None]
+
+
+def block_cases(dtypes: tuple[str, ...] = DTYPES) -> list[Case]:
+    """Blocks of a longer sequence, at positions that are no multiples of tiles."""
+    cases = []
+    for dtype in dtypes:
+        cases += [
+            attention_case(dtype, "causal", 150, 70, heads=(2, 1), offsets=(190, 77)),
+            attention_case(dtype, "causal", 70, 200, head_dim=128, offsets=(100, 33)),
+            attention_case(dtype, "causal", 90, 70, head_dim=32, offsets=(10, 60)),  # blind queries
+            attention_case(dtype, "causal", 40, 70, heads=(1, 1), offsets=(5, 45)),  # all hidden
+            attention_case(dtype, "window100", 130, 90, heads=(2, 1), offsets=(170, 41)),
+            attention_case(dtype, "window30", 50, 60, head_dim=32, offsets=(300, 10)),  # all past
+            attention_case(dtype, "full+alibi", 50, 90, heads=(3, 1), head_dim=96, offsets=(7, 99)),
+            attention_case(dtype, "causal+alibi", 80, 60, heads=(2, 1), offsets=(160, 51)),
+            attention_case(
+                dtype, "prefix", 70, 130, batch=3, heads=(1, 1), head_dim=24, offsets=(30, 61)
+            ),
+            attention_case(
+                dtype, "documents", 150, 110, batch=2, heads=(1, 1), head_dim=32, offsets=(95, 23)
+            ),
+            attention_case(
+                dtype,
+                "documents+full+window50+alibi+softcap1",
+                90,
+                120,
+                head_dim=128,
+                offsets=(61, 103),
+            ),
+            attention_case(dtype, "causal+softcap2", 60, 50, head_dim=256, offsets=(77, 43)),
+        ]
+    return cases  # fmt: skip
 
 
 def small_cases() -> list[Case]:
@@ -148,7 +206,7 @@ def small_cases() -> list[Case]:
             attention_case(dtype, "causal", 90, 40, heads=(1, 1), head_dim=200),
             attention_case(dtype, "prefix+softcap2", 70, batch=2, heads=(2, 1), head_dim=256),
         ]
-    return cases
+    return cases + block_cases(("float32", "bfloat16"))
 
 
 def large_cases(

@@ -42,6 +42,7 @@ def small_cases() -> list[Case]:
         attention("float16", "full+alibi+softcap1", 65, 300, heads=(1, 1)),
         attention("bfloat16", "documents+window50+softcap50", 380, heads=(1, 1), head_dim=96),
     ]
+    cases += attention_cases.block_cases(("bfloat16",))[:-1]  # the last head is too wide
     return [on_hopper(case) for case in cases]
 
 

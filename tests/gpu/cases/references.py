@@ -75,10 +75,16 @@ def visible(
     window: int = 0,
     prefix_lengths: Array | None = None,
     document_starts: Array | None = None,
+    query_offset: int | None = None,
+    key_offset: int = 0,
 ) -> Array:
-    """bool [batch, seq_q, seq_k]: which keys a query sees."""
-    i = np.arange(seq_q)[:, None] + seq_k - seq_q
-    j = np.arange(seq_k)[None, :]
+    """bool [batch, seq_q, seq_k]: which keys a query sees.
+
+    The offsets are positions of the first query and key; None aligns queries to the last keys.
+    """
+    first = seq_k - seq_q if query_offset is None else query_offset
+    i = np.arange(first, first + seq_q)[:, None]
+    j = np.arange(key_offset, key_offset + seq_k)[None, :]
     seen = np.ones((batch, seq_q, seq_k), bool)
     if causal:
         seen &= j <= i
@@ -87,7 +93,8 @@ def visible(
     if window:
         seen &= i - j < window
     if document_starts is not None:
-        seen &= document_starts[:, :, None] == document_starts[:, None, :]
+        of_keys = document_starts[:, key_offset : key_offset + seq_k]
+        seen &= document_starts[:, first : first + seq_q, None] == of_keys[:, None, :]
     return seen
 
 
@@ -113,13 +120,17 @@ def attention(
     seen: Array,
     alibi_slopes: Array | None = None,
     softcap: float = 0.0,
+    lead: int | None = None,
 ) -> tuple[Array, Array, Array]:
     """out [batch, seq_q, heads_q, head_dim], softmax_lse [batch, heads_q, seq_q] and the
-    probabilities [batch, heads_q, seq_q, seq_k]."""
+    probabilities [batch, heads_q, seq_q, seq_k]. lead: positions from the first key to the first
+    query; None aligns queries to the last keys."""
     seq_q, seq_k, group = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
     scores, _ = _capped_scores(q, k, scale, softcap)
     if alibi_slopes is not None:
-        distance = np.arange(seq_k)[None, :] - (np.arange(seq_q)[:, None] + seq_k - seq_q)
+        distance = np.arange(seq_k)[None, :] - (
+            np.arange(seq_q)[:, None] + (seq_k - seq_q if lead is None else lead)
+        )
         scores += alibi_slopes[:, None, None] * distance
     scores = np.where(seen[:, None], scores, -np.inf)
     lse = log_sum_exp(scores)[2]

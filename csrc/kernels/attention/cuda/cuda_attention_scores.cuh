@@ -47,6 +47,8 @@ class ScoreRule {
         b_(b),
         seq_q_(shape.seq_q),
         seq_k_(shape.seq_k),
+        key_offset_(shape.key_offset),
+        lead_(shape.query_offset - shape.key_offset),
         factor_((shape.softcap > 0 ? shape.softcap : shape.scale) * kLog2E),
         to_softcap_(shape.scale / shape.softcap),
         slope_(shape.mask.alibi_slopes ? shape.mask.alibi_slopes[head_q] * kLog2E : 0.0f),
@@ -65,7 +67,8 @@ class ScoreRule {
     const int q_end = min(q_first + kQueries, seq_q_);
     const int k_end = min(k_first + kKeys, seq_k_);
     const BlockState state =
-        key_block_state(mask_, b_, position(q_first), position(q_end), k_first, k_end, seq_k_);
+        key_block_state(mask_, b_, key_offset_ + beside(q_first), key_offset_ + beside(q_end),
+                        key_offset_ + k_first, key_offset_ + k_end);
     const bool whole = q_end == q_first + kQueries && k_end == k_first + kKeys;
     return state == BlockState::kFull && !whole ? BlockState::kPartial : state;
   }
@@ -122,7 +125,7 @@ class ScoreRule {
   __device__ __forceinline__ void add_distances(float (&scores)[kRowTiles][kColTiles][4], int row0,
                                                 int col0, float factor) const {
     // Key minus query position; exact up to 2^24.
-    const float distance0 = kRowsAreKeys ? row0 - position(col0) : col0 - position(row0);
+    const float distance0 = kRowsAreKeys ? row0 - beside(col0) : col0 - beside(row0);
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
@@ -167,19 +170,19 @@ class ScoreRule {
     int begin, end;
   };
 
-  // The keys that is_visible allows a query: all conditions together leave an interval.
+  // The keys that is_visible allows a query, as rows: all conditions together leave an interval.
   __device__ __forceinline__ KeyRange keys_seen_by(int q) const {
     if (q >= seq_q_) return {0, 0};
-    const int i = position(q);
+    const int i = beside(q);
     KeyRange keys{0, seq_k_};
     if (mask_.causal) {
-      const int prefix = mask_.prefix_lengths ? mask_.prefix_lengths[b_] : 0;
+      const int prefix = mask_.prefix_lengths ? mask_.prefix_lengths[b_] - key_offset_ : 0;
       keys.end = min(seq_k_, max(i + 1, prefix));
     }
     if (mask_.window > 0) keys.begin = max(0, i - mask_.window + 1);
     if (mask_.document_starts) {
-      const int32_t* starts = mask_.document_starts + b_ * seq_k_;
-      keys.begin = max(keys.begin, starts[i]);
+      const int32_t* starts = mask_.document_starts + b_ * mask_.tokens + key_offset_;
+      keys.begin = max(keys.begin, starts[i] - key_offset_);
       for (int first = i + 1; first < keys.end;) {  // where the next document starts
         const int middle = first + (keys.end - first) / 2;
         if (starts[middle] == starts[i]) {
@@ -192,11 +195,13 @@ class ScoreRule {
     return keys;
   }
 
-  __device__ int position(int q) const { return q + seq_k_ - seq_q_; }
+  // The row of keys at the position of a query; may lie before the first or after the last.
+  __device__ int beside(int q) const { return q + lead_; }
 
   const AttentionMask& mask_;
   const int64_t b_;
-  const int seq_q_, seq_k_;  // at most 2^24
+  const int seq_q_, seq_k_, key_offset_;  // at most 2^24
+  const int lead_;                        // positions from the first key to the first query
   const float factor_, to_softcap_, slope_;
   const bool adds_;  // to scores, which apply multiplies by factor_ then
 };

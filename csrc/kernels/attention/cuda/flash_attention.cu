@@ -30,10 +30,13 @@ void check_shape(const FlashAttentionShape& shape, std::initializer_list<const v
   require(shape.heads_k > 0 && shape.heads_q % shape.heads_k == 0,
           "heads_q must be a multiple of heads_k");
   constexpr int64_t kMaxSequence = 1 << 24;  // positions are exact in float32
-  require(shape.seq_q <= kMaxSequence && shape.seq_k <= kMaxSequence,
+  const int64_t q_end = shape.query_offset + shape.seq_q, k_end = shape.key_offset + shape.seq_k;
+  require(shape.seq_q <= kMaxSequence && shape.seq_k <= kMaxSequence && q_end <= kMaxSequence &&
+              k_end <= kMaxSequence,
           "sequences must not be longer than 2^24");
-  require(!shape.mask.document_starts || shape.seq_q == shape.seq_k,
-          "document_starts need seq_q == seq_k");
+  require(!shape.mask.document_starts ||
+              (shape.query_offset >= 0 && std::max(q_end, k_end) <= shape.mask.tokens),
+          "document_starts must hold the positions of all queries and keys");
   require(all_aligned(tensors), "tensors must start at a multiple of 16 bytes");
 }
 
