@@ -20,7 +20,7 @@ from pypkg.device.threads import configure_cpu, import_paddle
 from pypkg.errors import UserError
 
 if TYPE_CHECKING:  # it needs Paddle
-    from pypkg.inference.text import Completion
+    from pypkg.generation.text import Completion
 
 logger = logging.getLogger("pypkg")
 
@@ -95,7 +95,7 @@ def _prompts(options: argparse.Namespace) -> list[str]:
         return list(options.prompt)
     if options.prompts is None:
         raise UserError("there is no prompt; give --prompt TEXT, --prompts FILE or --interactive")
-    from pypkg.inference.prompts import read_prompts
+    from pypkg.generation.prompts import read_prompts
 
     return read_prompts(options.prompts)
 
@@ -135,7 +135,7 @@ class _Writer:
             self._complete([prompt])
 
     def _complete(self, prompts: Sequence[str], first: int = 0) -> list[Completion]:
-        from pypkg.inference.text import complete
+        from pypkg.generation.text import complete
 
         def show_first(row: int, text: str) -> None:
             if row == 0:

@@ -43,7 +43,7 @@ _SETTINGS = (
         "The file is missing, is not JSON or YAML in UTF-8, or holds something other than an "
         "object.",
         "The message gives the line and the column. JSON has no comments and no comma after the "
-        "last item. A setting is given once.",
+        "last item. Give each setting once.",
     ),
     Kind(
         "Layout and number of processes",
@@ -62,7 +62,8 @@ _SETTINGS = (
         ("is in use by ", "was taken over by", "the lock .* cannot be taken",
          "was removed or replaced while the run", "another process is writing"),
         "output_dir 'checkpoints' is in use by process 4242 on host a",
-        "Another run writes into the folder, or has taken it over. One run at a time may.",
+        "Another run writes into the folder, or has taken it over. Only one run at a time may "
+        "write there.",
         "Wait for the other run, end it, or set `output_dir` to another folder. If the named "
         "process no longer runs, remove the file `.lock` that the message names "
         "([training.md](../training.md#one-run-for-each-output_dir)).",
@@ -323,7 +324,7 @@ _MACHINE = (
         ("not installed", "needs the package", "cannot run .*; see", "cannot be run: "),
         "report_to is 'wandb', but its package is not installed",
         "An optional package is missing from the environment.",
-        "Type the `pip install` line of the message in the environment that runs pypkg.",
+        "Run the `pip install` line of the message in the environment that runs pypkg.",
     ),
     Kind(
         "Limit of the system",

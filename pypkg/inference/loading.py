@@ -11,7 +11,7 @@ from pypkg.data.tokenizers.load import find_tokenizer, load_tokenizer
 from pypkg.device.capabilities import probe
 from pypkg.errors import UserError
 from pypkg.files.json_files import read_json
-from pypkg.inference.text import end_tokens
+from pypkg.generation.text import end_tokens
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.building import Model
 from pypkg.models.pretrained import from_pretrained

@@ -14,7 +14,7 @@ from pypkg.console.progress import phase
 from pypkg.data.tokenizers.load import Tokenizer, tokenizer_files
 from pypkg.device.capabilities import ExecutionPlan, probe, resolve
 from pypkg.errors import UserError
-from pypkg.inference.prompts import given_prompts
+from pypkg.generation.prompts import given_prompts
 from pypkg.models import ModelConfig
 from pypkg.models.building import Model, parameter_shapes
 from pypkg.ops import set_matmul_precision

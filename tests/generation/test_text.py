@@ -9,8 +9,8 @@ from byte_tokenizer import Bytes
 from tiny_configs import tiny
 
 from pypkg.errors import UserError
-from pypkg.inference.prompts import given_prompts, read_prompts
-from pypkg.inference.text import TextStream, complete, encode_prompt, end_tokens
+from pypkg.generation.prompts import given_prompts, read_prompts
+from pypkg.generation.text import TextStream, complete, encode_prompt, end_tokens
 from pypkg.models import from_config
 from pypkg.models.sampling import Sampling
 
