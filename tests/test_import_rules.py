@@ -74,6 +74,7 @@ RULES = (
     Rule("pypkg.inference", ("pypkg.data", "pypkg.device", "pypkg.generation", "pypkg.models",
                              "pypkg.ops", "pypkg.parallel.comm", "pypkg.parallel.mesh",
                              "pypkg.training.checkpoint.folders",
+                             "pypkg.training.checkpoint.verify",
                              "pypkg.training.start.attention"),
          paddle=True),
     Rule("pypkg.report", ("pypkg.config", _ARCHITECTURE, "pypkg.parallel.mesh",

@@ -215,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     curves = commands.add_parser("learning-curves", parents=[measured], help="of each optimizer")
     curves.add_argument("--config", default="llama-58m", help="a known model, or a folder")
     curves.add_argument("--batch", type=_positive, default=1, help="sequences per step")
-    curves.add_argument("--seq", type=_positive, default=256, help="tokens per sequence")
+    curves.add_argument("--seq", type=_positive, default=128, help="tokens per sequence")
     curves.add_argument("--steps", type=_positive, default=300)
     curves.add_argument(
         "--optimizer", action="append", metavar="NAME", help="only this; repeatable"

@@ -93,9 +93,9 @@ _TRAINING = (
     ),
     Kind(
         "Checkpoint damaged",
-        ("which is damaged", "no checkpoint in output_dir .* is whole",
-         "is damaged and cannot be renamed", "has another size or checksum", "cannot be merged",
-         "Resume from an older one"),
+        ("which is damaged", "the checkpoint .* is damaged",
+         "no checkpoint in output_dir .* is whole", "is damaged and cannot be renamed",
+         "has another size or checksum", "cannot be merged", "Resume from an older one"),
         "resume_from_checkpoint is run/checkpoint-500, which is damaged: model.safetensors has "
         "...",
         "Files of the checkpoint differ from its manifest: a disk, a copy or a person changed "
@@ -119,8 +119,8 @@ _TRAINING = (
     Kind(
         "No run or checkpoint",
         ("is not a checkpoint", "is no checkpoint", "neither a checkpoint nor", "holds no run",
-         "is no folder; give the output_dir", r"has no manifest\.json", "have no step of",
-         "is a whole checkpoint, not"),
+         "is no folder; give the output_dir", "is a file; give the folder",
+         r"has no manifest\.json", "have no step of", "is a whole checkpoint, not"),
         "checkpoint holds no run: none of metrics.jsonl, run_info.json, ledger.jsonl",
         "The folder is not the `output_dir` of a run, or not one of its `checkpoint-N` folders.",
         "Give the `output_dir` for a run and `output_dir/checkpoint-N` for a checkpoint; the "

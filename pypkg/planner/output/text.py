@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pypkg.planner.memory import RankMemory
@@ -183,13 +184,7 @@ def launch_line(plan: Plan, arguments: Sequence[str], changes: dict[str, Any]) -
     Args:
         arguments: of ``pypkg pretrain`` before the changes.
     """
-    config_file, *given = arguments or ["CONFIG.json"]
-    kept = [
-        word
-        for key, value in zip(given[::2], given[1::2])
-        if key.removeprefix("--") not in changes
-        for word in (key, value)
-    ]
+    kept = shlex.join(_without(arguments, changes)) or "CONFIG.json"
     node = min(plan.cluster.gpus_per_node, plan.degrees.world_size)
     nodes = plan.degrees.world_size // node
     several = f"--nnodes {nodes} --rank N --master HOST:PORT " if nodes > 1 else ""
@@ -198,8 +193,20 @@ def launch_line(plan: Plan, arguments: Sequence[str], changes: dict[str, Any]) -
                      for name, value in changes.items())  # fmt: skip
     return (
         f'python -m paddle.distributed.launch {several}--gpus "{gpus}" run_pretrain.py '
-        f"{' '.join([config_file, *kept])} {words}".rstrip()
+        f"{kept} {words}".rstrip()
     )
+
+
+def _without(arguments: Sequence[str], names: Collection[str]) -> list[str]:
+    """The command line without the settings of these names and their values."""
+    kept, leaves_out = [], False
+    for word in arguments:
+        if word.startswith("--"):
+            name = word[2:].partition("=")[0]
+            leaves_out = name in names or name.removeprefix("no_") in names
+        if not leaves_out:
+            kept.append(word)
+    return kept
 
 
 def as_json(plan: Plan, tokens: float | None, price: float | None) -> dict[str, Any]:
