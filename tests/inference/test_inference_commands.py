@@ -236,3 +236,40 @@ def test_a_damaged_checkpoint_is_refused(
         assert command() == 2
         error = capsys.readouterr().err
         assert "checkpoint-20 is damaged: " in error and name in error
+
+
+@pytest.mark.parametrize("prompt", ["a\udcff", "\ud800"])
+def test_a_prompt_that_is_no_text(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], prompt: str
+) -> None:
+    assert pypkg.generate.main([str(run), "--prompt", prompt]) == 2
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps([prompt]), encoding="utf-8")
+    assert pypkg.generate.main([str(run), "--prompts", str(file)]) == 2
+    out, error = capsys.readouterr()
+    assert error.count("is not text: its character") == 2 and not out.strip("\n")
+
+
+def test_lines_that_are_no_text(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(b"def\n\xff\n"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", stdin)
+    arguments = [str(run), "--interactive", "--max_new_tokens", "2"]
+    assert pypkg.generate.main(arguments) == 2
+    out, error = capsys.readouterr()
+    assert out.startswith("def") and "is not text" in error
+
+
+def test_more_tokens_than_positions(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    arguments = [str(run), "--prompt", "def", "--stop", "e", "--max_new_tokens", "100000"]
+    assert pypkg.generate.main(arguments) == 0
+    assert "exceeds the" in caplog.text and "max_position_embeddings" in caplog.text
+
+
+def test_a_corpus_without_text(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    assert pypkg.evaluate.main([str(run), "--data", str(tmp_path / "empty.txt")]) == 2
+    assert "empty.txt has no text" in capsys.readouterr().err
