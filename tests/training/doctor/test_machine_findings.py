@@ -101,6 +101,11 @@ def test_machines_that_differ(monkeypatch):
         assert all(word in problems[0].line() for word in words), problems
 
 
+def test_ranks_of_one_machine_have_one_clock():
+    """Their facts are read one after the other, so the times may lie apart."""
+    assert exit_code(findings(GPU, replace(GPU, clock=GPU.clock + 7.5))) == 0
+
+
 def test_a_finding_names_the_ranks_that_have_it(monkeypatch):
     monkeypatch.setenv("PADDLE_TRAINER_ENDPOINTS", "a:1,a:2,b:1,b:2")
     good, bad = replace(GPU, host="a"), replace(GPU, host="b", open_files=100)
