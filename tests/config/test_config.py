@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,14 @@ def problems(tmp_path: Path, extra: dict | None = None, *arguments: str) -> str:
     with pytest.raises(UserError) as caught:
         load(tmp_path, extra, *arguments)
     return str(caught.value)
+
+
+def check_one_problem(tmp_path: Path, extra: dict, words: Sequence[str]) -> None:
+    """Checks that the settings have one problem, and that its message holds each of ``words``."""
+    text = problems(tmp_path, extra)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
 
 
 def test_defaults_and_values_derived_from_others(tmp_path):
@@ -247,10 +256,7 @@ def test_missing_settings_are_all_named():
     ],
 )  # fmt: skip
 def test_impossible_values_are_named(tmp_path, extra, words):
-    text = problems(tmp_path, extra)
-    assert "\n" not in text
-    for word in words:
-        assert word in text
+    check_one_problem(tmp_path, extra, words)
 
 
 @pytest.mark.parametrize("extra", [{}, {"decay_steps": 100}, {"lr_scheduler_type": "cosine"}])
