@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_config import check_one_problem, load, problems
+from config_testing import check_one_problem, load, problems
 
 from pypkg.config import check_supported, load_settings, notices
 from pypkg.config.options.suboptions import OF_SEQUENCE_PARALLEL, STAGE_OF_WORD, SUB_OPTIONS
