@@ -184,11 +184,6 @@ class Tape:
         self.enter(self.part)
         return dict(self._parts)
 
-    @property
-    def peak(self) -> Peak:
-        """The highest of ``peaks``."""
-        return max(self.peaks().values(), key=lambda peak: peak.total)
-
     def memory(self, num_bytes: int, term: str) -> Memory:
         """New memory, which is freed with its last reference."""
         return Memory(self, num_bytes, term)
