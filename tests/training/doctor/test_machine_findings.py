@@ -96,6 +96,12 @@ def test_machines_that_differ(monkeypatch):
         assert all(word in problems[0].line() for word in words), problems
 
 
+def test_the_worst_finding_decides():
+    found = findings(replace(GPU, open_files=256, kernels_cuda="11.8"))
+    assert {each.severity for each in found} >= {Severity.WARNING, Severity.ERROR}
+    assert exit_code(found) == 2
+
+
 def test_ranks_of_one_machine_have_one_clock():
     """Their facts are read one after the other, so the times may lie apart."""
     assert exit_code(findings(GPU, replace(GPU, clock=GPU.clock + 7.5))) == 0
