@@ -38,9 +38,9 @@ from pypkg.training.ledger import current_events
 from pypkg.training.reporting.described import run_info
 from pypkg.training.reporting.metrics import PeakFlops, Throughput, peak_flops
 from pypkg.training.reporting.planned import PlanReporter, compare_with_capacity, plan_of_run
-from pypkg.training.reporting.reporters import Reporter
+from pypkg.training.reporting.reporters import SAMPLES_FILE, Reporter
 from pypkg.training.reporting.run_info import RunInfo, write_run_info
-from pypkg.training.reporting.text_samples import SAMPLES_FILE, TextSamples
+from pypkg.training.reporting.text_samples import TextSamples
 from pypkg.training.reporting.trackers import TrackedRun, TrackerReporter, make_reporters
 from pypkg.training.start.attention import attention_for
 from pypkg.training.start.choose_checkpoint import best_checkpoint, checkpoint_to_resume

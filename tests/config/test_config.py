@@ -9,11 +9,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from config_testing import MINIMAL, check_one_problem, load, problems
 from hypothesis import given
 from hypothesis import settings as run_with
 from hypothesis import strategies as st
 
-from pypkg.config import Settings, check_supported, load_settings, notices
+from pypkg.config import check_supported, load_settings, notices
 from pypkg.config.docs_page import configuration_page
 from pypkg.config.known_keys import NO_EFFECT, REFUSED
 from pypkg.config.settings import setting_fields
@@ -21,24 +22,6 @@ from pypkg.errors import UserError
 
 REPO = Path(__file__).resolve().parents[2]
 NO_PATH = "null bytes and lone surrogates, which no path can have"
-MINIMAL = {
-    "model_name_or_path": "llama-58m",
-    "input_dir": "data",
-    "output_dir": "out",
-    "max_steps": 100,
-}
-
-
-def load(tmp_path: Path, extra: dict | None = None, *arguments: str) -> Settings:
-    file = tmp_path / "run.json"
-    file.write_text(json.dumps({**MINIMAL, **(extra or {})}), encoding="utf-8")
-    return load_settings([str(file), *arguments])
-
-
-def problems(tmp_path: Path, extra: dict | None = None, *arguments: str) -> str:
-    with pytest.raises(UserError) as caught:
-        load(tmp_path, extra, *arguments)
-    return str(caught.value)
 
 
 def test_defaults_and_values_derived_from_others(tmp_path):
@@ -247,10 +230,7 @@ def test_missing_settings_are_all_named():
     ],
 )  # fmt: skip
 def test_impossible_values_are_named(tmp_path, extra, words):
-    text = problems(tmp_path, extra)
-    assert "\n" not in text
-    for word in words:
-        assert word in text
+    check_one_problem(tmp_path, extra, words)
 
 
 @pytest.mark.parametrize("extra", [{}, {"decay_steps": 100}, {"lr_scheduler_type": "cosine"}])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_config import load, problems
+from config_testing import check_one_problem, load, problems
 
 from pypkg.config import check_supported, load_settings, notices
 from pypkg.config.options.suboptions import OF_SEQUENCE_PARALLEL, STAGE_OF_WORD, SUB_OPTIONS
@@ -146,10 +146,7 @@ _SP = {"sequence_parallel": True, "tensor_parallel_degree": 4}
     ],
 )  # fmt: skip
 def test_contradictions_are_named(tmp_path, extra, words):
-    text = problems(tmp_path, extra)
-    assert "\n" not in text
-    for word in words:
-        assert word in text
+    check_one_problem(tmp_path, extra, words)
 
 
 def test_what_is_possible(tmp_path):

@@ -46,6 +46,7 @@ def test_what_is_no_character_comes_at_the_end() -> None:
         ("one\ntwo", ("\n\n",), ["o", "n", "e", "", "\nt", "w", "o", ""]),
         ("ababc", ("abc",), ["", "", "ab", "", "", ""]),
         ("xab", ("ab", "b"), ["x", "", "", ""]),  # the stop that begins first
+        ("abx", ("ab",), ["", "", ""]),  # at the very start
         ("one\n", ("\n\n",), ["o", "n", "e", "", "\n"]),
     ],
 )

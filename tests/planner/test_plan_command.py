@@ -153,6 +153,17 @@ def test_a_search():
     assert planned.largest.peak == best.largest.peak
 
 
+def test_every_layout_trains_the_whole_batch():
+    """12 sequences are no multiple of 2 on each of 4 ranks; such a layout would drop some."""
+    fitting = search(BASE, LLAMA, 4, 12, NODE, 3).fitting
+    assert fitting and all(plan.time.tokens == 12 * 4096 for plan in fitting)
+
+
+def test_layouts_that_are_too_large_come_nearest_first():
+    short = [miss.plan.short for miss in search(BASE, LLAMA, 4, 32, NODE).too_large]
+    assert len(short) == 5 and short == sorted(short) and short[0] < short[-1]
+
+
 @pytest.mark.slow
 def test_no_layout_is_missed():
     """The search ends early; another that looks at all layouts finds nothing faster."""

@@ -21,7 +21,6 @@ from pypkg.training.reporting.trackers import TrackerReporter
 
 logger = logging.getLogger("pypkg")
 
-SAMPLES_FILE = "samples.jsonl"
 _TEMPERATURE, _TOP_K = 0.8, 40
 _WAY_OUT = "Move it away, or set output_dir to another folder."
 

@@ -84,6 +84,7 @@ class ZeroStage0:
         self.loss: Callable[..., Tensor] | None = getattr(model, "loss", None)
         self.parameters = [p for p in model.parameters() if not p.stop_gradient]
         self._mesh = mesh
+        self._coming: WeightBroadcast | None = None  # updated weights that are being sent
         self._optimizer: Any = (
             with_main_grad(self.parameters, optimizer) if options.master_grad else optimizer
         )
@@ -140,6 +141,8 @@ class ZeroStage0:
 
     def wait(self) -> None:
         """Waits until this rank holds the updated parameters. A forward pass does so itself."""
+        if self._coming is not None:
+            self._coming.wait()
 
     def step(self) -> None:
         """Averages the gradients over the sample shards and updates the parameters."""
@@ -170,7 +173,6 @@ class ZeroStage1(ZeroStage0):
             optimizer, self._groups
         )
         self._owned = self._optimizer.filter_parameters(self.parameters, self._groups)
-        self._coming = None
         if options.overlaps_weights:
             assert mesh.sharding is not None  # stage 1 needs a sharding group
             self._coming = WeightBroadcast(model, self._optimizer._param2rank, mesh.sharding)
@@ -178,10 +180,6 @@ class ZeroStage1(ZeroStage0):
 
     def placement(self, parameter: Tensor) -> Placement:
         return Placement(owner=self._optimizer._param2rank[parameter.name])
-
-    def wait(self) -> None:
-        if self._coming is not None:
-            self._coming.wait()
 
     def step(self) -> None:
         self.wait()
@@ -272,17 +270,12 @@ class ZeroStage2(_GroupSharded):
             mesh.sharding,
             paddle.float32 if options.master_grad else self.parameters[0].dtype,
         )
-        self._coming = None
         if options.overlaps_weights:
             self._coming = WeightBroadcast(model, self._optimizer.param2rank, mesh.sharding)
             self._optimizer._broadcast_params = self._coming.start
 
     def placement(self, parameter: Tensor) -> Placement:
         return Placement(owner=self._optimizer.param2rank[parameter.name])
-
-    def wait(self) -> None:
-        if self._coming is not None:
-            self._coming.wait()
 
     def begin_step(self, micro_batches: int) -> None:
         self.reducer.begin_step(micro_batches if self._reduces_once else 1)
