@@ -34,7 +34,7 @@ def check_is_text(prompt: str) -> None:
     except UnicodeEncodeError as error:
         raise UserError(
             f"the prompt {prompt[:40]!a} is not text: its character {error.start + 1} is a byte "
-            "that is not UTF-8, or half of a surrogate pair; give the prompt in UTF-8"
+            "that is not UTF-8, or half of a surrogate pair; expected a text"
         ) from error
 
 

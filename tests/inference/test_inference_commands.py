@@ -261,10 +261,12 @@ def test_lines_that_are_no_text(
     assert out.startswith("def") and "is not text" in error
 
 
-def test_more_tokens_than_positions(run: Path, caplog: pytest.LogCaptureFixture) -> None:
-    arguments = [str(run), "--prompt", "def", "--stop", "e", "--max_new_tokens", "100000"]
+def test_more_tokens_than_positions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stops = [word for letter in "aeiou \n" for word in ("--stop", letter)]
+    arguments = [str(run), "--prompt", "def", "--max_new_tokens", "100000", *stops]
     assert pypkg.generate.main(arguments) == 0
-    assert "exceeds the" in caplog.text and "max_position_embeddings" in caplog.text
+    error = capsys.readouterr().err
+    assert "--max_new_tokens 100,000 exceeds the" in error and "max_position_embeddings" in error
 
 
 def test_a_corpus_without_text(
