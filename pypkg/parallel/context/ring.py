@@ -32,8 +32,8 @@ def ring_attention(
 ) -> Tensor:
     """``ops.flash_attention`` of this rank's queries to the keys of all ranks of the context group.
 
-    Every rank of the group must call this. Memory beside the output: two blocks of keys and values,
-    and in the backward pass two of their gradients, whatever the number of ranks.
+    Every rank of the group must call this. Memory beside the output: keys and values of two ranks,
+    and in the backward pass their gradients for three, whatever the number of ranks.
 
     Args:
         query: [batch, tokens, heads_q, head_dim], of this rank's tokens as ``blocks`` orders them.
@@ -85,7 +85,7 @@ class _Ring(PyLayer):
         ring = _Places(query, ctx.mask)
         fixed = [ring.parts(query), ring.parts(out), ring.parts(lse, axis=2), ring.parts(grad_out)]
         of_queries = [paddle.zeros(part.shape, compute_dtype(part)) for part in fixed[0]]
-        sums, on_way = None, None
+        on_way = None
         for source, pair in _round(paddle.stack([key, value])):
             keys, values = ring.parts(pair[0]), ring.parts(pair[1])
             own = paddle.zeros(pair.shape, compute_dtype(pair))
@@ -101,11 +101,9 @@ class _Ring(PyLayer):
                 own[:, :, first : first + ring.size] += paddle.stack([dk, dv]).astype(own.dtype)
             if on_way is not None:
                 own += on_way.wait()
-            sums = own
-            on_way = _Handover(sums)
+            on_way = _Handover(own)
         assert on_way is not None  # there is a rank at least
-        home = on_way.wait()
-        of_keys, of_values = home.astype(key.dtype).unbind(0)
+        of_keys, of_values = on_way.wait().astype(key.dtype).unbind(0)
         return paddle.concat(of_queries, axis=1).astype(query.dtype), of_keys, of_values
 
 
