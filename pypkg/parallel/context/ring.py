@@ -44,7 +44,7 @@ def ring_attention(
     Returns:
         Like query.
     """
-    return _Ring.apply(query, key, value, mask, {"scale": scale, "softcap": softcap})
+    return _Ring.apply(query, key, value, mask, scale, softcap)
 
 
 class _Ring(PyLayer):
@@ -55,7 +55,8 @@ class _Ring(PyLayer):
         key: Tensor,
         value: Tensor,
         mask: ops.AttentionMask,
-        options: dict[str, Any],
+        scale: float | None,
+        softcap: float,
     ) -> Tensor:
         ring = _Places(query, mask)
         queries = ring.parts(query)
@@ -63,10 +64,11 @@ class _Ring(PyLayer):
         merged: list[tuple[Tensor, Tensor] | None] = [None] * len(queries)
         for source, pair in _round(paddle.stack([key, value])):
             keys, values = ring.parts(pair[0]), ring.parts(pair[1])
-            for i, j, places in ring.visible(source):
+            for i, j, of_query, of_key in ring.visible(source):
                 out, lse = ops.flash_attention_with_lse(
-                    queries[i], keys[j], values[j], mask, **options, **places
-                )
+                    queries[i], keys[j], values[j], mask, scale, softcap,
+                    query_offset=of_query, key_offset=of_key,
+                )  # fmt: skip
                 held = merged[i]
                 if held is None:
                     merged[i] = out.astype(compute_dtype(out)), lse
@@ -75,7 +77,7 @@ class _Ring(PyLayer):
         found = [each for each in merged if each is not None]
         out = paddle.concat([each for each, _ in found], axis=1).astype(query.dtype)
         lse = paddle.concat([each for _, each in found], axis=2)
-        ctx.mask, ctx.options = mask, options
+        ctx.mask, ctx.scale, ctx.softcap = mask, scale, softcap
         ctx.save_for_backward(query, key, value, out, lse)
         return out
 
@@ -83,19 +85,18 @@ class _Ring(PyLayer):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value, out, lse = ctx.saved_tensor()
         ring = _Places(query, ctx.mask)
-        fixed = [ring.parts(query), ring.parts(out), ring.parts(lse, axis=2), ring.parts(grad_out)]
-        of_queries = [paddle.zeros(part.shape, compute_dtype(part)) for part in fixed[0]]
+        queries, outs, lses = ring.parts(query), ring.parts(out), ring.parts(lse, axis=2)
+        gradients = ring.parts(grad_out)
+        of_queries = [paddle.zeros(part.shape, compute_dtype(part)) for part in queries]
         on_way = None
         for source, pair in _round(paddle.stack([key, value])):
             keys, values = ring.parts(pair[0]), ring.parts(pair[1])
             own = paddle.zeros(pair.shape, compute_dtype(pair))
-            for i, j, places in ring.visible(source):
-                queries, outs, lses, gradients = (parts[i] for parts in fixed)
+            for i, j, of_query, of_key in ring.visible(source):
                 dq, dk, dv = ops.flash_attention_block_gradients(
-                    *(queries, keys[j], values[j], outs, lses, gradients, ctx.mask),
-                    **ctx.options,
-                    **places,
-                )
+                    queries[i], keys[j], values[j], outs[i], lses[i], gradients[i],
+                    ctx.mask, ctx.scale, ctx.softcap, query_offset=of_query, key_offset=of_key,
+                )  # fmt: skip
                 of_queries[i] += dq.astype(of_queries[i].dtype)
                 first = j * ring.size
                 own[:, :, first : first + ring.size] += paddle.stack([dk, dv]).astype(own.dtype)
@@ -125,17 +126,17 @@ class _Places:
         """The blocks of a tensor with a rank's tokens on ``axis``."""
         return tensor.split(len(self._own), axis)
 
-    def visible(self, source: int) -> Iterator[tuple[int, int, dict[str, int]]]:
+    def visible(self, source: int) -> Iterator[tuple[int, int, int, int]]:
         """Own blocks of queries and blocks of keys of the rank ``source`` that they may see.
 
         Yields:
-            Index of the block of queries, of that of keys, and the offsets of both.
+            Index of the block of queries, of that of keys, and the positions of their first tokens.
         """
         keys = blocks(self._length, source)
         for i, (of_query, stop) in enumerate(self._own):
             for j, (of_key, _) in enumerate(keys):
                 if not self._hides_later or of_key < stop:
-                    yield i, j, {"query_offset": of_query, "key_offset": of_key}
+                    yield i, j, of_query, of_key
 
 
 def _round(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -159,12 +160,14 @@ class _Handover:
         group = mesh.current().context
         assert group is not None
         ranks, own = group.ranks, group.rank
+        send: Any = dist.isend  # Paddle's annotation of P2POp wants a task without fail
+        receive: Any = dist.irecv
         self._sent = tensor  # kept until the message has left
         self._received = paddle.empty(tensor.shape, tensor.dtype)
         self._tasks = dist.batch_isend_irecv(
             [
-                dist.P2POp(dist.isend, tensor, ranks[(own + 1) % len(ranks)], group),
-                dist.P2POp(dist.irecv, self._received, ranks[own - 1], group),
+                dist.P2POp(send, tensor, ranks[(own + 1) % len(ranks)], group),
+                dist.P2POp(receive, self._received, ranks[own - 1], group),
             ]
         )
 
