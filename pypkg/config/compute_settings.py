@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pypkg.config.options.suboptions import option_names
+from pypkg.config.options.suboptions import (
+    OVERLAP_WEIGHTS,
+    REDUCE_ONCE,
+    STAGE_OF_WORD,
+    option_names,
+)
 from pypkg.config.setting import SEE_BELOW, setting
 from pypkg.config.training_settings import TrainingSettings
+
+# PaddleNLP writes these as one text: "stage2 offload".
+SPACED_LISTS = (
+    "sharding",
+    "tensor_parallel_config",
+    "sequence_parallel_config",
+    "pipeline_parallel_config",
+    "sharding_parallel_config",
+    "data_parallel_config",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +80,18 @@ class ComputeSettings(TrainingSettings):
     sequence_parallel: bool = setting(
         False, "divide the tokens over the tensor-parallel ranks outside attention and MLP"
     )
+    sep_parallel_degree: int = setting(
+        -1,
+        "ranks that divide the tokens of each sample, and exchange heads for tokens around "
+        "attention (Ulysses); -1 is 1",
+        at_least=-1,
+    )
+    context_parallel_degree: int = setting(
+        -1,
+        "ranks that divide the tokens of each sample, and send keys and values round a ring in "
+        "attention; -1 is 1",
+        at_least=-1,
+    )
     hybrid_parallel_topo_order: str | None = setting(
         None,
         "outer axis of the rank grid: pp_first puts pipeline stages outside the sharding groups, "
@@ -113,3 +140,53 @@ class ComputeSettings(TrainingSettings):
         at_least=0,
         below=1,
     )
+
+    @property
+    def sharding_stage(self) -> int:
+        """1, 2 or 3; 0 without sharding, which a sharding_parallel_degree of 1 means as well."""
+        if self.wanted_sharding_degree == 1:
+            return 0
+        return max((int(part[-1]) for part in self.sharding if part.startswith("stage")), default=0)
+
+    @property
+    def wanted_sharding_degree(self) -> int:
+        """sharding_parallel_degree under either name; -1 for all processes that are left."""
+        new = self.sharding_parallel_degree
+        return new if new > 0 else self.sharding_degree
+
+    @property
+    def sharding_offload(self) -> bool:
+        """Whether sharding is to keep the optimizer state in host memory."""
+        return "offload" in self.sharding and self.wanted_sharding_degree != 1
+
+    @property
+    def overlaps_input_gradients(self) -> bool:
+        """Whether tensor parallelism sums input gradients while it computes weight gradients."""
+        kind = "sp_async_reduce_scatter" if self.sequence_parallel else "mp_async_allreduce"
+        return f"enable_{kind}" in self.tensor_parallel_config
+
+    @property
+    def reduces_once(self) -> bool:
+        """Whether stage 1 or 2 reduces in the last backward pass of a step."""
+        return self.pipeline_parallel_degree <= 1 and any(
+            word in REDUCE_ONCE and STAGE_OF_WORD[word] == self.sharding_stage
+            for word in self.sharding_parallel_config
+        )
+
+    @property
+    def overlaps_weights(self) -> bool:
+        """Whether stage 1 or 2 sends updated weights beside the next forward pass."""
+        return any(
+            word in OVERLAP_WEIGHTS and STAGE_OF_WORD[word] == self.sharding_stage
+            for word in self.sharding_parallel_config
+        )
+
+    @property
+    def context_degree(self) -> int:
+        """Number of ranks that divide the tokens of a sample, in one way or the other."""
+        return max(self.sep_parallel_degree, self.context_parallel_degree, 1)
+
+    @property
+    def ring(self) -> bool:
+        """Whether these ranks send keys and values round a ring."""
+        return self.context_parallel_degree > 1

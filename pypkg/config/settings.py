@@ -13,24 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pypkg.config.compute_settings import ComputeSettings
-from pypkg.config.options.suboptions import OVERLAP_WEIGHTS, REDUCE_ONCE, STAGE_OF_WORD
+from pypkg.config.compute_settings import SPACED_LISTS, ComputeSettings
 from pypkg.config.setting import interval, setting, split_words
 
 # PaddleNLP's run_pretrain evaluates this many batches, whatever the settings say.
 _PADDLENLP_EVAL_ITERS = 10
 _WHOLE_WARMUP = ("constant_with_warmup", "polynomial")
-
-
-# PaddleNLP writes these as one text: "stage2 offload".
-_SPACED_LISTS = (
-    "sharding",
-    "tensor_parallel_config",
-    "sequence_parallel_config",
-    "pipeline_parallel_config",
-    "sharding_parallel_config",
-    "data_parallel_config",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,56 +162,16 @@ class Settings(ComputeSettings):
         for name, value in derived.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        for name in _SPACED_LISTS:
+        for name in SPACED_LISTS:
             object.__setattr__(self, name, split_words(getattr(self, name)))
         object.__setattr__(
             self, "report_to", tuple(name for name in self.report_to if name != "none")
         )
 
     @property
-    def sharding_stage(self) -> int:
-        """1, 2 or 3; 0 without sharding, which a sharding_parallel_degree of 1 means as well."""
-        if self.wanted_sharding_degree == 1:
-            return 0
-        return max((int(part[-1]) for part in self.sharding if part.startswith("stage")), default=0)
-
-    @property
-    def wanted_sharding_degree(self) -> int:
-        """sharding_parallel_degree under either name; -1 for all processes that are left."""
-        new = self.sharding_parallel_degree
-        return new if new > 0 else self.sharding_degree
-
-    @property
-    def sharding_offload(self) -> bool:
-        """Whether sharding is to keep the optimizer state in host memory."""
-        return "offload" in self.sharding and self.wanted_sharding_degree != 1
-
-    @property
     def offloads_optimizer(self) -> bool:
         """Whether the optimizer state stays in host memory between updates."""
         return self.offload_optim or self.sharding_offload
-
-    @property
-    def overlaps_input_gradients(self) -> bool:
-        """Whether tensor parallelism sums input gradients while it computes weight gradients."""
-        kind = "sp_async_reduce_scatter" if self.sequence_parallel else "mp_async_allreduce"
-        return f"enable_{kind}" in self.tensor_parallel_config
-
-    @property
-    def reduces_once(self) -> bool:
-        """Whether stage 1 or 2 reduces in the last backward pass of a step."""
-        return self.pipeline_parallel_degree <= 1 and any(
-            word in REDUCE_ONCE and STAGE_OF_WORD[word] == self.sharding_stage
-            for word in self.sharding_parallel_config
-        )
-
-    @property
-    def overlaps_weights(self) -> bool:
-        """Whether stage 1 or 2 sends updated weights beside the next forward pass."""
-        return any(
-            word in OVERLAP_WEIGHTS and STAGE_OF_WORD[word] == self.sharding_stage
-            for word in self.sharding_parallel_config
-        )
 
     @property
     def evaluates(self) -> bool:

@@ -290,7 +290,7 @@ def test_what_is_not_implemented_is_refused_all_at_once(tmp_path):
     settings = load(
         tmp_path,
         {
-            "context_parallel_degree": 2, "attention_probs_dropout_prob": 0.1,
+            "split_inputs_sequence_dim": False, "attention_probs_dropout_prob": 0.1,
             "pipeline_parallel_config": "use_dualpipev", "do_train": True, "do_eval": True,
             "load_best_model_at_end": True, "metric_for_best_model": "accuracy",
             "greater_is_better": True,
@@ -300,7 +300,7 @@ def test_what_is_not_implemented_is_refused_all_at_once(tmp_path):
         check_supported(settings)
     text = str(caught.value)
     assert text.startswith("5 settings are not possible in this version:")
-    assert "context_parallel_degree is 2, but a sequence is not divided over" in text
+    assert "split_inputs_sequence_dim is false, but the tokens of samples are divided" in text
     assert "attention_probs_dropout_prob is 0.1, but flash attention has no dropout" in text
     assert "pipeline_parallel_config holds use_dualpipev, but the schedules here are" in text
     assert 'metric_for_best_model is "accuracy", but an evaluation computes only' in text
