@@ -276,15 +276,11 @@ def test_a_bucket_has_one_dtype():
     [
         ({"sharding": 2}, [((0, 1), (1,)), ((2, 0), (4,))]),
         ({"tensor": 2}, [((0, 1), ()), ((2, 0), (4, 5))]),
-        # Sums of three terms and more, which the stages may round differently.
-        ({"sharding": 3}, [((0, 1), (1,))]),
-        ({"sharding": 2, "data": 2}, [((0, 1), (1, 7))]),
-        ({"data": 3, "sharding": 1}, [((0, 1), ())]),
-        ({"tensor": 4, "sharding": 2}, [((0, 1), (4, 5, 6, 7))]),
+        ({"sharding": 2, "data": 2}, [((0, 1), (1, 7)), ((2, 0), (4, 10))]),
     ],
 )
 def test_places_of_a_name_that_two_stages_hold(monkeypatch, degrees, copies):
-    """The last stage is a place too where its copy is equal; the first one always."""
+    """The first one, and the last one, whose copy is equal."""
 
     def all_gather_object(stages, own, group):
         stages += [own, {"b": 1}, {"tied": 0, "z": None}]

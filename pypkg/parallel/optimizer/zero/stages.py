@@ -41,6 +41,7 @@ from pypkg.parallel.optimizer.fleet_optimizer import FleetOptimizer
 from pypkg.parallel.optimizer.main_grad import with_main_grad
 from pypkg.parallel.optimizer.zero.gradient_reducer import GradientReducer
 from pypkg.parallel.optimizer.zero.weight_broadcast import WeightBroadcast
+from pypkg.parallel.tied_copies import TiedCopies
 
 _SLICE = "slice@"  # fleet's prefix of a slice's name
 
@@ -83,6 +84,7 @@ class ZeroStage0:
     ) -> None:
         self.loss: Callable[..., Tensor] | None = getattr(model, "loss", None)
         self.parameters = [p for p in model.parameters() if not p.stop_gradient]
+        self._tied: TiedCopies | None = getattr(model, "tied", None)
         self._mesh = mesh
         self._coming: WeightBroadcast | None = None  # updated weights that are being sent
         self._optimizer: Any = (
@@ -148,6 +150,8 @@ class ZeroStage0:
         """Averages the gradients over the token shards and updates the parameters."""
         if self._mesh.replicas is not None:
             average_gradients(self.parameters, self._mesh.replicas)
+        if self._tied is not None:
+            self._tied.sum_gradients()
         self._optimizer.step()
 
     def clear(self) -> None:
@@ -183,9 +187,17 @@ class ZeroStage1(ZeroStage0):
 
     def step(self) -> None:
         self.wait()
-        self._optimizer.reduce_gradients(self.parameters, self._groups)
+        tied = None if self._tied is None else self._tied.parameter
+        # The stages may give their copies to different owners, so all ranks have the mean of it.
+        of_all = [] if tied is None else [tied]
+        others = [p for p in self.parameters if p is not tied]
+        self._optimizer.reduce_gradients(others, self._groups)
+        average_gradients(of_all, self._mesh.sharding)
         if self._mesh.replicas is not None:
-            average_gradients(self._owned, self._mesh.replicas)
+            owned = [p for p in self._owned if p is not tied]
+            average_gradients([*owned, *of_all], self._mesh.replicas)
+        if self._tied is not None:
+            self._tied.sum_gradients()
         self._optimizer.step()
 
 
