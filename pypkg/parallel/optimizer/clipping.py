@@ -147,20 +147,23 @@ class GlobalNormClip:
         self.skipped = self._unscale is not None and not paddle.isfinite(self.norm).item()
         if self.skipped:
             return []
-        self.factor = paddle.ones([]) if scale == 1.0 else paddle.full([], 1.0 / scale)
+        factor = None if scale == 1.0 else paddle.full([], 1.0 / scale)
         if self.max_norm > 0:
-            self.factor = self.factor * paddle.clip(self.max_norm / (self.norm + 1e-6), max=1.0)
-        self.factor = self.factor + self.norm * 0.0  # NaN where the norm is not finite
+            clipped = paddle.clip(self.max_norm / (self.norm + 1e-6), max=1.0)
+            factor = clipped if factor is None else factor * clipped
+        zero = self.norm * 0.0  # NaN where the norm is not finite
+        self.factor = zero + 1.0 if factor is None else factor + zero
         return held
 
     def _global_norm(self, held: list[tuple[Tensor, Tensor]]) -> Tensor:
         counted: list[Tensor] = []
         names = []
         for parameter, gradient in held:
-            contribution = self._contributions[parameter.name]
+            name = parameter.name
+            contribution = self._contributions[name]
             if contribution.counts:
                 counted.append(contribution.counted(gradient))
-                names.append(parameter.name)
+                names.append(name)
         if self._layers is not None:
             self.layer_norms = self._norms_of_layers(self._layers, names, counted)
         total = ops.squared_l2_norm(counted).squeeze()
