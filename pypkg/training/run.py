@@ -76,7 +76,7 @@ def run(settings: Settings) -> int:
     plan = _choose_execution(settings)
     tokenizer = tokenizer_of(settings)
     config = model_config(settings, tokenizer)
-    attention = attention_for(config, plan.dtype, plan.capabilities, plan.attention)
+    attention = attention_for(config, plan.dtype, plan.capabilities, plan.attention, settings.ring)
     plan = replace(plan, attention=attention)
     with phase("ranks"):
         _start_ranks(settings, config)

@@ -51,15 +51,16 @@ class NormContribution:
 
 
 def norm_contribution(parameter: Tensor, mesh: Mesh) -> NormContribution:
-    """What this rank adds for a parameter, given data, tensor and pipeline parallelism.
+    """What this rank adds for a parameter, given data, context, tensor and pipeline
+    parallelism.
 
-    - Data-parallel copies count on data rank 0.
+    - Copies count on the first rank of ``replicas``: data and context rank 0.
     - A parameter that every rank of the tensor group holds whole counts on tensor rank 0.
     - Columns that neighbouring ranks share (``replicated_columns``, see tp_layers.py) count on the
       first of them.
     - ``counted_elsewhere`` marks the copy of a tied embedding that another pipeline stage counts.
     """
-    if mesh.data_rank > 0 or getattr(parameter, "counted_elsewhere", False):
+    if mesh.replica_rank > 0 or getattr(parameter, "counted_elsewhere", False):
         return NormContribution(False)
     if not parameter.is_distributed and mesh.tensor_rank > 0:
         return NormContribution(False)

@@ -142,9 +142,9 @@ class ZeroStage0:
         """Waits until this rank holds the updated parameters. A forward pass does so itself."""
 
     def step(self) -> None:
-        """Averages the gradients over the sample shards and updates the parameters."""
-        if self._mesh.data is not None:
-            average_gradients(self.parameters, self._mesh.data)
+        """Averages the gradients over the token shards and updates the parameters."""
+        if self._mesh.replicas is not None:
+            average_gradients(self.parameters, self._mesh.replicas)
         self._optimizer.step()
 
     def clear(self) -> None:
@@ -186,13 +186,13 @@ class ZeroStage1(ZeroStage0):
     def step(self) -> None:
         self.wait()
         self._optimizer.reduce_gradients(self.parameters, self._groups)
-        if self._mesh.data is not None:
-            average_gradients(self._owned, self._mesh.data)
+        if self._mesh.replicas is not None:
+            average_gradients(self._owned, self._mesh.replicas)
         self._optimizer.step()
 
 
 class _GroupSharded(ZeroStage0):
-    """The common base of stages 2 and 3: fleet reduces gradients, also over the data group."""
+    """The common base of stages 2 and 3: fleet reduces gradients, also over the replicas."""
 
     def __init__(
         self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, options: UpdateOptions
@@ -263,7 +263,7 @@ class ZeroStage2(_GroupSharded):
             MixPrecisionOptimizer(optimizer) if options.master_grad else optimizer,
             group=mesh.sharding,
             pretrain_sync_models=False,  # every rank makes the same weights
-            dp_group=mesh.data,
+            dp_group=mesh.replicas,
         )
         optimizer._master_weights.clear()  # copies that fleet makes for Paddle's own optimizers
         self.reducer = GradientReducer(
@@ -289,7 +289,7 @@ class ZeroStage2(_GroupSharded):
 
     def step(self) -> None:
         self.wait()
-        self.reducer.finish(over=self._mesh.data)
+        self.reducer.finish(over=self._mesh.replicas)
         for parameter, gradient in self.reducer.gradients():
             if self._has_main_grad:
                 parameter.main_grad = gradient
