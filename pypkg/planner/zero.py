@@ -28,7 +28,7 @@ class UpdateLayout:
 
     Attributes:
         sharding, rank: degree of the sharding group and the rank in it; of stage 0 1 and 0.
-        data: data-parallel replicas.
+        data: replicas: data-parallel ranks, and those of a context group.
         has_main_grad: whether gradients of 16 bits accumulate in float32.
         reduces_once: whether stage 2 reduces in the last backward pass of a step alone.
         offloads: whether optimizer state is in host memory.
