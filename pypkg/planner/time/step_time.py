@@ -12,6 +12,7 @@ from pypkg.parallel.mesh import Degrees
 from pypkg.planner.memory import recomputed_layers
 from pypkg.planner.time.gpus import Gpu
 from pypkg.planner.time.layer_time import OURS, Batch, Implementation, LayerTime, Seconds
+from pypkg.planner.time.update_time import saved_bytes, state_bytes, update_seconds, update_work
 
 # Python, dispatch and autograd of a layer, forward and backward, on one thread of a Xeon: measured
 # by `pypkg bench train-step --host-time` (docs/benchmarks.md). A device that is faster waits.
@@ -280,12 +281,18 @@ class _Step:
         return 4 * self._config.num_hidden_layers // self._degrees.pipeline + 2
 
     def _update(self) -> float:
-        """AdamW reads and writes 24 bytes of state, reads a gradient and writes a weight."""
-        held = self._parameters
-        if self._settings.sharding_stage:
-            held /= self._degrees.sharding
-        seconds = held * (24 + 2 * self._bytes) / self._cluster.gpu.memory_rate
-        return seconds + self._settings.offloads_optimizer * held * 24 / _HOST_RATE
+        """The rank with most; ZeRO divides the update, and so the ranks with pieces of matrices."""
+        settings, degrees, gpu = self._settings, self._degrees, self._cluster.gpu
+        stage, held, pieces = settings.sharding_stage, self._parameters, degrees.tensor
+        rate = self._cluster.rate(1, pieces)
+        if stage:
+            held /= degrees.sharding
+        if stage == 3 and degrees.sharding > 1:
+            pieces *= degrees.sharding
+            rate = min(rate, self._cluster.rate(self._stride("sharding"), degrees.sharding))
+        work = update_work(settings, self._config, held, pieces, self._bytes)
+        moved = 2 * state_bytes(settings) * held if settings.offloads_optimizer else 0.0
+        return update_seconds(work, gpu, rate) + moved / _HOST_RATE
 
     def _evaluation(self, forward: Seconds) -> float:
         s = self._settings
@@ -300,7 +307,7 @@ class _Step:
         s = self._settings
         if not s.saves or s.use_async_save:
             return 0.0
-        state = 0 if s.ignore_save_lr_and_optim else (8 if self._bytes == 4 else 12)
+        state = 0 if s.ignore_save_lr_and_optim else saved_bytes(s, self._bytes)
         size = self._config.num_parameters() * (self._bytes + state)
         return size / _DISK_RATE / s.save_interval
 
