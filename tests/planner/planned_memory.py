@@ -125,6 +125,11 @@ def plan_of(case: dict[str, Any]) -> MemoryPlan:
     return plan_memory(settings_of(case), config_of(case), layout_of(case).degrees, "cpu")
 
 
+def plan_of_settings(settings: Settings, config: ModelConfig) -> MemoryPlan:
+    """Of one process on a CPU."""
+    return plan_memory(settings, config, Degrees(), "cpu")
+
+
 def peaks(ranks: list[dict[str, Any]], number: int) -> dict[str, int]:
     """Bytes of case ``number`` by "pipeline stage, rank in the tensor group": the largest.
 

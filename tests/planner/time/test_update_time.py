@@ -93,7 +93,7 @@ def test_updates_of_a_layout():
         whole = update_of(optim)
         divided = update_of(optim, Degrees(sharding=4), sharding=("stage1",))
         assert divided == pytest.approx(whole / 4)
-    assert update_of("lion") > update_of("adafactor") > 3 * update_of("adamw")
+    assert update_of("muon") > update_of("lion") > 3 * update_of("adamw")
     # Pieces of each matrix are sent twice in bfloat16, to the rank that owns it and back.
     hidden = n - 2 * LLAMA.vocab_size * LLAMA.hidden_size
     sent = 4 * 0.75 * hidden / 4 / (gpu.link * gpu.link_efficiency)
