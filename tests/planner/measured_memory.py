@@ -15,7 +15,6 @@ from pypkg.config import Settings
 from pypkg.models import from_config
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.parallel import mesh
-from pypkg.parallel.context.tokens import own_batch
 from pypkg.parallel.optimizer.distribute import distribute
 from pypkg.training.run import _update_options
 from pypkg.training.step.activations import set_activations
@@ -59,7 +58,7 @@ def batches_of(config: ModelConfig, settings: Settings) -> list[dict[str, np.nda
         positions = (shape[0], 2, shape[1]) if config.position_encoding_2d else shape
         batch["position_ids"] = np.zeros(positions, np.int64)
         batch["prefix_lengths"] = np.full(shape[:1], 7, np.int32)
-    return [own_batch(batch)] * settings.gradient_accumulation_steps
+    return [batch] * settings.gradient_accumulation_steps
 
 
 def measure(cases: Sequence[dict[str, Any]]) -> list[dict[str, int]]:
