@@ -88,8 +88,8 @@ _A100: dict[str, Any] = {"matmul_flops": 312e12, "matmul_flops_float32": 19.5e12
 # H100 (Shah et al., arXiv:2407.08608, abstract). A800, H800 and H200 have their processors. Ours
 # has not been timed on a GPU. For Ada, TVM (tl_doc/flash_perf.md in apache/tvm) gives
 # FlashAttention on an RTX 4090, causal, head dim 128: 151.2 TFLOP/s forward and 99.2 backward, so
-# 110 for both. An L40S has 142 such multiprocessors, not 128, which is 122 of its 362 TFLOP/s: a
-# lower bound, since tensor cores of an RTX 4090 sum in float32 at half the rate of those of an L40S.
+# 110 for both. An L40S has 142 such multiprocessors, not 128: 122 of its 362 TFLOP/s. That is a
+# lower bound: tensor cores of an RTX 4090 sum in float32 at half the rate of an L40S.
 _HOPPER: dict[str, Any] = {
     "matmul_flops": 989e12,
     "matmul_flops_float32": 67e12,
