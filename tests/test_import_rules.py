@@ -119,7 +119,7 @@ ROOMS = {
                      "parts", "layout", "settings",
                      "curves", "document"),
     "pypkg.planner": ("output", "search", "time", "memory", "extension", "step", "sliced_layers",
-                      "zero", "interleaving", "pipeline", "decoder", "tensor_parallel",
+                      "zero", "interleaving", "pipeline", "decoder", "parallel", "micro_batch",
                       "operators", "tape", "parameters"),
     "pypkg.bench": ("__main__", "report", "generate", "learning_curves", "train_step", "checkpoint",
                     "data", "ops", "environment", "timing"),

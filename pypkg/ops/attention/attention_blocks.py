@@ -72,8 +72,8 @@ def flash_attention_with_lse(
     """
     call = _checked(
         "flash_attention_with_lse",
-        *(query, key, value),
-        *(mask, scale, softcap, query_offset, key_offset),
+        *(query, key, value, mask, scale),
+        *(softcap, query_offset, key_offset),
     )
     return implementation(_FORWARD, query)(query, key, value, call)
 

@@ -208,7 +208,9 @@ def _multiply_(x: paddle.Tensor, factor: paddle.Tensor) -> paddle.Tensor:
     On a GPU ``scale`` would wait for the scalar.
     """
     factor = factor.astype(x.dtype)
-    return _C_ops.scale_(x, factor, 0.0, True) if x.place.is_cpu_place() else x.multiply_(factor)
+    if not x.place.is_cpu_place():
+        return x.multiply_(factor)
+    return _C_ops.scale_(x, factor, 0.0, True)  # type: ignore[attr-defined]  # absent in its stub
 
 
 def _walk_chunks(

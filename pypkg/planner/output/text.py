@@ -16,7 +16,8 @@ _GIB = 2**30
 # Settings that a search changes, in the order of a launch line.
 CHANGED = (
     "tensor_parallel_degree", "sequence_parallel", "pipeline_parallel_degree", "virtual_pp_degree",
-    "sharding", "sharding_parallel_degree", "per_device_train_batch_size",
+    "sep_parallel_degree", "context_parallel_degree", "sharding", "sharding_parallel_degree",
+    "per_device_train_batch_size",
     "gradient_accumulation_steps", "recompute", "recompute_granularity",
 )  # fmt: skip
 
@@ -40,6 +41,8 @@ def layout_of(plan: Plan) -> str:
         for name, degree in (("data", d.data), ("pipeline", pipeline), ("tensor", d.tensor))
         if degree not in (1, "1")
     ]
+    if d.context > 1:
+        parts.append(f"context {d.context} ({'ring' if d.ring else 'heads'})")
     if d.sharding > 1:
         parts.append(f"sharding {d.sharding} (stage{s.sharding_stage})")
     if d.sequence_parallel:
@@ -52,13 +55,15 @@ def layout_of(plan: Plan) -> str:
 def _head(plan: Plan) -> list[str]:
     config, s, gpu = plan.config, plan.settings, plan.cluster.gpu
     batches = "micro batch" if s.gradient_accumulation_steps == 1 else "micro batches"
+    context = plan.degrees.context
+    of = "a rank" if context == 1 else f"for each {context} ranks"
     return [
         f"model   {config.model_type}, {config.num_parameters() / 1e6:,.0f} M parameters",
         f"GPUs    {plan.degrees.world_size} x {gpu.name}, {gpu.memory / _GIB:.1f} GiB each, "
         f"{plan.cluster.gpus_per_node} a machine ({gpu.source})",
         f"layout  {layout_of(plan)}",
         f"batch   {s.gradient_accumulation_steps} {batches} of "
-        f"{s.per_device_train_batch_size} x {s.max_seq_length} tokens a rank, "
+        f"{s.per_device_train_batch_size} x {s.max_seq_length} tokens {of}, "
         f"{plan.time.tokens:,} tokens a step",
     ]
 

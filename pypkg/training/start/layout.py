@@ -11,7 +11,7 @@ from math import prod
 from pypkg.config import Settings
 from pypkg.config.parallel_checks import parallel_problems
 from pypkg.models.architecture.config import ModelConfig
-from pypkg.models.weights.tp_shards import tensor_parallel_problems
+from pypkg.models.weights.tp_shards import exchange_problems, tensor_parallel_problems
 from pypkg.parallel.mesh import Degrees
 from pypkg.training.feed.batch_size import ramp_problems
 
@@ -51,7 +51,7 @@ def layout_problems(settings: Settings, config: ModelConfig, world_size: int) ->
         *parallel_problems(settings),
         *process_problems(settings, world_size),
         *(tensor_parallel_problems(config, _tensor(settings)) if _tensor(settings) > 1 else ()),
-        *_head_problems(settings, config),
+        *exchange_problems(config, settings.sep_parallel_degree, _tensor(settings)),
         *_stage_problems(settings, config),
         *_recompute_problems(settings, config),
     ]
@@ -136,28 +136,6 @@ def _launch(processes: int) -> str:
         f"launch {processes} (python -m pypkg.pretrain CONFIG.json --nproc {processes}, or python "
         "-m paddle.distributed.launch)"
     )
-
-
-def _head_problems(s: Settings, config: ModelConfig) -> list[str]:
-    """Problems of heads that the ranks cannot exchange for tokens."""
-    degree, tensor = s.sep_parallel_degree, _tensor(s)
-    if degree <= 1:
-        return []
-    heads, keys = config.num_attention_heads // tensor, max(config.num_key_value_heads // tensor, 1)
-    of_each = f" / tensor_parallel_degree ({tensor})" if tensor > 1 else ""
-    way_out = "use another sep_parallel_degree, or context_parallel_degree in its place"
-    problems = []
-    if heads % degree:
-        problems.append(
-            f"num_attention_heads ({config.num_attention_heads}){of_each} is not divisible by "
-            f"sep_parallel_degree ({degree}); {way_out}"
-        )
-    if keys % degree and degree % keys:
-        problems.append(
-            f"num_key_value_heads ({config.num_key_value_heads}){of_each} and sep_parallel_degree "
-            f"({degree}): one must be a multiple of the other; {way_out}"
-        )
-    return problems
 
 
 def _stage_problems(s: Settings, config: ModelConfig) -> list[str]:

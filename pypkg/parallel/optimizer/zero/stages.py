@@ -192,6 +192,7 @@ class ZeroStage1(ZeroStage0):
         of_all = [] if tied is None else [tied]
         others = [p for p in self.parameters if p is not tied]
         self._optimizer.reduce_gradients(others, self._groups)
+        assert self._mesh.sharding is not None  # as in every stage above 0
         average_gradients(of_all, self._mesh.sharding)
         if self._mesh.replicas is not None:
             owned = [p for p in self._owned if p is not tied]
