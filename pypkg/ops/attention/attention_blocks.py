@@ -70,11 +70,8 @@ def flash_attention_with_lse(
     Raises:
         TypeError, ValueError: a dtype, shape, head_dim, softcap or offset other than above.
     """
-    call = _checked(
-        "flash_attention_with_lse",
-        *(query, key, value),
-        *(mask, scale, softcap, query_offset, key_offset),
-    )
+    op = "flash_attention_with_lse"
+    call = _checked(op, query, key, value, mask, scale, softcap, query_offset, key_offset)
     return implementation(_FORWARD, query)(query, key, value, call)
 
 
@@ -112,8 +109,7 @@ def flash_attention_block_gradients(
         TypeError, ValueError: a dtype, shape, head_dim, softcap or offset other than above.
     """
     op = "flash_attention_block_gradients"
-    arguments = (mask, scale, softcap, query_offset, key_offset)
-    call = _checked(op, query, key, value, *arguments)
+    call = _checked(op, query, key, value, mask, scale, softcap, query_offset, key_offset)
     for name, tensor in (("out", out), ("grad_out", grad_out)):
         check_dtype(op, name, tensor, (query.dtype,))
         check_shape(op, name, tensor, query.shape)
