@@ -147,12 +147,13 @@ class GlobalNormClip:
         self.skipped = self._unscale is not None and not paddle.isfinite(self.norm).item()
         if self.skipped:
             return []
-        factor = None if scale == 1.0 else paddle.full([], 1.0 / scale)
         if self.max_norm > 0:
-            clipped = paddle.clip(self.max_norm / (self.norm + 1e-6), max=1.0)
-            factor = clipped if factor is None else factor * clipped
-        zero = self.norm * 0.0  # NaN where the norm is not finite
-        self.factor = zero + 1.0 if factor is None else factor + zero
+            self.factor = paddle.clip(self.max_norm / (self.norm + 1e-6), max=1.0)
+            if scale != 1.0:
+                self.factor = self.factor * paddle.full([], 1.0 / scale)
+        else:
+            self.factor = paddle.full([], 1.0 / scale)
+        self.factor = self.factor + self.norm * 0.0  # NaN where the norm is not finite
         return held
 
     def _global_norm(self, held: list[tuple[Tensor, Tensor]]) -> Tensor:
