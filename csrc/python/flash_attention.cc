@@ -74,6 +74,18 @@ FlashAttentionShape attention_shape(Arguments& args, float scale, float softcap,
   return s;
 }
 
+// The tensors of the forward pass, which the backward pass reads again.
+template <typename Params>
+void take_forward_tensors(Arguments& args, Params& p, const object& q, const object& k,
+                          const object& v, const object& out, const object& softmax_lse) {
+  p.q = args.required("q", q, "T", {"batch", "seq_q", "heads_q", "head_dim"});
+  p.k = args.required("k", k, "T", {"batch", "seq_k", "heads_k", "head_dim"});
+  p.v = args.required("v", v, "T", {"batch", "seq_k", "heads_k", "head_dim"});
+  p.out = args.required("out", out, "T", {"batch", "seq_q", "heads_q", "head_dim"});
+  p.softmax_lse =
+      args.required("softmax_lse", softmax_lse, "float32", {"batch", "heads_q", "seq_q"});
+}
+
 }  // namespace
 
 void bind_flash_attention(py::module_& m) {
@@ -85,12 +97,7 @@ void bind_flash_attention(py::module_& m) {
          int64_t key_offset, std::intptr_t stream) {
         Arguments args("flash_attention_forward", stream);
         FlashAttentionForward p;
-        p.q = args.required("q", q, "T", {"batch", "seq_q", "heads_q", "head_dim"});
-        p.k = args.required("k", k, "T", {"batch", "seq_k", "heads_k", "head_dim"});
-        p.v = args.required("v", v, "T", {"batch", "seq_k", "heads_k", "head_dim"});
-        p.out = args.required("out", out, "T", {"batch", "seq_q", "heads_q", "head_dim"});
-        p.softmax_lse =
-            args.required("softmax_lse", softmax_lse, "float32", {"batch", "heads_q", "seq_q"});
+        take_forward_tensors(args, p, q, k, v, out, softmax_lse);
         p.shape = attention_shape(args, scale, softcap,
                                   {causal, window, prefix_lengths, document_starts, alibi_slopes,
                                    query_offset, key_offset},
@@ -103,9 +110,8 @@ void bind_flash_attention(py::module_& m) {
       "seq_q]; prefix_lengths: int32 [batch]; document_starts: int32 [batch, seq_k]; alibi_slopes: "
       "float32 [heads_q]; token_stride: elements from one token of q, k and v to the next, 0: each "
       "is contiguous; query_offset, key_offset: positions of the first query and key, which the "
-      "mask "
-      "goes by, None: queries are aligned to the last keys. With a query_offset document_starts is "
-      "[batch, tokens], of the whole sequence.",
+      "mask goes by, None: queries are aligned to the last keys. With a query_offset "
+      "document_starts is [batch, tokens], of the whole sequence.",
       arg("q"), arg("k"), arg("v"), arg("out"), arg("softmax_lse"), py::kw_only(), arg("scale"),
       arg("softcap") = 0.0f, arg("causal") = true, arg("window") = 0,
       arg("prefix_lengths") = py::none(), arg("document_starts") = py::none(),
@@ -132,12 +138,7 @@ void bind_flash_attention(py::module_& m) {
         Arguments args("flash_attention_backward", stream);
         FlashAttentionBackward p;
         p.dout = args.required("dout", dout, "T", {"batch", "seq_q", "heads_q", "head_dim"});
-        p.q = args.required("q", q, "T", {"batch", "seq_q", "heads_q", "head_dim"});
-        p.k = args.required("k", k, "T", {"batch", "seq_k", "heads_k", "head_dim"});
-        p.v = args.required("v", v, "T", {"batch", "seq_k", "heads_k", "head_dim"});
-        p.out = args.required("out", out, "T", {"batch", "seq_q", "heads_q", "head_dim"});
-        p.softmax_lse =
-            args.required("softmax_lse", softmax_lse, "float32", {"batch", "heads_q", "seq_q"});
+        take_forward_tensors(args, p, q, k, v, out, softmax_lse);
         p.dq = args.required("dq", dq, "T", {"batch", "seq_q", "heads_q", "head_dim"});
         p.dk = args.required("dk", dk, "T", {"batch", "seq_k", "heads_k", "head_dim"});
         p.dv = args.required("dv", dv, "T", {"batch", "seq_k", "heads_k", "head_dim"});
@@ -150,8 +151,7 @@ void bind_flash_attention(py::module_& m) {
         args.run(p, PYPKG_KERNEL(flash_attention_backward));
       },
       "Gradients dq, dk, dv of flash_attention_forward, whose arguments and results these are. "
-      "They "
-      "have the token_stride of q, k and v.",
+      "They have the token_stride of q, k and v.",
       arg("dout"), arg("q"), arg("k"), arg("v"), arg("out"), arg("softmax_lse"), arg("dq"),
       arg("dk"), arg("dv"), arg("workspace"), py::kw_only(), arg("scale"), arg("softcap") = 0.0f,
       arg("causal") = true, arg("window") = 0, arg("prefix_lengths") = py::none(),

@@ -120,8 +120,7 @@ void bind_rotary_embedding(py::module_& m) {
       "Rotates q and k (or None): [batch, sequence, heads, head_dim]. cos, sin: float32 "
       "[num_positions, rotary_dim / 2]; position_ids: int64 [batch, sequence]. inverse=True gives "
       "the gradient. Outputs may be the inputs. q_stride: elements from one token of q and q_out "
-      "to "
-      "the next; 0: contiguous.",
+      "to the next; 0: contiguous.",
       arg("q"), arg("k"), arg("cos"), arg("sin"), arg("q_out"), arg("k_out"),
       arg("position_ids") = py::none(), py::kw_only(), arg("rotary_offset") = 0,
       arg("interleaved") = false, arg("inverse") = false, arg("q_stride") = 0, arg("stream") = 0);

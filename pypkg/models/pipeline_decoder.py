@@ -21,6 +21,7 @@ from pypkg.parallel.pipeline import (
     pipeline_rank,
     virtual_stages,
 )
+from pypkg.parallel.tied_copies import TiedCopies
 
 # The tensors that a stage sends to the next one: the residual stream and the inputs of the micro
 # batch. Every stage derives masks and positions from these inputs, as a model in one process does.
@@ -34,6 +35,10 @@ class PipelineDecoder(nn.Layer):
 
     Parameter names are those of the whole model. The copy of a tied embedding table on the last
     stage has ``counted_elsewhere = True``, so that norms over all parameters count the table once.
+
+    Attributes:
+        tied: the copies of a tied embedding table, whose gradients the update has to sum; None: it
+            is not tied.
 
     Raises:
         UserError: the model has fewer layers than the pipeline has model chunks.
@@ -49,12 +54,14 @@ class PipelineDecoder(nn.Layer):
         )
         for chunk in self._chunks:
             self._adopt(chunk)
-        tied = None
-        if config.tie_word_embeddings and rank in (0, stages - 1):
-            tied = self.embed_tokens.weight
-            tied.counted_elsewhere = rank > 0
+        self.tied: TiedCopies | None = None
+        if config.tie_word_embeddings:
+            table = self.embed_tokens.weight if rank in (0, stages - 1) else None
+            self.tied = TiedCopies(table)
+            if table is not None:
+                table.counted_elsewhere = rank > 0
         self._handovers = [_Handover(chunk) for chunk in self._chunks]
-        self._schedule = Schedule(self._handovers, _LABELS, self._chunks[-1].loss_of, tied)
+        self._schedule = Schedule(self._handovers, _LABELS, self._chunks[-1].loss_of)
 
     def _adopt(self, chunk: DecoderChunk) -> None:
         """Registers the sublayers of ``chunk`` as sublayers of this layer, under the same names."""
@@ -104,6 +111,8 @@ class PipelineDecoder(nn.Layer):
         scale: Callable[[Tensor], Tensor] = lambda loss: loss,
     ) -> Tensor:
         """Accumulates the gradients of the mean loss over ``micro_batches`` on this stage.
+
+        That of a tied table is the part of this stage; see ``tied``.
 
         Args:
             micro_batches: arguments of ``Decoder.loss`` by name without ``reduction``; equal on all

@@ -16,7 +16,6 @@ import paddle
 import paddle.distributed as dist
 from paddle import Tensor, nn
 from paddle.distributed import fleet
-from paddle.distributed.communication.group import Group
 from paddle.distributed.fleet.meta_parallel import (
     PipelineLayer,
     PipelineParallel,
@@ -64,7 +63,6 @@ class Schedule:
             be copied, since fleet frees tensors that it has sent.
         label_names: entries of a micro batch that ``loss`` alone takes.
         loss: called with the output of the last chunk and the labels of a micro batch by name.
-        tied: on the first and the last stage, the parameter that both hold; else None.
     """
 
     def __init__(
@@ -72,9 +70,8 @@ class Schedule:
         chunks: Sequence[nn.Layer],
         label_names: Sequence[str],
         loss: Callable[..., Tensor],
-        tied: Tensor | None = None,
     ) -> None:
-        self._chunks, self._label_names, self._loss, self._tied = chunks, label_names, loss, tied
+        self._chunks, self._label_names, self._loss = chunks, label_names, loss
         self._layers = _pipeline_layer(chunks, lambda output, labels: loss(output, **labels))
         self._engine = _engine(self._layers, 2 * pipeline_degree())
         self._sent: object = None  # what the cached shapes of fleet's messages are those of
@@ -89,9 +86,6 @@ class Schedule:
         self, micro_batches: Sequence[MicroBatch], scale: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """Adds the gradients of the mean over ``micro_batches`` of their losses.
-
-        The gradient of the tied parameter is summed over both stages at the end, so gradients have
-        to be cleared before the next call.
 
         Args:
             micro_batches: all with the same names, shapes and dtypes.
@@ -116,8 +110,6 @@ class Schedule:
         loss = engine.forward_backward_pipeline(
             self._inputs_and_labels(micro_batches), SimpleNamespace(scale=scale)
         )
-        if self._tied is not None:
-            _sum_tied_gradient(self._tied)
         return loss.reshape([])
 
     @paddle.no_grad()
@@ -189,14 +181,6 @@ def from_last_stage(value: Tensor) -> Tensor:
     return value
 
 
-@paddle.no_grad()
-def _sum_tied_gradient(tied: Tensor) -> None:
-    main_gradient: Tensor | None = getattr(tied, "main_grad", None)
-    gradient = tied.grad if main_gradient is None else main_gradient
-    assert gradient is not None  # after a backward pass
-    dist.all_reduce(gradient, group=_ends(mesh.current()))
-
-
 def _pipeline_layer(
     chunks: Sequence[nn.Layer], loss: Callable[[Any, Any], Tensor]
 ) -> PipelineLayer:
@@ -234,13 +218,3 @@ def _engine(layers: PipelineLayer, count: int) -> PipelineParallel:
     else:
         kind = PipelineParallelWithInterleaveFthenB
     return kind(layers, fleet.get_hybrid_communicate_group(), strategy)
-
-
-@functools.cache
-def _ends(of: mesh.Mesh) -> Group | None:
-    """The first and the last stage of this process's pipeline; all processes have to call it."""
-    if of.pipeline_degree == 2:
-        return of.pipeline
-    pipelines = fleet.get_hybrid_communicate_group().topology().get_comm_list("pipe")
-    groups = [dist.new_group([ranks[0], ranks[-1]]) for ranks in pipelines]
-    return next((g for g in groups if of.rank in g.ranks), None)

@@ -14,9 +14,6 @@ from paddle.distributed.communication.group import Group
 
 from pypkg.parallel import mesh
 
-# Largest number of terms whose sum does not depend on their order.
-_MOST_IN_ANY_ORDER = 2
-
 
 class Place(NamedTuple):
     """Where a tensor of the whole model lies.
@@ -33,8 +30,8 @@ class Place(NamedTuple):
 def places(names: Iterable[str], held: Mapping[str, int | None]) -> dict[str, tuple[Place, ...]]:
     """The places of the tensors of all pipeline stages. Every rank must call this.
 
-    A tied embedding, and optimizer state of it, has two places if the copies of the first and the
-    last stage are equal bit for bit; see ``copies_are_equal``.
+    A tied embedding, and optimizer state of it, has two places: the first and the last stage hold
+    copies that are equal bit for bit (tied_copies.py).
 
     Args:
         names: of the tensors of the whole model.
@@ -54,19 +51,7 @@ def places(names: Iterable[str], held: Mapping[str, int | None]) -> dict[str, tu
     for stage, owners in enumerate(stages):
         for name, owner in owners.items():
             found.setdefault(name, []).append(Place(stage, owner))
-    count = None if copies_are_equal(mesh.current().degrees) else 1
-    return {name: tuple(found[name][:count]) for name in names if name in found}
-
-
-def copies_are_equal(degrees: mesh.Degrees) -> bool:
-    """Whether the stages that hold a tied embedding hold equal bits of it and of its state.
-
-    Both begin with equal weights and apply the same update to the sum of both gradients. The mean
-    over the sample shards follows, in buckets of the stage, and some optimizers sum statistics over
-    the tensor group. A sum of three or more terms may be rounded in another order on another stage,
-    so the copies are known to be equal only where each of these sums has at most two terms.
-    """
-    return max(degrees.data * degrees.sharding, degrees.tensor) <= _MOST_IN_ANY_ORDER
+    return {name: tuple(found[name]) for name in names if name in found}
 
 
 def possible_writers(place: Place) -> tuple[int, ...]:
@@ -99,18 +84,22 @@ def holders(writer: int, over_tensor: bool, over_sharding: bool) -> tuple[int, .
     current = mesh.current()
     at = _grid(current)[writer]
     tensor, sharding = None if over_tensor else at.tensor, None if over_sharding else at.sharding
-    return _holders(current, at.data, at.pipeline, tensor, sharding)
+    return _holders(current, (at.data, at.context), at.pipeline, tensor, sharding)
 
 
 @cache  # the writers of a group share the result
 def _holders(
-    current: mesh.Mesh, data: int, pipeline: int, tensor: int | None, sharding: int | None
+    current: mesh.Mesh,
+    replica: tuple[int, int],
+    pipeline: int,
+    tensor: int | None,
+    sharding: int | None,
 ) -> tuple[int, ...]:
     """Ranks at these coordinates (None: any), ordered by tensor rank, then sharding rank."""
     found = {
         (at.tensor, at.sharding): rank
         for rank, at in enumerate(_grid(current))
-        if (at.data, at.pipeline) == (data, pipeline)
+        if (at.data, at.context, at.pipeline) == (*replica, pipeline)
         and tensor in (None, at.tensor)
         and sharding in (None, at.sharding)
     }
@@ -121,7 +110,8 @@ def takes_part(writer: int) -> bool:
     """Whether this rank sends a part of a tensor to ``writer``, or is ``writer``."""
     current = mesh.current()
     at = _grid(current)[writer]
-    return (current.pipeline_rank, current.data_rank) == (at.pipeline, at.data)
+    own = current.pipeline_rank, current.data_rank, current.context_rank
+    return own == (at.pipeline, at.data, at.context)
 
 
 def is_sliced(parameter: Tensor) -> bool:

@@ -118,7 +118,7 @@ def distribute(
     if mesh.pipeline is not None and options.sharding_stage > 1:
         raise ValueError(f"sharding_stage {options.sharding_stage} and pipeline parallelism")
     if mesh.pipeline is not None and options.reduces_once:
-        raise ValueError("reduces_once and pipeline parallelism, which sums tied gradients before")
+        raise ValueError("reduces_once and pipeline parallelism: no owner sums tied gradients")
     if read is not None and (mesh.sharding is None or options.sharding_stage < 3):
         raise ValueError(f"read is given, but sharding_stage is {options.sharding_stage}")
     if optimizers is None:

@@ -119,6 +119,8 @@ def measure(model, layout: Layout) -> dict[str, Any]:
         model.train()
         step_of = type(model).forward_backward if is_staged else one_process_step
         result["losses"].append(step_of(model, batches).item())
+        if is_staged and model.tied is not None:
+            model.tied.sum_gradients()
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
         result["gradients"].append(whole_parameters(model.config, gradients, True))
         result["tied"] = (

@@ -138,24 +138,16 @@ def test_a_block_that_is_hidden(each_backend):
 
 
 @pytest.mark.parametrize("name", ["causal", "window", "full, documents"])
-def test_of_zero_offsets_the_bits_are_those_of_flash_attention(each_backend, name):
-    query, key, value, dout = (paddle.to_tensor(each, "float32") for each in arrays())
-    qkv = (query, key, value)
+def test_of_zero_offsets_the_bits_are_those_of_the_reference(name):
+    qkv = [paddle.to_tensor(each, "float32") for each in arrays()[:3]]
     for each in qkv:
         each.stop_gradient = False
-    out, lse = ops.flash_attention(*qkv, masks()[name], return_softmax_lse=True)
+    out, lse = ops.flash_attention_reference(*qkv, masks()[name])
     offsets = {"query_offset": 0, "key_offset": 0}
     block_out, block_lse = ops.flash_attention_with_lse(*qkv, masks()[name], **offsets)
     np.testing.assert_array_equal(block_out.numpy(), out.numpy())
     np.testing.assert_array_equal(block_lse.numpy(), lse.numpy())
     assert block_out.stop_gradient and block_lse.stop_gradient
-    if each_backend == "compiled":
-        out.backward(dout)
-        gradients = ops.flash_attention_block_gradients(
-            *qkv, out, lse, dout, masks()[name], **offsets
-        )
-        for gradient, each in zip(gradients, qkv, strict=True):
-            np.testing.assert_array_equal(gradient.numpy(), each.grad.numpy())
 
 
 def test_merging():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from math import prod
 from typing import NamedTuple
@@ -33,7 +34,7 @@ class Adafactor:
 
     A vector has a second moment for each element, in place of row * col / mean of row. A parameter
     counts as one matrix, also where query, key and value lie in it. Sums over a matrix in pieces
-    are those of all ranks, in two all-reduces of r + c numbers and of one for each matrix.
+    are those of all ranks, in two messages of r + c numbers and of one for each matrix.
 
     An ``Optimizer`` of matrices or of vectors, since their state differs.
 
@@ -205,12 +206,18 @@ def _factored(update: ParameterUpdate, block: _Block) -> Tensor:
 
 
 def _summed(values: Sequence[Tensor], updates: Sequence[ParameterUpdate]) -> list[Tensor]:
-    """Sums over the ranks that hold pieces of the same parameters; one message for each group."""
+    """Sums over the ranks that hold pieces of the same parameters; one message for each group.
+
+    The terms of a tensor group are added by rank. An all-reduce adds them in an order that depends
+    on the place in the message, and pipeline stages that hold copies of a tied table have others.
+    """
     mesh = updates[0].piece.mesh
     is_sliced = any(each.piece.is_sliced for each in updates)
     flat = paddle.concat(list(values))
     if mesh.tensor is not None:
-        dist.all_reduce(flat, group=mesh.tensor)
+        parts: list[Tensor] = []
+        dist.all_gather(parts, flat, group=mesh.tensor)
+        flat = functools.reduce(paddle.add, parts)
     if is_sliced:
         dist.all_reduce(flat, group=mesh.sharding)
     return flat.split([value.shape[0] for value in values])
