@@ -40,9 +40,9 @@ class _Block(PyLayer):
 
     @staticmethod
     def backward(ctx, grad_out):  # type: ignore[no-untyped-def]
-        saved = ctx.saved_tensor()
+        q, k, v, out, lse = ctx.saved_tensor()
         return ops.flash_attention_block_gradients(
-            *saved, grad_out, query_offset=saved[1].shape[1], key_offset=0
+            q, k, v, out, lse, grad_out, query_offset=k.shape[1], key_offset=0
         )
 
 
