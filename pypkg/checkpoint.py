@@ -110,6 +110,8 @@ def _list(folder: Path) -> int:
 
 def _inspect(folder: Path) -> int:
     """Shows the manifest of a checkpoint."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; give the folder of a checkpoint")
     try:
         manifest = read_manifest(folder)
     except (SealError, OSError) as error:

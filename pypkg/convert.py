@@ -16,6 +16,7 @@ from pypkg.console.command_line import exit_code
 from pypkg.console.logs import configure_logging
 from pypkg.device.threads import import_paddle
 from pypkg.files.file_handles import raise_limit
+from pypkg.training.checkpoint.verify import require_whole_weights
 
 if TYPE_CHECKING:
     from pypkg.conversion.converter import Converted
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = options.pop("run")
 
     def print_result() -> int:
+        require_whole_weights(Path(options["folder" if "folder" in options else "source"]))
         print(run(**options))
         return 0
 

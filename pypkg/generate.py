@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 an invalid option or file, 130 stopped by Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import sys
@@ -20,7 +21,7 @@ from pypkg.device.threads import configure_cpu, import_paddle
 from pypkg.errors import UserError
 
 if TYPE_CHECKING:  # it needs Paddle
-    from pypkg.inference.text import Completion
+    from pypkg.generation.text import Completion
 
 logger = logging.getLogger("pypkg")
 
@@ -91,11 +92,15 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:
+    from pypkg.generation.prompts import check_is_text
+
     if options.prompt:
+        for prompt in options.prompt:
+            check_is_text(prompt)
         return list(options.prompt)
     if options.prompts is None:
         raise UserError("there is no prompt; give --prompt TEXT, --prompts FILE or --interactive")
-    from pypkg.inference.prompts import read_prompts
+    from pypkg.generation.prompts import read_prompts
 
     return read_prompts(options.prompts)
 
@@ -112,6 +117,13 @@ class _Writer:
         source = Source(options.checkpoint, options.tokenizer, options.dtype, options.device)
         self._tokenizer = source.need_tokenizer("text")
         self._model = load(source)
+        positions = self._model.config.max_position_embeddings
+        if options.max_new_tokens > positions:
+            logger.warning(
+                "--max_new_tokens %s exceeds the %s positions of the model "
+                "(max_position_embeddings); expect no sense beyond them",
+                *(f"{options.max_new_tokens:,}", f"{positions:,}"),
+            )
         ends = source.end_ids(self._model.config, self._tokenizer)
         self._end_ids = frozenset() if options.ignore_eos else ends
         self._told = 0  # number of the text that the terminal shows
@@ -135,7 +147,7 @@ class _Writer:
             self._complete([prompt])
 
     def _complete(self, prompts: Sequence[str], first: int = 0) -> list[Completion]:
-        from pypkg.inference.text import complete
+        from pypkg.generation.text import complete
 
         def show_first(row: int, text: str) -> None:
             if row == 0:
@@ -168,13 +180,22 @@ class _Writer:
 
 
 def _lines() -> Iterator[str]:
-    """The lines of standard input, asked for where it is a terminal."""
+    """The lines of standard input, asked for where it is a terminal.
+
+    Raises:
+        UserError: a line is not UTF-8.
+    """
+    from pypkg.generation.prompts import check_is_text
+
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     while True:
         if sys.stdin.isatty():
             print(_ASKS, end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
         if not line:
             return
+        check_is_text(line)
         if line.strip():
             yield line.rstrip("\n")
 

@@ -36,6 +36,8 @@ from pypkg.training.start.layout import degrees
 from pypkg.training.start.start_up import load_run_settings
 
 _GPUS_PER_NODE = 8
+# Required by a run, but of no effect on a plan.
+_NOT_PLANNED = {"input_dir": "data", "output_dir": "runs", "max_steps": 1_000_000, "do_train": True}
 _SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
@@ -81,13 +83,19 @@ def _parser() -> argparse.ArgumentParser:
 
 def _number(text: str) -> float:
     factor = _SUFFIXES.get(text[-1:].upper(), 0.0)
-    return float(text[:-1]) * factor if factor else float(text)
+    try:
+        return float(text[:-1]) * factor if factor else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a number, which may end in K, M, B or T, found {text!r}"
+        ) from None
 
 
 def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     cluster, world = _cluster(options)
     # Weights need not be here for a plan of their memory.
-    settings = load_run_settings([*rest, "--continue_training", "false"], world, False)
+    arguments = [*rest, "--continue_training", "false"]
+    settings = load_run_settings(arguments, world, False, _NOT_PLANNED)
     if settings.device == "cpu":
         raise UserError('device is "cpu", but plans are for GPUs; leave it out')
     config = _config(settings)

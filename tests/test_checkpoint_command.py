@@ -104,6 +104,8 @@ def test_what_cannot_be_inspected(run, capsys):
     assert "its own digest does not fit" in capsys.readouterr().err
     assert main(["inspect", str(run)]) == 2
     assert "has no manifest.json" in capsys.readouterr().err
+    assert main(["inspect", str(manifest)]) == 2
+    assert "manifest.json is a file; give the folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["verify", "list"])

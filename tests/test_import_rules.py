@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -58,7 +59,8 @@ RULES = (
     Rule("pypkg.models.weights.staging", ("pypkg._native", "pypkg.models.weights.area")),
     Rule("pypkg.models.weights.initialization",
          (_ARCHITECTURE, "pypkg.models.weights.tp_shards", "pypkg.ops"), paddle=True),
-    Rule("pypkg.models", ("pypkg.ops", "pypkg.parallel.comm", "pypkg.parallel.tp_layers",
+    Rule("pypkg.models", ("pypkg.ops", "pypkg.parallel.comm", "pypkg.parallel.context",
+                          "pypkg.parallel.tp_layers",
                           "pypkg.parallel.mesh", "pypkg.parallel.pipeline",
                           "pypkg.parallel.tied_copies", "pypkg.parallel.host_memory"),
          paddle=True),
@@ -67,15 +69,15 @@ RULES = (
                            "pypkg.console.svg")),
     Rule("pypkg.training", ("pypkg.config", "pypkg.data", "pypkg.device", "pypkg.models",
                             "pypkg.ops", "pypkg.parallel", "pypkg.planner", "pypkg.console.logs",
-                            "pypkg.inference.text", "pypkg.inference.prompts"),
+                            "pypkg.generation"),
          paddle=True),
-    Rule("pypkg.inference", ("pypkg.data", "pypkg.device", "pypkg.models", "pypkg.ops",
-                             "pypkg.parallel.comm", "pypkg.parallel.mesh",
+    Rule("pypkg.generation", ("pypkg.data.tokenizers", "pypkg.models")),
+    Rule("pypkg.inference", ("pypkg.data", "pypkg.device", "pypkg.generation", "pypkg.models",
+                             "pypkg.ops", "pypkg.parallel.comm", "pypkg.parallel.mesh",
                              "pypkg.training.checkpoint.folders",
+                             "pypkg.training.checkpoint.verify",
                              "pypkg.training.start.attention"),
          paddle=True),
-    Rule("pypkg.inference.text", ("pypkg.data.tokenizers", "pypkg.models")),
-    Rule("pypkg.inference.prompts"),
     Rule("pypkg.report", ("pypkg.config", _ARCHITECTURE, "pypkg.parallel.mesh",
                           "pypkg.training.checkpoint", "pypkg.training.ledger",
                           "pypkg.training.reporting", "pypkg.console.logs")),
@@ -105,20 +107,22 @@ ROOMS = {
     "pypkg.models": ("__main__", "docs_page", "generate", "sampling", "pretrained", "division",
                      "building", "pipeline_decoder", "cached_pass", "decoder", "layers", "weights",
                      "architecture"),
-    "pypkg.parallel": ("optimizer", "pipeline", "tied_copies", "tp_layers", "comm", "launch",
-                       "mesh", "update_rules", "gloo", "host_memory", "process_end", "endpoints"),
-    "pypkg.training": ("supervisor", "run", "doctor", "final_report", "start", "trainer", "healing",
-                       "step", "feed", "checkpoint", "reporting", "interrupt", "tp_sharding",
-                       "ledger", "state"),
-    "pypkg.inference": ("lm_eval", "evaluate", "windows", "corpora", "loading", "text", "prompts"),
+    "pypkg.parallel": ("optimizer", "pipeline", "tied_copies", "tp_layers", "context", "comm",
+                       "launch", "mesh", "update_rules", "gloo", "host_memory", "process_end",
+                       "endpoints"),
+    "pypkg.training": ("supervisor", "run", "doctor", "final_report", "start", "trainer",
+                       "evaluator", "healing", "step", "feed", "checkpoint", "reporting",
+                       "interrupt", "tp_sharding", "ledger", "state"),
+    "pypkg.generation": ("text", "prompts"),
+    "pypkg.inference": ("lm_eval", "evaluate", "windows", "corpora", "loading"),
     "pypkg.report": ("__main__", "compare_losses", "comparison", "server", "page", "collect",
                      "parts", "layout", "settings",
                      "curves", "document"),
     "pypkg.planner": ("output", "search", "time", "memory", "extension", "step", "sliced_layers",
-                      "zero", "interleaving", "pipeline", "decoder", "tensor_parallel",
+                      "zero", "interleaving", "pipeline", "decoder", "parallel", "micro_batch",
                       "operators", "tape", "parameters"),
-    "pypkg.bench": ("__main__", "report", "generate", "train_step", "checkpoint", "data", "ops",
-                    "environment", "timing"),
+    "pypkg.bench": ("__main__", "report", "generate", "learning_curves", "train_step", "checkpoint",
+                    "data", "ops", "environment", "timing"),
 }  # fmt: skip
 COMMAND_LINES = (
     "pypkg.pretrain",
@@ -242,6 +246,30 @@ def test_python_imports():
     ] == []
 
 
+def package_graph(files: list[Path]) -> dict[str, set[str]]:
+    """Each package or module of pypkg -> those that it imports, without the leaves of _BASE."""
+    graph: dict[str, set[str]] = {}
+    for file in files:
+        module = module_name(file)
+        own = module.split(".")[1]
+        for name in imported(file.read_text(encoding="utf-8"), module, file.name == "__init__.py"):
+            parts = name.split(".")
+            if parts[0] != "pypkg" or any(is_below(name, each) for each in _BASE):
+                continue
+            if parts[1:2] not in ([], [own]):
+                graph.setdefault(own, set()).add(parts[1])
+    return graph
+
+
+def test_packages_import_in_one_direction():
+    graph = package_graph(PYTHON_FILES)
+    assert "training" in graph["inference"]
+    graphlib.TopologicalSorter(graph).prepare()  # a CycleError names the cycle
+    graph["training"].add("inference")
+    with pytest.raises(graphlib.CycleError, match="inference"):
+        graphlib.TopologicalSorter(graph).prepare()
+
+
 def test_the_package_itself_imports_nothing():
     assert imported((PACKAGE / "__init__.py").read_text(encoding="utf-8"), "pypkg", True) <= {
         "__future__.annotations"
@@ -270,6 +298,7 @@ def test_the_package_itself_imports_nothing():
         ("pypkg.pretrain", "import paddle", "paddle"),
         ("pypkg.convert", "from pypkg.pretrain import main", "pypkg.pretrain.main"),
         ("pypkg.training.trainer", "from pypkg import bench", "pypkg.bench"),
+        ("pypkg.training.run", "from pypkg.inference import loading", "pypkg.inference.loading"),
         ("pypkg.newcomer", "", "has no rule"),
         ("pypkg.data.newcomer.file", "", "in no room"),
         ("pypkg.data.index.cache", "from pypkg.data.datasets import build", "room above"),

@@ -54,21 +54,28 @@ void* shifted(Tensor* tensor, int64_t elements) {
   return const_cast<void*>(shifted(*tensor, elements));
 }
 
-std::vector<Tensor> forward(const Tensor& gate, const Tensor* up, int64_t activation,
-                            bool gate_first) {
-  const Layout layout = check(gate, up, gate_first, activation);
-  Tensor out = empty(out_shape(gate.shape(), !up), gate.dtype(), gate);
-
-  GatedActivationForward params;
+// What both passes read: gate, up and how they lie.
+template <typename Params>
+Params inputs(const Tensor& gate, const Tensor* up, const Layout& layout, int64_t activation) {
+  Params params;
   params.dtype = kernel_dtype("gated_activation: gate", gate);
   params.gate = shifted(gate, layout.gate_offset);
   params.up = shifted(up ? *up : gate, layout.up_offset);
-  params.out = raw(&out);
   params.rows = layout.rows;
   params.cols = layout.cols;
   params.gate_stride = layout.stride;
   params.up_stride = layout.stride;
   params.activation = static_cast<Activation>(activation);
+  return params;
+}
+
+std::vector<Tensor> forward(const Tensor& gate, const Tensor* up, int64_t activation,
+                            bool gate_first) {
+  const Layout layout = check(gate, up, gate_first, activation);
+  Tensor out = empty(out_shape(gate.shape(), !up), gate.dtype(), gate);
+
+  auto params = inputs<GatedActivationForward>(gate, up, layout, activation);
+  params.out = raw(&out);
   launch(gate, PYPKG_FORMS(gated_activation_forward), params);
   return {out};
 }
@@ -83,18 +90,10 @@ std::vector<Tensor> backward(const Tensor& gate, const Tensor* up,
   std::vector<Tensor> gradients = {empty(gate.shape(), gate.dtype(), gate)};
   if (up) gradients.push_back(empty(gate.shape(), gate.dtype(), gate));
 
-  GatedActivationBackward params;
-  params.dtype = kernel_dtype("gated_activation: gate", gate);
-  params.gate = shifted(gate, layout.gate_offset);
-  params.up = shifted(up ? *up : gate, layout.up_offset);
+  auto params = inputs<GatedActivationBackward>(gate, up, layout, activation);
   params.dout = raw(dout);
   params.dgate = shifted(&gradients.front(), layout.gate_offset);
   params.dup = shifted(&gradients.back(), layout.up_offset);
-  params.rows = layout.rows;
-  params.cols = layout.cols;
-  params.gate_stride = layout.stride;
-  params.up_stride = layout.stride;
-  params.activation = static_cast<Activation>(activation);
   launch(gate, PYPKG_FORMS(gated_activation_backward), params);
   return gradients;
 }

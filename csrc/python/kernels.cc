@@ -123,8 +123,7 @@ void bind_rotary_embedding(py::module_& m) {
       "Rotates q and k (or None): [batch, sequence, heads, head_dim]. cos, sin: float32 "
       "[num_positions, rotary_dim / 2]; position_ids: int64 [batch, sequence]. inverse=True gives "
       "the gradient. Outputs may be the inputs. q_stride: elements from one token of q and q_out "
-      "to "
-      "the next; 0: contiguous.",
+      "to the next; 0: contiguous.",
       arg("q"), arg("k"), arg("cos"), arg("sin"), arg("q_out"), arg("k_out"),
       arg("position_ids") = py::none(), py::kw_only(), arg("rotary_offset") = 0,
       arg("interleaved") = false, arg("inverse") = false, arg("q_stride") = 0, arg("stream") = 0);
@@ -277,6 +276,18 @@ FlashAttentionShape attention_shape(Arguments& args, float scale, float softcap,
   return s;
 }
 
+// The tensors of the forward pass, which the backward pass reads again.
+template <typename Params>
+void take_forward_tensors(Arguments& args, Params& p, const object& q, const object& k,
+                          const object& v, const object& out, const object& softmax_lse) {
+  p.q = args.required("q", q, "T", {"batch", "seq_q", "heads_q", "head_dim"});
+  p.k = args.required("k", k, "T", {"batch", "seq_k", "heads_k", "head_dim"});
+  p.v = args.required("v", v, "T", {"batch", "seq_k", "heads_k", "head_dim"});
+  p.out = args.required("out", out, "T", {"batch", "seq_q", "heads_q", "head_dim"});
+  p.softmax_lse =
+      args.required("softmax_lse", softmax_lse, "float32", {"batch", "heads_q", "seq_q"});
+}
+
 void bind_flash_attention(py::module_& m) {
   m.def(
       "flash_attention_forward",
@@ -285,12 +296,7 @@ void bind_flash_attention(py::module_& m) {
          object alibi_slopes, int64_t token_stride, std::intptr_t stream) {
         Arguments args("flash_attention_forward", stream);
         FlashAttentionForward p;
-        p.q = args.required("q", q, "T", {"batch", "seq_q", "heads_q", "head_dim"});
-        p.k = args.required("k", k, "T", {"batch", "seq_k", "heads_k", "head_dim"});
-        p.v = args.required("v", v, "T", {"batch", "seq_k", "heads_k", "head_dim"});
-        p.out = args.required("out", out, "T", {"batch", "seq_q", "heads_q", "head_dim"});
-        p.softmax_lse =
-            args.required("softmax_lse", softmax_lse, "float32", {"batch", "heads_q", "seq_q"});
+        take_forward_tensors(args, p, q, k, v, out, softmax_lse);
         p.shape = attention_shape(args, scale, softcap,
                                   {causal, window, prefix_lengths, document_starts, alibi_slopes},
                                   token_stride);
@@ -326,12 +332,7 @@ void bind_flash_attention(py::module_& m) {
         Arguments args("flash_attention_backward", stream);
         FlashAttentionBackward p;
         p.dout = args.required("dout", dout, "T", {"batch", "seq_q", "heads_q", "head_dim"});
-        p.q = args.required("q", q, "T", {"batch", "seq_q", "heads_q", "head_dim"});
-        p.k = args.required("k", k, "T", {"batch", "seq_k", "heads_k", "head_dim"});
-        p.v = args.required("v", v, "T", {"batch", "seq_k", "heads_k", "head_dim"});
-        p.out = args.required("out", out, "T", {"batch", "seq_q", "heads_q", "head_dim"});
-        p.softmax_lse =
-            args.required("softmax_lse", softmax_lse, "float32", {"batch", "heads_q", "seq_q"});
+        take_forward_tensors(args, p, q, k, v, out, softmax_lse);
         p.dq = args.required("dq", dq, "T", {"batch", "seq_q", "heads_q", "head_dim"});
         p.dk = args.required("dk", dk, "T", {"batch", "seq_k", "heads_k", "head_dim"});
         p.dv = args.required("dv", dv, "T", {"batch", "seq_k", "heads_k", "head_dim"});

@@ -3,9 +3,10 @@
 ``python -m pypkg.bench ops`` times the operators. With ``--device cuda`` it times the kernels on a
 GPU against torch, which needs nvcc and no Paddle. ``train-step`` times whole training steps, and
 with ``--host-time`` the host's part of them, ``generate`` the generation of tokens, ``preprocess``
-tokenization, ``data-index`` the construction of index maps and ``data-loading`` the assembly of
-batches. ``report`` writes docs/benchmarks.md and its figures from the recorded results. Exit codes:
-0 success; 1 a baseline failed or its result differs from the reference; 2 an invalid setting.
+tokenization, ``data-index`` the construction of index maps, ``data-loading`` the assembly of
+batches and ``checkpoint`` saving and loading. ``learning-curves`` trains with each optimizer.
+``report`` writes docs/benchmarks.md and its figures from the recorded results. Exit codes: 0
+success; 1 a baseline failed or its result differs from the reference; 2 an invalid setting.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         "data-index": _run_data_index,
         "checkpoint": _run_checkpoint,
         "generate": _run_generate,
+        "learning-curves": _run_learning_curves,
     }[options.command]
     described = describe_run(arguments, options.threads)
     result = {**described, **run(options)}
@@ -149,6 +151,12 @@ def _run_generate(options: argparse.Namespace) -> dict[str, Any]:
     return run_generate(options)
 
 
+def _run_learning_curves(options: argparse.Namespace) -> dict[str, Any]:
+    from pypkg.bench.learning_curves import run_learning_curves
+
+    return run_learning_curves(options)
+
+
 def _write_docs() -> Path:
     from pypkg.bench.report.page import write_docs
 
@@ -203,6 +211,17 @@ def _parser() -> argparse.ArgumentParser:
     text.add_argument("--prompt", type=_positive, default=32, help="tokens of a prompt")
     text.add_argument("--new", type=_positive, default=128, help="tokens after each prompt")
     text.add_argument("--rounds", type=_positive, default=5, help="timed runs per baseline")
+
+    curves = commands.add_parser("learning-curves", parents=[measured], help="of each optimizer")
+    curves.add_argument("--config", default="llama-58m", help="a known model, or a folder")
+    curves.add_argument("--batch", type=_positive, default=1, help="sequences per step")
+    curves.add_argument("--seq", type=_positive, default=128, help="tokens per sequence")
+    curves.add_argument("--steps", type=_positive, default=300)
+    curves.add_argument(
+        "--optimizer", action="append", metavar="NAME", help="only this; repeatable"
+    )
+    curves.add_argument("--input-dir", type=Path, default=Path("runs/quickstart/data"))
+    curves.add_argument("--tokenizer", type=Path, default=Path("runs/quickstart/tokenizer"))
 
     _add_data(commands, measured)
     _add_checkpoint(commands, measured)

@@ -54,7 +54,8 @@ below exclude. `--nproc` is not a setting: it starts one run of N CPU processes.
   decision and the reason. If they are true and the device lacks support, the run is refused.
   [operators.md](operators.md#which-implementation-runs) explains `attention_backend`.
 - The number of launched processes, divided by `tensor_parallel_degree` times
-  `pipeline_parallel_degree`, is the number of ranks with different samples. With `sharding` these
+  `pipeline_parallel_degree` times `sep_parallel_degree` or `context_parallel_degree`, is the number
+  of ranks with different samples. With `sharding` these
   ranks divide the optimizer state, in groups of `sharding_parallel_degree` or all together; the
   groups are data-parallel replicas. A step takes `per_device_train_batch_size` times
   `gradient_accumulation_steps` samples from each of these ranks.

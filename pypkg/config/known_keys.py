@@ -29,10 +29,6 @@ _ONE = (1, -1, None)
 _UNSET = (None,)
 _EMPTY = ("", None)
 
-_NO_CONTEXT = (
-    "a sequence is not divided over processes of its own; sequence_parallel divides its tokens "
-    "within a tensor-parallel group"
-)
 _NO_EXPERT_MODELS = "no supported model is a mixture of experts"
 _NO_AUTO = "layouts are set by degrees, not found or compiled by Paddle's automatic parallelism"
 _NO_AMP_LISTS = "bf16 and fp16 convert the whole model, not single operators"
@@ -168,12 +164,6 @@ NO_EFFECT: tuple[KnownKey, ...] = (
         _OFF,
         "checkpoints always hold all parameters",
     ),
-    KnownKey(
-        "split_inputs_sequence_dim",
-        bool,
-        (True, None),
-        "it matters only with sep_parallel_degree or context_parallel_degree above 1",
-    ),
     KnownKey("expert_max_capacity", int, (2**32, None), _NO_EXPERTS),
     KnownKey("expert_min_capacity", int, (1, None), _NO_EXPERTS),
     KnownKey(
@@ -201,8 +191,12 @@ NO_EFFECT: tuple[KnownKey, ...] = (
 )
 
 REFUSED: tuple[KnownKey, ...] = (
-    KnownKey("sep_parallel_degree", int, _ONE, _NO_CONTEXT),
-    KnownKey("context_parallel_degree", int, _ONE, _NO_CONTEXT),
+    KnownKey(
+        "split_inputs_sequence_dim",
+        bool,
+        (True, None),
+        "the tokens of samples are divided over ranks where a step takes them",
+    ),
     KnownKey("expert_parallel_degree", int, _ONE, _NO_EXPERT_MODELS),
     KnownKey("expert_tensor_parallel_degree", int, _ONE, _NO_EXPERT_MODELS),
     KnownKey("use_expert_parallel", bool, _OFF, _NO_EXPERT_MODELS),

@@ -81,6 +81,39 @@ def _check_interleaving(s: Settings) -> Iterator[str]:
         )
 
 
+def _check_context(s: Settings) -> Iterator[str]:
+    sep, ring = s.sep_parallel_degree, s.context_parallel_degree
+    if sep > 1 and ring > 1:
+        yield (
+            f"sep_parallel_degree is {sep} and context_parallel_degree {ring}, but both divide the "
+            "tokens of a sample over the same axis; set one of them to 1"
+        )
+        return
+    yield from _ring_attention_problems(s)
+    name, blocks = ("context_parallel_degree", 2 * ring) if s.ring else ("sep_parallel_degree", sep)
+    if blocks > 1 and s.max_seq_length % blocks:
+        what = f"{blocks} blocks, two for each rank" if s.ring else f"{blocks} equal parts"
+        yield (
+            f"max_seq_length ({s.max_seq_length}) cannot be cut into {what}, as {name} "
+            f"({s.context_degree}) needs; make it a multiple of {blocks}, or change {name}"
+        )
+
+
+def _ring_attention_problems(s: Settings) -> Iterator[str]:
+    """Kinds of attention that cannot take blocks of keys out of a ring."""
+    asked = {
+        f"attention_backend is {s.attention_backend!r}": s.attention_backend
+        in ("paddle", "reference"),
+        "use_flash_attention is false": s.use_flash_attention is False,
+    }
+    for what in (what for what, is_asked in asked.items() if s.ring and is_asked):
+        yield (
+            f"context_parallel_degree is {s.context_parallel_degree} and {what}, but only our "
+            "flash attention takes blocks of keys out of a ring; leave that out, or use "
+            "sep_parallel_degree in place of context_parallel_degree"
+        )
+
+
 def _check_sequence_parallel(s: Settings) -> Iterator[str]:
     if not s.sequence_parallel:
         return
@@ -97,11 +130,12 @@ def _check_sequence_parallel(s: Settings) -> Iterator[str]:
     }
     for name in (name for name, is_used in used.items() if is_used):
         rows = getattr(s, name)
-        if rows * s.max_seq_length % degree:
+        if rows * s.max_seq_length // s.context_degree % degree:
+            divided = f" / {s.context_degree} (context ranks)" if s.context_degree > 1 else ""
             yield (
-                f"{name} ({rows}) x max_seq_length ({s.max_seq_length}) tokens are not divisible "
-                f"by tensor_parallel_degree ({degree}), as sequence_parallel needs; change one of "
-                "them, or set sequence_parallel to false"
+                f"{name} ({rows}) x max_seq_length ({s.max_seq_length}){divided} tokens are not "
+                f"divisible by tensor_parallel_degree ({degree}), as sequence_parallel needs; "
+                "change one of them, or set sequence_parallel to false"
             )
 
 
@@ -111,6 +145,13 @@ def _check_sample(s: Settings) -> Iterator[str]:
             f"sample_tokens is {s.sample_tokens} and sequence_parallel is true, but a text grows "
             "by single tokens, which cannot be divided; set one of them to 0 or false"
         )
+    for name in ("sep_parallel_degree", "context_parallel_degree"):
+        if s.sample_tokens and getattr(s, name) > 1:
+            yield (
+                f"sample_tokens is {s.sample_tokens} and {name} {getattr(s, name)}, but a text "
+                "grows by single tokens, which cannot be divided; set sample_tokens to 0, or "
+                f"{name} to 1"
+            )
 
 
 def _check_precision(s: Settings) -> Iterator[str]:
@@ -130,6 +171,8 @@ _DEGREES = (
     "sharding_parallel_degree",
     "sharding_degree",
     "data_parallel_degree",
+    "sep_parallel_degree",
+    "context_parallel_degree",
 )
 
 # Each check with the settings that it reads.
@@ -155,12 +198,27 @@ PARALLEL_CHECKS: tuple[tuple[tuple[str, ...], _Check], ...] = (
         (
             "sequence_parallel",
             "tensor_parallel_degree",
+            "sep_parallel_degree",
+            "context_parallel_degree",
             "max_seq_length",
             "per_device_train_batch_size",
             "per_device_eval_batch_size",
         ),
         _check_sequence_parallel,
     ),
-    (("sample_tokens", "sequence_parallel"), _check_sample),
+    (
+        (
+            "sep_parallel_degree",
+            "context_parallel_degree",
+            "max_seq_length",
+            "attention_backend",
+            "use_flash_attention",
+        ),
+        _check_context,
+    ),
+    (
+        ("sample_tokens", "sequence_parallel", "sep_parallel_degree", "context_parallel_degree"),
+        _check_sample,
+    ),
     (("fp16", "bf16", "stochastic_rounding"), _check_precision),
 )

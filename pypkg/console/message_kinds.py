@@ -43,7 +43,7 @@ _SETTINGS = (
         "The file is missing, is not JSON or YAML in UTF-8, or holds something other than an "
         "object.",
         "The message gives the line and the column. JSON has no comments and no comma after the "
-        "last item. A setting is given once.",
+        "last item. Give each setting once.",
     ),
     Kind(
         "Layout and number of processes",
@@ -62,7 +62,8 @@ _SETTINGS = (
         ("is in use by ", "was taken over by", "the lock .* cannot be taken",
          "was removed or replaced while the run", "another process is writing"),
         "output_dir 'checkpoints' is in use by process 4242 on host a",
-        "Another run writes into the folder, or has taken it over. One run at a time may.",
+        "Another run writes into the folder, or has taken it over. Only one run at a time may "
+        "write there.",
         "Wait for the other run, end it, or set `output_dir` to another folder. If the named "
         "process no longer runs, remove the file `.lock` that the message names "
         "([training.md](../training.md#one-run-for-each-output_dir)).",
@@ -92,9 +93,9 @@ _TRAINING = (
     ),
     Kind(
         "Checkpoint damaged",
-        ("which is damaged", "no checkpoint in output_dir .* is whole",
-         "is damaged and cannot be renamed", "has another size or checksum", "cannot be merged",
-         "Resume from an older one"),
+        ("which is damaged", "the checkpoint .* is damaged",
+         "no checkpoint in output_dir .* is whole", "is damaged and cannot be renamed",
+         "has another size or checksum", "cannot be merged", "Resume from an older one"),
         "resume_from_checkpoint is run/checkpoint-500, which is damaged: model.safetensors has "
         "...",
         "Files of the checkpoint differ from its manifest: a disk, a copy or a person changed "
@@ -118,8 +119,8 @@ _TRAINING = (
     Kind(
         "No run or checkpoint",
         ("is not a checkpoint", "is no checkpoint", "neither a checkpoint nor", "holds no run",
-         "is no folder; give the output_dir", r"has no manifest\.json", "have no step of",
-         "is a whole checkpoint, not"),
+         "is no folder; give the output_dir", "is a file; give the folder",
+         r"has no manifest\.json", "have no step of", "is a whole checkpoint, not"),
         "checkpoint holds no run: none of metrics.jsonl, run_info.json, ledger.jsonl",
         "The folder is not the `output_dir` of a run, or not one of its `checkpoint-N` folders.",
         "Give the `output_dir` for a run and `output_dir/checkpoint-N` for a checkpoint; the "
@@ -323,7 +324,7 @@ _MACHINE = (
         ("not installed", "needs the package", "cannot run .*; see", "cannot be run: "),
         "report_to is 'wandb', but its package is not installed",
         "An optional package is missing from the environment.",
-        "Type the `pip install` line of the message in the environment that runs pypkg.",
+        "Run the `pip install` line of the message in the environment that runs pypkg.",
     ),
     Kind(
         "Limit of the system",

@@ -115,8 +115,10 @@ class Reader:
             documents += [
                 np.asarray(ids + end, dtype=np.int32) for ids in self.tokenizer.encode_batch(batch)
             ]
+        if not text_bytes:
+            raise UserError(f"--data {name} has no text; give files with text")
         whole: Sequence[np.ndarray] = documents
-        if not self.by_document and documents:
+        if not self.by_document:
             whole = [np.concatenate(documents)]
         return Corpus(name, tuple(whole), len(documents), text_bytes)
 

@@ -57,8 +57,8 @@ class PypkgLM(TemplateLM):
         if "paddle" not in sys.modules:  # else its threads are set already
             configure_cpu(int(num_threads))
             import_paddle()
+        from pypkg.generation.text import encode_prompt
         from pypkg.inference.loading import Source, load
-        from pypkg.inference.text import encode_prompt
         from pypkg.inference.windows import Windowing
 
         source = Source(checkpoint, tokenizer, dtype, device)
@@ -142,7 +142,7 @@ class PypkgLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """What the model writes after each context, up to one of its ``until`` texts."""
-        from pypkg.inference.text import complete
+        from pypkg.generation.text import complete
         from pypkg.models.sampling import Sampling
 
         written: list[str] = []

@@ -11,13 +11,15 @@ from pypkg.data.tokenizers.load import find_tokenizer, load_tokenizer
 from pypkg.device.capabilities import probe
 from pypkg.errors import UserError
 from pypkg.files.json_files import read_json
-from pypkg.inference.text import end_tokens
+from pypkg.generation.text import end_tokens
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.building import Model
 from pypkg.models.pretrained import from_pretrained
 from pypkg.models.weights.hub import find_weights
 from pypkg.ops.dispatch import half_on_cpu
+from pypkg.parallel import mesh
 from pypkg.training.checkpoint.folders import checkpoints
+from pypkg.training.checkpoint.verify import require_whole_weights
 from pypkg.training.start.attention import attention_for
 
 logger = logging.getLogger("pypkg")
@@ -93,7 +95,7 @@ def load(source: Source) -> Model:
     """The model in evaluation mode, or the part of it that this rank of the mesh holds.
 
     Raises:
-        UserError: it cannot be loaded, or the device cannot do as asked.
+        UserError: it is damaged or cannot be loaded, or the device cannot do as asked.
     """
     capabilities = probe(source.device)
     dtype = source.dtype
@@ -101,6 +103,8 @@ def load(source: Source) -> Model:
         dtype = "float32" if capabilities.bfloat16_obstacle() else "bfloat16"
     if capabilities.device == "cpu" and dtype != "float32":
         half_on_cpu.install()
+    if mesh.current().rank == 0:
+        require_whole_weights(source.folder())
     model = from_pretrained(source.folder(), dtype)
     model.use_attention(attention_for(model.config, dtype, capabilities, "auto"))
     logger.info(

@@ -21,6 +21,7 @@ from pypkg.models.layers.masks import Masks, derived_positions, derived_prefix_l
 from pypkg.models.layers.norm import make_block_norm, make_norm
 from pypkg.models.layers.positions import RotaryTable, logn_query_scale
 from pypkg.models.layers.recompute import Recompute
+from pypkg.parallel.context.tokens import context_degree, is_ring, own_tokens, whole_length
 from pypkg.parallel.tp_layers import (
     gather_tokens,
     gathered_vocab_logits,
@@ -135,7 +136,9 @@ class DecoderChunk(nn.Layer):
         Args:
             x: output of the previous chunk; None for the first chunk.
             input_ids, position_ids, prefix_lengths, document_starts: as for
-                ``Decoder.hidden_states``; the same for all chunks of a micro batch.
+                ``Decoder.hidden_states``; the same for all chunks of a micro batch. Where a context
+                group divides the tokens, ``input_ids`` are those of this rank, and the others whole
+                (parallel/context/tokens.py).
 
         Returns:
             The last chunk returns the normalised final hidden states, as
@@ -146,6 +149,7 @@ class DecoderChunk(nn.Layer):
             UserError: the model does not use one of the inputs, see ``Decoder.hidden_states``.
         """
         if self.config.prefix_lm:
+            self._check_given(position_ids, prefix_lengths)
             if document_starts is not None:
                 raise UserError(
                     "document_starts are given to a model that sees a prefix in both directions; "
@@ -165,6 +169,20 @@ class DecoderChunk(nn.Layer):
         for layer in self.layers:
             x, residual = layer(x, residual, inputs)
         return self.finish(x, residual, input_ids.shape)
+
+    def _check_given(
+        self, position_ids: paddle.Tensor | None, prefix_lengths: paddle.Tensor | None
+    ) -> None:
+        """
+        Raises:
+            UserError: positions or prefixes have to be derived from tokens that other ranks have.
+        """
+        if context_degree() > 1 and (position_ids is None or prefix_lengths is None):
+            raise UserError(
+                "position_ids and prefix_lengths of a model that sees a prefix in both directions "
+                "are derived from all tokens, but the context axis divides them over "
+                f"{context_degree()} ranks; give both"
+            )
 
     def finish(
         self, x: paddle.Tensor, residual: paddle.Tensor | None, shape: list[int]
@@ -189,7 +207,7 @@ class DecoderChunk(nn.Layer):
         if self.project_in is not None:
             x = self.project_in(x)
         if self.embed_positions is not None:
-            x = x + self.embed_positions(input_ids.shape[1], position_ids)
+            x = x + self.embed_positions(whole_length(input_ids.shape[1]), position_ids)
             x = dropout(x, self._embedding_dropout, self.training, is_split=False)
         return x if self.embed_norm is None else self.embed_norm(x)[0]
 
@@ -202,15 +220,22 @@ class DecoderChunk(nn.Layer):
     ) -> AttentionInputs:
         """Masks and rotation for the attention of all layers, for input ids of ``shape``."""
         config, rotation = self.config, None
-        batch, seq_length = shape
+        batch, seq_length = shape[0], whole_length(shape[1])
         if config.position_embedding == "rope":
-            rotation = self.rotary_table(seq_length, position_ids, self.training)
+            positions = position_ids
+            if is_ring():  # which rotates queries and keys where they are
+                if positions is None:
+                    positions = paddle.arange(seq_length, dtype="int64").expand([batch, -1])
+                positions = own_tokens(positions)
+            rotation = self.rotary_table(seq_length, positions, self.training)
         elif position_ids is not None and config.position_embedding != "learned":
             raise UserError(
                 f"position_ids have no effect on a model whose position_embedding is "
                 f"{config.position_embedding}; leave them out"
             )
         query_scale = logn_query_scale(config, seq_length, self.training)
+        if query_scale is not None and is_ring():
+            query_scale = own_tokens(query_scale)
         masks = self.masks(prefix_lengths, document_starts)
         return AttentionInputs(batch, seq_length, masks, rotation, query_scale)
 

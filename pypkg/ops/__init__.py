@@ -6,6 +6,11 @@ defines its result; a kernel changes together with it. Nothing here knows models
 """
 
 from pypkg.ops.adamw import adamw_
+from pypkg.ops.attention.attention_blocks import (
+    flash_attention_block_gradients,
+    flash_attention_with_lse,
+    merge_attention,
+)
 from pypkg.ops.attention.attention_mask import AttentionMask
 from pypkg.ops.attention.flash_attention import flash_attention, flash_attention_reference
 from pypkg.ops.attention.packed_attention import packed_attention, split_heads
@@ -37,7 +42,9 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_reference",
     "flash_attention",
+    "flash_attention_block_gradients",
     "flash_attention_reference",
+    "flash_attention_with_lse",
     "gated_activation_reference",
     "gated_mlp_block",
     "geglu",
@@ -45,6 +52,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_cross_entropy_reference",
     "matmul",
+    "merge_attention",
     "normed_attention_block",
     "normed_gated_mlp_block",
     "packed_attention",

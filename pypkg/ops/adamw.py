@@ -148,6 +148,7 @@ def _check_for_kernel(step: _Step) -> None:
     """What the kernel relies on."""
     global _last
     checked, first = _Checked(step), step.params[0]
+    _check_alike("params", step.params, first.dtype, checked.shapes, first.place)
     states = (
         ("moment1", step.moments1), ("moment2", step.moments2), ("master", step.masters or ())
     )  # fmt: skip
@@ -197,7 +198,6 @@ def _adamw_compiled(step: _Step) -> None:
 
     assert _last is not None  # made by the checks
     first, scale, grad_dtype = step.params[0], step.grad_scale, step.grads[0].dtype
-    _check_alike("params", step.params, first.dtype, _last.shapes, first.place)
     _check_alike("gradient", step.grads, grad_dtype, _last.shapes, first.place)
     grads = [each if each.is_contiguous() else each.contiguous() for each in step.grads]
     if scale is not None:

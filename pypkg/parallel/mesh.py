@@ -1,7 +1,8 @@
 """The process groups of a hybrid-parallel run.
 
-The ranks form a grid with the axes data, pipeline, sharding and tensor. Only this module translates
-the names of the settings (tensor_parallel_degree) to those of fleet (mp), and only it starts fleet.
+The ranks form a grid with the axes data, pipeline, sharding, context and tensor. Only this module
+translates the names of the settings (tensor_parallel_degree) to those of fleet (mp), and only it
+starts fleet.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ TOPOLOGY_ORDERS = {
 }
 
 
-_AXES = {"dp": "data", "pp": "pipeline", "sharding": "sharding", "mp": "tensor"}
+_AXES = {
+    "dp": "data",
+    "pp": "pipeline",
+    "sharding": "sharding",
+    "sep": "context",
+    "mp": "tensor",
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,9 @@ class Degrees:
         pipeline: pipeline stages; each holds consecutive layers.
         sharding: ranks that train on their own samples and share one optimizer state (ZeRO).
         tensor: ranks that hold one TP shard of every layer each.
+        context: ranks that train on the same samples, each on its own tokens of them.
+        ring: whether keys and values go round the context group (ring attention); else its ranks
+            exchange heads for tokens around attention (Ulysses).
         sequence_parallel: whether the tensor group splits the tokens between the layers.
         overlap_input_gradients: whether a column-parallel layer computes its weight gradient while
             the tensor group sums its input gradient.
@@ -48,6 +58,8 @@ class Degrees:
     pipeline: int = 1
     sharding: int = 1
     tensor: int = 1
+    context: int = 1
+    ring: bool = False
     sequence_parallel: bool = False
     overlap_input_gradients: bool = False
     skip_identity: bool = False
@@ -56,7 +68,7 @@ class Degrees:
 
     @property
     def world_size(self) -> int:
-        return prod((self.data, self.pipeline, self.sharding, self.tensor))
+        return prod((self.data, self.pipeline, self.sharding, self.context, self.tensor))
 
 
 class Coordinates(NamedTuple):
@@ -65,6 +77,7 @@ class Coordinates(NamedTuple):
     data: int
     pipeline: int
     sharding: int
+    context: int
     tensor: int
 
 
@@ -75,8 +88,10 @@ class Mesh:
     Attributes:
         degrees: the number of ranks on each axis.
         rank: of this process, from 0 to ``world_size`` - 1.
-        data, pipeline, sharding, tensor: paddle.distributed groups of the ranks that differ from
-            this one on that axis only; None where the degree is 1.
+        data, pipeline, sharding, context, tensor: paddle.distributed groups of the ranks that
+            differ from this one on that axis only; None where the degree is 1.
+        replicas: the group of the ranks that differ from this one on the data and the context axis
+            only, which hold the same parameters; None where there is one.
     """
 
     degrees: Degrees = Degrees()
@@ -84,7 +99,9 @@ class Mesh:
     data: Group | None = None
     pipeline: Group | None = None
     sharding: Group | None = None
+    context: Group | None = None
     tensor: Group | None = None
+    replicas: Group | None = None
 
     @property
     def world_size(self) -> int:
@@ -117,6 +134,11 @@ class Mesh:
         return self.degrees.tensor
 
     @property
+    def context_degree(self) -> int:
+        """Number of ranks that divide the tokens of a sample."""
+        return self.degrees.context
+
+    @property
     def data_rank(self) -> int:
         """Index of this rank's replica."""
         return _rank_in(self.data)
@@ -137,6 +159,16 @@ class Mesh:
         return _rank_in(self.tensor)
 
     @property
+    def context_rank(self) -> int:
+        """Index of this rank among those that divide the tokens of a sample."""
+        return _rank_in(self.context)
+
+    @property
+    def replica_rank(self) -> int:
+        """Index of this rank among ``replicas``."""
+        return _rank_in(self.replicas)
+
+    @property
     def sample_shards(self) -> int:
         """Number of ranks, or groups of ranks, with samples of their own: data x sharding."""
         return self.data_degree * self.sharding_degree
@@ -146,12 +178,29 @@ class Mesh:
         """Index of this rank's samples among the ``sample_shards``; data is the outer axis."""
         return self.data_rank * self.sharding_degree + self.sharding_rank
 
+    @property
+    def token_shards(self) -> int:
+        """Number of ranks, or groups of ranks, with tokens of their own: those of the samples are
+        divided over the context axis.
+        """
+        return self.sample_shards * self.context_degree
+
+    @property
+    def token_shard(self) -> int:
+        """Index of this rank's tokens among the ``token_shards``; context is the inner axis."""
+        return self.sample_shard * self.context_degree + self.context_rank
+
+    @property
+    def token_groups(self) -> tuple[Group, ...]:
+        """The groups over which a sum has to go to be one over all ``token_shards``."""
+        groups = (self.replicas, self.sharding)
+        return tuple(group for group in groups if group is not None)
+
     def coordinates(self, rank: int) -> Coordinates:
         """The coordinates of the rank ``rank`` of the run in the grid."""
         found = {}
         for axis in reversed(TOPOLOGY_ORDERS[self.degrees.topology_order]):
-            length = getattr(self.degrees, _AXES[axis]) if axis in _AXES else 1
-            rank, found[axis] = divmod(rank, length)
+            rank, found[axis] = divmod(rank, getattr(self.degrees, _AXES[axis]))
         return Coordinates(**{name: found[axis] for axis, name in _AXES.items()})
 
 
@@ -214,7 +263,7 @@ def _start_fleet(degrees: Degrees) -> Mesh:
         "dp_degree": degrees.data,
         "pp_degree": degrees.pipeline,
         "sharding_degree": degrees.sharding,
-        "sep_degree": 1,
+        "sep_degree": degrees.context,
         "mp_degree": degrees.tensor,
         "order": list(TOPOLOGY_ORDERS[degrees.topology_order]),
     }
@@ -226,11 +275,18 @@ def _start_fleet(degrees: Degrees) -> Mesh:
     if on_cpu:  # A rank that serves a store must not end while others still connect through it.
         paddle.distributed.barrier()
     groups = fleet.get_hybrid_communicate_group()
+    data = groups.get_data_parallel_group() if degrees.data > 1 else None
+    context = groups.get_sep_parallel_group() if degrees.context > 1 else None
+    replicas = data if context is None else context
+    if data is not None and context is not None:
+        replicas = groups.get_dp_sep_parallel_group()
     return Mesh(
         degrees,
         groups.get_global_rank(),
-        data=groups.get_data_parallel_group() if degrees.data > 1 else None,
+        data=data,
         pipeline=groups.get_pipe_parallel_group() if degrees.pipeline > 1 else None,
         sharding=groups.get_sharding_parallel_group() if degrees.sharding > 1 else None,
+        context=context,
         tensor=groups.get_model_parallel_group() if degrees.tensor > 1 else None,
+        replicas=replicas,
     )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from pypkg.models.architecture.layer_split import ModelChunk
 from pypkg.parallel.mesh import Degrees
+from pypkg.planner.micro_batch import Batch, attention_workspace
 from pypkg.planner.operators import INPUTS, Operators
+from pypkg.planner.parallel.context_parallel import ContextParallel
+from pypkg.planner.parallel.tensor_parallel import Shard, TensorParallel
 from pypkg.planner.tape import Parameter, Tensor
-from pypkg.planner.tensor_parallel import Shard, TensorParallel
 
 EMBEDDING, HEAD = "embedding", "head"  # parts of a chunk beside the numbers of its layers
 FULL, ATTENTION_BLOCK, ATTENTION = "full", "full_attn", "core_attn"  # models/layers/recompute.py
@@ -19,44 +21,6 @@ FULL, ATTENTION_BLOCK, ATTENTION = "full", "full_attn", "core_attn"  # models/la
 # Runs a layer that has parameters of its own, of a name, and returns its outputs.
 Call = Callable[[str, Callable[[], Sequence[Tensor]]], Sequence[Tensor]]
 State = tuple[Tensor, Tensor | None]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A micro batch.
-
-    Attributes:
-        rows, sequence: its shape in tokens.
-        has_dropout: whether hidden states are dropped out.
-        positions: what rotations keep of its positions.
-    """
-
-    rows: int
-    sequence: int
-    has_dropout: bool = False
-    positions: Tensor | None = None
-
-    @property
-    def tokens(self) -> int:
-        return self.rows * self.sequence
-
-
-def attention_workspace(shard: Shard, batch: Batch, ops: Operators) -> int:
-    """Floats that the backward pass of attention takes (csrc/kernels/attention)."""
-    if ops.is_gpu:  # a number for each row, and the gradient of queries in float32
-        sums, head_dim, is_wide = 0, shard.config.head_dim, ops.dtype_bytes > 2
-        if 32 < head_dim <= 128 and not is_wide:
-            padded = 64 if head_dim <= 64 else -(-head_dim // 32) * 32
-            tiles = batch.rows * shard.heads * -(-batch.sequence // 64)
-            sums = tiles * (64 * padded + 1) + 1
-        return batch.tokens * shard.heads + sums
-    queries, keys, lanes = 96, 96, 16
-    blocks = -(-batch.sequence // queries)
-    chunks = max(
-        1, min(-(-16 // (batch.rows * shard.key_value_heads)), 4, -(-batch.sequence // keys))
-    )
-    padded = -(-shard.config.head_dim // lanes) * lanes
-    return chunks * batch.rows * shard.heads * blocks * queries * padded
 
 
 def run_directly(name: str, function: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
@@ -92,7 +56,7 @@ class Decoder:
     ) -> None:
         self.ops, self.shard, self.config, self.chunk = ops, shard, shard.config, chunk
         self._number = number
-        self.tp = TensorParallel(ops, degrees)
+        self.tp, self.context = TensorParallel(ops, degrees), ContextParallel(ops, degrees)
         self.parameters, self.call, self.begin_recompute = parameters, call, begin_recompute
         overlaps = degrees.tensor > 1 and degrees.overlap_input_gradients
         self.joins_layers = not has_hooks and not overlaps  # joined_layers of tp_layers.py
@@ -119,13 +83,11 @@ class Decoder:
 
     def run(self, x: Tensor | None, batch: Batch) -> Tensor:
         """The counterpart of ``DecoderChunk.run``."""
-        tape = self.ops.tape
         if self.chunk.is_first:
             self.enter(EMBEDDING)
             x = self.tp.split(self._embed(batch))
         assert x is not None
-        if self.config.position_encoding_2d:  # contiguous copies of both positions (RotaryTable)
-            batch = replace(batch, positions=tape.empty(16 * batch.tokens, INPUTS))
+        batch = replace(batch, positions=self._positions(batch))
         residual: Tensor | None = None
         for place, layer in enumerate(self.layers):
             self.enter(place)
@@ -192,9 +154,20 @@ class Decoder:
                 "embed_positions",
                 lambda: [ops.rows_of(positions, batch.sequence * config.hidden_size)],
             )[0]
+            if self.context.degree > 1:
+                rows = ops.contiguous_part(rows, tokens // batch.rows * config.hidden_size)
             x = ops.add_rows(x, rows)
             x = ops.dropout(x) if batch.has_dropout else x
         return x if not config.embedding_norm else self.norm("embed_norm", x, None, tokens)[0]
+
+    def _positions(self, batch: Batch) -> Tensor | None:
+        """What rotations keep: of a ring its own positions, in 2D contiguous copies of both."""
+        config, tokens = self.config, batch.tokens if self.context.is_ring else 0
+        if config.position_encoding_2d:
+            return self.ops.tape.empty(16 * (tokens or batch.rows * batch.sequence), INPUTS)
+        if config.position_embedding == "rope" and tokens:
+            return self.ops.tape.empty(8 * tokens, INPUTS)
+        return None
 
     def _finish(self, x: Tensor, residual: Tensor | None, batch: Batch) -> Tensor:
         config, tokens = self.config, self.tp.tokens(batch.tokens)
@@ -225,13 +198,15 @@ class _Layer:
 
     @property
     def _is_packed(self) -> bool:
-        return not self._config.qk_norm and not self._config.position_encoding_2d
+        is_plain = not self._config.qk_norm and not self._config.position_encoding_2d
+        return is_plain and not self._model.context.is_ring
 
     @property
     def _attends_in_one(self) -> bool:
         config = self._config
         has_bias = config.qkv_bias or config.attention_output_bias
-        is_one = self._model.joins_layers and self._is_packed and not has_bias
+        is_alone = self._model.context.degree == 1
+        is_one = self._model.joins_layers and self._is_packed and is_alone and not has_bias
         return is_one and self._recompute != ATTENTION
 
     @property
@@ -308,7 +283,12 @@ class _Layer:
             out = self._attend_in_one(model.tp.enter(x), batch, batch.tokens * width)
             return [model.tp.leave(out)]
         qkv = model.linear(f"{name}.qkv_proj", x, batch.tokens * width, "column_linear")
-        out = self._attend_packed(qkv, batch) if self._is_packed else self._attend_split(qkv, batch)
+        attend = self._attend_packed if self._is_packed else self._attend_split
+        if model.context.exchanges_heads:
+            of_heads = model.context.tokens_for_heads(qkv, self._given(batch), self._sizes(batch))
+            out = model.context.heads_for_tokens(attend(of_heads, batch))
+        else:
+            out = attend(qkv, batch)
         outputs = batch.tokens * config.hidden_size
         return [model.linear(f"{name}.o_proj", out, outputs, "row_linear")]
 
@@ -319,8 +299,26 @@ class _Layer:
             self._weights("self_attn.qkv_proj", "self_attn.o_proj"),
             (width, tokens * shard.query_size, tokens * self._config.hidden_size),
             rows=tokens * shard.heads,
-            workspace=attention_workspace(shard, batch, ops),
+            workspace=self._workspace(batch),
         )
+
+    def _given(self, batch: Batch) -> list[int]:
+        """Elements of query, key and value of this rank's tokens."""
+        shard, tokens = self._shard, batch.tokens
+        return [tokens * shard.query_size, *[tokens * shard.key_value_size] * 2]
+
+    def _sizes(self, batch: Batch) -> list[int]:
+        """Elements of query, key and value in attention; Ulysses may repeat keys and values."""
+        query, key, _ = self._given(batch)
+        if self._model.context.exchanges_heads:
+            heads = self._shard.key_value_heads
+            key = key // heads * max(heads, self._model.context.degree)
+        return [query, key, key]
+
+    def _workspace(self, batch: Batch) -> int:
+        shard, model = self._shard, self._model
+        heads = model.context.attended_heads(shard.heads, shard.key_value_heads)
+        return attention_workspace(*heads, shard.config.head_dim, batch, model.ops)
 
     def _weights(self, *names: str) -> list[Parameter]:
         return [self._model.parameters[f"{self._name}.{name}.weight"] for name in names]
@@ -332,7 +330,7 @@ class _Layer:
             ops.packed_attention,
             out_elements=batch.tokens * shard.query_size,
             rows=batch.tokens * shard.heads,
-            workspace=attention_workspace(shard, batch, ops),
+            workspace=self._workspace(batch),
             is_copied=self._config.position_embedding == "rope" and is_repeated,
         )
         return self._recomputed(ATTENTION, lambda qkv: [attend(qkv)], qkv)[0]
@@ -340,19 +338,17 @@ class _Layer:
     def _attend_split(self, qkv: Tensor, batch: Batch) -> Tensor:
         model, config, shard, tokens = self._model, self._config, self._shard, batch.tokens
         ops, name, heads = model.ops, f"{self._name}.self_attn", shard.heads
-        sizes = [tokens * shard.query_size, *[tokens * shard.key_value_size] * 2]
-        query, key, value = (ops.contiguous(part) for part in ops.split(qkv, sizes))
+        query, key, value = (ops.contiguous(part) for part in ops.split(qkv, self._sizes(batch)))
         if config.qk_norm:
             query = self._head_norm(f"{name}.q_norm", query, tokens * heads)
             key = self._head_norm(f"{name}.k_norm", key, tokens * shard.key_value_heads)
         if config.position_embedding == "rope":
             for _ in range(1 + config.position_encoding_2d):
                 query, key = ops.rotary(query, key, batch.positions)
-        attend = partial(
-            ops.attention,
-            rows=tokens * heads,
-            workspace=attention_workspace(shard, batch, ops),
-        )
+        rows = tokens * heads
+        attend = partial(ops.attention, rows=rows, workspace=self._workspace(batch))
+        if model.context.is_ring:
+            attend = partial(model.context.ring_attention, rows=rows)
         (out,) = self._recomputed(ATTENTION, lambda q, k, v: [attend(q, k, v)], query, key, value)
         return ops.view(out)
 

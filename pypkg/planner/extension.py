@@ -82,23 +82,21 @@ def _deeper(few: Peaks, more: Peaks, fewer: Sequence[int], steps: int) -> Peaks:
             last = fewer[chunk] + steps - 2
             per_place = _linear(more[phase, part], more[phase, (chunk, 2)], last - 1)
             found[phase, part] = first
-            found[phase, (chunk, last)] = _sum(first, per_place, more[phase, part])
+            found[phase, (chunk, last)] = _weighted(
+                (1, first), (1, per_place), (-1, more[phase, part])
+            )
     return found
 
 
 def _linear(at: Peak, after_one: Peak, steps: int) -> Peak:
     """at + steps * (after_one - at), for each term."""
-    terms = {
-        name: at.terms.get(name, 0) + steps * (after_one.terms.get(name, 0) - at.terms.get(name, 0))
-        for name in {**at.terms, **after_one.terms}
-    }
-    return Peak(sum(terms.values()), terms)
+    return _weighted((1 - steps, at), (steps, after_one))
 
 
-def _sum(x: Peak, y: Peak, subtracted: Peak) -> Peak:
-    """x + y - subtracted, for each term."""
+def _weighted(*summands: tuple[int, Peak]) -> Peak:
+    """The sum of peaks times their factors, for each term."""
+    names = dict.fromkeys(name for _, peak in summands for name in peak.terms)
     terms = {
-        name: x.terms.get(name, 0) + y.terms.get(name, 0) - subtracted.terms.get(name, 0)
-        for name in {**x.terms, **y.terms}
+        name: sum(factor * peak.terms.get(name, 0) for factor, peak in summands) for name in names
     }
     return Peak(sum(terms.values()), terms)

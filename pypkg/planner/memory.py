@@ -10,9 +10,9 @@ from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.layer_split import ModelChunk, cut
 from pypkg.parallel.mesh import Degrees
-from pypkg.planner.decoder import Batch
 from pypkg.planner.extension import extended_passes
 from pypkg.planner.interleaving import Interleaving
+from pypkg.planner.micro_batch import Batch
 from pypkg.planner.step import StepPlan, run_update, sharding_rank
 from pypkg.planner.zero import UpdateLayout
 
@@ -118,7 +118,7 @@ def plan_memory(
     for stage in range(degrees.pipeline) if stages is None else stages:
         for tensor_rank in _different_shards(config, degrees.tensor):
             step = step_plan(settings, config, degrees, device, stage, tensor_rank)
-            inputs = settings.gradient_accumulation_steps * _input_bytes(settings, config)
+            inputs = settings.gradient_accumulation_steps * _input_bytes(settings, config, degrees)
             ranks.append(_rank_memory(stage, step, inputs))
     return MemoryPlan(degrees, tuple(ranks))
 
@@ -147,15 +147,16 @@ def step_plan(
         batch=Batch(
             settings.per_device_train_batch_size,
             settings.max_seq_length,
+            degrees.context,
             has_dropout=settings.hidden_dropout_prob > 0,
         ),
         startup=startup,
         steady=steady,
-        sent_bytes=_input_bytes(settings, config) - _label_bytes(settings),
+        sent_bytes=_input_bytes(settings, config, degrees) - _label_bytes(settings, degrees),
         stage=_zero_stage(settings, degrees),
         update=UpdateLayout(
             sharding=degrees.sharding,
-            data=degrees.data,
+            data=degrees.data * degrees.context,
             has_main_grad=settings.amp_master_grad and dtype_bytes == 2,
             reduces_once=settings.reduces_once,
             offloads=settings.offloads_optimizer,
@@ -223,15 +224,16 @@ def _is_wide(settings: Settings, device: str) -> bool:
     return not (settings.fp16 or (settings.bf16 if settings.bf16 is not None else device == "gpu"))
 
 
-def _label_bytes(settings: Settings) -> int:
-    return settings.per_device_train_batch_size * settings.max_seq_length * 8
+def _label_bytes(settings: Settings, degrees: Degrees) -> int:
+    tokens = settings.per_device_train_batch_size * settings.max_seq_length
+    return tokens // degrees.context * 8
 
 
-def _input_bytes(settings: Settings, config: ModelConfig) -> int:
-    """A micro batch on the device (data/loading/loader.py)."""
+def _input_bytes(settings: Settings, config: ModelConfig, degrees: Degrees) -> int:
+    """A micro batch on the device (data/loading/loader.py); all positions (context/tokens.py)."""
     rows, length = settings.per_device_train_batch_size, settings.max_seq_length
     tokens, int64, int32 = rows * length, 8, 4
-    total = 2 * tokens * int64  # input_ids and labels
+    total = 2 * tokens // degrees.context * int64  # input_ids and labels
     if config.prefix_lm:  # positions, and the lengths of prefixes
         return total + (1 + config.position_encoding_2d) * tokens * int64 + rows * int32
     if settings.reset_attention_mask:

@@ -296,6 +296,12 @@ class Operators:
         self.tape.record([table], [out], lambda incoming: [self.like(table)])
         return self.view(out)  # with an axis for the batch
 
+    def contiguous_part(self, rows: Tensor, elements: int) -> Tensor:
+        """Some of the rows, a copy; the gradient is of all."""
+        out, size = self.new(elements), rows.num_bytes
+        self.tape.record([rows], [out], lambda incoming: [self.tape.empty(size, GRADIENTS)])
+        return out
+
     def add_rows(self, x: Tensor, rows: Tensor) -> Tensor:
         """x + rows, for each row of the batch."""
         out = self.like(x, ACTIVATIONS)

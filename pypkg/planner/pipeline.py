@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pypkg.planner.decoder import EMBEDDING, HEAD, Batch, Decoder
+from pypkg.planner.decoder import EMBEDDING, HEAD, Decoder
+from pypkg.planner.micro_batch import Batch
 from pypkg.planner.operators import ACTIVATIONS, GRADIENTS, INPUTS
 from pypkg.planner.tape import Tape, Tensor, gradient_of, leaf_of
 

@@ -9,14 +9,15 @@ from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.layer_split import ModelChunk
 from pypkg.models.architecture.parameter_shapes import ParameterShape
 from pypkg.parallel.mesh import Degrees
-from pypkg.planner.decoder import EMBEDDING, HEAD, Batch, Decoder
+from pypkg.planner.decoder import EMBEDDING, HEAD, Decoder
 from pypkg.planner.interleaving import Interleaved, Interleaving
+from pypkg.planner.micro_batch import Batch
 from pypkg.planner.operators import Operators
+from pypkg.planner.parallel.tensor_parallel import Shard
 from pypkg.planner.parameters import parameters
 from pypkg.planner.pipeline import BACKWARD, FORWARD, Passes, run_1f1b
 from pypkg.planner.sliced_layers import Stage3
 from pypkg.planner.tape import Parameter, Part, Peak, Tape
-from pypkg.planner.tensor_parallel import Shard
 from pypkg.planner.zero import Stage0, Stage1, Stage2, UpdateLayout, fullest, owners
 
 UPDATE, TABLES = "update", "tables"

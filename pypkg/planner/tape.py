@@ -184,16 +184,6 @@ class Tape:
         self.enter(self.part)
         return dict(self._parts)
 
-    @property
-    def peak(self) -> Peak:
-        """The highest of ``peaks``."""
-        return max(self.peaks().values(), key=lambda peak: peak.total)
-
-    def reset_peak(self) -> None:
-        """Forgets all peaks but what is allocated now."""
-        self._parts.clear()
-        self._highest, self._is_highest = self.allocated, True
-
     def memory(self, num_bytes: int, term: str) -> Memory:
         """New memory, which is freed with its last reference."""
         return Memory(self, num_bytes, term)

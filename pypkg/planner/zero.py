@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pypkg.models.architecture.parameter_shapes import ParameterShape
-from pypkg.parallel.update_rules import moment_bytes, scalars
+from pypkg.parallel.update_rules import is_muons, moment_bytes, scalars
 from pypkg.planner.operators import COMMUNICATION, GRADIENTS, WORKSPACE, Operators
 from pypkg.planner.tape import Parameter, Tensor
 
@@ -19,6 +19,17 @@ WEIGHTS, MASTER_WEIGHTS, MOMENTS, BUCKETS = "weights", "master weights", "moment
 BUCKET_BYTES = 128 * 2**20  # data_parallel.py and gradient_reducer.py have the same
 ALIGNMENT = 256  # bytes; of fleet's flat storages and of gradient_reducer.py
 IN_FLIGHT = 2  # gradient_reducer.py
+# What the operators of a rule hold while they run, in bytes of an element: of all that it updates
+# at once, and of the largest parameter, in float32, in 16 bits with master weights and without.
+# Counted where a CPU process updates one to four matrices (tests/planner/test_update_memory.py).
+_WORKSPACES = {
+    "adamw": (0, (0, 0, 20)),
+    "adamw_16bit_moment": (0, (20, 24, 28)),
+    "adamw_8bit": (0, (24, 28, 32)),
+    "lion": (0, (24, 24, 36)),
+    "adafactor": (8, (16, 16, 28)),
+    "muon": (4, (20, 20, 28)),
+}
 _FLOAT = 4
 
 
@@ -28,7 +39,7 @@ class UpdateLayout:
 
     Attributes:
         sharding, rank: degree of the sharding group and the rank in it; of stage 0 1 and 0.
-        data: data-parallel replicas.
+        data: replicas: data-parallel ranks, and those of a context group.
         has_main_grad: whether gradients of 16 bits accumulate in float32.
         reduces_once: whether stage 2 reduces in the last backward pass of a step alone.
         offloads: whether optimizer state is in host memory.
@@ -181,6 +192,20 @@ class Stage0:
         if self._layout.offloads:
             tensors = 2 + (self._ops.dtype_bytes < _FLOAT)
             self._ops.floats(tensors * largest, MOMENTS)
+        self._ops.tape.empty(self._workspace(), WORKSPACE)
+
+    def _workspace(self) -> int:
+        """Bytes of the copies that the operators of the update rule make."""
+        optim, whole = self._layout.optim, {each.name: each.shape for each in self._shapes}
+        of_all, of_largest = _WORKSPACES[optim]
+        sizes = [
+            each.size
+            for each in self.owned()
+            if optim != "muon" or is_muons(each.name, whole[each.name])
+        ]
+        form = 1 if self._layout.has_masters else 2
+        form = form if self._ops.dtype_bytes < _FLOAT else 0
+        return of_all * sum(sizes) + of_largest[form] * max(sizes, default=0)
 
 
 class Stage1(Stage0):

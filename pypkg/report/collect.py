@@ -22,7 +22,7 @@ from pypkg.report.layout import layout_of
 from pypkg.report.settings import setting_rows
 from pypkg.training.checkpoint.folders import SETTINGS_FILE, checkpoints
 from pypkg.training.ledger import LEDGER_FILE, Event, current_events
-from pypkg.training.reporting.reporters import METRICS_FILE, read_metrics
+from pypkg.training.reporting.reporters import METRICS_FILE, SUMMARY_FILE, read_metrics
 from pypkg.training.reporting.run_info import RUN_INFO_FILE, RunInfo, read_run_info
 
 _T = TypeVar("_T")
@@ -134,7 +134,7 @@ def saved_settings(folder: Path, info: RunInfo | None) -> Mapping[str, Any]:
 
 def _summary(folder: Path) -> Mapping[str, Any]:
     """What the run wrote at its end; empty while it goes on, or has started anew."""
-    file, start = folder / "summary.json", folder / RUN_INFO_FILE
+    file, start = folder / SUMMARY_FILE, folder / RUN_INFO_FILE
     if not file.is_file() or (start.is_file() and start.stat().st_mtime > file.stat().st_mtime):
         return {}
     return read_json(file)

@@ -209,12 +209,12 @@ def _events(names: Sequence[str], folders: Sequence[Path], last: int) -> list[Ru
         RunEvent(name, step, event["event"], event_text(event))
         for name, folder in zip(names, folders)
         for event in current_events(folder)
-        if (step := _first_step(event)) is None or step <= last
+        if (step := _concerned_step(event)) is None or step <= last
     ]
     return sorted(found, key=lambda each: -1 if each.step is None else each.step)
 
 
-def _first_step(event: Event) -> int | None:
-    """A rollback concerns the steps from the checkpoint on."""
+def _concerned_step(event: Event) -> int | None:
+    """The first step that an event concerns: of a rollback, the step of its checkpoint."""
     steps = [event[key] for key in ("step", "to_step") if event.get(key) is not None]
     return min(steps, default=None)

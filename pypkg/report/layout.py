@@ -11,7 +11,7 @@ from pypkg.models.architecture.layer_split import cut
 from pypkg.parallel.mesh import Degrees, Mesh
 from pypkg.report.document import Layout, Stage
 
-_AXES = ("data", "pipeline", "sharding", "tensor")
+_AXES = ("data", "pipeline", "sharding", "context", "tensor")
 
 
 def layout_of(

@@ -18,8 +18,8 @@ from pypkg.training.checkpoint.folders import DAMAGED_PREFIX, checkpoints, step_
 from pypkg.training.checkpoint.manifest import MANIFEST_FILE
 from pypkg.training.checkpoint.verify import verify
 from pypkg.training.ledger import Event
+from pypkg.training.reporting.reporters import SAMPLES_FILE
 
-SAMPLES_FILE = "samples.jsonl"
 _GIB = 2**30
 _OF_A_MARK = {"event", "step", "time", "digest"}  # shown by themselves, or of no use to a person
 

@@ -14,7 +14,7 @@ from pypkg.training.checkpoint.folders import checkpoints
 from pypkg.training.feed.samples import Samples
 from pypkg.training.ledger import counts
 from pypkg.training.reporting.outcome import Outcome
-from pypkg.training.reporting.reporters import read_metrics
+from pypkg.training.reporting.reporters import SUMMARY_FILE, read_metrics
 from pypkg.training.reporting.summary import Summary, draw_loss_curve, write_sample
 from pypkg.training.step.engine import Engine
 
@@ -71,5 +71,5 @@ def report_outcome(
         data=samples.usage(outcome.state.consumed_samples),
         events=counts(settings.output_dir),
     )
-    summary.write(metrics_file.with_name("summary.json"))
+    summary.write(metrics_file.with_name(SUMMARY_FILE))
     show(summary.text())

@@ -14,7 +14,7 @@ from pypkg.console.progress import phase
 from pypkg.data.tokenizers.load import Tokenizer, tokenizer_files
 from pypkg.device.capabilities import ExecutionPlan, probe, resolve
 from pypkg.errors import UserError
-from pypkg.inference.prompts import given_prompts
+from pypkg.generation.prompts import given_prompts
 from pypkg.models import ModelConfig
 from pypkg.models.building import Model, parameter_shapes
 from pypkg.ops import set_matmul_precision
@@ -38,9 +38,9 @@ from pypkg.training.ledger import current_events
 from pypkg.training.reporting.described import run_info
 from pypkg.training.reporting.metrics import PeakFlops, Throughput, peak_flops
 from pypkg.training.reporting.planned import PlanReporter, compare_with_capacity, plan_of_run
-from pypkg.training.reporting.reporters import Reporter
+from pypkg.training.reporting.reporters import SAMPLES_FILE, Reporter
 from pypkg.training.reporting.run_info import RunInfo, write_run_info
-from pypkg.training.reporting.text_samples import SAMPLES_FILE, TextSamples
+from pypkg.training.reporting.text_samples import TextSamples
 from pypkg.training.reporting.trackers import TrackedRun, TrackerReporter, make_reporters
 from pypkg.training.start.attention import attention_for
 from pypkg.training.start.choose_checkpoint import best_checkpoint, checkpoint_to_resume
@@ -76,7 +76,7 @@ def run(settings: Settings) -> int:
     plan = _choose_execution(settings)
     tokenizer = tokenizer_of(settings)
     config = model_config(settings, tokenizer)
-    attention = attention_for(config, plan.dtype, plan.capabilities, plan.attention)
+    attention = attention_for(config, plan.dtype, plan.capabilities, plan.attention, settings.ring)
     plan = replace(plan, attention=attention)
     with phase("ranks"):
         _start_ranks(settings, config)

@@ -17,13 +17,13 @@ from pypkg.data import Batch, TimedIterator
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.random_states import seed_step
 from pypkg.parallel.launch import watchdog
-from pypkg.training.checkpoint.folders import checkpoint_name
+from pypkg.training.evaluator import Evaluator
 from pypkg.training.feed.batch_size import BatchSize
 from pypkg.training.feed.data_source import DataSource
 from pypkg.training.healing.healer import Healer
 from pypkg.training.interrupt import InterruptRequest
 from pypkg.training.reporting.metrics import Throughput, peak_memory_bytes
-from pypkg.training.reporting.outcome import Outcome, perplexity
+from pypkg.training.reporting.outcome import Outcome
 from pypkg.training.reporting.progress import Progress
 from pypkg.training.reporting.reporters import Reporter
 from pypkg.training.reporting.source_losses import SourceLosses, named
@@ -78,9 +78,8 @@ class Trainer:
         self.throughput = throughput
         self.text_samples = text_samples
         self.profiler = profiler
+        self.evaluator = Evaluator(settings, engine, state, data)
         self.final_loss: float | None = None
-        self.eval_loss: float | None = None
-        self._eval_source_losses = SourceLosses(data.sources.get("valid", ()))
         self._warned_of_no_labels = False
         self._saved_step: int | None = None
         self._has_started = False
@@ -101,7 +100,6 @@ class Trainer:
             self.data.sources.get("train", ()), state.pending_source_losses
         )
         self._tokens = 0
-        self._evaluated_step: int | None = None
         # Learning rate, gradient norm, number of micro batches.
         self._last_update: tuple[float, Tensor, int] | None = None
 
@@ -116,9 +114,9 @@ class Trainer:
         self._read_from_here()
         then = "the run saves after the step or the batch of an evaluation, and ends"
         with InterruptRequest(then) as interrupt, Progress(settings, state.global_step) as progress:
-            if state.pending_evaluation and self._evaluates:
+            if state.pending_evaluation and self.evaluator.is_wanted:
                 self._evaluate(progress, interrupt)
-                self._note_best()  # the checkpoint was saved without the result
+                self.evaluator.note_best()  # the checkpoint was saved without the result
             self.throughput.restart()
             while state.global_step < settings.max_steps and not watchdog.is_to_stop(
                 interrupt.signal_number
@@ -160,7 +158,7 @@ class Trainer:
                 settings.logging_first_step and state.global_step == 1
             ):
                 self._log(progress)
-            if self._evaluates and self._is_due(settings.evaluation_interval):
+            if self.evaluator.is_wanted and self._is_due(settings.evaluation_interval):
                 self._evaluate(progress, interrupt)
             if self.text_samples and self._is_due(settings.sample_steps):
                 self.text_samples.write(state.global_step)
@@ -187,7 +185,8 @@ class Trainer:
         step = self.state.global_step
         self._begin()
         self._read_from_here()
-        self._saved_step, self.eval_loss = step, None
+        self._saved_step = step
+        self.evaluator.forget()
         for reporter in self.reporters:
             reporter.rewind(step)
         if self.text_samples:
@@ -202,16 +201,12 @@ class Trainer:
             InterruptRequest("the evaluation ends after the batch") as interrupt,
             Progress(self.settings, self.state.global_step) as progress,
         ):
-            if self._evaluates:
+            if self.evaluator.is_wanted:
                 self._evaluate(progress, interrupt)
             stopped_by = watchdog.finish(interrupt.signal_number)
         if stopped_by and self.state.pending_evaluation:
             return self._outcome(128 + stopped_by)
         return self._outcome(0)
-
-    @property
-    def _evaluates(self) -> bool:
-        return self.settings.evaluates and "valid" in self.data.sources
 
     def _step(self, rate: float) -> None:
         """One optimizer step; without a label in the global batch, no update and no loss."""
@@ -304,29 +299,10 @@ class Trainer:
         self._report(metrics)
         progress.log(self.state.global_step, metrics)
 
-    def _until_stopped(
-        self, batches: Iterator[Batch], interrupt: InterruptRequest
-    ) -> Iterator[Batch]:
-        """Yields ``batches`` until a signal stops them, after the same number on all ranks."""
-        for number, batch in enumerate(batches, 1):
-            if number > 1 and watchdog.is_to_stop(interrupt.signal_number):
-                self.state.pending_evaluation = True
-                return
-            watchdog.at(self.state.global_step, f"batch {number} of the evaluation")
-            yield batch
-
     def _evaluate(self, progress: Progress, interrupt: InterruptRequest) -> None:
-        """Evaluates and reports; if a signal stops it, ``state.pending_evaluation`` stays true."""
-        self.state.pending_evaluation = False
-        batches = self._until_stopped(self.data.eval_batches(), interrupt)
-        loss = self.engine.evaluate(map(self._eval_source_losses.watch, batches))
-        if self.state.pending_evaluation:
+        metrics = self.evaluator.evaluate(interrupt)
+        if metrics is None:
             return
-        self.eval_loss = loss
-        self._eval_source_losses.collect()
-        self._evaluated_step = self.state.global_step
-        metrics = {"eval_loss": self.eval_loss, "eval_perplexity": perplexity(self.eval_loss)}
-        metrics |= named("eval_loss", self._eval_source_losses.take())
         self._report(metrics)
         progress.log(self.state.global_step, metrics)
         self._leave_out_time()
@@ -344,7 +320,7 @@ class Trainer:
         self.state.pending_source_losses = self._source_losses.sums()
         self.state.spike_history = self.healer.spikes.history()
         self._count_tokens()
-        self._note_best()
+        self.evaluator.note_best()
         self.engine.wait()
         folder = self.checkpointer.save(self.state)
         self.healer.saved(self.state, folder)
@@ -357,15 +333,6 @@ class Trainer:
             self._save()
         except BadStep as bad:
             logger.warning("%s: nothing is saved; the next run finds it again", bad)
-
-    def _note_best(self) -> None:
-        """Records whether the checkpoint that is about to be written has the lowest eval loss."""
-        state = self.state
-        loss = self.eval_loss if self._evaluated_step == state.global_step else None
-        if not self.settings.load_best_model_at_end or loss is None:
-            return
-        if state.best_loss is None or loss < state.best_loss:
-            state.best_loss, state.best_checkpoint = loss, checkpoint_name(state)
 
     def _good_losses(self) -> list[float]:
         """Losses since the last log line.
@@ -392,7 +359,7 @@ class Trainer:
         return Outcome(
             state=self.state,
             final_loss=self.final_loss,
-            eval_loss=self.eval_loss,
+            eval_loss=self.evaluator.loss,
             tokens_per_second=speed,
             mfu=self.throughput.mfu(speed) if speed else None,
             peak_memory=peak_memory_bytes(),

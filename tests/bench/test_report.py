@@ -235,13 +235,16 @@ def test_a_step_is_one_pass_in_the_table_and_in_the_figure(ops_result) -> None:
     assert not any("forward" in text or "backward" in text for text in said)
 
 
-def test_figures_without_matplotlib(monkeypatch, ops_result) -> None:
+def test_figures_without_matplotlib(monkeypatch, tmp_path, ops_result) -> None:
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    (folder / "ops-cpu.json").write_text(json.dumps(ops_result))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for name in ("pypkg.bench.report.figures", "pypkg.console.svg"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
     with pytest.raises(UserError, match=r"pip install 'pypkg\[plot\]'"):
-        operators.figures(ops_result)
+        write_docs(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"kind": "weather"}'])
@@ -272,3 +275,40 @@ def test_a_narrower_instruction_set_has_a_section_of_its_own(ops_result) -> None
     page = render_page([ops_result, narrow])
     assert "## Operators on CPU\n" in page and "## Operators on CPU x86-64-v3\n" in page
     assert "ops-cpu-x86-64-v3-swiglu.svg" in page
+
+
+def _curve(optimizer: str, last: float) -> dict:
+    return {
+        "optimizer": optimizer,
+        "steps": [10, 20, 30],
+        "losses": [8.0, 7.0, last],
+        "eval_steps": [15, 30],
+        "eval_losses": [7.5, last],
+        "tokens_per_second": 1234.0,
+    }
+
+
+def test_learning_curves(tmp_path) -> None:
+    result = {
+        **_RUN,
+        "kind": "learning-curves",
+        "workload": "a model",
+        "differences": {"adamw": {}, "lion": {"learning_rate": 2e-4}},
+        "notes": [],
+        "rows": [_curve("adamw", 6.0), _curve("lion", 6.25)],
+    }
+    text = render(result)
+    cells = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    ]
+    assert cells[0] == ["optimizer", "step 15", "step 30", "tokens/s", "settings"]
+    assert cells[-1] == ["lion", "7.500", "6.250", "1,234", "`learning_rate` 0.0002"]
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / f"{result_name(result)}.json").write_text(json.dumps(result))
+    page = write_docs(tmp_path).read_text()
+    assert "(benchmarks/learning-curves-cpu.svg)" in page
+    picture = ElementTree.parse(tmp_path / "benchmarks" / "learning-curves-cpu.svg")
+    words = "".join(picture.getroot().itertext())
+    assert "lion" in words and "nats per token" in words

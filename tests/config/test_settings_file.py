@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from test_config import MINIMAL
+from config_testing import MINIMAL
 
 from pypkg.config import load_settings
 from pypkg.errors import UserError

@@ -50,6 +50,7 @@ LAYOUTS = {
     "tp4pp8": (Degrees(tensor=4, pipeline=8), 0),
     # On eight processes nothing is left to shard over, as in the run that it is made after.
     "tp4pp2_stage1": (Degrees(tensor=4, pipeline=2), 1),
+    "tp4cp2_stage1": (Degrees(tensor=4, context=2, ring=True, sequence_parallel=True), 1),
 }
 
 

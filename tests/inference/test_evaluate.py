@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -105,6 +106,8 @@ def test_figures() -> None:
     both = total([first, second])
     assert (both.tokens, both.documents, both.text_bytes) == (45, 3, 135)
     assert both.nats == first.nats + second.nats
+    unknown = total([first, replace(second, text_bytes=None)])
+    assert unknown.text_bytes is None and unknown.as_dict()["bits_per_byte"] is None
 
 
 def write_pair(prefix: Path, documents: list[list[int]]) -> None:

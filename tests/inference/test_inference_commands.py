@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from training_testing import (
     write_model,
 )
 
+import pypkg.convert
 import pypkg.evaluate
 import pypkg.generate
 from pypkg.data.tokenizers.load import load_tokenizer
 from pypkg.data.tokenizers.train_bpe import train_tokenizer
 from pypkg.inference.loading import Source
 from pypkg.models import from_config, save_pretrained
+from pypkg.training.checkpoint.manifest import write_manifest
+from pypkg.training.state import TrainerState
 
 TEXTS = ["def main(): return 1\n", "import os\nimport sys\n", "class Empty: pass\n"] * 9
 
@@ -204,3 +208,70 @@ def test_a_model_without_a_tokenizer(tmp_path: Path, capsys: Any) -> None:
     save_pretrained(from_config(tiny("llama"), seed=1), tmp_path / "model")
     assert pypkg.generate.main([str(tmp_path / "model"), "--prompt", "a"]) == 2
     assert "give one with --tokenizer FOLDER" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "manifest.json"])
+def test_a_damaged_checkpoint_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """generate, evaluate and convert compare the weights with the manifest, as a resume does."""
+    checkpoint = tmp_path / "checkpoint-20"
+    shutil.copytree(run / "checkpoint-20", checkpoint)
+    write_manifest(checkpoint, TrainerState(global_step=20), {})
+    text = tmp_path / "text.txt"
+    text.write_text("import os", encoding="utf-8")
+    commands = (
+        lambda: pypkg.generate.main([str(checkpoint), "--prompt", "a", "--max_new_tokens", "1"]),
+        lambda: pypkg.evaluate.main([str(checkpoint), "--data", str(text)]),
+        lambda: pypkg.convert.main(["export", str(checkpoint), str(tmp_path / "out")]),
+        lambda: pypkg.convert.main(["inspect", str(checkpoint)]),
+    )
+    assert [command() for command in commands] == [0, 0, 0, 0]
+    content = (checkpoint / name).read_bytes()
+    place = content.rindex(b"20") if name == "manifest.json" else len(content) - 3
+    flipped = bytes([content[place] ^ 1])
+    (checkpoint / name).write_bytes(content[:place] + flipped + content[place + 1 :])
+    for command in commands:
+        capsys.readouterr()
+        assert command() == 2
+        error = capsys.readouterr().err
+        assert "checkpoint-20 is damaged: " in error and name in error
+
+
+@pytest.mark.parametrize("prompt", ["a\udcff", "\ud800"])
+def test_a_prompt_that_is_no_text(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], prompt: str
+) -> None:
+    assert pypkg.generate.main([str(run), "--prompt", prompt]) == 2
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps([prompt]), encoding="utf-8")
+    assert pypkg.generate.main([str(run), "--prompts", str(file)]) == 2
+    out, error = capsys.readouterr()
+    assert error.count("is not text: its character") == 2 and not out.strip("\n")
+
+
+def test_lines_that_are_no_text(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(b"def\n\xff\n"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", stdin)
+    arguments = [str(run), "--interactive", "--max_new_tokens", "2"]
+    assert pypkg.generate.main(arguments) == 2
+    out, error = capsys.readouterr()
+    assert out.startswith("def") and "is not text" in error
+
+
+def test_more_tokens_than_positions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stops = [word for letter in "aeiou \n" for word in ("--stop", letter)]
+    arguments = [str(run), "--prompt", "def", "--max_new_tokens", "100000", *stops]
+    assert pypkg.generate.main(arguments) == 0
+    error = capsys.readouterr().err
+    assert "--max_new_tokens 100,000 exceeds the" in error and "max_position_embeddings" in error
+
+
+def test_a_corpus_without_text(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    assert pypkg.evaluate.main([str(run), "--data", str(tmp_path / "empty.txt")]) == 2
+    assert "empty.txt has no text" in capsys.readouterr().err

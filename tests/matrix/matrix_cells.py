@@ -107,7 +107,25 @@ COMBINATIONS: dict[str, Layout] = {
     ),
 }
 
-LAYOUTS = COLUMNS | COMBINATIONS
+# The tokens of a sample divided: by an exchange of heads (sep), and with a ring (cp).
+CONTEXT: dict[str, Layout] = {
+    "sep2": Layout(Degrees(context=2)),
+    "cp2": Layout(Degrees(context=2, ring=True)),
+    "cp2 x tp2": Layout(Degrees(context=2, ring=True, tensor=2)),
+    "cp2 x pp2 x sharding2 stage 1": Layout(
+        Degrees(context=2, ring=True, pipeline=2, sharding=2), sharding_stage=1
+    ),
+    "sep2 x tp2 + sp x sharding2 stage 3, recompute": Layout(
+        Degrees(context=2, tensor=2, sharding=2, sequence_parallel=True),
+        sharding_stage=3,
+        recompute="core_attn",
+    ),
+    "cp2 x sharding2 stage 2 x dp2, recompute": Layout(
+        Degrees(context=2, ring=True, sharding=2, data=2), sharding_stage=2, recompute="full"
+    ),
+}
+
+LAYOUTS = COLUMNS | COMBINATIONS | CONTEXT
 
 
 def row_config(row: str, layout: Layout) -> ModelConfig:

@@ -26,7 +26,7 @@ from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.layers.recompute import Recompute
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.parallel import mesh
-from pypkg.parallel.comm.collective import mean_over_sample_shards
+from pypkg.parallel.comm.collective import mean_over_token_shards
 from pypkg.parallel.optimizer.distribute import distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
 from pypkg.training.feed.samples import objective_of
@@ -80,7 +80,7 @@ def train(
     for step in range(STEPS):
         loss = engine.forward_backward(batches(model.config, step, size)[shard::shards])
         norms.append(engine.update(LEARNING_RATE).item())
-        losses.append(mean_over_sample_shards(loss).item())
+        losses.append(mean_over_token_shards(loss).item())
     return losses, norms
 
 

@@ -19,11 +19,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "distributed" / "testing"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 from distributed_testing import REPO, run_ranks
-from matrix_cells import COLUMNS, COMBINATIONS, LAYOUTS, MORE_ROWS, ROWS
+from matrix_cells import COLUMNS, COMBINATIONS, CONTEXT, LAYOUTS, MORE_ROWS, ROWS
 
 from pypkg.console.markdown import table
 
 WORKER = Path(__file__).with_name("matrix_worker.py")
+ALL_ROWS = [*ROWS, *MORE_ROWS]
 LIMITS = {"loss_diff": 1e-5, "grad_norm_diff": 1e-4, "parameter_diff": 1e-5}
 SECONDS_PER_ROW = 60  # and rank, at most
 
@@ -96,11 +97,15 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         f"{result['environment']}, {result['date']}, {result['minutes']:.0f} minutes.",
         "",
-        *_table(cells, [*ROWS, *MORE_ROWS], list(COLUMNS)),
+        *_table(cells, ALL_ROWS, list(COLUMNS)),
         "",
         "## Combinations",
         "",
-        *_table(cells, [*ROWS, *MORE_ROWS], list(COMBINATIONS)),
+        *_table(cells, ALL_ROWS, list(COMBINATIONS)),
+        "",
+        "## Context axis",
+        "",
+        *_table(cells, ALL_ROWS, list(CONTEXT)),
         "",
         "## Largest differences of each column",
         "",
@@ -148,9 +153,12 @@ def _mark(cell: dict[str, Any] | None) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", nargs="+", default=[*ROWS, *MORE_ROWS], metavar="ROW")
+    parser.add_argument("--rows", nargs="+", default=ALL_ROWS, metavar="ROW")
     parser.add_argument("--columns", nargs="+", default=list(LAYOUTS), metavar="COLUMN")
     parser.add_argument("--output", type=Path, default=REPO / "docs", help="folder of the pages")
+    parser.add_argument(
+        "--add", action="store_true", help="keep the other cells of the pages, and their minutes"
+    )
     options = parser.parse_args()
     start, cells = time.time(), {}
     with tempfile.TemporaryDirectory() as folder:
@@ -162,14 +170,19 @@ def main() -> int:
             passed = sum(cells[row][name]["passed"] for row in options.rows)
             minutes = (time.time() - start) / 60
             print(f"{minutes:5.1f} min  {name}: {passed} of {len(options.rows)}", flush=True)
+    file, minutes = options.output / "capability_matrix.json", (time.time() - start) / 60
+    if options.add:
+        earlier = json.loads(file.read_text())
+        minutes += earlier["minutes"]
+        cells = {row: earlier["cells"].get(row, {}) | cells.get(row, {}) for row in ALL_ROWS}
     result = {
         "date": time.strftime("%Y-%m-%d"),
-        "minutes": (time.time() - start) / 60,
+        "minutes": minutes,
         "environment": _environment(),
         "limits": LIMITS,
         "cells": cells,
     }
-    (options.output / "capability_matrix.json").write_text(json.dumps(result, indent=2) + "\n")
+    file.write_text(json.dumps(result, indent=2) + "\n")
     (options.output / "capability_matrix.md").write_text(markdown(result), encoding="utf-8")
     return 0 if all(cell["passed"] for row in cells.values() for cell in row.values()) else 1
 

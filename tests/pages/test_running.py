@@ -36,6 +36,8 @@ NOT_RUN = {
     "python -m paddle.distributed.launch --nnodes": "needs hosts with GPUs; tests/several_hosts "
     "runs the same line over hosts made of network namespaces, on CPUs",
     "pypkg convert import Qwen/": "downloads a model",
+    "pypkg pretrain configs/pretrain/llama/pretrain-llama3.1_8b_128k": "names a corpus that is not "
+    "here; config/test_shipped_configs.py checks the layout",
     "pypkg checkpoint merge machine0": "needs the parts of two machines, which "
     "distributed/runs/test_local_output.py makes and merges",
     "import lm_eval": "needs lm-eval, which inference/test_lm_eval.py runs where it is installed",

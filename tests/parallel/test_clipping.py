@@ -54,8 +54,8 @@ def test_half_precision_gradients_do_not_overflow():
 class Rank:
     """A process's place in a mesh, without the groups."""
 
-    def __init__(self, tensor: int, data: int = 0) -> None:
-        self.tensor_rank, self.data_rank = tensor, data
+    def __init__(self, tensor: int, replica: int = 0) -> None:
+        self.tensor_rank, self.replica_rank = tensor, replica
 
 
 def parameter(is_distributed: bool, **marks: object) -> paddle.Tensor:
@@ -72,7 +72,7 @@ def test_whole_parameters_count_on_the_first_process_of_a_tensor_group():
 
 
 def test_copies_count_once():
-    assert not norm_contribution(parameter(True), Rank(0, data=1)).counts
+    assert not norm_contribution(parameter(True), Rank(0, replica=1)).counts
     assert not norm_contribution(parameter(True, counted_elsewhere=True), Rank(0)).counts
 
 

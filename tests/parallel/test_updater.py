@@ -298,7 +298,7 @@ def test_places_of_a_name_that_two_stages_hold(monkeypatch, degrees, copies):
 @pytest.mark.parametrize("over_sharding", [True, False])
 def test_holders_of_the_parts_that_a_rank_writes(monkeypatch, over_tensor, over_sharding):
     """By tensor and sharding rank, of the writer's replica, stage and undivided axes."""
-    grid = mesh.Mesh(mesh.Degrees(data=2, pipeline=2, sharding=2, tensor=3))
+    grid = mesh.Mesh(mesh.Degrees(data=2, pipeline=2, sharding=2, context=2, tensor=3))
     monkeypatch.setattr(gather.mesh, "current", lambda: grid)
     for writer in range(grid.world_size):
         at = grid.coordinates(writer)
@@ -314,17 +314,20 @@ def test_holders_of_the_parts_that_a_rank_writes(monkeypatch, over_tensor, over_
 @pytest.mark.parametrize("order", list(mesh.TOPOLOGY_ORDERS))
 def test_coordinates_of_ranks(order):
     """The last axis of the order runs fastest, and every place of the grid has one rank."""
-    degrees = mesh.Degrees(data=2, pipeline=3, sharding=2, tensor=4, topology_order=order)
+    degrees = mesh.Degrees(
+        data=2, pipeline=3, sharding=2, context=2, tensor=4, topology_order=order
+    )
     grid = mesh.Mesh(degrees)
     found = [grid.coordinates(rank) for rank in range(degrees.world_size)]
     outer, inner = "pipeline", "sharding"
     if order == "sharding_first":
         outer, inner = inner, outer
     expected = [
-        {"data": data, outer: first, inner: second, "tensor": tensor}
+        {"data": data, outer: first, inner: second, "context": context, "tensor": tensor}
         for data in range(2)
         for first in range(getattr(degrees, outer))
         for second in range(getattr(degrees, inner))
+        for context in range(2)
         for tensor in range(4)
     ]
     assert [each._asdict() for each in found] == expected

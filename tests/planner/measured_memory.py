@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import paddle
 from paddle.base import core
-from planned_memory import MEASURED_STEP, config_of, settings_of
+from planned_memory import config_of, settings_of
 
 from pypkg.config import Settings
 from pypkg.models import from_config
@@ -34,8 +35,15 @@ def restart_peak() -> None:
 
 
 def make_engine(config: ModelConfig, settings: Settings, dtype: str = "float32") -> Engine:
+    return _engine_of(_model(config, dtype), config, settings)
+
+
+def _model(config: ModelConfig, dtype: str = "float32") -> paddle.nn.Layer:
     with paddle.utils.unique_name.guard():
-        model = from_config(config, dtype, seed=1)
+        return from_config(config, dtype, seed=1)
+
+
+def _engine_of(model: paddle.nn.Layer, config: ModelConfig, settings: Settings) -> Engine:
     set_activations(model, settings)
     model.train()
     tp_sharding = ModelTpSharding(config)
@@ -53,21 +61,34 @@ def batches_of(config: ModelConfig, settings: Settings) -> list[dict[str, np.nda
     return [batch] * settings.gradient_accumulation_steps
 
 
-def measure(case: dict[str, Any]) -> dict[str, int]:
-    """Peaks of the passes and of the update, in bytes beyond what there was before the model."""
-    config, settings = config_of(case), settings_of(case)
+def measure(cases: Sequence[dict[str, Any]]) -> list[dict[str, int]]:
+    """Peaks of the passes and of the update, in bytes beyond what there was before the model.
+
+    Args:
+        cases: that differ in their granularity alone; one model is trained under each in turn.
+    """
+    config, settings = config_of(cases[0]), settings_of(cases[0])
     gc.collect()
     before = allocated()
-    engine, batches = make_engine(config, settings), batches_of(config, settings)
-    for _ in range(MEASURED_STEP):
+    model = _model(config)
+    engine, batches = _engine_of(model, config, settings), batches_of(config, settings)
+    _steps(engine, batches, 1)  # makes the optimizer's state
+    found = []
+    for case in cases:
+        set_activations(model, settings_of(case))
+        # Stage 3 predicts the order of layers from the step before, which recompute changes.
+        _steps(engine, batches, int(settings.sharding_stage == 3))
+        restart_peak()
+        loss = engine.forward_backward(batches)
+        passes = peak() - before
+        restart_peak()
+        engine.update(1e-3)
+        found.append({"passes": passes, "update": peak() - before})
+        del loss
+    return found
+
+
+def _steps(engine: Engine, batches: list[dict[str, np.ndarray]], count: int) -> None:
+    for _ in range(count):
         engine.forward_backward(batches)
         engine.update(1e-3)
-    restart_peak()
-    held = allocated() - before
-    loss = engine.forward_backward(batches)
-    passes = peak() - before
-    restart_peak()
-    engine.update(1e-3)
-    update = peak() - before
-    del engine, loss
-    return {"passes": passes, "update": update, "held": held}

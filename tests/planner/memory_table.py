@@ -1,14 +1,16 @@
 """Measures the memory of processes and rewrites the table of docs/planning.md.
 
-python tests/planner/memory_table.py [LAYOUT:SIZE ...]; by default every layout at every size, half
-a minute each. ``--table`` measures nothing. Measured bytes are in measured_memory.json, with which
-tests compare the plans of the present code.
+python tests/planner/memory_table.py [LAYOUT:SIZE ...]; by default every layout at every size. One
+launch measures the 72 cells of a layout and size: the groups of ranks are made once, and a model
+serves all granularities of its family. ``--table`` measures nothing. Measured bytes are in
+measured_memory.json, with which tests compare the plans of the present code.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from itertools import product
 from pathlib import Path
 
@@ -28,7 +30,7 @@ def measure(layout: str, size: str) -> None:
     """Adds the cells of a layout at one size to the record."""
     cases = grid([layout], [size])
     nproc = LAYOUTS[layout].degrees.world_size
-    ranks = run_ranks(WORKER, nproc, [json.dumps(cases)], timeout=600)
+    ranks = run_ranks(WORKER, nproc, [json.dumps(cases)], timeout=3600)
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     record |= {key_of(case): peaks(ranks, number) for number, case in enumerate(cases)}
     lines = [f"{json.dumps(key)}: {json.dumps(record[key])}" for key in sorted(record)]
@@ -59,7 +61,9 @@ def _cell(layout: str, size: str, record: dict[str, dict[str, int]]) -> str:
 def main(arguments: list[str]) -> None:
     if arguments != ["--table"]:
         for each in arguments or [":".join(pair) for pair in product(LAYOUTS, SIZES)]:
+            start = time.monotonic()
             measure(*each.split(":"))
+            print(f"{each}: {time.monotonic() - start:.0f} s", flush=True)
     PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -48,6 +48,7 @@ LAYOUTS = {
     "stage3": Layout(Degrees(sharding=2), "stage3"),
     "tp2": Layout(Degrees(tensor=2)),
     "tp2+sp": Layout(Degrees(tensor=2, sequence_parallel=True)),
+    "sep2": Layout(Degrees(context=2)),
     "pp2": Layout(Degrees(pipeline=2)),
     # Interleaved: 7 is not a multiple of the stages, and with 3 all forward passes come first.
     "pp3v2": Layout(Degrees(pipeline=3, virtual_stages=2), micro_batches=7, layers=7),
@@ -114,12 +115,19 @@ def settings_of(case: dict[str, Any], **changes: Any) -> Settings:
         tensor_parallel_degree=degrees.tensor,
         pipeline_parallel_degree=degrees.pipeline,
         virtual_pp_degree=degrees.virtual_stages,
+        sep_parallel_degree=1 if degrees.ring else degrees.context,
+        context_parallel_degree=degrees.context if degrees.ring else 1,
         **changes,
     )
 
 
 def plan_of(case: dict[str, Any]) -> MemoryPlan:
     return plan_memory(settings_of(case), config_of(case), layout_of(case).degrees, "cpu")
+
+
+def plan_of_settings(settings: Settings, config: ModelConfig) -> MemoryPlan:
+    """Of one process on a CPU."""
+    return plan_memory(settings, config, Degrees(), "cpu")
 
 
 def peaks(ranks: list[dict[str, Any]], number: int) -> dict[str, int]:

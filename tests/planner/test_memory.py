@@ -24,11 +24,13 @@ from tiny_configs import KEYS
 
 from pypkg.config import Settings
 from pypkg.errors import UserError
+from pypkg.models.architecture.parameter_shapes import ParameterShape
 from pypkg.parallel.mesh import Degrees
 from pypkg.planner import memory
 from pypkg.planner.interleaving import Interleaving
 from pypkg.planner.memory import PHASES, plan_memory
 from pypkg.planner.step import run_passes
+from pypkg.planner.zero import owners
 
 # A family of each kind of norm, MLP, position and table; what takes most differs.
 MEASURED = [
@@ -40,6 +42,12 @@ MEASURED = [
     ("qwen3", "core_attn", "activations"),
 ]
 DEEP = {"1": 7, "stage1": 7, "stage3": 7, "tp2+sp": 7, "pp5": 26, "pp4v3": 62}
+
+
+@pytest.mark.parametrize(("is_sorted", "owner_of"), [(True, [0, 0, 1, 1]), (False, [0, 1, 0, 0])])
+def test_the_owner_is_the_rank_with_the_fewest_elements(is_sorted, owner_of) -> None:
+    shapes = [ParameterShape(str(size), (size,), None) for size in (1, 5, 3, 3)]
+    assert owners(shapes, 2, is_sorted) == owner_of
 
 
 @pytest.mark.parametrize(("family", "granularity", "size"), MEASURED)

@@ -59,6 +59,46 @@ def test_a_layout_that_does_not_fit_says_what_would_do(capsys):
     assert "would do: " in out or "no single change makes it fit" in out
 
 
+def test_zero_over_the_data_parallel_ranks_is_a_change(capsys):
+    model = ["--model_name_or_path", "facebook/llama-7b", "--bf16", "--max_seq_length", "2048"]
+    assert main([*model, "--gpus", "8"]) == 1
+    out = capsys.readouterr().out
+    assert "layout  data 8" in out and "sharding stage3 would do: " in out
+
+
+def test_a_model_name_alone_is_planned(capsys):
+    """A plan needs neither data nor output_dir nor max_steps."""
+    given = ["--model_name_or_path", "facebook/llama-7b", "--per_device_train_batch_size=1"]
+    assert main([*given, "--gpus", "8", "--search", "--tensor_parallel_degree", "2"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "run_pretrain.py --model_name_or_path facebook/llama-7b --" in line
+    assert (
+        line.count("--tensor_parallel_degree") == line.count("--per_device_train_batch_size") == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"like": "a100-80g", "flops": 1}', "it has no field 'flops'"),
+        ('{"like": "b300"}', "\"like\" is 'b300'"),
+        ('{"memory_mib": 1000}', "it lacks 'matmul_flops'"),
+        ("[1]", "it holds no JSON object"),
+    ],
+)
+def test_a_file_that_describes_no_gpu(tmp_path, capsys, content, message):
+    file = tmp_path / "gpu.json"
+    file.write_text(content)
+    assert main([CONFIG, "--gpus", "8", "--gpu", str(file)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_number_of_tokens_that_is_none(capsys):
+    with pytest.raises(SystemExit):
+        main([CONFIG, "--tokens", "1X"])
+    assert "which may end in K, M, B or T, found '1X'" in capsys.readouterr().err
+
+
 def test_what_would_do_is_the_fastest_change():
     settings = Settings(**{**vars(BASE), "per_device_train_batch_size": 4})
     plan = make_plan(settings, LLAMA, Degrees(tensor=2, sharding=4), NODE)
@@ -111,6 +151,17 @@ def test_a_search():
     best = found.fitting[0]
     planned = make_plan(best.settings, LLAMA, best.degrees, NODE)
     assert planned.largest.peak == best.largest.peak
+
+
+def test_every_layout_trains_the_whole_batch():
+    """12 sequences are no multiple of 2 on each of 4 ranks; such a layout would drop some."""
+    fitting = search(BASE, LLAMA, 4, 12, NODE, 3).fitting
+    assert fitting and all(plan.time.tokens == 12 * 4096 for plan in fitting)
+
+
+def test_layouts_that_are_too_large_come_nearest_first():
+    short = [miss.plan.short for miss in search(BASE, LLAMA, 4, 32, NODE).too_large]
+    assert len(short) == 5 and short == sorted(short) and short[0] < short[-1]
 
 
 @pytest.mark.slow

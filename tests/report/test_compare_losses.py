@@ -130,17 +130,17 @@ def test_settings_and_environment_that_differ(run, tmp_path):
 
 
 def test_events_up_to_the_first_difference(tmp_path):
-    """A rollback from step 9 to step 2 explains a difference at step 3; one of step 5 does not."""
+    """A rollback to step 3 explains a difference at step 3; an event of step 5 does not."""
     a = write_rows(tmp_path / "a", logged(range(1, 9)))
     rows = logged(range(1, 9))
     rows[3]["loss"] += 1.0
     b = write_rows(tmp_path / "b", rows)
     record(a, "resumed", step=2, checkpoint="checkpoint-2")
-    record(b, "rollback", step=9, to_step=2, reason="a spike")
+    record(b, "rollback", step=9, to_step=3, reason="a spike")
     record(b, "global_batch_changed", step=5, before=8, after=16)
     record(b, "restart", step=None, exit_code=137)
     found = [(each.run, each.step, each.event) for each in compare(a, b).events]
-    assert found == [("b", None, "restart"), ("a", 2, "resumed"), ("b", 2, "rollback")]
+    assert found == [("b", None, "restart"), ("a", 2, "resumed"), ("b", 3, "rollback")]
 
 
 def test_json(run, tmp_path, capsys):

@@ -6,17 +6,20 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from run_testing import LAYOUT, settings, write_run
+from run_testing import LAYOUT, info, settings, write_run
 
 from pypkg.errors import UserError
 from pypkg.report.collect import collect, unique_names
 from pypkg.report.curves import TokensOfSteps, curves
 from pypkg.report.document import Run
 from pypkg.report.layout import layout_of
+from pypkg.report.parts import plan_rows
 from pypkg.report.settings import setting_rows
+from pypkg.training.checkpoint.manifest import put_manifest, read_manifest
 from pypkg.training.ledger import record
 from pypkg.training.reporting.run_info import RUN_INFO_FILE
 
@@ -52,6 +55,7 @@ def test_a_metric_of_a_later_version_has_a_chart_of_its_own():
 def test_a_long_curve_keeps_its_ends_and_its_spikes():
     rows = [{"global_step": n, "loss": math.sin(n / 50)} for n in range(5000)]
     rows[1234]["loss"], rows[4321]["loss"] = 9.0, -9.0
+    rows[0]["loss"], rows[4999]["loss"] = 0.5, -0.75  # no extremes
     rows[2000]["loss"] = math.nan
     (found,) = curves(rows, points=100)
     assert len(found.values) <= 100 and found.points == 5000
@@ -102,6 +106,14 @@ def test_the_layout_places_every_rank_once(run):
     assert run.layout.replicas == ["data 0", "data 1"]
 
 
+def test_an_interleaved_stage_lists_all_its_layers():
+    layout = layout_of({"pipeline": 2, "virtual_stages": 2}, 8, [])
+    assert layout is not None
+    assert [stage.title for stage in layout.stages] == [
+        "stage 0: embedding, layers 0-1, layers 4-5", "stage 1: layers 2-3, layers 6-7, head"
+    ]  # fmt: skip
+
+
 def test_a_layout_of_another_version_is_left_out():
     assert layout_of({"data": "many"}, 2, []) is None
     assert layout_of({"topology_order": "of_tomorrow"}, 2, []) is None
@@ -118,6 +130,15 @@ def test_checkpoints_with_their_sizes_and_damage(folder, run):
     assert run.checkpoints[0].num_bytes == sum(file.stat().st_size for file in files)
     assert "model.safetensors" in run.checkpoints[1].damage[0]
     assert run.checkpoints[0].layout == "data 2, pipeline 2, tensor 2"
+
+
+def test_a_part_of_a_checkpoint_is_not_the_whole(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    checkpoint = copy / "checkpoint-60"
+    manifest = read_manifest(checkpoint)
+    put_manifest(checkpoint, replace(manifest, elsewhere={"rank 1 (10.0.0.2)": manifest.files}))
+    (found,) = collect([copy], points=10).runs
+    assert found.checkpoints[-1].verdict == "a whole part"
 
 
 def test_checksums_find_what_sizes_do_not(folder, tmp_path):
@@ -155,6 +176,15 @@ def test_the_plan_beside_what_was_measured(run):
     assert list(memory.terms) == ["activations", "weights"]
     assert (speed.planned, speed.measured) == (1000.0, 903.0)
     assert speed.terms == {"compute": 0.5, "communication": 0.1} and speed.terms_unit == "s"
+
+
+@pytest.mark.parametrize(
+    ("speeds", "measured"), [([100, 900, 1000], 950), ([100], 100), ([], None)]
+)
+def test_the_first_speed_is_a_warm_up(speeds, measured):
+    rows = [{"tokens_per_second_per_device": float(each)} for each in speeds]
+    speed = plan_rows(info(settings()).plan, rows)[1]
+    assert speed.measured == measured
 
 
 def test_samples_and_end(run):

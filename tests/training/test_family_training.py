@@ -30,7 +30,7 @@ from pypkg.data import (
 from pypkg.data.preprocess.options import PreparationOptions
 from pypkg.data.preprocess.prepare import prepare
 from pypkg.errors import UserError
-from pypkg.inference.text import encode_prompt
+from pypkg.generation.text import encode_prompt
 from pypkg.models import from_config
 from pypkg.models.layers.masks import derived_positions, derived_prefix_lengths
 from pypkg.parallel import mesh

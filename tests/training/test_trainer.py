@@ -145,7 +145,7 @@ def test_an_evaluation_of_an_earlier_step_makes_no_checkpoint_the_best(make_trai
 
     trainer.engine.update = interrupted
     assert trainer.train().exit_code == 128 + signal.SIGTERM
-    assert (trainer.state.global_step, trainer.eval_loss) == (8, 1.0)
+    assert (trainer.state.global_step, trainer.evaluator.loss) == (8, 1.0)
     assert trainer.state.best_checkpoint is None
 
 

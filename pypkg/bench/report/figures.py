@@ -1,8 +1,9 @@
-"""Figures of operator results, one per operator.
+"""Figures of results: one per operator, and one of learning curves.
 
-A figure has a row of panels per shape and dtype, and a column per pass. A panel has a line per
-baseline: the median on a logarithmic scale, the quartiles, and the time divided by ours. The
-colours of Okabe and Ito (2008) are distinguishable with colour blindness; lines also have names.
+The figure of an operator has a row of panels per shape and dtype, and a column per pass. A panel
+has a line per baseline: the median on a logarithmic scale, the quartiles, and the time divided by
+ours. The colours of Okabe and Ito (2008) are distinguishable with colour blindness; lines also have
+names.
 """
 
 from __future__ import annotations
@@ -92,3 +93,17 @@ def _draw_panel(
     axis.set_axisbelow(True)
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_locator(NullLocator())
+
+
+def curves_figure(rows: Sequence[Row]) -> Figure:
+    """Training losses, nats per token, by step: a line per optimizer."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for row, colour in zip(rows, (_OURS_COLOUR, *_COLOURS)):
+        axis.plot(row["steps"], row["losses"], color=colour, linewidth=1.2, label=row["optimizer"])
+    axis.set_xlabel("step")
+    axis.set_ylabel("training loss, nats per token")
+    axis.grid(color="#e3e7ec")
+    axis.set_axisbelow(True)
+    axis.legend(frameon=False, fontsize=9)
+    return figure

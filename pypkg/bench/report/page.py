@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pypkg.bench.report.result import Result, device_name
-from pypkg.bench.report.sections import SECTIONS, operators
+from pypkg.bench.report.sections import SECTIONS
 from pypkg.errors import UserError
 from pypkg.files import write_file
 
@@ -19,7 +19,8 @@ _HEAD = """\
 
 `python -m pypkg.bench report` makes this page from the JSON files in `docs/benchmarks/`. The
 commands `python -m pypkg.bench ops`, `train-step` (also with `--host-time`), `generate`,
-`preprocess`, `data-index`, `data-loading` and `checkpoint` write these files with `--update-docs`.
+`preprocess`, `data-index`, `data-loading`, `checkpoint` and `learning-curves` write these files
+with `--update-docs`.
 
 ## How to read
 
@@ -74,12 +75,23 @@ def write_docs(docs: Path) -> Path:
 
 
 def _write_figures(folder: Path, results: Sequence[Result]) -> None:
-    """Writes the figures, and removes figures of operators without result."""
+    """Writes the figures, and removes figures without result.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
     made: dict[str, str] = {}
-    for result in results:
-        if result["kind"] == "ops":
-            made |= operators.figures(result)
-    for old in folder.glob("ops-*.svg"):
+    try:
+        for result in results:
+            section = SECTIONS[result["kind"]]
+            if hasattr(section, "figures"):
+                made |= section.figures(result)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"figures need {error.name}, which is not installed; install it with "
+            "`pip install 'pypkg[plot]'`"
+        ) from error
+    for old in folder.glob("*.svg"):
         if old.name not in made:
             old.unlink()
     for name, text in made.items():
@@ -125,10 +137,9 @@ def render(result: Result, figures: bool = False) -> str:
     """One result as a section, with links to figures on the page."""
     section = SECTIONS[result["kind"]]
     lines = [f"## {section.TITLE} on {device_name(result)}", "", *_provenance(result), ""]
-    if section is operators:
-        lines += operators.render(result, figures)
-    else:
-        lines += section.render(result)
+    lines += (
+        section.render(result, figures) if hasattr(section, "figures") else section.render(result)
+    )
     return "\n".join([*lines, ""])
 
 

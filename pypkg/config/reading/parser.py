@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pypkg.config.checks import value_problems
@@ -51,8 +51,11 @@ def load_settings(argv: Sequence[str]) -> Settings:
     return settings
 
 
-def read_settings(argv: Sequence[str]) -> Reading:
+def read_settings(argv: Sequence[str], defaults: Mapping[str, Any] | None = None) -> Reading:
     """As ``load_settings``, for callers that have problems of their own to add.
+
+    Args:
+        defaults: values of settings that ``argv`` may leave out, required ones too.
 
     Raises:
         UserError: the file cannot be read.
@@ -69,6 +72,7 @@ def read_settings(argv: Sequence[str]) -> Reading:
         ]
     given.update(_read_command_line(arguments, problems))
     values, bad = _convert_all(given, problems)
+    values = {**(defaults or {}), **values}
     own = {spec.name for spec in setting_fields()} & set(values)
     others = {key: value for key, value in values.items() if key not in own}
     settings = Settings(**{key: values[key] for key in own}, other_keys=others)

@@ -17,6 +17,9 @@ from pypkg.models.layers.norm import RMSNorm
 from pypkg.models.layers.positions import Rotation
 from pypkg.models.layers.recompute import ATTENTION, FULL, Recompute, recomputed
 from pypkg.models.weights.tp_shards import key_value_range
+from pypkg.parallel.context.heads import attended_heads, heads_for_tokens, tokens_for_heads
+from pypkg.parallel.context.ring import ring_attention
+from pypkg.parallel.context.tokens import context_degree, exchanges_heads, is_ring
 from pypkg.parallel.tp_layers import (
     JoinedLayers,
     column_linear,
@@ -35,10 +38,11 @@ class AttentionInputs:
     """The inputs of attention other than the hidden states, shared by all layers.
 
     Args:
-        batch, sequence: shape of the input ids.
+        batch, sequence: shape of the input ids; whole where a context group divides the tokens.
         masks: mask of each layer type (``ModelConfig.layer_types``).
         rotation: rotary embedding of queries and keys, or None.
-        query_scale: factors of the queries, float32 [sequence] or [batch, sequence], or None.
+        query_scale: factors of the queries, float32 [sequence] or [batch, sequence], or None; in a
+            ring of this rank's queries, as the positions of ``rotation`` are.
         cache: of the tokens before these, which keeps these too; None: there are none before.
     """
 
@@ -70,6 +74,7 @@ class Attention(nn.Layer):
         degree = tensor_degree()
         first, stop = key_value_range(config, degree, tensor_rank())
         self._heads_q, self._heads_k = config.num_attention_heads // degree, stop - first
+        self._attended = attended_heads(self._heads_q, self._heads_k)
         # Exceeds the parameter's width if heads are replicated.
         width = degree * (self._heads_q + 2 * self._heads_k) * config.head_dim
         self.qkv_proj = column_linear(config.hidden_size, width, config.qkv_bias)
@@ -102,7 +107,7 @@ class Attention(nn.Layer):
             x: [batch, sequence, hidden], or its split tokens (parallel/tp_layers.py).
         """
         is_packed = self._is_packed(inputs)
-        if is_packed and not self._recomputes_attention:
+        if is_packed and not self._recomputes_attention and context_degree() == 1:
             joined = self._joined()
             if joined is not None:
                 weights = (joined.column_weight, joined.row_weight)
@@ -110,13 +115,19 @@ class Attention(nn.Layer):
                 return joined.leave(ops.attention_block(x, *weights, *self._arguments(inputs)))
         qkv = self.qkv_proj(x)
         attend = self._attend_packed if is_packed else self._attend_split
-        return self.o_proj(attend(qkv, inputs))
+        if not exchanges_heads():
+            return self.o_proj(attend(qkv, inputs))
+        of_own_heads = tokens_for_heads(qkv, inputs.batch, self._heads_q, self._heads_k)
+        out = heads_for_tokens(attend(of_own_heads, inputs))
+        return self.o_proj(out.reshape([*qkv.shape[:-1], out.shape[-1]]))
 
     def after(
         self, norm: ops.PreNorm, x: paddle.Tensor, inputs: AttentionInputs
     ) -> tuple[paddle.Tensor, paddle.Tensor] | None:
         """Norm and block as one operator: the output, and x + residual; None where it cannot be."""
         if not self._is_packed(inputs) or self._recomputes_a_part or has_call_hooks(self):
+            return None
+        if context_degree() > 1:
             return None
         joined = self._joined()
         if joined is None or joined.is_divided:
@@ -144,6 +155,7 @@ class Attention(nn.Layer):
         rotation = inputs.rotation
         return (
             self.backend == PYPKG
+            and not is_ring()
             and inputs.cache is None
             and not self._has_head_norms
             and inputs.query_scale is None
@@ -157,7 +169,7 @@ class Attention(nn.Layer):
         if rotation is not None:
             rotary = (rotation.cos, rotation.sin, *rotation.position_ids, rotation.interleaved)
         return (
-            *(inputs.batch, self._heads_q, self._heads_k, inputs.masks[self._layer_type]),
+            *(inputs.batch, *self._attended, inputs.masks[self._layer_type]),
             *(*rotary, self._scale, self._softcap),
         )
 
@@ -171,14 +183,14 @@ class Attention(nn.Layer):
         return recomputed(self, ATTENTION, attend, qkv)
 
     def _attend_split(self, qkv: paddle.Tensor, inputs: AttentionInputs) -> paddle.Tensor:
-        query, key, value = ops.split_heads(qkv, inputs.batch, self._heads_q, self._heads_k)
+        query, key, value = ops.split_heads(qkv, inputs.batch, *self._attended)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query)[0], self.k_norm(key)[0]
         if inputs.rotation is not None:
             query, key = inputs.rotation(query, key)
         if inputs.query_scale is not None:
             query = query * inputs.query_scale.astype(query.dtype).unsqueeze([-1, -2])
-        attention = BACKENDS[self.backend]
+        attention = ring_attention if is_ring() else BACKENDS[self.backend]
         if inputs.cache is not None:
             attention = partial(inputs.cache.attend, self._number, attention=attention)
         attend = partial(
@@ -188,7 +200,7 @@ class Attention(nn.Layer):
             softcap=self._softcap,
         )
         out = recomputed(self, ATTENTION, attend, query, key, value)
-        return out.reshape([*qkv.shape[:-1], self._heads_q * self._head_dim])
+        return out.reshape([*qkv.shape[:-1], self._attended[0] * self._head_dim])
 
 
 def _plain_attention(*args: Any, **kwargs: Any) -> paddle.Tensor:

@@ -8,6 +8,7 @@ from paddle import nn
 
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
+from pypkg.parallel.context.tokens import own_tokens
 
 
 class LearnedPositions(nn.Layer):
@@ -22,20 +23,21 @@ class LearnedPositions(nn.Layer):
         )
 
     def forward(self, seq_length: int, position_ids: paddle.Tensor | None) -> paddle.Tensor:
-        """The vectors of the positions, [1 or batch, sequence, hidden_size].
+        """The vectors of the positions of this rank's tokens, [1 or batch, tokens, hidden_size].
 
         Args:
-            seq_length: number of tokens.
+            seq_length: number of tokens of the sequence.
             position_ids: int64 [batch, sequence]; None: 0, 1, 2, ...
 
         Raises:
             UserError: the sequence is longer than the table.
         """
         if position_ids is not None:
-            return F.embedding(position_ids + self._offset, self.weight)
+            return F.embedding(own_tokens(position_ids) + self._offset, self.weight)
         if seq_length > self._positions:
             raise UserError(
                 f"the sequence has {seq_length} tokens, but the model has learned positions for "
                 f"max_position_embeddings ({self._positions}); use shorter sequences"
             )
-        return self.weight[self._offset : self._offset + seq_length].unsqueeze(0)
+        vectors = self.weight[self._offset : self._offset + seq_length]
+        return own_tokens(vectors, axis=0).unsqueeze(0)

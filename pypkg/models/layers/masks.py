@@ -10,6 +10,7 @@ import paddle
 from pypkg import ops
 from pypkg.models.architecture.checks import FULL_ATTENTION, SLIDING_ATTENTION, chosen
 from pypkg.models.architecture.config import ModelConfig
+from pypkg.parallel.context.heads import own_heads
 from pypkg.parallel.tp_layers import tensor_degree, tensor_rank
 
 
@@ -71,7 +72,7 @@ class Masks:
             slopes = alibi_slopes(self._config.num_attention_heads)
             heads = len(slopes) // tensor_degree()  # heads of this process
             own = slopes[tensor_rank() * heads :][:heads]
-            self._slopes = paddle.to_tensor(own, dtype="float32")
+            self._slopes = paddle.to_tensor(own_heads(own), dtype="float32")
             self._device = device
         return self._slopes
 

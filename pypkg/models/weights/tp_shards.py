@@ -210,3 +210,29 @@ def _degrees(config: ModelConfig) -> list[int]:
 def _listed(degrees: Sequence[int]) -> str:
     *first, last = map(str, degrees)
     return f"{', '.join(first)} or {last}" if first else last
+
+
+def exchange_problems(config: ModelConfig, degree: int, tensor: int) -> list[str]:
+    """The reasons why ``degree`` ranks cannot exchange heads for tokens; empty if they can.
+
+    Args:
+        degree: sep_parallel_degree.
+        tensor: ranks that have divided the heads before.
+    """
+    if degree <= 1:
+        return []
+    heads, keys = config.num_attention_heads // tensor, max(config.num_key_value_heads // tensor, 1)
+    of_each = f" / tensor_parallel_degree ({tensor})" if tensor > 1 else ""
+    way_out = "use another sep_parallel_degree, or context_parallel_degree in its place"
+    problems = []
+    if heads % degree:
+        problems.append(
+            f"num_attention_heads ({config.num_attention_heads}){of_each} is not divisible by "
+            f"sep_parallel_degree ({degree}); {way_out}"
+        )
+    if keys % degree and degree % keys:
+        problems.append(
+            f"num_key_value_heads ({config.num_key_value_heads}){of_each} and sep_parallel_degree "
+            f"({degree}): one must be a multiple of the other; {way_out}"
+        )
+    return problems

@@ -14,7 +14,8 @@ class AttentionMask:
     """Which keys each query attends to.
 
     Let i be the position of a query and j that of a key. Queries are aligned to the last keys:
-    query row r has position r + (seq_k - seq_q). The key is visible if all of these hold:
+    query row r has position r + (seq_k - seq_q), key row r position r. Operators on blocks of a
+    sequence are told both positions. The key is visible if all of these hold:
 
     - causal: j <= i, or j < prefix_lengths[b] when those are given;
     - window: i - j < window (the query itself and the window - 1 keys before it);
@@ -29,7 +30,8 @@ class AttentionMask:
         prefix_lengths: [batch] int32: number of first keys of each row that every query of the row
             sees (prefix language models). Needs ``causal``.
         document_starts: [batch, seq_k] int32: position of the first token of each token's
-            document, non-decreasing (packed documents). Needs seq_q == seq_k.
+            document, non-decreasing (packed documents). Needs seq_q == seq_k. Operators on blocks
+            take [batch, tokens], with the documents of the whole sequence.
         alibi_slopes: [heads_q] float32.
 
     Raises:
@@ -60,23 +62,42 @@ class AttentionMask:
 
     def check(self, batch: int, seq_q: int, seq_k: int, heads_q: int) -> None:
         """Raises ValueError unless the tensors fit attention of these sizes."""
+        self._check_rows(batch, heads_q, seq_k)
+        if self.document_starts is not None and seq_q != seq_k:
+            raise ValueError(
+                f"AttentionMask: document_starts need as many queries as keys, got {seq_q} queries "
+                f"and {seq_k} keys"
+            )
+
+    def check_block(self, batch: int, heads_q: int, end: int) -> None:
+        """Raises ValueError unless the tensors fit blocks that end at position ``end`` at most."""
+        self._check_rows(batch, heads_q, "tokens")
+        if self.document_starts is not None and self.document_starts.shape[1] < end:
+            raise ValueError(
+                f"AttentionMask: document_starts must hold the {end} tokens that the blocks reach "
+                f"to, got {self.document_starts.shape[1]}"
+            )
+
+    def _check_rows(self, batch: int, heads_q: int, tokens: int | str) -> None:
         op = "AttentionMask"
         if self.prefix_lengths is not None:
             check_shape(op, "prefix_lengths", self.prefix_lengths, [batch])
         if self.document_starts is not None:
-            check_shape(op, "document_starts", self.document_starts, [batch, seq_k])
-            if seq_q != seq_k:
-                raise ValueError(
-                    f"{op}: document_starts need as many queries as keys, got {seq_q} queries and "
-                    f"{seq_k} keys"
-                )
+            check_shape(op, "document_starts", self.document_starts, [batch, tokens])
         if self.alibi_slopes is not None:
             check_shape(op, "alibi_slopes", self.alibi_slopes, [heads_q])
 
-    def visible(self, seq_q: int, seq_k: int) -> paddle.Tensor:
-        """The mask as a matrix, for the reference: bool [batch or 1, 1, seq_q, seq_k]."""
-        i = paddle.arange(seq_k - seq_q, seq_k).reshape([1, 1, seq_q, 1])
-        j = paddle.arange(seq_k).reshape([1, 1, 1, seq_k])
+    def visible(
+        self, seq_q: int, seq_k: int, query_offset: int | None = None, key_offset: int = 0
+    ) -> paddle.Tensor:
+        """The mask as a matrix, for the reference: bool [batch or 1, 1, seq_q, seq_k].
+
+        The offsets are positions of the first query and the first key. None: queries are aligned
+        to the last keys.
+        """
+        first = key_offset + seq_k - seq_q if query_offset is None else query_offset
+        i = paddle.arange(first, first + seq_q).reshape([1, 1, seq_q, 1])
+        j = paddle.arange(key_offset, key_offset + seq_k).reshape([1, 1, 1, seq_k])
         seen = paddle.ones([1, 1, seq_q, seq_k], dtype="bool")
         if self.causal:
             seen = j <= i
@@ -85,6 +106,7 @@ class AttentionMask:
         if self.window is not None:
             seen = seen & (i - j < self.window)
         if self.document_starts is not None:
-            starts = self.document_starts
-            seen = seen & (starts.unsqueeze([1, 3]) == starts.unsqueeze([1, 2]))
+            of_queries = self.document_starts[:, first : first + seq_q]
+            of_keys = self.document_starts[:, key_offset : key_offset + seq_k]
+            seen = seen & (of_queries.unsqueeze([1, 3]) == of_keys.unsqueeze([1, 2]))
         return seen

@@ -57,22 +57,23 @@ def flash_attention(
     mask = AttentionMask() if mask is None else mask
     if paddle.amp.is_autocast_enabled():
         q, k, v = (each.astype(paddle.amp.get_autocast_gpu_dtype()) for each in (q, k, v))
-    _check(q, k, v, mask, softcap)
+    check_inputs("flash_attention", q, k, v, softcap)
+    mask.check(q.shape[0], q.shape[1], k.shape[1], q.shape[2])
     head_dim = q.shape[3]
     scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
     out, softmax_lse = implementation(_IMPLEMENTATIONS, q)(q, k, v, mask, scale, softcap)
     return (out, softmax_lse.detach()) if return_softmax_lse else out
 
 
-def _check(
-    q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, mask: AttentionMask, softcap: float
+def check_inputs(
+    op: str, q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, softcap: float
 ) -> None:
-    op = "flash_attention"
+    """Raises TypeError or ValueError unless they are as ``flash_attention`` says."""
     check_dtype(op, "q", q, FLOATING)
     check_dtype(op, "k", k, (q.dtype,))
     check_dtype(op, "v", v, (q.dtype,))
     check_shape(op, "q", q, ["batch", "seq_q", "heads_q", "head_dim"])
-    batch, seq_q, heads_q, head_dim = q.shape
+    batch, _, heads_q, head_dim = q.shape
     check_shape(op, "k", k, [batch, "seq_k", "heads_k", head_dim])
     check_shape(op, "v", v, k.shape)
     if not 1 <= head_dim <= MAX_HEAD_DIM:
@@ -86,7 +87,6 @@ def _check(
         raise ValueError(
             f"{op}: the {heads_q} heads of q must be a multiple of the {heads_k} heads of k and v"
         )
-    mask.check(batch, seq_q, seq_k, heads_q)
 
 
 def flash_attention_reference(
@@ -96,39 +96,56 @@ def flash_attention_reference(
     mask: AttentionMask | None = None,
     scale: float | None = None,
     softcap: float = 0.0,
+    query_offset: int | None = None,
+    key_offset: int = 0,
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
     """(out, softmax_lse) of ``flash_attention``, composed of Paddle primitives.
 
-    It stores the scores, [batch, heads_q, seq_q, seq_k].
+    It stores the scores, [batch, heads_q, seq_q, seq_k]. The offsets are positions of the first
+    query and the first key. None: queries are aligned to the last keys.
     """
     mask = AttentionMask() if mask is None else mask
-    dtype = compute_dtype(q)
-    seq_q, heads_q, head_dim = q.shape[1:]
-    seq_k, heads_k = k.shape[1:3]
-    scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
-
-    def heads_first(x: paddle.Tensor) -> paddle.Tensor:
-        x = x.astype(dtype).transpose([0, 2, 1, 3])
-        return x if x.shape[1] == heads_q else x.repeat_interleave(heads_q // heads_k, axis=1)
-
-    scores = paddle.matmul(heads_first(q), heads_first(k), transpose_y=True) * scale
-    if softcap > 0:
-        scores = softcap * paddle.tanh(scores / softcap)
+    seq_q, seq_k, heads_q = q.shape[1], k.shape[1], q.shape[2]
+    query_offset = key_offset + seq_k - seq_q if query_offset is None else query_offset
+    scores = capped_scores(q, k, 1.0 / math.sqrt(q.shape[3]) if scale is None else scale, softcap)
     if mask.alibi_slopes is not None:
-        i = paddle.arange(seq_k - seq_q, seq_k, dtype=dtype).unsqueeze(1)
-        j = paddle.arange(seq_k, dtype=dtype).unsqueeze(0)
-        scores = scores + mask.alibi_slopes.astype(dtype).reshape([1, -1, 1, 1]) * (j - i)
-    visible = mask.visible(seq_q, seq_k)
+        scores = scores + alibi(mask.alibi_slopes, scores, query_offset - key_offset)
+    visible = mask.visible(seq_q, seq_k, query_offset, key_offset)
     # Hidden scores get a finite floor and a weight of 0. With -inf, a query that sees no key would
     # have NaN gradients.
-    scores = paddle.where(visible, scores, paddle.full([1], -1e30, dtype=dtype))
+    scores = paddle.where(visible, scores, paddle.full([1], -1e30, dtype=scores.dtype))
     row_max = scores.max(axis=-1, keepdim=True).detach()
-    weights = paddle.exp(scores - row_max) * visible.astype(dtype)
+    weights = paddle.exp(scores - row_max) * visible.astype(scores.dtype)
     row_sum = weights.sum(axis=-1, keepdim=True)
     probabilities = weights / paddle.where(row_sum > 0, row_sum, paddle.ones_like(row_sum))
-    out = paddle.matmul(probabilities, heads_first(v)).transpose([0, 2, 1, 3])
+    out = paddle.matmul(probabilities, heads_first(v, heads_q)).transpose([0, 2, 1, 3])
     softmax_lse = (row_max + paddle.log(row_sum.detach())).squeeze(-1)
     return out.astype(q.dtype), softmax_lse
+
+
+def heads_first(x: paddle.Tensor, heads_q: int) -> paddle.Tensor:
+    """[batch, heads_q, sequence, head_dim] in the dtype of references; key heads are repeated."""
+    x = x.astype(compute_dtype(x)).transpose([0, 2, 1, 3])
+    return x if x.shape[1] == heads_q else x.repeat_interleave(heads_q // x.shape[1], axis=1)
+
+
+def capped_scores(
+    q: paddle.Tensor, k: paddle.Tensor, scale: float, softcap: float
+) -> paddle.Tensor:
+    """[batch, heads_q, seq_q, seq_k]: scores before ALiBi and mask."""
+    heads_q = q.shape[2]
+    products = paddle.matmul(heads_first(q, heads_q), heads_first(k, heads_q), transpose_y=True)
+    scores = products * scale
+    return softcap * paddle.tanh(scores / softcap) if softcap > 0 else scores
+
+
+def alibi(slopes: paddle.Tensor, scores: paddle.Tensor, first: int) -> paddle.Tensor:
+    """[1, heads_q, seq_q, seq_k]: what ALiBi adds to scores whose first query is ``first``
+    positions after the first key."""
+    seq_q, seq_k = scores.shape[2:]
+    i = paddle.arange(first, first + seq_q, dtype=scores.dtype).unsqueeze(1)
+    j = paddle.arange(seq_k, dtype=scores.dtype).unsqueeze(0)
+    return slopes.astype(scores.dtype).reshape([1, -1, 1, 1]) * (j - i)
 
 
 def _flash_attention_compiled(

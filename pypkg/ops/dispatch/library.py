@@ -85,13 +85,18 @@ def _check_build(info: Mapping[str, object], path: Path) -> None:
         )
 
 
-def _architecture_runs(architecture: str, capability: tuple[int, int]) -> bool:
+def split_architectures(text: str) -> list[str]:
+    """The architectures that ``build_info.json`` lists, divided by ";" or ","."""
+    return [each.strip() for each in text.replace(",", ";").split(";")]
+
+
+def architecture_runs(architecture: str, capability: tuple[int, int]) -> bool:
     """Whether code for e.g. "80-real", "90a-real", "90-virtual" or "90" runs on ``capability``.
 
     Machine code ("-real") runs on devices of the same major version and the same or a later minor
     version. PTX ("-virtual") runs on every later device, whose driver compiles it. A name without
     either is both. Code with the suffix "a" runs on exactly that version, in either form, and with
-    "f" on the devices of machine code.
+    "f" on the devices of machine code (CUDA C++ Programming Guide, "Compute Capabilities").
     """
     number, _, form = architecture.partition("-")
     digits = number.rstrip("af")
@@ -123,8 +128,8 @@ def _probe_compiled() -> _Probe:
         major, minor = paddle.device.cuda.get_device_capability()
         architectures = info["cuda_architectures"]
         if isinstance(architectures, str):
-            architectures = architectures.replace(",", ";").split(";")
-        if not any(_architecture_runs(each, (major, minor)) for each in architectures):
+            architectures = split_architectures(architectures)
+        if not any(architecture_runs(each, (major, minor)) for each in architectures):
             return _Probe(
                 False,
                 f"the compiled operators hold code for {', '.join(architectures)}, "

@@ -107,16 +107,15 @@ def on_all_ranks(flag: bool) -> bool:
     return bool(least.item())
 
 
-def mean_over_sample_shards(value: paddle.Tensor) -> paddle.Tensor:
-    """Mean of a float32 tensor over the sample shards (the data and sharding axes)."""
+def mean_over_token_shards(value: paddle.Tensor) -> paddle.Tensor:
+    """Mean of a float32 tensor over the token shards (the data, sharding and context axes)."""
     current = mesh.current()
-    if current.sample_shards == 1:
+    if current.token_shards == 1:
         return value
     total = value.clone()
-    for group in (current.data, current.sharding):
-        if group is not None:
-            dist.all_reduce(total, group=group)
-    return total / current.sample_shards
+    for group in current.token_groups:
+        dist.all_reduce(total, group=group)
+    return total / current.token_shards
 
 
 def ranks_where(flag: bool) -> list[int]:

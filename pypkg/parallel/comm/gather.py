@@ -84,18 +84,22 @@ def holders(writer: int, over_tensor: bool, over_sharding: bool) -> tuple[int, .
     current = mesh.current()
     at = _grid(current)[writer]
     tensor, sharding = None if over_tensor else at.tensor, None if over_sharding else at.sharding
-    return _holders(current, at.data, at.pipeline, tensor, sharding)
+    return _holders(current, (at.data, at.context), at.pipeline, tensor, sharding)
 
 
 @cache  # the writers of a group share the result
 def _holders(
-    current: mesh.Mesh, data: int, pipeline: int, tensor: int | None, sharding: int | None
+    current: mesh.Mesh,
+    replica: tuple[int, int],
+    pipeline: int,
+    tensor: int | None,
+    sharding: int | None,
 ) -> tuple[int, ...]:
     """Ranks at these coordinates (None: any), ordered by tensor rank, then sharding rank."""
     found = {
         (at.tensor, at.sharding): rank
         for rank, at in enumerate(_grid(current))
-        if (at.data, at.pipeline) == (data, pipeline)
+        if (at.data, at.context, at.pipeline) == (*replica, pipeline)
         and tensor in (None, at.tensor)
         and sharding in (None, at.sharding)
     }
@@ -106,7 +110,8 @@ def takes_part(writer: int) -> bool:
     """Whether this rank sends a part of a tensor to ``writer``, or is ``writer``."""
     current = mesh.current()
     at = _grid(current)[writer]
-    return (current.pipeline_rank, current.data_rank) == (at.pipeline, at.data)
+    own = current.pipeline_rank, current.data_rank, current.context_rank
+    return own == (at.pipeline, at.data, at.context)
 
 
 def is_sliced(parameter: Tensor) -> bool:

@@ -3,7 +3,7 @@
 Dropout in a tensor-parallel group needs two streams beside Paddle's own. ``WHOLE`` gives all ranks
 of the group the same numbers, for activations that every rank holds whole. ``SPLIT`` gives each
 rank its own numbers, for activations that are split over the group. Both streams differ between
-data-parallel ranks and between pipeline stages.
+ranks with other samples or tokens, and between pipeline stages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def seed_step(seed: int, step: int) -> None:
     A resumed run draws the numbers of an uninterrupted one, and no generator state is saved.
     """
     here = mesh.current()
-    shared = (seed, step, here.sample_shard, here.pipeline_rank)
+    shared = (seed, step, here.token_shard, here.pipeline_rank)
     for number, (name, place) in enumerate(((WHOLE, shared), (SPLIT, (*shared, here.tensor_rank)))):
         _make_known(name)
         with get_rng_state_tracker().rng_state(name):

@@ -54,7 +54,7 @@ _METHODS: dict[str, tuple[str, int | None]] = {
 }
 _METHODS |= {f"{name}_on_calc_stream": what for name, what in _METHODS.items()}
 _START_BATCH, _END_BATCH = "_start_coalescing", "_end_coalescing"  # of messages
-AXES = ("tensor", "pipeline", "data", "sharding")
+AXES = ("tensor", "context", "pipeline", "data", "sharding")
 OTHER = "other"  # a group that spans several axes, but not all processes
 GROUPS = (*AXES, "world", OTHER)
 

@@ -110,6 +110,27 @@ def reduce_scatter(
     return reduce_scatter_tensor(group, out, paddle.stack(list(tensors)), op)
 
 
+def all_to_all_single(
+    group: ProcessGroup,
+    out: Tensor,
+    tensor: Tensor,
+    out_sizes: Sequence[int] = (),
+    sizes: Sequence[int] = (),
+    sync_op: bool = True,
+) -> Done:
+    """
+    Raises:
+        NotImplementedError: the parts that ranks send each other differ in size.
+    """
+    if out_sizes or sizes:
+        raise NotImplementedError(f"all_to_all_single of parts of {sizes} and {out_sizes} rows")
+    joined = paddle.empty([group.size(), *tensor.shape], tensor.dtype)
+    all_gather_into_tensor(group, joined, tensor)
+    parts = joined.reshape([group.size(), group.size(), -1])[:, group.rank()]
+    paddle.assign(parts.reshape(out.shape), out)
+    return Done()
+
+
 def scatter(group: ProcessGroup, out: Tensor, tensors: Sequence[Tensor], source: int) -> Done:
     _scatter(group, out, tensors, source, True)
     return Done()
@@ -132,6 +153,8 @@ METHODS: dict[str, Callable[..., Done]] = {
     "all_gather_into_tensor": all_gather_into_tensor,
     "all_gather_into_tensor_on_calc_stream": all_gather_into_tensor,
     "all_gather_on_calc_stream": all_gather,
+    "all_to_all_single": all_to_all_single,
+    "all_to_all_single_on_calc_stream": all_to_all_single,
     "reduce_scatter": reduce_scatter,
     "reduce_scatter_on_calc_stream": reduce_scatter,
     "reduce_scatter_tensor": reduce_scatter_tensor,

@@ -51,15 +51,16 @@ class NormContribution:
 
 
 def norm_contribution(parameter: Tensor, mesh: Mesh) -> NormContribution:
-    """What this rank adds for a parameter, given data, tensor and pipeline parallelism.
+    """What this rank adds for a parameter, given data, context, tensor and pipeline
+    parallelism.
 
-    - Data-parallel copies count on data rank 0.
+    - Copies count on the first rank of ``replicas``: data and context rank 0.
     - A parameter that every rank of the tensor group holds whole counts on tensor rank 0.
     - Columns that neighbouring ranks share (``replicated_columns``, see tp_layers.py) count on the
       first of them.
     - ``counted_elsewhere`` marks the copy of a tied embedding that another pipeline stage counts.
     """
-    if mesh.data_rank > 0 or getattr(parameter, "counted_elsewhere", False):
+    if mesh.replica_rank > 0 or getattr(parameter, "counted_elsewhere", False):
         return NormContribution(False)
     if not parameter.is_distributed and mesh.tensor_rank > 0:
         return NormContribution(False)
@@ -146,9 +147,12 @@ class GlobalNormClip:
         self.skipped = self._unscale is not None and not paddle.isfinite(self.norm).item()
         if self.skipped:
             return []
-        self.factor = paddle.ones([]) if scale == 1.0 else paddle.full([], 1.0 / scale)
         if self.max_norm > 0:
-            self.factor = self.factor * paddle.clip(self.max_norm / (self.norm + 1e-6), max=1.0)
+            self.factor = paddle.clip(self.max_norm / (self.norm + 1e-6), max=1.0)
+            if scale != 1.0:
+                self.factor = self.factor * paddle.full([], 1.0 / scale)
+        else:
+            self.factor = paddle.full([], 1.0 / scale)
         self.factor = self.factor + self.norm * 0.0  # NaN where the norm is not finite
         return held
 
@@ -156,10 +160,11 @@ class GlobalNormClip:
         counted: list[Tensor] = []
         names = []
         for parameter, gradient in held:
-            contribution = self._contributions[parameter.name]
+            name = parameter.name
+            contribution = self._contributions[name]
             if contribution.counts:
                 counted.append(contribution.counted(gradient))
-                names.append(parameter.name)
+                names.append(name)
         if self._layers is not None:
             self.layer_norms = self._norms_of_layers(self._layers, names, counted)
         total = ops.squared_l2_norm(counted).squeeze()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pypkg.planner.memory import RankMemory
@@ -15,7 +16,8 @@ _GIB = 2**30
 # Settings that a search changes, in the order of a launch line.
 CHANGED = (
     "tensor_parallel_degree", "sequence_parallel", "pipeline_parallel_degree", "virtual_pp_degree",
-    "sharding", "sharding_parallel_degree", "per_device_train_batch_size",
+    "sep_parallel_degree", "context_parallel_degree", "sharding", "sharding_parallel_degree",
+    "per_device_train_batch_size",
     "gradient_accumulation_steps", "recompute", "recompute_granularity",
 )  # fmt: skip
 
@@ -39,6 +41,8 @@ def layout_of(plan: Plan) -> str:
         for name, degree in (("data", d.data), ("pipeline", pipeline), ("tensor", d.tensor))
         if degree not in (1, "1")
     ]
+    if d.context > 1:
+        parts.append(f"context {d.context} ({'ring' if d.ring else 'heads'})")
     if d.sharding > 1:
         parts.append(f"sharding {d.sharding} (stage{s.sharding_stage})")
     if d.sequence_parallel:
@@ -51,13 +55,15 @@ def layout_of(plan: Plan) -> str:
 def _head(plan: Plan) -> list[str]:
     config, s, gpu = plan.config, plan.settings, plan.cluster.gpu
     batches = "micro batch" if s.gradient_accumulation_steps == 1 else "micro batches"
+    context = plan.degrees.context
+    of = "a rank" if context == 1 else f"for each {context} ranks"
     return [
         f"model   {config.model_type}, {config.num_parameters() / 1e6:,.0f} M parameters",
         f"GPUs    {plan.degrees.world_size} x {gpu.name}, {gpu.memory / _GIB:.1f} GiB each, "
         f"{plan.cluster.gpus_per_node} a machine ({gpu.source})",
         f"layout  {layout_of(plan)}",
         f"batch   {s.gradient_accumulation_steps} {batches} of "
-        f"{s.per_device_train_batch_size} x {s.max_seq_length} tokens a rank, "
+        f"{s.per_device_train_batch_size} x {s.max_seq_length} tokens {of}, "
         f"{plan.time.tokens:,} tokens a step",
     ]
 
@@ -183,13 +189,7 @@ def launch_line(plan: Plan, arguments: Sequence[str], changes: dict[str, Any]) -
     Args:
         arguments: of ``pypkg pretrain`` before the changes.
     """
-    config_file, *given = arguments or ["CONFIG.json"]
-    kept = [
-        word
-        for key, value in zip(given[::2], given[1::2])
-        if key.removeprefix("--") not in changes
-        for word in (key, value)
-    ]
+    kept = shlex.join(_without(arguments, changes)) or "CONFIG.json"
     node = min(plan.cluster.gpus_per_node, plan.degrees.world_size)
     nodes = plan.degrees.world_size // node
     several = f"--nnodes {nodes} --rank N --master HOST:PORT " if nodes > 1 else ""
@@ -198,8 +198,20 @@ def launch_line(plan: Plan, arguments: Sequence[str], changes: dict[str, Any]) -
                      for name, value in changes.items())  # fmt: skip
     return (
         f'python -m paddle.distributed.launch {several}--gpus "{gpus}" run_pretrain.py '
-        f"{' '.join([config_file, *kept])} {words}".rstrip()
+        f"{kept} {words}".rstrip()
     )
+
+
+def _without(arguments: Sequence[str], names: Collection[str]) -> list[str]:
+    """The command line without the settings of these names and their values."""
+    kept, leaves_out = [], False
+    for word in arguments:
+        if word.startswith("--"):
+            name = word[2:].partition("=")[0]
+            leaves_out = name in names or name.removeprefix("no_") in names
+        if not leaves_out:
+            kept.append(word)
+    return kept
 
 
 def as_json(plan: Plan, tokens: float | None, price: float | None) -> dict[str, Any]:

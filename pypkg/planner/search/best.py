@@ -10,13 +10,14 @@ from pypkg.config import Settings
 from pypkg.config.parallel_checks import parallel_problems
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
-from pypkg.models.weights.tp_shards import tensor_parallel_problems
+from pypkg.models.weights.tp_shards import exchange_problems, tensor_parallel_problems
 from pypkg.parallel.mesh import Degrees
 from pypkg.parallel.update_rules import moment_bytes
 from pypkg.planner.search.plan import Plan, largest_term, make_plan, time_of, what_would_do
 from pypkg.planner.time.step_time import Cluster
 
 _ROWS = (1, 2, 4, 8)
+_LEAST_TOKENS = 8192  # of a rank whose sequence is divided: shorter ones need no context axis
 _CHUNKS = 8  # of an interleaved stage, at most
 _SHOWN = 5
 _RECOMPUTE = ("", "full_attn", "full")  # from the fastest to the one that keeps least
@@ -42,6 +43,8 @@ class Layout:
             sequence_parallel=d.sequence_parallel,
             pipeline_parallel_degree=d.pipeline,
             virtual_pp_degree=d.virtual_stages,
+            sep_parallel_degree=d.context if d.context > 1 and not d.ring else -1,
+            context_parallel_degree=d.context if d.ring else -1,
             sharding=(f"stage{self.stage}",) if self.stage else (),
             sharding_parallel_degree=d.sharding if self.stage else -1,
             sharding_degree=-1,
@@ -146,7 +149,7 @@ def _candidates(
     that are too large by their state."""
     found = []
     by_state = 0
-    for layout in _layouts(config, world, cluster):
+    for layout in _layouts(config, world, cluster, base.max_seq_length):
         shards = layout.degrees.data * layout.degrees.sharding
         accumulation, rest = divmod(global_rows, layout.rows * shards)
         if rest or not accumulation or parallel_problems(layout.settings(base, accumulation, "")):
@@ -183,24 +186,38 @@ def reason(plan: Plan) -> str:
     return f"{plan.short / 2**30:.1f} GiB short: {largest_term(plan)}"
 
 
-def _layouts(config: ModelConfig, world: int, cluster: Cluster) -> Iterator[Layout]:
+def _layouts(config: ModelConfig, world: int, cluster: Cluster, sequence: int) -> Iterator[Layout]:
     node = cluster.gpus_per_node
     for tensor in _divisors(world):
         if tensor > node or (tensor > 1 and tensor_parallel_problems(config, tensor)):
             continue
-        for pipeline in _divisors(world // tensor):
-            if pipeline > min(64, config.num_hidden_layers):
-                continue
-            shards = world // (tensor * pipeline)
-            for stage, sharding in _shardings(shards, pipeline, max(1, node // tensor)):
-                degrees = Degrees(
-                    data=shards // sharding,
-                    pipeline=pipeline,
-                    sharding=sharding,
-                    tensor=tensor,
-                    sequence_parallel=tensor > 1,
-                )
-                yield from (Layout(degrees, stage, rows) for rows in _ROWS)
+        for context, ring in _contexts(config, world // tensor, tensor, sequence):
+            rows = _ROWS if context == 1 else _ROWS[:1]  # long ones fill a GPU by themselves
+            inner = Degrees(tensor=tensor, context=context, ring=ring, sequence_parallel=tensor > 1)
+            for pipeline in _divisors(world // inner.world_size):
+                if pipeline > min(64, config.num_hidden_layers):
+                    continue
+                shards = world // (inner.world_size * pipeline)
+                within = max(1, node // inner.world_size)
+                for stage, sharding in _shardings(shards, pipeline, within):
+                    degrees = replace(
+                        inner, data=shards // sharding, pipeline=pipeline, sharding=sharding
+                    )
+                    yield from (Layout(degrees, stage, each) for each in rows)
+
+
+def _contexts(
+    config: ModelConfig, world: int, tensor: int, sequence: int
+) -> Iterator[tuple[int, bool]]:
+    """Degrees of the context axis, each as an exchange of heads and as a ring."""
+    yield 1, False
+    for degree in _divisors(world)[1:]:
+        if sequence // degree < _LEAST_TOKENS:
+            return
+        if sequence % degree == 0 and not exchange_problems(config, degree, tensor):
+            yield degree, False
+        if sequence % (2 * degree) == 0:
+            yield degree, True
 
 
 def _shardings(shards: int, pipeline: int, within: int) -> Iterator[tuple[int, int]]:

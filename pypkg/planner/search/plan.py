@@ -111,35 +111,38 @@ def largest_term(plan: Plan) -> str:
 def what_would_do(plan: Plan) -> tuple[str, Plan] | None:
     """The fastest change of one setting that makes the plan fit; None: no change does.
 
-    The changes are recompute, a smaller micro batch and a higher ZeRO stage. Each keeps the global
-    batch.
+    The changes are recompute, a smaller micro batch, and a higher ZeRO stage, also over ranks that
+    are data-parallel. Each keeps the global batch.
 
     Returns:
         A name of the change, and the plan with it.
     """
     found = []
-    for label, changed in _changes(plan):
-        candidate = make_plan(changed, plan.config, plan.degrees, plan.cluster)
+    for label, changed, layout in _changes(plan):
+        candidate = make_plan(changed, plan.config, layout, plan.cluster)
         if candidate.fits:
             found.append((label, candidate))
     return min(found, key=lambda each: each[1].time.seconds, default=None)
 
 
-def _changes(plan: Plan) -> list[tuple[str, Settings]]:
-    s = plan.settings
+def _changes(plan: Plan) -> list[tuple[str, Settings, Degrees]]:
+    s, degrees = plan.settings, plan.degrees
     found = []
     granularities = ("core_attn", "full_attn", "full")
     done = granularities.index(s.recompute_granularity) if s.recompute else -1
     for name in granularities[done + 1 :]:
         changed = replace(s, recompute=True, recompute_granularity=name)
-        found.append((f"recompute {name}", changed))
+        found.append((f"recompute {name}", changed, degrees))
     rows = s.per_device_train_batch_size
     while rows % 2 == 0:
         rows //= 2
         more = s.gradient_accumulation_steps * s.per_device_train_batch_size // rows
         changed = replace(s, per_device_train_batch_size=rows, gradient_accumulation_steps=more)
-        found.append((f"a micro batch of {rows}", changed))
-    if plan.degrees.sharding > 1 and plan.degrees.pipeline == 1:
-        for stage in range(s.sharding_stage + 1, 4):
-            found.append((f"sharding stage{stage}", replace(s, sharding=(f"stage{stage}",))))
+        found.append((f"a micro batch of {rows}", changed, degrees))
+    if degrees.sharding == 1:
+        degrees = replace(degrees, data=1, sharding=degrees.data)
+    last = 3 if degrees.pipeline == 1 else 1
+    for stage in range(s.sharding_stage + 1, last + 1) if degrees.sharding > 1 else ():
+        changed = replace(s, sharding=(f"stage{stage}",), data_parallel_degree=-1)
+        found.append((f"sharding stage{stage}", changed, degrees))
     return found

@@ -38,6 +38,8 @@ def load_gpu(name: str) -> Gpu:
         )
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(given, dict):
+            raise ValueError("it holds no JSON object")
         if "parts" in given:
             return _checked(measured_gpu(given, str(path)))
         return _checked(_described_gpu(given, path))
@@ -53,10 +55,20 @@ def load_gpu(name: str) -> Gpu:
 
 def _described_gpu(given: dict[str, Any], path: Path) -> Gpu:
     like = given.pop("like", None)
+    if like is not None and like not in GPUS:
+        raise ValueError(f'"like" is {like!r}')
     known = vars(GPUS[like]) if like is not None else {}
+    fields = {field.name for field in dataclasses.fields(Gpu)}
+    if unknown := sorted(given.keys() - fields - {"products"}):
+        raise ValueError(f"it has no field {unknown[0]!r}")
     products = [Product(**each) for each in given.pop("products", ())]
-    named = {**known, "name": path.stem, "source": str(path), "products": tuple(products)}
-    return Gpu(**{**named, **given})
+    named = {**known, "name": path.stem, "source": str(path), "products": tuple(products), **given}
+    required = [
+        field.name for field in dataclasses.fields(Gpu) if field.default is dataclasses.MISSING
+    ]
+    if missing := [name for name in required if name not in named]:
+        raise ValueError(f'it lacks {missing[0]!r}, and names no GPU that it is "like"')
+    return Gpu(**named)
 
 
 def measured_gpu(day: Mapping[str, Any], source: str) -> Gpu:

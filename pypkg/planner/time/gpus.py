@@ -85,8 +85,11 @@ class Gpu:
 
 _A100: dict[str, Any] = {"matmul_flops": 312e12, "matmul_flops_float32": 19.5e12}
 # FlashAttention-2 reaches 50 to 73 % of an A100 (Dao, arXiv:2307.08691, abstract) and 35 % of an
-# H100 (Shah et al., arXiv:2407.08608, abstract). Ours has not been timed on a GPU. L40S has no
-# published figure: that of A100 stands for it.
+# H100 (Shah et al., arXiv:2407.08608, abstract). A800, H800 and H200 have their processors. Ours
+# has not been timed on a GPU. For Ada, TVM (tl_doc/flash_perf.md in apache/tvm) gives
+# FlashAttention on an RTX 4090, causal, head dim 128: 151.2 TFLOP/s forward and 99.2 backward, so
+# 110 for both. An L40S has 142 such multiprocessors, not 128: 122 of its 362 TFLOP/s. That is a
+# lower bound: tensor cores of an RTX 4090 sum in float32 at half the rate of an L40S.
 _HOPPER: dict[str, Any] = {
     "matmul_flops": 989e12,
     "matmul_flops_float32": 67e12,
@@ -108,7 +111,8 @@ GPUS = {
         Gpu(name="h200", memory_mib=143771, bandwidth=4.8e12, link=450e9, **_HOPPER,
             source="NVIDIA H200 data sheet, SXM"),
         Gpu(name="l40s", memory_mib=46068, bandwidth=864e9, link=32e9, matmul_flops=362e12,
-            matmul_flops_float32=91.6e12, source="NVIDIA L40S data sheet; PCIe 4.0 x16"),
+            matmul_flops_float32=91.6e12, attention_efficiency=0.34,
+            source="NVIDIA L40S data sheet; PCIe 4.0 x16"),
     )
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from pypkg.models.architecture.config import ModelConfig
+from pypkg.planner.time.context_time import ContextTime
 from pypkg.planner.time.gpus import Gpu
 
 _LOSS_CHUNK_BYTES = 256 * 2**20  # ops/loss/linear_cross_entropy.py
@@ -14,12 +15,13 @@ _FLOAT32_ROPE_PASSES = 16  # float32 elements of query or key that operators rea
 
 @dataclass(frozen=True)
 class Seconds:
-    """Seconds by term; ``tensor`` is communication of the tensor group."""
+    """Seconds by term; ``tensor`` and ``context`` are communication of these groups."""
 
     products: float = 0.0
     attention: float = 0.0
     memory: float = 0.0
     tensor: float = 0.0
+    context: float = 0.0
 
     def __add__(self, other: Seconds) -> Seconds:
         return Seconds(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -64,14 +66,16 @@ OURS = Implementation()
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro batch: sequences, and tokens of each."""
+    """A micro batch: sequences, tokens of each, and ranks that divide these."""
 
     rows: int
     sequence: int
+    context: int = 1
 
     @property
     def tokens(self) -> int:
-        return self.rows * self.sequence
+        """Of this rank."""
+        return self.rows * self.sequence // self.context
 
 
 class LayerTime:
@@ -81,6 +85,8 @@ class LayerTime:
         tensor: degree of tensor parallelism, within a machine if ``tensor_rate`` is its link's.
         tensor_rate: bytes per second that a rank exchanges with the tensor group.
         sequence_parallel: norms and residuals take the rank's share of the tokens.
+        ring: whether keys and values go round the ranks that divide the tokens.
+        context_rate: bytes per second that a rank exchanges with these.
         element_bytes: of activations and weights.
     """
 
@@ -93,6 +99,8 @@ class LayerTime:
         tensor: int = 1,
         tensor_rate: float = 0.0,
         sequence_parallel: bool = False,
+        ring: bool = False,
+        context_rate: float = 0.0,
         element_bytes: int = 2,
         implementation: Implementation = OURS,
     ) -> None:
@@ -100,31 +108,51 @@ class LayerTime:
         self._t, self._rate, self._bytes = tensor, tensor_rate, element_bytes
         self._share = tensor if sequence_parallel else 1
         self._made = implementation
+        self._context = self._context_time(ring, context_rate) if batch.context > 1 else None
+
+    def _context_time(self, ring: bool, rate: float) -> ContextTime:
+        config, c, tokens = self._config, self._batch.context, self._batch.tokens
+        heads = max(config.num_key_value_heads // self._t, 1)
+        keys = (heads if ring else max(heads, c)) * config.head_dim
+        return ContextTime(
+            *(c, ring, rate, tokens * config.query_size / self._t, 2 * tokens * keys), self._bytes
+        )
 
     def core_forward(self) -> Seconds:
-        """Attention without projections."""
-        return self._core(backward=False)
+        """What is recomputed of attention without projections: not the exchange of heads."""
+        core = self._core(backward=False)
+        if self._context is None or not self._context.is_ring:
+            return core
+        return core + self._divided(core, backward=False)
 
     def attention_forward(self) -> Seconds:
         """The attention block with its projections."""
-        return self._linear(*self._attention_matrices()) + self.core_forward() + self._exchange(1)
+        core = self._core(backward=False)
+        return (
+            self._linear(*self._attention_matrices())
+            + core
+            + self._divided(core, backward=False)
+            + self._exchange(1)
+        )
 
     def forward(self) -> Seconds:
         """A layer."""
-        matrices = [*self._attention_matrices(), *self._mlp_matrices()]
+        matrices, core = self._matrices(), self._core(backward=False)
         return (
             self._linear(*matrices)
-            + self._core(backward=False)
+            + core
+            + self._divided(core, backward=False)
             + self._moved(self._made.stream_passes[0], self._made.gate_passes[0], backward=False)
             + self._exchange(2)
         )
 
     def backward(self) -> Seconds:
         """The backward pass of a layer, without what it recomputes."""
-        matrices = [*self._attention_matrices(), *self._mlp_matrices()]
+        matrices, core = self._matrices(), self._core(backward=True)
         return (
             self._linear(*matrices) * 2
-            + self._core(backward=True)
+            + core
+            + self._divided(core, backward=True)
             + self._moved(self._made.stream_passes[1], self._made.gate_passes[1], backward=True)
             + self._exchange(self._made.projections + self._made.up_projections)
         )
@@ -145,6 +173,18 @@ class LayerTime:
             + Seconds(memory=moved / self._gpu.memory_rate)
             + self._exchange(2)
         )
+
+    def _divided(self, core: Seconds, backward: bool) -> Seconds:
+        """What the attention ``core`` takes beside itself where ranks divide the tokens."""
+        if self._context is None:
+            return Seconds()
+        return Seconds(
+            memory=self._context.moved(backward) / self._gpu.memory_rate,
+            context=self._context.sent(backward, core.total),
+        )
+
+    def _matrices(self) -> list[tuple[int, int]]:
+        return [*self._attention_matrices(), *self._mlp_matrices()]
 
     def _attention_matrices(self) -> list[tuple[int, int]]:
         """Inputs and outputs of the matrices on this rank."""
@@ -176,7 +216,7 @@ class LayerTime:
         Where scores are stored, the backward pass has four and no mask saves any.
         """
         config, batch, gpu = self._config, self._batch, self._gpu
-        scores = batch.rows * config.num_attention_heads / self._t * batch.sequence**2
+        scores = batch.tokens * config.num_attention_heads / self._t * batch.sequence
         if self._made.stored_scores:
             flops = (8 if backward else 4) * scores * config.head_dim
             moved = _SCORE_PASSES * self._bytes * scores

@@ -12,6 +12,7 @@ from pypkg.parallel.mesh import Degrees
 from pypkg.planner.memory import recomputed_layers
 from pypkg.planner.time.gpus import Gpu
 from pypkg.planner.time.layer_time import OURS, Batch, Implementation, LayerTime, Seconds
+from pypkg.planner.time.update_time import saved_bytes, state_bytes, update_seconds, update_work
 
 # Python, dispatch and autograd of a layer, forward and backward, on one thread of a Xeon: measured
 # by `pypkg bench train-step --host-time` (docs/benchmarks.md). A device that is faster waits.
@@ -25,6 +26,7 @@ TERMS = (
     "attention",
     "memory-bound operators",
     "tensor communication",
+    "context communication",
     "host",
     "pipeline bubble",
     "pipeline communication",
@@ -39,6 +41,7 @@ TERM_ERRORS = {
     "attention": 0.3,
     "memory-bound operators": 0.2,
     "tensor communication": 0.3,
+    "context communication": 0.3,
     "host": 0.5,
     "pipeline bubble": 0.1,
     "pipeline communication": 0.3,
@@ -153,9 +156,10 @@ class _Step:
         self._settings, self._config, self._degrees = settings, config, degrees
         self._cluster, self._bytes, self._made = cluster, element_bytes, implementation
         self._micro_batches = settings.gradient_accumulation_steps
-        self._batch = Batch(settings.per_device_train_batch_size, settings.max_seq_length)
-        samples = self._batch.tokens * self._micro_batches
-        self.tokens = samples * degrees.data * degrees.sharding
+        rows, sequence = settings.per_device_train_batch_size, settings.max_seq_length
+        self._batch = Batch(rows, sequence, degrees.context)
+        samples = rows * self._micro_batches * degrees.data * degrees.sharding
+        self.tokens = samples * sequence
         self._layer = self._layer_time(self._batch)
         self._parameters = config.num_parameters() / (degrees.tensor * degrees.pipeline)
 
@@ -168,6 +172,8 @@ class _Step:
             tensor=degrees.tensor,
             tensor_rate=self._cluster.rate(1, degrees.tensor),
             sequence_parallel=degrees.sequence_parallel,
+            ring=degrees.ring,
+            context_rate=self._cluster.rate(degrees.tensor, degrees.context),
             element_bytes=self._bytes,
             implementation=self._made,
         )
@@ -183,6 +189,7 @@ class _Step:
             "attention": m * work.attention,
             "memory-bound operators": m * work.memory,
             "tensor communication": m * work.tensor,
+            "context communication": m * work.context,
             "host": m * host,
             "pipeline bubble": (degrees.pipeline - 1) / degrees.virtual_stages * work.total,
             "pipeline communication": m * self._messages(),
@@ -238,7 +245,7 @@ class _Step:
         degrees, settings, m = self._degrees, self._settings, self._micro_batches
         n, width = self._parameters, self._bytes
         gradient = 4 if settings.amp_master_grad else width
-        z, d = degrees.sharding, degrees.data
+        z, d = degrees.sharding, degrees.data * degrees.context
         exposed = 0.0
         stage = settings.sharding_stage if z > 1 else 0
         if stage:
@@ -257,21 +264,35 @@ class _Step:
                 exposed = reduce + send + 2 * self._operations() * (z - 1) * _HOP
         if d > 1:
             held = n / z if stage >= 2 else n
-            rate = self._cluster.rate(self._stride("data"), d)
+            rate = self._replica_rate()
             exposed += 2 * gradient * held * (d - 1) / d / rate
         return exposed
+
+    def _replica_rate(self) -> float:
+        """Of data-parallel ranks and those of a context group together: their slower links."""
+        degrees, rate = self._degrees, self._cluster.rate
+        rates = [rate(degrees.tensor, degrees.context)] if degrees.context > 1 else []
+        if degrees.data > 1:
+            rates.append(rate(self._stride("data"), degrees.data))
+        return min(rates)
 
     def _operations(self) -> int:
         """Matrices of a rank: each is reduced, sent and gathered by itself in stages 1 and 3."""
         return 4 * self._config.num_hidden_layers // self._degrees.pipeline + 2
 
     def _update(self) -> float:
-        """AdamW reads and writes 24 bytes of state, reads a gradient and writes a weight."""
-        held = self._parameters
-        if self._settings.sharding_stage:
-            held /= self._degrees.sharding
-        seconds = held * (24 + 2 * self._bytes) / self._cluster.gpu.memory_rate
-        return seconds + self._settings.offloads_optimizer * held * 24 / _HOST_RATE
+        """The rank with most; ZeRO divides the update, and so the ranks with pieces of matrices."""
+        settings, degrees, gpu = self._settings, self._degrees, self._cluster.gpu
+        stage, held, pieces = settings.sharding_stage, self._parameters, degrees.tensor
+        rate = self._cluster.rate(1, pieces)
+        if stage:
+            held /= degrees.sharding
+        if stage == 3 and degrees.sharding > 1:
+            pieces *= degrees.sharding
+            rate = min(rate, self._cluster.rate(self._stride("sharding"), degrees.sharding))
+        work = update_work(settings, self._config, held, pieces, self._bytes)
+        moved = 2 * state_bytes(settings) * held if settings.offloads_optimizer else 0.0
+        return update_seconds(work, gpu, rate) + moved / _HOST_RATE
 
     def _evaluation(self, forward: Seconds) -> float:
         s = self._settings
@@ -286,17 +307,18 @@ class _Step:
         s = self._settings
         if not s.saves or s.use_async_save:
             return 0.0
-        state = 0 if s.ignore_save_lr_and_optim else (8 if self._bytes == 4 else 12)
+        state = 0 if s.ignore_save_lr_and_optim else saved_bytes(s, self._bytes)
         size = self._config.num_parameters() * (self._bytes + state)
         return size / _DISK_RATE / s.save_interval
 
     def _stride(self, axis: str) -> int:
         """Between the numbers of neighbouring ranks on an axis (parallel/mesh.py)."""
         degrees = self._degrees
-        inner = {"tensor": 1, "sharding": degrees.tensor, "pipeline": degrees.tensor}
+        innermost = degrees.tensor * degrees.context
+        inner = {"sharding": innermost, "pipeline": innermost}
         if degrees.topology_order == "sharding_first":
             inner["sharding"] *= degrees.pipeline
         else:
             inner["pipeline"] *= degrees.sharding
-        inner["data"] = degrees.tensor * degrees.pipeline * degrees.sharding
+        inner["data"] = innermost * degrees.pipeline * degrees.sharding
         return inner[axis]

@@ -69,6 +69,30 @@ def verify(
     return replace(report, damage=(*ordered(changed), *report.damage))
 
 
+def require_whole_weights(folder: Path) -> None:
+    """Compares config.json and the weights of a checkpoint with its manifest.
+
+    Other folders, and checkpoints without a manifest, have nothing to compare with.
+
+    Raises:
+        UserError: a file is damaged, or a later version of this package has written the checkpoint.
+    """
+    if not (folder / STATE_FILE).is_file():
+        return
+    try:
+        manifest = read_manifest(folder)
+        files = manifest.files if manifest is not None else {}
+        weights = {name: files[name] for name in files if name.startswith(("config", "model"))}
+        damage = ordered(changed_files(folder, weights, "checksums"))
+    except (SealError, OSError) as error:
+        damage = [str(error)]
+    if damage:
+        raise UserError(
+            f"the checkpoint {folder} is damaged: {'; '.join(damage)}. Take another one; `pypkg "
+            f"checkpoint verify {folder.parent}` tells which are whole."
+        )
+
+
 def survey(folder: Path) -> Report:
     """``verify`` without a check of the files that the manifest lists.
 

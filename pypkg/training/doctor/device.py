@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from pypkg.ops.dispatch.library import architecture_runs, split_architectures
 from pypkg.training.doctor.facts import Facts
 from pypkg.training.doctor.findings import Finding, Severity, by_value, counted, place_of
 
@@ -80,26 +81,10 @@ def _kernels(fact: Facts, where: str) -> Iterator[Finding]:
 
 
 def _runs_on(fact: Facts) -> bool:
-    """Whether a device runs one of the architectures.
-
-    Machine code runs on devices of its major version from its minor version on, and PTX on any
-    later device (CUDA C++ Programming Guide, "Compute Capabilities"). "a" is for one device alone,
-    "f" for its major version.
-    """
+    """Whether the device runs one of the architectures of the kernels."""
     assert fact.capability and fact.architectures
-    device = _number(fact.capability)
-    for word in fact.architectures.replace(";", ",").split(","):
-        name, _, kind = word.strip().partition("-")
-        number = int(name.rstrip("af"))
-        if name.endswith("a"):
-            fits = number == device
-        else:
-            fits = number <= device and number // 10 == device // 10
-            is_ptx = kind != "real" and not name.endswith("f")
-            fits = fits or (is_ptx and number <= device)
-        if fits:
-            return True
-    return False
+    architectures = split_architectures(fact.architectures)
+    return any(architecture_runs(each, fact.capability) for each in architectures)
 
 
 def _memory(fact: Facts, where: str) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from pypkg.training.doctor.findings import Finding, Severity, counted, place_of
 Ranks = tuple[int, ...]
 Pair = tuple[int, int]  # sender and receiver
 
-AXES = ("tensor", "sharding", "data", "pipeline")
+AXES = ("tensor", "context", "sharding", "data", "pipeline")
 _RUNS = 5
 _BYTES = {"gpu": 256 * 2**20, "cpu": 4 * 2**20}
 _SLOW = 0.5  # of the median rate of an axis

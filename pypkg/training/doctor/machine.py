@@ -17,7 +17,6 @@ _CLOCKS_APART = 2.0  # seconds; logs and locks of output_dir compare times of ma
 # --ulimit memlock=-1). Docker's default is 64 MiB.
 _SHARED_MEMORY = 2**30
 _MAY_DIFFER = ("python", "driver_cuda", "device_name")  # the slowest device sets the pace
-_FILES_PER_RANK = 2  # connections of rank 0 (docs/several_hosts.md)
 _FILES = 1024
 _GIB = 2**30
 

@@ -1,8 +1,8 @@
 """One rank reads the samples for all ranks that train on the same ones.
 
-These are the ranks of a tensor group and of every stage of their pipeline. The reader has tensor
-rank 0 and pipeline rank 0. It broadcasts along its pipeline to tensor rank 0 of each stage, which
-broadcasts in its tensor group.
+These are the ranks of a tensor group, of their context group and of every stage of their pipeline.
+The reader has rank 0 on the three axes. It broadcasts along its pipeline. The rank of each stage
+that has the value then broadcasts in its context group, and each of these in its tensor group.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 def is_reader() -> bool:
     """Whether this rank reads for those that train on the same samples."""
     current = mesh.current()
-    return current.pipeline_rank == 0 and current.tensor_rank == 0
+    return current.pipeline_rank == current.context_rank == current.tensor_rank == 0
 
 
 def from_reader(make: Callable[[], T]) -> T:
@@ -78,8 +78,10 @@ class SharedBatches(Iterator[Batch]):
 def _share(value: Any) -> Any:
     """The reader's ``value``."""
     current = mesh.current()
-    if current.pipeline is not None and current.tensor_rank == 0:
+    if current.pipeline is not None and current.context_rank == current.tensor_rank == 0:
         value = _broadcast(value, current.pipeline)
+    if current.context is not None and current.tensor_rank == 0:
+        value = _broadcast(value, current.context)
     if current.tensor is not None:
         value = _broadcast(value, current.tensor)
     return value

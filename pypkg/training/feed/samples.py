@@ -257,7 +257,7 @@ class Samples:
 def _reads_alone() -> bool:
     """Whether no other rank trains on the same samples."""
     current = mesh.current()
-    return current.tensor_degree * current.pipeline_degree == 1
+    return current.tensor_degree * current.context_degree * current.pipeline_degree == 1
 
 
 def _earlier_order(state: TrainerState, checkpoint: Path | None) -> SampleOrder | None:

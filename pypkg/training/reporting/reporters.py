@@ -12,6 +12,8 @@ from pypkg.errors import UserError
 from pypkg.files import read_lines, write_file
 
 METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+SUMMARY_FILE = "summary.json"
 
 
 class Reporter(Protocol):

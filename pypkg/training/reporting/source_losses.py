@@ -11,6 +11,7 @@ import paddle.distributed as dist
 
 from pypkg.data import IGNORED_LABEL, SOURCES, Batch
 from pypkg.parallel import mesh
+from pypkg.parallel.context.tokens import own_part
 
 
 class SourceLosses:
@@ -38,7 +39,7 @@ class SourceLosses:
         if not self.names or sources is None:
             return batch
         token_losses: list[paddle.Tensor] = []
-        self._watched.append((sources, batch["labels"], token_losses))
+        self._watched.append((sources, own_part(batch["labels"]), token_losses))
         return {**batch, "token_losses": token_losses}
 
     def collect(self) -> None:
@@ -61,7 +62,8 @@ class SourceLosses:
         total = paddle.zeros([2, len(self.names)], "float64") if self._sums is None else self._sums
         total = total.clone()
         current = mesh.current()
-        for group in (current.data, current.sharding, current.pipeline):
+        groups = (*current.token_groups, current.pipeline)
+        for group in groups:
             if group is not None:
                 dist.all_reduce(total, group=group)
         return (total.numpy() + self._earlier).tolist()

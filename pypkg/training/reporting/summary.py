@@ -10,7 +10,7 @@ from typing import Any
 
 from pypkg.data.tokenizers.load import Tokenizer
 from pypkg.files import write_file
-from pypkg.inference.text import complete
+from pypkg.generation.text import complete
 from pypkg.models.building import Model
 from pypkg.models.sampling import Sampling
 from pypkg.training.reporting.outcome import Outcome, perplexity

@@ -11,7 +11,7 @@ from pypkg.console import progress
 from pypkg.data.tokenizers.base import Tokenizer
 from pypkg.errors import UserError
 from pypkg.files import append_line, read_lines, write_file
-from pypkg.inference.text import Completion, complete, encode_prompt, end_tokens
+from pypkg.generation.text import Completion, complete, encode_prompt, end_tokens
 from pypkg.models.building import Model
 from pypkg.models.generate import room_for
 from pypkg.models.sampling import Sampling
@@ -21,7 +21,6 @@ from pypkg.training.reporting.trackers import TrackerReporter
 
 logger = logging.getLogger("pypkg")
 
-SAMPLES_FILE = "samples.jsonl"
 _TEMPERATURE, _TOP_K = 0.8, 40
 _WAY_OUT = "Move it away, or set output_dir to another folder."
 

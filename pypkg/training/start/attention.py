@@ -12,16 +12,22 @@ from pypkg.models.architecture.config import ModelConfig
 logger = logging.getLogger("pypkg")
 
 
-def attention_for(config: ModelConfig, dtype: str, capabilities: Capabilities, asked: str) -> str:
+def attention_for(
+    config: ModelConfig, dtype: str, capabilities: Capabilities, asked: str, ring: bool = False
+) -> str:
     """The attention of a model; selects the set of GPU kernels that is known to be fastest.
 
     Args:
         dtype: "float32", "float16" or "bfloat16", of the activations.
         asked: "auto" or another choice of ``choose_attention``.
+        ring: whether keys and values go round the ranks of a context group.
 
     Returns:
         An argument of ``Decoder.use_attention``.
     """
+    if ring:
+        logger.info("attention: pypkg (only our operators take blocks of keys out of a ring)")
+        return "pypkg"
     needs = AttentionNeeds(
         dtype=dtype,
         head_dim=config.head_dim,

@@ -11,7 +11,7 @@ from math import prod
 from pypkg.config import Settings
 from pypkg.config.parallel_checks import parallel_problems
 from pypkg.models.architecture.config import ModelConfig
-from pypkg.models.weights.tp_shards import tensor_parallel_problems
+from pypkg.models.weights.tp_shards import exchange_problems, tensor_parallel_problems
 from pypkg.parallel.mesh import Degrees
 from pypkg.training.feed.batch_size import ramp_problems
 
@@ -19,17 +19,19 @@ from pypkg.training.feed.batch_size import ramp_problems
 def degrees(settings: Settings, world_size: int) -> Degrees:
     """The degrees of all axes, for a layout without ``layout_problems``.
 
-    The data-parallel degree is world_size / (tensor x pipeline x sharding). Sharding without a
-    degree of its own takes world_size / (tensor x pipeline).
+    The data-parallel degree is world_size / (tensor x context x pipeline x sharding). Sharding
+    without a degree of its own takes world_size / (tensor x context x pipeline).
     """
-    tensor, pipeline = _tensor(settings), _pipeline(settings)
-    shards = world_size // (tensor * pipeline)
+    tensor, pipeline, context = _tensor(settings), _pipeline(settings), settings.context_degree
+    shards = world_size // (tensor * context * pipeline)
     sharding = _sharding(settings, shards)
     return Degrees(
         data=shards // sharding,
         pipeline=pipeline,
         sharding=sharding,
         tensor=tensor,
+        context=context,
+        ring=settings.ring,
         sequence_parallel=settings.sequence_parallel,
         overlap_input_gradients=settings.overlaps_input_gradients,
         skip_identity="enable_mp_skip_c_identity" in settings.tensor_parallel_config,
@@ -49,6 +51,7 @@ def layout_problems(settings: Settings, config: ModelConfig, world_size: int) ->
         *parallel_problems(settings),
         *process_problems(settings, world_size),
         *(tensor_parallel_problems(config, _tensor(settings)) if _tensor(settings) > 1 else ()),
+        *exchange_problems(config, settings.sep_parallel_degree, _tensor(settings)),
         *_stage_problems(settings, config),
         *_recompute_problems(settings, config),
     ]
@@ -60,7 +63,7 @@ def layout_notices(settings: Settings, world_size: int) -> list[str]:
         return [
             f"sharding ({' '.join(settings.sharding)}) has no effect: of {world_size} processes, "
             f"tensor_parallel_degree ({_tensor(settings)}) x pipeline_parallel_degree "
-            f"({_pipeline(settings)}) leave one to divide over"
+            f"({_pipeline(settings)}){_context_factor(settings)} leave one to divide over"
         ]
     return []
 
@@ -78,6 +81,14 @@ def _chunks(s: Settings) -> int:
     return max(s.virtual_pp_degree, 1)
 
 
+def _context_name(s: Settings) -> str:
+    return "context_parallel_degree" if s.ring else "sep_parallel_degree"
+
+
+def _context_factor(s: Settings) -> str:
+    return f" x {_context_name(s)} ({s.context_degree})" if s.context_degree > 1 else ""
+
+
 def _sharding(s: Settings, shards: int) -> int:
     """The sharding degree. ``shards`` is the number of ranks that train on different samples."""
     if not s.sharding_stage:
@@ -93,6 +104,7 @@ def process_problems(s: Settings, world_size: int) -> list[str]:
         "tensor_parallel_degree": _tensor(s),
         "pipeline_parallel_degree": _pipeline(s),
         "sharding_parallel_degree": _sharding(s, 1),
+        _context_name(s): s.context_degree,
     }
     asked = " x ".join(f"{name} ({degree})" for name, degree in given.items() if degree > 1)
     group = prod(given.values())
@@ -116,7 +128,7 @@ def process_problems(s: Settings, world_size: int) -> list[str]:
             f"{asked or 'the other degrees'} leave {data} for it; leave it out, or "
             f"{_launch(s.data_parallel_degree * group)}"
         )
-    return problems + ramp_problems(s, world_size // (_tensor(s) * _pipeline(s)))
+    return problems + ramp_problems(s, world_size // (_tensor(s) * _pipeline(s) * s.context_degree))
 
 
 def _launch(processes: int) -> str:

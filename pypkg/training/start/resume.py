@@ -57,7 +57,8 @@ def record_resumed(
     folder, step, layout = settings.output_dir, state.global_step, asdict(degrees)
     record(folder, "resumed", step=step, checkpoint=str(checkpoint), layout=layout)
     earlier = _earlier_layout(checkpoint)
-    if earlier and earlier != layout:
+    # A version without one of the axes had one rank on it.
+    if earlier and asdict(Degrees()) | dict(earlier) != layout:
         record(folder, "layout_changed", step=step, before=earlier, after=layout)
     before = _earlier_batch(checkpoint, state, earlier)
     after = _global_batch(settings, layout)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pypkg.config import Settings, listed
 from pypkg.config.reading.parser import read_settings
@@ -18,7 +19,10 @@ from pypkg.training.start.layout import layout_problems, process_problems
 
 
 def load_run_settings(
-    arguments: Sequence[str], world_size: int, runs_here: bool = True
+    arguments: Sequence[str],
+    world_size: int,
+    runs_here: bool = True,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Settings:
     """The settings of a run of ``world_size`` processes, from its command line.
 
@@ -27,12 +31,13 @@ def load_run_settings(
 
     Args:
         runs_here: whether the run uses this machine's device, so that its problems are listed too.
+        defaults: values of settings that ``arguments`` may leave out, required ones too.
 
     Raises:
         UserError: lists all problems: those of ``load_settings`` and ``check_supported``, an
             unknown model, an invalid layout, and what the device cannot do.
     """
-    settings, problems, bad = read_settings(arguments)
+    settings, problems, bad = read_settings(arguments, defaults)
     problems += support_problems(settings, skip=bad)
     config = None
     if bad.isdisjoint(("model_name_or_path", "continue_training", "download")):

@@ -13,10 +13,12 @@ from paddle import Tensor
 from paddle.profiler import RecordEvent
 
 from pypkg.data import Batch
-from pypkg.parallel.comm.collective import mean_over_sample_shards
+from pypkg.parallel import mesh
+from pypkg.parallel.comm.collective import mean_over_token_shards
+from pypkg.parallel.context.tokens import own_batch
 from pypkg.parallel.optimizer.distribute import DistributedModel
 from pypkg.parallel.optimizer.updater import Updater
-from pypkg.training.step.normalization import label_count, loss_weights
+from pypkg.training.step.normalization import label_count, loss_weights, shares
 from pypkg.training.step.phase_times import FORWARD_BACKWARD, UPDATE
 
 _NORMALIZATIONS = ("global", "micro_batch")
@@ -52,20 +54,35 @@ class Engine:
     def forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor | None:
         """Accumulates this rank's gradients of the loss of a step. Every rank must call this.
 
+        Args:
+            micro_batches: of whole samples, also where a context group divides their tokens.
+
         Returns:
-            The loss, a float32 scalar on the device. Its mean over the sample shards is the loss of
+            The loss, a float32 scalar on the device. Its mean over the token shards is the loss of
             the step. None on all ranks if no label of the global batch counts: there is no
             gradient then, and no update.
         """
-        batches = [to_device(batch) for batch in micro_batches]
-        if self._is_global and self.labels_vary:
-            weights = loss_weights([label_count(batch) for batch in micro_batches])
+        own = [own_batch(batch) for batch in micro_batches]
+        batches = [to_device(batch) for batch in own]
+        divides_tokens = mesh.current().context is not None
+        if self.labels_vary and (self._is_global or divides_tokens):
+            weights = self._weights([label_count(batch) for batch in own])
             if weights is None:
                 return None
             for batch, weight in zip(batches, weights, strict=True):
                 batch["loss_weight"] = paddle.to_tensor(weight, dtype="float32")
         with RecordEvent(FORWARD_BACKWARD):
             return self.model.forward_backward(batches, self.updater.scale)
+
+    def _weights(self, counts: Sequence[int]) -> Sequence[float] | None:
+        """Factors of the losses of micro batches; None if no label of the global batch counts.
+
+        Args:
+            counts: labels of this rank in each of its micro batches.
+        """
+        if self._is_global:
+            return loss_weights(counts)
+        return [share * mesh.current().context_degree for share in shares(counts)]
 
     def update(self, learning_rate: float) -> Tensor:
         """One optimizer step; returns the global gradient norm before clipping, a float32 scalar.
@@ -81,7 +98,7 @@ class Engine:
 
     @paddle.no_grad()
     def evaluate(self, micro_batches: Iterable[Batch]) -> float:
-        """Mean loss over the labels of ``micro_batches`` of all sample shards, in nats.
+        """Mean loss over the labels of ``micro_batches`` of all token shards, in nats.
 
         With the normalization ``micro_batch``, it is the mean over the micro batches that have
         labels. Every rank must call this, with the same number of micro batches.
@@ -91,16 +108,15 @@ class Engine:
         """
         self.model.eval()
         losses, counts = [], []
-        for batch in micro_batches:
-            count = label_count(batch)
-            counts.append(count if self._is_global else min(count, 1))
+        for batch in map(own_batch, micro_batches):
+            counts.append(label_count(batch))
             losses.append(self.model.evaluate(to_device(batch)))
         self.model.train()
-        weights = loss_weights(counts)
+        weights = loss_weights(counts if self._is_global else shares(counts))
         if weights is None:
             return math.nan
         weighted = paddle.stack(losses) * paddle.to_tensor(weights, dtype="float32")
-        return float(mean_over_sample_shards(weighted.mean()))
+        return float(mean_over_token_shards(weighted.mean()))
 
 
 def to_device(batch: Batch) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import paddle.distributed as dist
 
 from pypkg.data import IGNORED_LABEL, Batch
 from pypkg.parallel import mesh
+from pypkg.parallel.host_memory import to_host
 
 
 def label_count(batch: Batch) -> int:
@@ -17,30 +18,46 @@ def label_count(batch: Batch) -> int:
     return int(np.count_nonzero(batch["labels"] != IGNORED_LABEL))
 
 
-def loss_weights(counts: Sequence[int]) -> list[float] | None:
+def loss_weights(counts: Sequence[float]) -> list[float] | None:
     """Factors for the mean losses of micro batches, which make their mean the mean over all labels.
 
-    With c labels in a micro batch, n micro batches on a rank, d sample shards and C labels in the
+    With c labels in a micro batch, n micro batches on a rank, d token shards and C labels in the
     global batch, the factor is ``c * n * d / C``. The mean of factor times mean loss over the n * d
     micro batches is then the sum of the losses of all labels, divided by C. If all micro batches
     have the same number of labels, each factor is exactly 1.
 
-    Every rank must call this. The host waits for the sum over the sample shards.
+    Every rank must call this. The host waits for the sum over the token shards.
 
     Args:
-        counts: labels of each of this rank's micro batches.
+        counts: labels of each of this rank's micro batches, or what else to weigh them by.
 
     Returns:
         A factor for each of ``counts``; None if no micro batch of any rank has a label.
     """
     current = mesh.current()
     total = sum(counts)
-    if current.sample_shards > 1:
-        summed = paddle.to_tensor([total], dtype="int64")
-        for group in (current.data, current.sharding):
-            if group is not None:
-                dist.all_reduce(summed, group=group)
-        total = int(summed.numpy()[0])
+    if current.token_shards > 1:
+        summed = paddle.to_tensor([total], dtype="float64")  # exact for numbers of labels
+        for group in current.token_groups:
+            dist.all_reduce(summed, group=group)
+        total = float(to_host(summed)[0])
     if total == 0:
         return None
-    return [count * len(counts) * current.sample_shards / total for count in counts]
+    return [count * len(counts) * current.token_shards / total for count in counts]
+
+
+def shares(counts: Sequence[int]) -> list[float]:
+    """The share of each micro batch's labels that lies on this rank; 0 where it has none.
+
+    The ranks of a context group divide the labels; other groups of ranks have them whole. The ranks
+    of a context group must call this together.
+
+    Args:
+        counts: labels of each of this rank's micro batches.
+    """
+    group = mesh.current().context
+    if group is None:
+        return [float(min(count, 1)) for count in counts]
+    summed = paddle.to_tensor(list(counts), dtype="int64")
+    dist.all_reduce(summed, group=group)
+    return [own / max(all_, 1) for own, all_ in zip(counts, to_host(summed).tolist(), strict=True)]

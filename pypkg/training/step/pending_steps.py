@@ -10,7 +10,7 @@ import paddle.distributed as dist
 from paddle import Tensor
 
 from pypkg.parallel import mesh
-from pypkg.parallel.comm.collective import mean_over_sample_shards, ranks_where
+from pypkg.parallel.comm.collective import mean_over_token_shards, ranks_where
 from pypkg.parallel.launch.rendezvous import named
 
 
@@ -68,7 +68,7 @@ class PendingSteps:
         if not self._waiting:
             return list(self._losses)
         steps, losses, norms = zip(*self._waiting, strict=True)
-        means = mean_over_sample_shards(paddle.stack(losses))
+        means = mean_over_token_shards(paddle.stack(losses))
         values = paddle.stack([means, paddle.stack(norms)]).numpy().T.tolist()
         good, reason = len(values), ""
         for index, (loss, norm) in enumerate(values):
@@ -104,7 +104,7 @@ def _least(number: int) -> int:
     they have the same mean losses.
     """
     current = mesh.current()
-    for group in (current.tensor, current.pipeline):
+    for group in (current.tensor, current.context, current.pipeline):
         if group is not None:
             least = paddle.to_tensor([number], dtype="int64")
             dist.all_reduce(least, op=dist.ReduceOp.MIN, group=group)

@@ -65,6 +65,10 @@ def collectives(group: dist.communication.group.Group, dtype: str) -> dict[str, 
     out = paddle.empty(list(SHAPE), dtype)
     dist.stream.reduce_scatter(out, tensor(wide[rank], dtype), group=group)
     found["reduce_scatter"] = same(out, total + size * rank)
+
+    out = paddle.empty([size * SHAPE[0], SHAPE[1]], dtype)
+    dist.alltoall_single(out, tensor(wide[rank], dtype), group=group)
+    found["all_to_all"] = same(out, np.concatenate([each + rank for each in given]))
     return found
 
 

@@ -33,11 +33,13 @@ if __name__ == "__main__":
     if sys.argv[2:] == [os.environ["PADDLE_TRAINER_ID"]]:
         dawdle()
     made = mesh.initialize(mesh.Degrees(**json.loads(sys.argv[1])))
-    groups = {name: getattr(made, name) for name in ("data", "pipeline", "sharding", "tensor")}
+    names = ("data", "pipeline", "sharding", "context", "tensor", "replicas")
+    groups = {name: getattr(made, name) for name in names}
     report(
         {
             "rank": made.rank,
             "sample_shard": made.sample_shard,
+            "token_shard": made.token_shard,
             **{name: None if group is None else group.ranks for name, group in groups.items()},
         }
     )

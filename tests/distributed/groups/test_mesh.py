@@ -20,6 +20,8 @@ LAYOUTS = [
     ({"tensor": 2, "pipeline": 2}, ("pipeline", "tensor")),
     ({"tensor": 2, "sharding": 2}, ("sharding", "tensor")),
     ({"pipeline": 2, "sharding": 2}, ("pipeline", "sharding")),
+    ({"context": 2, "tensor": 2}, ("context", "tensor")),
+    ({"data": 2, "context": 2}, ("data", "context")),
     (
         {"pipeline": 2, "sharding": 2, "topology_order": "sharding_first"},
         ("sharding", "pipeline"),
@@ -40,11 +42,18 @@ def test_groups(degrees, axes):
         for number, axis in enumerate(axes):
             index = tuple(slice(None) if n == number else p for n, p in enumerate(place))
             assert found[axis] == grid[index].tolist(), (rank, axis)
-        for axis in {"data", "pipeline", "sharding", "tensor"} - set(axes):
+        for axis in {"data", "pipeline", "sharding", "context", "tensor"} - set(axes):
             assert found[axis] is None
+        same = tuple(
+            slice(None) if axis in ("data", "context") else p for axis, p in zip(axes, place)
+        )
+        replicas = grid[same].ravel().tolist()
+        assert found["replicas"] == (replicas if len(replicas) > 1 else None), rank
     # Those that differ along data or sharding train on samples of their own.
     shards = mesh.Degrees(**degrees)
-    assert {r["sample_shard"] for r in results} == set(range(shards.data * shards.sharding))
+    samples = shards.data * shards.sharding
+    assert {r["sample_shard"] for r in results} == set(range(samples))
+    assert {r["token_shard"] for r in results} == set(range(samples * shards.context))
 
 
 def test_order_of_the_sample_shards():

@@ -26,6 +26,7 @@ LAYOUTS = {
     "sequence": mesh.Degrees(tensor=2, sequence_parallel=True),
     "data": mesh.Degrees(data=2),
     "sharding": mesh.Degrees(sharding=2),
+    "context": mesh.Degrees(context=2),
     "pipeline": mesh.Degrees(pipeline=2),
 }
 # Learned positions, biases and LayerNorm; branch norms; two-dimensional positions and DeepNorm.
@@ -100,7 +101,7 @@ def main(layout: str) -> None:
         name: {split: mask(*key, split == "split") for split in ("whole", "split")}
         for name, key in {"masks": (5, 3), "again": (5, 3), "next": (5, 4), "seed": (6, 3)}.items()
     }
-    if layout not in ("data", "sharding"):
+    if layout not in ("data", "sharding", "context"):
         result["models"] = {family: model_results(family) for family in FAMILIES}
     report(result)
 

@@ -62,6 +62,7 @@ def test_masks_depend_on_seed_and_step_alone(layout):
         ("sequence", "split", False),
         ("data", "whole", False),
         ("sharding", "whole", False),
+        ("context", "whole", False),
         ("pipeline", "whole", False),
     ],
 )

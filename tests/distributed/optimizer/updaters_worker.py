@@ -35,7 +35,7 @@ from pypkg.models.generate import generate
 from pypkg.models.layers.recompute import Recompute
 from pypkg.models.sampling import Sampling
 from pypkg.parallel import mesh
-from pypkg.parallel.comm.collective import mean_over_sample_shards
+from pypkg.parallel.comm.collective import mean_over_token_shards
 from pypkg.parallel.optimizer.clipping import layer_of
 from pypkg.parallel.optimizer.data_parallel import gradient_of
 from pypkg.parallel.optimizer.distribute import DistributedModel, distribute
@@ -182,7 +182,7 @@ def train(run: Trained, steps: range, case: dict) -> tuple:
             evaluate(run, batches[0])
         overflows = step == case.get("skipped") and current.rank == current.world_size - 1
         scale = partial(_scaled, updater, math.inf if overflows else 1.0)
-        losses.append(mean_over_sample_shards(run.model.forward_backward(batches, scale)).item())
+        losses.append(mean_over_token_shards(run.model.forward_backward(batches, scale)).item())
         memory = held_bytes(updater)
         norms.append(updater.step(RATE).item())
         assert all(

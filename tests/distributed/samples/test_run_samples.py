@@ -90,6 +90,27 @@ def test_one_process_reads_for_all(tmp_path, whole, data, pipeline, tensor):
     assert_same(metrics(workplace), metrics(whole))
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"sep_parallel_degree": 2, "distributed_dataloader": True},
+        {"context_parallel_degree": 2, "recompute": True},
+        pytest.param(
+            {"context_parallel_degree": 2, "tensor_parallel_degree": 2, "sequence_parallel": True},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_ranks_that_divide_the_tokens_of_samples(tmp_path, whole, given):
+    """From a checkpoint of one process on, in packed documents that cross from rank to rank."""
+    workplace, blend = make(tmp_path)
+    shutil.copytree(whole.output_dir / "checkpoint-4", workplace.output_dir / "checkpoint-4")
+    ranks = 2 * given.get("tensor_parallel_degree", 1)
+    run = arguments(workplace, input_dir=blend, **given)
+    assert run_ranks(WORKER, ranks, run, timeout=120) == [0] * ranks
+    assert_same(metrics(workplace, 5), metrics(whole, 5))
+
+
 def test_errors_of_the_reader_end_all(tmp_path):
     workplace, _ = make(tmp_path)
     given = {"input_dir": "nowhere", "distributed_dataloader": True, "tensor_parallel_degree": 2}

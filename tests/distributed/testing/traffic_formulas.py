@@ -1,7 +1,8 @@
 """What a training step sends, as docs/parallelism.md says, for a tiny LLaMA under some layouts.
 
 Names as there: b s tokens of a micro batch, h the hidden size, L layers, m micro batches, n
-parameters of a rank before ZeRO; degrees t, p, d, z. docs/scale.md shows the same of large models.
+parameters of a rank before ZeRO; degrees t, p, d, z, c. docs/scale.md shows the same of large
+models.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class Layout:
 
     @property
     def tokens(self) -> int:
-        """Of a micro batch."""
-        return self.batch * self.sequence
+        """Of a micro batch, on a rank."""
+        return self.batch * self.sequence // self.degrees.context
 
     @property
     def activations(self) -> int:
@@ -82,6 +83,13 @@ LAYOUTS = {
     "stage 2, data": Layout(Degrees(sharding=2, data=2), 2),
     "stage 2, once": Layout(Degrees(sharding=2), 2, reduces_once=True),
     "stage 3, recompute": Layout(Degrees(sharding=2), 3, recomputes=True),
+    "heads": Layout(Degrees(context=2)),
+    "heads, tensor, recompute": Layout(Degrees(context=2, tensor=2), recomputes=True),
+    "ring": Layout(Degrees(context=2, ring=True)),
+    "ring, recompute": Layout(Degrees(context=4, ring=True), recomputes=True),
+    "ring, data": Layout(Degrees(context=2, data=2, ring=True)),
+    "ring, stage 1": Layout(Degrees(context=2, sharding=2, ring=True), 1),
+    "ring, pipeline": Layout(Degrees(context=2, pipeline=2, ring=True)),
     "tensor, sequence, pipeline": Layout(Degrees(tensor=2, pipeline=2, sequence_parallel=True)),
 }
 
@@ -106,9 +114,12 @@ def expected(
     sent: Sent = defaultdict(lambda: [0, 0, 0])
     _add(sent, "world all_reduce", 1, 1)  # squares of the gradient norm
     degrees = layout.degrees
-    if degrees.data > 1:
-        elements = _reduced_over_data(layout, pipeline_rank, sharding_rank, owned)
-        _add(sent, "data all_reduce", 1, elements, layout.width)
+    if degrees.data * degrees.context > 1:
+        elements = _reduced_over_replicas(layout, pipeline_rank, sharding_rank, owned)
+        group = "context" if degrees.data == 1 else "data" if degrees.context == 1 else "other"
+        _add(sent, f"{group} all_reduce", 1, elements, layout.width)
+    if degrees.context > 1:
+        _add_context(sent, layout, pipeline_rank, m)
     if degrees.tensor > 1:
         _add_tensor(sent, layout, pipeline_rank, m)
     if degrees.pipeline > 1:
@@ -118,7 +129,7 @@ def expected(
     return sent
 
 
-def _reduced_over_data(
+def _reduced_over_replicas(
     layout: Layout, stage: int, sharding_rank: int, owned: Sequence[Sequence[int]]
 ) -> int:
     if layout.sharding_stage == 0:
@@ -126,6 +137,25 @@ def _reduced_over_data(
     if layout.sharding_stage == 1:
         return sum(owned[sharding_rank])
     return sum(_padded(size, layout.width) for size in owned[sharding_rank])
+
+
+def _add_context(sent: Sent, layout: Layout, pipeline_rank: int, m: int) -> None:
+    """Heads for tokens and back around attention; or keys and values, and their gradients."""
+    degrees, config, width = layout.degrees, layout.config, layout.width
+    c, layers = degrees.context, len(layout.chunk(pipeline_rank).layers)
+    forward = m * layers * (2 if layout.recomputes else 1)
+    of_head = layout.tokens * config.head_dim
+    queries = of_head * config.num_attention_heads // degrees.tensor
+    key_heads = config.num_key_value_heads // degrees.tensor
+    if not degrees.ring:
+        packed = queries + 2 * of_head * max(key_heads, c)
+        for elements in (packed, queries):
+            _add(sent, "context all_to_all", forward + m * layers, elements, width)
+        return
+    pair, backward = 2 * of_head * key_heads, m * layers
+    _add(sent, "context send", (c - 1) * (forward + backward), pair, width)
+    _add(sent, "context send", c * backward, pair)  # float32
+    _add(sent, "context recv", (c - 1) * (forward + backward) + c * backward, 0)
 
 
 def _add_tensor(sent: Sent, layout: Layout, pipeline_rank: int, m: int) -> None:

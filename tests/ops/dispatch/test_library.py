@@ -253,4 +253,4 @@ def test_triton_asked_for_where_it_cannot_run(
     ],
 )
 def test_architecture_runs(architecture, capability, runs):
-    assert library._architecture_runs(architecture, capability) is runs
+    assert library.architecture_runs(architecture, capability) is runs

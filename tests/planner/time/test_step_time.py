@@ -122,6 +122,25 @@ def test_gradients_by_stage_of_sharding():
     assert slow.terms["gradient communication"] > slow.terms["matrix products"]
 
 
+def test_stage_3_gathers_weights_once_more_for_recompute():
+    nodes = replace(NODES, network=5e9)
+    step = planned(Degrees(sharding=16), nodes, sharding=("stage3",), recompute=True)
+    work = sum(step.terms[name] for name in ("matrix products", "attention",
+                                             "memory-bound operators"))  # fmt: skip
+    whole = 2 * LLAMA.num_parameters() * 15 / 16 / nodes.rate(1, 16)
+    hops = 4 * (4 * 32 + 2) * 15 * 5e-6
+    # Three gathers of weights and a reduction of gradients, beside the work of each micro batch.
+    wanted = 8 * (4 * whole + hops) - work
+    assert step.terms["gradient communication"] == pytest.approx(wanted)
+
+
+def test_sharding_divides_the_update():
+    alone = planned().terms["optimizer"]
+    assert planned(Degrees(data=8)).terms["optimizer"] == pytest.approx(alone)
+    sharded = planned(Degrees(sharding=8), sharding=("stage1",))
+    assert sharded.terms["optimizer"] == pytest.approx(alone / 8)
+
+
 def test_evaluation_and_checkpoints_are_spread_over_the_steps():
     step = planned(
         evaluation_strategy="steps", eval_steps=100, eval_iters=10, per_device_eval_batch_size=2,

@@ -37,6 +37,9 @@ LLAMA = load_config("facebook/llama-7b")  # 32 layers, 32 heads
           "hybrid_parallel_topo_order": "sharding_first"}, 2,
          Degrees(tensor=2, sequence_parallel=True, topology_order="sharding_first")),
         ({"data_parallel_degree": 4}, 4, Degrees(data=4)),
+        ({"sep_parallel_degree": 2}, 4, Degrees(data=2, context=2)),
+        ({"context_parallel_degree": 2, "tensor_parallel_degree": 2, "sharding": ("stage1",)}, 8,
+         Degrees(context=2, ring=True, sharding=2, tensor=2)),
     ],
 )  # fmt: skip
 def test_degrees(asked, processes, expected):
@@ -76,6 +79,12 @@ _VPP = {"pipeline_parallel_degree": 4, "virtual_pp_degree": 9}
         ({"recompute": True, "no_recompute_layers": (1, 32, 40)}, 1,
          ["no_recompute_layers holds 32, 40", "num_hidden_layers is 32", "last layer is 31"]),
         ({"sharding": ("stage2",), "pipeline_parallel_degree": 2}, 4, ["use stage1, or"]),
+        ({"context_parallel_degree": 2}, 3, ["context_parallel_degree (2) needs 2", "3 were"]),
+        ({"sep_parallel_degree": 64}, 64,
+         ["num_attention_heads (32) is not divisible by sep_parallel_degree (64)",
+          "or context_parallel_degree in its place"]),
+        ({"sep_parallel_degree": 16, "tensor_parallel_degree": 4}, 64,
+         ["num_attention_heads (32) / tensor_parallel_degree (4) is not divisible"]),
     ],
 )  # fmt: skip
 def test_problems(asked, processes, words):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -168,13 +169,16 @@ def test_metrics_that_are_a_folder_or_end_early(tmp_path):
 DEGREES = Degrees(data=2, sharding=2)
 
 
-def checkpoint_of(folder: Path, layout: Degrees | None, **settings: Any) -> TrainerState:
+def checkpoint_of(
+    folder: Path, layout: Degrees | None, unknown: Sequence[str] = (), **settings: Any
+) -> TrainerState:
     """What a run with 4 ranks of samples of their own says about a step of 2 x 3 samples each."""
     given = BATCH | {"output_dir": str(folder)} | settings
     (folder / "settings.json").write_text(json.dumps(given))
     state = TrainerState(global_step=10, consumed_samples=240)
     if layout is not None:
-        write_manifest(folder, state, asdict(layout))
+        known = {name: value for name, value in asdict(layout).items() if name not in unknown}
+        write_manifest(folder, state, known)
     return state
 
 
@@ -223,8 +227,10 @@ def test_another_global_batch_is_warned_of(
         assert (event["step"], event["before"]) == (10, 24)
 
 
-def test_the_same_layout_is_no_change(tmp_path: Path) -> None:
-    state = checkpoint_of(tmp_path, DEGREES)
+@pytest.mark.parametrize("unknown", [(), ("context", "ring")])
+def test_the_same_layout_is_no_change(tmp_path: Path, unknown: tuple[str, ...]) -> None:
+    """Of this version, and of one without an axis."""
+    state = checkpoint_of(tmp_path, DEGREES, unknown)
     settings = load_settings([str(tmp_path / "settings.json")])
     record_resumed(settings, tmp_path, state, DEGREES)
     (event,) = events(tmp_path)

@@ -1,6 +1,7 @@
 """The sections of the report. A new kind of result is a module here and a line below.
 
-A module has a ``TITLE``, and ``render``, which makes the lines of a section from a result.
+A module has a ``TITLE``, and ``render``, which makes the lines of a section from a result. One with
+``figures`` makes pictures too, by file name; its ``render`` takes whether to link to them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pypkg.bench.report.sections import (
     data_loading,
     generate,
     host_time,
+    learning_curves,
     operators,
     preprocess,
     train_step,
@@ -23,6 +25,7 @@ SECTIONS: dict[str, ModuleType] = {
     "train-step": train_step,
     "host-time": host_time,
     "generate": generate,
+    "learning-curves": learning_curves,
     "preprocess": preprocess,
     "data-index": data_index,
     "data-loading": data_loading,

@@ -8,7 +8,6 @@ from pypkg.bench.ops.case import OURS
 from pypkg.bench.report.quantities import milliseconds
 from pypkg.bench.report.result import Result, Row, device_name, result_name
 from pypkg.console.markdown import table
-from pypkg.errors import UserError
 
 TITLE = "Operators"
 
@@ -31,19 +30,10 @@ def render(result: Result, with_figures: bool = False) -> list[str]:
 
 
 def figures(result: Result) -> dict[str, str]:
-    """The SVG of each operator, by the name of its file in docs/benchmarks.
+    """The SVG of each operator, by the name of its file in docs/benchmarks."""
+    from pypkg.bench.report.figures import operator_figure
+    from pypkg.console.svg import svg
 
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    try:
-        from pypkg.bench.report.figures import operator_figure
-        from pypkg.console.svg import svg
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"figures need {error.name}, which is not installed; install it with "
-            "`pip install 'pypkg[plot]'`"
-        ) from error
     return {
         _figure_name(result, name): svg(operator_figure(rows, device_name(result)))
         for name, rows in _by_operator(result).items()

@@ -9,7 +9,7 @@ recompute nor tied embeddings do. Here the order of one micro batch predicts the
 so weights are gathered while earlier layers compute. A wrong prediction only costs time.
 
 Reduction. Fleet all-reduces each gradient and waits. Here each gradient is reduce-scattered during
-the backward pass, which sends half as much. The sum over a data group follows once in a step.
+the backward pass, which sends half as much. The sum over replicas follows once in a step.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def sliced(
         optimizer,
         read,
         group=mesh.sharding,
-        dp_group=mesh.data,
+        dp_group=mesh.replicas,
         segment_size=slices_above,
         sync_comm=True,
         pretrain_sync_models=False,  # every rank makes the same weights

@@ -86,6 +86,7 @@ class ZeroStage0:
         self.parameters = [p for p in model.parameters() if not p.stop_gradient]
         self._tied: TiedCopies | None = getattr(model, "tied", None)
         self._mesh = mesh
+        self._coming: WeightBroadcast | None = None  # updated weights that are being sent
         self._optimizer: Any = (
             with_main_grad(self.parameters, optimizer) if options.master_grad else optimizer
         )
@@ -142,11 +143,13 @@ class ZeroStage0:
 
     def wait(self) -> None:
         """Waits until this rank holds the updated parameters. A forward pass does so itself."""
+        if self._coming is not None:
+            self._coming.wait()
 
     def step(self) -> None:
-        """Averages the gradients over the sample shards and updates the parameters."""
-        if self._mesh.data is not None:
-            average_gradients(self.parameters, self._mesh.data)
+        """Averages the gradients over the token shards and updates the parameters."""
+        if self._mesh.replicas is not None:
+            average_gradients(self.parameters, self._mesh.replicas)
         if self._tied is not None:
             self._tied.sum_gradients()
         self._optimizer.step()
@@ -174,7 +177,6 @@ class ZeroStage1(ZeroStage0):
             optimizer, self._groups
         )
         self._owned = self._optimizer.filter_parameters(self.parameters, self._groups)
-        self._coming = None
         if options.overlaps_weights:
             assert mesh.sharding is not None  # stage 1 needs a sharding group
             self._coming = WeightBroadcast(model, self._optimizer._param2rank, mesh.sharding)
@@ -183,10 +185,6 @@ class ZeroStage1(ZeroStage0):
     def placement(self, parameter: Tensor) -> Placement:
         return Placement(owner=self._optimizer._param2rank[parameter.name])
 
-    def wait(self) -> None:
-        if self._coming is not None:
-            self._coming.wait()
-
     def step(self) -> None:
         self.wait()
         tied = None if self._tied is None else self._tied.parameter
@@ -194,17 +192,18 @@ class ZeroStage1(ZeroStage0):
         of_all = [] if tied is None else [tied]
         others = [p for p in self.parameters if p is not tied]
         self._optimizer.reduce_gradients(others, self._groups)
+        assert self._mesh.sharding is not None  # as in every stage above 0
         average_gradients(of_all, self._mesh.sharding)
-        if self._mesh.data is not None:
+        if self._mesh.replicas is not None:
             owned = [p for p in self._owned if p is not tied]
-            average_gradients([*owned, *of_all], self._mesh.data)
+            average_gradients([*owned, *of_all], self._mesh.replicas)
         if self._tied is not None:
             self._tied.sum_gradients()
         self._optimizer.step()
 
 
 class _GroupSharded(ZeroStage0):
-    """The common base of stages 2 and 3: fleet reduces gradients, also over the data group."""
+    """The common base of stages 2 and 3: fleet reduces gradients, also over the replicas."""
 
     def __init__(
         self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, options: UpdateOptions
@@ -275,7 +274,7 @@ class ZeroStage2(_GroupSharded):
             MixPrecisionOptimizer(optimizer) if options.master_grad else optimizer,
             group=mesh.sharding,
             pretrain_sync_models=False,  # every rank makes the same weights
-            dp_group=mesh.data,
+            dp_group=mesh.replicas,
         )
         optimizer._master_weights.clear()  # copies that fleet makes for Paddle's own optimizers
         self.reducer = GradientReducer(
@@ -284,7 +283,6 @@ class ZeroStage2(_GroupSharded):
             mesh.sharding,
             paddle.float32 if options.master_grad else self.parameters[0].dtype,
         )
-        self._coming = None
         if options.overlaps_weights:
             self._coming = WeightBroadcast(model, self._optimizer.param2rank, mesh.sharding)
             self._optimizer._broadcast_params = self._coming.start
@@ -292,16 +290,12 @@ class ZeroStage2(_GroupSharded):
     def placement(self, parameter: Tensor) -> Placement:
         return Placement(owner=self._optimizer.param2rank[parameter.name])
 
-    def wait(self) -> None:
-        if self._coming is not None:
-            self._coming.wait()
-
     def begin_step(self, micro_batches: int) -> None:
         self.reducer.begin_step(micro_batches if self._reduces_once else 1)
 
     def step(self) -> None:
         self.wait()
-        self.reducer.finish(over=self._mesh.data)
+        self.reducer.finish(over=self._mesh.replicas)
         for parameter, gradient in self.reducer.gradients():
             if self._has_main_grad:
                 parameter.main_grad = gradient

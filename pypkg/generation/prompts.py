@@ -23,6 +23,21 @@ def given_prompts(words: Sequence[str]) -> list[str]:
     return list(words)
 
 
+def check_is_text(prompt: str) -> None:
+    """
+    Raises:
+        UserError: the prompt holds half of a surrogate pair, which is also how Python passes on
+            bytes that are not UTF-8.
+    """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the prompt {prompt[:40]!a} is not text: its character {error.start + 1} is a byte "
+            "that is not UTF-8, or half of a surrogate pair; expected a text"
+        ) from error
+
+
 def read_prompts(file: str | Path) -> list[str]:
     """The prompts of a file, in order; at least one.
 
@@ -60,4 +75,5 @@ def _prompt(file: Path, number: int, value: Any) -> str:
             f"prompt {number} of {file} is {str(value)[:60]!r}; expected a text, or an object with "
             'a text under "prompt"'
         )
+    check_is_text(text)
     return text

@@ -9,8 +9,8 @@ from byte_tokenizer import Bytes
 from tiny_configs import tiny
 
 from pypkg.errors import UserError
-from pypkg.inference.prompts import given_prompts, read_prompts
-from pypkg.inference.text import TextStream, complete, encode_prompt, end_tokens
+from pypkg.generation.prompts import given_prompts, read_prompts
+from pypkg.generation.text import TextStream, complete, encode_prompt, end_tokens
 from pypkg.models import from_config
 from pypkg.models.sampling import Sampling
 
@@ -46,6 +46,7 @@ def test_what_is_no_character_comes_at_the_end() -> None:
         ("one\ntwo", ("\n\n",), ["o", "n", "e", "", "\nt", "w", "o", ""]),
         ("ababc", ("abc",), ["", "", "ab", "", "", ""]),
         ("xab", ("ab", "b"), ["x", "", "", ""]),  # the stop that begins first
+        ("abx", ("ab",), ["", "", ""]),  # at the very start
         ("one\n", ("\n\n",), ["o", "n", "e", "", "\n"]),
     ],
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pypkg.data.tokenizers.base import Tokenizer
 from pypkg.errors import UserError
+from pypkg.generation.prompts import check_is_text
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.building import Model
 from pypkg.models.generate import equal_groups, stream
@@ -161,8 +162,10 @@ def encode_prompt(
         with_bos: whether the token that begins a document comes first.
 
     Raises:
-        UserError: the tokenizer has no such token, or a token that the model lacks.
+        UserError: the prompt is not Unicode; the tokenizer has no such token, or a token that the
+            model lacks.
     """
+    check_is_text(prompt)
     ids = tokenizer.encode(prompt)
     if with_bos:
         if tokenizer.bos_id is None:

@@ -1,0 +1,84 @@
+"""The loss on the validation split, during a run or alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pypkg.config import Settings
+from pypkg.data import Batch
+from pypkg.parallel.launch import watchdog
+from pypkg.training.checkpoint.folders import checkpoint_name
+from pypkg.training.feed.data_source import DataSource
+from pypkg.training.interrupt import InterruptRequest
+from pypkg.training.reporting.outcome import perplexity
+from pypkg.training.reporting.source_losses import SourceLosses, named
+from pypkg.training.state import TrainerState
+from pypkg.training.step.engine import Engine
+
+
+class Evaluator:
+    """Evaluates the model of ``engine``; every rank has one and calls it at the same steps.
+
+    Args:
+        state: of the run; receives ``pending_evaluation`` and the best checkpoint.
+        data: its validation split has this rank's batches.
+
+    Attributes:
+        loss: of the newest evaluation, nats per token; None: there was none since the start or
+            the last rollback.
+    """
+
+    def __init__(
+        self, settings: Settings, engine: Engine, state: TrainerState, data: DataSource
+    ) -> None:
+        self._settings, self._engine, self._state, self._data = settings, engine, state, data
+        self._source_losses = SourceLosses(data.sources.get("valid", ()))
+        self.forget()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the run evaluates and has a validation split."""
+        return self._settings.evaluates and "valid" in self._data.sources
+
+    def forget(self) -> None:
+        """Drops the newest evaluation, which a rollback has undone."""
+        self.loss: float | None = None
+        self._evaluated_step: int | None = None
+
+    def evaluate(self, interrupt: InterruptRequest) -> dict[str, float] | None:
+        """The metrics of an evaluation at the present step.
+
+        Returns:
+            Losses in nats per token and the perplexity, by name. None: a signal has stopped the
+            evaluation, and ``state.pending_evaluation`` is true.
+        """
+        self._state.pending_evaluation = False
+        batches = self._until_stopped(self._data.eval_batches(), interrupt)
+        loss = self._engine.evaluate(map(self._source_losses.watch, batches))
+        if self._state.pending_evaluation:
+            return None
+        self.loss = loss
+        self._source_losses.collect()
+        self._evaluated_step = self._state.global_step
+        metrics = {"eval_loss": loss, "eval_perplexity": perplexity(loss)}
+        return metrics | named("eval_loss", self._source_losses.take())
+
+    def _until_stopped(
+        self, batches: Iterator[Batch], interrupt: InterruptRequest
+    ) -> Iterator[Batch]:
+        """Yields ``batches`` until a signal stops them, after the same number on all ranks."""
+        for number, batch in enumerate(batches, 1):
+            if number > 1 and watchdog.is_to_stop(interrupt.signal_number):
+                self._state.pending_evaluation = True
+                return
+            watchdog.at(self._state.global_step, f"batch {number} of the evaluation")
+            yield batch
+
+    def note_best(self) -> None:
+        """Records whether the checkpoint of this step has the lowest validation loss."""
+        state = self._state
+        loss = self.loss if self._evaluated_step == state.global_step else None
+        if not self._settings.load_best_model_at_end or loss is None:
+            return
+        if state.best_loss is None or loss < state.best_loss:
+            state.best_loss, state.best_checkpoint = loss, checkpoint_name(state)

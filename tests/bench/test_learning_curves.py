@@ -1,0 +1,46 @@
+"""``python -m pypkg.bench learning-curves``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+import pypkg.preprocess
+from pypkg.bench.__main__ import main
+from pypkg.bench.learning_curves import OPTIMIZERS
+from pypkg.config.settings import Settings
+
+
+def test_every_optimizer_has_a_curve() -> None:
+    (optim,) = (each for each in dataclasses.fields(Settings) if each.name == "optim")
+    assert tuple(OPTIMIZERS) == optim.metadata["choices"]
+
+
+def test_a_missing_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["learning-curves", "--input-dir", str(tmp_path / "none")]) == 2
+    assert "--input-dir" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_curves(tmp_path: Path) -> None:
+    for number in range(200):
+        text = "".join(f"value_{i} = {i * number}\n" for i in range(20))
+        (tmp_path / f"{number}.py").write_text(text)
+    tokenizer, data = tmp_path / "tokenizer", tmp_path / "data"
+    arguments = ["--input_path", str(tmp_path), "--file_suffix", ".py", "--append_eos"]
+    arguments += ["--train_tokenizer", "300", "--tokenizer_name_or_path", str(tokenizer)]
+    assert pypkg.preprocess.main([*arguments, "--output_prefix", str(data / "text")]) == 0
+
+    file = tmp_path / "result.json"
+    chosen = ["--optimizer", "adamw", "--optimizer", "lion", "--steps", "8"]
+    folders = ["--input-dir", str(data), "--tokenizer", str(tokenizer)]
+    sizes = ["--config", "quickstart-llama", "--batch", "1", "--seq", "32"]
+    assert main(["learning-curves", *chosen, *folders, *sizes, "--json", str(file)]) == 0
+    adamw, lion = json.loads(file.read_text())["rows"]
+    assert adamw["steps"] == lion["steps"] == list(range(1, 9))
+    assert adamw["losses"][0] == lion["losses"][0]
+    assert adamw["losses"][-1] != lion["losses"][-1]
+    assert adamw["eval_steps"] == [2, 4, 6, 8]
