@@ -21,7 +21,7 @@ ALIGNMENT = 256  # bytes; of fleet's flat storages and of gradient_reducer.py
 IN_FLIGHT = 2  # gradient_reducer.py
 # What the operators of a rule hold while they run, in bytes of an element: of all that it updates
 # at once, and of the largest parameter, in float32, in 16 bits with master weights and without.
-# Counted where a CPU process updates one to four matrices (tests/planner/test_update_memory.py).
+# Counted on a CPU with one to four matrices (tests/planner/time/test_update_memory.py).
 _WORKSPACES = {
     "adamw": (0, (0, 0, 20)),
     "adamw_16bit_moment": (0, (20, 24, 28)),

@@ -48,7 +48,6 @@ LAYOUTS = {
     "stage3": Layout(Degrees(sharding=2), "stage3"),
     "tp2": Layout(Degrees(tensor=2)),
     "tp2+sp": Layout(Degrees(tensor=2, sequence_parallel=True)),
-    "sep2": Layout(Degrees(context=2)),
     "pp2": Layout(Degrees(pipeline=2)),
     # Interleaved: 7 is not a multiple of the stages, and with 3 all forward passes come first.
     "pp3v2": Layout(Degrees(pipeline=3, virtual_stages=2), micro_batches=7, layers=7),
@@ -56,6 +55,7 @@ LAYOUTS = {
 }
 DEEP = {"pp5": Layout(Degrees(pipeline=5)),
         "pp4v3": Layout(Degrees(pipeline=4, virtual_stages=3), micro_batches=15)}  # fmt: skip
+CONTEXT = {"sep2": Layout(Degrees(context=2))}
 GRANULARITIES = ("", "full", "full_attn", "core_attn")
 
 
@@ -63,7 +63,7 @@ def case_of(
     family: str, layout: str, granularity: str, size: str, layers: int = 0
 ) -> dict[str, Any]:
     """A case as JSON has it. ``layers``: 0: as many as the layout has."""
-    layers = layers or {**LAYOUTS, **DEEP}[layout].layers
+    layers = layers or {**LAYOUTS, **DEEP, **CONTEXT}[layout].layers
     return {"family": family, "layout": layout, "granularity": granularity, "size": size,
             "layers": layers}  # fmt: skip
 
@@ -86,7 +86,7 @@ def key_of(case: dict[str, Any]) -> str:
 
 
 def layout_of(case: dict[str, Any]) -> Layout:
-    return {**LAYOUTS, **DEEP}[case["layout"]]
+    return {**LAYOUTS, **DEEP, **CONTEXT}[case["layout"]]
 
 
 def config_of(case: dict[str, Any]) -> ModelConfig:

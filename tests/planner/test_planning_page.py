@@ -23,6 +23,6 @@ def test_the_table_of_memory_is_present():
 def test_commands_print_what_the_page_shows():
     page = PAGE.read_text(encoding="utf-8")
     found = commands(page)
-    assert len(found) == 4
+    assert len(found) == 6
     for arguments, output in found:
         assert output in page, arguments

@@ -72,8 +72,8 @@ def _from_writers(
         for number, place in enumerate(copies):
             writers = gather.possible_writers(place)
             if of_first_samples:
-                grid = mesh.current()
-                writers = [r for r in writers if grid.coordinates(r)[::2] == (0, 0)]
+                at = {rank: mesh.current().coordinates(rank) for rank in writers}
+                writers = [r for r in writers if (at[r].data, at[r].sharding) == (0, 0)]
             writer = writers[index % len(writers)]
             value = read(name, writer)
             assert (value is not None) == (writer == mesh.current().rank), name
