@@ -168,14 +168,14 @@ def test_merging():
 def test_merging_large_lse():
     outs = [paddle.full([1, 1, 1, 1], value) for value in (1.0, 3.0)]
     out, lse = ops.merge_attention(outs, [paddle.full([1, 1, 1], 1e4)] * 2)
-    assert float(out) == 2.0
-    np.testing.assert_allclose(float(lse), 1e4 + math.log(2), rtol=1e-7)
+    assert out.item() == 2.0
+    np.testing.assert_allclose(lse.item(), 1e4 + math.log(2), rtol=1e-7)
 
 
 def test_merging_rounds_a_float32_sum_at_no_step():
     outs = [paddle.full([1, 1, 1, 1], 1.0), paddle.full([1, 1, 1, 1], 1.0078125, "bfloat16")]
     out, _ = ops.merge_attention(outs, [paddle.zeros([1, 1, 1])] * 2)
-    assert out.dtype == paddle.float32 and float(out) == 1.00390625
+    assert out.dtype == paddle.float32 and out.item() == 1.00390625
     assert (
         ops.merge_attention(outs[::-1], [paddle.zeros([1, 1, 1])] * 2)[0].dtype == paddle.bfloat16
     )
