@@ -93,33 +93,41 @@ def attention_case(
         if offsets:
             out, lse, p = merged(be, rng, be.numpy(out), expected_lse, p, dtype)
 
-        def backward() -> list[np.ndarray]:
-            gradients = [be.poisoned(s, dtype) for s in (q_shape, k_shape, k_shape)]
-            floats = be.kernels.flash_attention_backward_workspace(q, k)
-            workspace = be.poisoned((floats,), "float32")
-            be.kernels.flash_attention_backward(
-                dout, q, k, v, out, lse, *gradients, workspace, **arguments
-            )
-            return [be.numpy(x) for x in gradients]
-
-        gradients = backward()
-        expected = ref.attention_gradients(
-            be.numpy(dout), *inputs, be.numpy(out), p, scale, softcap
-        )
-        # dS is rounded too.
-        allowed = tolerance(dtype, 4) + 2 * FLOAT32_ERROR
-        per_key = ref.sizes_of_key_sums(p, heads[1])
-        for name, got, value, term in zip(
-            ("dq", "dk", "dv"), gradients, expected, (1, per_key, per_key)
-        ):
-            yield Comparison(name, got, value, allowed, 4, term)
-        for name, got, again in zip(("dq", "dk", "dv"), gradients, backward()):
-            yield Comparison(f"{name} of a second run", again, got, 0.0)
+        yield from gradient_comparisons(be, dtype, (q, k, v, dout, out, lse), p, arguments)
 
     label = f"{mask}-{batch}x{seq_q}x{seq_k}-{heads[0]}over{heads[1]}x{head_dim}"
     if offsets:
         label += f"-at{offsets[0]}and{offsets[1]}"
     return Case("flash_attention", dtype, label, run)
+
+
+def gradient_comparisons(
+    be: Backend, dtype: str, tensors: tuple[Any, ...], p: Any, arguments: dict[str, Any]
+) -> Iterator[Comparison]:
+    """The backward pass, twice. tensors: q, k, v, dout, out and lse; p: the probabilities."""
+    q, k, v, dout, out, lse = tensors
+
+    def backward() -> list[np.ndarray]:
+        gradients = [be.poisoned(be.numpy(x).shape, dtype) for x in (q, k, v)]
+        floats = be.kernels.flash_attention_backward_workspace(q, k)
+        workspace = be.poisoned((floats,), "float32")
+        be.kernels.flash_attention_backward(
+            dout, q, k, v, out, lse, *gradients, workspace, **arguments
+        )
+        return [be.numpy(x) for x in gradients]
+
+    gradients = backward()
+    inputs = [be.numpy(x) for x in (dout, q, k, v, out)]
+    expected = ref.attention_gradients(*inputs, p, arguments["scale"], arguments["softcap"])
+    # dS is rounded too.
+    allowed = tolerance(dtype, 4) + 2 * FLOAT32_ERROR
+    per_key = ref.sizes_of_key_sums(p, inputs[2].shape[2])
+    for name, got, value, term in zip(
+        ("dq", "dk", "dv"), gradients, expected, (1, per_key, per_key)
+    ):
+        yield Comparison(name, got, value, allowed, 4, term)
+    for name, got, again in zip(("dq", "dk", "dv"), gradients, backward()):
+        yield Comparison(f"{name} of a second run", again, got, 0.0)
 
 
 def merged(
