@@ -16,7 +16,6 @@ from pypkg.planner.memory import MemoryPlan, plan_memory
 
 RECORD = Path(__file__).with_name("measured_memory.json")  # memory_table.py writes it
 TOLERANCE = 0.02  # of what is measured
-MEASURED_STEP = 2  # the third: it has optimizer state, and stage 3 predicts its order
 # What takes most: rows of a micro batch, tokens in a row, micro batches, and changes of the model.
 SIZES: dict[str, dict[str, Any]] = {
     "activations": {"rows": 8, "length": 128, "micro_batches": 2, "model": {"vocab_size": 512}},

@@ -53,7 +53,7 @@ def test_the_owner_is_the_rank_with_the_fewest_elements(is_sorted, owner_of) -> 
 @pytest.mark.parametrize(("family", "granularity", "size"), MEASURED)
 def test_the_plan_is_what_a_process_allocates(family: str, granularity: str, size: str) -> None:
     case = case_of(family, "1", granularity, size)
-    measured = measure(case)
+    (measured,) = measure([case])
     (rank,) = plan_of(case).ranks
     assert rank.peak == pytest.approx(max(measured["passes"], measured["update"]), rel=TOLERANCE)
     assert rank.phases["update"] == pytest.approx(measured["update"], rel=TOLERANCE)
