@@ -31,8 +31,7 @@ HOPPER_ATTENTION = ("flash_attention_forward_sm90", "flash_attention_backward_sm
 # Waits for products in their sources.
 HOPPER_WAITS = {
     "hopper_forward_kernel": 4,
-    "hopper_key_gradient_kernel": 5,
-    "hopper_query_gradient_kernel": 4,
+    "hopper_backward_kernel": 6,
 }
 # That their producer and consumer warps have after setmaxnreg.
 PRODUCER_REGISTERS, CONSUMER_REGISTERS = 24, 240

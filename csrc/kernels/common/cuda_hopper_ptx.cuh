@@ -81,6 +81,22 @@ __device__ __forceinline__ void copy_tensor_box(void* target, const TensorMap& m
       : "memory");
 }
 
+// Adds to four neighbours in device memory, at a multiple of 16 bytes. As the one for sm_80, it
+// reads nothing back.
+__device__ __forceinline__ void add_to_memory(float* target, const float (&terms)[4]) {
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(target), "f"(terms[0]),
+               "f"(terms[1]), "f"(terms[2]), "f"(terms[3])
+               : "memory");
+}
+
+// Stores four 8x8 matrices of 16-bit elements: the reverse of load_matrices.
+__device__ __forceinline__ void store_matrices(void* row, const uint32_t (&matrices)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(
+                   shared_address(row)),
+               "r"(matrices[0]), "r"(matrices[1]), "r"(matrices[2]), "r"(matrices[3])
+               : "memory");
+}
+
 // Orders this thread's ordinary accesses to shared memory before the copies and products that are
 // started after a barrier.
 __device__ __forceinline__ void fence_proxy_async() {
@@ -143,9 +159,9 @@ __device__ __forceinline__ void wgmma_finished(uint32_t (&registers)[kCount][4])
 #define PYPKG_D4(n) PYPKG_D1(n), PYPKG_D1(n + 1), PYPKG_D1(n + 2), PYPKG_D1(n + 3)
 #define PYPKG_D8 PYPKG_D4(0), PYPKG_D4(4)
 #define PYPKG_D16 PYPKG_D8, PYPKG_D4(8), PYPKG_D4(12)
-#define PYPKG_0_TO_31                                                      \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define PYPKG_0_TO_15 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define PYPKG_0_TO_31 \
+  PYPKG_0_TO_15 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define PYPKG_0_TO_63                                                                  \
   PYPKG_0_TO_31                                                                        \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
@@ -180,17 +196,33 @@ __device__ __forceinline__ void wgmma_finished(uint32_t (&registers)[kCount][4])
       : PYPKG_D8                                                                     \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1))
 
-#define PYPKG_FOR_TYPE_AND_WIDTH(instruction)                                   \
-  static_assert(kColTiles == 8 || kColTiles == 16);                             \
+#define PYPKG_WGMMA_TRANSPOSED_64(type)                                              \
+  asm volatile(                                                                      \
+      "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %34, 0;\n"                 \
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" PYPKG_0_TO_31 \
+      "}, %32, %33, accumulate, 1, 1, 1, 1;\n}\n"                                    \
+      : PYPKG_D8                                                                     \
+      : "l"(a), "l"(b), "r"(int(accumulate)))
+#define PYPKG_WGMMA_TRANSPOSED_32(type)                                              \
+  asm volatile(                                                                      \
+      "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %18, 0;\n"                 \
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type " {" PYPKG_0_TO_15 \
+      "}, %16, %17, accumulate, 1, 1, 1, 1;\n}\n"                                    \
+      : PYPKG_D4(0)                                                                  \
+      : "l"(a), "l"(b), "r"(int(accumulate)))
+
+// The wide form has kWide column tiles, the narrow one half as many.
+#define PYPKG_FOR_TYPE_AND_WIDTH(kWide, wide, narrow)                           \
+  static_assert(kColTiles == kWide || 2 * kColTiles == kWide);                  \
   static_assert(std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>); \
-  if constexpr (std::is_same_v<T, __half> && kColTiles == 16) {                 \
-    instruction##_128("f16");                                                   \
+  if constexpr (std::is_same_v<T, __half> && kColTiles == kWide) {              \
+    wide("f16");                                                                \
   } else if constexpr (std::is_same_v<T, __half>) {                             \
-    instruction##_64("f16");                                                    \
-  } else if constexpr (kColTiles == 16) {                                       \
-    instruction##_128("bf16");                                                  \
+    narrow("f16");                                                              \
+  } else if constexpr (kColTiles == kWide) {                                    \
+    wide("bf16");                                                               \
   } else {                                                                      \
-    instruction##_64("bf16");                                                   \
+    narrow("bf16");                                                             \
   }
 
 // Starts d = a b^T, added to d if `accumulate`: d [64, 8 kColTiles] in float32, a [64, 16] and
@@ -199,7 +231,7 @@ __device__ __forceinline__ void wgmma_finished(uint32_t (&registers)[kCount][4])
 template <typename T, int kColTiles>
 __device__ __forceinline__ void wgmma_transposed(float (&d)[kColTiles][4], uint64_t a, uint64_t b,
                                                  bool accumulate) {
-  PYPKG_FOR_TYPE_AND_WIDTH(PYPKG_WGMMA_SHARED);
+  PYPKG_FOR_TYPE_AND_WIDTH(16, PYPKG_WGMMA_SHARED_128, PYPKG_WGMMA_SHARED_64);
 }
 
 // Starts d += a b: d [64, 8 kColTiles] in float32, b [16, 8 kColTiles] in T; the warp's rows of
@@ -207,7 +239,15 @@ __device__ __forceinline__ void wgmma_transposed(float (&d)[kColTiles][4], uint6
 template <typename T, int kColTiles>
 __device__ __forceinline__ void wgmma(float (&d)[kColTiles][4], const uint32_t (&a)[4],
                                       uint64_t b) {
-  PYPKG_FOR_TYPE_AND_WIDTH(PYPKG_WGMMA_REGISTERS);
+  PYPKG_FOR_TYPE_AND_WIDTH(16, PYPKG_WGMMA_REGISTERS_128, PYPKG_WGMMA_REGISTERS_64);
+}
+
+// Starts d = a^T b, added to d if `accumulate`: d [64, 8 kColTiles] in float32, a [16, 64] and
+// b [16, 8 kColTiles] in T.
+template <typename T, int kColTiles>
+__device__ __forceinline__ void wgmma_left_transposed(float (&d)[kColTiles][4], uint64_t a,
+                                                      uint64_t b, bool accumulate) {
+  PYPKG_FOR_TYPE_AND_WIDTH(8, PYPKG_WGMMA_TRANSPOSED_64, PYPKG_WGMMA_TRANSPOSED_32);
 }
 
 #undef PYPKG_FOR_TYPE_AND_WIDTH
@@ -215,10 +255,13 @@ __device__ __forceinline__ void wgmma(float (&d)[kColTiles][4], const uint32_t (
 #undef PYPKG_WGMMA_SHARED_64
 #undef PYPKG_WGMMA_REGISTERS_128
 #undef PYPKG_WGMMA_REGISTERS_64
+#undef PYPKG_WGMMA_TRANSPOSED_64
+#undef PYPKG_WGMMA_TRANSPOSED_32
 #undef PYPKG_D1
 #undef PYPKG_D4
 #undef PYPKG_D8
 #undef PYPKG_D16
+#undef PYPKG_0_TO_15
 #undef PYPKG_0_TO_31
 #undef PYPKG_0_TO_63
 

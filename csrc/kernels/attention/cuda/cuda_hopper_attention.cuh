@@ -40,11 +40,26 @@ union HeldTile {
 // --- what is worked on in which order -----------------------------------------------------------
 
 struct TileOrder {
-  int64_t blocks;           // of rows, per head
-  int64_t heads_per_batch;  // that have rows
-  int64_t heads;            // of all batches
-  int64_t heads_together;   // that are worked on together, so that what they walk over is in cache
-  bool last_first;          // where the last rows have most to do
+  unsigned blocks;           // of rows, per head
+  unsigned heads_per_batch;  // that have rows
+  unsigned heads;            // of all batches
+  unsigned heads_together;   // that are worked on together, so that what they walk over is in cache
+  bool last_first;           // the last rows of a head before the others
+
+  __host__ __device__ unsigned tiles() const { return blocks * heads; }
+
+  __device__ BlockTask task(unsigned tile) const {
+    const unsigned set = tile / (heads_together * blocks);
+    const unsigned in_set = tile - set * heads_together * blocks;
+    const unsigned first_head = set * heads_together;
+    const unsigned left = heads - first_head;
+    const unsigned heads_of_set = left < heads_together ? left : heads_together;
+    const unsigned block = in_set / heads_of_set;
+    const unsigned head = first_head + in_set - block * heads_of_set;
+    const unsigned turned = last_first ? blocks - 1 - block : block;
+    return BlockTask(head / heads_per_batch, head % heads_per_batch,
+                     static_cast<int>(turned * kTileRows));
+  }
 };
 
 // Where queries are held, of kHeld tensors, and keys and values walked over.
@@ -73,12 +88,12 @@ struct QueryTiling {
 
 #ifdef PYPKG_SM90A_INSTRUCTIONS
 
-// 128 x 24 + 256 x 240 of 65536 registers.
-constexpr int kProducerRegisters = 24;
-constexpr int kConsumerRegisters = 240;
+// Of a thread, while they are shared out evenly.
+constexpr int kLaunchRegisters = 168;
 // Named barriers; 0 is __syncthreads.
-constexpr int kStoreBarrier = 1;  // and 2: a group's rows are done with
-constexpr int kTurnBarrier = 3;   // and 4: a group's turn at the tensor cores
+constexpr int kStoreBarrier = 1;   // and 2: a group's rows are done with
+constexpr int kTurnBarrier = 3;    // and 4: a group's turn at the tensor cores
+constexpr int kScoresBarrier = 5;  // what both groups made is there
 
 // This block's tiles: of every round one, forwards and backwards in turn, so that what is long and
 // what is short evens out.
@@ -86,28 +101,18 @@ class TileWalk {
  public:
   __device__ explicit TileWalk(const TileOrder& order) : order_(order) {}
 
-  __device__ bool done() const { return index() >= order_.blocks * order_.heads; }
+  __device__ bool done() const { return index() >= order_.tiles(); }
   __device__ void advance() { ++round_; }
-
-  __device__ BlockTask task() const {
-    const int64_t set = index() / (order_.heads_together * order_.blocks);
-    const int64_t in_set = index() % (order_.heads_together * order_.blocks);
-    const int64_t first_head = set * order_.heads_together;
-    const int64_t heads = min(order_.heads_together, order_.heads - first_head);
-    const int64_t block = in_set / heads, head = first_head + in_set % heads;
-    const int64_t turned = order_.last_first ? order_.blocks - 1 - block : block;
-    return BlockTask(head / order_.heads_per_batch, head % order_.heads_per_batch,
-                     static_cast<int>(turned * kTileRows));
-  }
+  __device__ BlockTask task() const { return order_.task(index()); }
 
  private:
-  __device__ int64_t index() const {
+  __device__ unsigned index() const {
     const unsigned place = round_ % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
     return round_ * gridDim.x + place;
   }
 
   const TileOrder& order_;
-  int64_t round_ = 0;
+  unsigned round_ = 0;
 };
 
 // --- barriers -----------------------------------------------------------------------------------
@@ -260,10 +265,42 @@ __device__ __forceinline__ void start_product(float (&out)[kHeadDim / 8][4],
   wgmma_commit();
 }
 
+// Writes a group's packed rows to its part of a tile, for a product with the tile transposed.
+template <typename T, int kInner>
+__device__ __forceinline__ void store_packed(BoxTile<T, kTileRows, kInner>& tile,
+                                             const PackedRows<kInner>& packed) {
+  static_assert(kInner == kBoxDims);
+  const int lane = opaque(lane_id());
+  const int row = warp_id() * 16 + lane % 16;
+  auto* const pieces = reinterpret_cast<uint4*>(tile.data[0][row]);
+#pragma unroll
+  for (int i = 0; i < kInner / 16; ++i) {
+    store_matrices(pieces + ((2 * i + lane / 16) ^ (lane & 7)), packed[i]);
+  }
+}
+
+// Starts out = a^T b over all rows of a tile. Of the columns, out has 8 kColTiles from `first` on.
+template <typename T, int kCols, int kHeadDim, int kColTiles>
+__device__ __forceinline__ void start_left_transposed(float (&out)[kColTiles][4],
+                                                      const BoxTile<T, kTileRows, kCols>& a,
+                                                      const HeldTile<T, kHeadDim>& b, int first) {
+  static_assert(kCols == kGroupRows);
+  const int box = first / kBoxDims, in_box = first % kBoxDims;
+#pragma unroll
+  for (int i = 0; i < kTileRows; i += 16) {
+    const auto& rows = b.group[i / kGroupRows].data[box];
+    wgmma_left_transposed<T>(out, wgmma_descriptor(a.data[0][i], 0),
+                             wgmma_descriptor(&rows[i % kGroupRows][in_box], 0), i > 0);
+  }
+  wgmma_commit();
+}
+
 // --- roles --------------------------------------------------------------------------------------
 
 // A kernel's body; its producer and its consumer are made when their warps are known.
-template <typename Storage, typename MakeProducer, typename MakeConsumer>
+// Consumers get the registers that the producer's group does without.
+template <typename Storage, int kProducerRegisters = 24, typename MakeProducer,
+          typename MakeConsumer>
 __device__ __forceinline__ void run_roles(const MakeProducer& make_producer,
                                           const MakeConsumer& make_consumer) {
   auto& shared = dynamic_shared<Storage>();
@@ -277,7 +314,7 @@ __device__ __forceinline__ void run_roles(const MakeProducer& make_producer,
     auto producer = make_producer(shared);
     if (threadIdx.x < kConsumers + producer.kThreads) producer.run();
   } else {
-    take_registers<kConsumerRegisters>();
+    take_registers<kLaunchRegisters + (kLaunchRegisters - kProducerRegisters) / kConsumerGroups>();
     make_consumer(shared).run();
   }
 }
@@ -302,8 +339,13 @@ inline TileOrder tile_order(int64_t batch, int64_t heads, int64_t rows, int64_t 
                             int64_t sharing, bool last_first) {
   constexpr int64_t kCacheBytes = 32 << 20;  // most of the 50 MB of L2
   const int64_t together = std::max<int64_t>(1, kCacheBytes / walked_bytes) * sharing;
-  return {ceil_div<int64_t>(rows, kTileRows), heads, batch * heads,
-          std::min(batch * heads, together), last_first};
+  const int64_t blocks = ceil_div<int64_t>(rows, kTileRows);
+  if (blocks * batch * heads > INT32_MAX) {
+    throw std::invalid_argument("flash_attention: more than 2^31 tiles");
+  }
+  return {static_cast<unsigned>(blocks), static_cast<unsigned>(heads),
+          static_cast<unsigned>(batch * heads),
+          static_cast<unsigned>(std::min(batch * heads, together)), last_first};
 }
 
 // Of `queries`, the first is q, and what follows lies like out.
@@ -327,7 +369,7 @@ QueryWork<Tiling::kHeld> query_work(const FlashAttentionShape& shape,
 template <typename Storage, typename Params>
 void launch_hopper(const LaunchSite& site, void (*kernel)(Params), const Params& params,
                    const TileOrder& order, Stream stream) {
-  launch(site, kernel, dim3(std::min<int64_t>(order.blocks * order.heads, multiprocessor_count())),
+  launch(site, kernel, dim3(std::min<int64_t>(order.tiles(), multiprocessor_count())),
          dim3(kHopperThreads), sizeof(Storage), stream, params);
 }
 
