@@ -24,17 +24,16 @@ MAY_SPILL = re.compile(
     r"key_gradient_kernelIfLi(128|256)E|query_gradient_kernelIfLi256E"
     r"|14forward_kernelIfLi256E"
     r"|15backward_kernelI\S*(bfloat16|half)fLi4E"  # two registers, with a weight in float32
-    r"|hopper_key_gradient_kernelI\S*Li128ELb1E"  # one register, with a soft cap
 )
 ATTENTION = {"flash_attention_forward", "flash_attention_backward"}
 HOPPER_ATTENTION = ("flash_attention_forward_sm90", "flash_attention_backward_sm90")
 # Waits for products in their sources.
 HOPPER_WAITS = {
     "hopper_forward_kernel": 4,
-    "hopper_backward_kernel": 6,
+    "hopper_backward_kernel": 5,
 }
 # That their producer and consumer warps have after setmaxnreg.
-PRODUCER_REGISTERS, CONSUMER_REGISTERS = 24, 240
+HOPPER_REGISTERS = {"hopper_forward_kernel": (24, 240), "hopper_backward_kernel": (40, 232)}
 # The forms for rows that are not aligned to 16 bytes, and sums over a few rows.
 NARROW = {
     "rms_norm": re.compile(r"scalar|reduce_dweight"),
@@ -229,15 +228,18 @@ def test_hopper_attention_uses_wgmma_and_the_copy_engine(compiled: list[Compiled
             if unit.architecture == "80":
                 assert code.count(";") < 50, f"{name} has a body, but no instructions for sm_80"
                 continue
+            if "query_gradient_sum_kernel" in name:  # no product: rounds what others summed
+                continue
             kernel = next(each for each in HOPPER_WAITS if each in name)
+            producer, consumer = HOPPER_REGISTERS[kernel]
             seen.add(kernel)
             assert re.search(r"HGMMA\.64x(64|128)x16\.F32", code), name
             assert "HMMA" not in code, name
             assert ("LDL" not in code and "STL" not in code) or MAY_SPILL.search(name), name
             assert code.count("WARPGROUP.DEPBAR") == HOPPER_WAITS[kernel], name
             assert code.count("USETMAXREG") == 2, name
-            assert largest_register(code) < CONSUMER_REGISTERS, name
-            assert largest_register(producer_code(code)) < PRODUCER_REGISTERS, name
+            assert largest_register(code) < consumer, name
+            assert largest_register(producer_code(code)) < producer, name
     assert seen == set(HOPPER_WAITS)
 
 

@@ -355,6 +355,7 @@ constexpr int kRoundingThreads = 256;
 template <typename T, int kHeadDim>
 __global__ void __launch_bounds__(kRoundingThreads)
     hopper_query_gradient_sum_kernel(const FlashAttentionBackward p, const OrderedSums sums) {
+#ifdef PYPKG_SM90A_INSTRUCTIONS
   using Layout = QueryGradientLayout<kHeadDim>;
   constexpr int kChunks = kHeadDim / 8;
   const FlashAttentionShape& shape = p.shape;
@@ -383,6 +384,7 @@ __global__ void __launch_bounds__(kRoundingThreads)
       result.store(rows.data + row * rows.stride + 8 * chunk);
     }
   }
+#endif
 }
 
 // --- launching ----------------------------------------------------------------------------------
