@@ -15,10 +15,6 @@ from pypkg.ops.attention.attention_mask import AttentionMask
 from pypkg.ops.attention.flash_attention import flash_attention, flash_attention_reference
 from pypkg.ops.attention.packed_attention import packed_attention, split_heads
 from pypkg.ops.attention.paddle_attention import paddle_flash_attention
-from pypkg.ops.attention.paddle_attention_blocks import (
-    paddle_flash_attention_block_gradients,
-    paddle_flash_attention_with_lse,
-)
 from pypkg.ops.blocks import (
     PreNorm,
     attention_block,
@@ -61,8 +57,6 @@ __all__ = [
     "normed_gated_mlp_block",
     "packed_attention",
     "paddle_flash_attention",
-    "paddle_flash_attention_block_gradients",
-    "paddle_flash_attention_with_lse",
     "random_normal_",
     "rms_norm",
     "rms_norm_reference",

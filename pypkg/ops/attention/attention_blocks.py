@@ -72,7 +72,7 @@ def flash_attention_with_lse(
         TypeError, ValueError: a dtype, shape, head_dim, softcap or offset other than above.
     """
     op = "flash_attention_with_lse"
-    call = checked_block(op, query, key, value, mask, scale, softcap, query_offset, key_offset)
+    call = _checked(op, query, key, value, mask, scale, softcap, query_offset, key_offset)
     return implementation(_FORWARD, query)(query, key, value, call)
 
 
@@ -110,7 +110,7 @@ def flash_attention_block_gradients(
         TypeError, ValueError: a dtype, shape, head_dim, softcap or offset other than above.
     """
     op = "flash_attention_block_gradients"
-    call = checked_block(op, query, key, value, mask, scale, softcap, query_offset, key_offset)
+    call = _checked(op, query, key, value, mask, scale, softcap, query_offset, key_offset)
     for name, tensor in (("out", out), ("grad_out", grad_out)):
         check_dtype(op, name, tensor, (query.dtype,))
         check_shape(op, name, tensor, query.shape)
@@ -172,7 +172,7 @@ def _by_token(rows: paddle.Tensor) -> paddle.Tensor:
     return rows.transpose([0, 2, 1]).unsqueeze(-1)
 
 
-def checked_block(
+def _checked(
     op: str,
     query: paddle.Tensor,
     key: paddle.Tensor,

@@ -12,6 +12,7 @@ from paddle import Tensor
 from paddle.base import core
 
 from pypkg.parallel.gloo.groups import ProcessGroup
+from pypkg.parallel.host_memory import to_host
 
 _SUM, _AVG = core.ReduceOp.SUM, core.ReduceOp.AVG
 # Paddle's own methods, bound before ``install`` replaces them.
@@ -119,15 +120,23 @@ def all_to_all_single(
     sync_op: bool = True,
 ) -> Done:
     """
-    Raises:
-        NotImplementedError: the parts that ranks send each other differ in size.
+    Args:
+        out_sizes, sizes: rows of the parts that come from and go to each rank; empty: equal parts.
     """
+    count, rank = group.size(), group.rank()
+    table = [list(sizes) or [tensor.shape[0] // count] * count for _ in range(count)]
+    most = tensor.shape[0]
     if out_sizes or sizes:
-        raise NotImplementedError(f"all_to_all_single of parts of {sizes} and {out_sizes} rows")
-    joined = paddle.empty([group.size(), *tensor.shape], tensor.dtype)
-    all_gather_into_tensor(group, joined, tensor)
-    parts = joined.reshape([group.size(), group.size(), -1])[:, group.rank()]
-    paddle.assign(parts.reshape(out.shape), out)
+        rows = paddle.empty([count, count], "int64")
+        all_gather_into_tensor(group, rows, paddle.to_tensor(table[rank], "int64"))
+        table = to_host(rows).tolist()
+        most = max(map(sum, table))
+    padding = paddle.zeros([most - tensor.shape[0], *tensor.shape[1:]], tensor.dtype)
+    joined = paddle.empty([count, most, *tensor.shape[1:]], tensor.dtype)
+    all_gather_into_tensor(group, joined, paddle.concat([tensor, padding]))
+    firsts = [sum(parts[:rank]) for parts in table]
+    parts = [joined[i, first : first + table[i][rank]] for i, first in enumerate(firsts)]
+    paddle.assign(paddle.concat(parts).reshape(out.shape), out)
     return Done()
 
 

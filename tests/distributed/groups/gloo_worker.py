@@ -69,6 +69,17 @@ def collectives(group: dist.communication.group.Group, dtype: str) -> dict[str, 
     out = paddle.empty([size * SHAPE[0], SHAPE[1]], dtype)
     dist.alltoall_single(out, tensor(wide[rank], dtype), group=group)
     found["all_to_all"] = same(out, np.concatenate([each + rank for each in given]))
+
+    # Rank r sends (r + i) % 3 rows to rank i, sometimes none.
+    rows = [[(r + i) % 3 for i in range(size)] for r in range(size)]
+    sent = [np.concatenate([each] * size)[: sum(n)] for each, n in zip(given, rows, strict=True)]
+    received = [n[rank] for n in rows]
+    firsts = [sum(n[:rank]) for n in rows]
+    expected = [each[f : f + n] for each, f, n in zip(sent, firsts, received, strict=True)]
+    out = paddle.empty([sum(received), SHAPE[1]], dtype)
+    own_rows = tensor(sent[rank], dtype)
+    dist.alltoall_single(out, own_rows, rows[rank], received, group=group)
+    found["all_to_all of unequal parts"] = same(out, np.concatenate(expected))
     return found
 
 
