@@ -37,7 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = options.pop("run")
 
     def print_result() -> int:
-        require_whole_weights(Path(options["folder" if "folder" in options else "source"]))
         print(run(**options))
         return 0
 
@@ -138,6 +137,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
 
 # Imported when they are needed: inspect then runs where there is no Paddle.
 def _convert(**options: Any) -> str:
+    require_whole_weights(Path(options["source"]))
     import_paddle()
     from pypkg.conversion.converter import convert_model
 
@@ -145,6 +145,7 @@ def _convert(**options: Any) -> str:
 
 
 def _resize(**options: Any) -> str:
+    require_whole_weights(Path(options["source"]))
     import_paddle()
     from pypkg.conversion.converter import resize_vocabulary
 
@@ -152,6 +153,7 @@ def _resize(**options: Any) -> str:
 
 
 def _inspect(**options: Any) -> str:
+    require_whole_weights(Path(options["folder"]), "sizes")  # headers are all that it reads
     from pypkg.conversion.inspection import describe
 
     return describe(**options)

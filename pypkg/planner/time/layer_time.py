@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from pypkg.models.architecture.config import ModelConfig
+from pypkg.planner.micro_batch import Batch
 from pypkg.planner.time.context_time import ContextTime
 from pypkg.planner.time.gpus import Gpu
 
@@ -62,20 +63,6 @@ class Implementation:
 
 
 OURS = Implementation()
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A micro batch: sequences, tokens of each, and ranks that divide these."""
-
-    rows: int
-    sequence: int
-    context: int = 1
-
-    @property
-    def tokens(self) -> int:
-        """Of this rank."""
-        return self.rows * self.sequence // self.context
 
 
 class LayerTime:

@@ -10,8 +10,9 @@ from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.layer_split import ModelChunk, cut
 from pypkg.parallel.mesh import Degrees
 from pypkg.planner.memory import recomputed_layers
+from pypkg.planner.micro_batch import Batch
 from pypkg.planner.time.gpus import Gpu
-from pypkg.planner.time.layer_time import OURS, Batch, Implementation, LayerTime, Seconds
+from pypkg.planner.time.layer_time import OURS, Implementation, LayerTime, Seconds
 from pypkg.planner.time.update_time import saved_bytes, state_bytes, update_seconds, update_work
 
 # Python, dispatch and autograd of a layer, forward and backward, on one thread of a Xeon: measured

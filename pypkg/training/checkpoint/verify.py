@@ -69,10 +69,13 @@ def verify(
     return replace(report, damage=(*ordered(changed), *report.damage))
 
 
-def require_whole_weights(folder: Path) -> None:
+def require_whole_weights(folder: Path, checks: str = "checksums") -> None:
     """Compares config.json and the weights of a checkpoint with its manifest.
 
     Other folders, and checkpoints without a manifest, have nothing to compare with.
+
+    Args:
+        checks: as ``verify``.
 
     Raises:
         UserError: a file is damaged, or a later version of this package has written the checkpoint.
@@ -83,7 +86,7 @@ def require_whole_weights(folder: Path) -> None:
         manifest = read_manifest(folder)
         files = manifest.files if manifest is not None else {}
         weights = {name: files[name] for name in files if name.startswith(("config", "model"))}
-        damage = ordered(changed_files(folder, weights, "checksums"))
+        damage = ordered(changed_files(folder, weights, checks))
     except (SealError, OSError) as error:
         damage = [str(error)]
     if damage:

@@ -9,7 +9,8 @@ import numpy as np
 import paddle
 import pytest
 from op_testing import as_float64, assert_close, random
-from test_flash_attention_op import FLOAT32_TOLERANCE, starts
+from test_flash_attention_op import FLOAT32_TOLERANCE
+from test_flash_attention_op import masks as flash_attention_masks
 
 from pypkg import ops
 from pypkg.ops import AttentionMask
@@ -21,25 +22,7 @@ QUERY_ENDS, KEY_ENDS = (37, 100, 150), (51, 102, 150)
 
 
 def masks() -> dict[str, AttentionMask]:
-    prefix = paddle.to_tensor([70, 0], dtype="int32")
-    documents = starts([[10, 1, 60, 79], [150]])
-    slopes = paddle.to_tensor([0.5, 0.25, 0.125, 0.0625])
-    return {
-        "causal": AttentionMask(),
-        "full": AttentionMask(causal=False),
-        "window": AttentionMask(window=20),
-        "window of one": AttentionMask(window=1),
-        "full, window": AttentionMask(causal=False, window=60),
-        "prefix": AttentionMask(prefix_lengths=prefix),
-        "documents": AttentionMask(document_starts=documents),
-        "full, documents": AttentionMask(causal=False, document_starts=documents),
-        "alibi": AttentionMask(alibi_slopes=slopes),
-        "documents, window, alibi": AttentionMask(
-            window=45, document_starts=documents, alibi_slopes=slopes
-        ),
-        "prefix, documents": AttentionMask(prefix_lengths=prefix, document_starts=documents),
-        "prefix, window": AttentionMask(prefix_lengths=prefix, window=55),
-    }
+    return flash_attention_masks(70, ([10, 1, 60, 79], [150]), (20, 60, 45, 55))
 
 
 def arrays(heads_k: int = 2, head_dim: int = 16) -> list[np.ndarray]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import paddle
@@ -17,30 +18,42 @@ BATCH, SEQUENCE, HEADS = 2, 37, 4
 FLOAT32_TOLERANCE = 1e-5
 
 
-def starts(lengths: list[list[int]]) -> paddle.Tensor:
+def starts(lengths: Sequence[list[int]]) -> paddle.Tensor:
     rows = [np.repeat(np.cumsum([0, *row[:-1]]), row) for row in lengths]
     return paddle.to_tensor(np.stack(rows).astype("int32"))
 
 
-def masks() -> dict[str, AttentionMask]:
-    prefix = paddle.to_tensor([5, 0], dtype="int32")
-    documents = starts([[10, 1, 26], [37]])
+def masks(
+    prefix_length: int = 5,
+    lengths: Sequence[list[int]] = ([10, 1, 26], [37]),
+    windows: Sequence[int] = (6, 6, 4, 7),
+) -> dict[str, AttentionMask]:
+    """Masks of two sequences of 37 tokens, or of as many as ``lengths`` add up to.
+
+    Args:
+        prefix_length: of the first sequence.
+        lengths: of the documents of each sequence.
+        windows: under a causal mask, under none, with documents and ALiBi, and with a prefix.
+    """
+    causal_window, full_window, window_of_documents, window_of_prefix = windows
+    prefix = paddle.to_tensor([prefix_length, 0], dtype="int32")
+    documents = starts(lengths)
     slopes = paddle.to_tensor([0.5, 0.25, 0.125, 0.0625])
     return {
         "causal": AttentionMask(),
         "full": AttentionMask(causal=False),
-        "window": AttentionMask(window=6),
+        "window": AttentionMask(window=causal_window),
         "window of one": AttentionMask(window=1),
-        "full, window": AttentionMask(causal=False, window=6),
+        "full, window": AttentionMask(causal=False, window=full_window),
         "prefix": AttentionMask(prefix_lengths=prefix),
         "documents": AttentionMask(document_starts=documents),
         "full, documents": AttentionMask(causal=False, document_starts=documents),
         "alibi": AttentionMask(alibi_slopes=slopes),
         "documents, window, alibi": AttentionMask(
-            window=4, document_starts=documents, alibi_slopes=slopes
+            window=window_of_documents, document_starts=documents, alibi_slopes=slopes
         ),
         "prefix, documents": AttentionMask(prefix_lengths=prefix, document_starts=documents),
-        "prefix, window": AttentionMask(prefix_lengths=prefix, window=7),
+        "prefix, window": AttentionMask(prefix_lengths=prefix, window=window_of_prefix),
     }
 
 

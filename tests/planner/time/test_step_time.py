@@ -9,8 +9,9 @@ import pytest
 from pypkg.config import Settings
 from pypkg.models.architecture.registry import load_config
 from pypkg.parallel.mesh import Degrees
+from pypkg.planner.micro_batch import Batch
 from pypkg.planner.time.gpus import GPUS
-from pypkg.planner.time.layer_time import Batch, LayerTime
+from pypkg.planner.time.layer_time import LayerTime
 from pypkg.planner.time.step_time import Cluster, StepTime, plan_time
 
 LLAMA = load_config("meta-llama/Llama-2-7b")
