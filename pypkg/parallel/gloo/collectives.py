@@ -129,7 +129,7 @@ def all_to_all_single(
     if out_sizes or sizes:
         rows = paddle.empty([count, count], "int64")
         all_gather_into_tensor(group, rows, paddle.to_tensor(table[rank], "int64"))
-        table = to_host(rows).tolist()
+        table = [list(map(int, row)) for row in to_host(rows)]
         most = max(map(sum, table))
     padding = paddle.zeros([most - tensor.shape[0], *tensor.shape[1:]], tensor.dtype)
     joined = paddle.empty([count, most, *tensor.shape[1:]], tensor.dtype)
