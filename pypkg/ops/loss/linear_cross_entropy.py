@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import paddle
@@ -210,7 +211,11 @@ def _multiply_(x: paddle.Tensor, factor: paddle.Tensor) -> paddle.Tensor:
     factor = factor.astype(x.dtype)
     if not x.place.is_cpu_place():
         return x.multiply_(factor)
-    return _C_ops.scale_(x, factor, 0.0, True)  # type: ignore[attr-defined]  # absent in its stub
+    return _scale_(x, factor, 0.0, True)
+
+
+# No stub has it.
+_scale_: Callable[..., paddle.Tensor] = vars(_C_ops)["scale_"]
 
 
 def _walk_chunks(
