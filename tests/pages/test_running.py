@@ -36,8 +36,6 @@ NOT_RUN = {
     "python -m paddle.distributed.launch --nnodes": "needs hosts with GPUs; tests/several_hosts "
     "runs the same line over hosts made of network namespaces, on CPUs",
     "pypkg convert import Qwen/": "downloads a model",
-    "pypkg pretrain configs/pretrain/llama/pretrain-llama3.1_8b_128k": "names a corpus that is not "
-    "here; config/test_shipped_configs.py checks the layout",
     "pypkg checkpoint merge machine0": "needs the parts of two machines, which "
     "distributed/runs/test_local_output.py makes and merges",
     "import lm_eval": "needs lm-eval, which inference/test_lm_eval.py runs where it is installed",
@@ -206,7 +204,10 @@ STEPS = {
             ("checkpoints/checkpoint-10/manifest.json",), with_a_run_of_paddlenlp
         ),
     },
-    "parallelism": {"python -m pypkg.pretrain CONFIG.json --nproc": Step(TRAINED)},
+    "parallelism": {
+        "python -m pypkg.pretrain CONFIG.json --nproc": Step(TRAINED),
+        "pypkg plan": Step(),
+    },
     "performance": {
         "pypkg plan": Step(),
         "pypkg pretrain run.json --skip_profile_timer": Step(("timed/checkpoint-30",)),
@@ -302,7 +303,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, st
     }  # fmt: skip
     for name in ("run.json", "config.json", "CONFIG.json"):
         (folder / name).write_text(json.dumps(run), encoding="utf-8")
-    for name in ("run_pretrain.py", "tests"):
+    for name in ("run_pretrain.py", "tests", "configs"):
         (folder / name).symlink_to(REPO / name)
     return folder
 
