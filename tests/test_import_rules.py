@@ -120,7 +120,7 @@ ROOMS = {
                      "curves", "document"),
     "pypkg.planner": ("output", "search", "time", "memory", "extension", "step", "sliced_layers",
                       "zero", "interleaving", "pipeline", "decoder", "parallel", "micro_batch",
-                      "operators", "tape", "parameters"),
+                      "operators", "engine", "tape"),
     "pypkg.bench": ("__main__", "report", "generate", "learning_curves", "train_step", "checkpoint",
                     "data", "ops", "environment", "timing"),
 }  # fmt: skip

@@ -58,6 +58,7 @@ class Decoder:
         self._number = number
         self.tp, self.context = TensorParallel(ops, degrees), ContextParallel(ops, degrees)
         self.parameters, self.call, self.begin_recompute = parameters, call, begin_recompute
+        self.has_hooks = has_hooks
         overlaps = degrees.tensor > 1 and degrees.overlap_input_gradients
         self.joins_layers = not has_hooks and not overlaps  # joined_layers of tp_layers.py
         choices = recompute or [""] * len(chunk.layers)
@@ -230,33 +231,45 @@ class _Layer:
             ATTENTION_BLOCK: self._attends_in_one,
             ATTENTION: True,
         }[granularity]  # is there an operator of Paddle that saves tensors?
-        return self._model.ops.tape.recomputed(
-            function, inputs, begin, keeps, waits=granularity == FULL
-        )
+        # The hook of a layer of stage 3 needs nothing that was saved, and runs before.
+        turns = int(self._model.has_hooks and granularity == FULL)
+        return self._model.ops.tape.recomputed(function, inputs, begin, keeps, turns)
 
     def __call__(self, x: Tensor, residual: Tensor | None, batch: Batch) -> State:
         return self._recomputed(FULL, partial(self._forward, batch=batch), x, residual)
 
     def _forward(self, x: Tensor, residual: Tensor | None, batch: Batch) -> State:
-        x, residual = self._add("input_layernorm", self._attention, x, residual, batch)
-        return self._add("post_attention_layernorm", self._feed_forward, x, residual, batch)
+        of_all = self._attends_in_one and self._recompute in ("", FULL)
+        x, residual = self._add("input_layernorm", self._attention, of_all, x, residual, batch)
+        of_all = self._has_mlp_in_one
+        return self._add("post_attention_layernorm", self._feed_forward, of_all, x, residual, batch)
 
     def _add(
         self,
         norm: str,
         branch: Callable[[Tensor, Batch], Tensor],
+        is_one: bool,
         x: Tensor,
         residual: Tensor | None,
         batch: Batch,
     ) -> State:
+        """The branch of the norm of x + residual; ``is_one``: an operator may be both."""
         model, name = self._model, f"{self._name}.{norm}"
         rows = model.tp.tokens(batch.tokens)
         if self._config.residual == "post":
             return model.norm(name, branch(x, batch), x, rows)[0], None
         x, stream = model.norm(name, x, residual, rows)
+        if is_one and self._joins_norms(batch) and x.node is not None:
+            x.node.follows_at_once = True
         if self._config.residual == "normed":
             return branch(x, batch), model.ops.scale(x)
         return branch(x, batch), stream
+
+    def _joins_norms(self, batch: Batch) -> bool:
+        """Whether norm and branch may be one operator (models/layers/decoder_layer.py)."""
+        config = self._config
+        is_plain = config.residual == "pre" and not config.branch_norm and not batch.has_dropout
+        return is_plain and config.norm == "rms_norm" and self._model.tp.degree == 1
 
     def _attention(self, x: Tensor, batch: Batch) -> Tensor:
         attention = partial(self._self_attention, batch=batch)
@@ -346,9 +359,16 @@ class _Layer:
             for _ in range(1 + config.position_encoding_2d):
                 query, key = ops.rotary(query, key, batch.positions)
         rows = tokens * heads
-        attend = partial(ops.attention, rows=rows, workspace=self._workspace(batch))
         if model.context.is_ring:
-            attend = partial(model.context.ring_attention, rows=rows)
+            block = replace(batch, sequence=tokens // batch.rows // 2)
+            attend = partial(
+                model.context.ring_attention,
+                rows=rows,
+                workspace=self._workspace(block),
+                is_strided=batch.rows > 1,
+            )
+        else:
+            attend = partial(ops.attention, rows=rows, workspace=self._workspace(batch))
         (out,) = self._recomputed(ATTENTION, lambda q, k, v: [attend(q, k, v)], query, key, value)
         return ops.view(out)
 

@@ -46,8 +46,8 @@ def attention_workspace(
             tiles = batch.rows * heads * -(-batch.sequence // 64)
             sums = tiles * (64 * padded + 1) + 1
         return batch.rows * batch.sequence * heads + sums
-    queries, keys, lanes = 96, 96, 16
+    queries, keys, width = 96, 96, 32
     blocks = -(-batch.sequence // queries)
     chunks = max(1, min(-(-16 // (batch.rows * key_value_heads)), 4, -(-batch.sequence // keys)))
-    padded = -(-head_dim // lanes) * lanes
+    padded = -(-head_dim // width) * width
     return chunks * batch.rows * heads * blocks * queries * padded

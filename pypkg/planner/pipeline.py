@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pypkg.planner import engine
 from pypkg.planner.decoder import EMBEDDING, HEAD, Decoder
 from pypkg.planner.micro_batch import Batch
 from pypkg.planner.operators import ACTIVATIONS, GRADIENTS, INPUTS
@@ -73,9 +74,9 @@ class Passes:
         """The gradient of what was received."""
         self._decoder.enter(HEAD, BACKWARD)
         if isinstance(output, Message):
-            self._tape.backward_from([output.stream], [gradient])
+            engine.backward_from(self._tape, [output.stream], [gradient])
         else:
-            self._tape.backward(output)
+            engine.backward(self._tape, output)
         return None if received is None else gradient_of(received.stream)
 
     def _elements(self) -> int:

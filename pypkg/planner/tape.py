@@ -1,16 +1,14 @@
 """A training step without numbers: which tensors exist when, and how many bytes they take.
 
 A ``Tensor`` here has a size and no values. Operators record what their backward passes keep, and
-``Tape.backward`` runs these in the order of Paddle's engine (paddle/fluid/eager/backward.cc).
-Memory is freed as Paddle frees it, with its last reference. The planner's model is therefore
-written like the model itself, with the same local variables, and the reference counts of CPython
-decide.
+``engine.py`` runs these. Memory is freed as Paddle frees it, with its last reference. The planner's
+model is therefore written like the model itself, with the same local variables, and the reference
+counts of CPython decide.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -107,25 +105,45 @@ class Parameter(Tensor):
 
 Gradients = Sequence[Tensor | None]
 Backward = Callable[[list[Tensor | None]], Gradients]
+# Given the gradients of a recomputed function's outputs, runs it again and returns the outputs.
+Rerun = Callable[[list[Tensor | None]], list[Tensor]]
 
 
 class Node:
     """An operator's backward pass: gradients of the outputs to gradients of ``inputs``."""
 
-    __slots__ = ("backward", "held", "num_outputs", "part", "slots", "targets", "waits")
+    __slots__ = (
+        "backward",
+        "follows_at_once",
+        "held",
+        "hooks",
+        "num_outputs",
+        "part",
+        "rerun",
+        "slots",
+        "targets",
+        "turns",
+    )
 
     def __init__(
-        self, inputs: Sequence[Tensor], num_outputs: int, backward: Backward, part: Part = ""
+        self,
+        inputs: Sequence[Tensor],
+        num_outputs: int,
+        backward: Backward | None,
+        part: Part = "",
     ) -> None:
         self.targets: list[Node | Parameter | None] = [
             each if isinstance(each, Parameter) else each.node for each in inputs
         ]
         self.slots = [each.slot for each in inputs]
         self.num_outputs = num_outputs
-        self.backward: Backward | None = backward
+        self.backward = backward
+        self.rerun: Rerun | None = None
+        self.hooks: object = None  # what the saved tensors of a recomputed node keep until it runs
         self.held: object = None  # what lives as long as the graph
         self.part = part  # that recorded it
-        self.waits = False  # until nothing else is ready: many nodes in one
+        self.follows_at_once = False  # the node before it: they are one operator
+        self.turns = 0  # in which it lets others go first
 
 
 class Tape:
@@ -217,7 +235,7 @@ class Tape:
             self._always_record(inputs, outputs, backward)
 
     def _always_record(
-        self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], backward: Backward
+        self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], backward: Backward | None
     ) -> Node:
         node = Node(inputs, len(outputs), backward, self.part)
         for slot, output in enumerate(outputs):
@@ -228,76 +246,43 @@ class Tape:
         """A parameter in new memory."""
         return Parameter(name, num_bytes, self.memory(num_bytes, term))
 
-    def backward(self, loss: Tensor) -> None:
-        """Runs the backward passes of all that led to ``loss``, a scalar."""
-        self.backward_from([loss], [self.empty(4, "gradients")])
-
-    def backward_from(self, outputs: list[Tensor], gradients: list[Tensor | None]) -> None:
-        """Runs the backward passes of all that led to ``outputs``, given their gradients.
-
-        Both lists are emptied, so that what they alone refer to is freed in time.
-        """
-        incoming = _arrived(outputs, gradients)
-        graph = [node for node in incoming if isinstance(node, Node)]  # all of it hangs on them
-        waiting = _consumers(graph)
-        ready: deque[Node | Parameter] = deque(node for node in graph if not waiting[node])
-        while ready:
-            node = ready.popleft()
-            if isinstance(node, Parameter):
-                _accumulate(node, incoming)
-                continue
-            if node.waits and ready:
-                ready.append(node)
-                continue
-            arrived = incoming.pop(node, [None] * node.num_outputs)
-            assert node.backward is not None, "a second backward pass through one result"
-            if node.part != self.part:
-                self.enter(node.part)
-            gradients = list(node.backward(arrived))
-            node.backward = None
-            _hand_on(node, gradients, incoming, waiting, ready)
-            del gradients, arrived
-        del graph
-
     def recomputed(
         self,
         function: Callable[..., Sequence[Tensor | None]],
         inputs: Sequence[Tensor | None],
         begin: Callable[[list[Tensor | None]], None] = lambda incoming: None,
         keeps: bool = False,
-        waits: bool = False,
+        turns: int = 0,
     ) -> list[Tensor | None]:
         """``function(*inputs)``, of which only the inputs are kept until the backward pass.
 
-        That calls ``begin`` with the gradients of the outputs, runs the function again and then its
-        backward pass, whose parameters accumulate gradients.
+        That runs the function again, and then the backward passes of its operators.
 
         Args:
+            begin: called before the function runs again, with the gradients of its outputs.
             keeps: whether the inputs live as long as the graph. They do where an operator of Paddle
                 saves a tensor, whose hook knows them; our own operators let go of theirs.
-            waits: whether what else is ready runs before. Paddle's engine takes turns.
+            turns: in which it lets other backward passes go first.
         """
         if not self.is_recording:
             return list(function(*inputs))
         with self.recording(False):
             outputs = list(function(*inputs))
-        kept = [None if each is None else each.detach() for each in inputs]
+        # In the same memory; their gradients go where those of the inputs go.
+        kept = [
+            None if each is None else Tensor(each.num_bytes, each.memory, each.node, each.slot)
+            for each in inputs
+        ]
 
-        def backward(incoming: list[Tensor | None]) -> Gradients:
+        def rerun(incoming: list[Tensor | None]) -> list[Tensor]:
             begin(incoming)
-            leaves = [None if each is None else leaf_of(each, self.part) for each in kept]
-            again = list(function(*leaves))
-            present = [each for each in again if each is not None]
-            del again
-            arrived = incoming[:]
-            incoming.clear()  # each gradient is freed when its own node has run
-            self.backward_from(present, arrived)
-            return [gradient_of(each) for each in leaves if each is not None]
+            return [each for each in function(*kept) if each is not None]
 
         present = [each for each in outputs if each is not None]
-        node = self._always_record([each for each in inputs if each is not None], present, backward)
+        node = self._always_record([each for each in inputs if each is not None], present, None)
+        node.rerun = rerun
         node.held = (kept, function) if keeps else None
-        node.waits = waits
+        node.turns = turns
         return outputs
 
 
@@ -306,8 +291,8 @@ class _Leaf(Node):
 
     __slots__ = ("gradient",)
 
-    def __init__(self, part: Part) -> None:
-        super().__init__([], 1, self._keep, part)
+    def __init__(self) -> None:
+        super().__init__([], 1, self._keep)
         self.gradient: Tensor | None = None
 
     def _keep(self, incoming: list[Tensor | None]) -> Gradients:
@@ -321,67 +306,6 @@ def gradient_of(leaf: Tensor) -> Tensor | None:
     return leaf.node.gradient
 
 
-def leaf_of(tensor: Tensor, part: Part = "") -> Tensor:
+def leaf_of(tensor: Tensor) -> Tensor:
     """A tensor in the same memory that keeps its gradient."""
-    return Tensor(tensor.num_bytes, tensor.memory, _Leaf(part))
-
-
-# Gradients that have arrived, by what they are of: one for each output.
-_Incoming = dict[Node | Parameter, list[Tensor | None]]
-
-
-def _arrived(outputs: list[Tensor], gradients: list[Tensor | None]) -> _Incoming:
-    """The gradients by the nodes of the outputs; both lists are emptied."""
-    incoming: _Incoming = {}
-    while outputs:
-        output, gradient = outputs.pop(), gradients.pop()
-        if output.node is not None:
-            held = incoming.setdefault(output.node, [None] * output.node.num_outputs)
-            held[output.slot] = gradient
-    return incoming
-
-
-def _accumulate(parameter: Parameter, incoming: _Incoming) -> None:
-    gradient = incoming.pop(parameter)[0]
-    if gradient is not None:
-        parameter.accumulate(gradient)
-
-
-def _hand_on(
-    node: Node,
-    gradients: list[Tensor | None],
-    incoming: _Incoming,
-    waiting: dict[Node | Parameter, int],
-    ready: deque[Node | Parameter],
-) -> None:
-    """Gives the gradients that ``node`` has made to what they are of."""
-    for target, slot, gradient in zip(node.targets, node.slots, gradients, strict=True):
-        if target is None:
-            continue
-        outputs = 1 if isinstance(target, Parameter) else target.num_outputs
-        held = incoming.setdefault(target, [None] * outputs)
-        if held[slot] is None:  # else it is added in place
-            held[slot] = gradient
-        waiting[target] -= 1
-        if waiting[target]:
-            continue
-        if isinstance(target, Parameter):
-            ready.appendleft(target)
-        else:
-            ready.append(target)
-
-
-def _consumers(roots: Iterable[Node]) -> dict[Node | Parameter, int]:
-    """How many gradients each node and parameter waits for."""
-    found: dict[Node | Parameter, int] = dict.fromkeys(roots, 0)
-    ready = list(roots)
-    while ready:
-        for target in ready.pop().targets:
-            if target is None:
-                continue
-            if target not in found:
-                found[target] = 0
-                if isinstance(target, Node):
-                    ready.append(target)
-            found[target] += 1
-    return found
+    return Tensor(tensor.num_bytes, tensor.memory, _Leaf())

@@ -8,7 +8,7 @@ float32 sums, and come home with one message more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import paddle
@@ -60,22 +60,21 @@ class _Ring(PyLayer):
     ) -> Tensor:
         ring = _Places(query, mask)
         queries = ring.parts(query)
-        # Merged in float32, so that 16-bit outputs are rounded once.
         merged: list[tuple[Tensor, Tensor] | None] = [None] * len(queries)
-        for source, pair in _round(paddle.stack([key, value])):
-            keys, values = ring.parts(pair[0]), ring.parts(pair[1])
+
+        def attend(source: int, pairs: Tensor) -> None:
             for i, j, of_query, of_key in ring.visible(source):
-                out, lse = ops.flash_attention_with_lse(
-                    queries[i], keys[j], values[j], mask, scale, softcap,
-                    query_offset=of_query, key_offset=of_key,
+                merged[i] = _merged(
+                    merged[i],
+                    ops.flash_attention_with_lse(
+                        queries[i], pairs[2 * j], pairs[2 * j + 1], mask, scale, softcap,
+                        query_offset=of_query, key_offset=of_key,
+                    ),
                 )  # fmt: skip
-                held = merged[i]
-                if held is None:
-                    merged[i] = out.astype(compute_dtype(out)), lse
-                else:
-                    merged[i] = ops.merge_attention((held[0], out), (held[1], lse))
+
+        _visit_all(ring.pairs(key, value), attend)
         found = [each for each in merged if each is not None]
-        out = paddle.concat([each for each, _ in found], axis=1).astype(query.dtype)
+        out = paddle.concat([each.astype(query.dtype) for each, _ in found], axis=1)
         lse = paddle.concat([each for _, each in found], axis=2)
         ctx.mask, ctx.scale, ctx.softcap = mask, scale, softcap
         ctx.save_for_backward(query, key, value, out, lse)
@@ -88,24 +87,48 @@ class _Ring(PyLayer):
         queries, outs, lses = ring.parts(query), ring.parts(out), ring.parts(lse, axis=2)
         gradients = ring.parts(grad_out)
         of_queries = [paddle.zeros(part.shape, compute_dtype(part)) for part in queries]
-        on_way = None
-        for source, pair in _round(paddle.stack([key, value])):
-            keys, values = ring.parts(pair[0]), ring.parts(pair[1])
-            own = paddle.zeros(pair.shape, compute_dtype(pair))
+        on_way: _Handover | None = None
+
+        def attend(source: int, pairs: Tensor) -> None:
+            nonlocal on_way
+            own = paddle.zeros(pairs.shape, compute_dtype(pairs))
             for i, j, of_query, of_key in ring.visible(source):
-                dq, dk, dv = ops.flash_attention_block_gradients(
-                    queries[i], keys[j], values[j], outs[i], lses[i], gradients[i],
-                    ctx.mask, ctx.scale, ctx.softcap, query_offset=of_query, key_offset=of_key,
+                _add(
+                    ops.flash_attention_block_gradients(
+                        queries[i], pairs[2 * j], pairs[2 * j + 1], outs[i], lses[i], gradients[i],
+                        ctx.mask, ctx.scale, ctx.softcap, query_offset=of_query, key_offset=of_key,
+                    ),
+                    (of_queries[i], own[2 * j], own[2 * j + 1]),
                 )  # fmt: skip
-                of_queries[i] += dq.astype(of_queries[i].dtype)
-                first = j * ring.size
-                own[:, :, first : first + ring.size] += paddle.stack([dk, dv]).astype(own.dtype)
             if on_way is not None:
-                own += on_way.wait()
+                own.add_(on_way.wait())
             on_way = _Handover(own)
+
+        _visit_all(ring.pairs(key, value), attend)
         assert on_way is not None  # there is a rank at least
-        of_keys, of_values = on_way.wait().astype(key.dtype).unbind(0)
-        return paddle.concat(of_queries, axis=1).astype(query.dtype), of_keys, of_values
+        of_pairs = on_way.wait().astype(key.dtype)
+        return (
+            paddle.concat([each.astype(query.dtype) for each in of_queries], axis=1),
+            paddle.concat(of_pairs[0::2].unbind(0), axis=1),
+            paddle.concat(of_pairs[1::2].unbind(0), axis=1),
+        )
+
+
+def _merged(
+    held: tuple[Tensor, Tensor] | None, block: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp over the keys of both; in float32, so that outputs of 16 bits are
+    rounded once."""
+    out, lse = block
+    if held is None:
+        return out.astype(compute_dtype(out)), lse
+    return ops.merge_attention((held[0], out), (held[1], lse))
+
+
+def _add(gradients: Sequence[Tensor], sums: Sequence[Tensor]) -> None:
+    """Adds to ``sums`` in place."""
+    for gradient, total in zip(gradients, sums, strict=True):
+        total.add_(gradient.astype(total.dtype))
 
 
 class _Places:
@@ -122,9 +145,22 @@ class _Places:
         self._hides_later = mask.causal and mask.prefix_lengths is None
         self.size = query.shape[1] // len(self._own)
 
-    def parts(self, tensor: Tensor, axis: int = 1) -> Sequence[Tensor]:
-        """The blocks of a tensor with a rank's tokens on ``axis``."""
-        return tensor.split(len(self._own), axis)
+    def parts(self, tensor: Tensor, axis: int = 1) -> list[Tensor]:
+        """The blocks of a tensor with a rank's tokens on ``axis``, as views."""
+        starts = range(0, tensor.shape[axis], self.size)
+        found = [tensor.slice([axis], [start], [start + self.size]) for start in starts]
+        if tensor.shape[:axis] != [1]:
+            return found
+        # Paddle takes a part of a single row for strided, and operators would copy it.
+        return [part.flatten(0, 1).unsqueeze(0) for part in found]
+
+    def pairs(self, key: Tensor, value: Tensor) -> Tensor:
+        """[2 * blocks, batch, size, heads, head_dim]: keys of a block, its values, the next keys.
+
+        The keys of a block lie together then, as the operators want them.
+        """
+        blocks_of_both = zip(self.parts(key), self.parts(value), strict=True)
+        return paddle.stack([part for pair in blocks_of_both for part in pair])
 
     def visible(self, source: int) -> Iterator[tuple[int, int, int, int]]:
         """Own blocks of queries and blocks of keys of the rank ``source`` that they may see.
@@ -139,16 +175,19 @@ class _Places:
                     yield i, j, of_query, of_key
 
 
-def _round(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yields the tensors of all ranks of the context group, this rank's first, and whose each is.
+def _visit_all(tensor: Tensor, visit: Callable[[int, Tensor], None]) -> None:
+    """Calls ``visit`` with the tensor of each rank of the context group, this rank's first.
 
-    The next one is in flight while the caller works.
+    The next one is in flight meanwhile. Nothing here keeps a tensor that has been visited.
+
+    Args:
+        visit: takes the rank in the group, and its tensor.
     """
     current = mesh.current()
     for step in range(current.context_degree):
         is_last = step == current.context_degree - 1
         coming = None if is_last else _Handover(tensor)
-        yield (current.context_rank - step) % current.context_degree, tensor
+        visit((current.context_rank - step) % current.context_degree, tensor)
         if coming is not None:
             tensor = coming.wait()
 
@@ -162,17 +201,20 @@ class _Handover:
         ranks, own = group.ranks, group.rank
         send: Any = dist.isend  # Paddle's annotation of P2POp wants a task without fail
         receive: Any = dist.irecv
-        self._sent = tensor  # kept until the message has left
-        self._received = paddle.empty(tensor.shape, tensor.dtype)
+        received = paddle.empty(tensor.shape, tensor.dtype)
         self._tasks = dist.batch_isend_irecv(
             [
                 dist.P2POp(send, tensor, ranks[(own + 1) % len(ranks)], group),
-                dist.P2POp(receive, self._received, ranks[own - 1], group),
+                dist.P2POp(receive, received, ranks[own - 1], group),
             ]
         )
+        # What is sent is kept until the message has left.
+        self._sent_and_received: tuple[Tensor, ...] = tensor, received
 
     def wait(self) -> Tensor:
-        """The tensor that has come."""
+        """The tensor that has come; neither is kept any longer."""
         for task in self._tasks:
             task.wait()
-        return self._received
+        _, received = self._sent_and_received
+        self._sent_and_received, self._tasks = (), []
+        return received

@@ -1,1 +1,1 @@
-"""What the ranks that share a layer allocate: of a tensor group, and of a context group."""
+"""What ranks that share a layer hold and allocate: of a tensor group, and of a context group."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pypkg.parallel.mesh import Degrees
-from pypkg.planner.operators import ACTIVATIONS, COMMUNICATION, GRADIENTS, Operators
+from pypkg.planner.operators import ACTIVATIONS, COMMUNICATION, GRADIENTS, WORKSPACE, Operators
 from pypkg.planner.tape import Gradients, Tensor
+
+_FLOAT = 4
 
 
 class ContextParallel:
@@ -51,51 +53,82 @@ class ContextParallel:
         """``heads_for_tokens`` of parallel/context/heads.py."""
         return self._ops.contiguous(self._exchange(out))
 
-    def ring_attention(self, q: Tensor, k: Tensor, v: Tensor, rows: int) -> Tensor:
+    def ring_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, rows: int, workspace: int, is_strided: bool
+    ) -> Tensor:
         """``ring_attention`` of parallel/context/ring.py.
 
         Args:
             rows: query heads of this rank's tokens.
+            workspace: floats that the backward pass of one block takes.
+            is_strided: whether blocks of queries do not lie together, so that operators copy them.
         """
         ops = self._ops
         elements = q.num_bytes // ops.dtype_bytes
-        pair_bytes = k.num_bytes + v.num_bytes
-        pair, coming = ops.tape.empty(pair_bytes, ACTIVATIONS), self._coming(pair_bytes)
+        pairs = self._pairs(k, v, is_strided)
+        coming = ops.tape.empty(pairs.num_bytes, COMMUNICATION)
         merged, lse = ops.floats(elements), ops.floats(rows)
-        # Half of the queries: what a block gives, in float32, its share and both together.
-        block = [ops.new(elements // 2), *(ops.floats(elements // 2) for _ in range(3))]
-        del block, pair, coming
-        out = ops.new(elements)
-        del merged
+        # Of half the queries: what a block gives, and what its merging holds.
+        block = [ops.new(elements // 2), ops.floats(rows // 2)]
+        held = [ops.floats(3 * elements // 2), ops.floats(3 * rows // 2)]
+        del block, held, coming, pairs
+        narrow = ops.new(elements) if ops.dtype_bytes < _FLOAT else None
+        out, lse = ops.new(elements), ops.floats(rows)
+        del merged, narrow
         kept = [each.detach() for each in (q, k, v, out)]
 
         def backward(incoming: list[Tensor | None]) -> Gradients:
-            assert lse
-            return self._ring_gradients(*kept[:3])
+            assert lse and kept
+            q, k, v, _ = kept
+            return self._ring_gradients(q, k, v, rows, workspace, is_strided)
 
         ops.tape.record([q, k, v], [out], backward)
         return out
 
-    def _ring_gradients(self, q: Tensor, k: Tensor, v: Tensor) -> Gradients:
-        """Sums in float32; those of keys and values are of three blocks: own, left and coming."""
-        ops = self._ops
-        elements, pair_bytes = q.num_bytes // ops.dtype_bytes, k.num_bytes + v.num_bytes
-        pair_elements = pair_bytes // ops.dtype_bytes
+    def _ring_gradients(
+        self, q: Tensor, k: Tensor, v: Tensor, rows: int, workspace: int, is_strided: bool
+    ) -> Gradients:
+        """Sums of keys and values, in float32, are of three blocks: own, leaving and coming."""
+        ops, item = self._ops, self._ops.dtype_bytes
+        elements, pair_elements = q.num_bytes // item, (k.num_bytes + v.num_bytes) // item
         of_queries = ops.floats(elements, GRADIENTS)
-        pair, coming = ops.tape.empty(pair_bytes, ACTIVATIONS), self._coming(pair_bytes)
-        own, left = (ops.floats(pair_elements, GRADIENTS) for _ in range(2))
-        home = ops.floats(pair_elements, COMMUNICATION)
-        block = [ops.new(elements // 2, GRADIENTS), ops.new(pair_elements // 2, GRADIENTS)]
-        del block, pair, coming, own, left
-        narrow = ops.new(pair_elements, GRADIENTS)
+        pairs = self._pairs(k, v, is_strided)
+        own = ops.floats(pair_elements, GRADIENTS)
+        # Of two ranks, the last pair is there before the first sums leave.
+        coming = ops.tape.empty((self.degree > 2) * pairs.num_bytes, COMMUNICATION)
+        on_way = [ops.floats(pair_elements, COMMUNICATION) for _ in range(2)]
+        self._block_gradients(elements // 2, pair_elements // 2, rows // 2, workspace, is_strided)
+        del pairs, coming, own
+        home = on_way.pop()
+        on_way.clear()
+        of_pairs = home if item == _FLOAT else ops.new(pair_elements, GRADIENTS)
         del home
-        of_q = ops.like(q)
-        del of_queries
-        return [of_q, Tensor(k.num_bytes, narrow.memory), Tensor(v.num_bytes, narrow.memory)]
+        narrow = ops.new(elements, GRADIENTS) if item < _FLOAT else None
+        gradients = [ops.like(q)]
+        del narrow
+        gradients += [ops.like(each) for each in (k, v)]
+        del of_pairs, of_queries
+        return gradients
 
-    def _coming(self, size: int) -> Tensor:
-        """The next keys and values, in flight."""
-        return self._ops.tape.empty(size, COMMUNICATION)
+    def _block_gradients(
+        self, elements: int, pair_elements: int, rows: int, workspace: int, is_strided: bool
+    ) -> None:
+        """Those of a block of queries, of ``elements``, and of a block of keys and values."""
+        ops = self._ops
+        copies = [ops.floats(rows), ops.new(3 * elements * is_strided)]  # of log-sum-exp always
+        gradients = [ops.new(elements, GRADIENTS), ops.new(pair_elements, GRADIENTS)]
+        ops.floats(workspace, WORKSPACE)
+        copies.clear()
+        if ops.dtype_bytes < _FLOAT:
+            ops.floats(max(elements, pair_elements // 2), GRADIENTS)
+        del gradients
+
+    def _pairs(self, k: Tensor, v: Tensor, is_strided: bool) -> Tensor:
+        """Keys and values by block, which are stacked; strided ones are copied before."""
+        copies = self._ops.tape.empty(is_strided * (k.num_bytes + v.num_bytes), ACTIVATIONS)
+        pairs = self._ops.tape.empty(k.num_bytes + v.num_bytes, ACTIVATIONS)
+        del copies
+        return pairs
 
     def _repeated(self, x: Tensor, elements: int) -> Tensor:
         out, size = self._ops.new(elements), x.num_bytes
@@ -123,6 +156,8 @@ class ContextParallel:
         def sent(term: str) -> Tensor:
             copy = self._ops.tape.empty(size, COMMUNICATION)
             out = self._ops.tape.empty(size, term)
+            if not self._ops.is_gpu:  # all_to_all_single of parallel/gloo gathers from all ranks
+                self._ops.tape.empty((self.degree + 1) * size, COMMUNICATION)
             del copy
             return out
 

@@ -29,14 +29,3 @@ def test_the_plan_is_what_the_ranks_allocate(layout: str) -> None:
     ranks = run_ranks(WORKER, nproc, [json.dumps(cases)], timeout=300)
     found = [(case, error(case, peaks(ranks, number))) for number, case in enumerate(cases)]
     assert not [(case, off) for case, off in found if abs(off) > TOLERANCE]
-
-
-@pytest.mark.slow
-def test_the_plan_of_ranks_that_exchange_heads() -> None:
-    """Without recompute: that of attention alone is planned too low where it is not one operator
-    (docs/planning.md)."""
-    families = ("llama", "chatglm", "gpt3", "qwen3", "opt_350m")
-    cases = [case_of(family, "sep2", "", "activations") for family in families]
-    ranks = run_ranks(WORKER, 2, [json.dumps(cases)], timeout=300)
-    found = [(case, error(case, peaks(ranks, number))) for number, case in enumerate(cases)]
-    assert not [(case, off) for case, off in found if abs(off) > TOLERANCE]

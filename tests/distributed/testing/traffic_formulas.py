@@ -16,7 +16,7 @@ from pypkg.models.architecture.layer_split import ModelChunk, cut
 from pypkg.models.architecture.parameter_shapes import ParameterShape, whole_parameters
 from pypkg.models.architecture.registry import config_from_huggingface
 from pypkg.parallel.mesh import Degrees
-from pypkg.planner.parameters import parameters
+from pypkg.planner.parallel.parameters import parameters
 
 BATCH, SEQUENCE = 2, 8
 CONFIG = config_from_huggingface(
