@@ -13,7 +13,7 @@ _SUFFIXES = (".txt", ".json", ".jsonl")
 
 
 def given_prompts(words: Sequence[str]) -> list[str]:
-    """``words``, or the prompts of the file that they name: one word with a suffix of such files.
+    """``words``, or the prompts of the file if ``words`` is one name of a prompt file.
 
     Raises:
         UserError: as of ``read_prompts``.
