@@ -33,7 +33,7 @@ Version = tuple[int, int]
 
 
 class ArchitectureError(ValueError):
-    """An architecture that cannot be compiled for; the message says what can."""
+    """An architecture that this nvcc or this package cannot compile for."""
 
 
 def default_architectures(nvcc: Version) -> list[str]:
@@ -100,7 +100,7 @@ def nvcc_version(nvcc: str) -> Version:
 
 
 def chosen_architectures() -> list[str]:
-    """What the environment asks for, else the defaults of the nvcc at hand.
+    """The architectures in the environment variable, else the defaults of the nvcc found.
 
     Raises:
         ArchitectureError: there is no nvcc, or ``parse_architectures`` refuses the variable.
