@@ -14,16 +14,16 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-Part = Hashable  # of a model; what is the same part counts together
+Part = Hashable  # a part of a model, for which a peak is recorded
 
 
 @dataclass
 class Peak:
-    """The most bytes that were allocated at once.
+    """A peak of the allocated bytes.
 
     Attributes:
         total: bytes.
-        terms: the same by what they are for.
+        terms: bytes by term, which says what the memory is for.
     """
 
     total: int = 0
@@ -47,10 +47,10 @@ class Tensor:
     """A tensor without values.
 
     Attributes:
-        num_bytes: of its elements.
-        memory: where they are; None: the tensor was cleared.
-        node: what made it, and ``slot``, its number among the outputs. None: an input, or a tensor
-            that was made while nothing was recorded.
+        num_bytes: bytes of its elements.
+        memory: the memory that holds them; None after ``clear``.
+        node: the operator that produced it, and ``slot``, its index among the outputs. None for an
+            input or a tensor produced without recording.
     """
 
     __slots__ = ("memory", "node", "num_bytes", "slot")
@@ -61,7 +61,7 @@ class Tensor:
         self.num_bytes, self.memory, self.node, self.slot = num_bytes, memory, node, slot
 
     def clear(self) -> None:
-        """Lets go of the memory, which views may still hold."""
+        """Drops the reference to the memory, which views may still hold."""
         self.memory = None
 
     def detach(self) -> Tensor:
@@ -74,9 +74,9 @@ class Parameter(Tensor):
 
     Attributes:
         name: in the model.
-        gradient: what was accumulated; None: nothing yet.
-        hook: what a gradient becomes before it is accumulated.
-        on_gradient: called after each accumulation, as Paddle's backward hooks are.
+        gradient: the accumulated gradient; None if there is none yet.
+        hook: maps a gradient before it is accumulated.
+        on_gradient: called after each accumulation, like Paddle's backward hooks.
     """
 
     __slots__ = ("gradient", "hook", "name", "on_gradient")
@@ -129,7 +129,7 @@ class Node:
 
 
 class Tape:
-    """Counts what is allocated, by term, and keeps the peaks.
+    """Counts allocated bytes by term, and records the peaks.
 
     Args:
         granularity: bytes of which each allocation is a multiple.
@@ -137,10 +137,10 @@ class Tape:
     Attributes:
         allocated: bytes now.
         terms: the same by term.
-        is_recording: whether operators keep what their backward passes need.
-        part: of the model that runs; ``parts`` keeps a peak for each. Backward passes of operators
-            belong to the part in which the operators were recorded.
-        phase: what the step does now.
+        is_recording: whether operators save tensors for their backward passes.
+        part: the running part of the model; ``parts`` has a peak for each. The backward pass of an
+            operator belongs to the part in which the operator was recorded.
+        phase: the current phase of the step.
     """
 
     def __init__(self, granularity: int = 1) -> None:
@@ -171,7 +171,7 @@ class Tape:
             self._parts[key] = Peak(self.allocated, dict(self.terms))
 
     def enter(self, part: Part, phase: str | None = None) -> None:
-        """From now on peaks are those of ``part``, and of ``phase`` if it is given."""
+        """Attributes peaks from now on to ``part``, and to ``phase`` if it is given."""
         if self._is_highest:
             self._note()
         self.part = part
@@ -204,13 +204,13 @@ class Tape:
     def record(
         self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], backward: Backward
     ) -> None:
-        """Makes ``outputs`` results of an operator.
+        """Records ``outputs`` as the results of an operator.
 
         Args:
-            inputs: what gradients go to.
+            inputs: tensors and parameters that receive gradients.
             outputs: tensors without history.
-            backward: given the gradients of the outputs, each a tensor or None, returns those of
-                the inputs. What it refers to is kept until it has run.
+            backward: maps the gradients of the outputs, each a tensor or None, to those of the
+                inputs. The tensors that it refers to are kept until it has run.
         """
         is_wanted = any(each.node is not None or isinstance(each, Parameter) for each in inputs)
         if self.is_recording and is_wanted:
@@ -229,13 +229,13 @@ class Tape:
         return Parameter(name, num_bytes, self.memory(num_bytes, term))
 
     def backward(self, loss: Tensor) -> None:
-        """Runs the backward passes of all that led to ``loss``, a scalar."""
+        """Runs the backward pass from ``loss``, a scalar."""
         self.backward_from([loss], [self.empty(4, "gradients")])
 
     def backward_from(self, outputs: list[Tensor], gradients: list[Tensor | None]) -> None:
-        """Runs the backward passes of all that led to ``outputs``, given their gradients.
+        """Runs the backward pass from ``outputs``, given their gradients.
 
-        Both lists are emptied, so that what they alone refer to is freed in time.
+        Both lists are emptied, so that tensors that only they refer to are freed in time.
         """
         incoming = _arrived(outputs, gradients)
         graph = [node for node in incoming if isinstance(node, Node)]  # all of it hangs on them
@@ -267,15 +267,15 @@ class Tape:
         keeps: bool = False,
         waits: bool = False,
     ) -> list[Tensor | None]:
-        """``function(*inputs)``, of which only the inputs are kept until the backward pass.
+        """``function(*inputs)`` with activation recomputation: only the inputs are saved.
 
-        That calls ``begin`` with the gradients of the outputs, runs the function again and then its
-        backward pass, whose parameters accumulate gradients.
+        The backward pass calls ``begin`` with the gradients of the outputs, runs the function
+        again, and then runs its backward pass, which accumulates gradients of parameters.
 
         Args:
-            keeps: whether the inputs live as long as the graph. They do where an operator of Paddle
-                saves a tensor, whose hook knows them; our own operators let go of theirs.
-            waits: whether what else is ready runs before. Paddle's engine takes turns.
+            keeps: whether the inputs live as long as the graph. They do if one of Paddle's
+                operators saves a tensor, because its hook refers to them; ours release them.
+            waits: whether other nodes that are ready run first, as in Paddle's engine.
         """
         if not self.is_recording:
             return list(function(*inputs))
@@ -302,7 +302,7 @@ class Tape:
 
 
 class _Leaf(Node):
-    """Where a backward pass ends: keeps the gradient that arrives."""
+    """A leaf of the graph: stores the gradient that arrives."""
 
     __slots__ = ("gradient",)
 
@@ -316,7 +316,7 @@ class _Leaf(Node):
 
 
 def gradient_of(leaf: Tensor) -> Tensor | None:
-    """What has arrived at a tensor of ``leaf_of``."""
+    """The gradient that arrived at a tensor of ``leaf_of``."""
     assert isinstance(leaf.node, _Leaf)
     return leaf.node.gradient
 
@@ -354,7 +354,7 @@ def _hand_on(
     waiting: dict[Node | Parameter, int],
     ready: deque[Node | Parameter],
 ) -> None:
-    """Gives the gradients that ``node`` has made to what they are of."""
+    """Passes the gradients from ``node`` on to the nodes and parameters of its inputs."""
     for target, slot, gradient in zip(node.targets, node.slots, gradients, strict=True):
         if target is None:
             continue
@@ -372,7 +372,7 @@ def _hand_on(
 
 
 def _consumers(roots: Iterable[Node]) -> dict[Node | Parameter, int]:
-    """How many gradients each node and parameter waits for."""
+    """The number of gradients that each node and parameter waits for."""
     found: dict[Node | Parameter, int] = dict.fromkeys(roots, 0)
     ready = list(roots)
     while ready:

@@ -1,4 +1,4 @@
-"""GPUs that can be planned for: memory and peak rates of data sheets, and efficiencies."""
+"""The GPUs that the planner knows: memory and peak rates of data sheets, and efficiencies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Product:
     flops_per_second: float
 
     def distance(self, shape: tuple[int, int, int]) -> float:
-        """Between two shapes: of the logarithms of their sizes, squared."""
+        """Squared distance of two shapes, in the logarithms of their sizes."""
         own = (self.rows, self.inputs, self.outputs)
         return sum(log(x / y) ** 2 for x, y in zip(own, shape, strict=True))
 

@@ -37,7 +37,7 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Implementation:
-    """How a layer is implemented: memory traffic and messages beside its matrix products.
+    """How a layer is implemented: memory traffic and messages besides its matrix products.
 
     Attributes:
         stream_passes: over [tokens, hidden_size], forward and backward: norms and residuals.

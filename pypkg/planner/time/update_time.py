@@ -46,7 +46,7 @@ _SIGNED, _UNSIGNED = _ONE, 2 * 5 + _TWO
 
 @dataclass(frozen=True)
 class UpdateWork:
-    """What a rank does in an update.
+    """The work of a rank in an update.
 
     Attributes:
         moved: bytes read and written.
