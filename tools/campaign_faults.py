@@ -81,7 +81,7 @@ class Campaign:
 
     Args:
         folders: in which each rank runs; ranks of one folder share their output_dir.
-        settings: of the layout.
+        settings: settings of the run under this layout.
         hosts: on which each rank runs; empty: all on this machine.
         limits: environment variables of all ranks.
 

@@ -23,7 +23,7 @@ class Interleaving:
     Attributes:
         stages: number of pipeline stages.
         stage: this one.
-        micro_batches: of a step; as many as there are stages, or at least twice as many.
+        micro_batches: micro batches of a step; equal to ``stages``, or at least twice that.
     """
 
     stages: int

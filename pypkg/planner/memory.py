@@ -81,7 +81,7 @@ class MemoryPlan:
     """The memory of a run.
 
     Attributes:
-        degrees: of the layout.
+        degrees: degrees of the layout.
         ranks: by pipeline stage, then by rank in the tensor group.
     """
 
@@ -104,9 +104,9 @@ def plan_memory(
     """The memory of each rank in a training step after the first, which has optimizer state.
 
     Args:
-        settings: of the run; ZeRO stage, recompute, batch and dtype are read, degrees are not.
-        config: of the model as it is trained.
-        degrees: of a layout without problems (training/start/layout.py).
+        settings: ZeRO stage, recompute, batch and dtype are read; degrees are not.
+        config: configuration of the model as it is trained.
+        degrees: degrees of a layout without problems (training/start/layout.py).
         device: "gpu", or "cpu", where the kernels and collectives need other workspaces.
         stages: pipeline stages to plan; None: all.
 

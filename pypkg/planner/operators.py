@@ -23,7 +23,7 @@ class Operators:
     """Operators on ``tape``.
 
     Args:
-        dtype_bytes: of an element of the model.
+        dtype_bytes: bytes of an element of the model.
         is_gpu: whether GPU kernels run; their workspaces differ from those of CPU kernels.
     """
 
@@ -198,8 +198,8 @@ class Operators:
         """Both projections and attention in one operator (``pypkg_attention_block``).
 
         Args:
-            weights: of qkv and of the output.
-            elements: of qkv, of what is attended and of the output.
+            weights: weights of qkv and of the output.
+            elements: elements of qkv, of what is attended and of the output.
             rows, workspace: as of ``packed_attention``.
         """
         qkv, attended, lse = self.new(elements[0]), self.new(elements[1]), self.floats(rows)

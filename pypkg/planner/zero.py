@@ -92,7 +92,7 @@ class Stage0:
     """Whole parameters, gradients and state on every rank.
 
     Args:
-        shapes: of this rank's parameters, in the order of the model.
+        shapes: shapes of this rank's parameters, in the order of the model.
 
     Attributes:
         parameters: by name.

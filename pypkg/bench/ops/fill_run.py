@@ -36,7 +36,7 @@ class NormalFill:
     compares their moments with those of the normal distribution.
 
     Args:
-        shape: of the tensor, which has the dtype of the case.
+        shape: shape of the tensor, which has the dtype of the case.
         deviation: the standard deviation that the functions are asked for.
     """
 

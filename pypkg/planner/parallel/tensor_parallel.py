@@ -22,7 +22,7 @@ class Shard:
     """The widths of the TP shard that one rank holds.
 
     Attributes:
-        config: of the whole model.
+        config: configuration of the whole model.
         degree, rank: of the tensor group.
     """
 
@@ -67,7 +67,7 @@ class TensorParallel:
     """Inputs and outputs of the layers that tensor parallelism divides.
 
     Args:
-        degrees: of the layout.
+        degrees: degrees of the layout.
     """
 
     def __init__(self, ops: Operators, degrees: Degrees) -> None:

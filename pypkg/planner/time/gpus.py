@@ -30,17 +30,17 @@ class Gpu:
 
     Attributes:
         memory_mib: MiB of memory, as nvidia-smi shows it.
-        matmul_flops: of matrix products in bfloat16 and float16.
+        matmul_flops: FLOP/s of matrix products in bfloat16 and float16.
         matmul_flops_float32: of float32 products outside tensor cores.
         bandwidth: bytes of device memory, read or written.
         link: bytes to other GPUs of the machine, in each direction.
         matmul_efficiency: fitted to PaddleNLP's Llama-2-7b run on A100, for all GPUs.
-        attention_efficiency: of matmul_flops in flash attention, forward and backward.
-        bandwidth_efficiency: of operators that move memory.
-        link_efficiency: of collectives.
+        attention_efficiency: share of matmul_flops in flash attention, forward and backward.
+        bandwidth_efficiency: bandwidth efficiency of operators that move memory.
+        link_efficiency: link efficiency of collectives.
         products: rates by shape, where they were measured; they take the place of
             matmul_efficiency.
-        source: of the figures.
+        source: source of the figures.
     """
 
     name: str

@@ -74,7 +74,7 @@ class LayerTime:
         sequence_parallel: norms and residuals take the rank's share of the tokens.
         ring: whether keys and values go round the ranks that divide the tokens.
         context_rate: bytes per second that a rank exchanges with these.
-        element_bytes: of activations and weights.
+        element_bytes: bytes of an activation or weight.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ class PublishedRun:
         tensor, sharding: degrees.
         rows, accumulation: of a micro batch, and micro batches of a step.
         recompute: whether whole layers are recomputed.
-        tokens_per_second: of a GPU.
+        tokens_per_second: tokens per second of a GPU.
         mib: memory of a GPU, as PaddleNLP measured it.
     """
 

@@ -71,7 +71,7 @@ class Cluster:
 
         Args:
             stride: difference of the global ranks of two consecutive members.
-            size: of the group.
+            size: size of the group.
         """
         within = self.gpu.link * self.gpu.link_efficiency
         if stride * (size - 1) < self.gpus_per_node:
@@ -87,7 +87,7 @@ class StepTime:
     Attributes:
         terms: seconds by term, in the order of ``TERMS``; evaluation and checkpoints are spread
             over the steps.
-        tokens: of the global batch.
+        tokens: tokens of the global batch.
         world_size: number of GPUs.
     """
 
@@ -137,8 +137,8 @@ def plan_time(
     """The time of a step.
 
     Args:
-        settings: of the run; its degrees are not read.
-        element_bytes: of weights and activations.
+        settings: settings of the run; its degrees are not read.
+        element_bytes: bytes of a weight or activation.
     """
     step = _Step(settings, config, degrees, cluster, element_bytes, implementation)
     return StepTime(step.terms(), step.tokens, degrees.world_size)

@@ -61,7 +61,7 @@ class Samples:
     ) -> None:
         """
         Args:
-            state: of the checkpoint to resume, with its order of samples.
+            state: trainer state of the checkpoint to resume, with its order of samples.
             checkpoint: its folder, which errors name.
 
         Raises:

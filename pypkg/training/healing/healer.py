@@ -58,7 +58,7 @@ class Healer:
     ) -> None:
         """
         Args:
-            state: of the run, at its start.
+            state: trainer state at the start of the run.
             start: the checkpoint of ``state``; None for a new run.
             events: ``current_events`` of the run.
             places: which ranks see the same output_dir.

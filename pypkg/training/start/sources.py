@@ -75,7 +75,7 @@ def load_model(
 
     Args:
         dtype: "float32", "float16" or "bfloat16", of the parameters.
-        config: of a model with random weights.
+        config: configuration of a model with random weights.
         filled: whether the parameters get their values before this returns.
 
     Returns:

@@ -47,7 +47,7 @@ class Baselines:
         """Baselines of a forward pass.
 
         Args:
-            name: of the plain function in the table.
+            name: name of the plain function in the table.
             plain: the function in torch.
             inputs: its arguments.
             liger: selects the function with the same arguments from those of Liger.
