@@ -40,8 +40,7 @@ def _paddle_if_extra_asked() -> list[str]:
 def _cpu_extra_asked() -> bool:
     """Whether an installer above this process was asked for ``something[...cpu...]``.
 
-    Build hooks are not told which extras were asked for; the command line of the installer is the
-    only place that says so.
+    Build hooks do not receive the requested extras. Only the installer's command line has them.
     """
     extra = re.compile(r"\[([^\]]*,)?\s*cpu\s*(,[^\]]*)?\]$")
     return any(

@@ -91,7 +91,7 @@ def find_nvcc() -> str | None:
 
 
 def nvcc_version(nvcc: str) -> Version:
-    """Raises ArchitectureError if ``nvcc`` does not tell its version."""
+    """The (major, minor) version; raises ArchitectureError if ``nvcc`` does not print one."""
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     release = re.search(r"release (\d+)\.(\d+)", text)
     if release is None:

@@ -239,12 +239,12 @@ def ledger_place(folder: Path, other: Path) -> Place:
     return Place(
         {LEDGER_FILE: folder / LEDGER_FILE},
         {LEDGER_FILE: other / LEDGER_FILE},
-        {"checksums": lambda: _is_told(lambda: events(folder))},
+        {"checksums": lambda: _is_noticed(lambda: events(folder))},
     )
 
 
 def index_place(folder: Path) -> Place:
-    """Index maps as a run keeps them beside its data, of two corpora."""
+    """Index maps of two corpora, stored as a run stores them beside its data."""
     layout = {"document_index": ((500,), np.dtype(np.int32))}
     name = set_name({"content": "index maps"})
     for seed, each in enumerate((folder, folder / "other")):
@@ -255,15 +255,15 @@ def index_place(folder: Path) -> Place:
     return Place(
         {f"index map {suffix}": path for suffix, path in files.items()},
         {f"index map {suffix}": folder / "other" / path.name for suffix, path in files.items()},
-        {"checksums": lambda: _is_told(lambda: read_set(folder, name, layout))},
+        {"checksums": lambda: _is_noticed(lambda: read_set(folder, name, layout))},
     )
 
 
-def _is_told(read: Callable[[], object]) -> bool:
-    """Whether reading ends with an error, or warns."""
-    told: list[logging.LogRecord] = []
+def _is_noticed(read: Callable[[], object]) -> bool:
+    """Whether reading raises a UserError or logs a warning."""
+    warnings: list[logging.LogRecord] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = told.append  # type: ignore[method-assign]
+    handler.emit = warnings.append  # type: ignore[method-assign]
     logger = logging.getLogger("pypkg")
     logger.propagate = False  # thousands of warnings
     logger.addHandler(handler)
@@ -273,7 +273,7 @@ def _is_told(read: Callable[[], object]) -> bool:
         return True
     finally:
         logger.removeHandler(handler)
-    return bool(told)
+    return bool(warnings)
 
 
 def corpus_place(folder: Path) -> Place:

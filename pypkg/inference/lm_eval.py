@@ -33,7 +33,7 @@ class PypkgLM(TemplateLM):
     """A checkpoint that answers the requests of lm-evaluation-harness, in one process.
 
     Args:
-        checkpoint, tokenizer, dtype, device: as of ``pypkg.inference.loading.Source``.
+        checkpoint, tokenizer, dtype, device: as in ``pypkg.inference.loading.Source``.
         batch_size: requests per batch.
         max_length: maximum number of tokens that the model reads at once; longer contexts are
             truncated on the left. None: its max_position_embeddings, at most 2,048.

@@ -326,7 +326,7 @@ def leaf_of(tensor: Tensor, part: Part = "") -> Tensor:
     return Tensor(tensor.num_bytes, tensor.memory, _Leaf(part))
 
 
-# Gradients that have arrived, by what they are of: one for each output.
+# The gradients that have arrived, by node or parameter; a node has one for each output.
 _Incoming = dict[Node | Parameter, list[Tensor | None]]
 
 

@@ -136,7 +136,7 @@ def describe_search(found: Found, tokens: float | None, price: float | None) -> 
     """A search as lines of text: the layouts that fit, and why others do not.
 
     Args:
-        tokens, price: as of ``describe``.
+        tokens, price: as in ``describe``.
     """
     lines = [
         f"{'':>3}{'tokens/s':>9}{'MFU %':>7}{'GiB':>7}{'days' if tokens else '':>9}"

@@ -224,7 +224,7 @@ class LayerTime:
         return part * (window / s) * (1 - window / (2 * s)) + (1 - part) / 2
 
     def _moved(self, stream_passes: float, gate_passes: float, backward: bool) -> Seconds:
-        """Operators that are bound by memory."""
+        """Seconds of the operators that are bound by memory."""
         config, tokens, t, made = self._config, self._batch.tokens, self._t, self._made
         inputs = made.projections + made.up_projections
         copies = 0 if t == 1 else 2 * inputs  # c_identity reads and writes each input

@@ -210,7 +210,7 @@ class Samples:
         return list(found.values())
 
     def _log_evaluation_size(self, numbers: list[int | None]) -> None:
-        """Logs how many samples an evaluation takes. ``numbers``: as of ``_wanted_samples``."""
+        """Logs how many samples an evaluation takes. ``numbers``: see ``_wanted_samples``."""
         s = self._settings
         batch = s.per_device_eval_batch_size * mesh.current().sample_shards
         for split, wanted, batches in zip(_SPLITS, numbers, (0, s.eval_iters, TEST_ITERS)):
