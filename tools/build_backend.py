@@ -1,9 +1,9 @@
-"""setuptools' build backend, plus one thing: ``pip install ".[cpu]"`` on a machine without Paddle.
+"""setuptools' build backend, extended for ``pip install ".[cpu]"`` on a machine without Paddle.
 
 The operators are compiled against the Paddle they will run in. Installers build a package before
-they install its extras, so with the ``cpu`` extra that Paddle is not there yet: it is asked for as
-a build requirement, in the very version that the extra will install. Without the extra no Paddle
-is ever brought in, because it could be the wrong one.
+they install its extras, so with the ``cpu`` extra Paddle is not there yet. The backend therefore
+requests it as a build requirement, in the version that the extra will install. Without the extra it
+requests no Paddle, because it could be the wrong one.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ def _paddle_if_extra_asked() -> list[str]:
 def _cpu_extra_asked() -> bool:
     """Whether an installer above this process was asked for ``something[...cpu...]``.
 
-    Build hooks are not told which extras were asked for; the command line of the installer is the
-    only place that says so.
+    Build hooks do not receive the requested extras. Only the installer's command line has them.
     """
     extra = re.compile(r"\[([^\]]*,)?\s*cpu\s*(,[^\]]*)?\]$")
     return any(

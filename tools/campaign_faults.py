@@ -1,4 +1,4 @@
-"""Faults of a run under one layout, and what is found after each of them."""
+"""Injects faults into runs under one layout and checks what each fault leaves."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from pypkg.training.checkpoint.folders import TEMPORARY_PREFIX, checkpoints  # n
 from pypkg.training.checkpoint.verify import verify  # noqa: E402
 from pypkg.training.ledger import events  # noqa: E402
 
-_SECONDS_TO_END = 60.0  # of ranks whose run has lost one
-_SECONDS_AWAY = 5.0  # at most, of a link or a rank, after which the run goes on
+_SECONDS_TO_END = 60.0  # within which all ranks end after the run has lost one
+_SECONDS_AWAY = 5.0  # longest interruption of a link or a rank that the run survives
 _FILLER = "filler"
-_OF_STARTS = 0.15  # of the instants, the share that is while the ranks start
+_OF_STARTS = 0.15  # share of the faults that occur while the ranks start
 _SAVING = {"save_steps": 1, "save_total_limit": 2, "max_steps": 100_000}
 
 
@@ -40,18 +40,18 @@ class Counts:
     Attributes:
         faults: kills, full disks, links that stay cut, or ranks that stay stopped.
         of_one_rank: kills of one rank of several; the others had to end.
-        mended: links that were cut, or ranks that were stopped, for seconds, after which the run
-            has to go on.
-        while_saving, while_removing: faults that left the folder of a save or of a removal.
-        damaged: faults after which a folder with the name of a checkpoint was not whole.
-        lost: faults after which the newest checkpoint was older than one seen before.
-        wrong_start: starts that went on from another checkpoint than the newest.
-        untold: faults after which a rank did not end, or not with the exit code and the words that
-            it should have.
-        orphans: faults after which a process was left.
-        steps_again: steps that were taken more than once.
-        other_values: steps with other losses or norms than without faults, or another end.
-        slowest_end: seconds until the last rank had ended.
+        mended: short interruptions of a link or a rank, which the run has to survive.
+        while_saving, while_removing: faults that left the temporary folder of a save or a removal.
+        damaged: faults after which a checkpoint folder was not whole.
+        lost: faults after which the newest checkpoint was older than before.
+        wrong_start: starts that did not resume from the newest checkpoint.
+        untold: faults after which a rank did not end, or ended without the expected exit code and
+            message.
+        orphans: faults that left a process behind.
+        steps_again: steps that were repeated.
+        other_values: steps whose losses or norms differ from those of a run without faults; one
+            more if the final weights or optimizer state differ.
+        slowest_end: longest time, in seconds, until the last rank had ended.
     """
 
     faults: int = 0
@@ -81,7 +81,7 @@ class Campaign:
 
     Args:
         folders: in which each rank runs; ranks of one folder share their output_dir.
-        settings: of the layout.
+        settings: settings of the run under this layout.
         hosts: on which each rank runs; empty: all on this machine.
         limits: environment variables of all ranks.
 
@@ -168,7 +168,7 @@ class Campaign:
             self._look(ranks, before, lambda ranks: _name_the_stopped(ranks, rank))
 
     def finish(self) -> None:
-        """A run that goes on to its end, and one without a fault, have to be the same."""
+        """Lets the run end, and compares it with a run that had no fault."""
         steps = max(self._newest(), *self._seen) + 1
         whole = [
             self._run.folder / f"whole{self._places.index(folder / OUTPUT_DIR)}"
@@ -192,10 +192,11 @@ class Campaign:
         return Ranks(self._run, self._folders, self._hosts, self._limits, **settings)
 
     def _await_an_instant(self, ranks: Ranks, kind: float) -> int:
-        """Until a random instant; returns the newest checkpoint.
+        """Waits for a random instant; returns the newest checkpoint.
 
         Args:
-            kind: in [0, 1): while the ranks start, soon after a save, or in a save or a removal.
+            kind: a number in [0, 1) that selects the kind of instant: below _OF_STARTS while the
+                ranks start, below 0.5 soon after a save, else during a save or a removal.
         """
         newest = self._newest()
         if kind < _OF_STARTS:
@@ -216,11 +217,11 @@ class Campaign:
         before: int,
         is_told: Callable[[Ranks], bool] = lambda ranks: all(ranks.codes()),
     ) -> None:
-        """After a fault: at the processes, the checkpoints and the losses.
+        """Checks processes, checkpoints and losses after a fault, and counts what is wrong.
 
         Args:
             before: the newest checkpoint before the fault.
-            is_told: whether the ranks, which have ended, have the codes and words that they should.
+            is_told: whether the ranks ended with the expected exit codes and messages.
         """
         counts, began = self.counts, time.monotonic()
         counts.faults += 1
@@ -246,7 +247,7 @@ class Campaign:
         return all(ranks.codes()) and all(names[1 - rank] in ranks.said_by(rank) for rank in (0, 1))
 
     def _check_start(self) -> None:
-        """Whether the last start went on from the newest checkpoint that there was."""
+        """Counts a start that did not resume from the checkpoint that was then the newest."""
         found = [each for each in events(self._places[0]) if each["event"] == "resumed"]
         for event in found[self._resumed :]:
             self.counts.wrong_start += event["step"] != self._at_start
@@ -268,7 +269,7 @@ class Campaign:
         return set(chain(*(each.glob(f"{TEMPORARY_PREFIX}*") for each in self._places)))
 
     def _wait(self, ranks: Ranks, is_so: Callable[[], bool]) -> None:
-        """Until ``is_so``, once: the folder that it looks for may be gone at the next look."""
+        """Waits until ``is_so`` was true once; the folder that it looks for may vanish again."""
         was_so = False
 
         def is_over() -> bool:
@@ -282,7 +283,7 @@ class Campaign:
 
 
 def _name_the_stopped(ranks: Ranks, stopped: int) -> bool:
-    """Whether both of two ranks have ended, and say that the stopped one was away."""
+    """Whether both ranks have ended and report no heartbeat from the stopped rank."""
     said = [ranks.said_by(rank) for rank in (0, 1)]
     return all(ranks.codes()) and all(
         f"no heartbeat from rank {stopped} " in each and "Traceback" not in each for each in said
@@ -294,7 +295,7 @@ def _says_full(ranks: Ranks) -> bool:
 
 
 def _values(output_dir: Path) -> dict[int, tuple[float, ...]]:
-    """Loss and gradient norm by step, of the rows that are written whole."""
+    """Loss and gradient norm by step, from the complete rows of metrics.jsonl."""
     file = output_dir / "metrics.jsonl"
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("\n")]
@@ -307,7 +308,7 @@ def _tensors(places: Sequence[Path], step: int) -> dict[str, bytes]:
 
 
 def _fill(filler: Path, room: int) -> None:
-    """Lets a file grow until its disk has no more than ``room`` bytes."""
+    """Grows a file until its disk has at most ``room`` free bytes."""
     status = os.statvfs(filler.parent)
     surplus = status.f_bavail * status.f_frsize - room
     if surplus > 0:

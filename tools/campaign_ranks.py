@@ -1,4 +1,4 @@
-"""The ranks of a run of a campaign, forked as those of tests are."""
+"""The ranks of a run of a campaign, forked like those of the tests."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from netns import Host  # noqa: E402
 from training_testing import environment  # noqa: E402
 
 OUTPUT_DIR = Path("out")  # of every run, in the folder of each rank
-_START_SECONDS = "20"  # after which ranks give up one that died while fleet started
-# More than a link that is down for 5 s and the retries of TCP after it.
+_START_SECONDS = "20"  # ranks give up a rank that died during the start after this time
+# Longer than a link outage of 5 s and the TCP retries after it.
 QUICK_TO_MISS = {"PYPKG_SILENCE_SECONDS": "15"}
 
 
@@ -69,7 +69,7 @@ class Ranks:
             _kill_group(process)
 
     def codes(self) -> list[int | None]:
-        """Exit codes, minus the number of a signal; None: it still runs."""
+        """Exit codes; the negative number of a signal; None for a process that still runs."""
         return [process.poll() for process in self.processes]
 
     def have_ended(self) -> bool:
@@ -92,7 +92,7 @@ class Ranks:
 
 
 def _addresses(rank: int, ports: Sequence[int], hosts: Sequence[Host]) -> Mapping[str, str]:
-    """What tells a rank that each runs on a host of its own."""
+    """The environment of a rank when each rank runs on its own host."""
     endpoints = [f"{host.address}:{port}" for host, port in zip(hosts, ports, strict=True)]
     return {
         "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),

@@ -118,10 +118,10 @@ def digest(folder: Path) -> str:
 
 
 def check(python: str, work: Path) -> dict[str, dict]:
-    """What PaddleNLP in the environment of ``python`` makes of each export, by name.
+    """Loads each export with the PaddleNLP of the environment ``python``; results by name.
 
     Raises:
-        subprocess.CalledProcessError: PaddleNLP loads one of the models not at all.
+        subprocess.CalledProcessError: PaddleNLP cannot load one of the models.
     """
     cases, results = make_exports(work), work / "results.jsonl"
     subprocess.run([python, "-c", CODE, str(results), *map(str, cases)], check=True)
@@ -130,7 +130,7 @@ def check(python: str, work: Path) -> dict[str, dict]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0 if PaddleNLP makes the same model of each export as of its original."""
+    """Returns 0 if PaddleNLP loads the same model from each export as from its original."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("python", help="the Python of an environment with PaddleNLP")
     parser.add_argument("--update", action="store_true", help=f"write {RECORD.name}")

@@ -33,7 +33,7 @@ Version = tuple[int, int]
 
 
 class ArchitectureError(ValueError):
-    """An architecture that cannot be compiled for; the message says what can."""
+    """An architecture that this nvcc or this package cannot compile for."""
 
 
 def default_architectures(nvcc: Version) -> list[str]:
@@ -91,7 +91,7 @@ def find_nvcc() -> str | None:
 
 
 def nvcc_version(nvcc: str) -> Version:
-    """Raises ArchitectureError if ``nvcc`` does not tell its version."""
+    """The (major, minor) version; raises ArchitectureError if ``nvcc`` does not print one."""
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     release = re.search(r"release (\d+)\.(\d+)", text)
     if release is None:
@@ -100,7 +100,7 @@ def nvcc_version(nvcc: str) -> Version:
 
 
 def chosen_architectures() -> list[str]:
-    """What the environment asks for, else the defaults of the nvcc at hand.
+    """The architectures in the environment variable, else the defaults of the nvcc found.
 
     Raises:
         ArchitectureError: there is no nvcc, or ``parse_architectures`` refuses the variable.

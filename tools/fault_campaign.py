@@ -1,4 +1,4 @@
-"""Which damage of checkpoints, corpora and ledgers is noticed: docs/reliability.md.
+"""Measures which damage of checkpoints, corpora and ledgers is noticed (docs/reliability.md).
 
     python tools/fault_campaign.py                             # all, the table on standard output
     python tools/fault_campaign.py --only flips --count 100    # one of them, with fewer faults
@@ -7,14 +7,14 @@
 
 The campaigns work on small runs of this package, which are made in a temporary folder:
 
-- ``flips``: one bit of a file, at a random place, is the opposite.
-- ``truncations``: a file ends at a random place.
-- ``zeros``: up to 4096 bytes from a random place on are zeros.
-- ``swaps``: the bytes between two random places are those of the same file of an older checkpoint,
-  of another corpus or of another run.
+- ``flips``: one random bit of a file is flipped.
+- ``truncations``: a file is cut off at a random offset.
+- ``zeros``: up to 4096 bytes from a random offset on are zeros.
+- ``swaps``: the bytes between two random offsets are replaced by those of the same file of an older
+  checkpoint, of another corpus or of another run.
 
-A change that leaves a file as it was is no fault and is drawn again. ``kill_campaign.py`` is about
-kills and full disks.
+A change that leaves a file as it was is drawn again. ``kill_campaign.py`` covers kills and full
+disks.
 """
 
 from __future__ import annotations
@@ -100,12 +100,12 @@ CAMPAIGNS: dict[str, Damage] = {
 
 @dataclass
 class Place:
-    """Files that belong together, the same of another time, and what looks for damage.
+    """Files to damage, files to swap with, and the checks that should notice.
 
     Attributes:
-        files: by the name that the table gives them.
-        others: of the same names.
-        checks: by the title of their column; each tells whether something is wrong.
+        files: by name in the table.
+        others: the corresponding files of another run or time, by the same names.
+        checks: by title of the column; each returns whether it found damage.
     """
 
     files: dict[str, Path]
@@ -118,7 +118,7 @@ def count_noticed(
 ) -> dict[str, dict[str, int]]:
     """For each file and each check, how many of ``count`` faults were noticed.
 
-    Files that are the same in both places have no swaps, and are left out.
+    Swaps of two equal files are left out.
     """
     noticed: dict[str, dict[str, int]] = {}
     for name, file in place.files.items():
@@ -215,7 +215,7 @@ def checkpoint_place(checkpoint: Path, older: Path, names: Sequence[str]) -> Pla
 
 
 def earlier_place(checkpoint: Path, older: Path, names: Sequence[str]) -> Place:
-    """The same of checkpoints of an earlier version, which had no manifest."""
+    """Files of a checkpoint of an earlier version, which had no manifest."""
     folder = checkpoint.parent / "earlier"
     copies = [Path(shutil.copytree(each, folder / each.name)) for each in (older, checkpoint)]
     for copy in copies:
@@ -231,7 +231,7 @@ def earlier_place(checkpoint: Path, older: Path, names: Sequence[str]) -> Place:
 
 
 def ledger_place(folder: Path, other: Path) -> Place:
-    """The ledger of a run that went back, started again and resumed; one of other steps."""
+    """The ledger of a run with a rollback, a restart and a resume, and one with other steps."""
     for output_dir, step in ((folder, 70), (other, 91)):
         record(output_dir, "rollback", step=step, samples=[100, 200], steps=[step - 1, step])
         record(output_dir, "restart", step=step + 9, exit_code=137, fruitless=0, host="a")
@@ -239,12 +239,12 @@ def ledger_place(folder: Path, other: Path) -> Place:
     return Place(
         {LEDGER_FILE: folder / LEDGER_FILE},
         {LEDGER_FILE: other / LEDGER_FILE},
-        {"checksums": lambda: _is_told(lambda: events(folder))},
+        {"checksums": lambda: _is_noticed(lambda: events(folder))},
     )
 
 
 def index_place(folder: Path) -> Place:
-    """Index maps as a run keeps them beside its data, of two corpora."""
+    """Index maps of two corpora, stored as a run stores them beside its data."""
     layout = {"document_index": ((500,), np.dtype(np.int32))}
     name = set_name({"content": "index maps"})
     for seed, each in enumerate((folder, folder / "other")):
@@ -255,15 +255,15 @@ def index_place(folder: Path) -> Place:
     return Place(
         {f"index map {suffix}": path for suffix, path in files.items()},
         {f"index map {suffix}": folder / "other" / path.name for suffix, path in files.items()},
-        {"checksums": lambda: _is_told(lambda: read_set(folder, name, layout))},
+        {"checksums": lambda: _is_noticed(lambda: read_set(folder, name, layout))},
     )
 
 
-def _is_told(read: Callable[[], object]) -> bool:
-    """Whether reading ends with an error, or warns."""
-    told: list[logging.LogRecord] = []
+def _is_noticed(read: Callable[[], object]) -> bool:
+    """Whether reading raises a UserError or logs a warning."""
+    warnings: list[logging.LogRecord] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = told.append  # type: ignore[method-assign]
+    handler.emit = warnings.append  # type: ignore[method-assign]
     logger = logging.getLogger("pypkg")
     logger.propagate = False  # thousands of warnings
     logger.addHandler(handler)
@@ -273,11 +273,11 @@ def _is_told(read: Callable[[], object]) -> bool:
         return True
     finally:
         logger.removeHandler(handler)
-    return bool(told)
+    return bool(warnings)
 
 
 def corpus_place(folder: Path) -> Place:
-    """A corpus; without its manifest only what validate finds in the numbers is noticed."""
+    """A corpus, checked with its manifest, and without it by ``validate`` only."""
     prefixes = [folder / name for name in ("corpus", "other", "bare")]
     make_corpus(prefixes[0], seed=0)
     make_corpus(prefixes[1], seed=1)
@@ -315,13 +315,13 @@ _CHECKS = ("checksums", "sizes", "no manifest")
 
 
 def make_places(run: Run) -> list[Place]:
-    """All that is damaged: of a run of one process, and of one of two ranks."""
+    """All files to damage, of a run of one process and of a run of two ranks."""
     places = []
     for name, settings in (("one", {}), ("two", {"nproc": 2, "sharding": "stage2"})):
         run.finish(run.folder / name, max_steps=8, save_steps=4, **settings)
         older, newer = (folder for _, folder in checkpoints(run.folder / name))
         names = [*listed_files(newer), MANIFEST_FILE]
-        if name == "two":  # the others are as those of one process
+        if name == "two":  # the other files are the same as with one process
             names = [each for each in names if "-of-" in each or "index" in each]
         places.append(checkpoint_place(newer, older, names))
         if name == "one":

@@ -1,19 +1,18 @@
-"""Does the test suite notice a wrong line? Puts faults into a copy of the tree, one at a time.
+"""Mutation tests: puts faults into a copy of the tree, one at a time, and runs the tests.
 
     python tools/faults.py                       # all faults, table on standard output
     python tools/faults.py --only parallel       # those of one room, or whose file matches
     python tools/faults.py --tree OLD --json old.json      # another checkout of the project
     python tools/faults.py --new --update        # those without a result in tests/README.md
-    python tools/faults.py --check               # tries none: does each still apply?
+    python tools/faults.py --check               # tries none; says which no longer apply
     python tools/faults.py --quick               # against the tests of `make test` alone
 
-A fault (tools/faults.json) is one line of code with a mistake that a person could make: ``old`` is
-replaced by ``new`` in the first of ``files`` that exists (a file that has moved has several names).
-``tests`` are those that belong to the file; they are found by name, wherever they lie. A fault is
-caught if one of them fails. Before that they have to pass on the unchanged copy. Tests that do not
-end in time prove nothing on a busy machine; such a fault is tried again by the next call. Faults
-below csrc/ are compiled, into the copy alone. ``--update`` puts what was tried into the table of
-tests/README.md and leaves its other rows as they are.
+A fault (tools/faults.json) is one line of code with a plausible mistake. ``old`` is replaced by
+``new`` in the first of ``files`` that exists (a moved file has several names). ``tests`` are the
+tests of the file; they are found by name in any folder. A fault is caught if one of them fails.
+They have to pass on the unchanged copy first. Tests that time out prove nothing on a busy machine;
+the next call tries such a fault again. Faults below csrc/ are compiled, in the copy only.
+``--update`` writes the results into the table of tests/README.md and keeps its other rows.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ FAULTS = ROOT / "tools" / "faults.json"
 PAGE = ROOT / "tests" / "README.md"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 SECONDS = 900  # limit of the tests of one fault
-# A fault may make the tests slower, and the machine may be busier than before.
+# Time limit relative to the tests without a fault: a fault may slow them, the machine may be busy.
 SLOWER, LEAST_SECONDS = 8, 120
 _SET_CHILD_SUBREAPER = 36  # prctl(2)
 _NO_TESTS = 5  # exit code of pytest; with --quick, where all tests of a fault are slow
@@ -82,7 +81,7 @@ class Fault:
 
 @dataclass
 class Result:
-    """``outcome`` is caught or survived, or says why the fault could not be tried."""
+    """``outcome`` is "caught", "survived", or the reason why the fault was not tried."""
 
     key: str
     room: str
@@ -109,8 +108,8 @@ def descendants() -> set[int]:
 
 
 @contextlib.contextmanager
-def ending_what_it_leaves() -> Iterator[None]:
-    """Kills the processes that the block has started, directly or not, and that still run.
+def killing_descendants() -> Iterator[None]:
+    """Kills, at the end, all processes that the block started directly or indirectly.
 
     Ranks of a test have sessions of their own and outlive the test process. As a subreaper, this
     process becomes the parent of such orphans and finds them among its descendants.
@@ -137,8 +136,8 @@ def run_to_the_end(
 
     No process that the command has started is left.
     """
-    with ending_what_it_leaves(), tempfile.TemporaryFile("w+") as output:
-        # A file instead of a pipe, which a process that is left would keep open.
+    with killing_descendants(), tempfile.TemporaryFile("w+") as output:
+        # Not a pipe: a surviving process would keep it open.
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
@@ -211,7 +210,7 @@ class Tree:
         return outcome, first.group(2) if first else ""
 
     def _compile(self) -> None:
-        """Builds the libraries into the copy; the first time configures, later ones are quick."""
+        """Builds the libraries in the copy; the first call also configures."""
         options = []
         if self._build is None:
             self._build = self.folder / "build" / "faults"
@@ -232,7 +231,7 @@ class Tree:
 
 
 def load_faults() -> list[Fault]:
-    """Those of tools/faults.json."""
+    """The faults of tools/faults.json."""
     return [Fault(**each) for each in json.loads(FAULTS.read_text(encoding="utf-8"))]
 
 
@@ -302,7 +301,7 @@ def _share(results: Sequence[Result]) -> str:
 def try_all(
     faults: Sequence[Fault], source: Path, store: Path | None, quick: bool = False
 ) -> dict[str, Result]:
-    """Results by key; those that ``store`` holds are taken from there, new ones added to it.
+    """Results by key. Results in ``store`` are reused, and new ones are added to it.
 
     ``quick``: only tests that are not marked slow count.
     """

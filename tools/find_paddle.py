@@ -1,8 +1,7 @@
 """Finds the Paddle to compile against, without importing it.
 
-pip builds in isolation, where the Paddle of the target environment is invisible to ``import``. So
-interpreters are asked one after the other; the first that has a Paddle and the same extension ABI
-wins.
+pip builds in isolation, where ``import`` does not find the Paddle of the target environment. So
+several interpreters are asked in turn. The first with a Paddle and the same extension ABI is used.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ print(json.dumps(answer))
 
 @dataclass
 class Paddle:
-    """A Paddle found (``folder`` is its package), or where it was looked for in vain."""
+    """A Paddle (``folder`` is its package, None if none was found) and the places searched."""
 
     folder: str | None = None
     version: str = ""

@@ -1,4 +1,4 @@
-"""What kills, full disks, cut links and stopped ranks leave of a run: docs/reliability.md.
+"""Checks runs after kills, full disks, cut links and stopped ranks (docs/reliability.md).
 
     python tools/kill_campaign.py --json FILE               # all layouts; goes on from FILE
     python tools/kill_campaign.py --json FILE --only tp2    # those whose name holds "tp2"
@@ -9,22 +9,22 @@ A small model trains under each layout, saves at every step and keeps two checkp
 are forked from one that has imported Paddle (tests/processes), so a start takes a second. With
 allow_local_output each rank has a folder of its own.
 
-- ``kills``: SIGKILL to one rank or to all at a random instant: while they start, within half a
-  second after a save, or when a folder of a save or a removal has just appeared. Ranks that were
-  not killed have to end by themselves. Every folder with the name of a checkpoint has to be whole,
-  and none that was there before may be missing unless a newer one is there. Then the same command
-  goes on, from the newest checkpoint.
-- ``disk``: the same, where the disk (a tmpfs, which takes root) gets full at a random place of a
-  save. All ranks have to end with exit code 2 and one message that says so.
-- ``links``: the same, where each rank has a host of its own (a network namespace, which takes root
-  and iproute2) and a link is cut: first for up to 5 s, after which the run has to go on, then for
-  good. Both ranks have to end then, and to name the host that they have lost.
-- ``stops``: the same, where one of two ranks is stopped (SIGSTOP): first for up to 5 s, later until
-  the other one has ended. Then it goes on, and has to end. Both have to name the stopped one.
+- ``kills``: SIGKILL to one rank or to all at a random instant: during the start, within half a
+  second after a save, or when the temporary folder of a save or a removal has just appeared. Ranks
+  that were not killed have to end by themselves. Every checkpoint folder has to be whole, and the
+  newest checkpoint must not be older than before. The same command then has to resume from it.
+- ``disk``: the disk (a tmpfs, which needs root) fills up at a random point of a save. All ranks
+  have to end with exit code 2 and one message about it.
+- ``links``: each rank has its own host (a network namespace, which needs root and iproute2), and a
+  link is cut: first for up to 5 s, which the run has to survive, then for good. Both ranks then
+  have to end and name the host that they lost.
+- ``stops``: one of two ranks is stopped (SIGSTOP): first for up to 5 s, which the run has to
+  survive, later until the other rank has ended. The stopped rank then continues and has to end.
+  Both have to name the stopped rank.
 
-After the last fault a run goes on to its end. The losses and gradient norms of all steps, those
-that were taken again included, and the weights and optimizer state have to be those of a run that
-never failed, bit for bit.
+The last three make the same checks as ``kills``. After the last fault a run continues to its end.
+The losses and gradient norms of all steps, including repeated ones, and the final weights and
+optimizer state have to equal, bit for bit, those of a run without faults.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _LAYOUTS: dict[str, tuple[int, dict[str, object]]] = {
 
 @contextmanager
 def _disk(folder: Path) -> Iterator[Path]:
-    """A small disk; takes root."""
+    """A small tmpfs; needs root."""
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK}", "none", folder], check=True)
     try:
@@ -105,7 +105,7 @@ def try_layout(layout: str, is_async: bool, kind: str, count: int, seed: int) ->
         return campaign.counts
 
 
-# Of the table of each kind: the sum of counts, by its title.
+# Columns of the table of each kind: the counts to add up, by title.
 _HARM = {
     "damaged": ("damaged",),
     "lost": ("lost",),

@@ -261,7 +261,7 @@ def _add_checkpoint(commands: Any, measured: argparse.ArgumentParser) -> None:
         "checkpoint",
         parents=[measured],
         help="saving and loading under each layout",
-        description="Times saves, awaited and asynchronous, and loading, under each layout, beside "
+        description="Times blocking and asynchronous saves, and loading, under each layout, beside "
         "dd with fsync and torch.distributed.checkpoint.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_REPRODUCE_CHECKPOINT,

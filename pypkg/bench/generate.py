@@ -1,8 +1,8 @@
 """``python -m pypkg.bench generate``: tokens per second of generation, beside transformers.
 
 Each baseline is a process of its own (``train_step/worker.py``) with the same random weights, and
-continues the same prompts by its most likely tokens, with its key-value cache. The processes take
-turns. Their tokens have to be equal.
+continues the same prompts greedily, with its key-value cache. The processes take turns. Their
+tokens have to be equal.
 """
 
 from __future__ import annotations

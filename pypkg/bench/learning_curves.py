@@ -70,7 +70,7 @@ def run_learning_curves(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What all runs have in common."""
+    """The settings that all runs share."""
     return {
         "model_name_or_path": options.config,
         "tokenizer_name_or_path": str(options.tokenizer.resolve()),

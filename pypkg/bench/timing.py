@@ -39,7 +39,7 @@ def summarize(values: Sequence[float]) -> Summary:
 def interleave(
     runs: Mapping[str, Callable[[], Sample]], rounds: int, pause: float = 0.0
 ) -> dict[str, list[Sample]]:
-    """Calls every run once per round and collects what they return.
+    """Calls every run once per round and collects the results.
 
     Each round begins with the next run, so that no run always follows the same other run.
 

@@ -13,10 +13,10 @@ _SUFFIXES = (".txt", ".json", ".jsonl")
 
 
 def given_prompts(words: Sequence[str]) -> list[str]:
-    """``words``, or the prompts of the file that they name: one word with a suffix of such files.
+    """``words``, or the prompts of the file if ``words`` is one name of a prompt file.
 
     Raises:
-        UserError: as of ``read_prompts``.
+        UserError: as in ``read_prompts``.
     """
     if len(words) == 1 and words[0].endswith(_SUFFIXES) and "\n" not in words[0]:
         return read_prompts(words[0])

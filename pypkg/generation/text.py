@@ -14,7 +14,7 @@ from pypkg.models.generate import equal_groups, stream
 from pypkg.models.sampling import Sampling
 
 _UNFINISHED = "\ufffd"  # what a tokenizer makes of the first bytes of a character
-_CONTEXT = 16  # tokens of the prompt that are decoded with the text; spaces may depend on them
+_CONTEXT = 16  # prompt tokens that are decoded with the text, because spaces may depend on them
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Completion:
 
     Attributes:
         prompt: as it was given.
-        text: without the prompt, an end token or a stop text.
-        tokens: number of tokens that were generated, those left out of the text included.
+        text: the generated text, without the prompt, end token and stop text.
+        tokens: number of generated tokens, including those left out of ``text``.
         finish: why it ends: "end" (an end token), "stop" (a stop text) or "length".
     """
 
@@ -35,13 +35,13 @@ class Completion:
 
 
 class TextStream:
-    """The text of one row as its tokens come.
+    """Detokenizes one row token by token.
 
-    Text that may still change is held back: the first bytes of a character, and what may become a
-    stop text.
+    Text that may still change is held back: an incomplete character, and the beginning of a stop
+    text.
 
     Args:
-        prompt_ids: the tokens before the text.
+        prompt_ids: token ids before the text.
         stops: texts at which the row ends; they are left out.
     """
 
@@ -51,18 +51,18 @@ class TextStream:
         self._tokenizer, self._stops = tokenizer, stops
         self._ids = list(prompt_ids[-_CONTEXT:])
         self._before = len(tokenizer.decode(self._ids))
-        self.text = ""  # what has been told of it
+        self.text = ""  # the text returned so far
         self.is_stopped = False
 
     def add(self, token: int) -> str:
-        """The text that is certain after ``token`` and was not before."""
+        """Adds a token and returns the text that it makes final."""
         self._ids.append(token)
         text = self._decoded()
-        return self._tell(text[: len(text) - self._uncertain(text)])
+        return self._emit(text[: len(text) - self._uncertain(text)])
 
     def finish(self) -> str:
-        """The rest of the text, as no token follows."""
-        return "" if self.is_stopped else self._tell(self._decoded())
+        """The rest of the text, once no token follows."""
+        return "" if self.is_stopped else self._emit(self._decoded())
 
     def _decoded(self) -> str:
         text = self._tokenizer.decode(self._ids)[self._before :]
@@ -71,7 +71,7 @@ class TextStream:
         return text[: min(places)] if places else text
 
     def _uncertain(self, text: str) -> int:
-        """The number of last characters that later tokens may change or end."""
+        """Number of trailing characters that may still change or become part of a stop text."""
         if self.is_stopped:
             return 0
         begun = [
@@ -82,7 +82,7 @@ class TextStream:
         ]
         return max([*begun, len(text) - len(text.rstrip(_UNFINISHED))])
 
-    def _tell(self, text: str) -> str:
+    def _emit(self, text: str) -> str:
         new, self.text = text[len(self.text) :], text
         return new
 
@@ -101,21 +101,21 @@ def complete(
     most_prompt_tokens: int | None = None,
     on_text: Callable[[int, str], None] = lambda row, text: None,
 ) -> list[Completion]:
-    """What the model writes after each of ``prompts``, which form one batch.
+    """Completes ``prompts`` as one batch.
 
-    Every rank of a layout has to call it, with the same arguments.
+    Every rank of a layout must call this with the same arguments.
 
     Args:
         model: in evaluation mode.
-        max_new_tokens, sampling, end_ids: as of ``pypkg.models.generate.stream``.
+        max_new_tokens, sampling, end_ids: as in ``pypkg.models.generate.stream``.
         stops: texts at which a row ends.
-        with_bos: as of ``encode_prompt``.
-        first_number: number of the first prompt; the random numbers of each depend on its number.
-        most_prompt_tokens: of a longer prompt the last ones are read; None: all of every prompt.
-        on_text: called with the number of a prompt and text that follows its earlier text.
+        with_bos: as in ``encode_prompt``.
+        first_number: number of the first prompt. A prompt's random numbers depend on its number.
+        most_prompt_tokens: longer prompts are truncated on the left to this length; None: never.
+        on_text: called with the index of a prompt in ``prompts`` and the next piece of its text.
 
     Raises:
-        UserError: as of ``stream``.
+        UserError: as in ``encode_prompt`` and ``stream``.
     """
     ids = [encode_prompt(tokenizer, model.config, prompt, with_bos) for prompt in prompts]
     if most_prompt_tokens is not None:
@@ -152,18 +152,17 @@ def complete(
 def encode_prompt(
     tokenizer: Tokenizer, config: ModelConfig, prompt: str, with_bos: bool = False
 ) -> list[int]:
-    """The tokens of a prompt; at least one.
+    """The token ids of a prompt, at least one.
 
-    A ``prefix_lm`` model gets a blank after the prompt, as in its pre-training. An empty prompt of
-    another model is the token that begins a document, or else the one that ends the document
-    before it, or else token 0.
+    A ``prefix_lm`` model gets a blank after the prompt, as in its pre-training. For another model
+    an empty prompt becomes the tokenizer's bos_token, else its eos_token, else token 0.
 
     Args:
-        with_bos: whether the token that begins a document comes first.
+        with_bos: whether to put the bos_token first.
 
     Raises:
-        UserError: the prompt is not Unicode; the tokenizer has no such token, or a token that the
-            model lacks.
+        UserError: the prompt is not Unicode, the tokenizer has no bos_token, or a token id is
+            not below the model's vocab_size.
     """
     check_is_text(prompt)
     ids = tokenizer.encode(prompt)
@@ -187,7 +186,7 @@ def encode_prompt(
 
 
 def end_tokens(config: ModelConfig, tokenizer: Tokenizer) -> frozenset[int]:
-    """The tokens that end a text: those of config.json, and the tokenizer's."""
+    """The token ids that end a text: eos_token_id of config.json and the tokenizer's eos_token."""
     named = config.eos_token_id
     ends = named if isinstance(named, list) else [named]
     return frozenset(each for each in (*ends, tokenizer.eos_id) if each is not None)

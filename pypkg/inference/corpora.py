@@ -1,4 +1,4 @@
-"""The tokens of a corpus that is measured: text files, or a ``.bin/.idx`` pair."""
+"""Reads the tokens of a corpus to evaluate: text files, or a ``.bin/.idx`` pair."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from pypkg.errors import UserError
 logger = logging.getLogger("pypkg")
 
 _SUFFIXES = (".txt",)
-_DOCUMENTS = 256  # that are tokenized at a time
+_DOCUMENTS = 256  # tokenized at a time
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tokens to predict.
+    """A corpus whose tokens the model predicts.
 
     Attributes:
         name: as it was given.
-        texts: tokens of each text, int [tokens]: of each document, or one text of all documents.
+        texts: token ids, one array int [tokens] per document, or one array of all documents.
         documents: number of documents.
-        text_bytes: of all documents in UTF-8, without the tokens that end them; None: not known.
+        text_bytes: size of all documents in UTF-8, without end tokens; None if unknown.
     """
 
     name: str
@@ -50,8 +50,8 @@ class Reader:
     """Reads corpora.
 
     Attributes:
-        tokenizer: None: only .bin/.idx can be read, and their bytes are not known.
-        vocab_size: of the model.
+        tokenizer: if None, only .bin/.idx can be read, and ``text_bytes`` is unknown.
+        vocab_size: vocabulary size of the model.
         by_document: whether each document is a text of its own.
         json_key: field of a JSON line, or column of a Parquet file, that holds the text.
     """

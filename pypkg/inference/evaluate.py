@@ -23,17 +23,17 @@ from pypkg.parallel.comm.collective import from_all_ranks
 
 logger = logging.getLogger("pypkg")
 
-LOG_SECONDS = 10.0  # between two lines about the progress
+LOG_SECONDS = 10.0  # between two log lines of progress
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model makes of a corpus.
+    """The loss of a model on a corpus.
 
     Attributes:
-        name: of the corpus.
-        documents, tokens: their numbers; each token is predicted once.
-        text_bytes: as of ``Corpus``.
+        name: name of the corpus.
+        documents, tokens: numbers of documents and tokens; each token is predicted once.
+        text_bytes: as in ``Corpus``.
         nats: sum of the cross entropies of all tokens.
     """
 
@@ -49,7 +49,7 @@ class Measured:
         return self.nats / self.tokens
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures by name. bits_per_byte is None where the bytes are not known."""
+        """The figures by name. bits_per_byte is None if the number of bytes is unknown."""
         bits_per_byte = None
         if self.text_bytes:
             bits_per_byte = self.nats / math.log(2) / self.text_bytes
@@ -65,7 +65,7 @@ class Measured:
 
 
 def total(measured: Sequence[Measured]) -> Measured:
-    """All corpora as one."""
+    """The sums over all corpora."""
     sizes = [each.text_bytes for each in measured]
     known = [size for size in sizes if size is not None]
     return Measured(
@@ -80,13 +80,13 @@ def total(measured: Sequence[Measured]) -> Measured:
 def evaluate(
     model: Model, corpora: Sequence[Corpus], windowing: Windowing, batch_size: int
 ) -> list[Measured]:
-    """Measures each corpus. All ranks have to call it with the same arguments.
+    """Measures the loss on each corpus. All ranks must call this with the same arguments.
 
-    The sample shards of the mesh take the batches in turn. The log says how far the first rank is.
+    Batches are assigned round-robin to the sample shards. The log has the first rank's progress.
 
     Args:
         model: in evaluation mode.
-        batch_size: windows of a batch.
+        batch_size: windows per batch.
     """
     batches = [
         (number, texts, windows)
@@ -118,7 +118,7 @@ def evaluate(
 def _batches(
     corpus: Corpus, windowing: Windowing, batch_size: int
 ) -> list[tuple[Sequence[np.ndarray], list[Window]]]:
-    """Windows of similar length together, the longest first."""
+    """Batches of windows of similar length, the longest first."""
     windows = [
         window
         for text, tokens in enumerate(corpus.texts)
@@ -137,7 +137,7 @@ def _tokens(windows: Sequence[Window]) -> int:
 
 @paddle.no_grad()
 def _sum_of_losses(model: Model, batch: Batch) -> float:
-    """The sum over the labels of a batch, in nats; on all ranks that hold parts of the model."""
+    """The sum of the losses over the labels of a batch, in nats, on all ranks of the replica."""
     ids, labels = paddle.to_tensor(batch["input_ids"]), paddle.to_tensor(batch["labels"])
     if isinstance(model, Decoder):
         return float(model.loss(ids, labels, reduction="sum"))
@@ -148,7 +148,7 @@ def _sum_of_losses(model: Model, batch: Batch) -> float:
 class _Progress:
     def __init__(self, tokens: int, batches: int) -> None:
         self._tokens, self._done, self._nats = tokens, 0, 0.0
-        self._begin = self._told = time.monotonic()
+        self._begin = self._logged = time.monotonic()
         logger.info("%s tokens in %s batches on this rank", f"{tokens:,}", f"{batches:,}")
 
     def advance(self, tokens: int, nats: float) -> None:
@@ -156,9 +156,9 @@ class _Progress:
         self._nats += nats
         report(f"evaluating, {self._done:,} of {self._tokens:,} tokens")
         now = time.monotonic()
-        if now - self._told < LOG_SECONDS:
+        if now - self._logged < LOG_SECONDS:
             return
-        self._told = now
+        self._logged = now
         left = (now - self._begin) / self._done * (self._tokens - self._done)
         logger.info(
             "%s of %s tokens (%.0f %%), loss %.4f, %.0f s left",

@@ -5,7 +5,7 @@
 
     results = lm_eval.simple_evaluate(PypkgLM("checkpoints"), tasks=["lambada_openai"])
 
-The harness makes requests of a task's texts and scores the answers; this answers them.
+The harness turns a task into requests and scores the answers. ``PypkgLM`` answers the requests.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from pypkg.device.threads import configure_cpu, import_paddle
 
 _IGNORED = -100
-_LONGEST = 2048  # tokens that the model reads at once by default
+_LONGEST = 2048  # upper limit of the default max_length
 _MOST_NEW_TOKENS = 256
 
 # (text before, text to score), and the tokens of both
@@ -33,11 +33,11 @@ class PypkgLM(TemplateLM):
     """A checkpoint that answers the requests of lm-evaluation-harness, in one process.
 
     Args:
-        checkpoint, tokenizer, dtype, device: as of ``pypkg.inference.loading.Source``.
-        batch_size: requests at a time.
-        max_length: most tokens that the model reads at once; longer contexts lose their begin.
-            None: its max_position_embeddings, at most 2,048.
-        num_threads: on a CPU, unless Paddle is imported already; 0: all cores.
+        checkpoint, tokenizer, dtype, device: as in ``pypkg.inference.loading.Source``.
+        batch_size: requests per batch.
+        max_length: maximum number of tokens that the model reads at once; longer contexts are
+            truncated on the left. None: its max_position_embeddings, at most 2,048.
+        num_threads: threads on a CPU; ignored if Paddle is already imported. 0: all cores.
 
     Raises:
         UserError: the model or its tokenizer cannot be loaded.
@@ -54,7 +54,7 @@ class PypkgLM(TemplateLM):
         num_threads: int | str = 0,
     ) -> None:
         super().__init__()
-        if "paddle" not in sys.modules:  # else its threads are set already
+        if "paddle" not in sys.modules:  # otherwise its threads are already set
             configure_cpu(int(num_threads))
             import_paddle()
         from pypkg.generation.text import encode_prompt
@@ -80,13 +80,13 @@ class PypkgLM(TemplateLM):
         return self._start
 
     def tok_encode(self, string: str, **options: Any) -> list[int]:
-        """Tokens of ``string``, without any at its begin or end."""
+        """Token ids of ``string``, without special tokens around them."""
         return self._tokens.encode(string)
 
     def _loglikelihood_tokens(
         self, requests: list[_Scored], disable_tqdm: bool = False, **options: Any
     ) -> list[tuple[float, bool]]:
-        """For each request the log probability of its continuation, and whether greedy gives it."""
+        """The log-probability of each continuation, and whether greedy decoding yields it."""
         order = sorted(range(len(requests)), key=lambda each: -sum(map(len, requests[each][1:])))
         scores: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for first in range(0, len(order), self._batch_size):
@@ -101,7 +101,7 @@ class PypkgLM(TemplateLM):
 
         from pypkg.inference.windows import Window
 
-        # The first token of a causal model's context has none before it, and needs none.
+        # A causal model predicts token 1 first: ``Windowing.row`` puts token 0 before it.
         least = 0 if self._windowing.config.prefix_lm else 1
         texts = [np.asarray([*context, *continuation]) for context, continuation in pairs]
         windows = []
@@ -127,7 +127,7 @@ class PypkgLM(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """The log probability of each whole text, in windows that are cut as the harness cuts."""
+        """The log-probability of each whole text, summed over the harness's rolling windows."""
         totals = []
         for request in requests:
             windows = get_rolling_token_windows(
@@ -141,12 +141,12 @@ class PypkgLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What the model writes after each context, up to one of its ``until`` texts."""
+        """The completion of each context, up to the first of its ``until`` texts."""
         from pypkg.generation.text import complete
         from pypkg.models.sampling import Sampling
 
         written: list[str] = []
-        for first, options, contexts in _alike(requests, self._batch_size):
+        for first, options, contexts in _grouped_by_options(requests, self._batch_size):
             until = options.get("until") or []
             count = int(options.get("max_gen_toks", _MOST_NEW_TOKENS))
             count = min(count, self.max_length - 1)
@@ -171,10 +171,14 @@ class PypkgLM(TemplateLM):
         return written
 
 
-def _alike(
+def _grouped_by_options(
     requests: Sequence[Instance], most: int
 ) -> Iterator[tuple[int, dict[str, Any], list[str]]]:
-    """Runs of at most ``most`` requests with the same options: first number, options, contexts."""
+    """Consecutive requests with equal options, at most ``most`` of them in a group.
+
+    Yields:
+        The index of the first request, the options, and the contexts.
+    """
     first = 0
     while first < len(requests):
         options = requests[first].args[1]

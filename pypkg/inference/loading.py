@@ -1,4 +1,4 @@
-"""The model of a command line, its tokenizer and its device."""
+"""Loads the model that a command line names, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Source:
         """The tokenizer.
 
         Raises:
-            UserError: there is none, which ``purpose`` needs.
+            UserError: there is none; the message names ``purpose``, which needs one.
         """
         tokenizer = self.find_tokenizer()
         if tokenizer is None:
@@ -92,10 +92,10 @@ class Source:
 
 
 def load(source: Source) -> Model:
-    """The model in evaluation mode, or the part of it that this rank of the mesh holds.
+    """The model in evaluation mode, or this rank's part of it.
 
     Raises:
-        UserError: it is damaged or cannot be loaded, or the device cannot do as asked.
+        UserError: the weights are damaged or cannot be loaded, or the device does not suit.
     """
     capabilities = probe(source.device)
     dtype = source.dtype

@@ -1,4 +1,4 @@
-"""Windows over the tokens of a corpus, so that each token is predicted once, after some context."""
+"""Windows over the tokens of a corpus. Each token is predicted exactly once, with context."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Batch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Window:
-    """The tokens [first, stop) of a text, by number; those before ``counted`` are context."""
+    """Tokens [first, stop) of text number ``text``; those before ``counted`` are context only."""
 
     text: int
     first: int
@@ -25,19 +25,19 @@ class Window:
 
 @dataclass(frozen=True)
 class Windowing:
-    """How a text is cut.
+    """How a text is cut into windows.
 
-    The first window of a text predicts as many tokens as fit. Each further one predicts the next
-    ``stride`` tokens, after as many tokens before them as fit.
+    The first window of a text predicts as many tokens as fit. Each further window predicts the
+    next ``stride`` tokens, with as much context before them as fits.
 
     A causal model reads ``start_id`` before the first token of a text. A ``prefix_lm`` model reads
     the context in both directions, then a blank, and fills it with the predicted tokens, as in its
     pre-training (``data.loading.objectives.BlankInfilling``).
 
     Attributes:
-        config: of the model.
-        length: most tokens that the model reads at once, at least 2.
-        stride: from 1 to ``length`` - 1.
+        config: configuration of the model.
+        length: maximum number of tokens that the model reads at once, at least 2.
+        stride: tokens that a further window predicts, from 1 to ``length`` - 1.
         start_id: the token before a text.
     """
 
@@ -47,7 +47,7 @@ class Windowing:
     start_id: int
 
     def windows(self, text: int, size: int) -> Iterator[Window]:
-        """The windows of a text of ``size`` tokens: [0, size) in turn."""
+        """The windows of text number ``text`` with ``size`` tokens, in order."""
         most = self.length - 1 if self.config.prefix_lm else self.length
         counted = 0
         while counted < size:
@@ -76,7 +76,7 @@ class Windowing:
     def batch(self, texts: Sequence[np.ndarray], windows: Sequence[Window]) -> Batch:
         """``windows`` as input_ids and labels, int64 [batch, sequence].
 
-        Shorter rows are padded at their ends with tokens that no other one sees.
+        Shorter rows are padded on the right with token 0 and ignored labels.
         """
         rows = [self.row(texts[window.text], window) for window in windows]
         longest = max(len(ids) for ids, _ in rows)

@@ -27,8 +27,8 @@ once.
 
 ## Keys of config.json
 
-Every key is read, or is known to change nothing, or is refused by name: a key that is passed over
-may make another model.
+Every key is read, is known to have no effect, or is refused by name, because a key that is ignored
+silently may change the model.
 
 - A family reads the keys of its original implementation. Those of token ids, generation, other
   tasks and the program that wrote the file are known in every family, and dropout is logged.

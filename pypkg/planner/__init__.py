@@ -1,4 +1,4 @@
-"""Plans of a run before it starts: memory and time of each rank, computed from the settings.
+"""Plans a run before it starts: memory and time of each rank, computed from the settings.
 
 ``memory.py`` runs a step on a tape of sizes (``tape.py``); ``engine.py`` runs its backward passes.
 The other modules mirror the code that they plan: ``decoder.py`` the model, ``operators.py`` the

@@ -15,16 +15,16 @@ from pypkg.planner.parallel.context_parallel import ContextParallel
 from pypkg.planner.parallel.tensor_parallel import Shard, TensorParallel
 from pypkg.planner.tape import Parameter, Tensor
 
-EMBEDDING, HEAD = "embedding", "head"  # parts of a chunk beside the numbers of its layers
+EMBEDDING, HEAD = "embedding", "head"  # the parts of a chunk that are not numbered layers
 FULL, ATTENTION_BLOCK, ATTENTION = "full", "full_attn", "core_attn"  # models/layers/recompute.py
 
-# Runs a layer that has parameters of its own, of a name, and returns its outputs.
+# Runs a named layer with its own parameters, and returns its outputs.
 Call = Callable[[str, Callable[[], Sequence[Tensor]]], Sequence[Tensor]]
 State = tuple[Tensor, Tensor | None]
 
 
 def run_directly(name: str, function: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
-    """The ``Call`` of layers that nothing is added to."""
+    """The ``Call`` that runs a layer and adds nothing."""
     return function()
 
 
@@ -34,11 +34,11 @@ class Decoder:
     Args:
         parameters: by name.
         call: runs its layers.
-        begin_recompute: called before layers run again, with the name of the last of them and the
-            gradients of its outputs.
-        recompute: granularity of each layer; "": it recomputes nothing.
-        has_hooks: whether calls of layers have hooks, so that no operator takes the place of two.
-        number: of the chunk among those of its stage.
+        begin_recompute: called before layers are recomputed, with the name of the last of them and
+            the gradients of its outputs.
+        recompute: granularity of each layer; "" for none.
+        has_hooks: whether calls of layers have hooks, which prevents fusing two layers.
+        number: index of the chunk in its stage.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Decoder:
                 parameter.hook = self.tp.sum_over_group
 
     def enter(self, place: int | str, phase: str | None = None) -> None:
-        """Peaks are now those of a layer, by its place in the chunk, of EMBEDDING or of HEAD."""
+        """Attributes peaks from now on to a layer (its index in the chunk), EMBEDDING or HEAD."""
         self.ops.tape.enter((self._number, place), phase)
 
     def run(self, x: Tensor | None, batch: Batch) -> Tensor:
@@ -190,8 +190,8 @@ class _Layer:
     def __init__(self, model: Decoder, number: int, recompute: str) -> None:
         self._model, self._config, self._shard = model, model.config, model.shard
         self._name, self._recompute = f"layers.{number}", recompute
-        # Paddle recomputes when the first operator of a backward pass asks for what it has saved,
-        # which the layer of the output does.
+        # Paddle recomputes when the first operator of the backward pass needs a saved tensor. That
+        # operator belongs to the layer of the output.
         last = "mlp_branch_norm" if self._config.branch_norm else "mlp.down_proj"
         if self._config.residual == "post":
             last = "post_attention_layernorm"

@@ -1,11 +1,11 @@
-"""The passes of a deep model in a long pipeline from those of a few layers and micro batches.
+"""Extrapolates the passes of a deep model in a long pipeline from a few layers and micro batches.
 
-All layers of a chunk are alike. While one of them runs, each of the others has either saved tensors
-or gradients, and what the running one allocates does not depend on their number. So the peak of
-each part of a chunk is linear in the number of layers and in the place of the layer among them; and
-likewise in the number of micro batches that are in flight. Three layers are a first, a last, and
-one that is neither. Chunks of an interleaved stage grow by the same number of layers, and at the
-ends of the pipeline the micro batches in flight grow with the number of stages.
+All layers of a chunk are equal. While one of them runs, each other layer holds either saved tensors
+or gradients, and what the running layer allocates does not depend on their number. So the peak of
+each part of a chunk is linear in the number of layers and in the index of the layer, and likewise
+in the number of micro batches in flight. Three layers suffice: the first, the last, and one in
+between. All chunks of an interleaved stage grow by the same number of layers. On the first and the
+last stage the micro batches in flight grow with the number of stages.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _LAYERS, _STARTUP, _STAGES = 3, 2, 3
 
 
 def extended_passes(plan: StepPlan) -> Peaks:
-    """``run_passes(plan)``, of which not all that is alike is run."""
+    """The result of ``run_passes(plan)``, computed from a smaller step where that is exact."""
     pipeline = min(plan.degrees.pipeline, 2)
     degrees = replace(plan.degrees, data=1, sharding=1, pipeline=pipeline, virtual_stages=1)
     update = replace(plan.update, data=1, offloads=False)
-    # A dict and a list, which no key of a cache may hold; sizes do not depend on either.
+    # The fields that are a dict or a list cannot be part of a cache key. No size depends on them.
     config = replace(plan.config, rope_scaling=None, eos_token_id=None)
     return _passes(replace(plan, config=config, degrees=degrees, update=update))
 
 
 @functools.lru_cache(maxsize=8192)
 def _passes(plan: StepPlan) -> Peaks:
-    """``extended_passes`` of a plan without what passes do not depend on."""
+    """``extended_passes`` of a plan reduced to the fields that passes depend on; cached."""
     layers = [len(chunk.layers) for chunk in plan.chunks]
     if plan.interleaving is None and plan.startup > _STARTUP + 1:
         few, more = (_passes(replace(plan, startup=_STARTUP + each)) for each in (0, 1))
@@ -45,7 +45,7 @@ def _passes(plan: StepPlan) -> Peaks:
         )
         return {key: _linear(few[key], more[key], place.stages - _STAGES) for key in few}
     kinds = {kind for chunk in plan.recompute for kind in chunk}
-    # Buckets of stage 2 do not end with layers.
+    # Buckets of stage 2 span layer boundaries.
     if min(layers) <= _LAYERS + 1 or plan.stage == 2 or len(kinds) > 1:
         return run_passes(plan)
     fewer = [each - min(layers) + _LAYERS for each in layers]
@@ -63,11 +63,12 @@ def _with_layers(plan: StepPlan, layers: Sequence[int]) -> StepPlan:
 
 
 def _deeper(few: Peaks, more: Peaks, fewer: Sequence[int], steps: int) -> Peaks:
-    """The peaks with ``steps`` more layers in each chunk; of those in the middle only the first and
-    the last.
+    """The peaks with ``steps`` more layers in each chunk.
+
+    Of the added middle layers only the first and the last get peaks.
 
     Args:
-        fewer: layers of each chunk in ``few``; in ``more`` each has one layer more.
+        fewer: number of layers of each chunk in ``few``; ``more`` has one layer more in each.
     """
     found: dict[tuple[str, Part], Peak] = {}
     for (phase, part), peak in few.items():
@@ -89,7 +90,7 @@ def _deeper(few: Peaks, more: Peaks, fewer: Sequence[int], steps: int) -> Peaks:
 
 
 def _linear(at: Peak, after_one: Peak, steps: int) -> Peak:
-    """at + steps * (after_one - at), for each term."""
+    """Extrapolates each term linearly: at + steps * (after_one - at)."""
     return _weighted((1 - steps, at), (steps, after_one))
 
 

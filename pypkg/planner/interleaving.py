@@ -18,12 +18,12 @@ _Output = Message | Tensor | None
 
 @dataclass(frozen=True)
 class Interleaving:
-    """Where a stage is in its pipeline.
+    """The position of a stage in its pipeline.
 
     Attributes:
         stages: number of pipeline stages.
         stage: this one.
-        micro_batches: of a step; as many as there are stages, or at least twice as many.
+        micro_batches: micro batches of a step; equal to ``stages``, or at least twice that.
     """
 
     stages: int
@@ -31,24 +31,26 @@ class Interleaving:
     micro_batches: int
 
     def shortened(self) -> Interleaving:
-        """As many micro batches as a step needs to reach its peak.
+        """The same stage with only as many micro batches as a step needs to reach its peak.
 
-        The first group has the ``stages`` micro batches of every other one and the rest of the
-        division by ``stages``. With two groups after it, all chunks have gradients while the most
-        micro batches are in flight.
+        A group has ``stages`` micro batches; the first group also has the remainder of the division
+        by ``stages``. With two more groups, all chunks have gradients while the most micro batches
+        are in flight.
         """
         most = 3 * self.stages + self.micro_batches % self.stages
         return replace(self, micro_batches=min(self.micro_batches, most))
 
     @property
     def scales(self) -> bool:
-        """Whether the micro batches in flight grow linearly with the number of stages: on the first
-        and on the last stage, where groups are full."""
+        """Whether the micro batches in flight grow linearly with the number of stages.
+
+        They do on the first and the last stage if all groups are full.
+        """
         is_at_an_end = self.stage in (0, self.stages - 1)
         return is_at_an_end and self.micro_batches % self.stages == 0
 
     def scaled(self, stages: int) -> Interleaving:
-        """The same place in a shorter pipeline, with as many groups of micro batches."""
+        """The same position in a shorter pipeline, with the same number of groups."""
         stage = stages - 1 if self.stage == self.stages - 1 else self.stage
         return Interleaving(stages, stage, self.micro_batches // self.stages * stages)
 
@@ -67,7 +69,7 @@ class Interleaved:
         self._steps = place.micro_batches * len(chunks)
         rest = place.micro_batches % place.stages
         self._is_all_forward_first = place.micro_batches < 2 * place.stages
-        # Micro batches that a chunk takes before it is the next one's turn, at the beginning.
+        # Micro batches that a chunk runs at the beginning before the next chunk does.
         self._group = rest + place.stages
         if self._is_all_forward_first:
             self._group = place.micro_batches
@@ -153,7 +155,7 @@ class Interleaved:
         return self._chunks[following].receive_gradient() if is_needed else None
 
     def _to_send(self, step: int, output: _Output) -> _Output:
-        """The last stage keeps outputs until the first one takes them (_process_fwd_buffer)."""
+        """Keeps outputs of the last stage for the first one (_process_fwd_buffer)."""
         if not self._is_last:
             return output
         is_loss = self._chunk(step) == len(self._chunks) - 1
@@ -164,7 +166,7 @@ class Interleaved:
         return self._sending.popleft() if self._is_buffered(step) else None
 
     def _to_return(self, step: int, gradient: Tensor | None) -> Tensor | None:
-        """The first stage keeps gradients until the last one takes them (_process_bwd_buffer)."""
+        """Keeps gradients of the first stage for the last one (_process_bwd_buffer)."""
         if not self._is_first:
             return gradient
         is_input = self._backward_chunk(step) == 0

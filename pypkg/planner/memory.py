@@ -1,4 +1,4 @@
-"""Memory of each rank at the peak of a training step, by what it is for."""
+"""Memory of each rank at the peak of a training step, by term."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pypkg.planner.micro_batch import Batch
 from pypkg.planner.step import StepPlan, run_update, sharding_rank
 from pypkg.planner.zero import UpdateLayout
 
-# The terms of a peak, in the order of a table. A term that takes nothing is left out of a plan.
+# The terms of a peak, in the order of a table. A plan leaves out terms that are zero.
 TERMS = (
     "weights",
     "gradients",
@@ -31,8 +31,8 @@ TERMS = (
     "communication",
     "workspace",
 )
-# Relative standard error of each term, assumed: what a rank holds all the time follows from shapes,
-# what operators hold while they run from their implementation.
+# Assumed relative standard error of each term. Persistent memory follows from shapes, so its error
+# is small. The memory of running operators depends on their implementation.
 TERM_ERRORS = {
     "weights": 0.001,
     "gradients": 0.02,
@@ -57,7 +57,7 @@ class RankMemory:
     Attributes:
         pipeline_rank, tensor_rank: coordinates of the rank.
         terms: bytes by term, in the order of ``TERMS``.
-        phases: the most bytes in each of ``PHASES``.
+        phases: peak bytes in each of ``PHASES``.
     """
 
     pipeline_rank: int
@@ -67,7 +67,7 @@ class RankMemory:
 
     @property
     def peak(self) -> int:
-        """Bytes, the sum of the terms."""
+        """Bytes at the peak: the sum of the terms."""
         return sum(self.terms.values())
 
     @property
@@ -81,7 +81,7 @@ class MemoryPlan:
     """The memory of a run.
 
     Attributes:
-        degrees: of the layout.
+        degrees: degrees of the layout.
         ranks: by pipeline stage, then by rank in the tensor group.
     """
 
@@ -90,7 +90,7 @@ class MemoryPlan:
 
     @property
     def largest(self) -> RankMemory:
-        """The rank that needs most."""
+        """The rank with the highest peak."""
         return max(self.ranks, key=lambda rank: rank.peak)
 
 
@@ -104,9 +104,9 @@ def plan_memory(
     """The memory of each rank in a training step after the first, which has optimizer state.
 
     Args:
-        settings: of the run; ZeRO stage, recompute, batch and dtype are read, degrees are not.
-        config: of the model as it is trained.
-        degrees: of a layout without problems (training/start/layout.py).
+        settings: ZeRO stage, recompute, batch and dtype are read; degrees are not.
+        config: configuration of the model as it is trained.
+        degrees: degrees of a layout without problems (training/start/layout.py).
         device: "gpu", or "cpu", where the kernels and collectives need other workspaces.
         stages: pipeline stages to plan; None: all.
 
@@ -169,7 +169,7 @@ def step_plan(
 
 
 def _rank_memory(stage: int, step: StepPlan, inputs: int) -> RankMemory:
-    """Adds what is there in all passes, ``inputs`` bytes, and all the time, the state."""
+    """A rank's memory: the peaks, plus ``inputs`` bytes in all passes and the optimizer state."""
     owner = sharding_rank(step)
     step = replace(step, update=replace(step.update, rank=owner))
     update, state = run_update(step)
@@ -190,7 +190,7 @@ def _rank_memory(stage: int, step: StepPlan, inputs: int) -> RankMemory:
 
 
 def _counted_from_0(chunks: Sequence[ModelChunk]) -> tuple[ModelChunk, ...]:
-    """The chunks of a stage, so that those of stages that are alike are equal."""
+    """The chunks with layers counted from 0, so that stages of the same shape compare equal."""
     found, start = [], 0
     for chunk in chunks:
         stop = start + len(chunk.layers)
@@ -200,16 +200,20 @@ def _counted_from_0(chunks: Sequence[ModelChunk]) -> tuple[ModelChunk, ...]:
 
 
 def _different_passes(settings: Settings, stages: int, stage: int) -> tuple[int, int]:
-    """``startup`` and ``steady`` of a stage: the second of the steady micro batches finds the
-    gradients of the first, and the others are like it."""
+    """``startup`` and ``steady`` of a stage, with two steady micro batches at most.
+
+    The second one runs with the gradients of the first, and all later ones are like it.
+    """
     micro_batches = settings.gradient_accumulation_steps
     startup = min(stages - stage - 1, micro_batches)
     return startup, min(micro_batches - startup, 2)
 
 
 def _different_shards(config: ModelConfig, degree: int) -> Iterable[int]:
-    """The ranks of a tensor group that may differ: the first, and the last, whose rows of the
-    vocabulary are fewer."""
+    """The ranks of a tensor group to plan.
+
+    The first stands for all, unless the last ranks hold fewer rows of the vocabulary.
+    """
     return range(degree) if config.vocab_size % degree else (0,)
 
 

@@ -1,4 +1,4 @@
-"""What each operator of the model allocates, keeps for its backward pass, and hands back.
+"""The memory of each operator: what it allocates, saves for its backward pass, and returns.
 
 The counterpart of pypkg/ops and of the Paddle operators that the layers call. Sizes are in
 elements; a tensor of the model has ``dtype_bytes`` for each, statistics have four.
@@ -15,7 +15,7 @@ COMMUNICATION, INPUTS = "communication", "inputs"
 
 _FLOAT = 4
 _LOSS_CHUNK_BYTES = 256 * 2**20  # DEFAULT_CHUNK_BYTES of ops/loss/linear_cross_entropy.py
-# rms_norm.cu shares rows out to 132 multiprocessors of an H100 at most; an A100 has 108.
+# rms_norm.cu divides rows over at most 132 multiprocessors (H100); an A100 has 108.
 _MULTIPROCESSORS = 132
 
 
@@ -23,8 +23,8 @@ class Operators:
     """Operators on ``tape``.
 
     Args:
-        dtype_bytes: of an element of the model.
-        is_gpu: whether the kernels of GPUs run; their workspaces differ from those of CPUs.
+        dtype_bytes: bytes of an element of the model.
+        is_gpu: whether GPU kernels run; their workspaces differ from those of CPU kernels.
     """
 
     def __init__(self, tape: Tape, dtype_bytes: int, is_gpu: bool = False) -> None:
@@ -46,7 +46,7 @@ class Operators:
         return tensor.num_bytes // self.dtype_bytes
 
     def _scratch(self, floats: int) -> None:
-        """Memory that a kernel has while it runs."""
+        """Memory that a kernel uses only while it runs."""
         self.floats(floats, WORKSPACE)
 
     def _row_partials(self, rows: int, columns: int) -> int:
@@ -198,8 +198,8 @@ class Operators:
         """Both projections and attention in one operator (``pypkg_attention_block``).
 
         Args:
-            weights: of qkv and of the output.
-            elements: of qkv, of what is attended and of the output.
+            weights: weights of qkv and of the output.
+            elements: elements of qkv, of what is attended and of the output.
             rows, workspace: as of ``packed_attention``.
         """
         qkv, attended, lse = self.new(elements[0]), self.new(elements[1]), self.floats(rows)

@@ -1,6 +1,6 @@
 """Micro batches in flight: the counterpart of fleet's PipelineParallel (1F1B).
 
-The schedule is written with the variables of fleet's forward_backward_pipeline, since these decide
+The schedule uses the same variables as fleet's forward_backward_pipeline, because they determine
 how long a message and the graph of a micro batch live. Interleaved stages are in interleaving.py.
 """
 
@@ -19,7 +19,7 @@ FORWARD, BACKWARD = "forward", "backward"
 
 @dataclass(eq=False)
 class Message:
-    """What a model chunk receives from the one before, or hands to the next.
+    """What a model chunk receives from the previous chunk or sends to the next.
 
     Attributes:
         stream: the residual stream.
@@ -30,7 +30,7 @@ class Message:
     inputs: Tensor
 
     def clear(self) -> None:
-        """What is sent is freed; the graph of the stream stays."""
+        """Frees the tensors that were sent; the graph of the stream stays."""
         self.stream.clear()
         self.inputs.clear()
 
@@ -40,7 +40,7 @@ class Passes:
 
     Args:
         decoder: the model chunk.
-        sent_bytes: of the inputs that go along with the residual stream.
+        sent_bytes: bytes of the inputs that are sent with the residual stream.
     """
 
     def __init__(self, decoder: Decoder, batch: Batch, sent_bytes: int) -> None:
@@ -49,7 +49,7 @@ class Passes:
         self.is_first, self.is_last = decoder.chunk.is_first, decoder.chunk.is_last
 
     def receive(self) -> Message:
-        """The output of the chunk before."""
+        """The output of the previous chunk."""
         self._decoder.enter(EMBEDDING, FORWARD)
         stream = self._decoder.ops.new(self._elements(), ACTIVATIONS)
         return Message(leaf_of(stream), self._tape.empty(self._sent_bytes, INPUTS))

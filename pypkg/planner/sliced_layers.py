@@ -1,7 +1,7 @@
 """ZeRO stage 3: the counterpart of parallel/optimizer/zero/sliced_layers.py, and of fleet.
 
-A layer's matrices are gathered before it runs, in either direction, and are slices again after it.
-Weights of the next layers are on their way meanwhile, in the order of the last micro batch.
+A layer's matrices are gathered before its forward and its backward pass, and released after it.
+Weights of the next layers are prefetched meanwhile, in the order of the last micro batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ AHEAD = 4  # sliced_layers.py
 
 
 class Stage3(Stage0):
-    """Slices of matrices; vectors, and matrices no larger than the largest vector, stay whole.
+    """ZeRO stage 3: matrices are sliced. Vectors and matrices no larger than them stay whole.
 
     Args:
         expected: ``order`` of the last micro batch, the prediction of this one.
@@ -84,7 +84,7 @@ class Stage3(Stage0):
             parameter.on_gradient = self._reduce if name in self._uses else self._keep
 
     def _keep(self, parameter: Parameter) -> None:
-        """What stays whole has its gradient in a flat buffer."""
+        """Drops the gradient of a whole parameter, which a flat buffer holds."""
         parameter.clear_gradient()
 
     def accumulate_all(self) -> None:
@@ -107,8 +107,9 @@ class Stage3(Stage0):
         return self._handed_on(name, outputs)
 
     def _hold(self, layer: str) -> None:
-        """Paddle's recompute shares the memory of a weight that has no gradient yet, so that it
-        outlives the release of the weight until the backward pass has used it."""
+        """Keeps the memory of a released weight until the backward pass has used it.
+
+        Paddle's recompute shares the memory of a weight that has no gradient yet."""
         if self._layout.has_main_grad:
             return
         for name in self._layers[layer]:
@@ -197,7 +198,7 @@ class Stage3(Stage0):
         self.parameters[name].clear()
 
     def _reduce(self, parameter: Parameter) -> None:
-        """A matrix has its gradient of a micro batch."""
+        """Reduces the gradient of a matrix after a micro batch."""
         name, tape = parameter.name, self._ops.tape
         self._held_by_recompute.pop(name, None)
         gradient = self._full_gradients.pop(name, None)

@@ -23,7 +23,7 @@ from pypkg.planner.zero import Stage0, Stage1, Stage2, UpdateLayout, fullest, ow
 
 UPDATE, TABLES = "update", "tables"
 _FLOAT = 4
-# Bytes; Paddle's allocator for GPUs rounds up to them (GpuMinChunkSize in its gpu_info.cc).
+# Bytes to whose multiples Paddle's GPU allocator rounds up (GpuMinChunkSize in gpu_info.cc).
 _GPU_CHUNK = 256
 
 Peaks = Mapping[tuple[str, Part], Peak]  # by phase and part of the chunk
@@ -34,18 +34,18 @@ class StepPlan:
     """What a rank does in a step.
 
     Attributes:
-        chunks: of the model, whose layers count from 0; several of an interleaved stage.
-        tensor_rank: in the tensor group.
-        dtype_bytes: of the model's elements.
-        is_gpu: whether GPUs' kernels run.
-        batch: a micro batch.
-        startup, steady: micro batches whose forward passes come before the first backward pass, and
-            those after them. The others of a step do as the last of these. Stages of one chunk.
-        interleaving: of stages of several chunks.
-        sent_bytes: of the inputs that go from stage to stage with a micro batch.
-        stage: of ZeRO.
-        update: its layout.
-        recompute: granularity of each layer by chunk; "": it recomputes nothing.
+        chunks: model chunks, with layers counted from 0; an interleaved stage has several.
+        tensor_rank: rank in the tensor group.
+        dtype_bytes: bytes of an element of the model.
+        is_gpu: whether GPU kernels run.
+        batch: the micro batch.
+        startup, steady: numbers of micro batches before the first backward pass (warm-up) and after
+            it that are run; further ones are like the last. For stages of one chunk.
+        interleaving: for stages of several chunks.
+        sent_bytes: bytes of the inputs that are sent between stages with a micro batch.
+        stage: ZeRO stage.
+        update: how the update is divided.
+        recompute: granularity of each layer by chunk; "" for none.
     """
 
     config: ModelConfig
@@ -65,7 +65,7 @@ class StepPlan:
 
 
 def run_passes(plan: StepPlan) -> Peaks:
-    """The peaks of a step after the first, without optimizer state and the batch."""
+    """The peaks of a step after the first, without optimizer state and input batch."""
     shapes = _shapes(plan)
     expected: Sequence[str] = ()
     if plan.stage == 3:  # the order of a micro batch is the prediction of the next
@@ -78,13 +78,13 @@ def run_passes(plan: StepPlan) -> Peaks:
 
 
 def kept_after_forward(plan: StepPlan) -> int:
-    """Bytes that the forward pass of a micro batch leaves for its backward pass."""
+    """Bytes that the forward pass of a micro batch saves for its backward pass."""
     step = _Step(plan, _shapes(plan))
     return step.kept()
 
 
 def run_update(plan: StepPlan) -> tuple[Peak, Mapping[str, int]]:
-    """The peak of an update without optimizer state; and that state, bytes by term."""
+    """The peak of an update without optimizer state, and the bytes of that state by term."""
     step = _Step(plan, _shapes(plan))
     step.zero.begin_step(1)
     step.zero.accumulate_all()

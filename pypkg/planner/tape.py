@@ -12,16 +12,16 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-Part = Hashable  # of a model; what is the same part counts together
+Part = Hashable  # a part of a model, for which a peak is recorded
 
 
 @dataclass
 class Peak:
-    """The most bytes that were allocated at once.
+    """A peak of the allocated bytes.
 
     Attributes:
         total: bytes.
-        terms: the same by what they are for.
+        terms: bytes by term, which says what the memory is for.
     """
 
     total: int = 0
@@ -45,10 +45,10 @@ class Tensor:
     """A tensor without values.
 
     Attributes:
-        num_bytes: of its elements.
-        memory: where they are; None: the tensor was cleared.
-        node: what made it, and ``slot``, its number among the outputs. None: an input, or a tensor
-            that was made while nothing was recorded.
+        num_bytes: bytes of its elements.
+        memory: the memory that holds them; None after ``clear``.
+        node: the operator that produced it, and ``slot``, its index among the outputs. None for an
+            input or a tensor produced without recording.
     """
 
     __slots__ = ("memory", "node", "num_bytes", "slot")
@@ -59,7 +59,7 @@ class Tensor:
         self.num_bytes, self.memory, self.node, self.slot = num_bytes, memory, node, slot
 
     def clear(self) -> None:
-        """Lets go of the memory, which views may still hold."""
+        """Drops the reference to the memory, which views may still hold."""
         self.memory = None
 
     def detach(self) -> Tensor:
@@ -72,9 +72,9 @@ class Parameter(Tensor):
 
     Attributes:
         name: in the model.
-        gradient: what was accumulated; None: nothing yet.
-        hook: what a gradient becomes before it is accumulated.
-        on_gradient: called after each accumulation, as Paddle's backward hooks are.
+        gradient: the accumulated gradient; None if there is none yet.
+        hook: maps a gradient before it is accumulated.
+        on_gradient: called after each accumulation, like Paddle's backward hooks.
     """
 
     __slots__ = ("gradient", "hook", "name", "on_gradient")
@@ -147,7 +147,7 @@ class Node:
 
 
 class Tape:
-    """Counts what is allocated, by term, and keeps the peaks.
+    """Counts allocated bytes by term, and records the peaks.
 
     Args:
         granularity: bytes of which each allocation is a multiple.
@@ -155,10 +155,10 @@ class Tape:
     Attributes:
         allocated: bytes now.
         terms: the same by term.
-        is_recording: whether operators keep what their backward passes need.
-        part: of the model that runs; ``parts`` keeps a peak for each. Backward passes of operators
-            belong to the part in which the operators were recorded.
-        phase: what the step does now.
+        is_recording: whether operators save tensors for their backward passes.
+        part: the running part of the model; ``parts`` has a peak for each. The backward pass of an
+            operator belongs to the part in which the operator was recorded.
+        phase: the current phase of the step.
     """
 
     def __init__(self, granularity: int = 1) -> None:
@@ -189,7 +189,7 @@ class Tape:
             self._parts[key] = Peak(self.allocated, dict(self.terms))
 
     def enter(self, part: Part, phase: str | None = None) -> None:
-        """From now on peaks are those of ``part``, and of ``phase`` if it is given."""
+        """Attributes peaks from now on to ``part``, and to ``phase`` if it is given."""
         if self._is_highest:
             self._note()
         self.part = part
@@ -222,13 +222,13 @@ class Tape:
     def record(
         self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], backward: Backward
     ) -> None:
-        """Makes ``outputs`` results of an operator.
+        """Records ``outputs`` as the results of an operator.
 
         Args:
-            inputs: what gradients go to.
+            inputs: tensors and parameters that receive gradients.
             outputs: tensors without history.
-            backward: given the gradients of the outputs, each a tensor or None, returns those of
-                the inputs. What it refers to is kept until it has run.
+            backward: maps the gradients of the outputs, each a tensor or None, to those of the
+                inputs. The tensors that it refers to are kept until it has run.
         """
         is_wanted = any(each.node is not None or isinstance(each, Parameter) for each in inputs)
         if self.is_recording and is_wanted:
@@ -254,7 +254,7 @@ class Tape:
         keeps: bool = False,
         turns: int = 0,
     ) -> list[Tensor | None]:
-        """``function(*inputs)``, of which only the inputs are kept until the backward pass.
+        """``function(*inputs)`` with activation recomputation: only the inputs are saved.
 
         That runs the function again, and then the backward passes of its operators.
 
@@ -287,7 +287,7 @@ class Tape:
 
 
 class _Leaf(Node):
-    """Where a backward pass ends: keeps the gradient that arrives."""
+    """A leaf of the graph: stores the gradient that arrives."""
 
     __slots__ = ("gradient",)
 
@@ -301,7 +301,7 @@ class _Leaf(Node):
 
 
 def gradient_of(leaf: Tensor) -> Tensor | None:
-    """What has arrived at a tensor of ``leaf_of``."""
+    """The gradient that arrived at a tensor of ``leaf_of``."""
     assert isinstance(leaf.node, _Leaf)
     return leaf.node.gradient
 

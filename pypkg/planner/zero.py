@@ -1,8 +1,8 @@
-"""Gradients and optimizer state of the ZeRO stages: of parallel/optimizer/zero/stages.py.
+"""Gradients and optimizer state of the ZeRO stages, as in parallel/optimizer/zero/stages.py.
 
-Each class holds the parameters of a rank on the tape, takes their gradients as backward passes make
-them, and allocates what an update allocates. Optimizer state does not change within a step and is
-counted apart (``state``). Stage 3 is in sliced_layers.py.
+Each class holds the parameters of a rank on the tape, receives their gradients from the backward
+passes, and allocates what an update allocates. Optimizer state does not change within a step and is
+counted separately (``state``). Stage 3 is in sliced_layers.py.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ WEIGHTS, MASTER_WEIGHTS, MOMENTS, BUCKETS = "weights", "master weights", "moment
 BUCKET_BYTES = 128 * 2**20  # data_parallel.py and gradient_reducer.py have the same
 ALIGNMENT = 256  # bytes; of fleet's flat storages and of gradient_reducer.py
 IN_FLIGHT = 2  # gradient_reducer.py
-# What the operators of a rule hold while they run, in bytes of an element: of all that it updates
-# at once, and of the largest parameter, in float32, in 16 bits with master weights and without.
+# Temporary bytes of a rule's operators: per element of all that it updates at once, and per element
+# of the largest parameter in float32, in 16 bits with master weights, and in 16 bits without.
 # Counted on a CPU with one to four matrices (tests/planner/time/test_update_memory.py).
 _WORKSPACES = {
     "adamw": (0, (0, 0, 20)),
@@ -64,11 +64,11 @@ def aligned(elements: int, item: int) -> int:
 
 
 def owners(shapes: Sequence[ParameterShape], ranks: int, is_sorted: bool) -> list[int]:
-    """The owner of each parameter: in turn the rank that has the fewest elements, as fleet does.
+    """The owner of each parameter: one after another goes to the rank with the fewest elements.
 
     Args:
-        is_sorted: the largest come first (DygraphShardingOptimizer, stage 1), not in the order of
-            the model (GroupShardedOptimizerStage2).
+        is_sorted: whether the largest parameters come first (fleet's DygraphShardingOptimizer,
+            stage 1) instead of the order of the model (GroupShardedOptimizerStage2).
     """
     order = list(range(len(shapes)))
     if is_sorted:
@@ -92,7 +92,7 @@ class Stage0:
     """Whole parameters, gradients and state on every rank.
 
     Args:
-        shapes: of this rank's parameters, in the order of the model.
+        shapes: shapes of this rank's parameters, in the order of the model.
 
     Attributes:
         parameters: by name.
@@ -129,10 +129,10 @@ class Stage0:
         return function()
 
     def begin_recompute(self, last: str, incoming: list[Tensor | None]) -> None:
-        """Layers up to ``last`` are about to run again: its backward pass has begun."""
+        """Called when the backward pass of ``last`` has begun, before its layers are recomputed."""
 
     def owned(self) -> list[ParameterShape]:
-        """What this rank updates; a slice has the size of the slice."""
+        """The parameters that this rank updates; a sliced one with the size of its slice."""
         return list(self._shapes)
 
     def state(self) -> dict[str, int]:
@@ -154,12 +154,12 @@ class Stage0:
         """A forward pass of a micro batch begins."""
 
     def accumulate_all(self) -> None:
-        """What backward passes leave in the end."""
+        """Accumulates all gradients, as after the backward passes of a step."""
         for parameter in reversed(self.parameters.values()):
             parameter.accumulate(self._ops.like(parameter, GRADIENTS))
 
     def wait(self) -> None:
-        """Until no message of the passes is under way."""
+        """Waits for the messages of the passes."""
 
     def step(self) -> None:
         """Averages, clips and updates."""
@@ -232,7 +232,7 @@ class Stage1(Stage0):
 
 @dataclass(eq=False)
 class _Bucket:
-    """As in gradient_reducer.py."""
+    """A bucket of gradient_reducer.py."""
 
     owner: int
     names: list[str]

@@ -53,12 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--checksums", action="store_true",
-        help="read all files of the checkpoints; by default their sizes alone are compared",
+        help="verify the checksums of all checkpoint files; by default only sizes are compared",
     )  # fmt: skip
     parser.add_argument(
         "--points", type=int, default=2000, metavar="N",
-        help="most points of a curve; of a longer one the least and greatest values of each part "
-        "stay; by default 2000",
+        help="maximum number of points of a curve; a longer curve keeps the minimum and the "
+        "maximum of each interval; by default 2000",
     )  # fmt: skip
     return parser
 
@@ -81,7 +81,7 @@ def _watch(options: argparse.Namespace, folders: list[Path]) -> int:
     for name, given in (("--output", options.output), ("--checksums", options.checksums)):
         if given:
             raise UserError(f"{name} has no effect with --watch; leave one of them out")
-    collect(folders, points=options.points)  # so that a wrong folder ends the command here
+    collect(folders, points=options.points)  # a wrong folder ends the command here
     server = PageServer(lambda: collect(folders, points=options.points, is_live=True), options.port)
     print(f"{server.address} until Ctrl-C", flush=True)
     with server, suppress(KeyboardInterrupt):

@@ -1,7 +1,7 @@
 """Reads the output_dir of runs into a ``Document``.
 
-A run may go on meanwhile, and parts of an older or a damaged one may be missing or unreadable: what
-cannot be read is listed in ``Run.problems``, and the rest is shown.
+The run may still be in progress, and parts of an older or a damaged run may be missing. What cannot
+be read is listed in ``Run.problems``; the rest is shown.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ def collect(
     """The document of the runs in ``folders``, in this order.
 
     Args:
-        points: the most points of a curve.
-        checks: of the checkpoints; "checksums" reads all their files, "sizes" none.
-        is_live: whether the page asks for newer documents.
+        points: maximum number of points of a curve.
+        checks: how checkpoints are verified: "checksums" reads all files, "sizes" only compares
+            their sizes.
+        is_live: whether the page polls a server for newer documents.
 
     Raises:
         UserError: a folder holds no run.
@@ -56,7 +57,7 @@ def collect(
 
 
 def unique_names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as many as it takes to tell the paths apart."""
+    """The shortest suffixes of the paths that differ; equal paths are numbered."""
     paths = [folder.absolute().parts for folder in folders]
     for length in range(1, max(map(len, paths), default=0) + 1):
         names = ["/".join(path[-length:]) for path in paths]
@@ -133,7 +134,7 @@ def saved_settings(folder: Path, info: RunInfo | None) -> Mapping[str, Any]:
 
 
 def _summary(folder: Path) -> Mapping[str, Any]:
-    """What the run wrote at its end; empty while it goes on, or has started anew."""
+    """The summary that the run wrote at its end; empty if it is in progress or was restarted."""
     file, start = folder / SUMMARY_FILE, folder / RUN_INFO_FILE
     if not file.is_file() or (start.is_file() and start.stat().st_mtime > file.stat().st_mtime):
         return {}
@@ -154,7 +155,7 @@ def _text(value: Any) -> str:
 
 
 def _figures(rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
-    """The last value of each metric that stands at the head of the page, as text."""
+    """The last value of each headline metric, as text, by title."""
     found = {}
     for name, (title, form) in _FIGURES.items():
         values = [row[name] for row in rows if name in row]

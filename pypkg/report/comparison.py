@@ -1,8 +1,7 @@
-"""Compares what two runs have logged, step by step, and what may explain a difference.
+"""Compares the logged metrics of two runs step by step, and lists what may explain a difference.
 
-A run may hold rows of metrics.jsonl that the other lacks, since it logged other steps or ended
-earlier. Only steps that both runs have are compared. The loss of a row is a mean over the steps
-since the row before it, so it is compared only where these are the same steps in both runs.
+Only steps that both runs logged in metrics.jsonl are compared. The loss of a row is the mean over
+the steps since the previous row, so it is compared only where both runs average the same steps.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from pypkg.training.ledger import Event, current_events
 from pypkg.training.reporting.reporters import METRICS_FILE, read_metrics
 from pypkg.training.reporting.run_info import RunInfo, read_run_info
 
-# What a repetition of a run reproduces. NAME/PART, such as the loss of a corpus, belongs to NAME.
+# Metrics that a repeated run reproduces. NAME/PART, such as the loss of a corpus, counts as NAME.
 METRICS = ("loss", "eval_loss", "grad_norm", "learning_rate", "consumed_tokens")
 _MEAN_SINCE_LAST_ROW = "loss"
-# Settings that say where a run writes, and change no loss.
-_OF_THE_FOLDER = {"output_dir", "logging_dir", "run_name"}
+# These settings say where a run writes. They do not affect the loss.
+_OUTPUT_SETTINGS = {"output_dir", "logging_dir", "run_name"}
 
-_Point = tuple[int, float]  # the first of the steps that a value belongs to, and the value
+_Point = tuple[int, float]  # the first step that a value covers, and the value
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ class MetricComparison:
 
     Attributes:
         compared: number of steps at which the values of both runs belong to the same steps.
-        first: at the first step beyond the tolerance; None if there is none.
-        largest: the largest one, also within the tolerance; None if all values are equal.
+        first: the first difference beyond the tolerance; None if there is none.
+        largest: the largest difference, even if within the tolerance; None if all values are equal.
     """
 
     name: str
@@ -61,7 +60,7 @@ class MetricComparison:
 
 @dataclass(frozen=True)
 class Differing:
-    """A setting, a version or a size that is not the same; None where a run has none of it."""
+    """A setting, version or size that differs; None is the value of a run that lacks it."""
 
     name: str
     a: Any
@@ -83,12 +82,12 @@ class Comparison:
     """Two runs, a and b.
 
     Attributes:
-        names: of the runs.
+        names: names of the runs.
         last_steps: the last logged step of each.
-        metrics: those that at least one run has; of parts (NAME/PART) those that differ.
-        first_step: the first step at which a metric differs; None for runs that are equal.
-        settings: those that differ, then what differs of the model, layout and environment.
-        events: of both ledgers up to ``first_step``, or up to the last step that was compared.
+        metrics: the METRICS that at least one run has, and the parts (NAME/PART) that differ.
+        first_step: the first step at which a metric differs; None if the runs are equal.
+        settings: differing settings, then differing fields of model, layout and environment.
+        events: events of both ledgers up to ``first_step``, or up to the last compared step.
     """
 
     names: tuple[str, str]
@@ -143,7 +142,7 @@ def compare(a: Path, b: Path, tolerance: float = 0.0) -> Comparison:
 
 
 def _points(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[int, _Point]]:
-    """By metric and step: the first step that the value belongs to, and the value."""
+    """The points of each metric, by metric and step."""
     found: dict[str, dict[int, _Point]] = {}
     last = 0
     for row in rows:
@@ -188,12 +187,12 @@ def _differing(kind: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Di
     return [
         Differing(kind + name, a.get(name), b.get(name))
         for name in sorted(a.keys() | b.keys())
-        if a.get(name) != b.get(name) and name not in _OF_THE_FOLDER
+        if a.get(name) != b.get(name) and name not in _OUTPUT_SETTINGS
     ]
 
 
 def _differing_infos(a: RunInfo | None, b: RunInfo | None) -> list[Differing]:
-    """Of runs that both have a run_info.json, what differs beside the settings."""
+    """Differing fields of model, layout and environment, if both runs have a run_info.json."""
     if a is None or b is None:
         return []
     kinds = ("model", "layout", "environment")
@@ -215,6 +214,6 @@ def _events(names: Sequence[str], folders: Sequence[Path], last: int) -> list[Ru
 
 
 def _concerned_step(event: Event) -> int | None:
-    """The first step that an event concerns: of a rollback, the step of its checkpoint."""
+    """The first step that an event concerns; for a rollback, the step of its checkpoint."""
     steps = [event[key] for key in ("step", "to_step") if event.get(key) is not None]
     return min(steps, default=None)

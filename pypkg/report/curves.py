@@ -17,8 +17,8 @@ class _Chart(NamedTuple):
     unit: str
 
 
-# Charts in the order of the page. A curve belongs to the chart of its name; NAME/CORPUS belongs to
-# that of "NAME/". Metrics that are not listed have a chart of their own.
+# Charts in the order of the page. A curve belongs to the chart of its name, and NAME/CORPUS to the
+# chart of "NAME/". Other metrics have a chart of their own.
 _CHARTS = {
     "loss": _Chart("Loss", "nats per token"),
     "eval_loss": _Chart("Loss", "nats per token"),
@@ -31,7 +31,7 @@ _CHARTS = {
     "peak_memory_gib": _Chart("Peak memory", "GiB, rank 0"),
     "data_wait_seconds_per_step": _Chart("Wait for data", "seconds per step"),
 }
-# Perplexity is the exponential of a curve that is shown, and the times of the start are one point.
+# Perplexity is the exponential of the validation loss, which is drawn.
 _NOT_DRAWN = {_STEP, _TOKENS, "eval_perplexity"}
 
 
@@ -39,21 +39,21 @@ def curves(rows: Sequence[Mapping[str, float]], points: int) -> list[Curve]:
     """The curves of ``rows`` of metrics.jsonl, in the order of the page.
 
     Args:
-        points: the most points of a curve. A longer one is divided into parts of equally many
-            points, of which the least and the greatest value stay, so that no spike is lost.
+        points: maximum number of points of a curve. A longer curve is divided into intervals of
+            equal length and keeps the minimum and maximum of each, so that no spike is lost.
     """
     tokens_at = TokensOfSteps(rows)
     columns: dict[str, tuple[list[int], list[float]]] = {}
     for row in rows:
         for name, value in row.items():
-            if name not in _NOT_DRAWN and not name.startswith("start_"):
+            if name not in _NOT_DRAWN and not name.startswith("start_"):  # one point each
                 steps, values = columns.setdefault(name, ([], []))
                 steps.append(int(row[_STEP]))
                 values.append(float(value))
     found = []
     for name in sorted(columns, key=_place):
         steps, values = columns[name]
-        kept = _kept(values, points)
+        kept = _downsampled(values, points)
         some_steps = [steps[each] for each in kept]
         chart = _CHARTS.get(_key(name), _Chart(name, ""))
         found.append(
@@ -66,7 +66,7 @@ def curves(rows: Sequence[Mapping[str, float]], points: int) -> list[Curve]:
 
 
 class TokensOfSteps:
-    """Maps steps to the tokens consumed up to them, linearly between the rows that tell."""
+    """Maps steps to consumed tokens, interpolated linearly between the rows that log them."""
 
     def __init__(self, rows: Sequence[Mapping[str, float]]) -> None:
         known = {0: 0.0} | {int(row[_STEP]): row[_TOKENS] for row in rows if _TOKENS in row}
@@ -74,7 +74,7 @@ class TokensOfSteps:
         self._tokens = [known[step] for step in self._steps]
 
     def __call__(self, steps: Sequence[int]) -> list[float | None]:
-        """Tokens at each of ``steps``; None beyond the last row that tells."""
+        """Tokens consumed at each of ``steps``; None after the last row that logs them."""
         if not len(steps):
             return []
         found = np.interp(steps, self._steps, self._tokens)
@@ -93,8 +93,8 @@ def _place(name: str) -> tuple[int, str]:
     return (names.index(key) if key in _CHARTS else len(names), name)
 
 
-def _kept(values: Sequence[float], points: int) -> list[int]:
-    """Indices of the values that stay: first, last, least and greatest of each part."""
+def _downsampled(values: Sequence[float], points: int) -> list[int]:
+    """Indices of the values to draw: first and last, minimum and maximum of each interval."""
     if len(values) <= points:
         return list(range(len(values)))
     numbers = np.asarray(values)

@@ -1,7 +1,6 @@
 """What the page of a run shows, as one typed document.
 
-The page receives it as JSON. A number that is NaN or infinite is None there, since JSON has no such
-numbers.
+The page receives it as JSON, where None stands for NaN and infinite numbers.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ class Curve:
     """A metric over the steps of a run.
 
     Attributes:
-        name: of the metric in metrics.jsonl, such as "loss" or "eval_loss/books".
+        name: name of the metric in metrics.jsonl, such as "loss" or "eval_loss/books".
         chart: title of the chart that shows it.
-        unit: of the values; empty for plain numbers.
-        steps, tokens, values: of each point; tokens are those consumed up to the step, None where
-            the run does not tell.
-        points: number of points in metrics.jsonl, of which ``values`` may be a part.
+        unit: unit of the values; empty for plain numbers.
+        steps, tokens, values: one entry per point. Tokens are those consumed up to the step, None
+            if the run did not log them.
+        points: number of points in metrics.jsonl; ``values`` may have fewer.
     """
 
     name: str
@@ -40,10 +39,10 @@ class Mark:
     """An event of the ledger, or a checkpoint, at its place on the curves.
 
     Attributes:
-        kind: of the event, such as "rollback"; "checkpoint" for a checkpoint.
-        step, tokens: None where the event belongs to no step.
-        time: in UTC, ISO 8601; empty where it is not known.
-        text: the other fields of the event, for a person.
+        kind: kind of the event, such as "rollback"; "checkpoint" for a checkpoint.
+        step, tokens: None if the event belongs to no step.
+        time: UTC, ISO 8601; empty if unknown.
+        text: the other fields of the event, as readable text.
     """
 
     kind: str
@@ -68,8 +67,8 @@ class CheckpointRow:
     """A checkpoint folder.
 
     Attributes:
-        num_bytes: of all files that its manifest lists; None without a manifest.
-        saved: UTC, ISO 8601.
+        num_bytes: size of all files that its manifest lists; None without a manifest.
+        saved: time of writing, UTC, ISO 8601.
         verdict: "whole", "damaged", "a whole part", or why it cannot be verified.
         damage: one sentence for each fault.
     """
@@ -124,7 +123,7 @@ class Layout:
     Attributes:
         text: the axes with more than one rank.
         replicas: title of each row of ranks: the data-parallel and sharding coordinates.
-        hosts: of each rank, by rank; empty for one process.
+        hosts: host of each rank; empty for one process.
     """
 
     text: str
@@ -136,14 +135,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its output_dir tells it.
+    """A run, as read from its output_dir.
 
     Attributes:
         name: unique among the runs of a document.
-        step: completed steps, of ``max_steps``, which is None where no settings were saved.
+        step: number of completed steps.
+        max_steps: None if the run saved no settings.
         ended: whether the run wrote a summary of its last step.
         updated: when metrics.jsonl was last written, UTC, ISO 8601.
-        figures: the headline: name to text.
+        figures: headline figures as text, by title.
         problems: what could not be read, one sentence each.
     """
 
@@ -167,7 +167,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Document:
-    """Everything on a page. ``is_live``: a server gives newer documents."""
+    """Everything on a page. ``is_live``: the page polls a server for newer documents."""
 
     version: str
     created: str

@@ -21,8 +21,8 @@ def layout_of(
 
     Args:
         saved: ``mesh.Degrees`` by name.
-        num_layers: of the model; None where it is not known.
-        hosts: of each rank, or empty.
+        num_layers: number of layers of the model; None if unknown.
+        hosts: host of each rank, or empty.
     """
     names = {field.name for field in dataclasses.fields(Degrees)}
     try:
@@ -72,7 +72,7 @@ def _stage_titles(degrees: Degrees, num_layers: int | None) -> list[str]:
         return names
     try:
         chunks = cut(num_layers, stages, degrees.virtual_stages)
-    except UserError:  # the model of another run
+    except UserError:  # fewer layers than model chunks
         return names
     titles = []
     for stage, name in enumerate(names):

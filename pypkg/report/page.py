@@ -19,9 +19,9 @@ _SCRIPTS = (
 
 
 def render(document: Document) -> str:
-    """An HTML document that loads nothing: it works from a disk, without a network.
+    """The page as one HTML document that loads no other file, so it works offline.
 
-    What a run has written appears in it as JSON alone, which the scripts put into the page as text.
+    Data of the runs are embedded as JSON only. The scripts insert them into the page as text.
     """
     runs = ", ".join(run.name for run in document.runs)
     parts = {
@@ -38,7 +38,7 @@ def render(document: Document) -> str:
 
 
 def _inside_script(text: str) -> str:
-    """JSON that ends no script element: "<" stands in its strings alone, and may be escaped."""
+    """Escapes "<", so that no string ends the script element. JSON has "<" only in strings."""
     return text.replace("<", "\\u003c")
 
 

@@ -21,19 +21,19 @@ from pypkg.training.ledger import Event
 from pypkg.training.reporting.reporters import SAMPLES_FILE
 
 _GIB = 2**30
-_OF_A_MARK = {"event", "step", "time", "digest"}  # shown by themselves, or of no use to a person
+_NOT_IN_TEXT = {"event", "step", "time", "digest"}  # shown separately, or of no use to a reader
 
 
 def time_text(seconds: float) -> str:
-    """A time of a file in UTC, ISO 8601."""
+    """A file time, in seconds since the epoch, as UTC in ISO 8601."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
 
 
 def checkpoint_rows(output_dir: Path, checks: str) -> list[CheckpointRow]:
-    """The checkpoints of a run, oldest first, then those that it has set aside.
+    """The checkpoints of a run, oldest first, then the damaged ones that it set aside.
 
     Args:
-        checks: "checksums" reads every file, "sizes" looks at their lengths.
+        checks: "checksums" reads every file, "sizes" only compares sizes.
     """
     folders = [folder for _, folder in checkpoints(output_dir)]
     folders += sorted(output_dir.glob(f"{DAMAGED_PREFIX}checkpoint-*"))
@@ -41,7 +41,7 @@ def checkpoint_rows(output_dir: Path, checks: str) -> list[CheckpointRow]:
 
 
 def _checkpoint_row(folder: Path, checks: str) -> CheckpointRow | None:
-    """None where the run removes the checkpoint at this moment."""
+    """The row of a checkpoint; None if the run removes the checkpoint meanwhile."""
     name, step = folder.name, step_in_name(folder)
     try:
         report = verify(folder, checks)
@@ -73,7 +73,7 @@ def _checkpoint_row(folder: Path, checks: str) -> CheckpointRow | None:
 def marks(
     events: Sequence[Event], rows: Sequence[CheckpointRow], tokens_at: TokensOfSteps
 ) -> list[Mark]:
-    """The events of the ledger and the checkpoints, in the order of their times."""
+    """The events of the ledger and the checkpoints, in chronological order."""
     found = [
         _mark(event["event"], event["step"], event["time"], event_text(event), tokens_at)
         for event in events
@@ -92,8 +92,8 @@ def _mark(kind: str, step: int | None, time: str, text: str, tokens_at: TokensOf
 
 
 def event_text(event: Event) -> str:
-    """The fields of an event; of two layouts, what differs."""
-    fields = {name: value for name, value in event.items() if name not in _OF_A_MARK}
+    """The fields of an event as text; of two layouts, only the axes that differ."""
+    fields = {name: value for name, value in event.items() if name not in _NOT_IN_TEXT}
     if isinstance(fields.get("layout"), dict):
         fields["layout"] = layout_text(fields["layout"])
     before, after = fields.get("before"), fields.get("after")
@@ -142,7 +142,7 @@ def samples(output_dir: Path) -> list[Sample]:
 def plan_rows(plan: Mapping[str, Any] | None, rows: Sequence[Mapping[str, float]]) -> list[PlanRow]:
     """The planned memory and speed of the first rank beside those of ``rows`` of metrics.jsonl.
 
-    The measured speed is the median of the log lines, without the first one, a warm-up.
+    The measured speed is the median over the log lines; the first is left out as a warm-up.
     """
     if plan is None:
         return []

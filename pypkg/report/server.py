@@ -1,4 +1,4 @@
-"""Serves the page of runs that go on, to browsers on this machine alone."""
+"""Serves the page of runs in progress, to browsers on this machine only."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pypkg.report.page import render
 logger = logging.getLogger("pypkg")
 
 LOOPBACK = "127.0.0.1"
-_LEAST_SECONDS = 1.0  # between two readings of the folders
-# A page elsewhere could give a name of its own the address of this machine (DNS rebinding).
+_LEAST_SECONDS = 1.0  # between two reads of the folders
+# Other Host headers are refused: a foreign site can point its name at this machine (DNS rebinding).
 _HOSTS = ("localhost", LOOPBACK, "[::1]")
 
 
@@ -51,7 +51,7 @@ class PageServer(ThreadingHTTPServer):
         return f"http://{LOOPBACK}:{self.server_port}/"
 
     def document(self) -> Document:
-        """The document, not older than a second."""
+        """The newest document, at most a second old."""
         with self._lock:
             now = time.monotonic()
             if self._newest is None or now - self._newest[0] >= _LEAST_SECONDS:

@@ -9,7 +9,7 @@ from typing import Any
 from pypkg.config import Settings
 from pypkg.report.document import SettingRow
 
-# Settings whose values other settings take by default (``Settings.__post_init__``).
+# Settings from which defaults of others are derived (``Settings.__post_init__``).
 _SOURCES_OF_DEFAULTS = (
     "model_name_or_path",
     "max_steps",
@@ -22,9 +22,9 @@ _SOURCES_OF_DEFAULTS = (
 def setting_rows(saved: Mapping[str, Any]) -> list[SettingRow]:
     """Each setting that a run saved, sorted by name.
 
-    A default that follows from another setting, as that of ``decay_steps`` from ``max_steps``,
-    follows from the run's own value of that setting. A setting that this version does not know
-    counts as changed.
+    A default that is derived from another setting (``decay_steps`` from ``max_steps``) is derived
+    from the run's value of that setting. A setting that this version does not know counts as
+    changed.
 
     Args:
         saved: settings by name, as ``Settings.to_json`` writes them.

@@ -1,8 +1,9 @@
 """``python -m pypkg.bench checkpoint``: saving and loading under each layout.
 
-A round is a save that is awaited, one that is not, loading, and ``dd`` with fsync, which writes as
-many bytes; in every other round ``dd`` comes first. The ranks of a layout are processes of this
-machine. torch.distributed.checkpoint, where there is torch, saves as many bytes in one process.
+A round is a blocking save, an asynchronous save, loading, and ``dd`` with fsync, which writes the
+same number of bytes; in every other round ``dd`` comes first. The ranks of a layout are processes
+of this machine. If torch is installed, torch.distributed.checkpoint saves the same number of bytes
+in one process.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ def run_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
 def summary(layout: str, rounds: Sequence[Round]) -> dict[str, Any]:
     """A row of the result: medians and quartiles over the rounds, in seconds.
 
-    ``of_disk`` is the time of ``dd``, divided by that of the awaited save of the same round. The
-    first save of a process that goes on meanwhile is apart from the later ones, if there are any.
+    ``of_disk`` is the time of ``dd`` divided by that of the blocking save of the same round. The
+    first asynchronous save is reported separately if there are later ones.
     """
     row: dict[str, Any] = {"layout": layout, "bytes": rounds[0]["bytes"]}
     if "async" in rounds[0]:

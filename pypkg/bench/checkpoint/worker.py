@@ -1,7 +1,7 @@
 """One rank of ``checkpoint``: saves and loads a model with optimizer state, under a layout.
 
-The argument is a JSON object. Rank 0 prints one JSON object for each round; what a rank alone knows
-is that of the rank with the largest value.
+The argument is a JSON object. Rank 0 prints one JSON object for each round. Of values that differ
+between ranks it prints the largest.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ class _Run:
         self._disk_alone()
 
     def measure(self, disk_first: bool) -> dict[str, Any]:
-        """One round: a save that is awaited, one that is not, loading, and the disk alone.
+        """One round: a blocking save, an asynchronous save, loading, and ``dd``.
 
         Args:
-            disk_first: whether the disk alone comes first, so that neither always finds it idle.
+            disk_first: whether ``dd`` comes first, so that neither always finds the disk idle.
         """
         from pypkg.models.weights.tensor_writer import ThreadWriter
         from pypkg.models.weights.writer_process import ProcessWriter

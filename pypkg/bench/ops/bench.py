@@ -54,9 +54,9 @@ class Limits:
         """Measures the seconds that each pass would take at the limit.
 
         Args:
-            bound: of a case.
-            work: of each pass.
-            dtype: of the case.
+            bound: limiting resource of a case.
+            work: work of each pass.
+            dtype: dtype of the case.
         """
         if bound == "compute":
             rate = matmul_rate(self.matmul, runs=3)

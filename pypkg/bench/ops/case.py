@@ -82,11 +82,11 @@ class BenchmarkCase(Generic[Method]):
         op: name in the report: a function of ``pypkg.ops`` with its variant, as in
             "rms_norm+residual"; a key of ``work.COUNTED``.
         shape: label of the shape in the report.
-        work: of each pass.
+        work: work of each pass.
         baselines: the implementations; the first one is ours.
         method: creates the inputs, and runs and validates the baselines: ``Differentiated``,
             ``InPlaceUpdate`` and ``NormalFill`` for operators, ``KernelComparison`` for kernels.
-        dtype: of the tensors whose dtype varies with the case.
+        dtype: dtype of the tensors whose dtype varies with the case.
         bound: limit of the machine that times are compared with: "memory", "memory in place",
             "compute", or "memory and compute".
         passes: the passes to report; empty: those of ``work``, and their sum if there are two.

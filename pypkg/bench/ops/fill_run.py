@@ -1,4 +1,4 @@
-"""Validation and timing of what overwrites a tensor with normal random numbers."""
+"""Validation and timing of operators that overwrite a tensor with normal random numbers."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _MOMENTS = {
     "mean cube": (0.0, 15.0),
     "mean fourth power": (3.0, 96.0),
 }
-_STANDARD_ERRORS = 6.0  # a right moment is further off once in 5 x 10^8
+_STANDARD_ERRORS = 6.0  # a correct generator exceeds this once in 5 x 10^8
 _FLOAT32_ROUNDING = 1e-6  # of a moment; rounding to bfloat16 adds less than its random error
 
 
 @dataclass(frozen=True)
 class NormalFill:
-    """Runs what overwrites a tensor with normal numbers of mean 0.
+    """Runs operators that overwrite a tensor with normal numbers of mean 0.
 
     The function of a baseline gets the tensor. Baselines make different numbers, so validation
     compares their moments with those of the normal distribution.
 
     Args:
-        shape: of the tensor, which has the dtype of the case.
+        shape: shape of the tensor, which has the dtype of the case.
         deviation: the standard deviation that the functions are asked for.
     """
 

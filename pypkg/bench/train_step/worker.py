@@ -2,10 +2,9 @@
 
 The Python of PaddleNLP's environment runs this file by its path and has no pypkg.
 
-
 Protocol: the argument is a JSON object. Standard output has one JSON object per line, first the
 rate of a matrix product, then the result of each step. The process ends with its standard input.
-A step calls the function that it is given between its backward pass and its update.
+A step calls the function given to it between its backward pass and its update.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def corpus_manifest(records: Mapping[str, FileRecord]) -> bytes:
     """The content of the manifest.
 
     Args:
-        records: of each file by suffix, such as ".bin".
+        records: size and checksum of each file by suffix, such as ".bin".
     """
     files = {suffix: asdict(record) for suffix, record in records.items()}
     return sealed_json({"format": _FORMAT, "checksum": ALGORITHM, "files": files})

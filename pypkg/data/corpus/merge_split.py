@@ -55,7 +55,7 @@ def split_corpus(
     Args:
         valid, test: number of documents of a part, or a share of all documents if below 1; 0: no
             such part.
-        seed: of a random choice; None takes the last documents, with the test part at the end.
+        seed: seed of a random choice; None takes the last documents, with the test part at the end.
 
     Returns:
         One message for each part.

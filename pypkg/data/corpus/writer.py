@@ -54,7 +54,7 @@ class IndexedDatasetWriter:
         """
         Args:
             prefix: path of the corpus without suffix.
-            dtype: of the tokens in the file, a value of ``files.DTYPES``.
+            dtype: dtype of the tokens in the file, a value of ``files.DTYPES``.
             loss_mask: also write ``<prefix>.lsm`` from the masks given to :meth:`add_tokens`.
 
         Raises:

@@ -129,7 +129,7 @@ def build_train_valid_test_datasets(
             order.
         seq_length: number of tokens that the model sees; a sample has one more.
         train_valid_test_num_samples: the least number of samples of each dataset.
-        seed: of the order of documents and samples; each dataset starts with it.
+        seed: seed of the order of documents and samples; each dataset starts with it.
         data_cache: folder of the index maps; None: ``index-cache`` beside the data.
         share_folder: whether all machines of the run see the same folders, see
             :class:`IndexCache`.

@@ -50,7 +50,7 @@ class GPTDataset(Dataset):
             first, end: sequences with at least one token in total.
             num_samples: the least number of samples.
             seq_length: number of tokens that the model sees.
-            seed: of the order of documents and samples.
+            seed: seed of the order of documents and samples.
             cache: reads and stores index maps; None builds them in memory.
             splits_string: the setting ``split``, by which PaddleNLP names its index maps.
 

@@ -52,8 +52,8 @@ class IndexCache:
         share_folder: whether all machines see the same folders. If so, rank 0 of the run builds;
             otherwise local rank 0 of each machine.
         time_limit: seconds to wait for another process.
-        rank: of this process in the run.
-        local_rank: of this process on its machine.
+        rank: rank of this process in the run.
+        local_rank: local rank of this process on its machine.
     """
 
     def __init__(

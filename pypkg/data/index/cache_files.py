@@ -3,8 +3,8 @@
 ``<name>.dsc`` is a JSON description of the arrays with a checksum of each, and is written last.
 Files get their final names when they are complete, so that a set with a ``.dsc`` is complete. The
 name determines the contents: processes that write the same set at the same time write the same
-bytes. Nobody waits for the disk, which would take a blend of many corpora seconds: what a crash of
-the machine loses of a file, the checksums notice, and the set is built again.
+bytes. Files are not synced to the disk, which would take seconds for a blend of many corpora. If a
+crash of the machine loses part of a file, its checksum fails and the set is built again.
 """
 
 from __future__ import annotations

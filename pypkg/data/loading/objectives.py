@@ -82,7 +82,7 @@ class BlankInfilling:
             end a generated span.
         two_dimensional: whether position_ids are [batch, 2, seq_length] instead of [batch,
             seq_length].
-        seed: of the random choices.
+        seed: seed of the random choices.
 
     Raises:
         UserError: ``seq_length`` is below 3.

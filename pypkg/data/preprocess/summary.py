@@ -23,7 +23,7 @@ class Summary:
         dropped: number of documents left out, by reason.
         lengths: histogram of documents: [n, count] for documents with n to 2 n - 1 tokens.
         vocab_size, tokenizer: size and file of the tokenizer.
-        dtype: of the tokens in the file.
+        dtype: dtype of the tokens in the file.
         outputs: size of each file in bytes, by name.
         seconds: duration of the run.
         fingerprint: digest of everything that the outputs depend on.

@@ -147,7 +147,7 @@ def read_added_tokens(folder: Path) -> dict[str, int]:
                 f"token {text[:40]!r} the id {str(number)[:40]!r}; expected a whole number from 0 "
                 f"to {MAX_VOCABULARY - 1}"
             )
-        if not text:  # which is everywhere in a text, so that the libraries never get to its end
+        if not text:  # it matches everywhere, so the libraries would never reach the end of a text
             raise UserError(
                 f"{folder}: {ADDED_TOKENS_FILE} or added_tokens_decoder of {CONFIG_FILE} gives the "
                 f"id {number} to an empty token; expected a token of one character or more"

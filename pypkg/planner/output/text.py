@@ -26,8 +26,8 @@ def describe(plan: Plan, tokens: float | None, price: float | None) -> list[str]
     """A plan as lines of text.
 
     Args:
-        tokens: of the whole run; None: days and price are left out.
-        price: of a GPU hour; None: the price is left out.
+        tokens: tokens of the whole run; None: days and price are left out.
+        price: price of a GPU hour; None: the price is left out.
     """
     return [*_head(plan), "", *_memory(plan), "", *_time(plan), *_cost(plan, tokens, price)]
 
@@ -69,7 +69,7 @@ def _head(plan: Plan) -> list[str]:
 
 
 def _memory(plan: Plan) -> list[str]:
-    """Terms by rank; the columns are pipeline stages."""
+    """A table of the memory terms; the columns are pipeline stages."""
     ranks = largest_of_each_stage(plan)
     names = list(dict.fromkeys(name for rank in ranks for name in rank.terms))
     several = len(ranks) > 1
@@ -136,7 +136,7 @@ def describe_search(found: Found, tokens: float | None, price: float | None) -> 
     """A search as lines of text: the layouts that fit, and why others do not.
 
     Args:
-        tokens, price: as of ``describe``.
+        tokens, price: as in ``describe``.
     """
     lines = [
         f"{'':>3}{'tokens/s':>9}{'MFU %':>7}{'GiB':>7}{'days' if tokens else '':>9}"

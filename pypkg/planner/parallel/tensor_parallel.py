@@ -22,7 +22,7 @@ class Shard:
     """The widths of the TP shard that one rank holds.
 
     Attributes:
-        config: of the whole model.
+        config: configuration of the whole model.
         degree, rank: of the tensor group.
     """
 
@@ -67,7 +67,7 @@ class TensorParallel:
     """Inputs and outputs of the layers that tensor parallelism divides.
 
     Args:
-        degrees: of the layout.
+        degrees: degrees of the layout.
     """
 
     def __init__(self, ops: Operators, degrees: Degrees) -> None:
@@ -88,7 +88,7 @@ class TensorParallel:
         return self._ops.linear(self.enter(x), weight, bias, outputs)
 
     def enter(self, x: Tensor) -> Tensor:
-        """What a column-parallel layer multiplies, from its input."""
+        """The operand of a column-parallel layer's product, from the layer's input."""
         if self.splits_tokens:
             return self.gather(x, sums=True)
         if self.degree == 1 or self._degrees.skip_identity:
@@ -161,16 +161,16 @@ class TensorParallel:
         return out
 
     def gather_gradient(self, incoming: list[Tensor | None]) -> None:
-        """The backward pass of a row-parallel layer's sum, which needs nothing that was saved.
+        """The backward pass of a row-parallel layer's sum, which needs no saved tensors.
 
-        It runs before the layer is recomputed, and then passes on what it has made.
+        It runs before the layer is recomputed; the recomputed layer reuses its result.
         """
         if self.splits_tokens and incoming[0] is not None:
             size = incoming[0].num_bytes * self.degree
             incoming[0] = self._ops.tape.empty(size, GRADIENTS)
 
     def sum_over_group(self, gradient: Tensor) -> Tensor:
-        """The hook of a parameter that the ranks of the group use for a part each."""
+        """The gradient hook of a parameter that is replicated while its uses are divided."""
         return self._ops.like(gradient, GRADIENTS)
 
     def sum_replicas(self, shard: Shard, gradient: Tensor) -> Tensor:

@@ -17,18 +17,18 @@ from pypkg.planner.search.plan import Plan, largest_term, make_plan, time_of, wh
 from pypkg.planner.time.step_time import Cluster
 
 _ROWS = (1, 2, 4, 8)
-_LEAST_TOKENS = 8192  # of a rank whose sequence is divided: shorter ones need no context axis
-_CHUNKS = 8  # of an interleaved stage, at most
+_LEAST_TOKENS = 8192  # tokens per rank; the context axis is not tried below
+_CHUNKS = 8  # maximum number of model chunks of a stage
 _SHOWN = 5
-_RECOMPUTE = ("", "full_attn", "full")  # from the fastest to the one that keeps least
-# State that no layout does without, in bytes per parameter in 16 bits: weights and gradients, of
-# which sharding divides the part that its stage says, and master weights; beside them moments.
+_RECOMPUTE = ("", "full_attn", "full")  # from the fastest to the one that saves most memory
+# State that every layout needs, in bytes per parameter in 16 bits: weights and gradients, which
+# sharding divides as its stage says, and master weights. Moments are added.
 _WEIGHT, _GRADIENT, _MASTER = 2, 2, 4
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout and micro batch, before it is known how much must be recomputed."""
+    """A layout and micro batch; the amount of recompute is not chosen yet."""
 
     degrees: Degrees
     stage: int
@@ -61,8 +61,9 @@ class Miss:
     """A layout that is too large.
 
     Attributes:
-        plan: of the layout.
-        way: the name of a change that makes it fit, and the plan with it; None: no single one does.
+        plan: the plan of the layout.
+        way: the name of a single change that makes it fit, and the plan with it; None if there is
+            no such change.
     """
 
     plan: Plan
@@ -70,7 +71,7 @@ class Miss:
 
     @property
     def reason(self) -> str:
-        """Why it does not fit, and what would do, in a few words."""
+        """By how much the layout exceeds the memory, and which change would make it fit."""
         text = reason(self.plan)
         if self.way is None:
             return f"{text}; no single change would do"
@@ -80,13 +81,13 @@ class Miss:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search has found.
+    """The result of a search.
 
     Attributes:
         fitting: fastest first.
         faster: layouts that would be faster than the first of ``fitting``, without the recompute
             that makes them fit; fastest first, at most ``_SHOWN``.
-        too_large: layouts that fit with no recompute, each with all of it, nearest first, at most
+        too_large: layouts that do not fit even with full recompute, the closest first, at most
             ``_SHOWN``.
         too_large_by_state: number of layouts whose weights and optimizer state alone do not fit.
     """
@@ -108,7 +109,7 @@ def search(
     """The fastest ``count`` layouts that fit, each with the least recompute that makes it fit.
 
     Every layout trains the same global batch. The search takes layouts in the order of the time
-    that they would take without recompute, and ends when no other one can be among the fastest.
+    that they would take without recompute, and ends when no other layout can be among the fastest.
 
     Args:
         base: settings of the run; those of the layout are replaced.
@@ -145,8 +146,10 @@ def search(
 def _candidates(
     base: Settings, config: ModelConfig, world: int, global_rows: int, cluster: Cluster
 ) -> tuple[list[tuple[float, int, Layout]], int]:
-    """Seconds without recompute, micro batches and layout, fastest first; and the number of layouts
-    that are too large by their state."""
+    """The candidates, fastest first, and the number of layouts whose state alone is too large.
+
+    A candidate is: seconds without recompute, micro batches, layout.
+    """
     found = []
     by_state = 0
     for layout in _layouts(config, world, cluster, base.max_seq_length):
@@ -164,7 +167,7 @@ def _candidates(
                 seconds = time_of(settings, config, each.degrees, cluster).seconds
                 choices.append((seconds, accumulation, each))
         found.append(choices[0])
-        # The fastest of the interleaved ones; the one that is not interleaved may take less memory.
+        # Only the fastest interleaved layout. The plain one stays too, as it may need less memory.
         fastest = min(choices, key=lambda each: each[0])
         if fastest is not choices[0]:
             found.append(fastest)
@@ -182,7 +185,7 @@ def _interleaved(layout: Layout, config: ModelConfig) -> Iterator[Layout]:
 
 
 def reason(plan: Plan) -> str:
-    """Why a plan does not fit, in a few words."""
+    """Why a plan does not fit, as a short text."""
     return f"{plan.short / 2**30:.1f} GiB short: {largest_term(plan)}"
 
 
@@ -233,7 +236,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def _least_state(base: Settings, layout: Layout, config: ModelConfig) -> float:
-    """Bytes of a rank that no recompute saves; at least."""
+    """Lower bound of the bytes of a rank that recompute cannot save."""
     degrees, z = layout.degrees, layout.degrees.sharding
     n = config.num_parameters() / (degrees.tensor * degrees.pipeline)
     weight = _WEIGHT / (z if layout.stage == 3 else 1)
@@ -253,8 +256,11 @@ def _until_it_fits(
     cluster: Cluster,
     limit: float,
 ) -> list[Plan]:
-    """Plans with more and more recompute, until one fits; empty: not planned yet, or none fits
-    that takes at most ``limit`` seconds."""
+    """Plans with increasing recompute, up to the first that fits.
+
+    Empty if the layout cannot be planned, or if the next plan would take more than ``limit``
+    seconds.
+    """
     tried: list[Plan] = []
     for recompute in _RECOMPUTE:
         settings = layout.settings(base, accumulation, recompute)
@@ -273,10 +279,10 @@ def _until_it_fits(
 def _plan(
     settings: Settings, config: ModelConfig, degrees: Degrees, cluster: Cluster
 ) -> Plan | None:
-    """The plan; None: interleaved stages do not fit, since others do not.
+    """The plan; None for an interleaved layout that does not fit even without interleaving.
 
-    Interleaved stages have more micro batches in flight. The first has most of them, the last the
-    logits. Those between them are alike, with fewer and fewer in flight, and are not planned.
+    Of interleaved stages, the first has the most micro batches in flight, and the last has the
+    logits. Those between them have fewer micro batches in flight and are not planned.
     """
     if degrees.virtual_stages == 1:
         return make_plan(settings, config, degrees, cluster)

@@ -11,11 +11,11 @@ from pypkg.parallel.mesh import Degrees
 from pypkg.planner.memory import MemoryPlan, RankMemory, plan_memory
 from pypkg.planner.time.step_time import Cluster, StepTime, plan_time
 
-# Bytes that a process uses beside tensors: context, NCCL, fragments. PaddleNLP's page of published
-# runs reports 2 to 3 GB; this is the upper end. It has not been measured with this package.
+# Bytes that a process uses besides tensors: CUDA context, NCCL, fragmentation. PaddleNLP's page of
+# published runs reports 2 to 3 GB; this is the upper end. It is not measured with this package.
 OUTSIDE = 3 * 10**9
-# Relative errors of a speed: the largest one against the published runs (A100 within a machine),
-# and an assumption elsewhere, where no run was compared.
+# Relative errors of the speed: the largest against the published runs (A100, one machine), and an
+# assumption for all other cases.
 PROVEN, UNPROVEN = 0.1, 0.25
 
 
@@ -37,17 +37,17 @@ class Plan:
 
     @property
     def capacity(self) -> int:
-        """Bytes that tensors of a rank may take."""
+        """Bytes available for the tensors of a rank."""
         return self.cluster.gpu.memory - OUTSIDE
 
     @property
     def largest(self) -> RankMemory:
-        """The rank that needs most."""
+        """The rank with the highest peak."""
         return self.memory.largest
 
     @property
     def short(self) -> int:
-        """Bytes above the capacity; negative: bytes that are left."""
+        """Bytes by which the peak exceeds the capacity; negative if it fits."""
         return self.largest.peak - self.capacity
 
     @property
@@ -109,10 +109,10 @@ def largest_term(plan: Plan) -> str:
 
 
 def what_would_do(plan: Plan) -> tuple[str, Plan] | None:
-    """The fastest change of one setting that makes the plan fit; None: no change does.
+    """The change of one setting that makes the plan fit at the highest speed; None if none does.
 
-    The changes are recompute, a smaller micro batch, and a higher ZeRO stage, also over ranks that
-    are data-parallel. Each keeps the global batch.
+    The changes are recompute, a smaller micro batch, and a higher ZeRO stage, also over the
+    data-parallel ranks. Each keeps the global batch.
 
     Returns:
         A name of the change, and the plan with it.

@@ -1,4 +1,4 @@
-"""The GPU that ``--gpu`` names: of the table, of a JSON file with its fields, or as measured.
+"""The GPU that ``--gpu`` names: an entry of the table, a JSON file, or a measured result.
 
 ``make gpu-day`` leaves docs/gpu_days/DATE.json, whose times become achieved rates here.
 """
@@ -72,9 +72,9 @@ def _described_gpu(given: dict[str, Any], path: Path) -> Gpu:
 
 
 def measured_gpu(day: Mapping[str, Any], source: str) -> Gpu:
-    """The GPU of a result of ``make gpu-day``: that of the table with the rates it has reached.
+    """The GPU of a result of ``make gpu-day``: the entry of the table with the measured rates.
 
-    A rate that the day has not measured stays that of the table.
+    A rate that was not measured keeps its value from the table.
 
     Raises:
         UserError: the table lacks the GPU, or the day has no times.

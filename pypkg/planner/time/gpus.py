@@ -1,4 +1,4 @@
-"""GPUs that can be planned for: memory and peak rates of data sheets, and efficiencies."""
+"""The GPUs that the planner knows: memory and peak rates of data sheets, and efficiencies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Product:
     flops_per_second: float
 
     def distance(self, shape: tuple[int, int, int]) -> float:
-        """Between two shapes: of the logarithms of their sizes, squared."""
+        """Squared distance of two shapes, in the logarithms of their sizes."""
         own = (self.rows, self.inputs, self.outputs)
         return sum(log(x / y) ** 2 for x, y in zip(own, shape, strict=True))
 
@@ -30,17 +30,17 @@ class Gpu:
 
     Attributes:
         memory_mib: MiB of memory, as nvidia-smi shows it.
-        matmul_flops: of matrix products in bfloat16 and float16.
+        matmul_flops: FLOP/s of matrix products in bfloat16 and float16.
         matmul_flops_float32: of float32 products outside tensor cores.
         bandwidth: bytes of device memory, read or written.
         link: bytes to other GPUs of the machine, in each direction.
         matmul_efficiency: fitted to PaddleNLP's Llama-2-7b run on A100, for all GPUs.
-        attention_efficiency: of matmul_flops in flash attention, forward and backward.
-        bandwidth_efficiency: of operators that move memory.
-        link_efficiency: of collectives.
+        attention_efficiency: share of matmul_flops in flash attention, forward and backward.
+        bandwidth_efficiency: bandwidth efficiency of operators that move memory.
+        link_efficiency: link efficiency of collectives.
         products: rates by shape, where they were measured; they take the place of
             matmul_efficiency.
-        source: of the figures.
+        source: source of the figures.
     """
 
     name: str

@@ -37,7 +37,7 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Implementation:
-    """How a layer is implemented: memory traffic and messages beside its matrix products.
+    """How a layer is implemented: memory traffic and messages besides its matrix products.
 
     Attributes:
         stream_passes: over [tokens, hidden_size], forward and backward: norms and residuals.
@@ -74,7 +74,7 @@ class LayerTime:
         sequence_parallel: norms and residuals take the rank's share of the tokens.
         ring: whether keys and values go round the ranks that divide the tokens.
         context_rate: bytes per second that a rank exchanges with these.
-        element_bytes: of activations and weights.
+        element_bytes: bytes of an activation or weight.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class LayerTime:
         return part * (window / s) * (1 - window / (2 * s)) + (1 - part) / 2
 
     def _moved(self, stream_passes: float, gate_passes: float, backward: bool) -> Seconds:
-        """Operators that are bound by memory."""
+        """Seconds of the operators that are bound by memory."""
         config, tokens, t, made = self._config, self._batch.tokens, self._t, self._made
         inputs = made.projections + made.up_projections
         copies = 0 if t == 1 else 2 * inputs  # c_identity reads and writes each input

@@ -1,7 +1,7 @@
 """Memory and time of PaddleNLP's published runs: the profile ``paddlenlp`` of a model.
 
-PaddleNLP keeps other tensors than this package. Its profile is checked against the eleven runs that
-it has published, which proves that the terms are the right ones. It plans no run of this package.
+PaddleNLP saves other tensors than this package. Its profile is checked against the eleven runs that
+it published, which confirms the terms of the model. It plans no run of this package.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class PublishedRun:
         tensor, sharding: degrees.
         rows, accumulation: of a micro batch, and micro batches of a step.
         recompute: whether whole layers are recomputed.
-        tokens_per_second: of a GPU.
+        tokens_per_second: tokens per second of a GPU.
         mib: memory of a GPU, as PaddleNLP measured it.
     """
 
@@ -120,7 +120,7 @@ def paddlenlp_time(run: PublishedRun, config: ModelConfig) -> StepTime:
 
 
 def paddlenlp_memory(run: PublishedRun, config: ModelConfig) -> dict[str, int]:
-    """Bytes of a rank by term at the peak, which is at the loss: all layers have kept tensors."""
+    """Bytes of a rank by term at the peak: at the loss, when all layers have saved tensors."""
     t, tokens = run.tensor, run.rows * run.sequence
     n = config.num_parameters() / t
     shard = n / run.sharding

@@ -1,4 +1,4 @@
-"""Seconds of a training step on the slowest rank, by term, and what follows: speed, days, price."""
+"""Seconds of a training step on the slowest rank, by term; and speed, days and price of a run."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Cluster:
 
         Args:
             stride: difference of the global ranks of two consecutive members.
-            size: of the group.
+            size: size of the group.
         """
         within = self.gpu.link * self.gpu.link_efficiency
         if stride * (size - 1) < self.gpus_per_node:
@@ -87,7 +87,7 @@ class StepTime:
     Attributes:
         terms: seconds by term, in the order of ``TERMS``; evaluation and checkpoints are spread
             over the steps.
-        tokens: of the global batch.
+        tokens: tokens of the global batch.
         world_size: number of GPUs.
     """
 
@@ -100,7 +100,7 @@ class StepTime:
         return sum(self.terms.values())
 
     def training_alone(self) -> StepTime:
-        """Without evaluation and checkpoints, as the log of a run counts speed."""
+        """Seconds of a step without evaluation and checkpoints, as in the log of a run."""
         terms = {
             name: seconds
             for name, seconds in self.terms.items()
@@ -114,7 +114,7 @@ class StepTime:
         return self.tokens / self.seconds / self.world_size
 
     def mfu(self, config: ModelConfig, sequence: int, peak: float) -> float:
-        """Model FLOPs utilisation, 0 to 1, as the log of a run counts it."""
+        """Model FLOPs utilisation, 0 to 1, as in the log of a run."""
         return config.flops_per_token(sequence) * self.tokens_per_second / peak
 
     def days(self, tokens: float) -> float:
@@ -137,8 +137,8 @@ def plan_time(
     """The time of a step.
 
     Args:
-        settings: of the run; its degrees are not read.
-        element_bytes: of weights and activations.
+        settings: settings of the run; its degrees are not read.
+        element_bytes: bytes of a weight or activation.
     """
     step = _Step(settings, config, degrees, cluster, element_bytes, implementation)
     return StepTime(step.terms(), step.tokens, degrees.world_size)
@@ -238,7 +238,7 @@ class _Step:
         return 2 * degrees.virtual_stages * size / rate
 
     def _gradients(self, work: float, backward: float) -> float:
-        """What a step waits for gradients and weights to be sent (docs/parallelism.md).
+        """Seconds that a step waits for gradients and weights to be sent (docs/parallelism.md).
 
         A reduction to owners and a broadcast send (z - 1) / z of the whole each, and an all-reduce
         twice that.
@@ -282,7 +282,7 @@ class _Step:
         return 4 * self._config.num_hidden_layers // self._degrees.pipeline + 2
 
     def _update(self) -> float:
-        """The rank with most; ZeRO divides the update, and so the ranks with pieces of matrices."""
+        """Seconds of the update on the rank with the most work."""
         settings, degrees, gpu = self._settings, self._degrees, self._cluster.gpu
         stage, held, pieces = settings.sharding_stage, self._parameters, degrees.tensor
         rate = self._cluster.rate(1, pieces)
@@ -313,7 +313,7 @@ class _Step:
         return size / _DISK_RATE / s.save_interval
 
     def _stride(self, axis: str) -> int:
-        """Between the numbers of neighbouring ranks on an axis (parallel/mesh.py)."""
+        """Difference of the global ranks of neighbours on an axis (parallel/mesh.py)."""
         degrees = self._degrees
         innermost = degrees.tensor * degrees.context
         inner = {"sharding": innermost, "pipeline": innermost}

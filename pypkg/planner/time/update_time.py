@@ -46,11 +46,11 @@ _SIGNED, _UNSIGNED = _ONE, 2 * 5 + _TWO
 
 @dataclass(frozen=True)
 class UpdateWork:
-    """What a rank does in an update.
+    """The work of a rank in an update.
 
     Attributes:
         moved: bytes read and written.
-        flops: of matrix products in bfloat16.
+        flops: FLOPs of matrix products in bfloat16.
         sent: bytes to the ranks that hold the other pieces of its matrices.
     """
 
@@ -96,7 +96,7 @@ def bytes_moved(optim: str, element_bytes: int, is_stochastic: bool = False) -> 
     """Bytes that operators move for one element of a parameter, without Newton-Schulz.
 
     Args:
-        element_bytes: of a weight and of its gradient.
+        element_bytes: bytes of a weight and of its gradient.
         is_stochastic: whether bfloat16 weights have no masters.
     """
     is_half, is_plain = element_bytes == 2, not is_stochastic or element_bytes != 2

@@ -1,4 +1,4 @@
-"""``pypkg pretrain CONFIG --dry_run``: what a run would take and find, without starting it."""
+"""``pypkg pretrain CONFIG --dry_run``: the plan of a run and its findings, without a start."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _GIB = 2**30
 
 
 def dry_run(settings: Settings, processes: int) -> int:
-    """Prints the plan of a run of ``processes`` ranks and findings about what it reads and writes.
+    """Prints the plan of a run of ``processes`` ranks, and findings about its inputs and outputs.
 
-    Only this process is examined. ``settings`` must have been checked.
+    Only the machine of this process is examined. ``settings`` must have been checked.
 
     Returns:
-        The exit code: 0 all is well, 1 warnings, 2 errors.
+        The exit code: 0 no problem, 1 warnings, 2 errors.
 
     Raises:
         UserError: the device cannot do what the settings ask for.
@@ -50,7 +50,7 @@ def dry_run(settings: Settings, processes: int) -> int:
 def _planned(
     settings: Settings, config: ModelConfig, layout: Degrees, capabilities: Capabilities
 ) -> tuple[Sequence[str], Finding]:
-    """The lines of a plan, and whether it fits the device."""
+    """The plan as lines of text, and a finding that says whether it fits the device."""
     gpu = gpu_of_device(capabilities.device_name, capabilities.memory_bytes)
     try:
         if gpu is not None:

@@ -30,8 +30,8 @@ def examine(
     """All findings; all ranks have to call this once the mesh has started.
 
     Args:
-        settings, config: of the run; None: the machines alone are examined.
-        dtype: of the parameters.
+        settings, config: those of the run; if None, only the machines are examined.
+        dtype: dtype of the parameters.
     """
     facts = _facts(capabilities, settings)
     needs = Needs()
@@ -42,7 +42,7 @@ def examine(
     if len(hosts) > 1:
         found += port_findings(hosts)
     if not any(finding.check == "ports" and finding.severity for finding in found):
-        found += link_findings(capabilities, hosts)  # which would wait for ever
+        found += link_findings(capabilities, hosts)  # hangs if the ports are closed
     if settings and config:
         found += input_findings(settings, config, needs)
     return found

@@ -27,19 +27,19 @@ _NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Observations of one rank. Sizes are in bytes; None: unknown, or without a limit.
+    """Observations of one rank. Sizes are in bytes; None means unknown or unlimited.
 
     Attributes:
         clock: seconds since the epoch, read by all ranks at about the same moment.
-        driver_cuda: newest CUDA version that the driver serves, (major, minor).
+        driver_cuda: newest CUDA version that the driver supports, (major, minor).
         paddle_cuda, kernels_cuda: CUDA version that Paddle and our kernels were built with.
         architectures: GPU architectures of our kernels in CMake's notation.
-        gpus: devices of NVIDIA in the machine, whether Paddle sees them or not.
+        gpus: NVIDIA GPUs in the machine, whether Paddle sees them or not.
         ranks: processes of the run on this machine.
         shared_memory: free space of /dev/shm.
-        locked_memory: limit of memory that may be locked.
-        host_free: memory of the machine that processes may still take.
-        disk_free: free space where output_dir is; None without one.
+        locked_memory: limit on locked memory (ulimit -l).
+        host_free: available memory of the machine.
+        disk_free: free space of the disk of output_dir; None without output_dir.
     """
 
     host: str
@@ -73,7 +73,7 @@ def observe(capabilities: Capabilities, output_dir: str | None, threads: int) ->
     """The facts of this rank.
 
     Args:
-        threads: that the run uses; 0: as many as there are cores for it.
+        threads: threads per rank; 0: an equal share of the cores.
     """
     build = _build_info()
     cores, ranks = available_cores(), _ranks_here()
@@ -115,7 +115,7 @@ def nearest_folder(path: Path) -> Path:
 
 
 def free_space(folder: Path) -> int | None:
-    """Bytes that may be written below ``folder``; None if it cannot be told."""
+    """Free bytes of the disk of ``folder``; None if unknown."""
     try:
         return shutil.disk_usage(folder).free
     except OSError:

@@ -1,4 +1,4 @@
-"""A finding of the doctor, and the exit code that findings give."""
+"""Findings of the doctor and the exit code that follows from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Severity(IntEnum):
-    """How bad a finding is; also the exit code of ``pypkg doctor`` if nothing is worse."""
+    """Severity of a finding. The worst one is the exit code of ``pypkg doctor``."""
 
     OK = 0
     WARNING = 1  # the run starts, but may be slow or end early
@@ -26,10 +26,10 @@ class Finding:
     """What one check found.
 
     Attributes:
-        check: what was looked at, in a word or two.
-        what: the values found, and what was expected.
-        where: ranks and host; empty where there is one process.
-        remedy: how to mend it; empty if nothing is wrong.
+        check: what was examined, in a word or two.
+        what: the values found and expected.
+        where: ranks and host; empty for one process.
+        remedy: how to fix it; empty if nothing is wrong.
     """
 
     severity: Severity
@@ -50,7 +50,7 @@ class Finding:
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """0: all is well; 1: there are warnings; 2: there are errors."""
+    """0: no problem; 1: warnings; 2: errors."""
     return int(max((each.severity for each in findings), default=Severity.OK))
 
 
@@ -60,7 +60,11 @@ def place_of(ranks: Sequence[int], size: int) -> str:
 
 
 def by_value(values: Sequence[T], key: Callable[[T], Hashable]) -> Iterator[tuple[T, list[int]]]:
-    """The first of the ``values`` (by rank) with each key, and the ranks that have this key."""
+    """Groups ranks by key: yields the first value with each key, and the ranks with that key.
+
+    Args:
+        values: one value per rank.
+    """
     ranks: dict[Hashable, list[int]] = {}
     for rank, value in enumerate(values):
         ranks.setdefault(key(value), []).append(rank)
@@ -69,12 +73,12 @@ def by_value(values: Sequence[T], key: Callable[[T], Hashable]) -> Iterator[tupl
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """ "1 rank", "2 ranks"; ``plural`` is for nouns that do not end in "s" then."""
+    """A number and its noun, such as "2 ranks". ``plural`` is for irregular nouns."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
-def told(check: str, examine: Callable[[], str]) -> Finding:
-    """The finding of ``examine``, which says what is well or raises what is wrong as UserError."""
+def finding_of(check: str, examine: Callable[[], str]) -> Finding:
+    """Runs ``examine``: OK with the text that it returns, or ERROR with its UserError."""
     try:
         return Finding(Severity.OK, check, examine())
     except UserError as error:

@@ -17,7 +17,7 @@ from pypkg.parallel import endpoints, mesh
 from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank
 from pypkg.training.checkpoint.lock import refuse_if_in_use
 from pypkg.training.doctor.facts import nearest_folder
-from pypkg.training.doctor.findings import Finding, Severity, counted, told
+from pypkg.training.doctor.findings import Finding, Severity, counted, finding_of
 from pypkg.training.doctor.machine import Needs
 from pypkg.training.feed.same_data import check_same_data
 from pypkg.training.start.output_dir import find_places
@@ -26,27 +26,27 @@ from pypkg.training.start.verify_data import verify_corpora
 
 _PROBE_BYTES = 256 * 2**20
 _BLOCK = b"\x5a" * (8 * 2**20)
-_LONG = 600.0  # seconds of a checkpoint
+_LONG = 600.0  # seconds for one checkpoint above which the disk is reported as slow
 
 
 def input_findings(settings: Settings, config: ModelConfig, needs: Needs) -> list[Finding]:
     """Findings about corpora, tokenizer, output_dir and its disk. Every rank must call this."""
-    found = [told("data", lambda: _data(settings))]
+    found = [finding_of("data", lambda: _data(settings))]
     if not found[0].severity:
-        found.append(told("checksums", lambda: _checksums(settings)))
+        found.append(finding_of("checksums", lambda: _checksums(settings)))
     found.append(_tokenizer(settings, config))
     if settings.saves and settings.do_train:
-        found.append(told("output_dir", lambda: _output_dir(settings)))
+        found.append(finding_of("output_dir", lambda: _output_dir(settings)))
         if not found[-1].severity:
             found += _disk_rate(Path(settings.output_dir), needs)
     return found
 
 
 def _data(settings: Settings) -> str:
-    """Opens every corpus on every rank and compares it between ranks.
+    """Opens every corpus on every rank and compares the corpora of the ranks.
 
     Raises:
-        UserError: one cannot be read, or differs between machines.
+        UserError: a corpus cannot be read, or differs between machines.
     """
     corpora: list[IndexedDataset] = []
 
@@ -67,7 +67,7 @@ def _prefixes(settings: Settings) -> list[str]:
 
 
 def _checksums(settings: Settings) -> str:
-    """The first rank of each machine reads all of its corpora."""
+    """Verifies the checksums of all corpora on the first rank of each machine."""
     hosts = endpoints.hosts()
     is_first_here = not hosts or hosts.index(endpoints.own_host()) == mesh.current().rank
     from_all_ranks(lambda: verify_corpora(settings) if is_first_here else None)
@@ -101,10 +101,10 @@ def _tokenizer(settings: Settings, config: ModelConfig) -> Finding:
 
 
 def _output_dir(settings: Settings) -> str:
-    """Checks that all ranks see the same output_dir, or the same nearest folder above it.
+    """Checks that all ranks can write output_dir, or the nearest folder above it that exists.
 
     Raises:
-        UserError: another run writes there, or it is not the same or writable everywhere.
+        UserError: another run writes there, a rank may not write, or a rank sees another folder.
     """
     folder = Path(settings.output_dir)
     from_first_rank(lambda: refuse_if_in_use(folder))
@@ -126,7 +126,7 @@ def _require_writable(folder: Path) -> None:
 
 
 def _disk_rate(output_dir: Path, needs: Needs) -> Iterator[Finding]:
-    """Writes a file on rank 0 and removes it. Ranks that write at once share the disk's rate."""
+    """Measures the write rate of rank 0. Ranks that write at the same time share this rate."""
     try:
         rate = from_first_rank(lambda: write_rate(nearest_folder(output_dir), _PROBE_BYTES))
     except UserError as error:
@@ -144,10 +144,10 @@ def _disk_rate(output_dir: Path, needs: Needs) -> Iterator[Finding]:
 
 
 def write_rate(folder: Path, size: int) -> float:
-    """Bytes per second at which a file of ``size`` bytes comes to the disk in ``folder``.
+    """Write rate in bytes per second, with fsync, of a temporary file of ``size`` bytes.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     probe = folder / f".write-test-{secrets.token_hex(8)}"
     started = time.perf_counter()

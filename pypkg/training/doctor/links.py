@@ -1,4 +1,4 @@
-"""The rate at which the ranks of each axis sum tensors over the links between them."""
+"""All-reduce bandwidth of each parallel axis, and of the single links of a slow group."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ AXES = ("tensor", "context", "sharding", "data", "pipeline")
 _RUNS = 5
 _BYTES = {"gpu": 256 * 2**20, "cpu": 4 * 2**20}
 _SLOW = 0.5  # of the median rate of an axis
-# GB/s that the slowest usual link of GPUs exceeds: PCIe 3 x16 within a machine has 16, a network of
+# GB/s that even a slow link should exceed: PCIe 3 x16 within a machine has 16, a network of
 # 10 Gbit/s between machines 1.25.
 _LEAST_WITHIN, _LEAST_BETWEEN = 8.0, 1.0
 
 
 def measure(device: str) -> dict[str, float]:
-    """GB/s of each axis with several ranks, on this rank; all ranks have to call this.
+    """This rank's all-reduce bandwidth in GB/s for each axis with several ranks.
 
-    The rate is that of nccl-tests' bus bandwidth: 2 (n - 1) / n x bytes / seconds for n ranks. It
-    is the fastest of several sums, so that other work on the machine matters little.
+    It is the bus bandwidth of nccl-tests, 2 (n - 1) / n x bytes / seconds for n ranks, of the
+    fastest of several runs, so that other load matters little. A wrong sum has the rate 0.
+
+    All ranks must call this.
     """
     current = mesh.current()
     tensor = paddle.ones([_BYTES[device] // 4])
@@ -57,7 +59,7 @@ def measure(device: str) -> dict[str, float]:
 
 
 def link_findings(capabilities: Capabilities, hosts: Sequence[str]) -> list[Finding]:
-    """Measures all axes; all ranks have to call this. ``hosts``: of each rank, by rank."""
+    """Measures all axes. All ranks must call this. ``hosts`` has the host of each rank."""
     current, device = mesh.current(), capabilities.device
     gpu = gpu_of_device(capabilities.device_name, capabilities.memory_bytes)
     link = _SLOW * gpu.link * gpu.link_efficiency / 1e9 if device == "gpu" and gpu else 0.0
@@ -70,7 +72,7 @@ def link_findings(capabilities: Capabilities, hosts: Sequence[str]) -> list[Find
         slowest = {group: min(rates[rank][axis] for rank in group) for group in groups}
         least = least_rates(slowest, device, hosts, link)
         slow = [group for group, rate in slowest.items() if rate < least[group] and len(group) > 2]
-        pairs = _pairs_of(axis, device, slow) if slow else {}  # on all ranks alike
+        pairs = _pairs_of(axis, device, slow) if slow else {}  # ``slow`` is equal on all ranks
         found += judge(axis, slowest, least, pairs, len(hosts))
     return found
 
@@ -85,10 +87,11 @@ def _pairs_of(axis: str, device: str, slow: Sequence[Ranks]) -> dict[Pair, float
 def least_rates(
     rates: Mapping[Ranks, float], device: str, hosts: Sequence[str], link: float = 0.0
 ) -> dict[Ranks, float]:
-    """GB/s that each group of an axis should reach.
+    """Expected minimum rate of each group of an axis, in GB/s.
 
     Args:
-        link: GB/s that the links of these GPUs within a machine should reach; 0: unknown.
+        rates: measured GB/s of each group.
+        link: GB/s that the GPUs' links within a machine should reach; 0: unknown.
     """
     half = _SLOW * statistics.median(rates.values())
     least = {}
@@ -100,9 +103,12 @@ def least_rates(
 
 
 def pair_rates(axis: str, device: str, takes_part: bool) -> dict[Pair, float]:
-    """GB/s from each rank of a slow group to the next one of its ring, measured by the receivers.
+    """GB/s from each rank of a slow group to the next rank of its ring.
 
-    All ranks of the group have to call this; others take no part.
+    The receiver measures, and returns the rate. All ranks of the group must call this.
+
+    Args:
+        takes_part: whether this rank is in a slow group.
     """
     group = getattr(mesh.current(), axis)
     found: dict[Pair, float] = {}
@@ -138,8 +144,8 @@ def judge(
     Args:
         rates: GB/s of each group of ranks; 0: its sum is wrong.
         least: GB/s that each should reach.
-        pairs: GB/s between two ranks of slow groups.
-        size: number of ranks.
+        pairs: GB/s of single links of slow groups.
+        size: number of ranks of the run.
     """
     check = f"all-reduce, {axis} axis"
     median = statistics.median(rates.values())

@@ -1,4 +1,4 @@
-"""Checks of machines: versions, clocks, cores, memory that processes share, limits, disk."""
+"""Checks of machines: versions, clocks, cores, memory, limits, disk."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run asks of its machines.
+    """What a run requires of its machines, in bytes.
 
     Attributes:
-        checkpoint: bytes of one checkpoint; 0: none is written.
-        kept: checkpoints that exist at once, with the one that is being written; None: all stay.
-        staged: host memory of each rank for checkpoints that are written while training goes on.
-        tensors: host memory of each rank for the tensors of a step; 0: a GPU holds them, or they
-            are not planned.
+        checkpoint: size of one checkpoint; 0: none is written.
+        kept: number of checkpoints on the disk at once, including the one that is being written;
+            None: no limit.
+        staged: host memory of each rank for asynchronous checkpoints.
+        tensors: host memory of each rank for the tensors of a step; 0 on a GPU, or if unknown.
     """
 
     checkpoint: int = 0
@@ -40,10 +40,10 @@ class Needs:
 
 
 def needs_of(settings: Settings, config: ModelConfig, dtype: str) -> Needs:
-    """The needs of a run.
+    """The needs of a run, with the checkpoint of an AdamW run.
 
-    A checkpoint holds the weights, and with the optimizer two float32 moments of each; training in
-    16 bits adds float32 master weights.
+    Such a checkpoint holds the weights and, with the optimizer state, two float32 moments per
+    parameter. Training in 16 bits adds float32 master weights.
     """
     if not settings.do_train or not settings.saves:
         return Needs()

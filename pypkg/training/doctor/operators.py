@@ -13,15 +13,15 @@ from pypkg import ops
 from pypkg.parallel.comm.collective import from_all_ranks
 from pypkg.training.doctor.findings import Finding, Severity, by_value, place_of
 
-_Function = Callable[..., Any]  # returns a tensor, or several of which the first counts
-# Largest difference relative to the largest value. A wrong kernel is off by far more; float32
-# products on tensor cores (TF32) and sums in another order by less.
+_Function = Callable[..., Any]  # returns a tensor, or several of which the first is compared
+# Largest difference relative to the largest value. A wrong kernel is off by far more. TF32 products
+# and another order of summation are off by less.
 _TOLERANCE = 2e-2
 _ROWS, _WIDTH, _VOCABULARY = 24, 64, 96
 
 
 def operator_findings() -> list[Finding]:
-    """Runs every operator on this rank; all ranks have to call this."""
+    """Runs every operator on this rank. All ranks must call this."""
     faults = from_all_ranks(wrong_operators)
     found = []
     for fault, ranks in by_value(faults, tuple):
@@ -41,7 +41,7 @@ def operator_findings() -> list[Finding]:
 
 
 def wrong_operators() -> list[str]:
-    """Each operator that fails or differs from its reference, in a sentence."""
+    """One sentence for each operator that fails or differs from its reference."""
     faults = []
     for name, function, reference, inputs in _cases():
         try:
@@ -55,7 +55,7 @@ def wrong_operators() -> list[str]:
 
 
 def _cases() -> list[tuple[str, _Function, _Function, list[Tensor]]]:
-    """Name, operator, reference and inputs that get a gradient."""
+    """For each operator: name, function, reference, and inputs that receive a gradient."""
     paddle.seed(1)
     rows, heads = partial(paddle.randn, [_ROWS, _WIDTH]), partial(paddle.randn, [1, _ROWS, 2, 32])
     angle = paddle.outer(paddle.arange(_ROWS, dtype="float32"), 0.5 ** paddle.arange(16.0))
@@ -94,7 +94,7 @@ def _cases() -> list[tuple[str, _Function, _Function, list[Tensor]]]:
 
 
 def _difference(function: _Function, reference: _Function, inputs: Sequence[Tensor]) -> float:
-    """The largest relative difference of output and gradients."""
+    """The largest relative difference of output and gradients; NaN if one of them is NaN."""
     errors = [
         float(((own - other).abs().max() / other.abs().max()).numpy())
         for own, other in zip(_run(function, inputs), _run(reference, inputs), strict=True)
@@ -103,7 +103,7 @@ def _difference(function: _Function, reference: _Function, inputs: Sequence[Tens
 
 
 def _run(function: _Function, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The output, and the gradient of a sum of squares to each input."""
+    """The output, and the gradient of its sum of squares with respect to each input."""
     leaves = [each.detach() for each in inputs]
     for leaf in leaves:
         leaf.stop_gradient = False

@@ -1,7 +1,7 @@
-"""Whether the machines of a run reach ports of each other, as NCCL and gloo need.
+"""Checks that the machines of a run can connect to each other, as NCCL and gloo need.
 
-Both listen at ports that the system chooses. A firewall that lets only known ports through lets
-the ranks meet, and the first collective waits for ever.
+Both listen on ports that the system chooses. Behind a firewall that opens only known ports the
+rendezvous succeeds, and then the first collective hangs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pypkg.training.doctor.findings import Finding, Severity, counted, place_of
 Address = tuple[str, int]
 
 _TIMEOUT = 5.0  # seconds for a connection
-_AT_ONCE = 32  # connections that are tried
+_AT_ONCE = 32  # concurrent attempts
 
 
 def port_findings(hosts: Sequence[str]) -> list[Finding]:
-    """The first rank of each machine connects to that of every other; all ranks call this.
+    """Connects the first rank of each machine to those of all others. All ranks must call this.
 
     Args:
-        hosts: of each rank, by rank.
+        hosts: host of each rank.
     """
     rank = mesh.current().rank
     leaders = sorted(hosts.index(host) for host in set(hosts))
@@ -42,7 +42,11 @@ def port_findings(hosts: Sequence[str]) -> list[Finding]:
 
 
 def unreachable(addresses: Mapping[int, Address | None]) -> dict[int, str]:
-    """The ranks at whose address no connection can be made, with the reason."""
+    """The ranks whose address refuses a connection, with the reason.
+
+    Args:
+        addresses: by rank.
+    """
 
     def problem(address: Address | None) -> str:
         assert address is not None
@@ -58,7 +62,12 @@ def unreachable(addresses: Mapping[int, Address | None]) -> dict[int, str]:
 
 
 def judge(unreached: Mapping[int, Mapping[int, str]], hosts: Sequence[str]) -> Iterator[Finding]:
-    """The findings, of which ``unreached`` holds by rank what it has not reached."""
+    """The findings.
+
+    Args:
+        unreached: for each rank, the ranks that it did not reach, with the reason.
+        hosts: host of each rank.
+    """
     targets = sorted({target for found in unreached.values() for target in found})
     for target in targets:
         by = [rank for rank, found in unreached.items() if target in found]

@@ -8,19 +8,19 @@ from pypkg.config import Settings
 
 
 class BatchSize:
-    """The global batch as a function of the samples that were consumed before.
+    """The global batch size as a function of the consumed samples.
 
-    With rampup_batch_size [start, increment, samples] the batch has ``start`` samples at first and
-    ``increment`` more after each equal part of ``samples`` samples, until it is that of the other
-    settings (Megatron-LM's rampup-batch-size). It depends on consumed samples alone, so a run that
-    resumes goes on with the batch that it would have had.
+    With rampup_batch_size [start, increment, samples] it grows from ``start`` to the full size in
+    equal steps of ``increment`` over the first ``samples`` samples (Megatron-LM's
+    rampup-batch-size). It depends on the consumed samples only, so a resumed run continues with
+    the batch that it would have had.
 
     Attributes:
         micro: samples of a micro batch of all ranks.
         full: samples of a step after the ramp.
 
     Args:
-        sample_shards: ranks that have samples of their own.
+        sample_shards: number of groups of ranks that train on different samples.
     """
 
     def __init__(self, settings: Settings, sample_shards: int) -> None:
@@ -29,7 +29,7 @@ class BatchSize:
         self._ramp = settings.rampup_batch_size
 
     def samples(self, consumed: int) -> int:
-        """Samples of the step that follows ``consumed`` samples."""
+        """Samples of the step that starts after ``consumed`` samples."""
         if not self._ramp:
             return self.full
         start, increment, length = self._ramp
@@ -42,7 +42,7 @@ class BatchSize:
         return self.samples(consumed) // self.micro
 
     def before(self, consumed: int, steps: int) -> int:
-        """Samples that were consumed ``steps`` steps before ``consumed`` were."""
+        """The consumed samples ``steps`` steps before they are ``consumed``; at least 0."""
         path = [0]
         while self._ramp and path[-1] < min(self._ramp[2], consumed):
             path.append(path[-1] + self.samples(path[-1]))
@@ -51,7 +51,7 @@ class BatchSize:
         return path[max(bisect_right(path, consumed) - 1 - steps, 0)] if steps else consumed
 
     def after(self, consumed: int, steps: int) -> int:
-        """Samples that will be consumed ``steps`` steps after ``consumed`` were."""
+        """The consumed samples ``steps`` steps after they are ``consumed``."""
         while self._ramp and steps and consumed < self._ramp[2]:
             consumed, steps = consumed + self.samples(consumed), steps - 1
         return consumed + steps * self.full

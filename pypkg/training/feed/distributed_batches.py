@@ -1,8 +1,8 @@
 """One rank reads the samples for all ranks that train on the same ones.
 
-These are the ranks of a tensor group, of their context group and of every stage of their pipeline.
-The reader has rank 0 on the three axes. It broadcasts along its pipeline. The rank of each stage
-that has the value then broadcasts in its context group, and each of these in its tensor group.
+These ranks differ only on the tensor, context and pipeline axes. The reader has rank 0 on all of
+them. It broadcasts in its pipeline group. In each stage the receiver then broadcasts in its context
+group, and each of these ranks in its tensor group.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def is_reader() -> bool:
 
 
 def from_reader(make: Callable[[], T]) -> T:
-    """The result of ``make`` on the reader, which alone calls it. The result is pickled.
+    """Calls ``make`` on the reader only, and returns its result (pickled) on all ranks.
 
-    All ranks that train on the same samples have to call this.
+    All ranks that train on the same samples must call this.
 
     Raises:
         UserError: raised by ``make``; on all of these ranks.
@@ -76,7 +76,7 @@ class SharedBatches(Iterator[Batch]):
 
 
 def _share(value: Any) -> Any:
-    """The reader's ``value``."""
+    """Broadcasts the reader's ``value`` to the ranks that train on the same samples."""
     current = mesh.current()
     if current.pipeline is not None and current.context_rank == current.tensor_rank == 0:
         value = _broadcast(value, current.pipeline)
@@ -89,6 +89,6 @@ def _share(value: Any) -> Any:
 
 def _broadcast(value: Any, group: Group) -> Any:
     """``value`` of the first rank of ``group``."""
-    told = [value]
-    dist.broadcast_object_list(told, src=group.ranks[0], group=group)
-    return told[0]
+    values = [value]
+    dist.broadcast_object_list(values, src=group.ranks[0], group=group)
+    return values[0]

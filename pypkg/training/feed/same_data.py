@@ -1,4 +1,4 @@
-"""Whether all ranks read the same corpora, of which each machine may have its own copy."""
+"""Checks that all ranks read the same corpora. Each machine may have its own copy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pypkg.parallel import mesh
 from pypkg.parallel.launch import watchdog
 from pypkg.parallel.launch.rendezvous import named
 
-_BLOCKS = 16  # of the tokens that are compared, the first and the last among them
+_BLOCKS = 16  # blocks of tokens that are compared, including the first and the last
 _BLOCK_BYTES = 4096
 
 
@@ -57,7 +57,7 @@ def check_same_data(corpora: Sequence[IndexedDataset] | None) -> None:
 
 
 def _difference(readers: dict[int, list[tuple[str, _Fingerprint]]]) -> str:
-    """The first corpus that differs, with the ranks that have each form of it; empty if none."""
+    """The first corpus that differs, with the ranks that have each version; empty if none."""
     counts: dict[int, list[int]] = {}
     for rank, corpora in readers.items():
         counts.setdefault(len(corpora), []).append(rank)

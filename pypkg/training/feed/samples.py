@@ -61,7 +61,7 @@ class Samples:
     ) -> None:
         """
         Args:
-            state: of the checkpoint to resume, with its order of samples.
+            state: trainer state of the checkpoint to resume, with its order of samples.
             checkpoint: its folder, which errors name.
 
         Raises:
@@ -95,8 +95,8 @@ class Samples:
     def eval_batches(self, split: str = "valid") -> Iterator[Batch]:
         """This rank's batches of an evaluation on the split "valid" or "test".
 
-        They are the first batches of the split, or all of them with eval_iters -1. In the second
-        case rows of the last batch, or all of it, may have no labels.
+        They are the first eval_iters batches of the split (TEST_ITERS of "test"), or all of them
+        with eval_iters -1. In the second case the last batch is padded with rows without labels.
         """
         s = self._settings
         batches = self._batches(split, s.per_device_eval_batch_size, 0)
@@ -111,9 +111,9 @@ class Samples:
             state.data_order = self._order.to_json(positions)
 
     def usage(self, consumed_samples: int) -> list[dict[str, Any]]:
-        """Samples and tokens that training has consumed from each corpus, exactly.
+        """Exact numbers of samples and tokens that training has consumed from each corpus.
 
-        ``epochs`` is tokens consumed over tokens of the corpus in the train split.
+        ``epochs`` is the tokens consumed, divided by the corpus' tokens in the train split.
         """
         if self._order is None:
             return []
@@ -145,7 +145,7 @@ class Samples:
         return {name: sorted(documents) for name, documents in found.items()}
 
     def _training_samples(self, state: TrainerState) -> str:
-        """The settings that give the number of training samples, for an error."""
+        """The settings that determine the number of training samples, for an error message."""
         s = self._settings
         return (
             f"consumed_samples of the checkpoint is {state.consumed_samples:,} "
@@ -194,7 +194,7 @@ class Samples:
                     f"{s.input_dir!r} has too few documents for it. Change split, or turn off "
                     "what needs it (do_eval, do_predict)."
                 )
-        self._say_what_is_evaluated(numbers)
+        self._log_evaluation_size(numbers)
         return {
             split: short_names([corpus.prefix for corpus in dataset.corpora])
             for split, dataset in self._datasets.items()
@@ -209,8 +209,8 @@ class Samples:
         }
         return list(found.values())
 
-    def _say_what_is_evaluated(self, numbers: list[int | None]) -> None:
-        """Logs how many samples of its split an evaluation takes; ``numbers``: of the whole run."""
+    def _log_evaluation_size(self, numbers: list[int | None]) -> None:
+        """Logs how many samples an evaluation takes. ``numbers``: see ``_wanted_samples``."""
         s = self._settings
         batch = s.per_device_eval_batch_size * mesh.current().sample_shards
         for split, wanted, batches in zip(_SPLITS, numbers, (0, s.eval_iters, TEST_ITERS)):
@@ -268,8 +268,8 @@ def _earlier_order(state: TrainerState, checkpoint: Path | None) -> SampleOrder 
         return SampleOrder.from_json(state.data_order)
     except ValueError as error:
         raise UserError(
-            f"{Path(checkpoint or '', STATE_FILE)}: data_order is none that a run writes: {error}. "
-            "Resume from another checkpoint, or set overwrite_output_dir to start anew."
+            f"{Path(checkpoint or '', STATE_FILE)}: data_order is not valid: {error}. Resume from "
+            "another checkpoint, or set overwrite_output_dir to start anew."
         ) from error
 
 
@@ -293,7 +293,7 @@ def _wanted_samples(s: Settings, state: TrainerState, shards: int) -> list[int |
 
 
 def _evaluation_samples(s: Settings) -> str:
-    """The settings that give the number of evaluation samples, for an error."""
+    """The settings that determine the number of evaluation samples, for an error message."""
     return (
         f"eval_iters is {s.eval_iters:,}, per_device_eval_batch_size "
         f"{s.per_device_eval_batch_size:,}, and there is an evaluation every {s.eval_steps:,} of "
@@ -385,6 +385,6 @@ def packing_of(settings: Settings, config: ModelConfig) -> Packing | None:
                 "reset_attention_mask, after which all distances lie within a document, or leave "
                 "reset_position_ids out"
             )
-        # The model sees distances only, and within a document they do not depend on its position.
+        # The model uses distances only, and those within a document do not depend on its position.
         packing = dataclasses.replace(packing, reset_position_ids=False)
     return packing

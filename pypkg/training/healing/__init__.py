@@ -1,5 +1,5 @@
-"""What a run does about bad steps: it rolls back, skips samples, and records both in the ledger.
+"""Recovery from bad steps: a run rolls back, skips samples, and records both in the ledger.
 
-``spikes.py`` decides which loss or gradient norm is a spike, ``healer.py`` what follows. All ranks
-take the same decision.
+``spikes.py`` decides which loss or gradient norm is a spike, ``healer.py`` what the run does then.
+All ranks take the same decision.
 """

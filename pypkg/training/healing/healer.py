@@ -23,7 +23,7 @@ from pypkg.training.step.pending_steps import BadStep
 logger = logging.getLogger("pypkg")
 
 
-_MOST_LISTED = 100  # documents of a corpus in a line of the ledger
+_MOST_LISTED = 100  # documents of a corpus that a line of the ledger lists
 
 
 class Reloads(Protocol):
@@ -37,7 +37,9 @@ class KnowsDocuments(Protocol):
 
 
 class Healer:
-    """Every rank of a run has a healer and makes the same calls; rank 0 writes the ledger.
+    """Rolls back and skips. Every rank has a healer and makes the same calls.
+
+    Rank 0 writes the ledger.
 
     Attributes:
         spikes: judges the steps of the run.
@@ -56,7 +58,7 @@ class Healer:
     ) -> None:
         """
         Args:
-            state: of the run, at its start.
+            state: trainer state at the start of the run.
             start: the checkpoint of ``state``; None for a new run.
             events: ``current_events`` of the run.
             places: which ranks see the same output_dir.
@@ -65,7 +67,7 @@ class Healer:
         self._checkpointer, self._samples = checkpointer, samples
         self._events = list(events)
         self._left_out = LeftOut(settings.skips, self._events)
-        self._told = {e["samples"][0] for e in self._events if e["event"] == "skipped"}
+        self._recorded = {e["samples"][0] for e in self._events if e["event"] == "skipped"}
         self._good = [] if start is None else [(state.global_step, start)]
         self._batch_size = BatchSize(settings, mesh.current().sample_shards)
         self.spikes = SpikeDetector(
@@ -81,7 +83,7 @@ class Healer:
         reason = self._left_out.reason(step, first, stop)
         if reason is None:
             return False
-        if first not in self._told and is_first_rank():
+        if first not in self._recorded and is_first_rank():
             record(
                 self._settings.output_dir,
                 "skipped",
@@ -90,7 +92,7 @@ class Healer:
                 samples=[first, stop],
                 documents=_bounded(self._samples.documents(first, stop)),
             )
-        self._told.add(first)
+        self._recorded.add(first)
         return True
 
     def saved(self, state: TrainerState, folder: Path) -> None:
@@ -137,7 +139,8 @@ class Healer:
                 f"max_rollbacks ({s.max_rollbacks}) in rollback_window ({s.rollback_window}) steps "
                 f"are used up, as {Path(s.output_dir, LEDGER_FILE)} tells",
             )
-        # The newest checkpoint before the steps to skip; else the oldest, whose own steps are kept.
+        # The newest checkpoint before the steps to skip. If there is none, the oldest one; the
+        # steps up to it are not skipped.
         to_step, checkpoint = next((g for g in reversed(good) if g[0] < first), good[0])
         first = max(first, to_step + 1)
         self._remove_after(to_step)
@@ -190,7 +193,7 @@ class Healer:
 
 
 def _bounded(documents: dict[str, list[int]]) -> dict[str, list[int] | dict[str, int]]:
-    """Documents by corpus, sorted; a long list becomes its length, first and last document."""
+    """Documents by corpus; a long list is replaced by its length, first and last document."""
     return {
         corpus: found
         if len(found) <= _MOST_LISTED

@@ -8,13 +8,13 @@ from pypkg.training.ledger import Event
 
 
 class LeftOut:
-    """Steps by number, from ``skip_data_intervals``, and samples by number, from the ledger.
+    """The steps in ``skip_data_intervals``, and the samples of rollbacks in the ledger.
 
-    Rollbacks record samples instead of steps, because with another global batch a resumed run has
+    Rollbacks record samples instead of steps, because a resumed run with another global batch has
     the same samples in other steps.
 
     Args:
-        by_hand: whether the step of a number, from 1, is in ``skip_data_intervals``.
+        by_hand: says whether a step, counted from 1, is in ``skip_data_intervals``.
         events: the events of the ledger.
     """
 
@@ -31,11 +31,11 @@ class LeftOut:
             self._samples.append((first, stop))
 
     def reason(self, step: int, first: int, stop: int) -> str | None:
-        """Why a global batch is skipped: "skip_data_intervals", "rollback", or None: it is not.
+        """Why a global batch is skipped: "skip_data_intervals" or "rollback"; None if it is not.
 
         Args:
-            step: its number, from 1.
-            first, stop: its samples are those from ``first`` to before ``stop``.
+            step: its step, counted from 1.
+            first, stop: its samples [first, stop).
         """
         if self._by_hand(step):
             return "skip_data_intervals"

@@ -1,4 +1,4 @@
-"""Spikes of the loss and of the gradient norm, by a robust z-score over the steps before."""
+"""Spikes of the loss and of the gradient norm, by a robust z-score over the preceding steps."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _LEAST_SPREAD = 0.01  # lower bound of the standard deviation, as a share of the
 def robust_z_score(value: float, history: Sequence[float]) -> float:
     """The distance of ``value`` above the median of ``history``, in standard deviations.
 
-    The standard deviation is estimated by the median absolute deviation, which single outliers do
-    not move (Iglewicz and Hoaglin, 1993, "How to Detect and Handle Outliers"), and is at least a
+    The standard deviation is 1.4826 times the median absolute deviation, which is robust to single
+    outliers (Iglewicz and Hoaglin, 1993, "How to Detect and Handle Outliers"), and at least a
     hundredth of the median.
     """
     median = statistics.median(history)
@@ -30,8 +30,9 @@ class SpikeDetector:
 
     Args:
         thresholds: z-scores of the loss and of the gradient norm above which a step is a spike;
-            0: none is.
-        window: steps that a step is compared with. Until there are as many, no step is a spike.
+            0 disables a check.
+        window: number of preceding good steps that a step is compared with. No step is a spike
+            before there are that many.
     """
 
     def __init__(self, thresholds: tuple[float, float], window: int) -> None:
@@ -41,7 +42,7 @@ class SpikeDetector:
         }
 
     def judge(self, loss: float, grad_norm: float) -> str | None:
-        """The reason why a step is a spike; None if it is none, and then it joins the history.
+        """The reason why a step is a spike, or None. A step that is none is added to the history.
 
         A value that is not finite is ignored.
         """
@@ -62,11 +63,11 @@ class SpikeDetector:
         return None
 
     def history(self) -> dict[str, list[float]]:
-        """The values that the next step is compared with, which a resumed run needs."""
+        """The values that the next step is compared with; a checkpoint stores them."""
         return {name: list(values) for name, values in self._history.items()}
 
     def load(self, history: dict[str, list[float]]) -> None:
-        """Restores a result of ``history``. A value that it lacks starts with an empty history."""
+        """Restores a result of ``history``. A metric that it lacks starts with no history."""
         for name, values in self._history.items():
             values.clear()
             values.extend(history.get(name, ()))

@@ -15,7 +15,7 @@ logger = logging.getLogger("pypkg")
 def attention_for(
     config: ModelConfig, dtype: str, capabilities: Capabilities, asked: str, ring: bool = False
 ) -> str:
-    """The attention of a model; selects the set of GPU kernels that is known to be fastest.
+    """The attention backend of a model. Also selects the GPU kernels that were measured fastest.
 
     Args:
         dtype: "float32", "float16" or "bfloat16", of the activations.

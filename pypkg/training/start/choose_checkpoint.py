@@ -30,15 +30,14 @@ def checkpoint_to_resume(settings: Settings, parts: Parts | None = None) -> Path
     """The checkpoint from which the run resumes, ready to be read; None for a new run.
 
     It is ``resume_from_checkpoint`` if that is set. Otherwise it is the newest checkpoint in
-    ``output_dir`` that is whole, all machines taken together; newer damaged ones are renamed. With
+    ``output_dir`` that is whole on all machines; newer damaged ones are renamed. With
     ``overwrite_output_dir`` the checkpoints in ``output_dir`` are removed. Every rank must call
     this.
 
     Raises:
-        UserError: the named checkpoint is damaged, all checkpoints in ``output_dir`` are, or the
-            one whose weights ``continue_training`` starts from is. With
-            ``ignore_load_lr_and_optim``, also if ``output_dir`` holds checkpoints: steps count from
-            0 again, so the checkpoints of both runs would mix.
+        UserError: the named checkpoint, all checkpoints in ``output_dir``, or the one that
+            ``continue_training`` starts from are damaged; or ``ignore_load_lr_and_optim`` restarts
+            the count of steps while ``output_dir`` holds checkpoints, so both runs' would mix.
     """
     parts = parts or Parts()
     chosen = _choose(settings, parts)
@@ -72,9 +71,9 @@ def _choose(settings: Settings, parts: Parts) -> Path | None:
 def best_checkpoint(
     settings: Settings, state: TrainerState, parts: Parts | None = None
 ) -> Path | None:
-    """The checkpoint with which the run ends under ``load_best_model_at_end``; else None.
+    """The best checkpoint, ready to be read, if ``load_best_model_at_end`` is set; else None.
 
-    It is ready to be read. Every rank must call this.
+    None too, with a warning, if it is missing or damaged. Every rank must call this.
     """
     if not settings.load_best_model_at_end or state.best_checkpoint is None:
         return None
@@ -94,9 +93,9 @@ def best_checkpoint(
 
 
 def _all_checkpoints(settings: Settings, parts: Parts) -> list[Path]:
-    """The checkpoints that any place has, oldest first."""
-    told = parts.places.from_leaders(lambda: checkpoints(settings.output_dir))
-    found = {(step, folder.name) for each in told for step, folder in each}
+    """The checkpoints of all places, oldest first."""
+    by_place = parts.places.from_leaders(lambda: checkpoints(settings.output_dir))
+    found = {(step, folder.name) for each in by_place for step, folder in each}
     return [Path(settings.output_dir, name) for _, name in sorted(found)]
 
 
@@ -158,7 +157,7 @@ def _set_aside(folder: Path, faults: str, settings: Settings, parts: Parts) -> N
     """Renames a damaged checkpoint in each place."""
     kept = parts.places.from_leaders(lambda: set_aside(folder).name if folder.exists() else None)
 
-    def tell() -> None:
+    def report() -> None:
         kept_as = next(name for name in kept if name is not None)
         logger.warning("%s is damaged and kept as %s: %s", folder, kept_as, faults)
         record(
@@ -166,11 +165,11 @@ def _set_aside(folder: Path, faults: str, settings: Settings, parts: Parts) -> N
             checkpoint=folder.name, kept_as=kept_as, damage=faults, step=step_in_name(folder),
         )  # fmt: skip
 
-    from_first_rank(tell)
+    from_first_rank(report)
 
 
 def _damage(folder: Path, checks: str, parts: Parts) -> tuple[str, ...]:
-    """The damage of a checkpoint; with checks "no" only a machine without the folder is damage."""
+    """The faults of a checkpoint. With checks "no" only a missing folder is one."""
     started = time.monotonic()
     report = parts.verify(folder, checks, read_progress(str(folder)))
     if not report.damage and checks != "no":

@@ -44,7 +44,7 @@ def layout_problems(settings: Settings, config: ModelConfig, world_size: int) ->
     """Every reason why the layout is invalid, each with its values and a fix.
 
     Args:
-        config: of the model as it is trained, with the settings' overrides.
+        config: configuration of the model as it is trained, with the settings' overrides.
         world_size: number of processes that were launched.
     """
     return [

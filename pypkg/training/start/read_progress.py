@@ -14,7 +14,7 @@ _SECONDS_BETWEEN_LOG_LINES = 30.0
 
 
 def read_progress(what: str) -> Callable[[int], None]:
-    """A callback that takes the number of bytes of each block read. ``what``: for the log."""
+    """A callback that takes the size in bytes of each block read. The log names ``what``."""
     total, logged = 0, time.monotonic()
 
     def on_read(count: int) -> None:

@@ -1,4 +1,4 @@
-"""What a resumed run changes: learning rate, layout and global batch."""
+"""Detects what a resumed run changes: learning rate, layout and global batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pypkg.training.step.schedule import learning_rate
 
 logger = logging.getLogger("pypkg")
 
-_OF_THE_RATE = (
+_SCHEDULE_SETTINGS = (
     "learning_rate", "min_learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio",
     "decay_steps", "max_steps", "lr_end", "power", "num_cycles", "lr_wsd_decay_steps",
     "lr_wsd_decay_style",
@@ -57,7 +57,7 @@ def record_resumed(
     folder, step, layout = settings.output_dir, state.global_step, asdict(degrees)
     record(folder, "resumed", step=step, checkpoint=str(checkpoint), layout=layout)
     earlier = _earlier_layout(checkpoint)
-    # A version without one of the axes had one rank on it.
+    # A checkpoint of a version that lacked an axis had one rank on it.
     if earlier and asdict(Degrees()) | dict(earlier) != layout:
         record(folder, "layout_changed", step=step, before=earlier, after=layout)
     before = _earlier_batch(checkpoint, state, earlier)
@@ -75,7 +75,7 @@ def record_resumed(
 
 
 def _way_to_batch(s: Settings, samples: int, shards: int) -> str:
-    """A sentence that names the setting which keeps a global batch of ``samples``, if any does."""
+    """Which value of which setting keeps a global batch of ``samples``, as text."""
     for name, other in (
         ("gradient_accumulation_steps", s.per_device_train_batch_size),
         ("per_device_train_batch_size", s.gradient_accumulation_steps),
@@ -117,7 +117,7 @@ def _earlier_settings(checkpoint: Path) -> Settings | None:
 
 
 def _decay_begins(earlier: Settings, settings: Settings, updates: int) -> bool:
-    """Whether the rate falls from here on, from where the plateau of ``earlier`` has left it."""
+    """Whether the decay of warmup_stable_decay starts here, at the earlier run's plateau."""
     length, last = settings.lr_wsd_decay_steps, settings.decay_steps
     return (
         settings.lr_scheduler_type == "warmup_stable_decay"
@@ -129,6 +129,7 @@ def _decay_begins(earlier: Settings, settings: Settings, updates: int) -> bool:
 
 
 def _jump(settings: Settings, checkpoint: Path, state: TrainerState) -> str | None:
+    """A warning if the settings change the learning rate of the next step; else None."""
     earlier = _earlier_settings(checkpoint)
     if earlier is None:
         return None
@@ -138,7 +139,7 @@ def _jump(settings: Settings, checkpoint: Path, state: TrainerState) -> str | No
         return None
     changed = [
         f"{name} was {getattr(earlier, name)} and is {getattr(settings, name)}"
-        for name in _OF_THE_RATE
+        for name in _SCHEDULE_SETTINGS
         if getattr(earlier, name) != getattr(settings, name)
     ]
     way_out = ""

@@ -36,7 +36,7 @@ def tokenizer_source(settings: Settings) -> Path:
 
 
 def tokenizer_of(settings: Settings) -> Tokenizer | None:
-    """The tokenizer; None if the settings name none and there is none beside the model.
+    """The tokenizer; None if the settings name none and the model's folder has none.
 
     Raises:
         UserError: it cannot be read, or it is missing and ``sample_tokens`` needs it.
@@ -59,7 +59,7 @@ def model_config(settings: Settings, tokenizer: Tokenizer | None) -> ModelConfig
     """The configuration of the model that a new run trains.
 
     Raises:
-        UserError: it cannot be found or is contradictory.
+        UserError: it cannot be found or is inconsistent.
     """
     allowed, overrides = settings.allow_unknown_config, settings.model_overrides
     if settings.continue_training:
@@ -75,7 +75,7 @@ def load_model(
 
     Args:
         dtype: "float32", "float16" or "bfloat16", of the parameters.
-        config: of a model with random weights.
+        config: configuration of a model with random weights.
         filled: whether the parameters get their values before this returns.
 
     Returns:
@@ -103,14 +103,14 @@ def load_model(
 
 
 def grown_vocab_size(tokenizer: Tokenizer) -> int:
-    """The vocab_size of a model that would have fewer entries than the tokenizer."""
+    """The vocabulary size that fits the tokenizer, rounded up to a multiple of 128."""
     return -(-tokenizer.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
 
 
 def _grown_to_fit(
     config: ModelConfig, settings: Settings, tokenizer: Tokenizer | None
 ) -> ModelConfig:
-    """``config`` with vocabulary and positions raised to fit tokenizer and samples."""
+    """``config`` with vocab_size and max_position_embeddings raised where they are too small."""
     needed = 0
     if tokenizer is not None:
         needed = grown_vocab_size(tokenizer)

@@ -1,4 +1,4 @@
-"""The settings of a run, with every problem that can be found before it is assembled."""
+"""Reads the settings of a run and reports every problem that is visible before its assembly."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def load_run_settings(
 ) -> Settings:
     """The settings of a run of ``world_size`` processes, from its command line.
 
-    Paddle is imported only if there is another problem and the settings need what a device may
-    lack. Otherwise the assembly of the run reports what the device cannot do.
+    Device problems are added to other problems only, because finding them imports Paddle. Without
+    another problem the assembly of the run reports what the device cannot do.
 
     Args:
         runs_here: whether the run uses this machine's device, so that its problems are listed too.
-        defaults: values of settings that ``arguments`` may leave out, required ones too.
+        defaults: values of settings that ``arguments`` may leave out, including required ones.
 
     Raises:
         UserError: lists all problems: those of ``load_settings`` and ``check_supported``, an
@@ -51,12 +51,12 @@ def load_run_settings(
         problems += process_problems(settings, world_size)
     if not problems:
         return settings
-    if runs_here and _asks_for_a_device(settings) and bad.isdisjoint(_OF_A_DEVICE):
+    if runs_here and _asks_for_a_device(settings) and bad.isdisjoint(_DEVICE_SETTINGS):
         problems += _device_problems(settings)
     raise UserError(listed(list(dict.fromkeys(problems)), "problems in the settings"))
 
 
-_OF_A_DEVICE = (
+_DEVICE_SETTINGS = (
     *("device", "bf16", "fp16", "use_flash_attention", "attention_backend", "matmul_precision"),
     "ops_backend",
 )
@@ -93,7 +93,7 @@ def _config(settings: Settings) -> ModelConfig | None:
     if settings.continue_training:
         folder = folder_with_weights(settings)
         if not (folder / CONFIG_FILE).is_file():
-            return None  # looking for the weights reports what is missing
+            return None  # the search for the weights reports what is missing
         name = str(folder)
     config = load_config(name, settings.allow_unknown_config)
     return config.replace(**settings.model_overrides)

@@ -16,7 +16,7 @@ logger = logging.getLogger("pypkg")
 
 
 def verify_corpora(settings: Settings) -> None:
-    """Reads every corpus of ``input_dir`` and compares it with its manifest. One rank calls this.
+    """Compares every corpus of ``input_dir`` with its manifest. One rank calls this.
 
     Raises:
         UserError: lists all files that differ.

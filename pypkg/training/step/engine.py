@@ -55,12 +55,12 @@ class Engine:
         """Accumulates this rank's gradients of the loss of a step. Every rank must call this.
 
         Args:
-            micro_batches: of whole samples, also where a context group divides their tokens.
+            micro_batches: whole samples, even if a context group divides their tokens.
 
         Returns:
             The loss, a float32 scalar on the device. Its mean over the token shards is the loss of
-            the step. None on all ranks if no label of the global batch counts: there is no
-            gradient then, and no update.
+            the step. None on all ranks if no label of the global batch counts; there is neither a
+            gradient nor an update then.
         """
         own = [own_batch(batch) for batch in micro_batches]
         batches = [to_device(batch) for batch in own]
@@ -93,7 +93,7 @@ class Engine:
             return self.updater.step(learning_rate)
 
     def wait(self) -> None:
-        """Waits until this rank holds the updated weights. A forward pass does so itself."""
+        """Waits until this rank holds the updated weights. A forward pass waits by itself."""
         self.updater.wait()
 
     @paddle.no_grad()

@@ -19,7 +19,7 @@ def label_count(batch: Batch) -> int:
 
 
 def loss_weights(counts: Sequence[float]) -> list[float] | None:
-    """Factors for the mean losses of micro batches, which make their mean the mean over all labels.
+    """Factors for the mean losses of micro batches that make their mean the mean over all labels.
 
     With c labels in a micro batch, n micro batches on a rank, d token shards and C labels in the
     global batch, the factor is ``c * n * d / C``. The mean of factor times mean loss over the n * d
@@ -29,7 +29,7 @@ def loss_weights(counts: Sequence[float]) -> list[float] | None:
     Every rank must call this. The host waits for the sum over the token shards.
 
     Args:
-        counts: labels of each of this rank's micro batches, or what else to weigh them by.
+        counts: number of labels, or another weight, of each of this rank's micro batches.
 
     Returns:
         A factor for each of ``counts``; None if no micro batch of any rank has a label.
@@ -47,10 +47,10 @@ def loss_weights(counts: Sequence[float]) -> list[float] | None:
 
 
 def shares(counts: Sequence[int]) -> list[float]:
-    """The share of each micro batch's labels that lies on this rank; 0 where it has none.
+    """This rank's share of the labels of each micro batch; 0 if it has none.
 
-    The ranks of a context group divide the labels; other groups of ranks have them whole. The ranks
-    of a context group must call this together.
+    Only the ranks of a context group divide the labels of a micro batch. They must call this
+    together.
 
     Args:
         counts: labels of each of this rank's micro batches.

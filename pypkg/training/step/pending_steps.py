@@ -31,9 +31,9 @@ class PendingSteps:
     """The steps since the last log line.
 
     Args:
-        losses: pending losses of a checkpoint; their steps are known to be good.
+        losses: pending losses from a checkpoint; their steps are known to be good.
         has_loss_scale: whether there is a loss scale. A gradient norm that is not finite then
-            lowers the scale, skips the update, and is no fault.
+            lowers the scale and skips the update, and is not a fault.
         judge: returns what is wrong with the loss and the gradient norm of a step, or None. It is
             called once for each step, in order.
     """
@@ -54,13 +54,13 @@ class PendingSteps:
         """Keeps a step's results without waiting for the device.
 
         Args:
-            loss: float32 scalar, whose mean over the sample shards is the loss of the step.
+            loss: float32 scalar; its mean over the token shards is the loss of the step.
             grad_norm: float32 scalar, the same on all ranks.
         """
         self._waiting.append((step, loss, grad_norm))
 
     def fetch(self) -> list[float]:
-        """Fetches the losses since ``clear`` from the device at once. Every rank must call this.
+        """Fetches all losses since ``clear`` in one copy. Every rank must call this.
 
         Raises:
             BadStep: the first step whose loss or norm is not finite, or that ``judge`` rejects.
@@ -78,7 +78,7 @@ class PendingSteps:
                 break
         agreed = _least(good)
         if agreed < len(values):
-            reason = _first_told(reason if good == agreed else "")
+            reason = _first_reason(reason if good == agreed else "")
             raise BadStep(steps[agreed], reason, _culprits(losses[agreed]))
         self._losses += [loss for loss, _ in values]
         self._waiting.clear()
@@ -112,8 +112,8 @@ def _least(number: int) -> int:
     return number
 
 
-def _first_told(reason: str) -> str:
-    """The reason of the first rank that has one."""
+def _first_reason(reason: str) -> str:
+    """The reason given by the first rank that has one."""
     if mesh.current().world_size == 1:
         return reason
     reasons: list[str] = []

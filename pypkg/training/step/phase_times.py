@@ -1,9 +1,9 @@
 """Host and device time of the phases of a step.
 
-The host time of a phase ends when its calls return. On a GPU they return before the device has
-finished. Its time is the one between two events on the stream: before the first kernel of the phase
-and after its last. A host time as long as the device time says that the device waits for the host.
-On a CPU the operators are done when their calls return, and there is no device time.
+The host time of a phase ends when its calls return. On a GPU the calls return before the device has
+finished. The device time is measured between two events on the stream, before the first kernel of
+the phase and after its last. If the host time is as long as the device time, the device waits for
+the host. On a CPU the operators are finished when their calls return, and there is no device time.
 
 No GPU has run the part with the events yet.
 """
@@ -34,7 +34,7 @@ class PhaseTimes:
 
     @contextlib.contextmanager
     def measuring(self, phase: str) -> Iterator[None]:
-        """Adds the block's times; the device has finished with it at the end."""
+        """Adds the times of the block. On a GPU it ends with a synchronization."""
         events = _events()
         begin = time.perf_counter()
         if events is not None:

@@ -35,19 +35,19 @@ class StepProfiler:
     Profiling makes the steps of the window slower, so the speed in the log is lower there.
 
     Args:
-        folder: of the results, which is made.
-        rank: of this process.
+        folder: folder for the results; it is created.
+        rank: rank of this process.
     """
 
     def __init__(self, options: ProfilerOptions, folder: Path, rank: int) -> None:
         self._options, self._folder, self._name = options, folder, f"rank{rank}"
-        self._steps = 0  # of this process that have ended
+        self._steps = 0  # steps that this process has completed
         self._memory: list[dict[str, int]] = []
         self._profiler: profiler.Profiler | None = None
         self._start_if_due()
 
     def end_step(self, step: int) -> None:
-        """Notes that step ``step`` of the run has ended; writes the files after the last one.
+        """Marks the end of step ``step`` of the run; writes the files after the last one.
 
         Raises:
             UserError: a file cannot be written.
@@ -62,7 +62,7 @@ class StepProfiler:
             self._start_if_due()
 
     def close(self) -> None:
-        """Writes what a run has recorded that ends within the window."""
+        """Writes the files if the run ends within the window."""
         if self._profiler is not None:
             self._finish()
 
@@ -79,7 +79,7 @@ class StepProfiler:
     def _finish(self) -> None:
         assert self._profiler is not None
         ended, self._profiler = self._profiler, None
-        # Written first, since a folder that cannot be written is named by it.
+        # Written first, because its error names a folder that cannot be written.
         lines = "".join(json.dumps(row) + "\n" for row in self._memory)
         write_file(self._file("memory.jsonl"), lines.encode())
         ended.stop()

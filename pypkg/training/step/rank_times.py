@@ -4,12 +4,12 @@ The time of a step covers fetching its micro batches, the forward and backward p
 update. It excludes logging, evaluation and checkpoints. It is divided into
 
 - data: the wait for micro batches;
-- stages: the wait for other pipeline stages, which is their messages and the bubble, until the last
-  of them has ended its backward pass;
+- stages: the wait for other pipeline stages (messages and the bubble) until the last of them has
+  finished its backward pass;
 - communication: every other collective, including the wait for other ranks of its group;
 - compute: the rest.
 
-A second table has the host and device time of each phase (``phase_times.py``).
+A second table shows the host and device time of each phase (``phase_times.py``).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class MeasuredEngine(Engine):
 
     @property
     def times(self) -> Times:
-        """The sums of this rank, without the first step, a warm-up, unless it is the only one."""
+        """The sums of this rank, without the first step (a warm-up) if there are others."""
         times = self._rest if self._rest.steps else self._first
         times.peak_memory = peak_memory_bytes()
         return times
@@ -103,7 +103,7 @@ class MeasuredEngine(Engine):
         return norm
 
     def _wait_for_stages(self) -> None:
-        """Waits until all stages have ended their passes, which the update would include."""
+        """Waits until all stages have finished, so the wait does not count for the update."""
         group = mesh.current().pipeline
         if group is not None:
             start = time.perf_counter()
@@ -195,7 +195,10 @@ def table(ranks: Sequence[Times]) -> str:
 
 
 def phase_table(ranks: Sequence[Times]) -> str:
-    """A line for each of ``ranks``: seconds of each phase of a step; device times on GPUs alone."""
+    """A table with a line for each of ``ranks``: seconds of each phase of a step, mean.
+
+    Device times are shown on GPUs only.
+    """
     phases = [name for name in (SAMPLES, FORWARD_BACKWARD, UPDATE) if name in ranks[0].phases.host]
     of_device = any(times.phases.device for times in ranks)
     head = ["rank"]

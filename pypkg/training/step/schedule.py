@@ -3,8 +3,8 @@
 Linear and cosine are the schedules that PaddleNLP's run_pretrain builds
 (CosineAnnealingWithWarmupDecay and LinearAnnealingWithWarmupDecay, started with last_epoch=0, so
 that their first step is at n = 1). The constant ones and polynomial are those of its trainer
-(get_scheduler), whose first step is at n = 0. The other ones are those of transformers
-(optimization.py) with a floor; like linear and cosine they begin at n = 1.
+(get_scheduler), whose first step is at n = 0. The others are those of transformers
+(optimization.py) with a lower limit; like linear and cosine they begin at n = 1.
 """
 
 from __future__ import annotations

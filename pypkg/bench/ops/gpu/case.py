@@ -60,7 +60,7 @@ def kernel_case(
         pass_name: "forward", "backward", "forward+backward" or "step".
         versions, restore: see ``KernelComparison``.
         baselines: implementations in torch by name; they return results equal to ours.
-        work: of the pass.
+        work: work of the pass.
         dtype, yardstick: see ``BenchmarkCase``.
     """
     first = next(iter(versions))

@@ -47,7 +47,7 @@ class Baselines:
         """Baselines of a forward pass.
 
         Args:
-            name: of the plain function in the table.
+            name: name of the plain function in the table.
             plain: the function in torch.
             inputs: its arguments.
             liger: selects the function with the same arguments from those of Liger.
@@ -81,7 +81,7 @@ class Baselines:
         inputs: Tensors,
         liger: Callable[[Any], Callable[..., Any]] | None,
     ) -> dict[str, Run]:
-        """What ``run_of`` makes of the function of each baseline and its inputs."""
+        """The result of ``run_of`` for the function of each baseline and its inputs."""
         runs = {name: run_of(plain, inputs)}
         if self._use_compile:
             runs["torch.compile"] = run_of(torch.compile(plain, dynamic=False), inputs)

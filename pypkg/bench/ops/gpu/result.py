@@ -27,7 +27,7 @@ def ops_result(
     """The result as the report reads it.
 
     Args:
-        arguments: of gpu_check.py; ``--output`` is left out of the recorded command.
+        arguments: arguments of gpu_check.py; ``--output`` is left out of the recorded command.
         limits: operations or bytes per second, by unit.
         products: rates of matrix products by shape.
         rows: of ``measure``.

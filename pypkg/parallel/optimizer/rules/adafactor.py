@@ -1,4 +1,4 @@
-"""Adafactor: second moments of a matrix by its rows and columns."""
+"""Adafactor: second moments of a matrix, factored into rows and columns."""
 
 from __future__ import annotations
 
@@ -23,25 +23,27 @@ _DECAY, _EPSILON, _THRESHOLD = -0.8, 1e-30, 1.0
 class Adafactor:
     """Adafactor (Shazeer and Stern, 2018) without momentum, at the learning rate of the schedule.
 
-    It is that of transformers with scale_parameter and relative_step off. With g the scaled
+    It is the variant of transformers with scale_parameter and relative_step off. With g the scaled
     gradient of an r x c matrix, w its weights, t the step and b = 1 - t^-0.8::
 
-        row = b * row + (1 - b) * mean of g^2 + 1e-30 over columns
-        col = b * col + (1 - b) * mean of g^2 + 1e-30 over rows
+        row = b * row + (1 - b) * (mean of g^2 over columns + 1e-30)
+        col = b * col + (1 - b) * (mean of g^2 over rows + 1e-30)
         u = g / sqrt(row * col / mean of row)
         w = w - learning_rate * weight_decay * w
         w = w - learning_rate * u / max(1, rms(u))
 
-    A vector has a second moment for each element, in place of row * col / mean of row. A parameter
-    counts as one matrix, also where query, key and value lie in it. Sums over a matrix in pieces
-    are those of all ranks, in two messages of r + c numbers and of one for each matrix.
+    A vector has a second moment for each element instead of row * col / mean of row. A parameter
+    counts as one matrix, even if it packs query, key and value. The sums over a divided matrix are
+    reduced over all ranks that hold pieces, in two messages: r + c numbers, and later one number,
+    for each matrix.
 
-    An ``Optimizer`` of matrices or of vectors, since their state differs.
+    One instance is an ``Optimizer`` either of matrices or of all other parameters, because their
+    states differ.
 
     Args:
-        factored: takes matrices; else everything else.
-        weight_decay: of the formula, for the parameters of the names ``decayed``.
-        weights: how parameters of 16 bits are updated.
+        factored: whether this instance takes the matrices.
+        weight_decay: factor in the formula, for the parameters named in ``decayed``.
+        weights: how 16-bit parameters are updated.
     """
 
     def __init__(
@@ -102,7 +104,10 @@ class Adafactor:
         steps: Sequence[int],
         is_finite: Tensor,
     ) -> list[Tensor]:
-        """Gradients over the root of the new second moments, as the blocks are."""
+        """Updates row and column moments; returns each gradient over the root of its new moment.
+
+        Gradients and results are laid out as ``blocks``.
+        """
         sums = iter(_summed([each for block in blocks for each in block.sums()], updates))
         for each, step in zip(updates, steps, strict=True):
             height, width = each.piece.layout.shape
@@ -117,7 +122,7 @@ class Adafactor:
         steps: Sequence[int],
         is_finite: Tensor,
     ) -> list[Tensor]:
-        """``_move_matrix_moments`` of vectors."""
+        """The same as ``_move_matrix_moments``, for vectors."""
         for each, block, step in zip(updates, blocks, steps, strict=True):
             self._move(each, _WHOLE, block.gradient.square(), step, is_finite)
         return [
@@ -153,9 +158,9 @@ class _Block(NamedTuple):
 
     Attributes:
         gradient: float32, [rows, columns] or [n].
-        piece: that the rank updates.
-        ids: along each axis, index in the whole parameter, 0 for padding.
-        owned: along each axis, 1 where this rank counts the elements and 0 elsewhere.
+        piece: the piece that the rank updates.
+        ids: along each axis, indices in the whole parameter; 0 for padding.
+        owned: along each axis, 1 for the elements that this rank counts in sums, else 0.
     """
 
     gradient: Tensor
@@ -164,13 +169,13 @@ class _Block(NamedTuple):
     owned: tuple[Tensor, ...]
 
     def counted(self, values: Tensor) -> Tensor:
-        """``values`` of the elements that this rank counts, and zeros."""
+        """``values`` with zeros for the elements that this rank does not count."""
         for axis, owned in enumerate(self.owned):
             values = values * owned.reshape([-1 if a == axis else 1 for a in range(values.ndim)])
         return values
 
     def sums(self) -> list[Tensor]:
-        """What this rank adds to the sums of squares by row and by column of the whole matrix."""
+        """This rank's part of the sums of squares of each row and column of the whole matrix."""
         squares = self.counted(self.gradient.square())
         return [
             paddle.index_add(paddle.zeros([length]), ids, 0, squares.sum(axis=1 - axis))
@@ -199,7 +204,7 @@ def _block(update: ParameterUpdate, grad_scale: Tensor, over_sharding: bool) -> 
 
 
 def _factored(update: ParameterUpdate, block: _Block) -> Tensor:
-    """The gradient over the root of the second moments that row and column give."""
+    """The gradient over the root of the factored second moment."""
     row, column = update.state[_ROW], update.state[_COLUMN]
     of_rows = (row / row.mean()).rsqrt()[block.ids[0]].unsqueeze(1)
     return block.gradient * of_rows * column.rsqrt()[block.ids[1]]
@@ -208,8 +213,9 @@ def _factored(update: ParameterUpdate, block: _Block) -> Tensor:
 def _summed(values: Sequence[Tensor], updates: Sequence[ParameterUpdate]) -> list[Tensor]:
     """Sums over the ranks that hold pieces of the same parameters; one message for each group.
 
-    The terms of a tensor group are added by rank. An all-reduce adds them in an order that depends
-    on the place in the message, and pipeline stages that hold copies of a tied table have others.
+    The terms of a tensor group are added in the order of ranks. An all-reduce adds them in an order
+    that depends on the offset in the message, which differs between pipeline stages that hold
+    copies of a tied embedding.
     """
     mesh = updates[0].piece.mesh
     is_sliced = any(each.piece.is_sliced for each in updates)

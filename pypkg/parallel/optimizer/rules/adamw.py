@@ -26,17 +26,17 @@ _POWERS = ("beta1_pow_acc", "beta2_pow_acc")
 class AdamW:
     """AdamW (Loshchilov and Hutter, 2019); an ``Optimizer`` that takes every parameter.
 
-    ``ops.adamw_`` states the formula. Where moments or weights are not kept in float32, the
-    operator gets one parameter at a time, in float32.
+    ``ops.adamw_`` states the formula. If moments or weights are not stored in float32, the operator
+    gets one parameter at a time, converted to float32.
 
     Args:
-        beta1, beta2, epsilon: of the formula.
-        weight_decay: factor of the decay, which is decoupled from the gradient.
+        beta1, beta2, epsilon: as in the formula.
+        weight_decay: factor of the decoupled weight decay.
         decayed: names of the parameters that weight decay applies to.
-        form: in which moments are kept, one of ``moments.FORMS``. Bfloat16 ones are rounded
-            stochastically: the nearest value would not change under the small steps of a beta2
-            near 1.
-        weights: how parameters of 16 bits are updated.
+        form: storage of the moments, one of ``moments.FORMS``. Bfloat16 moments are rounded
+            stochastically, because rounding to nearest would lose the small steps of a beta2 near
+            1.
+        weights: how 16-bit parameters are updated.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class AdamW:
         return (1,) if state_name in (*_POWERS, STEP) else None
 
     def make_state(self, parameter: Tensor, shape: Sequence[int]) -> dict[str, Tensor]:
-        """Zero moments; beta1 and beta2, in host memory; for 16 bits, the master weight."""
+        """Zero moments, beta powers in host memory and, for 16 bits, the master weight."""
         state = self._weights.make_state(parameter)
         for moment in _MOMENTS:
             state |= moments.zeros(moment, parameter, prod(shape), self._form)

@@ -24,9 +24,9 @@ class Lion(OneMoment):
     An ``Optimizer`` that takes every parameter.
 
     Args:
-        beta1, beta2: of the formula; the paper uses 0.9 and 0.99.
-        weight_decay: of the formula, for the parameters of the names ``decayed``.
-        weights: how parameters of 16 bits are updated.
+        beta1, beta2: as in the formula; the paper uses 0.9 and 0.99.
+        weight_decay: factor in the formula, for the parameters named in ``decayed``.
+        weights: how 16-bit parameters are updated.
     """
 
     MOMENT = "moment"

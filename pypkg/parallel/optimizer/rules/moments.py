@@ -1,15 +1,15 @@
-"""How optimizer state that is shaped like its parameter is kept in memory.
+"""Storage of optimizer state that has the shape of its parameter.
 
-A tensor is kept in float32, in bfloat16, or in 8 bits by blocks (Dettmers et al., "8-bit Optimizers
-via Block-wise Quantization", 2022). Checkpoints hold float32 whatever the form, so that any
-layout reads them. Writing what was read gives the same bits again, so resuming under the same
-layout is exact.
+A tensor is stored in float32, in bfloat16, or in 8 bits by blocks (Dettmers et al., "8-bit
+Optimizers via Block-wise Quantization", 2022). Checkpoints always hold float32, so that any layout
+reads them. Reading and writing again gives the same bits, so resuming under the same layout is
+exact.
 
 In 8 bits, the values of each block of ``MOMENT_BLOCK`` elements are divided by the largest
-magnitude, and each is replaced by the nearest of 256 values. Those are the dynamic map of
-bitsandbytes, dense around zero; of the signed one, -1 takes the place of the negative value nearest
-to zero, so that the largest magnitude of a block is exact for either sign. A second moment above
-zero is not rounded to zero, which would make its update enormous.
+magnitude, and each is replaced by the nearest of 256 values. These are the dynamic map of
+bitsandbytes, which is dense around zero. In the signed map -1 replaces the negative value nearest
+to zero, so that the largest magnitude of a block is exact for either sign. A positive second moment
+is never rounded to zero, which would make its update enormous.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _LARGEST = ".absmax"
 
 
 def zeros(name: str, parameter: Tensor, whole: int, form: str) -> dict[str, Tensor]:
-    """The tensors that keep the state ``name`` of a parameter, all zero.
+    """The tensors that store the state ``name`` of a parameter, all zero.
 
     Args:
-        name: of the state; "moment2" is not negative.
-        parameter: whose shape the state has.
-        whole: number of elements of the whole parameter, whatever the layout.
+        name: name of the state; "moment2" is stored unsigned.
+        parameter: has the shape of the state.
+        whole: number of elements of the whole parameter, independent of the layout.
         form: one of ``FORMS``.
 
     Raises:
@@ -54,7 +54,7 @@ def zeros(name: str, parameter: Tensor, whole: int, form: str) -> dict[str, Tens
 
 @paddle.no_grad()
 def read(state: dict[str, Tensor], name: str) -> Tensor:
-    """The values of ``name``: float32; the tensor itself, if it is kept so."""
+    """The float32 values of ``name``; the stored tensor itself if it is float32."""
     kept = state[name]
     largest = state.get(name + _LARGEST)
     if largest is None:
@@ -69,11 +69,11 @@ def read(state: dict[str, Tensor], name: str) -> Tensor:
 def write(
     state: dict[str, Tensor], name: str, values: Tensor, key: str = "", step: int = 0
 ) -> None:
-    """Overwrites ``name`` with float32 ``values``, in the form and the memory in which it is kept.
+    """Overwrites ``name`` in place with float32 ``values``, converted to its storage form.
 
     Args:
-        key: where not empty, values are rounded to bfloat16 stochastically, by key and ``step``;
-            else to the nearest.
+        key: seed, with ``step``, of stochastic rounding to bfloat16; if empty, bfloat16 values are
+            rounded to nearest.
     """
     kept = state[name]
     if kept.dtype == paddle.float32:
@@ -93,14 +93,14 @@ def write(
     codes = paddle.bucketize(scaled.reshape([-1])[: kept.size], middles, out_int32=True)
     if dtype == "int8":
         codes = codes - 128
-    else:  # the update is divided by the root of these, so what is above zero stays so
+    else:  # the update is divided by the root of these, so positive values stay positive
         codes = paddle.maximum(codes, (scaled.reshape([-1])[: kept.size] > 0).astype("int32"))
     paddle.assign(codes.astype(dtype).reshape(kept.shape), kept)
     paddle.assign(largest, state[name + _LARGEST])
 
 
 def _blocks(flat: Tensor) -> Tensor:
-    """[blocks, MOMENT_BLOCK], zeros behind the last element."""
+    """``flat`` as [blocks, MOMENT_BLOCK], padded with zeros."""
     missing = -flat.shape[0] % MOMENT_BLOCK
     if missing:
         flat = paddle.concat([flat, paddle.zeros([missing], flat.dtype)])
@@ -114,10 +114,10 @@ def _zero_code(dtype: str) -> int:
 
 @functools.cache
 def dynamic_map(dtype: str) -> np.ndarray:
-    """The 256 values of the codes in ascending order, float32.
+    """The 256 values of the codes, float32 in ascending order.
 
-    Decade e = -6 to 0 below 1 is divided into 2^(e + 6) (int8), or 2^(e + 7) (uint8), equal
-    intervals between 0.1 and 1 times 10^e, whose middles are values. 0 and 1 are added.
+    For e = -6 to 0, the range from 0.1 x 10^e to 10^e is divided into 2^(e + 6) (int8) or
+    2^(e + 7) (uint8) equal intervals. The values are 0, 1 and the midpoints (int8: of both signs).
     """
     values = [0.0, 1.0]
     for place in range(7):

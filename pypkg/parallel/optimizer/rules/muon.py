@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are made orthogonal."""
+"""Muon: momentum, orthogonalized matrix by matrix."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _ADAMW_RMS = 0.2
 
 class Muon(OneMoment):
     """Muon (Jordan et al., 2024) with updates as large as AdamW's (Liu et al., "Muon is Scalable
-    for LLM Training", 2025), so that learning rate and weight decay are those of AdamW.
+    for LLM Training", 2025), so that learning rate and weight decay of AdamW can be used.
 
-    With g the scaled gradient, w the weights, and O the orthogonal factor, as ``orthogonalized``
-    approximates it, of each r x c matrix of the parameter by itself::
+    With g the scaled gradient, w the weights, and O the orthogonal factor of an r x c matrix, which
+    ``orthogonalized`` approximates::
 
         momentum = mu * momentum + (1 - mu) * g
         w = w - learning_rate * weight_decay * w
         w = w - learning_rate * 0.2 * sqrt(max(r, c)) * O(mu * momentum + (1 - mu) * g)
 
-    Query, key and value are matrices of their own although they lie in one parameter, and so are
-    gate and up projection. A matrix in pieces is computed by one of the ranks that hold them.
+    Query, key and value in one parameter are treated as separate matrices, and so are gate and up
+    projection. A divided matrix is orthogonalized by one of the ranks that hold its pieces.
 
     Args:
         momentum: mu.
-        weight_decay: of the formula, for the parameters of the names ``decayed``.
-        takes: whether it updates a parameter, by name and whole shape, which has two axes.
-        weights: how parameters of 16 bits are updated.
+        weight_decay: factor in the formula, for the parameters named in ``decayed``.
+        takes: whether Muon updates a parameter, given its name and whole shape, which has two axes.
+        weights: how 16-bit parameters are updated.
     """
 
     MOMENT = "momentum"
@@ -75,7 +75,7 @@ class Muon(OneMoment):
             self._weights.write(each, paddle.where(is_finite, new, old), step)
 
     def _blend(self, update: ParameterUpdate, grad_scale: Tensor, is_finite: Tensor) -> Tensor:
-        """Moves the momentum; returns what is made orthogonal, bfloat16."""
+        """Updates the momentum; returns the matrix to orthogonalize, bfloat16."""
         moment, mu = update.state[self.MOMENT], self._momentum
         gradient = update.gradient.astype("float32") * grad_scale
         new = mu * moment + (1 - mu) * gradient
@@ -84,7 +84,7 @@ class Muon(OneMoment):
 
 
 def _scales(piece: Piece) -> Tensor | float:
-    """0.2 * sqrt(max(r, c)) of the matrix of each element."""
+    """0.2 * sqrt(max(r, c)) of the matrix that each element belongs to."""
     layout = piece.layout
     values = [_ADAMW_RMS * math.sqrt(max(shape)) for shape in _shapes(layout)]
     if len(set(values)) == 1:
@@ -113,7 +113,7 @@ def _orthogonal_matrices(piece: Piece, whole: Tensor) -> Tensor:
 
 @paddle.no_grad()
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """U V^T for the singular value decomposition U S V^T, roughly: singular values of 0.7 to 1.2.
+    """Approximates U V^T of the SVD U S V^T; the singular values become about 0.7 to 1.2.
 
     Five Newton-Schulz iterations (Jordan et al., 2024) in bfloat16, whose products are summed in
     float32.
@@ -127,7 +127,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     x = matrix.astype("float32")
     x = (x / paddle.clip(paddle.linalg.norm(x), min=_EPSILON)).astype("bfloat16")
     is_tall = matrix.shape[0] > matrix.shape[1]
-    if is_tall:  # the products are then of the smaller size
+    if is_tall:  # the Gram matrix then has the smaller size
         x = x.T
     for _ in range(_ITERATIONS):
         gram = _product(x, x.T).astype("bfloat16")
@@ -138,7 +138,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
-    """x @ y of bfloat16 matrices, summed in float32: float32, on a GPU rounded to bfloat16."""
-    if x.place.is_cpu_place():  # Paddle multiplies no bfloat16 there
+    """x @ y of bfloat16 matrices as float32, summed in float32; on a GPU rounded to bfloat16."""
+    if x.place.is_cpu_place():  # Paddle has no bfloat16 matmul on a CPU
         return paddle.matmul(x.astype("float32"), y.astype("float32"))
     return paddle.matmul(x, y).astype("float32")

@@ -12,7 +12,7 @@ from pypkg.parallel.optimizer.rules.weights import STEP, Weights, new_step
 
 
 class OneMoment:
-    """The part of an ``Optimizer`` that makes its state: one float32 moment of a weight's shape.
+    """Base of an ``Optimizer`` whose state is one float32 moment in the shape of the weight.
 
     Attributes:
         MOMENT: name of the moment in the state.
@@ -30,6 +30,6 @@ class OneMoment:
         return (1,) if state_name == STEP else None
 
     def make_state(self, parameter: Tensor, shape: Sequence[int]) -> dict[str, Tensor]:
-        """A zero moment; for 16 bits, the master weight."""
+        """A zero moment and, for 16 bits, the master weight."""
         moment = paddle.zeros(parameter.shape, "float32")
         return {**self._weights.make_state(parameter), self.MOMENT: moment, STEP: new_step()}

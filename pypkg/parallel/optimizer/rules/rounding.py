@@ -11,15 +11,15 @@ _LOW_BITS = 0xFFFF
 
 
 def stochastic_bfloat16(values: Tensor, name: str, step: int) -> Tensor:
-    """Rounds float32 to bfloat16, up or down with the probabilities that keep the mean.
+    """Rounds float32 to bfloat16, up or down at random, so that the expected value is unchanged.
 
-    Every rank that rounds the same tensor in the same step gets the same result, and so does a run
-    that resumes. Element i is rounded by bits of a hash of ``name``, ``step`` and i.
+    The result depends on values, name and step only, so all ranks and resumed runs agree. The
+    random bits of element i are a hash of ``name``, ``step`` and i.
 
     Args:
-        values: float32 of any shape, finite. Values of bfloat16 stay as they are.
-        name: of the tensor.
-        step: of the update.
+        values: float32 of any shape, finite. Values that bfloat16 represents are unchanged.
+        name: name of the tensor.
+        step: number of the update.
     """
     bits = paddle.view(values.contiguous(), "int32")
     noise = _noise(values.size, zlib.crc32(f"{name} {step}".encode())).reshape(values.shape)
@@ -28,7 +28,7 @@ def stochastic_bfloat16(values: Tensor, name: str, step: int) -> Tensor:
 
 
 def _noise(count: int, key: int) -> Tensor:
-    """int32 in [0, 65535], [count]: the finalizer of MurmurHash3 (Appleby, 2011) of a counter."""
+    """int32 [count] in [0, 65535]: the finalizer of MurmurHash3 (Appleby, 2011) on a counter."""
     x = paddle.arange(count, dtype="int32") * _constant(0x9E3779B1) + _constant(key)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         x = _mixed(x, shift) * _constant(factor)
@@ -41,6 +41,6 @@ def _mixed(x: Tensor, shift: int) -> Tensor:
 
 
 def _constant(value: int) -> Tensor:
-    """int32 with the bits of ``value``; products of it wrap around."""
+    """An int32 scalar with the bits of ``value``; its products wrap around."""
     value &= 0xFFFFFFFF
     return paddle.full([], value - (value >> 31 << 32), "int32")

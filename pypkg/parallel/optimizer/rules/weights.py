@@ -17,7 +17,7 @@ MASTER_WEIGHT, STEP = "master_weight", "step"
 
 @dataclass(frozen=True)
 class Weights:
-    """How weights of 16 bits are updated.
+    """How 16-bit weights are updated.
 
     Attributes:
         stochastic: bfloat16 parameters have no master weights; their new values are rounded
@@ -35,12 +35,12 @@ class Weights:
         }
 
     def read(self, update: ParameterUpdate) -> Tensor:
-        """float32; the master weight or the parameter itself where they are float32."""
+        """The weights in float32: the master weight if there is one, else the parameter."""
         held = update.state.get(MASTER_WEIGHT, update.parameter.detach())
         return held.astype("float32")
 
     def write(self, update: ParameterUpdate, values: Tensor, step: int) -> None:
-        """Overwrites the weights by float32 ``values``, in step ``step`` from 1 on."""
+        """Overwrites the weights with float32 ``values``; ``step`` counts from 1."""
         parameter = update.parameter
         if MASTER_WEIGHT in update.state:
             paddle.assign(values, update.state[MASTER_WEIGHT])
