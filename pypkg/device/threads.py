@@ -10,6 +10,8 @@ What happens otherwise with Paddle 3.3.1 (measured on an AMD EPYC with AVX-512, 
 - FLAGS_paddle_num_threads changes nothing.
 - glibc gives large blocks back to the system at each free, so every activation is page-faulted in
   anew: adding two 64 MiB tensors runs at 3 to 8 GB/s, and at 52 GB/s when freed memory is kept.
+- Paddle begins every tensor on a page of its own, and a processor knows few pages at a time: with
+  huge pages a step of 28 layers of hidden size 64 takes 20.7 ms instead of 23.9 on an Intel Xeon.
 - MKL brings Intel's OpenMP, our kernels use GNU's. The idle threads of each spin while the other
   works, for up to 200 ms: the quickstart's step takes 1.7 times as long as with a short wait.
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import mmap
 import os
 import sys
 import warnings
@@ -37,6 +40,9 @@ _LOCAL_PROCESSES = "PADDLE_LOCAL_SIZE"
 # Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
+# Of the heap that asks for huge pages; less than the trim threshold, so that free() keeps it. It
+# takes memory only where it is used.
+_HUGE_HEAP = 2**30
 _MKL_DISPATCH = "MKL_DEBUG_CPU_TYPE"
 _PADDLE_COMPLAINTS = ("OMP_NUM_THREADS",)
 # What makes gradients on a GPU the same bit for bit from run to run: Paddle otherwise adds the rows
@@ -74,6 +80,8 @@ def configure_cpu(num_threads: int = 0) -> str:
         parts.append(f"{_MKL_DISPATCH}={os.environ[_MKL_DISPATCH]} for an AMD processor")
     if _keep_freed_memory():
         parts.append("freed memory is kept for reuse")
+        if _use_huge_pages():
+            parts.append("its first GiB asks for huge pages")
     if kept:
         parts.append(f"kept from the environment: {', '.join(kept)}")
     return "; ".join(parts)
@@ -98,6 +106,25 @@ def _keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def _use_huge_pages() -> bool:
+    """Makes the heap grow by ``_HUGE_HEAP`` and asks for huge pages there; False where it cannot.
+
+    ``_keep_freed_memory`` has to be called before: the block is then from the heap, and stays there
+    when it is freed. glibc can do this by itself, but reads its setting, glibc.malloc.hugetlb, only
+    from the environment at the start of a process.
+    """
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    block = libc.malloc(ctypes.c_size_t(_HUGE_HEAP))
+    if not block:
+        return False
+    start = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = block + _HUGE_HEAP - start
+    refused = libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
+    libc.free(ctypes.c_void_p(block))
+    return refused == 0
 
 
 def import_paddle() -> list[str]:

@@ -22,6 +22,8 @@ from pypkg.ops.gated_activation import ACTIVATIONS, GATED
 from pypkg.ops.matmul import linear, products_are_plain
 from pypkg.ops.rms_norm import rms_norm
 
+_FLOAT32 = paddle.float32
+
 
 class PreNorm(NamedTuple):
     """The norm before a block: ``y, h = rms_norm(x, weight, epsilon, residual)``."""
@@ -65,12 +67,19 @@ def attention_block(
             or shape.
     """
     attention = (batch, heads_q, heads_k, mask, cos, sin, position_ids, interleaved, scale, softcap)
-    arguments = _attention_arguments(x, qkv_weight, o_weight, *attention)
-    if arguments is None:
-        qkv = linear(x, qkv_weight)
-        return linear(packed_attention(qkv, *attention, overwrite=True), o_weight)
-    tensors, attributes = arguments
-    return run_compiled("pypkg_attention_block", [x, *tensors], *attributes)[0]
+    arguments = _attention_arguments(x, None, qkv_weight, o_weight, *attention)
+    if arguments is not None:
+        return run_compiled("pypkg_attention_block", arguments[0], *arguments[1])[0]
+    _check(
+        "attention_block",
+        x,
+        heads_q + 2 * heads_k,
+        heads_q,
+        qkv_weight=qkv_weight,
+        o_weight=o_weight,
+    )
+    qkv = linear(x, qkv_weight)
+    return linear(packed_attention(qkv, *attention, overwrite=True), o_weight)
 
 
 def normed_attention_block(
@@ -85,20 +94,17 @@ def normed_attention_block(
     Raises:
         TypeError, ValueError, IndexError: as of ``rms_norm`` and ``attention_block``.
     """
-    arguments = None
-    if _is_kernel_norm(x, norm):
-        arguments = _attention_arguments(x, qkv_weight, o_weight, *args)
+    arguments = _attention_arguments(x, norm, qkv_weight, o_weight, *args)
     if arguments is None:
         y, stream = rms_norm(x, norm.weight, norm.epsilon, norm.residual)
         return attention_block(y, qkv_weight, o_weight, *args), stream
-    tensors, attributes = arguments
-    inputs = [x, norm.residual, norm.weight, *tensors]
-    out = run_compiled("pypkg_normed_attention_block", inputs, *attributes, norm.epsilon)
+    out = run_compiled("pypkg_normed_attention_block", arguments[0], *arguments[1])
     return out[0], out[1]
 
 
 def _attention_arguments(
     x: paddle.Tensor,
+    norm: PreNorm | None,
     qkv_weight: paddle.Tensor,
     o_weight: paddle.Tensor,
     batch: int,
@@ -111,23 +117,23 @@ def _attention_arguments(
     interleaved: bool,
     scale: float | None,
     softcap: float,
-) -> tuple[list[paddle.Tensor | None], tuple[object, ...]] | None:
-    """Tensors after x, and attributes, of the compiled operator; None if its parts must run."""
-    op = "attention_block"
-    _check(op, x, qkv_weight=qkv_weight, o_weight=o_weight)
+) -> tuple[Sequence[paddle.Tensor | None], tuple[object, ...]] | None:
+    """Tensors and attributes of the compiled operator; None if its parts must run."""
     heads = heads_q + 2 * heads_k
-    head_dim = qkv_weight.shape[1] // heads
-    check_shape(op, "qkv_weight", qkv_weight, [x.shape[-1], head_dim * heads])
-    check_shape(op, "o_weight", o_weight, [heads_q * head_dim, "out_features"])
-    is_fit = head_dim % HEAD_DIM_MULTIPLE == 0 and 0 < head_dim <= MAX_HEAD_DIM
-    if not is_fit or (cos is None) != (sin is None) or not _is_one(x, (qkv_weight, o_weight)):
+    if (cos is None) != (sin is None) or not _is_one(x, norm, qkv_weight, o_weight, heads, heads_q):
         return None
-    mask = AttentionMask() if mask is None else mask
-    tensors = [qkv_weight, o_weight, cos, sin, position_ids]
-    tensors += [mask.prefix_lengths, mask.document_starts, mask.alibi_slopes]
+    head_dim = qkv_weight.shape[1] // heads
+    if head_dim % HEAD_DIM_MULTIPLE != 0 or not 0 < head_dim <= MAX_HEAD_DIM:
+        return None
+    if mask is None:
+        mask = AttentionMask()
+    before = (x,) if norm is None else (x, norm.residual, norm.weight)
+    masks = (mask.prefix_lengths, mask.document_starts, mask.alibi_slopes)
+    tensors = (*before, qkv_weight, o_weight, cos, sin, position_ids, *masks)
     scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
-    attributes = (batch, heads_q, heads_k, interleaved, scale, float(softcap))
-    return tensors, (*attributes, mask.causal, mask.window or 0)
+    heads_and_scores = (batch, heads_q, heads_k, interleaved, scale, float(softcap))
+    attributes = (*heads_and_scores, mask.causal, mask.window or 0)
+    return tensors, attributes if norm is None else (*attributes, norm.epsilon)
 
 
 @paddle.jit.not_to_static
@@ -151,10 +157,16 @@ def gated_mlp_block(
     Raises:
         TypeError, ValueError: a dtype, shape or activation other than above.
     """
-    if not _is_one_mlp(x, gate_up_weight, down_weight, activation):
-        return linear(GATED[activation](linear(x, gate_up_weight)), down_weight)
-    inputs = [x, gate_up_weight, down_weight]
-    return run_compiled("pypkg_mlp_block", inputs, ACTIVATIONS[activation])[0]
+    number = ACTIVATIONS.get(activation)
+    if number is not None and _is_one(x, None, gate_up_weight, down_weight, 2, 1):
+        return run_compiled("pypkg_mlp_block", (x, gate_up_weight, down_weight), number)[0]
+    if number is None:
+        raise ValueError(
+            f"gated_mlp_block: activation must be one of {', '.join(ACTIVATIONS)}, "
+            f"got {activation!r}"
+        )
+    _check("gated_mlp_block", x, 2, 1, gate_up_weight=gate_up_weight, down_weight=down_weight)
+    return linear(GATED[activation](linear(x, gate_up_weight)), down_weight)
 
 
 def normed_gated_mlp_block(
@@ -173,69 +185,82 @@ def normed_gated_mlp_block(
     Raises:
         TypeError, ValueError: as of ``rms_norm`` and ``gated_mlp_block``.
     """
-    weights = (gate_up_weight, down_weight)
-    if not (_is_kernel_norm(x, norm) and _is_one_mlp(x, *weights, activation)):
+    number = ACTIVATIONS.get(activation)
+    if number is None or not _is_one(x, norm, gate_up_weight, down_weight, 2, 1):
         y, stream = rms_norm(x, norm.weight, norm.epsilon, norm.residual)
-        return gated_mlp_block(y, *weights, activation), stream
-    inputs = [x, norm.residual, norm.weight, *weights]
-    out = run_compiled("pypkg_normed_mlp_block", inputs, ACTIVATIONS[activation], norm.epsilon)
+        return gated_mlp_block(y, gate_up_weight, down_weight, activation), stream
+    tensors = (x, norm.residual, norm.weight, gate_up_weight, down_weight)
+    out = run_compiled("pypkg_normed_mlp_block", tensors, number, norm.epsilon)
     return out[0], out[1]
 
 
-def _is_one_mlp(
-    x: paddle.Tensor, gate_up_weight: paddle.Tensor, down_weight: paddle.Tensor, activation: str
+def _is_one(
+    x: paddle.Tensor,
+    norm: PreNorm | None,
+    column: paddle.Tensor,
+    row: paddle.Tensor,
+    heads: int,
+    heads_out: int,
 ) -> bool:
-    op = "gated_mlp_block"
-    if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"{op}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}"
-        )
-    _check(op, x, gate_up_weight=gate_up_weight, down_weight=down_weight)
-    intermediate = gate_up_weight.shape[1] // 2
-    check_shape(op, "gate_up_weight", gate_up_weight, [x.shape[-1], 2 * intermediate])
-    check_shape(op, "down_weight", down_weight, [intermediate, "out_features"])
-    return _is_one(x, (gate_up_weight, down_weight))
+    """Whether the compiled operator takes the place of its parts.
 
+    It looks at each tensor once, without a call for each. What it declines goes through ``_check``
+    and the operators of the parts, which raise where there is a mistake.
 
-def _is_kernel_norm(x: paddle.Tensor, norm: PreNorm) -> bool:
-    """Whether the compiled operator takes the norm's tensors; ``rms_norm`` raises on wrong ones.
+    The operator multiplies by Paddle's kernels, of which a CPU has those of float32 only. It
+    computes the gradient of every weight, whether wanted or not.
 
-    The operator computes the gradient of the norm's weight, whether wanted or not.
+    Args:
+        norm: of x before the block, or None.
+        column: fits if it is [hidden, heads * n].
+        row: fits if it is [heads_out * n, ...].
     """
+    dtype = getattr(x, "dtype", None)
+    if dtype is not _FLOAT32:  # a dtype is one object
+        is_half = dtype is paddle.bfloat16 or dtype is paddle.float16
+        if not is_half or not x.place.is_gpu_place():
+            return False
+    shape, columns, rows = x.shape, column.shape, row.shape
+    hidden = shape[-1:]
+    if norm is not None:
+        weight, residual = norm.weight, norm.residual
+        if not (
+            residual.dtype is dtype
+            and weight.dtype is dtype
+            and residual.shape == shape
+            and weight.shape == hidden
+            and not weight.stop_gradient
+        ):
+            return False
     return (
-        has_dtype(norm.residual, x.dtype)
-        and has_dtype(norm.weight, x.dtype)
-        and norm.residual.shape == x.shape
-        and norm.weight.shape == x.shape[-1:]
-        and not norm.weight.stop_gradient
+        column.dtype is dtype
+        and row.dtype is dtype
+        and len(columns) == len(rows) == 2
+        and columns[:1] == hidden
+        and columns[1] * heads_out == rows[0] * heads
+        and columns[1] % heads == 0
+        and 0 not in shape
+        and products_are_plain()
+        and backend() == "compiled"
+        and paddle.in_dynamic_mode()
+        and not paddle.amp.is_autocast_enabled()
+        and not ((column.stop_gradient or row.stop_gradient) and paddle.is_grad_enabled())
     )
 
 
-def _check(op: str, x: paddle.Tensor, **weights: paddle.Tensor) -> None:
+def _check(op: str, x: paddle.Tensor, heads: int, heads_out: int, **weights: paddle.Tensor) -> None:
+    """Raises TypeError or ValueError unless dtypes and shapes fit.
+
+    Args:
+        weights: two, [hidden, heads * n] and [heads_out * n, out_features].
+    """
     check_dtype(op, "x", x, FLOATING)
     for name, weight in weights.items():
         if not has_dtype(weight, x.dtype) and not paddle.amp.is_autocast_enabled():
             check_dtype(op, name, weight, (x.dtype,))
         if len(weight.shape) != 2:
             check_shape(op, name, weight, ["in_features", "out_features"])
-
-
-def _is_one(x: paddle.Tensor, weights: Sequence[paddle.Tensor]) -> bool:
-    """Whether the compiled operator takes the place of its parts.
-
-    It multiplies by Paddle's kernels, of which a CPU has those of float32 only. It computes the
-    gradient of every weight, whether wanted or not.
-    """
-    dtype = x.dtype
-    is_multiplied = dtype in (paddle.float32,) or (
-        dtype in (paddle.bfloat16, paddle.float16) and x.place.is_gpu_place()
-    )
-    return (
-        is_multiplied
-        and 0 not in x.shape
-        and products_are_plain()
-        and backend() == "compiled"
-        and paddle.in_dynamic_mode()
-        and not paddle.amp.is_autocast_enabled()
-        and not (paddle.is_grad_enabled() and True in [each.stop_gradient for each in weights])
-    )
+    (column_name, column), (row_name, row) = weights.items()
+    width = column.shape[1] // heads
+    check_shape(op, column_name, column, [x.shape[-1], width * heads])
+    check_shape(op, row_name, row, [heads_out * width, "out_features"])

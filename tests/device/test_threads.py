@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +87,36 @@ def test_freed_memory_is_reused_instead_of_faulted_in_again(clean):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 1000
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages"
+)
+def test_the_heap_has_huge_pages_and_takes_memory_where_it_is_used():
+    code = (
+        "from pypkg.device import threads\n"
+        "said = threads.configure_cpu(1)\n"
+        "areas = [open('/proc/self/smaps').read()]\n"
+        "kept = b'x' * 2**27  # NumPy asks for huge pages itself\n"
+        "areas.append(open('/proc/self/smaps').read())\n"
+        "print(said, *areas, sep='NEXT')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said, *maps = done.stdout.split("NEXT")
+    assert "asks for huge pages" in said
+    before, after = (_kilobytes_with_huge_pages(each) for each in maps)
+    assert before["Size"] > 0.99 * threads._HUGE_HEAP / 1024
+    assert before["Rss"] < 16 * 1024
+    assert after["Rss"] > 128 * 1024
+
+
+def _kilobytes_with_huge_pages(smaps: str) -> dict[str, int]:
+    """Sums over the areas of /proc/self/smaps that ask for huge pages."""
+    areas = [each for each in re.split(r"\n(?=[0-9a-f]+-)", smaps) if re.search(r" hg\b", each)]
+    return {
+        name: sum(int(re.findall(rf"^{name}: +(\d+) kB", each, re.M)[0]) for each in areas)
+        for name in ("Size", "Rss")
+    }
 
 
 def test_too_late_is_an_error(clean):

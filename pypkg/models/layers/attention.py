@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import paddle
@@ -52,6 +52,19 @@ class AttentionInputs:
     rotation: Rotation | None = None
     query_scale: paddle.Tensor | None = None
     cache: KVCache | None = None
+
+    @cached_property
+    def is_packable(self) -> bool:
+        """Whether one operator can take qkv as it is: nothing comes between the projection and it,
+        but a rotation by one kind of positions.
+        """
+        rotation = self.rotation
+        return (
+            not is_ring()
+            and self.cache is None
+            and self.query_scale is None
+            and (rotation is None or len(rotation.position_ids) == 1)
+        )
 
 
 class Attention(nn.Layer):
@@ -149,18 +162,8 @@ class Attention(nn.Layer):
         return self.recompute is not None and self.recompute.granularity == ATTENTION
 
     def _is_packed(self, inputs: AttentionInputs) -> bool:
-        """Whether one operator can take qkv as it is: nothing comes between the projection and it,
-        but a rotation by one kind of positions.
-        """
-        rotation = inputs.rotation
-        return (
-            self.backend == PYPKG
-            and not is_ring()
-            and inputs.cache is None
-            and not self._has_head_norms
-            and inputs.query_scale is None
-            and (rotation is None or len(rotation.position_ids) == 1)
-        )
+        """Whether one operator takes qkv as it comes from the projection."""
+        return self.backend == PYPKG and not self._has_head_norms and inputs.is_packable
 
     def _arguments(self, inputs: AttentionInputs) -> tuple[Any, ...]:
         """What ``ops.packed_attention`` takes after qkv, and ``ops.attention_block`` after x."""

@@ -67,8 +67,13 @@ def recomputed(layer: nn.Layer, granularity: str, function: Callable[..., Any], 
         granularity: the granularity of the choice for which ``function`` is recomputed.
         function: returns a tensor, or a tuple of tensors and None.
     """
-    choice = layer.recompute if layer.training and paddle.is_grad_enabled() else None
-    if choice is None or choice.granularity != granularity:
+    choice = layer.recompute
+    if (
+        choice is None
+        or choice.granularity != granularity
+        or not layer.training
+        or not paddle.is_grad_enabled()
+    ):
         return function(*args)
     from paddle.distributed.fleet.utils import recompute
 

@@ -187,8 +187,12 @@ def test_a_frozen_weight_has_no_gradient(compiled, ran):
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
 def test_a_cpu_multiplies_float32_alone(compiled, dtype):
-    assert blocks._is_one(*tensors(ROWS), ())
-    assert not blocks._is_one(*tensors(ROWS, dtype=dtype), ())
+    def is_one(dtype: str) -> bool:
+        x, column, row = tensors(ROWS, *MLP_SHAPES, dtype=dtype)
+        return blocks._is_one(x, None, column, row, 2, 1)
+
+    assert is_one("float32")
+    assert not is_one(dtype)
 
 
 def test_precision_of_products_is_that_of_the_setting(compiled, ran, monkeypatch):
