@@ -1,3 +1,4 @@
+#include "matmul/few_rows.h"
 #include "matmul/matmul.h"
 #include "tensors.h"
 
@@ -70,8 +71,37 @@ std::vector<Shape> grad_shapes(const Shape& x, const Shape& y, const OptionalSha
   return {x, y};
 }
 
+std::vector<Tensor> few_rows(const Tensor& x, const Tensor& y, bool transpose_y) {
+  const Matrix b = matrix("matmul_few_rows: y", y, transpose_y);
+  Shape shape = x.shape();
+  if (shape.empty() || shape.back() != b.rows) {
+    reject("matmul_few_rows: x of shape ", to_string(shape), " has no rows of ", b.rows);
+  }
+  check_dtype("matmul_few_rows: x", x, paddle::DataType::FLOAT32);
+  check_place("matmul_few_rows: x", x, y);
+  shape.back() = b.columns;
+  Tensor out = empty(shape, paddle::DataType::FLOAT32, x);
+  MatmulFewRows params;
+  params.a = x.data<float>();
+  params.b = y.data<float>();
+  params.c = out.data<float>();
+  params.m = num_elements(shape) / b.columns;
+  params.n = b.columns;
+  params.k = b.rows;
+  params.transpose_b = transpose_y;
+  launch(x, matmul_few_rows_cpu, nullptr, params);
+  return {out};
+}
+
 }  // namespace
 }  // namespace pypkg
+
+// Without a gradient: who needs one has more rows.
+PD_BUILD_OP(pypkg_matmul_few_rows)
+    .Inputs({"X", "Y"})
+    .Outputs({"Out"})
+    .Attrs({"transpose_y: bool"})
+    .SetKernelFn(PD_KERNEL(pypkg::few_rows));
 
 PD_BUILD_OP(pypkg_matmul_bfloat16)
     .Inputs({"X", "Y"})

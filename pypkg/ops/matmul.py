@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import paddle
@@ -13,6 +14,7 @@ from pypkg.errors import UserError
 from pypkg.ops.dispatch.library import backend, run_compiled
 
 PRECISIONS = ("float32", "bfloat16")
+_FEW_ROWS = 16  # the most for which our product takes less time than Paddle's
 _precision = "float32"
 
 
@@ -63,6 +65,8 @@ def matmul(
     Returns:
         [..., m, n] in the dtype of x.
     """
+    if not transpose_x and has_few_rows(x, y):
+        return run_compiled("pypkg_matmul_few_rows", [x, y], transpose_y)[0]
     narrow = _precision == "bfloat16" and x.dtype == paddle.float32 and x.place.is_cpu_place()
     if not narrow or 0 in x.shape or 0 in y.shape:
         return paddle.matmul(x, y, transpose_x, transpose_y)
@@ -84,12 +88,31 @@ def linear(
     Returns:
         [..., out_features] in the dtype of x.
     """
-    if _precision == "float32":
+    if _precision == "float32" and not has_few_rows(x, weight):
         if bias is None and paddle.in_dynamic_mode():
             return _product()(x, weight)
         return F.linear(x, weight, bias)
     out = matmul(x, weight)
     return out if bias is None else out + bias
+
+
+def has_few_rows(x: paddle.Tensor, y: paddle.Tensor) -> bool:
+    """Whether the product is that of a step of generation, for which there is an operator.
+
+    Paddle's product of one row takes twice as long, and that of eight rows too, on a CPU.
+    """
+    return (
+        not paddle.is_grad_enabled()  # first, as training asks most often
+        and _precision == "float32"
+        and 0 < math.prod(x.shape) <= _FEW_ROWS * x.shape[-1]
+        and x.dtype in (paddle.float32,)
+        and y.dtype in (paddle.float32,)
+        and x.place.is_cpu_place()
+        and 0 not in y.shape
+        and paddle.in_dynamic_mode()
+        and backend() == "compiled"
+        and not paddle.amp.is_autocast_enabled()
+    )
 
 
 def products_are_plain() -> bool:
