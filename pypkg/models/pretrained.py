@@ -47,7 +47,7 @@ from pypkg.parallel import mesh
 from pypkg.parallel.comm import gather
 from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank
 from pypkg.parallel.comm.slices import ReadParameter, read_elements
-from pypkg.parallel.host_memory import to_host
+from pypkg.parallel.host_memory import to_host, use_huge_pages
 from pypkg.parallel.tp_layers import tensor_degree, tensor_rank
 
 
@@ -142,6 +142,7 @@ def from_pretrained(
     )
     model = build_filled(config, dtype, read)
     model.eval()
+    use_huge_pages(model.parameters())
     return model
 
 

@@ -234,7 +234,7 @@ def _is_one(x: paddle.Tensor, weights: Sequence[paddle.Tensor]) -> bool:
         is_multiplied
         and 0 not in x.shape
         and products_are_plain()
-        and not has_few_rows(x, weights[0])
+        and True not in [has_few_rows(x, each) for each in weights]
         and backend() == "compiled"
         and paddle.in_dynamic_mode()
         and not paddle.amp.is_autocast_enabled()

@@ -12,7 +12,7 @@ from tiny_configs import tiny
 
 from pypkg.models import from_config
 from pypkg.models.pretrained import whole_parameter
-from pypkg.parallel.host_memory import to_host
+from pypkg.parallel.host_memory import to_host, use_huge_pages
 
 PACKAGE = Path(__file__).resolve().parents[2] / "pypkg"
 
@@ -48,6 +48,25 @@ def test_a_saved_parameter_in_a_fused_buffer_is_not_copied():
     buffer[: parameter.size].reshape(parameter.shape)._share_buffer_to(parameter)
     value = whole_parameter(model.config, name, parameter, writer=0)
     assert np.shares_memory(value, to_host(buffer))
+
+
+def test_huge_pages_change_no_value():
+    tensor = paddle.arange(5 << 20)  # 40 MiB
+    use_huge_pages([tensor, paddle.ones([3])])
+    assert (to_host(tensor) == np.arange(5 << 20)).all()
+    if "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+        assert huge_bytes(tensor.data_ptr()) >= 32 << 20
+
+
+def huge_bytes(address: int) -> int:
+    """Bytes in pages of 2 MiB of the mapping that ``address`` lies in."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(match[1], 16) <= address < int(match[2], 16)
+        elif inside and line.startswith("AnonHugePages:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError(f"no mapping holds {address:x}")
 
 
 def test_tensor_numpy_is_called_on_no_view():

@@ -8,12 +8,13 @@
 
 namespace pypkg {
 
-// c = a b. Each element of c is summed in an order that depends on k alone: a row has the same bits
-// beside other rows, and with any number of threads.
+// c = a b for each of `batch` pairs of matrices. Each element of c is summed in an order that
+// depends on k alone: a row has the same bits beside other rows, and with any number of threads.
 struct MatmulFewRows {
-  const float* a = nullptr;  // [m, k], contiguous
-  const float* b = nullptr;  // [k, n], or [n, k] with transpose_b; contiguous
-  float* c = nullptr;        // [m, n], contiguous; overwritten
+  const float* a = nullptr;  // [batch, m, k], contiguous
+  const float* b = nullptr;  // [batch, k, n], or [batch, n, k] with transpose_b; contiguous
+  float* c = nullptr;        // [batch, m, n], contiguous; overwritten
+  int64_t batch = 1;
   int64_t m = 0;
   int64_t n = 0;
   int64_t k = 0;

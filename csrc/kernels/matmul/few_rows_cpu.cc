@@ -131,11 +131,18 @@ PYPKG_INLINE void columns_of(const MatmulFewRows& p, int64_t first, int64_t stop
 void matmul_few_rows_cpu(const MatmulFewRows& p) {
   const auto columns =
       dispatch_cpu_isa([](auto isa) { return &CpuVersion<isa(), columns_of<isa()>>::run; });
-  const int parts = threads_for(p.n * p.k);
+  const int threads = threads_for(p.batch * p.n * p.k);
+  const int64_t parts = (threads + p.batch - 1) / p.batch;  // of the columns of c
   const int64_t width = (p.n + parts * kLine - 1) / (parts * kLine) * kLine;
-#pragma omp parallel for num_threads(parts) schedule(static)
-  for (int part = 0; part < parts; ++part)
-    columns(p, std::min(part * width, p.n), std::min((part + 1) * width, p.n));
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t task = 0; task < p.batch * parts; ++task) {
+    const int64_t pair = task / parts, part = task % parts;
+    MatmulFewRows one = p;
+    one.a += pair * p.m * p.k;
+    one.b += pair * p.k * p.n;
+    one.c += pair * p.m * p.n;
+    columns(one, std::min(part * width, p.n), std::min((part + 1) * width, p.n));
+  }
 }
 
 }  // namespace pypkg
