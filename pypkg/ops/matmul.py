@@ -14,7 +14,7 @@ from pypkg.errors import UserError
 from pypkg.ops.dispatch.library import backend, run_compiled
 
 PRECISIONS = ("float32", "bfloat16")
-_FEW_ROWS = 8  # the most for which our product takes less time than Paddle's
+_FEW_ROWS = 8  # of more, MKL's product takes less time than ours
 _precision = "float32"
 
 
@@ -99,7 +99,7 @@ def linear(
 def has_few_rows(x: paddle.Tensor, y: paddle.Tensor) -> bool:
     """Whether the product is that of a step of generation, for which there is an operator.
 
-    Paddle's product of one row takes twice as long, and that of eight rows too, on a CPU.
+    Memory bounds it. MKL packs the weights first, which is for many rows.
     """
     return (
         not paddle.is_grad_enabled()  # first, as training asks most often
