@@ -1,3 +1,6 @@
+#include <algorithm>
+
+#include "matmul/few_rows.h"
 #include "matmul/matmul.h"
 #include "tensors.h"
 
@@ -70,8 +73,49 @@ std::vector<Shape> grad_shapes(const Shape& x, const Shape& y, const OptionalSha
   return {x, y};
 }
 
+// x [..., k] times y [k, n], or x [..., m, k] times y of the same leading dimensions.
+std::vector<Tensor> few_rows(const Tensor& x, const Tensor& y, bool transpose_y) {
+  const Shape of_y = y.shape();
+  const size_t rank = of_y.size();
+  Shape shape = x.shape();
+  const auto is_unfit = [&] {
+    if (rank < 2 || shape.empty() || x.numel() == 0 || y.numel() == 0) return true;
+    if (shape.back() != of_y[transpose_y ? rank - 1 : rank - 2]) return true;
+    return rank > 2 &&
+           (shape.size() != rank || !std::equal(shape.begin(), shape.end() - 2, of_y.begin()));
+  };
+  if (is_unfit()) {
+    reject("matmul_few_rows: x of shape ", to_string(shape), " cannot be multiplied by y of shape ",
+           to_string(of_y), transpose_y ? ", transposed" : "");
+  }
+  for (const Tensor* each : {&x, &y}) {
+    check_dtype("matmul_few_rows: x and y", *each, paddle::DataType::FLOAT32);
+    check_place("matmul_few_rows: x and y", *each, x);
+  }
+  MatmulFewRows params;
+  params.k = shape.back();
+  params.n = of_y[transpose_y ? rank - 2 : rank - 1];
+  params.batch = num_elements(Shape(of_y.begin(), of_y.end() - 2));
+  shape.back() = params.n;
+  params.m = num_elements(Shape(shape.begin(), shape.end() - 1)) / params.batch;
+  Tensor out = empty(shape, paddle::DataType::FLOAT32, x);
+  params.a = x.data<float>();
+  params.b = y.data<float>();
+  params.c = out.data<float>();
+  params.transpose_b = transpose_y;
+  launch(x, matmul_few_rows_cpu, nullptr, params);
+  return {out};
+}
+
 }  // namespace
 }  // namespace pypkg
+
+// Without a gradient: who needs one has more rows.
+PD_BUILD_OP(pypkg_matmul_few_rows)
+    .Inputs({"X", "Y"})
+    .Outputs({"Out"})
+    .Attrs({"transpose_y: bool"})
+    .SetKernelFn(PD_KERNEL(pypkg::few_rows));
 
 PD_BUILD_OP(pypkg_matmul_bfloat16)
     .Inputs({"X", "Y"})

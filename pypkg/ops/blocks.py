@@ -19,7 +19,7 @@ from pypkg.ops.attention.packed_attention import packed_attention
 from pypkg.ops.dispatch.checks import FLOATING, check_dtype, check_shape, has_dtype
 from pypkg.ops.dispatch.library import backend, run_compiled
 from pypkg.ops.gated_activation import ACTIVATIONS, GATED
-from pypkg.ops.matmul import linear, products_are_plain
+from pypkg.ops.matmul import has_few_rows, linear, products_are_plain
 from pypkg.ops.rms_norm import rms_norm
 
 _FLOAT32 = paddle.float32
@@ -241,6 +241,7 @@ def _is_one(
         and columns[1] % heads == 0
         and 0 not in shape
         and products_are_plain()
+        and not (has_few_rows(x, column) or has_few_rows(x, row))
         and backend() == "compiled"
         and paddle.in_dynamic_mode()
         and not paddle.amp.is_autocast_enabled()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import paddle
@@ -13,6 +14,7 @@ from pypkg.errors import UserError
 from pypkg.ops.dispatch.library import backend, run_compiled
 
 PRECISIONS = ("float32", "bfloat16")
+_FEW_ROWS = 8  # of more, MKL's product takes less time than ours
 _precision = "float32"
 
 
@@ -57,14 +59,16 @@ def matmul(
     """x @ y, optionally transposed, in the precision of ``set_matmul_precision``.
 
     Args:
-        x: [..., m, k], or [k, m] with ``transpose_x``.
-        y: [k, n], or [n, k] with ``transpose_y``.
+        x: [..., m, k], or [..., k, m] with ``transpose_x``.
+        y: [k, n], or [n, k] with ``transpose_y``; or such a matrix for each of x.
 
     Returns:
         [..., m, n] in the dtype of x.
     """
+    if not transpose_x and has_few_rows(x, y):
+        return run_compiled("pypkg_matmul_few_rows", [x, y], transpose_y)[0]
     narrow = _precision == "bfloat16" and x.dtype == paddle.float32 and x.place.is_cpu_place()
-    if not narrow or 0 in x.shape or 0 in y.shape:
+    if not narrow or y.ndim > 2 or 0 in x.shape or 0 in y.shape:
         return paddle.matmul(x, y, transpose_x, transpose_y)
     rows = x if x.ndim == 2 else x.reshape([-1, x.shape[-1]])
     out = run_compiled("pypkg_matmul_bfloat16", [rows, y], transpose_x, transpose_y)[0]
@@ -84,12 +88,38 @@ def linear(
     Returns:
         [..., out_features] in the dtype of x.
     """
-    if _precision == "float32":
+    if _precision == "float32" and not has_few_rows(x, weight):
         if bias is None and paddle.in_dynamic_mode():
             return _product()(x, weight)
         return F.linear(x, weight, bias)
     out = matmul(x, weight)
     return out if bias is None else out + bias
+
+
+def has_few_rows(x: paddle.Tensor, y: paddle.Tensor) -> bool:
+    """Whether the product is that of a step of generation, for which there is an operator.
+
+    Memory bounds it. MKL packs the weights first, which is for many rows.
+    """
+    return (
+        not paddle.is_grad_enabled()  # first, as training asks most often
+        and _precision == "float32"
+        and 0 < _rows_of_each(x.shape, y.shape) <= _FEW_ROWS
+        and x.dtype in (paddle.float32,)
+        and y.dtype in (paddle.float32,)
+        and x.place.is_cpu_place()
+        and 0 not in y.shape
+        and paddle.in_dynamic_mode()
+        and backend() == "compiled"
+        and not paddle.amp.is_autocast_enabled()
+    )
+
+
+def _rows_of_each(x: list[int], y: list[int]) -> int:
+    """The number of rows that a matrix of y multiplies; 0: it is not one for each of x."""
+    if len(y) == 2:
+        return math.prod(x[:-1])
+    return x[-2] if x[:-2] == y[:-2] and 0 not in x else 0
 
 
 def products_are_plain() -> bool:

@@ -1,6 +1,8 @@
-"""Products in bfloat16 on a CPU against products of rounded operands in float64."""
+"""Products against float64: of a few rows, and in bfloat16 on a CPU, of rounded operands."""
 
 from __future__ import annotations
+
+import importlib
 
 import numpy as np
 import paddle
@@ -8,7 +10,9 @@ import pytest
 
 from pypkg import _native, ops
 from pypkg.errors import UserError
+from pypkg.ops.dispatch.library import custom_op
 
+matmul = importlib.import_module("pypkg.ops.matmul")  # pypkg.ops has the function by that name
 needs_instructions = pytest.mark.skipif(
     not _native.matmul_bfloat16_supported(), reason="this processor has no AVX512_BF16"
 )
@@ -79,6 +83,77 @@ def test_infinities_and_nans_stay(bfloat16_products):
 def test_float32_is_the_frameworks_own():
     x, y = paddle.to_tensor(draw(5, 7)), paddle.to_tensor(draw(7, 3))
     assert (ops.matmul(x, y) == paddle.matmul(x, y)).all()
+
+
+@pytest.fixture(params=_native.cpu_isas())
+def few_rows(request, compiled, monkeypatch):
+    """The products of a few rows that ran, on each version of the kernels."""
+    ran = []
+
+    def run(op, tensors, *attributes):
+        ran.append(tensors[0].shape)
+        assert op == "pypkg_matmul_few_rows"
+        return run_compiled(op, tensors, *attributes)
+
+    run_compiled = matmul.run_compiled
+    monkeypatch.setattr(matmul, "run_compiled", run)
+    _native.set_cpu_isa(request.param)
+    yield ran
+    _native.set_cpu_isa("")
+
+
+@paddle.no_grad()
+@pytest.mark.parametrize("transpose_y", [False, True])
+@pytest.mark.parametrize(
+    "x_shape, y_shape",
+    [
+        ([1, 1], [1, 1]),
+        ([3, 7], [7, 5]),
+        ([8, 1, 65], [65, 300]),
+        ([5, 130], [130, 4133]),  # more columns than a tile, and a few
+        ([1, 1, 513], [513, 1021]),
+        ([2, 3, 2, 64], [2, 3, 64, 130]),
+        ([1, 8, 1, 130], [1, 8, 130, 64]),
+    ],
+)
+def test_products_of_a_few_rows(few_rows, x_shape, y_shape, transpose_y):
+    x, y = draw(*x_shape), draw(*y_shape)
+    given = paddle.to_tensor(y.swapaxes(-1, -2).copy() if transpose_y else y)
+    out = ops.matmul(paddle.to_tensor(x), given, transpose_y=transpose_y).numpy()
+    bound = 1e-6 * np.sqrt(x_shape[-1]) + 1e-6
+    np.testing.assert_allclose(out, x.astype(np.float64) @ y, rtol=1e-5, atol=5 * bound)
+    if y.ndim == 2:  # each row has the bits that it has alone
+        rows = x.reshape([-1, 1, x_shape[-1]])
+        alone = [ops.matmul(paddle.to_tensor(row), given, transpose_y=transpose_y) for row in rows]
+        assert (paddle.concat(alone).numpy().ravel() == out.ravel()).all()
+    assert few_rows
+
+
+@paddle.no_grad()
+def test_a_bias_and_a_view_of_a_few_rows(few_rows):
+    x, weight, bias = draw(4, 3, 96), draw(96, 51), draw(51)
+    out = ops.linear(paddle.to_tensor(x)[:, -1], *map(paddle.to_tensor, (weight, bias))).numpy()
+    expected = x[:, -1].astype(np.float64) @ weight + bias
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-4)
+    assert few_rows == [[4, 96]]
+
+
+def test_more_rows_and_gradients_are_the_frameworks_own(few_rows):
+    x, y = paddle.to_tensor(draw(9, 7)), paddle.to_tensor(draw(7, 3))
+    with paddle.no_grad():
+        assert (ops.matmul(x, y) == paddle.matmul(x, y)).all()
+        pairs = paddle.to_tensor(draw(2, 9, 7)), paddle.to_tensor(draw(2, 7, 3))
+        assert (ops.matmul(*pairs) == paddle.matmul(*pairs)).all()
+        one, more = paddle.to_tensor(draw(1, 2, 7)), paddle.to_tensor(draw(3, 7, 3))
+        assert ops.matmul(one, more).shape == [3, 2, 3]
+    assert (ops.matmul(x[:2], y) == paddle.matmul(x[:2], y)).all()
+    assert not few_rows
+
+
+def test_shapes_that_do_not_fit_are_refused(compiled):
+    x, y = paddle.zeros([2, 3]), paddle.zeros([4, 5])
+    with pytest.raises(ValueError, match=r"x of shape \[2, 3\] cannot be multiplied .* \[4, 5\]"):
+        custom_op("pypkg_matmul_few_rows", x, y, False)
 
 
 def test_unknown_precision():

@@ -36,5 +36,7 @@ inline int64_t dtype_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2
 // OpenMP saw when this library was loaded (frameworks change OMP_NUM_THREADS afterwards).
 void set_num_threads(int count);
 int num_threads();
+// num_threads(), or 1 for so few elements that waking a thread takes longer than their work.
+int threads_for(int64_t elements);
 
 }  // namespace pypkg

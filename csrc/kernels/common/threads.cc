@@ -9,6 +9,8 @@
 namespace pypkg {
 namespace {
 
+constexpr int64_t kFewElements = 1 << 15;  // about 10 us of a core
+
 int read_default() {
   const char* text = std::getenv("PYPKG_NUM_THREADS");
   const int wanted = text ? std::atoi(text) : 0;
@@ -26,5 +28,7 @@ int num_threads() {
   const int count = chosen_threads;
   return count > 0 ? count : default_threads;
 }
+
+int threads_for(int64_t elements) { return elements < kFewElements ? 1 : num_threads(); }
 
 }  // namespace pypkg

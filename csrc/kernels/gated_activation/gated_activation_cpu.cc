@@ -49,7 +49,7 @@ PYPKG_INLINE void backward_row(const T* gate, const T* up, const T* dout, T* dga
 template <class T, Activation kind>
 void forward(const GatedActivationForward& p) {
   const auto row = cpu_version<forward_row<T, kind>>();
-#pragma omp parallel for num_threads(num_threads()) schedule(static)
+#pragma omp parallel for num_threads(threads_for(p.rows* p.cols)) schedule(static)
   for (int64_t r = 0; r < p.rows; ++r) {
     row(static_cast<const T*>(p.gate) + r * p.gate_stride,
         static_cast<const T*>(p.up) + r * p.up_stride, static_cast<T*>(p.out) + r * p.cols, p.cols);
@@ -59,7 +59,7 @@ void forward(const GatedActivationForward& p) {
 template <class T, Activation kind>
 void backward(const GatedActivationBackward& p) {
   const auto row = cpu_version<backward_row<T, kind>>();
-#pragma omp parallel for num_threads(num_threads()) schedule(static)
+#pragma omp parallel for num_threads(threads_for(p.rows* p.cols)) schedule(static)
   for (int64_t r = 0; r < p.rows; ++r) {
     row(static_cast<const T*>(p.gate) + r * p.gate_stride,
         static_cast<const T*>(p.up) + r * p.up_stride, static_cast<const T*>(p.dout) + r * p.cols,

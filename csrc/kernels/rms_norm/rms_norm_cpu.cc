@@ -62,7 +62,7 @@ template <class T, class W>
 void forward(const RmsNormForward& p) {
   const auto at = [](auto* base, int64_t offset) { return base ? base + offset : base; };
   const auto row = cpu_version<forward_row<T, W>>();
-#pragma omp parallel for num_threads(num_threads()) schedule(static)
+#pragma omp parallel for num_threads(threads_for(p.rows* p.cols)) schedule(static)
   for (int64_t r = 0; r < p.rows; ++r) {
     const int64_t offset = r * p.cols;
     row(static_cast<const T*>(p.x) + offset, at(static_cast<const T*>(p.residual), offset),

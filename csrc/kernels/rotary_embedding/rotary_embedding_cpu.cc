@@ -81,8 +81,9 @@ void rotary_embedding_cpu(const RotaryEmbedding& params) {
     const int64_t k_stride = k_heads * params.head_dim;
     const int64_t q_stride = params.q_stride ? params.q_stride : q_heads * params.head_dim;
     const auto rotate = cpu_version<rotate_heads<decltype(t)>>();
-#pragma omp parallel for num_threads(num_threads()) schedule(static)
-    for (int64_t token = 0; token < params.batch * params.sequence; ++token) {
+    const int64_t tokens = params.batch * params.sequence;
+#pragma omp parallel for num_threads(threads_for(tokens* q_stride)) schedule(static)
+    for (int64_t token = 0; token < tokens; ++token) {
       const int64_t row = position_of(params, token) * (params.rotary_dim / 2);
       const float* cos = params.cos + row;
       const float* sin = params.sin + row;

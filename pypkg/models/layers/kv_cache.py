@@ -184,18 +184,24 @@ class KVCache:
         batch, sequence, heads_q, head_dim = query.shape
         heads_k, capacity = keys.shape[1:3]
         scale = head_dim**-0.5 if scale is None else scale
-        # The queries of a key-value head are rows of one product, head by head.
+        # The queries of a key-value head are rows of one product, head by head. One query of each
+        # head lies as it has to: each operation less counts where kernels are short.
         grouped = [batch, heads_k, heads_q // heads_k * sequence, head_dim]
-        rows = (query * scale).transpose([0, 2, 1, 3]).reshape(grouped)
-        scores = paddle.matmul(rows, keys, transpose_y=True).astype("float32")
+        rows = query * scale
+        if sequence > 1:
+            rows = rows.transpose([0, 2, 1, 3])
+        rows = rows.reshape(grouped)
+        scores = ops.matmul(rows, keys, transpose_y=True).astype("float32")
         if softcap > 0:
             scores = softcap * paddle.tanh(scores / softcap)
         bias = self._biases.get(mask)
         if bias is None:
             bias = self._biases[mask] = self._bias(mask, capacity, heads_q, heads_k)
         weights = F.softmax(scores + bias).astype(values.dtype)
-        out = paddle.matmul(weights, values).reshape([batch, heads_q, sequence, head_dim])
-        return out.transpose([0, 2, 1, 3])
+        out = ops.matmul(weights, values)
+        if sequence == 1:
+            return out.reshape(query.shape)
+        return out.reshape([batch, heads_q, sequence, head_dim]).transpose([0, 2, 1, 3])
 
     def _bias(
         self, mask: ops.AttentionMask, capacity: int, heads_q: int, heads_k: int

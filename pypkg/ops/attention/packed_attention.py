@@ -108,12 +108,9 @@ def split_heads(
     qkv: paddle.Tensor, batch: int, heads_q: int, heads_k: int
 ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
     """Query, key and value of a packed qkv, each [batch, sequence, heads, head_dim]."""
-    head_dim = qkv.shape[-1] // (heads_q + 2 * heads_k)
-    sizes = [heads * head_dim for heads in (heads_q, heads_k, heads_k)]
-    query, key, value = (
-        part.reshape([batch, -1, size // head_dim, head_dim])
-        for part, size in zip(paddle.split(qkv, sizes, axis=-1), sizes)
-    )
+    heads = heads_q + 2 * heads_k
+    rows = qkv.reshape([batch, -1, heads, qkv.shape[-1] // heads])
+    query, key, value = paddle.split(rows, [heads_q, heads_k, heads_k], axis=2)
     return query, key, value
 
 
