@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -68,7 +69,8 @@ class Supervisor:
     Restarts are recorded in ledger.jsonl of ``output_dir``. Signals are forwarded to the command,
     which saves and ends, and is not restarted. ``srun`` and ``mpirun`` get SIGUSR1 in place of
     every signal, again every 10 s, since ranks that start up may miss it. Other commands get
-    SIGTERM in place of SIGHUP and SIGUSR1. After SIGUSR1 the Slurm job is queued again.
+    SIGTERM in place of SIGHUP and SIGUSR1. The Slurm job is queued again after SIGUSR1, and after a
+    preemption, where the run got SIGTERM from Slurm.
 
     Args:
         command: the launch line of the run; it gets a process group and session of its own.
@@ -96,7 +98,9 @@ class Supervisor:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if self._signals and self._signals[0] == signal.SIGUSR1 and code not in (0, _USER_ERROR):
+        if code in (0, _USER_ERROR):
+            return code
+        if self._signals[:1] == [signal.SIGUSR1] or (not self._signals and _is_preempted()):
             _requeue()
         return code
 
@@ -231,6 +235,19 @@ def _children() -> list[int]:
         if int(fields[1]) == os.getpid():
             found.append(int(entry.parent.name))
     return found
+
+
+def _is_preempted() -> bool:
+    """Whether Slurm preempts the job of this process.
+
+    Slurm itself queues a preempted job again only if it still runs at the end of its GraceTime.
+    """
+    job, scontrol = os.environ.get("SLURM_JOB_ID"), shutil.which("scontrol")
+    if job is None or scontrol is None:
+        return False
+    command = [scontrol, "show", "job", job]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return re.search(r"\bPreemptTime=\d", done.stdout) is not None
 
 
 def _requeue() -> None:

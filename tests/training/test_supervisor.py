@@ -149,7 +149,10 @@ def tools_of_slurm(folder: Path, program: str = "srun", trap: str = "") -> dict[
     """A ``scontrol`` that writes its words, and a program that waits behind ``trap``."""
     tools = folder / "bin"
     tools.mkdir()
-    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {folder}/scontrol\n')
+    (tools / "scontrol").write_text(
+        f'#!/bin/sh\n[ "$1" = show ] && exec cat {folder}/job\necho "$@" > {folder}/scontrol\n'
+    )
+    (folder / "job").write_text("   PreemptEligibleTime=2026-01-02T03:04:05 PreemptTime=None\n")
     (tools / program).write_text(
         f"#!/bin/bash\n{trap}\ntouch {folder}/waits\nfor i in {{1..600}}; do sleep 0.1; done\n"
     )
@@ -194,6 +197,19 @@ def test_programs_that_kill_the_run_at_sigterm_get_sigusr1(
     _started(supervised, process)
     process.send_signal(number)
     assert process.wait(60) == code
+    assert (supervised.folder / "scontrol").exists() == queued
+
+
+@pytest.mark.parametrize(("time", "queued"), [("2026-01-02T03:04:05", True), ("None", False)])
+def test_a_preempted_job_is_queued_again(supervised, time, queued):
+    """Slurm has sent SIGTERM to the run alone."""
+    variables = tools_of_slurm(supervised.folder)
+    (supervised.folder / "job").write_text(
+        f"   PreemptEligibleTime=2026-01-02T03:04:05 PreemptTime={time}\n"
+    )
+    process = supervised.start("10 15, 20 0", **variables)
+    process.communicate(timeout=60)
+    assert (process.returncode, supervised.starts) == (15, 1)
     assert (supervised.folder / "scontrol").exists() == queued
 
 
