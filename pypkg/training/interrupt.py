@@ -1,4 +1,8 @@
-"""Turns Ctrl-C and SIGTERM into a request that the run honours where it can stop."""
+"""Turns Ctrl-C, SIGTERM and SIGUSR1 into a request that the run honours where it can stop.
+
+SIGUSR1 means the same as SIGTERM. ``srun`` and ``mpirun`` hand it on to a run, which they kill at
+SIGTERM, and Paddle's launcher, which kills its ranks 30 s after SIGTERM, can be made to ignore it.
+"""
 
 from __future__ import annotations
 
@@ -39,27 +43,39 @@ def grace_seconds() -> float | None:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived before there was anything to save."""
+    """SIGTERM or SIGUSR1 arrived before there was anything to save."""
 
 
 def raise_on_sigterm() -> None:
-    """Makes SIGTERM raise ``Terminated``, as Ctrl-C raises KeyboardInterrupt.
+    """Makes SIGTERM and SIGUSR1 raise ``Terminated``, as Ctrl-C raises KeyboardInterrupt.
 
     The import of Paddle replaces this handler by one that prints a C++ traceback.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
+        ignore_sigterm()
         raise Terminated
 
-    signal.signal(signal.SIGTERM, handle)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, handle)
+
+
+def ignore_sigterm() -> None:
+    """Makes SIGTERM and SIGUSR1 do nothing, for the end of a process that one of them has stopped.
+
+    Python takes its own handlers away first when it ends. Launchers repeat their signal, which
+    would then kill the process and give it another exit code.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class InterruptRequest:
     """While entered, the first signal sets :attr:`signal_number` and is acknowledged on stderr.
 
-    A second Ctrl-C interrupts. A second SIGTERM does nothing more: paddle.distributed.launch sends
-    three of them within a second. If the block has not ended ``grace_seconds`` after the first
-    signal, all ranks end, and what is being saved is given up.
+    SIGUSR1 counts as SIGTERM. A second Ctrl-C interrupts. A second SIGTERM does nothing more:
+    paddle.distributed.launch sends three of them within a second. If the block has not ended
+    ``grace_seconds`` after the first signal, all ranks end, and what is being saved is given up.
 
     Args:
         then: what the run does after a signal, for the message on stderr.
@@ -76,7 +92,7 @@ class InterruptRequest:
         self._previous: dict[int, _Handler] = {}
 
     def __enter__(self) -> InterruptRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -90,6 +106,8 @@ class InterruptRequest:
         return self.signal_number is not None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1:
+            number = signal.SIGTERM
         if self.signal_number is None:
             self.signal_number = number
             within = ""

@@ -34,6 +34,7 @@ from pypkg.training.feed.data_source import DataSource
 from pypkg.training.feed.samples import Samples
 from pypkg.training.final_report import log_stopped, report_outcome
 from pypkg.training.healing.healer import Healer
+from pypkg.training.interrupt import ignore_sigterm
 from pypkg.training.ledger import current_events
 from pypkg.training.reporting.described import run_info
 from pypkg.training.reporting.metrics import PeakFlops, Throughput, peak_flops
@@ -133,6 +134,7 @@ def _run(
         if isinstance(engine, MeasuredEngine):
             print_rank_times(engine.times)
         if outcome.exit_code:
+            ignore_sigterm()
             log_stopped(settings, outcome)
             return outcome.exit_code
         best = best_checkpoint(settings, state, output.parts)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -36,6 +37,9 @@ _USER_ERROR = 2
 _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, int(signal.SIGTERM))
 # Slurm sends SIGUSR1 ahead of the time limit: sbatch --signal=B:USR1@300.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# These kill what they have started when they get SIGTERM. They hand SIGUSR1 on.
+_STARTERS = ("srun", "mpirun", "mpiexec")
+_SECONDS_TO_REPEAT = 10.0
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -63,8 +67,10 @@ class Supervisor:
     """Runs ``command`` until it succeeds, is stopped, has invalid input or makes no progress.
 
     Restarts are recorded in ledger.jsonl of ``output_dir``. Signals are forwarded to the command,
-    which saves and ends, and is not restarted. SIGUSR1 is forwarded as SIGTERM, and the Slurm job
-    is then queued again.
+    which saves and ends, and is not restarted. ``srun`` and ``mpirun`` get SIGUSR1 in place of
+    every signal, again every 10 s, since ranks that start up may miss it. Other commands get
+    SIGTERM in place of SIGHUP and SIGUSR1. The Slurm job is queued again after SIGUSR1, and after a
+    preemption, where the run got SIGTERM from Slurm.
 
     Args:
         command: the launch line of the run; it gets a process group and session of its own.
@@ -92,7 +98,9 @@ class Supervisor:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if self._signals and self._signals[0] == signal.SIGUSR1 and code in _STOPPED:
+        if code in (0, _USER_ERROR):
+            return code
+        if self._signals[:1] == [signal.SIGUSR1] or (not self._signals and _is_preempted()):
             _requeue()
         return code
 
@@ -147,10 +155,22 @@ class Supervisor:
             self._child = child
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        code = child.wait()
+        code = self._wait(child)
         self._child = None
         _kill_descendants(others)
         return code if code >= 0 else 128 - code
+
+    def _wait(self, child: subprocess.Popen) -> int:
+        while True:
+            try:
+                return child.wait(_SECONDS_TO_REPEAT if self._is_started_by_another else None)
+            except subprocess.TimeoutExpired:
+                if self._signals:
+                    self._forward(self._signals[0])
+
+    @property
+    def _is_started_by_another(self) -> bool:
+        return os.path.basename(self._command[0]) in _STARTERS
 
     def _newest_step(self) -> int:
         found = checkpoints(self._output_dir)
@@ -169,7 +189,11 @@ class Supervisor:
         self._forward(number)
 
     def _forward(self, number: int) -> None:
-        if self._child is not None:
+        if self._child is None:
+            return
+        if self._is_started_by_another:
+            self._child.send_signal(signal.SIGUSR1)
+        else:
             ends = number in (signal.SIGHUP, signal.SIGUSR1)
             self._child.send_signal(signal.SIGTERM if ends else number)
 
@@ -211,6 +235,19 @@ def _children() -> list[int]:
         if int(fields[1]) == os.getpid():
             found.append(int(entry.parent.name))
     return found
+
+
+def _is_preempted() -> bool:
+    """Whether Slurm preempts the job of this process.
+
+    Slurm itself queues a preempted job again only if it still runs at the end of its GraceTime.
+    """
+    job, scontrol = os.environ.get("SLURM_JOB_ID"), shutil.which("scontrol")
+    if job is None or scontrol is None:
+        return False
+    command = [scontrol, "show", "job", job]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return re.search(r"\bPreemptTime=\d", done.stdout) is not None
 
 
 def _requeue() -> None:

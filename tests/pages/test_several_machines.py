@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,19 @@ for n in 0 1; do OMPI_COMM_WORLD_RANK=$n "$@"; done""",
 }
 
 
+# A launcher that ends its rank at SIGTERM; the rank takes a while to save at SIGUSR1.
+LAUNCHER = """
+import pathlib, signal, subprocess, sys, time
+if len(sys.argv) > 1:
+    signal.signal(signal.SIGUSR1, lambda *_: (time.sleep(0.5), sys.exit(143)))
+    pathlib.Path("waits").touch()
+    time.sleep(60)
+rank = subprocess.Popen([sys.executable, __file__, "rank"], start_new_session=True)
+signal.signal(signal.SIGTERM, lambda *_: (rank.kill(), sys.exit(15)))
+sys.exit(rank.wait())
+"""
+
+
 def block(language: str, text: str) -> str:
     (found,) = (each.text for each in BLOCKS if each.language == language and text in each.text)
     return found
@@ -51,12 +67,14 @@ def launch_lines(folder: Path, script: str, **variables: str) -> list[list[str]]
     return [line.split() for line in done.stdout.splitlines()]
 
 
-def expected(rank: int, port: int = 36000, *, ranks: str = "") -> list[str]:
+def expected(
+    rank: int, port: int = 36000, *, ranks: str = "", command: str = "pretrain"
+) -> list[str]:
     return [
         *("-m", "paddle.distributed.launch", "--nnodes", "2", "--rank", str(rank)),
         *("--master", f"127.0.0.1:{port}", "--host", "127.0.0.1"),
         *(("--nproc_per_node", ranks) if ranks else ()),
-        *("--log_dir", f"log/machine{rank}", "pypkg", "pretrain", "run.json"),
+        *("--log_dir", f"log/machine{rank}", "pypkg", command, "run.json"),
     ]
 
 
@@ -83,8 +101,43 @@ def test_a_variable_that_is_not_set_is_named(tmp_path, missing):
         launch_lines(tmp_path, "bash start.sh run.json", **variables)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_ranks_have_time_to_save_after_a_signal(tmp_path, number):
+    """The script tells them itself. Slurm tells all processes, so that the launcher gets it too."""
+    (tmp_path / "start.sh").write_text(block("bash", "# start.sh:"), encoding="utf-8")
+    (tmp_path / "launcher.py").write_text(LAUNCHER, encoding="utf-8")
+    real = shlex.quote(sys.executable)
+    (tmp_path / "python").write_text(
+        f'#!/bin/bash\n[ "$1" = -c ] && exec {real} "$@"\nexec {real} launcher.py\n',
+        encoding="utf-8",
+    )
+    (tmp_path / "python").chmod(0o755)
+    process = subprocess.Popen(
+        ["bash", "start.sh", "run.json"], cwd=tmp_path,
+        env={"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "MACHINES": "1",
+             "MASTER": "127.0.0.1", "MACHINE_RANK": "0"},
+    )  # fmt: skip
+    wait_for((tmp_path / "waits").exists)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    if number == signal.SIGUSR1:
+        for child in children:
+            os.kill(int(child), number)
+    process.send_signal(number)
+    assert process.wait(30) == 143
+    assert not any(Path("/proc", child).exists() for child in children)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_the_lines_of_a_run_started_by_hand(tmp_path):
-    assert launch_lines(tmp_path, block("bash", "MACHINE_RANK=0\n")) == [expected(0)]
+    text = block("bash", "MACHINE_RANK=0\n")
+    assert launch_lines(tmp_path, text) == [expected(0)]
+    assert launch_lines(tmp_path, text, COMMAND="doctor") == [expected(0, command="doctor")]
 
 
 def test_the_batch_script_of_slurm(tmp_path):

@@ -163,6 +163,14 @@ def test_signals_are_acknowledged_and_only_a_second_ctrl_c_interrupts(capfd):
     assert request.signal_number == signal.SIGTERM
 
 
+def test_sigusr1_is_a_sigterm_that_launchers_hand_on(capfd):
+    with InterruptRequest("the run saves") as request:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert request.signal_number == signal.SIGTERM
+    assert capfd.readouterr().err == "\nSIGTERM: the run saves\n"
+
+
 def test_what_is_not_done_within_the_grace_is_given_up(monkeypatch, capfd):
     monkeypatch.setenv("PYPKG_GRACE_SECONDS", "0.1")
     ended, codes = threading.Event(), []
@@ -201,17 +209,19 @@ def test_a_grace_that_is_no_time(monkeypatch, value):
 
 def code_of_pretrain(monkeypatch, load: Callable[..., None]) -> int:
     """The exit code of the command where ``load`` reads the settings."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)}
     monkeypatch.setattr(start_up, "load_run_settings", load)
     try:
         return pretrain.main(["run.json"])
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def test_sigterm_before_the_first_step_ends_with_its_code(monkeypatch, capfd):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_sigterm_before_the_first_step_ends_with_its_code(monkeypatch, capfd, number):
     def load(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     assert code_of_pretrain(monkeypatch, load) == 143
     assert capfd.readouterr().err == "stopped by SIGTERM; the last checkpoint is untouched\n"

@@ -145,18 +145,72 @@ def test_sigterm_in_the_pause_before_a_restart(supervised):
     assert (process.returncode, supervised.starts) == (143, 1)
 
 
-def test_sigusr1_stops_the_run_and_queues_the_slurm_job_again(supervised):
-    tools = supervised.folder / "bin"
+def tools_of_slurm(folder: Path, program: str = "srun", trap: str = "") -> dict[str, str]:
+    """A ``scontrol`` that writes its words, and a program that waits behind ``trap``."""
+    tools = folder / "bin"
     tools.mkdir()
-    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {supervised.folder}/scontrol\n')
-    (tools / "scontrol").chmod(0o755)
-    path = f"{tools}:{os.environ['PATH']}"
-    process = supervised.start("10 wait, 20 0", PATH=path, SLURM_JOB_ID="4711")
+    (tools / "scontrol").write_text(
+        f'#!/bin/sh\n[ "$1" = show ] && exec cat {folder}/job\necho "$@" > {folder}/scontrol\n'
+    )
+    (folder / "job").write_text("   PreemptEligibleTime=2026-01-02T03:04:05 PreemptTime=None\n")
+    (tools / program).write_text(
+        f"#!/bin/bash\n{trap}\ntouch {folder}/waits\nfor i in {{1..600}}; do sleep 0.1; done\n"
+    )
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    return {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
+
+
+def test_sigusr1_stops_the_run_and_queues_the_slurm_job_again(supervised):
+    process = supervised.start("10 wait, 20 0", **tools_of_slurm(supervised.folder))
     _started(supervised, process)
     process.send_signal(signal.SIGUSR1)
     _, told = process.communicate(timeout=60)
     assert (process.returncode, supervised.starts) == (143, 1), told
     assert (supervised.folder / "scontrol").read_text() == "requeue 4711\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "trap", "number", "code", "queued"),
+    [
+        ("srun", "trap 'exit 137' TERM; trap 'exit 143' USR1", signal.SIGTERM, 143, False),
+        ("srun", "trap 'exit 137' TERM; trap 'exit 143' USR1", signal.SIGUSR1, 143, True),
+        ("mpirun", "trap 'exit 137' TERM; trap 'exit 143' USR1", signal.SIGINT, 143, False),
+        # The time limit of the job is near: a run that is killed meanwhile would stay ended.
+        ("srun", "trap 'exit 137' USR1", signal.SIGUSR1, 137, True),
+        ("srun", "trap 'exit 0' USR1", signal.SIGUSR1, 0, False),
+        # Ranks that start up have missed the first one.
+        ("srun", "trap \"trap 'exit 143' USR1\" USR1", signal.SIGTERM, 143, False),
+    ],
+)
+def test_programs_that_kill_the_run_at_sigterm_get_sigusr1(
+    supervised, program, trap, number, code, queued
+):
+    variables = tools_of_slurm(supervised.folder, program, trap)
+    words = ["--output_dir", str(supervised.folder / "out"), "--", program, "bash", "start.sh"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from pypkg import supervise\n"
+         "from pypkg.training import supervisor\nsupervisor._SECONDS_TO_REPEAT = 0.5\n"
+         f"raise SystemExit(supervise.main({words!r}))"],
+        env={**os.environ, "PYTHONPATH": str(REPO), **variables},
+    )  # fmt: skip
+    _started(supervised, process)
+    process.send_signal(number)
+    assert process.wait(60) == code
+    assert (supervised.folder / "scontrol").exists() == queued
+
+
+@pytest.mark.parametrize(("time", "queued"), [("2026-01-02T03:04:05", True), ("None", False)])
+def test_a_preempted_job_is_queued_again(supervised, time, queued):
+    """Slurm has sent SIGTERM to the run alone."""
+    variables = tools_of_slurm(supervised.folder)
+    (supervised.folder / "job").write_text(
+        f"   PreemptEligibleTime=2026-01-02T03:04:05 PreemptTime={time}\n"
+    )
+    process = supervised.start("10 15, 20 0", **variables)
+    process.communicate(timeout=60)
+    assert (process.returncode, supervised.starts) == (15, 1)
+    assert (supervised.folder / "scontrol").exists() == queued
 
 
 def test_ranks_that_outlive_their_launcher_are_killed_before_a_restart(supervised):

@@ -186,7 +186,9 @@ class ProcessWriter:
 def main() -> None:
     """The main loop of the process that writes. It takes a task for each save from its pipe."""
     parent = int(sys.argv[1])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A signal that Slurm sends reaches every process of a task. The one that trains decides.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
     def is_alive() -> bool:
         return os.getppid() == parent

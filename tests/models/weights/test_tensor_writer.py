@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -194,6 +195,23 @@ def test_another_process_writes_the_same_files(tmp_path: Path, memory: int) -> N
             value[...] = 0.0
         records = writer.records()
         assert writer.is_done()
+    check_files(tmp_path, files, tensors, records)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_the_other_process_leaves_signals_to_the_one_that_trains(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """Slurm sends SIGTERM to every process of a task, and the run then saves."""
+    files, tensors = files_and_tensors(tmp_path)
+    process = WriterProcess()
+    for _ in range(2):
+        writer = process_writer(files, 4096, process)
+        write_all(writer, files, {name: value.copy(order="K") for name, value in tensors.items()})
+        writer.close()
+        records = writer.records()
+        assert process._process is not None
+        process._process.send_signal(number)
     check_files(tmp_path, files, tensors, records)
 
 
