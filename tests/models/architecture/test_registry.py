@@ -12,6 +12,7 @@ from tiny_configs import KEYS, tiny
 
 from pypkg.errors import UserError
 from pypkg.files.paths import configs_dir
+from pypkg.models.__main__ import main
 from pypkg.models.architecture import registry
 from pypkg.models.docs_page import models_page
 
@@ -227,6 +228,25 @@ def test_every_family_has_models_and_a_tiny_configuration() -> None:
 def test_the_page_of_models_is_up_to_date() -> None:
     page = Path(__file__).resolve().parents[3] / "docs/models.md"
     assert page.read_text(encoding="utf-8") == models_page(), "run make docs"
+
+
+def test_the_command_prints_the_page_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not what reading GPT-2 and OPT logs of their dropout."""
+    assert main([]) == 0
+    assert capsys.readouterr() == (models_page(), "")
+
+
+def test_the_command_counts_a_folder_without_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {**KEYS["llama"], "num_hidden_layers": 3}
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    assert main([str(tmp_path), "gpt2-medium"]) == 0
+    *_, ours, gpt2 = capsys.readouterr().out.splitlines()
+    assert f"{tiny('llama', 3).num_parameters():,}" in ours and "llama" in ours
+    assert "354,823,168" in gpt2
+    assert main([str(tmp_path / "missing")]) == 2
+    assert "neither a folder nor a known model" in capsys.readouterr().err
 
 
 def test_the_configuration_side_needs_no_paddle() -> None:
