@@ -35,6 +35,7 @@ FIXTURES = (
     "opt",
     "qwen2",
     "qwen3",
+    "stablelm",
 )
 _PROMPT_LENGTHS = (5, 9, 2)
 _NEW_TOKENS = 16
