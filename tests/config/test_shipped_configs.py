@@ -27,7 +27,7 @@ ONE_PROCESS = [
 SPLIT = [file for file in PRETRAIN if file not in ONE_PROCESS]
 FAMILIES = {
     "baichuan", "baichuan2", "bloom", "chatglm", "chatglm2", "glm130b", "glm4", "gpt3", "llama",
-    "mistral", "opt", "qwen", "qwen2", "qwen3",
+    "mistral", "opt", "qwen", "qwen2", "qwen3", "stablelm",
 }  # fmt: skip
 # The files of PaddleNLP's performance table; all of its numbers are for sequences of 4096 tokens.
 MEASURED = [

@@ -19,7 +19,7 @@ from pypkg.models.docs_page import models_page
 # Exact numbers; aliases share that of the model whose file they name. Where they were published:
 # - LLaMA, Mistral, Qwen, GPT-2, GLM-4, OPT-125m and -350m: the number of elements in the released
 #   checkpoint, as its Hugging Face page shows it (a tied table that is stored twice counts once);
-# - Baichuan 1: the table in the README of Baichuan-13B; BLOOM: its model cards;
+# - Baichuan 1: the table in the README of Baichuan-13B; BLOOM and StableLM: the model cards;
 # - ChatGLM-6B and ChatGLM2-6B: "all params" in logs of fine-tuning with peft, 6173286400 (the head
 #   is the embedding) and 6243584000;
 # - the others: rounded only, see ROUNDED.
@@ -99,6 +99,7 @@ EXACT = {
     "THUDM/glm-4-9b-hf": 9_399_951_360,
     "THUDM/glm-4-9b-chat-hf": 9_399_951_360,
     "THUDM/GLM-4-9B-0414": 9_400_279_040,
+    "stabilityai/stablelm-3b-4e1t": 2_795_443_200,
 }
 # Published in this form only, so the exact number has to round to it.
 ROUNDED = {
