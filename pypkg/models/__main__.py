@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 
 from pypkg.console.command_line import exit_code
-from pypkg.console.logs import configure_logging
 from pypkg.console.markdown import table
 from pypkg.models.architecture.registry import load_config
 from pypkg.models.docs_page import models_page
@@ -28,7 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "models", nargs="*", metavar="MODEL", help="a folder with a config.json, or a known name"
     )
     models = parser.parse_args(arguments).models
-    configure_logging()
     return exit_code(lambda: _sizes(models) if models else _page(), "interrupted")
 
 
