@@ -170,6 +170,11 @@ def _check_evaluation(s: Settings) -> Iterator[str]:
             "do_eval is true but evaluation_strategy is 'no'; set do_eval to false or "
             "evaluation_strategy to 'steps'"
         )
+    if s.eval_on_start and s.evaluation_strategy == "no":
+        yield (
+            "eval_on_start is true, but evaluation_strategy is 'no', so the run does not evaluate; "
+            "set do_eval to true, or leave eval_on_start out"
+        )
     if s.eval_iters == 0:
         yield "eval_iters is 0; expected at least 1, or -1 for the whole split"
     elif s.max_evaluate_steps > 0 and s.eval_iters is not None:
@@ -282,7 +287,10 @@ _TOGETHER: tuple[tuple[tuple[str, ...], Callable[[Settings], Iterator[str]]], ..
         _check_stable_decay,
     ),
     (("split",), _check_split),
-    (("do_eval", "evaluation_strategy", "eval_iters", "max_evaluate_steps"), _check_evaluation),
+    (
+        ("do_eval", "eval_on_start", "evaluation_strategy", "eval_iters", "max_evaluate_steps"),
+        _check_evaluation,
+    ),
     (
         (
             "load_best_model_at_end",

@@ -134,6 +134,11 @@ class TrainingSettings(ModelDataSettings):
     eval_steps: int | None = setting(
         None, "steps between evaluations; by default logging_steps", at_least=1
     )
+    eval_on_start: bool = setting(
+        False,
+        "evaluate before the first step as well, so that the loss of a model that is continued is "
+        "known (transformers' name)",
+    )
     max_evaluate_steps: int = setting(
         -1, "cap on the batches of an evaluation; -1 for none", at_least=-1
     )

@@ -246,7 +246,8 @@ _MODELS = (
     Kind(
         "Model not found",
         ("nor a known model", "so .* is no model", "nor a model in the Hugging Face cache",
-         "has no weights", "config with a folder that has one", "add the one of the model"),
+         "has no weights", r"has none of model\.safetensors", "config with a folder that has one",
+         "add the one of the model"),
         "my-model is neither a folder nor a known model",
         "`model_name_or_path` names no folder with a config.json and no known model, or the "
         "folder has no weights.",
@@ -366,14 +367,15 @@ _VALUES = (
         "meaning of a setting; `--help` after a command explains its options.",
     ),
     Kind(
-        "Settings that exclude each other",
+        "Settings that do not go together",
         (r"leave (it|them|one|out|\S+ out)", "has no effect", "have no effect", "set only one",
          "keep only", "keep one of", "is above ", "is longer than", "are longer than",
          "are both true", "; set ", "set it to", "belongs to no --key",
          "needs? (all|a checkout)", "; give ", ", but "),
         "--output has no effect with --watch; leave one of them out",
-        "Two settings or options do not go together, or one has no effect beside the other.",
-        "Change or leave out one of them; the message names both.",
+        "Two settings or options exclude each other, one needs another that is not given, or one "
+        "has no effect beside the other.",
+        "Change, add or leave out one of them; the message names both.",
     ),
 )  # fmt: skip
 KINDS = (*_SETTINGS, *_TRAINING, *_DATA, *_MODELS, *_MACHINE, *_VALUES)

@@ -1,21 +1,53 @@
-"""``python -m pypkg.models``: prints docs/models.md, the list of families and known models."""
+"""``python -m pypkg.models``: the list of families and known models, or the sizes of some models.
+
+Exit codes: 0 done, 2 a name or folder that is no model, 130 stopped by Ctrl-C.
+"""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
+from pypkg.console.command_line import exit_code
+from pypkg.console.markdown import table
+from pypkg.models.architecture.registry import load_config
 from pypkg.models.docs_page import models_page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="pypkg models",
-        description="Prints docs/models.md: the model families, and the known names with sizes.",
-    ).parse_args(arguments)
-    print(models_page(), end="")
+        description="Prints docs/models.md, the families and the known names with their sizes; or "
+        "the sizes of each MODEL by its configuration. Weights are not needed.",
+    )
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", help="a folder with a config.json, or a known name"
+    )
+    models = parser.parse_args(arguments).models
+    return exit_code(lambda: _sizes(models) if models else _page(), "interrupted")
+
+
+def _page() -> int:
+    logging.disable(logging.WARNING)  # what a run of a model would log is not about the list
+    try:
+        print(models_page(), end="")
+    finally:
+        logging.disable(logging.NOTSET)
+    return 0
+
+
+def _sizes(models: Sequence[str]) -> int:
+    rows = []
+    for name in models:
+        config = load_config(name)
+        sizes = (config.num_parameters(), config.num_hidden_layers, config.hidden_size)
+        heads = (config.num_attention_heads, config.num_key_value_heads, config.vocab_size)
+        rows.append((name, config.model_type, *(f"{size:,}" for size in (*sizes, *heads))))
+    headings = ("layers", "hidden_size", "heads", "key-value heads", "vocab_size")
+    print("\n".join(table(("model", "family", "parameters", *headings), rows, text_columns=2)))
     return 0
 
 

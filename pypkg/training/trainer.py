@@ -117,6 +117,8 @@ class Trainer:
             if state.pending_evaluation and self.evaluator.is_wanted:
                 self._evaluate(progress, interrupt)
                 self.evaluator.note_best()  # the checkpoint was saved without the result
+            elif settings.eval_on_start and state.global_step == 0 and self.evaluator.is_wanted:
+                self._evaluate(progress, interrupt)
             self.throughput.restart()
             while state.global_step < settings.max_steps and not watchdog.is_to_stop(
                 interrupt.signal_number
@@ -126,7 +128,7 @@ class Trainer:
                 except BadStep as bad:
                     self._go_back(bad, progress)
             stopped_by = watchdog.finish(interrupt.signal_number)
-            if stopped_by and settings.saves:
+            if stopped_by and settings.saves and state.global_step:
                 self._save_before_the_end()
             self.engine.wait()
             self.checkpointer.wait()

@@ -172,6 +172,7 @@ def test_missing_settings_are_all_named():
         ({"warmup_steps": 30, "decay_steps": 20}, ["warm-up of 30", "decay_steps (20)"]),
         ({"lr_scheduler_type": "constant", "warmup_steps": 3}, ["'constant'", "3 steps"]),
         ({"do_eval": True, "evaluation_strategy": "no"}, ["do_eval", "evaluation_strategy"]),
+        ({"eval_on_start": True}, ["eval_on_start", "evaluation_strategy is 'no'", "do_eval"]),
         ({"eval_iters": 9, "max_evaluate_steps": 4}, ["eval_iters (9)", "steps (4)"]),
         ({"eval_iters": -1, "max_evaluate_steps": 4}, ["eval_iters (-1)", "steps (4)"]),
         ({"eval_iters": 0}, ["eval_iters is 0; expected at least 1, or -1 for the whole split"]),

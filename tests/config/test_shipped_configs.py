@@ -27,7 +27,7 @@ ONE_PROCESS = [
 SPLIT = [file for file in PRETRAIN if file not in ONE_PROCESS]
 FAMILIES = {
     "baichuan", "baichuan2", "bloom", "chatglm", "chatglm2", "glm130b", "glm4", "gpt3", "llama",
-    "mistral", "opt", "qwen", "qwen2", "qwen3",
+    "mistral", "opt", "qwen", "qwen2", "qwen3", "stablelm",
 }  # fmt: skip
 # The files of PaddleNLP's performance table; all of its numbers are for sequences of 4096 tokens.
 MEASURED = [
@@ -81,7 +81,7 @@ def test_a_file_for_several_processes_has_the_layout_that_its_name_says(file):
     settings = load_settings([str(file)])
     check_supported(settings)
     config = load_config(settings.model_name_or_path)
-    assert config.num_parameters() > 6e9
+    assert config.num_parameters() > 2e9
     for processes in (layout.world_size, 2 * layout.world_size):
         assert layout_problems(settings, config, processes) == []
     assert degrees(settings, layout.world_size) == layout

@@ -24,7 +24,7 @@ from pypkg.files import file_handles, write_file
 from pypkg.files.json_files import read_json
 from pypkg.models.architecture.registry import config_from_huggingface, load_config
 from pypkg.models.weights.formats.safetensors import read_safetensors
-from pypkg.models.weights.formats.tensor_files import read_file_shards
+from pypkg.models.weights.formats.tensor_files import TensorFiles, read_file_shards
 from pypkg.parallel.launch.launcher import take_nproc
 from pypkg.report.collect import check_is_run
 from pypkg.training.checkpoint.lock import OutputLock, refuse_if_in_use
@@ -117,7 +117,7 @@ RAISING: dict[str, Callable[[Path], object]] = {
     ),
     "file-cannot-be-read": lambda folder: read_json(folder / "absent.json"),
     "value-not-possible": lambda folder: load_settings(["--split", "a"]),
-    "settings-that-exclude-each-other": lambda folder: load_settings(["--fp16", "--bf16"]),
+    "settings-that-do-not-go-together": lambda folder: load_settings(["--fp16", "--bf16"]),
 }
 
 
@@ -126,6 +126,18 @@ def test_the_message_of_the_code_belongs_to_its_section(anchor: str, tmp_path: P
     with pytest.raises(UserError) as caught:
         RAISING[anchor](tmp_path)
     assert anchors(str(caught.value)) == [anchor]
+
+
+def test_what_is_missing_is_no_misfit(tmp_path: Path) -> None:
+    """A folder without weights; a setting without the other one that it needs."""
+    with pytest.raises(UserError) as caught:
+        TensorFiles(tmp_path)
+    assert anchors(str(caught.value)) == ["model-not-found"]
+    paths = ("model_name_or_path", "input_dir", "output_dir")
+    required = ["--max_steps", "9", *(word for name in paths for word in (f"--{name}", "some"))]
+    with pytest.raises(UserError, match="lr_wsd_decay_steps is not set") as caught:
+        load_settings([*required, "--lr_scheduler_type", "warmup_stable_decay"])
+    assert anchors(str(caught.value)) == ["settings-that-do-not-go-together"]
 
 
 def test_a_list_of_problems_names_the_section_of_each() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from make_family import freeze
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -30,7 +30,6 @@ from transformers import (
 
 OUT = Path(__file__).parent / "family_variants"
 _VOCAB = 96
-_SEQUENCE = 24
 _LLAMA_LIKE = {
     "vocab_size": _VOCAB,
     "hidden_size": 48,
@@ -92,32 +91,6 @@ def models() -> dict[str, PreTrainedModel]:
             )
         ),
     }
-
-
-def freeze(model: PreTrainedModel, folder: Path, first_id: int) -> None:
-    """Writes the model, with every parameter moved away from its first value, and its outputs.
-
-    Args:
-        first_id: the lowest of the input ids; those below get no gradient.
-    """
-    model.eval()
-    model.set_attn_implementation("eager")
-    with torch.no_grad():
-        for parameter in model.parameters():  # biases too, so that a lost one is noticed
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(folder)
-    input_ids = torch.randint(first_id, _VOCAB, (2, _SEQUENCE))
-    labels = torch.randint(0, _VOCAB, (2, _SEQUENCE))
-    labels[0, :5] = -100
-    logits = model(input_ids).logits
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-    loss.backward()
-    tensors = {"input_ids": input_ids, "labels": labels, "logits": logits.detach()}
-    tensors["loss"] = loss.detach()
-    for name, parameter in model.named_parameters():
-        tensors[f"grad.{name}"] = parameter.grad
-    save_file(tensors, folder / "io.safetensors")
-    (folder / "generation_config.json").unlink(missing_ok=True)
 
 
 def main() -> None:

@@ -1,15 +1,17 @@
 """Makes generation.json with the original implementation (transformers 5.23.0, torch 2.13.0).
 
-    python tests/golden/make_generation.py
+    python tests/golden/make_generation.py [FIXTURE ...]
 
-Not run by the tests, which need neither library. For each fixture of a family that transformers
-has: three prompts of different lengths, and the tokens that its greedy search makes of them as one
-batch, padded on the left, with its key-value cache; and the logits of these tokens.
+Without a name it makes all. Not run by the tests, which need neither library. For each fixture of a
+family that transformers has: three prompts of different lengths, and the tokens that its greedy
+search makes of them as one batch, padded on the left, with its key-value cache; and the logits of
+these tokens.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -35,6 +37,7 @@ FIXTURES = (
     "opt",
     "qwen2",
     "qwen3",
+    "stablelm",
 )
 _PROMPT_LENGTHS = (5, 9, 2)
 _NEW_TOKENS = 16
@@ -72,9 +75,12 @@ def greedy(folder: Path, seed: int) -> dict[str, list[list[float]]]:
 
 
 def main() -> None:
-    made = {name: greedy(HERE / name, seed) for seed, name in enumerate(FIXTURES)}
+    file = HERE / "generation.json"
+    made = json.loads(file.read_text(encoding="utf-8"))
+    chosen = sys.argv[1:] or FIXTURES
+    made |= {name: greedy(HERE / name, FIXTURES.index(name)) for name in chosen}
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(case)}" for name, case in made.items())
-    (HERE / "generation.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    file.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import json
 from pathlib import Path
 
 import torch
-from make_family_variants import freeze
+from make_family import freeze
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding

@@ -39,6 +39,7 @@ MORE_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2": ("qwen2", {}),
     "Qwen3": ("qwen3", {}),
     "GLM-4": ("glm4", {}),
+    "StableLM": ("stablelm", {}),
 }
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer")  # one of them is a family's key
 NUM_LAYERS = 3  # does not divide evenly over two stages

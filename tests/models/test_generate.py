@@ -61,7 +61,7 @@ def test_greedy_tokens_are_those_of_transformers(fixture: str) -> None:
 def test_transformers_has_made_every_family_that_it_has() -> None:
     assert {fixture.partition("/")[0] for fixture in BY_TRANSFORMERS} == {
         *("bloom", "family_variants", "glm4_glm", "glm4_glm4", "gpt3", "llama", "llama_variants"),
-        *("mistral", "opt", "qwen2", "qwen3"),
+        *("mistral", "opt", "qwen2", "qwen3", "stablelm"),
     }
 
 

@@ -34,7 +34,7 @@ def test_all_families_have_fixtures() -> None:
     assert {fixture.partition("/")[0] for fixture in FIXTURES} == {
         *("baichuan_7b", "baichuan_13b", "baichuan2_7b", "baichuan2_13b", "bloom", "chatglm"),
         *("chatglm2", "family_variants", "glm130b", "glm4_glm", "glm4_glm4", "gpt3", "llama"),
-        *("llama_variants", "mistral", "opt", "qwen", "qwen2", "qwen3"),
+        *("llama_variants", "mistral", "opt", "qwen", "qwen2", "qwen3", "stablelm"),
     }
 
 

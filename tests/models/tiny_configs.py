@@ -195,6 +195,15 @@ KEYS: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "partial_rotary_factor": 0.5,
     },
+    "stablelm": {
+        **_DECODER,
+        "architectures": ["StableLmForCausalLM"],
+        "model_type": "stablelm",
+        "num_key_value_heads": 2,
+        "layer_norm_eps": 1e-5,
+        "partial_rotary_factor": 0.25,
+        "use_qkv_bias": True,
+    },
 }
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer")
 # What a Baichuan config.json tells only by its sizes.

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,26 @@ def test_an_evaluation_is_cut_short_and_made_up_for_on_resuming(trainer):
     assert trainer.reporters[0].evaluated == [2, 3]
     assert trainer.checkpointer.saved == [(2, True), (3, False)]
     assert trainer.state.best_checkpoint == "checkpoint-2"
+
+
+def test_a_signal_in_the_evaluation_before_the_first_step(trainer):
+    """There is nothing to save, and the next run evaluates again."""
+    trainer.settings = replace(trainer.settings, eval_on_start=True)
+    trainer.engine.signal_at = 2
+    assert trainer.train().exit_code == 143
+    assert trainer.engine.evaluated == [2]
+    assert trainer.checkpointer.saved == [] and trainer.engine.updates == 0
+
+
+def test_the_evaluation_before_the_first_step_is_of_no_checkpoint(trainer):
+    trainer.settings = replace(trainer.settings, eval_on_start=True)
+    assert trainer.train().exit_code == 0
+    assert trainer.reporters[0].evaluated == [0, 2, 3]
+    assert trainer.checkpointer.saved == [(2, False), (3, False)]
+    assert trainer.state.best_checkpoint == "checkpoint-2"
+    again = trainer.state.global_step
+    assert trainer.train().exit_code == 0 and trainer.state.global_step == again
+    assert trainer.reporters[0].evaluated == [0, 2, 3]  # a run that resumes has had it
 
 
 def test_an_evaluation_has_a_batch_at_least(trainer):

@@ -42,6 +42,19 @@ def test_an_epoch_is_the_run(workplace):
     assert workplace.steps() == list(workplace.losses("eval_loss")) == [12]
 
 
+def test_the_evaluation_before_the_first_step_is_that_of_the_model_as_it_is(make_workplace):
+    """A run that only evaluates has the same loss; one that resumes does not repeat it."""
+    alone, trained = make_workplace("alone"), make_workplace("trained")
+    assert alone.run(do_train=False, do_eval=True).returncode == 0
+    (loss,) = alone.losses("eval_loss").values()
+    changes = {"do_eval": True, "eval_on_start": True, "eval_steps": 4, "save_steps": 4}
+    for max_steps in (4, 8):
+        done = trained.run(**changes, max_steps=max_steps)
+        assert done.returncode == 0, done.stderr
+    losses = trained.losses("eval_loss")
+    assert list(losses) == [0, 4, 8] and losses[0] == loss > losses[4]
+
+
 def test_the_run_ends_with_the_best_model(workplace):
     """A rate that destroys the model after step 6 makes an earlier checkpoint the best."""
     changes = {

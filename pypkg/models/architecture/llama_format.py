@@ -89,7 +89,7 @@ def llama_weight_map(
     return WeightMap(weights, ignored, prefix="model.")
 
 
-def read_rope(keys: Keys, partial: bool = False) -> dict[str, Any]:
+def read_rope(keys: Keys, rotated_fraction: float = 1.0) -> dict[str, Any]:
     """The fields of the rotary embedding.
 
     transformers 4 writes ``rope_theta``, ``rope_scaling`` and ``partial_rotary_factor``.
@@ -97,7 +97,8 @@ def read_rope(keys: Keys, partial: bool = False) -> dict[str, Any]:
     and ``rope_parameters``, only ``rope_scaling`` is used, as in transformers 5.
 
     Args:
-        partial: whether the family rotates only a part of each head; by default the half.
+        rotated_fraction: the part of each head that the family rotates where the keys give none.
+            1.0: it knows no other part.
 
     Raises:
         UserError: a value has the wrong type, or the model does not support a partial rotation.
@@ -106,8 +107,8 @@ def read_rope(keys: Keys, partial: bool = False) -> dict[str, Any]:
     if not isinstance(scaling, Mapping):
         raise UserError(f"rope_scaling must be an object or null, found {scaling!r}")
     values = {key: value for key, value in {**keys, **scaling}.items() if value is not None}
-    fraction = values.get("partial_rotary_factor", 0.5 if partial else 1.0)
-    if fraction != 1.0 and not partial:
+    fraction = values.get("partial_rotary_factor", rotated_fraction)
+    if fraction != 1.0 and rotated_fraction == 1.0:
         raise UserError(f"partial_rotary_factor must be 1.0 for this model, found {fraction!r}")
     return {
         "rope_theta": values.get("rope_theta", 10000.0),

@@ -35,6 +35,7 @@ _MODULES = (
     "qwen",
     "qwen2",
     "qwen3",
+    "stablelm",
 )
 _SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([bm])(\d?)(?![a-z0-9])")
 _SIMILAR = 1.5  # limit of the ratio of the larger size to the smaller one

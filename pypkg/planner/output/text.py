@@ -58,7 +58,7 @@ def _head(plan: Plan) -> list[str]:
     context = plan.degrees.context
     of = "a rank" if context == 1 else f"for each {context} ranks"
     return [
-        f"model   {config.model_type}, {config.num_parameters() / 1e6:,.0f} M parameters",
+        f"model   {config.model_type}, {config.num_parameters() / 1e6:,.1f} M parameters",
         f"GPUs    {plan.degrees.world_size} x {gpu.name}, {gpu.memory / _GIB:.1f} GiB each, "
         f"{plan.cluster.gpus_per_node} a machine ({gpu.source})",
         f"layout  {layout_of(plan)}",

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,8 @@ def _jump(settings: Settings, checkpoint: Path, state: TrainerState) -> str | No
         if getattr(earlier, name) != getattr(settings, name)
     ]
     way_out = ""
-    if earlier.decay_steps != settings.decay_steps:
+    kept = learning_rate(replace(settings, decay_steps=earlier.decay_steps), updates)
+    if math.isclose(before, kept, rel_tol=1e-3):  # not if the schedule changes too
         way_out = f"; a decay_steps of {earlier.decay_steps:g} keeps the earlier decay"
     return (
         f"the learning rate of step {state.global_step + 1} is {now:.3g}, but would have been "

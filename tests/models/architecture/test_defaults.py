@@ -56,6 +56,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qwen3": (_LLAMA_SIZES, {**_LLAMA_FIELDS, "head_dim": 128, "qk_norm": True}),
     "glm": (_LLAMA_SIZES, {**_GLM_FIELDS, "branch_norm": False}),
     "glm4": (_LLAMA_SIZES, {**_GLM_FIELDS, "branch_norm": True}),
+    "stablelm": (
+        _LLAMA_SIZES,
+        {**_LLAMA_FIELDS, "norm": "layer_norm", "norm_eps": 1e-5, "partial_rotary_factor": 0.25},
+    ),
     "qwen": (
         {**_SIZES, "intermediate_size": 192},
         {

@@ -12,13 +12,14 @@ from tiny_configs import KEYS, tiny
 
 from pypkg.errors import UserError
 from pypkg.files.paths import configs_dir
+from pypkg.models.__main__ import main
 from pypkg.models.architecture import registry
 from pypkg.models.docs_page import models_page
 
 # Exact numbers; aliases share that of the model whose file they name. Where they were published:
 # - LLaMA, Mistral, Qwen, GPT-2, GLM-4, OPT-125m and -350m: the number of elements in the released
 #   checkpoint, as its Hugging Face page shows it (a tied table that is stored twice counts once);
-# - Baichuan 1: the table in the README of Baichuan-13B; BLOOM: its model cards;
+# - Baichuan 1: the table in the README of Baichuan-13B; BLOOM and StableLM: the model cards;
 # - ChatGLM-6B and ChatGLM2-6B: "all params" in logs of fine-tuning with peft, 6173286400 (the head
 #   is the embedding) and 6243584000;
 # - the others: rounded only, see ROUNDED.
@@ -98,6 +99,7 @@ EXACT = {
     "THUDM/glm-4-9b-hf": 9_399_951_360,
     "THUDM/glm-4-9b-chat-hf": 9_399_951_360,
     "THUDM/GLM-4-9B-0414": 9_400_279_040,
+    "stabilityai/stablelm-3b-4e1t": 2_795_443_200,
 }
 # Published in this form only, so the exact number has to round to it.
 ROUNDED = {
@@ -227,6 +229,25 @@ def test_every_family_has_models_and_a_tiny_configuration() -> None:
 def test_the_page_of_models_is_up_to_date() -> None:
     page = Path(__file__).resolve().parents[3] / "docs/models.md"
     assert page.read_text(encoding="utf-8") == models_page(), "run make docs"
+
+
+def test_the_command_prints_the_page_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not what reading GPT-2 and OPT logs of their dropout."""
+    assert main([]) == 0
+    assert capsys.readouterr() == (models_page(), "")
+
+
+def test_the_command_counts_a_folder_without_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {**KEYS["llama"], "num_hidden_layers": 3}
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    assert main([str(tmp_path), "gpt2-medium"]) == 0
+    *_, ours, gpt2 = capsys.readouterr().out.splitlines()
+    assert f"{tiny('llama', 3).num_parameters():,}" in ours and "llama" in ours
+    assert "354,823,168" in gpt2
+    assert main([str(tmp_path / "missing")]) == 2
+    assert "neither a folder nor a known model" in capsys.readouterr().err
 
 
 def test_the_configuration_side_needs_no_paddle() -> None:

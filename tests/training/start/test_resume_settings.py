@@ -89,6 +89,23 @@ def test_a_decay_that_begins_at_a_checkpoint_is_no_jump(tmp_path, caplog, begins
     assert bool(caplog.text) is not begins
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_decay_steps_are_advised_only_where_they_keep_the_rate(tmp_path, caplog, schedule):
+    """Not where another schedule has changed it as well."""
+    earlier = Settings(
+        learning_rate=1e-3, min_learning_rate=0.0, max_steps=40, lr_scheduler_type="cosine",
+        output_dir="runs", model_name_or_path="llama-58m", input_dir="data", do_train=True,
+    )  # fmt: skip
+    (tmp_path / SETTINGS_FILE).write_text(earlier.to_json())
+    longer = dataclasses.replace(
+        earlier, max_steps=80, decay_steps=80.0, lr_scheduler_type=schedule
+    )
+    with caplog.at_level("WARNING", "pypkg"):
+        check_resumed(longer, tmp_path, TrainerState(global_step=10))
+    assert "the learning rate of step 11 is 0" in caplog.text
+    assert ("a decay_steps of 40 keeps" in caplog.text) is (schedule == "cosine")
+
+
 def test_a_run_beyond_all_memory(workplace):
     assert workplace.run(max_steps=4).returncode == 0
     file = workplace.output_dir / "checkpoint-4" / "trainer_state.json"

@@ -31,7 +31,8 @@ def _weight_map(config: ModelConfig) -> WeightMap:
 
 
 def _read(keys: Keys) -> dict[str, Any]:
-    return {"qkv_bias": keys.get("attention_bias", True), **read_rope(keys, partial=True)}
+    has_bias = keys.get("attention_bias", True)
+    return {"qkv_bias": has_bias, **read_rope(keys, rotated_fraction=0.5)}
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
