@@ -9,6 +9,7 @@ from operator import attrgetter
 from pypkg.config import Settings
 from pypkg.models import ModelConfig
 from pypkg.parallel.launch.rendezvous import named
+from pypkg.planner.time.update_time import saved_bytes
 from pypkg.training.doctor.facts import Facts
 from pypkg.training.doctor.findings import Finding, Severity, by_value, counted, place_of
 
@@ -40,18 +41,17 @@ class Needs:
 
 
 def needs_of(settings: Settings, config: ModelConfig, dtype: str) -> Needs:
-    """The needs of a run, with the checkpoint of an AdamW run.
+    """The needs of a run.
 
-    Such a checkpoint holds the weights and, with the optimizer state, two float32 moments per
-    parameter. Training in 16 bits adds float32 master weights.
+    Its checkpoint holds the weights and, unless the settings leave it out, the optimizer state.
     """
     if not settings.do_train or not settings.saves:
         return Needs()
-    weight, state = (4, 8) if dtype == "float32" else (2, 12)
-    per_parameter = weight + (0 if settings.ignore_save_lr_and_optim else state)
+    weight = 4 if dtype == "float32" else 2
+    state = 0 if settings.ignore_save_lr_and_optim else saved_bytes(settings, weight)
     limit = settings.save_total_limit
     return Needs(
-        checkpoint=config.num_parameters() * per_parameter,
+        checkpoint=config.num_parameters() * (weight + state),
         kept=limit + 1 if limit else None,
         staged=settings.async_save_bytes or 0,
     )

@@ -195,6 +195,8 @@ def test_bytes_of_a_checkpoint(workplace):
     size = config.num_parameters()
     assert needs_of(settings, config, "float32") == Needs(12 * size, 3)
     assert needs_of(settings, config, "bfloat16") == Needs(14 * size, 3)
+    settings, _ = run_of(workplace, optim="lion")
+    assert needs_of(settings, config, "bfloat16") == Needs(10 * size)
     settings, _ = run_of(workplace, ignore_save_lr_and_optim=True)
     assert needs_of(settings, config, "bfloat16") == Needs(2 * size)
     settings, _ = run_of(workplace, save_strategy="no")
