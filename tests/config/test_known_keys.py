@@ -15,7 +15,7 @@ def test_every_paddlenlp_key_is_known_once():
     known += [row.name for row in (*NO_EFFECT, *REFUSED)]
     assert len(known) == len(set(known))
     ours = {
-        "attention_backend",
+        "attention_backend", "eval_on_start",
         "ops_backend", "num_threads", "eval_iters", "sample_prompt", "sample_tokens",
         "sample_prompts", "sample_steps",
         "matmul_precision", "blend_by", "blend_temperature", "sample_order",
