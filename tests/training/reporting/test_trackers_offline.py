@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 FACTS = {"settings": {"seed": 3, "learning_rate": 3e-4}}
 STEPS = {1: {"loss": 2.5, "loss/books": 1.0}, 3: {"loss": 2.0}}
+EXPECTED = [{"global_step": step, **metrics} for step, metrics in STEPS.items()]
 
 
 def train(name: str, folder: Path, caplog: pytest.LogCaptureFixture) -> Path:
@@ -51,6 +53,8 @@ def log_records(file: Path) -> Iterator[bytes]:
             continue
         _, length, kind = struct.unpack_from("<IHB", data, position)
         position += 7 + length
+        if position > len(data):  # it is being written
+            return
         record += data[position - length : position]
         if kind in (1, 4):  # whole, or the last part
             yield record
@@ -89,10 +93,20 @@ def test_tensorboard(tmp_path, caplog):
 
 def test_wandb(tmp_path, caplog):
     pytest.importorskip("wandb")
+    file, deadline = only(train("wandb", tmp_path, caplog), "run-*.wandb"), time.monotonic() + 60
+    while (found := wandb_contents(file))[0] != EXPECTED and time.monotonic() < deadline:
+        time.sleep(0.1)  # another process of wandb writes the file, also after the end of the run
+    rows, settings = found
+    assert rows == EXPECTED
+    assert json.loads(settings["settings"]) == FACTS["settings"]
+
+
+def wandb_contents(file: Path) -> tuple[list[dict[str, float]], dict[str, str]]:
+    """The rows of metrics, and the configuration as JSON by name."""
     from wandb.proto import wandb_internal_pb2
 
     rows, settings = [], {}
-    for data in log_records(only(train("wandb", tmp_path, caplog), "run-*.wandb")):
+    for data in log_records(file):
         record = wandb_internal_pb2.Record.FromString(data)
         settings |= {each.key: each.value_json for each in record.run.config.update}
         items = {
@@ -101,8 +115,7 @@ def test_wandb(tmp_path, caplog):
         }
         if items:
             rows.append({name: value for name, value in items.items() if name[0] != "_"})
-    assert rows == [{"global_step": step, **metrics} for step, metrics in STEPS.items()]
-    assert json.loads(settings["settings"]) == FACTS["settings"]
+    return rows, settings
 
 
 def test_swanlab(tmp_path, caplog):
