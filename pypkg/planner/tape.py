@@ -139,11 +139,11 @@ class Node:
         self.num_outputs = num_outputs
         self.backward = backward
         self.rerun: Rerun | None = None
-        self.hooks: object = None  # what the saved tensors of a recomputed node keep until it runs
+        self.hooks: object = None  # keeps what a recomputed node needs until it has run
         self.held: object = None  # what lives as long as the graph
         self.part = part  # that recorded it
-        self.follows_at_once = False  # the node before it: they are one operator
-        self.turns = 0  # in which it lets others go first
+        self.follows_at_once = False  # it is one operator with the node that runs before it
+        self.turns = 0  # how many times other ready nodes run first
 
 
 class Tape:
@@ -256,13 +256,13 @@ class Tape:
     ) -> list[Tensor | None]:
         """``function(*inputs)`` with activation recomputation: only the inputs are saved.
 
-        That runs the function again, and then the backward passes of its operators.
+        The backward pass runs the function again, and then the backward passes of its operators.
 
         Args:
             begin: called before the function runs again, with the gradients of its outputs.
-            keeps: whether the inputs live as long as the graph. They do where an operator of Paddle
-                saves a tensor, whose hook knows them; our own operators let go of theirs.
-            turns: in which it lets other backward passes go first.
+            keeps: whether the inputs live as long as the graph. They do if one of Paddle's
+                operators saves a tensor, because its hook refers to them; ours release them.
+            turns: how many times other nodes that are ready run before this one.
         """
         if not self.is_recording:
             return list(function(*inputs))
