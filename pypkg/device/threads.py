@@ -11,7 +11,8 @@ What happens otherwise with Paddle 3.3.1 (measured on an AMD EPYC with AVX-512, 
 - glibc gives large blocks back to the system at each free, so every activation is page-faulted in
   anew: adding two 64 MiB tensors runs at 3 to 8 GB/s, and at 52 GB/s when freed memory is kept.
 - Paddle begins every tensor on a page of its own, and a processor knows few pages at a time: with
-  huge pages a step of 28 layers of hidden size 64 takes 20.7 ms instead of 23.9 on an Intel Xeon.
+  huge pages a step of ``python -m pypkg.bench train-step --host-time`` takes 20.7 ms instead of
+  23.9 on an Intel Xeon.
 - MKL brings Intel's OpenMP, our kernels use GNU's. The idle threads of each spin while the other
   works, for up to 200 ms: the quickstart's step takes 1.7 times as long as with a short wait.
 """

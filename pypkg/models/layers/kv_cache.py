@@ -184,8 +184,8 @@ class KVCache:
         batch, sequence, heads_q, head_dim = query.shape
         heads_k, capacity = keys.shape[1:3]
         scale = head_dim**-0.5 if scale is None else scale
-        # The queries of a key-value head are rows of one product, head by head. One query of each
-        # head lies as it has to: each operation less counts where kernels are short.
+        # The queries of a key-value head are rows of one product, head by head. A single
+        # query of each head needs no transpose.
         grouped = [batch, heads_k, heads_q // heads_k * sequence, head_dim]
         rows = query * scale
         if sequence > 1:
