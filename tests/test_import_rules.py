@@ -340,7 +340,7 @@ _INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 # Folder of csrc to: folders of csrc it may include from, and what else.
 _INCLUDES_OF = {
     "kernels": (("kernels",), _CUDA),
-    "paddle": (("kernels", "paddle"), re.compile(r"paddle/.+|cuda_?[a-z0-9_]*\.h")),
+    "paddle": (("kernels", "paddle"), re.compile(r"paddle/.+|cuda_?[a-z0-9_]*\.h|dlfcn\.h")),
     "python": (("kernels", "python"),
                re.compile(r"pybind11/.+|cuda_?[a-z0-9_]*\.h|(fcntl|unistd|sys/mman|sys/stat)\.h")),
 }  # fmt: skip

@@ -1,5 +1,5 @@
 #include "gated_activation/gated_activation.h"
-#include "products.h"
+#include "products/products.h"
 #include "rms_norm_op.h"
 #include "tensors.h"
 

@@ -5,7 +5,7 @@
 // packed gradient, so that nothing is split, concatenated or copied.
 #include "attention/flash_attention.h"
 #include "attention_arguments.h"
-#include "products.h"
+#include "products/products.h"
 #include "rms_norm_op.h"
 #include "rotary_embedding/rotary_embedding.h"
 #include "tensors.h"

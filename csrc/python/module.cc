@@ -9,7 +9,6 @@
 #include "data/sample_reader.h"
 #include "data/shuffle.h"
 #include "kernels.h"
-#include "matmul/matmul.h"
 #include "streaming_copy.h"
 
 namespace py = pybind11;
@@ -40,8 +39,8 @@ PYBIND11_MODULE(_native, m) {
         "Chooses the version of the CPU kernels; an empty name restores the default.");
   m.def("set_num_threads", &pypkg::set_num_threads, py::arg("count"),
         "Threads used by the CPU kernels; 0 restores the default.");
-  m.def("matmul_bfloat16_supported", &pypkg::matmul_bfloat16_supported,
-        "Whether this processor has the AVX512_BF16 instructions and the version in use has them.");
+  m.def("matmul_bfloat16_supported", &pypkg::cpu_has_bfloat16,
+        "Whether the processor and the version in use have the AVX512_BF16 instructions.");
   m.def("num_threads", &pypkg::num_threads, "Threads used by the CPU kernels.");
   m.def(
       "build_info",

@@ -313,7 +313,7 @@ _MACHINE = (
     ),
     Kind(
         "No GPU",
-        (r'device is \"gpu\"', "--device cuda", "run is on a CPU", "AVX512_BF16",
+        (r'device is \"gpu\"', "--device cuda", "run is on a CPU", "AVX512_BF16", "no oneDNN",
          "plans are for GPUs"),
         'device is "gpu", but the installed Paddle 3.3.1 was built without CUDA',
         "The setting asks for a device or an instruction that this machine or this Paddle lacks.",

@@ -27,8 +27,8 @@ def set_matmul_precision(name: str) -> None:
             and attention are not affected.
 
     Raises:
-        UserError: an unknown name, or bfloat16 where the compiled operators or the processor's
-            AVX512_BF16 instructions are missing.
+        UserError: an unknown name, or bfloat16 where the compiled operators, the processor's
+            AVX512_BF16 instructions or Paddle's oneDNN are missing.
     """
     global _precision
     if name not in PRECISIONS:
@@ -51,6 +51,14 @@ def _check_bfloat16() -> None:
             "matmul_precision is 'bfloat16', which needs the compiled operators, but the backend "
             f"in use is {backend()!r}; set matmul_precision to 'float32' or build the operators"
         )
+    one = paddle.ones([1, 1], "float32").cpu()
+    try:
+        run_compiled("pypkg_matmul_bfloat16", [one, one], False, False)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            "matmul_precision is 'bfloat16', but this Paddle has no oneDNN that multiplies in "
+            f"bfloat16 ({error}); set it to 'float32'"
+        ) from error
 
 
 def matmul(

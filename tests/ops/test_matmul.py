@@ -156,6 +156,28 @@ def test_shapes_that_do_not_fit_are_refused(compiled):
         custom_op("pypkg_matmul_few_rows", x, y, False)
 
 
+@needs_instructions
+def test_a_paddle_without_onednn_is_told(compiled, monkeypatch):
+    def run(*_):
+        raise OSError("(External) dnnl_engine_create is missing")
+
+    monkeypatch.setattr(matmul, "run_compiled", run)
+    with pytest.raises(UserError, match=r"no oneDNN .*dnnl_engine_create is missing.* 'float32'"):
+        ops.set_matmul_precision("bfloat16")
+    assert (ops.matmul(paddle.ones([9, 2]), paddle.ones([2, 3])) == 2).all()
+
+
+@needs_instructions
+def test_products_without_a_depth_are_zero(bfloat16_products):
+    def product(x, y):
+        return custom_op("pypkg_matmul_bfloat16", paddle.ones(x), paddle.ones(y), False, False)[0]
+
+    empty = product([2, 0], [0, 3])
+    assert (empty == 0).all() and empty.shape == [2, 3]
+    with pytest.raises(ValueError, match="x has 2 columns, but y has 3 rows"):
+        product([2, 2], [3, 3])
+
+
 def test_unknown_precision():
     with pytest.raises(UserError, match="expected one of float32, bfloat16"):
         ops.set_matmul_precision("float8")

@@ -70,4 +70,12 @@ void set_cpu_isa(const std::string& name) {
   chosen = name.empty() ? kUndecided : static_cast<int>(decide(name, "the name of the version"));
 }
 
+bool cpu_has_bfloat16() {
+#if PYPKG_CPU_VERSIONS
+  return cpu_isa() == CpuIsa::kV4 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 }  // namespace pypkg

@@ -32,6 +32,9 @@ const char* cpu_isa_name(CpuIsa isa);  // "x86-64", "x86-64-v3", "x86-64-v4"; "b
 std::vector<std::string> cpu_isa_names();
 // Chooses a version by its name; an empty one restores the default. Throws CpuIsaError.
 void set_cpu_isa(const std::string& name);
+// Whether the version in use and the processor have the AVX512_BF16 instructions (AMD from Zen 4,
+// Intel from Cooper Lake).
+bool cpu_has_bfloat16();
 
 template <CpuIsa kIsa, auto kKernel>
 struct CpuVersion;

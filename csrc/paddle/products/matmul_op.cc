@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "matmul/few_rows.h"
-#include "matmul/matmul.h"
+#include "products/onednn.h"
 #include "tensors.h"
 
 namespace pypkg {
@@ -9,35 +9,34 @@ namespace {
 
 using paddle::Tensor;
 
-// A matrix, or its transpose, as an operand.
-struct Matrix {
-  MatmulOperand operand;
-  int64_t rows;
-  int64_t columns;
-};
-
-Matrix matrix(const char* name, const Tensor& tensor, bool transpose) {
+// A tensor [rows, columns], or its transpose, as an operand.
+MatmulOperand matrix(const char* name, const Tensor& tensor, bool transpose) {
   check_rank(name, tensor, 2);
   check_dtype(name, tensor, paddle::DataType::FLOAT32);
   if (!tensor.is_cpu()) reject(name, " must be on the CPU, got ", tensor.place());
   const int64_t rows = tensor.shape()[0], columns = tensor.shape()[1];
-  if (transpose) return {{tensor.data<float>(), 1, columns}, columns, rows};
-  return {{tensor.data<float>(), columns, 1}, rows, columns};
+  if (transpose) return {tensor.data<float>(), columns, rows, 1, columns};
+  return {tensor.data<float>(), rows, columns, columns, 1};
 }
 
-Tensor multiply(const Matrix& a, const Matrix& b, const Tensor& like) {
+struct Product {
+  MatmulOperand a;
+  MatmulOperand b;
+  float* c;
+};
+
+void multiply_bfloat16(const Product& product) {
+  onednn_matmul_bfloat16(product.a, product.b, product.c);
+}
+
+Tensor multiply(const MatmulOperand& a, const MatmulOperand& b, const Tensor& like) {
   if (a.columns != b.rows) {
     reject("matmul_bfloat16: x has ", a.columns, " columns, but y has ", b.rows, " rows");
   }
   Tensor out = empty({a.rows, b.columns}, paddle::DataType::FLOAT32, like);
-  MatmulBFloat16 params;
-  params.a = a.operand;
-  params.b = b.operand;
-  params.c = out.data<float>();
-  params.m = a.rows;
-  params.n = b.columns;
-  params.k = a.columns;
-  launch(like, matmul_bfloat16_cpu, nullptr, params);
+  if (out.numel() == 0) return out;
+  if (a.columns == 0) return paddle::experimental::zeros(out.shape(), paddle::DataType::FLOAT32);
+  launch(like, multiply_bfloat16, nullptr, Product{a, b, out.data<float>()});
   return out;
 }
 
@@ -56,11 +55,11 @@ std::vector<Tensor> backward(const Tensor& x, const Tensor& y, const OptionalTen
   const Tensor dout =
       gradient_or_zeros(dout_or_none, out_shape(x.shape(), y.shape(), transpose_x, transpose_y), x);
   const char* name = "matmul_bfloat16: gradient";
-  const Matrix dc = matrix(name, dout, false), dc_transposed = matrix(name, dout, true);
-  const Matrix y_straight = matrix(name, y, transpose_y);
-  const Matrix y_transposed = matrix(name, y, !transpose_y);
-  const Matrix x_straight = matrix(name, x, transpose_x);
-  const Matrix x_transposed = matrix(name, x, !transpose_x);
+  const MatmulOperand dc = matrix(name, dout, false), dc_transposed = matrix(name, dout, true);
+  const MatmulOperand y_straight = matrix(name, y, transpose_y);
+  const MatmulOperand y_transposed = matrix(name, y, !transpose_y);
+  const MatmulOperand x_straight = matrix(name, x, transpose_x);
+  const MatmulOperand x_transposed = matrix(name, x, !transpose_x);
   return {transpose_x ? multiply(y_straight, dc_transposed, x) : multiply(dc, y_transposed, x),
           transpose_y ? multiply(dc_transposed, x_straight, x) : multiply(x_transposed, dc, x)};
 }
