@@ -219,17 +219,17 @@ def test_columns_do_not_touch(tmp_path, capsys):
     """Speeds from a million on, and the phases of several stages."""
     keys = {
         "model_type": "llama", "vocab_size": 1000, "hidden_size": 128, "intermediate_size": 344,
-        "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 512,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 512,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(keys))
     small = ["--model_name_or_path", str(tmp_path), "--max_seq_length", "512"]
     assert main([*small, "--gpus", "8", "--gpu", "h200", "--search"]) == 0
     number, speed = capsys.readouterr().out.splitlines()[1].split()[:2]
     assert number == "1" and int(speed.replace(",", "")) > 1_000_000
-    assert main([*small, "--gpus", "4", "--pipeline_parallel_degree", "4"]) == 0
+    assert main([*small, "--gpus", "4", "--pipeline_parallel_degree", "2"]) == 0
     (phases,) = (line for line in capsys.readouterr().out.splitlines() if "in the" in line)
     assert set(phases.removeprefix("in the").split()) <= {"forward", "backward", "update"}
-    assert len(phases.split()) == 2 + 4
+    assert len(phases.split()) == 2 + 2
 
 
 def test_an_absurd_micro_batch_is_planned_at_once(capsys):
