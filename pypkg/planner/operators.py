@@ -345,9 +345,7 @@ class Operators:
         total = self.floats(1, LOGITS)
         for start, skipped in _chunks(tokens, chunk):
             if skipped:
-                memory = losses[0].memory
-                assert memory is not None
-                losses.append(self.tape.empty(skipped * memory.num_bytes, LOGITS))
+                losses.append(self.tape.several(skipped, losses[0].num_bytes, LOGITS))
             count = min(chunk, tokens - start)
             logits = self.new(count * num_rows, LOGITS)
             statistics = [self.floats(count, LOGITS) for _ in range(5 if is_divided else 2)]
