@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pypkg.config import Settings
+from pypkg.config import Settings, listed
+from pypkg.config.reading.parser import read_settings
 from pypkg.console.command_line import exit_code
 from pypkg.console.logs import configure_logging
 from pypkg.device.threads import configure_cpu, import_paddle
@@ -24,6 +25,8 @@ from pypkg.parallel.launch.launcher import end_with_launcher, launch, take_nproc
 if TYPE_CHECKING:  # it needs Paddle
     from pypkg.training.doctor.findings import Finding
 
+# Settings that every run has, where only the machines are examined.
+_ANY_RUN = {"model_name_or_path": "any", "input_dir": "any", "output_dir": "any", "max_steps": 1}
 _HELP = """\
 usage: pypkg doctor [CONFIG.json] [--key value ...] [--nproc N]
 
@@ -54,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     rest, processes = take_nproc(arguments)
+    device = _device(rest) if _names_no_run(rest) else None
     settings = _settings(rest, max(processes, mesh.launched_processes()))
     if processes > 1:
         folder = Path(settings.output_dir) if settings else Path()
@@ -67,7 +71,7 @@ def _run(arguments: Sequence[str]) -> int:
         raise UserError(
             f"Paddle cannot be imported: {error}. Install it in the environment of {sys.executable}"
         ) from error
-    findings = _examine(settings, _device(rest))
+    findings = _examine(settings, device)
     code = _report(findings)
     watchdog.leave()
     return code
@@ -81,13 +85,27 @@ def _settings(arguments: Sequence[str], processes: int) -> Settings | None:
     """
     from pypkg.training.start.start_up import load_run_settings  # needs NumPy, unlike the help
 
-    if set(arguments[::2]) <= {"--device"}:
+    if _names_no_run(arguments):
         return None
     return load_run_settings(arguments, processes)
 
 
+def _names_no_run(arguments: Sequence[str]) -> bool:
+    """Whether there is no setting but the device, so that machines alone are examined."""
+    options = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    return set(options) <= {"--device"} and (not arguments or arguments[0].startswith("--"))
+
+
 def _device(arguments: Sequence[str]) -> str | None:
-    return arguments[-1] if len(arguments) > 1 and arguments[-2] == "--device" else None
+    """The device, where it is all that is given.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    reading = read_settings(arguments, _ANY_RUN)
+    if reading.problems:
+        raise UserError(listed(reading.problems, "problems in the settings"))
+    return reading.settings.device
 
 
 def _examine(settings: Settings | None, device: str | None) -> list[Finding]:

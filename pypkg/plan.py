@@ -32,13 +32,21 @@ from pypkg.planner.search.plan import make_plan
 from pypkg.planner.time.gpu_files import load_gpu
 from pypkg.planner.time.gpus import GPUS
 from pypkg.planner.time.step_time import Cluster
-from pypkg.training.start.layout import degrees
+from pypkg.training.start.layout import degrees, layout_problems
 from pypkg.training.start.start_up import load_run_settings
 
 _GPUS_PER_NODE = 8
 # Required by a run, but of no effect on a plan.
 _NOT_PLANNED = {"input_dir": "data", "output_dir": "runs", "max_steps": 1_000_000, "do_train": True}
 _SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+# What each number counts, and a limit far beyond any run: bytes in place of GB are found.
+_LIMITS = {
+    "gpus": ("GPUs", 10**6),
+    "nodes": ("machines", 10**6),
+    "network": ("GB/s", 10**5),
+    "tokens": ("tokens", 10**18),
+    "price": ("of a currency", 10**6),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
         help=f"{', '.join(GPUS)}, or a .json file: a result of make gpu-day, or fields of "
         "a GPU; by default a100-80g",
     )  # fmt: skip
-    parser.add_argument("--nodes", type=int, help="machines; by default one for every 8 GPUs")
+    parser.add_argument(
+        "--nodes", type=int, help="machines; by default one for every 8 GPUs, or one for fewer"
+    )
     parser.add_argument(
         "--network", type=float, metavar="GB/s",
         help="rate of all adapters of a machine together, in each direction; required for several "
@@ -70,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tokens", type=_number, help="tokens of the whole run, such as 1T or 300B"
     )
-    parser.add_argument("--price", type=float, help="price of a GPU hour")
+    parser.add_argument("--price", type=float, help="price of a GPU hour; takes --tokens")
     parser.add_argument(
         "--search", action="store_true", help="list the layouts that fit, fastest first"
     )
@@ -92,6 +102,7 @@ def _number(text: str) -> float:
 
 
 def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    _check_options(options)
     cluster, world = _cluster(options)
     # Weights need not be here for a plan of their memory.
     arguments = [*rest, "--continue_training", "false"]
@@ -121,9 +132,15 @@ def _search(
 ) -> int:
     given = degrees(settings, world)
     rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
-    found = search(settings, config, world, rows * given.data * given.sharding, cluster)
+    global_rows = rows * given.data * given.sharding
+    found = search(
+        *(settings, config, world, global_rows, cluster),
+        problems=lambda tried: layout_problems(tried, config, world),
+    )
     if options.picture and found.fitting:
         write_file(options.picture, picture(found.fitting[0]).encode())
+    elif options.picture:
+        print(f"{options.picture} was not drawn: there is no layout to draw", file=sys.stderr)
     if options.json:
         content = search_as_json(found, settings, options.tokens, options.price)
         print(json.dumps(content, indent=2))
@@ -145,6 +162,30 @@ def _config(settings: Settings) -> ModelConfig:
     return config.replace(max_position_embeddings=positions)
 
 
+def _check_options(options: argparse.Namespace) -> None:
+    """Refuses numbers that no run has, and options that would change nothing.
+
+    Raises:
+        UserError: the first of them.
+    """
+    for name, (unit, most) in _LIMITS.items():
+        value = getattr(options, name)
+        if value is not None and not 0 < value <= most:  # also true of NaN
+            raise UserError(
+                f"--{name} is {value}; expected a number above 0, at most {most:,} {unit}"
+            )
+    if options.price is not None and options.tokens is None:
+        raise UserError(
+            f"--price is {options.price:g}, but a price is that of a whole run, whose tokens are "
+            "not given; add --tokens, such as --tokens 1T"
+        )
+    if options.picture is not None and options.picture.suffix != ".svg":
+        raise UserError(
+            f"--picture is '{options.picture}'; expected a file that ends in .svg, since the "
+            "picture is SVG"
+        )
+
+
 def _cluster(options: argparse.Namespace) -> tuple[Cluster, int]:
     """The machines, and the number of GPUs of all of them.
 
@@ -152,12 +193,14 @@ def _cluster(options: argparse.Namespace) -> tuple[Cluster, int]:
         UserError: numbers contradict each other, or the network between machines is not given.
     """
     gpu = load_gpu(options.gpu)
-    for name in ("gpus", "nodes", "network", "tokens", "price"):
-        value = getattr(options, name)
-        if value is not None and value <= 0:
-            raise UserError(f"--{name} is {value}; expected a number above 0")
-    nodes = options.nodes or max(1, (options.gpus or 1) // _GPUS_PER_NODE)
-    world = options.gpus or nodes * _GPUS_PER_NODE
+    gpus, nodes = options.gpus, options.nodes
+    if nodes is None and gpus is not None and gpus > _GPUS_PER_NODE and gpus % _GPUS_PER_NODE:
+        raise UserError(
+            f"--gpus is {gpus}, which does not fill machines of {_GPUS_PER_NODE}; make it a "
+            f"multiple of {_GPUS_PER_NODE}, or say with --nodes how many machines there are"
+        )
+    nodes = nodes or max(1, (gpus or 1) // _GPUS_PER_NODE)
+    world = gpus or nodes * _GPUS_PER_NODE
     if world % nodes:
         raise UserError(
             f"--gpus is {world} and --nodes {nodes}, so that machines would differ; make --gpus a "

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pypkg.config import help_text
 from pypkg.console import progress
+from pypkg.console.command_line import exit_code
 from pypkg.console.logs import configure_logging, say
 from pypkg.console.troubleshooting import error_text
 from pypkg.device.threads import configure_cpu, import_paddle
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         arguments, processes = take_nproc(arguments)
         if _DRY_RUN in arguments:
-            return _dry_run([word for word in arguments if word != _DRY_RUN], processes)
+            words = [word for word in arguments if word != _DRY_RUN]
+            return exit_code(lambda: _dry_run(words, processes), "interrupted")
         if processes > 1:
             settings = load_run_settings(arguments, processes)
             refuse_if_in_use(settings.output_dir)  # the logs of its ranks are there

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
 from pypkg.console.troubleshooting import error_text
 from pypkg.errors import UserError
+
+_READER_HAS_ENDED = 141  # 128 + SIGPIPE, as a shell reports it
 
 
 def exit_code(run: Callable[[], int], interrupted: str) -> int:
@@ -18,13 +21,41 @@ def exit_code(run: Callable[[], int], interrupted: str) -> int:
 
     Returns:
         The code of ``run``; 2 after a UserError, which is printed with its section of the page on
-        troubleshooting; 130 after Ctrl-C.
+        troubleshooting, or if standard output takes no more, as on a full disk; 130 after Ctrl-C;
+        141 if the reader of standard output has ended, as ``head`` does.
     """
     try:
-        return run()
+        code = run()
+        if sys.stdout is not None:  # it is None if the shell has closed it
+            sys.stdout.flush()  # an error of the output is one of this command
+        return code
     except UserError as error:
         print(error_text(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
+    except OSError:
+        reason = _error_of_output()
+        if reason is None:  # another file or socket
+            raise
+        if isinstance(reason, BrokenPipeError):
+            return _READER_HAS_ENDED
+        text = f"standard output cannot be written: {reason.strerror}; free some space"
+        print(error_text(text), file=sys.stderr)
+        return 2
+
+
+def _error_of_output() -> OSError | None:
+    """Why standard output takes nothing; None if it takes a newline, which is then written.
+
+    What is left of the output goes to /dev/null, or the end of the process would fail once more.
+    """
+    if sys.stdout is None:
+        return None
+    try:
+        print(flush=True)  # what has failed is no longer in the buffer
+        return None
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 
 from pypkg.__main__ import COMMANDS
 from pypkg.config.settings import setting_fields
+from pypkg.console.command_line import exit_code
 
 _OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 _ANY_SETTING = "--key"  # stands in a help text for every setting of pretrain
@@ -54,7 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))
-    print(completion_script(parser.parse_args(arguments).shell), end="")
+    shell = parser.parse_args(arguments).shell
+    return exit_code(lambda: _print(completion_script(shell)), "interrupted")
+
+
+def _print(text: str) -> int:
+    print(text, end="")
     return 0
 
 

@@ -169,7 +169,7 @@ class _Plan:
                 "it as model_name_or_path with continue_training, which begins with a random head; "
                 "what that run saves has both"
             )
-        self._stored.check(needed, shapes, str(folder))
+        self._stored.check(needed, shapes, self._files.where)
         self._written = weight_map(self._config)
         self._second_head = ""  # the tensor that holds the embedding of a tied model once more
         if layout == "paddlenlp":

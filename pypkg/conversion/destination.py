@@ -48,6 +48,11 @@ def new_folder(destination: Path, source: Path, overwrite: bool) -> Iterator[Pat
 
 
 def _check(destination: Path, source: Path, overwrite: bool) -> None:
+    if destination.is_symlink() and not os.path.exists(destination):  # also a loop of links
+        raise UserError(
+            f"{destination} is a link to {os.readlink(destination)}, which is not there; mend or "
+            "remove the link, or give another folder"
+        )
     if destination.exists() and not destination.is_dir():
         raise UserError(f"{destination} is a file; give the name of a folder to make")
     if source.is_relative_to(destination.resolve()):

@@ -40,6 +40,8 @@ class OutputFile:
     """
 
     def __init__(self, path: Path, suffix: str = ".tmp") -> None:
+        if not path.name:  # ".", "/" or an empty name
+            raise UserError(f"cannot write {path}: it is a folder; name a file to write in it")
         self.path = path
         self.temporary = path.with_name(path.name + suffix)
         with self._errors():

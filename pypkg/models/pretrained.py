@@ -177,7 +177,7 @@ def weight_reader(folder: Path, config: ModelConfig, dtype: str, seed: int = 0) 
     files = TensorFiles(folder)
     names = stored_weight_map(config, files.shapes())
     needed = stored_parameters(folder, names, parameter_shapes(config), files.shapes())
-    names.check(needed, files.shapes(), str(folder))
+    names.check(needed, files.shapes(), files.where)
 
     def read(
         name: str, shape: Sequence[int], out: Tensor, elements: tuple[int, int] | None = None

@@ -6,7 +6,7 @@ elements; a tensor of the model has ``dtype_bytes`` for each, statistics have fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pypkg.planner.tape import Gradients, Parameter, Tape, Tensor
 
@@ -341,8 +341,11 @@ class Operators:
         width, elements = self._elements(hidden) // tokens, self._elements(weight)
         adds_in_place = self.is_gpu and self.dtype_bytes == 2
         dhidden, dweight = self.like(hidden), None
-        losses, total = [], self.floats(1, LOGITS)
-        for start in range(0, tokens, chunk):
+        losses: list[Tensor] = []
+        total = self.floats(1, LOGITS)
+        for start, skipped in _chunks(tokens, chunk):
+            if skipped:
+                losses.append(self.tape.several(skipped, losses[0].num_bytes, LOGITS))
             count = min(chunk, tokens - start)
             logits = self.new(count * num_rows, LOGITS)
             statistics = [self.floats(count, LOGITS) for _ in range(5 if is_divided else 2)]
@@ -374,3 +377,17 @@ class Operators:
 
         self.tape.record([hidden, weight], [total], backward)
         return total
+
+
+def _chunks(tokens: int, chunk: int) -> Iterator[tuple[int, int]]:
+    """The chunks of a loss that differ: the first, and the last two, one of which may be short.
+
+    Those between them allocate as the last but one does, and leave only their losses.
+
+    Yields:
+        the first token of a chunk, and the number of chunks that are left out before it.
+    """
+    last = -(-tokens // chunk) - 1
+    places = sorted({0, max(last - 1, 0), last})
+    for before, place in zip((-1, *places), places, strict=False):
+        yield place * chunk, place - before - 1

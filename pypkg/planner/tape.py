@@ -175,11 +175,14 @@ class Tape:
     def _count(self, num_bytes: int, term: str) -> None:
         if num_bytes < 0 and self._is_highest:
             self._note()
-        rounded = -(-num_bytes // self._granularity) * self._granularity
+        rounded = self._rounded(num_bytes) if num_bytes > 0 else -self._rounded(-num_bytes)
         self.allocated += rounded
         self.terms[term] = self.terms.get(term, 0) + rounded
         if self.allocated > self._highest:
             self._highest, self._is_highest = self.allocated, True
+
+    def _rounded(self, num_bytes: int) -> int:
+        return -(-num_bytes // self._granularity) * self._granularity
 
     def _note(self) -> None:
         self._is_highest = False
@@ -209,6 +212,10 @@ class Tape:
     def empty(self, num_bytes: int, term: str) -> Tensor:
         """A new tensor without history."""
         return Tensor(num_bytes, self.memory(num_bytes, term))
+
+    def several(self, number: int, num_bytes: int, term: str) -> Tensor:
+        """``number`` new tensors of ``num_bytes`` each, which are freed together, as one."""
+        return self.empty(number * self._rounded(num_bytes), term)
 
     @contextmanager
     def recording(self, is_on: bool) -> Iterator[None]:

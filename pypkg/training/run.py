@@ -47,7 +47,7 @@ from pypkg.training.start.attention import attention_for
 from pypkg.training.start.choose_checkpoint import best_checkpoint, checkpoint_to_resume
 from pypkg.training.start.layout import degrees, layout_notices, layout_problems
 from pypkg.training.start.output_dir import HeldOutput, held_output_dir
-from pypkg.training.start.resume import check_resumed, record_resumed
+from pypkg.training.start.resume import check_resumed, check_resumed_model, record_resumed
 from pypkg.training.start.sources import (
     load_model,
     model_config,
@@ -101,6 +101,8 @@ def _run(
     resumed = None if settings.ignore_load_lr_and_optim else checkpoint
     state = _starting_state(settings, resumed)
     model, wrapped, updater = _make_model(settings, plan, checkpoint, config)
+    if checkpoint:
+        check_resumed_model(settings, checkpoint, config, model.config)
     with phase("data index"):
         samples = Samples(settings, model.config, state, resumed)
     files = _tokenizer_files(settings, tokenizer)

@@ -315,7 +315,11 @@ def test_destination_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixtur
     source = tmp_path / "a" / "source"
     shutil.copytree(GOLDEN / "llama", source)
     (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
     for destination, message in (
+        (tmp_path / "loop", "is a link to loop, which is not there"),
+        (tmp_path / "dangling", "is a link to nowhere, which is not there"),
         (source, "holds the source"),
         (tmp_path / "a", "holds the source"),
         (tmp_path / "file", "is a file"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import check_paddlenlp_export
@@ -60,6 +61,17 @@ def test_bfloat16_of_paddlenlp(tmp_path: Path) -> None:
     _assert_same_tensors(tmp_path / "out", source)
     assert b'"U16"' in (tmp_path / "out" / WEIGHTS).read_bytes()  # as PaddleNLP writes it
     assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_parts_of_which_the_last_is_missing_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is missing at the end of the ranks shows only in the shapes of the joined tensors."""
+    shutil.copytree(PADDLENLP.parent / "parts/llama_tp4", tmp_path / "parts")
+    (tmp_path / "parts/model_state.tp03.pdparams").unlink()
+    assert _run("import", tmp_path / "parts", tmp_path / "in") == 2
+    files = "3 files, model_state.tp00.pdparams to model_state.tp02.pdparams"
+    assert files in capsys.readouterr().err
 
 
 def test_fused_matrices_of_paddlenlp_are_taken_apart(tmp_path: Path) -> None:

@@ -28,10 +28,12 @@ from pypkg.config import Settings
 from pypkg.errors import UserError
 from pypkg.models.architecture.parameter_shapes import ParameterShape
 from pypkg.parallel.mesh import Degrees
-from pypkg.planner import memory
+from pypkg.planner import memory, operators
 from pypkg.planner.interleaving import Interleaving
 from pypkg.planner.memory import PHASES, plan_memory
+from pypkg.planner.operators import Operators
 from pypkg.planner.step import run_passes
+from pypkg.planner.tape import Tape
 from pypkg.planner.zero import owners
 
 # A family of each kind of norm, MLP, position and table; what takes most differs.
@@ -148,6 +150,37 @@ def test_layers_that_differ_are_planned_one_by_one() -> None:
     ]
     sizes = [plan.largest.peak for plan in peaks]
     assert sizes == sorted(set(sizes))
+
+
+def test_what_is_freed_is_what_was_allocated() -> None:
+    """Rounded up, both."""
+    tape = Tape(256)
+    for size in (1, 255, 256, 257):
+        kept = tape.empty(size, "weights")
+        assert tape.allocated == (512 if size == 257 else 256)
+        kept.clear()
+        assert tape.allocated == tape.terms["weights"] == 0
+
+
+@pytest.mark.parametrize("is_gpu", [False, True])
+@pytest.mark.parametrize("tokens", [1, 30, 60, 61, 90, 150, 1000, 1020])
+def test_chunks_of_the_loss_that_are_alike_are_planned_at_once(monkeypatch, is_gpu, tokens) -> None:
+    """As if each of them were planned; a chunk has 30 tokens, so that losses are rounded up."""
+
+    def peak() -> tuple[int, dict[str, int]]:
+        tape = Tape(256 if is_gpu else 1)
+        ops = Operators(tape, 2 if is_gpu else 4, is_gpu)
+        hidden, weight = ops.new(tokens * 8), tape.parameter("w", 100, "weights")
+        ops.linear_cross_entropy(hidden, weight, tokens, 10, is_divided=False)
+        (found,) = tape.peaks().values()
+        return found.total, found.terms
+
+    monkeypatch.setattr(operators, "_LOSS_CHUNK_BYTES", 30 * 10 * (2 if is_gpu else 4))
+    planned = peak()
+    monkeypatch.setattr(
+        operators, "_chunks", lambda tokens, chunk: ((at, 0) for at in range(0, tokens, chunk))
+    )
+    assert peak() == planned
 
 
 def test_every_family_is_planned_in_16_bits_for_a_gpu() -> None:

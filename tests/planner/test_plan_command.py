@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -83,7 +84,7 @@ def test_a_model_name_alone_is_planned(capsys):
         ('{"like": "a100-80g", "flops": 1}', "it has no field 'flops'"),
         ('{"like": "b300"}', "\"like\" is 'b300'"),
         ('{"memory_mib": 1000}', "it lacks 'matmul_flops'"),
-        ("[1]", "it holds no JSON object"),
+        ("[1]", "must hold a JSON object"),
     ],
 )
 def test_a_file_that_describes_no_gpu(tmp_path, capsys, content, message):
@@ -188,10 +189,54 @@ def test_the_launch_line_of_a_search(capsys):
     assert f"{speed} tokens/s per GPU" in capsys.readouterr().out
 
 
-def test_gpus_that_no_layout_fits(capsys):
-    assert main([CONFIG, "--gpus", "2", "--gpu", "a100-40g", "--search",
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--data_parallel_degree", "8"],
+        ["--sharding", "stage1", "--sharding_degree", "4"],
+        ["--rampup_batch_size", "8", "8", "64", "--per_device_train_batch_size", "1"],
+    ],
+)
+def test_the_launch_line_of_a_search_is_one_that_pretrain_takes(capsys, given):
+    """The settings that were given and are not searched do not contradict what was found."""
+    arguments = ["--model_name_or_path", "facebook/llama-7b", "--max_seq_length", "512", *given]
+    assert main([*arguments, "--gpus", "8", "--gpu", "h200", "--search"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    words = shlex.split(line.split("run_pretrain.py ")[1])
+    assert main([*words, "--gpus", "8", "--gpu", "h200"]) == 0
+
+
+def test_gpus_that_no_layout_fits(tmp_path, capsys):
+    file = tmp_path / "none.svg"
+    assert main([CONFIG, "--gpus", "2", "--gpu", "a100-40g", "--search", "--picture", str(file),
                  "--sharding_parallel_degree", "1"]) == 1  # fmt: skip
-    assert "no layout fits these GPUs" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "no layout fits these GPUs" in told.out and "none.svg was not drawn" in told.err
+    assert not file.exists()
+
+
+def test_columns_do_not_touch(tmp_path, capsys):
+    """Speeds from a million on, and the phases of several stages."""
+    keys = {
+        "model_type": "llama", "vocab_size": 1000, "hidden_size": 128, "intermediate_size": 344,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 512,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    small = ["--model_name_or_path", str(tmp_path), "--max_seq_length", "512"]
+    assert main([*small, "--gpus", "8", "--gpu", "h200", "--search"]) == 0
+    number, speed = capsys.readouterr().out.splitlines()[1].split()[:2]
+    assert number == "1" and int(speed.replace(",", "")) > 1_000_000
+    assert main([*small, "--gpus", "4", "--pipeline_parallel_degree", "2"]) == 0
+    (phases,) = (line for line in capsys.readouterr().out.splitlines() if "in the" in line)
+    assert set(phases.removeprefix("in the").split()) <= {"forward", "backward", "update"}
+    assert len(phases.split()) == 2 + 2
+
+
+def test_an_absurd_micro_batch_is_planned_at_once(capsys):
+    """The chunks of the loss are not counted one by one."""
+    huge = ["--per_device_train_batch_size", str(10**12), "--gradient_accumulation_steps", "1"]
+    assert main([CONFIG, "--gpus", "8", *huge]) == 1
+    assert "does not fit" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", [*ONE_OF_EACH_FAMILY.values(), "meta-llama/Llama-3.1-8B"])
@@ -226,6 +271,15 @@ def test_a_picture_needs_matplotlib(tmp_path, capsys, monkeypatch):
         (["--gpus", "16", "--nodes", "3"], "multiple of --nodes"),
         (["--gpus", "0"], "--gpus is 0"),
         (["--price", "-1", "--gpus", "8"], "--price is -1"),
+        (["--price", "2"], "add --tokens"),
+        (["--tokens", "1T", "--price", "nan"], "--price is nan"),
+        (["--tokens", "inf"], "--tokens is inf"),
+        (["--gpus", "16", "--network", "nan"], "--network is nan"),
+        (["--gpus", "16", "--network", "400e9"], "at most 100,000 GB/s"),
+        (["--gpus", "12"], "does not fill machines of 8"),
+        (["--gpus", "1000001"], "at most 1,000,000 GPUs"),
+        (["--picture", "plan.png"], "ends in .svg"),
+        (["--picture", ""], "ends in .svg"),
         (["--recompute_granularity", "most"], "recompute_granularity"),
         (["--no_such_key", "1"], "no_such_key"),
         (["--device", "cpu"], "plans are for GPUs"),

@@ -361,9 +361,9 @@ def wrong(file: Path, field: str, offset: int | None, found: object, expected: o
         offset: byte offset of the field; None: not known.
     """
     where = field if offset is None else f"{field} at byte {offset}"
-    return UserError(
-        f"{file}: {where}: found {found}, expected {expected}. Make the file again, or copy it anew"
-    )
+    text = f"{file}: {where}: found {found}, expected {expected}"
+    end = "" if text.endswith("?") else "."
+    return UserError(f"{text}{end} Make the file again, or copy it anew")
 
 
 def _cannot_read(path: Path, error: OSError) -> UserError:

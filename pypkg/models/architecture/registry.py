@@ -75,6 +75,11 @@ def load_config(
                 "that holds a config.json, or a name that `python -m pypkg.models` lists"
             )
         return _read_config(file, allow_unknown_config)
+    if os.path.isfile(name_or_folder):
+        raise UserError(
+            f"{str(name_or_folder)!r} is a file; a model is a folder that holds a config.json, "
+            f"which may be {str(Path(name_or_folder).parent)!r}"
+        )
     files = {name.lower(): file for name, file in _files_by_name().items()}
     known = files.get(str(name_or_folder).lower())
     if known is None:

@@ -25,6 +25,11 @@ def find_weights(name_or_folder: str | Path, download: bool = False) -> Path:
     """
     if os.path.isdir(name_or_folder):  # False, not an error, for a name too long for a path
         return Path(name_or_folder)
+    if os.path.isfile(name_or_folder):
+        raise UserError(
+            f"{str(name_or_folder)!r} is a file; give the folder that holds the weights and "
+            f"config.json, which may be {str(Path(name_or_folder).parent)!r}"
+        )
     from huggingface_hub import constants, snapshot_download  # takes a second to import
 
     name, cache = str(name_or_folder), Path(constants.HF_HUB_CACHE)

@@ -38,7 +38,7 @@ def take_nproc(arguments: Sequence[str]) -> tuple[list[str], int]:
             rest.append(word)
             continue
         number = value if equals else next(words, "")
-    if not number.isdigit() or int(number) < 1:
+    if not number.isdecimal() or int(number) < 1:
         raise UserError(f"--nproc is {number!r}; expected how many processes to start, 1 or more")
     return rest, int(number)
 

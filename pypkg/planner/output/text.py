@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from pypkg.planner.memory import RankMemory
+from pypkg.planner.memory import TERMS, RankMemory
 from pypkg.planner.search.best import Found, reason
 from pypkg.planner.search.plan import OUTSIDE, Plan, what_would_do
 
@@ -17,7 +17,7 @@ _GIB = 2**30
 CHANGED = (
     "tensor_parallel_degree", "sequence_parallel", "pipeline_parallel_degree", "virtual_pp_degree",
     "sep_parallel_degree", "context_parallel_degree", "sharding", "sharding_parallel_degree",
-    "per_device_train_batch_size",
+    "sharding_degree", "data_parallel_degree", "per_device_train_batch_size",
     "gradient_accumulation_steps", "recompute", "recompute_granularity",
 )  # fmt: skip
 
@@ -71,17 +71,16 @@ def _head(plan: Plan) -> list[str]:
 def _memory(plan: Plan) -> list[str]:
     """A table of the memory terms; the columns are pipeline stages."""
     ranks = largest_of_each_stage(plan)
-    names = list(dict.fromkeys(name for rank in ranks for name in rank.terms))
     several = len(ranks) > 1
-    header = "memory of a rank, GiB" + (", by pipeline stage" if several else "")
-    lines = [header]
+    width = 9 if several else 8  # "backward" and a space between stages
+    lines = ["memory of a rank, GiB" + (", by pipeline stage" if several else "")]
     if several:
-        lines.append(f"{'':<18}" + "".join(f"{rank.pipeline_rank:>8}" for rank in ranks))
-    for name in names:
-        cells = "".join(f"{rank.terms.get(name, 0) / _GIB:>8.2f}" for rank in ranks)
+        lines.append(f"{'':<18}" + "".join(f"{rank.pipeline_rank:>{width}}" for rank in ranks))
+    for name in (each for each in TERMS if any(each in rank.terms for rank in ranks)):
+        cells = "".join(f"{rank.terms.get(name, 0) / _GIB:>{width}.2f}" for rank in ranks)
         lines.append(f"{name:<18}{cells}")
-    lines.append(f"{'peak':<18}" + "".join(f"{rank.peak / _GIB:>8.2f}" for rank in ranks))
-    lines.append(f"{'in the':<18}" + "".join(f"{rank.peak_phase:>8}" for rank in ranks))
+    lines.append(f"{'peak':<18}" + "".join(f"{rank.peak / _GIB:>{width}.2f}" for rank in ranks))
+    lines.append(f"{'in the':<18}" + "".join(f"{rank.peak_phase:>{width}}" for rank in ranks))
     usable = (
         f"{plan.capacity / _GIB:.1f} GiB for tensors, "
         f"with {OUTSIDE / _GIB:.1f} for context, NCCL and fragments"
@@ -139,15 +138,15 @@ def describe_search(found: Found, tokens: float | None, price: float | None) -> 
         tokens, price: as in ``describe``.
     """
     lines = [
-        f"{'':>3}{'tokens/s':>9}{'MFU %':>7}{'GiB':>7}{'days' if tokens else '':>9}"
-        f"{'price' if price and tokens else '':>12}  micro batch, layout"
+        f"{'':>3} {'tokens/s':>8}{'MFU %':>7}{'GiB':>7} {'days' if tokens else '':>8} "
+        f"{'price' if price and tokens else '':>11}  micro batch, layout"
     ]
     for number, plan in enumerate(found.fitting, 1):
         days = f"{plan.time.days(tokens):,.1f}" if tokens else ""
         cost = f"{plan.time.price(tokens, price):,.0f}" if price and tokens else ""
         lines.append(
-            f"{number:>3}{plan.time.tokens_per_second:>9,.0f}{100 * plan.mfu:>7.1f}"
-            f"{plan.largest.peak / _GIB:>7.1f}{days:>9}{cost:>12}  "
+            f"{number:>3} {plan.time.tokens_per_second:>8,.0f}{100 * plan.mfu:>7.1f}"
+            f"{plan.largest.peak / _GIB:>7.1f} {days:>8} {cost:>11}  "
             f"{_batches(plan)}, {layout_of(plan)}"
         )
     if not found.fitting:

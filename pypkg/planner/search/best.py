@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import inf, prod
+from math import inf, isqrt, prod
 
 from pypkg.config import Settings
 from pypkg.config.parallel_checks import parallel_problems
@@ -24,6 +24,7 @@ _RECOMPUTE = ("", "full_attn", "full")  # from the fastest to the one that saves
 # State that every layout needs, in bytes per parameter in 16 bits: weights and gradients, which
 # sharding divides as its stage says, and master weights. Moments are added.
 _WEIGHT, _GRADIENT, _MASTER = 2, 2, 4
+Problems = Callable[[Settings], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def search(
     global_rows: int,
     cluster: Cluster,
     count: int = 10,
+    problems: Problems = parallel_problems,
 ) -> Found:
     """The fastest ``count`` layouts that fit, each with the least recompute that makes it fit.
 
@@ -114,8 +116,9 @@ def search(
     Args:
         base: settings of the run; those of the layout are replaced.
         global_rows: sequences of the global batch.
+        problems: reasons why a run would refuse settings; a layout that has one is left out.
     """  # fmt: skip
-    candidates, by_state = _candidates(base, config, world, global_rows, cluster)
+    candidates, by_state = _candidates(base, config, world, global_rows, cluster, problems)
     fitting: list[Plan] = []
     recomputed: list[Miss] = []
     too_large: list[Plan] = []
@@ -144,7 +147,12 @@ def search(
 
 
 def _candidates(
-    base: Settings, config: ModelConfig, world: int, global_rows: int, cluster: Cluster
+    base: Settings,
+    config: ModelConfig,
+    world: int,
+    global_rows: int,
+    cluster: Cluster,
+    problems: Problems,
 ) -> tuple[list[tuple[float, int, Layout]], int]:
     """The candidates, fastest first, and the number of layouts whose state alone is too large.
 
@@ -155,7 +163,7 @@ def _candidates(
     for layout in _layouts(config, world, cluster, base.max_seq_length):
         shards = layout.degrees.data * layout.degrees.sharding
         accumulation, rest = divmod(global_rows, layout.rows * shards)
-        if rest or not accumulation or parallel_problems(layout.settings(base, accumulation, "")):
+        if rest or not accumulation or problems(layout.settings(base, accumulation, "")):
             continue
         if _least_state(base, layout, config) > cluster.gpu.memory:
             by_state += 1
@@ -163,7 +171,7 @@ def _candidates(
         choices = []
         for each in (layout, *_interleaved(layout, config)):
             settings = each.settings(base, accumulation, "")
-            if not parallel_problems(settings):
+            if not problems(settings):
                 seconds = time_of(settings, config, each.degrees, cluster).seconds
                 choices.append((seconds, accumulation, each))
         found.append(choices[0])
@@ -232,7 +240,8 @@ def _shardings(shards: int, pipeline: int, within: int) -> Iterator[tuple[int, i
 
 
 def _divisors(number: int) -> list[int]:
-    return [each for each in range(1, number + 1) if number % each == 0]
+    small = [each for each in range(1, isqrt(number) + 1) if number % each == 0]
+    return sorted({*small, *(number // each for each in small)})
 
 
 def _least_state(base: Settings, layout: Layout, config: ModelConfig) -> float:

@@ -6,15 +6,33 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pypkg.errors import UserError
+from pypkg.files.json_files import read_json
 from pypkg.planner.time.gpus import GPUS, Gpu, Product, gpu_of_device
 
-_TEXTS = ("name", "source", "products")  # fields that are no numbers
+_TEXTS = ("name", "source")
+# Of each number: the least, the most, and what it counts. Far beyond any GPU on both sides, so that
+# only another unit fails: GB for bytes, TFLOP/s for FLOP/s, per cent for a share.
+_LIMITS = {
+    "memory_mib": (4096, 10**7, "MiB"),
+    "matmul_flops": (1e12, 1e18, "FLOP/s"),
+    "matmul_flops_float32": (1e11, 1e18, "FLOP/s"),
+    "bandwidth": (1e10, 1e15, "bytes a second"),
+    "link": (1e8, 1e14, "bytes a second"),
+    "matmul_efficiency": (1e-3, 1, "as a share"),
+    "attention_efficiency": (1e-3, 1, "as a share"),
+    "bandwidth_efficiency": (1e-3, 1, "as a share"),
+    "link_efficiency": (1e-3, 1, "as a share"),
+    "rows": (1, 2**63, "rows"),
+    "inputs": (1, 2**63, "columns"),
+    "outputs": (1, 2**63, "columns"),
+    "flops_per_second": (1e6, 1e18, "FLOP/s"),
+}
+_LONGEST = 30  # characters of a number in a message
 _OURS = "pypkg"  # the first version of our kernels in a result
 _MEMORY_BOUND = ("rms_norm", "rms_norm+residual", "rotary_embedding", "swiglu", "geglu")
 
@@ -37,25 +55,34 @@ def load_gpu(name: str) -> Gpu:
             "make gpu-day, or fields of such a GPU"
         )
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(given, dict):
-            raise ValueError("it holds no JSON object")
+        given = read_json(path)
+    except UserError as error:
+        raise UserError(f"--gpu {name} cannot be used: {error}. {_expected()}") from error
+    try:
         if "parts" in given:
             return _checked(measured_gpu(given, str(path)))
         return _checked(_described_gpu(given, path))
-    except OSError as error:
-        raise UserError(f"--gpu {name}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        fields = ", ".join(field.name for field in dataclasses.fields(Gpu))
+    except KeyError as error:
         raise UserError(
-            f"--gpu {name} is not the description of a GPU: {error}. Expected a result of make "
-            f'gpu-day, or a JSON object with "like", one of {", ".join(GPUS)}, and any of {fields}'
+            f"--gpu {name} is not the description of a GPU: it lacks the key {error}. {_expected()}"
         ) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"--gpu {name} is not the description of a GPU: {error}. {_expected()}"
+        ) from error
+
+
+def _expected() -> str:
+    fields = ", ".join(field.name for field in dataclasses.fields(Gpu))
+    return (
+        'Expected a result of make gpu-day, or a JSON object with "like", one of '
+        f"{', '.join(GPUS)}, and any of {fields}"
+    )
 
 
 def _described_gpu(given: dict[str, Any], path: Path) -> Gpu:
     like = given.pop("like", None)
-    if like is not None and like not in GPUS:
+    if like is not None and like not in list(GPUS):  # also if it is a list
         raise ValueError(f'"like" is {like!r}')
     known = vars(GPUS[like]) if like is not None else {}
     fields = {field.name for field in dataclasses.fields(Gpu)}
@@ -79,7 +106,8 @@ def measured_gpu(day: Mapping[str, Any], source: str) -> Gpu:
     Raises:
         UserError: the table lacks the GPU, or the day has no times.
     """
-    name, *rest = (word.strip() for word in day["gpus"].splitlines()[0].split(","))
+    first, *_ = day["gpus"].splitlines() or [""]
+    name, *rest = (word.strip() for word in first.split(","))
     mib = rest[-1].removesuffix("MiB").strip() if rest else ""
     gpu = gpu_of_device(name, int(mib) * 2**20) if mib.isdigit() else None
     if gpu is None:
@@ -142,16 +170,33 @@ def _rate(rows: Iterable[Mapping[str, Any]], work: str) -> float | None:
     rows = list(rows)
     if not rows:
         return None
-    return sum(row[work] for row in rows) / sum(row["median"] * 1e-3 for row in rows)
+    seconds = sum(row["median"] * 1e-3 for row in rows)
+    if not seconds > 0:
+        raise ValueError(f"its times of {rows[0]['op']} are {seconds}, not above 0")
+    return sum(row[work] for row in rows) / seconds
 
 
 def _checked(gpu: Gpu) -> Gpu:
-    numbers = {name: value for name, value in vars(gpu).items() if name not in _TEXTS}
-    for each in gpu.products:
-        numbers |= {f"products: {name}": value for name, value in vars(each).items()}
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise ValueError(f"{name} is {value!r}, not a number above 0")
-        if name.endswith("_efficiency") and value > 1:
-            raise ValueError(f"{name} is {value!r}, above 1")
+    """``gpu``, if its texts are texts and its numbers can be those of a GPU.
+
+    Raises:
+        ValueError: the first that is not.
+    """
+    for name in _TEXTS:
+        text = getattr(gpu, name)
+        if not isinstance(text, str) or not text.isprintable():
+            raise ValueError(f"{name} is {text!r}, not a line of text")
+    for each in (gpu, *gpu.products):
+        for name, value in vars(each).items():
+            if name in _LIMITS:
+                _check_number(name if each is gpu else f"products: {name}", value, *_LIMITS[name])
     return gpu
+
+
+def _check_number(name: str, value: object, least: float, most: float, unit: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"{name} is {value!r}, not a number above 0")
+    if not least <= value <= most:
+        found = repr(value)
+        found = found if len(found) <= _LONGEST else f"{found[:_LONGEST]}..."
+        raise ValueError(f"{name} is {found}; expected {least:g} to {most:g} {unit}")

@@ -179,14 +179,17 @@ def _contradictions(folder: Path, manifest: Manifest | None) -> Iterator[str]:
         if manifest is None:  # a manifest lists the file, so its absence is reported already
             yield f"{STATE_FILE} is missing"
         return
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        yield f"{STATE_FILE} cannot be read: {error!r}"
+    except KeyError as error:
+        yield f"{STATE_FILE} has no {error}"
+        return
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        yield f"{STATE_FILE} cannot be read: {error}"
         return
     if manifest is None and MANIFEST_KEY in state:
         yield f"{MANIFEST_FILE} is missing, but {STATE_FILE} says that it was written"
     named = step_in_name(folder)
     if named is not None and named != step:
-        yield f"{STATE_FILE} is of step {step}, but the folder is named {folder.name}"
+        yield f"{STATE_FILE} is of step {step!r}, but the folder is named {folder.name}"
     if manifest is not None:
         yield from _differences_from_manifest(folder, state, manifest)
 

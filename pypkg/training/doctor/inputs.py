@@ -126,9 +126,13 @@ def _require_writable(folder: Path) -> None:
 
 
 def _disk_rate(output_dir: Path, needs: Needs) -> Iterator[Finding]:
-    """Measures the write rate of rank 0. Ranks that write at the same time share this rate."""
+    """Measures the write rate of rank 0. Ranks that write at the same time share this rate.
+
+    No more is written than a checkpoint has, so that a small disk takes it if it takes the run.
+    """
+    size = min(_PROBE_BYTES, needs.checkpoint or _PROBE_BYTES)
     try:
-        rate = from_first_rank(lambda: write_rate(nearest_folder(output_dir), _PROBE_BYTES))
+        rate = from_first_rank(lambda: write_rate(nearest_folder(output_dir), size))
     except UserError as error:
         yield Finding(Severity.ERROR, "disk rate", str(error))
         return

@@ -128,7 +128,8 @@ def draw_loss_curve(metrics_file: Path, picture: Path) -> Path | None:
     locator.set_params(integer=True)
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:  # a run that resumes after its last step logs no loss
+        axes.legend()
     png = io.BytesIO()
     figure.savefig(png, dpi=120)
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""Detects what a resumed run changes: learning rate, layout and global batch."""
+"""Detects what a resumed run changes: model, learning rate, layout and global batch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 from pypkg.config import Settings, load_settings
 from pypkg.errors import UserError
 from pypkg.files.checksums import SealError
+from pypkg.models import ModelConfig
+from pypkg.models.architecture.family import differing_fields
 from pypkg.parallel.mesh import Degrees
 from pypkg.training.checkpoint.folders import SETTINGS_FILE
 from pypkg.training.checkpoint.manifest import read_manifest
@@ -27,6 +29,52 @@ _SCHEDULE_SETTINGS = (
     "decay_steps", "max_steps", "lr_end", "power", "num_cycles", "lr_wsd_decay_steps",
     "lr_wsd_decay_style",
 )  # fmt: skip
+_SIZES = (
+    "model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads",
+    "num_key_value_heads", "head_dim",
+)  # fmt: skip
+# A run may change these between the model's folder and its checkpoint, or they are used up.
+_MAY_DIFFER = (
+    "vocab_size", "max_position_embeddings", "tie_word_embeddings", "initializer_range",
+    "initialization", "bos_token_id", "eos_token_id", "pad_token_id", "layer_types",
+)  # fmt: skip
+
+
+def check_resumed_model(
+    settings: Settings, checkpoint: Path, given: ModelConfig, held: ModelConfig
+) -> None:
+    """Compares the model of a checkpoint, which the run trains, with that of the settings.
+
+    Logs a warning if they differ in more than their sizes.
+
+    Args:
+        given: by model_name_or_path and the settings that override it.
+        held: by config.json of ``checkpoint``.
+
+    Raises:
+        UserError: their sizes differ, so that the settings are of another run.
+    """
+    name = settings.model_name_or_path
+    sizes = [
+        f"{field} is {getattr(held, field)}, not {getattr(given, field)}"
+        for field in _SIZES
+        if getattr(held, field) != getattr(given, field)
+    ]
+    if sizes:
+        raise UserError(
+            f"{checkpoint} holds another model than the settings ask for (model_name_or_path "
+            f"{name!r}): {', '.join(sizes)}. To go on with the checkpoint, give its model. To "
+            "train the other model, set output_dir to another folder, or overwrite_output_dir to "
+            "true"
+        )
+    others = [
+        each for each in differing_fields(held, given) if each.partition("=")[0] not in _MAY_DIFFER
+    ]
+    if others:
+        logger.warning(
+            "the model is that of %s, which differs from model_name_or_path (%s): %s",
+            *(checkpoint, name, ", ".join(others)),
+        )
 
 
 def check_resumed(settings: Settings, checkpoint: Path, state: TrainerState) -> None:

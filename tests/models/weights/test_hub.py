@@ -57,6 +57,13 @@ def test_main_wins_over_other_commits(cache: Path) -> None:
     assert find_weights("org/m") == snapshot
 
 
+def test_a_file_is_told_its_folder(cache: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(UserError, match=f"is a file; give the folder .* {str(tmp_path)!r}"):
+        find_weights(file)
+
+
 def test_a_folder_wins(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _download(cache, "org/m")
     (tmp_path / "org" / "m").mkdir(parents=True)

@@ -106,6 +106,7 @@ def test_what_a_day_has_not_measured_is_that_of_the_table(tmp_path):
         (day_of({"rows": []}), "has no times"),
         (day_of(TIMES, "Tesla V100-SXM2-32GB, 550.54, 7.0, 32768 MiB"), "none of a100-40g"),
         (day_of(TIMES, "unknown"), "none of a100-40g"),
+        (day_of({"rows": [row("swiglu", "[1, 8]", "forward", 0.0, bytes=1.0)]}), "not above 0"),
     ],
 )
 def test_days_that_have_no_rates(tmp_path, day, words):
@@ -125,16 +126,29 @@ def test_a_gpu_of_a_file(tmp_path):
     ("content", "words"),
     [
         ('{"like": "a100"}', "'a100'"),
-        ('{"like": "h200", "matmul_efficiency": 1.5}', "above 1"),
+        ('{"like": "h200", "matmul_efficiency": 70}', "0.001 to 1 as a share"),
+        ('{"like": "h200", "link": 400}', "link is 400; expected 1e.08 to 1e.14 bytes a second"),
+        ('{"like": "h200", "matmul_flops": 989}', "matmul_flops is 989; expected 1e.12"),
+        ('{"like": "h200", "memory_mib": 141}', "memory_mib is 141; expected 4096"),
+        ('{"like": "h200", "link": Infinity}', "link is inf"),
+        (f'{{"like": "h200", "link": 1{"0" * 400}}}', "0...; expected"),
+        ('{"like": "h200", "link": 1, "link": 4e11}', "occurs more than once"),
+        ('{"like": ["h200"]}', "\"like\" is"),
+        ('{"like": "h200", "name": 5}', "name is 5, not a line of text"),
+        ('{"like": "h200", "source": "a\\nb"}', "not a line of text"),
+        ('{"like": "h200", "products": [{"rows": 0, "inputs": 1, "outputs": 1, '
+         '"flops_per_second": 1e12}]}', "products: rows is 0"),
+        ("[" * 100_000, "Expected a result of make gpu-day"),
         ('{"like": "h200", "bandwidth": "fast"}', "not a number above 0"),
         ('{"like": "h200", "speed": 1}', "speed"),
         ('{"like": "h200", "products": [{"rows": 1}]}', "products|inputs"),
         ('{"like": "h200", "products": 7}', "not the description of a GPU"),
-        ('{"parts": []}', "gpus"),
-        ("[1]", "not the description of a GPU"),
-        ("{", "not the description of a GPU"),
+        ('{"parts": []}', "it lacks the key 'gpus'"),
+        ('{"parts": [], "gpus": ""}', "which is none of a100-40g"),
+        ("[1]", "must hold a JSON object"),
+        ("{", "is not JSON"),
     ],
-)
+)  # fmt: skip
 def test_files_that_describe_no_gpu(tmp_path, content, words):
     file = tmp_path / "gpu.json"
     file.write_text(content)

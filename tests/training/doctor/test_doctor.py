@@ -13,7 +13,7 @@ from training_testing import Workplace
 from pypkg import ops
 from pypkg.config.reading.parser import load_settings
 from pypkg.device.capabilities import probe
-from pypkg.doctor import main
+from pypkg.doctor import _names_no_run, main
 from pypkg.errors import UserError
 from pypkg.training.doctor import facts, inputs, operators, ports
 from pypkg.training.doctor.dry_run import dry_run
@@ -183,11 +183,43 @@ def test_a_slow_disk(workplace, monkeypatch):
     assert problem.severity == 1 and "a checkpoint takes 1e+04 s" in problem.line()
 
 
+def test_no_more_is_written_than_a_checkpoint_has(workplace, monkeypatch):
+    """A small disk takes the probe if it takes the run."""
+    written = []
+    monkeypatch.setattr(inputs, "write_rate", lambda folder, size: written.append(size) or 1e9)
+    settings, config = run_of(workplace)
+    for checkpoint in (1000, 10**9):
+        input_findings(settings, config, Needs(checkpoint=checkpoint))
+    assert written == [1000, inputs._PROBE_BYTES]
+
+
 def test_the_probe_of_a_disk_leaves_nothing(tmp_path):
     assert write_rate(tmp_path, 10**7) > 0
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="takes no file of 10 MB: No such file"):
         write_rate(tmp_path / "none", 10**7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--device"], "--device has no value"),
+        (["--device=tpu"], "device is 'tpu'; expected one of cpu, gpu"),
+        (["--device", "cpu", "tpu"], "device is"),
+        (["--nproc", "²"], "--nproc is '²'"),
+        (["--device", "cpu", "--max_steps", "2"], "model_name_or_path is missing"),
+    ],
+)
+def test_arguments_that_cannot_be(capsys, arguments, words):
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_device_alone_names_no_run():
+    for arguments in ([], ["--device", "gpu"], ["--device=cpu"]):
+        assert _names_no_run(arguments)
+    for arguments in (["run.json"], ["cpu"], ["--device", "cpu", "--seed", "1"]):
+        assert not _names_no_run(arguments)
 
 
 def test_bytes_of_a_checkpoint(workplace):

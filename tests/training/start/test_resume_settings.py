@@ -16,13 +16,14 @@ from test_pretrain import assert_user_error
 
 from pypkg.config import Settings, load_settings
 from pypkg.errors import UserError
+from pypkg.models.architecture.registry import load_config
 from pypkg.parallel.mesh import Degrees
 from pypkg.training.checkpoint.folders import SETTINGS_FILE
 from pypkg.training.checkpoint.manifest import write_manifest
 from pypkg.training.checkpoint.reading import load_trainer_state
 from pypkg.training.ledger import events
 from pypkg.training.reporting.reporters import JsonLinesReporter, read_metrics
-from pypkg.training.start.resume import check_resumed, record_resumed
+from pypkg.training.start.resume import check_resumed, check_resumed_model, record_resumed
 from pypkg.training.state import TrainerState
 
 
@@ -52,6 +53,29 @@ def test_without_optimizer_state_only_weights_go_on(make_workplace):
     done = third.run(continue_training=True, model_name_or_path=checkpoint)
     assert done.returncode == 0, done.stderr
     assert third.losses() == pytest.approx(second.losses(), rel=1e-6)
+
+
+def test_the_model_of_a_checkpoint_is_that_of_the_settings(workplace):
+    """A run of another model does not go on in silence with the one that output_dir holds."""
+    assert workplace.run(max_steps=2, save_steps=2).returncode == 0
+    layers = load_config(workplace.folder / "model").num_hidden_layers
+    assert_user_error(
+        workplace.run(max_steps=4, num_hidden_layers=layers + 1),
+        "checkpoint-2 holds another model than the settings ask for",
+        f"num_hidden_layers is {layers}, not {layers + 1}", "overwrite_output_dir",
+    )  # fmt: skip
+    assert workplace.run(max_steps=4, num_hidden_layers=layers).returncode == 0
+
+
+def test_other_differences_of_the_model_are_told(caplog):
+    held = load_config("facebook/llama-7b")
+    settings = Settings(model_name_or_path="other")
+    check_resumed_model(settings, Path("c"), held.replace(vocab_size=99, pad_token_id=5), held)
+    assert not caplog.messages
+    check_resumed_model(settings, Path("c"), held.replace(rope_theta=5e5), held)
+    assert caplog.messages == [
+        "the model is that of c, which differs from model_name_or_path (other): rope_theta=10000.0"
+    ]
 
 
 def test_more_steps_and_fewer_steps(workplace):

@@ -64,9 +64,10 @@ def user_errors(path: Path, trusted: str) -> Iterator[None]:
             f"anything else in a pickle may run code. If you trust its origin, {trusted}"
         ) from error
     except Exception as error:  # a damaged or hostile file can fail in any way
-        raise UserError(
-            f"{path} is damaged or truncated ({error or type(error).__name__}); get it again"
-        ) from error
+        reason = str(error) or type(error).__name__
+        if isinstance(error, KeyError):
+            reason = f"it refers to {error}, which is not in it"
+        raise UserError(f"{path} is damaged or truncated ({reason}); get it again") from error
 
 
 class Span(NamedTuple):

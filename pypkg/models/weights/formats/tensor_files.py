@@ -6,6 +6,7 @@ imports Paddle.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pypkg.models.weights.formats.sat import merge_ranks, sat_files
 from pypkg.models.weights.formats.stored_tensor import JoinedTensor, Shape, Slices, StoredTensor
 from pypkg.models.weights.formats.torch import read_torch_file
 
+logger = logging.getLogger("pypkg.models")
 _Reader = Callable[[Path], dict[str, StoredTensor]]
 
 SINGLE_FILE = "model.safetensors"
@@ -46,6 +48,7 @@ class TensorFiles:
 
     Attributes:
         files: paths of the files that hold the tensors.
+        where: the folder, and its files if there are several, for messages.
 
     Raises:
         UserError: there are no such files, or one is corrupt, truncated or missing. The message
@@ -57,6 +60,10 @@ class TensorFiles:
         self.files = sorted(
             {shard.file for each in self._tensors.values() for shard in each.shards}
         )
+        self.where = str(folder)
+        if len(self.files) > 1:
+            first, *_, last = (file.name for file in self.files)
+            self.where += f" ({len(self.files)} files, {first} to {last})"
 
     def specs(self) -> dict[str, TensorSpec]:
         """Stored dtype and shape of every tensor by name."""
@@ -80,6 +87,7 @@ class TensorFiles:
 
 
 def _find(folder: Path) -> dict[str, JoinedTensor]:
+    _log_others(folder)
     for single, index, read_file in _SINGLE_AND_INDEX:
         if is_file(folder / single):
             return _each_alone(read_file(folder / single))
@@ -92,16 +100,33 @@ def _find(folder: Path) -> dict[str, JoinedTensor]:
     others = [
         path
         for path in sorted(folder.iterdir())
-        if path.suffix in _TORCH_SUFFIXES and not path.name.startswith(_NO_WEIGHTS)
+        if path.suffix in (*_TORCH_SUFFIXES, ".safetensors", ".pdparams")
+        and not path.name.startswith(_NO_WEIGHTS)
     ]
-    if len(others) == 1:
+    if len(others) == 1 and others[0].suffix in _TORCH_SUFFIXES:
         return _each_alone(read_torch_file(others[0]))
     names = ", ".join(name for pair in _SINGLE_AND_INDEX for name in pair[:2])
-    also = f", but {len(others)} files of PyTorch that no index lists" if others else ""
+    also = ""
+    if others:
+        count = "file" if len(others) == 1 else f"{len(others)} files"
+        also = (
+            f", but {count} that no index lists, {others[0].name} first: get the index beside "
+            "them as well, or"
+        )
     raise UserError(
-        f"{folder} has none of {names} or mp_rank_00_model_states.pt{also}; give a folder with "
-        "weights in the format of safetensors, PyTorch, Paddle or SAT"
+        f"{folder} has none of {names} or mp_rank_00_model_states.pt{also or ';'} give a folder "
+        "with weights in the format of safetensors, PyTorch, Paddle or SAT"
     )
+
+
+def _log_others(folder: Path) -> None:
+    """Says which weights are not read where a folder has them twice, as two saves may leave."""
+    names = [name for pair in _SINGLE_AND_INDEX for name in pair[:2]]
+    found = [name for name in names if is_file(folder / name)]
+    found += sorted(path.name for path in folder.glob("model_state.[tp]p*.pdparams"))
+    if len(found) > 1 and found[0] in names:
+        rest = f"{found[1]} and {len(found) - 2} others" if len(found) > 3 else ", ".join(found[1:])
+        logger.info("%s: the weights are those of %s; %s is not read", folder, found[0], rest)
 
 
 def _each_alone(tensors: dict[str, StoredTensor]) -> dict[str, JoinedTensor]:

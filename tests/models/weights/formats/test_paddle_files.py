@@ -147,6 +147,13 @@ def test_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
     assert str(path) in str(error.value)
 
 
+def test_a_text_file_is_no_pickle(tmp_path: Path) -> None:
+    path = tmp_path / "x.pdparams"
+    path.write_bytes(b"hello")
+    with pytest.raises(UserError, match=r"truncated \(it refers to 101, which is not in it\)"):
+        read_paddle_file(path)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_any_damage_is_the_users_error(tmp_path: Path, seed: int) -> None:
     """Whatever bytes of the opcodes change: it is read, or told in one line."""

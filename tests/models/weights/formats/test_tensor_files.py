@@ -45,6 +45,29 @@ def test_reads_what_the_library_writes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read, value.astype(np.float32), err_msg=name)
 
 
+def test_weights_that_are_there_twice_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / SINGLE_FILE)
+    caplog.set_level("INFO")
+    TensorFiles(tmp_path)
+    assert not caplog.records
+    (tmp_path / "model_state.pdparams").write_bytes(b"of another save")
+    TensorFiles(tmp_path)
+    assert caplog.messages == [
+        f"{tmp_path}: the weights are those of model.safetensors; model_state.pdparams is not read"
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_file_shards_without_their_index(tmp_path: Path, count: int) -> None:
+    for number in range(1, count + 1):
+        name = f"model-0000{number}-of-00002.safetensors"
+        save_file({"a": np.zeros(2, np.float32)}, tmp_path / name)
+    with pytest.raises(UserError, match=r"no index lists, model-00001-of-00002\.safetensors"):
+        TensorFiles(tmp_path)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_the_library_reads_what_is_written(tmp_path: Path, dtype: str) -> None:
     rng = np.random.default_rng(0)
