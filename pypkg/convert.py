@@ -86,13 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     resize = command(
         "resize-vocab",
         _resize,
-        "Writes a model with a larger vocabulary. New rows of embedding and head are the mean of "
-        "the old rows.",
+        "Writes a model with a larger vocabulary. New rows are the mean of the old rows.",
     )
     _add_source_and_destination(resize)
-    resize.add_argument(
-        "--vocab_size", type=int, required=True, help="number of rows of embedding and head"
-    )
+    resize.add_argument("--vocab_size", type=int, required=True, help="rows of embedding and head")
     resize.add_argument(
         "--multiple",
         type=int,

@@ -245,7 +245,7 @@ _DATA = (
 _MODELS = (
     Kind(
         "Model not found",
-        ("nor a known model", "so .* is no model", "nor a model in the Hugging Face cache",
+        ("nor a known model", "so .* is not a model", "nor a model in the Hugging Face cache",
          "has no weights", r"has none of model\.safetensors", "config with a folder that has one",
          "add the one of the model"),
         "my-model is neither a folder nor a known model",
@@ -257,7 +257,7 @@ _MODELS = (
     Kind(
         "Model not supported",
         ("is not supported; (use one of|supported are)", "PaddleNLP has no ",
-         "cannot be one with", "is read with", "supported are", "the original implementation"),
+         "model does not support", "is read with", "supported are", "the original implementation"),
         "model_type mamba is not supported; use one of llama, ...",
         "The architecture, or a variant that its config.json asks for, is not implemented.",
         "[models.md](../models.md) lists the families. A model with another name but the same "

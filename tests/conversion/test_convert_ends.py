@@ -68,7 +68,8 @@ def test_no_end_anywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     (source / "tokenizer.json").write_text("{}")
     config, generation = _exported(source, tmp_path / "out")
     assert config["eos_token_id"] is None and generation is None
-    assert "config.json has no eos_token_id, and the tokenizer cannot be read" in capsys.readouterr().err
+    logged = capsys.readouterr().err
+    assert "config.json has no eos_token_id, and the tokenizer cannot be read" in logged
     (source / "tokenizer.json").unlink()
     _, generation = _exported(source, tmp_path / "without")
     assert generation is None
