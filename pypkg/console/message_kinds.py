@@ -1,7 +1,7 @@
-"""The kinds of error messages: how to know one, its cause, the way out.
+"""The kinds of error messages, with the phrases that identify them, the cause, and the way out.
 
-``troubleshooting.py`` makes docs/guides/troubleshooting.md of them. A message belongs to the first
-kind of which it holds a phrase, so narrow kinds come before those of a whole class.
+``troubleshooting.py`` writes docs/guides/troubleshooting.md from them. A message belongs to the
+first kind with a phrase that it contains, so specific kinds come before general ones.
 """
 
 from __future__ import annotations

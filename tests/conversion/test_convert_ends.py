@@ -86,5 +86,5 @@ def test_a_file_to_copy_that_is_a_link_to_nowhere(
     (source / name).unlink(missing_ok=True)
     (source / name).symlink_to("blob")
     assert convert.main(["export", str(source), str(tmp_path / "out")]) == 2
-    assert f"{name} is a link to blob, which is not there" in capsys.readouterr().err
+    assert f"{name} is a link to blob, which does not exist" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
