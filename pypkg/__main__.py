@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def help_text() -> str:
-    """What ``pypkg --help`` prints; fits a terminal of 24 lines of 80 characters."""
+    """The text of ``pypkg --help``; it fits a terminal of 24 lines of 80 characters."""
     lines = ["usage: pypkg COMMAND [ARGUMENTS]", "       pypkg COMMAND --help", ""]
     for title, commands in GROUPS.items():
         lines.append(f"{title}:")

@@ -1,6 +1,6 @@
-"""``python -m pypkg.convert``: weights in and out, what they hold, and larger vocabularies.
+"""``python -m pypkg.convert``: converts weights, lists their tensors, and enlarges vocabularies.
 
-Exit codes: 0 done, 2 an option, input or output that cannot be used, 130 stopped by Ctrl-C.
+Exit codes: 0 success, 2 invalid option, input or output, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SOURCE = (
     "a folder with weights (safetensors, PyTorch .bin/.pt, PaddleNLP's .pdparams, SAT's rank "
     "files), a checkpoint of pypkg.pretrain, or the name of a model in the Hugging Face cache"
 )
-_DESTINATION = "the folder to make; it appears when it is complete"
+_DESTINATION = "the folder to write; it only appears when it is complete"
 _EPILOG = "Run 'pypkg convert COMMAND --help' for the options of a command."
 
 
@@ -40,13 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(run(**options))
         return 0
 
-    return exit_code(print_result, "interrupted; nothing half-written is left")
+    return exit_code(print_result, "interrupted; no incomplete folder is left")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pypkg convert",
-        description="Weights of models: in, out, what they hold, and larger vocabularies.",
+        description="Converts weights of models, lists their tensors, and enlarges vocabularies.",
         epilog=_EPILOG,
         allow_abbrev=False,
     )
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
     texts = {
         "export": "Writes a model as a Hugging Face folder: config.json, safetensors, tokenizer.",
-        "import": "Makes a folder to train from out of PyTorch's, PaddleNLP's or SAT's files.",
+        "import": "Converts files of PyTorch, PaddleNLP or SAT to a Hugging Face folder to train.",
     }
     for name, text in texts.items():
         made = command(name, _convert, text)
@@ -67,13 +67,13 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument(
             "--dtype",
             choices=("float32", "float16", "bfloat16"),
-            help="dtype to write; by default each tensor keeps its own",
+            help="dtype to write; by default each tensor keeps its dtype",
         )
         made.add_argument(
             "--config",
             metavar="FOLDER_OR_NAME",
-            help="take config.json, and tokenizer and code files that SRC lacks, from this folder; "
-            "or the configuration of this known model",
+            help="a folder from which to take config.json, and the tokenizer and code files that "
+            "SRC lacks; or the name of a known model whose configuration to use",
         )
         if name == "export":
             made.add_argument(
@@ -81,21 +81,21 @@ def _parser() -> argparse.ArgumentParser:
                 dest="layout",
                 choices=("huggingface", "paddlenlp"),
                 default="huggingface",
-                help="whose names, matrices and config.json to write (%(default)s)",
+                help="format of tensor names, matrix layouts and config.json (%(default)s)",
             )
     resize = command(
         "resize-vocab",
         _resize,
-        "Writes a model with more tokens. A new row of embedding and head is the mean of the old.",
+        "Writes a model with a larger vocabulary. New rows are the mean of the old rows.",
     )
     _add_source_and_destination(resize)
-    resize.add_argument("--vocab_size", type=int, required=True, help="rows that are wanted")
+    resize.add_argument("--vocab_size", type=int, required=True, help="rows of embedding and head")
     resize.add_argument(
         "--multiple",
         type=int,
         default=1,
-        help="raise the rows to a multiple of this, 128 for example, so that tensor parallelism "
-        "can divide them (%(default)s)",
+        help="round the number of rows up to a multiple of this, such as 128, so that tensor "
+        "parallelism can divide them (%(default)s)",
     )
     inspect = command(
         "inspect", _inspect, "Lists tensors, shapes, dtypes, parameters and family of a model."
@@ -112,11 +112,9 @@ def _add_source_and_destination(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_shard_size",
         default="5GB",
-        help="largest weight file, in bytes or such as 500MB (%(default)s)",
+        help="maximum size of a weight file, in bytes or with a unit, such as 500MB (%(default)s)",
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace DST with all that it holds"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="replace DST and all its contents")
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
@@ -125,17 +123,17 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         metavar="KEY",
         nargs="+",
         default=(),
-        help="keys of config.json to ignore that the model's family does not know",
+        help="keys of config.json to ignore although the model's family does not know them",
     )
     parser.add_argument(
         "--download",
         action="store_true",
-        help="fetch what the cache lacks from the Hugging Face Hub; otherwise the network is never "
-        "used",
+        help="download files that the cache lacks from the Hugging Face Hub; without this option "
+        "the network is not used",
     )
 
 
-# Imported when they are needed: inspect then runs where there is no Paddle.
+# These functions import Paddle themselves, so that inspect runs without it.
 def _convert(**options: Any) -> str:
     require_whole_weights(Path(options["source"]))
     import_paddle()
@@ -153,7 +151,7 @@ def _resize(**options: Any) -> str:
 
 
 def _inspect(**options: Any) -> str:
-    require_whole_weights(Path(options["folder"]), "sizes")  # headers are all that it reads
+    require_whole_weights(Path(options["folder"]), "sizes")  # checksums would read all weights
     from pypkg.conversion.inspection import describe
 
     return describe(**options)
@@ -167,11 +165,11 @@ def _report(converted: Converted) -> str:
         f"family      {converted.family}, vocabulary of {converted.vocab_size:,}",
         f"tensors     {len(specs):,} of {dtypes}",
         f"parameters  {sum(math.prod(spec.shape) for spec in specs):,}, {size:,} bytes",
-        f"copied      {', '.join(converted.copied) or 'nothing beside the weights'}",
+        f"copied      {', '.join(converted.copied) or 'no other files'}",
     ]
     if converted.left_out:
         count = len(converted.left_out)
-        lines.append(f"left out    {count:,} that are no parameters, {converted.left_out[0]} first")
+        lines.append(f"left out    {count:,} that are not parameters: {converted.left_out[0]}, ...")
     return "\n".join([*lines, f"written     {converted.folder}"])
 
 

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, told without a traceback."""
+"""Errors that the user can fix, printed without a traceback."""
 
 from __future__ import annotations
 

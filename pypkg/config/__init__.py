@@ -1,8 +1,9 @@
-"""Settings of a run: read from JSON and the command line, checked before anything starts.
+"""Settings of a run: read from a file and the command line, checked before anything starts.
 
-A new setting is a field of ``settings.py`` or of a class that it inherits. PaddleNLP's keys that
-are not settings are rows of ``known_keys.py`` and ``suboptions.py``. Checks of several settings
-are in ``checks.py`` and ``parallel_checks.py``. Nothing here imports Paddle or knows the model.
+A new setting is a field of ``settings.py`` or of a class from which it inherits. PaddleNLP's keys
+that are not settings are rows of ``known_keys.py`` and ``suboptions.py``. Checks of several
+settings are in ``checks.py`` and ``parallel_checks.py``. Nothing here imports Paddle or depends on
+the model.
 """
 
 from pypkg.config.docs_page import help_text

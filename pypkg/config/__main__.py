@@ -1,7 +1,7 @@
 """``python -m pypkg.config [WORD ...]``: the settings of pypkg.pretrain.
 
 Without words it prints docs/configuration.md, with words the settings whose names contain one.
-Exit codes: 0 done, 2 no setting contains any of the words.
+Exit codes: 0 success, 2 no setting contains any of the words.
 """
 
 from __future__ import annotations

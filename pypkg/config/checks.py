@@ -1,4 +1,4 @@
-"""Impossible values, alone or together, found before anything is started."""
+"""Finds invalid values and invalid combinations of settings before anything is started."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ def value_problems(
 ) -> list[str]:
     """The invalid values and combinations in ``settings``, one sentence each.
 
-    ``given`` names the settings that are not at their default. ``skip`` names those already
-    complained about; checks that involve them are left out.
+    Args:
+        given: names of the settings that were given; the others have their default.
+        skip: names of settings with a known problem; checks that involve them are left out.
     """
     problems = []
     bad = set(skip)
@@ -66,7 +67,7 @@ def _limit_passed(rules: Mapping[str, Any], value: Any) -> str | None:
     return None
 
 
-# The schedules that fall to min_learning_rate, and of them those that do so at decay_steps.
+# Schedules that reach min_learning_rate at decay_steps, and all that end at min_learning_rate.
 _TO_A_STEP = ("linear", "cosine", "cosine_with_restarts", "warmup_stable_decay")
 _TO_MIN_LEARNING_RATE = (*_TO_A_STEP, "inverse_sqrt")
 
@@ -159,7 +160,7 @@ def _check_profiler_options(s: Settings) -> Iterator[str]:
         return
     if options.first >= s.max_steps > 0:
         yield (
-            f"profiler_options begin at step {options.first}, counted from 0, but max_steps is "
+            f"profiler_options start at step {options.first} (counted from 0), but max_steps is "
             f"{s.max_steps}; lower the first number of batch_range, or raise max_steps"
         )
 
@@ -232,16 +233,17 @@ def _check_resume(s: Settings) -> Iterator[str]:
 def _check_ramp(s: Settings) -> Iterator[str]:
     if s.rampup_batch_size and len(s.rampup_batch_size) != 3:
         yield (
-            f"rampup_batch_size is {list(s.rampup_batch_size)}; expected three numbers: samples of "
-            "the first steps, increment, and samples of the whole ramp"
+            f"rampup_batch_size is {list(s.rampup_batch_size)}; expected three numbers: batch size "
+            "of the first steps, increment, and samples of the whole ramp"
         )
 
 
 def _check_mup(s: Settings) -> Iterator[str]:
     if s.mup_base_width is not None and s.optim in ("adafactor", "muon"):
         yield (
-            f"mup_base_width is {s.mup_base_width}, but its learning rates are those of AdamW and "
-            f"Lion, and optim is {s.optim!r}; leave mup_base_width out, or choose another optim"
+            f"mup_base_width is {s.mup_base_width}, but its factors of the learning rate are for "
+            f"AdamW and Lion, and optim is {s.optim!r}; leave mup_base_width out, or choose "
+            "another optim"
         )
 
 

@@ -13,7 +13,7 @@ from pypkg.config.options.suboptions import (
 from pypkg.config.setting import SEE_BELOW, setting
 from pypkg.config.training_settings import TrainingSettings
 
-# PaddleNLP writes these as one text: "stage2 offload".
+# PaddleNLP writes these as one string of words: "stage2 offload".
 SPACED_LISTS = (
     "sharding",
     "tensor_parallel_config",
@@ -31,47 +31,52 @@ class ComputeSettings(TrainingSettings):
     # Device
     device: str | None = setting(
         None,
-        "device to run on; by default gpu if Paddle finds one, else cpu",
+        "device to train on; by default gpu if Paddle finds one, else cpu",
         choices=("cpu", "gpu"),
     )
     bf16: bool | None = setting(
         None,
-        "compute in bfloat16; by default if the device is a GPU that supports it and fp16 is "
-        'false; on a CPU only with `device` "cpu"',
+        "parameters and computation in bfloat16; by default true on a GPU that supports it unless "
+        'fp16 is true; on a CPU it needs `device` "cpu"',
     )
     fp16: bool = setting(
-        False, 'compute in float16 with a dynamic loss scale; on a CPU only with `device` "cpu"'
+        False,
+        "parameters and computation in float16, with dynamic loss scaling; on a CPU it needs "
+        '`device` "cpu"',
     )
-    scale_loss: float = setting(2.0**15, "initial loss scale of float16", above=0)
+    scale_loss: float = setting(2.0**15, "initial loss scale of fp16", above=0)
     offload_optim: bool = setting(
-        False, "keep the optimizer state in host memory between updates, as sharding's offload does"
+        False, "keep the optimizer state in host memory between updates, like sharding's offload"
     )
     amp_master_grad: bool = setting(
-        False, "accumulate and reduce the gradients of half-precision parameters in float32"
+        False, "accumulate and reduce the gradients of 16-bit parameters in float32"
     )
     use_flash_attention: bool | None = setting(
         None,
-        "require flash attention, or store the attention weights; by default flash where supported",
+        "true: require flash attention; false: compute attention with stored attention weights; "
+        "by default flash attention if it is supported",
     )
 
     # Parallelism. The number of ranks must be a multiple of the product of these degrees.
     tensor_parallel_degree: int = setting(
-        -1, "ranks that divide the matrices of every layer; -1 is 1", at_least=-1
+        -1, "ranks that divide the matrices of each layer (TP); -1 means 1", at_least=-1
     )
     pipeline_parallel_degree: int = setting(
-        -1, "pipeline stages of consecutive layers, each on ranks of its own; -1 is 1", at_least=-1
+        -1, "number of pipeline stages, each with consecutive layers; -1 means 1", at_least=-1
     )
     virtual_pp_degree: int = setting(
-        1, "model chunks of each pipeline stage; above 1, the interleaved schedule", at_least=-1
+        1, "model chunks per pipeline stage; above 1 the schedule is interleaved", at_least=-1
     )
     sharding: tuple[str, ...] = setting(
         (),
-        "ZeRO stage: stage1 shards the optimizer state, stage2 the gradients as well, stage3 the "
-        "parameters as well; offload keeps the optimizer state in host memory",
+        "ZeRO stage: stage1 shards the optimizer state, stage2 also the gradients, stage3 also the "
+        "parameters; offload keeps the optimizer state in host memory",
         choices=("stage1", "stage2", "stage3", "offload"),
     )
     sharding_parallel_degree: int = setting(
-        -1, "ranks that sharding divides over; -1 for all that the other degrees leave", at_least=-1
+        -1,
+        "ranks over which sharding divides; -1: all that the other degrees leave",
+        at_least=-1,
     )
     sharding_degree: int = setting(-1, "deprecated name of sharding_parallel_degree", at_least=-1)
     data_parallel_degree: int = setting(
@@ -82,20 +87,20 @@ class ComputeSettings(TrainingSettings):
     )
     sep_parallel_degree: int = setting(
         -1,
-        "ranks that divide the tokens of each sample, and exchange heads for tokens around "
-        "attention (Ulysses); -1 is 1",
+        "ranks that divide the tokens of each sample and exchange heads for tokens around "
+        "attention (Ulysses); -1 means 1",
         at_least=-1,
     )
     context_parallel_degree: int = setting(
         -1,
-        "ranks that divide the tokens of each sample, and send keys and values round a ring in "
-        "attention; -1 is 1",
+        "ranks that divide the tokens of each sample and exchange keys and values by ring "
+        "attention; -1 means 1",
         at_least=-1,
     )
     hybrid_parallel_topo_order: str | None = setting(
         None,
-        "outer axis of the rank grid: pp_first puts pipeline stages outside the sharding groups, "
-        "sharding_first inside; by default pp_first",
+        "order of the axes of the rank grid: pp_first has the pipeline axis outside the sharding "
+        "axis, sharding_first inside; by default pp_first",
         choices=("pp_first", "sharding_first"),
     )
     tensor_parallel_config: tuple[str, ...] = setting(
@@ -117,46 +122,49 @@ class ComputeSettings(TrainingSettings):
     # Activations
     recompute: bool = setting(
         False,
-        "keep only the input of each layer and recompute its activations in the backward pass",
+        "activation recomputation: keep only the input of each layer, and recompute its "
+        "activations in the backward pass",
     )
     recompute_granularity: str = setting(
         "full",
-        "what is recomputed: whole layers, attention blocks, or attention without its projections",
+        "what is recomputed: whole layers (full), attention blocks (full_attn), or attention "
+        "without its projections (core_attn)",
         choices=("full", "full_attn", "core_attn"),
     )
     no_recompute_layers: tuple[int, ...] = setting(
-        (), "numbers of layers, from 0, that are not recomputed", at_least=0
+        (), "indices, from 0, of layers that are not recomputed", at_least=0
     )
     pp_recompute_interval: int = setting(
-        1, "recompute one in this many layers of each model chunk; 0: none", at_least=0
+        1, "recompute every n-th layer of each model chunk; 0: none", at_least=0
     )
     recompute_use_reentrant: bool = setting(
-        False, "recompute in an autograd function, not in hooks; the results are the same"
+        False,
+        "recompute in an autograd function (true) or in hooks (false); the results are the same",
     )
     hidden_dropout_prob: float = setting(
         0.0,
-        "dropout after attention, feed-forward and an embedding with learned positions, whatever "
-        "the model's own configuration says",
+        "dropout probability after attention, after the MLP, and after an embedding with learned "
+        "positions; the dropout in the model's config.json is not used",
         at_least=0,
         below=1,
     )
 
     @property
     def sharding_stage(self) -> int:
-        """1, 2 or 3; 0 without sharding, which a sharding_parallel_degree of 1 means as well."""
+        """The ZeRO stage, 1 to 3; 0 without sharding or if sharding_parallel_degree is 1."""
         if self.wanted_sharding_degree == 1:
             return 0
         return max((int(part[-1]) for part in self.sharding if part.startswith("stage")), default=0)
 
     @property
     def wanted_sharding_degree(self) -> int:
-        """sharding_parallel_degree under either name; -1 for all processes that are left."""
+        """sharding_parallel_degree, under either name; -1: all ranks that other degrees leave."""
         new = self.sharding_parallel_degree
         return new if new > 0 else self.sharding_degree
 
     @property
     def sharding_offload(self) -> bool:
-        """Whether sharding is to keep the optimizer state in host memory."""
+        """Whether ``sharding`` asks to keep the optimizer state in host memory."""
         return "offload" in self.sharding and self.wanted_sharding_degree != 1
 
     @property
@@ -167,7 +175,7 @@ class ComputeSettings(TrainingSettings):
 
     @property
     def reduces_once(self) -> bool:
-        """Whether stage 1 or 2 reduces in the last backward pass of a step."""
+        """Whether stage 1 or 2 reduces gradients during the last backward pass of a step."""
         return self.pipeline_parallel_degree <= 1 and any(
             word in REDUCE_ONCE and STAGE_OF_WORD[word] == self.sharding_stage
             for word in self.sharding_parallel_config
@@ -175,7 +183,7 @@ class ComputeSettings(TrainingSettings):
 
     @property
     def overlaps_weights(self) -> bool:
-        """Whether stage 1 or 2 sends updated weights beside the next forward pass."""
+        """Whether stage 1 or 2 broadcasts updated weights during the next forward pass."""
         return any(
             word in OVERLAP_WEIGHTS and STAGE_OF_WORD[word] == self.sharding_stage
             for word in self.sharding_parallel_config
@@ -183,10 +191,10 @@ class ComputeSettings(TrainingSettings):
 
     @property
     def context_degree(self) -> int:
-        """Number of ranks that divide the tokens of a sample, in one way or the other."""
+        """Number of ranks that divide the tokens of a sample, by Ulysses or ring attention."""
         return max(self.sep_parallel_degree, self.context_parallel_degree, 1)
 
     @property
     def ring(self) -> bool:
-        """Whether these ranks send keys and values round a ring."""
+        """Whether these ranks run ring attention."""
         return self.context_parallel_degree > 1

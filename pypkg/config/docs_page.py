@@ -1,4 +1,4 @@
-"""The page docs/configuration.md, written from the tables that the parser uses."""
+"""Writes docs/configuration.md and the help texts from the tables that the parser uses."""
 
 from __future__ import annotations
 
@@ -27,51 +27,52 @@ python -m pypkg.pretrain CONFIG.json [--key value ...] [--nproc N]
 
 `CONFIG.json` is one JSON object; `--key value` on the command line overrides it. The file may also
 be YAML (`.yaml`, `.yml`), or be left out. Names and defaults are those of PaddleNLP's
-`run_pretrain.py`, so its files can be used without a change, except for the keys that the tables
+`run_pretrain.py`. Its files can therefore be used unchanged, except for the keys that the tables
 below exclude. `--nproc` is not a setting: it starts one run of N CPU processes. On GPUs,
 `python -m paddle.distributed.launch` starts the processes.
 
-- Truth values may be written true/false, 1/0, yes/no, y/n, t/f. `--do_train` alone means true, and
-  `--no_do_train` false.
-- Numbers may be written as text ("3e-05"). `null` stands for the default.
+- Boolean values may be written true/false, 1/0, yes/no, y/n, t/f. `--do_train` alone means true,
+  and `--no_do_train` means false.
+- Numbers may be written as strings ("3e-05"). `null` means the default.
 - Lists are JSON lists, or several values: `--report_to visualdl tensorboard`.
 - On the command line a key may be abbreviated if only one key starts with the given letters.
-- An unknown or doubled key, a wrong type, an impossible value, an unknown model, an invalid layout
-  and a feature that the device lacks are errors. All of them are reported at once, before anything
-  is started or written.
+- Unknown keys, keys that occur twice, wrong types, invalid values, unknown models, invalid layouts
+  and features that the device does not support are errors. All errors are reported at once, before
+  anything is started or written.
 
 ## How some settings work together
 - The learning rate of optimizer step n = 1, 2, ... is the value of the schedule at n. It rises
   linearly from 0 at n = 0 to `learning_rate`, then decays to `min_learning_rate` at `decay_steps`,
-  and keeps this value. The first step thus has learning_rate / warm-up, and the last step of a run
-  with the default `decay_steps` has exactly `min_learning_rate`.
-- `constant_with_warmup` is one step behind: step n has learning_rate * (n - 1) / warm-up, so the
-  first step changes nothing. Its warm-up by `warmup_ratio` is cut to whole steps.
-- The log and metrics.jsonl give the rate that a step used. PaddleNLP logs the rate of the next
+  and keeps this value. The first step therefore has learning_rate / warm-up steps. The last step of
+  a run with the default `decay_steps` has exactly `min_learning_rate`.
+- `constant_with_warmup` is one step behind: step n has learning_rate * (n - 1) / warm-up steps, so
+  the first step changes no weights. Its warm-up by `warmup_ratio` is truncated to whole steps.
+- The log and metrics.jsonl give the learning rate that a step used. PaddleNLP logs that of the next
   step.
 - A `warmup_steps` above 0 overrides `warmup_ratio`.
-- If `bf16` or `use_flash_attention` are left out, the device decides, and the log gives the
-  decision and the reason. If they are true and the device lacks support, the run is refused.
+- If `bf16` or `use_flash_attention` is left out, the value depends on the device, and the log gives
+  the value and the reason. If it is true and the device does not support it, the run is rejected.
   [operators.md](operators.md#which-implementation-runs) explains `attention_backend`.
 - The number of launched processes, divided by `tensor_parallel_degree` times
   `pipeline_parallel_degree` times `sep_parallel_degree` or `context_parallel_degree`, is the number
-  of ranks with different samples. With `sharding` these
-  ranks divide the optimizer state, in groups of `sharding_parallel_degree` or all together; the
-  groups are data-parallel replicas. A step takes `per_device_train_batch_size` times
-  `gradient_accumulation_steps` samples from each of these ranks.
+  of ranks with different samples. With `sharding` these ranks divide the optimizer state, in groups
+  of `sharding_parallel_degree` or all together; the groups are data-parallel replicas. A step takes
+  `per_device_train_batch_size` times `gradient_accumulation_steps` samples from each of these
+  ranks.
 - Layouts that do not fit the model or the number of processes are rejected before any process group
-  is made, with all reasons at once.
-- There is no dropout without `hidden_dropout_prob`.
+  is created. All problems are listed at once.
+- There is no dropout unless `hidden_dropout_prob` is set.
 - `do_eval: true` evaluates every `eval_steps` steps and after the last one. The strategy `epoch`
-  evaluates only after the last step, because PaddleNLP reads as many samples as the run needs and
-  calls that an epoch.
-- An evaluation takes the first `eval_iters` batches of the validation split, the same ones each
-  time. PaddleNLP always takes 10, and each evaluation continues in the data where the last one
-  ended. With `eval_iters` -1 an evaluation takes each sample of the split once. `do_predict` does
-  so too; otherwise it takes 100 batches of the test split. The log gives the numbers of samples.
+  evaluates only after the last step: in PaddleNLP an epoch is the number of samples that the run
+  needs.
+- An evaluation uses the first `eval_iters` batches of the validation split, the same ones each
+  time. PaddleNLP always uses 10 batches, and each evaluation continues in the data where the
+  previous one ended. With `eval_iters` -1 an evaluation uses each sample of the split once.
+  `do_predict` then does the same with the test split; otherwise it uses 100 batches. The log gives
+  the numbers of samples.
 - `load_best_model_at_end` compares checkpoints by the validation loss at their step, so
-  `save_steps` must be a multiple of `eval_steps`. `save_total_limit` keeps the best one and the
-  newest. A longer run still resumes from the last model.
+  `save_steps` must be a multiple of `eval_steps`. `save_total_limit` keeps the best checkpoint and
+  the newest one. A longer run still resumes from the newest.
 - The learning rate does not advance during `skip_data_intervals`, as in PaddleNLP.
 
 ## Settings
@@ -85,13 +86,13 @@ These settings hold words separated by spaces. The log names words that have no 
 
 _NO_EFFECT = """
 ## Accepted, without effect
-These PaddleNLP keys may stay in a file. If a value differs from the ones shown, the log says that
-it has no effect, and why.
+These PaddleNLP keys may stay in a file. If a value differs from those in the third column, the log
+says that it has no effect, and why.
 """
 
 _REFUSED = """
 ## Not possible in this version
-These PaddleNLP keys are known. Any value other than the ones shown is refused at start.
+These PaddleNLP keys are known. Any value other than those in the third column is rejected at start.
 """
 
 
@@ -100,7 +101,7 @@ usage: pypkg pretrain [CONFIG.json] [--KEY VALUE ...] [--nproc N] [--dry_run]
 
 Pre-trains a model, and resumes from the newest checkpoint in output_dir.
 --KEY VALUE overrides CONFIG.json. --nproc N starts N CPU processes as one run.
---dry_run plans the run, checks what it reads and writes, and starts nothing.
+--dry_run plans the run and checks its inputs and output_dir, without starting.
 Required: {required}.
 """
 
@@ -123,7 +124,7 @@ _TOPICS = {
 
 
 def help_text() -> str:
-    """What ``pypkg pretrain --help`` prints: the names of all settings by topic."""
+    """The text of ``pypkg pretrain --help``: the names of all settings by topic."""
     required = ", ".join(spec.name for spec in setting_fields() if spec.metadata["required"])
     topics: dict[str, list[str]] = {}
     title = ""
@@ -141,7 +142,7 @@ def help_text() -> str:
 
 
 def explain_settings(words: Sequence[str]) -> str:
-    """Type, default and meaning of every setting whose name contains one of ``words``.
+    """Type, default and meaning of all settings whose names contain one of ``words``, as text.
 
     Raises:
         UserError: no name contains any of them.
@@ -167,7 +168,7 @@ def explain_settings(words: Sequence[str]) -> str:
 
 
 def configuration_page() -> str:
-    """docs/configuration.md as text."""
+    """The content of docs/configuration.md."""
     types = setting_types()
     own = [
         (f"`{spec.name}`", _type_name(types[spec.name]), _default(spec), _description(spec))
@@ -178,22 +179,25 @@ def configuration_page() -> str:
             _INTRODUCTION,
             _table(("setting", "type", "default", "meaning"), own),
             _SUB_OPTIONS,
-            _table(("setting", "word", "here"), _sub_options()),
+            _table(("setting", "word", "effect"), _sub_options()),
             _NO_EFFECT,
-            _table(("key", "type", "without comment", "why it changes nothing"), _rows(NO_EFFECT)),
+            _table(
+                ("key", "type", "values without a notice", "why it has no effect"),
+                _rows(NO_EFFECT),
+            ),
             _REFUSED,
-            _table(("key", "type", "possible", "reason"), _rows(REFUSED)),
+            _table(("key", "type", "accepted values", "reason"), _rows(REFUSED)),
         ]
     )
 
 
 def _sub_options() -> list[tuple[str, ...]]:
-    here = {True: "refused: ", False: "no effect: "}
+    here = {True: "rejected: ", False: "no effect: "}
     return [
         (
             f"`{option.setting}`",
             f"`{option.name}`",
-            here[option.refused] + option.why if option.why else option.does or "always so",
+            here[option.refused] + option.why if option.why else option.does or "always on",
         )
         for option in SUB_OPTIONS
     ]

@@ -1,8 +1,8 @@
-"""PaddleNLP's keys that this version does not read: those that change nothing, and those refused.
+"""PaddleNLP's keys that are not settings: those without effect, and those that are rejected.
 
 Together with the fields of ``Settings`` these are all keys of PaddleNLP 3.0.0b4's run_pretrain and
-run_pretrain_auto, and of the configurations that it ships. When a key becomes a setting, its row
-here goes.
+run_pretrain_auto, and of its configuration files. When a key becomes a setting, its row here is
+removed.
 """
 
 from __future__ import annotations
@@ -11,10 +11,15 @@ from typing import Any, NamedTuple
 
 
 class KnownKey(NamedTuple):
-    """A key that no part of this version reads.
+    """A key that this version does not read.
 
-    ``neutral`` are the values that ask for nothing beyond what happens anyway. ``why`` completes
-    the sentence "KEY is VALUE, but ..." for a refused key and "KEY has no effect: ..." otherwise.
+    Attributes:
+        type: of its values.
+        neutral: values that agree with what this version does; other values cause a notice or an
+            error.
+        why: completes "KEY is VALUE, but ..." for a rejected key, and "KEY has no effect: ..." for
+            the others.
+        way_out: what to do instead; empty: set the key to the first neutral value.
     """
 
     name: str
@@ -30,10 +35,10 @@ _UNSET = (None,)
 _EMPTY = ("", None)
 
 _NO_EXPERT_MODELS = "no supported model is a mixture of experts"
-_NO_AUTO = "layouts are set by degrees, not found or compiled by Paddle's automatic parallelism"
+_NO_AUTO = "the layout is given by degrees; Paddle's automatic parallelism is not used"
 _NO_AMP_LISTS = "bf16 and fp16 convert the whole model, not single operators"
 _NO_EXPERTS = "it matters only for mixtures of experts"
-_PARTS = "it matters only to the fine-tuning parts of PaddleNLP's trainer"
+_PARTS = "it matters only for fine-tuning with PaddleNLP's trainer"
 _AUTO_ONLY = "it matters only with enable_auto_parallel"
 _NO_FUSED_ADD = "the bias is added outside the matrix product; the results are the same"
 _NO_FUSED_GRAD_ADD = (
@@ -86,23 +91,23 @@ NO_EFFECT: tuple[KnownKey, ...] = (
         "eval_accumulation_steps",
         int,
         _UNSET,
-        "evaluation keeps one number a batch, so nothing piles up on the device",
+        "evaluation keeps one number per batch, so outputs do not accumulate on the device",
     ),
     KnownKey(
         "data_impl",
         str,
         ("mmap", "lazy", None),
-        "the form of the data is known from the files, which are always memory-mapped",
+        "the files determine the format of the data, and are always memory-mapped",
     ),
     KnownKey("skip_warmup", bool, (True, None), "memory-mapped files need no warm-up"),
     KnownKey("dataloader_drop_last", bool, (True, None), "every training batch is full"),
     KnownKey("num_train_epochs", float, (1.0, None), "max_steps sets the length of the run"),
-    KnownKey("model_type", str, _UNSET, "the model's own config.json says its type"),
+    KnownKey("model_type", str, _UNSET, "the model's config.json has the type"),
     KnownKey(
         "wandb_api_key",
         str,
         _UNSET,
-        "wandb reads the environment variable WANDB_API_KEY, or what `wandb login` has stored",
+        "wandb reads the environment variable WANDB_API_KEY, or the key that `wandb login` stored",
     ),
     KnownKey(
         "wandb_http_proxy",
@@ -125,12 +130,13 @@ NO_EFFECT: tuple[KnownKey, ...] = (
     KnownKey("remove_unused_columns", bool, (True, None), _PARTS),
     KnownKey("lazy_data_processing", bool, (True, None), _PARTS),
     KnownKey("release_grads", bool, _OFF, "gradients are freed after every step anyway"),
-    # How processes work together, where there is only one way here.
+    # Parallelism and checkpoints, where this version has only one implementation.
     KnownKey(
         "fuse_sequence_parallel_allreduce",
         bool,
         _OFF,
-        "gradients of norms and biases are summed as they arise; the results are the same",
+        "gradients of norms and biases are summed during the backward pass; the results are the "
+        "same",
     ),
     KnownKey(
         "tensor_parallel_output",
@@ -140,7 +146,7 @@ NO_EFFECT: tuple[KnownKey, ...] = (
     ),
     KnownKey("tensor_parallel_rank", int, (0, None), _LAUNCHER),
     KnownKey("local_rank", int, (-1, 0, None), _LAUNCHER),
-    KnownKey("force_reshard_pp", bool, _OFF, "checkpoints always fit every layout"),
+    KnownKey("force_reshard_pp", bool, _OFF, "checkpoints can be loaded under every layout"),
     KnownKey(
         "sharding_comm_buffer_size_MB", int, (-1, None), "fleet chooses the size of its buffers"
     ),
@@ -156,7 +162,7 @@ NO_EFFECT: tuple[KnownKey, ...] = (
         "virtual_pipeline_seg_method",
         str,
         ("LlamaDecoderLayerAuto", None),
-        "layers are divided evenly over pipeline stages and their chunks",
+        "layers are divided evenly over pipeline stages and their model chunks",
     ),
     KnownKey(
         "save_sharding_stage1_model_include_freeze_params",
@@ -170,9 +176,9 @@ NO_EFFECT: tuple[KnownKey, ...] = (
         "ddp_find_unused_parameters",
         bool,
         _OFF,
-        "every parameter of a model takes part in every step",
+        "every parameter of a model is used in every step",
     ),
-    KnownKey("log_on_each_node", bool, (True, None), "log lines come once, from the first process"),
+    KnownKey("log_on_each_node", bool, (True, None), "only rank 0 writes log lines"),
     KnownKey("save_on_each_node", bool, _OFF, "allow_local_output keeps a part on each machine"),
     KnownKey("ordered_save_group_size", int, (0, None), "all ranks write at the same time"),
     KnownKey("pdc_download_timeout", int, (300, None), "it matters only with pdc_download_ckpt"),
@@ -195,7 +201,7 @@ REFUSED: tuple[KnownKey, ...] = (
         "split_inputs_sequence_dim",
         bool,
         (True, None),
-        "the tokens of samples are divided over ranks where a step takes them",
+        "each rank takes its part of the tokens from the whole batch",
     ),
     KnownKey("expert_parallel_degree", int, _ONE, _NO_EXPERT_MODELS),
     KnownKey("expert_tensor_parallel_degree", int, _ONE, _NO_EXPERT_MODELS),
@@ -207,14 +213,13 @@ REFUSED: tuple[KnownKey, ...] = (
         "fp16_opt_level",
         str,
         ("O2", None),
-        "bf16 and fp16 always keep parameters in half precision with float32 master weights, "
-        "which is O2",
+        "bf16 and fp16 always mean 16-bit parameters with float32 master weights, which is O2",
     ),
     KnownKey(
         "attention_probs_dropout_prob",
         float,
         (0.0, None),
-        "flash attention has no dropout; hidden_dropout_prob is possible",
+        "flash attention has no dropout; hidden_dropout_prob is supported",
     ),
     KnownKey(
         "offload_recompute_inputs",
@@ -226,7 +231,7 @@ REFUSED: tuple[KnownKey, ...] = (
         "refined_recompute",
         str,
         _EMPTY,
-        "operators are not chosen one by one",
+        "recomputation cannot be chosen for single operators",
         "leave it out and use recompute_granularity or no_recompute_layers",
     ),
     KnownKey("amp_custom_black_list", tuple[str, ...], _UNSET, _NO_AMP_LISTS),
@@ -241,12 +246,12 @@ REFUSED: tuple[KnownKey, ...] = (
         "the schedules here are 1F1B and, with virtual_pp_degree above 1, its interleaved form",
     ),
     KnownKey("flatten_param_grads", bool, _OFF, "gradients are not flattened into one buffer"),
-    KnownKey("ignore_data_skip", bool, _OFF, "a resumed run goes on at the next sample"),
+    KnownKey("ignore_data_skip", bool, _OFF, "a resumed run continues with the next sample"),
     KnownKey("save_sharded_model", bool, _OFF, "checkpoints are independent of the layout"),
     KnownKey("load_sharded_model", bool, _OFF, "checkpoints are independent of the layout"),
     KnownKey("ckpt_quant_stage", str, ("O0", None), "checkpoints are not quantized"),
-    KnownKey("minimum_eval_times", int, _UNSET, "eval_steps alone sets when to evaluate"),
-    KnownKey("logging_strategy", str, ("steps", None), "log lines come by steps only"),
+    KnownKey("minimum_eval_times", int, _UNSET, "only eval_steps sets when to evaluate"),
+    KnownKey("logging_strategy", str, ("steps", None), "logging is only by steps"),
     KnownKey("metrics_output_path", str, _UNSET, "metrics go to metrics.jsonl in output_dir"),
     KnownKey("output_signal_dir", str, _UNSET, "no signal files are written"),
     KnownKey("pdc_download_ckpt", bool, _OFF, "checkpoints are not downloaded"),
@@ -261,10 +266,14 @@ REFUSED: tuple[KnownKey, ...] = (
         "autotuner_benchmark",
         bool,
         _OFF,
-        "there is no such mode",
+        "this mode does not exist",
         'set it to false and use "python -m pypkg.bench train-step"',
     ),
     KnownKey(
-        "no_cuda", bool, _OFF, "the device has a setting of its own", 'set device to "cpu" instead'
+        "no_cuda",
+        bool,
+        _OFF,
+        "the setting device chooses the device",
+        'set device to "cpu" instead',
     ),
 )

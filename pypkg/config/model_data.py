@@ -1,4 +1,4 @@
-"""The settings that say which model is trained on which data, and what else is done."""
+"""The settings of the model, of the data, and of the tasks of a run."""
 
 from __future__ import annotations
 
@@ -20,36 +20,40 @@ class ModelDataSettings:
         None, "folder of the tokenizer; by default model_name_or_path"
     )
     input_dir: str = setting(
-        "", "folder of .bin/.idx files, or 'weight1 prefix1 weight2 prefix2 ...'", required=True
+        "",
+        "training data: a folder of .bin/.idx files, or 'weight1 prefix1 weight2 prefix2 ...'",
+        required=True,
     )
     output_dir: str = setting("", "folder for checkpoints, metrics and logs", required=True)
     split: str = setting(
         "949,50,1",
-        "proportions of the documents for training, validation and test; missing ones are 0",
+        "shares of the documents for training, validation and test; missing ones are 0",
     )
     data_cache: str | None = setting(
-        None, "folder that keeps the sample indices; by default index-cache beside the data"
+        None, "folder for the sample indices; by default index-cache beside the data"
     )
     share_folder: bool = setting(
         False,
-        "all machines see the folder of the sample indices: the first process of all builds them, "
-        "otherwise the first of each machine",
+        "whether all machines share the folder of the sample indices. true: rank 0 builds them; "
+        "false: the first rank of each machine does",
     )
     max_seq_length: int = setting(1024, "tokens in a sample", at_least=1)
     continue_training: bool = setting(
-        False, "start from the weights in model_name_or_path instead of random ones"
+        False, "start from the weights in model_name_or_path instead of random weights"
     )
     num_hidden_layers: int | None = setting(
-        None, "overrides the depth in the model's configuration", at_least=1
+        None, "number of layers, instead of that in the model's config.json", at_least=1
     )
     initializer_range: float | None = setting(
-        None, "overrides the standard deviation of random weights", above=0
+        None,
+        "standard deviation of random weights, instead of that in the model's config.json",
+        above=0,
     )
 
     mup_base_width: int | None = setting(
         None,
-        "muP: hidden_size of the model that learning_rate and initializer_range were tuned on; "
-        "those of wider matrices follow",
+        "muP: hidden_size of the model for which learning_rate and initializer_range were tuned; "
+        "both are scaled for the matrices of this model",
         at_least=1,
     )
 
@@ -59,23 +63,30 @@ class ModelDataSettings:
     do_predict: bool = setting(False, "after training, evaluate on the test split")
     seed: int = setting(
         42,
-        "seed of the random weights and of the order of samples",
+        "seed of random weights, dropout and the order of samples",
         at_least=0,
-        at_most=2**32 - 1,  # numpy.random.RandomState takes no larger one
+        at_most=2**32 - 1,  # the limit of numpy.random.RandomState
     )
     max_steps: int = setting(
         -1, "number of optimizer steps of the whole run", at_least=1, required=True
     )
-    per_device_train_batch_size: int = setting(8, "samples in a micro batch", at_least=1)
-    per_device_eval_batch_size: int = setting(8, "samples in an evaluation batch", at_least=1)
-    gradient_accumulation_steps: int = setting(1, "micro batches in an optimizer step", at_least=1)
+    per_device_train_batch_size: int = setting(8, "samples in a micro batch of a rank", at_least=1)
+    per_device_eval_batch_size: int = setting(
+        8, "samples in an evaluation batch of a rank", at_least=1
+    )
+    gradient_accumulation_steps: int = setting(
+        1, "micro batches of a rank in an optimizer step", at_least=1
+    )
     skip_data_intervals: tuple[tuple[int, ...], ...] = setting(
         (),
-        "[[first, last], ...]: numbers of steps, from 1, whose samples are skipped",
+        "[[first, last], ...]: ranges of steps, counted from 1, that are skipped: their samples "
+        "are not trained on",
     )
     dataloader_num_workers: int = setting(
-        0, "threads that read batches ahead; 0 reads in the training thread", at_least=0
+        0, "threads that read batches ahead; 0: the training thread reads them", at_least=0
     )
     distributed_dataloader: bool = setting(
-        False, "one of the ranks that train on the same samples reads and broadcasts them"
+        False,
+        "of the ranks that train on the same samples, only one reads them, and broadcasts them to "
+        "the others",
     )

@@ -1,4 +1,4 @@
-"""Settings of processes, sharding and precision that contradict each other, whatever the model."""
+"""Finds contradictions between settings of parallelism and precision, independent of the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _Check = Callable[[Settings], Iterator[str]]
 
 
 def parallel_problems(settings: Settings) -> list[str]:
-    """Combinations that no model or number of processes makes valid, one sentence each."""
+    """Combinations that are invalid for every model and number of processes, one sentence each."""
     return [problem for _, check in PARALLEL_CHECKS for problem in check(settings)]
 
 
@@ -41,8 +41,8 @@ def _check_sharding_degree(s: Settings) -> Iterator[str]:
     if s.wanted_sharding_degree > 1 and not s.sharding:
         yield (
             f"sharding_parallel_degree is {s.wanted_sharding_degree}, but sharding names no stage; "
-            "set sharding to stage1, stage2 or stage3, or leave the degree out: processes that "
-            "divide nothing are data-parallel by themselves"
+            "set sharding to stage1, stage2 or stage3, or leave the degree out: all ranks are then "
+            "data-parallel replicas"
         )
 
 
@@ -100,7 +100,7 @@ def _check_context(s: Settings) -> Iterator[str]:
 
 
 def _ring_attention_problems(s: Settings) -> Iterator[str]:
-    """Kinds of attention that cannot take blocks of keys out of a ring."""
+    """Implementations of attention that ring attention cannot use."""
     asked = {
         f"attention_backend is {s.attention_backend!r}": s.attention_backend
         in ("paddle", "reference"),
@@ -108,9 +108,9 @@ def _ring_attention_problems(s: Settings) -> Iterator[str]:
     }
     for what in (what for what, is_asked in asked.items() if s.ring and is_asked):
         yield (
-            f"context_parallel_degree is {s.context_parallel_degree} and {what}, but only our "
-            "flash attention takes blocks of keys out of a ring; leave that out, or use "
-            "sep_parallel_degree in place of context_parallel_degree"
+            f"context_parallel_degree is {s.context_parallel_degree} and {what}, but ring "
+            "attention needs pypkg's flash attention; leave that out, or use sep_parallel_degree "
+            "instead of context_parallel_degree"
         )
 
 
@@ -142,15 +142,16 @@ def _check_sequence_parallel(s: Settings) -> Iterator[str]:
 def _check_sample(s: Settings) -> Iterator[str]:
     if s.sample_tokens and s.sequence_parallel:
         yield (
-            f"sample_tokens is {s.sample_tokens} and sequence_parallel is true, but a text grows "
-            "by single tokens, which cannot be divided; set one of them to 0 or false"
+            f"sample_tokens is {s.sample_tokens} and sequence_parallel is true, but text is "
+            "generated one token at a time, which cannot be divided over ranks; set sample_tokens "
+            "to 0, or sequence_parallel to false"
         )
     for name in ("sep_parallel_degree", "context_parallel_degree"):
         if s.sample_tokens and getattr(s, name) > 1:
             yield (
-                f"sample_tokens is {s.sample_tokens} and {name} {getattr(s, name)}, but a text "
-                "grows by single tokens, which cannot be divided; set sample_tokens to 0, or "
-                f"{name} to 1"
+                f"sample_tokens is {s.sample_tokens} and {name} {getattr(s, name)}, but text is "
+                "generated one token at a time, which cannot be divided over ranks; set "
+                f"sample_tokens to 0, or {name} to 1"
             )
 
 

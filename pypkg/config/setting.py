@@ -1,4 +1,4 @@
-"""What the parser, the checks and the documentation know about one setting."""
+"""Metadata of a setting, for the parser, the checks and the documentation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import field
 from typing import Any
 
-# The meaning of a setting whose words have a table of their own in the documentation.
+# Help of a setting whose words are explained in a separate table of the documentation.
 SEE_BELOW = "words that are explained in docs/configuration.md"
 
 
@@ -21,7 +21,14 @@ def setting(
     below: float | None = None,
     required: bool = False,
 ) -> Any:
-    """A dataclass field with what the parser, the checks and the documentation need to know."""
+    """A dataclass field with the metadata of a setting.
+
+    Args:
+        help: its meaning, a phrase for docs/configuration.md and the command line.
+        choices: allowed values; None: any.
+        at_least, above, at_most, below: limits of a number, or of each number of a list.
+        required: whether it has to be given.
+    """
     metadata = {
         "help": help,
         "choices": choices,
@@ -35,20 +42,20 @@ def setting(
 
 
 def split_words(parts: Sequence[str]) -> tuple[str, ...]:
-    """The words of ``parts``, at spaces and commas, each once: ["stage2 offload"] is two."""
+    """Splits ``parts`` at spaces and commas, without duplicates: ["stage2 offload"] is 2 words."""
     words = " ".join(parts).replace(",", " ").split()
     return tuple(dict.fromkeys(words))
 
 
 def interval(strategy: str, steps: int, last: int) -> int:
-    """Steps between what a strategy asks for; 0: it does not ask.
+    """Number of steps between evaluations or checkpoints; 0: never.
 
     Args:
-        strategy: "no", "steps", or "epoch", which in PaddleNLP is the whole run.
-        steps: the interval of "steps".
-        last: steps of the whole run.
+        strategy: "no", "steps", or "epoch", which in PaddleNLP means the whole run.
+        steps: the result for "steps".
+        last: number of steps of the whole run.
 
     Raises:
-        KeyError: another strategy.
+        KeyError: the strategy is unknown.
     """
     return {"no": 0, "steps": steps, "epoch": last}[strategy]

@@ -1,4 +1,4 @@
-"""Settings that this version does not support, and settings that have no effect."""
+"""Finds settings that this version does not support, and settings that have no effect."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_supported(settings: Settings) -> None:
         raise UserError(listed(problems, "settings are not possible in this version"))
 
 
-# PaddleNLP puts "eval_" before a name that lacks it. Perplexity orders models as the loss does.
+# PaddleNLP adds "eval_" to a name without it. Perplexity ranks models in the same order as loss.
 _METRICS = tuple(
     prefix + name for prefix in ("", "eval_") for name in ("loss", "ppl", "perplexity")
 )
@@ -40,7 +40,8 @@ _METRICS = tuple(
 def support_problems(settings: Settings, skip: Collection[str] = ()) -> list[str]:
     """The settings that this version does not implement, one sentence each.
 
-    ``skip`` names settings that have a problem already.
+    Args:
+        skip: names of settings with a known problem.
     """
     problems = [_refusal(row, value) for row, value in _asked_for(REFUSED, settings)]
     problems += [
@@ -51,8 +52,8 @@ def support_problems(settings: Settings, skip: Collection[str] = ()) -> list[str
     metric = settings.metric_for_best_model
     if settings.load_best_model_at_end and metric not in (None, *_METRICS):
         problems.append(
-            f"metric_for_best_model is {json.dumps(metric)}, but an evaluation computes only the "
-            'loss and what follows from it; set it to "loss"'
+            f"metric_for_best_model is {json.dumps(metric)}, but an evaluation computes only loss "
+            'and perplexity; set it to "loss"'
         )
     if settings.load_best_model_at_end and settings.greater_is_better:
         problems.append(
@@ -68,7 +69,7 @@ def support_problems(settings: Settings, skip: Collection[str] = ()) -> list[str
 
 
 def notices(settings: Settings) -> list[str]:
-    """Lines for the log: the given settings that change nothing, and why."""
+    """Lines for the log: the given settings that have no effect, and why."""
     found = [(row.name, row.why) for row, _ in _asked_for(NO_EFFECT, settings)]
     found += _without_what_they_belong_to(settings)
     idle = {name for name, _ in found}
@@ -88,7 +89,7 @@ def _sub_options(settings: Settings) -> list[SubOption]:
 
 
 def _without_what_they_belong_to(s: Settings) -> list[tuple[str, str]]:
-    """Settings with a value other than their default that refine a feature which is off."""
+    """Settings with a value other than their default whose feature is off, and the reason."""
     tensor, pipeline = s.tensor_parallel_degree > 1, s.pipeline_parallel_degree > 1
     belongs_to = {
         "recompute_granularity": (s.recompute, "recompute"),
@@ -120,7 +121,7 @@ def _without_what_they_belong_to(s: Settings) -> list[tuple[str, str]]:
 
 
 def _of_schedules(kind: str) -> dict[str, tuple[bool, str]]:
-    """Whether the schedule ``kind`` reads a setting, and which do, by the name of the setting."""
+    """For each setting of a schedule: whether ``kind`` reads it, and the schedule that does."""
     only = {
         "lr_end": "polynomial",
         "power": "polynomial",
@@ -132,7 +133,7 @@ def _of_schedules(kind: str) -> dict[str, tuple[bool, str]]:
 
 
 def _of_optimizers(optim: str) -> dict[str, tuple[bool, str]]:
-    """``_of_schedules`` of the optimizer."""
+    """For each setting of an optimizer: whether ``optim`` reads it, and the optimizers that do."""
     has_betas, has_epsilon = optim != "adafactor", optim not in ("adafactor", "lion")
     return {
         "adam_beta1": (has_betas, "another optim than adafactor"),
@@ -143,7 +144,7 @@ def _of_optimizers(optim: str) -> dict[str, tuple[bool, str]]:
 
 
 def _words_of_the_other_tensor_layout(s: Settings) -> list[tuple[str, str]]:
-    """Words of tensor_parallel_config for layers that are not used."""
+    """Words of tensor_parallel_config that sequence_parallel makes ineffective, and the reason."""
     return [
         (
             f"tensor_parallel_config {word}",
@@ -155,7 +156,7 @@ def _words_of_the_other_tensor_layout(s: Settings) -> list[tuple[str, str]]:
 
 
 def _words_without_their_stage(s: Settings) -> list[tuple[str, str]]:
-    """Words of sharding_parallel_config without effect in this stage, or with a pipeline."""
+    """Words of sharding_parallel_config without effect in this layout, and the reason."""
     found = []
     for word in s.sharding_parallel_config:
         stage = STAGE_OF_WORD.get(word)
@@ -172,7 +173,7 @@ def _words_without_their_stage(s: Settings) -> list[tuple[str, str]]:
 
 
 def _asked_for(rows: tuple[KnownKey, ...], settings: Settings) -> list[tuple[KnownKey, Any]]:
-    """Rows whose key was given with a value other than a neutral one."""
+    """The rows whose key was given with a value that is not neutral, and the value."""
     given = settings.other_keys
     return [(r, given[r.name]) for r in rows if r.name in given and given[r.name] not in r.neutral]
 

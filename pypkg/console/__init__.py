@@ -1,6 +1,6 @@
-"""What commands have in common: log lines, progress, tables, errors, exit codes, completion.
+"""Shared by all commands: log lines, progress, tables, errors, exit codes, completion.
 
-Leaves that any module may import, except ``completion.py``, which asks the commands for their
-options. The commands themselves are modules of ``pypkg``. Text that one command alone prints stays
-with that command.
+Any module may import this package, except ``completion.py``, which gets the options from the
+commands. The commands themselves are modules of ``pypkg``. Text that only one command prints is in
+the module of that command.
 """

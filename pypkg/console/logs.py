@@ -1,8 +1,8 @@
-"""Log lines of the command lines: to standard error, above any progress bar.
+"""Log lines of the commands, on standard error and above any progress bar.
 
-A run outlives its log. Standard error may be a pipe whose reader has ended (``2>&1 | tee``, which
-Ctrl-C ends as well), or a file on a full disk: lines are lost then, and nothing else. So it is with
-the summary on standard output.
+A run does not depend on its log. Standard error may be a pipe whose reader has ended (such as
+``2>&1 | tee``, which Ctrl-C ends too), or a file on a full disk. Lines are then lost, but the run
+continues. The same holds for the summary on standard output.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class _AboveProgressBar(logging.Handler):
 
 
 def say(text: str) -> None:
-    """Writes a line to standard error, whatever the log level; one that cannot be written is lost.
+    """Writes a line to standard error at every log level. If that fails, the line is lost.
 
-    It does not go through Python's buffer, so a signal handler may call it.
+    It does not use Python's buffer, so a signal handler may call it.
     """
     with suppress(OSError):
         os.write(2, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def show(text: str) -> None:
-    """Prints what a run has come to; where standard output cannot be written it is lost."""
+    """Prints the result of a run on standard output. If that fails, the text is lost."""
     try:
         print(text, flush=True)
     except OSError:
@@ -41,10 +41,9 @@ def show(text: str) -> None:
 
 
 def configure_logging(rank: int = 0) -> None:
-    """Sends the package's log lines to standard error; a second call changes nothing.
+    """Sends the package's log lines to standard error. A second call has no effect.
 
-    Ranks other than the first say no more than warnings, unless the environment variable
-    PYPKG_LOG_ALL_RANKS is 1.
+    Ranks other than 0 only log warnings, unless the environment variable PYPKG_LOG_ALL_RANKS is 1.
     """
     logger = logging.getLogger("pypkg")
     if logger.handlers:
@@ -59,7 +58,7 @@ def configure_logging(rank: int = 0) -> None:
 
 
 def _forget_unwritten() -> None:
-    """Lets the process end with its own exit code where standard error cannot be written."""
+    """Keeps the exit code of the process if standard error cannot be written."""
     try:
         sys.stderr.flush()
     except OSError:
@@ -67,5 +66,5 @@ def _forget_unwritten() -> None:
 
 
 def _discard_rest(descriptor: int) -> None:
-    """Lets the end of the process write what is still in a buffer, to nowhere."""
+    """Redirects a descriptor to /dev/null, so that flushing its buffer at exit does not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

@@ -1,4 +1,4 @@
-"""Markdown tables, as all generated pages have them."""
+"""Markdown tables for all generated pages."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The kinds of error messages: how to know one, its cause, the way out.
+"""The kinds of error messages, with the phrases that identify them, the cause, and the way out.
 
-``troubleshooting.py`` makes docs/guides/troubleshooting.md of them. A message belongs to the first
-kind of which it holds a phrase, so narrow kinds come before those of a whole class.
+``troubleshooting.py`` writes docs/guides/troubleshooting.md from them. A message belongs to the
+first kind with a phrase that it contains, so specific kinds come before general ones.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ _DATA = (
 _MODELS = (
     Kind(
         "Model not found",
-        ("nor a known model", "so .* is no model", "nor a model in the Hugging Face cache",
+        ("nor a known model", "so .* is not a model", "nor a model in the Hugging Face cache",
          "has no weights", r"has none of model\.safetensors", "config with a folder that has one",
          "add the one of the model"),
         "my-model is neither a folder nor a known model",
@@ -257,7 +257,7 @@ _MODELS = (
     Kind(
         "Model not supported",
         ("is not supported; (use one of|supported are)", "PaddleNLP has no ",
-         "cannot be one with", "is read with", "supported are", "the original implementation"),
+         "model does not support", "is read with", "supported are", "the original implementation"),
         "model_type mamba is not supported; use one of llama, ...",
         "The architecture, or a variant that its config.json asks for, is not implemented.",
         "[models.md](../models.md) lists the families. A model with another name but the same "

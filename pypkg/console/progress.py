@@ -1,9 +1,9 @@
-"""Where long phases say that they make progress, and how long those of the start take.
+"""Progress reports of long phases, and times of the phases at the start of a run.
 
-A phase without training steps (building indices, drawing, reading or writing weights) calls
+A phase without training steps (building indices, initializing, reading or writing weights) calls
 ``report`` for each file, tensor or stage. The watchdog of a rank listens
-(``pypkg.parallel.launch.watchdog``): its hang limit counts from the last report, so it measures
-standing still and not the length of the phase. Without a listener a report does nothing.
+(``pypkg.parallel.launch.watchdog``): its hang limit counts from the last report, so it does not
+limit the length of a phase. Without a listener a report has no effect.
 
 ``begin_start``, ``phase`` and ``end_start`` time a run from its command to its first step.
 """
@@ -18,7 +18,7 @@ from typing import TypeVar
 
 logger = logging.getLogger("pypkg")
 
-LOG_SECONDS = 10.0  # between two lines about one loop
+LOG_SECONDS = 10.0  # interval of the log lines about a loop
 
 _Item = TypeVar("_Item")
 _listener: Callable[[str], None] | None = None
@@ -26,25 +26,25 @@ _start: _Start | None = None
 
 
 def listen(listener: Callable[[str], None] | None) -> None:
-    """Hands all later reports to ``listener``; None ends that."""
+    """Passes all later reports to ``listener``; None: to no one."""
     global _listener
     _listener = listener
 
 
 def report(activity: str) -> None:
-    """Says that this process has just got on with ``activity``.
+    """Reports that this process makes progress.
 
     Args:
-        activity: as a message names it, such as "writing model.safetensors".
+        activity: for messages, such as "writing model.safetensors".
     """
     if _listener is not None:
         _listener(activity)
 
 
 def through(items: Sequence[tuple[str, _Item]], activity: str) -> Iterator[tuple[str, _Item]]:
-    """``items``, pairs of a name and anything, each reported as ``activity`` and its name.
+    """Yields ``items``, pairs of a name and a value, and reports ``activity`` with each name.
 
-    The log has a line every ``LOG_SECONDS``.
+    A line is logged every ``LOG_SECONDS``.
     """
     logged = time.monotonic()
     for number, (name, item) in enumerate(items, 1):
@@ -59,18 +59,18 @@ class _Start:
     def __init__(self) -> None:
         self.begin = time.monotonic()
         self.seconds: dict[str, float] = {}
-        self.inner: list[float] = []  # seconds of phases within each phase that is open
+        self.inner: list[float] = []  # for each open phase, the seconds of the phases inside it
 
 
 def begin_start() -> None:
-    """A run begins; what was timed before is forgotten."""
+    """Starts timing the start of a run; discards earlier times."""
     global _start
     _start = _Start()
 
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Adds the time of its body to the phase ``name``, without phases inside it."""
+    """Adds the time of its block to the phase ``name``, without the phases inside the block."""
     start = _start
     if start is None:
         yield
@@ -89,9 +89,9 @@ def phase(name: str) -> Iterator[None]:
 
 
 def end_start() -> dict[str, float]:
-    """Logs the time since ``begin_start``, by phase, and returns it in seconds.
+    """Logs the time since ``begin_start`` and returns the seconds of each phase.
 
-    What belongs to no phase is the phase "other". Empty if no run began.
+    Time outside of all phases is the phase "other". Empty without ``begin_start``.
     """
     global _start
     start, _start = _start, None

@@ -15,22 +15,22 @@ PAGE = "docs/guides/troubleshooting.md"
 _HEAD = """\
 # Troubleshooting by message
 
-An error that a user can mend is printed as `error: ...`, and below it the section of this page that
-its message belongs to. The exit code is 2. A message names what was found, where, and what to
-change; a section adds the usual cause. `make docs` writes this page.
+An error that a user can fix is printed as `error: ...`, followed by the section of this page for
+its message. The exit code is 2. A message says what was found, where, and what to change; a section
+adds the usual cause. `make docs` writes this page.
 """
 _SEVERAL = re.compile(r"\d+ (?:problems|settings) [^\n]*:\n  - ")
 _ITEM = "\n  - "
 
 
 def error_text(message: str) -> str:
-    """``message`` as a command line prints it: after "error: ", with the sections of the page."""
+    """``message`` as a command prints it: after "error: ", with its sections of the page."""
     lines = [f"see {PAGE}#{anchor_of(kind)}" for kind in kinds_of(message)]
     return "\n".join([f"error: {message}", *lines])
 
 
 def kinds_of(message: str) -> list[Kind]:
-    """The kinds of a message, each once: one, or for a list of problems those of its items."""
+    """The kind of a message, or the kinds of all items of a list of problems, each once."""
     items: Iterable[str] = [message]
     if _SEVERAL.search(message):
         items = message.split(_ITEM)[1:]

@@ -1,5 +1,5 @@
-"""What ``python -m pypkg.convert`` does: weights from folder to folder, and a look at them.
+"""``python -m pypkg.convert``: converts folders of weights, and lists their tensors.
 
-File formats and weight maps belong to ``pypkg.models``. A destination appears under its name only
-when it is complete.
+File formats and weight maps are in ``pypkg.models``. A destination appears under its name only when
+it is complete.
 """

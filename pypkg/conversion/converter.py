@@ -1,4 +1,4 @@
-"""Any weights that can be read, to a Hugging Face folder; with more rows for tokens if asked."""
+"""Converts weights of all readable formats to a Hugging Face folder, and enlarges vocabularies."""
 
 from __future__ import annotations
 
@@ -35,18 +35,27 @@ _DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5, 4
 _VOCAB_KEYS = ("vocab_size", "padded_vocab_size")
 _METADATA = {"huggingface": "pt", "paddlenlp": "np"}  # "format" in a safetensors file
 _TABLE = "embed_tokens.weight"
-_ROWS = 1024  # of a table that are averaged at once
+_ROWS = 1024  # rows of the embedding that are read at a time to compute their mean
 
 
 @dataclass(frozen=True)
 class Converted:
-    """The result of a conversion."""
+    """The result of a conversion.
+
+    Attributes:
+        family: ``model_type`` of the model.
+        vocab_size: rows of the written embedding.
+        specs: dtype and shape of each written tensor, by name.
+        left_out: stored tensors that are not parameters and were not written.
+        copied: names of the copied files, such as those of the tokenizer.
+        folder: the destination.
+    """
 
     family: str
     vocab_size: int
     specs: dict[str, TensorSpec]
-    left_out: list[str]  # tensors that are no parameters
-    copied: list[str]  # files beside the weights
+    left_out: list[str]
+    copied: list[str]
     folder: Path
 
 
@@ -64,21 +73,24 @@ def convert_model(
 ) -> Converted:
     """Writes the model in ``source`` as a Hugging Face folder, parameter by parameter.
 
-    The folder holds config.json, safetensors (with an index if there are several), and the
-    tokenizer's and other files of ``source``. If config.json names no end of text, that of the
-    tokenizer is written there; generation_config.json is made if ``source`` has none.
+    The folder holds config.json, safetensors (with an index if there are several files), and copies
+    of the tokenizer's and other files of ``source``. If config.json has no eos_token_id, that of
+    the tokenizer is added. generation_config.json is created if ``source`` has none.
 
     Args:
-        source: a folder with weights in a format of ``TensorFiles``, under the names of Hugging
-            Face folders or of PaddleNLP, one of our checkpoints, or the name of a model in the
-            Hugging Face cache.
-        dtype: float32, float16 or bfloat16; None keeps what each tensor has.
-        config: a folder whose config.json and files are taken for what ``source`` lacks or in
-            place of its config.json, or the name of a known model.
+        source: a folder with weights in a format of ``TensorFiles``, with the tensor names of
+            Hugging Face or PaddleNLP; a checkpoint of a run; or the name of a model in the Hugging
+            Face cache.
+        destination: the folder to write.
+        dtype: float32, float16 or bfloat16; None: each tensor keeps its dtype.
+        max_shard_size: largest weight file, in bytes or as text such as "5GB".
+        config: a folder whose config.json replaces that of ``source``, and whose tokenizer and
+            other files are copied if ``source`` lacks them; or the name of a known model.
         layout: "huggingface", or "paddlenlp" for a folder that PaddleNLP loads.
-        download: fetch what the Hugging Face cache lacks of ``source``.
-        allow_unknown_config: keys of config.json that are ignored if the family does not know
-            them. They are written as they are.
+        overwrite: whether to replace a ``destination`` that is not empty.
+        download: whether to download files of ``source`` that the Hugging Face cache lacks.
+        allow_unknown_config: keys of config.json to ignore although the family does not know them.
+            They are written unchanged.
 
     Raises:
         UserError: ``source`` cannot be read or its tensors do not fit its configuration;
@@ -105,14 +117,16 @@ def resize_vocabulary(
 ) -> Converted:
     """Writes ``source`` with more rows in its embedding and its head.
 
-    A new row is the mean of the old ones, so that new tokens start as an average token.
+    Each new row is the mean of the old rows.
 
     Args:
-        vocab_size: rows wanted, raised to a multiple of ``multiple`` so that tensor parallelism
-            can divide them.
+        vocab_size: number of rows, rounded up to a multiple of ``multiple``.
+        multiple: 1, or a number such as 128 so that tensor parallelism can divide the rows.
+
+    The other arguments are those of ``convert_model``.
 
     Raises:
-        UserError: as for ``convert_model``; the result would have fewer rows than ``source``.
+        UserError: as in ``convert_model``; or the result would have fewer rows than ``source``.
     """
     if vocab_size < 1 or multiple < 1:
         raise UserError(
@@ -133,12 +147,14 @@ def resize_vocabulary(
 
 
 class _Plan:
-    """Which tensors are read and what they become; made from headers alone.
+    """Maps the stored tensors to the tensors to write. Its construction only reads headers.
 
     Args:
-        keys: of the config.json that describes what is stored.
-        new_keys: of the one to write, if it is another.
-        layout: of what is written, see ``convert_model``.
+        folder: of the stored weights.
+        keys: content of the config.json that describes the stored weights.
+        dtype: to write; None: that of each stored tensor.
+        new_keys: content of the config.json to write, if it differs.
+        layout: to write, as in ``convert_model``.
     """
 
     def __init__(
@@ -165,13 +181,13 @@ class _Plan:
         needed = parameter_shapes(stored_config)
         if lacks_head(keys, self._stored, needed, shapes):
             raise UserError(
-                f"{folder} holds a model without its head, and a model is written with one. Give "
-                "it as model_name_or_path with continue_training, which begins with a random head; "
-                "what that run saves has both"
+                f"{folder} holds a model without its head, which every written model has. Give it "
+                "as model_name_or_path with continue_training: that run starts with a random head, "
+                "and its checkpoints contain the head"
             )
         self._stored.check(needed, shapes, self._files.where)
         self._written = weight_map(self._config)
-        self._second_head = ""  # the tensor that holds the embedding of a tied model once more
+        self._second_head = ""  # name of a second copy of a tied embedding, or empty
         if layout == "paddlenlp":
             self._second_head = paddlenlp.head_of(self._config.model_type) if tied else ""
             self._written = paddlenlp.weight_map(self._config, self._written)
@@ -180,20 +196,20 @@ class _Plan:
             self._keys = config_to_huggingface(self._config, dtype or self._first_dtype())
         elif dtype:
             self._keys[next((key for key in _DTYPE_KEYS if key in keys), _DTYPE_KEYS[-1])] = dtype
-        # What is stored is what is written, under the same names or others.
+        # Whether stored tensors are written unchanged, possibly under other names.
         self._is_copied = layout == "huggingface" and not paddlenlp.is_stored_as(
             stored_config, weight_map(stored_config), shapes
         )
         if new_keys is not None and not self._is_copied:
             raise UserError(
-                f"{folder} has PaddleNLP's names; make a Hugging Face folder of it first, with: "
+                f"{folder} has PaddleNLP's names; convert it to a Hugging Face folder first: "
                 "python -m pypkg.convert import SRC DST"
             )
         self._shapes = parameter_shapes(self._config)
         self._specs, self._left_out = self._planned(dtype)
 
     def _planned(self, dtype: str | None) -> tuple[dict[str, TensorSpec], list[str]]:
-        """The tensors to write, in order, and the names of those that are left out."""
+        """The tensors to write, in order, and the names of the stored ones that are left out."""
         specs: dict[str, TensorSpec] = {}
         used: set[str] = set()
         for name, shape in self._shapes.items():
@@ -213,7 +229,12 @@ class _Plan:
     def write(
         self, companions: list[Path], destination: Path, max_shard_size: int | str, overwrite: bool
     ) -> Converted:
-        """Writes the folder, with the files beside the weights of the folders ``companions``."""
+        """Writes the folder.
+
+        Args:
+            companions: folders from which tokenizer and other files are copied; the first one with
+                a file counts.
+        """
         keys, config = with_end(self._keys, self._config, companions)
         with new_folder(destination, companions[0], overwrite) as folder:
             write_model_folder(
@@ -256,7 +277,7 @@ class _Plan:
         return values if values.shape == spec.shape else self._grown(source, values, spec)
 
     def _grown(self, source: str, values: np.ndarray, spec: TensorSpec) -> np.ndarray:
-        """``values`` with rows of their mean added, up to the shape of ``spec``."""
+        """``values`` extended to the shape of ``spec`` by rows that are the mean of all rows."""
         rows = len(values)
         total = np.zeros(values.shape[1:], np.float64)
         for start in range(0, rows, _ROWS):

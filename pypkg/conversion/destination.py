@@ -1,4 +1,4 @@
-"""A folder that appears under its name only when it is complete, and what goes beside weights."""
+"""The destination folder, which appears only when it is complete, and copies of other files."""
 
 from __future__ import annotations
 
@@ -32,12 +32,15 @@ _COMPANIONS = (
 
 @contextlib.contextmanager
 def new_folder(destination: Path, source: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside ``destination`` that takes its place at the end.
+    """Yields a temporary folder that replaces ``destination`` at the end of the block.
 
-    If anything fails, ``destination`` is as it was.
+    If the block raises, ``destination`` is unchanged.
+
+    Args:
+        source: a folder that is read; it must not be inside ``destination``.
 
     Raises:
-        UserError: ``destination`` is not empty and ``overwrite`` false, holds ``source``, or
+        UserError: ``destination`` is not empty and ``overwrite`` is false, contains ``source``, or
             cannot be written.
     """
     destination, source = destination.absolute(), source.resolve()
@@ -54,26 +57,26 @@ def _check(destination: Path, source: Path, overwrite: bool) -> None:
             "remove the link, or give another folder"
         )
     if destination.exists() and not destination.is_dir():
-        raise UserError(f"{destination} is a file; give the name of a folder to make")
+        raise UserError(f"{destination} is a file; give the name of a folder to create")
     if source.is_relative_to(destination.resolve()):
         raise UserError(f"{destination} holds the source {source}; write to another folder")
     if destination.is_dir() and any(destination.iterdir()) and not overwrite:
         raise UserError(
-            f"{destination} is not empty; give another folder, or --overwrite to replace it with "
-            "all that it holds"
+            f"{destination} is not empty; give another folder, or --overwrite to replace it and "
+            "all its contents"
         )
 
 
 def copy_companions(folder: Path, target: Path) -> list[str]:
-    """Copies the files that belong to a model beside config.json and weights.
+    """Copies the files of a model other than config.json and weights (``_COMPANIONS``).
 
-    Files that ``target`` has already are left.
+    Files that exist in ``target`` are not replaced.
 
     Returns:
-        The names of the files copied, sorted.
+        The names of the copied files, sorted.
 
     Raises:
-        UserError: one is a link that leads nowhere.
+        UserError: a file is a broken symbolic link.
     """
     names = [path.name for path in files_named(folder, _COMPANIONS)]
     copied = [name for name in names if not (target / name).exists()]

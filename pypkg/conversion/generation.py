@@ -1,6 +1,6 @@
-"""Where generation ends: the token ids that a folder for others to load has to name.
+"""The end-of-text token in config.json and generation_config.json of a converted model.
 
-A program that reads no end generates up to its limit.
+Without it, a program that loads the model generates up to its length limit.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 def with_end(
     keys: Mapping[str, Any], config: ModelConfig, folders: Sequence[Path]
 ) -> tuple[dict[str, Any], ModelConfig]:
-    """``keys`` of config.json and their ``config``, with the end of the tokenizer if they lack one.
+    """``keys`` of config.json and their ``config``, with the tokenizer's eos_token_id if missing.
 
     Args:
-        folders: where a tokenizer may be; the first one counts. One that cannot be read is logged.
+        folders: searched for a tokenizer; the first one found is used. A warning is logged if it
+            cannot be read.
     """
     if config.eos_token_id is not None:
         return dict(keys), config
@@ -36,7 +37,9 @@ def with_end(
         found = next((folder for folder in folders if find_tokenizer(folder)), None)
         end = load_tokenizer(found).eos_id if found else None
     except UserError as error:
-        logger.warning("config.json names no eos_token_id, and the tokenizer none: %s", error)
+        logger.warning(
+            "config.json has no eos_token_id, and the tokenizer cannot be read: %s", error
+        )
         return dict(keys), config
     if end is None:
         return dict(keys), config
@@ -46,7 +49,7 @@ def with_end(
 def write_generation_config(folder: Path, config: ModelConfig) -> None:
     """Writes the token ids of ``config`` as generation_config.json.
 
-    A file that ``folder`` has stays, and none is made if ``config`` names no end.
+    An existing file is not changed. No file is written if ``config`` has no eos_token_id.
     """
     file = folder / GENERATION_FILE
     if config.eos_token_id is None or file.exists():

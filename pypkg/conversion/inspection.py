@@ -1,4 +1,4 @@
-"""What a folder of weights holds, from its headers alone."""
+"""Lists the tensors of a folder of weights. It reads only headers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,14 @@ _HEADINGS = ("tensor", "shape", "dtype", "parameters")
 def describe(
     folder: str | Path, download: bool = False, allow_unknown_config: Collection[str] = ()
 ) -> str:
-    """A table of all tensors, their total, and the family that config.json names.
+    """A table of all tensors with shape, dtype and number of parameters, and a summary, as text.
 
-    A tensor that is known not to be a parameter has no number of parameters.
+    A tensor that is known not to be a parameter counts as 0 parameters, shown as "-".
+
+    Args:
+        folder: of weights, or the name of a model in the Hugging Face cache.
+        download: whether to download files that the Hugging Face cache lacks.
+        allow_unknown_config: as in ``convert_model``.
 
     Raises:
         UserError: there are no weights, or a file cannot be read.
@@ -68,7 +73,7 @@ def _line(row: tuple[str, ...], widths: list[int]) -> str:
 def _family(
     folder: Path, files: TensorFiles, allow_unknown_config: Collection[str]
 ) -> tuple[ModelConfig | None, str]:
-    """The configuration, if there is one that can be read, and what to say of it."""
+    """The model's configuration, or None if it cannot be read, and a line of text about it."""
     if not (folder / CONFIG_FILE).is_file():
         return None, f"unknown: no {CONFIG_FILE}"
     try:

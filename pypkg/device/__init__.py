@@ -1,4 +1,5 @@
-"""The machine of a run: CPU threads, what the device can do, and which attention follows from it.
+"""The machine of a run: CPU threads, capabilities of the device, and the choice of attention.
 
-Importing a module of this package imports no Paddle. ``threads`` has to come before Paddle.
+Importing a module of this package does not import Paddle. ``threads`` must be used before Paddle is
+imported.
 """

@@ -1,4 +1,4 @@
-"""Which attention a run uses: ours, Paddle's flash attention, or the reference."""
+"""Chooses the attention of a run: pypkg's, Paddle's flash attention, or the reference."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ class AttentionNeeds:
 class AttentionChoice:
     """The attention of a run.
 
-    ``kernel`` is the set of own GPU kernels that is fastest by the record, for
-    PYPKG_FLASH_ATTENTION; None leaves that variable alone.
+    Attributes:
+        reason: for the log.
+        kernel: the set of pypkg's GPU kernels that is fastest according to the record, for
+            PYPKG_FLASH_ATTENTION; None: the variable is not set.
     """
 
     backend: str  # "pypkg", "paddle" or "reference"
@@ -52,14 +54,15 @@ class AttentionChoice:
 def choose_attention(
     asked: str, needs: AttentionNeeds, capabilities: Capabilities
 ) -> AttentionChoice:
-    """The attention for ``asked``: "auto", "flash", "pypkg", "paddle" or "reference".
+    """Chooses the attention for ``asked``: "auto", "flash", "pypkg", "paddle" or "reference".
 
-    On a CPU auto is ours. On a GPU it is ours if the record says that our kernels passed their
-    checks on this GPU and were faster; else Paddle's; else ours, unchecked; else the reference.
-    flash is auto without the reference.
+    On a CPU, auto is pypkg's attention. On a GPU it is the first that applies: pypkg's, if the
+    record says that its kernels passed their checks on this GPU and were faster; Paddle's; pypkg's
+    without a record; the reference. flash is auto without the reference.
 
     Raises:
-        UserError: what was asked for by name cannot be, or the record cannot be read.
+        UserError: the attention that was asked for by name cannot run, or the record cannot be
+            read.
     """
     own_obstacle = capabilities.own_attention_obstacle()
     paddle_obstacle = capabilities.paddle_attention_obstacle() or needs.paddle_lacks()

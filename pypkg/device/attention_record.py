@@ -1,14 +1,15 @@
-"""Which GPUs have run the attention kernels, and how fast: what ``attention_backend: auto`` reads.
+"""The record of attention kernels on GPUs and their times, which ``attention_backend: auto`` reads.
 
-``make gpu-check`` writes the record when every check of attention has passed on a GPU. It is JSON:
+``make gpu-check`` writes the record when all checks of attention have passed on a GPU. It is JSON:
 
     {"gpus": {"NVIDIA H100 80GB HBM3": {
         "date": "2026-03-01", "csrc_sha256": "...",
         "head_dims": {"128": {"kernel": "hopper", "milliseconds": 3.1,
                               "other": "Paddle flash", "other_milliseconds": 3.4}}}}}
 
-Times are of causal attention in bfloat16, forward and backward together, summed over the shapes
-that were timed; the figures above are made up. An entry holds for the sources that it names.
+Times are milliseconds of causal attention in bfloat16, forward and backward together, summed over
+the shapes that were timed; the figures above are invented. An entry is valid for the digest of the
+sources that it names.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from pypkg.files import write_file
 from pypkg.files.build_info import DIGEST
 
 VARIABLE = "PYPKG_ATTENTION_RECORD"
-PADDLE = "Paddle flash"  # the baseline that ``auto`` takes where ours is not faster
+PADDLE = "Paddle flash"  # the baseline that ``auto`` uses if pypkg's kernels are not faster
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of one head_dim: of the faster of our ``kernel``s, and of the ``other`` attention.
+    """Times for one head_dim: of pypkg's faster ``kernel``, and of the ``other`` attention.
 
-    The other is Paddle's flash attention, which ``auto`` takes in place of ours; where it was not
-    timed, the fastest in torch.
+    The other is Paddle's flash attention, the alternative of ``auto``; if it was not timed, the
+    fastest one in torch.
     """
 
     kernel: str  # "ampere" or "hopper"
@@ -55,10 +56,10 @@ def record_path() -> Path:
 
 
 def recorded_timings(gpu: str, sources: str | None) -> dict[int, Timing]:
-    """The timings, by head_dim, of ``gpu`` with kernels of the digest ``sources``.
+    """The timings of ``gpu`` by head_dim, if its entry is for kernels with the digest ``sources``.
 
     Raises:
-        UserError: the file is not such a record.
+        UserError: the file is not a record.
     """
     path = record_path()
     try:
@@ -74,7 +75,7 @@ def recorded_timings(gpu: str, sources: str | None) -> dict[int, Timing]:
 
 
 def write_timings(gpu: str, sources: str, date: str, timings: Mapping[int, Timing]) -> Path:
-    """Replaces the entry of ``gpu``; those of other GPUs stay. Returns the file."""
+    """Replaces the entry of ``gpu``, but not those of other GPUs. Returns the file."""
     path = record_path()
     record = _read(path)
     record["gpus"][gpu] = {
@@ -88,14 +89,16 @@ def write_timings(gpu: str, sources: str, date: str, timings: Mapping[int, Timin
 
 
 def timings_of(rows: Iterable[Mapping[str, Any]], ours: str) -> dict[int, Timing]:
-    """The timings that rows of the benchmark of attention give.
+    """Computes the timings from rows of the attention benchmark, by head_dim.
 
-    A head_dim counts if our kernel and a baseline have run at the same shapes, both passes of each.
+    A head_dim is included if a kernel of pypkg and a baseline have run both passes at the same
+    shapes.
 
     Args:
         rows: of flash_attention: ``shape`` ("4x4096x16x128 causal"), ``pass``, ``dtype``,
             ``baseline`` and ``median`` in milliseconds.
-        ours: the ``baseline`` of our Ampere kernels; those for Hopper are "``ours``, hopper".
+        ours: the ``baseline`` of pypkg's Ampere kernels; that of Hopper kernels is "``ours``,
+            hopper".
     """
     kernels = {ours: "ampere", f"{ours}, hopper": "hopper"}
     found: dict[int, dict[str, dict[tuple[str, str], float]]] = {}

@@ -1,4 +1,4 @@
-"""What this machine can do, and what of it a run will use."""
+"""The capabilities of this machine, and which of them a run uses."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from pypkg.errors import UserError
 from pypkg.files.build_info import DIGEST
 from pypkg.files.paths import library_dir
 
-# Ampere is the first architecture with bfloat16 tensor cores, and the oldest that our CUDA kernels
-# are compiled for.
+# Ampere is the first architecture with bfloat16 tensor cores, and the oldest for which the CUDA
+# kernels are compiled.
 _MIN_COMPUTE_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """A device and the software that drives it.
+    """A device and its software.
 
-    ``compute_capability`` is None for a CPU. ``ops_backend`` is the implementation that the
-    operators have settled on, ``compiled_ops`` says what the compiled library was built for, and
-    ``kernel_sources`` is the digest of its sources. ``paddle_flash_attention``: whether this Paddle
-    holds FlashAttention.
+    Attributes:
+        compute_capability: None for a CPU.
+        ops_backend: the backend of the operators.
+        compiled_ops: a description of the build of the compiled library.
+        kernel_sources: the digest of its sources.
+        paddle_flash_attention: whether this Paddle has FlashAttention.
     """
 
     device: str  # "cpu" or "gpu"
@@ -53,7 +55,7 @@ class Capabilities:
         return None
 
     def own_attention_obstacle(self) -> str | None:
-        """Why our flash attention cannot run on this device, or None if it can."""
+        """Why pypkg's flash attention cannot run on this device, or None if it can."""
         if self.compute_capability and self.compute_capability < _MIN_COMPUTE_CAPABILITY:
             return f"flash attention {self._too_old()}"
         if self.ops_backend != "compiled":
@@ -79,10 +81,10 @@ class Capabilities:
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionPlan:
-    """What a run uses: the device, the type of parameters and activations, the attention.
+    """The device, the dtype of parameters and activations, and the attention of a run.
 
-    ``attention`` is "auto", "flash" (all but the reference), "pypkg", "paddle" or "reference";
-    attention_choice.py turns it into what the model runs.
+    ``attention`` is "auto", "flash" (any but the reference), "pypkg", "paddle" or "reference";
+    attention_choice.py chooses the implementation from it.
     """
 
     capabilities: Capabilities
@@ -114,14 +116,14 @@ class ExecutionPlan:
 
 
 def probe(device: str | None = None, ops_backend: str | None = None) -> Capabilities:
-    """Selects the device for this process, then the operators for it, and says what they can do.
+    """Selects the device of this process and its operators, and returns their capabilities.
 
     Args:
-        device: "cpu" or "gpu"; None takes a GPU if Paddle sees one.
-        ops_backend: "auto", "compiled", "triton" or "reference"; None leaves the choice as it is.
+        device: "cpu" or "gpu"; None: a GPU if Paddle sees one.
+        ops_backend: "auto", "compiled", "triton" or "reference"; None: the choice is not changed.
 
     Raises:
-        UserError: there is no such device, or the operators cannot be had as asked.
+        UserError: the device does not exist, or the backend cannot run.
     """
     import paddle
 
@@ -162,10 +164,10 @@ def probe(device: str | None = None, ops_backend: str | None = None) -> Capabili
 
 
 def resolve(settings: Settings, capabilities: Capabilities) -> ExecutionPlan:
-    """What the run uses: as asked where that is possible, else the best this device can do.
+    """Chooses dtype and attention of the run: those of the settings, else the best of the device.
 
     Raises:
-        UserError: something was asked for, not left to default, that the device cannot do.
+        UserError: the device does not support a setting that was given.
     """
     problems: list[str] = []
     reasons: list[str] = []
@@ -202,9 +204,9 @@ def resolve(settings: Settings, capabilities: Capabilities) -> ExecutionPlan:
 def _asked_dtype(
     settings: Settings, capabilities: Capabilities, problems: list[str], reasons: list[str]
 ) -> str:
-    """The dtype of parameters and activations. A CPU computes in 16 bits only if named as device.
+    """The dtype of parameters and activations. On a CPU, 16 bits need the setting device "cpu".
 
-    A run that was meant for a GPU and finds none is refused: on a CPU it would take years.
+    A run in 16 bits that finds no GPU is rejected, because it was meant for one.
     """
     if settings.fp16:
         name, dtype, obstacle = "fp16", "float16", capabilities.float16_obstacle()
@@ -227,7 +229,7 @@ def _asked_dtype(
 
 
 def _asked_attention(settings: Settings, capabilities: Capabilities, problems: list[str]) -> str:
-    """``attention_backend``, or what PaddleNLP's ``use_flash_attention`` says of it."""
+    """The value of ``attention_backend``, or that which ``use_flash_attention`` implies."""
     asked, flash = settings.attention_backend, settings.use_flash_attention
     obstacles = {
         "pypkg": capabilities.own_attention_obstacle(),
@@ -251,7 +253,7 @@ def _asked_attention(settings: Settings, capabilities: Capabilities, problems: l
 
 
 def _has_flash_attention() -> bool:
-    """Whether Paddle was built with FlashAttention, as Paddle itself asks."""
+    """Whether Paddle was built with FlashAttention, by Paddle's own flag."""
     import paddle
 
     return bool(paddle.framework._global_flags().get("FLAGS_flash_attn_available", False))

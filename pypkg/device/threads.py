@@ -1,20 +1,22 @@
-"""CPU threads and matrix-product dispatch, chosen on purpose before Paddle is imported.
+"""Sets CPU threads, MKL's dispatch and memory allocation before Paddle is imported.
 
-What happens otherwise with Paddle 3.3.1 (measured on an AMD EPYC with AVX-512, product of two
-1024 x 1024 float32 matrices and AdamW, by processor time so that a busy machine does not matter):
+Without these settings, Paddle 3.3.1 behaves as follows (measured on an AMD EPYC with AVX-512,
+product of two 1024 x 1024 float32 matrices and AdamW, in processor time, which does not depend on
+other load):
 
-- Without OMP_NUM_THREADS, Paddle sets it to 1 at import. Matrix products, AdamW and embedding then
-  use one thread. MKL_NUM_THREADS alone brings back threads for matrix products only.
-- Its MKL does not know AMD processors and takes a slow path: 57 ms of processor time for the
-  product, against 23 ms when MKL_DEBUG_CPU_TYPE=5 tells it to use the AVX2 kernels.
-- FLAGS_paddle_num_threads changes nothing.
-- glibc gives large blocks back to the system at each free, so every activation is page-faulted in
-  anew: adding two 64 MiB tensors runs at 3 to 8 GB/s, and at 52 GB/s when freed memory is kept.
-- Paddle begins every tensor on a page of its own, and a processor knows few pages at a time: with
-  huge pages a step of ``python -m pypkg.bench train-step --host-time`` takes 20.7 ms instead of
-  23.9 on an Intel Xeon.
-- MKL brings Intel's OpenMP, our kernels use GNU's. The idle threads of each spin while the other
-  works, for up to 200 ms: the quickstart's step takes 1.7 times as long as with a short wait.
+- Paddle sets OMP_NUM_THREADS to 1 at import if it is not set. Matrix products, AdamW and embedding
+  then use one thread. MKL_NUM_THREADS restores threads for matrix products only.
+- Its MKL does not detect AMD processors and uses slow kernels: 57 ms of processor time for the
+  product, against 23 ms with MKL_DEBUG_CPU_TYPE=5, which selects the AVX2 kernels.
+- FLAGS_paddle_num_threads has no effect.
+- glibc returns large blocks to the system at each free, so every activation causes page faults:
+  adding two 64 MiB tensors runs at 3 to 8 GB/s, and at 52 GB/s if freed memory is kept.
+- Paddle begins every tensor on a page of its own, and a processor has few TLB entries: with huge
+  pages a step of ``python -m pypkg.bench train-step --host-time`` takes 20.7 ms instead of 23.9 on
+  an Intel Xeon.
+- MKL uses Intel's OpenMP, and the kernels of this package use GNU's. Idle threads of each spin for
+  up to 200 ms while the other works: the quickstart's step takes 1.7 times as long as with a short
+  wait.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
-    "PYPKG_NUM_THREADS",  # read by our own kernels
+    "PYPKG_NUM_THREADS",  # read by the kernels of this package
 )
 # How long idle threads spin before they sleep: milliseconds in Intel's, rounds in GNU's OpenMP.
 _IDLE_WAIT = {"KMP_BLOCKTIME": "1", "GOMP_SPINCOUNT": "1000"}
@@ -41,29 +43,29 @@ _LOCAL_PROCESSES = "PADDLE_LOCAL_SIZE"
 # Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
-# Of the heap that asks for huge pages; less than the trim threshold, so that free() keeps it. It
-# takes memory only where it is used.
+# Bytes of the heap for which huge pages are requested. It is less than the trim threshold, so that
+# free() keeps it. Only the parts that are used take memory.
 _HUGE_HEAP = 2**30
 _MKL_DISPATCH = "MKL_DEBUG_CPU_TYPE"
 _PADDLE_COMPLAINTS = ("OMP_NUM_THREADS",)
-# What makes gradients on a GPU the same bit for bit from run to run: Paddle otherwise adds the rows
-# of an embedding's gradient, and the query gradient of its flash attention, by atomics in whatever
-# order the threads come, and in the dtype of the gradient. Neither flag changes anything on a CPU.
+# These flags make gradients on a GPU bit for bit reproducible. Without them Paddle adds the rows of
+# an embedding's gradient, and the query gradient of its flash attention, by atomics: in a random
+# order, and in the dtype of the gradient. They have no effect on a CPU.
 _DETERMINISTIC = {"FLAGS_embedding_deterministic": "1", "FLAGS_cudnn_deterministic": "1"}
 
 
 def configure_cpu(num_threads: int = 0) -> str:
-    """Sets threads and MKL's dispatch in the environment, and how freed memory is kept.
+    """Sets threads and MKL's dispatch in the environment, and makes glibc keep freed memory.
 
     Args:
-        num_threads: threads to use, whatever the environment says; 0 for every core that this
-            process may use, where a variable that the user has set stays as it is.
+        num_threads: number of threads, which overrides the environment. 0: all cores that this
+            process may use; variables that the user has set are not changed.
 
     Returns:
         One line for the log.
 
     Raises:
-        RuntimeError: Paddle is already imported, and would not notice.
+        RuntimeError: Paddle is already imported, so the variables would have no effect.
     """
     if "paddle" in sys.modules:
         raise RuntimeError("configure_cpu has to be called before Paddle is imported")
@@ -89,19 +91,19 @@ def configure_cpu(num_threads: int = 0) -> str:
 
 
 def cpu_environment(num_threads: int) -> dict[str, str]:
-    """The variables that ``configure_cpu`` sets on this machine for that many threads."""
+    """The variables that ``configure_cpu`` sets on this machine for ``num_threads`` threads."""
     variables = {name: str(num_threads) for name in _THREAD_VARIABLES} | _IDLE_WAIT
     return variables | {_MKL_DISPATCH: "5"} if _is_amd() else variables
 
 
 def _forget_launcher_default() -> None:
-    """Drops the OMP_NUM_THREADS=1 that Paddle's launcher hands on from its own import of Paddle."""
+    """Removes the OMP_NUM_THREADS=1 that Paddle's launcher passes on from its import of Paddle."""
     if _LOCAL_PROCESSES in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
         del os.environ["OMP_NUM_THREADS"]
 
 
 def _keep_freed_memory() -> bool:
-    """Tells glibc to serve large blocks from its heap and never to shrink it; False elsewhere."""
+    """Makes glibc serve large blocks from its heap and never shrink it; False without glibc."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
@@ -110,11 +112,11 @@ def _keep_freed_memory() -> bool:
 
 
 def _use_huge_pages() -> bool:
-    """Makes the heap grow by ``_HUGE_HEAP`` and asks for huge pages there; False where it cannot.
+    """Grows the heap by ``_HUGE_HEAP`` and requests huge pages for it; False if that fails.
 
-    ``_keep_freed_memory`` has to be called before: the block is then from the heap, and stays there
-    when it is freed. glibc can do this by itself, but reads its setting, glibc.malloc.hugetlb, only
-    from the environment at the start of a process.
+    ``_keep_freed_memory`` must be called before: the block is then part of the heap, and remains
+    there when it is freed. glibc has its own setting, glibc.malloc.hugetlb, but reads it only from
+    the environment at the start of a process.
     """
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
@@ -129,15 +131,15 @@ def _use_huge_pages() -> bool:
 
 
 def import_paddle() -> list[str]:
-    """Imports Paddle with deterministic gradients, without warnings about what is so on purpose.
+    """Imports Paddle with deterministic gradients and without two of its warnings.
 
-    These are that OMP_NUM_THREADS is above 1, and that there is no ccache, which speeds up a
-    compilation that does not take place.
+    They say that OMP_NUM_THREADS is above 1, which is intended, and that ccache is missing, which
+    is not needed because nothing is compiled.
 
     Returns:
-        Lines for the log: one for each flag of the user that was kept instead of ours.
+        Lines for the log, one for each flag that the user has set to another value.
     """
-    os.environ.setdefault("GLOG_minloglevel", "1")  # no lines about its own stores and ports
+    os.environ.setdefault("GLOG_minloglevel", "1")  # no lines about Paddle's stores and ports
     kept = [
         f"kept from the environment: {name}={os.environ[name]}; results on a GPU may differ from "
         f"run to run unless it is {value}"
@@ -157,19 +159,19 @@ def import_paddle() -> list[str]:
 
 
 def available_cores() -> int:
-    """Cores this process may use: its affinity, and its share of a container's CPU quota."""
+    """Number of cores that this process may use: its affinity, limited by a container's quota."""
     quota = cpu_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
     cores = len(os.sched_getaffinity(0))
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 
 def cpu_quota(membership: Path, mount: Path) -> float | None:
-    """The smallest CPU quota of this process's control groups, in cores; None without one.
+    """The smallest CPU quota of this process's control groups, in cores; None: no quota.
 
     Args:
         membership: /proc/self/cgroup, with lines "0::/path" (version 2) and
             "N:cpu,cpuacct:/path" (version 1).
-        mount: where the control groups are, /sys/fs/cgroup.
+        mount: the mount point of the control groups, /sys/fs/cgroup.
     """
     quotas = []
     for line in _read(membership).splitlines():
@@ -181,7 +183,7 @@ def cpu_quota(membership: Path, mount: Path) -> float | None:
             root, limit = mount / "cpu", _quota_v1
         else:
             continue
-        # Inside a container the path may not exist below the mount; its root then is the group.
+        # In a container the path may not exist below the mount; then the mount is the group.
         group = root / path.lstrip("/")
         folders = [group, *group.parents]
         quotas += [limit(each) for each in folders[: folders.index(root) + 1]]

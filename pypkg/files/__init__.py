@@ -1,8 +1,8 @@
-"""Files: durable writing, objects in JSON, digests, and where shipped files lie.
+"""Files: durable writes, JSON objects, checksums, and paths of shipped files.
 
-Leaves that any module may import; they know nothing of models, data or training. ``atomic.py`` is
-the one writer of the package: whatever has to survive a crash goes through its functions, which are
-exported here. A format of a file belongs to the room that reads it.
+Any module may import this package; it does not depend on models, data or training. All files that
+must survive a crash are written by the functions of ``atomic.py``, which are exported here. The
+format of a file is defined in the package that reads it.
 """
 
 from pypkg.files.atomic import (

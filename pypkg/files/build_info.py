@@ -1,8 +1,8 @@
-"""What the compiled libraries were built from, as build_info.json beside them tells.
+"""build_info.json, which describes the build of the compiled libraries beside it.
 
-CMake runs ``python -m pypkg.files.build_info CONFIGURED LIBRARIES`` after each build: it adds the
-digest of csrc/ to what the configuration knows, and writes build_info.json into the folder
-``LIBRARIES``.
+CMake runs ``python -m pypkg.files.build_info CONFIGURED LIBRARIES`` after each build. It adds the
+digest of csrc/ to the file ``CONFIGURED`` of the CMake configuration, and writes build_info.json
+into the folder ``LIBRARIES``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Checksums of files: XXH3 with 128 bits, which ``xxhsum -H2`` prints as well; sealed JSON files.
+"""Checksums of files (XXH3 with 128 bits, as ``xxhsum -H2``), and sealed JSON files.
 
-XXH3 is no cryptographic hash. It finds accidents: flipped bits, lost blocks, files of another
-checkpoint. It runs faster than disks read, so reading is what a check costs.
+XXH3 is not a cryptographic hash. It detects accidents: flipped bits, lost blocks, files of another
+checkpoint. It is faster than disks, so the cost of a check is reading the file.
 """
 
 from __future__ import annotations
@@ -100,19 +100,19 @@ def file_records(
 
 
 class SealError(ValueError):
-    """A sealed JSON file, or a line of one, is not byte for byte what was written."""
+    """A sealed JSON file, or a line of one, differs from what was written."""
 
 
 def sealed_json(content: Mapping[str, Any]) -> bytes:
-    """``content`` as a JSON file with the digest of itself under the last key, "digest"."""
+    """``content`` as a JSON file; the last key, "digest", is the digest of the file without it."""
     return _sealed(content, _rendered)
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
-    """The content that ``sealed_json`` was given.
+    """The content of a file that ``sealed_json`` rendered.
 
     Raises:
-        SealError: a byte of the file differs from what was written.
+        SealError: the file differs from what was written.
         OSError: it cannot be read.
     """
     content = _unsealed(path.read_bytes(), _rendered)
@@ -122,7 +122,7 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
 
 
 def sealed_line(content: Mapping[str, Any]) -> bytes:
-    """``content`` as a line of JSON, without its end, sealed as by ``sealed_json``.
+    """``content`` as a line of JSON without a newline, sealed as in ``sealed_json``.
 
     Raises:
         ValueError: a value is NaN or infinite, which JSON cannot hold.
@@ -131,10 +131,10 @@ def sealed_line(content: Mapping[str, Any]) -> bytes:
 
 
 def read_sealed_line(line: bytes) -> dict[str, Any]:
-    """The content that ``sealed_line`` was given.
+    """The content of a line that ``sealed_line`` rendered.
 
     Raises:
-        SealError: a byte differs from what was written.
+        SealError: the line differs from what was written.
     """
     content = _unsealed(line, _rendered_line)
     if content is None:
@@ -147,7 +147,7 @@ def _sealed(content: Mapping[str, Any], render: _Render) -> bytes:
 
 
 def _unsealed(data: bytes, render: _Render) -> dict[str, Any] | None:
-    """The content that ``_sealed`` was given; None if it cannot have returned ``data``."""
+    """The content from which ``_sealed`` made ``data``; None if the digest does not match."""
     try:
         content = json.loads(data)
         del content[_DIGEST_KEY]

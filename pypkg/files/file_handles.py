@@ -7,12 +7,12 @@ import resource
 
 from pypkg.errors import UserError
 
-_RESERVE = 64  # for libraries, logs and files that are open for a moment
-_ENOUGH = 1 << 20  # some libraries take memory for as many as the limit allows
+_RESERVE = 64  # for libraries, logs and files that are open for a short time
+_ENOUGH = 1 << 20  # some libraries allocate memory in proportion to the limit
 
 
 def raise_limit() -> None:
-    """Raises the soft limit towards the hard one, as a process may do by itself."""
+    """Raises the soft limit to the hard limit, or to ``_ENOUGH`` if that is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -20,13 +20,13 @@ def raise_limit() -> None:
 
 
 def require(count: int, purpose: str) -> None:
-    """Checks that ``count`` more can be opened.
+    """Checks that ``count`` more files or connections can be opened.
 
     Args:
-        purpose: what they are for, as a noun phrase.
+        purpose: subject of the error message, in the plural, such as "the corpora".
 
     Raises:
-        UserError: the limit is too low; names it and what is needed.
+        UserError: the limit is too low.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = count + len(os.listdir("/proc/self/fd")) + _RESERVE

@@ -1,4 +1,4 @@
-"""JSON files that hold an object: read so that no key is lost without a word."""
+"""Reads JSON files that contain an object, with an error for keys that occur twice."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _MOST_LEVELS = 100
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a JSON file; the ``object_pairs_hook`` of ``json.loads``.
+    """The dict of ``pairs``; an ``object_pairs_hook`` for ``json.loads``.
 
     Raises:
-        ValueError: a key occurs twice, so that readers differ in the value that they take.
+        ValueError: a key occurs twice. Programs differ in the value that they would use.
     """
     found: dict[str, Any] = {}
     for key, value in pairs:
@@ -30,8 +30,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. A byte order mark of UTF-8 is skipped.
 
     Raises:
-        UserError: the file is missing, unreadable, not JSON (with line and column) or no object, or
-            names a key twice.
+        UserError: the file is missing, cannot be read, is not JSON or not an object, or has a key
+            twice.
     """
     check_link(path)
     try:
@@ -46,7 +46,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not usable JSON: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    if _is_deeper(value, _MOST_LEVELS):  # what walks or prints a value recurses
+    if _is_deeper(value, _MOST_LEVELS):  # functions that traverse or print a value recurse
         raise UserError(f"{path} is not usable JSON: it has more than {_MOST_LEVELS} levels")
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object, found a {type(value).__name__}")
@@ -54,7 +54,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _is_deeper(value: Any, levels: int) -> bool:
-    """Whether lists and objects of ``value`` are nested in more than so many levels."""
+    """Whether lists and objects of ``value`` are nested more than ``levels`` deep."""
     level = [value]
     for _ in range(levels + 1):
         held = [each for each in level if isinstance(each, (dict, list))]

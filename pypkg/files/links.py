@@ -1,6 +1,6 @@
-"""Links that lead nowhere, which look like missing files.
+"""Detects broken symbolic links, which otherwise look like missing files.
 
-The folders of Hugging Face's cache are links to files that may have been removed.
+The folders of Hugging Face's cache contain links to files that may have been removed.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from pypkg.errors import UserError
 
 
 def check_link(path: Path) -> None:
-    """
+    """Checks that ``path`` is not a broken symbolic link.
+
     Raises:
-        UserError: ``path`` is a link that leads nowhere.
+        UserError: it is one.
     """
     if path.is_symlink() and not os.path.exists(path):
         raise UserError(
-            f"{path} is a link to {os.readlink(path)}, which is not there; mend or remove the link"
+            f"{path} is a link to {os.readlink(path)}, which does not exist; repair or remove the "
+            "link"
         )
 
 
@@ -28,7 +30,7 @@ def files_named(folder: Path, patterns: Iterable[str]) -> list[Path]:
     """The files in ``folder`` whose names match a pattern, sorted; none if there is no folder.
 
     Raises:
-        UserError: a name that matches is a link that leads nowhere, or the folder cannot be read.
+        UserError: a matching file is a broken symbolic link, or the folder cannot be read.
     """
     if not os.path.isdir(folder):  # False, not an error, for a name too long for a path
         return []

@@ -1,4 +1,4 @@
-"""Where the files that ship with the package are."""
+"""Paths of the files that are shipped with the package."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def library_dir() -> Path:
 
 
 def sources_dir() -> Path | None:
-    """The folder ``csrc`` beside the package in a checkout; None where the package is installed."""
+    """The folder ``csrc`` beside the package in a checkout; None in an installed package."""
     folder = _PACKAGE.parent / "csrc"
     return folder if (folder / "kernels").is_dir() else None

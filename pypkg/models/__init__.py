@@ -1,6 +1,6 @@
 """Models: configurations, the decoder, and weights in Hugging Face format.
 
-Configurations (``ModelConfig``, ``registry``) work without Paddle. The functions that build models
+Configurations (``ModelConfig``, ``registry``) do not need Paddle. The functions that build models
 import Paddle on first use.
 """
 

@@ -1,6 +1,6 @@
 """``python -m pypkg.models``: the list of families and known models, or the sizes of some models.
 
-Exit codes: 0 done, 2 a name or folder that is no model, 130 stopped by Ctrl-C.
+Exit codes: 0 success, 2 a name or folder is not a model, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="pypkg models",
-        description="Prints docs/models.md, the families and the known names with their sizes; or "
-        "the sizes of each MODEL by its configuration. Weights are not needed.",
+        description="Prints docs/models.md: the families, and the known names with their sizes. "
+        "With MODEL, prints the sizes of each MODEL. It reads configurations, not weights.",
     )
     parser.add_argument(
         "models", nargs="*", metavar="MODEL", help="a folder with a config.json, or a known name"
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _page() -> int:
-    logging.disable(logging.WARNING)  # what a run of a model would log is not about the list
+    logging.disable(logging.WARNING)  # warnings about single configurations
     try:
         print(models_page(), end="")
     finally:

@@ -1,4 +1,4 @@
-"""Building a model: its parameters are filled one by one, or have no memory yet."""
+"""Builds a model. Its parameters are filled one by one, or have no memory yet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Model = Decoder | PipelineDecoder
 
 
 def build_filled(config: ModelConfig, dtype: str, read: ReadParameter) -> Model:
-    """A model of ``dtype``, or the stage of this process, filled by ``read``.
+    """A model of ``dtype``, or this rank's part of it, with parameters filled by ``read``.
 
     Raises:
         UserError: ``dtype`` is not one of DTYPES, or the model cannot be divided over the ranks.
@@ -35,7 +35,7 @@ def build_filled(config: ModelConfig, dtype: str, read: ReadParameter) -> Model:
 
 
 def build_without_memory(config: ModelConfig, dtype: str) -> Model:
-    """As ``build_filled``, but no parameter has memory before its ``initialize`` is called."""
+    """Like ``build_filled``, but a parameter has no memory until its ``initialize`` is called."""
     with paddle.LazyGuard():
         return _build(config, dtype)
 
@@ -53,9 +53,12 @@ def _build(config: ModelConfig, dtype: str) -> Model:
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the parameters of a model, in its order, without allocating them.
+    """Shapes of the parameters of a model by name, in its order. Nothing is allocated.
 
-    The shapes are those of whole parameters under every layout.
+    The shapes are those of whole parameters, under every parallel layout.
+
+    Raises:
+        UserError: the model cannot be divided over the ranks of the tensor group.
     """
     _check_divisible(config)
     return {each.name: each.shape for each in whole_parameters(config)}

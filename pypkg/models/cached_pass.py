@@ -1,4 +1,4 @@
-"""A pass of a model over tokens that follow those in a key-value cache."""
+"""A forward pass over tokens that follow those in a key-value cache."""
 
 from __future__ import annotations
 
@@ -17,19 +17,23 @@ def cached_pass(
     tokens: NewTokens,
     cache: KVCache,
 ) -> paddle.Tensor:
-    """As ``DecoderChunk.run`` in evaluation, for the tokens after those in ``cache``.
+    """``DecoderChunk.run`` in evaluation mode, for the tokens after those in ``cache``.
 
     Args:
         x: output of the previous chunk; None for the first chunk.
         input_ids: int64 [batch, sequence], the new tokens.
-        tokens: what ``cache.advance(input_ids)`` returned.
+        tokens: the result of ``cache.advance(input_ids)``.
+
+    Returns:
+        The result of ``DecoderChunk.run`` for the new tokens.
     """
     config, positions = chunk.config, tokens.position_ids
     if chunk.chunk.is_first:
         x = chunk.embed(input_ids, positions)
     rotation = None
     if config.position_embedding == "rope":
-        # Tables of the capacity serve many tokens. Only their frequencies may depend on the length.
+        # Tables for the whole capacity are computed once for many passes. Only frequencies that
+        # depend on the length need the current length.
         length = tokens.stop if depends_on_length(config) else cache.capacity
         rotation = chunk.rotary_table(length, positions, training=False)
     batch, sequence = input_ids.shape

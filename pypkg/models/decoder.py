@@ -79,8 +79,7 @@ class DecoderChunk(nn.Layer):
     def head_weight(self) -> paddle.Tensor:
         """The weight of the head, [vocab_size, embedding_size]; the embedding table if tied.
 
-        Under tensor parallelism it has the rows of this process, padded as in
-        ``vocab_embedding``.
+        Under tensor parallelism it has the rows of this rank, padded as in ``vocab_embedding``.
         """
         weight = self._head_table.weight
         return F.normalize(weight, axis=1, epsilon=1e-12) if self.config.norm_head else weight
@@ -97,16 +96,16 @@ class DecoderChunk(nn.Layer):
         return table
 
     def use_attention(self, backend: str) -> None:
-        """Chooses the attention: "pypkg" (the default), "paddle", or "reference".
+        """Chooses the implementation of attention: "pypkg" (the default), "paddle" or "reference".
 
-        The reference stores [batch, heads, sequence, sequence]. Paddle's flash attention needs a
-        GPU and 16 bits, and has no ALiBi and no soft cap.
+        The reference stores scores of [batch, heads, sequence, sequence]. Paddle's flash attention
+        needs a GPU and a 16-bit dtype, and supports neither ALiBi nor a soft cap.
         """
         for layer in self.layers:
             layer.self_attn.backend = backend
 
     def use_recompute(self, choice: Recompute | None) -> None:
-        """Chooses the activations that backward passes recompute; None (the default): none."""
+        """Chooses the activations that are recomputed in backward passes; None (default): none."""
         recompute.use_recompute(zip(self.chunk.layers, self.layers, strict=True), choice)
 
     def use_dropout(self, probability: float) -> None:
@@ -120,7 +119,7 @@ class DecoderChunk(nn.Layer):
             layer.hidden_dropout = probability
 
     def use_z_loss(self, factor: float) -> None:
-        """Sets the factor of z-loss in training, of ``ops.linear_cross_entropy``; by default 0."""
+        """Sets the factor of the z-loss in training (``ops.linear_cross_entropy``); default 0."""
         self._z_loss = factor
 
     def run(
@@ -135,25 +134,25 @@ class DecoderChunk(nn.Layer):
 
         Args:
             x: output of the previous chunk; None for the first chunk.
-            input_ids, position_ids, prefix_lengths, document_starts: as for
-                ``Decoder.hidden_states``; the same for all chunks of a micro batch. Where a context
-                group divides the tokens, ``input_ids`` are those of this rank, and the others whole
-                (parallel/context/tokens.py).
+            input_ids, position_ids, prefix_lengths, document_starts: as in
+                ``Decoder.hidden_states``; the same for all chunks of a micro batch. Under context
+                parallelism, ``input_ids`` are the tokens of this rank, and the other inputs are
+                those of the whole sequence (parallel/context/tokens.py).
 
         Returns:
-            The last chunk returns the normalised final hidden states, as
-            ``Decoder.hidden_states``. The others return the residual stream, [batch, sequence,
-            hidden_size], or its split tokens under sequence parallelism (parallel/tp_layers.py).
+            On the last chunk the normalised final hidden states, as ``Decoder.hidden_states``
+            returns them. On the others the residual stream, [batch, sequence, hidden_size], or this
+            rank's tokens of it under sequence parallelism (parallel/tp_layers.py).
 
         Raises:
-            UserError: the model does not use one of the inputs, see ``Decoder.hidden_states``.
+            UserError: the model does not support one of the inputs, see ``Decoder.hidden_states``.
         """
         if self.config.prefix_lm:
             self._check_given(position_ids, prefix_lengths)
             if document_starts is not None:
                 raise UserError(
-                    "document_starts are given to a model that sees a prefix in both directions; "
-                    "its prefix belongs to the whole row. Leave them out"
+                    "document_starts are given to a prefix language model, whose prefix belongs to "
+                    "the whole row; leave them out"
                 )
             if position_ids is None and self.config.position_embedding in ("rope", "learned"):
                 position_ids = derived_positions(self.config, input_ids)
@@ -173,21 +172,27 @@ class DecoderChunk(nn.Layer):
     def _check_given(
         self, position_ids: paddle.Tensor | None, prefix_lengths: paddle.Tensor | None
     ) -> None:
-        """
+        """Checks the inputs of a prefix language model under context parallelism.
+
         Raises:
-            UserError: positions or prefixes have to be derived from tokens that other ranks have.
+            UserError: positions or prefixes would have to be derived from tokens of other ranks.
         """
         if context_degree() > 1 and (position_ids is None or prefix_lengths is None):
             raise UserError(
-                "position_ids and prefix_lengths of a model that sees a prefix in both directions "
-                "are derived from all tokens, but the context axis divides them over "
-                f"{context_degree()} ranks; give both"
+                "position_ids and prefix_lengths of a prefix language model are derived from all "
+                f"tokens, but context parallelism divides the tokens over {context_degree()} "
+                "ranks; give both"
             )
 
     def finish(
         self, x: paddle.Tensor, residual: paddle.Tensor | None, shape: list[int]
     ) -> paddle.Tensor:
-        """The output of the chunk from the output of its last layer, for input ids of ``shape``."""
+        """The output of the chunk, given that of its last layer.
+
+        Args:
+            x, residual: as ``DecoderLayer`` returns them.
+            shape: of the input ids, [batch, sequence].
+        """
         if self.norm is not None:
             x = self.norm(x, residual)[0]
         elif residual is not None:
@@ -223,7 +228,7 @@ class DecoderChunk(nn.Layer):
         batch, seq_length = shape[0], whole_length(shape[1])
         if config.position_embedding == "rope":
             positions = position_ids
-            if is_ring():  # which rotates queries and keys where they are
+            if is_ring():  # each rank rotates its own queries and keys, before they are sent
                 if positions is None:
                     positions = paddle.arange(seq_length, dtype="int64").expand([batch, -1])
                 positions = own_tokens(positions)
@@ -253,7 +258,7 @@ class DecoderChunk(nn.Layer):
         token_losses: list[paddle.Tensor] | None = None,
         loss_weight: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
-        """Cross entropy of ``labels``, as ``Decoder.loss``, from the final hidden states.
+        """``Decoder.loss`` from the final hidden states.
 
         Args:
             hidden: [batch, sequence, embedding_size], output of the last chunk.
@@ -292,10 +297,10 @@ class Decoder(DecoderChunk):
             input_ids: int64 [batch, sequence], each in [0, vocab_size).
             position_ids: int64 [batch, sequence], or [batch, 2, sequence] with
                 ``position_encoding_2d``.
-            prefix_lengths: int32 [batch], number of first tokens of each row that see each other
-                in both directions.
-            document_starts: int32 [batch, sequence], position in the row of the first token of
-                each token's document; a token sees only its own document. None: a row is one
+            prefix_lengths: int32 [batch], number of leading tokens of each row that attend to each
+                other in both directions.
+            document_starts: int32 [batch, sequence], index in the row of the first token of each
+                token's document; a token attends only to its own document. None: a row is one
                 document. Not allowed for a ``prefix_lm`` model.
 
         If ``position_ids`` or ``prefix_lengths`` is None, a ``prefix_lm`` model derives it from
@@ -307,7 +312,7 @@ class Decoder(DecoderChunk):
 
         Raises:
             UserError: ``position_ids`` or ``document_starts`` are given to a model that does not
-                use them.
+                support them.
         """
         return self.run(None, input_ids, position_ids, prefix_lengths, document_starts)
 
@@ -338,17 +343,17 @@ class Decoder(DecoderChunk):
         token_losses: list[paddle.Tensor] | None = None,
         loss_weight: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
-        """Cross entropy of the next tokens in nats. The logits of the whole batch are never stored.
+        """Cross entropy of the next tokens in nats, without storing the logits of the whole batch.
 
         Args:
             input_ids: int64 [batch, sequence].
             labels: int64 [batch, sequence], the token after each of ``input_ids``, or -100 for
                 positions without loss.
             reduction: "mean" over the labels other than -100, or "sum".
-            position_ids, prefix_lengths, document_starts: as for ``hidden_states``.
+            position_ids, prefix_lengths, document_starts: as in ``hidden_states``.
             token_losses: a list to which the loss of each label is appended, float32 [batch,
                 sequence], without gradient.
-            loss_weight: float32 scalar, a factor of the result and its gradient.
+            loss_weight: float32 scalar, a factor of the result.
 
         Returns:
             A float32 scalar.

@@ -1,4 +1,4 @@
-"""Which ranks hold the parts of a parameter, or of optimizer state in its shape."""
+"""The ranks that hold the parts of a parameter, or of optimizer state in its shape."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pypkg.parallel.comm import gather
 def division(
     config: ModelConfig, name: str, shape: Sequence[int], part_bytes: int, is_sliced: bool
 ) -> Division | None:
-    """The parts of the parameter ``name``; None if this rank holds all of it.
+    """The division of the parameter ``name`` into parts; None if this rank holds all of it.
 
     Args:
         shape: shape of the parameter, or of this rank's TP shard of it.

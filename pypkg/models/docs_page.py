@@ -13,10 +13,10 @@ _INTRODUCTION = """\
 # Models
 
 `model_name_or_path` is a folder in Hugging Face format, or one of the names below. A name selects
-a configuration that comes with this package, in `configs/models`. Names are not case-sensitive.
+a configuration in `configs/models`, which is part of this package. Names are not case-sensitive.
 Training from random weights needs nothing else. `continue_training` loads the weights from the
-folder, or those of that name from the Hugging Face cache; with `download`, weights that the cache
-lacks are fetched from the Hugging Face Hub.
+folder, or those of the name from the Hugging Face cache. With `download`, weights that the cache
+lacks are downloaded from the Hugging Face Hub.
 
 To add a size, add a JSON file with the keys of the family's `config.json` to `configs/models`; the
 file of `org/name` is `org--name.json`. `aliases.json` maps models that differ only in their weights
@@ -27,21 +27,22 @@ once.
 
 ## Keys of config.json
 
-Every key is read, is known to have no effect, or is refused by name, because a key that is ignored
-silently may change the model.
+Each key is read, is known to have no effect, or is rejected with an error that names it. A key that
+was ignored silently could change the model.
 
 - A family reads the keys of its original implementation. Those of token ids, generation, other
   tasks and the program that wrote the file are known in every family, and dropout is logged.
-- Some keys are accepted at one value, such as `hidden_act` `silu` in LLaMA, or at null, such as
+- Some keys are accepted with one value only, such as `hidden_act` `silu` in LLaMA, or null, such as
   `quantization_config`.
-- The LLaMA-like families also follow `sliding_window`, `layer_types`, `attn_logit_softcapping` and
-  `mlp_bias`, Mistral `attention_bias`, and Baichuan `num_key_value_heads`. Their original
+- The LLaMA-like families also read `sliding_window`, `layer_types`, `attn_logit_softcapping` and
+  `mlp_bias`, Mistral also `attention_bias`, and Baichuan also `num_key_value_heads`. Their original
   implementations do not read these keys, so other programs compute another model from such a
-  folder; the log says so. LLaMA follows PaddleNLP's `alibi`, `rope_scaling_type` and
+  folder; a warning is logged. LLaMA also reads PaddleNLP's `alibi`, `rope_scaling_type` and
   `rope_scaling_factor`.
-- If `rope_scaling` and `rope_parameters` are both there, `rope_scaling` counts, as in transformers.
+- If `rope_scaling` and `rope_parameters` are both present, `rope_scaling` is used, as in
+  transformers.
 - A key that the family does not know is an error. `--allow_unknown_config KEY ...`, a setting of
-  `pypkg pretrain` and an option of `pypkg convert`, has it ignored.
+  `pypkg pretrain` and an option of `pypkg convert`, ignores the key.
 """
 
 

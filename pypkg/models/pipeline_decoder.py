@@ -24,7 +24,7 @@ from pypkg.parallel.pipeline import (
 from pypkg.parallel.tied_copies import TiedCopies
 
 # The tensors that a stage sends to the next one: the residual stream and the inputs of the micro
-# batch. Every stage derives masks and positions from these inputs, as a model in one process does.
+# batch. Each stage derives masks and positions from these inputs, like a model without stages.
 _STREAM = "stream"
 _INPUTS = ("input_ids", "position_ids", "prefix_lengths", "document_starts")
 _LABELS = ("labels", "token_losses", "loss_weight")
@@ -37,8 +37,8 @@ class PipelineDecoder(nn.Layer):
     stage has ``counted_elsewhere = True``, so that norms over all parameters count the table once.
 
     Attributes:
-        tied: the copies of a tied embedding table, whose gradients the update has to sum; None: it
-            is not tied.
+        tied: the copies of a tied embedding table, whose gradients the update must sum; None if the
+            head is not tied.
 
     Raises:
         UserError: the model has fewer layers than the pipeline has model chunks.
@@ -86,22 +86,22 @@ class PipelineDecoder(nn.Layer):
         return self.train(False)
 
     def use_attention(self, backend: str) -> None:
-        """Same as the method of ``Decoder``, for all chunks of this rank."""
+        """``Decoder.use_attention`` for all chunks of this rank."""
         for chunk in self._chunks:
             chunk.use_attention(backend)
 
     def use_recompute(self, choice: Recompute | None) -> None:
-        """See ``Decoder.use_recompute``. Intervals count the layers of each chunk."""
+        """``Decoder.use_recompute`` for all chunks; intervals count the layers of each chunk."""
         for chunk in self._chunks:
             chunk.use_recompute(choice)
 
     def use_dropout(self, probability: float) -> None:
-        """Same as the method of ``Decoder``, for all chunks of this rank."""
+        """``Decoder.use_dropout`` for all chunks of this rank."""
         for chunk in self._chunks:
             chunk.use_dropout(probability)
 
     def use_z_loss(self, factor: float) -> None:
-        """Same as the method of ``Decoder``, for all chunks of this rank."""
+        """``Decoder.use_z_loss`` for all chunks of this rank."""
         for chunk in self._chunks:
             chunk.use_z_loss(factor)
 
@@ -112,16 +112,16 @@ class PipelineDecoder(nn.Layer):
     ) -> Tensor:
         """Accumulates the gradients of the mean loss over ``micro_batches`` on this stage.
 
-        That of a tied table is the part of this stage; see ``tied``.
+        The gradient of a tied table is only the part of this stage; see ``tied``.
 
         Args:
-            micro_batches: arguments of ``Decoder.loss`` by name without ``reduction``; equal on all
-                stages. Only the last stage fills ``token_losses``.
+            micro_batches: arguments of ``Decoder.loss`` by name, without ``reduction``; the same on
+                all stages. Only the last stage fills ``token_losses``.
             scale: applied to each loss before its backward pass.
 
         Returns:
-            A float32 scalar, equal on all stages: the mean over micro batches of ``Decoder.loss``,
-            each a mean over its labels times its ``loss_weight``.
+            The mean of ``Decoder.loss`` over the micro batches, without ``scale``: a float32
+            scalar, the same on all stages.
         """
         return self._schedule.forward_backward(micro_batches, scale)
 
@@ -138,8 +138,8 @@ class PipelineDecoder(nn.Layer):
 
         Args:
             input_ids: int64 [batch, sequence], the tokens after those in the cache.
-            tokens: what ``cache.advance(input_ids)`` returned.
-            cache: of the layers of this rank.
+            tokens: the result of ``cache.advance(input_ids)``.
+            cache: for the layers of this rank.
         """
         for handover in self._handovers:
             handover.cached = (tokens, cache)
@@ -162,7 +162,7 @@ class _Handover(nn.Layer):
     def __init__(self, chunk: DecoderChunk) -> None:
         super().__init__()
         self.chunk = chunk
-        self.cached: tuple[NewTokens, KVCache] | None = None  # of a pass with a cache
+        self.cached: tuple[NewTokens, KVCache] | None = None  # set during a pass with a cache
 
     def forward(self, state: dict[str, Tensor]) -> dict[str, Tensor] | Tensor:
         inputs = {name: state[name] for name in _INPUTS if name in state}
@@ -172,5 +172,5 @@ class _Handover(nn.Layer):
             out = self.chunk.run(state.get(_STREAM), **inputs)
         if self.chunk.chunk.is_last:
             return out
-        # These are copies: the schedule frees sent tensors, and backward passes need the values.
+        # Copies, because the schedule frees sent tensors and the backward pass needs their values.
         return {_STREAM: out, **{name: value.clone() for name, value in inputs.items()}}

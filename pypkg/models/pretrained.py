@@ -55,28 +55,31 @@ def from_config(config: ModelConfig, dtype: str = "float32", seed: int | None = 
     """A model with random weights, in train mode.
 
     Matrices are normal with mean 0 and the standard deviation of ``config.initialization``
-    (initialization.py); norm weights are 1 and biases 0. An element depends on ``seed``, the name
-    of its parameter and its place in the whole parameter alone; no global random state is used.
-    So the weights do not depend on the parallel degrees, and a rank makes what it holds.
+    (initialization.py); norm weights are 1 and biases 0. An element depends only on ``seed``, the
+    name of its parameter and its index in the whole parameter. The weights are therefore the same
+    under every parallel layout, and each rank computes only its part. No global random state is
+    used.
 
     Args:
         dtype: float32, float16 or bfloat16.
-        seed: equal on all ranks; None draws a different model each time, in one process.
+        seed: the same on all ranks. None: a random seed; only in a run of one process.
 
     Raises:
-        UserError: ``dtype`` is another, the model cannot be divided over the processes, or several
-            processes have no seed.
+        UserError: ``dtype`` is not one of these, the model cannot be divided over the ranks, or
+            ``seed`` is None in a run of several processes.
     """
     return build_filled(config, dtype, random_weights(config, seed))
 
 
 def random_weights(config: ModelConfig, seed: int | None = None) -> ReadParameter:
-    """The weights of ``from_config``, for a model whose parameters are filled one by one.
+    """The weights of ``from_config``, as a function that fills one parameter at a time.
 
-    Args and errors are those of ``from_config``.
+    Arguments and errors are those of ``from_config``.
     """
     if seed is None and mesh.current().world_size > 1:
-        raise UserError("seed is None, but processes that divide a model need the same; give one")
+        raise UserError(
+            "seed is None, but all ranks that hold parts of a model need the same seed; give one"
+        )
     known_seed = secrets.randbits(64) if seed is None else seed
 
     def read(
@@ -96,7 +99,7 @@ def _draw(
     seed: int,
     elements: tuple[int, int] | None,
 ) -> None:
-    """Overwrites ``out`` with initial random values of the matrix ``name``; see ReadParameter."""
+    """Overwrites ``out`` with random initial values of the matrix ``name``; see ReadParameter."""
     progress.report(f"drawing {name}")
     degree, rank = tensor_degree(), tensor_rank()
     start = elements[0] if elements else 0
@@ -114,22 +117,22 @@ def from_pretrained(
 ) -> Model:
     """Loads the model in a local folder or in the Hugging Face cache.
 
-    Tensors are read one at a time and converted to ``dtype``. A process reads only the tensors of
-    its pipeline stage, and of each tensor only its TP shard.
+    Tensors are read one at a time and converted to ``dtype``. A rank reads only the tensors of its
+    pipeline stage, and of each tensor only its TP shard.
 
     Args:
         folder: path of a folder with config.json and weights in a format of ``TensorFiles``, of
             Hugging Face or PaddleNLP; or a name such as "bigscience/bloom-560m" in the cache, see
             ``hub.find_weights``.
         dtype: float32, float16 or bfloat16.
-        seed: of the head where the weights are those of a model without it, such as a
-            ``LlamaModel``. It is drawn as ``from_config`` draws it, which the log says.
-        download: download what the cache lacks; False never uses the network.
-        allow_unknown_config: unknown keys of config.json that are ignored instead of refused.
+        seed: for a head that the weights do not contain, such as those of a ``LlamaModel``. It is
+            initialized as in ``from_config``, and a warning is logged.
+        download: whether to download files that the cache lacks; False: the network is not used.
+        allow_unknown_config: unknown keys of config.json to ignore instead of raising an error.
         overrides: fields of ModelConfig that replace those of config.json.
 
     Returns:
-        The model in eval mode.
+        The model, in eval mode.
 
     Raises:
         UserError: the folder does not exist; the configuration is unsupported or contradictory; a
@@ -154,9 +157,9 @@ def stored_weights(
     allow_unknown_config: Collection[str] = (),
     **overrides: Any,
 ) -> tuple[ModelConfig, ReadParameter]:
-    """The configuration and the weights of ``from_pretrained``, to be read one by one.
+    """The configuration of ``from_pretrained``, and a function that reads one parameter at a time.
 
-    Args and errors are those of ``from_pretrained``.
+    Arguments and errors are those of ``from_pretrained``.
     """
     folder = find_weights(folder, download)
     config = stored_config(folder, allow_unknown_config).replace(**overrides)
@@ -164,12 +167,13 @@ def stored_weights(
 
 
 def weight_reader(folder: Path, config: ModelConfig, dtype: str, seed: int = 0) -> ReadParameter:
-    """A function that reads what this process holds of a parameter.
+    """A function that reads this rank's part of a parameter.
 
     Args:
-        folder: as for ``from_pretrained``.
-        config: of the model that takes the weights.
-        seed: as for ``from_pretrained``.
+        folder: with weights, as in ``from_pretrained``.
+        config: of the model to fill.
+        dtype: float32, float16 or bfloat16.
+        seed: as in ``from_pretrained``.
 
     Raises:
         UserError: tensors are missing, superfluous or of the wrong shape, or a file is corrupt.
@@ -192,17 +196,16 @@ def weight_reader(folder: Path, config: ModelConfig, dtype: str, seed: int = 0) 
 
 
 def stored_config(folder: Path, allow_unknown_config: Collection[str] = ()) -> ModelConfig:
-    """The configuration of the model in ``folder``.
+    """The configuration of the model in ``folder``: that of config.json.
 
-    It is that of config.json, with an untied head if the weights hold a head that differs from the
-    embedding.
+    The head counts as untied if the weights contain a head that differs from the embedding.
 
     Raises:
-        UserError: as for ``from_pretrained``.
+        UserError: as in ``from_pretrained``.
     """
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(
-            f"{folder} has no {CONFIG_FILE}; add the one of the model, or make a folder that has "
+            f"{folder} has no {CONFIG_FILE}; add the one of the model, or create a folder that has "
             "one with: python -m pypkg.convert import SRC DST --config NAME"
         )
     return as_stored(load_config(folder, allow_unknown_config), TensorFiles(folder), folder)
@@ -217,7 +220,7 @@ def _read(
     dtype: str,
     elements: tuple[int, int] | None,
 ) -> np.ndarray:
-    """The values of ``ReadParameter``; no other bytes are read than those of its rows."""
+    """The values for ``ReadParameter``. Only the bytes of the rows that are needed are read."""
     shard = tp_shard(config, name, tensor_degree(), tensor_rank())
     if shard is None and elements is None:
         sources = names.source_shapes(name, own_shape)
@@ -243,19 +246,19 @@ def save_pretrained(
     """Writes a Hugging Face folder: config.json and one or more safetensors files.
 
     Files have temporary names until all are complete. Then they are renamed, and weight files of
-    an earlier save that do not belong to the model are removed; other files stay.
+    an earlier save that do not belong to the model are removed. Other files are not changed.
 
-    All processes must call it and see the same ``folder``. Each writes a part of the parameters, to
-    files of its own. The tensors are those that one process writes.
+    Every rank must call this and see the same ``folder``. Each rank writes some of the parameters,
+    to its own files. The tensors are the same under every parallel layout.
 
     Args:
-        model: the model, or the part of it on this process.
+        model: the model, or this rank's part of it.
         folder: created if missing.
         max_shard_size: largest size of a weight file, in bytes or with a unit ("500MB", "5GB").
 
     Raises:
-        UserError: the folder cannot be written to, the disk is full, ``max_shard_size`` is not a
-            size, or a parameter holds NaN or infinity. Raised on all processes.
+        UserError: on every rank, if the folder cannot be written, the disk is full,
+            ``max_shard_size`` is not a size, or a parameter holds NaN or infinity.
     """
     folder, rank = Path(folder), mesh.current().rank
     plan = SavePlan([model_tensors(model, parse_size(max_shard_size))])
@@ -295,7 +298,7 @@ def save_pretrained(
 
 
 def _begin_folder(folder: Path) -> int:
-    """Makes the folder; returns a number for the temporary names of this save."""
+    """Creates the folder; returns a number for the temporary file names of this save."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -304,10 +307,12 @@ def _begin_folder(folder: Path) -> int:
 
 
 def model_tensors(model: Model, max_file_size: int | None = None) -> TensorSet:
-    """The parameters of a model as a Hugging Face folder holds them; all ranks have to call this.
+    """The parameters of a model as the tensors of a Hugging Face folder.
+
+    Every rank must call this.
 
     Args:
-        max_file_size: bytes; None: one file for each rank.
+        max_file_size: largest size of a file in bytes; None: one file for each rank.
     """
     config, dtype = model.config, model_dtype(model)
     names, shapes = weight_map(config), parameter_shapes(config)
@@ -344,19 +349,19 @@ def _division(config: ModelConfig, name: str, tensor: paddle.Tensor) -> Division
 
 
 def model_config_json(model: Model) -> dict[str, Any]:
-    """The keys of config.json."""
+    """The content of config.json for ``model``."""
     return config_to_huggingface(model.config, model_dtype(model))
 
 
 def whole_parameter(
     config: ModelConfig, name: str, tensor: paddle.Tensor, writer: int
 ) -> np.ndarray | None:
-    """A parameter, or its gradient, on the rank ``writer``; None on the others.
+    """The whole parameter ``name``, or its gradient, on the rank ``writer``; None on the others.
 
-    All ranks that ``gather.takes_part`` names have to call this.
+    All ranks with ``gather.takes_part(writer)`` must call this.
 
     Args:
-        tensor: this rank's TP shard; of a parameter, ZeRO stage 3 may have sliced it.
+        tensor: this rank's TP shard, or in ZeRO stage 3 a parameter that holds a slice of it.
     """
     sliced = gather.is_sliced(tensor)
     part = gather.for_tensor_group(
@@ -368,12 +373,12 @@ def whole_parameter(
 def whole_value(
     config: ModelConfig, name: str, shard: paddle.Tensor, writer: int
 ) -> np.ndarray | None:
-    """The whole tensor of the shape of the parameter ``name``, on the rank ``writer``.
+    """The whole tensor in the shape of the parameter ``name`` on the rank ``writer``.
 
-    The ranks of its tensor group have to call this; the others get None.
+    The ranks of the writer's tensor group must call this; the other ranks get None.
 
     Args:
-        shard: the TP shard on this rank of the parameter, its gradient or its optimizer state.
+        shard: this rank's TP shard of the parameter, its gradient or its optimizer state.
     """
     current, member = mesh.current(), mesh.current().coordinates(writer).tensor
     if tp_shard(config, name, current.tensor_degree, 0) is None:

@@ -1,4 +1,4 @@
-"""The choice of the next token from its logits."""
+"""Chooses the next token from its logits."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Sampling:
 
     Attributes:
         temperature: divides the logits; 0 takes the most likely token.
-        top_k: number of most likely tokens that may be chosen; 0: all. Applied first.
-        top_p: only the most likely tokens whose probabilities together reach it may be chosen
-            (Holtzman et al., 2020); 1: all.
+        top_k: only this number of most likely tokens may be chosen; 0: all. Applied before top_p.
+        top_p: only the smallest set of most likely tokens whose probabilities sum to at least this
+            value may be chosen (Holtzman et al., 2020); 1: all.
         seed: of the random numbers. No global random state is used.
 
     Raises:
@@ -44,12 +44,12 @@ class Sampling:
 
 
 class Sampler:
-    """Chooses a token for each row of a batch; each row has random numbers of its own.
+    """Chooses a token for each row of a batch. Each row has its own random number generator.
 
-    So the tokens of a row do not depend on the other rows, up to rounding of its logits.
+    The tokens of a row therefore do not depend on other rows, up to rounding of its logits.
 
     Args:
-        numbers: of the rows; equal numbers have equal random numbers.
+        numbers: one for each row, which seeds its generator together with ``sampling.seed``.
     """
 
     def __init__(self, sampling: Sampling, numbers: Iterable[int]) -> None:

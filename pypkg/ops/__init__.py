@@ -1,8 +1,9 @@
 """Fused operators on Paddle tensors, each with a reference composed of Paddle primitives.
 
-A module for each operator, those of attention and of the loss in rooms of their own. The public
-functions are the names below. Every operator asks ``dispatch`` for the backend, and the reference
-defines its result; a kernel changes together with it. Nothing here knows models or ranks.
+There is one module for each operator; those of attention and of the loss are in subpackages. The
+public functions are the names below. Each operator gets its backend from ``dispatch``. The
+reference defines its result, so a kernel and its reference change together. Nothing here depends on
+models or ranks.
 """
 
 from pypkg.ops.adamw import adamw_

@@ -43,9 +43,9 @@ class _Step:
 
 
 class _Checked:
-    """The kept tensors of the last step, whose checks are not repeated; it keeps none alive.
+    """The tensors of the last step, whose checks are not repeated; it does not keep them alive.
 
-    The checks take longer than the kernel of small tensors.
+    The checks take longer than the kernel for small tensors.
 
     Attributes:
         shapes, sizes: of the parameters.
@@ -57,7 +57,7 @@ class _Checked:
         self._tensors = [weakref.ref(each) for each in step.kept()]
 
     def holds(self, kept: Tensors) -> bool:
-        """Whether ``kept`` are these objects; their memory may have moved."""
+        """Whether ``kept`` are the same objects; their memory may have changed."""
         known = [tensor() for tensor in self._tensors]
         return len(known) == len(kept) and all(map(operator.is_, known, kept))
 
@@ -107,7 +107,7 @@ def adamw_(
         weight_decays: one for each of params.
         beta1, beta2, epsilon: as in the formula.
         grad_scale: float32 with one element on the device of params; None: 1. If it is NaN or
-            infinite, nothing changes but the powers. The host does not wait for it.
+            infinite, only the powers change. The host does not wait for it.
 
     Raises:
         TypeError, ValueError: a list has another length, a tensor has another dtype or shape, or a
@@ -136,7 +136,7 @@ def _check_lengths(step: _Step) -> None:
 
 
 def _check_kept(step: _Step) -> None:
-    """What every implementation needs."""
+    """The checks for every implementation."""
     for param in step.params:
         check_dtype("adamw_", "params", param, FLOATING)
     for tensors in (step.params, step.moments1, step.moments2, step.masters or ()):
@@ -145,7 +145,7 @@ def _check_kept(step: _Step) -> None:
 
 
 def _check_for_kernel(step: _Step) -> None:
-    """What the kernel relies on."""
+    """The further checks for the kernel."""
     global _last
     checked, first = _Checked(step), step.params[0]
     _check_alike("params", step.params, first.dtype, checked.shapes, first.place)
@@ -169,7 +169,7 @@ def _adamw_reference(step: _Step) -> None:
     scale = step.grad_scale
     for i, (param, grad, decay) in enumerate(zip(step.params, step.grads, step.weight_decays)):
         held = param.detach() if step.masters is None else step.masters[i]
-        held = held.astype(dtype)  # itself, if it is of that dtype
+        held = held.astype(dtype)  # no copy if it has that dtype
         grad = grad.astype(dtype)
         written, before = (held, step.moments1[i], step.moments2[i]), []
         if scale is not None:
@@ -181,7 +181,7 @@ def _adamw_reference(step: _Step) -> None:
             *(step.beta1, step.beta2, step.epsilon, 1.0, decay, decay != 0),
             *(False, 1000, False, False, False),
         )
-        if scale is not None:  # where it is not finite, the device takes the old values back
+        if scale is not None:  # if it is not finite, the device restores the old values
             for new, old in zip(written, before):
                 paddle.assign(paddle.where(paddle.isfinite(scale), new, old), new)
         if param.dtype != dtype:
@@ -191,8 +191,7 @@ def _adamw_reference(step: _Step) -> None:
 def _adamw_compiled(step: _Step) -> None:
     """One call of the kernel with the addresses of all tensors.
 
-    A custom operator of Paddle takes longer to hand over the lists than the kernel to update small
-    tensors.
+    Passing the lists to a custom operator of Paddle takes longer than the kernel for small tensors.
     """
     from pypkg import _native
 

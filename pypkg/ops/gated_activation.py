@@ -63,7 +63,7 @@ def geglu(
     return _gated_activation("geglu", gate, up, activation, gate_first)
 
 
-# What takes packed gate and up, by the name of the activation.
+# The functions of packed gate and up, by the name of the activation.
 GATED: dict[str, Callable[[paddle.Tensor], paddle.Tensor]] = {
     "silu": swiglu,
     "gelu": geglu,

@@ -14,7 +14,7 @@ from pypkg.errors import UserError
 from pypkg.ops.dispatch.library import backend, run_compiled
 
 PRECISIONS = ("float32", "bfloat16")
-_FEW_ROWS = 8  # of more, MKL's product takes less time than ours
+_FEW_ROWS = 8  # with more rows, MKL's product is faster than the operator
 _precision = "float32"
 
 
@@ -125,7 +125,7 @@ def has_few_rows(x: paddle.Tensor, y: paddle.Tensor) -> bool:
 
 
 def _rows_of_each(x: list[int], y: list[int]) -> int:
-    """The number of rows that a matrix of y multiplies; 0: it is not one for each of x."""
+    """The number of rows of x for each matrix of y; 0: x and y have different batch shapes."""
     if len(y) == 2:
         return math.prod(x[:-1])
     return x[-2] if x[:-2] == y[:-2] and 0 not in x else 0
@@ -149,8 +149,8 @@ def _has_other_linear() -> bool:
 def _product() -> Callable[[paddle.Tensor, paddle.Tensor], paddle.Tensor]:
     """The operator that ``F.linear`` runs without a bias in this build of Paddle.
 
-    ``F.linear`` looks at the build and at flags in every call, which takes longer than the product
-    of small matrices.
+    ``F.linear`` checks the build and flags in every call, which takes longer than the product of
+    small matrices.
     """
     if not paddle.is_compiled_with_cuda():
         return lambda x, weight: _C_ops.linear(x, weight, None)

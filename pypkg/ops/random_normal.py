@@ -1,4 +1,4 @@
-"""Normal random numbers by counter."""
+"""Counter-based normal random numbers."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ def random_normal_(
     out_stride: int = 0,
     index_stride: int = 0,
 ) -> None:
-    """Overwrites a rectangle of ``out`` with normal numbers that depend on their index alone::
+    """Overwrites a rectangle of ``out`` with normal numbers that only depend on their index::
 
         out[offset + r * out_stride + c] = deviation * z(first + r * index_stride + c)
 
-    z is normal with mean 0, deviation 1 and magnitudes up to 6.66. It is made by Philox
-    4x32-10 (Salmon et al., 2011), with ``key`` as the key and the index and ``stream`` as the
-    counter, and by the transform of Box and Muller (1958), in float32. CPUs of every instruction
-    set and GPUs give the same bits, whatever part of a stream they make.
+    z is normal with mean 0, standard deviation 1 and magnitudes up to 6.66. It is computed by
+    Philox 4x32-10 (Salmon et al., 2011), with ``key`` as the key and the index and ``stream`` as
+    the counter, and by the transform of Box and Muller (1958), in float32. GPUs and CPUs of every
+    instruction set give the same bits, for any part of a stream.
 
-    The compiled module makes the numbers under every backend. A GPU that it holds no code for
-    receives them from the host.
+    The compiled module computes the numbers under every backend. If it has no code for a GPU, they
+    are computed on the host and copied.
 
     Args:
-        out: contiguous, of any shape, which is taken as flat; float32, float16 or bfloat16.
+        out: contiguous, of any shape, treated as flat; float32, float16 or bfloat16.
         key, stream: from 0 to 2^64 - 1.
         cols, rows: size of the rectangle.
         deviation: factor of z, multiplied in float32 and then rounded to the dtype of out.
         first: index of the rectangle's first number.
-        offset: place of the rectangle's first number in out.
-        out_stride: elements of out between the rows of the rectangle; at least cols.
-        index_stride: between the indices of the first numbers of two rows.
+        offset: position of the rectangle's first number in out.
+        out_stride: elements of out from one row of the rectangle to the next; at least cols.
+        index_stride: index of a row's first number minus that of the row before.
 
     Raises:
-        TypeError, ValueError: out has another dtype or is not contiguous, or the rectangle does not
-            lie within it.
+        TypeError, ValueError: out has another dtype or is not contiguous, or the rectangle is not
+            inside out.
     """
     from pypkg import _native
 

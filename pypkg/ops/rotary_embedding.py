@@ -102,8 +102,8 @@ def _check(
     rotary_dim = 2 * cos.shape[1]
     if rotary_offset < 0 or rotary_offset + rotary_dim > head_dim:
         raise ValueError(
-            f"{op}: dimensions [{rotary_offset}, {rotary_offset + rotary_dim}) are to be rotated, "
-            f"but head_dim is {head_dim}"
+            f"{op}: cos, sin and rotary_offset select the dimensions [{rotary_offset}, "
+            f"{rotary_offset + rotary_dim}), but head_dim is {head_dim}"
         )
     if position_ids is not None:
         check_dtype(op, "position_ids", position_ids, (paddle.int64,))

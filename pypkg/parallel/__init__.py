@@ -1,6 +1,6 @@
 """How the processes of a run work together: groups, layers, schedules, gradients, updates.
 
-``mesh.py`` alone starts fleet and makes groups. Nothing here knows a model: layers, parameters and
-gradients come as arguments. Rooms: ``optimizer``, ``comm``, ``launch``, and ``gloo`` for CPU
-processes.
+Only ``mesh.py`` starts fleet and creates process groups. No module here depends on a model: layers,
+parameters and gradients are arguments. Subpackages: ``optimizer``, ``comm``, ``context``,
+``launch``, and ``gloo`` for CPU processes.
 """

@@ -1,4 +1,4 @@
-"""On which host each rank runs: the endpoints, host:port, that the launcher set; free ports."""
+"""Hosts of the ranks, read from the endpoints (host:port) that the launcher set; free ports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 _LOOPBACK = "127.0.0.1"
 _FIRST_PORT = 10_000
-_PORTS_OF_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def own_host() -> str:
@@ -27,12 +27,12 @@ def hosts() -> list[str]:
 
 
 def launched_machines() -> int:
-    """Number of machines that the launcher was told of (PADDLE_NNODES); 1 without a launcher."""
+    """Number of machines that the launcher was given (PADDLE_NNODES); 1 without a launcher."""
     return int(os.environ.get("PADDLE_NNODES", "1"))
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host`` names the machine on which it is looked up, whichever that is."""
+    """Whether ``host`` is a loopback address or "localhost": each machine reaches only itself."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -40,12 +40,12 @@ def is_loopback(host: str) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nothing listens at now.
+    """``count`` ports of this machine at which nothing listens now.
 
-    They lie below those that the system gives to connections, where it has room: a connection
-    could take one of these before a rank listens at it.
+    They are below the ephemeral ports if possible, because an outgoing connection could take an
+    ephemeral port before a rank listens at it.
     """
-    ports = range(_FIRST_PORT, _first_port_of_connections())
+    ports = range(_FIRST_PORT, _first_ephemeral_port())
     generator = random.SystemRandom()  # forked processes share the state of the usual one
     candidates = generator.sample(ports, min(len(ports), 8 * count))
     with contextlib.ExitStack() as stack:
@@ -60,9 +60,9 @@ def free_ports(count: int) -> list[int]:
         return free
 
 
-def _first_port_of_connections() -> int:
+def _first_ephemeral_port() -> int:
     try:
-        return int(_PORTS_OF_CONNECTIONS.read_text().split()[0])
+        return int(_EPHEMERAL_PORTS.read_text().split()[0])
     except OSError:
         return 0
 

@@ -8,16 +8,16 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-_BITS: Any = "int16"  # of a bfloat16, which neither NumPy nor Paddle's exchange of arrays knows
+_BITS: Any = "int16"  # for a bfloat16, which neither NumPy nor Paddle's DLPack export supports
 
 
 @paddle.no_grad()
 def to_host(tensor: Tensor) -> np.ndarray:
     """The values of ``tensor``, of any shape; bfloat16 as its bits in uint16.
 
-    On a CPU the array is the tensor's own memory: it sees later changes of the tensor, and copies
-    nothing. ``Tensor.numpy`` copies all of the buffer that a tensor is a view of, which is that of
-    many parameters in ZeRO stages 1 and 2. From a GPU, the values of the view alone are copied.
+    On a CPU the array shares the tensor's memory, so it sees later changes of the tensor. From a
+    GPU only the values of the tensor are copied. (``Tensor.numpy`` copies the whole buffer of which
+    a tensor is a view; in ZeRO stages 1 and 2 that buffer holds many parameters.)
     """
     plain = tensor.detach()
     if plain.place.is_gpu_place():

@@ -1,8 +1,8 @@
 """The process groups of a hybrid-parallel run.
 
 The ranks form a grid with the axes data, pipeline, sharding, context and tensor. Only this module
-translates the names of the settings (tensor_parallel_degree) to those of fleet (mp), and only it
-starts fleet.
+starts fleet and translates the names of the settings (tensor_parallel_degree) to those of fleet
+(mp).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:  # this module also serves where there is no Paddle
+if TYPE_CHECKING:  # commands that run without Paddle import this module
     from paddle.distributed.communication.group import Group
 
 # PaddleNLP's hybrid_parallel_topo_order in fleet's names, from the outermost axis to the innermost.
@@ -41,15 +41,15 @@ class Degrees:
     Attributes:
         data: data-parallel replicas; each trains on its own samples.
         pipeline: pipeline stages; each holds consecutive layers.
-        sharding: ranks that train on their own samples and share one optimizer state (ZeRO).
-        tensor: ranks that hold one TP shard of every layer each.
+        sharding: ranks that train on their own samples and divide one optimizer state (ZeRO).
+        tensor: TP shards of each layer; each rank holds one.
         context: ranks that train on the same samples, each on its own tokens of them.
-        ring: whether keys and values go round the context group (ring attention); else its ranks
-            exchange heads for tokens around attention (Ulysses).
+        ring: whether the context group runs ring attention; else its ranks exchange heads for
+            tokens around attention (Ulysses).
         sequence_parallel: whether the tensor group splits the tokens between the layers.
         overlap_input_gradients: whether a column-parallel layer computes its weight gradient while
             the tensor group sums its input gradient.
-        skip_identity: whether column- and row-parallel layers do without copies of their inputs.
+        skip_identity: whether column- and row-parallel layers do not copy their inputs.
         topology_order: a key of TOPOLOGY_ORDERS, the order of the axes.
         virtual_stages: model chunks per pipeline stage (1: not interleaved).
     """
@@ -90,8 +90,8 @@ class Mesh:
         rank: of this process, from 0 to ``world_size`` - 1.
         data, pipeline, sharding, context, tensor: paddle.distributed groups of the ranks that
             differ from this one on that axis only; None where the degree is 1.
-        replicas: the group of the ranks that differ from this one on the data and the context axis
-            only, which hold the same parameters; None where there is one.
+        replicas: the group of the ranks that differ from this one on the data and context axes
+            only and hold the same parameters; None if there is only this one.
     """
 
     degrees: Degrees = Degrees()
@@ -125,7 +125,7 @@ class Mesh:
 
     @property
     def sharding_degree(self) -> int:
-        """Number of ranks that share one optimizer state."""
+        """Number of ranks that divide one optimizer state."""
         return self.degrees.sharding
 
     @property
@@ -170,7 +170,7 @@ class Mesh:
 
     @property
     def sample_shards(self) -> int:
-        """Number of ranks, or groups of ranks, with samples of their own: data x sharding."""
+        """Number of ranks or rank groups with own samples: data x sharding."""
         return self.data_degree * self.sharding_degree
 
     @property
@@ -180,9 +180,7 @@ class Mesh:
 
     @property
     def token_shards(self) -> int:
-        """Number of ranks, or groups of ranks, with tokens of their own: those of the samples are
-        divided over the context axis.
-        """
+        """Number of ranks or rank groups with own tokens: data x sharding x context."""
         return self.sample_shards * self.context_degree
 
     @property
@@ -192,12 +190,12 @@ class Mesh:
 
     @property
     def token_groups(self) -> tuple[Group, ...]:
-        """The groups over which a sum has to go to be one over all ``token_shards``."""
+        """The groups to reduce over, one after the other, for a sum over all ``token_shards``."""
         groups = (self.replicas, self.sharding)
         return tuple(group for group in groups if group is not None)
 
     def coordinates(self, rank: int) -> Coordinates:
-        """The coordinates of the rank ``rank`` of the run in the grid."""
+        """The coordinates of the global rank ``rank`` in the grid."""
         found = {}
         for axis in reversed(TOPOLOGY_ORDERS[self.degrees.topology_order]):
             rank, found[axis] = divmod(rank, getattr(self.degrees, _AXES[axis]))
@@ -232,15 +230,19 @@ def launched_local_rank() -> int:
 
 
 def initialize(degrees: Degrees) -> Mesh:
-    """Starts fleet and creates all groups. Every rank must call it; a single rank starts nothing.
+    """Starts fleet and creates all groups, unless the run has one process.
+
+    Every rank must call this.
 
     Raises:
-        ValueError: the product of the degrees differs from the world size.
+        ValueError: the product of the degrees differs from the number of processes.
     """
     global _current
     processes = launched_processes()
     if degrees.world_size != processes:
-        raise ValueError(f"{degrees} make {degrees.world_size} processes, launched are {processes}")
+        raise ValueError(
+            f"{degrees} need {degrees.world_size} processes, but {processes} were launched"
+        )
     _current = Mesh(degrees) if processes == 1 else _start_fleet(degrees)
     return _current
 
@@ -267,12 +269,13 @@ def _start_fleet(degrees: Degrees) -> Mesh:
         "mp_degree": degrees.tensor,
         "order": list(TOPOLOGY_ORDERS[degrees.topology_order]),
     }
-    # Fleet would send a part of each activation and gather it, wrongly where tokens are split.
+    # Each TP rank would send a part of an activation, assuming that all ranks hold the same. With
+    # sequence or context parallelism they do not.
     strategy.pipeline_configs = {"enable_partial_send_recv": False}
-    with warnings.catch_warnings():  # of groups that this process is rightly not in
+    with warnings.catch_warnings():  # about groups of which this process is not a member
         warnings.filterwarnings("ignore", message="Current global rank .* is not in group")
         fleet.init(is_collective=True, strategy=strategy, log_level=logging.WARNING)
-    if on_cpu:  # A rank that serves a store must not end while others still connect through it.
+    if on_cpu:  # a rank that serves a store must not end while others still use it to connect
         paddle.distributed.barrier()
     groups = fleet.get_hybrid_communicate_group()
     data = groups.get_data_parallel_group() if degrees.data > 1 else None

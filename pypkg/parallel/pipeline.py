@@ -1,7 +1,7 @@
-"""Pipeline parallelism: micro batches on their way through the stages of a model, by fleet.
+"""Pipeline parallelism: runs micro batches through the stages of a model with fleet's schedules.
 
-A stage hands a dictionary of tensors to the next, under names that both know; fleet sends it as a
-tuple with the names beside it. All stages are given the same micro batches.
+A stage sends a dictionary of tensors to the next stage. Fleet sends it as a tuple of tensors
+together with their names. All stages get the same micro batches.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MicroBatch = Mapping[str, Any]
 
 
 def pipeline_degree() -> int:
-    """Number of pipeline stages; each is one rank, or the ranks of a tensor group."""
+    """Number of pipeline stages."""
     return mesh.current().pipeline_degree
 
 
@@ -51,18 +51,19 @@ def virtual_stages() -> int:
 
 
 class Schedule:
-    """Runs micro batches through the model chunks: 1F1B, interleaved if a stage has several.
+    """Runs micro batches through the model chunks: 1F1B, interleaved if a stage has several chunks.
 
-    fleet's wrapper broadcasts parameters over the groups in which they are the same, and neither
-    reduces, clips nor scales gradients.
+    Its construction broadcasts parameters over the groups whose ranks hold the same ones, so every
+    rank must construct it. It does not reduce, clip or scale gradients.
 
     Args:
         chunks: the model chunks of this stage, in their order. Each takes and returns a dictionary
             of tensors. The first chunk of the model takes a micro batch without labels. The last
-            one may return anything that ``loss`` takes. A tensor that a chunk passes through has to
-            be copied, since fleet frees tensors that it has sent.
-        label_names: entries of a micro batch that ``loss`` alone takes.
-        loss: called with the output of the last chunk and the labels of a micro batch by name.
+            one may return anything that ``loss`` takes. A chunk must copy a tensor that it passes
+            on unchanged, because fleet frees tensors that it has sent.
+        label_names: entries of a micro batch that only ``loss`` takes.
+        loss: called with the output of the last chunk, and with the labels of a micro batch as
+            keyword arguments.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Schedule:
         self._chunks, self._label_names, self._loss = chunks, label_names, loss
         self._layers = _pipeline_layer(chunks, lambda output, labels: loss(output, **labels))
         self._engine = _engine(self._layers, 2 * pipeline_degree())
-        self._sent: object = None  # what the cached shapes of fleet's messages are those of
+        self._sent: object = None  # signature and schedule for which fleet has cached shapes
 
     def train(self) -> None:
         self._engine.train()
@@ -85,17 +86,19 @@ class Schedule:
     def forward_backward(
         self, micro_batches: Sequence[MicroBatch], scale: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """Adds the gradients of the mean over ``micro_batches`` of their losses.
+        """Accumulates the gradients of the mean loss over ``micro_batches``.
+
+        All stages must call this.
 
         Args:
             micro_batches: all with the same names, shapes and dtypes.
-            scale: applied to the loss of each before its backward pass.
+            scale: applied to the loss of each micro batch before its backward pass.
 
         Returns:
-            The mean, a float32 scalar, on all stages.
+            The mean loss, a float32 scalar, on all stages.
 
         Raises:
-            UserError: too few micro batches for interleaved stages.
+            UserError: there are too few micro batches for an interleaved schedule.
             ValueError: micro batches differ in names, shapes or dtypes.
         """
         count = len(micro_batches)
@@ -114,7 +117,7 @@ class Schedule:
 
     @paddle.no_grad()
     def evaluate(self, batch: MicroBatch) -> Tensor:
-        """The loss of ``batch``, on all stages."""
+        """The loss of ``batch``, a float32 scalar, on all stages. All stages must call this."""
         ((state, labels),) = self._inputs_and_labels([batch])
         output = self._through_stages(state)
         loss = paddle.zeros([], dtype="float32") if output is None else self._loss(output, **labels)
@@ -122,7 +125,13 @@ class Schedule:
 
     @paddle.no_grad()
     def forward(self, state: State) -> Any:
-        """The output of the last chunk for ``state``, inputs of the model; None on other stages."""
+        """The output of the last chunk, on the last stage; None on the others.
+
+        All stages must call this.
+
+        Args:
+            state: inputs of the model by name.
+        """
         return self._through_stages(state)
 
     def _through_stages(self, state: State) -> Any:
@@ -165,7 +174,7 @@ class Schedule:
                 engine = self._all_forward_first
         if engine.accumulate_steps != count:
             engine.accumulate_steps = count
-            engine._init_user_hooks()  # which count the steps of a schedule
+            engine._init_user_hooks()  # they depend on the number of micro batches
         return engine
 
     @functools.cached_property
@@ -174,7 +183,11 @@ class Schedule:
 
 
 def from_last_stage(value: Tensor) -> Tensor:
-    """``value`` of the last stage, on all stages; on the others it has the same shape and dtype."""
+    """Broadcasts ``value`` of the last stage to all stages, which must call this.
+
+    Args:
+        value: of the same shape and dtype on all stages; overwritten on all but the last.
+    """
     group = mesh.current().pipeline
     assert group is not None
     dist.broadcast(value, src=group.ranks[-1], group=group)
@@ -184,7 +197,7 @@ def from_last_stage(value: Tensor) -> Tensor:
 def _pipeline_layer(
     chunks: Sequence[nn.Layer], loss: Callable[[Any, Any], Tensor]
 ) -> PipelineLayer:
-    """fleet's view of the model; identities stand for the model chunks of other stages."""
+    """Fleet's description of the model, with identity layers for the chunks of other stages."""
     stages, rank = pipeline_degree(), pipeline_rank()
     own = iter(chunks)
     layers = [
@@ -203,12 +216,12 @@ def _pipeline_layer(
 
 
 def _engine(layers: PipelineLayer, count: int) -> PipelineParallel:
-    """Makes fleet's schedule that fits ``count`` micro batches."""
+    """Creates fleet's schedule for ``count`` micro batches."""
     strategy = fleet.DistributedStrategy()
     strategy.pipeline_configs = {
         "accumulate_steps": count,
         "micro_batch_size": 1,  # not used: micro batches come as they are
-        # Fleet would send a part of each activation, wrongly where tokens are split.
+        # As in mesh.py: TP ranks may hold different parts of an activation.
         "enable_partial_send_recv": False,
     }
     if virtual_stages() == 1:

@@ -1,8 +1,9 @@
-"""The end of a process that others are connected to: without destructors of static C++ objects.
+"""Ends a process without running the destructors of static C++ objects.
 
-A process that serves a TCPStore (rank 0; over gloo, one of each group) has a thread that hears when
-a client goes. Paddle 3.3.1 lets it run while exit() destroys what it uses, such as the log: if the
-last clients go just then, the process is killed by SIGABRT or SIGSEGV after all its work was done.
+A process that serves a TCPStore (rank 0; over gloo, the first member of each group) has a thread
+that handles disconnecting clients. In Paddle 3.3.1 it still runs while exit() destroys objects that
+it uses, such as the log. If clients disconnect at that moment, SIGABRT or SIGSEGV ends the process
+after its work is done.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ import ctypes
 
 
 def skip_destructors() -> None:
-    """Makes this process end without C++ destructors after Python has ended; keeps its exit code.
+    """Makes this process skip C++ destructors at its end, with the same exit code.
 
-    Python's own end (its atexit functions, flushing of files) stays. Where the C library has no
-    on_exit, which glibc has, nothing changes.
+    Python's atexit functions still run, and files are flushed. It has no effect with a C library
+    that lacks on_exit (glibc has it).
     """
     atexit.register(_register)
 
 
 def _register() -> None:
-    """At the end of Python: exit() calls what was registered last first."""
+    """Registers fflush and then _exit, after Python has ended."""
     library = ctypes.CDLL(None)
     if hasattr(library, "on_exit"):
-        library.on_exit(library._exit, None)  # is given the exit code
-        library.__cxa_atexit(library.fflush, None, None)  # of all C streams
+        # exit() calls the function that was registered last first.
+        library.on_exit(library._exit, None)  # on_exit passes the exit code
+        library.__cxa_atexit(library.fflush, None, None)  # NULL: all C streams

@@ -1,4 +1,4 @@
-"""A parameter that the first and the last pipeline stage both hold: a tied embedding table."""
+"""A tied embedding table under pipeline parallelism: the first and last stage hold a copy each."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pypkg.parallel import mesh
 
 
 class TiedCopies:
-    """The copies of a parameter, which have equal values and get the same updates.
+    """The two copies of a parameter, which have equal values and get the same updates.
 
-    All ranks make one, at about one time.
+    Every rank must construct it at about the same time, because it may create process groups.
 
     Attributes:
-        parameter: this rank's copy; None on the stages between.
+        parameter: this rank's copy; None on the stages between the first and the last.
     """
 
     def __init__(self, parameter: Tensor | None) -> None:
@@ -28,12 +28,12 @@ class TiedCopies:
 
     @paddle.no_grad()
     def sum_gradients(self) -> None:
-        """Replaces the gradient of each copy, or ``main_grad``, by the sum over both.
+        """Replaces the gradient of each copy (``main_grad`` or ``grad``) by the sum of both.
 
-        The gradient has to be the mean over the sample shards already. The sum is then the last
-        one. It has two terms, so both stages get the same bits. A mean that came after it could be
-        rounded otherwise on each stage: the order of its terms depends on the place of the gradient
-        in its bucket.
+        Every rank must call this, as the last reduction: the gradients must be means over the
+        sample shards already. A sum of two terms has the same bits on both stages. An average after
+        it could be rounded differently on each stage, because the order of its terms depends on the
+        offset of the gradient in its bucket.
         """
         if self.parameter is None:
             return
@@ -45,7 +45,10 @@ class TiedCopies:
 
 @functools.cache
 def _ends(of: mesh.Mesh) -> Group | None:
-    """The first and the last stage of this process's pipeline; all processes have to call it."""
+    """The group of the first and last stage of this rank's pipeline; None on the stages between.
+
+    Every rank must call this.
+    """
     if of.pipeline_degree == 2:
         return of.pipeline
     pipelines = fleet.get_hybrid_communicate_group().topology().get_comm_list("pipe")

@@ -1,12 +1,12 @@
 """Linear and embedding layers, named after how tensor parallelism splits them.
 
-Only this module chooses the layer class: plain layers without tensor parallelism, fleet's layers in
-a tensor-parallel group. Parameters start at zero; the model initializes them or loads them.
+Only this module chooses the layer class: Paddle's plain layers without tensor parallelism, fleet's
+layers in a tensor-parallel group. Parameters are zero until the model initializes or loads them.
 
-With sequence parallelism (Korthikanti et al., 2022) activations between a row-parallel and the next
-column-parallel layer have the shape [tokens / degree, features]: each rank holds an equal run of
-the batch's tokens, flattened row by row. A column layer gathers them, a row layer reduce-scatters
-them.
+With sequence parallelism (Korthikanti et al., 2022), activations between a row-parallel and the
+next column-parallel layer have the shape [tokens / degree, features]. The batch's tokens are
+flattened row by row, and each rank holds an equal number of consecutive ones. A column-parallel
+layer gathers them, a row-parallel layer reduce-scatters them.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def row_linear(in_features: int, out_features: int, has_bias: bool) -> nn.Layer:
 
 
 def replicated_linear(in_features: int, out_features: int, has_bias: bool) -> nn.Layer:
-    """A linear layer that every rank holds whole. Weight [in_features, out_features]."""
+    """A linear layer whose weight [in_features, out_features] every rank holds whole."""
     return _Linear(in_features, out_features, _zeros(), _zeros() if has_bias else False)
 
 
@@ -102,13 +102,14 @@ class _Linear(nn.Linear):
 
 
 class JoinedLayers(NamedTuple):
-    """A column-parallel layer and the row-parallel layer after it, as products with their weights.
+    """A column-parallel and the next row-parallel layer, for a caller that computes the products.
 
-    What lies between the products is the caller's; ``enter`` and ``leave`` lie around them.
+    The caller computes ``leave(f(enter(x) @ column_weight) @ row_weight)`` with its own f, instead
+    of calling the layers.
 
     Attributes:
         column, row: the layers.
-        column_weight, row_weight: of this rank.
+        column_weight, row_weight: this rank's weights, [in_features, out_features].
         is_divided: whether tensor parallelism divides the layers.
     """
 
@@ -119,7 +120,7 @@ class JoinedLayers(NamedTuple):
     is_divided: bool
 
     def enter(self, x: paddle.Tensor) -> paddle.Tensor:
-        """What the column layer multiplies when it is called with ``x``."""
+        """The input of the first product: what the column layer does with ``x`` before it."""
         if not self.is_divided:
             return x
         if is_sequence_parallel():
@@ -128,7 +129,7 @@ class JoinedLayers(NamedTuple):
         return _mp_ops()._c_identity(x, group=group, skip_c_identity_dynamic=skips)
 
     def leave(self, product: paddle.Tensor) -> paddle.Tensor:
-        """The output of the row layer from its product."""
+        """The output of the row layer: what it does with the second product."""
         if not self.is_divided:
             return product
         if is_sequence_parallel():
@@ -143,17 +144,17 @@ class JoinedLayers(NamedTuple):
 
 
 def joined_layers(column: nn.Layer, row: nn.Layer) -> JoinedLayers | None:
-    """The layers as one would call them one after the other.
+    """``column`` and ``row`` as ``JoinedLayers``; None if the layers have to be called.
 
-    None where there is a bias, communication beside a product, or a hook of a call: in stage 3 of
-    sharding a weight is there only once the layer is called. None in a static graph.
+    They have to be called if one has a bias or call hooks (in ZeRO stage 3 a hook gathers the
+    weight), if communication overlaps with the column layer's product, or in a static graph.
     """
     if "forward" in column.__dict__ or not paddle.in_dynamic_mode():  # _overlapped
         return None
     for layer in (column, row):
         if has_call_hooks(layer) or layer._parameters.get("bias") is not None:
             return None
-    # Attributes of a layer take four times as long as its dictionary.
+    # A look-up in the dictionary takes a quarter of the time of an attribute of the layer.
     weights = column._parameters["weight"], row._parameters["weight"]
     return JoinedLayers(column, row, weights[0], weights[1], type(column) is not _Linear)
 
@@ -173,7 +174,7 @@ def _sequence_parallel() -> Any:
 
 
 def has_call_hooks(layer: nn.Layer) -> bool:
-    """Whether something runs before or after each call of ``layer``."""
+    """Whether ``layer`` has hooks that run before or after each call."""
     return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
 
 
@@ -183,7 +184,7 @@ def _linear(
     bias: paddle.Tensor | None = None,
     name: str | None = None,
 ) -> paddle.Tensor:
-    """The product of fleet's layers; follows ``ops.set_matmul_precision`` as plain layers do."""
+    """``ops.linear`` in place of fleet's product, which ignores ``ops.set_matmul_precision``."""
     return linear(x, weight, bias)
 
 
@@ -194,10 +195,10 @@ def _overlapped(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
 
 
 class OverlappedColumnLinear(PyLayer):
-    """A column-parallel product; its input gradient is summed beside the weight gradient's product.
+    """A column-parallel product that sums its input gradient while it computes the weight gradient.
 
-    Paddle's InnerOverlapLinear and SPInnerOverlapLinear do the same with Paddle's own products,
-    which do not follow ``ops.set_matmul_precision``.
+    Paddle's InnerOverlapLinear and SPInnerOverlapLinear do the same, but with Paddle's own
+    products, which ignore ``ops.set_matmul_precision``.
     """
 
     @staticmethod
@@ -244,9 +245,9 @@ class OverlappedColumnLinear(PyLayer):
 def vocab_embedding(vocab_size: int, hidden_size: int) -> nn.Layer:
     """An embedding table split by rows: each rank holds ceil(vocab_size / degree) rows.
 
-    The last rank holds padding rows, which no token selects, if the degree does not divide
-    vocab_size. The layer takes token ids (int64 [batch, sequence]), or a function of its weight,
-    whose result it returns.
+    If the degree does not divide vocab_size, the last rank has padding rows, which no token
+    selects. The layer takes token ids, int64 [batch, sequence], and returns [batch, sequence,
+    hidden_size]. Called with a function, it returns the function of its weight (a tied head).
     """
     degree = tensor_degree()
     if degree == 1:
@@ -260,9 +261,9 @@ def vocab_embedding(vocab_size: int, hidden_size: int) -> nn.Layer:
 @functools.cache
 def _table_class(base: Any) -> Callable[..., nn.Layer]:
     class Table(base):
-        """An embedding, or a head where it is called with a function of its weight.
+        """An embedding, and a tied head if it is called with a function of its weight.
 
-        The head goes through the layer, because that is when stage 3 of sharding has the weight.
+        The head calls the layer because ZeRO stage 3 gathers the weight only for a call.
         """
 
         def forward(self, x: paddle.Tensor | Callable[[paddle.Tensor], Any]) -> Any:
@@ -274,24 +275,32 @@ def _table_class(base: Any) -> Callable[..., nn.Layer]:
 def gathered_vocab_logits(
     hidden: paddle.Tensor, weight: paddle.Tensor, vocab_size: int
 ) -> paddle.Tensor:
-    """hidden @ weight.T over the whole vocabulary: [..., vocab_size].
+    """The logits hidden @ weight.T of the whole vocabulary, [..., vocab_size], on every rank.
+
+    Every rank of the tensor group must call this.
 
     Args:
-        hidden: [..., features], the same on all processes.
-        weight: this process's rows of ``vocab_embedding``.
+        hidden: [..., features], the same on all ranks.
+        weight: [rows, features], this rank's rows of ``vocab_embedding``.
     """
     if tensor_degree() == 1:
         return matmul(hidden, weight, transpose_y=True)
-    shared = _mp_ops()._c_identity(hidden, group=tensor_group())  # its gradient is summed
+    shared = _mp_ops()._c_identity(hidden, group=tensor_group())  # sums its gradient
     logits = matmul(shared, weight, transpose_y=True)
     return _mp_ops()._c_concat(logits, group=tensor_group())[..., :vocab_size]
 
 
 def split_tokens(x: paddle.Tensor) -> paddle.Tensor:
-    """[batch, sequence, features] to what sequence parallelism has between the layers.
+    """This rank's tokens of ``x`` under sequence parallelism; else ``x``.
+
+    Args:
+        x: [batch, sequence, features], the same on all ranks of the tensor group.
+
+    Returns:
+        [batch * sequence / degree, features].
 
     Raises:
-        UserError: the tokens cannot be split evenly.
+        UserError: the degree does not divide the number of tokens.
     """
     if not is_sequence_parallel():
         return x
@@ -308,7 +317,7 @@ def split_tokens(x: paddle.Tensor) -> paddle.Tensor:
 
 
 def gather_tokens(x: paddle.Tensor, batch: int, sequence: int) -> paddle.Tensor:
-    """The inverse of ``split_tokens``: [batch, sequence, features]."""
+    """The inverse of ``split_tokens``: [batch, sequence, features] on every rank."""
     if not is_sequence_parallel():
         return x
     from paddle.distributed.fleet.utils.sequence_parallel_utils import GatherOp
@@ -317,16 +326,16 @@ def gather_tokens(x: paddle.Tensor, batch: int, sequence: int) -> paddle.Tensor:
 
 
 def sum_split_token_gradients(layer: nn.Layer) -> None:
-    """Sums the gradients of a layer whose ranks each see their own tokens only."""
+    """Sums the gradients of ``layer`` over the tensor group under sequence parallelism."""
     if is_sequence_parallel():
         for parameter in layer.parameters():
             sum_gradient_over_tensor_group(parameter)
 
 
 def sum_gradient_over_tensor_group(parameter: paddle.Tensor) -> None:
-    """Sums the gradient of a replicated parameter that each rank uses for its share of the work.
+    """Sums the gradient of a replicated parameter to which each rank contributes a part.
 
-    A hook sums it in each backward pass, before it is accumulated or reduced elsewhere.
+    A hook does this in each backward pass, before the gradient is accumulated or reduced elsewhere.
     """
     group = tensor_group()
     if group is None:
@@ -342,14 +351,14 @@ def sum_gradient_over_tensor_group(parameter: paddle.Tensor) -> None:
 
 
 def sum_replica_gradients(parameter: paddle.Tensor, start: int, kind: int, kinds: int) -> None:
-    """Sums the gradient of columns that several consecutive ranks replicate (key-value heads).
+    """Sums the gradient of columns that consecutive ranks replicate (key-value heads).
 
-    One all-reduce over the tensor group with a slot for each distinct content serves all of them,
-    so that no further process groups are needed.
+    A hook sums them with one all-reduce over the tensor group. Its buffer has a slot for each
+    distinct set of columns, so no further process groups are needed.
 
     Args:
-        parameter: its last axis holds replicated columns from ``start`` on.
-        kind: the slot of this rank's columns, one of ``kinds`` distinct contents.
+        parameter: replicated columns begin at ``start`` on its last axis.
+        kind: index of this rank's columns among the ``kinds`` distinct sets of columns.
     """
     group = tensor_group()
     # The global norm counts them once (optimizer/clipping.py).
@@ -358,16 +367,19 @@ def sum_replica_gradients(parameter: paddle.Tensor, start: int, kind: int, kinds
     @paddle.no_grad()
     def total(gradient: paddle.Tensor) -> paddle.Tensor:
         shared = gradient[..., start:]
-        rooms = paddle.zeros([kinds, *shared.shape], dtype=gradient.dtype)
-        rooms[kind] = shared
-        dist.all_reduce(rooms, group=group)
-        return paddle.concat([gradient[..., :start], rooms[kind]], axis=-1)
+        slots = paddle.zeros([kinds, *shared.shape], dtype=gradient.dtype)
+        slots[kind] = shared
+        dist.all_reduce(slots, group=group)
+        return paddle.concat([gradient[..., :start], slots[kind]], axis=-1)
 
     parameter.register_hook(total)
 
 
 def gather_from_tensor_group(value: paddle.Tensor) -> list[paddle.Tensor]:
-    """``value`` of every rank of the tensor group, by rank; shapes must be equal."""
+    """``value`` of every rank of the tensor group, by rank; all have one shape and dtype.
+
+    Every rank of the group must call this. Gradients do not flow through it.
+    """
     group = tensor_group()
     if group is None:
         return [value]

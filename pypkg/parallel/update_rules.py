@@ -1,4 +1,4 @@
-"""The optimizers that ``optim`` names: what a run and a plan of its memory both have to know.
+"""Properties of the optimizers of ``optim`` that both a run and the memory planner need.
 
 Nothing here imports Paddle.
 """
@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-# Form in which AdamW keeps its moments (parallel/optimizer/rules/moments.py), by optimizer.
+# Storage of AdamW's moments (parallel/optimizer/rules/moments.py) by value of ``optim``.
 ADAMW_MOMENTS = {"adamw": "float32", "adamw_16bit_moment": "bfloat16", "adamw_8bit": "8bit"}
 MOMENT_BLOCK = 256  # elements of an 8-bit moment that share a float32 factor
 SMALLEST_8BIT = 4096  # parameters with fewer elements keep float32 moments, as in bitsandbytes
-_FLOAT = 4
+_FLOAT = 4  # bytes of a float32
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a parameter is inside the model: not an embedding, and not the head."""
+    """Whether a parameter belongs to neither an embedding nor the head ("hidden" in muP)."""
     return not name.startswith(("embed_", "lm_head"))
 
 
@@ -28,13 +28,14 @@ def rate_factor(
     embedding: float = 1.0,
     head: float = 1.0,
 ) -> float:
-    """Factor of the learning rate of a parameter.
+    """The factor by which the learning rate of a parameter is multiplied.
 
     Args:
+        name: the parameter's name in the model.
         shape: of the whole parameter.
-        width: how much wider the model is than that of ``mup_base_width``. Matrices inside the
-            model and the head learn at 1 / width (Yang et al., Tensor Programs V, 2022, table 3).
-        embedding, head: factors of the tables of tokens and positions, and of the head.
+        width: hidden_size / mup_base_width. Hidden matrices and the head get the factor 1 / width
+            (Yang et al., Tensor Programs V, 2022, table 3).
+        embedding, head: factors of the token and position embeddings, and of the head.
     """
     if name.startswith("embed_") and len(shape) == 2:
         return embedding
@@ -43,7 +44,7 @@ def rate_factor(
     return 1.0 / width if len(shape) == 2 else 1.0
 
 
-def is_muons(name: str, shape: Sequence[int]) -> bool:
+def updated_by_muon(name: str, shape: Sequence[int]) -> bool:
     """Whether Muon updates a parameter; AdamW updates the others.
 
     Args:
@@ -53,13 +54,15 @@ def is_muons(name: str, shape: Sequence[int]) -> bool:
 
 
 def moment_bytes(optim: str, name: str, shape: Sequence[int], held: int) -> int:
-    """Bytes of the moments that a rank keeps of a parameter, without scalars.
+    """Bytes of the moments that a rank keeps for a parameter, without ``scalars``.
 
     Args:
-        shape: of the parameter that this rank updates, before ZeRO stage 3 slices it.
-        held: elements that this rank updates.
+        optim: the setting, such as "adamw".
+        name: the parameter's name in the model.
+        shape: of the parameter, or of this rank's TP shard of it.
+        held: number of elements that this rank updates; fewer than ``shape`` has in ZeRO stage 3.
     """
-    if optim == "lion" or (optim == "muon" and is_muons(name, shape)):
+    if optim == "lion" or (optim == "muon" and updated_by_muon(name, shape)):
         return _FLOAT * held
     if optim == "adafactor":
         return _FLOAT * (sum(shape) if len(shape) == 2 else held)
@@ -71,7 +74,7 @@ def moment_bytes(optim: str, name: str, shape: Sequence[int], held: int) -> int:
 
 
 def scalars(optim: str, name: str, shape: Sequence[int]) -> int:
-    """Number of float32 scalars in host memory of a parameter: steps, or powers of beta."""
-    if optim in ("lion", "adafactor") or (optim == "muon" and is_muons(name, shape)):
+    """Number of float32 scalars of a parameter in host memory: step counts and powers of beta."""
+    if optim in ("lion", "adafactor") or (optim == "muon" and updated_by_muon(name, shape)):
         return 1
     return 3 if optim == "adamw_16bit_moment" else 2

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pypkg.models.architecture.parameter_shapes import ParameterShape
-from pypkg.parallel.update_rules import is_muons, moment_bytes, scalars
+from pypkg.parallel.update_rules import moment_bytes, scalars, updated_by_muon
 from pypkg.planner.operators import COMMUNICATION, GRADIENTS, WORKSPACE, Operators
 from pypkg.planner.tape import Parameter, Tensor
 
@@ -201,7 +201,7 @@ class Stage0:
         sizes = [
             each.size
             for each in self.owned()
-            if optim != "muon" or is_muons(each.name, whole[each.name])
+            if optim != "muon" or updated_by_muon(each.name, whole[each.name])
         ]
         form = 1 if self._layout.has_masters else 2
         form = form if self._ops.dtype_bytes < _FLOAT else 0

@@ -1,4 +1,4 @@
-"""The loss on the validation split, during a run or alone."""
+"""Evaluation on the validation split, during training or without it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pypkg.training.step.engine import Engine
 
 
 class Evaluator:
-    """Evaluates the model of ``engine``; every rank has one and calls it at the same steps.
+    """Evaluates the model of ``engine``. Every rank has one and calls it at the same steps.
 
     Args:
-        state: of the run; receives ``pending_evaluation`` and the best checkpoint.
-        data: its validation split has this rank's batches.
+        state: state of the run; ``pending_evaluation`` and the best checkpoint are stored in it.
+        data: provides this rank's batches of the validation split.
 
     Attributes:
-        loss: of the newest evaluation, nats per token; None: there was none since the start or
-            the last rollback.
+        loss: loss of the newest evaluation, in nats per token; None if there was none since the
+            start or the last rollback.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class Evaluator:
         self._evaluated_step: int | None = None
 
     def evaluate(self, interrupt: InterruptRequest) -> dict[str, float] | None:
-        """The metrics of an evaluation at the present step.
+        """Evaluates at the current step.
 
         Returns:
-            Losses in nats per token and the perplexity, by name. None: a signal has stopped the
-            evaluation, and ``state.pending_evaluation`` is true.
+            Metrics by name: losses in nats per token, and the perplexity. None if a signal stopped
+            the evaluation; ``state.pending_evaluation`` is true then.
         """
         self._state.pending_evaluation = False
         batches = self._until_stopped(self._data.eval_batches(), interrupt)

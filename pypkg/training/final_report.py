@@ -1,4 +1,4 @@
-"""What a run prints and writes when it has ended: rank times, test loss, sample, summary."""
+"""The output at the end of a run: test loss, sample text, loss curve, summary."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger("pypkg")
 
 
 def log_stopped(settings: Settings, outcome: Outcome) -> None:
-    """The log line of a run that a signal has stopped."""
+    """Logs that a signal stopped the run, and where the newest checkpoint is."""
     if not settings.do_train:
         logger.info("stopped during the evaluation, which has no result")
         return

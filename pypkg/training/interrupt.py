@@ -1,7 +1,7 @@
-"""Turns Ctrl-C, SIGTERM and SIGUSR1 into a request that the run honours where it can stop.
+"""Turns Ctrl-C, SIGTERM and SIGUSR1 into a request to stop, which the run checks between steps.
 
-SIGUSR1 means the same as SIGTERM. ``srun`` and ``mpirun`` hand it on to a run, which they kill at
-SIGTERM, and Paddle's launcher, which kills its ranks 30 s after SIGTERM, can be made to ignore it.
+SIGUSR1 means the same as SIGTERM. ``srun`` and ``mpirun`` forward SIGUSR1 to the run, but kill the
+run at SIGTERM. Paddle's launcher kills its ranks 30 s after SIGTERM, but can ignore SIGUSR1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GRACE = "PYPKG_GRACE_SECONDS"
 
 
 def grace_seconds() -> float | None:
-    """PYPKG_GRACE_SECONDS: limit of the time from a signal to the end of the process; None: none.
+    """PYPKG_GRACE_SECONDS: seconds from a signal to the end of the process; None: no limit.
 
     Raises:
         UserError: it is not a positive number.
@@ -63,19 +63,20 @@ def raise_on_sigterm() -> None:
 def ignore_sigterm() -> None:
     """Makes SIGTERM and SIGUSR1 do nothing, for the end of a process that one of them has stopped.
 
-    Python takes its own handlers away first when it ends. Launchers repeat their signal, which
-    would then kill the process and give it another exit code.
+    Python removes its own handlers early at exit. Launchers repeat their signal, which would then
+    kill the process and change its exit code.
     """
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
 class InterruptRequest:
-    """While entered, the first signal sets :attr:`signal_number` and is acknowledged on stderr.
+    """Context manager in which a signal sets :attr:`signal_number` and is acknowledged on stderr.
 
-    SIGUSR1 counts as SIGTERM. A second Ctrl-C interrupts. A second SIGTERM does nothing more:
-    paddle.distributed.launch sends three of them within a second. If the block has not ended
-    ``grace_seconds`` after the first signal, all ranks end, and what is being saved is given up.
+    SIGUSR1 counts as SIGTERM. A second Ctrl-C raises KeyboardInterrupt. A second SIGTERM is
+    ignored, because paddle.distributed.launch sends three within a second. If the block has not
+    ended ``grace_seconds`` after the first signal, all ranks are ended, and a save in progress is
+    abandoned.
 
     Args:
         then: what the run does after a signal, for the message on stderr.

@@ -1,6 +1,6 @@
 """The ledger of a run: its events, one JSON object a line. Lines are appended and never changed.
 
-``output_dir/ledger.jsonl`` outlives every process of the run. A line is::
+``output_dir/ledger.jsonl`` covers all attempts of a run, across restarts. A line is::
 
     {"time": "2026-01-31T12:00:00+00:00", "event": "rollback", "step": 70, ..., "digest": "..."}
 
@@ -35,9 +35,9 @@ def record(output_dir: str | Path, event: str, *, step: int | None = None, **fie
     An incomplete last line, which a crash has left, is removed first.
 
     Args:
-        output_dir: of the run; made if it is missing.
-        event: its kind, such as "rollback".
-        step: completed steps.
+        output_dir: output folder of the run; created if it is missing.
+        event: kind of the event, such as "rollback".
+        step: number of completed steps, or None.
         fields: JSON values.
 
     Returns:

@@ -69,10 +69,10 @@ logger = logging.getLogger("pypkg")
 def run(settings: Settings) -> int:
     """Trains and evaluates as the settings say; returns the exit code of the process.
 
-    Every rank of a run calls this; the first writes files and log lines.
+    Every rank of a run calls this; rank 0 writes files and log lines.
 
     Raises:
-        UserError: a mistake of the user.
+        UserError: a setting, the layout or an input file is invalid.
     """
     plan = _choose_execution(settings)
     tokenizer = tokenizer_of(settings)
@@ -96,7 +96,7 @@ def _run(
     config: ModelConfig,
     output: HeldOutput,
 ) -> int:
-    """The run, after its ranks have started and hold the lock of output_dir."""
+    """Runs after the ranks have started and the lock of output_dir is held."""
     checkpoint = checkpoint_to_resume(settings, output.parts)
     resumed = None if settings.ignore_load_lr_and_optim else checkpoint
     state = _starting_state(settings, resumed)
@@ -155,7 +155,7 @@ def _run(
 
 
 def _make_throughput(settings: Settings, config: ModelConfig, plan: ExecutionPlan) -> Throughput:
-    """On a CPU this measures the peak rate of products, and allocates matrices for it."""
+    """Makes the throughput meter. On a CPU this times matrix products to find the peak FLOP/s."""
     return Throughput(config.flops_per_token(settings.max_seq_length), _peak(plan.dtype))
 
 
@@ -183,7 +183,11 @@ def _choose_execution(settings: Settings) -> ExecutionPlan:
 
 
 def _start_ranks(settings: Settings, config: ModelConfig) -> None:
-    """Makes the mesh that the settings ask for, after checking that it is possible."""
+    """Checks the layout of the settings, and creates the process groups of its mesh.
+
+    Raises:
+        UserError: the layout is invalid; the message lists every problem.
+    """
     world_size = mesh.launched_processes()
     if problems := layout_problems(settings, config, world_size):
         raise UserError(listed(problems, "problems with the layout"))
@@ -221,10 +225,10 @@ def _make_model(
 
 
 def _tokenizer_files(settings: Settings, tokenizer: Tokenizer | None) -> list[Path]:
-    """The files of the tokenizer that checkpoints hold.
+    """The tokenizer files that are copied into each checkpoint.
 
     Raises:
-        UserError: its files have vanished since it was loaded.
+        UserError: the files were removed after the tokenizer was loaded.
     """
     source = tokenizer_source(settings)
     files = tokenizer_files(source)
@@ -316,7 +320,7 @@ def _make_text_samples(
     state: TrainerState,
     reporters: Sequence[Reporter],
 ) -> TextSamples | None:
-    """Of a run with sample_prompts, on every rank."""
+    """The writer of text samples, on every rank; None without sample_prompts."""
     if not settings.sample_prompts:
         return None
     assert tokenizer is not None  # sample_tokens need it
@@ -333,7 +337,7 @@ def _make_text_samples(
 def _make_reporters(
     settings: Settings, config: ModelConfig, plan: ExecutionPlan, state: TrainerState
 ) -> list[Reporter]:
-    """On the first rank: notes what the run is, and opens what its metrics go to."""
+    """On rank 0, writes run_info.json and opens the trackers; other ranks have no reporters."""
     if not is_first_rank():
         return []
     run_plan = plan_of_run(settings, config, plan.capabilities)
@@ -349,7 +353,7 @@ def _make_reporters(
 
 
 def _tracked(settings: Settings, info: RunInfo, state: TrainerState) -> TrackedRun:
-    """The run as trackers see it."""
+    """The description of the run for trackers."""
     output_dir = Path(settings.output_dir)
     return TrackedRun(
         folder=Path(settings.logging_dir or output_dir / "runs"),

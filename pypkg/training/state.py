@@ -14,10 +14,10 @@ class TrainerState:
 
     Attributes:
         global_step: completed optimizer steps.
-        consumed_samples, consumed_tokens: of all ranks, since the start of the run.
-        initial_loss: of the first step, nats per token.
-        pending_losses: of the steps since the last log line, so that a resumed run prints the line
-            that an uninterrupted run prints.
+        consumed_samples, consumed_tokens: totals of all ranks since the start of the run.
+        initial_loss: loss of the first step, in nats per token.
+        pending_losses: losses of the steps since the last log line, so that a resumed run prints
+            the same line as an uninterrupted run.
         pending_source_losses: ``SourceLosses.sums`` of these steps.
         data_order: ``SampleOrder.to_json``, with the samples consumed from each corpus.
         loss_scale: ``LossScaler.state``, or empty.
@@ -25,7 +25,8 @@ class TrainerState:
         best_loss: lowest validation loss of a checkpoint, with load_best_model_at_end.
         best_checkpoint: name of the folder of that checkpoint.
         spike_history: ``SpikeDetector.history``.
-        pending_evaluation: a signal has cut short the evaluation that is due at ``global_step``.
+        pending_evaluation: whether a signal interrupted the evaluation at ``global_step``, so that
+            the resumed run repeats it.
     """
 
     global_step: int = 0
@@ -49,10 +50,10 @@ class TrainerState:
 
     @classmethod
     def from_json(cls, values: Any) -> TrainerState:
-        """The state that ``dataclasses.asdict`` has turned into ``values``.
+        """Makes a state from ``values``, the output of ``dataclasses.asdict``.
 
         Raises:
-            ValueError: unknown fields, or values that no run has.
+            ValueError: there are unknown fields or invalid values.
         """
         if not isinstance(values, dict):
             raise ValueError(f"it holds a {type(values).__name__}, not an object")

@@ -37,7 +37,7 @@ _USER_ERROR = 2
 _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, int(signal.SIGTERM))
 # Slurm sends SIGUSR1 ahead of the time limit: sbatch --signal=B:USR1@300.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-# These kill what they have started when they get SIGTERM. They hand SIGUSR1 on.
+# These kill the processes they started when they get SIGTERM, but forward SIGUSR1.
 _STARTERS = ("srun", "mpirun", "mpiexec")
 _SECONDS_TO_REPEAT = 10.0
 _LIBC = ctypes.CDLL(None)
@@ -59,18 +59,18 @@ class Policy:
     max_backoff: float = 600.0
 
     def delay(self, fruitless: int) -> float:
-        """Seconds before the next attempt, after ``fruitless`` ones without a new checkpoint."""
+        """Seconds before the next attempt, after ``fruitless`` attempts without a checkpoint."""
         return min(self.backoff * 2 ** min(fruitless, 30), self.max_backoff)
 
 
 class Supervisor:
     """Runs ``command`` until it succeeds, is stopped, has invalid input or makes no progress.
 
-    Restarts are recorded in ledger.jsonl of ``output_dir``. Signals are forwarded to the command,
-    which saves and ends, and is not restarted. ``srun`` and ``mpirun`` get SIGUSR1 in place of
-    every signal, again every 10 s, since ranks that start up may miss it. Other commands get
-    SIGTERM in place of SIGHUP and SIGUSR1. The Slurm job is queued again after SIGUSR1, and after a
-    preemption, where the run got SIGTERM from Slurm.
+    Restarts are recorded in ledger.jsonl of ``output_dir``. A signal is forwarded to the command,
+    which saves a checkpoint and ends; it is not restarted then. ``srun`` and ``mpirun`` get SIGUSR1
+    instead of any signal, repeated every 10 s, because ranks that are starting may miss it. Other
+    commands get SIGTERM instead of SIGHUP and SIGUSR1. The Slurm job is requeued after SIGUSR1, and
+    after a preemption, in which Slurm sends SIGTERM to the run.
 
     Args:
         command: the launch line of the run; it gets a process group and session of its own.
@@ -214,7 +214,7 @@ def _in_child() -> None:
 
 
 def _kill_descendants(others: set[int]) -> None:
-    """Kills the processes that an attempt has left, such as ranks whose launcher was killed.
+    """Kills the processes left over by an attempt, such as ranks whose launcher was killed.
 
     Args:
         others: ids of children that do not belong to the attempt.

@@ -41,8 +41,9 @@ logger = logging.getLogger("pypkg")
 class Trainer:
     """Trains the model of ``engine`` from ``state`` to the end of the run.
 
-    Every rank has one and takes the same steps. Numbers of samples and tokens are those of all
-    ranks. Losses, in nats per token, are of this rank until they are reported or saved.
+    Every rank has a trainer, and all take the same steps. Counts of samples and tokens are totals
+    of all ranks. Losses are in nats per token. Until they are reported or saved, they are those of
+    this rank.
 
     Args:
         data: this rank's batches.
@@ -51,7 +52,7 @@ class Trainer:
         reporters: receive the metrics of a logged step; empty on all ranks but rank 0.
         throughput: measures tokens per second.
         text_samples: writes texts every ``sample_steps``; None: there are none.
-        profiler: is told of each step that is trained; None: nothing is profiled.
+        profiler: is called after each trained step; None: nothing is profiled.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class Trainer:
         progress.advance()
 
     def _is_due(self, interval: int) -> bool:
-        """Whether what comes every ``interval`` steps, and at the end of the run, is due."""
+        """Whether an action is due that takes place every ``interval`` steps and after the last."""
         step = self.state.global_step
         return step % interval == 0 or step == self.settings.max_steps
 
@@ -183,7 +184,7 @@ class Trainer:
         watchdog.at(self.state.global_step, "going back to a checkpoint")
         self.checkpointer.wait()
         self.healer.go_back(bad, self.state)
-        self.state.pending_evaluation = False  # it was made at the start, and its row stays
+        self.state.pending_evaluation = False  # done at the start; its metrics are kept
         step = self.state.global_step
         self._begin()
         self._read_from_here()

@@ -301,7 +301,7 @@ def test_what_is_not_implemented_is_refused_all_at_once(tmp_path):
         check_supported(settings)
     text = str(caught.value)
     assert text.startswith("5 settings are not possible in this version:")
-    assert "split_inputs_sequence_dim is false, but the tokens of samples are divided" in text
+    assert "split_inputs_sequence_dim is false, but each rank takes its part of the tokens" in text
     assert "attention_probs_dropout_prob is 0.1, but flash attention has no dropout" in text
     assert "pipeline_parallel_config holds use_dualpipev, but the schedules here are" in text
     assert 'metric_for_best_model is "accuracy", but an evaluation computes only' in text

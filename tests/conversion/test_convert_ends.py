@@ -68,7 +68,8 @@ def test_no_end_anywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     (source / "tokenizer.json").write_text("{}")
     config, generation = _exported(source, tmp_path / "out")
     assert config["eos_token_id"] is None and generation is None
-    assert "config.json names no eos_token_id, and the tokenizer none" in capsys.readouterr().err
+    logged = capsys.readouterr().err
+    assert "config.json has no eos_token_id, and the tokenizer cannot be read" in logged
     (source / "tokenizer.json").unlink()
     _, generation = _exported(source, tmp_path / "without")
     assert generation is None
@@ -85,5 +86,5 @@ def test_a_file_to_copy_that_is_a_link_to_nowhere(
     (source / name).unlink(missing_ok=True)
     (source / name).symlink_to("blob")
     assert convert.main(["export", str(source), str(tmp_path / "out")]) == 2
-    assert f"{name} is a link to blob, which is not there" in capsys.readouterr().err
+    assert f"{name} is a link to blob, which does not exist" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

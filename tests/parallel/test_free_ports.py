@@ -14,7 +14,7 @@ from pypkg.parallel.endpoints import free_ports
 def connections(tmp_path, monkeypatch):
     """The file with the ports of connections, as of a machine of the test's own."""
     file = tmp_path / "ip_local_port_range"
-    monkeypatch.setattr(endpoints, "_PORTS_OF_CONNECTIONS", file)
+    monkeypatch.setattr(endpoints, "_EPHEMERAL_PORTS", file)
     return file
 
 

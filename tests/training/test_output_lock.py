@@ -52,7 +52,7 @@ def test_a_killed_run_is_followed_at_once(workplace, running):
     last = workplace.steps()[-1]
     done = workplace.run(max_steps=last + 1)
     assert done.returncode == 0, done.stderr
-    assert f"is left by process {running.pid} on" in done.stderr
+    assert f"of process {running.pid} on" in done.stderr
 
 
 def test_an_output_dir_that_vanishes_ends_the_run(workplace, running):

@@ -1,4 +1,4 @@
 """Settings that hold several options: words of the ``*_config`` strings, and ``profiler_options``.
 
-The module of each says which words there are, what they mean and what is refused.
+Each module defines the options, their meaning, and which of them are rejected.
 """

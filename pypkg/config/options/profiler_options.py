@@ -1,4 +1,4 @@
-"""``profiler_options``: PaddleNLP's text "batch_range=[10,20]; profile_path=DIR; ..." as values."""
+"""Parses ``profiler_options``, PaddleNLP's string "batch_range=[10,20]; profile_path=DIR; ..."."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 
 _RANGE = re.compile(r"\[?(\d+),(\d+)\]?")
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
-# Keys of PaddleNLP that are refused, and what to do.
+# Keys of PaddleNLP that are rejected, and what to use instead.
 _REFUSED = {
     "timer_only": "skip_profile_timer false measures times without a trace",
-    "tracer_option": "PaddleNLP reads it and does nothing with it",
+    "tracer_option": "PaddleNLP does not use it either",
     "exit_on_finished": "max_steps ends a run",
 }
 
 
 @dataclass(frozen=True)
 class ProfilerOptions:
-    """What is profiled.
+    """Which steps are profiled, and how.
 
     Attributes:
-        first, stop: steps of this process, counted from 0; ``stop`` is not among them.
-        folder: of the results; None for output_dir/profile.
-        targets: "cpu", "gpu" or "all": whose events are recorded.
-        sorted_key: time that orders the operators: total, max, min or ave.
-        record_shapes: whether the trace has the shapes of the operators' inputs.
+        first, stop: the range of steps of this process, counted from 0, without ``stop``.
+        folder: for the results; None: output_dir/profile.
+        targets: devices whose events are recorded: "cpu", "gpu" or "all".
+        sorted_key: the time by which operators are sorted: "total", "max", "min" or "ave".
+        record_shapes: whether the trace contains the shapes of the operators' inputs.
     """
 
     first: int = 10
@@ -36,10 +36,10 @@ class ProfilerOptions:
 
 
 def parse_profiler_options(text: str) -> ProfilerOptions:
-    """The options in ``text``.
+    """Parses ``text``.
 
     Raises:
-        ValueError: says what is wrong with it and what is expected.
+        ValueError: the text is invalid; the message completes "profiler_options is TEXT: ...".
     """
     found: dict[str, object] = {}
     for part in filter(None, re.sub(r"\s", "", text).split(";")):

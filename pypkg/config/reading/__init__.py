@@ -1,5 +1,5 @@
-"""From a settings file and a command line to ``Settings``: syntax, types, one list of problems.
+"""Reads ``Settings`` from a file and the command line: syntax, types, one list of problems.
 
-The settings, their defaults and their limits are in ``pypkg/config/settings.py``. A new setting
-changes nothing here.
+The settings, their defaults and limits are in ``pypkg/config/settings.py``. A new setting needs no
+change here.
 """

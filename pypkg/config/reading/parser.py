@@ -1,7 +1,7 @@
 """Reads settings from a file and the command line, and reports every problem at once.
 
 The syntax is that of PaddleNLP's run_pretrain: an optional first argument that ends in ``.json``,
-``.yaml`` or ``.yml``, then ``--key value`` pairs, which win over the file.
+``.yaml`` or ``.yml``, then ``--key value`` pairs, which override the file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ class _Given(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """Settings, what is wrong with them, and the names of those that have a default instead."""
+    """The result of reading settings.
+
+    Attributes:
+        settings: the values; an invalid one is replaced by its default.
+        problems: one sentence each.
+        bad: names of settings whose values have the wrong type.
+    """
 
     settings: Settings
     problems: list[str]
@@ -36,14 +42,17 @@ class Reading(NamedTuple):
 
 
 def load_settings(argv: Sequence[str]) -> Settings:
-    """Settings from ``[CONFIG.json] [--key value ...]``, without the program's name.
+    """Reads settings from the arguments ``[CONFIG.json] [--key value ...]``.
 
-    A null, or the text None, stands for the default. Whether this version can do what is asked
-    is ``check_supported``'s to say.
+    null, or the text None, means the default. ``check_supported`` checks whether this version
+    supports the settings.
+
+    Args:
+        argv: without the program's name.
 
     Raises:
-        UserError: lists everything that is wrong: an unreadable file, unknown or doubled keys,
-            wrong types, impossible values.
+        UserError: the file cannot be read; or a list of all problems: unknown keys, keys that occur
+            twice, wrong types, invalid values.
     """
     settings, problems, _ = read_settings(argv)
     if problems:
@@ -52,10 +61,10 @@ def load_settings(argv: Sequence[str]) -> Settings:
 
 
 def read_settings(argv: Sequence[str], defaults: Mapping[str, Any] | None = None) -> Reading:
-    """As ``load_settings``, for callers that have problems of their own to add.
+    """``load_settings`` for callers that report problems together with their own.
 
     Args:
-        defaults: values of settings that ``argv`` may leave out, required ones too.
+        defaults: values of settings that ``argv`` does not give; they may be required ones.
 
     Raises:
         UserError: the file cannot be read.
@@ -116,7 +125,7 @@ def _read_command_line(arguments: Sequence[str], problems: list[str]) -> dict[st
 
 
 def _full_name(key: str, known: dict[str, Any]) -> str:
-    """The only key that starts with ``key``, as argparse would have it; else ``key`` itself."""
+    """The only key that starts with ``key``, as in argparse; else ``key`` itself."""
     if key in known:
         return key
     longer = [name for name in known if name.startswith(key)] if key else []
@@ -128,7 +137,7 @@ def _known_types() -> dict[str, Any]:
 
 
 def _convert_all(given: dict[str, _Given], problems: list[str]) -> tuple[dict[str, Any], set[str]]:
-    """The values that have the right type, and the names of those that have not."""
+    """The converted values, and the names of the settings whose values have the wrong type."""
     types = _known_types()
     values: dict[str, Any] = {}
     bad: set[str] = set()
@@ -145,7 +154,7 @@ def _convert_all(given: dict[str, _Given], problems: list[str]) -> tuple[dict[st
 
 
 def _shown(raw: Any) -> str:
-    """The value for a message. That of a YAML file may be far larger than the file, by aliases."""
+    """The value as text for a message, limited in size: YAML aliases can expand to huge values."""
     left, count = [raw], 0
     while left:
         each = left.pop()

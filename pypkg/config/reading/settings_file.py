@@ -13,20 +13,26 @@ _YAML_NULLS = ("", "~", "null", "Null", "NULL")
 
 
 class Content(NamedTuple):
-    """Keys and values of a file, the last of doubled ones, and which keys are doubled."""
+    """The content of a settings file.
+
+    Attributes:
+        values: by key; if a key occurs several times, its last value.
+        doubled: the keys that occur several times.
+    """
 
     values: dict[str, Any]
     doubled: list[str]
 
 
 def read_file(name: str) -> Content:
-    """The contents of the settings file ``name``, whose ending is .json, .yaml or .yml.
+    """Reads the settings file ``name``, which ends in .json, .yaml or .yml.
 
-    Values of a YAML file stay text, since what looks like a number or a truth value there depends
-    on the version of YAML: ``3e-5`` and ``no`` do. The type of the setting decides.
+    Values of a YAML file stay text, because versions of YAML differ in what they read as a number
+    (``3e-5``) or a boolean (``no``). The type of the setting determines the conversion.
 
     Raises:
-        UserError: another ending, an unreadable file, a mistake in its syntax, or no mapping.
+        UserError: the file has another ending, cannot be read, has a syntax error, or is not a
+            mapping.
     """
     readers = {".json": _read_json, ".yaml": _read_yaml, ".yml": _read_yaml}
     reader = readers.get(Path(name).suffix)
@@ -63,7 +69,7 @@ def _read_json(name: str, text: str, doubled: list[str]) -> Any:
     except json.JSONDecodeError as error:
         place = _place(text, error.lineno, error.colno)
         raise UserError(f"{name} is not valid JSON: {error.msg} {place}") from error
-    except ValueError as error:  # beyond Python's limit
+    except ValueError as error:  # Python's limit of digits
         raise UserError(
             f"{name} is not usable JSON: it holds a number of more than 4,300 digits"
         ) from error
@@ -109,7 +115,11 @@ def _as_dict(pairs: list[tuple[Any, Any]], doubled: list[str]) -> dict[Any, Any]
 
 
 def _place(text: str, line: int, column: int) -> str:
-    """The place of a mistake, its line, and a mark below the column; both count from 1."""
+    """The position of a syntax error as text, with the line and a mark below the column.
+
+    Args:
+        line, column: counted from 1.
+    """
     lines = text.splitlines() or [""]
     shown = lines[min(line, len(lines)) - 1]
     return f"at line {line}, column {column}:\n  {shown}\n  {' ' * (column - 1)}^"

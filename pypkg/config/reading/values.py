@@ -1,4 +1,4 @@
-"""Turns a JSON value or a command-line text into a value of a setting's type."""
+"""Converts a JSON value or a text of the command line to the type of a setting."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _FALSE = frozenset({"false", "f", "no", "n", "off", "0"})
 
 
 class ConversionError(ValueError):
-    """The value is not of the type; the message says what was expected."""
+    """The value cannot be converted; the message says what was expected, such as "a number"."""
 
 
 def setting_types() -> dict[str, Any]:
-    """Setting name to its type, where ``X | None`` counts as X."""
+    """The type of each setting, by name; ``X | None`` counts as X."""
     hints = typing.get_type_hints(Settings)
     found = {spec.name: hints[spec.name] for spec in setting_fields()}
     return {
@@ -31,13 +31,13 @@ def setting_types() -> dict[str, Any]:
 
 
 def convert(raw: Any, wanted: Any) -> Any:
-    """``raw`` as ``wanted``: bool, int, float, str, or a tuple of these.
+    """Converts ``raw`` to ``wanted``: bool, int, float, str, or a tuple of one of these.
 
-    Texts are read as numbers and truth values, and 0 and 1 as truth values, since PaddleNLP passes
-    everything through the command line.
+    Text is converted to numbers and booleans, and 0 and 1 to booleans, because PaddleNLP passes all
+    values through the command line.
 
     Raises:
-        ConversionError
+        ConversionError: ``raw`` has no such value.
     """
     if typing.get_origin(wanted) is tuple:
         return _to_tuple(raw, typing.get_args(wanted)[0])
@@ -69,7 +69,7 @@ def _to_float(raw: Any) -> float:
 
 
 def _number(raw: Any, expected: str) -> int | float:
-    """A finite number, as int where it is written as one."""
+    """A finite number; int if it is written as one."""
     number = raw
     if isinstance(raw, str):
         try:
@@ -81,7 +81,7 @@ def _number(raw: Any, expected: str) -> int | float:
                 raise ConversionError(expected) from None
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise ConversionError(expected)
-    if not abs(number) <= sys.float_info.max:  # also not true of NaN
+    if not abs(number) <= sys.float_info.max:  # false for NaN too
         raise ConversionError(expected)
     return number
 
@@ -93,7 +93,7 @@ def _to_str(raw: Any) -> str:
         raise ConversionError("text")
     try:
         is_possible = b"\0" not in os.fsencode(raw)
-    except UnicodeEncodeError:  # a lone surrogate, which JSON can spell
+    except UnicodeEncodeError:  # a lone surrogate, which JSON escapes can express
         is_possible = False
     if not is_possible:
         raise ConversionError("text without null bytes and lone surrogates, which no path can have")

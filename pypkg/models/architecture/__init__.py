@@ -1,4 +1,4 @@
-"""Descriptions of models: configuration, families, weight names and layer split.
+"""Descriptions of models: configurations, families, weight names and pipeline stages.
 
 Nothing here imports Paddle.
 """

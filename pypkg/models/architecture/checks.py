@@ -96,7 +96,7 @@ _TOKEN_IDS = (
     "mask_token_id",
 )
 _NO_TOKEN_ID = "{} must be {}, found {!r}; leave it out or set it to null if there is no such token"
-# Far beyond any model, and below what takes the memory of a machine to describe.
+# Far above every real model, and low enough that a configuration fits into memory.
 _MOST_LAYERS, _LARGEST_SIZE, _MOST_PARAMETERS = 10_000, 2**31 - 1, 10**14
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 _LAYER_TYPES = (FULL_ATTENTION, SLIDING_ATTENTION)
@@ -114,7 +114,7 @@ def chosen(name: str, value: str, choices: Mapping[str, _Choice]) -> _Choice:
 
 
 def check_size(name: str, value: Any) -> None:
-    """Raises UserError unless ``value`` is a positive integer that a model can have."""
+    """Raises UserError unless ``value`` is a positive integer up to the limit of the field."""
     _check_integer(name, value, 1, "a positive integer")
     largest = _MOST_LAYERS if name == "num_hidden_layers" else _LARGEST_SIZE
     if value > largest:
@@ -122,7 +122,7 @@ def check_size(name: str, value: Any) -> None:
 
 
 def check_num_parameters(number: int) -> None:
-    """Raises UserError for more parameters than any machine can hold."""
+    """Raises UserError if a model has more than 10^14 parameters."""
     if number > _MOST_PARAMETERS:
         raise UserError(
             f"the sizes in config.json make a model of {number:.2e} parameters; at most "
@@ -189,7 +189,7 @@ def check_consistency(values: Mapping[str, Any], rotary_dim: int) -> None:
 
     Args:
         values: every field of ModelConfig by name.
-        rotary_dim: number of dimensions of a head that one kind of position rotates.
+        rotary_dim: ``ModelConfig.rotary_dim``.
     """
     heads, key_value_heads = values["num_attention_heads"], values["num_key_value_heads"]
     if heads % key_value_heads:
@@ -219,14 +219,14 @@ def _check_mup(values: Mapping[str, Any]) -> None:
     check_size("mup_base_width", width)
     if values["tie_word_embeddings"]:
         raise UserError(
-            f"mup_base_width is {width}, but the head, whose weights and learning rate it scales, "
-            "is the embedding, which it does not; set tie_word_embeddings to false, or leave "
-            "mup_base_width out"
+            f"mup_base_width is {width}, but muP scales weights and learning rate of the head and "
+            "not those of the embedding, and they are tied; set tie_word_embeddings to false, or "
+            "leave mup_base_width out"
         )
     if values["initialization"] == "deepnorm":
         raise UserError(
-            f"mup_base_width is {width}, but the family's initialization, deepnorm, follows from "
-            "the widths already; leave mup_base_width out"
+            f"mup_base_width is {width}, but the family's initialization, deepnorm, already "
+            "depends on the width; leave mup_base_width out"
         )
 
 
@@ -239,7 +239,7 @@ def _check_layer_types(values: Mapping[str, Any]) -> None:
     if SLIDING_ATTENTION in values["layer_types"] and values["sliding_window"] is None:
         raise UserError(
             f"layer_types has {SLIDING_ATTENTION}, but sliding_window is None; give the number of "
-            f"tokens that such a layer sees, or use {FULL_ATTENTION} alone"
+            f"tokens that such a layer sees, or use only {FULL_ATTENTION}"
         )
 
 
@@ -247,7 +247,7 @@ def _check_rotary(values: Mapping[str, Any], rotary_dim: int) -> None:
     head_dim, fraction = values["head_dim"], values["partial_rotary_factor"]
     if head_dim % 2:
         raise UserError(
-            f"head_dim ({head_dim}) is odd, but rotary position embedding turns pairs of "
+            f"head_dim ({head_dim}) is odd, but rotary position embedding rotates pairs of "
             f"dimensions; with hidden_size {values['hidden_size']} and num_attention_heads "
             f"{values['num_attention_heads']}, choose sizes that make it even"
         )
@@ -260,9 +260,9 @@ def _check_rotary(values: Mapping[str, Any], rotary_dim: int) -> None:
         head_dim % 4 or fraction != 1 or not values["prefix_lm"]
     ):
         raise UserError(
-            f"position_encoding_2d turns both halves of a head by positions around the prefix: it "
-            f"needs prefix_lm, partial_rotary_factor 1 and a head_dim that is a multiple of 4, "
-            f"found {values['prefix_lm']}, {fraction} and {head_dim}"
+            f"position_encoding_2d needs prefix_lm true, partial_rotary_factor 1 and a head_dim "
+            f"that is a multiple of 4, found {values['prefix_lm']}, {fraction} and {head_dim}; it "
+            "rotates one half of a head by position and the other by block position"
         )
 
 
@@ -273,7 +273,7 @@ def _check_integer(name: str, value: Any, minimum: int, expected: str) -> None:
 
 def _check_positive_number(name: str, value: Any) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= sys.float_info.max:  # also not true of NaN
+    if not is_number or not 0 < value <= sys.float_info.max:  # false for NaN too
         raise UserError(f"{name} must be a positive number, found {value!r}")
 
 

@@ -1,6 +1,6 @@
-"""``ModelConfig``: one dataclass for all families, with a field for every difference.
+"""``ModelConfig``: one dataclass for all families, with a field for each of their differences.
 
-Nothing here imports Paddle, so that planning and parameter counts run without it.
+Nothing here imports Paddle, so planning and parameter counts run without it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pypkg.models.architecture.checks import (
 class ModelConfig:
     """The architecture of a decoder-only language model.
 
-    Field names and meanings are those of Hugging Face configurations where these have the field.
-    Sizes count elements, lengths count tokens. Dropout is a training setting and not part of it.
+    Fields that Hugging Face configurations have too have the same names and meanings. Sizes count
+    elements, lengths count tokens. Dropout is not included, because it is a training setting.
 
     Raises:
         UserError: a value has the wrong type, or values contradict each other.
@@ -77,8 +77,8 @@ class ModelConfig:
     # c tanh(scores / c) before the mask (Gemma 2: Gemma Team, 2024); None: no cap.
     query_pre_attn_scalar: float | None = None
     attn_logit_softcapping: float | None = None
-    # Tokens before the first sop_token_id of a row see each other in both directions. Positions
-    # from sop_token_id on follow from the gmask_token_id or mask_token_id of the row (masks.py).
+    # Tokens before the first sop_token_id of a row attend to each other in both directions.
+    # Positions from there on depend on the gmask_token_id or mask_token_id of the row (masks.py).
     prefix_lm: bool = False
     sop_token_id: int | None = None
     gmask_token_id: int | None = None
@@ -96,7 +96,7 @@ class ModelConfig:
 
     initializer_range: float = 0.02
     initialization: str = "normal"  # or scaled_residual, deepnorm (initialization.py)
-    # hidden_size of the model that hyper-parameters were tuned on, for muP; None: no muP.
+    # muP: hidden_size of the model for which hyperparameters were tuned; None: no muP.
     mup_base_width: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -131,7 +131,7 @@ class ModelConfig:
 
     @property
     def width_factor(self) -> float:
-        """How much wider this model is than that of ``mup_base_width``; 1 without muP."""
+        """hidden_size / mup_base_width; 1 without muP."""
         return self.hidden_size / (self.mup_base_width or self.hidden_size)
 
     @property
@@ -141,12 +141,12 @@ class ModelConfig:
 
     @property
     def key_value_size(self) -> int:
-        """Width of all key heads together; that of the values is the same."""
+        """Width of all key heads together, equal to that of all value heads."""
         return self.num_key_value_heads * self.head_dim
 
     @property
     def rotary_dim(self) -> int:
-        """Number of dimensions of a head that one kind of position rotates."""
+        """Number of dimensions of a head that are rotated by one sequence of positions."""
         if self.position_encoding_2d:
             return self.head_dim // 2
         return int(self.head_dim * self.partial_rotary_factor)
@@ -154,10 +154,10 @@ class ModelConfig:
     def replace(self, **overrides: Any) -> ModelConfig:
         """A copy with some fields changed.
 
-        If the sizes change that ``head_dim``, ``num_key_value_heads`` or ``embedding_size`` was
-        derived from, the derived field is derived again, unless ``overrides`` give it. The same
-        holds for ``layer_types`` if all layers have one type. If the types differ, a model with
-        fewer layers keeps the types of the first layers.
+        ``head_dim``, ``num_key_value_heads`` and ``embedding_size`` are derived again from the new
+        sizes if they had their default, unless ``overrides`` gives them. So is ``layer_types`` if
+        all layers have the same type. If the types differ, a model with fewer layers keeps the
+        types of its first layers.
 
         Raises:
             UserError: a field is unknown, or the result is not a valid configuration.
@@ -213,7 +213,7 @@ class ModelConfig:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """A suggestion for an error message about an unknown name: the closest known names, or ""."""
+    """A suggestion for an error message about an unknown name: "; did you mean X?", or ""."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), list(by_lower), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(by_lower[match] for match in close)}?" if close else ""

@@ -1,6 +1,6 @@
 """Keys of config.json that have the same meaning in every family and do not describe the model.
 
-``Family.read_config`` refuses a key that neither this file nor the family knows, because it may
+``Family.read_config`` rejects a key that neither this file nor the family lists, because it may
 change the model. Nothing here imports Paddle.
 """
 

@@ -42,20 +42,20 @@ class Family:
         model_type: value in config.json; empty: ``name``.
         architectures: class names in config.json; the first is written.
         auto_map: ``auto_map`` of config.json, for families whose repositories contain model code.
-        distinctive_key: a key that distinguishes this family from others of the same
+        distinctive_key: a key that distinguishes this family from others with the same
             ``model_type``.
-        fields: constant fields of ModelConfig that config.json has no key for.
+        fields: constant fields of ModelConfig for which config.json has no key.
         fixed: keys that affect the model, with the only supported value. They are written.
-        neutral: keys that affect the model, with the values that have no effect; null has none
-            either. They are not written.
-        unused: keys that have no effect with any value.
+        neutral: keys that affect the model, with the values that have no effect, besides null. They
+            are not written.
+        unused: keys that never have an effect.
         extensions: field of ModelConfig -> key that the original implementation does not read. The
-            value applies, which is logged, and the key is written if it is not the default.
-        dropouts: keys of dropout probabilities. They are ignored, which is logged if one is not 0,
+            key is read with a warning, and written if its value is not the default.
+        dropouts: keys of dropout probabilities. They are ignored, with a warning if one is not 0,
             and written as 0.
         reads: keys that ``read_more`` receives in addition to ``keys``.
-        read_more: computes fields from several keys.
-        write_more: computes the keys of these fields.
+        read_more: computes fields of ModelConfig from these keys.
+        write_more: the inverse of ``read_more``.
     """
 
     name: str
@@ -89,10 +89,10 @@ class Family:
 
         Args:
             keys: the object in config.json.
-            allow_unknown_config: unknown keys that are ignored instead of refused.
+            allow_unknown_config: unknown keys to ignore instead of raising an error.
 
         Raises:
-            UserError: a key is missing or unknown, or a value is wrong or not supported. The
+            UserError: a key is missing or unknown, or a value is invalid or not supported. The
                 message names all keys that are unknown or not supported.
         """
         self._check_keys(keys, allow_unknown_config)
@@ -109,7 +109,7 @@ class Family:
                 if keys.get(key) is not None:
                     values[name] = keys[key]
                     break
-        if values.get("num_hidden_layers") is not None:  # which ``read_more`` may count up to
+        if values.get("num_hidden_layers") is not None:  # ``read_more`` may make such a list
             check_size("num_hidden_layers", values["num_hidden_layers"])
         read = {key: keys[key] for key in keys if key in self.known_keys()}
         try:
@@ -138,7 +138,7 @@ class Family:
         read, problems, unknown = self.known_keys(), [], []
         for key, value in keys.items():
             if key in self.fixed:
-                # null equals false, but no string or number.
+                # null counts as false, but not as a string or number.
                 if value != self.fixed[key] and not (value is None and not self.fixed[key]):
                     problems.append(self._needs(key, value, (self.fixed[key],)))
             elif value is None or key in read or key in self.unused or self._is_dropout(key):
@@ -153,11 +153,11 @@ class Family:
             given = {key: keys[key] for key in self._names(name) if keys.get(key) is not None}
             if len({repr(value) for value in given.values()}) > 1:
                 listed = " and ".join(f"{key} {value!r}" for key, value in given.items())
-                problems.append(f"{listed} are two values of one thing; keep the right one")
+                problems.append(f"{listed} are two values of the same key; keep the right one")
         if unknown:
             problems.append(
                 f"a {self.name} model does not know {', '.join(unknown)}, which may change it. "
-                f"Remove the key from config.json, or to have it ignored: --allow_unknown_config "
+                f"Remove the key from config.json, or ignore it with --allow_unknown_config "
                 f"{' '.join(unknown)}"
             )
         if problems:
@@ -171,7 +171,7 @@ class Family:
         return key in DROPOUTS or key in self.dropouts
 
     def write_config(self, config: ModelConfig) -> dict[str, Any]:
-        """The keys of a config.json in the form of transformers 4, which transformers 5 also reads.
+        """The content of a config.json in the format of transformers 4, which version 5 reads too.
 
         Raises:
             UserError: a config.json of the family cannot express ``config``.
@@ -224,8 +224,8 @@ _REQUIRED = tuple(name for name, value in _DEFAULTS.items() if value is dataclas
 def _log_dropout(name: str, keys: tuple[str, ...]) -> None:
     """Logs ignored dropout keys, once per family and set of keys."""
     logger.warning(
-        "config.json of the %s model asks for dropout (%s), which is not followed; the setting "
-        "hidden_dropout_prob brings dropout of hidden states",
+        "config.json of the %s model asks for dropout (%s), which is ignored; the setting "
+        "hidden_dropout_prob enables dropout of hidden states",
         name,
         ", ".join(keys),
     )
@@ -236,7 +236,7 @@ def _log_extension(name: str, key: str) -> None:
     """Logs the use of an extension key, once per family and key."""
     logger.warning(
         "config.json of the %s model has %s, which the original implementation does not read; it "
-        "is followed here, so other programs compute another model from this folder",
+        "is used here, so other programs compute another model from this folder",
         name,
         key,
     )

@@ -2,8 +2,7 @@
 
 Each of the ``stages`` pipeline stages has ``virtual_stages`` model chunks (interleaved schedule of
 Narayanan et al., 2021). Chunk k belongs to stage k % stages, so that a micro batch visits every
-stage ``virtual_stages`` times.
-Nothing here imports Paddle.
+stage ``virtual_stages`` times. Nothing here imports Paddle.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ class ModelChunk:
     """Consecutive layers of a model; the first chunk has the embedding, the last one the head.
 
     Attributes:
-        layers: numbers of the layers in the model, from 0.
+        layers: indices of the layers in the model, from 0.
         is_first: whether the chunk has the embedding.
         is_last: whether the chunk has the final norm and the head.
     """
@@ -29,11 +28,11 @@ class ModelChunk:
 
 
 def layer_ranges(num_layers: int, chunks: int) -> list[range]:
-    """Layer numbers of each model chunk, in the order of a forward pass.
+    """Layer indices of each model chunk, in the order of a forward pass.
 
-    Each chunk has ``num_layers // chunks`` layers. The second and the following chunks get one of
-    the remaining layers each, then the first chunk; the last chunk gets none. The last chunk has
-    the head, which takes the time of several layers. The first chunk has the embedding and the
+    Each chunk has ``num_layers // chunks`` layers. The remaining layers go to the second and the
+    following chunks, one each, then to the first chunk, and never to the last one. The last chunk
+    has the head, which takes the time of several layers. The first chunk has the embedding and the
     most micro batches in flight.
 
     Raises:
@@ -41,8 +40,8 @@ def layer_ranges(num_layers: int, chunks: int) -> list[range]:
     """
     if num_layers < chunks:
         raise UserError(
-            f"num_hidden_layers ({num_layers}) is less than the {chunks} model chunks that "
-            "pipeline_parallel_degree x virtual_pp_degree makes; use fewer stages"
+            f"num_hidden_layers ({num_layers}) is less than the number of model chunks, "
+            f"pipeline_parallel_degree x virtual_pp_degree ({chunks}); use fewer stages"
         )
     each, more = divmod(num_layers, chunks)
     in_line = [*range(1, chunks - 1), 0, chunks - 1]
@@ -56,7 +55,7 @@ def layer_ranges(num_layers: int, chunks: int) -> list[range]:
 
 
 def cut(num_layers: int, stages: int, virtual_stages: int = 1) -> list[ModelChunk]:
-    """The model chunks in the order of a forward pass. With one chunk, it is the whole model.
+    """The model chunks in the order of a forward pass. A single chunk is the whole model.
 
     Raises:
         UserError: there are fewer layers than chunks.

@@ -30,7 +30,7 @@ LLAMA_KEYS = {
         "initializer_range",
     )
 } | {"norm_eps": "rms_norm_eps", **TOKEN_IDS}
-# Features of the decoder that no original implementation of these families reads from config.json.
+# Features of the decoder that the original implementations do not read from config.json.
 LLAMA_EXTENSIONS = {
     "sliding_window": "sliding_window",
     "layer_types": "layer_types",
@@ -97,8 +97,8 @@ def read_rope(keys: Keys, rotated_fraction: float = 1.0) -> dict[str, Any]:
     and ``rope_parameters``, only ``rope_scaling`` is used, as in transformers 5.
 
     Args:
-        rotated_fraction: the part of each head that the family rotates where the keys give none.
-            1.0: it knows no other part.
+        rotated_fraction: the family's default of partial_rotary_factor. 1.0: the family supports
+            no other value.
 
     Raises:
         UserError: a value has the wrong type, or the model does not support a partial rotation.
@@ -118,7 +118,7 @@ def read_rope(keys: Keys, rotated_fraction: float = 1.0) -> dict[str, Any]:
 
 
 def write_rope(config: ModelConfig) -> dict[str, Any]:
-    """The keys of ``read_rope`` in the form of transformers 4, without the rotated fraction."""
+    """The keys of ``read_rope`` as in transformers 4, without partial_rotary_factor."""
     return {"rope_theta": config.rope_theta, "rope_scaling": config.rope_scaling}
 
 

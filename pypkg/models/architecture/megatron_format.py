@@ -1,4 +1,4 @@
-"""Weights of a Megatron-LM layer, whose names BLOOM, GLM-130B and the ChatGLM models use."""
+"""Weights of layers with Megatron-LM's names, which BLOOM, GLM-130B and the ChatGLM models use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pypkg.models.architecture.weight_map import Packing, Weight, linear, same_l
 
 
 def by_head(config: ModelConfig) -> Packing:
-    """The order in which Megatron-LM packs query, key and value: head by head."""
+    """Megatron-LM's packing of query, key and value: head by head."""
     return Packing(config.num_attention_heads, (0, 1, 2))
 
 
@@ -18,13 +18,13 @@ def megatron_layers(
     qkv_packing: Packing | None = None,
     gate_up_packing: Packing | None = None,
 ) -> list[Weight]:
-    """The entries of the weight map for the norms, the attention and the feed-forward of layers.
+    """The entries of the weight map for norms, attention and MLP of the layers.
 
     Args:
         layer: prefix of a layer in the checkpoint, with ``{}`` for its index.
         attention: name of the attention below ``layer``.
         qkv_packing: order of query, key and value; None: query | key | value.
-        gate_up_packing: order of gate and up; None: gate | up, or a feed-forward without a gate.
+        gate_up_packing: order of gate and up; None: gate | up, or an MLP without a gate.
     """
     ours, mlp_in = "layers.{}.", "gate_up_proj" if config.gated_mlp else "up_proj"
     norms = ("input_layernorm", "post_attention_layernorm")

@@ -1,9 +1,9 @@
 """The model format of PaddleNLP 3: config.json keys, tensor names and layouts.
 
-PaddleNLP stores matrices as [in, out], Hugging Face folders as [out, in]; this includes the matrix
-of an untied head. Query, key and value may be fused (``fuse_attention_qkv``), and so may gate and
-up projection (``fuse_attention_ffn``). The tensor names show the fusion; config.json does not.
-Nothing here imports Paddle.
+PaddleNLP stores matrices as [in, out], Hugging Face as [out, in], including the matrix of an untied
+head. Query, key and value may be fused (``fuse_attention_qkv``), and also gate and up projection
+(``fuse_attention_ffn``). The fusion is visible in the tensor names, but not in config.json. Nothing
+here imports Paddle.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pypkg.models.architecture.paddlenlp_formats import FORMATS, Format, Keys, f
 from pypkg.models.architecture.weight_map import Packing, Shape, Weight, WeightMap, linear
 
 VERSION_KEY = "paddlenlp_version"
-_VERSION = "3.0.0b4"  # the one that the fixtures come from
-# Keys of Hugging Face folders that PaddleNLP does not read. A model that needs one is refused.
+_VERSION = "3.0.0b4"  # the version that wrote the test fixtures
+# Keys of Hugging Face folders that PaddleNLP does not read. A model that needs one is rejected.
 _UNREAD = frozenset(
     {
         *("auto_map", "head_dim", "attention_bias", "mlp_bias", "rope_scaling", "rope_ratio"),
         *("use_sliding_window", "max_window_layers", "layer_types", "_remove_final_layer_norm"),
     }
 )
-_ROPE_TYPES = {"linear": "linear", "dynamic": "dynamic_ntk"}  # of transformers, of PaddleNLP
+_ROPE_TYPES = {"linear": "linear", "dynamic": "dynamic_ntk"}  # transformers -> PaddleNLP
 _FUSED_QKV = "self_attn.qkv_proj.weight"
 _FUSED_GATE_UP = "mlp.gate_up_fused_proj.weight"
 _NO_PARAMETERS = (r"(.*\.)?rotary_(emb|pos_emb)\.inv_freq",)
@@ -38,7 +38,7 @@ def describes(keys: Keys) -> bool:
 
 
 def _has_own_name(each: Format, keys: Keys) -> bool:
-    """Whether ``keys`` identify the format with a value that no Hugging Face folder has."""
+    """Whether ``keys`` has a value of this format that no Hugging Face folder has."""
     own_type = each.model_type and keys.get("model_type") == each.model_type
     own_class = each.architecture in ("GPTForCausalLM", "ChatGLMv2ForCausalLM", "QWenForCausalLM")
     return bool(own_type or (own_class and each.architecture in (keys.get("architectures") or [])))
@@ -48,7 +48,7 @@ def huggingface_keys(keys: Keys) -> dict[str, Any]:
     """The Hugging Face keys that describe the same model as ``keys`` of a PaddleNLP config.json.
 
     Raises:
-        UserError: Hugging Face or PaddleNLP lacks the family, or a value is not supported.
+        UserError: the family or a value is not supported.
     """
     stored = _described(keys)
     for key, supported in stored.fixed.items():
@@ -65,7 +65,7 @@ def huggingface_keys(keys: Keys) -> dict[str, Any]:
 
 
 def fields_of(keys: Keys) -> dict[str, Any]:
-    """Fields of ModelConfig that PaddleNLP's config.json tells beyond ``huggingface_keys``."""
+    """Fields of ModelConfig that PaddleNLP's config.json has and ``huggingface_keys`` lacks."""
     return _described(keys).fields(keys)
 
 
@@ -84,8 +84,13 @@ def _described(keys: Keys) -> Format:
 def keys_of(family: str, huggingface: Keys, dtype: str) -> dict[str, Any]:
     """The inverse of ``huggingface_keys``, without keys that PaddleNLP does not read.
 
+    Args:
+        family: ``ModelConfig.model_type``.
+        huggingface: the Hugging Face keys.
+        dtype: of the weights.
+
     Raises:
-        UserError: PaddleNLP lacks the family.
+        UserError: PaddleNLP does not have the family.
     """
     stored = _required(family)
     keys = {
@@ -113,13 +118,13 @@ def weight_map(config: ModelConfig, huggingface: WeightMap, found: Iterable[str]
     """PaddleNLP's weight map.
 
     Args:
-        huggingface: the map of the family's Hugging Face folder.
-        found: names in a checkpoint, which tell whether its matrices are fused, and whether it is
-            of the model without its head (``LlamaModel``), whose names have no prefix; none: they
-            are not, and it is of the whole model.
+        huggingface: the weight map of the family's Hugging Face folders.
+        found: tensor names of a checkpoint, which show whether matrices are fused, and whether it
+            holds a model without its head (``LlamaModel``), whose names have no prefix. Empty:
+            matrices are not fused, and the model has its head.
 
     Raises:
-        UserError: PaddleNLP lacks the family.
+        UserError: PaddleNLP does not have the family.
     """
     stored = _required(config.model_type)
     names = list(found)
@@ -144,21 +149,23 @@ def _required(family: str) -> Format:
     stored = format_of(family)
     if stored is None:
         raise UserError(
-            f"PaddleNLP has no {family} model; the families of both are "
+            f"PaddleNLP has no {family} model; the families that it has are "
             f"{', '.join(each.family for each in FORMATS)}"
         )
     return stored
 
 
 def is_stored_as(config: ModelConfig, huggingface: WeightMap, found: Mapping[str, Shape]) -> bool:
-    """Whether the tensors ``found`` are PaddleNLP's of the family of ``config``.
+    """Whether the tensors ``found`` are in PaddleNLP's format.
 
-    Its prefix tells. Names of the model without its head have none, and may be those of a Hugging
-    Face folder as well: there the shape of a matrix that is not square tells.
+    PaddleNLP's prefix of tensor names identifies it. A model without its head has no prefix, and
+    its names may be those of a Hugging Face folder too. In that case the shape of a matrix that is
+    not square decides.
 
     Args:
-        huggingface: the map of the family's Hugging Face folder.
-        found: names and shapes.
+        config: of the model.
+        huggingface: the weight map of the family's Hugging Face folders.
+        found: shapes of the tensors by name.
     """
     stored = format_of(config.model_type)
     if stored is None:
@@ -176,12 +183,12 @@ def is_stored_as(config: ModelConfig, huggingface: WeightMap, found: Mapping[str
 
 
 def head_of(family: str) -> str:
-    """The tensor in which PaddleNLP stores the head of a tied model as well; empty: in none."""
+    """Name of the tensor in which PaddleNLP also stores the head of a tied model; empty: none."""
     return _required(family).head
 
 
 def _model_prefix(stored: Format) -> str:
-    """The prefix that a model without its head leaves out of its names."""
+    """The prefix of tensor names that a model without its head does not have."""
     return stored.prefix.partition(".")[0] + "."
 
 

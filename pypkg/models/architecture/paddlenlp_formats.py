@@ -1,4 +1,4 @@
-"""What PaddleNLP 3 calls each family: its classes, prefixes, keys and names.
+"""PaddleNLP 3's format of each family: class names, prefixes, keys and tensor names.
 
 Nothing here imports Paddle.
 """
@@ -19,22 +19,22 @@ _OPT_HEAD = "lm_head.decoder_weight"
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """The names that PaddleNLP gives to a family and its parts.
+    """PaddleNLP's format of a family.
 
     Args:
         family: ``ModelConfig.model_type``.
         architecture: the class name in config.json.
-        model_type: in config.json; ``family`` if empty.
-        prefix: of its tensor names, which replaces ``huggingface_prefix``.
-        keys: key in the config.json of the Hugging Face folder -> its key.
-        implied: keys of the Hugging Face folder whose value it always has.
-        fields: of ModelConfig, that its keys tell and those of the Hugging Face folder do not.
-        fixed: keys of its own that change the computation, with the only value that is supported.
-        unread: keys of the Hugging Face folder that its code does not follow, beside ``_UNREAD``.
-        head: name of a head that is stored as a [vocabulary, hidden] matrix of its own, whether or
-            not it equals the embedding; config.json does not say.
-        weights: the entries of the weight map, given that of the Hugging Face folder; None: its
-            names differ in their prefix alone.
+        model_type: in config.json; empty: ``family``.
+        prefix: prefix of tensor names; it replaces ``huggingface_prefix``.
+        keys: Hugging Face's key in config.json -> PaddleNLP's key.
+        implied: keys of Hugging Face that PaddleNLP does not have, with the value that it implies.
+        fields: computes fields of ModelConfig that Hugging Face's keys do not express.
+        fixed: keys that only PaddleNLP has and that affect the model, with the supported value.
+        unread: keys of Hugging Face that PaddleNLP does not read, besides ``_UNREAD``.
+        head: name of a [vocabulary, hidden] matrix in which the head is stored even if it is tied
+            to the embedding; config.json does not say whether it is.
+        weights: returns the entries of the weight map from the configuration and whether query, key
+            and value are fused; None: the names differ from Hugging Face's only in the prefix.
     """
 
     family: str
@@ -52,9 +52,9 @@ class Format:
 
 
 def _residual_alpha(keys: Keys) -> dict[str, Any]:
-    """The weight of ChatGLM-6B's residual stream, which follows the depth of the model.
+    """residual_alpha of ChatGLM-6B, which PaddleNLP computes from the depth of the model.
 
-    In the original code it is that of 28 layers, whatever the depth is.
+    The original code uses 28 layers for models of any depth.
     """
     layers = keys.get("num_hidden_layers")
     return {"residual_alpha": (2 * layers) ** 0.5} if isinstance(layers, int) else {}
@@ -74,7 +74,7 @@ def _opt_weights(config: ModelConfig, is_fused: bool) -> list[Weight]:
 
 
 def _plain_decoder(config: ModelConfig, prefix: str, is_fused: bool) -> list[Weight]:
-    """The embeddings and layers of GPT and OPT, which PaddleNLP names alike behind ``prefix``."""
+    """The embeddings and layers of GPT and OPT, which have the same names after ``prefix``."""
     ours, theirs = "layers.{}.", prefix + "decoder.layers.{}."
     weights = same_layout(
         {
@@ -155,7 +155,7 @@ FORMATS = (
             "attn_pdrop": "attention_probs_dropout_prob",
             "resid_pdrop": "hidden_dropout_prob",
         },
-        # Its code passes approximate=True to GELU and epsilon=1e-5 to norms, whatever the keys say.
+        # PaddleNLP's code always passes approximate=True to GELU and epsilon=1e-5 to norms.
         implied={
             "tie_word_embeddings": True,
             "model_type": "gpt2",

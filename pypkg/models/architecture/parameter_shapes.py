@@ -1,7 +1,6 @@
-"""Names and shapes of the parameters of a model, without the model.
+"""Names and shapes of the parameters of a model, from its configuration.
 
-The one source of these shapes; tests compare it with the layers of every family. Nothing here
-imports Paddle.
+Tests compare them with the layers of every family. Nothing here imports Paddle.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ class ParameterShape:
     """A parameter, or the part of it that a rank holds.
 
     Attributes:
-        name: in the layout of this package.
-        shape: of the whole, or of the part.
-        layer: number of its layer in the model; None outside the layers.
+        name: the parameter's name in this package.
+        shape: of the parameter or its part.
+        layer: index of its layer in the model; None outside the layers.
     """
 
     name: str

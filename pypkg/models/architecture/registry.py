@@ -38,7 +38,7 @@ _MODULES = (
     "stablelm",
 )
 _SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([bm])(\d?)(?![a-z0-9])")
-_SIMILAR = 1.5  # limit of the ratio of the larger size to the smaller one
+_SIMILAR = 1.5  # two sizes are similar up to this ratio
 _FAMILIES: tuple[Family, ...] = tuple(
     family
     for name in _MODULES
@@ -60,18 +60,18 @@ def load_config(
 
     Args:
         name_or_folder: path of a folder, or one of ``known_models()``.
-        allow_unknown_config: unknown keys of config.json that are ignored; any other unknown key
-            is an error.
+        allow_unknown_config: unknown keys of config.json to ignore; any other unknown key is an
+            error.
 
     Raises:
-        UserError: there is no such folder and no such model (the message lists the nearest known
-            names), or config.json is wrong.
+        UserError: there is no such folder and no such model (the message suggests similar names),
+            or config.json is invalid.
     """
     if os.path.isdir(name_or_folder):  # False, not an error, for a name too long for a path
         file = Path(name_or_folder) / "config.json"
         if not file.exists():
             raise UserError(
-                f"{file} does not exist, so {str(name_or_folder)!r} is no model. Give a folder "
+                f"{file} does not exist, so {str(name_or_folder)!r} is not a model. Give a folder "
                 "that holds a config.json, or a name that `python -m pypkg.models` lists"
             )
         return _read_config(file, allow_unknown_config)
@@ -92,9 +92,9 @@ def load_config(
 
 
 def _of_similar_size(name: str) -> list[str]:
-    """The known models whose name has about the same size as ``name``, or no size.
+    """The known models whose names contain a similar size as ``name``, or no size.
 
-    Names of other sizes of a family differ in few characters but are not misspellings.
+    Names of other sizes differ from ``name`` in few characters, but are not misspellings of it.
     """
     wanted = _size(name)
 
@@ -123,7 +123,7 @@ def num_parameters(name_or_folder: str | Path) -> int:
     """Number of parameters, computed from the configuration alone.
 
     Args:
-        name_or_folder: as for ``load_config``.
+        name_or_folder: as in ``load_config``.
     """
     return load_config(name_or_folder).num_parameters()
 
@@ -135,10 +135,10 @@ def config_from_huggingface(
 
     Args:
         keys: the object in config.json.
-        allow_unknown_config: unknown keys that are ignored instead of refused.
+        allow_unknown_config: unknown keys to ignore instead of raising an error.
 
     Raises:
-        UserError: the family is not supported, a value is wrong, or a key is unknown.
+        UserError: the family is not supported, a value is invalid, or a key is unknown.
     """
     if not isinstance(keys.get("architectures"), (list, type(None))):
         raise UserError(
@@ -180,19 +180,17 @@ def config_to_paddlenlp(config: ModelConfig, dtype: str = "float32") -> dict[str
     """The keys of a PaddleNLP config.json for ``config`` with weights of ``dtype``.
 
     Raises:
-        UserError: PaddleNLP lacks the family, or its config.json cannot express ``config``.
+        UserError: PaddleNLP does not have the family, or its config.json cannot express ``config``.
     """
     family = _family(config)
     written = family.write_config(config)
     followed = {key: written[key] for key in written if key not in family.extensions.values()}
     keys = paddlenlp.keys_of(config.model_type, followed, dtype)
     restored = config_from_huggingface(keys)
-    if paddlenlp.head_of(config.model_type):  # the weights tell whether it is tied
+    if paddlenlp.head_of(config.model_type):  # config.json does not say whether the head is tied
         restored = restored.replace(tie_word_embeddings=config.tie_word_embeddings)
     if lost := differing_fields(config, restored):
-        raise UserError(
-            f"PaddleNLP's {config.model_type} model cannot be one with {', '.join(lost)}"
-        )
+        raise UserError(f"PaddleNLP's {config.model_type} model does not support {', '.join(lost)}")
     return keys
 
 
@@ -202,9 +200,10 @@ def weight_map(config: ModelConfig) -> WeightMap:
 
 
 def stored_weight_map(config: ModelConfig, found: Mapping[str, Shape]) -> WeightMap:
-    """The weight map of a checkpoint whose tensors have the names and shapes ``found``.
+    """The weight map of a checkpoint in the format of Hugging Face or PaddleNLP.
 
-    They are those of Hugging Face folders or PaddleNLP's, with or without the family's prefix.
+    Args:
+        found: shapes of the tensors of the checkpoint by name, with or without the family's prefix.
     """
     huggingface = weight_map(config)
     if paddlenlp.is_stored_as(config, huggingface, found):

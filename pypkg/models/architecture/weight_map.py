@@ -1,7 +1,8 @@
-"""Weight maps: the correspondence of parameters and the tensors of a checkpoint.
+"""Weight maps: the correspondence between parameters and the tensors of a checkpoint.
 
-One map serves import and export, of parameters and of values with their shapes, such as gradients.
-Arrays are NumPy arrays; bfloat16 is stored as its bits in uint16. Nothing here imports Paddle.
+The same map serves import and export, of parameters and of values of the same shape, such as
+gradients. Arrays are NumPy arrays; bfloat16 is stored as its bits in uint16. Nothing here imports
+Paddle.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _COPY = re.compile(r"(?:^|(?<=\.))\w+\.\d+\.")  # a numbered part of a name, suc
 _MAX_LISTED = 20
 
 Shape = tuple[int, ...]
-Range = tuple[int, int]  # from, up to
+Range = tuple[int, int]  # start, stop
 
 
 def kind_of(name: str) -> str:
@@ -86,8 +87,8 @@ class Weight:
         transpose: whether [out, in] of the checkpoint becomes the [in, out] of a Paddle linear
             layer.
         packing: order of matrices along the joined axis; None: that of the model.
-        turned: whether the checkpoint stores the transpose of the matrices that the other
-            arguments describe, [in, out] for [out, in].
+        turned: whether the checkpoint stores the transpose of what the other arguments describe,
+            such as [in, out] instead of [out, in].
     """
 
     name: str
@@ -103,7 +104,7 @@ class Weight:
 
 
 def same_layout(names: Mapping[str, str]) -> list[Weight]:
-    """Weights and biases of layers with the same layout in the checkpoint: norms and tables.
+    """Weights and biases of layers that have the same layout in the checkpoint: norms, embeddings.
 
     Args:
         names: layer here -> layer in the checkpoint, without ".weight" and ".bias".
@@ -150,8 +151,8 @@ class WeightMap:
         weights: one entry per kind of parameter. Entries without a parameter in the model, such as
             the bias of a layer without bias, are not used.
         ignored: regular expressions that match whole names of tensors that are not parameters.
-        prefix: prefix of the names that some checkpoints omit. Some released checkpoints hold the
-            model without its head and omit it; the original implementations load them as well.
+        prefix: prefix of the names in a checkpoint. Some released checkpoints hold a model without
+            its head and do not have the prefix; the original implementations load them too.
     """
 
     def __init__(
@@ -168,9 +169,8 @@ class WeightMap:
         return tuple(self._weights.values())
 
     def fitted_to(self, found: Iterable[str]) -> WeightMap:
-        """The map for a checkpoint with the tensor names ``found``.
-
-        It is this map, without ``prefix`` if no name in ``found`` has it.
+        """This map for a checkpoint with the tensor names ``found``: without ``prefix`` if no name
+        has it.
         """
         prefix = self._prefix
         if not prefix or any(name.startswith(prefix) for name in found):
@@ -216,12 +216,12 @@ class WeightMap:
         cut: Sequence[slice],
         read: Callable[[str, Sequence[slice]], np.ndarray],
     ) -> np.ndarray:
-        """Reads the elements of the parameter ``name`` that ``cut`` selects, and no others.
+        """Reads only those elements of the parameter ``name`` that ``cut`` selects.
 
         Args:
             shape: of the whole parameter.
-            cut: one slice per axis, without steps; missing slices at the end select whole axes.
-            read: returns the elements of a checkpoint tensor, given its name and slices.
+            cut: one slice per axis, with step 1; missing slices at the end select whole axes.
+            read: takes the name of a checkpoint tensor and slices; returns the selected elements.
         """
         weight, _ = self._find(name)
         whole = [slice(None)] * (len(shape) - len(cut))
@@ -263,9 +263,11 @@ class WeightMap:
         return runs
 
     def to_checkpoint(self, name: str, value: np.ndarray) -> dict[str, np.ndarray]:
-        """The checkpoint tensors for ``value``: parameter ``name``, its gradient or its state.
+        """The checkpoint tensors of the parameter ``name``, by name.
 
-        They are views of it where the checkpoint has the same order of elements, transposed or not.
+        Args:
+            value: the parameter, its gradient or its state. The results are views of it unless the
+                checkpoint packs matrices in another order.
         """
         weight, sources = self._find(name)
         joined = value.T if weight.transpose else value
@@ -277,7 +279,7 @@ class WeightMap:
     def check(
         self, parameters: Mapping[str, Sequence[int]], found: Mapping[str, Shape], where: str
     ) -> None:
-        """Checks that a checkpoint has exactly the tensors of the parameters.
+        """Checks that a checkpoint has all tensors of the parameters and no others.
 
         Args:
             parameters: shapes of the parameters by name.
@@ -285,7 +287,7 @@ class WeightMap:
             where: the checkpoint, for the message.
 
         Raises:
-            UserError: tensors are missing, superfluous or have another shape; all are listed.
+            UserError: tensors are missing, superfluous or have another shape; up to 20 are listed.
         """
         expected: dict[str, Shape] = {}
         for name, shape in parameters.items():

@@ -1,5 +1,5 @@
-"""The layers of the decoder, and their positions, masks and recompute.
+"""The layers of the decoder, with positions, masks and recompute.
 
-No layer tests for a family: a difference between families is a field of ``ModelConfig``. Linear
-layers come from ``pypkg.parallel.tp_layers``, so that one code serves every layout.
+No layer tests for the name of a family: differences between families are fields of ``ModelConfig``.
+Linear layers come from ``pypkg.parallel.tp_layers``, so the same code serves every layout.
 """

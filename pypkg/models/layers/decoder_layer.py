@@ -1,7 +1,8 @@
 """A decoder layer.
 
-It returns two tensors: the output of its last branch, and the residual stream without it. The next
-norm adds them in a fused operator, so that the stream is read and written once per norm.
+It returns two tensors: the output of its last branch (attention or MLP), and the residual stream
+before that output is added. The next norm adds them in a fused operator, so that the residual
+stream is read and written once per norm.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from pypkg.models.layers.residual import RESIDUALS, State
 class DecoderLayer(nn.Layer):
     """Attention and MLP, each with its norms and added to the residual stream.
 
-    ``layer_number`` counts the layers of the whole model from 0; the layer's entry of
-    ``config.layer_types`` says which attention it has.
+    Args:
+        layer_number: index of the layer in the whole model, from 0; its entry in
+            ``config.layer_types`` is the type of its attention.
     """
 
     def __init__(self, config: ModelConfig, layer_number: int) -> None:
@@ -40,7 +42,7 @@ class DecoderLayer(nn.Layer):
         self._add = chosen("residual", config.residual, RESIDUALS)
         self._alpha = config.residual_alpha
         joins = self._add is RESIDUALS["pre"] and not config.branch_norm
-        self._joins_norms = joins  # nothing comes between a norm and its branch, or after that
+        self._joins_norms = joins  # a norm and its branch may run as one operator
 
     def forward(
         self, x: paddle.Tensor, residual: paddle.Tensor | None, inputs: AttentionInputs
@@ -50,13 +52,13 @@ class DecoderLayer(nn.Layer):
         Args:
             x: [batch, sequence, hidden], output of the previous branch; under sequence parallelism
                 the tokens of this rank (parallel/tp_layers.py).
-            residual: the residual stream before ``x`` is added, in the same shape; None: x is the
-                whole stream.
+            residual: the residual stream before ``x`` is added, of the same shape; None: ``x`` is
+                the whole residual stream.
             inputs: masks and rotation, shared by all layers.
 
         Returns:
-            Output of the last branch, and the residual stream before it is added; both shaped like
-            x.
+            The output of the last branch, and the residual stream before it is added (or None, as
+            for the arguments); both of the shape of ``x``.
         """
         return recomputed(self, recompute.FULL, self._forward, x, residual, inputs)
 
@@ -76,15 +78,15 @@ class DecoderLayer(nn.Layer):
     def _joined_attention(
         self, x: paddle.Tensor, residual: paddle.Tensor | None, inputs: AttentionInputs
     ) -> State | None:
-        """Norm and attention as one operator, where nothing comes between or after them."""
-        layers = self._sub_layers  # attributes of a layer take several times as long
+        """Norm and attention as one operator; None if they cannot run as one."""
+        layers = self._sub_layers  # a look-up here is several times faster than an attribute
         norm = norm_of_block(layers["input_layernorm"], residual) if self._is_plain else None
         return None if norm is None else layers["self_attn"].after(norm, x, inputs)
 
     def _joined_feed_forward(
         self, x: paddle.Tensor, residual: paddle.Tensor | None
     ) -> State | None:
-        """Norm and MLP as one operator, where nothing comes between or after them."""
+        """Norm and MLP as one operator; None if they cannot run as one."""
         layers = self._sub_layers
         first = layers["post_attention_layernorm"]
         norm = norm_of_block(first, residual) if self._is_plain else None
@@ -92,7 +94,7 @@ class DecoderLayer(nn.Layer):
 
     @property
     def _is_plain(self) -> bool:
-        """Whether a branch is added as it is to the stream that its norm has read."""
+        """Whether the output of a branch is added unchanged to the input of its norm."""
         is_dropped = self.hidden_dropout and self.training
         return self._joins_norms and not is_dropped
 

@@ -12,8 +12,8 @@ from pypkg.parallel.tp_layers import is_sequence_parallel
 def dropout(x: paddle.Tensor, probability: float, training: bool, is_split: bool) -> paddle.Tensor:
     """Sets random elements of ``x`` to 0 and scales the others by 1 / (1 - probability).
 
-    Under tensor parallelism all processes of a group hold the same ``x`` and drop the same
-    elements. If sequence parallelism splits ``x``, each process draws for its own tokens.
+    All ranks of a tensor group drop the same elements of a replicated ``x``. If sequence
+    parallelism splits ``x``, each rank draws its own random numbers for its tokens.
 
     Args:
         x: of any shape.

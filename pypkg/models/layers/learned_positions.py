@@ -12,7 +12,7 @@ from pypkg.parallel.context.tokens import own_tokens
 
 
 class LearnedPositions(nn.Layer):
-    """A table with one vector per position. The weight is [positions + offset, hidden_size]."""
+    """A table with one vector per position, weight [positions + position_offset, hidden_size]."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -48,10 +48,11 @@ class Masks:
         """The mask of each layer type of the model (``ModelConfig.layer_types``).
 
         Args:
-            prefix_lengths: int32 [batch], number of first tokens of each row that see each other
-                in both directions; None: attention is causal.
-            document_starts: int32 [batch, sequence], position of the first token of each token's
-                document; a token sees only its own document. None: a row is one document.
+            prefix_lengths: int32 [batch], number of leading tokens of each row that attend to each
+                other in both directions; None: attention is causal.
+            document_starts: int32 [batch, sequence], index in the row of the first token of each
+                token's document; a token attends only to its own document. None: a row is one
+                document.
         """
         config = self._config
         make = partial(
@@ -70,7 +71,7 @@ class Masks:
         device = paddle.get_device()
         if self._slopes is None or self._device != device:
             slopes = alibi_slopes(self._config.num_attention_heads)
-            heads = len(slopes) // tensor_degree()  # heads of this process
+            heads = len(slopes) // tensor_degree()  # heads of this rank
             own = slopes[tensor_rank() * heads :][:heads]
             self._slopes = paddle.to_tensor(own_heads(own), dtype="float32")
             self._device = device
@@ -78,9 +79,10 @@ class Masks:
 
 
 def derived_prefix_lengths(config: ModelConfig, input_ids: paddle.Tensor) -> paddle.Tensor:
-    """The number of tokens before the first ``sop_token_id`` of each row.
+    """The length of each row's prefix: the number of tokens before its first ``sop_token_id``.
 
-    These tokens see each other in both directions. A row without a ``sop_token_id`` has no prefix.
+    The tokens of a prefix attend to each other in both directions. A row without a ``sop_token_id``
+    has no prefix.
 
     Args:
         input_ids: int64 [batch, sequence].
@@ -98,10 +100,10 @@ def derived_positions(config: ModelConfig, input_ids: paddle.Tensor) -> paddle.T
     Let c be the index of the row's first ``sop_token_id``, and m the index of its first
     ``gmask_token_id``, or of its first ``mask_token_id`` if the row has no ``gmask_token_id``.
 
-    - With ``position_encoding_2d``, positions are 0, 1, ... before c and m from c on. Block
-      positions are 0 before c and 1, 2, ... from c on (Du et al., 2022).
-    - Without it, positions are 0, 1, ... before c and m from c on, and 0, 1, ... everywhere in
-      rows with a ``gmask_token_id``.
+    - With ``position_encoding_2d``, positions are 0, 1, ... before c, and m from c on. Block
+      positions are 0 before c, and 1, 2, ... from c on (Du et al., 2022).
+    - Without it, positions are the same, except for rows with a ``gmask_token_id``, where they are
+      0, 1, ... everywhere.
 
     A row without ``gmask_token_id`` and ``mask_token_id`` has positions 0, 1, ... everywhere.
 

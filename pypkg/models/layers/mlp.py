@@ -30,7 +30,7 @@ _PLAIN: dict[str, _Activation] = {
 
 
 class GatedMLP(nn.Layer):
-    """down(activation(gate(x)) * up(x)). One matrix holds both projections, columns gate | up."""
+    """down(activation(gate(x)) * up(x)). One matrix holds the packed projections gate | up."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class GatedMLP(nn.Layer):
         self._gated = chosen("activation", config.activation, ops.GATED)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[batch, sequence, hidden] to the same shape."""
+        """The output of the block for ``x``, both [batch, sequence, hidden]."""
         joined = self._joined()
         if joined is not None:
             weights = (joined.column_weight, joined.row_weight)
@@ -49,13 +49,13 @@ class GatedMLP(nn.Layer):
         return self.down_proj(self._gated(self.gate_up_proj(x)))
 
     def _joined(self) -> JoinedLayers | None:
-        layers = self._sub_layers  # attributes of a layer take several times as long
+        layers = self._sub_layers  # a look-up here is several times faster than an attribute
         return joined_layers(layers["gate_up_proj"], layers["down_proj"])
 
     def after(
         self, norm: ops.PreNorm, x: paddle.Tensor
     ) -> tuple[paddle.Tensor, paddle.Tensor] | None:
-        """Norm and block as one operator: the output, and x + residual; None where it cannot be."""
+        """Norm and block as one operator: the output, and x + residual; None if that cannot be."""
         joined = self._joined()
         if joined is None or joined.is_divided or has_call_hooks(self):
             return None
@@ -74,13 +74,13 @@ class MLP(nn.Layer):
         self._activation = chosen("activation", config.activation, _PLAIN)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[batch, sequence, hidden] to the same shape."""
+        """The output of the block for ``x``, both [batch, sequence, hidden]."""
         return self.down_proj(self._activation(self.up_proj(x)))
 
     def after(self, norm: ops.PreNorm, x: paddle.Tensor) -> None:
-        """There is no such operator."""
+        """None: there is no operator for norm and block together."""
 
 
 def make_mlp(config: ModelConfig) -> nn.Layer:
-    """The feed-forward block of ``config``."""
+    """The feed-forward block that ``config`` describes."""
     return GatedMLP(config) if config.gated_mlp else MLP(config)

@@ -32,9 +32,9 @@ class RMSNorm(nn.Layer):
 
 
 def norm_of_block(norm: nn.Layer, residual: paddle.Tensor | None) -> ops.PreNorm | None:
-    """``norm(x, residual)`` as the first part of one operator with the block that follows it.
+    """``norm(x, residual)`` for an operator that computes a norm together with the next block.
 
-    None where there is no residual, another norm than ``RMSNorm``, or a hook of its call.
+    None if there is no residual, or if ``norm`` is not an ``RMSNorm`` or has call hooks.
     """
     if residual is None or type(norm) is not RMSNorm or has_call_hooks(norm):
         return None
@@ -70,7 +70,7 @@ def make_norm(config: ModelConfig) -> nn.Layer:
 
 
 def make_block_norm(config: ModelConfig) -> nn.Layer:
-    """``make_norm`` for the part of a layer in which sequence parallelism splits the tokens."""
+    """``make_norm`` for a place where sequence parallelism splits the tokens."""
     norm = make_norm(config)
     sum_split_token_gradients(norm)
     return norm

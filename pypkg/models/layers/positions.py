@@ -1,7 +1,7 @@
 """Rotary position embedding: frequencies, their scalings for long sequences, and tables.
 
 Angles are computed in float32, as in the original implementations. Released weights were trained
-with these angles, and more exact angles would differ at distant positions.
+with these angles; more exact angles would differ from them at large positions.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def inverse_frequencies(
 
     Args:
         seq_length: length of the current sequence; only dynamic scalings depend on it.
-        training: whether the model trains; ``dynamic_ntk_length`` applies only in evaluation.
+        training: whether the model is training; ``dynamic_ntk_length`` applies only in evaluation.
 
     Returns:
-        The frequencies, float32 [rotary_dim / 2], and the factor of cosines and sines.
+        The frequencies, float32 [rotary_dim / 2], and a factor for the cosines and sines.
     """
     scaling, trained = config.rope_scaling, config.dynamic_ntk_length
     if trained is not None and _exceeds(seq_length, trained, training):
@@ -46,7 +46,7 @@ def inverse_frequencies(
 def depends_on_length(config: ModelConfig) -> bool:
     """Whether the frequencies depend on the length of the sequence.
 
-    Longer sequences then have other keys for all tokens.
+    In that case the keys of all tokens change when a sequence becomes longer.
     """
     scaling = config.rope_scaling or {}
     return config.dynamic_ntk_length is not None or scaling.get("rope_type") == "dynamic"
@@ -70,9 +70,10 @@ class Rotation:
 
     Args:
         cos, sin: float32 [positions, rotary_dim / 2].
-        position_ids: one int64 [batch, sequence] for each part of the head with its own positions;
-            (None,): positions 0, 1, 2, ...
-        interleaved: whether pair i is the dimensions 2i and 2i + 1, instead of i and i + half.
+        position_ids: int64 [batch, sequence] for each part of the head dimensions with its own
+            positions; (None,): one part with positions 0, 1, 2, ...
+        interleaved: whether pair i consists of the dimensions 2i and 2i + 1, instead of i and
+            i + rotary_dim / 2.
     """
 
     cos: paddle.Tensor
@@ -118,11 +119,11 @@ class RotaryTable:
             seq_length: number of tokens.
             position_ids: int64 [batch, sequence]; for a model with ``position_encoding_2d``,
                 [batch, 2, sequence] with positions and block positions; None: 0, 1, 2, ...
-            training: whether the model trains, see ``inverse_frequencies``.
+            training: as in ``inverse_frequencies``.
         """
         config = self._config
         num_positions = max(seq_length, config.max_position_embeddings)
-        # A table is valid for shorter sequences, unless its base depends on the sequence length.
+        # A table also serves shorter sequences, unless its frequencies depend on the length.
         grown_for = seq_length if _exceeds(seq_length, config.dynamic_ntk_length, training) else 0
         key = (num_positions, grown_for, paddle.get_device())
         if self._tables is None or key != self._key:
@@ -148,8 +149,8 @@ def logn_query_scale(
 
     Args:
         seq_length: number of tokens.
-        training: whether the model trains.
-        position_ids: int64 [batch, sequence], i - 1 of each query; None: 0, 1, ...
+        training: whether the model is training.
+        position_ids: int64 [batch, sequence], i - 1 for each query; None: 0, 1, ...
 
     Returns:
         float32 [seq_length], or of the shape of ``position_ids``; None if all factors are 1.
@@ -178,7 +179,7 @@ def _linear(config: ModelConfig, scaling: Scaling, seq_length: int) -> tuple[np.
 
 
 def _dynamic(config: ModelConfig, scaling: Scaling, seq_length: int) -> tuple[np.ndarray, float]:
-    """Dynamic NTK: the base grows with sequences that are longer than the trained length.
+    """Dynamic NTK: theta grows with the length of sequences longer than the trained length.
 
     The formula is that of transformers, which credits the Reddit users bloc97 and emozilla.
     """
@@ -189,7 +190,7 @@ def _dynamic(config: ModelConfig, scaling: Scaling, seq_length: int) -> tuple[np
 
 
 def _dynamic_in_steps(config: ModelConfig, seq_length: int, trained: int) -> np.ndarray:
-    """Dynamic NTK of Qwen: the base grows in steps, once per doubling of the length.
+    """Dynamic NTK of Qwen: theta grows in steps, once per doubling of the length.
 
     The formula is that of Qwen's modeling_qwen.py (get_ntk_alpha).
     """
@@ -222,7 +223,7 @@ def _yarn(config: ModelConfig, scaling: Scaling, seq_length: int) -> tuple[np.nd
     factor, trained = scaling["factor"], scaling["original_max_position_embeddings"]
 
     def dimension_of(rotations: float) -> float:
-        """The index of the pair that makes ``rotations`` turns over the trained length."""
+        """The (fractional) index of the pair with ``rotations`` turns in the trained length."""
         return (
             dim * math.log(trained / (rotations * 2 * math.pi)) / (2 * math.log(config.rope_theta))
         )

@@ -1,8 +1,8 @@
-"""Activation recompute: the choice of activations that backward passes recompute.
+"""Activation recomputation (gradient checkpointing) by fleet's recompute.
 
-The layer itself makes the choice, so that it is the same in a whole model and in a pipeline stage.
-fleet's recompute does the work. In the forward pass it keeps only the inputs of a function; in the
-backward pass it runs the function again from the same random states.
+In the forward pass it keeps only the inputs of a function. In the backward pass it runs the
+function again with the same random states. Each layer has its own choice, so that a pipeline stage
+recomputes the same activations as a whole model.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class Recompute:
     """Which layers recompute which activations.
 
     Attributes:
-        granularity: "full", the whole layer; "full_attn", the attention block with projections;
-            "core_attn", attention without projections.
-        skipped_layers: numbers of layers in the model that keep all activations.
-        interval: the first layer of each model chunk and every ``interval``-th layer after it
-            recompute; 0: none. A model without pipeline is one chunk.
-        use_reentrant: use an autograd function that calls backward within backward, instead of
-            hooks on saved tensors. The results are equal.
+        granularity: "full": the whole layer; "full_attn": the attention block with projections;
+            "core_attn": attention without projections.
+        skipped_layers: indices in the model of layers that keep all activations.
+        interval: the first layer of each model chunk, and every ``interval``-th layer after it,
+            recompute; 0: none. A model without pipeline stages is one chunk.
+        use_reentrant: whether to use an autograd function that calls backward within backward,
+            instead of hooks on saved tensors. The results are equal.
     """
 
     granularity: str = FULL
@@ -40,18 +40,18 @@ class Recompute:
         """Whether a layer recomputes.
 
         Args:
-            number: of the layer in the model.
-            position: of the layer in its model chunk.
+            number: index of the layer in the model.
+            position: index of the layer in its model chunk.
         """
         is_due = self.interval > 0 and position % self.interval == 0
         return is_due and number not in self.skipped_layers
 
 
 def use_recompute(layers: Iterable[tuple[int, nn.Layer]], choice: Recompute | None) -> None:
-    """Sets the activations that decoder layers recompute in training.
+    """Sets which activations decoder layers recompute in training.
 
     Args:
-        layers: (number in the model, layer) pairs of a model chunk, in the order of a forward pass.
+        layers: (index in the model, layer) for each layer of a model chunk, in forward order.
         choice: None: no layer recomputes.
     """
     for position, (number, layer) in enumerate(layers):
@@ -60,11 +60,11 @@ def use_recompute(layers: Iterable[tuple[int, nn.Layer]], choice: Recompute | No
 
 
 def recomputed(layer: nn.Layer, granularity: str, function: Callable[..., Any], *args: Any) -> Any:
-    """``function(*args)``, recomputed in the backward pass if ``layer`` is set to do so.
+    """Calls ``function(*args)``; recomputes it in the backward pass if ``layer`` is set to do so.
 
     Args:
-        layer: its attribute ``recompute`` is the choice, or None. Recompute needs training mode.
-        granularity: the granularity of the choice for which ``function`` is recomputed.
+        layer: has the attribute ``recompute``: a choice or None. Only in training mode.
+        granularity: ``function`` is recomputed if the choice has this granularity.
         function: returns a tensor, or a tuple of tensors and None.
     """
     choice = layer.recompute

@@ -1,4 +1,4 @@
-"""The forms in which a branch of a layer, attention or MLP, joins the residual stream."""
+"""The residual connections of a branch of a layer (attention or MLP): pre-norm, post-norm, ..."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from collections.abc import Callable
 import paddle
 from paddle import nn
 
-# Output of a branch, and the residual stream that it is added to; None: the output is the stream.
+# The output of a branch, and the residual stream to which it is added. None: the output is already
+# the whole residual stream.
 State = tuple[paddle.Tensor, paddle.Tensor | None]
 Branch = Callable[[paddle.Tensor], paddle.Tensor]
 
 
 def _pre(norm: nn.Layer, branch: Branch, state: State, alpha: float) -> State:
-    """x + branch(norm(x))."""
+    """Pre-norm: x + branch(norm(x))."""
     x, stream = norm(*state)
     return branch(x), stream
 
 
 def _normed(norm: nn.Layer, branch: Branch, state: State, alpha: float) -> State:
-    """alpha * norm(x) + branch(norm(x)): one branch of DeepNorm (Wang et al., 2022)."""
+    """alpha * norm(x) + branch(norm(x)), as in ChatGLM-6B and in some configurations of BLOOM."""
     x, _ = norm(*state)
     return branch(x), x * alpha
 
 
 def _post(norm: nn.Layer, branch: Branch, state: State, alpha: float) -> State:
-    """norm(x + branch(x)), which is the whole stream."""
+    """Post-norm: norm(x + branch(x)), which is the whole residual stream."""
     x, _ = state
     return norm(branch(x), x)[0], None
 

@@ -1,7 +1,8 @@
 """Areas of shared memory through which the ranks of a machine pass parts of tensors to each other.
 
-An area has no name in a file system, so it vanishes with the processes. If a rank has ended, other
-processes no longer find its area, and so notice the end. Nothing here imports Paddle.
+An area is a memfd without a name in a file system, so it vanishes with the processes. Other
+processes open it under /proc of its rank, and therefore notice when that rank has ended. Nothing
+here imports Paddle.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from pypkg.errors import UserError
 ALIGNMENT = 64  # of parts in an area, in bytes
 PUT, _MAY_TAKE, _DONE, _GIVEN_UP = range(4)  # indices of the counters in the header
 _COUNTERS = 8
-_ABSENT = -1  # the position of a part that is not there
+_ABSENT = -1  # in the table: the part has no position yet
 _ALL = np.iinfo(np.int64).max  # a position beyond all parts
 
 
 class LostRankError(UserError):
-    """A rank has ended or given up a save before it passed or took all parts."""
+    """A rank has ended, or has given up a save, before it sent or took all parts."""
 
 
 class AreaSize(NamedTuple):
@@ -47,7 +48,7 @@ class AreaSize(NamedTuple):
         return -(-used // mmap.PAGESIZE) * mmap.PAGESIZE
 
     def holds(self, other: AreaSize) -> bool:
-        """Whether an area of ``other`` fits into one of this size."""
+        """Whether an area of this size can be used in place of one of the size ``other``."""
         return all(own >= wanted for own, wanted in zip(self, other, strict=True))
 
 
@@ -55,8 +56,9 @@ class AreaPlace(NamedTuple):
     """The address of an area for the other processes of the machine.
 
     Attributes:
-        path: path below /proc of the file descriptor of the process that made the area.
-        identity: device and inode of the memory, to recognise another file at the same path.
+        path: path under /proc of the file descriptor in the process that created the area.
+        identity: (device, inode) of the memory, to detect another file at the same path.
+        size: of the area.
     """
 
     path: str
@@ -64,7 +66,8 @@ class AreaPlace(NamedTuple):
     size: AreaSize
 
     def open(self) -> Area:
-        """
+        """Maps the area into this process.
+
         Raises:
             OSError: this process cannot open the area.
         """
@@ -77,7 +80,7 @@ class AreaPlace(NamedTuple):
             os.close(descriptor)
 
     def is_there(self) -> bool:
-        """Whether the process that made the area still runs; for a process that can open it."""
+        """Whether the process that created the area still runs, if this process can open it."""
         try:
             return self._is_this(os.stat(self.path))
         except OSError:
@@ -88,14 +91,16 @@ class AreaPlace(NamedTuple):
 
 
 class Area:
-    """The shared memory of a rank, as each process sees it.
+    """The shared memory of a rank, mapped into this process.
+
+    A position counts the bytes that the rank has put into its area since the save began.
 
     Attributes:
-        counters: state of the rank; the methods read and set it.
-        taken: for each rank, the position in that rank's area up to which this rank, as a writer,
-            has taken its parts.
-        table: position and bytes of the part that the rank has put in, by the number of the tensor.
-        data: the parts, as a ring buffer: position p is at ``p % capacity``.
+        counters: the state of the rank; the methods read and set it.
+        taken: int64 [ranks]: for each rank, the position in that rank's area up to which this rank,
+            as a writer, has taken its parts.
+        table: int64 [units, 2]: position and size in bytes of the rank's part of each tensor.
+        data: the parts, a ring buffer: position p is at ``p % capacity``.
     """
 
     def __init__(self, descriptor: int, size: AreaSize) -> None:
@@ -110,17 +115,17 @@ class Area:
         self.data = memory[size.header :]
 
     def touch(self) -> None:
-        """Makes the system allocate all of the memory. The area must be empty."""
+        """Touches all pages, so that the system allocates them. The area must be empty."""
         self.data[:: mmap.PAGESIZE] = 0
 
     def empty(self) -> None:
-        """Resets the area to its initial state; no other process may use it meanwhile."""
+        """Resets the area to its initial state. No other process may use it at the same time."""
         self.counters[:] = 0
         self.taken[:] = 0
         self.table[:] = _ABSENT
 
     def let_take(self) -> None:
-        """Records that the rank has copied its parts, or has no more room for them."""
+        """Records that the rank has copied all its parts, or that its area is full."""
         self.counters[_MAY_TAKE] = 1
 
     def may_take(self) -> bool:
@@ -128,19 +133,19 @@ class Area:
         return bool(self.counters[_MAY_TAKE])
 
     def is_begun(self, unit: int) -> bool:
-        """Whether the part of the tensor ``unit`` has a position."""
+        """Whether the rank has assigned a position to its part of the tensor ``unit``."""
         return self.table[unit, 0] != _ABSENT
 
     def has_beyond(self, position: int) -> bool:
-        """Whether the byte at ``position`` has been put in."""
+        """Whether the byte at ``position`` has been copied into the area."""
         return self.counters[PUT] > position
 
     def take_nothing_more(self) -> None:
-        """Records that the rank, as a writer, waits for no more parts."""
+        """Records that the rank, as a writer, takes no more parts, so that no rank waits for it."""
         self.taken[:] = _ALL
 
     def give_up(self) -> None:
-        """Records that the rank has given up the save: it puts in and takes no more parts."""
+        """Records that the rank has given up the save: it sends and takes no more parts."""
         self.counters[_GIVEN_UP] = 1
         self.take_nothing_more()
 
@@ -176,7 +181,7 @@ class Staging:
 
     Attributes:
         rank: this rank.
-        areas: the area of this rank, and of those that exchange parts with it, by rank.
+        areas: the areas of this rank and of the ranks with which it exchanges parts, by rank.
         places: the places of these areas, by rank.
     """
 

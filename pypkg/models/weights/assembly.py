@@ -1,4 +1,4 @@
-"""How the parts on the ranks are joined to a tensor of the whole model.
+"""Joins the parts that ranks hold to a whole tensor.
 
 Nothing here imports Paddle.
 """
@@ -22,8 +22,8 @@ class Assembly:
     Attributes:
         shape: shape of the whole tensor.
         shards: the TP shard of each tensor rank; empty if the tensor has no TP shards.
-        shard_shape: shape of a TP shard; not used without them.
-        slices: number of consecutive slices of a shard; the last one may end in padding.
+        shard_shape: shape of a TP shard; not used if there are none.
+        slices: number of consecutive flat slices of a shard; the last one may end with padding.
     """
 
     shape: Shape
@@ -48,13 +48,13 @@ class Assembly:
 
 @dataclass(frozen=True)
 class Division:
-    """A tensor that no rank holds as a whole.
+    """The division of a tensor that no rank holds as a whole.
 
     Attributes:
-        holders: returns the ranks of the parts, in the order of ``Assembly.whole``, given the rank
-            that writes the tensor.
-        part_bytes: bytes of each part.
-        assembly: how the parts are joined.
+        holders: takes the rank that writes the tensor; returns the ranks that hold the parts, in
+            the order of ``Assembly.whole``.
+        part_bytes: size of each part in bytes.
+        assembly: joins the parts.
     """
 
     holders: Callable[[int], tuple[int, ...]]

@@ -18,10 +18,10 @@ def find_weights(name_or_folder: str | Path, download: bool = False) -> Path:
 
     Args:
         name_or_folder: a folder, or a name on the Hugging Face Hub such as "bigscience/bloom-560m".
-        download: download what the cache lacks; False never uses the network.
+        download: whether to download files that the cache lacks; False: the network is not used.
 
     Raises:
-        UserError: there is no such folder and no such snapshot. The message names the cache.
+        UserError: there is no such folder and no such snapshot, or the download failed.
     """
     if os.path.isdir(name_or_folder):  # False, not an error, for a name too long for a path
         return Path(name_or_folder)
@@ -36,7 +36,7 @@ def find_weights(name_or_folder: str | Path, download: bool = False) -> Path:
     try:
         if download:
             return Path(snapshot_download(name, cache_dir=cache, ignore_patterns=_NOT_READ))
-        # A snapshot may be incomplete. The readers name the files that they miss.
+        # A snapshot may be incomplete. The readers report missing files.
         return Path(
             snapshot_download(
                 _cached_name(name, cache),
@@ -50,13 +50,13 @@ def find_weights(name_or_folder: str | Path, download: bool = False) -> Path:
         raise UserError(
             f"{name!r} is neither a folder nor a model in the Hugging Face cache {cache} (branch "
             f"main), and {what}. Give the path of a folder with config.json and the weights, or "
-            "download the model where there is a network, with --download for example, and set "
-            "HF_HOME to its cache"
+            "download the model on a machine with network access, for example with --download, and "
+            "set HF_HOME to its cache"
         ) from error
 
 
 def _cached_name(name: str, cache: Path) -> str:
-    """``name`` in the upper and lower case of the cache."""
+    """``name`` with the upper and lower case that it has in the cache."""
     wanted = f"models--{name.replace('/', '--')}".lower()
     if cache.is_dir():
         for folder in sorted(cache.iterdir()):

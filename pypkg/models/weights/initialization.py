@@ -1,7 +1,7 @@
-"""Random weights: their standard deviations, as the authors of each family chose them, and filling.
+"""Random initial weights, with the standard deviations that the authors of each family chose.
 
-A weight depends on the seed, the name of its parameter and its place in the whole parameter alone.
-So each rank makes what it holds and nothing else, under every layout.
+A weight depends only on the seed, the name of its parameter and its index in the whole parameter.
+Each rank therefore computes only its part, and the result is the same under every parallel layout.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pypkg.models.architecture.weight_map import kind_of
 from pypkg.models.weights.tp_shards import Range, TPShard, tp_shard, whole_shape
 from pypkg.ops import random_normal_
 
-# Of matrices side by side: the columns of each, and its standard deviation.
+# For packed matrices: the number of columns and the standard deviation of each.
 Deviations = tuple[tuple[int, float], ...]
 
 _OUTPUTS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
@@ -36,18 +36,19 @@ def fill_random(
     rank: int = 0,
     start: int = 0,
 ) -> None:
-    """Overwrites ``out`` with random weights: a slice of this rank's part of the matrix ``name``.
+    """Overwrites ``out`` with random weights: a slice of this rank's TP shard of a matrix.
 
-    The part is that of tensor parallelism, the whole matrix without it. It is taken as flat, and
-    out receives its elements from ``start`` on. What lies beyond the part, and the rows that pad a
-    divided vocabulary, become 0.
+    ``out`` receives the elements of the flattened shard from ``start`` on. Elements beyond its end,
+    and rows that pad a divided vocabulary, become 0.
 
     Args:
         out: contiguous, of any shape; float32, float16 or bfloat16.
+        config: of the model.
+        name: of the matrix.
         seed: of the run.
-        own_shape: of the part.
+        own_shape: of the TP shard; of the whole matrix without tensor parallelism.
         degree, rank: of tensor parallelism.
-        start: of the slice.
+        start: index of the slice's first element in the flattened shard.
     """
     shape = whole_shape(config, name, own_shape, degree)
     shard = tp_shard(config, name, degree, rank)
@@ -76,14 +77,14 @@ def fill_random(
 
 
 def _stream(seed: int, name: str) -> tuple[int, int]:
-    """Key and stream of ``random_normal_``."""
+    """The arguments ``key`` and ``stream`` of ``random_normal_`` for a matrix."""
     digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Neighbouring rows or columns, from ``own`` on in the part and ``whole`` in the matrix."""
+    """Consecutive rows or columns, from ``own`` on in the shard and ``whole`` in the matrix."""
 
     own: int
     whole: int
@@ -98,7 +99,7 @@ def _held(shard: TPShard) -> Iterator[_Piece]:
 
 
 def _cut(pieces: Sequence[_Piece], band: Range) -> Iterator[_Piece]:
-    """The elements in ``band``, (start, stop) of the part."""
+    """The parts of ``pieces`` inside ``band``, (start, stop) in the shard."""
     for piece in pieces:
         first, last = max(piece.own, band[0]), min(piece.own + piece.length, band[1])
         if first < last:
@@ -122,7 +123,7 @@ def _by_deviation(
 
 
 def _bands(start: int, stop: int, width: int) -> Iterator[tuple[Range, Range]]:
-    """Rows and columns of the rectangles that elements [start, stop) of a flat matrix make up."""
+    """Divides elements [start, stop) of a flattened matrix into rectangles: (rows, columns)."""
     (first, begin), (last, end) = divmod(start, width), divmod(stop, width)
     if first == last:
         yield (first, first + 1), (begin, end)
@@ -145,11 +146,12 @@ def standard_deviation(config: ModelConfig, name: str, shape: Sequence[int]) -> 
       (Glorot and Bengio, 2010), multiplied by (2 L)^-0.5 in the MLP, the value projection and the
       attention output (Wang et al., 2022; Zeng et al., 2022, section 2.1).
 
-    With ``mup_base_width`` matrices inside the model are divided by the root of ``width_factor``,
-    and those of the head by the factor itself (Yang et al., Tensor Programs V, 2022, table 3).
+    With ``mup_base_width``, that of hidden matrices is divided by the square root of
+    ``width_factor``, and that of the head by ``width_factor`` (Yang et al., Tensor Programs V,
+    2022, table 3).
 
     Returns:
-        One number, or one for each of several matrices side by side.
+        One number, or (columns, standard deviation) for each of several packed matrices.
     """
     scheme = chosen("initialization", config.initialization, _SCHEMES)
     deviation = scheme(config, name, shape)
@@ -179,7 +181,7 @@ def _deepnorm(config: ModelConfig, name: str, shape: Sequence[int]) -> float | D
         gains = (1.0, 1.0, beta)
         return tuple((width, gain * _glorot(inputs, width)) for width, gain in zip(widths, gains))
     if kind == "mlp.gate_up_proj.weight":
-        return beta * _glorot(inputs, outputs // 2)  # two matrices side by side
+        return beta * _glorot(inputs, outputs // 2)  # two packed matrices
     if kind in (*_OUTPUTS, "mlp.up_proj.weight"):
         return beta * _glorot(inputs, outputs)
     return config.initializer_range

@@ -25,10 +25,10 @@ def stored_parameters(
     parameters: Mapping[str, Shape],
     found: Mapping[str, Shape],
 ) -> dict[str, Shape]:
-    """``parameters`` without the head if ``folder`` lacks it, which the log says.
+    """``parameters``, without the head if the weights in ``folder`` lack it; logs a warning then.
 
     Args:
-        names, parameters, found: as of ``lacks_head``.
+        names, parameters, found: as in ``lacks_head``.
     """
     if not lacks_head(read_json(folder / "config.json"), names, parameters, found):
         return dict(parameters)
@@ -42,16 +42,16 @@ def lacks_head(
     parameters: Mapping[str, Sequence[int]],
     found: Mapping[str, Shape],
 ) -> bool:
-    """Whether weights are those of a model that has a head, saved without it.
+    """Whether weights were saved without the head of the model.
 
-    config.json has to say so by its class, ``LlamaModel`` for ``LlamaForCausalLM``: elsewhere a
-    head that is missing is a mistake.
+    This is only assumed if config.json names such a class, ``LlamaModel`` instead of
+    ``LlamaForCausalLM``. In other cases a missing head is an error.
 
     Args:
-        keys: of config.json.
-        names: the map of the weights.
-        parameters: shapes of all parameters of the model.
-        found: shapes of the tensors that are stored.
+        keys: content of config.json.
+        names: the weight map of the weights.
+        parameters: shapes of all parameters of the model, by name.
+        found: shapes of the stored tensors, by name.
     """
     if HEAD not in parameters or names.source_shapes(HEAD, parameters[HEAD]).keys() & found.keys():
         return False

@@ -39,18 +39,18 @@ def write_model_folder(
     """Writes config.json and safetensors files, with an index if there are several.
 
     Files have temporary names until all are complete. Then they are renamed, and weight files of
-    an earlier save that do not belong to the model are removed; other files stay.
+    an earlier save that do not belong to the model are removed. Other files are not changed.
 
     Args:
-        config: the keys of config.json.
-        specs: of every tensor by name, in the order of ``tensors``.
+        config: the content of config.json.
+        specs: spec of each tensor by name, in the order of ``tensors``.
         tensors: (name, array) pairs.
         max_shard_size: largest size of a weight file, in bytes or with a unit ("500MB", "5GB").
         metadata_format: "pt" for the layout of Hugging Face, "np" for that of PaddleNLP.
 
     Raises:
-        UserError: the folder cannot be written to, the disk is full, or ``max_shard_size`` is not
-            a size.
+        UserError: the folder cannot be written, the disk is full, or ``max_shard_size`` is not a
+            size.
     """
     shards = split_by_size(specs, parse_size(max_shard_size)) or [{}]
     written: dict[str, Path] = {}  # final name -> temporary file
@@ -81,7 +81,7 @@ def write_model_folder(
 
 
 def publish_model(folder: Path, written: Mapping[str, Path]) -> None:
-    """Gives the files of a model their names, and removes weight files of an earlier save.
+    """Renames the files of a model to their final names, and removes those of an earlier save.
 
     Args:
         written: temporary path of each file by its final name.
@@ -99,12 +99,12 @@ def cannot_save(folder: Path, error: OSError) -> UserError:
     """The error for a ``folder`` in which a model cannot be saved."""
     return UserError(
         f"cannot save the model in {folder}: {error.strerror}; choose a folder that can be "
-        "written to and has room"
+        "written, on a disk with free space"
     )
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a file of JSON, which is not on the disk yet.
+    """Writes a JSON file, without syncing it to disk.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
@@ -123,6 +123,7 @@ def parse_size(size: int | str) -> int:
     num_bytes = int(float(number) * (_UNITS.get(unit.upper(), 0) if unit else 1))
     if num_bytes < 1:
         raise UserError(
-            f"max_shard_size must be a positive number of bytes or such as '5GB', found {size!r}"
+            f"max_shard_size must be a positive number of bytes, or a size such as '5GB', found "
+            f"{size!r}"
         )
     return num_bytes

@@ -1,8 +1,8 @@
 """Passes parts of tensors from the ranks of a machine to the ranks that write them.
 
-A rank copies its parts in turn to its area of shared memory, and the writers of the tensors take
-them from there. The order of the tensors is the same on all ranks, so no two ranks wait for each
-other. A full area has room again when the writer of its oldest part has taken that part. Nothing
+A rank copies its parts one after the other to its area of shared memory, and the writers of the
+tensors take them from there. The order of the tensors is the same on all ranks, so ranks do not
+deadlock. A full area has room again when the writer of its oldest part has taken that part. Nothing
 here imports Paddle.
 """
 
@@ -22,7 +22,7 @@ from pypkg.console import progress
 from pypkg.models.weights.area import ALIGNMENT, PUT, Area, LostRankError, Staging
 
 PAUSE = 0.001  # seconds between two reads of a counter
-_SECONDS_BETWEEN_LOOKS = 1.0  # between two checks whether an awaited rank still runs
+_SECONDS_BETWEEN_LOOKS = 1.0  # interval of the checks whether an awaited rank still runs
 _MOST_THREADS = 4  # limit of the threads that copy
 _PIECE = 4 << 20  # bytes that a thread copies at once
 _COPIED_AT_ONCE = 256 << 20  # limit of the bytes of parts that are being copied
@@ -44,17 +44,17 @@ class _Patience:
 
 
 class Sender:
-    """Puts the parts of a rank into its area.
+    """Copies the parts of this rank into its area.
 
     Threads copy several parts at a time, because one core does not use the whole memory bandwidth
     and most parts are too small to be divided. If each rank has one core, no threads are started.
 
     Args:
-        staging: the areas of that rank.
-        on_wait: called repeatedly while there is no room.
+        staging: the areas of this rank.
+        on_wait: called repeatedly while the area is full.
 
     Raises:
-        LostRankError: by each method, if the rank that has to take the oldest part has ended.
+        LostRankError: in each method, if the rank that must take the oldest part has ended.
     """
 
     def __init__(self, staging: Staging, on_wait: Callable[[], None] = lambda: None) -> None:
@@ -68,17 +68,18 @@ class Sender:
         self._pool = ThreadPoolExecutor(count) if count > 1 else None
 
     def put(self, unit: int, writer: int, values: np.ndarray) -> None:
-        """Starts to copy a part, which must not change before ``flush``. Waits for room.
+        """Starts to copy a part; waits while the area is full.
 
         Args:
             unit: number of the tensor.
             writer: the rank that takes the part.
+            values: the part, which must not change until ``flush`` returns.
         """
         progress.report("handing over a checkpoint")
         area, capacity = self._area, self._area.size.capacity
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         start = self._position + -self._position % ALIGNMENT
-        if data.size <= capacity < start % capacity + data.size:  # it would reach across the end
+        if data.size <= capacity < start % capacity + data.size:  # it would wrap around
             start += capacity - start % capacity
         self._position = start + data.size
         self._waiting.append((start, self._position, writer))
@@ -119,10 +120,10 @@ class Sender:
             self.flush()
 
     def _wait_for_room(self, end: int, put: int) -> int:
-        """Waits until positions before ``end`` are free; returns the number of free bytes after it.
+        """Waits until the bytes up to position ``end`` are free; returns the free bytes after it.
 
         Args:
-            put: position up to which parts are in the area, or are being copied.
+            put: position up to which parts are in the area or are being copied.
         """
         seen, patience = -1, _Patience(self._staging)
         if self._tail() + self._area.size.capacity < end:
@@ -134,8 +135,8 @@ class Sender:
                 seen = room
             if patience.is_over(writer := self._waiting[0][2]):
                 raise LostRankError(
-                    f"rank {writer} of this machine has ended, and has yet to write what rank "
-                    f"{self._rank} handed to it"
+                    f"rank {writer} of this machine has ended before it wrote what rank "
+                    f"{self._rank} sent to it"
                 )
             self._on_wait()
             time.sleep(PAUSE)
@@ -153,7 +154,7 @@ class Sender:
 
 
 def _copying_threads(ranks: int) -> int:
-    """Copying threads of a rank: its share of the machine's cores, or the cores it is bound to."""
+    """Number of copying threads: the rank's share of the cores, or of those that it is bound to."""
     cores = len(os.sched_getaffinity(0))
     if cores == os.cpu_count():
         cores //= ranks
@@ -161,11 +162,11 @@ def _copying_threads(ranks: int) -> int:
 
 
 class Receiver:
-    """Takes the parts of the tensors that a rank writes from the areas of its machine.
+    """Takes the parts of the tensors that this rank writes from the areas of its machine.
 
     Args:
-        staging: the areas of that rank.
-        check: called repeatedly while a part is missing; raises if the part will not come.
+        staging: the areas of this rank.
+        check: called repeatedly while a part is missing; it may raise to stop waiting.
     """
 
     def __init__(self, staging: Staging, check: Callable[[], None]) -> None:
@@ -174,9 +175,9 @@ class Receiver:
         self._lent: dict[int, int] = {}  # end of the last part in use, by rank
 
     def wait_for_copies(self) -> None:
-        """Waits until all ranks of the machine have copied their parts, or have no more room.
+        """Waits until all ranks of the machine have copied their parts, or their areas are full.
 
-        Training pauses for the copies. A process that wrote meanwhile would take a core from them.
+        Training pauses for the copies, and writing at the same time would take a core from them.
 
         Raises:
             LostRankError: a rank has ended.
@@ -185,10 +186,11 @@ class Receiver:
             self._wait(area.may_take, rank)
 
     def take(self, unit: int, source: int) -> np.ndarray:
-        """The bytes of the part of ``source``; valid until ``release``.
+        """The bytes of a part, uint8 [size]; valid until ``release``.
 
         Args:
             unit: number of the tensor.
+            source: the rank that sends the part.
 
         Raises:
             LostRankError: ``source`` has ended.
@@ -203,7 +205,7 @@ class Receiver:
         return self._collected(area, start, count, source)
 
     def _collected(self, area: Area, start: int, count: int, source: int) -> np.ndarray:
-        """A part that is larger than the area, joined from its pieces."""
+        """A part that is larger than the area, joined from the pieces that are sent."""
         capacity, position, end = area.size.capacity, start, start + count
         part = np.empty(count, np.uint8)
         while position < end:
@@ -216,7 +218,7 @@ class Receiver:
         return part
 
     def release(self) -> None:
-        """Frees the room of all parts that were taken."""
+        """Frees the memory of all parts that were taken."""
         for source, position in self._lent.items():
             self._taken[source] = position
         self._lent.clear()
@@ -227,7 +229,7 @@ class Receiver:
             self._check()
             if patience.is_over(source) and not is_there():
                 raise LostRankError(
-                    f"rank {source} of this machine has ended, and has yet to hand over a part of "
-                    f"what rank {self._staging.rank} writes"
+                    f"rank {source} of this machine has ended before it sent a part of a tensor "
+                    f"that rank {self._staging.rank} writes"
                 )
             time.sleep(PAUSE)

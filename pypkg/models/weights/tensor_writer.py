@@ -1,4 +1,4 @@
-"""Writes the files of a rank, with checksums, in parallel to the thread that supplies tensors.
+"""Writes the files of a rank, with checksums, while another thread supplies the tensors.
 
 Nothing here imports Paddle.
 """
@@ -56,10 +56,10 @@ class FileToWrite:
 
 
 class TensorWriter(Protocol):
-    """Writes the files of a rank, and passes parts to the ranks that write them."""
+    """Writes the files of a rank, and sends its parts of other tensors to their writers."""
 
     def put(self, unit: PlannedUnit, part: np.ndarray) -> None:
-        """Adds this rank's part of the next unit; waits while too many parts are pending."""
+        """Adds this rank's part of the next unit; waits while too many bytes are pending."""
 
     def close(self) -> None:
         """Called after the last ``put``; waits for copies of the parts, if the writer makes any."""
@@ -73,12 +73,12 @@ class TensorWriter(Protocol):
         Raises:
             OSError: the disk is full or a file cannot be written.
             NotFiniteError: a tensor holds NaN or infinity.
-            LostRankError: a rank has ended before it passed all its parts.
+            LostRankError: a rank has ended before it sent all its parts.
             UserError: the process that writes has ended without a result.
         """
 
     def abandon(self) -> None:
-        """Stops writing; files stay as they are."""
+        """Stops writing. Incomplete files are not removed."""
 
 
 class FileSequence:
@@ -121,7 +121,7 @@ class FileSequence:
         return ordered
 
     def finish(self) -> None:
-        """Brings the last file to the disk.
+        """Completes the last file and syncs it to disk.
 
         Raises:
             ValueError: a tensor is missing.
@@ -203,12 +203,13 @@ class _AbandonedError(Exception):
 class ThreadWriter:
     """A ``TensorWriter`` in a thread of this process.
 
-    Parts of this rank that it also writes are not copied, so they must not change until ``records``
+    Parts that this rank writes itself are not copied, so they must not change until ``records``
     returns.
 
     Args:
+        files: the files that this rank writes, in order.
         units: the units that this rank writes, in order.
-        staging: the areas through which ranks exchange parts; None: they exchange none.
+        staging: the areas through which ranks exchange parts; None: ranks exchange no parts.
     """
 
     def __init__(
@@ -337,11 +338,11 @@ def copy_in_tiles(to: np.ndarray, values: np.ndarray) -> None:
 def all_finite(values: np.ndarray, dtype: str) -> bool:
     """Whether no element is NaN or infinite; true for dtypes that have no such values.
 
-    The largest value of the bits, read as signed and as unsigned integers, decides. These two
-    passes run at the speed of the caches for every dtype, and no sum can overflow.
+    It compares the largest value of the bits, read as signed and as unsigned integers, with the
+    bits of infinity. These two passes run at the speed of the caches for every dtype.
 
     Args:
-        values: contiguous, in the storage of ``dtype``: bfloat16 as its bits.
+        values: contiguous; bfloat16 as its bits in uint16.
     """
     exponent, size = _EXPONENTS.get(dtype), values.itemsize
     if exponent is None or not values.size:

@@ -22,8 +22,8 @@ _ROWS = 4096  # rows compared at a time
 def as_stored(config: ModelConfig, files: TensorFiles, folder: Path) -> ModelConfig:
     """``config``, with ``tie_word_embeddings`` false if the weights hold a different head.
 
-    Checkpoints of tied models often store the head as well. If it differs from the embedding, the
-    stored head is used, as in transformers 5, and this is logged.
+    Checkpoints of tied models often store the head too. If it differs from the embedding, the
+    stored head is used, as in transformers 5, and a warning is logged.
     """
     if not config.tie_word_embeddings:
         return config

@@ -1,9 +1,8 @@
 """The TP shard of each parameter that a rank holds under tensor parallelism.
 
 A table gives the divided axis of each kind of parameter, in the layout of this package, and the
-matrices that lie side by side along it. Each matrix is divided separately. A parameter without
-entry is replicated on every rank.
-Nothing here imports Paddle.
+matrices that are packed along it. Each matrix is divided separately. A parameter without an entry
+is replicated on all ranks. Nothing here imports Paddle.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class TPShard:
     Attributes:
         axis: divided axis of the parameter, in the layout of this package.
         ranges: (start, stop) pairs in the whole parameter, in the order of the shard.
-        length: length of the shard along the axis; zeros follow the ranges.
+        length: length of the shard along the axis, with zero padding after the ranges.
     """
 
     axis: int
@@ -34,17 +33,17 @@ class TPShard:
     length: int
 
     def take(self, whole: np.ndarray) -> np.ndarray:
-        """The shard, padded, of ``whole``, an array of any dtype."""
+        """The padded shard of the parameter ``whole``, an array of any dtype."""
         return self.read(lambda cut: whole[tuple(cut)])
 
     def read(
         self, read: Callable[[Sequence[slice]], np.ndarray], rows: Range | None = None
     ) -> np.ndarray:
-        """The shard, padded, or some of its rows; nothing else is read.
+        """Reads the padded shard or some of its rows, and nothing else.
 
         Args:
-            read: returns the elements that slices, one per axis from the first on, select of the
-                whole parameter.
+            read: takes slices of the whole parameter, one per axis from the first on; returns the
+                selected elements.
             rows: (start, stop) along the first axis of the shard; None: all.
         """
         before: tuple[slice, ...] = (slice(None),) * self.axis
@@ -65,7 +64,7 @@ class TPShard:
         return np.pad(value, widths)
 
     def put(self, value: np.ndarray, whole: np.ndarray) -> None:
-        """Writes ``value``, the shard, to its place in ``whole``, without the padding."""
+        """Writes the shard ``value`` into the parameter ``whole``, without the padding."""
         index, at = (slice(None),) * self.axis, 0
         for start, stop in self.ranges:
             whole[(*index, slice(start, stop))] = value[(*index, slice(at, at + stop - start))]
@@ -73,7 +72,10 @@ class TPShard:
 
 
 def _cut(ranges: Sequence[Range], rows: Range) -> tuple[Range, ...]:
-    """What ``rows`` of the concatenated ``ranges`` are of the whole; at least one, if empty."""
+    """The ranges of the whole parameter that ``rows`` of the concatenated ``ranges`` cover.
+
+    If they cover none, the result is one empty range.
+    """
     found, at = [], 0
     for start, stop in ranges:
         first, last = (min(max(row - at, 0), stop - start) for row in rows)
@@ -148,9 +150,9 @@ def tp_shard(config: ModelConfig, name: str, degree: int, rank: int) -> TPShard 
 
 
 def side_by_side(config: ModelConfig, name: str) -> tuple[int, tuple[int, ...]]:
-    """The matrices that the parameter ``name`` holds: their axis, and their lengths along it.
+    """The matrices packed in the parameter ``name``: their axis, and their lengths along it.
 
-    The lengths are empty where the parameter is no matrix that tensor parallelism divides.
+    The lengths are empty if tensor parallelism does not divide the parameter.
     """
     layer, _, ending = kind_of(name).rpartition(".")
     split = _TABLE.get(layer)
@@ -167,7 +169,7 @@ def whole_shape(
     last = tp_shard(config, name, degree, degree - 1)
     if last is None:
         return tuple(shape)
-    # The end of the last range of the last process is the end of the parameter.
+    # The end of the last rank's last range is the end of the parameter.
     return (*shape[: last.axis], last.ranges[-1][1], *shape[last.axis + 1 :])
 
 
@@ -196,7 +198,7 @@ def tensor_parallel_problems(config: ModelConfig, degree: int) -> list[str]:
 
 
 def _degrees(config: ModelConfig) -> list[int]:
-    """The degrees up to 64 that divide heads and widths."""
+    """The degrees up to 64 that can divide the model."""
     key_value_heads = config.num_key_value_heads
     return [
         degree
@@ -217,13 +219,13 @@ def exchange_problems(config: ModelConfig, degree: int, tensor: int) -> list[str
 
     Args:
         degree: sep_parallel_degree.
-        tensor: ranks that have divided the heads before.
+        tensor: tensor_parallel_degree, which divides the heads first.
     """
     if degree <= 1:
         return []
     heads, keys = config.num_attention_heads // tensor, max(config.num_key_value_heads // tensor, 1)
     of_each = f" / tensor_parallel_degree ({tensor})" if tensor > 1 else ""
-    way_out = "use another sep_parallel_degree, or context_parallel_degree in its place"
+    way_out = "use another sep_parallel_degree, or context_parallel_degree instead"
     problems = []
     if heads % degree:
         problems.append(

@@ -1,8 +1,8 @@
 """A ``TensorWriter`` whose files another process writes while this one trains.
 
 The ranks of a machine copy their parts to areas of shared memory. The other process joins the parts
-to tensors and writes its files. It is started by an interpreter and is no fork, so it holds no GPU,
-and it imports no Paddle. After a save it waits for the next one. It ends with this process.
+to tensors and writes its files. It is a new interpreter and not a fork, so it holds no GPU, and it
+does not import Paddle. After a save it waits for the next one. It ends with this process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from pypkg.models.weights.tensor_writer import (
 
 _SOURCES = Path(__file__).resolve().parents[3]  # the folder that contains the package
 _LENGTH_BYTES = 8  # size of the number that precedes a task
-_TOLD_BY_NAME = {each.__name__: each for each in (NotFiniteError, LostRankError)}
+_ERRORS = {each.__name__: each for each in (NotFiniteError, LostRankError)}  # that it reports
 
 
 class _Task(NamedTuple):
@@ -52,7 +52,7 @@ class _Task(NamedTuple):
 
 
 class WriterProcess:
-    """The other process. It is kept from save to save, because starting one takes time."""
+    """The other process. It is kept for later saves, because starting a process takes time."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen | None = None
@@ -68,12 +68,12 @@ class WriterProcess:
             [sys.executable, "-m", __name__, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=self._answer,
-            start_new_session=True,  # only the process that trains gets signals of the terminal
+            start_new_session=True,  # signals of the terminal only reach the process that trains
             env={**os.environ, "PYTHONPATH": path},
         )
 
     def begin(self, task: _Task) -> None:
-        """Sends the process a task. It records in the area of its rank when it has finished."""
+        """Sends a task to the process, which sets ``Area.finish`` of its rank at the end."""
         self.start()
         assert self._process is not None and self._process.stdin is not None  # it has started
         # The process unpickles only what comes through this pipe.
@@ -107,15 +107,16 @@ class WriterProcess:
 
 
 class ProcessWriter:
-    """Copies the parts of this rank to shared memory, for the processes that write.
+    """Copies the parts of this rank to shared memory, from which processes write the files.
 
-    The parts may change once ``close`` returns. The process gets its task after the copies, or when
-    the area is full; before that, it would take a core from the threads that copy.
+    The parts may change after ``close`` returns. The process gets its task after the copies, or
+    when the area is full. Earlier it would take a core from the threads that copy.
 
     Args:
-        units: the units that this rank writes, in order.
+        files: the files that this rank's process writes.
+        units: the units that it writes, in order.
         staging: the areas of the save; that of this rank is empty.
-        process: the process; no other writer may use it at the same time.
+        process: the process of this rank; no other writer may use it at the same time.
     """
 
     def __init__(
@@ -159,11 +160,11 @@ class ProcessWriter:
         if "errno" in result:
             raise OSError(result["errno"], result["message"])
         if "error" in result:
-            raise _TOLD_BY_NAME[result["error"]](result["message"])
+            raise _ERRORS[result["error"]](result["message"])
         return {name: FileRecord(**record) for name, record in result.items()}
 
     def abandon(self) -> None:
-        self._is_begun = True  # or it never begins
+        self._is_begun = True  # so that it does not begin later
         if not self._area.is_finished():
             self._process.kill()
             self._area.give_up()
@@ -184,9 +185,9 @@ class ProcessWriter:
 
 
 def main() -> None:
-    """The main loop of the process that writes. It takes a task for each save from its pipe."""
+    """The main loop of the process that writes: reads a task for each save from its pipe."""
     parent = int(sys.argv[1])
-    # A signal that Slurm sends reaches every process of a task. The one that trains decides.
+    # Slurm sends signals to every process of a task; the process that trains handles them.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
@@ -223,10 +224,10 @@ def _next_task(is_alive: Callable[[], bool]) -> bytes:
 
 
 def _write(task: _Task, areas: dict[AreaPlace, Area], is_alive: Callable[[], bool]) -> Any:
-    """Writes the files of a task; returns the result or exception for ``ProcessWriter.records``.
+    """Writes the files of a task; returns the records or the error for ``ProcessWriter.records``.
 
     Args:
-        areas: the open areas, by place; the other areas of the task are added.
+        areas: the open areas, by place; the missing areas of the task are added.
     """
 
     def check() -> None:
@@ -257,7 +258,7 @@ def _open(rank: int, place: AreaPlace) -> Area:
         return place.open()
     except OSError as error:
         raise LostRankError(
-            f"rank {rank} of this machine has ended, and has yet to hand over its parts"
+            f"rank {rank} of this machine has ended before it sent its parts"
         ) from error
 
 

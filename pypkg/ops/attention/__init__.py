@@ -1,5 +1,6 @@
-"""Attention: masks as descriptions, our kernels, Paddle's FlashAttention, packed projections.
+"""Attention: masks, this package's kernels, Paddle's FlashAttention, packed projections.
 
-``pypkg.ops`` exports the public functions. A new mask is a field of ``AttentionMask``, in the
-kernels (``csrc/kernels/attention/attention_mask.h``) and in ``flash_attention_reference`` alike.
+``pypkg.ops`` exports the public functions. A new kind of mask needs a field of ``AttentionMask``,
+and support in the kernels (``csrc/kernels/attention/attention_mask.h``) and in
+``flash_attention_reference``.
 """

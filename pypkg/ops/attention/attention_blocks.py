@@ -50,10 +50,10 @@ def flash_attention_with_lse(
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
     """``flash_attention`` of a block of queries to a block of keys, without gradient.
 
-    Row i of the queries has position query_offset + i of the sequence, row j of the keys position
-    key_offset + j. Everything in the mask goes by these positions: the window, ALiBi, the prefix,
-    and the documents, whose ``document_starts`` are those of the whole sequence. A query that sees
-    no key of the block has output 0 and lse -inf.
+    Row i of the queries has position query_offset + i in the sequence, row j of the keys position
+    key_offset + j. The mask refers to these positions: the window, ALiBi, the prefix and the
+    documents, whose ``document_starts`` are those of the whole sequence. A query that sees no key
+    of the block has output 0 and lse -inf.
 
     Args:
         query: [batch, seq_q, heads_q, head_dim], as of ``flash_attention``. Autocasting by
@@ -124,12 +124,12 @@ def flash_attention_block_gradients(
 def merge_attention(
     outs: Sequence[paddle.Tensor], lses: Sequence[paddle.Tensor]
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """The attention to the keys of all blocks, from that to the keys of each, without gradient.
+    """Merges the attention to several blocks of keys, without gradient.
 
-    out = sum(exp(lse_n - lse) out_n), lse = log(sum(exp(lse_n))), in float32 and with the maximum
-    taken off, so that nothing overflows. A block with lse -inf adds nothing; queries that see no
-    key in any have output 0 and lse -inf. Blocks may be merged one after the other: a float32 first
-    out is rounded at no step.
+    out = sum(exp(lse_n - lse) out_n), lse = log(sum(exp(lse_n))), in float32. The maximum is
+    subtracted first, so nothing overflows. A block with lse -inf adds nothing. A query that sees no
+    key in any block has output 0 and lse -inf. Blocks may be merged one after the other: if the
+    first out is float32, intermediate results are not rounded.
 
     Args:
         outs: [batch, seq_q, heads_q, head_dim] of each block, one at least; dtypes may differ.
@@ -155,7 +155,7 @@ def merge_attention(
     highest = lses[0]
     for lse in lses[1:]:
         highest = paddle.maximum(highest, lse)
-    # Of a query that sees no key. -inf - -inf would be NaN.
+    # 0 for a query that sees no key, because -inf - (-inf) would be NaN.
     highest = paddle.where(paddle.isinf(highest), paddle.zeros_like(highest), highest)
     total, total_weight = paddle.zeros([1]), paddle.zeros([1])
     for out, lse in zip(outs, lses):
@@ -186,7 +186,7 @@ def _checked(
     """The arguments with their defaults filled in.
 
     Raises:
-        TypeError, ValueError: as of the operators.
+        TypeError, ValueError: as in the operators.
     """
     mask = AttentionMask() if mask is None else mask
     check_inputs(op, query, key, value, softcap)
@@ -214,7 +214,7 @@ def _block_gradients_reference(
     grad_out: paddle.Tensor,
     call: BlockCall,
 ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
-    """By P = exp(scores - lse), dP = dout v^T and dS = P * (dP - sum(dout * out))."""
+    """Computed from P = exp(scores - lse), dP = dout v^T and dS = P * (dP - sum(dout * out))."""
     mask, scale, softcap, query_offset, key_offset = call
     heads_q, heads_k = query.shape[2], key.shape[2]
     scores = capped_scores(query, key, scale, softcap)

@@ -1,4 +1,4 @@
-"""Attention masks as descriptions instead of [sequence, sequence] matrices."""
+"""Attention masks, described by parameters instead of [sequence, sequence] matrices."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ class AttentionMask:
     """Which keys each query attends to.
 
     Let i be the position of a query and j that of a key. Queries are aligned to the last keys:
-    query row r has position r + (seq_k - seq_q), key row r position r. Operators on blocks of a
-    sequence are told both positions. The key is visible if all of these hold:
+    query row r has position r + (seq_k - seq_q), key row r has position r. Operators on blocks of a
+    sequence take both positions as arguments. A key is visible if all of these hold:
 
-    - causal: j <= i, or j < prefix_lengths[b] when those are given;
-    - window: i - j < window (the query itself and the window - 1 keys before it);
+    - causal: j <= i, or j < prefix_lengths[b] if those are given;
+    - window: i - j < window (the query's own key and the window - 1 keys before it);
     - document_starts: document_starts[b, i] == document_starts[b, j].
 
-    ``alibi_slopes`` hide no key; they add alibi_slopes[h] * (j - i) to the scaled score (Press et
-    al., 2022).
+    ``alibi_slopes`` do not hide keys; they add alibi_slopes[h] * (j - i) to the scaled score (Press
+    et al., 2022).
 
     Args:
         causal: whether keys after the query are hidden.
         window: at least 1, or None for no window.
-        prefix_lengths: [batch] int32: number of first keys of each row that every query of the row
-            sees (prefix language models). Needs ``causal``.
+        prefix_lengths: [batch] int32: number of leading keys of each row that every query of the
+            row sees (prefix language models). Needs ``causal``.
         document_starts: [batch, seq_k] int32: position of the first token of each token's
             document, non-decreasing (packed documents). Needs seq_q == seq_k. Operators on blocks
             take [batch, tokens], with the documents of the whole sequence.
@@ -50,7 +50,9 @@ class AttentionMask:
             raise ValueError(f"{op}: window must be at least 1 or None, got {self.window}")
         if self.prefix_lengths is not None:
             if not self.causal:
-                raise ValueError(f"{op}: prefix_lengths need causal=True; without it all is seen")
+                raise ValueError(
+                    f"{op}: prefix_lengths need causal=True; without it no key is hidden"
+                )
             check_dtype(op, "prefix_lengths", self.prefix_lengths, (paddle.int32,))
             check_shape(op, "prefix_lengths", self.prefix_lengths, ["batch"])
         if self.document_starts is not None:
@@ -74,8 +76,8 @@ class AttentionMask:
         self._check_rows(batch, heads_q, "tokens")
         if self.document_starts is not None and self.document_starts.shape[1] < end:
             raise ValueError(
-                f"AttentionMask: document_starts must hold the {end} tokens that the blocks reach "
-                f"to, got {self.document_starts.shape[1]}"
+                f"AttentionMask: document_starts must cover the {end} tokens up to the end of the "
+                f"blocks, got {self.document_starts.shape[1]}"
             )
 
     def _check_rows(self, batch: int, heads_q: int, tokens: int | str) -> None:

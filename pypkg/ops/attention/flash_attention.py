@@ -1,4 +1,4 @@
-"""Exact attention that never holds a [sequence, sequence] matrix."""
+"""Exact attention that never stores a [sequence, sequence] matrix."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def flash_attention(
 ) -> _Result:
     """softmax(scores + alibi, over the visible keys) v, scores = scale * q k^T (Dao, 2023).
 
-    A query that sees no key has output 0, no gradient and softmax_lse = -inf. Products and softmax
-    accumulate in float32. Memory beside the output: softmax_lse, and in backward one workspace of
-    about the size of the float32 gradient; no [seq_q, seq_k] matrix.
+    A query that sees no key has output 0, gradient 0 and softmax_lse = -inf. Products and softmax
+    accumulate in float32. Besides the output it needs memory for softmax_lse, and in the backward
+    pass a workspace of about the size of the float32 gradient; no [seq_q, seq_k] matrix.
 
     Args:
         q: [batch, seq_q, heads_q, head_dim]; float32, float16 or bfloat16 (float64 runs on the
@@ -68,7 +68,7 @@ def flash_attention(
 def check_inputs(
     op: str, q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, softcap: float
 ) -> None:
-    """Raises TypeError or ValueError unless they are as ``flash_attention`` says."""
+    """Raises TypeError or ValueError unless the arguments are as in ``flash_attention``."""
     check_dtype(op, "q", q, FLOATING)
     check_dtype(op, "k", k, (q.dtype,))
     check_dtype(op, "v", v, (q.dtype,))
@@ -140,8 +140,8 @@ def capped_scores(
 
 
 def alibi(slopes: paddle.Tensor, scores: paddle.Tensor, first: int) -> paddle.Tensor:
-    """[1, heads_q, seq_q, seq_k]: what ALiBi adds to scores whose first query is ``first``
-    positions after the first key."""
+    """ALiBi's bias, [1, heads_q, seq_q, seq_k], for scores whose first query is ``first`` positions
+    after the first key."""
     seq_q, seq_k = scores.shape[2:]
     i = paddle.arange(first, first + seq_q, dtype=scores.dtype).unsqueeze(1)
     j = paddle.arange(seq_k, dtype=scores.dtype).unsqueeze(0)
@@ -169,7 +169,7 @@ def _flash_attention_compiled(
 
 
 def pad_heads(*tensors: paddle.Tensor) -> list[paddle.Tensor]:
-    """With zeros, to a head_dim that the kernels take; the tensors themselves if they have one."""
+    """Pads head_dim with zeros to a multiple of 8; returns the same tensors if it is one."""
     padding = -tensors[0].shape[3] % HEAD_DIM_MULTIPLE
     if not padding:
         return list(tensors)

@@ -47,7 +47,7 @@ def packed_attention(
 ) -> paddle.Tensor:
     """``flash_attention`` of the query, key and value columns of qkv, after ``rotary_embedding``.
 
-    The compiled operator reads qkv where it lies and writes one packed gradient: nothing is split,
+    The compiled operator reads qkv in place and writes one packed gradient: nothing is split,
     concatenated or copied. Other backends, static graphs and ``paddle.amp`` split qkv and run the
     two operators.
 
@@ -57,18 +57,18 @@ def packed_attention(
             bfloat16 (float64 runs on the reference).
         batch: number of rows.
         heads_q, heads_k: heads of queries, and of keys or values; heads_q is a multiple of heads_k.
-        cos, sin, position_ids, interleaved: as of ``rotary_embedding``; without cos and sin nothing
+        cos, sin, position_ids, interleaved: as in ``rotary_embedding``; without cos and sin nothing
             is rotated.
-        mask, scale, softcap: as of ``flash_attention``.
-        overwrite: whether the rotated queries and keys may take the place of the others in qkv,
-            which nothing else may then need as it was, neither forward nor backward. False: they
-            get a copy.
+        mask, scale, softcap: as in ``flash_attention``.
+        overwrite: whether the rotated queries and keys may overwrite qkv. No other operation may
+            then need the original qkv, in the forward or the backward pass. False: the operator
+            works on a copy.
 
     Returns:
         [..., heads_q * head_dim] in the dtype of qkv.
 
     Raises:
-        TypeError, ValueError, IndexError: as of the two operators, or qkv cannot be divided into
+        TypeError, ValueError, IndexError: as in the two operators, or qkv cannot be divided into
             the rows and heads.
     """
     op = "packed_attention"
@@ -80,7 +80,7 @@ def packed_attention(
             f"{list(qkv.shape)}"
         )
     if (cos is None) != (sin is None):
-        raise ValueError(f"{op}: cos and sin go together")
+        raise ValueError(f"{op}: give both cos and sin, or neither")
     head_dim = width // heads
     call = _Call(
         *(batch, heads_q, heads_k, AttentionMask() if mask is None else mask),

@@ -1,7 +1,7 @@
 """Attention by the FlashAttention kernels that come with Paddle's wheels for GPUs.
 
-Masks become the row bounds of FlashMask (Wang et al., 2024): for every key, the first row below
-the diagonal and the first row above it from which queries do not see the key.
+Masks are converted to the row bounds of FlashMask (Wang et al., 2024): for every key, the first row
+below the diagonal and the first row above it from which queries do not see the key.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ def paddle_flash_attention(
 ) -> paddle.Tensor:
     """``ops.flash_attention`` by Paddle's kernels; it stores no [sequence, sequence] matrix.
 
-    Paddle's FlashAttention 2 has the scale 1 / sqrt(head_dim) alone. Another scale multiplies q,
-    which is one more pass over q. A head_dim that is not a multiple of 8 is padded with zeros.
+    Paddle's FlashAttention 2 only has the scale 1 / sqrt(head_dim). For another scale, q is
+    multiplied first, in one more pass over q. A head_dim that is not a multiple of 8 is padded with
+    zeros.
 
     Args:
         q: [batch, sequence, heads_q, head_dim], float16 or bfloat16, on a GPU.
         k, v: [batch, sequence, heads_k, head_dim] in the dtype of q; heads_q is a multiple of
             heads_k. Under ``paddle.amp`` q, k and v are cast to the dtype of autocasting.
-        mask, scale: as of ``ops.flash_attention``.
-        softcap: 0; Paddle's kernels have no soft cap.
+        mask, scale: as in ``ops.flash_attention``.
+        softcap: must be 0, because Paddle's kernels have no soft cap.
 
     Returns:
         [batch, sequence, heads_q, head_dim] in the dtype of q.
@@ -76,9 +77,9 @@ def startend_row_indices(mask: AttentionMask, batch: int, sequence: int) -> _Bou
     """``mask`` as the arguments ``startend_row_indices`` and ``causal`` of flashmask_attention.
 
     Returns:
-        The bounds, int32 [batch, 1, sequence, n], or None where ``causal`` says all. With causal,
-        n is 1: the first row that is past the key's document or window. Without, n is 2: that row,
-        and the first row that sees the key, which prefixes and documents set.
+        The bounds, int32 [batch, 1, sequence, n], or None if ``causal`` is the whole mask. With
+        causal, n is 1: the first row after the key's document or window. Without it, n is 2: that
+        row, and the first row that sees the key, which depends on prefixes and documents.
     """
     first = paddle.arange(sequence, dtype="int32").unsqueeze(0)  # the rows that causality allows
     stop = None

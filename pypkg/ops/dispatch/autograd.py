@@ -1,4 +1,4 @@
-"""Guards against what Paddle's autograd leaves to the user."""
+"""Guards against a second backward pass, which Paddle's autograd does not detect."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import paddle
 
 _RAN_BEFORE = (
-    "backward ran through this result before, and what it needs is gone since. Compute it again."
+    "backward ran through this result before, and the tensors that it needs were freed. Compute "
+    "the result again."
 )
 
 

@@ -10,14 +10,15 @@ FLOATING = (paddle.float32, paddle.float16, paddle.bfloat16, paddle.float64)
 
 
 def dtype_name(dtype: paddle.dtype) -> str:
-    """``float32`` and so on."""
+    """The name of a dtype, such as "float32"."""
     return str(dtype).removeprefix("paddle.")
 
 
 def has_dtype(tensor: paddle.Tensor, dtype: paddle.dtype) -> bool:
     """Whether ``tensor`` is a paddle.Tensor of ``dtype``.
 
-    It is True in a fifth of the time of ``==``, which calls into Paddle: a dtype is one object.
+    ``in`` compares identity first, because each dtype is one object. If it is equal, that takes a
+    fifth of the time of ``==``, which calls into Paddle.
     """
     return isinstance(tensor, paddle.Tensor) and tensor.dtype in (dtype,)
 
@@ -45,5 +46,5 @@ def check_shape(op: str, name: str, tensor: paddle.Tensor, expected: Sequence[in
 
 
 def compute_dtype(tensor: paddle.Tensor) -> paddle.dtype:
-    """The dtype a reference computes in: float64 stays float64, all else is float32."""
+    """The dtype in which a reference computes: float64 for float64, else float32."""
     return paddle.float64 if tensor.dtype == paddle.float64 else paddle.float32

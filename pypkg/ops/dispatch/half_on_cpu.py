@@ -1,14 +1,15 @@
 """Training in 16 bits on a CPU: Paddle's operators that have no 16-bit CPU kernel, in float32.
 
-Paddle 3.3.1 stores, copies and converts float16 and bfloat16 on a CPU, but does not multiply, add
-or normalise them. ``install`` puts a function before each such operator. It converts 16-bit CPU
-tensors to float32, runs Paddle's operator, and rounds the results to the 16-bit dtype, as a kernel
-for 16 bits would: sums are float32, and a result is rounded once. Gradients take the same way back.
-All tensors of a model stay in 16 bits, so that dtypes, hooks, master weights, loss scaling and
-communication are those of a GPU.
+Paddle 3.3.1 can store, copy and convert float16 and bfloat16 on a CPU, but not multiply, add or
+normalise them. ``install`` wraps each such operator. The wrapper converts 16-bit CPU tensors to
+float32, runs Paddle's operator, and rounds the results to the 16-bit dtype. This is the precision
+of a 16-bit kernel: sums are float32, and a result is rounded once. Gradients are converted too. All
+tensors of a model stay in 16 bits, so dtypes, hooks, master weights, loss scaling and communication
+are those of a GPU.
 
-Tensors of other dtypes or on other devices go to Paddle's operator as they are. Our own CPU kernels
-know bfloat16; of float16 the reference of an operator takes care (``library.implementation``).
+Tensors of other dtypes or on other devices are passed to Paddle's operator unchanged. The CPU
+kernels of this package support bfloat16; for float16 the reference of an operator runs
+(``library.implementation``).
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from paddle import Tensor
 
 HALF = (paddle.float16, paddle.bfloat16)
 _WIDER = (paddle.float32, paddle.float64)
-# Of paddle._C_ops, through which Paddle's Python functions go.
+# Functions of paddle._C_ops, which Paddle's Python functions call.
 _OPERATORS = (
     *("add", "divide", "linear", "matmul", "maximum", "multiply", "subtract", "where"),
     *("gelu", "layer_norm", "p_norm", "relu", "silu", "softmax"),
 )
 _IN_PLACE = ("add_", "multiply_")
-# Of paddle.Tensor, whose arithmetic goes past paddle._C_ops.
+# Methods of paddle.Tensor, whose arithmetic does not use paddle._C_ops.
 _ARITHMETIC = ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "matmul")
 
 
 @functools.cache
 def install() -> None:
-    """Replaces the operators, for the whole process; a second call changes nothing."""
+    """Replaces the operators for the whole process. A second call has no effect."""
     operators: Any = paddle._C_ops
-    for name in _IN_PLACE:  # made of the operators themselves
+    for name in _IN_PLACE:  # composed of the operator that is not in place, and an assignment
         replaced, plain = getattr(operators, name), getattr(operators, name.removesuffix("_"))
         setattr(operators, name, _in_place(replaced, _widened(plain)))
     for name in _OPERATORS:

@@ -31,7 +31,7 @@ _WAY_OUT = (
     f"{ENVIRONMENT_VARIABLE}=reference to run without them."
 )
 
-_TRITON_CAPABILITY = (8, 0)  # the oldest that Triton compiles for
+_TRITON_CAPABILITY = (8, 0)  # the oldest compute capability that Triton supports
 
 _logger = logging.getLogger("pypkg")
 _chosen: str | None = None  # None: not decided yet
@@ -55,10 +55,10 @@ def _load_library(path: Path) -> None:
 
 
 def _check_build(info: Mapping[str, object], path: Path) -> None:
-    """Raises UserError if the library does not fit the running Paddle or this Python code.
+    """Raises UserError if the library was built for another Paddle or other Python code.
 
-    In a checkout the version number is not enough, because signatures change between releases.
-    There the library must be built from exactly the sources beside the package.
+    In a checkout the version number is not enough, because signatures change between releases. The
+    library must then be built from exactly the sources beside the package.
     """
     built_for, running = info["paddle_version"], paddle.version.full_version
     if built_for != running:
@@ -262,8 +262,8 @@ def run_compiled(
 ) -> list[paddle.Tensor]:
     """Runs a compiled operator.
 
-    Paddle records custom operators on the tape even under no_grad. The inputs are detached there,
-    so that nothing is recorded and no tensor is kept alive.
+    Paddle records custom operators for the backward pass even under no_grad. In that case the
+    inputs are detached, so that nothing is recorded and no tensor is kept alive.
     """
     if not paddle.is_grad_enabled():
         tensors = [

@@ -1,4 +1,4 @@
-"""Softmax cross entropy whose gradient takes the place of the logits."""
+"""Softmax cross entropy whose gradient overwrites the logits."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def cross_entropy(
       output, or if backward runs twice through this loss (``retain_graph``). Gradients are never
       silently wrong.
     - The gradient gets its own buffer if the logits are a leaf, or if a view or base of them (from
-      ``reshape`` or a slice) is alive in backward. To save the memory, pass the logits as they
-      were made, in any number of dimensions.
+      ``reshape`` or a slice) is alive in backward. To save the memory, pass the logits as they were
+      computed, without ``reshape``; any number of dimensions is allowed.
 
-    ``inplace_backward=False`` always gives the gradient its own buffer and lifts these limits. Only
-    the compiled backend overwrites.
+    ``inplace_backward=False`` always gives the gradient its own buffer, without these limits. Only
+    the compiled backend overwrites the logits.
 
     With a ``group`` the vocabulary is divided over its processes. All processes hold the same rows
     and labels, and rank r holds the logits of the entries [r * cols, (r + 1) * cols). The loss
@@ -250,7 +250,7 @@ def _gradient_reference(
     ignore_index: int,
     inplace: bool,
 ) -> paddle.Tensor:
-    """The formula of cross_entropy.h in a new buffer, whatever ``inplace`` permits."""
+    """The formula of cross_entropy.h, always in a new buffer."""
     wide = logits.astype(lse.dtype)
     columns = paddle.arange(vocab_start, vocab_start + logits.shape[-1])
     hit = (labels.unsqueeze(-1) == columns).astype(lse.dtype)

@@ -1,4 +1,4 @@
-"""The output projection and its cross entropy, without the full logits."""
+"""The output projection and its cross entropy, without storing the full logits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pypkg.ops.loss.vocabulary_parallel import VocabularyShard, shard_of
 from pypkg.ops.matmul import matmul
 
 _CHUNK_BYTES = 256 * 2**20
-# As fast on a CPU as twice as much, and less of the peak memory of a training step, which is here.
+# On a CPU as fast as 256 MiB. The peak memory of a training step is in this function.
 _CPU_CHUNK_BYTES = 128 * 2**20
 
 
@@ -83,7 +83,7 @@ def linear_cross_entropy(
     Raises:
         TypeError, ValueError: a dtype, shape or reduction other than above.
         IndexError: as ``cross_entropy``.
-        OSError: in a second backward pass through one result (Paddle's form of errors in backward).
+        OSError: in a second backward pass through one result (Paddle's type of errors in backward).
     """
     op = "linear_cross_entropy"
     if reduction not in ("mean", "sum"):
@@ -177,7 +177,7 @@ class _LinearCrossEntropy(PyLayer):
         ctx: _Context, dloss: paddle.Tensor
     ) -> tuple[paddle.Tensor | None, paddle.Tensor | None, None]:
         dhidden, dweight = ctx.gradients
-        ctx.gradients = (None, None)  # scaled in place: each is handed out once
+        ctx.gradients = (None, None)  # they are scaled in place, so they can be used only once
         scale = dloss if ctx.scale is None else dloss * ctx.scale
         if dhidden is not None:
             dhidden = _scale(dhidden, scale, ctx.rows_per_chunk)
@@ -309,7 +309,7 @@ def _add_at_labels(dlogits: paddle.Tensor, columns: paddle.Tensor, values: paddl
     is_inside = (columns >= 0) & (columns < dlogits.shape[1])
     index = columns.clip(0, dlogits.shape[1] - 1).unsqueeze(1)
     added = paddle.where(is_inside, values, paddle.zeros_like(values)).unsqueeze(1)
-    # Paddle picks no elements of 16-bit floats on a CPU, but their bits.
+    # On a CPU Paddle's take_along_axis does not support 16-bit floats, so it works on their bits.
     is_half = dlogits.element_size() == 2 and dlogits.place.is_cpu_place()
     held = dlogits.view("int16") if is_half else dlogits
     picked = paddle.take_along_axis(held, index, axis=1)

@@ -1,7 +1,7 @@
-"""Softmax statistics of a vocabulary that is divided over a group of processes.
+"""Softmax statistics of a vocabulary that is divided over a group of ranks.
 
-Every process holds the same rows and a share of the columns. Rank r of a group of n holds the
-columns [r * share, (r + 1) * share) with share = ceil(vocab_size / n). Columns past the end of the
+Each rank holds the same rows and a part of the columns. Rank r of a group of n holds the columns
+[r * share, (r + 1) * share) with share = ceil(vocab_size / n). Columns beyond the end of the
 vocabulary are padding.
 """
 

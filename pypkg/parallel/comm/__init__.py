@@ -1,5 +1,5 @@
 """Communication outside of the forward and backward pass; random states; counts of traffic.
 
-The docstring of a function says which ranks must call it. ``random_states.py`` alone belongs to the
-forward and backward pass.
+The docstring of each function names the ranks that must call it. Only ``random_states.py`` is used
+in forward and backward passes.
 """

@@ -32,23 +32,23 @@ def from_first_rank(make: Callable[[], T]) -> T:
     """
     if mesh.current().world_size == 1:
         return make()
-    told: list = [None]
+    outcome: list = [None]  # (result, error message)
     if is_first_rank():
         try:
-            told = [(make(), None)]
+            outcome = [(make(), None)]
         except UserError as error:
-            told = [(None, str(error))]
+            outcome = [(None, str(error))]
             cause: UserError | None = error
         else:
             cause = None
         watchdog.wait_for_all()
-        dist.broadcast_object_list(told, src=0)
+        dist.broadcast_object_list(outcome, src=0)
         if cause is not None:
             raise cause
     else:
         watchdog.wait_for_all()
-        dist.broadcast_object_list(told, src=0)
-    value, message = told[0]
+        dist.broadcast_object_list(outcome, src=0)
+    value, message = outcome[0]
     if message is not None:
         raise UserError(message)
     return value
@@ -60,7 +60,7 @@ def from_all_ranks(make: Callable[[], T]) -> list[T]:
     Every rank must call this. The results must be picklable. ``make`` may take any time.
 
     Raises:
-        UserError: on every rank, if ``make`` raises it on one.
+        UserError: on every rank, if ``make`` raises it on any rank.
     """
     if mesh.current().world_size == 1:
         return [make()]
@@ -69,27 +69,29 @@ def from_all_ranks(make: Callable[[], T]) -> list[T]:
         own: tuple = (make(), None)
     except UserError as error:
         own, cause = (None, str(error)), error
-    told: list = []
+    outcomes: list = []  # (result, error message) by rank
     watchdog.wait_for_all()
     try:
-        dist.all_gather_object(told, own)
+        dist.all_gather_object(outcomes, own)
     except Exception as error:
         if cause is None:
             raise
-        raise cause from error  # such as that a rank has ended, which fails the collective too
+        raise cause from error  # a rank that ends after its own error fails the collective
     if cause is not None:
         raise cause
-    for _, message in told:
+    for _, message in outcomes:
         if message is not None:
             raise UserError(message)
-    return [value for value, _ in told]
+    return [value for value, _ in outcomes]
 
 
 def broadcast_from_first_rank(values: np.ndarray) -> np.ndarray:
-    """The numbers that rank 0 has, on every rank. Every rank must call this, at about one time.
+    """Broadcasts ``values`` of rank 0 and returns them on every rank.
+
+    Every rank must call this within the time limit of a collective (30 s over gloo).
 
     Args:
-        values: of the same shape and dtype on all ranks.
+        values: numbers, of the same shape and dtype on all ranks.
     """
     if mesh.current().world_size == 1:
         return values
@@ -108,7 +110,10 @@ def on_all_ranks(flag: bool) -> bool:
 
 
 def mean_over_token_shards(value: paddle.Tensor) -> paddle.Tensor:
-    """Mean of a float32 tensor over the token shards (the data, sharding and context axes)."""
+    """Mean of a float32 tensor over the token shards (the data, sharding and context axes).
+
+    Every rank must call this, with a tensor of the same shape.
+    """
     current = mesh.current()
     if current.token_shards == 1:
         return value

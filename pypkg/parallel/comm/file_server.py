@@ -1,8 +1,8 @@
 """Serves files to the other ranks of a run, which read them as file objects.
 
-A rank offers folders, and the others read ranges of the files in them. A request is a line of JSON.
-The answer is a line of JSON with a number of bytes, and then the bytes. Each request carries the
-secret of its server (``Address``). Nothing here imports Paddle.
+A rank offers folders, and the other ranks read ranges of bytes of the files in them. A request is a
+line of JSON. The answer is a line of JSON with the number of bytes, followed by the bytes. Each
+request contains the secret of its server (``Address``). Nothing here imports Paddle.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_TIMEOUT = 300.0  # seconds without a byte
+_TIMEOUT = 300.0  # seconds without data, after which a connection fails
 
 
 class Address(NamedTuple):
@@ -31,10 +31,14 @@ class Address(NamedTuple):
 
 
 class FileServer:
-    """A server in threads of this process, from its construction until ``close``.
+    """A server that runs in threads of this process, from its construction until ``close``.
+
+    Attributes:
+        address: what other ranks need to open a ``RemoteFile``.
 
     Args:
-        host: IPv4 address of this machine at which other ranks reach it.
+        host: IPv4 address of this machine at which other ranks reach it. The system chooses a free
+            port.
 
     Raises:
         OSError: the address is not one of this machine.
@@ -46,10 +50,10 @@ class FileServer:
         threading.Thread(target=self._server.serve_forever, name="pypkg-files", daemon=True).start()
 
     def offer(self, folder: Path) -> dict[str, int]:
-        """Lets other ranks read the files of ``folder``, without subfolders.
+        """Lets other ranks read the files in ``folder``, but not those in its subfolders.
 
         Returns:
-            Size of each file in bytes, by name; empty if there is no such folder.
+            Size of each file in bytes, by file name; empty if the folder does not exist.
         """
         self._server.folders.add(str(folder))
         if not folder.is_dir():
@@ -83,24 +87,24 @@ class _Handler(socketserver.StreamRequestHandler):
             for line in self.rfile:
                 self._answer(**json.loads(line))
         except (OSError, ValueError, TypeError):
-            pass  # the client has ended, or is no rank of this run; the connection closes
+            pass  # the client has ended, or is not a rank of this run; the connection closes
 
     def _answer(self, secret: str, path: str, offset: int, count: int) -> None:
         if not hmac.compare_digest(secret.encode(), self.server.secret.encode()):
-            raise ValueError("a stranger")
+            raise ValueError("wrong secret")
         if os.path.dirname(path) not in self.server.folders:
-            self._say(errno=errno.EACCES)
+            self._send_header(errno=errno.EACCES)
             return
         try:
             with open(path, "rb", buffering=0) as file:
                 count = max(0, min(count, os.fstat(file.fileno()).st_size - offset))
-                self._say(count=count)
+                self._send_header(count=count)
                 if count:
                     self.connection.sendfile(file, offset, count)
         except FileNotFoundError:
-            self._say(errno=errno.ENOENT)
+            self._send_header(errno=errno.ENOENT)
 
-    def _say(self, **fields: int) -> None:
+    def _send_header(self, **fields: int) -> None:
         self.wfile.write(json.dumps(fields).encode() + b"\n")
 
 
@@ -109,7 +113,7 @@ class RemoteFile(io.RawIOBase):
 
     Args:
         address: of the server.
-        path: of the file on its machine.
+        path: path of the file on the server's machine.
     """
 
     def __init__(self, address: Address, path: str) -> None:
@@ -126,7 +130,7 @@ class RemoteFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if whence != io.SEEK_SET:
-            raise io.UnsupportedOperation("a remote file is only sought from its start")
+            raise io.UnsupportedOperation("a remote file only supports seek from its start")
         self._position = offset
         return offset
 
@@ -177,7 +181,7 @@ _connections: dict[Address, _Connection] = {}
 
 
 def disconnect() -> None:
-    """Closes the connections to all servers; reading opens new ones."""
+    """Closes the connections to all servers. The next read opens a new connection."""
     _connections.clear()
 
 

@@ -1,4 +1,4 @@
-"""Gathers tensors of the model, from the ranks that hold parts of them to the rank that writes."""
+"""Gathers tensors of the model on the rank that writes them, from the ranks that hold parts."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from pypkg.parallel import mesh
 
 
 class Place(NamedTuple):
-    """Where a tensor of the whole model lies.
+    """The ranks that hold a tensor of the whole model.
 
     Attributes:
-        stage: a pipeline stage that has it.
-        owner: the only sharding rank of the stage that has it; None: each has it, or a slice of it.
+        stage: a pipeline stage that holds the tensor.
+        owner: the only sharding rank of the stage that holds it, as for optimizer state in ZeRO
+            stages 1 and 2. None: every sharding rank holds the tensor, or a slice of it.
     """
 
     stage: int
@@ -55,7 +56,7 @@ def places(names: Iterable[str], held: Mapping[str, int | None]) -> dict[str, tu
 
 
 def possible_writers(place: Place) -> tuple[int, ...]:
-    """The ranks of its pipeline stage, and of its owner if it has one: any of them can write it."""
+    """The ranks that can write a tensor: those of its pipeline stage with its ``owner``, if any."""
     return _possible_writers(mesh.current(), place)
 
 
@@ -75,10 +76,13 @@ def _grid(current: mesh.Mesh) -> tuple[mesh.Coordinates, ...]:
 
 
 def holders(writer: int, over_tensor: bool, over_sharding: bool) -> tuple[int, ...]:
-    """The ranks whose parts make up a tensor of ``writer``, by tensor rank, then sharding rank.
+    """The ranks that hold the parts of a tensor of ``writer``, by tensor rank, then sharding rank.
+
+    They have the writer's data, context and pipeline coordinates.
 
     Args:
-        over_tensor: whether the ranks of a tensor group hold TP shards of it.
+        writer: a rank that holds a part.
+        over_tensor: whether the ranks of a tensor group hold TP shards of the tensor.
         over_sharding: whether the ranks of a sharding group hold slices of it.
     """
     current = mesh.current()
@@ -115,7 +119,7 @@ def takes_part(writer: int) -> bool:
 
 
 def is_sliced(parameter: Tensor) -> bool:
-    """Whether ``parameter`` is this rank's slice alone at the moment, as in ZeRO stage 3."""
+    """Whether this rank holds only its slice of ``parameter`` at the moment (ZeRO stage 3)."""
     return getattr(parameter, "status", "all") == "part"
 
 

@@ -14,10 +14,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Places:
-    """The ranks by folder: those that see the same one are a place, and the first is its leader.
+    """The ranks grouped by the folder that they see.
+
+    Ranks that see the same folder form a place. The lowest rank of a place is its leader.
 
     Attributes:
-        leader_of: leader of each rank's place, by rank; empty if all ranks see one folder.
+        leader_of: leader of each rank's place, by rank; empty if all ranks see the same folder.
     """
 
     leader_of: tuple[int, ...] = ()
@@ -43,7 +45,7 @@ class Places:
         return self.leaders[self.index] == mesh.current().rank
 
     def ranks(self, index: int) -> list[int]:
-        """The ranks of a place."""
+        """The ranks of the place with this index in ``leaders``."""
         if self.is_one:
             return list(range(mesh.current().world_size))
         leader = self.leaders[index]
@@ -55,12 +57,12 @@ class Places:
         Every rank must call this. The results must be picklable. ``make`` may take any time.
 
         Raises:
-            UserError: on every rank, if ``make`` raises it on one.
+            UserError: on every rank, if ``make`` raises it on any leader.
         """
         if self.is_one:
             return [from_first_rank(make)]
-        told = from_all_ranks(lambda: [make()] if self.is_leader else [])
-        return [result for each in told for result in each]
+        of_ranks = from_all_ranks(lambda: [make()] if self.is_leader else [])
+        return [result for each in of_ranks for result in each]
 
     def from_leader(self, make: Callable[[], T]) -> T:
         """As ``from_leaders``, but returns only the result of this rank's leader."""

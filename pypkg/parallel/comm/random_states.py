@@ -1,9 +1,9 @@
 """Random numbers of a training step: a function of the seed, the step and the rank's coordinates.
 
-Dropout in a tensor-parallel group needs two streams beside Paddle's own. ``WHOLE`` gives all ranks
+Dropout in a tensor-parallel group needs two streams besides Paddle's own. ``WHOLE`` gives all ranks
 of the group the same numbers, for activations that every rank holds whole. ``SPLIT`` gives each
-rank its own numbers, for activations that are split over the group. Both streams differ between
-ranks with other samples or tokens, and between pipeline stages.
+rank its own numbers, for activations that are split over the group. Ranks with different samples or
+tokens, and different pipeline stages, draw different numbers from both streams.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ WHOLE, SPLIT = "pypkg_whole", "pypkg_split"
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seeds all streams for a step. Every rank calls this before the first forward pass.
+    """Seeds all streams for a step. Every rank calls this before the step's first forward pass.
 
-    A resumed run draws the numbers of an uninterrupted one, and no generator state is saved.
+    A resumed run therefore draws the same numbers as an uninterrupted one, without saved generator
+    states.
     """
     here = mesh.current()
     shared = (seed, step, here.token_shard, here.pipeline_rank)
     for number, (name, place) in enumerate(((WHOLE, shared), (SPLIT, (*shared, here.tensor_rank)))):
-        _make_known(name)
+        _register(name)
         with get_rng_state_tracker().rng_state(name):
             paddle.seed(_mixed((number, *place)))
     paddle.seed(seed + step)  # last, because on a GPU the lines above also seed the CPU's generator
@@ -43,10 +44,10 @@ def stream(name: str) -> Iterator[None]:
         yield
 
 
-def _make_known(name: str) -> None:
+def _register(name: str) -> None:
     """Adds the state ``name`` to fleet's tracker, whose states recompute saves and restores."""
     tracker = get_rng_state_tracker()
-    if name not in tracker.states_:  # the tracker wants seeds that it has not seen
+    if name not in tracker.states_:  # the tracker rejects a seed that it has seen
         tracker.add(name, _mixed((len(tracker.seeds_), *name.encode())))
 
 

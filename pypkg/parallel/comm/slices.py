@@ -23,11 +23,11 @@ class ReadParameter(Protocol):
         """Overwrites ``out``; a parameter with one axis may keep its initial value.
 
         Args:
-            name: of the parameter in the model.
+            name: the parameter's name in the model.
             shape: of the parameter, or of this rank's TP shard of it.
             out: contiguous, in the dtype of the parameter; of ``shape``, or [stop - start].
-            elements: (start, stop) of the flattened shard, with zeros beyond the end of the shard.
-                None: all.
+            elements: (start, stop), the range of the flattened shard to write; elements beyond the
+                end of the shard become zero. None: the whole shard.
         """
 
 
@@ -36,12 +36,15 @@ def read_elements(
     shape: Sequence[int],
     elements: tuple[int, int],
 ) -> np.ndarray:
-    """A range of elements of a flattened tensor, with zeros beyond its end.
+    """A range of elements of a flattened tensor; elements beyond its end are zero.
 
     Args:
         read_rows: returns rows [start, stop) of the tensor.
         shape: of the tensor.
-        elements: (start, stop).
+        elements: (start, stop) in the flattened tensor.
+
+    Returns:
+        [stop - start], in the dtype of the rows.
     """
     start, stop = elements
     width = math.prod(shape[1:])

@@ -1,18 +1,19 @@
 """Counts the communication of a process: operations, elements, bytes and seconds.
 
-There is a count for each group of the mesh and each operation. The size of an operation is the size
-of the tensor that this process passes to it: for a gather its own part, for a reduce-scatter the
-whole input, for a broadcast the tensor on every rank, for a send the tensor. A receive has size 0.
+There is one count for each group of the mesh and each operation. The size of an operation is the
+size of the tensor that this process passes to it: for a gather its own part, for a reduce-scatter
+the whole input, for a broadcast the tensor on every rank, for a send the tensor. A receive has size
+0.
 
-``Traffic.counting`` replaces the methods of the process groups' class by methods that count, for as
-long as its block runs. It sees every operation that Python starts. It does not see operators of
-Paddle that communicate inside a kernel; this package uses one of them, the concatenation of logits
-on GPUs, when it generates text under tensor parallelism. It does not see sends of parts of a tensor
-either, which this package switches off in fleet.
+``Traffic.counting`` replaces the methods of the process groups' class by methods that count, while
+its block runs. It sees every operation that Python starts. It does not see operators of Paddle that
+communicate inside a kernel. This package uses one of them, the concatenation of logits on GPUs,
+when it generates text under tensor parallelism. It does not see sends of parts of a tensor either,
+which this package disables in fleet.
 
 Seconds are measured from the call of an operation to its end. On a GPU the host synchronizes with
-the device before and after each operation, so nothing overlaps while it is measured. Of operations
-that return at once (``sync_op=False``), only the time of the call is measured.
+the device before and after each operation, so nothing overlaps during a measurement. For an
+operation that returns at once (``sync_op=False``), only the call is measured.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from paddle.distributed.collective import _get_group_map
 
 from pypkg.parallel import mesh
 
-# Paddle's methods: the operation, and the index of the argument that is sent (None: none).
+# By Paddle's method: the operation, and the index of the argument that is sent (None: none).
 _METHODS: dict[str, tuple[str, int | None]] = {
-    "all_gather": ("all_gather", 0),  # or 1, see _handed
+    "all_gather": ("all_gather", 0),  # or 1, see _sent
     "all_gather_into_tensor": ("all_gather", 1),
     "all_reduce": ("all_reduce", 0),
     "allreduce": ("all_reduce", 0),
@@ -53,7 +54,7 @@ _METHODS: dict[str, tuple[str, int | None]] = {
     "send": ("send", 0),
 }
 _METHODS |= {f"{name}_on_calc_stream": what for name, what in _METHODS.items()}
-_START_BATCH, _END_BATCH = "_start_coalescing", "_end_coalescing"  # of messages
+_START_BATCH, _END_BATCH = "_start_coalescing", "_end_coalescing"  # of sends and receives
 AXES = ("tensor", "context", "pipeline", "data", "sharding")
 OTHER = "other"  # a group that spans several axes, but not all processes
 GROUPS = (*AXES, "world", OTHER)
@@ -76,10 +77,10 @@ class Count:
 
 
 class Traffic:
-    """Counts of this process.
+    """The counts of this process.
 
     Attributes:
-        counts: by group (of ``GROUPS``) and operation; only those that occurred.
+        counts: by group (one of ``GROUPS``) and operation; only those that occurred.
     """
 
     def __init__(self) -> None:
@@ -88,7 +89,7 @@ class Traffic:
         self._in_batch: set[int] = set()
 
     def total(self, group: str | None = None, operation: str | None = None) -> Count:
-        """The count of a group and an operation; None: the sum over all of them."""
+        """The sum of the counts of a group and an operation; None: of all groups or operations."""
         total = Count()
         for (of_group, of_operation), count in self.counts.items():
             if group in (None, of_group) and operation in (None, of_operation):
@@ -101,7 +102,7 @@ class Traffic:
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
-        """Counts the operations inside the block; in a run of one process there are none."""
+        """Counts the operations inside the block. A run of one process has none."""
         if mesh.current().world_size == 1:
             yield
             return
@@ -129,10 +130,10 @@ class Traffic:
             elif name == _END_BATCH:
                 self._in_batch.discard(key)
             else:
-                handed = _handed(name, arguments)
+                sent = _sent(name, arguments)
                 count.operations += 1
-                count.elements += sum(tensor.size for tensor in handed)
-                count.bytes += sum(tensor.size * tensor.element_size() for tensor in handed)
+                count.elements += sum(tensor.size for tensor in sent)
+                count.bytes += sum(tensor.size * tensor.element_size() for tensor in sent)
             is_awaited = key not in self._in_batch and not any(a is False for a in arguments)
             start = _now(is_awaited)
             result = method(group, *arguments, **options)
@@ -142,7 +143,7 @@ class Traffic:
         return call
 
     def _operation(self, name: str) -> str:
-        """The operation that a method counts as; the end of a batch waits for its receives."""
+        """The operation that a method counts as. The end of a batch waits for its receives."""
         return _METHODS[name][0] if name in _METHODS else "recv"
 
     def _name_of(self, process_group: Any) -> str:
@@ -152,18 +153,19 @@ class Traffic:
         return self._names[key]
 
 
-def _handed(name: str, arguments: Sequence[Any]) -> Sequence[Tensor]:
+def _sent(name: str, arguments: Sequence[Any]) -> Sequence[Tensor]:
+    """The tensors that a call of the method ``name`` sends."""
     place = _METHODS[name][1]
     if place is None:
         return ()
     if isinstance(arguments[0], (list, tuple)):  # all_gather, which takes (input, output) as well
         place = 1
-    handed = arguments[place]
-    return handed if isinstance(handed, (list, tuple)) else (handed,)
+    sent = arguments[place]
+    return sent if isinstance(sent, (list, tuple)) else (sent,)
 
 
 def _find_name(process_group: Any) -> str:
-    """The axis of the mesh that contains all members of a group, which may be a part of it."""
+    """The name of a group in ``GROUPS``: that of the axis whose group contains all its members."""
     current = mesh.current()
     axes = {name: group for name in AXES if (group := getattr(current, name)) is not None}
     for number, group in _get_group_map().items():

@@ -1,6 +1,6 @@
-"""The context axis: ranks that train on the same samples, each on its own tokens of them.
+"""Context parallelism: ranks train on the same samples, each on its own tokens of them.
 
-Between the attention of two layers a rank works on its tokens alone. ``tokens`` says which these
-are, and ``heads`` and ``ring`` bring queries, keys and values together in attention. No other room
-sends anything over the context group in a forward or backward pass.
+Outside attention a rank processes only its own tokens. ``tokens`` defines which tokens these are.
+``heads`` (Ulysses) and ``ring`` (ring attention) exchange queries, keys and values in attention. No
+other module communicates over the context group in a forward or backward pass.
 """

@@ -1,8 +1,9 @@
 """Exchange of heads for tokens around attention (Jacobs et al., 2023, "DeepSpeed Ulysses").
 
-Before attention a rank of the context group has all heads of its own tokens; in attention it has
-all tokens for its own heads. One all-to-all of packed queries, keys and values leads there, and one
-of the outputs back. Backward passes exchange gradients the other way.
+Outside attention a rank of the context group has all heads of its own tokens. In attention it has
+all tokens of its own heads. One all-to-all exchanges packed queries, keys and values before
+attention, and a second one exchanges the outputs after it. A backward pass exchanges the gradients
+in the opposite direction.
 """
 
 from __future__ import annotations
@@ -23,17 +24,21 @@ T = TypeVar("T")
 
 
 def attended_heads(heads_q: int, heads_k: int) -> tuple[int, int]:
-    """Heads of queries, and of keys or values, that this rank has in attention.
+    """The numbers of query heads and of key-value heads that this rank has in attention.
 
     Args:
-        heads_q, heads_k: those that it has outside.
+        heads_q, heads_k: the numbers that it has outside attention.
     """
     degree = context_degree() if exchanges_heads() else 1
     return heads_q // degree, max(heads_k // degree, 1)
 
 
 def own_heads(values: Sequence[T]) -> Sequence[T]:
-    """Of values for the heads of queries outside attention, those of this rank's in attention."""
+    """The values that belong to the query heads that this rank has in attention.
+
+    Args:
+        values: one for each query head that this rank has outside attention.
+    """
     if not exchanges_heads():
         return values
     count = len(values) // context_degree()
@@ -41,18 +46,20 @@ def own_heads(values: Sequence[T]) -> Sequence[T]:
 
 
 def tokens_for_heads(qkv: Tensor, batch: int, heads_q: int, heads_k: int) -> Tensor:
-    """Packed queries, keys and values of all tokens, for the heads of ``attended_heads``.
+    """Exchanges packed queries, keys and values: all tokens of the heads of ``attended_heads``.
 
-    With fewer heads of keys than ranks, consecutive ranks get the same one.
+    If there are fewer key-value heads than ranks, consecutive ranks get the same head. Every rank
+    of the context group must call this.
 
     Args:
-        qkv: [..., (heads_q + 2 * heads_k) * head_dim] of this rank's tokens, columns query | key |
-            value; the tokens of ``batch`` rows one after the other.
+        qkv: [..., (heads_q + 2 * heads_k) * head_dim], packed query | key | value of this rank's
+            tokens; the tokens of ``batch`` rows follow one another.
         heads_q: a multiple of the number of ranks.
-        heads_k: a multiple or a divisor of it.
+        heads_k: a multiple or a divisor of the number of ranks.
 
     Returns:
-        [batch, sequence, width / ranks], columns query | key | value; width counts repeated heads.
+        [batch, sequence, width / ranks], packed query | key | value. ``width`` is that of ``qkv``,
+        with key-value heads repeated for the ranks that share them.
     """
     degree = context_degree()
     parts = []
@@ -67,10 +74,15 @@ def tokens_for_heads(qkv: Tensor, batch: int, heads_q: int, heads_k: int) -> Ten
 
 
 def heads_for_tokens(out: Tensor) -> Tensor:
-    """All heads of this rank's tokens, [batch, tokens, ranks * width].
+    """The inverse exchange for outputs of attention: all heads of this rank's tokens.
+
+    Every rank of the context group must call this.
 
     Args:
-        out: [batch, sequence, width], of all tokens for this rank's heads.
+        out: [batch, sequence, width], of all tokens and this rank's heads.
+
+    Returns:
+        [batch, sequence / ranks, ranks * width].
     """
     degree = context_degree()
     batch, sequence, width = out.shape
@@ -79,7 +91,7 @@ def heads_for_tokens(out: Tensor) -> Tensor:
 
 
 class _Exchange(PyLayer):
-    """The i-th row goes to the i-th rank of the context group; its own inverse and its gradient."""
+    """An all-to-all: row i goes to rank i of the context group. Its backward pass is the same."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

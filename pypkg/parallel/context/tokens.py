@@ -1,8 +1,9 @@
 """Which tokens of a sample each rank of the context group has.
 
-Where the ranks exchange heads (Ulysses), rank r of n has the r-th of n equal runs. In a ring a
-sample is cut into 2 n blocks, and rank r has the blocks r and 2 n - 1 - r. Under a causal mask a
-block attends to the blocks before it, so each rank then has the same work (zigzag).
+If the ranks exchange heads (Ulysses), a sample is cut into n equal blocks, and rank r of n has
+block r. In ring attention it is cut into 2 n blocks, and rank r has the blocks r and 2 n - 1 - r
+(zigzag). Under a causal mask a block attends to itself and the blocks before it, so this gives all
+ranks the same work.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from paddle import Tensor
 from pypkg.errors import UserError
 from pypkg.parallel import mesh
 
-# What a batch holds for each token, and a rank needs of its own tokens alone. Positions and starts
-# of documents stay whole, because attention sees all tokens.
+# Entries of a batch that are divided over the context group. Positions and starts of documents stay
+# whole, because attention sees all tokens.
 _OF_TOKENS = ("input_ids", "labels")
 
 
@@ -28,30 +29,30 @@ def context_degree() -> int:
 
 
 def is_ring() -> bool:
-    """Whether keys and values go round the ranks that divide the tokens."""
+    """Whether the context group runs ring attention."""
     current = mesh.current()
     return current.degrees.ring and current.context_degree > 1
 
 
 def exchanges_heads() -> bool:
-    """Whether the ranks that divide the tokens exchange heads for tokens around attention."""
+    """Whether the context group exchanges heads for tokens around attention (Ulysses)."""
     return context_degree() > 1 and not is_ring()
 
 
 def whole_length(tokens: int) -> int:
-    """Number of tokens of a sample of which this rank has ``tokens``."""
+    """Number of tokens of a whole sample, given the number that this rank has of it."""
     return tokens * context_degree()
 
 
 def blocks(length: int, rank: int) -> list[tuple[int, int]]:
-    """First token, and the one after the last, of each run of tokens that a rank has.
+    """(start, stop) of each block of consecutive tokens that a rank has of a sample.
 
     Args:
-        length: of the sample.
-        rank: in the context group.
+        length: tokens of the sample.
+        rank: index in the context group.
 
     Raises:
-        UserError: the ranks cannot have equally many.
+        UserError: ``length`` is not a multiple of the number of blocks.
     """
     degree = context_degree()
     count = 2 * degree if is_ring() else degree
@@ -79,7 +80,7 @@ def own_tokens(values: Tensor, axis: int = -1) -> Tensor:
 
 
 def own_part(values: np.ndarray) -> np.ndarray:
-    """As ``own_tokens``, of the last axis of an array."""
+    """``own_tokens`` of the last axis of an array."""
     if context_degree() == 1:
         return values
     own = blocks(values.shape[-1], mesh.current().context_rank)
@@ -87,9 +88,9 @@ def own_part(values: np.ndarray) -> np.ndarray:
 
 
 def own_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """``batch`` with the inputs and labels of this rank's tokens; what else it holds stays whole.
+    """``batch`` with this rank's part of ``input_ids`` and ``labels``; other entries stay whole.
 
     Args:
-        batch: arguments of the model's loss by name, as arrays.
+        batch: arguments of the model's ``loss`` by name; arrays with tokens on the last axis.
     """
     return {name: own_part(value) if name in _OF_TOKENS else value for name, value in batch.items()}

@@ -1,6 +1,7 @@
 """Collectives that gloo lacks, composed of all-reduce, all-gather and broadcast.
 
-All of them are synchronous, whatever the caller asks for.
+All of them are synchronous; ``sync_op`` has no effect. They take the arguments of the methods of
+``paddle.base.core.ProcessGroup`` that they replace.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _scatter_tensor = core.ProcessGroup.scatter_tensor
 
 
 class Done:
-    """The task that Paddle expects of a collective; the work is complete."""
+    """The task object that Paddle expects from a collective. The work is already complete."""
 
     def wait(self, *_: object) -> bool:
         return True
@@ -121,7 +122,7 @@ def all_to_all_single(
 ) -> Done:
     """
     Args:
-        out_sizes, sizes: rows of the parts that come from and go to each rank; empty: equal parts.
+        out_sizes, sizes: number of rows received from and sent to each rank; empty: equal numbers.
     """
     count, rank = group.size(), group.rank()
     table = [list(sizes) or [tensor.shape[0] // count] * count for _ in range(count)]

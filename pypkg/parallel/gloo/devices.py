@@ -1,4 +1,4 @@
-"""Code of fleet that requires a GPU for work that a CPU can do."""
+"""Patches for code of fleet that requires a GPU although a CPU could run it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Replaced:
 
 
 def install() -> None:
-    """Lets that code run on a CPU; other code still sees a CPU."""
+    """Makes that code run on a CPU. For all other code the device is still a CPU."""
     dist.wait = lambda *_, **__: None  # nothing runs on another stream
     dist.ParallelEnv._device_id = 0  # PipelineLayer reads it
     library: Any = core
@@ -39,7 +39,7 @@ def install() -> None:
 
 
 def _install_group_sharded() -> None:
-    """Stages 2 and 3 of sharding."""
+    """Patches the modules of ZeRO stages 2 and 3."""
 
     def first_gpu() -> str:
         return "gpu:0"
@@ -55,7 +55,7 @@ def _install_group_sharded() -> None:
         for name, value in names.items():
             if hasattr(module, name):
                 setattr(module, name, value)
-    # On a CPU, "copy to the CPU" makes no copy, so fleet would free the storage of the parameter.
+    # On a CPU, fleet's copy to the CPU is the tensor itself, and fleet would then free its storage.
     storage = importlib.import_module(_SHARDING + "storage").ParamStorage
     add = storage.add_rank_params
     storage.add_rank_params = lambda self, parameters, align, convert_gpu=True: add(

@@ -1,8 +1,8 @@
-"""Process groups with a store each.
+"""Gloo process groups with one store each.
 
-All gloo groups of Paddle 3.3.1 use the same keys of one store, so members of one group connect to
-members of another. Here each group has its own store, on the host of its first member. The store is
-not needed after all members have created the group.
+All gloo groups of Paddle 3.3.1 use the same keys of one store, so that members of one group connect
+to members of another. Here each group has its own store, on the host of its first member. The store
+is only needed until all members have created the group.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _create = ProcessGroup.create
 
 @dataclass
 class Group:
-    """A process group and what belongs to it.
+    """A process group with its store and the addresses of its members.
 
     Attributes:
         process_group: kept alive, because ``group_of`` finds it by identity.
         number: Paddle's id of the group, the same on all members.
-        store: of this group; kept alive, because other members may still connect to it.
-        mailboxes: host:port at which the members receive messages, by rank.
+        store: the group's store; kept alive, because other members may still connect to it.
+        mailboxes: host:port at which each member receives messages, by rank in the group.
     """
 
     process_group: ProcessGroup
@@ -42,12 +42,12 @@ _groups: dict[int, Group] = {}  # by the identity of the process group
 
 
 def group_of(process_group: ProcessGroup) -> Group:
-    """The ``Group`` of a process group of Paddle."""
+    """The ``Group`` of one of Paddle's process groups."""
     return _groups[id(process_group)]
 
 
 def group_numbered(number: int) -> Group:
-    """The ``Group`` with that id."""
+    """The ``Group`` with Paddle's id ``number``."""
     return next(group for group in _groups.values() if group.number == number)
 
 
@@ -88,7 +88,7 @@ def _make_store(store: core.TCPStore, number: int) -> core.TCPStore:
     host = own_host()
     for _ in range(20):
         port = free_ports(1)[0]
-        with contextlib.suppress(Exception):  # Paddle's own errors, of several types
+        with contextlib.suppress(Exception):  # Paddle raises errors of several types
             own = core.TCPStore(host, port, True, 0, _STORE_TIMEOUT)
             store.set(_store_key(number), f"{host}:{port}")
             return own

@@ -15,13 +15,13 @@ _SIOCGIFADDR = 0x8915  # linux/sockios.h
 
 
 def choose_interface() -> None:
-    """Sets GLOO_SOCKET_IFNAME, unless it is set, to the interface of this rank's endpoint.
+    """Sets GLOO_SOCKET_IFNAME to the interface of this rank's endpoint, unless it is set already.
 
-    Without this variable gloo uses the address of the host's name, or else the loopback interface,
-    which other hosts cannot reach.
+    Without this variable gloo uses the address to which the host name resolves, or else the
+    loopback interface, which other hosts cannot reach.
 
     Raises:
-        UserError: no interface has the address of the endpoint.
+        UserError: the host of the endpoint cannot be resolved, or no interface has its address.
     """
     if os.environ.get(_VARIABLE):
         return
@@ -58,7 +58,7 @@ def _interfaces() -> dict[str, str]:
             request = struct.pack("256s", name.encode()[:15])
             try:
                 answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
-            except OSError:  # it has none
+            except OSError:  # the interface has no IPv4 address
                 continue
             found[name] = socket.inet_ntoa(answer[20:24])
     return found

@@ -1,4 +1,4 @@
-"""Operators of fleet's tensor-parallel layers whose CPU kernel is missing or wrong."""
+"""Replacements of operators of fleet's TP layers whose CPU kernel is missing or wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pypkg.parallel.gloo.groups import ProcessGroup, group_numbered
 
 
 class _Concat(PyLayer):
-    """Concatenates the parts of all ranks; the gradient of a part is its slice."""
+    """Concatenates the parts of all ranks on the last axis; the gradient of a part is its slice."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rank: int, size: int, group: ProcessGroup) -> Tensor:
@@ -44,9 +44,9 @@ class _Operators:
         return _Concat.apply(x, rank, size, group_numbered(group).process_group)
 
     def c_embedding(self, weight: Tensor, ids: Tensor, start: int, vocab_size: int) -> Tensor:
-        """The rows of ``weight`` for ``ids``; zero where another rank holds the row.
+        """The rows of ``weight`` for ``ids``; zeros for rows that another rank holds.
 
-        It replaces a kernel whose gradient is wrong in float64.
+        Paddle's CPU kernel has a wrong gradient in float64.
         """
         own = (ids >= start) & (ids < start + weight.shape[0])
         places = paddle.where(own, ids - start, paddle.zeros_like(ids))

@@ -1,11 +1,11 @@
 """Point-to-point messages with the semantics of NCCL: sends do not block, order is kept.
 
-A send of gloo blocks until the receiver takes it, and its tag counts the operations of the whole
-group, so pipelines deadlock or mix up their messages. Here each process has a mailbox: threads read
-TCP connections and queue messages by group and sender.
+A send of gloo blocks until the receiver takes the message, and its tag counts the operations of the
+whole group. Pipeline schedules therefore deadlock or mix up their messages. Here each process has a
+mailbox: threads read TCP connections and queue messages by group and sender.
 
-A message is the length of a JSON line, the line with channel, dtype and shape, and the bytes of an
-array. No part of a message is executed.
+A message consists of the length of a JSON line, the line with channel, dtype and shape, and the
+bytes of an array. No part of a message is executed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger("pypkg")
 
 Channel = tuple[int, int]  # number of the group, rank of the sender in it
 
-_TIMEOUT = 1800.0  # seconds without a message; the timeout of NCCL
+_TIMEOUT = 1800.0  # seconds that a receive waits for its message, as with NCCL
 _LENGTH = 4  # bytes of the length of the JSON line, big-endian
 _LONGEST_LINE = 1 << 16  # bytes; a connection that announces a longer one is closed
 
@@ -72,7 +72,7 @@ class Mailbox:
         connection.sendall(array.reshape(-1).view(np.uint8).data)
 
     def get(self, channel: Channel) -> np.ndarray:
-        """The next message of a channel.
+        """Waits for the next message of a channel and returns its array.
 
         Raises:
             RuntimeError: none arrives within 1800 seconds.
@@ -101,7 +101,7 @@ class Mailbox:
                     channel, array = _announced(connection)
                 except ValueError as error:
                     logger.warning(
-                        "a connection from %s was closed: it has sent no message of a rank (%s)",
+                        "a connection from %s was closed: its data is not a message of a rank (%s)",
                         *(connection.getpeername()[0], error),
                     )
                     return
@@ -110,11 +110,11 @@ class Mailbox:
 
 
 def _announced(connection: socket.socket) -> tuple[Channel, np.ndarray]:
-    """The channel of the next message, and an array for the bytes that follow its line.
+    """Reads the header of the next message: its channel, and an empty array for its bytes.
 
     Raises:
         EOFError: the connection has ended.
-        ValueError: the bytes are not a message.
+        ValueError: the bytes are not a valid header.
     """
     prefix = _received(connection, np.empty(_LENGTH, np.uint8))
     length = int.from_bytes(prefix.tobytes(), "big")
@@ -132,10 +132,10 @@ def _announced(connection: socket.socket) -> tuple[Channel, np.ndarray]:
 
 
 def _received(connection: socket.socket, into: np.ndarray) -> np.ndarray:
-    """Fills ``into``, of uint8, from the connection; returns it.
+    """Fills the uint8 array ``into`` from the connection and returns it.
 
     Raises:
-        EOFError: the connection ends before it is full.
+        EOFError: the connection ends before the array is full.
     """
     left = into.data
     while left:
@@ -147,7 +147,12 @@ def _received(connection: socket.socket, into: np.ndarray) -> np.ndarray:
 
 
 class Receipt:
-    """A posted receive. ``posted`` queues the receives of its channel, in the order of posting."""
+    """A posted receive: the task object that Paddle expects.
+
+    Args:
+        tensor: overwritten with the message by ``wait``.
+        posted: the receives of the channel that have no message yet, in the order of posting.
+    """
 
     def __init__(
         self, channel: Channel, tensor: Tensor, mailbox: Mailbox, posted: deque[Receipt]
@@ -179,7 +184,7 @@ class Receipt:
             number, sender = self._channel
             raise RuntimeError(
                 f"rank {sender} of group {number} has sent {_kind(sent)}, but {_kind(own)} is "
-                "expected: the ranks do not agree on what they exchange"
+                "expected: the ranks disagree about the tensor that they exchange"
             )
         np.copyto(own, sent.reshape(own.shape))
         self._is_done = True
@@ -225,7 +230,7 @@ class _Methods:
 
 
 def install() -> str:
-    """Replaces the send and receive methods of gloo's groups; returns this mailbox's address."""
+    """Replaces the send and receive methods of gloo's groups; returns the mailbox's host:port."""
     mailbox = Mailbox()
     methods = _Methods(mailbox)
     replaced: dict[str, Callable[..., object]] = {
@@ -242,7 +247,7 @@ def install() -> str:
 
 
 def _as_method(function: Callable[..., object]) -> Callable[..., object]:
-    """``function`` as a method; as a class attribute a bound method would not get the group."""
+    """Wraps ``function`` so that it gets the group: a bound method as class attribute would not."""
 
     @paddle.no_grad()
     def method(group: ProcessGroup, *arguments: object, **options: object) -> object:

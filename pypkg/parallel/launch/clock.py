@@ -1,4 +1,4 @@
-"""A clock that stands still while its process is stopped."""
+"""A clock that does not advance while its process is stopped."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _RECENT = 60.0  # seconds for which ``recent_pause`` reports a pause
 class RunningClock:
     """Seconds for which this process has run.
 
-    A process that was stopped (SIGSTOP, a suspended machine, a debugger) received no heartbeats
-    meanwhile, which is no fault of the senders. The time between two ticks therefore counts only up
-    to a limit. One thread ticks; any thread may read.
+    A process that was stopped (SIGSTOP, a suspended machine, a debugger) did not read heartbeats
+    during that time, although the senders were alive. The time between two ticks therefore counts
+    only up to a limit. One thread calls ``tick``; any thread may read ``seconds``.
 
     Attributes:
         seconds: the time at the last tick.

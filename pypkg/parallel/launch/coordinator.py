@@ -17,15 +17,15 @@ from pypkg.parallel.launch.verdicts import Failure, Member, Verdict
 
 # One failure makes other ranks fail too. The coordinator waits for their reports before it decides.
 _SECONDS_FOR_THE_CAUSE = 1.5
-_SECONDS_FOR_LAST_WORDS = 3.0
+_SECONDS_TO_END = 3.0  # after a verdict: limit of the wait until the other ranks have ended
 _SECONDS_TO_CLOSE = 2.0  # limit of the wait until the ranks have read the last message
 
 
 class Coordinator:
     """Monitors ``size`` ranks in a thread of its own, until ``close`` or a verdict.
 
-    A rank that receives a verdict (``verdicts.Verdict``) ends its process. The coordinator sends
-    heartbeats too, which tell the ranks that rank 0 still runs, and its step and operation.
+    A rank that receives a verdict (``verdicts.Verdict``) ends its process. The coordinator also
+    sends heartbeats to the ranks, with the step and operation of rank 0.
     """
 
     def __init__(self, address: tuple[str, int], size: int, limits: Limits) -> None:
@@ -56,11 +56,11 @@ class Coordinator:
     def close(self) -> None:
         """Tells the remaining ranks that monitoring has ended, and stops the thread."""
         self._closing = True
-        self._thread.join(_SECONDS_FOR_LAST_WORDS)
+        self._thread.join(_SECONDS_TO_END)
 
     def join(self) -> None:
         """Waits, after a verdict, until the ranks have received it."""
-        self._thread.join(_SECONDS_FOR_LAST_WORDS + 1)
+        self._thread.join(_SECONDS_TO_END + 1)
 
     def _run(self) -> None:
         tick = min(0.1, self._limits.heartbeat_interval)
@@ -90,7 +90,7 @@ class Coordinator:
 
     def _accept(self) -> None:
         connection, _ = self._server.accept()
-        # Messages are small; a send to a rank that does not read them gives up.
+        # Messages are small; a send to a rank that does not read them fails after this time.
         connection.settimeout(1.0)
         self._selector.register(MessageStream(connection), selectors.EVENT_READ)
 
@@ -160,7 +160,7 @@ class Coordinator:
                 member.stream.send(kind, **content)
 
     def _end(self, verdict: Verdict) -> None:
-        self._over_at = time.monotonic() + _SECONDS_FOR_LAST_WORDS
+        self._over_at = time.monotonic() + _SECONDS_TO_END
         self._send_to_all("verdict", **verdict._asdict())
 
     def _compare_settings(self) -> None:
@@ -182,7 +182,10 @@ class Coordinator:
         )
 
     def _agree_on_the_last_point(self) -> None:
-        """Stops all ranks at the first point that no rank has passed; none if one has finished."""
+        """Stops all ranks at the first stop point that no rank has passed.
+
+        No rank stops if one has finished already.
+        """
         members = self._members.values()
         answers = [member.answer for member in members if member.answer]
         if any(member.left for member in members) or any(each["finished"] for each in answers):

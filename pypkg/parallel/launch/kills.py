@@ -1,4 +1,4 @@
-"""Why a process was killed: by which signal, and whether the kernel ended it for lack of memory."""
+"""Finds out why a process was killed: the signal, and whether the kernel ran out of memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _LESS_MEMORY = (
 
 
 def out_of_memory_kills() -> int | None:
-    """Number of processes that the kernel has killed for lack of memory since the machine started.
+    """Number of processes that the kernel has killed for lack of memory since the machine booted.
 
-    It includes processes in a container with its own memory limit. None: the kernel has no counter.
+    It includes kills by the memory limit of a container. None: the kernel has no such counter.
     """
     with suppress(OSError, ValueError):
         for line in _COUNTERS.read_text(encoding="ascii").splitlines():
@@ -28,7 +28,7 @@ def out_of_memory_kills() -> int | None:
 
 
 def signal_of(exit_code: int) -> int | None:
-    """The signal that ended a rank, from the exit code of its launcher; None: no signal.
+    """The number of the signal that ended a rank, from the exit code of its launcher; or None.
 
     Shells and this package exit with 128 + n for signal n. Paddle's launcher exits with -n, which
     becomes 256 - n.

@@ -46,11 +46,14 @@ def take_nproc(arguments: Sequence[str]) -> tuple[list[str], int]:
 def launch(
     arguments: Sequence[str], processes: int, log_folder: Path, module: str = "pypkg.pretrain"
 ) -> int:
-    """Runs ``python -m module *arguments`` as ``processes`` ranks; returns an exit code.
+    """Runs ``python -m module *arguments`` as ``processes`` ranks on the CPU; waits for them.
 
     Rank 0 writes to this terminal. Rank N writes to ``log_folder``/workerlog.N, and the launcher
-    prints the end of this file if the rank is killed. The launcher forwards signals. No rank
-    outlives it.
+    prints the end of this file if the rank is killed. The launcher forwards signals. All ranks end
+    with the launcher.
+
+    Returns:
+        0, the exit code of the first rank that failed, or 128 + n if signal n ended the run.
 
     Raises:
         UserError: the log folder cannot be written.
@@ -62,7 +65,8 @@ def launch(
     out_of_memory = kills.out_of_memory_kills()
     try:
         for rank in range(processes):
-            command = [sys.executable, "-m", module, *arguments, "--device", "cpu"]  # the last wins
+            # A later option overrides an earlier one.
+            command = [sys.executable, "-m", module, *arguments, "--device", "cpu"]
             ranks.append(_start(command, rank_environment(rank, ports), rank, log_folder))
         _wait(ranks, signals)
     finally:
@@ -90,7 +94,11 @@ def end_with_launcher() -> None:
 
 
 def rank_environment(rank: int, ports: Sequence[int]) -> dict[str, str]:
-    """Environment of a rank, given two ports of rank 0 and then one port of each rank."""
+    """Environment variables of a rank.
+
+    Args:
+        ports: the port of fleet's store, that of the coordinator, and then one port for each rank.
+    """
     master, watch, *endpoints = (f"127.0.0.1:{port}" for port in ports)
     return {
         **os.environ,
@@ -131,14 +139,14 @@ def _start(
 
 def _wait(ranks: Sequence[subprocess.Popen], signals: list[int]) -> None:
     """Waits for all ranks; after a failure or a second Ctrl-C only for a grace period."""
-    told, deadline = 0, None
+    forwarded, deadline = 0, None
     while any(not _has_ended(process) for process in ranks):
-        while told < len(signals):
+        while forwarded < len(signals):
             for process in ranks:
                 if not _has_ended(process):
-                    number = signals[told]
+                    number = signals[forwarded]
                     process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
-            told += 1
+            forwarded += 1
         failed = any(_has_ended(process, failed=True) for process in ranks)
         if deadline is None and (failed or signals.count(signal.SIGINT) > 1):
             deadline = time.monotonic() + _SECONDS_AFTER_A_FAILURE
@@ -148,7 +156,7 @@ def _wait(ranks: Sequence[subprocess.Popen], signals: list[int]) -> None:
 
 
 def _has_ended(process: subprocess.Popen, failed: bool = False) -> bool:
-    """Whether the process has ended (``failed``: with an error). It is not reaped."""
+    """Whether the process has ended (``failed``: with an error). It stays a zombie."""
     found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
     return found is not None and not (failed and found.si_status == 0)
 

@@ -28,7 +28,7 @@ def listen(address: tuple[str, int]) -> socket.socket:
         return socket.create_server((host if host in _LOCAL else "", port), backlog=1024)
     except OSError as error:
         raise UserError(
-            f"the first rank cannot listen at port {port}: {error.strerror}. Another run may use "
+            f"rank 0 cannot listen at port {port}: {error.strerror}. Another run may use "
             f"it; set {ENDPOINT} to host:port with a free port, the same on all ranks."
         ) from error
 
@@ -87,7 +87,7 @@ def join(address: tuple[str, int], rank: int, limits: Limits) -> MessageStream:
 
 
 def _wait_for_an_answer(stream: MessageStream, deadline: float, where: str) -> str:
-    """Waits for the coordinator's first message; returns what is wrong, empty if it has come."""
+    """Waits for the coordinator's first message; returns the problem, empty if it has arrived."""
     warn_at = time.monotonic() + _SECONDS_BEFORE_A_WARNING
     while (now := time.monotonic()) < deadline:
         if stream.wait(0.25):

@@ -1,4 +1,4 @@
-"""The rendezvous of the ranks before anything starts: its endpoint, time limits, and checks."""
+"""The rendezvous of the ranks before fleet starts: its endpoint, time limits, and checks."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Limits:
     Attributes:
         start: until all ranks have joined and sent equal settings.
         silence: time without a heartbeat. A thread of every rank sends heartbeats continuously,
-            except while other code holds Python's interpreter lock. The end of a process is noticed
-            at once, the loss of a machine's network after this time. Ranks and coordinator apply
-            the same limit to each other.
-        hang: time without progress of any rank, like NCCL's timeout; 0 disables the limit.
+            except while other code holds Python's interpreter lock. The end of a process is
+            detected at once, the loss of a network connection after this time. Ranks and
+            coordinator apply the same limit to each other.
+        hang: time in which no rank makes progress, like NCCL's timeout; 0 disables the limit.
     """
 
     start: float = 300.0
@@ -72,9 +72,9 @@ def limits() -> Limits:
 def rendezvous_endpoint() -> tuple[str, int]:
     """Host and port of rank 0's coordinator; equal on every rank.
 
-    PYPKG_WATCH_ENDPOINT sets it. The default is one of the first machine's endpoints: the launcher
-    has found them free, and fleet listens at PADDLE_MASTER only. Without such an endpoint, it is
-    the port after PADDLE_MASTER's.
+    PYPKG_WATCH_ENDPOINT sets it. The default is one of the first machine's endpoints other than
+    PADDLE_MASTER: the launcher has chosen free ports, and fleet listens at PADDLE_MASTER only. If
+    there is none, it is the port after that of PADDLE_MASTER.
 
     Raises:
         UserError: the environment has no endpoints, or the given one is not host:port.
@@ -97,7 +97,7 @@ def rendezvous_endpoint() -> tuple[str, int]:
 def fleet_endpoint() -> tuple[str, tuple[str, int]]:
     """The endpoint of fleet's store on rank 0: name of the variable that sets it, (host, port).
 
-    The order of the variables is that of ``paddle.distributed.init_parallel_env``.
+    The variables have the precedence of ``paddle.distributed.init_parallel_env``.
 
     Raises:
         UserError: the variable is not host:port.

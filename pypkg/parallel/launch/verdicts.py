@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 from pypkg.parallel.launch.message_stream import MessageStream
 from pypkg.parallel.launch.rendezvous import named
 
-# Errors of gloo, NCCL and the mailboxes of pypkg.parallel.gloo that another rank has caused.
+# Errors of gloo, NCCL and pypkg.parallel.gloo's mailboxes that another rank causes.
 _FAILED_WAIT = re.compile(
     r"gloo.*TIMEOUT|Timed out waiting|(Connection|Socket) closed|Connection reset|Broken pipe"
     r"|no message from rank|unhandled system error|remote error",
     re.IGNORECASE,
 )
-_SECONDS_OF_SILENCE = 5.0  # without a heartbeat; such a rank may have made a wait fail
+_SECONDS_OF_SILENCE = 5.0  # without a heartbeat; others may have waited in vain for such a rank
 _LONGEST_LINE = 300
 
 
@@ -53,7 +53,7 @@ class Member:
         arrivals: number of barriers that it has reached.
         gone: whether its connection is closed.
         left: whether it has finished without an error.
-        answer: its answer to the question at which point it can stop.
+        answer: its answer to a stop request: the stop points that it has passed.
     """
 
     stream: MessageStream
@@ -92,7 +92,7 @@ Members = Mapping[int, Member]
 
 
 def is_failed_wait(message: str) -> bool:
-    """Whether an error is of a collective in which another rank did not take part."""
+    """Whether an error message means that a collective failed because another rank was missing."""
     return _FAILED_WAIT.search(message) is not None
 
 
@@ -143,8 +143,9 @@ def of_hang(members: Members, limit: float) -> Verdict | None:
 def of_failures(members: Members, size: int, now: float, pause: float) -> Verdict:
     """The verdict after a rank has failed or died. It names the rank that caused the failure.
 
-    The cause is the first that applies: rank 0, if other ranks have lost it; ranks that died; ranks
-    whose silence or delay made a wait of others fail; the rank that reported a failure first.
+    The cause is the first that applies: rank 0, if other ranks got no heartbeat from it; ranks that
+    died without a report; ranks without a heartbeat, or behind the others, for which a failed
+    collective waited; the rank that reported a failure first.
 
     Args:
         size: number of ranks of the run.

@@ -1,9 +1,9 @@
 """Ends the whole run, with one message, when a rank dies, fails or hangs.
 
 A thread of every rank sends heartbeats with the rank's progress to the coordinator on rank 0
-(coordinator.py). It ends the process when the coordinator sends a verdict, or no heartbeat any
-more: nothing else interrupts a rank that waits in a collective for a dead peer. In a run of one
-process, all functions do nothing.
+(coordinator.py). The thread ends the process when the coordinator sends a verdict or stops sending
+heartbeats. Nothing else interrupts a rank that waits in a collective for a dead peer. In a run of
+one process the functions of this module have no effect.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pypkg.parallel.launch.rendezvous import comparable, limits, named, rendezvo
 from pypkg.parallel.launch.verdicts import is_failed_wait, line_of_wait, place
 
 _SECONDS_FOR_A_VERDICT = 10.0
-_SECONDS_TO_LEAVE = 5.0  # limit of the wait until rank 0 has read that this rank leaves
+_SECONDS_TO_LEAVE = 5.0  # limit of the wait until rank 0 has read this rank's last message
 
 
 class Watchdog:
@@ -47,9 +47,9 @@ class Watchdog:
         self._is_failing = False
         self._is_ending = False
         self._has_left = False
-        self._points = 0  # number of points at which the run could have stopped
+        self._points = 0  # number of stop points (``is_to_stop``) that this rank has reached
         self._pass = threading.Lock()  # guards the next three
-        self._passed = 0  # number of points that this rank has passed
+        self._passed = 0  # number of stop points that this rank has passed
         self._has_finished = False
         self._is_asked = False
         self._asked = threading.Event()
@@ -108,7 +108,7 @@ class Watchdog:
         return self._stop_signal
 
     def failed(self, message: str, exit_code: int, details: str) -> str:
-        if self._is_ending:  # the thread of the watchdog has printed the cause
+        if self._is_ending:  # the thread has printed the cause and is about to end the process
             threading.Event().wait()
         self._is_failing = True
         self._report_failure(message, exit_code, details)
@@ -131,7 +131,7 @@ class Watchdog:
             self._coordinator.close()
 
     def _answer(self) -> None:
-        """Sends the last point that this rank has passed. The rank may wait behind that point."""
+        """Sends the number of stop points that this rank has passed."""
         with self._pass:
             self._is_asked = True
             passed, has_finished = self._passed, self._has_finished
@@ -185,7 +185,7 @@ class Watchdog:
             self._compared.set()
         elif kind == "ask":
             self._answer()
-            if self._rank == 0 and message["rank"] != 0:  # whose output is the run's
+            if self._rank == 0 and message["rank"] != 0:  # rank 0 prints the output of the run
                 name = signal.Signals(message["signal"]).name
                 say(f"{named([message['rank']])} received {name}: the run ends")
         elif kind == "last_point":
@@ -219,7 +219,7 @@ class Watchdog:
 
     def _lose_coordinator(self, silence: float) -> None:
         text = self._silence_of_first(silence)
-        # Rank 0 may only be stopped. If it continues, it reads this report.
+        # Rank 0 may only be paused (SIGSTOP). When it continues, it reads this report.
         self._report_failure(text, 1, "", lost_coordinator=True)
         self._end(text, 1, False)
 
@@ -231,7 +231,7 @@ class Watchdog:
         )
 
     def _end(self, message: str, exit_code: int, stacks: bool) -> None:
-        """Ends the process, whatever its main thread is waiting for."""
+        """Prints the message and ends the process, even if its main thread waits in C++ code."""
         self._is_ending = True
         say(f"error: {message}")
         if stacks:
@@ -278,7 +278,7 @@ def starting_fleet() -> Iterator[None]:
     """Ends this rank if the block takes longer than the start limit.
 
     Fleet's C++ code waits up to 15 minutes for a rank that may have ended. It holds the interpreter
-    lock meanwhile, so the watchdog's thread cannot run. The thread of faulthandler can.
+    lock during that time, so the watchdog's thread cannot run. The thread of faulthandler can.
     """
     if _watchdog is None:
         yield
@@ -291,15 +291,15 @@ def starting_fleet() -> Iterator[None]:
 
 
 def at(step: int, operation: str) -> None:
-    """Records the progress of this rank for its next heartbeat; costs one assignment."""
+    """Records this rank's step and operation for its next heartbeat. The cost is one assignment."""
     if _watchdog is not None:
         _watchdog.at(step, operation)
 
 
 def wait_for_all() -> None:
-    """A barrier of all ranks without a time limit of its own. The silence and hang limits hold.
+    """A barrier of all ranks without a time limit of its own. The silence and hang limits apply.
 
-    It precedes a collective in which a rank may be late by more than the collective's time limit
+    Call it before a collective to which a rank may come later than the collective's time limit
     (30 s over gloo), for example because rank 0 writes a file first.
     """
     if _watchdog is not None:
@@ -309,7 +309,7 @@ def wait_for_all() -> None:
 def is_to_stop(signal_number: int | None) -> bool:
     """Whether all ranks stop here because one of them received a signal.
 
-    Every rank must call this at the same points of the run.
+    Every rank must call this at the same points of the run, the stop points.
 
     Args:
         signal_number: the signal that this rank received, or None.
@@ -320,13 +320,13 @@ def is_to_stop(signal_number: int | None) -> bool:
 
 
 def finish(signal_number: int | None) -> int | None:
-    """Ends the steps of this rank; returns the signal on which all ranks stop, or None.
+    """Records that this rank has done its last step; returns the signal that stops the run or None.
 
-    A signal that arrives after a rank's last step stops no rank.
+    A signal that arrives after a rank's last step does not stop the run.
 
     Args:
-        signal_number: the signal that this rank received, or None; in a run of one process, the
-            result.
+        signal_number: the signal that this rank received, or None. In a run of one process it is
+            the result.
     """
     return signal_number if _watchdog is None else _watchdog.finish()
 

@@ -1,8 +1,8 @@
-"""Clipping by the global norm, for which every element of the whole model counts exactly once.
+"""Clipping by the global gradient norm, in which every element of the model counts exactly once.
 
-Each rank sums the squares of the gradients that no other rank sums. One all-reduce of a scalar over
-all ranks then gives every rank the same norm. Fleet's optimizers hand over the gradients that they
-hold, so one class serves every ZeRO stage.
+Each rank sums the squares of the gradients that no other rank counts. One all-reduce of a scalar
+over all ranks then gives every rank the same norm. Fleet's optimizers pass the gradients that their
+rank holds, so the same class serves every ZeRO stage.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class NormContribution:
     """Which elements of one gradient this rank adds to the global norm.
 
     Attributes:
-        counts: False: none of them.
-        columns: only the first so many of the last axis, which has ``width``; None: all.
-        width: length of the last axis of the whole TP shard.
+        counts: whether it adds any.
+        columns: number of leading columns (last axis) that it adds; None: all.
+        width: length of the last axis of the TP shard.
         start: index in the flattened gradient at which this rank's slice begins (ZeRO stage 3).
     """
 
@@ -37,7 +37,7 @@ class NormContribution:
     start: int = 0
 
     def counted(self, gradient: Tensor) -> Tensor:
-        """The elements that count; among them may be zeros for those that do not.
+        """The elements to add. Elements that do not count are cut off or zero.
 
         Args:
             gradient: [..., width], or the flat slice of it that this rank holds.
@@ -51,13 +51,12 @@ class NormContribution:
 
 
 def norm_contribution(parameter: Tensor, mesh: Mesh) -> NormContribution:
-    """What this rank adds for a parameter, given data, context, tensor and pipeline
-    parallelism.
+    """What this rank adds for a parameter under data, context, tensor and pipeline parallelism.
 
-    - Copies count on the first rank of ``replicas``: data and context rank 0.
+    - Of the replicas of a parameter, only that of data and context rank 0 counts.
     - A parameter that every rank of the tensor group holds whole counts on tensor rank 0.
-    - Columns that neighbouring ranks share (``replicated_columns``, see tp_layers.py) count on the
-      first of them.
+    - Columns that consecutive ranks replicate (``replicated_columns``, see tp_layers.py) count on
+      the first of them.
     - ``counted_elsewhere`` marks the copy of a tied embedding that another pipeline stage counts.
     """
     if mesh.replica_rank > 0 or getattr(parameter, "counted_elsewhere", False):
@@ -75,8 +74,8 @@ class Layers:
     """The layers whose gradient norms are measured.
 
     Attributes:
-        names: of the layers of the whole model; of what is outside layers, that of the module.
-        of: index in ``names`` of the layer of each of this rank's parameters, by Paddle name.
+        names: results of ``layer_of`` for the whole model, each once.
+        of: index in ``names`` for each of this rank's parameters, by Paddle name.
     """
 
     names: tuple[str, ...]
@@ -84,28 +83,29 @@ class Layers:
 
 
 def layer_of(name: str) -> str:
-    """The layer of the parameter ``name``: "layers.3", or the module's name outside layers."""
+    """The layer of the parameter ``name``: "layers.3", or its module, such as "embed_tokens"."""
     first, _, rest = name.partition(".")
     return f"{first}.{rest.partition('.')[0]}" if first == "layers" else first
 
 
 class GlobalNormClip:
-    """Measures the global norm and leaves the scaling of gradients to the optimizer's update.
+    """Measures the global norm. The optimizer's update multiplies the gradients by ``factor``.
 
-    After each call ``norm`` is the norm and ``factor`` the number that gradients have to be
-    multiplied by so that their norm is at most ``max_norm``: float32 scalars, the same on all
-    ranks, not synchronised with the host. Where the norm is not finite, ``factor`` is NaN, which
-    tells the optimizer to change nothing.
+    Attributes (after each call, the same on all ranks):
+        norm: the global norm without the loss scale, a float32 scalar on the device.
+        factor: the factor of the gradients: min(1, max_norm / (norm + 1e-6)) / loss scale, a
+            float32 scalar on the device. NaN if the norm is not finite: the optimizer then changes
+            no parameter.
+        skipped: whether gradients were not finite; only with ``unscale``.
+        layer_norms: the norm of each of ``layers``, float32 [layers], or None.
 
     Args:
-        max_norm: 0 only measures.
+        max_norm: 0: measures but does not clip.
         contributions: what this rank adds for each parameter, by its Paddle name.
-        is_alone: whether there is one rank.
-        unscale: returns the loss scale that gradients still hold. With it, the host waits for the
-            norm, and gradients that are not finite set ``skipped``. None: the scale is 1.
-        layers: of the whole model. With it, ``layer_norms`` is the norm of each of them after each
-            call: float32 [layers], the same on all ranks. It takes one message more, and changes
-            neither ``norm`` nor ``factor``.
+        is_alone: whether the run has one rank.
+        unscale: returns the loss scale that the gradients contain. With it, the host waits for the
+            norm. None: the scale is 1.
+        layers: of the whole model; they cost one more all-reduce. None: not measured.
     """
 
     def __init__(
@@ -128,14 +128,14 @@ class GlobalNormClip:
 
     @paddle.no_grad()
     def __call__(self, params_grads: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-        """Measures; all ranks have to call it.
+        """Measures the norm. Every rank must call this.
 
         Args:
-            params_grads: (parameter, gradient) of those that this rank updates; a gradient may be
-                None.
+            params_grads: (parameter, gradient) of the parameters that this rank updates; a gradient
+                may be None.
 
         Returns:
-            The pairs to update: those with a gradient, none of them where ``skipped`` is set.
+            The pairs with a gradient; none if ``skipped`` is set.
         """
         held = [pair for pair in params_grads if pair[1] is not None]
         self.norm = self._global_norm(held)
@@ -175,9 +175,11 @@ class GlobalNormClip:
     def _norms_of_layers(
         self, layers: Layers, names: Sequence[str], counted: Sequence[Tensor]
     ) -> Tensor:
-        """
+        """The gradient norm of each layer, float32 [layers].
+
         Args:
-            names: Paddle names of the parameters whose gradients are ``counted``.
+            names: Paddle names of the parameters of ``counted``.
+            counted: the elements of their gradients that this rank adds.
         """
         groups: dict[int, list[Tensor]] = {}
         for name, gradient in zip(names, counted, strict=True):

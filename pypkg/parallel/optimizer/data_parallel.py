@@ -9,7 +9,7 @@ import paddle.distributed as dist
 from paddle import Tensor
 from paddle.distributed.communication.group import Group
 
-# Fleet's default: large enough that bandwidth, not latency, decides the time of a message.
+# Fleet's default: large enough that bandwidth, not latency, determines the time of a message.
 BUCKET_BYTES = 128 * 2**20
 
 
@@ -21,17 +21,17 @@ def gradient_of(parameter: Tensor) -> Tensor | None:
 def average_gradients(
     parameters: Iterable[Tensor], group: Group, bucket_bytes: int = BUCKET_BYTES
 ) -> None:
-    """``average`` of the gradients of ``parameters``, as far as they have any."""
+    """Calls ``average`` with the gradients of those ``parameters`` that have one."""
     gradients = [gradient_of(parameter) for parameter in parameters]
     average([g for g in gradients if g is not None], group, bucket_bytes)
 
 
 @paddle.no_grad()
 def average(gradients: Sequence[Tensor], group: Group, bucket_bytes: int = BUCKET_BYTES) -> None:
-    """Replaces each gradient by its mean over ``group``; all ranks of the group have to call it.
+    """Replaces each gradient by its mean over ``group``. Every rank of the group must call this.
 
-    One bucket at a time is copied, which takes at most ``bucket_bytes`` of memory. A gradient that
-    is larger than a bucket is sent without a copy.
+    One bucket at a time is copied, so the copies take at most ``bucket_bytes``. A gradient that is
+    larger than a bucket is reduced without a copy.
     """
     for bucket in _buckets(gradients, bucket_bytes):
         flat = bucket[0] if len(bucket) == 1 else paddle.concat([g.flatten() for g in bucket])
@@ -44,7 +44,7 @@ def average(gradients: Sequence[Tensor], group: Group, bucket_bytes: int = BUCKE
 
 
 def _buckets(gradients: Sequence[Tensor], limit: int) -> Iterator[list[Tensor]]:
-    """Runs of gradients of one dtype that take at most ``limit`` bytes together."""
+    """Consecutive gradients of one dtype with at most ``limit`` bytes, or a single larger one."""
     bucket: list[Tensor] = []
     held = 0
     for gradient in gradients:

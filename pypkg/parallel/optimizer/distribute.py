@@ -1,4 +1,4 @@
-"""Wraps a model for its layout and makes its updater."""
+"""Wraps a model for its parallel layout and creates its updater."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pypkg.parallel.optimizer.updater import Updater
 
 
 class DistributedModel(Protocol):
-    """A model as a training step calls it. Pipeline stages implement it with a schedule.
+    """A model as a training step calls it. A pipeline stage implements it with a schedule.
 
     A micro batch holds the arguments of the model's ``loss`` by name: int64 ``input_ids`` and
-    ``labels`` of shape [batch, sequence], and what else the model takes.
+    ``labels`` of shape [batch, sequence], and optional ones such as position ids.
     """
 
     def train(self) -> object: ...
@@ -73,7 +73,7 @@ class WrappedModel:
             loss = self.loss(**batch) / len(micro_batches)
             value = loss.detach()
             scale(loss).backward()
-            # The graph holds what recompute keeps; the next forward pass must not find it alive.
+            # Frees the graph, which holds the inputs kept for recompute, before the next forward.
             del loss
             total = value if total is None else total + value
         assert total is not None  # a step has at least one micro batch
@@ -95,13 +95,14 @@ def distribute(
 
     Args:
         model: has ``loss(**batch)``, or is a pipeline stage and a ``DistributedModel`` already. All
-            parameters are of one dtype: float32, float16 or bfloat16.
+            parameters have one dtype: float32, float16 or bfloat16.
+        options: of the update.
         mesh: of this rank.
         tp_sharding: required with tensor or pipeline parallelism.
         optimizers: the first that takes a parameter updates it; None: those of ``make_optimizers``.
-        read: in ZeRO stage 3, fills the parameters of a model that has no memory for them yet. This
-            rank then never holds more than its slices and one layer. None: the parameters have
-            their values.
+        read: only for ZeRO stage 3 and a model whose parameters have no memory yet: fills this
+            rank's slices. This rank then never holds more than its slices and one layer. None: the
+            parameters have their values.
 
     Returns:
         The wrapped model, and the updater of its parameters.
@@ -111,14 +112,16 @@ def distribute(
     """
     if tp_sharding is None:
         if mesh.tensor_degree > 1 or mesh.pipeline_degree > 1:
-            raise ValueError("tp_sharding is None, but a rank holds a piece of the model alone")
+            raise ValueError("tp_sharding is None, but each rank holds only a part of the model")
         tp_sharding = _WholeParameters(model)
     if mesh.sharding is not None and options.sharding_stage == 0:
         raise ValueError(f"sharding_stage is 0, but the sharding degree is {mesh.sharding_degree}")
     if mesh.pipeline is not None and options.sharding_stage > 1:
-        raise ValueError(f"sharding_stage {options.sharding_stage} and pipeline parallelism")
+        raise ValueError(
+            f"sharding_stage is {options.sharding_stage}; with pipeline parallelism it is 0 or 1"
+        )
     if mesh.pipeline is not None and options.reduces_once:
-        raise ValueError("reduces_once and pipeline parallelism: no owner sums tied gradients")
+        raise ValueError("reduces_once does not sum tied gradients over pipeline stages")
     if read is not None and (mesh.sharding is None or options.sharding_stage < 3):
         raise ValueError(f"read is given, but sharding_stage is {options.sharding_stage}")
     if optimizers is None:

@@ -1,4 +1,4 @@
-"""Which optimizers update a model. The only module that names them."""
+"""Creates the optimizers of a model. It is the only module that names them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pypkg.parallel.optimizer.rules.adamw import AdamW
 from pypkg.parallel.optimizer.rules.lion import Lion
 from pypkg.parallel.optimizer.rules.muon import Muon
 from pypkg.parallel.optimizer.rules.weights import Weights
-from pypkg.parallel.update_rules import ADAMW_MOMENTS, is_muons
+from pypkg.parallel.update_rules import ADAMW_MOMENTS, updated_by_muon
 
 
 @dataclass(frozen=True)
@@ -23,23 +23,23 @@ class UpdateOptions:
     """How parameters are updated.
 
     Attributes:
-        beta1, beta2, epsilon, weight_decay: of AdamW, and as far as the optimizer has them.
-        max_grad_norm: global norm that gradients are clipped to; 0 turns clipping off.
+        beta1, beta2, epsilon, weight_decay: of AdamW; other optimizers use those that they have.
+        max_grad_norm: the global norm to which gradients are clipped; 0 disables clipping.
         sharding_stage: ZeRO stage, 0 to 3 (zero/stages.py); no effect without a sharding group.
         reduces_once: whether stages 1 and 2 reduce the sums of a step's gradients during its last
             backward pass. Otherwise stage 1 reduces them after it, and stage 2 reduces the
             gradients of each micro batch.
-        overlaps_weights: in stages 1 and 2 updated parameters come beside the next forward pass;
-            ``Updater.wait`` before another use of them.
-        offload: optimizer state stays in host memory between the updates.
+        overlaps_weights: whether stages 1 and 2 broadcast updated parameters during the next
+            forward pass. Any other use of the parameters must call ``Updater.wait`` first.
+        offload: whether optimizer state stays in host memory between updates.
         loss_scale: for float16; None: the loss is not scaled.
-        master_grad: gradients of 16-bit parameters accumulate in float32.
+        master_grad: whether gradients of 16-bit parameters accumulate in float32.
         optim: adamw, adamw_16bit_moment, adamw_8bit, lion, adafactor or muon.
-        stochastic_rounding: bfloat16 parameters have no master weights and are rounded
-            stochastically.
+        stochastic_rounding: whether bfloat16 parameters are rounded stochastically instead of
+            having master weights.
         muon_momentum: mu of Muon.
-        rate_factors: of the learning rate, by the name of the parameter; 1 where there is none.
-        measures_layers: the gradient norm of each layer is measured beside the global one.
+        rate_factors: factors of the learning rate by name of the parameter; the default is 1.
+        measures_layers: whether the gradient norm of each layer is measured too.
     """
 
     beta1: float = 0.9
@@ -61,19 +61,19 @@ class UpdateOptions:
 
 
 def decays(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies: to matrices, not to norm weights and biases.
+    """Whether weight decay applies to a parameter: to matrices, not to norm weights and biases.
 
-    Loshchilov and Hutter (2019) decay every weight. One-dimensional parameters are left out since
-    GPT-2, and PaddleNLP leaves them out by name.
+    Loshchilov and Hutter (2019) decay every weight. Since GPT-2, one-dimensional parameters are
+    usually excluded; PaddleNLP excludes them by name.
     """
     return parameter.ndim > 1 and not name.endswith("bias")
 
 
 def make_optimizers(model: nn.Layer, options: UpdateOptions) -> tuple[Optimizer, ...]:
-    """The optimizers of a run; the first that takes a parameter updates it.
+    """The optimizers of a run. The first one that takes a parameter updates it.
 
     Raises:
-        ValueError: ``options.optim`` names none.
+        ValueError: ``options.optim`` is unknown.
     """
     decayed = frozenset(n for n, p in model.named_parameters() if decays(n, p))
     common: dict[str, Any] = {
@@ -91,5 +91,5 @@ def make_optimizers(model: nn.Layer, options: UpdateOptions) -> tuple[Optimizer,
     form = ADAMW_MOMENTS.get(options.optim, "float32")
     adamw = AdamW(**betas, epsilon=options.epsilon, form=form, **common)
     if options.optim == "muon":
-        return Muon(momentum=options.muon_momentum, takes=is_muons, **common), adamw
+        return Muon(momentum=options.muon_momentum, takes=updated_by_muon, **common), adamw
     return (adamw,)

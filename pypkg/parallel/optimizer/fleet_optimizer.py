@@ -1,4 +1,4 @@
-"""The optimizer that fleet drives: it clips, keeps the state, and calls the update rules."""
+"""The optimizer that fleet calls: clips gradients, keeps the state and calls the update rules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Assignment(NamedTuple):
 
     Attributes:
         name: the parameter's name in the model.
-        rate_factor: of the learning rate.
+        rate_factor: factor of the learning rate.
     """
 
     name: str
@@ -29,20 +29,21 @@ class Assignment(NamedTuple):
 
 
 class FleetOptimizer(paddle.optimizer.Optimizer):
-    """Hands parameters and gradients from fleet's ZeRO stages to ``Optimizer`` objects.
+    """Passes parameters and gradients from fleet's ZeRO stages to ``Optimizer`` objects.
 
-    Paddle's class is the base because fleet checks for it; its accumulators are not used.
+    It derives from Paddle's class because fleet checks for that; Paddle's accumulators are not
+    used.
 
     Attributes:
-        pieces: what this rank updates of each parameter, by the names of ``assignments``; filled
-            when the ZeRO stage has divided the parameters.
+        pieces: what this rank updates of each parameter, by the names of ``assignments``; set after
+            the ZeRO stage has divided the parameters.
 
     Args:
         parameters: those of this rank's model.
-        assignments: by the Paddle names under which an optimizer may see a parameter.
+        assignments: by the Paddle names under which fleet may pass a parameter (``names_of``).
         clip: called with all gradients of this rank before the update.
-        offload: state in the parameter's shape stays in host memory and is on the device only
-            while its parameter is updated. On a CPU this is one copy more and no other change.
+        offload: whether state in the parameter's shape stays in host memory, and is on the device
+            only while its parameter is updated. On a CPU this only costs a copy.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
         self._state: dict[str, dict[str, Tensor]] = {}
 
     def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        """State tensors of an optimizer parameter, by state name; the first call creates them."""
+        """State tensors of an optimizer parameter, by state name. The first call creates them."""
         name = parameter.name
         if name not in self._state:
             with paddle.no_grad():
@@ -73,12 +74,16 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
         return [tensor for state in self._state.values() for tensor in state.values()]
 
     def forget_state(self) -> None:
-        """Removes all state, as before the first update."""
+        """Removes all state. The next update creates it anew."""
         self._state.clear()
 
     @staticmethod
     def assign(state: dict[str, Tensor], name: str, array: np.ndarray) -> None:
-        """Overwrites a tensor of ``state_of``, given as float32, in the memory where it is."""
+        """Overwrites a tensor of ``state_of`` in place, on the device or in host memory.
+
+        Args:
+            array: float32; converted if the state is stored in another form.
+        """
         kept = state[name]
         place = kept.place
         if kept.dtype == paddle.float32:
@@ -90,8 +95,8 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
 
     @paddle.no_grad()
     def step(self) -> None:
-        """``Optimizer.step``, with fewer look-ups for each gradient that is in ``grad``."""
-        parameters = self._param_groups  # of which ZeRO leaves each rank its own
+        """Paddle's ``Optimizer.step``; faster for parameters whose gradient is in ``grad``."""
+        parameters = self._param_groups  # ZeRO reduces these to the rank's own
         if hasattr(parameters[0], "main_grad"):
             super().step()
             return
@@ -106,7 +111,7 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
         params_grads: list[tuple[Tensor, Tensor]],
         param_group_idx: int = 0,
     ) -> None:
-        """Clips and updates; fleet and Paddle's ``step`` call it with the gradients they hold."""
+        """Clips and updates. Fleet and Paddle's ``step`` call it with the rank's gradients."""
         kept = self._clip(params_grads)
         if not self._offload:
             self._update(kept)
@@ -118,7 +123,7 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
             _move(state, _host())
 
     def _update(self, params_grads: list[tuple[Tensor, Tensor]]) -> None:
-        """One call of each optimizer for all of its parameters of one learning rate."""
+        """Calls each optimizer once for all of its parameters with the same learning rate."""
         updates: dict[tuple[int, float], tuple[Optimizer, list[ParameterUpdate]]] = {}
         assignments, states, pieces = self._assignments, self._state, self.pieces
         for parameter, gradient in params_grads:
@@ -149,6 +154,6 @@ def _host() -> object:
 
 
 def _move(tensors: Iterable[Tensor], place: object) -> None:
-    """Moves tensors to ``place``; each stays the same tensor object."""
+    """Moves the data of tensors to ``place``; the tensor objects stay the same."""
     for tensor in tensors:
         tensor._copy_to(place, True)._share_buffer_to(tensor)

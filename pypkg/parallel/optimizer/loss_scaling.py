@@ -1,7 +1,7 @@
-"""Dynamic loss scaling for float16, whose small gradients would underflow.
+"""Dynamic loss scaling for float16, in which small gradients would underflow.
 
-Growth and back-off follow paddle.amp.GradScaler. Gradients are finite if their global norm is. The
-norm is the same on all ranks, so all ranks skip the same steps.
+Growth and back-off follow paddle.amp.GradScaler. Gradients count as finite if their global norm is
+finite. The norm is the same on all ranks, so all ranks skip the same steps.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pypkg.errors import UserError
 
-# Steps in a row whose gradients may overflow at the least scale.
+# Number of consecutive steps with overflow at scale 1, the minimum, after which the run ends.
 MOST_OVERFLOWS = 20
 
 
@@ -42,25 +42,25 @@ class LossScaler:
         self.skipped_steps = 0
         self._finite = 0
         self._overflowed = 0
-        self._overflowed_at_least = 0  # in a row at scale 1; a resumed run counts anew
+        self._overflowed_at_one = 0  # consecutive steps at scale 1; a resumed run counts anew
 
     def update(self, skipped: bool) -> None:
         """Adapts the scale; called after each step.
 
         Args:
-            skipped: the gradients of the step were not finite.
+            skipped: whether the gradients of the step were not finite.
 
         Raises:
-            UserError: they were not in ``MOST_OVERFLOWS`` steps in a row at scale 1, which does not
-                shrink: the run would skip steps for ever.
+            UserError: this was the case in ``MOST_OVERFLOWS`` consecutive steps at scale 1. The
+                scale cannot shrink further, so the run would skip steps for ever.
         """
         options = self.options
-        at_least = skipped and self.scale <= 1.0
-        self._overflowed_at_least = self._overflowed_at_least + 1 if at_least else 0
-        if self._overflowed_at_least == MOST_OVERFLOWS:
+        at_one = skipped and self.scale <= 1.0
+        self._overflowed_at_one = self._overflowed_at_one + 1 if at_one else 0
+        if self._overflowed_at_one == MOST_OVERFLOWS:
             raise UserError(
                 f"the gradients of {MOST_OVERFLOWS} steps in a row are not finite in float16, "
-                "though the loss scale is 1, its least value: nothing was trained in these steps. "
+                "although the loss scale is at its minimum of 1. These steps updated no weights. "
                 "Train with bf16, or lower learning_rate, and start the same command again."
             )
         self._finite = 0 if skipped else self._finite + 1

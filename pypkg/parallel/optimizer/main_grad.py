@@ -1,9 +1,9 @@
 """Gradients that accumulate in float32 for parameters of 16 bits.
 
 Fleet's sharding and its MixPrecisionOptimizer read them from ``parameter.main_grad``. Fleet's
-MixPrecisionLayer fills that from a hook that runs before a gradient is accumulated. It therefore
-loses what other hooks do to the gradient, such as the sum over the tensor group in tp_layers.py.
-The hook here runs after the accumulation.
+MixPrecisionLayer fills it from a hook that runs before a gradient is accumulated. That hook misses
+the effect of other hooks, such as the sum over the tensor group in tp_layers.py. The hook here runs
+after the accumulation.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from paddle import Tensor
 
 
 def with_main_grad(parameters: Iterable[Tensor], optimizer: paddle.optimizer.Optimizer) -> Any:
-    """Gives each parameter a float32 ``main_grad``, which is None until there is a gradient.
+    """Gives each parameter a float32 ``main_grad``, which is None until it has a gradient.
 
     Returns:
-        A MixPrecisionOptimizer around ``optimizer``, which updates from ``main_grad``.
+        A MixPrecisionOptimizer around ``optimizer``, which uses ``main_grad`` in its updates.
     """
     from paddle.distributed.fleet.utils.mix_precision_utils import MixPrecisionOptimizer
 
@@ -41,15 +41,15 @@ def _adder(parameter: Tensor) -> Callable[..., None]:
 
 
 def add_to(total: Tensor | None, gradient: Tensor) -> Tensor:
-    """``total`` + ``gradient`` in float32, in the memory of ``total`` where there is one.
+    """``total`` + ``gradient`` in float32, in place if ``total`` is given.
 
-    On a GPU a 16-bit gradient takes 6 bytes of traffic per element the first time, and 10 from then
-    on: Paddle's builds for CUDA add 16 bits to float32 in one kernel. Those for CPUs would convert
-    the gradient first and warn of it, so the conversion is made here.
+    On a GPU one kernel adds a 16-bit gradient to float32. The first call of a step moves 6 bytes of
+    memory per element, the others 10. Paddle's builds for CPUs would convert the gradient and log a
+    warning, so the conversion is made here.
     """
     if total is None:
         is_wide = gradient.dtype == paddle.float32
         return gradient.clone() if is_wide else gradient.astype("float32")
     if gradient.place.is_cpu_place():
-        gradient = gradient.astype("float32")  # itself, if it is of that dtype
+        gradient = gradient.astype("float32")  # no copy if it is float32
     return total.add_(gradient)

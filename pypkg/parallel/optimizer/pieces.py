@@ -1,4 +1,4 @@
-"""Where the tensor that a rank updates lies in the whole parameter."""
+"""Position of the tensor that a rank updates in the whole parameter."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ Range = tuple[int, int]  # start, stop
 
 @dataclass(frozen=True)
 class MatrixLayout:
-    """The matrices that a parameter holds, and how tensor parallelism divides it.
+    """The matrices packed in a parameter, and how tensor parallelism divides it.
 
     Attributes:
         shape: of the whole parameter.
-        axis: along which matrices lie side by side, and along which TP shards are cut.
-        widths: lengths along ``axis`` of the matrices, such as query, key and value.
-        shards: of each tensor rank, the ranges of ``axis`` that its TP shard joins. Empty: every
-            rank holds the whole parameter.
-        length: of a TP shard along ``axis``; zeros follow the ranges.
+        axis: the axis along which matrices are packed and TP shards are cut.
+        widths: lengths of the packed matrices along ``axis``, such as those of query, key and
+            value.
+        shards: for each tensor rank, the ranges of ``axis`` of which its TP shard consists. Empty:
+            every rank holds the whole parameter.
+        length: of a TP shard along ``axis``; it is padded with zeros after the ranges.
     """
 
     shape: tuple[int, ...]
@@ -37,6 +38,7 @@ class MatrixLayout:
 
     @property
     def shard_shape(self) -> tuple[int, ...]:
+        """Shape of a TP shard; ``shape`` if every rank holds the whole parameter."""
         if not self.shards:
             return self.shape
         return (*self.shape[: self.axis], self.length, *self.shape[self.axis + 1 :])
@@ -44,13 +46,13 @@ class MatrixLayout:
 
 @dataclass(frozen=True)
 class Piece:
-    """What a rank updates of a parameter: its TP shard, or a flat slice of that.
+    """The part of a parameter that a rank updates: its TP shard, or a flat slice of its shard.
 
     Attributes:
         layout: of the parameter.
         mesh: of this rank.
-        bounds: start and stop of this rank's slice of the flattened TP shard; the last slice may
-            reach beyond the end. None: the rank updates the whole shard.
+        bounds: (start, stop) of this rank's slice of the flattened TP shard; the last slice may
+            extend beyond the end. None: the rank updates the whole shard.
     """
 
     layout: MatrixLayout
@@ -71,14 +73,14 @@ class Piece:
         """Whether this rank adds its piece to a sum over the tensor group.
 
         Args:
-            over_sharding: the sum is one over the sharding group as well.
+            over_sharding: whether the sum goes over the sharding group too.
         """
         is_first = self.is_sliced or not over_sharding or self.mesh.sharding_rank == 0
         return is_first and (self.is_divided or self.mesh.tensor_rank == 0)
 
     @cached_property
     def places(self) -> np.ndarray:
-        """Index in the whole parameter of each index of the shard along ``axis``; -1: padding."""
+        """Maps indices of the shard along ``axis`` to those of the whole parameter; -1: padding."""
         layout = self.layout
         if not self.is_divided:
             return np.arange(layout.shape[layout.axis])
@@ -87,7 +89,7 @@ class Piece:
 
     @cached_property
     def owned(self) -> np.ndarray:
-        """Which of ``places`` no lower tensor rank holds as well: bool, of the shard's length."""
+        """Bool, of the shard's length along ``axis``: whether no lower tensor rank holds a copy."""
         lower = [
             np.arange(*each)
             for shard in self.layout.shards[: self.mesh.tensor_rank]
@@ -96,7 +98,7 @@ class Piece:
         return (self.places >= 0) & ~np.isin(self.places, np.concatenate([[-1], *lower]))
 
     def along_axis(self, values: np.ndarray) -> Tensor:
-        """The value of each element of the piece, float32 that broadcasts to it.
+        """A float32 tensor that broadcasts ``values`` to the elements of the piece.
 
         Args:
             values: one for each index of the shard along ``axis``.
@@ -111,7 +113,10 @@ class Piece:
         return paddle.to_tensor(values[index], dtype="float32")
 
     def rows(self) -> Range:
-        """The rows of the shard, a matrix, that hold the piece or a part of it."""
+        """(first, last + 1) of the rows of the shard that the piece covers, if only in part.
+
+        The shard must be a matrix.
+        """
         rows, width = self.layout.shard_shape
         if self.bounds is None:
             return 0, rows
@@ -119,7 +124,10 @@ class Piece:
         return start // width, -(-stop // width)
 
     def to_block(self, piece: Tensor) -> Tensor:
-        """``rows`` of the shard, float32, with zeros where they are not of the piece."""
+        """The rows of the shard that the piece covers, float32 [rows, width].
+
+        Elements outside the piece are zero.
+        """
         piece = piece.astype("float32")
         if self.bounds is None:
             return piece
@@ -143,10 +151,11 @@ class Piece:
 
 
 def joined(piece: Piece, parts: Sequence[Tensor]) -> Tensor:
-    """The whole parameter of which ``piece`` is one.
+    """Joins the pieces of all ranks to the whole parameter.
 
     Args:
-        parts: of all ranks that hold one, by tensor rank and sharding rank.
+        piece: the piece of any of the ranks.
+        parts: the pieces by tensor rank, then sharding rank.
     """
     layout = piece.layout
     count = max(1, len(layout.shards))
@@ -158,7 +167,7 @@ def joined(piece: Piece, parts: Sequence[Tensor]) -> Tensor:
         shards.append(flat.reshape(layout.shard_shape))
     if not layout.shards:
         return shards[0]
-    held: dict[int, Tensor] = {}  # by start; ranks may hold copies
+    held: dict[int, Tensor] = {}  # by start of the range; ranks may hold copies of one range
     for shard, ranges in zip(shards, layout.shards, strict=True):
         at = 0
         for start, stop in ranges:
@@ -169,7 +178,7 @@ def joined(piece: Piece, parts: Sequence[Tensor]) -> Tensor:
 
 
 def divided(piece: Piece, whole: Tensor, count: int) -> list[Tensor]:
-    """The inverse of ``joined``: ``count`` pieces by tensor rank and sharding rank."""
+    """The inverse of ``joined``: ``count`` pieces by tensor rank, then sharding rank."""
     layout = piece.layout
     shards = []
     for ranges in layout.shards:

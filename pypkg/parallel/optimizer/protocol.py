@@ -1,7 +1,7 @@
-"""The interfaces of the optimizer step: an update rule, and how tensor parallelism shards.
+"""The interfaces of the optimizer step: ``Optimizer``, an update rule, and ``TpSharding``.
 
-ZeRO, clipping, offload and checkpoints know an optimizer by ``Optimizer`` alone. A new optimizer is
-a class in rules/ that implements it and a line in factory.py.
+ZeRO, clipping, offload and checkpoints use an optimizer only through ``Optimizer``. A new optimizer
+is a class in rules/ that implements it and a line in factory.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from paddle import Tensor
 
 from pypkg.parallel.optimizer.pieces import MatrixLayout, Piece
 
-# The elements of an array that slices, one per axis from the first on, select; none: all.
+# Reads the elements of an array that slices select: one slice per axis, from the first axis on.
+# Axes without a slice are read whole.
 ReadSlices: TypeAlias = Callable[[Sequence[slice]], np.ndarray]
 
 
@@ -39,10 +40,10 @@ class ParameterUpdate(NamedTuple):
 
 
 class Optimizer(Protocol):
-    """An update rule. It holds no state itself: every call is given that of its parameters.
+    """An update rule. It keeps no state itself: each call gets the state of its parameters.
 
-    A state tensor either has the shape of its parameter and is divided as the parameter is, or it
-    is undivided: every rank with a piece of the parameter holds the whole of it.
+    A state tensor either has the shape of its parameter and is divided like it (TP, ZeRO), or it is
+    undivided: every rank with a piece of the parameter holds the whole state tensor.
     """
 
     def takes(self, name: str, shape: Sequence[int]) -> bool:
@@ -52,16 +53,17 @@ class Optimizer(Protocol):
         """Names of the state tensors of a parameter of ``dtype``."""
 
     def undivided_shape(self, state_name: str, shape: Sequence[int]) -> tuple[int, ...] | None:
-        """The shape of an undivided state tensor of a parameter, whose whole shape is ``shape``.
+        """The shape of an undivided state tensor; None if it is divided like its parameter.
 
-        None: the state tensor is divided as the parameter is.
+        Args:
+            shape: of the whole parameter.
         """
 
     def make_state(self, parameter: Tensor, shape: Sequence[int]) -> dict[str, Tensor]:
         """State before the first update, in the order of ``state_names``.
 
-        Undivided tensors are float32; others are kept as rules/moments.py says, which may take a
-        further tensor.
+        Undivided tensors are float32. Others may be stored in the forms of rules/moments.py, of
+        which the 8-bit form needs one more tensor.
 
         Args:
             parameter: in the shape that this rank updates.
@@ -75,7 +77,8 @@ class Optimizer(Protocol):
 
         Args:
             grad_scale: float32 scalar on the device, by which gradients are multiplied first. NaN:
-                gradients are not finite, and no parameter and no state in the shape of one changes.
+                the gradients are not finite. Then no parameter changes, and no state tensor that
+                has the shape of its parameter.
         """
 
 
@@ -83,23 +86,25 @@ class TpSharding(Protocol):
     """How tensor parallelism divides the parameters of a model into TP shards, by name."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the whole model's parameters, in its order."""
+        """Shapes of the whole model's parameters by name, in the order of the model."""
 
     def layout(self, name: str) -> MatrixLayout:
         """The matrices and the TP shards of the parameter ``name``."""
 
     def gather(self, name: str, shard: Tensor, writer: int) -> np.ndarray | None:
-        """The whole array on the rank ``writer``, whose tensor group has to call it; else None.
+        """Gathers the whole array on the rank ``writer``; returns None on the other ranks.
+
+        The ranks of the writer's tensor group must call this.
 
         Args:
-            name: a parameter.
-            shard: this rank's, of the parameter or of a state tensor that is shaped like it.
+            name: of a parameter.
+            shard: this rank's TP shard of the parameter, or of a state tensor of the same shape.
         """
 
     def read(self, name: str, read: ReadSlices, rows: tuple[int, int] | None = None) -> np.ndarray:
         """The inverse of ``gather``: this rank's shard, or some of its rows.
 
         Args:
-            read: of the whole array; called for what the shard holds of it and nothing else.
+            read: reads elements of the whole array; only those of the shard are read.
             rows: (start, stop) along the first axis of the shard; None: all.
         """

@@ -1,4 +1,4 @@
-"""The optimizer step of every layout, and optimizer state independent of the layout."""
+"""The optimizer step of every layout, and access to optimizer state in layout-independent form."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from pypkg.parallel.optimizer.zero.stages import ZERO_STAGES, ZeroStage0, ZeroSt
 
 
 class HeldState(NamedTuple):
-    """This rank's part of a state tensor that is shaped like its parameter.
+    """This rank's part of a state tensor that has the shape of its parameter.
 
     Attributes:
         name: of the parameter.
         shape: of the parameter, or of this rank's TP shard of it.
         is_sliced: whether the part is a flat slice.
-        num_bytes: of the part in float32.
-        read: returns the part, float32; state that is kept otherwise is converted by each call.
+        num_bytes: size of the part in float32.
+        read: returns the part in float32; each call converts state that is stored in another form.
     """
 
     name: str
@@ -50,11 +50,12 @@ class HeldState(NamedTuple):
 class Updater:
     """Averages, clips and applies gradients, and reads and writes optimizer state.
 
-    It knows parameters, gradients and state; ``distribute`` makes it beside the model.
+    ``distribute`` creates it.
 
     Attributes:
         scaler: the dynamic loss scale, or None.
         zero: the ZeRO stage, which holds the wrapped loss.
+        optimizer: holds the optimizer state of this rank.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Updater:
     ) -> None:
         """
         Args:
-            read: as of ``distribute``.
+            read: as in ``distribute``.
 
         Raises:
             ValueError: none of the optimizers takes a parameter.
@@ -81,9 +82,8 @@ class Updater:
         self._tp_sharding = tp_sharding
         self._optimizer_of = _assign(optimizers, tp_sharding.shapes())
         self._has_state = False
-        contributions: dict[
-            str, NormContribution
-        ] = {}  # filled when the ZeRO stage has divided the parameters
+        # Filled after the ZeRO stage has divided the parameters.
+        contributions: dict[str, NormContribution] = {}
         self._clip = GlobalNormClip(
             options.max_grad_norm,
             contributions,
@@ -125,9 +125,9 @@ class Updater:
         )
 
     def layer_norms(self) -> dict[str, float]:
-        """Gradient norm of each layer at the last step, before clipping, by the layer's name.
+        """Gradient norm of each layer in the last step, before clipping, by the layer's name.
 
-        Empty unless ``measures_layers`` is among the options. The host waits for the device.
+        Empty unless ``options.measures_layers`` is set. The host waits for the device.
         """
         norms = self._clip.layer_norms
         if norms is None:
@@ -139,15 +139,15 @@ class Updater:
         return loss if self.scaler is None else loss * self.scaler.scale
 
     def step(self, learning_rate: float) -> Tensor:
-        """Updates the parameters by the mean gradients over all sample shards, and clears those.
+        """Averages the gradients over all sample shards, updates the parameters, and clears them.
 
-        Every rank must call this. A step whose gradients are not finite changes no parameter. With
-        a loss scale, it changes only the scale. Without one, the devices decide without the host,
-        and scalar state, such as AdamW's powers of beta, still advances.
+        Every rank must call this. If the gradients are not finite, no parameter changes. With a
+        loss scale, only the scale changes. Without one, the device decides and the host does not
+        wait for it; scalar state, such as AdamW's powers of beta, then advances all the same.
 
         Returns:
-            The global norm before clipping, without the loss scale: a float32 scalar, the same on
-            all ranks and not synchronised with the host.
+            The global gradient norm before clipping, without the loss scale: a float32 scalar on
+            the device, the same on all ranks.
         """
         self.optimizer.set_lr(learning_rate)
         self.zero.step()
@@ -158,15 +158,15 @@ class Updater:
         return self._clip.norm
 
     def wait(self) -> None:
-        """Waits until this rank holds the updated parameters, if ``overlaps_weights`` sends them.
+        """Waits until this rank holds the updated parameters (``options.overlaps_weights``).
 
-        A layer waits for its own parameters when it is called. Every other use of the parameters
-        must call this first.
+        A layer waits for its own parameters when it is called. Any other use of the parameters must
+        call this first.
         """
         self.zero.wait()
 
     def state_places(self) -> dict[str, tuple[gather.Place, ...]]:
-        """Where the tensors of ``state_shapes`` lie, as ``gather.places`` returns it.
+        """The ranks that hold the tensors of ``state_shapes``, as ``gather.places`` returns them.
 
         Every rank must call this.
         """
@@ -180,11 +180,14 @@ class Updater:
         }
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the whole state tensors, all float32; none before the first update."""
+        """Shapes of the whole state tensors by key ``<parameter>.<state name>``, all float32.
+
+        There are none before the first update.
+        """
         return self.full_state_shapes() if self._has_state else {}
 
     def full_state_shapes(self) -> dict[str, tuple[int, ...]]:
-        """``state_shapes`` after the first update."""
+        """``state_shapes`` as it is after the first update."""
         return {
             f"{name}.{state_name}": optimizer.undivided_shape(state_name, shape) or shape
             for name, shape in self._tp_sharding.shapes().items()
@@ -193,11 +196,11 @@ class Updater:
         }
 
     def load_state(self, read: Callable[[str, Sequence[slice]], np.ndarray]) -> None:
-        """Restores results of ``read_state``, under any layout.
+        """Restores the state that ``read_state`` returned, possibly under another layout.
 
         Args:
-            read: given a key and slices, one per axis from the first on, returns the selected
-                elements of its array; called for this rank's part and little else.
+            read: takes a key and slices, one per axis from the first on, and returns the selected
+                elements of the key's array. Little more than this rank's part is read.
         """
         for name, parameter in self._parameters.items():
             optimizer_parameter = self.zero.optimizer_parameter(parameter)
@@ -219,7 +222,7 @@ class Updater:
         return self._optimizer_of[name].undivided_shape(state_name, shape) is not None
 
     def assign_parameters(self, read: ReadParameter) -> None:
-        """Overwrites the parameters of this rank in place, and removes the optimizer state."""
+        """Overwrites the parameters of this rank in place and removes the optimizer state."""
         self.wait()
         for name, parameter in self._parameters.items():
             self.zero.assign(parameter, partial(read, name, parameter.shape))
@@ -232,16 +235,17 @@ class Updater:
         """The part of a state tensor that this rank holds.
 
         Args:
-            read: of the whole tensor.
+            read: reads elements of the whole tensor.
             shape: of the TP shard.
-            bounds: of the slice of the flattened shard, which zeros fill beyond its end; None: all.
+            bounds: (start, stop) of the slice of the flattened shard; elements beyond its end are
+                zero. None: the whole shard.
         """
         if bounds is None:
             return self._tp_sharding.read(name, read)
         return read_elements(lambda rows: self._tp_sharding.read(name, read, rows), shape, bounds)
 
     def held_state(self, key: str) -> HeldState | None:
-        """This rank's float32 part of a state tensor; None if it has none, or all of the tensor."""
+        """This rank's float32 part of a state tensor; None if it has none, or it is undivided."""
         name, _, state_name = key.rpartition(".")
         parameter = self._parameters.get(name)
         held = None if parameter is None else self.zero.optimizer_parameter(parameter)
@@ -254,20 +258,20 @@ class Updater:
         return HeldState(name, tuple(parameter.shape), is_sliced, num_bytes, read)
 
     def read_state(self, key: str, writer: int) -> np.ndarray | None:
-        """The whole state tensor on the rank ``writer``; None on the others.
+        """The whole float32 state tensor on the rank ``writer``; None on the others.
 
         Every rank must call this, for all keys in the order of ``state_places``.
 
         Args:
             key: ``<parameter>.<state name>``.
-            writer: one of ``gather.possible_writers`` of a place of the key.
+            writer: one of ``gather.possible_writers`` for a place of the key.
         """
         if not gather.takes_part(writer):
             return None
         name, _, state_name = key.rpartition(".")
         parameter = self._parameters[name]
         held = self.zero.optimizer_parameter(parameter)
-        if held is None:  # another rank holds all of it
+        if held is None:  # another sharding rank holds the whole state tensor
             return None
         value = moments.read(self.optimizer.state_of(held), state_name)
         if self._is_undivided(name, state_name):

@@ -1,8 +1,9 @@
-"""Whole matrices for update rules that need them, each on one of the ranks that hold pieces.
+"""Computes functions of whole matrices whose pieces are on several ranks (for Muon).
 
-Tensor parallelism and ZeRO stage 3 leave no rank a whole matrix. The n ranks that hold the pieces
-of matrices own one n-th of them each. A piece is sent once to the owner, and its result once back:
-a rank sends 2 (n - 1) / n of the bytes of its pieces in a step.
+Under tensor parallelism and ZeRO stage 3 no rank holds a whole matrix. The n ranks that hold pieces
+divide the matrices among them: each rank owns one n-th. Each piece is sent to the owner of its
+matrix, and a piece of the result is sent back. In a step a rank sends 2 (n - 1) / n of the bytes of
+its pieces.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ Compute = Callable[[Piece, Tensor], Tensor]
 
 @paddle.no_grad()
 def on_owners(pieces: Sequence[tuple[Piece, Tensor]], compute: Compute) -> list[Tensor]:
-    """This rank's pieces of the results of ``compute``; all ranks that hold pieces call this.
+    """This rank's pieces of the results of ``compute``. All ranks that hold pieces must call this.
 
     Args:
-        pieces: of this rank, in the same order on all ranks. The tensors have one dtype.
-        compute: of a whole matrix, to one of the same shape and dtype. It is called on the owner
-            with its piece.
+        pieces: the pieces of this rank, in the same order on all ranks. All tensors have one dtype.
+        compute: takes the owner's piece and the whole matrix; returns a matrix of the same shape
+            and dtype. It is called on the owner only.
     """
     found: list[Tensor | None] = [None] * len(pieces)
     groups: dict[tuple[bool, bool], list[int]] = {}
@@ -41,7 +42,7 @@ def on_owners(pieces: Sequence[tuple[Piece, Tensor]], compute: Compute) -> list[
                 found[index] = compute(*pieces[index])
             continue
         exchange = _Exchange(first, ranks)
-        # Matrices of one size take turns, so that no owner waits for a larger one.
+        # Matrices of about one size are computed together, so that no owner waits for a larger one.
         indices.sort(key=lambda index: -pieces[index][1].size)
         for start in range(0, len(indices), len(ranks)):
             turn = indices[start : start + len(ranks)]
@@ -52,18 +53,20 @@ def on_owners(pieces: Sequence[tuple[Piece, Tensor]], compute: Compute) -> list[
 
 
 class _Exchange:
-    """Sends pieces of at most as many matrices as there are ranks to their owners, and back.
+    """Sends pieces to the owners of their matrices and pieces of the results back.
+
+    A call takes at most one matrix for each rank.
 
     Args:
-        piece: one of this rank.
-        ranks: that hold the pieces of a matrix, by tensor rank and sharding rank.
+        piece: any piece of this rank.
+        ranks: those that hold the pieces of a matrix, by tensor rank, then sharding rank.
     """
 
     def __init__(self, piece: Piece, ranks: Sequence[int]) -> None:
         self._ranks, self._own = ranks, ranks.index(piece.mesh.rank)
         self._group = piece.mesh.tensor if piece.is_divided else piece.mesh.sharding
         if piece.is_divided and piece.is_sliced:
-            self._group = None  # that of all ranks
+            self._group = None  # the group of all ranks
 
     def __call__(self, pieces: Sequence[tuple[Piece, Tensor]], compute: Compute) -> list[Tensor]:
         parts = self._to_owners([value for _, value in pieces])
@@ -75,11 +78,11 @@ class _Exchange:
         return self._to_holders([value for _, value in pieces], results)
 
     def _others(self) -> Iterator[tuple[int, int]]:
-        """Index and rank of the other ranks."""
+        """(index in ``ranks``, global rank) of the other ranks."""
         return ((i, rank) for i, rank in enumerate(self._ranks) if i != self._own)
 
     def _to_owners(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """The pieces of the matrix that this rank owns, of all ranks; empty if it owns none."""
+        """All ranks' pieces of the matrix that this rank owns; empty if it owns none."""
         operations = [
             self._operation(dist.isend, values[index], rank)
             for index, rank in self._others()
@@ -100,8 +103,8 @@ class _Exchange:
         """This rank's piece of each result.
 
         Args:
-            like: this rank's pieces, of whose shapes the results are.
-            results: pieces of all ranks of the matrix that this rank owns, or empty.
+            like: this rank's pieces; the returned tensors have their shapes and dtypes.
+            results: all ranks' pieces of the result that this rank has computed, or empty.
         """
         operations = [
             self._operation(dist.isend, results[index].contiguous(), rank)

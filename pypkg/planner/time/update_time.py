@@ -16,7 +16,7 @@ from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.layer_split import ModelChunk
 from pypkg.models.architecture.parameter_shapes import whole_parameters
 from pypkg.models.weights.tp_shards import side_by_side
-from pypkg.parallel.update_rules import is_muons, moment_bytes
+from pypkg.parallel.update_rules import moment_bytes, updated_by_muon
 from pypkg.planner.time.gpus import Gpu
 
 # Of float32 operators: one input or two, a choice between two, and a copy to where state is kept.
@@ -156,7 +156,7 @@ def _muons(config: ModelConfig) -> Iterator[tuple[int, int]]:
     """Rows and columns of each matrix that Muon makes orthogonal."""
     layer = ModelChunk(range(1), is_first=False, is_last=False)
     for each in whole_parameters(config, layer):
-        if is_muons(each.name, each.shape):
+        if updated_by_muon(each.name, each.shape):
             axis, widths = side_by_side(config, each.name)
             for width in widths or (each.shape[axis],):
                 shape = [*each.shape]

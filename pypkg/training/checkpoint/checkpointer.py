@@ -44,7 +44,7 @@ class RecordsOrder(Protocol):
 
 
 class _Pending(NamedTuple):
-    """A checkpoint in progress: when it began, and how long training has paused for it."""
+    """A checkpoint that is being written; its start time and the seconds that training paused."""
 
     writing: CheckpointWriting
     began: float
@@ -55,21 +55,22 @@ class Checkpointer:
     """Saves and restores model, optimizer state, loss scale, order of samples and tokenizer.
 
     Args:
-        output_dir: holds the checkpoints.
-        model: this rank's, as ``save_pretrained`` takes it.
-        updater: of that model.
-        samples: knows the order of samples.
-        tokenizer_files: read here, and written into each checkpoint.
-        settings_json: the settings of the run.
+        output_dir: the folder of the checkpoints.
+        model: the model of this rank, as ``save_pretrained`` takes it.
+        updater: the updater of that model.
+        samples: records the order of samples.
+        tokenizer_files: read at construction and written into each checkpoint.
+        settings_json: the settings of the run, written into each checkpoint.
         keep: number of checkpoints to keep; None or 0 keeps all.
         with_optimizer: whether optimizer state is saved.
-        async_memory: limit in bytes of the host memory from which a rank writes a checkpoint while
-            training continues; None: training pauses until a checkpoint is complete.
-        seq_length: tokens of a sample, for a checkpoint of PaddleNLP.
+        async_memory: for asynchronous saves, the limit in bytes of host memory in which a rank
+            keeps tensors that are not written yet. None: saves are synchronous, and training pauses
+            until a checkpoint is complete.
+        seq_length: tokens of a sample, to read a checkpoint of PaddleNLP.
         verify_checkpoint: how ``reload`` checks a checkpoint: "checksums", "sizes" or "no".
-        check_output_dir: called before a checkpoint is written and before it gets its name; raises
-            UserError if the run may no longer write to output_dir.
-        parts: access to checkpoints that are spread over machines.
+        check_output_dir: called before a checkpoint is written and before it is renamed to its
+            final name; raises UserError if the run may no longer write to output_dir.
+        parts: access to checkpoints whose files are spread over machines.
 
     Raises:
         UserError: a file of the tokenizer cannot be read.
@@ -115,7 +116,7 @@ class Checkpointer:
         written is completed first.
 
         Returns:
-            The folder. It exists under this name once the checkpoint is complete.
+            The folder of the checkpoint. It exists once the checkpoint is complete.
 
         Raises:
             UserError: the disk is full, the folder cannot be written or is no longer this run's,
@@ -146,9 +147,9 @@ class Checkpointer:
     def poll(self) -> None:
         """Completes the checkpoint that is being written, if all ranks have written their files.
 
-        After the first update it also allocates what asynchronous saves need, so that the first
-        save pauses training no longer than later ones. Every rank must call this at the same
-        points of the run.
+        After the first update it also starts the writer process and allocates the memory of
+        asynchronous saves, so that the first save pauses training no longer than later ones. Every
+        rank must call this at the same points of the run.
 
         Raises:
             UserError: as ``save``.
@@ -212,7 +213,7 @@ class Checkpointer:
         """Loads optimizer state and loss scale; the model must have the weights of ``checkpoint``.
 
         Args:
-            state: of ``checkpoint``.
+            state: the trainer's state in ``checkpoint``.
 
         Raises:
             UserError: optimizer.safetensors is missing, damaged, or of another model.
@@ -225,10 +226,10 @@ class Checkpointer:
     def reload(self, checkpoint: Path) -> TrainerState:
         """Restores model, optimizer and loss scale from ``checkpoint``, in place.
 
-        Every rank must call this. The layout stays that of the model.
+        Every rank must call this. The parallel layout of the model does not change.
 
         Returns:
-            The state of ``checkpoint``.
+            The trainer's state in ``checkpoint``.
 
         Raises:
             UserError: a file is missing or damaged.

@@ -1,9 +1,9 @@
 """The checkpoint folders of a run: names, completeness, removal.
 
-``output_dir/checkpoint-N/`` holds a Hugging Face model folder (config.json, safetensors), and
-beside it optimizer.safetensors, trainer_state.json, settings.json and the tokenizer's files. The
-folder is written and synced under a temporary name and then renamed, so a folder with the final
-name is always complete.
+``output_dir/checkpoint-N/`` is a Hugging Face model folder (config.json, safetensors) that also
+holds optimizer.safetensors, trainer_state.json, settings.json and the tokenizer's files. The folder
+is written and synced under a temporary name and then renamed. A folder with the final name is
+therefore always complete.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _REPLACED = re.compile(rf"{TEMPORARY_PREFIX}(\d+)-.*\.old$")  # by files.replace
 
 
 def checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
-    """Complete checkpoints of a run as (step, folder), oldest first."""
+    """The complete checkpoints in ``output_dir`` as (step, folder), oldest first."""
     folder = Path(output_dir)
     if not folder.is_dir():
         return []
@@ -45,7 +45,7 @@ def checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
 
 
 def is_marked(folder: Path) -> bool:
-    """Whether a folder is, or once was, a whole checkpoint."""
+    """Whether a folder holds the state or manifest of a checkpoint; its files may be damaged."""
     # os.path.isfile returns False for a name that is too long for a path; Path.is_file raises.
     return any(os.path.isfile(folder / name) for name in (STATE_FILE, MANIFEST_FILE))
 
@@ -57,7 +57,7 @@ def step_in_name(folder: Path) -> int | None:
 
 
 def checkpoint_name(state: TrainerState) -> str:
-    """Name of the folder that a checkpoint of ``state`` has."""
+    """The folder name of a checkpoint of ``state``: checkpoint-N for step N."""
     return f"checkpoint-{state.global_step}"
 
 
@@ -68,7 +68,7 @@ def prepare_output_dir(output_dir: str | Path) -> None:
         UserError: it cannot be created or written.
     """
     folder = Path(output_dir)
-    probe = folder / f".write-test-{secrets.token_hex(8)}"  # several machines may do so at once
+    probe = folder / f".write-test-{secrets.token_hex(8)}"  # several machines may test at once
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"x")
@@ -81,9 +81,10 @@ def prepare_output_dir(output_dir: str | Path) -> None:
 
 
 def remove_unfinished(output_dir: str | Path) -> None:
-    """Removes the files of killed saves. Only the run that holds the lock may call this.
+    """Removes the temporary folders of killed saves. The caller must hold the lock of output_dir.
 
-    A checkpoint that was being replaced by one of the same step gets its name back.
+    If a save was killed while it replaced a checkpoint of the same step, the old checkpoint is
+    renamed back.
     """
     for stale in Path(output_dir).glob(f"{TEMPORARY_PREFIX}*"):
         replaced = _REPLACED.match(stale.name)
@@ -94,9 +95,9 @@ def remove_unfinished(output_dir: str | Path) -> None:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Removes a checkpoint. It is renamed first, so an incomplete folder never has its name.
+    """Removes a checkpoint. It is renamed first, so no incomplete folder ever has its name.
 
-    Of a symbolic link to a folder elsewhere, only the link is removed.
+    If the checkpoint is a symbolic link, only the link is removed.
 
     Raises:
         UserError: it cannot be renamed.
@@ -111,7 +112,7 @@ def remove_checkpoint(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a folder; of a symbolic link to one, the link alone."""
+    """Removes a folder. If it is a symbolic link, only the link is removed."""
     if folder.is_symlink():
         folder.unlink(missing_ok=True)
     else:
@@ -138,7 +139,10 @@ def set_aside(folder: Path) -> Path:
 
 
 def surplus(output_dir: str | Path, keep: int, best: str | None) -> list[Path]:
-    """The oldest checkpoints beyond ``keep``, but neither the newest nor the one named ``best``."""
+    """The oldest checkpoints, to be removed so that ``keep`` are left.
+
+    The newest checkpoint and the one with the folder name ``best`` are never among them.
+    """
     older = [folder for _, folder in checkpoints(output_dir)][:-1]
     others = [folder for folder in older if folder.name != best]
     places = keep - 1 - (len(older) - len(others))

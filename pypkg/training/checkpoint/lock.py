@@ -1,15 +1,15 @@
 """The lock of an output_dir, so that only one run at a time writes there.
 
-``output_dir/.lock`` names the process that holds it and is touched every 15 seconds. The file is
-created exclusively, which is atomic on local file systems and NFS. A holder that has died is
-recognised:
+``output_dir/.lock`` names the process that holds it, which touches the file every 15 seconds (a
+heartbeat). The file is created exclusively, which is atomic on local file systems and NFS. A holder
+is considered dead:
 
-- on the same machine by its process id and start time, at once;
-- on another machine or in another container by its silence: the file was not touched for 120
-  seconds. The time is that of the file system, so the clocks of machines need not agree. That clock
-  may have been set forward since the last touch, so 30 seconds of this process's clock, two
-  heartbeats, must pass without a touch as well. If it was set back, the file was touched in the
-  future; then 120 seconds of this process's clock count.
+- on the same machine as soon as no process has its process id and start time;
+- on another machine or in another container after 120 seconds without a heartbeat, by the clock of
+  the file system. The clocks of the machines need not agree. The clock of the file system may have
+  been set forward, so two heartbeats (30 seconds by this process's clock) must also be missed. If
+  it was set back, the last heartbeat lies in the future; then 120 seconds of this process's clock
+  must pass.
 
 Nothing here imports Paddle.
 """
@@ -35,8 +35,8 @@ logger = logging.getLogger("pypkg")
 LOCK_FILE = ".lock"
 BEAT_SECONDS = 15.0
 SILENCE_SECONDS = 120.0
-WATCH_SECONDS = 2 * BEAT_SECONDS  # without a touch, however old the file looks
-_LOOK_SECONDS = 1.0  # between two looks at a lock whose holder may be dead
+WATCH_SECONDS = 2 * BEAT_SECONDS  # shortest observation of a lock before it is removed
+_LOOK_SECONDS = 1.0  # interval at which a lock is read whose holder may be dead
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Holder:
     Attributes:
         host: name of the machine.
         pid: process id in ``pid_namespace``.
-        started: when the process started, in clock ticks since the machine did.
-        boot_id: id of the running kernel; each start of the machine has another one.
-        pid_namespace: in which ``pid`` means this process; containers have their own.
+        started: start time of the process, in clock ticks since the machine booted.
+        boot_id: the kernel's boot id, different after each boot.
+        pid_namespace: the namespace of ``pid``; a container has its own.
         since: local time at which the lock was taken.
         token: random; identifies this acquisition of the lock.
     """
@@ -75,7 +75,7 @@ class Holder:
         )
 
     def is_alive(self) -> bool | None:
-        """Whether the process runs; None where this machine cannot tell."""
+        """Whether the process runs; None if this machine cannot find out."""
         if None in (self.boot_id, self.pid_namespace, self.started):
             return None
         if (self.boot_id, self.pid_namespace) != (_boot_id(), _pid_namespace()):
@@ -104,7 +104,7 @@ class OutputLock:
         try:
             while not self._create():
                 self._take_from_the_dead()
-            # While the folder is open, its inode number is not given to another folder.
+            # An open descriptor prevents that another folder gets the inode number (``check``).
             self._descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise UserError(
@@ -133,13 +133,13 @@ class OutputLock:
         if not is_same:
             raise UserError(
                 f"output_dir {str(self._folder)!r} was removed or replaced while the run wrote "
-                "into it; what it held is no longer there. Find out what removed it, or set "
+                "into it, so its earlier contents are gone. Find out what removed it, or set "
                 "output_dir to another folder, then start the run again."
             )
         raise UserError(
-            f"output_dir {str(self._folder)!r} was taken over by {holder or 'another run'}, since "
-            "this run sent no heartbeat for too long. It writes nothing more there. Wait for "
-            "the other run, or set output_dir to another folder."
+            f"output_dir {str(self._folder)!r} was taken over by {holder or 'another run'}, "
+            "because this run did not touch its lock for too long. This run writes nothing more "
+            "there. Wait for the other run, or set output_dir to another folder."
         )
 
     def release(self) -> None:
@@ -153,9 +153,9 @@ class OutputLock:
 
     def beat(self) -> None:
         """Touches the lock file."""
-        with suppress(OSError):  # the next check tells what is wrong
+        with suppress(OSError):  # the next ``check`` reports the problem
             if self._is_mine():
-                os.utime(self._path)  # without a time: the file system's own
+                os.utime(self._path)  # without an argument: the clock of the file system
 
     def _beat_on(self) -> None:
         while not self._released.wait(BEAT_SECONDS):
@@ -166,7 +166,7 @@ class OutputLock:
         return holder is not None and holder.token == self._holder.token
 
     def _create(self) -> bool:
-        """Creates the lock file; returns False if there is one."""
+        """Creates the lock file; returns False if it exists."""
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
@@ -188,7 +188,7 @@ class OutputLock:
             UserError: the holder is alive.
         """
         first_touch, began = _touched(self._path), time.monotonic()
-        is_told = False
+        has_logged = False
         while (touched := _touched(self._path)) is not None:
             holder = _holder(self._path)
             alive = None if holder is None else holder.is_alive()
@@ -200,41 +200,42 @@ class OutputLock:
             if alive is False or is_silent:
                 if self._remove(holder, touched):
                     return
-            elif not is_told:
+            elif not has_logged:
                 logger.info(
                     "%s is held by %s; waiting for a heartbeat for up to %d s",
                     *(self._path, holder or "a run", SILENCE_SECONDS),
                 )
-                is_told = True
+                has_logged = True
             self._on_wait()
             time.sleep(_LOOK_SECONDS)
 
     def _remove(self, holder: Holder | None, touched: float) -> bool:
-        """Removes the lock of ``holder``, which is dead, but no newer lock.
+        """Removes the lock of ``holder``, which is dead, but never a newer lock.
 
         Only the process that creates the file ``.lock.<token of the holder>`` removes the lock.
 
         Returns:
-            False while another process removes it.
+            False while another process is removing it.
         """
         claim = self._path.with_name(f"{LOCK_FILE}.{holder.token if holder else 'unreadable'}")
         try:
             os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         except FileExistsError:
             claimed = _touched(claim)
-            if claimed is not None and self._now() - claimed > SILENCE_SECONDS:  # died there
+            # A process that has created the file may have died before it removed it.
+            if claimed is not None and self._now() - claimed > SILENCE_SECONDS:
                 claim.unlink(missing_ok=True)
             return False
         try:
             if _holder(self._path) == holder and _touched(self._path) == touched:
-                logger.info("%s is left by %s, which has ended", self._path, holder or "a run")
+                logger.info("removing %s of %s, which has ended", self._path, holder or "a run")
                 self._path.unlink(missing_ok=True)
         finally:
             claim.unlink(missing_ok=True)
         return True
 
     def _now(self) -> float:
-        """The time of the file system, in seconds since the epoch."""
+        """The current time by the clock of the file system, in seconds since the epoch."""
         probe = self._path.with_name(f"{LOCK_FILE}.{self._holder.token}")
         probe.touch()
         try:
@@ -265,7 +266,7 @@ def _refusal(path: Path, holder: Holder | None) -> str:
 
 
 def _holder(path: Path) -> Holder | None:
-    """The holder of the lock; None if there is no file, or the file names none."""
+    """The holder of the lock; None if there is no lock file, or its content is invalid."""
     try:
         return Holder(**json.loads(path.read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
@@ -273,9 +274,9 @@ def _holder(path: Path) -> Holder | None:
 
 
 def _touched(path: Path) -> float | None:
-    """Modification time of a file; None without one. Opening it makes NFS ask the server."""
+    """Modification time of a file; None if it does not exist."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file:  # opening it makes NFS ask the server
             return os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
         return None

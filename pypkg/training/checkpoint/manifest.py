@@ -1,8 +1,8 @@
 """manifest.json of a checkpoint: the record of its files, by which damage is detected.
 
 It is written last and lists every other file of the folder with its size and checksum. Its last
-key is the digest of the manifest itself. Without a shared output_dir each machine has the manifest
-of its part of the checkpoint, which also lists the files that lie elsewhere.
+key is the digest of the manifest itself. Without a shared output_dir, each machine has a manifest
+of its part of the checkpoint, which also lists the files of the other machines.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Manifest:
         layout: number of ranks on each axis, and options of the axes (``mesh.Degrees``).
         versions: of pypkg and Paddle, by name.
         files: size and checksum of every other file, by path relative to the folder.
-        elsewhere: size and checksum of each file on another machine, by a description of the ranks
-            that wrote it, such as "ranks 8 to 15 (10.0.0.2)", and by path. Empty if the folder is a
-            whole checkpoint.
+        elsewhere: size and checksum of the files on other machines, by a description of the ranks
+            that wrote them, such as "ranks 8 to 15 (10.0.0.2)", and by path. Empty if the folder is
+            a whole checkpoint.
     """
 
     step: int
@@ -68,7 +68,7 @@ def write_manifest(
 
     Args:
         layout, elsewhere: as in ``Manifest``.
-        records: size and checksum of files, by relative path; files without a record are read.
+        records: known sizes and checksums, by relative path; other files are read.
 
     Raises:
         OSError: a file cannot be read or the disk is full.
@@ -130,18 +130,18 @@ def read_manifest(folder: Path) -> Manifest | None:
         elsewhere = {of: _records(each) for of, each in content.pop("elsewhere", {}).items()}
         return Manifest(**content, files=files, elsewhere=elsewhere)
     except (KeyError, TypeError, AttributeError) as error:
-        raise SealError(f"{path} lacks what a manifest holds: {error}") from error
+        raise SealError(f"{path} does not have the entries of a manifest: {error}") from error
 
 
 def listed_files(folder: Path) -> list[str]:
-    """Paths of all files below ``folder`` but its manifest, relative to it, sorted."""
+    """Sorted paths of all files below ``folder`` except its manifest, relative to ``folder``."""
     found = (path for path in folder.rglob("*") if path.is_file())
     names = (path.relative_to(folder).as_posix() for path in found)
     return sorted(name for name in names if name != MANIFEST_FILE)
 
 
 def model_fingerprint(folder: Path) -> str | None:
-    """Digest of the content of config.json, whatever the order of its keys; None without the file.
+    """Digest of config.json that does not depend on the order of keys; None without the file.
 
     Raises:
         ValueError: it is not JSON.

@@ -1,4 +1,4 @@
-"""Joins the parts of a checkpoint that machines without a shared output_dir have written.
+"""Joins the parts of a checkpoint that were written without a shared output_dir, one per machine.
 
 Nothing here imports Paddle.
 """
@@ -23,12 +23,16 @@ _BLOCK = 4 << 20  # bytes that are copied at a time
 def merge(folders: Sequence[Path], output: Path) -> Manifest:
     """Joins the parts in ``folders`` to a whole checkpoint in ``output``; returns its manifest.
 
-    Every file is compared with its checksum as it is copied. ``output`` appears when it is
-    complete. Files that every part has, such as settings.json, come from the first part.
+    Checksums are compared while files are copied. ``output`` only appears when it is complete.
+    Files that every part has, such as settings.json, are taken from the first part.
+
+    Args:
+        folders: the checkpoint-N folder of each machine.
 
     Raises:
-        UserError: a folder is no part of a checkpoint, or one of another save; a file is missing
-            or damaged; ``output`` exists, has the name of another step, or cannot be written.
+        UserError: a folder is not a part of a checkpoint, or is a part of another save; a file is
+            missing or damaged; ``output`` exists, has the name of another step, or cannot be
+            written.
     """
     parts = {folder: _manifest_of(folder) for folder in folders}
     first = parts[folders[0]]
@@ -55,7 +59,7 @@ def _manifest_of(folder: Path) -> Manifest:
         raise UserError(f"{folder} cannot be merged: {error}. Give an undamaged copy.") from error
     if manifest is None:
         raise UserError(
-            f"{folder} has no manifest.json, so it is no part of a checkpoint. Give the "
+            f"{folder} has no manifest.json, so it is not a part of a checkpoint. Give the "
             "checkpoint-N folder of each machine."
         )
     if not manifest.elsewhere:
@@ -121,7 +125,7 @@ def _copy(source: Path, target: Path, expected: FileRecord) -> None:
     """Copies a file.
 
     Raises:
-        UserError: it cannot be read, or is not what was written.
+        UserError: the source cannot be read, or differs from ``expected``.
         OSError: the target cannot be written.
     """
     checksum = Checksum()

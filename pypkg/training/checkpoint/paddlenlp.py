@@ -1,14 +1,15 @@
-"""A checkpoint of PaddleNLP's trainer, in the forms in which version 3 writes its optimizer state.
+"""Reads checkpoints of PaddleNLP's trainer. Version 3 writes optimizer state in two formats:
 
-- ``optimizer.pdopt``, a pickle, or one file per rank (``optimizer.tp00_pp01_shard00.pdopt``). The
-  state has Paddle's names of the parameters; the file of weights of the same rank maps them to the
-  names of the model. With ``split_param``, a file holds flat slices of parameters, padded with
-  zeros (paddle/distributed/fleet/utils/tensor_fusion_helper.py, ``ShardingGradView``).
-- ``optimizer-00001-of-00002.safetensors`` with an index, of ``unified_checkpoint``: whole
-  parameters, under names such as ``llama.norm.weight/moment1_0``. Master weights of 16-bit models
-  lie in ``master_weights-*.safetensors``, under the names of the parameters.
+- ``optimizer.pdopt``, a pickle, or one such file per rank
+  (``optimizer.tp00_pp01_shard00.pdopt``). The state has Paddle's names of the parameters; the
+  weight file of the same rank maps them to the names in the model. With ``split_param``, a file
+  holds flat slices of parameters, padded with zeros
+  (paddle/distributed/fleet/utils/tensor_fusion_helper.py, ``ShardingGradView``).
+- ``optimizer-00001-of-00002.safetensors`` with an index (``unified_checkpoint``): whole parameters
+  under names such as ``llama.norm.weight/moment1_0``. Master weights of 16-bit models are in
+  ``master_weights-*.safetensors``, under the names of the parameters.
 
-The learning rate is a function of the step here, so ``scheduler.pdparams`` is not needed.
+``scheduler.pdparams`` is not read, because the learning rate here is a function of the step.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ _ACCUMULATOR = re.compile(
     r"(.+?)(?:_fp32_master_0)?_(moment1|moment2|beta1_pow_acc|beta2_pow_acc)_0"
 )
 
-# (name of a tensor of the model, name of a state of this package)
+# (name of a stored tensor of the model, name of a state tensor in this package)
 _Key = tuple[str, str]
 
 
@@ -95,14 +96,20 @@ def trainer_state(content: Mapping[str, Any], file: Path, seq_length: int) -> Tr
 
 def has_optimizer(checkpoint: Path) -> bool:
     """Whether a folder holds optimizer state of PaddleNLP."""
-    if is_file(checkpoint / _UNIFIED):  # a name that our own index has too
+    if is_file(checkpoint / _UNIFIED):  # this package's index has the same name
         names = read_json(checkpoint / _UNIFIED).get("weight_map")
         return not isinstance(names, dict) or any("/" in name for name in names)
     return bool(_optimizer_files(checkpoint))
 
 
 class OptimizerState:
-    """AdamW's state of whole parameters. Only headers and opcodes are read when it is made.
+    """AdamW's state of whole parameters, in the layout of this package's models.
+
+    The construction reads only the headers of safetensors and the structure of pickles.
+
+    Args:
+        checkpoint: a folder for which ``has_optimizer`` is true.
+        config: of the model.
 
     Raises:
         UserError: files are missing, damaged, or do not belong together.
@@ -120,15 +127,16 @@ class OptimizerState:
         self._master_read = False
 
     def read(self, key: str, cut: Sequence[slice] = ()) -> np.ndarray:
-        """The state ``<parameter>.<state name>`` or a part of it, float32, in the model's layout.
+        """A state tensor or a part of it, float32, in the model's layout.
 
-        The master weights of a float32 run are its weights.
+        For master weights of a float32 run, it reads the weights.
 
         Args:
+            key: ``<parameter>.<state name>``.
             cut: slices of the axes, from the first on; only the selected elements are read.
 
         Raises:
-            UserError: there is none, it is of another shape, or it holds NaN or infinity.
+            UserError: the state is missing, has another shape, or holds NaN or infinity.
         """
         values = self._values(key, cut)
         if values.size and not np.isfinite([values.min(), values.max()]).all():
@@ -139,7 +147,7 @@ class OptimizerState:
         return values
 
     def _values(self, key: str, cut: Sequence[slice]) -> np.ndarray:
-        """The result of ``read``, before its values are checked."""
+        """``read`` without the check of the values."""
         parameter, _, state = key.rpartition(".")
         sources = self._map.source_shapes(parameter, self._shapes[parameter])
         self._master_read |= state == _MASTER_WEIGHT
@@ -179,7 +187,7 @@ class OptimizerState:
         )
 
     def log_unread(self) -> None:
-        """Logs it if master weights are not used because the resumed run is in float32."""
+        """Logs a warning if master weights were not read because the resumed run is in float32."""
         if self._has_master and not self._master_read:
             logger.warning(
                 "%s holds float32 master weights of a run in 16 bits; this run is in float32 and "
@@ -188,7 +196,7 @@ class OptimizerState:
             )
 
     def _find(self, parameter: str, source: str, state: str) -> JoinedTensor:
-        # A tied head is the embedding under a second name, and state has one of the two.
+        # A tied head is the embedding under a second name; its state has one of the two names.
         is_tied = self._is_tied and parameter == "embed_tokens.weight"
         for name in (source, "lm_head.weight") if is_tied else (source,):
             if (name, state) in self._tensors:
@@ -222,7 +230,7 @@ class OptimizerState:
 
 
 def _optimizer_files(checkpoint: Path) -> list[tuple[Path, Rank]]:
-    """The .pdopt files, in the order of sharding ranks."""
+    """The .pdopt files with their (TP rank, stage), in the order of sharding ranks."""
     found = []
     for path in checkpoint.iterdir():
         if match := _OPTIMIZER_FILE.fullmatch(path.name):
@@ -232,22 +240,22 @@ def _optimizer_files(checkpoint: Path) -> list[tuple[Path, Rank]]:
 
 
 def _of_rank(paths: Iterable[Path], weights: Path) -> dict[_Key, StoredTensor | SlicedTensor]:
-    """The state of a tensor-parallel rank and stage by the names of the model.
+    """The state of one tensor-parallel rank of one pipeline stage, by names in the model.
 
     Args:
-        paths: its .pdopt files, in the order of sharding ranks.
-        weights: its file of weights, which tells the names and the shapes.
+        paths: the .pdopt files of the rank, in the order of sharding ranks.
+        weights: the weight file of the rank, which has the names and shapes.
     """
     held = read_paddle_object(weights) if weights.is_file() else {}
-    names: dict[str, list[str]] = {}  # of Paddle -> of the model, two for a tied head
+    names: dict[str, list[str]] = {}  # Paddle's name -> names in the model, two for a tied head
     for name, of_paddle in _dict_of(held, PARAMETER_NAMES).items():
         names.setdefault(str(of_paddle), []).append(name)
     found: dict[_Key, list[StoredTensor]] = {}
     for path in paths:
         if not names:
             raise UserError(
-                f"{path} names its state as Paddle named the parameters, and {weights} does not "
-                "tell which these are. Save with unified_checkpoint, or set "
+                f"{path} uses Paddle's names of the parameters, and {weights} does not map them to "
+                "names in the model. Save with unified_checkpoint, or set "
                 "ignore_load_lr_and_optim to take only the weights."
             )
         for (of_paddle, state), value in _accumulators(read_paddle_object(path)):
@@ -257,7 +265,7 @@ def _of_rank(paths: Iterable[Path], weights: Path) -> dict[_Key, StoredTensor | 
 
 
 def _unsliced(key: _Key, values: list[StoredTensor], parameter: Any) -> StoredTensor | SlicedTensor:
-    """The state ``key`` of ``parameter``, of which each sharding rank may have a flat slice."""
+    """The state ``key`` of ``parameter``, joined if each sharding rank holds a flat slice."""
     name, state = key
     if state.endswith("_pow_acc") or not isinstance(parameter, StoredTensor):
         return values[-1]

@@ -1,8 +1,8 @@
 """Checkpoints that are spread over machines: checks of all parts, and reading of remote files.
 
 Without a shared output_dir, each machine holds a part of a checkpoint: files with whole tensors,
-and a manifest that also lists the files of the other machines. A rank reads a file that its machine
-lacks from the leader of a machine that has it.
+and a manifest that also lists the files of the other machines. If a rank needs a file that its
+machine does not have, it reads the file from a rank of another machine.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from pypkg.training.checkpoint.verify import Report, changed_files, ordered, sur
 
 
 class Parts:
-    """Access to the checkpoints of a run. Each place holds all files of a checkpoint, or some.
+    """Access to the checkpoints of a run, whose files may be spread over several ``Places``.
 
-    Every rank creates one and calls each method at the same points of the run.
+    Every rank creates an instance and calls each method at the same points of the run.
 
     Args:
-        places: which ranks see the same output_dir.
+        places: the ranks grouped by the output_dir that they see.
 
     Raises:
         UserError: a rank cannot serve its files to the other ranks.
@@ -61,14 +61,14 @@ class Parts:
     def verify(
         self, folder: Path, checks: str, on_read: Callable[[int], None] | None = None
     ) -> Report:
-        """Checks a checkpoint; the ranks of a place divide the files that it has there.
+        """Checks a checkpoint. The ranks of a place divide its files among themselves.
 
         Args:
-            checks: as ``verify.verify``; "no" only looks whether every place has the folder.
-            on_read: as ``verify.verify``.
+            checks: as in ``verify.verify``, or "no": only checks that every place has the folder.
+            on_read: as in ``verify.verify``.
 
         Returns:
-            The report of this rank's place, with the damage of all places.
+            The report of this rank's place, with the damage found at all places.
 
         Raises:
             UserError: a later version of this package has written the checkpoint.
@@ -93,7 +93,7 @@ class Parts:
         """Checks a checkpoint before the run rolls back to it.
 
         Args:
-            checks: as ``verify``.
+            checks: as in ``verify``.
 
         Raises:
             UserError: the checkpoint is damaged.
@@ -101,13 +101,13 @@ class Parts:
         if damage := self.verify(folder, checks).damage:
             raise UserError(
                 f"the run has to go back to {folder}, which is damaged: {'; '.join(damage)}. Start "
-                "the same command again: it goes on from the newest whole checkpoint."
+                "the same command again: it resumes from the newest undamaged checkpoint."
             )
 
     def open(self, folder: Path) -> None:
-        """Makes those files of ``folder`` readable that this rank's place lacks.
+        """Makes the files of ``folder`` readable that this rank's place does not have.
 
-        They are read by their local path, until the next call names another folder.
+        They can be read by their local path until the next call.
         """
         if self.places.is_one:
             return
@@ -119,7 +119,7 @@ class Parts:
                 if name not in here:
                     opener = partial(RemoteFile, address, str(Path(path, name)))
                     elsewhere.setdefault(folder / name, FileElsewhere(size, opener))
-        disconnect()  # connections of the last call have been idle since
+        disconnect()  # the servers may have closed idle connections of the last call
         read_elsewhere(elsewhere)
 
     def _serve(self) -> Address:
@@ -152,7 +152,7 @@ class Parts:
 
 
 def _share(manifest: Manifest | None, ranks: Sequence[int]) -> dict[str, FileRecord]:
-    """The files that this rank checks; each of ``ranks`` checks about as many bytes."""
+    """The files that this rank checks. Each of ``ranks`` checks about the same number of bytes."""
     if manifest is None:
         return {}
     shares: dict[int, dict[str, FileRecord]] = {rank: {} for rank in ranks}
@@ -165,7 +165,7 @@ def _share(manifest: Manifest | None, ranks: Sequence[int]) -> dict[str, FileRec
 
 
 def _lacks(manifests: Sequence[Manifest | None]) -> list[str]:
-    """Damage: files of the save that no place has, according to the manifests of all places."""
+    """The damage of files that no place has, although manifests list them."""
     found = [each for each in manifests if each is not None]
     if len({(m.step, m.consumed_samples, m.consumed_tokens, m.model) for m in found}) > 1:
         return ["the machines hold checkpoints of different steps or models under this name"]

@@ -1,4 +1,4 @@
-"""Reading a checkpoint, of this trainer or of PaddleNLP's."""
+"""Reads checkpoints of this trainer and of PaddleNLP's."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from pypkg.training.state import TrainerState
 
 
 def load_trainer_state(checkpoint: str | Path, seq_length: int = 0) -> TrainerState:
-    """Reads trainer_state.json, ours or PaddleNLP's.
+    """Reads trainer_state.json of this trainer or of PaddleNLP's.
 
     Args:
         seq_length: tokens of a sample, to compute the consumed tokens of a PaddleNLP run.
 
     Raises:
-        UserError: the folder is no checkpoint, or the file is damaged.
+        UserError: the folder is not a checkpoint, or the file is damaged.
     """
     file = Path(checkpoint) / STATE_FILE
     try:
@@ -62,13 +62,15 @@ def load_trainer_state(checkpoint: str | Path, seq_length: int = 0) -> TrainerSt
 def load_optimizer(
     checkpoint: str | Path, updater: Updater, config: ModelConfig | None = None
 ) -> None:
-    """Reads this rank's part of the optimizer state, of this package or of PaddleNLP.
+    """Reads this rank's part of the optimizer state, written by this package or PaddleNLP.
+
+    A checkpoint that was saved before the first update has no state, and nothing is loaded.
 
     Args:
-        config: of the model, without which PaddleNLP's state cannot be read.
+        config: of the model; required to read PaddleNLP's state.
 
     Raises:
-        UserError: it is missing, damaged, or of another model.
+        UserError: the state is missing, damaged, or of another model.
     """
     if config is not None and paddlenlp.has_optimizer(Path(checkpoint)):
         stored = paddlenlp.OptimizerState(Path(checkpoint), config)
@@ -82,7 +84,7 @@ def load_optimizer(
 
 
 def _optimizer_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
-    """The files of the optimizer state: one, or those that an index lists."""
+    """The tensors of the optimizer state by name, from one file or from those of an index."""
     file, index = checkpoint / OPTIMIZER_FILE, checkpoint / OPTIMIZER_INDEX
     if not is_file(file) and not is_file(index):
         raise UserError(
@@ -98,7 +100,7 @@ def _optimizer_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
 
 
 def _check_model(tensors: Mapping[str, StoredTensor], expected: Mapping[str, Shape]) -> None:
-    """Raises UserError if a state tensor is missing or of another shape."""
+    """Raises UserError if a state tensor is missing or has another shape."""
     folder = next(iter(tensors.values())).file.parent
     for name, shape in expected.items():
         stored = tensors.get(name)

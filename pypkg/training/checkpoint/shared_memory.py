@@ -17,19 +17,19 @@ _SYNCHRONOUS = 64 << 20  # bytes of parts that wait for a writer while training 
 
 
 class SharedMemoryError(UserError):
-    """The system refuses the memory of an area."""
+    """The system did not allocate the memory of an area."""
 
 
 class SharedMemory:
-    """The shared memory of this rank, its area, and the areas of the other ranks of its machine.
+    """This rank's area of shared memory, and the areas of the other ranks of its machine.
 
-    The areas are kept from save to save, because the first use of memory takes time. They belong to
-    no file system, so they vanish with the processes.
+    The areas are kept for later saves, because the first use of memory takes time. They are not in
+    a file system (memfd), so they vanish with the processes.
 
     Args:
-        limit: bytes of parts that the area holds at most, for saves that run beside training. An
-            area is never larger than the parts. None: saves pause training, and only parts for
-            other ranks pass through the area.
+        limit: for asynchronous saves, the largest size of the area in bytes. An area is never
+            larger than the parts that this rank sends. None: saves are synchronous, and only parts
+            for other ranks go through the area.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -44,15 +44,16 @@ class SharedMemory:
         self._is_visible = True  # until a rank cannot open the area of another rank
 
     def is_shared(self, ranks: Sequence[int]) -> bool:
-        """Whether ``ranks`` see the areas of each other; the same on all of them."""
+        """Whether ``ranks`` can open the areas of each other. The result is the same on all of
+        them."""
         host = self._hosts[ranks[0]]
         return self._is_visible and all(self._hosts[rank] == host for rank in ranks)
 
     def prepare(self, plan: SavePlan) -> None:
-        """Creates the area for ``plan``. With a limit, a thread makes the system allocate it now.
+        """Creates the area for ``plan``. With a limit, a thread touches its pages in advance.
 
         Raises:
-            SharedMemoryError: the system refuses the memory.
+            SharedMemoryError: the system does not allocate the memory.
         """
         current, units = mesh.current(), plan.units(self.is_shared)
         capacity = _SYNCHRONOUS
@@ -77,12 +78,12 @@ class SharedMemory:
             self._touching.start()
 
     def emptied(self, plan: SavePlan) -> AreaPlace:
-        """Empties this rank's area and makes it large enough for ``plan``; returns its place.
+        """Empties this rank's area, makes it large enough for ``plan`` and returns its place.
 
         No save may be in progress.
 
         Raises:
-            SharedMemoryError: the system refuses the memory.
+            SharedMemoryError: the system does not allocate the memory.
         """
         self.prepare(plan)
         if self._touching is not None:

@@ -36,8 +36,8 @@ class Report:
 
     Attributes:
         folder: of the checkpoint.
-        manifest: None if there is none that can be read.
-        damage: one sentence for each fault; empty if the checkpoint is whole.
+        manifest: None if it is missing or cannot be read.
+        damage: one sentence for each problem; empty if the checkpoint is whole.
         unlisted: files that the manifest does not list, by relative path.
     """
 
@@ -52,12 +52,12 @@ def verify(
 ) -> Report:
     """Checks a checkpoint, or the part of one that a machine holds.
 
-    A checkpoint without a manifest, of an earlier version or of PaddleNLP, is only checked for
-    completeness: its tensor files must be as long as their headers say. trainer_state.json of this
-    version records that a manifest was written, so a missing manifest is damage.
+    A checkpoint of an earlier version or of PaddleNLP has no manifest. It is only checked for
+    completeness: its tensor files must have the lengths that their headers give. trainer_state.json
+    of this version records that a manifest was written; then a missing manifest is damage.
 
     Args:
-        checks: "checksums" reads every file, "sizes" compares only their lengths.
+        checks: "checksums" reads every file, "sizes" only compares file sizes.
         on_read: called, from several threads, with the number of bytes of each block read.
 
     Raises:
@@ -72,10 +72,10 @@ def verify(
 def require_whole_weights(folder: Path, checks: str = "checksums") -> None:
     """Compares config.json and the weights of a checkpoint with its manifest.
 
-    Other folders, and checkpoints without a manifest, have nothing to compare with.
+    It does nothing for a folder that is not a checkpoint, and for a checkpoint without a manifest.
 
     Args:
-        checks: as ``verify``.
+        checks: as in ``verify``.
 
     Raises:
         UserError: a file is damaged, or a later version of this package has written the checkpoint.
@@ -91,16 +91,16 @@ def require_whole_weights(folder: Path, checks: str = "checksums") -> None:
         damage = [str(error)]
     if damage:
         raise UserError(
-            f"the checkpoint {folder} is damaged: {'; '.join(damage)}. Take another one; `pypkg "
-            f"checkpoint verify {folder.parent}` tells which are whole."
+            f"the checkpoint {folder} is damaged: {'; '.join(damage)}. Use another one; `pypkg "
+            f"checkpoint verify {folder.parent}` shows which are undamaged."
         )
 
 
 def survey(folder: Path) -> Report:
-    """``verify`` without a check of the files that the manifest lists.
+    """``verify`` without comparing files with the manifest.
 
     Raises:
-        UserError: as ``verify``.
+        UserError: as in ``verify``.
     """
     try:
         manifest = read_manifest(folder)
@@ -119,11 +119,14 @@ def changed_files(
     checks: str,
     on_read: Callable[[int], None] | None = None,
 ) -> dict[str, str]:
-    """The damage of each of ``files`` that differs from its record, by name.
+    """Compares files with their records.
 
     Args:
         files: records by path relative to ``folder``.
-        checks, on_read: as ``verify``.
+        checks, on_read: as in ``verify``.
+
+    Returns:
+        A sentence about the damage of each file that differs, by path.
     """
     if checks not in ("checksums", "sizes"):
         raise ValueError(f"checks is {checks!r}; expected checksums or sizes")
@@ -138,7 +141,7 @@ def changed_files(
 
 
 def ordered(changed: Mapping[str, str]) -> list[str]:
-    """The results of ``changed_files``, ordered by the name of the file."""
+    """The sentences of ``changed_files``, in the order of the paths."""
     return [problem for _, problem in sorted(changed.items())]
 
 
@@ -159,7 +162,7 @@ def _difference(
 
 
 def _missing_parts(folder: Path) -> Iterator[str]:
-    """The parts of a whole checkpoint that one without a manifest lacks."""
+    """The problems of a checkpoint without a manifest: config.json or tensors are missing."""
     if not (folder / CONFIG_FILE).is_file():
         yield f"{CONFIG_FILE} is missing"
     try:
@@ -171,7 +174,7 @@ def _missing_parts(folder: Path) -> Iterator[str]:
 
 
 def _contradictions(folder: Path, manifest: Manifest | None) -> Iterator[str]:
-    """Contradictions between the folder's name, the trainer's state, manifest and model."""
+    """Contradictions between the folder name, trainer_state.json, manifest and config.json."""
     try:
         state = json.loads((folder / STATE_FILE).read_bytes())
         step = state["global_step"]

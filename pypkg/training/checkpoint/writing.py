@@ -1,8 +1,8 @@
-"""Writes a checkpoint that is either whole or absent.
+"""Writes a checkpoint that is either complete or absent.
 
-All ranks write. Each tensor has one writer, the only rank that copies it to host memory. The files
-are in a temporary folder until all ranks have finished. Rank 0 then adds the small files and
-renames the folder. Without a shared output_dir, the leader of each place does so.
+All ranks write. Each tensor has one writer, the only rank that copies it to host memory. Files are
+written to a temporary folder. When all ranks have finished, rank 0 adds the small files and renames
+the folder. Without a shared output_dir, the leader of each place does this.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
 
-# Creates the writer of a rank, given its files, its units in order, and the memory it shares.
+# Creates the writer of a rank from its files, its units in order, and the areas of shared memory.
 MakeWriter: TypeAlias = Callable[
     [Sequence[FileToWrite], Sequence[PlannedUnit], Staging], TensorWriter
 ]
 
 
 def optimizer_tensors(updater: Updater, config: ModelConfig | None = None) -> TensorSet:
-    """The optimizer state as a checkpoint holds it. Every rank must call this.
+    """The optimizer state as the tensors of a checkpoint. Every rank must call this.
 
     Args:
         config: of the model. None: ranks do not exchange parts through shared memory.
@@ -108,8 +108,8 @@ class _Ready(NamedTuple):
     """The message of a rank to all others before they exchange parts.
 
     Attributes:
-        area: the rank's shared memory; None: it has none.
-        temporary: the temporary folder; the rank has created it if it leads a place.
+        area: the rank's area of shared memory, or None.
+        temporary: the temporary folder; the leader of a place has created it.
         state_json: the trainer's state; that of rank 0 is written.
     """
 
@@ -125,18 +125,20 @@ class CheckpointWriting:
     beyond ``keep``, but never the newest and ``state.best_checkpoint``.
 
     Args:
-        output_dir: the folder of all ranks, or of the ranks of a place.
-        plan: which tensors are written, and by which rank.
+        output_dir: the folder that this rank's place sees.
+        plan: the tensors to write and their writers.
         add_files: writes further files into a folder; called on the leader of each place.
+        settings_json: the content of settings.json.
+        keep: number of checkpoints to keep; None or 0 keeps all.
         memory: shared memory through which the ranks of a machine exchange parts of tensors; None:
             they use process groups.
-        make_writer: creates the writer of this rank. Tensors may change once the writer's ``close``
-            returns; with a writer that makes no copies, once ``finish`` returns.
-        places: which ranks see the same ``output_dir``.
+        make_writer: creates the writer of this rank. Tensors must not change until the writer's
+            ``close`` returns, or until ``finish`` returns if the writer makes no copies.
+        places: the ranks grouped by the ``output_dir`` that they see.
 
     Raises:
-        UserError: on every rank, if the folder cannot be written. Earlier checkpoints are untouched
-            and no incomplete file stays.
+        UserError: on every rank, if the folder cannot be written. Earlier checkpoints are not
+            changed, and incomplete files are removed.
     """
 
     def __init__(
@@ -167,7 +169,7 @@ class CheckpointWriting:
             raise
 
     def _hand_over(self, make_writer: MakeWriter) -> None:
-        """Starts this rank's writer, and passes the parts that this rank holds to the writers."""
+        """Starts this rank's writer, and sends the parts that this rank holds to their writers."""
         rank, plan, memory, places = mesh.current().rank, self._plan, self._memory, self._places
         told = from_all_ranks(self._ready)  # one exchange, because training pauses
         self._state_json = told[0].state_json
@@ -205,8 +207,8 @@ class CheckpointWriting:
         """Waits for the files of all ranks and renames the folder.
 
         Raises:
-            UserError: the disk is full, the folder cannot be written, or a weight is NaN or
-                infinite; as for the class.
+            UserError: on every rank, if the disk is full, the folder cannot be written, or a weight
+                is NaN or infinite.
         """
         try:
             records = from_all_ranks(self._records)
@@ -225,7 +227,7 @@ class CheckpointWriting:
             return self._writer.records()
 
     def _complete(self, records: Sequence[dict[str, FileRecord]]) -> None:
-        """Adds the small files, and the manifest of the files of this place."""
+        """Adds the small files and the manifest. Called on the leader of each place."""
         places = self._places
         by_place = [
             dict(ChainMap(*(records[rank] for rank in places.ranks(index))))

@@ -96,7 +96,7 @@ def test_a_link_that_leads_nowhere(tmp_path, folder, tokenizer, capsys, on_error
     (root / "more").symlink_to(tmp_path / "gone")
     assert run(tmp_path, on_error=on_error) == 2
     assert (
-        f"error: {root / 'more'} is a link to {tmp_path / 'gone'}, which is not there"
+        f"error: {root / 'more'} is a link to {tmp_path / 'gone'}, which does not exist"
         in capsys.readouterr().err
     )
     assert run(tmp_path, exclude="more") == 0

@@ -123,7 +123,7 @@ def test_a_link_that_leads_nowhere(folder, file):
     """It is no missing file: another tokenizer, or none of the special tokens, would be read."""
     (folder / file).unlink()
     (folder / file).symlink_to("blob")
-    with pytest.raises(UserError, match=rf"{file} is a link to blob, which is not there"):
+    with pytest.raises(UserError, match=rf"{file} is a link to blob, which does not exist"):
         load_tokenizer(folder)
 
 

@@ -164,7 +164,7 @@ def test_all_unknown_keys_are_named_at_once_with_a_way_out(tmp_path: Path) -> No
         ("glm130b", {"tie_word_embeddings": False}, "tie_word_embeddings is False.*needs True"),
         ("glm130b", {"use_bias": False}, "use_bias is False; a glm-130b model needs True"),
         ("bloom", {"slow_but_exact": True, "pretraining_tp": 2}, "slow_but_exact is true with"),
-        ("bloom", {"n_embed": 128}, "hidden_size 64 and n_embed 128 are two values of one"),
+        ("bloom", {"n_embed": 128}, "hidden_size 64 and n_embed 128 are two values of the same"),
         ("gpt3", {"scale_attn_weights": None}, "scale_attn_weights is None.*needs True"),
     ],
 )

@@ -179,7 +179,7 @@ def test_dropout_is_not_applied_and_said_once(caplog: pytest.LogCaptureFixture) 
         ('{"vocab_size": ' + "1" * 5000 + "}", "is not usable JSON: .*digits"),
         ('{"vocab_size": 64, "vocab_size": 65}', "'vocab_size' occurs more than once"),
         (b"\xff\xfe", "not UTF-8"),
-        (None, "config.json does not exist, so .* is no model"),
+        (None, "config.json does not exist, so .* is not a model"),
     ],
 )
 def test_unreadable_file(text: str | bytes | None, message: str, tmp_path: Path) -> None:

@@ -111,5 +111,5 @@ def test_each_setting_changes_what_it_says(family: str, flash: bool):
 @pytest.mark.parametrize("family", PREFIX_FAMILIES)
 def test_a_model_that_sees_a_prefix_refuses(family: str):
     model = from_config(tiny(family), seed=4)
-    with pytest.raises(UserError, match="prefix in both directions"):
+    with pytest.raises(UserError, match="prefix language model"):
         model.loss(**packed_batch(make_documents(), Packing(reset_attention_mask=True)))

@@ -188,7 +188,7 @@ def test_merging_what_does_not_fit():
         (
             {"mask": AttentionMask(document_starts=paddle.zeros([1, 10], "int32"))},
             ValueError,
-            "document_starts must hold the 12 tokens that the blocks reach to, got 10",
+            "document_starts must cover the 12 tokens up to the end of the blocks, got 10",
         ),
     ],
 )

@@ -117,7 +117,7 @@ def test_nothing_is_recorded_without_gradients(compiled):
     [
         ({"heads_k": 4}, "must hold 2 rows of tokens with 14 heads each, got shape"),
         ({"batch": 3}, "must hold 3 rows"),
-        ({"cos": tables()[0]}, "cos and sin go together"),
+        ({"cos": tables()[0]}, "give both cos and sin, or neither"),
         ({"position_ids": paddle.zeros([2, 5], "int64")}, "position_ids"),
         ({"mask": ops.AttentionMask(prefix_lengths=paddle.zeros([3], "int32"))}, "prefix_lengths"),
     ],

@@ -78,7 +78,7 @@ WRONG = {
         lambda: rotary(sin=paddle.ones([2, 4])),
         r"sin must have shape \[3, 4\], got \[2, 4\]",
     ),
-    "rotary_embedding offset": (lambda: rotary(offset=1), r"dimensions \[1, 9\) are to be rotated"),
+    "rotary_embedding offset": (lambda: rotary(offset=1), r"dimensions \[1, 9\)"),
     "rotary_embedding length": (
         lambda: rotary(cos=TABLE[:2], sin=TABLE[:2]),
         "3 tokens, but cos and sin hold only 2 positions",

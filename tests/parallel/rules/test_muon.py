@@ -11,7 +11,7 @@ from pypkg.parallel.optimizer.pieces import MatrixLayout, Piece, divided, joined
 from pypkg.parallel.optimizer.protocol import ParameterUpdate
 from pypkg.parallel.optimizer.rules.muon import Muon, orthogonalized
 from pypkg.parallel.optimizer.rules.weights import Weights
-from pypkg.parallel.update_rules import is_muons
+from pypkg.parallel.update_rules import updated_by_muon
 
 
 class Member:
@@ -22,7 +22,9 @@ class Member:
 
 
 def updated(weight: np.ndarray, gradient: np.ndarray, layout: MatrixLayout) -> np.ndarray:
-    muon = Muon(momentum=0.95, weight_decay=0.0, decayed=(), takes=is_muons, weights=Weights())
+    muon = Muon(
+        momentum=0.95, weight_decay=0.0, decayed=(), takes=updated_by_muon, weights=Weights()
+    )
     parameter = paddle.to_tensor(weight)
     state = muon.make_state(parameter, layout.shape)
     update = ParameterUpdate(
@@ -76,7 +78,9 @@ def test_updates_are_as_large_as_those_of_adamw():
 
 
 def test_embeddings_heads_and_vectors_are_not_taken():
-    muon = Muon(momentum=0.95, weight_decay=0.0, decayed=(), takes=is_muons, weights=Weights())
+    muon = Muon(
+        momentum=0.95, weight_decay=0.0, decayed=(), takes=updated_by_muon, weights=Weights()
+    )
     assert muon.takes("layers.0.mlp.down_proj.weight", (8, 4))
     assert not muon.takes("layers.0.input_layernorm.weight", (8,))
     for name in ("embed_tokens.weight", "embed_positions.weight", "lm_head.weight"):

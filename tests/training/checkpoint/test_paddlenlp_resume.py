@@ -306,7 +306,7 @@ def test_incomplete_state_is_told(tmp_path: Path) -> None:
     content = pickle.loads((folder / "model_state.pdparams").read_bytes())
     del content["StructuredToParameterName@@"]
     _dump(folder / "model_state.pdparams", content)
-    with pytest.raises(UserError, match="does not tell which these are"):
+    with pytest.raises(UserError, match="does not map them to names in the model"):
         _moment(folder, f"{KEYS[0]}.moment1")
 
 

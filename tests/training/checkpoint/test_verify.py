@@ -139,7 +139,7 @@ def test_a_manifest_without_its_fields(checkpoint):
     (checkpoint / "manifest.json").write_bytes(
         sealed_json({"format": 1, "checksum": "xxh3_128", "step": 3})
     )
-    assert "lacks what a manifest holds" in verify(checkpoint).damage[0]
+    assert "does not have the entries of a manifest" in verify(checkpoint).damage[0]
 
 
 def test_records_of_writers_are_taken_as_they_are(tmp_path):

@@ -67,7 +67,9 @@ def test_a_layout_that_does_not_fit_is_among_them():
 
 def test_a_folder_without_a_model(tmp_path):
     [found] = problems(model_name_or_path=str(tmp_path))
-    assert found.startswith(f"{tmp_path}/config.json does not exist, so '{tmp_path}' is no model.")
+    assert found.startswith(
+        f"{tmp_path}/config.json does not exist, so '{tmp_path}' is not a model."
+    )
 
 
 def test_several_limits_of_the_device_are_several_lines():

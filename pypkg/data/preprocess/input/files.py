@@ -112,8 +112,8 @@ def find_text_files(input_path: Path, suffixes: Sequence[str], exclude: Sequence
                     found.files.append(_text_file(path, name, *kind_found))
             elif path.is_symlink() and not path.exists():
                 raise UserError(
-                    f"{path} is a link to {os.readlink(path)}, which is not there; mend or remove "
-                    f"it, or leave it out with --exclude {path.name}"
+                    f"{path} is a link to {os.readlink(path)}, which does not exist; repair or "
+                    f"remove it, or leave it out with --exclude {path.name}"
                 )
             else:
                 found.left_out["that are no files, but devices or the like"].append(name)

@@ -1,6 +1,5 @@
-"""One module per model family. Its ``FAMILIES`` hold one ``Family`` per file format of the family.
+"""One module per model family. ``FAMILIES`` holds a ``Family`` for each file format of the family.
 
-
-A module here imports only ``config``, ``family``, ``llama_format`` and ``weight_map`` of
-``pypkg.models.architecture``.
+A module here imports only ``config``, ``family``, ``llama_format``, ``megatron_format`` and
+``weight_map`` of ``pypkg.models.architecture``.
 """

@@ -1,9 +1,9 @@
 """Baichuan and Baichuan 2 (Yang et al., 2023): LLaMA; ALiBi at 13B; a normalised head in version 2.
 
-The original code has a class per size, and its config.json does not name the differences. They
-follow from the released sizes: vocab_size 125696 is Baichuan 2; hidden_size 5120, or a missing
-max_position_embeddings, is ALiBi. For other sizes, the keys ``norm_head`` and
-``position_embedding``, which this package adds, take precedence.
+The original code has one class per size, and config.json does not contain the differences. They are
+derived from the released sizes: vocab_size 125696 means Baichuan 2; hidden_size 5120, or a missing
+max_position_embeddings, means ALiBi. For other sizes this package adds the keys ``norm_head`` and
+``position_embedding``, which take precedence.
 """
 
 from __future__ import annotations

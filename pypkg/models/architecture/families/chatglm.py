@@ -7,8 +7,7 @@ from pypkg.models.architecture.family import TOKEN_IDS, Family
 from pypkg.models.architecture.megatron_format import by_head, megatron_layers
 from pypkg.models.architecture.weight_map import WeightMap, same_layout
 
-# The original code computes the weight of the residual stream from the depth of the released
-# model, for models of any depth.
+# The original code uses the depth of the released model, 28, for models of any depth.
 _RESIDUAL_ALPHA = (2 * 28) ** 0.5
 
 
@@ -74,10 +73,10 @@ FAMILIES = (
             "quantization_bit": (0,),
         },
         unused=("output_predict", "prefix_projection", "quantization_embeddings"),
-        # Of models of PaddleNLP, where it follows the depth.
+        # For models of PaddleNLP, which uses the depth of the model.
         extensions={"residual_alpha": "residual_alpha"},
         weight_map=_weight_map,
-        # This family calls the first generated token bos; GLM-130B calls it sop.
+        # This family names the token bos that GLM-130B names sop.
         read_more=lambda keys: {"sop_token_id": keys.get("bos_token_id")},
     ),
 )

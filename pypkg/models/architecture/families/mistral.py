@@ -27,7 +27,7 @@ FAMILIES = (
         dropouts=("attention_dropout",),
         weight_map=llama_weight_map,
         reads=(*ROPE_KEYS, "sliding_window"),
-        # A missing key stands for a window of 4096, null for no window.
+        # A missing key means a window of 4096, null means no window.
         read_more=lambda keys: {
             "sliding_window": keys.get("sliding_window", 4096),
             **read_rope(keys),

@@ -1,6 +1,7 @@
 """Qwen 1 (Bai et al., 2023): LLaMA with biases of query, key and value.
 
-In evaluation, sequences longer than ``seq_length`` have a larger rotary base and scaled queries.
+In evaluation, sequences longer than ``seq_length`` have a larger rope_theta (dynamic NTK) and
+scaled queries (logn attention).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """StableLM (Stability AI, 2023): LLaMA with layer norms and a rotated quarter of each head.
 
-Sizes with ``use_parallel_residual`` or ``qk_layernorm``, such as stablelm-2-12b, are refused.
+Sizes with ``use_parallel_residual`` or ``qk_layernorm``, such as stablelm-2-12b, are rejected.
 """
 
 from __future__ import annotations

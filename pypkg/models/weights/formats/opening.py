@@ -1,8 +1,8 @@
-"""Opens the files that hold tensors, those on the disk of another machine as well.
+"""Opens files of tensors, also those on the disk of another machine.
 
-Without a shared folder, each machine of a run holds some files of a checkpoint. A run says by
-``read_elsewhere`` which ones lie on other machines, and how they are opened. All others are opened
-under their paths. Nothing here imports Paddle.
+Without a shared folder, each machine of a run holds some files of a checkpoint. ``read_elsewhere``
+registers the files on other machines and how to open them. All other files are opened locally.
+Nothing here imports Paddle.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pypkg.files.links import check_link
 
 
 class FileElsewhere(NamedTuple):
-    """A file on another machine: its size in bytes, and what opens it for reading."""
+    """A file on another machine: its size in bytes, and a function that opens it for reading."""
 
     size: int
     open: Callable[[], io.RawIOBase]
@@ -26,16 +26,16 @@ _elsewhere: Mapping[Path, FileElsewhere] = {}
 
 
 def read_elsewhere(files: Mapping[Path, FileElsewhere]) -> None:
-    """From now on ``files``, and no others, are opened elsewhere, each under its path here."""
+    """Registers ``files``, by their local paths, instead of those registered before."""
     global _elsewhere
     _elsewhere = files
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file, here or elsewhere.
+    """Whether there is a file at ``path``, locally or on another machine.
 
     Raises:
-        UserError: it is a link that leads nowhere.
+        UserError: it is a broken symbolic link.
     """
     if path in _elsewhere:
         return True
@@ -44,7 +44,7 @@ def is_file(path: Path) -> bool:
 
 
 def open_file(path: Path) -> tuple[io.RawIOBase, int]:
-    """The file, opened for reading without a buffer, and its size in bytes.
+    """Opens a file for unbuffered reading; returns it and its size in bytes.
 
     Raises:
         OSError: it cannot be opened.

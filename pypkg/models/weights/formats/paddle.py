@@ -1,9 +1,8 @@
-"""Reads files of ``paddle.save`` (.pdparams, .pdopt) without Paddle and without running them.
+"""Reads files of ``paddle.save`` (.pdparams, .pdopt) without Paddle and without executing them.
 
 Such a file is a pickle of a dict in which tensors are NumPy arrays; bfloat16 is stored as its bits
 in uint16 (https://github.com/PaddlePaddle/Paddle, python/paddle/framework/io.py). ``PickleReader``
-reads it in bounded time and memory. Arrays are located and not read: only the opcodes between them
-are.
+reads it in bounded time and memory. The data of arrays is not read, only located.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from pypkg.models.weights.formats.stored_tensor import (
     contiguous_strides,
 )
 
-PARAMETER_NAMES = "StructuredToParameterName@@"  # key of a dict: name in the model -> Paddle's
+PARAMETER_NAMES = "StructuredToParameterName@@"  # key of a dict: name in the model -> Paddle name
 _IN_PIECES = "UnpackBigParamInfor@@"  # key of arrays that protocols 2 and 3 cut into pieces
 _TRUSTED = (
     "load it where Paddle is installed, with paddle.load(path), and paddle.save its state dict "
@@ -80,7 +79,7 @@ class _Array(Restorable):
         if not (isinstance(dtype, _DType) and isinstance(place, Span) and isinstance(shape, tuple)):
             raise ValueError("an array without shape, dtype or bytes")
         if len(shape) > MAX_AXES or not all(type(n) is int and n >= 0 for n in shape):
-            raise ValueError("an array whose shape is none")
+            raise ValueError("an array with an invalid shape")
         if math.prod(shape) * STORAGE[dtype.name].itemsize != place.length:
             raise ValueError(f"an array of shape {shape} in {place.length} bytes")
         self.shape, self.dtype, self.place = shape, dtype.name, place
@@ -121,10 +120,10 @@ def read_paddle_file(path: Path) -> dict[str, StoredTensor]:
     """Locates the tensors in a file of weights.
 
     Returns:
-        Stored tensors by their name in the model.
+        Stored tensors by name in the model.
 
     Raises:
-        UserError: as for ``read_paddle_object``, or the file holds no tensors by name.
+        UserError: as in ``read_paddle_object``, or the file has no named tensors.
     """
     tensors = {
         name: value
@@ -137,10 +136,12 @@ def read_paddle_file(path: Path) -> dict[str, StoredTensor]:
 
 
 def read_paddle_object(path: Path) -> dict[str, Any]:
-    """The dict that ``paddle.save`` wrote: tensors, plain values, and dicts of them, to depth 3.
+    """The dict that ``paddle.save`` wrote: stored tensors, plain values, and nested dicts of them.
+
+    Dicts are read to depth 3.
 
     Raises:
-        UserError: the file cannot be read, is damaged, or holds objects of another kind.
+        UserError: the file cannot be read, is damaged, or contains objects of other types.
     """
     with (
         user_errors(path, _TRUSTED),
@@ -161,7 +162,7 @@ def read_paddle_object(path: Path) -> dict[str, Any]:
 
 
 class _Locator:
-    """Turns arrays into stored tensors. A dict that occurs twice is walked once."""
+    """Converts arrays to stored tensors. A dict that occurs twice is converted once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -175,7 +176,7 @@ class _Locator:
             self._done[key] = found
             for name, value in values.items():
                 if isinstance(value, tuple) and len(value) == 2:
-                    value = value[1]  # beside its Paddle name
+                    value = value[1]  # (Paddle name, array)
                 if isinstance(value, _Array):
                     found[name] = value.stored_in(self._path)
                 elif isinstance(value, (str, int, float)):

@@ -1,10 +1,10 @@
-"""The weights of a PaddleNLP run under tensor or pipeline parallelism: a file per rank.
+"""The weights of a PaddleNLP run under tensor or pipeline parallelism: one file per rank.
 
-``model_state.tp01_pp00.pdparams`` holds the shards of tensor-parallel rank 1 in pipeline stage 0;
-the part of the name for a degree of 1 is missing. Tensor names are those of the whole model. The
-division follows ``_get_tensor_parallel_mappings`` in paddlenlp/transformers/*/modeling.py, where
-matrices are [in, out]. A column-parallel layer has a block of the columns and of the bias. A
-row-parallel layer and an embedding have a block of the rows.
+``model_state.tp01_pp00.pdparams`` holds the shards of tensor-parallel rank 1 in pipeline stage 0.
+For a degree of 1, that part of the file name is omitted. Tensor names are those of the whole model.
+The division is that of ``_get_tensor_parallel_mappings`` in paddlenlp/transformers/*/modeling.py,
+with [in, out] matrices. The rank of a column-parallel layer has a block of the columns and of the
+bias. The rank of a row-parallel layer or an embedding has a block of the rows.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ _COLUMNS = re.compile(
     r"project_in|project_out)"
     r"\.(weight|bias)"
 )
-# Matrices that one tensor packs: a rank has a block of each. Those of ChatGLMv2 are in its encoder.
+# Tensors that pack several matrices, of each of which a rank has a block. ChatGLMv2's names contain
+# "encoder".
 _HALVES = re.compile(r".*(\.gate_up_fused_proj|\bencoder\..*\.dense_h_to_4h)\.(weight|bias)")
 _THIRDS = re.compile(r".*\.c_attn\.(weight|bias)")
 _QUERY_KEY_VALUE = re.compile(r".*\bencoder\..*\.query_key_value\.(weight|bias)")
 _ROWS = re.compile(r".*\.(o_proj|down_proj|out_proj|linear2|dense|dense_4h_to_h|c_proj)\.weight")
 _TABLE = re.compile(r"(.*\.)?(embed_tokens|wte|word_embeddings)\.weight")
 _HEAD = re.compile(r"lm_head\.weight|(.*\.)?output_layer\.weight")
-# Whole on every rank where the degree does not divide the vocabulary or the key-value heads.
+# Replicated on all ranks if the degree does not divide the vocabulary or the key-value heads.
 _AT_TIMES_WHOLE = re.compile(
     r".*\.[kv]_proj\..*|(.*\.)?(embed_tokens|wte|word_embeddings)\..*|lm_head\..*"
 )
@@ -49,7 +50,7 @@ Rank = tuple[int, int]  # tensor-parallel, pipeline
 def part_files(
     folder: Path, stem: str = "model_state", suffix: str = "pdparams"
 ) -> dict[Rank, Path]:
-    """The files of all ranks in a folder; empty if there are none.
+    """The files of all ranks in a folder, by rank; empty if there are none.
 
     Args:
         stem, suffix: of the file names.
@@ -98,7 +99,7 @@ def merge_parts(parts: dict[Rank, Path]) -> dict[str, JoinedTensor]:
 
 
 def table_shape(shapes: Mapping[str, Shape]) -> Shape | None:
-    """Shape of the embedding among tensors with ``shapes``, whole or of a rank; None: no such."""
+    """Shape of the embedding, or of its shard, among tensors with ``shapes``; None: not found."""
     return next((shape for name, shape in shapes.items() if _TABLE.fullmatch(name)), None)
 
 
@@ -113,8 +114,8 @@ def join_ranks(
     Args:
         shards: in the order of tensor-parallel ranks.
         whole: shape of the whole tensor, if known.
-        table: shape of the shard of the embedding on a rank, or of all of it. A tied head has the
-            same, and its width is that of all queries of a ChatGLMv2 layer.
+        table: shape of the embedding or of its shard. A tied head has the same shape, and the total
+            width of the queries of a ChatGLMv2 layer is the embedding's width.
 
     Raises:
         UserError: the shards do not belong together.
@@ -123,7 +124,7 @@ def join_ranks(
         return JoinedTensor((shards[0],))
     axis = _divided_axis(name, shards[0].shape, whole, table)
     if axis is None:
-        return JoinedTensor((shards[0],))  # every rank has the whole
+        return JoinedTensor((shards[0],))  # replicated on every rank
     _check_same(name, shards)
     if whole is None and _AT_TIMES_WHOLE.fullmatch(name) and _are_equal(name, shards):
         return JoinedTensor((shards[0],))
@@ -133,13 +134,13 @@ def join_ranks(
 
 
 def _divided_axis(name: str, shard: Shape, whole: Shape | None, table: Shape | None) -> int | None:
-    """The axis along which ranks divide a tensor; None: each has the whole."""
+    """The axis along which ranks divide a tensor; None: it is replicated."""
     if any(kind.fullmatch(name) for kind in (_COLUMNS, _HALVES, _THIRDS, _QUERY_KEY_VALUE)):
         return len(shard) - 1
     if _ROWS.fullmatch(name) or _TABLE.fullmatch(name):
         return 0
     if _HEAD.fullmatch(name):
-        # [hidden, vocabulary], but [vocabulary, hidden] where it is the embedding.
+        # [hidden, vocabulary], but [vocabulary, hidden] if it is tied to the embedding.
         is_tied = shard == table or (whole is not None and whole[-1] == shard[-1])
         return 0 if is_tied else 1
     return None
@@ -148,11 +149,13 @@ def _divided_axis(name: str, shard: Shape, whole: Shape | None, table: Shape | N
 def _blocks(
     name: str, shard: StoredTensor | SlicedTensor, axis: int, ranks: int, table: Shape | None
 ) -> list[int]:
-    """Where the matrices that one tensor packs begin and end along a rank's divided axis."""
+    """Bounds of the packed matrices of a tensor along the divided axis of a rank's shard."""
     length = shard.shape[axis]
     if _QUERY_KEY_VALUE.fullmatch(name):
         if table is None:
-            raise UserError(f"{shard.file}: no rank has an embedding, whose width divides {name}")
+            raise UserError(
+                f"{shard.file}: no rank has an embedding, whose width is needed to divide {name}"
+            )
         query = table[-1] // ranks
         return [0, query, (query + length) // 2, length]
     parts = 2 if _HALVES.fullmatch(name) else 3 if _THIRDS.fullmatch(name) else 1
@@ -169,7 +172,10 @@ def _check_same(name: str, shards: Sequence[StoredTensor | SlicedTensor]) -> Non
 
 
 def _are_equal(name: str, shards: Sequence[StoredTensor | SlicedTensor]) -> bool:
-    """Whether two ranks hold equal tensors, judged by their first rows; random weights differ."""
+    """Whether the first two ranks hold equal tensors. It compares the first 8 rows.
+
+    The shards of a divided tensor differ, because weights begin random.
+    """
     first, second = (
         JoinedTensor((shard,)).read(name, "float32", [slice(0, 8)]) for shard in shards[:2]
     )

@@ -1,16 +1,16 @@
-"""Reads pickles of weights with an interpreter of its own, which calls only permitted functions.
+"""Reads pickles of weights with a restricted interpreter, which calls only permitted functions.
 
 A pickle is a program. In Python's unpickler, a few bytes can allocate a memo of four GiB, or build
-nested tuples whose hash takes practically forever. This interpreter creates dicts with plain keys,
-lists, tuples, strings, numbers, and the objects that its caller permits. Its bounds:
+nested tuples whose hash takes practically forever. This interpreter only creates dicts with plain
+keys, lists, tuples, strings, numbers, and the objects that its caller permits. Its bounds:
 
 - Time: at most ``MAX_OPCODES`` opcodes. An opcode takes constant time, or time proportional to the
   values that it pops off the stack.
 - Memory: about 100 bytes per opcode. The memo is a dict and holds only stored values. Bytes are not
-  copied; the result refers to their place in the buffer. A string has at most ``MAX_STRING``
+  copied; the result refers to their position in the buffer. A string has at most ``MAX_STRING``
   bytes, and all strings together fit into the buffer.
-- Depth: only strings and numbers are hashed, compared or printed, so that nothing recurses. A
-  caller that walks the result must bound its own depth.
+- Depth: only strings and numbers are hashed, compared or printed, so nothing recurses. A caller
+  that traverses the result must limit the depth itself.
 
 The opcodes are those of protocols 2 to 5 (https://docs.python.org/3/library/pickletools.html), and
 the few opcodes of older protocols that name a callable.
@@ -38,16 +38,16 @@ _MARK = object()
 
 
 class Refused(Exception):
-    """The pickle asks for something that is neither a tensor nor a plain value."""
+    """The pickle refers to an object that is not permitted."""
 
 
 @contextlib.contextmanager
 def user_errors(path: Path, trusted: str) -> Iterator[None]:
-    """Turns the exceptions of reading a pickle file into errors of the user.
+    """Converts exceptions from reading a pickle file to ``UserError``.
 
     Args:
         path: the file.
-        trusted: the way to load a file of trusted origin, with its framework.
+        trusted: text for the message: how to load a file of trusted origin with its framework.
 
     Raises:
         UserError: the block raised ``Refused`` or any other exception.
@@ -60,8 +60,9 @@ def user_errors(path: Path, trusted: str) -> Iterator[None]:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except Refused as error:
         raise UserError(
-            f"{path} was not loaded: {error}. Only tensors, dicts, lists and plain values are, as "
-            f"anything else in a pickle may run code. If you trust its origin, {trusted}"
+            f"{path} was not loaded: {error}. Only tensors, dicts, lists and plain values are "
+            f"loaded, because other objects in a pickle may run code. If you trust its origin, "
+            f"{trusted}"
         ) from error
     except Exception as error:  # a damaged or hostile file can fail in any way
         reason = str(error) or type(error).__name__
@@ -71,20 +72,20 @@ def user_errors(path: Path, trusted: str) -> Iterator[None]:
 
 
 class Span(NamedTuple):
-    """The place of a bytes object in the buffer: ``length`` bytes from ``offset``; not copied."""
+    """The position of a bytes object in the buffer: ``length`` bytes from ``offset``."""
 
     offset: int
     length: int
 
 
 class Call(NamedTuple):
-    """A function that a pickle may call. A tuple is immutable, so that no pickle can change it."""
+    """A function that a pickle may call. It is a tuple so that a pickle cannot modify it."""
 
     function: Callable[..., Any]
 
 
 class Restorable(ABC):
-    """An object whose state a pickle may give, with ``restore``."""
+    """An object whose state a pickle may set (opcode BUILD), with ``restore``."""
 
     __slots__ = ()
 
@@ -108,9 +109,9 @@ class PickleReader:
     """One pickle in a buffer.
 
     Args:
-        buffer: holds the pickle from its first byte on.
-        names: the objects that the pickle may refer to, by (module, name).
-        find: resolves a persistent reference; None: such references are refused.
+        buffer: begins with the pickle.
+        names: the objects to which the pickle may refer, by (module, name).
+        find: resolves a persistent reference; None: such references raise ``Refused``.
     """
 
     def __init__(
@@ -201,7 +202,7 @@ class PickleReader:
     def _set_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
-            raise ValueError("items of what is no dict")
+            raise ValueError("items of an object that is not a dict")
         for key, value in zip(items[::2], items[1::2]):
             if not isinstance(key, (str, int, float, type(None))):
                 raise ValueError(f"a {type(key).__name__} as the key of a dict")
@@ -213,12 +214,12 @@ class PickleReader:
 
     def _append(self, items: list[Any]) -> None:
         if not isinstance(self._stack[-1], list):
-            raise ValueError("elements of what is no list")
+            raise ValueError("elements of an object that is not a list")
         self._stack[-1].extend(items)
 
     def _global(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
-            raise ValueError("a name that is no string")
+            raise ValueError("a name that is not a string")
         if (module, name) not in self._names:
             raise Refused(f"it asks for {module}.{name}")
         self._push(self._names[module, name])
@@ -236,7 +237,7 @@ class PickleReader:
         target = self._stack[-1]
         if isinstance(target, Restorable):
             target.restore(state)
-        elif not isinstance(target, collections.OrderedDict):  # its attributes are ignored
+        elif not isinstance(target, collections.OrderedDict):  # attributes of that are ignored
             raise ValueError(f"a state for a {type(target).__name__}")
 
     def _refer(self) -> None:

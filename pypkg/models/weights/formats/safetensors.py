@@ -1,9 +1,9 @@
 """Locates the tensors of a safetensors file, and writes such a file tensor by tensor.
 
-The format (https://github.com/huggingface/safetensors#format) is the length of a JSON header in
-eight bytes, the header, and the tensors back to back. The NumPy interface of the safetensors
-library does not support bfloat16 and builds a whole file in memory, so that this module reads and
-writes the format itself. Nothing here imports Paddle.
+A file (https://github.com/huggingface/safetensors#format) consists of the length of a JSON header
+in eight bytes, the header, and the tensors without gaps. The NumPy interface of the safetensors
+library does not support bfloat16 and builds a whole file in memory, so this module reads and writes
+the format itself. Nothing here imports Paddle.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class TensorSpec(NamedTuple):
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     """Locates the tensors of a file, by name. Only the header is read.
 
-    In a file with the metadata ``"format": "np"``, uint16 stands for bfloat16.
+    In a file with the metadata ``"format": "np"``, uint16 means bfloat16.
 
     Raises:
         UserError: the file is corrupt or truncated, or a dtype is unknown.
@@ -115,28 +115,29 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
 def _check_back_to_back(
     path: Path, tensors: Mapping[str, StoredTensor], start: int, size: int
 ) -> None:
-    """
+    """Checks that tensors fill the file after the header, as the format requires.
+
     Raises:
-        UserError: the bytes after the header do not all belong to one tensor each, as the format
-            demands.
+        UserError: tensors overlap, or bytes belong to no tensor.
     """
     end, before = start, "the header"
     for name, tensor in sorted(tensors.items(), key=lambda t: (t[1].offset, t[1].num_bytes)):
         if tensor.offset != end:
             raise UserError(
                 f"{path} is corrupt: tensor {name} begins at byte {tensor.offset}, and {before} "
-                f"ends at byte {end}; tensors stand back to back. Get the file again"
+                f"ends at byte {end}; tensors must follow one another without gaps. Get the file "
+                "again"
             )
         end, before = end + tensor.num_bytes, f"tensor {name}"
     if end != size:
         raise UserError(
-            f"{path} is corrupt: {before} ends at byte {end}, the file has {size}, and no tensor "
-            "is said to be in the rest. Get the file again"
+            f"{path} is corrupt: {before} ends at byte {end}, the file has {size}, and its header "
+            "names no tensor in the rest. Get the file again"
         )
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """The header, the byte at which the tensors begin, and the size of the file in bytes."""
+    """The header, the offset of the first tensor, and the size of the file, both in bytes."""
     try:
         raw, size = open_file(path)
         with BufferedReader(raw) as file:
@@ -164,13 +165,14 @@ def write_tensors(
     tensors: Iterable[tuple[str, np.ndarray]],
     metadata_format: str = "pt",
 ) -> int:
-    """Writes one safetensors file as the tensors come, so that one at a time is in memory.
+    """Writes one safetensors file. Only one tensor at a time has to be in memory.
 
-    The caller brings the file to the disk and gives it its name, see :mod:`pypkg.files`.
+    The caller syncs the file to disk and renames it, see :mod:`pypkg.files`.
 
     Args:
-        specs: of every tensor by name, in the order in which ``tensors`` gives them.
-        metadata_format: what the header says of the framework; readers of the format want one.
+        specs: spec of each tensor by name, in the order of ``tensors``.
+        tensors: (name, array) pairs.
+        metadata_format: value of "format" in the metadata, which some readers require.
 
     Returns:
         Number of bytes of tensor data.
@@ -188,7 +190,7 @@ def write_tensors(
 def encoded_header(
     specs: Mapping[str, TensorSpec], metadata_format: str = "pt"
 ) -> tuple[bytes, int]:
-    """What a file begins with, and the number of bytes of tensor data that follow."""
+    """The bytes before the tensors of a file, and the number of bytes of tensor data."""
     header: dict[str, object] = {"__metadata__": {"format": metadata_format}}
     codes = dict(_CODES)
     if metadata_format == _NUMPY_FORMAT:

@@ -1,4 +1,4 @@
-"""Checkpoints of SwissArmyTransformer, the format of GLM-130B: a file per tensor-parallel rank.
+"""Checkpoints of SwissArmyTransformer, the format of GLM-130B: one file per tensor-parallel rank.
 
 ``mp_rank_XX_model_states.pt`` holds the shards of rank XX in the layout of
 https://github.com/THUDM/SwissArmyTransformer (sat/mpu/layers.py), where matrices are [out, in]. A
@@ -25,7 +25,7 @@ _COLUMNS = re.compile(r".*(attention\.dense|mlp\.dense_4h_to_h)\.weight")
 
 
 def sat_files(folder: Path) -> list[Path]:
-    """The rank files of a checkpoint in the order of ranks; empty for another format.
+    """The rank files of a checkpoint, in the order of ranks; empty for another format.
 
     Raises:
         UserError: the files of some ranks are missing.
@@ -67,7 +67,7 @@ def _merge(name: str, shards: list[StoredTensor]) -> JoinedTensor:
     axis = 1 if _COLUMNS.fullmatch(name) else 0
     if not (_COLUMNS.fullmatch(name) or _ROWS.fullmatch(name) or _GATED_ROWS.fullmatch(name)):
         _check_same(name, shards, None)
-        return JoinedTensor((shards[0],))  # every rank has the whole
+        return JoinedTensor((shards[0],))  # replicated on every rank
     _check_same(name, shards, axis)
     if _GATED_ROWS.fullmatch(name):
         if odd := [shard for shard in shards if shard.shape[0] % 2]:

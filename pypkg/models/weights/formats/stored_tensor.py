@@ -43,11 +43,11 @@ STORAGE: dict[str, np.dtype[Any]] = {
 MAX_AXES = 32  # NumPy's before version 2
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 _RANGES = {"float16": 0, "bfloat16": 1, "float32": 1, "float64": 2}  # in ascending order
-_BLOCK = 1 << 24  # bytes per read, the memory that a read needs beside its result
+_BLOCK = 1 << 24  # bytes per read: the memory that reading needs besides its result
 
 
 class StoredTensor(NamedTuple):
-    """A strided tensor in a file. A tuple is immutable, so that no pickle can change it.
+    """A strided tensor in a file. It is a tuple so that a pickle cannot modify it.
 
     ``strides`` are in elements, ``offset`` is in bytes from the start of the file.
     """
@@ -75,7 +75,7 @@ class StoredTensor(NamedTuple):
         return self._replace(shape=shape, offset=offset)
 
     def is_contiguous(self) -> bool:
-        """Whether its elements lie back to back in the order of its axes."""
+        """Whether the elements are stored in C order without gaps."""
         return all(
             length == 1 or stride == expected
             for length, stride, expected in zip(
@@ -89,7 +89,7 @@ class StoredTensor(NamedTuple):
         Raises:
             UserError: the file cannot be read.
         """
-        # In the order in which the axes lie in the file, a transposed matrix reads like any other.
+        # With the axes in the order of the file, a transposed matrix is read sequentially too.
         order = sorted(range(len(self.shape)), key=lambda axis: -self.strides[axis])
         ordered = self._replace(
             shape=tuple(self.shape[axis] for axis in order),
@@ -103,10 +103,12 @@ class StoredTensor(NamedTuple):
 
 
 class SlicedTensor(NamedTuple):
-    """A tensor stored flat, in slices that follow one another and end in zeros that pad it.
+    """A tensor, or a part of it, that is stored as consecutive flat slices with zero padding.
 
-    ``whole`` is its shape, and ``bounds`` are the start and the stop of the part that is meant, of
-    one axis each.
+    Attributes:
+        slices: the slices, each with one axis.
+        whole: shape of the whole tensor.
+        bounds: (start, stop) along each axis of the part.
     """
 
     slices: tuple[StoredTensor, ...]
@@ -115,7 +117,7 @@ class SlicedTensor(NamedTuple):
 
     @classmethod
     def of(cls, slices: Sequence[StoredTensor], shape: Shape) -> SlicedTensor:
-        """All of a tensor of ``shape``; ``slices`` have one axis and at least as many elements."""
+        """The whole tensor of ``shape``; ``slices`` have at least as many elements."""
         return cls(tuple(slices), shape, tuple((0, length) for length in shape))
 
     @property
@@ -130,20 +132,20 @@ class SlicedTensor(NamedTuple):
 
     @property
     def shape(self) -> Shape:
-        """Shape of the part that is meant."""
+        """Shape of the part."""
         return tuple(stop - start for start, stop in self.bounds)
 
     def narrow(self, axis: int, start: int, stop: int) -> SlicedTensor:
-        """The slice [start, stop) along an axis, which reads no bytes."""
+        """The slice [start, stop) along an axis, without reading it."""
         first = self.bounds[axis][0]
         bounds = (*self.bounds[:axis], (first + start, first + stop), *self.bounds[axis + 1 :])
         return self._replace(bounds=bounds)
 
     def read_into(self, out: np.ndarray, dtype: str) -> None:
-        """Reads and converts the part that is meant to ``out``; all slices are read for it.
+        """Reads and converts the part to ``out``, an array of its shape. All slices are read.
 
         Raises:
-            UserError: a file cannot be read, or what pads the tensor is not zero.
+            UserError: a file cannot be read, or the padding is not zero.
         """
         flat = np.empty(sum(each.shape[0] for each in self.slices), STORAGE[dtype])
         end = 0
@@ -153,7 +155,7 @@ class SlicedTensor(NamedTuple):
         length = math.prod(self.whole)
         if flat[length:].any():
             raise UserError(
-                f"{self.slices[-1].file}: a tensor of shape {list(self.whole)} lies in "
+                f"{self.slices[-1].file}: a tensor of shape {list(self.whole)} is stored in "
                 f"{len(flat)} elements, and those beyond {length} are not zero; the file is of "
                 "another model"
             )
@@ -187,12 +189,12 @@ class JoinedTensor:
         Args:
             name: of the tensor, for error messages.
             dtype: float32, float16, bfloat16 (returned as its bits in uint16) or float64.
-            slices: one per axis, with step 1; missing slices select whole axes. Other bytes are
-                not read.
+            slices: one per axis, with step 1; missing slices select whole axes. Only the selected
+                elements are read.
 
         Raises:
-            UserError: a stored dtype is not one of FLOATS, a value is beyond the largest of
-                ``dtype``, or a file cannot be read.
+            UserError: a stored dtype is not one of FLOATS, a value exceeds the range of ``dtype``,
+                or a file cannot be read.
             ValueError: a slice has a step, or there are more slices than axes.
         """
         bounds = _bounds(self.shape, slices)
@@ -228,7 +230,7 @@ class JoinedTensor:
             raise UserError(
                 f"{shard.file}: tensor {name} of dtype {shard.dtype} holds values beyond "
                 f"{np.finfo(dtype).max:.6g}, the largest of {dtype}; choose another dtype, such as "
-                "bfloat16, or look what is wrong with the file"
+                "bfloat16, or check the file"
             )
 
 
@@ -247,7 +249,7 @@ def convert(values: np.ndarray, from_dtype: str, to_dtype: str) -> np.ndarray:
         return values
     if from_dtype == "bfloat16":
         values = (values.astype(np.uint32) << 16).view(np.float32)
-    with np.errstate(over="ignore"):  # which JoinedTensor.read notices
+    with np.errstate(over="ignore"):  # JoinedTensor.read checks for overflow
         values = values.astype(STORAGE[to_dtype] if to_dtype != "bfloat16" else np.float32)
     if to_dtype != "bfloat16":
         return values
@@ -265,7 +267,7 @@ def _bounds(shape: Shape, slices: Slices) -> list[tuple[int, int]]:
     for axis, length in enumerate(shape):
         start, stop, step = (slices[axis] if axis < len(slices) else slice(None)).indices(length)
         if step != 1:
-            raise ValueError(f"slices with a step are not read, found {slices[axis]}")
+            raise ValueError(f"slices with a step are not supported, found {slices[axis]}")
         bounds.append((start, max(start, stop)))
     return bounds
 
@@ -279,7 +281,7 @@ def _read_blocks(
         data = np.empty(tensor.shape, STORAGE[tensor.dtype])
         file.seek(tensor.offset)
         missing = data.reshape(-1).view(np.uint8).data
-        while missing:  # one call may return less than it was asked for
+        while missing:  # one call may return fewer bytes
             count = file.readinto(missing)
             if not count:
                 raise UserError(f"{tensor.file} became shorter while it was read; try again")

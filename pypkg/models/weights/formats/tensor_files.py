@@ -134,7 +134,7 @@ def _each_alone(tensors: dict[str, StoredTensor]) -> dict[str, JoinedTensor]:
 
 
 def read_file_shards(index: Path, read_file: _Reader = read_safetensors) -> dict[str, StoredTensor]:
-    """Locates the tensors of the file shards that an index file lists, by name.
+    """Locates the tensors of the files that an index file lists, by name.
 
     Raises:
         UserError: the index or a file shard is missing or damaged.
@@ -154,7 +154,7 @@ def read_file_shards(index: Path, read_file: _Reader = read_safetensors) -> dict
             raise UserError(f"{index} lists the file {shard}, which is not in {index.parent}")
         shards[shard] = read_file(index.parent / shard)
         entries.update(shards[shard])
-    # Where several files hold a tensor, as file shards of an earlier save may, the index decides.
+    # Files of an earlier save may hold a tensor too; the index decides.
     entries |= {
         name: shards[shard][name] for name, shard in weight_map.items() if name in shards[shard]
     }

@@ -1,4 +1,4 @@
-"""Reads PyTorch files (.bin, .pt, .pth) without PyTorch and without running their pickles.
+"""Reads PyTorch files (.bin, .pt, .pth) without PyTorch and without executing their pickles.
 
 Since PyTorch 1.6 such a file is an uncompressed zip archive. ``<name>/data.pkl`` is a pickle of
 the object, and its tensors refer to storages ``<name>/data/<key>``, which contain only numbers
@@ -140,10 +140,10 @@ class _Storages:
         return _Storage(self._path, dtype, self._offsets[key], member.file_size)
 
     def refer(self, reference: Any) -> _Storage:
-        """The storage that a persistent reference of the pickle stands for."""
+        """The storage to which a persistent reference of the pickle refers."""
         kind, storage_type, key, _location, _length = reference
         if not isinstance(key, str) or len(key) > _MAX_KEY:
-            raise ValueError("a storage whose key is no short string")
+            raise ValueError("a storage whose key is not a short string")
         if kind != "storage" or not isinstance(storage_type, _StorageType):
             raise Refused(f"it refers to {_shown(kind)} of type {_shown(storage_type)}")
         return self.find(storage_type.dtype, key)
@@ -166,14 +166,14 @@ def _make_parameter(tensor: StoredTensor, *_: Any) -> StoredTensor:
 def _make_tensor(
     storage: _Storage, first: int, shape: tuple, strides: tuple, *_: Any
 ) -> StoredTensor:
-    """Replaces torch._utils._rebuild_tensor_v2: returns the place of the tensor in the file."""
+    """Replaces torch._utils._rebuild_tensor_v2: returns the position of the tensor in the file."""
     if not isinstance(storage, _Storage):
         raise ValueError(f"a tensor in {_shown(storage)}")
     if len(shape) != len(strides) or len(shape) > MAX_AXES:
         raise ValueError(f"a tensor of shape with {len(shape)} axes and {len(strides)} strides")
     numbers = (first, *shape, *strides)
     if not all(type(number) is int and 0 <= number <= _MAX_NUMBER for number in numbers):
-        raise ValueError("a tensor of shape, strides or offset that are no sizes")
+        raise ValueError("a tensor with an invalid shape, strides or offset")
     itemsize = STORAGE[storage.dtype].itemsize
     end = first + sum((n - 1) * stride for n, stride in zip(shape, strides)) + 1
     if 0 not in shape and end * itemsize > storage.num_bytes:
@@ -183,7 +183,7 @@ def _make_tensor(
 
 
 def _shown(value: Any) -> str:
-    """A string as it is, or the type name of another value, whose repr may be unbounded."""
+    """A string unchanged; of any other value only the type, because its repr may be unbounded."""
     return repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
 
 

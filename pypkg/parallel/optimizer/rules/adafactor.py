@@ -34,11 +34,10 @@ class Adafactor:
 
     A vector has a second moment for each element instead of row * col / mean of row. A parameter
     counts as one matrix, even if it packs query, key and value. The sums over a divided matrix are
-    reduced over all ranks that hold pieces, in two messages: r + c numbers, and later one number,
-    for each matrix.
+    reduced over all ranks that hold pieces, in two messages: r + c numbers for each matrix, and
+    later one number for each matrix.
 
-    One instance is an ``Optimizer`` either of matrices or of all other parameters, because their
-    states differ.
+    An instance updates either matrices or all other parameters, because their states differ.
 
     Args:
         factored: whether this instance takes the matrices.
@@ -69,7 +68,7 @@ class Adafactor:
         return undivided.get(state_name)
 
     def make_state(self, parameter: Tensor, shape: Sequence[int]) -> dict[str, Tensor]:
-        """Zero second moments; for 16 bits, the master weight."""
+        """Zero second moments and, for a 16-bit parameter, the master weight."""
         state = self._weights.make_state(parameter)
         if self._factored:
             state |= {_ROW: paddle.zeros([shape[0]]), _COLUMN: paddle.zeros([shape[1]])}
@@ -104,9 +103,9 @@ class Adafactor:
         steps: Sequence[int],
         is_finite: Tensor,
     ) -> list[Tensor]:
-        """Updates row and column moments; returns each gradient over the root of its new moment.
+        """Updates row and column moments; returns u of the formula for each parameter.
 
-        Gradients and results are laid out as ``blocks``.
+        The results have the layout of ``blocks``.
         """
         sums = iter(_summed([each for block in blocks for each in block.sums()], updates))
         for each, step in zip(updates, steps, strict=True):
@@ -122,7 +121,7 @@ class Adafactor:
         steps: Sequence[int],
         is_finite: Tensor,
     ) -> list[Tensor]:
-        """The same as ``_move_matrix_moments``, for vectors."""
+        """``_move_matrix_moments`` for vectors."""
         for each, block, step in zip(updates, blocks, steps, strict=True):
             self._move(each, _WHOLE, block.gradient.square(), step, is_finite)
         return [
@@ -154,13 +153,13 @@ class Adafactor:
 
 
 class _Block(NamedTuple):
-    """A gradient as whole rows of the rank's shard, and where they lie.
+    """A gradient as whole rows of the rank's shard, with their position in the parameter.
 
     Attributes:
         gradient: float32, [rows, columns] or [n].
         piece: the piece that the rank updates.
-        ids: along each axis, indices in the whole parameter; 0 for padding.
-        owned: along each axis, 1 for the elements that this rank counts in sums, else 0.
+        ids: for each axis, the indices in the whole parameter, int64; 0 for padding.
+        owned: for each axis, float32: 1 for the indices that this rank counts in sums, else 0.
     """
 
     gradient: Tensor
@@ -204,18 +203,18 @@ def _block(update: ParameterUpdate, grad_scale: Tensor, over_sharding: bool) -> 
 
 
 def _factored(update: ParameterUpdate, block: _Block) -> Tensor:
-    """The gradient over the root of the factored second moment."""
+    """The gradient divided by the root of the factored second moment."""
     row, column = update.state[_ROW], update.state[_COLUMN]
     of_rows = (row / row.mean()).rsqrt()[block.ids[0]].unsqueeze(1)
     return block.gradient * of_rows * column.rsqrt()[block.ids[1]]
 
 
 def _summed(values: Sequence[Tensor], updates: Sequence[ParameterUpdate]) -> list[Tensor]:
-    """Sums over the ranks that hold pieces of the same parameters; one message for each group.
+    """Sums ``values`` over the ranks that hold pieces of the same parameters.
 
-    The terms of a tensor group are added in the order of ranks. An all-reduce adds them in an order
-    that depends on the offset in the message, which differs between pipeline stages that hold
-    copies of a tied embedding.
+    There is one message for each group. The terms of a tensor group are added in the order of
+    ranks. An all-reduce would add them in an order that depends on the offset in the message. That
+    offset differs between the pipeline stages that hold copies of a tied embedding.
     """
     mesh = updates[0].piece.mesh
     is_sliced = any(each.piece.is_sliced for each in updates)

@@ -1,4 +1,4 @@
-"""AdamW on the fused operator."""
+"""AdamW, computed by the fused operator ``ops.adamw_``."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _POWERS = ("beta1_pow_acc", "beta2_pow_acc")
 class AdamW:
     """AdamW (Loshchilov and Hutter, 2019); an ``Optimizer`` that takes every parameter.
 
-    ``ops.adamw_`` states the formula. If moments or weights are not stored in float32, the operator
-    gets one parameter at a time, converted to float32.
+    ``ops.adamw_`` states the formula. If moments are not stored in float32, or weights are rounded
+    stochastically, the operator gets one parameter at a time, converted to float32.
 
     Args:
         beta1, beta2, epsilon: as in the formula.
@@ -66,7 +66,7 @@ class AdamW:
         return (1,) if state_name in (*_POWERS, STEP) else None
 
     def make_state(self, parameter: Tensor, shape: Sequence[int]) -> dict[str, Tensor]:
-        """Zero moments, beta powers in host memory and, for 16 bits, the master weight."""
+        """Zero moments, beta powers in host memory and, for 16-bit weights, the master weight."""
         state = self._weights.make_state(parameter)
         for moment in _MOMENTS:
             state |= moments.zeros(moment, parameter, prod(shape), self._form)

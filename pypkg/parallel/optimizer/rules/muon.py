@@ -1,4 +1,4 @@
-"""Muon: momentum, orthogonalized matrix by matrix."""
+"""Muon: updates matrices by their orthogonalized momentum."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _ADAMW_RMS = 0.2
 
 
 class Muon(OneMoment):
-    """Muon (Jordan et al., 2024) with updates as large as AdamW's (Liu et al., "Muon is Scalable
-    for LLM Training", 2025), so that learning rate and weight decay of AdamW can be used.
+    """Muon (Jordan et al., 2024) with AdamW's update size (Liu et al., "Muon is Scalable for LLM
+    Training", 2025): it takes AdamW's learning rate and weight decay.
 
-    With g the scaled gradient, w the weights, and O the orthogonal factor of an r x c matrix, which
-    ``orthogonalized`` approximates::
+    With g the scaled gradient, w the weights, and O(m) the orthogonal factor of an r x c matrix m,
+    which ``orthogonalized`` approximates::
 
         momentum = mu * momentum + (1 - mu) * g
         w = w - learning_rate * weight_decay * w
@@ -39,7 +39,7 @@ class Muon(OneMoment):
     Args:
         momentum: mu.
         weight_decay: factor in the formula, for the parameters named in ``decayed``.
-        takes: whether Muon updates a parameter, given its name and whole shape, which has two axes.
+        takes: whether Muon updates a parameter, given its name and whole shape; only matrices.
         weights: how 16-bit parameters are updated.
     """
 
@@ -113,9 +113,9 @@ def _orthogonal_matrices(piece: Piece, whole: Tensor) -> Tensor:
 
 @paddle.no_grad()
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """Approximates U V^T of the SVD U S V^T; the singular values become about 0.7 to 1.2.
+    """Approximates U V^T of the SVD U S V^T by five Newton-Schulz iterations (Jordan et al., 2024).
 
-    Five Newton-Schulz iterations (Jordan et al., 2024) in bfloat16, whose products are summed in
+    Its singular values are about 0.7 to 1.2. It is computed in bfloat16; products are summed in
     float32.
 
     Args:
@@ -127,7 +127,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     x = matrix.astype("float32")
     x = (x / paddle.clip(paddle.linalg.norm(x), min=_EPSILON)).astype("bfloat16")
     is_tall = matrix.shape[0] > matrix.shape[1]
-    if is_tall:  # the Gram matrix then has the smaller size
+    if is_tall:  # x @ x.T is smaller if x is wide
         x = x.T
     for _ in range(_ITERATIONS):
         gram = _product(x, x.T).astype("bfloat16")
@@ -138,7 +138,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
-    """x @ y of bfloat16 matrices as float32, summed in float32; on a GPU rounded to bfloat16."""
+    """x @ y of bfloat16 matrices, as float32. On a GPU the result has been rounded to bfloat16."""
     if x.place.is_cpu_place():  # Paddle has no bfloat16 matmul on a CPU
         return paddle.matmul(x.astype("float32"), y.astype("float32"))
     return paddle.matmul(x, y).astype("float32")

@@ -30,6 +30,6 @@ class OneMoment:
         return (1,) if state_name == STEP else None
 
     def make_state(self, parameter: Tensor, shape: Sequence[int]) -> dict[str, Tensor]:
-        """A zero moment and, for 16 bits, the master weight."""
+        """A zero moment and, for a 16-bit parameter, the master weight."""
         moment = paddle.zeros(parameter.shape, "float32")
         return {**self._weights.make_state(parameter), self.MOMENT: moment, STEP: new_step()}

@@ -1,4 +1,4 @@
-"""The weights that an update rule changes: parameters, or the float32 values behind them."""
+"""The weights that an update rule changes: parameters, or their float32 master weights."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Weights:
     """How 16-bit weights are updated.
 
     Attributes:
-        stochastic: bfloat16 parameters have no master weights; their new values are rounded
-            stochastically. Otherwise parameters of 16 bits have float32 master weights.
+        stochastic: bfloat16 parameters have no master weights, and their new values are rounded
+            stochastically. If false, 16-bit parameters have float32 master weights.
     """
 
     stochastic: bool = False
@@ -40,7 +40,12 @@ class Weights:
         return held.astype("float32")
 
     def write(self, update: ParameterUpdate, values: Tensor, step: int) -> None:
-        """Overwrites the weights with float32 ``values``; ``step`` counts from 1."""
+        """Overwrites the weights in place.
+
+        Args:
+            values: float32, of the parameter's shape.
+            step: number of the update, from 1: with the name, the seed of stochastic rounding.
+        """
         parameter = update.parameter
         if MASTER_WEIGHT in update.state:
             paddle.assign(values, update.state[MASTER_WEIGHT])
@@ -56,7 +61,7 @@ def new_step() -> Tensor:
 
 
 def count_step(state: dict[str, Tensor]) -> int:
-    """Counts an update; returns its number, from 1 on."""
+    """Increments the state ``STEP`` and returns it: the number of the update, from 1."""
     step = to_host(state[STEP])
     step += 1
     return int(step[0])

@@ -1,12 +1,12 @@
 """Reduction of gradients to their owners during the backward pass (ZeRO stage 2).
 
-The gradients of each owner form buckets, in the order in which a backward pass makes them. When a
-bucket has all of its gradients, its reduction starts and the backward pass continues. The host
+The gradients of each owner form buckets, in the order in which a backward pass computes them. When
+a bucket has all of its gradients, its reduction starts and the backward pass continues. The host
 waits for the reduction when the bucket's memory is needed again, and before the update.
 
-Fleet's GroupShardedStage2 has one bucket for each owner, which is complete only at the end of the
-backward pass, and reduces each matrix above 2^23 elements by itself. Its overlap adds the gradients
-of the next micro batch to a buffer that may still be in transit.
+Fleet's GroupShardedStage2 is not used. It has one bucket for each owner, which is complete only at
+the end of the backward pass, and reduces each matrix above 2^23 elements by itself. Its overlap
+adds the gradients of the next micro batch to a buffer that may still be in transit.
 """
 
 from __future__ import annotations
@@ -21,25 +21,27 @@ import paddle.distributed as dist
 from paddle import Tensor
 from paddle.distributed.communication.group import Group
 
-# Limit of the buckets of all owners together, because each owner has one that is being filled.
+# Total size of the buckets that are being filled, of which each owner has one.
 BUCKET_BYTES = 128 * 2**20
-# Reductions in flight at a time.
+# Maximum number of reductions in flight.
 IN_FLIGHT = 2
 _ALIGNMENT = 256  # bytes; vector loads of the operators need 16
 
 
 @dataclass
 class _Bucket:
-    """Gradients that are reduced together, to one owner.
+    """Gradients that are reduced together to one owner.
 
     Attributes:
         owner: rank in the group.
         parameters: in the order of their gradients in the buffer.
-        starts: of each parameter's gradient in the buffer, in elements, by Paddle name.
+        starts: offset of each parameter's gradient in the buffer, in elements, by Paddle name.
         size: of the buffer, in elements.
-        buffer: the sums so far, flat; for one parameter alone, its gradient. None: there are none.
-        filled: names of the parameters whose gradient is in the buffer.
-        missing: number of gradients, by parameter, that the next reduction still needs; no zeros.
+        buffer: the accumulated gradients, flat; for a single parameter, its gradient. None: no
+            memory is allocated.
+        filled: Paddle names of the parameters whose gradient is in the buffer.
+        missing: number of gradients that the next reduction still waits for, by Paddle name;
+            parameters that are complete are left out.
         changed: whether there are gradients that are not reduced yet.
         task: the reduction in flight, or None.
     """
@@ -61,17 +63,18 @@ class _Bucket:
 
 
 class GradientReducer:
-    """Takes the gradients of parameters as backward passes make them, and sums them on owners.
+    """Takes over gradients during backward passes and reduces them to their owners.
 
-    All ranks of the group must create it with equal arguments, and their backward passes must make
-    gradients in the same order. The reducer holds the gradients, and ``parameter.grad`` is empty.
+    All ranks of the group must construct it with equal arguments, and their backward passes must
+    compute gradients in the same order. The reducer holds the gradients; ``parameter.grad`` is
+    empty.
 
     Args:
         parameters: in the order in which the model uses them.
-        owners: rank in the group that gets the sum, by Paddle name.
+        owners: index in the group of the rank that gets the sum, by Paddle name.
         dtype: of the sums, a Paddle dtype.
-        bucket_bytes: of all owners' buckets together. A gradient that is larger than its owner's
-            part is sent by itself, without a copy.
+        bucket_bytes: total size of the owners' current buckets. A gradient that is larger than one
+            owner's share is reduced by itself, without a copy.
     """
 
     def __init__(
@@ -105,10 +108,10 @@ class GradientReducer:
 
     @paddle.no_grad()
     def finish(self, over: Group | None = None) -> None:
-        """Completes the reductions of a step. Gradients that this rank owns are then the mean.
+        """Completes the reductions of a step. The gradients that this rank owns are then means.
 
         Args:
-            over: a further group over which the gradients are averaged too.
+            over: another group over which the gradients are averaged too.
         """
         for bucket in self._buckets:
             if bucket.changed:  # a parameter had fewer gradients than expected
@@ -129,14 +132,14 @@ class GradientReducer:
             self._wait(self._in_flight[0])
 
     def gradients(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Parameters of this rank that have a gradient, and the gradient: a view of the buffer."""
+        """(parameter, gradient) for this rank's parameters with a gradient, a view of a buffer."""
         for bucket in self._owned():
             for parameter in bucket.parameters:
                 if parameter.name in bucket.filled:
                     yield parameter, self._view(bucket, parameter)
 
     def buffers(self) -> list[Tensor]:
-        """All buffers that are in use."""
+        """All allocated buffers."""
         return [bucket.buffer for bucket in self._buckets if bucket.buffer is not None]
 
     def clear(self) -> None:
@@ -222,7 +225,7 @@ class GradientReducer:
 
 
 def _sharing(tensor: Tensor) -> Tensor:
-    """Another tensor in the same memory. (A detached tensor is emptied with the original.)"""
+    """A tensor that shares the memory and keeps it alive; ``detach`` would be cleared with it."""
     return tensor._slice(0, tensor.shape[0])
 
 
@@ -232,7 +235,7 @@ def _divide(
     """Buckets of at most ``limit`` elements, or of one parameter, in backward order.
 
     Args:
-        unit: each gradient is padded to a multiple of so many elements.
+        unit: each gradient is padded to a multiple of this number of elements.
     """
     buckets: list[_Bucket] = []
     open_of: dict[int, _Bucket] = {}

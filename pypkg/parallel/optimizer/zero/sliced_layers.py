@@ -1,15 +1,15 @@
-"""Fleet's layers of ZeRO stage 3, with cheaper slicing, gathering and reduction.
+"""Fleet's wrapper for ZeRO stage 3, with cheaper slicing, gathering and reduction.
 
 Slicing. Fleet slices parameters that are whole on every rank: it broadcasts them, and copies each
-to the host and back. Here a parameter without memory is never made whole, and one that has its
-values is sliced without those copies.
+to the host and back. Here a parameter without memory is read slice by slice and never whole. A
+parameter that has its values is sliced without those copies.
 
 Gathering. Fleet's prefetching requires that each layer is used once in a fixed order, which neither
 recompute nor tied embeddings do. Here the order of one micro batch predicts the order of the next,
 so weights are gathered while earlier layers compute. A wrong prediction only costs time.
 
 Reduction. Fleet all-reduces each gradient and waits. Here each gradient is reduce-scattered during
-the backward pass, which sends half as much. The sum over replicas follows once in a step.
+the backward pass, which sends half as much. The average over replicas follows once in a step.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from pypkg.parallel.host_memory import to_host
 from pypkg.parallel.mesh import Mesh
 from pypkg.parallel.optimizer.data_parallel import average
 
-# Number of layers whose weights are gathered ahead; a decoder layer has four layers with a matrix.
+# Number of sublayers whose weights are gathered ahead; a decoder layer has four with a matrix.
 AHEAD = 4
-# Reductions in flight at a time.
+# Maximum number of reductions in flight.
 IN_FLIGHT = 2
 # ``ReadParameter`` of one parameter: overwrites a tensor, given its elements (None: all).
 Read = Callable[[Tensor, tuple[int, int] | None], None]
@@ -42,12 +42,12 @@ Read = Callable[[Tensor, tuple[int, int] | None], None]
 def sliced(
     model: nn.Layer, optimizer: Any, mesh: Mesh, slices_above: int, read: Mapping[str, Read]
 ) -> SlicedLayers:
-    """``model`` in fleet's wrapper, whose attribute ``_optim`` updates it.
+    """Wraps ``model``; the attribute ``_optim`` of the result is the optimizer that updates it.
 
     Args:
         optimizer: the optimizer that fleet's optimizer wraps.
-        slices_above: parameters with at most so many elements stay whole on every rank.
-        read: fills parameters that have no memory yet, by their Paddle names.
+        slices_above: parameters with at most this number of elements stay whole on every rank.
+        read: fills parameters that have no memory yet, by Paddle name.
     """
     for parameter in model.parameters():
         if not parameter._is_initialized() and parameter.size <= slices_above:
@@ -66,7 +66,7 @@ def sliced(
 
 
 class SlicedLayers(GroupShardedStage3):
-    """Fleet's wrapper. Its call is the forward pass of a micro batch."""
+    """Fleet's wrapper. A call is the forward pass of a micro batch."""
 
     def __init__(
         self, model: nn.Layer, optimizer: Any, read: Mapping[str, Read], **options: Any
@@ -96,14 +96,14 @@ class SlicedLayers(GroupShardedStage3):
         self._coming.clear()
 
     def _register_forward_all_hooks(self, sub_layer: nn.Layer, task_flow: Any) -> None:
-        """Registers hooks that run before fleet's, which gather the weights that are missing."""
+        """Registers hooks that run before those of fleet, which gather missing weights and wait."""
         layer: Any = sub_layer  # Paddle's annotation has no hooks that return nothing
         layer.register_forward_pre_hook(lambda layer, _: self._fetch(layer))
         super()._register_forward_all_hooks(sub_layer, task_flow)
         layer.register_forward_post_hook(self._fetch_in_backward)
 
     def _fetch_in_backward(self, layer: nn.Layer, _: Any, outputs: Any) -> None:
-        """Fetches the weights when the gradient of the output arrives, before fleet's own hook."""
+        """Fetches the weights when the output's gradient is computed, before fleet's own hook."""
         output = outputs if isinstance(outputs, Tensor) else outputs[0]
         if not output.stop_gradient:
             output.register_hook(lambda _: self._fetch(layer))
@@ -131,7 +131,7 @@ class SlicedLayers(GroupShardedStage3):
                 self._coming[parameter.name] = _all_gather(parameter.fw_storage, size, self._group)
 
     def _take(self, parameter: Tensor, whole: Tensor, task: Any) -> None:
-        """Gives ``parameter`` its gathered value, in the state in which fleet leaves it."""
+        """Sets ``parameter`` to its gathered value, with the attributes that fleet would set."""
         task.wait()
         whole._slice(0, parameter.size)._share_buffer_to(parameter)
         parameter.fw_storage._clear()
@@ -139,7 +139,7 @@ class SlicedLayers(GroupShardedStage3):
         self._task_flow.full_param[parameter.name] = whole, task
 
     def _get_allreduce_fn(self, param: Tensor) -> Callable[..., None]:
-        """The function that runs when ``param`` has its gradient of a micro batch."""
+        """The function that runs when the gradient of ``param`` for a micro batch is computed."""
         release = super()._get_allreduce_fn(param)
 
         @paddle.no_grad()
@@ -156,7 +156,7 @@ class SlicedLayers(GroupShardedStage3):
         return reduce
 
     def _reduce(self, parameter: Tensor, gradient: Tensor) -> None:
-        """Starts the reduce-scatter of ``gradient``, which is flat and padded."""
+        """Scales ``gradient``, which is flat and padded, and starts its reduce-scatter."""
         while len(self._reductions) >= IN_FLIGHT:
             self._add_first_reduction()
         gradient.scale_(self._world_size_scaling)
@@ -174,7 +174,7 @@ class SlicedLayers(GroupShardedStage3):
             parameter.bw_storage.add_(own)
 
     def _update_params(self) -> Any:
-        """Makes the parameters of the optimizer: the slices with their gradients."""
+        """Completes the gradients of the slices; fleet then gives the slices to the optimizer."""
         self.wait()
         if self._dp_group is not None:
             divided = {p.name: p for layer in self._trainable_params.values() for p in layer}
@@ -183,7 +183,7 @@ class SlicedLayers(GroupShardedStage3):
 
     @paddle.no_grad()
     def _param_storage(self, param: Tensor, buffer_size: int) -> None:
-        """Makes this rank's slice. Fleet calls this once for each parameter that it divides."""
+        """Creates this rank's slice. Fleet calls this once for each parameter that it divides."""
         elements = self._param2buffer[param.name][self._rank]
         held = paddle.empty([elements[1] - elements[0]], param.dtype)
         if param._is_initialized():

@@ -4,19 +4,19 @@
 stage  parameters          gradients                       optimizer state
 =====  ==================  ==============================  ==================================
 0      whole               whole                           whole
-1      whole               whole until the update          each parameter's on its owner
-2      whole               each parameter's on its owner   each parameter's on its owner
+1      whole               whole until the update          on the owner of the parameter
+2      whole               on the owner of the parameter   on the owner of the parameter
 3      flat equal slices   flat equal slices               flat equal slices
 =====  ==================  ==============================  ==================================
 
-Fleet does the work: DygraphShardingOptimizer in stage 1, GroupShardedOptimizerStage2, and
-GroupShardedStage3; gradient_reducer.py sums the gradients of stage 2. Stages 2 and 3 reduce
+The stages use fleet's classes: DygraphShardingOptimizer (1), GroupShardedOptimizerStage2 (2) and
+GroupShardedStage3 (3). gradient_reducer.py reduces the gradients of stage 2. Stages 2 and 3 reduce
 gradients in every backward pass, stages 0 and 1 once before the update.
 
-Ranks hold more memory than the table says. In stage 2, a backward pass has buckets of other owners'
-gradients, which are being filled or sent (gradient_reducer.py). In stage 3, vectors, and matrices
-no larger than the largest vector, are whole on every rank, and the matrices of a few layers are
-gathered before they are used (sliced_layers.py).
+Ranks need more memory than the table says. In stage 2, a backward pass has buckets of other owners'
+gradients that are being filled or sent (gradient_reducer.py). In stage 3, every rank holds vectors,
+and matrices no larger than the largest vector, whole. It also holds the gathered matrices of a few
+layers (sliced_layers.py).
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ _SLICE = "slice@"  # fleet's prefix of a slice's name
 
 
 def names_of(parameter: Tensor) -> tuple[str, str]:
-    """Paddle names under which an optimizer may see ``parameter``: its own and its slice's."""
+    """Paddle names under which fleet may pass ``parameter``: its own, and that of its slice."""
     return parameter.name, _SLICE + parameter.name
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where in the sharding group the optimizer state of a parameter is.
+    """The ranks of the sharding group that hold the optimizer state of a parameter.
 
     Attributes:
-        owner: sharding rank that has all of it; None: it is not on one rank alone.
-        bounds: start and stop of this rank's slice of the flattened parameter; the last slice may
-            reach beyond the parameter's end. None: the state is not sliced.
+        owner: the only sharding rank that holds the state. None: all hold it, or a slice of it.
+        bounds: (start, stop) of this rank's slice of the flattened parameter; the last slice may
+            extend beyond the parameter's end. None: the state is not sliced.
     """
 
     owner: int | None = None
@@ -69,9 +69,9 @@ class ZeroStage0:
     """Stage 0, and the common base of all stages.
 
     Attributes:
-        loss: the model's loss function, wrapped for this stage; a backward pass from its result
-            leaves gradients in the parameters. None for a pipeline stage, which has no ``loss``.
-        parameters: the trainable ones of this rank.
+        loss: the model's loss function, wrapped for this stage: call ``backward`` on its result.
+            None for a pipeline stage, which has no ``loss``.
+        parameters: the trainable parameters of this rank.
 
     Args:
         model: of this rank. Stages 2 and 3 change its parameters in place.
@@ -130,7 +130,7 @@ class ZeroStage0:
         """Overwrites this rank's part of ``parameter`` in place.
 
         Args:
-            read: overwrites a tensor, given the elements of the slice, or None for all.
+            read: takes the tensor to overwrite, and (start, stop) of the slice or None for all.
         """
         is_sliced = gather.is_sliced(parameter)
         held = parameter.fw_storage if is_sliced else parameter
@@ -142,7 +142,7 @@ class ZeroStage0:
         """Sets the number of backward passes before the next ``step``."""
 
     def wait(self) -> None:
-        """Waits until this rank holds the updated parameters. A forward pass does so itself."""
+        """Waits until this rank holds the updated parameters. A forward pass waits by itself."""
         if self._coming is not None:
             self._coming.wait()
 
@@ -188,7 +188,7 @@ class ZeroStage1(ZeroStage0):
     def step(self) -> None:
         self.wait()
         tied = None if self._tied is None else self._tied.parameter
-        # The stages may give their copies to different owners, so all ranks have the mean of it.
+        # The two stages may give their copies to different owners, so all ranks average them.
         of_all = [] if tied is None else [tied]
         others = [p for p in self.parameters if p is not tied]
         self._optimizer.reduce_gradients(others, self._groups)
@@ -203,7 +203,7 @@ class ZeroStage1(ZeroStage0):
 
 
 class _GroupSharded(ZeroStage0):
-    """The common base of stages 2 and 3: fleet reduces gradients, also over the replicas."""
+    """The common base of stages 2 and 3, whose gradients are averaged during backward passes."""
 
     def __init__(
         self, model: nn.Layer, optimizer: FleetOptimizer, mesh: Mesh, options: UpdateOptions
@@ -221,7 +221,7 @@ class _GroupSharded(ZeroStage0):
         names: list[list[str]] = []
         dist.all_gather_object(names, [p.name for p in self.parameters], group=sharding)
         if any(each != names[0] for each in names):
-            raise RuntimeError("Paddle names of parameters differ across the sharding group")
+            raise RuntimeError("the Paddle names of parameters differ across the sharding group")
 
     def step(self) -> None:
         self._optimizer.step()
@@ -231,7 +231,7 @@ class _GroupSharded(ZeroStage0):
 
 
 class _Loss(nn.Layer):
-    """A model whose ``forward`` is its loss, because fleet wraps a layer's ``forward``."""
+    """A layer whose ``forward`` is the model's loss, because fleet wraps ``forward``."""
 
     def __init__(self, model: nn.Layer) -> None:
         super().__init__()
@@ -244,12 +244,12 @@ class _Loss(nn.Layer):
 class ZeroStage2(_GroupSharded):
     """Owners receive gradients in every backward pass and broadcast parameters after the update.
 
-    If gradients are reduced once in a step, this is stage 1 that communicates during the last
-    backward pass. Fleet's own overlap of stage 1 fuses parameters, so an optimizer would not see
-    their names and shapes.
+    With ``options.reduces_once`` it implements stage 1 with reductions during the last backward
+    pass. Fleet's own overlap for stage 1 fuses parameters, so an optimizer would not see their
+    names and shapes.
 
     Attributes:
-        reducer: holds the gradients.
+        reducer: holds and reduces the gradients.
     """
 
     def __init__(
@@ -267,8 +267,7 @@ class ZeroStage2(_GroupSharded):
         if options.master_grad:
             for parameter in self.parameters:
                 parameter.main_grad = None
-        # Fleet's own offload requires float16 and no data parallelism; FleetOptimizer offloads in
-        # every stage.
+        # Fleet's own offload requires float16 without data parallelism, so FleetOptimizer offloads.
         self._optimizer = group_sharded_optimizer_stage2.GroupShardedOptimizerStage2(
             optimizer._parameter_list,
             MixPrecisionOptimizer(optimizer) if options.master_grad else optimizer,
@@ -276,7 +275,7 @@ class ZeroStage2(_GroupSharded):
             pretrain_sync_models=False,  # every rank makes the same weights
             dp_group=mesh.replicas,
         )
-        optimizer._master_weights.clear()  # copies that fleet makes for Paddle's own optimizers
+        optimizer._master_weights.clear()  # fleet makes these copies for Paddle's own optimizers
         self.reducer = GradientReducer(
             self.parameters,
             self._optimizer.param2rank,
@@ -316,8 +315,8 @@ class ZeroStage3(_GroupSharded):
     """Each rank holds a slice of every matrix; a layer gathers its weights when it is called.
 
     Args:
-        read: fills this rank's parts of the parameters of a model that has no memory for them yet.
-            None: the parameters have their values.
+        read: fills this rank's slices, for a model whose parameters have no memory yet. None: the
+            parameters have their values.
     """
 
     def __init__(
@@ -343,7 +342,7 @@ class ZeroStage3(_GroupSharded):
             },
         )
         self._optimizer = self._wrapped._optim
-        optimizer._master_weights.clear()  # copies that fleet makes for Paddle's own optimizers
+        optimizer._master_weights.clear()  # fleet makes these copies for Paddle's own optimizers
         self.loss = self._wrapped
 
     def placement(self, parameter: Tensor) -> Placement:

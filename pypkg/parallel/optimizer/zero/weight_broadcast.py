@@ -1,11 +1,11 @@
 """Broadcasts of updated weights during the next forward pass (ZeRO stages 1 and 2).
 
 After the update, the owners of the parameters start to broadcast them, in the order in which a
-forward pass uses them. A layer waits for its own weights when it is called, so the weights of later
-layers arrive while earlier ones compute.
+forward pass uses them. A layer waits for its own weights when it is called. The weights of later
+layers therefore arrive while earlier layers compute.
 
 Fleet's overlap of broadcasts registers new hooks on every innermost layer after each update. Here
-the hooks stay, and they are on whole blocks, so the projections in a block have no hooks.
+hooks are registered once, and only on whole decoder layers, not on the projections inside them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from paddle.distributed.communication.group import Group
 class WeightBroadcast:
     """The broadcasts of the trainable parameters of ``model``.
 
-    All ranks of the group must create it with equal arguments. Every parameter must be used in a
-    call of the layer that waits for it: the layer in a ``LayerList`` that contains it, or else the
-    layer that owns it.
+    All ranks of the group must construct it with equal arguments. A parameter may only be used in
+    calls of the layer that waits for it: the element of a ``LayerList`` that contains it, or else
+    the layer that owns it.
 
     Args:
-        owners: rank in the group that has the updated values, by Paddle name.
+        owners: index in the group of the rank that has the updated values, by Paddle name.
     """
 
     def __init__(self, model: nn.Layer, owners: Mapping[str, int], group: Group) -> None:
@@ -67,7 +67,7 @@ class WeightBroadcast:
 
 
 def _waiting_layers(layer: nn.Layer) -> Iterator[tuple[nn.Layer, list[Tensor]]]:
-    """Layers of a model, with the parameters for which they wait, in forward order."""
+    """(layer, parameters that it waits for), in forward order."""
     own = layer.parameters(include_sublayers=False)
     if own:
         yield layer, own

@@ -222,7 +222,7 @@ def test_a_link_that_leads_nowhere(tmp_path: Path, name: str) -> None:
     """Weights in another format beside it are not read in its place."""
     (tmp_path / name).symlink_to("blob")
     (tmp_path / "model_state.pdparams").write_bytes(b"")
-    with pytest.raises(UserError, match=rf"{name} is a link to blob, which is not there"):
+    with pytest.raises(UserError, match=rf"{name} is a link to blob, which does not exist"):
         TensorFiles(tmp_path)
 
 
