@@ -17,7 +17,7 @@ from pypkg.planner.time.update_time import saved_bytes, state_bytes, update_seco
 
 # Python, dispatch and autograd of a layer, forward and backward, on one thread of a Xeon: measured
 # by `pypkg bench train-step --host-time` (docs/benchmarks.md). A device that is faster waits.
-HOST_SECONDS_PER_LAYER = 1.11e-3
+HOST_SECONDS_PER_LAYER = 0.70e-3
 _HOST_RATE = 20e9  # bytes per second between a GPU and host memory; PCIe 4.0 x16 has 32e9
 _HOP = 5e-6  # seconds from a rank of a ring to the next, assumed
 _DISK_RATE = 1e9  # bytes per second at which a checkpoint is written, assumed
