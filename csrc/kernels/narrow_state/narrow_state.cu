@@ -92,8 +92,9 @@ void launch_blocks(const char* name, void (*kernel)(BlockwiseState, Table), cons
   Table table;
   std::copy_n(p.table, kCodes, table.values);
   const int64_t blocks = ceil_div(ceil_div(p.numel, p.block_size), int64_t{kWarps});
-  launch({name, {p.numel}}, kernel, dim3(std::min(blocks, kMaxGridBlocks)), dim3(kThreads),
-         sizeof(Table), stream, p, table);
+  const LaunchSite site{name, {p.numel}};
+  launch(site, kernel, dim3(std::min(blocks, kMaxGridBlocks)), dim3(kThreads), sizeof(Table),
+         stream, p, table);
 }
 
 }  // namespace
@@ -109,8 +110,8 @@ void quantize_blockwise_cuda(const BlockwiseState& params, Stream stream) {
 void stochastic_bfloat16_cuda(const StochasticBFloat16& p, Stream stream) {
   if (p.numel == 0) return;
   const int64_t blocks = std::min(ceil_div(p.numel, int64_t{kThreads}), kMaxGridBlocks);
-  launch({"stochastic_bfloat16", {p.numel}}, stochastic_kernel, dim3(blocks), dim3(kThreads), 0,
-         stream, p);
+  const LaunchSite site{"stochastic_bfloat16", {p.numel}};
+  launch(site, stochastic_kernel, dim3(blocks), dim3(kThreads), 0, stream, p);
 }
 
 }  // namespace pypkg
