@@ -100,8 +100,8 @@ RULES = (
 ROOMS = {
     "pypkg.device": ("attention_choice", "capabilities", "attention_record", "threads"),
     "pypkg.ops": ("blocks", "attention", "loss", "adamw", "gated_activation", "matmul",
-                  "random_normal", "rms_norm", "rotary_embedding", "squared_l2_norm", "dispatch",
-                  "triton"),
+                  "narrow_state", "random_normal", "rms_norm", "rotary_embedding",
+                  "squared_l2_norm", "dispatch", "triton"),
     "pypkg.data": ("corpus_tools", "preprocess", "loading", "datasets", "index", "corpus",
                    "tokenizers", "optional_packages"),
     "pypkg.models": ("__main__", "docs_page", "generate", "sampling", "pretrained", "division",

@@ -1,6 +1,7 @@
 // The kernels as Python functions. They allocate nothing: outputs and workspaces are arguments.
 #include "kernels.h"
 
+#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <map>
@@ -8,6 +9,7 @@
 #include "arguments.h"
 #include "cross_entropy/cross_entropy.h"
 #include "gated_activation/gated_activation.h"
+#include "narrow_state/narrow_state.h"
 #include "rms_norm/rms_norm.h"
 #include "rotary_embedding/rotary_embedding.h"
 
@@ -229,6 +231,70 @@ void bind_cross_entropy(py::module_& m) {
       arg("vocab_start") = 0, arg("ignore_index") = -100, arg("stream") = 0);
 }
 
+using Table = py::array_t<float, py::array::c_style>;
+
+BlockwiseState blockwise_state(Arguments& args, const object& values, const object& codes,
+                               const object& largest, const Table& table, int64_t block_size,
+                               bool is_signed) {
+  BlockwiseState p;
+  p.values = args.required("values", values, "float32", {"elements"});
+  p.codes = args.required("codes", codes, "uint8", {"elements"});
+  p.largest = args.required("largest", largest, "float32", {"blocks"});
+  p.numel = args["elements"];
+  args.check(block_size > 0 && args["blocks"] == (p.numel + block_size - 1) / block_size,
+             "largest must have one element for each " + std::to_string(block_size) + " of the " +
+                 std::to_string(p.numel) + " values, got " + std::to_string(args["blocks"]));
+  args.check(table.size() == kCodes, "table must have 256 values");
+  p.table = table.data();
+  p.block_size = block_size;
+  p.is_signed = is_signed;
+  return p;
+}
+
+void bind_narrow_state(py::module_& m) {
+  m.def(
+      "quantize_blockwise",
+      [](object values, object codes, object largest, const Table& table, int64_t block_size,
+         bool is_signed, std::intptr_t stream) {
+        Arguments args("quantize_blockwise", stream);
+        const BlockwiseState p =
+            blockwise_state(args, values, codes, largest, table, block_size, is_signed);
+        args.run(p, PYPKG_KERNEL(quantize_blockwise));
+      },
+      "Overwrites codes, uint8 [elements], and largest, float32 [blocks], such that values, "
+      "float32 [elements], are nearest to table[code] * largest. table: 256 ascending float32 from "
+      "-1 to 1 in host memory. is_signed: codes are int8, 128 below the place in the table; if "
+      "not, positive values never get the code 0.",
+      arg("values"), arg("codes"), arg("largest"), arg("table"), py::kw_only(), arg("block_size"),
+      arg("is_signed"), arg("stream") = 0);
+  m.def(
+      "dequantize_blockwise",
+      [](object values, object codes, object largest, const Table& table, int64_t block_size,
+         bool is_signed, std::intptr_t stream) {
+        Arguments args("dequantize_blockwise", stream);
+        const BlockwiseState p =
+            blockwise_state(args, values, codes, largest, table, block_size, is_signed);
+        args.run(p, PYPKG_KERNEL(dequantize_blockwise));
+      },
+      "values = table[code] * largest, with the arguments of quantize_blockwise.", arg("values"),
+      arg("codes"), arg("largest"), arg("table"), py::kw_only(), arg("block_size"),
+      arg("is_signed"), arg("stream") = 0);
+  m.def(
+      "stochastic_bfloat16",
+      [](object values, object out, uint32_t key, std::intptr_t stream) {
+        Arguments args("stochastic_bfloat16", stream);
+        StochasticBFloat16 p;
+        p.values = args.required("values", values, "float32", {"elements"});
+        p.out = args.required("out", out, "bfloat16", {"elements"});
+        p.numel = args["elements"];
+        p.key = key;
+        args.run(p, PYPKG_KERNEL(stochastic_bfloat16));
+      },
+      "Rounds values, float32 [elements], up or down at random to out, bfloat16. The random bits "
+      "depend on key and the place alone.",
+      arg("values"), arg("out"), py::kw_only(), arg("key"), arg("stream") = 0);
+}
+
 }  // namespace
 
 void bind_kernels(py::module_& m) {
@@ -236,6 +302,7 @@ void bind_kernels(py::module_& m) {
   bind_rotary_embedding(m);
   bind_gated_activation(m);
   bind_cross_entropy(m);
+  bind_narrow_state(m);
   bind_flash_attention(m);
   bind_adamw(m);
   bind_random_normal(m);

@@ -220,6 +220,10 @@ def _parser() -> argparse.ArgumentParser:
     curves.add_argument(
         "--optimizer", action="append", metavar="NAME", help="only this; repeatable"
     )
+    curves.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="keep each curve here as it ends, and train "
+        "none again that is here with the same settings"
+    )  # fmt: skip
     curves.add_argument("--input-dir", type=Path, default=Path("runs/quickstart/data"))
     curves.add_argument("--tokenizer", type=Path, default=Path("runs/quickstart/tokenizer"))
 

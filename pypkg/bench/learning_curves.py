@@ -19,17 +19,21 @@ from typing import Any
 
 from pypkg.bench.ops.case import BenchmarkError
 from pypkg.errors import UserError
+from pypkg.files import write_file
 from pypkg.models.architecture.registry import load_config
 from pypkg.training.reporting.reporters import read_metrics
 
 logger = logging.getLogger("pypkg")
 
-# The settings in which a run differs from that of AdamW. Lion's are those that Chen et al. (2023)
-# advise: a learning rate three to ten times smaller, a weight decay as much larger, their betas.
+# The settings in which a run differs from that of AdamW; `optim` is the name, unless it is among
+# them. Lion's are those that Chen et al. (2023) advise: a learning rate three to ten times smaller,
+# a weight decay as much larger, their betas.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {},
     "adamw_16bit_moment": {},
     "adamw_8bit": {},
+    "adamw_stochastic_bf16": {"optim": "adamw", "device": "cpu", "bf16": True,
+                              "stochastic_rounding": True},
     "lion": {"learning_rate": 2e-4, "min_learning_rate": 2e-5, "weight_decay": 0.5,
              "adam_beta1": 0.9, "adam_beta2": 0.99},
     "adafactor": {},
@@ -54,8 +58,10 @@ def run_learning_curves(options: argparse.Namespace) -> dict[str, Any]:
                 "`make pretrain` leaves both in runs/quickstart"
             )
     chosen = options.optimizer or list(OPTIMIZERS)
-    with tempfile.TemporaryDirectory(prefix="pypkg-bench-") as folder:
-        rows = [_train(optimizer, options, Path(folder)) for optimizer in chosen]
+    for optimizer in chosen:
+        if optimizer not in OPTIMIZERS:
+            raise UserError(f"--optimizer {optimizer}: expected one of {', '.join(OPTIMIZERS)}")
+    rows = [_curve(optimizer, options) for optimizer in chosen]
     return {
         "kind": "learning-curves",
         "device": "cpu",
@@ -98,13 +104,30 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _train(optimizer: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def _curve(optimizer: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The losses of one optimizer: those that --keep holds for the same settings, or new ones."""
+    settings = _settings(options) | {"optim": optimizer} | OPTIMIZERS[optimizer]
+    kept = options.keep / f"{optimizer}.json" if options.keep else None
+    if kept and kept.is_file():
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        if found["settings"] == settings:
+            logger.info("%s holds the curve of %s", kept, optimizer)
+            return found["row"]
+    with tempfile.TemporaryDirectory(prefix="pypkg-bench-") as folder:
+        row = _train(optimizer, settings, options, Path(folder))
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_file(kept, json.dumps({"settings": settings, "row": row}).encode())
+    return row
+
+
+def _train(
+    optimizer: str, settings: dict[str, Any], options: argparse.Namespace, folder: Path
+) -> dict[str, Any]:
     """Trains with one optimizer; returns its losses."""
     output = folder / optimizer
-    settings = _settings(options) | OPTIMIZERS[optimizer]
-    settings |= {"optim": optimizer, "output_dir": str(output)}
     file = folder / f"{optimizer}.json"
-    file.write_text(json.dumps(settings), encoding="utf-8")
+    file.write_text(json.dumps({**settings, "output_dir": str(output)}), encoding="utf-8")
     logger.info("training %d steps with %s", options.steps, optimizer)
     command = [sys.executable, "-m", "pypkg.pretrain", str(file)]
     ended = subprocess.run(command, capture_output=True, text=True)

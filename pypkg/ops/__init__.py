@@ -28,6 +28,11 @@ from pypkg.ops.gated_activation import GATED, gated_activation_reference, geglu,
 from pypkg.ops.loss.cross_entropy import cross_entropy, cross_entropy_reference
 from pypkg.ops.loss.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from pypkg.ops.matmul import linear, matmul, set_matmul_precision
+from pypkg.ops.narrow_state import (
+    dequantize_blockwise,
+    quantize_blockwise_,
+    stochastic_bfloat16,
+)
 from pypkg.ops.random_normal import random_normal_
 from pypkg.ops.rms_norm import rms_norm, rms_norm_reference
 from pypkg.ops.rotary_embedding import rotary_embedding, rotary_embedding_reference
@@ -42,6 +47,7 @@ __all__ = [
     "backend",
     "cross_entropy",
     "cross_entropy_reference",
+    "dequantize_blockwise",
     "flash_attention",
     "flash_attention_block_gradients",
     "flash_attention_reference",
@@ -58,6 +64,7 @@ __all__ = [
     "normed_gated_mlp_block",
     "packed_attention",
     "paddle_flash_attention",
+    "quantize_blockwise_",
     "random_normal_",
     "rms_norm",
     "rms_norm_reference",
@@ -67,5 +74,6 @@ __all__ = [
     "set_matmul_precision",
     "split_heads",
     "squared_l2_norm",
+    "stochastic_bfloat16",
     "swiglu",
 ]

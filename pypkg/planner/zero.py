@@ -23,12 +23,12 @@ IN_FLIGHT = 2  # gradient_reducer.py
 # of the largest parameter in float32, in 16 bits with master weights, and in 16 bits without.
 # Counted on a CPU with one to four matrices (tests/planner/time/test_update_memory.py).
 _WORKSPACES = {
-    "adamw": (0, (0, 0, 20)),
-    "adamw_16bit_moment": (0, (20, 24, 28)),
-    "adamw_8bit": (0, (24, 28, 32)),
-    "lion": (0, (24, 24, 36)),
-    "adafactor": (8, (16, 16, 28)),
-    "muon": (4, (20, 20, 28)),
+    "adamw": (0, (0, 0, 10)),
+    "adamw_16bit_moment": (0, (10, 14, 18)),
+    "adamw_8bit": (0, (8, 14, 18)),
+    "lion": (0, (24, 24, 28)),
+    "adafactor": (8, (16, 16, 20)),
+    "muon": (4, (20, 20, 20)),
 }
 _FLOAT = 4
 

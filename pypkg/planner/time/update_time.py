@@ -1,8 +1,8 @@
 """Seconds of an update of the weights: the counterpart of parallel/optimizer/rules.
 
-The fused AdamW moves each byte once. The other rules are operators of Paddle, each of which reads
-its inputs and writes its output. Each count below is of the operators of the rule's own file, in
-bytes of one element; tests count the same on a CPU.
+The fused AdamW moves each byte once. The other rules are operators one after the other, each of
+which reads its inputs and writes its output. Each count below is of the operators of the rule's own
+file, in bytes of one element; tests count the same on a CPU.
 """
 
 from __future__ import annotations
@@ -28,20 +28,14 @@ _NARROW, _WIDEN = 6, 6  # float32 to bfloat16, and back
 # bits gradient and weight beside the master are half as wide.
 _FUSED_ADAMW = 28
 _ITERATIONS = 5  # of Newton-Schulz
-# rounding.py: a counter, three mixed products and sums of its bits with those of the value.
-_STOCHASTIC = 4 + 2 * _ONE + 3 * (_ONE + _TWO) + 2 * _ONE + _ONE + _TWO + _ONE + _NARROW
+_ROUND = _NARROW + 4  # rounding.py, and a copy to where bfloat16 is kept
 _LION = 8 * _ONE + 3 * _TWO + _KEPT + _TWO  # lion.py
 # adafactor.py: squares and what a rank counts of them, sums by row and column, the direction, its
 # squares and their sum, and the new weight.
 _ADAFACTOR = 12 * _ONE + 3 * 4 + _TWO + _TWO
 # muon.py: momentum and blend; the direction widened and scaled, and the new weight.
 _MUON = 5 * _ONE + 2 * _TWO + _KEPT + _NARROW + _WIDEN + 2 * _ONE + _TWO + _TWO
-# moments.py: codes widened, counted from 0, looked up and scaled; magnitudes, their largest, values
-# scaled, found among 255 limits, narrowed and kept. Signed codes count from -128, and of the others
-# those above zero stay so.
-_READ_8BIT = 5 + 3 * _ONE
-_WRITE_8BIT = 3 * _ONE + 4 + 5 + 2
-_SIGNED, _UNSIGNED = _ONE, 2 * 5 + _TWO
+_8BIT = 5  # ops/narrow_state.py: a code and its value, either way
 
 
 @dataclass(frozen=True)
@@ -105,13 +99,13 @@ def bytes_moved(optim: str, element_bytes: int, is_stochastic: bool = False) -> 
     gradient = _WIDEN if is_half else 0
     new_weight = _NARROW + 4 if is_half else _ONE  # to the parameter
     if not is_plain:
-        new_weight = _WIDEN + _STOCHASTIC + 4  # read before, then rounded
+        new_weight = _WIDEN + _ROUND  # read before
     elif is_half and not optim.startswith("adamw"):  # which changes the master in place
         new_weight += _ONE
     rule = {
         "adamw": _FUSED_ADAMW,
-        "adamw_16bit_moment": _FUSED_ADAMW + 2 * (_WIDEN + _STOCHASTIC + 4),
-        "adamw_8bit": _FUSED_ADAMW + 2 * (_READ_8BIT + _WRITE_8BIT) + _SIGNED + _UNSIGNED,
+        "adamw_16bit_moment": _FUSED_ADAMW + 2 * (_WIDEN + _ROUND),
+        "adamw_8bit": _FUSED_ADAMW + 2 * 2 * _8BIT,
         "lion": _LION,
         "adafactor": _ADAFACTOR,
         "muon": _MUON,

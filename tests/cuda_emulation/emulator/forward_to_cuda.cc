@@ -4,6 +4,7 @@
 #include "attention/flash_attention.h"
 #include "cross_entropy/cross_entropy.h"
 #include "gated_activation/gated_activation.h"
+#include "narrow_state/narrow_state.h"
 #include "random_normal/random_normal.h"
 #include "rms_norm/rms_norm.h"
 #include "rotary_embedding/rotary_embedding.h"
@@ -17,6 +18,9 @@ void adamw_cpu(const AdamW& p) { adamw_cuda(p, nullptr); }
 void rms_norm_forward_cpu(const RmsNormForward& p) { rms_norm_forward_cuda(p, nullptr); }
 void rms_norm_backward_cpu(const RmsNormBackward& p) { rms_norm_backward_cuda(p, nullptr); }
 void random_normal_cpu(const RandomNormal& p) { random_normal_cuda(p, nullptr); }
+void quantize_blockwise_cpu(const BlockwiseState& p) { quantize_blockwise_cuda(p, nullptr); }
+void dequantize_blockwise_cpu(const BlockwiseState& p) { dequantize_blockwise_cuda(p, nullptr); }
+void stochastic_bfloat16_cpu(const StochasticBFloat16& p) { stochastic_bfloat16_cuda(p, nullptr); }
 int64_t rms_norm_backward_workspace_cpu(int64_t rows, int64_t cols) {
   return rms_norm_backward_workspace_cuda(rows, cols);
 }

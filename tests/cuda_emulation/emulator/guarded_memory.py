@@ -19,10 +19,12 @@ STORAGE = {
     "float32": np.float32,
     "float16": np.float16,
     "bfloat16": np.uint16,
+    "uint8": np.uint8,
     "int32": np.int32,
     "int64": np.int64,
 }
-_KIND = {"int32": 0, "int64": 0, "float32": 2, "float16": 2, "bfloat16": 4}  # DLPack's type codes
+# DLPack's type codes.
+_KIND = {"int32": 0, "int64": 0, "uint8": 1, "float32": 2, "float16": 2, "bfloat16": 4}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import references as ref
 from adamw_cases import adamw_case
 from checks import DTYPES, FLOAT32_ERROR, Backend, Case, Comparison, tolerance
+from narrow_state_cases import narrow_state_case
 from random_normal_cases import random_normal_case
 
 # Operations without a Triton kernel.
-WITHOUT_TRITON = ("flash_attention", "adamw", "random_normal")
+WITHOUT_TRITON = ("flash_attention", "adamw", "narrow_state", "random_normal")
 
 # --- RMS norm -------------------------------------------------------------------------------------
 
@@ -265,6 +266,12 @@ def small_cases() -> list[Case]:
     for dtype in ("float16", "bfloat16"):
         cases.append(adamw_case(dtype, (760, 4097, 3), dtype, masters=True))
     cases.append(adamw_case("bfloat16", (760, 4097, 3), "bfloat16"))
+    for is_signed in (True, False):
+        cases += [
+            narrow_state_case(5003, 256, is_signed),
+            narrow_state_case(1, 256, is_signed),
+            narrow_state_case(700, 33, is_signed, misaligned=True),
+        ]
     return cases + attention_cases.small_cases()
 
 
@@ -283,4 +290,5 @@ def large_cases() -> list[Case]:
             adamw_case(dtype, (3000001, 4096, 500000), dtype, masters=dtype != "float32"),
             random_normal_case(dtype, 4096, 1376, first=2750, gap=5, index_stride=11008),
         ]
+    cases += [narrow_state_case(3000001, 256, is_signed) for is_signed in (True, False)]
     return cases + attention_cases.large_cases()

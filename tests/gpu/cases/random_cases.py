@@ -13,6 +13,7 @@ import kernel_cases as kc
 import numpy as np
 from adamw_cases import adamw_case
 from checks import Case
+from narrow_state_cases import narrow_state_case
 from random_normal_cases import random_normal_case
 
 # A query with one key has no gradient, nor has the norm of one column, and with few theirs is
@@ -123,6 +124,11 @@ def random_normal(rng: np.random.Generator, dtype: str, elements: int) -> Case:
     )
 
 
+def narrow_state(rng: np.random.Generator, _: str, elements: int) -> Case:
+    block_size = 256 if _flip(rng) else size(rng, 5000)
+    return narrow_state_case(size(rng, elements), block_size, _flip(rng), rng.random() < 0.2)
+
+
 def _flip(rng: np.random.Generator) -> bool:
     return bool(rng.random() < 0.5)
 
@@ -135,4 +141,5 @@ DRAWS: dict[str, Draw] = {
     "flash_attention": flash_attention,
     "adamw": adamw,
     "random_normal": random_normal,
+    "narrow_state": narrow_state,
 }

@@ -223,3 +223,24 @@ def random_normal(indices: Array, stream: int, key: int) -> Array:
     cosine = np.where(angle_word >= 2**31, -cosine, cosine)
     is_swapped = angle_word // np.uint64(2**30) % np.uint64(2) == 1
     return radius * np.where(is_swapped ^ is_second, sine, cosine)
+
+
+def quantize_blockwise(
+    values: Array, table: Array, block_size: int, is_signed: bool
+) -> tuple[Array, Array]:
+    """Places in the float32 table nearest to float32 values over the largest of their block."""
+    starts = np.arange(0, values.size, block_size)
+    largest = np.maximum.reduceat(np.abs(values), starts)
+    divisors = np.repeat(np.where(largest > 0, largest, np.float32(1)), block_size)[: values.size]
+    quotients = values / divisors
+    places = np.searchsorted((table[1:] + table[:-1]) / 2, quotients)
+    return places if is_signed else np.maximum(places, quotients > 0), largest
+
+
+def stochastic_bfloat16(values: Array, key: int) -> Array:
+    """float32 values rounded to bfloat16, up or down by 16 bits of a hash of key and place."""
+    x = np.arange(values.size, dtype=np.uint32) * np.uint32(0x9E3779B1) + np.uint32(key)
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    noise = (x ^ (x >> np.uint32(16))) & np.uint32(0xFFFF)
+    return ((values.view(np.uint32) + noise) & np.uint32(0xFFFF0000)).view(np.float32)

@@ -18,8 +18,7 @@ _METHODS = (
     "square", "sqrt", "rsqrt", "sign", "sum", "abs", "max", "mean",
 )  # fmt: skip
 _FUNCTIONS = (
-    "where", "index_select", "bucketize", "maximum", "clip", "arange", "index_add", "bitwise_and",
-    "bitwise_xor", "bitwise_right_shift", "concat",
+    "where", "index_select", "clip", "index_add", "concat",
 )  # fmt: skip
 
 
@@ -41,6 +40,8 @@ class Moved:
         patch.setattr(paddle.Tensor, "astype", self._astype(paddle.Tensor.astype))
         patch.setattr(paddle, "assign", self._assign(paddle.assign))
         patch.setattr(ops, "adamw_", self._adamw(ops.adamw_))
+        for name in ("dequantize_blockwise", "quantize_blockwise_", "stochastic_bfloat16"):
+            patch.setattr(ops, name, self._counted(getattr(ops, name)))
         patch.setattr(muon, "_product", self._product)
 
     def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -46,4 +46,8 @@ def figures(result: Result) -> dict[str, str]:
 
 
 def _settings(differences: dict[str, Any]) -> str:
-    return ", ".join(f"`{name}` {value:g}" for name, value in differences.items())
+    return ", ".join(f"`{name}` {_text(value)}" for name, value in differences.items())
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()

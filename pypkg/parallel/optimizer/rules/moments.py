@@ -22,6 +22,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from pypkg import ops
 from pypkg.parallel.optimizer.rules.rounding import stochastic_bfloat16
 from pypkg.parallel.update_rules import MOMENT_BLOCK, SMALLEST_8BIT
 
@@ -59,10 +60,7 @@ def read(state: dict[str, Tensor], name: str) -> Tensor:
     largest = state.get(name + _LARGEST)
     if largest is None:
         return kept.astype("float32")
-    dtype = "int8" if kept.dtype == paddle.int8 else "uint8"
-    index = kept.reshape([-1]).astype("int32") + (128 if dtype == "int8" else 0)
-    values = paddle.index_select(paddle.to_tensor(dynamic_map(dtype)), index)
-    return (_blocks(values) * largest.unsqueeze(1)).reshape([-1])[: kept.size].reshape(kept.shape)
+    return ops.dequantize_blockwise(kept, largest, _map_of(kept), MOMENT_BLOCK)
 
 
 @paddle.no_grad()
@@ -84,27 +82,11 @@ def write(
         rounded = stochastic_bfloat16(values, key, step) if key else values.astype("bfloat16")
         paddle.assign(rounded, kept)
         return
-    dtype: Any = "int8" if kept.dtype == paddle.int8 else "uint8"
-    blocks = _blocks(values.reshape([-1]))
-    largest = blocks.abs().max(axis=1)
-    scaled = blocks / paddle.where(largest > 0, largest, paddle.ones_like(largest)).unsqueeze(1)
-    table = dynamic_map(dtype)
-    middles = paddle.to_tensor((table[1:] + table[:-1]) / 2)
-    codes = paddle.bucketize(scaled.reshape([-1])[: kept.size], middles, out_int32=True)
-    if dtype == "int8":
-        codes = codes - 128
-    else:  # the update is divided by the root of these, so positive values stay positive
-        codes = paddle.maximum(codes, (scaled.reshape([-1])[: kept.size] > 0).astype("int32"))
-    paddle.assign(codes.astype(dtype).reshape(kept.shape), kept)
-    paddle.assign(largest, state[name + _LARGEST])
+    ops.quantize_blockwise_(kept, state[name + _LARGEST], values, _map_of(kept), MOMENT_BLOCK)
 
 
-def _blocks(flat: Tensor) -> Tensor:
-    """``flat`` as [blocks, MOMENT_BLOCK], padded with zeros."""
-    missing = -flat.shape[0] % MOMENT_BLOCK
-    if missing:
-        flat = paddle.concat([flat, paddle.zeros([missing], flat.dtype)])
-    return flat.reshape([-1, MOMENT_BLOCK])
+def _map_of(codes: Tensor) -> np.ndarray:
+    return dynamic_map("int8" if codes.dtype == paddle.int8 else "uint8")
 
 
 def _zero_code(dtype: str) -> int:
