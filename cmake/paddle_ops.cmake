@@ -15,7 +15,7 @@ if(NOT PYPKG_PADDLE_DIR)
   set(PYPKG_PADDLE_VERSION "${paddle_version}" CACHE STRING "" FORCE)
 endif()
 
-file(GLOB paddle_sources CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/csrc/paddle/*.cc")
+file(GLOB_RECURSE paddle_sources CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/csrc/paddle/*.cc")
 file(GLOB paddle_libraries
   "${PYPKG_PADDLE_DIR}/base/libpaddle.so"
   "${PYPKG_PADDLE_DIR}/libs/libphi*.so"
@@ -25,6 +25,7 @@ if(NOT paddle_libraries)
 endif()
 
 add_library(pypkg_ops MODULE ${paddle_sources})
+target_include_directories(pypkg_ops PRIVATE "${CMAKE_SOURCE_DIR}/csrc/paddle")
 target_include_directories(pypkg_ops SYSTEM PRIVATE
   "${PYPKG_PADDLE_DIR}/include" "${PYPKG_PADDLE_DIR}/include/third_party")
 target_compile_definitions(pypkg_ops PRIVATE PADDLE_WITH_CUSTOM_KERNEL _GLIBCXX_USE_CXX11_ABI=1)

@@ -12,12 +12,14 @@ from pypkg.ops.attention.attention_blocks import (
     merge_attention,
 )
 from pypkg.ops.attention.attention_mask import AttentionMask
+from pypkg.ops.attention.cached_attention import KeptTokens, cached_attention
 from pypkg.ops.attention.flash_attention import flash_attention, flash_attention_reference
 from pypkg.ops.attention.packed_attention import packed_attention, split_heads
 from pypkg.ops.attention.paddle_attention import paddle_flash_attention
 from pypkg.ops.blocks import (
     PreNorm,
     attention_block,
+    cached_attention_block,
     gated_mlp_block,
     normed_attention_block,
     normed_gated_mlp_block,
@@ -35,10 +37,13 @@ from pypkg.ops.squared_l2_norm import squared_l2_norm
 __all__ = [
     "GATED",
     "AttentionMask",
+    "KeptTokens",
     "PreNorm",
     "adamw_",
     "attention_block",
     "backend",
+    "cached_attention",
+    "cached_attention_block",
     "cross_entropy",
     "cross_entropy_reference",
     "flash_attention",
