@@ -174,17 +174,6 @@ std::vector<Tensor> normed_block_backward(const Tensor& norm_weight, const Tenso
   return {norm[0], norm[1], norm[2], block[1], block[2]};
 }
 
-// The block of a step of generation, with the norm before it where one is given: of few rows, on a
-// CPU, without a gradient.
-std::vector<Tensor> few_rows_block(const Tensor& x, const OptionalTensor& residual,
-                                   const OptionalTensor& norm_weight, const Tensor& gate_up_weight,
-                                   const Tensor& down_weight, int64_t activation, float epsilon) {
-  const Normed normed = norm_of_block(x, residual, norm_weight, epsilon);
-  const Tensor gate_up = few_rows_product(normed.y, gate_up_weight);
-  const Tensor activated = packed_forward(gate_up, activation, /*gate_first=*/true)[0];
-  return {few_rows_product(activated, down_weight), normed.stream};
-}
-
 }  // namespace
 }  // namespace pypkg
 
@@ -247,10 +236,3 @@ PD_BUILD_GRAD_OP(pypkg_normed_mlp_block)
               paddle::Grad("GateUpWeight"), paddle::Grad("DownWeight")})
     .Attrs({"activation: int64_t", "epsilon: float"})
     .SetKernelFn(PD_KERNEL(pypkg::normed_block_backward));
-
-PD_BUILD_OP(pypkg_few_rows_mlp_block)
-    .Inputs({"X", paddle::Optional("Residual"), paddle::Optional("NormWeight"), "GateUpWeight",
-             "DownWeight"})
-    .Outputs({"Out", "Stream"})
-    .Attrs({"activation: int64_t", "epsilon: float"})
-    .SetKernelFn(PD_KERNEL(pypkg::few_rows_block));

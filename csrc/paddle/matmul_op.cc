@@ -2,7 +2,6 @@
 
 #include "matmul/few_rows.h"
 #include "matmul/matmul.h"
-#include "products.h"
 #include "tensors.h"
 
 namespace pypkg {
@@ -75,7 +74,7 @@ std::vector<Shape> grad_shapes(const Shape& x, const Shape& y, const OptionalSha
 }
 
 // x [..., k] times y [k, n], or x [..., m, k] times y of the same leading dimensions.
-Tensor few_rows(const Tensor& x, const Tensor& y, bool transpose_y) {
+std::vector<Tensor> few_rows(const Tensor& x, const Tensor& y, bool transpose_y) {
   const Shape of_y = y.shape();
   const size_t rank = of_y.size();
   Shape shape = x.shape();
@@ -105,19 +104,10 @@ Tensor few_rows(const Tensor& x, const Tensor& y, bool transpose_y) {
   params.c = out.data<float>();
   params.transpose_b = transpose_y;
   launch(x, matmul_few_rows_cpu, nullptr, params);
-  return out;
-}
-
-std::vector<Tensor> few_rows_forward(const Tensor& x, const Tensor& y, bool transpose_y) {
-  return {few_rows(x, y, transpose_y)};
+  return {out};
 }
 
 }  // namespace
-
-Tensor few_rows_product(const Tensor& x, const Tensor& weight) {
-  return few_rows(x, weight, /*transpose_y=*/false);
-}
-
 }  // namespace pypkg
 
 // Without a gradient: who needs one has more rows.
@@ -125,7 +115,7 @@ PD_BUILD_OP(pypkg_matmul_few_rows)
     .Inputs({"X", "Y"})
     .Outputs({"Out"})
     .Attrs({"transpose_y: bool"})
-    .SetKernelFn(PD_KERNEL(pypkg::few_rows_forward));
+    .SetKernelFn(PD_KERNEL(pypkg::few_rows));
 
 PD_BUILD_OP(pypkg_matmul_bfloat16)
     .Inputs({"X", "Y"})

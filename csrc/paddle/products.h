@@ -11,10 +11,6 @@ inline paddle::Tensor product(const paddle::Tensor& x, const paddle::Tensor& wei
   return paddle::experimental::matmul(x, weight, false, false);
 }
 
-// The same on a CPU by our kernel for a few rows, in float32 and without a gradient; in
-// matmul_op.cc.
-paddle::Tensor few_rows_product(const paddle::Tensor& x, const paddle::Tensor& weight);
-
 // The gradient of x in product(x, weight).
 inline paddle::Tensor input_gradient(const paddle::Tensor& dout, const paddle::Tensor& weight) {
   return paddle::experimental::matmul(dout, weight, false, true);

@@ -111,16 +111,6 @@ std::vector<Tensor> add_rms_norm(const Tensor& x, const Tensor& residual, const 
   return forward(x, &residual, weight, epsilon);
 }
 
-Normed norm_of_block(const Tensor& x, const OptionalTensor& residual, const OptionalTensor& weight,
-                     float epsilon) {
-  if (residual.is_initialized() != weight.is_initialized()) {
-    reject("rms_norm: residual and weight of the norm of a block must be given together");
-  }
-  if (!weight) return {x, x};
-  const std::vector<Tensor> norm = add_rms_norm(x, *residual, *weight, epsilon);
-  return {norm[0], norm[1]};
-}
-
 std::vector<Tensor> add_rms_norm_grad(const OptionalTensor& h, const Tensor& weight,
                                       const Tensor& rstd, const OptionalTensor& dy,
                                       const OptionalTensor& dh) {

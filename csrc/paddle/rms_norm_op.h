@@ -11,16 +11,6 @@ namespace pypkg {
 std::vector<paddle::Tensor> add_rms_norm(const paddle::Tensor& x, const paddle::Tensor& residual,
                                          const paddle::Tensor& weight, float epsilon);
 
-// What a block without a gradient reads, and the residual stream that goes by it.
-struct Normed {
-  paddle::Tensor y;
-  paddle::Tensor stream;
-};
-
-// y and h of add_rms_norm; x twice where there is no norm, which has a residual and a weight.
-Normed norm_of_block(const paddle::Tensor& x, const OptionalTensor& residual,
-                     const OptionalTensor& weight, float epsilon);
-
 // Gradients of x, of the residual and of the weight, given those of y and h.
 std::vector<paddle::Tensor> add_rms_norm_grad(const OptionalTensor& h, const paddle::Tensor& weight,
                                               const paddle::Tensor& rstd, const OptionalTensor& dy,

@@ -24,25 +24,30 @@ def cached_pass(
         input_ids: int64 [batch, sequence], the new tokens.
         tokens: what ``cache.advance(input_ids)`` returned.
     """
-    config, positions = chunk.config, tokens.position_ids
     if chunk.chunk.is_first:
-        x = chunk.embed(input_ids, positions)
-    rotation = None
-    if config.position_embedding == "rope":
-        # Tables of the capacity serve many tokens. Only their frequencies may depend on the length.
-        length = tokens.stop if depends_on_length(config) else cache.capacity
-        rotation = chunk.rotary_table(length, positions, training=False)
-    batch, sequence = input_ids.shape
-    inputs = AttentionInputs(
-        batch,
-        sequence,
-        chunk.masks(tokens.prefix_lengths, tokens.document_starts),
-        rotation,
-        logn_query_scale(config, tokens.stop, False, positions),
-        cache,
-    )
+        x = chunk.embed(input_ids, tokens.position_ids)
+    inputs = attention_inputs(chunk, input_ids.shape, tokens, cache)
     assert x is not None  # only the first chunk is called without it
     residual = None
     for layer in chunk.layers:
         x, residual = layer(x, residual, inputs)
     return chunk.finish(x, residual, input_ids.shape)
+
+
+def attention_inputs(
+    chunk: DecoderChunk, shape: list[int], tokens: NewTokens, cache: KVCache
+) -> AttentionInputs:
+    """Masks and rotation for the attention of all layers, for input ids of ``shape``."""
+    config, positions = chunk.config, tokens.position_ids
+    rotation = None
+    if config.position_embedding == "rope":
+        # Tables of the capacity serve many tokens. Only their frequencies may depend on the length.
+        length = tokens.stop if depends_on_length(config) else cache.capacity
+        rotation = chunk.rotary_table(length, positions, training=False)
+    return AttentionInputs(
+        *shape,
+        chunk.masks(tokens.prefix_lengths, tokens.document_starts),
+        rotation,
+        logn_query_scale(config, tokens.stop, False, positions),
+        cache,
+    )

@@ -19,11 +19,11 @@ from pypkg.ops.attention.paddle_attention import paddle_flash_attention
 from pypkg.ops.blocks import (
     PreNorm,
     attention_block,
-    cached_attention_block,
     gated_mlp_block,
     normed_attention_block,
     normed_gated_mlp_block,
 )
+from pypkg.ops.decoder_step import AttentionWeights, DecoderWeights, LayerWeights, decoder_step
 from pypkg.ops.dispatch.library import backend, set_backend
 from pypkg.ops.gated_activation import GATED, gated_activation_reference, geglu, swiglu
 from pypkg.ops.loss.cross_entropy import cross_entropy, cross_entropy_reference
@@ -37,15 +37,18 @@ from pypkg.ops.squared_l2_norm import squared_l2_norm
 __all__ = [
     "GATED",
     "AttentionMask",
+    "AttentionWeights",
+    "DecoderWeights",
     "KeptTokens",
+    "LayerWeights",
     "PreNorm",
     "adamw_",
     "attention_block",
     "backend",
     "cached_attention",
-    "cached_attention_block",
     "cross_entropy",
     "cross_entropy_reference",
+    "decoder_step",
     "flash_attention",
     "flash_attention_block_gradients",
     "flash_attention_reference",

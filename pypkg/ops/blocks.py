@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import paddle
 
 from pypkg.ops.attention.attention_mask import AttentionMask
-from pypkg.ops.attention.cached_attention import KeptTokens, scores_of
 from pypkg.ops.attention.flash_attention import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM
 from pypkg.ops.attention.packed_attention import packed_attention
 from pypkg.ops.dispatch.checks import FLOATING, check_dtype, check_shape, has_dtype
@@ -161,9 +160,6 @@ def gated_mlp_block(
     number = ACTIVATIONS.get(activation)
     if number is not None and _is_one(x, None, gate_up_weight, down_weight, 2, 1):
         return run_compiled("pypkg_mlp_block", (x, gate_up_weight, down_weight), number)[0]
-    if number is not None and _has_few_rows(x, None, gate_up_weight, down_weight, 2, 1):
-        tensors = (x, None, None, gate_up_weight, down_weight)
-        return run_compiled("pypkg_few_rows_mlp_block", tensors, number, 0.0)[0]
     if number is None:
         raise ValueError(
             f"gated_mlp_block: activation must be one of {', '.join(ACTIVATIONS)}, "
@@ -190,66 +186,11 @@ def normed_gated_mlp_block(
         TypeError, ValueError: as of ``rms_norm`` and ``gated_mlp_block``.
     """
     number = ACTIVATIONS.get(activation)
-    if number is not None and _is_one(x, norm, gate_up_weight, down_weight, 2, 1):
-        tensors = (x, norm.residual, norm.weight, gate_up_weight, down_weight)
-        out = run_compiled("pypkg_normed_mlp_block", tensors, number, norm.epsilon)
-    elif number is not None and _has_few_rows(x, norm, gate_up_weight, down_weight, 2, 1):
-        tensors = (x, norm.residual, norm.weight, gate_up_weight, down_weight)
-        out = run_compiled("pypkg_few_rows_mlp_block", tensors, number, norm.epsilon)
-    else:
+    if number is None or not _is_one(x, norm, gate_up_weight, down_weight, 2, 1):
         y, stream = rms_norm(x, norm.weight, norm.epsilon, norm.residual)
         return gated_mlp_block(y, gate_up_weight, down_weight, activation), stream
-    return out[0], out[1]
-
-
-def cached_attention_block(
-    x: paddle.Tensor,
-    norm: PreNorm | None,
-    qkv_weight: paddle.Tensor,
-    o_weight: paddle.Tensor,
-    heads_q: int,
-    kept: KeptTokens,
-    mask: AttentionMask,
-    cos: paddle.Tensor | None = None,
-    sin: paddle.Tensor | None = None,
-    position_ids: paddle.Tensor | None = None,
-    interleaved: bool = False,
-    scale: float | None = None,
-    softcap: float = 0.0,
-) -> tuple[paddle.Tensor, paddle.Tensor] | None:
-    """The attention block of a step of generation, which reads and extends what is kept.
-
-    Its parts are ``linear``, ``rotary_embedding``, ``cached_attention`` and ``linear``, after
-    ``rms_norm`` where there is a norm.
-
-    Args:
-        x: float32 [batch, 1, hidden], one new token of each row.
-        qkv_weight, o_weight: as of ``attention_block``.
-        kept, mask, scale, softcap: as of ``cached_attention``.
-        cos, sin, position_ids, interleaved: as of ``rotary_embedding``.
-
-    Returns:
-        The output, [batch, 1, out_features], and x + residual, or x without a norm. None, and
-        nothing is written, where there is no such operator: for many rows, or where
-        ``cached_attention`` has none.
-
-    Raises:
-        ValueError: ``kept`` or a table has another shape or dtype.
-    """
-    heads_k, head_dim = kept.keys.shape[1], kept.keys.shape[3]
-    heads = heads_q + 2 * heads_k
-    if not _has_few_rows(x, norm, qkv_weight, o_weight, heads, heads_q):
-        return None
-    if kept.keys.dtype is not _FLOAT32 or (cos is not None and position_ids is None):
-        return None
-    before = (x, None, None) if norm is None else (x, norm.residual, norm.weight)
-    rotary, to = (cos, sin, position_ids), (kept.keys, kept.values, kept.first_keys)
-    out = run_compiled(
-        "pypkg_cached_attention_block",
-        (*before, qkv_weight, o_weight, *rotary, *to, mask.alibi_slopes),
-        *(0.0 if norm is None else norm.epsilon, interleaved, kept.position),
-        *scores_of(mask, head_dim, scale, softcap),
-    )
+    tensors = (x, norm.residual, norm.weight, gate_up_weight, down_weight)
+    out = run_compiled("pypkg_normed_mlp_block", tensors, number, norm.epsilon)
     return out[0], out[1]
 
 
@@ -261,53 +202,13 @@ def _is_one(
     heads: int,
     heads_out: int,
 ) -> bool:
-    """Whether the compiled operator takes the place of its parts, with their gradients.
+    """Whether the compiled operator takes the place of its parts.
 
-    What it declines goes through ``_check`` and the operators of the parts, which raise where there
-    is a mistake.
+    It looks at each tensor once, without a call for each. What it declines goes through ``_check``
+    and the operators of the parts, which raise where there is a mistake.
 
     The operator multiplies by Paddle's kernels, of which a CPU has those of float32 only. It
     computes the gradient of every weight, whether wanted or not.
-
-    Args: as of ``_fit``.
-    """
-    return (
-        _fit(x, norm, column, row, heads, heads_out)
-        and (norm is None or not norm.weight.stop_gradient)
-        and products_are_plain()
-        and not has_few_rows(x, column)
-        and backend() == "compiled"
-        and paddle.in_dynamic_mode()
-        and not paddle.amp.is_autocast_enabled()
-        and not ((column.stop_gradient or row.stop_gradient) and paddle.is_grad_enabled())
-    )
-
-
-def _has_few_rows(
-    x: paddle.Tensor,
-    norm: PreNorm | None,
-    column: paddle.Tensor,
-    row: paddle.Tensor,
-    heads: int,
-    heads_out: int,
-) -> bool:
-    """Whether the operator of a step of generation takes the place of the parts.
-
-    Args: as of ``_fit``.
-    """
-    # With few rows of x there are few of what ``row`` multiplies.
-    return has_few_rows(x, column) and _fit(x, norm, column, row, heads, heads_out)
-
-
-def _fit(
-    x: paddle.Tensor,
-    norm: PreNorm | None,
-    column: paddle.Tensor,
-    row: paddle.Tensor,
-    heads: int,
-    heads_out: int,
-) -> bool:
-    """Whether dtypes and shapes fit an operator of a block. It looks at each tensor once.
 
     Args:
         norm: of x before the block, or None.
@@ -328,6 +229,7 @@ def _fit(
             and weight.dtype is dtype
             and residual.shape == shape
             and weight.shape == hidden
+            and not weight.stop_gradient
         ):
             return False
     return (
@@ -338,7 +240,12 @@ def _fit(
         and columns[1] * heads_out == rows[0] * heads
         and columns[1] % heads == 0
         and 0 not in shape
-        and 0 not in rows
+        and products_are_plain()
+        and not (has_few_rows(x, column) or has_few_rows(x, row))
+        and backend() == "compiled"
+        and paddle.in_dynamic_mode()
+        and not paddle.amp.is_autocast_enabled()
+        and not ((column.stop_gradient or row.stop_gradient) and paddle.is_grad_enabled())
     )
 
 

@@ -1,11 +1,6 @@
-// Attention of a step of generation, and the block of a decoder layer around it.
-//
-// On a CPU, in float32 and without a gradient. keys and values are inputs that are written to: for
-// dynamic graphs, as nothing here tells a static one.
+// Attention of a step of generation: on a CPU, in float32, without a gradient. keys and values are
+// inputs that are written to: for dynamic graphs, as nothing here tells a static one.
 #include "attention/cached_attention.h"
-#include "attention/packed_rotation.h"
-#include "products.h"
-#include "rms_norm_op.h"
 #include "tensors.h"
 
 namespace pypkg {
@@ -95,53 +90,6 @@ std::vector<Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v,
   return {out};
 }
 
-// Rotates queries and keys of a packed matrix, a row for each new token, and attends.
-Tensor packed_attention(Tensor* qkv, const PackedRotation& rotation, const Kept& kept) {
-  const Shape of_keys = kept.keys.shape();
-  const int64_t width = qkv->shape().back(), head_dim = of_keys.empty() ? 0 : of_keys.back();
-  if (head_dim < 1 || width % head_dim != 0 || qkv->numel() != of_keys[0] * width) {
-    reject("cached_attention: qkv of shape ", to_string(qkv->shape()),
-           " does not hold one token for each row of keys of shape ", to_string(of_keys));
-  }
-  check_rank("cached_attention: keys", kept.keys, 4);
-  CachedAttention p = checked(kept, width / head_dim - 2 * of_keys[1]);
-  FlashAttentionShape s;
-  s.batch = p.batch;
-  s.seq_q = 1;
-  s.heads_q = p.heads_q;
-  s.heads_k = p.heads_k;
-  s.head_dim = head_dim;
-  s.token_stride = width;
-  rotate_packed(raw(qkv), *qkv, s, rotation, /*inverse=*/false);
-  Shape shape = qkv->shape();
-  shape.back() = p.heads_q * head_dim;
-  Tensor out = empty(shape, qkv->dtype(), *qkv);
-  p.q = qkv->data<float>();
-  p.k = p.q + p.heads_q * head_dim;
-  p.v = p.k + p.heads_k * head_dim;
-  p.q_stride = p.k_stride = width;
-  p.out = out.data<float>();
-  launch(*qkv, cached_attention_cpu, nullptr, p);
-  return out;
-}
-
-// The block: norm where one is given, projection to qkv, attention, projection of the result.
-std::vector<Tensor> block(const Tensor& x, const OptionalTensor& residual,
-                          const OptionalTensor& norm_weight, const Tensor& qkv_weight,
-                          const Tensor& o_weight, const OptionalTensor& cos,
-                          const OptionalTensor& sin, const OptionalTensor& position_ids,
-                          const Tensor& keys, const Tensor& values,
-                          const OptionalTensor& first_keys, const OptionalTensor& alibi_slopes,
-                          float epsilon, bool interleaved, int64_t position, int64_t window,
-                          float scale, float softcap) {
-  const Normed normed = norm_of_block(x, residual, norm_weight, epsilon);
-  Tensor qkv = few_rows_product(normed.y, qkv_weight);
-  const Tensor attended =
-      packed_attention(&qkv, {cos, sin, position_ids, interleaved},
-                       {keys, values, first_keys, alibi_slopes, position, window, scale, softcap});
-  return {few_rows_product(attended, o_weight), normed.stream};
-}
-
 }  // namespace
 }  // namespace pypkg
 
@@ -151,13 +99,3 @@ PD_BUILD_OP(pypkg_cached_attention)
     .Outputs({"Out"})
     .Attrs({"position: int64_t", "window: int64_t", "scale: float", "softcap: float"})
     .SetKernelFn(PD_KERNEL(pypkg::attention));
-
-PD_BUILD_OP(pypkg_cached_attention_block)
-    .Inputs({"X", paddle::Optional("Residual"), paddle::Optional("NormWeight"), "QkvWeight",
-             "OWeight", paddle::Optional("Cos"), paddle::Optional("Sin"),
-             paddle::Optional("PositionIds"), "Keys", "Values", paddle::Optional("FirstKeys"),
-             paddle::Optional("AlibiSlopes")})
-    .Outputs({"Out", "Stream"})
-    .Attrs({"epsilon: float", "interleaved: bool", "position: int64_t", "window: int64_t",
-            "scale: float", "softcap: float"})
-    .SetKernelFn(PD_KERNEL(pypkg::block));

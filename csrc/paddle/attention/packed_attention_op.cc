@@ -5,9 +5,9 @@
 // packed gradient, so that nothing is split, concatenated or copied.
 #include "attention/attention_arguments.h"
 #include "attention/flash_attention.h"
-#include "attention/packed_rotation.h"
 #include "products.h"
 #include "rms_norm_op.h"
+#include "rotary_embedding/rotary_embedding.h"
 #include "tensors.h"
 
 namespace pypkg {
@@ -17,13 +17,16 @@ using paddle::Tensor;
 
 // The arguments other than qkv; without tables nothing is rotated.
 struct PackedAttention {
-  PackedRotation rotation;
+  const OptionalTensor& cos;
+  const OptionalTensor& sin;
+  const OptionalTensor& position_ids;
   const OptionalTensor& prefix_lengths;
   const OptionalTensor& document_starts;
   const OptionalTensor& alibi_slopes;
   int64_t batch;
   int64_t heads_q;
   int64_t heads_k;
+  bool interleaved;
   float scale;
   float softcap;
   bool causal;
@@ -64,6 +67,49 @@ FlashAttentionShape attention_shape(const Tensor& qkv, const PackedAttention& ar
   return s;
 }
 
+// Rotates the queries and keys of a packed matrix in place.
+void rotate(void* packed, const Tensor& like, const FlashAttentionShape& s,
+            const PackedAttention& rotation, bool inverse) {
+  if (!rotation.cos) return;
+  if (!rotation.sin) reject("packed_attention: cos is given without sin");
+  const Tensor &cos = *rotation.cos, &sin = *rotation.sin;
+  check_rank("packed_attention: cos", cos, 2);
+  check_shape("packed_attention: sin", sin, cos.shape());
+  for (const Tensor* table : {&cos, &sin}) {
+    check_dtype("packed_attention: cos and sin", *table, paddle::DataType::FLOAT32);
+    check_place("packed_attention: cos and sin", *table, like);
+  }
+  RotaryEmbedding params;
+  params.dtype = s.dtype;
+  params.q = params.q_out = packed;
+  params.batch = s.batch;
+  params.sequence = s.seq_q;
+  params.q_heads = s.heads_q + s.heads_k;  // the keys follow the queries
+  params.head_dim = s.head_dim;
+  params.q_stride = s.token_stride;
+  params.cos = cos.data<float>();
+  params.sin = sin.data<float>();
+  params.num_positions = cos.shape()[0];
+  params.rotary_dim = 2 * cos.shape()[1];
+  params.interleaved = rotation.interleaved;
+  params.inverse = inverse;
+  if (params.rotary_dim > s.head_dim) {
+    reject("packed_attention: ", params.rotary_dim,
+           " dimensions are to be rotated, but head_dim is ", s.head_dim);
+  }
+  if (rotation.position_ids) {
+    const Tensor& ids = *rotation.position_ids;
+    check_shape("packed_attention: position_ids", ids, {s.batch, s.seq_q});
+    check_dtype("packed_attention: position_ids", ids, paddle::DataType::INT64);
+    check_place("packed_attention: position_ids", ids, like);
+    params.position_ids = ids.data<int64_t>();
+  } else if (s.seq_q > params.num_positions) {
+    reject("packed_attention: the sequence has ", s.seq_q, " tokens, but cos and sin hold only ",
+           params.num_positions, " positions");
+  }
+  launch(like, PYPKG_FORMS(rotary_embedding), params);
+}
+
 // The columns of queries, keys and values in a packed matrix.
 struct Columns {
   char* q;
@@ -88,8 +134,8 @@ PackedAttentionResult packed_attention_forward(const Tensor& qkv, const PackedAt
   FlashAttentionShape& s = params.shape;
   s = attention_shape(qkv, args);
   // Without a rotation nothing is written to it.
-  Tensor rotated = overwrite || !args.rotation.cos ? qkv : paddle::experimental::assign(qkv);
-  rotate_packed(raw(&rotated), qkv, s, args.rotation, /*inverse=*/false);
+  Tensor rotated = overwrite || !args.cos ? qkv : paddle::experimental::assign(qkv);
+  rotate(raw(&rotated), qkv, s, args, /*inverse=*/false);
   Tensor out = empty(out_shape(qkv.shape(), args.heads_q, args.heads_k), qkv.dtype(), qkv);
   Tensor softmax_lse = empty({s.batch, s.heads_q, s.seq_q}, paddle::DataType::FLOAT32, qkv);
   const Columns columns(raw(&rotated), s);
@@ -124,7 +170,7 @@ Tensor packed_attention_backward(const Tensor& out, const Tensor& rotated,
   params.dv = gradients.v;
   params.workspace = scratch.data<float>();
   launch(rotated, PYPKG_FORMS(flash_attention_backward), params);
-  rotate_packed(raw(&dqkv), rotated, s, args.rotation, /*inverse=*/true);
+  rotate(raw(&dqkv), rotated, s, args, /*inverse=*/true);
   return dqkv;
 }
 
@@ -135,20 +181,11 @@ std::vector<Tensor> forward(const Tensor& qkv, const OptionalTensor& cos, const 
                             const OptionalTensor& alibi_slopes, int64_t batch, int64_t heads_q,
                             int64_t heads_k, bool interleaved, float scale, float softcap,
                             bool causal, int64_t window, bool overwrite) {
-  const PackedAttentionResult result =
-      packed_attention_forward(qkv,
-                               {{cos, sin, position_ids, interleaved},
-                                prefix_lengths,
-                                document_starts,
-                                alibi_slopes,
-                                batch,
-                                heads_q,
-                                heads_k,
-                                scale,
-                                softcap,
-                                causal,
-                                window},
-                               overwrite);
+  const PackedAttentionResult result = packed_attention_forward(
+      qkv,
+      {cos, sin, position_ids, prefix_lengths, document_starts, alibi_slopes, batch, heads_q,
+       heads_k, interleaved, scale, softcap, causal, window},
+      overwrite);
   return {result.out, result.rotated, result.softmax_lse};
 }
 
@@ -161,19 +198,10 @@ std::vector<Tensor> backward(const OptionalTensor& cos, const OptionalTensor& si
                              const OptionalTensor& dout, int64_t batch, int64_t heads_q,
                              int64_t heads_k, bool interleaved, float scale, float softcap,
                              bool causal, int64_t window, bool) {
-  return {packed_attention_backward(*out, rotated, softmax_lse,
-                                    gradient_or_zeros(dout, out->shape(), rotated),
-                                    {{cos, sin, position_ids, interleaved},
-                                     prefix_lengths,
-                                     document_starts,
-                                     alibi_slopes,
-                                     batch,
-                                     heads_q,
-                                     heads_k,
-                                     scale,
-                                     softcap,
-                                     causal,
-                                     window})};
+  return {packed_attention_backward(
+      *out, rotated, softmax_lse, gradient_or_zeros(dout, out->shape(), rotated),
+      {cos, sin, position_ids, prefix_lengths, document_starts, alibi_slopes, batch, heads_q,
+       heads_k, interleaved, scale, softcap, causal, window})};
 }
 
 // The block: projection to qkv, attention, projection of the result. The host dispatches one
@@ -186,20 +214,11 @@ std::vector<Tensor> block_forward(const Tensor& x, const Tensor& qkv_weight, con
                                   const OptionalTensor& alibi_slopes, int64_t batch,
                                   int64_t heads_q, int64_t heads_k, bool interleaved, float scale,
                                   float softcap, bool causal, int64_t window) {
-  const PackedAttentionResult attention =
-      packed_attention_forward(product(x, qkv_weight),
-                               {{cos, sin, position_ids, interleaved},
-                                prefix_lengths,
-                                document_starts,
-                                alibi_slopes,
-                                batch,
-                                heads_q,
-                                heads_k,
-                                scale,
-                                softcap,
-                                causal,
-                                window},
-                               /*overwrite=*/true);
+  const PackedAttentionResult attention = packed_attention_forward(
+      product(x, qkv_weight),
+      {cos, sin, position_ids, prefix_lengths, document_starts, alibi_slopes, batch, heads_q,
+       heads_k, interleaved, scale, softcap, causal, window},
+      /*overwrite=*/true);
   return {product(attention.out, o_weight), attention.out, attention.rotated,
           attention.softmax_lse};
 }
@@ -216,18 +235,10 @@ std::vector<Tensor> block_backward(
   const Tensor dout = gradient_or_zeros(dout_or_none, out_shape, x);
   Tensor dattended = input_gradient(dout, o_weight);
   const Tensor do_weight = weight_gradient(attended, dout);
-  const Tensor dqkv = packed_attention_backward(attended, rotated, softmax_lse, dattended,
-                                                {{cos, sin, position_ids, interleaved},
-                                                 prefix_lengths,
-                                                 document_starts,
-                                                 alibi_slopes,
-                                                 batch,
-                                                 heads_q,
-                                                 heads_k,
-                                                 scale,
-                                                 softcap,
-                                                 causal,
-                                                 window});
+  const Tensor dqkv = packed_attention_backward(
+      attended, rotated, softmax_lse, dattended,
+      {cos, sin, position_ids, prefix_lengths, document_starts, alibi_slopes, batch, heads_q,
+       heads_k, interleaved, scale, softcap, causal, window});
   dattended.reset();  // before the next tensor of its size is made
   return {input_gradient(dqkv, qkv_weight), weight_gradient(x, dqkv), do_weight};
 }

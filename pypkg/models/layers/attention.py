@@ -13,7 +13,7 @@ from paddle import nn
 from pypkg import ops
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.layers.kv_cache import KVCache
-from pypkg.models.layers.norm import RMSNorm
+from pypkg.models.layers.norm import RMSNorm, weight_of_norm
 from pypkg.models.layers.positions import Rotation
 from pypkg.models.layers.recompute import ATTENTION, FULL, Recompute, recomputed
 from pypkg.models.weights.tp_shards import key_value_range
@@ -25,6 +25,7 @@ from pypkg.parallel.tp_layers import (
     column_linear,
     has_call_hooks,
     joined_layers,
+    plain_weights,
     row_linear,
     sum_gradient_over_tensor_group,
     sum_replica_gradients,
@@ -118,9 +119,6 @@ class Attention(nn.Layer):
         Args:
             x: [batch, sequence, hidden], or its split tokens (parallel/tp_layers.py).
         """
-        step = self._step(None, x, inputs)
-        if step is not None:
-            return step[0]
         is_packed = self._is_packed(inputs)
         if is_packed and not self._recomputes_attention and context_degree() == 1:
             joined = self._joined()
@@ -140,8 +138,6 @@ class Attention(nn.Layer):
         self, norm: ops.PreNorm, x: paddle.Tensor, inputs: AttentionInputs
     ) -> tuple[paddle.Tensor, paddle.Tensor] | None:
         """Norm and block as one operator: the output, and x + residual; None where it cannot be."""
-        if inputs.cache is not None:
-            return None if has_call_hooks(self) else self._step(norm, x, inputs)
         if not self._is_packed(inputs) or self._recomputes_a_part or has_call_hooks(self):
             return None
         if context_degree() > 1:
@@ -152,24 +148,15 @@ class Attention(nn.Layer):
         weights = (joined.column_weight, joined.row_weight)
         return ops.normed_attention_block(x, norm, *weights, *self._arguments(inputs))
 
-    def _step(
-        self, norm: ops.PreNorm | None, x: paddle.Tensor, inputs: AttentionInputs
-    ) -> tuple[paddle.Tensor, paddle.Tensor] | None:
-        """The block in a step of generation, with the norm before it where there is one, as one
-        operator: the output, and the residual stream; None where it cannot be.
-        """
-        cache = inputs.cache
-        kept = None if cache is None else cache.step(self._number)
-        if kept is None or not self._takes_qkv_as_it_is(inputs):
+    def step_weights(self) -> ops.AttentionWeights | None:
+        """What ``ops.decoder_step`` takes for the block; None where there is more to it."""
+        before, after = plain_weights(self.qkv_proj), plain_weights(self.o_proj)
+        if self.backend != PYPKG or has_call_hooks(self) or before is None or after is None:
             return None
-        joined = self._joined()
-        if joined is None or joined.is_divided:
+        norms = [weight_of_norm(each) for each in (self.q_norm, self.k_norm)]
+        if after[1] is not None or (self._has_head_norms and any(n is None for n in norms)):
             return None
-        weights, mask = (joined.column_weight, joined.row_weight), inputs.masks[self._layer_type]
-        scores = (self._scale, self._softcap)
-        return ops.cached_attention_block(
-            *(x, norm, *weights, self._heads_q, kept, mask, *_rotary(inputs), *scores)
-        )
+        return ops.AttentionWeights(*before, *norms, after[0])
 
     def _joined(self) -> JoinedLayers | None:
         layers = self._sub_layers  # attributes of a layer take several times as long
@@ -186,16 +173,22 @@ class Attention(nn.Layer):
 
     def _is_packed(self, inputs: AttentionInputs) -> bool:
         """Whether one operator takes qkv as it comes from the projection."""
-        return inputs.cache is None and self._takes_qkv_as_it_is(inputs)
-
-    def _takes_qkv_as_it_is(self, inputs: AttentionInputs) -> bool:
-        return self.backend == PYPKG and not self._has_head_norms and inputs.is_packable
+        return (
+            self.backend == PYPKG
+            and not self._has_head_norms
+            and inputs.cache is None
+            and inputs.is_packable
+        )
 
     def _arguments(self, inputs: AttentionInputs) -> tuple[Any, ...]:
         """What ``ops.packed_attention`` takes after qkv, and ``ops.attention_block`` after x."""
+        rotation = inputs.rotation
+        rotary: tuple[Any, ...] = (None, None, None, False)
+        if rotation is not None:
+            rotary = (rotation.cos, rotation.sin, *rotation.position_ids, rotation.interleaved)
         return (
             *(inputs.batch, *self._attended, inputs.masks[self._layer_type]),
-            *(*_rotary(inputs), self._scale, self._softcap),
+            *(*rotary, self._scale, self._softcap),
         )
 
     def _attend_packed(self, qkv: paddle.Tensor, inputs: AttentionInputs) -> paddle.Tensor:
@@ -226,14 +219,6 @@ class Attention(nn.Layer):
         )
         out = recomputed(self, ATTENTION, attend, query, key, value)
         return out.reshape([*qkv.shape[:-1], self._attended[0] * self._head_dim])
-
-
-def _rotary(inputs: AttentionInputs) -> tuple[Any, ...]:
-    """cos, sin, position_ids and interleaved of the operators that take a packed matrix."""
-    rotation = inputs.rotation
-    if rotation is None:
-        return None, None, None, False
-    return rotation.cos, rotation.sin, *rotation.position_ids, rotation.interleaved
 
 
 def _plain_attention(*args: Any, **kwargs: Any) -> paddle.Tensor:

@@ -65,6 +65,7 @@ class KVCache:
         self._biases: dict[ops.AttentionMask, paddle.Tensor] = {}
         first_keys = paddle.to_tensor(self._padding) if self._padding.any() else None
         self._first_keys = first_keys
+        self._weights: list[ops.DecoderWeights | None] = []  # once they have been looked for
 
     @property
     def capacity(self) -> int:
@@ -164,6 +165,16 @@ class KVCache:
         if self._new != 1 or self._length == 0:
             return None
         return ops.KeptTokens(*self._room(layer), self._length, self._first_keys)
+
+    def weights_of_steps(
+        self, find: Callable[[], ops.DecoderWeights | None]
+    ) -> ops.DecoderWeights | None:
+        """What ``find`` returned when this was first called: a model stays as it is while it
+        generates.
+        """
+        if not self._weights:
+            self._weights.append(find())
+        return self._weights[0]
 
     def _write(self, kept: paddle.Tensor, new: paddle.Tensor) -> None:
         """Puts ``new``, [batch, sequence, heads_k, head_dim], behind what ``kept`` holds."""

@@ -54,15 +54,9 @@ def cached_attention(
     if not _has_operator(query) or kept.keys.dtype is not paddle.float32:
         return None
     tensors = (query, key, value, kept.keys, kept.values, kept.first_keys, mask.alibi_slopes)
-    scores = scores_of(mask, query.shape[-1], scale, softcap)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = (mask.window or 0, scale, softcap)
     return run_compiled("pypkg_cached_attention", tensors, kept.position, *scores)[0]
-
-
-def scores_of(
-    mask: AttentionMask, head_dim: int, scale: float | None, softcap: float
-) -> tuple[int, float, float]:
-    """The window (0: none), scale and soft cap of the compiled operators."""
-    return mask.window or 0, head_dim**-0.5 if scale is None else scale, softcap
 
 
 def _has_operator(x: paddle.Tensor) -> bool:

@@ -209,24 +209,6 @@ def test_nothing_is_recorded_without_gradients(compiled, ran):
     assert ran
 
 
-@paddle.no_grad()
-@pytest.mark.parametrize("activation", ops.GATED)
-@pytest.mark.parametrize("rows", [(1, 1), (8, 1), (2, 3)])
-def test_mlp_of_a_few_rows_has_the_bits_of_its_operators(compiled, ran, activation, rows):
-    """With the norm before it and without; more rows are another operator."""
-    x, residual, weight, *projections = tensors(*[(*rows, HIDDEN)] * 2, (HIDDEN,), *MLP_SHAPES)
-    _, parts = mlp(activation)
-    y, stream = ops.rms_norm(x, weight, 1e-5, residual)
-    norm = ops.PreNorm(weight, 1e-5, residual)
-    found = ops.normed_gated_mlp_block(x, norm, *projections, activation)
-    found = (*found, ops.gated_mlp_block(x, *projections, activation))
-    expected = (parts(y, *projections), stream, parts(x, *projections))
-    for got, wanted in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(got.numpy(), wanted.numpy())
-    ops.gated_mlp_block(paddle.ones([9, HIDDEN]), *projections, activation)
-    assert ran == ["pypkg_few_rows_mlp_block"] * 2 + ["pypkg_mlp_block"]
-
-
 def test_mistakes_name_the_argument(compiled):
     x, gate_up, down = tensors(ROWS, *MLP_SHAPES)
     with pytest.raises(ValueError, match="down_weight must have shape"):

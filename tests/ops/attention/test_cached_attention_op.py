@@ -1,4 +1,4 @@
-"""Attention of a step of generation, and its block, against their definitions and parts."""
+"""Attention of a step of generation against its definition."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pypkg.ops import AttentionMask, KeptTokens
 
 BATCH, CAPACITY, POSITION, HEAD_DIM = 3, 40, 21, 20
 PADDING = [4, 0, POSITION]  # the last row begins with the new token
-HIDDEN = 28
 SLOPES = [0.5, 0.25, 0.125, 0.0625]
 
 
@@ -130,73 +129,3 @@ def test_wrong_inputs(compiled, change, message):
     kept = kept_tokens(2, None)._replace(**change)
     with pytest.raises(ValueError, match=message):
         ops.cached_attention(*new_tokens(4, 2), kept, AttentionMask())
-
-
-def block_arguments(rotates: str, heads_k: int = 2) -> tuple[dict, dict]:
-    """Weights and the residual stream, and what is rotated and kept."""
-    heads = 4 + 2 * heads_k
-    shapes = {
-        "x": (BATCH, 1, HIDDEN),
-        "residual": (BATCH, 1, HIDDEN),
-        "norm_weight": (HIDDEN,),
-        "qkv_weight": (HIDDEN, heads * HEAD_DIM),
-        "o_weight": (4 * HEAD_DIM, HIDDEN),
-    }
-    tensors = {
-        name: paddle.to_tensor(random(shape, seed, 0.4), "float32")
-        for seed, (name, shape) in enumerate(shapes.items())
-    }
-    angles = random((64, HEAD_DIM // 2 - 2), 8)
-    tables = [paddle.to_tensor(each(angles), "float32") for each in (np.cos, np.sin)]
-    positions = paddle.to_tensor([[17], [21], [0]])
-    rotation = {
-        "none": {},
-        "halves": dict(zip(("cos", "sin", "position_ids"), (*tables, positions))),
-        "interleaved": dict(
-            zip(("cos", "sin", "position_ids", "interleaved"), (*tables, positions, True))
-        ),
-    }
-    return tensors, rotation[rotates]
-
-
-@paddle.no_grad()
-@pytest.mark.parametrize("rotates", ["none", "halves", "interleaved"])
-@pytest.mark.parametrize("normed", [False, True])
-def test_a_block_has_the_bits_of_its_operators(each_isa, normed, rotates):
-    given, rotation = block_arguments(rotates)
-    mask, scores = AttentionMask(window=9), (0.4, 2.0)
-    x, stream, norm = given["x"], given["x"], None
-    if normed:
-        norm = ops.PreNorm(given["norm_weight"], 1e-5, given["residual"])
-        x, stream = ops.rms_norm(x, given["norm_weight"], 1e-5, given["residual"])
-    qkv = ops.linear(x, given["qkv_weight"])
-    query, key, value = ops.split_heads(qkv, BATCH, 4, 2)
-    if rotation:
-        query, key = ops.rotary_embedding(query, key, **rotation)
-    kept = kept_tokens(2, PADDING)
-    attended = ops.cached_attention(query, key, value, kept, mask, *scores)
-    out = ops.linear(attended.reshape([BATCH, 1, -1]), given["o_weight"])
-
-    own = kept_tokens(2, PADDING)
-    weights = given["qkv_weight"], given["o_weight"]
-    options = dict(zip(("scale", "softcap"), scores)) | rotation
-    found = ops.cached_attention_block(given["x"], norm, *weights, 4, own, mask, **options)
-    pairs = zip((*found, own.keys, own.values), (out, stream, kept.keys, kept.values), strict=True)
-    for got, wanted in pairs:
-        np.testing.assert_array_equal(got.numpy(), wanted.numpy())
-
-
-@paddle.no_grad()
-def test_a_block_of_many_rows_or_of_other_weights_is_declined(compiled):
-    given, _ = block_arguments("none")
-    weights, kept = (given["qkv_weight"], given["o_weight"]), kept_tokens(2, None)
-
-    def block(x, *weights):
-        return ops.cached_attention_block(x, None, *weights, 4, kept, AttentionMask())
-
-    assert block(paddle.ones([9, 1, HIDDEN]), *weights) is None
-    assert block(given["x"].astype("float64"), *weights) is None
-    assert block(given["x"], *weights[::-1]) is None
-    assert block(given["x"], *weights) is not None
-    with pytest.raises(ValueError, match="does not hold one token for each row of keys"):
-        block(given["x"][:2], *weights)
