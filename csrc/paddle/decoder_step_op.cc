@@ -76,6 +76,52 @@ void set_rotation(DecoderStep& p, const OptionalTensor& cos, const OptionalTenso
   }
 }
 
+// The tensors of the layers, of each kind one for every layer.
+struct LayerTensors {
+  const Tensors& attention_norms;
+  const Tensors& qkv_weights;
+  const OptionalTensors& qkv_biases;
+  const OptionalTensors& q_norms;
+  const OptionalTensors& k_norms;
+  const Tensors& o_weights;
+  const Tensors& mlp_norms;
+  const Tensors& gate_up_weights;
+  const Tensors& down_weights;
+  const Tensors& keys;
+  const Tensors& values;
+  const std::vector<int64_t>& windows;
+
+  void check_count() const {
+    for (const Tensors* each : {&attention_norms, &qkv_weights, &o_weights, &mlp_norms,
+                                &gate_up_weights, &down_weights, &keys, &values}) {
+      if (each->empty() || each->size() != windows.size()) {
+        reject("decoder_step: ", each->size(), " tensors for ", windows.size(), " layers");
+      }
+    }
+  }
+
+  DecoderStepLayer layer(size_t i, const DecoderStep& p) const {
+    const CachedAttention& sizes = p.attention;
+    const int64_t hidden = p.hidden, attended = sizes.heads_q * sizes.head_dim;
+    const int64_t width = (sizes.heads_q + 2 * sizes.heads_k) * sizes.head_dim;
+    DecoderStepLayer layer;
+    layer.attention_norm = checked("norm", attention_norms[i], {hidden});
+    layer.qkv_weight = checked("qkv_weight", qkv_weights[i], {hidden, width});
+    layer.qkv_bias = checked("qkv_bias", qkv_biases, i, {width});
+    layer.q_norm = checked("q_norm", q_norms, i, {sizes.head_dim});
+    layer.k_norm = checked("k_norm", k_norms, i, {sizes.head_dim});
+    layer.o_weight = checked("o_weight", o_weights[i], {attended, hidden});
+    layer.mlp_norm = checked("norm", mlp_norms[i], {hidden});
+    const Shape gate_up = {hidden, 2 * p.intermediate};
+    layer.gate_up_weight = checked("gate_up_weight", gate_up_weights[i], gate_up);
+    layer.down_weight = checked("down_weight", down_weights[i], {p.intermediate, hidden});
+    layer.keys = checked("keys", keys[i], keys[0].shape());
+    layer.values = checked("values", values[i], keys[0].shape());
+    layer.window = windows[i];
+    return layer;
+  }
+};
+
 std::vector<Tensor> step(const Tensor& x, const Tensors& attention_norms,
                          const Tensors& qkv_weights, const OptionalTensors& qkv_biases,
                          const OptionalTensors& q_norms, const OptionalTensors& k_norms,
@@ -87,52 +133,31 @@ std::vector<Tensor> step(const Tensor& x, const Tensors& attention_norms,
                          const OptionalTensor& alibi_slopes, const std::vector<int64_t>& windows,
                          int64_t position, bool interleaved, float scale, float softcap,
                          float epsilon, int64_t activation) {
-  const size_t count = windows.size();
-  for (const Tensors* each : {&attention_norms, &qkv_weights, &o_weights, &mlp_norms,
-                              &gate_up_weights, &down_weights, &keys, &values}) {
-    if (count == 0 || each->size() != count) {
-      reject("decoder_step: ", each->size(), " tensors for ", count, " layers");
-    }
-  }
+  const LayerTensors tensors{attention_norms, qkv_weights, qkv_biases, q_norms,
+                             k_norms,         o_weights,   mlp_norms,  gate_up_weights,
+                             down_weights,    keys,        values,     windows};
+  tensors.check_count();
   if (activation < 0 || activation > 2) {
     reject("decoder_step: activation must be from 0 to 2, got ", activation);
   }
   DecoderStep p;
   p.attention.position = position;
-  set_sizes(p, x, gate_up_weights[0], o_weights[0], keys[0], head);
-  set_rotation(p, cos, sin, position_ids, interleaved);
-  const CachedAttention& sizes = p.attention;
-  const int64_t hidden = p.hidden, attended = sizes.heads_q * sizes.head_dim;
-  const int64_t width = (sizes.heads_q + 2 * sizes.heads_k) * sizes.head_dim;
-  for (size_t i = 0; i < count; ++i) {
-    DecoderStepLayer layer;
-    layer.attention_norm = checked("norm", attention_norms[i], {hidden});
-    layer.qkv_weight = checked("qkv_weight", qkv_weights[i], {hidden, width});
-    layer.qkv_bias = checked("qkv_bias", qkv_biases, i, {width});
-    layer.q_norm = checked("q_norm", q_norms, i, {sizes.head_dim});
-    layer.k_norm = checked("k_norm", k_norms, i, {sizes.head_dim});
-    layer.o_weight = checked("o_weight", o_weights[i], {attended, hidden});
-    layer.mlp_norm = checked("norm", mlp_norms[i], {hidden});
-    layer.gate_up_weight =
-        checked("gate_up_weight", gate_up_weights[i], {hidden, 2 * p.intermediate});
-    layer.down_weight = checked("down_weight", down_weights[i], {p.intermediate, hidden});
-    layer.keys = checked("keys", keys[i], keys[0].shape());
-    layer.values = checked("values", values[i], keys[0].shape());
-    layer.window = windows[i];
-    p.layers.push_back(layer);
-  }
-  p.x = checked("x", x, {sizes.batch, 1, hidden});
-  p.final_norm = checked("norm", final_norm, {hidden});
-  p.head = checked("head", head, {p.vocab, hidden});
-  if (first_keys) p.attention.first_keys = checked_rows("first_keys", *first_keys, sizes.batch);
-  if (alibi_slopes) {
-    p.attention.alibi_slopes = checked("alibi_slopes", *alibi_slopes, {sizes.heads_q});
-  }
   p.attention.scale = scale;
   p.attention.softcap = softcap;
   p.epsilon = epsilon;
   p.activation = static_cast<Activation>(activation);
-  Tensor logits = empty({sizes.batch, p.vocab}, paddle::DataType::FLOAT32, x);
+  set_sizes(p, x, gate_up_weights[0], o_weights[0], keys[0], head);
+  set_rotation(p, cos, sin, position_ids, interleaved);
+  for (size_t i = 0; i < windows.size(); ++i) p.layers.push_back(tensors.layer(i, p));
+  const int64_t batch = p.attention.batch;
+  p.x = checked("x", x, {batch, 1, p.hidden});
+  p.final_norm = checked("norm", final_norm, {p.hidden});
+  p.head = checked("head", head, {p.vocab, p.hidden});
+  if (first_keys) p.attention.first_keys = checked_rows("first_keys", *first_keys, batch);
+  if (alibi_slopes) {
+    p.attention.alibi_slopes = checked("alibi_slopes", *alibi_slopes, {p.attention.heads_q});
+  }
+  Tensor logits = empty({batch, p.vocab}, paddle::DataType::FLOAT32, x);
   p.logits = logits.data<float>();
   launch(x, decoder_step_cpu, nullptr, p);
   return {logits};

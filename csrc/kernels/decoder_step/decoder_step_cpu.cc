@@ -1,7 +1,7 @@
 // All threads go through the layers together, each with its columns of every product and its heads,
-// and wait for each other where one needs what another has computed. A region of OpenMP for every
-// product would wake them several hundred times a token. A norm takes less time than such a wait,
-// so every thread computes it for itself.
+// and wait for each other where one needs what another has computed. They would otherwise be woken
+// for every product, which takes about as long as the product of a small model. A norm takes less
+// time than waiting for it, so every thread computes it for itself.
 #include <omp.h>
 
 #include <algorithm>
