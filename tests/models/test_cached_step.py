@@ -17,7 +17,19 @@ from pypkg.models.generate import next_logits
 from pypkg.models.layers.kv_cache import KVCache
 
 # Families whose layers are attention and a gated MLP, each after an RMS norm.
-ONE_OPERATOR = {"llama", "mistral", "qwen", "qwen2", "qwen3"}
+ONE_OPERATOR = {
+    *(
+        "baichuan_7b",
+        "baichuan_13b",
+        "chatglm2",
+        "glm",
+        "llama",
+        "mistral",
+        "qwen",
+        "qwen2",
+        "qwen3",
+    ),
+}
 
 
 @pytest.fixture
