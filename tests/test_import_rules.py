@@ -99,14 +99,14 @@ RULES = (
 # those below it. What a package lacks here has no rooms.
 ROOMS = {
     "pypkg.device": ("attention_choice", "capabilities", "attention_record", "threads"),
-    "pypkg.ops": ("blocks", "attention", "loss", "adamw", "gated_activation", "matmul",
-                  "narrow_state", "random_normal", "rms_norm", "rotary_embedding",
+    "pypkg.ops": ("blocks", "decoder_step", "attention", "loss", "adamw", "gated_activation",
+                  "matmul", "narrow_state", "random_normal", "rms_norm", "rotary_embedding",
                   "squared_l2_norm", "dispatch", "triton"),
     "pypkg.data": ("corpus_tools", "preprocess", "loading", "datasets", "index", "corpus",
                    "tokenizers", "optional_packages"),
     "pypkg.models": ("__main__", "docs_page", "generate", "sampling", "pretrained", "division",
-                     "building", "pipeline_decoder", "cached_pass", "decoder", "layers", "weights",
-                     "architecture"),
+                     "building", "pipeline_decoder", "cached_step", "cached_pass", "decoder",
+                     "layers", "weights", "architecture"),
     "pypkg.parallel": ("optimizer", "pipeline", "tied_copies", "tp_layers", "context", "comm",
                        "launch", "mesh", "update_rules", "gloo", "host_memory", "process_end",
                        "endpoints"),

@@ -75,7 +75,8 @@ def run_generate(options: argparse.Namespace) -> dict[str, Any]:
     ]
     return {
         "kind": "generate",
-        "device": "cpu",
+        # A result of its own on the page for each batch.
+        "device": "cpu" if options.batch == 1 else f"cpu, batch {options.batch}",
         "workload": f"{options.config}: {config.num_parameters() / 1e6:.1f} M parameters, "
         f"{options.batch} prompts of {options.prompt} tokens, {options.new} tokens after each, "
         f"float32, greedy; one untimed round and {options.rounds} timed",

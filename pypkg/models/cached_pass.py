@@ -27,26 +27,31 @@ def cached_pass(
     Returns:
         The result of ``DecoderChunk.run`` for the new tokens.
     """
-    config, positions = chunk.config, tokens.position_ids
     if chunk.chunk.is_first:
-        x = chunk.embed(input_ids, positions)
+        x = chunk.embed(input_ids, tokens.position_ids)
+    inputs = attention_inputs(chunk, input_ids.shape, tokens, cache)
+    assert x is not None  # only the first chunk is called without it
+    residual = None
+    for layer in chunk.layers:
+        x, residual = layer(x, residual, inputs)
+    return chunk.finish(x, residual, input_ids.shape)
+
+
+def attention_inputs(
+    chunk: DecoderChunk, shape: list[int], tokens: NewTokens, cache: KVCache
+) -> AttentionInputs:
+    """Masks and rotation for the attention of all layers, for input ids of ``shape``."""
+    config, positions = chunk.config, tokens.position_ids
     rotation = None
     if config.position_embedding == "rope":
         # Tables for the whole capacity are computed once for many passes. Only frequencies that
         # depend on the length need the current length.
         length = tokens.stop if depends_on_length(config) else cache.capacity
         rotation = chunk.rotary_table(length, positions, training=False)
-    batch, sequence = input_ids.shape
-    inputs = AttentionInputs(
-        batch,
-        sequence,
+    return AttentionInputs(
+        *shape,
         chunk.masks(tokens.prefix_lengths, tokens.document_starts),
         rotation,
         logn_query_scale(config, tokens.stop, False, positions),
         cache,
     )
-    assert x is not None  # only the first chunk is called without it
-    residual = None
-    for layer in chunk.layers:
-        x, residual = layer(x, residual, inputs)
-    return chunk.finish(x, residual, input_ids.shape)

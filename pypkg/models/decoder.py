@@ -18,13 +18,14 @@ from pypkg.models.layers.decoder_layer import DecoderLayer
 from pypkg.models.layers.dropout import dropout
 from pypkg.models.layers.learned_positions import LearnedPositions
 from pypkg.models.layers.masks import Masks, derived_positions, derived_prefix_lengths
-from pypkg.models.layers.norm import make_block_norm, make_norm
+from pypkg.models.layers.norm import make_block_norm, make_norm, weight_of_norm
 from pypkg.models.layers.positions import RotaryTable, logn_query_scale
 from pypkg.models.layers.recompute import Recompute
 from pypkg.parallel.context.tokens import context_degree, is_ring, own_tokens, whole_length
 from pypkg.parallel.tp_layers import (
     gather_tokens,
     gathered_vocab_logits,
+    has_call_hooks,
     replicated_linear,
     split_tokens,
     tensor_group,
@@ -330,6 +331,16 @@ class Decoder(DecoderChunk):
         return self.logits(
             self.hidden_states(input_ids, position_ids, prefix_lengths, document_starts)
         )
+
+    def step_weights(self) -> ops.DecoderWeights | None:
+        """What ``ops.decoder_step`` takes; None where the model is another."""
+        layers = [each for each in (layer.step_weights() for layer in self.layers) if each]
+        final_norm, head = weight_of_norm(self.norm), self._head_table
+        if len(layers) < len(self.layers) or final_norm is None or self.project_out is not None:
+            return None
+        if self.config.norm_head or tensor_group() is not None or has_call_hooks(head):
+            return None
+        return ops.DecoderWeights(layers, final_norm, head.weight)
 
     def loss(
         self,

@@ -11,6 +11,7 @@ from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.building import Model
 from pypkg.models.cached_pass import cached_pass
+from pypkg.models.cached_step import step_logits
 from pypkg.models.decoder import Decoder
 from pypkg.models.layers.kv_cache import KVCache
 from pypkg.models.layers.positions import depends_on_length, inverse_frequencies
@@ -124,6 +125,9 @@ def next_logits(model: Model, input_ids: paddle.Tensor, cache: KVCache) -> paddl
     """
     tokens = cache.advance(input_ids)
     if isinstance(model, Decoder):
+        logits = step_logits(model, input_ids, tokens, cache)
+        if logits is not None:
+            return logits
         return model.logits(cached_pass(model, None, input_ids, tokens, cache)[:, -1])
     return model.next_logits(input_ids, tokens, cache)
 

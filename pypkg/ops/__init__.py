@@ -13,6 +13,7 @@ from pypkg.ops.attention.attention_blocks import (
     merge_attention,
 )
 from pypkg.ops.attention.attention_mask import AttentionMask
+from pypkg.ops.attention.cached_attention import KeptTokens, cached_attention
 from pypkg.ops.attention.flash_attention import flash_attention, flash_attention_reference
 from pypkg.ops.attention.packed_attention import packed_attention, split_heads
 from pypkg.ops.attention.paddle_attention import paddle_flash_attention
@@ -23,6 +24,7 @@ from pypkg.ops.blocks import (
     normed_attention_block,
     normed_gated_mlp_block,
 )
+from pypkg.ops.decoder_step import AttentionWeights, DecoderWeights, LayerWeights, decoder_step
 from pypkg.ops.dispatch.library import backend, set_backend
 from pypkg.ops.gated_activation import GATED, gated_activation_reference, geglu, swiglu
 from pypkg.ops.loss.cross_entropy import cross_entropy, cross_entropy_reference
@@ -41,12 +43,18 @@ from pypkg.ops.squared_l2_norm import squared_l2_norm
 __all__ = [
     "GATED",
     "AttentionMask",
+    "AttentionWeights",
+    "DecoderWeights",
+    "KeptTokens",
+    "LayerWeights",
     "PreNorm",
     "adamw_",
     "attention_block",
     "backend",
+    "cached_attention",
     "cross_entropy",
     "cross_entropy_reference",
+    "decoder_step",
     "dequantize_blockwise",
     "flash_attention",
     "flash_attention_block_gradients",

@@ -159,6 +159,13 @@ def joined_layers(column: nn.Layer, row: nn.Layer) -> JoinedLayers | None:
     return JoinedLayers(column, row, weights[0], weights[1], type(column) is not _Linear)
 
 
+def plain_weights(layer: nn.Layer) -> tuple[paddle.Tensor, paddle.Tensor | None] | None:
+    """Weight and bias of a linear layer; None where its call is more than ``ops.linear``."""
+    if type(layer) is not _Linear or has_call_hooks(layer):
+        return None
+    return layer._parameters["weight"], layer._parameters.get("bias")
+
+
 @functools.cache
 def _mp_ops() -> Any:
     from paddle.distributed.fleet.layers.mpu import mp_ops

@@ -10,6 +10,7 @@ from pypkg.bench.__main__ import main
 from pypkg.bench.generate import check_tokens
 from pypkg.bench.ops.case import BenchmarkError
 from pypkg.bench.report.page import render
+from pypkg.bench.report.result import result_name
 
 
 def _times(seconds: float) -> dict:
@@ -68,9 +69,11 @@ def test_a_run(tmp_path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     output = tmp_path / "result.json"
     arguments = ["--config", str(tmp_path), "--prompt", "5", "--new", "4", "--rounds", "2"]
+    arguments += ["--batch", "2"]
     assert main(["generate", *arguments, "--json", str(output)]) == 0
     result = json.loads(output.read_text())
-    assert result["tokens_per_run"] == 3
+    assert result["tokens_per_run"] == 6
+    assert result_name(result) == "generate-cpu-batch-2"
     row = result["rows"][0]
     assert row["baseline"] == "pypkg"
     assert row["first_token"]["median"] > 0 and row["later_tokens"]["count"] == 2

@@ -23,4 +23,8 @@ struct MatmulFewRows {
 
 void matmul_few_rows_cpu(const MatmulFewRows& params);
 
+// The columns [first, stop) of c alone, on this thread, for a batch of one. They have the bits that
+// they have in the whole product.
+void matmul_few_rows_columns_cpu(const MatmulFewRows& params, int64_t first, int64_t stop);
+
 }  // namespace pypkg

@@ -126,11 +126,18 @@ PYPKG_INLINE void columns_of(const MatmulFewRows& p, int64_t first, int64_t stop
   }
 }
 
+auto columns_in_use() {
+  return dispatch_cpu_isa([](auto isa) { return &CpuVersion<isa(), columns_of<isa()>>::run; });
+}
+
 }  // namespace
 
+void matmul_few_rows_columns_cpu(const MatmulFewRows& p, int64_t first, int64_t stop) {
+  columns_in_use()(p, first, stop);
+}
+
 void matmul_few_rows_cpu(const MatmulFewRows& p) {
-  const auto columns =
-      dispatch_cpu_isa([](auto isa) { return &CpuVersion<isa(), columns_of<isa()>>::run; });
+  const auto columns = columns_in_use();
   const int threads = threads_for(p.batch * p.n * p.k);
   const int64_t parts = (threads + p.batch - 1) / p.batch;  // of the columns of c
   const int64_t width = (p.n + parts * kLine - 1) / (parts * kLine) * kLine;

@@ -14,9 +14,10 @@ struct RmsNormForward {
   const void* x = nullptr;
   const void* residual = nullptr;  // [rows, cols] or null
   const void* weight = nullptr;    // [cols]
-  void* y = nullptr;               // [rows, cols], overwritten
-  void* residual_out = nullptr;  // [rows, cols], overwritten with h; null exactly when residual is
-  float* rstd = nullptr;         // [rows], overwritten
+  void* y = nullptr;               // [rows, cols], overwritten; may alias x
+  // [rows, cols], overwritten with h; null exactly when residual is, which it may alias.
+  void* residual_out = nullptr;
+  float* rstd = nullptr;  // [rows], overwritten
   int64_t rows = 0;
   int64_t cols = 0;
   float epsilon = 1e-6f;

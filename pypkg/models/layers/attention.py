@@ -13,7 +13,7 @@ from paddle import nn
 from pypkg import ops
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.layers.kv_cache import KVCache
-from pypkg.models.layers.norm import RMSNorm
+from pypkg.models.layers.norm import RMSNorm, weight_of_norm
 from pypkg.models.layers.positions import Rotation
 from pypkg.models.layers.recompute import ATTENTION, FULL, Recompute, recomputed
 from pypkg.models.weights.tp_shards import key_value_range
@@ -25,6 +25,7 @@ from pypkg.parallel.tp_layers import (
     column_linear,
     has_call_hooks,
     joined_layers,
+    plain_weights,
     row_linear,
     sum_gradient_over_tensor_group,
     sum_replica_gradients,
@@ -61,7 +62,6 @@ class AttentionInputs:
         rotation = self.rotation
         return (
             not is_ring()
-            and self.cache is None
             and self.query_scale is None
             and (rotation is None or len(rotation.position_ids) == 1)
         )
@@ -148,6 +148,16 @@ class Attention(nn.Layer):
         weights = (joined.column_weight, joined.row_weight)
         return ops.normed_attention_block(x, norm, *weights, *self._arguments(inputs))
 
+    def step_weights(self) -> ops.AttentionWeights | None:
+        """What ``ops.decoder_step`` takes for the block; None where there is more to it."""
+        before, after = plain_weights(self.qkv_proj), plain_weights(self.o_proj)
+        if self.backend != PYPKG or has_call_hooks(self) or before is None or after is None:
+            return None
+        norms = [weight_of_norm(each) for each in (self.q_norm, self.k_norm)]
+        if after[1] is not None or (self._has_head_norms and any(n is None for n in norms)):
+            return None
+        return ops.AttentionWeights(*before, *norms, after[0])
+
     def _joined(self) -> JoinedLayers | None:
         layers = self._sub_layers  # attributes of a layer take several times as long
         return joined_layers(layers["qkv_proj"], layers["o_proj"])
@@ -163,7 +173,12 @@ class Attention(nn.Layer):
 
     def _is_packed(self, inputs: AttentionInputs) -> bool:
         """Whether one operator takes qkv as it comes from the projection."""
-        return self.backend == PYPKG and not self._has_head_norms and inputs.is_packable
+        return (
+            self.backend == PYPKG
+            and not self._has_head_norms
+            and inputs.cache is None
+            and inputs.is_packable
+        )
 
     def _arguments(self, inputs: AttentionInputs) -> tuple[Any, ...]:
         """What ``ops.packed_attention`` takes after qkv, and ``ops.attention_block`` after x."""

@@ -10,15 +10,17 @@ from __future__ import annotations
 import paddle
 from paddle import nn
 
+from pypkg import ops
 from pypkg.models.architecture.checks import chosen
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.layers import recompute
 from pypkg.models.layers.attention import Attention, AttentionInputs
 from pypkg.models.layers.dropout import dropout
 from pypkg.models.layers.mlp import make_mlp
-from pypkg.models.layers.norm import make_block_norm, norm_of_block
+from pypkg.models.layers.norm import make_block_norm, norm_of_block, weight_of_norm
 from pypkg.models.layers.recompute import Recompute, recomputed
 from pypkg.models.layers.residual import RESIDUALS, State
+from pypkg.parallel.tp_layers import has_call_hooks
 
 
 class DecoderLayer(nn.Layer):
@@ -91,6 +93,17 @@ class DecoderLayer(nn.Layer):
         first = layers["post_attention_layernorm"]
         norm = norm_of_block(first, residual) if self._is_plain else None
         return None if norm is None else layers["mlp"].after(norm, x)
+
+    def step_weights(self) -> ops.LayerWeights | None:
+        """What ``ops.decoder_step`` takes for the layer; None where the layer is another."""
+        first = weight_of_norm(self.input_layernorm)
+        second = weight_of_norm(self.post_attention_layernorm)
+        attention, mlp = self.self_attn.step_weights(), self.mlp.step_weights()
+        if first is None or second is None or attention is None or mlp is None:
+            return None
+        if not self._is_plain or has_call_hooks(self):
+            return None
+        return ops.LayerWeights(first, *attention, second, *mlp)
 
     @property
     def _is_plain(self) -> bool:

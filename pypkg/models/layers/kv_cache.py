@@ -63,6 +63,9 @@ class KVCache:
         self._next_positions = np.zeros(0, dtype=np.int64)  # [batch] or [batch, 2]
         self._step = np.zeros(0, dtype=np.int64)  # what is added to them for each further token
         self._biases: dict[ops.AttentionMask, paddle.Tensor] = {}
+        first_keys = paddle.to_tensor(self._padding) if self._padding.any() else None
+        self._first_keys = first_keys
+        self._weights: list[ops.DecoderWeights | None] = []  # once they have been looked for
 
     @property
     def capacity(self) -> int:
@@ -143,12 +146,35 @@ class KVCache:
         Returns:
             [batch, sequence, heads_q, head_dim].
         """
+        kept = self.step(layer)
+        if kept is not None:
+            out = ops.cached_attention(query, key, value, kept, **options)
+            if out is not None:
+                return out
         keys, values = self._room(layer, key)
         self._write(keys, key)
         self._write(values, value)
         if self._length == 0:
             return attention(query, key, value, **options)
         return self._attend(query, keys, values, **options)
+
+    def step(self, layer: int) -> ops.KeptTokens | None:
+        """What ``layer`` has kept, with room for the new token; None unless the current pass is one
+        over one token of each row, after the prompts.
+        """
+        if self._new != 1 or self._length == 0:
+            return None
+        return ops.KeptTokens(*self._room(layer), self._length, self._first_keys)
+
+    def weights_of_steps(
+        self, find: Callable[[], ops.DecoderWeights | None]
+    ) -> ops.DecoderWeights | None:
+        """What ``find`` returned when this was first called: a model stays as it is while it
+        generates.
+        """
+        if not self._weights:
+            self._weights.append(find())
+        return self._weights[0]
 
     def _write(self, kept: paddle.Tensor, new: paddle.Tensor) -> None:
         """Puts ``new``, [batch, sequence, heads_k, head_dim], behind what ``kept`` holds."""
@@ -158,15 +184,24 @@ class KVCache:
         else:
             kept[:, :, rows] = new.transpose([0, 2, 1, 3])
 
-    def _room(self, layer: int, like: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Keys and values of ``layer``, each [batch, heads_k, capacity, head_dim]."""
+    def _room(
+        self, layer: int, new: paddle.Tensor | None = None
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Keys and values of ``layer``, each [batch, heads_k, capacity, head_dim].
+
+        Args:
+            new: [batch, sequence, heads_k, head_dim], keys of the first pass; later ones need none.
+        """
         held = self._layers.get(layer)
         if held is not None and held[0].shape[2] == self.capacity:
             return held
-        batch, _, heads, head_dim = like.shape
-        missing = self.capacity - (0 if held is None else held[0].shape[2])
-        shape = [batch, heads, missing, head_dim]
-        keys, values = paddle.zeros(shape, like.dtype), paddle.zeros(shape, like.dtype)
+        if held is None:
+            assert new is not None
+            (batch, _, heads, head_dim), length, dtype = new.shape, 0, new.dtype
+        else:
+            (batch, heads, length, head_dim), dtype = held[0].shape, held[0].dtype
+        shape = [batch, heads, self.capacity - length, head_dim]
+        keys, values = paddle.zeros(shape, dtype), paddle.zeros(shape, dtype)
         if held is not None:
             keys, values = (paddle.concat([*pair], 2) for pair in zip(held, (keys, values)))
         self._layers[layer] = keys, values

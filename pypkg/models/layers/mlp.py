@@ -17,6 +17,7 @@ from pypkg.parallel.tp_layers import (
     column_linear,
     has_call_hooks,
     joined_layers,
+    plain_weights,
     row_linear,
 )
 
@@ -62,6 +63,14 @@ class GatedMLP(nn.Layer):
         weights = (joined.column_weight, joined.row_weight)
         return ops.normed_gated_mlp_block(x, norm, *weights, self._activation)
 
+    def step_weights(self) -> tuple[paddle.Tensor, paddle.Tensor] | None:
+        """The weights of both projections; None where there is more than these products."""
+        before, after = plain_weights(self.gate_up_proj), plain_weights(self.down_proj)
+        if before is None or after is None or has_call_hooks(self):
+            return None
+        has_bias = before[1] is not None or after[1] is not None
+        return None if has_bias else (before[0], after[0])
+
 
 class MLP(nn.Layer):
     """down(activation(up(x)))."""
@@ -79,6 +88,9 @@ class MLP(nn.Layer):
 
     def after(self, norm: ops.PreNorm, x: paddle.Tensor) -> None:
         """None: there is no operator for norm and block together."""
+
+    def step_weights(self) -> None:
+        """There is no such operator."""
 
 
 def make_mlp(config: ModelConfig) -> nn.Layer:

@@ -41,6 +41,13 @@ def norm_of_block(norm: nn.Layer, residual: paddle.Tensor | None) -> ops.PreNorm
     return ops.PreNorm(norm._parameters["weight"], norm._epsilon, residual)
 
 
+def weight_of_norm(norm: nn.Layer | None) -> paddle.Tensor | None:
+    """The weight of an ``RMSNorm``; None for another layer, or where its call has a hook."""
+    if type(norm) is not RMSNorm or has_call_hooks(norm):
+        return None
+    return norm.weight
+
+
 class LayerNorm(nn.Layer):
     """Layer normalisation of the last dimension, with a bias."""
 

@@ -1,7 +1,7 @@
 #include <limits>
 
+#include "attention/attention_arguments.h"
 #include "attention/flash_attention.h"
-#include "attention_arguments.h"
 #include "tensors.h"
 
 namespace pypkg {

@@ -3,8 +3,8 @@
 // A row of qkv holds the heads of one token, query | key | value. Queries and keys are rotated in
 // place, attention reads all three with the stride of a row, and its backward pass writes one
 // packed gradient, so that nothing is split, concatenated or copied.
+#include "attention/attention_arguments.h"
 #include "attention/flash_attention.h"
-#include "attention_arguments.h"
 #include "products/products.h"
 #include "rms_norm_op.h"
 #include "rotary_embedding/rotary_embedding.h"
