@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,8 +61,8 @@ def _run(arguments: Sequence[str]) -> int:
     device = _device(rest) if _names_no_run(rest) else None
     settings = _settings(rest, max(processes, mesh.launched_processes()))
     if processes > 1:
-        folder = Path(settings.output_dir) if settings else Path()
-        return launch(rest, processes, folder / "log", "pypkg.doctor")
+        with tempfile.TemporaryDirectory(prefix="pypkg-doctor-") as logs:  # nothing is left behind
+            return launch(rest, processes, Path(logs), "pypkg.doctor")
     watchdog.start()
     watchdog.compare_settings(settings.to_json() if settings else json.dumps({}))
     configure_cpu(settings.num_threads if settings else 0)

@@ -247,7 +247,7 @@ _MODELS = (
         "Model not found",
         ("nor a known model", "so .* is not a model", "nor a model in the Hugging Face cache",
          "has no weights", r"has none of model\.safetensors", "config with a folder that has one",
-         "add the one of the model"),
+         "add the one of the model", "holds neither a checkpoint-N"),
         "my-model is neither a folder nor a known model",
         "`model_name_or_path` names no folder with a config.json and no known model, or the "
         "folder has no weights.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.building import Model
 from pypkg.models.pretrained import from_pretrained
 from pypkg.models.weights.hub import find_weights
+from pypkg.models.weights.model_folder import CONFIG_FILE
 from pypkg.ops.dispatch import half_on_cpu
 from pypkg.parallel import mesh
 from pypkg.training.checkpoint.folders import checkpoints
@@ -52,7 +54,15 @@ class Source:
             UserError: there is none.
         """
         found = checkpoints(self.checkpoint)
-        return found[-1][1] if found else find_weights(self.checkpoint)
+        if found:
+            return found[-1][1]
+        folder = find_weights(self.checkpoint)
+        if not os.path.lexists(folder / CONFIG_FILE):
+            raise UserError(
+                f"{folder} holds neither a checkpoint-N of a run nor the {CONFIG_FILE} of a model; "
+                "give the output_dir of a run that has saved, or the folder of a model"
+            )
+        return folder
 
     def find_tokenizer(self) -> Tokenizer | None:
         """The tokenizer; None where none is named and none lies beside the weights.

@@ -210,6 +210,13 @@ def test_a_model_without_a_tokenizer(tmp_path: Path, capsys: Any) -> None:
     assert "give one with --tokenizer FOLDER" in capsys.readouterr().err
 
 
+def test_a_run_that_has_saved_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs").mkdir()
+    assert pypkg.generate.main([str(tmp_path), "--prompt", "a"]) == 2
+    message = f"{tmp_path} holds neither a checkpoint-N of a run nor the config.json of a model"
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "manifest.json"])
 def test_a_damaged_checkpoint_is_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str

@@ -270,6 +270,7 @@ def test_the_command_on_two_ranks(workplace):
     assert "ports: 1 machine; the machine reaches itself" in result.stdout
     assert "1 corpus with" in result.stdout and "the same on all ranks" in result.stdout
     assert result.stdout.endswith(" errors\n")
+    assert not workplace.output_dir.exists()  # nothing is left behind, no logs of ranks either
     (workplace.folder / "data" / "corpus.idx").unlink()
     result = workplace.execute(command)
     assert result.returncode == 2
