@@ -44,8 +44,10 @@ def attention_inputs(
         # Tables of the capacity serve many tokens. Only their frequencies may depend on the length.
         length = tokens.stop if depends_on_length(config) else cache.capacity
         rotation = chunk.rotary_table(length, positions, training=False)
+    batch, sequence = shape
     return AttentionInputs(
-        *shape,
+        batch,
+        sequence,
         chunk.masks(tokens.prefix_lengths, tokens.document_starts),
         rotation,
         logn_query_scale(config, tokens.stop, False, positions),
