@@ -48,8 +48,10 @@ def attention_inputs(
         # depend on the length need the current length.
         length = tokens.stop if depends_on_length(config) else cache.capacity
         rotation = chunk.rotary_table(length, positions, training=False)
+    batch, sequence = shape
     return AttentionInputs(
-        *shape,
+        batch,
+        sequence,
         chunk.masks(tokens.prefix_lengths, tokens.document_starts),
         rotation,
         logn_query_scale(config, tokens.stop, False, positions),

@@ -28,7 +28,11 @@ def step_logits(
     inputs = attention_inputs(decoder, input_ids.shape, tokens, cache)
     if not inputs.is_packable:
         return None
-    config, rotation = decoder.config, inputs.rotation
+    config, rotation, rotary = decoder.config, inputs.rotation, None
+    if rotation is not None:
+        (position_ids,) = rotation.position_ids  # as the inputs are packable
+        assert position_ids is not None  # tokens after the prompts have them
+        rotary = (rotation.cos, rotation.sin, position_ids, rotation.interleaved)
     masks = [inputs.masks[each] for each in config.layer_types]
     divisor = config.query_pre_attn_scalar
     return ops.decoder_step(
@@ -36,9 +40,7 @@ def step_logits(
         weights,
         [each for each in kept if each is not None],
         [mask.window for mask in masks],
-        None
-        if rotation is None
-        else (rotation.cos, rotation.sin, *rotation.position_ids, rotation.interleaved),
+        rotary,
         masks[0].alibi_slopes,
         (config.head_dim if divisor is None else divisor) ** -0.5,
         config.attn_logit_softcapping or 0.0,

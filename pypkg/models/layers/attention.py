@@ -153,10 +153,10 @@ class Attention(nn.Layer):
         before, after = plain_weights(self.qkv_proj), plain_weights(self.o_proj)
         if self.backend != PYPKG or has_call_hooks(self) or before is None or after is None:
             return None
-        norms = [weight_of_norm(each) for each in (self.q_norm, self.k_norm)]
-        if after[1] is not None or (self._has_head_norms and any(n is None for n in norms)):
+        q_norm, k_norm = weight_of_norm(self.q_norm), weight_of_norm(self.k_norm)
+        if after[1] is not None or (self._has_head_norms and (q_norm is None or k_norm is None)):
             return None
-        return ops.AttentionWeights(*before, *norms, after[0])
+        return ops.AttentionWeights(*before, q_norm, k_norm, after[0])
 
     def _joined(self) -> JoinedLayers | None:
         layers = self._sub_layers  # attributes of a layer take several times as long
