@@ -1,7 +1,7 @@
 // Matrix products on a CPU whose operands are rounded to bfloat16 and whose sums are float32.
 //
-// This is what a product of bfloat16 tensors is on a GPU, for tensors that stay float32. It runs on
-// the AVX512_BF16 instructions (AMD from Zen 4, Intel from Cooper Lake).
+// The precision is that of a bfloat16 product on a GPU, but the tensors are float32. It needs the
+// AVX512_BF16 instructions (AMD from Zen 4, Intel from Cooper Lake).
 #pragma once
 
 #include "common/common.h"
@@ -29,7 +29,7 @@ struct MatmulBFloat16 {
 // Whether this processor has the instructions.
 bool matmul_bfloat16_supported();
 
-// Throws std::runtime_error if it has not.
+// Throws std::runtime_error if the processor does not have the instructions.
 void matmul_bfloat16_cpu(const MatmulBFloat16& params);
 
 }  // namespace pypkg

@@ -1,6 +1,6 @@
 // Blocks and micro-kernel as in Goto and van de Geijn, "Anatomy of High-Performance Matrix
-// Multiplication" (2008). Packing rounds to bfloat16 and puts two consecutive depths side by side,
-// which is what vdpbf16ps multiplies and adds at once.
+// Multiplication" (2008). Packing rounds to bfloat16 and interleaves two consecutive depths,
+// because vdpbf16ps multiplies pairs and adds both products.
 #include <omp.h>
 
 #include <algorithm>
@@ -28,8 +28,8 @@ namespace {
 constexpr int64_t kUnit = 16;     // rows or columns packed at a time: the lanes of a vector
 constexpr int64_t kRows = 8;      // of the micro-kernel
 constexpr int64_t kColumns = 48;  // of the micro-kernel: three vectors
-// Of a block: a depth costs a pass over c, which is worth more than a panel of b (48 KiB) in the L1
-// cache; it streams from the L2 cache, 8 bytes a cycle.
+// Depth of a block. Each block of depths needs a pass over c, so the depth is chosen larger than a
+// panel of b (48 KiB) in the L1 cache allows; b streams from the L2 cache, 8 bytes per cycle.
 constexpr int64_t kDepth = 512;
 constexpr int64_t kBlockRows = 128;               // of a: 128 KiB in the L2 cache
 constexpr int64_t kBlockColumns = 32 * kColumns;  // of b: 1.5 MiB in the L3 cache
@@ -85,8 +85,9 @@ PYPKG_BFLOAT16_TARGET void transpose(__m512i (&r)[16]) {
   }
 }
 
-// One packed vector: the pairs of 16 rows of a, or of 16 columns of b, at one pair of depths.
-// kWidth of them lie together in a panel: two panels of a, or a third of one of b.
+// Stores one packed vector: the pairs of 16 rows of a, or of 16 columns of b, at one pair of
+// depths. kWidth is the width of a panel, so a vector covers two panels of a, or a third of a panel
+// of b.
 template <int64_t kWidth>
 PYPKG_BFLOAT16_TARGET void put(Pair* panels, int64_t pair, int64_t pairs, int64_t unit, __m512i v) {
   if constexpr (kWidth == kRows) {
