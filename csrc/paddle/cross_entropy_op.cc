@@ -58,14 +58,14 @@ std::vector<Tensor> forward(const Tensor& logits, const Tensor& labels, int64_t 
   return outputs;
 }
 
-// The buffer of the gradient: that of the logits if allowed and if no view or base of them shares
-// the memory, else a new one.
+// The buffer of the gradient: that of the logits if this is allowed and no other tensor shares the
+// memory, else a new one.
 Tensor gradient_buffer(const Tensor& logits, bool inplace) {
   if (!inplace || !logits.is_dense_tensor() || memory_holders(logits) > 1) {
     return empty(logits.shape(), logits.dtype(), logits);
   }
   Tensor buffer = logits;
-  buffer.bump_inplace_version();  // tells every operation that saved the logits that they are gone
+  buffer.bump_inplace_version();  // so that operations that saved the logits detect the change
   return buffer;
 }
 
@@ -92,7 +92,7 @@ std::vector<Tensor> backward(const Tensor& logits, const Tensor& labels, const T
   return {dlogits};
 }
 
-// The loss as it was computed, now with a gradient.
+// Returns the loss unchanged and attaches its gradient.
 std::vector<Tensor> join(const Tensor& logits, const Tensor& labels, const Tensor& loss,
                          const Tensor& lse, int64_t, int64_t, bool) {
   check_input(logits, labels);
@@ -142,9 +142,9 @@ std::vector<paddle::DataType> join_dtypes(paddle::DataType, paddle::DataType, pa
 }  // namespace
 }  // namespace pypkg
 
-// A vocabulary-parallel loss is merged between its parts by a process group, which Python talks to:
-// forward gives the parts, Python merges them, join puts the gradient behind the result. backward
-// is the gradient as a call of its own, for logits that are off the tape.
+// Under vocabulary parallelism Python merges the partial losses over a process group: forward
+// returns the partial results, Python merges them, and join attaches the gradient to the result.
+// backward computes the gradient in a separate call, for logits outside the autograd graph.
 PD_BUILD_OP(pypkg_cross_entropy_forward)
     .Inputs({"Logits", "Labels"})
     .Outputs({"Loss", "Lse", "RowMax", "RowSum", "Target"})

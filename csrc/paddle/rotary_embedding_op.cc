@@ -20,8 +20,8 @@ void check(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& si
   for (const Tensor* tensor : {&k, &cos, &sin}) check_place("rotary_embedding", *tensor, q);
   const int64_t rotary_dim = 2 * cos.shape()[1];
   if (rotary_offset < 0 || rotary_offset + rotary_dim > shape[3]) {
-    reject("rotary_embedding: dimensions [", rotary_offset, ", ", rotary_offset + rotary_dim,
-           ") are to be rotated, but head_dim is ", shape[3]);
+    reject("rotary_embedding: cos, sin and rotary_offset select the dimensions [", rotary_offset,
+           ", ", rotary_offset + rotary_dim, "), but head_dim is ", shape[3]);
   }
   if (position_ids) {
     check_shape("rotary_embedding: position_ids", *position_ids, {shape[0], shape[1]});

@@ -1,5 +1,5 @@
-// The only file that looks inside phi::DenseTensor. With PADDLE_WITH_CUDA its header would ask for
-// the headers of cuBLAS, cuDNN and more; nothing that is used here depends on the macro.
+// The only file that includes phi::DenseTensor. With PADDLE_WITH_CUDA its header would need the
+// headers of cuBLAS, cuDNN and more; nothing used here depends on the macro.
 #undef PADDLE_WITH_CUDA
 
 #include "tensor_memory.h"

@@ -1,5 +1,5 @@
-// What every operator's glue shares: checks with the expected and the actual in the message, and
-// the choice between the CPU and the CUDA form of a kernel.
+// Shared by all operators: checks whose messages give the expected and the actual value, and the
+// choice between the CPU and the CUDA version of a kernel.
 #pragma once
 
 #include <sstream>
@@ -31,7 +31,7 @@ inline int64_t num_elements(const Shape& shape) {
   return product;
 }
 
-// Throws what Python sees as a ValueError; the parts are joined to its message.
+// Throws an error that Python receives as ValueError; its message is the concatenated parts.
 template <typename... Parts>
 [[noreturn]] void reject(const Parts&... parts) {
   std::ostringstream message;
@@ -83,28 +83,28 @@ inline paddle::Tensor empty(const Shape& shape, paddle::DataType dtype,
   return paddle::empty(shape, dtype, like.place());
 }
 
-// The gradient that arrives at an output. It is absent where that output had no use, on which
-// Paddle ends the process unless it is optional. Only Grad(Optional("Out")), which makes the output
-// itself Optional("Out"), is understood in dynamic and in static graphs.
+// The gradient of an output. It is absent if the output was not used, and unless it is optional
+// Paddle then ends the process. Only Grad(Optional("Out")), which makes the output itself
+// Optional("Out"), works in dynamic and in static graphs.
 inline paddle::Tensor gradient_or_zeros(const OptionalTensor& gradient, const Shape& shape,
                                         const paddle::Tensor& like) {
   return gradient ? *gradient : paddle::full(shape, 0, like.dtype(), like.place());
 }
 
-// Both forms of a kernel, as arguments of launch() and workspace().
+// Both versions of a kernel, for launch() and workspace().
 #ifdef PYPKG_WITH_CUDA
 #define PYPKG_FORMS(name) name##_cpu, name##_cuda
 #else
 #define PYPKG_FORMS(name) name##_cpu, nullptr
 #endif
 
-// A parameter that takes no part in template deduction: the CUDA form may be nullptr.
+// A parameter without template deduction, because the CUDA version may be nullptr.
 template <typename T>
 using NotDeduced = std::common_type_t<T>;
 
-// Runs the form of a kernel for the place of a tensor, on that tensor's stream. A label or position
-// out of range becomes an IndexError in Python: Paddle knows only exceptions of its own, and ends
-// the process on any other.
+// Runs the version of a kernel for the place of a tensor, on its stream. Exceptions are converted
+// to Paddle's, because Paddle ends the process on any other. A label or position out of range
+// becomes an IndexError in Python.
 template <typename Params>
 void launch(const paddle::Tensor& at, void (*cpu)(const Params&),
             void (*cuda)(const NotDeduced<Params>&, Stream), const NotDeduced<Params>& params) {

@@ -26,7 +26,7 @@ std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& shape) {
   return strides;
 }
 
-// Whether dimensions from `first` on lie row-major without gaps. Those of size 1 have no stride.
+// Whether the dimensions from `first` on are row-major without gaps; strides of size 1 are ignored.
 bool is_contiguous(const Array& array, size_t first) {
   int64_t step = 1;
   for (const int64_t size : array.shape) {
@@ -61,7 +61,7 @@ Array from_dlpack(const py::object& object, std::intptr_t stream) {
   array.dtype = dtype_of(tensor.dtype);
   array.cuda = tensor.device.type == dlpack::kCuda;
   array.device_id = tensor.device.id;
-  array.owner = capsule;  // not consumed: the capsule releases the tensor when it goes
+  array.owner = capsule;  // not consumed: the capsule releases the tensor when it is destroyed
   return array;
 }
 

@@ -1,4 +1,4 @@
-// Arrays of NumPy, torch, CuPy and others as kernel arguments: read by DLPack, checked, dispatched.
+// Kernel arguments from arrays of NumPy, torch, CuPy and others: DLPack import, checks, dispatch.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,7 +12,7 @@
 
 #include "common/common.h"
 
-// The CPU and the CUDA form of a kernel, as Arguments::run takes them.
+// The CPU and the CUDA version of a kernel, for Arguments::run.
 #ifdef PYPKG_WITH_CUDA
 #define PYPKG_KERNEL(name) name##_cpu, name##_cuda
 #else
@@ -46,8 +46,8 @@ struct Pointer {
   }
 };
 
-// One dimension of an expected shape: a name, which stands for the same size wherever it occurs in
-// the call, or a size.
+// One dimension of an expected shape: a size, or a name that means the same size wherever it occurs
+// in the call.
 struct Dim {
   Dim(const char* name) : name(name) {}
   Dim(int64_t size) : size(size) {}
@@ -55,10 +55,10 @@ struct Dim {
   int64_t size = -1;
 };
 
-// The array arguments of one call. Every array must match its expected shape and dtype, be
-// row-major and contiguous, and lie on the device of the first; ValueError says what was expected
-// and what was found. A dtype of one capital letter is any of float32, float16 and bfloat16, the
-// same wherever the letter occurs; others are literal.
+// The array arguments of one call. Every array must have the expected shape and dtype, be row-major
+// and contiguous, and be on the device of the first array; otherwise ValueError gives the expected
+// and the actual value. A dtype of one capital letter is any of float32, float16 and bfloat16, and
+// the same wherever the letter occurs; other names are literal.
 class Arguments {
  public:
   Arguments(std::string kernel, std::intptr_t stream)
@@ -69,7 +69,7 @@ class Arguments {
   // None gives null.
   Pointer optional(const char* name, const pybind11::object& object, const char* dtype,
                    std::initializer_list<Dim> shape);
-  // A [rows, cols] matrix whose rows may lie apart, such as half of a wider one.
+  // A [rows, cols] matrix whose rows may be strided, such as half of a wider matrix.
   Pointer strided_rows(const char* name, const pybind11::object& object, const char* dtype,
                        std::initializer_list<Dim> shape, int64_t* stride);
   // At least `floats` float32.
@@ -80,7 +80,7 @@ class Arguments {
   // Raises ValueError unless the condition holds.
   void check(bool condition, const std::string& message) const;
 
-  // Calls a function of sizes, in its form for the device of the arrays.
+  // Calls a function of sizes, in the version for the device of the arrays.
   template <class... Sizes>
   int64_t evaluate(int64_t (*cpu)(Sizes...), std::common_type_t<int64_t (*)(Sizes...)> cuda,
                    std::common_type_t<Sizes>... sizes) const {

@@ -1,4 +1,4 @@
-// Checks of NumPy arrays that C++ is about to index, and reads of those that are not aligned.
+// Checks of NumPy arrays before C++ indexes them, and access to unaligned arrays.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -21,7 +21,7 @@ class Unaligned {
     std::memcpy(&value, bytes_ + i * static_cast<int64_t>(sizeof(T)), sizeof(T));
     return value;
   }
-  // Asks for element i ahead of its use.
+  // Prefetches element i.
   void prefetch(int64_t i) const {
     __builtin_prefetch(bytes_ + i * static_cast<int64_t>(sizeof(T)), 0, 3);
   }

@@ -1,4 +1,4 @@
-// pypkg._native: what needs neither Paddle nor Python speed.
+// pypkg._native: compiled functions that do not need Paddle.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -22,7 +22,7 @@ namespace {
 constexpr size_t kLine = 64;
 constexpr size_t kPage = 4096;
 constexpr size_t kPages = 4;          // copied in turn, line by line
-constexpr size_t kAhead = 4 * kLine;  // bytes between a line and the one that is asked for
+constexpr size_t kAhead = 4 * kLine;  // prefetch distance in bytes
 
 // `to` is aligned to 16 bytes.
 inline void stream_line(char* to, const char* from) {
@@ -35,8 +35,8 @@ inline void stream_line(char* to, const char* from) {
   }
 }
 
-// Copies whole lines and returns how many bytes. Lines of several pages in turn keep more of the
-// memory's banks at work than those of one.
+// Copies whole lines and returns the number of bytes. It alternates between lines of several pages,
+// which uses more memory banks in parallel.
 size_t stream_lines(char* to, const char* from, size_t count) {
   size_t done = 0;
   for (; count - done >= kPages * kPage; done += kPages * kPage) {
@@ -49,7 +49,7 @@ size_t stream_lines(char* to, const char* from, size_t count) {
     }
   }
   for (; count - done >= kLine; done += kLine) stream_line(to + done, from + done);
-  _mm_sfence();  // the stores are weakly ordered, and another process may look at a flag
+  _mm_sfence();  // orders the non-temporal stores before a flag that another process reads
   return done;
 }
 #endif

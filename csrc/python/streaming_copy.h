@@ -1,4 +1,4 @@
-// Copying past the caches.
+// Copies with non-temporal stores, which bypass the caches.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -5,11 +5,12 @@ namespace pypkg {
 namespace {
 
 constexpr int kThreads = 256;
-// On a multiprocessor, at least: 64 registers a thread. Left to itself, ptxas spills one variant.
+// Minimum per multiprocessor, which limits a thread to 64 registers. Without it ptxas spills in one
+// variant.
 constexpr int kResidentThreads = 1024;
 constexpr int64_t kChunk = 4096;  // elements that a block takes at a time; whole vectors
 
-// A tensor as the kernel sees it.
+// A tensor in the kernel's arguments.
 struct Entry {
   void* param;
   const void* grad;
@@ -34,8 +35,8 @@ struct Batch {
 };
 static_assert(sizeof(Batch) <= 4096);
 
-// kSize neighbouring elements, the first of them `at`. Moments are taken four at a time: eight
-// would need more registers than 1024 threads have.
+// Updates kSize consecutive elements from `at` on. Moments are processed four at a time: eight
+// would need more registers than are available with 1024 threads.
 template <typename P, typename G, bool kHasMaster, int kSize>
 __device__ __forceinline__ void update_run(const Batch& batch, const Entry& entry, float scale,
                                            int64_t at) {

@@ -7,8 +7,8 @@
 //   w = w - learning_rate * (moment1 / c1) / (sqrt(moment2 / c2) + epsilon),
 //   c1 = 1 - beta1_power, c2 = 1 - beta2_power
 //
-// in float32 and in the order of Paddle's adamw. w is the master weight where there is one, and the
-// parameter receives it rounded. The same bits from any device and any number of threads.
+// in float32 and in the order of Paddle's adamw. w is the master weight if there is one; the
+// parameter then receives its rounded value. All devices and numbers of threads give the same bits.
 #pragma once
 
 #include "common/common.h"
@@ -37,11 +37,11 @@ struct AdamW {
   float beta1 = 0.9f;
   float beta2 = 0.999f;
   float epsilon = 1e-8f;
-  // One float where the tensors are; null: 1. Not finite: nothing is read or overwritten.
+  // One float on the device of the tensors; null: 1. If it is not finite, nothing is overwritten.
   const float* grad_scale = nullptr;
 };
 
-// Both throw std::invalid_argument for dtypes that do not go together.
+// Both throw std::invalid_argument for an unsupported combination of dtypes.
 void adamw_cpu(const AdamW& params);
 void adamw_cuda(const AdamW& params, Stream stream);
 

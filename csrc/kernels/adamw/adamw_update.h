@@ -1,8 +1,8 @@
 // The arithmetic of AdamW, shared by host and device.
 //
-// Where a product is added it says whether it is rounded first (a * b) or not (fmaf), and nothing
-// here is left to a compiler's contraction: every device gives the same bits. The choice of each is
-// that of Paddle's own CPU kernel with AVX-512; with AVX2 it rounds otherwise.
+// All devices give the same bits: whether a product is rounded before an addition is explicit (a *
+// b or fmaf), and compilers must not contract expressions. The choices are those of Paddle's CPU
+// kernel with AVX-512; with AVX2 that kernel rounds differently.
 #pragma once
 
 #include <cmath>
@@ -46,10 +46,11 @@ void dispatch_masters(const AdamW& p, Function&& function) {
   function(std::false_type{});
 }
 
-// Whether there is a step at all: the scale is where the tensors are, so the device decides.
+// Whether the gradients are finite. The scale is on the device of the tensors, so the kernel checks
+// it.
 PYPKG_HOST_DEVICE bool is_step(float grad_scale) { return grad_scale - grad_scale == 0.0f; }
 
-// What is the same for all elements of a tensor.
+// Factors that are the same for all elements of a tensor.
 struct AdamWRates {
   float decay;
   float step;

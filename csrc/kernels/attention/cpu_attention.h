@@ -1,4 +1,4 @@
-// What both passes of the CPU attention share: where a head lies, its scores, scratch memory.
+// Shared by both passes of the CPU attention: offsets of a head, its scores, scratch memory.
 #pragma once
 
 #include <omp.h>
@@ -33,15 +33,16 @@ struct Range {
   }
 };
 
-// The ranges of the panels that the kRows columns from `first` on touch, two at most, as one.
+// The union of the ranges of the (at most two) panels that hold the kRows columns from `first` on.
 template <class X>
 PYPKG_INLINE Range joined(const Range* of_panels, int64_t first) {
   static_assert(X::kRows <= X::kWidth);
   return of_panels[first / X::kWidth].joined(of_panels[(first + X::kRows - 1) / X::kWidth]);
 }
 
-// One head of one sequence: where it lies in [batch, sequence, heads, head_dim]. q stands for its
-// gradient too, k for v and the gradients of both, and out for its gradient.
+// One query head of one sequence, and its offsets in [batch, sequence, heads, head_dim]. Offsets of
+// q are also those of its gradient, offsets of k those of v and both gradients, offsets of out
+// those of its gradient.
 struct Head {
   const FlashAttentionShape& s;
   int64_t b;
@@ -59,12 +60,11 @@ struct Head {
   }
   int64_t row_index(int64_t row) const { return (b * s.heads_q + h) * s.seq_q + row; }
   int64_t position(int64_t row) const { return row + s.query_offset; }
-  // From a query to a key, in positions.
+  // The position of a key minus that of a query.
   int64_t distance(int64_t row, int64_t key) const { return key + s.key_offset - position(row); }
   float slope() const { return s.mask.alibi_slopes ? s.mask.alibi_slopes[h] : 0.0f; }
 
-  // The keys that is_visible allows a query, counted from the first one: all conditions together
-  // leave an interval.
+  // The indices of the keys that is_visible allows for a query: always an interval.
   Range visible_keys(int64_t row) const {
     const AttentionMask& mask = s.mask;
     const int64_t i = position(row) - s.key_offset;
@@ -82,8 +82,8 @@ struct Head {
     }
     return keys;
   }
-  // State of rows [row, row + rows) x keys [key, key + keys). Blocks that reach over the end of the
-  // sequence are never full.
+  // State of rows [row, row + rows) x keys [key, key + keys). Blocks that extend beyond the end of
+  // the sequence are never full.
   BlockState state(int64_t row, int64_t rows, int64_t key, int64_t keys) const {
     const int64_t row_end = std::min(row + rows, s.seq_q), key_end = std::min(key + keys, s.seq_k);
     if (row >= row_end || key >= key_end) return BlockState::kSkip;
@@ -94,7 +94,7 @@ struct Head {
   }
 };
 
-// visible_keys of a block of queries; those past the end of the sequence see no key.
+// visible_keys of each query of a block; queries beyond the end of the sequence see no key.
 struct VisibleKeys {
   int32_t begin[kQueries];
   int32_t end[kQueries];
@@ -109,9 +109,9 @@ struct VisibleKeys {
   }
 };
 
-// What is in the columns of a tile of scores; its rows are the other. In the forward pass columns
-// are queries, so that the softmax runs over whole vectors; in the backward pass, where keys stay
-// and queries pass by, they are keys.
+// Whether the columns of a tile of scores are queries or keys; its rows are the other. In the
+// forward pass columns are queries, so that the softmax works on whole vectors. In the backward
+// pass, which holds a block of keys and iterates over queries, columns are keys.
 enum class Columns { kQueries, kKeys };
 
 template <class X>
@@ -121,8 +121,8 @@ PYPKG_INLINE typename X::IntVec column_numbers(int v) {
   return numbers;
 }
 
-// Makes softcap * tanh(score / softcap) of the scores, and writes the slope of that, 1 - tanh^2, to
-// a panel where it is given.
+// Replaces the scores by softcap * tanh(score / softcap), and writes the derivative, 1 - tanh^2, to
+// the panel `slope` unless it is null.
 template <class X>
 PYPKG_INLINE void cap_scores(float softcap, Sums<X>& scores, float* slope = nullptr) {
 #pragma GCC unroll 16
@@ -136,8 +136,8 @@ PYPKG_INLINE void cap_scores(float softcap, Sums<X>& scores, float* slope = null
   }
 }
 
-// Makes -inf of the scores that a mask hides. The tile is that of queries from `query` of the block
-// on and of keys from `key` on.
+// Sets the scores that a mask hides to -inf. The tile begins at query `query` of the block and at
+// key `key`.
 template <class X, Columns kColumns>
 PYPKG_INLINE void mask_tile(const VisibleKeys& visible, int64_t query, int64_t key,
                             Sums<X>& scores) {
@@ -161,7 +161,7 @@ PYPKG_INLINE void mask_tile(const VisibleKeys& visible, int64_t query, int64_t k
   }
 }
 
-// Adds the bias of a tile whose first key is `distance` positions after its first query.
+// Adds ALiBi's bias to a tile whose first key is `distance` positions after its first query.
 template <class X, Columns kColumns>
 PYPKG_INLINE void add_alibi(float slope, int64_t distance, Sums<X>& scores) {
   constexpr float kStep = kColumns == Columns::kQueries ? -1.0f : 1.0f;
@@ -176,14 +176,15 @@ PYPKG_INLINE void add_alibi(float slope, int64_t distance, Sums<X>& scores) {
   }
 }
 
-// Which blocks a thread holds packed. A block has one slot, so a thread that returns to a block
-// finds it there unless it has packed another block of the same slot since.
+// The blocks that a thread holds packed. Each block has one slot. A thread finds a block in its
+// slot again unless it has packed another block of the same slot in between.
 class PackedBlocks {
  public:
-  // Slots for the blocks of a head, or of several that are taken in turn; at most 4096 rows or so.
+  // Number of slots for `blocks` blocks, of one head or of several that are processed in turn; at
+  // most about 4096 rows.
   static int64_t slots(int64_t blocks) { return std::min(blocks, kMostSlots); }
 
-  // Gives the slot to the block; false where the block is in it already.
+  // Assigns the slot to the block; returns false if the block is in it already.
   bool take(int64_t block, int64_t slot) { return std::exchange(held_[slot], block) != block; }
 
  private:
@@ -191,9 +192,9 @@ class PackedBlocks {
   int64_t held_[kMostSlots] = {};  // numbers of blocks, counted from 1
 };
 
-// Tasks [begin, end) that a thread takes at once, in order. `units` are heads whose tasks share
-// what a thread packs, so all but the last are taken whole; `at_once` tasks of those, so that
-// threads end together.
+// Divides tasks into ranges [begin, end) that a thread takes at once. A unit is a head, whose tasks
+// share packed blocks, so most units are taken whole. The last units are divided into ranges of
+// `at_once` tasks, so that threads end at about the same time.
 inline std::vector<Range> task_ranges(int64_t units, int64_t tasks_of_unit, int64_t at_once,
                                       int64_t threads) {
   const int64_t whole = std::max<int64_t>(0, units / threads - 1) * threads;
@@ -206,7 +207,7 @@ inline std::vector<Range> task_ranges(int64_t units, int64_t tasks_of_unit, int6
   return ranges;
 }
 
-// One scratch structure per thread, its arrays carved from one allocation.
+// One scratch structure per thread; all arrays are in one allocation.
 template <class Scratch>
 class ThreadScratch {
  public:
@@ -234,8 +235,8 @@ class ThreadScratch {
   std::unique_ptr<float, Free> memory_;
 };
 
-// Calls function(T{}, std::integral_constant<CpuIsa, ...>{}) for the element type and the version
-// of the kernels in use.
+// Calls function(T{}, std::integral_constant<CpuIsa, ...>{}) with the element type and the kernel
+// version in use.
 template <class Function>
 void dispatch_attention(const FlashAttentionShape& s, Function&& function) {
   if (s.head_dim % 8 != 0 || s.head_dim < 8 || s.head_dim > kMaxHeadDim) {

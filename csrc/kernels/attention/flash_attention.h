@@ -2,9 +2,9 @@
 //
 //   out = softmax(scores + alibi, over visible keys) v,  scores = scale * q k^T
 //
-// Layout is [batch, sequence, heads, head_dim], contiguous but for a token_stride. heads_q is a
-// multiple of heads_k (grouped and multi query). A row that sees no key gives out = 0 and
-// softmax_lse = -inf, and sends no gradient. Products and softmax accumulate in float32.
+// The layout is [batch, sequence, heads, head_dim], contiguous except for token_stride. heads_q is
+// a multiple of heads_k (grouped and multi query). A query that sees no key gives out = 0 and
+// softmax_lse = -inf, and has zero gradients. Products and softmax accumulate in float32.
 #pragma once
 
 #include "attention/attention_mask.h"
@@ -22,10 +22,10 @@ struct FlashAttentionShape {
   int64_t heads_k = 0;
   int64_t head_dim = 0;  // a multiple of 8, at most kMaxHeadDim
   // Elements from one token to the next in q, k, v and their gradients, which may be columns of one
-  // packed matrix; a multiple of 8. 0: each is contiguous. out and dout always are.
+  // packed matrix; a multiple of 8. 0: each is contiguous. out and dout are always contiguous.
   int64_t token_stride = 0;
-  // Positions of the first query and the first key, which the mask goes by. Where queries are
-  // aligned to the last keys they are seq_k - seq_q and 0.
+  // Positions of the first query and the first key, for the mask. If queries are aligned to the
+  // last keys, they are seq_k - seq_q and 0.
   int64_t query_offset = 0;
   int64_t key_offset = 0;
   float scale = 1.0f;
@@ -65,7 +65,7 @@ struct FlashAttentionBackward {
   const void* k = nullptr;
   const void* v = nullptr;
   const void* out = nullptr;
-  const float* softmax_lse = nullptr;  // may be of more keys than k, and out too
+  const float* softmax_lse = nullptr;  // like out, of at least the keys in k (blocks of keys)
   void* dq = nullptr;                  // overwritten
   void* dk = nullptr;                  // overwritten
   void* dv = nullptr;                  // overwritten

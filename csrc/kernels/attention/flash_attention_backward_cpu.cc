@@ -5,15 +5,16 @@
 namespace pypkg {
 namespace {
 
-// Key blocks of one key head are dealt to several chunks, each with its own dq to sum into, when
-// there are few heads to share out. Depends on the shape alone, and so does the order of every sum.
+// If there are few heads, the key blocks of a key head are divided into several chunks, each of
+// which sums its own dq. The number of chunks, and so the order of every sum, only depends on the
+// shape.
 int64_t key_chunks(const FlashAttentionShape& s) {
   constexpr int64_t kWantedTasks = 16, kMaxChunks = 4;
   const int64_t wanted = blocks(kWantedTasks, std::max<int64_t>(1, s.batch * s.heads_k));
   return std::max<int64_t>(1, std::min({wanted, kMaxChunks, blocks(s.seq_k, kKeys)}));
 }
 
-// What lies in params.workspace: the same for every version of the kernel.
+// The layout of params.workspace, which is the same for every version of the kernel.
 struct Workspace {
   int64_t query_blocks;
   int64_t block_floats;  // of dq: one block of kQueries rows in panels
@@ -59,14 +60,14 @@ int64_t query_slots(const FlashAttentionShape& s) {
   return PackedBlocks::slots(s.heads_q / s.heads_k * blocks(s.seq_q, kQueries));
 }
 
-// The rows of each panel of p and ds that hold anything; outside of them both are zero.
+// The rows of each panel of p and ds that are not zero.
 template <class X>
 struct LiveRows {
   Range of_panel[kKeys / X::kWidth];
 };
 
-// Probabilities of a tile of kRows queries from `query` of the block on and of kWidth keys from `k`
-// of the block on, and the gradients of their scores.
+// Computes the probabilities of a tile, and the gradients of its scores: kRows queries from `query`
+// of the block on, and kWidth keys from `k` of the block on.
 template <class X>
 PYPKG_INLINE void backward_tile(const Head& head, BlockState state, int64_t row, int64_t query,
                                 int64_t key, int64_t k, const QueryPanels& panels,
@@ -189,7 +190,7 @@ PYPKG_INLINE void compute_delta(const FlashAttentionBackward& p, const Head& hea
   }
 }
 
-// The block of queries from `row` on, which this thread may hold packed from another block of keys.
+// The packed block of queries from `row` on; packs it unless this thread holds it already.
 template <class T, class X>
 PYPKG_INLINE QueryPanels query_panels(const FlashAttentionBackward& p, const Head& head,
                                       int64_t row, Scratch& scratch) {
@@ -216,7 +217,7 @@ PYPKG_INLINE QueryPanels query_panels(const FlashAttentionBackward& p, const Hea
   return panels;
 }
 
-// One block of keys against one block of queries of one head.
+// The gradients of one block of keys and one block of queries of one head.
 template <class T, class X>
 PYPKG_INLINE void backward_pair(const FlashAttentionBackward& p, const Head& head, BlockState block,
                                 int64_t row, int64_t key, Scratch& scratch, float* dq) {
@@ -254,7 +255,7 @@ PYPKG_INLINE void unpack_key_gradients(const FlashAttentionBackward& p, const He
   }
 }
 
-// Every query head of one key head against the key blocks of one chunk.
+// The gradients of the key blocks of one chunk, with every query head of a key head.
 template <class T, CpuIsa kIsa>
 void backward_chunk(const FlashAttentionBackward& p, int64_t b, int64_t key_head, int64_t chunk,
                     Scratch& scratch) {

@@ -6,7 +6,7 @@
 namespace pypkg {
 namespace {
 
-// Queries that are taken through the softmax together: whole panels, and whole tiles of rows.
+// Number of queries whose softmax is computed together: whole panels, and whole tiles of rows.
 template <class X>
 constexpr int64_t kStrip = std::lcm(X::kWidth, X::kRows);
 
@@ -29,9 +29,9 @@ struct KeyPanels {
   const float* v;
 };
 
-// Scores of the kWidth queries from `query` of the block on against a block of keys, kStrip apart;
-// returns the keys (counted within the block) that any of the queries sees. Of the others the
-// scores are -inf. `highest` becomes the highest score of each query.
+// Computes the scores of the kWidth queries from `query` of the block on with a block of keys; rows
+// are kStrip apart. Returns the range of keys in the block that any of the queries sees; the scores
+// of other keys are -inf. `highest` receives the highest score of each query.
 template <class X>
 PYPKG_INLINE Range score_panel(const Head& head, BlockState block, int64_t first_row, int64_t query,
                                int64_t key, const float* keys, const Scratch& scratch,
@@ -70,8 +70,8 @@ PYPKG_INLINE Range score_panel(const Head& head, BlockState block, int64_t first
   return seen;
 }
 
-// Turns scores into exp(score - maximum) over all keys so far; returns by how much what was summed
-// before has to shrink. One vector of queries, `highest` being their highest new scores.
+// Online softmax of one vector of queries: replaces scores by exp(score - maximum over all keys so
+// far). `highest` has the highest new scores; `shrink` receives the factor of the earlier sums.
 template <class X>
 PYPKG_INLINE void softmax_vector(float* scores, Range keys, const float* highest, float* row_max,
                                  float* row_sum, float* shrink) {
@@ -92,7 +92,7 @@ PYPKG_INLINE void softmax_vector(float* scores, Range keys, const float* highest
 }
 
 // out = shrink * out + scores^T v for the kStrip queries from `first` of the block on. seen: the
-// keys of each panel of them.
+// range of keys that each panel of queries sees.
 template <class X>
 PYPKG_INLINE void accumulate_strip(const float* scores, const Range* seen, const float* shrink,
                                    const float* v, int64_t first, int64_t depth, float* out) {
@@ -113,7 +113,7 @@ PYPKG_INLINE void accumulate_strip(const float* scores, const Range* seen, const
   }
 }
 
-// kStrip queries from `first` of the block on against a block of keys.
+// Attention of the kStrip queries from `first` of the block on to a block of keys.
 template <class X>
 PYPKG_INLINE void attend_strip(const Head& head, BlockState block, int64_t first_row, int64_t first,
                                int64_t key, const KeyPanels& panels, Scratch& scratch) {
@@ -136,7 +136,7 @@ PYPKG_INLINE void attend_strip(const Head& head, BlockState block, int64_t first
   accumulate_strip<X>(scratch.scores, seen, shrink, panels.v, first, depth, scratch.out);
 }
 
-// The block of keys from `key` on, which this thread may hold packed from another block of queries.
+// The packed block of keys from `key` on; packs it unless this thread holds it already.
 template <class T, class X>
 PYPKG_INLINE KeyPanels key_panels(const FlashAttentionForward& p, const Head& head, int64_t key,
                                   Scratch& scratch) {
@@ -201,7 +201,7 @@ void forward(const FlashAttentionForward& p) {
                                            {&Scratch::v, slots * depth * kKeys},
                                            {&Scratch::out, depth * kQueries},
                                            {&Scratch::scores, kStrip<X> * kKeys}});
-  // Last rows first: under a causal mask they are the longest, and short ones fill the gaps.
+  // Last rows first: under a causal mask they take longest, so short tasks balance the threads.
   const int64_t group = s.heads_q / s.heads_k, tasks_of_unit = group * query_blocks;
   const std::vector<Range> ranges = task_ranges(s.batch * s.heads_k, tasks_of_unit, 2, threads);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)

@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <string>
 
-// Marks what host and device share.
+// Marks functions that host and device share.
 #if defined(__CUDACC__)
 #define PYPKG_HOST_DEVICE __host__ __device__ __forceinline__
 #elif defined(__GNUC__)
@@ -32,11 +32,11 @@ inline const char* dtype_name(DType dtype) {
 
 inline int64_t dtype_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
-// Threads used by the CPU kernels. 0 restores the default: PYPKG_NUM_THREADS if set, else what
-// OpenMP saw when this library was loaded (frameworks change OMP_NUM_THREADS afterwards).
+// Threads used by the CPU kernels. 0 restores the default: PYPKG_NUM_THREADS if set, else OpenMP's
+// number when this library was loaded (frameworks change OMP_NUM_THREADS afterwards).
 void set_num_threads(int count);
 int num_threads();
-// num_threads(), or 1 for so few elements that waking a thread takes longer than their work.
+// num_threads(), or 1 if there are so few elements that waking a thread takes longer than the work.
 int threads_for(int64_t elements);
 
 }  // namespace pypkg

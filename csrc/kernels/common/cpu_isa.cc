@@ -13,7 +13,7 @@ std::atomic<int> chosen{kUndecided};
 #if PYPKG_CPU_VERSIONS
 constexpr const char* kNames[] = {"x86-64", "x86-64-v3", "x86-64-v4"};
 
-// What the attributes of CpuVersion ask for.
+// Whether this processor has the instructions of CpuVersion<isa>.
 bool runs(CpuIsa isa) {
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   switch (isa) {
@@ -31,7 +31,7 @@ constexpr const char* kNames[] = {"baseline"};
 bool runs(CpuIsa) { return true; }
 #endif
 
-// The version of that name, or the widest for an empty one. `source`: where the name comes from.
+// The version with that name, or the widest for an empty name. `source`: for the error message.
 CpuIsa decide(const std::string& name, const std::string& source) {
   const std::vector<std::string> names = cpu_isa_names();
   if (name.empty()) return static_cast<CpuIsa>(names.size() - 1);

@@ -1,7 +1,7 @@
-// The versions of the CPU kernels, one for each instruction set, and which of them runs.
+// Versions of the CPU kernels for several instruction sets, and the choice of the one that runs.
 //
-// A kernel is an inlined function. CpuVersion compiles it for an instruction set, so everything it
-// calls must be inlined into it too, hence PYPKG_INLINE on helpers.
+// A kernel is an inlined function, which CpuVersion compiles for an instruction set. Everything
+// that it calls must be inlined too, so helpers are marked PYPKG_INLINE.
 #pragma once
 
 #include <stdexcept>
@@ -19,13 +19,13 @@ namespace pypkg {
 // Levels of the x86-64 psABI; other processors have the baseline only.
 enum class CpuIsa : int { kBaseline = 0, kV3 = 1, kV4 = 2 };
 
-// A name that is unknown, or an instruction set that this processor does not have.
+// The name of a version is unknown, or this processor does not have its instruction set.
 struct CpuIsaError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
 // The version in use: that of set_cpu_isa, else of the environment variable PYPKG_CPU_ISA, else the
-// widest that this processor runs. Throws CpuIsaError for a variable that names none of these.
+// widest that this processor can run. Throws CpuIsaError if the variable is invalid.
 CpuIsa cpu_isa();
 const char* cpu_isa_name(CpuIsa isa);  // "x86-64", "x86-64-v3", "x86-64-v4"; "baseline" elsewhere
 // Names of the versions that this processor runs, the widest last.
@@ -52,8 +52,8 @@ PYPKG_CPU_VERSION(CpuIsa::kV4, __attribute__((target("avx2,fma,avx512f,avx512bw,
 #endif
 #undef PYPKG_CPU_VERSION
 
-// Calls function(std::integral_constant<CpuIsa, ...>) for the version in use. As this may throw,
-// parallel regions begin after it.
+// Calls function(std::integral_constant<CpuIsa, ...>) for the version in use. It may throw, so it
+// must be called outside of parallel regions.
 template <class Function>
 decltype(auto) dispatch_cpu_isa(Function&& function) {
 #if PYPKG_CPU_VERSIONS

@@ -1,9 +1,9 @@
 // Small matrix products in cache, for the CPU attention.
 //
-// A matrix of `rows` rows lives in panels of kWidth columns: element (r, c) is at
-// (c / kWidth) * rows * kWidth + r * kWidth + c % kWidth. A panel is the right-hand operand of a
-// product as it stands, and its elements can be broadcast as the left-hand operand by row or,
-// transposed, by column, so one packing serves every product.
+// A matrix of `rows` rows is stored in panels of kWidth columns: element (r, c) is at
+// (c / kWidth) * rows * kWidth + r * kWidth + c % kWidth. A panel can be the right-hand operand of
+// a product. Its elements can also be broadcast as the left-hand operand, by row, or transposed by
+// column. The same packing therefore serves every product.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace pypkg {
 
-// The part of a product that is summed in registers: kRows rows of kVectors vectors. A step of the
+// The tile of a product that is summed in registers: kRows rows of kVectors vectors. A step of the
 // sum loads kVectors vectors and broadcasts kRows elements, for kRows * kVectors multiplications.
 template <int kLaneCount, int kVectorCount, int kRowCount>
 struct TileShape {
@@ -26,7 +26,7 @@ struct TileShape {
   static_assert(sizeof(Vec) == kLanes * sizeof(float));
 };
 
-// What fits into 32 registers of AVX-512, and into 16 of AVX2 and SSE.
+// The tiles that fit into the 32 registers of AVX-512, and into the 16 of AVX2 and SSE.
 template <CpuIsa kIsa>
 struct Tile;
 template <>
@@ -54,8 +54,8 @@ PYPKG_INLINE void store(float* p, const Vector& v) {
   std::memcpy(p, &v, sizeof(v));
 }
 
-// A tile of a product. Its rows lie kWidth apart in a panel, and anyhow apart in another matrix.
-// GCC keeps `at` in registers only where every index is a constant: each loop over it is unrolled.
+// The sums of a tile. Its rows are kWidth apart in a panel, and have any stride in another matrix.
+// GCC keeps `at` in registers only if every index is a constant, so each loop over it is unrolled.
 template <class X>
 struct Sums {
   typename X::Vec at[X::kRows][X::kVectors] = {};
@@ -122,8 +122,8 @@ PYPKG_INLINE void multiply_columns(Sums<X>& sums, const float* a, int64_t first,
                               end - begin);
 }
 
-// Rows of a head are pages apart, where processors do not look ahead. So a row is asked for while
-// the one kRowsAhead before it is in work.
+// Rows of a head are on different pages, across which processors do not prefetch. Each row is
+// therefore prefetched kRowsAhead rows in advance.
 constexpr int64_t kRowsAhead = 8;
 
 template <bool kToWrite, class T>
@@ -157,7 +157,7 @@ PYPKG_INLINE void pack(const T* source, int64_t stride, int64_t count, int64_t c
   }
 }
 
-// Four rows of four elements become four columns. `to` has rows of kStride floats.
+// Transposes a 4 x 4 block. `to` has rows of kStride floats.
 template <int64_t kStride, class T>
 PYPKG_INLINE void transpose_four(const T* from, int64_t stride, float factor, float* to) {
   typedef float Quad __attribute__((vector_size(4 * sizeof(float))));

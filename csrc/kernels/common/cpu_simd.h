@@ -1,4 +1,4 @@
-// What the CPU kernels share: element types, and functions of float32 that vectorise.
+// Shared by the CPU kernels: element types, and functions of float32 that vectorise.
 #pragma once
 
 #include <cstdint>
@@ -57,7 +57,7 @@ void dispatch_dtype(DType dtype, const char* kernel, Function&& function) {
                               " is not supported on CPU; expected float32 or bfloat16");
 }
 
-// Integers of the same width: what comparing two F gives where F is a vector.
+// Integers of the same width. For a vector F, the type of the comparison of two F.
 template <class F>
 struct BitsOf {
   using type = decltype(F{} == F{});
@@ -68,8 +68,8 @@ struct BitsOf<float> {
 };
 
 // e^x within 1 ulp, of a float or of a vector of them, branch-free so that loops over floats
-// vectorise. Results below 2e-38 are flushed to zero: denormals are slow, and no sum with a larger
-// term notices. kMayOverflow: false where x is never above 88, which takes fewer instructions.
+// vectorise. Results below 2e-38 are flushed to zero, because denormals are slow and do not change
+// a sum with a larger term. kMayOverflow: false if x is never above 88, which is faster.
 template <class F, bool kMayOverflow = true>
 PYPKG_INLINE F fast_exp(const F& x) {
   using Bits = typename BitsOf<F>::type;
@@ -98,7 +98,7 @@ PYPKG_INLINE F fast_exp(const F& x) {
     if constexpr (std::is_same_v<F, float>) {
       return x == x ? result : x;
     } else {
-      // All bits set are NaN; AVX2 selects slowly.
+      // A value with all bits set is a NaN. An OR is faster than a select in AVX2.
       return bit_cast<F>(bit_cast<Bits>(result) | (x != x));
     }
   }
@@ -120,7 +120,8 @@ PYPKG_INLINE F fast_tanh(const F& x) {
 
 PYPKG_INLINE float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
 
-// The sum of term(c) for c < count. Four sums side by side: one would wait for each addition.
+// The sum of term(c) for c < count, as four independent sums: a single one would wait for the
+// latency of each addition.
 template <class Term>
 PYPKG_INLINE float sum_of(int64_t count, const Term& term) {
   const int64_t quarter = count / 4;

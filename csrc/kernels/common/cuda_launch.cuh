@@ -1,9 +1,7 @@
-// What the kernels need from the CUDA runtime: launching with a check, device facts, dtype
-// dispatch.
+// Helpers for CUDA kernels: checked launches, properties of the device, dtype dispatch.
 //
-// All shared memory is dynamic and no kernel holds PTX (that is in cuda_ptx.cuh), so that the
-// sources also compile as plain C++ against an emulation of the few CUDA features in use and their
-// logic is tested without a GPU.
+// All shared memory is dynamic, and PTX is only in cuda_ptx.cuh. The sources therefore also compile
+// as plain C++ against an emulation of the CUDA features in use, which tests them without a GPU.
 #pragma once
 
 #ifdef PYPKG_CUDA_EMULATION
@@ -30,7 +28,7 @@ constexpr __host__ __device__ T ceil_div(T a, T b) {
   return (a + b - 1) / b;
 }
 
-// Which operation on which shape, for error messages.
+// The operation and its shape, for error messages.
 struct LaunchSite {
   static constexpr int kMaxRank = 6;
   const char* operation;
@@ -52,7 +50,7 @@ struct LaunchSite {
 
 #ifndef PYPKG_CUDA_EMULATION
 
-// Blocks of a grid whose blocks walk over rows with a stride; the hardware's limit is 2^31 - 1.
+// Limit of the blocks of a grid-stride loop over rows; the hardware's limit is 2^31 - 1.
 constexpr int64_t kMaxGridBlocks = 1 << 30;
 
 inline void check_cuda(cudaError_t error, const std::string& where) {
@@ -81,7 +79,7 @@ inline int compute_capability() {
          device_attribute(cudaDevAttrComputeCapabilityMinor);
 }
 
-// Launches and reports launch errors; never waits for the kernel.
+// Launches a kernel and throws on a launch error. It does not wait for the kernel.
 template <typename... Params, typename... Args>
 void launch(const LaunchSite& site, void (*kernel)(Params...), dim3 grid, dim3 block,
             size_t shared_bytes, Stream stream, const Args&... args) {

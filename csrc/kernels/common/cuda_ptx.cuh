@@ -37,8 +37,8 @@ __device__ __forceinline__ void copy_async_wait_all() {
   asm volatile("cp.async.wait_group 0;\n" ::: "memory");
 }
 
-// The value, as one that the compiler knows nothing of: what is computed from it stays where it is,
-// and does not take registers around a loop.
+// Returns the value, but hides it from the compiler. Results computed from it are then not moved
+// out of a loop, where they would occupy registers.
 __device__ __forceinline__ int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;
@@ -87,11 +87,12 @@ __device__ __forceinline__ void add_to_memory(float* target, float term) {
   asm volatile("red.global.add.f32 [%0], %1;\n" ::"l"(target), "f"(term) : "memory");
 }
 
-// The counter's value before the call, which adds 1.
+// Increments the counter; returns its value before.
 __device__ __forceinline__ int take_ticket(int* counter) { return atomicAdd(counter, 1); }
 
-// What this thread, and threads that have met it at a barrier, wrote before is visible to a thread
-// of any block that waits for the value, and to threads that meet that one at a barrier.
+// Release store. Earlier writes of this thread, and of threads synchronised with it by a barrier,
+// are visible to a thread of any block after wait_for_value, and to threads that synchronise with
+// that thread by a barrier.
 __device__ __forceinline__ void store_release(int* target, int value) {
   asm volatile("st.release.gpu.global.s32 [%0], %1;\n" ::"l"(target), "r"(value) : "memory");
 }

@@ -13,7 +13,7 @@ struct MaxAndSum {
   float max = -INFINITY;
   float sum = 0;
 
-  // What is subtracted in exponents: -inf - (-inf) would be NaN.
+  // The value that is subtracted in exponents. It is finite, because -inf - (-inf) would be NaN.
   __device__ static float finite(float max) { return max == -INFINITY ? 0.0f : max; }
 
   __device__ void rescale(float new_max) {
@@ -126,7 +126,7 @@ void cross_entropy_forward_cuda(const CrossEntropyForward& p, Stream stream) {
 void cross_entropy_backward_cuda(const CrossEntropyBackward& p, Stream stream) {
   if (p.rows == 0) return;
   const LaunchSite site{"cross_entropy_backward", {p.rows, p.cols}};
-  // Vectors need rows of both matrices to start at the same distance from a 16-byte boundary.
+  // Vector accesses need rows of both matrices with the same offset from a 16-byte boundary.
   const bool scalar =
       (reinterpret_cast<uintptr_t>(p.logits) - reinterpret_cast<uintptr_t>(p.dlogits)) %
           kVectorBytes !=

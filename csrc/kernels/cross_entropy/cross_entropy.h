@@ -3,10 +3,10 @@
 //
 // Each row gives three partial results over the columns at hand:
 //   row_max = max_j x_j,  row_sum = sum_j exp(x_j - row_max),  target = x[label - vocab_start]
-// target is 0 where the label lies in another shard or is ignored. Merging n shards:
+// target is 0 if the label is in another shard or is ignored. Merging n shards:
 //   M = max(row_max), S = sum(row_sum * exp(row_max - M)), lse = M + log(S), loss = lse -
 //   sum(target)
-// The loss is NaN where all logits of a row are -inf (lse = -inf), inf where only the label's is.
+// The loss is NaN if all logits of a row are -inf (lse = -inf), and inf if only the label's is.
 #pragma once
 
 #include "common/common.h"
@@ -45,8 +45,8 @@ struct CrossEntropyBackward {
   DType dtype = DType::kFloat32;
 };
 
-// A label outside [0, vocab_size) that is not ignore_index: the CPU form throws
-// std::out_of_range naming row and label, the CUDA form gives that row a NaN loss and gradient.
+// If a label is outside [0, vocab_size) and not ignore_index, the CPU version throws
+// std::out_of_range with row and label, and the CUDA version gives the row a NaN loss and gradient.
 void cross_entropy_forward_cpu(const CrossEntropyForward& params);
 void cross_entropy_backward_cpu(const CrossEntropyBackward& params);
 void cross_entropy_forward_cuda(const CrossEntropyForward& params, Stream stream);

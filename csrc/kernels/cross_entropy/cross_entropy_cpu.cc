@@ -14,8 +14,8 @@ struct MaxAndSum {
   float sum;  // of exp(x - max); 0 where every x is -inf
 };
 
-// Chunks small enough for the first-level cache are read twice, for their maximum and for the sum:
-// the row comes from memory once, and exp is taken once per element.
+// A row is processed in chunks that fit into the L1 cache. Each chunk is read twice, for its
+// maximum and for the sum. The row is read from memory once, and exp is computed once per element.
 template <class T>
 PYPKG_INLINE MaxAndSum reduce_row(const T* x, int64_t cols) {
   constexpr int64_t kChunk = 2048;
@@ -32,7 +32,8 @@ PYPKG_INLINE MaxAndSum reduce_row(const T* x, int64_t cols) {
       total.sum *= fast_exp<float, false>(total.max - max);
       total.max = max;
     }
-    // All -inf so far: shift by 0, so that -inf adds 0 and NaN (which no maximum shows) stays.
+    // If all values so far are -inf, shift by 0: then -inf adds 0, and NaN, which a maximum does
+    // not show, stays NaN.
     const float shift = total.max == -kInfinity ? 0.0f : total.max;
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)

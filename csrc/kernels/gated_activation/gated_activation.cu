@@ -29,8 +29,8 @@ __device__ __forceinline__ void activate(float x, float& value, float& derivativ
   }
 }
 
-// Calls f(row, column) for every run of kSize elements of a [rows, cols] matrix, kSize dividing
-// cols; threads along x and grid y cover columns, threads along y and grid x rows.
+// Calls f(row, column) for every kSize consecutive elements of a [rows, cols] matrix; kSize divides
+// cols. Threads along x and grid y cover columns, threads along y and grid x cover rows.
 template <int kSize, typename F>
 __device__ __forceinline__ void for_each_run(int64_t rows, int64_t cols, F&& f) {
   const int64_t first_row = blockIdx.x * int64_t(blockDim.y) + threadIdx.y;

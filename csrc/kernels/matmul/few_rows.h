@@ -1,15 +1,15 @@
 // Products of a few rows with a matrix on a CPU, in float32.
 //
-// They read each weight once for a few operations, so memory bounds them; libraries of matrix
-// products are made for many rows.
+// They are bound by memory, because each weight is read for a few operations only. Libraries of
+// matrix products are optimized for many rows.
 #pragma once
 
 #include "common/common.h"
 
 namespace pypkg {
 
-// c = a b for each of `batch` pairs of matrices. Each element of c is summed in an order that
-// depends on k alone: a row has the same bits beside other rows, and with any number of threads.
+// c = a b for each of `batch` pairs of matrices. Each element of c is summed in an order that only
+// depends on k. The bits of a row therefore do not depend on other rows or the number of threads.
 struct MatmulFewRows {
   const float* a = nullptr;  // [batch, m, k], contiguous
   const float* b = nullptr;  // [batch, k, n], or [batch, n, k] with transpose_b; contiguous

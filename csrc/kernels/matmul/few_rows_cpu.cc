@@ -1,5 +1,5 @@
-// b streams through the core, four of its rows side by side: a processor looks ahead in each of
-// them, but not beyond the end of a page, so the next four are asked for.
+// Four rows of b are streamed at a time. The processor prefetches within each of them, but not
+// beyond the end of a page, so the next four rows are prefetched explicitly.
 #include <algorithm>
 #include <cstring>
 
@@ -14,7 +14,7 @@ constexpr int64_t kTile = 4096;         // elements of c, 16 KiB, that stay in t
 constexpr int64_t kLeastColumns = 256;  // of a tile
 constexpr int64_t kLine = 16;           // elements of a cache line
 
-// Rows of a at a time: what fits into the registers with kStreams rows of b.
+// Rows of a at a time: as many as fit into the registers together with kStreams rows of b.
 template <CpuIsa kIsa>
 constexpr int kRowsAtOnce = kIsa == CpuIsa::kV4 ? 4 : 2;
 
@@ -75,7 +75,7 @@ PYPKG_INLINE void set_dots(const float* a, const float* b, float* c, const Matmu
     }
 }
 
-// Calls function(rows, r) for the rows of a, kRowsAtOnce from r on while there are as many.
+// Calls function(rows, r) for the rows of a, from r on: kRowsAtOnce while as many are left.
 template <CpuIsa kIsa, class Function>
 PYPKG_INLINE void for_rows(int64_t m, const Function& function) {
   constexpr int kRows = kRowsAtOnce<kIsa>;

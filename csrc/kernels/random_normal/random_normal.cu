@@ -6,8 +6,8 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// A thread makes the four elements of a counter. They lie 16 apart, so that half a warp writes 16
-// neighbours at a time. Grid y covers rows.
+// A thread computes the four elements of a counter. They are 16 elements apart, so that half a warp
+// writes 16 consecutive elements at a time. Grid y covers rows.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) random_normal_kernel(RandomNormal p) {
   for (int64_t row = blockIdx.y; row < p.rows; row += gridDim.y) {

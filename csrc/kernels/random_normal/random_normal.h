@@ -1,11 +1,11 @@
-// Normal random numbers by counter: any part of a stream, in any order and on any device.
+// Counter-based normal random numbers: any part of a stream, in any order and on any device.
 //
 //   out[r][c] = deviation * z(first + r * index_stride + c),   r < rows, c < cols
 //
-// z(i) depends on i, key and stream alone: Philox 4x32-10 (Salmon et al., "Parallel Random Numbers:
+// z(i) depends only on i, key and stream: Philox 4x32-10 (Salmon et al., "Parallel Random Numbers:
 // As Easy as 1, 2, 3", 2011) and the transform of Box and Muller (1958), in float32. |z| <= 6.661,
-// since a radius has 31 random bits; one normal number of 4 x 10^10 is larger. The same bits from
-// any device, any instruction set and any number of threads (random_normal_values.h).
+// because a radius has 31 random bits; one normal number of 4 x 10^10 is larger. All devices,
+// instruction sets and numbers of threads give the same bits (random_normal_values.h).
 #pragma once
 
 #include "common/common.h"

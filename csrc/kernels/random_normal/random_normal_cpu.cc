@@ -44,8 +44,8 @@ struct VectorOf<CpuIsa::kV3> : Lanes<4> {};
 template <>
 struct VectorOf<CpuIsa::kBaseline> : Lanes<2> {};
 
-// The products of the lower halves of lanes. GCC multiplies all 64 bits of them, three times as
-// slowly, and the intrinsics cannot be called from a template for several instruction sets.
+// The products of the lower halves of lanes. GCC would multiply all 64 bits, which takes three
+// times as long, and intrinsics cannot be called from a template for several instruction sets.
 template <class Vec>
 PYPKG_INLINE Vec low_products(const Vec& a, const Vec& b) {
 #if PYPKG_CPU_VERSIONS
@@ -61,8 +61,8 @@ PYPKG_INLINE Vec low_products(const Vec& a, const Vec& b) {
 #endif
 }
 
-// The words of the counters of a block, [kWords][kCountersOfBlock]. Even and odd counters lie in
-// vectors of their own until their words are put side by side.
+// The words of the counters of a block, [kWords][kCountersOfBlock]. Even and odd counters are in
+// separate vectors until their words are interleaved.
 template <class X>
 PYPKG_INLINE void philox_block(uint64_t block, uint64_t stream, uint64_t key, uint32_t* words) {
   using Vec = typename X::Vec;

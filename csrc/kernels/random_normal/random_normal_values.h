@@ -1,8 +1,8 @@
 // The arithmetic of random_normal, shared by host and device.
 //
-// Only operations that IEEE 754 rounds exactly, in one order, and no fused multiply-add: the host
-// sources are compiled with -ffp-contract=off, the device has its own names. So every device and
-// every instruction set gives the same bits.
+// All devices and instruction sets give the same bits: it uses only correctly rounded operations of
+// IEEE 754, in a fixed order, and no fused multiply-add. Host sources are compiled with
+// -ffp-contract=off; the device uses intrinsics that are not contracted.
 #pragma once
 
 #include <cmath>
@@ -115,7 +115,7 @@ PYPKG_HOST_DEVICE void philox(uint64_t counter, uint64_t stream, uint64_t key,
   words[3] = c3;
 }
 
-// Rows that follow one another in memory and in the stream are one row.
+// Merges rows that are consecutive in memory and in the stream into one row.
 inline RandomNormal with_long_rows(RandomNormal p) {
   if (p.rows > 1 && p.out_stride == p.cols && p.index_stride == p.cols) {
     p.cols *= p.rows;

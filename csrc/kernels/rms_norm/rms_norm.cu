@@ -5,8 +5,8 @@
 namespace pypkg {
 namespace {
 
-// A row is held in the registers of `threads` threads, `vectors` 16-byte vectors each, and so is
-// read once; vectors == 0 stands for the scalar form that reads rows twice, for rows that are
+// A row is held in the registers of `threads` threads, in `vectors` 16-byte vectors each, and is
+// read once. vectors == 0 means the scalar version, which reads rows twice, for rows that are
 // misaligned or too long.
 struct RowLayout {
   int threads;
@@ -61,8 +61,8 @@ struct RowSums {
   float of_warp[2][kRows][kMaxWarps];
 };
 
-// Replaces values by their sums over the threads of a row, of kRows rows with one barrier. Blocks
-// of more than one warp per row have all their threads at the same rows.
+// Replaces values by their sums over the threads of a row, for kRows rows with one barrier. In a
+// block with more than one warp per row, all threads work on the same rows.
 template <int kRows>
 __device__ __forceinline__ void sum_over_row(float (&values)[kRows], RowSums<kRows>& sums,
                                              int turn) {
@@ -153,12 +153,12 @@ __global__ void __launch_bounds__(kMaxThreads) forward_scalar_kernel(RmsNormForw
   }
 }
 
-constexpr int kBackwardRegisters = 128;  // at most, of a thread
+constexpr int kBackwardRegisters = 128;  // maximum per thread
 constexpr int kResidentThreads = 65536 / kBackwardRegisters;
 
-// Rows of dweight's partial sums: as many as a device has room for at a time, so that the rows are
-// spread evenly. It depends on the shape and the device alone, so that sums are formed in the same
-// order in every call.
+// Rows of dweight's partial sums: as many as can be resident on the device at a time, so that the
+// rows are spread evenly. The number depends only on the shape and the device, so sums have the
+// same order in every call.
 int64_t partial_rows(int64_t rows, int64_t cols) {
   const RowLayout layout = row_layout(cols, kVectorBytes / 2, true);  // of a 16-bit type
   const int64_t per_multiprocessor =
@@ -167,8 +167,8 @@ int64_t partial_rows(int64_t rows, int64_t cols) {
   return std::min(rows, per_multiprocessor * multiprocessor_count());
 }
 
-// Rows that a thread sums up together, with one barrier. While it computes them, its loads of as
-// many more are under way.
+// Rows that a thread sums together, with one barrier. The loads of the next rows are in flight
+// during the computation.
 template <int kVectors>
 constexpr int kRowsTogether = kVectors == 4 ? 1 : 2;
 
@@ -182,7 +182,7 @@ struct BackwardRows {
   Vector dy[kRows][kVectors], h[kRows][kVectors];
   float rstd[kRows];
 
-  // Rows first, first + step, ...; those from p.rows on are left as they are.
+  // Loads the rows first, first + step, ... that are below p.rows; the others are not changed.
   __device__ __forceinline__ void load(const RmsNormBackward& p, int64_t first, int64_t step) {
     const int thread = opaque(threadIdx.x);
 #pragma unroll
@@ -202,8 +202,8 @@ struct BackwardRows {
     }
   }
 
-  // Values are converted after this. Otherwise the compiler converts bfloat16 as soon as it is
-  // loaded, and a float takes twice the registers.
+  // Prevents conversions before this call. Otherwise the compiler converts bfloat16 right after the
+  // load, and floats take twice as many registers.
   __device__ __forceinline__ void stay_packed() {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
@@ -329,7 +329,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 constexpr int kReduceCols = 32;
 constexpr int kReduceRows = 8;
 
-// dweight = sum over the partial rows, in an order that is always the same.
+// dweight = sum over the partial rows, in a fixed order.
 template <typename W>
 __global__ void reduce_dweight_kernel(RmsNormBackward p, int64_t slots) {
   float* sums = dynamic_shared<float[kReduceRows * kReduceCols]>();

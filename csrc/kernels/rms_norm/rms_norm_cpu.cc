@@ -7,8 +7,8 @@
 namespace pypkg {
 namespace {
 
-// Rows are shared out in parts that depend on the shape alone; each part sums its own dweight, so
-// the result does not depend on the number of threads.
+// Rows are divided into parts that depend only on the shape. Each part sums its own dweight, so the
+// result does not depend on the number of threads.
 int64_t backward_parts(int64_t rows) { return std::clamp<int64_t>(rows / 16, 1, 64); }
 
 // The row stays in cache between the loops: memory is read and written once.
@@ -22,7 +22,7 @@ PYPKG_INLINE void forward_row(const T* x, const T* residual, const W* weight, T*
       residual_out[c] = from_float<T>(to_float(x[c]) + to_float(residual[c]));
     }
   }
-  // Of the squares of h as rounded, which is what the backward pass will see.
+  // The squares of the rounded h, which the backward pass reads.
   const float sum = sum_of(cols, [&](int64_t c) __attribute__((always_inline)) {
     return to_float(h[c]) * to_float(h[c]);
   });

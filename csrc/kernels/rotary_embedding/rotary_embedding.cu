@@ -4,14 +4,14 @@
 namespace pypkg {
 namespace {
 
-// A head is cut into units that one thread handles: `rotated` units of kSize pairs (two vectors of
-// kSize elements), then `copied` units of one vector for the dimensions outside the rotary ones.
+// A head is divided into units for one thread each: `rotated` units of kSize pairs (two vectors of
+// kSize elements), then `copied` units of one vector for the dimensions that are not rotated.
 struct Units {
   int rotated;
   int copied;
 };
 
-// Turns the pairs of a unit, in two vectors.
+// Rotates the pairs of a unit, in two vectors.
 template <typename T, int kSize>
 __device__ __forceinline__ void rotate(Pack<T, kSize>& a, Pack<T, kSize>& b, bool interleaved,
                                        const Pack<float, kSize>& cos,
@@ -59,9 +59,9 @@ struct Angles {
 constexpr int kMaxThreads = 512;
 constexpr int kHeadsTogether = 2;  // that a thread reads before it writes them
 
-// threadIdx is the unit inside a head, where the walk over heads starts, and the token inside the
-// block; so a thread reads its cosines and sines once for all its heads. Both vectors of a unit are
-// read before either is written, so outputs may alias inputs.
+// threadIdx is (unit in a head, first head, token in the block). A thread reads its cosines and
+// sines once for all its heads. Both vectors of a unit are read before either is written, so
+// outputs may alias inputs.
 template <typename T, int kSize, bool kInterleaved>
 __global__ void __launch_bounds__(kMaxThreads, 2) rotary_kernel(RotaryEmbedding p, Units units) {
   using Vector = Pack<T, kSize>;
@@ -120,8 +120,8 @@ void launch_rotary(const RotaryEmbedding& p, Stream stream) {
   if (units_per_head > kMaxThreads) {
     throw std::invalid_argument(site.text() + ": head_dim is too large");
   }
-  // Few threads for a token, so that each has several heads for its cosines and sines; the heads
-  // are spread evenly over them. Tokens fill the block.
+  // Few threads per token, so that each uses its cosines and sines for several heads; the heads are
+  // spread evenly over the threads. The rest of the block is filled with tokens.
   constexpr int kThreadsOfToken = 128;
   const int64_t passes = ceil_div<int64_t>(heads * units_per_head, kThreadsOfToken);
   const int at_once =

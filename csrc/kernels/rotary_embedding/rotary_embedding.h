@@ -32,8 +32,8 @@ struct RotaryEmbedding {
   DType dtype = DType::kFloat32;
 };
 
-// The CPU form throws std::out_of_range on a position outside [0, num_positions); the CUDA form
-// writes NaN for that token.
+// If a position is outside [0, num_positions), the CPU version throws std::out_of_range, and the
+// CUDA version writes NaN for the token.
 void rotary_embedding_cpu(const RotaryEmbedding& params);
 void rotary_embedding_cuda(const RotaryEmbedding& params, Stream stream);
 

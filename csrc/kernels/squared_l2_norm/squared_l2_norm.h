@@ -1,7 +1,8 @@
 // The sum of the squares of all elements of many arrays, on a CPU.
 //
-// Runs of elements are summed in float32 and the runs in float64, in an order that depends on the
-// sizes alone: any number of threads and every instruction set give the same bits.
+// Runs of consecutive elements are summed in float32, and the sums of the runs in float64. The
+// order only depends on the sizes, so all numbers of threads and instruction sets give the same
+// bits.
 #pragma once
 
 #include "common/common.h"

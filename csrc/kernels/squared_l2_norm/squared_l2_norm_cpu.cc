@@ -9,8 +9,8 @@ namespace pypkg {
 namespace {
 
 constexpr int64_t kChunk = 8192;  // elements that a thread takes at a time
-constexpr int64_t kRun = 1024;    // elements summed in float32 before they join a float64
-constexpr int64_t kLanes = 16;    // partial sums of a run, whatever the width of a register
+constexpr int64_t kRun = 1024;    // elements summed in float32, whose sum is added to a float64
+constexpr int64_t kLanes = 16;    // partial sums of a run, for every width of registers
 
 struct Slice {
   const SquaredL2NormArray* array;

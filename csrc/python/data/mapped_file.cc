@@ -24,7 +24,7 @@ class LostFileError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Entries are never freed, since a signal handler walks over them; a closed one is used again.
+// Entries are never freed, because a signal handler iterates over them. Closed ones are reused.
 struct Mapping {
   std::atomic<const char*> begin{nullptr};  // null: closed
   std::atomic<size_t> bytes{0};
@@ -33,10 +33,10 @@ struct Mapping {
 };
 
 std::atomic<Mapping*> mappings{nullptr};
-std::atomic<Mapping*> lost{nullptr};  // the last mapping of which bytes were missed
+std::atomic<Mapping*> lost{nullptr};  // the last mapping with bytes that could not be read
 std::mutex changing;                  // guards changes of the list
 struct sigaction previous_action;
-// The handler must not allocate, as other models of thread-local storage may do.
+// initial-exec, because other models of thread-local storage may allocate in the signal handler.
 __attribute__((tls_model("initial-exec"))) thread_local int guarded = 0;
 
 constexpr char kWhatHappened[] =
@@ -56,11 +56,11 @@ void say(const char* text) {
   if (write(STDERR_FILENO, text, std::strlen(text)) < 0) return;
 }
 
-// Calls only what POSIX or Linux allows in a signal handler.
+// Only calls functions that POSIX or Linux allows in a signal handler.
 void on_sigbus(int number, siginfo_t* info, void*) {
   const bool of_memory = info->si_code > 0;
   Mapping* mapping = of_memory ? mapping_of(info->si_addr) : nullptr;
-  if (mapping == nullptr) {  // not ours: the same read again, or signal, meets who was there before
+  if (mapping == nullptr) {  // not ours: the repeated read, or signal, reaches the previous handler
     sigaction(SIGBUS, &previous_action, nullptr);
     if (!of_memory) raise(number);
     return;
@@ -80,7 +80,8 @@ void on_sigbus(int number, siginfo_t* info, void*) {
   _exit(2);
 }
 
-// Again for every file: Paddle and faulthandler set handlers of their own when they start.
+// Called for every file, because Paddle and faulthandler install their own handlers when they
+// start.
 void install_handler() {
   struct sigaction current;
   sigaction(SIGBUS, nullptr, &current);
@@ -136,8 +137,8 @@ py::array_t<uint8_t> map_file(const std::string& path) {
   const size_t bytes = known ? static_cast<size_t>(status.st_size) : 0;
   if (bytes > 0) begin = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file, 0);
   const int error = errno;
-  close(file);                                              // the mapping needs it no longer
-  if (known && bytes == 0) return py::array_t<uint8_t>(0);  // which cannot be mapped
+  close(file);                                              // the mapping does not need it
+  if (known && bytes == 0) return py::array_t<uint8_t>(0);  // an empty file cannot be mapped
   if (begin == MAP_FAILED) {
     errno = error;
     throw_os_error(path);

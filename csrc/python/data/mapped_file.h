@@ -1,13 +1,14 @@
-// Files mapped into memory without an open descriptor, and an error that names one that is cut
-// short while it is mapped.
+// Memory-mapped files without an open descriptor, and an error that names a file that is truncated
+// while it is mapped.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 namespace pypkg {
 
-// While one lives, bytes of a mapped file that this thread reads and that are lost (the file was
-// truncated, or its disk fails) are zeros, instead of a SIGBUS that ends the process.
+// During the lifetime of an object, this thread reads zeros for bytes of a mapped file that are
+// lost (the file was truncated, or its disk fails), instead of getting a SIGBUS that ends the
+// process.
 class MappedReads {
  public:
   MappedReads();
@@ -15,7 +16,7 @@ class MappedReads {
   MappedReads(const MappedReads&) = delete;
   MappedReads& operator=(const MappedReads&) = delete;
 
-  // Throws LostFileError if any thread has met lost bytes: what was read must not be used.
+  // Throws LostFileError if any thread has read lost bytes; the data must not be used then.
   void check() const;
 };
 

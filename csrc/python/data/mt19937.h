@@ -1,4 +1,4 @@
-// The Mersenne Twister MT19937 (Matsumoto and Nishimura 1998), a block of outputs at a time.
+// The Mersenne Twister MT19937 (Matsumoto and Nishimura, 1998), a block of outputs at a time.
 #pragma once
 
 #include <algorithm>
@@ -8,13 +8,13 @@
 
 namespace pypkg {
 
-// Gives the outputs that NumPy's MT19937 gives for the same key and position, in the same order.
+// Produces the same outputs as NumPy's MT19937 for the same key and position.
 class Mt19937 {
  public:
   static constexpr int kWords = 624;
 
-  // key: kWords words, which stay the caller's and move on with every block. position: outputs of
-  // the present block that were taken before, 0 to kWords.
+  // key: kWords words, owned by the caller and updated with every block. position: number of
+  // outputs of the current block that were taken before, 0 to kWords.
   Mt19937(uint32_t* key, int position)
       : key_(key),
         position_(position),
@@ -25,7 +25,7 @@ class Mt19937 {
 
   int position() const { return position_; }
 
-  // The outputs that come next: at least one.
+  // The next outputs, from begin() to end(): at least one.
   const uint32_t* begin() {
     if (position_ == kWords) {
       twist_(key_);
@@ -36,7 +36,7 @@ class Mt19937 {
   }
   const uint32_t* end() const { return block_ + kWords; }
 
-  // Takes the first outputs of begin() to end().
+  // Consumes the first `count` outputs from begin() on.
   void take(int64_t count) { position_ += static_cast<int>(count); }
 
   uint32_t next() {
@@ -53,7 +53,7 @@ class Mt19937 {
     return other ^ (mixed >> 1) ^ ((0u - (lower & 1u)) & 0x9908b0dfu);
   }
 
-  // In three loops, of which none reads what it has written: they run in vector registers.
+  // Three loops, none of which reads a value that it has written, so that they vectorise.
   static PYPKG_INLINE void twist(uint32_t* key) {
     constexpr int kAfter = kWords - kShift;
     for (int i = 0; i < kAfter; ++i) key[i] = twisted(key[i], key[i + 1], key[i + kShift]);

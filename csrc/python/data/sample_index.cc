@@ -72,9 +72,10 @@ void build_sample_index_array(const py::array& sizes, const py::array& document_
   });
 }
 
-// Greedy: at step i the dataset that lags its share the most, weights[d] * max(i, 1) - taken[d];
-// the first of equals. In two passes over the datasets: the largest in vector registers, then where
-// it is. `weights` and `taken` are padded to whole vectors by datasets that lag infinitely little.
+// Greedy: step i takes the dataset that lags most behind its share, weights[d] * max(i, 1) -
+// taken[d]; the first one if several are equal. There are two passes over the datasets: one finds
+// the maximum with vector instructions, the other its index. `weights` and `taken` are padded to
+// whole vectors with datasets that are never chosen.
 constexpr int64_t kLanes = 8;
 
 PYPKG_INLINE void blend(const double* weights, double* taken, int64_t num_padded, int64_t size,

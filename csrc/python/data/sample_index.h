@@ -1,6 +1,6 @@
-// Which tokens make a training sample.
+// Index maps that define the tokens of each training sample.
 //
-// The index maps are Megatron-LM's, which PaddleNLP uses as well:
+// They are Megatron-LM's, which PaddleNLP uses too:
 //   document_index  [positions]           the documents in the order in which they are read
 //   sample_index    [num_samples + 1, 2]  where each sample begins: position in document_index, and
 //                                         token in that document

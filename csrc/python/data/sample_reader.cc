@@ -20,7 +20,7 @@ namespace py = pybind11;
 namespace pypkg {
 namespace {
 
-// A float that no int64 holds becomes -1, which is no token id either.
+// A float outside the range of int64 becomes -1, which is not a token id.
 template <typename Token>
 PYPKG_INLINE int64_t token_id(Token value) {
   if constexpr (std::is_floating_point_v<Token>) {
@@ -45,7 +45,7 @@ using CopyTokenIds = void (*)(const char*, int64_t, int64_t*);
 
 template <typename... Tokens>
 CopyTokenIds find_copy(const py::dtype& dtype) {
-  // Nearly all corpora have one of two dtypes: only these have a version for each processor.
+  // Nearly all corpora have one of two dtypes. Only these have a version for each instruction set.
   if (dtype.equal(py::dtype::of<uint16_t>())) return cpu_version<copy<uint16_t>>();
   if (dtype.equal(py::dtype::of<int32_t>())) return cpu_version<copy<int32_t>>();
   CopyTokenIds found = nullptr;
@@ -60,7 +60,7 @@ PYPKG_INLINE void fill(int32_t* out, int64_t count, int32_t value) {
   for (int64_t i = 0; i < count; ++i) out[i] = value;
 }
 
-// A part of a sample that lies in one document.
+// The part of a sample in one document.
 struct Piece {
   const char* tokens;
   int64_t count;
@@ -69,8 +69,8 @@ struct Piece {
   int64_t place;  // in its row
 };
 
-// Asks for the tokens of pieces some way ahead of the copying. The processor does so by itself
-// too, but not beyond the end of a page or of a piece.
+// Prefetches tokens of pieces before they are copied. The processor prefetches too, but not beyond
+// the end of a page or of a piece.
 class Ahead {
  public:
   Ahead(const std::vector<Piece>& pieces, int64_t token_bytes)
@@ -97,7 +97,7 @@ class Ahead {
   int64_t at_ = 0;
 };
 
-// The samples of one corpus in one order. Holds on to its arrays.
+// Reads the samples of one corpus in one order. It keeps references to its arrays.
 class SampleReader {
  public:
   SampleReader(std::string file, py::array tokens, py::array pointers, py::array sizes,
@@ -187,7 +187,7 @@ class SampleReader {
     return static_cast<const T*>(arrays_[which].data());
   }
 
-  // The sample in the order of sample_index, or -1.
+  // The index of a sample in sample_index, or -1.
   int64_t shuffled(int64_t sample) const {
     if (sample < 0 || sample >= num_samples_) return -1;
     const int64_t found =
@@ -195,9 +195,8 @@ class SampleReader {
     return found < num_rows_ - 1 ? found : -1;
   }
 
-  // To find the tokens of a sample, memory is read four times, each time where the time before
-  // says. So every one of these steps is taken for a block of samples before the next, which lets
-  // the processor wait for all of the block at once.
+  // Finding the tokens of a sample takes four dependent reads of memory. Each step is therefore
+  // done for a whole block of samples before the next step, so that their cache misses overlap.
   template <typename Index>
   void gather(const Wanted& wanted) const {
     constexpr int64_t kBlock = 16;

@@ -15,8 +15,8 @@ namespace pypkg {
 namespace {
 
 // The partners of a Fisher-Yates shuffle: for i = largest, largest - 1, ... a number from 0 to i.
-// Drawn as NumPy's random_interval draws them: bits of the generator, as many as i has, until they
-// make a number that is not larger than i.
+// They are drawn as in NumPy's random_interval: as many bits of the generator as i has, until the
+// number is at most i.
 class Partners {
  public:
   Partners(Mt19937* random, int64_t largest) : random_(random), i_(largest) {}
@@ -40,8 +40,9 @@ class Partners {
     }
   }
 
-  // At most `count`, as many as a block of the generator and the bits of i_ allow. An output that
-  // is refused is overwritten by the next: a branch would be guessed wrongly one time in four.
+  // Draws at most `count` partners: as many as the block of the generator has, and as have the same
+  // number of bits as i_. A rejected output is overwritten by the next one, because a branch would
+  // be mispredicted one time in four.
   int64_t draw_some(int64_t count, int64_t* out) {
     uint32_t largest = static_cast<uint32_t>(i_);
     const uint32_t mask = ~uint32_t{0} >> __builtin_clz(largest);
@@ -65,12 +66,12 @@ class Partners {
   int64_t i_;
 };
 
-// Most of the time goes into waiting for items[partner], which is anywhere. Partners are drawn a
-// block ahead, so that it can be asked for early.
+// Most of the time is spent waiting for items[partner], a random access. Partners are drawn a block
+// in advance, so that the items can be prefetched.
 template <typename Item>
 void shuffle(Item* items, int64_t count, Mt19937* random) {
   constexpr int64_t kBlock = 2048, kAhead = 64;
-  int64_t partners[kBlock + kAhead] = {};  // beyond what is drawn: asked for in vain, harmless
+  int64_t partners[kBlock + kAhead] = {};  // prefetches of entries not drawn yet are harmless
   Partners source(random, count - 1);
   int64_t last = count - 1;
   int64_t to_draw = count - 1;

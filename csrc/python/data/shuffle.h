@@ -1,4 +1,4 @@
-// Shuffling as numpy.random.RandomState does, bit for bit, without waiting for memory.
+// The shuffle of numpy.random.RandomState, bit for bit, with prefetched items.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -73,5 +73,5 @@ def test_one_process_starts_nothing():
 
 
 def test_degrees_that_are_not_the_processes():
-    with pytest.raises(ValueError, match="make 2 processes, launched are 1"):
+    with pytest.raises(ValueError, match="need 2 processes, but 1 were launched"):
         mesh.initialize(mesh.Degrees(tensor=2))

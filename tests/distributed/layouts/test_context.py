@@ -19,7 +19,7 @@ from distributed_testing import run_ranks
 from pypkg import ops
 from pypkg.errors import UserError
 from pypkg.parallel import mesh
-from pypkg.parallel.context.ring import _Places
+from pypkg.parallel.context.ring import _RingBlocks
 from pypkg.parallel.context.tokens import blocks
 
 WORKER = Path(__file__).with_name("context_worker.py")
@@ -105,13 +105,15 @@ def test_every_rank_of_a_ring_has_the_same_work_at_every_step(ring, ranks):
     when a rank has its own, one of them whole and two by half."""
     for rank in range(ranks):
         ring(ranks, rank)
-        places = _Places(paddle.zeros([1, 6, 1, 8]), ops.AttentionMask())
-        counts = [len(list(places.visible((rank - step) % ranks))) for step in range(ranks)]
+        ring_blocks = _RingBlocks(paddle.zeros([1, 6, 1, 8]), ops.AttentionMask())
+        counts = [len(list(ring_blocks.visible((rank - step) % ranks))) for step in range(ranks)]
         assert counts == [3, *[2] * (ranks - 1)]
 
 
 def test_a_prefix_hides_nothing(ring):
     ring(2, 0)
     lengths = paddle.to_tensor([20], dtype="int32")
-    places = _Places(paddle.zeros([1, 12, 1, 8]), ops.AttentionMask(prefix_lengths=lengths))
-    assert [len(list(places.visible(source))) for source in range(2)] == [4, 4]
+    ring_blocks = _RingBlocks(
+        paddle.zeros([1, 12, 1, 8]), ops.AttentionMask(prefix_lengths=lengths)
+    )
+    assert [len(list(ring_blocks.visible(source))) for source in range(2)] == [4, 4]

@@ -15,7 +15,7 @@ from pypkg.parallel import mesh
 from pypkg.parallel.comm.traffic import Traffic
 from pypkg.parallel.optimizer.distribute import distribute
 from pypkg.parallel.optimizer.factory import UpdateOptions
-from pypkg.parallel.update_rules import is_muons
+from pypkg.parallel.update_rules import updated_by_muon
 from pypkg.training.step.engine import Engine
 from pypkg.training.tp_sharding import ModelTpSharding
 
@@ -49,7 +49,9 @@ def main() -> None:
             "muon": update_of("muon"),
             "adafactor": update_of("adafactor"),
             "adamw": update_of("adamw"),
-            "muons": sum(int(np.prod(shards[n])) for n, s in shapes.items() if is_muons(n, s)),
+            "muons": sum(
+                int(np.prod(shards[n])) for n, s in shapes.items() if updated_by_muon(n, s)
+            ),
             "rows and columns": sum(sum(s) for s in shapes.values() if len(s) == 2),
             "matrices": sum(len(s) == 2 for s in shapes.values()),
             "vectors": sum(len(s) == 1 for s in shapes.values()),

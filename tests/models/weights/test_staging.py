@@ -170,12 +170,14 @@ def test_a_rank_that_has_ended_is_named(
             process.kill()
             process.wait()
 
-    with pytest.raises(LostRankError, match=r"rank 1 of this machine has ended.* hand over a p"):
+    with pytest.raises(LostRankError, match="rank 1 of this machine has ended before it sent"):
         Receiver(own, check).take(0, 1)
     assert waits >= 5
     sender = Sender(own)
     sender.put(0, 1, np.zeros(200, np.uint8))
-    with pytest.raises(LostRankError, match=r"rank 1 of this machine has ended.* rank 0 handed"):
+    with pytest.raises(
+        LostRankError, match=r"rank 1 of this machine has ended before it wrote what rank 0 sent"
+    ):
         sender.put(1, 1, np.zeros(200, np.uint8))
 
 

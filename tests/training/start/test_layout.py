@@ -82,7 +82,7 @@ _VPP = {"pipeline_parallel_degree": 4, "virtual_pp_degree": 9}
         ({"context_parallel_degree": 2}, 3, ["context_parallel_degree (2) needs 2", "3 were"]),
         ({"sep_parallel_degree": 64}, 64,
          ["num_attention_heads (32) is not divisible by sep_parallel_degree (64)",
-          "or context_parallel_degree in its place"]),
+          "or context_parallel_degree instead"]),
         ({"sep_parallel_degree": 16, "tensor_parallel_degree": 4}, 64,
          ["num_attention_heads (32) / tensor_parallel_degree (4) is not divisible"]),
     ],

@@ -93,8 +93,8 @@ def test_deviations_and_rates_of_a_model_that_is_four_times_as_wide():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"tie_word_embeddings": True}, "mup_base_width is 32, but the head"),
-        ({"initialization": "deepnorm"}, "deepnorm, follows from the widths already"),
+        ({"tie_word_embeddings": True}, "mup_base_width is 32, but muP scales"),
+        ({"initialization": "deepnorm"}, "deepnorm, already depends on the width"),
         ({"mup_base_width": 0}, "mup_base_width"),
     ],
 )

@@ -170,7 +170,7 @@ def _make_tensor(
     if not isinstance(storage, _Storage):
         raise ValueError(f"a tensor in {_shown(storage)}")
     if len(shape) != len(strides) or len(shape) > MAX_AXES:
-        raise ValueError(f"a tensor of shape with {len(shape)} axes and {len(strides)} strides")
+        raise ValueError(f"a tensor with {len(shape)} axes and {len(strides)} strides")
     numbers = (first, *shape, *strides)
     if not all(type(number) is int and 0 <= number <= _MAX_NUMBER for number in numbers):
         raise ValueError("a tensor with an invalid shape, strides or offset")
