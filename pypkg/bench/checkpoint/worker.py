@@ -71,7 +71,7 @@ class _Run:
         self._updater.step(1e-3)
         model.eval()
         sets = [model_tensors(self._layer), optimizer_tensors(self._updater, config)]
-        self._plan = SavePlan(sets)
+        self._plan = SavePlan(sets, beside.neighbours())
         self._num_bytes = sum(self._plan.num_bytes_of(r) for r in range(mesh.current().world_size))
         self._writer.start()
         # Memory that a virtual machine's host gives at its first use is no part of a save: not that
