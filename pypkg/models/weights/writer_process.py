@@ -38,7 +38,7 @@ from pypkg.models.weights.tensor_writer import (
 )
 
 _SOURCES = Path(__file__).resolve().parents[3]  # the folder that contains the package
-# Bytes of parts that are copied in a row. A copy clears the caches of the code that finds the parts.
+# Bytes of parts that are copied in a row. Copies empty the caches of the code that finds parts.
 _TOGETHER = 64 << 20
 _LENGTH_BYTES = 8  # size of the number that precedes a task
 _TOLD_BY_NAME = {each.__name__: each for each in (NotFiniteError, LostRankError)}
