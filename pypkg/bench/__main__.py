@@ -30,15 +30,15 @@ from pypkg.files import write_file
 logger = logging.getLogger("pypkg")
 
 _REPRODUCE_CHECKPOINT = """\
-to reproduce the table of docs/benchmarks.md, on a machine that does nothing else:
-  python -m pypkg.bench checkpoint --rounds 5 --folder FOLDER --torch PYTHON --update-docs
-a larger model, whose result goes to a file:
-  python -m pypkg.bench checkpoint --config facebook/opt-350m --folder FOLDER --json FILE
+to reproduce a table of docs/benchmarks.md, on a machine that does nothing else:
+  python -m pypkg.bench checkpoint --config facebook/opt-125m --folder FOLDER --torch PYTHON \
+    --update-docs
 
 FOLDER lies on the disk to measure: a file system in memory shows no disk. It needs 12 bytes per
 parameter of the model (llama-58m: 0.7 GB; facebook/opt-350m: 4 GB), and the machine four times as
-much memory. The first save under a layout is in the figures. A disk's rate may change twofold from
-one minute to the next: compare a time only with that of dd in the same round.
+much memory, or twice as much with --synchronous. The first save under a layout is in the figures. A
+disk's rate may change twofold from one minute to the next: compare a time only with that of dd in
+the same round.
 """
 _DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -278,6 +278,11 @@ def _add_checkpoint(commands: Any, measured: argparse.ArgumentParser) -> None:
         help="only this, such as 'sharding2 stage 1'; more than one may be given",
     )
     checkpoint.add_argument("--rounds", type=_positive, default=3, help="of each layout")
+    checkpoint.add_argument(
+        "--synchronous",
+        action="store_true",
+        help="no asynchronous saves, which need memory for a copy of the state",
+    )
     checkpoint.add_argument(
         "--folder", type=Path, help="on the disk to measure; default: that of temporary files"
     )

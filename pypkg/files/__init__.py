@@ -1,8 +1,9 @@
 """Files: durable writes, JSON objects, checksums, and paths of shipped files.
 
 Any module may import this package; it does not depend on models, data or training. All files that
-must survive a crash are written by the functions of ``atomic.py``, which are exported here. The
-format of a file is defined in the package that reads it.
+must survive a crash are written by the functions of ``atomic.py``, which are exported here, except
+the large files of a checkpoint: ``block_file.py`` writes them, and their folder is published later.
+The format of a file is defined in the package that reads it.
 """
 
 from pypkg.files.atomic import (

@@ -11,7 +11,6 @@ from paddle import Tensor
 _BITS: Any = "int16"  # for a bfloat16, which neither NumPy nor Paddle's DLPack export supports
 
 
-@paddle.no_grad()
 def to_host(tensor: Tensor) -> np.ndarray:
     """The values of ``tensor``, of any shape; bfloat16 as its bits in uint16.
 

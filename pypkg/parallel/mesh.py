@@ -11,6 +11,7 @@ import logging
 import os
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -196,6 +197,13 @@ class Mesh:
 
     def coordinates(self, rank: int) -> Coordinates:
         """The coordinates of the global rank ``rank`` in the grid."""
+        return self._grid[rank]
+
+    @cached_property  # asked for each tensor of a save, while training pauses
+    def _grid(self) -> tuple[Coordinates, ...]:
+        return tuple(self._place(rank) for rank in range(self.world_size))
+
+    def _place(self, rank: int) -> Coordinates:
         found = {}
         for axis in reversed(TOPOLOGY_ORDERS[self.degrees.topology_order]):
             rank, found[axis] = divmod(rank, getattr(self.degrees, _AXES[axis]))

@@ -32,6 +32,14 @@ def test_a_row_and_its_line() -> None:
                      "4.00", "1.50", "1.02", "1.04", "3"]  # fmt: skip
 
 
+def test_a_row_without_asynchronous_saves() -> None:
+    saved = {key: value for key, value in one_round(1.0).items() if key != "async"}
+    lines = checkpoint.render({"workload": "a model", "rows": [summary("alone", [saved])]})
+    cells = [cell.strip() for cell in lines[-1].split("|")[1:-1]]
+    assert cells == ["alone", "1.00", "1.00-1.00", "2.00", "0.90", "1.00", "", "", "", "", "1.50",
+                     "1.02", "1.04", "3"]  # fmt: skip
+
+
 def test_an_unknown_layout_is_named(capsys: pytest.CaptureFixture) -> None:
     assert main(["checkpoint", "--layout", "tp3"]) == 2
     assert "'tp3' is none of 'alone', 'tp2'" in capsys.readouterr().err
@@ -45,7 +53,14 @@ def test_from_end_to_end(tmp_path, capsys: pytest.CaptureFixture) -> None:
     words = ["--config", str(tmp_path / "model"), "--rounds", "1", "--json", str(output)]
     layouts = ["--layout", "alone", "--layout", "sharding2 stage 3", "--folder", str(tmp_path)]
     assert main(["checkpoint", *words, *layouts]) == 0
-    rows = {row["layout"]: row for row in json.loads(output.read_text())["rows"]}
+    described = json.loads(output.read_text())
+    assert described["device"] == "cpu, model"  # a page holds a table for each model
+    rows = {row["layout"]: row for row in described["rows"]}
     assert rows["alone"]["largest_share"] == 1.0
     assert rows["sharding2 stage 3"]["largest_share"] < 1.1
     assert "sharding2 stage 3" in capsys.readouterr().out
+    assert "async_stall" in rows["alone"]
+    capsys.readouterr()
+    assert main(["checkpoint", *words, "--layout", "alone", "--synchronous"]) == 0
+    assert "async_stall" not in json.loads(output.read_text())["rows"][0]
+    assert "synchronous saves alone" in capsys.readouterr().out

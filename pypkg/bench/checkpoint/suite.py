@@ -1,9 +1,9 @@
 """``python -m pypkg.bench checkpoint``: saving and loading under each layout.
 
-A round is a blocking save, an asynchronous save, loading, and ``dd`` with fsync, which writes the
-same number of bytes; in every other round ``dd`` comes first. The ranks of a layout are processes
-of this machine. If torch is installed, torch.distributed.checkpoint saves the same number of bytes
-in one process.
+A round is a blocking save, an asynchronous save unless they are left out, loading, and ``dd`` with
+fsync, which writes the same number of bytes; in every other round ``dd`` comes first. The ranks of
+a layout are processes of this machine. If torch is installed, torch.distributed.checkpoint saves
+the same number of bytes in one process.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def run_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
             rows.append(summary(name, rounds))
         size = rows[0]["bytes"]
         python = options.torch or (sys.executable if importlib.util.find_spec("torch") else None)
-        if python is None:
+        if options.synchronous:
+            notes.append("synchronous saves alone")
+        elif python is None:
             notes.append("torch is not installed: torch.distributed.checkpoint is left out")
         else:
             logger.info("saving with torch.distributed.checkpoint")
@@ -74,7 +76,7 @@ def run_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
             rows.append(summary(TORCH, _results(TORCH, [_start(command, {})])))
     return {
         "kind": "checkpoint",
-        "device": "cpu",
+        "device": f"cpu, {Path(options.config).name}",
         "workload": f"{options.config}: {config.num_parameters() / 1e6:.1f} M parameters in "
         f"float32 with AdamW's state, {options.rounds} rounds",
         "notes": notes,
@@ -121,6 +123,7 @@ def _run_ranks(name: str, options: argparse.Namespace, folder: Path) -> list[Rou
         "folder": str(folder),
         "rounds": options.rounds,
         "threads": max(1, options.threads // count),
+        "asynchronous": not options.synchronous,
     }
     command = [sys.executable, "-m", "pypkg.bench.checkpoint.worker", json.dumps(task)]
     if count == 1:

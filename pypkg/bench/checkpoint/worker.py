@@ -54,10 +54,10 @@ class _Run:
         from pypkg.training.tp_sharding import ModelTpSharding
 
         self._folder = Path(task["folder"])
-        self._writer = WriterProcess()
+        self._writer = WriterProcess() if task["asynchronous"] else None
         is_alone = mesh.current().world_size == 1
-        beside = SharedMemory(8 * _GIB)
-        self._memory = {"sync": None if is_alone else SharedMemory(None), "async": beside}
+        paused, beside = SharedMemory(None), SharedMemory(8 * _GIB)
+        self._memory = {"sync": None if is_alone else paused, "async": beside}
         config = load_config(task["config"])
         self._layer = from_config(config, seed=0)
         self._layer.train()
@@ -71,12 +71,13 @@ class _Run:
         self._updater.step(1e-3)
         model.eval()
         sets = [model_tensors(self._layer), optimizer_tensors(self._updater, config)]
-        self._plan = SavePlan(sets)
+        self._plan = SavePlan(sets, beside.neighbours())
         self._num_bytes = sum(self._plan.num_bytes_of(r) for r in range(mesh.current().world_size))
-        self._writer.start()
         # Memory that a virtual machine's host gives at its first use is no part of a save: not that
         # of the copies, and not that in which the system keeps what is on its way to the disk.
-        beside.emptied(self._plan)
+        if self._writer is not None:
+            self._writer.start()
+            beside.emptied(self._plan)
         self._disk_alone()
 
     def measure(self, disk_first: bool) -> dict[str, Any]:
@@ -92,8 +93,10 @@ class _Run:
         result: dict[str, Any] = {"dd": self._disk_alone()} if disk_first else {}
         folder, result["sync"] = self._save("sync", ThreadWriter)
         size = from_first_rank(lambda: sum(path.stat().st_size for path in folder.iterdir()))
-        _remove(folder)
-        folder, result["async"] = self._save("async", partial(ProcessWriter, process=self._writer))
+        if self._writer is not None:
+            _remove(folder)
+            make_writer = partial(ProcessWriter, process=self._writer)
+            folder, result["async"] = self._save("async", make_writer)
         result["load"] = self._load(folder)
         _remove(folder)
         if not disk_first:

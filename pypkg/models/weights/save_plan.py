@@ -18,6 +18,9 @@ from pypkg.models.weights.assembly import Assembly, Division
 from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.formats.stored_tensor import Shape
 
+# A rank with this many times the mean bytes of its neighbours, or fewer, hands nothing on.
+_EVEN_ENOUGH = 1.02
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -51,7 +54,8 @@ class TensorSet:
     Attributes:
         stem: stem of the names of the files, such as "model".
         units: the units in the order of the model.
-        read: gathers the unit of a name on the rank that writes it; returns None on the others.
+        read: gathers the unit of a name on the given rank, one of those that may write it; returns
+            None on the others.
             Every rank calls it for all units without a division, in order.
         to_file: returns the tensors of a unit, by name, from the whole value.
         max_file_size: bytes; a larger tensor gets a file of its own. None: no limit.
@@ -88,7 +92,8 @@ class PlannedUnit:
         number: number of the unit in the plan.
         dtype: dtype of its tensors.
         writer: the rank that writes it.
-        sources: the ranks that pass their parts to the writer, in the order of ``assembly``.
+        sources: the ranks that pass their parts to the writer, in the order of ``assembly``. A
+            single one passes the whole unit.
         to_file: as ``TensorSet.to_file``.
     """
 
@@ -113,14 +118,29 @@ def no_memory_is_shared(ranks: Sequence[int]) -> bool:
 class SavePlan:
     """Spreads the units of all ``sets`` evenly, by bytes, over the ranks that may write them.
 
+    A rank that would still write more than its neighbours hands whole units to them. Units that are
+    divided over ranks are not handed on, nor are others beside them.
+
+    Args:
+        neighbours: groups of ranks that can hand each other whole units through shared memory.
+
     Attributes:
         files: all files of all ranks.
     """
 
-    def __init__(self, sets: Sequence[TensorSet]) -> None:
+    def __init__(self, sets: Sequence[TensorSet], neighbours: Sequence[Sequence[int]] = ()) -> None:
         self._sets = sets
-        self._writers = _assign([(each.stem, unit) for each, unit in self._all_units()])
+        units = [(each.stem, unit) for each, unit in self._all_units()]
+        self._holders = _assign(units)
+        # A rank does not know how units are divided of which it holds nothing.
+        is_divided = any(unit.division is not None for _, unit in units)
+        self.neighbours = () if is_divided else neighbours
+        self._writers = _relieved(units, self._holders, self.neighbours)
         self.files = [file for each in sets for file in self._files_of(each)]
+
+    def without_neighbours(self) -> SavePlan:
+        """The plan for ranks that share no memory."""
+        return SavePlan(self._sets) if self.neighbours else self
 
     def files_of(self, rank: int) -> list[PlannedFile]:
         """The files that ``rank`` writes, in the order in which it gets their tensors."""
@@ -137,12 +157,12 @@ class SavePlan:
 
         Args:
             share_memory: whether the given ranks exchange parts through shared memory. If they do
-                not, ``TensorSet.read`` gathers the unit on its writer, the only source.
+                not, ``TensorSet.read`` gathers the unit on its only source.
         """
         found: list[PlannedUnit] = []
         for each, unit in self._all_units():
             writer = self._writers[each.stem, unit.name]
-            sources: tuple[int, ...] = (writer,)
+            sources: tuple[int, ...] = (self._holders[each.stem, unit.name],)
             assembly = Assembly(unit.shape)
             if unit.division is not None and share_memory(unit.division.holders(writer)):
                 sources, assembly = unit.division.holders(writer), unit.division.assembly
@@ -157,9 +177,10 @@ class SavePlan:
         """Yields the parts that ``rank`` passes on. Every rank must iterate to the end."""
         for planned, (each, unit) in zip(units, self._all_units(), strict=True):
             if len(planned.sources) == 1:
-                value = each.read(unit.name, planned.writer)
-                if planned.writer == rank:
-                    assert value is not None  # ``read`` returns it on the writer
+                (source,) = planned.sources
+                value = each.read(unit.name, source)
+                if source == rank:
+                    assert value is not None  # ``read`` returns it on the rank of its argument
                     yield planned, value
             elif rank in planned.sources:
                 assert each.part is not None  # a unit with a division has one
@@ -271,6 +292,43 @@ def _assign(units: Sequence[tuple[str, Unit]]) -> dict[tuple[str, str], int]:
         heapreplace(heap, (loads[rank], rank))
         found[stem, unit.name] = rank
     return found
+
+
+def _relieved(
+    units: Sequence[tuple[str, Unit]],
+    holders: Mapping[tuple[str, str], int],
+    neighbours: Sequence[Sequence[int]],
+) -> dict[tuple[str, str], int]:
+    """The rank that writes each unit, after ranks with too many bytes have handed some on.
+
+    The largest unit goes first that brings neither of two ranks beyond the mean of the group.
+
+    Args:
+        holders: the rank that writes each unit if it hands nothing on.
+    """
+    writers = dict(holders)
+    loads: Counter[int] = Counter()
+    for stem, unit in units:
+        loads[holders[stem, unit.name]] += unit.num_bytes
+    groups = [ranks for ranks in neighbours if len(ranks) > 1]
+    means = [sum(loads[rank] for rank in ranks) / len(ranks) for ranks in groups]
+    group_of = {
+        rank: number
+        for number, ranks in enumerate(groups)
+        for rank in ranks
+        if loads[rank] > _EVEN_ENOUGH * means[number]
+    }
+    for stem, unit in sorted(units, key=lambda each: -each[1].num_bytes) if group_of else ():
+        rank = holders[stem, unit.name]
+        number = group_of.get(rank)
+        if number is None or loads[rank] <= _EVEN_ENOUGH * means[number]:
+            continue
+        least = min(groups[number], key=lambda each: (loads[each], each))
+        if unit.num_bytes <= min(loads[rank] - means[number], means[number] - loads[least]):
+            writers[stem, unit.name] = least
+            loads[rank] -= unit.num_bytes
+            loads[least] += unit.num_bytes
+    return writers
 
 
 def _chosen_copies(units: Sequence[tuple[str, Unit]]) -> dict[tuple[str, str], Sequence[int]]:

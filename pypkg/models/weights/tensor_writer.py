@@ -5,7 +5,6 @@ Nothing here imports Paddle.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 
 from pypkg.console import progress
 from pypkg.errors import UserError
+from pypkg.files.block_file import BlockFile
 from pypkg.files.checksums import Checksum, FileRecord
 from pypkg.models.weights.area import Staging
 from pypkg.models.weights.formats.safetensors import TensorSpec, encoded_header
@@ -28,7 +28,6 @@ from pypkg.models.weights.staging import Receiver, Sender
 BLOCK = 16 << 20  # bytes that are rearranged to the order of the file at once
 _PIECE = 1 << 20  # bytes that are checked, summed and written at once, in a core's cache
 _AHEAD = 256 << 20  # bytes of tensors that wait for the disk
-_WRITE_BACK = 32 << 20  # bytes after which the kernel is asked to start writing
 # All bits of the exponent are set only in NaN and infinity.
 _EXPONENTS = {
     "float64": 0x7FF0_0000_0000_0000,
@@ -132,6 +131,7 @@ class FileSequence:
     def _walk(self, files: Sequence[FileToWrite]) -> Iterator[tuple[_File, str, TensorSpec]]:
         for each in files:
             with _File(each) as file:
+                file.append(np.frombuffer(encoded_header(each.specs)[0], np.uint8))
                 for name, spec in each.specs.items():
                     yield file, name, spec
                 self.records[each.path.name] = file.finish()
@@ -143,9 +143,7 @@ class _File:
     def __init__(self, what: FileToWrite) -> None:
         self._name = what.path.name
         self._checksum = Checksum()
-        self._file = open(what.path, "wb", buffering=0)  # noqa: SIM115
-        self._written = self._handed = 0
-        self._write(encoded_header(what.specs)[0])
+        self._file = BlockFile(what.path)
 
     def __enter__(self) -> _File:
         return self
@@ -154,24 +152,14 @@ class _File:
         self._file.close()
 
     def append(self, piece: np.ndarray) -> None:
-        self._write(piece.view(np.uint8).data)
+        data = piece.view(np.uint8)
+        self._checksum.update(data.data)
+        self._file.append(data)
+        progress.report(f"writing {self._name}")
 
     def finish(self) -> FileRecord:
-        os.fsync(self._file.fileno())
+        self._file.finish()
         return self._checksum.record()
-
-    def _write(self, data: bytes | memoryview) -> None:
-        self._checksum.update(data)
-        left = memoryview(data)
-        while left:  # a call may write fewer bytes than it gets
-            left = left[self._file.write(left) :]
-        self._written += len(data)
-        progress.report(f"writing {self._name}")
-        if self._written - self._handed >= _WRITE_BACK:
-            # Otherwise the disk is idle until the fsync at the end.
-            length = self._written - self._handed
-            os.posix_fadvise(self._file.fileno(), self._handed, length, os.POSIX_FADV_DONTNEED)
-            self._handed = self._written
 
 
 def write_units(

@@ -38,6 +38,8 @@ from pypkg.models.weights.tensor_writer import (
 )
 
 _SOURCES = Path(__file__).resolve().parents[3]  # the folder that contains the package
+# Bytes of parts that are copied in a row. Copies empty the caches of the code that finds parts.
+_TOGETHER = 64 << 20
 _LENGTH_BYTES = 8  # size of the number that precedes a task
 _ERRORS = {each.__name__: each for each in (NotFiniteError, LostRankError)}  # that it reports
 
@@ -130,13 +132,24 @@ class ProcessWriter:
         self._sender = Sender(staging, self._on_wait)
         self._task = _Task(list(files), list(units), staging.rank, dict(staging.places))
         self._is_begun = False
+        self._waiting: list[tuple[PlannedUnit, np.ndarray]] = []
+        self._held = 0  # bytes of the waiting parts
         process.start()
 
     def put(self, unit: PlannedUnit, part: np.ndarray) -> None:
-        values = np.asarray(part, STORAGE[unit.dtype])
-        self._sender.put(unit.number, unit.writer, values)
+        self._waiting.append((unit, np.asarray(part, STORAGE[unit.dtype])))
+        self._held += part.nbytes
+        if self._held > _TOGETHER:
+            self._copy()
+
+    def _copy(self) -> None:
+        for unit, values in self._waiting:
+            self._sender.put(unit.number, unit.writer, values)
+        self._waiting.clear()
+        self._held = 0
 
     def close(self) -> None:
+        self._copy()
         self._sender.flush()
         self._area.let_take()
         self._begin()

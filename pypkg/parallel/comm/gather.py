@@ -64,15 +64,14 @@ def possible_writers(place: Place) -> tuple[int, ...]:
 def _possible_writers(current: mesh.Mesh, place: Place) -> tuple[int, ...]:
     return tuple(
         rank
-        for rank, at in enumerate(_grid(current))
+        for rank, at in _grid(current)
         if at.pipeline == place.stage and place.owner in (None, at.sharding)
     )
 
 
-@cache
-def _grid(current: mesh.Mesh) -> tuple[mesh.Coordinates, ...]:
-    """The coordinates of each rank."""
-    return tuple(current.coordinates(rank) for rank in range(current.world_size))
+def _grid(current: mesh.Mesh) -> Iterator[tuple[int, mesh.Coordinates]]:
+    """Each rank with its coordinates."""
+    return ((rank, current.coordinates(rank)) for rank in range(current.world_size))
 
 
 def holders(writer: int, over_tensor: bool, over_sharding: bool) -> tuple[int, ...]:
@@ -86,7 +85,7 @@ def holders(writer: int, over_tensor: bool, over_sharding: bool) -> tuple[int, .
         over_sharding: whether the ranks of a sharding group hold slices of it.
     """
     current = mesh.current()
-    at = _grid(current)[writer]
+    at = current.coordinates(writer)
     tensor, sharding = None if over_tensor else at.tensor, None if over_sharding else at.sharding
     return _holders(current, (at.data, at.context), at.pipeline, tensor, sharding)
 
@@ -102,7 +101,7 @@ def _holders(
     """Ranks at these coordinates (None: any), ordered by tensor rank, then sharding rank."""
     found = {
         (at.tensor, at.sharding): rank
-        for rank, at in enumerate(_grid(current))
+        for rank, at in _grid(current)
         if (at.data, at.context, at.pipeline) == (*replica, pipeline)
         and tensor in (None, at.tensor)
         and sharding in (None, at.sharding)
@@ -113,7 +112,7 @@ def _holders(
 def takes_part(writer: int) -> bool:
     """Whether this rank sends a part of a tensor to ``writer``, or is ``writer``."""
     current = mesh.current()
-    at = _grid(current)[writer]
+    at = current.coordinates(writer)
     own = current.pipeline_rank, current.data_rank, current.context_rank
     return own == (at.pipeline, at.data, at.context)
 

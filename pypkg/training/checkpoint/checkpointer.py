@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from pypkg.errors import UserError
 from pypkg.models.pretrained import (
@@ -36,6 +36,10 @@ from pypkg.training.checkpoint.writing import CheckpointWriting, optimizer_tenso
 from pypkg.training.state import TrainerState
 
 logger = logging.getLogger("pypkg")
+
+
+# What a plan depends on: shapes of the optimizer state, and the ranks of each machine.
+_PlannedFor: TypeAlias = tuple[Mapping[str, tuple[int, ...]], tuple[tuple[int, ...], ...]]
 
 
 class RecordsOrder(Protocol):
@@ -107,7 +111,7 @@ class Checkpointer:
         self._memory = None if self._writer is None and is_alone else SharedMemory(async_memory)
         self._is_prepared = self._writer is None
         self._pending: _Pending | None = None
-        self._planned: tuple[Mapping[str, tuple[int, ...]], SavePlan] | None = None
+        self._planned: tuple[_PlannedFor, SavePlan] | None = None
 
     def save(self, state: TrainerState) -> Path:
         """Writes ``checkpoint-<global_step>``, or starts to write it. Every rank must call this.
@@ -187,12 +191,13 @@ class Checkpointer:
 
     def _plan(self) -> SavePlan:
         """The plan of a save. Training pauses to make it, so it is kept until the state changes."""
-        shapes = self._updater.state_shapes()
-        if self._planned is None or self._planned[0] != shapes:
+        neighbours = () if self._memory is None else self._memory.neighbours()
+        planned_for = self._updater.state_shapes(), neighbours
+        if self._planned is None or self._planned[0] != planned_for:
             sets = [model_tensors(self._model, parse_size(DEFAULT_SHARD_SIZE))]
             if self._with_optimizer:
                 sets.append(optimizer_tensors(self._updater, self._model.config))
-            self._planned = shapes, SavePlan(sets)
+            self._planned = planned_for, SavePlan(sets, neighbours)
         return self._planned[1]
 
     def _prepare(self) -> None:

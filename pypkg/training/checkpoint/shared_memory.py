@@ -49,6 +49,13 @@ class SharedMemory:
         host = self._hosts[ranks[0]]
         return self._is_visible and all(self._hosts[rank] == host for rank in ranks)
 
+    def neighbours(self) -> tuple[tuple[int, ...], ...]:
+        """The ranks of each machine, which see the areas of each other; the same on all ranks."""
+        found: dict[str, list[int]] = {}
+        for rank, host in enumerate(self._hosts):
+            found.setdefault(host, []).append(rank)
+        return tuple(map(tuple, found.values())) if self._is_visible else ()
+
     def prepare(self, plan: SavePlan) -> None:
         """Creates the area for ``plan``. With a limit, a thread touches its pages in advance.
 

@@ -170,12 +170,15 @@ class CheckpointWriting:
 
     def _hand_over(self, make_writer: MakeWriter) -> None:
         """Starts this rank's writer, and sends the parts that this rank holds to their writers."""
-        rank, plan, memory, places = mesh.current().rank, self._plan, self._memory, self._places
+        rank, memory, places = mesh.current().rank, self._memory, self._places
         told = from_all_ranks(self._ready)  # one exchange, because training pauses
         self._state_json = told[0].state_json
         self._temporary = told[places.leaders[places.index]].temporary
         areas = [each.area for each in told if each.area is not None]
         staging = Staging(rank) if memory is None else memory.staging(areas)
+        if memory is None or not memory.neighbours():
+            self._plan = self._plan.without_neighbours()
+        plan = self._plan
         units = plan.units(no_memory_is_shared if memory is None else memory.is_shared)
         files = [FileToWrite(self._temporary / f.name, f.specs) for f in plan.files_of(rank)]
         own = [unit for unit in units if unit.writer == rank]

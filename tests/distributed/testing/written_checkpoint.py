@@ -19,6 +19,7 @@ from pypkg.models.architecture.registry import weight_map
 from pypkg.models.decoder import Decoder
 from pypkg.models.pretrained import model_config_json, model_tensors, weight_reader
 from pypkg.models.weights.formats import stored_tensor
+from pypkg.models.weights.formats.safetensors import read_safetensors
 from pypkg.models.weights.formats.tensor_files import TensorFiles
 from pypkg.models.weights.model_folder import write_json
 from pypkg.models.weights.save_plan import SavePlan, TensorSet
@@ -27,7 +28,6 @@ from pypkg.models.weights.writer_process import ProcessWriter, WriterProcess
 from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_first_rank
 from pypkg.parallel.optimizer.updater import Updater
-from pypkg.training.checkpoint.manifest import read_manifest
 from pypkg.training.checkpoint.reading import load_optimizer
 from pypkg.training.checkpoint.shared_memory import SharedMemory
 from pypkg.training.checkpoint.writing import CheckpointWriting, optimizer_tensors
@@ -56,7 +56,7 @@ def write_and_read(
     )
     num_bytes = checkpoint.num_bytes_of(mesh.current().rank)
     path = checkpoint.finish()
-    same_files = write_through_memory(model, updater, output_dir, path)
+    through_memory = write_through_memory(model, updater, output_dir, path)
     loaded = load(model, updater, path)
     files, names = TensorFiles(path), weight_map(model.config)
     stored = {
@@ -69,7 +69,7 @@ def write_and_read(
         **loaded,
         "num_bytes": num_bytes,
         "converted": converted.total(),
-        "same_files": same_files,
+        **through_memory,
         "weights_kept": files.shapes().keys() == stored.keys()
         and all(np.array_equal(files.read(n, "float32"), value) for n, value in stored.items()),
         "state_kept": all(
@@ -127,13 +127,19 @@ class ReadBytes:
         stored_tensor.open_file = self._open_file
 
 
-def write_through_memory(model: Decoder, updater: Updater, output_dir: str, expected: Path) -> bool:
-    """Whether ranks that hand each other parts through memory write the files of ``expected``.
+def write_through_memory(
+    model: Decoder, updater: Updater, output_dir: str, expected: Path
+) -> dict[str, Any]:
+    """Saves of ranks that hand each other parts and whole tensors through memory.
 
     Threads write them, and processes, which get a part of what they write at a time. Where each
     rank is on a machine of its own, its process gets from it what communication has brought.
+
+    Returns:
+        Whether all hold the tensors of ``expected``, and for the last two the largest bytes of a
+        rank relative to the mean.
     """
-    found = []
+    found, shares = [], []
     in_process = partial(ProcessWriter, process=WRITER_PROCESS)
     apart = SharedMemory(100_000)
     apart._hosts = [str(rank) for rank in range(mesh.current().world_size)]
@@ -149,21 +155,31 @@ def write_through_memory(model: Decoder, updater: Updater, output_dir: str, expe
                 [
                     watched(each)
                     for each in (model_tensors(model), optimizer_tensors(updater, model.config))
-                ]
+                ],
+                memory.neighbours(),
             ),
             add_files=lambda _: None,
             settings_json="{}",
             memory=memory,
             make_writer=make_writer,
         )
-        found.append(read_manifest(checkpoint.finish()))
-    wanted = read_manifest(expected)
-    return all(
-        each.files[name] == record
-        for each in found
-        for name, record in wanted.files.items()
-        if name.endswith(".safetensors")
-    )
+        written = [checkpoint.num_bytes_of(rank) for rank in range(mesh.current().world_size)]
+        shares.append(max(written) * len(written) / sum(written))
+        found.append(tensors_of(checkpoint.finish()))
+    same = all(each == tensors_of(expected) for each in found)
+    return {"same_tensors": same, "share_together": shares[1], "share_apart": shares[2]}
+
+
+def tensors_of(checkpoint: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Dtype, shape and bytes of each tensor in all files."""
+    found = {}
+    for file in checkpoint.glob("*.safetensors"):
+        content = file.read_bytes()
+        for name, tensor in read_safetensors(file).items():
+            data = content[tensor.offset : tensor.offset + tensor.num_bytes]
+            assert name not in found
+            found[name] = tensor.dtype, tuple(tensor.shape), data
+    return found
 
 
 def without_communication(tensors: TensorSet) -> TensorSet:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from pypkg.models.weights.assembly import Assembly, Division
 from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.save_plan import SavePlan, TensorSet, Unit, as_it_is
 
@@ -90,7 +92,9 @@ def opt_125m_sizes() -> dict[str, int]:
     return {"table": 50272 * hidden, "positions": 2050 * hidden, **layers, "norm": 2 * hidden}
 
 
-def two_stages_of_opt_125m(of_stage: int, dtype: str) -> SavePlan:
+def two_stages_of_opt_125m(
+    of_stage: int, dtype: str, neighbours: Sequence[Sequence[int]] = ()
+) -> SavePlan:
     """Weights in ``dtype`` and AdamW's state under pp2; each stage has ``of_stage`` ranks."""
     first, last = tuple(range(of_stage)), tuple(range(of_stage, 2 * of_stage))
     sizes = opt_125m_sizes()
@@ -108,7 +112,10 @@ def two_stages_of_opt_125m(of_stage: int, dtype: str) -> SavePlan:
         "model": [unit(name, name, dtype) for name in sizes],
         "optimizer": [unit(name, f"{name}.{kind}", "float32") for name in sizes for kind in kinds],
     }
-    return SavePlan([TensorSet(s, u, lambda *_: None, as_it_is) for s, u in units.items()])
+    sets = [
+        TensorSet(s, u, lambda name, rank: np.full(1, rank), as_it_is) for s, u in units.items()
+    ]
+    return SavePlan(sets, neighbours)
 
 
 @pytest.mark.parametrize("of_stage", [1, 2, 4])
@@ -116,7 +123,7 @@ def two_stages_of_opt_125m(of_stage: int, dtype: str) -> SavePlan:
     ("dtype", "largest"),
     [
         ("bfloat16", 1.05),
-        # One stage writes two of three equal tables, each a tenth of all bytes: 1.09 at best.
+        # One stage writes two of three equal tables, each a tenth of all bytes.
         ("float32", 1.10),
     ],
 )
@@ -128,6 +135,44 @@ def test_either_stage_that_holds_a_tied_table_may_write_it(of_stage, dtype, larg
     assert max(written) <= largest * sum(written) / len(written)
     names = [name for file in plan.files for name in file.specs]
     assert len(names) == len(set(names)) == len(opt_125m_sizes()) * (4 if largest < 1.06 else 3)
+
+
+@pytest.mark.parametrize("of_stage", [1, 2, 4])
+def test_neighbours_take_what_makes_a_stage_write_more(of_stage):
+    """Whole units, no more than needed; their holder passes them on."""
+    everyone = range(2 * of_stage)
+    plan = two_stages_of_opt_125m(of_stage, "float32", [everyone])
+    written = [plan.num_bytes_of(rank) for rank in everyone]
+    mean = sum(written) / len(written)
+    assert max(written) <= 1.02 * mean
+    handed = [unit for unit in plan.units() if unit.sources != (unit.writer,)]
+    before = two_stages_of_opt_125m(of_stage, "float32")
+    held = {unit.name: unit.sources for unit in before.units()}
+    assert all(unit.sources == held[unit.name] for unit in plan.units())
+    sizes = {key: spec.num_bytes for file in plan.files for key, spec in file.specs.items()}
+    excess = sum(max(0.0, before.num_bytes_of(rank) - mean) for rank in everyone)
+    assert 0 < sum(sizes[unit.name] for unit in handed) <= excess
+    for rank in everyone:
+        for unit, value in plan.parts_of(rank, plan.units()):
+            assert unit.sources == (rank,) and value[0] == rank
+    assert {u.name for u in plan.without_neighbours().units() if u.sources != (u.writer,)} == set()
+
+
+def test_only_neighbours_take_units():
+    """Each stage is on a machine of its own, and its ranks are even already."""
+    assert [file.specs.keys() for file in two_stages_of_opt_125m(2, "float32").files] == [
+        file.specs.keys() for file in two_stages_of_opt_125m(2, "float32", [(0, 1), (2, 3)]).files
+    ]
+
+
+def test_beside_divided_units_none_is_handed_on():
+    """A neighbour would not know how to join the parts of one."""
+    sets = [tensor_set("optimizer", {"a": 900, "b": 500, "c": 400}, dict.fromkeys("abc", (0,)))]
+    assert SavePlan(sets, [(0, 1)]).num_bytes_of(1) == 4 * 900
+    units = sets[0].units
+    divided = replace(units[1], division=Division(lambda writer: (0, 2), 4, Assembly((500,))))
+    plan = SavePlan([replace(sets[0], units=[units[0], divided, units[2]])], [(0, 1)])
+    assert plan.num_bytes_of(1) == 0
 
 
 def test_each_unit_goes_to_the_least_loaded_rank():

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pypkg.errors import UserError
+from pypkg.files import block_file
 from pypkg.files.checksums import FileRecord, file_record
 from pypkg.models.weights import tensor_writer
 from pypkg.models.weights.area import AreaSize, Staging, new_area
@@ -90,7 +91,7 @@ def test_files_and_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """As one call writes them, in blocks of a few rows."""
     monkeypatch.setattr(tensor_writer, "BLOCK", 1000)
     monkeypatch.setattr(tensor_writer, "_PIECE", 300)
-    monkeypatch.setattr(tensor_writer, "_WRITE_BACK", 5000)
+    monkeypatch.setattr(block_file, "BLOCK", 4096)
     files, tensors = files_and_tensors(tmp_path)
     writer = ThreadWriter(files, units_of(files))
     write_all(writer, files, tensors)

@@ -17,6 +17,7 @@ def render(result: Result) -> list[str]:
     body = []
     for row in result["rows"]:
         sync = row["sync_total"]["median"]
+        stall = row.get("async_stall")
         body.append(
             [
                 row["layout"],
@@ -24,10 +25,10 @@ def render(result: Result) -> list[str]:
                 f"{row['bytes'] / sync / 1e9:.2f}",
                 _cell(row.get("of_disk")),
                 "" if alone is None else f"{sync / alone['sync_total']['median']:.2f}",
-                f"{row['async_stall']['median']:.2f}",
-                f"{row['async_stall']['median'] / sync:.2f}",
+                _cell(stall),
+                "" if stall is None else f"{stall['median'] / sync:.2f}",
                 _number(row, "first_async_stall", 1),
-                f"{row['async_total']['median']:.2f}",
+                _cell(row.get("async_total")),
                 _cell(row.get("load_total")),
                 _number(row, "largest_share", 1),
                 _number(row, "read_per_held", 1),
@@ -43,10 +44,13 @@ def render(result: Result) -> list[str]:
         "- `of disk`: time of `dd` with fsync that writes as many bytes in the same round, divided "
         "by the time of the save; `async stall`: how long training stands still with "
         "`use_async_save`, after the first save, whose time is `first`; `of save`: divided by the "
-        "time of the save that is awaited. The pause is that of the slowest rank. It is the time "
-        "of its copy, and of one message before it; a rank waits for no copy of another. The copy "
-        "needs a core for each rank: beside other programs, ranks that share cores pause longer",
-        "- `share`: bytes that the rank with the most writes, relative to the mean of all ranks; "
+        "time of the save that is awaited. Shared memory is allocated before the first save, as in "
+        "a run, and kept, so no save waits for its pages. The pause is that of the slowest rank. "
+        "It is the time of its copy, and of one message before it; a rank waits for no copy of "
+        "another. The copy needs a core for each rank: beside other programs, ranks that share "
+        "cores pause longer",
+        "- `share`: bytes that the rank with the most converts and writes, relative to the mean of "
+        "all ranks; "
         "`read`: bytes that a rank reads when it loads, at most, relative to what the model before "
         "ZeRO and its optimizer state hold; `host`: growth of a rank's memory during the save",
         "",

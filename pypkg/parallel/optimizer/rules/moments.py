@@ -53,11 +53,16 @@ def zeros(name: str, parameter: Tensor, whole: int, form: str) -> dict[str, Tens
     return {name: codes, name + _LARGEST: paddle.zeros([blocks])}
 
 
-@paddle.no_grad()
 def read(state: dict[str, Tensor], name: str) -> Tensor:
     """The float32 values of ``name``; the stored tensor itself if it is float32."""
     kept = state[name]
-    largest = state.get(name + _LARGEST)
+    if kept.dtype == paddle.float32:  # at once, because a save asks while training pauses
+        return kept
+    return _converted(kept, state.get(name + _LARGEST))
+
+
+@paddle.no_grad()
+def _converted(kept: Tensor, largest: Tensor | None) -> Tensor:
     if largest is None:
         return kept.astype("float32")
     return ops.dequantize_blockwise(kept, largest, _map_of(kept), MOMENT_BLOCK)
