@@ -260,8 +260,6 @@ class Consumer {
   using Gradient = float[1][kHeadDim / 8][4];
   using Scores = float[1][kRows / 8][4];  // transposed: rows are keys
   using QueryGradient = float[Layout::kColTiles][4];
-  // The product for dv starts before dS is made, where that leaves registers enough.
-  static constexpr bool kStartsEarly = kHeadDim == kMaxHopperHeadDim && !kCapped;
 
   __device__ __forceinline__ void accumulate(const BlockTask& task, Gradient& dk, Gradient& dv) {
     while (true) {
@@ -295,20 +293,19 @@ class Consumer {
       }
       rule.template apply<true, kCapped>(scores, task.first + warp_id() * 16, first, state);
       to_probabilities(scores, rule.template unit<kCapped>(), by_query(shared_.lse[stage]));
-      if constexpr (kStartsEarly) {
-        pack_rows<T, kRows>(p, scores[0]);
-        start_gradient(dv, p, dout);
-      }
+      // dS before P is an operand: with dv under way beside scores and their gradients, registers
+      // suffice at head dim 128 without a cap only.
       if constexpr (kCapped) {
         to_score_gradients(dscores, scores, NoDelta());
       } else {
-        wgmma_wait<kStartsEarly ? 1 : 0>();
+        wgmma_wait<0>();
         wgmma_finished(dscores[0]);
         to_score_gradients(dscores, scores, delta_of);
       }
-      if constexpr (!kStartsEarly) pack_rows<T, kRows>(p, scores[0]);
+      pack_rows<T, kRows>(p, scores[0]);
       pack_rows<T, kRows>(ds, dscores[0]);
-      if constexpr (!kStartsEarly) start_gradient(dv, p, dout);
+      wgmma_fence();
+      start_product(dv[0], p, dout);
       auto& all_ds = shared_.dscores[parity_];
       store_packed(all_ds, ds);
       fence_proxy_async();
@@ -329,13 +326,6 @@ class Consumer {
       wgmma_finished(ds);
       release(shared_.empty[stage]);
     }
-  }
-
-  __device__ __forceinline__ static void start_gradient(Gradient& gradient,
-                                                        const PackedRows<kRows>& left,
-                                                        const BoxTile<T, kRows, kHeadDim>& right) {
-    wgmma_fence();
-    start_product(gradient[0], left, right);
   }
 
   __device__ __forceinline__ void add_to_sum(const QueryGradient& dq) {
