@@ -82,6 +82,14 @@ def test_faults_in_hopper_instructions_are_noticed(emulated: ModuleType, fault: 
     assert noticed >= (3 if is_a_race else 8)
 
 
+def test_a_product_of_stores_without_a_fence_is_noticed(emulated: ModuleType):
+    for seed in range(8):
+        emulated.seed(seed)
+        assert emulated.hopper_sum_of_transposed_is_right(emulated.HopperFault.none)
+        with pytest.raises(RuntimeError, match=r"reads a store without fence\.proxy\.async"):
+            emulated.hopper_sum_of_transposed_is_right(emulated.HopperFault.no_proxy_fence)
+
+
 def test_access_past_shared_memory_crashes(emulated: ModuleType):
     program = (
         f"import sys; sys.path.insert(0, {str(build_emulated.HERE)!r})\n"

@@ -15,8 +15,8 @@ from guarded_memory import GuardedArray, GuardedBackend
 
 CASES = kernel_cases.small_cases()
 HOPPER_BACKWARD = [
-    "flash_attention_backward (Hopper, dk and dv)",
-    "flash_attention_backward (Hopper, dq)",
+    "flash_attention_backward (Hopper, dk, dv, sum of dq)",
+    "flash_attention_backward (Hopper, dq of its sum)",
 ]
 
 

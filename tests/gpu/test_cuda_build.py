@@ -24,15 +24,14 @@ MAY_SPILL = re.compile(
     r"key_gradient_kernelIfLi(128|256)E|query_gradient_kernelIfLi256E"
     r"|14forward_kernelIfLi256E"
     r"|15backward_kernelI\S*(bfloat16|half)fLi4E"  # two registers, with a weight in float32
-    r"|hopper_key_gradient_kernelI\S*Li128ELb1E"  # one register, with a soft cap
+    r"|hopper_backward_kernelI\S*Li64ELb1E"  # two registers, with a soft cap
 )
 ATTENTION = {"flash_attention_forward", "flash_attention_backward"}
 HOPPER_ATTENTION = ("flash_attention_forward_sm90", "flash_attention_backward_sm90")
 # Waits for products in their sources.
 HOPPER_WAITS = {
     "hopper_forward_kernel": 4,
-    "hopper_key_gradient_kernel": 5,
-    "hopper_query_gradient_kernel": 4,
+    "hopper_backward_kernel": 4,
 }
 # That their producer and consumer warps have after setmaxnreg.
 PRODUCER_REGISTERS, CONSUMER_REGISTERS = 24, 240
@@ -229,6 +228,8 @@ def test_hopper_attention_uses_wgmma_and_the_copy_engine(compiled: list[Compiled
         for name, code in kernels_in_sass(unit):
             if unit.architecture == "80":
                 assert code.count(";") < 50, f"{name} has a body, but no instructions for sm_80"
+                continue
+            if "query_gradient_sum_kernel" in name:  # no product: rounds what others summed
                 continue
             kernel = next(each for each in HOPPER_WAITS if each in name)
             seen.add(kernel)

@@ -46,13 +46,16 @@ enum class BlockState : int {
 // The answer is exact, for combinations too. Where the two ranges share a position, that position
 // sees itself; where they do not, the pair of positions closest to each other is allowed by every
 // condition that allows any pair, and kFull asks each condition for all pairs.
-PYPKG_HOST_DEVICE BlockState key_block_state(const AttentionMask& mask, int64_t b, int64_t i_begin,
-                                             int64_t i_end, int64_t j_begin, int64_t j_end) {
-  const int64_t i_last = i_end - 1;
-  const int64_t j_last = j_end - 1;
+//
+// Position is int64_t, or int where sequences are short enough for differences of positions.
+template <typename Position>
+PYPKG_HOST_DEVICE BlockState key_block_state(const AttentionMask& mask, int64_t b, Position i_begin,
+                                             Position i_end, Position j_begin, Position j_end) {
+  const Position i_last = i_end - 1;
+  const Position j_last = j_end - 1;
   bool full = true;
   if (mask.causal) {
-    const int64_t prefix_last = mask.prefix_lengths ? mask.prefix_lengths[b] - 1 : -1;
+    const Position prefix_last = mask.prefix_lengths ? mask.prefix_lengths[b] - 1 : -1;
     if (j_begin > i_last && j_begin > prefix_last) return BlockState::kSkip;
     full = j_last <= i_begin || j_last <= prefix_last;
   }

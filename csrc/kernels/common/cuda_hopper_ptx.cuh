@@ -81,6 +81,22 @@ __device__ __forceinline__ void copy_tensor_box(void* target, const TensorMap& m
       : "memory");
 }
 
+// Adds to four neighbours in device memory, at a multiple of 16 bytes. As the one for sm_80, it
+// reads nothing back.
+__device__ __forceinline__ void add_to_memory(float* target, const float (&terms)[4]) {
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(target), "f"(terms[0]),
+               "f"(terms[1]), "f"(terms[2]), "f"(terms[3])
+               : "memory");
+}
+
+// Stores four 8x8 matrices of 16-bit elements: the reverse of load_matrices.
+__device__ __forceinline__ void store_matrices(void* row, const uint32_t (&matrices)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(
+                   shared_address(row)),
+               "r"(matrices[0]), "r"(matrices[1]), "r"(matrices[2]), "r"(matrices[3])
+               : "memory");
+}
+
 // Orders this thread's ordinary accesses to shared memory before the copies and products that are
 // started after a barrier.
 __device__ __forceinline__ void fence_proxy_async() {
@@ -180,6 +196,14 @@ __device__ __forceinline__ void wgmma_finished(uint32_t (&registers)[kCount][4])
       : PYPKG_D8                                                                     \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1))
 
+#define PYPKG_WGMMA_LEFT_TRANSPOSED_64(type)                                         \
+  asm volatile(                                                                      \
+      "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %34, 0;\n"                 \
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" PYPKG_0_TO_31 \
+      "}, %32, %33, accumulate, 1, 1, 1, 1;\n}\n"                                    \
+      : PYPKG_D8                                                                     \
+      : "l"(a), "l"(b), "r"(int(accumulate)))
+
 #define PYPKG_FOR_TYPE_AND_WIDTH(instruction)                                   \
   static_assert(kColTiles == 8 || kColTiles == 16);                             \
   static_assert(std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>); \
@@ -210,11 +234,24 @@ __device__ __forceinline__ void wgmma(float (&d)[kColTiles][4], const uint32_t (
   PYPKG_FOR_TYPE_AND_WIDTH(PYPKG_WGMMA_REGISTERS);
 }
 
+// Starts d = a^T b, added to d if `accumulate`: d [64, 64] in float32, a [16, 64] and b [16, 64] in
+// T.
+template <typename T>
+__device__ __forceinline__ void wgmma_left_transposed(float (&d)[8][4], uint64_t a, uint64_t b,
+                                                      bool accumulate) {
+  if constexpr (std::is_same_v<T, __half>) {
+    PYPKG_WGMMA_LEFT_TRANSPOSED_64("f16");
+  } else {
+    PYPKG_WGMMA_LEFT_TRANSPOSED_64("bf16");
+  }
+}
+
 #undef PYPKG_FOR_TYPE_AND_WIDTH
 #undef PYPKG_WGMMA_SHARED_128
 #undef PYPKG_WGMMA_SHARED_64
 #undef PYPKG_WGMMA_REGISTERS_128
 #undef PYPKG_WGMMA_REGISTERS_64
+#undef PYPKG_WGMMA_LEFT_TRANSPOSED_64
 #undef PYPKG_D1
 #undef PYPKG_D4
 #undef PYPKG_D8

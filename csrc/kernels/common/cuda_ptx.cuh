@@ -43,6 +43,10 @@ __device__ __forceinline__ int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
+__device__ __forceinline__ float opaque_float(float value) {
+  asm volatile("" : "+f"(value));
+  return value;
+}
 
 // Loads four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix
 // l / 8 and receives of each matrix the elements (row l / 4, columns 2 (l % 4) and + 1).

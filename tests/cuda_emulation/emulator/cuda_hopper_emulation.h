@@ -14,6 +14,7 @@ struct WgmmaOperation {
   const uint32_t* a_registers;  // null: a is in shared memory
   uint64_t a, b;                // descriptors
   int columns;
+  bool a_transposed;  // rows of a, not its columns of 16, are neighbours in memory
   bool b_transposed;  // columns of b, not its rows of 16, are neighbours in memory
   bool accumulate;
   float (*to_float)(uint16_t bits);
@@ -24,6 +25,8 @@ void mbarrier_init(void* barrier, int count);
 void mbarrier_arrive(void* barrier, int bytes_announced);
 void mbarrier_wait(void* barrier, uint32_t parity);
 void named_barrier(int id, int threads, bool wait);
+void store_matrices(void* row, const uint32_t (&matrices)[4]);
+void fence_proxy_async();
 void start_wgmma(const WgmmaOperation& operation);
 void fence_wgmma();
 void commit_wgmma();
@@ -62,7 +65,14 @@ inline void mbarrier_wait(Mbarrier& barrier, uint32_t parity) {
 }
 void copy_tensor_box(void* target, const TensorMap& map, Mbarrier& barrier, int c0, int c1, int c2,
                      int c3);
-inline void fence_proxy_async() {}
+inline void store_matrices(void* row, const uint32_t (&matrices)[4]) {
+  cuda_emulation::store_matrices(row, matrices);
+}
+inline void add_to_memory(float* target, const float (&terms)[4]) {
+  cuda_emulation::check_aligned(target, 16);
+  for (int i = 0; i < 4; ++i) target[i] += terms[i];
+}
+inline void fence_proxy_async() { cuda_emulation::fence_proxy_async(); }
 inline void named_barrier_sync(int id, int threads) {
   cuda_emulation::named_barrier(id, threads, true);
 }
@@ -95,11 +105,15 @@ float bits_to_float(uint16_t bits) {
 template <typename T, int kColTiles>
 void wgmma_transposed(float (&d)[kColTiles][4], uint64_t a, uint64_t b, bool accumulate) {
   cuda_emulation::start_wgmma(
-      {d[0], nullptr, a, b, 8 * kColTiles, false, accumulate, bits_to_float<T>});
+      {d[0], nullptr, a, b, 8 * kColTiles, false, false, accumulate, bits_to_float<T>});
 }
 template <typename T, int kColTiles>
 void wgmma(float (&d)[kColTiles][4], const uint32_t (&a)[4], uint64_t b) {
-  cuda_emulation::start_wgmma({d[0], a, 0, b, 8 * kColTiles, true, true, bits_to_float<T>});
+  cuda_emulation::start_wgmma({d[0], a, 0, b, 8 * kColTiles, false, true, true, bits_to_float<T>});
+}
+template <typename T>
+void wgmma_left_transposed(float (&d)[8][4], uint64_t a, uint64_t b, bool accumulate) {
+  cuda_emulation::start_wgmma({d[0], nullptr, a, b, 64, true, true, accumulate, bits_to_float<T>});
 }
 
 }  // namespace pypkg

@@ -15,6 +15,7 @@ inline void copy_async_commit() { cuda_emulation::copy_async_commit(); }
 inline void copy_async_wait_all() { cuda_emulation::copy_async_wait(0); }
 
 inline int opaque(int value) { return value; }
+inline float opaque_float(float value) { return value; }
 
 inline void load_matrix_rows(const char* kind, uint32_t (&matrices)[4], const void* row,
                              bool transposed) {

@@ -37,7 +37,21 @@ struct WgmmaThread {
   size_t finishing = 0;
 };
 
+// Stores to shared memory that no fence.proxy.async of their thread has followed.
+struct UnfencedStores {
+  std::map<uint32_t, int> threads;  // by offset of 16 bytes
+
+  void add(uint32_t offset, int thread) { threads[offset / 16] = thread; }
+  void fence(int thread) {
+    for (auto store = threads.begin(); store != threads.end();) {
+      store = store->second == thread ? threads.erase(store) : std::next(store);
+    }
+  }
+  bool has(uint32_t offset) const { return threads.count(offset / 16) > 0; }
+};
+
 struct HopperBlock {
+  UnfencedStores unfenced;
   std::map<const void*, MbarrierState> mbarriers;
   NamedBarrier named[16];
   std::map<int, WgmmaThread> wgmma;  // by thread
@@ -84,8 +98,10 @@ class SharedMatrix {
     if (in_row >= 128 || (inner >= 64 && !transposed)) fail("wgmma reads past a row of 128 bytes");
     const uint32_t linear =
         start_ / 128 * 128 + inner / 64 * leading_ + outer / 8 * stride_ + outer % 8 * 128 + in_row;
+    const uint32_t offset = swizzle_128(linear);
+    if (block().unfenced.has(offset)) fail("wgmma reads a store without fence.proxy.async");
     uint16_t bits;
-    std::memcpy(&bits, shared_at(swizzle_128(linear)), sizeof(bits));
+    std::memcpy(&bits, shared_at(offset), sizeof(bits));
     return bits;
   }
 
@@ -112,7 +128,9 @@ void multiply(const WgmmaOperation* (&lanes)[kLanes], int warp_in_group) {
   if (!any.a_registers) {
     const SharedMatrix matrix(any.a);
     for (int i = 0; i < 16 * 16; ++i) {
-      a[i] = any.to_float(matrix.at(i % 16, 16 * warp_in_group + i / 16, false));
+      const int row = 16 * warp_in_group + i / 16, column = i % 16;
+      a[i] = any.to_float(any.a_transposed ? matrix.at(row, column, true)
+                                           : matrix.at(column, row, false));
     }
   }
   const SharedMatrix matrix(any.b);
@@ -135,7 +153,8 @@ void multiply(const WgmmaOperation* (&lanes)[kLanes], int warp_in_group) {
 
 bool same(const WgmmaOperation& x, const WgmmaOperation& y) {
   return x.a == y.a && x.b == y.b && x.columns == y.columns && x.accumulate == y.accumulate &&
-         x.b_transposed == y.b_transposed && !x.a_registers == !y.a_registers;
+         x.a_transposed == y.a_transposed && x.b_transposed == y.b_transposed &&
+         !x.a_registers == !y.a_registers;
 }
 
 // Computes what the lanes of a warp wait for.
@@ -211,6 +230,36 @@ void named_barrier(int id, int threads, bool wait) {
   }
   while (wait && barrier.generation == generation) wait_on(&barrier);
 }
+
+namespace {
+
+struct MatrixRows {
+  unsigned char* row;
+  uint32_t matrices[4];
+};
+
+// Lane l holds, of each matrix, elements 2 (l % 4) and + 1 of row l / 4.
+void store_rows(unsigned char (*slots)[kSlotBytes]) {
+  for (int lane = 0; lane < kLanes; ++lane) {
+    for (int m = 0; m < 4; ++m) {
+      const auto& to = *reinterpret_cast<const MatrixRows*>(slots[8 * m + lane / 4]);
+      const auto& from = *reinterpret_cast<const MatrixRows*>(slots[lane]);
+      std::memcpy(to.row + lane % 4 * 4, &from.matrices[m], 4);
+    }
+  }
+}
+
+}  // namespace
+
+void store_matrices(void* row, const uint32_t (&matrices)[4]) {
+  check_aligned(row, 16);
+  MatrixRows mine{static_cast<unsigned char*>(row), {}};
+  std::memcpy(mine.matrices, matrices, sizeof(matrices));
+  warp_collective("stmatrix", &mine, sizeof(mine), store_rows);
+  block().unfenced.add(shared_offset(row), thread_index());
+}
+
+void fence_proxy_async() { block().unfenced.fence(thread_index()); }
 
 void start_wgmma(const WgmmaOperation& operation) {
   WgmmaThread& thread = wgmma_thread();

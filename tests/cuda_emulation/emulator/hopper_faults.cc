@@ -28,7 +28,11 @@ enum class Fault {
   kNoWaitForProducts,
   kMisplacedOperand,
   kThreadsMissing,
+  kNoProxyFence,
 };
+
+// A small integer.
+float element(int row, int column, int factor) { return (row * 64 + column) * factor % 13 - 6; }
 
 // out [64, 128] = a [64, 64] b^T, b [128, 64]
 __global__ void product_kernel(const __grid_constant__ TensorMap a,
@@ -69,6 +73,61 @@ __global__ void product_kernel(const __grid_constant__ TensorMap a,
   }
 }
 
+struct SumStorage {
+  alignas(1024) __half a[kInner * kRows], b[kInner * kBoxRowBytes / sizeof(__half)];
+};
+
+// out [64, 64] += a^T b, a and b [64, 64], swizzled: written by the threads themselves, and
+// summed in device memory.
+__global__ void sum_of_transposed_kernel(float* out, Fault fault) {
+  auto& shared = dynamic_shared<SumStorage>();
+  const int row = warp_id() * 16 + lane_id() % 16;
+  for (int i = 0; i < kInner / 16; ++i) {
+    uint32_t a[4], b[4];
+    for (int r = 0; r < 4; ++r) {
+      const int k = warp_id() * 16 + lane_id() / 4 + r % 2 * 8, column = 16 * i + r / 2 * 8;
+      const int left = column + 2 * (lane_id() % 4);
+      a[r] = pack_pair<__half>(element(k, left, 7), element(k, left + 1, 7));
+      b[r] = pack_pair<__half>(element(k, left, 5), element(k, left + 1, 5));
+    }
+    const int piece = (2 * i + lane_id() / 16) ^ (lane_id() & 7);
+    store_matrices(shared.a + row * kRows + 8 * piece, a);
+    store_matrices(shared.b + row * kRows + 8 * piece, b);
+  }
+  if (fault != Fault::kNoProxyFence) fence_proxy_async();
+  named_barrier_sync(1, kThreads);
+  float products[8][4];
+  wgmma_fence();
+  for (int k = 0; k < kInner; k += 16) {
+    wgmma_left_transposed<__half>(products, wgmma_descriptor(shared.a + k * kRows, 0),
+                                  wgmma_descriptor(shared.b + k * kRows, 0), k > 0);
+  }
+  wgmma_commit();
+  wgmma_wait<0>();
+  wgmma_finished(products);
+  for (int n = 0; n < 8; ++n) add_to_memory(out + (n * kThreads + threadIdx.x) * 4, products[n]);
+}
+
+bool sum_of_transposed_is_right(Fault fault) {
+  std::vector<uint4> storage(kRows * kRows / 4);
+  auto* out = reinterpret_cast<float*>(storage.data());
+  std::fill_n(out, kRows * kRows, 1.0f);
+  launch(LaunchSite("hopper_faults", {kRows, kRows}), sum_of_transposed_kernel, dim3(1),
+         dim3(kThreads), sizeof(SumStorage), nullptr, out, fault);
+  for (int n = 0; n < 8; ++n) {
+    for (int thread = 0; thread < kThreads; ++thread) {
+      for (int c = 0; c < 4; ++c) {
+        const int row = thread / kWarpSize * 16 + thread % kWarpSize / 4 + c / 2 * 8;
+        const int column = 8 * n + thread % 4 * 2 + c % 2;
+        float sum = 1;
+        for (int k = 0; k < kInner; ++k) sum += element(k, row, 7) * element(k, column, 5);
+        if (out[(n * kThreads + thread) * 4 + c] != sum) return false;
+      }
+    }
+  }
+  return true;
+}
+
 bool product_is_right(Fault fault) {
   constexpr int kRealInner = 40;  // the rest is outside the tensors
   std::vector<uint4> storage[2] = {std::vector<uint4>(kRows * kRealInner / 8),
@@ -107,8 +166,10 @@ void bind_hopper_faults(pybind11::module_& m) {
       .value("no_fence", Fault::kNoFence)
       .value("no_wait_for_products", Fault::kNoWaitForProducts)
       .value("misplaced_operand", Fault::kMisplacedOperand)
-      .value("threads_missing", Fault::kThreadsMissing);
+      .value("threads_missing", Fault::kThreadsMissing)
+      .value("no_proxy_fence", Fault::kNoProxyFence);
   m.def("hopper_product_is_right", &product_is_right);
+  m.def("hopper_sum_of_transposed_is_right", &sum_of_transposed_is_right);
 }
 
 }  // namespace pypkg

@@ -146,12 +146,15 @@ class ScoreRule {
                                        int col0) const {
     constexpr int kQueryTiles = kRowsAreKeys ? kColTiles : kRowTiles;
     constexpr int kKeyTiles = kRowsAreKeys ? kRowTiles : kColTiles;
+    // One query after the other, where the ranges of all together would not fit into registers.
+    constexpr bool kInOrder = kQueryTiles > 8;
     const int q0 = kRowsAreKeys ? col0 : row0, k0 = kRowsAreKeys ? row0 : col0;
 #pragma unroll
     for (int x = 0; x < kQueryTiles; ++x) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const KeyRange seen = keys_seen_by(q0 + (kRowsAreKeys ? 8 * x + i : 16 * x + 8 * i));
+        const int q = q0 + (kRowsAreKeys ? 8 * x + i : 16 * x + 8 * i);
+        const KeyRange seen = keys_seen_by(kInOrder ? opaque(q) : q);
         const int begin = seen.begin - k0, end = seen.end - k0;
 #pragma unroll
         for (int y = 0; y < kKeyTiles; ++y) {
@@ -160,6 +163,7 @@ class ScoreRule {
             const int step = kRowsAreKeys ? 16 * y + 8 * j : 8 * y + j;
             float& score = kRowsAreKeys ? scores[y][x][2 * j + i] : scores[x][y][2 * i + j];
             if (step < begin || step >= end) score = -INFINITY;
+            if constexpr (kInOrder) score = opaque_float(score);
           }
         }
       }

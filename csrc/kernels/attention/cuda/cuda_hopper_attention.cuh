@@ -40,29 +40,42 @@ union HeldTile {
 // --- what is worked on in which order -----------------------------------------------------------
 
 struct TileOrder {
-  int64_t blocks;           // of rows, per head
-  int64_t heads_per_batch;  // that have rows
-  int64_t heads;            // of all batches
-  int64_t heads_together;   // that are worked on together, so that what they walk over is in cache
-  bool last_first;          // where the last rows have most to do
+  unsigned blocks;           // of rows, per head
+  unsigned heads_per_batch;  // that have rows
+  unsigned heads;            // of all batches
+  unsigned heads_together;   // that are worked on together, so that what they walk over is in cache
+  bool last_first;           // the last rows of a head before the others
+
+  __host__ __device__ unsigned tiles() const { return blocks * heads; }
+
+  __device__ BlockTask task(unsigned tile) const {
+    const unsigned set = tile / (heads_together * blocks);
+    const unsigned in_set = tile - set * heads_together * blocks;
+    const unsigned first_head = set * heads_together;
+    const unsigned left = heads - first_head;
+    const unsigned heads_of_set = left < heads_together ? left : heads_together;
+    const unsigned block = in_set / heads_of_set;
+    const unsigned head = first_head + in_set - block * heads_of_set;
+    const unsigned turned = last_first ? blocks - 1 - block : block;
+    return BlockTask(head / heads_per_batch, head % heads_per_batch,
+                     static_cast<int>(turned * kTileRows));
+  }
 };
 
-// Where queries are held, of kHeld tensors, and keys and values walked over.
-template <int kHeld>
+// Where queries are held, and keys and values walked over.
 struct QueryWork {
   TileOrder order;
-  TensorMap held[kHeld], k, v;  // [batch, sequence, heads, head_dim]
+  TensorMap held[1], k, v;  // [batch, sequence, heads, head_dim]
 };
 
-template <typename T, int kHeadDim, int kHeld_, int kKeys_, int kStages_>
+template <typename T, int kHeadDim, int kKeys_, int kStages_>
 struct QueryTiling {
-  static constexpr int kHeld = kHeld_;
   static constexpr int kKeys = kKeys_;      // of a block
   static constexpr int kStages = kStages_;  // of the rings
   using KeyTile = BoxTile<T, kKeys, kHeadDim>;
 
   struct Storage {
-    HeldTile<T, kHeadDim> held[kHeld];
+    HeldTile<T, kHeadDim> held[1];
     KeyTile k[kStages], v[kStages];
     Mbarrier held_full, held_empty;
     Mbarrier k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
@@ -77,8 +90,9 @@ struct QueryTiling {
 constexpr int kProducerRegisters = 24;
 constexpr int kConsumerRegisters = 240;
 // Named barriers; 0 is __syncthreads.
-constexpr int kStoreBarrier = 1;  // and 2: a group's rows are done with
-constexpr int kTurnBarrier = 3;   // and 4: a group's turn at the tensor cores
+constexpr int kStoreBarrier = 1;   // and 2: a group's rows are done with
+constexpr int kTurnBarrier = 3;    // and 4: a group's turn at the tensor cores
+constexpr int kScoresBarrier = 5;  // what both groups made is there
 
 // This block's tiles: of every round one, forwards and backwards in turn, so that what is long and
 // what is short evens out.
@@ -86,28 +100,18 @@ class TileWalk {
  public:
   __device__ explicit TileWalk(const TileOrder& order) : order_(order) {}
 
-  __device__ bool done() const { return index() >= order_.blocks * order_.heads; }
+  __device__ bool done() const { return index() >= order_.tiles(); }
   __device__ void advance() { ++round_; }
-
-  __device__ BlockTask task() const {
-    const int64_t set = index() / (order_.heads_together * order_.blocks);
-    const int64_t in_set = index() % (order_.heads_together * order_.blocks);
-    const int64_t first_head = set * order_.heads_together;
-    const int64_t heads = min(order_.heads_together, order_.heads - first_head);
-    const int64_t block = in_set / heads, head = first_head + in_set % heads;
-    const int64_t turned = order_.last_first ? order_.blocks - 1 - block : block;
-    return BlockTask(head / order_.heads_per_batch, head % order_.heads_per_batch,
-                     static_cast<int>(turned * kTileRows));
-  }
+  __device__ BlockTask task() const { return order_.task(index()); }
 
  private:
-  __device__ int64_t index() const {
+  __device__ unsigned index() const {
     const unsigned place = round_ % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
     return round_ * gridDim.x + place;
   }
 
   const TileOrder& order_;
-  int64_t round_ = 0;
+  unsigned round_ = 0;
 };
 
 // --- barriers -----------------------------------------------------------------------------------
@@ -132,8 +136,8 @@ __device__ __forceinline__ void init_barrier_pair(Mbarrier& full, Mbarrier& empt
   mbarrier_init(empty, kConsumers / kWarpSize);
 }
 
-template <typename T, int kHeadDim, int kHeld, int kKeys, int kStages>
-__device__ void QueryTiling<T, kHeadDim, kHeld, kKeys, kStages>::Storage::init_barriers() {
+template <typename T, int kHeadDim, int kKeys, int kStages>
+__device__ void QueryTiling<T, kHeadDim, kKeys, kStages>::Storage::init_barriers() {
   init_barrier_pair(held_full, held_empty, 1);
   for (int i = 0; i < kStages; ++i) {
     init_barrier_pair(k_full[i], k_empty[i], 1);
@@ -180,7 +184,7 @@ class KeyProducer {
  public:
   static constexpr int kThreads = 1;
 
-  __device__ KeyProducer(const FlashAttentionShape& shape, const QueryWork<Tiling::kHeld>& work,
+  __device__ KeyProducer(const FlashAttentionShape& shape, const QueryWork& work,
                          typename Tiling::Storage& shared)
       : shape_(shape), work_(work), shared_(shared) {}
 
@@ -216,7 +220,7 @@ class KeyProducer {
   }
 
   const FlashAttentionShape& shape_;
-  const QueryWork<Tiling::kHeld>& work_;
+  const QueryWork& work_;
   typename Tiling::Storage& shared_;
   RingPlace<Tiling::kStages> place_;
 };
@@ -256,6 +260,35 @@ __device__ __forceinline__ void start_product(float (&out)[kHeadDim / 8][4],
 #pragma unroll
   for (int i = 0; i < kRows / 16; ++i) {
     wgmma<T>(out, p[i], wgmma_descriptor(b.data[0][16 * i], sizeof(b.data[0])));
+  }
+  wgmma_commit();
+}
+
+// Writes a group's packed rows to its part of a tile, for a product with the tile transposed.
+template <typename T, int kInner>
+__device__ __forceinline__ void store_packed(BoxTile<T, kTileRows, kInner>& tile,
+                                             const PackedRows<kInner>& packed) {
+  constexpr int kInBox = kBoxDims / 16;
+  const int lane = opaque(lane_id());
+  const int row = warp_id() * 16 + lane % 16;
+#pragma unroll
+  for (int i = 0; i < kInner / 16; ++i) {
+    auto* const pieces = reinterpret_cast<uint4*>(tile.data[i / kInBox][row]);
+    store_matrices(pieces + ((2 * (i % kInBox) + lane / 16) ^ (lane & 7)), packed[i]);
+  }
+}
+
+// Starts out = a^T b over all rows of a tile, of one box of each, and closes the group of products.
+template <typename T, int kCols, int kHeadDim>
+__device__ __forceinline__ void start_left_transposed(float (&out)[kBoxDims / 8][4],
+                                                      const BoxTile<T, kTileRows, kCols>& a,
+                                                      int a_box, const HeldTile<T, kHeadDim>& b,
+                                                      int b_box) {
+#pragma unroll
+  for (int i = 0; i < kTileRows; i += 16) {
+    const auto& rows = b.group[i / kGroupRows].data[b_box];
+    wgmma_left_transposed<T>(out, wgmma_descriptor(a.data[a_box][i], 0),
+                             wgmma_descriptor(rows[i % kGroupRows], 0), i > 0);
   }
   wgmma_commit();
 }
@@ -302,32 +335,30 @@ inline TileOrder tile_order(int64_t batch, int64_t heads, int64_t rows, int64_t 
                             int64_t sharing, bool last_first) {
   constexpr int64_t kCacheBytes = 32 << 20;  // most of the 50 MB of L2
   const int64_t together = std::max<int64_t>(1, kCacheBytes / walked_bytes) * sharing;
-  return {ceil_div<int64_t>(rows, kTileRows), heads, batch * heads,
-          std::min(batch * heads, together), last_first};
+  const int64_t blocks = ceil_div<int64_t>(rows, kTileRows);
+  if (blocks * batch * heads > INT32_MAX) {
+    throw std::invalid_argument("flash_attention: more than 2^31 tiles");
+  }
+  return {static_cast<unsigned>(blocks), static_cast<unsigned>(heads),
+          static_cast<unsigned>(batch * heads),
+          static_cast<unsigned>(std::min(batch * heads, together)), last_first};
 }
 
-// Of `queries`, the first is q, and what follows lies like out.
 template <typename Tiling>
-QueryWork<Tiling::kHeld> query_work(const FlashAttentionShape& shape,
-                                    const void* const (&queries)[Tiling::kHeld], const void* k,
-                                    const void* v) {
-  QueryWork<Tiling::kHeld> work{
-      tile_order(shape.batch, shape.heads_q, shape.seq_q, 4 * shape.seq_k * shape.head_dim,
-                 shape.heads_q / shape.heads_k, shape.mask.causal),
-      {},
-      head_rows_map(shape, k, shape.seq_k, shape.heads_k, shape.k_stride(), Tiling::kKeys),
-      head_rows_map(shape, v, shape.seq_k, shape.heads_k, shape.k_stride(), Tiling::kKeys)};
-  for (int i = 0; i < Tiling::kHeld; ++i) {
-    work.held[i] = head_rows_map(shape, queries[i], shape.seq_q, shape.heads_q,
-                                 i == 0 ? shape.q_stride() : shape.out_stride(), kGroupRows);
-  }
-  return work;
+QueryWork query_work(const FlashAttentionShape& shape, const void* q, const void* k,
+                     const void* v) {
+  return {tile_order(shape.batch, shape.heads_q, shape.seq_q, 4 * shape.seq_k * shape.head_dim,
+                     shape.heads_q / shape.heads_k, shape.mask.causal),
+          {head_rows_map(shape, q, shape.seq_q, shape.heads_q, shape.q_stride(), kGroupRows)},
+          head_rows_map(shape, k, shape.seq_k, shape.heads_k, shape.k_stride(), Tiling::kKeys),
+          head_rows_map(shape, v, shape.seq_k, shape.heads_k, shape.k_stride(), Tiling::kKeys)};
 }
 
 template <typename Storage, typename Params>
 void launch_hopper(const LaunchSite& site, void (*kernel)(Params), const Params& params,
                    const TileOrder& order, Stream stream) {
-  launch(site, kernel, dim3(std::min<int64_t>(order.blocks * order.heads, multiprocessor_count())),
+  static_assert(sizeof(Storage) <= 227 * 1024, "more shared memory than a block may have");
+  launch(site, kernel, dim3(std::min<int64_t>(order.tiles(), multiprocessor_count())),
          dim3(kHopperThreads), sizeof(Storage), stream, params);
 }
 

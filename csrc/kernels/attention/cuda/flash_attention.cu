@@ -72,7 +72,7 @@ bool runs_on_hopper(const FlashAttentionShape& shape) {
 }
 
 DqSumSizes dq_sum_sizes(const FlashAttentionShape& shape) {
-  return runs_on_hopper(shape) ? DqSumSizes{} : dq_sum_sizes_sm80(shape);
+  return runs_on_hopper(shape) ? dq_sum_sizes_sm90(shape) : dq_sum_sizes_sm80(shape);
 }
 
 constexpr int kDeltaThreads = 256;
@@ -138,7 +138,7 @@ void flash_attention_backward_cuda(const FlashAttentionBackward& p, Stream strea
     });
   }
   if (shape.batch * shape.heads_q == 0) return;
-  if (runs_on_hopper(shape)) return flash_attention_backward_sm90(p, workspace.delta, stream);
+  if (runs_on_hopper(shape)) return flash_attention_backward_sm90(p, workspace, stream);
   flash_attention_backward_sm80(p, workspace, stream);
 }
 

@@ -1,44 +1,73 @@
-// Backward attention for Hopper (sm_90a), deterministic and without atomics.
+// Backward attention for Hopper (sm_90a), deterministic: bits are equal from run to run.
 //
-// As in flash_attention_backward.cu one kernel is for dk and dv and one for dq, and each recomputes
-// P and dS (cuda_attention_gradients.cuh). Consumers of the first hold keys and values and walk
-// over blocks of queries; scores are transposed there. Those of the second hold queries and walk
-// over blocks of keys. P and dS are made in registers, where the next product has its left operand.
-// Of the products of a block the last one runs while the first of the next block start.
+// One kernel computes the five products. Consumers hold keys and values and walk over blocks of
+// queries; scores are transposed there, so that P and dS are made in registers, where the products
+// for dv and dk have their left operand. dS also goes to shared memory. There each group multiplies
+// what both groups made by all keys held, for half of the block's dq, and adds that to a sum in
+// device memory, in the order of cuda_attention_ordered_sum.cuh. A second kernel rounds the sums.
+// The additions run beside the product for dk.
 #include "attention/cuda/cuda_attention_gradients.cuh"
 #include "attention/cuda/cuda_hopper_attention.cuh"
 
 namespace pypkg {
 namespace {
 
-// Of a block, and of the rings. What fits into registers: consumers of the first kernel have two
-// accumulators of results.
-constexpr int kQueries = 64;
-constexpr int kQueryStages = 4;
-constexpr int kKeys = 128;
+// Of a block, and of the rings: what fits into registers and shared memory.
 template <int kHeadDim>
-constexpr int kKeyStages = kHeadDim == 64 ? 4 : 2;
+constexpr int kQueries = kHeadDim == 64 ? 128 : 64;
+constexpr int kStages = 3;
 
 struct HopperBackward {
   FlashAttentionBackward attention;
+  OrderedSums sums;
   const float* delta;
-};
-
-// --- dk and dv ----------------------------------------------------------------------------------
-
-struct KeyGradientParams : HopperBackward {
-  TileOrder order;
+  TileOrder order;             // of the keys
   TensorMap held[2], q, dout;  // [batch, sequence, heads, head_dim]; held are k and v
 };
 
-using Walk = QueryWalk<kQueries, kTileRows>;
+// A tile of dq among the consumers, and of its sum in memory. A group has 64 x 64 of it: half of
+// the dimensions, or half of the queries. A thread's four neighbours in a column tile are
+// neighbours in memory, and the threads follow each other.
+template <int kHeadDim>
+struct QueryGradientLayout {
+  static constexpr int kSize = kQueries<kHeadDim> * kHeadDim;
+  static constexpr int kColTiles = kBoxDims / 8;
+  static_assert(kSize == kConsumers * kColTiles * 4);
+
+  __device__ static constexpr bool splits_queries() { return kHeadDim == kBoxDims; }
+  // The box of dS^T that a group multiplies by the box of k.
+  __device__ static int query_box(int group) { return splits_queries() ? group : 0; }
+  __device__ static int key_box(int group) { return splits_queries() ? 0 : group; }
+  __device__ static int position(int n, int thread) { return (n * kConsumers + thread) * 4; }
+};
+
+// A block of queries in a ring, for those who wait for it.
+struct WalkedBlock {
+  enum End : int {
+    kNoMore = -1,  // of the tile that is held
+    kEnd = -2,     // no tile follows
+  };
+
+  int tile;  // of dq; or an End, without queries
+  int head_q, first;
+  BlockState state;
+  int b, first_key;  // of the tile that is held
+};
 
 template <typename T, int kHeadDim>
-struct KeyGradientStorage {
+struct Storage {
+  static constexpr int kRows = kQueries<kHeadDim>;
+
   HeldTile<T, kHeadDim> held[2];  // k and v, then dk and dv
-  BoxTile<T, kQueries, kHeadDim> q[kQueryStages], dout[kQueryStages];
-  alignas(16) float lse[kQueryStages][kQueries], delta[kQueryStages][kQueries];  // lse_to_subtract
-  Mbarrier held_full, held_empty, full[kQueryStages], empty[kQueryStages];
+  BoxTile<T, kRows, kHeadDim> q[kStages], dout[kStages];
+  BoxTile<T, kTileRows, kRows> dscores[2];  // of this block and the one before; rows are keys
+  alignas(16) float lse[kStages][kRows], delta[kStages][kRows];  // lse_to_subtract
+  WalkedBlock block[kStages];
+  Mbarrier held_full, held_empty, full[kStages], empty[kStages];
+  Mbarrier turn, added;  // this block may add to a sum; its threads have
+  BlockTask task;        // the tile that is held; its first row is negative after the last one
+  float* sum;            // to which this block adds when its turn has come
+  bool starts_sum;       // nobody adds to it before
 
   __device__ void init_barriers();
 };
@@ -46,36 +75,53 @@ struct KeyGradientStorage {
 #ifdef PYPKG_SM90A_INSTRUCTIONS
 
 template <typename T, int kHeadDim>
-__device__ void KeyGradientStorage<T, kHeadDim>::init_barriers() {
+__device__ void Storage<T, kHeadDim>::init_barriers() {
   init_barrier_pair(held_full, held_empty, 1);
-  for (int i = 0; i < kQueryStages; ++i) init_barrier_pair(full[i], empty[i], 2);
+  init_barrier_pair(turn, added, 1);
+  for (int i = 0; i < kStages; ++i) {
+    mbarrier_init(full[i], 2);
+    mbarrier_init(empty[i], kConsumers / kWarpSize + 1);  // and who keeps the turns
+  }
 }
 
 // A warp that starts all copies and brings lse and delta itself: their rows start anywhere, the
 // copy engine's at multiples of 16 bytes.
 template <typename T, int kHeadDim>
-class QueryProducer {
+class Loader {
  public:
-  using Storage = KeyGradientStorage<T, kHeadDim>;
-  static constexpr int kThreads = kWarpSize;
+  __device__ Loader(const HopperBackward& p, Storage<T, kHeadDim>& shared)
+      : p_(p), shared_(shared) {}
 
-  __device__ QueryProducer(const KeyGradientParams& p, Storage& shared) : p_(p), shared_(shared) {}
-
+  // Tiles are taken by ticket, so a block only waits for those that have started.
   __device__ void run() {
-    uint32_t parity = 0;
-    for (TileWalk tiles(p_.order); !tiles.done(); tiles.advance()) {
-      const BlockTask task = tiles.task();
-      mbarrier_wait(shared_.held_empty, parity ^ 1);
-      parity ^= 1;
-      if (lane_id() == 0) copy_held(shared_.held, p_.held, shared_.held_full, task);
+    for (uint32_t parity = 1;; parity ^= 1) {
+      mbarrier_wait(shared_.held_empty, parity);
+      int ticket = 0;
+      if (lane_id() == 0) ticket = take_ticket(p_.sums.ticket());
+      ticket = __shfl_sync(kFullWarp, ticket, 0);
+      if (ticket >= p_.order.tiles()) break;
+      const BlockTask task = p_.order.task(ticket);
+      if (lane_id() == 0) {
+        shared_.task = task;
+        copy_held(shared_.held, p_.held, shared_.held_full, task);
+      }
       Walk walk(p_.attention.shape, task);
       for (walk.advance(); !walk.at_end(); walk.advance()) load_queries(task, walk);
+      mark(WalkedBlock::kNoMore);
+    }
+    mark(WalkedBlock::kEnd);
+    if (lane_id() == 0) {
+      shared_.task.first = -1;
+      mbarrier_arrive(shared_.held_full);
     }
   }
 
  private:
+  static constexpr int kRows = kQueries<kHeadDim>;
+  using Walk = QueryWalk<kRows, kTileRows>;
+
   __device__ void load_queries(const BlockTask& task, const Walk& walk) {
-    constexpr int kPerLane = kQueries / kWarpSize;
+    constexpr int kPerLane = kRows / kWarpSize;
     const int64_t offset = walk.offset();
     float lse[kPerLane], delta[kPerLane];
 #pragma unroll
@@ -92,6 +138,8 @@ class QueryProducer {
       mbarrier_arrive_expect(full, sizeof(shared_.q[0]) + sizeof(shared_.dout[0]));
       copy_tile(shared_.q[stage], p_.q, full, walk.head_q(), walk.first, task.b);
       copy_tile(shared_.dout[stage], p_.dout, full, walk.head_q(), walk.first, task.b);
+      shared_.block[stage] = {
+          walk.tile(), static_cast<int>(walk.head_q()), walk.first, walk.state, task.b, task.first};
     }
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
@@ -104,29 +152,101 @@ class QueryProducer {
     place_.advance();
   }
 
-  const KeyGradientParams& p_;
-  Storage& shared_;
-  RingPlace<kQueryStages> place_;
+  // A place of the ring without queries.
+  __device__ void mark(int end) {
+    mbarrier_wait(shared_.empty[place_.stage], place_.parity ^ 1);
+    if (lane_id() == 0) {
+      shared_.block[place_.stage].tile = end;
+      mbarrier_arrive(shared_.full[place_.stage]);
+      mbarrier_arrive(shared_.full[place_.stage]);
+    }
+    place_.advance();
+  }
+
+  const HopperBackward& p_;
+  Storage<T, kHeadDim>& shared_;
+  RingPlace<kStages> place_;
+};
+
+// The thread that waits for the block's turn at each sum, and passes it on. Consumers would wait
+// for device memory to answer.
+template <typename T, int kHeadDim>
+class TurnKeeper {
+ public:
+  __device__ TurnKeeper(const HopperBackward& p, Storage<T, kHeadDim>& shared)
+      : p_(p), shared_(shared) {}
+
+  __device__ void run() {
+    RingPlace<kStages> place;
+    uint32_t parity = 0;  // of `added`
+    while (true) {
+      mbarrier_wait(shared_.full[place.stage], place.parity);
+      const WalkedBlock block = shared_.block[place.stage];
+      if (block.tile == WalkedBlock::kEnd) return;
+      mbarrier_arrive(shared_.empty[place.stage]);
+      place.advance();
+      if (block.tile == WalkedBlock::kNoMore) continue;
+      keep(block, parity);
+      parity ^= 1;
+    }
+  }
+
+ private:
+  __device__ void keep(const WalkedBlock& block, uint32_t parity) {
+    const FlashAttentionShape& shape = p_.attention.shape;
+    const ScoreRule rule(shape, block.b, block.head_q);
+    const int neighbour = block.first_key + kTileRows;
+    const bool has_neighbour =
+        neighbour < shape.seq_k && rule.template block_state<kQueries<kHeadDim>, kTileRows>(
+                                       block.first, neighbour) != BlockState::kSkip;
+    if (has_neighbour) p_.sums.wait(block.tile, neighbour);
+    shared_.starts_sum = !has_neighbour;
+    shared_.sum = p_.sums.tiles + int64_t(block.tile) * QueryGradientLayout<kHeadDim>::kSize;
+    mbarrier_arrive(shared_.turn);
+    mbarrier_wait(shared_.added, parity);
+    p_.sums.pass_on(block.tile, block.first_key);
+  }
+
+  const HopperBackward& p_;
+  Storage<T, kHeadDim>& shared_;
+};
+
+template <typename T, int kHeadDim>
+class Producer {
+ public:
+  static constexpr int kThreads = kWarpSize + 1;
+
+  __device__ Producer(const HopperBackward& p, Storage<T, kHeadDim>& shared)
+      : p_(p), shared_(shared) {}
+
+  __device__ void run() {
+    if (threadIdx.x < kConsumers + kWarpSize) {
+      Loader<T, kHeadDim>(p_, shared_).run();
+    } else {
+      TurnKeeper<T, kHeadDim>(p_, shared_).run();
+    }
+  }
+
+ private:
+  const HopperBackward& p_;
+  Storage<T, kHeadDim>& shared_;
 };
 
 // A group of four warps with 64 keys of every tile.
 template <typename T, int kHeadDim, bool kCapped>
-class KeyGradientConsumer {
+class Consumer {
  public:
-  using Storage = KeyGradientStorage<T, kHeadDim>;
-
-  __device__ KeyGradientConsumer(const KeyGradientParams& p, Storage& shared)
+  __device__ Consumer(const HopperBackward& p, Storage<T, kHeadDim>& shared)
       : p_(p), shared_(shared), group_(threadIdx.x / kGroupThreads) {}
 
   __device__ __forceinline__ void run() {
-    uint32_t parity = 0;
-    for (TileWalk tiles(p_.order); !tiles.done(); tiles.advance()) {
-      const BlockTask task = tiles.task();
+    for (uint32_t parity = 0;; parity ^= 1) {
       mbarrier_wait(shared_.held_full, parity);
-      parity ^= 1;
+      const BlockTask task = shared_.task;
+      if (task.first < 0) return;
       Gradient dk = {}, dv = {};
       accumulate(task, dk, dv);
-      named_barrier_sync(kStoreBarrier + group_, kGroupThreads);
+      named_barrier_sync(kScoresBarrier, kConsumers);  // both have read all keys
       store(task, dk, p_.attention.shape.scale, shared_.held[0], p_.attention.dk);
       store(task, dv, 1, shared_.held[1], p_.attention.dv);
       fence_proxy_async();
@@ -135,31 +255,35 @@ class KeyGradientConsumer {
   }
 
  private:
+  static constexpr int kRows = kQueries<kHeadDim>;
+  using Layout = QueryGradientLayout<kHeadDim>;
   using Gradient = float[1][kHeadDim / 8][4];
-  using Scores = float[1][kQueries / 8][4];  // transposed: rows are keys
+  using Scores = float[1][kRows / 8][4];  // transposed: rows are keys
+  using QueryGradient = float[Layout::kColTiles][4];
 
   __device__ __forceinline__ void accumulate(const BlockTask& task, Gradient& dk, Gradient& dv) {
-    PackedRows<kQueries> p, ds = {};
-    bool under_way = false;  // the product for dk of the block before
-    Walk walk(p_.attention.shape, task);
-    for (walk.advance(); !walk.at_end(); walk.advance()) {
+    while (true) {
       const int stage = place_.stage;
+      mbarrier_wait(shared_.full[stage], place_.parity);
+      place_.advance();
+      const WalkedBlock& block = shared_.block[stage];
+      const int first = block.first;
+      const BlockState state = block.state;
+      if (block.tile < 0) {
+        release(shared_.empty[stage]);
+        return;
+      }
+      const ScoreRule rule(p_.attention.shape, task.b, block.head_q);
       const auto& q = shared_.q[stage];
       const auto& dout = shared_.dout[stage];
       Scores scores, dscores;
-      mbarrier_wait(shared_.full[stage], place_.parity);
-      place_.advance();
+      PackedRows<kRows> p, ds;
+      QueryGradient dq;
       wgmma_fence();
       start_transposed(scores[0], shared_.held[0].group[group_], q);
-      wgmma_wait<1>();  // for the block before
-      wgmma_finished(dk[0]);
-      wgmma_finished(ds);
-      if (under_way) release_block();
-      wgmma_fence();
       start_transposed(dscores[0], shared_.held[1].group[group_], dout);
       wgmma_wait<1>();
       wgmma_finished(scores[0]);
-      const ScoreRule rule(p_.attention.shape, task.b, walk.head_q());
       const auto delta_of = by_query(shared_.delta[stage]);
       if constexpr (kCapped) {
         rule.template to_tangents<T>(scores);
@@ -167,42 +291,65 @@ class KeyGradientConsumer {
         wgmma_finished(dscores[0]);
         apply_cap_slopes(dscores, scores, delta_of);
       }
-      rule.template apply<true, kCapped>(scores, task.first + warp_id() * 16, walk.first,
-                                         walk.state);
+      rule.template apply<true, kCapped>(scores, task.first + warp_id() * 16, first, state);
       to_probabilities(scores, rule.template unit<kCapped>(), by_query(shared_.lse[stage]));
-      pack_rows<T, kQueries>(p, scores[0]);
-      wgmma_fence();
-      start_product(dv[0], p, dout);
+      // dS before P is an operand: with dv under way beside scores and their gradients, registers
+      // suffice at head dim 128 without a cap only.
       if constexpr (kCapped) {
         to_score_gradients(dscores, scores, NoDelta());
       } else {
-        wgmma_wait<1>();
+        wgmma_wait<0>();
         wgmma_finished(dscores[0]);
         to_score_gradients(dscores, scores, delta_of);
       }
-      pack_rows<T, kQueries>(ds, dscores[0]);
+      pack_rows<T, kRows>(p, scores[0]);
+      pack_rows<T, kRows>(ds, dscores[0]);
       wgmma_fence();
+      start_product(dv[0], p, dout);
+      auto& all_ds = shared_.dscores[parity_];
+      store_packed(all_ds, ds);
+      fence_proxy_async();
+      // Who comes here has finished the products with dS of the block before, whose place the next
+      // block takes.
+      named_barrier_sync(kScoresBarrier, kConsumers);
+      wgmma_fence();
+      start_left_transposed(dq, all_ds, Layout::query_box(group_), shared_.held[0],
+                            Layout::key_box(group_));
       start_product(dk[0], ds, q);
       wgmma_wait<1>();
       wgmma_finished(dv[0]);
       wgmma_finished(p);
-      under_way = true;
+      wgmma_finished(dq);
+      add_to_sum(dq);
+      wgmma_wait<0>();
+      wgmma_finished(dk[0]);
+      wgmma_finished(ds);
+      release(shared_.empty[stage]);
     }
-    wgmma_wait<0>();
-    wgmma_finished(dk[0]);
-    wgmma_finished(ds);
-    if (under_way) release_block();
+  }
+
+  __device__ __forceinline__ void add_to_sum(const QueryGradient& dq) {
+    mbarrier_wait(shared_.turn, parity_);
+    parity_ ^= 1;
+    float* const own = shared_.sum + Layout::position(0, threadIdx.x);
+    if (shared_.starts_sum) {
+#pragma unroll
+      for (int n = 0; n < Layout::kColTiles; ++n) {
+        Pack<float, 4>{{dq[n][0], dq[n][1], dq[n][2], dq[n][3]}}.store(own +
+                                                                       Layout::position(n, 0));
+      }
+    } else {
+#pragma unroll
+      for (int n = 0; n < Layout::kColTiles; ++n) {
+        add_to_memory(own + Layout::position(n, 0), dq[n]);
+      }
+    }
+    release(shared_.added);
   }
 
   // One value per column of a transposed accumulator.
-  __device__ __forceinline__ static auto by_query(const float (&values)[kQueries]) {
+  __device__ __forceinline__ static auto by_query(const float (&values)[kRows]) {
     return [&values](int, int n, int c) { return values[col_in_tile(n, c)]; };
-  }
-
-  // The oldest block that is not released yet.
-  __device__ __forceinline__ void release_block() {
-    release(shared_.empty[oldest_.stage]);
-    oldest_.advance();
   }
 
   __device__ __forceinline__ void store(const BlockTask& task, const Gradient& gradient,
@@ -213,195 +360,109 @@ class KeyGradientConsumer {
     store_rows(gradient, RowValues<1>::all(factor), tile.result, rows, task.first, shape.seq_k);
   }
 
-  const KeyGradientParams& p_;
-  Storage& shared_;
+  const HopperBackward& p_;
+  Storage<T, kHeadDim>& shared_;
   const int group_;
-  RingPlace<kQueryStages> place_, oldest_;
+  RingPlace<kStages> place_;
+  uint32_t parity_ = 0;  // of blocks of queries
 };
 
 #endif
 
 template <typename T, int kHeadDim, bool kCapped>
 __global__ void __launch_bounds__(kHopperThreads, 1)
-    hopper_key_gradient_kernel(const __grid_constant__ KeyGradientParams p) {
+    hopper_backward_kernel(const __grid_constant__ HopperBackward p) {
 #ifdef PYPKG_SM90A_INSTRUCTIONS
-  using Storage = KeyGradientStorage<T, kHeadDim>;
-  run_roles<Storage>(
-      [&](Storage& shared) { return QueryProducer<T, kHeadDim>(p, shared); },
-      [&](Storage& shared) { return KeyGradientConsumer<T, kHeadDim, kCapped>(p, shared); });
+  using Shared = Storage<T, kHeadDim>;
+  run_roles<Shared>([&](Shared& shared) { return Producer<T, kHeadDim>(p, shared); },
+                    [&](Shared& shared) { return Consumer<T, kHeadDim, kCapped>(p, shared); });
 #endif
 }
 
 // --- dq -----------------------------------------------------------------------------------------
 
-struct QueryGradientParams : HopperBackward {
-  QueryWork<2> work;  // held are q and dout
-};
+constexpr int kRoundingThreads = 256;
 
+// dq = scale * sum, a tile of queries a block; zero for queries that see no key.
 template <typename T, int kHeadDim>
-using QueryGradientTiling = QueryTiling<T, kHeadDim, 2, kKeys, kKeyStages<kHeadDim>>;
-
+__global__ void __launch_bounds__(kRoundingThreads)
+    hopper_query_gradient_sum_kernel(const FlashAttentionBackward p, const OrderedSums sums) {
 #ifdef PYPKG_SM90A_INSTRUCTIONS
-
-// A group of four warps with 64 queries of every tile.
-template <typename T, int kHeadDim, bool kCapped>
-class QueryGradientConsumer {
- public:
-  using Tiling = QueryGradientTiling<T, kHeadDim>;
-
-  __device__ QueryGradientConsumer(const QueryGradientParams& p, typename Tiling::Storage& shared)
-      : p_(p), shared_(shared), group_(threadIdx.x / kGroupThreads) {}
-
-  __device__ __forceinline__ void run() {
-    const FlashAttentionShape& shape = p_.attention.shape;
-    uint32_t parity = 0;
-    for (TileWalk tiles(p_.work.order); !tiles.done(); tiles.advance()) {
-      const BlockTask task = tiles.task();
-      mbarrier_wait(shared_.held_full, parity);
-      parity ^= 1;
-      Gradient dq = {};
-      accumulate(task, dq);
-      named_barrier_sync(kStoreBarrier + group_, kGroupThreads);
-      const HeadRows<T> rows(static_cast<T*>(p_.attention.dq), task.b, shape.seq_q, task.head,
-                             shape.q_stride(), shape.head_dim);
-      store_rows(dq, RowValues<1>::all(shape.scale), shared_.held[0].result, rows, task.first,
-                 shape.seq_q);
-      fence_proxy_async();
-      release(shared_.held_empty);
+  using Layout = QueryGradientLayout<kHeadDim>;
+  constexpr int kRows = kQueries<kHeadDim>, kChunks = kHeadDim / 8;
+  const FlashAttentionShape& shape = p.shape;
+  const BlockTask task(shape.seq_q, kRows, shape.heads_q, false, blockIdx.x);
+  const HeadRows<T> rows(static_cast<T*>(p.dq), task.b, shape.seq_q, task.head, shape.q_stride(),
+                         shape.head_dim);
+  const float* sum = sums.tiles + int64_t(blockIdx.x) * Layout::kSize;
+  const bool is_seen = sums.state[blockIdx.x] != 0;
+  // Four lanes of a consumer warp have the same 8 columns of two rows, 8 rows apart.
+  for (int id = threadIdx.x; id < kRows / 2 * kChunks; id += kRoundingThreads) {
+    const int chunk = id % kChunks, lane_row = id / kChunks % 8, rows_16 = id / (8 * kChunks);
+    const int group = Layout::splits_queries() ? rows_16 / 4 : chunk / Layout::kColTiles;
+    const int thread = group * kGroupThreads + rows_16 % 4 * kWarpSize + lane_row * 4;
+    Pack<float, 4> lanes[4] = {};
+    if (is_seen) {
+      const float* source = sum + Layout::position(chunk % Layout::kColTiles, thread);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) lanes[i] = Pack<float, 4>::load(source + 4 * i);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = task.first + 16 * rows_16 + 8 * half + lane_row;
+      if (row >= shape.seq_q || 8 * chunk >= shape.head_dim) continue;
+      Pack<T, 8> result;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) result.set(i, lanes[i / 2][2 * half + i % 2] * shape.scale);
+      result.store(rows.data + row * rows.stride + 8 * chunk);
     }
   }
-
- private:
-  using Gradient = float[1][kHeadDim / 8][4];
-  using Scores = float[1][kKeys / 8][4];
-
-  __device__ __forceinline__ void accumulate(const BlockTask& task, Gradient& dq) {
-    const FlashAttentionShape& shape = p_.attention.shape;
-    const ScoreRule rule(shape, task.b, task.head);
-    const int first_row = task.first + warp_id() * 16;
-    const int64_t head_row = (task.b * shape.heads_q + task.head) * shape.seq_q;
-    const auto sums = QuerySums<1>::load(p_.attention.softmax_lse + head_row, p_.delta + head_row,
-                                         first_row, shape.seq_q);
-    BlockState state = BlockState::kSkip;
-    const auto seek = [&](int first) {
-      return rule.template next_key_block<kTileRows, kKeys>(task.first, first, state);
-    };
-    PackedRows<kKeys> ds = {};
-    bool under_way = false;  // the product for dq of the block before
-    for (int key = seek(0); key < shape.seq_k; key = seek(key + kKeys)) {
-      const auto& k = shared_.k[k_.stage];
-      Scores scores, dscores;
-      mbarrier_wait(shared_.k_full[k_.stage], k_.parity);
-      k_.advance();
-      wgmma_fence();
-      start_transposed(scores[0], shared_.held[0].group[group_], k);
-      wgmma_wait<1>();
-      wgmma_finished(dq[0]);
-      wgmma_finished(ds);
-      if (under_way) release_keys();
-      mbarrier_wait(shared_.v_full[v_.stage], v_.parity);
-      wgmma_fence();
-      start_transposed(dscores[0], shared_.held[1].group[group_], shared_.v[v_.stage]);
-      wgmma_wait<1>();
-      wgmma_finished(scores[0]);
-      const auto delta_of = [&](int m, int, int c) { return sums.delta.of[m][c / 2]; };
-      if constexpr (kCapped) {
-        rule.template to_tangents<T>(scores);
-        finish_dscores(dscores[0]);
-        apply_cap_slopes(dscores, scores, delta_of);
-      }
-      rule.template apply<false, kCapped>(scores, first_row, key, state);
-      to_probabilities(scores, rule.template unit<kCapped>(),
-                       [&](int m, int, int c) { return sums.lse.of[m][c / 2]; });
-      if constexpr (kCapped) {
-        to_score_gradients(dscores, scores, NoDelta());
-      } else {
-        finish_dscores(dscores[0]);
-        to_score_gradients(dscores, scores, delta_of);
-      }
-      pack_rows<T, kKeys>(ds, dscores[0]);
-      wgmma_fence();
-      start_product(dq[0], ds, k);
-      under_way = true;
-    }
-    wgmma_wait<0>();
-    wgmma_finished(dq[0]);
-    wgmma_finished(ds);
-    if (under_way) release_keys();
-  }
-
-  __device__ __forceinline__ void finish_dscores(float (&dscores)[kKeys / 8][4]) {
-    wgmma_wait<0>();
-    wgmma_finished(dscores);
-    release(shared_.v_empty[v_.stage]);
-    v_.advance();
-  }
-
-  // The oldest block of keys that is not released yet.
-  __device__ __forceinline__ void release_keys() {
-    release(shared_.k_empty[oldest_.stage]);
-    oldest_.advance();
-  }
-
-  const QueryGradientParams& p_;
-  typename Tiling::Storage& shared_;
-  const int group_;
-  RingPlace<kKeyStages<kHeadDim>> k_, v_, oldest_;
-};
-
-#endif
-
-template <typename T, int kHeadDim, bool kCapped>
-__global__ void __launch_bounds__(kHopperThreads, 1)
-    hopper_query_gradient_kernel(const __grid_constant__ QueryGradientParams p) {
-#ifdef PYPKG_SM90A_INSTRUCTIONS
-  using Tiling = QueryGradientTiling<T, kHeadDim>;
-  using Storage = typename Tiling::Storage;
-  run_roles<Storage>(
-      [&](Storage& shared) { return KeyProducer<Tiling>(p.attention.shape, p.work, shared); },
-      [&](Storage& shared) { return QueryGradientConsumer<T, kHeadDim, kCapped>(p, shared); });
 #endif
 }
 
 // --- launching ----------------------------------------------------------------------------------
 
 template <typename T, int kHeadDim, bool kCapped>
-void launch_key_gradients(const HopperBackward& backward, Stream stream) {
-  const FlashAttentionBackward& p = backward.attention;
+void launch_backward(const FlashAttentionBackward& p, const BackwardWorkspace& workspace,
+                     Stream stream) {
   const FlashAttentionShape& s = p.shape;
-  const int64_t walked_bytes = 4 * s.seq_q * s.head_dim * (s.heads_q / s.heads_k);
-  const KeyGradientParams params{
-      backward,
-      tile_order(s.batch, s.heads_k, s.seq_k, walked_bytes, 1, false),
+  // q and dout, and the sums.
+  const int64_t walked_bytes = 8 * s.seq_q * s.head_dim * (s.heads_q / s.heads_k);
+  const HopperBackward params{
+      p,
+      workspace.dq_sums,
+      workspace.delta,
+      tile_order(s.batch, s.heads_k, s.seq_k, walked_bytes, 1, true),
       {head_rows_map(s, p.k, s.seq_k, s.heads_k, s.k_stride(), kGroupRows),
        head_rows_map(s, p.v, s.seq_k, s.heads_k, s.k_stride(), kGroupRows)},
-      head_rows_map(s, p.q, s.seq_q, s.heads_q, s.q_stride(), kQueries),
-      head_rows_map(s, p.dout, s.seq_q, s.heads_q, s.out_stride(), kQueries)};
-  launch_hopper<KeyGradientStorage<T, kHeadDim>>(
-      attention_site("flash_attention_backward (Hopper, dk and dv)", s),
-      hopper_key_gradient_kernel<T, kHeadDim, kCapped>, params, params.order, stream);
-}
-
-template <typename T, int kHeadDim, bool kCapped>
-void launch_query_gradient(const HopperBackward& backward, Stream stream) {
-  using Tiling = QueryGradientTiling<T, kHeadDim>;
-  const FlashAttentionBackward& p = backward.attention;
-  const QueryGradientParams params{backward, query_work<Tiling>(p.shape, {p.q, p.dout}, p.k, p.v)};
-  launch_hopper<typename Tiling::Storage>(
-      attention_site("flash_attention_backward (Hopper, dq)", p.shape),
-      hopper_query_gradient_kernel<T, kHeadDim, kCapped>, params, params.work.order, stream);
+      head_rows_map(s, p.q, s.seq_q, s.heads_q, s.q_stride(), kQueries<kHeadDim>),
+      head_rows_map(s, p.dout, s.seq_q, s.heads_q, s.out_stride(), kQueries<kHeadDim>)};
+  launch_hopper<Storage<T, kHeadDim>>(
+      attention_site("flash_attention_backward (Hopper, dk, dv, sum of dq)", s),
+      hopper_backward_kernel<T, kHeadDim, kCapped>, params, params.order, stream);
+  launch(attention_site("flash_attention_backward (Hopper, dq of its sum)", s),
+         hopper_query_gradient_sum_kernel<T, kHeadDim>,
+         attention_grid(s.batch, s.heads_q, s.seq_q, kQueries<kHeadDim>), dim3(kRoundingThreads), 0,
+         stream, p, workspace.dq_sums);
 }
 
 }  // namespace
 
-void flash_attention_backward_sm90(const FlashAttentionBackward& p, const float* delta,
-                                   Stream stream) {
+DqSumSizes dq_sum_sizes_sm90(const FlashAttentionShape& shape) {
+  DqSumSizes sizes;
+  dispatch_hopper(shape, [&](auto, auto head_dim, auto) {
+    constexpr int kHeadDim = decltype(head_dim)::value;
+    sizes.tiles = shape.batch * shape.heads_q * ceil_div<int64_t>(shape.seq_q, kQueries<kHeadDim>);
+    sizes.tile_size = QueryGradientLayout<kHeadDim>::kSize;
+  });
+  return sizes;
+}
+
+void flash_attention_backward_sm90(const FlashAttentionBackward& p,
+                                   const BackwardWorkspace& workspace, Stream stream) {
   dispatch_hopper(p.shape, [&](auto tag, auto head_dim, auto capped) {
     using T = typename decltype(tag)::type;
-    constexpr int kHeadDim = decltype(head_dim)::value;
-    constexpr bool kCapped = decltype(capped)::value;
-    launch_key_gradients<T, kHeadDim, kCapped>({p, delta}, stream);
-    launch_query_gradient<T, kHeadDim, kCapped>({p, delta}, stream);
+    launch_backward<T, decltype(head_dim)::value, decltype(capped)::value>(p, workspace, stream);
   });
 }
 

@@ -19,12 +19,14 @@ constexpr int64_t kMaxHopperHeadDim = 128;
 // compute capability 9.0.
 void flash_attention_forward_sm90(const FlashAttentionForward& params, Stream stream);
 
-// Sums of dq that flash_attention_backward_sm80 needs; none where it computes dq otherwise.
+// Sums of dq that a backward pass needs; flash_attention_backward_sm80 needs none where it computes
+// dq otherwise.
 struct DqSumSizes {
   int64_t tiles = 0;
   int64_t tile_size = 0;  // floats
 };
 DqSumSizes dq_sum_sizes_sm80(const FlashAttentionShape& shape);
+DqSumSizes dq_sum_sizes_sm90(const FlashAttentionShape& shape);
 
 // The parts of the backward pass's workspace.
 struct BackwardWorkspace {
@@ -50,8 +52,8 @@ void flash_attention_backward_sm80(const FlashAttentionBackward& params,
                                    const BackwardWorkspace& workspace, Stream stream);
 
 // As flash_attention_forward_sm90.
-void flash_attention_backward_sm90(const FlashAttentionBackward& params, const float* delta,
-                                   Stream stream);
+void flash_attention_backward_sm90(const FlashAttentionBackward& params,
+                                   const BackwardWorkspace& workspace, Stream stream);
 
 inline LaunchSite attention_site(const char* operation, const FlashAttentionShape& shape) {
   return {operation,

@@ -14,11 +14,11 @@ template <int kHeadDim>
 constexpr int kStages = kHeadDim == 64 ? 4 : 2;
 
 template <typename T, int kHeadDim>
-using ForwardTiling = QueryTiling<T, kHeadDim, 1, kKeys, kStages<kHeadDim>>;
+using ForwardTiling = QueryTiling<T, kHeadDim, kKeys, kStages<kHeadDim>>;
 
 struct HopperForward {
   FlashAttentionForward attention;
-  QueryWork<1> work;
+  QueryWork work;
 };
 
 #ifdef PYPKG_SM90A_INSTRUCTIONS
@@ -154,7 +154,7 @@ void flash_attention_forward_sm90(const FlashAttentionForward& p, Stream stream)
     using T = typename decltype(tag)::type;
     constexpr int kHeadDim = decltype(head_dim)::value;
     using Tiling = ForwardTiling<T, kHeadDim>;
-    const HopperForward params{p, query_work<Tiling>(p.shape, {p.q}, p.k, p.v)};
+    const HopperForward params{p, query_work<Tiling>(p.shape, p.q, p.k, p.v)};
     launch_hopper<typename Tiling::Storage>(
         attention_site("flash_attention_forward (Hopper)", p.shape),
         hopper_forward_kernel<T, kHeadDim, decltype(capped)::value>, params, params.work.order,
