@@ -212,6 +212,14 @@ def _parser() -> argparse.ArgumentParser:
     text.add_argument("--new", type=_positive, default=128, help="tokens after each prompt")
     text.add_argument("--rounds", type=_positive, default=5, help="timed runs per baseline")
 
+    _add_curves(commands, measured)
+    _add_data(commands, measured)
+    _add_checkpoint(commands, measured)
+    commands.add_parser("report", help="make docs/benchmarks.md from docs/benchmarks/*.json")
+    return parser
+
+
+def _add_curves(commands: Any, measured: argparse.ArgumentParser) -> None:
     curves = commands.add_parser("learning-curves", parents=[measured], help="of each optimizer")
     curves.add_argument("--config", default="llama-58m", help="a known model, or a folder")
     curves.add_argument("--batch", type=_positive, default=1, help="sequences per step")
@@ -226,11 +234,6 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     curves.add_argument("--input-dir", type=Path, default=Path("runs/quickstart/data"))
     curves.add_argument("--tokenizer", type=Path, default=Path("runs/quickstart/tokenizer"))
-
-    _add_data(commands, measured)
-    _add_checkpoint(commands, measured)
-    commands.add_parser("report", help="make docs/benchmarks.md from docs/benchmarks/*.json")
-    return parser
 
 
 def _add_data(commands: Any, measured: argparse.ArgumentParser) -> None:

@@ -108,9 +108,8 @@ def _run(
     files = _tokenizer_files(settings, tokenizer)
     checkpointer = _make_checkpointer(settings, model, updater, samples, files, output)
     healer = Healer(
-        settings, state, checkpointer=checkpointer, samples=samples, start=resumed,
-        events=from_first_rank(lambda: current_events(settings.output_dir)),
-        places=output.parts.places,
+        settings, state, checkpointer=checkpointer, samples=samples, places=output.parts.places,
+        start=resumed, events=from_first_rank(lambda: current_events(settings.output_dir)),
     )  # fmt: skip
     if resumed:
         with phase("optimizer"):
@@ -125,8 +124,7 @@ def _run(
     profiler = _make_profiler(settings)
     trainer = Trainer(
         settings, engine, state, data=data, checkpointer=checkpointer, healer=healer,
-        reporters=reporters, throughput=throughput,
-        profiler=profiler, text_samples=text_samples,
+        reporters=reporters, throughput=throughput, profiler=profiler, text_samples=text_samples,
     )  # fmt: skip
     try:
         outcome = trainer.train() if settings.do_train else trainer.evaluate_only()

@@ -51,21 +51,9 @@ SEED, ROWS, SEQUENCE, STEPS, RATE = 3, 8, 16, 5, 1e-3
 ADAMW = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-6, "weight_decay": 0.5}
 MAX_NORM = 0.7
 CHECKED = (
-    "memory",
-    "overlapped",
-    "scaler",
-    "kept",
-    "read",
-    "read_weights",
-    "read_state",
-    "num_bytes",
-    "same_tensors",
-    "share_together",
-    "share_apart",
-    "converted",
-    "weights_kept",
-    "state_kept",
-)
+    "memory", "overlapped", "scaler", "kept", "read", "read_weights", "read_state", "num_bytes",
+    "same_tensors", "share_together", "share_apart", "converted", "weights_kept", "state_kept",
+)  # fmt: skip
 CHANGES = {"multi_query": ("chatglm2", {"num_key_value_heads": 1})}
 
 
