@@ -111,8 +111,8 @@ def test_position_out_of_range(each_backend, position):
         ({"k": paddle.ones([2, 3, 1, 8], "bfloat16")}, TypeError, "k must be float32, got bfl"),
         ({"sin": paddle.ones([4, 4])}, ValueError, r"sin must have shape \[50, 4\], got \[4, 4\]"),
         ({"cos": paddle.ones([50, 4], "float64")}, TypeError, "cos must be float32, got float64"),
-        ({"rotary_offset": 1}, ValueError, r"dimensions \[1, 9\) .* head_dim is 8"),
-        ({"rotary_offset": -1}, ValueError, r"dimensions \[-1, 7\) .* head_dim is 8"),
+        ({"rotary_offset": 1}, ValueError, r".* dimensions \[1, 9\), but head_dim is 8"),
+        ({"rotary_offset": -1}, ValueError, r".* dimensions \[-1, 7\), but head_dim is 8"),
         (
             {"position_ids": paddle.ones([2, 3], "int32")},
             TypeError,

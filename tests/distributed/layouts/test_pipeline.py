@@ -83,7 +83,7 @@ def test_tied_embeddings_have_one_gradient(tmp_path):
 
 def test_refuses_what_cannot_be_cut(monkeypatch):
     monkeypatch.setattr(mesh, "_current", mesh.Mesh(mesh.Degrees(pipeline=3)))
-    with pytest.raises(UserError, match=r"num_hidden_layers \(2\) is less than the 3 model chunks"):
+    with pytest.raises(UserError, match=r"num_hidden_layers \(2\) is less .* chunks, .* \(3\)"):
         from_config(tiny("llama"), seed=1)
     with pytest.raises(UserError, match="seed is None"):
         from_config(tiny("llama"))
