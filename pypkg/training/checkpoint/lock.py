@@ -248,12 +248,25 @@ def refuse_if_in_use(output_dir: str | Path) -> None:
     """Checks, before anything is written, that no process of this machine holds the lock.
 
     Raises:
-        UserError: a process holds it.
+        UserError: a process holds it, or output_dir exists and is not a folder.
     """
-    path = Path(output_dir) / LOCK_FILE
-    holder = _holder(path)
+    folder = Path(output_dir)
+    path = folder / LOCK_FILE
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(_not_a_folder(folder, "it is a file, or a link that leads to no folder"))
+    try:
+        holder = _holder(path)
+    except OSError as error:  # such as a file in place of a folder above
+        raise UserError(_not_a_folder(folder, str(error.strerror))) from error
     if holder is not None and holder.is_alive():
         raise UserError(_refusal(path, holder))
+
+
+def _not_a_folder(folder: Path, reason: str) -> str:
+    return (
+        f"output_dir {str(folder)!r} cannot be written: {reason}. Set output_dir to a folder you "
+        "may write."
+    )
 
 
 def _refusal(path: Path, holder: Holder | None) -> str:

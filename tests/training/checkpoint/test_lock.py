@@ -260,3 +260,16 @@ def test_a_lock_that_was_removed_is_made_anew(tmp_path):
 def test_a_folder_that_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match=r"lock .* cannot be taken: No such file"):
         OutputLock(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("kind", ["file", "below a file", "dangling link", "link loop"])
+def test_what_is_no_folder_is_refused_before_the_start(tmp_path, kind):
+    folder = tmp_path / "output"
+    if "link" in kind:
+        folder.symlink_to(folder if "loop" in kind else tmp_path / "nowhere")
+    else:
+        folder.write_text("")
+    if kind == "below a file":
+        folder /= "run"
+    with pytest.raises(UserError, match=r"output_dir .* cannot be written: .*Set output_dir to"):
+        lock.refuse_if_in_use(folder)
