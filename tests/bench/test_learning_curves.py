@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
 import pypkg.preprocess
+from pypkg.bench import learning_curves
 from pypkg.bench.__main__ import main
 from pypkg.bench.learning_curves import OPTIMIZERS
 from pypkg.config.settings import Settings
@@ -58,7 +58,7 @@ def test_two_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_training(*_: object, **__: object) -> None:
         raise AssertionError("it trains")
 
-    monkeypatch.setattr(subprocess, "run", no_training)
+    monkeypatch.setattr(learning_curves, "_train", no_training)
     again = ["learning-curves", *chosen, *folders, *sizes, "--json", str(file)]
     assert main(again) == 0
     assert json.loads(file.read_text())["rows"] == [adamw, lion]
