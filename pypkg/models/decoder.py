@@ -333,7 +333,7 @@ class Decoder(DecoderChunk):
         )
 
     def step_weights(self) -> ops.DecoderWeights | None:
-        """What ``ops.decoder_step`` takes; None where the model is another."""
+        """Weights for ``ops.decoder_step``; None if that operator cannot run the model."""
         layers = [each for each in (layer.step_weights() for layer in self.layers) if each]
         final_norm, head = weight_of_norm(self.norm), self._head_table
         if len(layers) < len(self.layers) or final_norm is None or self.project_out is not None:

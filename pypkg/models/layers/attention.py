@@ -56,8 +56,9 @@ class AttentionInputs:
 
     @cached_property
     def is_packable(self) -> bool:
-        """Whether one operator can take qkv as it is: nothing comes between the projection and it,
-        but a rotation by one kind of positions.
+        """Whether one operator can take the output of the qkv projection.
+
+        It rotates queries and keys by one kind of positions and does nothing else to them.
         """
         rotation = self.rotation
         return (
@@ -137,7 +138,7 @@ class Attention(nn.Layer):
     def after(
         self, norm: ops.PreNorm, x: paddle.Tensor, inputs: AttentionInputs
     ) -> tuple[paddle.Tensor, paddle.Tensor] | None:
-        """Norm and block as one operator: the output, and x + residual; None where it cannot be."""
+        """Output of norm and block as one operator, and x + residual; None if they need several."""
         if not self._is_packed(inputs) or self._recomputes_a_part or has_call_hooks(self):
             return None
         if context_degree() > 1:
@@ -149,7 +150,7 @@ class Attention(nn.Layer):
         return ops.normed_attention_block(x, norm, *weights, *self._arguments(inputs))
 
     def step_weights(self) -> ops.AttentionWeights | None:
-        """What ``ops.decoder_step`` takes for the block; None where there is more to it."""
+        """Weights for ``ops.decoder_step``; None if that operator cannot run the block."""
         before, after = plain_weights(self.qkv_proj), plain_weights(self.o_proj)
         if self.backend != PYPKG or has_call_hooks(self) or before is None or after is None:
             return None
@@ -164,7 +165,7 @@ class Attention(nn.Layer):
 
     @property
     def _recomputes_a_part(self) -> bool:
-        """Whether a part of norm and block is recomputed, and another is not."""
+        """Whether recompute covers only a part of norm and block."""
         return self.recompute is not None and self.recompute.granularity != FULL
 
     @property
@@ -181,7 +182,7 @@ class Attention(nn.Layer):
         )
 
     def _arguments(self, inputs: AttentionInputs) -> tuple[Any, ...]:
-        """What ``ops.packed_attention`` takes after qkv, and ``ops.attention_block`` after x."""
+        """Arguments of ``ops.packed_attention`` after qkv, of ``ops.attention_block`` after x."""
         rotation = inputs.rotation
         rotary: tuple[Any, ...] = (None, None, None, False)
         if rotation is not None:

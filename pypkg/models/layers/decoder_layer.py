@@ -95,7 +95,7 @@ class DecoderLayer(nn.Layer):
         return None if norm is None else layers["mlp"].after(norm, x)
 
     def step_weights(self) -> ops.LayerWeights | None:
-        """What ``ops.decoder_step`` takes for the layer; None where the layer is another."""
+        """Weights for ``ops.decoder_step``; None if that operator cannot run the layer."""
         first = weight_of_norm(self.input_layernorm)
         second = weight_of_norm(self.post_attention_layernorm)
         attention, mlp = self.self_attn.step_weights(), self.mlp.step_weights()

@@ -159,8 +159,9 @@ class KVCache:
         return self._attend(query, keys, values, **options)
 
     def step(self, layer: int) -> ops.KeptTokens | None:
-        """What ``layer`` has kept, with room for the new token; None unless the current pass is one
-        over one token of each row, after the prompts.
+        """Keys and values of ``layer``, with room for the new token.
+
+        None unless the current pass reads one token of each row, after the prompts.
         """
         if self._new != 1 or self._length == 0:
             return None
@@ -169,9 +170,7 @@ class KVCache:
     def weights_of_steps(
         self, find: Callable[[], ops.DecoderWeights | None]
     ) -> ops.DecoderWeights | None:
-        """What ``find`` returned when this was first called: a model stays as it is while it
-        generates.
-        """
+        """The result of the first call of ``find``; a model does not change while it generates."""
         if not self._weights:
             self._weights.append(find())
         return self._weights[0]
