@@ -31,10 +31,7 @@ def cached_pass(
         x = chunk.embed(input_ids, tokens.position_ids)
     inputs = attention_inputs(chunk, input_ids.shape, tokens, cache)
     assert x is not None  # only the first chunk is called without it
-    residual = None
-    for layer in chunk.layers:
-        x, residual = layer(x, residual, inputs)
-    return chunk.finish(x, residual, input_ids.shape)
+    return chunk.run_layers(x, inputs, input_ids.shape)
 
 
 def attention_inputs(

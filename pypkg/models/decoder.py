@@ -165,10 +165,16 @@ class DecoderChunk(nn.Layer):
             input_ids.shape, position_ids, prefix_lengths, document_starts
         )
         assert x is not None  # only the first chunk is called without it
+        return self.run_layers(x, inputs, input_ids.shape)
+
+    def run_layers(
+        self, x: paddle.Tensor, inputs: AttentionInputs, shape: list[int]
+    ) -> paddle.Tensor:
+        """Output of the layers and ``finish`` for ``x``; ``shape`` is that of the input ids."""
         residual = None
         for layer in self.layers:
             x, residual = layer(x, residual, inputs)
-        return self.finish(x, residual, input_ids.shape)
+        return self.finish(x, residual, shape)
 
     def _check_given(
         self, position_ids: paddle.Tensor | None, prefix_lengths: paddle.Tensor | None

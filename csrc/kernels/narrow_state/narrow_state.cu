@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads)
       const uint32_t other = __shfl_xor_sync(kFullWarp, magnitude, lane_mask);
       magnitude = other > magnitude ? other : magnitude;
     }
-    const float largest = float_with_bits(magnitude), divisor = divisor_of(largest);
+    const float largest = float_of(magnitude), divisor = divisor_of(largest);
     if (lane == 0) p.largest[block] = largest;
     for (int64_t i = begin + lane; i < end; i += kWarpSize) {
       const float quotient = p.values[i] / divisor;

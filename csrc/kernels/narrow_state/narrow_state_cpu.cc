@@ -33,7 +33,7 @@ class Bins {
     const uint32_t magnitude = magnitude_of(quotient);
     const int32_t near = static_cast<int32_t>(magnitude >> kShift);
     const int32_t place = std::min(std::max(near, kLowest), kHighest) - kLowest;
-    const int32_t is_negative = static_cast<int32_t>(float_bits_of(quotient)) >> 31;
+    const int32_t is_negative = static_cast<int32_t>(bits_of(quotient)) >> 31;
     return magnitude >= kInfinityBits ? 2 * kBins : (place ^ is_negative) + kBins;
   }
 
@@ -50,10 +50,10 @@ class Bins {
 
   static float lowest_value(int bin) {
     if (bin >= kBins) {
-      return bin == kBins ? 0.0f : float_with_bits(uint32_t(bin - kBins + kLowest) << kShift);
+      return bin == kBins ? 0.0f : float_of(uint32_t(bin - kBins + kLowest) << kShift);
     }
     if (bin == 0) return -std::numeric_limits<float>::infinity();
-    return -float_with_bits((uint32_t(kBins - bin + kLowest) << kShift) - 1);
+    return -float_of((uint32_t(kBins - bin + kLowest) << kShift) - 1);
   }
 
   std::vector<uint8_t>
@@ -67,7 +67,7 @@ PYPKG_INLINE void quantize_block(const BlockwiseState& p, const Bins& bins, int6
   uint32_t magnitude = 0;
 #pragma omp simd reduction(max : magnitude)
   for (int64_t i = begin; i < end; ++i) magnitude = std::max(magnitude, magnitude_of(values[i]));
-  const float largest = float_with_bits(magnitude), divisor = divisor_of(largest);
+  const float largest = float_of(magnitude), divisor = divisor_of(largest);
   p.largest[block] = largest;
   float quotients[kTile];
   int32_t found[kTile];

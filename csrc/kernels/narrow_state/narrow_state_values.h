@@ -1,8 +1,7 @@
 // The arithmetic of narrow_state, shared by host and device.
 #pragma once
 
-#include <cstring>
-
+#include "common/float_bits.h"
 #include "narrow_state/narrow_state.h"
 
 namespace pypkg {
@@ -10,20 +9,8 @@ namespace pypkg {
 constexpr uint32_t kMagnitudeBits = 0x7fffffffu;
 constexpr uint32_t kInfinityBits = 0x7f800000u;
 
-PYPKG_HOST_DEVICE uint32_t float_bits_of(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof(bits));
-  return bits;
-}
-
-PYPKG_HOST_DEVICE float float_with_bits(uint32_t bits) {
-  float x;
-  memcpy(&x, &bits, sizeof(x));
-  return x;
-}
-
 // Magnitudes are compared as integers, where NaN is above infinity.
-PYPKG_HOST_DEVICE uint32_t magnitude_of(float x) { return float_bits_of(x) & kMagnitudeBits; }
+PYPKG_HOST_DEVICE uint32_t magnitude_of(float x) { return bits_of(x) & kMagnitudeBits; }
 
 // What the values of a block are divided by.
 PYPKG_HOST_DEVICE float divisor_of(float largest) { return largest > 0.0f ? largest : 1.0f; }
@@ -41,7 +28,7 @@ PYPKG_HOST_DEVICE uint16_t stochastic_bfloat16(float value, uint32_t index, uint
   x = (x ^ (x >> 16)) * 0x85EBCA6Bu;
   x = (x ^ (x >> 13)) * 0xC2B2AE35u;
   x ^= x >> 16;
-  const uint32_t rounded = (float_bits_of(value) + (x & 0xffffu)) >> 16;
+  const uint32_t rounded = (bits_of(value) + (x & 0xffffu)) >> 16;
   return static_cast<uint16_t>(value == value ? rounded : 0x7fffu);
 }
 

@@ -6,8 +6,8 @@
 #pragma once
 
 #include <cmath>
-#include <cstring>
 
+#include "common/float_bits.h"
 #include "random_normal/random_normal.h"
 
 namespace pypkg {
@@ -36,18 +36,6 @@ PYPKG_HOST_DEVICE float sum(float a, float b) {
 #else
   return a + b;
 #endif
-}
-
-PYPKG_HOST_DEVICE uint32_t bits_of(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof(bits));
-  return bits;
-}
-
-PYPKG_HOST_DEVICE float float_of(uint32_t bits) {
-  float x;
-  memcpy(&x, &bits, sizeof(x));
-  return x;
 }
 
 // sqrt(-2 ln u), u = (word / 2 + 0.5) / 2^31 in [2^-32, 1], rounded to 24 bits. With |f| small and
