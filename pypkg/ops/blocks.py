@@ -1,8 +1,8 @@
 """A block of a decoder layer, attention or feed-forward, as one operator.
 
-The compiled operators run the kernels of their parts, in the same order, and have their bits. The
-host dispatches one operator where there are three, or four with the norm before the block, which
-counts where kernels are short.
+The compiled operators run the kernels of their parts in the same order and give the same bits. The
+host dispatches one operator instead of three, or instead of four with the norm before the block.
+This saves time where kernels are short.
 """
 
 from __future__ import annotations
@@ -85,11 +85,13 @@ def attention_block(
 def normed_attention_block(
     x: paddle.Tensor, norm: PreNorm, qkv_weight: paddle.Tensor, o_weight: paddle.Tensor, *args: Any
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """``attention_block(y, qkv_weight, o_weight, *args)``, and h: y and h are those of ``norm``.
+    """The norm and the attention block: ``attention_block(y, qkv_weight, o_weight, *args)``, h.
+
+    y and h are the outputs of ``norm``.
 
     Args:
         x: [..., hidden], as of ``rms_norm`` and of ``attention_block``.
-        args: from ``batch`` to ``softcap``, each of them.
+        args: all arguments of ``attention_block`` from ``batch`` to ``softcap``.
 
     Raises:
         TypeError, ValueError, IndexError: as of ``rms_norm`` and ``attention_block``.
@@ -143,7 +145,7 @@ def gated_mlp_block(
     down_weight: paddle.Tensor,
     activation: str = "silu",
 ) -> paddle.Tensor:
-    """``linear(activation(gate) * up, down_weight)``, gate and up by ``linear`` of gate_up_weight.
+    """``linear(activation(gate) * up, down_weight)``; gate and up are x times gate_up_weight.
 
     Args:
         x: [..., hidden]; float32, float16 or bfloat16 (float64 runs on the reference).
@@ -176,7 +178,9 @@ def normed_gated_mlp_block(
     down_weight: paddle.Tensor,
     activation: str = "silu",
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """``gated_mlp_block(y, ...)``, and h: y and h are those of ``norm``.
+    """The norm and the feed-forward block: ``gated_mlp_block(y, ...)``, h.
+
+    y and h are the outputs of ``norm``.
 
     Args:
         x: [..., hidden], as of ``rms_norm`` and of ``gated_mlp_block``.
@@ -202,18 +206,18 @@ def _is_one(
     heads: int,
     heads_out: int,
 ) -> bool:
-    """Whether the compiled operator takes the place of its parts.
+    """Whether the compiled operator can replace the operators of its parts.
 
-    It looks at each tensor once, without a call for each. What it declines goes through ``_check``
-    and the operators of the parts, which raise where there is a mistake.
+    The conditions are written out, because a call for each tensor would cost host time. Inputs that
+    are declined go through ``_check`` and the operators of the parts, which raise on a mistake.
 
-    The operator multiplies by Paddle's kernels, of which a CPU has those of float32 only. It
-    computes the gradient of every weight, whether wanted or not.
+    The operator uses Paddle's matrix products, which exist only in float32 on a CPU. It always
+    computes the gradient of every weight, so a frozen weight is declined while gradients are on.
 
     Args:
         norm: of x before the block, or None.
-        column: fits if it is [hidden, heads * n].
-        row: fits if it is [heads_out * n, ...].
+        column: must be [hidden, heads * n].
+        row: must be [heads_out * n, ...].
     """
     dtype = getattr(x, "dtype", None)
     if dtype is not _FLOAT32:  # a dtype is one object

@@ -1,9 +1,10 @@
 """``python -m pypkg.bench checkpoint``: saving and loading under each layout.
 
 A round is a blocking save, an asynchronous save unless they are left out, loading, and ``dd`` with
-fsync, which writes the same number of bytes; in every other round ``dd`` comes first. The ranks of
-a layout are processes of this machine. If torch is installed, torch.distributed.checkpoint saves
-the same number of bytes in one process.
+fsync, which writes the same number of bytes, through the page cache and past it; the faster of the
+two counts. In every other round ``dd`` comes first. The ranks of a layout are processes of this
+machine. If torch is installed, torch.distributed.checkpoint saves the same number of bytes in one
+process.
 """
 
 from __future__ import annotations

@@ -190,14 +190,20 @@ def _remove(folder: Path) -> None:
 
 
 def _seconds_of_dd(path: Path, size: int) -> float:
-    """Seconds in which ``dd`` with fsync writes ``size`` bytes, rounded to whole blocks."""
+    """Seconds in which ``dd`` with fsync writes ``size`` bytes, rounded to whole blocks.
+
+    The faster of two ways: through the page cache, and past it where the file system allows that.
+    """
     block = 4 << 20
     command = ["dd", "if=/dev/zero", f"of={path}", f"bs={block}", f"count={-(-size // block)}"]
-    begin = time.perf_counter()
-    subprocess.run([*command, "conv=fsync"], check=True, capture_output=True)
-    seconds = time.perf_counter() - begin
-    path.unlink()
-    return seconds
+    seconds = []
+    for way in ([], ["oflag=direct"]):
+        begin = time.perf_counter()
+        done = subprocess.run([*command, "conv=fsync", *way], check=not way, capture_output=True)
+        if done.returncode == 0:
+            seconds.append(time.perf_counter() - begin)
+        path.unlink(missing_ok=True)
+    return min(seconds)
 
 
 if __name__ == "__main__":

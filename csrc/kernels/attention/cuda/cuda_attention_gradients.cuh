@@ -9,18 +9,19 @@
 
 namespace pypkg {
 
-// lse as it is subtracted from scores in units of log 2; 0 for a row that sees nothing, whose
-// scores are all -inf.
+// lse in the units of the scores (log 2), ready to be subtracted from them. A row that sees no key
+// has only scores of -inf; it gets 0, because -inf - -inf would be NaN.
 __device__ __forceinline__ float lse_to_subtract(float lse) {
   return lse == -INFINITY ? 0.0f : lse * kLog2E;
 }
 
-// lse, to be subtracted, and delta of a lane's queries, where rows of the accumulator are queries.
+// lse (as lse_to_subtract gives it) and delta of the queries of one lane. The rows of the
+// accumulator are queries.
 template <int kRowTiles>
 struct QuerySums {
   RowValues<kRowTiles> lse, delta;
 
-  // The pointers are to the head's first query.
+  // The pointers point at the first query of the head.
   __device__ static QuerySums load(const float* softmax_lse, const float* delta, int first_row,
                                    int64_t seq_q) {
     QuerySums sums;
@@ -38,7 +39,8 @@ struct QuerySums {
   }
 };
 
-// In place. unit is ScoreRule::unit, lse(m, n, c) what to subtract from that element.
+// Replaces scores by exp2(unit * score - lse). `unit` is ScoreRule::unit; lse(m, n, c) returns the
+// value to subtract from element [m][n][c].
 template <int kRowTiles, int kColTiles, typename Lse>
 __device__ __forceinline__ void to_probabilities(float (&scores)[kRowTiles][kColTiles][4],
                                                  float unit, const Lse& lse) {
@@ -54,7 +56,7 @@ __device__ __forceinline__ void to_probabilities(float (&scores)[kRowTiles][kCol
   }
 }
 
-// dP -> dS, in place.
+// Replaces dP by dS = P * (dP - delta).
 template <int kRowTiles, int kColTiles, typename Delta>
 __device__ __forceinline__ void to_score_gradients(
     float (&dscores)[kRowTiles][kColTiles][4],
@@ -71,7 +73,7 @@ __device__ __forceinline__ void to_score_gradients(
   }
 }
 
-// dP -> (dP - delta) (1 - t^2), in place: what remains is to_score_gradients with NoDelta.
+// Replaces dP by (dP - delta) * (1 - t^2). to_score_gradients with NoDelta then completes dS.
 template <int kRowTiles, int kColTiles, typename Delta>
 __device__ __forceinline__ void apply_cap_slopes(float (&dscores)[kRowTiles][kColTiles][4],
                                                  const float (&tangents)[kRowTiles][kColTiles][4],
@@ -93,8 +95,8 @@ struct NoDelta {
   __device__ float operator()(int, int, int) const { return 0.0f; }
 };
 
-// The blocks of kQueries queries, over all query heads that share a key head, that see a block of
-// kKeys keys.
+// Iterates over the blocks of kQueries queries that see a given block of kKeys keys, in all query
+// heads that share the key head.
 template <int kQueries, int kKeys>
 struct QueryWalk {
   const FlashAttentionShape& shape;
@@ -109,11 +111,11 @@ struct QueryWalk {
 
   __device__ bool at_end() const { return head_in_group == group; }
   __device__ int64_t head_q() const { return task.head * group + head_in_group; }
-  // Of the block's first query in a [batch, heads_q, seq_q] array.
+  // Offset of the block's first query in a [batch, heads_q, seq_q] array.
   __device__ int64_t offset() const {
     return (task.b * shape.heads_q + head_q()) * shape.seq_q + first;
   }
-  // The block's index in a [batch, heads_q, blocks of queries] array.
+  // Index of the block in a [batch, heads_q, blocks of queries] array.
   __device__ int tile() const {
     const int blocks = ceil_div<int>(shape.seq_q, kQueries);
     return static_cast<int>(task.b * shape.heads_q + head_q()) * blocks + first / kQueries;

@@ -1,5 +1,5 @@
-// Scores of a block of queries against a block of keys: scale, soft cap, ALiBi and mask; and which
-// blocks to visit. Shared by the forward and the backward kernels.
+// Scores of a block of queries against a block of keys (scale, soft cap, ALiBi, mask), and the
+// choice of the blocks to visit. Shared by the forward and the backward kernels.
 #pragma once
 
 #include "attention/cuda/cuda_attention_tile.cuh"
@@ -10,14 +10,14 @@ namespace pypkg {
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.69314718055994531f;
 
-// One thread block's share of the work: blocks of rows of one (batch, head), from a flat index.
+// The work of one thread block: one block of rows of one (batch, head), decoded from a flat index.
 struct BlockTask {
   int b, head;
   int first;
 
-  // Neighbouring indices share the head, whose other operand then stays in cache. `last_first`
-  // turns the order inside a head around: under a causal mask the last queries have most to do,
-  // and what starts first should be the longest.
+  // Neighbouring indices share a head, so the other operand of that head stays in cache.
+  // `last_first` reverses the order inside a head: under a causal mask the last queries take
+  // longest, and the longest work should start first.
   __device__ BlockTask(int64_t rows, int rows_per_block, int64_t heads, bool last_first,
                        unsigned flat_index) {
     const int64_t blocks = ceil_div<int64_t>(rows, rows_per_block);
@@ -29,17 +29,17 @@ struct BlockTask {
   __device__ BlockTask(int64_t b_, int64_t head_, int first_) : b(b_), head(head_), first(first_) {}
 };
 
-// For 16-bit types with an absolute error below 2^-21; for float32 the accurate one.
+// tanh(x): accurate for float32, with an absolute error below 2^-21 for 16-bit types.
 template <typename T>
 __device__ __forceinline__ float hyperbolic_tangent(float x) {
   if constexpr (std::is_same_v<T, float>) return tanhf(x);
-  const float squared = exp2_approximate(2 * kLog2E * fabsf(x));  // of exp(|x|); may be infinite
+  const float squared = exp2_approximate(2 * kLog2E * fabsf(x));  // exp(|x|)^2; may be infinite
   return copysignf(1.0f - __fdividef(2.0f, squared + 1.0f), x);
 }
 
-// Scores for one batch and query head, in units of log 2 (exp2 is one instruction) once they are
-// multiplied by unit(). Where nothing is added to them, that is the scale: the instruction that
-// subtracts the maximum or lse multiplies by it, and no other one does.
+// Scores for one batch and query head. A score times unit() is in units of log 2, because exp2 is
+// one instruction. Where nothing is added to the scores, unit() is the scale: the instruction that
+// subtracts the maximum or lse also multiplies by it, so scaling costs no instruction of its own.
 class ScoreRule {
  public:
   __device__ ScoreRule(const FlashAttentionShape& shape, int64_t b, int64_t head_q)
@@ -60,8 +60,8 @@ class ScoreRule {
     return kCapped || adds_ ? 1.0f : factor_;
   }
 
-  // Of queries [q_first, q_first + kQueries) and keys [k_first, k_first + kKeys); what lies beyond
-  // the sequences is never seen.
+  // State of the block of kQueries queries from q_first on and kKeys keys from k_first on. Rows and
+  // columns beyond the sequences count as masked.
   template <int kQueries, int kKeys>
   __device__ BlockState block_state(int q_first, int k_first) const {
     const int q_end = min(q_first + kQueries, seq_q_);
@@ -73,7 +73,8 @@ class ScoreRule {
     return state == BlockState::kFull && !whole ? BlockState::kPartial : state;
   }
 
-  // First key of the next block, at or after `first`, that is not skipped; seq_k or more if none.
+  // First key of the next block at or after `first` that is not skipped; at least seq_k if there is
+  // none.
   template <int kQueries, int kKeys>
   __device__ int next_key_block(int q_first, int first, BlockState& state) const {
     for (; first < seq_k_; first += kKeys) {
@@ -98,14 +99,14 @@ class ScoreRule {
     }
   }
 
-  // Turns products q k, or what to_tangents made of them, into scores, in place; -inf where the
-  // query does not see the key. Rows of the accumulator are queries, or keys if kRowsAreKeys.
+  // Turns products q k (or the result of to_tangents) into scores, in place; -inf where the query
+  // does not see the key. Rows of the accumulator are queries, or keys if kRowsAreKeys.
   template <bool kRowsAreKeys, bool kCapped, int kRowTiles, int kColTiles>
   __device__ __forceinline__ void apply(float (&scores)[kRowTiles][kColTiles][4], int first_row,
                                         int first_col, BlockState state) const {
     const int lane = opaque(lane_id());
     const int row0 = first_row + lane / 4, col0 = first_col + 2 * (lane % 4);
-    if constexpr (kCapped) {  // here, for a lack of registers later
+    if constexpr (kCapped) {  // here, because registers are short in the loops below
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
@@ -120,7 +121,7 @@ class ScoreRule {
   }
 
  private:
-  // row0 and col0 are of this lane's first element.
+  // row0 and col0 are the row and column of this lane's first element.
   template <bool kRowsAreKeys, int kRowTiles, int kColTiles>
   __device__ __forceinline__ void add_distances(float (&scores)[kRowTiles][kColTiles][4], int row0,
                                                 int col0, float factor) const {
@@ -146,7 +147,7 @@ class ScoreRule {
                                        int col0) const {
     constexpr int kQueryTiles = kRowsAreKeys ? kColTiles : kRowTiles;
     constexpr int kKeyTiles = kRowsAreKeys ? kRowTiles : kColTiles;
-    // One query after the other, where the ranges of all together would not fit into registers.
+    // Many queries are handled one at a time, because the ranges of all would not fit in registers.
     constexpr bool kInOrder = kQueryTiles > 8;
     const int q0 = kRowsAreKeys ? col0 : row0, k0 = kRowsAreKeys ? row0 : col0;
 #pragma unroll
@@ -174,7 +175,8 @@ class ScoreRule {
     int begin, end;
   };
 
-  // The keys that is_visible allows a query, as rows: all conditions together leave an interval.
+  // Rows of the keys that query q sees, as is_visible defines it. They form an interval under every
+  // mask.
   __device__ __forceinline__ KeyRange keys_seen_by(int q) const {
     if (q >= seq_q_) return {0, 0};
     const int i = beside(q);
@@ -187,7 +189,7 @@ class ScoreRule {
     if (mask_.document_starts) {
       const int32_t* starts = mask_.document_starts + b_ * mask_.tokens + key_offset_;
       keys.begin = max(keys.begin, starts[i] - key_offset_);
-      for (int first = i + 1; first < keys.end;) {  // where the next document starts
+      for (int first = i + 1; first < keys.end;) {  // finds the start of the next document
         const int middle = first + (keys.end - first) / 2;
         if (starts[middle] == starts[i]) {
           first = middle + 1;
@@ -199,15 +201,15 @@ class ScoreRule {
     return keys;
   }
 
-  // The row of keys at the position of a query; may lie before the first or after the last.
+  // Row of the key at the position of query q; may lie before the first key or after the last.
   __device__ int beside(int q) const { return q + lead_; }
 
   const AttentionMask& mask_;
   const int64_t b_;
   const int seq_q_, seq_k_, key_offset_;  // at most 2^24
-  const int lead_;                        // positions from the first key to the first query
+  const int lead_;                        // position of the first query minus that of the first key
   const float factor_, to_softcap_, slope_;
-  const bool adds_;  // to scores, which apply multiplies by factor_ then
+  const bool adds_;  // whether apply adds to the scores, and so multiplies them by factor_ itself
 };
 
 }  // namespace pypkg

@@ -6,16 +6,17 @@
 
 namespace pypkg {
 
-// Running maximum (of scores before they are multiplied by their unit) and sum of the softmax of a
-// lane's rows. The sum is of this lane's columns only until the end.
+// Running maximum and sum of the softmax, for the rows of a lane. The maximum is that of the scores
+// before they are multiplied by `unit`. The sum covers the columns of this lane only; add_up_lanes
+// completes it.
 template <int kRowTiles>
 struct SoftmaxState {
   const float unit;  // ScoreRule::unit
   RowValues<kRowTiles> max = RowValues<kRowTiles>::all(-INFINITY);
   RowValues<kRowTiles> sum = RowValues<kRowTiles>::all(0);
 
-  // Replaces scores by exp2(unit * (score - max)). Returns what everything summed under the old
-  // maximum has to be multiplied by.
+  // Replaces scores by exp2(unit * (score - max)). Returns the factor by which sums that used the
+  // old maximum must be multiplied.
   template <int kColTiles>
   __device__ __forceinline__ RowValues<kRowTiles> update(float (&scores)[kRowTiles][kColTiles][4]) {
     RowValues<kRowTiles> rescale;
@@ -31,7 +32,7 @@ struct SoftmaxState {
         // The four lanes of a group share a row.
         new_max = fmaxf(new_max, __shfl_xor_sync(kFullWarp, new_max, 1));
         new_max = fmaxf(new_max, __shfl_xor_sync(kFullWarp, new_max, 2));
-        // A row that has seen nothing yet: exp2(-inf - 0) = 0, where -inf - -inf would be NaN.
+        // A row that has seen no key yet subtracts 0: exp2(-inf - 0) = 0, but -inf - -inf is NaN.
         const float subtracted = new_max == -INFINITY ? 0.0f : new_max * unit;
         rescale.of[m][i] = exp2_approximate(max.of[m][i] * unit - subtracted);
         max.of[m][i] = new_max;

@@ -1,10 +1,10 @@
-// Matrix tiles for attention: in shared memory, and distributed over the registers of a warp.
+// Matrix tiles for attention, in shared memory and distributed over the registers of a warp.
 //
 // A warp's accumulator is [kRowTiles][n / 8][4] floats per lane: row tile m and column tile n hold
 // a [16, 8] block in the layout of mma_m16n8k16. Element c of lane l is
 //   row 16 m + l / 4 + 8 (c / 2),  column 8 n + 2 (l % 4) + c % 2.
-// Two products are all that attention needs, and both exist for tensor cores (16-bit types) and
-// for plain float32 arithmetic, in the same layout:
+// Two products cover most of attention. Both exist for tensor cores (16-bit types) and for plain
+// float32 arithmetic, in the same layout:
 //   multiply_transposed   scores += A B^T    A, B in shared memory
 //   multiply              out    += P B      P an accumulator of the warp, B in shared memory
 #pragma once
@@ -23,7 +23,8 @@ __device__ __forceinline__ int col_in_tile(int n, int c) {
   return 8 * n + 2 * (lane_id() % 4) + c % 2;
 }
 
-// One value for each of a lane's rows of an accumulator: [m][i] is of row_in_tile(m, 2 * i).
+// One value for each row of an accumulator that a lane holds: of[m][i] belongs to
+// row_in_tile(m, 2 * i).
 template <int kRowTiles>
 struct RowValues {
   float of[kRowTiles][2];
@@ -36,8 +37,8 @@ struct RowValues {
   }
 };
 
-// kRows rows of kDim elements in 16-byte chunks, permuted inside a row so that the same chunk of 8
-// neighbouring rows lies in 8 different groups of banks.
+// kRows rows of kDim elements, in 16-byte chunks. Chunks are permuted inside a row, so that the
+// same chunk of 8 neighbouring rows lies in 8 different groups of banks.
 template <typename T, int kRows_, int kDim_>
 struct SharedTile {
   static constexpr int kRows = kRows_;
@@ -56,15 +57,15 @@ struct SharedTile {
     return const_cast<SharedTile*>(this)->chunk(row, index);
   }
 
-  // Rows [first, first + kCount), first a multiple of 8.
+  // Rows [first, first + kCount); `first` is a multiple of 8.
   template <int kCount>
   __device__ __forceinline__ const SharedTile<T, kCount, kDim>& part(int first) const {
     return *reinterpret_cast<const SharedTile<T, kCount, kDim>*>(data + first * kDim);
   }
 };
 
-// Rows of a [batch, sequence, heads, head_dim] tensor, with `token_stride` elements from one token
-// to the next, that belong to one batch and head.
+// The rows of one batch and head in a [batch, sequence, heads, head_dim] tensor. Tokens are
+// `token_stride` elements apart.
 template <typename T>
 struct HeadRows {
   T* data;         // row 0, dimension 0
@@ -78,8 +79,8 @@ struct HeadRows {
         head_dim(head_dim_) {}
 };
 
-// Starts the copies of rows [first, first + kRows) into a tile by all threads of the block, zeros
-// for rows from `end` on and for dimensions from head_dim on, which are not read.
+// Starts to copy rows [first, first + kRows) into a tile; all threads of the block take part. Rows
+// from `end` on and dimensions from head_dim on are not read; the tile gets zeros there.
 template <int kThreads, typename T, int kRows, int kDim>
 __device__ __forceinline__ void load_tile(SharedTile<T, kRows, kDim>& tile,
                                           const HeadRows<const T>& rows, int64_t first,
@@ -112,9 +113,9 @@ __device__ __forceinline__ void load_tile(SharedTile<T, kRows, kDim>& tile,
   }
 }
 
-// Writes this warp's accumulator times `factor` to rows [first, end) of a tensor, through the
-// warp's own rows of a tile that is not in use since the last barrier, so that stores are 16 bytes
-// wide.
+// Writes this warp's accumulator times `factor` to rows [first, end) of a tensor. It goes through
+// the warp's own rows of a tile, so that stores are 16 bytes wide; nobody else may use the tile
+// since the last barrier.
 template <typename T, int kRows, int kDim, int kRowTiles>
 __device__ __forceinline__ void store_rows(const float (&acc)[kRowTiles][kDim / 8][4],
                                            const RowValues<kRowTiles>& factor,
@@ -148,8 +149,8 @@ __device__ __forceinline__ void store_rows(const float (&acc)[kRowTiles][kDim / 
 
 // --- tensor cores -------------------------------------------------------------------------------
 
-// Addresses of operands are computed for each product: kept around the loops over tiles, they would
-// take the registers of results.
+// The addresses of operands are computed again for each product. If the loops over tiles kept them,
+// they would take registers that the results need.
 
 // scores[kRowTiles][kCols / 8] += A[a_row ..] B^T, over kDim.
 template <typename T, int kRowTiles, int kARows, int kCols, int kDim>
@@ -177,7 +178,7 @@ __device__ __forceinline__ void multiply_transposed(float (&scores)[kRowTiles][k
   }
 }
 
-// Two column tiles of an accumulator, rounded to T, are just one operand of the next product.
+// Two column tiles of an accumulator, rounded to T, make exactly one operand of the next product.
 template <typename T>
 __device__ __forceinline__ void pack_operand(uint32_t (&operand)[4], const float (&left)[4],
                                              const float (&right)[4]) {

@@ -1,11 +1,13 @@
-// What the attention kernels for Hopper (sm_90a) share, after FlashAttention-3 (Shah et al., 2024).
+// Shared parts of the attention kernels for Hopper (sm_90a), after FlashAttention-3 (Shah et al.,
+// 2024).
 //
-// A block stays on its multiprocessor and walks over tiles of rows. One group of four warps, the
-// producer, has the copy engine bring the rows of a tile, and what they are multiplied with,
-// through rings of buffers; a pair of barriers for each says when it is full and when it is empty.
-// Two other groups, the consumers, hold 64 rows of a tile each and multiply.
+// A thread block stays on its multiprocessor and processes one tile of rows after the other. One
+// group of four warps, the producer, makes the copy engine load the rows of a tile. Then it has the
+// operands of their products loaded into rings of buffers. A pair of barriers per buffer tells when
+// it is full and when it is empty. Two other groups, the consumers, hold 64 rows of a tile each and
+// multiply.
 //
-// Heads are padded to 64 or 128 dimensions, which the copy engine fills with zeros.
+// Heads are padded to 64 or 128 dimensions; the copy engine fills the padding with zeros.
 #pragma once
 
 #include "attention/cuda/cuda_attention_scores.cuh"
@@ -18,33 +20,33 @@ constexpr int kGroupThreads = 128;
 constexpr int kConsumerGroups = 2;
 constexpr int kConsumers = kConsumerGroups * kGroupThreads;
 constexpr int kHopperThreads = kConsumers + kGroupThreads;
-constexpr int kGroupRows = 64;  // of a tile, of one consumer group
+constexpr int kGroupRows = 64;  // rows of a tile per consumer group
 constexpr int kTileRows = kConsumerGroups * kGroupRows;
 constexpr int kBoxDims = 64;
 
 // --- tiles in shared memory ---------------------------------------------------------------------
 
-// Rows as the copy engine writes them, swizzled, for wgmma to read.
+// Rows in the swizzled layout that the copy engine writes and wgmma reads.
 template <typename T, int kRows, int kHeadDim>
 struct BoxTile {
   alignas(1024) T data[kHeadDim / kBoxDims][kRows][kBoxDims];
 };
 
-// The rows that the consumers hold, until their place becomes the way out of the result.
+// The rows that the consumers hold. At the end of a tile the result passes through the same memory.
 template <typename T, int kHeadDim>
 union HeldTile {
   BoxTile<T, kGroupRows, kHeadDim> group[kConsumerGroups];
   SharedTile<T, kTileRows, kHeadDim> result;
 };
 
-// --- what is worked on in which order -----------------------------------------------------------
+// --- the order of the tiles ---------------------------------------------------------------------
 
 struct TileOrder {
-  unsigned blocks;           // of rows, per head
-  unsigned heads_per_batch;  // that have rows
-  unsigned heads;            // of all batches
-  unsigned heads_together;   // that are worked on together, so that what they walk over is in cache
-  bool last_first;           // the last rows of a head before the others
+  unsigned blocks;           // blocks of rows per head
+  unsigned heads_per_batch;  // heads of the tensor whose rows are held
+  unsigned heads;            // heads of all batches
+  unsigned heads_together;   // processed at the same time, so that their operands fit in cache
+  bool last_first;           // whether the last rows of a head come first
 
   __host__ __device__ unsigned tiles() const { return blocks * heads; }
 
@@ -62,7 +64,7 @@ struct TileOrder {
   }
 };
 
-// Where queries are held, and keys and values walked over.
+// The work of a kernel that holds queries and walks over keys and values.
 struct QueryWork {
   TileOrder order;
   TensorMap held[1], k, v;  // [batch, sequence, heads, head_dim]
@@ -70,8 +72,8 @@ struct QueryWork {
 
 template <typename T, int kHeadDim, int kKeys_, int kStages_>
 struct QueryTiling {
-  static constexpr int kKeys = kKeys_;      // of a block
-  static constexpr int kStages = kStages_;  // of the rings
+  static constexpr int kKeys = kKeys_;      // keys of a block
+  static constexpr int kStages = kStages_;  // buffers of a ring
   using KeyTile = BoxTile<T, kKeys, kHeadDim>;
 
   struct Storage {
@@ -86,16 +88,16 @@ struct QueryTiling {
 
 #ifdef PYPKG_SM90A_INSTRUCTIONS
 
-// 128 x 24 + 256 x 240 of 65536 registers.
+// 128 * 24 + 256 * 240 = 64512 of 65536 registers.
 constexpr int kProducerRegisters = 24;
 constexpr int kConsumerRegisters = 240;
-// Named barriers; 0 is __syncthreads.
-constexpr int kStoreBarrier = 1;   // and 2: a group's rows are done with
-constexpr int kTurnBarrier = 3;    // and 4: a group's turn at the tensor cores
-constexpr int kScoresBarrier = 5;  // what both groups made is there
+// Named barriers; number 0 is __syncthreads. The first two have one number per group.
+constexpr int kStoreBarrier = 1;   // 1 and 2: the group has finished with its rows
+constexpr int kTurnBarrier = 3;    // 3 and 4: the group has its turn at the tensor cores
+constexpr int kScoresBarrier = 5;  // both groups have written their part
 
-// This block's tiles: of every round one, forwards and backwards in turn, so that what is long and
-// what is short evens out.
+// The tiles of this thread block, one per round. Every second round assigns the tiles in reverse
+// order, so that each block gets long and short tiles alike.
 class TileWalk {
  public:
   __device__ explicit TileWalk(const TileOrder& order) : order_(order) {}
@@ -116,7 +118,7 @@ class TileWalk {
 
 // --- barriers -----------------------------------------------------------------------------------
 
-// A place in a ring of buffers; the parity is that of the barriers' current phase.
+// A position in a ring of buffers. `parity` is the parity of the current phase of its barriers.
 template <int kStages>
 struct RingPlace {
   int stage = 0;
@@ -145,8 +147,8 @@ __device__ void QueryTiling<T, kHeadDim, kKeys, kStages>::Storage::init_barriers
   }
 }
 
-// A consumer's way to say that it has read a buffer. One arrival of each warp: what its wait
-// finished is what its own instructions started.
+// A consumer signals that it has read a buffer. Every warp arrives once, because its wait covers
+// only the products that its own instructions started.
 __device__ __forceinline__ void release(Mbarrier& empty) {
   __syncwarp();
   if (lane_id() == 0) mbarrier_arrive(empty);
@@ -163,7 +165,7 @@ __device__ __forceinline__ void copy_tile(BoxTile<T, kRows, kHeadDim>& tile, con
   }
 }
 
-// The rows of a task, of kHeld tensors.
+// Starts to copy the rows of a task from kHeld tensors.
 template <typename T, int kHeadDim, int kHeld>
 __device__ __forceinline__ void copy_held(HeldTile<T, kHeadDim> (&held)[kHeld],
                                           const TensorMap (&maps)[kHeld], Mbarrier& full,
@@ -178,7 +180,7 @@ __device__ __forceinline__ void copy_held(HeldTile<T, kHeadDim> (&held)[kHeld],
   }
 }
 
-// The thread that starts all copies where keys and values are walked over.
+// The thread that starts all copies of a kernel that walks over keys and values.
 template <typename Tiling>
 class KeyProducer {
  public:
@@ -227,7 +229,7 @@ class KeyProducer {
 
 // --- products -----------------------------------------------------------------------------------
 
-// Starts d = a b^T over the head dimension, and closes the group of products.
+// Starts d = a b^T over the head dimension, and commits the products as one group.
 template <typename T, int kRows, int kHeadDim>
 __device__ __forceinline__ void start_transposed(float (&d)[kRows / 8][4],
                                                  const BoxTile<T, kGroupRows, kHeadDim>& a,
@@ -241,7 +243,7 @@ __device__ __forceinline__ void start_transposed(float (&d)[kRows / 8][4],
   wgmma_commit();
 }
 
-// A group's 64 rows of an accumulator, rounded: an operand of the next product.
+// The 64 rows of a group in an accumulator, rounded to 16 bits: an operand of the next product.
 template <int kInner>
 using PackedRows = uint32_t[kInner / 16][4];
 
@@ -252,7 +254,7 @@ __device__ __forceinline__ void pack_rows(PackedRows<kInner>& packed,
   for (int i = 0; i < kInner / 16; ++i) pack_operand<T>(packed[i], acc[2 * i], acc[2 * i + 1]);
 }
 
-// Starts out += p b over the rows of b, and closes the group of products.
+// Starts out += p b over the rows of b, and commits the products as one group.
 template <typename T, int kRows, int kHeadDim>
 __device__ __forceinline__ void start_product(float (&out)[kHeadDim / 8][4],
                                               const PackedRows<kRows>& p,
@@ -264,7 +266,7 @@ __device__ __forceinline__ void start_product(float (&out)[kHeadDim / 8][4],
   wgmma_commit();
 }
 
-// Writes a group's packed rows to its part of a tile, for a product with the tile transposed.
+// Writes the packed rows of a group to its part of a tile, which a later product reads transposed.
 template <typename T, int kInner>
 __device__ __forceinline__ void store_packed(BoxTile<T, kTileRows, kInner>& tile,
                                              const PackedRows<kInner>& packed) {
@@ -278,7 +280,8 @@ __device__ __forceinline__ void store_packed(BoxTile<T, kTileRows, kInner>& tile
   }
 }
 
-// Starts out = a^T b over all rows of a tile, of one box of each, and closes the group of products.
+// Starts out = a^T b over all rows of a tile, for one box of a and one of b, and commits the
+// products as one group.
 template <typename T, int kCols, int kHeadDim>
 __device__ __forceinline__ void start_left_transposed(float (&out)[kBoxDims / 8][4],
                                                       const BoxTile<T, kTileRows, kCols>& a,
@@ -295,7 +298,7 @@ __device__ __forceinline__ void start_left_transposed(float (&out)[kBoxDims / 8]
 
 // --- roles --------------------------------------------------------------------------------------
 
-// A kernel's body; its producer and its consumer are made when their warps are known.
+// The body of a kernel. Each warp makes the producer or the consumer only after it knows its role.
 template <typename Storage, typename MakeProducer, typename MakeConsumer>
 __device__ __forceinline__ void run_roles(const MakeProducer& make_producer,
                                           const MakeConsumer& make_consumer) {
@@ -319,7 +322,8 @@ __device__ __forceinline__ void run_roles(const MakeProducer& make_producer,
 
 // --- launching ----------------------------------------------------------------------------------
 
-// `token_stride` elements lie from one token of the tensor to the next.
+// The tensor map of a [batch, sequence, heads, head_dim] tensor, whose tokens are `token_stride`
+// elements apart.
 inline TensorMap head_rows_map(const FlashAttentionShape& shape, const void* tensor,
                                int64_t sequence, int64_t heads, int64_t token_stride,
                                int box_rows) {
@@ -330,7 +334,7 @@ inline TensorMap head_rows_map(const FlashAttentionShape& shape, const void* ten
   return make_tensor_map(shape.dtype, tensor, dims, {row, token, token * sequence}, box);
 }
 
-// `walked_bytes` are what `sharing` neighbouring heads walk over.
+// `walked_bytes` is the size of the operands that `sharing` neighbouring heads walk over.
 inline TileOrder tile_order(int64_t batch, int64_t heads, int64_t rows, int64_t walked_bytes,
                             int64_t sharing, bool last_first) {
   constexpr int64_t kCacheBytes = 32 << 20;  // most of the 50 MB of L2
@@ -362,7 +366,7 @@ void launch_hopper(const LaunchSite& site, void (*kernel)(Params), const Params&
          dim3(kHopperThreads), sizeof(Storage), stream, params);
 }
 
-// Calls f(TypeTag<T>, head_dim, capped) with the head_dim that the actual one is padded to.
+// Calls f(TypeTag<T>, head_dim, capped) with the padded head_dim.
 template <typename F>
 void dispatch_hopper(const FlashAttentionShape& shape, F&& f) {
   dispatch_dtype(shape.dtype, [&](auto tag) {

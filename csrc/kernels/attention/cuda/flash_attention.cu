@@ -1,5 +1,5 @@
-// Entry points of attention on CUDA: argument checks, the row sums that the backward needs, and
-// the choice of an implementation.
+// Entry points of attention on CUDA: argument checks, the row sums for the backward pass, and the
+// choice of an implementation.
 #include <cmath>
 #include <cstdlib>
 
@@ -40,8 +40,8 @@ void check_shape(const FlashAttentionShape& shape, std::initializer_list<const v
   require(all_aligned(tensors), "tensors must start at a multiple of 16 bytes");
 }
 
-// Whether the Hopper kernels are to run, by PYPKG_FLASH_ATTENTION: auto, ampere or hopper. auto
-// means ampere until a GPU has checked the Hopper kernels, which have run in the emulation only.
+// Whether PYPKG_FLASH_ATTENTION (auto, ampere or hopper) chooses the Hopper kernels. auto means
+// ampere until a GPU has checked the Hopper kernels: they have run in the emulation only.
 bool hopper_is_asked_for() {
   const char* value = std::getenv("PYPKG_FLASH_ATTENTION");
   const std::string choice = value ? value : "auto";
@@ -65,7 +65,7 @@ bool hopper_is_asked_for() {
 }
 
 bool runs_on_hopper(const FlashAttentionShape& shape) {
-  // Float32 is there to be exact, and a tensor map cannot describe a tensor without elements.
+  // The Hopper kernels have no float32, and a tensor map cannot describe a tensor without elements.
   const bool suits = shape.dtype != DType::kFloat32 && shape.head_dim <= kMaxHopperHeadDim &&
                      shape.seq_q > 0 && shape.seq_k > 0;
   return hopper_is_asked_for() && suits;
@@ -78,7 +78,7 @@ DqSumSizes dq_sum_sizes(const FlashAttentionShape& shape) {
 constexpr int kDeltaThreads = 256;
 
 // delta[b, h, i] = sum over d of dout[b, i, h, d] * out[b, i, h, d]; one warp per sum.
-// Also clears the state of the sums of dq, for the kernels after it.
+// Also clears the state of the sums of dq for the kernels that follow.
 template <typename T>
 __global__ void __launch_bounds__(kDeltaThreads)
     delta_kernel(FlashAttentionBackward p, BackwardWorkspace workspace) {

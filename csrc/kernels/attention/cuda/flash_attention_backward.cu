@@ -1,16 +1,16 @@
-// Backward attention for sm_80 and newer, deterministic: bits are equal from run to run.
+// Backward attention for sm_80 and newer. It is deterministic: two runs give the same bits.
 //
-// A kernel holds a tile of keys and values and walks over queries for dk and dv. Scores are
-// transposed there, so that a warp owns whole rows of its outputs, and P and dS are operands of the
-// next products without leaving its registers. What is walked over has two buffers: one arrives
-// while the other is in use. There are two ways to dq:
+// One kernel computes dk and dv: a thread block holds a tile of keys and values and walks over the
+// queries. It computes the scores transposed. A warp then owns whole rows of its outputs, and P and
+// dS stay in registers as operands of the next products. Queries have two buffers: one is loaded
+// while the other is in use. There are two ways to compute dq:
 //
-// - Five products. The same kernel multiplies dS, through shared memory, by its keys and adds that
-//   to a sum in device memory in a fixed order; a last kernel rounds the sum. This needs 16-bit
-//   types, up to 128 dimensions, and a device whose blocks may have the shared memory.
-// - Seven products. A second kernel holds a tile of queries and walks over keys, and computes P and
-//   dS again. For heads of 256 dimensions the first kernel runs twice, for dv and for dk, as
-//   registers hold one of them only.
+// - Five products. The same kernel multiplies dS (through shared memory) by its keys and adds the
+//   result to a sum in device memory, in a fixed order. A last kernel rounds the sum. This needs
+//   16-bit types, 64 to 128 dimensions, and a device with enough shared memory per block.
+// - Seven products. A second kernel holds a tile of queries, walks over keys, and computes P and dS
+//   again. For heads of 256 dimensions the first kernel runs twice, once for dv and once for dk,
+//   because registers hold only one of them.
 #include "attention/cuda/cuda_attention_gradients.cuh"
 #include "attention/cuda/flash_attention_cuda.h"
 
@@ -40,12 +40,12 @@ struct BackwardTiling {
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kRowTiles = kTensorCores && kHeadDim <= 64 ? 2 : 1;  // 16 rows each
   static constexpr int kHeld = kWarps * kRowTiles * 16;
-  // What fits into registers, for the kernel for dk and dv has two accumulators; where heads are
-  // wide, into shared memory.
+  // Limited by registers, because the kernel for dk and dv has two accumulators. Limited by shared
+  // memory where heads are wide.
   static constexpr int kWalkedQueries = kTensorCores    ? (kRowTiles * kHeadDim >= 128 ? 16 : 32)
                                         : kHeadDim > 64 ? 8
                                                         : 16;
-  static constexpr int kQueriesTogether = kWalkedQueries;  // whose scores are in registers
+  static constexpr int kQueriesTogether = kWalkedQueries;  // queries with scores in registers
   static constexpr int kWalkedKeys = kTensorCores ? (kWide ? 16 : 32) : kHeadDim > 64 ? 8 : 16;
   static constexpr int kBlocksPerMultiprocessor = 2;
 };
@@ -53,11 +53,10 @@ struct BackwardTiling {
 template <typename T, int kHeadDim>
 constexpr bool has_five_products = sizeof(T) == 2 && kHeadDim >= 64 && kHeadDim <= 128;
 
-// --- dk and dv, with dq by five products
-// ----------------------------------------------------------------------------------
+// --- dk and dv, with dq by five products --------------------------------------------------------
 
-// The accumulators of this kernel are transposed: rows are keys, columns are queries, and lse and
-// delta, by query, are in shared memory.
+// The accumulators of this kernel are transposed: rows are keys and columns are queries. lse and
+// delta, one value per query, are in shared memory.
 
 enum class Wanted { kDkDv, kDk, kDv, kAll };
 
@@ -108,7 +107,7 @@ __device__ __forceinline__ void load_queries(KeyGradientStorage<Tiling, T>& shar
   }
 }
 
-// What a block of keys adds to the gradient of a tile of queries, by the five products.
+// Adds the term of this block of keys to dq of a tile of queries (five products).
 template <typename Tiling, typename T>
 __device__ __forceinline__ void add_query_gradient(FiveProductStorage<Tiling, T>& shared,
                                                    float* sum, bool is_first) {
@@ -167,7 +166,7 @@ __global__ void __launch_bounds__(KeyTiling<T, kHeadDim, kWanted>::kThreads,
   const int warp_row = warp_id() * kRowTiles * 16;
   [[maybe_unused]] float dk[kRowTiles][kHeadDim / 8][4] = {};
   [[maybe_unused]] float dv[kRowTiles][kHeadDim / 8][4] = {};
-  [[maybe_unused]] int tile = -1;  // of queries, to whose dq this block has the turn to add
+  [[maybe_unused]] int tile = -1;  // the tile of queries whose dq this block may add to
   [[maybe_unused]] const auto pass_on_turn = [&] {
     if (tile >= 0 && threadIdx.x == 0) workspace.dq_sums.pass_on(tile, task.first);
   };
@@ -176,7 +175,7 @@ __global__ void __launch_bounds__(KeyTiling<T, kHeadDim, kWanted>::kThreads,
     const int first_query = walk.first;
     const BlockState state = walk.state;
     copy_async_wait_all();
-    __syncthreads();  // this stage is here; the other one, and dS, are done with
+    __syncthreads();  // this stage has arrived; nobody uses the other one or dS any more
     if constexpr (kWantsAll) pass_on_turn();
     tile = walk.tile();
     walk.advance();
@@ -212,7 +211,7 @@ __global__ void __launch_bounds__(KeyTiling<T, kHeadDim, kWanted>::kThreads,
                                  rule.template block_state<Tiling::kWalkedQueries, Tiling::kHeld>(
                                      first_query, neighbour) != BlockState::kSkip;
       if (has_neighbour && threadIdx.x == 0) workspace.dq_sums.wait(tile, neighbour);
-      __syncthreads();  // dS of all warps is here; it is this block's turn
+      __syncthreads();  // all warps have written dS, and it is this block's turn
       add_query_gradient(shared,
                          workspace.dq_sums.tiles + int64_t(tile) * Tiling::QueryGradient::kSize,
                          !has_neighbour);
@@ -234,7 +233,7 @@ __global__ void __launch_bounds__(KeyTiling<T, kHeadDim, kWanted>::kThreads,
 
 constexpr int kRoundingThreads = 256;
 
-// dq = scale * sum, a tile of queries a block; zero for queries that see no key.
+// dq = scale * sum, one tile of queries per block; zero for queries that see no key.
 template <typename T, int kHeadDim>
 __global__ void __launch_bounds__(kRoundingThreads)
     query_gradient_sum_kernel(const FlashAttentionBackward p, const OrderedSums sums) {
@@ -247,7 +246,7 @@ __global__ void __launch_bounds__(kRoundingThreads)
                          shape.head_dim);
   const float* sum = sums.tiles + int64_t(blockIdx.x) * Layout::kSize;
   const bool is_seen = sums.state[blockIdx.x] != 0;
-  // Lanes of a warp have four chunks of eight rows.
+  // A warp covers four chunks of eight rows.
   for (int id = threadIdx.x; id < Tiling::kWalkedQueries * kChunks; id += kRoundingThreads) {
     const int row = id / (8 * kChunks) * 8 + id / 4 % 8;
     const int chunk = id / kWarpSize % (kChunks / 4) * 4 + id % 4;
@@ -320,7 +319,7 @@ __global__ void __launch_bounds__(BackwardTiling<T, kHeadDim>::kThreads,
     const int this_key = first_key;
     const BlockState this_state = state;
     copy_async_wait_all();
-    __syncthreads();  // this stage is here; the other one is done with
+    __syncthreads();  // this stage has arrived; nobody uses the other one any more
     first_key = seek(first_key + kWalked, state);
     if (first_key < shape.seq_k) load_keys(stage ^ 1, first_key);
     copy_async_commit();

@@ -1,18 +1,18 @@
-// Backward attention for Hopper (sm_90a), deterministic: bits are equal from run to run.
+// Backward attention for Hopper (sm_90a). It is deterministic: two runs give the same bits.
 //
-// One kernel computes the five products. Consumers hold keys and values and walk over blocks of
-// queries; scores are transposed there, so that P and dS are made in registers, where the products
-// for dv and dk have their left operand. dS also goes to shared memory. There each group multiplies
-// what both groups made by all keys held, for half of the block's dq, and adds that to a sum in
-// device memory, in the order of cuda_attention_ordered_sum.cuh. A second kernel rounds the sums.
-// The additions run beside the product for dk.
+// One kernel computes the five products. The consumers hold keys and values and walk over blocks of
+// queries. They compute the scores transposed, so that P and dS are in registers as the left
+// operands of the products for dv and dk. dS also goes to shared memory. Each group then multiplies
+// dS of both groups by all keys that the block holds. That is half of the block's term of dq. The
+// group adds it to a sum in device memory, in the order of cuda_attention_ordered_sum.cuh, while
+// the product for dk runs. A second kernel rounds the sums.
 #include "attention/cuda/cuda_attention_gradients.cuh"
 #include "attention/cuda/cuda_hopper_attention.cuh"
 
 namespace pypkg {
 namespace {
 
-// Of a block, and of the rings: what fits into registers and shared memory.
+// Queries of a block and buffers of a ring: as many as fit in registers and shared memory.
 template <int kHeadDim>
 constexpr int kQueries = kHeadDim == 64 ? 128 : 64;
 constexpr int kStages = 3;
@@ -21,13 +21,13 @@ struct HopperBackward {
   FlashAttentionBackward attention;
   OrderedSums sums;
   const float* delta;
-  TileOrder order;             // of the keys
-  TensorMap held[2], q, dout;  // [batch, sequence, heads, head_dim]; held are k and v
+  TileOrder order;             // of the tiles of keys
+  TensorMap held[2], q, dout;  // [batch, sequence, heads, head_dim]; `held` is k and v
 };
 
-// A tile of dq among the consumers, and of its sum in memory. A group has 64 x 64 of it: half of
-// the dimensions, or half of the queries. A thread's four neighbours in a column tile are
-// neighbours in memory, and the threads follow each other.
+// How a tile of dq is distributed over the consumers, and how its sum lies in memory. A group owns
+// 64 x 64 elements: half of the dimensions, or half of the queries. The four elements that a thread
+// has in a column tile are contiguous, and those of the next thread follow.
 template <int kHeadDim>
 struct QueryGradientLayout {
   static constexpr int kSize = kQueries<kHeadDim> * kHeadDim;
@@ -41,17 +41,17 @@ struct QueryGradientLayout {
   __device__ static int position(int n, int thread) { return (n * kConsumers + thread) * 4; }
 };
 
-// A block of queries in a ring, for those who wait for it.
+// Describes the block of queries in a buffer of the ring, for the threads that wait for it.
 struct WalkedBlock {
   enum End : int {
-    kNoMore = -1,  // of the tile that is held
+    kNoMore = -1,  // the held tile has no more blocks of queries
     kEnd = -2,     // no tile follows
   };
 
-  int tile;  // of dq; or an End, without queries
+  int tile;  // index of the tile of dq, or an End if the buffer holds no queries
   int head_q, first;
   BlockState state;
-  int b, first_key;  // of the tile that is held
+  int b, first_key;  // of the held tile
 };
 
 template <typename T, int kHeadDim>
@@ -60,14 +60,14 @@ struct Storage {
 
   HeldTile<T, kHeadDim> held[2];  // k and v, then dk and dv
   BoxTile<T, kRows, kHeadDim> q[kStages], dout[kStages];
-  BoxTile<T, kTileRows, kRows> dscores[2];  // of this block and the one before; rows are keys
+  BoxTile<T, kTileRows, kRows> dscores[2];  // of this and the previous block; rows are keys
   alignas(16) float lse[kStages][kRows], delta[kStages][kRows];  // lse_to_subtract
   WalkedBlock block[kStages];
   Mbarrier held_full, held_empty, full[kStages], empty[kStages];
-  Mbarrier turn, added;  // this block may add to a sum; its threads have
-  BlockTask task;        // the tile that is held; its first row is negative after the last one
-  float* sum;            // to which this block adds when its turn has come
-  bool starts_sum;       // nobody adds to it before
+  Mbarrier turn, added;  // `turn`: this block may add to a sum; `added`: its threads have done so
+  BlockTask task;        // the held tile; its first row is negative after the last tile
+  float* sum;            // the sum that this block adds to at its turn
+  bool starts_sum;       // whether this block is the first that adds to it
 
   __device__ void init_barriers();
 };
@@ -80,19 +80,19 @@ __device__ void Storage<T, kHeadDim>::init_barriers() {
   init_barrier_pair(turn, added, 1);
   for (int i = 0; i < kStages; ++i) {
     mbarrier_init(full[i], 2);
-    mbarrier_init(empty[i], kConsumers / kWarpSize + 1);  // and who keeps the turns
+    mbarrier_init(empty[i], kConsumers / kWarpSize + 1);  // + 1 for the turn keeper
   }
 }
 
-// A warp that starts all copies and brings lse and delta itself: their rows start anywhere, the
-// copy engine's at multiples of 16 bytes.
+// The warp that starts all copies. It loads lse and delta itself, because their rows may start
+// anywhere and the copy engine needs multiples of 16 bytes.
 template <typename T, int kHeadDim>
 class Loader {
  public:
   __device__ Loader(const HopperBackward& p, Storage<T, kHeadDim>& shared)
       : p_(p), shared_(shared) {}
 
-  // Tiles are taken by ticket, so a block only waits for those that have started.
+  // Blocks take tiles by ticket, so a block waits only for tiles that have already started.
   __device__ void run() {
     for (uint32_t parity = 1;; parity ^= 1) {
       mbarrier_wait(shared_.held_empty, parity);
@@ -152,7 +152,7 @@ class Loader {
     place_.advance();
   }
 
-  // A place of the ring without queries.
+  // Puts an End, without queries, into the next buffer of the ring.
   __device__ void mark(int end) {
     mbarrier_wait(shared_.empty[place_.stage], place_.parity ^ 1);
     if (lane_id() == 0) {
@@ -168,8 +168,8 @@ class Loader {
   RingPlace<kStages> place_;
 };
 
-// The thread that waits for the block's turn at each sum, and passes it on. Consumers would wait
-// for device memory to answer.
+// The thread that waits for the block's turn at each sum and passes it on. It spares the consumers
+// the latency of device memory.
 template <typename T, int kHeadDim>
 class TurnKeeper {
  public:
@@ -246,7 +246,7 @@ class Consumer {
       if (task.first < 0) return;
       Gradient dk = {}, dv = {};
       accumulate(task, dk, dv);
-      named_barrier_sync(kScoresBarrier, kConsumers);  // both have read all keys
+      named_barrier_sync(kScoresBarrier, kConsumers);  // both groups have read all keys
       store(task, dk, p_.attention.shape.scale, shared_.held[0], p_.attention.dk);
       store(task, dv, 1, shared_.held[1], p_.attention.dv);
       fence_proxy_async();
@@ -293,8 +293,8 @@ class Consumer {
       }
       rule.template apply<true, kCapped>(scores, task.first + warp_id() * 16, first, state);
       to_probabilities(scores, rule.template unit<kCapped>(), by_query(shared_.lse[stage]));
-      // dS before P is an operand: with dv under way beside scores and their gradients, registers
-      // suffice at head dim 128 without a cap only.
+      // dS is computed before the product for dv starts. With that product in flight beside scores
+      // and their gradients, registers would suffice only at head dim 128 without a cap.
       if constexpr (kCapped) {
         to_score_gradients(dscores, scores, NoDelta());
       } else {
@@ -309,8 +309,8 @@ class Consumer {
       auto& all_ds = shared_.dscores[parity_];
       store_packed(all_ds, ds);
       fence_proxy_async();
-      // Who comes here has finished the products with dS of the block before, whose place the next
-      // block takes.
+      // A group that arrives here has finished its products with dS of the previous block, so the
+      // next block may overwrite it.
       named_barrier_sync(kScoresBarrier, kConsumers);
       wgmma_fence();
       start_left_transposed(dq, all_ds, Layout::query_box(group_), shared_.held[0],
@@ -347,7 +347,7 @@ class Consumer {
     release(shared_.added);
   }
 
-  // One value per column of a transposed accumulator.
+  // Returns the value of the query of an element: columns of the accumulator are queries.
   __device__ __forceinline__ static auto by_query(const float (&values)[kRows]) {
     return [&values](int, int n, int c) { return values[col_in_tile(n, c)]; };
   }
@@ -364,7 +364,7 @@ class Consumer {
   Storage<T, kHeadDim>& shared_;
   const int group_;
   RingPlace<kStages> place_;
-  uint32_t parity_ = 0;  // of blocks of queries
+  uint32_t parity_ = 0;  // of the number of blocks of queries
 };
 
 #endif
@@ -383,7 +383,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 
 constexpr int kRoundingThreads = 256;
 
-// dq = scale * sum, a tile of queries a block; zero for queries that see no key.
+// dq = scale * sum, one tile of queries per block; zero for queries that see no key.
 template <typename T, int kHeadDim>
 __global__ void __launch_bounds__(kRoundingThreads)
     hopper_query_gradient_sum_kernel(const FlashAttentionBackward p, const OrderedSums sums) {
@@ -396,7 +396,7 @@ __global__ void __launch_bounds__(kRoundingThreads)
                          shape.head_dim);
   const float* sum = sums.tiles + int64_t(blockIdx.x) * Layout::kSize;
   const bool is_seen = sums.state[blockIdx.x] != 0;
-  // Four lanes of a consumer warp have the same 8 columns of two rows, 8 rows apart.
+  // Four lanes of a consumer warp hold the same 8 columns of two rows that are 8 rows apart.
   for (int id = threadIdx.x; id < kRows / 2 * kChunks; id += kRoundingThreads) {
     const int chunk = id % kChunks, lane_row = id / kChunks % 8, rows_16 = id / (8 * kChunks);
     const int group = Layout::splits_queries() ? rows_16 / 4 : chunk / Layout::kColTiles;
@@ -426,7 +426,7 @@ template <typename T, int kHeadDim, bool kCapped>
 void launch_backward(const FlashAttentionBackward& p, const BackwardWorkspace& workspace,
                      Stream stream) {
   const FlashAttentionShape& s = p.shape;
-  // q and dout, and the sums.
+  // q and dout (2 bytes an element) and the sums (4 bytes).
   const int64_t walked_bytes = 8 * s.seq_q * s.head_dim * (s.heads_q / s.heads_k);
   const HopperBackward params{
       p,

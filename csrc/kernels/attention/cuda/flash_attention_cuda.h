@@ -1,6 +1,6 @@
-// Implementations of attention behind flash_attention_*_cuda, and what their launchers share.
-// flash_attention.cu checks the arguments and chooses; another implementation is one more pair of
-// functions here.
+// The implementations behind flash_attention_*_cuda, and the helpers that their launchers share.
+// flash_attention.cu checks the arguments and chooses. To add an implementation, declare another
+// pair of functions here.
 #pragma once
 
 #include <type_traits>
@@ -15,12 +15,12 @@ void flash_attention_forward_sm80(const FlashAttentionForward& params, Stream st
 
 constexpr int64_t kMaxHopperHeadDim = 128;
 
-// 16-bit types, head_dim at most kMaxHopperHeadDim, at least one query and one key, on a device of
-// compute capability 9.0.
+// Needs 16-bit types, head_dim at most kMaxHopperHeadDim, at least one query and one key, and a
+// device of compute capability 9.0.
 void flash_attention_forward_sm90(const FlashAttentionForward& params, Stream stream);
 
-// Sums of dq that a backward pass needs; flash_attention_backward_sm80 needs none where it computes
-// dq otherwise.
+// Sizes of the sums of dq that a backward pass needs. flash_attention_backward_sm80 needs none
+// where it computes dq with seven products.
 struct DqSumSizes {
   int64_t tiles = 0;
   int64_t tile_size = 0;  // floats
@@ -51,7 +51,7 @@ struct BackwardWorkspace {
 void flash_attention_backward_sm80(const FlashAttentionBackward& params,
                                    const BackwardWorkspace& workspace, Stream stream);
 
-// As flash_attention_forward_sm90.
+// Has the requirements of flash_attention_forward_sm90.
 void flash_attention_backward_sm90(const FlashAttentionBackward& params,
                                    const BackwardWorkspace& workspace, Stream stream);
 
@@ -60,22 +60,21 @@ inline LaunchSite attention_site(const char* operation, const FlashAttentionShap
           {shape.batch, shape.seq_q, shape.seq_k, shape.heads_q, shape.heads_k, shape.head_dim}};
 }
 
-// One block per `rows_per_block` rows of every batch and head, in a flat grid.
+// A flat grid with one block per `rows_per_block` rows of every batch and head.
 inline dim3 attention_grid(int64_t batch, int64_t heads, int64_t rows, int rows_per_block) {
   const int64_t blocks = batch * heads * ceil_div<int64_t>(rows, rows_per_block);
   if (blocks > INT32_MAX) throw std::invalid_argument("flash_attention: more than 2^31 blocks");
   return dim3(static_cast<unsigned>(blocks));
 }
 
-// Calls f(capped): a template parameter, so that kernels without a soft cap hold nothing of it.
+// Calls f(capped). `capped` is a type, so that kernels without a soft cap contain no code for it.
 template <typename F>
 void dispatch_softcap(const FlashAttentionShape& shape, F&& f) {
   if (shape.softcap > 0) return f(std::true_type{});
   f(std::false_type{});
 }
 
-// Calls f(TypeTag<T>, head_dim, capped) with the compiled head_dim that the actual one is padded
-// to.
+// Calls f(TypeTag<T>, head_dim, capped) with the padded head_dim.
 template <typename F>
 void dispatch_sm80(const FlashAttentionShape& shape, F&& f) {
   dispatch_dtype(shape.dtype, [&](auto tag) {
@@ -94,8 +93,9 @@ void dispatch_sm80(const FlashAttentionShape& shape, F&& f) {
   });
 }
 
-// Launches a kernel of flash_attention_*_sm80 whose shared memory is a Storage: at most what a
-// block may have on 8.6, 8.9 and 12.0, or on 8.0 if the caller has asked shared_memory_limit().
+// Launches a kernel of flash_attention_*_sm80 whose shared memory is a Storage. Its size is at most
+// the limit of a block on 8.6, 8.9 and 12.0; with kNeedsMore it is the limit on 8.0, and the caller
+// must check shared_memory_limit() first.
 template <typename Storage, bool kNeedsMore = false, typename... Params, typename... Args>
 void launch_sm80(const LaunchSite& site, void (*kernel)(Params...), dim3 grid, int threads,
                  Stream stream, const Args&... args) {

@@ -1,7 +1,7 @@
 // Forward attention for sm_80 and newer: FlashAttention-2's loop (Dao, 2023).
 //
 // A thread block holds a tile of queries and walks over tiles of keys and values. Keys and values
-// each have one buffer: the values arrive while scores are computed, the next keys while the
+// have one buffer each: values are loaded while scores are computed, and the next keys while the
 // values are used.
 #include "attention/cuda/cuda_attention_softmax.cuh"
 #include "attention/cuda/flash_attention_cuda.h"
@@ -13,13 +13,13 @@ template <typename T, int kHeadDim_>
 struct ForwardTiling {
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr bool kTensorCores = sizeof(T) == 2;
-  // What fits into registers without spills: wide heads need more warps with fewer rows each.
+  // As many as fit in registers without spills. Wide heads need more warps with fewer rows each.
   static constexpr int kRowTiles = kTensorCores && kHeadDim <= 128 ? 2 : 1;  // 16 queries each
   static constexpr int kWarps = kTensorCores && kHeadDim > 128 ? 8 : 4;
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kQueries = kWarps * kRowTiles * 16;
   static constexpr int kBlocksPerMultiprocessor = 8 / kWarps;
-  // What fits into registers, and into shared memory where heads have 256 dimensions.
+  // As many as fit in registers, or in shared memory where heads have 256 dimensions.
   static constexpr int kKeys = kTensorCores     ? (kHeadDim > 64 ? 32 : 64)
                                : kHeadDim > 128 ? 8
                                : kHeadDim > 64  ? 16
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(ForwardTiling<T, kHeadDim>::kThreads,
   copy_async_commit();
   while (first_key < shape.seq_k) {
     copy_async_wait_all();
-    __syncthreads();  // keys are here; the previous values are done with
+    __syncthreads();  // the keys have arrived; nobody uses the previous values any more
     load_tile<kThreads>(shared.v, v, first_key, shape.seq_k);
     copy_async_commit();
     float scores[kRowTiles][kKeys / 8][4] = {};
@@ -73,12 +73,12 @@ __global__ void __launch_bounds__(ForwardTiling<T, kHeadDim>::kThreads,
     scale_rows(out, softmax.update(scores));
     first_key = seek(first_key + kKeys, state);
     copy_async_wait_all();
-    __syncthreads();  // values are here; the keys are done with
+    __syncthreads();  // the values have arrived; nobody uses the keys any more
     if (first_key < shape.seq_k) load_tile<kThreads>(shared.k, k, first_key, shape.seq_k);
     copy_async_commit();
     multiply(out, scores, shared.v);
   }
-  copy_async_wait_all();  // of the queries, where no key was seen: their tile is reused now
+  copy_async_wait_all();  // the tile of the queries is reused now; no loop waited if no key is seen
   __syncthreads();
   store_result(p, task, out, softmax, shared.q);
 }

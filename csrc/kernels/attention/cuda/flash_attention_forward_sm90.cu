@@ -1,15 +1,15 @@
 // Forward attention for Hopper (sm_90a), after FlashAttention-3 (Shah et al., 2024).
 //
-// Consumers hold queries and walk over blocks of keys and values. They take turns at the tensor
+// The consumers hold queries and walk over blocks of keys and values. They take turns at the tensor
 // cores: while one multiplies, the other computes its softmax. Each starts the scores of a block of
-// keys together with the output of the block before, whose probabilities are in registers.
+// keys together with the output of the previous block, whose probabilities are in registers.
 #include "attention/cuda/cuda_attention_softmax.cuh"
 #include "attention/cuda/cuda_hopper_attention.cuh"
 
 namespace pypkg {
 namespace {
 
-constexpr int kKeys = 128;  // of a block
+constexpr int kKeys = 128;  // keys of a block
 template <int kHeadDim>
 constexpr int kStages = kHeadDim == 64 ? 4 : 2;
 
@@ -49,7 +49,7 @@ class Consumer {
       fence_proxy_async();
       release(shared_.held_empty);
     }
-    if (group_ == 0) wait_for_turn();  // the last one that the other group passed on
+    if (group_ == 0) wait_for_turn();  // takes the last turn that the other group passed on
   }
 
  private:

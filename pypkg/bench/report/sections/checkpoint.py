@@ -41,7 +41,8 @@ def render(result: Result) -> list[str]:
     ]  # fmt: skip
     return [
         f"- {result['workload']}; {result['rows'][0]['bytes'] / 1e9:.2f} GB",
-        "- `of disk`: time of `dd` with fsync that writes as many bytes in the same round, divided "
+        "- `of disk`: time of `dd` with fsync that writes as many bytes in the same round (through "
+        "the page cache or past it, whichever is faster), divided "
         "by the time of the save; `async stall`: how long training stands still with "
         "`use_async_save`, after the first save, whose time is `first`; `of save`: divided by the "
         "time of the save that is awaited. Shared memory is allocated before the first save, as in "
