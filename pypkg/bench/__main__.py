@@ -2,11 +2,12 @@
 
 ``python -m pypkg.bench ops`` times the operators. With ``--device cuda`` it times the kernels on a
 GPU against torch, which needs nvcc and no Paddle. ``train-step`` times whole training steps, and
-with ``--host-time`` the host's part of them, ``generate`` the generation of tokens, ``preprocess``
-tokenization, ``data-index`` the construction of index maps, ``data-loading`` the assembly of
-batches and ``checkpoint`` saving and loading. ``learning-curves`` trains with each optimizer.
-``report`` writes docs/benchmarks.md and its figures from the recorded results. Exit codes: 0
-success; 1 a baseline failed or its result differs from the reference; 2 an invalid setting.
+with ``--host-time`` the host's part of them. ``memory-passes`` counts the bytes that a layer reads
+and writes. ``generate`` times the generation of tokens, ``preprocess`` tokenization, ``data-index``
+the construction of index maps, ``data-loading`` the assembly of batches and ``checkpoint`` saving
+and loading. ``learning-curves`` trains with each optimizer. ``report`` writes docs/benchmarks.md
+and its figures from the recorded results. Exit codes: 0 success; 1 a baseline failed or its result
+differs from the reference; 2 an invalid setting.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         "checkpoint": _run_checkpoint,
         "generate": _run_generate,
         "learning-curves": _run_learning_curves,
+        "memory-passes": _run_memory_passes,
     }[options.command]
     described = describe_run(arguments, options.threads)
     result = {**described, **run(options)}
@@ -157,6 +159,14 @@ def _run_learning_curves(options: argparse.Namespace) -> dict[str, Any]:
     return run_learning_curves(options)
 
 
+def _run_memory_passes(options: argparse.Namespace) -> dict[str, Any]:
+    logger.info(configure_cpu(options.threads))
+    import_paddle()
+    from pypkg.bench.memory_passes import run_memory_passes
+
+    return run_memory_passes(options)
+
+
 def _write_docs() -> Path:
     from pypkg.bench.report.page import write_docs
 
@@ -211,6 +221,10 @@ def _parser() -> argparse.ArgumentParser:
     text.add_argument("--prompt", type=_positive, default=32, help="tokens of a prompt")
     text.add_argument("--new", type=_positive, default=128, help="tokens after each prompt")
     text.add_argument("--rounds", type=_positive, default=5, help="timed runs per baseline")
+
+    passes = commands.add_parser("memory-passes", parents=[measured], help="bytes of a layer")
+    passes.add_argument("--config", default="facebook/llama-7b", help="a known model, or a folder")
+    passes.add_argument("--seq", type=_positive, default=8192, help="tokens")
 
     _add_curves(commands, measured)
     _add_data(commands, measured)

@@ -16,28 +16,36 @@ from pypkg.bench.report.sections import checkpoint
 def one_round(seconds: float) -> dict[str, Any]:
     saved = {"stall": seconds / 4, "total": seconds, "host_bytes": 3 << 20, "largest_share": 1.02}
     loaded = {"total": 1.5, "read_bytes": 10, "read_per_held": 1.04}
-    return {"bytes": 2 * 10**9, "sync": saved, "async": saved, "load": loaded, "dd": 0.9}
+    return {
+        "bytes": 2 * 10**9,
+        "sync": saved,
+        "async": saved,
+        "load": loaded,
+        "dd": 0.9,
+        "direct_dd": 0.6,
+    }
 
 
 def test_a_row_and_its_line() -> None:
     row = summary("alone", [one_round(1.0), one_round(2.0), one_round(3.0)])
     assert row["sync_total"]["median"] == 2.0 and row["async_stall"]["median"] == 0.625
     assert row["first_async_stall"] == 0.25
-    assert row["of_disk"]["median"] == pytest.approx(0.45)
+    assert row["of_dd"]["median"] == pytest.approx(0.45)
+    assert row["of_direct_dd"]["median"] == pytest.approx(0.3)
     twice = summary("tp2", [one_round(4.0)])
     lines = checkpoint.render({"workload": "a model", "rows": [row, twice]})
     assert lines[0] == "- a model; 2.00 GB"
     cells = [cell.strip() for cell in lines[-1].split("|")[1:-1]]
-    assert cells == ["tp2", "4.00", "4.00-4.00", "0.50", "0.23", "2.00", "1.00", "0.25", "1.00",
-                     "4.00", "1.50", "1.02", "1.04", "3"]  # fmt: skip
+    assert cells == ["tp2", "4.00", "4.00-4.00", "0.50", "0.23", "0.15", "2.00", "1.00", "0.25",
+                     "1.00", "4.00", "1.50", "1.02", "1.04", "3"]  # fmt: skip
 
 
 def test_a_row_without_asynchronous_saves() -> None:
     saved = {key: value for key, value in one_round(1.0).items() if key != "async"}
     lines = checkpoint.render({"workload": "a model", "rows": [summary("alone", [saved])]})
     cells = [cell.strip() for cell in lines[-1].split("|")[1:-1]]
-    assert cells == ["alone", "1.00", "1.00-1.00", "2.00", "0.90", "1.00", "", "", "", "", "1.50",
-                     "1.02", "1.04", "3"]  # fmt: skip
+    assert cells == ["alone", "1.00", "1.00-1.00", "2.00", "0.90", "0.60", "1.00", "", "", "", "",
+                     "1.50", "1.02", "1.04", "3"]  # fmt: skip
 
 
 def test_an_unknown_layout_is_named(capsys: pytest.CaptureFixture) -> None:

@@ -1,10 +1,9 @@
 """``python -m pypkg.bench checkpoint``: saving and loading under each layout.
 
 A round is a blocking save, an asynchronous save unless they are left out, loading, and ``dd`` with
-fsync, which writes the same number of bytes, through the page cache and past it; the faster of the
-two counts. In every other round ``dd`` comes first. The ranks of a layout are processes of this
-machine. If torch is installed, torch.distributed.checkpoint saves the same number of bytes in one
-process.
+fsync, which writes the same number of bytes, through the page cache and past it. In every other
+round ``dd`` comes first. The ranks of a layout are processes of this machine. If torch is
+installed, torch.distributed.checkpoint saves the same number of bytes in one process.
 """
 
 from __future__ import annotations
@@ -88,8 +87,8 @@ def run_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
 def summary(layout: str, rounds: Sequence[Round]) -> dict[str, Any]:
     """A row of the result: medians and quartiles over the rounds, in seconds.
 
-    ``of_disk`` is the time of ``dd`` divided by that of the blocking save of the same round. The
-    first asynchronous save is reported separately if there are later ones.
+    ``of_dd`` and ``of_direct_dd`` are the times of ``dd`` divided by that of the blocking save of
+    the same round. The first asynchronous save is reported separately if there are later ones.
     """
     row: dict[str, Any] = {"layout": layout, "bytes": rounds[0]["bytes"]}
     if "async" in rounds[0]:
@@ -104,10 +103,12 @@ def summary(layout: str, rounds: Sequence[Round]) -> dict[str, Any]:
         if kind in rounds[0]:
             values = [each[kind][part] for each in rounds]
             row[f"{kind}_{part}"] = asdict(summarize(values))
+    for way in ("dd", "direct_dd"):
+        if way in rounds[0]:
+            ratios = [each[way] / each["sync"]["total"] for each in rounds]
+            row[way] = asdict(summarize([each[way] for each in rounds]))
+            row[f"of_{way}"] = asdict(summarize(ratios))
     if "dd" in rounds[0]:
-        ratios = [each["dd"] / each["sync"]["total"] for each in rounds]
-        row["dd"] = asdict(summarize([each["dd"] for each in rounds]))
-        row["of_disk"] = asdict(summarize(ratios))
         row["largest_share"] = rounds[0]["sync"]["largest_share"]
         row["sync_host_bytes"] = max(each["sync"]["host_bytes"] for each in rounds)
         row["read_per_held"] = max(each["load"]["read_per_held"] for each in rounds)

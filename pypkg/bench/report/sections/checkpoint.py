@@ -23,7 +23,8 @@ def render(result: Result) -> list[str]:
                 row["layout"],
                 *median_and_quartiles(row["sync_total"]),
                 f"{row['bytes'] / sync / 1e9:.2f}",
-                _cell(row.get("of_disk")),
+                _cell(row.get("of_dd")),
+                _cell(row.get("of_direct_dd")),
                 "" if alone is None else f"{sync / alone['sync_total']['median']:.2f}",
                 _cell(stall),
                 "" if stall is None else f"{stall['median'] / sync:.2f}",
@@ -36,14 +37,15 @@ def render(result: Result) -> list[str]:
             ]
         )
     head = [
-        "layout", "save, s", "quartiles", "GB/s", "of disk", "vs alone", "async stall, s",
-        "of save", "first, s", "async save, s", "load, s", "share", "read", "host MiB",
+        "layout", "save, s", "quartiles", "GB/s", "of dd", "of direct", "vs alone",
+        "async stall, s", "of save", "first, s", "async save, s", "load, s", "share", "read",
+        "host MiB",
     ]  # fmt: skip
     return [
         f"- {result['workload']}; {result['rows'][0]['bytes'] / 1e9:.2f} GB",
-        "- `of disk`: time of `dd` with fsync that writes as many bytes in the same round (through "
-        "the page cache or past it, whichever is faster), divided "
-        "by the time of the save; `async stall`: how long training stands still with "
+        "- `of dd`: time of `dd` with fsync that writes as many bytes in the same round, divided "
+        "by the time of the save; `of direct`: the same with `oflag=direct`, past the page cache, "
+        "as a save writes; `async stall`: how long training stands still with "
         "`use_async_save`, after the first save, whose time is `first`; `of save`: divided by the "
         "time of the save that is awaited. Shared memory is allocated before the first save, as in "
         "a run, and kept, so no save waits for its pages. The pause is that of the slowest rank. "
