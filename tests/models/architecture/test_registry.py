@@ -250,6 +250,20 @@ def test_the_command_counts_a_folder_without_weights(
     assert "neither a folder nor a known model" in capsys.readouterr().err
 
 
+def test_the_command_prints_a_config_to_start_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder with it is the known model."""
+    assert main(["--config", "qwen/qwen3-0.6b"]) == 0
+    (tmp_path / "config.json").write_text(capsys.readouterr().out)
+    assert registry.load_config(tmp_path) == registry.load_config("Qwen/Qwen3-0.6B")
+    assert main(["--config", "Qwen/Qwen3-0.5B"]) == 2
+    assert "is no known model; did you mean Qwen/Qwen3-0.6B" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--config", "gpt2", "gpt2"])
+    assert "leave out MODEL" in capsys.readouterr().err
+
+
 def test_the_configuration_side_needs_no_paddle() -> None:
     code = (
         "import sys; sys.modules['paddle'] = None\n"
