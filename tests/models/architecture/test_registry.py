@@ -178,7 +178,7 @@ def test_case_of_names_does_not_matter() -> None:
 def test_unknown_name_gets_the_nearest_and_a_way_out() -> None:
     with pytest.raises(UserError, match=r"facebook/lama-7b.*facebook/llama-7b.*path of a folder"):
         registry.load_config("facebook/lama-7b")
-    with pytest.raises(UserError, match=r"known model\. .*folder.*python -m pypkg\.models"):
+    with pytest.raises(UserError, match=r"known model\. .*folder.*`pypkg models`"):
         registry.load_config("zzzzqqqq")
 
 
