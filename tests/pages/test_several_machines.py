@@ -68,11 +68,16 @@ def launch_lines(folder: Path, script: str, **variables: str) -> list[list[str]]
 
 
 def expected(
-    rank: int, port: int = 36000, *, ranks: str = "", command: str = "pretrain"
+    rank: int,
+    master: str = "127.0.0.1",
+    port: int = 36000,
+    *,
+    ranks: str = "",
+    command: str = "pretrain",
 ) -> list[str]:
     return [
         *("-m", "paddle.distributed.launch", "--nnodes", "2", "--rank", str(rank)),
-        *("--master", f"127.0.0.1:{port}", "--host", "127.0.0.1"),
+        *("--master", f"{master}:{port}", "--host", "127.0.0.1"),
         *(("--nproc_per_node", ranks) if ranks else ()),
         *("--log_dir", f"log/machine{rank}", "pypkg", command, "run.json"),
     ]
@@ -90,7 +95,13 @@ def expected(
 def test_the_number_of_a_machine(tmp_path, variables):
     variables |= {"MACHINES": "2", "MASTER": "first", "RANKS": "4"}
     found = launch_lines(tmp_path, "bash start.sh run.json", **variables)
-    assert found == [expected(1, ranks="4")]
+    assert found == [expected(1, "first", ranks="4")]
+
+
+def test_the_first_machine_listens_at_its_own_address(tmp_path):
+    """The others have the name, because a new pod of that name has another address."""
+    variables = {"MACHINES": "2", "MASTER": "first", "MACHINE_RANK": "0"}
+    assert launch_lines(tmp_path, "bash start.sh run.json", **variables) == [expected(0)]
 
 
 @pytest.mark.parametrize("missing", ["MACHINES", "MASTER", "MACHINE_RANK"])
@@ -143,7 +154,7 @@ def test_the_lines_of_a_run_started_by_hand(tmp_path):
 def test_the_batch_script_of_slurm(tmp_path):
     text = block("bash", "#SBATCH")
     found = launch_lines(tmp_path, text, SLURM_NNODES="2", SLURM_JOB_ID="123456")
-    assert found == [expected(rank, 30000 + 3456) for rank in range(2)]
+    assert found == [expected(rank, port=30000 + 3456) for rank in range(2)]
     options = dict(
         line.removeprefix("#SBATCH --").partition("=")[::2]
         for line in text.splitlines()
@@ -155,7 +166,10 @@ def test_the_batch_script_of_slurm(tmp_path):
 
 
 def test_the_lines_of_open_mpi(tmp_path):
-    assert launch_lines(tmp_path, block("bash", "mpirun")) == [expected(0), expected(1)]
+    assert launch_lines(tmp_path, block("bash", "mpirun")) == [
+        expected(0),
+        expected(1, "10.0.0.1"),
+    ]
 
 
 def test_the_manifest_of_kubernetes(tmp_path):
@@ -167,7 +181,7 @@ def test_the_manifest_of_kubernetes(tmp_path):
     words = container["command"] + container["args"]
     assert launch_lines(
         tmp_path, shlex.join(words), **variables, JOB_COMPLETION_INDEX="1"
-    ) == [expected(1)]  # fmt: skip
+    ) == [expected(1, variables["MASTER"])]  # fmt: skip
     name = job["metadata"]["name"]
     assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(variables["MACHINES"])
     assert variables["MASTER"] == f"{name}-0.{pods['subdomain']}"

@@ -54,15 +54,19 @@ class Host:
         log: IO,
         environment: Mapping[str, str],
         mounts: Mapping[Path, Path],
+        read_only: Sequence[Path] = (),
     ) -> subprocess.Popen:
         """Starts ``command`` here, with all output to ``log``.
 
         Args:
             mounts: a folder as this host sees it, and what is there in truth.
+            read_only: folders that this host has mounted for reading alone.
         """
+        mounted = [("bind", source, target) for target, source in mounts.items()]
+        mounted += [("bind,ro", folder, folder) for folder in read_only]
         script = "".join(
-            f"mount --bind {shlex.quote(str(source))} {shlex.quote(str(target))} && "
-            for target, source in mounts.items()
+            f"mount --options {options} {shlex.quote(str(source))} {shlex.quote(str(target))} && "
+            for options, source, target in mounted
         )
         script += "exec " + shlex.join(map(str, command))
         return subprocess.Popen(

@@ -49,6 +49,7 @@ class Run:
         mounts: dict[Path, Path] | None = None,
         around: Sequence[str] = (),
         script: Path | None = None,
+        read_only: Sequence[Path] = (),
         **settings: object,
     ) -> None:
         """Starts a launcher with one rank on every host.
@@ -57,6 +58,7 @@ class Run:
             mounts: folders of their own that all hosts but the first have (`Host.start`).
             around: words before the launch line.
             script: starts the launcher of a host, from the variables of a Slurm job.
+            read_only: folders that all hosts but the first may only read.
         """
         self.launchers = []
         for number, host in enumerate(self._hosts):
@@ -90,9 +92,8 @@ class Run:
                 "PYPKG_START_SECONDS": "120",
             }
             with (self.workplace.folder / f"launcher{number}.log").open("ab") as log:
-                self.launchers.append(
-                    host.start(command, log, variables, (mounts or {}) if number else {})
-                )
+                others = (mounts or {}, read_only) if number else ({}, ())
+                self.launchers.append(host.start(command, log, variables, *others))
 
     def codes(self, seconds: float) -> list[int]:
         """Exit codes of all launchers, which have to end in that time."""
@@ -222,6 +223,19 @@ def test_an_output_folder_that_is_not_shared(hosts, tmp_path):
     for number in range(2):
         assert "is not the same folder on all machines" in run.said(number)
         assert f"rank 1 ({hosts[1].address}) cannot see" in run.said(number)
+
+
+@pytest.mark.parametrize("allow_local_output", [False, True])
+def test_an_output_folder_that_one_host_can_only_read(hosts, tmp_path, allow_local_output):
+    """It is told before the first step, and not by the first checkpoint."""
+    run = Run(hosts, tmp_path)
+    run.workplace.output_dir.mkdir()
+    run.start(read_only=[run.workplace.output_dir], allow_local_output=allow_local_output)
+    assert run.codes(180) == [2, 2], run.said(0) + run.said(1)
+    for number in range(2):
+        assert f"rank 1 ({hosts[1].address}): output_dir" in run.said(number)
+        assert "cannot be written: Read-only file system" in run.said(number)
+    assert not run.losses()
 
 
 def test_each_host_keeps_its_part(hosts, reference, tmp_path):

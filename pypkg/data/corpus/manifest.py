@@ -36,6 +36,15 @@ def corpus_manifest(records: Mapping[str, FileRecord]) -> bytes:
     return sealed_json({"format": _FORMAT, "checksum": ALGORITHM, "files": files})
 
 
+def written_digest(prefix: str) -> str:
+    """Checksum of the tokens as the manifest has it; empty if a corpus has no usable manifest."""
+    try:
+        content = read_sealed_json(Path(prefix + MANIFEST_SUFFIX))
+        return str(content["files"][".bin"]["digest"])
+    except (SealError, OSError, KeyError, TypeError):
+        return ""
+
+
 def changed_files(prefix: str, on_read: Callable[[int], None] | None = None) -> list[str] | None:
     """The differences from the manifest, one sentence each; None if a corpus has no manifest.
 

@@ -21,6 +21,7 @@ from typing import Any
 from pypkg import __version__
 from pypkg.console import progress
 from pypkg.console.logs import say
+from pypkg.console.troubleshooting import error_text
 from pypkg.parallel import mesh
 from pypkg.parallel.launch.coordinator import Coordinator
 from pypkg.parallel.launch.ports import check_fleet_port, join
@@ -233,7 +234,7 @@ class Watchdog:
     def _end(self, message: str, exit_code: int, stacks: bool) -> None:
         """Prints the message and ends the process, even if its main thread waits in C++ code."""
         self._is_ending = True
-        say(f"error: {message}")
+        say(error_text(message) if exit_code == 2 else f"error: {message}")
         if stacks:
             faulthandler.dump_traceback(sys.stderr)
         with contextlib.suppress(OSError):

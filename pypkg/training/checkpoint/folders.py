@@ -67,17 +67,32 @@ def prepare_output_dir(output_dir: str | Path) -> None:
     Raises:
         UserError: it cannot be created or written.
     """
-    folder = Path(output_dir)
-    probe = folder / f".write-test-{secrets.token_hex(8)}"  # several machines may test at once
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(output_dir, error) from error
+    require_writable(output_dir)
+
+
+def require_writable(output_dir: str | Path) -> None:
+    """Checks that this process can write into ``output_dir``, which exists.
+
+    Raises:
+        UserError: it cannot.
+    """
+    probe = Path(output_dir, f".write-test-{secrets.token_hex(8)}")  # several may test at once
+    try:
         probe.write_bytes(b"x")
         probe.unlink()
     except OSError as error:
-        raise UserError(
-            f"output_dir {str(folder)!r} cannot be written: {error.strerror}. "
-            "Set output_dir to a folder you may write."
-        ) from error
+        raise _not_writable(output_dir, error) from error
+
+
+def _not_writable(output_dir: str | Path, error: OSError) -> UserError:
+    return UserError(
+        f"output_dir {str(output_dir)!r} cannot be written: {error.strerror}. "
+        "Set output_dir to a folder you may write."
+    )
 
 
 def remove_unfinished(output_dir: str | Path) -> None:

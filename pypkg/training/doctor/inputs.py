@@ -20,7 +20,7 @@ from pypkg.training.doctor.facts import nearest_folder
 from pypkg.training.doctor.findings import Finding, Severity, counted, finding_of
 from pypkg.training.doctor.machine import Needs
 from pypkg.training.feed.same_data import check_same_data
-from pypkg.training.start.output_dir import find_places
+from pypkg.training.start.output_dir import find_places, require_on_all_ranks
 from pypkg.training.start.sources import grown_vocab_size, tokenizer_of
 from pypkg.training.start.verify_data import verify_corpora
 
@@ -109,7 +109,7 @@ def _output_dir(settings: Settings) -> str:
     folder = Path(settings.output_dir)
     from_first_rank(lambda: refuse_if_in_use(folder))
     existing = from_first_rank(lambda: nearest_folder(folder))
-    from_all_ranks(lambda: _require_writable(existing))
+    require_on_all_ranks(lambda: _require_writable(existing))
     if mesh.current().world_size == 1:
         return f"{existing} can be written"
     places = find_places(existing, settings.allow_local_output)
@@ -118,7 +118,7 @@ def _output_dir(settings: Settings) -> str:
 
 
 def _require_writable(folder: Path) -> None:
-    if not os.access(folder, os.W_OK | os.X_OK):
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(
             f"output_dir cannot be made in {folder}, which this process may not write. Set "
             "output_dir to a folder you may write."

@@ -10,6 +10,7 @@ import numpy as np
 import paddle.distributed as dist
 
 from pypkg.data import IndexedDataset
+from pypkg.data.corpus.manifest import MANIFEST_SUFFIX, written_digest
 from pypkg.errors import UserError
 from pypkg.files.checksums import Checksum
 from pypkg.parallel import mesh
@@ -29,8 +30,16 @@ class _Fingerprint(NamedTuple):
         return f"{self.tokens:,} tokens in {self.sequences:,} sequences, digest {self.digest[:8]}"
 
 
+class _Corpus(NamedTuple):
+    name: str
+    fingerprint: _Fingerprint
+    written: str  # checksum of all tokens in the manifest; empty without one
+
+
 def check_same_data(corpora: Sequence[IndexedDataset] | None) -> None:
     """Compares the corpora of the ranks: all sizes of sequences, and some of the tokens.
+
+    Checksums of all tokens are compared as well, among the ranks whose copy has a manifest.
 
     Every rank must call this.
 
@@ -44,9 +53,12 @@ def check_same_data(corpora: Sequence[IndexedDataset] | None) -> None:
         return
     own = None
     if corpora is not None:
-        own = [(os.path.basename(each.prefix), _fingerprint(each)) for each in corpora]
+        own = [
+            _Corpus(os.path.basename(each.prefix), _fingerprint(each), written_digest(each.prefix))
+            for each in corpora
+        ]
     watchdog.wait_for_all()  # one machine may have read and built for longer
-    found: list[list[tuple[str, _Fingerprint]] | None] = []
+    found: list[list[_Corpus] | None] = []
     dist.all_gather_object(found, own)
     readers = {rank: lists for rank, lists in enumerate(found) if lists is not None}
     if problem := _difference(readers):
@@ -56,7 +68,7 @@ def check_same_data(corpora: Sequence[IndexedDataset] | None) -> None:
         )
 
 
-def _difference(readers: dict[int, list[tuple[str, _Fingerprint]]]) -> str:
+def _difference(readers: dict[int, list[_Corpus]]) -> str:
     """The first corpus that differs, with the ranks that have each version; empty if none."""
     counts: dict[int, list[int]] = {}
     for rank, corpora in readers.items():
@@ -64,13 +76,19 @@ def _difference(readers: dict[int, list[tuple[str, _Fingerprint]]]) -> str:
     if len(counts) > 1:
         return ", ".join(f"{count} corpora on {named(ranks)}" for count, ranks in counts.items())
     for number in range(min(counts, default=0)):
-        forms: dict[_Fingerprint, list[int]] = {}
+        read: dict[_Fingerprint, list[int]] = {}
+        written: dict[str, list[int]] = {}
         for rank, corpora in readers.items():
-            forms.setdefault(corpora[number][1], []).append(rank)
-        if len(forms) > 1:
-            name = readers[min(readers)][number][0]
-            listed = "; ".join(f"{form} on {named(ranks)}" for form, ranks in forms.items())
+            read.setdefault(corpora[number].fingerprint, []).append(rank)
+            if checksum := corpora[number].written:
+                written.setdefault(checksum, []).append(rank)
+        name = readers[min(readers)][number].name
+        if len(read) > 1:
+            listed = "; ".join(f"{form} on {named(ranks)}" for form, ranks in read.items())
             return f"corpus {name} has {listed}"
+        if len(written) > 1:
+            listed = "; ".join(f"{form[:8]} on {named(ranks)}" for form, ranks in written.items())
+            return f"{name}{MANIFEST_SUFFIX} gives the tokens the checksum {listed}"
     return ""
 
 

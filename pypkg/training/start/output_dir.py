@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pypkg.errors import UserError
-from pypkg.parallel import mesh
+from pypkg.parallel import endpoints, mesh
 from pypkg.parallel.comm.collective import from_all_ranks, from_first_rank
 from pypkg.parallel.comm.places import Places
 from pypkg.parallel.launch import watchdog
 from pypkg.parallel.launch.rendezvous import named
-from pypkg.training.checkpoint.folders import prepare_output_dir, remove_unfinished
+from pypkg.training.checkpoint.folders import (
+    prepare_output_dir,
+    remove_unfinished,
+    require_writable,
+)
 from pypkg.training.checkpoint.lock import OutputLock
 from pypkg.training.checkpoint.parts import Parts
 
@@ -59,7 +63,8 @@ def held_output_dir(
 
     def take() -> None:
         if not held:
-            prepare_output_dir(output_dir)
+            with _naming_own_rank():
+                prepare_output_dir(output_dir)
             held.append(OutputLock(output_dir, on_wait=_tell_watchdog))
             remove_unfinished(output_dir)
 
@@ -91,6 +96,40 @@ def _check(lock: OutputLock, parts: Parts) -> None:
         raise UserError(f"{named(parts.places.ranks(parts.places.index))}: {error}") from error
 
 
+@contextmanager
+def _naming_own_rank() -> Iterator[None]:
+    """In a run on several hosts, an error of the block names this rank and its host."""
+    try:
+        yield
+    except UserError as error:
+        if len(set(endpoints.hosts())) < 2:
+            raise
+        raise UserError(f"{named([mesh.current().rank])}: {error}") from error
+
+
+def require_on_all_ranks(check: Callable[[], None]) -> None:
+    """Calls ``check`` on every rank. Every rank must call this.
+
+    Raises:
+        UserError: on every rank, if ``check`` raises it on any. In a run of several ranks the
+            message names all on which it does, and goes on with that of the first.
+    """
+    if mesh.current().world_size == 1:
+        check()
+        return
+
+    def attempt() -> str:
+        try:
+            check()
+        except UserError as error:
+            return str(error)
+        return ""
+
+    told = from_all_ranks(attempt)
+    if failed := [rank for rank, text in enumerate(told) if text]:
+        raise UserError(f"{named(failed)}: {told[failed[0]]}")
+
+
 def _tell_watchdog() -> None:
     watchdog.at(0, "waiting for the lock of output_dir")
 
@@ -99,11 +138,14 @@ def find_places(output_dir: Path, allow_local: bool) -> Places:
     """Finds which ranks see the same folder: those that read the same mark in it.
 
     Raises:
-        UserError: a rank has no such folder, or, unless ``allow_local``, another one than rank 0.
+        UserError: a rank has no such folder, or cannot write there, or, unless ``allow_local``, has
+            another one than rank 0.
     """
+    if allow_local:
+        require_on_all_ranks(lambda: prepare_output_dir(output_dir))
     name = f".place-{from_first_rank(lambda: secrets.token_hex(8))}"
     mark = output_dir / name
-    from_all_ranks(lambda: _make_mark(mark, allow_local))
+    from_all_ranks(lambda: _make_mark(mark))
     seen = from_all_ranks(lambda: _read_mark(mark))
     if mesh.current().rank == seen.index(seen[mesh.current().rank]):
         mark.unlink(missing_ok=True)
@@ -116,13 +158,13 @@ def find_places(output_dir: Path, allow_local: bool) -> Places:
             "a folder that all machines share, set allow_local_output to let each machine keep "
             'its own part, or set save_strategy to "no".'
         )
+    # A machine may have mounted the shared folder for reading alone.
+    require_on_all_ranks(lambda: require_writable(output_dir))
     return Places(tuple(seen.index(each) for each in seen) if blind else ())
 
 
-def _make_mark(mark: Path, makes_folder: bool) -> None:
+def _make_mark(mark: Path) -> None:
     """Creates a file with a random mark, unless another rank that sees the folder has done so."""
-    if makes_folder:
-        prepare_output_dir(mark.parent)
     deadline = time.monotonic() + _SECONDS_TO_APPEAR
     while not mark.parent.is_dir() and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -103,6 +103,7 @@ def test_settings_that_differ(workplace):
         assert ranks.codes(40) == [2, 2]
     for rank in range(2):
         assert "learning_rate is 0.01 on rank 0 and 0.02 on rank 1" in ranks.said(rank)
+        assert "see docs/guides/troubleshooting.md#ranks-that-differ" in ranks.said(rank)
 
 
 def test_a_missing_rank(workplace, monkeypatch):

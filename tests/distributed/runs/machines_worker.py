@@ -1,12 +1,14 @@
 """One rank of test_machines.py: what is said of folders that differ between machines.
 
-Arguments: checkpoints (for a run that writes them), metrics (for one that does not), data, parts
+Arguments: checkpoints (for a run that writes them), metrics (for one that does not), read-only (for
+a run whose first rank alone can write; "read-only, local" with allow_local_output), data, parts
 (for a checkpoint of folders of their own), ThreadWriter or ProcessWriter (for a rank that ends in a
 save), or links, and an output folder or a corpus for each rank; "-" where a rank reads none.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -106,6 +108,10 @@ def try_parts(place: str, kept: str) -> dict[str, Any]:
     return said
 
 
+def cannot_write(path: Path, data: bytes) -> int:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+
 def halves() -> TensorSet:
     """As ``tensors``; rank 0 writes all, each rank holds half, and rank 1 ends at the second."""
     spec = TensorSpec("float32", (64, 16))
@@ -177,7 +183,10 @@ if __name__ == "__main__":
         elif what.endswith("Writer"):
             save_to_the_end(place, what)
         else:
-            with output_dir.held_output_dir(place, saves=what == "checkpoints"):
+            if what.startswith("read-only") and mesh.current().rank:
+                Path.write_bytes = cannot_write  # type: ignore[assignment, method-assign]
+            local = what.endswith("local")
+            with output_dir.held_output_dir(place, what != "metrics", local):
                 pass
             report("")
     except UserError as error:

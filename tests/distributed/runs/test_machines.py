@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from distributed_testing import run_ranks
 from training_testing import counting_documents, write_corpus
@@ -27,6 +28,15 @@ def test_an_output_dir_of_its_own(tmp_path):
         assert "is not the same folder on all machines" in said
         assert "ranks 2 and 3 cannot see what rank 0 writes there" in said
         assert "all machines share" in said and "set allow_local_output to let each" in said
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["read-only", "read-only, local"])
+def test_an_output_dir_that_one_machine_can_only_read(tmp_path, what):
+    """It is told at start, and not by the first checkpoint."""
+    for said in run_ranks(WORKER, 3, [what, *[tmp_path / "out"] * 3]):
+        assert said.startswith(f"ranks 1 and 2: output_dir '{tmp_path / 'out'}' cannot be written")
+        assert "Read-only file system. Set output_dir to a folder you may write" in said
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -92,3 +102,17 @@ def test_copies_of_the_data_and_other_data(tmp_path):
     for said in run_ranks(WORKER, 3, ["data", one, "-", other]):
         assert said.startswith("the ranks read different data: corpus one has ")
         assert "on rank 0; " in said and "on rank 2. Give every machine the same files" in said
+
+
+def test_a_token_that_is_not_looked_at_differs(tmp_path):
+    """The manifests tell, unless a copy has none."""
+    documents = [np.zeros(100_000, np.int64) for _ in range(2)]
+    write_corpus(tmp_path / "one", documents)
+    documents[0][5000] = 1
+    write_corpus(tmp_path / "other", documents)
+    one, other = tmp_path / "one", tmp_path / "other"
+    for said in run_ranks(WORKER, 3, ["data", one, "-", other]):
+        assert "different data: one.manifest.json gives the tokens the checksum " in said
+        assert " on rank 0; " in said and " on rank 2. Give every machine the same" in said
+    (tmp_path / "other.manifest.json").unlink()
+    assert run_ranks(WORKER, 2, ["data", one, other]) == [""] * 2
