@@ -11,6 +11,7 @@ from pypkg.config import Settings, notices
 from pypkg.config.options.profiler_options import parse_profiler_options
 from pypkg.config.reading.parser import listed
 from pypkg.console.progress import phase
+from pypkg.data.corpus.made_with import warn_of_other_tokenizers
 from pypkg.data.tokenizers.load import Tokenizer, tokenizer_files
 from pypkg.device.capabilities import ExecutionPlan, probe, resolve
 from pypkg.errors import UserError
@@ -104,7 +105,7 @@ def _run(
     if checkpoint:
         check_resumed_model(settings, checkpoint, config, model.config)
     with phase("data index"):
-        samples = Samples(settings, model.config, state, resumed)
+        samples = _make_samples(settings, model.config, state, resumed, tokenizer)
     files = _tokenizer_files(settings, tokenizer)
     checkpointer = _make_checkpointer(settings, model, updater, samples, files, output)
     healer = Healer(
@@ -220,6 +221,21 @@ def _make_model(
     options = replace(_update_options(settings), rate_factors=_rate_factors(settings, config))
     with phase("optimizer"):
         return model, *distribute(model, options, mesh.current(), sharding, read=read)
+
+
+def _make_samples(
+    settings: Settings,
+    config: ModelConfig,
+    state: TrainerState,
+    checkpoint: Path | None,
+    tokenizer: Tokenizer | None,
+) -> Samples:
+    """The samples; rank 0, which reads them, warns of those that another tokenizer has made."""
+    samples = Samples(settings, config, state, checkpoint)
+    if tokenizer is not None and mesh.current().rank == 0:
+        source = str(tokenizer_source(settings))
+        warn_of_other_tokenizers(samples.prefixes(), tokenizer.vocab_size, source)
+    return samples
 
 
 def _tokenizer_files(settings: Settings, tokenizer: Tokenizer | None) -> list[Path]:

@@ -247,3 +247,22 @@ def test_other_output_of_the_import_is_not_swallowed(tmp_path):
     assert "something is wrong" in done.stderr
     assert "no such library" in done.stderr
     assert "WARNING" not in done.stderr
+
+
+def test_problems_of_the_settings_come_without_warnings_of_paddle(tmp_path):
+    """Paddle is imported to ask for the device, where no run will follow."""
+    arguments = ["--model_name_or_path", "none", "--input_dir", "data", "--output_dir", "out"]
+    arguments += ["--max_steps", "1", "--do_train", "--device", "gpu"]
+    environment = {"PATH": "", "CUDA_VISIBLE_DEVICES": ""}  # neither ccache nor a GPU
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-m", "pypkg", "pretrain", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | environment,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "2 problems in the settings" in done.stderr and "GPU" in done.stderr
+    assert "ccache" not in done.stderr

@@ -14,6 +14,7 @@ from training_testing import Workplace, counting_documents, write_corpus, write_
 
 from pypkg.config import load_settings
 from pypkg.data import IndexCache, Packing
+from pypkg.data.tokenizers.train_bpe import train_tokenizer
 from pypkg.errors import UserError
 from pypkg.training.feed import samples
 from pypkg.training.feed.samples import packing_of, short_names
@@ -240,3 +241,16 @@ def test_documents_of_samples_by_corpus(tmp_path):
     for documents in found.values():
         assert documents == sorted(set(documents))
         assert 2 <= len(documents) <= 4 and documents[0] >= 0 and documents[-1] < 8
+
+
+def test_data_of_another_tokenizer_are_told(workplace):
+    """By the summary that preprocessing has left beside them."""
+    tokenizer = workplace.folder / "tokenizer"
+    train_tokenizer(iter(["abcabc"]), 280, tokenizer, "x")
+    summary = workplace.folder / "data" / "corpus.meta.json"
+    summary.write_text('{"tokenizer": "other", "vocab_size": 64}')
+    done = workplace.run(tokenizer_name_or_path=tokenizer, max_steps=4)
+    assert done.returncode == 0, done.stderr
+    assert "corpus was made with the tokenizer other of 64 entries, but that of the run, " in (
+        done.stderr
+    )

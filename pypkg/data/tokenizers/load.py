@@ -64,7 +64,7 @@ def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
         raise UserError(
             f"no tokenizer in {path}{missing}: expected one of "
             f"{', '.join(name for name, _ in _KINDS)} (with {MERGES_FILE}); give a folder that "
-            "holds one, or such a file. Tokenizers are not downloaded"
+            "holds one, or such a file"
         )
     file, *others = found
     if others:

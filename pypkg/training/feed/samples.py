@@ -144,6 +144,10 @@ class Samples:
             found.setdefault(name, set()).update(documents)
         return {name: sorted(documents) for name, documents in found.items()}
 
+    def prefixes(self) -> list[str]:
+        """Paths of the corpora without suffixes, on ranks that read samples; rank 0 does."""
+        return [corpus.prefix for corpus in self._corpora()]
+
     def _training_samples(self, state: TrainerState) -> str:
         """The settings that determine the number of training samples, for an error message."""
         s = self._settings

@@ -10,6 +10,7 @@ from pypkg.config import Settings, listed
 from pypkg.config.reading.parser import read_settings
 from pypkg.config.support import support_problems
 from pypkg.device.capabilities import probe, resolve
+from pypkg.device.threads import import_paddle
 from pypkg.errors import UserError
 from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.registry import load_config
@@ -68,6 +69,7 @@ def _asks_for_a_device(s: Settings) -> bool:
 
 
 def _device_problems(settings: Settings) -> list[str]:
+    import_paddle()  # without its warnings; the run ends, so that its threads do not matter
     try:
         resolve(settings, probe(settings.device, settings.ops_backend))
     except UserError as error:
