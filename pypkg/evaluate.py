@@ -61,8 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         "float32 on a CPU")  # fmt: skip
     add("--device", choices=("cpu", "gpu"), help="by default a GPU if there is one")
     add("--num_threads", type=int, default=0, metavar="N", help="on a CPU (0: all cores)")
-    add("--nproc", default="1", metavar="N", help="start N CPU processes; for GPUs put python -m "
-        "paddle.distributed.launch -m before: pypkg.evaluate CHECKPOINT ...")  # fmt: skip
+    add("--nproc", default="1", metavar="N", help="start N CPU processes; on GPUs: python -m "
+        "paddle.distributed.launch pypkg evaluate CHECKPOINT ...")  # fmt: skip
     add("--tensor_parallel_degree", type=int, default=1, metavar="N", help="processes that divide "
         "each layer (1)")  # fmt: skip
     add("--pipeline_parallel_degree", type=int, default=1, metavar="N", help="processes that "

@@ -84,7 +84,11 @@ def test_without_a_command_the_help_is_shown_with_exit_code_2(capsys):
             "",
         ),
         (["--zzz"], "error: '--zzz' is not a command of pypkg; expected one of", ""),
-        (["config", "zzz"], "error: no setting has 'zzz' in its name;", "unknown-setting"),
+        (
+            ["config", "zzz"],
+            "error: no setting has 'zzz' in its name or meaning;",
+            "unknown-setting",
+        ),
         (
             ["pretrain", "missing.json"],
             "error: the settings file missing.json cannot be read",
@@ -122,8 +126,21 @@ def test_settings_are_explained_by_name():
     assert re.findall(r"^--(\w+)", text, re.M) == [
         "learning_rate", "min_learning_rate", "warmup_ratio"
     ]  # fmt: skip
-    with pytest.raises(UserError, match="no setting has 'zzz' or 'yyy' in its name"):
+    with pytest.raises(UserError, match="no setting has 'zzz' or 'yyy' in its name or meaning"):
         explain_settings(["zzz", "yyy"])
+
+
+def test_a_word_that_is_in_no_name_is_looked_for_in_the_meanings():
+    text = explain_settings(["Validation", "warmup_steps"])
+    assert re.findall(r"^--(\w+)", text, re.M)[0] == "split"
+    assert {"--split", "--do_eval", "--warmup_steps"} <= set(text.split())
+    assert "--eval_steps" not in explain_settings(["eval_iters"])  # its meaning has the word
+
+
+def test_the_help_has_each_setting_under_its_topic():
+    topics = dict(re.findall(r"^(\S.*):\n((?:  --.*\n)+)", config.help_text(), re.M))
+    assert topics["What to do"].split()[-1] == "--distributed_dataloader"
+    assert topics["Optimizer and learning rate"].split()[:2] == ["--rampup_batch_size", "--optim"]
 
 
 def test_completion_knows_the_options_of_each_command():

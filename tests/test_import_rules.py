@@ -122,8 +122,8 @@ ROOMS = {
     "pypkg.planner": ("output", "search", "time", "memory", "extension", "step", "sliced_layers",
                       "zero", "interleaving", "pipeline", "decoder", "parallel", "micro_batch",
                       "operators", "engine", "tape"),
-    "pypkg.bench": ("__main__", "report", "generate", "learning_curves", "train_step", "checkpoint",
-                    "data", "ops", "environment", "timing"),
+    "pypkg.bench": ("__main__", "report", "generate", "learning_curves", "memory_passes",
+                    "train_step", "checkpoint", "data", "ops", "environment", "timing"),
 }  # fmt: skip
 COMMAND_LINES = (
     "pypkg.pretrain",

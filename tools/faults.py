@@ -31,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,8 +154,7 @@ class Tree:
     def __init__(self, source: Path, folder: Path, quick: bool = False) -> None:
         self.folder = folder
         self._marker = "not slow" if quick else "slow or not slow"
-        left_out = shutil.ignore_patterns(".git", ".venv", "build", "runs", "__pycache__")
-        shutil.copytree(source, folder, ignore=left_out, dirs_exist_ok=True)
+        shutil.copytree(source, folder, ignore=partial(_left_out, source), dirs_exist_ok=True)
         self._seconds: dict[tuple[str, ...], float | None] = {}
         self._build: Path | None = None
 
@@ -228,6 +228,12 @@ class Tree:
             configure = ["cmake", "-S", str(self.folder), "-B", str(self._build), "-G", "Ninja"]
             subprocess.run([*configure, *options], check=True, capture_output=True)
         subprocess.run(["cmake", "--build", str(self._build)], check=True, capture_output=True)
+
+
+def _left_out(source: Path, folder: str, names: list[str]) -> set[str]:
+    """The entries of a folder of the checkout ``source`` that a copy does not need."""
+    ignored = {".git", ".venv", "build", "runs"} if Path(folder) == source else set()
+    return (ignored | {"__pycache__"}).intersection(names)
 
 
 def load_faults() -> list[Fault]:

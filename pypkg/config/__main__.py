@@ -1,7 +1,7 @@
 """``python -m pypkg.config [WORD ...]``: the settings of pypkg.pretrain.
 
-Without words it prints docs/configuration.md, with words the settings whose names contain one.
-Exit codes: 0 success, 2 no setting contains any of the words.
+Without words it prints docs/configuration.md, with words the settings whose names contain one, or
+whose meanings do if no name does. Exit codes: 0 success, 2 no setting contains any of the words.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="pypkg config",
-        description="Prints docs/configuration.md, or the settings whose names contain a WORD.",
+        description="Prints docs/configuration.md, or the settings whose names contain a WORD. "
+        "A WORD in no name is looked for in the meanings.",
     )
     parser.add_argument("words", nargs="*", metavar="WORD", help="such as learning_rate, parallel")
     words = parser.parse_args(arguments).words

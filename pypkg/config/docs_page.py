@@ -106,7 +106,7 @@ Required: {required}.
 """
 
 _MORE = """
-pypkg config WORD ...   type, default and meaning of the settings with WORD
+pypkg config WORD ...   type, default and meaning of the settings about WORD
 pypkg config            docs/configuration.md: all settings, how they interact
 """
 
@@ -114,7 +114,7 @@ pypkg config            docs/configuration.md: all settings, how they interact
 _TOPICS = {
     "model_name_or_path": "Model and data",
     "do_train": "What to do",
-    "learning_rate": "Optimizer and learning rate",
+    "rampup_batch_size": "Optimizer and learning rate",
     "logging_steps": "Logging, evaluation, checkpoints",
     "device": "Device and precision",
     "tensor_parallel_degree": "Parallelism",
@@ -144,24 +144,27 @@ def help_text() -> str:
 def explain_settings(words: Sequence[str]) -> str:
     """Type, default and meaning of all settings whose names contain one of ``words``, as text.
 
+    A word that is in no name is looked for in the meanings.
+
     Raises:
-        UserError: no name contains any of them.
+        UserError: neither names nor meanings contain any of them.
     """
     types = setting_types()
+    asked = [word.removeprefix("--") for word in words]
+    named = [word for word in asked if any(word in spec.name for spec in setting_fields())]
+    meant = [word.lower() for word in asked if word not in named]
     lines = []
     for spec in setting_fields():
-        if any(word.removeprefix("--") in spec.name for word in words):
+        meaning = _description(spec).replace("`", "")
+        if any(word in spec.name for word in named) or any(w in meaning.lower() for w in meant):
             default = _default(spec).strip("`*")
             lines.append(f"--{spec.name}  [{_type_name(types[spec.name])}, {default}]")
             lines.append(
-                textwrap.fill(
-                    _description(spec).replace("`", ""), 80,
-                    initial_indent="    ", subsequent_indent="    ",
-                )
-            )  # fmt: skip
+                textwrap.fill(meaning, 80, initial_indent="    ", subsequent_indent="    ")
+            )
     if not lines:
         raise UserError(
-            f"no setting has {' or '.join(map(repr, words))} in its name; "
+            f"no setting has {' or '.join(map(repr, words))} in its name or meaning; "
             "'pypkg pretrain --help' lists the names"
         )
     return "\n".join(lines) + "\n"

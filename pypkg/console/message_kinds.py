@@ -32,7 +32,7 @@ _SETTINGS = (
         ("unknown setting '", "no setting has .* in its name"),
         "unknown setting 'max_stepz' on the command line; did you mean max_steps?",
         "A key of the settings file or an option of the command line is no setting.",
-        "Correct the name. `pypkg config WORD` lists the settings with WORD in their names.",
+        "Correct the name. `pypkg config WORD` lists the settings about WORD.",
     ),
     Kind(
         "Settings file",

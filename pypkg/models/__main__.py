@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from pypkg.console.command_line import exit_code
 from pypkg.console.markdown import table
-from pypkg.models.architecture.registry import load_config
+from pypkg.models.architecture.registry import known_config, load_config
 from pypkg.models.docs_page import models_page
 
 
@@ -24,10 +24,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "With MODEL, prints the sizes of each MODEL. It reads configurations, not weights.",
     )
     parser.add_argument(
+        "--config", metavar="NAME", help="print the config.json of a known name, to start one's own"
+    )
+    parser.add_argument(
         "models", nargs="*", metavar="MODEL", help="a folder with a config.json, or a known name"
     )
-    models = parser.parse_args(arguments).models
-    return exit_code(lambda: _sizes(models) if models else _page(), "interrupted")
+    options = parser.parse_args(arguments)
+    if options.config is not None and options.models:
+        parser.error("--config prints one file; leave out MODEL")
+    return exit_code(lambda: _run(options.config, options.models), "interrupted")
+
+
+def _run(name: str | None, models: Sequence[str]) -> int:
+    if name is not None:
+        print(known_config(name).rstrip())
+        return 0
+    return _sizes(models) if models else _page()
 
 
 def _page() -> int:
@@ -44,9 +56,10 @@ def _sizes(models: Sequence[str]) -> int:
     for name in models:
         config = load_config(name)
         sizes = (config.num_parameters(), config.num_hidden_layers, config.hidden_size)
-        heads = (config.num_attention_heads, config.num_key_value_heads, config.vocab_size)
-        rows.append((name, config.model_type, *(f"{size:,}" for size in (*sizes, *heads))))
-    headings = ("layers", "hidden_size", "heads", "key-value heads", "vocab_size")
+        heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        numbers = (f"{size:,}" for size in (*sizes, *heads, config.vocab_size))
+        rows.append((name, config.model_type, *numbers))
+    headings = ("layers", "hidden_size", "heads", "key-value heads", "head_dim", "vocab_size")
     print("\n".join(table(("model", "family", "parameters", *headings), rows, text_columns=2)))
     return 0
 

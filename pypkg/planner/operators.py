@@ -14,7 +14,8 @@ ACTIVATIONS, GRADIENTS, WORKSPACE, LOGITS = "activations", "gradients", "workspa
 COMMUNICATION, INPUTS = "communication", "inputs"
 
 _FLOAT = 4
-_LOSS_CHUNK_BYTES = 256 * 2**20  # DEFAULT_CHUNK_BYTES of ops/loss/linear_cross_entropy.py
+# Of the logits that are in memory at a time (ops/loss/linear_cross_entropy.py).
+_GPU_CHUNK_BYTES, _CPU_CHUNK_BYTES = 256 * 2**20, 128 * 2**20
 # rms_norm.cu divides rows over at most 132 multiprocessors (H100); an A100 has 108.
 _MULTIPROCESSORS = 132
 
@@ -337,7 +338,8 @@ class Operators:
             num_rows: of ``weight``, one for each entry of the vocabulary that this rank holds.
             is_divided: whether other ranks hold other entries.
         """
-        chunk = max(1, _LOSS_CHUNK_BYTES // (num_rows * self.dtype_bytes))
+        chunk_bytes = _GPU_CHUNK_BYTES if self.is_gpu else _CPU_CHUNK_BYTES
+        chunk = max(1, chunk_bytes // (num_rows * self.dtype_bytes))
         width, elements = self._elements(hidden) // tokens, self._elements(weight)
         adds_in_place = self.is_gpu and self.dtype_bytes == 2
         dhidden, dweight = self.like(hidden), None

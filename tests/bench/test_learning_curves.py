@@ -12,6 +12,7 @@ import pypkg.preprocess
 from pypkg.bench import learning_curves
 from pypkg.bench.__main__ import main
 from pypkg.bench.learning_curves import OPTIMIZERS
+from pypkg.bench.report.figures import curves_figure
 from pypkg.config.settings import Settings
 
 
@@ -64,3 +65,11 @@ def test_two_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(file.read_text())["rows"] == [adamw, lion]
     with pytest.raises(AssertionError, match="it trains"):
         main([*again, "--steps", "9"])
+
+
+def test_the_figure_has_a_line_of_its_own_for_every_optimizer() -> None:
+    names = [f"rule {number}" for number in range(9)]  # there are six colours
+    rows = [{"optimizer": name, "steps": [1, 2], "losses": [3.0, 2.0]} for name in names]
+    lines = curves_figure(rows).axes[0].lines
+    assert [line.get_label() for line in lines] == names
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(names)

@@ -108,7 +108,7 @@ def test_unknown_keys_name_their_neighbours(tmp_path):
     assert "unknown setting 'learning_rat' in " in text
     assert "did you mean learning_rate" in text
     assert "unknown setting 'max-steps' on the command line; did you mean max_steps" in text
-    assert "unknown setting 'zzz' on the command line; docs/configuration.md" in text
+    assert "unknown setting 'zzz' on the command line; 'pypkg pretrain --help'" in text
 
 
 @pytest.mark.parametrize(

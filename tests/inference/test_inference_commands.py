@@ -12,6 +12,7 @@ import forked
 import pytest
 from tiny_configs import tiny
 from training_testing import (
+    ROOT,
     Workplace,
     counting_documents,
     environment,
@@ -208,6 +209,17 @@ def test_a_model_without_a_tokenizer(tmp_path: Path, capsys: Any) -> None:
     save_pretrained(from_config(tiny("llama"), seed=1), tmp_path / "model")
     assert pypkg.generate.main([str(tmp_path / "model"), "--prompt", "a"]) == 2
     assert "give one with --tokenizer FOLDER" in capsys.readouterr().err
+
+
+def test_the_help_and_the_page_have_the_same_launch_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Paddle's launcher starts a command on the path; it has no option for a module."""
+    with pytest.raises(SystemExit):
+        pypkg.evaluate.main(["--help"])
+    line = "python -m paddle.distributed.launch pypkg evaluate CHECKPOINT"
+    assert line in " ".join(capsys.readouterr().out.split())
+    assert line in (ROOT / "docs/evaluation_and_generation.md").read_text(encoding="utf-8")
 
 
 def test_a_run_that_has_saved_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,14 @@ from pypkg.parallel.mesh import Degrees
 from pypkg.planner.memory import MemoryPlan, plan_memory
 
 RECORD = Path(__file__).with_name("measured_memory.json")  # memory_table.py writes it
+# Samples of these many tokens, for memory against length.
+LENGTHS = (512, 1024, 2048)
+_OF_LENGTHS: dict[str, dict[str, Any]] = {
+    f"{length} tokens": {
+        "rows": 1, "length": length, "micro_batches": 1, "model": {"vocab_size": 512},
+    }
+    for length in LENGTHS
+}  # fmt: skip
 TOLERANCE = 0.01  # of what is measured
 # What takes most: rows of a micro batch, tokens in a row, micro batches, and changes of the model.
 SIZES: dict[str, dict[str, Any]] = {
@@ -91,8 +99,12 @@ def layout_of(case: dict[str, Any]) -> Layout:
     return {**LAYOUTS, **DEEP}[case["layout"]]
 
 
+def _size_of(case: dict[str, Any]) -> dict[str, Any]:
+    return {**SIZES, **_OF_LENGTHS}[case["size"]]
+
+
 def config_of(case: dict[str, Any]) -> ModelConfig:
-    changes = SIZES[case["size"]]["model"]
+    changes = _size_of(case)["model"]
     config = tiny(case["family"], case["layers"])
     if config.prefix_lm:  # whose special tokens are at the end of the vocabulary
         changes = {**changes, "vocab_size": max(changes["vocab_size"], config.vocab_size)}
@@ -103,7 +115,7 @@ def config_of(case: dict[str, Any]) -> ModelConfig:
 
 def settings_of(case: dict[str, Any], **changes: Any) -> Settings:
     """The settings of a case, and ``changes``."""
-    size, layout = SIZES[case["size"]], layout_of(case)
+    size, layout = _size_of(case), layout_of(case)
     degrees = layout.degrees
     filled = max(size["micro_batches"], 2 * degrees.pipeline - 1)
     return Settings(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from importlib import import_module
 from itertools import product
 
 import pytest
@@ -163,6 +164,19 @@ def test_what_is_freed_is_what_was_allocated() -> None:
 
 
 @pytest.mark.parametrize("is_gpu", [False, True])
+def test_a_chunk_of_the_loss_is_that_of_the_operator(is_gpu) -> None:
+    loss = import_module("pypkg.ops.loss.linear_cross_entropy")
+    chunk_bytes = loss._CHUNK_BYTES if is_gpu else loss._CPU_CHUNK_BYTES
+    tape, vocab, dtype_bytes = Tape(1), 32000, 2 if is_gpu else 4
+    ops = Operators(tape, dtype_bytes, is_gpu)
+    tokens = 2 * chunk_bytes // (vocab * dtype_bytes)
+    hidden, weight = ops.new(tokens * 8), tape.parameter("w", vocab * 8, "weights")
+    ops.linear_cross_entropy(hidden, weight, tokens, vocab, is_divided=False)
+    (found,) = tape.peaks().values()
+    assert found.terms["logits"] == pytest.approx(chunk_bytes, rel=0.01)
+
+
+@pytest.mark.parametrize("is_gpu", [False, True])
 @pytest.mark.parametrize("tokens", [1, 30, 60, 61, 90, 150, 1000, 1020])
 def test_chunks_of_the_loss_that_are_alike_are_planned_at_once(monkeypatch, is_gpu, tokens) -> None:
     """As if each of them were planned; a chunk has 30 tokens, so that losses are rounded up."""
@@ -175,7 +189,8 @@ def test_chunks_of_the_loss_that_are_alike_are_planned_at_once(monkeypatch, is_g
         (found,) = tape.peaks().values()
         return found.total, found.terms
 
-    monkeypatch.setattr(operators, "_LOSS_CHUNK_BYTES", 30 * 10 * (2 if is_gpu else 4))
+    monkeypatch.setattr(operators, "_GPU_CHUNK_BYTES", 30 * 10 * 2)
+    monkeypatch.setattr(operators, "_CPU_CHUNK_BYTES", 30 * 10 * 4)
     planned = peak()
     monkeypatch.setattr(
         operators, "_chunks", lambda tokens, chunk: ((at, 0) for at in range(0, tokens, chunk))

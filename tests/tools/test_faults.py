@@ -53,6 +53,16 @@ def test_a_fault_that_no_longer_applies_is_named(tmp_path):
     assert faults.problems(others[:1], page, tmp_path)[0].startswith("no test file")
 
 
+def test_only_outputs_at_the_top_are_left_out_of_the_copy(tmp_path):
+    for name in ("runs/a", "build/b", "tests/runs/worker.py", "tests/__pycache__/c.pyc"):
+        file = tmp_path / "source" / name
+        file.parent.mkdir(parents=True)
+        file.touch()
+    copy = faults.Tree(tmp_path / "source", tmp_path / "copy").folder
+    files = [each.relative_to(copy) for each in copy.rglob("*") if each.is_file()]
+    assert files == [Path("tests/runs/worker.py")]
+
+
 @pytest.mark.parametrize(("quick", "outcome"), [(False, "caught"), (True, "survived")])
 def test_the_quick_tier_has_no_slow_tests(tmp_path, monkeypatch, quick, outcome):
     """A fault whose only tests are slow survives the quick tier, which then has no test to run."""

@@ -9,6 +9,7 @@ names.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -99,8 +100,9 @@ def curves_figure(rows: Sequence[Row]) -> Figure:
     """Training losses, nats per token, by step: a line per optimizer."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axis = figure.subplots()
-    for row, colour in zip(rows, (_OURS_COLOUR, *_COLOURS)):
-        axis.plot(row["steps"], row["losses"], color=colour, linewidth=1.2, label=row["optimizer"])
+    styles = product(("-", "--", ":"), (_OURS_COLOUR, *_COLOURS))
+    for row, (line, colour) in zip(rows, styles, strict=False):
+        axis.plot(row["steps"], row["losses"], line, color=colour, lw=1.2, label=row["optimizer"])
     axis.set_xlabel("step")
     axis.set_ylabel("training loss, nats per token")
     axis.grid(color="#e3e7ec")

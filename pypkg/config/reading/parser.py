@@ -172,5 +172,5 @@ def _shown(raw: Any) -> str:
 
 def _unknown(key: str, origin: str, known: list[str]) -> str:
     near = difflib.get_close_matches(key.replace("-", "_"), known, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else "docs/configuration.md lists all keys"
+    hint = f"did you mean {' or '.join(near)}?" if near else "'pypkg pretrain --help' lists them"
     return f"unknown setting {key!r} {origin}; {hint}"

@@ -211,10 +211,10 @@ def _trained_or_loaded(options: PreparationOptions, files: Sequence[TextFile]) -
         if not is_trained(folder, fingerprint):
             start = time.monotonic()
             texts = _training_texts(options, files)
-            train_tokenizer(texts, options.train_tokenizer, folder, fingerprint)
+            entries = train_tokenizer(texts, options.train_tokenizer, folder, fingerprint)
             logger.info(
                 "trained a tokenizer of %s entries in %.1f s: %s",
-                options.train_tokenizer,
+                entries,
                 time.monotonic() - start,
                 folder,
             )

@@ -60,9 +60,11 @@ def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
         return _read(path)
     found = _found(path)
     if not found:
+        missing = "" if os.path.exists(path) else ", which is not there"
         raise UserError(
-            f"no tokenizer in {path}: expected one of {', '.join(name for name, _ in _KINDS)} "
-            f"(with {MERGES_FILE}); give a folder that holds one, or such a file"
+            f"no tokenizer in {path}{missing}: expected one of "
+            f"{', '.join(name for name, _ in _KINDS)} (with {MERGES_FILE}); give a folder that "
+            "holds one, or such a file. Tokenizers are not downloaded"
         )
     file, *others = found
     if others:

@@ -23,7 +23,7 @@ MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 _MARK = "pypkg_training"  # in tokenizer_config.json: which training made the tokenizer
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path, fingerprint: str) -> None:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path, fingerprint: str) -> int:
     """Trains a byte-level BPE tokenizer and writes it as a Hugging Face folder.
 
     The same texts give the same tokenizer, byte for byte.
@@ -31,6 +31,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path, fingerp
     Args:
         vocab_size: number of ids; 3 are special tokens and 256 are bytes.
         fingerprint: digest of the texts and settings; :func:`is_trained` compares it.
+
+    Returns:
+        The number of ids, which is below ``vocab_size`` if the text is short; a warning says so.
     """
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -60,6 +63,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path, fingerp
     # The mark first: a folder that holds a tokenizer without it belongs to someone else.
     write_file(folder / CONFIG_FILE, json.dumps(config, indent=2).encode() + b"\n")
     write_file(folder / TOKENIZER_FILE, contents)
+    entries: int = backend.get_vocab_size()
+    return entries
 
 
 def is_trained(folder: Path, fingerprint: str) -> bool:

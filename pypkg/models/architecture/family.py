@@ -158,7 +158,7 @@ class Family:
             problems.append(
                 f"a {self.name} model does not know {', '.join(unknown)}, which may change it. "
                 f"Remove the key from config.json, or ignore it with --allow_unknown_config "
-                f"{' '.join(unknown)}"
+                f"{' '.join(unknown)} of pypkg pretrain and pypkg convert"
             )
         if problems:
             raise UserError("; ".join(problems))

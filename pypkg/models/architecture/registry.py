@@ -72,7 +72,7 @@ def load_config(
         if not file.exists():
             raise UserError(
                 f"{file} does not exist, so {str(name_or_folder)!r} is not a model. Give a folder "
-                "that holds a config.json, or a name that `python -m pypkg.models` lists"
+                "that holds a config.json, or a name that `pypkg models` lists"
             )
         return _read_config(file, allow_unknown_config)
     if os.path.isfile(name_or_folder):
@@ -80,15 +80,32 @@ def load_config(
             f"{str(name_or_folder)!r} is a file; a model is a folder that holds a config.json, "
             f"which may be {str(Path(name_or_folder).parent)!r}"
         )
-    files = {name.lower(): file for name, file in _files_by_name().items()}
-    known = files.get(str(name_or_folder).lower())
+    known = _known_file(str(name_or_folder))
     if known is None:
         hint = nearest(str(name_or_folder), _of_similar_size(str(name_or_folder))) or "."
         raise UserError(
             f"{str(name_or_folder)!r} is neither a folder nor a known model{hint} Give the path of "
-            "a folder that holds a config.json, or a name that `python -m pypkg.models` lists"
+            "a folder that holds a config.json, or a name that `pypkg models` lists"
         )
     return _read_config(known)
+
+
+def known_config(name: str) -> str:
+    """The text of the config.json of a known model.
+
+    Raises:
+        UserError: there is no such model; the message suggests similar names.
+    """
+    known = _known_file(name)
+    if known is None:
+        hint = nearest(name, known_models()) or "."
+        raise UserError(f"{name!r} is no known model{hint} `pypkg models` lists the names")
+    return known.read_text(encoding="utf-8")
+
+
+def _known_file(name: str) -> Path | None:
+    files = {known.lower(): file for known, file in _files_by_name().items()}
+    return files.get(name.lower())
 
 
 def _of_similar_size(name: str) -> list[str]:

@@ -167,7 +167,7 @@ def test_a_prefix_that_merges_do_not_have(tmp_path, prefix, merge, is_read):
 
 
 def test_folders_without_a_tokenizer(tmp_path):
-    with pytest.raises(UserError, match=r"no tokenizer in .*nowhere: expected one of tokenizer"):
+    with pytest.raises(UserError, match=r"no tokenizer in .*nowhere, which is not there: expected"):
         load_tokenizer(tmp_path / "nowhere")
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(UserError, match=r"no tokenizer in .*vocab.json \(with merges.txt\)"):
@@ -205,6 +205,11 @@ def test_smallest_vocabulary(tmp_path):
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.vocab_size == MIN_VOCAB_SIZE
     assert tokenizer.decode(tokenizer.encode("数据")) == "数据"
+
+
+def test_a_short_text_gives_fewer_entries(tmp_path):
+    entries = train_tokenizer(iter(["abcabc"]), 400, tmp_path, "x")
+    assert MIN_VOCAB_SIZE < entries == load_tokenizer(tmp_path).vocab_size < 400
 
 
 def test_is_trained(folder, tmp_path):

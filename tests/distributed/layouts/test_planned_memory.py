@@ -12,7 +12,16 @@ from distributed_testing import REPO, run_ranks
 
 sys.path.insert(0, str(REPO / "tests" / "planner"))
 sys.path.insert(0, str(REPO / "tests" / "models"))
-from planned_memory import GRANULARITIES, LAYOUTS, SIZES, TOLERANCE, case_of, error, peaks
+from planned_memory import (
+    GRANULARITIES,
+    LAYOUTS,
+    LENGTHS,
+    SIZES,
+    TOLERANCE,
+    case_of,
+    error,
+    peaks,
+)
 from tiny_configs import KEYS
 
 WORKER = Path(__file__).with_name("memory_worker.py")
@@ -29,3 +38,25 @@ def test_the_plan_is_what_the_ranks_allocate(layout: str) -> None:
     ranks = run_ranks(WORKER, nproc, [json.dumps(cases)], timeout=300)
     found = [(case, error(case, peaks(ranks, number))) for number, case in enumerate(cases)]
     assert not [(case, off) for case, off in found if abs(off) > TOLERANCE]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("granularity", ["", "full"])
+def test_memory_of_a_token_is_the_same_at_every_context_degree(granularity: str) -> None:
+    """docs/parallelism.md, "Memory": the tokens of a rank count, not those of the sample."""
+    found = {}
+    for layout in ("1", "sep2", "ring2", "ring4"):
+        degrees = LAYOUTS[layout].degrees
+        cases = [case_of("llama", layout, granularity, f"{tokens} tokens") for tokens in LENGTHS]
+        ranks = run_ranks(WORKER, degrees.world_size, [json.dumps(cases)], timeout=300)
+        measured = [peaks(ranks, number) for number in range(len(cases))]
+        assert all(
+            abs(error(case, each)) < TOLERANCE for case, each in zip(cases, measured, strict=True)
+        )
+        shorter, longer = (max(each.values()) for each in measured[-2:])
+        found[layout] = (longer - shorter) / (LENGTHS[-1] - LENGTHS[-2]) * degrees.context
+    print(found)
+    alone = found["1"]
+    assert found["ring2"] == pytest.approx(alone, rel=0.02)
+    assert found["ring4"] == pytest.approx(alone, rel=0.02)
+    assert found["sep2"] == pytest.approx(alone, rel=0.06)  # it keeps what it has exchanged

@@ -178,7 +178,7 @@ def test_case_of_names_does_not_matter() -> None:
 def test_unknown_name_gets_the_nearest_and_a_way_out() -> None:
     with pytest.raises(UserError, match=r"facebook/lama-7b.*facebook/llama-7b.*path of a folder"):
         registry.load_config("facebook/lama-7b")
-    with pytest.raises(UserError, match=r"known model\. .*folder.*python -m pypkg\.models"):
+    with pytest.raises(UserError, match=r"known model\. .*folder.*`pypkg models`"):
         registry.load_config("zzzzqqqq")
 
 
@@ -248,6 +248,20 @@ def test_the_command_counts_a_folder_without_weights(
     assert "354,823,168" in gpt2
     assert main([str(tmp_path / "missing")]) == 2
     assert "neither a folder nor a known model" in capsys.readouterr().err
+
+
+def test_the_command_prints_a_config_to_start_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder with it is the known model."""
+    assert main(["--config", "qwen/qwen3-0.6b"]) == 0
+    (tmp_path / "config.json").write_text(capsys.readouterr().out)
+    assert registry.load_config(tmp_path) == registry.load_config("Qwen/Qwen3-0.6B")
+    assert main(["--config", "Qwen/Qwen3-0.5B"]) == 2
+    assert "is no known model; did you mean Qwen/Qwen3-0.6B" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--config", "gpt2", "gpt2"])
+    assert "leave out MODEL" in capsys.readouterr().err
 
 
 def test_the_configuration_side_needs_no_paddle() -> None:

@@ -83,6 +83,16 @@ def test_neither_folder_nor_download(cache: Path) -> None:
         find_weights("some/where/else")
 
 
+def test_a_folder_with_a_similar_name_is_told(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoint.txt").touch()  # no folder
+    wrong, right = tmp_path / "checkpoint", tmp_path / "checkpoints"
+    with pytest.raises(UserError, match=rf"downloaded; did you mean '{right}'\? Give the path"):
+        find_weights(wrong)
+    with pytest.raises(UserError, match=r"is not downloaded\. Give the path"):
+        find_weights(tmp_path / "models")
+
+
 def test_an_incomplete_download(cache: Path) -> None:
     snapshot = _download(cache, "org/m")
     (snapshot / "model.safetensors").unlink()
