@@ -49,7 +49,8 @@ RULES = (
     Rule("pypkg.device.capabilities", ("pypkg.config", "pypkg.ops"), paddle=True),
     Rule("pypkg.ops", ("pypkg._native",), paddle=True),
     Rule("pypkg.ops.triton"),  # loads by itself where there is torch and no Paddle
-    Rule("pypkg.parallel", ("pypkg.config", "pypkg.ops", "pypkg.console.logs"), paddle=True),
+    Rule("pypkg.parallel", ("pypkg.config", "pypkg.ops", "pypkg.console.logs",
+                            "pypkg.console.troubleshooting"), paddle=True),
     Rule("pypkg.data", ("pypkg.config", "pypkg._native")),
     Rule(_ARCHITECTURE),
     Rule(f"{_ARCHITECTURE}.families",

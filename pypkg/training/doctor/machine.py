@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from statistics import median
 
 from pypkg.config import Settings
 from pypkg.models import ModelConfig
@@ -90,11 +91,25 @@ def _clocks(facts: Sequence[Facts]) -> Iterator[Finding]:
     apart = max(times) - min(times)
     if apart > _CLOCKS_APART and len({fact.host for fact in facts}) > 1:
         early, late = times.index(min(times)), times.index(max(times))
+        told = _strays(facts) or f"{named([early])} is {apart:.1f} s behind {named([late])}"
         yield Finding(
-            Severity.WARNING, "clocks",
-            f"{named([early])} is {apart:.1f} s behind {named([late])}",
+            Severity.WARNING, "clocks", told,
             remedy="Synchronise the machines, with chrony for example",
         )  # fmt: skip
+
+
+def _strays(facts: Sequence[Facts]) -> str:
+    """The machines whose clocks are not that of the most; empty if there is no such clock."""
+    machines = list(by_value(facts, attrgetter("host")))
+    usual = median(fact.clock for fact, _ in machines)
+    apart = [(fact.clock - usual, ranks) for fact, ranks in machines]
+    strays = [(seconds, ranks) for seconds, ranks in apart if abs(seconds) > _CLOCKS_APART]
+    if 2 * len(strays) >= len(apart):
+        return ""
+    return "; ".join(
+        f"{named(ranks)}: {abs(seconds):.1f} s {'ahead of' if seconds > 0 else 'behind'} the others"
+        for seconds, ranks in strays
+    )
 
 
 def _disk(fact: Facts, needs: Needs) -> Iterator[Finding]:

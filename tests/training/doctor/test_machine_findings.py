@@ -107,6 +107,22 @@ def test_ranks_of_one_machine_have_one_clock():
     assert exit_code(findings(GPU, replace(GPU, clock=GPU.clock + 7.5))) == 0
 
 
+def test_a_clock_that_is_not_that_of_the_others(monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINER_ENDPOINTS", "a:1,b:1,b:2,c:1,d:1")
+    clocks = {"a": 1000.0, "b": 1600.0, "c": 1001.0, "d": 1001.0}
+    facts = [replace(GPU, host=host, clock=clocks[host]) for host in "abbcd"]
+    assert _only_problem(*facts) == "ranks 1 and 2 (b): 599.0 s ahead of the others"
+    assert "is 600.0 s behind" in _only_problem(facts[0], *facts[1:3])
+    clocks |= {"d": 400.0}
+    facts = [replace(GPU, host=host, clock=clocks[host]) for host in "abbcd"]
+    assert "rank 4 (d) is 1200.0 s behind rank 1 (b)" in _only_problem(*facts)
+
+
+def _only_problem(*facts: Facts) -> str:
+    (problem,) = [each for each in findings(*facts) if each.severity]
+    return problem.what
+
+
 def test_a_finding_names_the_ranks_that_have_it(monkeypatch):
     monkeypatch.setenv("PADDLE_TRAINER_ENDPOINTS", "a:1,a:2,b:1,b:2")
     good, bad = replace(GPU, host="a"), replace(GPU, host="b", open_files=100)
