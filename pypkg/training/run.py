@@ -233,8 +233,8 @@ def _make_samples(
     """The samples; rank 0, which reads them, warns of those that another tokenizer has made."""
     samples = Samples(settings, config, state, checkpoint)
     if tokenizer is not None and mesh.current().rank == 0:
-        source = str(tokenizer_source(settings))
-        warn_of_other_tokenizers(samples.prefixes(), tokenizer.vocab_size, source)
+        source = tokenizer_source(settings)
+        warn_of_other_tokenizers(samples.prefixes(), tokenizer, source)
     return samples
 
 

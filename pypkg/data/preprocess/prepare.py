@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from pypkg.data.corpus.made_with import ids_digest
 from pypkg.data.corpus.writer import IndexedDatasetWriter
 from pypkg.data.preprocess.assemble import assemble
 from pypkg.data.preprocess.encoder import Progress, Task, make_encoder
@@ -143,6 +144,7 @@ def prepare(options: PreparationOptions) -> Summary:
         vocab_size=tokenizer.vocab_size,
         dtype=dtype.name,
         tokenizer=str(options.tokenizer_name_or_path),
+        ids_digest=ids_digest(tokenizer),
         outputs=outputs,
         modified=modified,
         seconds=round(time.monotonic() - start, 1),

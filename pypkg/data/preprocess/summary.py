@@ -22,7 +22,8 @@ class Summary:
         text_bytes: UTF-8 bytes of its documents.
         dropped: number of documents left out, by reason.
         lengths: histogram of documents: [n, count] for documents with n to 2 n - 1 tokens.
-        vocab_size, tokenizer: size and file of the tokenizer.
+        vocab_size, tokenizer, ids_digest: size and file of the tokenizer, and the digest of the ids
+            that it gives a fixed text (corpus/made_with.py).
         dtype: dtype of the tokens in the file.
         outputs: size of each file in bytes, by name.
         seconds: duration of the run.
@@ -45,6 +46,7 @@ class Summary:
     outputs: dict[str, int]
     seconds: float
     fingerprint: str
+    ids_digest: str = ""
     resumed: str = ""
     mended: int = 0
     modified: dict[str, int] = field(default_factory=dict)
