@@ -59,7 +59,7 @@ class Moved(NamedTuple):
 
 def _packed_attention(read: Sizes, written: Sizes) -> Moved:
     qkv, out, lse = read[0], written[0], written[2]
-    rotary = 2 * (qkv - out)  # queries and keys, read and written in place; heads_k = heads_q
+    rotary = qkv + out  # queries and keys, (qkv + out) / 2, read and written in place
     least_forward, least_backward = qkv + out + lse, 2 * qkv + 2 * out + lse
     return Moved(least_forward + rotary, least_backward + rotary, least_forward, least_backward)
 
@@ -156,8 +156,7 @@ def count_layer(
     """The operators of the first layer of a decoder in order, and what they move.
 
     Args:
-        config: the model; its layer has as many key heads as query heads, norms of type RMSNorm
-            and a gated activation.
+        config: the model; its layer has norms of type RMSNorm and a gated activation.
         tokens: length of the one sequence.
         hooked: names of sublayers that get a hook. A block with a hook runs as single operators.
 

@@ -1,7 +1,8 @@
-"""Paths of the files that are shipped with the package."""
+"""Paths of the files that are shipped with the package, and suggestions for misspelt paths."""
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -22,3 +23,14 @@ def sources_dir() -> Path | None:
     """The folder ``csrc`` beside the package in a checkout; None in an installed package."""
     folder = _PACKAGE.parent / "csrc"
     return folder if (folder / "kernels").is_dir() else None
+
+
+def similar_folder(name: str) -> str:
+    """A suggestion for a missing folder, "; did you mean X?", of one beside it; or ""."""
+    path = Path(name)
+    try:
+        beside = [each.name for each in path.parent.iterdir() if each.is_dir()]
+    except OSError:  # the folder above is missing too, or cannot be read
+        return ""
+    close = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.8)
+    return f"; did you mean {str(path.with_name(close[0]))!r}?" if close else ""

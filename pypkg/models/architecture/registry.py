@@ -14,7 +14,7 @@ from typing import Any
 
 from pypkg.errors import UserError
 from pypkg.files.json_files import read_json
-from pypkg.files.paths import configs_dir
+from pypkg.files.paths import configs_dir, similar_folder
 from pypkg.models.architecture import paddlenlp
 from pypkg.models.architecture.config import ModelConfig, nearest
 from pypkg.models.architecture.family import Family, differing_fields
@@ -82,9 +82,10 @@ def load_config(
         )
     known = _known_file(str(name_or_folder))
     if known is None:
-        hint = nearest(str(name_or_folder), _of_similar_size(str(name_or_folder))) or "."
+        name = str(name_or_folder)
+        hint = similar_folder(name) or nearest(name, _of_similar_size(name)) or "."
         raise UserError(
-            f"{str(name_or_folder)!r} is neither a folder nor a known model{hint} Give the path of "
+            f"{name!r} is neither a folder nor a known model{hint} Give the path of "
             "a folder that holds a config.json, or a name that `pypkg models` lists"
         )
     return _read_config(known)

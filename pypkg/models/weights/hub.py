@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 
 from pypkg.errors import UserError
+from pypkg.files.paths import similar_folder
 
 # Weights of other frameworks and formats, which this package does not read.
 _NOT_READ = ["*.h5", "*.msgpack", "*.ot", "*.onnx", "*.tflite", "*.gguf", "original/*"]
@@ -50,21 +50,10 @@ def find_weights(name_or_folder: str | Path, download: bool = False) -> Path:
         what = f"could not be downloaded ({error})" if download else "is not downloaded"
         raise UserError(
             f"{name!r} is neither a folder nor a model in the Hugging Face cache {cache} (branch "
-            f"main), and {what}{_similar_folder(name)} Give the path of a folder with config.json "
+            f"main), and {what}{similar_folder(name) or '.'} Give the path of a folder with config.json "
             "and the weights, or download the model on a machine with network access, for example "
             "by `pypkg convert import NAME FOLDER --download`, and set HF_HOME to its cache"
         ) from error
-
-
-def _similar_folder(name: str) -> str:
-    """The end of a sentence about ``name``, which asks for a folder beside it of a similar name."""
-    path = Path(name)
-    try:
-        beside = [each.name for each in path.parent.iterdir() if each.is_dir()]
-    except OSError:  # the folder above is missing too, or cannot be read
-        return "."
-    close = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.8)
-    return f"; did you mean {str(path.with_name(close[0]))!r}?" if close else "."
 
 
 def _cached_name(name: str, cache: Path) -> str:

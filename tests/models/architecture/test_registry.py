@@ -273,3 +273,9 @@ def test_the_configuration_side_needs_no_paddle() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "6738415616", result.stderr
+
+
+def test_a_misspelt_folder(tmp_path: Path) -> None:
+    (tmp_path / "my-model").mkdir()
+    with pytest.raises(UserError, match=r"known model; did you mean '.*/my-model'\? Give the path"):
+        registry.load_config(tmp_path / "my-modell")

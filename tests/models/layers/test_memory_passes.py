@@ -46,3 +46,13 @@ def test_a_copy_in_the_layer_is_an_error(config, monkeypatch) -> None:
     monkeypatch.setattr(GatedMLP, "forward", copying)
     with pytest.raises(BenchmarkError, match=r"the layer runs .*assign.*whose bytes"):
         count_layer(config, TOKENS, ("mlp.down_proj",))
+
+
+def test_shared_key_heads_move_fewer_bytes(config) -> None:
+    counted = dict(count_layer(config, TOKENS, ("self_attn.o_proj", "mlp.down_proj")))
+    shared = replace(config, num_key_value_heads=HEADS // 2)
+    fewer = dict(count_layer(shared, TOKENS, ("self_attn.o_proj", "mlp.down_proj")))
+    q, lse = TOKENS * HIDDEN, TOKENS * HEADS
+    # qkv, out and lse; then queries and keys read and written for the rotation.
+    assert counted["pypkg_packed_attention"].forward == 3 * q + q + lse + 2 * (q + q)
+    assert fewer["pypkg_packed_attention"].forward == 2 * q + q + lse + 2 * (q + q // 2)
