@@ -205,11 +205,11 @@ def _recorded() -> Iterator[list[tuple[str, Sizes, Sizes]]]:
     record: list[tuple[str, Sizes, Sizes]] = []
 
     def recording(name: str, run: Callable) -> Callable:
-        def call(*args: Any) -> Any:
-            results = run(*args)
+        def call(*args: Any, **others: Any) -> Any:
+            results = run(*args, **others)
             operator, given = (args[0], args[1:]) if name == "custom" else (name, args)
             outputs = results if isinstance(results, (list, tuple)) else [results]
-            record.append((operator, _sizes(given), _sizes(outputs)))
+            record.append((operator, _sizes([*given, *others.values()]), _sizes(outputs)))
             return results
 
         return call

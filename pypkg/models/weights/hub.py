@@ -48,11 +48,12 @@ def find_weights(name_or_folder: str | Path, download: bool = False) -> Path:
         )
     except (OSError, ValueError) as error:
         what = f"could not be downloaded ({error})" if download else "is not downloaded"
+        hint = similar_folder(name) or "."
         raise UserError(
             f"{name!r} is neither a folder nor a model in the Hugging Face cache {cache} (branch "
-            f"main), and {what}{similar_folder(name) or '.'} Give the path of a folder with config.json "
-            "and the weights, or download the model on a machine with network access, for example "
-            "by `pypkg convert import NAME FOLDER --download`, and set HF_HOME to its cache"
+            f"main), and {what}{hint} Give the path of a folder with config.json and the weights, "
+            "or download the model on a machine with network access, for example by "
+            "`pypkg convert import NAME FOLDER --download`, and set HF_HOME to its cache"
         ) from error
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import paddle
 import pytest
+from tiny_configs import tiny
 
 from pypkg.bench.memory_passes import Moved, count_layer
 from pypkg.bench.ops.case import BenchmarkError
@@ -56,3 +57,8 @@ def test_shared_key_heads_move_fewer_bytes(config) -> None:
     # qkv, out and lse; then queries and keys read and written for the rotation.
     assert counted["pypkg_packed_attention"].forward == 3 * q + q + lse + 2 * (q + q)
     assert fewer["pypkg_packed_attention"].forward == 2 * q + q + lse + 2 * (q + q // 2)
+
+
+def test_a_layer_of_other_operators_is_an_error() -> None:
+    with pytest.raises(BenchmarkError, match=r"the layer runs gelu, layer_norm, whose bytes"):
+        count_layer(tiny("gpt3", 2), 16)
