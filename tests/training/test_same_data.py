@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pypkg.data import IndexedDataset, IndexedDatasetWriter
-from pypkg.training.feed.same_data import _difference, _fingerprint
+from pypkg.training.feed.same_data import _Corpus, _difference, _fingerprint
 
 
 def corpus(prefix, documents, loss_mask=None) -> IndexedDataset:
@@ -47,8 +47,8 @@ def test_the_last_token_of_a_long_corpus(tmp_path):
 
 def test_messages(tmp_path, monkeypatch):
     monkeypatch.setenv("PADDLE_TRAINER_ENDPOINTS", "10.0.0.1:1,10.0.0.1:2,10.0.0.2:1,10.0.0.2:2")
-    one = ("web", _fingerprint(corpus(tmp_path / "a", [range(9)])))
-    other = ("web", _fingerprint(corpus(tmp_path / "b", [range(1200)])))
+    one = _Corpus("web", _fingerprint(corpus(tmp_path / "a", [range(9)])), "")
+    other = _Corpus("web", _fingerprint(corpus(tmp_path / "b", [range(1200)])), "")
     assert _difference({0: [one], 2: [one]}) == ""
     assert _difference({}) == ""
     found = _difference({0: [one, one], 1: [one, one], 2: [one, other]})
@@ -58,4 +58,10 @@ def test_messages(tmp_path, monkeypatch):
     assert (
         _difference({0: [one], 2: [one, other]})
         == "1 corpora on rank 0 (10.0.0.1), 2 corpora on rank 2 (10.0.0.2)"
+    )
+    first, second = one._replace(written="12345678ab"), one._replace(written="87654321ab")
+    assert _difference({0: [first], 1: [one], 2: [first]}) == ""
+    assert _difference({0: [first], 1: [one], 2: [second]}) == (
+        "web.manifest.json gives the tokens the checksum 12345678 on rank 0 (10.0.0.1); "
+        "87654321 on rank 2 (10.0.0.2)"
     )
