@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-BLOCK = 2 << 20  # bytes of a write, a multiple of the alignment; larger ones leave the caches
+BLOCK = 2 << 20  # bytes of a write, a multiple of the alignment; the fastest of 1 to 16 MiB
 _BLOCKS = 4  # that are being filled or written
 _ALIGNMENT = 4096  # of addresses, offsets and lengths; no disk has larger sectors
 _WRITE_BACK = 32 << 20  # bytes after which the kernel is asked to write back its pages

@@ -73,3 +73,4 @@ def test_the_figure_has_a_line_of_its_own_for_every_optimizer() -> None:
     lines = curves_figure(rows).axes[0].lines
     assert [line.get_label() for line in lines] == names
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(names)
+    assert len(curves_figure(rows * 3).axes[0].lines) == 27  # styles recur, no line is left out

@@ -17,6 +17,10 @@ def root_pages() -> list[str]:
     return re.findall(r'^    "(\S+\.md)": ', text, re.MULTILINE)
 
 
+def test_the_pages_are_found() -> None:
+    assert {"README.md", "CONTRIBUTING.md"} <= set(root_pages())
+
+
 @pytest.mark.parametrize("page", root_pages())
 def test_links_of_a_root_page(page: str) -> None:
     links = _LINK.findall((REPO / page).read_text(encoding="utf-8"))

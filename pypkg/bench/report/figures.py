@@ -9,7 +9,7 @@ names.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import cycle, product
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -100,7 +100,7 @@ def curves_figure(rows: Sequence[Row]) -> Figure:
     """Training losses, nats per token, by step: a line per optimizer."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axis = figure.subplots()
-    styles = product(("-", "--", ":"), (_OURS_COLOUR, *_COLOURS))
+    styles = cycle(product(("-", "--", ":"), (_OURS_COLOUR, *_COLOURS)))
     for row, (line, colour) in zip(rows, styles, strict=False):
         axis.plot(row["steps"], row["losses"], line, color=colour, lw=1.2, label=row["optimizer"])
     axis.set_xlabel("step")

@@ -17,6 +17,7 @@ from pathlib import Path
 from pypkg.errors import UserError
 from pypkg.files import sync
 from pypkg.models.weights.save_plan import index_name
+from pypkg.training.checkpoint.lock import not_writable
 from pypkg.training.checkpoint.manifest import MANIFEST_FILE
 from pypkg.training.state import TrainerState
 
@@ -70,7 +71,7 @@ def prepare_output_dir(output_dir: str | Path) -> None:
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _not_writable(output_dir, error) from error
+        raise not_writable(output_dir, error.strerror) from error
     require_writable(output_dir)
 
 
@@ -85,14 +86,7 @@ def require_writable(output_dir: str | Path) -> None:
         probe.write_bytes(b"x")
         probe.unlink()
     except OSError as error:
-        raise _not_writable(output_dir, error) from error
-
-
-def _not_writable(output_dir: str | Path, error: OSError) -> UserError:
-    return UserError(
-        f"output_dir {str(output_dir)!r} cannot be written: {error.strerror}. "
-        "Set output_dir to a folder you may write."
-    )
+        raise not_writable(output_dir, error.strerror) from error
 
 
 def remove_unfinished(output_dir: str | Path) -> None:

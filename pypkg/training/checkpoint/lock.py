@@ -253,19 +253,20 @@ def refuse_if_in_use(output_dir: str | Path) -> None:
     folder = Path(output_dir)
     path = folder / LOCK_FILE
     if os.path.lexists(folder) and not folder.is_dir():
-        raise UserError(_not_a_folder(folder, "it is a file, or a link that leads to no folder"))
+        raise not_writable(folder, "it is a file, or a link that leads to no folder")
     try:
         holder = _holder(path)
     except OSError as error:  # such as a file in place of a folder above
-        raise UserError(_not_a_folder(folder, str(error.strerror))) from error
+        raise not_writable(folder, error.strerror) from error
     if holder is not None and holder.is_alive():
         raise UserError(_refusal(path, holder))
 
 
-def _not_a_folder(folder: Path, reason: str) -> str:
-    return (
-        f"output_dir {str(folder)!r} cannot be written: {reason}. Set output_dir to a folder you "
-        "may write."
+def not_writable(output_dir: str | Path, reason: str | None) -> UserError:
+    """The error for an ``output_dir`` in which nothing can be written."""
+    return UserError(
+        f"output_dir {str(output_dir)!r} cannot be written: {reason}. Set output_dir to a folder "
+        "you may write."
     )
 
 
