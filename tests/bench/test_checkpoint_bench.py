@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
@@ -72,3 +73,19 @@ def test_from_end_to_end(tmp_path, capsys: pytest.CaptureFixture) -> None:
     assert main(["checkpoint", *words, "--layout", "alone", "--synchronous"]) == 0
     assert "async_stall" not in json.loads(output.read_text())["rows"][0]
     assert "synchronous saves alone" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_rank_waits_for_a_slow_disk(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 waits for its ``dd`` for longer than a collective over gloo may take (30 s)."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(_TINY))
+    slow = tmp_path / "bin" / "dd"
+    slow.parent.mkdir()
+    first = tmp_path / "first"
+    slow.write_text(f"#!/bin/sh\n[ -e {first} ] || {{ touch {first}; sleep 33; }}\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow.parent}{os.pathsep}{os.environ['PATH']}")
+    words = ["--config", str(tmp_path / "model"), "--rounds", "1", "--synchronous"]
+    assert main(["checkpoint", *words, "--layout", "tp2", "--folder", str(tmp_path)]) == 0
+    assert first.exists()

@@ -26,13 +26,18 @@ def main() -> None:
     configure_cpu(task["threads"])
     import_paddle()
     from pypkg.parallel import mesh
+    from pypkg.parallel.launch import watchdog
 
-    mesh.initialize(mesh.Degrees(**task["degrees"]))
+    watchdog.start()  # without it, ranks that wait for the ``dd`` of rank 0 end after gloo's 30 s
+    watchdog.compare_settings(sys.argv[1])
+    with watchdog.starting_fleet():
+        mesh.initialize(mesh.Degrees(**task["degrees"]))
     run = _Run(task)
     for number in range(task["rounds"]):
         result = run.measure(disk_first=number % 2 == 1)
         if mesh.current().rank == 0:
             print(json.dumps(result), flush=True)
+    watchdog.leave()
 
 
 class _Run:
