@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import Any
 
 import pytest
 from test_train_step import _TINY
 
 from pypkg.bench.__main__ import main
+from pypkg.bench.checkpoint import suite
 from pypkg.bench.checkpoint.suite import summary
+from pypkg.bench.ops.case import BenchmarkError
 from pypkg.bench.report.sections import checkpoint
 
 
@@ -52,6 +55,13 @@ def test_a_row_without_asynchronous_saves() -> None:
 def test_an_unknown_layout_is_named(capsys: pytest.CaptureFixture) -> None:
     assert main(["checkpoint", "--layout", "tp3"]) == 2
     assert "'tp3' is none of 'alone', 'tp2'" in capsys.readouterr().err
+
+
+def test_a_killed_process_is_named() -> None:
+    codes = ["import os; os.kill(os.getpid(), 9)", "raise SystemExit(1)"]
+    processes = [suite._start([sys.executable, "-c", code], {}) for code in reversed(codes)]
+    with pytest.raises(BenchmarkError, match="tp2: a process was ended by SIGKILL"):
+        suite._results("tp2", processes)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import json
 import logging
+import signal
 import subprocess
 import sys
 import tempfile
@@ -147,7 +148,13 @@ def _results(name: str, processes: Sequence[subprocess.Popen]) -> list[Round]:
     finally:
         for process in processes:
             process.kill()
-    for process, (_, errors) in zip(processes, said, strict=True):
-        if process.returncode:
+    codes = [process.returncode for process in processes]
+    if min(codes) < 0:  # the others have failed because of it
+        raise BenchmarkError(
+            f"{name}: a process was ended by {signal.Signals(-min(codes)).name}. The system sends "
+            "SIGKILL where memory is short; --config takes a smaller model."
+        )
+    for code, (_, errors) in zip(codes, said, strict=True):
+        if code:
             raise BenchmarkError(f"{name} failed:\n{errors[-3000:]}")
     return [json.loads(line) for line in said[0][0].splitlines() if line.startswith("{")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import shutil
@@ -46,12 +47,20 @@ def build(compiler: str = "g++") -> Path:
     digest = hashlib.sha256(" ".join([compiler, *FLAGS]).encode())
     for path in [*BINDINGS, *SOURCES, *headers]:
         digest.update(path.read_bytes())
-    folder = ROOT / "build" / "cuda_emulation" / digest.hexdigest()[:16]
+    builds = ROOT / "build" / "cuda_emulation"
+    folder = builds / digest.hexdigest()[:16]
     module = folder / f"_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if module.exists():
-        return module
-    shutil.rmtree(folder.parent, ignore_errors=True)  # builds of older sources
-    folder.mkdir(parents=True, exist_ok=True)
+    builds.mkdir(parents=True, exist_ok=True)
+    with builds.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of the processes of a test run one compiles
+        if not module.exists():
+            shutil.rmtree(builds)  # builds of older sources
+            _compile(compiler, folder, module)
+    return module
+
+
+def _compile(compiler: str, folder: Path, module: Path) -> None:
+    folder.mkdir(parents=True)
     bindings = folder / "bindings.cc"
     bindings.write_text("".join(f'#include "{source}"\n' for source in BINDINGS))
     sources = {bindings: "-O0"} | dict.fromkeys(SOURCES, "-O1")
@@ -66,7 +75,6 @@ def build(compiler: str = "g++") -> Path:
     unfinished = module.with_suffix(".tmp")
     _run([compiler, "-shared", *map(str, objects), "-o", str(unfinished)])
     unfinished.rename(module)
-    return module
 
 
 def _run(command: list[str]) -> None:

@@ -39,6 +39,7 @@ EXACT = {
     "meta-llama/Llama-3.1-70B": 70_553_706_496,
     "meta-llama/Llama-3.2-1B": 1_235_814_400,
     "meta-llama/Llama-3.2-3B": 3_212_749_824,
+    "TinyLlama/TinyLlama_v1.1": 1_100_048_384,
     "idea-ccnl/ziya-llama-13b-v1": 13_091_886_080,
     "linly-ai/chinese-llama-2-7b": 6_804_574_208,
     "linly-ai/chinese-llama-2-13b": 13_098_562_560,
