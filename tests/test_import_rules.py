@@ -120,7 +120,7 @@ ROOMS = {
                      "parts", "layout", "settings",
                      "curves", "document"),
     "pypkg.planner": ("output", "search", "time", "memory", "extension", "step", "sliced_layers",
-                      "zero", "interleaving", "pipeline", "decoder", "parallel", "micro_batch",
+                      "zero", "pipeline", "decoder", "layer", "parallel", "blocks", "micro_batch",
                       "operators", "engine", "tape"),
     "pypkg.bench": ("__main__", "report", "generate", "learning_curves", "memory_passes",
                     "train_step", "checkpoint", "data", "ops", "environment", "timing"),

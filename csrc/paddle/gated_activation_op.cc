@@ -80,9 +80,10 @@ std::vector<Tensor> forward(const Tensor& gate, const Tensor* up, int64_t activa
   return {out};
 }
 
+// With writes_out_over_dout the memory of dout then holds the output of the forward pass.
 std::vector<Tensor> backward(const Tensor& gate, const Tensor* up,
                              const OptionalTensor& dout_or_none, int64_t activation,
-                             bool gate_first) {
+                             bool gate_first, bool writes_out_over_dout = false) {
   const Layout layout = check(gate, up, gate_first, activation);
   const Tensor dout = gradient_or_zeros(dout_or_none, out_shape(gate.shape(), !up), gate);
   check_shape("gated_activation: gradient", dout, out_shape(gate.shape(), !up));
@@ -94,6 +95,7 @@ std::vector<Tensor> backward(const Tensor& gate, const Tensor* up,
   params.dout = raw(dout);
   params.dgate = shifted(&gradients.front(), layout.gate_offset);
   params.dup = shifted(&gradients.back(), layout.up_offset);
+  if (writes_out_over_dout) params.out = const_cast<void*>(raw(dout));
   launch(gate, PYPKG_FORMS(gated_activation_backward), params);
   return gradients;
 }
@@ -135,21 +137,32 @@ std::vector<Tensor> block_forward(const Tensor& x, const Tensor& gate_up_weight,
                                   const Tensor& down_weight, int64_t activation) {
   const Tensor gate_up = product(x, gate_up_weight);
   const Tensor activated = packed_forward(gate_up, activation, /*gate_first=*/true)[0];
-  return {product(activated, down_weight), gate_up, activated};
+  return {product(activated, down_weight), gate_up};
+}
+
+struct GateUpGradients {
+  Tensor dgate_up;
+  Tensor ddown_weight;
+};
+
+// The backward pass of the block down to gate and up. It computes what is activated again.
+GateUpGradients gate_up_gradients(const Tensor& down_weight, const Tensor& gate_up,
+                                  const OptionalTensor& dout_or_none, int64_t activation) {
+  Shape out_shape = gate_up.shape();
+  out_shape.back() = down_weight.shape()[1];
+  const Tensor dout = gradient_or_zeros(dout_or_none, out_shape, gate_up);
+  const Tensor activated = input_gradient(dout, down_weight);  // at first its gradient
+  const Tensor dgate_up = backward(gate_up, nullptr, activated, activation, /*gate_first=*/true,
+                                   /*writes_out_over_dout=*/true)[0];
+  return {dgate_up, weight_gradient(activated, dout)};
 }
 
 std::vector<Tensor> block_backward(const Tensor& x, const Tensor& gate_up_weight,
                                    const Tensor& down_weight, const Tensor& gate_up,
-                                   const Tensor& activated, const OptionalTensor& dout_or_none,
-                                   int64_t activation) {
-  Shape out_shape = x.shape();
-  out_shape.back() = down_weight.shape()[1];
-  const Tensor dout = gradient_or_zeros(dout_or_none, out_shape, x);
-  Tensor dactivated = input_gradient(dout, down_weight);
-  const Tensor ddown_weight = weight_gradient(activated, dout);
-  const Tensor dgate_up = packed_backward(gate_up, dactivated, activation, /*gate_first=*/true)[0];
-  dactivated.reset();  // before the next tensors are made
-  return {input_gradient(dgate_up, gate_up_weight), weight_gradient(x, dgate_up), ddown_weight};
+                                   const OptionalTensor& dout, int64_t activation) {
+  const GateUpGradients inner = gate_up_gradients(down_weight, gate_up, dout, activation);
+  return {input_gradient(inner.dgate_up, gate_up_weight), weight_gradient(x, inner.dgate_up),
+          inner.ddown_weight};
 }
 
 // The block of rms_norm(x + residual): one operator for two more.
@@ -159,19 +172,18 @@ std::vector<Tensor> normed_block_forward(const Tensor& x, const Tensor& residual
                                          float epsilon) {
   const std::vector<Tensor> norm = add_rms_norm(x, residual, norm_weight, epsilon);
   const std::vector<Tensor> block = block_forward(norm[0], gate_up_weight, down_weight, activation);
-  return {block[0], norm[1], norm[0], norm[2], block[1], block[2]};
+  return {block[0], norm[1], norm[2], block[1]};
 }
 
 std::vector<Tensor> normed_block_backward(const Tensor& norm_weight, const Tensor& gate_up_weight,
                                           const Tensor& down_weight, const OptionalTensor& stream,
-                                          const Tensor& normed, const Tensor& rstd,
-                                          const Tensor& gate_up, const Tensor& activated,
+                                          const Tensor& rstd, const Tensor& gate_up,
                                           const OptionalTensor& dout, const OptionalTensor& dstream,
                                           int64_t activation, float) {
-  const std::vector<Tensor> block =
-      block_backward(normed, gate_up_weight, down_weight, gate_up, activated, dout, activation);
-  const std::vector<Tensor> norm = add_rms_norm_grad(stream, norm_weight, rstd, block[0], dstream);
-  return {norm[0], norm[1], norm[2], block[1], block[2]};
+  const GateUpGradients inner = gate_up_gradients(down_weight, gate_up, dout, activation);
+  const Tensor y = input_gradient(inner.dgate_up, gate_up_weight);  // at first its gradient
+  const std::vector<Tensor> norm = add_rms_norm_grad_and_y(stream, norm_weight, rstd, y, dstream);
+  return {norm[0], norm[1], norm[2], weight_gradient(y, inner.dgate_up), inner.ddown_weight};
 }
 
 }  // namespace
@@ -210,27 +222,25 @@ PD_BUILD_GRAD_OP(pypkg_packed_gated_activation)
 // What follows Out are outputs because the backward pass needs them; their gradients have no use.
 PD_BUILD_OP(pypkg_mlp_block)
     .Inputs({"X", "GateUpWeight", "DownWeight"})
-    .Outputs({paddle::Optional("Out"), "GateUp", "Activated"})
+    .Outputs({paddle::Optional("Out"), "GateUp"})
     .Attrs({"activation: int64_t"})
     .SetKernelFn(PD_KERNEL(pypkg::block_forward));
 
 PD_BUILD_GRAD_OP(pypkg_mlp_block)
-    .Inputs({"X", "GateUpWeight", "DownWeight", "GateUp", "Activated",
-             paddle::Grad(paddle::Optional("Out"))})
+    .Inputs({"X", "GateUpWeight", "DownWeight", "GateUp", paddle::Grad(paddle::Optional("Out"))})
     .Outputs({paddle::Grad("X"), paddle::Grad("GateUpWeight"), paddle::Grad("DownWeight")})
     .Attrs({"activation: int64_t"})
     .SetKernelFn(PD_KERNEL(pypkg::block_backward));
 
 PD_BUILD_OP(pypkg_normed_mlp_block)
     .Inputs({"X", "Residual", "NormWeight", "GateUpWeight", "DownWeight"})
-    .Outputs({paddle::Optional("Out"), paddle::Optional("Stream"), "Normed", "Rstd", "GateUp",
-              "Activated"})
+    .Outputs({paddle::Optional("Out"), paddle::Optional("Stream"), "Rstd", "GateUp"})
     .Attrs({"activation: int64_t", "epsilon: float"})
     .SetKernelFn(PD_KERNEL(pypkg::normed_block_forward));
 
 PD_BUILD_GRAD_OP(pypkg_normed_mlp_block)
-    .Inputs({"NormWeight", "GateUpWeight", "DownWeight", paddle::Optional("Stream"), "Normed",
-             "Rstd", "GateUp", "Activated", paddle::Grad(paddle::Optional("Out")),
+    .Inputs({"NormWeight", "GateUpWeight", "DownWeight", paddle::Optional("Stream"), "Rstd",
+             "GateUp", paddle::Grad(paddle::Optional("Out")),
              paddle::Grad(paddle::Optional("Stream"))})
     .Outputs({paddle::Grad("X"), paddle::Grad("Residual"), paddle::Grad("NormWeight"),
               paddle::Grad("GateUpWeight"), paddle::Grad("DownWeight")})

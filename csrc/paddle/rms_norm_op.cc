@@ -59,8 +59,8 @@ std::vector<Tensor> forward(const Tensor& x, const Tensor* residual, const Tenso
 // once more. x and residual have one gradient, but each needs it in memory of its own: Paddle adds
 // what else arrives at a tensor to its gradient in place.
 std::vector<Tensor> backward(const Tensor& h, const Tensor& weight, const Tensor& rstd,
-                             const OptionalTensor& dy_or_none, const Tensor* dh,
-                             bool has_residual) {
+                             const OptionalTensor& dy_or_none, const Tensor* dh, bool has_residual,
+                             bool writes_y_over_dy = false) {
   const Sizes sizes = check_input(h, weight);
   const Tensor dy = gradient_or_zeros(dy_or_none, h.shape(), h);
   check_shape("rms_norm: gradient of y", dy, h.shape());
@@ -86,6 +86,7 @@ std::vector<Tensor> backward(const Tensor& h, const Tensor& weight, const Tensor
   params.rstd = rstd.data<float>();
   params.dx = raw(&dx);
   if (has_residual) params.dresidual = raw(&dresidual);
+  if (writes_y_over_dy) params.y = const_cast<void*>(raw(dy));
   params.dweight = raw(&dweight);
   params.workspace = scratch.data<float>();
   params.rows = sizes.rows;
@@ -111,13 +112,20 @@ std::vector<Tensor> add_rms_norm(const Tensor& x, const Tensor& residual, const 
   return forward(x, &residual, weight, epsilon);
 }
 
+std::vector<Tensor> add_rms_norm_grad_and_y(const OptionalTensor& h, const Tensor& weight,
+                                            const Tensor& rstd, const Tensor& dy,
+                                            const OptionalTensor& dh) {
+  return backward(*h, weight, rstd, dy, dh.get_ptr(), /*has_residual=*/true,
+                  /*writes_y_over_dy=*/true);
+}
+
+namespace {
+
 std::vector<Tensor> add_rms_norm_grad(const OptionalTensor& h, const Tensor& weight,
                                       const Tensor& rstd, const OptionalTensor& dy,
                                       const OptionalTensor& dh) {
   return backward(*h, weight, rstd, dy, dh.get_ptr(), /*has_residual=*/true);
 }
-
-namespace {
 
 Shape row_shape(const Shape& x) {
   int64_t rows = 1;

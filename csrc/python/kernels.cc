@@ -56,7 +56,7 @@ void bind_rms_norm(py::module_& m) {
   m.def(
       "rms_norm_backward",
       [](object dy, object h, object weight, object rstd, object dx, object dweight,
-         object workspace, object dh, object dresidual, std::intptr_t stream) {
+         object workspace, object dh, object dresidual, object y, std::intptr_t stream) {
         Arguments args("rms_norm_backward", stream);
         RmsNormBackward p;
         p.dy = args.required("dy", dy, "T", {"rows", "cols"});
@@ -67,6 +67,7 @@ void bind_rms_norm(py::module_& m) {
         p.dweight = args.required("dweight", dweight, "W", {"cols"});
         p.dh = args.optional("dh", dh, "T", {"rows", "cols"});
         p.dresidual = args.optional("dresidual", dresidual, "T", {"rows", "cols"});
+        p.y = args.optional("y", y, "T", {"rows", "cols"});
         p.rows = args["rows"];
         p.cols = args["cols"];
         p.workspace = args.workspace(
@@ -76,10 +77,12 @@ void bind_rms_norm(py::module_& m) {
         args.run(p, PYPKG_KERNEL(rms_norm_backward));
       },
       "dx is the gradient of h (of x and residual alike), dh what arrives at residual_out. "
-      "dresidual receives dx once more. dy, h, dx (may be dy or dh), dh, dresidual: [rows, cols]; "
+      "dresidual receives dx once more, and y (may be dy if dx is not) the y of the forward pass. "
+      "dy, h, dx (may be dy or dh), dh, dresidual, y: [rows, cols]; "
       "weight, dweight: [cols]; rstd: [rows].",
       arg("dy"), arg("h"), arg("weight"), arg("rstd"), arg("dx"), arg("dweight"), arg("workspace"),
-      arg("dh") = py::none(), arg("dresidual") = py::none(), py::kw_only(), arg("stream") = 0);
+      arg("dh") = py::none(), arg("dresidual") = py::none(), arg("y") = py::none(), py::kw_only(),
+      arg("stream") = 0);
 }
 
 void bind_rotary_embedding(py::module_& m) {
@@ -157,7 +160,7 @@ void bind_gated_activation(py::module_& m) {
   m.def(
       "gated_activation_backward",
       [](object gate, object up, object dout, object dgate, object dup,
-         const std::string& activation, std::intptr_t stream) {
+         const std::string& activation, object out, std::intptr_t stream) {
         Arguments args("gated_activation_backward", stream);
         GatedActivationBackward p;
         int64_t dgate_stride, dup_stride;
@@ -166,6 +169,7 @@ void bind_gated_activation(py::module_& m) {
         p.dout = args.required("dout", dout, "T", {"rows", "cols"});
         p.dgate = args.strided_rows("dgate", dgate, "T", {"rows", "cols"}, &dgate_stride);
         p.dup = args.strided_rows("dup", dup, "T", {"rows", "cols"}, &dup_stride);
+        p.out = args.optional("out", out, "T", {"rows", "cols"});
         args.check(dgate_stride == p.gate_stride && dup_stride == p.up_stride,
                    "dgate and dup must be strided like gate and up");
         p.rows = args["rows"];
@@ -174,9 +178,10 @@ void bind_gated_activation(py::module_& m) {
         p.dtype = args.dtype("T");
         args.run(p, PYPKG_KERNEL(gated_activation_backward));
       },
-      "All [rows, cols]; dgate and dup are strided like gate and up, and may be them.", arg("gate"),
-      arg("up"), arg("dout"), arg("dgate"), arg("dup"), arg("activation") = "silu", py::kw_only(),
-      arg("stream") = 0);
+      "All [rows, cols]; dgate and dup are strided like gate and up, and may be them. out (may be "
+      "dout) receives the out of the forward pass.",
+      arg("gate"), arg("up"), arg("dout"), arg("dgate"), arg("dup"), arg("activation") = "silu",
+      arg("out") = py::none(), py::kw_only(), arg("stream") = 0);
 }
 
 void bind_cross_entropy(py::module_& m) {

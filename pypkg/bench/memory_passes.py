@@ -77,21 +77,28 @@ def _attention_block(read: Sizes, written: Sizes) -> Moved:
 
 
 def _mlp_block(read: Sizes, written: Sizes) -> Moved:
-    (x, gate_up_weight, down_weight), (out, gate_up, activated) = read, written
+    (x, gate_up_weight, down_weight), (out, gate_up) = read, written
+    activated = gate_up // 2
     return Moved.total(
         [
             _product([x, gate_up_weight], [gate_up]),
             _activation([gate_up], [activated]),
             _product([activated, down_weight], [out]),
+            _again(activated),
         ]
     )
 
 
 def _normed(block: Callable[[Sizes, Sizes], Moved], read: Sizes, written: Sizes) -> Moved:
     """A block with the norm before it in one operator."""
-    (x, residual, weight, *others), (out, stream, normed, rstd, *kept) = read, written
-    norm = _norm([x, residual, weight], [stream, normed, rstd])
-    return Moved.total([norm, block([normed, *others], [out, *kept])])
+    (x, residual, weight, *others), (out, stream, rstd, *kept) = read, written
+    norm = _norm([x, residual, weight], [stream, x, rstd])
+    return Moved.total([norm, block([x, *others], [out, *kept]), _again(x)])
+
+
+def _again(elements: int) -> Moved:
+    """A tensor that the backward pass writes once more, and the forward pass does not keep."""
+    return Moved(0, elements, 0, 0)
 
 
 def _norm(read: Sizes, written: Sizes) -> Moved:

@@ -83,6 +83,30 @@ def matmul(
     return out if x.ndim == 2 else out.reshape([*x.shape[:-1], out.shape[-1]])
 
 
+def can_add_matmul(x: paddle.Tensor) -> bool:
+    """Whether the operator ``pypkg_add_matmul`` can add a product of x to a sum in its memory.
+
+    It needs the MKL of Paddle, and sums in float32.
+    """
+    return (
+        _precision == "float32"
+        and x.dtype == paddle.float32
+        and x.place.is_cpu_place()
+        and backend() == "compiled"
+        and _has_blas()
+    )
+
+
+@functools.cache
+def _has_blas() -> bool:
+    one = paddle.ones([1, 1], "float32").cpu()
+    try:
+        run_compiled("pypkg_add_matmul", [one, one, one.clone()], False, False)
+    except (OSError, RuntimeError):
+        return False
+    return True
+
+
 def linear(
     x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None = None
 ) -> paddle.Tensor:

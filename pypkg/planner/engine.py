@@ -85,7 +85,7 @@ class _BackwardPass:
             self._waiting[target] -= 1
             if self._waiting[target]:
                 continue
-            if isinstance(target, Parameter) or target.follows_at_once:
+            if isinstance(target, Parameter):
                 self._ready.appendleft(target)
             else:
                 self._ready.append(target)

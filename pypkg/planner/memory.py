@@ -11,8 +11,8 @@ from pypkg.models.architecture.config import ModelConfig
 from pypkg.models.architecture.layer_split import ModelChunk, cut
 from pypkg.parallel.mesh import Degrees
 from pypkg.planner.extension import extended_passes
-from pypkg.planner.interleaving import Interleaving
 from pypkg.planner.micro_batch import Batch
+from pypkg.planner.pipeline.interleaving import Interleaving
 from pypkg.planner.step import StepPlan, run_update, sharding_rank
 from pypkg.planner.zero import UpdateLayout
 

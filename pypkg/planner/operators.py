@@ -46,7 +46,7 @@ class Operators:
     def _elements(self, tensor: Tensor) -> int:
         return tensor.num_bytes // self.dtype_bytes
 
-    def _scratch(self, floats: int) -> None:
+    def scratch(self, floats: int) -> None:
         """Memory that a kernel uses only while it runs."""
         self.floats(floats, WORKSPACE)
 
@@ -109,7 +109,7 @@ class Operators:
         def backward(incoming: list[Tensor | None]) -> Gradients:
             assert rstd
             gradients = [self.like(kept), self.like(weight)]
-            self._scratch(self._row_partials(rows, kept.num_bytes // rows // self.dtype_bytes))
+            self.scratch(self._row_partials(rows, kept.num_bytes // rows // self.dtype_bytes))
             return gradients
 
         self.tape.record([x, weight], [out], backward)
@@ -124,12 +124,16 @@ class Operators:
 
         def backward(incoming: list[Tensor | None]) -> Gradients:
             assert rstd
-            gradients = [self.like(kept), self.like(kept), self.like(weight)]
-            self._scratch(self._row_partials(rows, kept.num_bytes // rows // self.dtype_bytes))
-            return gradients
+            return self.add_rms_norm_gradients(kept, weight, rows)
 
         self.tape.record([x, residual, weight], [out, stream], backward)
         return out, stream
+
+    def add_rms_norm_gradients(self, stream: Tensor, weight: Tensor, rows: int) -> list[Tensor]:
+        """Gradients of x, of the residual and of the weight."""
+        gradients = [self.like(stream), self.like(stream), self.like(weight)]
+        self.scratch(self._row_partials(rows, stream.num_bytes // rows // self.dtype_bytes))
+        return gradients
 
     def split(self, x: Tensor, elements: Sequence[int]) -> list[Tensor]:
         """Views of parts of each row; the backward pass joins their gradients."""
@@ -165,7 +169,7 @@ class Operators:
         def backward(incoming: list[Tensor | None]) -> Gradients:
             assert lse
             gradients = [self.like(each) for each in kept[:3]]
-            self._scratch(workspace)
+            self.scratch(workspace)
             return gradients
 
         self.tape.record([q, k, v], [out], backward)
@@ -182,59 +186,10 @@ class Operators:
         def backward(incoming: list[Tensor | None]) -> Gradients:
             assert lse and kept
             gradient = self.like(rotated)
-            self._scratch(workspace)
+            self.scratch(workspace)
             return [gradient]
 
         self.tape.record([qkv], [out], backward)
-        return out
-
-    def attention_block(
-        self,
-        x: Tensor,
-        weights: Sequence[Parameter],
-        elements: Sequence[int],
-        rows: int,
-        workspace: int,
-    ) -> Tensor:
-        """Both projections and attention in one operator (``pypkg_attention_block``).
-
-        Args:
-            weights: weights of qkv and of the output.
-            elements: elements of qkv, of what is attended and of the output.
-            rows, workspace: as of ``packed_attention``.
-        """
-        qkv, attended, lse = self.new(elements[0]), self.new(elements[1]), self.floats(rows)
-        out, kept = self.new(elements[2]), x.detach()
-
-        def backward(incoming: list[Tensor | None]) -> Gradients:
-            assert lse
-            inner, of_o = self.like(attended), self.like(weights[1])
-            of_qkv = self.like(qkv)
-            self._scratch(workspace)
-            del inner
-            gradients = [self.like(kept), self.like(weights[0]), of_o]
-            del of_qkv
-            return gradients
-
-        self.tape.record([x, *weights], [out], backward)
-        return out
-
-    def mlp_block(
-        self, x: Tensor, weights: Sequence[Parameter], inner: int, outputs: int
-    ) -> Tensor:
-        """A gated MLP, ``inner`` elements wide, in one operator (``pypkg_mlp_block``)."""
-        gate_up, activated = self.new(2 * inner), self.new(inner)
-        out, kept = self.new(outputs), x.detach()
-
-        def backward(incoming: list[Tensor | None]) -> Gradients:
-            of_activated, of_down = self.like(activated), self.like(weights[1])
-            of_gate_up = self.like(gate_up)
-            del of_activated
-            gradients = [self.like(kept), self.like(weights[0]), of_down]
-            del of_gate_up
-            return gradients
-
-        self.tape.record([x, *weights], [out], backward)
         return out
 
     def gated(self, packed: Tensor) -> Tensor:
@@ -341,7 +296,8 @@ class Operators:
         chunk_bytes = _GPU_CHUNK_BYTES if self.is_gpu else _CPU_CHUNK_BYTES
         chunk = max(1, chunk_bytes // (num_rows * self.dtype_bytes))
         width, elements = self._elements(hidden) // tokens, self._elements(weight)
-        adds_in_place = self.is_gpu and self.dtype_bytes == 2
+        sums_in_float32 = self.is_gpu and self.dtype_bytes == 2
+        adds_in_place = sums_in_float32 or (not self.is_gpu and self.dtype_bytes == _FLOAT)
         dhidden, dweight = self.like(hidden), None
         losses: list[Tensor] = []
         total = self.floats(1, LOGITS)
@@ -356,7 +312,7 @@ class Operators:
             # The product goes to its rows of dhidden, which takes another copy (set_value).
             self.new(2 * count * width, GRADIENTS)
             if dweight is None:
-                product = None if adds_in_place else self.new(elements, GRADIENTS)
+                product = None if sums_in_float32 else self.new(elements, GRADIENTS)
                 dweight = (
                     product if self.dtype_bytes == _FLOAT else self.floats(elements, GRADIENTS)
                 )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from pypkg.models.architecture.parameter_shapes import ParameterShape
 from pypkg.planner.operators import ACTIVATIONS, COMMUNICATION, GRADIENTS, Operators
-from pypkg.planner.pipeline import BACKWARD
+from pypkg.planner.pipeline.schedule import BACKWARD
 from pypkg.planner.tape import Gradients, Parameter, Tensor
 from pypkg.planner.zero import IN_FLIGHT, WEIGHTS, Stage0, UpdateLayout, aligned
 

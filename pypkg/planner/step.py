@@ -11,12 +11,12 @@ from pypkg.models.architecture.parameter_shapes import ParameterShape
 from pypkg.parallel.mesh import Degrees
 from pypkg.planner.decoder import EMBEDDING, HEAD, Decoder
 from pypkg.planner.engine import backward
-from pypkg.planner.interleaving import Interleaved, Interleaving
 from pypkg.planner.micro_batch import Batch
 from pypkg.planner.operators import Operators
 from pypkg.planner.parallel.parameters import parameters
 from pypkg.planner.parallel.tensor_parallel import Shard
-from pypkg.planner.pipeline import BACKWARD, FORWARD, Passes, run_1f1b
+from pypkg.planner.pipeline.interleaving import Interleaved, Interleaving
+from pypkg.planner.pipeline.schedule import BACKWARD, FORWARD, Passes, run_1f1b
 from pypkg.planner.sliced_layers import Stage3
 from pypkg.planner.tape import Parameter, Part, Peak, Tape
 from pypkg.planner.zero import Stage0, Stage1, Stage2, UpdateLayout, fullest, owners

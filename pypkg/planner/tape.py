@@ -114,7 +114,6 @@ class Node:
 
     __slots__ = (
         "backward",
-        "follows_at_once",
         "held",
         "hooks",
         "num_outputs",
@@ -142,7 +141,6 @@ class Node:
         self.hooks: object = None  # keeps what a recomputed node needs until it has run
         self.held: object = None  # what lives as long as the graph
         self.part = part  # that recorded it
-        self.follows_at_once = False  # it is one operator with the node that runs before it
         self.turns = 0  # how many times other ready nodes run first
 
 

@@ -181,3 +181,54 @@ def test_products_without_a_depth_are_zero(bfloat16_products):
 def test_unknown_precision():
     with pytest.raises(UserError, match="expected one of float32, bfloat16"):
         ops.set_matmul_precision("float8")
+
+
+@pytest.mark.parametrize("transpose_x", [False, True])
+@pytest.mark.parametrize("transpose_y", [False, True])
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1), (1, 9, 33), (33, 1, 9), (9, 33, 1), (7, 49, 257), (130, 95, 31)]
+)
+def test_product_that_is_added_to_a_sum(sizes, transpose_x, transpose_y):
+    m, n, k = sizes
+    x, y, before = draw(m, k), draw(k, n), draw(m, n)
+    total = paddle.to_tensor(before)
+    given = [
+        paddle.to_tensor(np.ascontiguousarray(each.T) if transposed else each)
+        for each, transposed in ((x, transpose_x), (y, transpose_y))
+    ]
+    assert matmul.can_add_matmul(given[0])
+    custom_op("pypkg_add_matmul", *given, total, transpose_x, transpose_y)
+    expected = before + x.astype(np.float64) @ y.astype(np.float64)
+    np.testing.assert_allclose(total.numpy(), expected, rtol=1e-5, atol=1e-5 * np.sqrt(k))
+
+
+def test_mistakes_of_a_product_that_is_added():
+    x, y, total = (paddle.zeros(shape) for shape in ([3, 4], [4, 5], [3, 5]))
+    for given, expected in (
+        ([x, y, paddle.zeros([3, 4])], r"sum must have shape \[3, 5\], got \[3, 4\]"),
+        ([x, x, total], "x has 4 columns, but y has 3 rows"),
+        ([x, y, total.astype("float64")], "sum must be float32"),
+        ([x.astype("float16"), y, total], "x must be float32"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            custom_op("pypkg_add_matmul", *given, False, False)
+
+
+def test_which_products_can_be_added(monkeypatch):
+    x = paddle.zeros([2, 2])
+    assert matmul.can_add_matmul(x)
+    assert not matmul.can_add_matmul(x.astype("float64"))
+    with monkeypatch.context() as patch:
+        patch.setattr(matmul, "_precision", "bfloat16")
+        assert not matmul.can_add_matmul(x)
+    with monkeypatch.context() as patch:
+        patch.setattr(matmul, "backend", lambda: "reference")
+        assert not matmul.can_add_matmul(x)
+
+    def missing(*arguments):
+        raise RuntimeError("cblas_sgemm is missing")
+
+    monkeypatch.setattr(matmul, "run_compiled", missing)
+    matmul._has_blas.cache_clear()
+    assert not matmul.can_add_matmul(x)
+    matmul._has_blas.cache_clear()

@@ -30,9 +30,9 @@ from pypkg.errors import UserError
 from pypkg.models.architecture.parameter_shapes import ParameterShape
 from pypkg.parallel.mesh import Degrees
 from pypkg.planner import memory, operators
-from pypkg.planner.interleaving import Interleaving
 from pypkg.planner.memory import PHASES, plan_memory
 from pypkg.planner.operators import Operators
+from pypkg.planner.pipeline.interleaving import Interleaving
 from pypkg.planner.step import run_passes
 from pypkg.planner.tape import Tape
 from pypkg.planner.zero import owners
@@ -112,7 +112,10 @@ def test_a_long_interleaved_pipeline_is_planned_from_a_short_one(
 
 
 def test_interleaved_stages_have_more_micro_batches_in_flight() -> None:
-    """2 (p - 1) + (v - 1) p + 1 passes of chunks on the first stage: as Narayanan et al. (2021)."""
+    """2 (p - 1) + (v - 1) p + 1 passes of chunks on the first stage: as Narayanan et al. (2021).
+
+    The first layer of a chunk keeps a little more than others: the output of its first norm.
+    """
     config = config_of(case_of("llama", "1", "", "activations", 24))
     settings = Settings(
         max_steps=1, per_device_train_batch_size=8, max_seq_length=128,
@@ -123,8 +126,9 @@ def test_interleaved_stages_have_more_micro_batches_in_flight() -> None:
         degrees = Degrees(pipeline=4, virtual_stages=chunks)
         kept[chunks] = plan_memory(settings, config, degrees).ranks[0].terms["activations"]
     passes = {1: 4, 2: 11 / 2, 3: 15 / 3}  # in units of the layers of a stage
-    assert kept[2] / kept[1] == pytest.approx(passes[2] / passes[1], rel=0.03)
-    assert kept[3] / kept[1] == pytest.approx(passes[3] / passes[1], rel=0.03)
+    for chunks in (2, 3):
+        expected = passes[chunks] / passes[1]
+        assert expected < kept[chunks] / kept[1] < 1.05 * expected
 
 
 @pytest.mark.parametrize("granularity", ["", "full"])

@@ -59,22 +59,25 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(GatedActivationForwar
   });
 }
 
-template <typename T, Activation kActivation, int kSize>
+template <typename T, Activation kActivation, int kSize, bool kWithOut>
 __global__ void __launch_bounds__(kThreads) backward_kernel(GatedActivationBackward p) {
   for_each_run<kSize>(p.rows, p.cols, [&](int64_t row, int64_t col) {
     const int64_t gate_at = row * p.gate_stride + col, up_at = row * p.up_stride + col;
     auto gate = Pack<T, kSize>::load(static_cast<const T*>(p.gate) + gate_at);
     auto up = Pack<T, kSize>::load(static_cast<const T*>(p.up) + up_at);
     const auto dout = Pack<T, kSize>::load(static_cast<const T*>(p.dout) + row * p.cols + col);
+    Pack<T, kSize> out;
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
       float value, derivative;
       activate<kActivation>(gate[i], value, derivative);
+      if constexpr (kWithOut) out.set(i, value * up[i]);
       gate.set(i, dout[i] * up[i] * derivative);
       up.set(i, dout[i] * value);
     }
     gate.store(static_cast<T*>(p.dgate) + gate_at);
     up.store(static_cast<T*>(p.dup) + up_at);
+    if constexpr (kWithOut) out.store(static_cast<T*>(p.out) + row * p.cols + col);
   });
 }
 
@@ -133,13 +136,14 @@ void gated_activation_forward_cuda(const GatedActivationForward& p, Stream strea
 
 void gated_activation_backward_cuda(const GatedActivationBackward& p, Stream stream) {
   if (p.rows == 0 || p.cols == 0) return;
-  const bool aligned = all_aligned({p.gate, p.up, p.dout, p.dgate, p.dup});
+  const bool aligned = all_aligned({p.gate, p.up, p.dout, p.dgate, p.dup, p.out});
   dispatch(p, aligned, [&](auto tag, auto activation, auto size) {
+    using T = typename decltype(tag)::type;
+    constexpr Activation kActivation = decltype(activation)::value;
     constexpr int kSize = decltype(size)::value;
-    launch_over_matrix(
-        "gated_activation_backward",
-        backward_kernel<typename decltype(tag)::type, decltype(activation)::value, kSize>, p, kSize,
-        stream);
+    const auto kernel = p.out ? backward_kernel<T, kActivation, kSize, true>
+                              : backward_kernel<T, kActivation, kSize, false>;
+    launch_over_matrix("gated_activation_backward", kernel, p, kSize, stream);
   });
 }
 

@@ -27,6 +27,7 @@ struct GatedActivationBackward {
   const void* dout = nullptr;  // [rows, cols], contiguous
   void* dgate = nullptr;       // strided like gate, overwritten; may alias gate
   void* dup = nullptr;         // strided like up, overwritten; may alias up
+  void* out = nullptr;         // as of the forward, overwritten; may alias dout; or null
   int64_t rows = 0;
   int64_t cols = 0;
   int64_t gate_stride = 0;

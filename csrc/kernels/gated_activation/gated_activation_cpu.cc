@@ -34,13 +34,14 @@ PYPKG_INLINE void forward_row(const T* gate, const T* up, T* out, int64_t cols) 
   }
 }
 
-template <class T, Activation kind>
-PYPKG_INLINE void backward_row(const T* gate, const T* up, const T* dout, T* dgate, T* dup,
+template <class T, Activation kind, bool kWithOut>
+PYPKG_INLINE void backward_row(const T* gate, const T* up, const T* dout, T* dgate, T* dup, T* out,
                                int64_t cols) {
 #pragma omp simd
   for (int64_t c = 0; c < cols; ++c) {
     const ValueAndSlope a = activate<kind>(to_float(gate[c]));
     const float u = to_float(up[c]), g = to_float(dout[c]);
+    if constexpr (kWithOut) out[c] = from_float<T>(a.value * u);
     dgate[c] = from_float<T>(g * u * a.slope);
     dup[c] = from_float<T>(g * a.value);
   }
@@ -58,13 +59,15 @@ void forward(const GatedActivationForward& p) {
 
 template <class T, Activation kind>
 void backward(const GatedActivationBackward& p) {
-  const auto row = cpu_version<backward_row<T, kind>>();
+  T* const out = static_cast<T*>(p.out);
+  const auto row = out ? cpu_version<backward_row<T, kind, true>>()
+                       : cpu_version<backward_row<T, kind, false>>();
 #pragma omp parallel for num_threads(threads_for(p.rows* p.cols)) schedule(static)
   for (int64_t r = 0; r < p.rows; ++r) {
     row(static_cast<const T*>(p.gate) + r * p.gate_stride,
         static_cast<const T*>(p.up) + r * p.up_stride, static_cast<const T*>(p.dout) + r * p.cols,
         static_cast<T*>(p.dgate) + r * p.gate_stride, static_cast<T*>(p.dup) + r * p.up_stride,
-        p.cols);
+        out ? out + r * p.cols : nullptr, p.cols);
   }
 }
 

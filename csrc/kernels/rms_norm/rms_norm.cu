@@ -223,9 +223,25 @@ struct BackwardRows {
   }
 };
 
+// Writes a row of y. The row of h is read again, from a cache, so that it holds no registers.
+template <typename T, typename W, int kVectors>
+__device__ __forceinline__ void store_normed(const RmsNormBackward& p, int64_t row, float rstd) {
+  constexpr int kSize = kVectorSize<T>;
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    const int col = (opaque(threadIdx.x) + v * blockDim.x) * kSize;
+    if (col >= p.cols) continue;
+    auto y = Pack<T, kSize>::load(static_cast<const T*>(p.h) + row * p.cols + col);
+    const auto weight = Pack<W, kSize>::load(static_cast<const W*>(p.weight) + col);
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) y.set(i, y[i] * rstd * weight[i]);
+    y.store(static_cast<T*>(p.y) + row * p.cols + col);
+  }
+}
+
 // Each row slot of the grid walks over rows slot, slot + slots, ... and writes its own row of
 // partial sums of dweight into the workspace.
-template <typename T, typename W, int kVectors>
+template <typename T, typename W, int kVectors, bool kWithY>
 __global__ void __launch_bounds__(kBackwardThreads<kVectors>,
                                   kResidentThreads / kBackwardThreads<kVectors>)
     backward_kernel(RmsNormBackward p, int64_t slots) {
@@ -284,6 +300,7 @@ __global__ void __launch_bounds__(kBackwardThreads<kVectors>,
         dx.store(static_cast<T*>(p.dx) + start + col);
         if (p.dresidual) dx.store(static_cast<T*>(p.dresidual) + start + col);
       }
+      if constexpr (kWithY) store_normed<T, W, kVectors>(p, row, rstd);
     }
   }
 #pragma unroll
@@ -322,6 +339,9 @@ __global__ void __launch_bounds__(kMaxThreads)
       const float dx_norm = rstd * (g * to_float(weight[col]) - x * projection);
       dx[col] = from_float<T>((dh ? to_float(dh[col]) : 0.0f) + dx_norm);
       if (p.dresidual) static_cast<T*>(p.dresidual)[row * p.cols + col] = dx[col];
+      if (p.y) {
+        static_cast<T*>(p.y)[row * p.cols + col] = from_float<T>(x * rstd * to_float(weight[col]));
+      }
     }
   }
 }
@@ -378,7 +398,8 @@ int64_t rms_norm_backward_workspace_cuda(int64_t rows, int64_t cols) {
 void rms_norm_backward_cuda(const RmsNormBackward& p, Stream stream) {
   if (p.cols == 0) return;
   const LaunchSite site{"rms_norm_backward", {p.rows, p.cols}};
-  const bool aligned = all_aligned({p.dy, p.dh, p.h, p.weight, p.dx, p.dresidual, p.workspace});
+  const bool aligned =
+      all_aligned({p.dy, p.dh, p.h, p.weight, p.dx, p.dresidual, p.y, p.workspace});
   const int64_t slots = partial_rows(p.rows, p.cols);
   dispatch_row_and_weight(p.dtype, p.weight_dtype, [&](auto row_tag, auto weight_tag) {
     using T = typename decltype(row_tag)::type;
@@ -391,8 +412,10 @@ void rms_norm_backward_cuda(const RmsNormBackward& p, Stream stream) {
     } else if (slots > 0) {
       dispatch_vectors(layout.vectors, [&](auto vectors) {
         constexpr int kVectors = decltype(vectors)::value;
-        launch(site, backward_kernel<T, W, kVectors>, grid, block,
-               sizeof(RowSums<kRowsTogether<kVectors>>), stream, p, slots);
+        const auto kernel =
+            p.y ? backward_kernel<T, W, kVectors, true> : backward_kernel<T, W, kVectors, false>;
+        launch(site, kernel, grid, block, sizeof(RowSums<kRowsTogether<kVectors>>), stream, p,
+               slots);
       });
     }
     launch(site, reduce_dweight_kernel<W>, dim3(ceil_div<int64_t>(p.cols, kReduceCols)),

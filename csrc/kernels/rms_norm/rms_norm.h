@@ -35,8 +35,9 @@ struct RmsNormBackward {
   const float* rstd = nullptr;   // [rows]
   void* dx = nullptr;            // [rows, cols], overwritten; may alias dy or dh
   void* dresidual = nullptr;     // [rows, cols], overwritten with dx once more; or null
-  void* dweight = nullptr;       // [cols] in weight_dtype, overwritten
-  float* workspace = nullptr;    // rms_norm_backward_workspace_*() floats, uninitialised
+  void* y = nullptr;        // as of the forward, overwritten; may alias dy if dx does not; or null
+  void* dweight = nullptr;  // [cols] in weight_dtype, overwritten
+  float* workspace = nullptr;  // rms_norm_backward_workspace_*() floats, uninitialised
   int64_t rows = 0;
   int64_t cols = 0;
   DType dtype = DType::kFloat32;

@@ -11,6 +11,14 @@ namespace {
 // result does not depend on the number of threads.
 int64_t backward_parts(int64_t rows) { return std::clamp<int64_t>(rows / 16, 1, 64); }
 
+template <class T, class W>
+PYPKG_INLINE void set_normed(const T* h, const W* weight, float rstd, T* y, int64_t cols) {
+#pragma omp simd
+  for (int64_t c = 0; c < cols; ++c) {
+    y[c] = from_float<T>(to_float(h[c]) * rstd * to_float(weight[c]));
+  }
+}
+
 // The row stays in cache between the loops: memory is read and written once.
 template <class T, class W>
 PYPKG_INLINE void forward_row(const T* x, const T* residual, const W* weight, T* y, T* residual_out,
@@ -28,15 +36,12 @@ PYPKG_INLINE void forward_row(const T* x, const T* residual, const W* weight, T*
   });
   const float scale = 1.0f / std::sqrt(sum / static_cast<float>(cols) + epsilon);
   *rstd = scale;
-#pragma omp simd
-  for (int64_t c = 0; c < cols; ++c) {
-    y[c] = from_float<T>(to_float(h[c]) * scale * to_float(weight[c]));
-  }
+  set_normed(h, weight, scale, y, cols);
 }
 
 template <class T, class W>
 PYPKG_INLINE void backward_row(const T* dy, const T* dh, const T* h, const W* weight, float rstd,
-                               T* dx, float* dweight, int64_t cols) {
+                               T* dx, T* y, float* dweight, int64_t cols) {
   const float dot = sum_of(cols, [&](int64_t c) __attribute__((always_inline)) {
     return to_float(dy[c]) * to_float(weight[c]) * to_float(h[c]);
   });
@@ -56,6 +61,7 @@ PYPKG_INLINE void backward_row(const T* dy, const T* dh, const T* h, const W* we
       dx[c] = from_float<T>(rstd * (g * to_float(weight[c]) - v * mean));
     }
   }
+  if (y) set_normed(h, weight, rstd, y, cols);
 }
 
 template <class T, class W>
@@ -84,7 +90,8 @@ void backward(const RmsNormBackward& p) {
       const int64_t offset = r * p.cols;
       row(static_cast<const T*>(p.dy) + offset, dh ? dh + offset : nullptr,
           static_cast<const T*>(p.h) + offset, static_cast<const W*>(p.weight), p.rstd[r],
-          static_cast<T*>(p.dx) + offset, dweight, p.cols);
+          static_cast<T*>(p.dx) + offset, p.y ? static_cast<T*>(p.y) + offset : nullptr, dweight,
+          p.cols);
       if (p.dresidual) {  // the row is in the cache
         std::copy_n(static_cast<const T*>(p.dx) + offset, p.cols,
                     static_cast<T*>(p.dresidual) + offset);

@@ -223,24 +223,35 @@ std::vector<Tensor> block_forward(const Tensor& x, const Tensor& qkv_weight, con
           attention.softmax_lse};
 }
 
+struct QkvGradients {
+  Tensor dqkv;
+  Tensor do_weight;
+};
+
+// The backward pass of the block down to qkv.
+QkvGradients qkv_gradients(const Tensor& o_weight, const Tensor& attended, const Tensor& rotated,
+                           const Tensor& softmax_lse, const OptionalTensor& dout_or_none,
+                           const PackedAttention& args) {
+  Shape out_shape = attended.shape();
+  out_shape.back() = o_weight.shape()[1];
+  const Tensor dout = gradient_or_zeros(dout_or_none, out_shape, attended);
+  const Tensor dattended = input_gradient(dout, o_weight);
+  const Tensor do_weight = weight_gradient(attended, dout);
+  return {packed_attention_backward(attended, rotated, softmax_lse, dattended, args), do_weight};
+}
+
 std::vector<Tensor> block_backward(
     const Tensor& x, const Tensor& qkv_weight, const Tensor& o_weight, const OptionalTensor& cos,
     const OptionalTensor& sin, const OptionalTensor& position_ids,
     const OptionalTensor& prefix_lengths, const OptionalTensor& document_starts,
     const OptionalTensor& alibi_slopes, const Tensor& attended, const Tensor& rotated,
-    const Tensor& softmax_lse, const OptionalTensor& dout_or_none, int64_t batch, int64_t heads_q,
+    const Tensor& softmax_lse, const OptionalTensor& dout, int64_t batch, int64_t heads_q,
     int64_t heads_k, bool interleaved, float scale, float softcap, bool causal, int64_t window) {
-  Shape out_shape = x.shape();
-  out_shape.back() = o_weight.shape()[1];
-  const Tensor dout = gradient_or_zeros(dout_or_none, out_shape, x);
-  Tensor dattended = input_gradient(dout, o_weight);
-  const Tensor do_weight = weight_gradient(attended, dout);
-  const Tensor dqkv = packed_attention_backward(
-      attended, rotated, softmax_lse, dattended,
-      {cos, sin, position_ids, prefix_lengths, document_starts, alibi_slopes, batch, heads_q,
-       heads_k, interleaved, scale, softcap, causal, window});
-  dattended.reset();  // before the next tensor of its size is made
-  return {input_gradient(dqkv, qkv_weight), weight_gradient(x, dqkv), do_weight};
+  const QkvGradients inner =
+      qkv_gradients(o_weight, attended, rotated, softmax_lse, dout,
+                    {cos, sin, position_ids, prefix_lengths, document_starts, alibi_slopes, batch,
+                     heads_q, heads_k, interleaved, scale, softcap, causal, window});
+  return {input_gradient(inner.dqkv, qkv_weight), weight_gradient(x, inner.dqkv), inner.do_weight};
 }
 
 // The block of rms_norm(x + residual): one operator for two more.
@@ -255,24 +266,25 @@ std::vector<Tensor> normed_block_forward(
   const std::vector<Tensor> block = block_forward(
       norm[0], qkv_weight, o_weight, cos, sin, position_ids, prefix_lengths, document_starts,
       alibi_slopes, batch, heads_q, heads_k, interleaved, scale, softcap, causal, window);
-  return {block[0], norm[1], norm[0], norm[2], block[1], block[2], block[3]};
+  return {block[0], norm[1], norm[2], block[1], block[2], block[3]};
 }
 
 std::vector<Tensor> normed_block_backward(
     const Tensor& norm_weight, const Tensor& qkv_weight, const Tensor& o_weight,
     const OptionalTensor& cos, const OptionalTensor& sin, const OptionalTensor& position_ids,
     const OptionalTensor& prefix_lengths, const OptionalTensor& document_starts,
-    const OptionalTensor& alibi_slopes, const OptionalTensor& stream, const Tensor& normed,
-    const Tensor& rstd, const Tensor& attended, const Tensor& rotated, const Tensor& softmax_lse,
+    const OptionalTensor& alibi_slopes, const OptionalTensor& stream, const Tensor& rstd,
+    const Tensor& attended, const Tensor& rotated, const Tensor& softmax_lse,
     const OptionalTensor& dout, const OptionalTensor& dstream, int64_t batch, int64_t heads_q,
     int64_t heads_k, bool interleaved, float scale, float softcap, bool causal, int64_t window,
     float) {
-  const std::vector<Tensor> block =
-      block_backward(normed, qkv_weight, o_weight, cos, sin, position_ids, prefix_lengths,
-                     document_starts, alibi_slopes, attended, rotated, softmax_lse, dout, batch,
-                     heads_q, heads_k, interleaved, scale, softcap, causal, window);
-  const std::vector<Tensor> norm = add_rms_norm_grad(stream, norm_weight, rstd, block[0], dstream);
-  return {norm[0], norm[1], norm[2], block[1], block[2]};
+  const QkvGradients inner =
+      qkv_gradients(o_weight, attended, rotated, softmax_lse, dout,
+                    {cos, sin, position_ids, prefix_lengths, document_starts, alibi_slopes, batch,
+                     heads_q, heads_k, interleaved, scale, softcap, causal, window});
+  const Tensor y = input_gradient(inner.dqkv, qkv_weight);  // at first its gradient
+  const std::vector<Tensor> norm = add_rms_norm_grad_and_y(stream, norm_weight, rstd, y, dstream);
+  return {norm[0], norm[1], norm[2], weight_gradient(y, inner.dqkv), inner.do_weight};
 }
 
 }  // namespace
@@ -325,8 +337,8 @@ PD_BUILD_OP(pypkg_normed_attention_block)
              paddle::Optional("Sin"), paddle::Optional("PositionIds"),
              paddle::Optional("PrefixLengths"), paddle::Optional("DocumentStarts"),
              paddle::Optional("AlibiSlopes")})
-    .Outputs({paddle::Optional("Out"), paddle::Optional("Stream"), "Normed", "Rstd", "Attended",
-              "Rotated", "SoftmaxLse"})
+    .Outputs({paddle::Optional("Out"), paddle::Optional("Stream"), "Rstd", "Attended", "Rotated",
+              "SoftmaxLse"})
     .Attrs({"batch: int64_t", "heads_q: int64_t", "heads_k: int64_t", "interleaved: bool",
             "scale: float", "softcap: float", "causal: bool", "window: int64_t", "epsilon: float"})
     .SetKernelFn(PD_KERNEL(pypkg::normed_block_forward));
@@ -335,7 +347,7 @@ PD_BUILD_GRAD_OP(pypkg_normed_attention_block)
     .Inputs({"NormWeight", "QkvWeight", "OWeight", paddle::Optional("Cos"), paddle::Optional("Sin"),
              paddle::Optional("PositionIds"), paddle::Optional("PrefixLengths"),
              paddle::Optional("DocumentStarts"), paddle::Optional("AlibiSlopes"),
-             paddle::Optional("Stream"), "Normed", "Rstd", "Attended", "Rotated", "SoftmaxLse",
+             paddle::Optional("Stream"), "Rstd", "Attended", "Rotated", "SoftmaxLse",
              paddle::Grad(paddle::Optional("Out")), paddle::Grad(paddle::Optional("Stream"))})
     .Outputs({paddle::Grad("X"), paddle::Grad("Residual"), paddle::Grad("NormWeight"),
               paddle::Grad("QkvWeight"), paddle::Grad("OWeight")})

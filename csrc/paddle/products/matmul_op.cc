@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "matmul/few_rows.h"
+#include "products/blas.h"
 #include "products/onednn.h"
 #include "tensors.h"
 
@@ -43,6 +44,25 @@ Tensor multiply(const MatmulOperand& a, const MatmulOperand& b, const Tensor& li
 std::vector<Tensor> forward(const Tensor& x, const Tensor& y, bool transpose_x, bool transpose_y) {
   return {multiply(matrix("matmul_bfloat16: x", x, transpose_x),
                    matrix("matmul_bfloat16: y", y, transpose_y), x)};
+}
+
+void add_float32(const Product& product) { blas_add_matmul(product.a, product.b, product.c); }
+
+// sum + x y, in the memory of sum.
+std::vector<Tensor> add(const Tensor& x, const Tensor& y, const Tensor& sum, bool transpose_x,
+                        bool transpose_y) {
+  const MatmulOperand a = matrix("add_matmul: x", x, transpose_x);
+  const MatmulOperand b = matrix("add_matmul: y", y, transpose_y);
+  if (a.columns != b.rows) {
+    reject("add_matmul: x has ", a.columns, " columns, but y has ", b.rows, " rows");
+  }
+  check_shape("add_matmul: sum", sum, {a.rows, b.columns});
+  check_dtype("add_matmul: sum", sum, paddle::DataType::FLOAT32);
+  check_place("add_matmul: sum", sum, x);
+  if (sum.numel() != 0 && a.columns != 0) {
+    launch(sum, add_float32, nullptr, Product{a, b, const_cast<float*>(sum.data<float>())});
+  }
+  return {sum};
 }
 
 Shape out_shape(const Shape& x, const Shape& y, bool transpose_x, bool transpose_y) {
@@ -115,6 +135,13 @@ PD_BUILD_OP(pypkg_matmul_few_rows)
     .Outputs({"Out"})
     .Attrs({"transpose_y: bool"})
     .SetKernelFn(PD_KERNEL(pypkg::few_rows));
+
+// Without a gradient, for dynamic graphs: nothing here tells a static one what is written.
+PD_BUILD_OP(pypkg_add_matmul)
+    .Inputs({"X", "Y", "Sum"})
+    .Outputs({"Out"})
+    .Attrs({"transpose_x: bool", "transpose_y: bool"})
+    .SetKernelFn(PD_KERNEL(pypkg::add));
 
 PD_BUILD_OP(pypkg_matmul_bfloat16)
     .Inputs({"X", "Y"})

@@ -13,6 +13,7 @@ from paddle.distributed.communication.group import Group
 
 from pypkg.ops.dispatch.autograd import backward_once
 from pypkg.ops.dispatch.checks import FLOATING, check_dtype, check_shape, compute_dtype
+from pypkg.ops.dispatch.library import run_compiled
 from pypkg.ops.loss.cross_entropy import (
     check_labels,
     cross_entropy_reference,
@@ -20,7 +21,7 @@ from pypkg.ops.loss.cross_entropy import (
     loss_and_lse,
 )
 from pypkg.ops.loss.vocabulary_parallel import VocabularyShard, shard_of
-from pypkg.ops.matmul import matmul
+from pypkg.ops.matmul import can_add_matmul, matmul
 
 _CHUNK_BYTES = 256 * 2**20
 # On a CPU as fast as 256 MiB. The peak memory of a training step is in this function.
@@ -53,7 +54,8 @@ def linear_cross_entropy(
     - gradient of hidden: rows * hidden * d;
     - gradient of weight, summed in float32: vocab * hidden * 4;
     - product of a chunk before it is added to that sum: vocab * hidden * 4, or vocab * hidden *
-      (d + 4) if d is 2. On a GPU, 16-bit products are added as they are made and need no buffer.
+      (d + 4) if d is 2. Products of 16 bits on a GPU, and of float32 on a CPU with the compiled
+      operators, are added as they are made and need no buffer.
 
     With a ``group`` the vocabulary is divided as in ``cross_entropy``: weight holds the rows of
     this process; hidden and labels are equal on all processes. The gradient of hidden is summed
@@ -260,6 +262,9 @@ def _add_product(
     total: paddle.Tensor | None, dlogits: paddle.Tensor, hidden: paddle.Tensor
 ) -> paddle.Tensor:
     """total + dlogits^T hidden, in at least float32; ``total`` may be overwritten."""
+    if total is not None and can_add_matmul(dlogits):
+        run_compiled("pypkg_add_matmul", [dlogits, hidden, total], True, False)
+        return total
     if _adds_to_float32(dlogits):
         gradients = _C_ops.fused_linear_param_grad_add(dlogits, hidden, total, None, True, False)
         return gradients[0]

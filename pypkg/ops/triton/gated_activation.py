@@ -56,7 +56,7 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    gate, up, dout, dgate, dup, rows, cols, gate_stride, up_stride,
+    gate, up, dout, dgate, dup, out, rows, cols, gate_stride, up_stride,
     activation: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
@@ -68,6 +68,8 @@ def backward_kernel(
     d = tl.load(dout + row * cols + col, mask=inside, other=0.0).to(tl.float32)
     value, derivative = _activate(g, activation)
     tl.debug_barrier()  # dup may be the memory of up: all threads read up before one writes dup
+    if out is not None:
+        tl.store(out + row * cols + col, (value * u).to(out.dtype.element_ty), mask=inside)
     tl.store(dgate + gate_at, (d * u * derivative).to(dgate.dtype.element_ty), mask=inside)
     tl.store(dup + up_at, (d * value).to(dup.dtype.element_ty), mask=inside)
 
@@ -86,11 +88,13 @@ def gated_activation_backward(
     dgate: Any,
     dup: Any,
     activation: str = "silu",
+    out: Any = None,
     *,
     stream: int | None = None,
 ) -> None:
     """See ``pypkg._native.gated_activation_backward``."""
-    _launch_over_matrix(backward_kernel, gate, up, [gate, up, dout, dgate, dup], activation, stream)
+    tensors = [gate, up, dout, dgate, dup, out]
+    _launch_over_matrix(backward_kernel, gate, up, tensors, activation, stream)
 
 
 def _launch_over_matrix(

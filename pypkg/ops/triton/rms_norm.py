@@ -40,7 +40,7 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    dy, h, weight, rstd, dx, partial, dh, dresidual, rows, cols,
+    dy, h, weight, rstd, dx, partial, dh, dresidual, y, rows, cols,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Each program loops over tiles of rows and writes one row of partial sums of dweight."""
@@ -69,6 +69,9 @@ def backward_kernel(
         tl.store(dx + at, out.to(dx.dtype.element_ty), mask=inside)
         if dresidual is not None:
             tl.store(dresidual + at, out.to(dx.dtype.element_ty), mask=inside)
+        if y is not None:
+            again = x * scale * w[None, :]
+            tl.store(y + at, again.to(y.dtype.element_ty), mask=inside)
     sums = tl.sum(dweight, 0)
     tl.store(partial + slot.to(tl.int64) * cols + col, sums, mask=col < cols)
 
@@ -126,6 +129,7 @@ def rms_norm_backward(
     workspace: Any,
     dh: Any = None,
     dresidual: Any = None,
+    y: Any = None,
     *,
     stream: int | None = None,
 ) -> None:
@@ -135,7 +139,7 @@ def rms_norm_backward(
     slots = _slots(rows, cols)
     launch(
         backward_kernel, (slots,),
-        *(dy, h, weight, rstd, dx, workspace, dh, dresidual, rows, cols),
+        *(dy, h, weight, rstd, dx, workspace, dh, dresidual, y, rows, cols),
         ROWS=height, COLS=width, num_warps=min(16, warps(height * width, 16)), stream=stream,
     )  # fmt: skip
     launch(

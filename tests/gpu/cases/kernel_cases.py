@@ -27,8 +27,7 @@ def rms_norm_case(
     weight_dtype: str | None = None,
     misaligned: bool = False,
 ) -> Case:
-    weight_dtype = weight_dtype or dtype
-    epsilon = 1e-5
+    weight_dtype, epsilon = weight_dtype or dtype, 1e-5
 
     def run(be: Backend, rng: np.random.Generator) -> Iterator[Comparison]:
         def matrix() -> Any:
@@ -57,27 +56,28 @@ def rms_norm_case(
         )
         needed = be.kernels.rms_norm_backward_workspace(h)
 
-        def backward(dx: Any, dresidual: Any = None) -> np.ndarray:
+        def backward(dy: Any, dx: Any, dresidual: Any = None, y: Any = None) -> np.ndarray:
             workspace = be.poisoned((needed,), "float32")
             dweight = be.poisoned((cols,), weight_dtype)
             be.kernels.rms_norm_backward(
-                dy, h, weight, rstd, dx, dweight, workspace, dh, dresidual, stream=be.stream
+                dy, h, weight, rstd, dx, dweight, workspace, dh, dresidual, y, stream=be.stream
             )
             return be.numpy(dweight)
 
         dx, dresidual = empty(), empty() if residual else None
-        dweight = backward(dx, dresidual)
+        dweight = backward(dy, dx, dresidual)
         if residual:
             yield Comparison("dresidual", be.numpy(dresidual), be.numpy(dx), 0.0)
         yield Comparison("dx", be.numpy(dx), expected_dx, tolerance(dtype))
         yield Comparison("dweight", dweight, expected_dweight, tolerance(weight_dtype))
-        again = backward(dy)
+        y_over_dy = be.array(be.numpy(dy), dtype, misaligned)
+        backward(y_over_dy, empty(), y=y_over_dy)
+        yield Comparison("y in place of dy", be.numpy(y_over_dy), be.numpy(y), 0.0)
+        yield Comparison("dweight of another run", backward(dy, dy), dweight, 0.0)
         yield Comparison("dx in place of dy", be.numpy(dy), be.numpy(dx), 0.0)
-        yield Comparison("dweight of a second run", again, dweight, 0.0)
 
-    kind = "residual" if residual else "plain"
-    suffix = "-misaligned" if misaligned else ""
-    label = f"weight_{weight_dtype}-{rows}x{cols}-{kind}{suffix}"
+    kind = ("residual" if residual else "plain") + ("-misaligned" if misaligned else "")
+    label = f"weight_{weight_dtype}-{rows}x{cols}-{kind}"
     return Case("rms_norm", dtype, label, run)
 
 
@@ -165,7 +165,8 @@ def gated_activation_case(
         backward(gate, up, dout, dgate, dup, name, stream=be.stream)
         yield Comparison("dgate", be.numpy(dgate), g * u * derivative, tolerance(dtype))
         yield Comparison("dup", be.numpy(dup), g * value, tolerance(dtype))
-        backward(gate, up, dout, gate, up, name, stream=be.stream)
+        backward(gate, up, dout, gate, up, name, dout, stream=be.stream)
+        yield Comparison("out in place of dout", be.numpy(dout), be.numpy(out), 0.0)
         yield Comparison("dgate in place", be.numpy(gate), be.numpy(dgate), 0.0)
         yield Comparison("dup in place", be.numpy(up), be.numpy(dup), 0.0)
 

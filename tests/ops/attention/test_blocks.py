@@ -157,6 +157,33 @@ def test_norm_and_mlp_have_the_bits_of_their_operators(compiled, ran, activation
     assert ran[-1] == "pypkg_normed_mlp_block"
 
 
+def test_norm_and_activation_are_not_kept(compiled):
+    """The backward pass computes them again (the tests above compare its bits)."""
+
+    def allocated() -> int:
+        return paddle.base.core.host_memory_stat_current_value("Allocated", 0)
+
+    x, residual, weight, *projections = tensors(TOKENS, TOKENS, (HIDDEN,), *MLP_SHAPES)
+    before, norm = allocated(), ops.PreNorm(weight, 1e-5, residual)
+    out, stream = ops.normed_gated_mlp_block(x, norm, *projections)
+    rows = TOKENS[0]
+    kept = {"out": HIDDEN, "stream": HIDDEN, "rstd": 1, "gate and up": 2 * INTERMEDIATE}
+    assert allocated() - before == 4 * rows * sum(kept.values())
+    del out, stream
+
+    x, *projections = tensors(TOKENS, *ATTENTION_SHAPES)
+    heads = (BATCH, HEADS_Q, HEADS_K, masks()["causal"])
+    before, norm = allocated(), ops.PreNorm(weight, 1e-5, residual)
+    out, stream = ops.normed_attention_block(
+        x, norm, *projections, *heads, *[None] * 3, False, 1.0, 0.0
+    )
+    width = (HEADS_Q + 2 * HEADS_K) * HEAD_DIM
+    kept = {"out": HIDDEN, "stream": HIDDEN, "rstd": 1, "qkv": width}
+    kept |= {"attended": HEADS_Q * HEAD_DIM, "lse": HEADS_Q}
+    assert allocated() - before == 4 * rows * sum(kept.values())
+    del out, stream
+
+
 @pytest.mark.parametrize("change", ["dtype", "frozen"])
 def test_a_norm_that_the_operator_does_not_take_runs_by_itself(compiled, ran, change):
     x, residual, weight, *projections = tensors(ROWS, ROWS, (HIDDEN,), *MLP_SHAPES)

@@ -109,6 +109,7 @@ def test_weight_gradient_that_is_added_to_as_it_is_made(monkeypatch):
         return (product if dweight is None else dweight + product), None
 
     module = importlib.import_module("pypkg.ops.loss.linear_cross_entropy")
+    monkeypatch.setattr(module, "can_add_matmul", lambda x: False)
     monkeypatch.setattr(module, "_adds_to_float32", lambda x: True)
     monkeypatch.setattr(paddle._C_ops, "fused_linear_param_grad_add", product_and_sum)
     y = labels()
@@ -118,6 +119,22 @@ def test_weight_gradient_that_is_added_to_as_it_is_made(monkeypatch):
         arrays(),
     )
     assert calls[:2] == [True, False]
+
+
+@pytest.mark.parametrize("has_blas", [True, False])
+def test_weight_gradient_of_several_chunks(compiled, monkeypatch, has_blas):
+    """The products are added as they are made; without MKL, each is made and then added."""
+    module = importlib.import_module("pypkg.ops.loss.linear_cross_entropy")
+    ran, y, run = [], labels(), module.run_compiled
+    monkeypatch.setattr(module, "run_compiled", lambda *given: ran.append(given[0]) or run(*given))
+    if not has_blas:
+        monkeypatch.setattr(module, "can_add_matmul", lambda x: False)
+    check_against_reference(
+        lambda h, w: linear_cross_entropy(h, w, y, chunk_bytes=5 * VOCAB * 4),
+        lambda h, w: linear_cross_entropy_reference(h, w, y),
+        arrays(),
+    )
+    assert set(ran) == ({"pypkg_add_matmul"} if has_blas else set())
 
 
 @pytest.mark.parametrize("rows_per_chunk", [1, 4, ROWS])

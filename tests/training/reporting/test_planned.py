@@ -77,7 +77,7 @@ def test_a_deviation_names_a_term(plan, caplog):
     memory, speed = caplog.records
     assert memory.levelname == speed.levelname == "WARNING"
     # Moments take most memory, but their size is known to the byte.
-    assert "off by 20 %" in memory.message and memory.message.endswith("likely in activations")
+    assert "off by 20 %" in memory.message and memory.message.endswith("likely in workspace")
     assert "off by 30 %" in speed.message and speed.message.endswith("likely in matrix products")
 
 

@@ -1,7 +1,7 @@
 """Micro batches on a stage of several model chunks: the counterpart of fleet's
 PipelineParallelWithInterleave, and with few micro batches of PipelineParallelWithInterleaveFthenB.
 
-As in pipeline.py, variables and queues are those of fleet: they decide how long tensors live.
+As in schedule.py, variables and queues are those of fleet: they decide how long tensors live.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pypkg.planner.pipeline import Message, Passes, release
+from pypkg.planner.pipeline.schedule import Message, Passes, release
 from pypkg.planner.tape import Tensor
 
 _Output = Message | Tensor | None

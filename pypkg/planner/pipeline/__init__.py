@@ -1,0 +1,1 @@
+"""Pipeline stages: when the passes of micro batches run, and what memory they share."""
