@@ -17,6 +17,15 @@ from pypkg.bench.ops.case import BenchmarkError
 from pypkg.bench.report.sections import checkpoint
 
 
+@pytest.fixture
+def model(tmp_path) -> str:
+    """The folder of a tiny model."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(_TINY))
+    return str(folder)
+
+
 def one_round(seconds: float) -> dict[str, Any]:
     saved = {"stall": seconds / 4, "total": seconds, "host_bytes": 3 << 20, "largest_share": 1.02}
     loaded = {"total": 1.5, "read_bytes": 10, "read_per_held": 1.04}
@@ -65,11 +74,9 @@ def test_a_killed_process_is_named() -> None:
 
 
 @pytest.mark.slow
-def test_from_end_to_end(tmp_path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(json.dumps(_TINY))
+def test_from_end_to_end(tmp_path, model: str, capsys: pytest.CaptureFixture) -> None:
     output = tmp_path / "result.json"
-    words = ["--config", str(tmp_path / "model"), "--rounds", "1", "--json", str(output)]
+    words = ["--config", model, "--rounds", "1", "--json", str(output)]
     layouts = ["--layout", "alone", "--layout", "sharding2 stage 3", "--folder", str(tmp_path)]
     assert main(["checkpoint", *words, *layouts]) == 0
     described = json.loads(output.read_text())
@@ -86,16 +93,14 @@ def test_from_end_to_end(tmp_path, capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.slow
-def test_a_rank_waits_for_a_slow_disk(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_waits_for_a_slow_disk(tmp_path, model: str, monkeypatch) -> None:
     """Rank 0 waits for its ``dd`` for longer than a collective over gloo may take (30 s)."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(json.dumps(_TINY))
     slow = tmp_path / "bin" / "dd"
     slow.parent.mkdir()
     first = tmp_path / "first"
     slow.write_text(f"#!/bin/sh\n[ -e {first} ] || {{ touch {first}; sleep 33; }}\n")
     slow.chmod(0o755)
     monkeypatch.setenv("PATH", f"{slow.parent}{os.pathsep}{os.environ['PATH']}")
-    words = ["--config", str(tmp_path / "model"), "--rounds", "1", "--synchronous"]
+    words = ["--config", model, "--rounds", "1", "--synchronous"]
     assert main(["checkpoint", *words, "--layout", "tp2", "--folder", str(tmp_path)]) == 0
     assert first.exists()
