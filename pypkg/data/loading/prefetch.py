@@ -31,14 +31,15 @@ def prefetch(source: Iterator[T], depth: int) -> Generator[T, None, None]:
     stop = threading.Event()
     thread = threading.Thread(target=_fill, args=(source, items, stop), daemon=True)
 
-    def end() -> None:
+    def end(limit: float | None = _EXIT_SECONDS) -> None:
         stop.set()
-        thread.join(_EXIT_SECONDS)
+        if thread.is_alive():  # a thread that starts after this line ends by itself
+            thread.join(limit)
 
-    # A thread that returns from C++ into an interpreter during shutdown aborts the process.
-    atexit.register(end)
-    thread.start()
     try:
+        # A thread that returns from C++ into an interpreter during shutdown aborts the process.
+        atexit.register(end)
+        thread.start()
         while True:
             item = items.get()
             if isinstance(item, _End):
@@ -48,8 +49,7 @@ def prefetch(source: Iterator[T], depth: int) -> Generator[T, None, None]:
             yield item
     finally:
         atexit.unregister(end)
-        stop.set()
-        thread.join()
+        end(None)
 
 
 def prefetch_in_turn(sources: Sequence[Iterator[T]], depth: int) -> Iterator[T]:
@@ -100,6 +100,8 @@ class TimedIterator(Generic[T]):
 
 
 def _fill(source: Iterator[Any], items: queue.Queue[Any], stop: threading.Event) -> None:
+    if stop.is_set():  # Ctrl-C interrupted the start
+        return
     error: BaseException | None = None
     try:
         for item in source:

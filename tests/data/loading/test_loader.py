@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import signal
 import subprocess
@@ -156,6 +157,26 @@ def test_prefetch_thread_ends_with_its_consumer(end):
         items.close()
     else:
         del items
+    wait_for_threads(threads)
+
+
+@pytest.mark.parametrize("has_started", [False, True])
+def test_ctrl_c_while_the_prefetch_thread_starts(monkeypatch, has_started):
+    threads, start = threading.active_count(), threading.Thread.start
+    at_exit = []
+
+    def interrupted(thread: threading.Thread) -> None:
+        if has_started:
+            start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    items = prefetch(itertools.count(), 2)
+    with pytest.raises(KeyboardInterrupt):
+        next(items)
+    for function in at_exit:
+        function()
     wait_for_threads(threads)
 
 
