@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +23,20 @@ _MAX_LISTED = 20
 
 Shape = tuple[int, ...]
 Range = tuple[int, int]  # start, stop
+
+
+class Matrix(Protocol):
+    """What exporting needs of an array, or of a tensor in parts."""
+
+    @property
+    def T(self) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
+Values = TypeVar("Values", bound=Matrix)
 
 
 def kind_of(name: str) -> str:
@@ -56,7 +72,7 @@ class Packing:
         """``value`` with its first axis rearranged from the checkpoint's order to the model's."""
         return value[self._places(len(value))]
 
-    def to_checkpoint(self, value: np.ndarray) -> np.ndarray:
+    def to_checkpoint(self, value: Values) -> Values:
         """The inverse of ``to_model``."""
         return value[np.argsort(self._places(len(value)))]
 
@@ -98,7 +114,7 @@ class Weight:
     packing: Packing | None = None
     turned: bool = False
 
-    def turn(self, value: np.ndarray) -> np.ndarray:
+    def turn(self, value: Values) -> Values:
         """``value`` transposed if ``turned``; converts stored to described layout and back."""
         return value.T if self.turned else value
 
@@ -262,18 +278,19 @@ class WeightMap:
             runs.append((sources[owner], slice(start, start + len(run))))
         return runs
 
-    def to_checkpoint(self, name: str, value: np.ndarray) -> dict[str, np.ndarray]:
+    def to_checkpoint(self, name: str, value: Values) -> dict[str, Values]:
         """The checkpoint tensors of the parameter ``name``, by name.
 
         Args:
-            value: the parameter, its gradient or its state. The results are views of it unless the
-                checkpoint packs matrices in another order.
+            value: the parameter, its gradient or its state. The results are views of it, except
+                for an array that the checkpoint packs in another order.
         """
         weight, sources = self._find(name)
         joined = value.T if weight.transpose else value
         if weight.packing:
             joined = weight.packing.to_checkpoint(joined)
-        parts = np.split(joined, np.cumsum(weight.sizes)[:-1]) if weight.sizes else [joined]
+        bounds = accumulate(weight.sizes or (len(joined),), initial=0)
+        parts = (joined[start:stop] for start, stop in pairwise(bounds))
         return {source: weight.turn(part) for source, part in zip(sources, parts, strict=True)}
 
     def check(

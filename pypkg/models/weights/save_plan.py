@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pypkg.models.weights.assembly import Assembly, Division
+from pypkg.models.weights.assembly import Assembly, Division, JoinedTensor
 from pypkg.models.weights.formats.safetensors import TensorSpec
 from pypkg.models.weights.formats.stored_tensor import Shape
 
@@ -65,7 +65,7 @@ class TensorSet:
     stem: str
     units: Sequence[Unit]
     read: Callable[[str, int], np.ndarray | None]
-    to_file: Callable[[str, np.ndarray], Mapping[str, np.ndarray]]
+    to_file: Callable[[str, JoinedTensor], Mapping[str, JoinedTensor]]
     max_file_size: int | None = None
     part: Callable[[str], np.ndarray] | None = None
 
@@ -103,11 +103,11 @@ class PlannedUnit:
     writer: int
     sources: tuple[int, ...]
     assembly: Assembly
-    to_file: Callable[[str, np.ndarray], Mapping[str, np.ndarray]]
+    to_file: Callable[[str, JoinedTensor], Mapping[str, JoinedTensor]]
 
-    def tensors(self, parts: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
+    def tensors(self, parts: Sequence[np.ndarray]) -> Mapping[str, JoinedTensor]:
         """The tensors of the file, by name, from the parts of ``sources``."""
-        return self.to_file(self.name, self.assembly.whole(parts))
+        return self.to_file(self.name, self.assembly.join(parts))
 
 
 def no_memory_is_shared(ranks: Sequence[int]) -> bool:
@@ -186,12 +186,15 @@ class SavePlan:
                 assert each.part is not None  # a unit with a division has one
                 yield planned, each.part(unit.name)
 
-    def part_bytes(self, units: Sequence[PlannedUnit], rank: int) -> list[int]:
-        """Bytes of each part of ``units`` that ``rank`` passes on."""
+    def part_bytes(self, units: Sequence[PlannedUnit], rank: int) -> list[tuple[int, int]]:
+        """The writer and the bytes of each part of ``units`` that ``rank`` passes on."""
         return [
-            unit.num_bytes
-            if len(planned.sources) == 1 or unit.division is None
-            else unit.division.part_bytes
+            (
+                planned.writer,
+                unit.num_bytes
+                if len(planned.sources) == 1 or unit.division is None
+                else unit.division.part_bytes,
+            )
             for planned, (_, unit) in zip(units, self._all_units(), strict=True)
             if rank in planned.sources
         ]
@@ -259,7 +262,7 @@ def index_name(stem: str) -> str:
     return f"{stem}.safetensors.index.json"
 
 
-def as_it_is(name: str, value: np.ndarray) -> dict[str, np.ndarray]:
+def as_it_is(name: str, value: JoinedTensor) -> dict[str, JoinedTensor]:
     """``TensorSet.to_file`` where a file holds the unit itself."""
     return {name: value}
 

@@ -20,6 +20,7 @@ from pypkg.errors import UserError
 from pypkg.files.block_file import BlockFile
 from pypkg.files.checksums import Checksum, FileRecord
 from pypkg.models.weights.area import Staging
+from pypkg.models.weights.assembly import JoinedTensor
 from pypkg.models.weights.formats.safetensors import TensorSpec, encoded_header
 from pypkg.models.weights.formats.stored_tensor import STORAGE
 from pypkg.models.weights.save_plan import PlannedUnit
@@ -35,7 +36,6 @@ _EXPONENTS = {
     "float16": 0x7C00,
     "bfloat16": 0x7F80,
 }
-_TILE = 128  # rows and columns of a matrix that are transposed at once, to fit the caches
 
 
 class NotFiniteError(UserError):
@@ -88,7 +88,7 @@ class FileSequence:
         self._tensors = self._walk(files)
         self._buffer = np.empty(0, np.uint8)
 
-    def write(self, name: str, values: np.ndarray) -> None:
+    def write(self, name: str, values: JoinedTensor) -> None:
         """Writes the next tensor.
 
         Raises:
@@ -109,14 +109,15 @@ class FileSequence:
                     )
                 file.append(piece)
 
-    def _in_order(self, block: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    def _in_order(self, block: JoinedTensor, dtype: np.dtype) -> np.ndarray:
         """``block`` in C order; the array is valid until the next call."""
-        if block.flags.c_contiguous and block.dtype == dtype:
-            return block
+        found = block.in_order()
+        if found is not None and found.dtype == dtype:
+            return found
         if self._buffer.size < block.nbytes:
             self._buffer = np.empty(block.nbytes, np.uint8)
         ordered = self._buffer[: block.nbytes].view(dtype).reshape(block.shape)
-        copy_in_tiles(ordered, block)
+        block.copy_to(ordered)
         return ordered
 
     def finish(self) -> None:
@@ -302,7 +303,7 @@ class ThreadWriter:
             raise _AbandonedError
 
 
-def row_blocks(values: np.ndarray) -> Iterator[np.ndarray]:
+def row_blocks(values: JoinedTensor) -> Iterator[JoinedTensor]:
     """Slices along the first axis of at most ``BLOCK`` bytes, or of one row if it is larger."""
     if values.ndim == 0:
         yield values
@@ -310,17 +311,6 @@ def row_blocks(values: np.ndarray) -> Iterator[np.ndarray]:
     rows = max(1, BLOCK * len(values) // max(values.nbytes, 1))
     for start in range(0, len(values), rows):
         yield values[start : start + rows]
-
-
-def copy_in_tiles(to: np.ndarray, values: np.ndarray) -> None:
-    """Copies ``values`` to ``to``, a transposed matrix tile by tile, to use the caches."""
-    if values.ndim != 2 or values.strides[0] >= values.strides[1]:
-        np.copyto(to, values)
-        return
-    for row in range(0, len(values), _TILE):
-        for column in range(0, values.shape[1], _TILE):
-            tile = (slice(row, row + _TILE), slice(column, column + _TILE))
-            to[tile] = values[tile]
 
 
 def all_finite(values: np.ndarray, dtype: str) -> bool:

@@ -13,7 +13,9 @@ from pypkg.parallel import mesh
 from pypkg.parallel.comm.collective import from_all_ranks
 from pypkg.parallel.endpoints import hosts
 
-_SYNCHRONOUS = 64 << 20  # bytes of parts that wait for a writer while training pauses
+# Bytes of a synchronous save: parts that wait for their writer, and the largest part beside them.
+_WAITING = 64 << 20
+_LARGEST = 512 << 20
 
 
 class SharedMemoryError(UserError):
@@ -29,7 +31,8 @@ class SharedMemory:
     Args:
         limit: for asynchronous saves, the largest size of the area in bytes. An area is never
             larger than the parts that this rank sends. None: saves are synchronous, and only parts
-            for other ranks go through the area.
+            for other ranks go through the area. It holds 64 MiB beside the largest part, of which
+            up to 512 MiB count. A larger part goes through it in pieces that its writer joins.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -63,11 +66,12 @@ class SharedMemory:
             SharedMemoryError: the system does not allocate the memory.
         """
         current, units = mesh.current(), plan.units(self.is_shared)
-        capacity = _SYNCHRONOUS
-        if self._limit is not None:
-            needed = sum(
-                -(-each // ALIGNMENT) * ALIGNMENT for each in plan.part_bytes(units, current.rank)
-            )
+        parts = plan.part_bytes(units, current.rank)
+        if self._limit is None:
+            to_others = [_aligned(size) for writer, size in parts if writer != current.rank]
+            capacity = _WAITING + min(max(to_others, default=0), _LARGEST)
+        else:
+            needed = sum(_aligned(size) for _, size in parts)
             capacity = max(ALIGNMENT, min(needed, self._limit))
         wanted = AreaSize(capacity, current.world_size, len(units))
         if self._own is not None and self._own[0].size.holds(wanted):
@@ -133,3 +137,8 @@ class SharedMemory:
 
     def __del__(self) -> None:
         self._close()
+
+
+def _aligned(size: int) -> int:
+    """``size`` rounded up, as a part takes it up in an area."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
