@@ -2,8 +2,9 @@
 
 A round is a blocking save, an asynchronous save unless they are left out, loading, and ``dd`` with
 fsync, which writes the same number of bytes, through the page cache and past it. In every other
-round ``dd`` comes first. The ranks of a layout are processes of this machine. If torch is
-installed, torch.distributed.checkpoint saves the same number of bytes in one process.
+round ``dd`` comes first. An update precedes each save. The ranks of a layout are processes of this
+machine. If torch is installed, torch.distributed.checkpoint saves the same number of bytes in one
+process.
 """
 
 from __future__ import annotations

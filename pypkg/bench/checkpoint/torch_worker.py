@@ -24,10 +24,12 @@ def main() -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
     state = {f"t{i}": torch.rand(_TENSOR // 4) for i in range(-(-size // _TENSOR))}
     for _ in range(rounds):
+        _update(state)
         begin = time.perf_counter()
         dcp.save(state, checkpoint_id=f"{folder}/dcp")
         total = time.perf_counter() - begin
         shutil.rmtree(f"{folder}/dcp")
+        _update(state)
         begin = time.perf_counter()
         future = dcp.async_save(state, checkpoint_id=f"{folder}/dcp")
         stall = time.perf_counter() - begin
@@ -40,6 +42,12 @@ def main() -> None:
             "async": {"stall": stall, "total": async_total},
         }
         print(json.dumps(result), flush=True)
+
+
+def _update(state: dict[str, torch.Tensor]) -> None:
+    """Reads and writes all tensors, as a step of training does before a save."""
+    for tensor in state.values():
+        tensor.mul_(0.999)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def main() -> None:
 
 
 class _Run:
-    """A model after one step, on short samples, so that there is optimizer state."""
+    """A model that trains on short samples."""
 
     def __init__(self, task: dict[str, Any]) -> None:
         import paddle
@@ -65,16 +65,12 @@ class _Run:
         self._memory = {"sync": None if is_alone else paused, "async": beside}
         config = load_config(task["config"])
         self._layer = from_config(config, seed=0)
-        self._layer.train()
         options = UpdateOptions(sharding_stage=task["sharding_stage"])
         sharding = ModelTpSharding(config)
-        model, self._updater = distribute(self._layer, options, mesh.current(), sharding)
+        self._model, self._updater = distribute(self._layer, options, mesh.current(), sharding)
         ids = paddle.arange(8, 40).reshape([1, 32])
-        batch = {"input_ids": ids, "labels": ids}
-        stages = mesh.current().pipeline_degree
-        model.forward_backward([batch] * stages, self._updater.scale)
-        self._updater.step(1e-3)
-        model.eval()
+        self._batches = [{"input_ids": ids, "labels": ids}] * mesh.current().pipeline_degree
+        self._step()
         sets = [model_tensors(self._layer), optimizer_tensors(self._updater, config)]
         self._plan = SavePlan(sets, beside.neighbours())
         self._num_bytes = sum(self._plan.num_bytes_of(r) for r in range(mesh.current().world_size))
@@ -84,6 +80,13 @@ class _Run:
             self._writer.start()
             beside.emptied(self._plan)
         self._disk_alone()
+
+    def _step(self) -> None:
+        """One update. A save follows one; and memory is slower at first after a pause."""
+        self._model.train()
+        self._model.forward_backward(self._batches, self._updater.scale)
+        self._updater.step(1e-3)
+        self._model.eval()
 
     def measure(self, disk_first: bool) -> dict[str, Any]:
         """One round: a blocking save, an asynchronous save, loading, and ``dd`` in two ways.
@@ -121,6 +124,7 @@ class _Run:
         from pypkg.training.checkpoint.writing import CheckpointWriting
         from pypkg.training.state import TrainerState
 
+        self._step()
         from_all_ranks(lambda: None)
         memory = _Memory()
         begin = time.perf_counter()

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
@@ -24,8 +25,11 @@ from pypkg.models.weights.area import ALIGNMENT, PUT, Area, LostRankError, Stagi
 PAUSE = 0.001  # seconds between two reads of a counter
 _SECONDS_BETWEEN_LOOKS = 1.0  # interval of the checks whether an awaited rank still runs
 _MOST_THREADS = 4  # limit of the threads that copy
-_PIECE = 4 << 20  # bytes that a thread copies at once
+_PIECE = 4 << 20  # bytes that a thread copies in one call
+_PIECES = 8  # that a thread gets at once, because it takes time to wake a thread
 _COPIED_AT_ONCE = 256 << 20  # limit of the bytes of parts that are being copied
+
+_Piece: TypeAlias = tuple[np.ndarray, np.ndarray]  # target and source, equally long
 
 
 class _Patience:
@@ -63,9 +67,10 @@ class Sender:
         self._position = 0  # end of the last part
         self._waiting: deque[tuple[int, int, int]] = deque()  # start, end and writer of parts
         self._copies: list[Future[None]] = []
-        self._copying = 0  # bytes that are being copied
-        count = _copying_threads(len(staging.areas))
-        self._pool = ThreadPoolExecutor(count) if count > 1 else None
+        self._pieces: list[_Piece] = []  # that no thread has got
+        self._copying = 0  # bytes that are not known to be copied
+        self._threads = _copying_threads(len(staging.areas))
+        self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
 
     def put(self, unit: int, writer: int, values: np.ndarray) -> None:
         """Starts to copy a part; waits while the area is full.
@@ -101,6 +106,9 @@ class Sender:
         self._publish(self._position)
 
     def _publish(self, position: int) -> None:
+        for first in range(self._threads):
+            self._start(self._pieces[first :: self._threads])
+        self._pieces.clear()
         for copy in self._copies:
             copy.result()
         self._copies.clear()
@@ -110,14 +118,20 @@ class Sender:
     def _copy(self, to: np.ndarray, data: np.ndarray) -> None:
         for start in range(0, data.size, _PIECE):
             cut = slice(start, start + _PIECE)
-            if self._pool is None:
-                _native.streaming_copy(to[cut], data[cut])
-            else:
-                copy = self._pool.submit(_native.streaming_copy, to[cut], data[cut])
-                self._copies.append(copy)
+            self._pieces.append((to[cut], data[cut]))
+            if len(self._pieces) == _PIECES * self._threads:
+                self._start(self._pieces[:_PIECES])
+                del self._pieces[:_PIECES]
         self._copying += data.size
         if self._copying > _COPIED_AT_ONCE:
             self.flush()
+
+    def _start(self, pieces: list[_Piece]) -> None:
+        """Lets a thread copy ``pieces``, or copies them if there are no threads."""
+        if self._pool is None:
+            _copy_pieces(pieces)
+        elif pieces:
+            self._copies.append(self._pool.submit(_copy_pieces, pieces))
 
     def _wait_for_room(self, end: int, put: int) -> int:
         """Waits until the bytes up to position ``end`` are free; returns the free bytes after it.
@@ -151,6 +165,11 @@ class Sender:
                 return max(start, taken)
             self._waiting.popleft()
         return self._position
+
+
+def _copy_pieces(pieces: list[_Piece]) -> None:
+    for to, data in pieces:
+        _native.streaming_copy(to, data)
 
 
 def _copying_threads(ranks: int) -> int:
