@@ -112,7 +112,7 @@ class JoinedTensor:
         matrix = to.reshape(-1, _columns(self.shape))
         for each in self._pieces:
             rows, columns = each.ranges
-            copy_in_tiles(matrix[slice(*rows), slice(*columns)], each.values)
+            _copy_in_tiles(matrix[slice(*rows), slice(*columns)], each.values)
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Division:
     assembly: Assembly
 
 
-def copy_in_tiles(to: np.ndarray, values: np.ndarray) -> None:
+def _copy_in_tiles(to: np.ndarray, values: np.ndarray) -> None:
     """Copies ``values`` to ``to``, a transposed matrix tile by tile, to use the caches."""
     if values.ndim != 2 or values.strides[0] >= values.strides[1]:
         np.copyto(to, values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,12 +21,16 @@ from pypkg.models.weights.assembly import Assembly
 from pypkg.models.weights.formats.safetensors import TensorSpec, write_tensors
 from pypkg.models.weights.save_plan import PlannedUnit, as_it_is
 from pypkg.models.weights.tensor_writer import (
+    BLOCK,
+    FileSequence,
     FileToWrite,
     NotFiniteError,
     TensorWriter,
     ThreadWriter,
     all_finite,
+    write_units,
 )
+from pypkg.models.weights.tp_shards import TPShard
 from pypkg.models.weights.writer_process import ProcessWriter, WriterProcess
 
 
@@ -61,6 +66,27 @@ def write_all(
 ) -> None:
     for unit in units_of(files):
         writer.put(unit, tensors[unit.name])
+
+
+def test_parts_are_joined_a_block_at_a_time(tmp_path):
+    """A writer of parts needs memory for a block, not for the whole tensor."""
+    whole = np.random.default_rng(0).normal(size=(4096, 3000)).astype(np.float32)
+    shards = (
+        TPShard(1, ((0, 1000), (2000, 2500)), 1500),
+        TPShard(1, ((1000, 2000), (2500, 3000)), 1500),
+    )
+    parts = [shard.take(whole) for shard in shards]
+    assembly = Assembly(whole.shape, shards, parts[0].shape)
+    unit = PlannedUnit(0, "a", "float32", 0, (0, 1), assembly, lambda name, value: {name: value.T})
+    file = FileToWrite(tmp_path / "a.safetensors", {"a": TensorSpec("float32", whole.T.shape)})
+    tracemalloc.start()
+    try:
+        write_units(FileSequence([file]), [unit], lambda unit, rank: parts[rank], lambda: None)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.2 * BLOCK < whole.nbytes / 2
+    np.testing.assert_array_equal(load_file(file.path)["a"], whole.T)
 
 
 def process_writer(
