@@ -91,7 +91,7 @@ class JoinedTensor:
         if isinstance(rows, slice):
             runs = [rows.indices(len(self))[:2]]
         else:  # one range for each run of consecutive indices
-            breaks = (0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows))
+            breaks = (0, *(np.flatnonzero(np.diff(rows) != 1) + 1), len(rows))
             runs = [(int(rows[a]), int(rows[b - 1]) + 1) for a, b in pairwise(breaks) if a < b]
         pieces, count = [], 0
         for start, stop in runs:
