@@ -163,9 +163,10 @@ class Supervisor:
     def _wait(self, child: subprocess.Popen) -> int:
         while True:
             try:
-                return child.wait(_SECONDS_TO_REPEAT if self._is_started_by_another else None)
+                return child.wait(_SECONDS_TO_REPEAT)
             except subprocess.TimeoutExpired:
-                if self._signals:
+                # A signal just before a wait without a limit would wait for the end of the child.
+                if self._signals and self._is_started_by_another:
                     self._forward(self._signals[0])
 
     @property

@@ -40,7 +40,8 @@ if end in ("kill", "orphan"):
 if end == "wait":
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(143))
     (folder / "waits").touch()
-    time.sleep(600)
+    while True:  # a signal just before a long sleep would wait for its end
+        time.sleep(0.05)
 sys.exit(int(end))
 """
 
