@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tiny_configs import KEYS, tiny
 
+from pypkg.models.architecture.registry import weight_map
 from pypkg.models.architecture.weight_map import Packing, Weight, WeightMap
+from pypkg.models.building import parameter_shapes
 from pypkg.models.weights.assembly import Assembly
-from pypkg.models.weights.tp_shards import TPShard
+from pypkg.models.weights.tp_shards import TPShard, tp_shard
 
 SHAPES = [(1,), (7,), (7, 5), (6, 1), (300, 257), (4, 3, 5), (0, 3), ()]
 # Shards of one tensor have one shape, so some end with padding.
@@ -81,3 +84,23 @@ def test_tensors_of_a_checkpoint(transpose, turned, packing):
     assert list(found) == list(expected) == ["a", "b"]
     for name, values in expected.items():
         np.testing.assert_array_equal(copied(found[name]), values)
+
+
+@pytest.mark.parametrize("degree", [2, 4])
+@pytest.mark.parametrize("family", KEYS)
+def test_tensors_of_every_family(family, degree):
+    """From flat slices of TP shards, as ranks of ZeRO stage 3 hold them, and from whole shards."""
+    config = tiny(family)
+    names = weight_map(config)
+    for name, shape in parameter_shapes(config).items():
+        whole = numbers(shape)
+        shards = [tp_shard(config, name, degree, rank) for rank in range(degree)]
+        shards = tuple(each for each in shards if each is not None)
+        held = [shard.take(whole) for shard in shards] or [whole]
+        for count in (1, 3):
+            parts = [part for values in held for part in flat_slices(values, count)]
+            joined = Assembly(shape, shards, held[0].shape, count).join(parts)
+            found = names.to_checkpoint(name, joined)
+            for source, values in names.to_checkpoint(name, whole).items():
+                np.testing.assert_array_equal(copied(found[source]), values)
+                np.testing.assert_array_equal(copied(found[source][1:-1]), values[1:-1])
