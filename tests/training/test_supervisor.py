@@ -14,7 +14,7 @@ import pytest
 
 from pypkg import supervise
 from pypkg.errors import UserError
-from pypkg.training.supervisor import Policy
+from pypkg.training.supervisor import Policy, Supervisor
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -133,6 +133,22 @@ def test_the_run_is_told_to_save_and_ends(supervised, number):
     process.send_signal(number)
     process.communicate(timeout=60)
     assert (process.returncode, supervised.starts) == (143, 1)
+
+
+@pytest.mark.parametrize("program", ["python", "srun"])
+def test_every_wait_for_the_run_has_a_limit(tmp_path, program):
+    """A signal just before a wait without one would be forwarded after the end of the run."""
+    limits = []
+
+    class Child:
+        def wait(self, timeout: float | None = None) -> int:
+            limits.append(timeout)
+            if len(limits) == 1:
+                raise subprocess.TimeoutExpired(program, 0)
+            return 7
+
+    assert Supervisor([program], tmp_path, Policy())._wait(Child()) == 7
+    assert len(limits) == 2 and None not in limits
 
 
 def test_sigterm_in_the_pause_before_a_restart(supervised):
