@@ -7,6 +7,7 @@ pick one. A new backend is one probe here and one entry in each operator that ha
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
@@ -136,6 +137,8 @@ def _probe_compiled() -> _Probe:
                 f"not for this device of compute capability {major}.{minor}",
             )
     _load_library(path)
+    if not on_gpu:
+        ctypes.CDLL(str(path)).pypkg_use_malloc()  # csrc/paddle/cpu_allocator.cc
     versions = "" if on_gpu else f", CPU kernels for {_cpu_isa()}"
     return _Probe(True, f"{path.name} built for Paddle {info['paddle_version']}{versions}")
 
