@@ -20,6 +20,7 @@ from pypkg.config import help_text
 from pypkg.console import progress
 from pypkg.console.command_line import exit_code
 from pypkg.console.logs import configure_logging, say
+from pypkg.console.memory import memory_shortage
 from pypkg.console.troubleshooting import error_text
 from pypkg.device.threads import configure_cpu, import_paddle
 from pypkg.errors import UserError
@@ -32,6 +33,10 @@ from pypkg.training.checkpoint.lock import refuse_if_in_use
 logger = logging.getLogger("pypkg")
 _DRY_RUN = "--dry_run"
 
+_LESS_MEMORY = (
+    "Lower per_device_train_batch_size and raise gradient_accumulation_steps by as much, or set "
+    "recompute to true; pypkg plan computes the memory of other settings"
+)
 _ROOM = "Checkpoints are untouched. Free some space, then start the same command again."
 
 
@@ -87,14 +92,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(text)
         return code
     except Exception as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            say(error_text(watchdog.failed(f"the disk is full: {error}. {_ROOM}", 2)))
-            return 2
-        if not watchdog.is_on():
+        code_or_none = _say_error(error)
+        if code_or_none is None:
             raise
-        cause = watchdog.failed(f"{type(error).__name__}: {error}", 1, traceback.format_exc())
-        say(f"error: {cause}")
-        return 1
+        return code_or_none
+
+
+def _say_error(error: Exception) -> int | None:
+    """Reports an error that is no UserError; None if Python has to print its traceback."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        say(error_text(watchdog.failed(f"the disk is full: {error}. {_ROOM}", 2)))
+        return 2
+    if shortage := memory_shortage(error, _LESS_MEMORY):
+        # An attempt to start repeats it. Later it may be due to other programs on the machine.
+        code = 2 if progress.is_starting() else 1
+        say(error_text(watchdog.failed(str(shortage), code)))
+        return code
+    if not watchdog.is_on():
+        return None
+    cause = watchdog.failed(f"{type(error).__name__}: {error}", 1, traceback.format_exc())
+    say(f"error: {cause}")
+    return 1
 
 
 def _dry_run(arguments: Sequence[str], processes: int) -> int:

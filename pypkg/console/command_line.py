@@ -6,10 +6,12 @@ import os
 import sys
 from collections.abc import Callable
 
+from pypkg.console.memory import memory_shortage
 from pypkg.console.troubleshooting import error_text
 from pypkg.errors import UserError
 
 _READER_HAS_ENDED = 141  # 128 + SIGPIPE, as a shell reports it
+_LESS_MEMORY = "Use a smaller batch, shorter sequences, or a machine with more memory"
 
 
 def exit_code(run: Callable[[], int], interrupted: str) -> int:
@@ -21,8 +23,8 @@ def exit_code(run: Callable[[], int], interrupted: str) -> int:
 
     Returns:
         The code of ``run``; 2 after a UserError, which is printed with its section of the page on
-        troubleshooting, or if standard output takes no more, as on a full disk; 130 after Ctrl-C;
-        141 if the reader of standard output has ended, as ``head`` does.
+        troubleshooting, if memory is exhausted, or if standard output takes no more, as on a full
+        disk; 130 after Ctrl-C; 141 if the reader of standard output has ended, as ``head`` does.
     """
     try:
         code = run()
@@ -35,9 +37,12 @@ def exit_code(run: Callable[[], int], interrupted: str) -> int:
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
-    except OSError:
-        reason = _error_of_output()
-        if reason is None:  # another file or socket
+    except Exception as error:
+        if shortage := memory_shortage(error, _LESS_MEMORY):
+            print(error_text(str(shortage)), file=sys.stderr)
+            return 2
+        reason = _error_of_output() if isinstance(error, OSError) else None
+        if reason is None:  # no error of the command's output
             raise
         if isinstance(reason, BrokenPipeError):
             return _READER_HAS_ENDED

@@ -334,6 +334,19 @@ _MACHINE = (
         "Run the `pip install` line of the message in the environment that runs pypkg.",
     ),
     Kind(
+        "Memory is exhausted",
+        ("memory is exhausted",),
+        "memory is exhausted: Out of memory error on GPU 0. Cannot allocate 2.0GB memory on GPU 0, "
+        "78.5GB memory has been allocated and available memory is only 0.6GB",
+        "A tensor did not fit into the memory that the GPU, or on a CPU the machine, had left. "
+        "Most often a batch or a model is too large; sometimes other programs use the same GPU.",
+        "`pypkg plan run.json --gpus N` computes the memory of a run by its terms, and settings "
+        "that fit. A smaller `per_device_train_batch_size` with more "
+        "`gradient_accumulation_steps` keeps the global batch. `recompute` keeps fewer "
+        "activations. `sharding`, tensor and pipeline parallelism divide the model. In an "
+        "evaluation, `per_device_eval_batch_size` counts. `nvidia-smi` shows other programs.",
+    ),
+    Kind(
         "Limit of the system",
         ("open files in this process", "does not fit into memory", "Raise the limits", "ulimit"),
         "the corpora need about 3000 open files in this process, whose limit is 1024",

@@ -88,6 +88,11 @@ def phase(name: str) -> Iterator[None]:
             start.inner[-1] += total
 
 
+def is_starting() -> bool:
+    """Whether the start is timed now: no training step has ended yet."""
+    return _start is not None
+
+
 def end_start() -> dict[str, float]:
     """Logs the time since ``begin_start`` and returns the seconds of each phase.
 

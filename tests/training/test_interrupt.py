@@ -17,6 +17,7 @@ from training_testing import SavesAtOnce, healer
 
 from pypkg import pretrain
 from pypkg.config import load_settings
+from pypkg.console import progress
 from pypkg.data import Batch
 from pypkg.errors import UserError
 from pypkg.training import interrupt
@@ -259,6 +260,21 @@ def test_a_full_disk_is_no_crash(monkeypatch, capfd):
     assert (
         told.startswith("error: the disk is full: ") and "run.log" in told and "Trace" not in told
     )
+
+
+@pytest.mark.parametrize(("starts", "code"), [(True, 2), (False, 1)])
+def test_exhausted_memory_is_no_crash(monkeypatch, capfd, starts, code):
+    """The supervisor starts a run again that had made steps, and none that never fits."""
+
+    def load(*_: object) -> None:
+        if not starts:
+            progress.end_start()
+        raise MemoryError("ResourceExhaustedError: Cannot allocate 2.0GB memory on GPU 0.")
+
+    assert code_of_pretrain(monkeypatch, load) == code
+    told = capfd.readouterr().err
+    assert "error: memory is exhausted: Cannot allocate 2.0GB memory on GPU 0. Lower" in told
+    assert "per_device_train_batch_size" in told and "Trace" not in told
 
 
 def test_a_signal_is_honoured_where_nobody_reads_what_is_said(capfd):

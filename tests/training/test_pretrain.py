@@ -221,6 +221,20 @@ def test_disk_full_while_saving(workplace):
     assert workplace.steps() == [4, 8]
 
 
+def test_batch_that_exhausts_memory(workplace):
+    limit = 4 * 2**30  # of addresses; most are those of libraries
+
+    def limit_memory() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+    command = workplace.command(
+        max_steps=4, per_device_train_batch_size=2**11, max_seq_length=2**10
+    )
+    done = workplace.execute(command, preexec_fn=limit_memory)
+    assert_user_error(done, "memory is exhausted: ", "per_device_train_batch_size")
+    assert not workplace.steps()
+
+
 def test_overwrite_output_dir_starts_anew(workplace):
     assert workplace.run(max_steps=4).returncode == 0
     first = workplace.losses()
