@@ -16,14 +16,13 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from pypkg.config import help_text
+from pypkg.config import Settings, help_text
 from pypkg.console import progress
 from pypkg.console.command_line import exit_code
 from pypkg.console.logs import configure_logging, say
-from pypkg.console.memory import memory_shortage
 from pypkg.console.troubleshooting import error_text
 from pypkg.device.threads import configure_cpu, import_paddle
-from pypkg.errors import UserError
+from pypkg.errors import UserError, memory_shortage
 from pypkg.files.file_handles import raise_limit
 from pypkg.parallel import mesh
 from pypkg.parallel.launch import watchdog
@@ -33,10 +32,6 @@ from pypkg.training.checkpoint.lock import refuse_if_in_use
 logger = logging.getLogger("pypkg")
 _DRY_RUN = "--dry_run"
 
-_LESS_MEMORY = (
-    "Lower per_device_train_batch_size and raise gradient_accumulation_steps by as much, or set "
-    "recompute to true; pypkg plan computes the memory of other settings"
-)
 _ROOM = "Checkpoints are untouched. Free some space, then start the same command again."
 
 
@@ -55,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_with_launcher()
     configure_logging(mesh.launched_rank())
     raise_limit()
+    settings = None
     try:
         arguments, processes = take_nproc(arguments)
         if _DRY_RUN in arguments:
@@ -92,18 +88,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(text)
         return code
     except Exception as error:
-        code_or_none = _say_error(error)
+        code_or_none = _say_error(error, settings)
         if code_or_none is None:
             raise
         return code_or_none
 
 
-def _say_error(error: Exception) -> int | None:
-    """Reports an error that is no UserError; None if Python has to print its traceback."""
+def _say_error(error: Exception, settings: Settings | None) -> int | None:
+    """Reports an error that is no UserError; None if Python has to print its traceback.
+
+    Args:
+        settings: of the run; None if the error came before they were read.
+    """
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         say(error_text(watchdog.failed(f"the disk is full: {error}. {_ROOM}", 2)))
         return 2
-    if shortage := memory_shortage(error, _LESS_MEMORY):
+    if shortage := memory_shortage(error, _less_memory(settings)):
         # An attempt to start repeats it. Later it may be due to other programs on the machine.
         code = 2 if progress.is_starting() else 1
         say(error_text(watchdog.failed(str(shortage), code)))
@@ -113,6 +113,14 @@ def _say_error(error: Exception) -> int | None:
     cause = watchdog.failed(f"{type(error).__name__}: {error}", 1, traceback.format_exc())
     say(f"error: {cause}")
     return 1
+
+
+def _less_memory(settings: Settings | None) -> str:
+    given = f", which is {settings.per_device_train_batch_size}," if settings else ""
+    return (
+        f"Lower per_device_train_batch_size{given} and raise gradient_accumulation_steps by as "
+        "much, or set recompute to true; pypkg plan computes the memory of other settings"
+    )
 
 
 def _dry_run(arguments: Sequence[str], processes: int) -> int:

@@ -6,9 +6,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from pypkg.console.memory import memory_shortage
 from pypkg.console.troubleshooting import error_text
-from pypkg.errors import UserError
+from pypkg.errors import UserError, memory_shortage
 
 _READER_HAS_ENDED = 141  # 128 + SIGPIPE, as a shell reports it
 _LESS_MEMORY = "Use a smaller batch, shorter sequences, or a machine with more memory"

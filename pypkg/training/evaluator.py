@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pypkg.config import Settings
 from pypkg.data import Batch
+from pypkg.errors import memory_shortage
 from pypkg.parallel.launch import watchdog
 from pypkg.training.checkpoint.folders import checkpoint_name
 from pypkg.training.feed.data_source import DataSource
@@ -51,10 +53,14 @@ class Evaluator:
         Returns:
             Metrics by name: losses in nats per token, and the perplexity. None if a signal stopped
             the evaluation; ``state.pending_evaluation`` is true then.
+
+        Raises:
+            UserError: the batches exhaust the memory.
         """
         self._state.pending_evaluation = False
         batches = self._until_stopped(self._data.eval_batches(), interrupt)
-        loss = self._engine.evaluate(map(self._source_losses.watch, batches))
+        with evaluation_memory(self._settings.per_device_eval_batch_size):
+            loss = self._engine.evaluate(map(self._source_losses.watch, batches))
         if self._state.pending_evaluation:
             return None
         self.loss = loss
@@ -82,3 +88,15 @@ class Evaluator:
             return
         if state.best_loss is None or loss < state.best_loss:
             state.best_loss, state.best_checkpoint = loss, checkpoint_name(state)
+
+
+@contextmanager
+def evaluation_memory(batch_size: int) -> Iterator[None]:
+    """Raises UserError if memory runs out in its block, an evaluation of ``batch_size`` samples."""
+    try:
+        yield
+    except Exception as error:
+        way_out = f"Lower per_device_eval_batch_size, which is {batch_size}"
+        if shortage := memory_shortage(error, way_out):
+            raise shortage from error
+        raise

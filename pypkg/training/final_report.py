@@ -11,6 +11,7 @@ from pypkg.data.tokenizers.load import Tokenizer
 from pypkg.models.building import Model
 from pypkg.parallel.comm.collective import is_first_rank
 from pypkg.training.checkpoint.folders import checkpoints
+from pypkg.training.evaluator import evaluation_memory
 from pypkg.training.feed.samples import Samples
 from pypkg.training.ledger import counts
 from pypkg.training.reporting.outcome import Outcome
@@ -53,7 +54,8 @@ def report_outcome(
     """
     test_loss, sample = None, None
     if settings.do_predict and "test" in samples.sources:
-        test_loss = engine.evaluate(samples.eval_batches("test"))
+        with evaluation_memory(settings.per_device_eval_batch_size):
+            test_loss = engine.evaluate(samples.eval_batches("test"))
     if settings.sample_tokens > 0 and tokenizer is not None:
         sample = write_sample(
             model, tokenizer, settings.sample_prompt, settings.sample_tokens, settings.seed

@@ -273,7 +273,7 @@ def test_exhausted_memory_is_no_crash(monkeypatch, capfd, starts, code):
 
     assert code_of_pretrain(monkeypatch, load) == code
     told = capfd.readouterr().err
-    assert "error: memory is exhausted: Cannot allocate 2.0GB memory on GPU 0. Lower" in told
+    assert "error: memory is exhausted: Cannot allocate 2.0GB memory on GPU 0. Lower " in told
     assert "per_device_train_batch_size" in told and "Trace" not in told
 
 

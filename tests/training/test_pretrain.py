@@ -221,17 +221,16 @@ def test_disk_full_while_saving(workplace):
     assert workplace.steps() == [4, 8]
 
 
-def test_batch_that_exhausts_memory(workplace):
-    limit = 4 * 2**30  # of addresses; most are those of libraries
+@pytest.mark.parametrize("name", ["per_device_train_batch_size", "per_device_eval_batch_size"])
+def test_batch_that_exhausts_memory(workplace, name):
+    limit = 2**31  # of the heap and other memory of its own, without libraries
 
     def limit_memory() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
-    command = workplace.command(
-        max_steps=4, per_device_train_batch_size=2**11, max_seq_length=2**10
-    )
-    done = workplace.execute(command, preexec_fn=limit_memory)
-    assert_user_error(done, "memory is exhausted: ", "per_device_train_batch_size")
+    settings = {"max_seq_length": 2**10, "eval_steps": 1, name: 2**10}
+    done = workplace.execute(workplace.command(**settings), preexec_fn=limit_memory)
+    assert_user_error(done, "memory is exhausted: a CPU tensor of ", f"Lower {name}, which is 1024")
     assert not workplace.steps()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pypkg.console.command_line import exit_code
-from pypkg.console.memory import memory_shortage
 from pypkg.console.troubleshooting import kinds_of
+from pypkg.errors import UserError, memory_shortage
+from pypkg.training.evaluator import evaluation_memory
 
 _FRAMES = """
 
@@ -66,6 +67,14 @@ def test_memory_shortage_is_one_line_with_cause_and_way_out(error, cause):
 @pytest.mark.parametrize("error", [ValueError("of a shape"), OSError(28, "No space left")])
 def test_other_errors_are_none_of_memory(error):
     assert memory_shortage(error, "Use less") is None
+
+
+def test_an_evaluation_names_its_own_setting():
+    told = "Lower per_device_eval_batch_size, which is 64"
+    with pytest.raises(UserError, match=told), evaluation_memory(64):
+        raise MemoryError(_GPU)
+    with pytest.raises(ValueError, match="of a shape"), evaluation_memory(64):
+        raise ValueError("of a shape")
 
 
 def test_every_command_ends_with_code_2(capsys):
