@@ -104,7 +104,8 @@ def _say_error(error: Exception, settings: Settings | None) -> int | None:
         say(error_text(watchdog.failed(f"the disk is full: {error}. {_ROOM}", 2)))
         return 2
     if shortage := memory_shortage(error, _less_memory(settings)):
-        # An attempt to start repeats it. Later it may be due to other programs on the machine.
+        # Before the end of the first step, the next attempt would repeat it. Later, other programs
+        # on the machine may be the cause.
         code = 2 if progress.is_starting() else 1
         say(error_text(watchdog.failed(str(shortage), code)))
         return code

@@ -1,5 +1,5 @@
-// Memory of Paddle's CPU tensors. As in tensor_memory.cc, nothing here depends on this macro, with
-// which the headers would need those of cuBLAS and more.
+// Memory of Paddle's CPU tensors. With PADDLE_WITH_CUDA the headers would need those of cuBLAS and
+// more; as in tensor_memory.cc, nothing used here depends on the macro.
 #undef PADDLE_WITH_CUDA
 
 #include <cstdint>

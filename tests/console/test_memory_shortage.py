@@ -20,7 +20,7 @@ C++ Traceback (most recent call last):
 Error Message Summary:
 ----------------------
 """
-# As paddle/phi/core/memory/allocation/cuda_allocator.cc of Paddle 3.3.1 writes it.
+# As paddle/phi/core/memory/allocation/cuda_allocator.cc of Paddle writes it (commit 4fd9ccecfe99).
 _GPU = (
     _FRAMES
     + """ResourceExhaustedError: 
