@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pypkg.config.options.suboptions import (
+    FUSED_GRAD_ADD,
     OVERLAP_WEIGHTS,
     REDUCE_ONCE,
     STAGE_OF_WORD,
@@ -50,6 +51,11 @@ class ComputeSettings(TrainingSettings):
     )
     amp_master_grad: bool = setting(
         False, "accumulate and reduce the gradients of 16-bit parameters in float32"
+    )
+    enable_linear_fused_grad_add: bool = setting(
+        False,
+        "a linear layer adds its weight gradient to the float32 sum of amp_master_grad in the "
+        "matrix product; its block then runs as separate operators",
     )
     use_flash_attention: bool | None = setting(
         None,
@@ -172,6 +178,12 @@ class ComputeSettings(TrainingSettings):
         """Whether tensor parallelism sums input gradients while it computes weight gradients."""
         kind = "sp_async_reduce_scatter" if self.sequence_parallel else "mp_async_allreduce"
         return f"enable_{kind}" in self.tensor_parallel_config
+
+    @property
+    def adds_weight_gradients(self) -> bool:
+        """Whether matrix products add weight gradients to the float32 sums of amp_master_grad."""
+        divided = FUSED_GRAD_ADD in self.tensor_parallel_config and self.tensor_parallel_degree > 1
+        return self.amp_master_grad and (self.enable_linear_fused_grad_add or divided)
 
     @property
     def reduces_once(self) -> bool:

@@ -41,9 +41,6 @@ _NO_EXPERTS = "it matters only for mixtures of experts"
 _PARTS = "it matters only for fine-tuning with PaddleNLP's trainer"
 _AUTO_ONLY = "it matters only with enable_auto_parallel"
 _NO_FUSED_ADD = "the bias is added outside the matrix product; the results are the same"
-_NO_FUSED_GRAD_ADD = (
-    "weight gradients are added outside the matrix product; the results are the same"
-)
 _LAUNCHER = "the launcher tells each process its rank"
 
 NO_EFFECT: tuple[KnownKey, ...] = (
@@ -120,8 +117,7 @@ NO_EFFECT: tuple[KnownKey, ...] = (
     ),
     KnownKey("use_fused_linear", bool, _OFF, _NO_FUSED_ADD),
     KnownKey("fused_linear", bool, _OFF, _NO_FUSED_ADD),
-    KnownKey("enable_linear_fused_grad_add", bool, _OFF, _NO_FUSED_GRAD_ADD),
-    KnownKey("fused_linear_param_grad_add", bool, _OFF, _NO_FUSED_GRAD_ADD),
+    KnownKey("fused_linear_param_grad_add", bool, _OFF, _AUTO_ONLY),
     KnownKey("transformer_engine_backend", str, _UNSET, "it matters only with use_fp8"),
     KnownKey("use_fast_layer_norm", bool, _OFF, "Paddle's LayerNorm always runs"),
     KnownKey("pad_token_id", int, (0, None), "samples are cut to length, never padded"),

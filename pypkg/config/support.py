@@ -8,6 +8,7 @@ from typing import Any
 
 from pypkg.config.known_keys import NO_EFFECT, REFUSED, KnownKey
 from pypkg.config.options.suboptions import (
+    FUSED_GRAD_ADD,
     OF_SEQUENCE_PARALLEL,
     REDUCE_ONCE,
     STAGE_OF_WORD,
@@ -74,7 +75,7 @@ def notices(settings: Settings) -> list[str]:
     found += _without_what_they_belong_to(settings)
     idle = {name for name, _ in found}
     if "tensor_parallel_config" not in idle:
-        found += _words_of_the_other_tensor_layout(settings)
+        found += _words_of_another_tensor_layout(settings)
     found += _words_without_their_stage(settings)
     found += [
         (f"{option.setting} {option.name}", option.why)
@@ -102,6 +103,7 @@ def _without_what_they_belong_to(s: Settings) -> list[tuple[str, str]]:
         **_of_schedules(s.lr_scheduler_type),
         **_of_optimizers(s.optim),
         "scale_loss": (s.fp16, "fp16"),
+        "enable_linear_fused_grad_add": (s.amp_master_grad, "amp_master_grad"),
         "metric_for_best_model": (s.load_best_model_at_end, "load_best_model_at_end"),
         "greater_is_better": (s.load_best_model_at_end, "load_best_model_at_end"),
         "tensor_parallel_config": (tensor, "tensor_parallel_degree above 1"),
@@ -143,15 +145,19 @@ def _of_optimizers(optim: str) -> dict[str, tuple[bool, str]]:
     }
 
 
-def _words_of_the_other_tensor_layout(s: Settings) -> list[tuple[str, str]]:
-    """Words of tensor_parallel_config that sequence_parallel makes ineffective, and the reason."""
-    return [
-        (
-            f"tensor_parallel_config {word}",
-            f"it matters only {'with' if of_sequence else 'without'} sequence_parallel",
-        )
+def _words_of_another_tensor_layout(s: Settings) -> list[tuple[str, str]]:
+    """Words of tensor_parallel_config that other settings make ineffective, and the reason."""
+    found = {
+        word: f"{'with' if of_sequence else 'without'} sequence_parallel"
         for word, of_sequence in OF_SEQUENCE_PARALLEL.items()
-        if word in s.tensor_parallel_config and of_sequence != s.sequence_parallel
+        if of_sequence != s.sequence_parallel
+    }
+    if not s.amp_master_grad:
+        found[FUSED_GRAD_ADD] = "with amp_master_grad"
+    return [
+        (f"tensor_parallel_config {word}", f"it matters only {when}")
+        for word, when in found.items()
+        if word in s.tensor_parallel_config
     ]
 
 

@@ -11,6 +11,7 @@ import paddle.nn.functional as F
 from paddle import _C_ops
 
 from pypkg.errors import UserError
+from pypkg.ops.dispatch.checks import compute_dtype
 from pypkg.ops.dispatch.library import backend, run_compiled
 
 PRECISIONS = ("float32", "bfloat16")
@@ -100,11 +101,38 @@ def can_add_matmul(x: paddle.Tensor) -> bool:
 @functools.cache
 def _has_blas() -> bool:
     one = paddle.ones([1, 1], "float32").cpu()
+    paddle.matmul(one, one)  # Paddle loads MKL with the first product of a process
     try:
         run_compiled("pypkg_add_matmul", [one, one, one.clone()], False, False)
     except (OSError, RuntimeError):
         return False
     return True
+
+
+def add_product(total: paddle.Tensor | None, x: paddle.Tensor, y: paddle.Tensor) -> paddle.Tensor:
+    """total + x^T y, in at least float32; in the memory of ``total`` if it is given.
+
+    On a GPU in 16 bits, and on a CPU in float32, the product is added as it is computed.
+
+    Args:
+        total: [m, n], float32 (float64 for such operands), or None for zero.
+        x: [k, m].
+        y: [k, n] in the dtype of x.
+    """
+    if total is not None and can_add_matmul(x):
+        run_compiled("pypkg_add_matmul", [x, y, total], True, False)
+        return total
+    if _adds_to_float32(x):
+        return _C_ops.fused_linear_param_grad_add(x, y, total, None, True, False)[0]
+    product = matmul(x, y, transpose_x=True)
+    if product.dtype != compute_dtype(product):
+        product = product.astype(compute_dtype(product))
+    return product if total is None else total.add_(product)
+
+
+def _adds_to_float32(x: paddle.Tensor) -> bool:
+    """Whether Paddle can accumulate a product of such matrices directly into a float32 tensor."""
+    return x.place.is_gpu_place() and x.dtype in (paddle.float16, paddle.bfloat16)
 
 
 def linear(

@@ -51,6 +51,8 @@ class Degrees:
         overlap_input_gradients: whether a column-parallel layer computes its weight gradient while
             the tensor group sums its input gradient.
         skip_identity: whether column- and row-parallel layers do not copy their inputs.
+        adds_weight_gradients: whether the product that computes a weight gradient of a linear layer
+            adds it to the weight's ``main_grad`` (parallel/linear_gradients.py).
         topology_order: a key of TOPOLOGY_ORDERS, the order of the axes.
         virtual_stages: model chunks per pipeline stage (1: not interleaved).
     """
@@ -64,6 +66,7 @@ class Degrees:
     sequence_parallel: bool = False
     overlap_input_gradients: bool = False
     skip_identity: bool = False
+    adds_weight_gradients: bool = False
     topology_order: str = "pp_first"
     virtual_stages: int = 1
 

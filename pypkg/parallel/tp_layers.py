@@ -18,12 +18,17 @@ from typing import Any, NamedTuple
 import paddle
 import paddle.distributed as dist
 from paddle import nn
-from paddle.autograd import PyLayer
 from paddle.distributed.communication.group import Group
 
 from pypkg.errors import UserError
 from pypkg.ops import linear, matmul
 from pypkg.parallel import mesh
+from pypkg.parallel.linear_gradients import (
+    GradientAddingLinear,
+    OverlappedColumnLinear,
+    add_weight_gradients,
+    forbid_added_gradient,
+)
 
 
 def tensor_degree() -> int:
@@ -60,11 +65,12 @@ def column_linear(in_features: int, out_features: int, has_bias: bool) -> nn.Lay
 
     layer_class = ColumnSequenceParallelLinear if is_sequence_parallel() else ColumnParallelLinear
     layer = layer_class(in_features, out_features, _zeros(), has_bias, gather_output=False)
-    layer.linear = _linear
+    _set_product(layer, _linear)
     layer.mp_skip_c_identity = mesh.current().degrees.skip_identity
     if mesh.current().degrees.overlap_input_gradients:
         overlapped: Any = layer
         overlapped.forward = functools.partial(_overlapped, layer)
+        overlapped.has_own_product = True
     return layer
 
 
@@ -84,7 +90,7 @@ def row_linear(in_features: int, out_features: int, has_bias: bool) -> nn.Layer:
 
     layer_class = RowSequenceParallelLinear if is_sequence_parallel() else RowParallelLinear
     layer = layer_class(in_features, out_features, _zeros(), has_bias, input_is_parallel=True)
-    layer.linear = _linear
+    _set_product(layer, _linear)
     layer.mp_skip_c_identity = mesh.current().degrees.skip_identity
     if has_bias and is_sequence_parallel():
         sum_gradient_over_tensor_group(layer.bias)
@@ -93,12 +99,23 @@ def row_linear(in_features: int, out_features: int, has_bias: bool) -> nn.Layer:
 
 def replicated_linear(in_features: int, out_features: int, has_bias: bool) -> nn.Layer:
     """A linear layer whose weight [in_features, out_features] every rank holds whole."""
-    return _Linear(in_features, out_features, _zeros(), _zeros() if has_bias else False)
+    layer = _Linear(in_features, out_features, _zeros(), _zeros() if has_bias else False)
+    _set_product(layer, linear)
+    return layer
 
 
 class _Linear(nn.Linear):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return linear(x, self.weight, self.bias)
+        return self.linear(x, self.weight, self.bias)
+
+
+def _set_product(layer: Any, product: Callable[..., paddle.Tensor]) -> None:
+    """Sets how a layer computes its product: ``product``, or one with another weight gradient."""
+    layer.linear = product
+    if mesh.current().degrees.adds_weight_gradients:
+        add_weight_gradients(layer)
+        layer.linear = _gradient_adding_linear
+        layer.has_own_product = True  # more than ``ops.linear``
 
 
 class JoinedLayers(NamedTuple):
@@ -147,9 +164,9 @@ def joined_layers(column: nn.Layer, row: nn.Layer) -> JoinedLayers | None:
     """``column`` and ``row`` as ``JoinedLayers``; None if the layers have to be called.
 
     They have to be called if one has a bias or call hooks (in ZeRO stage 3 a hook gathers the
-    weight), if communication overlaps with the column layer's product, or in a static graph.
+    weight), if the column layer's product is not ``ops.linear``, or in a static graph.
     """
-    if "forward" in column.__dict__ or not paddle.in_dynamic_mode():  # _overlapped
+    if "has_own_product" in column.__dict__ or not paddle.in_dynamic_mode():
         return None
     for layer in (column, row):
         if has_call_hooks(layer) or layer._parameters.get("bias") is not None:
@@ -195,58 +212,22 @@ def _linear(
     return linear(x, weight, bias)
 
 
+def _gradient_adding_linear(
+    x: paddle.Tensor,
+    weight: paddle.Tensor,
+    bias: paddle.Tensor | None = None,
+    name: str | None = None,
+) -> paddle.Tensor:
+    """``_linear`` with the weight gradient of ``linear_gradients.py``."""
+    if not paddle.is_grad_enabled():
+        return linear(x, weight, bias)
+    return GradientAddingLinear.apply(x, weight, bias)
+
+
 def _overlapped(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
     return OverlappedColumnLinear.apply(
         x, layer.weight, layer.bias, tensor_group(), gathers=is_sequence_parallel()
     )
-
-
-class OverlappedColumnLinear(PyLayer):
-    """A column-parallel product that sums its input gradient while it computes the weight gradient.
-
-    Paddle's InnerOverlapLinear and SPInnerOverlapLinear do the same, but with Paddle's own
-    products, which ignore ``ops.set_matmul_precision``.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: paddle.Tensor,
-        weight: paddle.Tensor,
-        bias: paddle.Tensor | None,
-        group: Group,
-        gathers: bool,
-    ) -> paddle.Tensor:
-        """
-        Args:
-            x: [..., in_features]; with ``gathers`` [tokens of this rank, in_features].
-            weight: [in_features, out_features of this rank].
-            bias: [out_features of this rank], or None.
-            gathers: sequence parallelism: gathers ``x``, and reduce-scatters its gradient.
-        """
-        if gathers:
-            own, x = x, paddle.empty([group.nranks * x.shape[0], *x.shape[1:]], x.dtype)
-            dist.stream.all_gather(x, own, group=group)
-        ctx.group, ctx.gathers, ctx.has_bias = group, gathers, bias is not None
-        ctx.save_for_backward(x, weight)
-        return linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
-        x, weight = ctx.saved_tensor()
-        of_x = matmul(gradient, weight, transpose_y=True)
-        if ctx.gathers:
-            whole = of_x
-            of_x = paddle.empty([whole.shape[0] // ctx.group.nranks, *whole.shape[1:]], whole.dtype)
-            task: Any = dist.stream.reduce_scatter(of_x, whole, group=ctx.group, sync_op=False)
-        else:
-            task = dist.stream.all_reduce(of_x, group=ctx.group, sync_op=False)
-        rows = gradient.reshape([-1, gradient.shape[-1]])
-        gradients = [of_x, matmul(x.reshape([-1, x.shape[-1]]), rows, transpose_x=True)]
-        if ctx.has_bias:
-            gradients.append(rows.sum(0))
-        task.wait()
-        return tuple(gradients)
 
 
 def vocab_embedding(vocab_size: int, hidden_size: int) -> nn.Layer:
@@ -354,6 +335,7 @@ def sum_gradient_over_tensor_group(parameter: paddle.Tensor) -> None:
         dist.all_reduce(result, group=group)
         return result
 
+    forbid_added_gradient(parameter)
     parameter.register_hook(total)
 
 
@@ -379,6 +361,7 @@ def sum_replica_gradients(parameter: paddle.Tensor, start: int, kind: int, kinds
         dist.all_reduce(slots, group=group)
         return paddle.concat([gradient[..., :start], slots[kind]], axis=-1)
 
+    forbid_added_gradient(parameter)
     parameter.register_hook(total)
 
 

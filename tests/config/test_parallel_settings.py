@@ -6,7 +6,12 @@ import pytest
 from config_testing import check_one_problem, load, problems
 
 from pypkg.config import check_supported, load_settings, notices
-from pypkg.config.options.suboptions import OF_SEQUENCE_PARALLEL, STAGE_OF_WORD, SUB_OPTIONS
+from pypkg.config.options.suboptions import (
+    FUSED_GRAD_ADD,
+    OF_SEQUENCE_PARALLEL,
+    STAGE_OF_WORD,
+    SUB_OPTIONS,
+)
 from pypkg.errors import UserError
 
 
@@ -84,7 +89,8 @@ def test_a_sharding_degree_of_one_is_no_sharding(tmp_path):
 def test_options_of_benchmark_files_are_accepted(tmp_path):
     """They fuse an addition, or choose a backend for products that are not used."""
     extra = {
-        "enable_linear_fused_grad_add": True, "use_fused_linear": True, "use_fp8": False,
+        "enable_linear_fused_grad_add": True, "amp_master_grad": True, "use_fused_linear": True,
+        "fused_linear_param_grad_add": True, "use_fp8": False,
         "transformer_engine_backend": "paddle", "pipeline_schedule_mode": "VPP",
         "sharding_parallel_config": "enable_overlap enable_tensor_fusion", "sharding": "stage1",
         "pipeline_parallel_config": "enable_send_recv_overlap enable_split_backward",
@@ -93,7 +99,7 @@ def test_options_of_benchmark_files_are_accepted(tmp_path):
     settings = load(tmp_path, extra)
     check_supported(settings)
     assert [line.split(" has no effect")[0] for line in notices(settings)] == [
-        "use_fused_linear", "enable_linear_fused_grad_add", "transformer_engine_backend",
+        "use_fused_linear", "fused_linear_param_grad_add", "transformer_engine_backend",
         "pipeline_parallel_config enable_send_recv_overlap",
         "pipeline_parallel_config enable_split_backward",
         "sharding_parallel_config enable_tensor_fusion",
@@ -183,7 +189,7 @@ def test_no_follow_up_of_a_wrong_type(tmp_path):
 )
 def test_no_sub_option_is_silently_ignored(tmp_path, option):
     """All but what happens anyway is refused, or said to change nothing, with the reason."""
-    layout = {"tensor_parallel_degree": 2, "sequence_parallel": True, "do_train": True}
+    layout = {"tensor_parallel_degree": 2, "amp_master_grad": True, "do_train": True}
     layout["sequence_parallel"] = OF_SEQUENCE_PARALLEL.get(option.name, True)
     if option.name in STAGE_OF_WORD:
         layout |= {"sharding": f"stage{STAGE_OF_WORD[option.name]}"}
@@ -196,6 +202,24 @@ def test_no_sub_option_is_silently_ignored(tmp_path, option):
         return
     check_supported(settings)
     said = [f"{option.setting} {option.name} has no effect: {option.why}"] if option.why else []
+    assert notices(settings) == said
+
+
+@pytest.mark.parametrize(
+    ("extra", "adds", "idle"),
+    [
+        ({"enable_linear_fused_grad_add": True}, False, "enable_linear_fused_grad_add"),
+        ({"enable_linear_fused_grad_add": True, "amp_master_grad": True}, True, ""),
+        ({"tensor_parallel_degree": 2}, False, f"tensor_parallel_config {FUSED_GRAD_ADD}"),
+        ({"tensor_parallel_degree": 2, "amp_master_grad": True}, True, ""),
+    ],
+)
+def test_products_add_weight_gradients_only_to_main_gradients(tmp_path, extra, adds, idle):
+    if "tensor_parallel_degree" in extra:
+        extra = {**extra, "tensor_parallel_config": FUSED_GRAD_ADD}
+    settings = load(tmp_path, extra)
+    assert settings.adds_weight_gradients == adds
+    said = [f"{idle} has no effect: it matters only with amp_master_grad"] if idle else []
     assert notices(settings) == said
 
 

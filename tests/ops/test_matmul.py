@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 
 import numpy as np
 import paddle
@@ -200,6 +202,32 @@ def test_product_that_is_added_to_a_sum(sizes, transpose_x, transpose_y):
     custom_op("pypkg_add_matmul", *given, total, transpose_x, transpose_y)
     expected = before + x.astype(np.float64) @ y.astype(np.float64)
     np.testing.assert_allclose(total.numpy(), expected, rtol=1e-5, atol=1e-5 * np.sqrt(k))
+
+
+def test_a_product_can_be_added_before_any_other_product():
+    """Paddle loads MKL with the first product of a process."""
+    command = "import paddle; from pypkg.ops.matmul import can_add_matmul as can; "
+    answer = subprocess.run(
+        [sys.executable, "-c", command + "print(can(paddle.ones([2, 2])))"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert answer.stdout.split()[-1] == "True", answer.stderr
+
+
+def test_sums_of_products():
+    """The first is the product, the others are added in its memory, in at least float32."""
+    for dtype in ("float32", "float64"):
+        x, y = draw(9, 5).astype(dtype), draw(9, 3).astype(dtype)
+        total, address = None, None
+        for count in (1, 2, 3):
+            total = matmul.add_product(total, paddle.to_tensor(x), paddle.to_tensor(y))
+            assert total.dtype == getattr(paddle, dtype)
+            assert address in (None, total.data_ptr())
+            address = total.data_ptr()
+            np.testing.assert_allclose(total.numpy(), count * (x.T @ y), rtol=1e-5, atol=1e-5)
 
 
 def test_mistakes_of_a_product_that_is_added():

@@ -14,6 +14,7 @@ import numpy as np
 import paddle
 import pytest
 
+from pypkg.parallel.linear_gradients import GradientAddingLinear, add_weight_gradients
 from pypkg.parallel.optimizer.zero import gradient_reducer
 from pypkg.parallel.optimizer.zero.gradient_reducer import IN_FLIGHT, GradientReducer
 
@@ -23,21 +24,30 @@ WIDTH, LAYERS, RANKS = 6, 4, 2
 class Model(paddle.nn.Layer):
     """Layers of a matrix and a vector; the first matrix is used again at the end.
 
-    Products are in float32, whatever the dtype of the parameters.
+    Products are in float32, whatever the dtype of the parameters. With ``adds`` they add the
+    gradients of matrices to ``main_grad``.
     """
 
-    def __init__(self, dtype: str = "float32") -> None:
+    def __init__(self, dtype: str = "float32", adds: bool = False) -> None:
         super().__init__()
         paddle.seed(5)
         self.layers = paddle.nn.LayerList(
             [paddle.nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)]
         ).to(dtype=dtype)
+        self.adds = adds
+        for layer in self.layers if adds else ():
+            add_weight_gradients(layer)
+            layer.weight.main_grad = layer.bias.main_grad = None
 
     def loss(self, x: paddle.Tensor) -> paddle.Tensor:
         for layer in self.layers:
-            x = x @ layer.weight.astype("float32") + layer.bias.astype("float32")
-            x = paddle.tanh(x)
-        return (x @ self.layers[0].weight.astype("float32")).square().mean()
+            x = paddle.tanh(self._product(x, layer.weight) + layer.bias.astype("float32"))
+        return self._product(x, self.layers[0].weight).square().mean()
+
+    def _product(self, x: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:
+        if self.adds:
+            return GradientAddingLinear.apply(x, weight, None)
+        return x @ weight.astype("float32")
 
 
 def batch(number: int) -> paddle.Tensor:
@@ -115,10 +125,11 @@ A_LAYER = RANKS * 512
 BUCKET_BYTES = [RANKS * 256, A_LAYER, 2**20]
 
 
+@pytest.mark.parametrize("adds", [False, True], ids=["", "added by products"])
 @pytest.mark.parametrize("once", [False, True], ids=["each pass", "once"])
 @pytest.mark.parametrize("bucket_bytes", BUCKET_BYTES)
-def test_owner_gets_the_mean_over_all_ranks(communication, bucket_bytes, once):
-    model = Model()
+def test_owner_gets_the_mean_over_all_ranks(communication, bucket_bytes, once, adds):
+    model = Model(adds=adds)
     parameters = model.parameters()
     reducer = reducer_of(model, lambda number: number // 2 % 2, bucket_bytes)
     for step in range(2):
@@ -127,6 +138,7 @@ def test_owner_gets_the_mean_over_all_ranks(communication, bucket_bytes, once):
         for x in batches:
             model.loss(x).backward()
         assert all(p.grad is None for p in parameters)
+        assert all(getattr(p, "main_grad", None) is None for p in parameters)
         reducer.finish()
         found = dict((p.name, gradient) for p, gradient in reducer.gradients())
         wanted = expected_gradients(batches)

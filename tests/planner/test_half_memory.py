@@ -19,11 +19,19 @@ from tiny_configs import KEYS
 from pypkg.parallel.mesh import Degrees
 from pypkg.planner.layer import Layer
 from pypkg.planner.memory import step_plan
-from pypkg.planner.step import kept_after_forward, run_update
+from pypkg.planner.step import StepPlan, kept_after_forward, run_update
 
 TOLERANCE = 0.02  # of what is measured
 WORKER = Path(__file__).with_name("half_worker.py")
 FEW = ("llama", "opt", "baichuan2_7b")
+
+
+def kept_by_single_operators(step: StepPlan) -> int:
+    with (
+        mock.patch.object(Layer, "_attends_in_one", False),
+        mock.patch.object(Layer, "_has_mlp_in_one", False),
+    ):
+        return kept_after_forward(step)
 
 
 def planned(family: str) -> dict[str, int]:
@@ -31,11 +39,7 @@ def planned(family: str) -> dict[str, int]:
     step = step_plan(settings_of(case), config_of(case), Degrees(), "cpu", 0, 0)
     step = replace(step, dtype_bytes=2)
     update, state = run_update(step)
-    with (
-        mock.patch.object(Layer, "_attends_in_one", False),
-        mock.patch.object(Layer, "_has_mlp_in_one", False),
-    ):
-        kept = kept_after_forward(step)
+    kept = kept_by_single_operators(step)
     return {
         "kept": kept,
         "held": update.terms["weights"] + update.terms.get("tables", 0) + sum(state.values()),
@@ -58,3 +62,14 @@ def test_kept_tensors_and_state_in_16_bits() -> None:
 @pytest.mark.slow
 def test_kept_tensors_and_state_of_every_family_in_16_bits() -> None:
     compare(tuple(KEYS))
+
+
+def test_layers_that_add_weight_gradients_are_no_blocks() -> None:
+    case = case_of("llama", "1", "", "activations")
+    settings, config = settings_of(case), config_of(case)
+    blocks, single = (
+        step_plan(settings, config, Degrees(adds_weight_gradients=adds), "gpu", 0, 0)
+        for adds in (False, True)
+    )
+    assert kept_after_forward(blocks) < kept_after_forward(single)
+    assert kept_after_forward(single) == kept_by_single_operators(blocks)

@@ -26,6 +26,8 @@ class SubOption(NamedTuple):
     does: str = ""
 
 
+FUSED_GRAD_ADD = "enable_mp_fused_linear_param_grad_add"
+
 _OVERLAP = "communication is not overlapped further; the results are the same"
 _FUSED = "fleet chooses operators and buffers by itself; the results are the same"
 _SCALE = "the loss of each micro batch is divided before its backward pass; the sum is the same"
@@ -47,12 +49,7 @@ SUB_OPTIONS: tuple[SubOption, ...] = (
         does="column- and row-parallel layers do not copy their inputs and the gradients of their "
         "outputs",
     ),
-    SubOption(
-        _TENSOR,
-        "enable_mp_fused_linear_param_grad_add",
-        "Paddle's operator would add to the gradient without the hooks that reduce gradients here; "
-        "the results are the same",
-    ),
+    SubOption(_TENSOR, FUSED_GRAD_ADD, does="same as enable_linear_fused_grad_add"),
     SubOption(
         _TENSOR,
         "enable_sp_async_reduce_scatter",

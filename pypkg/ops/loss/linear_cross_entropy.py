@@ -13,7 +13,6 @@ from paddle.distributed.communication.group import Group
 
 from pypkg.ops.dispatch.autograd import backward_once
 from pypkg.ops.dispatch.checks import FLOATING, check_dtype, check_shape, compute_dtype
-from pypkg.ops.dispatch.library import run_compiled
 from pypkg.ops.loss.cross_entropy import (
     check_labels,
     cross_entropy_reference,
@@ -21,7 +20,7 @@ from pypkg.ops.loss.cross_entropy import (
     loss_and_lse,
 )
 from pypkg.ops.loss.vocabulary_parallel import VocabularyShard, shard_of
-from pypkg.ops.matmul import can_add_matmul, matmul
+from pypkg.ops.matmul import add_product, matmul
 
 _CHUNK_BYTES = 256 * 2**20
 # On a CPU as fast as 256 MiB. The peak memory of a training step is in this function.
@@ -251,32 +250,11 @@ def _walk_chunks(
         if dhidden is not None:
             dhidden[chunk] = matmul(dlogits, weight)
         if wanted[1]:
-            dweight = _add_product(dweight, dlogits, hidden[chunk])
+            dweight = add_product(dweight, dlogits, hidden[chunk])
         del dlogits  # before the next chunk's logits are made
     if wanted[1] and dweight is None:  # no rows
         dweight = paddle.zeros(weight.shape, dtype=wide)
     return total, dhidden, dweight
-
-
-def _add_product(
-    total: paddle.Tensor | None, dlogits: paddle.Tensor, hidden: paddle.Tensor
-) -> paddle.Tensor:
-    """total + dlogits^T hidden, in at least float32; ``total`` may be overwritten."""
-    if total is not None and can_add_matmul(dlogits):
-        run_compiled("pypkg_add_matmul", [dlogits, hidden, total], True, False)
-        return total
-    if _adds_to_float32(dlogits):
-        gradients = _C_ops.fused_linear_param_grad_add(dlogits, hidden, total, None, True, False)
-        return gradients[0]
-    product = matmul(dlogits, hidden, transpose_x=True)
-    if product.dtype != compute_dtype(product):
-        product = product.astype(compute_dtype(product))
-    return product if total is None else total.add_(product)
-
-
-def _adds_to_float32(x: paddle.Tensor) -> bool:
-    """Whether Paddle can accumulate a product of such matrices directly into a float32 tensor."""
-    return x.place.is_gpu_place() and x.dtype in (paddle.float16, paddle.bfloat16)
 
 
 def _loss_and_gradient(

@@ -3,7 +3,8 @@
 Fleet's sharding and its MixPrecisionOptimizer read them from ``parameter.main_grad``. Fleet's
 MixPrecisionLayer fills it from a hook that runs before a gradient is accumulated. That hook misses
 the effect of other hooks, such as the sum over the tensor group in tp_layers.py. The hook here runs
-after the accumulation.
+after the accumulation. It finds no gradient where linear_gradients.py has added the product to
+``main_grad``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def _adder(parameter: Tensor) -> Callable[..., None]:
     @paddle.no_grad()
     def add(*_: object) -> None:
         gradient = parameter.grad
-        assert gradient is not None  # the hook runs after the accumulation
+        if gradient is None:  # linear_gradients.py
+            return
         parameter.main_grad = add_to(parameter.main_grad, gradient)
         parameter.clear_gradient(False)
 

@@ -1,8 +1,9 @@
 """One rank of test_half.py: updates in 16 bits on a CPU under a layout.
 
 Argument: JSON of a list of cases (see test_half.py). Reports of each case the
-losses, those of one process in float32, the dtypes that meet in an update, the loss scale, and
-whether a run that begins with the state after two steps goes on bit for bit.
+losses, those of one process in float32, the dtypes that meet in an update, the loss scale, the
+number of products that added a weight gradient, and whether a run that begins with the state after
+two steps goes on bit for bit.
 """
 
 from __future__ import annotations
@@ -18,9 +19,21 @@ from updaters_worker import STEPS, Trained, new_run, start, train, whole
 from whole_values import SlicesOf
 
 from pypkg.ops.dispatch import half_on_cpu
-from pypkg.parallel import mesh
+from pypkg.parallel import linear_gradients, mesh
 
 HALFWAY = 2
+added_products: list[object] = []
+
+
+def note_added_products() -> None:
+    """Fills ``added_products``."""
+    add = linear_gradients.add_product
+
+    def noting(*given: Any) -> Any:
+        added_products.append(given[0] is None)
+        return add(*given)
+
+    linear_gradients.add_product = noting
 
 
 def watch_dtypes(run: Trained) -> set[str]:
@@ -52,6 +65,7 @@ def same(values: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool
 
 def run_case(case: dict) -> dict[str, Any]:
     start(case)
+    added_products.clear()
     run = new_run(case)
     dtypes = watch_dtypes(run)
     losses, norms, _ = train(run, range(HALFWAY), case)
@@ -68,6 +82,7 @@ def run_case(case: dict) -> dict[str, Any]:
         "losses": losses + more,
         "norms": [norm for norm in norms + more_norms if np.isfinite(norm)],
         "dtypes": sorted(dtypes),
+        "added_products": len(added_products),
         "scaler": None if scaler is None else run.updater.scaler.state(),
         "is_resumed": again == more
         and np.array_equal(again_norms, more_norms, equal_nan=True)
@@ -84,6 +99,7 @@ def main(cases: list[dict]) -> None:
                 with updaters_worker.paddle.utils.unique_name.guard():
                     expected[key] = updaters_worker.one_process(*key)
     half_on_cpu.install()
+    note_added_products()
     results = [run_case(case) for case in cases]
     for case, result in zip(cases, results, strict=True):
         if expected:

@@ -71,6 +71,37 @@ def test_training_in_16_bits(cases):
             ] * 2
 
 
+def adding(*arguments: object, **changes: object) -> dict:
+    """Products of linear layers add weight gradients to the float32 sums."""
+    own = {"master_grad": True, "adds_weight_gradients": True}
+    return half("bfloat16", *arguments, **own, **changes)
+
+
+ADDING = [
+    adding("llama", 0, 2, data=2),
+    adding("opt", 1, 2, sharding=2, reduces_once=True),
+    adding("llama", 2, 2, sharding=2),
+    adding("gpt3", 3, 2, sharding=2, recompute="full"),
+    adding("multi_query", 0, 2, tensor=2, recompute="core_attn"),
+    adding("baichuan2_7b", tensor=2, sequence_parallel=True, overlap_input_gradients=True),
+    adding("bloom", 0, 2, pipeline=2),
+]
+
+
+@pytest.mark.slow
+def test_products_that_add_weight_gradients_change_no_bit():
+    """On a CPU they round the product to 16 bits first, as without the setting."""
+    plain = [each | {"degrees": each["degrees"] | {"adds_weight_gradients": False}}
+             for each in ADDING]  # fmt: skip
+    results = run_ranks(WORKER, 2, [json.dumps([*ADDING, *plain])], timeout=300)
+    for rank in results:
+        for each, added, expected in zip(ADDING, rank, rank[len(ADDING) :], strict=False):
+            for what in ("losses", "norms", "dtypes"):
+                assert added[what] == expected[what], (each, what)
+            assert added["is_resumed"], each
+            assert added["added_products"] > 0 == expected["added_products"], each
+
+
 # Beside AdamW, and without master weights.
 OTHERS = [
     half("bfloat16", "llama", 0, 2, data=2, optim="lion", stochastic_rounding=True),

@@ -23,8 +23,8 @@ def case(family: str, stage: int = 0, accumulation: int = 1, **changes: Any) -> 
     own = {key: changes.pop(key) for key in ("then", "recompute", "evaluates", "skipped",
            "overflows", "unequal", "delayed", "share", "together") if key in changes}  # fmt: skip
     degrees = {key: changes.pop(key) for key in ("data", "pipeline", "sharding", "tensor",
-               "sequence_parallel", "overlap_input_gradients", "skip_identity")
-               if key in changes}  # fmt: skip
+               "sequence_parallel", "overlap_input_gradients", "skip_identity",
+               "adds_weight_gradients") if key in changes}  # fmt: skip
     options = {"sharding_stage": stage, **changes}
     return {"family": family, "accumulation": accumulation, "degrees": degrees,
             "options": options, **own}  # fmt: skip
@@ -44,6 +44,7 @@ ON_TWO = [
         master_grad=True,
         overflows=True,
         skip_identity=True,
+        adds_weight_gradients=True,
     ),
     case("gpt3", data=2, accumulation=2, offload=True, overflows=True),
     case("bloom", 1, 2, sharding=2, overflows=True, overlaps_weights=True, delayed=True),
@@ -80,7 +81,9 @@ ON_FOUR = [
         3,
         sharding=2,
         tensor=2,
+        master_grad=True,
         overlap_input_gradients=True,
+        adds_weight_gradients=True,
         then=layout(3, sharding=2, tensor=2),
     ),
     case("multi_query", 0, tensor=4, sequence_parallel=True),

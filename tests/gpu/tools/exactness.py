@@ -10,6 +10,7 @@ import paddle.nn.functional as F
 from paddle.base import core
 
 from pypkg import ops
+from pypkg.ops.matmul import add_product
 from pypkg.parallel.optimizer.main_grad import add_to
 
 ELEMENTS = 2**22
@@ -20,12 +21,15 @@ def check_exactness(dtype: str = "bfloat16") -> list[dict[str, Any]]:
     """Rows with the name of each case and whether it passed, on the device of Paddle.
 
     - A gradient of ``dtype`` is added to a main gradient in one pass: a GPU makes no copy of it.
+    - The product of a weight gradient is added to a main gradient in its memory, and not rounded to
+      ``dtype`` before. A CPU has such products in float32 only.
     - The gradients of an embedding whose tokens repeat, and of each attention that runs here, have
       the same bits in every run.
     """
     paddle.seed(0)
     cases: dict[str, Callable[[str], bool]] = {
         "main gradient": _adds_without_a_copy,
+        "product of a weight gradient": _adds_products,
         "embedding": lambda each: _repeats(_embedding(each)),
         "attention": lambda each: _repeats(_attention(ops.flash_attention, each)),
     }
@@ -43,6 +47,23 @@ def _adds_without_a_copy(dtype: str) -> bool:
     # Paddle's builds for CPUs convert first, which takes 4 bytes per element for a moment.
     allowed = SLACK if _on_gpu() else 4 * ELEMENTS + SLACK
     return peak <= allowed and bool((total == expected).all())
+
+
+def _adds_products(dtype: str) -> bool:
+    x, gradient = (
+        paddle.randn([128, width]).astype(dtype if _on_gpu() else "float32") for width in (192, 320)
+    )
+    once = add_product(None, x, gradient)
+    twice = add_product(once.clone(), x, gradient)
+    expected = paddle.matmul(x.astype("float64"), gradient.astype("float64"), transpose_x=True)
+    total = once.clone()
+    is_in_place = add_product(total, x, gradient).data_ptr() == total.data_ptr()
+    return is_in_place and all(
+        each.dtype == paddle.float32
+        and float((each.astype("float64") - factor * expected).abs().max())
+        <= 2.0**-14 * float(expected.abs().max())  # a rounding to bfloat16 is up to 2^-9
+        for factor, each in ((1, once), (2, twice), (2, total))
+    )
 
 
 def _embedding(dtype: str) -> Callable[[], list[paddle.Tensor]]:

@@ -21,6 +21,8 @@ import paddle.distributed as dist
 from paddle import Tensor
 from paddle.distributed.communication.group import Group
 
+from pypkg.parallel.linear_gradients import adds_to_main_grad
+
 # Total size of the buckets that are being filled, of which each owner has one.
 BUCKET_BYTES = 128 * 2**20
 # Maximum number of reductions in flight.
@@ -165,6 +167,8 @@ class GradientReducer:
             left = bucket.missing.pop(name, 0) - 1
             if left > 0:
                 bucket.missing[name] = left
+                if adds_to_main_grad(parameter):
+                    parameter.main_grad = self._view(bucket, parameter)
             if not bucket.missing:
                 self._reduce(bucket)
 
@@ -172,14 +176,17 @@ class GradientReducer:
 
     def _add(self, bucket: _Bucket, parameter: Tensor) -> None:
         gradient = parameter.grad
-        assert gradient is not None  # the hook runs after the accumulation
+        if gradient is None:  # linear_gradients.py has computed main_grad
+            gradient, parameter.main_grad = parameter.main_grad, None
         if self._divides_first:
             gradient.scale_(1.0 / self._group.nranks)
         if gradient.dtype != self._dtype:
             gradient = gradient.astype(self._dtype)
         bucket.changed = True
         if parameter.name in bucket.filled:
-            self._view(bucket, parameter).add_(gradient)
+            view = self._view(bucket, parameter)
+            if view.data_ptr() != gradient.data_ptr():  # else the product was added to it
+                view.add_(gradient)
             return
         bucket.filled.add(parameter.name)
         if len(bucket.parameters) == 1:
