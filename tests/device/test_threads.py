@@ -28,7 +28,7 @@ def clean(monkeypatch):
     for name in (*VARIABLES, *threads._IDLE_WAIT, "MKL_DEBUG_CPU_TYPE", "PADDLE_LOCAL_SIZE"):
         monkeypatch.setenv(name, "")  # so that what the test sets is undone at its end
         monkeypatch.delenv(name)
-    monkeypatch.setattr(threads, "_is_amd", lambda: False)
+    monkeypatch.setattr(threads, "_mkl_kernels", lambda cpuinfo: "")
     return monkeypatch
 
 
@@ -68,10 +68,27 @@ def test_launched_processes_share_the_cores(clean):
     assert os.environ["OMP_NUM_THREADS"] == "4"
 
 
-def test_mkl_is_told_about_amd(clean):
-    clean.setattr(threads, "_is_amd", lambda: True)
-    assert "MKL_DEBUG_CPU_TYPE=5 for an AMD processor" in threads.configure_cpu(1)
-    assert os.environ["MKL_DEBUG_CPU_TYPE"] == "5"
+@pytest.mark.parametrize(
+    ("vendor", "flags", "kernels"),
+    [
+        ("GenuineIntel", "avx2 avx512f avx512cd avx512bw avx512dq avx512vl", ""),
+        ("AuthenticAMD", "sse4_2 avx2 fma", "5"),
+        ("AuthenticAMD", "avx2 avx512f avx512cd", "5"),
+        ("AuthenticAMD", "avx2 avx512f avx512dq avx512cd avx512bw avx512vl avx512_bf16", "7"),
+    ],
+)
+def test_mkl_is_told_about_amd(clean, vendor, flags, kernels):
+    cpuinfo = f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu {flags}\nbugs\t\t: x\n"
+    clean.undo()
+    assert threads._mkl_kernels(cpuinfo) == kernels
+    clean.setattr(threads, "_read", lambda file: cpuinfo)
+    assert threads.cpu_environment(1).get("MKL_DEBUG_CPU_TYPE", "") == kernels
+
+
+def test_the_log_names_the_kernels_of_mkl(clean):
+    clean.setattr(threads, "_mkl_kernels", lambda cpuinfo: "7")
+    assert "MKL_DEBUG_CPU_TYPE=7 for an AMD processor" in threads.configure_cpu(1)
+    assert os.environ["MKL_DEBUG_CPU_TYPE"] == "7"
 
 
 def test_freed_memory_is_reused_instead_of_faulted_in_again(clean):
