@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pypkg import __version__
+from pypkg import __version__, _native
 from pypkg.device.threads import available_cores
 
 _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "torch", "transformers", "numpy")
@@ -20,6 +20,7 @@ _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "torch", "transformers", "numpy
 _INSTRUCTION_SETS = (
     "PYPKG_CPU_ISA",
     "ATEN_CPU_CAPABILITY",
+    "MKL_DEBUG_CPU_TYPE",
     "MKL_ENABLE_INSTRUCTIONS",
     "ONEDNN_MAX_CPU_ISA",
 )
@@ -75,14 +76,23 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def cpu_device(names_amd: bool = False) -> str:
+    """The device of a result on a CPU: "cpu", and the instruction set that the kernels are held to.
+
+    Args:
+        names_amd: whether it also says that the processor is AMD's, for which the libraries that
+            are timed have other kernels.
+    """
+    isa, widest = _native.cpu_isa(), _native.cpu_isas()[-1]
+    is_amd = _cpu_fields().get("vendor_id") == "AuthenticAMD"
+    words = ["cpu", "AMD" if names_amd and is_amd else "", "" if isa == widest else isa]
+    return " ".join(filter(None, words))
+
+
 def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
+    fields = _cpu_fields()
+    if not fields:
         return platform.processor() or platform.machine()
-    fields = dict(
-        (key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)
-    )
     features = [
         name
         for name in ("avx2", "avx512f", "avx512_bf16")
@@ -90,6 +100,17 @@ def _cpu_model() -> str:
     ]
     model = fields.get("model name", platform.machine())
     return f"{model} ({', '.join(features)})" if features else model
+
+
+def _cpu_fields() -> dict[str, str]:
+    """The fields of the last processor in /proc/cpuinfo; empty without that file."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    return dict(
+        (key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)
+    )
 
 
 def _commit() -> str | None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pypkg import _native, ops
+from pypkg.bench.environment import cpu_device
 from pypkg.bench.ops.bench import DTYPES, Limits, OperatorCase, bench_case
 from pypkg.bench.ops.case import TORCH, Workload
 from pypkg.bench.ops.cases import operator_cases
@@ -97,10 +98,9 @@ def _with_torch_compile(case: OperatorCase, torch: TorchFramework) -> OperatorCa
 
 
 def _device() -> str:
-    """The name of the device; for a CPU with a restricted instruction set, also that set."""
+    """The name of the GPU, or ``cpu_device``."""
     import paddle
 
     if paddle.device.get_device().startswith("gpu"):
         return paddle.device.cuda.get_device_name()
-    widest = _native.cpu_isas()[-1]
-    return "cpu" if _native.cpu_isa() == widest else f"cpu {_native.cpu_isa()}"
+    return cpu_device()

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pypkg.bench.environment import cpu_device
 from pypkg.bench.timing import summarize
 from pypkg.bench.train_step.baselines import choose_baselines
 from pypkg.bench.train_step.suite import train
@@ -68,7 +69,7 @@ def run_host_time(options: argparse.Namespace) -> dict[str, Any]:
         )
     return {
         "kind": "host-time",
-        "device": "cpu",
+        "device": cpu_device(names_amd=True),
         "layers": LAYERS,
         "workload": f"LLaMA with {LAYERS} layers, hidden size {HIDDEN} and {VOCABULARY} entries, "
         f"{TOKENS} tokens, one thread; {options.steps * _STEPS_PER_TURN} timed steps",

@@ -22,6 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
+from pypkg.bench.environment import cpu_device
 from pypkg.bench.ops.case import BenchmarkError
 from pypkg.bench.ops.limits import MATMUL_SIZE
 from pypkg.bench.timing import interleave, summarize
@@ -72,7 +73,7 @@ def run_train_step(options: argparse.Namespace) -> dict[str, Any]:
     ]
     return {
         "kind": "train-step",
-        "device": "cpu",
+        "device": cpu_device(names_amd=True),
         "workload": f"{options.config}: {config.num_parameters() / 1e6:.1f} M parameters, "
         f"{options.batch} x {options.seq} tokens, one warm-up step and {options.steps} timed",
         "matmul_rate": rate,
