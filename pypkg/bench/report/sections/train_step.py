@@ -43,8 +43,9 @@ def render(result: Result) -> list[str]:
         "system; pypkg sets this for itself",
         *(_PADDLENLP if any(row["baseline"].startswith("PaddleNLP") for row in rows) else ()),
         f"- MFU: (6 N + 12 L h s) x tokens/s / {result['matmul_rate'] / 1e9:.0f} GFLOP/s, the "
-        f"fastest float32 matrix product of this run ({result['matmul_source']}); products in "
-        "bfloat16 may exceed it",
+        f"fastest float32 matrix product of this run ({result['matmul_source']}). N counts the "
+        "embedding too, which is no product, and attention is counted without its mask. So a "
+        "small model may exceed 100 %, as may products in bfloat16",
         "- `vs first`: time per step divided by that of the first row; peak GiB: resident set",
         "",
         *table(head, body, text_columns=1),
