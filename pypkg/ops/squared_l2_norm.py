@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import paddle
 from paddle import Tensor, _C_ops
 
-from pypkg.ops.dispatch.checks import FLOATING, check_dtype, compute_dtype, dtype_name, has_dtype
+from pypkg.ops.dispatch.checks import FLOATING, check_dtype, compute_dtype, dtype_name
 from pypkg.ops.dispatch.library import backend
 
 
@@ -40,12 +40,11 @@ def squared_l2_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _kernel_takes(tensors: Sequence[Tensor]) -> bool:
-    dtype = tensors[0].dtype
-    return (
-        dtype in (paddle.float32, paddle.bfloat16)
-        and tensors[0].place.is_cpu_place()
-        and all(has_dtype(each, dtype) for each in tensors)
-    )
+    dtype = getattr(tensors[0], "dtype", None)
+    if dtype not in (paddle.float32, paddle.bfloat16) or not tensors[0].place.is_cpu_place():
+        return False
+    # Written out, because a call for each tensor takes longer than its norm if it is small.
+    return all([isinstance(each, Tensor) and each.dtype is dtype for each in tensors])
 
 
 def _squared_l2_norm_compiled(tensors: Sequence[Tensor]) -> Tensor:

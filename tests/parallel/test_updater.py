@@ -109,6 +109,38 @@ def test_resuming_is_exact():
     assert_same(second.values(), first.values())
 
 
+def test_some_parameters_without_gradient_in_some_steps():
+    """The updates of a step are those of its own gradients, whatever the step before had."""
+    run, plain = Run(max_norm=0), Model()
+    optimizer = build_adamw(plain, **ADAMW)
+    optimizer.set_lr(1e-2)
+    for step in (0, 1, 2, 3, 4):
+        for model in (run.layer, plain):
+            loss = model.loss(batch(step)) if step != 2 else (model.first(batch(step)) ** 2).mean()
+            loss.backward()
+        run.updater.step(1e-2)
+        optimizer.step()
+        optimizer.clear_grad(set_to_zero=False)
+        assert_same(run.values(), values(plain), rtol=1e-5, atol=1e-7)
+
+
+def test_no_gradient_and_no_slice_outlives_an_update():
+    """A slice of ZeRO stage 3 is another tensor in the next step."""
+    run = Run()
+    run.train(range(2))
+    optimizer = run.updater.optimizer
+    assert [each.parameter for each in optimizer._updates] == run.layer.parameters()
+    assert not any(hasattr(each, "gradient") for each in optimizer._updates)
+    first = run.layer.first.weight
+    of_step = first.detach()
+    of_step.name = first.name
+    before = first.numpy()
+    optimizer._apply_optimize(None, None, [(of_step, paddle.ones_like(first))])
+    assert (first.numpy() != before).any()
+    assert optimizer._updates == []
+    run.train(range(2, 4))
+
+
 def test_state_of_another_model_is_refused():
     with pytest.raises(KeyError, match=r"first\.weight\.moment1"):
         Run().updater.load_state(SlicesOf({}))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import paddle
 import paddle.distributed as dist
@@ -156,33 +157,37 @@ class GlobalNormClip:
         self.factor = self.factor + self.norm * 0.0  # NaN where the norm is not finite
         return held
 
+    @cached_property
+    def _adds_all(self) -> bool:
+        """Whether this rank adds every gradient whole."""
+        return all(each.counts and each.columns is None for each in self._contributions.values())
+
     def _global_norm(self, held: list[tuple[Tensor, Tensor]]) -> Tensor:
-        counted: list[Tensor] = []
-        names = []
-        for parameter, gradient in held:
-            name = parameter.name
-            contribution = self._contributions[name]
-            if contribution.counts:
-                counted.append(contribution.counted(gradient))
-                names.append(name)
-        if self._layers is not None:
-            self.layer_norms = self._norms_of_layers(self._layers, names, counted)
+        if self._adds_all and self._layers is None:  # nothing to look up for each gradient
+            counted = [gradient for _, gradient in held]
+        else:
+            named = [
+                (parameter.name, contribution.counted(gradient))
+                for parameter, gradient in held
+                if (contribution := self._contributions[parameter.name]).counts
+            ]
+            counted = [gradient for _, gradient in named]
+            if self._layers is not None:
+                self.layer_norms = self._norms_of_layers(self._layers, named)
         total = ops.squared_l2_norm(counted).squeeze()
         if not self._is_alone:
             dist.all_reduce(total)
         return total.sqrt()
 
-    def _norms_of_layers(
-        self, layers: Layers, names: Sequence[str], counted: Sequence[Tensor]
-    ) -> Tensor:
+    def _norms_of_layers(self, layers: Layers, named: Sequence[tuple[str, Tensor]]) -> Tensor:
         """The gradient norm of each layer, float32 [layers].
 
         Args:
-            names: Paddle names of the parameters of ``counted``.
-            counted: the elements of their gradients that this rank adds.
+            named: Paddle names of parameters, and the elements of their gradients that this rank
+                adds.
         """
         groups: dict[int, list[Tensor]] = {}
-        for name, gradient in zip(names, counted, strict=True):
+        for name, gradient in named:
             groups.setdefault(layers.of[name], []).append(gradient)
         sums = paddle.concat(
             [ops.squared_l2_norm(groups.get(index, ())) for index in range(len(layers.names))]

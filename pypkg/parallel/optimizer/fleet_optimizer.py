@@ -54,9 +54,13 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
         offload: bool = False,
     ) -> None:
         super().__init__(learning_rate=0.0, parameters=list(parameters))
+        self._own = {id(parameter) for parameter in self._parameter_list}
         self._assignments, self._clip, self._offload = assignments, clip, offload
         self.pieces: dict[str, Piece] = {}
         self._state: dict[str, dict[str, Tensor]] = {}
+        # Of the last update: for the host's time, as most updates are of the same parameters.
+        self._updates: list[ParameterUpdate] = []
+        self._updates_of_optimizers: list[tuple[Optimizer, float, list[ParameterUpdate]]] = []
 
     def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         """State tensors of an optimizer parameter, by state name. The first call creates them."""
@@ -76,6 +80,7 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
     def forget_state(self) -> None:
         """Removes all state. The next update creates it anew."""
         self._state.clear()
+        self._updates, self._updates_of_optimizers = [], []
 
     @staticmethod
     def assign(state: dict[str, Tensor], name: str, array: np.ndarray) -> None:
@@ -100,8 +105,11 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
         if hasattr(parameters[0], "main_grad"):
             super().step()
             return
-        pairs = [(p, p._grad_ivar()) for p in parameters if not p.stop_gradient]
-        pairs = [pair for pair in pairs if pair[1] is not None]
+        pairs = [
+            (p, gradient)
+            for p in parameters
+            if not p.stop_gradient and (gradient := p._grad_ivar()) is not None
+        ]
         self._apply_optimize(loss=None, startup_program=None, params_grads=pairs)
 
     def _apply_optimize(
@@ -124,19 +132,34 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
 
     def _update(self, params_grads: list[tuple[Tensor, Tensor]]) -> None:
         """Calls each optimizer once for all of its parameters with the same learning rate."""
-        updates: dict[tuple[int, float], tuple[Optimizer, list[ParameterUpdate]]] = {}
-        assignments, states, pieces = self._assignments, self._state, self.pieces
-        for parameter, gradient in params_grads:
-            paddle_name = parameter.name
-            name, optimizer, factor = assignments[paddle_name]
-            state = states.get(paddle_name) or self.state_of(parameter)
-            key = id(optimizer), factor
-            if key not in updates:
-                updates[key] = (optimizer, [])
-            piece = pieces[paddle_name]
-            updates[key][1].append(ParameterUpdate(name, parameter, gradient, state, piece))
-        for (_, factor), (optimizer, own) in updates.items():
+        updates = self._updates
+        if len(updates) != len(params_grads) or not all(
+            [update.parameter is pair[0] for update, pair in zip(updates, params_grads)]
+        ):
+            updates = self._arrange(params_grads)
+        for update, (_, gradient) in zip(updates, params_grads, strict=True):
+            update.gradient = gradient
+        for optimizer, factor, own in self._updates_of_optimizers:
             optimizer.update(own, self.get_lr() * factor, self._clip.factor)
+        if all([id(update.parameter) in self._own for update in updates]):
+            for update in updates:
+                del update.gradient
+        else:  # slices of ZeRO stage 3, whose memory is freed when a layer gathers its weight
+            self._updates, self._updates_of_optimizers = [], []
+
+    def _arrange(self, params_grads: list[tuple[Tensor, Tensor]]) -> list[ParameterUpdate]:
+        """Makes the updates anew."""
+        groups: dict[tuple[int, float], tuple[Optimizer, float, list[ParameterUpdate]]] = {}
+        self._updates = []
+        for parameter, gradient in params_grads:
+            name, optimizer, factor = self._assignments[parameter.name]
+            piece, state = self.pieces[parameter.name], self.state_of(parameter)
+            update = ParameterUpdate(name, parameter, gradient, state, piece)
+            self._updates.append(update)
+            key = id(optimizer), factor
+            groups.setdefault(key, (optimizer, factor, []))[2].append(update)
+        self._updates_of_optimizers = list(groups.values())
+        return self._updates
 
     def _sharded_state(self, parameter: Tensor) -> list[Tensor]:
         optimizer = self._assignments[parameter.name].optimizer

@@ -7,7 +7,8 @@ is a class in rules/ that implements it and a line in factory.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import paddle
@@ -20,8 +21,9 @@ from pypkg.parallel.optimizer.pieces import MatrixLayout, Piece
 ReadSlices: TypeAlias = Callable[[Sequence[slice]], np.ndarray]
 
 
-class ParameterUpdate(NamedTuple):
-    """One parameter's tensors in a step.
+@dataclass(eq=False)
+class ParameterUpdate:
+    """One parameter's tensors in a step. Only the gradient is another one in the next step.
 
     Attributes:
         name: the parameter's name in the model.
@@ -31,6 +33,8 @@ class ParameterUpdate(NamedTuple):
         state: tensors of ``Optimizer.make_state``. Overwritten.
         piece: where the tensors lie in the whole parameter.
     """
+
+    __slots__ = ("gradient", "name", "parameter", "piece", "state")
 
     name: str
     parameter: Tensor
