@@ -177,6 +177,8 @@ def _choose_execution(settings: Settings) -> ExecutionPlan:
     set_matmul_precision(plan.matmul_precision)
     if plan.device == "cpu" and plan.dtype != "float32":
         half_on_cpu.install()
+    if settings.amp_master_grad and plan.dtype == "float32":
+        logger.info("amp_master_grad has no effect: gradients are float32 without it")
     logger.info(plan.describe())
     return plan
 
@@ -218,7 +220,8 @@ def _make_model(
     if settings.do_train and (notice := dropout_notice(settings, config)):
         logger.info(notice)
     sharding = ModelTpSharding(config)
-    options = replace(_update_options(settings), rate_factors=_rate_factors(settings, config))
+    options = _update_options(settings, plan.dtype)
+    options = replace(options, rate_factors=_rate_factors(settings, config))
     with phase("optimizer"):
         return model, *distribute(model, options, mesh.current(), sharding, read=read)
 
@@ -299,7 +302,7 @@ def _make_profiler(settings: Settings) -> StepProfiler | None:
     return StepProfiler(options, folder, mesh.current().rank)
 
 
-def _update_options(settings: Settings) -> UpdateOptions:
+def _update_options(settings: Settings, dtype: str) -> UpdateOptions:
     return UpdateOptions(
         beta1=settings.adam_beta1,
         beta2=settings.adam_beta2,
@@ -311,7 +314,7 @@ def _update_options(settings: Settings) -> UpdateOptions:
         overlaps_weights=settings.overlaps_weights,
         offload=settings.offloads_optimizer,
         loss_scale=LossScale(settings.scale_loss) if settings.fp16 else None,
-        master_grad=settings.amp_master_grad,
+        master_grad=settings.amp_master_grad and dtype != "float32",
         optim=settings.optim,
         stochastic_rounding=settings.stochastic_rounding,
         muon_momentum=settings.muon_momentum,

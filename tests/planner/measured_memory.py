@@ -35,7 +35,7 @@ def restart_peak() -> None:
 
 
 def make_engine(config: ModelConfig, settings: Settings, dtype: str = "float32") -> Engine:
-    return _engine_of(_model(config, dtype), config, settings)
+    return _engine_of(_model(config, dtype), config, settings, dtype)
 
 
 def _model(config: ModelConfig, dtype: str = "float32") -> paddle.nn.Layer:
@@ -43,11 +43,14 @@ def _model(config: ModelConfig, dtype: str = "float32") -> paddle.nn.Layer:
         return from_config(config, dtype, seed=1)
 
 
-def _engine_of(model: paddle.nn.Layer, config: ModelConfig, settings: Settings) -> Engine:
+def _engine_of(
+    model: paddle.nn.Layer, config: ModelConfig, settings: Settings, dtype: str = "float32"
+) -> Engine:
     set_activations(model, settings)
     model.train()
     tp_sharding = ModelTpSharding(config)
-    wrapped, updater = distribute(model, _update_options(settings), mesh.current(), tp_sharding)
+    options = _update_options(settings, dtype)
+    wrapped, updater = distribute(model, options, mesh.current(), tp_sharding)
     return Engine(wrapped, updater, labels_vary=False)
 
 

@@ -18,6 +18,8 @@ def test_both_precisions_learn_and_resume(make_workplace, name):
     for workplace, precision in ((plain, {}), (half, {name: True})):
         done = workplace.run(**settings, **precision)
         assert done.returncode == 0, done.stderr
+        idle = "amp_master_grad has no effect: gradients are float32 without it"
+        assert (idle in done.stderr) == (not precision)
     assert "operators compute in float32" in done.stderr
     expected, found = plain.losses("eval_loss")[STEPS], half.losses("eval_loss")[STEPS]
     assert expected < 0.4 * plain.losses()[1]  # something has been learnt
