@@ -9,6 +9,14 @@ the model.
 from pypkg.config.docs_page import help_text
 from pypkg.config.reading.parser import listed, load_settings
 from pypkg.config.settings import Settings
-from pypkg.config.support import check_supported, notices
+from pypkg.config.support import check_supported, notices, notices_of_float32
 
-__all__ = ["Settings", "check_supported", "help_text", "listed", "load_settings", "notices"]
+__all__ = [
+    "Settings",
+    "check_supported",
+    "help_text",
+    "listed",
+    "load_settings",
+    "notices",
+    "notices_of_float32",
+]

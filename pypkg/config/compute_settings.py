@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pypkg.config.options.suboptions import (
     FUSED_GRAD_ADD,
@@ -180,8 +181,17 @@ class ComputeSettings(TrainingSettings):
         return f"enable_{kind}" in self.tensor_parallel_config
 
     @property
+    def linear_options(self) -> dict[str, Any]:
+        """How linear layers compute, as keyword arguments of ``parallel.mesh.Degrees``."""
+        return {
+            "overlap_input_gradients": self.overlaps_input_gradients,
+            "skip_identity": "enable_mp_skip_c_identity" in self.tensor_parallel_config,
+            "adds_weight_gradients": self.adds_weight_gradients,
+        }
+
+    @property
     def adds_weight_gradients(self) -> bool:
-        """Whether matrix products add weight gradients to the float32 sums of amp_master_grad."""
+        """Whether products of 16 bits add weight gradients to the sums of amp_master_grad."""
         divided = FUSED_GRAD_ADD in self.tensor_parallel_config and self.tensor_parallel_degree > 1
         return self.amp_master_grad and (self.enable_linear_fused_grad_add or divided)
 

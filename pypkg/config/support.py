@@ -75,7 +75,7 @@ def notices(settings: Settings) -> list[str]:
     found += _without_what_they_belong_to(settings)
     idle = {name for name, _ in found}
     if "tensor_parallel_config" not in idle:
-        found += _words_of_another_tensor_layout(settings)
+        found += _idle_tensor_words(settings)
     found += _words_without_their_stage(settings)
     found += [
         (f"{option.setting} {option.name}", option.why)
@@ -83,6 +83,25 @@ def notices(settings: Settings) -> list[str]:
         if option.setting not in idle and option.why and not option.refused
     ]
     return [f"{name} has no effect: {why}" for name, why in found]
+
+
+def notices_of_float32(settings: Settings) -> list[str]:
+    """Lines for the log of a run in float32: the given settings that matter only in 16 bits."""
+    if not settings.amp_master_grad:
+        return []
+    adding = {
+        "enable_linear_fused_grad_add": settings.enable_linear_fused_grad_add,
+        f"tensor_parallel_config {FUSED_GRAD_ADD}": FUSED_GRAD_ADD
+        in settings.tensor_parallel_config,
+    }
+    return [
+        "amp_master_grad has no effect: gradients are float32 without it",
+        *(
+            f"{name} has no effect: it matters only with bf16 or fp16"
+            for name, is_given in adding.items()
+            if is_given
+        ),
+    ]
 
 
 def _sub_options(settings: Settings) -> list[SubOption]:
@@ -145,7 +164,7 @@ def _of_optimizers(optim: str) -> dict[str, tuple[bool, str]]:
     }
 
 
-def _words_of_another_tensor_layout(s: Settings) -> list[tuple[str, str]]:
+def _idle_tensor_words(s: Settings) -> list[tuple[str, str]]:
     """Words of tensor_parallel_config that other settings make ineffective, and the reason."""
     found = {
         word: f"{'with' if of_sequence else 'without'} sequence_parallel"

@@ -56,7 +56,11 @@ def weight_gradient(
 
 
 class GradientAddingLinear(PyLayer):
-    """``ops.linear`` with the weight gradient of ``weight_gradient``."""
+    """``ops.linear`` with the weight gradient of ``weight_gradient``.
+
+    A second backward pass through the same result ends the process (``backward_once``); a guard
+    would cost host time in every layer.
+    """
 
     @staticmethod
     def forward(
@@ -68,7 +72,8 @@ class GradientAddingLinear(PyLayer):
             weight: [in_features, out_features].
             bias: [out_features], or None.
         """
-        ctx.has_bias, ctx.is_input_constant = bias is not None, x.stop_gradient
+        given = (x, weight) if bias is None else (x, weight, bias)
+        ctx.is_wanted = [not each.stop_gradient for each in given]
         ctx.save_for_backward(x, weight)
         return linear(x, weight, bias)
 
@@ -76,11 +81,12 @@ class GradientAddingLinear(PyLayer):
     def backward(ctx: Any, gradient: paddle.Tensor) -> Any:
         x, weight = ctx.saved_tensor()
         rows = gradient.reshape([-1, gradient.shape[-1]])
-        of_x = None if ctx.is_input_constant else matmul(gradient, weight, transpose_y=True)
-        gradients = [of_x, weight_gradient(x.reshape([-1, x.shape[-1]]), rows, weight)]
-        if ctx.has_bias:
-            gradients.append(rows.sum(0))
-        return tuple(gradients)
+        compute = (
+            lambda: matmul(gradient, weight, transpose_y=True),
+            lambda: weight_gradient(x.reshape([-1, x.shape[-1]]), rows, weight),
+            lambda: rows.sum(0),
+        )
+        return tuple(each() if wanted else None for each, wanted in zip(compute, ctx.is_wanted))
 
 
 class OverlappedColumnLinear(PyLayer):

@@ -177,7 +177,7 @@ def joined_layers(column: nn.Layer, row: nn.Layer) -> JoinedLayers | None:
 
 
 def plain_weights(layer: nn.Layer) -> tuple[paddle.Tensor, paddle.Tensor | None] | None:
-    """Weight and bias of a linear layer; None where its call is more than ``ops.linear``."""
+    """Weight and bias for a product without gradients; None if a call is more than that product."""
     if type(layer) is not _Linear or has_call_hooks(layer):
         return None
     return layer._parameters["weight"], layer._parameters.get("bias")

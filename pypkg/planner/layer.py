@@ -47,7 +47,7 @@ class ChunkParts:
         self.parameters, self.call, self.begin_recompute = parameters, call, begin_recompute
         self.has_hooks = has_hooks
         overlaps = degrees.tensor > 1 and degrees.overlap_input_gradients
-        has_own_product = overlaps or degrees.adds_weight_gradients
+        has_own_product = overlaps or (degrees.adds_weight_gradients and ops.dtype_bytes == 2)
         self.joins_layers = not has_hooks and not has_own_product  # joined_layers of tp_layers.py
 
     def norm(self, name: str, x: Tensor, residual: Tensor | None, rows: int) -> Sequence[Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pypkg.config import Settings, notices
+from pypkg.config import Settings, notices, notices_of_float32
 from pypkg.config.options.profiler_options import parse_profiler_options
 from pypkg.config.reading.parser import listed
 from pypkg.console.progress import phase
@@ -81,7 +81,7 @@ def run(settings: Settings) -> int:
     attention = attention_for(config, plan.dtype, plan.capabilities, plan.attention, settings.ring)
     plan = replace(plan, attention=attention)
     with phase("ranks"):
-        _start_ranks(settings, config)
+        _start_ranks(settings, config, plan.dtype)
     warn_at_start(plan.capabilities, settings, config, plan.dtype)
     if settings.verify_data:
         from_first_rank(lambda: verify_corpora(settings))
@@ -177,13 +177,13 @@ def _choose_execution(settings: Settings) -> ExecutionPlan:
     set_matmul_precision(plan.matmul_precision)
     if plan.device == "cpu" and plan.dtype != "float32":
         half_on_cpu.install()
-    if settings.amp_master_grad and plan.dtype == "float32":
-        logger.info("amp_master_grad has no effect: gradients are float32 without it")
+    for line in notices_of_float32(settings) if plan.dtype == "float32" else ():
+        logger.info(line)
     logger.info(plan.describe())
     return plan
 
 
-def _start_ranks(settings: Settings, config: ModelConfig) -> None:
+def _start_ranks(settings: Settings, config: ModelConfig, dtype: str) -> None:
     """Checks the layout of the settings, and creates the process groups of its mesh.
 
     Raises:
@@ -194,8 +194,10 @@ def _start_ranks(settings: Settings, config: ModelConfig) -> None:
         raise UserError(listed(problems, "problems with the layout"))
     for line in layout_notices(settings, world_size):
         logger.info(line)
+    chosen = degrees(settings, world_size)
+    adds = chosen.adds_weight_gradients and dtype != "float32"
     with watchdog.starting_fleet():
-        mesh.initialize(degrees(settings, world_size))
+        mesh.initialize(replace(chosen, adds_weight_gradients=adds))
 
 
 def _make_model(

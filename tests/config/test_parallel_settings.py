@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from config_testing import check_one_problem, load, problems
 
-from pypkg.config import check_supported, load_settings, notices
+from pypkg.config import check_supported, load_settings, notices, notices_of_float32
 from pypkg.config.options.suboptions import (
     FUSED_GRAD_ADD,
     OF_SEQUENCE_PARALLEL,
@@ -221,6 +221,22 @@ def test_products_add_weight_gradients_only_to_main_gradients(tmp_path, extra, a
     assert settings.adds_weight_gradients == adds
     said = [f"{idle} has no effect: it matters only with amp_master_grad"] if idle else []
     assert notices(settings) == said
+
+
+def test_what_matters_only_in_16_bits(tmp_path):
+    assert notices_of_float32(load(tmp_path, {"enable_linear_fused_grad_add": True})) == []
+    extra = {"amp_master_grad": True, "enable_linear_fused_grad_add": True,
+             "tensor_parallel_degree": 2, "tensor_parallel_config": FUSED_GRAD_ADD}  # fmt: skip
+    assert notices_of_float32(load(tmp_path, extra)) == [
+        "amp_master_grad has no effect: gradients are float32 without it",
+        *(
+            f"{name} has no effect: it matters only with bf16 or fp16"
+            for name in (
+                "enable_linear_fused_grad_add",
+                f"tensor_parallel_config {FUSED_GRAD_ADD}",
+            )
+        ),
+    ]
 
 
 @pytest.mark.parametrize("of_sequence", [False, True])

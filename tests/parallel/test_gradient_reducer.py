@@ -157,6 +157,41 @@ def test_owner_gets_the_mean_over_all_ranks(communication, bucket_bytes, once, a
     assert set(communication.owners) == {0, 1}
 
 
+@pytest.mark.parametrize("passes", [1, 2, 3])
+@pytest.mark.parametrize("bucket_bytes", BUCKET_BYTES)
+def test_products_and_gradients_of_one_matrix_are_added(communication, bucket_bytes, passes):
+    """A matrix whose product adds its gradient, and which is also used in another way."""
+    model = Model(adds=True)
+    reducer = reducer_of(model, lambda number: 0, bucket_bytes)
+    shared = model.layers[1].weight
+
+    def loss(model: Model, x: paddle.Tensor) -> paddle.Tensor:
+        return model.loss(x) + (x @ model.layers[1].weight).square().mean()
+
+    reducer.begin_step(3)  # of which ``passes`` come
+    plain = Model()
+    for number in range(passes):
+        loss(model, batch(number)).backward()
+        loss(plain, batch(number)).backward()
+    reducer.finish()
+    found = {p.name: gradient.numpy() for p, gradient in reducer.gradients()}
+    expected = plain.layers[1].weight.grad.numpy()
+    np.testing.assert_allclose(found[shared.name], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_later_products_are_added_in_the_bucket(communication):
+    model = Model(adds=True)
+    reducer = reducer_of(model, lambda number: number // 2 % 2, A_LAYER)
+    reducer.begin_step(2)
+    model.loss(batch(0)).backward()
+    places = {p.data_ptr() for p in reducer.buffers()}
+    lent = [layer.weight.main_grad for layer in model.layers]
+    ends = [max(place for place in places if place <= each.data_ptr()) for each in lent]
+    assert all(each.data_ptr() - end < 2 * 256 for each, end in zip(lent, ends, strict=True))
+    model.loss(batch(1)).backward()
+    reducer.finish()
+
+
 def test_a_reduction_starts_before_the_gradients_of_earlier_layers_are_made(communication):
     """And is waited for after them: the backward pass of a layer runs beside it."""
     model = Model()

@@ -168,7 +168,23 @@ def test_such_layers_are_called(adding):
     assert tp_layers.joined_layers(first, second) is None
 
 
-def test_a_pass_without_gradients_keeps_nothing(adding):
+def test_a_pass_without_gradients_is_a_plain_product(adding, monkeypatch):
     layer, x = layer_with_main_grad(), draw(4, WIDTH)
+    expected = layer(x)
+    monkeypatch.setattr(linear_gradients.GradientAddingLinear, "apply", None)
     with paddle.no_grad():
-        assert layer(x).stop_gradient
+        assert (layer(x) == expected).all()
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight", "bias"])
+def test_what_is_frozen_gets_no_gradient(adding, frozen):
+    layer, x = layer_with_main_grad(), draw(4, WIDTH)
+    each = {"x": x, "weight": layer.weight, "bias": layer.bias}
+    each[frozen].stop_gradient = True
+    layer(x).sum().backward()
+    has_gradient = {
+        "x": x.grad is not None,
+        "weight": layer.weight.main_grad is not None,
+        "bias": layer.bias.main_grad is not None,
+    }
+    assert has_gradient == {name: name != frozen for name in each}

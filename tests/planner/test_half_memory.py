@@ -73,3 +73,5 @@ def test_layers_that_add_weight_gradients_are_no_blocks() -> None:
     )
     assert kept_after_forward(blocks) < kept_after_forward(single)
     assert kept_after_forward(single) == kept_by_single_operators(blocks)
+    in_float32 = [replace(each, dtype_bytes=4) for each in (blocks, single)]
+    assert len(set(map(kept_after_forward, in_float32))) == 1  # there is no sum to add to

@@ -7,11 +7,13 @@ import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pypkg.config import Settings
+from pypkg.config.options.suboptions import FUSED_GRAD_ADD
 from pypkg.models.architecture.registry import known_models, load_config
 from pypkg.parallel.mesh import Degrees
 from pypkg.plan import main
@@ -20,6 +22,7 @@ from pypkg.planner.search.best import search
 from pypkg.planner.search.plan import OUTSIDE, make_plan, what_would_do
 from pypkg.planner.time.gpus import GPUS
 from pypkg.planner.time.step_time import Cluster
+from pypkg.training.start.layout import degrees
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIG = str(REPO / "configs/pretrain/llama/pretrain-llama2_13b-tp2sd4_stage2.json")
@@ -152,6 +155,26 @@ def test_a_search():
     best = found.fitting[0]
     planned = make_plan(best.settings, LLAMA, best.degrees, NODE)
     assert planned.largest.peak == best.largest.peak
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"enable_linear_fused_grad_add": True, "amp_master_grad": True},
+        {"tensor_parallel_config": (FUSED_GRAD_ADD,), "amp_master_grad": True},
+        {"tensor_parallel_config": ("enable_sp_async_reduce_scatter",)},
+    ],
+)
+def test_a_layout_of_a_search_is_planned_as_it_would_be_alone(options):
+    """With the options that change how linear layers compute, and so what they keep."""
+    plain = search(BASE, LLAMA, 8, 64, NODE).fitting
+    fitting = search(replace(BASE, **options), LLAMA, 8, 64, NODE).fitting
+    for each in fitting:
+        alone = make_plan(each.settings, LLAMA, degrees(each.settings, 8), NODE)
+        assert alone.degrees == each.degrees
+        assert alone.largest.peak == each.largest.peak
+    peaks = [[each.largest.peak for each in found] for found in (plain, fitting)]
+    assert peaks[0] != peaks[1]
 
 
 def test_every_layout_trains_the_whole_batch():

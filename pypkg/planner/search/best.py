@@ -160,7 +160,7 @@ def _candidates(
     """
     found = []
     by_state = 0
-    for layout in _layouts(config, world, cluster, base.max_seq_length):
+    for layout in _layouts(base, config, world, cluster):
         shards = layout.degrees.data * layout.degrees.sharding
         accumulation, rest = divmod(global_rows, layout.rows * shards)
         if rest or not accumulation or problems(layout.settings(base, accumulation, "")):
@@ -197,14 +197,16 @@ def reason(plan: Plan) -> str:
     return f"{plan.short / 2**30:.1f} GiB short: {largest_term(plan)}"
 
 
-def _layouts(config: ModelConfig, world: int, cluster: Cluster, sequence: int) -> Iterator[Layout]:
+def _layouts(base: Settings, config: ModelConfig, world: int, cluster: Cluster) -> Iterator[Layout]:
     node = cluster.gpus_per_node
     for tensor in _divisors(world):
         if tensor > node or (tensor > 1 and tensor_parallel_problems(config, tensor)):
             continue
-        for context, ring in _contexts(config, world // tensor, tensor, sequence):
+        divided = replace(base, tensor_parallel_degree=tensor, sequence_parallel=tensor > 1)
+        layers = Degrees(tensor=tensor, sequence_parallel=tensor > 1, **divided.linear_options)
+        for context, ring in _contexts(config, world // tensor, tensor, base.max_seq_length):
             rows = _ROWS if context == 1 else _ROWS[:1]  # long ones fill a GPU by themselves
-            inner = Degrees(tensor=tensor, context=context, ring=ring, sequence_parallel=tensor > 1)
+            inner = replace(layers, context=context, ring=ring)
             for pipeline in _divisors(world // inner.world_size):
                 if pipeline > min(64, config.num_hidden_layers):
                     continue

@@ -33,9 +33,7 @@ def degrees(settings: Settings, world_size: int) -> Degrees:
         context=context,
         ring=settings.ring,
         sequence_parallel=settings.sequence_parallel,
-        overlap_input_gradients=settings.overlaps_input_gradients,
-        skip_identity="enable_mp_skip_c_identity" in settings.tensor_parallel_config,
-        adds_weight_gradients=settings.adds_weight_gradients,
+        **settings.linear_options,
         topology_order=settings.hybrid_parallel_topo_order or "pp_first",
         virtual_stages=_chunks(settings),
     )

@@ -175,9 +175,14 @@ class GradientReducer:
         return take
 
     def _add(self, bucket: _Bucket, parameter: Tensor) -> None:
-        gradient = parameter.grad
-        if gradient is None:  # linear_gradients.py has computed main_grad
-            gradient, parameter.main_grad = parameter.main_grad, None
+        """Adds what a backward pass has computed: a gradient, or products in ``main_grad``."""
+        if adds_to_main_grad(parameter) and parameter.main_grad is not None:
+            products, parameter.main_grad = parameter.main_grad, None
+            self._add_gradient(bucket, parameter, products)
+        if parameter.grad is not None:
+            self._add_gradient(bucket, parameter, parameter.grad)
+
+    def _add_gradient(self, bucket: _Bucket, parameter: Tensor, gradient: Tensor) -> None:
         if self._divides_first:
             gradient.scale_(1.0 / self._group.nranks)
         if gradient.dtype != self._dtype:
@@ -185,7 +190,7 @@ class GradientReducer:
         bucket.changed = True
         if parameter.name in bucket.filled:
             view = self._view(bucket, parameter)
-            if view.data_ptr() != gradient.data_ptr():  # else the product was added to it
+            if view.data_ptr() != gradient.data_ptr():  # else products were added to it
                 view.add_(gradient)
             return
         bucket.filled.add(parameter.name)
