@@ -18,6 +18,8 @@ other load):
 - MKL uses Intel's OpenMP, and the kernels of this package use GNU's. Idle threads of each spin for
   up to 200 ms while the other works: the quickstart's step takes 1.7 times as long as with a short
   wait.
+- Variables that bind threads to cores make libgomp's threads share the core of the main thread: a
+  step of ``python -m pypkg.bench train-step`` takes 1.9 times as long.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ _THREAD_VARIABLES = (
 )
 # How long idle threads spin before they sleep: milliseconds in Intel's, rounds in GNU's OpenMP.
 _IDLE_WAIT = {"KMP_BLOCKTIME": "1", "GOMP_SPINCOUNT": "1000"}
+_BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
 # Set by paddle.distributed.launch: processes on this machine.
 _LOCAL_PROCESSES = "PADDLE_LOCAL_SIZE"
 # Parameters of mallopt, from glibc's malloc.h.
@@ -90,6 +93,9 @@ def configure_cpu(num_threads: int = 0) -> str:
             parts.append("its first GiB asks for huge pages")
     if kept:
         parts.append(f"kept from the environment: {', '.join(kept)}")
+    bound = [f"{n}={os.environ[n]}" for n in _BINDING if os.environ.get(n, "false") != "false"]
+    if bound and (num_threads or cores) > 1:
+        parts.append(f"{' '.join(bound)} makes threads share a core; unset it for full speed")
     return "; ".join(parts)
 
 

@@ -25,7 +25,8 @@ VARIABLES = (
 def clean(monkeypatch):
     """An environment and a process as a command line finds them."""
     monkeypatch.delitem(sys.modules, "paddle", raising=False)
-    for name in (*VARIABLES, *threads._IDLE_WAIT, "MKL_DEBUG_CPU_TYPE", "PADDLE_LOCAL_SIZE"):
+    set_here = (*VARIABLES, *threads._IDLE_WAIT, "MKL_DEBUG_CPU_TYPE", "PADDLE_LOCAL_SIZE")
+    for name in (*set_here, *threads._BINDING):
         monkeypatch.setenv(name, "")  # so that what the test sets is undone at its end
         monkeypatch.delenv(name)
     monkeypatch.setattr(threads, "_mkl_kernels", lambda cpuinfo: "")
@@ -89,6 +90,22 @@ def test_the_log_names_the_kernels_of_mkl(clean):
     clean.setattr(threads, "_mkl_kernels", lambda cpuinfo: "7")
     assert "MKL_DEBUG_CPU_TYPE=7 for an AMD processor" in threads.configure_cpu(1)
     assert os.environ["MKL_DEBUG_CPU_TYPE"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "count", "is_slow"),
+    [
+        ("OMP_PROC_BIND", "close", 2, True),
+        ("OMP_PLACES", "cores", 2, True),
+        ("GOMP_CPU_AFFINITY", "0-1", 2, True),
+        ("OMP_PROC_BIND", "false", 2, False),
+        ("OMP_PROC_BIND", "true", 1, False),
+    ],
+)
+def test_threads_that_are_bound_to_cores_are_pointed_out(clean, name, value, count, is_slow):
+    clean.setenv(name, value)
+    said = f"{name}={value} makes threads share a core; unset it for full speed"
+    assert (said in threads.configure_cpu(count)) == is_slow
 
 
 def test_freed_memory_is_reused_instead_of_faulted_in_again(clean):
