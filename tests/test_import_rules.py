@@ -46,7 +46,8 @@ RULES = (
     Rule("pypkg.config"),
     Rule("pypkg.device"),
     Rule("pypkg.device.threads", paddle=True),  # imports it after the threads are set
-    Rule("pypkg.device.capabilities", ("pypkg.config", "pypkg.ops"), paddle=True),
+    Rule("pypkg.device.capabilities", ("pypkg.config", "pypkg.device.threads", "pypkg.ops"),
+         paddle=True),
     Rule("pypkg.ops", ("pypkg._native",), paddle=True),
     Rule("pypkg.ops.triton"),  # loads by itself where there is torch and no Paddle
     Rule("pypkg.parallel", ("pypkg.config", "pypkg.ops", "pypkg.console.logs",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pypkg import __version__, _native
-from pypkg.device.threads import available_cores
+from pypkg.device.threads import available_cores, cpu_fields
 
 _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "torch", "transformers", "numpy")
 # Environment variables that restrict the timed libraries to narrower instruction sets.
@@ -84,13 +84,13 @@ def cpu_device(names_amd: bool = False) -> str:
             are timed have other kernels.
     """
     isa, widest = _native.cpu_isa(), _native.cpu_isas()[-1]
-    is_amd = _cpu_fields().get("vendor_id") == "AuthenticAMD"
+    is_amd = cpu_fields().get("vendor_id") == "AuthenticAMD"
     words = ["cpu", "AMD" if names_amd and is_amd else "", "" if isa == widest else isa]
     return " ".join(filter(None, words))
 
 
 def _cpu_model() -> str:
-    fields = _cpu_fields()
+    fields = cpu_fields()
     if not fields:
         return platform.processor() or platform.machine()
     features = [
@@ -100,17 +100,6 @@ def _cpu_model() -> str:
     ]
     model = fields.get("model name", platform.machine())
     return f"{model} ({', '.join(features)})" if features else model
-
-
-def _cpu_fields() -> dict[str, str]:
-    """The fields of the last processor in /proc/cpuinfo; empty without that file."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return {}
-    return dict(
-        (key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)
-    )
 
 
 def _commit() -> str | None:

@@ -89,10 +89,10 @@ def notices_of_float32(settings: Settings) -> list[str]:
     """Lines for the log of a run in float32: the given settings that matter only in 16 bits."""
     if not settings.amp_master_grad:
         return []
+    word = FUSED_GRAD_ADD in settings.tensor_parallel_config
     adding = {
         "enable_linear_fused_grad_add": settings.enable_linear_fused_grad_add,
-        f"tensor_parallel_config {FUSED_GRAD_ADD}": FUSED_GRAD_ADD
-        in settings.tensor_parallel_config,
+        f"tensor_parallel_config {FUSED_GRAD_ADD}": word and settings.tensor_parallel_degree > 1,
     }
     return [
         "amp_master_grad has no effect: gradients are float32 without it",

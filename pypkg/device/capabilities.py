@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pypkg.config import Settings, listed
+from pypkg.device.threads import cpu_fields
 from pypkg.errors import UserError
 from pypkg.files.build_info import DIGEST
 from pypkg.files.paths import library_dir
@@ -147,7 +148,7 @@ def probe(device: str | None = None, ops_backend: str | None = None) -> Capabili
         name, memory = properties.name, properties.total_memory
         capability = (properties.major, properties.minor)
     else:
-        name, capability = _cpu_name(), None
+        name, capability = cpu_fields().get("model name", "CPU"), None
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Capabilities(
         device=device,
@@ -270,13 +271,6 @@ def _describe_compiled_ops(build_info: Path) -> str:
         return "not built"
     flavour = f"CUDA {info['cuda_version']}" if info["cuda_version"] else "CPU only"
     return f"built for Paddle {info['paddle_version']}, {flavour}"
-
-
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "CPU"
 
 
 def _dotted(capability: tuple[int, int] | None) -> str:

@@ -102,16 +102,22 @@ def configure_cpu(num_threads: int = 0) -> str:
 def cpu_environment(num_threads: int) -> dict[str, str]:
     """The variables that ``configure_cpu`` sets on this machine for ``num_threads`` threads."""
     variables = {name: str(num_threads) for name in _THREAD_VARIABLES} | _IDLE_WAIT
-    kernels = _mkl_kernels(_read(Path("/proc/cpuinfo")))
+    kernels = _mkl_kernels(cpu_fields())
     return variables | {_MKL_DISPATCH: kernels} if kernels else variables
 
 
-def _mkl_kernels(cpuinfo: str) -> str:
+def cpu_fields() -> dict[str, str]:
+    """The fields of the first processor in /proc/cpuinfo; empty without that file."""
+    first = _read(Path("/proc/cpuinfo")).partition("\n\n")[0]
+    parts = [line.partition(":") for line in first.splitlines()]
+    return {name.strip(): value.strip() for name, _, value in parts}
+
+
+def _mkl_kernels(fields: dict[str, str]) -> str:
     """MKL's number of the kernels that it should use on an AMD processor; "" on another one."""
-    if "AuthenticAMD" not in cpuinfo:
+    if fields.get("vendor_id") != "AuthenticAMD":
         return ""
-    flags = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "")
-    return "7" if set(flags.split()) >= _MKL_AVX512 else "5"
+    return "7" if set(fields.get("flags", "").split()) >= _MKL_AVX512 else "5"
 
 
 def _forget_launcher_default() -> None:

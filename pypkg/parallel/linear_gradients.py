@@ -81,12 +81,12 @@ class GradientAddingLinear(PyLayer):
     def backward(ctx: Any, gradient: paddle.Tensor) -> Any:
         x, weight = ctx.saved_tensor()
         rows = gradient.reshape([-1, gradient.shape[-1]])
-        compute = (
-            lambda: matmul(gradient, weight, transpose_y=True),
-            lambda: weight_gradient(x.reshape([-1, x.shape[-1]]), rows, weight),
-            lambda: rows.sum(0),
+        of_x, of_weight, *of_bias = ctx.is_wanted
+        return (
+            matmul(gradient, weight, transpose_y=True) if of_x else None,
+            weight_gradient(x.reshape([-1, x.shape[-1]]), rows, weight) if of_weight else None,
+            *(rows.sum(0) if wanted else None for wanted in of_bias),
         )
-        return tuple(each() if wanted else None for each, wanted in zip(compute, ctx.is_wanted))
 
 
 class OverlappedColumnLinear(PyLayer):

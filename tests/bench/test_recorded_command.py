@@ -43,7 +43,7 @@ def test_instruction_sets_are_part_of_it(monkeypatch):
     ],
 )
 def test_machines_that_are_told_apart(monkeypatch, maker, isa, device):
-    monkeypatch.setattr(environment, "_cpu_fields", lambda: {"vendor_id": maker})
+    monkeypatch.setattr(environment, "cpu_fields", lambda: {"vendor_id": maker})
     monkeypatch.setattr(_native, "cpu_isas", lambda: ["x86-64", "x86-64-v3", "x86-64-v4"])
     monkeypatch.setattr(_native, "cpu_isa", lambda: isa)
     assert cpu_device(names_amd=True) == device

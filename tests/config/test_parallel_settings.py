@@ -225,6 +225,8 @@ def test_products_add_weight_gradients_only_to_main_gradients(tmp_path, extra, a
 
 def test_what_matters_only_in_16_bits(tmp_path):
     assert notices_of_float32(load(tmp_path, {"enable_linear_fused_grad_add": True})) == []
+    undivided = {"amp_master_grad": True, "tensor_parallel_config": FUSED_GRAD_ADD}
+    assert len(notices_of_float32(load(tmp_path, undivided))) == 1  # ``notices`` names the word
     extra = {"amp_master_grad": True, "enable_linear_fused_grad_add": True,
              "tensor_parallel_degree": 2, "tensor_parallel_config": FUSED_GRAD_ADD}  # fmt: skip
     assert notices_of_float32(load(tmp_path, extra)) == [

@@ -29,7 +29,7 @@ def clean(monkeypatch):
     for name in (*set_here, *threads._BINDING):
         monkeypatch.setenv(name, "")  # so that what the test sets is undone at its end
         monkeypatch.delenv(name)
-    monkeypatch.setattr(threads, "_mkl_kernels", lambda cpuinfo: "")
+    monkeypatch.setattr(threads, "_mkl_kernels", lambda fields: "")
     return monkeypatch
 
 
@@ -81,13 +81,12 @@ def test_launched_processes_share_the_cores(clean):
 def test_mkl_is_told_about_amd(clean, vendor, flags, kernels):
     cpuinfo = f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu {flags}\nbugs\t\t: x\n"
     clean.undo()
-    assert threads._mkl_kernels(cpuinfo) == kernels
     clean.setattr(threads, "_read", lambda file: cpuinfo)
     assert threads.cpu_environment(1).get("MKL_DEBUG_CPU_TYPE", "") == kernels
 
 
 def test_the_log_names_the_kernels_of_mkl(clean):
-    clean.setattr(threads, "_mkl_kernels", lambda cpuinfo: "7")
+    clean.setattr(threads, "_mkl_kernels", lambda fields: "7")
     assert "MKL_DEBUG_CPU_TYPE=7 for an AMD processor" in threads.configure_cpu(1)
     assert os.environ["MKL_DEBUG_CPU_TYPE"] == "7"
 

@@ -184,11 +184,14 @@ def test_later_products_are_added_in_the_bucket(communication):
     reducer = reducer_of(model, lambda number: number // 2 % 2, A_LAYER)
     reducer.begin_step(2)
     model.loss(batch(0)).backward()
-    places = {p.data_ptr() for p in reducer.buffers()}
-    lent = [layer.weight.main_grad for layer in model.layers]
-    ends = [max(place for place in places if place <= each.data_ptr()) for each in lent]
-    assert all(each.data_ptr() - end < 2 * 256 for each, end in zip(lent, ends, strict=True))
+    weights = [layer.weight for layer in model.layers]
+    bucket_of = {p.name: each for each in reducer._buckets for p in each.parameters}
+    for weight in weights:
+        place = reducer._view(bucket_of[weight.name], weight)
+        assert weight.main_grad.data_ptr() == place.data_ptr()
+        assert (weight.main_grad == place).all()
     model.loss(batch(1)).backward()
+    assert all(weight.main_grad is None for weight in weights)
     reducer.finish()
 
 

@@ -129,15 +129,15 @@ def test_no_gradient_and_no_slice_outlives_an_update():
     run = Run()
     run.train(range(2))
     optimizer = run.updater.optimizer
-    assert [each.parameter for each in optimizer._updates] == run.layer.parameters()
-    assert not any(hasattr(each, "gradient") for each in optimizer._updates)
+    assert [each.parameter for each in optimizer._arranged.updates] == run.layer.parameters()
+    assert not any(hasattr(each, "gradient") for each in optimizer._arranged.updates)
     first = run.layer.first.weight
     of_step = first.detach()
     of_step.name = first.name
     before = first.numpy()
     optimizer._apply_optimize(None, None, [(of_step, paddle.ones_like(first))])
     assert (first.numpy() != before).any()
-    assert optimizer._updates == []
+    assert optimizer._arranged == ([], [])
     run.train(range(2, 4))
 
 

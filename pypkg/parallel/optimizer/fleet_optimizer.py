@@ -28,6 +28,18 @@ class Assignment(NamedTuple):
     rate_factor: float = 1.0
 
 
+class _Arranged(NamedTuple):
+    """The updates of a step.
+
+    Attributes:
+        updates: in the order of the parameters.
+        groups: the same by optimizer and factor of the learning rate.
+    """
+
+    updates: list[ParameterUpdate]
+    groups: list[tuple[Optimizer, float, list[ParameterUpdate]]]
+
+
 class FleetOptimizer(paddle.optimizer.Optimizer):
     """Passes parameters and gradients from fleet's ZeRO stages to ``Optimizer`` objects.
 
@@ -58,9 +70,8 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
         self._assignments, self._clip, self._offload = assignments, clip, offload
         self.pieces: dict[str, Piece] = {}
         self._state: dict[str, dict[str, Tensor]] = {}
-        # Of the last update: for the host's time, as most updates are of the same parameters.
-        self._updates: list[ParameterUpdate] = []
-        self._updates_of_optimizers: list[tuple[Optimizer, float, list[ParameterUpdate]]] = []
+        # Kept for the host's time, as most updates are of the same parameters.
+        self._arranged = _Arranged([], [])
 
     def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         """State tensors of an optimizer parameter, by state name. The first call creates them."""
@@ -80,7 +91,7 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
     def forget_state(self) -> None:
         """Removes all state. The next update creates it anew."""
         self._state.clear()
-        self._updates, self._updates_of_optimizers = [], []
+        self._arranged = _Arranged([], [])
 
     @staticmethod
     def assign(state: dict[str, Tensor], name: str, array: np.ndarray) -> None:
@@ -132,34 +143,32 @@ class FleetOptimizer(paddle.optimizer.Optimizer):
 
     def _update(self, params_grads: list[tuple[Tensor, Tensor]]) -> None:
         """Calls each optimizer once for all of its parameters with the same learning rate."""
-        updates = self._updates
+        updates, groups = self._arranged
         if len(updates) != len(params_grads) or not all(
             [update.parameter is pair[0] for update, pair in zip(updates, params_grads)]
         ):
-            updates = self._arrange(params_grads)
+            updates, groups = arranged = self._arrange(params_grads)
+            # Not slices of ZeRO stage 3, whose memory is freed when a layer gathers its weight.
+            is_own = all(id(parameter) in self._own for parameter, _ in params_grads)
+            self._arranged = arranged if is_own else _Arranged([], [])
         for update, (_, gradient) in zip(updates, params_grads, strict=True):
             update.gradient = gradient
-        for optimizer, factor, own in self._updates_of_optimizers:
+        for optimizer, factor, own in groups:
             optimizer.update(own, self.get_lr() * factor, self._clip.factor)
-        if all([id(update.parameter) in self._own for update in updates]):
-            for update in updates:
-                del update.gradient
-        else:  # slices of ZeRO stage 3, whose memory is freed when a layer gathers its weight
-            self._updates, self._updates_of_optimizers = [], []
+        for update in updates:
+            del update.gradient
 
-    def _arrange(self, params_grads: list[tuple[Tensor, Tensor]]) -> list[ParameterUpdate]:
-        """Makes the updates anew."""
+    def _arrange(self, params_grads: list[tuple[Tensor, Tensor]]) -> _Arranged:
+        updates = []
         groups: dict[tuple[int, float], tuple[Optimizer, float, list[ParameterUpdate]]] = {}
-        self._updates = []
         for parameter, gradient in params_grads:
             name, optimizer, factor = self._assignments[parameter.name]
             piece, state = self.pieces[parameter.name], self.state_of(parameter)
             update = ParameterUpdate(name, parameter, gradient, state, piece)
-            self._updates.append(update)
+            updates.append(update)
             key = id(optimizer), factor
             groups.setdefault(key, (optimizer, factor, []))[2].append(update)
-        self._updates_of_optimizers = list(groups.values())
-        return self._updates
+        return _Arranged(updates, list(groups.values()))
 
     def _sharded_state(self, parameter: Tensor) -> list[Tensor]:
         optimizer = self._assignments[parameter.name].optimizer
